@@ -1,0 +1,39 @@
+//! Errors travel as a gRPC status with a typed detail in its metadata.
+
+use prost::Message as _;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+
+use crate::v1::{ErrorDetail, error_detail::Kind};
+
+/// The metadata key that carries an encoded [`ErrorDetail`].
+pub const ERROR_METADATA_KEY: &str = "shardkv-error-bin";
+
+/// The status of a typed error: the code says in gRPC's terms what the detail says in ours.
+pub fn error_status(detail: &ErrorDetail) -> Status {
+    let mut status = Status::new(code(detail.kind.as_ref()), detail.message.clone());
+    let value = MetadataValue::from_bytes(&detail.encode_to_vec());
+    status.metadata_mut().insert_bin(ERROR_METADATA_KEY, value);
+    status
+}
+
+/// The typed detail of a status, if it carries one.
+pub fn error_detail(status: &Status) -> Option<ErrorDetail> {
+    let value = status.metadata().get_bin(ERROR_METADATA_KEY)?;
+    ErrorDetail::decode(value.to_bytes().ok()?).ok()
+}
+
+fn code(kind: Option<&Kind>) -> Code {
+    match kind {
+        Some(Kind::NotLeader(_) | Kind::ShardNotReady(_) | Kind::Unavailable(_)) => {
+            Code::Unavailable
+        }
+        Some(Kind::OutcomeUnknown(_)) => Code::Aborted,
+        Some(Kind::WrongGroup(_) | Kind::WrongCluster(_) | Kind::SessionExpired(_)) => {
+            Code::FailedPrecondition
+        }
+        Some(Kind::Overloaded(_) | Kind::DiskFull(_)) => Code::ResourceExhausted,
+        Some(Kind::TooLarge(_) | Kind::BadRequest(_)) => Code::InvalidArgument,
+        None => Code::Internal,
+    }
+}

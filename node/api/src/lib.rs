@@ -1,0 +1,26 @@
+//! The public surface of `ShardKV`: the generated `shardkv.v1` types and services, and the few
+//! conversions that every user of them needs.
+//!
+//! This is the one home of protobuf. Wire types stop at the edge: nothing below the server and the
+//! client library knows them.
+
+/// The generated package `shardkv.v1`.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::pedantic,
+    clippy::indexing_slicing
+)]
+pub mod v1 {
+    tonic::include_proto!("shardkv.v1");
+}
+
+mod client_id;
+mod error;
+
+pub use client_id::{decode_client_id, encode_client_id};
+pub use error::{ERROR_METADATA_KEY, error_detail, error_status};
+
+/// The encoded file descriptors, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,279 @@
+//! Who belongs to a group: voters and learners, and the one-at-a-time changes between memberships.
+//!
+//! # Invariants
+//!
+//! - A change alters the set of *voters* by at most one, so any majority before it and any majority
+//!   after it share a member (thesis §4.1). That is why two members can't be swapped in one step.
+//! - The set of voters is never empty.
+//! - A membership is carried whole by its log entry, so a truncated change needs no inverse: the one
+//!   before it is in force again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use types::{DecodeError, NodeId, Reader, Writer};
+
+/// The most members, learners included, that a group may have.
+pub const MAX_MEMBERS: usize = 32;
+/// The longest address of a member, in bytes.
+pub const MAX_ADDRESS_BYTES: usize = 512;
+
+/// A member's part in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MemberKind {
+    /// Counts towards a quorum and may lead.
+    Voter,
+    /// Receives the log and does neither.
+    Learner,
+}
+
+/// A member's address and part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Where it is reached; Raft does not look inside.
+    pub address: String,
+    /// Voter or learner.
+    pub kind: MemberKind,
+}
+
+/// The members of a group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    members: BTreeMap<NodeId, Member>,
+}
+
+/// One step from a membership to the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MembershipChange {
+    /// Adds a member that receives the log and does not vote.
+    AddLearner {
+        /// Who.
+        node: NodeId,
+        /// Where it is reached.
+        address: String,
+    },
+    /// Makes a learner a voter.
+    Promote {
+        /// Who.
+        node: NodeId,
+    },
+    /// Removes a voter or a learner.
+    Remove {
+        /// Who.
+        node: NodeId,
+    },
+    /// Changes where a member is reached.
+    Readdress {
+        /// Who.
+        node: NodeId,
+        /// The new address.
+        address: String,
+    },
+}
+
+/// Why a membership change makes no sense for the membership in force.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// The node is a member already.
+    #[error("{0} is a member already")]
+    AlreadyMember(NodeId),
+    /// The node is not a member.
+    #[error("{0} is not a member")]
+    NotMember(NodeId),
+    /// The node is a voter already.
+    #[error("{0} is a voter already")]
+    AlreadyVoter(NodeId),
+    /// The last voter can't be removed.
+    #[error("{0} is the last voter and can't be removed")]
+    LastVoter(NodeId),
+    /// The group is full.
+    #[error("a group has at most {MAX_MEMBERS} members")]
+    TooMany,
+    /// The address is empty or too long.
+    #[error("an address has 1 to {MAX_ADDRESS_BYTES} bytes")]
+    BadAddress,
+    /// The node id is zero.
+    #[error("node id 0 is not a node")]
+    ZeroId,
+}
+
+impl Membership {
+    /// A first membership in which all are voters.
+    pub fn of_voters<A: Into<String>>(voters: impl IntoIterator<Item = (NodeId, A)>) -> Self {
+        let member = |address: A| Member {
+            address: address.into(),
+            kind: MemberKind::Voter,
+        };
+        Self {
+            members: voters
+                .into_iter()
+                .map(|(node, address)| (node, member(address)))
+                .collect(),
+        }
+    }
+
+    /// All members by id.
+    pub fn members(&self) -> impl Iterator<Item = (NodeId, &Member)> {
+        self.members.iter().map(|(node, member)| (*node, member))
+    }
+
+    /// The voters by id.
+    pub fn voters(&self) -> impl Iterator<Item = NodeId> {
+        self.members()
+            .filter(|(_, member)| member.kind == MemberKind::Voter)
+            .map(|(node, _)| node)
+    }
+
+    /// A member.
+    pub fn get(&self, node: NodeId) -> Option<&Member> {
+        self.members.get(&node)
+    }
+
+    /// Whether `node` votes.
+    pub fn is_voter(&self, node: NodeId) -> bool {
+        self.get(node)
+            .is_some_and(|member| member.kind == MemberKind::Voter)
+    }
+
+    /// How many voters make a quorum: more than half.
+    pub fn quorum(&self) -> usize {
+        self.voters().count() / 2 + 1
+    }
+
+    /// Whether the voters among `nodes` make a quorum. An empty membership never has one.
+    pub fn has_quorum(&self, nodes: impl Fn(NodeId) -> bool) -> bool {
+        self.voters().filter(|node| nodes(*node)).count() >= self.quorum()
+    }
+
+    /// Whether nobody belongs to it: the membership of a node that was not initialised.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// The membership after `change`.
+    pub fn apply(&self, change: &MembershipChange) -> Result<Self, MembershipError> {
+        let mut next = self.clone();
+        match change {
+            MembershipChange::AddLearner { node, address } => next.add_learner(*node, address)?,
+            MembershipChange::Promote { node } => next.promote(*node)?,
+            MembershipChange::Remove { node } => next.remove(*node)?,
+            MembershipChange::Readdress { node, address } => {
+                check_address(address)?;
+                let member = next
+                    .members
+                    .get_mut(node)
+                    .ok_or(MembershipError::NotMember(*node))?;
+                member.address.clone_from(address);
+            }
+        }
+        Ok(next)
+    }
+
+    fn add_learner(&mut self, node: NodeId, address: &str) -> Result<(), MembershipError> {
+        check_address(address)?;
+        if node.0 == 0 {
+            return Err(MembershipError::ZeroId);
+        }
+        if self.members.contains_key(&node) {
+            return Err(MembershipError::AlreadyMember(node));
+        }
+        if self.members.len() >= MAX_MEMBERS {
+            return Err(MembershipError::TooMany);
+        }
+        let member = Member {
+            address: address.to_owned(),
+            kind: MemberKind::Learner,
+        };
+        self.members.insert(node, member);
+        Ok(())
+    }
+
+    fn promote(&mut self, node: NodeId) -> Result<(), MembershipError> {
+        let member = self
+            .members
+            .get_mut(&node)
+            .ok_or(MembershipError::NotMember(node))?;
+        if member.kind == MemberKind::Voter {
+            return Err(MembershipError::AlreadyVoter(node));
+        }
+        member.kind = MemberKind::Voter;
+        Ok(())
+    }
+
+    fn remove(&mut self, node: NodeId) -> Result<(), MembershipError> {
+        let member = self
+            .members
+            .get(&node)
+            .ok_or(MembershipError::NotMember(node))?;
+        if member.kind == MemberKind::Voter && self.voters().count() == 1 {
+            return Err(MembershipError::LastVoter(node));
+        }
+        self.members.remove(&node);
+        Ok(())
+    }
+
+    pub(crate) fn encoded_size(&self) -> usize {
+        self.members
+            .values()
+            .map(|member| member.address.len() + 16)
+            .sum()
+    }
+
+    /// Appends the membership to a record.
+    pub fn encode(&self, out: &mut Writer) {
+        out.number(self.members.len() as u64);
+        for (node, member) in &self.members {
+            out.number(node.0)
+                .byte(u8::from(member.kind == MemberKind::Learner));
+            out.bytes(member.address.as_bytes());
+        }
+    }
+
+    /// Reads what [`Membership::encode`] wrote.
+    pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        let count = input.count("members")?;
+        if count > MAX_MEMBERS {
+            return Err(DecodeError::OutOfRange("members"));
+        }
+        let mut members = BTreeMap::new();
+        for _ in 0..count {
+            let node = NodeId(input.number("member id")?);
+            let kind = match input.byte("member kind")? {
+                0 => MemberKind::Voter,
+                1 => MemberKind::Learner,
+                value => {
+                    return Err(DecodeError::Unknown {
+                        what: "member kind",
+                        value: value.into(),
+                    });
+                }
+            };
+            let address = String::from_utf8(input.bytes("member address")?.to_vec())
+                .map_err(|_| DecodeError::OutOfRange("member address"))?;
+            members.insert(node, Member { address, kind });
+        }
+        Ok(Self { members })
+    }
+}
+
+fn check_address(address: &str) -> Result<(), MembershipError> {
+    if address.is_empty() || address.len() > MAX_ADDRESS_BYTES {
+        return Err(MembershipError::BadAddress);
+    }
+    Ok(())
+}
+
+impl fmt::Display for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, (node, member)) in self.members().enumerate() {
+            let gap = if position == 0 { "" } else { " " };
+            let mark = if member.kind == MemberKind::Learner {
+                "?"
+            } else {
+                ""
+            };
+            write!(f, "{gap}{node}{mark}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,94 @@
+//! What can be set about Raft, and what settings are refused.
+
+/// Raft's settings. Durations are in ticks; the driver decides how long a tick is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// A follower that hears no leader for this long, plus a random part of the same length, asks for
+    /// votes. Also how often a leader checks that a quorum still answers.
+    pub election_ticks: u32,
+    /// A leader speaks to each follower at least this often.
+    pub heartbeat_ticks: u32,
+    /// The most bytes of entries in one append.
+    pub max_append_bytes: usize,
+    /// The most appends on their way to one follower without an answer.
+    pub max_inflight_appends: usize,
+    /// The most bytes on their way to one follower without an answer.
+    pub max_inflight_bytes: usize,
+    /// The most bytes of entries that may be proposed and not yet committed.
+    pub max_uncommitted_bytes: usize,
+    /// Entries kept in memory for followers that are a little behind, in bytes.
+    pub max_cached_bytes: usize,
+    /// The most bytes of committed entries handed over for applying at once.
+    pub max_apply_bytes: usize,
+    /// A leader that can't reach a quorum for an election timeout steps down. Leases need it.
+    pub check_quorum: bool,
+    /// Serve reads from the lease that a quorum's answers grant, without a round trip. Trusts that no
+    /// clock runs more than twice as fast as another: off by default.
+    pub lease_reads: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            election_ticks: 40,
+            heartbeat_ticks: 10,
+            max_append_bytes: 1 << 20,
+            max_inflight_appends: 16,
+            max_inflight_bytes: 8 << 20,
+            max_uncommitted_bytes: 64 << 20,
+            max_cached_bytes: 32 << 20,
+            max_apply_bytes: 4 << 20,
+            check_quorum: true,
+            lease_reads: false,
+        }
+    }
+}
+
+/// A setting that can't work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct OptionsError(pub &'static str);
+
+impl Options {
+    /// Refuses settings that contradict each other.
+    pub fn validate(&self) -> Result<(), OptionsError> {
+        let checks = [
+            (
+                self.heartbeat_ticks == 0,
+                "heartbeat_ticks must be at least 1",
+            ),
+            (
+                self.election_ticks < self.heartbeat_ticks.saturating_mul(3),
+                "election_ticks must be at least 3 times heartbeat_ticks",
+            ),
+            (
+                self.max_append_bytes == 0,
+                "max_append_bytes must be at least 1",
+            ),
+            (
+                self.max_inflight_appends == 0,
+                "max_inflight_appends must be at least 1",
+            ),
+            (
+                self.max_inflight_bytes < self.max_append_bytes,
+                "max_inflight_bytes must be at least max_append_bytes",
+            ),
+            (
+                self.max_uncommitted_bytes == 0,
+                "max_uncommitted_bytes must be at least 1",
+            ),
+            (
+                self.max_apply_bytes == 0,
+                "max_apply_bytes must be at least 1",
+            ),
+            (
+                self.lease_reads && !self.check_quorum,
+                "lease_reads needs check_quorum",
+            ),
+        ];
+        match checks.into_iter().find(|(wrong, _)| *wrong) {
+            Some((_, what)) => Err(OptionsError(what)),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! A replicated log and a state machine become a service.
+
+mod machine;
+mod options;
+mod replica;
+mod service;
+mod status;
+mod store;
+
+pub use machine::{Applying, StateMachine, Transaction};
+pub use options::Options;
+pub use replica::{RecoverError, Replica, initialise};
+pub use service::{Answer, Outlet, Refusal, Request, RequestId};
+pub use status::Status;
+pub use store::{
+    Applied, Keyspace, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore, WriteBatch,
+};

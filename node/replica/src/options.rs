@@ -1,0 +1,80 @@
+//! What can be set about a replica.
+
+use raft::OptionsError;
+
+/// A replica's settings: bounds, each with the error that reaching it gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Raft's own.
+    pub raft: raft::Options,
+    /// How long a tick is, in milliseconds: the driver calls `tick` this often.
+    pub tick_ms: u32,
+    /// The most bytes of operations in one log entry; also the largest operation (`TooLarge`).
+    pub max_entry_bytes: usize,
+    /// The most requests that wait for an answer (`Overloaded`).
+    pub max_pending_requests: usize,
+    /// The most bytes of operations that wait to be committed (`Overloaded`).
+    pub max_pending_bytes: usize,
+    /// The largest value, in bytes; stamped into the log.
+    pub max_value_bytes: u32,
+    /// Compact the log when it has grown by this many bytes since the last time.
+    pub compact_after_bytes: u64,
+    /// Entries that stay in the log behind the durable state, for followers that are a little behind.
+    pub retain_entries: u64,
+    /// The most snapshot chunks on their way to one follower without an answer.
+    pub snapshot_window: usize,
+    /// The most snapshots that are sent at once.
+    pub max_snapshots: usize,
+    /// Where this replica is reached by the other members.
+    pub address: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            raft: raft::Options::default(),
+            tick_ms: 10,
+            max_entry_bytes: 8 << 20,
+            max_pending_requests: 65_536,
+            max_pending_bytes: 64 << 20,
+            max_value_bytes: 1 << 20,
+            compact_after_bytes: 64 << 20,
+            retain_entries: 10_000,
+            snapshot_window: 4,
+            max_snapshots: 2,
+            address: String::new(),
+        }
+    }
+}
+
+impl Options {
+    /// Refuses settings that contradict each other.
+    pub fn validate(&self) -> Result<(), OptionsError> {
+        self.raft.validate()?;
+        let checks = [
+            (self.tick_ms == 0, "tick_ms must be at least 1"),
+            (
+                self.max_entry_bytes < 1_024,
+                "max_entry_bytes must be at least 1024",
+            ),
+            (
+                self.max_pending_requests == 0,
+                "max_pending_requests must be at least 1",
+            ),
+            (
+                self.max_value_bytes as usize >= self.max_entry_bytes,
+                "max_value_bytes must be less than max_entry_bytes",
+            ),
+            (
+                self.snapshot_window == 0,
+                "snapshot_window must be at least 1",
+            ),
+            (self.max_snapshots == 0, "max_snapshots must be at least 1"),
+            (self.address.is_empty(), "address must not be empty"),
+        ];
+        match checks.into_iter().find(|(wrong, _)| *wrong) {
+            Some((_, what)) => Err(OptionsError(what)),
+            None => Ok(()),
+        }
+    }
+}

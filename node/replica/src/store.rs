@@ -1,0 +1,149 @@
+//! What a state machine's data rests on: ordered keys in a few keyspaces, written in atomic batches
+//! together with the position they correspond to.
+//!
+//! # The contract
+//!
+//! - [`StateStore::commit`] is visible at once and atomic, but *not* durable: after a crash the state is
+//!   that of some earlier commit, whole (never half a batch, never one keyspace newer than another).
+//!   [`StateStore::durable`] tells which commit that would be at least; the log behind it must be kept.
+//! - `Applied` travels in the same batch as the data, so data and position never disagree.
+//! - Replacing the state by a snapshot is staged: until [`StateStore::finish_restore`] returns `Ok`, a
+//!   crash leaves the old state; after it, the new one, durably.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
+use raft::{EntryId, Membership, SnapshotMeta, StoreError};
+use types::LogTime;
+
+/// A family of keys. `RocksDB` keeps each in a column family of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Keyspace {
+    /// Facts about the state as a whole: the applied position, the genesis, shard states.
+    Meta,
+    /// Users' data: shard (4 bytes, big-endian), then the key.
+    Data,
+    /// Session tables: shard (4 bytes, big-endian), then the client id.
+    Sessions,
+}
+
+impl Keyspace {
+    /// All of them, in the order of a snapshot.
+    pub const ALL: [Self; 3] = [Self::Meta, Self::Data, Self::Sessions];
+}
+
+/// The position that a state corresponds to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The last entry whose effect the state holds.
+    pub last: EntryId,
+    /// The membership in force at that entry.
+    pub membership: Membership,
+    /// The greatest log time applied so far.
+    pub time: LogTime,
+}
+
+/// Reads the state as of the last commit.
+pub trait StateReader {
+    /// The value of a key.
+    fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// The pairs between two bounds in key order: at most `limit` of them, stopping after the one that
+    /// reaches `max_bytes` of keys and values (so at least one, if there is one).
+    fn scan(
+        &self,
+        space: Keyspace,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+}
+
+/// The durable home of a state machine's data.
+pub trait StateStore: StateReader + Send {
+    /// The position of the last commit.
+    fn applied(&self) -> Applied;
+
+    /// The position that would survive a crash now. Never behind a finished restore.
+    fn durable(&self) -> EntryId;
+
+    /// Makes `batch` and `applied` visible, atomically.
+    fn commit(&mut self, batch: WriteBatch, applied: Applied) -> Result<(), StoreError>;
+
+    /// Starts making all commits so far durable and may return before that is done; `durable` tells.
+    fn start_flush(&mut self) -> Result<(), StoreError>;
+
+    /// Makes all commits so far durable before it returns: for an orderly stop.
+    fn flush(&mut self) -> Result<(), StoreError>;
+
+    /// A consistent view of the state as of the last commit. It stays readable while commits go on.
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, StoreError>;
+
+    /// Starts staging a replacement of the whole state. An unfinished one is dropped.
+    fn begin_restore(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError>;
+
+    /// Stages the next chunk, as [`SnapshotSource::next_chunk`] gave it.
+    fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), StoreError>;
+
+    /// Puts the staged state in force, durably. [`StoreError::Damaged`] if what was staged is not a whole
+    /// snapshot that ends at the `meta` of its start; the old state then stays.
+    fn finish_restore(&mut self) -> Result<(), StoreError>;
+}
+
+/// A consistent view of a state, read chunk by chunk with constant memory.
+pub trait SnapshotSource: Send {
+    /// What it covers.
+    fn meta(&self) -> &SnapshotMeta;
+
+    /// The next chunk (about [`SNAPSHOT_CHUNK_BYTES`], more only for one larger pair), `None` after the last.
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, StoreError>;
+}
+
+/// The size that a chunk of a snapshot aims at.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+
+/// Changes that become visible together. Later changes win over earlier ones.
+#[derive(Clone, Debug, Default)]
+pub struct WriteBatch {
+    /// Ranges whose keys are removed before the puts and removals below take effect.
+    pub cleared: Vec<(Keyspace, Bytes, Bytes)>,
+    /// A key's new value, or `None` to remove it.
+    pub changes: BTreeMap<(Keyspace, Bytes), Option<Bytes>>,
+}
+
+impl WriteBatch {
+    /// Sets a key.
+    pub fn put(&mut self, space: Keyspace, key: Bytes, value: Bytes) {
+        self.changes.insert((space, key), Some(value));
+    }
+
+    /// Removes a key.
+    pub fn remove(&mut self, space: Keyspace, key: Bytes) {
+        self.changes.insert((space, key), None);
+    }
+
+    /// Removes all keys in `[start, end)`, changes of this batch included.
+    pub fn clear(&mut self, space: Keyspace, start: Bytes, end: Bytes) {
+        self.changes
+            .retain(|(of, key), _| *of != space || *key < start || *key >= end);
+        self.cleared.push((space, start, end));
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.cleared.is_empty()
+    }
+
+    /// What this batch says of a key: `None` nothing, `Some(None)` removed, `Some(Some(_))` its value.
+    pub fn get(&self, space: Keyspace, key: &[u8]) -> Option<Option<Bytes>> {
+        // A lookup by borrowed parts would need a key type of its own; `Bytes` from a slice is one copy.
+        if let Some(change) = self.changes.get(&(space, Bytes::copy_from_slice(key))) {
+            return Some(change.clone());
+        }
+        let cleared = |(of, start, end): &(Keyspace, Bytes, Bytes)| {
+            *of == space && key >= start.as_ref() && key < end.as_ref()
+        };
+        self.cleared.iter().any(cleared).then_some(None)
+    }
+}

@@ -1,0 +1,1 @@
+//! A seeded simulator of whole clusters under faults

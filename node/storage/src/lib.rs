@@ -1,0 +1,1 @@
+//! RocksDB behind the store traits of raft and replica

@@ -1,0 +1,79 @@
+//! Identifiers as newtypes, so that the compiler tells a node from a group.
+
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident($inner:ty), $format:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, $format, self.0)
+            }
+        }
+    };
+}
+
+id!(
+    /// A Raft member: a random number made when its data directory is initialised and stored there.
+    ///
+    /// A pod's ordinal or DNS name is its *address*; a wiped disk comes back as another `NodeId`.
+    /// Zero is never a node.
+    NodeId(u64), "n{:x}"
+);
+id!(
+    /// A replica group. Zero means "no group" in a shard map and is never a group's id.
+    Gid(u64), "g{}"
+);
+id!(
+    /// A shard: a number below the cluster's count of shards, which is fixed at creation.
+    ShardId(u32), "s{}"
+);
+id!(
+    /// A cluster incarnation: random, made once at bootstrap, carried by every connection.
+    ClusterId(u64), "c{:016x}"
+);
+id!(
+    /// The number of a client's write. A client counts from 1 across all shards; 0 is never used.
+    Sequence(u64), "#{}"
+);
+id!(
+    /// Milliseconds since the Unix epoch as stamped by a leader into its log: it never runs backwards
+    /// within a log, whatever the leaders' clocks do.
+    LogTime(u64), "{}ms"
+);
+
+impl Sequence {
+    /// The number after this one.
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl LogTime {
+    /// Milliseconds from `earlier` to `self`, zero if `earlier` is later.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// A client session's identity: the log time of its birth and a random number.
+///
+/// The birth makes "this shard never saw the session" and "this shard forgot the session"
+/// distinguishable: a session that is absent from a shard's table is new if it was born within the
+/// session's time to live, and expired otherwise (see `replica::session` for the argument).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId {
+    /// The leader's log time when the session was opened.
+    pub birth: LogTime,
+    /// Random, so that two sessions opened in the same millisecond differ.
+    pub nonce: u64,
+}
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:016x}", self.birth.0, self.nonce)
+    }
+}
