@@ -85,7 +85,13 @@ pub enum Refusal {
     /// Another membership change is not committed yet, or the leader has not committed in its term yet.
     #[error("another membership change is in progress")]
     MembershipBusy,
-    /// The transfer's target can't lead: {0}.
+    /// A learner is too far behind to be made a voter: wait until it has caught up.
+    #[error("the learner is {behind} entries behind: promote it when it has caught up")]
+    NotCaughtUp {
+        /// How many entries it lacks.
+        behind: u64,
+    },
+    /// The transfer's target can't lead.
     #[error("can't hand over: {0}")]
     BadTransfer(&'static str),
     /// The replica stops. Nothing is known of what was proposed.
