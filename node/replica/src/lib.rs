@@ -1,6 +1,8 @@
 //! A replicated log and a state machine become a service.
 
+pub mod chunk;
 mod machine;
+pub mod memory;
 mod options;
 mod replica;
 mod service;

@@ -1,0 +1,366 @@
+//! The format of snapshots on the wire: every store writes and reads the same chunks, so that a
+//! snapshot of one restores into any other.
+//!
+//! A chunk is
+//!
+//! | field | encoding |
+//! |---|---|
+//! | version | 1 byte, now 1 |
+//! | checksum | CRC-32 of everything after it, 4 bytes, little-endian |
+//! | number | varint: the chunk's place in the snapshot, from zero |
+//! | records | until the chunk's end |
+//!
+//! and a record is either a pair (keyspace tag 1 to 3, key, value: length-prefixed) or, as the very last
+//! record of the last chunk, the trailer: tag 0, the [`Applied`] record, the number of pairs, and the CRC-32
+//! of all pairs' encodings in order. The trailer is what tells a whole snapshot from a part of one; the
+//! numbers and the rule that keys only ascend tell a repeated or a swapped chunk.
+//!
+//! Nothing here does I/O. Decoding never panics: whatever does not fit is [`StoreError::Damaged`].
+
+use bytes::Bytes;
+use raft::{EntryId, Index, Membership, SnapshotMeta, StoreError, Term};
+use types::{DecodeError, LogTime, Reader, Writer};
+
+use crate::{Applied, Keyspace, SNAPSHOT_CHUNK_BYTES};
+
+const CHUNK_VERSION: u8 = 1;
+const APPLIED_VERSION: u8 = 1;
+const TRAILER: u8 = 0;
+/// Version and checksum.
+const HEADER_BYTES: usize = 5;
+
+/// A pair of a snapshot.
+pub type Pair = (Keyspace, Bytes, Bytes);
+
+impl Applied {
+    /// The record as bytes: version, term, index, time, membership.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Writer::with_capacity(64);
+        out.byte(APPLIED_VERSION)
+            .number(self.last.term.0)
+            .number(self.last.index.0)
+            .number(self.time.0);
+        self.membership.encode(&mut out);
+        out.finish()
+    }
+
+    /// Reads what [`Applied::encode`] wrote.
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        let version = input.byte("applied version")?;
+        if version != APPLIED_VERSION {
+            return Err(DecodeError::Unknown {
+                what: "applied version",
+                value: version.into(),
+            });
+        }
+        let term = Term(input.number("applied term")?);
+        let index = Index(input.number("applied index")?);
+        let time = LogTime(input.number("applied time")?);
+        let membership = Membership::decode(&mut input)?;
+        input.finish()?;
+        Ok(Self {
+            last: EntryId::new(term, index),
+            membership,
+            time,
+        })
+    }
+
+    /// What a snapshot of a state at this position covers.
+    pub fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
+            last: self.last,
+            membership: self.membership.clone(),
+        }
+    }
+}
+
+impl Keyspace {
+    /// The byte that stands for the keyspace in a chunk. Part of the format.
+    pub const fn tag(self) -> u8 {
+        match self {
+            Self::Meta => 1,
+            Self::Data => 2,
+            Self::Sessions => 3,
+        }
+    }
+
+    /// The keyspace of a tag.
+    pub fn from_tag(tag: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|space| space.tag() == tag)
+    }
+}
+
+/// Writes the chunks of one snapshot.
+#[derive(Debug)]
+pub struct ChunkEncoder {
+    applied: Applied,
+    number: u64,
+    pairs: u64,
+    running: crc32fast::Hasher,
+    body: Writer,
+}
+
+impl ChunkEncoder {
+    /// For a snapshot of a state at `applied`.
+    pub fn new(applied: Applied) -> Self {
+        Self {
+            applied,
+            number: 0,
+            pairs: 0,
+            running: crc32fast::Hasher::new(),
+            body: start_body(0),
+        }
+    }
+
+    /// Adds a pair. Pairs come in ascending order of keyspace and key. Gives a chunk when one is full.
+    pub fn pair(&mut self, space: Keyspace, key: &[u8], value: &[u8]) -> Option<Bytes> {
+        let mut record = Writer::with_capacity(key.len() + value.len() + 16);
+        record.byte(space.tag()).bytes(key).bytes(value);
+        let record = record.finish();
+        self.running.update(&record);
+        self.pairs += 1;
+        self.body.raw(&record);
+        (self.body.len() >= SNAPSHOT_CHUNK_BYTES).then(|| {
+            self.number += 1;
+            seal(std::mem::replace(&mut self.body, start_body(self.number)))
+        })
+    }
+
+    /// The last chunk, with the trailer.
+    pub fn finish(mut self) -> Bytes {
+        self.body
+            .byte(TRAILER)
+            .bytes(&self.applied.encode())
+            .number(self.pairs)
+            .number(self.running.finalize().into());
+        seal(self.body)
+    }
+}
+
+fn start_body(number: u64) -> Writer {
+    let mut body = Writer::with_capacity(4_096);
+    body.number(number);
+    body
+}
+
+fn seal(body: Writer) -> Bytes {
+    let body = body.finish();
+    let mut out = Writer::with_capacity(body.len() + HEADER_BYTES);
+    out.byte(CHUNK_VERSION)
+        .raw(&crc32fast::hash(&body).to_le_bytes())
+        .raw(&body);
+    out.finish()
+}
+
+/// Reads the chunks of one snapshot in order and verifies that they are whole.
+#[derive(Debug)]
+pub struct ChunkDecoder {
+    meta: SnapshotMeta,
+    next: u64,
+    pairs: u64,
+    running: crc32fast::Hasher,
+    last_key: Option<(Keyspace, Bytes)>,
+    trailer: Option<Applied>,
+}
+
+impl ChunkDecoder {
+    /// For the snapshot that `meta` describes.
+    pub fn new(meta: SnapshotMeta) -> Self {
+        Self {
+            meta,
+            next: 0,
+            pairs: 0,
+            running: crc32fast::Hasher::new(),
+            last_key: None,
+            trailer: None,
+        }
+    }
+
+    /// The pairs of the next chunk. After an error the decoder is useless: the snapshot starts over.
+    pub fn chunk(&mut self, chunk: &[u8]) -> Result<Vec<Pair>, StoreError> {
+        if self.trailer.is_some() {
+            return Err(damaged("a snapshot chunk follows the last one"));
+        }
+        let mut body = open(chunk)?;
+        let number = body.number("chunk number").map_err(decode)?;
+        if number != self.next {
+            return Err(damaged(format!(
+                "snapshot chunk {number} came where {} was due",
+                self.next
+            )));
+        }
+        self.next += 1;
+        let mut pairs = Vec::new();
+        while body.remaining() > 0 {
+            let tag = body.byte("record tag").map_err(decode)?;
+            if tag == TRAILER {
+                self.trailer(body)?;
+                break;
+            }
+            let space = Keyspace::from_tag(tag)
+                .ok_or_else(|| damaged(format!("unknown keyspace tag {tag} in a snapshot")))?;
+            let key = body.bytes("snapshot key").map_err(decode)?;
+            let value = body.bytes("snapshot value").map_err(decode)?;
+            self.verify(space, &key, &value)?;
+            pairs.push((space, key, value));
+        }
+        Ok(pairs)
+    }
+
+    fn verify(&mut self, space: Keyspace, key: &Bytes, value: &[u8]) -> Result<(), StoreError> {
+        let place = (space, key.clone());
+        if self.last_key.as_ref().is_some_and(|last| *last >= place) {
+            return Err(damaged("the keys of a snapshot do not ascend"));
+        }
+        self.last_key = Some(place);
+        let mut record = Writer::with_capacity(key.len() + value.len() + 16);
+        record.byte(space.tag()).bytes(key).bytes(value);
+        self.running.update(&record.finish());
+        self.pairs += 1;
+        Ok(())
+    }
+
+    fn trailer(&mut self, mut body: Reader) -> Result<(), StoreError> {
+        let applied = body.bytes("trailer").map_err(decode)?;
+        let applied = Applied::decode(applied).map_err(decode)?;
+        let pairs = body.number("pair count").map_err(decode)?;
+        let checksum = body.number("snapshot checksum").map_err(decode)?;
+        body.finish().map_err(decode)?;
+        if pairs != self.pairs {
+            return Err(damaged(format!(
+                "a snapshot of {pairs} pairs came with {}",
+                self.pairs
+            )));
+        }
+        if checksum != u64::from(self.running.clone().finalize()) {
+            return Err(damaged("a snapshot's checksum does not match its pairs"));
+        }
+        if applied.meta() != self.meta {
+            return Err(damaged(format!(
+                "a snapshot that ends at {} was announced to end at {}, or its membership differs",
+                applied.last, self.meta.last
+            )));
+        }
+        self.trailer = Some(applied);
+        Ok(())
+    }
+
+    /// The state's position, if the snapshot is whole.
+    pub fn finish(self) -> Result<Applied, StoreError> {
+        self.trailer
+            .ok_or_else(|| damaged(format!("a snapshot ends after {} chunks", self.next)))
+    }
+}
+
+/// Checks the version and the checksum, and gives the rest.
+fn open(chunk: &[u8]) -> Result<Reader, StoreError> {
+    let mut input = Reader::new(Bytes::copy_from_slice(chunk));
+    let version = input.byte("chunk version").map_err(decode)?;
+    if version != CHUNK_VERSION {
+        return Err(damaged(format!(
+            "a snapshot chunk has version {version}, this program knows {CHUNK_VERSION}"
+        )));
+    }
+    let (Some(checksum), Some(body)) = (chunk.get(1..HEADER_BYTES), chunk.get(HEADER_BYTES..))
+    else {
+        return Err(damaged("a snapshot chunk is shorter than its header"));
+    };
+    if checksum != crc32fast::hash(body).to_le_bytes() {
+        return Err(damaged("a snapshot chunk's checksum does not match"));
+    }
+    Ok(Reader::new(input.rest().slice(HEADER_BYTES - 1..)))
+}
+
+fn damaged(what: impl Into<String>) -> StoreError {
+    StoreError::Damaged(what.into())
+}
+
+#[allow(clippy::needless_pass_by_value)]
+fn decode(error: DecodeError) -> StoreError {
+    StoreError::Damaged(format!("a snapshot chunk: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use types::NodeId;
+
+    use super::*;
+
+    fn applied() -> Applied {
+        Applied {
+            last: EntryId::new(Term(3), Index(7)),
+            membership: Membership::of_voters([(NodeId(1), "a:1")]),
+            time: LogTime(5),
+        }
+    }
+
+    fn chunks(pairs: usize, size: usize) -> Vec<Bytes> {
+        let mut encoder = ChunkEncoder::new(applied());
+        let mut chunks = Vec::new();
+        for n in 0..pairs {
+            let key = format!("{n:08}");
+            chunks.extend(encoder.pair(Keyspace::Data, key.as_bytes(), &vec![7; size]));
+        }
+        chunks.push(encoder.finish());
+        chunks
+    }
+
+    fn decode_all(chunks: &[Bytes]) -> Result<(usize, Applied), StoreError> {
+        let mut decoder = ChunkDecoder::new(applied().meta());
+        let mut pairs = 0;
+        for chunk in chunks {
+            pairs += decoder.chunk(chunk)?.len();
+        }
+        Ok((pairs, decoder.finish()?))
+    }
+
+    #[test]
+    fn a_snapshot_round_trips() {
+        for (pairs, size, expected) in [(0, 0, 1), (10, 10, 1), (3000, 256, 4), (3, 300_000, 4)] {
+            let chunks = chunks(pairs, size);
+            assert_eq!(chunks.len(), expected);
+            assert_eq!(decode_all(&chunks), Ok((pairs, applied())));
+        }
+    }
+
+    #[test]
+    fn parts_repeats_and_swaps_are_damage() {
+        let whole = chunks(3000, 256);
+        for cut in 0..whole.len() {
+            assert!(decode_all(&whole[..cut]).is_err());
+        }
+        for at in 0..whole.len() {
+            let mut repeated = whole.clone();
+            repeated.insert(at, whole[at].clone());
+            assert!(decode_all(&repeated).is_err());
+            let mut missing = whole.clone();
+            missing.remove(at);
+            assert!(decode_all(&missing).is_err());
+        }
+        let mut swapped = whole;
+        swapped.swap(0, 1);
+        assert!(decode_all(&swapped).is_err());
+    }
+
+    #[test]
+    fn every_flipped_byte_is_damage() {
+        let whole = chunks(3, 5);
+        for at in 0..whole[0].len() {
+            let mut bytes = whole[0].to_vec();
+            bytes[at] ^= 1;
+            assert!(decode_all(&[bytes.into()]).is_err(), "byte {at}");
+        }
+        for cut in 0..whole[0].len() {
+            assert!(decode_all(&[whole[0].slice(..cut)]).is_err(), "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn another_snapshot_than_announced_is_damage() {
+        let mut other = applied().meta();
+        other.last.index = Index(8);
+        let mut decoder = ChunkDecoder::new(other);
+        assert!(decoder.chunk(&chunks(1, 1)[0]).is_err());
+    }
+}

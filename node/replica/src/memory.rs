@@ -1,0 +1,523 @@
+//! Stores in memory with the crash behaviour of a disk: for the simulator and for tests.
+//!
+//! They are deterministic and never fail by themselves; whoever wants faults wraps them. What a crash
+//! would leave is explicit:
+//!
+//! - [`MemoryLog`] is durable at the end of every successful [`LogStore::write`] and
+//!   [`LogStore::begin_install`]. A compaction is durable with the next write; a crash before may or may
+//!   not undo it ([`MemoryLog::crash`]).
+//! - [`MemoryState`] keeps its durable image and the commits since then. A flush moves commits into the
+//!   image; a crash keeps the image and, as a disk that flushes by itself would, any number of the oldest
+//!   commits after it ([`MemoryState::crash`]).
+//!
+//! A clone of either is an independent copy of the disk *and* of what is not on it yet.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::{Bound, RangeInclusive};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::{
+    Entry, EntryId, HardState, Index, LogBatch, LogReader, LogState, LogStore, SnapshotMeta,
+    StoreError,
+};
+
+use crate::chunk::{ChunkDecoder, ChunkEncoder};
+use crate::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, WriteBatch};
+
+/// A log in memory.
+///
+/// # Invariants
+///
+/// - The entries are contiguous and start right after `base`, unless someone damaged them.
+/// - `uncompacted` is what the last unsynced compaction dropped, and nothing was written since.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryLog {
+    hard_state: HardState,
+    base: SnapshotMeta,
+    entries: BTreeMap<Index, Entry>,
+    installing: Option<EntryId>,
+    uncompacted: Option<(SnapshotMeta, BTreeMap<Index, Entry>)>,
+}
+
+impl MemoryLog {
+    /// An empty log.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What the disk holds after a crash now. With `undo_compaction`, a compaction that no write
+    /// followed is lost.
+    #[must_use]
+    pub fn crash(mut self, undo_compaction: bool) -> Self {
+        if let Some((base, mut dropped)) = self.uncompacted.take()
+            && undo_compaction
+        {
+            self.base = base;
+            self.entries.append(&mut dropped);
+        }
+        self
+    }
+
+    /// The entries, by index.
+    pub fn stored(&self) -> &BTreeMap<Index, Entry> {
+        &self.entries
+    }
+
+    /// The hard state.
+    pub fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// What was compacted.
+    pub fn base(&self) -> &SnapshotMeta {
+        &self.base
+    }
+
+    /// The last entry's index, or the base's.
+    pub fn last_index(&self) -> Index {
+        self.entries
+            .keys()
+            .next_back()
+            .copied()
+            .unwrap_or(self.base.last.index)
+    }
+
+    /// Loses an entry as a bad sector would: reading it, or opening a log in whose middle it lay, is
+    /// [`StoreError::Damaged`]. Returns whether it was there.
+    pub fn damage(&mut self, index: Index) -> bool {
+        self.entries.remove(&index).is_some()
+    }
+
+    fn check(&self, batch: &LogBatch) -> Result<(), StoreError> {
+        let (base, last) = match &batch.reset {
+            Some(meta) => (meta.last.index, meta.last.index),
+            None => (self.base.last.index, self.last_index()),
+        };
+        check_append(base, last, &batch.entries)
+    }
+}
+
+/// Refuses entries that would leave a gap, overlap what is compacted, or are not contiguous: the log
+/// starts after `base` and ends at `last`. For every store's `write`.
+pub fn check_append(base: Index, last: Index, entries: &[Entry]) -> Result<(), StoreError> {
+    let Some(first) = entries.first() else {
+        return Ok(());
+    };
+    let first = first.id.index;
+    if first <= base || first > last.next() {
+        return Err(StoreError::Damaged(format!(
+            "entries from {first} can't follow a log of ({base}, {last}]"
+        )));
+    }
+    let mut due = first;
+    for entry in entries {
+        if entry.id.index != due {
+            return Err(StoreError::Damaged(format!(
+                "entry {} came where index {due} was due",
+                entry.id
+            )));
+        }
+        due = due.next();
+    }
+    Ok(())
+}
+
+/// Refuses a compaction to an entry that the log ends before, or holds under another term. For every
+/// store's `compact`; `stored` is the term of the log's entry at that index.
+pub fn check_compact(base: EntryId, stored: Option<EntryId>) -> Result<(), StoreError> {
+    if stored == Some(base) {
+        return Ok(());
+    }
+    let found = stored.map_or_else(|| "no entry".to_owned(), |id| format!("entry {id}"));
+    Err(StoreError::Damaged(format!(
+        "the log can't be compacted to {base}: it holds {found} there"
+    )))
+}
+
+impl LogReader for MemoryLog {
+    fn entries(
+        &self,
+        range: RangeInclusive<Index>,
+        max_bytes: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        let mut due = *range.start();
+        while due <= *range.end() && (found.is_empty() || bytes < max_bytes) {
+            let Some(entry) = self.entries.get(&due) else {
+                return Err(StoreError::Damaged(format!("log entry {due} is missing")));
+            };
+            bytes += entry.size();
+            if !found.is_empty() && bytes > max_bytes {
+                break;
+            }
+            found.push(entry.clone());
+            due = due.next();
+        }
+        Ok(found)
+    }
+}
+
+impl LogStore for MemoryLog {
+    fn load(&mut self) -> Result<LogState, StoreError> {
+        let mut due = self.base.last.index.next();
+        for index in self.entries.keys() {
+            if *index != due {
+                return Err(StoreError::Damaged(format!("log entry {due} is missing")));
+            }
+            due = due.next();
+        }
+        Ok(LogState {
+            hard_state: self.hard_state,
+            base: self.base.clone(),
+            last_index: self.last_index(),
+            installing: self.installing,
+        })
+    }
+
+    fn write(&mut self, batch: &LogBatch) -> Result<(), StoreError> {
+        self.check(batch)?;
+        self.uncompacted = None;
+        if let Some(hard_state) = batch.hard_state {
+            self.hard_state = hard_state;
+        }
+        if let Some(meta) = &batch.reset {
+            self.entries.clear();
+            self.base = meta.clone();
+            self.installing = None;
+        }
+        if let Some(first) = batch.entries.first() {
+            // The conflicting suffix goes, whether or not as many entries replace it (Raft §5.3).
+            self.entries.split_off(&first.id.index);
+        }
+        for entry in &batch.entries {
+            self.entries.insert(entry.id.index, entry.clone());
+        }
+        Ok(())
+    }
+
+    fn compact(&mut self, base: &SnapshotMeta) -> Result<(), StoreError> {
+        let to = base.last.index;
+        if to <= self.base.last.index {
+            return Ok(());
+        }
+        check_compact(base.last, self.entries.get(&to).map(|entry| entry.id))?;
+        let kept = self.entries.split_off(&to.next());
+        let mut dropped = std::mem::replace(&mut self.entries, kept);
+        let old = std::mem::replace(&mut self.base, base.clone());
+        match &mut self.uncompacted {
+            Some((_, before)) => before.append(&mut dropped),
+            none => *none = Some((old, dropped)),
+        }
+        Ok(())
+    }
+
+    fn begin_install(&mut self, last: EntryId) -> Result<(), StoreError> {
+        self.uncompacted = None;
+        self.installing = Some(last);
+        Ok(())
+    }
+}
+
+type Pairs = BTreeMap<(Keyspace, Bytes), Bytes>;
+
+/// A state in memory.
+///
+/// # Invariants
+///
+/// - `pairs` is `durable` with all of `unflushed` applied in order.
+/// - `flushing` is at most the number of `unflushed` commits.
+#[derive(Debug, Default)]
+pub struct MemoryState {
+    /// Shared with snapshots: a commit copies it only while one is alive.
+    pairs: Arc<Pairs>,
+    applied: Applied,
+    durable: Image,
+    unflushed: VecDeque<(WriteBatch, Applied)>,
+    /// How many of `unflushed` the flush in progress will make durable.
+    flushing: usize,
+    deferred: bool,
+    staging: Option<Staging>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Image {
+    pairs: Pairs,
+    applied: Applied,
+}
+
+#[derive(Debug)]
+struct Staging {
+    decoder: ChunkDecoder,
+    pairs: Pairs,
+    broken: Option<StoreError>,
+}
+
+impl Clone for MemoryState {
+    /// A copy without what is being staged: a restore belongs to the store that began it.
+    fn clone(&self) -> Self {
+        Self {
+            pairs: Arc::clone(&self.pairs),
+            applied: self.applied.clone(),
+            durable: self.durable.clone(),
+            unflushed: self.unflushed.clone(),
+            flushing: self.flushing,
+            deferred: self.deferred,
+            staging: None,
+        }
+    }
+}
+
+impl MemoryState {
+    /// An empty state.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether [`StateStore::start_flush`] only begins, and the owner ends it with
+    /// [`MemoryState::complete_flush`]. Off at first: then it is done when it returns.
+    pub fn set_deferred_flush(&mut self, deferred: bool) {
+        self.deferred = deferred;
+    }
+
+    /// Ends the flush in progress: what was committed when it began is durable.
+    pub fn complete_flush(&mut self) {
+        let commits = std::mem::take(&mut self.flushing);
+        self.make_durable(commits);
+    }
+
+    /// Whether a flush has begun and not ended.
+    pub fn is_flushing(&self) -> bool {
+        self.flushing > 0
+    }
+
+    /// How many commits are not durable.
+    pub fn unflushed(&self) -> usize {
+        self.unflushed.len()
+    }
+
+    /// What the disk holds after a crash now: the durable image and the `extra` oldest commits after it
+    /// (more than there are means all), which the disk may have written by itself.
+    #[must_use]
+    pub fn crash(mut self, extra: usize) -> Self {
+        self.make_durable(extra);
+        Self {
+            pairs: Arc::new(self.durable.pairs.clone()),
+            applied: self.durable.applied.clone(),
+            durable: self.durable,
+            deferred: self.deferred,
+            ..Self::default()
+        }
+    }
+
+    /// All pairs as of the last commit, for comparing replicas.
+    pub fn pairs(&self) -> &BTreeMap<(Keyspace, Bytes), Bytes> {
+        &self.pairs
+    }
+
+    fn make_durable(&mut self, commits: usize) {
+        for _ in 0..commits {
+            let Some((batch, applied)) = self.unflushed.pop_front() else {
+                break;
+            };
+            apply(&mut self.durable.pairs, &batch);
+            self.durable.applied = applied;
+        }
+        self.flushing = self.flushing.min(self.unflushed.len());
+    }
+}
+
+fn apply(pairs: &mut Pairs, batch: &WriteBatch) {
+    for (space, start, end) in &batch.cleared {
+        if start < end {
+            let range = (*space, start.clone())..(*space, end.clone());
+            let doomed: Vec<_> = pairs.range(range).map(|(key, _)| key.clone()).collect();
+            for key in doomed {
+                pairs.remove(&key);
+            }
+        }
+    }
+    for (key, change) in &batch.changes {
+        match change {
+            Some(value) => pairs.insert(key.clone(), value.clone()),
+            None => pairs.remove(key),
+        };
+    }
+}
+
+impl StateReader for MemoryState {
+    fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let place = (space, Bytes::copy_from_slice(key));
+        Ok(self.pairs.get(&place).cloned())
+    }
+
+    fn scan(
+        &self,
+        space: Keyspace,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let (start, end) = bounds;
+        let from = match start {
+            Bound::Included(key) => Bound::Included((space, Bytes::copy_from_slice(key))),
+            Bound::Excluded(key) => Bound::Excluded((space, Bytes::copy_from_slice(key))),
+            Bound::Unbounded => Bound::Included((space, Bytes::new())),
+        };
+        let before_end = |key: &[u8]| match end {
+            Bound::Included(end) => key <= end,
+            Bound::Excluded(end) => key < end,
+            Bound::Unbounded => true,
+        };
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        // Only the lower bound goes to `range`: it panics on bounds that cross.
+        for ((of, key), value) in self.pairs.range((from, Bound::Unbounded)) {
+            if *of != space || !before_end(key) || found.len() >= limit {
+                break;
+            }
+            found.push((key.clone(), value.clone()));
+            bytes += key.len() + value.len();
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl StateStore for MemoryState {
+    fn applied(&self) -> Applied {
+        self.applied.clone()
+    }
+
+    fn durable(&self) -> EntryId {
+        self.durable.applied.last
+    }
+
+    fn commit(&mut self, batch: WriteBatch, applied: Applied) -> Result<(), StoreError> {
+        check_commit(&self.applied, &applied)?;
+        apply(Arc::make_mut(&mut self.pairs), &batch);
+        self.applied = applied.clone();
+        self.unflushed.push_back((batch, applied));
+        Ok(())
+    }
+
+    fn start_flush(&mut self) -> Result<(), StoreError> {
+        self.flushing = self.unflushed.len();
+        if !self.deferred {
+            self.complete_flush();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.flushing = 0;
+        self.make_durable(self.unflushed.len());
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, StoreError> {
+        Ok(Box::new(MemorySnapshot {
+            pairs: Arc::clone(&self.pairs),
+            meta: self.applied.meta(),
+            encoder: Some(ChunkEncoder::new(self.applied.clone())),
+            after: None,
+        }))
+    }
+
+    fn begin_restore(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
+        self.staging = Some(Staging {
+            decoder: ChunkDecoder::new(meta.clone()),
+            pairs: Pairs::new(),
+            broken: None,
+        });
+        Ok(())
+    }
+
+    fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
+        let Some(staging) = &mut self.staging else {
+            return Err(no_restore());
+        };
+        if let Some(error) = &staging.broken {
+            return Err(error.clone());
+        }
+        match staging.decoder.chunk(chunk) {
+            Ok(pairs) => {
+                let pairs = pairs.into_iter();
+                staging
+                    .pairs
+                    .extend(pairs.map(|(space, key, value)| ((space, key), value)));
+                Ok(())
+            }
+            Err(error) => {
+                staging.broken = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn finish_restore(&mut self) -> Result<(), StoreError> {
+        let Some(staging) = self.staging.take() else {
+            return Err(no_restore());
+        };
+        if let Some(error) = staging.broken {
+            return Err(error);
+        }
+        let applied = staging.decoder.finish()?;
+        self.durable = Image {
+            pairs: staging.pairs.clone(),
+            applied: applied.clone(),
+        };
+        self.pairs = Arc::new(staging.pairs);
+        self.applied = applied;
+        self.unflushed.clear();
+        self.flushing = 0;
+        Ok(())
+    }
+}
+
+/// Refuses a commit that would move the state's position back: it is applied already. For every store.
+pub fn check_commit(current: &Applied, next: &Applied) -> Result<(), StoreError> {
+    if next.last.index < current.last.index || next.time < current.time {
+        return Err(StoreError::Damaged(format!(
+            "a commit at {} can't follow the state at {}",
+            next.last, current.last
+        )));
+    }
+    Ok(())
+}
+
+/// The error of a chunk without a [`StateStore::begin_restore`]. For every store.
+pub fn no_restore() -> StoreError {
+    StoreError::Damaged("no restore was begun".to_owned())
+}
+
+struct MemorySnapshot {
+    pairs: Arc<Pairs>,
+    meta: SnapshotMeta,
+    /// `None` after the last chunk.
+    encoder: Option<ChunkEncoder>,
+    after: Option<(Keyspace, Bytes)>,
+}
+
+impl SnapshotSource for MemorySnapshot {
+    fn meta(&self) -> &SnapshotMeta {
+        &self.meta
+    }
+
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, StoreError> {
+        let Some(encoder) = &mut self.encoder else {
+            return Ok(None);
+        };
+        let from = self.after.take().map_or(Bound::Unbounded, Bound::Excluded);
+        for (place, value) in self.pairs.range((from, Bound::Unbounded)) {
+            if let Some(chunk) = encoder.pair(place.0, &place.1, value) {
+                self.after = Some(place.clone());
+                return Ok(Some(chunk));
+            }
+        }
+        Ok(self.encoder.take().map(ChunkEncoder::finish))
+    }
+}
