@@ -1,0 +1,95 @@
+# One target a habit; CI runs the same ones. `make` alone prints them.
+#
+# Everything is built in one optimised profile, so that nothing is compiled twice. Builds without `-p`
+# cover the default members: the product and its tests. The simulator is always built by an invocation of
+# its own, because cargo unifies features per invocation and the simulator switches known bugs on.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CARGO ?= cargo
+# The simulator's seeds for `make sim`, and the fixed ones of `make test`.
+SEEDS ?= 0..1000
+TEST_SEEDS ?= 0..150
+# `make demo INPUT=file.tsv` imports `key<TAB>value` lines instead of this machine's package list.
+INPUT ?=
+# Seconds for each point of `make bench`.
+BENCH_SECONDS ?= 5
+
+bin := $(or $(CARGO_TARGET_DIR),target)/release
+
+.PHONY: help
+help: ## Print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## Install what the build needs from Debian (nothing to do when it is there)
+	@.ci/deps
+
+.PHONY: build
+build: deps ## Build the node and the command line, optimised
+	@echo "Building. RocksDB takes about 20 minutes of two cores the first time, and one minute after that (ccache)."
+	$(CARGO) build --release
+
+.PHONY: test
+test: test-fast test-sim test-processes ## Run all tests: fast ones, goldens, conformance, simulator seeds, processes
+
+.PHONY: test-fast
+test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
+	$(CARGO) test --release
+
+.PHONY: test-sim
+test-sim: ## Run the simulator's tests, the MIT 6.5840 scenarios and TEST_SEEDS=0..150
+	$(CARGO) test --release -p shardkv-sim
+	@$(MAKE) sim SEEDS=$(TEST_SEEDS)
+
+.PHONY: test-processes
+test-processes: deps checker ## Run the tests that kill, stop and starve real node processes
+	SHARDKV_CHECKER="$(abspath $(bin))/shardkv-porcupine" \
+		$(CARGO) test --release --test processes -- --test-threads=2
+
+.PHONY: checker
+checker: ## Build and test the linearizability checker (porcupine, in Go)
+	cd node/server/tests/porcupine && go test ./...
+	mkdir -p $(bin)
+	cd node/server/tests/porcupine && go build -o "$(abspath $(bin))/shardkv-porcupine" .
+
+.PHONY: lint
+lint: deps ## Check formatting, clippy (warnings are errors), purity, and dependencies if cargo-deny is here
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --all-targets -- -D warnings
+	$(CARGO) clippy --release -p shardkv-sim --all-targets -- -D warnings
+	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
+	@.ci/purity
+	@if command -v cargo-deny >/dev/null; then $(MAKE) deny; else echo "cargo-deny is not installed: \`make deny\` installs it"; fi
+
+.PHONY: deny
+deny: ## Check licences, sources and duplicates of dependencies; installs cargo-deny (minutes) if missing
+	@command -v cargo-deny >/dev/null || { echo "Compiling cargo-deny: about 5 minutes, once."; $(CARGO) install --locked cargo-deny; }
+	$(CARGO) deny --log-level error check bans licenses sources
+
+.PHONY: advisories
+advisories: deps ## Check dependencies for known vulnerabilities (fetches the RustSec database)
+	$(CARGO) deny check advisories
+
+.PHONY: demo
+demo: build ## See a cluster take real input and survive the death of its leader
+	@PATH="$(abspath $(bin)):$$PATH" INPUT="$(INPUT)" deploy/demo.sh
+
+.PHONY: bench
+bench: build ## Measure puts and gets at 1 to 256 clients, beside the limits of disk and network
+	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" deploy/bench.sh
+
+.PHONY: sim
+sim: ## Simulate disasters: make sim SEEDS=0..1000
+	$(CARGO) run --release -p shardkv-sim -- run --seeds $(SEEDS)
+
+.PHONY: sim-bugs
+sim-bugs: ## Put known bugs back, one at a time, and show that the simulator finds each
+	$(CARGO) run --release -p shardkv-sim -- bugs
+
+.PHONY: clean-free
+clean-free: ## Free disk space: drop our own build results, keep the dependencies' (RocksDB)
+	$(CARGO) clean --workspace
