@@ -1,0 +1,206 @@
+//! What can be set about a client.
+
+use std::time::Duration;
+
+use tonic::transport::Uri;
+
+use crate::ConnectError;
+
+/// How calls travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Calls are multiplexed over one bidirectional stream for each of
+    /// [`ClientOptions::connections`]: by far the most calls a second. The default.
+    #[default]
+    Batch,
+    /// Each call is a unary gRPC call of its own: simple to trace, and what other systems are compared by.
+    Unary,
+}
+
+/// A client's settings. Every bound has a default; `ClientOptions::new` is enough for most uses.
+///
+/// ```
+/// use std::time::Duration;
+/// use client::{ClientOptions, Mode};
+///
+/// let options = ClientOptions {
+///     mode: Mode::Unary,
+///     request_timeout: Duration::from_secs(3),
+///     ..ClientOptions::new(["127.0.0.1:7001", "127.0.0.1:7002"])
+/// };
+/// assert_eq!(options.addresses.len(), 2);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// Where nodes of the cluster are reached: `host:port`, optionally with `http://` before it. Any node will
+    /// do, because nodes tell of each other, but more than one keeps the client working when that one is down.
+    pub addresses: Vec<String>,
+    /// How calls travel.
+    pub mode: Mode,
+    /// How many batch streams, each on a connection and a session of its own. More than one helps when a
+    /// single core can't serve one connection fast enough.
+    pub connections: usize,
+    /// How long a call is retried before it fails with [`crate::Error::Timeout`].
+    pub request_timeout: Duration,
+    /// How long one attempt to open a connection may take.
+    pub connect_timeout: Duration,
+    /// An idle connection is pinged this often.
+    pub keepalive_interval: Duration,
+    /// A connection whose ping is not answered for this long is broken.
+    pub keepalive_timeout: Duration,
+    /// When a leader answered nothing for this long although calls wait, the other nodes are asked whether
+    /// they know a newer one.
+    pub silence_timeout: Duration,
+    /// The shortest pause before a retry; it doubles with each, with jitter.
+    pub min_backoff: Duration,
+    /// The longest pause before a retry.
+    pub max_backoff: Duration,
+    /// The most calls of one stream that are sent and not answered. Further calls wait.
+    pub max_in_flight: usize,
+    /// The most bytes of keys and values in all unanswered calls of the client. Further calls wait.
+    pub max_in_flight_bytes: usize,
+    /// The most writes of a session between the oldest unanswered one and the newest. It must stay below the
+    /// cluster's `max_results_per_session` (1024 by default).
+    pub max_unacknowledged: usize,
+    /// The most calls in one message of a batch stream.
+    pub max_batch_items: usize,
+    /// A message of a batch stream ends after the call that reaches this many bytes.
+    pub max_batch_bytes: usize,
+    /// The largest message that is accepted from a node, in bytes.
+    pub max_message_bytes: usize,
+}
+
+impl ClientOptions {
+    /// The defaults for a cluster that is reached at `addresses`.
+    pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>) -> Self {
+        Self {
+            addresses: addresses.into_iter().map(Into::into).collect(),
+            mode: Mode::Batch,
+            connections: 1,
+            request_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(1),
+            keepalive_interval: Duration::from_secs(5),
+            keepalive_timeout: Duration::from_secs(2),
+            silence_timeout: Duration::from_millis(250),
+            min_backoff: Duration::from_millis(2),
+            max_backoff: Duration::from_millis(250),
+            max_in_flight: 1_024,
+            max_in_flight_bytes: 32 << 20,
+            max_unacknowledged: 512,
+            max_batch_items: 256,
+            max_batch_bytes: 1 << 20,
+            max_message_bytes: 64 << 20,
+        }
+    }
+
+    /// Refuses settings that can't work, with what to change.
+    pub fn validate(&self) -> Result<(), ConnectError> {
+        let checks = [
+            (
+                self.addresses.is_empty(),
+                "addresses is empty: give at least one host:port",
+            ),
+            (
+                !(1..=64).contains(&self.connections),
+                "connections must be from 1 to 64",
+            ),
+            (
+                self.request_timeout < Duration::from_millis(1),
+                "request_timeout must be at least 1 ms",
+            ),
+            (
+                self.connect_timeout < Duration::from_millis(1),
+                "connect_timeout must be at least 1 ms",
+            ),
+            (
+                self.min_backoff.is_zero() || self.min_backoff > self.max_backoff,
+                "min_backoff must be more than 0 and at most max_backoff",
+            ),
+            (self.max_in_flight == 0, "max_in_flight must be at least 1"),
+            (
+                self.max_in_flight_bytes == 0,
+                "max_in_flight_bytes must be at least 1",
+            ),
+            (
+                self.max_unacknowledged == 0,
+                "max_unacknowledged must be at least 1",
+            ),
+            (
+                self.max_batch_items == 0,
+                "max_batch_items must be at least 1",
+            ),
+        ];
+        if let Some((_, what)) = checks.into_iter().find(|(wrong, _)| *wrong) {
+            return Err(ConnectError::Options(what.to_owned()));
+        }
+        for address in &self.addresses {
+            parse_address(address)?;
+        }
+        Ok(())
+    }
+}
+
+/// The URI of `host:port`, with or without `http://`.
+pub(crate) fn parse_address(address: &str) -> Result<Uri, ConnectError> {
+    let bad = |why: &str| ConnectError::Address {
+        address: address.to_owned(),
+        reason: why.to_owned(),
+    };
+    if address.starts_with("https://") {
+        return Err(bad("TLS is not supported by this client yet"));
+    }
+    let rest = address.strip_prefix("http://").unwrap_or(address);
+    let uri: Uri = format!("http://{rest}")
+        .parse()
+        .map_err(|_| bad("write it as host:port"))?;
+    if uri.port_u16().is_none() {
+        return Err(bad("the port is missing: write it as host:port"));
+    }
+    if uri.host().unwrap_or_default().is_empty() || !matches!(uri.path(), "" | "/") {
+        return Err(bad("write it as host:port"));
+    }
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_nonsense_is_refused_with_advice() {
+        assert_eq!(ClientOptions::new(["localhost:1"]).validate(), Ok(()));
+        let none = ClientOptions::new(Vec::<String>::new());
+        assert!(
+            matches!(none.validate(), Err(ConnectError::Options(what)) if what.contains("addresses"))
+        );
+        let zero = ClientOptions {
+            max_in_flight: 0,
+            ..ClientOptions::new(["localhost:1"])
+        };
+        assert!(
+            matches!(zero.validate(), Err(ConnectError::Options(what)) if what.contains("max_in_flight"))
+        );
+    }
+
+    #[test]
+    fn addresses_are_host_and_port() {
+        for good in ["a:1", "http://a.b.c:65535", "127.0.0.1:80", "[::1]:7000"] {
+            assert!(parse_address(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "a",
+            "a:",
+            "a:99999",
+            "https://a:1",
+            "a:1/path",
+            ":1",
+            "a b:1",
+        ] {
+            assert!(
+                matches!(parse_address(bad), Err(ConnectError::Address { .. })),
+                "{bad}"
+            );
+        }
+    }
+}
