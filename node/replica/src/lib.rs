@@ -6,6 +6,7 @@ pub mod memory;
 mod options;
 mod replica;
 mod service;
+pub mod session;
 mod status;
 mod store;
 

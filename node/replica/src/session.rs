@@ -1,0 +1,457 @@
+//! The table that makes writes exactly once, with many writes of a client in flight.
+//!
+//! A client names each write by its [`ClientId`] and a [`Sequence`], and repeats a write under the same
+//! name until it knows the outcome. Copies of a write may arrive late, twice, in any order, and through
+//! different leaders. The state machine keeps one [`SessionTable`] for each shard, asks it about every
+//! write ([`SessionTable::admit`]), and tells it what an executed write did ([`SessionTable::record`]).
+//! The table is part of the replicated state: it is written in the same batch as the data, it is in every
+//! snapshot, and it moves with its shard.
+//!
+//! # Why no write is executed twice
+//!
+//! Results can't be kept for ever, so a table forgets. The danger is a copy that arrives after its
+//! session was forgotten: it looks like the first write of a new session. A sequence doesn't tell the two
+//! apart, because a client counts over all shards and the first number that a shard sees may be any. So a
+//! client id carries the log time of its birth, and a session that is absent is judged by its age.
+//!
+//! Let `now` be the table's clock: the greatest log time it was ever given. Then:
+//!
+//! 1. `now` never runs backwards. Within a log, time doesn't; when a shard moves to a group whose log is
+//!    behind, the table brings its clock along ([`SessionTable::raise_clock`]).
+//! 2. An executed write is recorded, always. With the record, `last_used` becomes the greater of `now`
+//!    and the session's birth; it never shrinks. So `last_used >= birth`, also for a session whose birth
+//!    lies ahead of this group's log.
+//! 3. A session is forgotten only when `now - last_used > ttl`, hence, by 2, only when
+//!    `now - birth > ttl`; and, by 1, that stays true for ever after.
+//! 4. A write of an absent session is executed only if `now - birth <= ttl`. By 3 such a session was
+//!    never forgotten, so it is new, and none of its writes was executed in this shard.
+//! 5. A write of a present session is executed only if its number isn't below `acked_below` and has no
+//!    result. Results are dropped only below `acked_below`, which never shrinks; so none was dropped here
+//!    without the first condition catching its copies. The write was not executed before.
+//!
+//! A table that is full refuses; it never makes room by evicting, which would break step 3.
+//!
+//! A session that is present but silent for longer than the time to live is answered as if it was
+//! forgotten already (step 3 says that its absence would be answered the same). So *when* records are
+//! removed is nobody's business: [`SessionTable::expire`] does a bounded amount of work whenever the
+//! state machine likes, as long as that depends on the log alone, because removals change the bytes of
+//! the state.
+//!
+//! # What is refused, and the margins
+//!
+//! No write is refused as expired unless `ttl` has passed since its session's birth, as seen by the
+//! greatest clock that the shard ever had. The clocks of groups differ by what their leaders' wall clocks
+//! differ (beyond [`SessionLimits::max_birth_ahead_ms`] sessions don't work between them at all, and the
+//! error says so). So a client that opens a new session at half the time to live, and finishes what is in
+//! flight under the old name, can repeat each write for at least `ttl / 2 - max_birth_ahead`: four minutes
+//! with the defaults of ten and one. A write that is still unanswered then gets an error, never a second
+//! execution.
+//!
+//! Refusals are of two kinds. [`SessionRefusal::Expired`], [`Stale`](SessionRefusal::Stale) and
+//! [`BadSequence`](SessionRefusal::BadSequence) are final: by the steps above, every later copy is refused
+//! too. [`FromFuture`](SessionRefusal::FromFuture) and the two limits speak of this attempt only: another
+//! copy may be executed later, when time has passed or room was made, so a client with copies under way
+//! goes on repeating the write, and otherwise doesn't know its outcome.
+//!
+//! # What it doesn't do
+//!
+//! It doesn't decide which outcomes are worth remembering, it doesn't know shards, and it stores nothing:
+//! it gives out records ([`SessionTable::drain_dirty`]) and takes them back ([`SessionTable::load`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use types::{ClientId, DecodeError, LogTime, Reader, Sequence, Writer};
+
+#[cfg(test)]
+mod tests;
+
+/// The version byte of a session's record.
+const RECORD_VERSION: u8 = 1;
+
+/// Names one write of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionRef {
+    /// The session.
+    pub client: ClientId,
+    /// The write's number in the session, from 1.
+    pub sequence: Sequence,
+    /// All writes below this number were answered to the client: their results may be forgotten. At most
+    /// `sequence`; zero counts as one.
+    pub acked_below: Sequence,
+}
+
+/// What a session remembers of an executed write. Small: a table may hold very many.
+pub trait Remembered: Clone {
+    /// Appends it to a record.
+    fn encode(&self, out: &mut Writer);
+    /// Reads what `encode` wrote.
+    fn decode(input: &mut Reader) -> Result<Self, DecodeError>;
+}
+
+/// The bounds of a table. Part of the replicated state: replicas that disagreed would diverge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// A session that was silent for longer is forgotten, in milliseconds of log time.
+    pub ttl_ms: u64,
+    /// How far ahead of the table's clock a birth may lie, in milliseconds.
+    pub max_birth_ahead_ms: u64,
+    /// The most sessions of a table.
+    pub max_sessions: u32,
+    /// The most unacknowledged results of a session.
+    pub max_results: u32,
+}
+
+/// What to do with a write.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admission<R> {
+    /// It was not executed before: execute it, and give what it did to [`SessionTable::record`].
+    Execute(Permit),
+    /// It was executed before, and did this.
+    Replay(R),
+    /// It must not be executed now.
+    Refuse(SessionRefusal),
+}
+
+/// Leave to execute one write. Dropping it without a record is right only if nothing was executed.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "an executed write must be recorded, or a copy of it is executed again"]
+pub struct Permit {
+    write: SessionRef,
+}
+
+/// Why a table refuses a write. The table is unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionRefusal {
+    /// The session is, or may be, forgotten. Final; the write may have been executed before.
+    #[error("the session expired: open a new one; this write may have been applied before")]
+    Expired,
+    /// The session's birth lies too far ahead of the table's clock. Another attempt may succeed.
+    #[error(
+        "the session was born {ahead_ms} ms ahead of this group's log: check the nodes' clocks"
+    )]
+    FromFuture {
+        /// How far, in milliseconds.
+        ahead_ms: u64,
+    },
+    /// The client said before that it has this write's answer. Final.
+    #[error("write {sequence} was acknowledged before: all below {acked_below} were")]
+    Stale {
+        /// The write's number.
+        sequence: Sequence,
+        /// The session's lowest unacknowledged number.
+        acked_below: Sequence,
+    },
+    /// The numbers make no sense: zero, or acknowledged beyond the write itself. Final.
+    #[error("bad session numbers: sequence {sequence}, acknowledged below {acked_below}")]
+    BadSequence {
+        /// The write's number.
+        sequence: Sequence,
+        /// The acknowledged bound.
+        acked_below: Sequence,
+    },
+    /// The table is full. Another attempt may succeed.
+    #[error("{limit} sessions are the limit: reuse sessions, or retry later")]
+    TooManySessions {
+        /// The bound.
+        limit: u32,
+    },
+    /// The session has too many unacknowledged results. Another attempt may succeed.
+    #[error("{limit} unacknowledged results are the limit: acknowledge some")]
+    TooManyResults {
+        /// The bound.
+        limit: u32,
+    },
+}
+
+/// The sessions of one shard.
+///
+/// Invariants:
+/// - `clock` never shrinks;
+/// - `by_last_used` has exactly one element `(last_used, client)` for each session;
+/// - of each session: `last_used >= client.birth`, `acked_below >= 1`, and every result's number is at
+///   least `acked_below`.
+#[derive(Clone, Debug)]
+pub struct SessionTable<R> {
+    clock: LogTime,
+    sessions: BTreeMap<ClientId, Session<R>>,
+    by_last_used: BTreeSet<(LogTime, ClientId)>,
+    dirty: BTreeSet<ClientId>,
+}
+
+#[derive(Clone, Debug)]
+struct Session<R> {
+    last_used: LogTime,
+    acked_below: Sequence,
+    results: BTreeMap<Sequence, R>,
+}
+
+impl<R> Default for SessionTable<R> {
+    fn default() -> Self {
+        Self {
+            clock: LogTime::default(),
+            sessions: BTreeMap::new(),
+            by_last_used: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+        }
+    }
+}
+
+impl<R: Remembered> SessionTable<R> {
+    /// Decides about a write that the log carries at `time`. Only a replay changes the table (it counts as
+    /// use, and takes the acknowledgement in); an execution does when it is recorded.
+    pub fn admit(
+        &mut self,
+        write: SessionRef,
+        time: LogTime,
+        limits: &SessionLimits,
+    ) -> Admission<R> {
+        self.raise_clock(time);
+        let write = SessionRef {
+            acked_below: write.acked_below.max(Sequence(1)),
+            ..write
+        };
+        match self.judge(write, limits) {
+            Err(refusal) => Admission::Refuse(refusal),
+            Ok(None) => Admission::Execute(Permit { write }),
+            Ok(Some(result)) => {
+                self.touch(write);
+                Admission::Replay(result)
+            }
+        }
+    }
+
+    /// Remembers what an admitted write did. Right after its execution: no other call comes between.
+    // By value, because a permit is used up.
+    #[allow(clippy::needless_pass_by_value)]
+    pub fn record(&mut self, permit: Permit, result: R) {
+        let Permit { write } = permit;
+        let session = self.touch(write);
+        let before = session.results.insert(write.sequence, result);
+        debug_assert!(before.is_none(), "a permit is given once for a write");
+    }
+
+    /// Forgets sessions that were silent for longer than the time to live, the longest silent first, and at
+    /// most `at_most` of them. Returns how many. Costs a look when there is none.
+    pub fn expire(&mut self, time: LogTime, limits: &SessionLimits, at_most: usize) -> usize {
+        self.raise_clock(time);
+        for forgotten in 0..at_most {
+            let Some(&(last_used, client)) = self.by_last_used.first() else {
+                return forgotten;
+            };
+            if self.clock.since(last_used) <= limits.ttl_ms {
+                return forgotten;
+            }
+            debug_assert!(self.clock.since(client.birth) > limits.ttl_ms);
+            self.by_last_used.pop_first();
+            self.sessions.remove(&client);
+            self.dirty.insert(client);
+        }
+        at_most
+    }
+
+    /// Brings the clock to at least `time`.
+    pub fn raise_clock(&mut self, time: LogTime) {
+        self.clock = self.clock.max(time);
+    }
+
+    /// The greatest time that the table was given since it was made. Within one log it needs no record,
+    /// because the next write's time isn't smaller. A table that moves to another log takes it along, raised
+    /// to the time of the entry that fenced the shard (after a restart it may be less than what the table
+    /// decided by), and the new home keeps it durably.
+    pub fn clock(&self) -> LogTime {
+        self.clock
+    }
+
+    /// How many sessions it holds.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether it holds no session.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// The sessions that changed since the last call: the record of each, or `None` for one that is gone.
+    pub fn drain_dirty(&mut self) -> Vec<(ClientId, Option<Bytes>)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty
+            .into_iter()
+            .map(|client| (client, self.sessions.get(&client).map(Session::encode)))
+            .collect()
+    }
+
+    /// The records of all sessions, for handing the table over together with its clock.
+    pub fn records(&self) -> impl Iterator<Item = (ClientId, Bytes)> + '_ {
+        self.sessions
+            .iter()
+            .map(|(client, session)| (*client, session.encode()))
+    }
+
+    /// Takes a record in, in place of what the table held of this client. It isn't dirty afterwards.
+    ///
+    /// The clock stays: a session that was born ahead of it was last used ahead of it too, so a record
+    /// doesn't tell what the clock was, and a replica that restarted must not differ from one that didn't.
+    pub fn load(&mut self, client: ClientId, record: Bytes) -> Result<(), DecodeError> {
+        let session = Session::decode(client, record)?;
+        if let Some(old) = self.sessions.get(&client) {
+            self.by_last_used.remove(&(old.last_used, client));
+        }
+        self.by_last_used.insert((session.last_used, client));
+        self.sessions.insert(client, session);
+        Ok(())
+    }
+
+    /// `Ok(None)` to execute, `Ok(Some(_))` to replay.
+    fn judge(
+        &self,
+        write: SessionRef,
+        limits: &SessionLimits,
+    ) -> Result<Option<R>, SessionRefusal> {
+        let SessionRef {
+            client,
+            sequence,
+            acked_below,
+        } = write;
+        if sequence == Sequence(0) || acked_below > sequence {
+            return Err(SessionRefusal::BadSequence {
+                sequence,
+                acked_below,
+            });
+        }
+        let Some(session) = self.sessions.get(&client) else {
+            return self.judge_absent(client, limits).map(|()| None);
+        };
+        if self.clock.since(session.last_used) > limits.ttl_ms {
+            return Err(SessionRefusal::Expired);
+        }
+        if sequence < session.acked_below {
+            return Err(SessionRefusal::Stale {
+                sequence,
+                acked_below: session.acked_below,
+            });
+        }
+        if let Some(result) = session.results.get(&sequence) {
+            return Ok(Some(result.clone()));
+        }
+        if session.is_full(acked_below, limits.max_results) {
+            return Err(SessionRefusal::TooManyResults {
+                limit: limits.max_results,
+            });
+        }
+        Ok(None)
+    }
+
+    /// Whether an absent session is surely new, and has room.
+    fn judge_absent(&self, client: ClientId, limits: &SessionLimits) -> Result<(), SessionRefusal> {
+        if self.clock.since(client.birth) > limits.ttl_ms {
+            return Err(SessionRefusal::Expired);
+        }
+        let ahead_ms = client.birth.since(self.clock);
+        if ahead_ms > limits.max_birth_ahead_ms {
+            return Err(SessionRefusal::FromFuture { ahead_ms });
+        }
+        if self.sessions.len() as u64 >= u64::from(limits.max_sessions) {
+            return Err(SessionRefusal::TooManySessions {
+                limit: limits.max_sessions,
+            });
+        }
+        if limits.max_results == 0 {
+            return Err(SessionRefusal::TooManyResults { limit: 0 });
+        }
+        Ok(())
+    }
+
+    /// Marks a session as used now, makes it if it is new, and takes the acknowledgement of `write` in.
+    fn touch(&mut self, write: SessionRef) -> &mut Session<R> {
+        let SessionRef {
+            client,
+            acked_below,
+            ..
+        } = write;
+        let now = self.clock.max(client.birth);
+        self.dirty.insert(client);
+        let session = self.sessions.entry(client).or_insert_with(|| {
+            self.by_last_used.insert((now, client));
+            Session {
+                last_used: now,
+                acked_below: Sequence(1),
+                results: BTreeMap::new(),
+            }
+        });
+        if session.last_used < now {
+            self.by_last_used.remove(&(session.last_used, client));
+            self.by_last_used.insert((now, client));
+            session.last_used = now;
+        }
+        session.acked_below = session.acked_below.max(acked_below);
+        while let Some(oldest) = session.results.first_entry()
+            && *oldest.key() < session.acked_below
+        {
+            oldest.remove();
+        }
+        session
+    }
+}
+
+impl<R: Remembered> Session<R> {
+    /// Whether there is no room for one more result once those below `acked_below` are dropped.
+    fn is_full(&self, acked_below: Sequence, max_results: u32) -> bool {
+        let max_results = max_results as usize;
+        // Counting is needed only in the rare case that the results would not fit as they are.
+        self.results.len() >= max_results
+            && self.results.range(acked_below..).count() >= max_results
+    }
+
+    /// Version, last use, acknowledged bound, then the results with the distance of each number to the one
+    /// before.
+    fn encode(&self) -> Bytes {
+        let mut out = Writer::with_capacity(16 + 4 * self.results.len());
+        out.byte(RECORD_VERSION)
+            .number(self.last_used.0)
+            .number(self.acked_below.0)
+            .number(self.results.len() as u64);
+        let mut before = self.acked_below;
+        for (sequence, result) in &self.results {
+            out.number(sequence.0.saturating_sub(before.0));
+            result.encode(&mut out);
+            before = *sequence;
+        }
+        out.finish()
+    }
+
+    fn decode(client: ClientId, record: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(record);
+        let version = input.byte("session record version")?;
+        if version != RECORD_VERSION {
+            return Err(DecodeError::Unknown {
+                what: "session record version",
+                value: version.into(),
+            });
+        }
+        let last_used = LogTime(input.number("session last use")?);
+        let acked_below = Sequence(input.number("session acknowledged bound")?);
+        if last_used < client.birth || acked_below == Sequence(0) {
+            return Err(DecodeError::OutOfRange("session record"));
+        }
+        let count = input.count("session results")?;
+        let mut results = BTreeMap::new();
+        let mut before = acked_below.0;
+        for nth in 0..count {
+            let distance = input.number("result sequence")?;
+            let sequence = before
+                .checked_add(distance)
+                .filter(|_| nth == 0 || distance > 0)
+                .ok_or(DecodeError::OutOfRange("result sequence"))?;
+            results.insert(Sequence(sequence), R::decode(&mut input)?);
+            before = sequence;
+        }
+        input.finish()?;
+        Ok(Self {
+            last_used,
+            acked_below,
+            results,
+        })
+    }
+}
