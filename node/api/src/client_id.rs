@@ -18,3 +18,21 @@ pub fn decode_client_id(mut bytes: &[u8]) -> Option<ClientId> {
         nonce: bytes.get_u64(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_ids_round_trip_and_other_lengths_are_refused() {
+        let client = ClientId {
+            birth: LogTime(1 << 40),
+            nonce: u64::MAX,
+        };
+        let bytes = encode_client_id(client);
+        assert_eq!(decode_client_id(&bytes), Some(client));
+        assert_eq!(decode_client_id(&bytes[1..]), None);
+        assert_eq!(decode_client_id(&[0; 17]), None);
+        assert_eq!(decode_client_id(&[]), None);
+    }
+}

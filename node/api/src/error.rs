@@ -37,3 +37,38 @@ fn code(kind: Option<&Kind>) -> Code {
         None => Code::Internal,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::errors;
+
+    #[test]
+    fn typed_errors_survive_the_journey_through_a_status() {
+        let cases = [
+            (errors::not_leader("a:1"), Code::Unavailable),
+            (errors::not_leader(""), Code::Unavailable),
+            (errors::wrong_group(7), Code::FailedPrecondition),
+            (errors::shard_not_ready(5), Code::Unavailable),
+            (errors::overloaded("requests", 9, 10), Code::ResourceExhausted),
+            (errors::too_large("value", 9, 8), Code::InvalidArgument),
+            (errors::session_expired(), Code::FailedPrecondition),
+            (errors::wrong_cluster("a", "b"), Code::FailedPrecondition),
+            (errors::bad_request("key", "is empty"), Code::InvalidArgument),
+            (errors::outcome_unknown(""), Code::Aborted),
+            (errors::disk_full(), Code::ResourceExhausted),
+            (errors::unavailable("stopping", 20), Code::Unavailable),
+        ];
+        for (detail, code) in cases {
+            let status = error_status(&detail);
+            assert_eq!(status.code(), code);
+            assert_eq!(status.message(), detail.message);
+            assert_eq!(error_detail(&status), Some(detail));
+        }
+        assert_eq!(error_detail(&Status::internal("plain")), None);
+        let mut garbage = Status::internal("garbage");
+        let value = MetadataValue::from_bytes(&[0xff; 9]);
+        garbage.metadata_mut().insert_bin(ERROR_METADATA_KEY, value);
+        assert_eq!(error_detail(&garbage), None, "damage is no detail");
+    }
+}

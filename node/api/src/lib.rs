@@ -18,6 +18,7 @@ pub mod v1 {
 
 mod client_id;
 mod error;
+pub mod errors;
 
 pub use client_id::{decode_client_id, encode_client_id};
 pub use error::{ERROR_METADATA_KEY, error_detail, error_status};
