@@ -1,12 +1,25 @@
 //! The Raft consensus library: sans-IO and deterministic.
 
+mod bug;
+mod change;
+mod election;
 mod entry;
+mod log;
 mod membership;
 mod message;
 mod options;
+mod output;
 mod position;
+mod progress;
+mod raft;
+mod reads;
+mod ready;
+mod replication;
 mod store;
 
+pub use bug::{BUGS_COMPILED_IN, Bug};
+pub use change::ChangeError;
+pub use election::TransferError;
 pub use entry::{Entry, Payload};
 pub use membership::{
     MAX_ADDRESS_BYTES, MAX_MEMBERS, Member, MemberKind, Membership, MembershipChange,
@@ -15,6 +28,10 @@ pub use membership::{
 pub use message::{Envelope, Message, SnapshotChunk, SnapshotMeta, SnapshotStatus};
 pub use options::{Options, OptionsError};
 pub use position::{EntryId, Index, Term};
+pub use raft::{Raft, RecoverError, StepError, Stepped};
+pub use reads::ReadError;
+pub use ready::{Persist, Persisted, ReadGrant, ReadTicket, Ready};
+pub use replication::ProposeError;
 pub use store::{HardState, LogBatch, LogReader, LogState, LogStore, StoreError};
 
 /// What a member does at the moment.

@@ -98,6 +98,13 @@ pub enum MembershipError {
 }
 
 impl Membership {
+    /// No members: a node before it was let into a group.
+    pub const fn nobody() -> Self {
+        Self {
+            members: BTreeMap::new(),
+        }
+    }
+
     /// A first membership in which all are voters.
     pub fn of_voters<A: Into<String>>(voters: impl IntoIterator<Item = (NodeId, A)>) -> Self {
         let member = |address: A| Member {

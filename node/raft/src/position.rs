@@ -24,6 +24,7 @@ pub struct EntryId {
 impl Term {
     /// The term after this one. At the type's maximum it stays there, so the caller must refuse to
     /// campaign from it.
+    #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
@@ -31,11 +32,13 @@ impl Term {
 
 impl Index {
     /// The index after this one.
+    #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
     /// The index before this one; zero stays zero.
+    #[must_use]
     pub const fn prev(self) -> Self {
         Self(self.0.saturating_sub(1))
     }

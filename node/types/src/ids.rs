@@ -47,6 +47,7 @@ id!(
 
 impl Sequence {
     /// The number after this one.
+    #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }

@@ -1,0 +1,378 @@
+//! Who leads: timeouts, pre-votes, votes, and the check that a leader still reaches a quorum
+//! (Raft §5.2, §5.4.1; thesis §3.10, §4.2.3, §6.2, §9.6).
+
+use types::NodeId;
+
+use crate::bug::Bug;
+use crate::progress::Progress;
+use crate::raft::Leading;
+use crate::{EntryId, HardState, Message, Payload, ProgressState, Raft, Role, StepError, Term};
+
+/// How often a broken connection alone may start a pre-vote before the timeout has to.
+const MAX_HINT_TRIES: u32 = 6;
+/// A broken connection starts a pre-vote within this many ticks, at random, so that followers don't collide.
+const HINT_JITTER_TICKS: u32 = 4;
+
+impl Raft {
+    pub(crate) fn tick_follower(&mut self) {
+        self.election.elapsed = self.election.elapsed.saturating_add(1);
+        self.election.since_start = self.election.since_start.saturating_add(1);
+        let hinted = match self.election.hint_countdown {
+            Some(0) => true,
+            Some(ticks) => {
+                self.election.hint_countdown = Some(ticks - 1);
+                false
+            }
+            None => false,
+        };
+        if hinted || self.election.elapsed >= self.election.timeout {
+            self.election.hint_countdown = None;
+            self.start_pre_vote();
+        }
+    }
+
+    pub(crate) fn tick_leader(&mut self) {
+        self.leading.heartbeat_elapsed += 1;
+        if self.leading.heartbeat_elapsed >= self.options.heartbeat_ticks {
+            self.leading.heartbeat_elapsed = 0;
+            self.leading.heartbeat_due = true;
+        }
+        self.reads.tick();
+        self.tick_transfer();
+        self.leading.check_elapsed += 1;
+        if self.leading.check_elapsed >= self.options.election_ticks {
+            self.leading.check_elapsed = 0;
+            self.check_quorum();
+        }
+    }
+
+    /// A leader that a quorum did not answer for an election timeout may be deposed already (thesis §6.2).
+    fn check_quorum(&mut self) {
+        let active = self.log.membership().has_quorum(|node| {
+            node == self.node || self.progress.get(&node).is_some_and(|p| p.recent_active)
+        });
+        for progress in self.progress.values_mut() {
+            progress.recent_active = false;
+        }
+        if !active && self.options.check_quorum {
+            self.become_follower(self.term(), None);
+        }
+    }
+
+    /// The connection to `node` broke. If it leads, that is news, and waiting out the election timeout would only
+    /// add to the gap: ask for pre-votes soon. Peers that still hear the leader refuse.
+    pub fn peer_disconnected(&mut self, node: NodeId) {
+        if self.role == Role::Leader {
+            if let Some(progress) = self.progress.get_mut(&node) {
+                progress.restart();
+            }
+        } else if self.leader == Some(node) && !self.election.leader_has_lease {
+            self.election.leader_lost = true;
+            self.election.hint_tries = 0;
+            self.schedule_hint();
+        }
+    }
+
+    fn schedule_hint(&mut self) {
+        if self.election.hint_countdown.is_none() && self.election.hint_tries < MAX_HINT_TRIES {
+            let spread = HINT_JITTER_TICKS << self.election.hint_tries.min(3);
+            self.election.hint_tries += 1;
+            self.election.hint_countdown = Some(self.random_below(spread));
+        }
+    }
+
+    /// Whether a leader was heard within the shortest election timeout: then nobody needs another one.
+    pub(crate) fn hears_leader(&self) -> bool {
+        // A node that just restarted may have granted a lease and forgotten it.
+        if self.options.lease_reads && self.election.since_start < self.options.election_ticks {
+            return true;
+        }
+        match self.role {
+            Role::Leader => true,
+            Role::Follower => {
+                self.leader.is_some()
+                    && !self.election.leader_lost
+                    && self.election.elapsed < self.options.election_ticks
+            }
+            Role::PreCandidate | Role::Candidate => false,
+        }
+    }
+
+    fn may_campaign(&self) -> bool {
+        self.role != Role::Leader
+            && self.log.membership().is_voter(self.node)
+            && self.term().next().next() < Term(u64::MAX)
+    }
+
+    fn start_pre_vote(&mut self) {
+        self.reset_election_timer();
+        if !self.may_campaign() {
+            return;
+        }
+        self.role = Role::PreCandidate;
+        self.leader = None;
+        self.election.votes.clear();
+        self.election.votes.insert(self.node, true);
+        let message = Message::PreVote {
+            next_term: self.term().next(),
+            last: self.log.last_id(),
+        };
+        self.ask_voters(&message);
+        self.count_votes();
+    }
+
+    fn start_election(&mut self, transfer: bool) {
+        if !self.may_campaign() {
+            return;
+        }
+        self.reset_election_timer();
+        self.election.hint_countdown = None;
+        self.role = Role::Candidate;
+        self.leader = None;
+        self.hard_state = HardState {
+            term: self.term().next(),
+            vote: Some(self.node),
+        };
+        self.election.transfer = transfer;
+        self.election.started += 1;
+        self.election.votes.clear();
+        self.election.votes.insert(self.node, true);
+        let message = Message::Vote {
+            last: self.log.last_id(),
+            transfer,
+        };
+        self.ask_voters(&message);
+        self.count_votes();
+    }
+
+    fn ask_voters(&mut self, message: &Message) {
+        let voters: Vec<NodeId> = self
+            .log
+            .membership()
+            .voters()
+            .filter(|node| *node != self.node)
+            .collect();
+        for voter in voters {
+            self.send(voter, message.clone());
+        }
+    }
+
+    fn up_to_date(&self, last: EntryId) -> bool {
+        last >= self.log.last_id() || self.bug(Bug::VoteIgnoresLog)
+    }
+
+    /// Would this node vote for the sender? It answers whatever it thinks of the membership: its own view of it may
+    /// be the stale one. Nothing here changes, so nothing needs the disk.
+    pub(crate) fn handle_pre_vote(
+        &mut self,
+        from: NodeId,
+        their_term: Term,
+        next_term: Term,
+        last: EntryId,
+    ) {
+        let granted = next_term > self.term()
+            && their_term.next() == next_term
+            && self.up_to_date(last)
+            && !self.hears_leader();
+        self.send(from, Message::PreVoteReply { next_term, granted });
+    }
+
+    pub(crate) fn handle_pre_vote_reply(&mut self, from: NodeId, next_term: Term, granted: bool) {
+        if self.role == Role::PreCandidate && next_term == self.term().next() {
+            self.election.votes.insert(from, granted);
+            self.count_votes();
+        }
+    }
+
+    pub(crate) fn handle_vote(&mut self, from: NodeId, last: EntryId, _transfer: bool) {
+        let free = self.hard_state.vote.is_none_or(|vote| vote == from)
+            && self.leader.is_none_or(|leader| leader == from);
+        let granted = free && self.up_to_date(last);
+        if granted {
+            self.hard_state.vote = Some(from);
+            self.become_follower(self.term(), self.leader);
+            self.reset_election_timer();
+        }
+        self.send(from, Message::VoteReply { granted });
+    }
+
+    pub(crate) fn handle_vote_reply(&mut self, from: NodeId, granted: bool) {
+        if self.role == Role::Candidate {
+            self.election.votes.insert(from, granted);
+            self.count_votes();
+        }
+    }
+
+    fn count_votes(&mut self) {
+        let membership = self.log.membership();
+        let won = membership.has_quorum(|node| self.election.votes.get(&node) == Some(&true));
+        let possible = membership.has_quorum(|node| self.election.votes.get(&node) != Some(&false));
+        match (self.role, won, possible) {
+            (Role::PreCandidate, true, _) => self.start_election(false),
+            (Role::Candidate, true, _) => self.become_leader(),
+            (Role::PreCandidate, false, false) => {
+                // Some peers have not noticed yet that the leader is gone.
+                self.become_follower(self.term(), None);
+                if self.election.leader_lost {
+                    self.schedule_hint();
+                }
+            }
+            (Role::Candidate, false, false) => self.become_follower(self.term(), None),
+            _ => {}
+        }
+    }
+
+    /// Follows in `term`. Everything that only a leader or a candidate knows is forgotten.
+    pub(crate) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
+        if term > self.term() {
+            self.hard_state = HardState { term, vote: None };
+        }
+        if self.role != Role::Follower || self.leader != leader {
+            self.reset_election_timer();
+        }
+        self.role = Role::Follower;
+        self.leader = leader;
+        self.progress.clear();
+        self.reads.clear();
+        self.leading = Leading::default();
+    }
+
+    /// Accepts `from` as the leader of this term, and its sign of life.
+    pub(crate) fn follow(&mut self, from: NodeId) -> Result<(), StepError> {
+        if self.role == Role::Leader || self.leader.is_some_and(|leader| leader != from) {
+            return Err(StepError::Malformed {
+                from,
+                what: "two leaders in one term",
+            });
+        }
+        if self.role != Role::Follower || self.leader.is_none() {
+            self.become_follower(self.term(), Some(from));
+        }
+        self.election.elapsed = 0;
+        self.election.leader_lost = false;
+        self.election.hint_countdown = None;
+        Ok(())
+    }
+
+    fn become_leader(&mut self) {
+        self.role = Role::Leader;
+        self.leader = Some(self.node);
+        self.election.leader_lost = false;
+        self.reads.clear();
+        self.leading = Leading {
+            first_index: self.log.last_index().next(),
+            heartbeat_due: true,
+            ..Leading::default()
+        };
+        self.progress = self
+            .others()
+            .into_iter()
+            .map(|node| (node, Progress::new(self.log.last_index().next(), true)))
+            .collect();
+        if self.bug(Bug::NoOwnTermNoop) {
+            self.leading.first_index = self.log.commit_index();
+            return;
+        }
+        self.append_own(Payload::Noop);
+    }
+
+    pub(crate) fn reset_election_timer(&mut self) {
+        self.election.elapsed = 0;
+        self.election.timeout =
+            self.options.election_ticks + self.random_below(self.options.election_ticks);
+    }
+
+    /// The leader orders this node to campaign: no pre-vote, because the leader steps aside (thesis §3.10).
+    pub(crate) fn handle_timeout_now(&mut self, from: NodeId) {
+        if self.leader == Some(from) {
+            self.start_election(true);
+        }
+    }
+
+    /// Hands leadership to `target`, or to the voter whose log is furthest. New proposals are refused until it
+    /// happened or an election timeout passed.
+    pub fn transfer_leadership(&mut self, target: Option<NodeId>) -> Result<NodeId, TransferError> {
+        if self.role != Role::Leader {
+            return Err(TransferError::NotLeader);
+        }
+        let furthest = || {
+            let voters = self
+                .log
+                .membership()
+                .voters()
+                .filter_map(|node| self.progress.get(&node).map(|progress| (node, progress)));
+            voters
+                .filter(|(_, p)| p.recent_active && p.state != ProgressState::Snapshot)
+                .max_by_key(|(_, p)| p.matched)
+                .map(|(node, _)| node)
+        };
+        let target = target.or_else(furthest).ok_or(TransferError::NoCandidate)?;
+        if target == self.node {
+            return Err(TransferError::AlreadyLeader);
+        }
+        let progress = self
+            .progress
+            .get(&target)
+            .filter(|_| self.log.membership().is_voter(target))
+            .ok_or(TransferError::NotVoter)?;
+        if progress.state == ProgressState::Snapshot {
+            return Err(TransferError::NeedsSnapshot);
+        }
+        self.leading.transfer = Some((target, 0));
+        self.finish_transfer(target);
+        Ok(target)
+    }
+
+    /// Sends the order as soon as the target holds the whole log.
+    pub(crate) fn finish_transfer(&mut self, node: NodeId) {
+        let ready = self
+            .progress
+            .get(&node)
+            .is_some_and(|progress| progress.matched == self.log.last_index());
+        if ready
+            && self
+                .leading
+                .transfer
+                .is_some_and(|(target, _)| target == node)
+        {
+            self.leading.transferred = true;
+            self.reads.forget_lease();
+            self.send(node, Message::TimeoutNow);
+        }
+    }
+
+    /// A lost order must not wedge the leader, so it gives up after an election timeout; until then it repeats the
+    /// order with the heartbeats.
+    fn tick_transfer(&mut self) {
+        let Some((target, elapsed)) = &mut self.leading.transfer else {
+            return;
+        };
+        *elapsed += 1;
+        let (target, elapsed) = (*target, *elapsed);
+        if elapsed >= self.options.election_ticks || !self.log.membership().is_voter(target) {
+            self.leading.transfer = None;
+        } else if self.leading.heartbeat_due {
+            self.finish_transfer(target);
+        }
+    }
+}
+
+/// Why leadership can't be handed over. Nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This node doesn't lead.
+    #[error("this node doesn't lead")]
+    NotLeader,
+    /// The target leads already.
+    #[error("the target leads already")]
+    AlreadyLeader,
+    /// The target is not a voter of the group.
+    #[error("the target is not a voter")]
+    NotVoter,
+    /// The target needs a snapshot first; handing over now would stop writes for long.
+    #[error("the target needs a snapshot first")]
+    NeedsSnapshot,
+    /// No voter answers.
+    #[error("no other voter answers")]
+    NoCandidate,
+}

@@ -1,0 +1,457 @@
+//! The log as Raft sees it: where terms begin, which memberships it carries, what is persisted, committed and
+//! handed over, and the recent entries themselves.
+//!
+//! Entries that fell out of the cache are read back through a [`LogReader`], and only ever when a message or an
+//! apply needs them: no step of the protocol waits for a disk.
+//!
+//! # Invariants
+//!
+//! - `base.index <= emitted <= commit <= last` and `persisted <= last`; `emitted <= persisted`.
+//! - `runs` starts after `base`, ascends in index and term, and covers `(base, last]`.
+//! - The cache is contiguous and ends at `last`; what is not persisted is in it.
+//! - `memberships` is never empty, ascends, and its first element is committed.
+
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+
+use crate::store::{LogReader, LogState, StoreError};
+use crate::{Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
+
+/// How many bytes of entries are read at a time when a log is opened.
+const RECOVERY_PAGE_BYTES: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(crate) struct RaftLog {
+    base: EntryId,
+    last: Index,
+    persisted: Index,
+    commit: Index,
+    emitted: Index,
+    /// The first index of each term, and the term.
+    runs: VecDeque<(Index, Term)>,
+    cache: VecDeque<Entry>,
+    cache_bytes: usize,
+    max_cached_bytes: usize,
+    /// The index at which each membership took effect; the last one is in force.
+    memberships: VecDeque<(Index, Membership)>,
+}
+
+impl RaftLog {
+    /// Reads the stored log once, to learn its terms and memberships. `applied` is what the state machine holds
+    /// and is therefore committed.
+    pub(crate) fn recover(
+        state: &LogState,
+        applied: Index,
+        max_cached_bytes: usize,
+        reader: &dyn LogReader,
+    ) -> Result<Self, StoreError> {
+        let base = state.base.last;
+        let mut log = Self {
+            base,
+            last: base.index,
+            persisted: state.last_index,
+            commit: applied,
+            emitted: applied,
+            runs: VecDeque::new(),
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            max_cached_bytes,
+            memberships: VecDeque::from([(base.index, state.base.membership.clone())]),
+        };
+        while log.last < state.last_index {
+            let page = reader.entries(log.last.next()..=state.last_index, RECOVERY_PAGE_BYTES)?;
+            if page.is_empty() {
+                return Err(StoreError::Damaged(format!(
+                    "log entry {} is missing",
+                    log.last.next()
+                )));
+            }
+            for entry in page {
+                log.check_follows(&entry)?;
+                log.push(entry);
+                log.evict();
+            }
+        }
+        log.forget_old_memberships();
+        Ok(log)
+    }
+
+    fn check_follows(&self, entry: &Entry) -> Result<(), StoreError> {
+        if entry.id.index != self.last.next() || entry.id.term < self.last_id().term {
+            return Err(StoreError::Damaged(format!(
+                "log entry {} follows {}",
+                entry.id,
+                self.last_id()
+            )));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn base(&self) -> EntryId {
+        self.base
+    }
+
+    pub(crate) fn last_index(&self) -> Index {
+        self.last
+    }
+
+    pub(crate) fn last_id(&self) -> EntryId {
+        EntryId::new(
+            self.runs.back().map_or(self.base.term, |(_, term)| *term),
+            self.last,
+        )
+    }
+
+    pub(crate) fn persisted(&self) -> Index {
+        self.persisted
+    }
+
+    pub(crate) fn commit_index(&self) -> Index {
+        self.commit
+    }
+
+    pub(crate) fn emitted(&self) -> Index {
+        self.emitted
+    }
+
+    /// The term at `index`; `None` below the base and above the end.
+    pub(crate) fn term_at(&self, index: Index) -> Option<Term> {
+        if index < self.base.index || index > self.last {
+            return None;
+        }
+        let after = self.runs.partition_point(|(first, _)| *first <= index);
+        match after.checked_sub(1) {
+            Some(run) => self.runs.get(run).map(|(_, term)| *term),
+            None => Some(self.base.term),
+        }
+    }
+
+    pub(crate) fn contains(&self, id: EntryId) -> bool {
+        self.term_at(id.index) == Some(id.term)
+    }
+
+    /// The last entry at or before `from.index` whose term is at most `from.term`: the highest place where this
+    /// log might agree with one that holds `from`. Not below the base, which is committed and agrees anyway.
+    pub(crate) fn highest_possible_match(&self, from: EntryId) -> EntryId {
+        let mut index = from.index.min(self.last);
+        for (first, term) in self.runs.iter().rev() {
+            if index < *first {
+                continue;
+            }
+            if *term <= from.term {
+                return EntryId::new(*term, index);
+            }
+            index = first.prev();
+        }
+        self.base
+    }
+
+    /// The membership in force: the latest in the log, committed or not (thesis §4.1).
+    pub(crate) fn membership(&self) -> &Membership {
+        static NOBODY: Membership = Membership::nobody();
+        self.memberships
+            .back()
+            .map_or(&NOBODY, |(_, membership)| membership)
+    }
+
+    /// The index of the entry that carries the membership in force.
+    pub(crate) fn membership_index(&self) -> Index {
+        self.memberships
+            .back()
+            .map_or(Index(0), |(index, _)| *index)
+    }
+
+    /// Appends one entry after the last.
+    pub(crate) fn push(&mut self, entry: Entry) {
+        assert!(entry.id.index == self.last.next(), "entries are contiguous");
+        if self.last_id().term != entry.id.term || self.runs.is_empty() {
+            self.runs.push_back((entry.id.index, entry.id.term));
+        }
+        if let Payload::Membership(membership) = &entry.payload {
+            self.memberships
+                .push_back((entry.id.index, membership.clone()));
+        }
+        self.last = entry.id.index;
+        self.cache_bytes += entry.size();
+        self.cache.push_back(entry);
+    }
+
+    /// Drops the entries at and after `from`: another leader wrote something else there (Raft §5.3).
+    pub(crate) fn truncate(&mut self, from: Index, keep_memberships: bool) {
+        assert!(from > self.commit, "committed entries are never truncated");
+        self.last = from.prev();
+        self.persisted = self.persisted.min(self.last);
+        while self.runs.back().is_some_and(|(first, _)| *first >= from) {
+            self.runs.pop_back();
+        }
+        while self.memberships.len() > 1
+            && !keep_memberships
+            && self
+                .memberships
+                .back()
+                .is_some_and(|(index, _)| *index >= from)
+        {
+            self.memberships.pop_back();
+        }
+        while let Some(entry) = self.cache.pop_back_if(|entry| entry.id.index >= from) {
+            self.cache_bytes -= entry.size();
+        }
+    }
+
+    /// Advances the commit index; it never goes back.
+    pub(crate) fn commit_to(&mut self, index: Index) -> bool {
+        let index = index.min(self.last);
+        if index <= self.commit {
+            return false;
+        }
+        self.commit = index;
+        self.forget_old_memberships();
+        true
+    }
+
+    fn forget_old_memberships(&mut self) {
+        while self
+            .memberships
+            .get(1)
+            .is_some_and(|(index, _)| *index <= self.commit)
+        {
+            self.memberships.pop_front();
+        }
+    }
+
+    /// The entries that are not on disk yet.
+    pub(crate) fn unpersisted(&self) -> Vec<Entry> {
+        let count = usize::try_from(self.last.since(self.persisted)).unwrap_or(usize::MAX);
+        let start = self.cache.len().saturating_sub(count);
+        self.cache.range(start..).cloned().collect()
+    }
+
+    /// The disk holds `id` and all before it, unless it was truncated meanwhile.
+    pub(crate) fn persisted_to(&mut self, id: EntryId) {
+        if id.index > self.persisted && self.contains(id) {
+            self.persisted = id.index;
+            self.evict();
+        }
+    }
+
+    /// The next committed and persisted entries to apply, in order, at most about `max_bytes`.
+    pub(crate) fn take_committed(
+        &mut self,
+        max_bytes: usize,
+        reader: &dyn LogReader,
+    ) -> Result<Vec<Entry>, StoreError> {
+        if !self.has_committed() {
+            return Ok(Vec::new());
+        }
+        let entries = self.read(
+            self.emitted.next()..=self.commit.min(self.persisted),
+            max_bytes,
+            reader,
+        )?;
+        if let Some(entry) = entries.last() {
+            self.emitted = entry.id.index;
+            self.evict();
+        }
+        Ok(entries)
+    }
+
+    pub(crate) fn has_committed(&self) -> bool {
+        self.emitted < self.commit.min(self.persisted)
+    }
+
+    /// Entries from the start of `range` on, at least one and at most about `max_bytes`: from the cache, or
+    /// from the disk for what fell out of it.
+    pub(crate) fn read(
+        &self,
+        range: RangeInclusive<Index>,
+        max_bytes: usize,
+        reader: &dyn LogReader,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let (start, end) = range.into_inner();
+        if start > end {
+            return Ok(Vec::new());
+        }
+        let cached_from = self
+            .cache
+            .front()
+            .map_or(self.last.next(), |entry| entry.id.index);
+        if start < cached_from {
+            let page = reader.entries(start..=end.min(cached_from.prev()), max_bytes)?;
+            if page
+                .first()
+                .is_none_or(|entry| !self.contains(entry.id) || entry.id.index != start)
+            {
+                return Err(StoreError::Damaged(format!(
+                    "log entry {start} is missing or not what was written"
+                )));
+            }
+            return Ok(page);
+        }
+        let skip = usize::try_from(start.since(cached_from)).unwrap_or(usize::MAX);
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            let first = bytes == 0;
+            bytes += entry.size();
+            entry.id.index <= end && (first || bytes <= max_bytes)
+        };
+        Ok(self
+            .cache
+            .iter()
+            .skip(skip)
+            .take_while(fits)
+            .cloned()
+            .collect())
+    }
+
+    /// Forgets entries up to `index`, whose effects are durable elsewhere. Returns the new base.
+    pub(crate) fn compact(
+        &mut self,
+        index: Index,
+        membership: &Membership,
+    ) -> Option<SnapshotMeta> {
+        let term = self.term_at(index)?;
+        if index <= self.base.index || index > self.emitted {
+            return None;
+        }
+        self.base = EntryId::new(term, index);
+        while self
+            .runs
+            .get(1)
+            .is_some_and(|(first, _)| *first <= index.next())
+        {
+            self.runs.pop_front();
+        }
+        match self.runs.front_mut() {
+            Some((first, _)) if index < self.last => *first = (*first).max(index.next()),
+            _ => self.runs.clear(),
+        }
+        while let Some(entry) = self.cache.pop_front_if(|entry| entry.id.index <= index) {
+            self.cache_bytes -= entry.size();
+        }
+        Some(SnapshotMeta {
+            last: self.base,
+            membership: membership.clone(),
+        })
+    }
+
+    /// Replaces the whole log by a snapshot that the state machine already holds durably.
+    pub(crate) fn reset(&mut self, meta: &SnapshotMeta) {
+        self.base = meta.last;
+        self.last = meta.last.index;
+        self.persisted = meta.last.index;
+        self.commit = meta.last.index;
+        self.emitted = meta.last.index;
+        self.runs.clear();
+        self.cache.clear();
+        self.cache_bytes = 0;
+        self.memberships = VecDeque::from([(meta.last.index, meta.membership.clone())]);
+    }
+
+    fn evict(&mut self) {
+        let keep_from = self.persisted.min(self.emitted).next();
+        while self.cache_bytes > self.max_cached_bytes {
+            match self.cache.pop_front_if(|entry| entry.id.index < keep_from) {
+                Some(entry) => self.cache_bytes -= entry.size(),
+                None => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    struct NoDisk;
+    impl LogReader for NoDisk {
+        fn entries(
+            &self,
+            range: RangeInclusive<Index>,
+            _: usize,
+        ) -> Result<Vec<Entry>, StoreError> {
+            Err(StoreError::Damaged(format!("nothing at {}", range.start())))
+        }
+    }
+
+    fn log_of(terms: &[u64]) -> RaftLog {
+        let mut log =
+            RaftLog::recover(&LogState::default(), Index(0), usize::MAX, &NoDisk).unwrap();
+        for (position, term) in terms.iter().enumerate() {
+            let payload = Payload::Command(Bytes::from(vec![0; 10]));
+            log.push(Entry::new(Term(*term), Index(position as u64 + 1), payload));
+        }
+        log
+    }
+
+    #[test]
+    fn terms_are_found_in_runs() {
+        let log = log_of(&[1, 1, 3, 3, 7]);
+        let terms: Vec<_> = (0..=6)
+            .map(|index| log.term_at(Index(index)).map(|term| term.0))
+            .collect();
+        assert_eq!(
+            terms,
+            [Some(0), Some(1), Some(1), Some(3), Some(3), Some(7), None]
+        );
+    }
+
+    #[test]
+    fn backtracking_skips_whole_terms() {
+        let log = log_of(&[1, 1, 4, 4, 4, 6]);
+        let at = |term, index| log.highest_possible_match(EntryId::new(Term(term), Index(index)));
+        assert_eq!(at(5, 9), EntryId::new(Term(4), Index(5)));
+        assert_eq!(at(3, 5), EntryId::new(Term(1), Index(2)));
+        assert_eq!(at(6, 4), EntryId::new(Term(4), Index(4)));
+        assert_eq!(at(0, 4), EntryId::default());
+    }
+
+    #[test]
+    fn truncation_restores_terms_memberships_and_the_persisted_index() {
+        let mut log = log_of(&[1, 1, 2]);
+        let joined = Membership::of_voters([(types::NodeId(1), "a")]);
+        log.push(Entry::new(
+            Term(2),
+            Index(4),
+            Payload::Membership(joined.clone()),
+        ));
+        log.persisted_to(EntryId::new(Term(2), Index(4)));
+        assert_eq!(log.membership(), &joined);
+        log.truncate(Index(3), false);
+        assert_eq!(log.last_id(), EntryId::new(Term(1), Index(2)));
+        assert_eq!(log.persisted(), Index(2));
+        assert!(log.membership().is_empty());
+        log.push(Entry::new(Term(5), Index(3), Payload::Noop));
+        assert_eq!(log.unpersisted().len(), 1);
+        log.persisted_to(EntryId::new(Term(2), Index(4)));
+        assert_eq!(
+            log.persisted(),
+            Index(2),
+            "a write that was overtaken persists nothing"
+        );
+    }
+
+    #[test]
+    fn compaction_keeps_the_base_term_and_the_rest() {
+        let mut log = log_of(&[1, 1, 2, 2, 3]);
+        log.persisted_to(log.last_id());
+        log.commit_to(Index(5));
+        log.take_committed(usize::MAX, &NoDisk).unwrap();
+        let meta = log.compact(Index(3), &Membership::default()).unwrap();
+        assert_eq!(meta.last, EntryId::new(Term(2), Index(3)));
+        assert_eq!(log.term_at(Index(2)), None);
+        assert_eq!(log.term_at(Index(3)), Some(Term(2)));
+        assert_eq!(log.term_at(Index(4)), Some(Term(2)));
+        assert_eq!(log.term_at(Index(5)), Some(Term(3)));
+        assert_eq!(
+            log.compact(Index(5), &Membership::default())
+                .unwrap()
+                .last
+                .term,
+            Term(3)
+        );
+        assert_eq!(log.last_id(), EntryId::new(Term(3), Index(5)));
+        log.push(Entry::new(Term(3), Index(6), Payload::Noop));
+        assert_eq!(log.term_at(Index(6)), Some(Term(3)));
+    }
+}

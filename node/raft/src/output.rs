@@ -1,0 +1,186 @@
+//! What leaves: messages, the write they wait for, and entries to apply.
+//!
+//! Which messages wait for the disk:
+//!
+//! - While the term or the vote is not durable, all of them: a node that forgot its term must not have spoken in it
+//!   (Raft §5.2).
+//! - Acknowledgements of entries, until the entries are durable (Raft §5.3).
+//! - Nothing else. Above all, a leader's appends leave while its own disk writes (thesis §10.2.1).
+
+use types::NodeId;
+
+use crate::bug::Bug;
+use crate::ready::{Persist, Persisted, Ready};
+use crate::store::{LogBatch, LogReader, StoreError};
+use crate::{Envelope, Index, Message, ProgressState, Raft, Role, SnapshotMeta};
+
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    messages: Vec<Envelope>,
+    /// The log is to start after this snapshot.
+    pub(crate) reset: Option<SnapshotMeta>,
+    /// A write was handed out and has not come back.
+    writing: bool,
+}
+
+impl Raft {
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        let envelope = Envelope {
+            from: self.node,
+            to,
+            term: self.term(),
+            message,
+        };
+        self.outbox.messages.push(envelope);
+    }
+
+    /// Whether [`ready`](Self::ready) would have something to say.
+    pub fn has_ready(&self) -> bool {
+        !self.outbox.messages.is_empty()
+            || (!self.outbox.writing && self.has_unwritten())
+            || self.log.has_committed()
+            || self.reads.has_grants()
+            || self.read_round_due()
+            || (self.role == Role::Leader && self.has_leader_work())
+    }
+
+    fn has_unwritten(&self) -> bool {
+        self.hard_state != self.durable_hard_state
+            || self.outbox.reset.is_some()
+            || self.log.persisted() < self.log.last_index()
+    }
+
+    fn has_leader_work(&self) -> bool {
+        let last = self.log.last_index();
+        self.leading.heartbeat_due
+            || self
+                .progress
+                .values()
+                .any(|p| p.may_send(&self.options) && (p.next <= last || p.nudge))
+    }
+
+    /// All that is to be done now. Reads entries from `reader` for followers that are behind; an error of it is
+    /// final for this node.
+    pub fn ready(&mut self, reader: &dyn LogReader) -> Result<Ready, StoreError> {
+        if self.role == Role::Leader {
+            self.write_leader_messages(reader)?;
+        }
+        let committed = self
+            .log
+            .take_committed(self.options.max_apply_bytes, reader)?;
+        let mut ready = Ready {
+            committed,
+            reads: self.reads.take_grants(),
+            ..Ready::default()
+        };
+        let wants = |(node, state): (NodeId, ProgressState)| {
+            (state == ProgressState::Snapshot).then_some(node)
+        };
+        ready.snapshots_wanted = self
+            .progress()
+            .map(|(node, _, state)| (node, state))
+            .filter_map(wants)
+            .collect();
+        let mut held = Vec::new();
+        let forgetful = self.bug(Bug::VoteNotDurable);
+        let hard_state_durable = self.hard_state == self.durable_hard_state || forgetful;
+        for envelope in std::mem::take(&mut self.outbox.messages) {
+            if hard_state_durable && self.entries_durable(&envelope.message) {
+                ready.messages.push(envelope);
+            } else {
+                held.push(envelope);
+            }
+        }
+        if self.outbox.writing || !self.has_unwritten() {
+            self.outbox.messages = held;
+            return Ok(ready);
+        }
+        let mut persist = self.write_out(held);
+        if forgetful {
+            persist.batch.hard_state = None;
+            if persist.batch.is_empty() {
+                ready.messages.append(&mut persist.held);
+                self.durable_hard_state = self.hard_state;
+                return Ok(ready);
+            }
+        }
+        self.outbox.writing = true;
+        ready.persist = Some(Box::new(persist));
+        Ok(ready)
+    }
+
+    fn entries_durable(&self, message: &Message) -> bool {
+        match message {
+            Message::AppendAccepted { matched } => {
+                let durable = *matched <= self.log.persisted()
+                    && self.outbox.reset.is_none()
+                    && !self.outbox.writing;
+                durable || self.bug(Bug::AckBeforeFsync)
+            }
+            _ => true,
+        }
+    }
+
+    fn write_out(&mut self, held: Vec<Envelope>) -> Persist {
+        let hard_state = (self.hard_state != self.durable_hard_state).then_some(self.hard_state);
+        let batch = LogBatch {
+            hard_state,
+            reset: self.outbox.reset.take(),
+            entries: self.log.unpersisted(),
+        };
+        Persist {
+            batch,
+            hard_state: self.hard_state,
+            last: self.log.last_id(),
+            held,
+        }
+    }
+
+    fn write_leader_messages(&mut self, reader: &dyn LogReader) -> Result<(), StoreError> {
+        // With a lease each heartbeat is a round of its own, so that its answers renew the lease.
+        if self.read_round_due()
+            || (self.leading.heartbeat_due && self.serves_by_lease() && self.knows_commit())
+        {
+            self.leading.heartbeat_due |= self.start_read_round();
+        }
+        for node in self.progress.keys().copied().collect::<Vec<_>>() {
+            if self.leading.heartbeat_due {
+                self.send_heartbeat(node);
+            }
+            self.send_appends(node, reader)?;
+        }
+        self.leading.heartbeat_due = false;
+        Ok(())
+    }
+
+    fn send_heartbeat(&mut self, node: NodeId) {
+        let matched = self
+            .progress
+            .get(&node)
+            .map_or(Index(0), |progress| progress.matched);
+        // Only what is known to match: the follower's log may hold something else further up.
+        let commit = self.log.commit_index().min(matched);
+        let message = Message::Heartbeat {
+            commit,
+            read_round: self.reads.round(),
+            lease: self.serves_by_lease(),
+        };
+        self.send(node, message);
+    }
+
+    /// A write is durable: releases the messages that waited for it. They leave at once.
+    pub fn persisted(&mut self, done: Persisted) -> Vec<Envelope> {
+        self.outbox.writing = false;
+        self.durable_hard_state = done.hard_state;
+        self.log.persisted_to(done.last);
+        if self.role == Role::Leader {
+            self.advance_commit();
+        }
+        // What was promised in an earlier term concerns nobody any more.
+        let term = self.term();
+        done.held
+            .into_iter()
+            .filter(|envelope| envelope.term == term)
+            .collect()
+    }
+}

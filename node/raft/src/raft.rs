@@ -1,0 +1,435 @@
+//! The consensus state of one member, and the doors through which the world reaches it.
+//!
+//! The rooms behind the doors: `election` (who leads), `replication` (what is in the log), `reads` (what may be
+//! read), `change` (who belongs), and `output` (what leaves: messages, writes, entries to apply).
+
+use std::collections::BTreeMap;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use types::NodeId;
+
+use crate::bug::Bug;
+use crate::log::RaftLog;
+use crate::output::Outbox;
+use crate::progress::Progress;
+use crate::reads::Reads;
+use crate::store::{LogReader, LogState, StoreError};
+use crate::{
+    EntryId, Envelope, HardState, Index, Membership, Message, Options, OptionsError, ProgressState,
+    Role, SnapshotMeta, Term,
+};
+
+/// One member of a group: consensus without I/O.
+///
+/// Inputs are [`step`](Self::step) (a message), [`tick`](Self::tick) (time), [`propose`](Self::propose),
+/// [`read_index`](Self::read_index), [`change_membership`](Self::change_membership),
+/// [`transfer_leadership`](Self::transfer_leadership) and [`peer_disconnected`](Self::peer_disconnected). After any
+/// number of them the driver takes a [`Ready`](crate::Ready), does what it says, and gives back the token of its write.
+///
+/// # Invariants
+///
+/// - The term never goes back; in a term at most one vote is given and never changed.
+/// - Only a leader appends entries of its own making, and only at its log's end.
+/// - The commit index only advances, and only over entries that a quorum holds durably, the last of them of the
+///   leader's own term (Raft §5.4.2).
+#[derive(Debug)]
+pub struct Raft {
+    pub(crate) node: NodeId,
+    pub(crate) options: Options,
+    pub(crate) hard_state: HardState,
+    /// What the disk holds of `hard_state`.
+    pub(crate) durable_hard_state: HardState,
+    pub(crate) role: Role,
+    pub(crate) leader: Option<NodeId>,
+    pub(crate) log: RaftLog,
+    pub(crate) progress: BTreeMap<NodeId, Progress>,
+    pub(crate) outbox: Outbox,
+    pub(crate) reads: Reads,
+    pub(crate) election: Election,
+    pub(crate) leading: Leading,
+    random: ChaCha8Rng,
+}
+
+/// What an election needs to remember.
+#[derive(Debug, Default)]
+pub(crate) struct Election {
+    /// Ticks since this follower heard its leader, or since it last campaigned.
+    pub(crate) elapsed: u32,
+    /// The randomised timeout of this round.
+    pub(crate) timeout: u32,
+    /// Answers to this candidate: who granted and who refused.
+    pub(crate) votes: BTreeMap<NodeId, bool>,
+    /// The connection to the leader broke, and it was not heard since.
+    pub(crate) leader_lost: bool,
+    /// Ticks until a pre-vote because of that.
+    pub(crate) hint_countdown: Option<u32>,
+    /// Ticks since the start, at first below an election timeout: before it, this node may have heard a leader and forgotten.
+    pub(crate) since_start: u32,
+    /// How often that was tried.
+    pub(crate) hint_tries: u32,
+    /// The leader serves reads by lease: its silence must last a whole election timeout.
+    pub(crate) leader_has_lease: bool,
+    /// The vote that is asked for was ordered by the leader.
+    pub(crate) transfer: bool,
+    /// Elections started, for metrics.
+    pub(crate) started: u64,
+}
+
+/// What a leader needs to remember of its reign.
+#[derive(Debug, Default)]
+pub(crate) struct Leading {
+    /// The index of the no-op that began it.
+    pub(crate) first_index: Index,
+    /// Ticks since the last quorum check.
+    pub(crate) check_elapsed: u32,
+    /// Ticks since the last heartbeat.
+    pub(crate) heartbeat_elapsed: u32,
+    pub(crate) heartbeat_due: bool,
+    /// To whom leadership is being handed, and for how many ticks already.
+    pub(crate) transfer: Option<(NodeId, u32)>,
+    /// A `TimeoutNow` left in this term: a late one may break a lease, so there is none any more.
+    pub(crate) transferred: bool,
+    /// Sizes of the entries that are proposed and not committed.
+    pub(crate) uncommitted: std::collections::VecDeque<(Index, usize)>,
+    pub(crate) uncommitted_bytes: usize,
+}
+
+/// A message that needs more than Raft's own answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stepped {
+    /// All is done.
+    Done,
+    /// A snapshot message of the current term, for whoever moves snapshots.
+    Snapshot(Envelope),
+    /// A node at this address asks the leader to let it in.
+    JoinRequest {
+        /// Who asks.
+        node: NodeId,
+        /// Where it is reached.
+        address: String,
+    },
+}
+
+/// Why a message was refused. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// It is for another node: the sender's address book is stale.
+    #[error("message for {to}, but this is {this}")]
+    NotForThisNode {
+        /// Whom it is for.
+        to: NodeId,
+        /// Who got it.
+        this: NodeId,
+    },
+    /// Its parts contradict each other or what this node knows for certain.
+    #[error("malformed message from {from}: {what}")]
+    Malformed {
+        /// Who sent it.
+        from: NodeId,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// It would overwrite a committed entry: the sender belongs to another history. Check that no disk was
+    /// restored from a copy and no node id is used twice.
+    #[error("{from} contradicts the committed entry {committed}")]
+    ContradictsCommitted {
+        /// Who sent it.
+        from: NodeId,
+        /// The entry.
+        committed: EntryId,
+    },
+}
+
+impl Raft {
+    /// Starts from what the log holds. `applied` is the index that the state machine holds durably. `seed` feeds the
+    /// election timeouts and must differ between members.
+    pub fn recover(
+        options: Options,
+        node: NodeId,
+        state: &LogState,
+        applied: Index,
+        seed: u64,
+        reader: &dyn LogReader,
+    ) -> Result<Self, RecoverError> {
+        options.validate()?;
+        let log = RaftLog::recover(state, applied, options.max_cached_bytes, reader)?;
+        let mut raft = Self {
+            node,
+            options,
+            hard_state: state.hard_state,
+            durable_hard_state: state.hard_state,
+            role: Role::Follower,
+            leader: None,
+            log,
+            progress: BTreeMap::new(),
+            outbox: Outbox::default(),
+            reads: Reads::default(),
+            election: Election::default(),
+            leading: Leading::default(),
+            random: ChaCha8Rng::seed_from_u64(seed ^ node.0),
+        };
+        raft.reset_election_timer();
+        Ok(raft)
+    }
+
+    /// Takes a message in. What it causes leaves with the next [`Ready`](crate::Ready).
+    pub fn step(&mut self, envelope: Envelope) -> Result<Stepped, StepError> {
+        self.check_envelope(&envelope)?;
+        if let Message::JoinRequest { address } = envelope.message {
+            return Ok(Stepped::JoinRequest {
+                node: envelope.from,
+                address,
+            });
+        }
+        // Asking for votes must not raise anyone's term while a leader is heard (thesis §4.2.3, §9.6), and a
+        // pre-vote never does.
+        match &envelope.message {
+            Message::PreVote { next_term, last } => {
+                self.handle_pre_vote(envelope.from, envelope.term, *next_term, *last);
+                return Ok(Stepped::Done);
+            }
+            Message::Vote { transfer, .. }
+                if envelope.term > self.term() && !transfer && self.hears_leader() =>
+            {
+                return Ok(Stepped::Done);
+            }
+            // One who lags behind answers in its own term, and its answer counts.
+            Message::PreVoteReply { next_term, granted } if envelope.term <= self.term() => {
+                self.handle_pre_vote_reply(envelope.from, *next_term, *granted);
+                return Ok(Stepped::Done);
+            }
+            _ => {}
+        }
+        if envelope.term > self.term() {
+            self.become_follower(envelope.term, None);
+        } else if envelope.term < self.term() && !self.accepts_stale(&envelope.message) {
+            self.answer_stale(&envelope);
+            return Ok(Stepped::Done);
+        }
+        self.dispatch(envelope)
+    }
+
+    fn dispatch(&mut self, envelope: Envelope) -> Result<Stepped, StepError> {
+        let from = envelope.from;
+        match envelope.message {
+            Message::Vote { last, transfer } => self.handle_vote(from, last, transfer),
+            Message::VoteReply { granted } => self.handle_vote_reply(from, granted),
+            Message::PreVoteReply { next_term, granted } => {
+                self.handle_pre_vote_reply(from, next_term, granted);
+            }
+            Message::Append {
+                prev,
+                entries,
+                commit,
+            } => self.handle_append(from, prev, entries, commit)?,
+            Message::AppendAccepted { matched } => self.handle_accepted(from, matched)?,
+            Message::AppendRejected { refused, hint } => self.handle_rejected(from, refused, hint),
+            Message::Heartbeat {
+                commit,
+                read_round,
+                lease,
+            } => self.handle_heartbeat(from, commit, read_round, lease)?,
+            Message::HeartbeatReply { read_round } => self.handle_heartbeat_reply(from, read_round),
+            Message::TimeoutNow => self.handle_timeout_now(from),
+            Message::SnapshotChunk(_) => {
+                self.follow(from)?;
+                return Ok(Stepped::Snapshot(envelope));
+            }
+            Message::SnapshotReply { .. } if self.role == Role::Leader => {
+                if let Some(progress) = self.progress.get_mut(&from) {
+                    progress.recent_active = true;
+                }
+                return Ok(Stepped::Snapshot(envelope));
+            }
+            Message::SnapshotReply { .. }
+            | Message::PreVote { .. }
+            | Message::JoinRequest { .. } => {}
+        }
+        Ok(Stepped::Done)
+    }
+
+    fn check_envelope(&self, envelope: &Envelope) -> Result<(), StepError> {
+        let malformed = |what| {
+            Err(StepError::Malformed {
+                from: envelope.from,
+                what,
+            })
+        };
+        let for_anyone =
+            matches!(envelope.message, Message::JoinRequest { .. }) && envelope.to == NodeId(0);
+        if envelope.to != self.node && !for_anyone {
+            return Err(StepError::NotForThisNode {
+                to: envelope.to,
+                this: self.node,
+            });
+        }
+        if envelope.from == self.node || envelope.from == NodeId(0) {
+            return malformed("the sender is this node or no node");
+        }
+        if envelope.term == Term(u64::MAX) {
+            return malformed("the term is at its maximum");
+        }
+        match &envelope.message {
+            Message::Append { prev, entries, .. } => {
+                let mut before = *prev;
+                for entry in entries {
+                    if entry.id.index != before.index.next()
+                        || entry.id.term < before.term
+                        || entry.id.term > envelope.term
+                    {
+                        return malformed("entries are not contiguous, or of a later term");
+                    }
+                    before = entry.id;
+                }
+                Ok(())
+            }
+            Message::SnapshotChunk(chunk) if chunk.meta.last.term > envelope.term => {
+                malformed("the snapshot is of a later term")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A sender with an older term learns of this one, whatever it said: a deposed leader steps down, and a
+    /// candidate that missed elections catches up. Otherwise both could wait for each other for ever.
+    fn answer_stale(&mut self, envelope: &Envelope) {
+        let refused = match &envelope.message {
+            Message::Vote { .. } => Message::VoteReply { granted: false },
+            Message::Append { prev, .. } => Message::AppendRejected {
+                refused: prev.index,
+                hint: EntryId::default(),
+            },
+            Message::Heartbeat { read_round, .. } => Message::HeartbeatReply {
+                read_round: *read_round,
+            },
+            Message::SnapshotChunk(chunk) => Message::SnapshotReply {
+                snapshot: chunk.meta.last,
+                next_chunk: 0,
+                status: crate::SnapshotStatus::Failed,
+            },
+            _ => return,
+        };
+        self.send(envelope.from, refused);
+    }
+
+    fn accepts_stale(&self, message: &Message) -> bool {
+        self.bug(Bug::StaleAppendAck) && matches!(message, Message::AppendAccepted { .. })
+    }
+
+    /// Lets one tick of time pass.
+    pub fn tick(&mut self) {
+        if self.role == Role::Leader {
+            self.tick_leader();
+        } else {
+            self.tick_follower();
+        }
+    }
+
+    /// More time passed than ticks were given (the process was paused, say): leases can't be trusted.
+    pub fn lost_time(&mut self) {
+        self.reads.forget_lease();
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Its term.
+    pub fn term(&self) -> Term {
+        self.hard_state.term
+    }
+
+    /// What it does.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Who leads, as far as it knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.leader
+    }
+
+    /// The greatest index known to be committed.
+    pub fn commit_index(&self) -> Index {
+        self.log.commit_index()
+    }
+
+    /// The last index that was handed out for applying.
+    pub fn last_emitted(&self) -> Index {
+        self.log.emitted()
+    }
+
+    /// The last entry of the log.
+    pub fn last_id(&self) -> EntryId {
+        self.log.last_id()
+    }
+
+    /// The log starts after this entry.
+    pub fn compacted(&self) -> EntryId {
+        self.log.base()
+    }
+
+    /// The membership in force: the latest in the log, committed or not.
+    pub fn membership(&self) -> &Membership {
+        self.log.membership()
+    }
+
+    /// Whether the log holds `id`, or compacted it away.
+    pub fn holds(&self, id: EntryId) -> bool {
+        self.log.contains(id)
+    }
+
+    /// Elections that this node started.
+    pub fn elections_started(&self) -> u64 {
+        self.election.started
+    }
+
+    /// The leader's view of the others; empty elsewhere.
+    pub fn progress(&self) -> impl Iterator<Item = (NodeId, Index, ProgressState)> {
+        let leads = self.role == Role::Leader;
+        self.progress
+            .iter()
+            .filter(move |_| leads)
+            .map(|(node, progress)| (*node, progress.matched, progress.state))
+    }
+
+    /// Forgets entries up to `index`, whose effects, with `membership` in force, are durable in the state machine.
+    /// Returns what the store must be told, or `None` if there is nothing to forget.
+    pub fn compact(&mut self, index: Index, membership: &Membership) -> Option<SnapshotMeta> {
+        self.log.compact(index, membership)
+    }
+
+    pub(crate) fn bug(&self, bug: Bug) -> bool {
+        self.options.has_bug(bug)
+    }
+
+    pub(crate) fn random_below(&mut self, bound: u32) -> u32 {
+        if bound == 0 {
+            0
+        } else {
+            self.random.next_u32() % bound
+        }
+    }
+
+    pub(crate) fn others(&self) -> Vec<NodeId> {
+        self.log
+            .membership()
+            .members()
+            .map(|(node, _)| node)
+            .filter(|node| *node != self.node)
+            .collect()
+    }
+}
+
+/// Why Raft can't start. The node must not vote then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// The log is damaged or can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The settings contradict each other.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+}

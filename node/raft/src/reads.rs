@@ -1,0 +1,170 @@
+//! What may be read: a leader asks a quorum whether it still leads, once for all reads that wait, and then answers
+//! from its state machine as of the commit index of when it asked (thesis §6.4). No read costs a log entry.
+//!
+//! With leases (off by default) a quorum's answer counts for the reads of half an election timeout: followers
+//! elect nobody for a whole one, and no clock is trusted to run more than twice as fast as another.
+
+use std::collections::VecDeque;
+
+use types::NodeId;
+
+use crate::bug::Bug;
+use crate::ready::{ReadGrant, ReadTicket};
+use crate::{Index, Raft, Role};
+
+/// Rounds on their way at once. Few, so that reads gather in the meantime.
+const MAX_ROUNDS: usize = 4;
+
+/// Why a read can't be served here now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// This node doesn't lead.
+    #[error("this node doesn't lead")]
+    NotLeader {
+        /// Who does, as far as it knows.
+        leader: Option<NodeId>,
+    },
+    /// It leads, but has committed nothing in its term yet, so it doesn't know what is committed. Ask again soon.
+    #[error("the leader has not committed in its term yet")]
+    NotReady,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    /// The number of the latest round that was started.
+    round: u64,
+    /// Reads wait for a round to start.
+    waiting: bool,
+    rounds: VecDeque<Round>,
+    grants: Vec<ReadGrant>,
+    clock: u64,
+    /// The tick at which the latest confirmed round was started.
+    lease_from: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Round {
+    number: u64,
+    index: Index,
+    started: u64,
+}
+
+impl Reads {
+    pub(crate) fn tick(&mut self) {
+        self.clock += 1;
+    }
+
+    pub(crate) fn forget_lease(&mut self) {
+        self.lease_from = None;
+        // Rounds that were started before the lost time must not renew it.
+        for round in &mut self.rounds {
+            round.started = 0;
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.waiting = false;
+        self.rounds.clear();
+        self.grants.clear();
+        self.lease_from = None;
+        // `round` goes on: a late answer to an earlier reign's round must not confirm one of this reign.
+    }
+
+    pub(crate) fn take_grants(&mut self) -> Vec<ReadGrant> {
+        std::mem::take(&mut self.grants)
+    }
+
+    pub(crate) fn has_grants(&self) -> bool {
+        !self.grants.is_empty()
+    }
+
+    pub(crate) fn round(&self) -> u64 {
+        self.round
+    }
+}
+
+impl Raft {
+    /// Asks for the right to read. The ticket is granted by a later [`Ready`](crate::Ready), or never if leadership
+    /// is lost.
+    pub fn read_index(&mut self) -> Result<ReadTicket, ReadError> {
+        if self.role != Role::Leader {
+            return Err(ReadError::NotLeader {
+                leader: self.leader,
+            });
+        }
+        if !self.knows_commit() && !self.bug(Bug::ReadBeforeOwnTermCommit) {
+            return Err(ReadError::NotReady);
+        }
+        self.reads.waiting = true;
+        Ok(ReadTicket(self.reads.round + 1))
+    }
+
+    fn has_lease(&self) -> bool {
+        let holds = |from: u64| {
+            from > 0 && self.reads.clock < from + u64::from(self.options.election_ticks / 2)
+        };
+        self.options.lease_reads
+            && !self.leading.transferred
+            && self.reads.lease_from.is_some_and(holds)
+    }
+
+    pub(crate) fn serves_by_lease(&self) -> bool {
+        self.options.lease_reads && !self.leading.transferred
+    }
+
+    /// Whether a read round is due to start.
+    pub(crate) fn read_round_due(&self) -> bool {
+        self.role == Role::Leader && self.reads.waiting && self.reads.rounds.len() < MAX_ROUNDS
+    }
+
+    /// Starts the round that waiting reads are for, or one that only renews the lease. Its heartbeats follow.
+    /// Returns whether its question must be asked.
+    pub(crate) fn start_read_round(&mut self) -> bool {
+        let index = self.log.commit_index();
+        self.reads.round += 1;
+        self.reads.waiting = false;
+        let number = self.reads.round;
+        if self.has_lease() || self.bug(Bug::ReadWithoutQuorum) {
+            self.reads.grants.push(ReadGrant {
+                ticket: ReadTicket(number),
+                index,
+            });
+            return false;
+        }
+        // Zero marks a round from before a pause.
+        let started = self.reads.clock.max(1);
+        self.reads.rounds.push_back(Round {
+            number,
+            index,
+            started,
+        });
+        self.confirm_reads();
+        true
+    }
+
+    /// Grants the rounds that a quorum has answered. A quorum that answered a round answered all before it.
+    pub(crate) fn confirm_reads(&mut self) {
+        let membership = self.log.membership();
+        while let Some(round) = self.reads.rounds.front() {
+            let answered = |node: NodeId| {
+                node == self.node
+                    || self
+                        .progress
+                        .get(&node)
+                        .is_some_and(|p| p.read_round >= round.number)
+            };
+            if !membership.has_quorum(answered) {
+                return;
+            }
+            self.reads.grants.push(ReadGrant {
+                ticket: ReadTicket(round.number),
+                index: round.index,
+            });
+            self.reads.lease_from = self
+                .reads
+                .lease_from
+                .max(Some(round.started).filter(|started| *started > 0));
+            self.reads.rounds.pop_front();
+        }
+    }
+}

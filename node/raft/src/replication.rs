@@ -1,0 +1,329 @@
+//! What is in the log: proposals, appends, acknowledgements, commit (Raft §5.3, §5.4).
+
+use bytes::Bytes;
+use types::NodeId;
+
+use crate::bug::Bug;
+use crate::store::{LogReader, StoreError};
+use crate::{
+    Entry, EntryId, Index, Message, Payload, ProgressState, Raft, Role, SnapshotMeta, StepError,
+};
+
+/// Why a proposal was refused. Nothing was appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This node doesn't lead.
+    #[error("this node doesn't lead")]
+    NotLeader {
+        /// Who does, as far as it knows.
+        leader: Option<NodeId>,
+    },
+    /// Leadership is being handed over.
+    #[error("leadership is being transferred")]
+    Transferring,
+    /// Too much waits for a quorum.
+    #[error("{limit} bytes of entries wait for a quorum")]
+    Overloaded {
+        /// The bound in bytes.
+        limit: usize,
+    },
+}
+
+impl Raft {
+    /// Appends a command to the log. It takes effect when it is committed, which a change of leadership may prevent.
+    pub fn propose(&mut self, command: Bytes) -> Result<EntryId, ProposeError> {
+        self.check_may_propose()?;
+        let size = command.len();
+        let limit = self.options.max_uncommitted_bytes;
+        // The first one always passes, or a command larger than the bound never would.
+        if self.leading.uncommitted_bytes > 0 && self.leading.uncommitted_bytes + size > limit {
+            return Err(ProposeError::Overloaded { limit });
+        }
+        Ok(self.append_own(Payload::Command(command)))
+    }
+
+    pub(crate) fn check_may_propose(&self) -> Result<(), ProposeError> {
+        if self.role != Role::Leader {
+            return Err(ProposeError::NotLeader {
+                leader: self.leader,
+            });
+        }
+        if self.leading.transfer.is_some() {
+            return Err(ProposeError::Transferring);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn append_own(&mut self, payload: Payload) -> EntryId {
+        let entry = Entry::new(self.term(), self.log.last_index().next(), payload);
+        let (id, size) = (entry.id, entry.size());
+        self.log.push(entry);
+        self.leading.uncommitted.push_back((id.index, size));
+        self.leading.uncommitted_bytes += size;
+        id
+    }
+
+    // The follower's side.
+
+    pub(crate) fn handle_append(
+        &mut self,
+        from: NodeId,
+        prev: EntryId,
+        entries: Vec<Entry>,
+        commit: Index,
+    ) -> Result<(), StepError> {
+        self.follow(from)?;
+        let committed = self.log.commit_index();
+        if prev.index < committed {
+            // All up to the commit index is known to agree: the leader may go on from there.
+            self.send(from, Message::AppendAccepted { matched: committed });
+            return Ok(());
+        }
+        if !self.log.contains(prev) {
+            let hint = self.log.highest_possible_match(prev);
+            self.send(
+                from,
+                Message::AppendRejected {
+                    refused: prev.index,
+                    hint,
+                },
+            );
+            return Ok(());
+        }
+        let matched = entries.last().map_or(prev.index, |entry| entry.id.index);
+        self.splice(from, entries)?;
+        self.log.commit_to(commit.min(matched));
+        self.send(from, Message::AppendAccepted { matched });
+        Ok(())
+    }
+
+    /// Appends what is new, after dropping what conflicts. What is there already stays: an old append must not
+    /// truncate what a newer one brought.
+    fn splice(&mut self, from: NodeId, entries: Vec<Entry>) -> Result<(), StepError> {
+        let known = entries
+            .iter()
+            .take_while(|entry| self.log.contains(entry.id))
+            .count();
+        let Some(first) = entries.get(known).map(|entry| entry.id.index) else {
+            return Ok(());
+        };
+        if first <= self.log.last_index() {
+            let committed = self.log.commit_index();
+            if first <= committed {
+                let term = self.log.term_at(first).unwrap_or_default();
+                return Err(StepError::ContradictsCommitted {
+                    from,
+                    committed: EntryId::new(term, first),
+                });
+            }
+            let keep_memberships = self.options.has_bug(Bug::TruncatedMembershipKept);
+            self.log.truncate(first, keep_memberships);
+        }
+        entries
+            .into_iter()
+            .skip(known)
+            .for_each(|entry| self.log.push(entry));
+        Ok(())
+    }
+
+    pub(crate) fn handle_heartbeat(
+        &mut self,
+        from: NodeId,
+        commit: Index,
+        read_round: u64,
+        lease: bool,
+    ) -> Result<(), StepError> {
+        self.follow(from)?;
+        self.election.leader_has_lease = lease;
+        self.log.commit_to(commit);
+        self.send(from, Message::HeartbeatReply { read_round });
+        Ok(())
+    }
+
+    /// The state machine holds the snapshot `meta` durably: the log starts after it. Returns false, and changes
+    /// nothing, if the log has come as far by itself.
+    pub fn install(&mut self, meta: &SnapshotMeta) -> bool {
+        if meta.last.index <= self.log.commit_index() {
+            return false;
+        }
+        if self.log.contains(meta.last)
+            || self.bug(Bug::SnapshotKeepsConflictingLog) && meta.last.index < self.log.last_index()
+        {
+            self.log.commit_to(meta.last.index);
+            return false;
+        }
+        self.log.reset(meta);
+        self.outbox.reset = Some(meta.clone());
+        if let Some(leader) = self.leader.filter(|leader| *leader != self.node) {
+            self.send(
+                leader,
+                Message::AppendAccepted {
+                    matched: meta.last.index,
+                },
+            );
+        }
+        true
+    }
+
+    // The leader's side.
+
+    pub(crate) fn handle_accepted(
+        &mut self,
+        from: NodeId,
+        matched: Index,
+    ) -> Result<(), StepError> {
+        if self.role != Role::Leader {
+            return Ok(());
+        }
+        if matched > self.log.last_index() {
+            return Err(StepError::Malformed {
+                from,
+                what: "acknowledges entries that were never sent",
+            });
+        }
+        let first_kept = self.log.base().index;
+        let Some(progress) = self.progress.get_mut(&from) else {
+            return Ok(());
+        };
+        progress.recent_active = true;
+        if progress.state == ProgressState::Snapshot {
+            if matched < first_kept {
+                return Ok(());
+            }
+            progress.switch_to(ProgressState::Probe);
+        }
+        if progress.accepted(matched) {
+            self.advance_commit();
+            self.finish_transfer(from);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn handle_rejected(&mut self, from: NodeId, refused: Index, hint: EntryId) {
+        let candidate = self.log.highest_possible_match(hint).index;
+        if let Some(progress) = self.progress.get_mut(&from) {
+            progress.recent_active = true;
+            progress.rejected(refused, candidate);
+        }
+    }
+
+    pub(crate) fn handle_heartbeat_reply(&mut self, from: NodeId, read_round: u64) {
+        let last = self.log.last_index();
+        let Some(progress) = self.progress.get_mut(&from) else {
+            return;
+        };
+        progress.alive(last);
+        progress.read_round = progress.read_round.max(read_round);
+        self.confirm_reads();
+    }
+
+    /// Commits what a quorum holds, if it is of this term: an entry of an earlier term that a quorum holds may still
+    /// be overwritten (Raft §5.4.2, figure 8).
+    pub(crate) fn advance_commit(&mut self) {
+        let membership = self.log.membership();
+        let held = |node: NodeId| {
+            if node == self.node {
+                self.log.persisted()
+            } else {
+                self.progress.get(&node).map_or(Index(0), |p| p.matched)
+            }
+        };
+        let mut indexes: Vec<Index> = membership.voters().map(held).collect();
+        indexes.sort_unstable();
+        let Some(index) = indexes
+            .len()
+            .checked_sub(membership.quorum())
+            .and_then(|at| indexes.get(at).copied())
+        else {
+            return;
+        };
+        let own_term =
+            self.log.term_at(index) == Some(self.term()) || self.bug(Bug::CommitOldTermByCounting);
+        if own_term && self.log.commit_to(index) {
+            self.after_commit();
+        }
+    }
+
+    fn after_commit(&mut self) {
+        let commit = self.log.commit_index();
+        while let Some((_, size)) = self
+            .leading
+            .uncommitted
+            .pop_front_if(|(index, _)| *index <= commit)
+        {
+            self.leading.uncommitted_bytes -= size;
+        }
+        // A leader that removed itself leads until that is committed (thesis §4.2.2).
+        let removed =
+            !self.log.membership().is_voter(self.node) && self.log.membership_index() <= commit;
+        if removed {
+            self.hand_over_before_leaving();
+        }
+    }
+
+    /// Writes the append that `node` is due, if any: at most a window's worth of them.
+    pub(crate) fn send_appends(
+        &mut self,
+        node: NodeId,
+        reader: &dyn LogReader,
+    ) -> Result<(), StoreError> {
+        loop {
+            let (base, last, commit) = (
+                self.log.base(),
+                self.log.last_index(),
+                self.log.commit_index(),
+            );
+            let Some(progress) = self.progress.get_mut(&node) else {
+                return Ok(());
+            };
+            if !progress.may_send(&self.options) || (progress.next > last && !progress.nudge) {
+                return Ok(());
+            }
+            let prev = progress.next.prev();
+            let Some(term) = self.log.term_at(prev) else {
+                debug_assert!(prev < base.index);
+                progress.switch_to(ProgressState::Snapshot);
+                return Ok(());
+            };
+            let entries =
+                self.log
+                    .read(progress.next..=last, self.options.max_append_bytes, reader)?;
+            let bytes = entries.iter().map(Entry::size).sum();
+            let sent_to = entries.last().map_or(prev, |entry| entry.id.index);
+            progress.sent(sent_to, bytes, entries.is_empty());
+            self.send(
+                node,
+                Message::Append {
+                    prev: EntryId::new(term, prev),
+                    entries,
+                    commit,
+                },
+            );
+        }
+    }
+
+    /// A follower in `Snapshot` got one that covers up to `index`: entries can follow.
+    pub fn snapshot_installed(&mut self, node: NodeId, index: Index) {
+        if let Some(progress) = self
+            .progress
+            .get_mut(&node)
+            .filter(|p| p.state == ProgressState::Snapshot)
+        {
+            progress.switch_to(ProgressState::Probe);
+            progress.next = index.next().max(progress.matched.next());
+            progress.nudge = true;
+        }
+    }
+
+    /// A snapshot to `node` came to nothing: find out again what it needs.
+    pub fn snapshot_failed(&mut self, node: NodeId) {
+        if let Some(progress) = self
+            .progress
+            .get_mut(&node)
+            .filter(|p| p.state == ProgressState::Snapshot)
+        {
+            progress.switch_to(ProgressState::Probe);
+            progress.next = progress.matched.next();
+        }
+    }
+}
