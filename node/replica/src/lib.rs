@@ -1,6 +1,8 @@
 //! A replicated log and a state machine become a service.
 
 pub mod chunk;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod machine;
 pub mod memory;
 mod options;
