@@ -1,7 +1,8 @@
 //! What clients ask of the state machine, and what it answers.
 
 use bytes::Bytes;
-use types::{ClientId, LogTime, Sequence, ShardId};
+use replica::session::SessionRef;
+use types::{Sequence, ShardId};
 
 /// A write with the session that makes it exactly once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,18 +11,6 @@ pub struct Command {
     pub session: Option<SessionRef>,
     /// What to do.
     pub write: Write,
-}
-
-/// Names one write of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SessionRef {
-    /// The session.
-    pub client: ClientId,
-    /// The write's number in the session, from 1.
-    pub sequence: Sequence,
-    /// All writes below this number were answered to the client: their results may be forgotten. At most
-    /// `sequence`.
-    pub acked_below: Sequence,
 }
 
 /// A change of one key.
@@ -71,9 +60,10 @@ pub enum Query {
         start: Bytes,
         /// The first key that is past the scan; empty for none.
         end: Bytes,
-        /// The most pairs.
+        /// The most pairs; at least one, at most [`MAX_SCAN_PAIRS`].
         limit: u32,
-        /// The page ends after the pair that reaches this many bytes.
+        /// The page ends after the pair that reaches this many bytes of keys and values; at most
+        /// [`MAX_SCAN_BYTES`].
         max_bytes: u32,
     },
 }
@@ -83,11 +73,12 @@ pub enum Query {
 pub enum Response {
     /// `Get`: the value, if the key exists.
     Value(Option<Bytes>),
-    /// `Scan`: the pairs, and whether more may follow after the last of them.
+    /// `Scan`: the pairs, and whether more follow.
     Page {
         /// In key order.
         pairs: Vec<(Bytes, Bytes)>,
-        /// Whether the page ended at a bound before the scan's end.
+        /// Whether the range holds more pairs after the last of these. Exact: go on at the last key with a
+        /// zero byte added.
         more: bool,
     },
     /// A write took effect, now or when it was first applied.
@@ -129,7 +120,7 @@ pub enum KvError {
         /// Bytes allowed.
         limit: u64,
     },
-    /// The value would be too large.
+    /// The value would be too large. The session remembers this, as it remembers what a write did.
     #[error("a value has at most {limit} bytes, not {size}")]
     ValueTooLarge {
         /// Bytes that it would have.
@@ -184,36 +175,14 @@ pub enum KvError {
     Malformed(String),
 }
 
-/// What is chosen when a group is created, kept in its state, and never changed: replicas that disagreed on
-/// it would diverge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Genesis {
-    /// The cluster's number of shards.
-    pub shards: u32,
-    /// A session that was silent for this long is forgotten, in milliseconds of log time.
-    pub session_ttl_ms: u64,
-    /// The most sessions that a shard remembers.
-    pub max_sessions_per_shard: u32,
-    /// The most unacknowledged results that a session keeps in a shard.
-    pub max_results_per_session: u32,
-}
-
-impl Default for Genesis {
-    fn default() -> Self {
-        Self {
-            shards: 64,
-            session_ttl_ms: 600_000,
-            max_sessions_per_shard: 65_536,
-            max_results_per_session: 1_024,
-        }
-    }
-}
-
 /// The longest key, in bytes. Part of the format: it never changes.
 pub const MAX_KEY_BYTES: usize = 4_096;
 
-/// How far in the future a session's birth may lie, in milliseconds, before it is refused.
-pub const MAX_BIRTH_AHEAD_MS: u64 = 60_000;
+/// The most pairs of a scan's page; a greater limit counts as this one.
+pub const MAX_SCAN_PAIRS: u32 = 4_096;
+
+/// A scan's page ends at this many bytes at the latest; a greater bound counts as this one.
+pub const MAX_SCAN_BYTES: u32 = 4 << 20;
 
 impl Write {
     /// The key that it changes.
@@ -223,6 +192,35 @@ impl Write {
             | Self::Append { key, .. }
             | Self::Delete { key }
             | Self::CompareAndSwap { key, .. } => key,
+        }
+    }
+
+    /// Whether it can only free space, so that a nearly full disk takes it.
+    pub fn frees_space(&self) -> bool {
+        matches!(
+            self,
+            Self::Delete { .. } | Self::CompareAndSwap { new: None, .. }
+        )
+    }
+}
+
+impl KvError {
+    /// Whether every other attempt of the same write, earlier or later, is refused or answered the same. If
+    /// not, the refusal speaks of one attempt: while another copy may be on its way the outcome of the write
+    /// isn't known, and it is to be repeated with the same client id and sequence.
+    ///
+    /// After a final refusal the write will not take effect any more; only after
+    /// [`KvError::SessionExpired`] and [`KvError::StaleSequence`] it may have taken effect before. Writes
+    /// without a session have no identity, so for them this says nothing.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::KeySize { .. }
+            | Self::ValueTooLarge { .. }
+            | Self::SessionExpired
+            | Self::StaleSequence { .. }
+            | Self::BadSequence { .. }
+            | Self::Malformed(_) => true,
+            Self::SessionFromFuture { .. } | Self::SessionLimit { .. } => false,
         }
     }
 }

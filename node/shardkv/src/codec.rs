@@ -1,0 +1,155 @@
+//! Commands as bytes: what clients' writes look like in the log.
+//!
+//! Version, kind, whether a session follows, the session, the key, and what the kind needs. The kind comes
+//! before anything that only a client's write has, so that operations of other kinds can be added.
+
+use bytes::Bytes;
+use replica::session::SessionRef;
+use types::{ClientId, DecodeError, LogTime, Reader, Sequence, Writer};
+
+use crate::{Command, Write};
+
+const VERSION: u8 = 1;
+
+const PUT: u8 = 1;
+const APPEND: u8 = 2;
+const DELETE: u8 = 3;
+const COMPARE_AND_SWAP: u8 = 4;
+
+/// More than what a command takes beside its keys and values.
+const OVERHEAD_BYTES: usize = 80;
+
+impl Command {
+    /// The bytes to propose.
+    pub fn encode(&self) -> Bytes {
+        let (kind, content) = match &self.write {
+            Write::Put { value, .. } => (PUT, value.len()),
+            Write::Append { suffix, .. } => (APPEND, suffix.len()),
+            Write::Delete { .. } => (DELETE, 0),
+            Write::CompareAndSwap { expected, new, .. } => (
+                COMPARE_AND_SWAP,
+                expected.as_ref().map_or(0, Bytes::len) + new.as_ref().map_or(0, Bytes::len),
+            ),
+        };
+        let key = self.write.key();
+        let mut out = Writer::with_capacity(OVERHEAD_BYTES + key.len() + content);
+        out.byte(VERSION).byte(kind);
+        encode_session(&mut out, self.session);
+        out.bytes(key);
+        match &self.write {
+            Write::Put { value, .. } => {
+                out.bytes(value);
+            }
+            Write::Append { suffix, .. } => {
+                out.bytes(suffix);
+            }
+            Write::Delete { .. } => {}
+            Write::CompareAndSwap { expected, new, .. } => {
+                encode_optional(&mut out, expected.as_ref());
+                encode_optional(&mut out, new.as_ref());
+            }
+        }
+        out.finish()
+    }
+
+    /// Reads what [`Command::encode`] wrote. Keys and values share the input's memory.
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        known(
+            "operation version",
+            input.byte("operation version")?,
+            VERSION,
+        )?;
+        let kind = input.byte("operation kind")?;
+        if !(PUT..=COMPARE_AND_SWAP).contains(&kind) {
+            return Err(DecodeError::Unknown {
+                what: "operation kind",
+                value: kind.into(),
+            });
+        }
+        let session = decode_session(&mut input)?;
+        let key = input.bytes("key")?;
+        let write = match kind {
+            PUT => Write::Put {
+                key,
+                value: input.bytes("value")?,
+            },
+            APPEND => Write::Append {
+                key,
+                suffix: input.bytes("suffix")?,
+            },
+            DELETE => Write::Delete { key },
+            _ => Write::CompareAndSwap {
+                key,
+                expected: decode_optional(&mut input, "expected value")?,
+                new: decode_optional(&mut input, "new value")?,
+            },
+        };
+        input.finish()?;
+        Ok(Self { session, write })
+    }
+}
+
+fn encode_session(out: &mut Writer, session: Option<SessionRef>) {
+    let Some(session) = session else {
+        out.byte(0);
+        return;
+    };
+    out.byte(1)
+        .number(session.client.birth.0)
+        .number(session.client.nonce)
+        .number(session.sequence.0)
+        .number(session.acked_below.0);
+}
+
+fn decode_session(input: &mut Reader) -> Result<Option<SessionRef>, DecodeError> {
+    if !decode_flag(input, "session")? {
+        return Ok(None);
+    }
+    Ok(Some(SessionRef {
+        client: ClientId {
+            birth: LogTime(input.number("session birth")?),
+            nonce: input.number("session nonce")?,
+        },
+        sequence: Sequence(input.number("sequence")?),
+        acked_below: Sequence(input.number("acknowledged bound")?),
+    }))
+}
+
+fn encode_optional(out: &mut Writer, value: Option<&Bytes>) {
+    match value {
+        Some(value) => out.byte(1).bytes(value),
+        None => out.byte(0),
+    };
+}
+
+fn decode_optional(input: &mut Reader, what: &'static str) -> Result<Option<Bytes>, DecodeError> {
+    if decode_flag(input, what)? {
+        input.bytes(what).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+/// One byte that is 0 or 1.
+fn decode_flag(input: &mut Reader, what: &'static str) -> Result<bool, DecodeError> {
+    match input.byte(what)? {
+        0 => Ok(false),
+        1 => Ok(true),
+        value => Err(DecodeError::Unknown {
+            what,
+            value: value.into(),
+        }),
+    }
+}
+
+fn known(what: &'static str, found: u8, expected: u8) -> Result<(), DecodeError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(DecodeError::Unknown {
+            what,
+            value: found.into(),
+        })
+    }
+}

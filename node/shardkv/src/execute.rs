@@ -1,0 +1,77 @@
+//! What each write does to the data.
+
+use bytes::{Bytes, BytesMut};
+use raft::StoreError;
+use replica::{Keyspace, Transaction};
+use types::ShardId;
+
+use crate::outcome::Outcome;
+use crate::{Write, Written, keys};
+
+/// Carries a write out. Its key was checked, and no copy of it was carried out before.
+pub(crate) fn execute(
+    write: &Write,
+    shard: ShardId,
+    max_value_bytes: u32,
+    state: &mut Transaction<'_>,
+) -> Result<Outcome, StoreError> {
+    let at = keys::data(shard, write.key());
+    let limit = u64::from(max_value_bytes);
+    let written = match write {
+        Write::Put { value, .. } => {
+            if let Some(refused) = too_large(value.len(), limit) {
+                return Ok(refused);
+            }
+            state.put(Keyspace::Data, at, value.clone());
+            Written::Put
+        }
+        Write::Append { suffix, .. } => {
+            let before = state.get(Keyspace::Data, &at)?;
+            let length = before.as_ref().map_or(0, Bytes::len) + suffix.len();
+            if let Some(refused) = too_large(length, limit) {
+                return Ok(refused);
+            }
+            state.put(Keyspace::Data, at, joined(before, suffix, length));
+            Written::Append {
+                length: length as u64,
+            }
+        }
+        Write::Delete { .. } => {
+            let existed = state.get(Keyspace::Data, &at)?.is_some();
+            // No tombstone for what isn't there.
+            if existed {
+                state.remove(Keyspace::Data, at);
+            }
+            Written::Delete { existed }
+        }
+        Write::CompareAndSwap { expected, new, .. } => {
+            // Before the comparison, so that the answer doesn't depend on a race.
+            if let Some(refused) = too_large(new.as_ref().map_or(0, Bytes::len), limit) {
+                return Ok(refused);
+            }
+            let swapped = state.get(Keyspace::Data, &at)? == *expected;
+            match new {
+                Some(value) if swapped => state.put(Keyspace::Data, at, value.clone()),
+                None if swapped && expected.is_some() => state.remove(Keyspace::Data, at),
+                _ => {}
+            }
+            Written::CompareAndSwap { swapped }
+        }
+    };
+    Ok(Outcome::Written(written))
+}
+
+fn too_large(size: usize, limit: u64) -> Option<Outcome> {
+    let size = size as u64;
+    (size > limit).then_some(Outcome::TooLarge { size, limit })
+}
+
+fn joined(before: Option<Bytes>, suffix: &Bytes, length: usize) -> Bytes {
+    let Some(before) = before else {
+        return suffix.clone();
+    };
+    let mut value = BytesMut::with_capacity(length);
+    value.extend_from_slice(&before);
+    value.extend_from_slice(suffix);
+    value.freeze()
+}

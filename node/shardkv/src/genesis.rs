@@ -1,0 +1,155 @@
+//! What is chosen when a group is created.
+
+use bytes::Bytes;
+use raft::StoreError;
+use replica::session::SessionLimits;
+use replica::{Keyspace, StateReader, WriteBatch};
+use types::{DecodeError, Reader, Writer};
+
+use crate::keys;
+
+/// How far in the future a session's birth may lie, in milliseconds, before it is refused. Part of the
+/// format: replicas that disagreed would diverge.
+pub const MAX_BIRTH_AHEAD_MS: u64 = 60_000;
+
+/// The version byte of the stored record.
+const RECORD_VERSION: u8 = 1;
+
+/// What is chosen when a group is created, kept in its state, and never changed: replicas that disagreed on
+/// it would diverge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Genesis {
+    /// The cluster's number of shards: 1 to 1,000,000.
+    pub shards: u32,
+    /// A session that was silent for this long is forgotten, in milliseconds of log time: a second to a
+    /// year. A client can repeat a write for half of it less [`MAX_BIRTH_AHEAD_MS`] (if the groups' clocks
+    /// are that far apart), so in production it is many minutes.
+    pub session_ttl_ms: u64,
+    /// The most sessions that a shard remembers: 1 to 1,048,576.
+    pub max_sessions_per_shard: u32,
+    /// The most unacknowledged results that a session keeps in a shard: 1 to 65,536.
+    pub max_results_per_session: u32,
+}
+
+/// A choice that is out of its range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} must be {least} to {most}, not {value}")]
+pub struct GenesisError {
+    /// Which one.
+    pub field: &'static str,
+    /// What was given.
+    pub value: u64,
+    /// The least that is allowed.
+    pub least: u64,
+    /// The most that is allowed.
+    pub most: u64,
+}
+
+impl Default for Genesis {
+    fn default() -> Self {
+        Self {
+            shards: 64,
+            session_ttl_ms: 600_000,
+            max_sessions_per_shard: 65_536,
+            max_results_per_session: 1_024,
+        }
+    }
+}
+
+impl Genesis {
+    /// Refuses what is out of range.
+    pub fn validate(&self) -> Result<(), GenesisError> {
+        let ranges = [
+            ("shards", u64::from(self.shards), 1, 1_000_000),
+            (
+                "session_ttl_ms",
+                self.session_ttl_ms,
+                1_000,
+                365 * 86_400_000,
+            ),
+            (
+                "max_sessions_per_shard",
+                u64::from(self.max_sessions_per_shard),
+                1,
+                1 << 20,
+            ),
+            (
+                "max_results_per_session",
+                u64::from(self.max_results_per_session),
+                1,
+                1 << 16,
+            ),
+        ];
+        for (field, value, least, most) in ranges {
+            if !(least..=most).contains(&value) {
+                return Err(GenesisError {
+                    field,
+                    value,
+                    least,
+                    most,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The first content of a group's state. What it holds must be valid: [`Genesis::load`] refuses it
+    /// otherwise.
+    pub fn to_batch(&self) -> WriteBatch {
+        let mut batch = WriteBatch::default();
+        batch.put(Keyspace::Meta, keys::genesis(), self.encode());
+        batch
+    }
+
+    /// What a group's state was created with; `None` for an empty state.
+    pub fn load(state: &dyn StateReader) -> Result<Option<Self>, StoreError> {
+        let Some(record) = state.get(Keyspace::Meta, &keys::genesis())? else {
+            return Ok(None);
+        };
+        let genesis = Self::decode(record)
+            .map_err(|error| StoreError::Damaged(format!("the genesis record: {error}")))?;
+        genesis
+            .validate()
+            .map_err(|error| StoreError::Damaged(format!("the genesis record: {error}")))?;
+        Ok(Some(genesis))
+    }
+
+    /// The bounds of every shard's session table.
+    pub fn session_limits(&self) -> SessionLimits {
+        SessionLimits {
+            ttl_ms: self.session_ttl_ms,
+            max_birth_ahead_ms: MAX_BIRTH_AHEAD_MS,
+            max_sessions: self.max_sessions_per_shard,
+            max_results: self.max_results_per_session,
+        }
+    }
+
+    fn encode(&self) -> Bytes {
+        let mut out = Writer::with_capacity(24);
+        out.byte(RECORD_VERSION)
+            .number(self.shards.into())
+            .number(self.session_ttl_ms)
+            .number(self.max_sessions_per_shard.into())
+            .number(self.max_results_per_session.into());
+        out.finish()
+    }
+
+    fn decode(record: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(record);
+        let version = input.byte("genesis version")?;
+        if version != RECORD_VERSION {
+            return Err(DecodeError::Unknown {
+                what: "genesis version",
+                value: version.into(),
+            });
+        }
+        let genesis = Self {
+            shards: input.number_u32("shards")?,
+            session_ttl_ms: input.number("session_ttl_ms")?,
+            max_sessions_per_shard: input.number_u32("max_sessions_per_shard")?,
+            max_results_per_session: input.number_u32("max_results_per_session")?,
+        };
+        input.finish()?;
+        Ok(genesis)
+    }
+}

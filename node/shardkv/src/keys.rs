@@ -1,0 +1,96 @@
+//! The one owner of the layout of keys in the state.
+//!
+//! | keyspace | key | value |
+//! |---|---|---|
+//! | `Meta` | `shardkv/genesis` | [`crate::Genesis`] |
+//! | `Data` | shard (u32, big-endian), user's key | user's value |
+//! | `Sessions` | shard (u32, big-endian), birth, nonce (u64 each, big-endian) | a session's record |
+//!
+//! All that belongs to a shard has the shard's prefix, so a shard is a range that can be copied, counted
+//! and cleared as one. In `Meta`, names that start with `shardkv/` are this crate's.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use types::{ClientId, LogTime, ShardId};
+
+const SHARD_BYTES: usize = 4;
+const SESSION_BYTES: usize = SHARD_BYTES + 16;
+
+/// The genesis record, in `Meta`.
+pub(crate) fn genesis() -> Bytes {
+    Bytes::from_static(b"shardkv/genesis")
+}
+
+/// A user's key, in `Data`.
+pub(crate) fn data(shard: ShardId, key: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(SHARD_BYTES + key.len());
+    out.put_u32(shard.0);
+    out.put_slice(key);
+    out.freeze()
+}
+
+/// The first key of a shard's range, in `Data` and in `Sessions`; the next shard's is its end.
+pub(crate) fn shard_start(shard: ShardId) -> Bytes {
+    Bytes::copy_from_slice(&shard.0.to_be_bytes())
+}
+
+/// Shard and user's key of a key in `Data`, sharing its memory. `None` if it is too short to be one.
+pub(crate) fn split_data(mut stored: Bytes) -> Option<(ShardId, Bytes)> {
+    let shard = ShardId(stored.try_get_u32().ok()?);
+    Some((shard, stored))
+}
+
+/// A session's record, in `Sessions`.
+pub(crate) fn session(shard: ShardId, client: ClientId) -> Bytes {
+    let mut out = BytesMut::with_capacity(SESSION_BYTES);
+    out.put_u32(shard.0);
+    out.put_u64(client.birth.0);
+    out.put_u64(client.nonce);
+    out.freeze()
+}
+
+/// Shard and client of a key in `Sessions`. `None` unless it has exactly the right length.
+pub(crate) fn split_session(mut stored: &[u8]) -> Option<(ShardId, ClientId)> {
+    if stored.len() != SESSION_BYTES {
+        return None;
+    }
+    let shard = ShardId(stored.get_u32());
+    let client = ClientId {
+        birth: LogTime(stored.get_u64()),
+        nonce: stored.get_u64(),
+    };
+    Some((shard, client))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_split_into_what_they_were_made_of() {
+        let key = data(ShardId(0x0102_0304), b"user");
+        assert_eq!(key.as_ref(), b"\x01\x02\x03\x04user");
+        assert_eq!(
+            split_data(key),
+            Some((ShardId(0x0102_0304), Bytes::from_static(b"user")))
+        );
+        let client = ClientId {
+            birth: LogTime(5),
+            nonce: u64::MAX,
+        };
+        let key = session(ShardId(7), client);
+        assert_eq!(split_session(&key), Some((ShardId(7), client)));
+        assert_eq!(split_session(&key[1..]), None);
+        assert_eq!(split_data(Bytes::from_static(b"abc")), None);
+    }
+
+    #[test]
+    fn a_shard_is_one_range() {
+        let shard = ShardId(255);
+        let (start, end) = (shard_start(shard), shard_start(ShardId(256)));
+        for key in [data(shard, b""), data(shard, &[0xff; 40])] {
+            assert!(start <= key && key < end);
+        }
+        assert!(data(ShardId(254), &[0xff; 40]) < start);
+        assert!(data(ShardId(256), b"") >= end);
+    }
+}
