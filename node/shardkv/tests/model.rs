@@ -322,29 +322,26 @@ fn bytes_do_not_depend_on_batches_or_restarts() {
         let mut source = Source::new(1_000 + seed);
         let steps: Vec<Step> = (0..1_500).map(|_| source.step().1).collect();
         let mut one_by_one = Replica::new(GENESIS);
-        let expected: Vec<_> = steps
-            .iter()
-            .flat_map(|step| one_by_one.batch(std::slice::from_ref(step)))
-            .collect();
-
         let mut grouped = Replica::new(GENESIS);
-        let mut responses = Vec::new();
-        let mut done = 0;
-        while done < steps.len() {
+        let mut rest = steps.as_slice();
+        while !rest.is_empty() {
             let size = 1 + source.random.below(100) as usize;
-            let end = (done + size).min(steps.len());
-            responses.extend(grouped.batch(&steps[done..end]));
-            done = end;
+            let (group, after) = rest.split_at(size.min(rest.len()));
+            let expected: Vec<_> = group
+                .iter()
+                .flat_map(|step| one_by_one.batch(std::slice::from_ref(step)))
+                .collect();
+            assert_eq!(grouped.batch(group), expected);
+            assert_eq!(grouped.state.pairs(), one_by_one.state.pairs());
             if source.random.one_in(4) {
                 grouped.restart();
             }
+            assert_eq!(
+                grouped.machine.session_count(),
+                one_by_one.machine.session_count()
+            );
+            rest = after;
         }
-        assert_eq!(responses, expected);
-        assert_eq!(grouped.state.pairs(), one_by_one.state.pairs());
-        assert_eq!(
-            grouped.machine.session_count(),
-            one_by_one.machine.session_count()
-        );
     }
 }
 

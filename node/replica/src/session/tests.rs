@@ -153,6 +153,25 @@ fn a_silent_session_is_refused_whether_it_was_removed_or_not() {
 }
 
 #[test]
+fn a_replay_counts_as_use_and_a_refusal_does_not() {
+    let mut table = SessionTable::default();
+    let (used, refused) = (client(10, 1), client(10, 2));
+    execute(&mut table, write(used, 1, 1), 20, 1);
+    execute(&mut table, write(refused, 1, 1), 20, 1);
+    let later = 20 + TTL;
+    assert_eq!(
+        table.admit(write(used, 1, 1), LogTime(later), &LIMITS),
+        Admission::Replay(1)
+    );
+    refusal(&mut table, write(refused, 0, 0), later);
+    execute(&mut table, write(used, 2, 2), later + TTL, 2);
+    assert_eq!(
+        refusal(&mut table, write(refused, 2, 2), later + 1),
+        SessionRefusal::Expired
+    );
+}
+
+#[test]
 fn a_birth_ahead_of_the_log_does_not_shorten_memory() {
     // Were `last_used` the log's time and not at least the birth, the session would be forgotten while it
     // still counts as young, and this copy would be executed again.
