@@ -51,7 +51,7 @@ impl Raft {
         Ok(id)
     }
 
-    fn check_caught_up(&self, node: NodeId) -> Result<(), ChangeError> {
+    pub(crate) fn check_caught_up(&self, node: NodeId) -> Result<(), ChangeError> {
         let (matched, state) = self
             .progress
             .get(&node)
@@ -71,7 +71,7 @@ impl Raft {
         for node in others {
             self.progress
                 .entry(node)
-                .or_insert_with(|| Progress::new(next, true));
+                .or_insert_with(|| Progress::new(next));
         }
         // A smaller quorum may be reached already.
         self.advance_commit();

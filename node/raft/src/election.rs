@@ -39,22 +39,19 @@ impl Raft {
         }
         self.reads.tick();
         self.tick_transfer();
-        self.leading.check_elapsed += 1;
-        if self.leading.check_elapsed >= self.options.election_ticks {
-            self.leading.check_elapsed = 0;
-            self.check_quorum();
+        for progress in self.progress.values_mut() {
+            progress.silent_ticks = progress.silent_ticks.saturating_add(1);
         }
+        self.check_quorum();
     }
 
     /// A leader that a quorum did not answer for an election timeout may be deposed already (thesis §6.2).
     fn check_quorum(&mut self) {
-        let active = self.log.membership().has_quorum(|node| {
-            node == self.node || self.progress.get(&node).is_some_and(|p| p.recent_active)
-        });
-        for progress in self.progress.values_mut() {
-            progress.recent_active = false;
-        }
-        if !active && self.options.check_quorum {
+        let reached = self
+            .log
+            .membership()
+            .has_quorum(|node| node == self.node || self.is_active(node));
+        if !reached && self.options.check_quorum {
             self.become_follower(self.term(), None);
         }
     }
@@ -267,7 +264,7 @@ impl Raft {
         self.progress = self
             .others()
             .into_iter()
-            .map(|node| (node, Progress::new(self.log.last_index().next(), true)))
+            .map(|node| (node, Progress::new(self.log.last_index().next())))
             .collect();
         if self.bug(Bug::NoOwnTermNoop) {
             self.leading.first_index = self.log.commit_index();
@@ -302,7 +299,10 @@ impl Raft {
                 .voters()
                 .filter_map(|node| self.progress.get(&node).map(|progress| (node, progress)));
             voters
-                .filter(|(_, p)| p.recent_active && p.state != ProgressState::Snapshot)
+                .filter(|(_, p)| {
+                    p.silent_ticks < self.options.election_ticks
+                        && p.state != ProgressState::Snapshot
+                })
                 .max_by_key(|(_, p)| p.matched)
                 .map(|(node, _)| node)
         };

@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //!
-//! - `base.index <= emitted <= commit <= last` and `persisted <= last`; `emitted <= persisted`.
+//! - `base.index <= emitted <= commit <= last` and `persisted <= last`. What is handed out for applying is persisted.
 //! - `runs` starts after `base`, ascends in index and term, and covers `(base, last]`.
 //! - The cache is contiguous and ends at `last`; what is not persisted is in it.
 //! - `memberships` is never empty, ascends, and its first element is committed.
@@ -303,12 +303,9 @@ impl RaftLog {
             .collect())
     }
 
-    /// Forgets entries up to `index`, whose effects are durable elsewhere. Returns the new base.
-    pub(crate) fn compact(
-        &mut self,
-        index: Index,
-        membership: &Membership,
-    ) -> Option<SnapshotMeta> {
+    /// Forgets entries up to `index`, whose effects are durable elsewhere. Returns the new base, with the latest
+    /// committed membership: possibly of a later entry, which changes nothing because it will not be truncated.
+    pub(crate) fn compact(&mut self, index: Index) -> Option<SnapshotMeta> {
         let term = self.term_at(index)?;
         if index <= self.base.index || index > self.emitted {
             return None;
@@ -330,7 +327,11 @@ impl RaftLog {
         }
         Some(SnapshotMeta {
             last: self.base,
-            membership: membership.clone(),
+            membership: self
+                .memberships
+                .front()
+                .map(|(_, membership)| membership.clone())
+                .unwrap_or_default(),
         })
     }
 
@@ -345,6 +346,12 @@ impl RaftLog {
         self.cache.clear();
         self.cache_bytes = 0;
         self.memberships = VecDeque::from([(meta.last.index, meta.membership.clone())]);
+    }
+
+    /// The state machine holds the effects up to `index` from elsewhere: they are committed and need no applying.
+    pub(crate) fn skip_to(&mut self, index: Index) {
+        self.commit_to(index);
+        self.emitted = self.emitted.max(index);
     }
 
     fn evict(&mut self) {
@@ -437,19 +444,13 @@ mod tests {
         log.persisted_to(log.last_id());
         log.commit_to(Index(5));
         log.take_committed(usize::MAX, &NoDisk).unwrap();
-        let meta = log.compact(Index(3), &Membership::default()).unwrap();
+        let meta = log.compact(Index(3)).unwrap();
         assert_eq!(meta.last, EntryId::new(Term(2), Index(3)));
         assert_eq!(log.term_at(Index(2)), None);
         assert_eq!(log.term_at(Index(3)), Some(Term(2)));
         assert_eq!(log.term_at(Index(4)), Some(Term(2)));
         assert_eq!(log.term_at(Index(5)), Some(Term(3)));
-        assert_eq!(
-            log.compact(Index(5), &Membership::default())
-                .unwrap()
-                .last
-                .term,
-            Term(3)
-        );
+        assert_eq!(log.compact(Index(5)).unwrap().last.term, Term(3));
         assert_eq!(log.last_id(), EntryId::new(Term(3), Index(5)));
         log.push(Entry::new(Term(3), Index(6), Payload::Noop));
         assert_eq!(log.term_at(Index(6)), Some(Term(3)));

@@ -34,6 +34,9 @@ pub struct Member {
     pub address: String,
     /// Voter or learner.
     pub kind: MemberKind,
+    /// A learner that takes the place of the member with this id at the same address, whose disk was lost: when it
+    /// has caught up, the leader removes that one and makes this one a voter.
+    pub replaces: Option<NodeId>,
 }
 
 /// The members of a group.
@@ -51,6 +54,13 @@ pub enum MembershipChange {
         node: NodeId,
         /// Where it is reached.
         address: String,
+    },
+    /// Adds a learner at the address of a member whose disk was lost, to take its place.
+    AddReplacement {
+        /// Who.
+        node: NodeId,
+        /// The member that it replaces.
+        replaces: NodeId,
     },
     /// Makes a learner a voter.
     Promote {
@@ -110,6 +120,7 @@ impl Membership {
         let member = |address: A| Member {
             address: address.into(),
             kind: MemberKind::Voter,
+            replaces: None,
         };
         Self {
             members: voters
@@ -161,7 +172,15 @@ impl Membership {
     pub fn apply(&self, change: &MembershipChange) -> Result<Self, MembershipError> {
         let mut next = self.clone();
         match change {
-            MembershipChange::AddLearner { node, address } => next.add_learner(*node, address)?,
+            MembershipChange::AddLearner { node, address } => {
+                next.add_learner(*node, address, None)?;
+            }
+            MembershipChange::AddReplacement { node, replaces } => {
+                let old = self
+                    .get(*replaces)
+                    .ok_or(MembershipError::NotMember(*replaces))?;
+                next.add_learner(*node, &old.address, Some(*replaces))?;
+            }
             MembershipChange::Promote { node } => next.promote(*node)?,
             MembershipChange::Remove { node } => next.remove(*node)?,
             MembershipChange::Readdress { node, address } => {
@@ -176,7 +195,12 @@ impl Membership {
         Ok(next)
     }
 
-    fn add_learner(&mut self, node: NodeId, address: &str) -> Result<(), MembershipError> {
+    fn add_learner(
+        &mut self,
+        node: NodeId,
+        address: &str,
+        replaces: Option<NodeId>,
+    ) -> Result<(), MembershipError> {
         check_address(address)?;
         if node.0 == 0 {
             return Err(MembershipError::ZeroId);
@@ -190,6 +214,7 @@ impl Membership {
         let member = Member {
             address: address.to_owned(),
             kind: MemberKind::Learner,
+            replaces,
         };
         self.members.insert(node, member);
         Ok(())
@@ -204,6 +229,7 @@ impl Membership {
             return Err(MembershipError::AlreadyVoter(node));
         }
         member.kind = MemberKind::Voter;
+        member.replaces = None;
         Ok(())
     }
 
@@ -230,8 +256,12 @@ impl Membership {
     pub fn encode(&self, out: &mut Writer) {
         out.number(self.members.len() as u64);
         for (node, member) in &self.members {
-            out.number(node.0)
-                .byte(u8::from(member.kind == MemberKind::Learner));
+            out.number(node.0);
+            match (member.kind, member.replaces) {
+                (MemberKind::Voter, _) => out.byte(0),
+                (MemberKind::Learner, None) => out.byte(1),
+                (MemberKind::Learner, Some(old)) => out.byte(2).number(old.0),
+            };
             out.bytes(member.address.as_bytes());
         }
     }
@@ -245,21 +275,35 @@ impl Membership {
         let mut members = BTreeMap::new();
         for _ in 0..count {
             let node = NodeId(input.number("member id")?);
-            let kind = match input.byte("member kind")? {
-                0 => MemberKind::Voter,
-                1 => MemberKind::Learner,
-                value => {
-                    return Err(DecodeError::Unknown {
-                        what: "member kind",
-                        value: value.into(),
-                    });
-                }
-            };
-            let address = String::from_utf8(input.bytes("member address")?.to_vec())
-                .map_err(|_| DecodeError::OutOfRange("member address"))?;
-            members.insert(node, Member { address, kind });
+            members.insert(node, Member::decode(input)?);
         }
         Ok(Self { members })
+    }
+}
+
+impl Member {
+    fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        let (kind, replaces) = match input.byte("member kind")? {
+            0 => (MemberKind::Voter, None),
+            1 => (MemberKind::Learner, None),
+            2 => (
+                MemberKind::Learner,
+                Some(NodeId(input.number("replaced member")?)),
+            ),
+            value => {
+                return Err(DecodeError::Unknown {
+                    what: "member kind",
+                    value: value.into(),
+                });
+            }
+        };
+        let address = String::from_utf8(input.bytes("member address")?.to_vec())
+            .map_err(|_| DecodeError::OutOfRange("member address"))?;
+        Ok(Self {
+            address,
+            kind,
+            replaces,
+        })
     }
 }
 

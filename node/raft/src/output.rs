@@ -12,7 +12,7 @@ use types::NodeId;
 use crate::bug::Bug;
 use crate::ready::{Persist, Persisted, Ready};
 use crate::store::{LogBatch, LogReader, StoreError};
-use crate::{Envelope, Index, Message, ProgressState, Raft, Role, SnapshotMeta};
+use crate::{Envelope, Index, Message, ProgressState, Raft, Role, SnapshotMeta, SnapshotStatus};
 
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
@@ -117,6 +117,10 @@ impl Raft {
                     && !self.outbox.writing;
                 durable || self.bug(Bug::AckBeforeFsync)
             }
+            Message::SnapshotReply {
+                status: SnapshotStatus::Installed,
+                ..
+            } => self.outbox.reset.is_none() && !self.outbox.writing,
             _ => true,
         }
     }

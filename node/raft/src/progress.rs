@@ -14,8 +14,8 @@ pub(crate) struct Progress {
     pub(crate) matched: Index,
     pub(crate) next: Index,
     pub(crate) state: ProgressState,
-    /// The follower spoke since the last quorum check.
-    pub(crate) recent_active: bool,
+    /// Ticks since the follower was last heard.
+    pub(crate) silent_ticks: u32,
     /// The latest read round that it answered.
     pub(crate) read_round: u64,
     /// Something changed that it should hear of even if there is no entry to send.
@@ -26,12 +26,12 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(next: Index, active: bool) -> Self {
+    pub(crate) fn new(next: Index) -> Self {
         Self {
             matched: Index(0),
             next,
             state: ProgressState::Probe,
-            recent_active: active,
+            silent_ticks: 0,
             read_round: 0,
             nudge: true,
             probe_sent: false,
@@ -100,7 +100,7 @@ impl Progress {
 
     /// The follower answered a heartbeat: what was sent before may be lost, so ask where it stands.
     pub(crate) fn alive(&mut self, last: Index) {
-        self.recent_active = true;
+        self.silent_ticks = 0;
         self.probe_sent = false;
         if self.matched < last {
             self.nudge = true;

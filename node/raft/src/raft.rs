@@ -81,8 +81,6 @@ pub(crate) struct Election {
 pub(crate) struct Leading {
     /// The index of the no-op that began it.
     pub(crate) first_index: Index,
-    /// Ticks since the last quorum check.
-    pub(crate) check_elapsed: u32,
     /// Ticks since the last heartbeat.
     pub(crate) heartbeat_elapsed: u32,
     pub(crate) heartbeat_due: bool,
@@ -238,7 +236,7 @@ impl Raft {
             }
             Message::SnapshotReply { .. } if self.role == Role::Leader => {
                 if let Some(progress) = self.progress.get_mut(&from) {
-                    progress.recent_active = true;
+                    progress.silent_ticks = 0;
                 }
                 return Ok(Stepped::Snapshot(envelope));
             }
@@ -395,10 +393,42 @@ impl Raft {
             .map(|(node, progress)| (*node, progress.matched, progress.state))
     }
 
-    /// Forgets entries up to `index`, whose effects, with `membership` in force, are durable in the state machine.
-    /// Returns what the store must be told, or `None` if there is nothing to forget.
-    pub fn compact(&mut self, index: Index, membership: &Membership) -> Option<SnapshotMeta> {
-        self.log.compact(index, membership)
+    /// Forgets entries up to `index`, whose effects are durable in the state machine. Returns what the store must be
+    /// told, or `None` if there is nothing to forget.
+    pub fn compact(&mut self, index: Index) -> Option<SnapshotMeta> {
+        self.log.compact(index)
+    }
+
+    /// As leader: whether `node` was heard within an election timeout.
+    pub fn is_active(&self, node: NodeId) -> bool {
+        let heard = |progress: &Progress| progress.silent_ticks < self.options.election_ticks;
+        self.progress.get(&node).is_some_and(heard)
+    }
+
+    /// As leader: whether leadership is being handed over, so that proposals wait.
+    pub fn is_transferring(&self) -> bool {
+        self.leading.transfer.is_some()
+    }
+
+    /// As leader: whether the learner `node` may become a voter.
+    pub fn is_caught_up(&self, node: NodeId) -> bool {
+        self.is_active(node) && self.check_caught_up(node).is_ok()
+    }
+
+    /// Asks whoever is at the configured peers to let this node in at `address`.
+    pub fn ask_to_join(&mut self, address: &str) {
+        self.send(
+            NodeId(0),
+            Message::JoinRequest {
+                address: address.to_owned(),
+            },
+        );
+    }
+
+    /// Sends a snapshot's chunk or the answer to one, in the current term. The answer "installed" waits until the
+    /// log's reset is durable.
+    pub fn send_snapshot_message(&mut self, to: NodeId, message: Message) {
+        self.send(to, message);
     }
 
     pub(crate) fn bug(&self, bug: Bug) -> bool {

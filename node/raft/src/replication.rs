@@ -149,7 +149,7 @@ impl Raft {
         if self.log.contains(meta.last)
             || self.bug(Bug::SnapshotKeepsConflictingLog) && meta.last.index < self.log.last_index()
         {
-            self.log.commit_to(meta.last.index);
+            self.log.skip_to(meta.last.index);
             return false;
         }
         self.log.reset(meta);
@@ -185,7 +185,7 @@ impl Raft {
         let Some(progress) = self.progress.get_mut(&from) else {
             return Ok(());
         };
-        progress.recent_active = true;
+        progress.silent_ticks = 0;
         if progress.state == ProgressState::Snapshot {
             if matched < first_kept {
                 return Ok(());
@@ -202,7 +202,7 @@ impl Raft {
     pub(crate) fn handle_rejected(&mut self, from: NodeId, refused: Index, hint: EntryId) {
         let candidate = self.log.highest_possible_match(hint).index;
         if let Some(progress) = self.progress.get_mut(&from) {
-            progress.recent_active = true;
+            progress.silent_ticks = 0;
             progress.rejected(refused, candidate);
         }
     }

@@ -17,10 +17,9 @@ pub struct Options {
     pub max_pending_bytes: usize,
     /// The largest value, in bytes; stamped into the log.
     pub max_value_bytes: u32,
-    /// Compact the log when it has grown by this many bytes since the last time.
+    /// Compact the log when it has grown by this many bytes since the last time; half as much stays in it for
+    /// followers that are a little behind.
     pub compact_after_bytes: u64,
-    /// Entries that stay in the log behind the durable state, for followers that are a little behind.
-    pub retain_entries: u64,
     /// The most snapshot chunks on their way to one follower without an answer.
     pub snapshot_window: usize,
     /// The most snapshots that are sent at once.
@@ -39,7 +38,6 @@ impl Default for Options {
             max_pending_bytes: 64 << 20,
             max_value_bytes: 1 << 20,
             compact_after_bytes: 64 << 20,
-            retain_entries: 10_000,
             snapshot_window: 4,
             max_snapshots: 2,
             address: String::new(),

@@ -1,0 +1,183 @@
+//! Membership changes and leadership transfers: those that are asked for, and those that the leader makes by itself
+//! when a member comes back with an empty disk.
+//!
+//! A wiped disk comes back as a new node at a known address. It asks to be let in; the leader adds it as a learner
+//! that *replaces* the old member. From there the log itself says what is to be done, so that any later leader goes on:
+//! when the learner has caught up, the other members at its address are removed, and it becomes a voter.
+
+use raft::{
+    ChangeError, Index, MemberKind, MembershipChange, ProposeError, Raft, Role, TransferError,
+};
+use types::NodeId;
+
+use crate::{Answer, Outlet, Refusal, RequestId};
+
+/// Membership changes and transfers that wait for their end.
+#[derive(Debug, Default)]
+pub(crate) struct Admin {
+    changes: Vec<(RequestId, Index)>,
+    transfers: Vec<RequestId>,
+}
+
+impl Admin {
+    pub(crate) fn len(&self) -> usize {
+        self.changes.len() + self.transfers.len()
+    }
+
+    pub(crate) fn change(
+        &mut self,
+        raft: &mut Raft,
+        id: RequestId,
+        change: &MembershipChange,
+    ) -> Result<(), Refusal> {
+        let entry = raft.change_membership(change).map_err(refusal)?;
+        self.changes.push((id, entry.index));
+        Ok(())
+    }
+
+    pub(crate) fn transfer(
+        &mut self,
+        raft: &mut Raft,
+        id: RequestId,
+        target: Option<NodeId>,
+    ) -> Result<(), Refusal> {
+        raft.transfer_leadership(target)
+            .map_err(|error| match error {
+                TransferError::NotLeader => Refusal::NotLeader {
+                    leader: raft.leader(),
+                },
+                TransferError::AlreadyLeader => Refusal::BadTransfer("the target leads already"),
+                TransferError::NotVoter => {
+                    Refusal::BadTransfer("the target is not a voter of this group")
+                }
+                TransferError::NeedsSnapshot => Refusal::BadTransfer(
+                    "the target needs a snapshot first: wait until it has caught up",
+                ),
+                TransferError::NoCandidate => Refusal::BadTransfer("no other voter answers"),
+            })?;
+        self.transfers.push(id);
+        Ok(())
+    }
+
+    /// A node that is no member asks to be let in. Only one at the address of a member that is silent is let in by
+    /// itself; an unknown address is an operator's to add.
+    pub(crate) fn asked_to_join(raft: &mut Raft, node: NodeId, address: &str) {
+        if raft.role() != Role::Leader || raft.membership().get(node).is_some() {
+            return;
+        }
+        let here: Vec<(NodeId, MemberKind)> = raft
+            .membership()
+            .members()
+            .filter(|(_, member)| member.address == address)
+            .map(|(id, member)| (id, member.kind))
+            .collect();
+        let alive = here
+            .iter()
+            .any(|(id, _)| *id == raft.node() || raft.is_active(*id));
+        let voter = here
+            .iter()
+            .find(|(_, kind)| *kind == MemberKind::Voter)
+            .or(here.first());
+        if let (Some((replaces, _)), false) = (voter, alive) {
+            // A change that is busy now is tried again when the node asks again.
+            let _ = raft.change_membership(&MembershipChange::AddReplacement {
+                node,
+                replaces: *replaces,
+            });
+        }
+    }
+
+    /// Goes on with replacements.
+    pub(crate) fn tick(raft: &mut Raft) {
+        if raft.role() != Role::Leader {
+            return;
+        }
+        if let Some(change) = next_replacement_step(raft) {
+            // Refused while another change is on its way or the learner is behind: the next tick tries again.
+            let _ = raft.change_membership(&change);
+        }
+    }
+
+    /// Entries up to `index` are applied.
+    pub(crate) fn applied<R>(&mut self, applied: Index, outlet: &mut dyn Outlet<R>) {
+        self.changes.retain(|(id, index)| {
+            let done = *index <= applied;
+            if done {
+                outlet.answer(*id, Ok(Answer::MembershipChanged(*index)));
+            }
+            !done
+        });
+    }
+
+    /// Answers transfers that came to an end.
+    pub(crate) fn settle<R>(&mut self, raft: &Raft, outlet: &mut dyn Outlet<R>) {
+        if self.transfers.is_empty() || raft.is_transferring() {
+            return;
+        }
+        let result = match raft.leader() {
+            Some(leader) if leader != raft.node() => Ok(leader),
+            Some(_) => Err(Refusal::BadTransfer(
+                "the target did not take over within an election timeout",
+            )),
+            None => return,
+        };
+        for id in self.transfers.drain(..) {
+            outlet.answer(id, result.clone().map(Answer::LeadershipTransferred));
+        }
+    }
+
+    /// Changes that are committed will be applied here; of the others nothing is known.
+    pub(crate) fn leadership_lost<R>(&mut self, raft: &Raft, outlet: &mut dyn Outlet<R>) {
+        let (commit, leader) = (raft.commit_index(), raft.leader());
+        self.changes.retain(|(id, index)| {
+            let committed = *index <= commit;
+            if !committed {
+                outlet.answer(*id, Err(Refusal::Unknown { leader }));
+            }
+            committed
+        });
+    }
+
+    pub(crate) fn fail_all(&mut self) -> Vec<RequestId> {
+        self.changes
+            .drain(..)
+            .map(|(id, _)| id)
+            .chain(self.transfers.drain(..))
+            .collect()
+    }
+}
+
+/// What comes next for a learner that takes a lost disk's place: first the others at its address go, then it votes. In
+/// this order, because a voter that is gone only makes the quorum larger.
+fn next_replacement_step(raft: &Raft) -> Option<MembershipChange> {
+    let membership = raft.membership();
+    membership
+        .members()
+        .filter(|(node, member)| member.replaces.is_some() && raft.is_caught_up(*node))
+        .find_map(|(node, member)| {
+            let same_place = |(other, at): &(NodeId, &raft::Member)| {
+                *other != node && at.address == member.address
+            };
+            match membership.members().find(same_place) {
+                Some((old, _)) if old != raft.node() && !raft.is_active(old) => {
+                    Some(MembershipChange::Remove { node: old })
+                }
+                Some(_) => None,
+                None => Some(MembershipChange::Promote { node }),
+            }
+        })
+}
+
+fn refusal(error: ChangeError) -> Refusal {
+    match error {
+        ChangeError::Propose(ProposeError::NotLeader { leader }) => Refusal::NotLeader { leader },
+        ChangeError::Propose(ProposeError::Transferring) => Refusal::Transferring,
+        ChangeError::Propose(ProposeError::Overloaded { limit }) => Refusal::Overloaded {
+            what: "bytes of uncommitted entries",
+            limit: limit as u64,
+        },
+        ChangeError::Busy => Refusal::MembershipBusy,
+        ChangeError::Membership(error) => Refusal::Membership(error),
+        ChangeError::NotCaughtUp { behind } => Refusal::NotCaughtUp { behind },
+    }
+}

@@ -1,0 +1,63 @@
+//! Committed entries take effect: many at once, in one batch of the state store, with their position.
+
+use raft::{Entry, EntryId, Payload, StoreError};
+
+use crate::entry::OperationBatch;
+use crate::waiting::by_index_only;
+use crate::{Answer, Applying, Outlet, Replica, RequestId, StateMachine, Transaction};
+
+impl<M: StateMachine> Replica<M> {
+    /// Applies `entries` and answers the requests that they carry. Answers leave after the commit of the batch, so a
+    /// read that follows an answer sees its effect.
+    pub(crate) fn apply(
+        &mut self,
+        entries: Vec<Entry>,
+        outlet: &mut dyn Outlet<M::Response>,
+    ) -> Result<(), StoreError> {
+        let mut applied = self.applied.clone();
+        let mut transaction = Transaction::new(&*self.state);
+        let mut answers: Vec<(RequestId, M::Response)> = Vec::new();
+        let by_index = by_index_only(&self.options);
+        for entry in entries {
+            self.compaction.count(&entry);
+            applied.last = entry.id;
+            match entry.payload {
+                Payload::Noop => {}
+                Payload::Membership(membership) => applied.membership = membership,
+                Payload::Command(data) => {
+                    let batch = OperationBatch::decode(data)
+                        .map_err(|error| unreadable(entry.id, &error))?;
+                    applied.time = applied.time.max(batch.time);
+                    let at = Applying {
+                        entry: entry.id,
+                        time: applied.time,
+                        max_value_bytes: batch.max_value_bytes,
+                    };
+                    let mut requests = self.writes.take(entry.id, by_index).into_iter();
+                    for operation in batch.operations {
+                        let response = self.machine.apply(at, operation, &mut transaction)?;
+                        if let Some(request) = requests.next() {
+                            answers.push((request, response));
+                        }
+                    }
+                }
+            }
+        }
+        self.machine.finish_batch(&mut transaction)?;
+        let batch = transaction.into_batch();
+        self.state.commit(batch, applied.clone())?;
+        self.applied = applied;
+        for (request, response) in answers {
+            outlet.answer(request, Ok(Answer::Machine(response)));
+        }
+        self.admin.applied(self.applied.last.index, outlet);
+        Ok(())
+    }
+}
+
+/// Skipping an entry that this version can't read would make this replica differ from those that can.
+fn unreadable(id: EntryId, error: &types::DecodeError) -> StoreError {
+    StoreError::Damaged(format!(
+        "log entry {id} can't be read by this version ({error}): upgrade this node"
+    ))
+}

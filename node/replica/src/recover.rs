@@ -1,0 +1,161 @@
+//! How a replica begins: from nothing, from a group's first membership, or from what its disk holds.
+//!
+//! The state and the log are two stores that can't be written together. Their order is: an install marks the log,
+//! replaces the state, resets the log; a compaction cuts the log only below what the state holds durably. So when a
+//! node opens its disk, the state's position must lie in the log. If it lies past it, either an install was cut short
+//! (the mark says so, and it is finished), or entries that this node may have acknowledged are gone: then it must not
+//! vote, and doesn't start.
+
+use raft::{
+    EntryId, HardState, Index, LogBatch, LogState, LogStore, Membership, Raft, SnapshotMeta,
+    StoreError, Term,
+};
+use types::NodeId;
+
+use crate::{Applied, Options, Replica, StateMachine, StateStore, WriteBatch};
+
+/// A group begins as if it had been restored from a snapshot that ends here, so that a member that joins later
+/// with an empty disk gets the genesis by a snapshot, never by replay.
+const BEGINNING: EntryId = EntryId::new(Term(1), Index(1));
+
+/// Why a replica can't start from what its stores hold. It must not vote then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// The stores failed or contradict each other.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The settings contradict each other.
+    #[error(transparent)]
+    Options(#[from] raft::OptionsError),
+}
+
+impl From<raft::RecoverError> for RecoverError {
+    fn from(error: raft::RecoverError) -> Self {
+        match error {
+            raft::RecoverError::Store(error) => Self::Store(error),
+            raft::RecoverError::Options(error) => Self::Options(error),
+        }
+    }
+}
+
+/// Writes a group's beginning into empty stores, durably: the first membership, and the state machine's genesis.
+pub fn initialise(
+    log: &mut dyn LogStore,
+    state: &mut dyn StateStore,
+    membership: &Membership,
+    genesis: WriteBatch,
+) -> Result<(), StoreError> {
+    let stored = log.load()?;
+    let half_done = stored.installing == Some(BEGINNING) && stored.last_index == Index(0);
+    if stored != LogState::default() && !half_done {
+        return Err(StoreError::Damaged(
+            "a group can only begin in an empty log".to_owned(),
+        ));
+    }
+    log.begin_install(BEGINNING)?;
+    state.commit(
+        genesis,
+        Applied {
+            last: BEGINNING,
+            membership: membership.clone(),
+            ..Applied::default()
+        },
+    )?;
+    state.flush()?;
+    let meta = SnapshotMeta {
+        last: BEGINNING,
+        membership: membership.clone(),
+    };
+    let hard_state = HardState {
+        term: BEGINNING.term,
+        vote: None,
+    };
+    log.write(&LogBatch {
+        hard_state: Some(hard_state),
+        reset: Some(meta),
+        entries: Vec::new(),
+    })
+}
+
+impl<M: StateMachine> Replica<M> {
+    /// Starts from what the stores hold. Empty stores (not initialised) give a replica that never votes and asks
+    /// to join with [`raft::Message::JoinRequest`] to `NodeId(0)`: "whoever is at the configured peers".
+    ///
+    /// `seed` feeds election timeouts only; it must differ between members.
+    pub fn recover(
+        options: Options,
+        node: NodeId,
+        mut log: Box<dyn LogStore + Send>,
+        state: Box<dyn StateStore>,
+        machine: M,
+        seed: u64,
+    ) -> Result<Self, RecoverError> {
+        options.validate()?;
+        let applied = state.applied();
+        let mut stored = log.load()?;
+        if applied.last.index < stored.base.last.index {
+            return Err(damaged(format!(
+                "the log starts after {}, but the state has only come to {}",
+                stored.base.last, applied.last
+            ))
+            .into());
+        }
+        let start = |stored: &LogState, log: &dyn LogStore| {
+            Raft::recover(
+                options.raft.clone(),
+                node,
+                stored,
+                applied.last.index.min(stored.last_index),
+                seed,
+                log,
+            )
+        };
+        let mut raft = start(&stored, &*log)?;
+        if !raft.holds(applied.last) {
+            finish_install(&mut *log, &mut stored, &applied)?;
+            raft = start(&stored, &*log)?;
+        }
+        Ok(Self::from_parts(options, raft, log, state, machine)?)
+    }
+}
+
+/// Finishes an install that a crash cut short after the state was replaced.
+fn finish_install(
+    log: &mut dyn LogStore,
+    stored: &mut LogState,
+    applied: &Applied,
+) -> Result<(), StoreError> {
+    if stored.installing != Some(applied.last) {
+        return Err(damaged(format!(
+            "the state has come to {}, but the log ends at index {} without it: acknowledged entries are gone",
+            applied.last, stored.last_index
+        )));
+    }
+    let meta = SnapshotMeta {
+        last: applied.last,
+        membership: applied.membership.clone(),
+    };
+    let term = stored.hard_state.term.max(applied.last.term);
+    let vote = if term == stored.hard_state.term {
+        stored.hard_state.vote
+    } else {
+        None
+    };
+    let hard_state = HardState { term, vote };
+    log.write(&LogBatch {
+        hard_state: Some(hard_state),
+        reset: Some(meta.clone()),
+        entries: Vec::new(),
+    })?;
+    *stored = LogState {
+        hard_state,
+        last_index: meta.last.index,
+        base: meta,
+        installing: None,
+    };
+    Ok(())
+}
+
+fn damaged(what: String) -> StoreError {
+    StoreError::Damaged(what)
+}
