@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 
 	"github.com/anishathalye/porcupine"
 )
@@ -58,9 +59,11 @@ type history struct {
 	operations []porcupine.Operation
 	byKey      map[string][]porcupine.Operation
 	keys       []string
-	ok         int
-	unknown    int
-	failed     int
+	// The latest call or return of all.
+	end     int64
+	ok      int
+	unknown int
+	failed  int
 }
 
 func newHistory() *history {
@@ -73,6 +76,50 @@ func (h *history) summary() string {
 }
 
 func (h *history) read(name string, from io.Reader) error {
+	return eachLine(name, from, h.add)
+}
+
+// readExport adds a read of every key of the history, after all its operations, by what an export says.
+func (h *history) readExport(name string) error {
+	file, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	exported := map[string]string{}
+	err = eachLine(name, file, func(text []byte) error {
+		var pair struct{ Key, Value *string }
+		if err := json.Unmarshal(text, &pair); err != nil {
+			return err
+		}
+		if pair.Key == nil || pair.Value == nil {
+			return fmt.Errorf("key and value are needed, as text")
+		}
+		exported[*pair.Key] = *pair.Value
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, key := range h.keys {
+		out := output{known: true}
+		if value, found := exported[key]; found {
+			out.value = &value
+		}
+		operation := porcupine.Operation{
+			ClientId: -1,
+			Input:    input{op: "get", key: key},
+			Call:     h.end + 1,
+			Output:   out,
+			Return:   h.end + 2,
+		}
+		h.byKey[key] = append(h.byKey[key], operation)
+		h.operations = append(h.operations, operation)
+	}
+	return nil
+}
+
+func eachLine(name string, from io.Reader, use func([]byte) error) error {
 	scanner := bufio.NewScanner(from)
 	scanner.Buffer(make([]byte, 64<<10), 64<<20)
 	for number := 1; scanner.Scan(); number++ {
@@ -80,7 +127,7 @@ func (h *history) read(name string, from io.Reader) error {
 		if len(text) == 0 {
 			continue
 		}
-		if err := h.add(text); err != nil {
+		if err := use(text); err != nil {
 			return fmt.Errorf("%s, line %d: %w", name, number, err)
 		}
 	}
@@ -136,6 +183,10 @@ func (h *history) add(text []byte) error {
 	}
 	if _, seen := h.byKey[in.key]; !seen {
 		h.keys = append(h.keys, in.key)
+	}
+	h.end = max(h.end, operation.Call)
+	if l.Outcome == "ok" {
+		h.end = max(h.end, operation.Return)
 	}
 	h.byKey[in.key] = append(h.byKey[in.key], operation)
 	h.operations = append(h.operations, operation)

@@ -26,23 +26,28 @@ const (
 func main() {
 	timeout := flag.Duration("timeout", 60*time.Second, "give up after this long, for all keys together")
 	atLeast := flag.Int("at-least", 1, "refuse a history with fewer operations: an empty one proves nothing")
+	then := flag.String("then", "", "an export (JSON Lines of key and value) that was made after everything: every key of\nthe history is read in it, so that a lost write shows")
 	picture := flag.String("visualize", "", "write an HTML picture of the first illegal key to this file")
 	flag.Usage = func() {
 		fmt.Fprintf(os.Stderr, "usage: shardkv-porcupine [options] [history.jsonl ...]\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
-	os.Exit(run(flag.Args(), os.Stdin, os.Stdout, os.Stderr, limits{*timeout, *atLeast, *picture}))
+	os.Exit(run(flag.Args(), os.Stdin, os.Stdout, os.Stderr, limits{*timeout, *atLeast, *then, *picture}))
 }
 
 type limits struct {
 	timeout time.Duration
 	atLeast int
+	then    string
 	picture string
 }
 
 func run(files []string, in io.Reader, out, errs io.Writer, limits limits) int {
 	history, err := readAll(files, in)
+	if err == nil && limits.then != "" {
+		err = history.readExport(limits.then)
+	}
 	if err != nil {
 		fmt.Fprintf(errs, "unreadable: %v\n", err)
 		return exitUnreadable

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +101,30 @@ func TestUndecidedIsAFailure(t *testing.T) {
 	code, out := runOn(t, history.String(), 50*time.Millisecond)
 	if code != exitUndecided || !strings.Contains(out, "UNDECIDED") {
 		t.Fatalf("exit code %d: %s", code, out)
+	}
+}
+
+func TestAnExportIsReadAfterEverything(t *testing.T) {
+	history := `
+		{"client":1,"op":"put","key":"k","value":"a","call":1,"return":2,"outcome":"ok"}
+		{"client":1,"op":"put","key":"l","value":"b","call":3,"return":null,"outcome":"unknown"}`
+	for export, want := range map[string]int{
+		`{"key":"k","value":"a"}`:                                    exitLinearizable,
+		`{"key":"k","value":"a"}` + "\n" + `{"key":"l","value":"b"}`: exitLinearizable,
+		`{"key":"k","value":"a"}` + "\n" + `{"key":"l","value":"c"}`: exitIllegal,
+		`{"key":"l","value":"b"}`:                                    exitIllegal,
+		``:                                                           exitIllegal,
+		`{"key":"k","value_hex":"00ff"}`:                             exitUnreadable,
+	} {
+		file := filepath.Join(t.TempDir(), "export.jsonl")
+		if err := os.WriteFile(file, []byte(export), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		limits := limits{timeout: time.Minute, atLeast: 1, then: file}
+		if code := run(nil, strings.NewReader(history), &out, &out, limits); code != want {
+			t.Errorf("%s: exit code %d, not %d: %s", export, code, want, out.String())
+		}
 	}
 }
 
