@@ -45,13 +45,26 @@ impl<M: StateMachine> Replica<M> {
         }
         self.machine.finish_batch(&mut transaction)?;
         let batch = transaction.into_batch();
-        self.state.commit(batch, applied.clone())?;
+        // The machine's caches are ahead of the state now, and these entries won't be handed out again: a batch that can't
+        // be committed can only be applied anew, after a restart.
+        self.state
+            .commit(batch, applied.clone())
+            .map_err(final_error)?;
         self.applied = applied;
         for (request, response) in answers {
             outlet.answer(request, Ok(Answer::Machine(response)));
         }
         self.admin.applied(self.applied.last.index, outlet);
         Ok(())
+    }
+}
+
+fn final_error(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Full(what) => {
+            StoreError::Io(format!("committed entries can't be applied: {what}"))
+        }
+        other => other,
     }
 }
 

@@ -1,0 +1,531 @@
+//! A group of replicas in one process on a perfect network: what a driver sees of them. Faults are the simulator's.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use raft::{
+    Entry, EntryId, Envelope, Index, LogBatch, LogReader, LogState, LogStore, MemberKind,
+    Membership, MembershipChange, Role, SnapshotMeta, StoreError,
+};
+use replica::memory::{MemoryLog, MemoryState};
+use replica::{
+    Answer, Applying, Keyspace, Options, Outlet, Refusal, Replica, Request, RequestId,
+    StateMachine, StateReader, Transaction, WriteBatch, initialise,
+};
+use types::{LogTime, NodeId};
+
+/// Appends each operation to one value; a query reads it.
+struct Journal;
+
+impl StateMachine for Journal {
+    type Query = ();
+    type Response = Bytes;
+
+    fn reload(&mut self, _: &dyn StateReader) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        _: Applying,
+        operation: Bytes,
+        state: &mut Transaction<'_>,
+    ) -> Result<Bytes, StoreError> {
+        let mut value = state
+            .get(Keyspace::Data, b"journal")?
+            .unwrap_or_default()
+            .to_vec();
+        value.extend_from_slice(&operation);
+        let value = Bytes::from(value);
+        state.put(
+            Keyspace::Data,
+            Bytes::from_static(b"journal"),
+            value.clone(),
+        );
+        Ok(value)
+    }
+
+    fn finish_batch(&mut self, _: &mut Transaction<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn query(&self, (): &(), state: &dyn StateReader) -> Result<Bytes, StoreError> {
+        Ok(state.get(Keyspace::Data, b"journal")?.unwrap_or_default())
+    }
+}
+
+/// A log that outlives its replica, and can be full.
+#[derive(Clone, Default)]
+struct SharedLog {
+    log: Arc<Mutex<MemoryLog>>,
+    full: Arc<Mutex<bool>>,
+}
+
+impl LogReader for SharedLog {
+    fn entries(
+        &self,
+        range: RangeInclusive<Index>,
+        max_bytes: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.log.lock().unwrap().entries(range, max_bytes)
+    }
+}
+
+impl LogStore for SharedLog {
+    fn load(&mut self) -> Result<LogState, StoreError> {
+        self.log.lock().unwrap().load()
+    }
+    fn write(&mut self, batch: &LogBatch) -> Result<(), StoreError> {
+        if *self.full.lock().unwrap() {
+            return Err(StoreError::Full("as told".to_owned()));
+        }
+        self.log.lock().unwrap().write(batch)
+    }
+    fn compact(&mut self, base: &SnapshotMeta) -> Result<(), StoreError> {
+        self.log.lock().unwrap().compact(base)
+    }
+    fn begin_install(&mut self, last: EntryId) -> Result<(), StoreError> {
+        self.log.lock().unwrap().begin_install(last)
+    }
+}
+
+#[derive(Default)]
+struct Outputs {
+    messages: VecDeque<Envelope>,
+    answers: BTreeMap<RequestId, Result<Answer<Bytes>, Refusal>>,
+}
+
+impl Outlet<Bytes> for Outputs {
+    fn send(&mut self, envelope: Envelope) {
+        self.messages.push_back(envelope);
+    }
+    fn answer(&mut self, request: RequestId, result: Result<Answer<Bytes>, Refusal>) {
+        assert!(
+            self.answers.insert(request, result).is_none(),
+            "a request is answered once"
+        );
+    }
+}
+
+struct Cluster {
+    replicas: BTreeMap<NodeId, Replica<Journal>>,
+    logs: BTreeMap<NodeId, SharedLog>,
+    outputs: Outputs,
+    requests: u64,
+    time: u64,
+}
+
+fn options(node: u64) -> Options {
+    let mut options = Options {
+        address: format!("host-{}", node % 10),
+        compact_after_bytes: 2_000,
+        ..Options::default()
+    };
+    options.raft.max_cached_bytes = 500;
+    options.snapshot_window = 1;
+    options
+}
+
+impl Cluster {
+    fn new(nodes: u64) -> Self {
+        let membership =
+            Membership::of_voters((1..=nodes).map(|node| (NodeId(node), format!("host-{node}"))));
+        let mut cluster = Self {
+            replicas: BTreeMap::new(),
+            logs: BTreeMap::new(),
+            outputs: Outputs::default(),
+            requests: 0,
+            time: 1,
+        };
+        for node in 1..=nodes {
+            let mut log = SharedLog::default();
+            let mut state = MemoryState::new();
+            initialise(&mut log, &mut state, &membership, WriteBatch::default()).unwrap();
+            cluster.start(node, log, state);
+        }
+        cluster
+    }
+
+    fn start(&mut self, node: u64, log: SharedLog, state: MemoryState) {
+        self.logs.insert(NodeId(node), log.clone());
+        let replica = Replica::recover(
+            options(node),
+            NodeId(node),
+            Box::new(log),
+            Box::new(state),
+            Journal,
+            7,
+        )
+        .unwrap();
+        self.replicas.insert(NodeId(node), replica);
+    }
+
+    /// Polls and delivers until nobody has anything to say.
+    fn settle(&mut self) {
+        loop {
+            for replica in self.replicas.values_mut() {
+                let mut due = true;
+                while std::mem::take(&mut due) || replica.has_work() {
+                    match replica.poll(&mut self.outputs) {
+                        Ok(()) | Err(StoreError::Full(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+            let Some(envelope) = self.outputs.messages.pop_front() else {
+                return;
+            };
+            let everyone: Vec<NodeId> = self.replicas.keys().copied().collect();
+            let to = if envelope.to == NodeId(0) {
+                everyone
+            } else {
+                vec![envelope.to]
+            };
+            for node in to.into_iter().filter(|node| *node != envelope.from) {
+                if let Some(replica) = self.replicas.get_mut(&node) {
+                    replica.receive(envelope.clone()).unwrap();
+                    // A replica that refuses to listen still must be polled.
+                    let _ = replica.poll(&mut self.outputs);
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.time += 10;
+        for replica in self.replicas.values_mut() {
+            replica.tick(LogTime(self.time));
+            let _ = replica.poll(&mut self.outputs);
+        }
+        self.settle();
+    }
+
+    fn until(&mut self, what: &str, condition: impl Fn(&Self) -> bool) {
+        for _ in 0..2_000 {
+            if condition(self) {
+                return;
+            }
+            self.tick();
+        }
+        panic!("not within 2000 ticks: {what}");
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        let leads = |(node, replica): (&NodeId, &Replica<Journal>)| {
+            (replica.status().role == Role::Leader).then_some(*node)
+        };
+        self.replicas.iter().find_map(leads)
+    }
+
+    fn submit(&mut self, node: NodeId, request: Request<()>) -> RequestId {
+        self.requests += 1;
+        let id = RequestId(self.requests);
+        self.replicas.get_mut(&node).unwrap().submit(id, request);
+        id
+    }
+
+    fn call(&mut self, request: Request<()>) -> Result<Answer<Bytes>, Refusal> {
+        self.until("a leader", |cluster| cluster.leader().is_some());
+        let id = self.submit(self.leader().unwrap(), request);
+        self.settle();
+        self.until("an answer", |cluster| {
+            cluster.outputs.answers.contains_key(&id)
+        });
+        self.outputs.answers.remove(&id).unwrap()
+    }
+
+    fn applied_everywhere(&self) -> bool {
+        let applied: Vec<Index> = self
+            .replicas
+            .values()
+            .map(|replica| replica.status().last_applied)
+            .collect();
+        applied.windows(2).all(|pair| pair[0] == pair[1])
+    }
+}
+
+fn write(text: &str) -> Request<()> {
+    Request::Write {
+        operation: Bytes::copy_from_slice(text.as_bytes()),
+        frees_space: false,
+    }
+}
+
+#[test]
+fn writes_are_applied_in_order_everywhere_and_read_back() {
+    let mut cluster = Cluster::new(3);
+    assert_eq!(
+        cluster.call(write("a")),
+        Ok(Answer::Machine(Bytes::from_static(b"a")))
+    );
+    assert_eq!(
+        cluster.call(write("b")),
+        Ok(Answer::Machine(Bytes::from_static(b"ab")))
+    );
+    assert_eq!(
+        cluster.call(Request::Read(())),
+        Ok(Answer::Machine(Bytes::from_static(b"ab")))
+    );
+    cluster.until("all applied", Cluster::applied_everywhere);
+}
+
+#[test]
+fn a_single_member_serves_alone() {
+    let mut cluster = Cluster::new(1);
+    assert_eq!(
+        cluster.call(write("x")),
+        Ok(Answer::Machine(Bytes::from_static(b"x")))
+    );
+    assert_eq!(
+        cluster.call(Request::Read(())),
+        Ok(Answer::Machine(Bytes::from_static(b"x")))
+    );
+}
+
+#[test]
+fn what_gathers_between_polls_is_one_entry() {
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("0")).unwrap();
+    let leader = cluster.leader().unwrap();
+    let before = cluster.replicas[&leader].status().last_index;
+    for _ in 0..100 {
+        cluster.submit(leader, write("x"));
+    }
+    cluster.settle();
+    assert_eq!(cluster.replicas[&leader].status().last_index, before.next());
+}
+
+#[test]
+fn a_follower_names_the_leader_and_does_nothing() {
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("a")).unwrap();
+    let leader = cluster.leader().unwrap();
+    let follower = cluster
+        .replicas
+        .keys()
+        .copied()
+        .find(|node| *node != leader)
+        .unwrap();
+    let id = cluster.submit(follower, write("lost"));
+    cluster.settle();
+    assert_eq!(
+        cluster.outputs.answers[&id],
+        Err(Refusal::NotLeader {
+            leader: Some(leader)
+        })
+    );
+    assert_eq!(
+        cluster.call(Request::Read(())),
+        Ok(Answer::Machine(Bytes::from_static(b"a")))
+    );
+}
+
+#[test]
+fn an_oversize_operation_is_refused_by_name() {
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("a")).unwrap();
+    let result = cluster.call(Request::Write {
+        operation: Bytes::from(vec![0; 9 << 20]),
+        frees_space: false,
+    });
+    assert!(
+        matches!(result, Err(Refusal::TooLarge { .. })),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn a_nearly_full_disk_refuses_what_does_not_free_space() {
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("a")).unwrap();
+    let leader = cluster.leader().unwrap();
+    cluster
+        .replicas
+        .get_mut(&leader)
+        .unwrap()
+        .set_disk_low(true);
+    assert_eq!(cluster.call(write("b")), Err(Refusal::DiskFull));
+    assert!(
+        cluster
+            .call(Request::Write {
+                operation: Bytes::from_static(b"c"),
+                frees_space: true
+            })
+            .is_ok()
+    );
+    assert!(cluster.call(Request::Read(())).is_ok());
+}
+
+#[test]
+fn a_full_log_keeps_nothing_and_goes_on_when_space_returns() {
+    let mut cluster = Cluster::new(1);
+    cluster.call(write("a")).unwrap();
+    *cluster.logs[&NodeId(1)].full.lock().unwrap() = true;
+    let stuck = cluster.submit(NodeId(1), write("b"));
+    cluster.tick();
+    let refused = cluster.submit(NodeId(1), write("c"));
+    cluster.tick();
+    assert_eq!(cluster.outputs.answers[&refused], Err(Refusal::DiskFull));
+    assert!(!cluster.outputs.answers.contains_key(&stuck));
+    *cluster.logs[&NodeId(1)].full.lock().unwrap() = false;
+    cluster.until("the write that waited", |cluster| {
+        cluster.outputs.answers.contains_key(&stuck)
+    });
+    assert_eq!(
+        cluster.outputs.answers[&stuck],
+        Ok(Answer::Machine(Bytes::from_static(b"ab")))
+    );
+}
+
+#[test]
+fn the_log_stays_within_a_few_thresholds() {
+    let mut cluster = Cluster::new(3);
+    for _ in 0..400 {
+        cluster.call(write("0123456789")).unwrap();
+    }
+    for (node, log) in &cluster.logs {
+        let bytes: usize = log
+            .log
+            .lock()
+            .unwrap()
+            .stored()
+            .values()
+            .map(Entry::size)
+            .sum();
+        assert!(bytes <= 2 * 2_000, "{node} keeps {bytes} bytes of log");
+    }
+}
+
+#[test]
+fn a_wiped_disk_comes_back_as_a_new_member_by_itself() {
+    let mut cluster = Cluster::new(3);
+    for _ in 0..200 {
+        cluster.call(write("0123456789")).unwrap();
+    }
+    let leader = cluster.leader().unwrap();
+    let lost = cluster
+        .replicas
+        .keys()
+        .copied()
+        .find(|node| *node != leader)
+        .unwrap();
+    cluster.replicas.remove(&lost);
+    let reborn = NodeId(lost.0 + 10);
+    cluster.start(reborn.0, SharedLog::default(), MemoryState::new());
+    let settled = |cluster: &Cluster| {
+        let Some(leader) = cluster.leader() else {
+            return false;
+        };
+        let membership = cluster.replicas[&leader].status().membership;
+        membership.is_voter(reborn)
+            && membership.get(lost).is_none()
+            && cluster.applied_everywhere()
+    };
+    cluster.until("the new member votes and the old one is gone", settled);
+    assert!(
+        cluster.replicas[&reborn].status().snapshots.1 >= 1,
+        "it came by a snapshot"
+    );
+    let kinds: Vec<MemberKind> = cluster.replicas[&reborn]
+        .status()
+        .membership
+        .members()
+        .map(|(_, member)| member.kind)
+        .collect();
+    assert_eq!(kinds, [MemberKind::Voter; 3]);
+}
+
+#[test]
+fn an_unknown_address_is_not_let_in_by_itself() {
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("a")).unwrap();
+    cluster.start(9, SharedLog::default(), MemoryState::new());
+    for _ in 0..300 {
+        cluster.tick();
+    }
+    assert!(
+        cluster.replicas[&cluster.leader().unwrap()]
+            .status()
+            .membership
+            .get(NodeId(9))
+            .is_none()
+    );
+    let added = cluster.call(Request::ChangeMembership(MembershipChange::AddLearner {
+        node: NodeId(9),
+        address: "host-9".to_owned(),
+    }));
+    assert!(added.is_ok(), "{added:?}");
+    cluster.until("the learner has all", Cluster::applied_everywhere);
+    assert!(
+        cluster
+            .call(Request::ChangeMembership(MembershipChange::Promote {
+                node: NodeId(9)
+            }))
+            .is_ok()
+    );
+}
+
+#[test]
+fn leadership_is_handed_over_and_answered() {
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("a")).unwrap();
+    let old = cluster.leader().unwrap();
+    let Ok(Answer::LeadershipTransferred(new)) = cluster.call(Request::TransferLeadership(None))
+    else {
+        panic!("not handed over")
+    };
+    assert_ne!(old, new);
+    assert_eq!(cluster.leader(), Some(new));
+    assert_eq!(
+        cluster.call(Request::Read(())),
+        Ok(Answer::Machine(Bytes::from_static(b"a")))
+    );
+}
+
+#[test]
+fn a_dead_leader_is_replaced_at_once_when_its_connections_break() {
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("a")).unwrap();
+    let dead = cluster.leader().unwrap();
+    cluster.replicas.remove(&dead);
+    for replica in cluster.replicas.values_mut() {
+        replica.peer_disconnected(dead);
+    }
+    let before = cluster.time;
+    cluster.until("a new leader", |cluster| cluster.leader().is_some());
+    // Far below the shortest election timeout of 40 ticks.
+    assert!(
+        cluster.time - before <= 120,
+        "took {} ms",
+        cluster.time - before
+    );
+}
+
+#[test]
+fn a_log_that_lost_what_the_state_holds_does_not_start() {
+    let mut cluster = Cluster::new(1);
+    cluster.call(write("a")).unwrap();
+    let membership = cluster.replicas[&NodeId(1)].status().membership;
+    let mut state = MemoryState::new();
+    let applied = replica::Applied {
+        last: EntryId::new(raft::Term(5), Index(100)),
+        membership,
+        ..replica::Applied::default()
+    };
+    replica::StateStore::commit(&mut state, WriteBatch::default(), applied).unwrap();
+    let log = cluster.logs[&NodeId(1)].clone();
+    let result = Replica::recover(
+        options(1),
+        NodeId(1),
+        Box::new(log),
+        Box::new(state),
+        Journal,
+        7,
+    );
+    assert!(matches!(
+        result,
+        Err(replica::RecoverError::Store(StoreError::Damaged(_)))
+    ));
+}
