@@ -1,29 +1,134 @@
 //! What operators ask of one node.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::v1::admin_client::AdminClient;
+use api::v1::change_membership_request::Change;
+use api::v1::error_detail::Kind;
+use api::v1::{
+    self, AddLearner, ChangeMembershipRequest, StatusResponse, TransferLeadershipRequest,
+};
+use tokio::time::timeout;
+use tonic::Status;
+use tonic::transport::Channel;
 use types::{Gid, NodeId};
 
 use crate::Error;
+use crate::router::{Router, Slot};
+use crate::verdict::{self, Action};
 
-/// One node, asked directly: no retries, and no following of leaders.
-#[derive(Clone, Debug)]
-pub struct Admin {}
+/// One node, asked directly: no retries, and no following of leaders. Made by [`crate::Client::admin`].
+#[derive(Clone)]
+pub struct Admin {
+    router: Arc<Router>,
+    address: Arc<str>,
+    timeout: Duration,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Admin {
+    pub(crate) fn new(router: Arc<Router>, address: Arc<str>, timeout: Duration) -> Self {
+        Self {
+            router,
+            address,
+            timeout,
+        }
+    }
+
+    /// The node's address: `host:port`.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// How the node and its group are.
     pub async fn status(&self) -> Result<NodeStatus, Error> {
-        todo!()
+        let status = self.router.status(&self.address);
+        match timeout(self.timeout, status).await {
+            Ok(Ok(status)) => Ok(node_status(status)),
+            Ok(Err(message)) => Err(self.unavailable(message, false)),
+            Err(_) => Err(verdict::timeout(self.timeout, false, None)),
+        }
     }
 
     /// Makes the leader hand over to `target`, or to the voter whose log is furthest. Returns the new leader. The node
     /// that is asked must lead.
-    pub async fn transfer_leadership(&self, _target: Option<NodeId>) -> Result<NodeId, Error> {
-        todo!()
+    pub async fn transfer_leadership(&self, target: Option<NodeId>) -> Result<NodeId, Error> {
+        let request = TransferLeadershipRequest {
+            node_id: target.map_or(0, |node| node.0),
+        };
+        let transfer = async |mut admin: AdminClient<Channel>| {
+            let done = admin.transfer_leadership(request).await?;
+            Ok(NodeId(done.into_inner().leader_id))
+        };
+        self.change(transfer).await
     }
 
     /// Makes one membership change and returns the index of its committed entry. The node that is asked must
     /// lead.
-    pub async fn change_membership(&self, _change: MembershipChange) -> Result<u64, Error> {
-        todo!()
+    pub async fn change_membership(&self, change: MembershipChange) -> Result<u64, Error> {
+        let change = match change {
+            MembershipChange::AddLearner { node, address } => Change::AddLearner(AddLearner {
+                node_id: node.0,
+                address,
+            }),
+            MembershipChange::Promote(node) => Change::Promote(node.0),
+            MembershipChange::Remove(node) => Change::Remove(node.0),
+        };
+        let request = ChangeMembershipRequest {
+            change: Some(change),
+        };
+        let change = async |mut admin: AdminClient<Channel>| {
+            Ok(admin.change_membership(request).await?.into_inner().index)
+        };
+        self.change(change).await
+    }
+
+    async fn change<T>(
+        &self,
+        call: impl AsyncFnOnce(AdminClient<Channel>) -> Result<T, Status>,
+    ) -> Result<T, Error> {
+        let channel = match self.router.channel(&self.address, Slot::Control).await {
+            Ok(channel) => channel,
+            Err(message) => return Err(self.unavailable(message, false)),
+        };
+        match timeout(self.timeout, call(AdminClient::new(channel))).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(status)) => Err(self.refused(&status)),
+            Err(_) => Err(verdict::timeout(self.timeout, true, None)),
+        }
+    }
+
+    fn refused(&self, status: &Status) -> Error {
+        let detail = api::error_detail(status);
+        if detail.is_none() {
+            self.router.discard(&self.address, Slot::Control);
+        }
+        if let Some(Kind::NotLeader(it)) = detail.and_then(|detail| detail.kind) {
+            return Error::NotLeader {
+                leader: (!it.leader_address.is_empty()).then_some(it.leader_address),
+            };
+        }
+        let verdict = verdict::of_status(status);
+        match verdict.action {
+            Action::Fail(error) => verdict::with_doubt(error, verdict.doubt),
+            _ => self.unavailable(status.message().to_owned(), verdict.doubt),
+        }
+    }
+
+    fn unavailable(&self, message: String, maybe_applied: bool) -> Error {
+        Error::Unavailable {
+            address: self.address.to_string(),
+            message,
+            maybe_applied,
+        }
     }
 }
 
@@ -137,4 +242,45 @@ pub struct MemberStatus {
     pub match_index: Option<u64>,
     /// How the leader sends to it: `probe`, `replicate` or `snapshot`. Only from the leader.
     pub progress: Option<String>,
+}
+
+fn node_status(it: StatusResponse) -> NodeStatus {
+    let role = it.role();
+    let leads = role == v1::Role::Leader;
+    let text = |text: String| (!text.is_empty()).then_some(text);
+    let member = |it: v1::MemberStatus| MemberStatus {
+        node_id: NodeId(it.node_id),
+        address: it.address,
+        voter: it.voter,
+        match_index: leads.then_some(it.match_index),
+        progress: text(it.progress),
+    };
+    NodeStatus {
+        version: it.version,
+        cluster_id: it.cluster_id,
+        gid: Gid(it.gid),
+        node_id: NodeId(it.node_id),
+        address: it.address,
+        role: match role {
+            v1::Role::Unspecified => Role::Unknown,
+            v1::Role::Follower => Role::Follower,
+            v1::Role::PreCandidate => Role::PreCandidate,
+            v1::Role::Candidate => Role::Candidate,
+            v1::Role::Leader => Role::Leader,
+            v1::Role::Learner => Role::Learner,
+        },
+        term: it.term,
+        leader_id: (it.leader_id != 0).then_some(NodeId(it.leader_id)),
+        leader_address: text(it.leader_address),
+        commit_index: it.commit_index,
+        last_applied: it.last_applied,
+        first_index: it.first_index,
+        last_index: it.last_index,
+        members: it.members.into_iter().map(member).collect(),
+        shards: it.shards,
+        log_bytes: it.log_bytes,
+        state_bytes: it.state_bytes,
+        disk_full: it.disk_full,
+        trouble: text(it.trouble),
+    }
 }

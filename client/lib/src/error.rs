@@ -144,6 +144,9 @@ pub enum ConnectError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A client was made outside of a tokio runtime.
+    #[error("a client lives on a tokio runtime: make it within one")]
+    NoRuntime,
     /// No node accepted a connection.
     #[error("no node is reachable: {0}; check the addresses and that the nodes run")]
     Unreachable(String),
