@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use raft::StoreError;
+use raft::{Bug, StoreError};
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, Keyspace, StateMachine, StateReader, Transaction};
 use types::{ShardId, shard_of};
@@ -34,12 +34,34 @@ pub struct ShardKv {
     genesis: Option<Genesis>,
     sessions: BTreeMap<ShardId, SessionTable<Outcome>>,
     dirty: BTreeSet<ShardId>,
+    #[cfg(feature = "bugs")]
+    bug: Option<Bug>,
 }
 
 impl ShardKv {
     /// A machine that knows nothing yet: [`StateMachine::reload`] comes first.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A machine with a known bug put back, for the simulator.
+    #[cfg(feature = "bugs")]
+    pub fn with_bug(bug: Option<Bug>) -> Self {
+        Self {
+            bug,
+            ..Self::default()
+        }
+    }
+
+    #[cfg(feature = "bugs")]
+    fn has_bug(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    #[cfg(not(feature = "bugs"))]
+    #[allow(clippy::unused_self)]
+    const fn has_bug(&self, _: Bug) -> bool {
+        false
     }
 
     /// What the group was created with; `None` as long as the state is empty.
@@ -122,13 +144,18 @@ impl StateMachine for ShardKv {
             return execute(&command.write, shard, at.max_value_bytes, state).map(Response::from);
         };
         self.dirty.insert(shard);
+        let doubles = self.has_bug(Bug::RetryAppliedTwice);
+        let forgets = self.has_bug(Bug::AbsentSessionIsNew);
         let table = self.sessions.entry(shard).or_default();
+        let mut run = || execute(&command.write, shard, at.max_value_bytes, state);
         match table.admit(session, at.time, &genesis.session_limits()) {
             Admission::Execute(permit) => {
-                let outcome = execute(&command.write, shard, at.max_value_bytes, state)?;
+                let outcome = run()?;
                 table.record(permit, outcome);
                 Ok(outcome.into())
             }
+            Admission::Replay(_) if doubles => run().map(Response::from),
+            Admission::Refuse(SessionRefusal::Expired) if forgets => run().map(Response::from),
             Admission::Replay(outcome) => Ok(outcome.into()),
             Admission::Refuse(refusal) => Ok(Response::Refused(refused(refusal, shard))),
         }
