@@ -178,6 +178,15 @@ impl Raft {
         if self.role == Role::PreCandidate && next_term == self.term().next() {
             self.election.votes.insert(from, granted);
             self.count_votes();
+            self.retry_if_refused(granted);
+        }
+    }
+
+    /// Two followers that both lost the leader may refuse each other, and the dead leader's answer never comes: after
+    /// a refusal try again soon, at random, rather than wait out an election timeout.
+    fn retry_if_refused(&mut self, granted: bool) {
+        if !granted && self.election.leader_lost && self.role != Role::Leader {
+            self.schedule_hint();
         }
     }
 
@@ -197,6 +206,7 @@ impl Raft {
         if self.role == Role::Candidate {
             self.election.votes.insert(from, granted);
             self.count_votes();
+            self.retry_if_refused(granted);
         }
     }
 
@@ -207,14 +217,9 @@ impl Raft {
         match (self.role, won, possible) {
             (Role::PreCandidate, true, _) => self.start_election(false),
             (Role::Candidate, true, _) => self.become_leader(),
-            (Role::PreCandidate, false, false) => {
-                // Some peers have not noticed yet that the leader is gone.
+            (Role::PreCandidate | Role::Candidate, false, false) => {
                 self.become_follower(self.term(), None);
-                if self.election.leader_lost {
-                    self.schedule_hint();
-                }
             }
-            (Role::Candidate, false, false) => self.become_follower(self.term(), None),
             _ => {}
         }
     }

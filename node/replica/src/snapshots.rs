@@ -142,7 +142,8 @@ impl Sender {
         Ok(out)
     }
 
-    /// The receiver needs `next`: everything before has arrived. False if it is gone already.
+    /// The receiver needs `next`: everything before has arrived. False if it must start over, because it lost what it
+    /// had. An answer that was overtaken by a later one says nothing.
     fn acknowledged(&mut self, next: u64) -> bool {
         self.silent_ticks = 0;
         while self
@@ -150,7 +151,8 @@ impl Sender {
             .pop_front_if(|chunk| chunk.number < next)
             .is_some()
         {}
-        self.window.front().is_none_or(|chunk| chunk.number == next) && next <= self.next_number
+        let lost = next == 0 && self.window.front().is_some_and(|chunk| chunk.number > 0);
+        !lost && next <= self.next_number
     }
 }
 
