@@ -1,0 +1,738 @@
+//! A simulated client: does what the real library does, and worse.
+//!
+//! It opens sessions, numbers its writes, keeps several in flight, looks for the leader, retries under the
+//! same number until a deadline, and gives up then with an unknown outcome. On top it sends copies to
+//! other nodes and lets some arrive very late, goes silent for longer than a session lives, and sends
+//! some writes without a session. What it asked and what it was told goes to the history.
+//!
+//! A copy of a request is *resolved* when its refusal says that it did nothing. Only an operation whose
+//! every copy is resolved counts as never done; this holds the refusals to their word.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use replica::{Answer, Refusal, Request, RequestId};
+use shardkv::{Command, KvError, Query, Response, SessionRef, Write};
+use types::{ClientId, LogTime, NodeId, Sequence};
+
+use crate::dice::Dice;
+use crate::history::{History, Mark};
+use crate::network::HostId;
+use crate::oracle::Violation;
+use crate::queue::{MILLI, Micros, SECOND};
+
+/// How a client behaves. Shares are of a million.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// How many keys there are.
+    pub keys: u64,
+    /// The most operations in flight.
+    pub pipeline: usize,
+    /// The pause between two operations, least and most.
+    pub think: (Micros, Micros),
+    /// How long to wait for an answer before another node is asked.
+    pub patience: Micros,
+    /// How long to retry an operation.
+    pub deadline: Micros,
+    /// Reads among the operations.
+    pub reads: u32,
+    /// Scans among the reads.
+    pub scans: u32,
+    /// Requests that are sent twice.
+    pub copies: u32,
+    /// How late a copy may be.
+    pub copies_late_by: Micros,
+    /// Operations before which the client goes silent.
+    pub silences: u32,
+    /// For how long.
+    pub silence: Micros,
+    /// Writes without a session, sent once.
+    pub sessionless: u32,
+    /// A session is replaced at this age.
+    pub renew_after: Option<Micros>,
+    /// The most bytes that pad a value.
+    pub padding: u64,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            keys: 4,
+            pipeline: 1,
+            think: (MILLI, 20 * MILLI),
+            patience: 300 * MILLI,
+            deadline: 3 * SECOND,
+            reads: 400_000,
+            scans: 50_000,
+            copies: 0,
+            copies_late_by: 0,
+            silences: 0,
+            silence: 0,
+            sessionless: 0,
+            renew_after: None,
+            padding: 0,
+        }
+    }
+}
+
+/// A request on its way to a host.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Where it goes.
+    pub to: HostId,
+    /// Its name: the client's number is in the high bits.
+    pub id: RequestId,
+    /// What is asked.
+    pub request: Request<Query>,
+    /// It leaves this much later.
+    pub delay: Micros,
+}
+
+/// The result of a request, as a replica gives it.
+pub type Outcome = Result<Answer<Response>, Refusal>;
+
+/// The world around a client.
+pub struct Surroundings<'a> {
+    /// The time.
+    pub now: Micros,
+    /// Where everything is written down.
+    pub history: &'a mut History,
+    /// Who lives where.
+    pub addresses: &'a BTreeMap<NodeId, HostId>,
+    /// How many hosts there are.
+    pub hosts: usize,
+    /// What leaves the client.
+    pub out: &'a mut Vec<Outgoing>,
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Client {
+    number: u64,
+    options: ClientOptions,
+    dice: Dice,
+    target: HostId,
+    session: Option<Session>,
+    opening: Option<Opening>,
+    /// Unanswered writes by session: the lowest is what the client has acknowledged below.
+    open: BTreeMap<ClientId, BTreeSet<Sequence>>,
+    operations: BTreeMap<u64, Operation>,
+    requests: BTreeMap<RequestId, u64>,
+    sent: u64,
+    started: u64,
+    next_start: Micros,
+    /// What was last seen of a key, for compare-and-swap.
+    seen: BTreeMap<Bytes, Option<Bytes>>,
+    stopping: bool,
+    script: Vec<Step>,
+}
+
+/// An operation that a scripted client does, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Write this.
+    Write(Write),
+    /// Read this key.
+    Get(Bytes),
+}
+
+#[derive(Debug)]
+struct Session {
+    id: ClientId,
+    opened: Micros,
+    next: Sequence,
+}
+
+#[derive(Debug)]
+struct Opening {
+    id: RequestId,
+    retry_at: Micros,
+}
+
+#[derive(Debug)]
+struct Operation {
+    what: What,
+    marks: Vec<(Bytes, Mark)>,
+    deadline: Micros,
+    /// When to send again: because a refusal said so, or because no answer came.
+    retry_at: Micros,
+    /// Copies that may still do something.
+    unresolved: BTreeSet<RequestId>,
+    /// It may have been done, whatever comes.
+    maybe: bool,
+}
+
+#[derive(Debug)]
+enum What {
+    Write(Write, Option<(ClientId, Sequence)>),
+    Read(Query),
+}
+
+/// The client whose number this is sends a request.
+pub const fn client_of(id: RequestId) -> u64 {
+    id.0 >> 40
+}
+
+/// The name of a key.
+pub fn key(number: u64) -> Bytes {
+    Bytes::from(format!("key{number:02}"))
+}
+
+impl Client {
+    /// A client that starts at `start`.
+    pub fn new(number: u64, options: ClientOptions, start: Micros, dice: Dice) -> Self {
+        Self {
+            number,
+            options,
+            dice,
+            target: 0,
+            session: None,
+            opening: None,
+            open: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            sent: 0,
+            started: 0,
+            next_start: start,
+            seen: BTreeMap::new(),
+            stopping: false,
+            script: Vec::new(),
+        }
+    }
+
+    /// Does these next, instead of random ones, one after the other as fast as its pipeline allows.
+    pub fn script(&mut self, steps: impl IntoIterator<Item = Step>) {
+        self.script.extend(steps);
+        self.stopping = true;
+    }
+
+    /// Starts nothing more, and finishes what it began, however long it takes.
+    pub fn finish(&mut self) {
+        self.stopping = true;
+        self.options.copies = 0;
+        for operation in self.operations.values_mut() {
+            operation.deadline = Micros::MAX;
+        }
+        self.options.deadline = Micros::MAX;
+    }
+
+    /// Whether nothing is in flight or due.
+    pub fn is_idle(&self) -> bool {
+        self.stopping && self.script.is_empty() && self.operations.is_empty()
+    }
+
+    /// What is in flight, for people.
+    pub fn describe(&self) -> String {
+        let whats: Vec<_> = self
+            .operations
+            .values()
+            .map(|operation| &operation.what)
+            .collect();
+        format!(
+            "client {} aims at host {}, opening {}, in flight {whats:?}",
+            self.number,
+            self.target,
+            self.opening.is_some()
+        )
+    }
+
+    /// When the client wants to be woken next.
+    pub fn due(&self) -> Micros {
+        let retries = self
+            .operations
+            .values()
+            .map(|operation| operation.retry_at.min(operation.deadline));
+        let opening = self.opening.as_ref().map(|opening| opening.retry_at);
+        let has_room = self.operations.len() < self.options.pipeline.max(1);
+        let wants = !self.stopping || !self.script.is_empty();
+        let start = (wants && has_room && self.opening.is_none()).then_some(self.next_start);
+        retries
+            .chain(opening)
+            .chain(start)
+            .min()
+            .unwrap_or(Micros::MAX)
+    }
+
+    /// Time has come for something.
+    pub fn wake(&mut self, around: &mut Surroundings<'_>) {
+        let now = around.now;
+        if self
+            .opening
+            .as_ref()
+            .is_some_and(|opening| opening.retry_at <= now)
+        {
+            self.elsewhere(around.hosts);
+            self.open_session(around);
+        }
+        let late: Vec<u64> = self
+            .operations
+            .iter()
+            .filter(|(_, operation)| operation.retry_at <= now || operation.deadline <= now)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in late {
+            self.retry(number, around);
+        }
+        let wants = !self.stopping || !self.script.is_empty();
+        if wants
+            && self.next_start <= now
+            && self.opening.is_none()
+            && self.operations.len() < self.options.pipeline.max(1)
+        {
+            self.start(around);
+        }
+    }
+
+    fn retry(&mut self, number: u64, around: &mut Surroundings<'_>) {
+        let Some(operation) = self.operations.get_mut(&number) else {
+            return;
+        };
+        if operation.deadline <= around.now {
+            self.give_up(number, around);
+            return;
+        }
+        let sessionless = matches!(operation.what, What::Write(_, None));
+        if sessionless && !operation.unresolved.is_empty() {
+            // Sending it again would do it again.
+            operation.retry_at = operation.deadline;
+            return;
+        }
+        if !operation.unresolved.is_empty() {
+            self.elsewhere(around.hosts);
+        }
+        self.send(number, around);
+    }
+
+    fn elsewhere(&mut self, hosts: usize) {
+        self.target = self.dice.index(hosts);
+    }
+
+    fn open_session(&mut self, around: &mut Surroundings<'_>) {
+        let id = self.next_id();
+        self.opening = Some(Opening {
+            id,
+            retry_at: around.now + self.options.patience,
+        });
+        around.out.push(Outgoing {
+            to: self.target,
+            id,
+            request: Request::LogTime,
+            delay: 0,
+        });
+    }
+
+    fn next_id(&mut self) -> RequestId {
+        self.sent += 1;
+        RequestId((self.number << 40) | self.sent)
+    }
+
+    fn start(&mut self, around: &mut Surroundings<'_>) {
+        let now = around.now;
+        let (least, most) = self.options.think;
+        self.next_start = now + self.dice.between(least, most);
+        if self.script.is_empty() && self.dice.chance(self.options.silences) {
+            self.next_start = now + self.options.silence;
+            return;
+        }
+        let old = self
+            .session
+            .as_ref()
+            .zip(self.options.renew_after)
+            .is_some_and(|(session, age)| now >= session.opened.saturating_add(age));
+        if old {
+            self.session = None;
+        }
+        if self.session.is_none() {
+            self.next_start = now;
+            self.open_session(around);
+            return;
+        }
+        let what = self.draw();
+        let marks = match &what {
+            What::Write(write, _) => {
+                vec![(write.key().clone(), around.history.invoke_write(write))]
+            }
+            What::Read(Query::Get { key }) => {
+                vec![(key.clone(), around.history.invoke_get(key.clone()))]
+            }
+            What::Read(Query::Scan { .. }) => (0..self.options.keys)
+                .map(|number| (key(number), around.history.invoke_get(key(number))))
+                .collect(),
+        };
+        self.started += 1;
+        let deadline = now.saturating_add(self.options.deadline);
+        self.operations.insert(
+            self.started,
+            Operation {
+                what,
+                marks,
+                deadline,
+                retry_at: now,
+                unresolved: BTreeSet::new(),
+                maybe: false,
+            },
+        );
+        self.send(self.started, around);
+    }
+
+    fn draw(&mut self) -> What {
+        if !self.script.is_empty() {
+            return match self.script.remove(0) {
+                Step::Write(write) => self.in_session(write),
+                Step::Get(key) => What::Read(Query::Get { key }),
+            };
+        }
+        let key = key(self.dice.below(self.options.keys));
+        if self.dice.chance(self.options.reads) {
+            return What::Read(self.draw_read(key));
+        }
+        let write = self.draw_write(key);
+        if self.dice.chance(self.options.sessionless) {
+            return What::Write(write, None);
+        }
+        self.in_session(write)
+    }
+
+    fn in_session(&mut self, write: Write) -> What {
+        let named = self.session.as_mut().map(|session| {
+            let sequence = session.next;
+            session.next = sequence.next();
+            self.open.entry(session.id).or_default().insert(sequence);
+            (session.id, sequence)
+        });
+        What::Write(write, named)
+    }
+
+    fn draw_read(&mut self, key: Bytes) -> Query {
+        if !self.dice.chance(self.options.scans) {
+            return Query::Get { key };
+        }
+        let limit = if self.dice.coin() { 1_000 } else { 2 };
+        Query::Scan {
+            start: Bytes::from_static(b"key"),
+            end: Bytes::from_static(b"kez"),
+            limit,
+            max_bytes: 1 << 20,
+        }
+    }
+
+    fn draw_write(&mut self, key: Bytes) -> Write {
+        // Unique, so that a value tells who wrote it and a doubled append shows.
+        let mut value = format!("<{}.{}>", self.number, self.started + 1).into_bytes();
+        let seen = self.seen.get(&key).cloned().flatten();
+        let long = seen.as_ref().is_some_and(|value| value.len() > 200);
+        match self.dice.below(10) {
+            0..=4 if !long => Write::Append {
+                key,
+                suffix: value.into(),
+            },
+            5 | 6 => {
+                let expected = seen;
+                let new = (!self.dice.chance(150_000)).then(|| value.into());
+                Write::CompareAndSwap { key, expected, new }
+            }
+            7 => Write::Delete { key },
+            _ => {
+                let padding = usize::try_from(self.dice.below(self.options.padding + 1));
+                value.resize(value.len() + padding.unwrap_or(0), b'.');
+                Write::Put {
+                    key,
+                    value: value.into(),
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, number: u64, around: &mut Surroundings<'_>) {
+        let Some(operation) = self.operations.get_mut(&number) else {
+            return;
+        };
+        operation.retry_at = around.now + self.options.patience;
+        let (request, twice) = match &operation.what {
+            What::Write(write, named) => {
+                let session = named.map(|(client, sequence)| SessionRef {
+                    client,
+                    sequence,
+                    acked_below: self
+                        .open
+                        .get(&client)
+                        .and_then(|open| open.first().copied())
+                        .unwrap_or(sequence),
+                });
+                let frees_space = matches!(write, Write::Delete { .. });
+                let command = Command {
+                    session,
+                    write: write.clone(),
+                };
+                let request = Request::Write {
+                    operation: command.encode(),
+                    frees_space,
+                };
+                (request, named.is_some())
+            }
+            What::Read(query) => (Request::Read(query.clone()), true),
+        };
+        let mut targets = vec![(self.target, 0)];
+        if twice && self.dice.chance(self.options.copies) {
+            let host = self.dice.index(around.hosts);
+            targets.push((host, self.dice.magnitude(1, self.options.copies_late_by)));
+        }
+        for (to, delay) in targets {
+            let id = self.next_id();
+            self.requests.insert(id, number);
+            if let Some(operation) = self.operations.get_mut(&number) {
+                operation.unresolved.insert(id);
+            }
+            around.out.push(Outgoing {
+                to,
+                id,
+                request: request.clone(),
+                delay,
+            });
+        }
+    }
+
+    /// An answer arrives.
+    pub fn answered(
+        &mut self,
+        id: RequestId,
+        outcome: Outcome,
+        around: &mut Surroundings<'_>,
+    ) -> Result<(), Violation> {
+        if self.opening.as_ref().is_some_and(|opening| opening.id == id) {
+            self.opened(outcome, around);
+            return Ok(());
+        }
+        let Some(number) = self.requests.remove(&id) else {
+            return Ok(());
+        };
+        if !self.operations.contains_key(&number) {
+            return Ok(());
+        }
+        match outcome {
+            Ok(Answer::Machine(response)) => self.served(number, id, response, around),
+            Ok(other) => Err(Violation::new(
+                "answers fit their questions",
+                format!("an operation was answered {other:?}"),
+            )),
+            Err(refusal) => {
+                self.refused(number, id, &refusal, around);
+                Ok(())
+            }
+        }
+    }
+
+    fn opened(&mut self, outcome: Outcome, around: &mut Surroundings<'_>) {
+        match outcome {
+            Ok(Answer::LogTime(birth)) => {
+                self.opening = None;
+                self.session = Some(Session {
+                    id: self.name(birth),
+                    opened: around.now,
+                    next: Sequence(1),
+                });
+            }
+            Ok(_) => self.opening = None,
+            Err(refusal) => {
+                let wait = self.after(&refusal, around);
+                if let Some(opening) = &mut self.opening {
+                    opening.retry_at = around.now + wait;
+                }
+            }
+        }
+    }
+
+    fn name(&mut self, birth: LogTime) -> ClientId {
+        ClientId {
+            birth,
+            nonce: self.dice.number(),
+        }
+    }
+
+    fn served(
+        &mut self,
+        number: u64,
+        id: RequestId,
+        response: Response,
+        around: &mut Surroundings<'_>,
+    ) -> Result<(), Violation> {
+        match response {
+            Response::Written(written) => {
+                let Some(operation) = self.end(number) else {
+                    return Ok(());
+                };
+                if let What::Write(write, _) = &operation.what {
+                    let now_known = match write {
+                        Write::Put { key, value } => Some((key.clone(), Some(value.clone()))),
+                        Write::Delete { key } => Some((key.clone(), None)),
+                        _ => None,
+                    };
+                    self.seen.extend(now_known);
+                }
+                for (_, mark) in operation.marks {
+                    around.history.return_written(mark, written)?;
+                }
+                Ok(())
+            }
+            Response::Value(value) => {
+                let Some(operation) = self.end(number) else {
+                    return Ok(());
+                };
+                for (key, mark) in operation.marks {
+                    around.history.return_value(mark, value.as_deref())?;
+                    self.seen.insert(key, value.clone());
+                }
+                Ok(())
+            }
+            Response::Page { pairs, more } => self.paged(number, &pairs, more, around),
+            Response::Refused(error) => self.rejected(number, id, &error, around),
+        }
+    }
+
+    fn paged(
+        &mut self,
+        number: u64,
+        pairs: &[(Bytes, Bytes)],
+        more: bool,
+        around: &mut Surroundings<'_>,
+    ) -> Result<(), Violation> {
+        let Some(operation) = self.end(number) else {
+            return Ok(());
+        };
+        if pairs.is_sorted_by(|a, b| a.0 < b.0) {
+            let found: BTreeMap<&Bytes, &Bytes> = pairs.iter().map(|(k, v)| (k, v)).collect();
+            let last = found.last_key_value().map(|(key, _)| (*key).clone());
+            for (key, mark) in operation.marks {
+                let covered = !more || last.as_ref().is_some_and(|last| key <= *last);
+                if covered {
+                    let value = found.get(&key).map(|value| value.as_ref());
+                    around.history.return_value(mark, value)?;
+                } else {
+                    around.history.never(mark);
+                }
+            }
+            return Ok(());
+        }
+        Err(Violation::new(
+            "scans are in key order",
+            format!("{pairs:?}"),
+        ))
+    }
+
+    /// The state machine refused.
+    fn rejected(
+        &mut self,
+        number: u64,
+        id: RequestId,
+        error: &KvError,
+        around: &mut Surroundings<'_>,
+    ) -> Result<(), Violation> {
+        if let Some(operation) = self.operations.get_mut(&number) {
+            operation.unresolved.remove(&id);
+        }
+        match error {
+            KvError::SessionExpired => {
+                let of = self.operations.get(&number).and_then(|operation| {
+                    let What::Write(_, named) = &operation.what else {
+                        return None;
+                    };
+                    named.map(|(client, _)| client)
+                });
+                if self.session.as_ref().map(|session| session.id) == of {
+                    self.session = None;
+                }
+                self.give_up(number, around);
+                Ok(())
+            }
+            KvError::ValueTooLarge { .. } => {
+                self.give_up(number, around);
+                Ok(())
+            }
+            KvError::SessionLimit { .. } => {
+                if let Some(operation) = self.operations.get_mut(&number) {
+                    operation.retry_at = around.now + 50 * MILLI;
+                }
+                Ok(())
+            }
+            _ => Err(Violation::new(
+                "refusals make sense",
+                format!("client {}: {error}", self.number),
+            )),
+        }
+    }
+
+    /// The replica refused.
+    fn refused(
+        &mut self,
+        number: u64,
+        id: RequestId,
+        refusal: &Refusal,
+        around: &mut Surroundings<'_>,
+    ) {
+        let wait = self.after(refusal, around);
+        let Some(operation) = self.operations.get_mut(&number) else {
+            return;
+        };
+        operation.unresolved.remove(&id);
+        match refusal {
+            Refusal::Unknown { .. } | Refusal::Stopping => operation.maybe = true,
+            Refusal::TooLarge { .. } => {
+                self.give_up(number, around);
+                return;
+            }
+            _ => {}
+        }
+        if operation.maybe && matches!(operation.what, What::Write(_, None)) {
+            self.give_up(number, around);
+            return;
+        }
+        operation.retry_at = operation.retry_at.min(around.now + wait);
+    }
+
+    /// Learns from a refusal where to go, and when.
+    fn after(&mut self, refusal: &Refusal, around: &mut Surroundings<'_>) -> Micros {
+        match refusal {
+            Refusal::NotLeader { leader } | Refusal::Unknown { leader } => {
+                let known = leader.and_then(|node| around.addresses.get(&node));
+                match known {
+                    Some(host) if *host != self.target => {
+                        self.target = *host;
+                        MILLI
+                    }
+                    _ => {
+                        self.elsewhere(around.hosts);
+                        self.dice.between(5 * MILLI, 60 * MILLI)
+                    }
+                }
+            }
+            Refusal::Stopping => {
+                self.elsewhere(around.hosts);
+                10 * MILLI
+            }
+            _ => self.dice.between(10 * MILLI, 80 * MILLI),
+        }
+    }
+
+    /// Ends an operation whose outcome nobody will tell.
+    fn give_up(&mut self, number: u64, around: &mut Surroundings<'_>) {
+        let Some(operation) = self.end(number) else {
+            return;
+        };
+        let is_read = matches!(operation.what, What::Read(_));
+        if is_read || (operation.unresolved.is_empty() && !operation.maybe) {
+            for (_, mark) in operation.marks {
+                around.history.never(mark);
+            }
+        }
+    }
+
+    fn end(&mut self, number: u64) -> Option<Operation> {
+        let operation = self.operations.remove(&number)?;
+        if let What::Write(_, Some((client, sequence))) = &operation.what
+            && let Some(open) = self.open.get_mut(client)
+        {
+            open.remove(sequence);
+        }
+        Some(operation)
+    }
+}

@@ -1,0 +1,169 @@
+//! Randomness: one seed, and a generator of its own for each concern.
+//!
+//! Drawing once more from the network's dice must not change what the disks do: a failing seed should keep
+//! failing while its scenario is trimmed. So each concern gets its own `ChaCha` stream of the same seed.
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng, SeedableRng};
+
+/// What a generator is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// The scenario's drawing.
+    Scenario,
+    /// Loss, delay, duplication.
+    Network,
+    /// Which faults happen when.
+    Faults,
+    /// Node ids, election seeds, clocks.
+    Nodes,
+    /// A disk's latencies and crash points.
+    Disk(u32),
+    /// A client's operations.
+    Client(u32),
+}
+
+impl Concern {
+    const fn stream(self) -> u64 {
+        match self {
+            Self::Scenario => 1,
+            Self::Network => 2,
+            Self::Faults => 3,
+            Self::Nodes => 4,
+            Self::Disk(number) => (1 << 32) | number as u64,
+            Self::Client(number) => (2 << 32) | number as u64,
+        }
+    }
+}
+
+/// A seeded generator with the few draws that the simulator needs.
+#[derive(Clone, Debug)]
+pub struct Dice {
+    source: ChaCha8Rng,
+}
+
+impl Dice {
+    /// The generator of `seed` for `concern`.
+    pub fn new(seed: u64, concern: Concern) -> Self {
+        let mut source = ChaCha8Rng::seed_from_u64(seed);
+        source.set_stream(concern.stream());
+        Self { source }
+    }
+
+    /// Any number.
+    pub fn number(&mut self) -> u64 {
+        self.source.next_u64()
+    }
+
+    /// A number below `bound`; 0 if that is 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        // The high half of the product: unbiased enough for faults, and one multiplication.
+        let product = u128::from(self.source.next_u64()) * u128::from(bound);
+        u64::try_from(product >> 64).unwrap_or(0)
+    }
+
+    /// An index into something of `length` elements; 0 if that is 0.
+    pub fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).unwrap_or(0)
+    }
+
+    /// A number from `low` to `high`, both included.
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.below(high.saturating_sub(low) + 1)
+    }
+
+    /// A number from `low` to `high` whose magnitude is uniform: small ones are as frequent as large ones.
+    pub fn magnitude(&mut self, low: u64, high: u64) -> u64 {
+        let (low, high) = (low.max(1), high.max(1));
+        let (least, most) = (low.ilog2(), high.ilog2());
+        let bits = self.between(least.into(), most.into());
+        let floor = 1u64 << bits;
+        self.between(floor.max(low), (floor.saturating_mul(2) - 1).min(high))
+    }
+
+    /// `true` in `of_million` of a million cases.
+    pub fn chance(&mut self, of_million: u32) -> bool {
+        of_million > 0 && self.below(1_000_000) < u64::from(of_million)
+    }
+
+    /// A coin.
+    pub fn coin(&mut self) -> bool {
+        self.source.next_u32() & 1 == 1
+    }
+
+    /// One of `choices`, or `None` if there is none.
+    pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> Option<&'a T> {
+        choices.get(self.index(choices.len()))
+    }
+
+    /// Mixes the order of `items`.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.index(last + 1));
+        }
+    }
+}
+
+/// A fast 64-bit digest, for telling contents apart (no protection against malice).
+pub fn digest(bytes: &[u8]) -> u64 {
+    let mut hash = 0x9e37_79b9_7f4a_7c15u64 ^ bytes.len() as u64;
+    let mut chunks = bytes.chunks_exact(8);
+    for chunk in &mut chunks {
+        let word = chunk.try_into().map_or(0, u64::from_le_bytes);
+        hash = mix(hash ^ word);
+    }
+    let mut tail = [0u8; 8];
+    for (to, from) in tail.iter_mut().zip(chunks.remainder()) {
+        *to = *from;
+    }
+    mix(hash ^ u64::from_le_bytes(tail))
+}
+
+/// Spreads the bits of a number (the finaliser of `SplitMix64`).
+pub const fn mix(mut number: u64) -> u64 {
+    number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn concerns_do_not_share_a_stream() {
+        let mut network = Dice::new(7, Concern::Network);
+        let mut again = Dice::new(7, Concern::Network);
+        let mut faults = Dice::new(7, Concern::Faults);
+        let first: Vec<u64> = (0..8).map(|_| network.number()).collect();
+        let second: Vec<u64> = (0..8).map(|_| again.number()).collect();
+        let third: Vec<u64> = (0..8).map(|_| faults.number()).collect();
+        assert_eq!(first, second);
+        assert_ne!(first, third);
+    }
+
+    #[test]
+    fn draws_stay_in_their_bounds() {
+        let mut dice = Dice::new(1, Concern::Scenario);
+        for _ in 0..2_000 {
+            assert!(dice.below(7) < 7);
+            assert!((3..=5).contains(&dice.between(3, 5)));
+            assert!((10..=5_000).contains(&dice.magnitude(10, 5_000)));
+        }
+        assert_eq!(dice.below(0), 0);
+        assert!(!dice.chance(0));
+        assert!(dice.chance(1_000_000));
+    }
+
+    #[test]
+    fn the_digest_sees_each_byte_and_the_length() {
+        let text = b"the quick brown fox";
+        for end in 0..text.len() {
+            let mut other = text.to_vec();
+            other[end] ^= 1;
+            assert_ne!(digest(text), digest(&other));
+            assert_ne!(digest(&text[..end]), digest(&text[..=end]));
+        }
+        assert_ne!(digest(b""), digest(b"\0"));
+    }
+}

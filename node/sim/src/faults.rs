@@ -1,0 +1,403 @@
+//! What a world does to its hosts.
+//!
+//! Each class of faults is a rhythm: it strikes, plans when to mend, and plans its next strike. A group may
+//! lose data only by losing a quorum of disks, so disks are lost one at a time, and only while the group is
+//! *settled*: every member is alive somewhere and every member's log ends with the same membership. That is
+//! the promise an administrator keeps too.
+
+use std::collections::BTreeSet;
+
+use raft::{Membership, MembershipChange};
+use replica::{Answer, Request, RequestId};
+use types::NodeId;
+
+use crate::client::Outcome;
+use crate::network::{HostId, draw_cuts};
+use crate::queue::{MILLI, Micros};
+use crate::scenario::Rhythm;
+use crate::world::{Event, Step, World, draw_node, spread};
+
+/// A class of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Partition,
+    FalseHint,
+    Crash,
+    Blackout,
+    Pause,
+    SlowDisk,
+    FullDisk,
+    Wipe,
+    Damage,
+    ClockJump,
+    Membership,
+    Transfer,
+}
+
+const ALL: [Fault; 12] = [
+    Fault::Partition,
+    Fault::FalseHint,
+    Fault::Crash,
+    Fault::Blackout,
+    Fault::Pause,
+    Fault::SlowDisk,
+    Fault::FullDisk,
+    Fault::Wipe,
+    Fault::Damage,
+    Fault::ClockJump,
+    Fault::Membership,
+    Fault::Transfer,
+];
+
+/// The number by which requests of the administrator are told from those of clients.
+pub(crate) const ADMIN: u64 = 1 << 20;
+
+/// Whoever changes memberships.
+#[derive(Debug, Default)]
+pub(crate) struct Admin {
+    sent: u64,
+    /// A change that was not answered, and whom it was sent to.
+    changing: Option<(RequestId, HostId, u64)>,
+}
+
+impl World {
+    pub(crate) fn plan_faults(&mut self) {
+        for fault in ALL {
+            self.plan_fault(fault);
+        }
+    }
+
+    fn rhythm(&self, fault: Fault) -> Option<Rhythm> {
+        let faults = &self.scenario.faults;
+        match fault {
+            Fault::Partition => faults.partitions,
+            Fault::FalseHint => faults.false_hints,
+            Fault::Crash => faults.crashes,
+            Fault::Blackout => faults.blackouts,
+            Fault::Pause => faults.pauses,
+            Fault::SlowDisk => faults.slow_disks,
+            Fault::FullDisk => faults.full_disks,
+            Fault::Wipe => faults.wipes,
+            Fault::Damage => faults.damage,
+            Fault::ClockJump => faults.clock_jumps,
+            Fault::Membership => faults.membership,
+            Fault::Transfer => faults.transfers,
+        }
+    }
+
+    fn plan_fault(&mut self, fault: Fault) {
+        if let Some(rhythm) = self.rhythm(fault) {
+            let after = self.dice.between(rhythm.every / 4, rhythm.every * 7 / 4);
+            self.queue.push(self.now + after, Event::Fault(fault));
+        }
+    }
+
+    /// A fault strikes.
+    pub(crate) fn fault(&mut self, fault: Fault) -> Step {
+        let Some(rhythm) = self.rhythm(fault).filter(|_| !self.ending) else {
+            return Ok(());
+        };
+        self.plan_fault(fault);
+        let lasts = self.dice.magnitude((rhythm.lasts / 16).max(1), rhythm.lasts);
+        let host = self.dice.index(self.hosts.len());
+        match fault {
+            Fault::Partition => self.partition(lasts),
+            Fault::FalseHint => {
+                let of = self.dice.index(self.hosts.len());
+                let hint = Event::Hint {
+                    host,
+                    incarnation: self.hosts[host].incarnation,
+                    node: self.hosts[of].node,
+                };
+                self.queue.push(self.now, hint);
+            }
+            Fault::Crash => self.strike_down(host, lasts),
+            Fault::Blackout => self.blackout(lasts),
+            Fault::Pause => self.pause(host, lasts),
+            Fault::SlowDisk => {
+                let slow_by = self.dice.magnitude(MILLI, rhythm.lasts / 2 + 2 * MILLI);
+                self.trace(host, || format!("disk slower by {slow_by} us"));
+                self.count("slow disks");
+                self.hosts[host].disk.set_slow_by(slow_by);
+                self.mend_after(fault, host, lasts.max(100 * MILLI));
+            }
+            Fault::FullDisk => self.fill_disk(host, lasts),
+            Fault::Wipe => self.lose_disk(host, lasts, false),
+            Fault::Damage => self.lose_disk(host, lasts, true),
+            Fault::ClockJump => {
+                self.hosts[host].clock.skew_ms = spread(&mut self.dice, 5_000);
+                self.count("clock jumps");
+            }
+            Fault::Membership => self.change_membership(),
+            Fault::Transfer => self.transfer(),
+        }
+        Ok(())
+    }
+
+    fn mend_after(&mut self, fault: Fault, host: HostId, lasts: Micros) {
+        self.queue
+            .push(self.now + lasts, Event::Mend(fault, host));
+    }
+
+    /// A fault is over.
+    pub(crate) fn mend(&mut self, fault: Fault, host: HostId) -> Step {
+        match fault {
+            Fault::Partition => {
+                if !self.network.is_whole() {
+                    self.trace(host, || "the network heals".to_owned());
+                }
+                self.network.heal();
+                for host in &mut self.hosts {
+                    host.unreachable = false;
+                }
+            }
+            Fault::SlowDisk => self.hosts[host].disk.set_slow_by(0),
+            Fault::FullDisk => {
+                self.trace(host, || "disk has space".to_owned());
+                self.hosts[host].disk.set_full(false);
+                self.set_disk_low(host, false);
+                return self.wake(host);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn partition(&mut self, lasts: Micros) {
+        let leader = self.leader();
+        let cut = draw_cuts(&mut self.dice, self.hosts.len(), leader);
+        self.trace(0, || format!("the network loses {cut:?}"));
+        self.count("partitions");
+        // Connections over a cut link break, after a while, for some.
+        for (from, to) in &cut {
+            if self.dice.chance(400_000) {
+                let hint = Event::Hint {
+                    host: *from,
+                    incarnation: self.hosts[*from].incarnation,
+                    node: self.hosts[*to].node,
+                };
+                let delay = self.dice.magnitude(MILLI, 1_000 * MILLI);
+                self.queue.push(self.now + delay, hint);
+            }
+        }
+        self.network.set_cuts(cut);
+        if self.dice.chance(300_000) {
+            for host in 0..self.hosts.len() {
+                self.hosts[host].unreachable = self.dice.chance(300_000);
+            }
+        }
+        self.mend_after(Fault::Partition, 0, lasts);
+    }
+
+    /// Kills a process: now, or at one of its next writes or messages.
+    fn strike_down(&mut self, host: HostId, lasts: Micros) {
+        if self.hosts[host].process.is_none() {
+            return;
+        }
+        if self.dice.coin() {
+            self.crash(host, Some(lasts));
+        } else {
+            let operations = u32::try_from(self.dice.magnitude(1, 64) - 1).unwrap_or(0);
+            self.hosts[host].disk.arm_crash(operations);
+        }
+    }
+
+    fn blackout(&mut self, lasts: Micros) {
+        self.count("blackouts");
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].process.is_some() {
+                let down = self.dice.between(0, lasts);
+                self.crash(host, Some(down));
+            }
+        }
+    }
+
+    fn pause(&mut self, host: HostId, lasts: Micros) {
+        if !self.hosts[host].is_up() {
+            return;
+        }
+        self.count("pauses");
+        self.trace(host, || format!("stands still for {lasts} us"));
+        self.hosts[host].paused = true;
+        let resume = Event::Resume {
+            host,
+            incarnation: self.hosts[host].incarnation,
+        };
+        self.queue.push(self.now + lasts, resume);
+    }
+
+    fn fill_disk(&mut self, host: HostId, lasts: Micros) {
+        self.count("full disks");
+        let (warned, full) = match self.dice.below(3) {
+            0 => (true, false),
+            1 => (false, true),
+            _ => (true, true),
+        };
+        self.trace(host, || format!("disk low {warned} full {full}"));
+        if warned {
+            self.set_disk_low(host, true);
+        }
+        self.hosts[host].disk.set_full(full);
+        self.mend_after(Fault::FullDisk, host, lasts);
+    }
+
+    fn set_disk_low(&mut self, host: HostId, low: bool) {
+        let host = &mut self.hosts[host];
+        host.disk_low = low;
+        if let Some(process) = &mut host.process {
+            process.set_disk_low(low);
+        }
+    }
+
+    /// Loses a disk: all of it at once, or a record that the next start finds missing.
+    fn lose_disk(&mut self, host: HostId, lasts: Micros, damage: bool) {
+        let Some(membership) = self.settled() else {
+            return;
+        };
+        let votes = membership.is_voter(self.hosts[host].node);
+        if self.admin_is_waiting() || (votes && membership.voters().count() < 3) {
+            return;
+        }
+        if damage {
+            self.count("damaged disks");
+            self.trace(host, || "a record on the disk is damaged".to_owned());
+            self.hosts[host].disk.damage();
+            if self.dice.coin() {
+                self.crash(host, Some(lasts));
+            }
+        } else {
+            self.crash(host, Some(lasts));
+            self.wipe(host);
+        }
+    }
+
+    /// Replaces a disk by an empty one, on which another node will live.
+    pub(crate) fn wipe(&mut self, number: HostId) {
+        self.count("wiped disks");
+        let keeps = self.scenario.bug == Some(raft::Bug::WipedDiskKeepsIdentity);
+        let node = if keeps {
+            self.hosts[number].node
+        } else {
+            draw_node(&mut self.node_dice)
+        };
+        self.trace(number, || format!("gets an empty disk, and becomes {node}"));
+        self.nodes.remove(&self.hosts[number].node);
+        self.nodes.insert(node, number);
+        self.hosts[number].node = node;
+        self.hosts[number].disk.wipe();
+    }
+
+    /// The membership, if it is certain: all members live, and every member's log ends with it.
+    pub(crate) fn settled(&self) -> Option<Membership> {
+        if self.hosts.iter().any(|host| host.disk.is_damaged()) {
+            return None;
+        }
+        let ends: Vec<(NodeId, Membership)> = self
+            .hosts
+            .iter()
+            .map(|host| (host.node, host.disk.last_membership()))
+            .collect();
+        let of = |node: NodeId| {
+            let end = ends.iter().find(|(other, _)| *other == node);
+            end.map(|(_, membership)| membership)
+        };
+        let agreed = ends.iter().find(|(_, membership)| {
+            !membership.is_empty()
+                && membership
+                    .members()
+                    .all(|(node, _)| of(node) == Some(membership))
+        });
+        agreed.map(|(_, membership)| membership.clone())
+    }
+
+    // --- the administrator ---
+
+    fn admin_is_waiting(&self) -> bool {
+        self.admin.changing.is_some_and(|(id, host, incarnation)| {
+            let host = &self.hosts[host];
+            // Still on its way, or waiting in the process that it was sent to.
+            host.incarnation == incarnation || host.asked.contains(&id)
+        })
+    }
+
+    /// Asks for one change that makes sense, or now and then for one that doesn't.
+    fn change_membership(&mut self) {
+        let Some(membership) = self.settled().filter(|_| !self.admin_is_waiting()) else {
+            return;
+        };
+        let host = self.dice.index(self.hosts.len());
+        let (node, address) = (self.hosts[host].node, self.hosts[host].address.clone());
+        let voters = membership.voters().count();
+        let change = match membership.get(node) {
+            None => MembershipChange::AddLearner { node, address },
+            Some(_) if self.dice.chance(50_000) => MembershipChange::AddLearner { node, address },
+            Some(_) if !membership.is_voter(node) && self.dice.chance(800_000) => {
+                MembershipChange::Promote { node }
+            }
+            Some(_) if membership.is_voter(node) && voters < 2 => return,
+            Some(_) => MembershipChange::Remove { node },
+        };
+        self.request_change(change);
+    }
+
+    /// Sends a change to the leader.
+    pub(crate) fn request_change(&mut self, change: MembershipChange) {
+        let Some(leader) = self.leader().filter(|_| !self.admin_is_waiting()) else {
+            return;
+        };
+        self.count("membership changes asked");
+        self.trace(leader, || format!("the administrator asks: {change:?}"));
+        let id = self.admin_request(leader, Request::ChangeMembership(change));
+        self.admin.changing = Some((id, leader, self.hosts[leader].incarnation));
+    }
+
+    fn transfer(&mut self) {
+        let Some(leader) = self.leader() else {
+            return;
+        };
+        self.count("transfers asked");
+        let target = self.dice.index(self.hosts.len());
+        let target = self.dice.coin().then(|| self.hosts[target].node);
+        let host = if self.dice.chance(900_000) {
+            leader
+        } else {
+            self.dice.index(self.hosts.len())
+        };
+        self.trace(host, || format!("is asked to hand over to {target:?}"));
+        self.admin_request(host, Request::TransferLeadership(target));
+    }
+
+    fn admin_request(&mut self, to: HostId, request: Request<shardkv::Query>) -> RequestId {
+        self.admin.sent += 1;
+        let id = RequestId((ADMIN << 40) | self.admin.sent);
+        self.queue.push(
+            self.now + 1,
+            Event::Ask {
+                host: to,
+                id,
+                request,
+            },
+        );
+        id
+    }
+
+    pub(crate) fn admin_answered(&mut self, id: RequestId, outcome: Outcome) {
+        if self
+            .admin
+            .changing
+            .is_some_and(|(changing, ..)| changing == id)
+        {
+            self.admin.changing = None;
+        }
+        match outcome {
+            Ok(Answer::MembershipChanged(_)) => self.count("membership changes done"),
+            Ok(Answer::LeadershipTransferred(_)) => self.count("transfers done"),
+            _ => {}
+        }
+    }
+
+    /// Hosts whose node is a member, or waits to become one after its disk was lost.
+    pub(crate) fn present(&self) -> BTreeSet<NodeId> {
+        self.hosts.iter().map(|host| host.node).collect()
+    }
+}

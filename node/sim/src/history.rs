@@ -1,0 +1,183 @@
+//! What clients asked and were told, by key, in an order of moments.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use shardkv::{Write, Written};
+
+use crate::linear::{Action, Operation, Value, Verdict, check};
+use crate::oracle::Violation;
+
+/// Where an operation stands in the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark(usize);
+
+#[derive(Debug)]
+struct Record {
+    key: Bytes,
+    operation: Operation,
+    /// It certainly had no effect: not part of what is checked.
+    void: bool,
+}
+
+/// Every operation of a world's clients.
+#[derive(Debug, Default)]
+pub struct History {
+    records: Vec<Record>,
+    moment: u64,
+}
+
+impl History {
+    fn now(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    /// A client asks for a write.
+    pub fn invoke_write(&mut self, write: &Write) -> Mark {
+        let action = match write {
+            Write::Put { value, .. } => Action::Put {
+                value: Value::of(value),
+            },
+            Write::Append { suffix, .. } => Action::Append {
+                suffix: suffix.to_vec(),
+                length: None,
+            },
+            Write::Delete { .. } => Action::Delete { existed: None },
+            Write::CompareAndSwap { expected, new, .. } => Action::CompareAndSwap {
+                expected: expected.as_deref().map(Value::of),
+                new: new.as_deref().map(Value::of),
+                swapped: None,
+            },
+        };
+        self.invoke(write.key().clone(), action)
+    }
+
+    /// A client asks for a key's value.
+    pub fn invoke_get(&mut self, key: Bytes) -> Mark {
+        self.invoke(key, Action::Get { value: None })
+    }
+
+    fn invoke(&mut self, key: Bytes, action: Action) -> Mark {
+        let invoked = self.now();
+        self.records.push(Record {
+            key,
+            operation: Operation {
+                invoked,
+                returned: None,
+                action,
+            },
+            void: false,
+        });
+        Mark(self.records.len() - 1)
+    }
+
+    /// A write was acknowledged. The kind of the answer must be that of the question.
+    pub fn return_written(&mut self, mark: Mark, written: Written) -> Result<(), Violation> {
+        let moment = self.now();
+        let Some(record) = self.records.get_mut(mark.0) else {
+            return Ok(());
+        };
+        record.operation.returned = Some(moment);
+        match (&mut record.operation.action, written) {
+            (Action::Put { .. }, Written::Put) => {}
+            (Action::Append { length, .. }, Written::Append { length: told }) => {
+                *length = Some(told);
+            }
+            (Action::Delete { existed }, Written::Delete { existed: told }) => {
+                *existed = Some(told);
+            }
+            (
+                Action::CompareAndSwap { swapped, .. },
+                Written::CompareAndSwap { swapped: told },
+            ) => *swapped = Some(told),
+            (action, written) => {
+                return Err(Violation::new(
+                    "answers fit their questions",
+                    format!("{action:?} of {:?} was answered {written:?}", record.key),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A read was answered.
+    pub fn return_value(&mut self, mark: Mark, found: Option<&[u8]>) -> Result<(), Violation> {
+        let moment = self.now();
+        let Some(record) = self.records.get_mut(mark.0) else {
+            return Ok(());
+        };
+        record.operation.returned = Some(moment);
+        let Action::Get { value } = &mut record.operation.action else {
+            return Err(Violation::new(
+                "answers fit their questions",
+                format!("{:?} was answered with a value", record.operation.action),
+            ));
+        };
+        *value = found.map(Value::of);
+        Ok(())
+    }
+
+    /// An operation certainly has no effect, now or later.
+    pub fn never(&mut self, mark: Mark) {
+        if let Some(record) = self.records.get_mut(mark.0) {
+            record.void = true;
+        }
+    }
+
+    /// How many operations were asked for.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether nothing was asked for.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// How many have a known outcome.
+    pub fn returned(&self) -> usize {
+        let known = |record: &&Record| record.operation.returned.is_some();
+        self.records.iter().filter(known).count()
+    }
+
+    /// Checks each key's part, with a budget of search steps for each.
+    pub fn check(&self, budget: u64) -> Result<(), Violation> {
+        let mut keys: BTreeMap<&Bytes, Vec<Operation>> = BTreeMap::new();
+        for record in self.records.iter().filter(|record| !record.void) {
+            let part = keys.entry(&record.key).or_default();
+            part.push(record.operation.clone());
+        }
+        for (key, part) in keys {
+            let what = match check(&part, budget) {
+                Verdict::Linearizable(_) => continue,
+                Verdict::Violated => "no order explains",
+                Verdict::Unknown => "the search gave up on",
+            };
+            return Err(Violation::new(
+                "linearizability",
+                format!("{what} the {} operations of key {key:?}", part.len()),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The history of one key, for people.
+    pub fn describe(&self, key: &[u8]) -> Vec<String> {
+        let of_key = |record: &&Record| record.key == key;
+        let records = self.records.iter().filter(of_key);
+        records
+            .map(|record| {
+                let Operation {
+                    invoked,
+                    returned,
+                    action,
+                } = &record.operation;
+                let returned =
+                    returned.map_or_else(|| "?".to_owned(), |moment| moment.to_string());
+                let void = if record.void { " (void)" } else { "" };
+                format!("{invoked}..{returned} {action:?}{void}")
+            })
+            .collect()
+    }
+}

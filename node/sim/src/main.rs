@@ -1,0 +1,207 @@
+//! `shardkv-sim`: runs seeds, replays one, and shows that known bugs are found.
+
+use std::io::Write as _;
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::{Parser, Subcommand};
+use raft::Bug;
+use shardkv_sim::runner::{Plan, Summary, run_all, run_seed};
+
+/// Simulates whole clusters under faults, each from one seed.
+#[derive(Debug, Parser)]
+#[command(name = "shardkv-sim", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a range of seeds, and say which broke a promise.
+    Run {
+        /// Which seeds, the end excluded.
+        #[arg(long, default_value = "0..1000", value_parser = parse_seeds)]
+        seeds: Range<u64>,
+        /// How many at once; by default as many as there are cores.
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// A known bug to put back.
+        #[arg(long, value_parser = parse_bug)]
+        bug: Option<Bug>,
+        /// Go on after the first failure.
+        #[arg(long)]
+        keep_going: bool,
+    },
+    /// Run one seed again, the same in every bit.
+    Replay {
+        /// Which.
+        #[arg(long)]
+        seed: u64,
+        /// Print what happens.
+        #[arg(long)]
+        trace: bool,
+        /// A known bug to put back.
+        #[arg(long, value_parser = parse_bug)]
+        bug: Option<Bug>,
+    },
+    /// Put each known bug back, one at a time, and show that it is found.
+    Bugs {
+        /// Which seeds, the end excluded.
+        #[arg(long, default_value = "0..300", value_parser = parse_seeds)]
+        seeds: Range<u64>,
+        /// How many at once; by default as many as there are cores.
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// Only this one.
+        #[arg(long, value_parser = parse_bug)]
+        bug: Option<Bug>,
+    },
+}
+
+fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
+    let explain = || format!("{text:?} is not a range of seeds such as 0..1000");
+    let (start, end) = text.split_once("..").ok_or_else(explain)?;
+    let start: u64 = start.parse().map_err(|_| explain())?;
+    let end: u64 = end.parse().map_err(|_| explain())?;
+    if start < end {
+        Ok(start..end)
+    } else {
+        Err(format!("the range {text} holds no seed"))
+    }
+}
+
+fn parse_bug(text: &str) -> Result<Bug, String> {
+    let wanted = |bug: &&Bug| format!("{bug:?}").eq_ignore_ascii_case(&text.replace('-', ""));
+    Bug::ALL.iter().find(wanted).copied().ok_or_else(|| {
+        let names: Vec<String> = Bug::ALL.iter().map(|bug| format!("{bug:?}")).collect();
+        format!("there is no bug {text:?}; there are {}", names.join(", "))
+    })
+}
+
+fn main() -> ExitCode {
+    // A panic inside a world is a finding and is reported as one, with its seed.
+    std::panic::set_hook(Box::new(|_| {}));
+    match Arguments::parse().command {
+        Command::Run {
+            seeds,
+            jobs,
+            bug,
+            keep_going,
+        } => run(&Plan {
+            seeds,
+            jobs: jobs.unwrap_or_else(cores),
+            bug,
+            stop_early: !keep_going,
+        }),
+        Command::Replay { seed, trace, bug } => replay(seed, trace, bug),
+        Command::Bugs { seeds, jobs, bug } => bugs(&seeds, jobs.unwrap_or_else(cores), bug),
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn run(plan: &Plan) -> ExitCode {
+    let begun = Instant::now();
+    let done = AtomicU64::new(0);
+    let total = plan.seeds.end - plan.seeds.start;
+    let summary = run_all(plan, |_| {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(100) || done == total {
+            let rate = rate(done, &begun);
+            eprint!("\r{done} of {total} seeds, {rate} seeds/s ");
+            let _ = std::io::stderr().flush();
+        }
+    });
+    eprintln!();
+    print_summary(&summary);
+    println!(
+        "{} worlds, {} failed, {} seeds/s",
+        summary.worlds,
+        summary.found.len(),
+        rate(summary.worlds, &begun)
+    );
+    if summary.found.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn rate(done: u64, since: &Instant) -> u64 {
+    let millis = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+    done * 1_000 / millis.max(1)
+}
+
+fn print_summary(summary: &Summary) {
+    for (what, count) in &summary.counts {
+        println!("{count:>12} {what}");
+    }
+    for found in &summary.found {
+        let failure = &found.failure;
+        println!(
+            "\nseed {} broke \"{}\" after {} us: {}",
+            found.seed, failure.violation.invariant, failure.at, failure.violation.detail
+        );
+        println!("  shardkv-sim replay --trace --seed {}", found.seed);
+    }
+}
+
+fn replay(seed: u64, trace: bool, bug: Option<Bug>) -> ExitCode {
+    match run_seed(seed, bug, trace) {
+        Ok(report) => {
+            for (what, count) in &report.counts {
+                println!("{count:>12} {what}");
+            }
+            println!("seed {seed} kept every promise; fingerprint {:016x}", report.fingerprint);
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            println!(
+                "seed {seed} broke \"{}\" after {} us: {}",
+                failure.violation.invariant, failure.at, failure.violation.detail
+            );
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bugs(seeds: &Range<u64>, jobs: usize, only: Option<Bug>) -> ExitCode {
+    let mut missed = 0;
+    for bug in Bug::ALL {
+        if only.is_some_and(|only| only != bug) {
+            continue;
+        }
+        let summary = run_all(
+            &Plan {
+                seeds: seeds.clone(),
+                jobs,
+                bug: Some(bug),
+                stop_early: false,
+            },
+            |_| {},
+        );
+        let name = format!("{bug:?}");
+        if let Some(first) = summary.found.first() {
+            println!(
+                "{name:<28} found in {} of {} seeds, first in {}: {}",
+                summary.found.len(),
+                summary.worlds,
+                first.seed,
+                first.failure.violation.invariant
+            );
+        } else {
+            println!("{name:<28} NOT FOUND in {} seeds", summary.worlds);
+            missed += 1;
+        }
+    }
+    if missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

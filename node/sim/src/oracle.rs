@@ -1,0 +1,388 @@
+//! What must hold at every step, checked as it happens.
+//!
+//! The oracle sees what no node can: every disk, every message as it leaves, and what each node says of
+//! itself. Each check is incremental, so a step costs what changed in it.
+//!
+//! | invariant | how it is judged |
+//! |---|---|
+//! | election safety | by term: whoever says that it leads, and whoever sends what only a leader sends |
+//! | one vote a term | by node and term: granted votes on the wire, and candidacies |
+//! | hard state | on disk it never goes back, and a vote never changes within its term |
+//! | terms | what a node id puts on the wire never goes back, restarts included |
+//! | log matching | each entry ever written, by term and index: same content, same predecessor, everywhere |
+//! | committed is final | by index: the first entry that anyone calls committed is the only one |
+//! | durable quorum | when a leader's commit index advances, a quorum of voters' disks holds the entry |
+//! | leader completeness | a new leader's log holds everything that was called committed before |
+//! | state machine safety | by index: operations applied, their order, log time and answers are equal everywhere |
+//! | equal state | by applied index: a digest of the whole state is equal everywhere |
+//! | exactly once | by client and sequence: a write is answered with one outcome for ever |
+//! | monotony | commit and applied index of a running node never go back |
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use raft::{
+    Entry, EntryId, Envelope, HardState, Index, Membership, Message, Payload, Role, Term,
+};
+use replica::Status;
+use shardkv::Response;
+use types::{ClientId, NodeId, Sequence};
+
+use crate::dice::digest;
+use crate::disk::{Disk, DiskEvent};
+use crate::watched::AppliedOperation;
+
+/// A broken promise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which invariant.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub detail: String,
+}
+
+impl Violation {
+    /// A broken promise.
+    pub fn new(invariant: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            invariant,
+            detail: detail.into(),
+        }
+    }
+}
+
+type Check = Result<(), Violation>;
+
+/// An entry as first written: what it says, and what precedes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Written {
+    content: u64,
+    prev: Option<EntryId>,
+}
+
+/// What one group has promised so far.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    leaders: BTreeMap<Term, NodeId>,
+    votes: BTreeMap<(NodeId, Term), NodeId>,
+    wire_terms: BTreeMap<NodeId, Term>,
+    written: BTreeMap<EntryId, Written>,
+    /// By index, from 1: the entry that is committed there.
+    committed: BTreeMap<Index, EntryId>,
+    applied: BTreeMap<Index, Vec<u64>>,
+    states: BTreeMap<Index, (EntryId, u64)>,
+    outcomes: BTreeMap<(ClientId, Sequence), shardkv::Written>,
+    /// Terms whose leader was found to be complete.
+    complete: BTreeMap<Term, ()>,
+}
+
+/// What the oracle remembers of a running node; forgotten by a crash.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    commit: Index,
+    applied: Index,
+    /// The operations of this entry seen so far.
+    entry: EntryId,
+    operations: usize,
+}
+
+impl Oracle {
+    /// A message leaves a node.
+    pub fn sent(&mut self, envelope: &Envelope) -> Check {
+        let Envelope {
+            from, term, to, ..
+        } = envelope;
+        let known = self.wire_terms.entry(*from).or_default();
+        if *term < *known {
+            return Err(Violation::new(
+                "terms never go back",
+                format!("{from} sent at {term} after {known}: {envelope:?}"),
+            ));
+        }
+        *known = *term;
+        match &envelope.message {
+            Message::VoteReply { granted: true } => self.voted(*from, *term, *to),
+            Message::Vote { .. } => self.voted(*from, *term, *from),
+            Message::Append { .. }
+            | Message::Heartbeat { .. }
+            | Message::SnapshotChunk(_)
+            | Message::TimeoutNow => self.leads(*term, *from),
+            _ => Ok(()),
+        }
+    }
+
+    fn voted(&mut self, voter: NodeId, term: Term, candidate: NodeId) -> Check {
+        let first = *self.votes.entry((voter, term)).or_insert(candidate);
+        if first == candidate {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "one vote a term",
+            format!("{voter} voted in {term} for {first}, then for {candidate}"),
+        ))
+    }
+
+    fn leads(&mut self, term: Term, node: NodeId) -> Check {
+        let first = *self.leaders.entry(term).or_insert(node);
+        if first == node {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "one leader a term",
+            format!("in {term} both {first} and {node} lead"),
+        ))
+    }
+
+    /// A node wrote to its disk.
+    pub fn wrote(&mut self, node: NodeId, event: DiskEvent) -> Check {
+        match event {
+            DiskEvent::HardState { before, after } => check_hard_state(node, before, after),
+            DiskEvent::Reset(_) => Ok(()),
+            DiskEvent::Appended { mut prev, entries } => {
+                for entry in &entries {
+                    self.appended(node, prev, entry)?;
+                    prev = Some(entry.id);
+                }
+                Ok(())
+            }
+            DiskEvent::Committed { last, digest } => self.state(node, last, digest),
+            DiskEvent::Compacted { base, durable } if base.index > durable.index => {
+                Err(Violation::new(
+                    "the log is kept above the durable state",
+                    format!("{node} compacted to {base} with {durable} durable"),
+                ))
+            }
+            DiskEvent::Compacted { .. } => Ok(()),
+        }
+    }
+
+    fn appended(&mut self, node: NodeId, prev: Option<EntryId>, entry: &Entry) -> Check {
+        let found = Written {
+            content: content(entry),
+            prev,
+        };
+        let first = self.written.entry(entry.id).or_insert(found);
+        let prev_fits = match (first.prev, prev) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        if first.content == found.content && prev_fits {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "log matching",
+            format!("{node} wrote {} as {found:?}, first it was {first:?}", entry.id),
+        ))
+    }
+
+    fn state(&mut self, node: NodeId, last: EntryId, digest: u64) -> Check {
+        let first = *self.states.entry(last.index).or_insert((last, digest));
+        if first == (last, digest) {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "equal state at equal index",
+            format!("{node} is at {last} with digest {digest:x}, first it was {first:x?}"),
+        ))
+    }
+
+    /// A node applied an operation.
+    pub fn applied(
+        &mut self,
+        node: NodeId,
+        progress: &mut Progress,
+        operation: &AppliedOperation<Response>,
+    ) -> Check {
+        if progress.entry != operation.entry {
+            progress.entry = operation.entry;
+            progress.operations = 0;
+        }
+        let place = progress.operations;
+        progress.operations += 1;
+        let seen = operation.digest ^ digest(format!("{:?}", operation.response).as_bytes());
+        let known = self.applied.entry(operation.entry.index).or_default();
+        match known.get(place) {
+            None => known.push(seen),
+            Some(first) if *first == seen => return Ok(()),
+            Some(_) => {
+                return Err(Violation::new(
+                    "state machine safety",
+                    format!(
+                        "{node} applied operation {place} of {} unlike another: {:?}",
+                        operation.entry, operation.response
+                    ),
+                ));
+            }
+        }
+        self.outcome(node, operation)
+    }
+
+    /// A write that is applied again answers what it answered first.
+    fn outcome(&mut self, node: NodeId, operation: &AppliedOperation<Response>) -> Check {
+        let Response::Written(written) = &operation.response else {
+            return Ok(());
+        };
+        let Ok(command) = shardkv::Command::decode(operation.operation.clone()) else {
+            return Err(Violation::new(
+                "malformed operations are refused",
+                format!("{node} answered {written:?} to one at {}", operation.entry),
+            ));
+        };
+        let Some(session) = command.session else {
+            return Ok(());
+        };
+        let name = (session.client, session.sequence);
+        let first = *self.outcomes.entry(name).or_insert(*written);
+        if first == *written {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "exactly once",
+            format!(
+                "write {} of {} was answered {first:?}, then {written:?} at {}",
+                session.sequence, session.client, operation.entry
+            ),
+        ))
+    }
+
+    /// A node worked: what it says of itself now, against what it said before and what others said.
+    pub fn worked(
+        &mut self,
+        status: &Status,
+        progress: &mut Progress,
+        disk: &Disk,
+        disk_of: impl Fn(NodeId) -> Option<Disk>,
+    ) -> Check {
+        let node = status.node;
+        if status.commit_index < progress.commit || status.last_applied < progress.applied {
+            return Err(Violation::new(
+                "monotony",
+                format!(
+                    "{node} went from commit {} applied {} back to {} and {}",
+                    progress.commit, progress.applied, status.commit_index, status.last_applied
+                ),
+            ));
+        }
+        if status.last_applied > status.commit_index {
+            return Err(Violation::new(
+                "only committed entries are applied",
+                format!(
+                    "{node} applied {} and committed {}",
+                    status.last_applied, status.commit_index
+                ),
+            ));
+        }
+        if status.role == Role::Leader {
+            self.leads(status.term, node)?;
+            if self.complete.insert(status.term, ()).is_none() {
+                self.check_complete(status, disk)?;
+            }
+        }
+        if status.commit_index > progress.commit {
+            self.committed(status, progress.commit, disk)?;
+            if status.role == Role::Leader {
+                self.check_durable(status, disk_of)?;
+            }
+        }
+        progress.commit = status.commit_index;
+        progress.applied = status.last_applied;
+        Ok(())
+    }
+
+    fn committed(&mut self, status: &Status, before: Index, disk: &Disk) -> Check {
+        let node = status.node;
+        for entry in disk.entries(before.next()..=status.commit_index) {
+            let index = entry.id.index;
+            let first = *self.committed.entry(index).or_insert(entry.id);
+            if first != entry.id {
+                return Err(Violation::new(
+                    "committed is final",
+                    format!("{node} committed {} where {first} was committed", entry.id),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A leader calls an entry committed only when a quorum of voters has it on disk.
+    fn check_durable(
+        &self,
+        status: &Status,
+        disk_of: impl Fn(NodeId) -> Option<Disk>,
+    ) -> Check {
+        let Some(id) = self.committed.get(&status.commit_index) else {
+            return Ok(());
+        };
+        let gone = Cell::new(false);
+        let has_quorum = status.membership.has_quorum(|voter| match disk_of(voter) {
+            Some(disk) => disk.holds(*id),
+            None => {
+                // It was wiped since; it may have had the entry.
+                gone.set(true);
+                true
+            }
+        });
+        if has_quorum || gone.get() {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "committed is on a quorum's disks",
+            format!("{} committed {id} among {}", status.node, status.membership),
+        ))
+    }
+
+    fn check_complete(&self, status: &Status, disk: &Disk) -> Check {
+        let Some((_, last)) = self.committed.last_key_value() else {
+            return Ok(());
+        };
+        // By log matching the last one stands for all.
+        if last.term >= status.term || disk.holds(*last) {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "leader completeness",
+            format!(
+                "{} leads in {} without the committed {last}",
+                status.node, status.term
+            ),
+        ))
+    }
+
+    /// The last entry that anyone called committed.
+    pub fn last_committed(&self) -> EntryId {
+        let last = self.committed.last_key_value();
+        last.map(|(_, id)| *id).unwrap_or_default()
+    }
+
+    /// How many terms had a leader.
+    pub fn elections(&self) -> u64 {
+        self.leaders.len() as u64
+    }
+
+    /// How many writes of sessions took effect.
+    pub fn outcomes(&self) -> u64 {
+        self.outcomes.len() as u64
+    }
+}
+
+fn check_hard_state(node: NodeId, before: HardState, after: HardState) -> Check {
+    let changed = before.vote.is_some() && before.vote != after.vote;
+    if after.term > before.term || (after.term == before.term && !changed) {
+        return Ok(());
+    }
+    Err(Violation::new(
+        "the hard state never goes back",
+        format!("{node} wrote {after} over {before}"),
+    ))
+}
+
+fn content(entry: &Entry) -> u64 {
+    match &entry.payload {
+        Payload::Noop => 1,
+        Payload::Command(data) => digest(data),
+        Payload::Membership(membership) => {
+            let described: &Membership = membership;
+            digest(format!("{described:?}").as_bytes())
+        }
+    }
+}

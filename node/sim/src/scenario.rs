@@ -1,0 +1,304 @@
+//! What a seed means: the cluster, its options, its clients, and which faults it meets.
+//!
+//! Swarm testing: each class of faults is on in half of the seeds, with an intensity of its own. A world in
+//! which everything happens at once never gets far enough to have something to lose; one in which only
+//! crashes and slow disks happen gets far.
+
+use raft::Bug;
+use shardkv::Genesis;
+
+use crate::client::ClientOptions;
+use crate::dice::{Concern, Dice};
+use crate::disk::DiskOptions;
+use crate::network::LinkOptions;
+use crate::queue::{MILLI, Micros, SECOND};
+
+/// How often something happens, and how long it lasts. Both are drawn around these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rhythm {
+    /// The mean time between two.
+    pub every: Micros,
+    /// The most time that one lasts.
+    pub lasts: Micros,
+}
+
+/// Which faults a world meets; `None` is never.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Partitions of all shapes.
+    pub partitions: Option<Rhythm>,
+    /// Hints that a connection broke when none did.
+    pub false_hints: Option<Rhythm>,
+    /// Nodes killed between two steps, or inside one, and down for a while.
+    pub crashes: Option<Rhythm>,
+    /// All nodes killed at once.
+    pub blackouts: Option<Rhythm>,
+    /// Processes that stand still.
+    pub pauses: Option<Rhythm>,
+    /// Disks that take long.
+    pub slow_disks: Option<Rhythm>,
+    /// Disks without space.
+    pub full_disks: Option<Rhythm>,
+    /// Disks that come back empty.
+    pub wipes: Option<Rhythm>,
+    /// Records that become unreadable.
+    pub damage: Option<Rhythm>,
+    /// Wall clocks that jump.
+    pub clock_jumps: Option<Rhythm>,
+    /// Members added, promoted, removed.
+    pub membership: Option<Rhythm>,
+    /// Leadership handed over.
+    pub transfers: Option<Rhythm>,
+}
+
+/// A world's setting.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// What everything is drawn from.
+    pub seed: u64,
+    /// How many addresses there are.
+    pub hosts: usize,
+    /// How many of them are members at first; the others are empty.
+    pub members: usize,
+    /// How long faults happen.
+    pub duration: Micros,
+    /// The replicas' settings; addresses are filled in.
+    pub replica: replica::Options,
+    /// The group's genesis.
+    pub genesis: Genesis,
+    /// How links behave while faults happen.
+    pub links: LinkOptions,
+    /// How disks behave.
+    pub disks: DiskOptions,
+    /// Which faults happen.
+    pub faults: Faults,
+    /// How many clients there are.
+    pub clients: usize,
+    /// How they behave.
+    pub client: ClientOptions,
+    /// How far wall clocks are apart, in milliseconds, at most.
+    pub skew_ms: u64,
+    /// By how many of a million clocks run fast or slow, at most.
+    pub drift: u32,
+    /// The most ticks that a process makes up for after it stood still.
+    pub catch_up_ticks: u32,
+    /// How many messages and requests wait for a process that stands still.
+    pub inbox: usize,
+    /// A bug put back.
+    pub bug: Option<Bug>,
+}
+
+impl Scenario {
+    /// A quiet world: no faults, one client.
+    pub fn quiet(seed: u64, hosts: usize) -> Self {
+        Self {
+            seed,
+            hosts,
+            members: hosts,
+            duration: 5 * SECOND,
+            replica: replica::Options {
+                raft: raft::Options {
+                    election_ticks: 10,
+                    heartbeat_ticks: 3,
+                    ..raft::Options::default()
+                },
+                tick_ms: 30,
+                ..replica::Options::default()
+            },
+            genesis: Genesis {
+                shards: 4,
+                ..Genesis::default()
+            },
+            links: LinkOptions::default(),
+            disks: DiskOptions::default(),
+            faults: Faults::default(),
+            clients: 1,
+            client: ClientOptions::default(),
+            skew_ms: 0,
+            drift: 0,
+            catch_up_ticks: 1,
+            inbox: 4_096,
+            bug: None,
+        }
+    }
+
+    /// What `seed` draws.
+    pub fn draw(seed: u64) -> Self {
+        let mut dice = Dice::new(seed, Concern::Scenario);
+        let hosts = match dice.below(100) {
+            0..8 => 1,
+            8..14 => 2,
+            14..62 => 3,
+            62..70 => 4,
+            70..95 => 5,
+            _ => 7,
+        };
+        let mut scenario = Self::quiet(seed, hosts);
+        scenario.duration = dice.magnitude(3 * SECOND, 20 * SECOND);
+        scenario.draw_options(&mut dice);
+        scenario.draw_links(&mut dice);
+        scenario.draw_faults(&mut dice);
+        scenario.draw_clients(&mut dice);
+        scenario.settle(&mut dice);
+        scenario
+    }
+
+    fn draw_options(&mut self, dice: &mut Dice) {
+        let replica = &mut self.replica;
+        replica.tick_ms = small(dice.between(20, 60));
+        let raft = &mut replica.raft;
+        raft.heartbeat_ticks = small(dice.between(1, 3));
+        raft.election_ticks = raft.heartbeat_ticks * small(dice.between(3, 5)) + 2;
+        if dice.coin() {
+            raft.max_append_bytes = large(dice.magnitude(64, 4_096));
+            raft.max_inflight_appends = large(dice.between(1, 8));
+            raft.max_inflight_bytes = raft.max_append_bytes * large(dice.between(1, 8));
+            raft.max_apply_bytes = large(dice.magnitude(64, 4_096));
+        }
+        if dice.coin() {
+            raft.max_cached_bytes = large(dice.magnitude(128, 8_192));
+        }
+        if dice.chance(200_000) {
+            raft.max_uncommitted_bytes = large(dice.magnitude(512, 16_384));
+        }
+        raft.check_quorum = !dice.chance(100_000);
+        raft.lease_reads = raft.check_quorum && dice.chance(200_000);
+        if dice.chance(700_000) {
+            replica.compact_after_bytes = dice.magnitude(256, 16_384);
+        }
+        if dice.coin() {
+            replica.max_entry_bytes = large(dice.magnitude(1_024, 8_192));
+            replica.max_value_bytes = small(dice.between(300, 1_000));
+        }
+        if dice.chance(200_000) {
+            replica.max_pending_requests = large(dice.between(1, 16));
+        }
+        replica.snapshot_window = large(dice.between(1, 4));
+        replica.max_snapshots = large(dice.between(1, 2));
+        self.genesis.shards = small(dice.between(1, 8));
+        if dice.coin() {
+            self.genesis.session_ttl_ms = dice.between(1_000, 3_000);
+        }
+        if dice.chance(150_000) {
+            self.genesis.max_sessions_per_shard = small(dice.between(2, 8));
+        }
+        if dice.chance(150_000) {
+            self.genesis.max_results_per_session = small(dice.between(1, 4));
+        }
+        if dice.coin() {
+            self.skew_ms = dice.magnitude(10, 5_000);
+            self.drift = small(dice.magnitude(100, 100_000));
+        }
+        self.catch_up_ticks = if dice.coin() { 1 } else { 1_000 };
+        self.inbox = large(dice.magnitude(64, 4_096));
+        let slowest = dice.magnitude(200, 20 * MILLI);
+        self.disks.sync = (50, slowest.max(100));
+        self.disks.flush = (MILLI, dice.magnitude(2 * MILLI, SECOND));
+    }
+
+    fn draw_links(&mut self, dice: &mut Dice) {
+        let links = &mut self.links;
+        links.delay = (50, dice.magnitude(200, 20 * MILLI));
+        if dice.coin() {
+            links.loss = small(dice.magnitude(1_000, 250_000));
+        }
+        if dice.coin() {
+            links.duplication = small(dice.magnitude(1_000, 200_000));
+        }
+        links.reordering = dice.coin();
+        if dice.coin() {
+            links.late = small(dice.magnitude(1_000, 150_000));
+            links.late_by = dice.magnitude(20 * MILLI, 2 * SECOND);
+        }
+    }
+
+    fn draw_faults(&mut self, dice: &mut Dice) {
+        let mut maybe = |share: u32, every: (Micros, Micros), lasts: (Micros, Micros)| {
+            let rhythm = Rhythm {
+                every: dice.magnitude(every.0, every.1),
+                lasts: dice.magnitude(lasts.0, lasts.1),
+            };
+            dice.chance(share).then_some(rhythm)
+        };
+        let long = (300 * MILLI, 6 * SECOND);
+        let rare = (SECOND, 10 * SECOND);
+        let shorter = (50 * MILLI, 4 * SECOND);
+        self.faults = Faults {
+            partitions: maybe(500_000, long, shorter),
+            false_hints: maybe(300_000, (100 * MILLI, 3 * SECOND), (1, 1)),
+            crashes: maybe(500_000, long, shorter),
+            blackouts: maybe(250_000, rare, (10 * MILLI, SECOND)),
+            pauses: maybe(400_000, long, shorter),
+            slow_disks: maybe(400_000, long, (10 * MILLI, SECOND)),
+            full_disks: maybe(300_000, long, shorter),
+            wipes: maybe(350_000, rare, shorter),
+            damage: maybe(250_000, rare, shorter),
+            clock_jumps: maybe(200_000, long, (1, 1)),
+            membership: maybe(400_000, (100 * MILLI, 2 * SECOND), (1, 1)),
+            transfers: maybe(400_000, (100 * MILLI, 3 * SECOND), (1, 1)),
+        };
+    }
+
+    fn draw_clients(&mut self, dice: &mut Dice) {
+        self.clients = large(dice.between(1, 6));
+        let client = &mut self.client;
+        client.keys = dice.between(1, 6);
+        client.pipeline = large(dice.magnitude(1, 8));
+        let pause = dice.magnitude(2 * MILLI, 200 * MILLI);
+        client.think = (MILLI, pause);
+        client.patience = dice.between(50 * MILLI, 600 * MILLI);
+        client.deadline = dice.between(500 * MILLI, 6 * SECOND);
+        client.reads = small(dice.between(100_000, 700_000));
+        client.scans = small(dice.between(0, 150_000));
+        if dice.coin() {
+            client.copies = small(dice.magnitude(10_000, 400_000));
+            client.copies_late_by = dice.magnitude(MILLI, 5 * SECOND);
+        }
+        if dice.chance(400_000) {
+            client.silences = small(dice.magnitude(2_000, 50_000));
+            client.silence = self.genesis.session_ttl_ms.min(4_000) * MILLI + 500 * MILLI;
+        }
+        if dice.chance(300_000) {
+            client.sessionless = small(dice.between(10_000, 300_000));
+        }
+        if dice.coin() {
+            client.renew_after = Some(self.genesis.session_ttl_ms * MILLI / 2);
+        }
+        if dice.chance(50_000) {
+            client.padding = 20_000;
+        }
+    }
+
+    /// Takes back what can't be had together.
+    fn settle(&mut self, dice: &mut Dice) {
+        if self.replica.raft.lease_reads {
+            // A lease trusts the clocks: it makes up for every tick missed, and no clock runs twice as fast
+            // as another.
+            self.catch_up_ticks = 1_000;
+            self.drift = self.drift.min(50_000);
+        }
+        if self.hosts < 3 {
+            // A lost disk would be a lost quorum.
+            self.faults.wipes = None;
+            self.faults.damage = None;
+        }
+        if self.faults.membership.is_some() && self.hosts > 1 && dice.coin() {
+            self.members = large(dice.between(1, self.hosts as u64));
+        }
+        if self.faults.wipes.is_some() || self.faults.damage.is_some() {
+            self.members = self.hosts;
+        }
+        if self.client.padding > 0 {
+            self.replica.max_value_bytes = 100_000;
+            self.replica.max_entry_bytes = 200_000;
+        }
+    }
+}
+
+fn small(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn large(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
