@@ -147,7 +147,7 @@ impl Cluster {
             let start = Instant::now();
             loop {
                 match TcpIncoming::bind(address) {
-                    Ok(incoming) => break incoming,
+                    Ok(incoming) => break incoming.with_nodelay(Some(true)),
                     Err(error) => assert!(start.elapsed() < Duration::from_secs(5), "{error}"),
                 }
                 std::thread::yield_now();
