@@ -1,1 +1,158 @@
-//! The command line of ShardKV
+//! The command line of `ShardKV`: the binary `shardkv`.
+//!
+//! # What it is
+//!
+//! One program for people and scripts: verbs on keys (`get put append delete cas scan`), transfer of whole files
+//! (`import export`), an interactive client (`shell`), a load generator (`bench`), questions and orders to nodes
+//! (`status transfer-leader member`), and a cluster on one's own machine (`playground`).
+//!
+//! # How data flows through it
+//!
+//! [`run`] parses the command line ([`args`]), makes a client of the library when the command needs one ([`connect`]),
+//! and hands both to the command's module. Keys and values come in as arguments, files or standard input and are bytes
+//! from there on; [`encoding`] is the only place that makes them text, and [`output`] the only one that knows formats.
+//! Whatever fails becomes a [`exit::Failure`]: a message, the next step to take, and one of the documented exit codes
+//! ([`exit::Exit`]). It is printed here, once.
+//!
+//! Results go to standard output, everything else to standard error, so that every command can stand in a pipe.
+//!
+//! # What it does not do
+//!
+//! It knows nothing of retries, leaders, sessions or protobuf: the client library does. It keeps no configuration
+//! file; the environment variable `SHARDKV_ENDPOINTS` is the only setting that outlives a command.
+
+mod admin;
+mod args;
+mod bench;
+mod connect;
+mod encoding;
+mod exit;
+#[cfg(test)]
+mod golden;
+mod kv;
+mod output;
+mod playground;
+mod random;
+mod shell;
+mod transfer;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use tokio::runtime::Runtime;
+
+use args::{Cli, Command};
+use exit::{Exit, Failure};
+
+/// Does what the process's command line asks, and returns the exit code.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match Runtime::new() {
+        Ok(runtime) => {
+            let result = dispatch(cli, &runtime);
+            // A thread that still waits for standard input must not keep the process.
+            runtime.shutdown_background();
+            finish(result)
+        }
+        Err(error) => finish(Err(Failure::failed(
+            format!("can't start threads: {error}"),
+            "raise the limit of processes (`ulimit -u`)",
+        ))),
+    }
+}
+
+fn finish(result: Result<Exit, Failure>) -> ExitCode {
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if failure.exit() != Exit::Ok {
+                eprintln!("{failure}");
+            }
+            failure.exit().into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli, runtime: &Runtime) -> Result<Exit, Failure> {
+    let global = cli.global;
+    let command = match cli.command {
+        Command::Shell => return shell::run(global, runtime),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "shardkv", &mut io::stdout());
+            return Ok(Exit::Ok);
+        }
+        command => command,
+    };
+    runtime.block_on(async {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        match &command {
+            Command::Kv(command) => {
+                let client = global.client()?;
+                let verbs = kv::Verbs {
+                    client: &client,
+                    style: global.style(),
+                    dash_is_stdin: true,
+                };
+                let result = verbs.run(command, &mut out).await;
+                out.flush()?;
+                result
+            }
+            Command::Admin(command) => {
+                let result = admin::run(command, &global.client()?, &global, &mut out).await;
+                out.flush()?;
+                result
+            }
+            other => {
+                drop(out);
+                long_running(other, &global).await
+            }
+        }
+    })
+}
+
+/// The commands that own standard output themselves.
+async fn long_running(command: &Command, global: &args::GlobalArgs) -> Result<Exit, Failure> {
+    match command {
+        Command::Import(args) => transfer::import(args, &global.client()?, global).await,
+        Command::Export(args) => transfer::export(args, &global.client()?, global).await,
+        Command::Bench(args) => bench::run(args, global).await,
+        Command::Playground(args) => playground::run(args, global).await,
+        Command::Kv(_) | Command::Admin(_) | Command::Shell | Command::Completion { .. } => {
+            Ok(Exit::Ok)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_matches_the_golden() {
+        // Wide enough that nothing wraps: terminals differ.
+        let mut command = Cli::command().term_width(0);
+        command.build();
+        let mut help = String::new();
+        render(&mut command, &mut help);
+        golden::check("help.txt", &help);
+    }
+
+    fn render(command: &mut clap::Command, help: &mut String) {
+        let (name, text) = (command.get_name().to_owned(), command.render_long_help());
+        writeln!(help, "==== {name} ====\n{text}").unwrap();
+        for nested in command
+            .get_subcommands_mut()
+            .filter(|nested| nested.get_name() != "help")
+        {
+            render(nested, help);
+        }
+    }
+}

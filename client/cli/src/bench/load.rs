@@ -1,0 +1,397 @@
+//! The load itself: tasks, schedule, warm-up, end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use client::{Client, Error};
+use futures::StreamExt as _;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::history::{History, now_ns};
+use super::operation::{Answer, Operation, Shape, Source};
+use super::report::{Latencies, Report};
+use super::{LoadArgs, Mode};
+use crate::args::GlobalArgs;
+use crate::connect::call_failure;
+use crate::exit::{Exit, Failure};
+
+/// Tasks share this many sets of figures: few enough to stay small, enough that tasks seldom wait for each other.
+const SLOTS: usize = 16;
+
+/// Writes at once while keys are preloaded.
+const PRELOAD_IN_FLIGHT: usize = 256;
+
+/// Makes the load and writes the report.
+pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
+    let mode = match args.mode {
+        Mode::Unary => client::Mode::Unary,
+        Mode::Batch => client::Mode::Batch,
+    };
+    let client = global.client_with(mode, args.connections.into())?;
+    // The first call finds the leader; without one there is nothing to measure.
+    client.get(args.key_prefix.clone() + "0").await?;
+    let history = match &args.record {
+        Some(path) => {
+            Some(History::create(path).map_err(|error| Failure::file("create", path, &error))?)
+        }
+        None => None,
+    };
+    let shape = shape(args);
+    if args.preload {
+        preload(&client, &shape).await?;
+    }
+    let shared = Arc::new(Shared::new(args.clone(), client, history));
+    let mut tasks = start(&shared, &shape);
+    let cpu_of_warmup = {
+        let measure = shared.measure;
+        tokio::spawn(async move {
+            tokio::time::sleep_until(measure).await;
+            cpu_time()
+        })
+    };
+    tokio::select! {
+        () = wait(&mut tasks) => {}
+        () = interrupted() => {
+            // What is in flight ends, so that the history is complete; its timeout bounds that.
+            eprintln!("interrupted: waiting for what is in flight");
+            shared.stop.store(true, Ordering::Relaxed);
+            wait(&mut tasks).await;
+        }
+    }
+    // A run that ended within its warm-up measured nothing.
+    let warmed_up = cpu_of_warmup.is_finished();
+    let cpu = if warmed_up {
+        cpu_of_warmup.await.ok()
+    } else {
+        None
+    };
+    let cpu = cpu.map(|before| cpu_time().saturating_sub(before));
+    finish(&shared, global, cpu.unwrap_or_default())
+}
+
+fn shape(args: &LoadArgs) -> Shape {
+    let value_bytes = args.value_bytes as usize;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of a million"
+    )]
+    let reads_per_million = (args.read_ratio * 1e6).round() as u32;
+    Shape {
+        prefix: args.key_prefix.clone(),
+        key_space: args.key_space,
+        value_bytes,
+        reads_per_million,
+        writes: args.writes.clone(),
+        unique: args.record.is_some(),
+        noise: Shape::noise(value_bytes, args.seed),
+    }
+}
+
+/// Writes each key once.
+async fn preload(client: &Client, shape: &Shape) -> Result<(), Failure> {
+    let value = shape.noise.slice(..shape.value_bytes);
+    let puts = futures::stream::iter(0..shape.key_space)
+        .map(|number| client.put(shape.key(number), value.clone()));
+    let mut puts = std::pin::pin!(puts.buffer_unordered(PRELOAD_IN_FLIGHT));
+    while let Some(put) = puts.next().await {
+        put.map_err(|error| call_failure(&error).context("while the keys were preloaded"))?;
+    }
+    Ok(())
+}
+
+/// What the tasks share.
+struct Shared {
+    args: LoadArgs,
+    client: Client,
+    history: Option<History>,
+    /// When the warm-up began and measuring begins.
+    begin: Instant,
+    measure: Instant,
+    stop: AtomicBool,
+    /// Operations that were started: the number of the next one in a schedule.
+    scheduled: AtomicU64,
+    /// Measured operations that were started.
+    started: AtomicU64,
+    /// The next client number of a history.
+    next_client: AtomicU64,
+    slots: Vec<Mutex<Slot>>,
+    failures: Mutex<Failures>,
+    reads: Gaps,
+    writes: Gaps,
+}
+
+/// Figures of some tasks.
+struct Slot {
+    reads: Latencies,
+    writes: Latencies,
+}
+
+/// What went wrong.
+#[derive(Default)]
+struct Failures {
+    kinds: BTreeMap<&'static str, u64>,
+    count: u64,
+    first: Option<Error>,
+}
+
+/// The longest time between two acknowledgements, in nanoseconds since measuring began.
+#[derive(Default)]
+struct Gaps {
+    last: AtomicU64,
+    longest: AtomicU64,
+}
+
+impl Gaps {
+    fn acknowledged(&self, at: Duration) {
+        let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.last.fetch_max(at, Ordering::Relaxed);
+        self.longest
+            .fetch_max(at.saturating_sub(before), Ordering::Relaxed);
+    }
+
+    fn longest_ms(&self) -> f64 {
+        Duration::from_nanos(self.longest.load(Ordering::Relaxed)).as_secs_f64() * 1e3
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn new(args: LoadArgs, client: Client, history: Option<History>) -> Self {
+        let slots = SLOTS.min(args.clients as usize);
+        let begin = Instant::now();
+        Self {
+            begin,
+            measure: begin + args.warmup,
+            next_client: AtomicU64::new(u64::from(args.clients) + 1),
+            args,
+            client,
+            history,
+            stop: AtomicBool::new(false),
+            scheduled: AtomicU64::new(0),
+            started: AtomicU64::new(0),
+            slots: (0..slots)
+                .map(|_| {
+                    Mutex::new(Slot {
+                        reads: Latencies::new(),
+                        writes: Latencies::new(),
+                    })
+                })
+                .collect(),
+            failures: Mutex::default(),
+            reads: Gaps::default(),
+            writes: Gaps::default(),
+        }
+    }
+
+    /// When the next operation starts, or `None` when there is none left.
+    async fn next_start(&self) -> Option<Instant> {
+        let start = match self.args.rate {
+            None => Instant::now(),
+            Some(rate) => {
+                let number = self.scheduled.fetch_add(1, Ordering::Relaxed);
+                let nanos = u128::from(number) * 1_000_000_000 / u128::from(rate);
+                let at =
+                    self.begin + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+                if !self.ends_before(at) {
+                    tokio::time::sleep_until(at).await;
+                }
+                at
+            }
+        };
+        if self.stop.load(Ordering::Relaxed) || self.ends_before(start) {
+            return None;
+        }
+        if start < self.measure {
+            return Some(start);
+        }
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        self.args
+            .count
+            .is_none_or(|count| number < count)
+            .then_some(start)
+    }
+
+    fn ends_before(&self, at: Instant) -> bool {
+        self.args.count.is_none() && at >= self.measure + self.args.duration
+    }
+
+    fn succeeded(&self, slot: &Mutex<Slot>, read: bool, start: Instant) {
+        let now = Instant::now();
+        if start < self.measure {
+            return;
+        }
+        let mut slot = locked(slot);
+        let (latencies, gaps) = if read {
+            (&mut slot.reads, &self.reads)
+        } else {
+            (&mut slot.writes, &self.writes)
+        };
+        latencies.add(now - start);
+        gaps.acknowledged(now - self.measure);
+    }
+
+    fn failed(&self, error: Error) {
+        let mut failures = locked(&self.failures);
+        *failures.kinds.entry(kind(&error)).or_default() += 1;
+        failures.count += 1;
+        if failures.count > self.args.max_errors {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        failures.first.get_or_insert(error);
+    }
+}
+
+fn start(shared: &Arc<Shared>, shape: &Shape) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    for task in 0..u64::from(shared.args.clients) {
+        let source = Source::new(shape.clone(), task, shared.args.seed);
+        tasks.spawn(one_client(Arc::clone(shared), source, task));
+    }
+    tasks
+}
+
+/// One operation after the other until the end.
+async fn one_client(shared: Arc<Shared>, mut source: Source, task: u64) {
+    let slots = shared.slots.len().max(1);
+    let Some(slot) = shared.slots.get(usize::try_from(task).unwrap_or(0) % slots) else {
+        return;
+    };
+    let mut client_number = task + 1;
+    while let Some(start) = shared.next_start().await {
+        let operation = source.draw();
+        let call = now_ns();
+        let result = operation.run(&shared.client).await;
+        if let Some(history) = &shared.history {
+            history.record(client_number, &operation, call, now_ns(), &result);
+        }
+        match result {
+            Ok(answer) => {
+                learn(&shared, &mut source, &operation, &answer);
+                shared.succeeded(slot, operation.is_read(), start);
+            }
+            Err(error) => {
+                if error.maybe_applied() {
+                    client_number = shared.next_client.fetch_add(1, Ordering::Relaxed);
+                }
+                shared.failed(error);
+            }
+        }
+    }
+}
+
+fn learn(shared: &Shared, source: &mut Source, operation: &Operation, answer: &Answer) {
+    // Only compare-and-swaps use it.
+    if shared
+        .args
+        .writes
+        .contains(&super::operation::WriteKind::Cas)
+    {
+        source.learn(operation, answer);
+    }
+}
+
+/// An error's kind, as reports and scripts name it.
+fn kind(error: &Error) -> &'static str {
+    match error {
+        error if error.maybe_applied() => "outcome_unknown",
+        Error::Timeout { .. } => "timeout",
+        Error::TooLarge { .. } => "too_large",
+        Error::BadRequest { .. } => "bad_request",
+        Error::DiskFull { .. } => "disk_full",
+        Error::WrongCluster { .. } => "wrong_cluster",
+        Error::NotLeader { .. } => "not_leader",
+        Error::Unavailable { .. } => "unavailable",
+        _ => "other",
+    }
+}
+
+async fn wait(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without the signal there is nothing to wait for.
+        std::future::pending::<()>().await;
+    }
+}
+
+/// CPU time of this process.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or(0),
+        u32::try_from(time.tv_nsec).unwrap_or(0),
+    )
+}
+
+fn finish(shared: &Shared, global: &GlobalArgs, cpu: Duration) -> Result<Exit, Failure> {
+    let report = report(shared, cpu);
+    report.write(global.output, &mut io::stdout().lock())?;
+    let max_errors = shared.args.max_errors;
+    if let (Some(history), Some(path)) = (&shared.history, &shared.args.record) {
+        history
+            .finish()
+            .map_err(|error| Failure::file("write", path, &error))?;
+    }
+    if report.all.count > 0 && report.error_count <= max_errors {
+        return Ok(Exit::Ok);
+    }
+    Err(Failure::failed(
+        format!(
+            "{} operations failed, and {} succeeded",
+            report.error_count, report.all.count
+        ),
+        "look at the first error above, and at `shardkv status`; --max-errors sets how many are too many",
+    ))
+}
+
+fn report(shared: &Shared, cpu: Duration) -> Report {
+    let args = &shared.args;
+    let seconds = shared.measure.elapsed().as_secs_f64();
+    let (mut reads, mut writes) = (Latencies::new(), Latencies::new());
+    for slot in &shared.slots {
+        let slot = locked(slot);
+        reads.merge(&slot.reads);
+        writes.merge(&slot.writes);
+    }
+    let mut all = reads.clone();
+    all.merge(&writes);
+    let failures = locked(&shared.failures);
+    let count = all.count() + failures.count;
+    #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+    let cpu_us = cpu.as_secs_f64() * 1e6 / (count.max(1) as f64);
+    let some = |latencies: &Latencies| (latencies.count() > 0).then(|| latencies.row(seconds));
+    let gap =
+        |latencies: &Latencies, gaps: &Gaps| (latencies.count() > 0).then(|| gaps.longest_ms());
+    Report {
+        mode: match args.mode {
+            Mode::Unary => "unary",
+            Mode::Batch => "batch",
+        },
+        clients: args.clients,
+        connections: args.connections,
+        value_bytes: args.value_bytes,
+        key_space: args.key_space,
+        read_ratio: args.read_ratio,
+        rate: args.rate,
+        seconds,
+        all: all.row(seconds),
+        reads: some(&reads),
+        writes: some(&writes),
+        errors: failures.kinds.clone(),
+        error_count: failures.count,
+        first_error: failures.first.as_ref().map(ToString::to_string),
+        longest_read_gap_ms: gap(&reads, &shared.reads),
+        longest_write_gap_ms: gap(&writes, &shared.writes),
+        client_cpu_us_per_op: cpu_us,
+    }
+}

@@ -1,0 +1,147 @@
+//! From the global options to a client, and from the client's errors to ours.
+
+use std::time::Duration;
+
+use client::{Client, ClientOptions, ConnectError, Error, Mode};
+
+use crate::args::GlobalArgs;
+use crate::exit::{Exit, Failure};
+use crate::output::Style;
+
+impl GlobalArgs {
+    /// A client of these endpoints that opens no connection before its first call.
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        self.client_with(Mode::Batch, 1)
+    }
+
+    /// Like [`Self::client`], with a choice of how calls travel and over how many streams.
+    pub(crate) fn client_with(&self, mode: Mode, connections: usize) -> Result<Client, Failure> {
+        let options = ClientOptions {
+            mode,
+            connections,
+            request_timeout: Duration::from_millis(self.timeout_ms),
+            ..ClientOptions::new(self.endpoints.iter().map(|address| address.trim()))
+        };
+        Client::lazy(options).map_err(|error| connect_failure(&error))
+    }
+
+    /// How results are written.
+    pub(crate) fn style(&self) -> Style {
+        Style {
+            format: self.output,
+            encoding: self.encoding,
+        }
+    }
+}
+
+/// A client that could not be made.
+pub(crate) fn connect_failure(error: &ConnectError) -> Failure {
+    match error {
+        ConnectError::Unreachable(_) => {
+            Failure::new(Exit::Unavailable, error.to_string(), NEXT_UNREACHABLE)
+        }
+        _ => Failure::usage(
+            error.to_string(),
+            "give --endpoints or SHARDKV_ENDPOINTS as host:port, with commas between several",
+        ),
+    }
+}
+
+const NEXT_UNREACHABLE: &str = "check --endpoints (or SHARDKV_ENDPOINTS) and that nodes run there: `shardkv status`; \
+     `shardkv playground` starts a cluster on this machine";
+
+/// A call that failed.
+pub(crate) fn call_failure(error: &Error) -> Failure {
+    let exit = if error.maybe_applied() {
+        Exit::OutcomeUnknown
+    } else {
+        match error {
+            Error::Timeout { .. } | Error::NotLeader { .. } | Error::Unavailable { .. } => {
+                Exit::Unavailable
+            }
+            Error::BadRequest { .. }
+            | Error::TooLarge { .. }
+            | Error::DiskFull { .. }
+            | Error::WrongCluster { .. } => Exit::Refused,
+            _ => Exit::Failed,
+        }
+    };
+    let next = match error {
+        _ if exit == Exit::OutcomeUnknown => "read the key, then decide whether to write again",
+        Error::Timeout { .. } | Error::Unavailable { .. } => NEXT_UNREACHABLE,
+        Error::NotLeader { .. } => {
+            "wait a moment and repeat the command; `shardkv status` shows who leads"
+        }
+        Error::TooLarge { .. } => "make it smaller, or raise the nodes' limit",
+        Error::BadRequest { .. } => "correct the request; `shardkv help` shows examples",
+        Error::DiskFull { .. } => {
+            "delete keys, or give the nodes more disk; reads and deletes still work"
+        }
+        Error::WrongCluster { .. } => "check --endpoints",
+        _ => "run `shardkv status`, and compare `shardkv --version` with the nodes'",
+    };
+    Failure::new(exit, error.to_string(), next)
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        call_failure(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_its_exit_code() {
+        let timeout = |maybe_applied| Error::Timeout {
+            maybe_applied,
+            after: Duration::from_secs(1),
+            last: "no leader".into(),
+        };
+        let message = String::from("m");
+        for (error, exit) in [
+            (timeout(false), Exit::Unavailable),
+            (timeout(true), Exit::OutcomeUnknown),
+            (
+                Error::OutcomeUnknown {
+                    reason: message.clone(),
+                },
+                Exit::OutcomeUnknown,
+            ),
+            (Error::NotLeader { leader: None }, Exit::Unavailable),
+            (
+                Error::DiskFull {
+                    message: message.clone(),
+                },
+                Exit::Refused,
+            ),
+            (
+                Error::BadRequest {
+                    field: "key".into(),
+                    message: message.clone(),
+                },
+                Exit::Refused,
+            ),
+            (
+                Error::TooLarge {
+                    what: "value".into(),
+                    size: 2,
+                    limit: 1,
+                    message: message.clone(),
+                },
+                Exit::Refused,
+            ),
+            (
+                Error::Protocol {
+                    message,
+                    maybe_applied: false,
+                },
+                Exit::Failed,
+            ),
+        ] {
+            assert_eq!(call_failure(&error).exit(), exit, "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The binary `shardkv`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    shardkv_cli::run()
+}

@@ -1,0 +1,149 @@
+//! A whole cluster on this machine: real `shardkv-node` processes on loopback.
+//!
+//! One process, the playground, starts the nodes as its children, waits until they have a leader, and stops them when it
+//! is told to. It restarts nothing by itself. What it did stands in `playground.json` in its folder ([`layout`]), so that
+//! scripts find addresses, logs and process ids, and so that the same cluster comes back at the same addresses.
+//!
+//! The other commands (`kill`, `stop`, `cont`, `term`, `restart`, `down`) ask the playground through a socket in the folder
+//! ([`control`]) and return when it is done: after `kill` the process is gone, after `restart` the node answers. Only the
+//! parent of a process knows when it has ended, so signals never hit a stranger that got the number of a dead node.
+//!
+//! A playground that is itself killed leaves its nodes running, since a process can't be tied to its parent without unsafe
+//! code; `down` finds and stops them.
+
+mod cluster;
+mod control;
+mod layout;
+mod process;
+mod watch;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use crate::args::GlobalArgs;
+use crate::bench::duration;
+use crate::exit::{Exit, Failure};
+use control::Order;
+
+/// Which cluster is run, or what is done to one that runs.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  shardkv playground                          three nodes, gone without a trace after Ctrl-C\n  \
+    shardkv playground --dir cluster            keeps its data and addresses\n  \
+    shardkv playground --dir cluster -- --election-timeout-ms 1000\n  \
+    shardkv playground wait --dir cluster && shardkv playground kill leader --dir cluster\n  \
+    shardkv playground restart node-2 --dir cluster --wipe\n\nWhat stands after -- is given to every node; `shardkv-node --help` explains it."
+)]
+pub(crate) struct PlaygroundArgs {
+    #[command(subcommand)]
+    command: Option<PlaygroundCommand>,
+    #[command(flatten)]
+    start: StartArgs,
+}
+
+/// How a playground is started.
+#[derive(Debug, Args)]
+pub(super) struct StartArgs {
+    /// How many nodes; default: as many as the folder has, or 3
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9))]
+    replicas: Option<u16>,
+    /// Where data, logs and addresses are kept; default: a temporary folder that is removed at the end
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// The first node's port, with the next ones after it; default: free ports
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65_000))]
+    base_port: Option<u16>,
+    /// The program of a node; default: `shardkv-node` beside this program, else in PATH
+    #[arg(
+        long,
+        env = "SHARDKV_NODE_BINARY",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    node_binary: Option<PathBuf>,
+    /// How long to wait for a leader at the start, and for a node that is restarted
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
+    start_timeout: Duration,
+    /// How long a node may take to stop before it is killed
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10s")]
+    stop_timeout: Duration,
+    /// Stop when standard input ends, as it does when the program that started this one is gone
+    #[arg(long)]
+    stop_on_stdin_eof: bool,
+    /// Options for every node
+    #[arg(last = true, value_name = "NODE OPTIONS")]
+    node_args: Vec<String>,
+}
+
+/// What is done to a playground that runs.
+#[derive(Debug, Subcommand)]
+enum PlaygroundCommand {
+    /// Show the nodes with their processes
+    Status(DirArgs),
+    /// Wait until a majority of the nodes follows one leader
+    Wait {
+        #[command(flatten)]
+        dir: DirArgs,
+        /// How long
+        #[arg(long, value_parser = duration, default_value = "60s")]
+        timeout: Duration,
+    },
+    /// End a node at once, as a crash does (SIGKILL)
+    Kill(NodeArgs),
+    /// Freeze a node (SIGSTOP)
+    Stop(NodeArgs),
+    /// Let a frozen node go on (SIGCONT)
+    Cont(NodeArgs),
+    /// Ask a node to stop in good order (SIGTERM), and wait for it
+    Term(NodeArgs),
+    /// Start a node that ended, or stop and start one that runs; returns when it answers
+    Restart {
+        #[command(flatten)]
+        node: NodeArgs,
+        /// Remove its data first, as a lost disk does
+        #[arg(long)]
+        wipe: bool,
+    },
+    /// Stop the whole playground
+    Down(DirArgs),
+}
+
+/// Which playground.
+#[derive(Debug, Args)]
+struct DirArgs {
+    /// The playground's folder
+    #[arg(long, env = "SHARDKV_PLAYGROUND_DIR", hide_env_values = true)]
+    dir: PathBuf,
+}
+
+/// Which node of which playground.
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// `node-1`, `node-2`, ..., an address, or `leader`
+    node: String,
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+/// Runs a playground until it is stopped, or does something to one.
+pub(crate) async fn run(args: &PlaygroundArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
+    let Some(command) = &args.command else {
+        return cluster::run(&args.start, global.output).await;
+    };
+    let (node, order) = match command {
+        PlaygroundCommand::Status(args) => return watch::status(&args.dir, global.output).await,
+        PlaygroundCommand::Wait { dir, timeout } => {
+            return watch::wait(&dir.dir, *timeout, global.output).await;
+        }
+        PlaygroundCommand::Down(args) => return watch::down(&args.dir).await,
+        PlaygroundCommand::Kill(node) => (node, Order::Kill),
+        PlaygroundCommand::Stop(node) => (node, Order::Stop),
+        PlaygroundCommand::Cont(node) => (node, Order::Cont),
+        PlaygroundCommand::Term(node) => (node, Order::Term),
+        PlaygroundCommand::Restart { node, wipe } => (node, Order::Restart { wipe: *wipe }),
+    };
+    watch::order(&node.dir.dir, &node.node, order, global.output).await
+}

@@ -1,0 +1,263 @@
+//! One node's process.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::layout::NodeLayout;
+use crate::exit::Failure;
+
+/// What all nodes are started with.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    pub(super) binary: PathBuf,
+    /// The addresses of all nodes, with commas.
+    pub(super) peers: String,
+    pub(super) extra: Vec<String>,
+}
+
+impl Program {
+    /// The node's program: what was asked for, or beside our own, or in PATH.
+    pub(super) fn find(asked: Option<&Path>) -> Result<PathBuf, Failure> {
+        const NAME: &str = "shardkv-node";
+        if let Some(path) = asked {
+            return path.canonicalize().map_err(|error| {
+                Failure::file("find", path, &error)
+                    .with_next("give the node's program with --node-binary")
+            });
+        }
+        let own = std::env::current_exe().ok();
+        let beside = own.as_deref().and_then(Path::parent).map(Path::to_path_buf);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = beside.into_iter().chain(std::env::split_paths(&path));
+        let found = folders
+            .map(|folder| folder.join(NAME))
+            .find(|path| path.is_file());
+        found.ok_or_else(|| {
+            Failure::failed(
+                format!("there is no {NAME} beside this program or in PATH"),
+                "build it (`cargo build --release -p shardkv-server`), or give it with --node-binary",
+            )
+        })
+    }
+
+    /// Starts a node. Its output goes to the end of its log.
+    pub(super) fn start(&self, node: &NodeLayout) -> io::Result<Child> {
+        let log = File::options().create(true).append(true).open(&node.log)?;
+        let mut command = Command::new(&self.binary);
+        command
+            .arg("--data-dir")
+            .arg(&node.data_dir)
+            .args(["--cluster-name", "playground"])
+            .args(["--listen", &node.address])
+            .args(["--advertise", &node.address])
+            .args(["--peers", &self.peers])
+            .args(["--metrics-listen", &node.metrics])
+            .args(&self.extra)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C in a terminal goes to a whole process group: the nodes wait for our word instead.
+            .process_group(0);
+        // A node reads its options from variables too; those of the person's shell are not meant for it.
+        let ours = std::env::vars_os().map(|(name, _)| name);
+        for name in ours.filter(|name| name.as_encoded_bytes().starts_with(b"SHARDKV_")) {
+            command.env_remove(name);
+        }
+        command.spawn()
+    }
+}
+
+/// Sends a signal to a child that has not been waited for.
+pub(super) fn signal(child: &Child, signal: Signal) -> io::Result<()> {
+    let gone = || io::Error::new(io::ErrorKind::NotFound, "the process has ended");
+    let id = child.id().ok_or_else(gone)?;
+    signal_pid(id, signal)
+}
+
+fn signal_pid(id: u32, signal: Signal) -> io::Result<()> {
+    let invalid = || io::Error::new(io::ErrorKind::InvalidInput, "no process id");
+    let pid = i32::try_from(id)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(invalid)?;
+    Ok(kill_process(pid, signal)?)
+}
+
+/// Asks a child to stop, and kills it when it doesn't in time. Returns how it ended, and whether it had to be killed.
+pub(super) async fn stop(child: &mut Child, patience: Duration) -> io::Result<(ExitStatus, bool)> {
+    if child.id().is_some() {
+        signal(child, Signal::TERM)?;
+        // A frozen process takes no other signal.
+        signal(child, Signal::CONT)?;
+    }
+    if let Ok(ended) = timeout(patience, child.wait()).await {
+        return Ok((ended?, false));
+    }
+    child.start_kill()?;
+    Ok((child.wait().await?, true))
+}
+
+/// Whether process `id` is this node's: numbers are reused, but no other program is told this data folder.
+pub(super) fn is_node(id: u32, node: &NodeLayout) -> bool {
+    let Ok(line) = fs::read(format!("/proc/{id}/cmdline")) else {
+        return false;
+    };
+    let wanted: &OsStr = node.data_dir.as_os_str();
+    line.split(|&byte| byte == 0)
+        .any(|word| word == wanted.as_encoded_bytes())
+}
+
+/// What a process does, in a word.
+pub(super) fn state(id: u32, node: &NodeLayout) -> &'static str {
+    if !is_node(id, node) {
+        return "gone";
+    }
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything; the state follows the last one.
+    match stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next())
+    {
+        Some('T') => "frozen",
+        Some('Z') | None => "gone",
+        Some(_) => "running",
+    }
+}
+
+/// Stops a node that is no child of ours, and waits until it is gone.
+pub(super) async fn stop_orphan(id: u32, node: &NodeLayout, patience: Duration) -> io::Result<()> {
+    let gone = async {
+        while state(id, node) != "gone" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let ended = |sent: io::Result<()>| match sent {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            Ok(())
+        }
+        other => other,
+    };
+    ended(signal_pid(id, Signal::TERM))?;
+    ended(signal_pid(id, Signal::CONT))?;
+    if timeout(patience, gone).await.is_err() && is_node(id, node) {
+        ended(signal_pid(id, Signal::KILL))?;
+    }
+    Ok(())
+}
+
+/// The last lines of a log, for an error message.
+pub(super) fn log_tail(path: &Path) -> String {
+    const BYTES: u64 = 2_048;
+    const LINES: usize = 8;
+    let read = || -> io::Result<String> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(BYTES)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines
+        .get(lines.len().saturating_sub(LINES)..)
+        .unwrap_or_default()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(dir: &Path) -> NodeLayout {
+        NodeLayout {
+            name: "node-1".into(),
+            address: "127.0.0.1:1".into(),
+            metrics: "127.0.0.1:2".into(),
+            data_dir: dir.join("node-1"),
+            log: dir.join("node-1.log"),
+            pid: None,
+        }
+    }
+
+    /// A program that ignores its arguments and does what `script` says.
+    fn program(dir: &Path, script: &str) -> Program {
+        use std::os::unix::fs::PermissionsExt as _;
+        let binary = dir.join("program");
+        fs::write(&binary, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
+        Program {
+            binary,
+            peers: "127.0.0.1:1".into(),
+            extra: vec!["--extra".into()],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_obeys_is_not_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = node(folder.path());
+        let obeys = program(
+            folder.path(),
+            "trap 'echo \"$@\"; exit 7' TERM; echo up; while :; do sleep 0.01; done",
+        );
+        let mut child = obeys.start(&node).unwrap();
+        while !log_tail(&node.log).contains("up") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(state(child.id().unwrap(), &node), "running");
+        signal(&child, Signal::STOP).unwrap();
+        while state(child.id().unwrap(), &node) != "frozen" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (status, killed) = stop(&mut child, Duration::from_mins(1)).await.unwrap();
+        assert_eq!(
+            (status.code(), killed),
+            (Some(7), false),
+            "even a frozen one stops in order"
+        );
+        let log = log_tail(&node.log);
+        assert!(
+            log.contains("--data-dir") && log.ends_with("--extra"),
+            "{log}"
+        );
+        assert!(signal(&child, Signal::TERM).is_err(), "never a stranger");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_does_not_obey_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = node(folder.path());
+        let stubborn = program(
+            folder.path(),
+            "trap '' TERM; echo up; while :; do sleep 0.01; done",
+        );
+        let mut child = stubborn.start(&node).unwrap();
+        while !log_tail(&node.log).contains("up") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let (status, killed) = stop(&mut child, Duration::from_millis(50)).await.unwrap();
+        assert!(killed && status.code().is_none());
+    }
+
+    #[test]
+    fn strangers_are_not_nodes() {
+        let node = node(Path::new("/nowhere"));
+        assert!(!is_node(std::process::id(), &node));
+        assert_eq!(state(std::process::id(), &node), "gone");
+    }
+
+    #[test]
+    fn a_missing_program_is_explained() {
+        let failure = Program::find(Some(Path::new("/nowhere/node"))).unwrap_err();
+        assert!(failure.to_string().contains("--node-binary"), "{failure}");
+    }
+}

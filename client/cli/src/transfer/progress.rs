@@ -1,0 +1,107 @@
+//! Progress on standard error, where a person watches, and the summary at the end.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::output::{Format, grouped, json_line};
+
+/// A bar (or, when the size isn't known, a spinner) on a terminal; nothing elsewhere.
+pub(super) struct Progress {
+    bar: ProgressBar,
+    started: Instant,
+    records: u64,
+    bytes: u64,
+}
+
+impl Progress {
+    /// `total_bytes`: how much there is to read, if that is known.
+    pub(super) fn start(total_bytes: Option<u64>) -> Self {
+        let bar = match total_bytes {
+            _ if !io::stderr().is_terminal() => ProgressBar::hidden(),
+            Some(total) => ProgressBar::new(total),
+            None => ProgressBar::no_length(),
+        };
+        let template = if total_bytes.is_some() {
+            "{bar:30} {percent:>3} %  {bytes}, {bytes_per_sec}, {eta} left  {msg}"
+        } else {
+            "{spinner} {bytes}, {bytes_per_sec}  {msg}"
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        Self {
+            bar,
+            started: Instant::now(),
+            records: 0,
+            bytes: 0,
+        }
+    }
+
+    /// One more record is done; `position` is how far in the input that is, in bytes.
+    pub(super) fn record(&mut self, bytes: u64, position: u64) {
+        self.records += 1;
+        self.bytes += bytes;
+        self.bar.set_position(position);
+        if self.records.is_multiple_of(1_024) {
+            self.bar
+                .set_message(format!("{} records", grouped(self.records)));
+        }
+    }
+
+    /// Ends the bar and returns what was done.
+    pub(super) fn finish(self, skipped: u64, longest_gap: Duration) -> Summary {
+        self.bar.finish_and_clear();
+        let seconds = self.started.elapsed().as_secs_f64();
+        #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+        let rate = self.records as f64 / seconds.max(1e-9);
+        Summary {
+            records: self.records,
+            bytes: self.bytes,
+            skipped,
+            seconds,
+            records_per_second: rate,
+            longest_gap_ms: longest_gap.as_secs_f64() * 1e3,
+        }
+    }
+}
+
+/// What was transferred.
+#[derive(Debug, Serialize)]
+pub(super) struct Summary {
+    records: u64,
+    /// Of keys and values.
+    bytes: u64,
+    skipped: u64,
+    seconds: f64,
+    records_per_second: f64,
+    /// The longest time between two acknowledgements (import) or pairs (export).
+    longest_gap_ms: f64,
+}
+
+impl Summary {
+    /// Writes the summary; `done` is the verb, as in "imported".
+    pub(super) fn write(&self, done: &str, format: Format, out: &mut dyn Write) -> io::Result<()> {
+        match format {
+            Format::Json => json_line(out, self),
+            Format::Raw => writeln!(out, "{}", self.records),
+            Format::Table => {
+                let skipped = match self.skipped {
+                    0 => String::new(),
+                    n => format!(", {} bad lines skipped", grouped(n)),
+                };
+                writeln!(
+                    out,
+                    "{done} {} records ({}) in {:.2} s, {:.0}/s, longest pause {:.0} ms{skipped}",
+                    grouped(self.records),
+                    crate::admin::size(self.bytes),
+                    self.seconds,
+                    self.records_per_second,
+                    self.longest_gap_ms,
+                )
+            }
+        }
+    }
+}
