@@ -95,9 +95,11 @@ impl Raft {
         }
     }
 
+    /// A node that is being removed must still be able to lead until that is committed: it may be the only one
+    /// whose log has the removal, so that nobody else can win (thesis §4.2.2).
     fn may_campaign(&self) -> bool {
         self.role != Role::Leader
-            && self.log.membership().is_voter(self.node)
+            && self.log.may_be_voter(self.node)
             && self.term().next().next() < Term(u64::MAX)
     }
 

@@ -14,6 +14,8 @@
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
+use types::NodeId;
+
 use crate::store::{LogReader, LogState, StoreError};
 use crate::{Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
 
@@ -152,6 +154,13 @@ impl RaftLog {
         self.memberships
             .back()
             .map_or(&NOBODY, |(_, membership)| membership)
+    }
+
+    /// Whether `node` votes by the membership in force, or by an earlier one that is in force again if the later
+    /// ones are truncated.
+    pub(crate) fn may_be_voter(&self, node: NodeId) -> bool {
+        let mut possible = self.memberships.iter();
+        possible.any(|(_, membership)| membership.is_voter(node))
     }
 
     /// The index of the entry that carries the membership in force.
