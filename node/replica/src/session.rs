@@ -98,7 +98,7 @@ pub struct SessionLimits {
     pub max_birth_ahead_ms: u64,
     /// The most sessions of a table.
     pub max_sessions: u32,
-    /// The most unacknowledged results of a session.
+    /// The most unacknowledged results of a session, and one more for its lowest unanswered write.
     pub max_results: u32,
 }
 
@@ -335,7 +335,10 @@ impl<R: Remembered> SessionTable<R> {
         if let Some(result) = session.results.get(&sequence) {
             return Ok(Some(result.clone()));
         }
-        if session.is_full(acked_below, limits.max_results) {
+        // The lowest unanswered write always has room, or results above it could keep it out for ever: they
+        // are only dropped once it is answered.
+        let is_lowest = sequence <= acked_below.max(session.acked_below);
+        if !is_lowest && session.is_full(acked_below, limits.max_results) {
             return Err(SessionRefusal::TooManyResults {
                 limit: limits.max_results,
             });
