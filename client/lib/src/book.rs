@@ -188,15 +188,20 @@ impl Book {
     pub(crate) fn next_batch(&mut self) -> Option<BatchRequest> {
         let mut items = Vec::with_capacity(self.ready.len().min(self.max_batch_items));
         let mut bytes = 0;
-        while items.len() < self.max_batch_items && bytes < self.max_batch_bytes {
+        while items.len() < self.max_batch_items {
             let Some(id) = self.ready.pop_front() else {
                 break;
             };
             let Some(pending) = self.pending.get_mut(&id) else {
                 continue;
             };
-            let session = pending.name.and_then(|name| self.sessions.stamp(name));
             bytes += pending.call.request.cost();
+            if bytes > self.max_batch_bytes && !items.is_empty() {
+                // A large call goes alone, so that only its own size decides whether a node takes it.
+                self.ready.push_front(id);
+                break;
+            }
+            let session = pending.name.and_then(|name| self.sessions.stamp(name));
             items.push(BatchItem {
                 id,
                 request: Some(pending.call.request.to_wire(session)),
@@ -411,5 +416,274 @@ impl Book {
             self.sessions.finish(name);
         }
         Some(pending.call)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use api::errors;
+    use api::v1::batch_item::Request as Wire;
+    use api::v1::batch_result::Response;
+    use api::v1::{ErrorDetail, PutResponse};
+    use bytes::Bytes;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    type Answered = oneshot::Receiver<Result<Answer, Error>>;
+
+    struct Desk {
+        book: Book,
+        now: Instant,
+    }
+
+    impl Desk {
+        fn new(options: &ClientOptions) -> Self {
+            Self {
+                book: Book::new(options),
+                now: Instant::now(),
+            }
+        }
+
+        fn with_session() -> Self {
+            let mut desk = Self::new(&ClientOptions::new(["a:1"]));
+            desk.open_session("first");
+            desk
+        }
+
+        fn open_session(&mut self, name: &'static str) {
+            let response = OpenSessionResponse {
+                client_id: Bytes::from(name),
+                ttl_ms: 600_000,
+            };
+            self.book.session_opened(self.now, response);
+        }
+
+        fn admit(&mut self, request: Request) -> Answered {
+            let (answer, answered) = oneshot::channel();
+            let timeout = Duration::from_secs(10);
+            let budget = Arc::new(Semaphore::new(1));
+            self.book.admit(Call {
+                request,
+                timeout,
+                deadline: self.now + timeout,
+                answer,
+                _permit: budget.try_acquire_owned().unwrap(),
+            });
+            answered
+        }
+
+        fn put(&mut self, size: usize) -> Answered {
+            self.admit(Request::Put {
+                key: Bytes::from("k"),
+                value: Bytes::from(vec![0; size]),
+            })
+        }
+
+        fn get(&mut self) -> Answered {
+            self.admit(Request::Get {
+                key: Bytes::from("k"),
+            })
+        }
+
+        /// The next message as (id, session and sequence of a write).
+        fn send(&mut self) -> Vec<(u64, Option<(Bytes, u64)>)> {
+            self.book.advance(self.now);
+            let items = self.book.next_batch().map(|it| it.items);
+            let name = |item: BatchItem| {
+                let session = match item.request {
+                    Some(Wire::Put(put)) => put.session,
+                    _ => None,
+                };
+                (item.id, session.map(|it| (it.client_id, it.sequence)))
+            };
+            items.unwrap_or_default().into_iter().map(name).collect()
+        }
+
+        fn answer(&mut self, id: u64, response: Response) -> Consequence {
+            let response = Some(response);
+            self.book
+                .results(self.now, vec![BatchResult { id, response }])
+        }
+
+        fn done(&mut self, id: u64) -> Consequence {
+            self.answer(id, Response::Put(PutResponse {}))
+        }
+
+        fn refuse(&mut self, id: u64, detail: ErrorDetail) -> Consequence {
+            self.answer(id, Response::Error(detail))
+        }
+    }
+
+    fn name(session: &'static str, sequence: u64) -> (Bytes, u64) {
+        (Bytes::from(session), sequence)
+    }
+
+    #[test]
+    fn reads_go_at_once_and_writes_wait_for_a_session() {
+        let mut desk = Desk::new(&ClientOptions::new(["a:1"]));
+        let mut put = desk.put(1);
+        let _get = desk.get();
+        assert_eq!(desk.send(), [(2, None)]);
+        assert!(desk.book.wants_session());
+        desk.open_session("first");
+        assert!(!desk.book.wants_session());
+        assert_eq!(desk.send(), [(1, Some(name("first", 1)))]);
+        assert!(put.try_recv().is_err(), "not answered yet");
+        assert!(desk.done(1).served);
+        assert_eq!(put.try_recv(), Ok(Ok(Answer::Put)));
+        assert_eq!(desk.book.on_wire(), 1);
+    }
+
+    #[test]
+    fn a_lost_connection_sends_again_in_order_and_under_the_same_names() {
+        let mut desk = Desk::with_session();
+        let waiting: Vec<Answered> = (0..5).map(|_| desk.put(1)).collect();
+        let first = desk.send();
+        desk.done(2);
+        // One is refused by itself, and then the stream ends.
+        let consequence = desk.refuse(4, errors::not_leader("b:2"));
+        assert_eq!(consequence.reroute, Some(Reroute(Some("b:2".to_owned()))));
+        desk.book.connection_lost("gone");
+        assert_eq!(desk.book.on_wire(), 0);
+        let again: Vec<_> = first.into_iter().filter(|(id, _)| *id != 2).collect();
+        assert_eq!(desk.send(), again);
+        drop(waiting);
+    }
+
+    #[test]
+    fn only_writes_that_may_be_applied_are_in_doubt_at_the_deadline() {
+        let mut desk = Desk::with_session();
+        let refused = desk.put(1);
+        let lost = desk.put(1);
+        let read = desk.get();
+        desk.send();
+        let on_wire = desk.put(1);
+        desk.refuse(1, errors::not_leader(""));
+        desk.book.connection_lost("gone");
+        desk.book.advance(desk.now);
+        // The rest of the queue is never sent again, except for the last.
+        desk.book.ready.retain(|id| *id == 4);
+        desk.send();
+        let never = desk.put(1);
+        desk.now += Duration::from_secs(10);
+        desk.book.sweep(desk.now);
+        assert!(desk.book.is_empty());
+        for (mut answered, doubt) in [
+            (refused, false),
+            (lost, true),
+            (read, false),
+            (on_wire, true),
+            (never, false),
+        ] {
+            let error = answered.try_recv().unwrap().unwrap_err();
+            assert!(matches!(error, Error::Timeout { .. }));
+            assert_eq!(error.maybe_applied(), doubt, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn an_expired_session_gives_a_write_another_name_only_without_doubt() {
+        let mut desk = Desk::with_session();
+        let mut sure = desk.put(1);
+        let mut doubtful = desk.put(1);
+        assert_eq!(
+            desk.send(),
+            [(1, Some(name("first", 1))), (2, Some(name("first", 2)))]
+        );
+        desk.refuse(2, errors::outcome_unknown(""));
+        desk.refuse(1, errors::session_expired());
+        assert_eq!(
+            desk.send(),
+            [(2, Some(name("first", 2)))],
+            "a name is kept in doubt"
+        );
+        desk.refuse(2, errors::session_expired());
+        let error = doubtful.try_recv().unwrap().unwrap_err();
+        assert!(matches!(error, Error::OutcomeUnknown { .. }));
+
+        assert!(sure.try_recv().is_err());
+        desk.now = desk.book.next_due().expect("delayed a little");
+        assert_eq!(desk.send(), []);
+        assert!(desk.book.wants_session());
+        desk.open_session("second");
+        assert_eq!(desk.send(), [(1, Some(name("second", 1)))]);
+    }
+
+    #[test]
+    fn busy_nodes_are_asked_again_after_a_pause() {
+        let mut desk = Desk::with_session();
+        let _waiting = desk.put(1);
+        desk.send();
+        let consequence = desk.refuse(1, errors::overloaded("requests", 1, 20));
+        assert_eq!(consequence.reroute, None);
+        assert_eq!(desk.send(), []);
+        let due = desk.book.next_due().unwrap();
+        assert!(due - desk.now >= Duration::from_millis(15));
+        desk.now = due;
+        assert_eq!(desk.send(), [(1, Some(name("first", 1)))]);
+    }
+
+    #[test]
+    fn messages_are_bounded_and_large_calls_go_alone() {
+        let options = ClientOptions {
+            max_batch_items: 3,
+            max_batch_bytes: 1_000,
+            ..ClientOptions::new(["a:1"])
+        };
+        let mut desk = Desk::new(&options);
+        desk.open_session("first");
+        let _waiting: Vec<_> = [1, 1, 1, 1, 5_000, 1]
+            .into_iter()
+            .map(|size| desk.put(size))
+            .collect();
+        let mut sizes = Vec::new();
+        loop {
+            match desk.send().len() {
+                0 => break,
+                size => sizes.push(size),
+            }
+        }
+        assert_eq!(sizes, [3, 1, 1, 1]);
+    }
+
+    #[test]
+    fn one_oversize_call_does_not_take_the_others_with_it() {
+        let mut desk = Desk::with_session();
+        let mut small = desk.put(1);
+        let mut large = desk.put(1_000);
+        desk.send();
+        desk.book.fail_largest(Error::Protocol {
+            message: "too large".to_owned(),
+            maybe_applied: true,
+        });
+        desk.book.connection_lost("gone");
+        assert!(matches!(large.try_recv(), Ok(Err(Error::Protocol { .. }))));
+        assert_eq!(desk.send().len(), 1);
+        desk.done(1);
+        assert_eq!(small.try_recv(), Ok(Ok(Answer::Put)));
+    }
+
+    #[test]
+    fn answers_that_nobody_waits_for_or_that_do_not_fit_do_no_harm() {
+        let mut desk = Desk::with_session();
+        let mut get = desk.get();
+        desk.done(1);
+        assert!(get.try_recv().is_err(), "answered before it was sent");
+        desk.send();
+        desk.done(99);
+        desk.done(1);
+        let error = get.try_recv().unwrap().unwrap_err();
+        assert!(matches!(
+            error,
+            Error::Protocol {
+                maybe_applied: false,
+                ..
+            }
+        ));
+        desk.done(1);
+        assert!(desk.book.is_empty());
     }
 }

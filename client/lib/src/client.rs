@@ -19,7 +19,9 @@ use crate::options::parse_address;
 use crate::router::{Router, Slot, short};
 use crate::unary::Unary;
 use crate::verdict;
-use crate::{Admin, ClientOptions, ConnectError, Error, Mode, NodeStatus, Scan, ScanOptions};
+use crate::{
+    Admin, ClientOptions, ConnectError, Error, Mode, NodeId, NodeStatus, Scan, ScanOptions,
+};
 
 /// A cluster, as an application uses it: cheap to clone, shared by any number of tasks.
 ///
@@ -246,7 +248,8 @@ impl Client {
     }
 
     /// The status of every node that is configured or known as a member, sorted by address. They are asked at the same
-    /// time, and each gets at most twice the connect timeout.
+    /// time, and each gets at most twice the connect timeout. A node that is reached by two addresses is listed once,
+    /// by the one that it calls its own if that is among them.
     pub async fn status_all(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
         let patience = self.timeout.min(self.core.options.connect_timeout * 2);
         let mut answers = BTreeMap::new();
@@ -264,11 +267,11 @@ impl Client {
             });
             answers.extend(join_all(asked).await);
         }
-        let named = |(address, status): (Arc<str>, _)| (address.to_string(), status);
-        answers.into_iter().map(named).collect()
+        once_each(answers)
     }
 
     async fn call(&self, request: Request) -> Result<Answer, Error> {
+        self.check_size(&request)?;
         let deadline = Instant::now() + self.timeout;
         let permit = self.permit(request.cost(), deadline).await?;
         match &self.core.engine {
@@ -285,6 +288,20 @@ impl Client {
                 self.enqueue(lane, request, deadline, permit).await
             }
         }
+    }
+
+    fn check_size(&self, request: &Request) -> Result<(), Error> {
+        let limit = self.core.options.max_request_bytes;
+        if request.cost() <= limit {
+            return Ok(());
+        }
+        let detail = api::errors::too_large("request", request.cost() as u64, limit as u64);
+        Err(Error::TooLarge {
+            what: "request".to_owned(),
+            size: request.cost() as u64,
+            limit: limit as u64,
+            message: detail.message,
+        })
     }
 
     /// Waits for a share of the bytes in flight.
@@ -337,6 +354,25 @@ impl Client {
         let last = format!("the call was never sent: too many {what}");
         verdict::timeout(self.timeout, false, Some(last))
     }
+}
+
+/// Drops second addresses of the same node.
+fn once_each(
+    answers: BTreeMap<Arc<str>, Result<NodeStatus, Error>>,
+) -> Vec<(String, Result<NodeStatus, Error>)> {
+    let mut best: BTreeMap<NodeId, Arc<str>> = BTreeMap::new();
+    for (address, status) in &answers {
+        let Ok(status) = status else { continue };
+        if *status.address == **address || !best.contains_key(&status.node_id) {
+            best.insert(status.node_id, Arc::clone(address));
+        }
+    }
+    let listed = |(address, status): &(Arc<str>, Result<NodeStatus, Error>)| match status {
+        Ok(status) => best.get(&status.node_id) == Some(address),
+        Err(_) => true,
+    };
+    let named = |(address, status): (Arc<str>, _)| (address.to_string(), status);
+    answers.into_iter().filter(listed).map(named).collect()
 }
 
 fn closed(maybe_applied: bool) -> Error {

@@ -66,6 +66,9 @@ pub struct ClientOptions {
     pub max_batch_items: usize,
     /// A message of a batch stream ends after the call that reaches this many bytes.
     pub max_batch_bytes: usize,
+    /// The largest key and value together, in bytes; more is refused with [`crate::Error::TooLarge`] before it is
+    /// sent. At most the nodes' own `max_request_bytes`.
+    pub max_request_bytes: usize,
     /// The largest message that is accepted from a node, in bytes.
     pub max_message_bytes: usize,
 }
@@ -89,6 +92,7 @@ impl ClientOptions {
             max_unacknowledged: 512,
             max_batch_items: 256,
             max_batch_bytes: 1 << 20,
+            max_request_bytes: 8 << 20,
             max_message_bytes: 64 << 20,
         }
     }

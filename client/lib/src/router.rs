@@ -395,3 +395,57 @@ fn root_cause(error: &dyn std::error::Error) -> String {
     }
     cause.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router() -> Router {
+        Router::new(Arc::new(ClientOptions::new(["http://a:1/", "b:2"])))
+    }
+
+    async fn guess(router: &Router) -> String {
+        let outage = Duration::ZERO;
+        router.leader(outage).await.unwrap().address.to_string()
+    }
+
+    #[tokio::test]
+    async fn a_hint_is_followed_and_its_address_is_learnt() {
+        let router = router();
+        let old = router.believe("a:1".into(), 3);
+        router.failed(old.epoch, Some("c:3"));
+        assert_eq!(guess(&router).await, "c:3");
+        let known: Vec<String> = router.addresses().iter().map(ToString::to_string).collect();
+        assert_eq!(known, ["a:1", "b:2", "c:3"]);
+    }
+
+    #[tokio::test]
+    async fn news_of_an_old_guess_does_not_drop_a_new_one() {
+        let router = router();
+        let old = router.believe("a:1".into(), 3);
+        let new = router.believe("b:2".into(), 4);
+        router.failed(old.epoch, Some("c:3"));
+        assert_eq!(guess(&router).await, "b:2");
+        router.failed(new.epoch, None);
+        assert!(router.state().guess.is_none());
+    }
+
+    #[test]
+    fn hints_that_lead_nowhere_are_not_followed() {
+        let router = router();
+        let old = router.believe("a:1".into(), 3);
+        router.failed(old.epoch, Some("a:1"));
+        assert!(router.state().guess.is_none(), "it just failed");
+        let old = router.believe("a:1".into(), 3);
+        router.failed(old.epoch, Some("no address"));
+        assert!(router.state().guess.is_none());
+    }
+
+    #[test]
+    fn learnt_addresses_are_bounded() {
+        let router = router();
+        let many = (0..1_000).map(|n| format!("host-{n}:1").as_str().into());
+        router.learn(&mut router.state(), many);
+        assert_eq!(router.addresses().len(), 2 + MAX_LEARNT);
+    }
+}

@@ -26,6 +26,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+/// The shortest time to live that is believed.
+const MIN_TTL: Duration = Duration::from_millis(100);
+
 /// A write's name: a session and a number in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Number {
@@ -157,7 +160,8 @@ impl Sessions {
             key: self.opened,
             client_id,
             born: asked,
-            ttl,
+            // A node that says 0 must not make us open sessions without end.
+            ttl: ttl.max(MIN_TTL),
             expired: false,
             acked_below: 1,
             finished: VecDeque::new(),

@@ -95,6 +95,8 @@ async fn refusals_reach_the_caller_as_they_are() {
         };
         assert_eq!(what, "value");
         assert!(!refused.is_retryable() && !refused.maybe_applied());
+        let refused = client.put("big", vec![0; 9 << 20]).await.unwrap_err();
+        assert!(matches!(refused, Error::TooLarge { what, .. } if what == "request"));
     }
 }
 
@@ -184,6 +186,12 @@ async fn nodes_are_asked_directly() {
     let change = MembershipChange::Promote(NodeId(9));
     let refused = leader.change_membership(change).await.unwrap_err();
     assert!(matches!(refused, Error::BadRequest { field, .. } if field == "promote"));
+
+    // One node by two names is listed once.
+    let alias = cluster.addresses[1].replace("127.0.0.1", "localhost");
+    let by_alias = Client::connect(ClientOptions::new([alias])).await.unwrap();
+    by_alias.leader().await.unwrap();
+    assert_eq!(by_alias.status_all().await.len(), 3);
 
     cluster.kill(2);
     let all = client.status_all().await;
