@@ -15,8 +15,8 @@ use replica::{Answer, Refusal, Request, RequestId};
 use shardkv::{Command, KvError, Query, Response, SessionRef, Write};
 use types::{ClientId, LogTime, NodeId, Sequence};
 
-use crate::dice::Dice;
-use crate::history::{History, Mark};
+use crate::dice::{Dice, digest};
+use crate::history::{History, Mark, Name};
 use crate::network::HostId;
 use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros, SECOND};
@@ -211,8 +211,12 @@ impl Client {
         self.stopping = true;
         self.options.copies = 0;
         for operation in self.operations.values_mut() {
-            operation.deadline = Micros::MAX;
+            // A write without a session is sent once: if its answer got lost there is none to wait for.
+            if !matches!(operation.what, What::Write(_, None)) {
+                operation.deadline = Micros::MAX;
+            }
         }
+        self.options.sessionless = 0;
         self.options.deadline = Micros::MAX;
     }
 
@@ -359,6 +363,11 @@ impl Client {
                 .map(|number| (key(number), around.history.invoke_get(key(number))))
                 .collect(),
         };
+        if let (What::Write(_, Some((client, sequence))), Some((_, mark))) = (&what, marks.first())
+        {
+            let name = Name::Numbered(*client, *sequence);
+            around.history.name(*mark, name);
+        }
         self.started += 1;
         let deadline = now.saturating_add(self.options.deadline);
         self.operations.insert(
@@ -464,8 +473,13 @@ impl Client {
                     session,
                     write: write.clone(),
                 };
+                let encoded = command.encode();
+                if let (None, Some((_, mark))) = (named, operation.marks.first()) {
+                    let name = Name::Digest(digest(&encoded));
+                    around.history.name(*mark, name);
+                }
                 let request = Request::Write {
-                    operation: command.encode(),
+                    operation: encoded,
                     frees_space,
                 };
                 (request, named.is_some())

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use raft::{
-    Entry, EntryId, HardState, Index, LogBatch, LogReader, LogState, LogStore, SnapshotMeta,
-    StoreError,
+    Entry, EntryId, HardState, Index, LogBatch, LogReader, LogState, LogStore, Membership,
+    Payload, SnapshotMeta, StoreError,
 };
 use replica::memory::{MemoryLog, MemoryState};
 use replica::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, WriteBatch};
@@ -286,16 +286,20 @@ impl Disk {
     }
 
     /// The membership that the log ends with, the base's included.
-    pub fn last_membership(&self) -> raft::Membership {
+    pub fn last_membership(&self) -> Membership {
+        self.memberships().pop().unwrap_or_default()
+    }
+
+    /// The memberships that the log holds, the base's first.
+    pub fn memberships(&self) -> Vec<Membership> {
         let inner = self.lock();
-        let logged = inner.log.stored().values().rev();
-        let found = logged
-            .filter_map(|entry| match &entry.payload {
-                raft::Payload::Membership(membership) => Some(membership.clone()),
-                _ => None,
-            })
-            .next();
-        found.unwrap_or_else(|| inner.log.base().membership.clone())
+        let logged = inner.log.stored().values();
+        let logged = logged.filter_map(|entry| match &entry.payload {
+            Payload::Membership(membership) => Some(membership.clone()),
+            _ => None,
+        });
+        let base = inner.log.base().membership.clone();
+        std::iter::once(base).chain(logged).collect()
     }
 
     /// The state's position and a digest of all that it holds.

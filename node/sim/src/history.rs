@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use shardkv::{Write, Written};
+use types::{ClientId, Sequence};
 
 use crate::linear::{Action, Operation, Value, Verdict, check};
 use crate::oracle::Violation;
@@ -12,9 +13,19 @@ use crate::oracle::Violation;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark(usize);
 
+/// A write as the log knows it: by its session and number, or by a digest of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Name {
+    /// It has a session.
+    Numbered(ClientId, Sequence),
+    /// It has none.
+    Digest(u64),
+}
+
 #[derive(Debug)]
 struct Record {
     key: Bytes,
+    name: Option<Name>,
     operation: Operation,
     /// It certainly had no effect: not part of what is checked.
     void: bool,
@@ -62,14 +73,23 @@ impl History {
         let invoked = self.now();
         self.records.push(Record {
             key,
+            name: None,
             operation: Operation {
                 invoked,
                 returned: None,
                 action,
+                hint: None,
             },
             void: false,
         });
         Mark(self.records.len() - 1)
+    }
+
+    /// Says by what name the log knows a write.
+    pub fn name(&mut self, mark: Mark, name: Name) {
+        if let Some(record) = self.records.get_mut(mark.0) {
+            record.name = Some(name);
+        }
     }
 
     /// A write was acknowledged. The kind of the answer must be that of the question.
@@ -141,12 +161,19 @@ impl History {
         self.records.iter().filter(known).count()
     }
 
-    /// Checks each key's part, with a budget of search steps for each.
-    pub fn check(&self, budget: u64) -> Result<(), Violation> {
+    /// Checks each key's part, with a budget of search steps for each. `place` tells where the log carried a
+    /// write.
+    pub fn check(
+        &self,
+        budget: u64,
+        place: impl Fn(Name) -> Option<u64>,
+    ) -> Result<(), Violation> {
         let mut keys: BTreeMap<&Bytes, Vec<Operation>> = BTreeMap::new();
         for record in self.records.iter().filter(|record| !record.void) {
             let part = keys.entry(&record.key).or_default();
-            part.push(record.operation.clone());
+            let mut operation = record.operation.clone();
+            operation.hint = record.name.and_then(&place);
+            part.push(operation);
         }
         for (key, part) in keys {
             let what = match check(&part, budget) {
@@ -172,6 +199,7 @@ impl History {
                     invoked,
                     returned,
                     action,
+                    ..
                 } = &record.operation;
                 let returned =
                     returned.map_or_else(|| "?".to_owned(), |moment| moment.to_string());

@@ -13,6 +13,10 @@
 //! An operation of unknown outcome stays open to the end: it may take effect at any moment after its
 //! invocation, or never. Those come last among the alternatives.
 //!
+//! Which alternative is tried first is a matter of hints. The simulator knows in which order the log carried
+//! the writes, and with that the first try is nearly always right, however many outcomes are unknown. The
+//! hints only order the search: what it accepts does not depend on them.
+//!
 //! The search has a budget of steps. Running out is [`Verdict::Unknown`], which the simulator counts as a
 //! failure: a check that gives up silently is no check.
 
@@ -126,6 +130,8 @@ pub struct Operation {
     pub returned: Option<u64>,
     /// What it was.
     pub action: Action,
+    /// Where it probably took effect: the search tries lower ones first. Wrong hints cost time, not truth.
+    pub hint: Option<u64>,
 }
 
 /// What the search found.
@@ -276,7 +282,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What may be next, the best last: what returned, the earliest return first; then what never did.
+    /// What may be next, the best last: by their hints; then what returned, the earliest first; then what
+    /// never did.
     fn alternatives(&self) -> Vec<usize> {
         let mut found: Vec<usize> = self
             .candidates()
@@ -290,7 +297,8 @@ impl<'a> Search<'a> {
             .collect();
         found.sort_by_key(|number| {
             let operation = self.operations[*number];
-            std::cmp::Reverse(operation.returned.unwrap_or(u64::MAX))
+            let returned = operation.returned.unwrap_or(u64::MAX);
+            std::cmp::Reverse((operation.hint.unwrap_or(u64::MAX), returned))
         });
         found
     }
@@ -381,6 +389,7 @@ mod tests {
                 invoked: *invoked,
                 returned: (*returned > 0).then_some(*returned),
                 action: action.clone(),
+                hint: None,
             })
             .collect();
         check(&history, 100_000)
@@ -507,12 +516,14 @@ mod tests {
                 invoked: n + 1,
                 returned: Some(100 + n),
                 action: append(&"x".repeat(usize::try_from(n).unwrap() + 1), None),
+                hint: None,
             })
             .collect();
         history.push(Operation {
             invoked: 200,
             returned: Some(201),
             action: get(Some("nothing like it")),
+            hint: None,
         });
         assert_eq!(check(&history, 1_000), Verdict::Unknown);
     }
@@ -530,12 +541,14 @@ mod tests {
                 invoked: n * 10 + 1,
                 returned,
                 action: append(&suffix, None),
+                hint: None,
             });
             if n % 5 == 0 {
                 history.push(Operation {
                     invoked: n * 10 + 3,
                     returned: Some(n * 10 + 79),
                     action: get(Some(&text)),
+                    hint: None,
                 });
             }
         }

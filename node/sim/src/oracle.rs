@@ -30,6 +30,7 @@ use types::{ClientId, NodeId, Sequence};
 
 use crate::dice::digest;
 use crate::disk::{Disk, DiskEvent};
+use crate::history::Name;
 use crate::watched::AppliedOperation;
 
 /// A broken promise.
@@ -72,6 +73,8 @@ pub struct Oracle {
     applied: BTreeMap<Index, Vec<u64>>,
     states: BTreeMap<Index, (EntryId, u64)>,
     outcomes: BTreeMap<(ClientId, Sequence), shardkv::Written>,
+    /// Where each write was first carried: the entry's index, then its place in it.
+    places: BTreeMap<Name, u64>,
     /// Terms whose leader was found to be complete.
     complete: BTreeMap<Term, ()>,
 }
@@ -214,11 +217,16 @@ impl Oracle {
                 ));
             }
         }
-        self.outcome(node, operation)
+        self.outcome(node, operation, place)
     }
 
     /// A write that is applied again answers what it answered first.
-    fn outcome(&mut self, node: NodeId, operation: &AppliedOperation<Response>) -> Check {
+    fn outcome(
+        &mut self,
+        node: NodeId,
+        operation: &AppliedOperation<Response>,
+        place: usize,
+    ) -> Check {
         let Response::Written(written) = &operation.response else {
             return Ok(());
         };
@@ -228,9 +236,14 @@ impl Oracle {
                 format!("{node} answered {written:?} to one at {}", operation.entry),
             ));
         };
+        let place = (operation.entry.index.0 << 20) + place as u64;
         let Some(session) = command.session else {
+            let name = Name::Digest(digest(&operation.operation));
+            self.places.entry(name).or_insert(place);
             return Ok(());
         };
+        let name = Name::Numbered(session.client, session.sequence);
+        self.places.entry(name).or_insert(place);
         let name = (session.client, session.sequence);
         let first = *self.outcomes.entry(name).or_insert(*written);
         if first == *written {
@@ -281,7 +294,7 @@ impl Oracle {
         if status.commit_index > progress.commit {
             self.committed(status, progress.commit, disk)?;
             if status.role == Role::Leader {
-                self.check_durable(status, disk_of)?;
+                self.check_durable(status, disk, disk_of)?;
             }
         }
         progress.commit = status.commit_index;
@@ -308,6 +321,7 @@ impl Oracle {
     fn check_durable(
         &self,
         status: &Status,
+        disk: &Disk,
         disk_of: impl Fn(NodeId) -> Option<Disk>,
     ) -> Check {
         let Some(id) = self.committed.get(&status.commit_index) else {
@@ -323,6 +337,14 @@ impl Oracle {
             }
         });
         if has_quorum || gone.get() {
+            return Ok(());
+        }
+        // The same poll may have committed under one membership and appended the next.
+        let before = disk.memberships();
+        let before = before.len().checked_sub(2).and_then(|at| before.get(at));
+        if before.is_some_and(|before| {
+            before.has_quorum(|voter| disk_of(voter).is_none_or(|disk| disk.holds(*id)))
+        }) {
             return Ok(());
         }
         Err(Violation::new(
@@ -346,6 +368,11 @@ impl Oracle {
                 status.node, status.term
             ),
         ))
+    }
+
+    /// Where the log first carried a write.
+    pub fn place(&self, name: Name) -> Option<u64> {
+        self.places.get(&name).copied()
     }
 
     /// The last entry that anyone called committed.

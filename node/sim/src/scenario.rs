@@ -288,6 +288,12 @@ impl Scenario {
         if self.faults.wipes.is_some() || self.faults.damage.is_some() {
             self.members = self.hosts;
         }
+        if self.genesis.max_sessions_per_shard < 100 {
+            // Room comes back when sessions expire: soon, or the end would wait for it.
+            self.genesis.session_ttl_ms = self.genesis.session_ttl_ms.min(2_000);
+            let least = small(self.clients as u64 + 1);
+            self.genesis.max_sessions_per_shard = self.genesis.max_sessions_per_shard.max(least);
+        }
         if self.client.padding > 0 {
             self.replica.max_value_bytes = 100_000;
             self.replica.max_entry_bytes = 200_000;

@@ -28,7 +28,7 @@ use crate::scenario::Scenario;
 use crate::watched::{Watched, drain};
 
 /// How many search steps a key's history may take.
-const CHECK_BUDGET: u64 = 3_000_000;
+const CHECK_BUDGET: u64 = 300_000;
 
 pub(crate) type Step = Result<(), Violation>;
 
@@ -798,7 +798,7 @@ impl World {
 
     /// Checks the clients' history so far.
     pub fn check_history(&self) -> Result<(), Violation> {
-        self.history.check(CHECK_BUDGET)
+        self.history.check(CHECK_BUDGET, |name| self.oracle.place(name))
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
