@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::args::{AdminCommand, GlobalArgs, MemberCommand};
-use crate::connect::connect_failure;
+use crate::connect::{NEXT_UNREACHABLE, connect_failure};
 use crate::exit::{Exit, Failure};
 use crate::output::{Format, Table, json_line};
 
@@ -180,16 +180,15 @@ fn outlook(nodes: &Nodes) -> Result<Exit, Failure> {
     if answers().any(|status| status.leader_id.is_some()) {
         return Ok(Exit::Ok);
     }
-    let message = if answers().next().is_some() {
-        "no node knows a leader"
+    let (message, next) = if answers().next().is_some() {
+        (
+            "no node knows a leader",
+            "check that a majority of the nodes runs and that they reach each other; their logs say more",
+        )
     } else {
-        "no node answered"
+        ("no node answered", NEXT_UNREACHABLE)
     };
-    Err(Failure::new(
-        Exit::Unavailable,
-        message,
-        "check that a majority of the nodes runs and that they reach each other; their logs say more",
-    ))
+    Err(Failure::new(Exit::Unavailable, message, next))
 }
 
 fn write_status(nodes: &Nodes, format: Format, out: &mut dyn Write) -> std::io::Result<()> {

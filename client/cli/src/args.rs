@@ -119,6 +119,7 @@ pub(crate) enum KvCommand {
     },
     /// Set a key's value
     #[command(
+        override_usage = "shardkv put <KEY> <VALUE|-|--file FILE>",
         after_help = "Examples:\n  shardkv put greeting hello\n  date | shardkv put now -\n  shardkv put photo --file photo.jpg\n  shardkv put --encoding hex 00ff 0102"
     )]
     Put {
@@ -129,6 +130,7 @@ pub(crate) enum KvCommand {
     },
     /// Add to the end of a key's value; a missing key counts as empty
     #[command(
+        override_usage = "shardkv append <KEY> <VALUE|-|--file FILE>",
         after_help = "Examples:\n  shardkv append log 'one more line'\n\nPrints the value's length in bytes afterwards."
     )]
     Append {
@@ -148,6 +150,7 @@ pub(crate) enum KvCommand {
     },
     /// Change a key only if its value is what you expect (compare and swap)
     #[command(
+        override_usage = "shardkv cas <KEY> <--expect VALUE|--expect-file FILE|--expect-absent> <--set VALUE|--set-file FILE|--delete>",
         after_help = "Examples:\n  shardkv cas lock --expect-absent --set me      take it if nobody has\n  shardkv cas lock --expect me --delete          give it back\n  shardkv cas count --expect 1 --set 2\n\nExit code 4: the value was something else; nothing was changed."
     )]
     Cas(CasArgs),

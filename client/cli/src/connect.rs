@@ -47,7 +47,8 @@ pub(crate) fn connect_failure(error: &ConnectError) -> Failure {
     }
 }
 
-const NEXT_UNREACHABLE: &str = "check --endpoints (or SHARDKV_ENDPOINTS) and that nodes run there: `shardkv status`; \
+/// What to do when no node is reached.
+pub(crate) const NEXT_UNREACHABLE: &str = "check --endpoints (or SHARDKV_ENDPOINTS) and that nodes run there: `shardkv status`; \
      `shardkv playground` starts a cluster on this machine";
 
 /// A call that failed.

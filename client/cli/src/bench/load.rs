@@ -1,13 +1,14 @@
 //! The load itself: tasks, schedule, warm-up, end.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use client::{Client, Error};
 use futures::StreamExt as _;
+use indicatif::ProgressBar;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -18,6 +19,7 @@ use super::{LoadArgs, Mode};
 use crate::args::GlobalArgs;
 use crate::connect::call_failure;
 use crate::exit::{Exit, Failure};
+use crate::output::grouped;
 
 /// Tasks share this many sets of figures: few enough to stay small, enough that tasks seldom wait for each other.
 const SLOTS: usize = 16;
@@ -55,6 +57,7 @@ pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Fa
     };
     tokio::select! {
         () = wait(&mut tasks) => {}
+        () = show_progress(&shared) => {}
         () = interrupted() => {
             // What is in flight ends, so that the history is complete; its timeout bounds that.
             eprintln!("interrupted: waiting for what is in flight");
@@ -310,6 +313,27 @@ fn kind(error: &Error) -> &'static str {
         Error::NotLeader { .. } => "not_leader",
         Error::Unavailable { .. } => "unavailable",
         _ => "other",
+    }
+}
+
+/// Shows on a terminal what goes on; never ends.
+async fn show_progress(shared: &Shared) {
+    if !io::stderr().is_terminal() {
+        return std::future::pending().await;
+    }
+    let bar = ProgressBar::new_spinner();
+    let mut interval = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        interval.tick().await;
+        bar.tick();
+        let now = Instant::now();
+        if now < shared.measure {
+            bar.set_message("warming up");
+            continue;
+        }
+        let started = grouped(shared.started.load(Ordering::Relaxed));
+        let seconds = (now - shared.measure).as_secs();
+        bar.set_message(format!("{started} operations in {seconds} s"));
     }
 }
 

@@ -1,0 +1,112 @@
+//! Files in and out of a running cluster.
+
+use std::fs;
+
+use crate::harness::{kv, kv_with, shared};
+
+/// Records whose file is canonical: in key order, with what formats treat specially.
+fn tsv(prefix: &str, records: u32) -> Vec<u8> {
+    (0..records)
+        .flat_map(|n| {
+            let mut line = format!("{prefix}{n:06}\\t\tvalue {n} \\n\\\\ \u{20ac} ").into_bytes();
+            if n % 7 == 0 {
+                line.extend([0xff, 0x00, u8::try_from(n % 200).unwrap() | 0x80]);
+            }
+            line.push(b'\n');
+            line
+        })
+        .collect()
+}
+
+#[test]
+fn what_goes_in_comes_out_byte_by_byte() {
+    let Some(at) = shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (input, output, json, again) = (
+        path("in.tsv"),
+        path("out.tsv"),
+        path("out.jsonl"),
+        path("again.tsv"),
+    );
+    let text = tsv("transfer/", 5_000);
+    fs::write(&input, &text).unwrap();
+
+    let imported = kv(at, &["import", &input, "-o", "json"]).json();
+    assert_eq!(
+        (&imported["records"], &imported["skipped"]),
+        (&5_000.into(), &0.into())
+    );
+    let exported = kv(
+        at,
+        &[
+            "export",
+            "--file",
+            &output,
+            "--prefix",
+            "transfer/",
+            "-o",
+            "json",
+        ],
+    )
+    .json();
+    assert_eq!(
+        (&exported["records"], &exported["bytes"]),
+        (&5_000.into(), &imported["bytes"])
+    );
+    assert_eq!(fs::read(&output).unwrap(), text, "TSV in, TSV out");
+
+    // The same through JSON Lines and pipes, under other keys.
+    kv(at, &["export", "--file", &json, "--prefix", "transfer/"]).ok();
+    let lines = fs::read_to_string(&json).unwrap();
+    assert!(
+        lines.contains("value_base64"),
+        "bytes that are no text have a name of their own"
+    );
+    let renamed = lines.replace("transfer/", "transferred/");
+    kv_with(at, &["import", "-"], renamed.as_bytes()).ok();
+    assert_eq!(
+        kv(at, &["export", "--prefix", "transferred/"]).out,
+        renamed.as_bytes()
+    );
+    kv(at, &["export", "--file", &again, "--prefix", "transfer/"]).ok();
+    assert_eq!(fs::read(&again).unwrap(), text);
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        4,
+        "no partial files stay"
+    );
+}
+
+#[test]
+fn bad_lines_stop_or_are_skipped() {
+    let Some(at) = shared() else { return };
+    let text = b"bad/1\tone\nno tab\nbad/2\ttwo\n\tempty key\n";
+    let import =
+        |more: &[&str]| kv_with(at, &[&["import", "--format", "tsv"], more].concat(), text);
+    import(&[]).failed(2, "line 2: ");
+    assert_eq!(kv(at, &["scan", "--prefix", "bad/", "-k"]).ok(), "bad/1\n");
+    let skipped = import(&["--skip-bad", "-o", "json"]);
+    assert!(
+        skipped.err.contains("line 2 skipped") && skipped.err.contains("line 4 skipped"),
+        "{skipped:?}"
+    );
+    assert_eq!(
+        (&skipped.json()["records"], &skipped.json()["skipped"]),
+        (&2.into(), &2.into())
+    );
+    import(&["--from-line", "3"]).failed(2, "line 4: ");
+}
+
+#[test]
+fn the_last_line_of_a_key_wins() {
+    let Some(at) = shared() else { return };
+    let line = |n: u32| format!("{{\"key\":\"last/{}\",\"value\":\"{n}\"}}", n % 3);
+    let lines: Vec<String> = (0..2_000).map(line).collect();
+    let lines = lines.join("\n");
+    kv_with(at, &["import"], lines.as_bytes()).ok();
+    assert_eq!(
+        kv(at, &["scan", "--prefix", "last/"]).ok(),
+        "last/0\t1998\nlast/1\t1999\nlast/2\t1997\n"
+    );
+}
