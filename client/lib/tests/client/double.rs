@@ -66,6 +66,8 @@ pub(crate) struct World {
     pub(crate) most_outstanding: usize,
     pub(crate) largest_batch: usize,
     pub(crate) streams: u64,
+    /// How often a node was asked for its status.
+    pub(crate) asked: u64,
     pub(crate) transfers: Vec<u64>,
     members: Vec<String>,
     violations: Vec<String>,
@@ -643,7 +645,8 @@ impl Kv for Node {
 impl Admin for Node {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         self.thawed().await;
-        let world = self.world();
+        let mut world = self.world();
+        world.asked += 1;
         let leads = world.leader == Some(self.index);
         let member = |(at, address): (usize, &String)| MemberStatus {
             node_id: at as u64 + 1,

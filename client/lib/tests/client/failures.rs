@@ -10,6 +10,15 @@ use crate::double::{Cluster, until};
 use crate::once::{assert_once, write_marks};
 use crate::plain::in_mode;
 
+/// Waits until the client has looked for a leader several times.
+async fn looked_in_vain(cluster: &Cluster) {
+    let enough = cluster.world().asked + 12;
+    until("the client looks for a leader", || {
+        cluster.world().asked >= enough
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn moving_leaders_fail_no_call() {
     for (mode, hints) in [
@@ -27,7 +36,7 @@ async fn moving_leaders_fail_no_call() {
             until("progress", || cluster.world().applied >= goal).await;
             if round % 3 == 0 {
                 cluster.depose();
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                looked_in_vain(&cluster).await;
             }
             cluster.elect(usize::try_from(round).unwrap() % 3);
         }
@@ -53,8 +62,7 @@ async fn killed_leaders_fail_no_call() {
             until("progress", || cluster.world().applied >= goal).await;
             cluster.depose();
             cluster.kill(leader);
-            // An election takes a while.
-            tokio::time::sleep(Duration::from_millis(30)).await;
+            looked_in_vain(&cluster).await;
             cluster.elect((leader + 1) % 3);
             cluster.restart(leader);
         }
@@ -98,7 +106,7 @@ async fn a_slow_leader_is_not_left() {
         let slow = client.append("a", "2");
         let thaw = async {
             until("the call waits", || cluster.world().outstanding > 0).await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            looked_in_vain(&cluster).await;
             cluster.thaw(0);
         };
         assert_eq!(tokio::join!(slow, thaw).0, Ok(2));
