@@ -396,7 +396,12 @@ impl Client {
             return What::Read(self.draw_read(key));
         }
         let write = self.draw_write(key);
-        if self.dice.chance(self.options.sessionless) {
+        // Only what is unique in the log: the check wants to know where it was carried.
+        let unique = !matches!(
+            write,
+            Write::Delete { .. } | Write::CompareAndSwap { new: None, .. }
+        );
+        if unique && self.dice.chance(self.options.sessionless) {
             return What::Write(write, None);
         }
         self.in_session(write)

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use shardkv::{Write, Written};
 use types::{ClientId, Sequence};
 
-use crate::linear::{Action, Operation, Value, Verdict, check};
+use crate::linear::{Action, Operation, Value, Verdict, check, explain};
 use crate::oracle::Violation;
 
 /// Where an operation stands in the history.
@@ -169,6 +169,23 @@ impl History {
         place: impl Fn(Name) -> Option<u64>,
     ) -> Result<(), Violation> {
         let mut keys: BTreeMap<&Bytes, Vec<Operation>> = BTreeMap::new();
+        for record in self.records.iter().filter(|record| record.void) {
+            // Deletes without a session look all the same in the log.
+            let name = record
+                .name
+                .filter(|name| matches!(name, Name::Numbered(..)));
+            if let Some(at) = name.and_then(&place) {
+                return Err(Violation::new(
+                    "what was refused is not done",
+                    format!(
+                        "{:?} of {:?} was refused, and applied at index {}",
+                        record.operation.action,
+                        record.key,
+                        at >> 20
+                    ),
+                ));
+            }
+        }
         for record in self.records.iter().filter(|record| !record.void) {
             let part = keys.entry(&record.key).or_default();
             let mut operation = record.operation.clone();
@@ -183,7 +200,11 @@ impl History {
             };
             return Err(Violation::new(
                 "linearizability",
-                format!("{what} the {} operations of key {key:?}", part.len()),
+                format!(
+                    "{what} the {} operations of key {key:?}: {}",
+                    part.len(),
+                    explain(&part, budget)
+                ),
             ));
         }
         Ok(())

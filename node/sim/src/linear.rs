@@ -147,6 +147,32 @@ pub enum Verdict {
 
 /// Checks one key's history, which starts with no value, within `budget` steps.
 pub fn check(history: &[Operation], budget: u64) -> Verdict {
+    let mut search = prepare(history, budget);
+    search.run()
+}
+
+/// Where the search came furthest: the returned operations that were left, the state there, and what
+/// could have been next. For people who wonder why there is no order.
+pub fn explain(history: &[Operation], budget: u64) -> String {
+    let mut search = prepare(history, budget);
+    let _ = search.run();
+    let (left, state, next) = &search.furthest;
+    let next: Vec<String> = next
+        .iter()
+        .map(|number| {
+            let Operation {
+                invoked,
+                returned,
+                action,
+                hint,
+            } = search.operations[*number];
+            format!("{invoked}..{returned:?} {action:?} (hint {hint:?})")
+        })
+        .collect();
+    format!("{left} left at {state:?}; next: {}", next.join("; "))
+}
+
+fn prepare(history: &[Operation], budget: u64) -> Search<'_> {
     let mut operations: Vec<&Operation> = history
         .iter()
         // A read that nobody saw the answer of says nothing.
@@ -155,7 +181,7 @@ pub fn check(history: &[Operation], budget: u64) -> Verdict {
         })
         .collect();
     operations.sort_by_key(|operation| operation.invoked);
-    Search::new(operations, budget).run()
+    Search::new(operations, budget)
 }
 
 struct Search<'a> {
@@ -171,7 +197,11 @@ struct Search<'a> {
     /// Identifies the set of operations done: the exclusive or of a number for each.
     set: u64,
     state: Option<Value>,
+    /// The hint of what was done last: lower ones had their time, and come late.
+    reached: u64,
     tried: HashSet<(u64, Option<Value>)>,
+    /// The fewest operations that were left at a dead end, the state there, and the candidates.
+    furthest: (usize, Option<Value>, Vec<usize>),
     /// What was taken, with the state before it, and the alternatives that are left.
     path: Vec<Taken>,
 }
@@ -180,6 +210,7 @@ struct Taken {
     /// Operations done at this step (one by choice, or a run of ones that change nothing).
     done: Vec<usize>,
     before: Option<Value>,
+    reached: u64,
     first: usize,
     /// Alternatives not tried yet, the best last.
     left: Vec<usize>,
@@ -198,18 +229,23 @@ impl<'a> Search<'a> {
             due,
             set: 0,
             state: None,
+            reached: 0,
             tried: HashSet::new(),
+            furthest: (usize::MAX, None, Vec::new()),
             path: Vec::new(),
         }
     }
 
-    fn run(mut self) -> Verdict {
+    fn run(&mut self) -> Verdict {
         loop {
             self.take_idle();
             if self.due == 0 {
                 return Verdict::Linearizable(self.steps);
             }
             let mut left = self.alternatives();
+            if left.is_empty() && self.due < self.furthest.0 {
+                self.furthest = (self.due, self.state, self.candidates().collect());
+            }
             loop {
                 self.steps += 1;
                 if self.steps > self.budget {
@@ -276,6 +312,7 @@ impl<'a> Search<'a> {
             self.path.push(Taken {
                 done: taken,
                 before,
+                reached: self.reached,
                 first,
                 left: Vec::new(),
             });
@@ -298,7 +335,8 @@ impl<'a> Search<'a> {
         found.sort_by_key(|number| {
             let operation = self.operations[*number];
             let returned = operation.returned.unwrap_or(u64::MAX);
-            std::cmp::Reverse((operation.hint.unwrap_or(u64::MAX), returned))
+            let hint = operation.hint.filter(|hint| *hint >= self.reached);
+            std::cmp::Reverse((hint.unwrap_or(u64::MAX), returned))
         });
         found
     }
@@ -313,11 +351,14 @@ impl<'a> Search<'a> {
             return false;
         }
         let first = self.first;
+        let reached = self.reached;
         self.mark(number);
         self.state = next;
+        self.reached = self.operations[number].hint.unwrap_or(reached);
         self.path.push(Taken {
             done: vec![number],
             before,
+            reached,
             first,
             left: std::mem::take(left),
         });
@@ -345,6 +386,7 @@ impl<'a> Search<'a> {
         }
         self.first = taken.first;
         self.state = taken.before;
+        self.reached = taken.reached;
         taken.left
     }
 }

@@ -541,6 +541,13 @@ impl World {
             self.oracle.wrote(host.node, event)?;
         }
         for operation in drain(&host.journal) {
+            if self.tracing {
+                let command = shardkv::Command::decode(operation.operation.clone());
+                let (entry, response) = (operation.entry, &operation.response);
+                println!(
+                    "            host {number} applies {entry}: {command:?} -> {response:?}"
+                );
+            }
             self.oracle
                 .applied(host.node, &mut host.progress, &operation)?;
         }
