@@ -209,7 +209,7 @@ impl Cluster {
             match self.event(&mut stop, &listener, deadline).await {
                 Event::Stop(why) => {
                     spinner.finish_and_clear();
-                    eprintln!("{why}: stopping {} nodes", self.running());
+                    self.say_stopping(why);
                     return Ok(());
                 }
                 Event::Ended(at, status) => self.ended(at, status)?,
@@ -243,7 +243,14 @@ impl Cluster {
                         let _ = control::answer(&mut stream, reply).await;
                         return Ok(());
                     }
-                    let result = self.obey(request.order, &request.node).await;
+                    // Even an order that takes its time can be cut short.
+                    let result = tokio::select! {
+                        result = self.obey(request.order, &request.node) => result,
+                        why = &mut stop => {
+                            self.say_stopping(why);
+                            return Ok(());
+                        }
+                    };
                     let _ = control::answer(&mut stream, result).await;
                 }
             }
@@ -326,8 +333,9 @@ impl Cluster {
         Ok(pid)
     }
 
-    fn running(&self) -> usize {
-        self.children.iter().flatten().count()
+    fn say_stopping(&self, why: &str) {
+        let running = self.children.iter().flatten().count();
+        eprintln!("{why}: stopping {running} nodes");
     }
 
     async fn obey(&mut self, order: Order, name: &str) -> Result<Reply, Failure> {

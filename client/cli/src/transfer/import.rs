@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use clap::Args;
 use client::{Client, Error};
 use futures::stream::FuturesUnordered;
 use futures::{Future, StreamExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::progress::{Progress, Summary};
 use super::{FileFormat, Record};
@@ -21,6 +22,47 @@ use crate::exit::{Exit, Failure};
 
 /// Lines that are parsed ahead of the writes.
 const QUEUE_RECORDS: usize = 1_024;
+
+/// Bounds the bytes of records from when they are parsed until they are written.
+struct Budget {
+    kib: Arc<Semaphore>,
+    total_kib: u32,
+}
+
+impl Budget {
+    fn new(bytes: u64) -> Self {
+        let total_kib = u32::try_from(bytes / 1_024).unwrap_or(u32::MAX >> 4).max(1);
+        Self {
+            kib: Arc::new(Semaphore::new(total_kib as usize)),
+            total_kib,
+        }
+    }
+
+    /// Waits until a record of this size fits. One that is larger than all there is waits until it is alone.
+    fn wait_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes / 1_024 + 1).unwrap_or(u32::MAX);
+        let acquire = Arc::clone(&self.kib).acquire_many_owned(kib.min(self.total_kib));
+        // Only a closed semaphore refuses, and nobody closes it.
+        futures::executor::block_on(acquire).ok()
+    }
+}
+
+/// What the reader must keep to.
+struct Limits {
+    from_line: u64,
+    max_line_bytes: u64,
+    budget: Budget,
+}
+
+impl Limits {
+    fn of(args: &ImportArgs) -> Self {
+        Self {
+            from_line: args.from_line,
+            max_line_bytes: args.max_line_bytes,
+            budget: Budget::new(args.memory_bytes),
+        }
+    }
+}
 
 /// What is imported, and how.
 #[derive(Debug, Args)]
@@ -44,9 +86,9 @@ pub(crate) struct ImportArgs {
     /// The most writes that are in flight at once
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
-    /// The most bytes of keys and values in flight at once
-    #[arg(long, value_name = "BYTES", default_value_t = 16 << 20)]
-    in_flight_bytes: u64,
+    /// The most bytes of lines in memory: parsed ahead and in flight
+    #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, value_parser = clap::value_parser!(u64).range(1..))]
+    memory_bytes: u64,
     /// The longest line that is read, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 16 << 20, value_parser = clap::value_parser!(u64).range(1..))]
     max_line_bytes: u64,
@@ -58,6 +100,7 @@ struct Item {
     line: u64,
     /// How many bytes of the input are read with it.
     position: u64,
+    memory: Option<OwnedSemaphorePermit>,
 }
 
 /// What the reader has to say, in the order of the lines.
@@ -91,12 +134,12 @@ pub(crate) async fn import(
     };
     let format = FileFormat::of(args.format, path);
     let (sender, parsed) = mpsc::channel(QUEUE_RECORDS);
-    let limits = (args.from_line, args.max_line_bytes);
+    let limits = Limits::of(args);
     std::thread::spawn(move || {
         read_lines(
             BufReader::with_capacity(1 << 18, input),
             format,
-            limits,
+            &limits,
             &sender,
         );
     });
@@ -113,9 +156,10 @@ pub(crate) async fn import(
 fn read_lines(
     mut input: impl BufRead,
     format: FileFormat,
-    (from_line, max_line_bytes): (u64, u64),
+    limits: &Limits,
     sender: &mpsc::Sender<Parsed>,
 ) {
+    let max_line_bytes = limits.max_line_bytes;
     let mut line = Vec::new();
     let mut position = 0;
     for number in 1.. {
@@ -146,12 +190,15 @@ fn read_lines(
             let _ = sender.blocking_send(Parsed::Broken(broken));
             return;
         }
-        if number < from_line {
+        if number < limits.from_line {
             continue;
         }
         let parsed = match format.decode(text) {
             Ok(None) => continue,
             Ok(Some(record)) => Parsed::Item(Item {
+                memory: limits
+                    .budget
+                    .wait_for(record.key.len() + record.value.len()),
                 record,
                 line: number,
                 position,
@@ -174,13 +221,14 @@ struct Done {
     bytes: u64,
     position: u64,
     result: Result<(), Error>,
+    /// Freed when this is settled.
+    _memory: Option<OwnedSemaphorePermit>,
 }
 
 /// The writes in flight and what came of the others.
 struct Writes {
     /// No key is written twice at once, so that the last line of a key wins.
     keys: HashSet<Bytes>,
-    bytes: u64,
     progress: Progress,
     /// The failed write that stands first in the input.
     failed: Option<(u64, Error)>,
@@ -191,7 +239,6 @@ struct Writes {
 impl Writes {
     fn settle(&mut self, done: Done) {
         self.keys.remove(&done.key);
-        self.bytes -= done.bytes;
         match done.result {
             Ok(()) => {
                 self.longest_gap = self.longest_gap.max(self.last_ack.elapsed());
@@ -226,7 +273,6 @@ where
     let mut flying = FuturesUnordered::new();
     let mut writes = Writes {
         keys: HashSet::new(),
-        bytes: 0,
         progress: Progress::start(total_bytes),
         failed: None,
         last_ack: Instant::now(),
@@ -269,9 +315,7 @@ where
         let value = Bytes::from(item.record.value);
         let bytes = (key.len() + value.len()) as u64;
         let full = |writes: &Writes, flying: usize| {
-            flying >= args.in_flight as usize
-                || (flying > 0 && writes.bytes + bytes > args.in_flight_bytes)
-                || writes.keys.contains(&key)
+            flying >= args.in_flight as usize || writes.keys.contains(&key)
         };
         while full(&writes, flying.len()) {
             let Some(done) = flying.next().await else {
@@ -280,9 +324,8 @@ where
             writes.settle(done);
         }
         writes.keys.insert(key.clone());
-        writes.bytes += bytes;
         let written = put(key.clone(), value);
-        let (line, position) = (item.line, item.position);
+        let (line, position, memory) = (item.line, item.position, item.memory);
         flying.push(async move {
             let result = written.await;
             Done {
@@ -291,6 +334,7 @@ where
                 bytes,
                 position,
                 result,
+                _memory: memory,
             }
         });
     }
@@ -348,10 +392,10 @@ mod tests {
         store: &RefCell<Store>,
     ) -> Result<Summary, Failure> {
         let (sender, parsed) = mpsc::channel(QUEUE_RECORDS);
-        let limits = (args.from_line, args.max_line_bytes);
+        let limits = Limits::of(args);
         let input = input.to_vec();
         let format = FileFormat::of(args.format, None);
-        let reader = std::thread::spawn(move || read_lines(&input[..], format, limits, &sender));
+        let reader = std::thread::spawn(move || read_lines(&input[..], format, &limits, &sender));
         let random = RefCell::new(Random::new(1));
         let summary = write_records(args, parsed, None, |key: Bytes, value: Bytes| {
             let yields = random.borrow_mut().below(20);
@@ -447,6 +491,18 @@ mod tests {
             store.borrow().pairs.len() < 97,
             "nothing more is sent after a failure"
         );
+    }
+
+    #[tokio::test]
+    async fn records_larger_than_the_memory_go_one_by_one() {
+        let store = RefCell::default();
+        let args = args(&["--format", "tsv", "--memory-bytes", "2048"]);
+        let input: Vec<u8> = (0..50)
+            .flat_map(|n| format!("k{n}\t{}\n", "x".repeat(5_000)).into_bytes())
+            .collect();
+        run(&args, &input, &store).await.unwrap();
+        let store = store.into_inner();
+        assert_eq!((store.pairs.len(), store.most), (50, 1));
     }
 
     #[tokio::test]
