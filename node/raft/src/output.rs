@@ -36,7 +36,7 @@ impl Raft {
 
     /// Whether [`ready`](Self::ready) would have something to say.
     pub fn has_ready(&self) -> bool {
-        !self.outbox.messages.is_empty()
+        self.outbox.messages.iter().any(|m| self.may_leave(m))
             || (!self.outbox.writing && self.has_unwritten())
             || self.log.has_committed()
             || self.reads.has_grants()
@@ -83,9 +83,8 @@ impl Raft {
             .collect();
         let mut held = Vec::new();
         let forgetful = self.bug(Bug::VoteNotDurable);
-        let hard_state_durable = self.hard_state == self.durable_hard_state || forgetful;
         for envelope in std::mem::take(&mut self.outbox.messages) {
-            if hard_state_durable && self.entries_durable(&envelope.message) {
+            if self.may_leave(&envelope) {
                 ready.messages.push(envelope);
             } else {
                 held.push(envelope);
@@ -107,6 +106,13 @@ impl Raft {
         self.outbox.writing = true;
         ready.persist = Some(Box::new(persist));
         Ok(ready)
+    }
+
+    /// Whether what `envelope` promises is on disk.
+    fn may_leave(&self, envelope: &Envelope) -> bool {
+        let hard_state_durable =
+            self.hard_state == self.durable_hard_state || self.bug(Bug::VoteNotDurable);
+        hard_state_durable && self.entries_durable(&envelope.message)
     }
 
     fn entries_durable(&self, message: &Message) -> bool {

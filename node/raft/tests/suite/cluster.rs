@@ -1,0 +1,640 @@
+//! Several cores, the disks under them and the wire between them, where nothing happens unless a test says so.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use raft::{
+    Entry, Envelope, Index, LogStore, Membership, MembershipChange, Message, Options, Payload,
+    Persist, ProgressState, Raft, ReadGrant, ReadTicket, Ready, Role, SnapshotChunk, SnapshotMeta,
+    SnapshotStatus, StepError, Stepped, Term,
+};
+use types::NodeId;
+
+use crate::oracle::Oracle;
+use crate::show;
+use crate::store::MemoryStore;
+
+/// One member: its core, its disk, and what it applied.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) options: Options,
+    /// `None` after a crash.
+    pub(crate) raft: Option<Raft>,
+    pub(crate) store: MemoryStore,
+    /// The state machine: all entries that took effect, from index 1.
+    pub(crate) state: Vec<Entry>,
+    /// How many of them a crash leaves.
+    pub(crate) flushed: usize,
+    /// The disk takes its time: a write stays in `pending` until the test finishes it.
+    pub(crate) slow: bool,
+    pub(crate) pending: Option<Box<Persist>>,
+    pub(crate) grants: Vec<ReadGrant>,
+    pub(crate) snapshots_wanted: Vec<NodeId>,
+    starts: u64,
+    shown: String,
+}
+
+/// The nodes and the messages between them.
+#[derive(Debug, Default)]
+pub(crate) struct Cluster {
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Messages that were sent and have not arrived, oldest first.
+    pub(crate) wire: VecDeque<Envelope>,
+    /// Pairs of (sender, receiver) whose messages are lost.
+    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) oracle: Oracle,
+    /// Whether snapshots that are wanted are sent at once.
+    pub(crate) send_snapshots: bool,
+    /// What happened since the last look, in words.
+    pub(crate) story: Vec<String>,
+    pub(crate) quiet: bool,
+    snapshots: BTreeMap<raft::EntryId, (Membership, Vec<Entry>)>,
+    pub(crate) first_members: Membership,
+    pub(crate) seed: u64,
+}
+
+pub(crate) fn node(id: u64) -> NodeId {
+    NodeId(id)
+}
+
+pub(crate) fn voters(count: u64) -> Membership {
+    Membership::of_voters((1..=count).map(|id| (node(id), format!("a{id}"))))
+}
+
+pub(crate) fn command(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// A log whose entries have these terms, with commands in it.
+pub(crate) fn log_of(terms: &[u64]) -> Vec<Entry> {
+    let entry = |(position, term): (usize, &u64)| {
+        let index = position as u64 + 1;
+        let payload = Payload::Command(Bytes::from(format!("v{index}.{term}")));
+        Entry::new(Term(*term), Index(index), payload)
+    };
+    terms.iter().enumerate().map(entry).collect()
+}
+
+macro_rules! tell {
+    ($cluster:expr, $($arg:tt)*) => {
+        if !$cluster.quiet {
+            let line = format!($($arg)*);
+            $cluster.story.push(line);
+        }
+    };
+}
+
+impl Cluster {
+    /// `count` voters that never heard of each other, numbered from 1.
+    pub(crate) fn new(count: u64, options: &Options) -> Self {
+        Self::of_members(voters(count), options, 0)
+    }
+
+    /// These members, that never heard of each other. `seed` is for their election timeouts.
+    pub(crate) fn of_members(members: Membership, options: &Options, seed: u64) -> Self {
+        let mut cluster = Self {
+            send_snapshots: true,
+            first_members: members.clone(),
+            seed,
+            ..Self::default()
+        };
+        for (id, _) in members.members() {
+            cluster.add_node(id, MemoryStore::of_members(&members), options.clone());
+        }
+        cluster
+    }
+
+    /// A node with this disk, started.
+    pub(crate) fn add_node(&mut self, id: NodeId, store: MemoryStore, options: Options) {
+        let node = Node {
+            id,
+            options,
+            raft: None,
+            store,
+            state: Vec::new(),
+            flushed: 0,
+            slow: false,
+            pending: None,
+            grants: Vec::new(),
+            snapshots_wanted: Vec::new(),
+            starts: 0,
+            shown: String::new(),
+        };
+        self.nodes.insert(id, node);
+        self.start(id);
+    }
+
+    /// Puts a log of these terms on a node's disk and starts it anew: how the paper's figures begin.
+    pub(crate) fn boot(&mut self, id: NodeId, term: u64, terms: &[u64]) {
+        let node = self.node_mut(id);
+        node.store.hard_state = raft::HardState {
+            term: Term(term),
+            vote: None,
+        };
+        node.store.entries = log_of(terms);
+        self.start(id);
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> &Node {
+        self.nodes.get(&id).expect("a node of the cluster")
+    }
+
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+        self.nodes.get_mut(&id).expect("a node of the cluster")
+    }
+
+    pub(crate) fn raft(&self, id: NodeId) -> &Raft {
+        self.node(id).raft.as_ref().expect("a node that runs")
+    }
+
+    pub(crate) fn raft_mut(&mut self, id: NodeId) -> &mut Raft {
+        self.node_mut(id).raft.as_mut().expect("a node that runs")
+    }
+
+    pub(crate) fn runs(&self, id: NodeId) -> bool {
+        self.node(id).raft.is_some()
+    }
+
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// The leader of the latest term among those that run.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        self.nodes
+            .values()
+            .filter_map(|node| node.raft.as_ref())
+            .filter(|raft| raft.role() == Role::Leader)
+            .max_by_key(|raft| raft.term())
+            .map(Raft::node)
+    }
+
+    // Life and death.
+
+    /// Starts a node from what its disk holds.
+    pub(crate) fn start(&mut self, id: NodeId) {
+        let seed = self.seed;
+        self.finish_install(id);
+        let node = self.node_mut(id);
+        node.starts += 1;
+        let stored = node.store.load().unwrap();
+        let applied = Index(node.state.len() as u64);
+        let seed = seed.wrapping_mul(1_000_003) ^ (node.starts << 32);
+        let raft = Raft::recover(
+            node.options.clone(),
+            id,
+            &stored,
+            applied.min(stored.last_index),
+            seed,
+            &node.store,
+        )
+        .expect("the disk is well");
+        node.raft = Some(raft);
+        node.shown = String::new();
+        self.note_role(id);
+    }
+
+    /// The state was replaced by a snapshot, but the log was not reset before the crash: do it now.
+    fn finish_install(&mut self, id: NodeId) {
+        let Some(last) = self.node(id).state.last().map(|entry| entry.id) else {
+            return;
+        };
+        let store = &self.node(id).store;
+        if store.holds(last) || store.installing != Some(last) {
+            return;
+        }
+        let membership = self.snapshots.get(&last).expect("it was sent").0.clone();
+        let store = &mut self.node_mut(id).store;
+        let before = store.hard_state;
+        let term = before.term.max(last.term);
+        let batch = raft::LogBatch {
+            hard_state: Some(raft::HardState {
+                term,
+                vote: before.vote.filter(|_| term == before.term),
+            }),
+            reset: Some(SnapshotMeta { last, membership }),
+            entries: Vec::new(),
+        };
+        store.write(&batch).unwrap();
+    }
+
+    /// Power off: what was not written is gone.
+    pub(crate) fn crash(&mut self, id: NodeId) {
+        let node = self.node_mut(id);
+        node.raft = None;
+        node.pending = None;
+        node.grants.clear();
+        node.snapshots_wanted.clear();
+        node.state.truncate(node.flushed);
+        self.oracle.look(&self.nodes, id);
+        tell!(self, "{id} crashes");
+    }
+
+    pub(crate) fn restart(&mut self, id: NodeId) {
+        self.crash(id);
+        self.start(id);
+    }
+
+    // What a driver does.
+
+    /// Does everything that is due at a node, as the driver would.
+    pub(crate) fn turn(&mut self, id: NodeId) {
+        for _ in 0..10_000 {
+            let node = self.node_mut(id);
+            let Some(raft) = node.raft.as_mut() else {
+                return;
+            };
+            let announced = raft.has_ready();
+            let ready = raft.ready(&node.store).expect("the disk is well");
+            let empty = is_empty(&ready);
+            // What it had to say may have to wait for the disk, but then it must not announce it again.
+            if announced == empty && (!announced || raft.has_ready()) {
+                let wrong = format!("{id}: has_ready says {announced} before {ready:?}");
+                self.oracle.violations.push(wrong);
+            }
+            self.note_role(id);
+            if empty {
+                self.node_mut(id)
+                    .snapshots_wanted
+                    .clone_from(&ready.snapshots_wanted);
+                self.oracle.look(&self.nodes, id);
+                if !self.serve_snapshots(id) {
+                    return;
+                }
+            } else {
+                self.obey(id, ready);
+            }
+        }
+        panic!("{id} is never done");
+    }
+
+    fn obey(&mut self, id: NodeId, ready: Ready) {
+        for envelope in ready.messages {
+            self.post(envelope);
+        }
+        if let Some(persist) = ready.persist {
+            tell!(self, "{id} writes{}", show::batch(persist.batch()));
+            self.node_mut(id).pending = Some(persist);
+            if !self.node(id).slow {
+                self.finish_write(id);
+            }
+        }
+        for grant in ready.reads {
+            tell!(
+                self,
+                "{id} may serve reads of ticket {} at index {}",
+                grant.ticket.0,
+                grant.index
+            );
+            self.node_mut(id).grants.push(grant);
+        }
+        if !ready.committed.is_empty() {
+            tell!(self, "{id} applies [{}]", show::entries(&ready.committed));
+        }
+        for entry in ready.committed {
+            if !self.node(id).store.holds(entry.id) {
+                let wrong = format!("{id} was given {} to apply before it is on disk", entry.id);
+                self.oracle.violations.push(wrong);
+            }
+            self.oracle.applied(id, &entry);
+            let node = self.node_mut(id);
+            assert_eq!(
+                node.state.len() as u64 + 1,
+                entry.id.index.0,
+                "{id} applies in order"
+            );
+            node.state.push(entry);
+        }
+        self.oracle.look(&self.nodes, id);
+    }
+
+    /// The disk has done what it was given. Returns whether there was something.
+    pub(crate) fn finish_write(&mut self, id: NodeId) -> bool {
+        let node = self.node_mut(id);
+        let Some(persist) = node.pending.take() else {
+            return false;
+        };
+        let batch = persist.batch().clone();
+        let done = persist
+            .write(&mut node.store)
+            .expect("the batch fits the log");
+        let released = node.raft.as_mut().expect("it runs").persisted(done);
+        self.oracle.written(id, &batch);
+        for envelope in released {
+            self.post(envelope);
+        }
+        self.note_role(id);
+        self.oracle.look(&self.nodes, id);
+        true
+    }
+
+    fn post(&mut self, envelope: Envelope) {
+        let durable = self.node(envelope.from).store.hard_state.term;
+        self.oracle.sent(&envelope, durable);
+        if envelope.to == NodeId(0) {
+            for to in self.ids() {
+                if to != envelope.from {
+                    self.wire.push_back(Envelope {
+                        to,
+                        ..envelope.clone()
+                    });
+                }
+            }
+        } else if !self.cut.contains(&(envelope.from, envelope.to)) {
+            self.wire.push_back(envelope);
+        }
+    }
+
+    fn note_role(&mut self, id: NodeId) {
+        if self.quiet {
+            return;
+        }
+        let raft = self.raft(id);
+        let now = match (raft.role(), raft.leader()) {
+            (Role::Leader, _) => format!("{id} leads in {}", raft.term()),
+            (Role::Follower, Some(leader)) => format!("{id} follows {leader} in {}", raft.term()),
+            (Role::Follower, None) => format!("{id} is a follower in {}", raft.term()),
+            (Role::PreCandidate, _) => format!("{id} is a pre-candidate in {}", raft.term()),
+            (Role::Candidate, _) => format!("{id} is a candidate in {}", raft.term()),
+        };
+        if self.node(id).shown != now {
+            self.node_mut(id).shown.clone_from(&now);
+            self.story.push(now);
+        }
+    }
+
+    // What clients and operators do.
+
+    pub(crate) fn tick(&mut self, id: NodeId) {
+        if self.runs(id) {
+            self.raft_mut(id).tick();
+            self.turn(id);
+        }
+    }
+
+    pub(crate) fn tick_all(&mut self, count: u32) {
+        for _ in 0..count {
+            for id in self.ids() {
+                self.tick(id);
+            }
+        }
+    }
+
+    pub(crate) fn propose(
+        &mut self,
+        id: NodeId,
+        text: &str,
+    ) -> Result<raft::EntryId, raft::ProposeError> {
+        let proposed = self.raft_mut(id).propose(command(text));
+        self.turn(id);
+        proposed
+    }
+
+    pub(crate) fn read(&mut self, id: NodeId) -> Result<ReadTicket, raft::ReadError> {
+        let ticket = self.raft_mut(id).read_index();
+        self.turn(id);
+        ticket
+    }
+
+    pub(crate) fn change(
+        &mut self,
+        id: NodeId,
+        change: &MembershipChange,
+    ) -> Result<raft::EntryId, raft::ChangeError> {
+        let changed = self.raft_mut(id).change_membership(change);
+        self.turn(id);
+        changed
+    }
+
+    pub(crate) fn transfer(
+        &mut self,
+        id: NodeId,
+        target: Option<NodeId>,
+    ) -> Result<NodeId, raft::TransferError> {
+        let transferred = self.raft_mut(id).transfer_leadership(target);
+        self.turn(id);
+        transferred
+    }
+
+    /// The state so far becomes durable, and the log up to `index` is forgotten.
+    pub(crate) fn compact(&mut self, id: NodeId, index: Index) -> Option<SnapshotMeta> {
+        let node = self.node_mut(id);
+        node.flushed = node.state.len();
+        let base = node.raft.as_mut()?.compact(index)?;
+        node.store
+            .compact(&base)
+            .expect("only what is written is cut");
+        self.oracle.look(&self.nodes, id);
+        Some(base)
+    }
+
+    // Messages.
+
+    /// Delivers a message; what it causes is done at once.
+    pub(crate) fn deliver(&mut self, envelope: Envelope) -> Result<(), StepError> {
+        let to = envelope.to;
+        tell!(self, "{}", show::envelope(&envelope));
+        if !self.runs(to) {
+            return Ok(());
+        }
+        let stepped = self.raft_mut(to).step(envelope);
+        self.note_role(to);
+        match stepped {
+            Ok(Stepped::Done) => {}
+            Ok(Stepped::Snapshot(envelope)) => self.move_snapshot(to, envelope),
+            Ok(Stepped::JoinRequest { node, address }) => {
+                tell!(self, "{to} hears that {node} at {address} wants to join");
+            }
+            Err(error) => {
+                tell!(self, "{to} refuses: {error}");
+                self.turn(to);
+                return Err(error);
+            }
+        }
+        self.turn(to);
+        Ok(())
+    }
+
+    /// Delivers all that is on the wire and all that it causes, in order.
+    pub(crate) fn settle(&mut self) {
+        for _ in 0..100_000 {
+            let Some(envelope) = self.wire.pop_front() else {
+                return;
+            };
+            let said = self.deliver(envelope);
+            if let Err(error) = said {
+                self.oracle
+                    .violations
+                    .push(format!("an honest message was refused: {error}"));
+            }
+        }
+        panic!("the conversation never ends");
+    }
+
+    /// Makes `id` campaign, with everybody's answers: it leads if they let it.
+    pub(crate) fn elect(&mut self, id: NodeId) {
+        self.campaign(id);
+        self.settle();
+    }
+
+    /// Lets time pass at `id` alone until it campaigns.
+    pub(crate) fn campaign(&mut self, id: NodeId) {
+        let before = self.raft(id).term();
+        for _ in 0..10 * self.node(id).options.election_ticks {
+            self.raft_mut(id).tick();
+            let campaigns = self.raft(id).role() == Role::PreCandidate;
+            if campaigns || self.raft(id).term() > before {
+                break;
+            }
+        }
+        self.turn(id);
+    }
+
+    pub(crate) fn isolate(&mut self, id: NodeId) {
+        for other in self.ids() {
+            if other != id {
+                self.cut.insert((id, other));
+                self.cut.insert((other, id));
+            }
+        }
+        let cut = &self.cut;
+        self.wire.retain(|m| !cut.contains(&(m.from, m.to)));
+    }
+
+    pub(crate) fn heal(&mut self) {
+        self.cut.clear();
+    }
+
+    // Snapshots, in one chunk whose content travels beside it.
+
+    fn serve_snapshots(&mut self, id: NodeId) -> bool {
+        if !self.send_snapshots {
+            return false;
+        }
+        let wanted = std::mem::take(&mut self.node_mut(id).snapshots_wanted);
+        let fresh: Vec<NodeId> = wanted
+            .into_iter()
+            .filter(|to| !self.snapshot_on_its_way(id, *to))
+            .collect();
+        for to in &fresh {
+            self.send_snapshot(id, *to);
+        }
+        !fresh.is_empty()
+    }
+
+    fn snapshot_on_its_way(&self, from: NodeId, to: NodeId) -> bool {
+        self.cut.contains(&(from, to))
+            || self.cut.contains(&(to, from))
+            || self.wire.iter().any(|m| {
+                (m.from == from && m.to == to && matches!(m.message, Message::SnapshotChunk(_)))
+                    || (m.from == to
+                        && m.to == from
+                        && matches!(m.message, Message::SnapshotReply { .. }))
+            })
+            || self
+                .nodes
+                .get(&to)
+                .is_none_or(|node| node.raft.is_none() || node.pending.is_some())
+    }
+
+    pub(crate) fn send_snapshot(&mut self, from: NodeId, to: NodeId) {
+        let node = self.node_mut(from);
+        let last = node
+            .state
+            .last()
+            .map_or(raft::EntryId::default(), |entry| entry.id);
+        let in_state = node
+            .state
+            .iter()
+            .rev()
+            .find_map(|entry| match &entry.payload {
+                Payload::Membership(membership) => Some(membership.clone()),
+                _ => None,
+            });
+        let membership = in_state.unwrap_or_else(|| self.first_members.clone());
+        let node = self.node_mut(from);
+        let state = node.state.clone();
+        let chunk = SnapshotChunk {
+            meta: SnapshotMeta {
+                last,
+                membership: membership.clone(),
+            },
+            number: 0,
+            done: true,
+            checksum: 0,
+            data: Bytes::new(),
+        };
+        node.raft
+            .as_mut()
+            .expect("it runs")
+            .send_snapshot_message(to, Message::SnapshotChunk(chunk));
+        self.snapshots.insert(last, (membership, state));
+    }
+
+    fn move_snapshot(&mut self, id: NodeId, envelope: Envelope) {
+        let peer = envelope.from;
+        match envelope.message {
+            Message::SnapshotChunk(chunk) => {
+                let status = self.install(id, &chunk.meta);
+                let reply = Message::SnapshotReply {
+                    snapshot: chunk.meta.last,
+                    next_chunk: 1,
+                    status,
+                };
+                self.raft_mut(id).send_snapshot_message(peer, reply);
+            }
+            Message::SnapshotReply {
+                snapshot, status, ..
+            } => match status {
+                SnapshotStatus::Installed => {
+                    self.raft_mut(id).snapshot_installed(peer, snapshot.index);
+                }
+                SnapshotStatus::Failed => self.raft_mut(id).snapshot_failed(peer),
+                SnapshotStatus::Receiving => {}
+            },
+            _ => {}
+        }
+    }
+
+    fn install(&mut self, id: NodeId, meta: &SnapshotMeta) -> SnapshotStatus {
+        if self.raft(id).commit_index() >= meta.last.index {
+            return SnapshotStatus::Installed;
+        }
+        let Some((_, state)) = self.snapshots.get(&meta.last).cloned() else {
+            return SnapshotStatus::Failed;
+        };
+        let node = self.node_mut(id);
+        node.store.begin_install(meta.last).unwrap();
+        node.flushed = state.len();
+        node.state = state;
+        let replaced = node.raft.as_mut().expect("it runs").install(meta);
+        tell!(
+            self,
+            "{id} installs the snapshot of {} and {} its log",
+            meta.last,
+            if replaced { "drops" } else { "keeps" }
+        );
+        self.oracle.look(&self.nodes, id);
+        SnapshotStatus::Installed
+    }
+
+    /// How a leader sees a follower.
+    pub(crate) fn progress(
+        &self,
+        leader: NodeId,
+        follower: NodeId,
+    ) -> Option<(Index, ProgressState)> {
+        self.raft(leader)
+            .progress()
+            .find(|(node, _, _)| *node == follower)
+            .map(|(_, matched, state)| (matched, state))
+    }
+}
+
+fn is_empty(ready: &Ready) -> bool {
+    ready.messages.is_empty()
+        && ready.persist.is_none()
+        && ready.committed.is_empty()
+        && ready.reads.is_empty()
+}

@@ -1,0 +1,15 @@
+//! Tests of the consensus core: golden scripts, the sentences of the papers, and seeded random disasters.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that can't go on should stop loudly"
+)]
+
+mod cluster;
+mod oracle;
+mod random;
+mod script;
+mod show;
+mod store;

@@ -1,0 +1,389 @@
+//! Disasters by the thousand, at the level of the core alone: no state machine, no clock, no disk but a list.
+//!
+//! A seed draws the members, the settings and a few hundred events: ticks, messages that arrive late, twice, out of
+//! order or never, slow disks, crashes, partitions, membership changes, transfers, compactions, reads. After each the
+//! [oracle](crate::oracle) looks at everything; at the end all faults stop, and the group must come to agree.
+//!
+//! A failure prints its seed. `RAFT_SEED=7 cargo test -p shardkv-raft --test suite random -- --nocapture` replays it
+//! and prints its last events.
+
+use raft::{Index, MembershipChange, Options, ReadTicket, Role};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use types::NodeId;
+
+use crate::cluster::{Cluster, node, voters};
+use crate::store::MemoryStore;
+
+const SEEDS: u64 = if cfg!(debug_assertions) { 400 } else { 4_000 };
+const EVENTS: u32 = 900;
+const NODES: u64 = 6;
+
+/// A read that was asked for, and what was committed anywhere at that moment.
+struct Asked {
+    at: NodeId,
+    ticket: ReadTicket,
+    committed: usize,
+}
+
+struct World {
+    dice: ChaCha8Rng,
+    cluster: Cluster,
+    reads: Vec<Asked>,
+    /// With leases all clocks must run about equally fast.
+    lockstep: bool,
+    proposals: u64,
+}
+
+impl World {
+    fn new(seed: u64, change: impl Fn(&mut Options)) -> Self {
+        let mut dice = ChaCha8Rng::seed_from_u64(seed);
+        let mut draw = |bound: u32| dice.next_u32() % bound;
+        let lockstep = draw(3) == 0;
+        let mut options = Options {
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            max_append_bytes: 100 + draw(200) as usize,
+            max_inflight_appends: 1 + draw(4) as usize,
+            max_inflight_bytes: 400,
+            max_uncommitted_bytes: 600,
+            max_cached_bytes: draw(400) as usize,
+            max_apply_bytes: 1 + draw(300) as usize,
+            check_quorum: lockstep || draw(4) > 0,
+            lease_reads: lockstep,
+            ..Options::default()
+        };
+        change(&mut options);
+        let members = voters(u64::from(1 + draw(5)));
+        let mut cluster = Cluster::of_members(members, &options, seed);
+        cluster.quiet = true;
+        for id in (1..=NODES).map(node) {
+            if !cluster.nodes.contains_key(&id) {
+                cluster.add_node(id, MemoryStore::default(), options.clone());
+            }
+        }
+        Self {
+            dice,
+            cluster,
+            reads: Vec::new(),
+            lockstep,
+            proposals: 0,
+        }
+    }
+
+    fn draw(&mut self, bound: usize) -> usize {
+        self.dice.next_u32() as usize % bound.max(1)
+    }
+
+    fn any(&mut self) -> NodeId {
+        node(1 + self.draw(usize::try_from(NODES).unwrap()) as u64)
+    }
+
+    fn event(&mut self) {
+        let id = self.any();
+        let runs = self.cluster.runs(id);
+        match self.draw(100) {
+            0..=19 if self.lockstep => {
+                if self.draw(4) == 0 {
+                    self.cluster.tick_all(1);
+                }
+            }
+            0..=19 => self.cluster.tick(id),
+            20..=69 => self.arrive(),
+            70..=71 => {
+                let at = self.draw(self.cluster.wire.len());
+                self.cluster.wire.remove(at);
+            }
+            72..=81 => self.propose(),
+            82..=84 => self.read(),
+            85 if runs => self.cluster.crash(id),
+            86..=88 if !runs => {
+                self.cluster.start(id);
+                self.cluster.turn(id);
+            }
+            89 => self.cluster.isolate(id),
+            90 => {
+                let other = self.any();
+                self.cluster.cut.insert((id, other));
+            }
+            91 => self.cluster.heal(),
+            92 => self.change(id),
+            93 => self.hand_over(id),
+            94..=95 => self.compact(id),
+            96 => self.cluster.node_mut(id).slow ^= true,
+            97 if runs => {
+                let node = self.cluster.node_mut(id);
+                node.flushed = node.state.len();
+            }
+            98 => {
+                let other = self.any();
+                if runs && other != id {
+                    self.cluster.raft_mut(id).peer_disconnected(other);
+                    self.cluster.turn(id);
+                }
+            }
+            _ if runs => {
+                self.cluster.finish_write(id);
+                self.cluster.turn(id);
+            }
+            _ => {}
+        }
+        self.answer_reads();
+    }
+
+    /// A message arrives: mostly in order, sometimes an overtaking one, sometimes one that will come again.
+    fn arrive(&mut self) {
+        let ahead = self.cluster.wire.len().min(8);
+        let at = if self.draw(4) == 0 {
+            self.draw(ahead)
+        } else {
+            0
+        };
+        let Some(envelope) = self.cluster.wire.remove(at) else {
+            return;
+        };
+        if self.draw(30) == 0 {
+            self.cluster.wire.push_back(envelope.clone());
+        }
+        let to = envelope.to;
+        if self.cluster.cut.contains(&(envelope.from, to)) {
+            return;
+        }
+        if let Err(error) = self.cluster.deliver(envelope) {
+            let wrong = format!("{to} refused an honest message: {error}");
+            self.cluster.oracle.violations.push(wrong);
+        }
+    }
+
+    fn leaders(&self) -> Vec<NodeId> {
+        let rafts = self
+            .cluster
+            .nodes
+            .values()
+            .filter_map(|node| node.raft.as_ref());
+        rafts
+            .filter(|raft| raft.role() == Role::Leader)
+            .map(raft::Raft::node)
+            .collect()
+    }
+
+    fn propose(&mut self) {
+        for leader in self.leaders() {
+            self.proposals += 1;
+            let padding = "x".repeat(self.draw(60));
+            let text = format!("{}{padding}", self.proposals);
+            let _ = self.cluster.propose(leader, &text);
+        }
+    }
+
+    fn read(&mut self) {
+        for at in self.leaders() {
+            let committed = self.cluster.oracle.committed.len();
+            if let Ok(ticket) = self.cluster.raft_mut(at).read_index() {
+                self.reads.push(Asked {
+                    at,
+                    ticket,
+                    committed,
+                });
+            }
+            self.cluster.turn(at);
+        }
+    }
+
+    /// Linearizable reads: whatever was committed before a read was asked for must be in its answer.
+    fn answer_reads(&mut self) {
+        for node in self.cluster.nodes.values_mut() {
+            let leads = node
+                .raft
+                .as_ref()
+                .is_some_and(|raft| raft.role() == Role::Leader);
+            for grant in std::mem::take(&mut node.grants) {
+                self.reads.retain(|asked| {
+                    let granted = asked.at == node.id && asked.ticket <= grant.ticket;
+                    if granted && grant.index < Index(asked.committed as u64) {
+                        self.cluster.oracle.violations.push(format!(
+                            "{} serves a read at {}, but {} was committed before",
+                            node.id, grant.index, asked.committed
+                        ));
+                    }
+                    !granted
+                });
+            }
+            if !leads {
+                self.reads.retain(|asked| asked.at != node.id);
+            }
+        }
+    }
+
+    fn change(&mut self, node: NodeId) {
+        let replaces = self.any();
+        let change = match self.draw(6) {
+            0 | 1 => MembershipChange::AddLearner {
+                node,
+                address: "a".to_owned(),
+            },
+            2 | 3 => MembershipChange::Promote { node },
+            4 => MembershipChange::Remove { node },
+            _ => MembershipChange::AddReplacement { node, replaces },
+        };
+        for leader in self.leaders() {
+            let _ = self.cluster.change(leader, &change);
+        }
+    }
+
+    fn hand_over(&mut self, target: NodeId) {
+        let target = (self.draw(2) == 0).then_some(target);
+        for leader in self.leaders() {
+            let _ = self.cluster.transfer(leader, target);
+        }
+    }
+
+    fn compact(&mut self, id: NodeId) {
+        if self.cluster.runs(id) {
+            let applied = self.cluster.node(id).state.len();
+            let keep = self.draw(6);
+            self.cluster
+                .compact(id, Index(applied.saturating_sub(keep) as u64));
+        }
+    }
+
+    fn verdict(&self) -> Result<(), String> {
+        match self.cluster.oracle.violations.first() {
+            Some(wrong) => Err(wrong.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// No faults any more: within ten election timeouts there is one leader, and what it is told gets applied by
+    /// every member.
+    fn recover(&mut self) -> Result<(), String> {
+        self.cluster.heal();
+        for id in self.cluster.ids() {
+            self.cluster.node_mut(id).slow = false;
+            if !self.cluster.runs(id) {
+                self.cluster.start(id);
+            }
+            self.cluster.finish_write(id);
+            self.cluster.turn(id);
+        }
+        self.cluster.settle();
+        for _ in 0..10 * 10 {
+            self.cluster.tick_all(1);
+            self.cluster.settle();
+        }
+        let leader = self
+            .cluster
+            .leader()
+            .ok_or("nobody leads after the faults")?;
+        let refused = |error| format!("{leader} refuses: {error}");
+        let last = self.cluster.propose(leader, "the end").map_err(refused)?;
+        for _ in 0..10 {
+            self.cluster.tick_all(1);
+            self.cluster.settle();
+        }
+        let members: Vec<NodeId> = self
+            .cluster
+            .raft(leader)
+            .membership()
+            .members()
+            .map(|(node, _)| node)
+            .collect();
+        for member in members {
+            let applied = self.cluster.node(member).state.last().map(|entry| entry.id);
+            if applied != Some(last) {
+                return Err(format!("{member} has come to {applied:?}, not to {last}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn run(seed: u64, events: u32, tell: bool, change: impl Fn(&mut Options)) -> Result<(), String> {
+    let mut world = World::new(seed, change);
+    world.cluster.quiet = !tell;
+    let result = world.play(events);
+    if tell {
+        let story = &world.cluster.story;
+        for line in story.iter().skip(story.len().saturating_sub(120)) {
+            println!("{line}");
+        }
+    }
+    result
+}
+
+impl World {
+    fn play(&mut self, events: u32) -> Result<(), String> {
+        for number in 0..events {
+            self.event();
+            if number % 20 == 0 {
+                self.cluster.oracle.match_logs(&self.cluster.nodes);
+            }
+            self.verdict()?;
+        }
+        self.recover()?;
+        self.answer_reads();
+        self.cluster.oracle.match_logs(&self.cluster.nodes);
+        self.verdict()
+    }
+}
+
+#[test]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a failing seed is given by the person who looks into it"
+)]
+fn random_disasters_break_no_invariant() {
+    if let Ok(seed) = std::env::var("RAFT_SEED") {
+        let seed = seed.parse().expect("RAFT_SEED is a number");
+        run(seed, EVENTS, true, |_| {}).unwrap();
+        return;
+    }
+    for seed in 0..SEEDS {
+        if let Err(wrong) = run(seed, EVENTS, false, |_| {}) {
+            panic!("RAFT_SEED={seed}: {wrong}");
+        }
+    }
+}
+
+/// The checks are worth something only if they find known bugs.
+#[cfg(feature = "bugs")]
+mod known_bugs {
+    use raft::Bug;
+
+    use super::{EVENTS, run};
+
+    fn is_found(bug: Bug, seeds: u64) {
+        let caught = |seed: &u64| {
+            // A bug may show as a broken assertion, too.
+            let ran = std::panic::catch_unwind(|| {
+                run(*seed, EVENTS, false, |options| options.bug = Some(bug))
+            });
+            !matches!(ran, Ok(Ok(())))
+        };
+        let found = (0..seeds).find(caught);
+        println!("{bug:?}: seed {found:?}");
+        assert!(found.is_some(), "{bug:?} was not found in {seeds} seeds");
+    }
+
+    macro_rules! found {
+        ($($name:ident: $bug:ident,)*) => {
+            $(#[test]
+            fn $name() {
+                is_found(Bug::$bug, 4_000);
+            })*
+        };
+    }
+
+    found! {
+        vote_not_durable: VoteNotDurable,
+        ack_before_fsync: AckBeforeFsync,
+        commit_old_term_by_counting: CommitOldTermByCounting,
+        read_before_own_term_commit: ReadBeforeOwnTermCommit,
+        read_without_quorum: ReadWithoutQuorum,
+        stale_append_ack: StaleAppendAck,
+        truncated_membership_kept: TruncatedMembershipKept,
+        two_changes_at_once: TwoChangesAtOnce,
+        snapshot_keeps_conflicting_log: SnapshotKeepsConflictingLog,
+        vote_ignores_log: VoteIgnoresLog,
+    }
+}
