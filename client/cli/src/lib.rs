@@ -40,7 +40,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 use args::{Cli, Command};
 use exit::{Exit, Failure};
@@ -48,7 +48,7 @@ use exit::{Exit, Failure};
 /// Does what the process's command line asks, and returns the exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    match Runtime::new() {
+    match runtime(&cli.command) {
         Ok(runtime) => {
             let result = dispatch(cli, &runtime);
             // A thread that still waits for standard input must not keep the process.
@@ -60,6 +60,21 @@ pub fn run() -> ExitCode {
             "raise the limit of processes (`ulimit -u`)",
         ))),
     }
+}
+
+/// Threads cost a small command more than they bring. The shell needs one besides its own, so that connections are kept
+/// alive while a person thinks; a load generator may need several.
+fn runtime(command: &Command) -> io::Result<Runtime> {
+    let threads = match command {
+        Command::Bench(args) => args.threads(),
+        _ => 1,
+    };
+    let mut builder = match command {
+        Command::Shell => Builder::new_multi_thread(),
+        _ if threads > 1 => Builder::new_multi_thread(),
+        _ => Builder::new_current_thread(),
+    };
+    builder.worker_threads(threads).enable_all().build()
 }
 
 fn finish(result: Result<Exit, Failure>) -> ExitCode {

@@ -59,6 +59,20 @@ pub(crate) struct BenchArgs {
     limits: Option<BenchCommand>,
     #[command(flatten)]
     load: LoadArgs,
+    /// How many threads make the load; 0 chooses: one on up to 3 cores, else a third of the cores, at most 8
+    #[arg(long, global = true, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
+    threads: u16,
+}
+
+impl BenchArgs {
+    /// How many threads make the load. Nodes on the same machine need the other cores.
+    pub(crate) fn threads(&self) -> usize {
+        if self.threads > 0 {
+            return self.threads.into();
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        (cores / 3).clamp(1, 8)
+    }
 }
 
 /// What is measured besides load.
