@@ -6,7 +6,7 @@
 //! when the learner has caught up, the other members at its address are removed, and it becomes a voter.
 
 use raft::{
-    ChangeError, Index, MemberKind, MembershipChange, ProposeError, Raft, Role, TransferError,
+    ChangeError, EntryId, Index, MemberKind, MembershipChange, ProposeError, Raft, Role, TransferError,
 };
 use types::NodeId;
 
@@ -15,8 +15,17 @@ use crate::{Answer, Outlet, Refusal, RequestId};
 /// Membership changes and transfers that wait for their end.
 #[derive(Debug, Default)]
 pub(crate) struct Admin {
-    changes: Vec<(RequestId, Index)>,
+    changes: Vec<Change>,
     transfers: Vec<RequestId>,
+}
+
+/// A membership change that waits for its entry to be applied.
+#[derive(Debug)]
+struct Change {
+    request: RequestId,
+    entry: EntryId,
+    /// It was this very entry that got committed at its index, not another leader's.
+    committed: bool,
 }
 
 impl Admin {
@@ -31,7 +40,11 @@ impl Admin {
         change: &MembershipChange,
     ) -> Result<(), Refusal> {
         let entry = raft.change_membership(change).map_err(refusal)?;
-        self.changes.push((id, entry.index));
+        self.changes.push(Change {
+            request: id,
+            entry,
+            committed: false,
+        });
         Ok(())
     }
 
@@ -98,15 +111,38 @@ impl Admin {
         }
     }
 
-    /// Entries up to `index` are applied.
-    pub(crate) fn applied<R>(&mut self, applied: Index, outlet: &mut dyn Outlet<R>) {
-        self.changes.retain(|(id, index)| {
-            let done = *index <= applied;
-            if done {
-                outlet.answer(*id, Ok(Answer::MembershipChanged(*index)));
+    /// A membership entry is being applied.
+    pub(crate) fn committed(&mut self, entry: EntryId) {
+        for change in &mut self.changes {
+            change.committed |= change.entry == entry;
+        }
+    }
+
+    /// Entries up to `applied` are applied, one by one.
+    pub(crate) fn applied<R>(
+        &mut self,
+        applied: Index,
+        leader: Option<NodeId>,
+        outlet: &mut dyn Outlet<R>,
+    ) {
+        self.changes.retain(|change| {
+            let done = change.entry.index <= applied;
+            if done && change.committed {
+                let index = change.entry.index;
+                outlet.answer(change.request, Ok(Answer::MembershipChanged(index)));
+            } else if done {
+                outlet.answer(change.request, Err(Refusal::Unknown { leader }));
             }
             !done
         });
+    }
+
+    /// A snapshot skipped the entries up to `last`: gives back the changes among them.
+    pub(crate) fn overtaken(&mut self, last: Index) -> Vec<RequestId> {
+        let skipped = self
+            .changes
+            .extract_if(.., |change| change.entry.index <= last);
+        skipped.map(|change| change.request).collect()
     }
 
     /// Answers transfers that came to an end.
@@ -126,22 +162,22 @@ impl Admin {
         }
     }
 
-    /// Changes that are committed will be applied here; of the others nothing is known.
+    /// At an index that is committed, applying tells whose entry it was; of the others nothing is known.
     pub(crate) fn leadership_lost<R>(&mut self, raft: &Raft, outlet: &mut dyn Outlet<R>) {
         let (commit, leader) = (raft.commit_index(), raft.leader());
-        self.changes.retain(|(id, index)| {
-            let committed = *index <= commit;
-            if !committed {
-                outlet.answer(*id, Err(Refusal::Unknown { leader }));
+        self.changes.retain(|change| {
+            let decided = change.entry.index <= commit;
+            if !decided {
+                outlet.answer(change.request, Err(Refusal::Unknown { leader }));
             }
-            committed
+            decided
         });
     }
 
     pub(crate) fn fail_all(&mut self) -> Vec<RequestId> {
         self.changes
             .drain(..)
-            .map(|(id, _)| id)
+            .map(|change| change.request)
             .chain(self.transfers.drain(..))
             .collect()
     }

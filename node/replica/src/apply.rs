@@ -4,7 +4,7 @@ use raft::{Entry, EntryId, Payload, StoreError};
 
 use crate::entry::OperationBatch;
 use crate::waiting::by_index_only;
-use crate::{Answer, Applying, Outlet, Replica, RequestId, StateMachine, Transaction};
+use crate::{Answer, Applying, Outlet, Refusal, Replica, RequestId, StateMachine, Transaction};
 
 impl<M: StateMachine> Replica<M> {
     /// Applies `entries` and answers the requests that they carry. Answers leave after the commit of the batch, so a
@@ -17,13 +17,18 @@ impl<M: StateMachine> Replica<M> {
         let mut applied = self.applied.clone();
         let mut transaction = Transaction::new(&*self.state);
         let mut answers: Vec<(RequestId, M::Response)> = Vec::new();
+        let mut overtaken: Vec<RequestId> = Vec::new();
         let by_index = by_index_only(&self.options);
         for entry in entries {
             self.compaction.count(&entry);
+            overtaken.extend(self.writes.overtaken(entry.id, by_index));
             applied.last = entry.id;
             match entry.payload {
                 Payload::Noop => {}
-                Payload::Membership(membership) => applied.membership = membership,
+                Payload::Membership(membership) => {
+                    applied.membership = membership;
+                    self.admin.committed(entry.id);
+                }
                 Payload::Command(data) => {
                     let batch = OperationBatch::decode(data)
                         .map_err(|error| unreadable(entry.id, &error))?;
@@ -54,7 +59,11 @@ impl<M: StateMachine> Replica<M> {
         for (request, response) in answers {
             outlet.answer(request, Ok(Answer::Machine(response)));
         }
-        self.admin.applied(self.applied.last.index, outlet);
+        let leader = self.raft.leader();
+        for request in overtaken {
+            outlet.answer(request, Err(Refusal::Unknown { leader }));
+        }
+        self.admin.applied(self.applied.last.index, leader, outlet);
         Ok(())
     }
 }

@@ -37,7 +37,7 @@ pub struct Replica<M: StateMachine> {
     pub(crate) snapshots: Snapshots,
     pub(crate) compaction: Compaction,
     /// Answers that were ready before `poll` was called.
-    early: Vec<Finished<M::Response>>,
+    pub(crate) early: Vec<Finished<M::Response>>,
     /// A write that a full disk refused; tried again with each poll.
     unwritten: Option<Box<raft::Persist>>,
     /// The greatest log time stamped or applied.

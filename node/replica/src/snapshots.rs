@@ -13,7 +13,7 @@ use raft::{
 };
 use types::NodeId;
 
-use crate::{Keyspace, Replica, SnapshotSource, StateMachine, WriteBatch};
+use crate::{Keyspace, Refusal, Replica, SnapshotSource, StateMachine, WriteBatch};
 
 /// A sender that hears nothing for this many heartbeat intervals sends its window again.
 const RESEND_AFTER_HEARTBEATS: u32 = 2;
@@ -308,6 +308,15 @@ impl<M: StateMachine> Replica<M> {
         self.applied = self.state.applied();
         self.compaction = crate::compaction::Compaction::new(self.applied.last.index);
         self.snapshots.installed += 1;
+        let next = EntryId::new(meta.last.term, meta.last.index.next());
+        let leader = self.raft.leader();
+        let skipped = self.writes.overtaken(next, true);
+        for request in skipped
+            .into_iter()
+            .chain(self.admin.overtaken(meta.last.index))
+        {
+            self.early.push((request, Err(Refusal::Unknown { leader })));
+        }
         Ok(())
     }
 }

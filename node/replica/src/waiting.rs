@@ -101,8 +101,24 @@ impl Writes {
         proposed.requests
     }
 
+    /// The entry `id` is applied next: gives back the writes whose place in the log it took, or that a snapshot
+    /// skipped. Without this they would wait for ever, and everything proposed later behind them.
+    pub(crate) fn overtaken(&mut self, id: EntryId, by_index_only: bool) -> Vec<RequestId> {
+        let mut unknown = Vec::new();
+        let overtaken = |proposed: &mut Proposed| {
+            proposed.id.index < id.index
+                || (proposed.id.index == id.index && proposed.id != id && !by_index_only)
+        };
+        while let Some(proposed) = self.proposed.pop_front_if(overtaken) {
+            self.count -= proposed.requests.len();
+            self.bytes -= proposed.bytes;
+            unknown.extend(proposed.requests);
+        }
+        unknown
+    }
+
     /// Leadership is lost: gives back the writes that were not proposed, and those whose entry is not known to be
-    /// committed. The others are committed and will be applied here.
+    /// committed. Of the others the log has an entry at their index: theirs, or one that overtakes them.
     pub(crate) fn fail(&mut self, commit: Index) -> (Vec<RequestId>, Vec<RequestId>) {
         let mut unknown = Vec::new();
         while let Some(proposed) = self

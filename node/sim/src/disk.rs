@@ -258,7 +258,8 @@ impl Disk {
     pub fn holds(&self, id: EntryId) -> bool {
         let inner = self.lock();
         let base = inner.log.base().last;
-        if id.index <= base.index {
+        // What a damaged disk held nobody can tell; it counts as lost, by the rules for losing disks.
+        if id.index <= base.index || inner.damaged {
             return true;
         }
         inner
