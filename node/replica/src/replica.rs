@@ -306,10 +306,12 @@ impl<M: StateMachine> Replica<M> {
     /// Tells the waiting requests when leadership is lost, even if it was won again in a later term at once.
     fn notice_leadership(&mut self, outlet: &mut dyn Outlet<M::Response>) {
         let leading = (self.raft.role() == Role::Leader).then(|| self.raft.term());
-        if leading == self.leading {
+        // Leadership may come and go between two polls, with requests taken in meanwhile.
+        let left_behind = leading.is_none() && self.pending_requests() > 0;
+        if leading == self.leading && !left_behind {
             return;
         }
-        let lost = self.leading.is_some();
+        let lost = self.leading.is_some() || left_behind;
         self.leading = leading;
         if !lost || by_index_only(&self.options) {
             return;
