@@ -105,11 +105,12 @@ impl Raft {
 
     fn start_pre_vote(&mut self) {
         self.reset_election_timer();
+        // Also in one who may not campaign: others need its answer, and "I hear a leader" is over.
+        self.leader = None;
         if !self.may_campaign() {
             return;
         }
         self.role = Role::PreCandidate;
-        self.leader = None;
         self.election.votes.clear();
         self.election.votes.insert(self.node, true);
         let message = Message::PreVote {

@@ -5,9 +5,9 @@
 //! [oracle](crate::oracle) looks at everything; at the end all faults stop, and the group must come to agree.
 //!
 //! A failure prints its seed. `RAFT_SEED=7 cargo test -p shardkv-raft --test suite random -- --nocapture` replays it
-//! and prints its last events.
+//! and prints its last events; `RAFT_SEEDS=100000` runs more of them.
 
-use raft::{Index, MembershipChange, Options, ReadTicket, Role};
+use raft::{Envelope, Index, MembershipChange, Options, ReadTicket, Role};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use types::NodeId;
@@ -15,8 +15,8 @@ use types::NodeId;
 use crate::cluster::{Cluster, node, voters};
 use crate::store::MemoryStore;
 
-const SEEDS: u64 = if cfg!(debug_assertions) { 400 } else { 4_000 };
-const EVENTS: u32 = 900;
+const SEEDS: u64 = if cfg!(debug_assertions) { 200 } else { 3_000 };
+const EVENTS: u32 = 2_000;
 const NODES: u64 = 6;
 
 /// A read that was asked for, and what was committed anywhere at that moment.
@@ -30,9 +30,13 @@ struct World {
     dice: ChaCha8Rng,
     cluster: Cluster,
     reads: Vec<Asked>,
+    /// Messages that arrive when everybody has forgotten them.
+    attic: Vec<Envelope>,
     /// With leases all clocks must run about equally fast.
     lockstep: bool,
     proposals: u64,
+    /// Which kinds of faults this seed has: without some, others are reached that they would hide.
+    faults: u32,
 }
 
 impl World {
@@ -54,7 +58,8 @@ impl World {
             ..Options::default()
         };
         change(&mut options);
-        let members = voters(u64::from(1 + draw(5)));
+        let faults = draw(1024) | draw(1024);
+        let members = voters([1, 2, 3, 3, 3, 3, 4, 5][draw(8) as usize]);
         let mut cluster = Cluster::of_members(members, &options, seed);
         cluster.quiet = true;
         for id in (1..=NODES).map(node) {
@@ -66,8 +71,10 @@ impl World {
             dice,
             cluster,
             reads: Vec::new(),
+            attic: Vec::new(),
             lockstep,
             proposals: 0,
+            faults,
         }
     }
 
@@ -82,53 +89,72 @@ impl World {
     fn event(&mut self) {
         let id = self.any();
         let runs = self.cluster.runs(id);
-        match self.draw(100) {
-            0..=19 if self.lockstep => {
-                if self.draw(4) == 0 {
+        match self.draw(1000) {
+            0..=249 if self.lockstep => {
+                if self.draw(3) == 0 {
                     self.cluster.tick_all(1);
                 }
             }
-            0..=19 => self.cluster.tick(id),
-            20..=69 => self.arrive(),
-            70..=71 => {
-                let at = self.draw(self.cluster.wire.len());
-                self.cluster.wire.remove(at);
+            0..=249 => {
+                for _ in 0..=self.draw(5) {
+                    self.cluster.tick(id);
+                }
             }
-            72..=81 => self.propose(),
-            82..=84 => self.read(),
-            85 if runs => self.cluster.crash(id),
-            86..=88 if !runs => {
-                self.cluster.start(id);
-                self.cluster.turn(id);
-            }
-            89 => self.cluster.isolate(id),
-            90 => {
-                let other = self.any();
-                self.cluster.cut.insert((id, other));
-            }
-            91 => self.cluster.heal(),
-            92 => self.change(id),
-            93 => self.hand_over(id),
-            94..=95 => self.compact(id),
-            96 => self.cluster.node_mut(id).slow ^= true,
-            97 if runs => {
+            250..=759 => self.arrive(),
+            760..=829 => self.propose(),
+            830..=859 => self.read(),
+            860..=869 => self.compact(id),
+            870..=879 if runs => {
                 let node = self.cluster.node_mut(id);
                 node.flushed = node.state.len();
             }
-            98 => {
+            880..=909 if runs => {
+                self.cluster.finish_write(id);
+                self.cluster.turn(id);
+            }
+            910..=929 if !runs => {
+                self.cluster.start(id);
+                self.cluster.turn(id);
+            }
+            930..=949 => self.cluster.heal(),
+            950..=999 => {
+                let fault = self.draw(10);
+                if self.faults & (1 << fault) != 0 {
+                    self.fault(fault, id);
+                }
+            }
+            _ => {}
+        }
+        self.answer_reads();
+    }
+
+    fn fault(&mut self, fault: usize, id: NodeId) {
+        let runs = self.cluster.runs(id);
+        match fault {
+            0 => {
+                let at = self.draw(self.cluster.wire.len());
+                self.cluster.wire.remove(at);
+            }
+            1 => self.find_in_attic(),
+            2 if runs => self.cluster.crash(id),
+            3 => self.cluster.isolate(id),
+            4 => {
+                let other = self.any();
+                self.cluster.cut.insert((id, other));
+            }
+            5 => self.cut_off_leader(),
+            6 => self.change(id),
+            7 => self.hand_over(id),
+            8 => self.cluster.node_mut(id).slow ^= true,
+            9 => {
                 let other = self.any();
                 if runs && other != id {
                     self.cluster.raft_mut(id).peer_disconnected(other);
                     self.cluster.turn(id);
                 }
             }
-            _ if runs => {
-                self.cluster.finish_write(id);
-                self.cluster.turn(id);
-            }
             _ => {}
         }
-        self.answer_reads();
     }
 
     /// A message arrives: mostly in order, sometimes an overtaking one, sometimes one that will come again.
@@ -142,9 +168,28 @@ impl World {
         let Some(envelope) = self.cluster.wire.remove(at) else {
             return;
         };
-        if self.draw(30) == 0 {
-            self.cluster.wire.push_back(envelope.clone());
+        match self.draw(60) {
+            0 => self.cluster.wire.push_back(envelope.clone()),
+            1 => self.attic.push(envelope.clone()),
+            2 => {
+                self.attic.push(envelope);
+                return;
+            }
+            _ => {}
         }
+        self.hand_in(envelope);
+    }
+
+    /// A message that everybody had forgotten.
+    fn find_in_attic(&mut self) {
+        let at = self.draw(self.attic.len());
+        if at < self.attic.len() {
+            let envelope = self.attic.swap_remove(at);
+            self.hand_in(envelope);
+        }
+    }
+
+    fn hand_in(&mut self, envelope: Envelope) {
         let to = envelope.to;
         if self.cluster.cut.contains(&(envelope.from, to)) {
             return;
@@ -152,6 +197,19 @@ impl World {
         if let Err(error) = self.cluster.deliver(envelope) {
             let wrong = format!("{to} refused an honest message: {error}");
             self.cluster.oracle.violations.push(wrong);
+        }
+    }
+
+    /// Alone, or with one other, so that it goes on proposing what will be overwritten.
+    fn cut_off_leader(&mut self) {
+        let Some(leader) = self.cluster.leader() else {
+            return;
+        };
+        self.cluster.isolate(leader);
+        if self.draw(2) == 0 {
+            let friend = self.any();
+            self.cluster.cut.remove(&(leader, friend));
+            self.cluster.cut.remove(&(friend, leader));
         }
     }
 
@@ -330,7 +388,7 @@ impl World {
 #[test]
 #[allow(
     clippy::disallowed_methods,
-    reason = "a failing seed is given by the person who looks into it"
+    reason = "seeds are given by the person who looks into them"
 )]
 fn random_disasters_break_no_invariant() {
     if let Ok(seed) = std::env::var("RAFT_SEED") {
@@ -338,7 +396,8 @@ fn random_disasters_break_no_invariant() {
         run(seed, EVENTS, true, |_| {}).unwrap();
         return;
     }
-    for seed in 0..SEEDS {
+    let seeds = std::env::var("RAFT_SEEDS").map_or(SEEDS, |count| count.parse().unwrap());
+    for seed in 0..seeds {
         if let Err(wrong) = run(seed, EVENTS, false, |_| {}) {
             panic!("RAFT_SEED={seed}: {wrong}");
         }
