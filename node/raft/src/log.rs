@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn truncation_restores_terms_memberships_and_the_persisted_index() {
         let mut log = log_of(&[1, 1, 2]);
-        let joined = Membership::of_voters([(types::NodeId(1), "a")]);
+        let joined = Membership::of_voters([(NodeId(1), "a")]);
         log.push(Entry::new(
             Term(2),
             Index(4),

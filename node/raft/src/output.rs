@@ -56,7 +56,7 @@ impl Raft {
             || self
                 .progress
                 .values()
-                .any(|p| p.may_send(&self.options) && (p.next <= last || p.nudge))
+                .any(|progress| progress.is_due(&self.options, last))
     }
 
     /// All that is to be done now. Reads entries from `reader` for followers that are behind; an error of it is
@@ -164,10 +164,10 @@ impl Raft {
     }
 
     fn send_heartbeat(&mut self, node: NodeId) {
-        let matched = self
-            .progress
-            .get(&node)
-            .map_or(Index(0), |progress| progress.matched);
+        let matched = self.progress.get_mut(&node).map_or(Index(0), |progress| {
+            progress.heartbeat_sent();
+            progress.matched
+        });
         // Only what is known to match: the follower's log may hold something else further up.
         let commit = self.log.commit_index().min(matched);
         let message = Message::Heartbeat {

@@ -3,7 +3,8 @@
 //! # Invariants
 //!
 //! - `matched < next`. `matched` never goes back within a term.
-//! - In `Probe` at most one append is unanswered; in `Replicate` at most the window; in `Snapshot` none is sent.
+//! - In `Probe` at most one append is unanswered, in `Replicate` at most the window, unless heartbeats tell that answers
+//!   may be lost: then a probe is repeated, and an append without entries asks. In `Snapshot` none is sent.
 
 use std::collections::VecDeque;
 
@@ -21,6 +22,8 @@ pub(crate) struct Progress {
     /// Something changed that it should hear of even if there is no entry to send.
     pub(crate) nudge: bool,
     probe_sent: bool,
+    /// A heartbeat left after the unanswered probe: if that is answered first, the probe may be lost.
+    probe_old: bool,
     inflight: VecDeque<(Index, usize)>,
     inflight_bytes: usize,
 }
@@ -35,13 +38,14 @@ impl Progress {
             read_round: 0,
             nudge: true,
             probe_sent: false,
+            probe_old: false,
             inflight: VecDeque::new(),
             inflight_bytes: 0,
         }
     }
 
-    /// Whether an append may leave now.
-    pub(crate) fn may_send(&self, options: &Options) -> bool {
+    /// Whether entries may leave now.
+    pub(crate) fn has_room(&self, options: &Options) -> bool {
         match self.state {
             ProgressState::Probe => !self.probe_sent,
             ProgressState::Replicate => {
@@ -52,11 +56,21 @@ impl Progress {
         }
     }
 
+    /// Whether an append is due to a log that ends at `last`. One without entries needs no room in the window: when
+    /// the answers to a full one were lost, it is what opens it again.
+    pub(crate) fn is_due(&self, options: &Options, last: Index) -> bool {
+        let asks = self.nudge && self.state == ProgressState::Replicate;
+        asks || self.has_room(options) && (self.next <= last || self.nudge)
+    }
+
     /// An append that ends at `last` left.
     pub(crate) fn sent(&mut self, last: Index, bytes: usize, empty: bool) {
         self.nudge = false;
         match self.state {
-            ProgressState::Probe => self.probe_sent = true,
+            ProgressState::Probe => {
+                self.probe_sent = true;
+                self.probe_old = false;
+            }
             ProgressState::Replicate if !empty => {
                 self.next = last.next();
                 self.inflight.push_back((last, bytes));
@@ -98,16 +112,22 @@ impl Progress {
         true
     }
 
+    /// A heartbeat left.
+    pub(crate) fn heartbeat_sent(&mut self) {
+        self.probe_old = self.probe_sent;
+    }
+
     /// The follower answered a heartbeat: what was sent before may be lost, so ask where it stands.
     pub(crate) fn alive(&mut self, last: Index) {
         self.silent_ticks = 0;
-        self.probe_sent = false;
-        if self.matched < last {
-            self.nudge = true;
-            // A full window whose answers were lost would never open again.
-            if let Some((_, bytes)) = self.inflight.pop_front() {
-                self.inflight_bytes -= bytes;
+        match self.state {
+            ProgressState::Probe if self.probe_old => {
+                self.probe_sent = false;
+                self.probe_old = false;
+                self.nudge = true;
             }
+            ProgressState::Replicate => self.nudge |= self.matched < last,
+            ProgressState::Probe | ProgressState::Snapshot => {}
         }
     }
 
@@ -118,12 +138,14 @@ impl Progress {
             self.switch_to(ProgressState::Probe);
         }
         self.probe_sent = false;
+        self.probe_old = false;
         self.nudge = true;
     }
 
     pub(crate) fn switch_to(&mut self, state: ProgressState) {
         self.state = state;
         self.probe_sent = false;
+        self.probe_old = false;
         self.inflight.clear();
         self.inflight_bytes = 0;
     }

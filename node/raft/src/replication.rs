@@ -72,6 +72,7 @@ impl Raft {
         entries: Vec<Entry>,
         commit: Index,
     ) -> Result<(), StepError> {
+        self.check_history(from, prev, &entries)?;
         self.follow(from)?;
         let committed = self.log.commit_index();
         if prev.index < committed {
@@ -91,31 +92,43 @@ impl Raft {
             return Ok(());
         }
         let matched = entries.last().map_or(prev.index, |entry| entry.id.index);
-        self.splice(from, entries)?;
+        self.splice(entries);
         self.log.commit_to(commit.min(matched));
         self.send(from, Message::AppendAccepted { matched });
         Ok(())
     }
 
+    /// What is committed here is in the log of every later leader (Raft §5.4): one that says otherwise is none.
+    fn check_history(
+        &self,
+        from: NodeId,
+        prev: EntryId,
+        entries: &[Entry],
+    ) -> Result<(), StepError> {
+        let commit = self.log.commit_index();
+        let claimed = std::iter::once(prev).chain(entries.iter().map(|entry| entry.id));
+        for id in claimed.take_while(|id| id.index <= commit) {
+            if let Some(term) = self.log.term_at(id.index).filter(|term| *term != id.term) {
+                return Err(StepError::ContradictsCommitted {
+                    from,
+                    committed: EntryId::new(term, id.index),
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Appends what is new, after dropping what conflicts. What is there already stays: an old append must not
     /// truncate what a newer one brought.
-    fn splice(&mut self, from: NodeId, entries: Vec<Entry>) -> Result<(), StepError> {
+    fn splice(&mut self, entries: Vec<Entry>) {
         let known = entries
             .iter()
             .take_while(|entry| self.log.contains(entry.id))
             .count();
         let Some(first) = entries.get(known).map(|entry| entry.id.index) else {
-            return Ok(());
+            return;
         };
         if first <= self.log.last_index() {
-            let committed = self.log.commit_index();
-            if first <= committed {
-                let term = self.log.term_at(first).unwrap_or_default();
-                return Err(StepError::ContradictsCommitted {
-                    from,
-                    committed: EntryId::new(term, first),
-                });
-            }
             let keep_memberships = self.options.has_bug(Bug::TruncatedMembershipKept);
             self.log.truncate(first, keep_memberships);
         }
@@ -123,7 +136,6 @@ impl Raft {
             .into_iter()
             .skip(known)
             .for_each(|entry| self.log.push(entry));
-        Ok(())
     }
 
     pub(crate) fn handle_heartbeat(
@@ -276,7 +288,7 @@ impl Raft {
             let Some(progress) = self.progress.get_mut(&node) else {
                 return Ok(());
             };
-            if !progress.may_send(&self.options) || (progress.next > last && !progress.nudge) {
+            if !progress.is_due(&self.options, last) {
                 return Ok(());
             }
             let prev = progress.next.prev();
@@ -285,9 +297,12 @@ impl Raft {
                 progress.switch_to(ProgressState::Snapshot);
                 return Ok(());
             };
-            let entries =
-                self.log
-                    .read(progress.next..=last, self.options.max_append_bytes, reader)?;
+            let max_bytes = self.options.max_append_bytes;
+            let entries = if progress.has_room(&self.options) {
+                self.log.read(progress.next..=last, max_bytes, reader)?
+            } else {
+                Vec::new()
+            };
             let bytes = entries.iter().map(Entry::size).sum();
             let sent_to = entries.last().map_or(prev, |entry| entry.id.index);
             progress.sent(sent_to, bytes, entries.is_empty());
