@@ -40,7 +40,7 @@ pub(crate) struct RaftLog {
 
 impl RaftLog {
     /// Reads the stored log once, to learn its terms and memberships. `applied` is what the state machine holds
-    /// and is therefore committed.
+    /// and is therefore committed. It lies in the log, or something is lost.
     pub(crate) fn recover(
         state: &LogState,
         applied: Index,
@@ -48,6 +48,12 @@ impl RaftLog {
         reader: &dyn LogReader,
     ) -> Result<Self, StoreError> {
         let base = state.base.last;
+        if applied < base.index || applied > state.last_index {
+            return Err(StoreError::Damaged(format!(
+                "the state has come to {applied}, but the log holds ({}, {}]",
+                base.index, state.last_index
+            )));
+        }
         let mut log = Self {
             base,
             last: base.index,
@@ -316,7 +322,8 @@ impl RaftLog {
     /// committed membership: possibly of a later entry, which changes nothing because it will not be truncated.
     pub(crate) fn compact(&mut self, index: Index) -> Option<SnapshotMeta> {
         let term = self.term_at(index)?;
-        if index <= self.base.index || index > self.emitted {
+        // A snapshot's entries may be skipped before they are on disk: the store can't cut those yet.
+        if index <= self.base.index || index > self.emitted.min(self.persisted) {
             return None;
         }
         self.base = EntryId::new(term, index);
