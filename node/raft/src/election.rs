@@ -17,6 +17,7 @@ impl Raft {
     pub(crate) fn tick_follower(&mut self) {
         self.election.elapsed = self.election.elapsed.saturating_add(1);
         self.election.since_start = self.election.since_start.saturating_add(1);
+        self.election.leader_silent = self.election.leader_silent.saturating_add(1);
         let hinted = match self.election.hint_countdown {
             Some(0) => true,
             Some(ticks) => {
@@ -80,8 +81,7 @@ impl Raft {
 
     /// Whether a leader was heard within the shortest election timeout: then nobody needs another one.
     pub(crate) fn hears_leader(&self) -> bool {
-        // A node that just restarted may have granted a lease and forgotten it.
-        if self.options.lease_reads && self.election.since_start < self.options.election_ticks {
+        if self.lease_stands() {
             return true;
         }
         match self.role {
@@ -93,6 +93,16 @@ impl Raft {
             }
             Role::PreCandidate | Role::Candidate => false,
         }
+    }
+
+    /// Whether an answer of this node may still hold up a leader's lease. A node that just restarted may have given
+    /// one and forgotten it.
+    pub(crate) fn lease_stands(&self) -> bool {
+        let just_started =
+            self.options.lease_reads && self.election.since_start < self.options.election_ticks;
+        let granted = self.election.leader_has_lease
+            && self.election.leader_silent < self.options.election_ticks;
+        self.role != Role::Leader && (just_started || granted)
     }
 
     /// A node that is being removed must still be able to lead until that is committed: it may be the only one
@@ -254,6 +264,7 @@ impl Raft {
             self.become_follower(self.term(), Some(from));
         }
         self.election.elapsed = 0;
+        self.election.leader_silent = 0;
         self.election.leader_lost = false;
         self.election.hint_countdown = None;
         Ok(())

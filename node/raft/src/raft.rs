@@ -68,8 +68,11 @@ pub(crate) struct Election {
     pub(crate) since_start: u32,
     /// How often that was tried.
     pub(crate) hint_tries: u32,
-    /// The leader serves reads by lease: its silence must last a whole election timeout.
+    /// The leader that was heard last serves reads by lease: its silence must last a whole election timeout, whatever
+    /// terms come along meanwhile.
     pub(crate) leader_has_lease: bool,
+    /// Ticks since a leader was heard.
+    pub(crate) leader_silent: u32,
     /// The vote that is asked for was ordered by the leader.
     pub(crate) transfer: bool,
     /// Elections started, for metrics.
@@ -189,6 +192,12 @@ impl Raft {
             }
             Message::Vote { transfer, .. }
                 if envelope.term > self.term() && !transfer && self.hears_leader() =>
+            {
+                return Ok(Stepped::Done);
+            }
+            // Nor may a lease be broken by one whose term came here before its candidacy did.
+            Message::Vote { transfer, .. }
+                if envelope.term == self.term() && !transfer && self.lease_stands() =>
             {
                 return Ok(Stepped::Done);
             }

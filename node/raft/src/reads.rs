@@ -47,6 +47,8 @@ struct Round {
     number: u64,
     index: Index,
     started: u64,
+    /// Reads wait for it. Otherwise it only renews the lease.
+    asked: bool,
 }
 
 impl Reads {
@@ -122,14 +124,17 @@ impl Raft {
     pub(crate) fn start_read_round(&mut self) -> bool {
         let index = self.log.commit_index();
         self.reads.round += 1;
-        self.reads.waiting = false;
         let number = self.reads.round;
-        if self.has_lease() || self.bug(Bug::ReadWithoutQuorum) {
+        let waiting = std::mem::take(&mut self.reads.waiting);
+        let served = waiting && (self.has_lease() || self.bug(Bug::ReadWithoutQuorum));
+        if served {
             self.reads.grants.push(ReadGrant {
                 ticket: ReadTicket(number),
                 index,
             });
-            return false;
+            if !self.leading.heartbeat_due {
+                return false;
+            }
         }
         // Zero marks a round from before a pause.
         let started = self.reads.clock.max(1);
@@ -137,6 +142,7 @@ impl Raft {
             number,
             index,
             started,
+            asked: waiting && !served,
         });
         self.confirm_reads();
         true
@@ -156,10 +162,12 @@ impl Raft {
             if !membership.has_quorum(answered) {
                 return;
             }
-            self.reads.grants.push(ReadGrant {
-                ticket: ReadTicket(round.number),
-                index: round.index,
-            });
+            if round.asked {
+                self.reads.grants.push(ReadGrant {
+                    ticket: ReadTicket(round.number),
+                    index: round.index,
+                });
+            }
             self.reads.lease_from = self
                 .reads
                 .lease_from
