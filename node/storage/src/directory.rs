@@ -1,0 +1,150 @@
+//! The data directory: its lock, its paths, and files that are replaced atomically.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft::StoreError;
+
+use crate::error::{OpenError, translate_io};
+
+/// A data directory that this process holds. Whatever keeps files open in it keeps this alive, so that the
+/// lock outlives the last of them.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    /// Locked as long as it is open; the kernel lets go when the process dies.
+    lock: File,
+}
+
+impl Directory {
+    /// Makes `path` if need be, and takes its lock.
+    pub(crate) fn lock(path: &Path) -> Result<Arc<Self>, OpenError> {
+        let io = |what: &str, error: &io::Error| OpenError::Io {
+            context: format!("can't {what} {}", path.display()),
+            message: error.to_string(),
+        };
+        fs::create_dir_all(path).map_err(|error| io("make the data directory", &error))?;
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path.join("LOCK"))
+            .map_err(|error| io("open the lock of", &error))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::Locked {
+                    dir: path.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(io("lock", &error)),
+        }
+        Ok(Arc::new(Self {
+            path: path.to_owned(),
+            lock,
+        }))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn log_dir(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.path.join("state")
+    }
+
+    /// An open file on the directory's file system.
+    pub(crate) fn file(&self) -> &File {
+        &self.lock
+    }
+
+    /// Removes what an interrupted first start left.
+    pub(crate) fn clear_stores(&self) -> Result<(), OpenError> {
+        for dir in [self.log_dir(), self.state_dir()] {
+            remove_tree(&dir).map_err(|error| self.failed("remove an unfinished start", error))?;
+        }
+        Ok(())
+    }
+
+    /// The first of our stores' names that exists without an identity, or any other file.
+    pub(crate) fn strange_content(&self) -> Result<Option<String>, OpenError> {
+        let entries = fs::read_dir(&self.path)
+            .map_err(|error| self.failed("list", translate_io("read_dir", &error)))?;
+        for entry in entries {
+            let entry =
+                entry.map_err(|error| self.failed("list", translate_io("entry", &error)))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // `lost+found` is what a fresh ext4 volume has.
+            if !["LOCK", "IDENTITY.new", "lost+found"].contains(&name.as_str()) {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn log_damaged(&self, what: String) -> OpenError {
+        OpenError::LogDamaged {
+            dir: self.path.clone(),
+            what,
+        }
+    }
+
+    pub(crate) fn state_damaged(&self, what: String) -> OpenError {
+        OpenError::StateDamaged {
+            dir: self.path.clone(),
+            what,
+        }
+    }
+
+    /// An error of writing or listing, as an error of opening.
+    pub(crate) fn failed(&self, context: &str, error: StoreError) -> OpenError {
+        match error {
+            StoreError::Full(what) => OpenError::Full {
+                dir: self.path.clone(),
+                what,
+            },
+            StoreError::Io(message) | StoreError::Damaged(message) => OpenError::Io {
+                context: format!("can't {context} in {}", self.path.display()),
+                message,
+            },
+        }
+    }
+}
+
+/// Makes `content` the whole of the file `name` in `dir`, durably and atomically.
+pub(crate) fn replace_file(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
+    let (temporary, target) = (dir.join(format!("{name}.new")), dir.join(name));
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &target)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|error| translate_io(&format!("can't write {}", target.display()), &error))
+}
+
+/// Makes the entries of `dir` durable.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|error| translate_io(&format!("can't sync {}", dir.display()), &error))
+}
+
+/// Removes a directory with all it holds; one that is not there is fine.
+pub(crate) fn remove_tree(dir: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(translate_io(
+            &format!("can't remove {}", dir.display()),
+            &error,
+        )),
+    }
+}

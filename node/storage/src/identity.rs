@@ -1,0 +1,303 @@
+//! Who a node is: a text file that a person can read and that a flipped bit can't change.
+//!
+//! ```text
+//! shardkv data directory, format 1
+//! node 9f86d081884c7d65
+//! initialised yes
+//! cluster 60303ae22b998861
+//! gid 1
+//! name prod
+//! checksum 1a2b3c4d
+//! ```
+//!
+//! The lines from `cluster` to `name` are there once the directory is bound. The checksum is the CRC-32 of
+//! everything before its line.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::{fs, io};
+
+use raft::StoreError;
+use types::{ClusterId, Gid, NodeId};
+
+use crate::directory::{Directory, replace_file};
+use crate::error::{BindError, OpenError, translate_io};
+
+const FORMAT: u32 = 1;
+const HEADER: &str = "shardkv data directory, format ";
+const NAME: &str = "IDENTITY";
+/// The longest name of a cluster, in bytes.
+const MAX_NAME_BYTES: usize = 256;
+
+/// The identity of a node, as its data directory holds it.
+#[derive(Debug)]
+pub struct Identity {
+    directory: Arc<Directory>,
+    record: Record,
+}
+
+/// Which cluster and group a node belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The incarnation of the cluster.
+    pub cluster: ClusterId,
+    /// The replica group.
+    pub gid: Gid,
+    /// The cluster's name.
+    pub name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Record {
+    node: NodeId,
+    initialised: bool,
+    binding: Option<Binding>,
+}
+
+impl Identity {
+    /// This node's id: random, made with the directory, never changed.
+    pub fn node(&self) -> NodeId {
+        self.record.node
+    }
+
+    /// Where the node belongs; `None` before it was bound.
+    pub fn binding(&self) -> Option<&Binding> {
+        self.record.binding.as_ref()
+    }
+
+    /// Writes down, durably and for ever, where this node belongs. Binding again to the same is fine;
+    /// another cluster, group or name is refused and changes nothing.
+    pub fn bind(&mut self, cluster: ClusterId, gid: Gid, name: &str) -> Result<(), BindError> {
+        if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
+            return Err(BindError::BadName {
+                limit: MAX_NAME_BYTES,
+            });
+        }
+        let wanted = Binding {
+            cluster,
+            gid,
+            name: name.to_owned(),
+        };
+        match &self.record.binding {
+            Some(bound) if *bound == wanted => Ok(()),
+            Some(bound) => Err(BindError::Mismatch {
+                bound_cluster: bound.cluster,
+                bound_name: bound.name.clone(),
+                bound_gid: bound.gid,
+                cluster,
+                name: wanted.name,
+                gid,
+            }),
+            None => {
+                let mut record = self.record.clone();
+                record.binding = Some(wanted);
+                self.write(record)?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads the identity, or makes a new one in an empty directory.
+    pub(crate) fn open(directory: Arc<Directory>) -> Result<Self, OpenError> {
+        let path = directory.path().join(NAME);
+        let record = match fs::read(&path) {
+            Ok(content) => parse(&content).map_err(|error| match error {
+                Unreadable::Version(found) => OpenError::Version {
+                    dir: directory.path().to_owned(),
+                    found,
+                    known: FORMAT,
+                },
+                Unreadable::Damaged(what) => OpenError::IdentityDamaged {
+                    dir: directory.path().to_owned(),
+                    what: what.to_owned(),
+                },
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Some(found) = directory.strange_content()? {
+                    return Err(OpenError::NoIdentity {
+                        dir: directory.path().to_owned(),
+                        found,
+                    });
+                }
+                return Self::create(directory);
+            }
+            Err(error) => {
+                return Err(directory.failed("read IDENTITY", translate_io("read", &error)));
+            }
+        };
+        Ok(Self { directory, record })
+    }
+
+    fn create(directory: Arc<Directory>) -> Result<Self, OpenError> {
+        let node = loop {
+            let random = getrandom::u64().map_err(|error| OpenError::Io {
+                context: "can't draw a random node id".to_owned(),
+                message: error.to_string(),
+            })?;
+            // Zero is never a node.
+            if random != 0 {
+                break NodeId(random);
+            }
+        };
+        let record = Record {
+            node,
+            initialised: false,
+            binding: None,
+        };
+        let mut identity = Self {
+            directory,
+            record: record.clone(),
+        };
+        identity
+            .write(record)
+            .map_err(|error| identity.directory.failed("write IDENTITY", error))?;
+        Ok(identity)
+    }
+
+    /// Whether the stores were made. Before that nothing was promised.
+    pub(crate) fn initialised(&self) -> bool {
+        self.record.initialised
+    }
+
+    pub(crate) fn set_initialised(&mut self) -> Result<(), OpenError> {
+        let mut record = self.record.clone();
+        record.initialised = true;
+        self.write(record)
+            .map_err(|error| self.directory.failed("write IDENTITY", error))
+    }
+
+    fn write(&mut self, record: Record) -> Result<(), StoreError> {
+        replace_file(self.directory.path(), NAME, print(&record).as_bytes())?;
+        self.record = record;
+        Ok(())
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Unreadable {
+    Version(String),
+    Damaged(&'static str),
+}
+
+fn print(record: &Record) -> String {
+    let initialised = if record.initialised { "yes" } else { "no" };
+    let mut text = format!(
+        "{HEADER}{FORMAT}\nnode {:016x}\ninitialised {initialised}\n",
+        record.node.0
+    );
+    if let Some(Binding { cluster, gid, name }) = &record.binding {
+        // Writing to a string can't fail.
+        let _ = write!(
+            text,
+            "cluster {:016x}\ngid {}\nname {name}\n",
+            cluster.0, gid.0
+        );
+    }
+    let checksum = crc32fast::hash(text.as_bytes());
+    let _ = writeln!(text, "checksum {checksum:08x}");
+    text
+}
+
+fn parse(content: &[u8]) -> Result<Record, Unreadable> {
+    let damaged = Unreadable::Damaged;
+    let text = str::from_utf8(content).map_err(|_| damaged("it is not text"))?;
+    // The version comes first: another one may have another checksum.
+    let (first, _) = text.split_once('\n').ok_or(damaged("it is cut"))?;
+    let version = first
+        .strip_prefix(HEADER)
+        .ok_or(damaged("its first line is not ours"))?;
+    if version != FORMAT.to_string() {
+        return Err(Unreadable::Version(version.to_owned()));
+    }
+    let (body, checksum) = text
+        .strip_suffix('\n')
+        .and_then(|text| text.rsplit_once('\n'))
+        .and_then(|(body, last)| Some((body, last.strip_prefix("checksum ")?)))
+        .ok_or(damaged("it ends without a checksum"))?;
+    let covered = content.get(..=body.len()).unwrap_or_default();
+    if format!("{:08x}", crc32fast::hash(covered)) != checksum {
+        return Err(damaged("its checksum does not match"));
+    }
+    let mut lines = body.lines().skip(1);
+    let mut field = |name: &str| {
+        lines
+            .next()
+            .and_then(|line| line.strip_prefix(name)?.strip_prefix(' '))
+    };
+    let node = field("node")
+        .and_then(|id| u64::from_str_radix(id, 16).ok())
+        .filter(|id| *id != 0)
+        .ok_or(damaged("it has no node id"))?;
+    let initialised = match field("initialised") {
+        Some("yes") => true,
+        Some("no") => false,
+        _ => return Err(damaged("it does not say whether it is initialised")),
+    };
+    let binding = match field("cluster") {
+        None => None,
+        Some(cluster) => {
+            let cluster = u64::from_str_radix(cluster, 16).ok();
+            let gid = field("gid").and_then(|gid| gid.parse().ok());
+            match (cluster, gid, field("name")) {
+                (Some(cluster), Some(gid), Some(name)) => Some(Binding {
+                    cluster: ClusterId(cluster),
+                    gid: Gid(gid),
+                    name: name.to_owned(),
+                }),
+                _ => return Err(damaged("its binding is incomplete")),
+            }
+        }
+    };
+    Ok(Record {
+        node: NodeId(node),
+        initialised,
+        binding,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bound() -> Record {
+        Record {
+            node: NodeId(0x9f86_d081_884c_7d65),
+            initialised: true,
+            binding: Some(Binding {
+                cluster: ClusterId(7),
+                gid: Gid(3),
+                name: "prod name gid 4".to_owned(),
+            }),
+        }
+    }
+
+    #[test]
+    fn records_round_trip() {
+        let mut fresh = bound();
+        fresh.binding = None;
+        fresh.initialised = false;
+        for record in [bound(), fresh] {
+            assert_eq!(parse(print(&record).as_bytes()), Ok(record));
+        }
+    }
+
+    #[test]
+    fn every_changed_byte_and_every_cut_is_refused() {
+        let text = print(&bound());
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            assert!(parse(&bytes).is_err(), "byte {at}");
+            assert!(parse(&text.as_bytes()[..at]).is_err(), "cut {at}");
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let text = print(&bound()).replace("format 1", "format 12");
+        assert_eq!(
+            parse(text.as_bytes()),
+            Err(Unreadable::Version("12".to_owned()))
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! How full the disk is, and how much of it is kept in reserve.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use raft::StoreError;
+
+use crate::directory::Directory;
+use crate::error::OpenError;
+use crate::options::StorageOptions;
+
+const MAX_LOW_BYTES: u64 = 512 << 20;
+/// `RocksDB`'s smallest write buffer.
+const MIN_WRITE_BUFFER_BYTES: usize = 64 << 10;
+
+/// How full the disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that can still be written.
+    pub free_bytes: u64,
+    /// Bytes of the whole file system.
+    pub total_bytes: u64,
+    /// Nearly full: refuse what doesn't free space.
+    pub low: bool,
+}
+
+/// How much the stores take on the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of the log's files.
+    pub log_bytes: u64,
+    /// Bytes of the state's files.
+    pub state_bytes: u64,
+}
+
+/// A handle that tells how full the disk under a data directory is. Clones are cheap.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    directory: Arc<Directory>,
+    low_bytes: u64,
+}
+
+/// Who asks for space: the smaller reserve is for what must come last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Writer {
+    /// The log: refused first, so that the state can still take what was committed.
+    Log,
+    /// The state.
+    State,
+}
+
+impl Disk {
+    pub(crate) fn new(
+        directory: Arc<Directory>,
+        options: &StorageOptions,
+    ) -> Result<Self, OpenError> {
+        let mut disk = Self {
+            directory,
+            low_bytes: 0,
+        };
+        let space = disk
+            .space()
+            .map_err(|error| disk.directory.failed("measure the disk", error))?;
+        disk.low_bytes = options
+            .low_space_bytes
+            .unwrap_or_else(|| (space.total_bytes / 10).min(MAX_LOW_BYTES));
+        Ok(disk)
+    }
+
+    /// The options with buffers that fit the disk: what is in a buffer must fit the hard reserve, or it
+    /// could not be written out when space is short.
+    pub(crate) fn fitting(&self, options: &StorageOptions) -> StorageOptions {
+        let most = usize::try_from(self.hard_bytes() / 4).unwrap_or(usize::MAX);
+        let fit = |wanted: usize| wanted.min(most).max(MIN_WRITE_BUFFER_BYTES);
+        StorageOptions {
+            log_write_buffer_bytes: fit(options.log_write_buffer_bytes),
+            state_write_buffer_bytes: fit(options.state_write_buffer_bytes),
+            ..options.clone()
+        }
+    }
+
+    /// How full the disk is now: one system call.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        let found = rustix::fs::fstatvfs(self.directory.file())
+            .map_err(|error| StoreError::Io(format!("can't measure the disk: {error}")))?;
+        let free_bytes = found.f_bavail.saturating_mul(found.f_frsize);
+        Ok(Space {
+            free_bytes,
+            total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+            low: free_bytes < self.low_bytes,
+        })
+    }
+
+    /// How much the stores take: reads the sizes of a few dozen files.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            log_bytes: tree_bytes(&self.directory.log_dir()),
+            state_bytes: tree_bytes(&self.directory.state_dir()),
+        }
+    }
+
+    fn hard_bytes(&self) -> u64 {
+        self.low_bytes / 4
+    }
+
+    /// Refuses a write of about `bytes` if it would eat the writer's reserve.
+    pub(crate) fn check(&self, writer: Writer, bytes: usize) -> Result<(), StoreError> {
+        let reserve = match writer {
+            Writer::Log => self.hard_bytes(),
+            Writer::State => self.hard_bytes() / 2,
+        };
+        let needed = reserve.saturating_add(bytes as u64);
+        let free = self.space()?.free_bytes;
+        if free < needed {
+            return Err(StoreError::Full(format!(
+                "{free} bytes are free, {needed} are needed: {bytes} to write and {reserve} in reserve"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of all files under `dir`. Files may vanish meanwhile; those count nothing.
+fn tree_bytes(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(found) if found.is_dir() => tree_bytes(&entry.path()),
+            Ok(found) => found.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}

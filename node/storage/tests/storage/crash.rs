@@ -1,0 +1,95 @@
+//! Real processes, really killed.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use raft::{Index, LogStore};
+use replica::{Keyspace, StateReader, StateStore};
+
+use crate::support::{applied, batch, entry, open, put, read};
+
+const DIR: &str = "SHARDKV_STORAGE_TEST_DIR";
+
+/// Not a test by itself: what the killed process does. It writes for ever and says what was acknowledged.
+#[test]
+fn child_process_that_writes() {
+    let Some(dir) = std::env::var_os(DIR) else {
+        return;
+    };
+    let mut opened = open(Path::new(&dir)).unwrap();
+    let mut index = opened.state.applied().last.index.0;
+    let mut last = opened.log.load().unwrap().last_index.0;
+    let mut out = std::io::stdout().lock();
+    loop {
+        opened.log.write(&batch(last + 1..=last + 3, 500)).unwrap();
+        last += 3;
+        while index < last {
+            index += 1;
+            let value = format!("{index:0>2000}");
+            opened
+                .state
+                .commit(put(index, value), applied(index))
+                .unwrap();
+        }
+        if index.is_multiple_of(10) {
+            opened.state.start_flush().unwrap();
+        }
+        let durable = opened.state.durable().index;
+        writeln!(out, "acknowledged {last} {durable}").unwrap();
+        out.flush().unwrap();
+    }
+}
+
+fn spawn(dir: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["crash::child_process_that_writes", "--exact", "--nocapture"])
+        .env(DIR, dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_killed_process_forgets_nothing_that_it_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged = (0, 0);
+    for round in 1..=6 {
+        let mut child = spawn(dir.path());
+        let enough = acknowledged.0 + 150 + 77 * round;
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut killed = false;
+        for line in lines {
+            let line = line.unwrap();
+            let mut words = line.split_whitespace();
+            if words.next() != Some("acknowledged") {
+                continue;
+            }
+            let mut number = || words.next().unwrap().parse::<u64>().unwrap();
+            acknowledged = (number(), number());
+            if acknowledged.0 >= enough && !killed {
+                child.kill().unwrap();
+                killed = true;
+            }
+        }
+        child.wait().unwrap();
+        assert!(killed, "the child ended by itself");
+        let mut opened = open(dir.path()).unwrap();
+        let held = opened.log.load().unwrap();
+        let (last, durable) = acknowledged;
+        assert!(held.last_index >= Index(last), "{held:?} after {last}");
+        let last = held.last_index.0;
+        let expected: Vec<_> = (1..=last).map(|index| entry(index, 500)).collect();
+        assert_eq!(read(&opened.log, 1..=last), expected);
+        let applied = opened.state.applied().last.index.0;
+        assert!(applied >= durable, "{applied} is left of {durable}");
+        for index in 1..=applied {
+            let key = format!("{index:08}");
+            let value = opened.state.get(Keyspace::Data, key.as_bytes()).unwrap();
+            assert_eq!(value, Some(format!("{index:0>2000}").into()));
+        }
+        let after = format!("{:08}", applied + 1);
+        assert_eq!(opened.state.get(Keyspace::Data, after.as_bytes()), Ok(None));
+    }
+    assert!(acknowledged.1 > 0, "the state was flushed at times");
+}

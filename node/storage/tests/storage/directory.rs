@@ -1,0 +1,169 @@
+//! What a data directory is, and which ones are refused.
+
+use std::fs;
+
+use raft::LogStore;
+use replica::StateStore;
+use shardkv_storage::{BindError, OpenError, StorageOptions, SyncObserver};
+use types::{ClusterId, Gid};
+
+use crate::support::{applied, batch, open, put};
+
+#[test]
+fn a_directory_keeps_its_identity_and_each_has_another() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = open(one.path()).unwrap().identity.node();
+    assert_ne!(first.0, 0);
+    assert_eq!(open(one.path()).unwrap().identity.node(), first);
+    assert_ne!(open(two.path()).unwrap().identity.node(), first);
+}
+
+#[test]
+fn two_processes_cannot_share_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open(dir.path()).unwrap();
+    assert!(matches!(open(dir.path()), Err(OpenError::Locked { .. })));
+    // Any part of it holds the lock.
+    let mut state = opened.state;
+    // More than the snapshot's thread reads ahead.
+    for index in 1..=8 {
+        state
+            .commit(put(index, vec![7; 300_000]), applied(index))
+            .unwrap();
+    }
+    drop((opened.log, opened.identity, opened.disk));
+    let snapshot = state.snapshot().unwrap();
+    drop(state);
+    assert!(matches!(open(dir.path()), Err(OpenError::Locked { .. })));
+    drop(snapshot);
+    assert!(open(dir.path()).is_ok());
+}
+
+#[test]
+fn a_binding_is_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut identity = open(dir.path()).unwrap().identity;
+    assert_eq!(identity.binding(), None);
+    for name in ["", "two\nlines", &"x".repeat(257)] {
+        assert!(matches!(
+            identity.bind(ClusterId(7), Gid(1), name),
+            Err(BindError::BadName { .. })
+        ));
+    }
+    identity.bind(ClusterId(7), Gid(1), "prod").unwrap();
+    drop(identity);
+    let mut identity = open(dir.path()).unwrap().identity;
+    identity.bind(ClusterId(7), Gid(1), "prod").unwrap();
+    for (cluster, gid, name) in [(8, 1, "prod"), (7, 2, "prod"), (7, 1, "test")] {
+        assert!(matches!(
+            identity.bind(ClusterId(cluster), Gid(gid), name),
+            Err(BindError::Mismatch { .. })
+        ));
+    }
+    let binding = identity.binding().unwrap();
+    assert_eq!(
+        (binding.cluster, binding.gid, binding.name.as_str()),
+        (ClusterId(7), Gid(1), "prod")
+    );
+}
+
+#[test]
+fn data_without_an_identity_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    fs::remove_file(dir.path().join("IDENTITY")).unwrap();
+    let Err(error) = open(dir.path()) else {
+        panic!("a directory without an identity was opened");
+    };
+    assert!(matches!(error, OpenError::NoIdentity { .. }), "{error}");
+    let other = tempfile::tempdir().unwrap();
+    fs::write(other.path().join("thesis.txt"), "mine").unwrap();
+    assert!(matches!(
+        open(other.path()),
+        Err(OpenError::NoIdentity { found, .. }) if found == "thesis.txt"
+    ));
+    assert!(other.path().join("thesis.txt").exists());
+}
+
+#[test]
+fn a_damaged_or_foreign_identity_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    let path = dir.path().join("IDENTITY");
+    let good = fs::read_to_string(&path).unwrap();
+    fs::write(&path, good.replace("format 1", "format 2")).unwrap();
+    assert!(matches!(
+        open(dir.path()),
+        Err(OpenError::Version { found, .. }) if found == "2"
+    ));
+    fs::write(&path, good.replace("node ", "node 1")).unwrap();
+    assert!(matches!(
+        open(dir.path()),
+        Err(OpenError::IdentityDamaged { .. })
+    ));
+    fs::write(&path, good).unwrap();
+    assert!(open(dir.path()).is_ok());
+}
+
+#[test]
+fn an_interrupted_first_start_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(dir.path()).unwrap().identity.node();
+    // As if the stores were half made: the identity says that nothing was promised.
+    let path = dir.path().join("IDENTITY");
+    let text = fs::read_to_string(&path).unwrap();
+    let body = text[..text.find("checksum").unwrap()].replace("initialised yes", "initialised no");
+    let checksum = crc32fast::hash(body.as_bytes());
+    fs::write(&path, format!("{body}checksum {checksum:08x}\n")).unwrap();
+    fs::remove_dir_all(dir.path().join("state")).unwrap();
+    fs::remove_file(dir.path().join("log").join("CURRENT")).unwrap();
+    assert_eq!(open(dir.path()).unwrap().identity.node(), node);
+    assert_eq!(open(dir.path()).unwrap().identity.node(), node);
+}
+
+#[test]
+fn leftovers_of_a_restore_are_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()).unwrap());
+    let state = dir.path().join("state");
+    fs::create_dir_all(state.join("2").join("deep")).unwrap();
+    fs::write(state.join("2").join("000001.sst"), "half").unwrap();
+    fs::write(state.join("CURRENT.new"), "2").unwrap();
+    drop(open(dir.path()).unwrap());
+    let mut names: Vec<_> = fs::read_dir(&state)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["1", "CURRENT"]);
+}
+
+#[test]
+fn sizes_and_syncs_are_told() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    let dir = tempfile::tempdir().unwrap();
+    let syncs = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&syncs);
+    let options = StorageOptions {
+        on_sync: Some(SyncObserver::new(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        })),
+        ..StorageOptions::default()
+    };
+    let mut opened = shardkv_storage::open(dir.path(), &options).unwrap();
+    let before = opened.disk.sizes();
+    opened.log.write(&batch(1..=100, 10_000)).unwrap();
+    opened
+        .state
+        .commit(put(1, vec![7; 1 << 20]), applied(1))
+        .unwrap();
+    opened.state.flush().unwrap();
+    let after = opened.disk.sizes();
+    assert_eq!(syncs.load(Ordering::Relaxed), 1, "one sync a batch");
+    assert!(after.log_bytes >= before.log_bytes + 1_000_000);
+    assert!(after.state_bytes > before.state_bytes);
+    let space = opened.disk.space().unwrap();
+    assert!(0 < space.free_bytes && space.free_bytes <= space.total_bytes);
+}
