@@ -1,0 +1,277 @@
+//! What a group starts from, on the wire and in the file `GENESIS` of a data directory.
+//!
+//! ```text
+//! shardkv genesis, format 1
+//! cluster 60303ae22b998861
+//! shards 64
+//! session_ttl_ms 600000
+//! max_sessions_per_shard 65536
+//! max_results_per_session 1024
+//! member 9f86d081884c7d65 db-0.db:7400
+//! checksum 1a2b3c4d
+//! ```
+//!
+//! The file is written once, before the stores are initialised with it. So a start that was interrupted between
+//! the two finds it and goes on with exactly the same beginning.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use api::v1;
+use raft::{MAX_ADDRESS_BYTES, MAX_MEMBERS, Membership};
+use shardkv::Genesis;
+use types::{ClusterId, NodeId};
+
+const HEADER: &str = "shardkv genesis, format 1";
+const NAME: &str = "GENESIS";
+
+/// What a group starts from.
+///
+/// Invariants: the cluster id isn't zero; there are 1 to [`MAX_MEMBERS`] members with distinct ids that aren't
+/// zero and distinct addresses of 1 to [`MAX_ADDRESS_BYTES`] bytes without blanks; the genesis is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FirstMembership {
+    pub(crate) cluster: ClusterId,
+    pub(crate) members: Vec<(NodeId, String)>,
+    pub(crate) genesis: Genesis,
+}
+
+/// A first membership that can't be meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a group's beginning: {0}")]
+pub(crate) struct BadGenesis(pub(crate) String);
+
+impl FirstMembership {
+    /// Whether the node is one of the first members.
+    pub(crate) fn contains(&self, node: NodeId) -> bool {
+        self.members.iter().any(|(member, _)| *member == node)
+    }
+
+    /// The members as voters.
+    pub(crate) fn membership(&self) -> Membership {
+        Membership::of_voters(self.members.iter().cloned())
+    }
+
+    /// Checks the invariants.
+    pub(crate) fn checked(self) -> Result<Self, BadGenesis> {
+        let bad = |reason: String| Err(BadGenesis(reason));
+        let ids: BTreeSet<NodeId> = self.members.iter().map(|(node, _)| *node).collect();
+        let addresses: BTreeSet<&str> = self.members.iter().map(|(_, at)| at.as_str()).collect();
+        let count = self.members.len();
+        if self.cluster.0 == 0 {
+            return bad("cluster id 0".to_owned());
+        }
+        if count == 0 || count > MAX_MEMBERS {
+            return bad(format!("{count} members"));
+        }
+        if ids.len() != count || addresses.len() != count || ids.contains(&NodeId(0)) {
+            return bad("members that are zero or not distinct".to_owned());
+        }
+        let fits = |at: &str| {
+            !at.is_empty() && at.len() <= MAX_ADDRESS_BYTES && !at.contains(char::is_whitespace)
+        };
+        if !addresses.iter().all(|at| fits(at)) {
+            return bad("an address that is empty, too long or has blanks".to_owned());
+        }
+        match self.genesis.validate() {
+            Ok(()) => Ok(self),
+            Err(error) => bad(error.to_string()),
+        }
+    }
+
+    pub(crate) fn to_wire(&self) -> v1::FirstMembership {
+        let member = |(node, address): &(NodeId, String)| v1::FirstMember {
+            node_id: node.0,
+            address: address.clone(),
+        };
+        v1::FirstMembership {
+            cluster_id: self.cluster.0,
+            members: self.members.iter().map(member).collect(),
+            shards: self.genesis.shards,
+            session_ttl_ms: self.genesis.session_ttl_ms,
+            max_sessions_per_shard: self.genesis.max_sessions_per_shard,
+            max_results_per_session: self.genesis.max_results_per_session,
+        }
+    }
+
+    pub(crate) fn from_wire(wire: v1::FirstMembership) -> Result<Self, BadGenesis> {
+        let genesis = Genesis {
+            shards: wire.shards,
+            session_ttl_ms: wire.session_ttl_ms,
+            max_sessions_per_shard: wire.max_sessions_per_shard,
+            max_results_per_session: wire.max_results_per_session,
+        };
+        let member = |member: v1::FirstMember| (NodeId(member.node_id), member.address);
+        Self {
+            cluster: ClusterId(wire.cluster_id),
+            members: wire.members.into_iter().map(member).collect(),
+            genesis,
+        }
+        .checked()
+    }
+
+    fn print(&self) -> String {
+        let mut text = format!(
+            "{HEADER}\ncluster {:016x}\nshards {}\nsession_ttl_ms {}\nmax_sessions_per_shard {}\n\
+             max_results_per_session {}\n",
+            self.cluster.0,
+            self.genesis.shards,
+            self.genesis.session_ttl_ms,
+            self.genesis.max_sessions_per_shard,
+            self.genesis.max_results_per_session
+        );
+        for (node, address) in &self.members {
+            // Writing to a string can't fail.
+            let _ = writeln!(text, "member {:016x} {address}", node.0);
+        }
+        let checksum = crc32fast::hash(text.as_bytes());
+        let _ = writeln!(text, "checksum {checksum:08x}");
+        text
+    }
+
+    fn parse(text: &str) -> Result<Self, BadGenesis> {
+        let bad = |reason: &str| BadGenesis(reason.to_owned());
+        let (body, checksum) = text
+            .rsplit_once("checksum ")
+            .ok_or_else(|| bad("it ends without a checksum"))?;
+        if format!("{:08x}\n", crc32fast::hash(body.as_bytes())) != checksum {
+            return Err(bad("its checksum does not match"));
+        }
+        let mut lines = body.lines();
+        if lines.next() != Some(HEADER) {
+            return Err(bad("its first line is not one that this version knows"));
+        }
+        let mut field = |name: &str| {
+            lines
+                .next()
+                .and_then(|line| line.strip_prefix(name)?.strip_prefix(' '))
+                .ok_or_else(|| bad("a line is missing"))
+        };
+        let number = |text: &str| text.parse::<u64>().map_err(|_| bad("a number is none"));
+        let small = |text: &str| text.parse::<u32>().map_err(|_| bad("a number is none"));
+        let id = |text: &str| u64::from_str_radix(text, 16).map_err(|_| bad("an id is none"));
+        let cluster = ClusterId(id(field("cluster")?)?);
+        let genesis = Genesis {
+            shards: small(field("shards")?)?,
+            session_ttl_ms: number(field("session_ttl_ms")?)?,
+            max_sessions_per_shard: small(field("max_sessions_per_shard")?)?,
+            max_results_per_session: small(field("max_results_per_session")?)?,
+        };
+        let members = lines
+            .map(|line| {
+                let (node, address) = line
+                    .strip_prefix("member ")
+                    .and_then(|rest| rest.split_once(' '))
+                    .ok_or_else(|| bad("a line is no member"))?;
+                Ok((NodeId(id(node)?), address.to_owned()))
+            })
+            .collect::<Result<_, _>>()?;
+        Self {
+            cluster,
+            members,
+            genesis,
+        }
+        .checked()
+    }
+}
+
+/// Why the file can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    /// The operating system refused.
+    #[error("can't access {NAME} in the data directory: {0}")]
+    Io(#[from] io::Error),
+    /// The content is damaged.
+    #[error(
+        "{NAME} in the data directory is damaged ({0}): keep the disk for inspection, and start the node \
+         with an empty directory: it then rejoins as a new member"
+    )]
+    Damaged(#[from] BadGenesis),
+}
+
+/// Reads the file of a data directory, if there is one.
+pub(crate) fn read(dir: &Path) -> Result<Option<FirstMembership>, FileError> {
+    match fs::read_to_string(dir.join(NAME)) {
+        Ok(text) => Ok(Some(FirstMembership::parse(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(BadGenesis("it is not text".to_owned()).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes the file of a data directory, durably and atomically.
+pub(crate) fn write(dir: &Path, first: &FirstMembership) -> io::Result<()> {
+    let temporary = dir.join("GENESIS.new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(first.print().as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join(NAME))?;
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first() -> FirstMembership {
+        FirstMembership {
+            cluster: ClusterId(77),
+            members: vec![(NodeId(1), "a:1".to_owned()), (NodeId(2), "b:2".to_owned())],
+            genesis: Genesis::default(),
+        }
+    }
+
+    #[test]
+    fn a_beginning_survives_wire_and_file() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), None);
+        assert_eq!(
+            FirstMembership::from_wire(first().to_wire()).unwrap(),
+            first()
+        );
+        write(dir.path(), &first()).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Some(first()));
+    }
+
+    #[test]
+    fn every_flipped_byte_of_the_file_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = first().print();
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 0x01;
+            fs::write(dir.path().join(NAME), &bytes).unwrap();
+            assert!(
+                matches!(read(dir.path()), Err(FileError::Damaged(_))),
+                "byte {at}"
+            );
+        }
+        for length in 0..text.len() {
+            fs::write(dir.path().join(NAME), &text.as_bytes()[..length]).unwrap();
+            assert!(read(dir.path()).is_err(), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_beginning_is_refused() {
+        let spoil: [fn(&mut FirstMembership); 7] = [
+            |first| first.cluster = ClusterId(0),
+            |first| first.members.clear(),
+            |first| first.members[0].0 = NodeId(0),
+            |first| first.members[0].0 = NodeId(2),
+            |first| first.members[0].1 = "b:2".to_owned(),
+            |first| first.members[0].1 = "a b:2".to_owned(),
+            |first| first.genesis.shards = 0,
+        ];
+        for (case, spoil) in spoil.iter().enumerate() {
+            let mut first = first();
+            spoil(&mut first);
+            assert!(first.checked().is_err(), "case {case}");
+        }
+    }
+}

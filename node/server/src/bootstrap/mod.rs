@@ -1,0 +1,236 @@
+//! From an empty disk to a member of a group, without ever beginning a second group beside the first.
+//!
+//! A node with a log goes on with it. An empty one asks all configured initial peers who they are, again and
+//! again, until it can decide ([`decide`]): adopt the beginning that names it, wait to be let into a group that
+//! doesn't, or begin the group if it is the one that shall.
+//!
+//! Two groups can't both get a quorum. A beginning is made by one node only, the one with the smallest address,
+//! and each node adopts at most one, durably. If that node loses its disk between making a beginning and the
+//! others' adopting it, it may make another; but then the first one has lost a member, so of two nodes that
+//! adopted different ones at most one is in a quorum, and the other is refused by its cluster id.
+
+pub(crate) mod decide;
+pub(crate) mod genesis;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use api::v1::raft_client::RaftClient;
+use api::v1::{IdentifyRequest, IdentifyResponse};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Endpoint;
+use types::{ClusterId, NodeId};
+
+use crate::bootstrap::decide::{Answer, Decision, decide};
+use crate::bootstrap::genesis::FirstMembership;
+use crate::exit::{ExitCode, Fatal};
+use crate::hub::Hub;
+use crate::options::GenesisOptions;
+use crate::random;
+
+/// How long one peer may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// How long a round of questions is apart from the next.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+/// How often a node that waits says so in its log.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// How a node without a log begins.
+#[derive(Debug)]
+pub(crate) enum Beginning {
+    /// As one of a group's first members.
+    First(FirstMembership),
+    /// Uninitialised: it asks to be let in.
+    Joiner,
+}
+
+/// Finds out how a node without a log begins. Returns only when that is known.
+pub(crate) async fn begin(hub: &Hub) -> Result<Beginning, Fatal> {
+    if let Some(first) = hub.identity.genesis() {
+        tracing::info!(cluster = %first.cluster, "going on with an interrupted first start");
+        return Ok(Beginning::First(first));
+    }
+    if let Some(cluster) = hub.identity.cluster() {
+        tracing::info!(%cluster, "waiting to be let into the group, as before");
+        return Ok(Beginning::Joiner);
+    }
+    if hub.identity.initialised() {
+        tracing::info!("this node has heard of a group before: waiting to be let in");
+        return Ok(Beginning::Joiner);
+    }
+    let peers = initial_peers(hub);
+    let mut reported: Option<Instant> = None;
+    loop {
+        let answers = ask_all(hub, &peers).await;
+        match decide(hub.node(), &peers, &answers) {
+            Decision::Adopt(first) => {
+                tracing::info!(cluster = %first.cluster, "adopting the group's beginning");
+                return Ok(Beginning::First(first));
+            }
+            Decision::Join => {
+                tracing::info!("there is a group without this node: waiting to be let in");
+                return Ok(Beginning::Joiner);
+            }
+            Decision::Form(members) => {
+                let first = form(hub, members)?;
+                tracing::info!(cluster = %first.cluster, "beginning a new group");
+                return Ok(Beginning::First(first));
+            }
+            Decision::Wait(reason) => {
+                if reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+                    tracing::info!(reason, "looking for the group");
+                    reported = Some(Instant::now());
+                }
+            }
+        }
+        sleep(ROUND_PAUSE).await;
+    }
+}
+
+/// The addresses of the group's first members.
+pub(crate) fn initial_peers(hub: &Hub) -> Vec<String> {
+    if hub.options.peers.is_empty() {
+        vec![hub.address.clone()]
+    } else {
+        hub.options.peers.clone()
+    }
+}
+
+fn form(hub: &Hub, members: Vec<(NodeId, String)>) -> Result<FirstMembership, Fatal> {
+    let cluster = random::number().context("the system has no randomness")?;
+    let first = FirstMembership {
+        cluster: ClusterId(cluster),
+        members,
+        genesis: chosen(&hub.options.genesis),
+    };
+    first
+        .checked()
+        .map_err(|error| Fatal::new(ExitCode::BadOptions, error))
+}
+
+/// The options' choice, with defaults for what was not chosen.
+fn chosen(options: &GenesisOptions) -> shardkv::Genesis {
+    let default = shardkv::Genesis::default();
+    shardkv::Genesis {
+        shards: options.shards.unwrap_or(default.shards),
+        session_ttl_ms: options.session_ttl_ms.unwrap_or(default.session_ttl_ms),
+        max_sessions_per_shard: options
+            .max_sessions_per_shard
+            .unwrap_or(default.max_sessions_per_shard),
+        max_results_per_session: options
+            .max_results_per_session
+            .unwrap_or(default.max_results_per_session),
+    }
+}
+
+/// Refuses options that contradict what the group was created with.
+pub(crate) fn check_chosen(
+    options: &GenesisOptions,
+    stored: &shardkv::Genesis,
+) -> Result<(), Fatal> {
+    let pairs = [
+        (
+            "shards",
+            options.shards.map(u64::from),
+            u64::from(stored.shards),
+        ),
+        (
+            "session_ttl_ms",
+            options.session_ttl_ms,
+            stored.session_ttl_ms,
+        ),
+        (
+            "max_sessions_per_shard",
+            options.max_sessions_per_shard.map(u64::from),
+            u64::from(stored.max_sessions_per_shard),
+        ),
+        (
+            "max_results_per_session",
+            options.max_results_per_session.map(u64::from),
+            u64::from(stored.max_results_per_session),
+        ),
+    ];
+    for (name, asked, stored) in pairs {
+        if let Some(asked) = asked.filter(|asked| *asked != stored) {
+            let message = format!(
+                "the option {name} says {asked}, but the group was created with {stored}, and that never \
+                 changes: remove the option"
+            );
+            return Err(Fatal::message(ExitCode::WrongIdentity, message));
+        }
+    }
+    Ok(())
+}
+
+/// One round: every peer's answer, at its position.
+async fn ask_all(hub: &Hub, peers: &[String]) -> Vec<Answer> {
+    let mut answers = vec![Answer::Silent; peers.len()];
+    let mut asking = JoinSet::new();
+    for (position, peer) in peers.iter().enumerate() {
+        if *peer == hub.address {
+            if let Some(answer) = answers.get_mut(position) {
+                *answer = Answer::Empty(hub.node());
+            }
+            continue;
+        }
+        let request = IdentifyRequest {
+            cluster_name: hub.identity.name().to_owned(),
+            gid: hub.identity.gid().0,
+        };
+        let peer = peer.clone();
+        asking.spawn(async move {
+            let answer = timeout(ANSWER_TIMEOUT, ask(&peer, request)).await;
+            (position, peer, answer)
+        });
+    }
+    while let Some(finished) = asking.join_next().await {
+        let Ok((position, peer, answer)) = finished else {
+            continue;
+        };
+        let answer = match answer {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                tracing::debug!(peer, "no answer: {error:#}");
+                Answer::Silent
+            }
+            Err(_) => Answer::Silent,
+        };
+        if let Some(slot) = answers.get_mut(position) {
+            *slot = answer;
+        }
+    }
+    answers
+}
+
+/// Asks one peer who it is. The name is resolved each time: pods' addresses change.
+async fn ask(peer: &str, request: IdentifyRequest) -> anyhow::Result<Answer> {
+    let endpoint = Endpoint::from_shared(format!("http://{peer}"))?
+        .connect_timeout(ANSWER_TIMEOUT)
+        .tcp_nodelay(true);
+    let channel = endpoint.connect().await?;
+    let mut client = RaftClient::new(channel);
+    match client.identify(request).await {
+        Ok(response) => understand(response.into_inner()),
+        Err(status) => {
+            if matches!(status.code(), tonic::Code::FailedPrecondition) {
+                // Another cluster at a configured address is a mistake that somebody should see.
+                tracing::warn!(peer, "{}", status.message());
+            }
+            Err(anyhow::anyhow!("{}", status.message()))
+        }
+    }
+}
+
+fn understand(response: IdentifyResponse) -> anyhow::Result<Answer> {
+    anyhow::ensure!(response.node_id != 0, "it has no node id");
+    let genesis = response
+        .genesis
+        .map(FirstMembership::from_wire)
+        .transpose()?;
+    if genesis.is_some() || response.initialised {
+        Ok(Answer::Member(genesis))
+    } else {
+        Ok(Answer::Empty(NodeId(response.node_id)))
+    }
+}

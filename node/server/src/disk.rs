@@ -1,0 +1,194 @@
+//! The thin layer over `storage`: opens the data directory, and tells the replica when the disk gets full.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use raft::{Index, LogState, LogStore as _, StoreError};
+use shardkv::Genesis;
+use storage::{Disk, OpenError, Opened, StorageOptions, SyncObserver};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::bootstrap::check_chosen;
+use crate::bootstrap::genesis::{self, FileError, FirstMembership};
+use crate::exit::{ExitCode, Fatal};
+use crate::hub::Hub;
+use crate::metrics::Metrics;
+use crate::options::Options;
+
+/// How often the free space is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A disk counts as not full any more when it was not for this many looks in a row.
+const CLEAR_AFTER: u32 = 3;
+
+/// What a data directory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Nothing that binds this node.
+    Empty,
+    /// A beginning that was adopted and not carried out, or a join that isn't finished.
+    Unfinished,
+    /// A member's log.
+    Log,
+}
+
+/// An opened data directory.
+pub(crate) struct Stores {
+    pub(crate) opened: Opened,
+    pub(crate) genesis: Option<FirstMembership>,
+    pub(crate) content: Content,
+}
+
+/// Opens the data directory, and refuses one that can't be trusted or belongs elsewhere.
+pub(crate) fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Stores, Fatal> {
+    let observer = Arc::clone(metrics);
+    let storage = StorageOptions {
+        log_write_buffer_bytes: options.disk.log_write_buffer_bytes,
+        state_write_buffer_bytes: options.disk.state_write_buffer_bytes,
+        block_cache_bytes: options.disk.block_cache_bytes,
+        max_open_files: options.disk.max_open_files,
+        low_space_bytes: options.disk.reserve_bytes,
+        on_sync: Some(SyncObserver::new(move |took| {
+            observer.fsync_seconds.observe(took.as_secs_f64());
+        })),
+    };
+    let mut opened = storage::open(&options.data_dir, &storage).map_err(refused)?;
+    let genesis = genesis::read(&options.data_dir).map_err(|error| match error {
+        FileError::Io(_) => Fatal::new(ExitCode::DiskFailed, error),
+        FileError::Damaged(_) => Fatal::new(ExitCode::Damaged, error),
+    })?;
+    let held = opened.log.load().map_err(store_error)?;
+    let content = content(
+        &held,
+        genesis.is_some() || opened.identity.binding().is_some(),
+    );
+    check_belonging(options, &opened, content)?;
+    Ok(Stores {
+        opened,
+        genesis,
+        content,
+    })
+}
+
+fn content(held: &LogState, bound: bool) -> Content {
+    if held.last_index > Index(0) {
+        Content::Log
+    } else if bound || *held != LogState::default() {
+        Content::Unfinished
+    } else {
+        Content::Empty
+    }
+}
+
+fn check_belonging(options: &Options, opened: &Opened, content: Content) -> Result<(), Fatal> {
+    let Some(bound) = opened.identity.binding() else {
+        if content == Content::Log {
+            let message = "the data directory has a log and doesn't say which cluster's: keep the disk for \
+                           inspection, and start the node with an empty directory";
+            return Err(Fatal::message(ExitCode::Damaged, message));
+        }
+        return Ok(());
+    };
+    if bound.name != options.cluster_name || bound.gid != options.gid {
+        let message = format!(
+            "the data directory belongs to cluster {} group {}, and the options say {} group {}: correct \
+             --cluster-name and --gid, or give this node an empty directory",
+            bound.name, bound.gid.0, options.cluster_name, options.gid.0
+        );
+        return Err(Fatal::message(ExitCode::WrongIdentity, message));
+    }
+    match Genesis::load(&opened.state).map_err(store_error)? {
+        Some(stored) => check_chosen(&options.genesis, &stored),
+        None => Ok(()),
+    }
+}
+
+fn refused(error: OpenError) -> Fatal {
+    let code = match error {
+        OpenError::Locked { .. } => ExitCode::Unexpected,
+        OpenError::NoIdentity { .. }
+        | OpenError::IdentityDamaged { .. }
+        | OpenError::Version { .. }
+        | OpenError::LogDamaged { .. }
+        | OpenError::StateDamaged { .. } => ExitCode::Damaged,
+        OpenError::Full { .. } | OpenError::Io { .. } => ExitCode::DiskFailed,
+    };
+    Fatal::new(code, error)
+}
+
+/// A failure of the stores, with the exit code that it ends the process with.
+pub(crate) fn store_error(error: StoreError) -> Fatal {
+    let code = match error {
+        StoreError::Damaged(_) => ExitCode::Damaged,
+        StoreError::Full(_) | StoreError::Io(_) => ExitCode::DiskFailed,
+    };
+    Fatal::new(code, error)
+}
+
+/// Tells the replica whether the disk is nearly full, for as long as it is polled.
+pub(crate) async fn watch(hub: Arc<Hub>, disk: Disk) {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut low = false;
+    let mut clear = 0;
+    loop {
+        look.tick().await;
+        match disk.space() {
+            Ok(space) if space.low => {
+                if !low {
+                    let free = space.free_bytes;
+                    tracing::warn!(
+                        free,
+                        "the disk is nearly full: only reads and deletes are served"
+                    );
+                }
+                low = true;
+                clear = 0;
+            }
+            Ok(space) => {
+                clear += 1;
+                if low && clear >= CLEAR_AFTER {
+                    tracing::info!(free = space.free_bytes, "the disk has space again");
+                    low = false;
+                }
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+        hub.inbox.disk_low(low);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::{EntryId, HardState, Term};
+
+    use super::*;
+
+    #[test]
+    fn what_a_directory_holds_decides_how_a_node_starts() {
+        let empty = LogState::default();
+        assert_eq!(content(&empty, false), Content::Empty);
+        assert_eq!(content(&empty, true), Content::Unfinished);
+        let voted = LogState {
+            hard_state: HardState {
+                term: Term(3),
+                vote: None,
+            },
+            ..LogState::default()
+        };
+        assert_eq!(
+            content(&voted, false),
+            Content::Unfinished,
+            "it may have promised something"
+        );
+        let installing = LogState {
+            installing: Some(EntryId::new(Term(1), Index(1))),
+            ..LogState::default()
+        };
+        assert_eq!(content(&installing, true), Content::Unfinished);
+        let log = LogState {
+            last_index: Index(1),
+            ..LogState::default()
+        };
+        assert_eq!(content(&log, true), Content::Log);
+    }
+}

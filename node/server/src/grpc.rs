@@ -1,0 +1,101 @@
+//! The gRPC server: all services on one port, with every bound set.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use api::v1::admin_server::AdminServer;
+use api::v1::kv_server::{KvServer, SERVICE_NAME as KV};
+use api::v1::raft_server::RaftServer;
+use storage::Disk;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use crate::hub::Hub;
+use crate::listen;
+use crate::options::MAX_FRAME_BYTES;
+use crate::services::admin::AdminService;
+use crate::services::kv::KvService;
+use crate::services::peers::PeerService;
+use crate::transport::Transport;
+
+/// Small requests and answers.
+const SMALL_MESSAGE_BYTES: usize = 64 << 10;
+/// The names under which health is told: the whole process, and what applications use.
+const HEALTH_NAMES: [&str; 2] = ["", KV];
+
+/// Serves until `stop` resolves and all connections are closed.
+pub(crate) async fn serve(
+    hub: Arc<Hub>,
+    transport: Arc<Transport>,
+    disk: Disk,
+    listener: TcpListener,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let options = &hub.options;
+    let limits = &options.limits;
+    let network = &options.network;
+    let connections = listen::connections(
+        listener,
+        limits.max_connections,
+        network.handshake_timeout,
+        Arc::clone(&hub.metrics),
+    );
+    let kv = KvServer::new(KvService::new(Arc::clone(&hub)))
+        .max_decoding_message_size(limits.max_request_bytes)
+        // A page ends after the pair that reaches its size.
+        .max_encoding_message_size(usize::MAX);
+    let admin = AdminServer::new(AdminService::new(Arc::clone(&hub), disk))
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES);
+    let peers = RaftServer::new(PeerService::new(Arc::clone(&hub), transport))
+        .max_decoding_message_size(MAX_FRAME_BYTES);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(api::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .context("the reflection service can't be built")?;
+    let (reporter, health) = health_reporter();
+    let telling = tokio::spawn(tell_health(Arc::clone(&hub), reporter));
+    let result = Server::builder()
+        .max_concurrent_streams(limits.max_streams_per_connection)
+        .initial_stream_window_size(network.stream_window_bytes)
+        .initial_connection_window_size(network.connection_window_bytes)
+        .http2_keepalive_interval(Some(network.keepalive_interval))
+        .http2_keepalive_timeout(Some(network.keepalive_timeout))
+        .http2_max_header_list_size(16 << 10)
+        .http2_max_pending_accept_reset_streams(Some(64))
+        .add_service(kv)
+        .add_service(peers)
+        .add_service(admin)
+        .add_service(health)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(connections, stop)
+        .await;
+    telling.abort();
+    result.context("the gRPC server failed")
+}
+
+/// Keeps `grpc.health.v1` true: serving while the node takes part in a group that has a leader.
+async fn tell_health(hub: Arc<Hub>, reporter: HealthReporter) {
+    let mut view = hub.watch();
+    let mut told = None;
+    loop {
+        let serving = Hub::is_serving(&view.borrow_and_update());
+        if told != Some(serving) {
+            told = Some(serving);
+            let status = if serving {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            for name in HEALTH_NAMES {
+                reporter.set_service_status(name, status).await;
+            }
+        }
+        if view.changed().await.is_err() {
+            return;
+        }
+    }
+}

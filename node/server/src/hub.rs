@@ -1,0 +1,214 @@
+//! What all services share: who this node is, what it knows of the group, and the way to the replica.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::errors;
+use api::v1::ErrorDetail;
+use raft::Role;
+use replica::Status;
+use shardkv::Genesis;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use types::NodeId;
+
+use crate::budget::Budget;
+use crate::convert::kv::{self, KvRequest, KvResult};
+use crate::identity::Identity;
+use crate::inbox::{Inbox, Submission};
+use crate::metrics::Metrics;
+use crate::options::Options;
+use crate::replies::{Deliveries, Reply};
+
+/// Learned addresses that are kept; the book is for a few joiners at a time.
+const MAX_LEARNED: usize = 256;
+
+/// What the node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// It looks for its group, or forms it.
+    Starting,
+    /// The replica runs.
+    Running,
+    /// It takes no new work.
+    Stopping,
+    /// The replica is gone.
+    Stopped,
+}
+
+/// The node as of a moment ago.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    pub(crate) phase: Phase,
+    /// The replica's view; `None` before it runs.
+    pub(crate) status: Option<Arc<Status>>,
+    /// What the group was created with; `None` before this node knows it.
+    pub(crate) genesis: Option<Genesis>,
+}
+
+/// Shared by everything that serves.
+pub(crate) struct Hub {
+    pub(crate) options: Options,
+    /// Where others reach this node.
+    pub(crate) address: String,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) deliveries: Arc<Deliveries>,
+    view: watch::Sender<View>,
+    /// Beside the view, because all streams wait for it and must not wake with each change of that.
+    stopped: watch::Sender<bool>,
+    learned: Mutex<BTreeMap<NodeId, String>>,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        options: Options,
+        address: String,
+        identity: Identity,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let view = View {
+            phase: Phase::Starting,
+            status: None,
+            genesis: None,
+        };
+        Self {
+            budget: Arc::new(Budget::new(&options.limits)),
+            options,
+            address,
+            identity: Arc::new(identity),
+            metrics,
+            inbox: Arc::new(Inbox::default()),
+            deliveries: Arc::new(Deliveries::default()),
+            view: watch::Sender::new(view),
+            stopped: watch::Sender::new(false),
+            learned: Mutex::default(),
+        }
+    }
+
+    /// This node.
+    pub(crate) fn node(&self) -> NodeId {
+        self.identity.node()
+    }
+
+    /// The latest view.
+    pub(crate) fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// The view as it changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// Enters a phase. There is no way back.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.view.send_if_modified(|view| {
+            let changes = view.phase < phase;
+            if changes {
+                view.phase = phase;
+            }
+            changes
+        });
+        if phase == Phase::Stopped {
+            self.stopped.send_replace(true);
+        }
+    }
+
+    /// Takes the replica's view over.
+    pub(crate) fn publish(&self, status: Arc<Status>, genesis: Option<Genesis>) {
+        self.view.send_if_modified(|view| {
+            let changes = view.status.as_ref() != Some(&status) || view.genesis != genesis;
+            if changes {
+                view.status = Some(status);
+                view.genesis = genesis;
+            }
+            changes
+        });
+    }
+
+    /// Resolves when the replica is gone.
+    pub(crate) async fn stopped(&self) {
+        // The sender lives in `self`, so waiting can't fail.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
+    }
+
+    /// Where a node is reached: as it told itself when it last connected, else by the membership. A node that came
+    /// back at another address is found that way.
+    pub(crate) fn address_of(&self, node: NodeId) -> Option<String> {
+        if node == self.node() {
+            return Some(self.address.clone());
+        }
+        if let Some(address) = self.lock_learned().get(&node) {
+            return Some(address.clone());
+        }
+        let view = self.view.borrow();
+        let member = view.status.as_ref()?.membership.get(node)?;
+        Some(member.address.clone())
+    }
+
+    /// As [`Hub::address_of`], empty for a node that isn't known.
+    pub(crate) fn address_or_empty(&self, node: NodeId) -> String {
+        self.address_of(node).unwrap_or_default()
+    }
+
+    /// Remembers where a node says it is.
+    pub(crate) fn learn(&self, node: NodeId, address: String) {
+        let mut learned = self.lock_learned();
+        if learned.len() >= MAX_LEARNED && !learned.contains_key(&node) {
+            // Which one goes matters little: who still needs it says hello again.
+            learned.pop_first();
+        }
+        learned.insert(node, address);
+    }
+
+    fn lock_learned(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, String>> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses work unless the replica runs. It runs on while the node stops: a leader hands over first, and its
+    /// answers then tell clients whom to ask.
+    pub(crate) fn check_running(&self) -> Result<(), ErrorDetail> {
+        match self.view.borrow().phase {
+            Phase::Running | Phase::Stopping => Ok(()),
+            Phase::Starting => Err(errors::unavailable("the node is starting", 100)),
+            Phase::Stopped => Err(self.gone()),
+        }
+    }
+
+    /// What is told to those who come too late.
+    pub(crate) fn gone(&self) -> ErrorDetail {
+        errors::unavailable(format!("node {} has stopped", self.node()), 100)
+    }
+
+    /// Asks the replica and waits for its answer, at most as long as the options allow.
+    pub(crate) async fn ask(&self, request: KvRequest) -> Result<KvResult, ErrorDetail> {
+        self.check_running()?;
+        let changes = !matches!(
+            request,
+            replica::Request::Read(_) | replica::Request::LogTime
+        );
+        let permit = self.budget.take(kv::size(&request))?;
+        let (reply, answer) = Reply::call(permit);
+        self.inbox.submit([Submission { request, reply }]);
+        match timeout(self.options.request_timeout, answer).await {
+            Ok(Ok(result)) => Ok(result),
+            // No answer in time, or the replica is gone.
+            _ if changes => Err(errors::outcome_unknown("")),
+            _ => Err(errors::unavailable("the read got no answer in time", 100)),
+        }
+    }
+
+    /// Whether the node takes part in a group that has a leader: what readiness means.
+    pub(crate) fn is_serving(view: &View) -> bool {
+        let Some(status) = &view.status else {
+            return false;
+        };
+        let member = status.membership.get(status.node).is_some();
+        view.phase == Phase::Running
+            && member
+            && (status.role == Role::Leader || status.leader.is_some())
+    }
+}

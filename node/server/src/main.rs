@@ -1,0 +1,7 @@
+//! The binary `shardkv-node`; see the library of this crate.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(shardkv_server::run(std::env::args_os()) as u8)
+}

@@ -1,0 +1,336 @@
+//! What the node counts and measures, under Prometheus' naming conventions.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// A label that says which of a few kinds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Kind {
+    pub(crate) kind: &'static str,
+}
+
+/// The methods whose latency is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Method {
+    Get,
+    Put,
+    Append,
+    Delete,
+    CompareAndSwap,
+}
+
+/// All metrics of a node.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    pub(crate) get_seconds: Histogram,
+    pub(crate) put_seconds: Histogram,
+    pub(crate) other_write_seconds: Histogram,
+    pub(crate) fsync_seconds: Histogram,
+    pub(crate) batch_requests: Histogram,
+    pub(crate) rejections: Family<Kind, Counter>,
+    pub(crate) inbox_messages: Gauge,
+    pub(crate) inflight_requests: Gauge,
+    pub(crate) inflight_bytes: Gauge,
+    pub(crate) connections: Gauge,
+    pub(crate) refused_connections: Counter,
+    pub(crate) peer_disconnects: Counter,
+    pub(crate) peer_dropped_messages: Counter,
+    pub(crate) peer_sent_bytes: Counter,
+    pub(crate) snapshot_sent_bytes: Counter,
+    pub(crate) replica: ReplicaMetrics,
+}
+
+/// What is read off the replica from time to time.
+#[derive(Debug, Default)]
+pub(crate) struct ReplicaMetrics {
+    pub(crate) is_leader: Gauge,
+    pub(crate) has_leader: Gauge,
+    pub(crate) term: Gauge<i64>,
+    pub(crate) commit_index: Gauge,
+    pub(crate) applied_index: Gauge,
+    pub(crate) apply_lag_entries: Gauge,
+    pub(crate) log_entries: Gauge,
+    pub(crate) pending_requests: Gauge,
+    pub(crate) sessions: Gauge,
+    pub(crate) disk_low: Gauge,
+    pub(crate) elections: Counter,
+    pub(crate) leader_changes: Counter,
+    pub(crate) snapshots_sent: Counter,
+    pub(crate) snapshots_installed: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("shardkv"),
+            get_seconds: seconds(),
+            put_seconds: seconds(),
+            other_write_seconds: seconds(),
+            fsync_seconds: seconds(),
+            batch_requests: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
+            rejections: Family::default(),
+            inbox_messages: Gauge::default(),
+            inflight_requests: Gauge::default(),
+            inflight_bytes: Gauge::default(),
+            connections: Gauge::default(),
+            refused_connections: Counter::default(),
+            peer_disconnects: Counter::default(),
+            peer_dropped_messages: Counter::default(),
+            peer_sent_bytes: Counter::default(),
+            snapshot_sent_bytes: Counter::default(),
+            replica: ReplicaMetrics::default(),
+        };
+        metrics.register_requests();
+        metrics.register_transport();
+        metrics.register_replica();
+        metrics
+    }
+
+    fn register_requests(&mut self) {
+        let r = &mut self.registry;
+        let mut timed = |name: &str, help: &str, histogram: &Histogram| {
+            r.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        };
+        timed(
+            "get",
+            "Unary gets, from request to answer",
+            &self.get_seconds,
+        );
+        timed(
+            "put",
+            "Unary puts, from request to answer",
+            &self.put_seconds,
+        );
+        timed(
+            "other_write",
+            "Unary appends, deletes and compare-and-swaps, from request to answer",
+            &self.other_write_seconds,
+        );
+        timed(
+            "log_fsync",
+            "Writes of the log, each synced",
+            &self.fsync_seconds,
+        );
+        r.register(
+            "batch_requests",
+            "Requests that the replica took in together",
+            self.batch_requests.clone(),
+        );
+        r.register(
+            "rejections",
+            "Requests that got an error, by kind",
+            self.rejections.clone(),
+        );
+        r.register(
+            "inflight_requests",
+            "Unanswered requests",
+            self.inflight_requests.clone(),
+        );
+        r.register_with_unit(
+            "inflight",
+            "Size of unanswered requests",
+            Unit::Bytes,
+            self.inflight_bytes.clone(),
+        );
+        r.register(
+            "inbox_messages",
+            "What waited for the replica when it last looked",
+            self.inbox_messages.clone(),
+        );
+    }
+
+    fn register_transport(&mut self) {
+        let r = &mut self.registry;
+        r.register("connections", "Open connections", self.connections.clone());
+        r.register(
+            "refused_connections",
+            "Connections closed at once because of the limit",
+            self.refused_connections.clone(),
+        );
+        r.register(
+            "peer_disconnects",
+            "Established streams from or to peers that broke",
+            self.peer_disconnects.clone(),
+        );
+        r.register(
+            "peer_dropped_messages",
+            "Messages to peers that were dropped because a queue was full or unconnected",
+            self.peer_dropped_messages.clone(),
+        );
+        r.register_with_unit(
+            "peer_sent",
+            "Messages to peers, without snapshots",
+            Unit::Bytes,
+            self.peer_sent_bytes.clone(),
+        );
+        r.register_with_unit(
+            "snapshot_sent",
+            "Snapshot chunks to peers",
+            Unit::Bytes,
+            self.snapshot_sent_bytes.clone(),
+        );
+    }
+
+    fn register_replica(&mut self) {
+        let r = &mut self.registry;
+        let m = &self.replica;
+        let gauges = [
+            ("is_leader", "1 if this node leads", &m.is_leader),
+            ("has_leader", "1 if this node knows a leader", &m.has_leader),
+            ("term", "The current term", &m.term),
+            (
+                "commit_index",
+                "The highest committed index",
+                &m.commit_index,
+            ),
+            (
+                "applied_index",
+                "The highest applied index",
+                &m.applied_index,
+            ),
+            (
+                "apply_lag_entries",
+                "Committed entries that are not applied",
+                &m.apply_lag_entries,
+            ),
+            (
+                "log_entries",
+                "Entries in the log that are not compacted",
+                &m.log_entries,
+            ),
+            (
+                "pending_requests",
+                "Requests that wait in the replica",
+                &m.pending_requests,
+            ),
+            (
+                "sessions",
+                "Client sessions that are remembered",
+                &m.sessions,
+            ),
+            (
+                "disk_low",
+                "1 if writes are refused because a disk is nearly full",
+                &m.disk_low,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            r.register(name, help, gauge.clone());
+        }
+        let counters = [
+            (
+                "elections_started",
+                "Elections that this node started",
+                &m.elections,
+            ),
+            (
+                "leader_changes",
+                "Changes of the known leader",
+                &m.leader_changes,
+            ),
+            (
+                "snapshots_sent",
+                "Snapshots sent to followers",
+                &m.snapshots_sent,
+            ),
+            (
+                "snapshots_installed",
+                "Snapshots installed here",
+                &m.snapshots_installed,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            r.register(name, help, counter.clone());
+        }
+    }
+
+    /// The histogram of a method.
+    pub(crate) fn latency(&self, method: Method) -> &Histogram {
+        match method {
+            Method::Get => &self.get_seconds,
+            Method::Put => &self.put_seconds,
+            Method::Append | Method::Delete | Method::CompareAndSwap => &self.other_write_seconds,
+        }
+    }
+
+    /// Counts a request that gets a typed error.
+    pub(crate) fn rejected(&self, detail: &api::v1::ErrorDetail) {
+        let kind = error_kind(detail);
+        self.rejections.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// All metrics in the text format.
+    pub(crate) fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut out = String::new();
+        encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+/// From 50 microseconds to 13 seconds.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_05, 2.0, 19))
+}
+
+fn error_kind(detail: &api::v1::ErrorDetail) -> &'static str {
+    use api::v1::error_detail::Kind;
+    match detail.kind {
+        Some(Kind::NotLeader(_)) => "not_leader",
+        Some(Kind::WrongGroup(_)) => "wrong_group",
+        Some(Kind::ShardNotReady(_)) => "shard_not_ready",
+        Some(Kind::Overloaded(_)) => "overloaded",
+        Some(Kind::TooLarge(_)) => "too_large",
+        Some(Kind::SessionExpired(_)) => "session_expired",
+        Some(Kind::WrongCluster(_)) => "wrong_cluster",
+        Some(Kind::BadRequest(_)) => "bad_request",
+        Some(Kind::OutcomeUnknown(_)) => "outcome_unknown",
+        Some(Kind::DiskFull(_)) => "disk_full",
+        Some(Kind::Unavailable(_)) => "unavailable",
+        None => "internal",
+    }
+}
+
+/// Sets a gauge from an unsigned number.
+pub(crate) fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+/// Raises a counter to `value`, which never falls.
+pub(crate) fn raise(counter: &Counter<u64, AtomicU64>, value: u64) {
+    counter.inc_by(value.saturating_sub(counter.get()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let metrics = Metrics::new();
+        metrics.put_seconds.observe(0.001);
+        metrics.rejected(&api::errors::disk_full());
+        set(&metrics.replica.commit_index, 7);
+        raise(&metrics.replica.elections, 3);
+        raise(&metrics.replica.elections, 2);
+        let text = metrics.render().unwrap();
+        for line in [
+            "shardkv_put_seconds_count 1",
+            "shardkv_rejections_total{kind=\"disk_full\"} 1",
+            "shardkv_commit_index 7",
+            "shardkv_elections_started_total 3",
+            "shardkv_log_fsync_seconds_count 0",
+            "shardkv_inflight_bytes 0",
+            "shardkv_snapshot_sent_bytes_total 0",
+        ] {
+            assert!(text.contains(line), "{line} in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! What can be set about a node, and how: flags, else environment, else a YAML file, else defaults.
+
+mod file;
+mod read;
+mod suggest;
+mod table;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use types::Gid;
+
+pub(crate) use read::OptionError;
+use read::Values;
+
+/// The largest frame that peers may send each other, in bytes. A constant and no option, so that nodes with
+/// different options never refuse each other's entries.
+pub(crate) const MAX_FRAME_BYTES: usize = 64 << 20;
+/// The largest that `max_entry_bytes` may be set to: an entry and an append must fit in a frame.
+const MAX_ENTRY_BYTES: usize = 32 << 20;
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Human,
+    /// A JSON object a line.
+    Json,
+}
+
+/// All settings of a node, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) cluster_name: String,
+    pub(crate) gid: Gid,
+    pub(crate) listen: String,
+    pub(crate) advertise: Option<String>,
+    /// As given: empty means only this node.
+    pub(crate) peers: Vec<String>,
+    pub(crate) genesis: GenesisOptions,
+    /// What the replica needs; its address is filled in when it is known.
+    pub(crate) replica: replica::Options,
+    pub(crate) limits: Limits,
+    pub(crate) network: Network,
+    pub(crate) disk: Disk,
+    pub(crate) request_timeout: Duration,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) metrics_listen: Option<String>,
+    pub(crate) ready_file: Option<PathBuf>,
+    pub(crate) log_format: LogFormat,
+    pub(crate) log_filter: String,
+    pub(crate) rpc_threads: usize,
+}
+
+/// What a group is created with. What is not given is not compared with what is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GenesisOptions {
+    pub(crate) shards: Option<u32>,
+    pub(crate) session_ttl_ms: Option<u64>,
+    pub(crate) max_sessions_per_shard: Option<u32>,
+    pub(crate) max_results_per_session: Option<u32>,
+}
+
+/// Bounds of clients' requests.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_value_bytes: usize,
+    pub(crate) max_request_bytes: usize,
+    pub(crate) max_batch_items: usize,
+    pub(crate) max_stream_inflight_items: usize,
+    pub(crate) max_pending_requests: usize,
+    pub(crate) max_inflight_bytes: usize,
+    pub(crate) max_streams_per_connection: u32,
+    pub(crate) max_connections: usize,
+    pub(crate) scan_page_bytes: u32,
+    pub(crate) scan_page_pairs: u32,
+}
+
+/// The network's settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Network {
+    pub(crate) connect_timeout: Duration,
+    pub(crate) keepalive_interval: Duration,
+    pub(crate) keepalive_timeout: Duration,
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) stream_window_bytes: u32,
+    pub(crate) connection_window_bytes: u32,
+    pub(crate) peer_queue_bytes: usize,
+    pub(crate) peer_frame_bytes: usize,
+    /// Zero: no limit.
+    pub(crate) snapshot_bytes_per_second: u64,
+}
+
+/// The disk's settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Disk {
+    /// `None`: the store chooses.
+    pub(crate) reserve_bytes: Option<u64>,
+    pub(crate) block_cache_bytes: usize,
+    pub(crate) state_write_buffer_bytes: usize,
+    pub(crate) log_write_buffer_bytes: usize,
+    pub(crate) max_open_files: i32,
+}
+
+/// What a command line asks for.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// Run a node.
+    Run(Box<Options>),
+    /// Print this on standard output and exit with success.
+    Print(String),
+}
+
+/// Reads a command line (with the environment and the options file).
+pub(crate) fn parse(
+    args: impl IntoIterator<Item = std::ffi::OsString>,
+) -> Result<Asked, OptionError> {
+    let matches = match read::command().try_get_matches_from(args) {
+        Ok(matches) => matches,
+        Err(error) => {
+            let text = error.render().to_string();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Asked::Print(text)),
+                _ => Err(OptionError {
+                    place: "command line".to_owned(),
+                    reason: text.trim_start_matches("error: ").trim_end().to_owned(),
+                }),
+            };
+        }
+    };
+    let path = matches.get_one::<String>("config").cloned();
+    let settings = match &path {
+        None => Vec::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| OptionError {
+                place: path.clone(),
+                reason: format!("can't be read: {error}"),
+            })?;
+            file::parse(&text).map_err(|error| OptionError {
+                place: path.clone(),
+                reason: error.to_string(),
+            })?
+        }
+    };
+    let mut values = Values::merge(&matches, path.as_deref().unwrap_or_default(), settings);
+    let options = build(&mut values)?;
+    if matches.get_flag("print_options") {
+        return Ok(Asked::Print(values.report()));
+    }
+    Ok(Asked::Run(Box::new(options)))
+}
+
+fn build(values: &mut Values) -> Result<Options, OptionError> {
+    let Some(data_dir) = values.text("data_dir").filter(|text| !text.is_empty()) else {
+        return Err(values.error("data_dir", "is required: where the node keeps its data"));
+    };
+    let limits = limits(values)?;
+    let replica = replica_options(values, &limits)?;
+    Ok(Options {
+        data_dir: data_dir.into(),
+        cluster_name: cluster_name(values)?,
+        gid: Gid(values.number("gid", 1, u64::MAX)?),
+        listen: address(values, "listen")?,
+        advertise: optional_address(values, "advertise")?,
+        peers: peers(values)?,
+        genesis: genesis(values)?,
+        replica,
+        limits,
+        network: network(values)?,
+        disk: disk(values)?,
+        request_timeout: millis(values, "request_timeout_ms", 1, 3_600_000)?,
+        shutdown_timeout: millis(values, "shutdown_timeout_ms", 1, 600_000)?,
+        metrics_listen: metrics_listen(values)?,
+        ready_file: values.text("ready_file").map(PathBuf::from),
+        log_format: log_format(values)?,
+        log_filter: log_filter(values)?,
+        rpc_threads: rpc_threads(values)?,
+    })
+}
+
+fn genesis(values: &mut Values) -> Result<GenesisOptions, OptionError> {
+    Ok(GenesisOptions {
+        shards: values.optional_number("shards", 1, 1_000_000)?,
+        session_ttl_ms: values.optional_number("session_ttl_ms", 1_000, 30 * 86_400_000)?,
+        max_sessions_per_shard: values.optional_number("max_sessions_per_shard", 1, 1 << 24)?,
+        max_results_per_session: values.optional_number("max_results_per_session", 1, 1 << 20)?,
+    })
+}
+
+fn limits(values: &mut Values) -> Result<Limits, OptionError> {
+    let limits = Limits {
+        max_value_bytes: values.number("max_value_bytes", 1, MAX_ENTRY_BYTES / 4)?,
+        max_request_bytes: values.number("max_request_bytes", 1_024, 256 << 20)?,
+        max_batch_items: values.number("max_batch_items", 1, 1 << 20)?,
+        max_stream_inflight_items: values.number("max_stream_inflight_items", 1, 1 << 20)?,
+        max_pending_requests: values.number("max_pending_requests", 1, 1 << 24)?,
+        max_inflight_bytes: values.number("max_inflight_bytes", 1 << 20, 1 << 40)?,
+        max_streams_per_connection: values.number("max_streams_per_connection", 1, 1 << 20)?,
+        max_connections: values.number("max_connections", 1, 1 << 20)?,
+        scan_page_bytes: values.number("scan_page_bytes", 1, shardkv::MAX_SCAN_BYTES)?,
+        scan_page_pairs: values.number("scan_page_pairs", 1, shardkv::MAX_SCAN_PAIRS)?,
+    };
+    let largest = largest_operation(&limits);
+    if limits.max_request_bytes < largest {
+        let reason = format!("must be at least {largest}, so that two of the largest values fit");
+        return Err(values.error("max_request_bytes", reason));
+    }
+    if limits.max_inflight_bytes < limits.max_request_bytes {
+        return Err(values.error("max_inflight_bytes", "must be at least max_request_bytes"));
+    }
+    Ok(limits)
+}
+
+/// A compare-and-swap between two of the largest values under the longest key, with some room for the fields
+/// around them.
+fn largest_operation(limits: &Limits) -> usize {
+    2 * limits.max_value_bytes + shardkv::MAX_KEY_BYTES + 1_024
+}
+
+fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Options, OptionError> {
+    let tick_ms: u32 = values.number("tick_ms", 1, 1_000)?;
+    let heartbeat_ms: u32 = values.number("heartbeat_interval_ms", 1, 60_000)?;
+    let election_ms: u32 = values.number("election_timeout_ms", 3, 600_000)?;
+    if heartbeat_ms < tick_ms {
+        return Err(values.error("heartbeat_interval_ms", "must be at least tick_ms"));
+    }
+    if election_ms < heartbeat_ms.saturating_mul(3) {
+        let reason = "must be at least 3 times heartbeat_interval_ms";
+        return Err(values.error("election_timeout_ms", reason));
+    }
+    let max_entry_bytes = values.number("max_entry_bytes", 1_024, MAX_ENTRY_BYTES)?;
+    let largest = largest_operation(limits);
+    if max_entry_bytes < largest {
+        let reason = format!("must be at least {largest}, so that two of the largest values fit");
+        return Err(values.error("max_entry_bytes", reason));
+    }
+    let raft = raft::Options {
+        election_ticks: election_ms.div_ceil(tick_ms),
+        heartbeat_ticks: heartbeat_ms / tick_ms,
+        max_append_bytes: values.number("max_append_bytes", 1, MAX_ENTRY_BYTES)?,
+        max_inflight_appends: values.number("max_inflight_appends", 1, 1 << 16)?,
+        max_inflight_bytes: values.number("max_inflight_append_bytes", 1, 1 << 30)?,
+        max_uncommitted_bytes: values.number("max_uncommitted_bytes", 1, 1 << 40)?,
+        max_cached_bytes: values.number("max_cached_bytes", 0, 1 << 40)?,
+        max_apply_bytes: values.number("max_apply_bytes", 1, 1 << 30)?,
+        check_quorum: true,
+        lease_reads: values.flag("lease_reads")?,
+    };
+    let options = replica::Options {
+        raft,
+        tick_ms,
+        max_entry_bytes,
+        max_pending_requests: limits.max_pending_requests,
+        max_pending_bytes: limits.max_inflight_bytes,
+        max_value_bytes: u32::try_from(limits.max_value_bytes).unwrap_or(u32::MAX),
+        compact_after_bytes: values.number("compact_after_bytes", 4_096, 1 << 40)?,
+        snapshot_window: values.number("snapshot_window", 1, 1_024)?,
+        max_snapshots: values.number("max_snapshots", 1, 1_024)?,
+        // A stand-in, so that the check below sees the others.
+        address: "unknown".to_owned(),
+        ..replica::Options::default()
+    };
+    match options.validate() {
+        Ok(()) => Ok(options),
+        Err(error) => Err(OptionError {
+            place: "options".to_owned(),
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn network(values: &mut Values) -> Result<Network, OptionError> {
+    Ok(Network {
+        connect_timeout: millis(values, "connect_timeout_ms", 1, 600_000)?,
+        keepalive_interval: millis(values, "keepalive_interval_ms", 10, 3_600_000)?,
+        keepalive_timeout: millis(values, "keepalive_timeout_ms", 10, 3_600_000)?,
+        handshake_timeout: millis(values, "handshake_timeout_ms", 10, 3_600_000)?,
+        // HTTP/2 windows have 31 bits and are 65,535 at least.
+        stream_window_bytes: values.number("stream_window_bytes", 65_535, (1 << 31) - 1)?,
+        connection_window_bytes: values.number("connection_window_bytes", 65_535, (1 << 31) - 1)?,
+        peer_queue_bytes: values.number("peer_queue_bytes", 65_536, 1 << 40)?,
+        peer_frame_bytes: values.number("peer_frame_bytes", 1, MAX_ENTRY_BYTES / 2)?,
+        snapshot_bytes_per_second: values.number("snapshot_bytes_per_second", 0, u64::MAX)?,
+    })
+}
+
+fn disk(values: &mut Values) -> Result<Disk, OptionError> {
+    Ok(Disk {
+        reserve_bytes: values.optional_number("disk_reserve_bytes", 0, u64::MAX)?,
+        block_cache_bytes: values.number("block_cache_bytes", 1 << 20, 1 << 40)?,
+        state_write_buffer_bytes: values.number("state_write_buffer_bytes", 1 << 16, 1 << 36)?,
+        log_write_buffer_bytes: values.number("log_write_buffer_bytes", 1 << 16, 1 << 36)?,
+        max_open_files: values.number("max_open_files", 16, 1 << 20)?,
+    })
+}
+
+fn millis(
+    values: &mut Values,
+    key: &'static str,
+    least: u64,
+    most: u64,
+) -> Result<Duration, OptionError> {
+    values.number(key, least, most).map(Duration::from_millis)
+}
+
+fn cluster_name(values: &mut Values) -> Result<String, OptionError> {
+    let name = values.text_or_default("cluster_name");
+    let fine = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    if name.is_empty() || name.len() > 253 || !name.chars().all(fine) {
+        let reason =
+            format!("`{name}` is not a name: 1 to 253 letters, digits, and any of - _ . /");
+        return Err(values.error("cluster_name", reason));
+    }
+    Ok(name)
+}
+
+fn address(values: &mut Values, key: &'static str) -> Result<String, OptionError> {
+    let text = values.text_or_default(key);
+    check_address(&text).map_err(|reason| values.error(key, reason))
+}
+
+fn optional_address(values: &mut Values, key: &'static str) -> Result<Option<String>, OptionError> {
+    match values.text(key) {
+        None => Ok(None),
+        Some(text) => match check_address(&text) {
+            Ok(address) => Ok(Some(address)),
+            Err(reason) => Err(values.error(key, reason)),
+        },
+    }
+}
+
+fn metrics_listen(values: &mut Values) -> Result<Option<String>, OptionError> {
+    if values.text_or_default("metrics_listen") == "off" {
+        return Ok(None);
+    }
+    address(values, "metrics_listen").map(Some)
+}
+
+fn peers(values: &mut Values) -> Result<Vec<String>, OptionError> {
+    let Some(text) = values.text("peers") else {
+        return Ok(Vec::new());
+    };
+    let mut peers = Vec::new();
+    for part in text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
+        let peer = check_address(part).map_err(|reason| values.error("peers", reason))?;
+        if peers.contains(&peer) {
+            return Err(values.error("peers", format!("`{peer}` stands twice")));
+        }
+        peers.push(peer);
+    }
+    if peers.len() > raft::MAX_MEMBERS {
+        let reason = format!("a group has at most {} members", raft::MAX_MEMBERS);
+        return Err(values.error("peers", reason));
+    }
+    Ok(peers)
+}
+
+/// Checks `host:port`. The host is a name, an IPv4 address, or an IPv6 address in brackets.
+fn check_address(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let wrong = || format!("`{text}` is not an address such as db-0.db:7400 or 10.0.0.1:7400");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let numbered = port.parse::<u16>().is_ok();
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let plain = !host.is_empty()
+        && host
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let short = text.len() <= raft::MAX_ADDRESS_BYTES;
+    let is_ipv6 = || {
+        host.trim_matches(['[', ']'])
+            .parse::<std::net::Ipv6Addr>()
+            .is_ok()
+    };
+    if numbered && short && (plain || (bracketed && is_ipv6())) {
+        Ok(text.to_owned())
+    } else {
+        Err(wrong())
+    }
+}
+
+fn log_format(values: &mut Values) -> Result<LogFormat, OptionError> {
+    match values.text_or_default("log_format").as_str() {
+        "human" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        other => Err(values.error("log_format", format!("`{other}` is neither human nor json"))),
+    }
+}
+
+fn log_filter(values: &mut Values) -> Result<String, OptionError> {
+    let text = values.text_or_default("log_filter");
+    match tracing_subscriber::EnvFilter::try_new(&text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(values.error("log_filter", format!("`{text}`: {error}"))),
+    }
+}
+
+fn rpc_threads(values: &mut Values) -> Result<usize, OptionError> {
+    let threads = values.number("rpc_threads", 0, 256)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    // The replica's thread, the store's background threads and the network share the cores.
+    Ok(if threads == 0 {
+        (cores / 3).clamp(1, 8)
+    } else {
+        threads
+    })
+}
+
+#[cfg(test)]
+mod tests;

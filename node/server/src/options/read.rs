@@ -1,0 +1,234 @@
+//! Merges flags, environment and file, and reads values by type with errors that name their origin.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fmt::Write as _;
+use std::str::FromStr;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use super::file::Setting;
+use super::table::{ROWS, find};
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The command line.
+    Flag,
+    /// An environment variable.
+    Environment,
+    /// The options file: its path and the line.
+    File(String, Option<usize>),
+    /// Nobody said anything.
+    Default,
+}
+
+/// A value as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Given {
+    pub(crate) text: String,
+    pub(crate) origin: Origin,
+}
+
+/// A value that can't be used, or a missing one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {reason}")]
+pub(crate) struct OptionError {
+    /// The flag, variable, or file with line.
+    pub(crate) place: String,
+    /// What is wrong and what would be right.
+    pub(crate) reason: String,
+}
+
+/// The command line's grammar, made from the table.
+pub(crate) fn command() -> Command {
+    let mut command = Command::new("shardkv-node")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("One node of ShardKV, a sharded, linearizable key-value store")
+        .long_about(
+            "One node of ShardKV, a sharded, linearizable key-value store.\n\n\
+             An option is taken from the command line, else from the environment, else from the file \
+             given by --config, else its default holds.",
+        )
+        .after_help(crate::exit::HELP)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .env("SHARDKV_CONFIG")
+                .hide_env_values(true)
+                .value_name("PATH")
+                .help("A YAML file of `option_name: value` lines, named as below with _ for -"),
+        )
+        .arg(
+            Arg::new("print_options")
+                .long("print-options")
+                .action(ArgAction::SetTrue)
+                .help("Print the options in force and where each came from, then exit"),
+        );
+    for row in ROWS {
+        let mut help = row.help.to_owned();
+        if !row.default.is_empty() {
+            // Writing to a string can't fail.
+            let _ = write!(help, " [default: {}]", row.default);
+        }
+        let mut arg = Arg::new(row.key)
+            .long(row.flag())
+            .env(row.variable())
+            .hide_env_values(true)
+            .value_name(row.unit)
+            .help_heading(row.heading)
+            .help(help);
+        if row.unit == "BOOL" {
+            arg = arg.num_args(0..=1).default_missing_value("true");
+        }
+        command = command.arg(arg);
+    }
+    command
+}
+
+/// All values that somebody gave. Flags win over the environment, which wins over the file.
+pub(crate) struct Values {
+    given: BTreeMap<&'static str, Given>,
+    read: BTreeMap<&'static str, (String, Origin)>,
+}
+
+impl Values {
+    /// Merges the command line (with the environment, which its parser read) and the file's settings.
+    pub(crate) fn merge(matches: &ArgMatches, path: &str, settings: Vec<Setting>) -> Self {
+        let mut given = BTreeMap::new();
+        for Setting { key, value, line } in settings {
+            let origin = Origin::File(path.to_owned(), line);
+            given.insert(
+                key,
+                Given {
+                    text: value,
+                    origin,
+                },
+            );
+        }
+        for row in ROWS {
+            let origin = match matches.value_source(row.key) {
+                Some(ValueSource::CommandLine) => Origin::Flag,
+                Some(ValueSource::EnvVariable) => Origin::Environment,
+                _ => continue,
+            };
+            if let Some(text) = matches.get_one::<String>(row.key) {
+                let text = text.clone();
+                given.insert(row.key, Given { text, origin });
+            }
+        }
+        Self {
+            given,
+            read: BTreeMap::new(),
+        }
+    }
+
+    /// The text given for `key`, if any; remembers what is in force for [`Values::report`].
+    pub(crate) fn text(&mut self, key: &'static str) -> Option<String> {
+        let given = self.given.get(key).cloned();
+        let shown = match &given {
+            Some(given) => (given.text.clone(), given.origin.clone()),
+            None => (
+                find(key).map_or(String::new(), |row| row.default.to_owned()),
+                Origin::Default,
+            ),
+        };
+        self.read.insert(key, shown);
+        given.map(|given| given.text)
+    }
+
+    /// The text given for `key`, or the table's default.
+    pub(crate) fn text_or_default(&mut self, key: &'static str) -> String {
+        self.text(key)
+            .unwrap_or_else(|| find(key).map_or(String::new(), |row| row.default.to_owned()))
+    }
+
+    /// A whole number in a range, or the table's default.
+    pub(crate) fn number<N>(
+        &mut self,
+        key: &'static str,
+        least: N,
+        most: N,
+    ) -> Result<N, OptionError>
+    where
+        N: FromStr + PartialOrd + fmt::Display + Copy,
+    {
+        let text = self.text_or_default(key);
+        match text.trim().parse::<N>() {
+            Ok(number) if number >= least && number <= most => Ok(number),
+            _ => Err(self.error(
+                key,
+                format!("`{text}` is not a whole number from {least} to {most}"),
+            )),
+        }
+    }
+
+    /// A whole number in a range, if one was given.
+    pub(crate) fn optional_number<N>(
+        &mut self,
+        key: &'static str,
+        least: N,
+        most: N,
+    ) -> Result<Option<N>, OptionError>
+    where
+        N: FromStr + PartialOrd + fmt::Display + Copy,
+    {
+        if self.text(key).is_none() {
+            return Ok(None);
+        }
+        self.number(key, least, most).map(Some)
+    }
+
+    /// `true` or `false`.
+    pub(crate) fn flag(&mut self, key: &'static str) -> Result<bool, OptionError> {
+        let text = self.text_or_default(key);
+        text.trim()
+            .parse()
+            .map_err(|_| self.error(key, format!("`{text}` is neither true nor false")))
+    }
+
+    /// An error about `key` that names where its value came from.
+    pub(crate) fn error(&self, key: &str, reason: impl Into<String>) -> OptionError {
+        let row = find(key);
+        let flag = row.map_or_else(|| key.to_owned(), |row| format!("--{}", row.flag()));
+        let place = match self.given.get(key).map(|given| &given.origin) {
+            None | Some(Origin::Flag | Origin::Default) => flag,
+            Some(Origin::Environment) => {
+                row.map_or_else(|| key.to_owned(), super::table::Row::variable)
+            }
+            Some(Origin::File(path, Some(line))) => format!("{path} line {line}: {key}"),
+            Some(Origin::File(path, None)) => format!("{path}: {key}"),
+        };
+        OptionError {
+            place,
+            reason: reason.into(),
+        }
+    }
+
+    /// Every option that was read: a YAML file that gives the same options, with origins as comments.
+    pub(crate) fn report(&self) -> String {
+        let mut out = String::new();
+        for row in ROWS {
+            let Some((text, origin)) = self.read.get(row.key) else {
+                continue;
+            };
+            let origin = match origin {
+                Origin::Flag => "flag".to_owned(),
+                Origin::Environment => row.variable(),
+                Origin::File(path, Some(line)) => format!("{path} line {line}"),
+                Origin::File(path, None) => path.clone(),
+                Origin::Default => "default".to_owned(),
+            };
+            // What stands for "nothing said" is a comment, so that the output is a valid file.
+            let worded = text.contains(' ') || text == "none" || text.is_empty();
+            let mark = if worded && origin == "default" {
+                "# "
+            } else {
+                ""
+            };
+            let _ = writeln!(out, "{mark}{}: {text} # {origin}", row.key);
+        }
+        out
+    }
+}

@@ -1,0 +1,142 @@
+//! Every option of the node, a row each: the one place that names them.
+//!
+//! Flags, environment, file and `--help` are all made from this table, so that an option can't exist in one
+//! of them only.
+
+/// One option.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    /// Its name in the file; the flag has dashes, the environment variable is upper case after `SHARDKV_`.
+    pub(crate) key: &'static str,
+    /// What a value is: a unit or a kind.
+    pub(crate) unit: &'static str,
+    /// What holds when nothing is said, as text; empty when there is no such thing.
+    pub(crate) default: &'static str,
+    /// What it does, and where it matters what happens at the bound.
+    pub(crate) help: &'static str,
+    /// The group of `--help` that it stands in.
+    pub(crate) heading: &'static str,
+}
+
+impl Row {
+    /// The name of the flag, without its dashes in front.
+    pub(crate) fn flag(&self) -> String {
+        self.key.replace('_', "-")
+    }
+
+    /// The name of the environment variable.
+    pub(crate) fn variable(&self) -> String {
+        format!("SHARDKV_{}", self.key.to_ascii_uppercase())
+    }
+}
+
+const fn row(
+    heading: &'static str,
+    key: &'static str,
+    unit: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Row {
+    Row {
+        key,
+        unit,
+        default,
+        help,
+        heading,
+    }
+}
+
+const PLACE: &str = "Where and who";
+const GENESIS: &str =
+    "Chosen once, when the group is created (refused if the stored group differs)";
+const TIME: &str = "Time";
+const BOUNDS: &str = "Bounds of clients";
+const LOG: &str = "Raft, log and snapshots";
+const NETWORK: &str = "Network";
+const STORE: &str = "Disk";
+const OUTPUT: &str = "Logs, metrics and process";
+
+/// All options, in the order of `--help`.
+#[rustfmt::skip]
+pub(crate) const ROWS: &[Row] = &[
+    row(PLACE, "data_dir", "PATH", "", "The directory of the node's identity, log and state; made if missing. Required"),
+    row(PLACE, "cluster_name", "NAME", "shardkv", "The cluster's name; connections of another name are refused"),
+    row(PLACE, "gid", "NUMBER", "1", "The replica group that this node belongs to"),
+    row(PLACE, "listen", "HOST:PORT", "127.0.0.1:7400", "Where clients and peers connect; port 0 picks a free one"),
+    row(PLACE, "advertise", "HOST:PORT", "the listen address", "How others reach this node; needed when it listens on all interfaces"),
+    row(PLACE, "peers", "HOST:PORT,...", "only this node", "The advertised addresses of the group's first members, this node's own among them. A node whose own address is not in it never starts a group: it joins one"),
+    row(GENESIS, "shards", "COUNT", "64", "How many shards the keys are spread over"),
+    row(GENESIS, "session_ttl_ms", "MS", "600000", "How long a silent client session is remembered"),
+    row(GENESIS, "max_sessions_per_shard", "COUNT", "65536", "How many client sessions a shard remembers; beyond it new ones are refused"),
+    row(GENESIS, "max_results_per_session", "COUNT", "1024", "How many unacknowledged results a session keeps in a shard; beyond it writes are refused"),
+    row(TIME, "tick_ms", "MS", "10", "The grain of Raft's clock"),
+    row(TIME, "heartbeat_interval_ms", "MS", "100", "How often a leader speaks to each follower at least"),
+    row(TIME, "election_timeout_ms", "MS", "400", "A follower that hears no leader for one to two times this long asks for votes; at least 3 heartbeat intervals"),
+    row(TIME, "lease_reads", "BOOL", "false", "Serve reads from the leader's lease, without asking a quorum. Trusts that no clock runs twice as fast as another"),
+    row(TIME, "request_timeout_ms", "MS", "10000", "The longest that a request waits on the server; a client's shorter deadline is honoured"),
+    row(TIME, "shutdown_timeout_ms", "MS", "5000", "How long an orderly stop may take before the process ends anyway"),
+    row(BOUNDS, "max_value_bytes", "BYTES", "1048576", "The largest value; a larger one is refused as TooLarge. A key has at most 4096 bytes, always"),
+    row(BOUNDS, "max_request_bytes", "BYTES", "8388608", "The largest request message, a whole batch included; a larger one is refused"),
+    row(BOUNDS, "max_batch_items", "COUNT", "4096", "The most items in one message of a batch stream; the items beyond it are refused as TooLarge"),
+    row(BOUNDS, "max_stream_inflight_items", "COUNT", "16384", "The most unanswered items of one batch stream; beyond it the stream is not read until some are answered"),
+    row(BOUNDS, "max_pending_requests", "COUNT", "65536", "The most unanswered requests of all clients; beyond it they are refused as Overloaded"),
+    row(BOUNDS, "max_inflight_bytes", "BYTES", "67108864", "The most bytes of unanswered requests of all clients; beyond it they are refused as Overloaded"),
+    row(BOUNDS, "max_streams_per_connection", "COUNT", "1024", "The most concurrent requests of one connection; HTTP/2 makes the client wait beyond it"),
+    row(BOUNDS, "max_connections", "COUNT", "4096", "The most open connections; further ones are closed at once"),
+    row(BOUNDS, "scan_page_bytes", "BYTES", "262144", "A scan is sent in pages that end after the pair that reaches this size"),
+    row(BOUNDS, "scan_page_pairs", "COUNT", "1000", "The most pairs in a page of a scan"),
+    row(LOG, "max_entry_bytes", "BYTES", "8388608", "The most bytes of operations in one log entry; at most 33554432"),
+    row(LOG, "max_append_bytes", "BYTES", "1048576", "The most bytes of entries in one message to a follower"),
+    row(LOG, "max_inflight_appends", "COUNT", "16", "The most unanswered appends to one follower"),
+    row(LOG, "max_inflight_append_bytes", "BYTES", "8388608", "The most bytes of unanswered appends to one follower"),
+    row(LOG, "max_uncommitted_bytes", "BYTES", "67108864", "The most bytes of entries that are not committed yet; beyond it writes are refused as Overloaded"),
+    row(LOG, "max_cached_bytes", "BYTES", "33554432", "The log entries kept in memory for followers that are a little behind"),
+    row(LOG, "max_apply_bytes", "BYTES", "4194304", "The most bytes of entries applied in one step"),
+    row(LOG, "compact_after_bytes", "BYTES", "67108864", "The log is compacted when it has grown by this much"),
+    row(LOG, "snapshot_bytes_per_second", "BYTES", "104857600", "The bandwidth of all outgoing snapshots together; 0 for no limit"),
+    row(LOG, "snapshot_window", "COUNT", "4", "The most unanswered snapshot chunks to one follower"),
+    row(LOG, "max_snapshots", "COUNT", "2", "The most snapshots that are sent at the same time"),
+    row(NETWORK, "connect_timeout_ms", "MS", "1000", "How long connecting to a peer may take"),
+    row(NETWORK, "keepalive_interval_ms", "MS", "2000", "An idle connection is probed this often"),
+    row(NETWORK, "keepalive_timeout_ms", "MS", "4000", "A connection whose probe is not answered for this long is closed"),
+    row(NETWORK, "handshake_timeout_ms", "MS", "5000", "A connection that says nothing for this long after it was opened is closed"),
+    row(NETWORK, "stream_window_bytes", "BYTES", "1048576", "HTTP/2 flow control: bytes on their way in one stream"),
+    row(NETWORK, "connection_window_bytes", "BYTES", "8388608", "HTTP/2 flow control: bytes on their way in one connection"),
+    row(NETWORK, "peer_queue_bytes", "BYTES", "33554432", "Messages to one peer that wait to be sent; beyond it the oldest are dropped, and Raft sends them again"),
+    row(NETWORK, "peer_frame_bytes", "BYTES", "1048576", "Messages to one peer are sent together up to this size"),
+    row(STORE, "disk_reserve_bytes", "BYTES", "a tenth of the disk, at most 536870912", "When less than this is free, writes are refused as DiskFull, while reads and deletes are served"),
+    row(STORE, "block_cache_bytes", "BYTES", "67108864", "The cache of blocks read from disk"),
+    row(STORE, "state_write_buffer_bytes", "BYTES", "33554432", "Changes of the state in memory before they are written to disk, for each keyspace"),
+    row(STORE, "log_write_buffer_bytes", "BYTES", "33554432", "Log entries in memory, beside their synced journal, before they are written to a table"),
+    row(STORE, "max_open_files", "COUNT", "512", "The most files that each of the two databases keeps open"),
+    row(OUTPUT, "metrics_listen", "HOST:PORT", "127.0.0.1:7401", "Where Prometheus metrics, /livez and /readyz are served over HTTP; `off` for nowhere, port 0 picks a free one"),
+    row(OUTPUT, "ready_file", "PATH", "none", "A JSON file with the node's id and bound addresses, written once it serves"),
+    row(OUTPUT, "log_format", "human|json", "human", "How log lines look; they go to standard error"),
+    row(OUTPUT, "log_filter", "FILTER", "info", "Which log lines: a level, or levels by module such as `info,shardkv_server=debug`"),
+    row(OUTPUT, "rpc_threads", "COUNT", "0", "Threads that serve the network; 0 chooses: one on up to 3 cores, else a third of the cores, at most 8"),
+];
+
+/// The row of a key.
+pub(crate) fn find(key: &str) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.key == key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_numbers_carry_their_unit() {
+        let mut seen = BTreeSet::new();
+        for row in ROWS {
+            assert!(seen.insert(row.key), "{} stands twice", row.key);
+            match row.unit {
+                "MS" => assert!(row.key.ends_with("_ms"), "{}", row.key),
+                "BYTES" => assert!(row.key.contains("_bytes"), "{}", row.key),
+                _ => assert!(!row.key.ends_with("_ms"), "{}", row.key),
+            }
+        }
+    }
+}

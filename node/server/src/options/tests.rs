@@ -1,0 +1,168 @@
+use super::table::ROWS;
+use super::*;
+
+/// Parses a command line without the environment: tests run in one process and must not share it.
+fn values(args: &[&str], file: &str) -> Result<Values, String> {
+    let args = [&["shardkv-node"], args].concat();
+    let matches = read::command()
+        .try_get_matches_from(args)
+        .map_err(|error| error.to_string())?;
+    let settings = file::parse(file).map_err(|error| error.to_string())?;
+    Ok(Values::merge(&matches, "node.yaml", settings))
+}
+
+fn options(args: &[&str], file: &str) -> Result<Options, String> {
+    build(&mut values(args, file)?).map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_tables_defaults_build_valid_options() {
+    let options = options(&["--data-dir", "/d"], "").unwrap();
+    assert_eq!(options.replica.raft, raft::Options::default());
+    assert_eq!(options.replica.tick_ms, 10);
+    assert_eq!(options.limits.max_value_bytes, 1 << 20);
+    assert_eq!(options.genesis, GenesisOptions::default());
+    assert_eq!(options.metrics_listen.as_deref(), Some("127.0.0.1:7401"));
+    assert!(options.rpc_threads >= 1);
+}
+
+#[test]
+fn every_row_of_the_table_is_read() {
+    let mut values = values(&["--data-dir", "/d"], "").unwrap();
+    build(&mut values).unwrap();
+    let report = values.report();
+    for row in ROWS {
+        assert!(report.contains(&format!("{}: ", row.key)), "{}", row.key);
+    }
+}
+
+#[test]
+fn the_report_is_a_file_that_gives_the_same_options() {
+    let mut first = values(
+        &["--data-dir", "/d", "--peers", "a:1,b:2", "--lease-reads"],
+        "",
+    )
+    .unwrap();
+    build(&mut first).unwrap();
+    let report = first.report();
+    let mut second = values(&[], &report).unwrap();
+    let options = build(&mut second).unwrap();
+    assert_eq!(options.peers, ["a:1", "b:2"]);
+    assert!(options.replica.raft.lease_reads);
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_defaults() {
+    let file = "data_dir: /file\ntick_ms: 20\ngid: 7\n";
+    let options = options(&["--tick-ms", "5"], file).unwrap();
+    assert_eq!(options.replica.tick_ms, 5, "flag over file");
+    assert_eq!(options.gid, Gid(7), "file over default");
+    assert_eq!(options.data_dir, PathBuf::from("/file"));
+    assert_eq!(
+        options.replica.raft.heartbeat_ticks, 20,
+        "100 ms of 5 ms ticks"
+    );
+}
+
+#[test]
+fn the_environment_stands_between_flags_and_file() {
+    // The variable's value is read by the parser from the process' environment, which tests must not change;
+    // so the parser itself is asked: every option has its variable, and a variable's value counts as such.
+    let command = read::command();
+    for row in ROWS {
+        let arg = command
+            .get_arguments()
+            .find(|arg| arg.get_id() == row.key)
+            .unwrap();
+        assert_eq!(
+            arg.get_env().unwrap().to_str().unwrap(),
+            row.variable(),
+            "{}",
+            row.key
+        );
+    }
+}
+
+#[test]
+fn a_bad_value_names_its_place() {
+    let cases: &[(&[&str], &str, &str)] = &[
+        (&[], "", "--data-dir: is required"),
+        (
+            &["--data-dir=/d", "--tick-ms=no"],
+            "",
+            "--tick-ms: `no` is not a whole number from 1 to 1000",
+        ),
+        (
+            &["--data-dir=/d"],
+            "tick_ms: 0",
+            "node.yaml line 1: tick_ms: `0` is not",
+        ),
+        (
+            &["--data-dir=/d"],
+            "\nelection_timeout_ms: 200",
+            "node.yaml line 2: election_timeout_ms: must be at least 3 times",
+        ),
+        (
+            &["--data-dir=/d", "--max-value-bytes=9000000"],
+            "",
+            "--max-request-bytes: must be at least",
+        ),
+        (
+            &["--data-dir=/d", "--listen=nowhere"],
+            "",
+            "--listen: `nowhere` is not an address",
+        ),
+        (
+            &["--data-dir=/d", "--peers=a:1,a:1"],
+            "",
+            "--peers: `a:1` stands twice",
+        ),
+        (
+            &["--data-dir=/d", "--log-format=xml"],
+            "",
+            "--log-format: `xml` is neither",
+        ),
+        (
+            &["--data-dir=/d", "--lease-reads=maybe"],
+            "",
+            "--lease-reads: `maybe` is neither",
+        ),
+        (
+            &["--data-dir=/d", "--cluster-name=a b"],
+            "",
+            "--cluster-name: `a b` is not a name",
+        ),
+        (&["--data-dir=/d", "--data-dri=/d"], "", "--data-dir"),
+        (
+            &["--data-dir=/d"],
+            "data-dri: /x",
+            "line 1: unknown option `data-dri`; did you mean `data_dir`?",
+        ),
+    ];
+    for (args, file, needle) in cases {
+        let error = options(args, file).unwrap_err();
+        assert!(error.contains(needle), "{args:?} {file:?}: {error}");
+    }
+}
+
+#[test]
+fn addresses_of_all_kinds_are_taken() {
+    for good in ["a:1", "10.0.0.1:0", "db-0.db.ns.svc:7400", "[::1]:7400"] {
+        assert!(check_address(good).is_ok(), "{good}");
+    }
+    for bad in [
+        "", ":1", "a", "a:", "a:70000", "::1:1", "[x]:1", "a b:1", "a:1:2",
+    ] {
+        assert!(check_address(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn help_names_every_option_with_unit_and_default() {
+    let help = read::command().render_long_help().to_string();
+    for row in ROWS {
+        assert!(help.contains(&format!("--{}", row.flag())), "{}", row.key);
+        assert!(help.contains(row.unit), "{}", row.key);
+    }
+    assert!(help.contains("Exit codes:"));
+}

@@ -1,0 +1,11 @@
+//! Randomness from the system: for identities, nonces and jitter.
+
+/// A random number that is not zero.
+pub(crate) fn number() -> Result<u64, getrandom::Error> {
+    loop {
+        let number = getrandom::u64()?;
+        if number != 0 {
+            return Ok(number);
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The one thread that owns the replica.
+//!
+//! A round: take everything that came in, let the time pass that passed, poll the replica (which sends, writes once
+//! and applies), hand the answers over. While it waits for the disk, the next round's input gathers: that is
+//! how batches form.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use raft::{Envelope, StoreError};
+use replica::{Answer, Outlet, Refusal, Replica, RequestId};
+use shardkv::{Response, ShardKv};
+use tokio::sync::oneshot;
+use types::{LogTime, NodeId};
+
+use crate::convert::kv::KvResult;
+use crate::hub::Hub;
+use crate::inbox::{Batch, Submission};
+use crate::metrics::{raise, set};
+use crate::replies::{Reply, Waiting};
+use crate::transport::Transport;
+
+/// The replica with its thread's belongings.
+pub(crate) struct Runtime {
+    replica: Replica<ShardKv>,
+    hub: Arc<Hub>,
+    desk: Desk,
+    batch: Batch,
+    clock: Clock,
+    /// A full disk refused a write: nothing is tried before the next tick.
+    full: bool,
+    leader: Option<NodeId>,
+}
+
+/// Where the replica puts what leaves it.
+struct Desk {
+    transport: Arc<Transport>,
+    waiting: Waiting,
+    answers: Vec<(Reply, KvResult)>,
+}
+
+impl Outlet<Response> for Desk {
+    fn send(&mut self, envelope: Envelope) {
+        self.transport.send(envelope);
+    }
+
+    fn answer(&mut self, request: RequestId, result: Result<Answer<Response>, Refusal>) {
+        if let Some(reply) = self.waiting.remove(request.0) {
+            self.answers.push((reply, result));
+        }
+    }
+}
+
+/// Starts the thread. The receiver gets how it ended; it is closed without that if the thread panicked.
+pub(crate) fn start(
+    replica: Replica<ShardKv>,
+    hub: Arc<Hub>,
+    transport: Arc<Transport>,
+) -> std::io::Result<oneshot::Receiver<Result<(), StoreError>>> {
+    let (ended, receiver) = oneshot::channel();
+    let options = &hub.options.replica;
+    let tick = Duration::from_millis(options.tick_ms.into());
+    let clock = Clock::new(tick, options.raft.heartbeat_ticks, Instant::now());
+    let runtime = Runtime {
+        replica,
+        desk: Desk {
+            transport,
+            waiting: Waiting::default(),
+            answers: Vec::new(),
+        },
+        batch: Batch::default(),
+        clock,
+        full: false,
+        leader: None,
+        hub,
+    };
+    std::thread::Builder::new()
+        .name("replica".to_owned())
+        .spawn(move || {
+            let hub = Arc::clone(&runtime.hub);
+            let result = runtime.run();
+            hub.inbox.close();
+            // The receiver is gone only if the process ends anyway.
+            let _ = ended.send(result);
+        })?;
+    Ok(receiver)
+}
+
+impl Runtime {
+    fn run(mut self) -> Result<(), StoreError> {
+        self.publish();
+        loop {
+            let idle = self.full || !self.replica.has_work();
+            let deadline = idle.then(|| self.clock.next());
+            self.hub.inbox.take(&mut self.batch, deadline);
+            if self.take_in() {
+                return self.stop();
+            }
+            self.poll()?;
+            self.hub.deliveries.hand_over(&mut self.desk.answers);
+        }
+    }
+
+    /// Feeds the replica. Whether it shall stop.
+    fn take_in(&mut self) -> bool {
+        set(&self.hub.metrics.inbox_messages, self.batch.len() as u64);
+        if let Some(low) = self.batch.disk_low {
+            self.replica.set_disk_low(low);
+        }
+        // After a pause nothing may be believed that rests on how much time passed, before anything else happens.
+        let passed = self.clock.passed(Instant::now());
+        if passed.lost {
+            self.replica.lost_time();
+        }
+        for envelope in self.batch.envelopes.drain(..) {
+            let from = envelope.from;
+            if let Err(error) = self.replica.receive(envelope) {
+                tracing::debug!(%from, "refused a message: {error}");
+            }
+        }
+        for node in self.batch.disconnected.drain(..) {
+            self.replica.peer_disconnected(node);
+        }
+        for _ in 0..passed.ticks {
+            self.replica.tick(wall_clock());
+        }
+        if passed.ticks > 0 {
+            self.full = false;
+            self.publish();
+        }
+        if !self.batch.requests.is_empty() {
+            let count = u32::try_from(self.batch.requests.len()).unwrap_or(u32::MAX);
+            self.hub.metrics.batch_requests.observe(f64::from(count));
+        }
+        for Submission { request, reply } in self.batch.requests.drain(..) {
+            let id = self.desk.waiting.insert(reply);
+            self.replica.submit(RequestId(id), request);
+        }
+        self.batch.stop
+    }
+
+    fn poll(&mut self) -> Result<(), StoreError> {
+        if self.full {
+            return Ok(());
+        }
+        match self.replica.poll(&mut self.desk) {
+            Ok(()) => Ok(()),
+            Err(StoreError::Full(what)) => {
+                tracing::warn!("the disk is full, writes are refused until space returns: {what}");
+                self.replica.set_disk_low(true);
+                self.full = true;
+                Ok(())
+            }
+            Err(error) => {
+                self.hub.deliveries.hand_over(&mut self.desk.answers);
+                Err(error)
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let status = self.replica.status();
+        let metrics = &self.hub.metrics.replica;
+        if status.leader != self.leader {
+            self.leader = status.leader;
+            if let Some(leader) = status.leader {
+                metrics.leader_changes.inc();
+                tracing::info!(%leader, term = %status.term, role = ?status.role, "a leader is known");
+            } else {
+                tracing::info!(term = %status.term, "no leader is known");
+            }
+        }
+        metrics
+            .is_leader
+            .set((status.role == raft::Role::Leader).into());
+        metrics.has_leader.set(status.leader.is_some().into());
+        set(&metrics.term, status.term.0);
+        set(&metrics.commit_index, status.commit_index.0);
+        set(&metrics.applied_index, status.last_applied.0);
+        let lag = status.commit_index.since(status.last_applied);
+        set(&metrics.apply_lag_entries, lag);
+        let held = status.last_index.since(status.compacted.index);
+        set(&metrics.log_entries, held);
+        set(&metrics.pending_requests, status.pending_requests as u64);
+        set(
+            &metrics.sessions,
+            self.replica.machine().session_count() as u64,
+        );
+        metrics.disk_low.set(status.disk_low.into());
+        raise(&metrics.elections, status.elections_started);
+        let (sent, installed) = status.snapshots;
+        raise(&metrics.snapshots_sent, sent);
+        raise(&metrics.snapshots_installed, installed);
+        let (requests, bytes) = self.hub.budget.used();
+        set(&self.hub.metrics.inflight_requests, requests as u64);
+        set(&self.hub.metrics.inflight_bytes, bytes as u64);
+        let genesis = self.replica.machine().genesis().copied();
+        self.hub.publish(Arc::new(status), genesis);
+    }
+
+    fn stop(mut self) -> Result<(), StoreError> {
+        let result = self.replica.stop(&mut self.desk);
+        self.publish();
+        self.hub.deliveries.hand_over(&mut self.desk.answers);
+        result
+    }
+}
+
+/// Milliseconds since the Unix epoch. Only a leader uses it, to stamp its log, where it never runs backwards.
+fn wall_clock() -> LogTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    LogTime(since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }))
+}
+
+/// Turns time into ticks.
+///
+/// A process that was paused, or starved of its core, did not hear its peers meanwhile. If it counted all the time
+/// that passed, it would believe in a silence that wasn't there and start elections. So what it counts at once is
+/// bounded by a heartbeat's interval, which no election timeout is shorter than three of; the rest is *lost* and
+/// said so, because leases must not outlive it.
+struct Clock {
+    tick: Duration,
+    most: u32,
+    next: Instant,
+}
+
+/// What [`Clock::passed`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Passed {
+    ticks: u32,
+    lost: bool,
+}
+
+impl Clock {
+    fn new(tick: Duration, most: u32, now: Instant) -> Self {
+        Self {
+            tick,
+            most: most.max(1),
+            next: now + tick,
+        }
+    }
+
+    /// When the next tick is due.
+    fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// The ticks that are due.
+    fn passed(&mut self, now: Instant) -> Passed {
+        let mut ticks = 0;
+        while self.next <= now && ticks < self.most {
+            self.next += self.tick;
+            ticks += 1;
+        }
+        let lost = self.next <= now;
+        if lost {
+            self.next = now + self.tick;
+        }
+        Passed { ticks, lost }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_follow_the_time_and_a_pause_is_lost() {
+        let tick = Duration::from_millis(10);
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut clock = Clock::new(tick, 10, start);
+        let passed = |ticks, lost| Passed { ticks, lost };
+        assert_eq!(clock.passed(at(9)), passed(0, false));
+        assert_eq!(clock.passed(at(10)), passed(1, false));
+        assert_eq!(
+            clock.passed(at(39)),
+            passed(2, false),
+            "a late round catches up"
+        );
+        assert_eq!(clock.passed(at(130)), passed(10, false), "up to the bound");
+        assert_eq!(
+            clock.passed(at(60_130)),
+            passed(10, true),
+            "a minute's pause is no minute's silence"
+        );
+        assert_eq!(clock.next(), at(60_140));
+        assert_eq!(clock.passed(at(60_140)), passed(1, false));
+    }
+}

@@ -1,0 +1,187 @@
+//! `shardkv.v1.Admin`: what operators ask of one node.
+
+use std::sync::Arc;
+
+use api::v1::admin_server::Admin;
+use api::v1::{self, ErrorDetail, MemberStatus};
+use api::{error_status, errors};
+use raft::{MemberKind, ProgressState, Role};
+use replica::{Answer, Request as ReplicaRequest};
+use storage::Disk;
+use tonic::{Request, Response, Status};
+use types::NodeId;
+
+use crate::convert::kv::{self, KvRequest};
+use crate::hub::{Hub, Phase, View};
+
+/// The service.
+pub(crate) struct AdminService {
+    hub: Arc<Hub>,
+    disk: Disk,
+}
+
+impl AdminService {
+    pub(crate) fn new(hub: Arc<Hub>, disk: Disk) -> Self {
+        Self { hub, disk }
+    }
+
+    async fn ask(&self, request: KvRequest) -> Result<Answer<shardkv::Response>, ErrorDetail> {
+        self.hub
+            .ask(request)
+            .await?
+            .map_err(|refusal| kv::refused(&refusal, |node| self.hub.address_or_empty(node)))
+    }
+
+    async fn transfer(&self, to: u64) -> Result<v1::TransferLeadershipResponse, ErrorDetail> {
+        let target = (to != 0).then_some(NodeId(to));
+        match self.ask(ReplicaRequest::TransferLeadership(target)).await? {
+            Answer::LeadershipTransferred(leader) => Ok(v1::TransferLeadershipResponse {
+                leader_id: leader.0,
+            }),
+            _ => Err(kv::mismatch()),
+        }
+    }
+
+    async fn change(
+        &self,
+        request: v1::ChangeMembershipRequest,
+    ) -> Result<v1::ChangeMembershipResponse, ErrorDetail> {
+        let change = kv::membership_change(request)?;
+        match self.ask(ReplicaRequest::ChangeMembership(change)).await? {
+            Answer::MembershipChanged(index) => Ok(v1::ChangeMembershipResponse { index: index.0 }),
+            _ => Err(kv::mismatch()),
+        }
+    }
+
+    fn reject(&self, error: &ErrorDetail) -> Status {
+        self.hub.metrics.rejected(error);
+        error_status(error)
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn status(
+        &self,
+        _request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
+        let disk = self.disk.clone();
+        // Sizes are read off the file system.
+        let sizes = tokio::task::spawn_blocking(move || disk.sizes())
+            .await
+            .map_err(|error| self.reject(&errors::unavailable(error, 100)))?;
+        let mut response = status(&self.hub, &self.hub.view());
+        response.log_bytes = sizes.log_bytes;
+        response.state_bytes = sizes.state_bytes;
+        Ok(Response::new(response))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<v1::TransferLeadershipRequest>,
+    ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
+        match self.transfer(request.into_inner().node_id).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(error) => Err(self.reject(&error)),
+        }
+    }
+
+    async fn change_membership(
+        &self,
+        request: Request<v1::ChangeMembershipRequest>,
+    ) -> Result<Response<v1::ChangeMembershipResponse>, Status> {
+        match self.change(request.into_inner()).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(error) => Err(self.reject(&error)),
+        }
+    }
+}
+
+fn status(hub: &Hub, view: &View) -> v1::StatusResponse {
+    let mut response = v1::StatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        cluster_id: hub
+            .identity
+            .cluster()
+            .map_or_else(String::new, |cluster| cluster.to_string()),
+        gid: hub.identity.gid().0,
+        node_id: hub.node().0,
+        address: hub.address.clone(),
+        shards: view.genesis.map_or(0, |genesis| genesis.shards),
+        trouble: trouble(view).to_owned(),
+        ..v1::StatusResponse::default()
+    };
+    let Some(status) = &view.status else {
+        return response;
+    };
+    let role = match status.role {
+        Role::Leader => v1::Role::Leader,
+        Role::Candidate => v1::Role::Candidate,
+        Role::PreCandidate => v1::Role::PreCandidate,
+        Role::Follower if status.membership.is_voter(status.node) => v1::Role::Follower,
+        Role::Follower => v1::Role::Learner,
+    };
+    response.role = role.into();
+    response.term = status.term.0;
+    if let Some(leader) = status.leader {
+        response.leader_id = leader.0;
+        response.leader_address = hub.address_or_empty(leader);
+    }
+    response.commit_index = status.commit_index.0;
+    response.last_applied = status.last_applied.0;
+    response.first_index = status.compacted.index.next().0;
+    response.last_index = status.last_index.0;
+    response.disk_full = status.disk_low;
+    response.members = members(status);
+    response
+}
+
+fn members(status: &replica::Status) -> Vec<MemberStatus> {
+    let progress = |node: NodeId| {
+        status
+            .progress
+            .iter()
+            .find(|(follower, _, _)| *follower == node)
+    };
+    status
+        .membership
+        .members()
+        .map(|(node, member)| {
+            let (match_index, state) = match progress(node) {
+                Some((_, matched, state)) => (matched.0, name(*state)),
+                None if node == status.node && status.role == Role::Leader => {
+                    (status.last_index.0, "leader")
+                }
+                None => (0, ""),
+            };
+            MemberStatus {
+                node_id: node.0,
+                address: member.address.clone(),
+                voter: member.kind == MemberKind::Voter,
+                match_index,
+                progress: state.to_owned(),
+            }
+        })
+        .collect()
+}
+
+fn name(state: ProgressState) -> &'static str {
+    match state {
+        ProgressState::Probe => "probe",
+        ProgressState::Replicate => "replicate",
+        ProgressState::Snapshot => "snapshot",
+    }
+}
+
+/// Why the node takes no part, empty when it does.
+fn trouble(view: &View) -> &'static str {
+    match (view.phase, &view.status) {
+        (Phase::Starting, _) | (_, None) => "starting: looking for the group",
+        (Phase::Stopping | Phase::Stopped, _) => "stopping",
+        (Phase::Running, Some(status)) if status.membership.get(status.node).is_none() => {
+            "waiting to be added to the group"
+        }
+        (Phase::Running, Some(status)) if status.leader.is_none() => "no leader is known",
+        (Phase::Running, Some(_)) => "",
+    }
+}

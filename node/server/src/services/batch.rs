@@ -1,0 +1,262 @@
+//! `Kv.Batch`: many requests over one stream.
+//!
+//! A message's items cross to the replica together. Answers are gathered while the stream is busy sending, so
+//! that the busier it is the more of them go out in one message. Two bounds hold for a stream: items without an
+//! answer (then its input is not read on, which HTTP/2 passes back to the client), and bytes of answers that
+//! the client doesn't fetch (then further reads of it are refused as `Overloaded`).
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use api::v1::batch_result::Response as ItemResponse;
+use api::v1::{BatchItem, BatchRequest, BatchResponse, BatchResult, ErrorDetail};
+use api::{error_status, errors};
+use tokio::sync::Notify;
+use tokio_stream::Stream;
+use tonic::{Status, Streaming};
+
+use crate::convert::kv::{self, Checks, KvResult};
+use crate::hub::Hub;
+use crate::inbox::Submission;
+use crate::replies::Reply;
+
+/// An answer message is closed when it reaches this size.
+const MESSAGE_BYTES: usize = 1 << 20;
+/// Answers that the client does not fetch, beyond which its reads are refused.
+const MAX_UNFETCHED_BYTES: usize = 16 << 20;
+const RETRY_AFTER_MS: u32 = 20;
+
+/// One batch stream: the answers that wait to be sent.
+pub(crate) struct BatchStream {
+    hub: Arc<Hub>,
+    state: Mutex<State>,
+    room: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Answers to send, and their sizes.
+    ready: std::collections::VecDeque<(BatchResult, usize)>,
+    ready_bytes: usize,
+    /// Items that came in and whose answers were not sent.
+    unanswered: usize,
+    /// No more items come.
+    ended: bool,
+    /// What ended the input, if not the client's wish.
+    failure: Option<Status>,
+    /// Whether [`BatchStream::push`] was called since the last [`BatchStream::wake`].
+    touched: bool,
+    /// The client is gone.
+    abandoned: bool,
+    sender: Option<Waker>,
+}
+
+impl BatchStream {
+    /// A stream that reads `input` and gives the answers.
+    pub(crate) fn open(hub: Arc<Hub>, input: Streaming<BatchRequest>) -> Answers {
+        let stream = Arc::new(Self {
+            hub,
+            state: Mutex::default(),
+            room: Notify::new(),
+        });
+        tokio::spawn(Arc::clone(&stream).read(input));
+        Answers(stream)
+    }
+
+    async fn read(self: Arc<Self>, mut input: Streaming<BatchRequest>) {
+        let stopped = self.hub.stopped();
+        tokio::pin!(stopped);
+        let failure = loop {
+            let message = tokio::select! {
+                message = self.next(&mut input) => message,
+                () = &mut stopped => break Some(error_status(&self.hub.gone())),
+            };
+            match message {
+                Ok(Some(message)) => self.take_in(message.items),
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        let mut state = self.lock();
+        state.ended = true;
+        state.failure = failure;
+        let sender = state.sender.take();
+        drop(state);
+        if let Some(sender) = sender {
+            sender.wake();
+        }
+    }
+
+    /// The next message, when there is room for it.
+    async fn next(
+        &self,
+        input: &mut Streaming<BatchRequest>,
+    ) -> Result<Option<BatchRequest>, Status> {
+        self.wait_for_room().await;
+        input.message().await
+    }
+
+    async fn wait_for_room(&self) {
+        let limit = self.hub.options.limits.max_stream_inflight_items;
+        loop {
+            let room = self.room.notified();
+            {
+                let state = self.lock();
+                if state.unanswered < limit || state.abandoned {
+                    return;
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// Sends a message's items to the replica, or answers them at once with what is wrong with them.
+    fn take_in(self: &Arc<Self>, items: Vec<BatchItem>) {
+        self.lock().unanswered += items.len();
+        let limits = &self.hub.options.limits;
+        let checks = Checks::new(limits);
+        let running = self.hub.check_running();
+        let mut submissions = Vec::with_capacity(items.len());
+        let mut refused = false;
+        for (position, item) in items.into_iter().enumerate() {
+            let id = item.id;
+            let submission = if position < limits.max_batch_items {
+                running.clone().and_then(|()| self.submission(checks, item))
+            } else {
+                let limit = limits.max_batch_items as u64;
+                Err(errors::too_large("batch (in items)", limit + 1, limit))
+            };
+            match submission {
+                Ok(submission) => submissions.push(submission),
+                Err(error) => {
+                    refused = true;
+                    self.hub.metrics.rejected(&error);
+                    self.lock().add(id, ItemResponse::Error(error));
+                }
+            }
+        }
+        if !submissions.is_empty() {
+            self.hub.inbox.submit(submissions);
+        }
+        if refused {
+            self.wake();
+        }
+    }
+
+    fn submission(
+        self: &Arc<Self>,
+        checks: Checks,
+        item: BatchItem,
+    ) -> Result<Submission, ErrorDetail> {
+        let request = checks.item(item.request)?;
+        let permit = self.hub.budget.take(kv::size(&request))?;
+        let reply = Reply::item(permit, Arc::clone(self), item.id);
+        Ok(Submission { request, reply })
+    }
+
+    /// Adds an answer. Whether the stream was not touched since it was last woken: then the caller owes it a
+    /// [`BatchStream::wake`].
+    pub(crate) fn push(&self, id: u64, result: KvResult) -> bool {
+        let outcome = kv::outcome(result, |node| self.hub.address_or_empty(node));
+        if let Err(error) = &outcome {
+            self.hub.metrics.rejected(error);
+        }
+        let mut state = self.lock();
+        let response = match kv::item_response(outcome) {
+            ItemResponse::Get(_) if state.ready_bytes > MAX_UNFETCHED_BYTES => {
+                let limit = MAX_UNFETCHED_BYTES as u64;
+                let what = "bytes of answers that the client did not fetch";
+                ItemResponse::Error(errors::overloaded(what, limit, RETRY_AFTER_MS))
+            }
+            response => response,
+        };
+        state.add(id, response);
+        !std::mem::replace(&mut state.touched, true)
+    }
+
+    /// Has the answers that were added sent.
+    pub(crate) fn wake(&self) {
+        let mut state = self.lock();
+        state.touched = false;
+        let sender = state.sender.take();
+        drop(state);
+        if let Some(sender) = sender {
+            sender.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn add(&mut self, id: u64, response: ItemResponse) {
+        if self.abandoned {
+            return;
+        }
+        let size = 16
+            + match &response {
+                ItemResponse::Get(get) => get.value.len(),
+                ItemResponse::Error(error) => error.message.len() + 16,
+                _ => 0,
+            };
+        self.ready_bytes += size;
+        let response = Some(response);
+        self.ready.push_back((BatchResult { id, response }, size));
+    }
+
+    /// The next message: all that is ready, up to its size.
+    fn message(&mut self) -> BatchResponse {
+        let mut results = Vec::with_capacity(self.ready.len());
+        let mut bytes = 0;
+        while bytes < MESSAGE_BYTES {
+            let Some((result, size)) = self.ready.pop_front() else {
+                break;
+            };
+            bytes += size;
+            results.push(result);
+        }
+        self.ready_bytes -= bytes;
+        self.unanswered -= results.len();
+        BatchResponse { results }
+    }
+}
+
+/// The answers of a batch stream.
+pub(crate) struct Answers(Arc<BatchStream>);
+
+impl Stream for Answers {
+    type Item = Result<BatchResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let stream = &self.0;
+        let mut state = stream.lock();
+        if !state.ready.is_empty() {
+            let message = state.message();
+            drop(state);
+            stream.room.notify_one();
+            return Poll::Ready(Some(Ok(message)));
+        }
+        if state.ended && (state.unanswered == 0 || state.failure.is_some()) {
+            return Poll::Ready(state.failure.take().map(Err));
+        }
+        match &mut state.sender {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.abandoned = true;
+        state.ready.clear();
+        state.ready_bytes = 0;
+        drop(state);
+        self.0.room.notify_one();
+    }
+}

@@ -1,0 +1,6 @@
+//! The gRPC services.
+
+pub(crate) mod admin;
+pub(crate) mod batch;
+pub(crate) mod kv;
+pub(crate) mod peers;

@@ -1,0 +1,252 @@
+//! `shardkv.v1.Raft`: what the other members, and those who want to be, say to this node.
+
+use std::sync::Arc;
+
+use api::v1::raft_server::Raft;
+use api::v1::{ErrorDetail, Hello, IdentifyRequest, IdentifyResponse, RaftAccept, RaftFrame};
+use api::{error_status, errors};
+use raft::{Envelope, MAX_ADDRESS_BYTES, Message};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use types::{ClusterId, NodeId};
+
+use crate::convert::peer;
+use crate::hub::Hub;
+use crate::transport::Transport;
+use crate::transport::hello::Listener;
+use crate::transport::link::Lane;
+
+/// The service.
+pub(crate) struct PeerService {
+    hub: Arc<Hub>,
+    transport: Arc<Transport>,
+}
+
+type Acceptance = ReceiverStream<Result<RaftAccept, Status>>;
+
+impl PeerService {
+    pub(crate) fn new(hub: Arc<Hub>, transport: Arc<Transport>) -> Self {
+        Self { hub, transport }
+    }
+
+    async fn open(
+        &self,
+        lane: Lane,
+        request: Request<Streaming<RaftFrame>>,
+    ) -> Result<Response<Acceptance>, Status> {
+        let mut frames = request.into_inner();
+        let hello = match self.greet(lane, &mut frames).await {
+            Ok(hello) => hello,
+            Err(error) => {
+                self.hub.metrics.rejected(&error);
+                tracing::info!("refused a peer's stream: {}", error.message);
+                return Err(error_status(&error));
+            }
+        };
+        let (answers, receiver) = mpsc::channel(2);
+        let node_id = self.hub.node().0;
+        // There is room for it, and the receiver is here.
+        let _ = answers.try_send(Ok(RaftAccept { node_id }));
+        let inbound = Inbound {
+            hub: Arc::clone(&self.hub),
+            from: NodeId(hello.from),
+            stranger: hello.cluster_id == 0,
+            lane,
+        };
+        tokio::spawn(inbound.run(frames, answers));
+        self.transport.heard_of(NodeId(hello.from));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    /// Reads and checks the first frame.
+    async fn greet(
+        &self,
+        lane: Lane,
+        frames: &mut Streaming<RaftFrame>,
+    ) -> Result<Hello, ErrorDetail> {
+        self.hub.check_running()?;
+        let wait = self.hub.options.network.handshake_timeout;
+        let first = match timeout(wait, frames.message()).await {
+            Ok(Ok(Some(frame))) => frame,
+            Ok(Ok(None)) | Err(_) => {
+                return Err(errors::bad_request("hello", "it did not come in time"));
+            }
+            Ok(Err(status)) => return Err(errors::bad_request("hello", status.message())),
+        };
+        let Some(hello) = first.hello.filter(|_| first.messages.is_empty()) else {
+            let reason = "the first frame of a stream carries it, and nothing else";
+            return Err(errors::bad_request("hello", reason));
+        };
+        Listener::of(&self.hub).check(&hello)?;
+        if hello.address.is_empty() || hello.address.len() > MAX_ADDRESS_BYTES {
+            let reason = format!("it has 1 to {MAX_ADDRESS_BYTES} bytes");
+            return Err(errors::bad_request("hello.address", reason));
+        }
+        if lane == Lane::Snapshots {
+            self.bind(&hello).await?;
+        }
+        self.hub.learn(NodeId(hello.from), hello.address.clone());
+        Ok(hello)
+    }
+
+    /// A node that waits to be let in learns from its first snapshot's sender where it belongs, and writes that down
+    /// before it takes a byte of it.
+    async fn bind(&self, hello: &Hello) -> Result<(), ErrorDetail> {
+        if hello.cluster_id == 0 {
+            let reason = "who sends a snapshot belongs to a cluster";
+            return Err(errors::bad_request("hello.cluster_id", reason));
+        }
+        if self.hub.identity.cluster().is_some() {
+            return Ok(());
+        }
+        let identity = Arc::clone(&self.hub.identity);
+        let cluster = ClusterId(hello.cluster_id);
+        let bound = tokio::task::spawn_blocking(move || identity.bind(cluster)).await;
+        match bound {
+            Ok(Ok(())) => {
+                tracing::info!(%cluster, "let into a group");
+                Ok(())
+            }
+            Ok(Err(error)) => Err(errors::unavailable(error, 1_000)),
+            Err(error) => Err(errors::unavailable(error, 1_000)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Raft for PeerService {
+    type StreamStream = Acceptance;
+    type SnapshotStream = Acceptance;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<RaftFrame>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        self.open(Lane::Messages, request).await
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<RaftFrame>>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.open(Lane::Snapshots, request).await
+    }
+
+    async fn identify(
+        &self,
+        request: Request<IdentifyRequest>,
+    ) -> Result<Response<IdentifyResponse>, Status> {
+        let request = request.into_inner();
+        Listener::of(&self.hub)
+            .check_group(&request.cluster_name, request.gid)
+            .map_err(|error| error_status(&error))?;
+        let identity = Arc::clone(&self.hub.identity);
+        // The lock may be held while a beginning is written to disk.
+        let introduction = tokio::task::spawn_blocking(move || identity.introduce())
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let joined = self
+            .hub
+            .view()
+            .status
+            .is_some_and(|status| !status.membership.is_empty());
+        Ok(Response::new(IdentifyResponse {
+            node_id: self.hub.node().0,
+            address: self.hub.address.clone(),
+            genesis: introduction.genesis.map(|first| first.to_wire()),
+            initialised: introduction.initialised || joined,
+        }))
+    }
+}
+
+/// One accepted stream.
+struct Inbound {
+    hub: Arc<Hub>,
+    from: NodeId,
+    /// The sender belongs to no cluster yet.
+    stranger: bool,
+    lane: Lane,
+}
+
+impl Inbound {
+    /// Reads frames until the stream ends, then says how it ended. `answers` keeps the stream open meanwhile.
+    async fn run(
+        self,
+        mut frames: Streaming<RaftFrame>,
+        answers: mpsc::Sender<Result<RaftAccept, Status>>,
+    ) {
+        let stopped = self.hub.stopped();
+        tokio::pin!(stopped);
+        loop {
+            let frame = tokio::select! {
+                frame = frames.message() => frame,
+                () = &mut stopped => break,
+            };
+            let envelopes = match frame {
+                Ok(Some(frame)) => self.understand(frame),
+                Ok(None) => break,
+                Err(status) => {
+                    tracing::debug!(from = %self.from, "a peer's stream broke: {}", status.message());
+                    break;
+                }
+            };
+            match envelopes {
+                Ok(envelopes) => self.hub.inbox.receive(envelopes).await,
+                Err(error) => {
+                    self.hub.metrics.rejected(&error);
+                    tracing::warn!(from = %self.from, "ended a peer's stream: {}", error.message);
+                    // Whether the peer still hears it or not, the stream ends.
+                    let _ = answers.send(Err(error_status(&error))).await;
+                    break;
+                }
+            }
+        }
+        if self.lane == Lane::Messages {
+            self.hub.metrics.peer_disconnects.inc();
+            self.hub.inbox.disconnected(self.from);
+        }
+    }
+
+    fn understand(&self, frame: RaftFrame) -> Result<Vec<Envelope>, ErrorDetail> {
+        if frame.hello.is_some() {
+            return Err(errors::bad_request("hello", "it comes once"));
+        }
+        let mut envelopes = Vec::with_capacity(frame.messages.len());
+        for message in frame.messages {
+            let envelope = peer::from_wire(message)
+                .map_err(|error| errors::bad_request(error.field, error.reason))?;
+            self.check(&envelope)?;
+            envelopes.push(envelope);
+        }
+        Ok(envelopes)
+    }
+
+    /// Refuses what doesn't belong on this stream.
+    fn check(&self, envelope: &Envelope) -> Result<(), ErrorDetail> {
+        if envelope.from != self.from {
+            let reason = format!("this stream is {}'s, not {}'s", self.from, envelope.from);
+            return Err(errors::bad_request("from", reason));
+        }
+        let chunk = matches!(envelope.message, Message::SnapshotChunk(_));
+        if chunk != (self.lane == Lane::Snapshots) {
+            let reason = "snapshot chunks have a stream of their own";
+            return Err(errors::bad_request("message", reason));
+        }
+        // A member that lost its disk speaks under a new id, and one that is being let in may only answer.
+        let joins = matches!(envelope.message, Message::JoinRequest { .. });
+        if self.stranger && !joins && !self.is_member() {
+            let reason = "a node that belongs to no cluster may only ask to be let in";
+            return Err(errors::bad_request("message", reason));
+        }
+        Ok(())
+    }
+
+    fn is_member(&self) -> bool {
+        self.hub
+            .view()
+            .status
+            .is_some_and(|status| status.membership.get(self.from).is_some())
+    }
+}

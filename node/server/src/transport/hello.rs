@@ -1,0 +1,142 @@
+//! What two nodes tell each other first, and when they don't talk on.
+
+use api::errors;
+use api::v1::{ErrorDetail, Hello, WrongCluster, error_detail::Kind};
+use types::{ClusterId, Gid, NodeId};
+
+use crate::hub::Hub;
+
+/// The version of the protocol between peers.
+const VERSION: u32 = 1;
+
+/// The hello of this node to whoever is expected at an address; `to` is zero for anybody.
+pub(crate) fn hello(hub: &Hub, to: NodeId) -> Hello {
+    Hello {
+        version: VERSION,
+        cluster_id: hub.identity.cluster().map_or(0, |cluster| cluster.0),
+        gid: hub.identity.gid().0,
+        from: hub.node().0,
+        to: to.0,
+        cluster_name: hub.identity.name().to_owned(),
+        address: hub.address.clone(),
+    }
+}
+
+/// Who hears a hello.
+pub(crate) struct Listener<'a> {
+    pub(crate) node: NodeId,
+    pub(crate) gid: Gid,
+    pub(crate) name: &'a str,
+    /// `None` while this node waits to be let into a group.
+    pub(crate) cluster: Option<ClusterId>,
+}
+
+impl<'a> Listener<'a> {
+    pub(crate) fn of(hub: &'a Hub) -> Self {
+        Self {
+            node: hub.node(),
+            gid: hub.identity.gid(),
+            name: hub.identity.name(),
+            cluster: hub.identity.cluster(),
+        }
+    }
+
+    /// Refuses a name or group that isn't this node's.
+    pub(crate) fn check_group(&self, name: &str, gid: u64) -> Result<(), ErrorDetail> {
+        if name == self.name && gid == self.gid.0 {
+            return Ok(());
+        }
+        let theirs = format!("{name} group {gid}");
+        let ours = format!("{} group {}", self.name, self.gid.0);
+        Err(errors::wrong_cluster(&theirs, &ours))
+    }
+
+    /// Refuses whoever isn't of this cluster and group, or believes somebody else here.
+    pub(crate) fn check(&self, hello: &Hello) -> Result<(), ErrorDetail> {
+        if hello.version != VERSION {
+            let reason = format!("this node speaks version {VERSION}, not {}", hello.version);
+            return Err(errors::bad_request("hello.version", reason));
+        }
+        if hello.from == 0 || hello.from == self.node.0 {
+            let reason = "it is no node, or this node itself";
+            return Err(errors::bad_request("hello.from", reason));
+        }
+        self.check_group(&hello.cluster_name, hello.gid)?;
+        if let Some(cluster) = self.cluster
+            && hello.cluster_id != 0
+            && hello.cluster_id != cluster.0
+        {
+            let theirs = format!("{} incarnation {}", self.name, ClusterId(hello.cluster_id));
+            let ours = format!("{} incarnation {cluster}", self.name);
+            return Err(errors::wrong_cluster(&theirs, &ours));
+        }
+        if hello.to != 0 && hello.to != self.node.0 {
+            return Err(another_node(NodeId(hello.to), self.node));
+        }
+        Ok(())
+    }
+}
+
+fn another_node(expected: NodeId, actual: NodeId) -> ErrorDetail {
+    ErrorDetail {
+        message: format!(
+            "here lives node {actual}, not {expected}: its disk was replaced or its address given away"
+        ),
+        kind: Some(Kind::WrongCluster(WrongCluster {
+            expected: expected.to_string(),
+            actual: actual.to_string(),
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Hello {
+        Hello {
+            version: VERSION,
+            cluster_id: 50,
+            gid: 1,
+            from: 2,
+            to: 1,
+            cluster_name: "prod".to_owned(),
+            address: "b:1".to_owned(),
+        }
+    }
+
+    fn check(cluster: Option<u64>, change: impl FnOnce(&mut Hello)) -> Option<Kind> {
+        let listener = Listener {
+            node: NodeId(1),
+            gid: Gid(1),
+            name: "prod",
+            cluster: cluster.map(ClusterId),
+        };
+        let mut hello = good();
+        change(&mut hello);
+        listener.check(&hello).err().and_then(|detail| detail.kind)
+    }
+
+    #[test]
+    fn who_belongs_here_is_welcome() {
+        assert_eq!(check(Some(50), |_| ()), None);
+        assert_eq!(check(Some(50), |h| h.to = 0), None, "who asks anybody");
+        assert_eq!(check(Some(50), |h| h.cluster_id = 0), None, "a joiner");
+        assert_eq!(check(None, |_| ()), None, "a joiner hears its group");
+    }
+
+    #[test]
+    fn strangers_are_refused_with_a_typed_error() {
+        let wrong = |kind| matches!(kind, Some(Kind::WrongCluster(_)));
+        assert!(wrong(check(Some(50), |h| h.cluster_id = 51)));
+        assert!(wrong(check(Some(50), |h| h.gid = 2)));
+        assert!(wrong(
+            check(Some(50), |h| h.cluster_name = "test".to_owned())
+        ));
+        assert!(wrong(check(Some(50), |h| h.to = 3)));
+        let bad = |kind| matches!(kind, Some(Kind::BadRequest(_)));
+        assert!(bad(check(Some(50), |h| h.version = 2)));
+        assert!(bad(check(Some(50), |h| h.from = 0)));
+        assert!(bad(check(Some(50), |h| h.from = 1)));
+    }
+}

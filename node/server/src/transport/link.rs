@@ -1,0 +1,224 @@
+//! One outgoing stream to one peer, kept up: connected, refused, broken, connected again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::error_detail;
+use api::v1::RaftAccept;
+use api::v1::raft_client::RaftClient;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Endpoint;
+use tonic::{Status, Streaming};
+use types::NodeId;
+
+use super::hello;
+use super::limiter::Limiter;
+use super::queue::{Frames, Queue};
+use crate::hub::Hub;
+use crate::options::MAX_FRAME_BYTES;
+use crate::random;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Who refuses us will hardly change its mind soon.
+const REFUSED_PAUSE: Duration = Duration::from_secs(3);
+/// A snapshot's connection is closed when it was not used for this long.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Who is at the other end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    /// A node, wherever it is reached.
+    Node(NodeId),
+    /// Whoever is at an address: for a node that asks to be let in and knows nobody.
+    Address(String),
+}
+
+/// What the stream carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// All messages but snapshot chunks; always connected.
+    Messages,
+    /// Snapshot chunks; connected while there are some.
+    Snapshots,
+}
+
+/// One outgoing stream.
+pub(crate) struct Link {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) target: Target,
+    pub(crate) lane: Lane,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) limiter: Arc<Limiter>,
+    /// The peer was heard of: try now.
+    pub(crate) nudge: Arc<Notify>,
+}
+
+/// Why there is no stream.
+enum Failure {
+    /// Nobody there, or no answer.
+    Unreachable(String),
+    /// Somebody is there and doesn't want us.
+    Refused(String),
+}
+
+impl Link {
+    /// Keeps the stream up for as long as it is polled.
+    pub(crate) async fn run(self) {
+        let mut pause = FIRST_PAUSE;
+        let mut told: Option<String> = None;
+        loop {
+            if self.lane == Lane::Snapshots {
+                self.queue.filled().await;
+            }
+            match self.connect().await {
+                Ok(answers) => {
+                    tracing::debug!(to = ?self.target, lane = ?self.lane, "connected");
+                    told = None;
+                    let since = Instant::now();
+                    self.queue.set_connected(true);
+                    self.watch(answers).await;
+                    self.queue.set_connected(false);
+                    self.broke();
+                    if since.elapsed() > LONGEST_PAUSE {
+                        pause = FIRST_PAUSE;
+                    }
+                }
+                Err(failure) => {
+                    let (reason, refused) = match failure {
+                        Failure::Unreachable(reason) => (reason, false),
+                        Failure::Refused(reason) => (reason, true),
+                    };
+                    pause = if refused { REFUSED_PAUSE } else { pause };
+                    // Once per reason: a peer that is down for a night is one line.
+                    if told.as_ref() != Some(&reason) {
+                        tracing::info!(to = ?self.target, "no connection: {reason}");
+                        told = Some(reason);
+                    }
+                    self.queue.set_connected(false);
+                }
+            }
+            tokio::select! {
+                () = sleep(jittered(pause)) => {}
+                () = self.nudge.notified() => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn broke(&self) {
+        if let (Target::Node(node), Lane::Messages) = (&self.target, self.lane) {
+            self.hub.metrics.peer_disconnects.inc();
+            self.hub.inbox.disconnected(*node);
+        }
+    }
+
+    fn address(&self) -> Option<String> {
+        match &self.target {
+            Target::Node(node) => self.hub.address_of(*node),
+            Target::Address(address) => Some(address.clone()),
+        }
+    }
+
+    /// Opens the stream and waits for the peer's acceptance. The name is resolved each time.
+    async fn connect(&self) -> Result<Streaming<RaftAccept>, Failure> {
+        let unreachable = |error: &dyn std::fmt::Display| Failure::Unreachable(error.to_string());
+        let Some(address) = self.address() else {
+            return Err(unreachable(&"its address isn't known"));
+        };
+        let network = &self.hub.options.network;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| unreachable(&error))?
+            .tcp_nodelay(true)
+            .connect_timeout(network.connect_timeout)
+            .http2_keep_alive_interval(network.keepalive_interval)
+            .keep_alive_timeout(network.keepalive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(network.stream_window_bytes)
+            .initial_connection_window_size(network.connection_window_bytes);
+        let channel = timeout(network.connect_timeout, endpoint.connect())
+            .await
+            .map_err(|_| unreachable(&format!("connecting to {address} took too long")))?
+            .map_err(|error| unreachable(&format!("{address}: {error}")))?;
+        let mut client = RaftClient::new(channel)
+            .max_encoding_message_size(MAX_FRAME_BYTES)
+            .max_decoding_message_size(1 << 16);
+        let accepting = async {
+            let frames = self.frames();
+            let mut answers = match self.lane {
+                Lane::Messages => client.stream(frames).await?,
+                Lane::Snapshots => client.snapshot(frames).await?,
+            }
+            .into_inner();
+            let accepted = answers.message().await?;
+            Ok::<_, Status>((answers, accepted))
+        };
+        // The other side waits for our hello as long as a handshake may take; one wait fits both.
+        match timeout(network.handshake_timeout, accepting).await {
+            Err(_) => Err(unreachable(&format!("{address} doesn't answer"))),
+            Ok(Err(status)) => Err(failure(&address, &status)),
+            Ok(Ok((_, None))) => Err(unreachable(&format!("{address} hung up"))),
+            Ok(Ok((answers, Some(_)))) => Ok(answers),
+        }
+    }
+
+    fn frames(&self) -> Frames {
+        let to = match self.target {
+            Target::Node(node) => node,
+            Target::Address(_) => NodeId(0),
+        };
+        let hub = Arc::clone(&self.hub);
+        let lane = self.lane;
+        let sent = move |bytes: usize| {
+            let counter = match lane {
+                Lane::Messages => &hub.metrics.peer_sent_bytes,
+                Lane::Snapshots => &hub.metrics.snapshot_sent_bytes,
+            };
+            counter.inc_by(bytes as u64);
+        };
+        // Chunks go one a frame, so that the pace is kept.
+        let (max_bytes, limiter) = match self.lane {
+            Lane::Messages => (self.hub.options.network.peer_frame_bytes, None),
+            Lane::Snapshots => (1, Some(Arc::clone(&self.limiter))),
+        };
+        let hello = hello::hello(&self.hub, to);
+        Frames::new(&self.queue, hello, max_bytes, limiter, Box::new(sent))
+    }
+
+    /// Returns when the stream broke, or (snapshots only) wasn't needed for a while.
+    async fn watch(&self, mut answers: Streaming<RaftAccept>) {
+        loop {
+            tokio::select! {
+                answer = answers.message() => match answer {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return,
+                    Err(status) => {
+                        tracing::debug!(to = ?self.target, "the stream broke: {}", status.message());
+                        return;
+                    }
+                },
+                () = sleep(IDLE), if self.lane == Lane::Snapshots => {
+                    if self.queue.idle_since().is_some_and(|since| since.elapsed() >= IDLE) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn failure(address: &str, status: &Status) -> Failure {
+    use api::v1::error_detail::Kind;
+    let reason = format!("{address}: {}", status.message());
+    match error_detail(status).and_then(|detail| detail.kind) {
+        Some(Kind::WrongCluster(_) | Kind::BadRequest(_)) => Failure::Refused(reason),
+        _ => Failure::Unreachable(reason),
+    }
+}
+
+/// Half to one and a half of `pause`, so that nodes that were cut off together don't come back together.
+fn jittered(pause: Duration) -> Duration {
+    let random = random::number().unwrap_or(1) % 1_024;
+    pause / 2 + pause * u32::try_from(random).unwrap_or(0) / 1_024
+}

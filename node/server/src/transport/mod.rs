@@ -1,0 +1,197 @@
+//! Messages to and from the other members.
+//!
+//! Each node keeps one outgoing stream to each other member and sends all its messages there; the answers come on the
+//! other's outgoing stream. Snapshot chunks have a stream and a connection of their own, so that they never stand
+//! before a heartbeat. Queues are bounded, and a message that is lost is Raft's business. When an established
+//! stream breaks, the replica is told at once: if it was to the leader, a new one is elected without waiting
+//! for a timeout.
+
+pub(crate) mod hello;
+pub(crate) mod limiter;
+pub(crate) mod link;
+pub(crate) mod queue;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use raft::{Envelope, Message};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use types::NodeId;
+
+use crate::bootstrap::initial_peers;
+use crate::hub::Hub;
+use limiter::Limiter;
+use link::{Lane, Link, Target};
+use queue::Queue;
+
+/// A link to a node that is no member is closed when it was not used for this long.
+const FORGET_AFTER: Duration = Duration::from_secs(30);
+/// How often links are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// The way to all peers.
+pub(crate) struct Transport {
+    hub: Arc<Hub>,
+    runtime: Handle,
+    limiter: Arc<Limiter>,
+    /// Where a node that is no member asks to be let in.
+    doors: Vec<String>,
+    links: Mutex<BTreeMap<Target, Peer>>,
+}
+
+/// The links to one peer.
+struct Peer {
+    messages: Arc<Queue>,
+    snapshots: Arc<Queue>,
+    nudge: Arc<Notify>,
+    tasks: [AbortHandle; 2],
+    used: Instant,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Transport {
+    /// A transport whose links run on the current runtime.
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        let doors = initial_peers(&hub)
+            .into_iter()
+            .filter(|peer| *peer != hub.address)
+            .collect();
+        Self {
+            limiter: Arc::new(Limiter::new(hub.options.network.snapshot_bytes_per_second)),
+            hub,
+            runtime: Handle::current(),
+            doors,
+            links: Mutex::default(),
+        }
+    }
+
+    /// Queues a message. Called from the replica's thread; never waits.
+    pub(crate) fn send(&self, envelope: Envelope) {
+        if envelope.to != NodeId(0) {
+            self.send_to(Target::Node(envelope.to), envelope);
+            return;
+        }
+        for door in &self.doors {
+            self.send_to(Target::Address(door.clone()), envelope.clone());
+        }
+    }
+
+    fn send_to(&self, target: Target, envelope: Envelope) {
+        let mut links = self.lock();
+        let peer = links
+            .entry(target)
+            .or_insert_with_key(|target| self.open(target.clone()));
+        peer.used = Instant::now();
+        let queue = match envelope.message {
+            Message::SnapshotChunk(_) => &peer.snapshots,
+            _ => &peer.messages,
+        };
+        let dropped = queue.push(envelope);
+        if dropped > 0 {
+            self.hub.metrics.peer_dropped_messages.inc_by(dropped);
+        }
+    }
+
+    fn open(&self, target: Target) -> Peer {
+        let max_bytes = self.hub.options.network.peer_queue_bytes;
+        let messages = Arc::new(Queue::new(max_bytes));
+        let snapshots = Arc::new(Queue::new(max_bytes));
+        let nudge = Arc::new(Notify::new());
+        let task = |lane, queue: &Arc<Queue>| {
+            let link = Link {
+                hub: Arc::clone(&self.hub),
+                target: target.clone(),
+                lane,
+                queue: Arc::clone(queue),
+                limiter: Arc::clone(&self.limiter),
+                nudge: Arc::clone(&nudge),
+            };
+            self.runtime.spawn(link.run()).abort_handle()
+        };
+        Peer {
+            tasks: [
+                task(Lane::Messages, &messages),
+                task(Lane::Snapshots, &snapshots),
+            ],
+            messages,
+            snapshots,
+            nudge,
+            used: Instant::now(),
+        }
+    }
+
+    /// A peer was heard of: a link to it that pauses tries now.
+    pub(crate) fn heard_of(&self, node: NodeId) {
+        if let Some(peer) = self.lock().get(&Target::Node(node)) {
+            peer.nudge.notify_waiters();
+        }
+    }
+
+    /// Keeps a link to every member and forgets those that are no use, for as long as it is polled.
+    pub(crate) async fn tend(&self) {
+        let mut view = self.hub.watch();
+        let mut members: Vec<NodeId> = Vec::new();
+        loop {
+            let status = view.borrow_and_update().status.clone();
+            if let Some(status) = status {
+                let now: Vec<NodeId> = status
+                    .membership
+                    .members()
+                    .map(|(node, _)| node)
+                    .filter(|node| *node != status.node)
+                    .collect();
+                let joined = status.membership.get(status.node).is_some();
+                if now != members {
+                    self.open_all(&now);
+                    members = now;
+                }
+                self.sweep(&members, joined);
+            }
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() {
+                    return;
+                },
+                () = tokio::time::sleep(SWEEP_EVERY) => {}
+            }
+        }
+    }
+
+    /// Connects before there is anything to say, so that an election needn't wait for it.
+    fn open_all(&self, members: &[NodeId]) {
+        let mut links = self.lock();
+        for node in members {
+            links
+                .entry(Target::Node(*node))
+                .or_insert_with_key(|target| self.open(target.clone()));
+        }
+    }
+
+    fn sweep(&self, members: &[NodeId], joined: bool) {
+        let now = Instant::now();
+        self.lock().retain(|target, peer| match target {
+            Target::Address(_) => !joined,
+            Target::Node(node) => {
+                members.contains(node) || now.duration_since(peer.used) < FORGET_AFTER
+            }
+        });
+    }
+
+    /// Closes all links.
+    pub(crate) fn close(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Target, Peer>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
