@@ -78,25 +78,33 @@ impl Admin {
         if raft.role() != Role::Leader || raft.membership().get(node).is_some() {
             return;
         }
-        let here: Vec<(NodeId, MemberKind)> = raft
+        let here: Vec<(NodeId, &raft::Member)> = raft
             .membership()
             .members()
             .filter(|(_, member)| member.address == address)
-            .map(|(id, member)| (id, member.kind))
             .collect();
         let alive = here
             .iter()
             .any(|(id, _)| *id == raft.node() || raft.is_active(*id));
-        let voter = here
-            .iter()
-            .find(|(_, kind)| *kind == MemberKind::Voter)
-            .or(here.first());
-        if let (Some((replaces, _)), false) = (voter, alive) {
-            // A change that is busy now is tried again when the node asks again.
-            let _ = raft.change_membership(&MembershipChange::AddReplacement {
+        // A voter, or a learner that was about to take a voter's place.
+        let votes =
+            |member: &raft::Member| member.kind == MemberKind::Voter || member.replaces.is_some();
+        let voter = here.iter().find(|(_, member)| votes(member));
+        let change = match (voter, here.first()) {
+            (Some((replaces, _)), _) => MembershipChange::AddReplacement {
                 node,
                 replaces: *replaces,
-            });
+            },
+            // In the place of a learner comes a learner.
+            (None, Some(_)) => MembershipChange::AddLearner {
+                node,
+                address: address.to_owned(),
+            },
+            (None, None) => return,
+        };
+        if !alive {
+            // A change that is busy now is tried again when the node asks again.
+            let _ = raft.change_membership(&change);
         }
     }
 
@@ -189,17 +197,19 @@ fn next_replacement_step(raft: &Raft) -> Option<MembershipChange> {
     let membership = raft.membership();
     membership
         .members()
-        .filter(|(node, member)| member.replaces.is_some() && raft.is_caught_up(*node))
+        .filter(|(node, member)| member.kind == MemberKind::Learner && raft.is_caught_up(*node))
         .find_map(|(node, member)| {
             let same_place = |(other, at): &(NodeId, &raft::Member)| {
                 *other != node && at.address == member.address
             };
+            let takes_a_vote = member.replaces.is_some();
             match membership.members().find(same_place) {
-                Some((old, _)) if old != raft.node() && !raft.is_active(old) => {
-                    Some(MembershipChange::Remove { node: old })
+                Some((old, at)) if takes_a_vote || at.kind == MemberKind::Learner => {
+                    let gone = old != raft.node() && !raft.is_active(old);
+                    gone.then_some(MembershipChange::Remove { node: old })
                 }
-                Some(_) => None,
-                None => Some(MembershipChange::Promote { node }),
+                None if takes_a_vote => Some(MembershipChange::Promote { node }),
+                _ => None,
             }
         })
 }

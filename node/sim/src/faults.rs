@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use raft::{Membership, MembershipChange};
+use raft::{MemberKind, Membership, MembershipChange};
 use replica::{Answer, Request, RequestId};
 use types::NodeId;
 
@@ -254,6 +254,13 @@ impl World {
         let Some(membership) = self.settled() else {
             return;
         };
+        // A learner that the leader is about to promote by itself must not vanish in that moment.
+        if membership
+            .members()
+            .any(|(_, member)| member.kind == MemberKind::Learner && member.replaces.is_some())
+        {
+            return;
+        }
         let votes = membership.is_voter(self.hosts[host].node);
         if self.admin_is_waiting() || (votes && membership.voters().count() < 3) {
             return;
