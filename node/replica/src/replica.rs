@@ -153,6 +153,8 @@ impl<M: StateMachine> Replica<M> {
     pub fn tick(&mut self, now: LogTime) {
         self.now = now;
         if self.unwritten.is_some() {
+            // Ticks that Raft doesn't see must not lengthen a lease: others elect a leader meanwhile.
+            self.raft.lost_time();
             return;
         }
         self.raft.tick();
