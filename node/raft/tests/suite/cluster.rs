@@ -125,14 +125,19 @@ impl Cluster {
         self.start(id);
     }
 
-    /// Puts a log of these terms on a node's disk and starts it anew: how the paper's figures begin.
-    pub(crate) fn boot(&mut self, id: NodeId, term: u64, terms: &[u64]) {
+    /// Puts a term, and a log of these terms, on a node's disk and starts it anew: how the paper's figures begin.
+    pub(crate) fn boot(&mut self, id: NodeId, term: u64, terms: Option<&[u64]>) {
         let node = self.node_mut(id);
         node.store.hard_state = raft::HardState {
             term: Term(term),
             vote: None,
         };
-        node.store.entries = log_of(terms);
+        if let Some(terms) = terms {
+            node.store.entries = log_of(terms);
+        }
+        node.raft = None;
+        node.state.clear();
+        self.oracle.look(&self.nodes, id);
         self.start(id);
     }
 
@@ -232,7 +237,9 @@ impl Cluster {
     }
 
     pub(crate) fn restart(&mut self, id: NodeId) {
-        self.crash(id);
+        if self.runs(id) {
+            self.crash(id);
+        }
         self.start(id);
     }
 
@@ -480,11 +487,9 @@ impl Cluster {
 
     /// Lets time pass at `id` alone until it campaigns.
     pub(crate) fn campaign(&mut self, id: NodeId) {
-        let before = self.raft(id).term();
         for _ in 0..10 * self.node(id).options.election_ticks {
             self.raft_mut(id).tick();
-            let campaigns = self.raft(id).role() == Role::PreCandidate;
-            if campaigns || self.raft(id).term() > before {
+            if self.raft(id).has_ready() {
                 break;
             }
         }

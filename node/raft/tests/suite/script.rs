@@ -69,11 +69,12 @@ impl Script {
             "boot" => {
                 let id = id(args)?;
                 let term = key(args, "term")?.unwrap_or(0);
-                let terms: Vec<u64> = match args.take_key("log") {
-                    None | Some("") => Vec::new(),
-                    Some(list) => list.split(',').map(str::parse).collect::<Result<_, _>>()?,
+                let terms: Option<Vec<u64>> = match args.take_key("log") {
+                    None => None,
+                    Some("") => Some(Vec::new()),
+                    Some(list) => Some(list.split('-').map(str::parse).collect::<Result<_, _>>()?),
                 };
-                self.cluster.boot(id, term, &terms);
+                self.cluster.boot(id, term, terms.as_deref());
             }
             "lies" => self.lies = true,
             "auto-snapshots" => self.cluster.send_snapshots = word(args)? == "on",
@@ -287,7 +288,7 @@ impl Script {
                 self.cluster.wire.push_back(envelope);
             }
         }
-        if taken.is_empty() {
+        if taken.is_empty() && what != "drop" {
             return Err("no such message is on its way".into());
         }
         let mut out = String::new();
@@ -315,7 +316,7 @@ impl Script {
         let entries = match args.take_key("log") {
             None => Vec::new(),
             Some(list) => list
-                .split(',')
+                .split('-')
                 .map(|id| parse_entry_id(id).map(forged_entry))
                 .collect::<Result<_, _>>()?,
         };
