@@ -9,6 +9,7 @@ use std::time::Duration;
 use client::{Client, Error};
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -341,10 +342,16 @@ async fn wait(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
+/// Ends when the load is to end early: Ctrl-C or SIGTERM.
 async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        // Without the signal there is nothing to wait for.
-        std::future::pending::<()>().await;
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        Ok(()) = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+        // Without signals there is nothing to wait for.
+        else => std::future::pending().await,
     }
 }
 

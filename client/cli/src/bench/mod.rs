@@ -13,7 +13,7 @@
 //! linearizability:
 //!
 //! ```json
-//! {"client":1,"op":"put","key":"bench/7","value":"1.3.xx","call":123,"return":456,"outcome":"ok","result":null}
+//! {"client":1,"op":"put","key":"bench/7","value":"1.0.3;xx","call":123,"return":456,"outcome":"ok","result":null}
 //! ```
 //!
 //! | field | meaning |
@@ -28,8 +28,9 @@
 //! | `outcome` | `ok`; `failed`: certainly not applied; `unknown`: applied once, at any time after `call`, or never |
 //! | `result` | of `get` the value or null for "no such key", of `append` the length in bytes afterwards, of `delete` whether the key existed, of `cas` whether it swapped; else null |
 //!
-//! Values of a recorded run are unique, and the lines are in the order of the returns. The file is complete when the
-//! program has ended.
+//! Values of a recorded run are unique, and stay so among runs with different `--seed`s; client numbers are unique in one
+//! file only. The lines are in the order of the returns. The file is complete when the program has ended, also after Ctrl-C
+//! or SIGTERM, which wait for what is in flight.
 
 mod echo;
 mod history;

@@ -75,6 +75,7 @@ impl Operation {
 /// Draws the operations of one task.
 pub(super) struct Source {
     random: Random,
+    seed: u64,
     task: u64,
     drawn: u64,
     shape: Shape,
@@ -122,6 +123,7 @@ impl Source {
         let random = Random::new(mixer.next() ^ Random::new(task).next());
         Self {
             random,
+            seed,
             task,
             drawn: 0,
             shape,
@@ -173,9 +175,9 @@ impl Source {
         self.seen = Some(seen);
     }
 
-    /// Text that no other operation of the run has.
+    /// Text that no other operation of the run has, nor of a run with another seed.
     fn token(&self) -> String {
-        format!("{}.{};", self.task, self.drawn)
+        format!("{}.{}.{};", self.seed, self.task, self.drawn)
     }
 
     fn value(&mut self) -> Bytes {

@@ -1,10 +1,12 @@
 //! Verbs, status, shell and bench against a running cluster.
 
 use std::collections::HashMap;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{kv, kv_with, shared};
+use crate::harness::{command, kv, kv_with, shared};
 
 #[test]
 fn verbs_do_what_they_say() {
@@ -194,4 +196,54 @@ fn bench_records_a_history() {
     }
     assert_eq!(text.lines().count(), 400);
     assert_eq!(kinds.len(), 5, "{kinds:?}");
+}
+
+#[test]
+fn a_load_that_is_told_to_stop_reports_what_it_did() {
+    let Some(at) = shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("history.jsonl");
+    let mut command = command(&[
+        "bench",
+        "--duration",
+        "1h",
+        "--warmup",
+        "0s",
+        "--clients",
+        "4",
+        "-o",
+        "json",
+    ]);
+    command.args([
+        "--key-prefix",
+        "stopped/",
+        "--record",
+        path.to_str().unwrap(),
+    ]);
+    let child = command
+        .env("SHARDKV_ENDPOINTS", at)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The file grows by blocks: when it has one, the load runs.
+    while std::fs::metadata(&path).map_or(0, |file| file.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let killed = Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let history = std::fs::read_to_string(&path).unwrap();
+    let lines = u64::try_from(history.lines().count()).unwrap();
+    assert_eq!(
+        report["all"]["count"].as_u64(),
+        Some(lines),
+        "each operation is in the file"
+    );
+    let last: Value = serde_json::from_str(history.lines().last().unwrap()).unwrap();
+    assert_eq!(last["outcome"], "ok");
 }
