@@ -8,11 +8,11 @@
 //!
 //! # How data flows through it
 //!
-//! [`run`] parses the command line ([`args`]), makes a client of the library when the command needs one ([`connect`]),
+//! [`run`] parses the command line (`args`), makes a client of the library when the command needs one (`connect`),
 //! and hands both to the command's module. Keys and values come in as arguments, files or standard input and are bytes
-//! from there on; [`encoding`] is the only place that makes them text, and [`output`] the only one that knows formats.
-//! Whatever fails becomes a [`exit::Failure`]: a message, the next step to take, and one of the documented exit codes
-//! ([`exit::Exit`]). It is printed here, once.
+//! from there on; `encoding` is the only place that makes them text, and `output` the only one that knows formats.
+//! Whatever fails becomes a `exit::Failure`: a message, the next step to take, and one of the documented exit codes
+//! (`exit::Exit`). It is printed here, once.
 //!
 //! Results go to standard output, everything else to standard error, so that every command can stand in a pipe.
 //!
