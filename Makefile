@@ -75,7 +75,7 @@ advisories: deps ## Check dependencies for known vulnerabilities (fetches the Ru
 	$(CARGO) deny check advisories
 
 .PHONY: demo
-demo: build ## See a cluster take real input and survive the death of its leader
+demo: build checker ## See a cluster take real input and survive the death of its leader
 	@PATH="$(abspath $(bin)):$$PATH" INPUT="$(INPUT)" deploy/demo.sh
 
 .PHONY: bench

@@ -1,0 +1,291 @@
+//! Limits that are reached: each has a typed error, and reaching it harms nobody else.
+
+use std::time::Duration;
+
+use api::v1::error_detail::Kind;
+use api::v1::kv_client::KvClient;
+use api::v1::{
+    AppendRequest, BatchItem, BatchRequest, BatchResult, GetRequest, OpenSessionRequest,
+    PutRequest, Session, batch_item, batch_result,
+};
+use bytes::Bytes;
+use futures::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::cluster::{Cluster, Setup};
+use crate::wait::until;
+
+/// A bare gRPC client of the leader, without the library's checks and retries.
+async fn bare(cluster: &Cluster) -> KvClient<Channel> {
+    let leader = cluster.leader().await;
+    let channel = Endpoint::from_shared(format!("http://{}", cluster.listen(leader)))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    KvClient::new(channel)
+}
+
+fn kind(status: &Status) -> Kind {
+    api::error_detail(status)
+        .and_then(|detail| detail.kind)
+        .unwrap_or_else(|| panic!("no typed detail: {status:?}"))
+}
+
+fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> PutRequest {
+    PutRequest {
+        key: key.into(),
+        value: value.into(),
+        session: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn oversize_keys_values_and_requests_are_too_large() {
+    let setup = Setup::of(1)
+        .with("max-value-bytes", "1000")
+        .with("max-request-bytes", "100000")
+        .with("max-entry-bytes", "50000");
+    let cluster = Cluster::start(setup).await;
+    let mut kv = bare(&cluster).await;
+
+    kv.put(put("k", vec![1; 1_000])).await.unwrap();
+    let status = kv.put(put("k", vec![1; 1_001])).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    match kind(&status) {
+        Kind::TooLarge(detail) => assert_eq!((detail.size, detail.limit), (1_001, 1_000)),
+        other => panic!("{other:?}"),
+    }
+    let append = AppendRequest {
+        key: "k".into(),
+        suffix: "x".into(),
+        session: None,
+    };
+    let status = kv.append(append).await.unwrap_err();
+    match kind(&status) {
+        Kind::TooLarge(detail) => assert_eq!((detail.size, detail.limit), (1_001, 1_000)),
+        other => panic!("an append counts the whole value: {other:?}"),
+    }
+
+    kv.put(put(vec![b'k'; 4_096], "v")).await.unwrap();
+    let status = kv.put(put(vec![b'k'; 4_097], "v")).await.unwrap_err();
+    assert!(matches!(kind(&status), Kind::TooLarge(_)), "{status:?}");
+    let key = Bytes::from(vec![b'k'; 4_097]);
+    let status = kv.get(GetRequest { key }).await.unwrap_err();
+    assert!(matches!(kind(&status), Kind::TooLarge(_)), "{status:?}");
+    let status = kv.put(put("", "v")).await.unwrap_err();
+    assert!(matches!(kind(&status), Kind::BadRequest(_)), "{status:?}");
+
+    // Beyond the message's limit it isn't even read.
+    let status = kv.put(put("k", vec![1; 200_000])).await.unwrap_err();
+    assert!(
+        matches!(
+            status.code(),
+            Code::OutOfRange | Code::ResourceExhausted | Code::InvalidArgument
+        ),
+        "{status:?}"
+    );
+    let response = kv.get(GetRequest { key: "k".into() }).await.unwrap();
+    assert_eq!(response.into_inner().value, vec![1; 1_000]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overload_is_refused_at_once_and_passes() {
+    // One election timeout is long, so that the leader is sure of itself while its followers stand still.
+    let setup = Setup::of(3)
+        .with("max-pending-requests", "32")
+        .with("election-timeout-ms", "5000")
+        .with("heartbeat-interval-ms", "100");
+    let mut cluster = Cluster::start(setup).await;
+    let kv = bare(&cluster).await;
+    let leader = cluster.leader().await;
+    let followers: Vec<u16> = (0..3).filter(|&node| node != leader).collect();
+    for &node in &followers {
+        cluster.node(node).freeze();
+    }
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let mut kv = kv.clone();
+        calls.spawn(async move { kv.put(put(format!("k{n}"), "v")).await });
+    }
+    // More calls than fit wait for nobody: all but the 32 that are held are refused while nothing can commit.
+    let mut overloaded = 0;
+    while overloaded < 200 - 32 {
+        let result = tokio::time::timeout(Duration::from_secs(30), calls.join_next())
+            .await
+            .expect("a refusal doesn't wait")
+            .unwrap()
+            .unwrap();
+        let status = result.expect_err("nothing can commit");
+        match kind(&status) {
+            Kind::Overloaded(detail) => {
+                assert_eq!(detail.limit, 32);
+                assert!(detail.retry_after_ms > 0, "{detail:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+        overloaded += 1;
+    }
+    for &node in &followers {
+        cluster.node(node).thaw();
+    }
+    // Those that were held end too, and new ones are served.
+    while let Some(result) = calls.join_next().await {
+        if let Err(status) = result.unwrap() {
+            assert!(!matches!(kind(&status), Kind::BadRequest(_)), "{status:?}");
+        }
+    }
+    let client = cluster.client().await;
+    client.put("k", "after").await.unwrap();
+    assert_eq!(
+        client.get("k").await.unwrap().as_deref(),
+        Some(&b"after"[..])
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_in_a_hurry_does_not_fill_the_node_s_memory() {
+    let setup = Setup::of(1)
+        .with("max-request-bytes", "2097152")
+        .with("max-entry-bytes", "2097152")
+        .with("max-inflight-bytes", "4194304");
+    let mut cluster = Cluster::start(setup).await;
+    let kv = bare(&cluster).await;
+    let mut calls = tokio::task::JoinSet::new();
+    for n in 0..600 {
+        let mut kv = kv.clone();
+        calls.spawn(async move {
+            kv.put(put(format!("k{}", n % 20), vec![0; 512 << 10]))
+                .await
+        });
+    }
+    let mut served = 0;
+    while let Some(result) = calls.join_next().await {
+        match result.unwrap() {
+            Ok(_) => served += 1,
+            Err(status) => {
+                assert!(matches!(kind(&status), Kind::Overloaded(_)), "{status:?}");
+            }
+        }
+    }
+    assert!(served > 0, "some are served");
+    let resident = cluster.node(0).resident_bytes();
+    // 300 MB were sent. The buffers of the state and of its compaction are in this.
+    assert!(resident < 400 << 20, "{} MB", resident >> 20);
+}
+
+/// Sends `items` as one message and collects as many results.
+async fn batch(kv: &mut KvClient<Channel>, items: Vec<BatchItem>) -> Vec<BatchResult> {
+    let count = items.len();
+    let (requests, stream) = mpsc::channel(1);
+    requests.send(BatchRequest { items }).await.unwrap();
+    let mut responses = kv
+        .batch(ReceiverStream::new(stream))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut results = Vec::new();
+    while results.len() < count {
+        let next = tokio::time::timeout(Duration::from_secs(30), responses.next()).await;
+        results.extend(next.expect("an answer").unwrap().unwrap().results);
+    }
+    drop(requests);
+    results.sort_by_key(|result| result.id);
+    results
+}
+
+fn append(id: u64, client_id: &Bytes, sequence: u64) -> BatchItem {
+    BatchItem {
+        id,
+        request: Some(batch_item::Request::Append(AppendRequest {
+            key: "k".into(),
+            suffix: "x".into(),
+            session: Some(Session {
+                client_id: client_id.clone(),
+                sequence,
+                acked_below: 1,
+            }),
+        })),
+    }
+}
+
+fn length(result: &BatchResult) -> u64 {
+    match &result.response {
+        Some(batch_result::Response::Append(response)) => response.length,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn duplicates_on_a_batch_stream_apply_once() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    let mut kv = bare(&cluster).await;
+    let session = until("a session opens", async || {
+        bare(&cluster)
+            .await
+            .open_session(OpenSessionRequest {})
+            .await
+    })
+    .await
+    .into_inner();
+    let id = &session.client_id;
+    // The same write three times in one message, then again on another stream, beside a new one.
+    let results = batch(
+        &mut kv,
+        vec![append(1, id, 1), append(2, id, 1), append(3, id, 1)],
+    )
+    .await;
+    assert_eq!(results.iter().map(length).collect::<Vec<_>>(), [1, 1, 1]);
+    let results = batch(&mut kv, vec![append(7, id, 2), append(8, id, 1)]).await;
+    assert_eq!(results.iter().map(length).collect::<Vec<_>>(), [2, 1]);
+    // And after the leader changed.
+    let leader = cluster.leader().await;
+    cluster
+        .admin(leader)
+        .transfer_leadership(None)
+        .await
+        .unwrap();
+    let mut kv = bare(&cluster).await;
+    let results = batch(&mut kv, vec![append(9, id, 1), append(10, id, 2)]).await;
+    assert_eq!(results.iter().map(length).collect::<Vec<_>>(), [1, 2]);
+    let response = kv.get(GetRequest { key: "k".into() }).await.unwrap();
+    assert_eq!(&response.into_inner().value[..], b"xx");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
+    let cluster = Cluster::start(Setup::of(1)).await;
+    let mut kv = bare(&cluster).await;
+    let with = |client_id: Bytes, sequence, acked_below| PutRequest {
+        session: Some(Session {
+            client_id,
+            sequence,
+            acked_below,
+        }),
+        ..put("k", "v")
+    };
+    // Born at the beginning of time: whatever it did is long forgotten.
+    let old = kv.put(with(vec![0; 16].into(), 1, 1)).await.unwrap_err();
+    assert!(matches!(kind(&old), Kind::SessionExpired(_)), "{old:?}");
+    // Born in the far future.
+    let future = kv.put(with(vec![0x7f; 16].into(), 1, 1)).await.unwrap_err();
+    kind(&future);
+    // Not an id at all, and numbers that make no sense.
+    let short = kv.put(with(vec![0; 3].into(), 1, 1)).await.unwrap_err();
+    assert!(matches!(kind(&short), Kind::BadRequest(_)), "{short:?}");
+    let session = kv
+        .open_session(OpenSessionRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    for (sequence, acked_below) in [(0, 0), (1, 2), (u64::MAX - 1, u64::MAX)] {
+        let request = with(session.client_id.clone(), sequence, acked_below);
+        let status = kv.put(request).await.unwrap_err();
+        assert!(matches!(kind(&status), Kind::BadRequest(_)), "{status:?}");
+    }
+    let response = kv.get(GetRequest { key: "k".into() }).await.unwrap();
+    assert!(!response.into_inner().found, "none of them was applied");
+}

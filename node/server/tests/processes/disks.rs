@@ -1,0 +1,252 @@
+//! Disks that are full or damaged.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use client::{Error, ScanOptions};
+use futures::TryStreamExt as _;
+
+use crate::cluster::{Cluster, Setup};
+use crate::wait::{holds, until};
+
+/// A small file system in memory, unmounted when dropped.
+struct SmallDisk {
+    mounted: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// `None`, with a word about it, where mounting isn't allowed. CI runs as root and sets
+    /// `CI`, so there it can't be skipped.
+    fn mount(mebibytes: u32) -> Option<Self> {
+        let mounted = tempfile::Builder::new()
+            .prefix("small-disk-")
+            .tempdir()
+            .unwrap();
+        let output = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
+            .arg(mounted.path())
+            .output()
+            .unwrap();
+        if output.status.success() {
+            return Some(Self { mounted });
+        }
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI must be able to mount: {why}"
+        );
+        println!(
+            "SKIPPED: a full disk needs a mount, and that needs root: {}",
+            why.trim()
+        );
+        None
+    }
+
+    fn path(&self) -> &Path {
+        self.mounted.path()
+    }
+
+    /// Fills the disk until at most `leave` bytes are free. Removing the file gives them back.
+    fn fill(&self, leave: u64) -> PathBuf {
+        let path = self.path().join("ballast");
+        let mut ballast = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap();
+        let block = vec![1; 64 << 10];
+        while self.free() > leave {
+            let want = usize::try_from(self.free() - leave)
+                .unwrap()
+                .min(block.len());
+            if ballast.write_all(&block[..want]).is_err() {
+                break;
+            }
+        }
+        path
+    }
+
+    fn free(&self) -> u64 {
+        let stat = rustix::fs::statvfs(self.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a node that is just dying may still hold files.
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.mounted.path())
+            .status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_writes_serves_reads_and_deletes_and_recovers() {
+    let Some(disk) = SmallDisk::mount(512) else {
+        return;
+    };
+    let setup = Setup {
+        data: Some(disk.path().to_owned()),
+        ..Setup::of(3)
+    };
+    let cluster = Cluster::start(setup.with("disk-reserve-bytes", "67108864")).await;
+    let client = cluster.client().await;
+    let brief = client.with_timeout(Duration::from_secs(3));
+    for n in 0..100 {
+        client.put(format!("k{n}"), format!("v{n}")).await.unwrap();
+    }
+
+    let ballast = disk.fill(32 << 20);
+    until("writes are refused", async || {
+        match brief.put("new", "value").await {
+            Err(Error::DiskFull { .. }) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let value = client.get("k7").await.unwrap();
+    assert_eq!(value.as_deref(), Some(&b"v7"[..]), "reads are served");
+    let pairs: Vec<_> = client
+        .scan(ScanOptions::prefix("k"))
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(pairs.len(), 100, "scans too");
+    assert!(client.delete("k8").await.unwrap(), "deletes are served");
+    assert_eq!(client.get("k8").await.unwrap(), None);
+    let leader = cluster.leader().await;
+    assert!(cluster.status(leader).await.disk_full);
+
+    fs::remove_file(ballast).unwrap();
+    until("writes work again", async || {
+        brief.put("new", "value").await
+    })
+    .await;
+    assert_eq!(
+        client.get("new").await.unwrap().as_deref(),
+        Some(&b"value"[..])
+    );
+}
+
+/// The reserve did not hold: somebody else took the last byte while nodes wrote. A node may stop or wait then,
+/// but what was acknowledged stays, and with space and a restart everything goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_without_a_single_byte_loses_no_acknowledged_write() {
+    let Some(disk) = SmallDisk::mount(512) else {
+        return;
+    };
+    let setup = Setup {
+        data: Some(disk.path().to_owned()),
+        ..Setup::of(3)
+    };
+    let mut cluster = Cluster::start(setup.with("disk-reserve-bytes", "1048576")).await;
+    let client = cluster.client().await;
+    let brief = client.with_timeout(Duration::from_secs(2));
+    let mut acknowledged = Vec::new();
+    let mut ballast = None;
+    let value = "x".repeat(32 << 10);
+    let mut refused = 0;
+    for n in 0..4_000 {
+        let key = format!("k{n}");
+        if n == 50 {
+            ballast = Some(disk.fill(0));
+        }
+        match brief.put(key.clone(), value.clone()).await {
+            Ok(()) => acknowledged.push(key),
+            Err(error) => {
+                assert!(error.is_retryable(), "{error:?}");
+                refused += 1;
+                if refused == 3 {
+                    break;
+                }
+            }
+        }
+    }
+    assert_eq!(refused, 3, "a disk without space refuses writes");
+    fs::remove_file(ballast.unwrap()).unwrap();
+    for node in 0..3 {
+        if !cluster.node(node).is_running() {
+            cluster.kill(node);
+            cluster.start_node(node);
+        }
+    }
+    until("writes work again", async || {
+        brief.put("after", "space").await
+    })
+    .await;
+    for key in &acknowledged {
+        let found = client.get(key.clone()).await.unwrap();
+        assert_eq!(found.map(|v| v.len()), Some(value.len()), "{key}");
+    }
+    assert!(acknowledged.len() >= 50);
+}
+
+/// The largest file below `directory` whose name ends with `.log`, of the log's database.
+fn largest_log(directory: &Path) -> PathBuf {
+    fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "log"))
+        .max_by_key(|path| written(path).len())
+        .expect("the log has a file")
+}
+
+/// The content of a file without the zeros at its end, which were only set aside.
+fn written(path: &Path) -> Vec<u8> {
+    let mut content = Vec::new();
+    File::open(path).unwrap().read_to_end(&mut content).unwrap();
+    let end = content.iter().rposition(|&b| b != 0).map_or(0, |at| at + 1);
+    content.truncate(end);
+    content
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_damaged_in_the_middle_takes_no_part_and_says_why() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let client = cluster.client().await;
+    for n in 0..500 {
+        client.put(format!("k{n}"), "v".repeat(200)).await.unwrap();
+    }
+    cluster.all_caught_up().await;
+    let damaged = cluster.follower().await;
+    cluster.kill(damaged);
+
+    let file = largest_log(&cluster.data(damaged).join("log"));
+    let middle = written(&file).len() / 2;
+    let mut open = OpenOptions::new().write(true).open(&file).unwrap();
+    open.seek(SeekFrom::Start(middle as u64)).unwrap();
+    open.write_all(&[0x5a; 64]).unwrap();
+    open.sync_all().unwrap();
+
+    cluster.start_node(damaged);
+    until("the node says that its log is damaged", async || {
+        let printed = cluster.node(damaged).printed();
+        holds(printed.contains("damaged"), printed)
+    })
+    .await;
+    // Whether it ended or stays to be asked: it must not take part. The others go on without it.
+    client.put("k0", "after").await.unwrap();
+    let leader = cluster.leader().await;
+    assert_ne!(leader, damaged);
+    if cluster.node(damaged).is_running() {
+        let status = cluster.status(damaged).await;
+        assert!(status.trouble.is_some(), "{status:?}");
+    } else {
+        let status = cluster.node(damaged).exited().await;
+        assert_eq!(status.code(), Some(3), "the code for damage");
+    }
+    // The way out that the message tells of: a new disk is a new member.
+    drop(cluster.take(damaged));
+    fs::remove_dir_all(cluster.data(damaged)).unwrap();
+    cluster.start_node(damaged);
+    cluster
+        .status_when(damaged, "the replaced node has everything", |status| {
+            status.trouble.is_none() && status.last_applied > 500
+        })
+        .await;
+}

@@ -1,0 +1,117 @@
+//! Clients that write and read while a test does harm.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use client::Client;
+use tokio::task::JoinSet;
+
+use crate::cluster::Cluster;
+use crate::history::{History, Recorded, Tally};
+use crate::wait::{holds, until};
+
+/// Few enough that operations meet, many enough that the checker is quick.
+const KEYS: u64 = 24;
+/// A load ends by itself after this many operations a client: no test needs more, and the checker's work stays bounded.
+const MAX_OPERATIONS: u64 = 20_000;
+
+/// Clients at work, each with its own connection and session.
+pub(crate) struct Load {
+    history: Arc<History>,
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<()>,
+    reader: Client,
+}
+
+impl Load {
+    /// Starts `clients` of them, and waits until the first operations were answered.
+    pub(crate) async fn start(cluster: &Cluster, clients: u32) -> Self {
+        let history = Arc::new(History::new());
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        for number in 1..=clients {
+            let (history, stop) = (history.clone(), stop.clone());
+            let client = cluster.client().await;
+            tasks.spawn(async move { work(&client, number, &history, &stop).await });
+        }
+        let load = Self {
+            history,
+            stop,
+            tasks,
+            reader: cluster.client().await,
+        };
+        load.answered(100).await;
+        load
+    }
+
+    /// Waits until `more` operations that end from now on succeeded.
+    pub(crate) async fn answered(&self, more: usize) {
+        let from = Instant::now();
+        until("the load makes progress", async || {
+            let tally = self.history.tally_since(from);
+            holds(tally.ok >= more, format!("{tally:?} of {more}"))
+        })
+        .await;
+    }
+
+    /// Ends the load, reads every key once more, and has the whole history checked. Returns the tally of the load.
+    pub(crate) async fn finish(mut self) -> Tally {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(result) = self.tasks.join_next().await {
+            result.unwrap();
+        }
+        let tally = self.history.tally();
+        let reader = Recorded {
+            history: &self.history,
+            client: &self.reader,
+            number: 0,
+        };
+        for key in 0..KEYS {
+            reader.get(&key_name(key)).await.unwrap();
+        }
+        self.history.check();
+        tally
+    }
+}
+
+fn key_name(key: u64) -> String {
+    format!("load/{key}")
+}
+
+/// One client's work: a mix that is different for each client and the same in each run. Values are unique, so
+/// that a read tells which write it saw.
+async fn work(client: &Client, number: u32, history: &History, stop: &AtomicBool) {
+    let client = Recorded {
+        history,
+        client,
+        number,
+    };
+    let mut dice = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut seen: Option<String> = None;
+    for count in 0..MAX_OPERATIONS {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // Xorshift: enough to mix.
+        dice ^= dice << 13;
+        dice ^= dice >> 7;
+        dice ^= dice << 17;
+        // Keys in pairs of rounds, so that a swap often expects what the same client read just before.
+        let key = key_name((dice >> 32) % KEYS);
+        let value = format!("{number}.{count};");
+        // Errors are in the history; whether any is allowed is the test's to say.
+        match dice % 100 {
+            0..40 => drop(client.put(&key, &value).await),
+            40..55 => drop(client.append(&key, &value).await),
+            55..60 => drop(client.delete(&key).await),
+            60..70 => {
+                if let Ok(now) = client.get(&key).await {
+                    drop(client.swap(&key, now.as_deref(), Some(&value)).await);
+                }
+            }
+            70..75 => drop(client.swap(&key, seen.as_deref(), None).await),
+            _ => seen = client.get(&key).await.unwrap_or(seen),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! One real process.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::until;
+
+/// The program under test.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_shardkv-node");
+
+/// A running `shardkv-node`, killed when dropped.
+pub(crate) struct Node {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Node {
+    /// Starts the program with `arguments`; what it prints is added to the file `log`.
+    pub(crate) fn start(arguments: &[String], log: &Path) -> Self {
+        let out = File::options().create(true).append(true).open(log).unwrap();
+        let child = command(arguments)
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            log: log.to_owned(),
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// `kill -9`, and waits for the end.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGSTOP: the process stands still, its connections stay open.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// SIGTERM: the polite end.
+    pub(crate) fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Whether the process still runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) async fn exited(&mut self) -> ExitStatus {
+        until("the node ends", async || {
+            self.child.try_wait().unwrap().ok_or("it still runs")
+        })
+        .await
+    }
+
+    /// What the process has printed.
+    pub(crate) fn printed(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Resident memory in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+        let kibibytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kibibytes << 10
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have ended already, and a frozen process dies of SIGKILL too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let printed = self.printed();
+            let tail: Vec<&str> = printed.lines().rev().take(25).collect();
+            eprintln!("--- the end of {}:", self.log.display());
+            for line in tail.into_iter().rev() {
+                eprintln!("    {line}");
+            }
+        }
+    }
+}
+
+/// The program with `arguments` and nothing of this process's settings for it.
+fn command(arguments: &[String]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).stdin(Stdio::null());
+    for (name, _) in std::env::vars() {
+        if name.starts_with("SHARDKV_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs the program to its end, which must come within ten seconds: its exit code, and what it printed.
+pub(crate) async fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+    let child = tokio::process::Command::from(command(&arguments))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let output = tokio::time::timeout(Duration::from_secs(10), child.wait_with_output())
+        .await
+        .unwrap_or_else(|_| panic!("shardkv-node {arguments:?} should have ended at once"))
+        .unwrap();
+    let mut printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    printed.push_str(&String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), printed)
+}

@@ -1,0 +1,78 @@
+//! A TCP relay in front of a node, which can stop relaying while its connections stay open: what a half-open
+//! connection looks like to both ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// A relay from one address to another.
+pub(crate) struct Proxy {
+    stalled: Arc<watch::Sender<bool>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Relays what arrives at `from` to `to`.
+    pub(crate) async fn start(from: SocketAddr, to: SocketAddr) -> Self {
+        let listener = TcpListener::bind(from).await.unwrap();
+        let stalled = Arc::new(watch::channel(false).0);
+        let relayed = stalled.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((inward, _)) = listener.accept().await {
+                let stalled = relayed.subscribe();
+                tokio::spawn(async move {
+                    // While it stalls, a new connection is accepted (as a kernel does) and then hears nothing.
+                    flowing(&mut stalled.clone()).await;
+                    let Ok(outward) = TcpStream::connect(to).await else {
+                        return;
+                    };
+                    let (inward_read, inward_write) = inward.into_split();
+                    let (outward_read, outward_write) = outward.into_split();
+                    tokio::spawn(relay(inward_read, outward_write, stalled.clone()));
+                    relay(outward_read, inward_write, stalled).await;
+                });
+            }
+        });
+        Self { stalled, accepting }
+    }
+
+    /// From now on nothing passes, in either direction, and nobody is told.
+    pub(crate) fn stall(&self) {
+        self.stalled.send_replace(true);
+    }
+
+    /// Everything passes again, what waited included.
+    pub(crate) fn flow(&self) {
+        self.stalled.send_replace(false);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn flowing(stalled: &mut watch::Receiver<bool>) {
+    // An error means that the proxy is gone: what remains of the connection may end.
+    let _ = stalled.wait_for(|stalled| !stalled).await;
+}
+
+async fn relay(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut stalled: watch::Receiver<bool>,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(count) = from.read(&mut buffer).await {
+        flowing(&mut stalled).await;
+        if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}
