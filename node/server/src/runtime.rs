@@ -29,6 +29,8 @@ pub(crate) struct Runtime {
     clock: Clock,
     /// A full disk refused a write: nothing is tried before the next tick.
     full: bool,
+    /// The log tells of the full disk already: it is tried at every tick, and told once.
+    full_told: bool,
     leader: Option<NodeId>,
 }
 
@@ -71,6 +73,7 @@ pub(crate) fn start(
         batch: Batch::default(),
         clock,
         full: false,
+        full_told: false,
         leader: None,
         hub,
     };
@@ -144,9 +147,16 @@ impl Runtime {
             return Ok(());
         }
         match self.replica.poll(&mut self.desk) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.full_told = false;
+                Ok(())
+            }
             Err(StoreError::Full(what)) => {
-                tracing::warn!("the disk is full, writes are refused until space returns: {what}");
+                if !std::mem::replace(&mut self.full_told, true) {
+                    tracing::warn!(
+                        "the disk is full, writes are refused until space returns: {what}"
+                    );
+                }
                 self.replica.set_disk_low(true);
                 self.full = true;
                 Ok(())
