@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use raft::{
     Entry, Envelope, Index, LogStore, Membership, MembershipChange, Message, Options, Payload,
-    Persist, ProgressState, Raft, ReadGrant, ReadTicket, Ready, Role, SnapshotChunk, SnapshotMeta,
-    SnapshotStatus, StepError, Stepped, Term,
+    Persist, Raft, ReadGrant, ReadTicket, Ready, Role, SnapshotChunk, SnapshotMeta, SnapshotStatus,
+    StepError, Stepped, Term,
 };
 use types::NodeId;
 
@@ -88,11 +88,11 @@ macro_rules! tell {
 impl Cluster {
     /// `count` voters that never heard of each other, numbered from 1.
     pub(crate) fn new(count: u64, options: &Options) -> Self {
-        Self::of_members(voters(count), options, 0)
+        Self::of_members(&voters(count), options, 0)
     }
 
     /// These members, that never heard of each other. `seed` is for their election timeouts.
-    pub(crate) fn of_members(members: Membership, options: &Options, seed: u64) -> Self {
+    pub(crate) fn of_members(members: &Membership, options: &Options, seed: u64) -> Self {
         let mut cluster = Self {
             send_snapshots: true,
             first_members: members.clone(),
@@ -100,7 +100,7 @@ impl Cluster {
             ..Self::default()
         };
         for (id, _) in members.members() {
-            cluster.add_node(id, MemoryStore::of_members(&members), options.clone());
+            cluster.add_node(id, MemoryStore::of_members(members), options.clone());
         }
         cluster
     }
@@ -622,18 +622,6 @@ impl Cluster {
         );
         self.oracle.look(&self.nodes, id);
         SnapshotStatus::Installed
-    }
-
-    /// How a leader sees a follower.
-    pub(crate) fn progress(
-        &self,
-        leader: NodeId,
-        follower: NodeId,
-    ) -> Option<(Index, ProgressState)> {
-        self.raft(leader)
-            .progress()
-            .find(|(node, _, _)| *node == follower)
-            .map(|(_, matched, state)| (matched, state))
     }
 }
 

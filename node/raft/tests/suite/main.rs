@@ -9,7 +9,9 @@
 
 mod cluster;
 mod oracle;
+mod paper;
 mod random;
 mod script;
 mod show;
 mod store;
+mod thesis;

@@ -44,6 +44,7 @@ impl World {
         let mut dice = ChaCha8Rng::seed_from_u64(seed);
         let mut draw = |bound: u32| dice.next_u32() % bound;
         let lockstep = draw(3) == 0;
+        #[allow(clippy::needless_update, reason = "there is one more with `bugs`")]
         let mut options = Options {
             election_ticks: 10,
             heartbeat_ticks: 2,
@@ -60,7 +61,7 @@ impl World {
         change(&mut options);
         let faults = draw(1024) | draw(1024);
         let members = voters([1, 2, 3, 3, 3, 3, 4, 5][draw(8) as usize]);
-        let mut cluster = Cluster::of_members(members, &options, seed);
+        let mut cluster = Cluster::of_members(&members, &options, seed);
         cluster.quiet = true;
         for id in (1..=NODES).map(node) {
             if !cluster.nodes.contains_key(&id) {
@@ -90,11 +91,7 @@ impl World {
         let id = self.any();
         let runs = self.cluster.runs(id);
         match self.draw(1000) {
-            0..=249 if self.lockstep => {
-                if self.draw(3) == 0 {
-                    self.cluster.tick_all(1);
-                }
-            }
+            0..=249 if self.lockstep => self.tick_together(),
             0..=249 => {
                 for _ in 0..=self.draw(5) {
                     self.cluster.tick(id);
@@ -126,6 +123,12 @@ impl World {
             _ => {}
         }
         self.answer_reads();
+    }
+
+    fn tick_together(&mut self) {
+        if self.draw(3) == 0 {
+            self.cluster.tick_all(1);
+        }
     }
 
     fn fault(&mut self, fault: usize, id: NodeId) {

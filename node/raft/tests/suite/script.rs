@@ -229,7 +229,7 @@ impl Script {
             })?;
         }
         let seed = key(args, "seed")?.unwrap_or(0);
-        self.cluster = Cluster::of_members(members, &self.options, seed);
+        self.cluster = Cluster::of_members(&members, &self.options, seed);
         let first = count + learners + 1;
         for id in first..first + spare {
             let store = MemoryStore::of_members(&Membership::nobody());
@@ -315,7 +315,7 @@ impl Script {
         let (prev, last) = (entry_id("prev", "0@0")?, entry_id("last", "0@0")?);
         let entries = match args.take_key("log") {
             None => Vec::new(),
-            Some(list) => list
+            Some(ids) => ids
                 .split('-')
                 .map(|id| parse_entry_id(id).map(forged_entry))
                 .collect::<Result<_, _>>()?,

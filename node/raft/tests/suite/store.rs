@@ -96,7 +96,7 @@ impl LogStore for MemoryStore {
         let Some(first) = batch.entries.first() else {
             return Ok(());
         };
-        let keep = first.id.index.0 as i128 - 1 - i128::from(self.base.last.index.0);
+        let keep = i128::from(first.id.index.0) - 1 - i128::from(self.base.last.index.0);
         if keep < 0 || keep > self.entries.len() as i128 {
             return Err(StoreError::Damaged(format!(
                 "a batch that starts at {} does not fit a log of ({}, {}]",

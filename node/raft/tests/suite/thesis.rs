@@ -1,0 +1,378 @@
+//! Sentences of Diego Ongaro's thesis ("Consensus: Bridging Theory and Practice"), each in our words.
+
+use raft::{
+    ChangeError, MembershipChange, Message, Options, ProposeError, ReadTicket, Role, Term,
+    TransferError,
+};
+
+use crate::cluster::{Cluster, node};
+use crate::paper::{each_led, each_size_with, from, honest, id};
+use crate::store::MemoryStore;
+
+fn add_spare(cluster: &mut Cluster, spare: u64) {
+    cluster.add_node(node(spare), MemoryStore::default(), Options::default());
+}
+
+fn learner(number: u64) -> MembershipChange {
+    MembershipChange::AddLearner {
+        node: node(number),
+        address: format!("a{number}"),
+    }
+}
+
+/// §3.10: the leader stops taking proposals, brings the target up to date, and orders it to campaign; the target wins
+/// although the others have just heard the old leader.
+#[test]
+fn section_3_10_leadership_is_transferred() {
+    each_led(|mut cluster| {
+        cluster.propose(node(1), "x").unwrap();
+        assert_eq!(cluster.transfer(node(1), Some(node(2))), Ok(node(2)));
+        assert_eq!(
+            cluster.propose(node(1), "y"),
+            Err(ProposeError::Transferring)
+        );
+        cluster.settle();
+        assert_eq!(cluster.leader(), Some(node(2)));
+        assert_eq!(cluster.raft(node(2)).term(), Term(2));
+        assert!(cluster.raft(node(2)).holds(id(1, 2)));
+        honest(&cluster);
+    });
+}
+
+/// §3.10: a transfer that doesn't succeed within about an election timeout is aborted, and proposals pass again.
+#[test]
+fn section_3_10_a_transfer_is_aborted() {
+    each_led(|mut cluster| {
+        cluster.crash(node(2));
+        cluster.transfer(node(1), Some(node(2))).unwrap();
+        let election_ticks = cluster.node(node(1)).options.election_ticks;
+        for _ in 0..election_ticks {
+            assert_eq!(
+                cluster.propose(node(1), "x"),
+                Err(ProposeError::Transferring)
+            );
+            cluster.tick_all(1);
+            cluster.settle();
+        }
+        cluster.propose(node(1), "x").unwrap();
+        cluster.settle();
+        assert_eq!(cluster.raft(node(1)).commit_index().0, 2);
+    });
+}
+
+/// §3.10: only a voter of the group can be the target.
+#[test]
+fn section_3_10_targets() {
+    each_led(|mut cluster| {
+        add_spare(&mut cluster, 9);
+        cluster.change(node(1), &learner(9)).unwrap();
+        cluster.settle();
+        let mut target = |number| cluster.transfer(node(1), Some(node(number)));
+        assert_eq!(target(1), Err(TransferError::AlreadyLeader));
+        assert_eq!(target(8), Err(TransferError::NotVoter));
+        assert_eq!(target(9), Err(TransferError::NotVoter));
+        assert_eq!(
+            cluster.transfer(node(2), None),
+            Err(TransferError::NotLeader)
+        );
+    });
+}
+
+/// §4.1: a server uses the latest membership in its log, whether committed or not, and falls back when it is removed
+/// from the log.
+#[test]
+fn section_4_1_the_latest_membership_counts() {
+    each_led(|mut cluster| {
+        add_spare(&mut cluster, 9);
+        let before = cluster.raft(node(1)).membership().clone();
+        cluster.isolate(node(1));
+        cluster.change(node(1), &learner(9)).unwrap();
+        assert!(cluster.raft(node(1)).membership().get(node(9)).is_some());
+        for other in cluster.ids() {
+            if other != node(1) && other != node(9) {
+                for _ in 0..40 {
+                    cluster.raft_mut(other).tick();
+                }
+            }
+        }
+        cluster.elect(node(2));
+        cluster.heal();
+        cluster.tick_all(20);
+        cluster.settle();
+        assert_eq!(cluster.raft(node(1)).membership(), &before);
+        honest(&cluster);
+    });
+}
+
+/// §4.1: a change begins only after the one before is committed; and only after the leader has committed in its own
+/// term (Ongaro's correction of 2015).
+#[test]
+fn section_4_1_one_change_at_a_time() {
+    each_led(|mut cluster| {
+        for spare in [7, 8, 9] {
+            add_spare(&mut cluster, spare);
+        }
+        cluster.change(node(1), &learner(8)).unwrap();
+        assert_eq!(cluster.change(node(1), &learner(9)), Err(ChangeError::Busy));
+        cluster.settle();
+        cluster.change(node(1), &learner(9)).unwrap();
+        cluster.settle();
+
+        cluster.transfer(node(1), Some(node(2))).unwrap();
+        while cluster.raft(node(2)).role() != Role::Leader {
+            let envelope = cluster.wire.pop_front().unwrap();
+            cluster.deliver(envelope).unwrap();
+        }
+        assert_eq!(cluster.change(node(2), &learner(7)), Err(ChangeError::Busy));
+        cluster.settle();
+        assert!(cluster.change(node(2), &learner(7)).is_ok());
+    });
+}
+
+/// §4.2.1: a new server joins without a vote until it has caught up.
+#[test]
+fn section_4_2_1_learners_catch_up_first() {
+    each_led(|mut cluster| {
+        let quorum = cluster.raft(node(1)).membership().quorum();
+        add_spare(&mut cluster, 9);
+        cluster.change(node(1), &learner(9)).unwrap();
+        assert_eq!(cluster.raft(node(1)).membership().quorum(), quorum);
+        // It never answered, so it can't be made a voter.
+        cluster.isolate(node(9));
+        cluster.settle();
+        let promote = MembershipChange::Promote { node: node(9) };
+        let refused = cluster.change(node(1), &promote);
+        assert!(
+            matches!(refused, Err(ChangeError::NotCaughtUp { .. })),
+            "{refused:?}"
+        );
+        cluster.heal();
+        cluster.tick_all(20);
+        cluster.settle();
+        cluster.change(node(1), &promote).unwrap();
+        cluster.settle();
+        assert!(cluster.raft(node(9)).membership().is_voter(node(9)));
+    });
+}
+
+/// §4.2.2: a leader that is removed leads until that is committed, without counting itself, and then steps down.
+#[test]
+fn section_4_2_2_a_removed_leader_steps_down() {
+    each_led(|mut cluster| {
+        cluster
+            .change(node(1), &MembershipChange::Remove { node: node(1) })
+            .unwrap();
+        assert_eq!(cluster.raft(node(1)).role(), Role::Leader);
+        cluster.settle();
+        assert_eq!(cluster.raft(node(1)).role(), Role::Follower);
+        assert_eq!(cluster.raft(node(1)).commit_index().0, 2);
+        let leader = cluster.leader().expect("a successor was named");
+        assert_ne!(leader, node(1));
+        assert!(!cluster.raft(leader).membership().is_voter(node(1)));
+        honest(&cluster);
+    });
+}
+
+/// §4.2.3: those who hear a leader ignore requests for votes, so that a removed server can't disrupt.
+#[test]
+fn section_4_2_3_removed_servers_cant_disrupt() {
+    each_led(|mut cluster| {
+        cluster.isolate(node(3));
+        cluster
+            .change(node(1), &MembershipChange::Remove { node: node(3) })
+            .unwrap();
+        cluster.settle();
+        cluster.heal();
+        for round in 0..400 {
+            cluster.tick_all(1);
+            cluster.settle();
+            // Even with a vote, and a later term.
+            let vote = Message::Vote {
+                last: id(9, 99),
+                transfer: false,
+            };
+            cluster.deliver(from(3, 50 + round, vote)).unwrap();
+            assert_eq!(cluster.leader(), Some(node(1)));
+            assert_eq!(cluster.raft(node(1)).term(), Term(1));
+        }
+    });
+}
+
+/// §6.2: a leader steps down if an election timeout elapses without a successful round of heartbeats to a majority.
+#[test]
+fn section_6_2_a_leader_without_a_majority_steps_down() {
+    for check_quorum in [true, false] {
+        let options = Options {
+            check_quorum,
+            ..Options::default()
+        };
+        each_size_with(&options, |mut cluster| {
+            cluster.elect(node(1));
+            // One short of a majority still answers.
+            let reachable = cluster.nodes.len() / 2 - 1;
+            for peer in 2 + reachable as u64..=cluster.nodes.len() as u64 {
+                cluster.isolate(node(peer));
+            }
+            for _ in 0..options.election_ticks {
+                assert_eq!(cluster.raft(node(1)).role(), Role::Leader);
+                cluster.tick(node(1));
+                cluster.settle();
+            }
+            let leads = cluster.raft(node(1)).role() == Role::Leader;
+            assert_eq!(leads, !check_quorum);
+        });
+    }
+}
+
+/// §6.4: one round of heartbeats confirms all reads that came before it; no entry is written for them.
+#[test]
+fn section_6_4_reads_share_a_round() {
+    each_led(|mut cluster| {
+        let before = cluster.raft(node(1)).last_id();
+        let tickets: Vec<ReadTicket> = (0..100)
+            .map(|_| cluster.raft_mut(node(1)).read_index().unwrap())
+            .collect();
+        cluster.turn(node(1));
+        assert_eq!(cluster.wire.len(), cluster.nodes.len() - 1);
+        cluster.settle();
+        let grants = &cluster.node(node(1)).grants;
+        assert_eq!(grants.len(), 1);
+        assert!(tickets.iter().all(|ticket| *ticket <= grants[0].ticket));
+        assert_eq!(cluster.raft(node(1)).last_id(), before);
+    });
+}
+
+/// §6.4: a deposed leader never serves what its successor has overtaken.
+#[test]
+fn section_6_4_a_deposed_leader_serves_nothing() {
+    each_led(|mut cluster| {
+        cluster.isolate(node(1));
+        cluster.read(node(1)).unwrap();
+        for _ in 0..200 {
+            cluster.tick_all(1);
+            cluster.settle();
+        }
+        let leader = cluster.leader().unwrap();
+        assert_ne!(leader, node(1));
+        cluster.propose(leader, "newer").unwrap();
+        cluster.heal();
+        cluster.tick_all(40);
+        cluster.settle();
+        assert!(cluster.node(node(1)).grants.is_empty());
+    });
+}
+
+/// §6.4.1: with leases a read needs no messages while a majority's answers are fresh; the lease ends by itself.
+#[test]
+fn section_6_4_1_leases() {
+    let options = Options {
+        lease_reads: true,
+        ..Options::default()
+    };
+    each_size_with(&options, |mut cluster| {
+        for _ in 0..200 {
+            cluster.tick_all(1);
+            cluster.settle();
+        }
+        let leader = cluster.leader().unwrap();
+        let granted = |cluster: &mut Cluster| {
+            cluster.node_mut(leader).grants.clear();
+            cluster.read(leader).unwrap();
+            let at_once = !cluster.node(leader).grants.is_empty();
+            cluster.wire.clear();
+            at_once
+        };
+        // Heartbeats alone keep it up, at every moment.
+        for _ in 0..100 {
+            cluster.tick_all(1);
+            cluster.settle();
+            assert!(granted(&mut cluster));
+        }
+        cluster.isolate(leader);
+        for _ in 0..options.election_ticks / 2 {
+            cluster.tick(leader);
+        }
+        assert!(!granted(&mut cluster));
+    });
+    let refused = Options {
+        check_quorum: false,
+        ..options
+    };
+    assert!(refused.validate().is_err(), "leases need CheckQuorum");
+}
+
+/// §9.6: a server that asks for a pre-vote doesn't raise its term, and nobody raises theirs because of it.
+#[test]
+fn section_9_6_pre_votes_change_no_term() {
+    each_led(|mut cluster| {
+        let count = cluster.nodes.len() as u64;
+        cluster.isolate(node(count));
+        for _ in 0..1_000 {
+            cluster.tick_all(1);
+            cluster.settle();
+        }
+        assert_eq!(cluster.raft(node(count)).role(), Role::PreCandidate);
+        assert_eq!(cluster.raft(node(count)).term(), Term(1));
+        cluster.heal();
+        cluster.tick_all(20);
+        cluster.settle();
+        assert_eq!(cluster.leader(), Some(node(1)));
+        assert_eq!(cluster.raft(node(count)).leader(), Some(node(1)));
+    });
+}
+
+/// §9.6: a pre-vote is granted only by those who hear no leader and whose log is no further.
+#[test]
+fn section_9_6_who_grants_a_pre_vote() {
+    // For how many ticks the leader was silent, the candidate's last entry, and whether the pre-vote is granted.
+    let table = [
+        (0, id(1, 1), false),
+        (39, id(1, 9), false),
+        (40, id(1, 1), true),
+        (40, id(0, 0), false),
+    ];
+    for (silent, last, granted) in table {
+        each_led(|mut cluster| {
+            for _ in 0..silent {
+                cluster.raft_mut(node(2)).tick();
+            }
+            let mut envelope = from(
+                3,
+                1,
+                Message::PreVote {
+                    next_term: Term(2),
+                    last,
+                },
+            );
+            envelope.to = node(2);
+            cluster.wire.clear();
+            cluster.deliver(envelope).unwrap();
+            let reply = cluster.wire.iter().find_map(|m| match m.message {
+                Message::PreVoteReply { granted, .. } => Some(granted),
+                _ => None,
+            });
+            assert_eq!(reply, Some(granted), "{silent} {last}");
+        });
+    }
+}
+
+/// §10.2.1: a leader sends an entry while its own disk writes it; a majority of others is enough to commit it.
+#[test]
+fn section_10_2_1_the_leader_writes_in_parallel() {
+    each_led(|mut cluster| {
+        cluster.node_mut(node(1)).slow = true;
+        let proposed = cluster.propose(node(1), "x").unwrap();
+        assert!(!cluster.node(node(1)).store.holds(proposed));
+        cluster.settle();
+        assert_eq!(cluster.raft(node(1)).commit_index(), proposed.index);
+        assert_eq!(
+            cluster.node(node(1)).state.len(),
+            1,
+            "not on disk, not applied"
+        );
+        cluster.finish_write(node(1));
+        cluster.turn(node(1));
+        assert_eq!(cluster.node(node(1)).state.len(), 2);
+        honest(&cluster);
+    });
+}
