@@ -53,13 +53,16 @@ fn tables(options: &StorageOptions, bloom: bool) -> BlockBasedOptions {
 /// For `log/`.
 ///
 /// Entries are written in order, rarely read, and soon dropped, most of them before their memtable is written
-/// out, which then never happens to them. Only an incomplete record at the very end of the write-ahead log
-/// is taken for a torn write; a wrong checksum anywhere refuses to open. That rules out recycled files,
-/// whose ends look like damage.
+/// out, which then never happens to them. `RocksDB` stops at the first broken record of a write-ahead log: whether
+/// that is a torn write or damage was found out before (see `wal`). So its files can be recycled, which makes
+/// syncs faster.
 pub(crate) fn log(options: &StorageOptions) -> Result<Options, rocksdb::Error> {
     let mut db = common(options, "", options.log_write_buffer_bytes)?;
-    db.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    db.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     db.set_track_and_verify_wals_in_manifest(true);
+    // More than there can ever be: then none is deleted while the log is open, and the oldest is always the
+    // next to be overwritten, so that the numbers of the writes in the files have no gap.
+    db.set_recycle_log_file_num(16);
     db.set_compression_type(DBCompressionType::None);
     let mut tables = tables(options, false);
     // Recently written entries are in raft's cache; what is read here is read once, by a follower behind.

@@ -4,6 +4,9 @@
 //! The number `n` goes to slot `n % 2`, so a torn write leaves the one before. It is written after the
 //! log's sync and before the caller is told, and never synced: the page cache survives a killed process, and
 //! after a power cut the number may be too low, which only makes the check weaker, but never too high.
+//!
+//! A third slot holds the number of the last write that is in table files for sure: opening the log puts all
+//! it finds there. Write-ahead logs up to that number may linger, whole or in part; they are of no use.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,6 +19,7 @@ use crate::error::{OpenError, translate_io};
 const NAME: &str = "FLOOR";
 /// Where the slots are. A disk writes a sector of 512 bytes whole; 4096 leaves room for larger ones.
 const SLOTS: [u64; 2] = [0, 4_096];
+const SETTLED: u64 = 8_192;
 const SLOT_BYTES: usize = 12;
 
 /// The open file.
@@ -23,13 +27,14 @@ const SLOT_BYTES: usize = 12;
 pub(crate) struct Floor {
     file: File,
     written: u64,
+    settled: u64,
 }
 
 /// Makes the file of a new directory, at zero.
 pub(crate) fn create(directory: &Directory) -> Result<(), OpenError> {
     let make = || {
         let file = File::create(directory.path().join(NAME))?;
-        for slot in SLOTS {
+        for slot in [SLOTS[0], SLOTS[1], SETTLED] {
             file.write_all_at(&encode(0), slot)?;
         }
         file.sync_all()
@@ -72,12 +77,36 @@ impl Floor {
             SLOTS.into_iter().filter_map(read).max().ok_or_else(|| {
                 directory.log_damaged("its file FLOOR has no readable slot".into())
             })?;
-        Ok(Self { file, written })
+        let settled = read(SETTLED)
+            .ok_or_else(|| directory.log_damaged("its file FLOOR is damaged".into()))?;
+        Ok(Self {
+            file,
+            written,
+            settled,
+        })
     }
 
     /// How many log writes were acknowledged at least.
     pub(crate) fn get(&self) -> u64 {
         self.written
+    }
+
+    /// Up to which write the log is in table files for sure.
+    pub(crate) fn settled(&self) -> u64 {
+        self.settled
+    }
+
+    /// Notes, durably, that the log is in table files up to write `number`.
+    pub(crate) fn settle(&mut self, number: u64) -> Result<(), StoreError> {
+        if number == self.settled {
+            return Ok(());
+        }
+        self.file
+            .write_all_at(&encode(number), SETTLED)
+            .and_then(|()| self.file.sync_data())
+            .map_err(|error| translate_io("can't write FLOOR", &error))?;
+        self.settled = number;
+        Ok(())
     }
 
     /// Notes that log write `number` is durable.

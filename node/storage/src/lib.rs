@@ -26,8 +26,8 @@
 //!
 //! A power cut may tear the last write of the log, which nobody was promised. Anything else that is
 //! missing was promised, and a node that forgets its promises breaks the group. Three things tell the
-//! difference: `RocksDB` accepts only an incomplete record at the end of its write-ahead log; every entry
-//! carries a checksum and all are read when opening; and each batch carries its number, which must reach
+//! difference: a write that begins after a broken one proves that one durable, for each was synced before the
+//! next; every entry carries a checksum and all are read when opening; and each write carries its number, which must reach
 //! what `FLOOR` says was acknowledged. `FLOOR` is written after the sync and not synced itself, so it costs
 //! no second sync: after a killed process it is exact, after a power cut it may lag, and it is never ahead.
 //! The state's position is a floor too: the log may not end before it.
@@ -54,6 +54,7 @@ mod restore;
 mod snapshot;
 mod space;
 mod state;
+mod wal;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -109,8 +110,8 @@ pub fn open(dir: &Path, options: &StorageOptions) -> Result<Opened, OpenError> {
     })
 }
 
-/// The state was made from the log, so the log reaches it, unless a snapshot was being installed or
-/// nothing was ever written to the log (a group's beginning is written to the state first).
+/// The state was made from the log, so the log reaches it, unless a snapshot (or a group's beginning, which
+/// counts as one) was being installed.
 fn check_position(
     directory: &Directory,
     log: &mut RocksLog,
@@ -120,7 +121,7 @@ fn check_position(
     let held = log
         .load()
         .map_err(|error| directory.log_damaged(error.to_string()))?;
-    if held.installing.is_some() || log.writes() == 0 || held.last_index >= applied.index {
+    if held.installing.is_some() || held.last_index >= applied.index {
         return Ok(());
     }
     let Index(last) = held.last_index;

@@ -17,8 +17,8 @@
 //!
 //! - The stored entries are exactly `(base, last]`, contiguous; `compacting` extends them downwards by what
 //!   the next write will drop.
-//! - Each write is one batch, carries its number, and is synced before `FLOOR` is raised to that number.
-//!   There are no unsynced writes, so a record that begins after another one proves that one durable.
+//! - Each write is one batch, ends with its number, and is synced before `FLOOR` is raised to that number.
+//!   There are no unsynced writes, so one that begins after another proves that one durable (see `wal`).
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ use crate::error::{Latch, OpenError, translate};
 use crate::floor::Floor;
 use crate::options::StorageOptions;
 use crate::space::{Disk, Writer};
-use crate::{directory, engine};
+use crate::{directory, engine, wal};
 
 const BASE: &[u8] = b"mb";
 const HARD_STATE: &[u8] = b"mh";
@@ -93,12 +93,12 @@ impl RocksLog {
         disk: Disk,
         options: &StorageOptions,
     ) -> Result<Self, OpenError> {
-        let floor = Floor::open(&directory)?;
+        let mut floor = Floor::open(&directory)?;
         let as_damage = |error: StoreError| match error {
             StoreError::Full(_) => directory.failed("open the log", error),
             StoreError::Io(what) | StoreError::Damaged(what) => directory.log_damaged(what),
         };
-        let db = open_db(&directory, options).map_err(as_damage)?;
+        let db = open_db(&directory, options, floor.settled()).map_err(as_damage)?;
         let (number, held) = verify(&db).map_err(|error| match error {
             VerifyError::Version(found) => OpenError::Version {
                 dir: directory.log_dir(),
@@ -113,6 +113,7 @@ impl RocksLog {
                 floor.get()
             )));
         }
+        floor.settle(number).map_err(as_damage)?;
         Ok(Self {
             db: Some(db),
             directory,
@@ -126,11 +127,6 @@ impl RocksLog {
             number,
             compacting: None,
         })
-    }
-
-    /// How many synced writes there ever were.
-    pub(crate) fn writes(&self) -> u64 {
-        self.number
     }
 
     fn db(&self) -> Result<&DB, StoreError> {
@@ -156,7 +152,8 @@ impl RocksLog {
         self.disk
             .check(Writer::Log, self.options.log_write_buffer_bytes)?;
         self.db = None;
-        let db = open_db(&self.directory, &self.options).map_err(|error| self.latch.keep(error))?;
+        let db = open_db(&self.directory, &self.options, self.floor.settled())
+            .map_err(|error| self.latch.keep(error))?;
         let (number, held) = verify(&db).map_err(|error| match error {
             VerifyError::Store(error) => self.latch.keep(error),
             VerifyError::Version(_) => self
@@ -170,6 +167,9 @@ impl RocksLog {
                 self.number
             ))));
         }
+        self.floor
+            .settle(number)
+            .map_err(|error| self.latch.keep(error))?;
         self.number = number;
         self.held = held;
         self.compacting = None;
@@ -366,8 +366,14 @@ impl LogStore for RocksLog {
     }
 }
 
-fn open_db(directory: &Directory, options: &StorageOptions) -> Result<DB, StoreError> {
-    let open = || DB::open(&engine::log(options)?, directory.log_dir());
+fn open_db(
+    directory: &Directory,
+    options: &StorageOptions,
+    settled: u64,
+) -> Result<DB, StoreError> {
+    let dir = directory.log_dir();
+    wal::check(&dir, settled)?;
+    let open = || DB::open(&engine::log(options)?, dir);
     open().map_err(|error| translate(&error))
 }
 

@@ -156,8 +156,14 @@ impl conformance::state::Harness for States {
 
     fn create(&mut self) -> State {
         let dir = self.0.next();
-        let state = open(&dir).unwrap().state;
-        State { state, dir }
+        let mut opened = open(&dir).unwrap();
+        // A state without its log is refused, unless a snapshot is being installed.
+        let mark = raft::EntryId::default();
+        raft::LogStore::begin_install(&mut opened.log, mark).unwrap();
+        State {
+            state: opened.state,
+            dir,
+        }
     }
 
     fn crash(&mut self, state: State) -> State {

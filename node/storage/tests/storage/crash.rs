@@ -93,3 +93,42 @@ fn a_killed_process_forgets_nothing_that_it_acknowledged() {
     }
     assert!(acknowledged.1 > 0, "the state was flushed at times");
 }
+
+/// Write-ahead logs that were overwritten several times: old records lie behind the new ones.
+#[test]
+fn recycled_files_lose_nothing_and_bring_nothing_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = shardkv_storage::StorageOptions {
+        log_write_buffer_bytes: 256 << 10,
+        ..shardkv_storage::StorageOptions::default()
+    };
+    let open = || shardkv_storage::open(dir.path(), &options).unwrap();
+    let mut opened = open();
+    let (mut base, mut last) = (0, 0);
+    for round in 0..600 {
+        opened
+            .log
+            .write(&batch(last + 1..=last + 5, 2_000))
+            .unwrap();
+        last += 5;
+        if round % 25 == 24 {
+            base = last - 40;
+            let meta = raft::SnapshotMeta {
+                last: entry(base, 0).id,
+                ..raft::SnapshotMeta::default()
+            };
+            opened.log.compact(&meta).unwrap();
+        }
+        if round % 97 == 0 {
+            drop(opened);
+            opened = open();
+        }
+    }
+    let used = opened.disk.sizes().log_bytes;
+    assert!(used < 4 << 20, "{used} bytes for a log that was compacted");
+    drop(opened);
+    let mut opened = open();
+    assert_eq!(opened.log.load().unwrap().last_index, Index(last));
+    let expected: Vec<_> = (base + 1..=last).map(|index| entry(index, 2_000)).collect();
+    assert_eq!(read(&opened.log, base + 1..=last), expected);
+}

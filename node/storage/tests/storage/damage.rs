@@ -202,6 +202,20 @@ fn a_torn_write_that_was_not_acknowledged_is_dropped() {
         let refused = refused_or_whole(&copy, &format!("torn at {cut} of {before}..{after}"));
         assert!(!refused, "torn at {cut} of {before}..{after}");
     }
+    // The file has its length, and one page of the torn write never reached the disk.
+    for hole in (before + 10..after).step_by(7_000) {
+        let _ = fs::remove_dir_all(&copy);
+        copy_tree(&longer, &copy);
+        fs::write(copy.join("FLOOR"), &floor).unwrap();
+        let file = File::options()
+            .write(true)
+            .open(copy.join("log").join(&name))
+            .unwrap();
+        let size = usize::try_from((after - hole).min(4_096)).unwrap();
+        file.write_all_at(&vec![0; size], hole).unwrap();
+        let refused = refused_or_whole(&copy, &format!("hole at {hole} of {before}..{after}"));
+        assert!(!refused, "hole at {hole} of {before}..{after}");
+    }
 }
 
 /// As `written`, and one more batch.
@@ -240,7 +254,9 @@ fn a_log_that_ends_before_the_state_is_found() {
 fn a_damaged_state_is_refused_or_latched() {
     let root = tempfile::tempdir().unwrap();
     let (good, copy) = (root.path().join("good"), root.path().join("copy"));
-    let mut state = open(&good).unwrap().state;
+    let mut opened = open(&good).unwrap();
+    opened.log.write(&batch(1..=300, 10)).unwrap();
+    let mut state = opened.state;
     for index in 1..=300 {
         let noise: Vec<u8> = (0..1_000u64)
             .map(|n| (n.wrapping_mul(index + 7).wrapping_mul(2_654_435_761) >> 13) as u8)
@@ -248,6 +264,7 @@ fn a_damaged_state_is_refused_or_latched() {
         state.commit(put(index, noise), applied(index)).unwrap();
     }
     state.flush().unwrap();
+    drop(opened.log);
     let expected = replica::conformance::state::content(&state);
     drop(state);
     let mut noticed = 0;

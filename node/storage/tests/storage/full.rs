@@ -21,7 +21,7 @@ struct Mount {
 
 impl Mount {
     fn tmpfs(megabytes: u64) -> Option<Self> {
-        Self::mount(&["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
+        Self::at(&["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
     }
 
     fn ext4(megabytes: u64) -> Option<Self> {
@@ -35,10 +35,10 @@ impl Mount {
             return None;
         }
         // The loop device keeps the image's blocks after its name is gone.
-        Self::mount(&["-o", "loop", image.to_str().unwrap()])
+        Self::at(&["-o", "loop", image.to_str().unwrap()])
     }
 
-    fn mount(arguments: &[&str]) -> Option<Self> {
+    fn at(arguments: &[&str]) -> Option<Self> {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("mnt");
         fs::create_dir(&path).unwrap();
@@ -219,7 +219,7 @@ fn a_state_on_a_really_full_disk_recovers_when_space_returns() {
         assert!(opened.state.durable().index.0 <= held);
         mount.empty();
         // RocksDB looks every few seconds whether there is space again.
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         while let Err(error) = opened.state.flush() {
             assert!(matches!(error, StoreError::Full(_)), "{error}");
             assert!(Instant::now() < deadline, "still refused: {error}");
