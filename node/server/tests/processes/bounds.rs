@@ -149,8 +149,8 @@ async fn overload_is_refused_at_once_and_passes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_in_a_hurry_does_not_fill_the_node_s_memory() {
     let setup = Setup::of(1)
-        .with("max-request-bytes", "2097152")
-        .with("max-entry-bytes", "2097152")
+        .with("max-request-bytes", "4194304")
+        .with("max-entry-bytes", "4194304")
         .with("max-inflight-bytes", "4194304");
     let mut cluster = Cluster::start(setup).await;
     let kv = bare(&cluster).await;
