@@ -9,9 +9,11 @@ use api::v1::kv_server::{KvServer, SERVICE_NAME as KV};
 use api::v1::raft_server::RaftServer;
 use storage::Disk;
 use tokio::net::TcpListener;
+use tonic::body::Body;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
+use tower::util::MapResponseLayer;
 
 use crate::hub::Hub;
 use crate::listen;
@@ -19,6 +21,7 @@ use crate::options::MAX_FRAME_BYTES;
 use crate::services::admin::AdminService;
 use crate::services::kv::KvService;
 use crate::services::peers::PeerService;
+use crate::services::typed;
 use crate::transport::Transport;
 
 /// Small requests and answers.
@@ -66,6 +69,7 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(network.keepalive_timeout))
         .http2_max_header_list_size(16 << 10)
         .http2_max_pending_accept_reset_streams(Some(64))
+        .layer(MapResponseLayer::new(typed::response::<Body>))
         .add_service(kv)
         .add_service(peers)
         .add_service(admin)

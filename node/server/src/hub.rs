@@ -30,8 +30,10 @@ pub(crate) enum Phase {
     Starting,
     /// The replica runs.
     Running,
-    /// It takes no new work.
+    /// It hands leadership over; the replica still answers, so that clients learn whom to ask.
     Stopping,
+    /// It takes no new work and finishes what it has.
+    Draining,
     /// The replica is gone.
     Stopped,
 }
@@ -58,6 +60,7 @@ pub(crate) struct Hub {
     pub(crate) deliveries: Arc<Deliveries>,
     view: watch::Sender<View>,
     /// Beside the view, because all streams wait for it and must not wake with each change of that.
+    draining: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
     learned: Mutex<BTreeMap<NodeId, String>>,
 }
@@ -83,6 +86,7 @@ impl Hub {
             inbox: Arc::new(Inbox::default()),
             deliveries: Arc::new(Deliveries::default()),
             view: watch::Sender::new(view),
+            draining: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
             learned: Mutex::default(),
         }
@@ -112,6 +116,9 @@ impl Hub {
             }
             changes
         });
+        if phase >= Phase::Draining {
+            self.draining.send_replace(true);
+        }
         if phase == Phase::Stopped {
             self.stopped.send_replace(true);
         }
@@ -127,6 +134,16 @@ impl Hub {
             }
             changes
         });
+    }
+
+    /// Resolves when no new work is taken.
+    pub(crate) async fn draining(&self) {
+        // The sender lives in `self`, so waiting can't fail.
+        let _ = self
+            .draining
+            .subscribe()
+            .wait_for(|draining| *draining)
+            .await;
     }
 
     /// Resolves when the replica is gone.
@@ -168,11 +185,19 @@ impl Hub {
         self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses work unless the replica runs. It runs on while the node stops: a leader hands over first, and its
-    /// answers then tell clients whom to ask.
+    /// Refuses work unless it is taken.
     pub(crate) fn check_running(&self) -> Result<(), ErrorDetail> {
         match self.view.borrow().phase {
             Phase::Running | Phase::Stopping => Ok(()),
+            Phase::Starting => Err(errors::unavailable("the node is starting", 100)),
+            Phase::Draining | Phase::Stopped => Err(self.gone()),
+        }
+    }
+
+    /// Refuses peers before the replica runs and after. Until then they are heard: handing over needs them.
+    pub(crate) fn check_peers_welcome(&self) -> Result<(), ErrorDetail> {
+        match self.view.borrow().phase {
+            Phase::Running | Phase::Stopping | Phase::Draining => Ok(()),
             Phase::Starting => Err(errors::unavailable("the node is starting", 100)),
             Phase::Stopped => Err(self.gone()),
         }
@@ -180,7 +205,7 @@ impl Hub {
 
     /// What is told to those who come too late.
     pub(crate) fn gone(&self) -> ErrorDetail {
-        errors::unavailable(format!("node {} has stopped", self.node()), 100)
+        errors::unavailable(format!("node {} is stopping", self.node()), 100)
     }
 
     /// Asks the replica and waits for its answer, at most as long as the options allow.

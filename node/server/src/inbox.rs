@@ -199,7 +199,7 @@ mod tests {
         inbox.disconnected(NodeId(1));
         inbox.disk_low(true);
         inbox.stop();
-        inbox.take(&mut batch, Some(Instant::now() + Duration::from_secs(60)));
+        inbox.take(&mut batch, Some(Instant::now() + Duration::from_mins(1)));
         assert_eq!(batch.disconnected, [NodeId(1)]);
         assert_eq!((batch.disk_low, batch.stop), (Some(true), true));
         inbox.take(&mut batch, None);
@@ -213,7 +213,7 @@ mod tests {
             let inbox = Arc::clone(&inbox);
             std::thread::spawn(move || {
                 let mut batch = Batch::default();
-                inbox.take(&mut batch, Some(Instant::now() + Duration::from_secs(600)));
+                inbox.take(&mut batch, Some(Instant::now() + Duration::from_mins(10)));
                 batch.disconnected
             })
         };

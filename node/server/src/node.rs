@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, interval, timeout, timeout_at};
 
 use crate::bootstrap::{self, Beginning, check_chosen};
 use crate::disk::{self, Content, Stores};
@@ -41,7 +41,7 @@ pub(crate) async fn run(options: Options) -> Result<(), Fatal> {
     let metrics = Arc::new(Metrics::new());
     let stores = disk::open(&options, &metrics)?;
     let doors = Doors::open(&options).await?;
-    let (node, stores) = Node::assemble(options, metrics, stores, doors)?;
+    let (node, stores) = Node::assemble(options, metrics, stores, doors);
     let Some(ended) = node.begin(stores, &mut signals).await? else {
         node.abandon();
         return Ok(());
@@ -148,7 +148,7 @@ impl Node {
         metrics: Arc<Metrics>,
         stores: Stores,
         doors: Doors,
-    ) -> Result<(Self, Started), Fatal> {
+    ) -> (Self, Started) {
         let Stores {
             opened,
             genesis,
@@ -171,13 +171,13 @@ impl Node {
         let hub = Arc::new(Hub::new(options, doors.advertised, identity, metrics));
         announce(&hub, &places, content);
         let transport = Arc::new(Transport::new(Arc::clone(&hub)));
-        let (hang_up, hung_up) = oneshot::channel::<()>();
+        let (hang_up, told) = oneshot::channel::<()>();
         let serving = tokio::spawn({
             let (hub, transport, disk) = (Arc::clone(&hub), Arc::clone(&transport), disk.clone());
             async move {
                 let stop = async {
                     // A dropped sender means the same.
-                    let _ = hung_up.await;
+                    let _ = told.await;
                 };
                 grpc::serve(hub, transport, disk, doors.listener, stop).await
             }
@@ -200,7 +200,7 @@ impl Node {
             disk,
             content,
         };
-        Ok((node, started))
+        (node, started)
     }
 
     /// Finds the group and starts the replica. `None` if a signal came first.
@@ -280,6 +280,8 @@ impl Node {
     async fn stop(self, ended: Ended, deadline: Instant) -> Result<(), Fatal> {
         self.hub.enter(Phase::Stopping);
         self.hand_over(deadline).await;
+        self.hub.enter(Phase::Draining);
+        self.drain(deadline).await;
         self.hub.inbox.stop();
         let result = timeout_at(deadline, ended).await;
         self.hub.deliveries.give_out_now();
@@ -323,6 +325,20 @@ impl Node {
             Ok(Ok(Err(refusal))) => tracing::info!("leadership was not handed over: {refusal}"),
             Ok(Err(error)) => tracing::info!("leadership was not handed over: {}", error.message),
             Err(_) => tracing::info!("leadership was not handed over in time"),
+        }
+    }
+
+    /// Waits for the answers to what was taken in.
+    async fn drain(&self, deadline: Instant) {
+        let half = deadline.saturating_duration_since(Instant::now()) / 2;
+        let empty = async {
+            let mut look = interval(Duration::from_millis(2));
+            while self.hub.budget.used().0 > 0 {
+                look.tick().await;
+            }
+        };
+        if timeout(half, empty).await.is_err() {
+            tracing::info!("some requests got no answer in time");
         }
     }
 

@@ -46,18 +46,14 @@ pub(crate) struct Waiting {
 impl Waiting {
     /// Keeps a reply; gives its number, which is used again after [`Waiting::remove`].
     pub(crate) fn insert(&mut self, reply: Reply) -> u64 {
-        match self.free.pop() {
-            Some(at) => {
-                if let Some(slot) = self.slots.get_mut(at) {
-                    *slot = Some(reply);
-                }
-                at as u64
-            }
-            None => {
-                self.slots.push(Some(reply));
-                (self.slots.len() - 1) as u64
-            }
+        let Some(at) = self.free.pop() else {
+            self.slots.push(Some(reply));
+            return (self.slots.len() - 1) as u64;
+        };
+        if let Some(slot) = self.slots.get_mut(at) {
+            *slot = Some(reply);
         }
+        at as u64
     }
 
     /// The reply of a number, once.

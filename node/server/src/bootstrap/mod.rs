@@ -30,7 +30,7 @@ use crate::options::GenesisOptions;
 use crate::random;
 
 /// How long one peer may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_000);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a round of questions is apart from the next.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// How often a node that waits says so in its log.

@@ -33,7 +33,7 @@ impl Checks {
         }
     }
 
-    pub(crate) fn get(self, wire: v1::GetRequest) -> Result<KvRequest, ErrorDetail> {
+    pub(crate) fn get(wire: v1::GetRequest) -> Result<KvRequest, ErrorDetail> {
         let key = key(wire.key)?;
         Ok(Request::Read(Query::Get { key }))
     }
@@ -41,18 +41,18 @@ impl Checks {
     pub(crate) fn put(self, wire: v1::PutRequest) -> Result<KvRequest, ErrorDetail> {
         let key = key(wire.key)?;
         let value = self.value("value", wire.value)?;
-        write(wire.session, Write::Put { key, value })
+        write(wire.session.as_ref(), Write::Put { key, value })
     }
 
     pub(crate) fn append(self, wire: v1::AppendRequest) -> Result<KvRequest, ErrorDetail> {
         let key = key(wire.key)?;
         let suffix = self.value("suffix", wire.suffix)?;
-        write(wire.session, Write::Append { key, suffix })
+        write(wire.session.as_ref(), Write::Append { key, suffix })
     }
 
-    pub(crate) fn delete(self, wire: v1::DeleteRequest) -> Result<KvRequest, ErrorDetail> {
+    pub(crate) fn delete(wire: v1::DeleteRequest) -> Result<KvRequest, ErrorDetail> {
         let key = key(wire.key)?;
-        write(wire.session, Write::Delete { key })
+        write(wire.session.as_ref(), Write::Delete { key })
     }
 
     pub(crate) fn compare_and_swap(
@@ -65,16 +65,19 @@ impl Checks {
             .map(|value| self.value("expected", value))
             .transpose()?;
         let new = wire.new.map(|value| self.value("new", value)).transpose()?;
-        write(wire.session, Write::CompareAndSwap { key, expected, new })
+        write(
+            wire.session.as_ref(),
+            Write::CompareAndSwap { key, expected, new },
+        )
     }
 
     /// An item of a batch.
     pub(crate) fn item(self, item: Option<Item>) -> Result<KvRequest, ErrorDetail> {
         match item {
-            Some(Item::Get(wire)) => self.get(wire),
+            Some(Item::Get(wire)) => Self::get(wire),
             Some(Item::Put(wire)) => self.put(wire),
             Some(Item::Append(wire)) => self.append(wire),
-            Some(Item::Delete(wire)) => self.delete(wire),
+            Some(Item::Delete(wire)) => Self::delete(wire),
             Some(Item::CompareAndSwap(wire)) => self.compare_and_swap(wire),
             None => Err(errors::bad_request(
                 "request",
@@ -106,7 +109,7 @@ fn key(key: Bytes) -> Result<Bytes, ErrorDetail> {
     Ok(key)
 }
 
-fn write(session: Option<v1::Session>, write: Write) -> Result<KvRequest, ErrorDetail> {
+fn write(session: Option<&v1::Session>, write: Write) -> Result<KvRequest, ErrorDetail> {
     let frees_space = write.frees_space();
     let session = session.map(session_ref).transpose()?;
     Ok(Request::Write {
@@ -115,7 +118,7 @@ fn write(session: Option<v1::Session>, write: Write) -> Result<KvRequest, ErrorD
     })
 }
 
-fn session_ref(wire: v1::Session) -> Result<SessionRef, ErrorDetail> {
+fn session_ref(wire: &v1::Session) -> Result<SessionRef, ErrorDetail> {
     let Some(client) = decode_client_id(&wire.client_id) else {
         let reason = "it has 16 bytes, as OpenSession gave them";
         return Err(errors::bad_request("session.client_id", reason));
@@ -310,7 +313,7 @@ mod tests {
             key: Bytes::from_static(b"k"),
             session: None,
         };
-        let request = CHECKS.delete(wire).unwrap();
+        let request = Checks::delete(wire).unwrap();
         assert!(matches!(
             request,
             Request::Write {

@@ -260,7 +260,6 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_snapshots: values.number("max_snapshots", 1, 1_024)?,
         // A stand-in, so that the check below sees the others.
         address: "unknown".to_owned(),
-        ..replica::Options::default()
     };
     match options.validate() {
         Ok(()) => Ok(options),

@@ -11,7 +11,7 @@ pub(crate) fn nearest<'a>(
         .map(|name| (distance(&wrong, name), name))
         .min()?;
     // A third of the letters may be wrong; further away it is another word.
-    (distance <= wrong.len().max(name.len()) / 3).then_some(name)
+    (distance <= (wrong.len().max(name.len()) / 3).max(2)).then_some(name)
 }
 
 /// Levenshtein's distance in bytes: insertions, removals and replacements.

@@ -103,7 +103,7 @@ fn a_bad_value_names_its_place() {
             "node.yaml line 2: election_timeout_ms: must be at least 3 times",
         ),
         (
-            &["--data-dir=/d", "--max-value-bytes=9000000"],
+            &["--data-dir=/d", "--max-value-bytes=8000000"],
             "",
             "--max-request-bytes: must be at least",
         ),

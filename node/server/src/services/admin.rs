@@ -177,7 +177,7 @@ fn name(state: ProgressState) -> &'static str {
 fn trouble(view: &View) -> &'static str {
     match (view.phase, &view.status) {
         (Phase::Starting, _) | (_, None) => "starting: looking for the group",
-        (Phase::Stopping | Phase::Stopped, _) => "stopping",
+        (Phase::Stopping | Phase::Draining | Phase::Stopped, _) => "stopping",
         (Phase::Running, Some(status)) if status.membership.get(status.node).is_none() => {
             "waiting to be added to the group"
         }

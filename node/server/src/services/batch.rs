@@ -5,6 +5,7 @@
 //! answer (then its input is not read on, which HTTP/2 passes back to the client), and bytes of answers that
 //! the client doesn't fetch (then further reads of it are refused as `Overloaded`).
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -20,6 +21,7 @@ use crate::convert::kv::{self, Checks, KvResult};
 use crate::hub::Hub;
 use crate::inbox::Submission;
 use crate::replies::Reply;
+use crate::services::typed;
 
 /// An answer message is closed when it reaches this size.
 const MESSAGE_BYTES: usize = 1 << 20;
@@ -37,19 +39,28 @@ pub(crate) struct BatchStream {
 #[derive(Default)]
 struct State {
     /// Answers to send, and their sizes.
-    ready: std::collections::VecDeque<(BatchResult, usize)>,
+    ready: VecDeque<(BatchResult, usize)>,
     ready_bytes: usize,
     /// Items that came in and whose answers were not sent.
     unanswered: usize,
-    /// No more items come.
-    ended: bool,
-    /// What ended the input, if not the client's wish.
-    failure: Option<Status>,
+    end: End,
     /// Whether [`BatchStream::push`] was called since the last [`BatchStream::wake`].
     touched: bool,
     /// The client is gone.
     abandoned: bool,
     sender: Option<Waker>,
+}
+
+/// Whether and how the stream ends.
+#[derive(Default)]
+enum End {
+    /// More items may come.
+    #[default]
+    Open,
+    /// When all items are answered, with this status if not a good one.
+    Answered(Option<Status>),
+    /// Without the answers that are missing.
+    Now(Status),
 }
 
 impl BatchStream {
@@ -65,22 +76,23 @@ impl BatchStream {
     }
 
     async fn read(self: Arc<Self>, mut input: Streaming<BatchRequest>) {
-        let stopped = self.hub.stopped();
-        tokio::pin!(stopped);
-        let failure = loop {
+        let draining = self.hub.draining();
+        tokio::pin!(draining);
+        let end = loop {
             let message = tokio::select! {
                 message = self.next(&mut input) => message,
-                () = &mut stopped => break Some(error_status(&self.hub.gone())),
+                () = &mut draining => {
+                    break End::Answered(Some(error_status(&self.hub.gone())));
+                }
             };
             match message {
                 Ok(Some(message)) => self.take_in(message.items),
-                Ok(None) => break None,
-                Err(status) => break Some(status),
+                Ok(None) => break End::Answered(None),
+                Err(status) => break End::Now(typed::status(status)),
             }
         };
         let mut state = self.lock();
-        state.ended = true;
-        state.failure = failure;
+        state.end = end;
         let sender = state.sender.take();
         drop(state);
         if let Some(sender) = sender {
@@ -207,6 +219,27 @@ impl State {
         self.ready.push_back((BatchResult { id, response }, size));
     }
 
+    /// How the stream ends, if it does now; nothing is ready to be sent.
+    fn finish(&mut self) -> Poll<Option<Status>> {
+        let over = match self.end {
+            End::Open => false,
+            End::Answered(_) => self.unanswered == 0,
+            End::Now(_) => true,
+        };
+        if !over {
+            return Poll::Pending;
+        }
+        // A stream that ended with an error and is polled again has just ended.
+        match std::mem::replace(&mut self.end, End::Answered(None)) {
+            End::Now(status) => {
+                self.unanswered = 0;
+                Poll::Ready(Some(status))
+            }
+            End::Answered(status) => Poll::Ready(status),
+            End::Open => Poll::Pending,
+        }
+    }
+
     /// The next message: all that is ready, up to its size.
     fn message(&mut self) -> BatchResponse {
         let mut results = Vec::with_capacity(self.ready.len());
@@ -219,7 +252,7 @@ impl State {
             results.push(result);
         }
         self.ready_bytes -= bytes;
-        self.unanswered -= results.len();
+        self.unanswered = self.unanswered.saturating_sub(results.len());
         BatchResponse { results }
     }
 }
@@ -239,8 +272,8 @@ impl Stream for Answers {
             stream.room.notify_one();
             return Poll::Ready(Some(Ok(message)));
         }
-        if state.ended && (state.unanswered == 0 || state.failure.is_some()) {
-            return Poll::Ready(state.failure.take().map(Err));
+        if let Poll::Ready(status) = state.finish() {
+            return Poll::Ready(status.map(Err));
         }
         match &mut state.sender {
             Some(waker) => waker.clone_from(context.waker()),

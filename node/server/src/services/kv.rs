@@ -110,7 +110,7 @@ impl Kv for KvService {
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::GetResponse>, Status> {
-        let request = self.checks.get(request.into_inner());
+        let request = Checks::get(request.into_inner());
         self.call(Method::Get, request, |outcome| match outcome {
             Outcome::Value(value) => Some(kv::get_response(value)),
             _ => None,
@@ -146,7 +146,7 @@ impl Kv for KvService {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        let request = self.checks.delete(request.into_inner());
+        let request = Checks::delete(request.into_inner());
         self.call(Method::Delete, request, |outcome| match outcome {
             Outcome::Written(Written::Delete { existed }) => Some(v1::DeleteResponse { existed }),
             _ => None,

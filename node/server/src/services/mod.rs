@@ -4,3 +4,4 @@ pub(crate) mod admin;
 pub(crate) mod batch;
 pub(crate) mod kv;
 pub(crate) mod peers;
+pub(crate) mod typed;

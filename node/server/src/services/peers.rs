@@ -1,6 +1,7 @@
 //! `shardkv.v1.Raft`: what the other members, and those who want to be, say to this node.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api::v1::raft_server::Raft;
 use api::v1::{ErrorDetail, Hello, IdentifyRequest, IdentifyResponse, RaftAccept, RaftFrame};
@@ -22,13 +23,32 @@ use crate::transport::link::Lane;
 pub(crate) struct PeerService {
     hub: Arc<Hub>,
     transport: Arc<Transport>,
+    /// Refusals that were logged: whoever is refused tries again and again.
+    told: Mutex<BTreeSet<String>>,
 }
+
+/// Refusals that are remembered.
+const MAX_TOLD: usize = 256;
 
 type Acceptance = ReceiverStream<Result<RaftAccept, Status>>;
 
 impl PeerService {
     pub(crate) fn new(hub: Arc<Hub>, transport: Arc<Transport>) -> Self {
-        Self { hub, transport }
+        Self {
+            hub,
+            transport,
+            told: Mutex::default(),
+        }
+    }
+
+    fn tell_once(&self, refusal: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= MAX_TOLD {
+            told.clear();
+        }
+        if told.insert(refusal.to_owned()) {
+            tracing::info!("refused a peer's stream: {refusal}");
+        }
     }
 
     async fn open(
@@ -41,7 +61,7 @@ impl PeerService {
             Ok(hello) => hello,
             Err(error) => {
                 self.hub.metrics.rejected(&error);
-                tracing::info!("refused a peer's stream: {}", error.message);
+                self.tell_once(&error.message);
                 return Err(error_status(&error));
             }
         };
@@ -66,7 +86,7 @@ impl PeerService {
         lane: Lane,
         frames: &mut Streaming<RaftFrame>,
     ) -> Result<Hello, ErrorDetail> {
-        self.hub.check_running()?;
+        self.hub.check_peers_welcome()?;
         let wait = self.hub.options.network.handshake_timeout;
         let first = match timeout(wait, frames.message()).await {
             Ok(Ok(Some(frame))) => frame,

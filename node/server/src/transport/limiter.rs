@@ -54,7 +54,7 @@ mod tests {
             Some(millis(200)),
             "another sender"
         );
-        let later = start + Duration::from_secs(60);
+        let later = start + Duration::from_mins(1);
         assert_eq!(
             limiter.charge_at(100, later),
             Some(millis(100)),

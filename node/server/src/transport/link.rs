@@ -1,5 +1,6 @@
 //! One outgoing stream to one peer, kept up: connected, refused, broken, connected again.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,12 +56,39 @@ pub(crate) struct Link {
     pub(crate) nudge: Arc<Notify>,
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => node.fmt(f),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
 /// Why there is no stream.
 enum Failure {
+    /// It can't be tried: the node was removed, or its address is ours now.
+    Nowhere(&'static str),
     /// Nobody there, or no answer.
     Unreachable(String),
     /// Somebody is there and doesn't want us.
     Refused(String),
+}
+
+impl Failure {
+    fn pause(&self, pause: Duration) -> Duration {
+        match self {
+            Self::Unreachable(_) => pause,
+            Self::Nowhere(_) | Self::Refused(_) => REFUSED_PAUSE,
+        }
+    }
+
+    fn reason(self) -> String {
+        match self {
+            Self::Nowhere(reason) => reason.to_owned(),
+            Self::Unreachable(reason) | Self::Refused(reason) => reason,
+        }
+    }
 }
 
 impl Link {
@@ -74,7 +102,7 @@ impl Link {
             }
             match self.connect().await {
                 Ok(answers) => {
-                    tracing::debug!(to = ?self.target, lane = ?self.lane, "connected");
+                    tracing::debug!(to = %self.target, lane = ?self.lane, "connected");
                     told = None;
                     let since = Instant::now();
                     self.queue.set_connected(true);
@@ -86,14 +114,11 @@ impl Link {
                     }
                 }
                 Err(failure) => {
-                    let (reason, refused) = match failure {
-                        Failure::Unreachable(reason) => (reason, false),
-                        Failure::Refused(reason) => (reason, true),
-                    };
-                    pause = if refused { REFUSED_PAUSE } else { pause };
+                    pause = failure.pause(pause);
+                    let reason = failure.reason();
                     // Once per reason: a peer that is down for a night is one line.
                     if told.as_ref() != Some(&reason) {
-                        tracing::info!(to = ?self.target, "no connection: {reason}");
+                        tracing::info!(to = %self.target, "no connection: {reason}");
                         told = Some(reason);
                     }
                     self.queue.set_connected(false);
@@ -123,10 +148,13 @@ impl Link {
 
     /// Opens the stream and waits for the peer's acceptance. The name is resolved each time.
     async fn connect(&self) -> Result<Streaming<RaftAccept>, Failure> {
-        let unreachable = |error: &dyn std::fmt::Display| Failure::Unreachable(error.to_string());
+        let unreachable = |error: &dyn fmt::Display| Failure::Unreachable(error.to_string());
         let Some(address) = self.address() else {
-            return Err(unreachable(&"its address isn't known"));
+            return Err(Failure::Nowhere("its address isn't known"));
         };
+        if address == self.hub.address {
+            return Err(Failure::Nowhere("its address is this node's now"));
+        }
         let network = &self.hub.options.network;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| unreachable(&error))?
@@ -140,7 +168,9 @@ impl Link {
         let channel = timeout(network.connect_timeout, endpoint.connect())
             .await
             .map_err(|_| unreachable(&format!("connecting to {address} took too long")))?
-            .map_err(|error| unreachable(&format!("{address}: {error}")))?;
+            .map_err(|error| {
+                unreachable(&format!("{address}: {:#}", anyhow::Error::from(error)))
+            })?;
         let mut client = RaftClient::new(channel)
             .max_encoding_message_size(MAX_FRAME_BYTES)
             .max_decoding_message_size(1 << 16);
@@ -194,7 +224,7 @@ impl Link {
                     Ok(Some(_)) => {}
                     Ok(None) => return,
                     Err(status) => {
-                        tracing::debug!(to = ?self.target, "the stream broke: {}", status.message());
+                        tracing::debug!(to = %self.target, "the stream broke: {}", status.message());
                         return;
                     }
                 },

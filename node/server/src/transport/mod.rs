@@ -90,7 +90,7 @@ impl Transport {
         let mut links = self.lock();
         let peer = links
             .entry(target)
-            .or_insert_with_key(|target| self.open(target.clone()));
+            .or_insert_with_key(|target| self.open(target));
         peer.used = Instant::now();
         let queue = match envelope.message {
             Message::SnapshotChunk(_) => &peer.snapshots,
@@ -102,7 +102,7 @@ impl Transport {
         }
     }
 
-    fn open(&self, target: Target) -> Peer {
+    fn open(&self, target: &Target) -> Peer {
         let max_bytes = self.hub.options.network.peer_queue_bytes;
         let messages = Arc::new(Queue::new(max_bytes));
         let snapshots = Arc::new(Queue::new(max_bytes));
@@ -172,7 +172,7 @@ impl Transport {
         for node in members {
             links
                 .entry(Target::Node(*node))
-                .or_insert_with_key(|target| self.open(target.clone()));
+                .or_insert_with_key(|target| self.open(target));
         }
     }
 
