@@ -1,6 +1,11 @@
 //! A group of replicas in one process on a perfect network: what a driver sees of them. Faults are the simulator's.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
