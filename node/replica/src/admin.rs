@@ -6,7 +6,8 @@
 //! when the learner has caught up, the other members at its address are removed, and it becomes a voter.
 
 use raft::{
-    ChangeError, EntryId, Index, MemberKind, MembershipChange, ProposeError, Raft, Role, TransferError,
+    ChangeError, EntryId, Index, MemberKind, MembershipChange, ProposeError, Raft, Role,
+    TransferError,
 };
 use types::NodeId;
 
