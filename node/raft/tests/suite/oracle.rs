@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use raft::{EntryId, Envelope, Index, LogBatch, Message, Raft, Role, Term};
+use raft::{EntryId, Envelope, Index, LogBatch, Message, Payload, Raft, Role, Term};
 use types::NodeId;
 
 use crate::cluster::Node;
@@ -135,6 +135,16 @@ impl Oracle {
                 raft.node()
             ));
         }
+        // A leader counts replicas only for entries of its own term (Raft §5.4.2).
+        let advanced = before.is_some_and(|before| before < commit);
+        let own = raft.holds(EntryId::new(raft.term(), commit));
+        if advanced && raft.role() == Role::Leader && !own {
+            self.wrong(format!(
+                "{} leads in {} and committed {commit}, which is of an earlier term",
+                raft.node(),
+                raft.term()
+            ));
+        }
         let known = Index(self.committed.len() as u64);
         let new = commit.0.saturating_sub(known.0).min(10_000);
         for index in (known.0 + 1..=known.0 + new).map(Index) {
@@ -163,6 +173,44 @@ impl Oracle {
                     "{} committed {:?} at {index}, but {agreed:?} is",
                     raft.node(),
                     id_at(raft, index)
+                ));
+            }
+        }
+    }
+
+    /// The membership in force is the latest of the log, and of the base if the log has none; and no log has two that
+    /// are not committed (thesis §4.1).
+    pub(crate) fn match_memberships(&mut self, nodes: &BTreeMap<NodeId, Node>) {
+        for node in nodes.values() {
+            let uncommitted = node.store.entries.iter().filter(|entry| {
+                entry.id.index.0 > self.committed.len() as u64
+                    && matches!(entry.payload, Payload::Membership(_))
+            });
+            if uncommitted.count() > 1 {
+                let what = format!("{} has two uncommitted membership changes", node.id);
+                self.violations.push(what);
+            }
+            let written = |raft: &&Raft| raft.last_id().index == node.store.last_index();
+            let Some(raft) = node.raft.as_ref().filter(written) else {
+                continue;
+            };
+            if node.pending.is_some() || !node.store.holds(raft.last_id()) {
+                continue;
+            }
+            let in_log = node
+                .store
+                .entries
+                .iter()
+                .rev()
+                .find_map(|entry| match &entry.payload {
+                    Payload::Membership(membership) => Some(membership),
+                    _ => None,
+                });
+            let expected = in_log.unwrap_or(&node.store.base.membership);
+            if raft.membership() != expected {
+                let (is, id) = (raft.membership(), node.id);
+                self.violations.push(format!(
+                    "{id} goes by ({is}), but its log says ({expected})"
                 ));
             }
         }

@@ -378,6 +378,7 @@ impl World {
             self.event();
             if number % 20 == 0 {
                 self.cluster.oracle.match_logs(&self.cluster.nodes);
+                self.cluster.oracle.match_memberships(&self.cluster.nodes);
             }
             self.verdict()?;
         }
