@@ -471,4 +471,70 @@ mod tests {
         log.push(Entry::new(Term(3), Index(6), Payload::Noop));
         assert_eq!(log.term_at(Index(6)), Some(Term(3)));
     }
+
+    #[test]
+    fn what_is_not_on_disk_is_not_compacted() {
+        let mut log = log_of(&[1, 1, 1]);
+        log.persisted_to(EntryId::new(Term(1), Index(1)));
+        // A snapshot that matches the log skips entries that are still being written.
+        log.skip_to(Index(3));
+        assert_eq!(log.compact(Index(3)), None);
+        assert_eq!(log.compact(Index(1)).unwrap().last.index, Index(1));
+        let unwritten: Vec<_> = log
+            .unpersisted()
+            .iter()
+            .map(|entry| entry.id.index)
+            .collect();
+        assert_eq!(unwritten, [Index(2), Index(3)]);
+    }
+
+    #[test]
+    fn a_state_outside_of_the_log_is_refused() {
+        let state = LogState::default();
+        let recovered = RaftLog::recover(&state, Index(1), usize::MAX, &NoDisk);
+        assert!(matches!(recovered, Err(StoreError::Damaged(_))));
+        let mut compacted = LogState {
+            last_index: Index(5),
+            ..LogState::default()
+        };
+        compacted.base.last = EntryId::new(Term(1), Index(5));
+        let recovered = RaftLog::recover(&compacted, Index(4), usize::MAX, &NoDisk);
+        assert!(matches!(recovered, Err(StoreError::Damaged(_))));
+        assert!(RaftLog::recover(&compacted, Index(5), usize::MAX, &NoDisk).is_ok());
+    }
+
+    #[test]
+    fn a_reset_survives_a_write_that_was_on_its_way() {
+        let mut log = log_of(&[1, 1, 1]);
+        let on_its_way = log.last_id();
+        let meta = SnapshotMeta {
+            last: EntryId::new(Term(2), Index(2)),
+            ..SnapshotMeta::default()
+        };
+        log.reset(&meta);
+        log.push(Entry::new(Term(2), Index(3), Payload::Noop));
+        log.persisted_to(on_its_way);
+        assert_eq!(log.persisted(), Index(2), "another entry stands at 3 now");
+        assert_eq!(log.unpersisted().len(), 1);
+    }
+
+    #[test]
+    fn the_cache_evicts_only_what_is_written_and_handed_over() {
+        let mut log = log_of(&[1, 1, 1, 1]);
+        log.max_cached_bytes = 0;
+        log.persisted_to(EntryId::new(Term(1), Index(3)));
+        log.commit_to(Index(2));
+        assert_eq!(log.take_committed(usize::MAX, &NoDisk).unwrap().len(), 2);
+        assert_eq!(log.cache.front().unwrap().id.index, Index(3));
+        assert!(
+            log.read(Index(1)..=Index(4), usize::MAX, &NoDisk).is_err(),
+            "from the disk"
+        );
+        assert_eq!(
+            log.read(Index(3)..=Index(4), usize::MAX, &NoDisk)
+                .unwrap()
+                .len(),
+            2
+        );
+    }
 }

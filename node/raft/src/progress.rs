@@ -150,3 +150,76 @@ impl Progress {
         self.inflight_bytes = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> Options {
+        Options {
+            max_inflight_appends: 2,
+            ..Options::default()
+        }
+    }
+
+    fn replicating() -> Progress {
+        let mut progress = Progress::new(Index(1));
+        progress.sent(Index(1), 10, false);
+        progress.accepted(Index(1));
+        progress.nudge = false;
+        progress
+    }
+
+    #[test]
+    fn a_full_window_lets_only_questions_through() {
+        let mut progress = replicating();
+        progress.sent(Index(2), 10, false);
+        progress.sent(Index(3), 10, false);
+        assert!(!progress.is_due(&options(), Index(9)));
+        for _ in 0..10 {
+            progress.heartbeat_sent();
+            progress.alive(Index(9));
+            assert!(progress.is_due(&options(), Index(9)));
+            assert!(!progress.has_room(&options()), "heartbeats open no window");
+            progress.sent(Index(3), 0, true);
+            assert!(!progress.is_due(&options(), Index(9)));
+        }
+        assert!(progress.accepted(Index(2)));
+        assert!(progress.has_room(&options()));
+    }
+
+    #[test]
+    fn a_probe_is_repeated_only_after_a_later_heartbeat() {
+        let mut progress = Progress::new(Index(5));
+        progress.heartbeat_sent();
+        progress.sent(Index(5), 10, false);
+        progress.alive(Index(5));
+        assert!(
+            !progress.is_due(&options(), Index(5)),
+            "the probe is still on its way"
+        );
+        progress.heartbeat_sent();
+        progress.alive(Index(5));
+        assert!(progress.is_due(&options(), Index(5)));
+    }
+
+    #[test]
+    fn stale_refusals_change_nothing() {
+        let mut progress = replicating();
+        assert!(!progress.rejected(Index(1), Index(0)), "it matches already");
+        assert!(
+            progress.rejected(Index(4), Index(9)),
+            "a hint beyond the refused index"
+        );
+        assert_eq!(
+            (progress.state, progress.next),
+            (ProgressState::Probe, Index(4))
+        );
+        assert!(
+            !progress.rejected(Index(9), Index(2)),
+            "not what was probed"
+        );
+        assert!(progress.rejected(Index(3), Index(0)));
+        assert_eq!(progress.next, Index(2), "never below what matches");
+    }
+}

@@ -23,6 +23,10 @@ use crate::store::MemoryStore;
 test_each_path! { in "node/raft/tests/goldens" as goldens => run_script }
 
 fn run_script(path: &Path) {
+    // Shown when the script fails.
+    println!(
+        "If the change is meant: UPDATE_GOLDENFILES=1 cargo test -p shardkv-raft --test suite"
+    );
     let mut script = Script::default();
     goldenscript::run(&mut script, path).unwrap();
 }
