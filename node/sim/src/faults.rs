@@ -32,9 +32,10 @@ pub(crate) enum Fault {
     ClockJump,
     Membership,
     Transfer,
+    Regicide,
 }
 
-const ALL: [Fault; 12] = [
+const ALL: [Fault; 13] = [
     Fault::Partition,
     Fault::FalseHint,
     Fault::Crash,
@@ -47,6 +48,7 @@ const ALL: [Fault; 12] = [
     Fault::ClockJump,
     Fault::Membership,
     Fault::Transfer,
+    Fault::Regicide,
 ];
 
 /// The number by which requests of the administrator are told from those of clients.
@@ -82,6 +84,7 @@ impl World {
             Fault::ClockJump => faults.clock_jumps,
             Fault::Membership => faults.membership,
             Fault::Transfer => faults.transfers,
+            Fault::Regicide => faults.regicides,
         }
     }
 
@@ -130,6 +133,7 @@ impl World {
             }
             Fault::Membership => self.change_membership(),
             Fault::Transfer => self.transfer(),
+            Fault::Regicide => self.regicide(lasts),
         }
         Ok(())
     }
@@ -166,11 +170,46 @@ impl World {
     fn partition(&mut self, lasts: Micros) {
         let leader = self.leader();
         let cut = draw_cuts(&mut self.dice, self.hosts.len(), leader);
-        self.trace(0, || format!("the network loses {cut:?}"));
         self.count("partitions");
+        self.cut(cut);
+        if self.dice.chance(300_000) {
+            for host in 0..self.hosts.len() {
+                self.hosts[host].unreachable = self.dice.chance(300_000);
+            }
+        }
+        self.mend_after(Fault::Partition, 0, lasts);
+    }
+
+    /// Strikes whoever leads.
+    fn regicide(&mut self, lasts: Micros) {
+        let Some(leader) = self.leader() else {
+            return;
+        };
+        self.count("leaders struck");
+        match self.dice.below(5) {
+            0 => self.pause(leader, lasts),
+            1 | 2 => self.strike_down(leader, lasts),
+            _ => {
+                let others = (0..self.hosts.len()).filter(|other| *other != leader);
+                // Alone, or with one companion: a minority that goes on for a while.
+                let companion = self.dice.index(self.hosts.len() * 2);
+                let side = |host: HostId| host == leader || host == companion;
+                let cut: BTreeSet<(HostId, HostId)> = others
+                    .chain([leader])
+                    .flat_map(|a| (0..self.hosts.len()).map(move |b| (a, b)))
+                    .filter(|(a, b)| side(*a) != side(*b))
+                    .collect();
+                self.cut(cut);
+                self.mend_after(Fault::Partition, 0, lasts);
+            }
+        }
+    }
+
+    fn cut(&mut self, cut: BTreeSet<(HostId, HostId)>) {
+        self.trace(0, || format!("the network loses {cut:?}"));
         // Connections over a cut link break, after a while, for some.
         for (from, to) in &cut {
-            if self.dice.chance(400_000) {
+            if self.dice.chance(500_000) {
                 let hint = Event::Hint {
                     host: *from,
                     incarnation: self.hosts[*from].incarnation,
@@ -181,12 +220,6 @@ impl World {
             }
         }
         self.network.set_cuts(cut);
-        if self.dice.chance(300_000) {
-            for host in 0..self.hosts.len() {
-                self.hosts[host].unreachable = self.dice.chance(300_000);
-            }
-        }
-        self.mend_after(Fault::Partition, 0, lasts);
     }
 
     /// Kills a process: now, or at one of its next writes or messages.
@@ -329,27 +362,48 @@ impl World {
 
     /// Asks for one change that makes sense, or now and then for one that doesn't.
     fn change_membership(&mut self) {
-        let Some(membership) = self.settled().filter(|_| !self.admin_is_waiting()) else {
+        let known = if self.scenario.pushy_admin {
+            let leader = self.leader().and_then(|leader| self.status(leader));
+            leader.map(|status| status.membership)
+        } else {
+            self.settled().filter(|_| !self.admin_is_waiting())
+        };
+        let Some(membership) = known else {
             return;
         };
+        let changes = if self.scenario.pushy_admin {
+            self.dice.between(1, 3)
+        } else {
+            1
+        };
+        for _ in 0..changes {
+            if let Some(change) = self.draw_change(&membership) {
+                self.request_change(change);
+            }
+        }
+    }
+
+    fn draw_change(&mut self, membership: &Membership) -> Option<MembershipChange> {
         let host = self.dice.index(self.hosts.len());
         let (node, address) = (self.hosts[host].node, self.hosts[host].address.clone());
         let voters = membership.voters().count();
-        let change = match membership.get(node) {
-            None => MembershipChange::AddLearner { node, address },
-            Some(_) if self.dice.chance(50_000) => MembershipChange::AddLearner { node, address },
-            Some(_) if !membership.is_voter(node) && self.dice.chance(800_000) => {
-                MembershipChange::Promote { node }
+        match membership.get(node) {
+            None => Some(MembershipChange::AddLearner { node, address }),
+            Some(_) if self.dice.chance(50_000) => {
+                Some(MembershipChange::AddLearner { node, address })
             }
-            Some(_) if membership.is_voter(node) && voters < 2 => return,
-            Some(_) => MembershipChange::Remove { node },
-        };
-        self.request_change(change);
+            Some(_) if !membership.is_voter(node) && self.dice.chance(800_000) => {
+                Some(MembershipChange::Promote { node })
+            }
+            Some(_) if membership.is_voter(node) && voters < 2 => None,
+            Some(_) => Some(MembershipChange::Remove { node }),
+        }
     }
 
     /// Sends a change to the leader.
     pub(crate) fn request_change(&mut self, change: MembershipChange) {
-        let Some(leader) = self.leader().filter(|_| !self.admin_is_waiting()) else {
+        let waits = self.admin_is_waiting() && !self.scenario.pushy_admin;
+        let Some(leader) = self.leader().filter(|_| !waits) else {
             return;
         };
         self.count("membership changes asked");

@@ -12,6 +12,7 @@
 //! | log matching | each entry ever written, by term and index: same content, same predecessor, everywhere |
 //! | committed is final | by index: the first entry that anyone calls committed is the only one |
 //! | durable quorum | when a leader's commit index advances, a quorum of voters' disks holds the entry |
+//! | own term | while a node leads, its commit index moves only to entries of its term |
 //! | leader completeness | a new leader's log holds everything that was called committed before |
 //! | state machine safety | by index: operations applied, their order, log time and answers are equal everywhere |
 //! | equal state | by applied index: a digest of the whole state is equal everywhere |
@@ -84,6 +85,8 @@ pub struct Oracle {
 pub struct Progress {
     commit: Index,
     applied: Index,
+    /// The term in which it led at the last look.
+    led: Option<Term>,
     /// The operations of this entry seen so far.
     entry: EntryId,
     operations: usize,
@@ -296,7 +299,11 @@ impl Oracle {
             if status.role == Role::Leader {
                 self.check_durable(status, disk, disk_of)?;
             }
+            if progress.led == Some(status.term) && status.role == Role::Leader {
+                self.check_own_term(status)?;
+            }
         }
+        progress.led = (status.role == Role::Leader).then_some(status.term);
         progress.commit = status.commit_index;
         progress.applied = status.last_applied;
         Ok(())
@@ -351,6 +358,17 @@ impl Oracle {
             "committed is on a quorum's disks",
             format!("{} committed {id} among {}", status.node, status.membership),
         ))
+    }
+
+    /// A leader counts replicas only for entries of its own term (Raft §5.4.2).
+    fn check_own_term(&self, status: &Status) -> Check {
+        match self.committed.get(&status.commit_index) {
+            Some(id) if id.term != status.term => Err(Violation::new(
+                "only entries of the leader's term are committed by counting",
+                format!("{} committed {id} in {}", status.node, status.term),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn check_complete(&self, status: &Status, disk: &Disk) -> Check {

@@ -49,6 +49,8 @@ pub struct Faults {
     pub membership: Option<Rhythm>,
     /// Leadership handed over.
     pub transfers: Option<Rhythm>,
+    /// The leader cut off, killed, or made to stand still: what makes terms pass quickly.
+    pub regicides: Option<Rhythm>,
 }
 
 /// A world's setting.
@@ -84,6 +86,8 @@ pub struct Scenario {
     pub catch_up_ticks: u32,
     /// How many messages and requests wait for a process that stands still.
     pub inbox: usize,
+    /// The administrator asks for changes without waiting for earlier ones.
+    pub pushy_admin: bool,
     /// A bug put back.
     pub bug: Option<Bug>,
 }
@@ -118,6 +122,7 @@ impl Scenario {
             drift: 0,
             catch_up_ticks: 1,
             inbox: 4_096,
+            pushy_admin: false,
             bug: None,
         }
     }
@@ -134,7 +139,7 @@ impl Scenario {
             _ => 7,
         };
         let mut scenario = Self::quiet(seed, hosts);
-        scenario.duration = dice.magnitude(3 * SECOND, 20 * SECOND);
+        scenario.duration = dice.magnitude(3 * SECOND, 14 * SECOND);
         scenario.draw_options(&mut dice);
         scenario.draw_links(&mut dice);
         scenario.draw_faults(&mut dice);
@@ -145,7 +150,7 @@ impl Scenario {
 
     fn draw_options(&mut self, dice: &mut Dice) {
         let replica = &mut self.replica;
-        replica.tick_ms = small(dice.between(20, 60));
+        replica.tick_ms = small(dice.between(15, 40));
         let raft = &mut replica.raft;
         raft.heartbeat_ticks = small(dice.between(1, 3));
         raft.election_ticks = raft.heartbeat_ticks * small(dice.between(3, 5)) + 2;
@@ -161,7 +166,7 @@ impl Scenario {
         if dice.chance(200_000) {
             raft.max_uncommitted_bytes = large(dice.magnitude(512, 16_384));
         }
-        raft.check_quorum = !dice.chance(100_000);
+        raft.check_quorum = !dice.chance(200_000);
         raft.lease_reads = raft.check_quorum && dice.chance(200_000);
         if dice.chance(700_000) {
             replica.compact_after_bytes = dice.magnitude(256, 16_384);
@@ -236,7 +241,35 @@ impl Scenario {
             clock_jumps: maybe(200_000, long, (1, 1)),
             membership: maybe(400_000, (100 * MILLI, 2 * SECOND), (1, 1)),
             transfers: maybe(400_000, (100 * MILLI, 3 * SECOND), (1, 1)),
+            regicides: maybe(
+                400_000,
+                (150 * MILLI, 2 * SECOND),
+                (50 * MILLI, SECOND),
+            ),
         };
+        if self.faults.regicides.is_some() && dice.coin() {
+            self.storm(dice);
+        }
+    }
+
+    /// Many short reigns, entries one by one, and messages that outlive their senders' terms.
+    fn storm(&mut self, dice: &mut Dice) {
+        let replica = &mut self.replica;
+        replica.tick_ms = small(dice.between(8, 20));
+        replica.raft.heartbeat_ticks = 1;
+        replica.raft.election_ticks = small(dice.between(4, 8));
+        if dice.coin() {
+            replica.raft.max_append_bytes = 64;
+            replica.raft.max_inflight_appends = 1;
+            replica.raft.max_inflight_bytes = 64;
+        }
+        let every = dice.between(60 * MILLI, 400 * MILLI);
+        let lasts = dice.between(40 * MILLI, 400 * MILLI);
+        self.faults.regicides = Some(Rhythm { every, lasts });
+        self.links.reordering = true;
+        self.links.late = small(dice.between(20_000, 200_000));
+        self.links.late_by = dice.between(100 * MILLI, SECOND);
+        self.duration = self.duration.min(6 * SECOND);
     }
 
     fn draw_clients(&mut self, dice: &mut Dice) {
@@ -244,8 +277,10 @@ impl Scenario {
         let client = &mut self.client;
         client.keys = dice.between(1, 6);
         client.pipeline = large(dice.magnitude(1, 8));
-        let pause = dice.magnitude(2 * MILLI, 200 * MILLI);
-        client.think = (MILLI, pause);
+        // All clients together do about so many operations.
+        let operations = dice.magnitude(60, 1_500);
+        let pause = 2 * self.duration * self.clients as u64 / operations;
+        client.think = (MILLI, pause.max(2 * MILLI));
         client.patience = dice.between(50 * MILLI, 600 * MILLI);
         client.deadline = dice.between(500 * MILLI, 6 * SECOND);
         client.reads = small(dice.between(100_000, 700_000));
@@ -264,7 +299,7 @@ impl Scenario {
         if dice.coin() {
             client.renew_after = Some(self.genesis.session_ttl_ms * MILLI / 2);
         }
-        if dice.chance(50_000) {
+        if dice.chance(20_000) {
             client.padding = 20_000;
         }
     }
@@ -287,6 +322,9 @@ impl Scenario {
         }
         if self.faults.wipes.is_some() || self.faults.damage.is_some() {
             self.members = self.hosts;
+        }
+        if self.faults.wipes.is_none() && self.faults.damage.is_none() {
+            self.pushy_admin = dice.coin();
         }
         if self.genesis.max_sessions_per_shard < 100 {
             // Room comes back when sessions expire: soon, or the end would wait for it.

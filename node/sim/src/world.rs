@@ -360,7 +360,8 @@ impl World {
         let mut options = self.scenario.replica.clone();
         options.address.clone_from(&host.address);
         options.raft.bug = self.scenario.bug;
-        let machine = Watched::new(ShardKv::new(), host.journal.clone());
+        let machine = ShardKv::with_bug(self.scenario.bug);
+        let machine = Watched::new(machine, host.journal.clone());
         let mut process = Replica::recover(
             options,
             host.node,
