@@ -85,7 +85,11 @@ impl Oracle {
             self.commits.remove(&node);
             return;
         };
-        if raft.role() == Role::Leader {
+        // Before its term is on disk it has not spoken in it, and a crash undoes its election (a sole voter's, say).
+        let durable = nodes
+            .get(&node)
+            .is_some_and(|n| n.store.hard_state.term == raft.term());
+        if raft.role() == Role::Leader && durable {
             self.one_leader(raft);
             self.leader_is_complete(raft);
         }
