@@ -126,8 +126,9 @@ impl Instance {
             .map_err(|error| translate_io("can't make the state's directory", &error))?;
         remove_tree(&state_dir.join(number.to_string()))?;
         let instance = Self::open(directory, number, true, options)?;
-        let put = instance.db.put_opt(VERSION, [FORMAT], &engine::unlogged());
-        put.map_err(|error| translate(&error))?;
+        let mut batch = WriteBatch::default();
+        batch.put(VERSION, [FORMAT]);
+        engine::write(&instance.db, batch, &engine::unlogged())?;
         instance.put_applied(&Applied::default())?;
         instance.flush()?;
         sync_dir(&state_dir)?;
@@ -162,9 +163,10 @@ impl Instance {
     }
 
     pub(crate) fn put_applied(&self, applied: &Applied) -> Result<(), StoreError> {
-        self.db
-            .put_opt(APPLIED, applied.encode(), &engine::unlogged())
-            .map_err(|error| translate(&error))
+        // Not `put_opt`: after a burst of chunks the database may be stalled, which is no failure of the disk.
+        let mut batch = WriteBatch::default();
+        batch.put(APPLIED, applied.encode());
+        engine::write(&self.db, batch, &engine::unlogged())
     }
 
     fn read_applied(&self) -> Result<Applied, StoreError> {
