@@ -94,7 +94,10 @@ fn dispatch(cli: Cli, runtime: &Runtime) -> Result<Exit, Failure> {
     let command = match cli.command {
         Command::Shell => return shell::run(global, runtime),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "shardkv", &mut io::stdout());
+            // Into memory first: the generator panics when its reader goes away (`completion bash | head`).
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "shardkv", &mut script);
+            io::stdout().write_all(&script)?;
             return Ok(Exit::Ok);
         }
         command => command,
