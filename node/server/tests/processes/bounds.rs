@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::cluster::{Cluster, Setup};
-use crate::wait::until;
+use crate::wait::{holds, until};
 
 /// A bare gRPC client of the leader, without the library's checks and retries.
 async fn bare(cluster: &Cluster) -> KvClient<Channel> {
@@ -248,8 +248,17 @@ async fn duplicates_on_a_batch_stream_apply_once() {
         .transfer_leadership(None)
         .await
         .unwrap();
-    let mut kv = bare(&cluster).await;
-    let results = batch(&mut kv, vec![append(9, id, 1), append(10, id, 2)]).await;
+    // For a moment nodes may name the old leader.
+    let (mut kv, results) = until("the new leader answers", async || {
+        let mut kv = bare(&cluster).await;
+        let results = batch(&mut kv, vec![append(9, id, 1), append(10, id, 2)]).await;
+        let refused = results
+            .iter()
+            .any(|result| matches!(result.response, Some(batch_result::Response::Error(_))));
+        holds(!refused, format!("{results:?}"))?;
+        Ok::<_, String>((kv, results))
+    })
+    .await;
     assert_eq!(results.iter().map(length).collect::<Vec<_>>(), [1, 2]);
     let response = kv.get(GetRequest { key: "k".into() }).await.unwrap();
     assert_eq!(&response.into_inner().value[..], b"xx");
