@@ -80,7 +80,7 @@ demo: build checker ## See a cluster take real input and survive the death of it
 
 .PHONY: bench
 bench: build ## Measure puts and gets at 1 to 256 clients, beside the limits of disk and network
-	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" deploy/bench.sh
+	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" deploy/bench.sh
 
 .PHONY: sim
 sim: ## Simulate disasters: make sim SEEDS=0..1000
