@@ -1,6 +1,7 @@
 //! What all services share: who this node is, what it knows of the group, and the way to the replica.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::errors;
@@ -63,6 +64,8 @@ pub(crate) struct Hub {
     draining: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
     learned: Mutex<BTreeMap<NodeId, String>>,
+    /// A member of a group has called this node by its name.
+    invited: AtomicBool,
 }
 
 impl Hub {
@@ -89,6 +92,7 @@ impl Hub {
             draining: watch::Sender::new(false),
             stopped: watch::Sender::new(false),
             learned: Mutex::default(),
+            invited: AtomicBool::new(false),
         }
     }
 
@@ -169,6 +173,16 @@ impl Hub {
     /// As [`Hub::address_of`], empty for a node that isn't known.
     pub(crate) fn address_or_empty(&self, node: NodeId) -> String {
         self.address_of(node).unwrap_or_default()
+    }
+
+    /// A member of a group called this node by its name: the group lets it in.
+    pub(crate) fn invite(&self) {
+        self.invited.store(true, Ordering::Release);
+    }
+
+    /// Whether a group lets this node in.
+    pub(crate) fn invited(&self) -> bool {
+        self.invited.load(Ordering::Acquire)
     }
 
     /// Remembers where a node says it is.

@@ -214,7 +214,7 @@ impl Node {
         let hub = &self.hub;
         if content != Content::Log {
             let beginning = tokio::select! {
-                beginning = bootstrap::begin(hub) => beginning?,
+                beginning = bootstrap::begin(hub, &self.transport) => beginning?,
                 () = signals.any() => return Ok(None),
             };
             if let Beginning::First(first) = beginning {
@@ -319,8 +319,12 @@ impl Node {
             return;
         }
         let half = deadline.saturating_duration_since(Instant::now()) / 2;
+        // It takes a few milliseconds, or the others are gone.
+        let raft = &self.hub.options.replica;
+        let patience =
+            Duration::from_millis(u64::from(raft.raft.election_ticks * raft.tick_ms)) * 2;
         let request = Request::TransferLeadership(None);
-        match timeout(half, self.hub.ask(request)).await {
+        match timeout(half.min(patience), self.hub.ask(request)).await {
             Ok(Ok(Ok(_))) => tracing::info!("handed leadership over"),
             Ok(Ok(Err(refusal))) => tracing::info!("leadership was not handed over: {refusal}"),
             Ok(Err(error)) => tracing::info!("leadership was not handed over: {}", error.message),

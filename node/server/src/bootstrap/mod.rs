@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use api::v1::raft_client::RaftClient;
 use api::v1::{IdentifyRequest, IdentifyResponse};
+use raft::{Envelope, Message, Term};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
@@ -28,11 +29,14 @@ use crate::exit::{ExitCode, Fatal};
 use crate::hub::Hub;
 use crate::options::GenesisOptions;
 use crate::random;
+use crate::transport::Transport;
 
 /// How long one peer may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a round of questions is apart from the next.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
+/// How often a node asks to be let in.
+const JOIN_EVERY: Duration = Duration::from_millis(500);
 /// How often a node that waits says so in its log.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
@@ -46,7 +50,7 @@ pub(crate) enum Beginning {
 }
 
 /// Finds out how a node without a log begins. Returns only when that is known.
-pub(crate) async fn begin(hub: &Hub) -> Result<Beginning, Fatal> {
+pub(crate) async fn begin(hub: &Hub, transport: &Transport) -> Result<Beginning, Fatal> {
     if let Some(first) = hub.identity.genesis() {
         tracing::info!(cluster = %first.cluster, "going on with an interrupted first start");
         return Ok(Beginning::First(first));
@@ -60,7 +64,8 @@ pub(crate) async fn begin(hub: &Hub) -> Result<Beginning, Fatal> {
         return Ok(Beginning::Joiner);
     }
     let peers = initial_peers(hub);
-    let mut reported: Option<Instant> = None;
+    let mut report = Report::default();
+    let mut asked: Option<Instant> = None;
     loop {
         let answers = ask_all(hub, &peers).await;
         match decide(hub.node(), &peers, &answers) {
@@ -68,23 +73,53 @@ pub(crate) async fn begin(hub: &Hub) -> Result<Beginning, Fatal> {
                 tracing::info!(cluster = %first.cluster, "adopting the group's beginning");
                 return Ok(Beginning::First(first));
             }
+            Decision::Join if hub.invited() => return Ok(Beginning::Joiner),
             Decision::Join => {
-                tracing::info!("there is a group without this node: waiting to be let in");
-                return Ok(Beginning::Joiner);
+                // Nothing is settled before the group calls: what answered may be the last node of a group that is
+                // being taken down.
+                report.tell("there is a group without this node: waiting to be let in");
+                if asked.is_none_or(|at| at.elapsed() >= JOIN_EVERY) {
+                    transport.send(join_request(hub));
+                    asked = Some(Instant::now());
+                }
             }
             Decision::Form(members) => {
                 let first = form(hub, members)?;
                 tracing::info!(cluster = %first.cluster, "beginning a new group");
                 return Ok(Beginning::First(first));
             }
-            Decision::Wait(reason) => {
-                if reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
-                    tracing::info!(reason, "looking for the group");
-                    reported = Some(Instant::now());
-                }
-            }
+            Decision::Wait(reason) => report.tell(&format!("looking for the group: {reason}")),
         }
         sleep(ROUND_PAUSE).await;
+    }
+}
+
+/// What a waiting node says in its log: when it changes, and now and then.
+#[derive(Default)]
+struct Report(Option<(String, Instant)>);
+
+impl Report {
+    fn tell(&mut self, what: &str) {
+        let old = self
+            .0
+            .as_ref()
+            .is_some_and(|(told, at)| told == what && at.elapsed() < REPORT_EVERY);
+        if !old {
+            tracing::info!("{what}");
+            self.0 = Some((what.to_owned(), Instant::now()));
+        }
+    }
+}
+
+/// "Let me in", to whoever is at the configured addresses.
+fn join_request(hub: &Hub) -> Envelope {
+    Envelope {
+        from: hub.node(),
+        to: NodeId(0),
+        term: Term(0),
+        message: Message::JoinRequest {
+            address: hub.address.clone(),
+        },
     }
 }
 

@@ -86,7 +86,6 @@ impl PeerService {
         lane: Lane,
         frames: &mut Streaming<RaftFrame>,
     ) -> Result<Hello, ErrorDetail> {
-        self.hub.check_peers_welcome()?;
         let wait = self.hub.options.network.handshake_timeout;
         let first = match timeout(wait, frames.message()).await {
             Ok(Ok(Some(frame))) => frame,
@@ -100,6 +99,10 @@ impl PeerService {
             return Err(errors::bad_request("hello", reason));
         };
         Listener::of(&self.hub).check(&hello)?;
+        if hello.cluster_id != 0 && hello.to != 0 {
+            self.hub.invite();
+        }
+        self.hub.check_peers_welcome()?;
         if hello.address.is_empty() || hello.address.len() > MAX_ADDRESS_BYTES {
             let reason = format!("it has 1 to {MAX_ADDRESS_BYTES} bytes");
             return Err(errors::bad_request("hello.address", reason));
