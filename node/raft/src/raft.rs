@@ -112,7 +112,7 @@ pub enum Stepped {
     },
 }
 
-/// Why a message was refused. Nothing changed.
+/// Why a message was refused. Nothing changed but, perhaps, the term.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
     /// It is for another node: the sender's address book is stale.
@@ -307,9 +307,9 @@ impl Raft {
                 refused: prev.index,
                 hint: EntryId::default(),
             },
-            Message::Heartbeat { read_round, .. } => Message::HeartbeatReply {
-                read_round: *read_round,
-            },
+            // Not the round that was asked about: the answer bears this term, and the same node may lead in it,
+            // with rounds that began anew when it restarted. It would take this for a quorum's word.
+            Message::Heartbeat { .. } => Message::HeartbeatReply { read_round: 0 },
             Message::SnapshotChunk(chunk) => Message::SnapshotReply {
                 snapshot: chunk.meta.last,
                 next_chunk: 0,
@@ -383,9 +383,14 @@ impl Raft {
         self.log.membership()
     }
 
-    /// Whether the log holds `id`, or compacted it away.
+    /// Whether `id` is in the log, or is the entry that it starts after.
     pub fn holds(&self, id: EntryId) -> bool {
         self.log.contains(id)
+    }
+
+    /// Whether [`holds`](Self::holds) is true of what is on disk, too.
+    pub fn holds_durably(&self, id: EntryId) -> bool {
+        self.log.contains(id) && id.index <= self.log.persisted()
     }
 
     /// Elections that this node started.
