@@ -292,7 +292,11 @@ impl<M: StateMachine> Replica<M> {
     /// two is told from a lost log by the mark that is written first.
     fn install(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
         self.snapshots.receiving = None;
-        self.log.begin_install(meta.last)?;
+        // A log that has the snapshot's last entry will not be reset, so nothing would clear the mark, and later the mark
+        // would excuse a log that really was lost.
+        if !self.raft.holds_durably(meta.last) {
+            self.log.begin_install(meta.last)?;
+        }
         self.state.finish_restore()?;
         if self.options.raft.has_bug(Bug::SnapshotWithoutSessions) {
             let mut forget = WriteBatch::default();
