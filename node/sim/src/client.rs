@@ -204,6 +204,8 @@ impl Client {
     pub fn script(&mut self, steps: impl IntoIterator<Item = Step>) {
         self.script.extend(steps);
         self.stopping = true;
+        self.next_start = 0;
+        self.options.think = (MILLI, MILLI);
     }
 
     /// Starts nothing more, and finishes what it began, however long it takes.
