@@ -14,18 +14,18 @@
 //!                                          └─► deliveries ─► handlers ─► clients
 //! ```
 //!
-//! A handler checks its request, takes a part of the budget, puts it into the [`inbox`] and waits. The replica's
-//! thread ([`runtime`]) takes all that waits at once, and one write to disk serves all of it. The answers go back as
-//! one list and are given out on the network's thread ([`replies`]). So a request crosses threads twice, once each
+//! A handler checks its request, takes a part of the budget, puts it into the `inbox` and waits. The replica's
+//! thread (`runtime`) takes all that waits at once, and one write to disk serves all of it. The answers go back as
+//! one list and are given out on the network's thread (`replies`). So a request crosses threads twice, once each
 //! way, and the busier the node, the more requests share each step.
 //!
 //! Messages to peers leave from within the replica's poll, before its own disk has written what needn't be waited
-//! for ([`transport`]). A stream that breaks is told to the replica at once.
+//! for (`transport`). A stream that breaks is told to the replica at once.
 //!
 //! # How a node begins and ends
 //!
-//! [`node`] opens the data directory ([`disk`]), listens, finds its group or begins one ([`bootstrap`]), serves, and
-//! on SIGTERM hands leadership over, finishes, flushes and exits. [`exit`] lists the exit codes.
+//! `node` opens the data directory (`disk`), listens, finds its group or begins one (`bootstrap`), serves, and
+//! on SIGTERM hands leadership over, finishes, flushes and exits. `exit` lists the exit codes.
 //!
 //! # What it does not do
 //!
