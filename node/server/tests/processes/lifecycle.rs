@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use client::{Client, ClientOptions};
+use client::{Client, ClientOptions, MembershipChange};
 
 use crate::cluster::{Cluster, Setup};
 use crate::load::Load;
@@ -205,6 +205,66 @@ async fn leadership_goes_where_it_is_sent_without_a_failed_call() {
         .await;
         load.answered(50).await;
     }
+    let tally = load.finish().await;
+    assert_eq!((tally.failed, tally.unknown), (0, 0), "{tally:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_takes_a_fourth_member_and_lets_its_leader_go() {
+    let mut cluster = Cluster::prepare(Setup::of(4));
+    let first: Vec<String> = cluster.addresses().into_iter().take(3).collect();
+    cluster.set("peers", &first.join(","));
+    for node in 0..3 {
+        cluster.start_node(node);
+    }
+    cluster.leader_among(&[0, 1, 2]).await;
+    let load = Load::start(&cluster, 4).await;
+
+    cluster.start_node(3);
+    let newcomer = cluster.status(3).await.node_id;
+    let change = async |cluster: &Cluster, change: MembershipChange| {
+        until("a change is made", async || {
+            let leader = cluster.leader().await;
+            cluster
+                .admin(leader)
+                .change_membership(change.clone())
+                .await
+        })
+        .await
+    };
+    let address = cluster.address(3).to_string();
+    let add = MembershipChange::AddLearner {
+        node: newcomer,
+        address,
+    };
+    change(&cluster, add).await;
+    // Refused until it has caught up, so this is tried again.
+    change(&cluster, MembershipChange::Promote(newcomer)).await;
+    let votes =
+        |status: &client::NodeStatus| status.members.iter().filter(|member| member.voter).count();
+    cluster
+        .status_when(3, "the newcomer sees four voters", |s| votes(s) == 4)
+        .await;
+
+    let old = cluster.leader_among(&[0, 1, 2]).await;
+    let old_id = cluster.status(old).await.node_id;
+    // Once it is gone, a repeated request would be refused for ever.
+    cluster
+        .admin(old)
+        .change_membership(MembershipChange::Remove(old_id))
+        .await
+        .unwrap();
+    cluster.kill(old);
+    let others: Vec<u16> = (0..4).filter(|&node| node != old).collect();
+    cluster.leader_among(&others).await;
+    for &node in &others {
+        cluster
+            .status_when(node, "the leader that left is no member", |status| {
+                votes(status) == 3 && status.members.iter().all(|m| m.node_id != old_id)
+            })
+            .await;
+    }
+    load.answered(200).await;
     let tally = load.finish().await;
     assert_eq!((tally.failed, tally.unknown), (0, 0), "{tally:?}");
 }
