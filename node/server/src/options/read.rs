@@ -222,7 +222,8 @@ impl Values {
             };
             // What stands for "nothing said" is a comment, so that the output is a valid file.
             let worded = text.contains(' ') || text == "none" || text.is_empty();
-            let mark = if worded && origin == "default" {
+            let silent = worded || row.is_fixed_at_creation();
+            let mark = if silent && origin == "default" {
                 "# "
             } else {
                 ""

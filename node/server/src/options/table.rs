@@ -24,6 +24,11 @@ impl Row {
         self.key.replace('_', "-")
     }
 
+    /// Whether it is fixed when the group is created, so that a default must not look like a choice.
+    pub(crate) fn is_fixed_at_creation(&self) -> bool {
+        self.heading == GENESIS
+    }
+
     /// The name of the environment variable.
     pub(crate) fn variable(&self) -> String {
         format!("SHARDKV_{}", self.key.to_ascii_uppercase())

@@ -49,6 +49,8 @@ fn the_report_is_a_file_that_gives_the_same_options() {
     let options = build(&mut second).unwrap();
     assert_eq!(options.peers, ["a:1", "b:2"]);
     assert!(options.replica.raft.lease_reads);
+    let none = GenesisOptions::default();
+    assert_eq!(options.genesis, none, "a default is not a choice");
 }
 
 #[test]
