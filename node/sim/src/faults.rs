@@ -428,7 +428,7 @@ impl World {
         self.admin_request(host, Request::TransferLeadership(target));
     }
 
-    fn admin_request(&mut self, to: HostId, request: Request<shardkv::Query>) -> RequestId {
+    pub(crate) fn admin_request(&mut self, to: HostId, request: Request<shardkv::Query>) -> RequestId {
         self.admin.sent += 1;
         let id = RequestId((ADMIN << 40) | self.admin.sent);
         self.queue.push(
@@ -450,11 +450,12 @@ impl World {
         {
             self.admin.changing = None;
         }
-        match outcome {
+        match &outcome {
             Ok(Answer::MembershipChanged(_)) => self.count("membership changes done"),
             Ok(Answer::LeadershipTransferred(_)) => self.count("transfers done"),
             _ => {}
         }
+        self.mailbox.insert(id, outcome);
     }
 
     /// Hosts whose node is a member, or waits to become one after its disk was lost.

@@ -17,5 +17,6 @@ pub mod oracle;
 pub mod queue;
 pub mod runner;
 pub mod scenario;
+pub mod script;
 pub mod watched;
 pub mod world;

@@ -119,19 +119,6 @@ impl Network {
         self.cut = cut;
     }
 
-    /// Cuts or mends all links of `host`.
-    pub fn set_connected(&mut self, host: HostId, connected: bool) {
-        for other in (0..self.last_arrival.len()).filter(|other| *other != host) {
-            for link in [(host, other), (other, host)] {
-                if connected {
-                    self.cut.remove(&link);
-                } else {
-                    self.cut.insert(link);
-                }
-            }
-        }
-    }
-
     /// Mends all links.
     pub fn heal(&mut self) {
         self.cut.clear();

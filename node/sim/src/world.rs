@@ -102,6 +102,8 @@ pub struct World {
     pub(crate) dice: Dice,
     pub(crate) node_dice: Dice,
     pub(crate) admin: Admin,
+    /// Answers to the administrator.
+    pub(crate) mailbox: BTreeMap<RequestId, Outcome>,
     pub(crate) report: Report,
     pub(crate) tracing: bool,
     /// The end has begun: faults are over.
@@ -118,6 +120,8 @@ pub struct World {
 pub struct Traffic {
     /// Messages between nodes.
     pub messages: u64,
+    /// Those that ask for an answer: what a remote procedure call would be one of.
+    pub calls: u64,
     /// Messages that carry entries.
     pub appends: u64,
     /// Bytes of entries.
@@ -157,6 +161,7 @@ impl World {
             dice: Dice::new(seed, Concern::Faults),
             node_dice,
             admin: Admin::default(),
+            mailbox: BTreeMap::new(),
             report: Report::default(),
             tracing: false,
             ending: false,
@@ -205,6 +210,11 @@ impl World {
     pub fn run(&mut self) -> Result<Report, Failure> {
         let duration = self.scenario.duration;
         self.run_until(duration)?;
+        self.run_end()
+    }
+
+    /// The phase without faults, and the last checks.
+    pub(crate) fn run_end(&mut self) -> Result<Report, Failure> {
         let result = self.end();
         self.judge(result)?;
         while !self.ended {
@@ -638,6 +648,7 @@ impl World {
     fn leave(&mut self, from: HostId, after: Micros, envelope: Envelope) -> Step {
         self.oracle.sent(&envelope)?;
         self.traffic.messages += 1;
+        self.traffic.calls += u64::from(is_call(&envelope.message));
         if let Message::Append { entries, .. } = &envelope.message
             && !entries.is_empty()
         {
@@ -850,6 +861,18 @@ pub(crate) fn spread(dice: &mut Dice, most: u64) -> i64 {
 /// A new node id: random, short enough to read.
 pub(crate) fn draw_node(dice: &mut Dice) -> NodeId {
     NodeId((dice.number() & 0xffff_ffff) | 1)
+}
+
+fn is_call(message: &Message) -> bool {
+    !matches!(
+        message,
+        Message::PreVoteReply { .. }
+            | Message::VoteReply { .. }
+            | Message::AppendAccepted { .. }
+            | Message::AppendRejected { .. }
+            | Message::HeartbeatReply { .. }
+            | Message::SnapshotReply { .. }
+    )
 }
 
 /// A message in a line.

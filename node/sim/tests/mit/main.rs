@@ -1,0 +1,13 @@
+//! The scenarios of MIT 6.5840, labs 3A to 4C, under their own names, in simulated time.
+//!
+//! Each test is deterministic, and all of the simulator's invariants are checked at its every step; so where
+//! MIT's testers look at a few commands, here every entry on every disk is looked at. Limits are the public
+//! ones or stricter.
+
+mod cluster;
+mod kvraft_4b_4c;
+mod persistence_3c;
+mod raft_3a;
+mod raft_3b;
+mod rsm_4a;
+mod snapshot_3d;
