@@ -88,10 +88,10 @@ impl Admin {
             .iter()
             .any(|(id, _)| *id == raft.node() || raft.is_active(*id));
         // A voter, or a learner that was about to take a voter's place.
-        let votes =
+        let has_a_vote =
             |member: &raft::Member| member.kind == MemberKind::Voter || member.replaces.is_some();
-        let voter = here.iter().find(|(_, member)| votes(member));
-        let change = match (voter, here.first()) {
+        let elector = here.iter().find(|(_, member)| has_a_vote(member));
+        let change = match (elector, here.first()) {
             (Some((replaces, _)), _) => MembershipChange::AddReplacement {
                 node,
                 replaces: *replaces,
