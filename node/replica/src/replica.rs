@@ -1,6 +1,8 @@
 //! The replica itself: its doors, and the loop that does what is due.
 
-use raft::{Envelope, LogStore, ProposeError, Raft, ReadError, Role, Stepped, StoreError, Term};
+use raft::{
+    Envelope, LogStore, MemberKind, ProposeError, Raft, ReadError, Role, Stepped, StoreError, Term,
+};
 use types::{LogTime, NodeId};
 
 use crate::admin::Admin;
@@ -331,7 +333,11 @@ impl<M: StateMachine> Replica<M> {
     }
 
     fn ask_to_join(&mut self) {
-        if self.raft.membership().get(self.raft.node()).is_some() {
+        // A learner without a leader may be one by its own log only: the entry that let it in may have been lost with
+        // the leader that sent it, and then nobody else knows of it.
+        let member = self.raft.membership().get(self.raft.node());
+        let leads = self.raft.leader().is_some();
+        if member.is_some_and(|member| member.kind == MemberKind::Voter || leads) {
             return;
         }
         if let Some(ticks) = self.ticks_to_join_request.checked_sub(1) {
