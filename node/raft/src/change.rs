@@ -73,8 +73,9 @@ impl Raft {
                 .entry(node)
                 .or_insert_with(|| Progress::new(next));
         }
-        // A smaller quorum may be reached already.
+        // A smaller quorum may be reached already; nobody may be left whose answer would show it.
         self.advance_commit();
+        self.confirm_reads();
     }
 
     /// This leader is no voter any more: it names the best successor and steps down.
