@@ -156,6 +156,7 @@ struct Operation {
     deadline: Micros,
     /// When to send again: because a refusal said so, or because no answer came.
     retry_at: Micros,
+    attempts: u32,
     /// Copies that may still do something.
     unresolved: BTreeSet<RequestId>,
     /// It may have been done, whatever comes.
@@ -379,6 +380,7 @@ impl Client {
                 marks,
                 deadline,
                 retry_at: now,
+                attempts: 0,
                 unresolved: BTreeSet::new(),
                 maybe: false,
             },
@@ -463,7 +465,9 @@ impl Client {
         let Some(operation) = self.operations.get_mut(&number) else {
             return;
         };
-        operation.retry_at = around.now + self.options.patience;
+        // Longer each time: copies that are still queued would only hold the later ones up.
+        operation.retry_at = around.now + (self.options.patience << operation.attempts.min(4));
+        operation.attempts += 1;
         let (request, twice) = match &operation.what {
             What::Write(write, named) => {
                 let session = named.map(|(client, sequence)| SessionRef {
