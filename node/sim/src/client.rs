@@ -223,6 +223,14 @@ impl Client {
         self.options.deadline = Micros::MAX;
     }
 
+    /// The connection broke: goes on at `host` at once.
+    pub fn lost_connection(&mut self, host: HostId, now: Micros) {
+        self.target = host;
+        for operation in self.operations.values_mut() {
+            operation.retry_at = operation.retry_at.min(now);
+        }
+    }
+
     /// Whether nothing is in flight or due.
     pub fn is_idle(&self) -> bool {
         self.stopping && self.script.is_empty() && self.operations.is_empty()

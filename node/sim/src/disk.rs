@@ -41,6 +41,8 @@ pub enum DiskEvent {
         prev: Option<EntryId>,
         /// What was appended.
         entries: Vec<Entry>,
+        /// Others were dropped for them.
+        truncated: bool,
     },
     /// The state moved on, or was replaced.
     Committed {
@@ -279,6 +281,35 @@ impl Disk {
         stored.map(|(_, entry)| entry.clone()).collect()
     }
 
+    /// The entry at `index`, if the log still has its name.
+    pub fn entry_id(&self, index: Index) -> Option<EntryId> {
+        let inner = self.lock();
+        let base = inner.log.base().last;
+        if index == base.index {
+            return Some(base);
+        }
+        inner.log.stored().get(&index).map(|entry| entry.id)
+    }
+
+    /// The hard state.
+    pub fn hard_state(&self) -> HardState {
+        self.lock().log.hard_state()
+    }
+
+    /// The log's last index.
+    pub fn last_index(&self) -> Index {
+        self.lock().log.last_index()
+    }
+
+    /// How many memberships the log holds above `index`.
+    pub fn memberships_above(&self, index: Index) -> usize {
+        let inner = self.lock();
+        let above = inner.log.stored().range(index.next()..);
+        above
+            .filter(|(_, entry)| matches!(entry.payload, Payload::Membership(_)))
+            .count()
+    }
+
     /// How many entries and bytes the log holds.
     pub fn log_size(&self) -> (usize, usize) {
         let inner = self.lock();
@@ -375,6 +406,7 @@ impl Inner {
 
     fn write(&mut self, batch: &LogBatch) -> Result<(), StoreError> {
         let before = self.log.hard_state();
+        let last = self.log.last_index();
         self.log.write(batch)?;
         if let Some(after) = batch.hard_state {
             self.journal.push(DiskEvent::HardState { before, after });
@@ -390,8 +422,11 @@ impl Inner {
             } else {
                 self.log.stored().get(&prev).map(|entry| entry.id)
             };
-            let entries = batch.entries.clone();
-            self.journal.push(DiskEvent::Appended { prev, entries });
+            self.journal.push(DiskEvent::Appended {
+                prev,
+                entries: batch.entries.clone(),
+                truncated: first.id.index <= last,
+            });
         }
         Ok(())
     }

@@ -220,6 +220,15 @@ impl World {
             }
         }
         self.network.set_cuts(cut);
+        // Some clients lose their connections too, and look elsewhere at once.
+        for number in 0..self.clients.len() {
+            if self.dice.coin() {
+                let host = self.dice.index(self.hosts.len());
+                let now = self.now;
+                self.clients[number].lost_connection(host, now);
+                self.plan_client(number);
+            }
+        }
     }
 
     /// Kills a process: now, or at one of its next writes or messages.

@@ -75,6 +75,8 @@ pub(crate) struct Host {
     pub(crate) work_due: bool,
     pub(crate) paused: bool,
     pub(crate) disk_low: bool,
+    /// Its log was truncated or got a membership since the last look.
+    pub(crate) look_at_membership: bool,
     /// Clients can't reach it.
     pub(crate) unreachable: bool,
     /// Requests that were handed to the process and not answered.
@@ -99,6 +101,7 @@ impl Host {
             work_due: false,
             paused: false,
             disk_low: false,
+            look_at_membership: false,
             unreachable: false,
             asked: BTreeSet::new(),
             progress: Progress::default(),

@@ -20,12 +20,12 @@
 //! The search has a budget of steps. Running out is [`Verdict::Unknown`], which the simulator counts as a
 //! failure: a check that gives up silently is no check.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use crate::dice::mix;
 
 /// A key's value in the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Value {
     fnv: u64,
     length: u64,
@@ -199,7 +199,7 @@ struct Search<'a> {
     state: Option<Value>,
     /// The hint of what was done last: lower ones had their time, and come late.
     reached: u64,
-    tried: HashSet<(u64, Option<Value>)>,
+    tried: BTreeSet<(u64, Option<Value>)>,
     /// The fewest operations that were left at a dead end, the state there, and the candidates.
     furthest: (usize, Option<Value>, Vec<usize>),
     /// What was taken, with the state before it, and the alternatives that are left.
@@ -230,7 +230,7 @@ impl<'a> Search<'a> {
             set: 0,
             state: None,
             reached: 0,
-            tried: HashSet::new(),
+            tried: BTreeSet::new(),
             furthest: (usize::MAX, None, Vec::new()),
             path: Vec::new(),
         }

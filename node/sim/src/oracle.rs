@@ -15,15 +15,20 @@
 //! | own term | while a node leads, its commit index moves only to entries of its term |
 //! | leader completeness | a new leader's log holds everything that was called committed before |
 //! | state machine safety | by index: operations applied, their order, log time and answers are equal everywhere |
+//! | the leader's view | what a leader believes to match at a follower of its term is on that follower's disk |
+//! | state in log | a node's applied position lies in its log |
+//! | membership in force | after a truncation it is the one that the log ends with |
+//! | one change at a time | a leader that has committed in its term has at most one uncommitted change |
 //! | equal state | by applied index: a digest of the whole state is equal everywhere |
 //! | exactly once | by client and sequence: a write is answered with one outcome for ever |
 //! | monotony | commit and applied index of a running node never go back |
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::{
-    Entry, EntryId, Envelope, HardState, Index, Membership, Message, Payload, Role, Term,
+    Entry, EntryId, Envelope, HardState, Index, Membership, Message, Payload, ProgressState, Role,
+    Term,
 };
 use replica::Status;
 use shardkv::Response;
@@ -77,7 +82,7 @@ pub struct Oracle {
     /// Where each write was first carried: the entry's index, then its place in it.
     places: BTreeMap<Name, u64>,
     /// Terms whose leader was found to be complete.
-    complete: BTreeMap<Term, ()>,
+    complete: BTreeSet<Term>,
 }
 
 /// What the oracle remembers of a running node; forgotten by a crash.
@@ -87,6 +92,8 @@ pub struct Progress {
     applied: Index,
     /// The term in which it led at the last look.
     led: Option<Term>,
+    /// What the leader believed to match at the last look.
+    matched: Vec<(NodeId, Index, ProgressState)>,
     /// The operations of this entry seen so far.
     entry: EntryId,
     operations: usize,
@@ -144,7 +151,9 @@ impl Oracle {
         match event {
             DiskEvent::HardState { before, after } => check_hard_state(node, before, after),
             DiskEvent::Reset(_) => Ok(()),
-            DiskEvent::Appended { mut prev, entries } => {
+            DiskEvent::Appended {
+                mut prev, entries, ..
+            } => {
                 for entry in &entries {
                     self.appended(node, prev, entry)?;
                     prev = Some(entry.id);
@@ -290,19 +299,23 @@ impl Oracle {
         }
         if status.role == Role::Leader {
             self.leads(status.term, node)?;
-            if self.complete.insert(status.term, ()).is_none() {
+            if self.complete.insert(status.term) {
                 self.check_complete(status, disk)?;
             }
         }
         if status.commit_index > progress.commit {
             self.committed(status, progress.commit, disk)?;
             if status.role == Role::Leader {
-                self.check_durable(status, disk, disk_of)?;
+                self.check_durable(status, disk, &disk_of)?;
             }
             if progress.led == Some(status.term) && status.role == Role::Leader {
                 self.check_own_term(status)?;
             }
         }
+        if status.role == Role::Leader && status.progress != progress.matched {
+            self.check_view(status, progress, disk, &disk_of)?;
+        }
+        check_position(status, disk)?;
         progress.led = (status.role == Role::Leader).then_some(status.term);
         progress.commit = status.commit_index;
         progress.applied = status.last_applied;
@@ -360,6 +373,57 @@ impl Oracle {
         ))
     }
 
+    /// A leader believes of a follower only what is on that follower's disk.
+    fn check_view(
+        &self,
+        status: &Status,
+        progress: &mut Progress,
+        disk: &Disk,
+        disk_of: impl Fn(NodeId) -> Option<Disk>,
+    ) -> Check {
+        for (node, matched, _) in &status.progress {
+            let (Some(id), Some(other)) = (disk.entry_id(*matched), disk_of(*node)) else {
+                continue;
+            };
+            // A follower of a later leader may have lost what it once told this one.
+            if other.hard_state().term <= status.term && !other.holds(id) {
+                return Err(Violation::new(
+                    "a leader believes what is true",
+                    format!("{} believes that {node} has {id}", status.node),
+                ));
+            }
+        }
+        progress.matched.clone_from(&status.progress);
+        Ok(())
+    }
+
+    /// The log was truncated or got a membership: is the right one in force, and is it the only open change?
+    pub fn membership_changed(&self, status: &Status, disk: &Disk) -> Check {
+        if status.last_index != disk.last_index() {
+            return Ok(());
+        }
+        let end = disk.last_membership();
+        if status.membership != end {
+            return Err(Violation::new(
+                "the log's last membership is in force",
+                format!(
+                    "{} goes by {}, its log ends with {end}",
+                    status.node, status.membership
+                ),
+            ));
+        }
+        let own = self.committed.get(&status.commit_index);
+        let own = own.is_some_and(|id| id.term == status.term);
+        let open = disk.memberships_above(status.commit_index);
+        if status.role == Role::Leader && own && open > 1 {
+            return Err(Violation::new(
+                "one membership change at a time",
+                format!("{} has {open} changes above its commit index", status.node),
+            ));
+        }
+        Ok(())
+    }
+
     /// A leader counts replicas only for entries of its own term (Raft §5.4.2).
     fn check_own_term(&self, status: &Status) -> Check {
         match self.committed.get(&status.commit_index) {
@@ -408,6 +472,17 @@ impl Oracle {
     pub fn outcomes(&self) -> u64 {
         self.outcomes.len() as u64
     }
+}
+
+fn check_position(status: &Status, disk: &Disk) -> Check {
+    let (applied, _) = disk.position();
+    if status.membership.is_empty() || disk.holds(applied) {
+        return Ok(());
+    }
+    Err(Violation::new(
+        "the state's position lies in the log",
+        format!("{} has applied {applied}, which its log lacks", status.node),
+    ))
 }
 
 fn check_hard_state(node: NodeId, before: HardState, after: HardState) -> Check {

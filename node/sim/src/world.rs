@@ -9,14 +9,14 @@
 
 use std::collections::BTreeMap;
 
-use raft::{Envelope, Membership, Message, Role, StoreError};
+use raft::{Envelope, Membership, Message, Payload, Role, StoreError};
 use replica::{Refusal, Replica, Request, RequestId, Status, initialise};
 use shardkv::{Query, ShardKv};
 use types::NodeId;
 
 use crate::client::{Client, Outcome, Outgoing, Surroundings, client_of};
 use crate::dice::{Concern, Dice, mix};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskEvent};
 use crate::faults::{ADMIN, Admin, Fault};
 use crate::finale::Ending;
 use crate::history::History;
@@ -543,10 +543,17 @@ impl World {
     fn observe_disk(&mut self, number: HostId) -> Step {
         let host = &mut self.hosts[number];
         for event in host.disk.take_journal() {
-            if matches!(event, crate::disk::DiskEvent::Reset(_)) {
+            if matches!(event, DiskEvent::Reset(_)) {
                 *self.report.counts.entry("snapshots installed").or_default() += 1;
             }
-            if matches!(event, crate::disk::DiskEvent::Compacted { .. }) {
+            if let DiskEvent::Appended {
+                entries, truncated, ..
+            } = &event
+            {
+                let changes = |entry: &raft::Entry| matches!(entry.payload, Payload::Membership(_));
+                host.look_at_membership |= *truncated || entries.iter().any(changes);
+            }
+            if matches!(event, DiskEvent::Compacted { .. }) {
                 *self.report.counts.entry("compactions").or_default() += 1;
             }
             self.oracle.wrote(host.node, event)?;
@@ -609,6 +616,9 @@ impl World {
         });
         self.hosts[number].progress = progress;
         checked?;
+        if std::mem::take(&mut self.hosts[number].look_at_membership) {
+            self.oracle.membership_changed(&status, &disk)?;
+        }
         self.check_bounds(&status)?;
         if has_work {
             self.plan_work(number)?;
