@@ -89,7 +89,7 @@ shardkv playground restart "$killed"
 shardkv playground status
 
 say "Is every acknowledged write there, and was every read right? An independent checker (porcupine) decides"
-shardkv export --prefix demo-load/ --file "$work/load.jsonl" >/dev/null
+shardkv export --prefix demo-load/ --file "$work/load.jsonl" 2>/dev/null
 printf '    '
 shardkv-porcupine -timeout 120s -at-least 1000 -then "$work/load.jsonl" "$work/history.jsonl"
 
