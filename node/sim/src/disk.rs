@@ -8,17 +8,21 @@
 //! messages); at zero the operation at hand happens or doesn't, and nothing after it does: every later call
 //! fails, and the world takes the process down when its `poll` returns.
 
-use std::ops::{Bound, RangeInclusive};
+mod handles;
+
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use raft::{
-    Entry, EntryId, HardState, Index, LogBatch, LogReader, LogState, LogStore, Membership,
-    Payload, SnapshotMeta, StoreError,
+    Entry, EntryId, HardState, Index, LogBatch, LogStore, Membership, Payload, SnapshotMeta,
+    StoreError,
 };
 use replica::memory::{MemoryLog, MemoryState};
-use replica::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, WriteBatch};
+use replica::{Applied, Keyspace, StateStore, WriteBatch};
 use types::Writer;
+
+pub use handles::{LogHandle, StateHandle};
 
 use crate::dice::{Dice, digest, mix};
 use crate::queue::{MILLI, Micros};
@@ -486,147 +490,4 @@ fn sum(state: &MemoryState) -> u64 {
     pairs.fold(0, |sum: u64, (place, value)| {
         sum.wrapping_add(pair_digest(place, value))
     })
-}
-
-/// The log, as a process has it open.
-#[derive(Debug)]
-pub struct LogHandle(Disk);
-
-impl LogReader for LogHandle {
-    fn entries(
-        &self,
-        range: RangeInclusive<Index>,
-        max_bytes: usize,
-    ) -> Result<Vec<Entry>, StoreError> {
-        self.0.lock().log.entries(range, max_bytes)
-    }
-}
-
-impl LogStore for LogHandle {
-    fn load(&mut self) -> Result<LogState, StoreError> {
-        let mut inner = self.0.lock();
-        if inner.damaged {
-            return Err(StoreError::Damaged("simulated bad sector".to_owned()));
-        }
-        inner.log.load()
-    }
-
-    fn write(&mut self, batch: &LogBatch) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        let cost = inner.options.sync;
-        inner.durably(cost, |inner| inner.write(batch))
-    }
-
-    fn compact(&mut self, base: &SnapshotMeta) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        if !inner.step() {
-            return Err(power());
-        }
-        inner.log.compact(base)?;
-        let (base, durable) = (inner.log.base().last, inner.state.durable());
-        inner.journal.push(DiskEvent::Compacted { base, durable });
-        Ok(())
-    }
-
-    fn begin_install(&mut self, last: EntryId) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        let cost = inner.options.sync;
-        inner.durably(cost, |inner| inner.log.begin_install(last))
-    }
-}
-
-/// The state, as a process has it open.
-#[derive(Debug)]
-pub struct StateHandle(Disk);
-
-impl StateReader for StateHandle {
-    fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.0.lock().state.get(space, key)
-    }
-
-    fn scan(
-        &self,
-        space: Keyspace,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.0.lock().state.scan(space, bounds, limit, max_bytes)
-    }
-}
-
-impl StateStore for StateHandle {
-    fn applied(&self) -> Applied {
-        self.0.lock().state.applied()
-    }
-
-    fn durable(&self) -> EntryId {
-        self.0.lock().state.durable()
-    }
-
-    fn commit(&mut self, batch: WriteBatch, applied: Applied) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        if !inner.step() {
-            return Err(power());
-        }
-        inner.commit(batch, applied)
-    }
-
-    fn start_flush(&mut self) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        if !inner.step() {
-            return Err(power());
-        }
-        inner.state.start_flush()?;
-        let (least, most) = inner.options.flush;
-        let takes = inner.dice.between(least, most);
-        // A flush in progress is not put off by the next one.
-        let done = inner.now + takes;
-        inner.flush_done = Some(inner.flush_done.unwrap_or(done));
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        let cost = inner.options.flush;
-        inner.durably(cost, |inner| inner.state.flush())
-    }
-
-    fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, StoreError> {
-        self.0.lock().state.snapshot()
-    }
-
-    fn begin_restore(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        if !inner.step() {
-            return Err(power());
-        }
-        inner.state.begin_restore(meta)
-    }
-
-    fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        if inner.full {
-            return Err(StoreError::Full("simulated".to_owned()));
-        }
-        if !inner.step() {
-            return Err(power());
-        }
-        inner.state.restore_chunk(chunk)
-    }
-
-    fn finish_restore(&mut self) -> Result<(), StoreError> {
-        let mut inner = self.0.lock();
-        let cost = inner.options.flush;
-        inner.durably(cost, |inner| {
-            inner.state.finish_restore()?;
-            inner.pairs_digest = sum(&inner.state);
-            inner.flush_done = None;
-            let applied = inner.state.applied();
-            let digest = inner.state_digest(&applied);
-            let last = applied.last;
-            inner.journal.push(DiskEvent::Committed { last, digest });
-            Ok(())
-        })
-    }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use raft::{MemberKind, Membership, MembershipChange};
+use raft::{Envelope, MemberKind, Membership, MembershipChange, Message};
 use replica::{Answer, Request, RequestId};
 use types::NodeId;
 
@@ -96,12 +96,14 @@ impl World {
     }
 
     /// A fault strikes.
-    pub(crate) fn fault(&mut self, fault: Fault) -> Step {
+    pub(crate) fn fault(&mut self, fault: Fault) {
         let Some(rhythm) = self.rhythm(fault).filter(|_| !self.ending) else {
-            return Ok(());
+            return;
         };
         self.plan_fault(fault);
-        let lasts = self.dice.magnitude((rhythm.lasts / 16).max(1), rhythm.lasts);
+        let lasts = self
+            .dice
+            .magnitude((rhythm.lasts / 16).max(1), rhythm.lasts);
         let host = self.dice.index(self.hosts.len());
         match fault {
             Fault::Partition => self.partition(lasts),
@@ -135,20 +137,18 @@ impl World {
             Fault::Transfer => self.transfer(),
             Fault::Regicide => self.regicide(lasts),
         }
-        Ok(())
     }
 
-    fn mend_after(&mut self, fault: Fault, host: HostId, lasts: Micros) {
-        self.queue
-            .push(self.now + lasts, Event::Mend(fault, host));
+    fn mend_after(&mut self, fault: Fault, what: usize, lasts: Micros) {
+        self.queue.push(self.now + lasts, Event::Mend(fault, what));
     }
 
-    /// A fault is over.
+    /// A fault is over: at this host, or for partitions, the cut of this number.
     pub(crate) fn mend(&mut self, fault: Fault, host: HostId) -> Step {
         match fault {
-            Fault::Partition => {
+            Fault::Partition if host == self.cuts => {
                 if !self.network.is_whole() {
-                    self.trace(host, || "the network heals".to_owned());
+                    self.trace(0, || "the network heals".to_owned());
                 }
                 self.network.heal();
                 for host in &mut self.hosts {
@@ -177,7 +177,7 @@ impl World {
                 self.hosts[host].unreachable = self.dice.chance(300_000);
             }
         }
-        self.mend_after(Fault::Partition, 0, lasts);
+        self.mend_after(Fault::Partition, self.cuts, lasts);
     }
 
     /// Strikes whoever leads.
@@ -190,18 +190,39 @@ impl World {
             0 => self.pause(leader, lasts),
             1 | 2 => self.strike_down(leader, lasts),
             _ => {
-                let others = (0..self.hosts.len()).filter(|other| *other != leader);
-                // Alone, or with one companion: a minority that goes on for a while.
                 let companion = self.dice.index(self.hosts.len() * 2);
-                let side = |host: HostId| host == leader || host == companion;
-                let cut: BTreeSet<(HostId, HostId)> = others
-                    .chain([leader])
-                    .flat_map(|a| (0..self.hosts.len()).map(move |b| (a, b)))
-                    .filter(|(a, b)| side(*a) != side(*b))
-                    .collect();
-                self.cut(cut);
-                self.mend_after(Fault::Partition, 0, lasts);
+                self.cut_off(leader, companion, lasts);
             }
+        }
+    }
+
+    /// Leaves a host alone, or with one companion: a minority that goes on for a while.
+    fn cut_off(&mut self, host: HostId, companion: HostId, lasts: Micros) {
+        let side = |other: HostId| other == host || other == companion;
+        let hosts = 0..self.hosts.len();
+        let cut: BTreeSet<(HostId, HostId)> = hosts
+            .clone()
+            .flat_map(|a| hosts.clone().map(move |b| (a, b)))
+            .filter(|(a, b)| side(*a) != side(*b))
+            .collect();
+        self.cut(cut);
+        self.mend_after(Fault::Partition, self.cuts, lasts);
+    }
+
+    /// Messages are about to leave a host. If they are the first of a new leader, it may not get far.
+    pub(crate) fn ambush(&mut self, host: HostId, messages: &[(Micros, Envelope)]) {
+        let term = messages.iter().find_map(|(_, envelope)| {
+            matches!(envelope.message, Message::Append { .. }).then_some(envelope.term)
+        });
+        let Some(term) = term.filter(|term| *term > self.ambushed && !self.ending) else {
+            return;
+        };
+        self.ambushed = term;
+        if self.dice.chance(self.scenario.ambushes) {
+            self.count("leaders ambushed");
+            let lasts = self.dice.between(300 * MILLI, 900 * MILLI);
+            let companion = self.dice.index(self.hosts.len());
+            self.cut_off(host, companion, lasts);
         }
     }
 
@@ -220,6 +241,7 @@ impl World {
             }
         }
         self.network.set_cuts(cut);
+        self.cuts += 1;
         // Some clients lose their connections too, and look elsewhere at once.
         for number in 0..self.clients.len() {
             if self.dice.coin() {
@@ -365,7 +387,7 @@ impl World {
         self.admin.changing.is_some_and(|(id, host, incarnation)| {
             let host = &self.hosts[host];
             // Still on its way, or waiting in the process that it was sent to.
-            host.incarnation == incarnation || host.asked.contains(&id)
+            host.incarnation == incarnation || host.asked.contains_key(&id)
         })
     }
 
@@ -437,7 +459,11 @@ impl World {
         self.admin_request(host, Request::TransferLeadership(target));
     }
 
-    pub(crate) fn admin_request(&mut self, to: HostId, request: Request<shardkv::Query>) -> RequestId {
+    pub(crate) fn admin_request(
+        &mut self,
+        to: HostId,
+        request: Request<shardkv::Query>,
+    ) -> RequestId {
         self.admin.sent += 1;
         let id = RequestId((ADMIN << 40) | self.admin.sent);
         self.queue.push(

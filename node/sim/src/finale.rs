@@ -194,7 +194,10 @@ impl World {
         let totals = [
             ("elections", self.oracle.elections()),
             ("operations", self.history.len() as u64),
-            ("operations with known outcome", self.history.returned() as u64),
+            (
+                "operations with known outcome",
+                self.history.returned() as u64,
+            ),
             ("session writes applied", self.oracle.outcomes()),
             ("entries committed", self.oracle.last_committed().index.0),
             ("simulated milliseconds", self.now / MILLI),

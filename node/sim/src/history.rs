@@ -107,10 +107,9 @@ impl History {
             (Action::Delete { existed }, Written::Delete { existed: told }) => {
                 *existed = Some(told);
             }
-            (
-                Action::CompareAndSwap { swapped, .. },
-                Written::CompareAndSwap { swapped: told },
-            ) => *swapped = Some(told),
+            (Action::CompareAndSwap { swapped, .. }, Written::CompareAndSwap { swapped: told }) => {
+                *swapped = Some(told);
+            }
             (action, written) => {
                 return Err(Violation::new(
                     "answers fit their questions",
@@ -163,11 +162,7 @@ impl History {
 
     /// Checks each key's part, with a budget of search steps for each. `place` tells where the log carried a
     /// write.
-    pub fn check(
-        &self,
-        budget: u64,
-        place: impl Fn(Name) -> Option<u64>,
-    ) -> Result<(), Violation> {
+    pub fn check(&self, budget: u64, place: impl Fn(Name) -> Option<u64>) -> Result<(), Violation> {
         let mut keys: BTreeMap<&Bytes, Vec<Operation>> = BTreeMap::new();
         for record in self.records.iter().filter(|record| record.void) {
             // Deletes without a session look all the same in the log.
@@ -222,8 +217,7 @@ impl History {
                     action,
                     ..
                 } = &record.operation;
-                let returned =
-                    returned.map_or_else(|| "?".to_owned(), |moment| moment.to_string());
+                let returned = returned.map_or_else(|| "?".to_owned(), |moment| moment.to_string());
                 let void = if record.void { " (void)" } else { "" };
                 format!("{invoked}..{returned} {action:?}{void}")
             })

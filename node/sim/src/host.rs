@@ -1,9 +1,9 @@
 //! An address: its disk, its clock, and the process that maybe runs there.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use raft::Envelope;
+use raft::{Envelope, Index};
 use replica::{Outlet, Replica, Request, RequestId};
 use shardkv::{Query, Response, ShardKv};
 use types::{LogTime, NodeId};
@@ -58,6 +58,10 @@ pub(crate) enum Input {
 }
 
 /// An address.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fault of its own, and any of them may be on"
+)]
 pub(crate) struct Host {
     pub(crate) number: HostId,
     pub(crate) address: String,
@@ -79,8 +83,8 @@ pub(crate) struct Host {
     pub(crate) look_at_membership: bool,
     /// Clients can't reach it.
     pub(crate) unreachable: bool,
-    /// Requests that were handed to the process and not answered.
-    pub(crate) asked: BTreeSet<RequestId>,
+    /// Requests that were handed to the process and not answered, with what anyone had called committed by then.
+    pub(crate) asked: BTreeMap<RequestId, Index>,
     pub(crate) progress: Progress,
     pub(crate) journal: Journal<Response>,
 }
@@ -103,7 +107,7 @@ impl Host {
             disk_low: false,
             look_at_membership: false,
             unreachable: false,
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
         }

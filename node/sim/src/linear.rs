@@ -94,6 +94,10 @@ pub enum Action {
 
 impl Action {
     /// The state after this action on `state`, or `None` if the recorded outcome doesn't fit.
+    #[allow(
+        clippy::option_option,
+        reason = "no next state, and a next state without a value, are two answers"
+    )]
     fn step(&self, state: Option<Value>) -> Option<Option<Value>> {
         match self {
             Self::Get { value } => (*value == state).then_some(state),
@@ -458,18 +462,20 @@ mod tests {
             (3, 4, put("a")),
             (5, 6, append("b", Some(2))),
             (7, 8, get(Some("ab"))),
-            (9, 10, Action::Delete { existed: Some(true) }),
+            (
+                9,
+                10,
+                Action::Delete {
+                    existed: Some(true),
+                },
+            ),
             (11, 12, get(None)),
         ]);
     }
 
     #[test]
     fn a_read_of_an_old_value_after_the_write_returned_is_stale() {
-        bad(&[
-            (1, 2, put("a")),
-            (3, 4, put("b")),
-            (5, 6, get(Some("a"))),
-        ]);
+        bad(&[(1, 2, put("a")), (3, 4, put("b")), (5, 6, get(Some("a")))]);
         bad(&[(1, 2, put("a")), (3, 4, get(None))]);
     }
 
@@ -504,11 +510,7 @@ mod tests {
     fn an_unknown_write_may_happen_late_or_never() {
         good(&[(1, 0, put("a")), (2, 3, get(None)), (4, 5, get(None))]);
         good(&[(1, 0, put("a")), (2, 3, get(None)), (4, 5, get(Some("a")))]);
-        bad(&[
-            (1, 0, put("a")),
-            (2, 3, get(Some("a"))),
-            (4, 5, get(None)),
-        ]);
+        bad(&[(1, 0, put("a")), (2, 3, get(Some("a"))), (4, 5, get(None))]);
         bad(&[(4, 0, put("a")), (2, 3, get(Some("a")))]);
     }
 
@@ -547,7 +549,13 @@ mod tests {
             (3, 0, cas(Some("a"), None, None)),
             (4, 5, get(None)),
         ]);
-        bad(&[(1, 2, Action::Delete { existed: Some(true) })]);
+        bad(&[(
+            1,
+            2,
+            Action::Delete {
+                existed: Some(true),
+            },
+        )]);
     }
 
     #[test]
@@ -571,6 +579,31 @@ mod tests {
     }
 
     #[test]
+    fn wrong_hints_change_no_verdict() {
+        let writes = [put("a"), append("b", None), append("c", None)];
+        let mut history: Vec<Operation> = (0..3)
+            .zip(writes)
+            .map(|(n, action)| Operation {
+                invoked: n + 1,
+                returned: (n != 1).then_some(20 + n),
+                action,
+                hint: Some(9 - n),
+            })
+            .collect();
+        let read = |value| Operation {
+            invoked: 30,
+            returned: Some(31),
+            action: get(Some(value)),
+            hint: Some(0),
+        };
+        history.push(read("abc"));
+        assert!(matches!(check(&history, 1_000), Verdict::Linearizable(_)));
+        history.pop();
+        history.push(read("acbc"));
+        assert_eq!(check(&history, 1_000), Verdict::Violated);
+    }
+
+    #[test]
     fn a_long_busy_history_is_quick() {
         // Eight clients append by turns, each overlapping the next ones.
         let mut text = String::new();
@@ -583,7 +616,7 @@ mod tests {
                 invoked: n * 10 + 1,
                 returned,
                 action: append(&suffix, None),
-                hint: None,
+                hint: Some(n),
             });
             if n % 5 == 0 {
                 history.push(Operation {

@@ -106,6 +106,10 @@ fn cores() -> usize {
 }
 
 fn run(plan: &Plan) -> ExitCode {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how fast worlds run is real time"
+    )]
     let begun = Instant::now();
     let done = AtomicU64::new(0);
     let total = plan.seeds.end - plan.seeds.start;
@@ -157,7 +161,10 @@ fn replay(seed: u64, trace: bool, bug: Option<Bug>) -> ExitCode {
             for (what, count) in &report.counts {
                 println!("{count:>12} {what}");
             }
-            println!("seed {seed} kept every promise; fingerprint {:016x}", report.fingerprint);
+            println!(
+                "seed {seed} kept every promise; fingerprint {:016x}",
+                report.fingerprint
+            );
             ExitCode::SUCCESS
         }
         Err(failure) => {

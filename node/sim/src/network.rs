@@ -21,6 +21,8 @@ pub struct LinkOptions {
     pub loss: u32,
     /// How many of a million messages come twice.
     pub duplication: u32,
+    /// How much later than usual the second of two comes, at most.
+    pub echo_by: Micros,
     /// Messages of one link overtake each other. Otherwise each link is a stream.
     pub reordering: bool,
 }
@@ -33,6 +35,7 @@ impl Default for LinkOptions {
             late_by: 0,
             loss: 0,
             duplication: 0,
+            echo_by: 0,
             reordering: false,
         }
     }
@@ -66,10 +69,10 @@ impl Network {
             return [None, None];
         }
         let first = self.arrival(from, to, at);
-        let second = self
-            .dice
-            .chance(self.options.duplication)
-            .then(|| self.arrival(from, to, at));
+        let second = self.dice.chance(self.options.duplication).then(|| {
+            let echo = self.dice.below(self.options.echo_by + 1);
+            self.delay() + at + echo
+        });
         [Some(first), second]
     }
 
@@ -131,7 +134,11 @@ impl Network {
 }
 
 /// The shapes of a partition, drawn at random.
-pub fn draw_cuts(dice: &mut Dice, hosts: usize, leader: Option<HostId>) -> BTreeSet<(HostId, HostId)> {
+pub fn draw_cuts(
+    dice: &mut Dice,
+    hosts: usize,
+    leader: Option<HostId>,
+) -> BTreeSet<(HostId, HostId)> {
     let mut order: Vec<HostId> = (0..hosts).collect();
     dice.shuffle(&mut order);
     // Half of the time the leader is where it hurts: first in the order.

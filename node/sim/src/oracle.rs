@@ -19,11 +19,11 @@
 //! | state in log | a node's applied position lies in its log |
 //! | membership in force | after a truncation it is the one that the log ends with |
 //! | one change at a time | a leader that has committed in its term has at most one uncommitted change |
+//! | fresh reads | a read is answered from a state that holds all that was committed when it was asked |
 //! | equal state | by applied index: a digest of the whole state is equal everywhere |
 //! | exactly once | by client and sequence: a write is answered with one outcome for ever |
 //! | monotony | commit and applied index of a running node never go back |
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::{
@@ -102,9 +102,7 @@ pub struct Progress {
 impl Oracle {
     /// A message leaves a node.
     pub fn sent(&mut self, envelope: &Envelope) -> Check {
-        let Envelope {
-            from, term, to, ..
-        } = envelope;
+        let Envelope { from, term, to, .. } = envelope;
         let known = self.wire_terms.entry(*from).or_default();
         if *term < *known {
             return Err(Violation::new(
@@ -150,7 +148,6 @@ impl Oracle {
     pub fn wrote(&mut self, node: NodeId, event: DiskEvent) -> Check {
         match event {
             DiskEvent::HardState { before, after } => check_hard_state(node, before, after),
-            DiskEvent::Reset(_) => Ok(()),
             DiskEvent::Appended {
                 mut prev, entries, ..
             } => {
@@ -167,7 +164,7 @@ impl Oracle {
                     format!("{node} compacted to {base} with {durable} durable"),
                 ))
             }
-            DiskEvent::Compacted { .. } => Ok(()),
+            DiskEvent::Compacted { .. } | DiskEvent::Reset(_) => Ok(()),
         }
     }
 
@@ -186,7 +183,10 @@ impl Oracle {
         }
         Err(Violation::new(
             "log matching",
-            format!("{node} wrote {} as {found:?}, first it was {first:?}", entry.id),
+            format!(
+                "{node} wrote {} as {found:?}, first it was {first:?}",
+                entry.id
+            ),
         ))
     }
 
@@ -313,7 +313,7 @@ impl Oracle {
             }
         }
         if status.role == Role::Leader && status.progress != progress.matched {
-            self.check_view(status, progress, disk, &disk_of)?;
+            check_view(status, progress, disk, &disk_of)?;
         }
         check_position(status, disk)?;
         progress.led = (status.role == Role::Leader).then_some(status.term);
@@ -347,54 +347,21 @@ impl Oracle {
         let Some(id) = self.committed.get(&status.commit_index) else {
             return Ok(());
         };
-        let gone = Cell::new(false);
-        let has_quorum = status.membership.has_quorum(|voter| match disk_of(voter) {
-            Some(disk) => disk.holds(*id),
-            None => {
-                // It was wiped since; it may have had the entry.
-                gone.set(true);
-                true
-            }
-        });
-        if has_quorum || gone.get() {
+        // A disk that was wiped since may have had it.
+        let holds = |voter| disk_of(voter).is_none_or(|disk| disk.holds(*id));
+        if status.membership.has_quorum(holds) {
             return Ok(());
         }
         // The same poll may have committed under one membership and appended the next.
         let before = disk.memberships();
         let before = before.len().checked_sub(2).and_then(|at| before.get(at));
-        if before.is_some_and(|before| {
-            before.has_quorum(|voter| disk_of(voter).is_none_or(|disk| disk.holds(*id)))
-        }) {
+        if before.is_some_and(|before| before.has_quorum(holds)) {
             return Ok(());
         }
         Err(Violation::new(
             "committed is on a quorum's disks",
             format!("{} committed {id} among {}", status.node, status.membership),
         ))
-    }
-
-    /// A leader believes of a follower only what is on that follower's disk.
-    fn check_view(
-        &self,
-        status: &Status,
-        progress: &mut Progress,
-        disk: &Disk,
-        disk_of: impl Fn(NodeId) -> Option<Disk>,
-    ) -> Check {
-        for (node, matched, _) in &status.progress {
-            let (Some(id), Some(other)) = (disk.entry_id(*matched), disk_of(*node)) else {
-                continue;
-            };
-            // A follower of a later leader may have lost what it once told this one.
-            if other.hard_state().term <= status.term && !other.holds(id) {
-                return Err(Violation::new(
-                    "a leader believes what is true",
-                    format!("{} believes that {node} has {id}", status.node),
-                ));
-            }
-        }
-        progress.matched.clone_from(&status.progress);
-        Ok(())
     }
 
     /// The log was truncated or got a membership: is the right one in force, and is it the only open change?
@@ -472,6 +439,29 @@ impl Oracle {
     pub fn outcomes(&self) -> u64 {
         self.outcomes.len() as u64
     }
+}
+
+/// A leader believes of a follower only what is on that follower's disk.
+fn check_view(
+    status: &Status,
+    progress: &mut Progress,
+    disk: &Disk,
+    disk_of: impl Fn(NodeId) -> Option<Disk>,
+) -> Check {
+    for (node, matched, _) in &status.progress {
+        let (Some(id), Some(other)) = (disk.entry_id(*matched), disk_of(*node)) else {
+            continue;
+        };
+        // A follower of a later leader may have lost what it once told this one.
+        if other.hard_state().term <= status.term && !other.holds(id) {
+            return Err(Violation::new(
+                "a leader believes what is true",
+                format!("{} believes that {node} has {id}", status.node),
+            ));
+        }
+    }
+    progress.matched.clone_from(&status.progress);
+    Ok(())
 }
 
 fn check_position(status: &Status, disk: &Disk) -> Check {

@@ -88,6 +88,11 @@ pub struct Scenario {
     pub inbox: usize,
     /// The administrator asks for changes without waiting for earlier ones.
     pub pushy_admin: bool,
+    /// Reigns are short, and clients busy.
+    pub stormy: bool,
+    /// How many of a million new leaders are cut off with one companion before their first word is out. Figure 8
+    /// of the Raft paper is a few of those in a row.
+    pub ambushes: u32,
     /// A bug put back.
     pub bug: Option<Bug>,
 }
@@ -123,6 +128,8 @@ impl Scenario {
             catch_up_ticks: 1,
             inbox: 4_096,
             pushy_admin: false,
+            stormy: false,
+            ambushes: 0,
             bug: None,
         }
     }
@@ -209,6 +216,9 @@ impl Scenario {
         }
         if dice.coin() {
             links.duplication = small(dice.magnitude(1_000, 200_000));
+            if dice.coin() {
+                links.echo_by = dice.magnitude(MILLI, 2 * SECOND);
+            }
         }
         links.reordering = dice.coin();
         if dice.coin() {
@@ -241,13 +251,9 @@ impl Scenario {
             clock_jumps: maybe(200_000, long, (1, 1)),
             membership: maybe(400_000, (100 * MILLI, 2 * SECOND), (1, 1)),
             transfers: maybe(400_000, (100 * MILLI, 3 * SECOND), (1, 1)),
-            regicides: maybe(
-                400_000,
-                (150 * MILLI, 2 * SECOND),
-                (50 * MILLI, SECOND),
-            ),
+            regicides: maybe(400_000, (150 * MILLI, 2 * SECOND), (50 * MILLI, SECOND)),
         };
-        if self.faults.regicides.is_some() && dice.coin() {
+        if dice.chance(300_000) {
             self.storm(dice);
         }
     }
@@ -263,13 +269,32 @@ impl Scenario {
             replica.raft.max_inflight_appends = 1;
             replica.raft.max_inflight_bytes = 64;
         }
-        let every = dice.between(60 * MILLI, 400 * MILLI);
+        let every = dice.between(100 * MILLI, 600 * MILLI);
         let lasts = dice.between(40 * MILLI, 400 * MILLI);
         self.faults.regicides = Some(Rhythm { every, lasts });
         self.links.reordering = true;
         self.links.late = small(dice.between(20_000, 200_000));
         self.links.late_by = dice.between(100 * MILLI, SECOND);
+        if dice.coin() {
+            self.links.duplication = 300_000;
+            self.links.echo_by = dice.between(100 * MILLI, SECOND);
+        }
+        if dice.coin() {
+            self.replica.compact_after_bytes = dice.magnitude(128, 512);
+        }
+        if self.hosts >= 4 && dice.chance(700_000) {
+            // Other partitions would mend the cuts too early, and long pauses let nobody be elected.
+            self.faults.partitions = None;
+            self.faults.regicides = None;
+            self.faults.pauses = None;
+            self.links.duplication = 300_000;
+            self.links.echo_by = dice.between(100 * MILLI, SECOND);
+            self.ambushes = small(dice.between(300_000, 900_000));
+            self.replica.raft.check_quorum = dice.coin();
+            self.replica.raft.lease_reads &= self.replica.raft.check_quorum;
+        }
         self.duration = self.duration.min(6 * SECOND);
+        self.stormy = true;
     }
 
     fn draw_clients(&mut self, dice: &mut Dice) {
@@ -278,7 +303,8 @@ impl Scenario {
         client.keys = dice.between(1, 6);
         client.pipeline = large(dice.magnitude(1, 8));
         // All clients together do about so many operations.
-        let operations = dice.magnitude(60, 1_500);
+        let least = if self.stormy { 500 } else { 60 };
+        let operations = dice.magnitude(least, 1_500);
         let pause = 2 * self.duration * self.clients as u64 / operations;
         client.think = (MILLI, pause.max(2 * MILLI));
         client.patience = dice.between(50 * MILLI, 600 * MILLI);

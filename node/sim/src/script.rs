@@ -14,7 +14,8 @@ use crate::network::{HostId, LinkOptions};
 use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
 use crate::scenario::Scenario;
-use crate::world::{Failure, Report, Step, Traffic, World};
+use crate::traffic::Traffic;
+use crate::world::{Failure, Report, Step, World};
 
 /// A world that does what it is told.
 pub struct Script {

@@ -88,6 +88,7 @@ impl Cluster {
             late_by: 2_000_000,
             loss: 100_000,
             duplication: 50_000,
+            echo_by: 500_000,
             reordering: true,
         }
     }

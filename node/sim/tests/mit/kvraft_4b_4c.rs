@@ -13,6 +13,10 @@ use crate::cluster::{Cluster, scenario};
 
 /// What a generic test does to the service.
 #[derive(Clone, Copy, Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the switches of MIT's generic test"
+)]
 struct Trouble {
     clients: usize,
     servers: usize,

@@ -4,6 +4,13 @@
 //! MIT's testers look at a few commands, here every entry on every disk is looked at. Limits are the public
 //! ones or stricter.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "helpers of tests may fail a test"
+)]
+
 mod cluster;
 mod kvraft_4b_4c;
 mod persistence_3c;

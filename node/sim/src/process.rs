@@ -1,0 +1,352 @@
+//! Processes: how they start, work, and go down.
+
+use std::collections::BTreeMap;
+
+use raft::{Payload, StoreError};
+use replica::{Refusal, Replica, Status};
+use shardkv::ShardKv;
+use types::NodeId;
+
+use crate::disk::DiskEvent;
+use crate::host::{Input, Leaving};
+use crate::network::HostId;
+use crate::oracle::Violation;
+use crate::queue::{MILLI, Micros};
+use crate::watched::{Watched, drain};
+use crate::world::{Event, Step, World};
+
+impl World {
+    /// Starts a process on a host's disk; if the disk refuses, it is replaced by an empty one.
+    pub(crate) fn start(&mut self, number: HostId) -> Step {
+        let seed = self.node_dice.number();
+        if self.hosts[number].process.is_some() {
+            return Ok(());
+        }
+        match self.recover(number, seed) {
+            Ok(()) => {}
+            Err(error) if self.hosts[number].disk.is_damaged() => {
+                self.count("damaged disks refused");
+                self.trace(number, || format!("refuses to start: {error}"));
+                self.wipe(number);
+                self.recover(number, seed).map_err(|error| {
+                    Violation::new("an empty disk starts", format!("host {number}: {error}"))
+                })?;
+            }
+            Err(error) => {
+                return Err(Violation::new(
+                    "what a crash leaves can be recovered",
+                    format!("host {number}: {error}"),
+                ));
+            }
+        }
+        let host = &mut self.hosts[number];
+        host.incarnation += 1;
+        let incarnation = host.incarnation;
+        let tick = Micros::from(self.scenario.replica.tick_ms) * MILLI;
+        let first = self.node_dice.between(1, tick);
+        self.queue.push(
+            self.now + first,
+            Event::Tick {
+                host: number,
+                incarnation,
+            },
+        );
+        self.trace(number, || "starts".to_owned());
+        self.wake(number)
+    }
+
+    pub(crate) fn recover(
+        &mut self,
+        number: HostId,
+        seed: u64,
+    ) -> Result<(), replica::RecoverError> {
+        let host = &mut self.hosts[number];
+        host.disk.begin(self.now);
+        let (log, state) = host.disk.open();
+        let mut options = self.scenario.replica.clone();
+        options.address.clone_from(&host.address);
+        options.raft.bug = self.scenario.bug;
+        let machine = ShardKv::with_bug(self.scenario.bug);
+        let machine = Watched::new(machine, host.journal.clone());
+        let mut process = Replica::recover(
+            options,
+            host.node,
+            Box::new(log),
+            Box::new(state),
+            machine,
+            seed,
+        )?;
+        process.set_disk_low(host.disk_low);
+        host.process = Some(Box::new(process));
+        Ok(())
+    }
+
+    /// Kills a host's process, which starts again after `down` (or not by itself).
+    pub(crate) fn crash(&mut self, number: HostId, down: Option<Micros>) {
+        let node = self.hosts[number].node;
+        let was_up = self.hosts[number].process.is_some();
+        self.hosts[number].take_down(self.now);
+        let incarnation = self.hosts[number].incarnation;
+        if was_up {
+            self.count("crashes");
+            self.trace(number, || format!("crashes, down for {down:?}"));
+            self.spread_hint(number, node);
+        }
+        if let Some(down) = down {
+            let start = Event::Start {
+                host: number,
+                incarnation,
+            };
+            self.queue.push(self.now + down, start);
+        }
+    }
+
+    /// The others learn that the connection to `node` broke, mostly.
+    pub(crate) fn spread_hint(&mut self, host: HostId, node: NodeId) {
+        for other in (0..self.hosts.len()).filter(|other| *other != host) {
+            let delay = self.dice.magnitude(100, 100 * MILLI);
+            if self.dice.chance(800_000) {
+                let hint = Event::Hint {
+                    host: other,
+                    incarnation: self.hosts[other].incarnation,
+                    node,
+                };
+                self.queue.push(self.now + delay, hint);
+            }
+        }
+    }
+
+    pub(crate) fn resume(&mut self, number: HostId) -> Step {
+        if !self.hosts[number].paused {
+            return Ok(());
+        }
+        self.hosts[number].paused = false;
+        self.trace(number, || "moves on".to_owned());
+        self.wake(number)
+    }
+
+    pub(crate) fn ticked(&mut self, number: HostId, incarnation: u64) -> Step {
+        let host = &mut self.hosts[number];
+        if host.incarnation != incarnation || host.process.is_none() {
+            return Ok(());
+        }
+        host.owed_ticks += 1;
+        let tick = Micros::from(self.scenario.replica.tick_ms) * MILLI;
+        let next = self.now + host.clock.stretch(tick);
+        self.queue.push(
+            next,
+            Event::Tick {
+                host: number,
+                incarnation,
+            },
+        );
+        self.wake(number)
+    }
+
+    pub(crate) fn take_in(&mut self, number: HostId, input: Input) -> Step {
+        let host = &mut self.hosts[number];
+        if host.process.is_none() {
+            return Ok(());
+        }
+        if host.inbox.len() >= self.scenario.inbox {
+            self.count("messages dropped by a full inbox");
+            if let Input::Request(id, _) = input {
+                let (what, limit) = ("inbox", self.scenario.inbox as u64);
+                let outcome = Err(Refusal::Overloaded { what, limit });
+                let at = self.now + self.network.delay();
+                self.queue.push(at, Event::Answer { id, outcome });
+            }
+            return Ok(());
+        }
+        host.inbox.push_back(input);
+        self.wake(number)
+    }
+
+    /// Has a process work now, or as soon as it is free.
+    pub(crate) fn wake(&mut self, number: HostId) -> Step {
+        let host = &mut self.hosts[number];
+        if !host.is_up() || host.work_due {
+            return Ok(());
+        }
+        if host.busy_until <= self.now {
+            return self.work(number);
+        }
+        host.work_due = true;
+        let work = Event::Work {
+            host: number,
+            incarnation: host.incarnation,
+        };
+        self.queue.push(host.busy_until, work);
+        Ok(())
+    }
+
+    /// One round of a process: all that waits goes in, then it does what is due.
+    pub(crate) fn work(&mut self, number: HostId) -> Step {
+        let host = &mut self.hosts[number];
+        let Some(mut process) = host.process.take() else {
+            return Ok(());
+        };
+        host.disk.begin(self.now);
+        // Time first: a leader that stood still must notice before it serves from a lease.
+        let owed = std::mem::take(&mut host.owed_ticks);
+        let ticks = owed.min(self.scenario.catch_up_ticks.max(1));
+        if owed > ticks {
+            process.lost_time();
+        }
+        for _ in 0..ticks {
+            process.tick(host.clock.wall(self.now));
+        }
+        let mut refused = None;
+        while let Some(input) = host.inbox.pop_front() {
+            match input {
+                Input::Message(envelope) => {
+                    if let Err(error) = process.receive(envelope) {
+                        refused = refused.or(Some(error));
+                    }
+                }
+                Input::Request(id, request) => {
+                    host.asked.insert(id, self.oracle.last_committed().index);
+                    process.submit(id, request);
+                }
+                Input::Hint(node) => process.peer_disconnected(node),
+            }
+        }
+        let mut leaving = Leaving::new(&host.disk);
+        let result = process.poll(&mut leaving);
+        let Leaving {
+            messages, answers, ..
+        } = leaving;
+        let busy = host.disk.elapsed().max(20);
+        host.busy_until = self.now + busy;
+        host.process = Some(process);
+        if let Some(error) = refused {
+            return Err(Violation::new(
+                "peers make sense",
+                format!("host {number}: {error}"),
+            ));
+        }
+        self.observe_disk(number)?;
+        if self.scenario.ambushes > 0 {
+            self.ambush(number, &messages);
+        }
+        for (after, envelope) in messages {
+            self.leave(number, after, envelope)?;
+        }
+        for (after, id, outcome) in answers {
+            self.reply(number, after, id, outcome)?;
+        }
+        self.worked(number, result)
+    }
+
+    /// Shows the oracle what a process wrote and applied.
+    pub(crate) fn observe_disk(&mut self, number: HostId) -> Step {
+        let host = &mut self.hosts[number];
+        for event in host.disk.take_journal() {
+            if matches!(event, DiskEvent::Reset(_)) {
+                *self.report.counts.entry("snapshots installed").or_default() += 1;
+            }
+            if let DiskEvent::Appended {
+                entries, truncated, ..
+            } = &event
+            {
+                let changes = |entry: &raft::Entry| matches!(entry.payload, Payload::Membership(_));
+                host.look_at_membership |= *truncated || entries.iter().any(changes);
+            }
+            if matches!(event, DiskEvent::Compacted { .. }) {
+                *self.report.counts.entry("compactions").or_default() += 1;
+            }
+            self.oracle.wrote(host.node, event)?;
+        }
+        for operation in drain(&host.journal) {
+            if self.tracing {
+                let command = shardkv::Command::decode(operation.operation.clone());
+                let (entry, response) = (operation.entry, &operation.response);
+                println!("            host {number} applies {entry}: {command:?} -> {response:?}");
+            }
+            self.oracle
+                .applied(host.node, &mut host.progress, &operation)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn worked(&mut self, number: HostId, result: Result<(), StoreError>) -> Step {
+        if self.hosts[number].disk.is_dead() {
+            let down = self.dice.magnitude(MILLI, 2_000 * MILLI);
+            self.count("crashes inside a step");
+            self.crash(number, Some(down));
+            return Ok(());
+        }
+        match result {
+            Ok(()) => {}
+            Err(StoreError::Full(_)) => {
+                self.count("writes refused by a full disk");
+                self.hosts[number].busy_until += 10 * MILLI;
+                self.plan_work(number);
+                return Ok(());
+            }
+            Err(error) if self.hosts[number].disk.is_damaged() => {
+                self.trace(number, || format!("stops: {error}"));
+                self.count("damage found while running");
+                let down = self.dice.magnitude(10 * MILLI, 1_000 * MILLI);
+                self.crash(number, Some(down));
+                return Ok(());
+            }
+            Err(error) => {
+                return Err(Violation::new(
+                    "a healthy disk serves",
+                    format!("host {number}: {error}"),
+                ));
+            }
+        }
+        let host = &mut self.hosts[number];
+        let Some(process) = &host.process else {
+            return Ok(());
+        };
+        let status = process.status();
+        let has_work = process.has_work();
+        let disks: &BTreeMap<NodeId, HostId> = &self.nodes;
+        let mut progress = std::mem::take(&mut host.progress);
+        let disk = host.disk.clone();
+        let hosts = &self.hosts;
+        let checked = self.oracle.worked(&status, &mut progress, &disk, |node| {
+            let host = disks.get(&node)?;
+            Some(hosts[*host].disk.clone())
+        });
+        self.hosts[number].progress = progress;
+        checked?;
+        if std::mem::take(&mut self.hosts[number].look_at_membership) {
+            self.oracle.membership_changed(&status, &disk)?;
+        }
+        self.check_bounds(&status)?;
+        if has_work {
+            self.plan_work(number);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn plan_work(&mut self, number: HostId) {
+        let host = &mut self.hosts[number];
+        if !host.work_due {
+            host.work_due = true;
+            let work = Event::Work {
+                host: number,
+                incarnation: host.incarnation,
+            };
+            self.queue.push(host.busy_until.max(self.now + 1), work);
+        }
+    }
+
+    pub(crate) fn check_bounds(&self, status: &Status) -> Step {
+        let limit = self.scenario.replica.max_pending_requests;
+        if status.pending_requests > limit {
+            return Err(Violation::new(
+                "queues are bounded",
+                format!(
+                    "{} has {} pending requests of at most {limit}",
+                    status.node, status.pending_requests
+                ),
+            ));
+        }
+        Ok(())
+    }
+}

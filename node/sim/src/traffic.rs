@@ -1,0 +1,233 @@
+//! What goes over the wire: messages between nodes, requests and their answers.
+
+use raft::{Envelope, Index, Message};
+use replica::{Answer, Refusal, Request, RequestId};
+use shardkv::{Query, Response};
+use types::NodeId;
+
+use crate::client::{Outcome, Outgoing, Surroundings, client_of};
+use crate::faults::ADMIN;
+use crate::host::Input;
+use crate::network::HostId;
+use crate::oracle::Violation;
+use crate::queue::Micros;
+use crate::world::{Event, Step, World};
+
+/// What went over the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages between nodes.
+    pub messages: u64,
+    /// Those that ask for an answer: what a remote procedure call would be one of.
+    pub calls: u64,
+    /// Messages that carry entries.
+    pub appends: u64,
+    /// Bytes of entries.
+    pub bytes: u64,
+}
+
+impl World {
+    pub(crate) fn leave(&mut self, from: HostId, after: Micros, envelope: Envelope) -> Step {
+        self.oracle.sent(&envelope)?;
+        self.traffic.messages += 1;
+        self.traffic.calls += u64::from(is_call(&envelope.message));
+        if let Message::Append { entries, .. } = &envelope.message
+            && !entries.is_empty()
+        {
+            self.traffic.appends += 1;
+            let bytes: usize = entries.iter().map(raft::Entry::size).sum();
+            self.traffic.bytes += bytes as u64;
+        }
+        self.trace(from, || {
+            format!("-> {} {}", envelope.to, describe(&envelope))
+        });
+        if envelope.to == NodeId(0) {
+            for to in (0..self.hosts.len()).filter(|to| *to != from) {
+                self.transmit(from, to, after, envelope.clone());
+            }
+        } else if let Some(to) = self.nodes.get(&envelope.to).copied() {
+            self.transmit(from, to, after, envelope);
+        } else {
+            self.count("messages for a node that is gone");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn transmit(&mut self, from: HostId, to: HostId, after: Micros, envelope: Envelope) {
+        let [first, second] = self.network.arrivals(from, to, self.now + after);
+        if let Some(at) = second {
+            self.count("messages duplicated");
+            let envelope = envelope.clone();
+            self.queue.push(at, Event::Arrive { host: to, envelope });
+        }
+        match first {
+            Some(at) => self.queue.push(at, Event::Arrive { host: to, envelope }),
+            None => self.count("messages lost"),
+        }
+    }
+
+    pub(crate) fn reply(
+        &mut self,
+        from: HostId,
+        after: Micros,
+        id: RequestId,
+        outcome: Outcome,
+    ) -> Step {
+        let Some(committed) = self.hosts[from].asked.remove(&id) else {
+            return Err(Violation::new(
+                "a request is answered once",
+                format!("host {from} answered {id:?} again or unasked: {outcome:?}"),
+            ));
+        };
+        self.check_fresh(from, committed, &outcome)?;
+        self.trace(from, || format!("answers {id:x?}: {outcome:?}"));
+        let of_client = client_of(id) < ADMIN;
+        if of_client && (self.hosts[from].unreachable || self.network.loses()) {
+            return Ok(());
+        }
+        let at = self.now + after + self.network.delay();
+        self.queue.push(at, Event::Answer { id, outcome });
+        Ok(())
+    }
+
+    /// A read shows all that anyone called committed before it was asked.
+    pub(crate) fn check_fresh(&self, from: HostId, committed: Index, outcome: &Outcome) -> Step {
+        let is_read = matches!(
+            outcome,
+            Ok(Answer::Machine(Response::Value(_) | Response::Page { .. }))
+        );
+        let (applied, _) = self.hosts[from].disk.position();
+        if !is_read || applied.index >= committed {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "reads are fresh",
+            format!("host {from} answered from {applied}, when {committed} was committed"),
+        ))
+    }
+
+    /// Sends a request to a host.
+    pub(crate) fn send_request(&mut self, outgoing: Outgoing) {
+        let Outgoing {
+            to,
+            id,
+            request,
+            delay,
+        } = outgoing;
+        if self.hosts[to].unreachable || self.network.loses() {
+            return;
+        }
+        let at = self.now + delay + self.network.delay();
+        self.queue.push(
+            at,
+            Event::Ask {
+                host: to,
+                id,
+                request,
+            },
+        );
+    }
+
+    pub(crate) fn asked(&mut self, number: HostId, id: RequestId, request: Request<Query>) -> Step {
+        if self.hosts[number].process.is_none() {
+            // Nobody listens: the caller learns that at once, and that nothing was done.
+            let at = self.now + self.network.delay();
+            let outcome = Err(Refusal::NotLeader { leader: None });
+            self.queue.push(at, Event::Answer { id, outcome });
+            return Ok(());
+        }
+        self.trace(number, || format!("is asked {id:x?}: {request:?}"));
+        self.take_in(number, Input::Request(id, request))
+    }
+
+    pub(crate) fn answered(&mut self, id: RequestId, outcome: Outcome) -> Step {
+        let number = usize::try_from(client_of(id)).unwrap_or(usize::MAX);
+        if number >= self.clients.len() {
+            self.admin_answered(id, outcome);
+            return Ok(());
+        }
+        let mut out = Vec::new();
+        let mut around = Surroundings {
+            now: self.now,
+            history: &mut self.history,
+            addresses: &self.nodes,
+            hosts: self.hosts.len(),
+            out: &mut out,
+        };
+        self.clients[number].answered(id, outcome, &mut around)?;
+        for outgoing in out {
+            self.send_request(outgoing);
+        }
+        self.plan_client(number);
+        Ok(())
+    }
+
+    pub(crate) fn client_wakes(&mut self, number: usize) {
+        if self.client_due[number] > self.now {
+            return;
+        }
+        self.client_due[number] = Micros::MAX;
+        let mut out = Vec::new();
+        let mut around = Surroundings {
+            now: self.now,
+            history: &mut self.history,
+            addresses: &self.nodes,
+            hosts: self.hosts.len(),
+            out: &mut out,
+        };
+        self.clients[number].wake(&mut around);
+        for outgoing in out {
+            self.send_request(outgoing);
+        }
+        self.plan_client(number);
+    }
+
+    /// Schedules a client's next step, unless an earlier one is scheduled already.
+    pub(crate) fn plan_client(&mut self, number: usize) {
+        let due = self.clients[number].due();
+        if due < self.client_due[number] {
+            let due = due.max(self.now + 1);
+            self.client_due[number] = due;
+            self.queue.push(due, Event::Client { number });
+        }
+    }
+}
+
+fn is_call(message: &Message) -> bool {
+    !matches!(
+        message,
+        Message::PreVoteReply { .. }
+            | Message::VoteReply { .. }
+            | Message::AppendAccepted { .. }
+            | Message::AppendRejected { .. }
+            | Message::HeartbeatReply { .. }
+            | Message::SnapshotReply { .. }
+    )
+}
+
+/// A message in a line.
+fn describe(envelope: &Envelope) -> String {
+    let Envelope { term, message, .. } = envelope;
+    match message {
+        Message::Append {
+            prev,
+            entries,
+            commit,
+        } => {
+            let last = entries.last().map(|entry| entry.id);
+            let last = last.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+            format!(
+                "[{term}] Append after {prev}: {} entries to {last}, commit {commit}",
+                entries.len()
+            )
+        }
+        Message::SnapshotChunk(chunk) => format!(
+            "[{term}] SnapshotChunk {} of {}, {} bytes, done {}",
+            chunk.number,
+            chunk.meta.last,
+            chunk.data.len(),
+            chunk.done
+        ),
+        other => format!("[{term}] {other:?}"),
+    }
+}
