@@ -12,7 +12,7 @@ MAKEFLAGS += --no-print-directory
 CARGO ?= cargo
 # The simulator's seeds for `make sim`, and the fixed ones of `make test`.
 SEEDS ?= 0..1000
-TEST_SEEDS ?= 0..150
+TEST_SEEDS ?= 0..1000
 # `make demo INPUT=file.tsv` imports `key<TAB>value` lines instead of this machine's package list.
 INPUT ?=
 # Seconds for each point of `make bench`.
@@ -41,7 +41,7 @@ test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
 	$(CARGO) test --release
 
 .PHONY: test-sim
-test-sim: ## Run the simulator's tests, the MIT 6.5840 scenarios and TEST_SEEDS=0..150
+test-sim: ## Run the simulator's tests, the MIT 6.5840 scenarios and TEST_SEEDS=0..1000
 	$(CARGO) test --release -p shardkv-sim
 	@$(MAKE) sim SEEDS=$(TEST_SEEDS)
 
