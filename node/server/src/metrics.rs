@@ -99,19 +99,11 @@ impl Metrics {
         let mut timed = |name: &str, help: &str, histogram: &Histogram| {
             r.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         };
-        timed(
-            "get",
-            "Unary gets, from request to answer",
-            &self.get_seconds,
-        );
-        timed(
-            "put",
-            "Unary puts, from request to answer",
-            &self.put_seconds,
-        );
+        timed("get", "Gets, from request to answer", &self.get_seconds);
+        timed("put", "Puts, from request to answer", &self.put_seconds);
         timed(
             "other_write",
-            "Unary appends, deletes and compare-and-swaps, from request to answer",
+            "Appends, deletes and compare-and-swaps, from request to answer",
             &self.other_write_seconds,
         );
         timed(

@@ -3,6 +3,7 @@
 
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{Notify, oneshot};
 
@@ -18,7 +19,11 @@ pub(crate) struct Reply {
 
 enum Target {
     Call(oneshot::Sender<KvResult>),
-    Item { stream: Arc<BatchStream>, id: u64 },
+    Item {
+        stream: Arc<BatchStream>,
+        id: u64,
+        arrived: Instant,
+    },
 }
 
 impl Reply {
@@ -29,9 +34,18 @@ impl Reply {
         (Self { target, permit }, receiver)
     }
 
-    /// To an item of a batch stream.
-    pub(crate) fn item(permit: Permit, stream: Arc<BatchStream>, id: u64) -> Self {
-        let target = Target::Item { stream, id };
+    /// To an item of a batch stream, whose message arrived at `arrived`.
+    pub(crate) fn item(
+        permit: Permit,
+        stream: Arc<BatchStream>,
+        id: u64,
+        arrived: Instant,
+    ) -> Self {
+        let target = Target::Item {
+            stream,
+            id,
+            arrived,
+        };
         Self { target, permit }
     }
 }
@@ -113,8 +127,12 @@ impl Deliveries {
             match reply.target {
                 // A handler that gave up does not mind.
                 Target::Call(sender) => drop(sender.send(result)),
-                Target::Item { stream, id } => {
-                    if stream.push(id, result) {
+                Target::Item {
+                    stream,
+                    id,
+                    arrived,
+                } => {
+                    if stream.push(id, arrived, result) {
                         touched.push(stream);
                     }
                 }

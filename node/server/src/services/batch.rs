@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use api::v1::batch_result::Response as ItemResponse;
 use api::v1::{BatchItem, BatchRequest, BatchResponse, BatchResult, ErrorDetail};
@@ -20,6 +21,7 @@ use tonic::{Status, Streaming};
 use crate::convert::kv::{self, Checks, KvResult};
 use crate::hub::Hub;
 use crate::inbox::Submission;
+use crate::metrics::Method;
 use crate::replies::Reply;
 use crate::services::typed;
 
@@ -126,6 +128,7 @@ impl BatchStream {
     /// Sends a message's items to the replica, or answers them at once with what is wrong with them.
     fn take_in(self: &Arc<Self>, items: Vec<BatchItem>) {
         self.lock().unanswered += items.len();
+        let arrived = Instant::now();
         let limits = &self.hub.options.limits;
         let checks = Checks::new(limits);
         let running = self.hub.check_running();
@@ -134,7 +137,9 @@ impl BatchStream {
         for (position, item) in items.into_iter().enumerate() {
             let id = item.id;
             let submission = if position < limits.max_batch_items {
-                running.clone().and_then(|()| self.submission(checks, item))
+                running
+                    .clone()
+                    .and_then(|()| self.submission(checks, item, arrived))
             } else {
                 let limit = limits.max_batch_items as u64;
                 Err(errors::too_large("batch (in items)", limit + 1, limit))
@@ -160,16 +165,17 @@ impl BatchStream {
         self: &Arc<Self>,
         checks: Checks,
         item: BatchItem,
+        arrived: Instant,
     ) -> Result<Submission, ErrorDetail> {
         let request = checks.item(item.request)?;
         let permit = self.hub.budget.take(kv::size(&request))?;
-        let reply = Reply::item(permit, Arc::clone(self), item.id);
+        let reply = Reply::item(permit, Arc::clone(self), item.id, arrived);
         Ok(Submission { request, reply })
     }
 
     /// Adds an answer. Whether the stream was not touched since it was last woken: then the caller owes it a
     /// [`BatchStream::wake`].
-    pub(crate) fn push(&self, id: u64, result: KvResult) -> bool {
+    pub(crate) fn push(&self, id: u64, arrived: Instant, result: KvResult) -> bool {
         let outcome = kv::outcome(result, |node| self.hub.address_or_empty(node));
         if let Err(error) = &outcome {
             self.hub.metrics.rejected(error);
@@ -183,6 +189,10 @@ impl BatchStream {
             }
             response => response,
         };
+        if let Some(method) = method_of(&response) {
+            let latency = arrived.elapsed().as_secs_f64();
+            self.hub.metrics.latency(method).observe(latency);
+        }
         state.add(id, response);
         !std::mem::replace(&mut state.touched, true)
     }
@@ -200,6 +210,18 @@ impl BatchStream {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The method that a response answers; errors don't tell.
+fn method_of(response: &ItemResponse) -> Option<Method> {
+    match response {
+        ItemResponse::Get(_) => Some(Method::Get),
+        ItemResponse::Put(_) => Some(Method::Put),
+        ItemResponse::Append(_) => Some(Method::Append),
+        ItemResponse::Delete(_) => Some(Method::Delete),
+        ItemResponse::CompareAndSwap(_) => Some(Method::CompareAndSwap),
+        ItemResponse::Error(_) => None,
     }
 }
 
