@@ -211,7 +211,7 @@ impl Client {
     }
 
     /// Starts nothing more, and finishes what it began, however long it takes.
-    pub fn finish(&mut self) {
+    pub fn finish(&mut self, now: Micros) {
         self.stopping = true;
         self.options.copies = 0;
         for operation in self.operations.values_mut() {
@@ -219,6 +219,8 @@ impl Client {
             if !matches!(operation.what, What::Write(_, None)) {
                 operation.deadline = Micros::MAX;
             }
+            operation.attempts = 0;
+            operation.retry_at = operation.retry_at.min(now + self.options.patience);
         }
         self.options.sessionless = 0;
         self.options.deadline = Micros::MAX;

@@ -178,6 +178,11 @@ impl Disk {
         inner.crash_after = Some((operations, last_happens));
     }
 
+    /// The power stays.
+    pub fn disarm_crash(&self) {
+        self.lock().crash_after = None;
+    }
+
     /// Whether the power went.
     pub fn is_dead(&self) -> bool {
         self.lock().dead

@@ -56,6 +56,7 @@ impl World {
             host.unreachable = false;
             host.disk_low = false;
             host.disk.set_full(false);
+            host.disk.disarm_crash();
             host.disk.set_slow_by(0);
             if let Some(process) = &mut host.process {
                 process.set_disk_low(false);
@@ -78,7 +79,7 @@ impl World {
         let since = self.now - self.ending_since;
         if self.stage == Ending::Open && since >= LAST_ORDERS {
             for number in 0..self.clients.len() {
-                self.clients[number].finish();
+                self.clients[number].finish(self.now);
                 self.plan_client(number);
             }
             self.stage = Ending::Recovering;

@@ -366,7 +366,7 @@ impl Oracle {
 
     /// The log was truncated or got a membership: is the right one in force, and is it the only open change?
     pub fn membership_changed(&self, status: &Status, disk: &Disk) -> Check {
-        if status.last_index != disk.last_index() {
+        if status.last_index != disk.last_index() || disk.is_damaged() {
             return Ok(());
         }
         let end = disk.last_membership();

@@ -268,6 +268,8 @@ impl Scenario {
             replica.raft.max_append_bytes = 64;
             replica.raft.max_inflight_appends = 1;
             replica.raft.max_inflight_bytes = 64;
+            // Entries go one by one: a slow disk would never let a follower catch up.
+            self.disks.sync = (50, 800);
         }
         let every = dice.between(100 * MILLI, 600 * MILLI);
         let lasts = dice.between(40 * MILLI, 400 * MILLI);
@@ -355,7 +357,7 @@ impl Scenario {
         if self.genesis.max_sessions_per_shard < 100 {
             // Room comes back when sessions expire: soon, or the end would wait for it.
             self.genesis.session_ttl_ms = self.genesis.session_ttl_ms.min(2_000);
-            let least = small(self.clients as u64 + 1);
+            let least = small(3 * self.clients as u64 + 1);
             self.genesis.max_sessions_per_shard = self.genesis.max_sessions_per_shard.max(least);
         }
         if self.client.padding > 0 {
