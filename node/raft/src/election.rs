@@ -143,7 +143,6 @@ impl Raft {
             term: self.term().next(),
             vote: Some(self.node),
         };
-        self.election.transfer = transfer;
         self.election.started += 1;
         self.election.votes.clear();
         self.election.votes.insert(self.node, true);
@@ -203,7 +202,7 @@ impl Raft {
         }
     }
 
-    pub(crate) fn handle_vote(&mut self, from: NodeId, last: EntryId, _transfer: bool) {
+    pub(crate) fn handle_vote(&mut self, from: NodeId, last: EntryId) {
         let free = self.hard_state.vote.is_none_or(|vote| vote == from)
             && self.leader.is_none_or(|leader| leader == from);
         let granted = free && self.up_to_date(last);

@@ -73,8 +73,6 @@ pub(crate) struct Election {
     pub(crate) leader_has_lease: bool,
     /// Ticks since a leader was heard.
     pub(crate) leader_silent: u32,
-    /// The vote that is asked for was ordered by the leader.
-    pub(crate) transfer: bool,
     /// Elections started, for metrics.
     pub(crate) started: u64,
 }
@@ -220,7 +218,7 @@ impl Raft {
     fn dispatch(&mut self, envelope: Envelope) -> Result<Stepped, StepError> {
         let from = envelope.from;
         match envelope.message {
-            Message::Vote { last, transfer } => self.handle_vote(from, last, transfer),
+            Message::Vote { last, .. } => self.handle_vote(from, last),
             Message::VoteReply { granted } => self.handle_vote_reply(from, granted),
             Message::PreVoteReply { next_term, granted } => {
                 self.handle_pre_vote_reply(from, next_term, granted);
