@@ -4,10 +4,11 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
     "shardkv/v1/kv.proto",
     "shardkv/v1/admin.proto",
     "shardkv/v1/raft.proto",
+    "shardkv/v1/shardctrler.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

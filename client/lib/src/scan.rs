@@ -260,6 +260,7 @@ impl Cursor {
                         end: self.end.clone(),
                         limit: self.left.unwrap_or(0),
                         keys_only: self.keys_only,
+                        shards: Vec::new(),
                     },
                 )
                 .await?,

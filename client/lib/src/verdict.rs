@@ -67,6 +67,14 @@ pub(crate) fn of_detail(detail: ErrorDetail) -> Verdict {
             expected: it.expected,
             actual: it.actual,
         })),
+        Some(Kind::NotFound(it)) => certain(Action::Fail(Error::BadRequest {
+            field: it.what,
+            message,
+        })),
+        Some(Kind::Conflict(it)) => certain(Action::Fail(Error::BadRequest {
+            field: it.what,
+            message,
+        })),
         Some(Kind::DiskFull(_)) => certain(Action::Fail(Error::DiskFull { message })),
         // An error of a later version: it may mean anything.
         None => doubtful(Action::Fail(Error::Protocol {

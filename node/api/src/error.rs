@@ -29,9 +29,13 @@ fn code(kind: Option<&Kind>) -> Code {
             Code::Unavailable
         }
         Some(Kind::OutcomeUnknown(_)) => Code::Aborted,
-        Some(Kind::WrongGroup(_) | Kind::WrongCluster(_) | Kind::SessionExpired(_)) => {
-            Code::FailedPrecondition
-        }
+        Some(Kind::NotFound(_)) => Code::NotFound,
+        Some(
+            Kind::WrongGroup(_)
+            | Kind::WrongCluster(_)
+            | Kind::SessionExpired(_)
+            | Kind::Conflict(_),
+        ) => Code::FailedPrecondition,
         Some(Kind::Overloaded(_) | Kind::DiskFull(_)) => Code::ResourceExhausted,
         Some(Kind::TooLarge(_) | Kind::BadRequest(_)) => Code::InvalidArgument,
         None => Code::Internal,
@@ -64,6 +68,11 @@ mod tests {
             (errors::outcome_unknown(""), Code::Aborted),
             (errors::disk_full(), Code::ResourceExhausted),
             (errors::unavailable("stopping", 20), Code::Unavailable),
+            (errors::not_found("g7"), Code::NotFound),
+            (
+                errors::conflict("g1 is the last group"),
+                Code::FailedPrecondition,
+            ),
         ];
         for (detail, code) in cases {
             let status = error_status(&detail);

@@ -2,8 +2,8 @@
 
 use crate::v1::error_detail::Kind;
 use crate::v1::{
-    BadRequest, DiskFull, ErrorDetail, NotLeader, OutcomeUnknown, Overloaded, SessionExpired,
-    ShardNotReady, TooLarge, Unavailable, WrongCluster, WrongGroup,
+    BadRequest, Conflict, DiskFull, ErrorDetail, NotFound, NotLeader, OutcomeUnknown, Overloaded,
+    SessionExpired, ShardNotReady, TooLarge, Unavailable, WrongCluster, WrongGroup,
 };
 
 fn detail(message: String, kind: Kind) -> ErrorDetail {
@@ -119,4 +119,16 @@ pub fn unavailable(why: impl std::fmt::Display, retry_after_ms: u32) -> ErrorDet
         format!("{why}: ask another node, or retry in {retry_after_ms} ms"),
         Kind::Unavailable(Unavailable { retry_after_ms }),
     )
+}
+
+/// `what`, which the request names, isn't there; nothing was done.
+pub fn not_found(what: impl std::fmt::Display) -> ErrorDetail {
+    let what = what.to_string();
+    detail(what.clone(), Kind::NotFound(NotFound { what }))
+}
+
+/// The request contradicts how things stand, as `what` tells; nothing was done.
+pub fn conflict(what: impl std::fmt::Display) -> ErrorDetail {
+    let what = what.to_string();
+    detail(what.clone(), Kind::Conflict(Conflict { what }))
 }

@@ -17,11 +17,20 @@ pub mod v1 {
 }
 
 mod client_id;
+mod config;
 mod error;
 pub mod errors;
 
 pub use client_id::{decode_client_id, encode_client_id};
+pub use config::{
+    config_from_wire, config_to_wire, delta_from_wire, delta_to_wire, shards_from_wire,
+    shards_to_wire,
+};
 pub use error::{ERROR_METADATA_KEY, error_detail, error_status};
+
+/// A call with this metadata is never forwarded to another node: forwarded calls have it, and clients that route by
+/// themselves set it.
+pub const NO_FORWARD_METADATA_KEY: &str = "shardkv-no-forward";
 
 /// The encoded file descriptors, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -11,12 +11,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use types::MAX_ADDRESS_BYTES;
 use types::{DecodeError, NodeId, Reader, Writer};
 
 /// The most members, learners included, that a group may have.
 pub const MAX_MEMBERS: usize = 32;
-/// The longest address of a member, in bytes.
-pub const MAX_ADDRESS_BYTES: usize = 512;
 
 /// A member's part in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -29,6 +29,7 @@ mod compaction;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod entry;
+mod genesis;
 mod machine;
 pub mod memory;
 mod options;
@@ -41,6 +42,7 @@ mod status;
 mod store;
 mod waiting;
 
+pub use genesis::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use machine::{Applying, StateMachine, Transaction};
 pub use options::Options;
 pub use recover::{RecoverError, initialise};
@@ -48,5 +50,6 @@ pub use replica::Replica;
 pub use service::{Answer, Outlet, Refusal, Request, RequestId};
 pub use status::Status;
 pub use store::{
-    Applied, Keyspace, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore, WriteBatch,
+    Applied, Keyspace, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore,
+    View, WriteBatch,
 };

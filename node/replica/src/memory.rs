@@ -23,7 +23,9 @@ use raft::{
 };
 
 use crate::chunk::{ChunkDecoder, ChunkEncoder};
-use crate::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, WriteBatch};
+use crate::{
+    Applied, Keyspace, PageSource, SnapshotSource, StateReader, StateStore, View, WriteBatch,
+};
 
 /// A log in memory.
 ///
@@ -384,6 +386,34 @@ impl StateReader for MemoryState {
             }
         }
         Ok(found)
+    }
+
+    fn view(&self, space: Keyspace, start: Bytes, end: Bytes) -> Result<View, StoreError> {
+        let inside = |key: &Bytes| start <= *key && *key < end;
+        let pairs = self.pairs.range((space, start.clone())..);
+        let pairs = pairs.take_while(|((of, key), _)| *of == space && inside(key));
+        let pairs = pairs.map(|((_, key), value)| (key.clone(), value.clone()));
+        Ok(View::new(Copied(pairs.collect())))
+    }
+
+    fn estimate_bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+        let bounds = (Bound::Included(start), Bound::Excluded(end));
+        let pairs = self.scan(space, bounds, usize::MAX, usize::MAX)?;
+        let size = |(key, value): &(Bytes, Bytes)| key.len() + value.len();
+        Ok(pairs.iter().map(size).sum::<usize>() as u64)
+    }
+}
+
+/// Pairs of a range as they were; cheap, because their memory is shared.
+struct Copied(VecDeque<(Bytes, Bytes)>);
+
+/// How many pairs a page of a view has.
+const VIEW_PAGE_PAIRS: usize = 64;
+
+impl PageSource for Copied {
+    fn next_page(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError> {
+        let count = VIEW_PAGE_PAIRS.min(self.0.len());
+        Ok((count > 0).then(|| self.0.drain(..count).collect()))
     }
 }
 

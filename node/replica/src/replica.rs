@@ -38,6 +38,8 @@ pub struct Replica<M: StateMachine> {
     pub(crate) admin: Admin,
     pub(crate) snapshots: Snapshots,
     pub(crate) compaction: Compaction,
+    /// Questions about this replica's own state.
+    local: Vec<(RequestId, M::Query)>,
     /// Answers that were ready before `poll` was called.
     pub(crate) early: Vec<Finished<M::Response>>,
     /// A write that a full disk refused; tried again with each poll.
@@ -71,6 +73,7 @@ impl<M: StateMachine> Replica<M> {
             admin: Admin::default(),
             snapshots: Snapshots::default(),
             compaction: Compaction::new(applied.last.index),
+            local: Vec::new(),
             early: Vec::new(),
             unwritten: None,
             stamped: applied.time,
@@ -96,6 +99,11 @@ impl<M: StateMachine> Replica<M> {
         if self.stopping {
             return Err(Refusal::Stopping);
         }
+        if let Request::ReadLocal(query) = request {
+            self.bound_pending()?;
+            self.local.push((id, query));
+            return Ok(());
+        }
         if self.unwritten.is_some() {
             return Err(Refusal::DiskFull);
         }
@@ -104,19 +112,13 @@ impl<M: StateMachine> Replica<M> {
                 leader: self.raft.leader(),
             });
         }
-        let limit = self.options.max_pending_requests;
-        if self.pending_requests() >= limit {
-            return Err(Refusal::Overloaded {
-                what: "pending requests",
-                limit: limit as u64,
-            });
-        }
+        self.bound_pending()?;
         match request {
             Request::Write { frees_space, .. } if self.disk_low && !frees_space => {
                 Err(Refusal::DiskFull)
             }
             Request::Write { operation, .. } => self.writes.push(id, operation, &self.options),
-            Request::Read(query) => {
+            Request::Read(query) | Request::ReadLocal(query) => {
                 self.reads.push(id, query);
                 Ok(())
             }
@@ -130,8 +132,24 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    fn pending_requests(&self) -> usize {
+    fn bound_pending(&self) -> Result<(), Refusal> {
+        let limit = self.options.max_pending_requests;
+        if self.pending_requests() < limit {
+            return Ok(());
+        }
+        Err(Refusal::Overloaded {
+            what: "pending requests",
+            limit: limit as u64,
+        })
+    }
+
+    /// Requests that a leader's loss concerns.
+    fn led_requests(&self) -> usize {
         self.writes.len() + self.reads.len() + self.admin.len() + self.early.len()
+    }
+
+    fn pending_requests(&self) -> usize {
+        self.led_requests() + self.local.len()
     }
 
     /// Takes a message of a peer in. A message that can't be right is refused and changes nothing.
@@ -188,6 +206,10 @@ impl<M: StateMachine> Replica<M> {
     pub fn poll(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
         for (id, result) in self.early.drain(..) {
             outlet.answer(id, result);
+        }
+        for (id, query) in std::mem::take(&mut self.local) {
+            let response = self.machine.query(&query, &*self.state)?;
+            outlet.answer(id, Ok(Answer::Machine(response)));
         }
         self.retry_write(outlet)?;
         self.notice_leadership(outlet);
@@ -311,7 +333,7 @@ impl<M: StateMachine> Replica<M> {
     fn notice_leadership(&mut self, outlet: &mut dyn Outlet<M::Response>) {
         let leading = (self.raft.role() == Role::Leader).then(|| self.raft.term());
         // Leadership may come and go between two polls, with requests taken in meanwhile.
-        let left_behind = leading.is_none() && self.pending_requests() > 0;
+        let left_behind = leading.is_none() && self.led_requests() > 0;
         if leading == self.leading && !left_behind {
             return;
         }
@@ -351,7 +373,9 @@ impl<M: StateMachine> Replica<M> {
     /// Whether `poll` left work that needs no input: call it again, after looking at the inbox.
     pub fn has_work(&self) -> bool {
         let blocked = self.unwritten.is_some();
-        !self.early.is_empty() || !blocked && (self.raft.has_ready() || self.snapshots.has_work())
+        !self.early.is_empty()
+            || !self.local.is_empty()
+            || !blocked && (self.raft.has_ready() || self.snapshots.has_work())
     }
 
     /// Refuses new requests from now on with `Stopping`, answers all that wait, and makes the state durable.
@@ -365,6 +389,7 @@ impl<M: StateMachine> Replica<M> {
             .into_iter()
             .chain(unknown)
             .chain(self.reads.fail_all())
+            .chain(self.local.drain(..).map(|(id, _)| id))
             .chain(self.admin.fail_all());
         for id in waiting {
             outlet.answer(id, Err(Refusal::Stopping));

@@ -20,6 +20,9 @@ pub enum Request<Q> {
     },
     /// A linearizable question.
     Read(Q),
+    /// A question about this replica's own state as of the last applied entry, whoever leads: right only for what can't
+    /// become wrong, or where staleness is meant.
+    ReadLocal(Q),
     /// The log time of now, for a session's birth. Leader only.
     LogTime,
     /// One membership change; answered when it is committed.

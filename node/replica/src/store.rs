@@ -11,7 +11,9 @@
 //!   crash leaves the old state; after it, the new one, durably.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Bound;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use raft::{EntryId, Membership, SnapshotMeta, StoreError};
@@ -58,7 +60,56 @@ pub trait StateReader {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+
+    /// The pairs of `[start, end)` in key order as of the last commit, to be read while commits go on.
+    fn view(&self, space: Keyspace, start: Bytes, end: Bytes) -> Result<View, StoreError>;
+
+    /// About how many bytes the pairs of `[start, end)` take, as of about now; cheap, and never for decisions.
+    fn estimate_bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> Result<u64, StoreError>;
 }
+
+/// Pairs as of one moment, read page by page with constant memory. It may be sent to another thread; reading may wait for
+/// the disk.
+pub trait PageSource: Send {
+    /// The next pairs; `None` after the last.
+    fn next_page(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError>;
+}
+
+/// A [`PageSource`] to pass around.
+#[derive(Clone)]
+pub struct View(Arc<Mutex<dyn PageSource>>);
+
+impl View {
+    /// A view of these pages.
+    pub fn new(source: impl PageSource + 'static) -> Self {
+        Self(Arc::new(Mutex::new(source)))
+    }
+
+    /// As [`PageSource::next_page`].
+    pub fn next_page(&self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError> {
+        // A source that panicked is not read again: the error ends its reader.
+        let mut source = self
+            .0
+            .lock()
+            .map_err(|_| StoreError::Io("a view's reader died".to_owned()))?;
+        source.next_page()
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("View")
+    }
+}
+
+/// A view equals itself alone.
+impl PartialEq for View {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for View {}
 
 /// The durable home of a state machine's data.
 pub trait StateStore: StateReader + Send {

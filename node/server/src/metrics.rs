@@ -286,6 +286,8 @@ fn error_kind(detail: &api::v1::ErrorDetail) -> &'static str {
         Some(Kind::OutcomeUnknown(_)) => "outcome_unknown",
         Some(Kind::DiskFull(_)) => "disk_full",
         Some(Kind::Unavailable(_)) => "unavailable",
+        Some(Kind::NotFound(_)) => "not_found",
+        Some(Kind::Conflict(_)) => "conflict",
         None => "internal",
     }
 }

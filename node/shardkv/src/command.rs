@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use replica::session::SessionRef;
-use types::{Sequence, ShardId};
+use types::{ConfigNum, Sequence, ShardId, ShardSet};
+
+use crate::{Chunk, Cursor};
 
 /// A write with the session that makes it exactly once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,41 @@ pub enum Query {
         /// The page ends after the pair that reaches this many bytes of keys and values; at most
         /// [`MAX_SCAN_BYTES`].
         max_bytes: u32,
+        /// Only these shards, all of which must be served here; `None`: all shards that are.
+        shards: Option<ShardSet>,
+    },
+    /// The next part of a shard that is fenced here by configuration `config`. Right on any replica
+    /// ([`replica::Request::ReadLocal`]): a fenced shard doesn't change any more.
+    Pull {
+        /// Which.
+        shard: ShardId,
+        /// The configuration that moves it.
+        config: ConfigNum,
+        /// What has arrived.
+        after: Cursor,
+        /// About how many bytes to send; at most [`MAX_SCAN_BYTES`].
+        max_bytes: u32,
+    },
+    /// All pairs of one shard in `[start, end)`, which must be served here, as of one moment.
+    Export {
+        /// Which.
+        shard: ShardId,
+        /// As in `Scan`.
+        start: Bytes,
+        /// As in `Scan`.
+        end: Bytes,
+    },
+    /// How many pairs and bytes a shard has after a key: exact, page by page. Any shard that isn't absent.
+    Count {
+        /// Which.
+        shard: ShardId,
+        /// Where the last page ended; empty at the start.
+        after: Bytes,
+    },
+    /// About how many bytes of keys and values each of these shards has on disk and in memory; cheap.
+    Sizes {
+        /// Which.
+        shards: ShardSet,
     },
 }
 
@@ -81,6 +118,23 @@ pub enum Response {
         /// zero byte added.
         more: bool,
     },
+    /// `Pull`.
+    Chunk(Box<Chunk>),
+    /// `Export`: the pairs, to be read off the replica's thread.
+    View(replica::View),
+    /// `Count`: this page's.
+    Count {
+        /// Pairs.
+        keys: u64,
+        /// Of keys and values.
+        bytes: u64,
+        /// Where to go on; `None` after the last page.
+        next: Option<Bytes>,
+    },
+    /// `Sizes`: bytes, in the order of the shards.
+    Sizes(Vec<u64>),
+    /// A [`crate::Step`] was applied, or changed nothing because it was before.
+    Stepped,
     /// A write took effect, now or when it was first applied.
     Written(Written),
     /// The request was refused and changed nothing.
@@ -170,6 +224,37 @@ pub enum KvError {
         /// Its bound.
         limit: u64,
     },
+    /// The shard isn't this group's (any more, or yet).
+    #[error("{shard} is not this group's in configuration {config}: route by that configuration")]
+    WrongGroup {
+        /// Which.
+        shard: ShardId,
+        /// The configuration that the group has accepted.
+        config: ConfigNum,
+    },
+    /// The shard is on its way to this group; or, for a `Pull` or a [`crate::Step::Delete`], the fence that it asks about is
+    /// not applied here yet.
+    #[error("{shard} is being moved: retry")]
+    ShardNotReady {
+        /// Which.
+        shard: ShardId,
+    },
+    /// A `Pull` of a shard that was handed over and deleted here already.
+    #[error("{shard} was deleted here after configuration {config} had moved it")]
+    ShardGone {
+        /// Which.
+        shard: ShardId,
+        /// The configuration that was asked about.
+        config: ConfigNum,
+    },
+    /// There is no such shard.
+    #[error("there is no {shard}: the cluster has {shards} shards, from 0 on")]
+    NoShard {
+        /// Which.
+        shard: ShardId,
+        /// How many there are.
+        shards: u32,
+    },
     /// The operation could not be decoded.
     #[error("malformed operation: {0}")]
     Malformed(String),
@@ -220,7 +305,12 @@ impl KvError {
             | Self::StaleSequence { .. }
             | Self::BadSequence { .. }
             | Self::Malformed(_) => true,
-            Self::SessionFromFuture { .. } | Self::SessionLimit { .. } => false,
+            Self::SessionFromFuture { .. }
+            | Self::SessionLimit { .. }
+            | Self::WrongGroup { .. }
+            | Self::ShardNotReady { .. }
+            | Self::ShardGone { .. }
+            | Self::NoShard { .. } => false,
         }
     }
 }

@@ -15,11 +15,6 @@ use types::{ClientId, LogTime, ShardId};
 const SHARD_BYTES: usize = 4;
 const SESSION_BYTES: usize = SHARD_BYTES + 16;
 
-/// The genesis record, in `Meta`.
-pub(crate) fn genesis() -> Bytes {
-    Bytes::from_static(b"shardkv/genesis")
-}
-
 /// A user's key, in `Data`.
 pub(crate) fn data(shard: ShardId, key: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(SHARD_BYTES + key.len());

@@ -39,16 +39,21 @@
 mod codec;
 mod command;
 mod execute;
-mod genesis;
 mod keys;
 mod machine;
+mod mover;
 mod outcome;
+mod ownership;
 mod scan;
+mod step;
 
 pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
     Written,
 };
-pub use genesis::{Genesis, GenesisError, MAX_BIRTH_AHEAD_MS};
 pub use machine::ShardKv;
+pub use mover::{Action, ActionId, Mover, MoverOptions, Outcome as ActionOutcome};
+pub use ownership::{Ownership, QueuedStep, Shard, ShardState};
 pub use replica::session::SessionRef;
+pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
+pub use step::{Chunk, Cursor, Next, Step};

@@ -195,6 +195,7 @@ impl StateMachine for ShardKv {
                 end,
                 limit,
                 max_bytes,
+                shards: _,
             } => {
                 if let Err(error) = check_bound(start).and_then(|()| check_bound(end)) {
                     return Ok(Response::Refused(error));
@@ -203,6 +204,12 @@ impl StateMachine for ShardKv {
                 let (pairs, more) = scan(state, genesis.shards, range, *limit, *max_bytes)?;
                 Ok(Response::Page { pairs, more })
             }
+            Query::Pull { shard, .. }
+            | Query::Export { shard, .. }
+            | Query::Count { shard, .. } => {
+                Ok(Response::Refused(KvError::ShardNotReady { shard: *shard }))
+            }
+            Query::Sizes { .. } => Ok(Response::Sizes(Vec::new())),
         }
     }
 }

@@ -274,6 +274,7 @@ fn check_reads(replica: &Replica, model: &Model, source: &mut Source) {
         end,
         limit,
         max_bytes,
+        shards: None,
     };
     assert_eq!(replica.query(&scan), expected, "{scan:?}");
 }
@@ -374,6 +375,7 @@ fn pages_put_together_are_the_whole() {
                 end: Bytes::new(),
                 limit: 700,
                 max_bytes: u32::MAX,
+                shards: None,
             };
             let Response::Page { pairs, more } = replica.query(&scan) else {
                 panic!("a scan gives a page");

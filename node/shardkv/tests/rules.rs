@@ -104,7 +104,8 @@ fn keys_and_values_have_limits() {
             start: Bytes::new(),
             end: bound,
             limit: 1,
-            max_bytes: 1
+            max_bytes: 1,
+            shards: None,
         }),
         Response::Refused(KvError::KeySize { .. })
     ));
@@ -345,6 +346,7 @@ fn keys_with_one_tag_scan_as_one_shard() {
         end: bytes("{t}300"),
         limit: 200,
         max_bytes: u32::MAX,
+        shards: None,
     }) else {
         panic!("a scan gives a page");
     };
@@ -374,6 +376,7 @@ fn large_values_are_scanned_whole() {
         end: Bytes::new(),
         limit: 100,
         max_bytes: 450_000,
+        shards: None,
     }) else {
         panic!("a scan gives a page");
     };

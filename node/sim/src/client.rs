@@ -373,7 +373,7 @@ impl Client {
             What::Read(Query::Get { key }) => {
                 vec![(key.clone(), around.history.invoke_get(key.clone()))]
             }
-            What::Read(Query::Scan { .. }) => (0..self.options.keys)
+            What::Read(_) => (0..self.options.keys)
                 .map(|number| (key(number), around.history.invoke_get(key(number))))
                 .collect(),
         };
@@ -442,6 +442,7 @@ impl Client {
             end: Bytes::from_static(b"kez"),
             limit,
             max_bytes: 1 << 20,
+            shards: None,
         }
     }
 

@@ -54,6 +54,7 @@ mod restore;
 mod snapshot;
 mod space;
 mod state;
+mod view;
 mod wal;
 
 use std::path::Path;

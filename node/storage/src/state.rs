@@ -14,7 +14,9 @@ use std::{fs, io};
 use bytes::Bytes;
 use raft::{EntryId, SnapshotMeta, StoreError};
 use replica::memory::{check_commit, no_restore};
-use replica::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, WriteBatch as Changes};
+use replica::{
+    Applied, Keyspace, SnapshotSource, StateReader, StateStore, View, WriteBatch as Changes,
+};
 use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, Direction, FlushOptions, IteratorMode, ReadOptions,
     WriteBatch, WriteOptions,
@@ -28,6 +30,7 @@ use crate::options::StorageOptions;
 use crate::restore::Restore;
 use crate::snapshot::RocksSnapshot;
 use crate::space::{Disk, Writer};
+use crate::view::RocksView;
 
 const APPLIED: &[u8] = b"applied";
 const VERSION: &[u8] = b"version";
@@ -373,6 +376,20 @@ impl StateReader for RocksState {
             }
         }
         Ok(found)
+    }
+
+    fn view(&self, space: Keyspace, start: Bytes, end: Bytes) -> Result<View, StoreError> {
+        self.latch.check()?;
+        let view = RocksView::take(Arc::clone(&self.instance), space, start, end)?;
+        Ok(View::new(view))
+    }
+
+    fn estimate_bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+        self.latch.check()?;
+        let family = self.instance.family(space)?;
+        let ranges = [rocksdb::Range::new(start, end)];
+        let sizes = self.instance.db.get_approximate_sizes_cf(family, &ranges);
+        Ok(sizes.first().copied().unwrap_or(0))
     }
 }
 

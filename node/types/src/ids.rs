@@ -24,8 +24,13 @@ id!(
     NodeId(u64), "n{:x}"
 );
 id!(
-    /// A replica group. Zero means "no group" in a shard map and is never a group's id.
+    /// A replica group. Zero is never a replica group's id: in a configuration it means that nobody owns a
+    /// shard, and between the controllers it names their own Raft group.
     Gid(u64), "g{}"
+);
+id!(
+    /// The number of a configuration: 0 is the empty one that every cluster begins with.
+    ConfigNum(u64), "{}"
 );
 id!(
     /// A shard: a number below the cluster's count of shards, which is fixed at creation.
@@ -46,6 +51,19 @@ id!(
 );
 
 impl Sequence {
+    /// The number after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
+impl Gid {
+    /// No owner; and the controllers' own Raft group.
+    pub const NONE: Self = Self(0);
+}
+
+impl ConfigNum {
     /// The number after this one.
     #[must_use]
     pub const fn next(self) -> Self {

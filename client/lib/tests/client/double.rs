@@ -521,6 +521,15 @@ impl Kv for Node {
         Ok(Response::new(OpenSessionResponse { client_id, ttl_ms }))
     }
 
+    type ExportStream = Pages<ScanResponse>;
+
+    async fn export(
+        &self,
+        _: Request<api::v1::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        Err(Status::unimplemented("not asked for by these tests"))
+    }
+
     type ScanStream = Pages<ScanResponse>;
 
     async fn scan(
@@ -643,6 +652,13 @@ impl Kv for Node {
 
 #[tonic::async_trait]
 impl Admin for Node {
+    async fn shards(
+        &self,
+        _: Request<api::v1::ShardsRequest>,
+    ) -> Result<Response<api::v1::ShardsResponse>, Status> {
+        Err(Status::unimplemented("not asked for by these tests"))
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         self.thawed().await;
         let mut world = self.world();

@@ -1,8 +1,9 @@
 //! What a group starts from, on the wire and in the file `GENESIS` of a data directory.
 //!
 //! ```text
-//! shardkv genesis, format 1
+//! shardkv genesis, format 2
 //! cluster 60303ae22b998861
+//! kind standalone
 //! shards 64
 //! session_ttl_ms 600000
 //! max_sessions_per_shard 65536
@@ -22,10 +23,10 @@ use std::path::Path;
 
 use api::v1;
 use raft::{MAX_ADDRESS_BYTES, MAX_MEMBERS, Membership};
-use shardkv::Genesis;
+use shardkv::{Genesis, GroupKind};
 use types::{ClusterId, NodeId};
 
-const HEADER: &str = "shardkv genesis, format 1";
+const HEADER: &str = "shardkv genesis, format 2";
 const NAME: &str = "GENESIS";
 
 /// What a group starts from.
@@ -90,6 +91,7 @@ impl FirstMembership {
         v1::FirstMembership {
             cluster_id: self.cluster.0,
             members: self.members.iter().map(member).collect(),
+            kind: kind_to_wire(self.genesis.kind).into(),
             shards: self.genesis.shards,
             session_ttl_ms: self.genesis.session_ttl_ms,
             max_sessions_per_shard: self.genesis.max_sessions_per_shard,
@@ -99,6 +101,7 @@ impl FirstMembership {
 
     pub(crate) fn from_wire(wire: v1::FirstMembership) -> Result<Self, BadGenesis> {
         let genesis = Genesis {
+            kind: kind_from_wire(wire.kind())?,
             shards: wire.shards,
             session_ttl_ms: wire.session_ttl_ms,
             max_sessions_per_shard: wire.max_sessions_per_shard,
@@ -115,9 +118,10 @@ impl FirstMembership {
 
     fn print(&self) -> String {
         let mut text = format!(
-            "{HEADER}\ncluster {:016x}\nshards {}\nsession_ttl_ms {}\nmax_sessions_per_shard {}\n\
+            "{HEADER}\ncluster {:016x}\nkind {}\nshards {}\nsession_ttl_ms {}\nmax_sessions_per_shard {}\n\
              max_results_per_session {}\n",
             self.cluster.0,
+            self.genesis.kind,
             self.genesis.shards,
             self.genesis.session_ttl_ms,
             self.genesis.max_sessions_per_shard,
@@ -154,7 +158,12 @@ impl FirstMembership {
         let small = |text: &str| text.parse::<u32>().map_err(|_| bad("a number is none"));
         let id = |text: &str| u64::from_str_radix(text, 16).map_err(|_| bad("an id is none"));
         let cluster = ClusterId(id(field("cluster")?)?);
+        let kind = field("kind")?;
         let genesis = Genesis {
+            kind: GroupKind::ALL
+                .into_iter()
+                .find(|it| it.name() == kind)
+                .ok_or_else(|| bad("a kind that this version does not know"))?,
             shards: small(field("shards")?)?,
             session_ttl_ms: number(field("session_ttl_ms")?)?,
             max_sessions_per_shard: small(field("max_sessions_per_shard")?)?,
@@ -175,6 +184,23 @@ impl FirstMembership {
             genesis,
         }
         .checked()
+    }
+}
+
+fn kind_to_wire(kind: GroupKind) -> v1::GroupKind {
+    match kind {
+        GroupKind::Standalone => v1::GroupKind::Standalone,
+        GroupKind::Shards => v1::GroupKind::Shards,
+        GroupKind::Controller => v1::GroupKind::Controller,
+    }
+}
+
+fn kind_from_wire(kind: v1::GroupKind) -> Result<GroupKind, BadGenesis> {
+    match kind {
+        v1::GroupKind::Standalone => Ok(GroupKind::Standalone),
+        v1::GroupKind::Shards => Ok(GroupKind::Shards),
+        v1::GroupKind::Controller => Ok(GroupKind::Controller),
+        v1::GroupKind::Unspecified => Err(BadGenesis("a group of no kind".to_owned())),
     }
 }
 

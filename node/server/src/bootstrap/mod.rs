@@ -148,6 +148,7 @@ fn form(hub: &Hub, members: Vec<(NodeId, String)>) -> Result<FirstMembership, Fa
 fn chosen(options: &GenesisOptions) -> shardkv::Genesis {
     let default = shardkv::Genesis::default();
     shardkv::Genesis {
+        kind: default.kind,
         shards: options.shards.unwrap_or(default.shards),
         session_ttl_ms: options.session_ttl_ms.unwrap_or(default.session_ttl_ms),
         max_sessions_per_shard: options

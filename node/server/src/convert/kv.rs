@@ -208,6 +208,10 @@ fn kv_error(error: &KvError) -> ErrorDetail {
             errors::bad_request("session.sequence", error)
         }
         KvError::SessionLimit { what, limit, .. } => errors::overloaded(what, *limit, 1_000),
+        KvError::WrongGroup { config, .. } => errors::wrong_group(config.0),
+        KvError::ShardNotReady { .. } => errors::shard_not_ready(20),
+        KvError::ShardGone { .. } => errors::conflict(error),
+        KvError::NoShard { .. } => errors::not_found(error),
         KvError::Malformed(_) => errors::bad_request("request", error),
     }
 }
@@ -224,7 +228,7 @@ pub(crate) fn item_response(outcome: Result<Response, ErrorDetail>) -> ItemRespo
                 ItemResponse::CompareAndSwap(v1::CompareAndSwapResponse { swapped })
             }
         },
-        Ok(Response::Page { .. } | Response::Refused(_)) => ItemResponse::Error(mismatch()),
+        Ok(_) => ItemResponse::Error(mismatch()),
         Err(error) => ItemResponse::Error(error),
     }
 }

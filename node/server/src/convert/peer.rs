@@ -100,7 +100,7 @@ fn message_to_wire(message: Message) -> Wire {
             status: status_to_wire(status).into(),
         }),
         Message::TimeoutNow => Wire::TimeoutNow(v1::TimeoutNow {}),
-        Message::JoinRequest { address } => Wire::JoinRequest(v1::JoinRequest { address }),
+        Message::JoinRequest { address } => Wire::JoinRequest(v1::MemberRequest { address }),
     }
 }
 

@@ -61,6 +61,13 @@ impl AdminService {
 
 #[tonic::async_trait]
 impl Admin for AdminService {
+    async fn shards(
+        &self,
+        _request: Request<v1::ShardsRequest>,
+    ) -> Result<Response<v1::ShardsResponse>, Status> {
+        Err(self.reject(&errors::unavailable("shards are not told yet", 1_000)))
+    }
+
     async fn status(
         &self,
         _request: Request<v1::StatusRequest>,

@@ -95,6 +95,7 @@ pub(crate) fn reject(hub: &Hub, error: &ErrorDetail) -> Status {
 impl Kv for KvService {
     type ScanStream = ReceiverStream<Result<ScanResponse, Status>>;
     type BatchStream = Answers;
+    type ExportStream = ReceiverStream<Result<ScanResponse, Status>>;
 
     async fn open_session(
         &self,
@@ -182,6 +183,16 @@ impl Kv for KvService {
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
+    async fn export(
+        &self,
+        _request: Request<v1::ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        Err(reject(
+            &self.hub,
+            &errors::unavailable("exports are not served yet", 1_000),
+        ))
+    }
+
     async fn batch(
         &self,
         request: Request<Streaming<v1::BatchRequest>>,
@@ -260,6 +271,7 @@ async fn page(hub: &Hub, start: Bytes, end: Bytes, left: u64) -> Result<Page, Er
         end,
         limit: limit.min(limits.scan_page_pairs),
         max_bytes: limits.scan_page_bytes,
+        shards: None,
     };
     let result = hub.ask(ReplicaRequest::Read(query)).await?;
     match kv::outcome(result, |node| hub.address_or_empty(node))? {

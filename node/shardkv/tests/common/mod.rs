@@ -17,6 +17,7 @@ use types::{ClientId, LogTime, Sequence};
 
 /// A small group, so that limits are reached.
 pub const GENESIS: Genesis = Genesis {
+    kind: shardkv::GroupKind::Standalone,
     shards: 5,
     session_ttl_ms: 10_000,
     max_sessions_per_shard: 6,

@@ -110,6 +110,10 @@ impl Client {
             }
             Response::Page { pairs, more } => self.paged(number, &pairs, more, around),
             Response::Refused(error) => self.rejected(number, id, &error, around),
+            other => Err(Violation::new(
+                "an answer is of its question",
+                format!("{other:?}"),
+            )),
         }
     }
 

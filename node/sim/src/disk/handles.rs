@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::{
     Entry, EntryId, Index, LogBatch, LogReader, LogState, LogStore, SnapshotMeta, StoreError,
 };
-use replica::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, WriteBatch};
+use replica::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, View, WriteBatch};
 
 use super::{Disk, DiskEvent, power, sum};
 
@@ -74,6 +74,14 @@ impl StateReader for StateHandle {
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         self.0.lock().state.scan(space, bounds, limit, max_bytes)
+    }
+
+    fn view(&self, space: Keyspace, start: Bytes, end: Bytes) -> Result<View, StoreError> {
+        self.0.lock().state.view(space, start, end)
+    }
+
+    fn estimate_bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+        self.0.lock().state.estimate_bytes(space, start, end)
     }
 }
 

@@ -107,6 +107,24 @@ impl replica::StateReader for State {
     ) -> Result<Vec<(bytes::Bytes, bytes::Bytes)>, raft::StoreError> {
         self.state.scan(space, bounds, limit, max_bytes)
     }
+
+    fn view(
+        &self,
+        space: replica::Keyspace,
+        start: bytes::Bytes,
+        end: bytes::Bytes,
+    ) -> Result<replica::View, raft::StoreError> {
+        self.state.view(space, start, end)
+    }
+
+    fn estimate_bytes(
+        &self,
+        space: replica::Keyspace,
+        start: &[u8],
+        end: &[u8],
+    ) -> Result<u64, raft::StoreError> {
+        self.state.estimate_bytes(space, start, end)
+    }
 }
 
 impl replica::StateStore for State {

@@ -1,0 +1,100 @@
+//! A range as of one moment, for whoever reads it while commits go on.
+//!
+//! As in [`crate::snapshot`], a thread holds the `RocksDB` snapshot and hands over one page at a time.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use raft::StoreError;
+use replica::{Keyspace, PageSource};
+use rocksdb::{IteratorMode, ReadOptions};
+
+use crate::error::translate;
+use crate::state::Instance;
+
+/// The size that a page aims at.
+const PAGE_BYTES: usize = 256 << 10;
+
+type Page = Result<Vec<(Bytes, Bytes)>, StoreError>;
+
+/// A range that is being read.
+pub(crate) struct RocksView(Receiver<Page>);
+
+impl RocksView {
+    /// Takes the view: when this returns, later commits are not in it.
+    pub(crate) fn take(
+        instance: Arc<Instance>,
+        space: Keyspace,
+        start: Bytes,
+        end: Bytes,
+    ) -> Result<Self, StoreError> {
+        let (ready, taken) = sync_channel(0);
+        let (send, pages) = sync_channel(1);
+        std::thread::Builder::new()
+            .name("state-view".into())
+            .spawn(move || read(&instance, space, (&start, &end), &ready, &send))
+            .map_err(|error| StoreError::Io(format!("can't start a thread: {error}")))?;
+        taken
+            .recv()
+            .map_err(|_| StoreError::Io("the view's thread died".into()))?;
+        Ok(Self(pages))
+    }
+}
+
+impl PageSource for RocksView {
+    fn next_page(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError> {
+        // Without a sender the thread is done: it sent the last page, or an error, before.
+        self.0.recv().ok().transpose()
+    }
+}
+
+fn read(
+    instance: &Instance,
+    space: Keyspace,
+    (start, end): (&Bytes, &Bytes),
+    ready: &SyncSender<()>,
+    send: &SyncSender<Page>,
+) {
+    let snapshot = instance.db().snapshot();
+    if ready.send(()).is_err() {
+        return;
+    }
+    let family = match instance.family(space) {
+        Ok(family) => family,
+        Err(error) => {
+            // A receiver that is gone doesn't want to know.
+            let _ = send.send(Err(error));
+            return;
+        }
+    };
+    let mut options = ReadOptions::default();
+    // Reading everything once must not push out what is in use.
+    options.fill_cache(false);
+    options.set_readahead_size(1 << 20);
+    options.set_iterate_upper_bound(end.as_ref());
+    let from = IteratorMode::From(start, rocksdb::Direction::Forward);
+    let mut page = Vec::new();
+    let mut bytes = 0;
+    for pair in snapshot.iterator_cf_opt(family, options, from) {
+        match pair {
+            Ok((key, value)) => {
+                bytes += key.len() + value.len();
+                page.push((Bytes::from(key), Bytes::from(value)));
+            }
+            Err(error) => {
+                let _ = send.send(Err(translate(&error)));
+                return;
+            }
+        }
+        if bytes >= PAGE_BYTES {
+            bytes = 0;
+            if send.send(Ok(std::mem::take(&mut page))).is_err() {
+                return;
+            }
+        }
+    }
+    if !page.is_empty() {
+        let _ = send.send(Ok(page));
+    }
+}

@@ -1,0 +1,516 @@
+//! Which group owns which shard: the numbered, immutable configurations of the controller.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use crate::{ConfigNum, DecodeError, Gid, Reader, ShardId, ShardRun, ShardSet, Writer};
+
+/// The most shards of a cluster.
+pub const MAX_SHARDS: u32 = 1_000_000;
+/// The most replica groups of a cluster.
+pub const MAX_GROUPS: usize = 10_000;
+/// The most addresses of a group.
+pub const MAX_GROUP_ADDRESSES: usize = 16;
+/// The longest address, in bytes.
+pub const MAX_ADDRESS_BYTES: usize = 512;
+
+/// The version byte of an encoded configuration, and of an encoded delta.
+const VERSION: u8 = 1;
+
+/// A configuration: the groups with the addresses of their nodes, and each shard's owner.
+///
+/// Invariants: every owner is [`Gid::NONE`] or one of the groups; there are at most [`MAX_SHARDS`] shards,
+/// [`MAX_GROUPS`] groups; each group has 1 to [`MAX_GROUP_ADDRESSES`] addresses; no group is [`Gid::NONE`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardConfig {
+    num: ConfigNum,
+    groups: BTreeMap<Gid, Vec<String>>,
+    owners: Vec<Gid>,
+}
+
+/// What turns configuration `num - 1` into configuration `num`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigDelta {
+    /// The configuration that it leads to; at least 1.
+    pub num: ConfigNum,
+    /// Groups that are new or have new addresses; `None` for those that left.
+    pub groups: BTreeMap<Gid, Option<Vec<String>>>,
+    /// Shards that change their owner, in order, neighbours with equal owners together.
+    pub moves: Vec<ShardMove>,
+}
+
+/// Consecutive shards that go from one owner to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardMove {
+    /// Which.
+    pub run: ShardRun,
+    /// The owner before; [`Gid::NONE`] when nobody was.
+    pub from: Gid,
+    /// The owner from now on; never [`Gid::NONE`] and never `from`.
+    pub to: Gid,
+}
+
+/// Why a configuration or a delta makes no sense. Always a bug or damage, never a transient condition.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The delta is for another configuration.
+    #[error("a delta to configuration {delta} can't follow configuration {config}")]
+    Number {
+        /// Where it is applied.
+        config: ConfigNum,
+        /// Where it leads.
+        delta: ConfigNum,
+    },
+    /// An invariant of [`ShardConfig`] would break.
+    #[error("not a configuration: {0}")]
+    Invalid(String),
+}
+
+fn invalid<T>(what: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid(what.into()))
+}
+
+impl ShardConfig {
+    /// Configuration 0: no groups, and nobody owns any of the `shards` shards.
+    pub fn empty(shards: u32) -> Self {
+        Self {
+            num: ConfigNum(0),
+            groups: BTreeMap::new(),
+            owners: vec![Gid::NONE; shards as usize],
+        }
+    }
+
+    /// A configuration of these parts; `owners` are given as runs that cover all shards in order.
+    pub fn new(
+        num: ConfigNum,
+        groups: BTreeMap<Gid, Vec<String>>,
+        owners: impl IntoIterator<Item = (u32, Gid)>,
+    ) -> Result<Self, ConfigError> {
+        let mut list = Vec::new();
+        for (count, owner) in owners {
+            let length = list.len() + count as usize;
+            if length > MAX_SHARDS as usize {
+                return invalid(format!("more than {MAX_SHARDS} shards"));
+            }
+            list.resize(length, owner);
+        }
+        let config = Self {
+            num,
+            groups,
+            owners: list,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.owners.is_empty() {
+            return invalid("no shards");
+        }
+        if self.groups.len() > MAX_GROUPS {
+            return invalid(format!("more than {MAX_GROUPS} groups"));
+        }
+        for (gid, addresses) in &self.groups {
+            if *gid == Gid::NONE {
+                return invalid("gid 0 is no group");
+            }
+            check_addresses(addresses).or_else(|why| invalid(format!("{gid}: {why}")))?;
+        }
+        let foreign = |owner: &&Gid| **owner != Gid::NONE && !self.groups.contains_key(owner);
+        match self.owners.iter().find(foreign) {
+            Some(owner) => invalid(format!("{owner} owns shards and is no group")),
+            None => Ok(()),
+        }
+    }
+
+    /// Its number.
+    pub fn num(&self) -> ConfigNum {
+        self.num
+    }
+
+    /// How many shards the cluster has.
+    pub fn shards(&self) -> u32 {
+        // The constructors bound it.
+        u32::try_from(self.owners.len()).unwrap_or(MAX_SHARDS)
+    }
+
+    /// The groups and the addresses of their nodes.
+    pub fn groups(&self) -> &BTreeMap<Gid, Vec<String>> {
+        &self.groups
+    }
+
+    /// The owner of each shard.
+    pub fn owners(&self) -> &[Gid] {
+        &self.owners
+    }
+
+    /// The owner of a shard; [`Gid::NONE`] when nobody owns it, or there is no such shard.
+    pub fn owner(&self, shard: ShardId) -> Gid {
+        let owner = self.owners.get(shard.0 as usize);
+        owner.copied().unwrap_or(Gid::NONE)
+    }
+
+    /// The shards that `gid` owns.
+    pub fn owned_by(&self, gid: Gid) -> ShardSet {
+        let shards = (0..).map(ShardId).zip(&self.owners);
+        shards
+            .filter_map(|(shard, owner)| (*owner == gid).then_some(shard))
+            .collect()
+    }
+
+    /// How many neighbouring shards have which owner, over all shards in order.
+    pub fn owner_runs(&self) -> impl Iterator<Item = (u32, Gid)> + '_ {
+        self.owners.chunk_by(|a, b| a == b).filter_map(|run| {
+            let owner = run.first()?;
+            Some((u32::try_from(run.len()).ok()?, *owner))
+        })
+    }
+
+    /// Goes on to the next configuration. After an error nothing has changed.
+    pub fn apply(&mut self, delta: &ConfigDelta) -> Result<(), ConfigError> {
+        if delta.num != self.num.next() {
+            return Err(ConfigError::Number {
+                config: self.num,
+                delta: delta.num,
+            });
+        }
+        let mut next = self.clone();
+        next.num = delta.num;
+        for (gid, addresses) in &delta.groups {
+            match addresses {
+                Some(addresses) => next.groups.insert(*gid, addresses.clone()),
+                None => next.groups.remove(gid),
+            };
+        }
+        for ShardMove { run, from, to } in &delta.moves {
+            let range = run.first.0 as usize..run.end().0 as usize;
+            let Some(owners) = next.owners.get_mut(range) else {
+                return invalid(format!("shards from {} on don't exist", run.first));
+            };
+            if run.count == 0 || from == to || owners.iter().any(|owner| owner != from) {
+                return invalid(format!("the move of {} is not {from}'s to make", run.first));
+            }
+            owners.fill(*to);
+        }
+        next.check()?;
+        *self = next;
+        Ok(())
+    }
+
+    /// The bytes to keep.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Writer::default();
+        out.byte(VERSION)
+            .number(self.num.0)
+            .number(self.groups.len() as u64);
+        for (gid, addresses) in &self.groups {
+            out.number(gid.0);
+            encode_addresses(&mut out, addresses);
+        }
+        out.number(self.owner_runs().count() as u64);
+        for (count, owner) in self.owner_runs() {
+            out.number(count.into()).number(owner.0);
+        }
+        out.finish()
+    }
+
+    /// Reads what [`ShardConfig::encode`] wrote.
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        known_version(&mut input, "configuration version")?;
+        let num = ConfigNum(input.number("configuration number")?);
+        let mut groups = BTreeMap::new();
+        for _ in 0..input.count("groups")? {
+            let gid = Gid(input.number("gid")?);
+            groups.insert(gid, decode_addresses(&mut input)?);
+        }
+        let mut owners = Vec::new();
+        for _ in 0..input.count("owner runs")? {
+            let count = input.number_u32("owner run")?;
+            owners.push((count, Gid(input.number("owner")?)));
+        }
+        input.finish()?;
+        Self::new(num, groups, owners).map_err(|_| DecodeError::OutOfRange("configuration"))
+    }
+}
+
+impl ConfigDelta {
+    /// The delta from `before` to a configuration with these groups and owners.
+    pub fn between(
+        before: &ShardConfig,
+        groups: &BTreeMap<Gid, Vec<String>>,
+        owners: &[Gid],
+    ) -> Self {
+        let mut changed: BTreeMap<Gid, Option<Vec<String>>> = groups
+            .iter()
+            .filter(|(gid, addresses)| before.groups.get(gid) != Some(addresses))
+            .map(|(gid, addresses)| (*gid, Some(addresses.clone())))
+            .collect();
+        let left = before.groups.keys().filter(|gid| !groups.contains_key(gid));
+        changed.extend(left.map(|gid| (*gid, None)));
+        let mut moves: Vec<ShardMove> = Vec::new();
+        for ((shard, from), to) in (0..).map(ShardId).zip(&before.owners).zip(owners) {
+            if from == to {
+                continue;
+            }
+            match moves.last_mut() {
+                Some(last) if last.run.end() == shard && (last.from, last.to) == (*from, *to) => {
+                    last.run.count += 1;
+                }
+                _ => moves.push(ShardMove {
+                    run: ShardRun {
+                        first: shard,
+                        count: 1,
+                    },
+                    from: *from,
+                    to: *to,
+                }),
+            }
+        }
+        Self {
+            num: before.num.next(),
+            groups: changed,
+            moves,
+        }
+    }
+
+    /// The bytes to keep.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Writer::default();
+        out.byte(VERSION)
+            .number(self.num.0)
+            .number(self.groups.len() as u64);
+        for (gid, addresses) in &self.groups {
+            out.number(gid.0);
+            // No addresses: the group left.
+            encode_addresses(&mut out, addresses.as_deref().unwrap_or_default());
+        }
+        out.number(self.moves.len() as u64);
+        for ShardMove { run, from, to } in &self.moves {
+            out.number(run.first.0.into())
+                .number(run.count.into())
+                .number(from.0)
+                .number(to.0);
+        }
+        out.finish()
+    }
+
+    /// Reads what [`ConfigDelta::encode`] wrote.
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        known_version(&mut input, "configuration delta version")?;
+        let num = ConfigNum(input.number("configuration number")?);
+        let mut groups = BTreeMap::new();
+        for _ in 0..input.count("groups")? {
+            let gid = Gid(input.number("gid")?);
+            let addresses = decode_addresses(&mut input)?;
+            groups.insert(gid, (!addresses.is_empty()).then_some(addresses));
+        }
+        let mut moves = Vec::new();
+        for _ in 0..input.count("moves")? {
+            moves.push(ShardMove {
+                run: ShardRun {
+                    first: ShardId(input.number_u32("first shard")?),
+                    count: input.number_u32("shard count")?,
+                },
+                from: Gid(input.number("owner before")?),
+                to: Gid(input.number("owner")?),
+            });
+        }
+        input.finish()?;
+        let delta = Self { num, groups, moves };
+        delta
+            .check()
+            .map_err(|_| DecodeError::OutOfRange("configuration delta"))?;
+        Ok(delta)
+    }
+
+    /// Refuses what no configuration could take.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.num == ConfigNum(0) {
+            return invalid("nothing leads to configuration 0");
+        }
+        for (gid, addresses) in &self.groups {
+            if *gid == Gid::NONE {
+                return invalid("gid 0 is no group");
+            }
+            if let Some(addresses) = addresses {
+                check_addresses(addresses).or_else(|why| invalid(format!("{gid}: {why}")))?;
+            }
+        }
+        let mut next = ShardId(0);
+        for ShardMove { run, from, to } in &self.moves {
+            let fits = run.first >= next && run.count > 0 && run.count <= MAX_SHARDS;
+            if !fits || run.end() > ShardId(MAX_SHARDS) || from == to || *to == Gid::NONE {
+                return invalid(format!("the move of {}", run.first));
+            }
+            next = run.end();
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a group's addresses, saying why: they are `host:port`, distinct, 1 to [`MAX_GROUP_ADDRESSES`].
+pub fn check_addresses(addresses: &[String]) -> Result<(), String> {
+    if addresses.is_empty() || addresses.len() > MAX_GROUP_ADDRESSES {
+        return Err(format!(
+            "a group has 1 to {MAX_GROUP_ADDRESSES} addresses, not {}",
+            addresses.len()
+        ));
+    }
+    for address in addresses {
+        let port = address
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty());
+        let port = port.and_then(|(_, port)| port.parse::<u16>().ok());
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        if address.len() > MAX_ADDRESS_BYTES || port.is_none() || address.contains(odd) {
+            return Err(format!(
+                "`{address}` is not an address: write it as host:port"
+            ));
+        }
+    }
+    let distinct: BTreeSet<&String> = addresses.iter().collect();
+    if distinct.len() != addresses.len() {
+        return Err("an address is there twice".to_owned());
+    }
+    Ok(())
+}
+
+fn encode_addresses(out: &mut Writer, addresses: &[String]) {
+    out.number(addresses.len() as u64);
+    for address in addresses {
+        out.bytes(address.as_bytes());
+    }
+}
+
+fn decode_addresses(input: &mut Reader) -> Result<Vec<String>, DecodeError> {
+    let count = input.count("addresses")?;
+    let mut addresses = Vec::with_capacity(count.min(MAX_GROUP_ADDRESSES));
+    for _ in 0..count {
+        let address = input.bytes("address")?;
+        let address =
+            std::str::from_utf8(&address).map_err(|_| DecodeError::OutOfRange("address"))?;
+        addresses.push(address.to_owned());
+    }
+    Ok(addresses)
+}
+
+fn known_version(input: &mut Reader, what: &'static str) -> Result<(), DecodeError> {
+    match input.byte(what)? {
+        VERSION => Ok(()),
+        value => Err(DecodeError::Unknown {
+            what,
+            value: value.into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(gid: u64) -> Vec<String> {
+        (0..3).map(|node| format!("g{gid}-{node}:7000")).collect()
+    }
+
+    fn groups(gids: &[u64]) -> BTreeMap<Gid, Vec<String>> {
+        gids.iter()
+            .map(|gid| (Gid(*gid), addresses(*gid)))
+            .collect()
+    }
+
+    fn gids(owners: &[u64]) -> Vec<Gid> {
+        owners.iter().copied().map(Gid).collect()
+    }
+
+    #[test]
+    fn a_delta_leads_from_one_configuration_to_the_next() {
+        let mut config = ShardConfig::empty(6);
+        let first = ConfigDelta::between(&config, &groups(&[1, 2]), &gids(&[1, 1, 1, 2, 2, 2]));
+        assert_eq!(first.moves.len(), 2, "neighbours go together");
+        config.apply(&first).unwrap();
+        assert_eq!(config.num(), ConfigNum(1));
+        let second = ConfigDelta::between(&config, &groups(&[2, 3]), &gids(&[3, 3, 3, 2, 2, 2]));
+        assert_eq!(second.groups.get(&Gid(1)), Some(&None));
+        let mut next = config.clone();
+        next.apply(&second).unwrap();
+        assert_eq!(next.owners(), gids(&[3, 3, 3, 2, 2, 2]));
+        assert_eq!(next.owned_by(Gid(3)), ShardSet::all(3));
+        assert_eq!(
+            next.groups().keys().copied().collect::<Vec<_>>(),
+            gids(&[2, 3])
+        );
+        for config in [&config, &next] {
+            assert_eq!(ShardConfig::decode(config.encode()).as_ref(), Ok(config));
+        }
+        for delta in [first, second] {
+            assert_eq!(ConfigDelta::decode(delta.encode()).as_ref(), Ok(&delta));
+        }
+    }
+
+    #[test]
+    fn a_delta_that_does_not_fit_changes_nothing() {
+        let mut config = ShardConfig::empty(2);
+        let good = ConfigDelta::between(&config, &groups(&[1]), &gids(&[1, 1]));
+        let mut far = good.clone();
+        far.num = ConfigNum(7);
+        let mut outside = good.clone();
+        outside.moves[0].run.count = 3;
+        let mut foreign = good.clone();
+        foreign.moves[0].to = Gid(9);
+        let mut stolen = good.clone();
+        stolen.moves[0].from = Gid(5);
+        let mut nameless = good.clone();
+        nameless
+            .groups
+            .insert(Gid(4), Some(vec!["nowhere".to_owned()]));
+        for bad in [far, outside, foreign, stolen, nameless] {
+            assert!(config.apply(&bad).is_err(), "{bad:?}");
+            assert_eq!(config, ShardConfig::empty(2));
+        }
+        config.apply(&good).unwrap();
+        assert!(config.apply(&good).is_err(), "once only");
+    }
+
+    #[test]
+    fn bytes_that_are_cut_or_changed_never_panic() {
+        let mut config = ShardConfig::empty(6);
+        let delta = ConfigDelta::between(&config, &groups(&[1, 2]), &gids(&[1, 1, 1, 2, 2, 2]));
+        config.apply(&delta).unwrap();
+        for bytes in [config.encode(), delta.encode()] {
+            for cut in 0..bytes.len() {
+                assert!(ShardConfig::decode(bytes.slice(..cut)).is_err());
+                assert!(ConfigDelta::decode(bytes.slice(..cut)).is_err());
+                let mut changed = bytes.to_vec();
+                changed[cut] ^= 0xff;
+                let changed = Bytes::from(changed);
+                let _ = (
+                    ShardConfig::decode(changed.clone()),
+                    ConfigDelta::decode(changed),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn addresses_are_host_and_port_and_distinct() {
+        let check = |list: &[&str]| {
+            let list: Vec<String> = list.iter().map(|it| (*it).to_owned()).collect();
+            check_addresses(&list).is_ok()
+        };
+        assert!(check(&["a:1", "[::1]:2", "a.b.svc:3"]));
+        for bad in [
+            &[][..],
+            &["a"],
+            &[":1"],
+            &["a:1", "a:1"],
+            &["a b:1"],
+            &["a:70000"],
+            &[""],
+        ] {
+            assert!(!check(bad), "{bad:?}");
+        }
+    }
+}
