@@ -43,11 +43,37 @@ pub enum Bug {
     AnswerByIndexOnly,
     /// A wiped disk comes back under its old identity.
     WipedDiskKeepsIdentity,
+    /// A shard moves without its sessions.
+    SessionsStayBehind,
+    /// A shard moves without its session table's clock.
+    SessionClockStaysBehind,
+    /// A part of a shard that arrives again is installed again.
+    ChunkInstalledTwice,
+    /// A shard is served before its last part has arrived.
+    ServedBeforeInstalled,
+    /// Steps of a hand-off are taken if their configuration is at least, not exactly, the shard's.
+    ConfigNumAtLeast,
+    /// A fenced shard still takes the writes that were proposed before its leader knew.
+    FenceNotLogged,
+    /// A fenced shard still answers reads.
+    FencedShardServesReads,
+    /// Of the steps that wait for a shard only the newest is kept.
+    QueueKeepsNewestOnly,
+    /// The source is told to delete before the install is committed.
+    DeleteBeforeInstall,
+    /// A delete that got no answer is not told again.
+    DeleteToldOnce,
+    /// The next configuration is accepted only when all shards are settled.
+    DeadGroupFreezesAll,
+    /// A group that waits for shards gives none away meanwhile.
+    PullingGroupServesNoPulls,
+    /// The controller forgets configurations that a group has not passed.
+    HistoryCutTooEarly,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 30] = [
         Self::VoteNotDurable,
         Self::AckBeforeFsync,
         Self::NoOwnTermNoop,
@@ -65,5 +91,18 @@ impl Bug {
         Self::RetryAppliedTwice,
         Self::AnswerByIndexOnly,
         Self::WipedDiskKeepsIdentity,
+        Self::SessionsStayBehind,
+        Self::SessionClockStaysBehind,
+        Self::ChunkInstalledTwice,
+        Self::ServedBeforeInstalled,
+        Self::ConfigNumAtLeast,
+        Self::FenceNotLogged,
+        Self::FencedShardServesReads,
+        Self::QueueKeepsNewestOnly,
+        Self::DeleteBeforeInstall,
+        Self::DeleteToldOnce,
+        Self::DeadGroupFreezesAll,
+        Self::PullingGroupServesNoPulls,
+        Self::HistoryCutTooEarly,
     ];
 }
