@@ -1,15 +1,16 @@
-//! Commands as bytes: what clients' writes look like in the log.
+//! Operations as bytes: what clients' writes look like in the log, and how they are told from steps.
 //!
-//! Version, kind, whether a session follows, the session, the key, and what the kind needs. The kind comes
-//! before anything that only a client's write has, so that operations of other kinds can be added.
+//! Version and kind come first. A client's write goes on with whether a session follows, the session, the key, and what
+//! the kind needs; a step with what the module `step_codec` says.
 
 use bytes::Bytes;
 use replica::session::SessionRef;
 use types::{ClientId, DecodeError, LogTime, Reader, Sequence, Writer};
 
-use crate::{Command, Write};
+use crate::{Command, Step, Write};
 
-const VERSION: u8 = 1;
+/// The version byte of every operation.
+pub(crate) const VERSION: u8 = 1;
 
 const PUT: u8 = 1;
 const APPEND: u8 = 2;
@@ -18,6 +19,24 @@ const COMPARE_AND_SWAP: u8 = 4;
 
 /// More than what a command takes beside its keys and values.
 const OVERHEAD_BYTES: usize = 80;
+
+/// What an entry carries.
+pub(crate) enum Operation {
+    /// A client's write.
+    Command(Command),
+    /// A part of a move.
+    Step(Step),
+}
+
+impl Operation {
+    /// Reads what [`Command::encode`] or [`Step::encode`] wrote.
+    pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        match input.get(1) {
+            Some(kind) if *kind > COMPARE_AND_SWAP => Step::decode(input).map(Self::Step),
+            _ => Command::decode(input).map(Self::Command),
+        }
+    }
+}
 
 impl Command {
     /// The bytes to propose.
@@ -132,7 +151,7 @@ fn decode_optional(input: &mut Reader, what: &'static str) -> Result<Option<Byte
 }
 
 /// One byte that is 0 or 1.
-fn decode_flag(input: &mut Reader, what: &'static str) -> Result<bool, DecodeError> {
+pub(crate) fn decode_flag(input: &mut Reader, what: &'static str) -> Result<bool, DecodeError> {
     match input.byte(what)? {
         0 => Ok(false),
         1 => Ok(true),
@@ -143,7 +162,7 @@ fn decode_flag(input: &mut Reader, what: &'static str) -> Result<bool, DecodeErr
     }
 }
 
-fn known(what: &'static str, found: u8, expected: u8) -> Result<(), DecodeError> {
+pub(crate) fn known(what: &'static str, found: u8, expected: u8) -> Result<(), DecodeError> {
     if found == expected {
         Ok(())
     } else {

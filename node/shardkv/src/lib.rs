@@ -46,6 +46,7 @@ mod outcome;
 mod ownership;
 mod scan;
 mod step;
+mod step_codec;
 
 pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,

@@ -9,10 +9,11 @@ use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, Keyspace, StateMachine, StateReader, Transaction};
 use types::{ShardId, shard_of};
 
+use crate::codec::Operation;
 use crate::execute::execute;
 use crate::outcome::Outcome;
 use crate::scan::{Range, scan};
-use crate::{Command, Genesis, KvError, MAX_KEY_BYTES, Query, Response, keys};
+use crate::{Genesis, KvError, MAX_KEY_BYTES, Query, Response, keys};
 
 /// The most forgotten sessions that one write removes from one table. More than the one that it may add, so
 /// that tables shrink.
@@ -130,8 +131,12 @@ impl StateMachine for ShardKv {
         state: &mut Transaction<'_>,
     ) -> Result<Response, StoreError> {
         let genesis = self.created()?;
-        let command = match Command::decode(operation) {
-            Ok(command) => command,
+        let command = match Operation::decode(operation) {
+            Ok(Operation::Command(command)) => command,
+            Ok(Operation::Step(_)) => {
+                let why = "a standalone group keeps its shards".to_owned();
+                return Ok(Response::Refused(KvError::Malformed(why)));
+            }
             Err(error) => return Ok(Response::Refused(KvError::Malformed(error.to_string()))),
         };
         let key = command.write.key();

@@ -18,7 +18,7 @@
 //! source hasn't confirmed the delete is *owed* to the source; that is kept beside the state, because the shard may
 //! go on moving meanwhile.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use types::{ClusterId, ConfigNum, Gid, LogTime, ShardId};
@@ -50,8 +50,6 @@ pub enum ShardState {
         config: ConfigNum,
         /// Who gets it.
         to: Gid,
-        /// The session table's clock, at least the fencing entry's time.
-        clock: LogTime,
     },
 }
 
@@ -75,11 +73,16 @@ pub struct Shard {
     pub queue: VecDeque<QueuedStep>,
     /// The log time at which it came into this state.
     pub since: LogTime,
+    /// What its session table's clock is at least (see `replica::session`): as it came with the shard, and raised to the
+    /// fencing entry's time when it goes.
+    pub clock: LogTime,
 }
 
 /// All that a group has to do with shards. Shared and never changed: the machine makes a new one with each step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ownership {
+    /// Which group this is, as [`crate::Step::Begin`] said; [`Gid::NONE`] before.
+    pub gid: Gid,
     /// The controllers' incarnation; `None` before the group follows one.
     pub controller: Option<ClusterId>,
     /// The configuration that the group has accepted.
@@ -90,6 +93,8 @@ pub struct Ownership {
     pub owed: BTreeMap<(ShardId, ConfigNum), Gid>,
     /// Where groups are: those of the accepted configuration, and any that a hand-off still needs.
     pub groups: BTreeMap<Gid, Vec<String>>,
+    /// Those of `groups` that aren't part of the accepted configuration any more.
+    pub left: BTreeSet<Gid>,
 }
 
 impl Ownership {

@@ -14,7 +14,9 @@ use types::{ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
 pub enum Step {
     /// The group follows this controller from configuration `num` on, in which it owns nothing.
     Begin {
-        /// The controllers' incarnation. Later steps of another are ignored.
+        /// Which group this is: from here on the group knows which moves concern it.
+        gid: Gid,
+        /// The controllers' incarnation. Later steps of another are refused.
         controller: ClusterId,
         /// The configuration.
         num: ConfigNum,
@@ -45,6 +47,13 @@ pub enum Step {
         /// The configuration that moved it.
         config: ConfigNum,
     },
+}
+
+impl Step {
+    /// Whether a nearly full disk takes it: all but the parts of shards, so that a group can give shards away to free space.
+    pub fn frees_space(&self) -> bool {
+        !matches!(self, Self::Install(_))
+    }
 }
 
 /// Where a shard's transfer is. Ordered as things are sent.
@@ -82,6 +91,9 @@ pub enum Next {
     Done {
         /// The session table's clock at the fence (see `replica::session`).
         clock: LogTime,
+        /// How long the source remembers sessions, in milliseconds: a new owner that would remember them for longer
+        /// must not take one for new that the source has forgotten.
+        ttl_ms: u64,
     },
 }
 
