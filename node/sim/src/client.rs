@@ -13,12 +13,13 @@ mod answers;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use replica::{Answer, Refusal, Request, RequestId};
-use shardkv::{Command, Query, Response, SessionRef, Write};
+use replica::{Request, RequestId};
+use shardkv::{Command, Query, SessionRef, Write};
 use types::{ClientId, NodeId, Sequence};
 
 use crate::dice::{Dice, digest};
 use crate::history::{History, Mark, Name};
+use crate::machine::{Question, to_kv};
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros, SECOND};
 
@@ -84,13 +85,10 @@ pub struct Outgoing {
     /// Its name: the client's number is in the high bits.
     pub id: RequestId,
     /// What is asked.
-    pub request: Request<Query>,
+    pub request: Request<Question>,
     /// It leaves this much later.
     pub delay: Micros,
 }
-
-/// The result of a request, as a replica gives it.
-pub type Outcome = Result<Answer<Response>, Refusal>;
 
 /// The world around a client.
 pub struct Surroundings<'a> {
@@ -507,7 +505,7 @@ impl Client {
                 };
                 (request, named.is_some())
             }
-            What::Read(query) => (Request::Read(query.clone()), true),
+            What::Read(query) => (to_kv(Request::Read(query.clone())), true),
         };
         let mut targets = vec![(self.target, 0)];
         if twice && self.dice.chance(self.options.copies) {

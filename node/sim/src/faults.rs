@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 
 use raft::{Envelope, MemberKind, Membership, MembershipChange, Message};
 use replica::{Answer, Request, RequestId};
-use types::NodeId;
 
-use crate::client::Outcome;
+use crate::group::GroupId;
+use crate::machine::{Outcome, Question};
 use crate::network::{HostId, draw_cuts};
 use crate::queue::{MILLI, Micros};
 use crate::scenario::Rhythm;
@@ -53,14 +53,6 @@ const ALL: [Fault; 13] = [
 
 /// The number by which requests of the administrator are told from those of clients.
 pub(crate) const ADMIN: u64 = 1 << 20;
-
-/// Whoever changes memberships.
-#[derive(Debug, Default)]
-pub(crate) struct Admin {
-    sent: u64,
-    /// A change that was not answered, and whom it was sent to.
-    changing: Option<(RequestId, HostId, u64)>,
-}
 
 impl World {
     pub(crate) fn plan_faults(&mut self) {
@@ -167,8 +159,17 @@ impl World {
         Ok(())
     }
 
+    /// A group drawn at random: the only one, if there is one.
+    pub(crate) fn draw_group(&mut self) -> GroupId {
+        if self.groups.len() < 2 {
+            return 0;
+        }
+        self.dice.index(self.groups.len())
+    }
+
     fn partition(&mut self, lasts: Micros) {
-        let leader = self.leader();
+        let group = self.draw_group();
+        let leader = self.leader(group);
         let cut = draw_cuts(&mut self.dice, self.hosts.len(), leader);
         self.count("partitions");
         self.cut(cut);
@@ -182,7 +183,8 @@ impl World {
 
     /// Strikes whoever leads.
     fn regicide(&mut self, lasts: Micros) {
-        let Some(leader) = self.leader() else {
+        let group = self.draw_group();
+        let Some(leader) = self.leader(group) else {
             return;
         };
         self.count("leaders struck");
@@ -214,14 +216,17 @@ impl World {
         let term = messages.iter().find_map(|(_, envelope)| {
             matches!(envelope.message, Message::Append { .. }).then_some(envelope.term)
         });
-        let Some(term) = term.filter(|term| *term > self.ambushed && !self.ending) else {
+        let group = self.hosts[host].group;
+        let ambushed = self.groups[group].ambushed;
+        let Some(term) = term.filter(|term| *term > ambushed && !self.ending) else {
             return;
         };
-        self.ambushed = term;
+        self.groups[group].ambushed = term;
         if self.dice.chance(self.scenario.ambushes) {
             self.count("leaders ambushed");
             let lasts = self.dice.between(300 * MILLI, 900 * MILLI);
-            let companion = self.dice.index(self.hosts.len());
+            let hosts = self.groups[group].hosts.clone();
+            let companion = hosts.start + self.dice.index(hosts.len());
             self.cut_off(host, companion, lasts);
         }
     }
@@ -315,7 +320,8 @@ impl World {
 
     /// Loses a disk: all of it at once, or a record that the next start finds missing.
     fn lose_disk(&mut self, host: HostId, lasts: Micros, damage: bool) {
-        let Some(membership) = self.settled() else {
+        let group = self.hosts[host].group;
+        let Some(membership) = self.settled(group) else {
             return;
         };
         // A learner that the leader is about to promote by itself must not vanish in that moment.
@@ -326,7 +332,7 @@ impl World {
             return;
         }
         let votes = membership.is_voter(self.hosts[host].node);
-        if self.admin_is_waiting() || (votes && membership.voters().count() < 3) {
+        if self.admin_is_waiting(group) || (votes && membership.voters().count() < 3) {
             return;
         }
         if damage {
@@ -358,33 +364,11 @@ impl World {
         self.hosts[number].disk.wipe();
     }
 
-    /// The membership, if it is certain: all members live, and every member's log ends with it.
-    pub(crate) fn settled(&self) -> Option<Membership> {
-        if self.hosts.iter().any(|host| host.disk.is_damaged()) {
-            return None;
-        }
-        let ends: Vec<(NodeId, Membership)> = self
-            .hosts
-            .iter()
-            .map(|host| (host.node, host.disk.last_membership()))
-            .collect();
-        let of = |node: NodeId| {
-            let end = ends.iter().find(|(other, _)| *other == node);
-            end.map(|(_, membership)| membership)
-        };
-        let agreed = ends.iter().find(|(_, membership)| {
-            !membership.is_empty()
-                && membership
-                    .members()
-                    .all(|(node, _)| of(node) == Some(membership))
-        });
-        agreed.map(|(_, membership)| membership.clone())
-    }
-
     // --- the administrator ---
 
-    fn admin_is_waiting(&self) -> bool {
-        self.admin.changing.is_some_and(|(id, host, incarnation)| {
+    fn admin_is_waiting(&self, group: GroupId) -> bool {
+        let changing = self.groups[group].changing;
+        changing.is_some_and(|(id, host, incarnation)| {
             let host = &self.hosts[host];
             // Still on its way, or waiting in the process that it was sent to.
             host.incarnation == incarnation || host.asked.contains_key(&id)
@@ -393,11 +377,13 @@ impl World {
 
     /// Asks for one change that makes sense, or now and then for one that doesn't.
     fn change_membership(&mut self) {
+        let group = self.draw_group();
         let known = if self.scenario.pushy_admin {
-            let leader = self.leader().and_then(|leader| self.status(leader));
+            let leader = self.leader(group).and_then(|leader| self.status(leader));
             leader.map(|status| status.membership)
         } else {
-            self.settled().filter(|_| !self.admin_is_waiting())
+            self.settled(group)
+                .filter(|_| !self.admin_is_waiting(group))
         };
         let Some(membership) = known else {
             return;
@@ -408,14 +394,15 @@ impl World {
             1
         };
         for _ in 0..changes {
-            if let Some(change) = self.draw_change(&membership) {
-                self.request_change(change);
+            if let Some(change) = self.draw_change(group, &membership) {
+                self.request_change(group, change);
             }
         }
     }
 
-    fn draw_change(&mut self, membership: &Membership) -> Option<MembershipChange> {
-        let host = self.dice.index(self.hosts.len());
+    fn draw_change(&mut self, group: GroupId, membership: &Membership) -> Option<MembershipChange> {
+        let hosts = self.groups[group].hosts.clone();
+        let host = hosts.start + self.dice.index(hosts.len());
         let (node, address) = (self.hosts[host].node, self.hosts[host].address.clone());
         let voters = membership.voters().count();
         match membership.get(node) {
@@ -432,40 +419,38 @@ impl World {
     }
 
     /// Sends a change to the leader.
-    pub(crate) fn request_change(&mut self, change: MembershipChange) {
-        let waits = self.admin_is_waiting() && !self.scenario.pushy_admin;
-        let Some(leader) = self.leader().filter(|_| !waits) else {
+    pub(crate) fn request_change(&mut self, group: GroupId, change: MembershipChange) {
+        let waits = self.admin_is_waiting(group) && !self.scenario.pushy_admin;
+        let Some(leader) = self.leader(group).filter(|_| !waits) else {
             return;
         };
         self.count("membership changes asked");
         self.trace(leader, || format!("the administrator asks: {change:?}"));
         let id = self.admin_request(leader, Request::ChangeMembership(change));
-        self.admin.changing = Some((id, leader, self.hosts[leader].incarnation));
+        self.groups[group].changing = Some((id, leader, self.hosts[leader].incarnation));
     }
 
     fn transfer(&mut self) {
-        let Some(leader) = self.leader() else {
+        let group = self.draw_group();
+        let Some(leader) = self.leader(group) else {
             return;
         };
         self.count("transfers asked");
-        let target = self.dice.index(self.hosts.len());
+        let hosts = self.groups[group].hosts.clone();
+        let target = hosts.start + self.dice.index(hosts.len());
         let target = self.dice.coin().then(|| self.hosts[target].node);
         let host = if self.dice.chance(900_000) {
             leader
         } else {
-            self.dice.index(self.hosts.len())
+            hosts.start + self.dice.index(hosts.len())
         };
         self.trace(host, || format!("is asked to hand over to {target:?}"));
         self.admin_request(host, Request::TransferLeadership(target));
     }
 
-    pub(crate) fn admin_request(
-        &mut self,
-        to: HostId,
-        request: Request<shardkv::Query>,
-    ) -> RequestId {
-        self.admin.sent += 1;
-        let id = RequestId((ADMIN << 40) | self.admin.sent);
+    pub(crate) fn admin_request(&mut self, to: HostId, request: Request<Question>) -> RequestId {
+        self.admin_sent += 1;
+        let id = RequestId((ADMIN << 40) | self.admin_sent);
         self.queue.push(
             self.now + 1,
             Event::Ask {
@@ -478,12 +463,10 @@ impl World {
     }
 
     pub(crate) fn admin_answered(&mut self, id: RequestId, outcome: Outcome) {
-        if self
-            .admin
-            .changing
-            .is_some_and(|(changing, ..)| changing == id)
-        {
-            self.admin.changing = None;
+        for group in &mut self.groups {
+            if group.changing.is_some_and(|(changing, ..)| changing == id) {
+                group.changing = None;
+            }
         }
         match &outcome {
             Ok(Answer::MembershipChanged(_)) => self.count("membership changes done"),
@@ -491,10 +474,5 @@ impl World {
             _ => {}
         }
         self.mailbox.insert(id, outcome);
-    }
-
-    /// Hosts whose node is a member, or waits to become one after its disk was lost.
-    pub(crate) fn present(&self) -> BTreeSet<NodeId> {
-        self.hosts.iter().map(|host| host.node).collect()
     }
 }

@@ -9,8 +9,9 @@ use raft::MembershipChange;
 use shardkv::Query;
 
 use crate::client::{Step as ClientStep, key};
+use crate::group::GroupId;
 use crate::network::LinkOptions;
-use crate::oracle::Violation;
+use crate::oracle::{Oracle, Violation};
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::world::{Event, Step, World};
 
@@ -84,7 +85,9 @@ impl World {
             }
             self.stage = Ending::Recovering;
         }
-        self.let_in();
+        for group in 0..self.groups.len() {
+            self.let_in(group);
+        }
         let missing = self.missing();
         match (self.stage, missing) {
             (Ending::Recovering, None) => {
@@ -109,11 +112,11 @@ impl World {
     }
 
     /// The administrator lets hosts in that no membership has.
-    fn let_in(&mut self) {
-        let Some(membership) = self.settled() else {
+    fn let_in(&mut self, group: GroupId) {
+        let Some(membership) = self.settled(group) else {
             return;
         };
-        for number in 0..self.hosts.len() {
+        for number in self.groups[group].hosts.clone() {
             let node = self.hosts[number].node;
             let change = match membership.get(node) {
                 None => MembershipChange::AddLearner {
@@ -123,31 +126,39 @@ impl World {
                 Some(_) if membership.is_voter(node) => continue,
                 Some(_) => MembershipChange::Promote { node },
             };
-            self.request_change(change);
+            self.request_change(group, change);
             return;
         }
     }
 
     /// What is not well yet.
     fn missing(&self) -> Option<String> {
-        let Some(leader) = self.leader() else {
-            return Some("there is no leader".to_owned());
+        let mut groups = 0..self.groups.len();
+        if let Some(missing) = groups.find_map(|group| self.missing_of(group)) {
+            return Some(missing);
+        }
+        let busy = self.clients.iter().find(|client| !client.is_idle());
+        busy.map(crate::client::Client::describe)
+    }
+
+    /// What is not well yet in a group.
+    fn missing_of(&self, group: GroupId) -> Option<String> {
+        let gid = self.groups[group].gid;
+        let Some(leader) = self.leader(group) else {
+            return Some(format!("{gid} has no leader"));
         };
         let Some(status) = self.status(leader) else {
             return Some("the leader is gone".to_owned());
         };
         let voters: std::collections::BTreeSet<_> = status.membership.voters().collect();
-        if voters != self.present() {
+        if voters != self.present(group) {
             return Some(format!(
-                "the members are {}, present are {:?}",
+                "the members of {gid} are {}, present are {:?}",
                 status.membership,
-                self.present()
+                self.present(group)
             ));
         }
-        if let Some(busy) = self.clients.iter().find(|client| !client.is_idle()) {
-            return Some(busy.describe());
-        }
-        for host in &self.hosts {
+        for host in &self.hosts[self.groups[group].hosts.clone()] {
             let Some(other) = self.status(host.number) else {
                 return Some(format!("host {} is down", host.number));
             };
@@ -169,18 +180,20 @@ impl World {
 
     /// The last word: equal states, and an order that explains what the clients saw.
     pub(crate) fn conclude(&mut self) -> Step {
-        let mut first = None;
-        for host in &self.hosts {
-            let position = host.disk.position();
-            let (number, expected) = *first.get_or_insert((host.number, position));
-            if position != expected {
-                return Err(Violation::new(
-                    "equal state at the end",
-                    format!(
-                        "host {number} is at {expected:x?}, host {} at {position:x?}",
-                        host.number
-                    ),
-                ));
+        for group in &self.groups {
+            let mut first = None;
+            for host in &self.hosts[group.hosts.clone()] {
+                let position = host.disk.position();
+                let (number, expected) = *first.get_or_insert((host.number, position));
+                if position != expected {
+                    return Err(Violation::new(
+                        "equal state at the end",
+                        format!(
+                            "host {number} is at {expected:x?}, host {} at {position:x?}",
+                            host.number
+                        ),
+                    ));
+                }
             }
         }
         let checked = self.check_history();
@@ -192,15 +205,21 @@ impl World {
             }
         }
         checked?;
+        let sum = |count: fn(&Oracle) -> u64| -> u64 {
+            self.groups.iter().map(|group| count(&group.oracle)).sum()
+        };
         let totals = [
-            ("elections", self.oracle.elections()),
+            ("elections", sum(|oracle| oracle.elections())),
             ("operations", self.history.len() as u64),
             (
                 "operations with known outcome",
                 self.history.returned() as u64,
             ),
-            ("session writes applied", self.oracle.outcomes()),
-            ("entries committed", self.oracle.last_committed().index.0),
+            ("session writes applied", self.ledger.outcomes()),
+            (
+                "entries committed",
+                sum(|oracle| oracle.last_committed().index.0),
+            ),
             ("simulated milliseconds", self.now / MILLI),
             ("messages", self.traffic.messages),
         ];

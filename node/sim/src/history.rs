@@ -173,10 +173,8 @@ impl History {
                 return Err(Violation::new(
                     "what was refused is not done",
                     format!(
-                        "{:?} of {:?} was refused, and applied at index {}",
-                        record.operation.action,
-                        record.key,
-                        at >> 20
+                        "{:?} of {:?} was refused, and was write {at}",
+                        record.operation.action, record.key
                     ),
                 ));
             }

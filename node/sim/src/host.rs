@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use raft::{Envelope, Index};
 use replica::{Outlet, Replica, Request, RequestId};
-use shardkv::{Query, Response, ShardKv};
 use types::{LogTime, NodeId};
 
-use crate::client::Outcome;
 use crate::disk::Disk;
+use crate::group::GroupId;
+use crate::machine::{Outcome, Question, Reply};
 use crate::network::HostId;
 use crate::oracle::Progress;
 use crate::queue::Micros;
@@ -19,7 +19,7 @@ use crate::watched::{Journal, Watched};
 const EPOCH_MS: i64 = 1_700_000_000_000;
 
 /// A process's replica.
-pub(crate) type Process = Replica<Watched<ShardKv>>;
+pub(crate) type Process = Replica<Watched>;
 
 /// A wall clock that is wrong.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,7 +52,7 @@ pub(crate) enum Input {
     /// A peer's message.
     Message(Envelope),
     /// A client's request.
-    Request(RequestId, Request<Query>),
+    Request(RequestId, Request<Question>),
     /// A connection broke.
     Hint(NodeId),
 }
@@ -64,6 +64,7 @@ pub(crate) enum Input {
 )]
 pub(crate) struct Host {
     pub(crate) number: HostId,
+    pub(crate) group: GroupId,
     pub(crate) address: String,
     /// Who lives on the disk.
     pub(crate) node: NodeId,
@@ -86,13 +87,20 @@ pub(crate) struct Host {
     /// Requests that were handed to the process and not answered, with what anyone had called committed by then.
     pub(crate) asked: BTreeMap<RequestId, Index>,
     pub(crate) progress: Progress,
-    pub(crate) journal: Journal<Response>,
+    pub(crate) journal: Journal,
 }
 
 impl Host {
-    pub(crate) fn new(number: HostId, node: NodeId, disk: Disk, clock: Clock) -> Self {
+    pub(crate) fn new(
+        number: HostId,
+        group: GroupId,
+        node: NodeId,
+        disk: Disk,
+        clock: Clock,
+    ) -> Self {
         Self {
             number,
+            group,
             address: address(number),
             node,
             disk,
@@ -156,7 +164,7 @@ impl<'a> Leaving<'a> {
     }
 }
 
-impl Outlet<Response> for Leaving<'_> {
+impl Outlet<Reply> for Leaving<'_> {
     fn send(&mut self, envelope: Envelope) {
         if let Some(after) = self.disk.departure() {
             self.messages.push((after, envelope));

@@ -21,7 +21,7 @@
 //! | one change at a time | a leader that has committed in its term has at most one uncommitted change |
 //! | fresh reads | a read is answered from a state that holds all that was committed when it was asked |
 //! | equal state | by applied index: a digest of the whole state is equal everywhere |
-//! | exactly once | by client and sequence: a write is answered with one outcome for ever |
+//! | exactly once | by client and sequence, over all groups ([`crate::ledger`]): a write is answered with one outcome for ever |
 //! | monotony | commit and applied index of a running node never go back |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,12 +31,10 @@ use raft::{
     Term,
 };
 use replica::Status;
-use shardkv::Response;
-use types::{ClientId, NodeId, Sequence};
+use types::NodeId;
 
 use crate::dice::digest;
 use crate::disk::{Disk, DiskEvent};
-use crate::history::Name;
 use crate::watched::AppliedOperation;
 
 /// A broken promise.
@@ -78,9 +76,6 @@ pub struct Oracle {
     committed: BTreeMap<Index, EntryId>,
     applied: BTreeMap<Index, Vec<u64>>,
     states: BTreeMap<Index, (EntryId, u64)>,
-    outcomes: BTreeMap<(ClientId, Sequence), shardkv::Written>,
-    /// Where each write was first carried: the entry's index, then its place in it.
-    places: BTreeMap<Name, u64>,
     /// Terms whose leader was found to be complete.
     complete: BTreeSet<Term>,
 }
@@ -201,13 +196,13 @@ impl Oracle {
         ))
     }
 
-    /// A node applied an operation.
+    /// A node applied an operation. Whether it was the first to do so.
     pub fn applied(
         &mut self,
         node: NodeId,
         progress: &mut Progress,
-        operation: &AppliedOperation<Response>,
-    ) -> Check {
+        operation: &AppliedOperation,
+    ) -> Result<bool, Violation> {
         if progress.entry != operation.entry {
             progress.entry = operation.entry;
             progress.operations = 0;
@@ -217,57 +212,19 @@ impl Oracle {
         let seen = operation.digest ^ digest(format!("{:?}", operation.response).as_bytes());
         let known = self.applied.entry(operation.entry.index).or_default();
         match known.get(place) {
-            None => known.push(seen),
-            Some(first) if *first == seen => return Ok(()),
-            Some(_) => {
-                return Err(Violation::new(
-                    "state machine safety",
-                    format!(
-                        "{node} applied operation {place} of {} unlike another: {:?}",
-                        operation.entry, operation.response
-                    ),
-                ));
+            None => {
+                known.push(seen);
+                Ok(true)
             }
+            Some(first) if *first == seen => Ok(false),
+            Some(_) => Err(Violation::new(
+                "state machine safety",
+                format!(
+                    "{node} applied operation {place} of {} unlike another: {:?}",
+                    operation.entry, operation.response
+                ),
+            )),
         }
-        self.outcome(node, operation, place)
-    }
-
-    /// A write that is applied again answers what it answered first.
-    fn outcome(
-        &mut self,
-        node: NodeId,
-        operation: &AppliedOperation<Response>,
-        place: usize,
-    ) -> Check {
-        let Response::Written(written) = &operation.response else {
-            return Ok(());
-        };
-        let Ok(command) = shardkv::Command::decode(operation.operation.clone()) else {
-            return Err(Violation::new(
-                "malformed operations are refused",
-                format!("{node} answered {written:?} to one at {}", operation.entry),
-            ));
-        };
-        let place = (operation.entry.index.0 << 20) + place as u64;
-        let Some(session) = command.session else {
-            let name = Name::Digest(digest(&operation.operation));
-            self.places.entry(name).or_insert(place);
-            return Ok(());
-        };
-        let name = Name::Numbered(session.client, session.sequence);
-        self.places.entry(name).or_insert(place);
-        let name = (session.client, session.sequence);
-        let first = *self.outcomes.entry(name).or_insert(*written);
-        if first == *written {
-            return Ok(());
-        }
-        Err(Violation::new(
-            "exactly once",
-            format!(
-                "write {} of {} was answered {first:?}, then {written:?} at {}",
-                session.sequence, session.client, operation.entry
-            ),
-        ))
     }
 
     /// A node worked: what it says of itself now, against what it said before and what others said.
@@ -419,11 +376,6 @@ impl Oracle {
         ))
     }
 
-    /// Where the log first carried a write.
-    pub fn place(&self, name: Name) -> Option<u64> {
-        self.places.get(&name).copied()
-    }
-
     /// The last entry that anyone called committed.
     pub fn last_committed(&self) -> EntryId {
         let last = self.committed.last_key_value();
@@ -433,11 +385,6 @@ impl Oracle {
     /// How many terms had a leader.
     pub fn elections(&self) -> u64 {
         self.leaders.len() as u64
-    }
-
-    /// How many writes of sessions took effect.
-    pub fn outcomes(&self) -> u64 {
-        self.outcomes.len() as u64
     }
 }
 

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use raft::{Payload, StoreError};
 use replica::{Refusal, Replica, Status};
-use shardkv::ShardKv;
 use types::NodeId;
 
 use crate::disk::DiskEvent;
 use crate::host::{Input, Leaving};
+use crate::machine::Machine;
 use crate::network::HostId;
 use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
@@ -66,7 +66,7 @@ impl World {
         let mut options = self.scenario.replica.clone();
         options.address.clone_from(&host.address);
         options.raft.bug = self.scenario.bug;
-        let machine = ShardKv::with_bug(self.scenario.bug);
+        let machine = Machine::kv(self.scenario.bug);
         let machine = Watched::new(machine, host.journal.clone());
         let mut process = Replica::recover(
             options,
@@ -103,7 +103,8 @@ impl World {
 
     /// The others learn that the connection to `node` broke, mostly.
     pub(crate) fn spread_hint(&mut self, host: HostId, node: NodeId) {
-        for other in (0..self.hosts.len()).filter(|other| *other != host) {
+        let peers = self.groups[self.hosts[host].group].hosts.clone();
+        for other in peers.filter(|other| *other != host) {
             let delay = self.dice.magnitude(100, 100 * MILLI);
             if self.dice.chance(800_000) {
                 let hint = Event::Hint {
@@ -205,7 +206,8 @@ impl World {
                     }
                 }
                 Input::Request(id, request) => {
-                    host.asked.insert(id, self.oracle.last_committed().index);
+                    let oracle = &self.groups[host.group].oracle;
+                    host.asked.insert(id, oracle.last_committed().index);
                     process.submit(id, request);
                 }
                 Input::Hint(node) => process.peer_disconnected(node),
@@ -255,7 +257,7 @@ impl World {
             if matches!(event, DiskEvent::Compacted { .. }) {
                 *self.report.counts.entry("compactions").or_default() += 1;
             }
-            self.oracle.wrote(host.node, event)?;
+            self.groups[host.group].oracle.wrote(host.node, event)?;
         }
         for operation in drain(&host.journal) {
             if self.tracing {
@@ -263,8 +265,13 @@ impl World {
                 let (entry, response) = (operation.entry, &operation.response);
                 println!("            host {number} applies {entry}: {command:?} -> {response:?}");
             }
-            self.oracle
+            let group = &mut self.groups[host.group];
+            let first = group
+                .oracle
                 .applied(host.node, &mut host.progress, &operation)?;
+            if first {
+                self.ledger.applied(group.gid, host.node, &operation)?;
+            }
         }
         Ok(())
     }
@@ -307,15 +314,20 @@ impl World {
         let disks: &BTreeMap<NodeId, HostId> = &self.nodes;
         let mut progress = std::mem::take(&mut host.progress);
         let disk = host.disk.clone();
+        let group = host.group;
         let hosts = &self.hosts;
-        let checked = self.oracle.worked(&status, &mut progress, &disk, |node| {
-            let host = disks.get(&node)?;
-            Some(hosts[*host].disk.clone())
-        });
+        let checked = self.groups[group]
+            .oracle
+            .worked(&status, &mut progress, &disk, |node| {
+                let host = disks.get(&node)?;
+                Some(hosts[*host].disk.clone())
+            });
         self.hosts[number].progress = progress;
         checked?;
         if std::mem::take(&mut self.hosts[number].look_at_membership) {
-            self.oracle.membership_changed(&status, &disk)?;
+            self.groups[group]
+                .oracle
+                .membership_changed(&status, &disk)?;
         }
         self.check_bounds(&status)?;
         if has_work {

@@ -6,10 +6,9 @@ use std::collections::BTreeSet;
 
 use raft::{Index, Membership, Role};
 use replica::{Request, RequestId, Status};
-use shardkv::Query;
 use types::NodeId;
 
-use crate::client::Outcome;
+use crate::machine::{Outcome, to_kv};
 use crate::network::{HostId, LinkOptions};
 use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
@@ -144,8 +143,8 @@ impl Script {
     }
 
     /// Asks a host, past the network.
-    pub fn ask(&mut self, host: HostId, request: Request<Query>) -> RequestId {
-        self.world.admin_request(host, request)
+    pub fn ask(&mut self, host: HostId, request: Request<shardkv::Query>) -> RequestId {
+        self.world.admin_request(host, to_kv(request))
     }
 
     /// What came back.

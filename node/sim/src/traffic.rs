@@ -2,12 +2,13 @@
 
 use raft::{Envelope, Index, Message};
 use replica::{Answer, Refusal, Request, RequestId};
-use shardkv::{Query, Response};
+use shardkv::Response;
 use types::NodeId;
 
-use crate::client::{Outcome, Outgoing, Surroundings, client_of};
+use crate::client::{Outgoing, Surroundings, client_of};
 use crate::faults::ADMIN;
 use crate::host::Input;
+use crate::machine::{Outcome, Question, Reply};
 use crate::network::HostId;
 use crate::oracle::Violation;
 use crate::queue::Micros;
@@ -28,7 +29,8 @@ pub struct Traffic {
 
 impl World {
     pub(crate) fn leave(&mut self, from: HostId, after: Micros, envelope: Envelope) -> Step {
-        self.oracle.sent(&envelope)?;
+        let group = self.hosts[from].group;
+        self.groups[group].oracle.sent(&envelope)?;
         self.traffic.messages += 1;
         self.traffic.calls += u64::from(is_call(&envelope.message));
         if let Message::Append { entries, .. } = &envelope.message
@@ -42,7 +44,8 @@ impl World {
             format!("-> {} {}", envelope.to, describe(&envelope))
         });
         if envelope.to == NodeId(0) {
-            for to in (0..self.hosts.len()).filter(|to| *to != from) {
+            let peers = self.groups[group].hosts.clone();
+            for to in peers.filter(|to| *to != from) {
                 self.transmit(from, to, after, envelope.clone());
             }
         } else if let Some(to) = self.nodes.get(&envelope.to).copied() {
@@ -94,7 +97,9 @@ impl World {
     pub(crate) fn check_fresh(&self, from: HostId, committed: Index, outcome: &Outcome) -> Step {
         let is_read = matches!(
             outcome,
-            Ok(Answer::Machine(Response::Value(_) | Response::Page { .. }))
+            Ok(Answer::Machine(Reply::Kv(
+                Response::Value(_) | Response::Page { .. }
+            )))
         );
         let (applied, _) = self.hosts[from].disk.position();
         if !is_read || applied.index >= committed {
@@ -128,7 +133,12 @@ impl World {
         );
     }
 
-    pub(crate) fn asked(&mut self, number: HostId, id: RequestId, request: Request<Query>) -> Step {
+    pub(crate) fn asked(
+        &mut self,
+        number: HostId,
+        id: RequestId,
+        request: Request<Question>,
+    ) -> Step {
         if self.hosts[number].process.is_none() {
             // Nobody listens: the caller learns that at once, and that nothing was done.
             let at = self.now + self.network.delay();

@@ -7,10 +7,11 @@ use raft::{EntryId, StoreError};
 use replica::{Applying, StateMachine, StateReader, Transaction};
 
 use crate::dice::digest;
+use crate::machine::{Machine, Question, Reply};
 
 /// One applied operation.
 #[derive(Clone, Debug)]
-pub struct AppliedOperation<R> {
+pub struct AppliedOperation {
     /// The entry that carried it.
     pub entry: EntryId,
     /// A digest of the operation and of where it was applied.
@@ -18,35 +19,35 @@ pub struct AppliedOperation<R> {
     /// The operation itself.
     pub operation: Bytes,
     /// What it was answered with.
-    pub response: R,
+    pub response: Reply,
 }
 
 /// What a machine applied, shared with the world.
-pub type Journal<R> = Arc<Mutex<Vec<AppliedOperation<R>>>>;
+pub type Journal = Arc<Mutex<Vec<AppliedOperation>>>;
 
 /// Empties a journal.
-pub fn drain<R>(journal: &Journal<R>) -> Vec<AppliedOperation<R>> {
+pub fn drain(journal: &Journal) -> Vec<AppliedOperation> {
     let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
     std::mem::take(&mut *journal)
 }
 
 /// A machine that tells what it applies.
 #[derive(Debug)]
-pub struct Watched<M: StateMachine> {
-    inner: M,
-    journal: Journal<M::Response>,
+pub struct Watched {
+    inner: Machine,
+    journal: Journal,
 }
 
-impl<M: StateMachine> Watched<M> {
+impl Watched {
     /// Watches `inner`.
-    pub fn new(inner: M, journal: Journal<M::Response>) -> Self {
+    pub fn new(inner: Machine, journal: Journal) -> Self {
         Self { inner, journal }
     }
 }
 
-impl<M: StateMachine<Response: Clone>> StateMachine for Watched<M> {
-    type Query = M::Query;
-    type Response = M::Response;
+impl StateMachine for Watched {
+    type Query = Question;
+    type Response = Reply;
 
     fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError> {
         self.inner.reload(state)
@@ -57,7 +58,7 @@ impl<M: StateMachine<Response: Clone>> StateMachine for Watched<M> {
         at: Applying,
         operation: Bytes,
         state: &mut Transaction<'_>,
-    ) -> Result<Self::Response, StoreError> {
+    ) -> Result<Reply, StoreError> {
         let response = self.inner.apply(at, operation.clone(), state)?;
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.push(AppliedOperation {
@@ -73,11 +74,7 @@ impl<M: StateMachine<Response: Clone>> StateMachine for Watched<M> {
         self.inner.finish_batch(state)
     }
 
-    fn query(
-        &self,
-        query: &Self::Query,
-        state: &dyn StateReader,
-    ) -> Result<Self::Response, StoreError> {
+    fn query(&self, query: &Question, state: &dyn StateReader) -> Result<Reply, StoreError> {
         self.inner.query(query, state)
     }
 }

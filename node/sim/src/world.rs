@@ -10,20 +10,22 @@
 
 use std::collections::BTreeMap;
 
-use raft::{Envelope, Membership, Role, Term};
+use raft::{Envelope, Membership};
 use replica::{Request, RequestId, Status, initialise};
-use shardkv::Query;
 use types::NodeId;
 
-use crate::client::{Client, Outcome};
+use crate::client::Client;
 use crate::dice::{Concern, Dice, mix};
 use crate::disk::Disk;
-use crate::faults::{Admin, Fault};
+use crate::faults::Fault;
 use crate::finale::Ending;
+use crate::group::{Group, GroupId, lay_out};
 use crate::history::History;
 use crate::host::{Clock, Host, Input};
+use crate::ledger::Ledger;
+use crate::machine::{Outcome, Question};
 use crate::network::{HostId, Network};
-use crate::oracle::{Oracle, Violation};
+use crate::oracle::Violation;
 use crate::queue::{Micros, Queue};
 use crate::scenario::Scenario;
 use crate::traffic::Traffic;
@@ -46,7 +48,7 @@ pub(crate) enum Event {
     Ask {
         host: HostId,
         id: RequestId,
-        request: Request<Query>,
+        request: Request<Question>,
     },
     /// An answer reaches whoever asked.
     Answer { id: RequestId, outcome: Outcome },
@@ -96,17 +98,17 @@ pub struct World {
     pub(crate) hosts: Vec<Host>,
     pub(crate) nodes: BTreeMap<NodeId, HostId>,
     pub(crate) network: Network,
-    pub(crate) oracle: Oracle,
+    pub(crate) groups: Vec<Group>,
+    pub(crate) ledger: Ledger,
     pub(crate) history: History,
     pub(crate) clients: Vec<Client>,
     pub(crate) client_due: Vec<Micros>,
     pub(crate) dice: Dice,
     pub(crate) node_dice: Dice,
-    pub(crate) admin: Admin,
+    /// Requests of the administrator so far.
+    pub(crate) admin_sent: u64,
     /// How often links were cut: a cut is mended only if no later one took its place.
     pub(crate) cuts: usize,
-    /// The last term whose leader might have been ambushed.
-    pub(crate) ambushed: Term,
     /// Answers to the administrator.
     pub(crate) mailbox: BTreeMap<RequestId, Outcome>,
     pub(crate) report: Report,
@@ -125,9 +127,14 @@ impl World {
     pub fn new(scenario: Scenario) -> Result<Self, Failure> {
         let seed = scenario.seed;
         let mut node_dice = Dice::new(seed, Concern::Nodes);
-        let hosts: Vec<Host> = (0..scenario.hosts)
-            .map(|number| draw_host(number, &scenario, &mut node_dice))
-            .collect();
+        let groups = lay_out(&scenario);
+        let mut hosts = Vec::new();
+        for (group, number) in (0..).zip(&groups).flat_map(|(at, group)| {
+            let numbers = group.hosts.clone();
+            numbers.map(move |number| (at, number))
+        }) {
+            hosts.push(draw_host(number, group, &scenario, &mut node_dice));
+        }
         let network = Network::new(
             scenario.links.clone(),
             hosts.len(),
@@ -146,15 +153,15 @@ impl World {
             nodes: hosts.iter().map(|host| (host.node, host.number)).collect(),
             hosts,
             network,
-            oracle: Oracle::default(),
+            groups,
+            ledger: Ledger::default(),
             history: History::default(),
             client_due: vec![Micros::MAX; clients.len()],
             clients,
             dice: Dice::new(seed, Concern::Faults),
             node_dice,
-            admin: Admin::default(),
+            admin_sent: 0,
             cuts: 0,
-            ambushed: Term(0),
             mailbox: BTreeMap::new(),
             report: Report::default(),
             tracing: false,
@@ -178,17 +185,19 @@ impl World {
     }
 
     fn begin(&mut self) -> Step {
-        let voters = self.hosts.iter().take(self.scenario.members);
-        let membership =
-            Membership::of_voters(voters.map(|host| (host.node, host.address.clone())));
-        let genesis = self.scenario.genesis.to_batch();
-        for host in self.hosts.iter().take(self.scenario.members) {
-            let (mut log, mut state) = host.disk.open();
-            initialise(&mut log, &mut state, &membership, genesis.clone()).map_err(|error| {
-                Violation::new("an empty disk takes a group", error.to_string())
-            })?;
-            for event in host.disk.take_journal() {
-                self.oracle.wrote(host.node, event)?;
+        for group in &mut self.groups {
+            let voters = || self.hosts[group.hosts.clone()].iter().take(group.members);
+            let named = voters().map(|host| (host.node, host.address.clone()));
+            let membership = Membership::of_voters(named);
+            let genesis = group.genesis.to_batch();
+            for host in voters() {
+                let (mut log, mut state) = host.disk.open();
+                initialise(&mut log, &mut state, &membership, genesis.clone()).map_err(
+                    |error| Violation::new("an empty disk takes a group", error.to_string()),
+                )?;
+                for event in host.disk.take_journal() {
+                    group.oracle.wrote(host.node, event)?;
+                }
             }
         }
         for number in 0..self.hosts.len() {
@@ -323,15 +332,6 @@ impl World {
         }
     }
 
-    /// The host whose process leads, by the highest term.
-    pub fn leader(&self) -> Option<HostId> {
-        let leading = self.hosts.iter().filter_map(|host| {
-            let status = host.process.as_ref()?.status();
-            (status.role == Role::Leader && !host.paused).then_some((status.term, host.number))
-        });
-        leading.max().map(|(_, number)| number)
-    }
-
     /// What the process of a host says of itself, if one runs.
     pub fn status(&self, number: HostId) -> Option<Status> {
         let process = self.hosts.get(number)?.process.as_ref()?;
@@ -351,7 +351,7 @@ impl World {
     /// Checks the clients' history so far.
     pub fn check_history(&self) -> Result<(), Violation> {
         self.history
-            .check(CHECK_BUDGET, |name| self.oracle.place(name))
+            .check(CHECK_BUDGET, |name| self.ledger.place(name))
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
@@ -372,7 +372,7 @@ impl World {
     }
 }
 
-fn draw_host(number: HostId, scenario: &Scenario, dice: &mut Dice) -> Host {
+fn draw_host(number: HostId, group: GroupId, scenario: &Scenario, dice: &mut Dice) -> Host {
     let stream = u32::try_from(number).unwrap_or(0);
     let disk = Disk::new(
         scenario.disks.clone(),
@@ -382,7 +382,7 @@ fn draw_host(number: HostId, scenario: &Scenario, dice: &mut Dice) -> Host {
         skew_ms: spread(dice, scenario.skew_ms),
         drift: spread(dice, scenario.drift.into()),
     };
-    Host::new(number, draw_node(dice), disk, clock)
+    Host::new(number, group, draw_node(dice), disk, clock)
 }
 
 /// A number from minus to plus `most`.

@@ -7,7 +7,8 @@ use replica::{Answer, Refusal, RequestId};
 use shardkv::{KvError, Response, Write};
 use types::{ClientId, LogTime, Sequence};
 
-use super::{Client, Operation, Outcome, Session, Surroundings, What};
+use super::{Client, Operation, Session, Surroundings, What};
+use crate::machine::{Outcome, Reply};
 use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
 
@@ -34,7 +35,7 @@ impl Client {
             return Ok(());
         }
         match outcome {
-            Ok(Answer::Machine(response)) => self.served(number, id, response, around),
+            Ok(Answer::Machine(Reply::Kv(response))) => self.served(number, id, response, around),
             Ok(other) => Err(Violation::new(
                 "answers fit their questions",
                 format!("an operation was answered {other:?}"),

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use raft::{Index, Role};
 use replica::{Answer, Request, RequestId};
 use shardkv::{Command, Query, Response, Write, Written};
+use shardkv_sim::machine::Reply;
 use shardkv_sim::network::LinkOptions;
 use shardkv_sim::scenario::Scenario;
 use shardkv_sim::script::Script;
@@ -141,7 +142,9 @@ impl Cluster {
     /// The length after an append, if it was acknowledged.
     pub(crate) fn acknowledged(&self, id: RequestId) -> Option<u64> {
         match self.script.answer(id)? {
-            Ok(Answer::Machine(Response::Written(Written::Append { length }))) => Some(*length),
+            Ok(Answer::Machine(Reply::Kv(Response::Written(Written::Append { length })))) => {
+                Some(*length)
+            }
             _ => None,
         }
     }
@@ -194,7 +197,7 @@ impl Cluster {
             script.answer(id).is_some()
         });
         match self.script.answer(id) {
-            Some(Ok(Answer::Machine(Response::Value(value)))) => {
+            Some(Ok(Answer::Machine(Reply::Kv(Response::Value(value))))) => {
                 String::from_utf8(value.clone().unwrap_or_default().to_vec()).unwrap()
             }
             other => panic!("a read was answered {other:?}"),

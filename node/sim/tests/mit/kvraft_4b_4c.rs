@@ -6,6 +6,7 @@ use bytes::Bytes;
 use replica::{Answer, Request};
 use shardkv::{Response, Write, Written};
 use shardkv_sim::dice::{Concern, Dice};
+use shardkv_sim::machine::Reply;
 use shardkv_sim::queue::{MILLI, SECOND};
 use shardkv_sim::scenario::Scenario;
 
@@ -188,7 +189,9 @@ fn speed_4b() {
         }
         assert!(matches!(
             cluster.script().answer(id),
-            Some(Ok(Answer::Machine(Response::Written(Written::Put))))
+            Some(Ok(Answer::Machine(Reply::Kv(Response::Written(
+                Written::Put
+            )))))
         ));
     }
     let each = (cluster.script().now() - begun) / 1_000;

@@ -1,0 +1,97 @@
+//! The groups of a world: which hosts are theirs, and what each has promised.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use raft::{Membership, Role, Term};
+use replica::{Genesis, RequestId};
+use types::{Gid, NodeId};
+
+use crate::network::HostId;
+use crate::oracle::Oracle;
+use crate::scenario::Scenario;
+use crate::world::World;
+
+/// The number of a group in its world.
+pub(crate) type GroupId = usize;
+
+/// A Raft group.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) gid: Gid,
+    pub(crate) genesis: Genesis,
+    pub(crate) hosts: Range<HostId>,
+    /// How many of its hosts are members at first; the others are empty.
+    pub(crate) members: usize,
+    pub(crate) oracle: Oracle,
+    /// The last term whose leader might have been ambushed.
+    pub(crate) ambushed: Term,
+    /// A membership change that was not answered: whom it was sent to, and in which incarnation.
+    pub(crate) changing: Option<(RequestId, HostId, u64)>,
+}
+
+impl Group {
+    pub(crate) fn new(gid: Gid, genesis: Genesis, hosts: Range<HostId>, members: usize) -> Self {
+        Self {
+            gid,
+            genesis,
+            hosts,
+            members,
+            oracle: Oracle::default(),
+            ambushed: Term(0),
+            changing: None,
+        }
+    }
+}
+
+/// The groups of a scenario.
+pub(crate) fn lay_out(scenario: &Scenario) -> Vec<Group> {
+    vec![Group::new(
+        Gid(1),
+        scenario.genesis,
+        0..scenario.hosts,
+        scenario.members,
+    )]
+}
+
+impl World {
+    /// The host whose process leads a group, by the highest term.
+    pub(crate) fn leader(&self, group: GroupId) -> Option<HostId> {
+        let leading = self.hosts[self.groups[group].hosts.clone()]
+            .iter()
+            .filter_map(|host| {
+                let status = host.process.as_ref()?.status();
+                (status.role == Role::Leader && !host.paused).then_some((status.term, host.number))
+            });
+        leading.max().map(|(_, number)| number)
+    }
+
+    /// The nodes that live on a group's hosts.
+    pub(crate) fn present(&self, group: GroupId) -> BTreeSet<NodeId> {
+        let hosts = &self.hosts[self.groups[group].hosts.clone()];
+        hosts.iter().map(|host| host.node).collect()
+    }
+
+    /// A group's membership, if it is certain: all members live, and every member's log ends with it.
+    pub(crate) fn settled(&self, group: GroupId) -> Option<Membership> {
+        let hosts = &self.hosts[self.groups[group].hosts.clone()];
+        if hosts.iter().any(|host| host.disk.is_damaged()) {
+            return None;
+        }
+        let ends: Vec<(NodeId, Membership)> = hosts
+            .iter()
+            .map(|host| (host.node, host.disk.last_membership()))
+            .collect();
+        let of = |node: NodeId| {
+            let end = ends.iter().find(|(other, _)| *other == node);
+            end.map(|(_, membership)| membership)
+        };
+        let agreed = ends.iter().find(|(_, membership)| {
+            !membership.is_empty()
+                && membership
+                    .members()
+                    .all(|(node, _)| of(node) == Some(membership))
+        });
+        agreed.map(|(_, membership)| membership.clone())
+    }
+}
