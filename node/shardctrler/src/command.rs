@@ -52,12 +52,19 @@ pub enum Query {
         /// Which.
         num: Option<ConfigNum>,
     },
-    /// What leads on from a configuration.
+    /// What leads on from a configuration. Right on any replica ([`replica::Request::ReadLocal`]): one that is behind has
+    /// less to tell, and refuses one who is ahead of it with [`CtrlError::Future`]. Only a group that has nothing (`num` is
+    /// 0, with a `gid`) must ask linearizably ([`replica::Request::Read`]), or it may be told to begin where a group with
+    /// the same gid was before it.
     After {
         /// The configuration that the asker has; 0 for none.
         num: ConfigNum,
-        /// The most deltas in the answer.
+        /// The most deltas in the answer; more than [`crate::MAX_DELTAS`] count as that many.
         limit: u32,
+        /// The replica group that asks to follow. One that has nothing, or is too far behind, is given the configuration
+        /// that it is to begin at: the one up to which the controllers know it to be settled, or the latest if it isn't
+        /// theirs. So a group with new disks under the gid of one that left doesn't relive its predecessor's life.
+        gid: Option<Gid>,
     },
 }
 
@@ -109,7 +116,8 @@ pub struct GroupProgress {
 /// What an asker lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configs {
-    /// The oldest configuration that is kept, when what follows the asker's is not kept any more.
+    /// Where to begin, when what follows the asker's configuration is not kept any more (then it is the oldest that is
+    /// kept), or when a group has nothing yet (see [`Query::After`]).
     pub full: Option<Arc<ShardConfig>>,
     /// What follows, without a gap; the first leads on from `full`, or from what the asker has.
     pub deltas: Vec<ConfigDelta>,
@@ -232,4 +240,33 @@ pub enum CtrlError {
     /// The operation could not be decoded.
     #[error("malformed operation: {0}")]
     Malformed(String),
+}
+
+impl CtrlError {
+    /// Whether every other attempt of the same change, earlier or later, is refused or answered the same. If not, the
+    /// refusal speaks of one attempt: while another copy may be on its way the outcome of the change isn't known, and it
+    /// is to be repeated with the same client id and sequence.
+    ///
+    /// Changes without a session have no identity, so for them this says nothing.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::UnknownGroup(_)
+            | Self::GidZero
+            | Self::NoGroups
+            | Self::BadAddresses { .. }
+            | Self::AddressTaken { .. }
+            | Self::TooManyGroups { .. }
+            | Self::NoShard { .. }
+            | Self::LastGroup
+            | Self::Compacted { .. }
+            | Self::HistoryFull { .. }
+            | Self::SessionExpired
+            | Self::StaleSequence { .. }
+            | Self::BadSequence { .. }
+            | Self::Malformed(_) => true,
+            Self::Future { .. } | Self::SessionFromFuture { .. } | Self::SessionLimit { .. } => {
+                false
+            }
+        }
+    }
 }

@@ -1,0 +1,202 @@
+//! The configurations that are kept: the oldest one whole, and what leads on from it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use types::{ConfigDelta, ConfigError, ConfigNum, Gid, ShardConfig};
+
+/// How much of the past is kept. Every replica of a group must be given the same, or they diverge: the product uses the
+/// default, other values are for tests and simulations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryLimits {
+    /// This many configurations before the latest are kept for people's questions, also when all groups have passed them.
+    pub keep: u64,
+    /// What nobody needs is dropped when it is this many configurations, so that the oldest one isn't rewritten each time.
+    pub step: u64,
+    /// With this many configurations before the latest, changes are refused until the groups that are behind come on.
+    pub max: u64,
+    /// The same for the bytes of what leads on from the oldest one.
+    pub max_bytes: usize,
+}
+
+impl Default for HistoryLimits {
+    fn default() -> Self {
+        Self {
+            keep: 64,
+            step: 16,
+            max: 4_096,
+            max_bytes: 64 << 20,
+        }
+    }
+}
+
+/// What leads to a configuration, and its size as it is stored.
+#[derive(Clone, Debug)]
+struct Kept {
+    delta: Arc<ConfigDelta>,
+    bytes: usize,
+}
+
+/// The configurations that are kept.
+///
+/// Invariants: `deltas` lead from `oldest` to `latest` without a gap; `bytes` is the sum of theirs.
+#[derive(Clone, Debug)]
+pub(crate) struct History {
+    oldest: Arc<ShardConfig>,
+    deltas: VecDeque<Kept>,
+    latest: Arc<ShardConfig>,
+    bytes: usize,
+}
+
+impl History {
+    /// What is kept, rebuilt from its records: the deltas' in order.
+    pub(crate) fn new(
+        oldest: ShardConfig,
+        deltas: impl IntoIterator<Item = (ConfigDelta, usize)>,
+    ) -> Result<Self, ConfigError> {
+        let deltas: VecDeque<Kept> = deltas
+            .into_iter()
+            .map(|(delta, bytes)| Kept {
+                delta: Arc::new(delta),
+                bytes,
+            })
+            .collect();
+        let latest = walk(&oldest, deltas.iter().map(|kept| kept.delta.as_ref()))?;
+        Ok(Self {
+            oldest: Arc::new(oldest),
+            bytes: deltas.iter().map(|kept| kept.bytes).sum(),
+            deltas,
+            latest: Arc::new(latest),
+        })
+    }
+
+    /// Configuration 0 and nothing after it.
+    pub(crate) fn empty(shards: u32) -> Self {
+        let empty = Arc::new(ShardConfig::empty(shards));
+        Self {
+            oldest: Arc::clone(&empty),
+            deltas: VecDeque::new(),
+            latest: empty,
+            bytes: 0,
+        }
+    }
+
+    /// The latest configuration.
+    pub(crate) fn latest(&self) -> &Arc<ShardConfig> {
+        &self.latest
+    }
+
+    /// The oldest configuration that is kept.
+    pub(crate) fn oldest(&self) -> &Arc<ShardConfig> {
+        &self.oldest
+    }
+
+    /// Bytes of all deltas, as stored.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many configurations are kept before the latest.
+    pub(crate) fn len(&self) -> u64 {
+        self.deltas.len() as u64
+    }
+
+    /// A configuration; `None` if it isn't kept, or isn't there yet. Costs its size and that of the deltas up to it.
+    pub(crate) fn at(&self, num: ConfigNum) -> Result<Option<Arc<ShardConfig>>, ConfigError> {
+        if num == self.latest.num() {
+            return Ok(Some(Arc::clone(&self.latest)));
+        }
+        if num == self.oldest.num() {
+            return Ok(Some(Arc::clone(&self.oldest)));
+        }
+        let Some(steps) = self.steps_to(num) else {
+            return Ok(None);
+        };
+        let deltas = self.deltas.iter().take(steps);
+        let config = walk(&self.oldest, deltas.map(|kept| kept.delta.as_ref()))?;
+        Ok(Some(Arc::new(config)))
+    }
+
+    /// What follows `num`, which is kept, in order, each with its size.
+    pub(crate) fn after(
+        &self,
+        num: ConfigNum,
+    ) -> impl Iterator<Item = (&Arc<ConfigDelta>, usize)> + '_ {
+        let steps = self.steps_to(num).unwrap_or(self.deltas.len());
+        let following = self.deltas.iter().skip(steps);
+        following.map(|kept| (&kept.delta, kept.bytes))
+    }
+
+    /// Goes on to the next configuration; returns the record of what leads to it. After an error nothing has changed.
+    pub(crate) fn push(&mut self, delta: ConfigDelta) -> Result<Bytes, ConfigError> {
+        let latest = Arc::make_mut(&mut self.latest);
+        latest.apply(&delta)?;
+        let record = delta.encode();
+        self.bytes += record.len();
+        self.deltas.push_back(Kept {
+            delta: Arc::new(delta),
+            bytes: record.len(),
+        });
+        Ok(record)
+    }
+
+    /// Forgets what was before `num`, which is kept. Returns the numbers of the deltas that are gone.
+    pub(crate) fn cut(&mut self, num: ConfigNum) -> Result<Vec<ConfigNum>, ConfigError> {
+        let (Some(steps), Some(oldest)) = (self.steps_to(num), self.at(num)?) else {
+            return Ok(Vec::new());
+        };
+        self.oldest = oldest;
+        let gone: Vec<Kept> = self.deltas.drain(..steps).collect();
+        self.bytes -= gone.iter().map(|kept| kept.bytes).sum::<usize>();
+        Ok(gone.iter().map(|kept| kept.delta.num).collect())
+    }
+
+    /// How many deltas lead from the oldest configuration to this one, if it is kept.
+    fn steps_to(&self, num: ConfigNum) -> Option<usize> {
+        let steps = num.0.checked_sub(self.oldest.num().0)?;
+        let steps = usize::try_from(steps).ok()?;
+        (steps <= self.deltas.len()).then_some(steps)
+    }
+}
+
+/// The configuration to which deltas lead. [`ShardConfig::apply`] checks the whole after each; this does it once.
+fn walk<'a>(
+    from: &ShardConfig,
+    deltas: impl IntoIterator<Item = &'a ConfigDelta>,
+) -> Result<ShardConfig, ConfigError> {
+    let mut num = from.num();
+    let mut groups = from.groups().clone();
+    let mut owners = from.owners().to_vec();
+    for delta in deltas {
+        if delta.num != num.next() {
+            return Err(ConfigError::Number {
+                config: num,
+                delta: delta.num,
+            });
+        }
+        num = delta.num;
+        for (gid, addresses) in &delta.groups {
+            match addresses {
+                Some(addresses) => groups.insert(*gid, addresses.clone()),
+                None => groups.remove(gid),
+            };
+        }
+        for step in &delta.moves {
+            let range = step.run.first.0 as usize..step.run.end().0 as usize;
+            let moved = owners.get_mut(range);
+            let Some(moved) = moved.filter(|run| run.iter().all(|owner| *owner == step.from))
+            else {
+                let what = format!("the move of {} in configuration {num}", step.run.first);
+                return Err(ConfigError::Invalid(what));
+            };
+            moved.fill(step.to);
+        }
+    }
+    let runs = owners.chunk_by(|a, b| a == b);
+    let runs = runs.map(|run| {
+        let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
+        (count, run.first().copied().unwrap_or(Gid::NONE))
+    });
+    ShardConfig::new(num, groups, runs)
+}

@@ -1,0 +1,150 @@
+//! The outcome of a change that was carried out: what a session remembers.
+//!
+//! # Which refusals are outcomes
+//!
+//! A change that was answered "refused, and nothing changed" must not take effect afterwards, and a late copy of it
+//! is judged when everything may be different: the group that held the address may have left. So of each refusal one of these holds:
+//!
+//! - It depends on the operation and the genesis alone, so every copy gets it (`rules::check`).
+//! - It depends on the configurations, and is remembered like a result: [`Refusal`].
+//! - The session table repeats it for ever, or it speaks of one attempt only ([`CtrlError::is_final`]).
+
+use replica::session::Remembered;
+use types::{ConfigNum, DecodeError, Gid, Reader, Writer};
+
+use crate::codec::decode_flag;
+use crate::{CtrlError, Response};
+
+/// What a change did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It was carried out, if only by finding that all was so already.
+    Changed {
+        num: ConfigNum,
+        changed: bool,
+        moved_shards: u32,
+    },
+    /// The configurations didn't allow it.
+    Refused(Refusal),
+}
+
+/// Why the configurations don't allow a change. As the variants of [`CtrlError`] with the same names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    UnknownGroup(Gid),
+    AddressTaken {
+        address: String,
+        owner: Gid,
+    },
+    TooManyGroups {
+        limit: u64,
+    },
+    LastGroup,
+    HistoryFull {
+        limit: u64,
+        waits_for: Gid,
+        settled: ConfigNum,
+    },
+}
+
+impl From<Outcome> for Response {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Changed {
+                num,
+                changed,
+                moved_shards,
+            } => Self::Changed {
+                num,
+                changed,
+                moved_shards,
+            },
+            Outcome::Refused(refusal) => Self::Refused(refusal.into()),
+        }
+    }
+}
+
+impl From<Refusal> for CtrlError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownGroup(gid) => Self::UnknownGroup(gid),
+            Refusal::AddressTaken { address, owner } => Self::AddressTaken { address, owner },
+            Refusal::TooManyGroups { limit } => Self::TooManyGroups { limit },
+            Refusal::LastGroup => Self::LastGroup,
+            Refusal::HistoryFull {
+                limit,
+                waits_for,
+                settled,
+            } => Self::HistoryFull {
+                limit,
+                waits_for,
+                settled,
+            },
+        }
+    }
+}
+
+impl Remembered for Outcome {
+    fn encode(&self, out: &mut Writer) {
+        match self {
+            Self::Changed {
+                num,
+                changed,
+                moved_shards,
+            } => out
+                .byte(0)
+                .number(num.0)
+                .byte((*changed).into())
+                .number((*moved_shards).into()),
+            Self::Refused(Refusal::UnknownGroup(gid)) => out.byte(1).number(gid.0),
+            Self::Refused(Refusal::AddressTaken { address, owner }) => {
+                out.byte(2).bytes(address.as_bytes()).number(owner.0)
+            }
+            Self::Refused(Refusal::TooManyGroups { limit }) => out.byte(3).number(*limit),
+            Self::Refused(Refusal::LastGroup) => out.byte(4),
+            Self::Refused(Refusal::HistoryFull {
+                limit,
+                waits_for,
+                settled,
+            }) => out
+                .byte(5)
+                .number(*limit)
+                .number(waits_for.0)
+                .number(settled.0),
+        };
+    }
+
+    fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(match input.byte("outcome")? {
+            0 => Self::Changed {
+                num: ConfigNum(input.number("configuration number")?),
+                changed: decode_flag(input, "changed")?,
+                moved_shards: input.number_u32("moved shards")?,
+            },
+            1 => Self::Refused(Refusal::UnknownGroup(Gid(input.number("gid")?))),
+            2 => {
+                let address = input.bytes("address")?;
+                let address = std::str::from_utf8(&address)
+                    .map_err(|_| DecodeError::OutOfRange("address"))?
+                    .to_owned();
+                let owner = Gid(input.number("gid")?);
+                Self::Refused(Refusal::AddressTaken { address, owner })
+            }
+            3 => Self::Refused(Refusal::TooManyGroups {
+                limit: input.number("limit")?,
+            }),
+            4 => Self::Refused(Refusal::LastGroup),
+            5 => Self::Refused(Refusal::HistoryFull {
+                limit: input.number("limit")?,
+                waits_for: Gid(input.number("gid")?),
+                settled: ConfigNum(input.number("settled configuration")?),
+            }),
+            value => {
+                return Err(DecodeError::Unknown {
+                    what: "outcome",
+                    value: value.into(),
+                });
+            }
+        })
+    }
+}
