@@ -1,0 +1,193 @@
+//! Shards that came: their sources are told to delete them, until they confirm it.
+
+use std::collections::BTreeMap;
+
+use raft::Bug;
+use types::{ConfigNum, Gid};
+
+use super::backoff::Backoff;
+use super::configs::refusal;
+use super::lanes::Lanes;
+use super::outbox::{Errand, HandOff, Turn};
+use super::{ASK_PATIENCE_MS, Action, ActionId, Outcome, PROPOSE_PATIENCE_MS};
+use crate::{Ownership, Step};
+
+/// How many hand-offs are ended at the same time.
+const MAX_CONCURRENT: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct Deletes {
+    lanes: Lanes,
+    under_way: BTreeMap<HandOff, Delete>,
+    log: Backoff,
+    filled: Option<ConfigNum>,
+    stale: bool,
+}
+
+#[derive(Debug)]
+struct Delete {
+    source: Gid,
+    /// The source has confirmed.
+    confirmed: bool,
+    /// That is on its way through the log.
+    proposed: Option<ActionId>,
+}
+
+impl Default for Deletes {
+    fn default() -> Self {
+        Self {
+            lanes: Lanes::new(MAX_CONCURRENT),
+            under_way: BTreeMap::new(),
+            log: Backoff::default(),
+            filled: None,
+            stale: false,
+        }
+    }
+}
+
+fn is_owed(ownership: &Ownership, (config, shard): HandOff) -> bool {
+    ownership.owed.contains_key(&(shard, config))
+}
+
+impl Deletes {
+    pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
+        self.stale |= turn.news;
+        let (lanes, ownership) = (&mut self.lanes, turn.ownership);
+        self.under_way.retain(|task, _| {
+            let goes_on = is_owed(ownership, *task);
+            if !goes_on {
+                lanes.finish(*task);
+            }
+            goes_on
+        });
+        if self.filled != Some(ownership.config) {
+            self.fill_lanes(turn);
+        }
+        let tasks: Vec<HandOff> = self.under_way.keys().copied().collect();
+        for task in tasks {
+            self.advance(turn, task);
+        }
+        self.fill_slots(turn);
+        self.lanes.wake(turn);
+    }
+
+    fn fill_lanes(&mut self, turn: &Turn<'_>) {
+        let owed = turn.ownership.owed.iter();
+        let tasks = owed.map(|((shard, config), source)| ((*config, *shard), *source));
+        self.lanes.refresh(tasks);
+        self.filled = Some(turn.ownership.config);
+        self.stale = false;
+    }
+
+    fn fill_slots(&mut self, turn: &mut Turn<'_>) {
+        loop {
+            let ownership = turn.ownership;
+            let still = |task| is_owed(ownership, task);
+            if let Some((task, source)) = self.lanes.start(turn.now, still) {
+                let delete = Delete {
+                    source,
+                    confirmed: false,
+                    proposed: None,
+                };
+                self.under_way.insert(task, delete);
+                self.advance(turn, task);
+            } else if let Some(task) = self.lanes.make_room(turn) {
+                self.under_way.remove(&task);
+            } else if self.stale {
+                self.fill_lanes(turn);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn advance(&mut self, turn: &mut Turn<'_>, task: HandOff) {
+        let Some(delete) = self.under_way.get_mut(&task) else {
+            return;
+        };
+        let (config, shard) = task;
+        if delete.confirmed {
+            if delete.proposed.is_none() && turn.reached(self.log.until()) {
+                let action = Action::Propose(Step::Deleted { shard, config });
+                let id = turn.ask(Errand::Deleted(task), PROPOSE_PATIENCE_MS, action);
+                delete.proposed = Some(id);
+            }
+            return;
+        }
+        if self.lanes.is_asking(task) {
+            return;
+        }
+        let source = delete.source;
+        let Some(addresses) = turn.ownership.groups.get(&source).cloned() else {
+            let why = "its address is not known";
+            self.lanes.fail(task, turn.now, why, turn.options);
+            self.under_way.remove(&task);
+            return;
+        };
+        let action = Action::Delete {
+            shard,
+            config,
+            source,
+            addresses,
+        };
+        let id = turn.ask(Errand::Delete, ASK_PATIENCE_MS, action);
+        self.lanes.asked(task, id, turn.now);
+    }
+
+    /// The outcome of [`Errand::Delete`].
+    pub(super) fn told(&mut self, turn: &Turn<'_>, id: ActionId, outcome: Outcome) {
+        let result = match outcome {
+            Outcome::Done => Ok(()),
+            Outcome::Failed(_) if turn.bugs.has(Bug::DeleteToldOnce) => Ok(()),
+            Outcome::Failed(why) => Err(why),
+            other => Err(format!("not an answer to Delete: {other:?}")),
+        };
+        match result {
+            Ok(()) => {
+                if let Some(task) = self.lanes.answered(id)
+                    && let Some(delete) = self.under_way.get_mut(&task)
+                {
+                    delete.confirmed = true;
+                }
+            }
+            Err(why) => {
+                if let Some(task) = self.lanes.failed(id, turn.now, &why, turn.options) {
+                    self.under_way.remove(&task);
+                }
+            }
+        }
+    }
+
+    /// The outcome of [`Errand::Deleted`].
+    pub(super) fn noted(
+        &mut self,
+        turn: &Turn<'_>,
+        id: ActionId,
+        task: HandOff,
+        outcome: &Outcome,
+    ) {
+        let Some(delete) = self.under_way.get_mut(&task) else {
+            return;
+        };
+        if delete
+            .proposed
+            .take_if(|proposed| *proposed == id)
+            .is_none()
+        {
+            return;
+        }
+        if is_owed(turn.ownership, task) {
+            self.log.fail(turn.now, &refusal(outcome), turn.options);
+        } else {
+            self.log.succeed();
+        }
+    }
+
+    /// Why a source hasn't confirmed a delete yet.
+    pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
+        if self.under_way.get(&task).is_some_and(|it| it.confirmed) {
+            return self.log.why(now).map(|why| format!("own log: {why}"));
+        }
+        self.lanes.why(task, source, now)
+    }
+}

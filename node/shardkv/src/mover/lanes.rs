@@ -1,0 +1,263 @@
+//! Who is asked next: hand-offs by source, so that a source that doesn't answer delays its own alone.
+//!
+//! There is a bounded number of slots. A hand-off takes one while it is worked on, and its source is asked at most one
+//! thing at a time for it. What waits for a slot stands in its source's lane, the oldest configuration first; the slot
+//! goes to the lane that has the fewest, among those to the one with the oldest front. A failure sends the hand-off to
+//! the back of its lane and the whole lane into a pause; after the pause one hand-off of the lane is tried, and only when
+//! it succeeds the others follow. An answer that is long in coming loses its slot if another source's hand-off could have
+//! it, and the lane rests until that answer came, or is given up.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use types::Gid;
+
+use super::backoff::Backoff;
+use super::outbox::{HandOff, Turn};
+use super::{ActionId, MoverOptions};
+
+/// How long, in milliseconds, a source may take to answer while others wait for the slot.
+const PATIENCE_MS: u64 = 500;
+
+#[derive(Debug)]
+pub(super) struct Lanes {
+    slots: usize,
+    by_source: BTreeMap<Gid, Lane>,
+    working: BTreeMap<HandOff, Slot>,
+    /// Questions whose slots were given to others.
+    given_up: BTreeMap<ActionId, Gid>,
+    started: u64,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    waiting: VecDeque<HandOff>,
+    working: usize,
+    given_up: usize,
+    backoff: Backoff,
+    /// Counts up with each start, so that equal lanes take turns.
+    last_started: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    source: Gid,
+    /// What the source is being asked, and since when.
+    asked: Option<(ActionId, u64)>,
+}
+
+impl Lane {
+    fn is_open(&self, now: u64) -> bool {
+        let trying = self.backoff.is_failing() && self.working > 0;
+        !self.waiting.is_empty() && !trying && self.given_up == 0 && now >= self.backoff.until()
+    }
+}
+
+impl Lanes {
+    pub(super) fn new(slots: usize) -> Self {
+        Self {
+            slots: slots.max(1),
+            by_source: BTreeMap::new(),
+            working: BTreeMap::new(),
+            given_up: BTreeMap::new(),
+            started: 0,
+        }
+    }
+
+    /// All that is to be done. What waits already keeps its place.
+    pub(super) fn refresh(&mut self, tasks: impl Iterator<Item = (HandOff, Gid)>) {
+        let mut new: BTreeMap<Gid, BTreeSet<HandOff>> = BTreeMap::new();
+        for (task, source) in tasks {
+            if !self.working.contains_key(&task) {
+                new.entry(source).or_default().insert(task);
+            }
+        }
+        for (source, lane) in &mut self.by_source {
+            let tasks = new.entry(*source).or_default();
+            lane.waiting.retain(|task| tasks.remove(task));
+        }
+        for (source, tasks) in new {
+            self.by_source
+                .entry(source)
+                .or_default()
+                .waiting
+                .extend(tasks);
+        }
+        self.by_source
+            .retain(|_, lane| !lane.waiting.is_empty() || lane.working > 0 || lane.given_up > 0);
+    }
+
+    /// Gives a slot to the next hand-off that is `still` to be done, if there are both.
+    pub(super) fn start(
+        &mut self,
+        now: u64,
+        still: impl Fn(HandOff) -> bool,
+    ) -> Option<(HandOff, Gid)> {
+        while self.has_free_slot() {
+            let source = self.next_open(now)?;
+            let lane = self.by_source.get_mut(&source)?;
+            let task = lane.waiting.pop_front()?;
+            if self.working.contains_key(&task) || !still(task) {
+                continue;
+            }
+            self.started += 1;
+            lane.last_started = self.started;
+            lane.working += 1;
+            let asked = None;
+            self.working.insert(task, Slot { source, asked });
+            return Some((task, source));
+        }
+        None
+    }
+
+    pub(super) fn has_free_slot(&self) -> bool {
+        self.working.len() < self.slots
+    }
+
+    fn next_open(&self, now: u64) -> Option<Gid> {
+        let open = self.by_source.iter().filter(|(_, lane)| lane.is_open(now));
+        let next =
+            open.min_by_key(|(_, lane)| (lane.working, lane.waiting.front(), lane.last_started));
+        next.map(|(source, _)| *source)
+    }
+
+    /// The source is being asked something for a hand-off that has a slot.
+    pub(super) fn asked(&mut self, task: HandOff, id: ActionId, now: u64) {
+        if let Some(slot) = self.working.get_mut(&task) {
+            slot.asked = Some((id, now));
+        }
+    }
+
+    pub(super) fn is_asking(&self, task: HandOff) -> bool {
+        let slot = self.working.get(&task);
+        slot.is_some_and(|slot| slot.asked.is_some())
+    }
+
+    fn asker(&self, id: ActionId) -> Option<HandOff> {
+        let asked = |slot: &Slot| slot.asked.is_some_and(|(asked, _)| asked == id);
+        let mut working = self.working.iter();
+        working.find(|(_, slot)| asked(slot)).map(|(task, _)| *task)
+    }
+
+    /// A source answered. The hand-off that it was asked for, if that still has its slot.
+    pub(super) fn answered(&mut self, id: ActionId) -> Option<HandOff> {
+        if let Some(source) = self.given_up.remove(&id) {
+            if let Some(lane) = self.by_source.get_mut(&source) {
+                lane.given_up -= 1;
+                lane.backoff.succeed();
+            }
+            return None;
+        }
+        let task = self.asker(id)?;
+        let slot = self.working.get_mut(&task)?;
+        slot.asked = None;
+        if let Some(lane) = self.by_source.get_mut(&slot.source) {
+            lane.backoff.succeed();
+        }
+        Some(task)
+    }
+
+    /// A source didn't answer, or not well. The hand-off that it was asked for, if that still had its slot: it has it no
+    /// longer.
+    pub(super) fn failed(
+        &mut self,
+        id: ActionId,
+        now: u64,
+        why: &str,
+        options: &MoverOptions,
+    ) -> Option<HandOff> {
+        if let Some(source) = self.given_up.remove(&id) {
+            if let Some(lane) = self.by_source.get_mut(&source) {
+                lane.given_up -= 1;
+                lane.backoff.fail(now, why, options);
+            }
+            return None;
+        }
+        let task = self.asker(id)?;
+        self.fail(task, now, why, options);
+        Some(task)
+    }
+
+    /// A hand-off can't go on for a reason that lies with its source: it loses its slot, and the source gets a pause.
+    pub(super) fn fail(&mut self, task: HandOff, now: u64, why: &str, options: &MoverOptions) {
+        if let Some(lane) = self.take_slot(task) {
+            lane.backoff.fail(now, why, options);
+            lane.waiting.push_back(task);
+        }
+    }
+
+    /// A hand-off loses its slot and waits again, behind the others.
+    pub(super) fn requeue(&mut self, task: HandOff) {
+        if let Some(lane) = self.take_slot(task) {
+            lane.waiting.push_back(task);
+        }
+    }
+
+    /// Nothing is to be done any more for a hand-off that has a slot.
+    pub(super) fn finish(&mut self, task: HandOff) {
+        self.take_slot(task);
+    }
+
+    fn take_slot(&mut self, task: HandOff) -> Option<&mut Lane> {
+        let slot = self.working.remove(&task)?;
+        let lane = self.by_source.get_mut(&slot.source)?;
+        lane.working -= 1;
+        Some(lane)
+    }
+
+    /// If no slot is free: takes one from a source that keeps it waiting, if another's hand-off could use it. The one that
+    /// lost it.
+    pub(super) fn make_room(&mut self, turn: &mut Turn<'_>) -> Option<HandOff> {
+        if self.has_free_slot() {
+            return None;
+        }
+        let open: Vec<Gid> = self
+            .by_source
+            .iter()
+            .filter(|(_, lane)| lane.is_open(turn.now))
+            .map(|(source, _)| *source)
+            .take(2)
+            .collect();
+        let slow = self.working.iter().filter_map(|(task, slot)| {
+            let (id, since) = slot.asked?;
+            let wanted = open.iter().any(|source| *source != slot.source);
+            wanted.then_some((since, id, *task, slot.source))
+        });
+        let (since, id, task, source) = slow.min()?;
+        if !turn.reached(since.saturating_add(PATIENCE_MS)) {
+            return None;
+        }
+        let why = format!("no answer within {PATIENCE_MS} ms");
+        self.fail(task, turn.now, &why, turn.options);
+        self.given_up.insert(id, source);
+        self.by_source.get_mut(&source)?.given_up += 1;
+        Some(task)
+    }
+
+    /// Makes sure that there is a turn when the next pause ends.
+    pub(super) fn wake(&self, turn: &mut Turn<'_>) {
+        for lane in self
+            .by_source
+            .values()
+            .filter(|lane| !lane.waiting.is_empty())
+        {
+            if lane.given_up == 0 && lane.backoff.until() > turn.now {
+                turn.reached(lane.backoff.until());
+            }
+        }
+    }
+
+    /// Why a hand-off that waits for this source makes no progress.
+    pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
+        let lane = self.by_source.get(&source);
+        if let Some(slot) = self.working.get(&task) {
+            let (_, since) = slot.asked?;
+            let waited = now.saturating_sub(since);
+            let slow = waited >= PATIENCE_MS;
+            return slow.then(|| format!("{source}: no answer for {waited} ms"));
+        }
+        if let Some(why) = lane.and_then(|lane| lane.backoff.why(now)) {
+            return Some(format!("{source}: {why}"));
+        }
+        Some(format!("waits for one of {} slots", self.slots))
+    }
+}

@@ -1,0 +1,58 @@
+//! How fast shards come in.
+
+/// How much may come at once after a pause, as a part of a second's.
+const BURST_PART: i128 = 10;
+
+/// A token bucket: in any `t` milliseconds it gives out at most `rate * t / 1000` bytes and what fits into the bucket,
+/// where that is a tenth of a second's or one request, whichever is more.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Bytes a second; 0 for no limit.
+    rate: u64,
+    /// The bucket's size, in thousandths of a byte, so that each millisecond adds a whole number.
+    size: i128,
+    /// What is in it; below zero after a part that was larger than what was asked for.
+    level: i128,
+    /// When it was last filled.
+    at: u64,
+}
+
+impl Pace {
+    pub(super) fn new(rate: u64, request: u32) -> Self {
+        let size = (i128::from(rate) / BURST_PART).max(request.into()) * 1_000;
+        Self {
+            rate,
+            size,
+            level: size,
+            at: 0,
+        }
+    }
+
+    /// Takes `bytes` for a request, or says when they will be there. What wasn't needed is to be given back.
+    pub(super) fn take(&mut self, now: u64, bytes: u32) -> Result<(), u64> {
+        if self.rate == 0 {
+            return Ok(());
+        }
+        let passed = now.saturating_sub(self.at);
+        self.at = self.at.max(now);
+        self.add(i128::from(passed) * i128::from(self.rate));
+        let lacking = i128::from(bytes) * 1_000 - self.level;
+        if lacking > 0 {
+            let wait = (lacking - 1) / i128::from(self.rate) + 1;
+            return Err(now.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX)));
+        }
+        self.level -= i128::from(bytes) * 1_000;
+        Ok(())
+    }
+
+    /// Corrects what was taken for a request by what came.
+    pub(super) fn came(&mut self, taken: u32, bytes: u64) {
+        if self.rate > 0 {
+            self.add((i128::from(taken) - i128::from(bytes)) * 1_000);
+        }
+    }
+
+    fn add(&mut self, thousandths: i128) {
+        self.level = self.level.saturating_add(thousandths).min(self.size);
+    }
+}

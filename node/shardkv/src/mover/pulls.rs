@@ -1,0 +1,309 @@
+//! Shards that come: fetched in parts, each put into the group's log.
+//!
+//! While one part is on its way through the log the next one is fetched, so of each shard in a slot at most two parts are
+//! in memory.
+
+use std::collections::BTreeMap;
+
+use raft::Bug;
+use types::{ConfigNum, Gid, ShardId};
+
+use super::backoff::Backoff;
+use super::configs::refusal;
+use super::lanes::Lanes;
+use super::outbox::{Errand, HandOff, Turn};
+use super::pace::Pace;
+use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
+use crate::{Chunk, Cursor, Next, Ownership, ShardState, Step};
+
+#[derive(Debug)]
+pub(super) struct Pulls {
+    lanes: Lanes,
+    under_way: BTreeMap<HandOff, Pull>,
+    pace: Pace,
+    /// When the pace allows the next part; for people.
+    paced_until: u64,
+    /// Failures of the own log.
+    log: Backoff,
+    /// The configuration as of which the lanes are filled.
+    filled: Option<ConfigNum>,
+    /// The ownership has changed since.
+    stale: bool,
+}
+
+/// A shard that has a slot.
+#[derive(Debug)]
+struct Pull {
+    source: Gid,
+    /// From where on the source was last asked.
+    asked: Cursor,
+    /// A part that waits for the one before it.
+    ready: Option<Chunk>,
+    install: Option<Install>,
+}
+
+/// A part on its way through the log.
+#[derive(Debug)]
+struct Install {
+    id: ActionId,
+    after: Cursor,
+    next: Option<Cursor>,
+}
+
+/// What has arrived of a shard, if this hand-off is what it waits for.
+fn arrived(ownership: &Ownership, (num, shard): HandOff) -> Option<&Cursor> {
+    match &ownership.shards.get(&shard)?.state {
+        ShardState::Pulling { config, after, .. } if *config == num => Some(after),
+        _ => None,
+    }
+}
+
+impl Pulls {
+    pub(super) fn new(options: &MoverOptions) -> Self {
+        Self {
+            lanes: Lanes::new(slots(options)),
+            under_way: BTreeMap::new(),
+            pace: Pace::new(options.max_bytes_per_second, part_bytes(options)),
+            paced_until: 0,
+            log: Backoff::default(),
+            filled: None,
+            stale: false,
+        }
+    }
+
+    /// Leadership is lost. The pace is kept, or each change of leaders would allow a burst.
+    pub(super) fn forget(&mut self, options: &MoverOptions) {
+        self.lanes = Lanes::new(slots(options));
+        self.under_way.clear();
+        self.log.succeed();
+        self.filled = None;
+        self.stale = false;
+    }
+
+    pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
+        self.stale |= turn.news;
+        let (lanes, ownership) = (&mut self.lanes, turn.ownership);
+        self.under_way.retain(|task, _| {
+            let goes_on = arrived(ownership, *task).is_some();
+            if !goes_on {
+                lanes.finish(*task);
+            }
+            goes_on
+        });
+        if self.filled != Some(ownership.config) {
+            self.fill_lanes(turn);
+        }
+        if !turn.reached(self.log.until()) {
+            return;
+        }
+        let tasks: Vec<HandOff> = self.under_way.keys().copied().collect();
+        for task in tasks {
+            self.advance(turn, task);
+        }
+        self.fill_slots(turn);
+        self.lanes.wake(turn);
+    }
+
+    fn fill_lanes(&mut self, turn: &Turn<'_>) {
+        let shards = turn.ownership.shards.iter();
+        self.lanes
+            .refresh(shards.filter_map(|(shard, it)| match it.state {
+                ShardState::Pulling { config, source, .. } => Some(((config, *shard), source)),
+                _ => None,
+            }));
+        self.filled = Some(turn.ownership.config);
+        self.stale = false;
+    }
+
+    fn fill_slots(&mut self, turn: &mut Turn<'_>) {
+        loop {
+            let ownership = turn.ownership;
+            let still = |task| arrived(ownership, task).is_some();
+            if let Some((task, source)) = self.lanes.start(turn.now, still) {
+                let pull = Pull {
+                    source,
+                    asked: Cursor::default(),
+                    ready: None,
+                    install: None,
+                };
+                self.under_way.insert(task, pull);
+                self.advance(turn, task);
+            } else if let Some(task) = self.lanes.make_room(turn) {
+                self.under_way.remove(&task);
+            } else if self.stale {
+                self.fill_lanes(turn);
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Does the next thing for a shard that has a slot.
+    fn advance(&mut self, turn: &mut Turn<'_>, task: HandOff) {
+        let Some(after) = arrived(turn.ownership, task) else {
+            return;
+        };
+        let Some(pull) = self.under_way.get_mut(&task) else {
+            return;
+        };
+        if pull.install.is_none()
+            && let Some(chunk) = pull.ready.take()
+            && chunk.after == *after
+        {
+            pull.install = Some(install(turn, task, pull.source, chunk));
+        }
+        if pull.ready.is_some() || self.lanes.is_asking(task) {
+            return;
+        }
+        let from = match &pull.install {
+            None => after.clone(),
+            Some(Install {
+                next: Some(next), ..
+            }) => next.clone(),
+            Some(Install { next: None, .. }) => return,
+        };
+        let (config, shard) = task;
+        let source = pull.source;
+        let Some(addresses) = turn.ownership.groups.get(&source).cloned() else {
+            let why = "its address is not known";
+            self.lanes.fail(task, turn.now, why, turn.options);
+            self.under_way.remove(&task);
+            return;
+        };
+        let max_bytes = part_bytes(turn.options);
+        if let Err(at) = self.pace.take(turn.now, max_bytes) {
+            self.paced_until = at;
+            turn.reached(at);
+            return;
+        }
+        pull.asked = from.clone();
+        let action = Action::Pull {
+            shard,
+            config,
+            source,
+            addresses,
+            after: from,
+            max_bytes,
+        };
+        let id = turn.ask(Errand::Pull, ASK_PATIENCE_MS, action);
+        self.lanes.asked(task, id, turn.now);
+    }
+
+    /// The outcome of [`Errand::Pull`].
+    pub(super) fn pulled(&mut self, turn: &Turn<'_>, id: ActionId, outcome: Outcome) {
+        let came = match &outcome {
+            Outcome::Pulled(chunk) => chunk.content_bytes(),
+            _ => 0,
+        };
+        self.pace.came(part_bytes(turn.options), came);
+        let result = match outcome {
+            Outcome::Pulled(chunk) => Ok(chunk),
+            Outcome::Failed(why) => Err(why),
+            other => Err(format!("not an answer to Pull: {other:?}")),
+        };
+        match result {
+            Ok(chunk) => {
+                let Some(task) = self.lanes.answered(id) else {
+                    return;
+                };
+                let Some(pull) = self.under_way.get_mut(&task) else {
+                    return;
+                };
+                if is_right(&chunk, task, &pull.asked) {
+                    pull.ready = Some(chunk);
+                } else {
+                    let why = "it sent another part than it was asked for";
+                    self.lanes.fail(task, turn.now, why, turn.options);
+                    self.under_way.remove(&task);
+                }
+            }
+            Err(why) => {
+                if let Some(task) = self.lanes.failed(id, turn.now, &why, turn.options) {
+                    self.under_way.remove(&task);
+                }
+            }
+        }
+    }
+
+    /// The outcome of [`Errand::Install`].
+    pub(super) fn installed(
+        &mut self,
+        turn: &Turn<'_>,
+        id: ActionId,
+        task: HandOff,
+        outcome: &Outcome,
+    ) {
+        let Some(pull) = self.under_way.get_mut(&task) else {
+            return;
+        };
+        let Some(install) = pull.install.take_if(|install| install.id == id) else {
+            return;
+        };
+        if arrived(turn.ownership, task) != Some(&install.after) {
+            self.log.succeed();
+            return;
+        }
+        // The next in the lane may have more luck, if it was this part that the log didn't take.
+        self.log.fail(turn.now, &refusal(outcome), turn.options);
+        self.lanes.requeue(task);
+        self.under_way.remove(&task);
+    }
+
+    /// Why a shard that is pulled makes no progress.
+    pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
+        if let Some(pull) = self.under_way.get(&task) {
+            if pull.install.is_some() {
+                return None;
+            }
+            if !self.lanes.is_asking(task) && self.paced_until > now {
+                return Some("paced: the limit of bytes a second is reached".to_owned());
+            }
+        } else if let Some(why) = self.log.why(now) {
+            return Some(format!("own log: {why}"));
+        }
+        self.lanes.why(task, source, now)
+    }
+}
+
+fn slots(options: &MoverOptions) -> usize {
+    options.max_concurrent_pulls as usize
+}
+
+fn part_bytes(options: &MoverOptions) -> u32 {
+    options.chunk_bytes.max(1)
+}
+
+/// Whether a part is the one that was asked for, and leads on.
+fn is_right(chunk: &Chunk, task: HandOff, asked: &Cursor) -> bool {
+    let leads_on = match &chunk.next {
+        Next::Chunk(next) => next > asked,
+        Next::Done { .. } => true,
+    };
+    (chunk.config, chunk.shard) == task && chunk.after == *asked && leads_on
+}
+
+fn install(turn: &mut Turn<'_>, task: HandOff, source: Gid, chunk: Chunk) -> Install {
+    let after = chunk.after.clone();
+    let next = match &chunk.next {
+        Next::Chunk(next) => Some(next.clone()),
+        Next::Done { .. } => None,
+    };
+    if next.is_none() && turn.bugs.has(Bug::DeleteBeforeInstall) {
+        tell_too_early(turn, task, source);
+    }
+    let action = Action::Propose(Step::Install(chunk));
+    let id = turn.ask(Errand::Install(task), PROPOSE_PATIENCE_MS, action);
+    Install { id, after, next }
+}
+
+/// The bug of that name.
+fn tell_too_early(turn: &mut Turn<'_>, (config, shard): (ConfigNum, ShardId), source: Gid) {
+    let addresses = turn.ownership.groups.get(&source).cloned();
+    let action = Action::Delete {
+        shard,
+        config,
+        source,
+        addresses: addresses.unwrap_or_default(),
+    };
+    turn.ask(Errand::Whatever, ASK_PATIENCE_MS, action);
+}

@@ -1,0 +1,70 @@
+//! How far the group is, told to the controllers.
+
+use types::ConfigNum;
+
+use super::backoff::Backoff;
+use super::outbox::{Errand, Turn};
+use super::{ASK_PATIENCE_MS, Action, Outcome};
+
+/// At most this often, in milliseconds, however fast things go.
+const GAP_MS: u64 = 100;
+/// At least this often, in milliseconds: the controllers may have lost what they were told.
+const INTERVAL_MS: u64 = 30_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    reporting: bool,
+    /// What the controllers have taken last, and when.
+    reported: Option<(ConfigNum, u64)>,
+    /// Not before this.
+    next_at: u64,
+    /// The ownership has changed since it was looked at.
+    stale: bool,
+    backoff: Backoff,
+}
+
+impl Reports {
+    pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
+        self.stale |= turn.news;
+        if self.reporting || turn.ownership.controller.is_none() {
+            return;
+        }
+        let repeat_at = self
+            .reported
+            .map_or(0, |(_, at)| at.saturating_add(INTERVAL_MS));
+        let at = if self.stale { self.next_at } else { repeat_at };
+        if !turn.reached(at.max(self.backoff.until())) {
+            return;
+        }
+        self.stale = false;
+        self.next_at = turn.now.saturating_add(GAP_MS);
+        let settled = turn.ownership.settled();
+        let known = self.reported.is_some_and(|(known, _)| known == settled);
+        if known && !turn.reached(repeat_at) {
+            return;
+        }
+        self.reporting = true;
+        let errand = Errand::Report(settled);
+        turn.ask(errand, ASK_PATIENCE_MS, Action::Report { settled });
+    }
+
+    /// The outcome of [`Errand::Report`].
+    pub(super) fn ended(&mut self, turn: &Turn<'_>, settled: ConfigNum, outcome: &Outcome) {
+        self.reporting = false;
+        match outcome {
+            Outcome::Done => {
+                self.reported = Some((settled, turn.now));
+                self.backoff.succeed();
+            }
+            Outcome::Failed(why) => {
+                self.stale = true;
+                self.backoff.fail(turn.now, why, turn.options);
+            }
+            Outcome::Configs { .. } | Outcome::Pulled(_) => {
+                self.stale = true;
+                let why = "not an answer to Report";
+                self.backoff.fail(turn.now, why, turn.options);
+            }
+        }
+    }
+}
