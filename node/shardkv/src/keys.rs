@@ -3,6 +3,10 @@
 //! | keyspace | key | value |
 //! |---|---|---|
 //! | `Meta` | `shardkv/genesis` | [`crate::Genesis`] |
+//! | `Meta` | `shardkv/group` | which group this is, whom it follows, and how far |
+//! | `Meta` | `shardkv/shard/`, shard (u32, big-endian) | a [`crate::Shard`]; none in a standalone group |
+//! | `Meta` | `shardkv/owed/`, shard, configuration (u64, big-endian) | to whom a delete is owed |
+//! | `Meta` | `shardkv/address/`, gid (u64, big-endian) | where a group is |
 //! | `Data` | shard (u32, big-endian), user's key | user's value |
 //! | `Sessions` | shard (u32, big-endian), birth, nonce (u64 each, big-endian) | a session's record |
 //!
@@ -10,7 +14,15 @@
 //! and cleared as one. In `Meta`, names that start with `shardkv/` are this crate's.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use types::{ClientId, LogTime, ShardId};
+use types::{ClientId, ConfigNum, Gid, LogTime, ShardId};
+
+/// Which group this is, in `Meta`.
+pub(crate) const GROUP: &[u8] = b"shardkv/group";
+
+/// What the keys of the records of shards, owed deletes and addresses begin with, in `Meta`.
+pub(crate) const SHARDS: &[u8] = b"shardkv/shard/";
+pub(crate) const OWED: &[u8] = b"shardkv/owed/";
+pub(crate) const ADDRESSES: &[u8] = b"shardkv/address/";
 
 const SHARD_BYTES: usize = 4;
 const SESSION_BYTES: usize = SHARD_BYTES + 16;
@@ -56,9 +68,80 @@ pub(crate) fn split_session(mut stored: &[u8]) -> Option<(ShardId, ClientId)> {
     Some((shard, client))
 }
 
+/// A shard's record, in `Meta`.
+pub(crate) fn shard_record(shard: ShardId) -> Bytes {
+    [SHARDS, &shard.0.to_be_bytes()].concat().into()
+}
+
+/// The shard of a [`shard_record`].
+pub(crate) fn split_shard_record(stored: &[u8]) -> Option<ShardId> {
+    let shard = stored.strip_prefix(SHARDS)?.try_into().ok()?;
+    Some(ShardId(u32::from_be_bytes(shard)))
+}
+
+/// The record of a delete that is owed, in `Meta`.
+pub(crate) fn owed_record((shard, config): (ShardId, ConfigNum)) -> Bytes {
+    [OWED, &shard.0.to_be_bytes(), &config.0.to_be_bytes()]
+        .concat()
+        .into()
+}
+
+/// Shard and configuration of an [`owed_record`].
+pub(crate) fn split_owed_record(stored: &[u8]) -> Option<(ShardId, ConfigNum)> {
+    let (shard, config) = stored.strip_prefix(OWED)?.split_first_chunk()?;
+    let config = config.try_into().ok()?;
+    Some((
+        ShardId(u32::from_be_bytes(*shard)),
+        ConfigNum(u64::from_be_bytes(config)),
+    ))
+}
+
+/// The record of where a group is, in `Meta`.
+pub(crate) fn address_record(gid: Gid) -> Bytes {
+    [ADDRESSES, &gid.0.to_be_bytes()].concat().into()
+}
+
+/// The group of an [`address_record`].
+pub(crate) fn split_address_record(stored: &[u8]) -> Option<Gid> {
+    let gid = stored.strip_prefix(ADDRESSES)?.try_into().ok()?;
+    Some(Gid(u64::from_be_bytes(gid)))
+}
+
+/// The end of the range of keys that begin with `prefix`, which ends with a slash.
+pub(crate) fn prefix_end(prefix: &[u8]) -> Bytes {
+    let name = prefix.strip_suffix(b"/").unwrap_or(prefix);
+    // What follows the slash in ASCII.
+    [name, b"0"].concat().into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_split_into_what_they_were_made_of() {
+        let (shard, config, gid) = (ShardId(0x0102_0304), ConfigNum(u64::MAX - 1), Gid(9));
+        let keys = [
+            (shard_record(shard), SHARDS),
+            (owed_record((shard, config)), OWED),
+            (address_record(gid), ADDRESSES),
+        ];
+        for (key, prefix) in &keys {
+            assert!(key.as_ref() > *prefix && *key < prefix_end(prefix));
+        }
+        let [shards, owed, addresses] = keys.map(|(key, _)| key);
+        assert_eq!(split_shard_record(&shards), Some(shard));
+        assert_eq!(split_owed_record(&owed), Some((shard, config)));
+        assert_eq!(split_address_record(&addresses), Some(gid));
+        for key in [&shards, &owed, &addresses] {
+            for length in 0..key.len() {
+                let cut = &key[..length];
+                assert_eq!(split_shard_record(cut), None);
+                assert_eq!(split_owed_record(cut), None);
+                assert_eq!(split_address_record(cut), None);
+            }
+        }
+    }
 
     #[test]
     fn keys_split_into_what_they_were_made_of() {

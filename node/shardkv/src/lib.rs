@@ -36,17 +36,22 @@
 //! shard's prefix and sits in a table of its own, so that a shard can be fenced, copied as two ranges with
 //! the table's clock, and cleared.
 
+mod bugs;
 mod codec;
 mod command;
 mod execute;
+mod install;
 mod keys;
 mod machine;
 mod mover;
 mod outcome;
 mod ownership;
+mod query;
+mod records;
 mod scan;
 mod step;
 mod step_codec;
+mod transition;
 
 pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
@@ -55,6 +60,7 @@ pub use command::{
 pub use machine::ShardKv;
 pub use mover::{Action, ActionId, Mover, MoverOptions, Outcome as ActionOutcome};
 pub use ownership::{Ownership, QueuedStep, Shard, ShardState};
+pub use query::user_key;
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use step::{Chunk, Cursor, Next, Step};

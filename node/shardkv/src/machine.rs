@@ -1,31 +1,37 @@
 //! The state machine.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::{Bug, StoreError};
 use replica::session::{Admission, SessionRefusal, SessionTable};
-use replica::{Applying, Keyspace, StateMachine, StateReader, Transaction};
-use types::{ShardId, shard_of};
+use replica::{Applying, GroupKind, Keyspace, StateMachine, StateReader, Transaction};
+use types::{ClientId, ShardId, shard_of};
 
+use crate::bugs::Bugs;
 use crate::codec::Operation;
 use crate::execute::execute;
 use crate::outcome::Outcome;
-use crate::scan::{Range, scan};
-use crate::{Genesis, KvError, MAX_KEY_BYTES, Query, Response, keys};
+use crate::query::{Asked, check_key};
+use crate::records::{self, each_pair};
+use crate::transition::Verdict;
+use crate::{Chunk, Genesis, KvError, Ownership, Query, Response, ShardState, Step, keys};
 
 /// The most forgotten sessions that one write removes from one table. More than the one that it may add, so
 /// that tables shrink.
 const EXPIRED_PER_WRITE: usize = 2;
 
-/// How many records a reload reads at once, and about how many bytes.
-const RELOAD_PAGE: (usize, usize) = (4_096, 1 << 20);
+/// The session tables by shard.
+type Tables = BTreeMap<ShardId, SessionTable<Outcome>>;
 
 /// The sharded key-value store as a [`StateMachine`].
 ///
 /// Invariants, between batches:
-/// - `sessions` holds exactly the records of [`Keyspace::Sessions`], and no empty table;
+/// - `sessions` holds exactly the records of [`Keyspace::Sessions`], and no empty table; no table's clock is behind the
+///   shard's;
+/// - `ownership` is what the records of [`Keyspace::Meta`] say;
+/// - an absent shard has neither data nor sessions;
 /// - `dirty` is empty.
 ///
 /// If a batch's commit fails, the caches are ahead of the state: nothing may be applied before
@@ -33,10 +39,10 @@ const RELOAD_PAGE: (usize, usize) = (4_096, 1 << 20);
 #[derive(Debug, Default)]
 pub struct ShardKv {
     genesis: Option<Genesis>,
-    sessions: BTreeMap<ShardId, SessionTable<Outcome>>,
+    sessions: Tables,
     dirty: BTreeSet<ShardId>,
-    #[cfg(feature = "bugs")]
-    bug: Option<Bug>,
+    ownership: Arc<Ownership>,
+    bugs: Bugs,
 }
 
 impl ShardKv {
@@ -49,20 +55,9 @@ impl ShardKv {
     #[cfg(feature = "bugs")]
     pub fn with_bug(bug: Option<Bug>) -> Self {
         Self {
-            bug,
+            bugs: Bugs::new(bug),
             ..Self::default()
         }
-    }
-
-    #[cfg(feature = "bugs")]
-    fn has_bug(&self, bug: Bug) -> bool {
-        self.bug == Some(bug)
-    }
-
-    #[cfg(not(feature = "bugs"))]
-    #[allow(clippy::unused_self)]
-    const fn has_bug(&self, _: Bug) -> bool {
-        false
     }
 
     /// What the group was created with; `None` as long as the state is empty.
@@ -75,6 +70,11 @@ impl ShardKv {
         self.sessions.values().map(SessionTable::len).sum()
     }
 
+    /// What the group has to do with which shard, as of the last entry.
+    pub fn ownership(&self) -> Arc<Ownership> {
+        Arc::clone(&self.ownership)
+    }
+
     /// A state without a genesis has no log: its replica waits for a snapshot, after which there is one. An
     /// operation that comes all the same would be lost here and kept elsewhere, so it is not refused but
     /// stops the node.
@@ -84,12 +84,16 @@ impl ShardKv {
     }
 
     /// Removes some of what expired from the write's own table, and from one other that each entry visits in
-    /// turn, so that a shard without writes forgets too. Which and how many depends on the log alone.
+    /// turn, so that a shard without writes forgets too. Which and how many depends on the log alone. Sessions of shards
+    /// that aren't served don't change: they are being copied.
     fn forget_some(&mut self, own: ShardId, at: Applying, genesis: &Genesis) {
         let limits = genesis.session_limits();
         let visited = at.entry.index.0 % u64::from(genesis.shards.max(1));
         let visited = u32::try_from(visited).map_or(own, ShardId);
         for shard in [own, visited] {
+            if shard != own && self.ownership.check_served(shard).is_err() {
+                continue;
+            }
             if let Some(table) = self.sessions.get_mut(&shard)
                 && table.expire(at.time, &limits, EXPIRED_PER_WRITE) > 0
             {
@@ -107,21 +111,15 @@ impl StateMachine for ShardKv {
         self.sessions.clear();
         self.dirty.clear();
         self.genesis = Genesis::load(state)?;
-        let mut after = Bound::Unbounded;
-        loop {
-            let from = after.as_ref().map(Bytes::as_ref);
-            let (limit, max_bytes) = RELOAD_PAGE;
-            let bounds = (from, Bound::Unbounded);
-            let page = state.scan(Keyspace::Sessions, bounds, limit, max_bytes)?;
-            let Some((last, _)) = page.last() else {
-                return Ok(());
-            };
-            let last = last.clone();
-            for (key, record) in page {
-                self.load_session(&key, record)?;
-            }
-            after = Bound::Excluded(last);
-        }
+        let Some(genesis) = self.genesis else {
+            self.ownership = Arc::default();
+            return Ok(());
+        };
+        self.ownership = Arc::new(records::load(state, &genesis)?);
+        let start = Bytes::new();
+        each_pair(state, Keyspace::Sessions, start, None, |key, record| {
+            self.load_session(key, record)
+        })
     }
 
     fn apply(
@@ -133,10 +131,7 @@ impl StateMachine for ShardKv {
         let genesis = self.created()?;
         let command = match Operation::decode(operation) {
             Ok(Operation::Command(command)) => command,
-            Ok(Operation::Step(_)) => {
-                let why = "a standalone group keeps its shards".to_owned();
-                return Ok(Response::Refused(KvError::Malformed(why)));
-            }
+            Ok(Operation::Step(step)) => return self.step(at, step, &genesis, state),
             Err(error) => return Ok(Response::Refused(KvError::Malformed(error.to_string()))),
         };
         let key = command.write.key();
@@ -144,14 +139,17 @@ impl StateMachine for ShardKv {
             return Ok(Response::Refused(error));
         }
         let shard = shard_of(key, genesis.shards);
+        if let Err(error) = self.check_write(shard, &genesis) {
+            return Ok(Response::Refused(error));
+        }
         self.forget_some(shard, at, &genesis);
         let Some(session) = command.session else {
             return execute(&command.write, shard, at.max_value_bytes, state).map(Response::from);
         };
         self.dirty.insert(shard);
-        let doubles = self.has_bug(Bug::RetryAppliedTwice);
-        let forgets = self.has_bug(Bug::AbsentSessionIsNew);
-        let table = self.sessions.entry(shard).or_default();
+        let doubles = self.bugs.has(Bug::RetryAppliedTwice);
+        let forgets = self.bugs.has(Bug::AbsentSessionIsNew);
+        let table = table_of(&mut self.sessions, &self.ownership, shard);
         let mut run = || execute(&command.write, shard, at.max_value_bytes, state);
         match table.admit(session, at.time, &genesis.session_limits()) {
             Admission::Execute(permit) => {
@@ -187,74 +185,129 @@ impl StateMachine for ShardKv {
 
     fn query(&self, query: &Query, state: &dyn StateReader) -> Result<Response, StoreError> {
         let genesis = self.created()?;
-        match query {
-            Query::Get { key } => {
-                if let Err(error) = check_key(key) {
-                    return Ok(Response::Refused(error));
-                }
-                let stored = keys::data(shard_of(key, genesis.shards), key);
-                state.get(Keyspace::Data, &stored).map(Response::Value)
-            }
-            Query::Scan {
-                start,
-                end,
-                limit,
-                max_bytes,
-                shards: _,
-            } => {
-                if let Err(error) = check_bound(start).and_then(|()| check_bound(end)) {
-                    return Ok(Response::Refused(error));
-                }
-                let range = Range { start, end };
-                let (pairs, more) = scan(state, genesis.shards, range, *limit, *max_bytes)?;
-                Ok(Response::Page { pairs, more })
-            }
-            Query::Pull { shard, .. }
-            | Query::Export { shard, .. }
-            | Query::Count { shard, .. } => {
-                Ok(Response::Refused(KvError::ShardNotReady { shard: *shard }))
-            }
-            Query::Sizes { .. } => Ok(Response::Sizes(Vec::new())),
-        }
+        let asked = Asked {
+            state,
+            ownership: &self.ownership,
+            genesis: &genesis,
+            bugs: self.bugs,
+        };
+        asked.answer(query)
     }
 }
 
 impl ShardKv {
+    /// A write's entry may come after the one that fenced its shard, however it stood when it was proposed. Then it isn't
+    /// carried out and not remembered either: its copies at the new owner are the first.
+    fn check_write(&self, shard: ShardId, genesis: &Genesis) -> Result<(), KvError> {
+        if genesis.kind == GroupKind::Standalone {
+            return Ok(());
+        }
+        let late = match self.ownership.state(shard) {
+            Some(ShardState::Fenced { .. }) => self.bugs.has(Bug::FenceNotLogged),
+            Some(ShardState::Pulling { .. }) => self.bugs.has(Bug::ServedBeforeInstalled),
+            _ => false,
+        };
+        if late {
+            return Ok(());
+        }
+        self.ownership.check_served(shard)
+    }
+
+    /// Takes a step of a move, if it is due.
+    fn step(
+        &mut self,
+        at: Applying,
+        step: Step,
+        genesis: &Genesis,
+        state: &mut Transaction<'_>,
+    ) -> Result<Response, StoreError> {
+        if genesis.kind != GroupKind::Shards {
+            let why = format!("the shards of a {} group don't move", genesis.kind);
+            return Ok(Response::Refused(KvError::Malformed(why)));
+        }
+        match self.ownership.judge(&step, genesis, self.bugs) {
+            Verdict::Due => {}
+            Verdict::Idle => return Ok(Response::Stepped),
+            Verdict::Refused(error) => return Ok(Response::Refused(error)),
+        }
+        let ownership = Arc::make_mut(&mut self.ownership);
+        let changed = ownership.take(&step, at.time, genesis, self.bugs);
+        records::store(&self.ownership, &changed, state);
+        match step {
+            Step::Install(chunk) => self.install(chunk, state)?,
+            Step::Delete { shard, .. } => self.clear(shard, state),
+            Step::Begin { .. } | Step::Configure { .. } | Step::Deleted { .. } => {}
+        }
+        Ok(Response::Stepped)
+    }
+
+    /// Puts a part where the shard's data and sessions are. As long as the shard isn't served nobody sees them.
+    fn install(&mut self, chunk: Chunk, state: &mut Transaction<'_>) -> Result<(), StoreError> {
+        let shard = chunk.shard;
+        for (key, value) in chunk.pairs {
+            state.put(Keyspace::Data, keys::data(shard, &key), value);
+        }
+        let table = table_of(&mut self.sessions, &self.ownership, shard);
+        for (client, record) in chunk.sessions {
+            let key = keys::session(shard, client);
+            state.put(Keyspace::Sessions, key, record.clone());
+            load_record(table, shard, client, record)?;
+        }
+        if table.is_empty() {
+            self.sessions.remove(&shard);
+        }
+        Ok(())
+    }
+
+    /// Deletes all that a shard has, what this batch wrote included.
+    fn clear(&mut self, shard: ShardId, state: &mut Transaction<'_>) {
+        for space in [Keyspace::Data, Keyspace::Sessions] {
+            let end = keys::shard_start(ShardId(shard.0 + 1));
+            state.clear(space, keys::shard_start(shard), end);
+        }
+        self.sessions.remove(&shard);
+        self.dirty.remove(&shard);
+    }
+
     fn load_session(&mut self, key: &[u8], record: Bytes) -> Result<(), StoreError> {
         let shards = self.created()?.shards;
         let (shard, client) = keys::split_session(key)
             .filter(|(shard, _)| shard.0 < shards)
             .ok_or_else(|| StoreError::Damaged("a session's key is malformed".to_owned()))?;
-        self.sessions
-            .entry(shard)
-            .or_default()
-            .load(client, record)
-            .map_err(|error| {
-                StoreError::Damaged(format!(
-                    "the record of session {client} in {shard}: {error}"
-                ))
-            })
+        if self.ownership.state(shard).is_none() {
+            let why = format!("there are sessions of {shard}, which isn't here");
+            return Err(StoreError::Damaged(why));
+        }
+        let table = table_of(&mut self.sessions, &self.ownership, shard);
+        load_record(table, shard, client, record)
     }
 }
 
-fn check_key(key: &Bytes) -> Result<(), KvError> {
-    check_size(key, 1, MAX_KEY_BYTES)
-}
-
-/// A scan's bound may be empty, and the smallest bound after the longest key has one byte more.
-fn check_bound(bound: &Bytes) -> Result<(), KvError> {
-    check_size(bound, 0, MAX_KEY_BYTES + 1)
-}
-
-fn check_size(key: &Bytes, least: usize, most: usize) -> Result<(), KvError> {
-    if (least..=most).contains(&key.len()) {
-        Ok(())
-    } else {
-        Err(KvError::KeySize {
-            size: key.len() as u64,
-            limit: MAX_KEY_BYTES as u64,
-        })
+/// A shard's table, made if it isn't there. Its clock is never behind what came with the shard: a table is dropped when it
+/// is empty, and made again, and must not forget the clock by that.
+fn table_of<'a>(
+    sessions: &'a mut Tables,
+    ownership: &Ownership,
+    shard: ShardId,
+) -> &'a mut SessionTable<Outcome> {
+    let table = sessions.entry(shard).or_default();
+    if let Some(shard) = ownership.shards.get(&shard) {
+        table.raise_clock(shard.clock);
     }
+    table
+}
+
+fn load_record(
+    table: &mut SessionTable<Outcome>,
+    shard: ShardId,
+    client: ClientId,
+    record: Bytes,
+) -> Result<(), StoreError> {
+    table.load(client, record).map_err(|error| {
+        StoreError::Damaged(format!(
+            "the record of session {client} in {shard}: {error}"
+        ))
+    })
 }
 
 fn refused(refusal: SessionRefusal, shard: ShardId) -> KvError {

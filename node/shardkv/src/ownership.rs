@@ -13,17 +13,43 @@
 //! | serving | is served | `Configure` that gives it to a group | fenced |
 //! | fenced | is kept, unchanged, for the new owner | `Delete` of its configuration | absent |
 //!
-//! After each change the next step in the shard's queue is taken in the same entry. A step of any other configuration
-//! than the one that the state names changes nothing: config numbers are compared exactly. An installed shard whose
-//! source hasn't confirmed the delete is *owed* to the source; that is kept beside the state, because the shard may
-//! go on moving meanwhile.
+//! After each change the next step in the shard's queue is taken in the same entry: a shard that arrives and is due
+//! elsewhere is fenced without being served, and one that was deleted and is due back is pulled. A step of any other
+//! configuration than the one that the state names changes nothing: config numbers are compared exactly. An installed
+//! shard whose source hasn't confirmed the delete is *owed* to the source; that is kept beside the state, because the
+//! shard may go on moving meanwhile.
+//!
+//! # What a step means where it isn't due
+//!
+//! Steps come twice, late and out of turn, because a mover repeats what it hasn't seen happen and leaders change. Of a
+//! step that isn't the next one exactly, nothing is taken:
+//!
+//! | step | is due when | otherwise |
+//! |---|---|---|
+//! | `Begin` | the group follows no controller | nothing: it was before |
+//! | `Configure` | it is of the group's controller and the next after the accepted one | nothing if it was before or a later one; refused if it is another controller's, or gives and takes what the group doesn't lack and have |
+//! | `Install` | the shard is pulling for just this configuration and has arrived just up to where the chunk starts | nothing |
+//! | `Delete` | the shard is fenced by just this configuration | nothing if it was before; refused as not ready if the fence is yet to come |
+//! | `Deleted` | the delete is owed | nothing |
+//!
+//! That the fence is yet to come means: the configuration isn't accepted here, or the shard's state or a step in its
+//! queue is of that configuration or an earlier one. Otherwise the group is past it, for good, because configurations
+//! only rise.
+//!
+//! # Invariants
+//!
+//! - The configurations of a shard rise from its state through its queue, and none is beyond `config`.
+//! - A queue takes turns between going and coming, and its first step doesn't fit the state (it would have been taken):
+//!   so a serving shard has none, a pulling shard's first goes, a fenced one's first comes.
+//! - `groups` has an address for each group that a hand-off needs: sources of shards that are pulled or will be, and
+//!   those to whom a delete is owed. `left` is a part of it, and each of `left` is needed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use types::{ClusterId, ConfigNum, Gid, LogTime, ShardId};
 
-use crate::Cursor;
+use crate::{Cursor, KvError};
 
 /// A shard's state in a group. A shard that is absent has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +123,60 @@ pub struct Ownership {
     pub left: BTreeSet<Gid>,
 }
 
+/// Where a group stands to one fence of one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fence {
+    /// It is yet to come.
+    Ahead,
+    /// The shard is fenced by it now.
+    Here,
+    /// The group is past it: the shard was deleted, or never was here.
+    Past,
+}
+
+impl ShardState {
+    /// The configuration that it is of.
+    pub fn config(&self) -> ConfigNum {
+        match self {
+            Self::Serving { config }
+            | Self::Pulling { config, .. }
+            | Self::Fenced { config, .. } => *config,
+        }
+    }
+}
+
 impl Ownership {
+    /// That of a group that owns all shards, for ever.
+    pub(crate) fn standalone(shards: u32) -> Self {
+        let shard = Arc::new(Shard {
+            state: ShardState::Serving {
+                config: ConfigNum(0),
+            },
+            queue: VecDeque::new(),
+            since: LogTime(0),
+            clock: LogTime(0),
+        });
+        let all = (0..shards).map(|number| (ShardId(number), Arc::clone(&shard)));
+        Self {
+            shards: all.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// How a shard stands; `None`: it is absent.
+    pub fn state(&self, shard: ShardId) -> Option<&ShardState> {
+        self.shards.get(&shard).map(|shard| &shard.state)
+    }
+
+    /// `Ok` if the shard is served here; otherwise what a request for it is told.
+    pub fn check_served(&self, shard: ShardId) -> Result<(), KvError> {
+        match self.state(shard) {
+            Some(ShardState::Serving { .. }) => Ok(()),
+            Some(ShardState::Pulling { .. }) => Err(KvError::ShardNotReady { shard }),
+            Some(ShardState::Fenced { .. }) | None => Err(self.wrong_group(shard)),
+        }
+    }
+
     /// All that configurations up to this one ask of the group is done.
     pub fn settled(&self) -> ConfigNum {
         let steps = self.shards.values().filter_map(|shard| match shard.state {
@@ -107,5 +186,31 @@ impl Ownership {
         let owed = self.owed.keys().map(|(_, config)| *config);
         let first = steps.chain(owed).min();
         first.map_or(self.config, |first| ConfigNum(first.0.saturating_sub(1)))
+    }
+
+    pub(crate) fn wrong_group(&self, shard: ShardId) -> KvError {
+        KvError::WrongGroup {
+            shard,
+            config: self.config,
+        }
+    }
+
+    /// Where the group stands to the fence of `shard` by `config`.
+    pub(crate) fn fence(&self, shard: ShardId, config: ConfigNum) -> Fence {
+        if config > self.config {
+            return Fence::Ahead;
+        }
+        let Some(shard) = self.shards.get(&shard) else {
+            return Fence::Past;
+        };
+        if matches!(shard.state, ShardState::Fenced { config: of, .. } if of == config) {
+            return Fence::Here;
+        }
+        // They rise, so the state's is the least.
+        if shard.state.config() <= config {
+            Fence::Ahead
+        } else {
+            Fence::Past
+        }
     }
 }

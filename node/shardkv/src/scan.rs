@@ -1,7 +1,7 @@
 //! Scans in the order of users' keys, over shards that are stored one after another.
 //!
-//! Keys are stored by shard, so the global order is a merge of one cursor for each shard. A page must know
-//! every shard's next key, so it costs at least a seek for each shard that isn't empty, whatever its limit;
+//! Keys are stored by shard, so the global order is a merge of one cursor for each shard asked for. A page must know
+//! every such shard's next key, so it costs at least a seek for each that isn't empty, whatever its limit;
 //! beyond that, cursors read about as much as the page needs. Keys spread evenly over shards, so a cursor's
 //! first read is its share of the limit and a little more, and each further read is twice as large, for the
 //! shard that got more than its share (a scan over keys with one tag).
@@ -18,7 +18,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{Keyspace, StateReader};
-use types::ShardId;
+use types::{ShardId, ShardSet};
 
 use crate::{MAX_SCAN_BYTES, MAX_SCAN_PAIRS, keys};
 
@@ -35,12 +35,23 @@ pub(crate) struct Range<'a> {
     pub(crate) end: &'a Bytes,
 }
 
+impl Range<'_> {
+    /// Where it ends among the stored keys of a shard.
+    pub(crate) fn stored_end(&self, shard: ShardId) -> Bytes {
+        if self.end.is_empty() {
+            keys::shard_start(ShardId(shard.0 + 1))
+        } else {
+            keys::data(shard, self.end)
+        }
+    }
+}
+
 type Pairs = Vec<(Bytes, Bytes)>;
 
-/// The first pairs of `range` over all shards, and whether there are more.
+/// The first pairs of `range` over these shards, and whether there are more.
 pub(crate) fn scan(
     state: &dyn StateReader,
-    shards: u32,
+    shards: &ShardSet,
     range: Range<'_>,
     limit: u32,
     max_bytes: u32,
@@ -72,32 +83,40 @@ type Heads = BTreeMap<(Bytes, ShardId), Cursor>;
 
 fn open_cursors(
     state: &dyn StateReader,
-    shards: u32,
+    shards: &ShardSet,
     range: Range<'_>,
     limit: usize,
     max_bytes: usize,
 ) -> Result<Heads, StoreError> {
     let mut heads = Heads::new();
+    let count = usize::try_from(shards.len()).unwrap_or(usize::MAX);
     // Probing pays only where shards are empty: it goes on as long as it skips some.
     let mut sparse = true;
-    let mut shard = ShardId(0);
-    while shard.0 < shards {
-        let mut cursor = Cursor::new(shard, shards, range, limit, max_bytes);
-        let next = ShardId(shard.0 + 1);
-        if let Some(key) = cursor.next_key(state)? {
+    let mut asked = first_asked_from(shards, ShardId(0));
+    while let Some(shard) = asked {
+        let mut cursor = Cursor::new(shard, count, range, limit, max_bytes);
+        let found = cursor.next_key(state)?;
+        asked = first_asked_from(shards, ShardId(shard.0 + 1));
+        if let Some(key) = found {
             heads.insert((key, shard), cursor);
-            shard = next;
-        } else if sparse {
+        } else if let Some(next) = asked
+            && sparse
+        {
             let Some(found) = first_shard_from(state, next)? else {
                 break;
             };
             sparse = found > next;
-            shard = found;
-        } else {
-            shard = next;
+            asked = first_asked_from(shards, found);
         }
     }
     Ok(heads)
+}
+
+/// The first of `shards` that isn't before `shard`.
+fn first_asked_from(shards: &ShardSet, shard: ShardId) -> Option<ShardId> {
+    let runs = shards.runs();
+    let run = runs.get(runs.partition_point(|run| run.end() <= shard))?;
+    Some(run.first.max(shard))
 }
 
 /// The first shard from `shard` on that holds anything.
@@ -127,18 +146,20 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn new(shard: ShardId, shards: u32, range: Range<'_>, limit: usize, max_bytes: usize) -> Self {
-        let shards = shards as usize;
+    /// One of `shards` cursors of a page.
+    fn new(
+        shard: ShardId,
+        shards: usize,
+        range: Range<'_>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Self {
         let (least_limit, least_bytes) = LEAST_READ;
         Self {
             shard,
             read: VecDeque::new(),
             from: Some(Bound::Included(keys::data(shard, range.start))),
-            end: if range.end.is_empty() {
-                keys::shard_start(ShardId(shard.0 + 1))
-            } else {
-                keys::data(shard, range.end)
-            },
+            end: range.stored_end(shard),
             limit: limit / shards + least_limit,
             max_bytes: max_bytes / shards + least_bytes,
         }

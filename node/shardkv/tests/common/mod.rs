@@ -24,6 +24,12 @@ pub const GENESIS: Genesis = Genesis {
     max_results_per_session: 4,
 };
 
+/// A group that owns what a controller gives it.
+pub const SHARDS_GENESIS: Genesis = Genesis {
+    kind: shardkv::GroupKind::Shards,
+    ..GENESIS
+};
+
 /// One operation at its place in the log.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -78,6 +84,11 @@ impl Replica {
         let batch = transaction.into_batch();
         self.state.commit(batch, applied).unwrap();
         responses
+    }
+
+    /// Applies one step of a move as the next entry.
+    pub fn step(&mut self, time: u64, step: &shardkv::Step) -> Response {
+        self.apply_bytes(time, 100, step.encode())
     }
 
     /// Applies one write as the next entry.

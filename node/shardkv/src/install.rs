@@ -1,0 +1,184 @@
+//! Parts of shards: how the source cuts them, and what the destination makes sure of before it takes one in.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use raft::{Bug, StoreError};
+use replica::session::SessionTable;
+use replica::{Keyspace, StateReader};
+use types::{ConfigNum, ShardId, shard_of};
+
+use crate::bugs::Bugs;
+use crate::outcome::Outcome;
+use crate::ownership::Fence;
+use crate::{
+    Chunk, Cursor, Genesis, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, Next, Ownership, ShardState,
+    keys,
+};
+
+/// The most pairs of a part, and the most session records.
+const MAX_CHUNK_PAIRS: usize = 16_384;
+const MAX_CHUNK_SESSIONS: usize = 4_096;
+
+/// The part of `shard` after `after`, if it is fenced here by `config`.
+pub(crate) fn pull(
+    state: &dyn StateReader,
+    ownership: &Ownership,
+    genesis: &Genesis,
+    (shard, config): (ShardId, ConfigNum),
+    after: &Cursor,
+    max_bytes: u32,
+    bugs: Bugs,
+) -> Result<Result<Chunk, KvError>, StoreError> {
+    if shard.0 >= genesis.shards {
+        let shards = genesis.shards;
+        return Ok(Err(KvError::NoShard { shard, shards }));
+    }
+    let pulls = |state: &ShardState| matches!(state, ShardState::Pulling { .. });
+    let busy = bugs.has(Bug::PullingGroupServesNoPulls)
+        && ownership.shards.values().any(|shard| pulls(&shard.state));
+    let clock = match (ownership.fence(shard, config), ownership.shards.get(&shard)) {
+        (Fence::Here, Some(fenced)) if !busy => fenced.clock,
+        (Fence::Past, _) => return Ok(Err(KvError::ShardGone { shard, config })),
+        _ => return Ok(Err(KvError::ShardNotReady { shard })),
+    };
+    let mut cutter = Cutter {
+        state,
+        shard,
+        room: max_bytes.clamp(1, MAX_SCAN_BYTES) as usize,
+        pairs: Vec::new(),
+        sessions: Vec::new(),
+    };
+    let next = match cutter.cut(after, bugs)? {
+        Some(cursor) => Next::Chunk(cursor),
+        None => Next::Done {
+            clock,
+            ttl_ms: genesis.session_ttl_ms,
+        },
+    };
+    Ok(Ok(Chunk {
+        shard,
+        config,
+        after: after.clone(),
+        pairs: cutter.pairs,
+        sessions: cutter.sessions,
+        next,
+    }))
+}
+
+/// Gathers a part: pairs, then session records, until `room` is used up.
+struct Cutter<'a> {
+    state: &'a dyn StateReader,
+    shard: ShardId,
+    room: usize,
+    pairs: Vec<(Bytes, Bytes)>,
+    sessions: Vec<(types::ClientId, Bytes)>,
+}
+
+impl Cutter<'_> {
+    /// Where to go on; `None` when all is cut.
+    fn cut(&mut self, after: &Cursor, bugs: Bugs) -> Result<Option<Cursor>, StoreError> {
+        let after_session = match after {
+            Cursor::Data(key) => {
+                if !self.cut_pairs(key)? {
+                    let last = self.pairs.last().map(|(key, _)| key.clone());
+                    return Ok(last.map(Cursor::Data));
+                }
+                None
+            }
+            Cursor::Sessions(client) => *client,
+        };
+        if bugs.has(Bug::SessionsStayBehind) {
+            return Ok(None);
+        }
+        if self.room == 0 {
+            return Ok(Some(Cursor::Sessions(after_session)));
+        }
+        // The bare prefix is no session's key, so the start is excluded like any other.
+        let from = match after_session {
+            Some(client) => keys::session(self.shard, client),
+            None => keys::shard_start(self.shard),
+        };
+        let from = Bound::Excluded(from.as_ref());
+        let (page, whole) = self.page(Keyspace::Sessions, from, MAX_CHUNK_SESSIONS)?;
+        for (stored, record) in page {
+            let (_, client) = keys::split_session(&stored)
+                .ok_or_else(|| StoreError::Damaged("a session's key is malformed".to_owned()))?;
+            self.sessions.push((client, record));
+        }
+        let last = self.sessions.last().map(|(client, _)| *client);
+        Ok((!whole).then_some(Cursor::Sessions(last)))
+    }
+
+    /// Whether these were all.
+    fn cut_pairs(&mut self, after: &[u8]) -> Result<bool, StoreError> {
+        // No user's key is empty, so the start is excluded like any other.
+        let from = keys::data(self.shard, after);
+        let from = Bound::Excluded(from.as_ref());
+        let (page, whole) = self.page(Keyspace::Data, from, MAX_CHUNK_PAIRS)?;
+        for (stored, value) in page {
+            let (_, key) = keys::split_data(stored)
+                .ok_or_else(|| StoreError::Damaged("a key without a shard is stored".to_owned()))?;
+            self.pairs.push((key, value));
+        }
+        Ok(whole)
+    }
+
+    /// The shard's next pairs, which take from the room, and whether they are the last.
+    fn page(
+        &mut self,
+        space: Keyspace,
+        from: Bound<&[u8]>,
+        limit: usize,
+    ) -> Result<(Vec<(Bytes, Bytes)>, bool), StoreError> {
+        let end = keys::shard_start(ShardId(self.shard.0 + 1));
+        let bounds = (from, Bound::Excluded(end.as_ref()));
+        let page = self.state.scan(space, bounds, limit, self.room)?;
+        let sizes = page.iter().map(|(key, value)| key.len() + value.len());
+        let bytes: usize = sizes.sum();
+        let whole = page.len() < limit && bytes < self.room;
+        self.room = self.room.saturating_sub(bytes);
+        Ok((page, whole))
+    }
+}
+
+/// Refuses a part that no source would have cut: it comes from another group, and what is installed can't be told from
+/// what clients wrote.
+pub(crate) fn check_chunk(chunk: &Chunk, shards: u32) -> Result<(), String> {
+    let Chunk { shard, after, .. } = chunk;
+    let broken = |what: &str| Err(format!("a part of {shard} {what}"));
+    let mut last = after.clone();
+    for (key, _) in &chunk.pairs {
+        if key.is_empty() || key.len() > MAX_KEY_BYTES || shard_of(key, shards) != *shard {
+            return broken("has a key that isn't the shard's");
+        }
+        let cursor = Cursor::Data(key.clone());
+        if cursor <= last {
+            return broken("is out of order");
+        }
+        last = cursor;
+    }
+    if !chunk.sessions.is_empty() && last < Cursor::Sessions(None) {
+        last = Cursor::Sessions(None);
+    }
+    let mut table = SessionTable::<Outcome>::default();
+    for (client, record) in &chunk.sessions {
+        let cursor = Cursor::Sessions(Some(*client));
+        if cursor <= last {
+            return broken("is out of order");
+        }
+        last = cursor;
+        if let Err(error) = table.load(*client, record.clone()) {
+            return broken(&format!("has a bad record of session {client}: {error}"));
+        }
+    }
+    let Next::Chunk(next) = &chunk.next else {
+        return Ok(());
+    };
+    let data_ends = *next == Cursor::Sessions(None) && last < *next;
+    if next > after && (*next == last || data_ends) {
+        Ok(())
+    } else {
+        broken("doesn't go on where it ends")
+    }
+}

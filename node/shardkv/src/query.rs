@@ -1,0 +1,223 @@
+//! Answers to questions, from the state as of the last commit.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use raft::{Bug, StoreError};
+use replica::{GroupKind, Keyspace, StateReader};
+use types::{ShardId, ShardSet, shard_of};
+
+use crate::bugs::Bugs;
+use crate::install::pull;
+use crate::scan::{Range, scan};
+use crate::{
+    Genesis, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, Query, Response,
+    ShardState, keys,
+};
+
+/// What a question is answered from.
+pub(crate) struct Asked<'a> {
+    pub(crate) state: &'a dyn StateReader,
+    pub(crate) ownership: &'a Ownership,
+    pub(crate) genesis: &'a Genesis,
+    pub(crate) bugs: Bugs,
+}
+
+/// The user's key of a pair in the view that [`Query::Export`] gives, sharing its memory: stored keys begin with their
+/// shard, four bytes that whoever serves the view takes off.
+pub fn user_key(stored: Bytes) -> Bytes {
+    keys::split_data(stored).map_or_else(Bytes::new, |(_, key)| key)
+}
+
+impl Asked<'_> {
+    pub(crate) fn answer(&self, query: &Query) -> Result<Response, StoreError> {
+        let answer = match query {
+            Query::Get { key } => self.get(key),
+            Query::Scan {
+                start,
+                end,
+                limit,
+                max_bytes,
+                shards,
+            } => {
+                let range = Range { start, end };
+                self.scan(range, *limit, *max_bytes, shards.as_ref())
+            }
+            Query::Pull {
+                shard,
+                config,
+                after,
+                max_bytes,
+            } => {
+                let chunk = pull(
+                    self.state,
+                    self.ownership,
+                    self.genesis,
+                    (*shard, *config),
+                    after,
+                    *max_bytes,
+                    self.bugs,
+                )?;
+                Ok(chunk.map(|chunk| Response::Chunk(Box::new(chunk))))
+            }
+            Query::Export { shard, start, end } => self.export(*shard, Range { start, end }),
+            Query::Count { shard, after } => self.count(*shard, after),
+            Query::Sizes { shards } => self.sizes(shards),
+        }?;
+        Ok(answer.unwrap_or_else(Response::Refused))
+    }
+
+    fn get(&self, key: &Bytes) -> Result<Result<Response, KvError>, StoreError> {
+        let shard = shard_of(key, self.genesis.shards);
+        if let Err(error) = check_key(key).and_then(|()| self.check_read(shard)) {
+            return Ok(Err(error));
+        }
+        let value = self.state.get(Keyspace::Data, &keys::data(shard, key))?;
+        Ok(Ok(Response::Value(value)))
+    }
+
+    fn scan(
+        &self,
+        range: Range<'_>,
+        limit: u32,
+        max_bytes: u32,
+        shards: Option<&ShardSet>,
+    ) -> Result<Result<Response, KvError>, StoreError> {
+        let checked = check_bounds(range).and_then(|()| match shards {
+            Some(shards) => shards
+                .shards()
+                .try_for_each(|shard| self.check_read(shard))
+                .map(|()| shards.clone()),
+            None => Ok(self.served()),
+        });
+        let shards = match checked {
+            Ok(shards) => shards,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (pairs, more) = scan(self.state, &shards, range, limit, max_bytes)?;
+        Ok(Ok(Response::Page { pairs, more }))
+    }
+
+    fn export(
+        &self,
+        shard: ShardId,
+        range: Range<'_>,
+    ) -> Result<Result<Response, KvError>, StoreError> {
+        if let Err(error) = check_bounds(range).and_then(|()| self.check_read(shard)) {
+            return Ok(Err(error));
+        }
+        let start = keys::data(shard, range.start);
+        let end = range.stored_end(shard);
+        // Bounds that cross are an empty range, not a wrong one.
+        let end = end.max(start.clone());
+        let view = self.state.view(Keyspace::Data, start, end)?;
+        Ok(Ok(Response::View(view)))
+    }
+
+    fn count(
+        &self,
+        shard: ShardId,
+        after: &Bytes,
+    ) -> Result<Result<Response, KvError>, StoreError> {
+        let present = self.check_shard(shard).and_then(|()| {
+            let state = self.ownership.state(shard);
+            state.ok_or_else(|| self.ownership.wrong_group(shard))
+        });
+        if let Err(error) = check_bound(after).and_then(|()| present.map(|_| ())) {
+            return Ok(Err(error));
+        }
+        // No user's key is empty, so the start is excluded like any other.
+        let from = keys::data(shard, after);
+        let end = keys::shard_start(ShardId(shard.0 + 1));
+        let bounds = (
+            Bound::Excluded(from.as_ref()),
+            Bound::Excluded(end.as_ref()),
+        );
+        let (limit, max_bytes) = (MAX_SCAN_PAIRS as usize, MAX_SCAN_BYTES as usize);
+        let page = self.state.scan(Keyspace::Data, bounds, limit, max_bytes)?;
+        let read = page.iter().map(|(key, value)| key.len() + value.len());
+        let read: usize = read.sum();
+        let more = page.len() >= limit || read >= max_bytes;
+        let prefixes = page.len() * from.len().saturating_sub(after.len());
+        let last = page.last().map(|(key, _)| user_key(key.clone()));
+        Ok(Ok(Response::Count {
+            keys: page.len() as u64,
+            bytes: read.saturating_sub(prefixes) as u64,
+            next: last.filter(|_| more),
+        }))
+    }
+
+    fn sizes(&self, shards: &ShardSet) -> Result<Result<Response, KvError>, StoreError> {
+        let mut sizes = Vec::new();
+        for shard in shards.shards() {
+            if let Err(error) = self.check_shard(shard) {
+                return Ok(Err(error));
+            }
+            let (start, end) = (
+                keys::shard_start(shard),
+                keys::shard_start(ShardId(shard.0 + 1)),
+            );
+            sizes.push(self.state.estimate_bytes(Keyspace::Data, &start, &end)?);
+        }
+        Ok(Ok(Response::Sizes(sizes)))
+    }
+
+    fn served(&self) -> ShardSet {
+        if self.genesis.kind == GroupKind::Standalone {
+            return ShardSet::all(self.genesis.shards);
+        }
+        let shards = self.ownership.shards.keys().copied();
+        shards
+            .filter(|shard| self.check_read(*shard).is_ok())
+            .collect()
+    }
+
+    fn check_read(&self, shard: ShardId) -> Result<(), KvError> {
+        self.check_shard(shard)?;
+        if self.genesis.kind == GroupKind::Standalone {
+            return Ok(());
+        }
+        let early_or_late = match self.ownership.state(shard) {
+            Some(ShardState::Fenced { .. }) => self.bugs.has(Bug::FencedShardServesReads),
+            Some(ShardState::Pulling { .. }) => self.bugs.has(Bug::ServedBeforeInstalled),
+            _ => false,
+        };
+        if early_or_late {
+            return Ok(());
+        }
+        self.ownership.check_served(shard)
+    }
+
+    fn check_shard(&self, shard: ShardId) -> Result<(), KvError> {
+        let shards = self.genesis.shards;
+        if shard.0 < shards {
+            Ok(())
+        } else {
+            Err(KvError::NoShard { shard, shards })
+        }
+    }
+}
+
+pub(crate) fn check_key(key: &Bytes) -> Result<(), KvError> {
+    check_size(key, 1, MAX_KEY_BYTES)
+}
+
+fn check_bounds(range: Range<'_>) -> Result<(), KvError> {
+    check_bound(range.start).and_then(|()| check_bound(range.end))
+}
+
+/// A scan's bound may be empty, and the smallest bound after the longest key has one byte more.
+fn check_bound(bound: &Bytes) -> Result<(), KvError> {
+    check_size(bound, 0, MAX_KEY_BYTES + 1)
+}
+
+fn check_size(key: &Bytes, least: usize, most: usize) -> Result<(), KvError> {
+    if (least..=most).contains(&key.len()) {
+        Ok(())
+    } else {
+        Err(KvError::KeySize {
+            size: key.len() as u64,
+            limit: MAX_KEY_BYTES as u64,
+        })
+    }
+}

@@ -1,0 +1,279 @@
+//! [`Ownership`] as records: one for the group, one for each shard that isn't absent, for each delete that is owed and for
+//! each group's addresses. A step writes those that it changes; a start reads all.
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::StoreError;
+use replica::{GroupKind, Keyspace, StateReader, Transaction};
+use types::{ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, Writer};
+
+use crate::codec::{decode_flag, known};
+use crate::step_codec::{decode_addresses, decode_cursor, encode_addresses, encode_cursor};
+use crate::transition::Changed;
+use crate::{Genesis, Ownership, QueuedStep, Shard, ShardState, keys};
+
+/// The version byte of each record.
+const VERSION: u8 = 1;
+
+const SERVING: u8 = 0;
+const PULLING: u8 = 1;
+const FENCED: u8 = 2;
+
+/// How many records are read at once, and about how many bytes.
+const PAGE: (usize, usize) = (4_096, 1 << 20);
+
+/// What the state says of a group of this kind.
+pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownership, StoreError> {
+    match genesis.kind {
+        GroupKind::Standalone => return Ok(Ownership::standalone(genesis.shards)),
+        GroupKind::Shards => {}
+        GroupKind::Controller => {
+            return Err(StoreError::Damaged(
+                "this state is a controller's, not a replica group's: start the node with the role that its \
+                 directory was made for"
+                    .to_owned(),
+            ));
+        }
+    }
+    let mut ownership = Ownership::default();
+    if let Some(record) = state.get(Keyspace::Meta, keys::GROUP)? {
+        load_group(&mut ownership, record).map_err(|error| damaged("the group's", &error))?;
+    }
+    each_with_prefix(state, keys::SHARDS, |key, record| {
+        let shard = keys::split_shard_record(key).filter(|shard| shard.0 < genesis.shards);
+        let shard = shard.ok_or_else(|| damaged("a shard's", &"no such shard"))?;
+        let record =
+            decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
+        check_shard(&ownership, &record).map_err(|why| damaged(&format!("{shard}'s"), &why))?;
+        ownership.shards.insert(shard, Arc::new(record));
+        Ok(())
+    })?;
+    each_with_prefix(state, keys::OWED, |key, record| {
+        let owed = keys::split_owed_record(key).filter(|(shard, _)| shard.0 < genesis.shards);
+        let owed = owed.ok_or_else(|| damaged("an owed delete's", &"no such shard"))?;
+        let source = decode_owed(record).map_err(|error| damaged("an owed delete's", &error))?;
+        ownership.owed.insert(owed, source);
+        Ok(())
+    })?;
+    each_with_prefix(state, keys::ADDRESSES, |key, record| {
+        let gid = keys::split_address_record(key);
+        let gid = gid.ok_or_else(|| damaged("an address", &"no such group"))?;
+        let (addresses, left) =
+            decode_group(record).map_err(|error| damaged(&format!("{gid}'s address"), &error))?;
+        ownership.groups.insert(gid, addresses);
+        if left {
+            ownership.left.insert(gid);
+        }
+        Ok(())
+    })?;
+    Ok(ownership)
+}
+
+/// Writes what a step changed.
+pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transaction<'_>) {
+    let mut set = |key, record: Option<Bytes>| match record {
+        Some(record) => state.put(Keyspace::Meta, key, record),
+        None => state.remove(Keyspace::Meta, key),
+    };
+    if changed.group {
+        set(Bytes::from_static(keys::GROUP), encode_group(ownership));
+    }
+    for shard in &changed.shards {
+        let record = ownership.shards.get(shard);
+        let record = record.map(|shard| encode_shard(shard));
+        set(keys::shard_record(*shard), record);
+    }
+    for owed in &changed.owed {
+        let record = ownership.owed.get(owed).map(|source| encode_owed(*source));
+        set(keys::owed_record(*owed), record);
+    }
+    for gid in &changed.groups {
+        let left = ownership.left.contains(gid);
+        let record = ownership.groups.get(gid);
+        let record = record.map(|addresses| encode_addresses_of_group(addresses, left));
+        set(keys::address_record(*gid), record);
+    }
+}
+
+/// Calls `each` with all pairs of a keyspace that lie in `[start, end)`, in order; no `end` is no bound.
+pub(crate) fn each_pair(
+    state: &dyn StateReader,
+    space: Keyspace,
+    start: Bytes,
+    end: Option<&Bytes>,
+    mut each: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut from = Bound::Included(start);
+    let end = end.map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_ref()));
+    let (limit, max_bytes) = PAGE;
+    loop {
+        let bounds = (from.as_ref().map(Bytes::as_ref), end);
+        let page = state.scan(space, bounds, limit, max_bytes)?;
+        let Some((last, _)) = page.last() else {
+            return Ok(());
+        };
+        from = Bound::Excluded(last.clone());
+        for (key, value) in page {
+            each(&key, value)?;
+        }
+    }
+}
+
+fn each_with_prefix(
+    state: &dyn StateReader,
+    prefix: &'static [u8],
+    each: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let end = keys::prefix_end(prefix);
+    let start = Bytes::from_static(prefix);
+    each_pair(state, Keyspace::Meta, start, Some(&end), each)
+}
+
+fn damaged(whose: &str, why: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Damaged(format!("{whose} record: {why}"))
+}
+
+fn encode_group(ownership: &Ownership) -> Option<Bytes> {
+    let controller = ownership.controller?;
+    let mut out = Writer::default();
+    out.byte(VERSION)
+        .number(ownership.gid.0)
+        .number(controller.0)
+        .number(ownership.config.0);
+    Some(out.finish())
+}
+
+fn load_group(ownership: &mut Ownership, record: Bytes) -> Result<(), DecodeError> {
+    let mut input = versioned(record)?;
+    ownership.gid = Gid(input.number("gid")?);
+    ownership.controller = Some(ClusterId(input.number("controller")?));
+    ownership.config = ConfigNum(input.number("configuration number")?);
+    if ownership.gid == Gid::NONE {
+        return Err(DecodeError::OutOfRange("gid"));
+    }
+    input.finish()
+}
+
+fn encode_shard(shard: &Shard) -> Bytes {
+    let mut out = Writer::default();
+    out.byte(VERSION);
+    match &shard.state {
+        ShardState::Serving { config } => {
+            out.byte(SERVING).number(config.0);
+        }
+        ShardState::Pulling {
+            config,
+            source,
+            after,
+            bytes,
+        } => {
+            out.byte(PULLING).number(config.0).number(source.0);
+            encode_cursor(&mut out, after);
+            out.number(*bytes);
+        }
+        ShardState::Fenced { config, to } => {
+            out.byte(FENCED).number(config.0).number(to.0);
+        }
+    }
+    out.number(shard.since.0)
+        .number(shard.clock.0)
+        .number(shard.queue.len() as u64);
+    for QueuedStep { config, from, to } in &shard.queue {
+        out.number(config.0).number(from.0).number(to.0);
+    }
+    out.finish()
+}
+
+fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
+    let mut input = versioned(record)?;
+    let kind = input.byte("shard state")?;
+    let config = ConfigNum(input.number("configuration number")?);
+    let state = match kind {
+        SERVING => ShardState::Serving { config },
+        PULLING => ShardState::Pulling {
+            config,
+            source: Gid(input.number("source")?),
+            after: decode_cursor(&mut input)?,
+            bytes: input.number("bytes")?,
+        },
+        FENCED => ShardState::Fenced {
+            config,
+            to: Gid(input.number("destination")?),
+        },
+        value => {
+            return Err(DecodeError::Unknown {
+                what: "shard state",
+                value: value.into(),
+            });
+        }
+    };
+    let since = LogTime(input.number("time of the state")?);
+    let clock = LogTime(input.number("clock")?);
+    let mut queue = VecDeque::new();
+    for _ in 0..input.count("queue")? {
+        queue.push_back(QueuedStep {
+            config: ConfigNum(input.number("configuration number")?),
+            from: Gid(input.number("owner before")?),
+            to: Gid(input.number("owner")?),
+        });
+    }
+    input.finish()?;
+    Ok(Shard {
+        state,
+        queue,
+        since,
+        clock,
+    })
+}
+
+/// Refuses a record that contradicts the group's: its steps would never come to an end.
+fn check_shard(group: &Ownership, shard: &Shard) -> Result<(), &'static str> {
+    let mut last = shard.state.config();
+    for step in &shard.queue {
+        if step.config <= last || (step.from == group.gid) == (step.to == group.gid) {
+            return Err("its queue makes no sense");
+        }
+        last = step.config;
+    }
+    if group.controller.is_none() || last > group.config {
+        return Err("it is of a configuration that the group doesn't know");
+    }
+    Ok(())
+}
+
+fn encode_owed(source: Gid) -> Bytes {
+    let mut out = Writer::default();
+    out.byte(VERSION).number(source.0);
+    out.finish()
+}
+
+fn decode_owed(record: Bytes) -> Result<Gid, DecodeError> {
+    let mut input = versioned(record)?;
+    let source = Gid(input.number("source")?);
+    input.finish()?;
+    Ok(source)
+}
+
+fn encode_addresses_of_group(addresses: &[String], left: bool) -> Bytes {
+    let mut out = Writer::default();
+    out.byte(VERSION).byte(left.into());
+    encode_addresses(&mut out, addresses);
+    out.finish()
+}
+
+fn decode_group(record: Bytes) -> Result<(Vec<String>, bool), DecodeError> {
+    let mut input = versioned(record)?;
+    let left = decode_flag(&mut input, "whether the group left")?;
+    let addresses = decode_addresses(&mut input)?;
+    input.finish()?;
+    Ok((addresses, left))
+}
+
+fn versioned(record: Bytes) -> Result<Reader, DecodeError> {
+    let mut input = Reader::new(record);
+    known("record version", input.byte("record version")?, VERSION)?;
+    Ok(input)
+}

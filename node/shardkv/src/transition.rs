@@ -1,0 +1,349 @@
+//! How steps change a group's [`Ownership`]: the table of the module `ownership`, as code.
+//!
+//! [`Ownership::judge`] alone decides whether a step is due; [`Ownership::take`] carries out one that is, and tells which
+//! records changed. Neither touches keys, values or sessions: that is the machine's part.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use raft::Bug;
+use types::{ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
+
+use crate::bugs::Bugs;
+use crate::install::check_chunk;
+use crate::ownership::Fence;
+use crate::{
+    Chunk, Cursor, Genesis, KvError, Next, Ownership, QueuedStep, Shard, ShardState, Step,
+};
+
+/// What a step means for a group as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is the next one: take it.
+    Due,
+    /// It was before, or comes too early: nothing changes.
+    Idle,
+    /// It can't be taken: nothing changes.
+    Refused(KvError),
+}
+
+/// Which records a step changed.
+#[derive(Debug, Default)]
+pub(crate) struct Changed {
+    pub(crate) group: bool,
+    pub(crate) shards: BTreeSet<ShardId>,
+    pub(crate) owed: BTreeSet<(ShardId, ConfigNum)>,
+    pub(crate) groups: BTreeSet<Gid>,
+}
+
+impl Ownership {
+    /// Whether `step` is due, as the tables of the module `ownership` say.
+    pub(crate) fn judge(&self, step: &Step, genesis: &Genesis, bugs: Bugs) -> Verdict {
+        match step {
+            Step::Begin { gid, .. } if *gid == Gid::NONE => nonsense("gid 0 is no replica group"),
+            Step::Begin { .. } => due_if(self.controller.is_none()),
+            Step::Configure { controller, delta } => match self.controller {
+                None => Verdict::Idle,
+                Some(own) if own != *controller => nonsense(&format!(
+                    "the group follows controller {own}, not {controller}"
+                )),
+                Some(_) if delta.num != self.config.next() => Verdict::Idle,
+                Some(_) => self.judge_delta(delta, genesis),
+            },
+            Step::Install(chunk) => self.judge_install(chunk, genesis, bugs),
+            Step::Delete { shard, config } => match self.fence(*shard, *config) {
+                Fence::Here => Verdict::Due,
+                Fence::Past if bugs.has(Bug::ConfigNumAtLeast) => due_if(matches!(
+                    self.state(*shard),
+                    Some(ShardState::Fenced { .. })
+                )),
+                Fence::Past => Verdict::Idle,
+                Fence::Ahead => Verdict::Refused(KvError::ShardNotReady { shard: *shard }),
+            },
+            Step::Deleted { shard, config } => due_if(self.owed.contains_key(&(*shard, *config))),
+        }
+    }
+
+    /// Carries out a step that is due, in an entry of log time `time`.
+    pub(crate) fn take(
+        &mut self,
+        step: &Step,
+        time: LogTime,
+        genesis: &Genesis,
+        bugs: Bugs,
+    ) -> Changed {
+        let mut changed = Changed::default();
+        match step {
+            Step::Begin {
+                gid,
+                controller,
+                num,
+                groups,
+            } => {
+                self.gid = *gid;
+                self.controller = Some(*controller);
+                self.config = *num;
+                self.groups.clone_from(groups);
+                changed.group = true;
+                changed.groups.extend(groups.keys());
+            }
+            Step::Configure { delta, .. } => self.configure(delta, time, bugs, &mut changed),
+            Step::Install(chunk) => self.install(chunk, time, genesis, bugs, &mut changed),
+            Step::Delete { shard, .. } => {
+                let mut slot = self.slot(*shard);
+                slot.state = None;
+                slot.clock = LogTime(0);
+                self.settle(*shard, slot, time, &mut changed);
+            }
+            Step::Deleted { shard, config } => {
+                let owed = (*shard, *config);
+                changed.owed.insert(owed);
+                if let Some(source) = self.owed.remove(&owed) {
+                    self.prune([source].into(), &mut changed);
+                }
+            }
+        }
+        changed
+    }
+
+    /// A configuration that gives what the group has, or takes what it hasn't, is of a history that isn't the group's: to
+    /// accept any of it would be to guess.
+    fn judge_delta(&self, delta: &ConfigDelta, genesis: &Genesis) -> Verdict {
+        for step in &delta.moves {
+            if step.run.end().0 > genesis.shards {
+                return nonsense(&format!(
+                    "configuration {} has more than this group's {} shards",
+                    delta.num, genesis.shards
+                ));
+            }
+            let goes = step.from == self.gid;
+            if !goes && step.to != self.gid {
+                continue;
+            }
+            let mut shards = step.run.shards();
+            if let Some(shard) = shards.find(|shard| self.ends_here(*shard) != goes) {
+                let verb = if goes { "takes" } else { "gives" };
+                return nonsense(&format!(
+                    "configuration {} {verb} {shard} against what this group knows of it",
+                    delta.num
+                ));
+            }
+        }
+        Verdict::Due
+    }
+
+    /// Whether the shard is this group's once its queue is done.
+    fn ends_here(&self, shard: ShardId) -> bool {
+        let Some(shard) = self.shards.get(&shard) else {
+            return false;
+        };
+        match shard.queue.back() {
+            Some(step) => step.to == self.gid,
+            None => !matches!(shard.state, ShardState::Fenced { .. }),
+        }
+    }
+
+    fn judge_install(&self, chunk: &Chunk, genesis: &Genesis, bugs: Bugs) -> Verdict {
+        let due = match self.state(chunk.shard) {
+            Some(ShardState::Pulling { config, after, .. }) => {
+                let same = *config == chunk.config
+                    || (bugs.has(Bug::ConfigNumAtLeast) && *config >= chunk.config);
+                let again = bugs.has(Bug::ChunkInstalledTwice) && *config == chunk.config;
+                (same && *after == chunk.after) || again
+            }
+            Some(ShardState::Serving { config }) => {
+                bugs.has(Bug::ChunkInstalledTwice) && *config == chunk.config
+            }
+            _ => false,
+        };
+        if !due {
+            return Verdict::Idle;
+        }
+        match check_chunk(chunk, genesis.shards) {
+            Ok(()) => Verdict::Due,
+            Err(why) => nonsense(&why),
+        }
+    }
+
+    fn configure(&mut self, delta: &ConfigDelta, time: LogTime, bugs: Bugs, changed: &mut Changed) {
+        self.config = delta.num;
+        changed.group = true;
+        let mut left = BTreeSet::new();
+        for (gid, addresses) in &delta.groups {
+            changed.groups.insert(*gid);
+            if let Some(addresses) = addresses {
+                self.groups.insert(*gid, addresses.clone());
+                self.left.remove(gid);
+            } else if self.groups.contains_key(gid) {
+                self.left.insert(*gid);
+                left.insert(*gid);
+            }
+        }
+        for step in &delta.moves {
+            if step.from != self.gid && step.to != self.gid {
+                continue;
+            }
+            for shard in step.run.shards() {
+                let mut slot = self.slot(shard);
+                if bugs.has(Bug::QueueKeepsNewestOnly) {
+                    slot.queue.clear();
+                }
+                slot.queue.push_back(QueuedStep {
+                    config: delta.num,
+                    from: step.from,
+                    to: step.to,
+                });
+                self.settle(shard, slot, time, changed);
+            }
+        }
+        self.prune(left, changed);
+    }
+
+    fn install(
+        &mut self,
+        chunk: &Chunk,
+        time: LogTime,
+        genesis: &Genesis,
+        bugs: Bugs,
+        changed: &mut Changed,
+    ) {
+        let mut slot = self.slot(chunk.shard);
+        let Some(ShardState::Pulling {
+            config,
+            source,
+            after,
+            bytes,
+        }) = &mut slot.state
+        else {
+            return;
+        };
+        if *after != chunk.after {
+            return;
+        }
+        *bytes += chunk.content_bytes();
+        match &chunk.next {
+            Next::Chunk(cursor) => after.clone_from(cursor),
+            Next::Done { clock, ttl_ms } => {
+                let (config, source) = (*config, *source);
+                if !bugs.has(Bug::SessionClockStaysBehind) {
+                    slot.clock = clock_here(*clock, *ttl_ms, genesis.session_ttl_ms);
+                }
+                slot.change(ShardState::Serving { config }, time);
+                self.owed.insert((chunk.shard, config), source);
+                changed.owed.insert((chunk.shard, config));
+            }
+        }
+        self.settle(chunk.shard, slot, time, changed);
+    }
+
+    fn slot(&self, shard: ShardId) -> Slot {
+        let Some(shard) = self.shards.get(&shard) else {
+            return Slot::default();
+        };
+        Slot {
+            state: Some(shard.state.clone()),
+            queue: shard.queue.clone(),
+            since: shard.since,
+            clock: shard.clock,
+        }
+    }
+
+    /// Takes the steps of the queue that fit the state, and puts the shard back.
+    fn settle(&mut self, shard: ShardId, mut slot: Slot, time: LogTime, changed: &mut Changed) {
+        while let Some(step) = slot.queue.front()
+            && let Some(next) = self.state_after(slot.state.as_ref(), *step)
+        {
+            slot.queue.pop_front();
+            if matches!(next, ShardState::Fenced { .. }) {
+                slot.clock = slot.clock.max(time);
+            }
+            slot.change(next, time);
+        }
+        changed.shards.insert(shard);
+        match slot.state {
+            None => self.shards.remove(&shard),
+            Some(state) => self.shards.insert(
+                shard,
+                Arc::new(Shard {
+                    state,
+                    queue: slot.queue,
+                    since: slot.since,
+                    clock: slot.clock,
+                }),
+            ),
+        };
+    }
+
+    /// What a step makes of a shard in this state; `None` if it has to wait.
+    fn state_after(&self, state: Option<&ShardState>, step: QueuedStep) -> Option<ShardState> {
+        let QueuedStep { config, from, to } = step;
+        match state {
+            None if to == self.gid && from == Gid::NONE => Some(ShardState::Serving { config }),
+            None if to == self.gid => Some(ShardState::Pulling {
+                config,
+                source: from,
+                after: Cursor::default(),
+                bytes: 0,
+            }),
+            Some(ShardState::Serving { .. }) if from == self.gid => {
+                Some(ShardState::Fenced { config, to })
+            }
+            _ => None,
+        }
+    }
+
+    /// Forgets where those of `candidates` are that have left and that no hand-off needs.
+    fn prune(&mut self, mut candidates: BTreeSet<Gid>, changed: &mut Changed) {
+        candidates.retain(|gid| self.left.contains(gid));
+        if candidates.is_empty() {
+            return;
+        }
+        for source in self.owed.values() {
+            candidates.remove(source);
+        }
+        for shard in self.shards.values() {
+            if let ShardState::Pulling { source, .. } = &shard.state {
+                candidates.remove(source);
+            }
+            for step in &shard.queue {
+                candidates.remove(&step.from);
+            }
+        }
+        for gid in candidates {
+            self.left.remove(&gid);
+            self.groups.remove(&gid);
+            changed.groups.insert(gid);
+        }
+    }
+}
+
+/// A shard while it changes.
+#[derive(Default)]
+struct Slot {
+    state: Option<ShardState>,
+    queue: VecDeque<QueuedStep>,
+    since: LogTime,
+    clock: LogTime,
+}
+
+impl Slot {
+    fn change(&mut self, state: ShardState, time: LogTime) {
+        self.state = Some(state);
+        self.since = time;
+    }
+}
+
+/// The source's clock as this group must read it. What the source calls expired by its own time to live must be expired
+/// here; if this group's is longer, the clock goes ahead by the difference. See the crate's documentation.
+fn clock_here(clock: LogTime, source_ttl_ms: u64, own_ttl_ms: u64) -> LogTime {
+    let longer_by = own_ttl_ms.saturating_sub(source_ttl_ms);
+    LogTime(clock.0.saturating_add(longer_by))
+}
+
+fn due_if(due: bool) -> Verdict {
+    if due { Verdict::Due } else { Verdict::Idle }
+}
+
+fn nonsense(why: &str) -> Verdict {
+    Verdict::Refused(KvError::Malformed(why.to_owned()))
+}
