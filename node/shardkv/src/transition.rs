@@ -333,11 +333,16 @@ impl Slot {
     }
 }
 
-/// The source's clock as this group must read it. What the source calls expired by its own time to live must be expired
-/// here; if this group's is longer, the clock goes ahead by the difference. See the crate's documentation.
+/// The source's clock as this group's table must have it. A table may have forgotten the sessions that were born more than
+/// a time to live before its clock. That moment is what must not go back; if the two groups chose different times to live
+/// the clocks differ. See the crate's documentation.
 fn clock_here(clock: LogTime, source_ttl_ms: u64, own_ttl_ms: u64) -> LogTime {
-    let longer_by = own_ttl_ms.saturating_sub(source_ttl_ms);
-    LogTime(clock.0.saturating_add(longer_by))
+    LogTime(
+        clock
+            .0
+            .saturating_add(own_ttl_ms)
+            .saturating_sub(source_ttl_ms),
+    )
 }
 
 fn due_if(due: bool) -> Verdict {
@@ -347,3 +352,6 @@ fn due_if(due: bool) -> Verdict {
 fn nonsense(why: &str) -> Verdict {
     Verdict::Refused(KvError::Malformed(why.to_owned()))
 }
+
+#[cfg(test)]
+mod tests;
