@@ -50,6 +50,7 @@ pub(crate) fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Stores, 
         on_sync: Some(SyncObserver::new(move |took| {
             observer.fsync_seconds.observe(took.as_secs_f64());
         })),
+        ..StorageOptions::default()
     };
     let mut opened = storage::open(&options.data_dir, &storage).map_err(refused)?;
     let genesis = genesis::read(&options.data_dir).map_err(|error| match error {

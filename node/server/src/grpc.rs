@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use api::v1::admin_server::AdminServer;
+use api::v1::handoff_server::HandoffServer;
 use api::v1::kv_server::{KvServer, SERVICE_NAME as KV};
 use api::v1::raft_server::RaftServer;
+use api::v1::shardctrler_server::ShardctrlerServer;
 use storage::Disk;
 use tokio::net::TcpListener;
 use tonic::body::Body;
@@ -19,6 +21,8 @@ use crate::hub::Hub;
 use crate::listen;
 use crate::options::MAX_FRAME_BYTES;
 use crate::services::admin::AdminService;
+use crate::services::ctrl::CtrlService;
+use crate::services::handoff::HandoffService;
 use crate::services::kv::KvService;
 use crate::services::peers::PeerService;
 use crate::services::typed;
@@ -52,6 +56,13 @@ pub(crate) async fn serve(
         .max_encoding_message_size(usize::MAX);
     let admin = AdminServer::new(AdminService::new(Arc::clone(&hub), disk))
         .max_decoding_message_size(SMALL_MESSAGE_BYTES);
+    let ctrl = ShardctrlerServer::new(CtrlService::new(Arc::clone(&hub)))
+        .max_decoding_message_size(limits.max_request_bytes)
+        .max_encoding_message_size(usize::MAX);
+    let handoff = HandoffServer::new(HandoffService::new(Arc::clone(&hub)))
+        .max_decoding_message_size(SMALL_MESSAGE_BYTES)
+        // A part ends after the pair that reaches its size.
+        .max_encoding_message_size(usize::MAX);
     let peers = RaftServer::new(PeerService::new(Arc::clone(&hub), transport))
         .max_decoding_message_size(MAX_FRAME_BYTES);
     let reflection = tonic_reflection::server::Builder::configure()
@@ -72,6 +83,8 @@ pub(crate) async fn serve(
         .layer(MapResponseLayer::new(typed::response::<Body>))
         .add_service(kv)
         .add_service(peers)
+        .add_service(ctrl)
+        .add_service(handoff)
         .add_service(admin)
         .add_service(health)
         .add_service(reflection)

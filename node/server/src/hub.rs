@@ -8,16 +8,20 @@ use api::errors;
 use api::v1::ErrorDetail;
 use raft::Role;
 use replica::Status;
-use shardkv::Genesis;
-use tokio::sync::watch;
+use shardkv::{Genesis, GroupKind, Ownership};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use types::NodeId;
 
 use crate::budget::Budget;
-use crate::convert::kv::{self, KvRequest, KvResult};
+use crate::configs::Configs;
+use crate::exit::Fatal;
+use crate::forward::Forwarding;
 use crate::identity::Identity;
 use crate::inbox::{Inbox, Submission};
+use crate::machine::{self, MachineRequest, MachineResult, News};
 use crate::metrics::Metrics;
+use crate::mover::Moving;
 use crate::options::Options;
 use crate::replies::{Deliveries, Reply};
 
@@ -49,6 +53,9 @@ pub(crate) struct View {
     pub(crate) genesis: Option<Genesis>,
 }
 
+/// An answer that comes. Closed without one when the replica is gone.
+pub(crate) type Waiting = oneshot::Receiver<MachineResult>;
+
 /// Shared by everything that serves.
 pub(crate) struct Hub {
     pub(crate) options: Options,
@@ -59,6 +66,16 @@ pub(crate) struct Hub {
     pub(crate) budget: Arc<Budget>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) deliveries: Arc<Deliveries>,
+    pub(crate) configs: Configs,
+    pub(crate) forwarding: Forwarding,
+    /// What moves shards while this node leads; shown to whoever asks why one waits.
+    pub(crate) moving: Moving,
+    /// Room for exports, and for watchers.
+    pub(crate) exports: Arc<Semaphore>,
+    pub(crate) watchers: Arc<Semaphore>,
+    ownership: watch::Sender<Arc<Ownership>>,
+    /// Where the first error goes that ends the process.
+    failure: Mutex<Option<oneshot::Sender<Fatal>>>,
     view: watch::Sender<View>,
     /// Beside the view, because all streams wait for it and must not wake with each change of that.
     draining: watch::Sender<bool>,
@@ -74,6 +91,7 @@ impl Hub {
         address: String,
         identity: Identity,
         metrics: Arc<Metrics>,
+        failure: oneshot::Sender<Fatal>,
     ) -> Self {
         let view = View {
             phase: Phase::Starting,
@@ -82,6 +100,13 @@ impl Hub {
         };
         Self {
             budget: Arc::new(Budget::new(&options.limits)),
+            configs: Configs::default(),
+            forwarding: Forwarding::new(&options),
+            moving: Moving::default(),
+            exports: Arc::new(Semaphore::new(options.limits.max_exports)),
+            watchers: Arc::new(Semaphore::new(options.limits.max_watchers)),
+            ownership: watch::Sender::new(Arc::default()),
+            failure: Mutex::new(Some(failure)),
             options,
             address,
             identity: Arc::new(identity),
@@ -99,6 +124,44 @@ impl Hub {
     /// This node.
     pub(crate) fn node(&self) -> NodeId {
         self.identity.node()
+    }
+
+    /// What the node's group is for.
+    pub(crate) fn kind(&self) -> GroupKind {
+        self.options.genesis.kind
+    }
+
+    /// What the group has to do with which shard, as of the last entry applied here.
+    pub(crate) fn ownership(&self) -> Arc<Ownership> {
+        Arc::clone(&self.ownership.borrow())
+    }
+
+    /// The same as it changes.
+    pub(crate) fn watch_ownership(&self) -> watch::Receiver<Arc<Ownership>> {
+        self.ownership.subscribe()
+    }
+
+    /// Takes over what the machine tells.
+    pub(crate) fn tell(&self, news: News) {
+        match news {
+            News::Ownership(ownership) => {
+                self.ownership.send_replace(ownership);
+            }
+            News::Config(config) => {
+                if let Some(cluster) = self.identity.cluster() {
+                    self.configs.replace(cluster, config);
+                }
+            }
+        }
+    }
+
+    /// The node can't go on: the process ends in order with this error.
+    pub(crate) fn fail(&self, fatal: Fatal) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = failure.take() {
+            // Nobody listens any more only if the process ends anyway.
+            let _ = failure.send(fatal);
+        }
     }
 
     /// The latest view.
@@ -222,16 +285,22 @@ impl Hub {
         errors::unavailable(format!("node {} is stopping", self.node()), 100)
     }
 
-    /// Asks the replica and waits for its answer, at most as long as the options allow.
-    pub(crate) async fn ask(&self, request: KvRequest) -> Result<KvResult, ErrorDetail> {
+    /// Puts a request into the replica's queue, behind all that were put there before.
+    pub(crate) fn submit(&self, request: MachineRequest) -> Result<Waiting, ErrorDetail> {
         self.check_running()?;
-        let changes = !matches!(
-            request,
-            replica::Request::Read(_) | replica::Request::LogTime
-        );
-        let permit = self.budget.take(kv::size(&request))?;
+        let permit = self.budget.take(machine::size(&request))?;
         let (reply, answer) = Reply::call(permit);
         self.inbox.submit([Submission { request, reply }]);
+        Ok(answer)
+    }
+
+    /// Asks the replica and waits for its answer, at most as long as the options allow.
+    pub(crate) async fn ask(&self, request: MachineRequest) -> Result<MachineResult, ErrorDetail> {
+        let changes = !matches!(
+            request,
+            replica::Request::Read(_) | replica::Request::ReadLocal(_) | replica::Request::LogTime
+        );
+        let answer = self.submit(request)?;
         match timeout(self.options.request_timeout, answer).await {
             Ok(Ok(result)) => Ok(result),
             // No answer in time, or the replica is gone.

@@ -12,8 +12,8 @@ use raft::Envelope;
 use tokio::sync::Notify;
 use types::NodeId;
 
-use crate::convert::kv::KvRequest;
 use crate::convert::peer;
+use crate::machine::MachineRequest;
 use crate::replies::Reply;
 
 /// Peers' messages that may wait, in bytes; a stream that finds more waits before it adds its own.
@@ -21,7 +21,7 @@ const MAX_WAITING_BYTES: usize = 64 << 20;
 
 /// A client's request and where its answer goes.
 pub(crate) struct Submission {
-    pub(crate) request: KvRequest,
+    pub(crate) request: MachineRequest,
     pub(crate) reply: Reply,
 }
 

@@ -34,15 +34,19 @@
 
 mod bootstrap;
 mod budget;
+mod configs;
 mod convert;
 mod disk;
 mod exit;
+mod forward;
 mod grpc;
 mod hub;
 mod identity;
 mod inbox;
 mod listen;
+mod machine;
 mod metrics;
+mod mover;
 mod node;
 mod options;
 mod random;

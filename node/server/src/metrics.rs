@@ -26,6 +26,20 @@ pub(crate) enum Method {
     CompareAndSwap,
 }
 
+impl Method {
+    /// The method of an item.
+    pub(crate) fn of(item: &api::v1::batch_item::Request) -> Self {
+        use api::v1::batch_item::Request as Item;
+        match item {
+            Item::Get(_) => Self::Get,
+            Item::Put(_) => Self::Put,
+            Item::Append(_) => Self::Append,
+            Item::Delete(_) => Self::Delete,
+            Item::CompareAndSwap(_) => Self::CompareAndSwap,
+        }
+    }
+}
+
 /// All metrics of a node.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -45,7 +59,21 @@ pub(crate) struct Metrics {
     pub(crate) peer_dropped_messages: Counter,
     pub(crate) peer_sent_bytes: Counter,
     pub(crate) snapshot_sent_bytes: Counter,
+    pub(crate) forwarded: Counter,
+    pub(crate) forward_failures: Counter,
     pub(crate) replica: ReplicaMetrics,
+    pub(crate) handoff: HandoffMetrics,
+}
+
+/// How shards move.
+#[derive(Debug, Default)]
+pub(crate) struct HandoffMetrics {
+    pub(crate) config_num: Gauge,
+    pub(crate) settled: Gauge,
+    pub(crate) sent_bytes: Counter,
+    pub(crate) received_bytes: Counter,
+    pub(crate) failures: Counter,
+    pub(crate) watchers: Gauge,
 }
 
 /// What is read off the replica from time to time.
@@ -86,11 +114,15 @@ impl Metrics {
             peer_dropped_messages: Counter::default(),
             peer_sent_bytes: Counter::default(),
             snapshot_sent_bytes: Counter::default(),
+            forwarded: Counter::default(),
+            forward_failures: Counter::default(),
             replica: ReplicaMetrics::default(),
+            handoff: HandoffMetrics::default(),
         };
         metrics.register_requests();
         metrics.register_transport();
         metrics.register_replica();
+        metrics.register_handoff();
         metrics
     }
 
@@ -242,6 +274,58 @@ impl Metrics {
         for (name, help, counter) in counters {
             r.register(name, help, counter.clone());
         }
+    }
+
+    fn register_handoff(&mut self) {
+        let r = &mut self.registry;
+        let m = &self.handoff;
+        r.register(
+            "forwarded",
+            "Requests passed on to another node",
+            self.forwarded.clone(),
+        );
+        r.register(
+            "forward_failures",
+            "Requests that no other node answered",
+            self.forward_failures.clone(),
+        );
+        let gauges = [
+            (
+                "config_num",
+                "The configuration that the group has accepted",
+                &m.config_num,
+            ),
+            (
+                "config_settled",
+                "The configuration up to which the group has done all that it asks",
+                &m.settled,
+            ),
+            (
+                "config_watchers",
+                "Open watches of the configuration",
+                &m.watchers,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            r.register(name, help, gauge.clone());
+        }
+        r.register_with_unit(
+            "handoff_sent",
+            "Parts of shards sent to other groups",
+            Unit::Bytes,
+            m.sent_bytes.clone(),
+        );
+        r.register_with_unit(
+            "handoff_received",
+            "Parts of shards that came from other groups",
+            Unit::Bytes,
+            m.received_bytes.clone(),
+        );
+        r.register(
+            "handoff_failures",
+            "Steps of hand-offs that failed and are tried again",
+            m.failures.clone(),
+        );
     }
 
     /// The histogram of a method.

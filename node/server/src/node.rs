@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use raft::{Role, StoreError};
 use replica::{Replica, Request};
 use serde_json::json;
-use shardkv::ShardKv;
+use shardkv::GroupKind;
 use storage::{Disk, Opened};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,10 +24,11 @@ use crate::disk::{self, Content, Stores};
 use crate::exit::{ExitCode, Fatal};
 use crate::hub::{Hub, Phase};
 use crate::identity::{AdoptError, Identity};
+use crate::machine::Machine;
 use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::transport::Transport;
-use crate::{grpc, listen, random, runtime, scrape};
+use crate::{configs, grpc, listen, mover, random, runtime, scrape};
 
 /// How long open connections may take to end after the replica has.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -133,6 +134,8 @@ struct Node {
     hang_up: oneshot::Sender<()>,
     tasks: Vec<AbortHandle>,
     places: Places,
+    /// What makes it impossible to go on.
+    failure: oneshot::Receiver<Fatal>,
 }
 
 /// Where the node can be reached.
@@ -168,7 +171,8 @@ impl Node {
             bound: doors.bound,
             metrics: doors.metrics.as_ref().map(|(_, bound)| *bound),
         };
-        let hub = Arc::new(Hub::new(options, doors.advertised, identity, metrics));
+        let (fail, failure) = oneshot::channel();
+        let hub = Arc::new(Hub::new(options, doors.advertised, identity, metrics, fail));
         announce(&hub, &places, content);
         let transport = Arc::new(Transport::new(Arc::clone(&hub)));
         let (hang_up, told) = oneshot::channel::<()>();
@@ -193,6 +197,7 @@ impl Node {
             hang_up,
             tasks,
             places,
+            failure,
         };
         let started = Started {
             log,
@@ -235,7 +240,7 @@ impl Node {
             hub.node(),
             Box::new(log),
             Box::new(state),
-            ShardKv::new(),
+            Machine::new(hub.kind()),
             seed,
         )
         .map_err(not_recovered)?;
@@ -251,6 +256,10 @@ impl Node {
             let transport = Arc::clone(&self.transport);
             async move { transport.tend().await }
         });
+        if hub.kind() == GroupKind::Shards {
+            tokio::spawn(configs::follow(Arc::clone(hub)));
+            tokio::spawn(mover::drive(Arc::clone(hub)));
+        }
         if let Some(path) = &hub.options.ready_file {
             self.write_ready(path)
                 .with_context(|| format!("can't write {}", path.display()))?;
@@ -260,15 +269,24 @@ impl Node {
 
     /// Serves until a signal comes or something fails, then stops in order.
     async fn serve(mut self, mut ended: Ended, signals: &mut Signals) -> Result<(), Fatal> {
+        let mut failed = None;
         tokio::select! {
             () = signals.any() => {}
             result = &mut ended => return Err(replica_ended(result)),
             result = &mut self.serving => return Err(server_ended(result)),
+            // The sender lives in the hub.
+            Ok(fatal) = &mut self.failure => {
+                tracing::error!("{:#}", fatal.error);
+                failed = Some(fatal);
+            }
         }
         let deadline = Instant::now() + self.hub.options.shutdown_timeout;
         tracing::info!("stopping");
         tokio::select! {
-            result = self.stop(ended, deadline) => result,
+            result = self.stop(ended, deadline) => match failed {
+                Some(fatal) => Err(fatal),
+                None => result,
+            },
             () = signals.any() => Err(Fatal::message(
                 ExitCode::Unexpected,
                 "a second signal came: stopping without finishing",

@@ -3,13 +3,11 @@
 
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
-
 use tokio::sync::{Notify, oneshot};
 
 use crate::budget::Permit;
-use crate::convert::kv::KvResult;
-use crate::services::batch::BatchStream;
+use crate::machine::MachineResult;
+use crate::services::batch::{BatchStream, Origin};
 
 /// Where one answer goes. It holds the request's part of the budget until the answer is given out.
 pub(crate) struct Reply {
@@ -18,34 +16,21 @@ pub(crate) struct Reply {
 }
 
 enum Target {
-    Call(oneshot::Sender<KvResult>),
-    Item {
-        stream: Arc<BatchStream>,
-        id: u64,
-        arrived: Instant,
-    },
+    Call(oneshot::Sender<MachineResult>),
+    Item(Origin),
 }
 
 impl Reply {
     /// To a handler that waits.
-    pub(crate) fn call(permit: Permit) -> (Self, oneshot::Receiver<KvResult>) {
+    pub(crate) fn call(permit: Permit) -> (Self, oneshot::Receiver<MachineResult>) {
         let (sender, receiver) = oneshot::channel();
         let target = Target::Call(sender);
         (Self { target, permit }, receiver)
     }
 
-    /// To an item of a batch stream, whose message arrived at `arrived`.
-    pub(crate) fn item(
-        permit: Permit,
-        stream: Arc<BatchStream>,
-        id: u64,
-        arrived: Instant,
-    ) -> Self {
-        let target = Target::Item {
-            stream,
-            id,
-            arrived,
-        };
+    /// To an item of a batch stream.
+    pub(crate) fn item(permit: Permit, origin: Origin) -> Self {
+        let target = Target::Item(origin);
         Self { target, permit }
     }
 }
@@ -82,13 +67,13 @@ impl Waiting {
 /// Answers on their way from the replica's thread to the network's.
 #[derive(Default)]
 pub(crate) struct Deliveries {
-    answers: Mutex<Vec<(Reply, KvResult)>>,
+    answers: Mutex<Vec<(Reply, MachineResult)>>,
     some: Notify,
 }
 
 impl Deliveries {
     /// Hands a round's answers over; `answers` is empty afterwards.
-    pub(crate) fn hand_over(&self, answers: &mut Vec<(Reply, KvResult)>) {
+    pub(crate) fn hand_over(&self, answers: &mut Vec<(Reply, MachineResult)>) {
         if answers.is_empty() {
             return;
         }
@@ -117,7 +102,7 @@ impl Deliveries {
         self.give_out_into(&mut Vec::new());
     }
 
-    fn give_out_into(&self, answers: &mut Vec<(Reply, KvResult)>) {
+    fn give_out_into(&self, answers: &mut Vec<(Reply, MachineResult)>) {
         {
             let mut waiting = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             mem::swap(&mut *waiting, answers);
@@ -127,12 +112,13 @@ impl Deliveries {
             match reply.target {
                 // A handler that gave up does not mind.
                 Target::Call(sender) => drop(sender.send(result)),
-                Target::Item {
+                Target::Item(Origin {
                     stream,
                     id,
                     arrived,
-                } => {
-                    if stream.push(id, arrived, result) {
+                    again,
+                }) => {
+                    if stream.push(id, arrived, again, result) {
                         touched.push(stream);
                     }
                 }

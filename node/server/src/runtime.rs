@@ -9,20 +9,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use raft::{Envelope, StoreError};
 use replica::{Answer, Outlet, Refusal, Replica, RequestId};
-use shardkv::{Response, ShardKv};
 use tokio::sync::oneshot;
 use types::{LogTime, NodeId};
 
-use crate::convert::kv::KvResult;
 use crate::hub::Hub;
 use crate::inbox::{Batch, Submission};
+use crate::machine::{Machine, MachineResult, News, Response};
 use crate::metrics::{raise, set};
 use crate::replies::{Reply, Waiting};
 use crate::transport::Transport;
 
 /// The replica with its thread's belongings.
 pub(crate) struct Runtime {
-    replica: Replica<ShardKv>,
+    replica: Replica<Machine>,
     hub: Arc<Hub>,
     desk: Desk,
     batch: Batch,
@@ -32,13 +31,15 @@ pub(crate) struct Runtime {
     /// The log tells of the full disk already: it is tried at every tick, and told once.
     full_told: bool,
     leader: Option<NodeId>,
+    /// What the machine told last.
+    told: Option<News>,
 }
 
 /// Where the replica puts what leaves it.
 struct Desk {
     transport: Arc<Transport>,
     waiting: Waiting,
-    answers: Vec<(Reply, KvResult)>,
+    answers: Vec<(Reply, MachineResult)>,
 }
 
 impl Outlet<Response> for Desk {
@@ -55,7 +56,7 @@ impl Outlet<Response> for Desk {
 
 /// Starts the thread. The receiver gets how it ended; it is closed without that if the thread panicked.
 pub(crate) fn start(
-    replica: Replica<ShardKv>,
+    replica: Replica<Machine>,
     hub: Arc<Hub>,
     transport: Arc<Transport>,
 ) -> std::io::Result<oneshot::Receiver<Result<(), StoreError>>> {
@@ -75,6 +76,7 @@ pub(crate) fn start(
         full: false,
         full_told: false,
         leader: None,
+        told: None,
         hub,
     };
     std::thread::Builder::new()
@@ -92,6 +94,7 @@ pub(crate) fn start(
 impl Runtime {
     fn run(mut self) -> Result<(), StoreError> {
         self.publish();
+        self.tell();
         loop {
             let idle = self.full || !self.replica.has_work();
             let deadline = idle.then(|| self.clock.next());
@@ -100,6 +103,7 @@ impl Runtime {
                 return self.stop();
             }
             self.poll()?;
+            self.tell();
             self.hub.deliveries.hand_over(&mut self.desk.answers);
         }
     }
@@ -165,6 +169,16 @@ impl Runtime {
                 self.hub.deliveries.hand_over(&mut self.desk.answers);
                 Err(error)
             }
+        }
+    }
+
+    /// Tells everybody what the machine has to tell, when it is new. Before the answers go out, so that who was answered
+    /// finds it.
+    fn tell(&mut self) {
+        let news = self.replica.machine().news();
+        if !self.told.as_ref().is_some_and(|told| told.is_same(&news)) {
+            self.hub.tell(news.clone());
+            self.told = Some(news);
         }
     }
 

@@ -148,7 +148,7 @@ fn form(hub: &Hub, members: Vec<(NodeId, String)>) -> Result<FirstMembership, Fa
 fn chosen(options: &GenesisOptions) -> shardkv::Genesis {
     let default = shardkv::Genesis::default();
     shardkv::Genesis {
-        kind: default.kind,
+        kind: options.kind,
         shards: options.shards.unwrap_or(default.shards),
         session_ttl_ms: options.session_ttl_ms.unwrap_or(default.session_ttl_ms),
         max_sessions_per_shard: options
@@ -165,6 +165,14 @@ pub(crate) fn check_chosen(
     options: &GenesisOptions,
     stored: &shardkv::Genesis,
 ) -> Result<(), Fatal> {
+    if options.kind != stored.kind {
+        let message = format!(
+            "the option role says {}, but the group was created as {}, and that never changes: correct --role, or \
+             give this node an empty directory",
+            options.kind, stored.kind
+        );
+        return Err(Fatal::message(ExitCode::WrongIdentity, message));
+    }
     let pairs = [
         (
             "shards",

@@ -7,18 +7,15 @@ use api::{decode_client_id, errors};
 use bytes::Bytes;
 use raft::{MembershipChange, MembershipError};
 use replica::{Answer, Refusal, Request};
-use shardkv::{Command, KvError, MAX_KEY_BYTES, Query, Response, SessionRef, Write, Written};
+use shardkv::{Command, KvError, MAX_KEY_BYTES, Query, Response, SessionRef, Step, Write, Written};
 use types::{NodeId, Sequence};
 
+use crate::hub::Hub;
+use crate::machine::{self, MachineRequest, MachineResult};
 use crate::options::Limits;
 
 /// How soon a client should try again when nothing better is known, in milliseconds.
 const RETRY_AFTER_MS: u32 = 20;
-
-/// A request to the replica.
-pub(crate) type KvRequest = Request<Query>;
-/// What the replica answers.
-pub(crate) type KvResult = Result<Answer<Response>, Refusal>;
 
 /// Reads and checks clients' requests.
 #[derive(Clone, Copy, Debug)]
@@ -33,24 +30,24 @@ impl Checks {
         }
     }
 
-    pub(crate) fn get(wire: v1::GetRequest) -> Result<KvRequest, ErrorDetail> {
+    pub(crate) fn get(wire: v1::GetRequest) -> Result<MachineRequest, ErrorDetail> {
         let key = key(wire.key)?;
-        Ok(Request::Read(Query::Get { key }))
+        Ok(read(Query::Get { key }))
     }
 
-    pub(crate) fn put(self, wire: v1::PutRequest) -> Result<KvRequest, ErrorDetail> {
+    pub(crate) fn put(self, wire: v1::PutRequest) -> Result<MachineRequest, ErrorDetail> {
         let key = key(wire.key)?;
         let value = self.value("value", wire.value)?;
         write(wire.session.as_ref(), Write::Put { key, value })
     }
 
-    pub(crate) fn append(self, wire: v1::AppendRequest) -> Result<KvRequest, ErrorDetail> {
+    pub(crate) fn append(self, wire: v1::AppendRequest) -> Result<MachineRequest, ErrorDetail> {
         let key = key(wire.key)?;
         let suffix = self.value("suffix", wire.suffix)?;
         write(wire.session.as_ref(), Write::Append { key, suffix })
     }
 
-    pub(crate) fn delete(wire: v1::DeleteRequest) -> Result<KvRequest, ErrorDetail> {
+    pub(crate) fn delete(wire: v1::DeleteRequest) -> Result<MachineRequest, ErrorDetail> {
         let key = key(wire.key)?;
         write(wire.session.as_ref(), Write::Delete { key })
     }
@@ -58,7 +55,7 @@ impl Checks {
     pub(crate) fn compare_and_swap(
         self,
         wire: v1::CompareAndSwapRequest,
-    ) -> Result<KvRequest, ErrorDetail> {
+    ) -> Result<MachineRequest, ErrorDetail> {
         let key = key(wire.key)?;
         let expected = wire
             .expected
@@ -72,7 +69,7 @@ impl Checks {
     }
 
     /// An item of a batch.
-    pub(crate) fn item(self, item: Option<Item>) -> Result<KvRequest, ErrorDetail> {
+    pub(crate) fn item(self, item: Option<Item>) -> Result<MachineRequest, ErrorDetail> {
         match item {
             Some(Item::Get(wire)) => Self::get(wire),
             Some(Item::Put(wire)) => self.put(wire),
@@ -95,6 +92,24 @@ impl Checks {
     }
 }
 
+/// A linearizable question to the shards.
+pub(crate) fn read(query: Query) -> MachineRequest {
+    Request::Read(machine::Query::Shards(query))
+}
+
+/// A question to what this node has of the shards.
+pub(crate) fn read_local(query: Query) -> MachineRequest {
+    Request::ReadLocal(machine::Query::Shards(query))
+}
+
+/// A step of a hand-off, for the group's log.
+pub(crate) fn step(step: &Step) -> MachineRequest {
+    Request::Write {
+        operation: step.encode(),
+        frees_space: step.frees_space(),
+    }
+}
+
 fn key(key: Bytes) -> Result<Bytes, ErrorDetail> {
     if key.is_empty() {
         return Err(errors::bad_request("key", "it is empty"));
@@ -109,7 +124,7 @@ fn key(key: Bytes) -> Result<Bytes, ErrorDetail> {
     Ok(key)
 }
 
-fn write(session: Option<&v1::Session>, write: Write) -> Result<KvRequest, ErrorDetail> {
+fn write(session: Option<&v1::Session>, write: Write) -> Result<MachineRequest, ErrorDetail> {
     let frees_space = write.frees_space();
     let session = session.map(session_ref).transpose()?;
     Ok(Request::Write {
@@ -118,7 +133,8 @@ fn write(session: Option<&v1::Session>, write: Write) -> Result<KvRequest, Error
     })
 }
 
-fn session_ref(wire: &v1::Session) -> Result<SessionRef, ErrorDetail> {
+/// Who sends a write, and which of its writes it is.
+pub(crate) fn session_ref(wire: &v1::Session) -> Result<SessionRef, ErrorDetail> {
     let Some(client) = decode_client_id(&wire.client_id) else {
         let reason = "it has 16 bytes, as OpenSession gave them";
         return Err(errors::bad_request("session.client_id", reason));
@@ -138,25 +154,17 @@ fn session_ref(wire: &v1::Session) -> Result<SessionRef, ErrorDetail> {
     })
 }
 
-/// Roughly how many bytes a request holds in memory until it is answered.
-pub(crate) fn size(request: &KvRequest) -> usize {
-    128 + match request {
-        Request::Write { operation, .. } => operation.len(),
-        Request::Read(Query::Get { key }) => key.len(),
-        Request::Read(Query::Scan { start, end, .. }) => start.len() + end.len(),
-        _ => 0,
-    }
-}
-
 /// What the state machine answered, or the typed error of a refusal. `address` finds where a node is reached by
 /// clients; it gives an empty string for one that isn't known.
 pub(crate) fn outcome(
-    result: KvResult,
+    result: MachineResult,
     address: impl Fn(NodeId) -> String,
 ) -> Result<Response, ErrorDetail> {
     match result {
-        Ok(Answer::Machine(Response::Refused(error))) => Err(kv_error(&error)),
-        Ok(Answer::Machine(response)) => Ok(response),
+        Ok(Answer::Machine(machine::Response::Shards(Response::Refused(error)))) => {
+            Err(kv_error(&error))
+        }
+        Ok(Answer::Machine(machine::Response::Shards(response))) => Ok(response),
         Ok(_) => Err(mismatch()),
         Err(refusal) => Err(refused(&refusal, address)),
     }
@@ -216,29 +224,31 @@ fn kv_error(error: &KvError) -> ErrorDetail {
     }
 }
 
-/// The answer of a batch's item.
-pub(crate) fn item_response(outcome: Result<Response, ErrorDetail>) -> ItemResponse {
-    match outcome {
-        Ok(Response::Value(value)) => ItemResponse::Get(get_response(value)),
-        Ok(Response::Written(written)) => match written {
-            Written::Put => ItemResponse::Put(v1::PutResponse {}),
-            Written::Append { length } => ItemResponse::Append(v1::AppendResponse { length }),
-            Written::Delete { existed } => ItemResponse::Delete(v1::DeleteResponse { existed }),
-            Written::CompareAndSwap { swapped } => {
-                ItemResponse::CompareAndSwap(v1::CompareAndSwapResponse { swapped })
-            }
-        },
-        Ok(_) => ItemResponse::Error(mismatch()),
-        Err(error) => ItemResponse::Error(error),
-    }
+/// What is told to those who ask a controller for keys and don't want to be passed on.
+pub(crate) fn elsewhere(hub: &Hub) -> ErrorDetail {
+    let known = hub.configs.known();
+    errors::wrong_group(known.map_or(0, |known| known.config.num().0))
 }
 
-/// The answer to a get.
-pub(crate) fn get_response(value: Option<Bytes>) -> v1::GetResponse {
-    v1::GetResponse {
-        found: value.is_some(),
-        value: value.unwrap_or_default(),
-    }
+/// The answer to a request about one key.
+pub(crate) fn item_answer(response: Response) -> Result<ItemResponse, ErrorDetail> {
+    Ok(match response {
+        Response::Value(value) => ItemResponse::Get(v1::GetResponse {
+            found: value.is_some(),
+            value: value.unwrap_or_default(),
+        }),
+        Response::Written(Written::Put) => ItemResponse::Put(v1::PutResponse {}),
+        Response::Written(Written::Append { length }) => {
+            ItemResponse::Append(v1::AppendResponse { length })
+        }
+        Response::Written(Written::Delete { existed }) => {
+            ItemResponse::Delete(v1::DeleteResponse { existed })
+        }
+        Response::Written(Written::CompareAndSwap { swapped }) => {
+            ItemResponse::CompareAndSwap(v1::CompareAndSwapResponse { swapped })
+        }
+        _ => return Err(mismatch()),
+    })
 }
 
 /// A membership change that an operator asks for.

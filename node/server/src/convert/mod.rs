@@ -1,4 +1,5 @@
-//! Between wire types and ours. Wire types stop here.
+//! Conversions at the edge: wire types go no further.
 
+pub(crate) mod ctrl;
 pub(crate) mod kv;
 pub(crate) mod peer;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use shardkv::GroupKind;
 use types::Gid;
 
 pub(crate) use read::OptionError;
@@ -35,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) data_dir: PathBuf,
     pub(crate) cluster_name: String,
     pub(crate) gid: Gid,
+    /// Where the controllers are; not empty exactly for groups of the kind shards.
+    pub(crate) controllers: Vec<String>,
     pub(crate) listen: String,
     pub(crate) advertise: Option<String>,
     /// As given: empty means only this node.
@@ -45,6 +48,8 @@ pub(crate) struct Options {
     pub(crate) limits: Limits,
     pub(crate) network: Network,
     pub(crate) disk: Disk,
+    pub(crate) handoff: Handoff,
+    pub(crate) max_forwarded: usize,
     pub(crate) request_timeout: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) metrics_listen: Option<String>,
@@ -57,6 +62,8 @@ pub(crate) struct Options {
 /// What a group is created with. What is not given is not compared with what is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GenesisOptions {
+    /// What the group is for: always chosen.
+    pub(crate) kind: GroupKind,
     pub(crate) shards: Option<u32>,
     pub(crate) session_ttl_ms: Option<u64>,
     pub(crate) max_sessions_per_shard: Option<u32>,
@@ -76,6 +83,16 @@ pub(crate) struct Limits {
     pub(crate) max_connections: usize,
     pub(crate) scan_page_bytes: u32,
     pub(crate) scan_page_pairs: u32,
+    pub(crate) max_exports: usize,
+    pub(crate) max_watchers: usize,
+}
+
+/// How shards move.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handoff {
+    pub(crate) mover: shardkv::MoverOptions,
+    /// How long one step waits for another group.
+    pub(crate) timeout: Duration,
 }
 
 /// The network's settings.
@@ -158,14 +175,18 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
     };
     let limits = limits(values)?;
     let replica = replica_options(values, &limits)?;
+    let kind = role(values)?;
     Ok(Options {
         data_dir: data_dir.into(),
         cluster_name: cluster_name(values)?,
-        gid: Gid(values.number("gid", 1, u64::MAX)?),
+        gid: gid(values, kind)?,
+        controllers: controllers(values, kind)?,
         listen: address(values, "listen")?,
         advertise: optional_address(values, "advertise")?,
         peers: peers(values)?,
-        genesis: genesis(values)?,
+        genesis: genesis(values, kind)?,
+        handoff: handoff(values, &limits, replica.max_entry_bytes)?,
+        max_forwarded: values.number("max_forwarded", 1, 1 << 20)?,
         replica,
         limits,
         network: network(values)?,
@@ -180,8 +201,84 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
     })
 }
 
-fn genesis(values: &mut Values) -> Result<GenesisOptions, OptionError> {
+fn role(values: &mut Values) -> Result<GroupKind, OptionError> {
+    let text = values.text_or_default("role");
+    let kind = GroupKind::ALL.into_iter().find(|kind| kind.name() == text);
+    kind.ok_or_else(|| {
+        let reason = format!("`{text}` is none of standalone, shards and controller");
+        values.error("role", reason)
+    })
+}
+
+fn gid(values: &mut Values, kind: GroupKind) -> Result<Gid, OptionError> {
+    let given: Option<u64> = values.optional_number("gid", 0, u64::MAX)?;
+    match (kind, given) {
+        (GroupKind::Controller, None | Some(0)) => Ok(Gid::NONE),
+        (GroupKind::Controller, Some(gid)) => {
+            let reason = format!("the controllers' group is 0, not {gid}: leave the option out");
+            Err(values.error("gid", reason))
+        }
+        (_, Some(0)) => {
+            let reason = "0 is the controllers' group: number replica groups from 1";
+            Err(values.error("gid", reason))
+        }
+        (GroupKind::Shards, None) => {
+            let reason = "is required for the role shards: which group this node belongs to";
+            Err(values.error("gid", reason))
+        }
+        (GroupKind::Standalone, None) => Ok(Gid(1)),
+        (_, Some(gid)) => Ok(Gid(gid)),
+    }
+}
+
+fn controllers(values: &mut Values, kind: GroupKind) -> Result<Vec<String>, OptionError> {
+    let controllers = addresses(values, "controllers")?;
+    match (kind, controllers.is_empty()) {
+        (GroupKind::Shards, true) => Err(values.error(
+            "controllers",
+            "is required for the role shards: where the controllers are",
+        )),
+        (GroupKind::Standalone | GroupKind::Controller, false) => Err(values.error(
+            "controllers",
+            format!("is for the role shards, and this node's is {kind}"),
+        )),
+        _ => Ok(controllers),
+    }
+}
+
+fn handoff(
+    values: &mut Values,
+    limits: &Limits,
+    max_entry_bytes: usize,
+) -> Result<Handoff, OptionError> {
+    let mover = shardkv::MoverOptions {
+        max_concurrent_pulls: values.number("handoff_max_concurrent", 1, 1_024)?,
+        max_bytes_per_second: values.number("handoff_bytes_per_second", 0, u64::MAX)?,
+        chunk_bytes: values.number("handoff_chunk_bytes", 1, shardkv::MAX_SCAN_BYTES)?,
+        min_retry_ms: values.number("handoff_min_retry_ms", 1, 60_000)?,
+        max_retry_ms: values.number("handoff_max_retry_ms", 1, 3_600_000)?,
+    };
+    if mover.max_retry_ms < mover.min_retry_ms {
+        let reason = "must be at least handoff_min_retry_ms";
+        return Err(values.error("handoff_max_retry_ms", reason));
+    }
+    // A part ends after the pair that reaches its size, and is one operation of an entry.
+    let largest = max_entry_bytes.saturating_sub(largest_operation(limits) / 2 + 4_096);
+    if mover.chunk_bytes as usize > largest {
+        let reason = format!(
+            "must be at most {largest}, so that a part and one of the largest values fit into max_entry_bytes"
+        );
+        return Err(values.error("handoff_chunk_bytes", reason));
+    }
+    Ok(Handoff {
+        mover,
+        timeout: millis(values, "handoff_timeout_ms", 10, 600_000)?,
+    })
+}
+
+fn genesis(values: &mut Values, kind: GroupKind) -> Result<GenesisOptions, OptionError> {
     Ok(GenesisOptions {
+        kind,
         shards: values.optional_number("shards", 1, 1_000_000)?,
         session_ttl_ms: values.optional_number("session_ttl_ms", 1_000, 30 * 86_400_000)?,
         max_sessions_per_shard: values.optional_number("max_sessions_per_shard", 1, 1 << 24)?,
@@ -201,6 +298,8 @@ fn limits(values: &mut Values) -> Result<Limits, OptionError> {
         max_connections: values.number("max_connections", 1, 1 << 20)?,
         scan_page_bytes: values.number("scan_page_bytes", 1, shardkv::MAX_SCAN_BYTES)?,
         scan_page_pairs: values.number("scan_page_pairs", 1, shardkv::MAX_SCAN_PAIRS)?,
+        max_exports: values.number("max_exports", 1, 1_024)?,
+        max_watchers: values.number("max_watchers", 1, 1 << 20)?,
     };
     let largest = largest_operation(&limits);
     if limits.max_request_bytes < largest {
@@ -338,26 +437,31 @@ fn metrics_listen(values: &mut Values) -> Result<Option<String>, OptionError> {
 }
 
 fn peers(values: &mut Values) -> Result<Vec<String>, OptionError> {
-    let Some(text) = values.text("peers") else {
+    addresses(values, "peers")
+}
+
+/// A list of distinct addresses; empty when nothing was given.
+fn addresses(values: &mut Values, key: &'static str) -> Result<Vec<String>, OptionError> {
+    let Some(text) = values.text(key) else {
         return Ok(Vec::new());
     };
-    let mut peers = Vec::new();
+    let mut addresses = Vec::new();
     for part in text
         .split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty())
     {
-        let peer = check_address(part).map_err(|reason| values.error("peers", reason))?;
-        if peers.contains(&peer) {
-            return Err(values.error("peers", format!("`{peer}` stands twice")));
+        let address = check_address(part).map_err(|reason| values.error(key, reason))?;
+        if addresses.contains(&address) {
+            return Err(values.error(key, format!("`{address}` stands twice")));
         }
-        peers.push(peer);
+        addresses.push(address);
     }
-    if peers.len() > raft::MAX_MEMBERS {
+    if addresses.len() > raft::MAX_MEMBERS {
         let reason = format!("a group has at most {} members", raft::MAX_MEMBERS);
-        return Err(values.error("peers", reason));
+        return Err(values.error(key, reason));
     }
-    Ok(peers)
+    Ok(addresses)
 }
 
 /// Checks `host:port`. The host is a name, an IPv4 address, or an IPv6 address in brackets.

@@ -55,6 +55,7 @@ const PLACE: &str = "Where and who";
 const GENESIS: &str =
     "Chosen once, when the group is created (refused if the stored group differs)";
 const TIME: &str = "Time";
+const HANDOFF: &str = "Moving shards and forwarding";
 const BOUNDS: &str = "Bounds of clients";
 const LOG: &str = "Raft, log and snapshots";
 const NETWORK: &str = "Network";
@@ -66,7 +67,9 @@ const OUTPUT: &str = "Logs, metrics and process";
 pub(crate) const ROWS: &[Row] = &[
     row(PLACE, "data_dir", "PATH", "", "The directory of the node's identity, log and state; made if missing. Required"),
     row(PLACE, "cluster_name", "NAME", "shardkv", "The cluster's name; connections of another name are refused"),
-    row(PLACE, "gid", "NUMBER", "1", "The replica group that this node belongs to"),
+    row(PLACE, "role", "standalone|shards|controller", "standalone", "What the node's group is for: a store of one group, a replica group that owns what the controllers give it, or the controllers themselves. Fixed when the group is created"),
+    row(PLACE, "gid", "NUMBER", "1, or 0 for controllers", "The replica group that this node belongs to; controllers have 0"),
+    row(PLACE, "controllers", "HOST:PORT,...", "none", "Where the controllers are; needed for the role shards, and for it only"),
     row(PLACE, "listen", "HOST:PORT", "127.0.0.1:7400", "Where clients and peers connect; port 0 picks a free one"),
     row(PLACE, "advertise", "HOST:PORT", "the listen address", "How others reach this node; needed when it listens on all interfaces"),
     row(PLACE, "peers", "HOST:PORT,...", "only this node", "The advertised addresses of the group's first members, this node's own among them. A node whose own address is not in it never starts a group: it joins one"),
@@ -90,6 +93,15 @@ pub(crate) const ROWS: &[Row] = &[
     row(BOUNDS, "max_connections", "COUNT", "4096", "The most open connections; further ones are closed at once"),
     row(BOUNDS, "scan_page_bytes", "BYTES", "262144", "A scan is sent in pages that end after the pair that reaches this size"),
     row(BOUNDS, "scan_page_pairs", "COUNT", "1000", "The most pairs in a page of a scan"),
+    row(BOUNDS, "max_exports", "COUNT", "4", "The most exports that are served at the same time; beyond it they are refused as Overloaded"),
+    row(BOUNDS, "max_watchers", "COUNT", "1024", "The most watchers of the configuration; beyond it they are refused as Overloaded"),
+    row(HANDOFF, "handoff_max_concurrent", "COUNT", "4", "The most shards that are pulled at the same time"),
+    row(HANDOFF, "handoff_bytes_per_second", "BYTES", "67108864", "The most bytes that all pulls together bring in a second; 0 for no limit"),
+    row(HANDOFF, "handoff_chunk_bytes", "BYTES", "524288", "About how many bytes of a shard travel and are put into the log at once"),
+    row(HANDOFF, "handoff_min_retry_ms", "MS", "10", "The shortest pause before a step of a hand-off that failed is tried again; it doubles with each failure"),
+    row(HANDOFF, "handoff_max_retry_ms", "MS", "1000", "The longest pause before a step of a hand-off that failed is tried again"),
+    row(HANDOFF, "handoff_timeout_ms", "MS", "5000", "How long one step of a hand-off waits for another group"),
+    row(HANDOFF, "max_forwarded", "COUNT", "1024", "The most requests that this node forwards at the same time; beyond it they are refused as Overloaded"),
     row(LOG, "max_entry_bytes", "BYTES", "8388608", "The most bytes of operations in one log entry; at most 33554432"),
     row(LOG, "max_append_bytes", "BYTES", "1048576", "The most bytes of entries in one message to a follower"),
     row(LOG, "max_inflight_appends", "COUNT", "16", "The most unanswered appends to one follower"),

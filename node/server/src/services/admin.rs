@@ -11,8 +11,9 @@ use storage::Disk;
 use tonic::{Request, Response, Status};
 use types::NodeId;
 
-use crate::convert::kv::{self, KvRequest};
+use crate::convert::kv;
 use crate::hub::{Hub, Phase, View};
+use crate::machine::{MachineRequest, Response as MachineResponse};
 
 /// The service.
 pub(crate) struct AdminService {
@@ -25,7 +26,7 @@ impl AdminService {
         Self { hub, disk }
     }
 
-    async fn ask(&self, request: KvRequest) -> Result<Answer<shardkv::Response>, ErrorDetail> {
+    async fn ask(&self, request: MachineRequest) -> Result<Answer<MachineResponse>, ErrorDetail> {
         self.hub
             .ask(request)
             .await?

@@ -11,16 +11,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use api::v1::batch_item::Request as Item;
 use api::v1::batch_result::Response as ItemResponse;
 use api::v1::{BatchItem, BatchRequest, BatchResponse, BatchResult, ErrorDetail};
 use api::{error_status, errors};
+use shardkv::GroupKind;
 use tokio::sync::Notify;
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 
-use crate::convert::kv::{self, Checks, KvResult};
+use crate::convert::kv::{self, Checks};
+use crate::forward::{self, is_elsewhere};
 use crate::hub::Hub;
 use crate::inbox::Submission;
+use crate::machine::{self, MachineResult};
 use crate::metrics::Method;
 use crate::replies::Reply;
 use crate::services::typed;
@@ -34,6 +38,8 @@ const RETRY_AFTER_MS: u32 = 20;
 /// One batch stream: the answers that wait to be sent.
 pub(crate) struct BatchStream {
     hub: Arc<Hub>,
+    /// What isn't this node's own is refused and not passed on.
+    no_forward: bool,
     state: Mutex<State>,
     room: Notify,
 }
@@ -46,7 +52,7 @@ struct State {
     /// Items that came in and whose answers were not sent.
     unanswered: usize,
     end: End,
-    /// Whether [`BatchStream::push`] was called since the last [`BatchStream::wake`].
+    /// Whether [`BatchStream::add`] was called since the last [`BatchStream::wake`].
     touched: bool,
     /// The client is gone.
     abandoned: bool,
@@ -67,9 +73,10 @@ enum End {
 
 impl BatchStream {
     /// A stream that reads `input` and gives the answers.
-    pub(crate) fn open(hub: Arc<Hub>, input: Streaming<BatchRequest>) -> Answers {
+    pub(crate) fn open(hub: Arc<Hub>, input: Streaming<BatchRequest>, no_forward: bool) -> Answers {
         let stream = Arc::new(Self {
             hub,
+            no_forward,
             state: Mutex::default(),
             room: Notify::new(),
         });
@@ -145,7 +152,8 @@ impl BatchStream {
                 Err(errors::too_large("batch (in items)", limit + 1, limit))
             };
             match submission {
-                Ok(submission) => submissions.push(submission),
+                Ok(Some(submission)) => submissions.push(submission),
+                Ok(None) => {}
                 Err(error) => {
                     refused = true;
                     self.hub.metrics.rejected(&error);
@@ -166,22 +174,64 @@ impl BatchStream {
         checks: Checks,
         item: BatchItem,
         arrived: Instant,
-    ) -> Result<Submission, ErrorDetail> {
+    ) -> Result<Option<Submission>, ErrorDetail> {
+        // Bytes are shared, not copied; and who routes by itself doesn't even pay for that.
+        let again = item.request.clone().filter(|_| !self.no_forward);
         let request = checks.item(item.request)?;
-        let permit = self.hub.budget.take(kv::size(&request))?;
-        let reply = Reply::item(permit, Arc::clone(self), item.id, arrived);
-        Ok(Submission { request, reply })
+        if self.hub.kind() == GroupKind::Controller {
+            let again = again.ok_or_else(|| kv::elsewhere(&self.hub))?;
+            self.forward(item.id, arrived, again);
+            return Ok(None);
+        }
+        let permit = self.hub.budget.take(machine::size(&request))?;
+        let origin = Origin {
+            stream: Arc::clone(self),
+            id: item.id,
+            arrived,
+            again: again.map(Box::new),
+        };
+        let reply = Reply::item(permit, origin);
+        Ok(Some(Submission { request, reply }))
+    }
+
+    /// Has the owner of an item's key answer it.
+    fn forward(self: &Arc<Self>, id: u64, arrived: Instant, item: Item) {
+        let stream = Arc::clone(self);
+        tokio::spawn(async move {
+            let answer = forward::item(&stream.hub, item).await;
+            if stream.add(id, arrived, answer) {
+                stream.wake();
+            }
+        });
+    }
+
+    /// Takes the replica's answer to an item. As [`BatchStream::add`].
+    pub(crate) fn push(
+        self: &Arc<Self>,
+        id: u64,
+        arrived: Instant,
+        again: Option<Box<Item>>,
+        result: MachineResult,
+    ) -> bool {
+        let outcome = kv::outcome(result, |node| self.hub.address_or_empty(node));
+        match (outcome, again) {
+            (Err(error), Some(again)) if is_elsewhere(&error) => {
+                self.forward(id, arrived, *again);
+                false
+            }
+            (outcome, _) => self.add(id, arrived, outcome.and_then(kv::item_answer)),
+        }
     }
 
     /// Adds an answer. Whether the stream was not touched since it was last woken: then the caller owes it a
     /// [`BatchStream::wake`].
-    pub(crate) fn push(&self, id: u64, arrived: Instant, result: KvResult) -> bool {
-        let outcome = kv::outcome(result, |node| self.hub.address_or_empty(node));
-        if let Err(error) = &outcome {
-            self.hub.metrics.rejected(error);
-        }
+    fn add(&self, id: u64, arrived: Instant, answer: Result<ItemResponse, ErrorDetail>) -> bool {
+        let response = answer.unwrap_or_else(|error| {
+            self.hub.metrics.rejected(&error);
+            ItemResponse::Error(error)
+        });
         let mut state = self.lock();
-        let response = match kv::item_response(outcome) {
+        let response = match response {
             ItemResponse::Get(_) if state.ready_bytes > MAX_UNFETCHED_BYTES => {
                 let limit = MAX_UNFETCHED_BYTES as u64;
                 let what = "bytes of answers that the client did not fetch";
@@ -211,6 +261,15 @@ impl BatchStream {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where an item came from, and goes back to.
+pub(crate) struct Origin {
+    pub(crate) stream: Arc<BatchStream>,
+    pub(crate) id: u64,
+    pub(crate) arrived: Instant,
+    /// The item, if it may be passed on.
+    pub(crate) again: Option<Box<Item>>,
 }
 
 /// The method that a response answers; errors don't tell.

@@ -2,6 +2,12 @@
 
 pub(crate) mod admin;
 pub(crate) mod batch;
+pub(crate) mod ctrl;
+pub(crate) mod export;
+pub(crate) mod handoff;
 pub(crate) mod kv;
 pub(crate) mod peers;
+pub(crate) mod scan;
+pub(crate) mod session;
 pub(crate) mod typed;
+pub(crate) mod watch;

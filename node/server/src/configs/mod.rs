@@ -1,0 +1,247 @@
+//! The configuration as this node knows it: for finding who owns a shard, and for whoever watches.
+//!
+//! Controllers take it from their own state. Nodes of replica groups follow the controllers ([`follow`]); what they know
+//! may be a moment old, which costs a detour and never correctness: who owns a shard is decided by the groups' logs.
+
+mod follow;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use api::v1;
+use api::{config_to_wire, delta_to_wire};
+use shardctrler::GroupKind;
+use tokio::sync::watch;
+use types::{ClusterId, ConfigDelta, ConfigError, ConfigNum, ShardConfig};
+
+pub(crate) use follow::{Feed, News, follow};
+
+use crate::hub::Hub;
+
+/// The latest steps that are kept for watchers; who is further behind gets the whole configuration.
+const MAX_RECENT: usize = 1_024;
+
+/// The latest configuration that this node knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    /// The controllers' incarnation.
+    pub(crate) cluster: ClusterId,
+    pub(crate) config: Arc<ShardConfig>,
+}
+
+/// What this node knows, as it changes.
+#[derive(Debug, Default)]
+pub(crate) struct Configs {
+    known: watch::Sender<Option<Known>>,
+    /// The last steps up to the latest, oldest first, without a gap. Only on nodes that follow.
+    recent: Mutex<VecDeque<Arc<ConfigDelta>>>,
+}
+
+/// Why news can't be taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NewsError {
+    /// They come from other controllers than before.
+    #[error("the controllers are those of {theirs}, and this node followed {ours}")]
+    Stranger { theirs: ClusterId, ours: ClusterId },
+    /// They don't follow what is known.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl Configs {
+    /// The latest.
+    pub(crate) fn known(&self) -> Option<Known> {
+        self.known.borrow().clone()
+    }
+
+    /// The latest, as it changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<Known>> {
+        self.known.subscribe()
+    }
+
+    /// Whether configuration `num` is known, or a later one.
+    pub(crate) fn has(&self, num: ConfigNum) -> bool {
+        has(self.known.borrow().as_ref(), num)
+    }
+
+    /// Resolves when configuration `num` is known, or a later one.
+    pub(crate) async fn reached(&self, num: ConfigNum) {
+        let mut known = self.known.subscribe();
+        // The sender lives in `self`, so waiting can't fail.
+        let _ = known.wait_for(|known| has(known.as_ref(), num)).await;
+    }
+
+    /// Takes a configuration over as it is.
+    pub(crate) fn replace(&self, cluster: ClusterId, config: Arc<ShardConfig>) {
+        self.known.send_replace(Some(Known { cluster, config }));
+    }
+
+    /// Goes on with what the controllers told. What is known already is passed over.
+    pub(crate) fn advance(
+        &self,
+        cluster: ClusterId,
+        shards: u32,
+        full: Option<ShardConfig>,
+        deltas: Vec<ConfigDelta>,
+    ) -> Result<(), NewsError> {
+        let before = self.known();
+        if let Some(before) = &before
+            && before.cluster != cluster
+        {
+            return Err(NewsError::Stranger {
+                theirs: cluster,
+                ours: before.cluster,
+            });
+        }
+        let mut recent = self.lock_recent();
+        let mut config = match &before {
+            Some(known) => (*known.config).clone(),
+            None => ShardConfig::empty(shards),
+        };
+        let started = before.is_none();
+        let from = config.num();
+        if let Some(full) = full.filter(|full| full.num() > from) {
+            recent.clear();
+            config = full;
+        }
+        for delta in deltas {
+            if delta.num <= config.num() {
+                continue;
+            }
+            config.apply(&delta)?;
+            recent.push_back(Arc::new(delta));
+            if recent.len() > MAX_RECENT {
+                recent.pop_front();
+            }
+        }
+        drop(recent);
+        if started || config.num() > from {
+            self.replace(cluster, Arc::new(config));
+        }
+        Ok(())
+    }
+
+    /// What a watcher lacks that has configuration `after`, and the number that it has then. `None` if nothing is known.
+    pub(crate) fn since(&self, after: ConfigNum) -> Option<(v1::WatchResponse, ConfigNum)> {
+        let recent = self.lock_recent();
+        let Known { cluster, config } = self.known()?;
+        let latest = config.num();
+        let mut response = v1::WatchResponse {
+            cluster_id: cluster.0,
+            shards: config.shards(),
+            latest: latest.0,
+            ..v1::WatchResponse::default()
+        };
+        if after >= latest {
+            return Some((response, after));
+        }
+        let next = after.next();
+        let kept = recent.front().is_some_and(|oldest| oldest.num <= next);
+        if kept {
+            let lacking = recent.iter().filter(|delta| delta.num >= next);
+            response.deltas = lacking.map(|delta| delta_to_wire(delta)).collect();
+        } else {
+            response.full = Some(config_to_wire(&config));
+        }
+        Some((response, latest))
+    }
+
+    fn lock_recent(&self) -> MutexGuard<'_, VecDeque<Arc<ConfigDelta>>> {
+        // Steps are added one by one, so it has no gap between any two statements.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn has(known: Option<&Known>, num: ConfigNum) -> bool {
+    known.is_some_and(|known| known.config.num() >= num)
+}
+
+/// The configuration of a store without controllers: one group that owns all. `None` before the node knows its group.
+pub(crate) fn synthetic(hub: &Hub) -> Option<Known> {
+    let view = hub.view();
+    let genesis = view.genesis?;
+    if genesis.kind != GroupKind::Standalone {
+        return None;
+    }
+    let status = view.status?;
+    let voters = status.membership.voters();
+    let addresses: Vec<String> = voters.filter_map(|node| hub.address_of(node)).collect();
+    let gid = hub.identity.gid();
+    let groups = BTreeMap::from([(gid, addresses)]);
+    let config = ShardConfig::new(ConfigNum(1), groups, [(genesis.shards, gid)]).ok()?;
+    Some(Known {
+        cluster: hub.identity.cluster()?,
+        config: Arc::new(config),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use types::Gid;
+
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId(7);
+
+    fn deltas(count: u64) -> Vec<ConfigDelta> {
+        let mut config = ShardConfig::empty(4);
+        (1..=count)
+            .map(|num| {
+                let gid = Gid(num % 2 + 1);
+                let groups = [1, 2].map(|n| (Gid(n), vec![format!("h{n}:1")]));
+                let delta = ConfigDelta::between(&config, &groups.into(), &[gid; 4]);
+                config.apply(&delta).unwrap();
+                delta
+            })
+            .collect()
+    }
+
+    #[test]
+    fn watchers_get_what_they_lack() {
+        let configs = Configs::default();
+        assert!(configs.since(ConfigNum(0)).is_none());
+        configs.advance(CLUSTER, 4, None, Vec::new()).unwrap();
+        let (first, have) = configs.since(ConfigNum(0)).unwrap();
+        assert_eq!((first.latest, first.shards, have), (0, 4, ConfigNum(0)));
+        configs.advance(CLUSTER, 4, None, deltas(3)).unwrap();
+        configs.advance(CLUSTER, 4, None, deltas(3)).unwrap();
+        let (message, have) = configs.since(ConfigNum(1)).unwrap();
+        let nums: Vec<u64> = message.deltas.iter().map(|delta| delta.num).collect();
+        assert_eq!((nums, have), (vec![2, 3], ConfigNum(3)));
+        assert!(message.full.is_none());
+        let (ahead, have) = configs.since(ConfigNum(9)).unwrap();
+        assert!(ahead.deltas.is_empty() && ahead.full.is_none());
+        assert_eq!(have, ConfigNum(9));
+    }
+
+    #[test]
+    fn who_is_too_far_behind_gets_the_whole() {
+        let configs = Configs::default();
+        let all = deltas(3);
+        let mut full = ShardConfig::empty(4);
+        full.apply(&all[0]).unwrap();
+        configs
+            .advance(CLUSTER, 4, Some(full), all[1..].to_vec())
+            .unwrap();
+        let (message, have) = configs.since(ConfigNum(0)).unwrap();
+        assert_eq!(message.full.unwrap().num, 3);
+        assert_eq!(have, ConfigNum(3));
+        assert_eq!(configs.since(ConfigNum(1)).unwrap().0.deltas.len(), 2);
+    }
+
+    #[test]
+    fn strangers_and_gaps_are_refused() {
+        let configs = Configs::default();
+        let all = deltas(3);
+        configs
+            .advance(CLUSTER, 4, None, all[..1].to_vec())
+            .unwrap();
+        assert!(configs.advance(ClusterId(8), 4, None, Vec::new()).is_err());
+        assert!(
+            configs
+                .advance(CLUSTER, 4, None, all[2..].to_vec())
+                .is_err()
+        );
+        assert!(configs.has(ConfigNum(1)) && !configs.has(ConfigNum(2)));
+    }
+}

@@ -1,0 +1,171 @@
+//! Requests to the configuration centre and its answers, to and from the wire.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::v1::{self, ErrorDetail};
+use api::{config_to_wire, delta_to_wire, errors};
+use replica::{Answer, Request};
+use shardctrler::{Change, Command, Configs, CtrlError, Query, QueryAnswer, Response};
+use types::{ClusterId, ConfigNum, Gid, NodeId, ShardId};
+
+use crate::convert::kv;
+use crate::machine::{self, MachineRequest, MachineResult};
+
+/// A question for a configuration.
+pub(crate) fn query(wire: v1::QueryRequest) -> Result<MachineRequest, ErrorDetail> {
+    let num = match wire.num {
+        -1 => None,
+        num => Some(ConfigNum(u64::try_from(num).map_err(|_| {
+            errors::bad_request("num", "it is -1 for the latest, or a number from 0 on")
+        })?)),
+    };
+    let query = Query::Config { num };
+    Ok(Request::Read(machine::Query::Controller(query)))
+}
+
+/// A question for what leads on from a configuration, to this very node.
+pub(crate) fn after(num: ConfigNum, limit: u32, gid: Option<Gid>) -> MachineRequest {
+    let query = Query::After { num, limit, gid };
+    Request::ReadLocal(machine::Query::Controller(query))
+}
+
+pub(crate) fn join(wire: v1::JoinRequest) -> Result<MachineRequest, ErrorDetail> {
+    let mut groups = BTreeMap::new();
+    for group in wire.groups {
+        if groups.insert(Gid(group.gid), group.addresses).is_some() {
+            let reason = format!("g{} is there twice", group.gid);
+            return Err(errors::bad_request("groups", reason));
+        }
+    }
+    change(wire.session.as_ref(), Change::Join { groups })
+}
+
+pub(crate) fn leave(wire: &v1::LeaveRequest) -> Result<MachineRequest, ErrorDetail> {
+    let gids: BTreeSet<Gid> = wire.gids.iter().copied().map(Gid).collect();
+    change(wire.session.as_ref(), Change::Leave { gids })
+}
+
+pub(crate) fn move_shard(wire: &v1::MoveRequest) -> Result<MachineRequest, ErrorDetail> {
+    let (shard, gid) = (ShardId(wire.shard), Gid(wire.gid));
+    change(wire.session.as_ref(), Change::Move { shard, gid })
+}
+
+pub(crate) fn report(wire: v1::ReportRequest) -> Result<MachineRequest, ErrorDetail> {
+    let (gid, settled) = (Gid(wire.gid), ConfigNum(wire.settled));
+    change(None, Change::Report { gid, settled })
+}
+
+fn change(session: Option<&v1::Session>, change: Change) -> Result<MachineRequest, ErrorDetail> {
+    // A full disk must not keep groups from telling how far they are, which lets history go.
+    let frees_space = matches!(change, Change::Report { .. });
+    let session = session.map(kv::session_ref).transpose()?;
+    Ok(Request::Write {
+        operation: Command { session, change }.encode(),
+        frees_space,
+    })
+}
+
+/// What the configuration centre answered, or the typed error of a refusal.
+pub(crate) fn outcome(
+    result: MachineResult,
+    address: impl Fn(NodeId) -> String,
+) -> Result<Response, ErrorDetail> {
+    match result {
+        Ok(Answer::Machine(machine::Response::Controller(Response::Refused(error)))) => {
+            Err(ctrl_error(&error))
+        }
+        Ok(Answer::Machine(machine::Response::Controller(response))) => Ok(response),
+        Ok(_) => Err(kv::mismatch()),
+        Err(refusal) => Err(kv::refused(&refusal, address)),
+    }
+}
+
+/// A configuration and where it stands.
+pub(crate) fn query_response(answer: &QueryAnswer, cluster: ClusterId) -> v1::QueryResponse {
+    let progress = answer.progress.iter();
+    v1::QueryResponse {
+        config: Some(config_to_wire(&answer.config)),
+        latest: answer.latest.0,
+        oldest: answer.oldest.0,
+        cluster_id: cluster.0,
+        progress: progress
+            .map(|(gid, it)| v1::GroupProgress {
+                gid: gid.0,
+                settled: it.settled.0,
+                left_in: it.left_in.map_or(0, |num| num.0),
+            })
+            .collect(),
+    }
+}
+
+/// What a watcher lacks.
+pub(crate) fn watch_response(
+    configs: &Configs,
+    cluster: ClusterId,
+    shards: u32,
+) -> v1::WatchResponse {
+    v1::WatchResponse {
+        full: configs.full.as_deref().map(config_to_wire),
+        deltas: configs.deltas.iter().map(delta_to_wire).collect(),
+        cluster_id: cluster.0,
+        shards,
+        latest: configs.latest.0,
+    }
+}
+
+fn ctrl_error(error: &CtrlError) -> ErrorDetail {
+    match error {
+        CtrlError::UnknownGroup(_)
+        | CtrlError::NoShard { .. }
+        | CtrlError::Future { .. }
+        | CtrlError::Compacted { .. } => errors::not_found(error),
+        CtrlError::GidZero => errors::bad_request("gid", error),
+        CtrlError::NoGroups => errors::bad_request("groups", error),
+        CtrlError::BadAddresses { .. } => errors::bad_request("addresses", error),
+        CtrlError::AddressTaken { .. } | CtrlError::LastGroup | CtrlError::HistoryFull { .. } => {
+            errors::conflict(error)
+        }
+        CtrlError::TooManyGroups { limit } => errors::overloaded("groups", *limit, 1_000),
+        CtrlError::SessionExpired => errors::session_expired(),
+        // The controllers' clock catches up, so the same change succeeds later.
+        CtrlError::SessionFromFuture { .. } => errors::unavailable(error, 1_000),
+        CtrlError::StaleSequence { .. } | CtrlError::BadSequence { .. } => {
+            errors::bad_request("session.sequence", error)
+        }
+        CtrlError::SessionLimit { what, limit, .. } => errors::overloaded(what, *limit, 1_000),
+        CtrlError::Malformed(_) => errors::bad_request("request", error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::v1::error_detail::Kind;
+
+    use super::*;
+
+    #[test]
+    fn the_latest_is_minus_one_and_other_negatives_are_refused() {
+        let asked = |num| match query(v1::QueryRequest { num }) {
+            Ok(Request::Read(machine::Query::Controller(Query::Config { num }))) => Some(num),
+            _ => None,
+        };
+        assert_eq!(asked(-1), Some(None));
+        assert_eq!(asked(0), Some(Some(ConfigNum(0))));
+        assert_eq!(asked(-2), None);
+    }
+
+    #[test]
+    fn a_join_that_names_a_group_twice_is_refused() {
+        let group = |gid| v1::GroupAddresses {
+            gid,
+            addresses: vec!["a:1".to_owned()],
+        };
+        let wire = |gids: [u64; 2]| v1::JoinRequest {
+            groups: gids.map(group).to_vec(),
+            session: None,
+        };
+        assert!(join(wire([1, 2])).is_ok());
+        let error = join(wire([1, 1])).unwrap_err();
+        assert!(matches!(error.kind, Some(Kind::BadRequest(_))), "{error:?}");
+    }
+}

@@ -1,0 +1,206 @@
+//! Clients' requests for keys on their way to the group that owns them.
+
+use api::errors;
+use api::v1::batch_item::Request as Item;
+use api::v1::batch_result::Response as ItemResponse;
+use api::v1::kv_client::KvClient;
+use api::v1::{
+    ErrorDetail, ExportRequest, OpenSessionRequest, OpenSessionResponse, ScanRequest, ScanResponse,
+};
+use shardctrler::GroupKind;
+use tonic::Streaming;
+use tonic::transport::Channel;
+use types::{Gid, ShardId, shard_of};
+
+use super::{Destination, call, once};
+use crate::hub::Hub;
+
+/// Has the owner of an item's key answer it.
+pub(crate) async fn item(hub: &Hub, item: Item) -> Result<ItemResponse, ErrorDetail> {
+    let _permit = hub.budget.take(size(&item))?;
+    let repeatable = is_repeatable(&item);
+    let route = || owner_of_key(hub, key(&item));
+    let limit = answer_limit(hub);
+    call(hub, route, repeatable, |channel| {
+        let item = item.clone();
+        let mut client = KvClient::new(channel).max_decoding_message_size(limit);
+        async move {
+            Ok(match item {
+                Item::Get(it) => ItemResponse::Get(client.get(once(it)).await?.into_inner()),
+                Item::Put(it) => ItemResponse::Put(client.put(once(it)).await?.into_inner()),
+                Item::Append(it) => {
+                    ItemResponse::Append(client.append(once(it)).await?.into_inner())
+                }
+                Item::Delete(it) => {
+                    ItemResponse::Delete(client.delete(once(it)).await?.into_inner())
+                }
+                Item::CompareAndSwap(it) => {
+                    let answer = client.compare_and_swap(once(it)).await?;
+                    ItemResponse::CompareAndSwap(answer.into_inner())
+                }
+            })
+        }
+    })
+    .await
+}
+
+/// Has a leader open a session: this group's, or from a controller any group's.
+pub(crate) async fn open_session(hub: &Hub) -> Result<OpenSessionResponse, ErrorDetail> {
+    let route = || {
+        if hub.kind() != GroupKind::Controller {
+            return Ok(own_group(hub));
+        }
+        let known = hub.configs.known();
+        let groups = known
+            .as_ref()
+            .and_then(|it| it.config.groups().iter().next());
+        match groups {
+            Some((gid, addresses)) => Ok(Destination {
+                gid: *gid,
+                addresses: addresses.clone(),
+            }),
+            None => Err(errors::unavailable("no group has joined yet", 1_000)),
+        }
+    };
+    call(hub, route, true, |channel| {
+        let mut client = KvClient::new(channel);
+        async move {
+            let answer = client.open_session(once(OpenSessionRequest {})).await?;
+            Ok(answer.into_inner())
+        }
+    })
+    .await
+}
+
+/// Has the owner of a shard export it.
+pub(crate) async fn export(
+    hub: &Hub,
+    request: ExportRequest,
+) -> Result<Streaming<ScanResponse>, ErrorDetail> {
+    let route = || owner(hub, ShardId(request.shard));
+    pages(hub, route, |mut client| {
+        let request = once(request.clone());
+        async move { Ok(client.export(request).await?.into_inner()) }
+    })
+    .await
+}
+
+/// Has this group's leader scan.
+pub(crate) async fn scan(
+    hub: &Hub,
+    request: ScanRequest,
+) -> Result<Streaming<ScanResponse>, ErrorDetail> {
+    pages(
+        hub,
+        || Ok(own_group(hub)),
+        |mut client| {
+            let request = once(request.clone());
+            async move { Ok(client.scan(request).await?.into_inner()) }
+        },
+    )
+    .await
+}
+
+async fn pages<F>(
+    hub: &Hub,
+    route: impl Fn() -> Result<Destination, ErrorDetail>,
+    ask: impl Fn(KvClient<Channel>) -> F,
+) -> Result<Streaming<ScanResponse>, ErrorDetail>
+where
+    F: Future<Output = Result<Streaming<ScanResponse>, tonic::Status>>,
+{
+    call(hub, route, true, |channel| {
+        ask(KvClient::new(channel).max_decoding_message_size(usize::MAX))
+    })
+    .await
+}
+
+fn owner_of_key(hub: &Hub, key: &[u8]) -> Result<Destination, ErrorDetail> {
+    if hub.kind() == GroupKind::Standalone {
+        return Ok(own_group(hub));
+    }
+    let known = hub.configs.known().ok_or_else(no_config)?;
+    owner(hub, shard_of(key, known.config.shards()))
+}
+
+/// The group that owns a shard, as far as this node knows.
+fn owner(hub: &Hub, shard: ShardId) -> Result<Destination, ErrorDetail> {
+    if hub.kind() == GroupKind::Standalone {
+        return Ok(own_group(hub));
+    }
+    let config = hub.configs.known().ok_or_else(no_config)?.config;
+    let gid = config.owner(shard);
+    if gid != Gid::NONE && gid == hub.identity.gid() {
+        return Ok(own_group(hub));
+    }
+    match config.groups().get(&gid) {
+        Some(addresses) => Ok(Destination {
+            gid,
+            addresses: addresses.clone(),
+        }),
+        // Nobody has it yet.
+        None => Err(errors::wrong_group(config.num().0)),
+    }
+}
+
+/// The members of this node's own group, the leader first if it is known.
+pub(crate) fn own_group(hub: &Hub) -> Destination {
+    let gid = hub.identity.gid();
+    let Some(status) = hub.view().status else {
+        let addresses = hub.options.peers.clone();
+        return Destination { gid, addresses };
+    };
+    if let Some(leader) = status.leader.and_then(|leader| hub.address_of(leader)) {
+        hub.forwarding.guide.believe(gid, &leader);
+    }
+    let others = status
+        .membership
+        .voters()
+        .filter(|node| *node != status.node);
+    Destination {
+        gid,
+        addresses: others.filter_map(|node| hub.address_of(node)).collect(),
+    }
+}
+
+fn no_config() -> ErrorDetail {
+    errors::unavailable("the controllers have not been heard yet", 100)
+}
+
+/// The largest answer of a group whose nodes may have other options: a value and some room.
+fn answer_limit(hub: &Hub) -> usize {
+    hub.options.limits.max_request_bytes.max(16 << 20)
+}
+
+/// The key that an item is about.
+fn key(item: &Item) -> &[u8] {
+    match item {
+        Item::Get(it) => &it.key,
+        Item::Put(it) => &it.key,
+        Item::Append(it) => &it.key,
+        Item::Delete(it) => &it.key,
+        Item::CompareAndSwap(it) => &it.key,
+    }
+}
+
+/// Whether carrying an item out twice does no harm.
+fn is_repeatable(item: &Item) -> bool {
+    match item {
+        Item::Get(_) => true,
+        Item::Put(it) => it.session.is_some(),
+        Item::Append(it) => it.session.is_some(),
+        Item::Delete(it) => it.session.is_some(),
+        Item::CompareAndSwap(it) => it.session.is_some(),
+    }
+}
+
+fn size(item: &Item) -> usize {
+    let length = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
+    128 + match item {
+        Item::Get(it) => it.key.len(),
+        Item::Put(it) => it.key.len() + it.value.len(),
+        Item::Append(it) => it.key.len() + it.suffix.len(),
+        Item::Delete(it) => it.key.len(),
+        Item::CompareAndSwap(it) => it.key.len() + length(&it.expected) + length(&it.new),
+    }
+}

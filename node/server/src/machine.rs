@@ -1,0 +1,171 @@
+//! The two state machines behind one type, so that the thread, the inbox and the hub serve either.
+//!
+//! Which one a node runs is its group's kind, which is chosen when the group is created. Services know the kind of
+//! their node and ask only what its machine understands.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::StoreError;
+use replica::{
+    Answer, Applying, Genesis, GroupKind, Refusal, StateMachine, StateReader, Transaction,
+};
+use shardctrler::Shardctrler;
+use shardkv::{Ownership, ShardKv};
+use types::ShardConfig;
+
+/// A request to the replica.
+pub(crate) type MachineRequest = replica::Request<Query>;
+/// What the replica answers.
+pub(crate) type MachineResult = Result<Answer<Response>, Refusal>;
+
+/// A question to the machine that the node runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Query {
+    Shards(shardkv::Query),
+    Controller(shardctrler::Query),
+}
+
+/// An answer of the machine that the node runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Response {
+    Shards(shardkv::Response),
+    Controller(shardctrler::Response),
+    /// The question was for the other machine: a bug of ours.
+    Misplaced,
+}
+
+/// Roughly how many bytes a request holds in memory until it is answered.
+pub(crate) fn size(request: &MachineRequest) -> usize {
+    128 + match request {
+        replica::Request::Write { operation, .. } => operation.len(),
+        replica::Request::Read(query) | replica::Request::ReadLocal(query) => match query {
+            Query::Shards(shardkv::Query::Get { key }) => key.len(),
+            Query::Shards(shardkv::Query::Scan { start, end, .. }) => start.len() + end.len(),
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
+/// What a machine tells everybody without being asked. Shared, and made anew only when it changes.
+#[derive(Clone, Debug)]
+pub(crate) enum News {
+    /// What the group has to do with which shard.
+    Ownership(Arc<Ownership>),
+    /// The latest configuration.
+    Config(Arc<ShardConfig>),
+}
+
+/// The state machine of a node.
+#[derive(Debug)]
+pub(crate) enum Machine {
+    /// A group of users' keys, with or without a controller.
+    Shards(Box<ShardKv>),
+    /// The configuration centre.
+    Controller(Box<Shardctrler>),
+}
+
+impl Machine {
+    /// The machine of a group of this kind.
+    pub(crate) fn new(kind: GroupKind) -> Self {
+        match kind {
+            GroupKind::Standalone | GroupKind::Shards => Self::Shards(Box::new(ShardKv::new())),
+            GroupKind::Controller => Self::Controller(Box::new(Shardctrler::new())),
+        }
+    }
+
+    /// What the group was created with; `None` as long as the state is empty.
+    pub(crate) fn genesis(&self) -> Option<&Genesis> {
+        match self {
+            Self::Shards(machine) => machine.genesis(),
+            Self::Controller(machine) => machine.genesis(),
+        }
+    }
+
+    /// How many sessions are remembered.
+    pub(crate) fn session_count(&self) -> usize {
+        match self {
+            Self::Shards(machine) => machine.session_count(),
+            Self::Controller(machine) => machine.session_count(),
+        }
+    }
+
+    /// What is new, as of the last applied entry.
+    pub(crate) fn news(&self) -> News {
+        match self {
+            Self::Shards(machine) => News::Ownership(machine.ownership()),
+            Self::Controller(machine) => News::Config(machine.latest()),
+        }
+    }
+
+    fn kind_fits(&self, kind: GroupKind) -> bool {
+        matches!(self, Self::Controller(_)) == (kind == GroupKind::Controller)
+    }
+}
+
+impl News {
+    /// Whether both are the very same: no look inside is needed, because a machine makes a new one for each change.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Ownership(one), Self::Ownership(two)) => Arc::ptr_eq(one, two),
+            (Self::Config(one), Self::Config(two)) => Arc::ptr_eq(one, two),
+            _ => false,
+        }
+    }
+}
+
+impl StateMachine for Machine {
+    type Query = Query;
+    type Response = Response;
+
+    fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError> {
+        // A snapshot may come from a group of another kind, if two groups were given one gid.
+        if let Some(genesis) = Genesis::load(state)?
+            && !self.kind_fits(genesis.kind)
+        {
+            let what = format!(
+                "the group's kind is {}: correct the option role",
+                genesis.kind
+            );
+            return Err(StoreError::Damaged(what));
+        }
+        match self {
+            Self::Shards(machine) => machine.reload(state),
+            Self::Controller(machine) => machine.reload(state),
+        }
+    }
+
+    fn apply(
+        &mut self,
+        at: Applying,
+        operation: Bytes,
+        state: &mut Transaction<'_>,
+    ) -> Result<Response, StoreError> {
+        match self {
+            Self::Shards(machine) => machine.apply(at, operation, state).map(Response::Shards),
+            Self::Controller(machine) => machine
+                .apply(at, operation, state)
+                .map(Response::Controller),
+        }
+    }
+
+    fn finish_batch(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
+        match self {
+            Self::Shards(machine) => machine.finish_batch(state),
+            Self::Controller(machine) => machine.finish_batch(state),
+        }
+    }
+
+    fn query(&self, query: &Query, state: &dyn StateReader) -> Result<Response, StoreError> {
+        match (self, query) {
+            (Self::Shards(machine), Query::Shards(query)) => {
+                machine.query(query, state).map(Response::Shards)
+            }
+            (Self::Controller(machine), Query::Controller(query)) => {
+                machine.query(query, state).map(Response::Controller)
+            }
+            _ => Ok(Response::Misplaced),
+        }
+    }
+}

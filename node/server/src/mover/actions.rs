@@ -1,0 +1,235 @@
+//! What the mover asks for, carried out.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use api::v1::handoff_client::HandoffClient;
+use api::v1::{DeleteShardRequest, ErrorDetail, PullRequest, ReportRequest};
+use replica::{Answer, Refusal};
+use shardkv::{Action, ActionId, ActionOutcome, Chunk, Cursor, Response};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use types::{ClusterId, ConfigNum, Gid, ShardId};
+
+use super::feed::Fetcher;
+use crate::convert::kv;
+use crate::forward::{self, Destination, Guide, once};
+use crate::hub::{Hub, Waiting};
+use crate::machine;
+
+/// How long a proposal's end is waited for: less than the mover waits.
+const PROPOSE_PATIENCE: Duration = Duration::from_secs(25);
+
+/// Carries actions out.
+pub(crate) struct Actions {
+    hub: Arc<Hub>,
+    fetcher: Fetcher,
+    /// Which node of a source gave the last part.
+    sources: Guide,
+    /// How many pulls failed: the next node of a source is tried.
+    turn: AtomicUsize,
+}
+
+impl Actions {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self {
+            fetcher: Fetcher::new(Arc::clone(&hub)),
+            hub,
+            sources: Guide::default(),
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    /// This node doesn't lead any more.
+    pub(crate) fn forget(&self) {
+        self.fetcher.forget();
+    }
+
+    /// Starts an action. Proposals are on their way to the log when this returns, so that they enter it in order.
+    pub(crate) fn start(
+        self: Arc<Self>,
+        id: ActionId,
+        action: Action,
+        running: &mut JoinSet<(ActionId, ActionOutcome)>,
+    ) {
+        if let Action::Propose(step) = action {
+            let submitted = self.hub.submit(kv::step(&step));
+            running.spawn(async move {
+                let outcome = async { applied(&self.hub, submitted.map_err(message)?).await };
+                (id, said(outcome.await.map(|()| ActionOutcome::Done)))
+            });
+            return;
+        }
+        running.spawn(async move { (id, said(self.carry_out(action).await)) });
+    }
+
+    async fn carry_out(&self, action: Action) -> Result<ActionOutcome, String> {
+        let patience = self.hub.options.handoff.timeout;
+        let action = match action {
+            // It waits for news, for as long as it likes.
+            Action::FetchConfigs { after } => return self.fetcher.fetch(after).await,
+            action => action,
+        };
+        let work = async {
+            match action {
+                Action::FetchConfigs { .. } | Action::Propose(_) => Err("misplaced".to_owned()),
+                Action::Pull {
+                    shard,
+                    config,
+                    source,
+                    addresses,
+                    after,
+                    max_bytes,
+                } => {
+                    let part = Part {
+                        shard,
+                        config,
+                        after,
+                        max_bytes,
+                    };
+                    self.pull(source, &addresses, part).await
+                }
+                Action::Delete {
+                    shard,
+                    config,
+                    source,
+                    addresses,
+                } => {
+                    let at = Destination {
+                        gid: source,
+                        addresses,
+                    };
+                    self.delete(at, shard, config).await
+                }
+                Action::Report { settled } => self.report(settled).await,
+            }
+        };
+        match timeout(patience, work).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {patience:?}")),
+        }
+    }
+
+    /// The incarnation that this group's requests carry.
+    fn controller(&self) -> Result<ClusterId, String> {
+        let controller = self.hub.ownership().controller;
+        controller.ok_or_else(|| "the group follows no controllers yet".to_owned())
+    }
+
+    async fn pull(
+        &self,
+        source: Gid,
+        addresses: &[String],
+        part: Part,
+    ) -> Result<ActionOutcome, String> {
+        let turn = self.turn.load(Ordering::Relaxed);
+        let Some(address) = self.sources.pick(source, addresses, turn) else {
+            return Err(format!("no address of {source} is known"));
+        };
+        match self.pull_from(&address, source, part).await {
+            Ok(chunk) => {
+                self.sources.believe(source, &address);
+                Ok(ActionOutcome::Pulled(chunk))
+            }
+            Err(why) => {
+                self.sources.doubt(source, &address);
+                self.turn.fetch_add(1, Ordering::Relaxed);
+                Err(why)
+            }
+        }
+    }
+
+    async fn pull_from(&self, address: &str, source: Gid, part: Part) -> Result<Chunk, String> {
+        let channels = &self.hub.forwarding.channels;
+        let channel = channels.get(address).await?;
+        let request = PullRequest {
+            cluster_id: self.controller()?.0,
+            gid: source.0,
+            shard: part.shard.0,
+            config_num: part.config.0,
+            after: part.after.encode(),
+            max_bytes: part.max_bytes,
+        };
+        let mut client = HandoffClient::new(channel).max_decoding_message_size(usize::MAX);
+        match client.pull(once(request)).await {
+            Ok(response) => {
+                let chunk = response.into_inner().chunk;
+                let received = &self.hub.metrics.handoff.received_bytes;
+                received.inc_by(chunk.len() as u64);
+                Chunk::decode(chunk).map_err(|error| format!("{address}: {error}"))
+            }
+            Err(status) => {
+                if api::error_detail(&status).is_none() {
+                    channels.discard(address);
+                }
+                Err(format!("{address}: {}", status.message()))
+            }
+        }
+    }
+
+    async fn delete(
+        &self,
+        at: Destination,
+        shard: ShardId,
+        config: ConfigNum,
+    ) -> Result<ActionOutcome, String> {
+        let request = DeleteShardRequest {
+            cluster_id: self.controller()?.0,
+            gid: at.gid.0,
+            shard: shard.0,
+            config_num: config.0,
+        };
+        let route = || Ok(at.clone());
+        let deleted = forward::reach(&self.hub, route, true, |channel| {
+            let mut client = HandoffClient::new(channel);
+            async move { client.delete(once(request)).await }
+        });
+        deleted.await.map_err(message)?;
+        Ok(ActionOutcome::Done)
+    }
+
+    async fn report(&self, settled: ConfigNum) -> Result<ActionOutcome, String> {
+        let request = ReportRequest {
+            gid: self.hub.identity.gid().0,
+            settled: settled.0,
+        };
+        let reported = forward::controllers_at_once(&self.hub, request);
+        reported.await.map_err(message)?;
+        Ok(ActionOutcome::Done)
+    }
+}
+
+/// Which part of which shard.
+struct Part {
+    shard: ShardId,
+    config: ConfigNum,
+    after: Cursor,
+    max_bytes: u32,
+}
+
+/// Waits until a step was applied here.
+async fn applied(hub: &Hub, waiting: Waiting) -> Result<(), String> {
+    let answer = timeout(PROPOSE_PATIENCE, waiting).await;
+    let unknown = || "its end is not known".to_owned();
+    match answer.map_err(|_| unknown())?.map_err(|_| unknown())? {
+        Ok(Answer::Machine(machine::Response::Shards(Response::Stepped))) => Ok(()),
+        Ok(Answer::Machine(machine::Response::Shards(Response::Refused(error)))) => {
+            Err(error.to_string())
+        }
+        Ok(_) => Err(kv::mismatch().message),
+        Err(Refusal::NotLeader { leader }) => Err(match leader {
+            Some(leader) => format!("{} leads now", hub.address_or_empty(leader)),
+            None => "this node leads no more".to_owned(),
+        }),
+        Err(refusal) => Err(refusal.to_string()),
+    }
+}
+
+fn message(error: ErrorDetail) -> String {
+    error.message
+}
+
+fn said(result: Result<ActionOutcome, String>) -> ActionOutcome {
+    result.unwrap_or_else(ActionOutcome::Failed)
+}

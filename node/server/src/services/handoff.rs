@@ -1,0 +1,115 @@
+//! `shardkv.v1.Handoff`: shards on their way from this group to another.
+
+use std::sync::Arc;
+
+use api::errors;
+use api::v1::handoff_server::Handoff;
+use api::v1::{self, ErrorDetail};
+use shardkv::{Cursor, GroupKind, Query, Response as Outcome, Step};
+use tonic::{Request, Response, Status};
+use types::{ClusterId, ConfigNum, ShardId};
+
+use super::kv::reject;
+use crate::convert::kv;
+use crate::hub::Hub;
+use crate::machine::MachineRequest;
+
+/// The service.
+pub(crate) struct HandoffService {
+    hub: Arc<Hub>,
+}
+
+impl HandoffService {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub }
+    }
+
+    /// Refuses whoever follows other controllers, or asks for another group.
+    fn check(&self, cluster: u64, gid: u64) -> Result<(), ErrorDetail> {
+        let hub = &self.hub;
+        let own = hub.identity.gid();
+        let name = |cluster: ClusterId, gid: u64| format!("controllers {cluster} group {gid}");
+        let theirs = name(ClusterId(cluster), gid);
+        if hub.kind() != GroupKind::Shards || gid != own.0 {
+            let ours = format!("{} group {}", hub.kind(), own.0);
+            return Err(errors::wrong_cluster(&theirs, &ours));
+        }
+        match hub.ownership().controller {
+            Some(controller) if controller.0 == cluster => Ok(()),
+            Some(controller) => {
+                let ours = name(controller, own.0);
+                Err(errors::wrong_cluster(&theirs, &ours))
+            }
+            // The group hasn't heard from its controllers yet, or this node is behind.
+            None => Err(errors::shard_not_ready(100)),
+        }
+    }
+
+    async fn ask(&self, request: MachineRequest) -> Result<Outcome, ErrorDetail> {
+        let hub = &self.hub;
+        let result = hub.ask(request).await?;
+        kv::outcome(result, |node| hub.address_or_empty(node))
+    }
+
+    async fn send(&self, request: v1::PullRequest) -> Result<v1::PullResponse, ErrorDetail> {
+        self.check(request.cluster_id, request.gid)?;
+        let after = Cursor::decode(request.after);
+        let after = after.map_err(|error| errors::bad_request("after", error))?;
+        let query = Query::Pull {
+            shard: ShardId(request.shard),
+            config: ConfigNum(request.config_num),
+            after,
+            max_bytes: request.max_bytes,
+        };
+        match self.ask(kv::read_local(query)).await? {
+            Outcome::Chunk(chunk) => {
+                let chunk = chunk.encode();
+                self.hub
+                    .metrics
+                    .handoff
+                    .sent_bytes
+                    .inc_by(chunk.len() as u64);
+                Ok(v1::PullResponse { chunk })
+            }
+            _ => Err(kv::mismatch()),
+        }
+    }
+
+    async fn clear(
+        &self,
+        request: v1::DeleteShardRequest,
+    ) -> Result<v1::DeleteShardResponse, ErrorDetail> {
+        self.check(request.cluster_id, request.gid)?;
+        let step = Step::Delete {
+            shard: ShardId(request.shard),
+            config: ConfigNum(request.config_num),
+        };
+        match self.ask(kv::step(&step)).await? {
+            Outcome::Stepped => Ok(v1::DeleteShardResponse {}),
+            _ => Err(kv::mismatch()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Handoff for HandoffService {
+    async fn pull(
+        &self,
+        request: Request<v1::PullRequest>,
+    ) -> Result<Response<v1::PullResponse>, Status> {
+        match self.send(request.into_inner()).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(error) => Err(reject(&self.hub, &error)),
+        }
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteShardRequest>,
+    ) -> Result<Response<v1::DeleteShardResponse>, Status> {
+        match self.clear(request.into_inner()).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(error) => Err(reject(&self.hub, &error)),
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! `Kv.Scan`: a range in key order, page by page. Each page is a linearizable read of its own.
+
+use std::sync::Arc;
+
+use api::errors;
+use api::v1::{ErrorDetail, Pair, ScanRequest, ScanResponse};
+use bytes::{Bytes, BytesMut};
+use shardkv::{GroupKind, MAX_KEY_BYTES, Query, Response as Outcome};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use types::ShardSet;
+
+use super::kv::reject;
+use crate::convert::kv;
+use crate::forward::{self, is_elsewhere};
+use crate::hub::Hub;
+
+/// A stream of pages.
+pub(crate) type Pages = ReceiverStream<Result<ScanResponse, Status>>;
+/// Its other end.
+pub(crate) type PageSender = mpsc::Sender<Result<ScanResponse, Status>>;
+
+/// Starts a scan.
+pub(crate) fn open(
+    hub: &Arc<Hub>,
+    request: ScanRequest,
+    forbidden: bool,
+) -> Result<Pages, ErrorDetail> {
+    check_bounds(&request.start, &request.end)?;
+    let shards = api::shards_from_wire(&request.shards)
+        .map_err(|error| errors::bad_request("shards", error))?;
+    let shards = (!shards.is_empty()).then_some(shards);
+    let controller = hub.kind() == GroupKind::Controller;
+    // Shards that are named are asked of this very group.
+    let here = forbidden || shards.is_some();
+    if controller && here {
+        return Err(kv::elsewhere(hub));
+    }
+    // One page waits while the one before it is sent: a client that doesn't fetch stops the scan.
+    let (pages, stream) = mpsc::channel(1);
+    let scan = Scan {
+        hub: Arc::clone(hub),
+        left: match request.limit {
+            0 => u64::MAX,
+            limit => limit,
+        },
+        request,
+        shards,
+    };
+    if here {
+        tokio::spawn(scan.here(pages));
+    } else if hub.kind() == GroupKind::Standalone {
+        tokio::spawn(scan.here_or_at_the_leader(pages));
+    } else {
+        tokio::spawn(scan.everywhere(pages));
+    }
+    Ok(ReceiverStream::new(stream))
+}
+
+/// Refuses bounds that no key reaches.
+pub(crate) fn check_bounds(start: &Bytes, end: &Bytes) -> Result<(), ErrorDetail> {
+    for (field, key) in [("start", start), ("end", end)] {
+        // One byte more than a key: the bound after the longest key.
+        if key.len() > MAX_KEY_BYTES + 1 {
+            let limit = MAX_KEY_BYTES as u64 + 1;
+            return Err(errors::too_large(field, key.len() as u64, limit));
+        }
+    }
+    Ok(())
+}
+
+/// A scan and what is left of it.
+struct Scan {
+    hub: Arc<Hub>,
+    /// Its start moves on with each page.
+    request: ScanRequest,
+    /// Pairs that may still be sent.
+    left: u64,
+    shards: Option<ShardSet>,
+}
+
+/// How a scan of the own group's state ended.
+enum End {
+    Over,
+    Refused(ErrorDetail),
+}
+
+impl Scan {
+    async fn here(mut self, pages: PageSender) {
+        if let End::Refused(error) = self.local(&pages).await {
+            self.refuse(&pages, &error).await;
+        }
+    }
+
+    async fn here_or_at_the_leader(mut self, pages: PageSender) {
+        let error = match self.local(&pages).await {
+            End::Over => return,
+            End::Refused(error) => error,
+        };
+        if !is_elsewhere(&error) {
+            return self.refuse(&pages, &error).await;
+        }
+        self.request.limit = if self.request.limit == 0 {
+            0
+        } else {
+            self.left
+        };
+        match forward::scan(&self.hub, self.request.clone()).await {
+            Ok(stream) => relay(&self.hub, stream, &pages).await,
+            Err(error) => self.refuse(&pages, &error).await,
+        }
+    }
+
+    async fn everywhere(self, pages: PageSender) {
+        let error = errors::unavailable("scans over groups are not served yet", 1_000);
+        self.refuse(&pages, &error).await;
+    }
+
+    async fn refuse(&self, pages: &PageSender, error: &ErrorDetail) {
+        // Whoever is gone doesn't want to know.
+        let _ = pages.send(Err(reject(&self.hub, error))).await;
+    }
+
+    /// Sends what this node's group has, as long as it leads.
+    async fn local(&mut self, pages: &PageSender) -> End {
+        loop {
+            // Room first, so that a page is read only when it can be sent.
+            let Ok(room) = pages.reserve().await else {
+                return End::Over;
+            };
+            let (pairs, more) = match self.page().await {
+                Ok(page) => page,
+                Err(error) => return End::Refused(error),
+            };
+            self.left = self.left.saturating_sub(pairs.len() as u64);
+            let next = pairs.last().map(|(key, _)| after(key));
+            if !pairs.is_empty() {
+                room.send(Ok(response(pairs, self.request.keys_only)));
+            }
+            match next {
+                Some(next) if more && self.left > 0 => self.request.start = next,
+                _ => return End::Over,
+            }
+        }
+    }
+
+    async fn page(&self) -> Result<(Vec<(Bytes, Bytes)>, bool), ErrorDetail> {
+        let limits = &self.hub.options.limits;
+        let limit = u32::try_from(self.left).unwrap_or(u32::MAX);
+        let query = Query::Scan {
+            start: self.request.start.clone(),
+            end: self.request.end.clone(),
+            limit: limit.min(limits.scan_page_pairs),
+            max_bytes: limits.scan_page_bytes,
+            shards: self.shards.clone(),
+        };
+        let result = self.hub.ask(kv::read(query)).await?;
+        match kv::outcome(result, |node| self.hub.address_or_empty(node))? {
+            Outcome::Page { pairs, more } => Ok((pairs, more)),
+            _ => Err(kv::mismatch()),
+        }
+    }
+}
+
+/// Passes another node's pages on, at the pace at which they are fetched here.
+pub(crate) async fn relay(hub: &Hub, mut from: Streaming<ScanResponse>, to: &PageSender) {
+    loop {
+        let page = match from.message().await {
+            Ok(Some(page)) => Ok(page),
+            Ok(None) => return,
+            Err(status) => Err(match api::error_detail(&status) {
+                Some(detail) => reject(hub, &detail),
+                None => reject(hub, &errors::unavailable(status.message(), 100)),
+            }),
+        };
+        let ends = page.is_err();
+        if to.send(page).await.is_err() || ends {
+            return;
+        }
+    }
+}
+
+/// A page on the wire.
+pub(crate) fn response(pairs: Vec<(Bytes, Bytes)>, keys_only: bool) -> ScanResponse {
+    let pair = |(key, value)| Pair {
+        key,
+        value: if keys_only { Bytes::new() } else { value },
+    };
+    ScanResponse {
+        pairs: pairs.into_iter().map(pair).collect(),
+    }
+}
+
+/// The smallest key after `key`.
+fn after(key: &[u8]) -> Bytes {
+    let mut next = BytesMut::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.extend_from_slice(&[0]);
+    next.freeze()
+}

@@ -1,0 +1,30 @@
+//! Opening sessions: a name and the moment of its birth by the leader's log.
+
+use api::v1::{ErrorDetail, OpenSessionResponse};
+use api::{encode_client_id, errors};
+use replica::{Answer, Request};
+use types::ClientId;
+
+use crate::convert::kv;
+use crate::hub::Hub;
+use crate::random;
+
+/// Opens a session if this node leads its group.
+pub(crate) async fn open(hub: &Hub) -> Result<OpenSessionResponse, ErrorDetail> {
+    let birth = match hub.ask(Request::LogTime).await? {
+        Ok(Answer::LogTime(time)) => time,
+        Ok(_) => return Err(kv::mismatch()),
+        Err(refusal) => return Err(kv::refused(&refusal, |node| hub.address_or_empty(node))),
+    };
+    let Some(genesis) = hub.view().genesis else {
+        let why = "the group's settings aren't known yet";
+        return Err(errors::unavailable(why, 100));
+    };
+    let nonce = random::number().map_err(|error| {
+        errors::unavailable(format!("the system has no randomness: {error}"), 1_000)
+    })?;
+    Ok(OpenSessionResponse {
+        client_id: encode_client_id(ClientId { birth, nonce }),
+        ttl_ms: genesis.session_ttl_ms,
+    })
+}
