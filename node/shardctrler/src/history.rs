@@ -26,7 +26,7 @@ impl Default for HistoryLimits {
             keep: 64,
             step: 16,
             max: 4_096,
-            max_bytes: 64 << 20,
+            max_bytes: 32 << 20,
         }
     }
 }

@@ -148,7 +148,7 @@ impl StateMachine for Shardctrler {
         self.progress = load_progress(state)?;
         self.moved = load_moved(state)?;
         self.sessions = load_sessions(state)?;
-        Ok(())
+        self.check()
     }
 
     fn apply(
@@ -208,6 +208,29 @@ impl StateMachine for Shardctrler {
 }
 
 impl Shardctrler {
+    /// Refuses records that don't fit each other.
+    fn check(&self) -> Result<(), StoreError> {
+        let latest = self.history.latest();
+        let untracked = |gid: &&Gid| !self.progress.contains_key(gid);
+        if let Some(gid) = latest.groups().keys().find(untracked) {
+            return Err(StoreError::Damaged(format!("{gid} has no progress")));
+        }
+        for (gid, it) in &self.progress {
+            let member = latest.groups().contains_key(gid);
+            let left = it.left_in.unwrap_or_default();
+            if it.left_in.is_none() != member || it.settled.max(left) > latest.num() {
+                return Err(StoreError::Damaged(format!(
+                    "the progress of {gid}: {it:?}"
+                )));
+            }
+        }
+        let nobodys = |shard: &&ShardId| latest.owner(**shard) == Gid::NONE;
+        match self.moved.iter().find(nobodys) {
+            Some(shard) => Err(StoreError::Damaged(format!("{shard} was moved to nobody"))),
+            None => Ok(()),
+        }
+    }
+
     /// Makes the next configuration, or finds that it isn't needed or not allowed.
     fn execute(
         &mut self,
@@ -440,9 +463,12 @@ fn load_history(state: &dyn StateReader, shards: u32) -> Result<History, StoreEr
         return Err(StoreError::Damaged(what));
     }
     let mut deltas = Vec::new();
-    each(state, Keyspace::Meta, keys::DELTAS, |_, record| {
+    each(state, Keyspace::Meta, keys::DELTAS, |key, record| {
         let bytes = record.len();
         let delta = ConfigDelta::decode(record).map_err(|error| damaged("a delta", &error))?;
+        if keys::split_u64(key) != Some(delta.num.0) {
+            return Err(malformed("a delta's"));
+        }
         deltas.push((delta, bytes));
         Ok(())
     })?;
