@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use raft::Bug;
-use types::{ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
+use types::{ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
 
 use crate::bugs::Bugs;
 use crate::install::check_chunk;
@@ -41,7 +41,12 @@ impl Ownership {
     pub(crate) fn judge(&self, step: &Step, genesis: &Genesis, bugs: Bugs) -> Verdict {
         match step {
             Step::Begin { gid, .. } if *gid == Gid::NONE => nonsense("gid 0 is no replica group"),
-            Step::Begin { .. } => due_if(self.controller.is_none()),
+            Step::Begin {
+                gid,
+                controller,
+                num,
+                ..
+            } => due_if(self.can_begin(*gid, *controller, *num)),
             Step::Configure { controller, delta } => match self.controller {
                 None => Verdict::Idle,
                 Some(own) if own != *controller => nonsense(&format!(
@@ -83,9 +88,11 @@ impl Ownership {
                 self.gid = *gid;
                 self.controller = Some(*controller);
                 self.config = *num;
-                self.groups.clone_from(groups);
-                changed.group = true;
+                changed.groups.extend(self.groups.keys());
                 changed.groups.extend(groups.keys());
+                self.groups.clone_from(groups);
+                self.left.clear();
+                changed.group = true;
             }
             Step::Configure { delta, .. } => self.configure(delta, time, bugs, &mut changed),
             Step::Install(chunk) => self.install(chunk, time, genesis, bugs, &mut changed),
@@ -104,6 +111,14 @@ impl Ownership {
             }
         }
         changed
+    }
+
+    /// A group that has nothing is nobody's concern, so the controllers may have dropped what lies between its
+    /// configuration and the one that it is to go on with.
+    fn can_begin(&self, gid: Gid, controller: ClusterId, num: ConfigNum) -> bool {
+        let has_nothing = self.shards.is_empty() && self.owed.is_empty();
+        let same = self.controller == Some(controller) && self.gid == gid;
+        self.controller.is_none() || (same && has_nothing && num > self.config)
     }
 
     /// A configuration that gives what the group has, or takes what it hasn't, is of a history that isn't the group's: to
@@ -305,7 +320,7 @@ impl Ownership {
             if let ShardState::Pulling { source, .. } = &shard.state {
                 candidates.remove(source);
             }
-            for step in &shard.queue {
+            for step in shard.queue.iter().filter(|step| step.to == self.gid) {
                 candidates.remove(&step.from);
             }
         }

@@ -431,3 +431,34 @@ fn addresses_are_kept_as_long_as_a_hand_off_needs_them() {
     assert_eq!(idle.left, BTreeSet::new());
     assert!(!idle.groups.contains_key(&THIRD));
 }
+
+/// The controllers don't wait for a group that has nothing, so what lies between may be gone.
+#[test]
+fn a_group_that_has_nothing_may_begin_again_further_on() {
+    let begin = |controller, num| Step::Begin {
+        gid: OWN,
+        controller,
+        num: ConfigNum(num),
+        groups: [(THIRD, addresses(THIRD))].into(),
+    };
+    let judge = |ownership: &Ownership, step| ownership.judge(&step, &GENESIS, Bugs::default());
+    let mut absent = ownership_of("absent");
+    absent.left.insert(OTHER);
+    for (controller, num) in [(CONTROLLER, 9), (CONTROLLER, 3), (ClusterId(8), 12)] {
+        assert_eq!(judge(&absent, begin(controller, num)), Verdict::Idle);
+    }
+    let serving = ownership_of("serving5");
+    assert_eq!(judge(&serving, begin(CONTROLLER, 12)), Verdict::Idle);
+    let mut owing = absent.clone();
+    owing.owed.insert((SHARD, ConfigNum(5)), OTHER);
+    assert_eq!(judge(&owing, begin(CONTROLLER, 12)), Verdict::Idle);
+
+    let step = begin(CONTROLLER, 12);
+    assert_eq!(judge(&absent, step.clone()), Verdict::Due);
+    let changed = absent.take(&step, LogTime(1), &GENESIS, Bugs::default());
+    assert_eq!(absent.config, ConfigNum(12));
+    assert_eq!(absent.groups, [(THIRD, addresses(THIRD))].into());
+    assert!(absent.left.is_empty());
+    // The records of groups that it doesn't know any more go.
+    assert_eq!(changed.groups, [OWN, OTHER, THIRD].into());
+}

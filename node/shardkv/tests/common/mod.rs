@@ -8,8 +8,10 @@
     clippy::missing_panics_doc
 )]
 
+pub mod clients;
+
 use bytes::Bytes;
-use raft::{EntryId, Index, Term};
+use raft::{Bug, EntryId, Index, Term};
 use replica::memory::MemoryState;
 use replica::{Applied, Applying, StateMachine, StateStore, Transaction};
 use shardkv::{Command, Genesis, Query, Response, SessionRef, ShardKv, Write};
@@ -42,17 +44,35 @@ pub struct Step {
 pub struct Replica {
     pub machine: ShardKv,
     pub state: MemoryState,
+    bug: Option<Bug>,
+}
+
+#[cfg(feature = "bugs")]
+fn machine(bug: Option<Bug>) -> ShardKv {
+    ShardKv::with_bug(bug)
+}
+
+#[cfg(not(feature = "bugs"))]
+fn machine(bug: Option<Bug>) -> ShardKv {
+    assert_eq!(bug, None, "this build shows no bugs");
+    ShardKv::new()
 }
 
 impl Replica {
     pub fn new(genesis: Genesis) -> Self {
+        Self::with_bug(genesis, None)
+    }
+
+    /// One that shows a known bug, in the build that can.
+    pub fn with_bug(genesis: Genesis, bug: Option<Bug>) -> Self {
         let mut state = MemoryState::new();
         state
             .commit(genesis.to_batch(), Applied::default())
             .unwrap();
         let mut replica = Self {
-            machine: ShardKv::new(),
+            machine: machine(bug),
             state,
+            bug,
         };
         replica.restart();
         replica
@@ -60,7 +80,7 @@ impl Replica {
 
     /// Forgets all but the state.
     pub fn restart(&mut self) {
-        self.machine = ShardKv::new();
+        self.machine = machine(self.bug);
         self.machine.reload(&self.state).unwrap();
     }
 
