@@ -15,13 +15,13 @@ use tonic::transport::Channel;
 use types::{Gid, NodeId};
 
 use crate::Error;
-use crate::router::{Router, Slot};
+use crate::route::{Router, Slot};
 use crate::verdict::{self, Action};
 
 /// One node, asked directly: no retries, and no following of leaders. Made by [`crate::Client::admin`].
 #[derive(Clone)]
 pub struct Admin {
-    router: Arc<Router>,
+    router: Router,
     address: Arc<str>,
     timeout: Duration,
 }
@@ -35,7 +35,7 @@ impl std::fmt::Debug for Admin {
 }
 
 impl Admin {
-    pub(crate) fn new(router: Arc<Router>, address: Arc<str>, timeout: Duration) -> Self {
+    pub(crate) fn new(router: Router, address: Arc<str>, timeout: Duration) -> Self {
         Self {
             router,
             address,
@@ -119,6 +119,10 @@ impl Admin {
         let verdict = verdict::of_status(status);
         match verdict.action {
             Action::Fail(error) => verdict::with_doubt(error, verdict.doubt),
+            Action::WrongGroup(config_num) => Error::WrongGroup { config_num },
+            Action::NotReady(ms) => Error::ShardNotReady {
+                retry_after: Duration::from_millis(ms.into()),
+            },
             _ => self.unavailable(status.message().to_owned(), verdict.doubt),
         }
     }

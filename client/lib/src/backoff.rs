@@ -48,6 +48,13 @@ impl Backoff {
         own.max(self.stretch(Duration::from_millis(asked_ms.into())))
     }
 
+    /// The pause of one call whose shard has kept it waiting for `age`, whatever became of others; a node may ask for more
+    /// milliseconds.
+    pub(crate) fn pause_of(&mut self, age: Duration, asked_ms: u32) -> Duration {
+        let asked = Duration::from_millis(asked_ms.into());
+        self.stretch(asked.max(age / 8))
+    }
+
     /// `pause` within the bounds, times a factor from 0.75 to 1.25.
     fn stretch(&mut self, pause: Duration) -> Duration {
         let pause = pause.clamp(self.min, self.max);

@@ -1,5 +1,7 @@
 //! A call between its caller and the wire.
 
+use std::time::Duration;
+
 use api::v1::batch_item::Request as Wire;
 use api::v1::batch_result::Response as WireResponse;
 use api::v1::{
@@ -7,8 +9,50 @@ use api::v1::{
     Session,
 };
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
 
 use crate::Error;
+use crate::session::Name;
+
+/// A call on its way from its caller.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) request: Request,
+    /// The hash of its key.
+    pub(crate) hash: u64,
+    pub(crate) timeout: Duration,
+    pub(crate) deadline: Instant,
+    pub(crate) answer: oneshot::Sender<Result<Answer, Error>>,
+    /// Its share of the bytes in flight, given back when it ends or waits for its shard.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    pub(crate) trial: Trial,
+}
+
+/// What is known of a call that is being tried. It goes with the call wherever that goes.
+#[derive(Debug, Default)]
+pub(crate) struct Trial {
+    /// The name of a write, once it has one. It is kept on every retry, at whatever group, unless no attempt can have
+    /// taken effect.
+    pub(crate) name: Option<Name>,
+    /// Whether an attempt that ended without a certain answer may have taken effect.
+    pub(crate) doubt: bool,
+    /// What the latest attempt was told.
+    pub(crate) last: Option<String>,
+    /// Since when the shard keeps it waiting.
+    pub(crate) turned_away: Option<Instant>,
+}
+
+impl Trial {
+    /// The shard wasn't served where it was asked: nothing was done, for certain. A write that was never in doubt gives
+    /// its name back, so that it doesn't hold up those that were named after it. Returns how long it waits already.
+    pub(crate) fn turn_away(&mut self, now: Instant) -> Duration {
+        if !self.doubt {
+            self.name = None;
+        }
+        now - *self.turned_away.get_or_insert(now)
+    }
+}
 
 /// What is asked. Copies share the bytes, because a request is kept until it is answered.
 #[derive(Clone, Debug)]
@@ -48,6 +92,17 @@ pub(crate) enum Answer {
 const OVERHEAD_BYTES: usize = 128;
 
 impl Request {
+    /// The key, which decides the shard.
+    pub(crate) fn key(&self) -> &Bytes {
+        match self {
+            Self::Get { key }
+            | Self::Put { key, .. }
+            | Self::Append { key, .. }
+            | Self::Delete { key }
+            | Self::CompareAndSwap { key, .. } => key,
+        }
+    }
+
     /// Whether it changes something, and so needs a session.
     pub(crate) fn is_write(&self) -> bool {
         !matches!(self, Self::Get { .. })

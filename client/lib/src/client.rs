@@ -2,25 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::backoff::Backoff;
-use crate::book::Call;
-use crate::call::{Answer, Request, mismatch};
-use crate::lane::Lane;
+use crate::call::{Answer, Call, Request, Trial, mismatch};
+use crate::gates::{Gate, Gates};
 use crate::options::parse_address;
-use crate::router::{Router, Slot, short};
+use crate::route::{Router, short};
 use crate::unary::Unary;
 use crate::verdict;
 use crate::{
-    Admin, ClientOptions, ConnectError, Error, Mode, NodeId, NodeStatus, Scan, ScanOptions,
+    Admin, ClientOptions, ConnectError, Error, Gid, Mode, NodeId, NodeStatus, Scan, ScanOptions,
+    ShardConfig,
 };
 
 /// A cluster, as an application uses it: cheap to clone, shared by any number of tasks.
@@ -35,26 +34,16 @@ pub struct Client {
 }
 
 struct Core {
-    options: Arc<ClientOptions>,
-    router: Arc<Router>,
-    engine: Engine,
-    /// Bytes of calls in flight.
-    budget: Arc<Semaphore>,
-    budget_bytes: u32,
-}
-
-enum Engine {
-    Batch {
-        lanes: Vec<mpsc::Sender<Call>>,
-        next: AtomicUsize,
-    },
-    Unary(Unary),
+    router: Router,
+    gates: Arc<Gates>,
+    /// In unary mode.
+    unary: Option<Unary>,
 }
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client")
-            .field("options", &self.core.options)
+            .field("options", self.core.router.options())
             .finish_non_exhaustive()
     }
 }
@@ -81,35 +70,16 @@ impl Client {
 
     /// Like [`Client::connect`], but reaches no node before the first call.
     pub fn lazy(options: ClientOptions) -> Result<Self, ConnectError> {
-        options.validate()?;
+        let router = Router::watch(options)?;
         let runtime = Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
-        let options = Arc::new(options);
-        let router = Arc::new(Router::new(Arc::clone(&options)));
-        let engine = match options.mode {
-            Mode::Unary => Engine::Unary(Unary::new(Arc::clone(&options), Arc::clone(&router))),
-            Mode::Batch => {
-                let start = |lane| {
-                    let (calls, queue) = mpsc::channel(options.max_in_flight);
-                    let slot = Slot::Calls(lane);
-                    let lane = Lane::new(Arc::clone(&options), Arc::clone(&router), slot, queue);
-                    runtime.spawn(lane.run());
-                    calls
-                };
-                Engine::Batch {
-                    lanes: (0..options.connections).map(start).collect(),
-                    next: AtomicUsize::new(0),
-                }
-            }
-        };
-        let budget_bytes = u32::try_from(options.max_in_flight_bytes).unwrap_or(u32::MAX >> 4);
-        let budget_bytes = budget_bytes.min(u32::MAX >> 4);
-        let timeout = options.request_timeout;
+        let gates = Gates::new(router.clone(), runtime);
+        let unary = (router.options().mode == Mode::Unary)
+            .then(|| Unary::new(router.clone(), Arc::clone(&gates)));
+        let timeout = router.options().request_timeout;
         let core = Arc::new(Core {
-            options,
             router,
-            engine,
-            budget: Arc::new(Semaphore::new(budget_bytes as usize)),
-            budget_bytes,
+            gates,
+            unary,
         });
         Ok(Self { core, timeout })
     }
@@ -215,19 +185,44 @@ impl Client {
     /// # }
     /// ```
     pub fn scan(&self, options: ScanOptions) -> Scan {
-        let router = Arc::clone(&self.core.router);
-        Scan::new(&self.core.options, router, self.timeout, options)
+        Scan::new(self.core.router.clone(), self.timeout, options)
     }
 
-    /// Where the leader is reached now: `host:port`. Asks the nodes, and waits for one to lead.
+    /// Where the leader of the first group (the only one, in a standalone cluster) is reached now: `host:port`. Asks the
+    /// nodes, and waits for one to lead.
     pub async fn leader(&self) -> Result<String, Error> {
-        let options = &self.core.options;
+        self.find_leader(None).await
+    }
+
+    /// Where the leader of a group is reached now: `host:port`. Asks its nodes, and waits for one to lead.
+    pub async fn leader_of(&self, gid: Gid) -> Result<String, Error> {
+        self.find_leader(Some(gid)).await
+    }
+
+    /// The configuration by which calls are routed now; `None` until a node told one.
+    pub fn config(&self) -> Option<Arc<ShardConfig>> {
+        self.core.router.config()
+    }
+
+    /// What calls are routed by.
+    pub fn router(&self) -> &Router {
+        &self.core.router
+    }
+
+    async fn find_leader(&self, gid: Option<Gid>) -> Result<String, Error> {
+        let router = &self.core.router;
+        let options = router.options();
         let mut backoff = Backoff::new(options.min_backoff, options.max_backoff);
         let start = Instant::now();
         let mut last = None;
         let search = async {
             loop {
-                match self.core.router.confirmed_leader(start.elapsed()).await {
+                let first = || router.config()?.groups().keys().next().copied();
+                let found = match gid.or_else(first) {
+                    Some(gid) => router.confirmed_leader(gid, start.elapsed()).await,
+                    None => Err(router.unowned()),
+                };
+                match found {
                     Ok(address) => return address,
                     Err(why) => last = Some(why),
                 }
@@ -243,7 +238,7 @@ impl Client {
     /// The node at `address` (`host:port`), to be asked directly.
     pub fn admin(&self, address: &str) -> Result<Admin, ConnectError> {
         parse_address(address)?;
-        let router = Arc::clone(&self.core.router);
+        let router = self.core.router.clone();
         Ok(Admin::new(router, short(address), self.timeout))
     }
 
@@ -251,7 +246,8 @@ impl Client {
     /// time, and each gets at most twice the connect timeout. A node that is reached by two addresses is listed once,
     /// by the one that it calls its own if that is among them.
     pub async fn status_all(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
-        let patience = self.timeout.min(self.core.options.connect_timeout * 2);
+        let patience = self.core.router.options().connect_timeout * 2;
+        let patience = self.timeout.min(patience);
         let mut answers = BTreeMap::new();
         loop {
             // The first answers may tell of more members.
@@ -261,7 +257,7 @@ impl Client {
                 break;
             }
             let asked = unasked.into_iter().map(|address| async {
-                let router = Arc::clone(&self.core.router);
+                let router = self.core.router.clone();
                 let admin = Admin::new(router, Arc::clone(&address), patience);
                 (address, admin.status().await)
             });
@@ -273,25 +269,33 @@ impl Client {
     async fn call(&self, request: Request) -> Result<Answer, Error> {
         self.check_size(&request)?;
         let deadline = Instant::now() + self.timeout;
-        let permit = self.permit(request.cost(), deadline).await?;
-        match &self.core.engine {
-            Engine::Unary(unary) => {
-                let answer = unary.call(&request, self.timeout, deadline).await;
-                drop(permit);
-                answer
-            }
-            Engine::Batch { lanes, next } => {
-                let turn = next.fetch_add(1, Ordering::Relaxed) % lanes.len().max(1);
-                let Some(lane) = lanes.get(turn) else {
-                    return Err(closed(false));
-                };
-                self.enqueue(lane, request, deadline, permit).await
-            }
+        let hash = types::hash_key(request.key());
+        let gate = self.gate(hash, deadline).await?;
+        let Some(permit) = gate.permit(request.cost(), deadline).await else {
+            return Err(self.crowded("bytes in flight (max_in_flight_bytes)"));
+        };
+        if let Some(unary) = &self.core.unary {
+            let answer = unary.call(&request, hash, self.timeout, deadline).await;
+            drop(permit);
+            return answer;
         }
+        let write = request.is_write();
+        let (answer, answered) = oneshot::channel();
+        let call = Call {
+            request,
+            hash,
+            timeout: self.timeout,
+            deadline,
+            answer,
+            permit: Some(permit),
+            trial: Trial::default(),
+        };
+        self.enqueue(gate, call).await?;
+        answered.await.unwrap_or_else(|_| Err(closed(write)))
     }
 
     fn check_size(&self, request: &Request) -> Result<(), Error> {
-        let limit = self.core.options.max_request_bytes;
+        let limit = self.core.router.options().max_request_bytes;
         if request.cost() <= limit {
             return Ok(());
         }
@@ -304,50 +308,42 @@ impl Client {
         })
     }
 
-    /// Waits for a share of the bytes in flight.
-    async fn permit(&self, cost: usize, deadline: Instant) -> Result<OwnedSemaphorePermit, Error> {
-        let most = self.core.budget_bytes;
-        // What exceeds all of it goes alone.
-        let cost = u32::try_from(cost).unwrap_or(most).min(most);
-        if let Ok(permit) = Arc::clone(&self.core.budget).try_acquire_many_owned(cost) {
-            return Ok(permit);
-        }
-        let waiting = Arc::clone(&self.core.budget).acquire_many_owned(cost);
-        match timeout_at(deadline, waiting).await {
-            Ok(permit) => permit.map_err(|_| closed(false)),
-            Err(_) => Err(self.crowded("bytes in flight (max_in_flight_bytes)")),
+    /// The way to the group that owns the shard of a key with this hash.
+    async fn gate(&self, hash: u64, deadline: Instant) -> Result<Arc<Gate>, Error> {
+        let Core { router, gates, .. } = &*self.core;
+        match timeout_at(deadline, router.owner(hash)).await {
+            Ok(gid) => Ok(gates.of(gid)),
+            Err(_) => Err(verdict::timeout(
+                self.timeout,
+                false,
+                Some(router.unowned()),
+            )),
         }
     }
 
-    async fn enqueue(
-        &self,
-        lane: &mpsc::Sender<Call>,
-        request: Request,
-        deadline: Instant,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Answer, Error> {
-        let write = request.is_write();
-        let (answer, answered) = oneshot::channel();
-        let call = Call {
-            request,
-            timeout: self.timeout,
-            deadline,
-            answer,
-            _permit: permit,
+    /// Puts a call into a lane. The lane keeps its deadline from then on, so the usual way needs no timer.
+    async fn enqueue(&self, gate: Arc<Gate>, call: Call) -> Result<(), Error> {
+        let Some(lane) = gate.lane() else {
+            return Err(closed(false));
         };
-        // The lane keeps the deadline from here on, so the usual way needs no timer.
-        match lane.try_send(call) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Closed(_)) => return Err(closed(false)),
-            Err(mpsc::error::TrySendError::Full(call)) => {
-                match timeout_at(deadline, lane.send(call)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => return Err(closed(false)),
-                    Err(_) => return Err(self.crowded("calls in flight (max_in_flight)")),
-                }
+        let call = match lane.calls.try_send(call) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Closed(call)) => {
+                // Its group has just left; the call finds the one that has the shard now.
+                self.core.gates.hand_over(call);
+                return Ok(());
             }
+            Err(mpsc::error::TrySendError::Full(call)) => call,
+        };
+        let deadline = call.deadline;
+        match timeout_at(deadline, lane.calls.send(call)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(mpsc::error::SendError(call))) => {
+                self.core.gates.hand_over(call);
+                Ok(())
+            }
+            Err(_) => Err(self.crowded("calls in flight (max_in_flight)")),
         }
-        answered.await.unwrap_or_else(|_| Err(closed(write)))
     }
 
     fn crowded(&self, what: &str) -> Error {

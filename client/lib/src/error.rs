@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use types::ConfigNum;
+
 /// Why a call failed, in the terms of the one who made it.
 ///
 /// Everything that a retry can cure was retried until the call's deadline before it gets here: lost leaders,
@@ -66,6 +68,34 @@ pub enum Error {
         /// The cluster that answered.
         actual: String,
     },
+    /// What is asked for isn't there: a group, a configuration. Nothing was done.
+    #[error("{message}")]
+    NotFound {
+        /// What isn't there.
+        what: String,
+        /// What happened, for people.
+        message: String,
+    },
+    /// It contradicts how things stand: the last group leaving, an address of another group. Nothing was done.
+    #[error("{message}")]
+    Conflict {
+        /// What it contradicts.
+        what: String,
+        /// What happened, for people.
+        message: String,
+    },
+    /// Only where one node or group is asked: the shard is another group's. Nothing was done.
+    #[error("the group does not own the shard: route by configuration {config_num}")]
+    WrongGroup {
+        /// The configuration by which the group refused.
+        config_num: ConfigNum,
+    },
+    /// Only where one node or group is asked: the shard is on its way to the group. Nothing was done.
+    #[error("the shard is being moved: try again in {retry_after:?}")]
+    ShardNotReady {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// Only from [`crate::Admin`]: the node that was asked doesn't lead. Nothing was done.
     #[error(
         "the node does not lead; {}",
@@ -112,6 +142,8 @@ impl Error {
                 | Self::OutcomeUnknown { .. }
                 | Self::DiskFull { .. }
                 | Self::NotLeader { .. }
+                | Self::WrongGroup { .. }
+                | Self::ShardNotReady { .. }
                 | Self::Unavailable { .. }
         )
     }

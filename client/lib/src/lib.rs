@@ -43,14 +43,14 @@
 
 mod admin;
 mod backoff;
-mod book;
 mod call;
 mod client;
 mod error;
+mod gates;
 mod lane;
 mod options;
+mod pages;
 mod route;
-mod router;
 mod scan;
 mod session;
 mod unary;

@@ -1,21 +1,23 @@
 //! Reading ranges.
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use api::v1::{self, ScanRequest, ScanResponse};
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::future::try_join_all;
+use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _};
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Status, Streaming};
+use types::{ConfigNum, Gid};
 
-use crate::backoff::Backoff;
-use crate::router::{Leader, Router, Slot};
-use crate::verdict::{self, Action};
-use crate::{ClientOptions, Error};
+use crate::Error;
+use crate::pages::{Ask, Broken, Next, Pages, Trouble};
+use crate::route::{Router, is_single};
+use crate::verdict;
 
 /// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,9 +102,9 @@ fn after_prefix(prefix: &Bytes) -> Bytes {
 /// The pairs of a scan, in key order: a [`Stream`] that is to be read with
 /// [`futures::StreamExt`] or [`futures::TryStreamExt`].
 ///
-/// It holds about one page in memory, whatever the range's size: a reader that is slow slows the nodes down, by the flow
-/// control of HTTP/2. When the leader changes it goes on behind the last key that it returned. It
-/// ends after the first error.
+/// It reads from all groups that own shards at once and merges what they send. It holds about one page of each in memory,
+/// whatever the range's size: a reader that is slow slows the nodes down, by the flow control of HTTP/2. When a leader
+/// changes or a shard moves it goes on behind the last key that it returned. It ends after the first error.
 pub struct Scan {
     pairs: BoxStream<'static, Result<Pair, Error>>,
 }
@@ -122,30 +124,25 @@ impl Stream for Scan {
 }
 
 impl Scan {
-    pub(crate) fn new(
-        settings: &ClientOptions,
-        router: Arc<Router>,
-        timeout: Duration,
-        options: ScanOptions,
-    ) -> Self {
-        let cursor = Cursor {
+    pub(crate) fn new(router: Router, timeout: Duration, options: ScanOptions) -> Self {
+        let gather = Gather {
+            trouble: Trouble::new(router.options()),
             router,
             timeout,
-            backoff: Backoff::new(settings.min_backoff, settings.max_backoff),
-            outage: None,
-            last: None,
             start: options.start,
             end: options.end,
             left: options.limit,
             keys_only: options.keys_only,
-            pages: None,
-            page: Vec::new().into_iter(),
-            done: false,
+            routed: ConfigNum(0),
+            parts: Vec::new(),
+            heads: BinaryHeap::new(),
+            hungry: false,
+            over: false,
         };
-        let pairs = futures::stream::unfold(cursor, |mut cursor| async move {
-            let next = cursor.next().await?;
-            cursor.done |= next.is_err();
-            Some((next, cursor))
+        let pairs = stream::unfold(gather, async |mut gather| {
+            let next = gather.next().await?;
+            gather.over |= next.is_err();
+            Some((next, gather))
         });
         Self {
             pairs: pairs.boxed(),
@@ -153,46 +150,79 @@ impl Scan {
     }
 }
 
-/// How far a scan has come.
-struct Cursor {
-    router: Arc<Router>,
-    /// How long a page may take, retries included.
+/// How far a scan has come: one stream of each group that owns shards, merged in key order.
+///
+/// Invariant: no part has a pair before `start`, and each part that isn't finished has a head before the next pair is
+/// returned. So a part that begins anew does so at `start`, and nothing is missed or doubled.
+struct Gather {
+    router: Router,
+    /// How long the next pair may take, retries included.
     timeout: Duration,
-    backoff: Backoff,
-    outage: Option<Instant>,
-    last: Option<String>,
+    trouble: Trouble,
     /// The first key that was not returned yet may be this one.
     start: Bytes,
     end: Bytes,
     left: Option<u64>,
     keys_only: bool,
-    pages: Option<(Leader, Streaming<ScanResponse>)>,
-    page: std::vec::IntoIter<v1::Pair>,
-    done: bool,
+    /// The configuration that the parts are made by.
+    routed: ConfigNum,
+    parts: Vec<Part>,
+    /// The next key of each part, and its place in `parts`.
+    heads: BinaryHeap<Reverse<(Bytes, usize)>>,
+    /// Whether a part must be filled before the next pair.
+    hungry: bool,
+    over: bool,
 }
 
-impl Cursor {
+/// The shards of one group.
+struct Part {
+    gid: Gid,
+    shards: Vec<v1::ShardRun>,
+    pages: Option<Pages>,
+    page: std::vec::IntoIter<v1::Pair>,
+    /// The pair of its head, while it has one.
+    head: Option<v1::Pair>,
+    finished: bool,
+    trouble: Trouble,
+}
+
+/// Why a part can't go on by itself.
+enum Stop {
+    Elsewhere(ConfigNum, Duration),
+    Failed(Error),
+}
+
+impl Gather {
     async fn next(&mut self) -> Option<Result<Pair, Error>> {
-        loop {
-            if self.done || self.left == Some(0) {
-                return None;
-            }
-            if let Some(pair) = self.page.next() {
-                return Some(self.step(pair));
-            }
+        if self.over || self.left == Some(0) {
+            return None;
+        }
+        if self.parts.is_empty() || self.hungry {
             let deadline = Instant::now() + self.timeout;
-            match timeout_at(deadline, self.turn()).await {
+            match timeout_at(deadline, self.fill()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => return Some(Err(error)),
-                Err(_) => {
-                    let last = self.last.take();
-                    return Some(Err(verdict::timeout(self.timeout, false, last)));
-                }
+                Err(_) => return Some(Err(self.late())),
             }
         }
+        let Reverse((_, at)) = self.heads.pop()?;
+        let part = self.parts.get_mut(at)?;
+        let pair = part.head.take()?;
+        let next = part.raise_head();
+        self.hungry |= part.is_empty();
+        self.heads.extend(next.map(|key| Reverse((key, at))));
+        Some(self.step(pair))
     }
 
-    /// Takes one pair of the page and moves behind it.
+    fn late(&mut self) -> Error {
+        let waiting = self.parts.iter_mut().filter(|part| part.is_empty());
+        let said = waiting.filter_map(|part| part.trouble.last.take());
+        let last = said.chain(self.trouble.last.take()).next();
+        let unrouted = self.parts.is_empty().then(|| self.router.unowned());
+        verdict::timeout(self.timeout, false, last.or(unrouted))
+    }
+
+    /// Moves behind a pair.
     fn step(&mut self, pair: v1::Pair) -> Result<Pair, Error> {
         if pair.key < self.start || (!self.end.is_empty() && pair.key >= self.end) {
             return Err(Error::Protocol {
@@ -211,84 +241,137 @@ impl Cursor {
         })
     }
 
-    /// Gets the next page, or finds that there is none.
-    async fn turn(&mut self) -> Result<(), Error> {
+    /// Gets a head for each part that isn't finished.
+    async fn fill(&mut self) -> Result<(), Error> {
         loop {
-            let (leader, failed) = match self.pull().await {
+            if self.parts.is_empty() {
+                self.route().await;
+            }
+            let ask = ScanRequest {
+                start: self.start.clone(),
+                end: self.end.clone(),
+                limit: self.left.unwrap_or(0),
+                keys_only: self.keys_only,
+                shards: Vec::new(),
+            };
+            let (router, routed) = (&self.router, self.routed);
+            let empty = self.parts.iter_mut().filter(|part| part.is_empty());
+            let filled = try_join_all(empty.map(|part| part.fill(router, routed, &ask))).await;
+            let (num, pause) = match filled {
+                Ok(_) => break,
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::Elsewhere(num, pause)) => (num, pause),
+            };
+            self.trouble.last = self
+                .parts
+                .iter_mut()
+                .find_map(|part| part.trouble.last.take());
+            self.parts.clear();
+            self.heads.clear();
+            self.router.configured_at(num, pause).await;
+        }
+        // A part whose head is in the heap already has none to raise.
+        for (at, part) in self.parts.iter_mut().enumerate() {
+            if part.head.is_none() {
+                let next = part.raise_head();
+                self.heads.extend(next.map(|key| Reverse((key, at))));
+            }
+        }
+        self.hungry = false;
+        Ok(())
+    }
+
+    /// One part for each group that owns shards.
+    async fn route(&mut self) {
+        let config = self.router.routable().await;
+        self.routed = config.num();
+        let mut runs: BTreeMap<Gid, Vec<v1::ShardRun>> = BTreeMap::new();
+        let mut first = 0;
+        for (count, gid) in config.owner_runs() {
+            runs.entry(gid)
+                .or_default()
+                .push(v1::ShardRun { first, count });
+            first += count;
+        }
+        let options = self.router.options();
+        let owned = runs.into_iter().filter(|(gid, _)| *gid != Gid::NONE);
+        let part = |(gid, shards)| Part {
+            gid,
+            // Nodes that know of no shards have all of them.
+            shards: if is_single(&config) {
+                Vec::new()
+            } else {
+                shards
+            },
+            pages: None,
+            page: Vec::new().into_iter(),
+            head: None,
+            finished: false,
+            trouble: Trouble::new(options),
+        };
+        self.parts = owned.map(part).collect();
+    }
+}
+
+impl Part {
+    /// Whether a page must come before it is known what comes next.
+    fn is_empty(&self) -> bool {
+        !self.finished && self.head.is_none() && self.page.len() == 0
+    }
+
+    /// The next pair becomes the head. Returns its key.
+    fn raise_head(&mut self) -> Option<Bytes> {
+        self.head = self.page.next();
+        self.head.as_ref().map(|pair| pair.key.clone())
+    }
+
+    /// Gets the next page, or finds that there is none.
+    async fn fill(
+        &mut self,
+        router: &Router,
+        routed: ConfigNum,
+        ask: &ScanRequest,
+    ) -> Result<(), Stop> {
+        loop {
+            let broken = match self.pull(router, ask).await {
+                Ok(Some(page)) if page.pairs.is_empty() => continue,
                 Ok(Some(page)) => {
-                    self.outage = None;
-                    self.backoff.reset();
+                    self.trouble.over();
                     self.page = page.pairs.into_iter();
                     return Ok(());
                 }
                 Ok(None) => {
-                    self.done = true;
+                    self.finished = true;
                     return Ok(());
                 }
-                Err(failed) => failed,
+                Err(broken) => broken,
             };
             self.pages = None;
-            let now = Instant::now();
-            self.outage.get_or_insert(now);
-            self.last = Some(failed.message().to_owned());
-            let pause = match (verdict::of_status(&failed).action, leader) {
-                (Action::Fail(error), _) => return Err(verdict::with_doubt(error, false)),
-                (Action::Wait(ms), _) => self.backoff.pause_at_least(now, ms),
-                (Action::Reroute(hint), Some(leader)) => {
-                    if api::error_detail(&failed).is_none() {
-                        self.router.discard(&leader.address, Slot::Control);
-                    }
-                    self.router.failed(leader.epoch, hint.as_deref());
-                    self.backoff.pause(now)
-                }
-                _ => self.backoff.pause(now),
-            };
-            sleep(pause).await;
+            match self.trouble.judge(router, &broken, routed) {
+                Ok(Next::Again(pause)) => sleep(pause).await,
+                Ok(Next::Elsewhere(num, pause)) => return Err(Stop::Elsewhere(num, pause)),
+                Err(error) => return Err(Stop::Failed(error)),
+            }
         }
     }
 
-    async fn pull(&mut self) -> Result<Option<ScanResponse>, (Option<Leader>, Status)> {
-        let router = Arc::clone(&self.router);
-        let (leader, pages) = match &mut self.pages {
+    async fn pull(
+        &mut self,
+        router: &Router,
+        ask: &ScanRequest,
+    ) -> Result<Option<ScanResponse>, Broken> {
+        let pages = match &mut self.pages {
             Some(open) => open,
-            none => none.insert(
-                open(
-                    &router,
-                    self.outage,
-                    ScanRequest {
-                        start: self.start.clone(),
-                        end: self.end.clone(),
-                        limit: self.left.unwrap_or(0),
-                        keys_only: self.keys_only,
-                        shards: Vec::new(),
-                    },
-                )
-                .await?,
-            ),
+            none => {
+                let request = ScanRequest {
+                    shards: self.shards.clone(),
+                    ..ask.clone()
+                };
+                let age = self.trouble.age();
+                none.insert(Pages::open(router, self.gid, age, Ask::Scan(request)).await?)
+            }
         };
-        let page = router.unless_superseded(leader, pages.message()).await;
-        page.map_err(|status| (Some(leader.clone()), status))
-    }
-}
-
-async fn open(
-    router: &Router,
-    outage: Option<Instant>,
-    request: ScanRequest,
-) -> Result<(Leader, Streaming<ScanResponse>), (Option<Leader>, Status)> {
-    let outage = outage.map_or(Duration::ZERO, |since| since.elapsed());
-    let leader = match router.leader(outage).await {
-        Ok(leader) => leader,
-        Err(why) => return Err((None, Status::unavailable(why))),
-    };
-    let channel = match router.channel(&leader.address, Slot::Control).await {
-        Ok(channel) => channel,
-        Err(why) => return Err((Some(leader), Status::unavailable(why))),
-    };
-    let mut kv = router.kv(channel);
-    match router.unless_superseded(&leader, kv.scan(request)).await {
-        Ok(pages) => Ok((leader, pages.into_inner())),
-        Err(status) => Err((Some(leader), status)),
+        pages.next(router).await
     }
 }
 

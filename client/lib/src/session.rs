@@ -12,6 +12,14 @@
 //! writes therefore move to a fresh session after half the time to live, and a write that was named before
 //! keeps its name: given another one, a retry could be applied twice.
 //!
+//! # Why each lane has sessions of its own, and more than one
+//!
+//! `acked_below` can't pass the oldest unanswered write of a session, so one write that waits stops all that are named
+//! after it once the window is full. Therefore each group has its own sessions (in each lane): a group that stalls holds up
+//! no other. A write that goes to another group keeps its name, because its first attempt may have taken effect; only
+//! if no attempt can have, it gives its name back and takes a fresh one where it goes. So what keeps a session's window
+//! shut is at most a few writes in doubt whose shard is on its way, and when they do, another session is opened beside.
+//!
 //! # Invariants
 //!
 //! - A name is given once. Numbers of a session start at 1 and have no gaps.
@@ -19,12 +27,18 @@
 //! - From the oldest unfinished write of a session to its newest are at most `window` numbers, which
 //!   bounds the results that the cluster keeps for it.
 //! - A session is kept until it is replaced and has no unfinished write.
+//! - Stragglers make at most [`MAX_OPEN`] sessions.
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// With this many sessions open, a full window is waited for.
+const MAX_OPEN: usize = 4;
 
 /// The shortest time to live that is believed.
 const MIN_TTL: Duration = Duration::from_millis(100);
@@ -144,12 +158,20 @@ impl Sessions {
         }
     }
 
-    /// Whether a session should be opened now: there is none, or the current one is past half its life.
+    /// Whether a session should be opened now: there is none, the current one is past half its life, or a few stragglers
+    /// keep its window shut.
     pub(crate) fn wants_another(&self, now: Instant) -> bool {
         match self.open.back() {
-            Some(open) => open.expired || now - open.born >= open.ttl / 2,
+            Some(open) => open.expired || now - open.born >= open.ttl / 2 || self.straggles(open),
             None => true,
         }
+    }
+
+    /// Whether at least half of a full window is finished and waits for older writes.
+    fn straggles(&self, open: &Open) -> bool {
+        open.finished.len() >= self.window
+            && self.open.len() < MAX_OPEN
+            && open.finished.iter().filter(|it| **it).count() >= self.window.div_ceil(2)
     }
 
     /// A session that was asked for at `asked` becomes the current one.
@@ -175,6 +197,66 @@ impl Sessions {
                 open.expired = true;
             }
         }
+    }
+}
+
+/// The sessions of one lane, shared with the writes that they named, wherever those go.
+#[derive(Debug)]
+pub(crate) struct Naming {
+    sessions: Mutex<Sessions>,
+    /// Told when a write ends, which may make room in the window.
+    pub(crate) finished: Notify,
+    /// Held while a session is opened, by those who don't see to that by themselves.
+    pub(crate) opening: tokio::sync::Mutex<()>,
+}
+
+/// A write's name. It is finished when it is dropped, with the call, however that ends.
+#[derive(Debug)]
+pub(crate) struct Name {
+    naming: Arc<Naming>,
+    number: Number,
+}
+
+impl Naming {
+    pub(crate) fn new(window: usize) -> Arc<Self> {
+        Arc::new(Self {
+            sessions: Mutex::new(Sessions::new(window)),
+            finished: Notify::new(),
+            opening: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub(crate) fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        // Nothing is left half done under this lock.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names a new write.
+    pub(crate) fn begin(self: &Arc<Self>, now: Instant) -> Result<Name, Blocked> {
+        let number = self.sessions().begin(now)?;
+        Ok(Name {
+            naming: Arc::clone(self),
+            number,
+        })
+    }
+}
+
+impl Name {
+    /// What goes on the wire, also for a retry.
+    pub(crate) fn stamp(&self) -> Option<api::v1::Session> {
+        self.naming.sessions().stamp(self.number)
+    }
+
+    /// The cluster forgot the session: it names no new writes.
+    pub(crate) fn expire(&self) {
+        self.naming.sessions().expire(self.number);
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        self.naming.sessions().finish(self.number);
+        self.naming.finished.notify_waiters();
     }
 }
 
@@ -281,5 +363,39 @@ mod tests {
         assert_eq!(wire(&sessions, again).1, 1);
         sessions.expire(refused);
         assert!(sessions.begin(now).is_ok(), "the news was about the first");
+    }
+
+    #[test]
+    fn stragglers_get_a_session_of_their_own_and_a_slow_node_does_not() {
+        let now = Instant::now();
+        let mut sessions = opened(4, now);
+        for (round, name) in [&b"2"[..], b"3", b"4"].into_iter().enumerate() {
+            let numbers: Vec<Number> = (0..4).map(|_| sessions.begin(now).unwrap()).collect();
+            assert!(!sessions.wants_another(now), "all of them are slow");
+            sessions.finish(numbers[1]);
+            sessions.finish(numbers[2]);
+            assert_eq!(sessions.begin(now), Err(Blocked::WindowFull));
+            assert!(sessions.wants_another(now), "one straggles");
+            sessions.opened(now, Bytes::from_static(name), TTL);
+            assert_eq!(sessions.open.len(), round + 2);
+        }
+        let numbers: Vec<Number> = (0..4).map(|_| sessions.begin(now).unwrap()).collect();
+        sessions.finish(numbers[2]);
+        sessions.finish(numbers[3]);
+        assert!(!sessions.wants_another(now), "enough is enough");
+    }
+
+    #[test]
+    fn a_name_ends_with_its_owner() {
+        let now = Instant::now();
+        let naming = Naming::new(1);
+        naming
+            .sessions()
+            .opened(now, Bytes::from_static(b"first"), TTL);
+        let name = naming.begin(now).unwrap();
+        assert_eq!(name.stamp().unwrap().sequence, 1);
+        assert_eq!(naming.begin(now).unwrap_err(), Blocked::WindowFull);
+        drop(name);
+        assert_eq!(naming.begin(now).unwrap().stamp().unwrap().sequence, 2);
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use api::v1::ErrorDetail;
 use api::v1::error_detail::Kind;
 use tonic::{Code, Status};
+use types::ConfigNum;
 
 use crate::Error;
 
@@ -25,6 +26,11 @@ pub(crate) struct Verdict {
 pub(crate) enum Action {
     /// Ask another node: this one if it is named, else whoever leads.
     Reroute(Option<String>),
+    /// The shard is another group's, as this configuration says; ask that one. Waits if the configuration is no news: then the
+    /// owner doesn't know yet.
+    WrongGroup(ConfigNum),
+    /// The shard is on its way: ask again after about this many milliseconds.
+    NotReady(u32),
     /// Ask the same node again after about this many milliseconds; 0 leaves it to us.
     Wait(u32),
     /// The session is no more: see [`expired`].
@@ -49,8 +55,8 @@ pub(crate) fn of_detail(detail: ErrorDetail) -> Verdict {
         Some(Kind::OutcomeUnknown(it)) => doubtful(Action::Reroute(named(it.leader_address))),
         // A node that stops can't tell what became of what it proposed.
         Some(Kind::Unavailable(_)) => doubtful(Action::Reroute(None)),
-        Some(Kind::WrongGroup(_)) => certain(Action::Reroute(None)),
-        Some(Kind::ShardNotReady(it)) => certain(Action::Wait(it.retry_after_ms)),
+        Some(Kind::WrongGroup(it)) => certain(Action::WrongGroup(ConfigNum(it.config_num))),
+        Some(Kind::ShardNotReady(it)) => certain(Action::NotReady(it.retry_after_ms)),
         Some(Kind::Overloaded(it)) => certain(Action::Wait(it.retry_after_ms)),
         Some(Kind::SessionExpired(_)) => certain(Action::NewSession),
         Some(Kind::TooLarge(it)) => certain(Action::Fail(Error::TooLarge {
@@ -67,12 +73,12 @@ pub(crate) fn of_detail(detail: ErrorDetail) -> Verdict {
             expected: it.expected,
             actual: it.actual,
         })),
-        Some(Kind::NotFound(it)) => certain(Action::Fail(Error::BadRequest {
-            field: it.what,
+        Some(Kind::NotFound(it)) => certain(Action::Fail(Error::NotFound {
+            what: it.what,
             message,
         })),
-        Some(Kind::Conflict(it)) => certain(Action::Fail(Error::BadRequest {
-            field: it.what,
+        Some(Kind::Conflict(it)) => certain(Action::Fail(Error::Conflict {
+            what: it.what,
             message,
         })),
         Some(Kind::DiskFull(_)) => certain(Action::Fail(Error::DiskFull { message })),
@@ -166,8 +172,12 @@ mod tests {
             (errors::outcome_unknown("a:1"), true, reroute(Some("a:1"))),
             (errors::outcome_unknown(""), true, reroute(None)),
             (errors::unavailable("stopping", 10), true, reroute(None)),
-            (errors::wrong_group(3), false, reroute(None)),
-            (errors::shard_not_ready(7), false, Action::Wait(7)),
+            (
+                errors::wrong_group(3),
+                false,
+                Action::WrongGroup(ConfigNum(3)),
+            ),
+            (errors::shard_not_ready(7), false, Action::NotReady(7)),
             (errors::overloaded("requests", 1, 9), false, Action::Wait(9)),
             (errors::session_expired(), false, Action::NewSession),
         ];
@@ -186,6 +196,8 @@ mod tests {
             errors::bad_request("key", "is empty"),
             errors::wrong_cluster("a", "b"),
             errors::disk_full(),
+            errors::not_found("g7"),
+            errors::conflict("g1 is the last group"),
         ] {
             let Verdict {
                 doubt: false,

@@ -34,12 +34,13 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
-use types::{ConfigNum, Gid, ShardConfig};
+use types::{ConfigNum, Gid, ShardConfig, ShardId};
 
 pub use channels::Slot;
 pub(crate) use channels::short;
@@ -242,6 +243,78 @@ impl Router {
             .max_encoding_message_size(self.options().max_message_bytes)
     }
 
+    /// The owner of the shard of a key with this hash. Waits until somebody owns it.
+    pub(crate) async fn owner(&self, hash: u64) -> Gid {
+        let owned = |config: &ShardConfig| Some(owner(config, hash)).filter(|it| *it != Gid::NONE);
+        let mut configs = self.configs();
+        loop {
+            let known = configs.borrow_and_update().as_deref().and_then(owned);
+            if let Some(gid) = known {
+                return gid;
+            }
+            if configs.changed().await.is_err() {
+                // There won't be another, so the caller's deadline ends this.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// The configuration, as soon as there is one in which somebody owns shards.
+    pub(crate) async fn routable(&self) -> Arc<ShardConfig> {
+        let mut configs = self.configs();
+        loop {
+            let known = configs.borrow_and_update().clone();
+            if let Some(config) = known.filter(|config| !config.groups().is_empty()) {
+                return config;
+            }
+            if configs.changed().await.is_err() {
+                // There won't be another, so the caller's deadline ends this.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Why [`Router::owner`] waits.
+    pub(crate) fn unowned(&self) -> String {
+        match self.config() {
+            Some(config) => format!(
+                "nobody owns the key's shard in configuration {}: let a group join",
+                config.num()
+            ),
+            None => format!("no configuration is known: {}", self.trouble()),
+        }
+    }
+
+    /// Waits until configuration `num` is known and at least for `pause` if it was already.
+    pub(crate) async fn configured_at(&self, num: ConfigNum, pause: Duration) {
+        let mut configs = self.configs();
+        let known =
+            |config: &Option<Arc<ShardConfig>>| config.as_ref().map(|it| it.num()) >= Some(num);
+        if known(&configs.borrow()) {
+            return sleep(pause).await;
+        }
+        // The longest pause is for a configuration that doesn't come, because it was a lie.
+        let most = self.options().max_backoff;
+        let _ = timeout(most, configs.wait_for(known)).await;
+    }
+
+    /// The group's leader, and a connection to it.
+    pub(crate) async fn connection(
+        &self,
+        gid: Gid,
+        slot: Slot,
+        outage: Duration,
+    ) -> Result<(Leader, Channel), String> {
+        let leader = self.leader(gid, outage).await?;
+        match self.channel(&leader.address, slot).await {
+            Ok(channel) => Ok((leader, channel)),
+            Err(why) => {
+                self.failed(&leader, None);
+                Err(format!("{}: {why}", leader.address))
+            }
+        }
+    }
+
     pub(crate) fn options(&self) -> &Arc<ClientOptions> {
         &self.inner.options
     }
@@ -332,6 +405,13 @@ impl Router {
         }
         Err(ConnectError::Unreachable(said.join("; ")))
     }
+}
+
+/// The owner of the shard of a key with this hash; [`Gid::NONE`] if nobody is.
+pub(crate) fn owner(config: &ShardConfig, hash: u64) -> Gid {
+    let shard = hash % u64::from(config.shards().max(1));
+    // The remainder of a division by a u32 fits in a u32.
+    config.owner(ShardId(u32::try_from(shard).unwrap_or(0)))
 }
 
 /// Whether an address can be one.

@@ -1,30 +1,46 @@
-//! One task, one batch stream, one session: the fast path.
+//! One task, one batch stream, one group: the fast path.
 //!
 //! Callers put calls into a bounded queue and wait for a one-shot answer each; no task is spawned for a call. The
 //! lane takes all that is queued, sends it as one message, and so batches by itself: while a message waits
 //! for room in the connection, the next one grows. All book-keeping is in [`Book`]; this file moves
-//! messages and keeps the link to the leader.
+//! messages and keeps the [`Link`] to the leader.
 //!
 //! The link is down, being raised, or up. It is raised when a call waits, and lost when its stream ends, when
 //! its node says that it does not lead, or when that node is silent while another leads a later term. Whatever is
 //! unanswered then goes to the next leader under the same names.
+//!
+//! # Groups
+//!
+//! Each group has lanes of its own: task, queue, stream, sessions. A group or a shard that stalls then can't hold up calls
+//! for other groups, whatever they wait for: a place in the queue, the window of a session, or the connection. The price
+//! is a session for each group and lane, which costs the cluster a record in the shards that it writes to.
+//!
+//! When the configuration gives a shard to another group, the calls that wait for it are handed over to that group's
+//! lane as they are: with their name, their doubts and their deadline. Those on the wire follow when they are refused or
+//! their connection is lost. A lane whose group left the configuration ends when it has nothing left.
 
-use std::sync::Arc;
+mod book;
+mod link;
+
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use api::v1::{BatchRequest, BatchResponse, OpenSessionRequest, OpenSessionResponse};
-use futures::future::BoxFuture;
+use api::v1::OpenSessionRequest;
 use futures::stream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Code, Status};
+use types::{Gid, ShardConfig};
 
-use crate::ClientOptions;
+use self::book::{Book, Reroute};
+use self::link::{Event, Input, Link, Up, raise};
 use crate::backoff::Backoff;
-use crate::book::{Book, Call, Reroute};
-use crate::router::{Leader, Router, SUPERSEDED, Slot};
+use crate::call::Call;
+use crate::gates::Gates;
+use crate::route::{Leader, Router, SUPERSEDED, Slot};
 use crate::verdict::{self, Action};
+use crate::{ClientOptions, Error};
 
 /// How often deadlines are looked at: they are kept to within this.
 const SWEEP: Duration = Duration::from_millis(10);
@@ -34,9 +50,17 @@ const OUTBOX: usize = 2;
 
 pub(crate) struct Lane {
     options: Arc<ClientOptions>,
-    router: Arc<Router>,
+    router: Router,
+    gates: Weak<Gates>,
+    gid: Gid,
     slot: Slot,
+    /// From callers.
     queue: mpsc::Receiver<Call>,
+    /// From other lanes.
+    arriving: mpsc::UnboundedReceiver<Call>,
+    configs: watch::Receiver<Option<Arc<ShardConfig>>>,
+    /// Nobody can put calls in any more.
+    closed: bool,
     book: Book,
     link: Link,
     backoff: Backoff,
@@ -48,76 +72,46 @@ pub(crate) struct Lane {
     session_at: Instant,
 }
 
-enum Link {
-    Down,
-    Raising(BoxFuture<'static, Result<(Leader, Channel), Failure>>),
-    Up(Box<Up>),
-}
-
-struct Failure {
-    epoch: Option<u64>,
-    why: String,
-}
-
-struct Up {
-    leader: Leader,
-    channel: Channel,
-    outbox: mpsc::Sender<BatchRequest>,
-    input: Input,
-    /// When the node last answered, or when something was sent to it after it had answered all.
-    heard: Instant,
-    opening: Option<Opening>,
-    /// Asks the others whether this leader is superseded.
-    doubting: Option<BoxFuture<'static, Option<Leader>>>,
-    doubted: Instant,
-}
-
-type SessionResult = Result<Response<OpenSessionResponse>, Status>;
-
-/// A session that was asked for, and when.
-type Opening = (Instant, BoxFuture<'static, SessionResult>);
-
-enum Input {
-    Opening(BoxFuture<'static, Result<Response<Streaming<BatchResponse>>, Status>>),
-    Open(Box<Streaming<BatchResponse>>),
-}
-
-enum Event {
-    Raised(Result<(Leader, Channel), Failure>),
-    Message(Result<Option<BatchResponse>, Status>),
-    Session(Instant, Result<OpenSessionResponse, Status>),
-    Superseded(bool),
-    Writable,
-}
-
 impl Lane {
     pub(crate) fn new(
-        options: Arc<ClientOptions>,
-        router: Arc<Router>,
+        router: &Router,
+        gates: Weak<Gates>,
+        gid: Gid,
         slot: Slot,
         queue: mpsc::Receiver<Call>,
+        arriving: mpsc::UnboundedReceiver<Call>,
     ) -> Self {
         let now = Instant::now();
+        let options = Arc::clone(router.options());
+        let mut configs = router.configs();
+        // Lanes are made for groups of a configuration; this one is replaced by the first that is known.
+        let config = configs.borrow_and_update().clone();
+        let config = config.unwrap_or_else(|| Arc::new(ShardConfig::empty(1)));
         Self {
+            gates,
+            gid,
             slot,
             queue,
-            book: Book::new(&options),
+            arriving,
+            configs,
+            closed: false,
+            book: Book::new(&options, gid, config),
             link: Link::Down,
             backoff: Backoff::new(options.min_backoff, options.max_backoff),
             outage: None,
             raise_at: now,
             session_at: now,
             options,
-            router,
+            router: router.clone(),
         }
     }
 
-    /// Runs until all clients are gone.
+    /// Runs until the group is gone or all clients are.
     pub(crate) async fn run(mut self) {
         let mut incoming = Vec::new();
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        while !(self.closed && self.arriving.is_empty() && self.book.is_empty()) {
             let now = Instant::now();
             self.book.advance(now);
             self.advance_link(now);
@@ -127,16 +121,44 @@ impl Lane {
             let has_ready = self.book.has_ready();
             tokio::select! {
                 event = self.link.next_event(has_ready) => self.handle(event),
-                count = self.queue.recv_many(&mut incoming, room), if room > 0 => {
-                    if count == 0 {
-                        return;
-                    }
-                    for call in incoming.drain(..) {
-                        self.book.admit(call);
-                    }
+                count = self.queue.recv_many(&mut incoming, room), if room > 0 && !self.closed => {
+                    self.closed = count == 0;
                 }
+                Some(call) = self.arriving.recv() => incoming.push(call),
+                Ok(()) = self.configs.changed() => self.configs.mark_changed(),
                 _ = sweep.tick(), if !self.book.is_empty() => self.sweep(),
                 () = sleep_until(due.unwrap_or(now)), if due.is_some() => {}
+            }
+            // Before calls are admitted: who handed one over knows this configuration already.
+            self.reconfigure();
+            for call in incoming.drain(..) {
+                self.book.admit(call);
+            }
+            self.hand_over();
+        }
+    }
+
+    /// Goes by the latest configuration.
+    fn reconfigure(&mut self) {
+        if !self.configs.has_changed().unwrap_or(false) {
+            return;
+        }
+        let config = self.configs.borrow_and_update().clone();
+        let Some(config) = config else { return };
+        if let Some(gates) = self.gates.upgrade() {
+            gates.clear(&config);
+        }
+        self.book.reconfigure(config);
+    }
+
+    /// Gives calls to the lanes of the groups that own their shards now.
+    fn hand_over(&mut self) {
+        for call in self.book.take_moved() {
+            if let Some(gates) = self.gates.upgrade() {
+                gates.hand_over(call);
+            } else {
+                let maybe_applied = call.trial.doubt;
+                let _ = call.answer.send(Err(Error::Closed { maybe_applied }));
             }
         }
     }
@@ -158,9 +180,10 @@ impl Lane {
     fn advance_link(&mut self, now: Instant) {
         match &mut self.link {
             Link::Down if !self.book.is_empty() && self.raise_at <= now => {
-                let router = Arc::clone(&self.router);
+                let router = self.router.clone();
                 let outage = self.outage.map_or(Duration::ZERO, |since| now - since);
-                self.link = Link::Raising(Box::pin(raise(router, self.slot, outage)));
+                let raising = raise(router, self.gid, self.slot, outage);
+                self.link = Link::Raising(Box::pin(raising));
             }
             Link::Up(up)
                 if up.opening.is_none() && self.book.wants_session() && self.session_at <= now =>
@@ -199,8 +222,8 @@ impl Lane {
         match event {
             Event::Raised(Ok((leader, channel))) => self.raised(now, leader, channel),
             Event::Raised(Err(failure)) => {
-                if let Some(epoch) = failure.epoch {
-                    self.router.failed(epoch, None);
+                if let Some(leader) = &failure.leader {
+                    self.router.failed(leader, None);
                 }
                 self.book.note(&failure.why);
                 self.down(now, 0);
@@ -213,6 +236,9 @@ impl Lane {
                 if consequence.served {
                     self.outage = None;
                     self.backoff.reset();
+                }
+                if let (Some(num), Link::Up(up)) = (consequence.behind, &self.link) {
+                    self.router.refresh(num, &up.leader.address);
                 }
                 if let Some(Reroute(hint)) = consequence.reroute {
                     self.leave(now, hint.as_deref(), "the node does not lead any more");
@@ -270,7 +296,10 @@ impl Lane {
                 self.book.fail_wire(&error);
                 self.leave(now, None, status.message());
             }
-            Action::NewSession => self.leave(now, None, status.message()),
+            // A stream and an open concern no shard, so these make no sense from a node of ours.
+            Action::NewSession | Action::WrongGroup(_) | Action::NotReady(_) => {
+                self.leave(now, None, status.message());
+            }
         }
     }
 
@@ -284,7 +313,9 @@ impl Lane {
                 return;
             }
             Action::Wait(ms) => self.backoff.pause_at_least(now, ms),
-            Action::NewSession => self.backoff.pause_at_least(now, 0),
+            Action::NewSession | Action::WrongGroup(_) | Action::NotReady(_) => {
+                self.backoff.pause_at_least(now, 0)
+            }
             Action::Fail(error) => {
                 self.book.session_refused(&error);
                 self.backoff.pause_at_least(now, 0)
@@ -297,7 +328,7 @@ impl Lane {
     /// Gives this leader up for another.
     fn leave(&mut self, now: Instant, hint: Option<&str>, why: &str) {
         if let Link::Up(up) = &self.link {
-            self.router.failed(up.leader.epoch, hint);
+            self.router.failed(&up.leader, hint);
         }
         self.book.connection_lost(why);
         self.down(now, 0);
@@ -322,100 +353,20 @@ impl Lane {
             return;
         };
         let waits = self.book.on_wire() > 0 || up.opening.is_some();
+        if waits && !self.book.is_part() && now - up.heard >= silence {
+            // Nobody will lead it again.
+            self.leave(now, None, "the group left, and its leader is silent");
+            return;
+        }
         if waits
             && up.doubting.is_none()
             && now - up.heard >= silence
             && now - up.doubted >= silence
         {
-            let router = Arc::clone(&self.router);
+            let router = self.router.clone();
             let leader = up.leader.clone();
             up.doubted = now;
             up.doubting = Some(Box::pin(async move { router.newer_leader(&leader).await }));
         }
-    }
-}
-
-impl Link {
-    /// The next thing that happens to the link. May be dropped and called again at any time.
-    async fn next_event(&mut self, has_ready: bool) -> Event {
-        match self {
-            Self::Down => std::future::pending().await,
-            Self::Raising(raising) => Event::Raised(raising.await),
-            Self::Up(up) => up.next_event(has_ready).await,
-        }
-    }
-}
-
-impl Up {
-    async fn next_event(&mut self, has_ready: bool) -> Event {
-        let Self {
-            input,
-            opening,
-            doubting,
-            outbox,
-            ..
-        } = self;
-        tokio::select! {
-            // What the node said comes first: it tells why the outbox closed.
-            biased;
-            message = input.next() => Event::Message(message),
-            (asked, result) = opened(opening) => Event::Session(asked, result.map(Response::into_inner)),
-            newer = answered(doubting) => Event::Superseded(newer.is_some()),
-            room = outbox.reserve(), if has_ready => match room {
-                Ok(_) => Event::Writable,
-                Err(_) => Event::Message(Ok(None)),
-            },
-        }
-    }
-}
-
-impl Input {
-    async fn next(&mut self) -> Result<Option<BatchResponse>, Status> {
-        if let Self::Opening(opening) = self {
-            let stream = opening.await?.into_inner();
-            *self = Self::Open(Box::new(stream));
-        }
-        match self {
-            Self::Open(stream) => stream.message().await,
-            Self::Opening(_) => Ok(None),
-        }
-    }
-}
-
-/// The session that is being opened; for ever, if none is.
-async fn opened(slot: &mut Option<Opening>) -> (Instant, SessionResult) {
-    let Some((asked, opening)) = slot else {
-        return std::future::pending().await;
-    };
-    let result = (*asked, opening.await);
-    *slot = None;
-    result
-}
-
-/// The answer of a question that may have been asked; for ever, if not.
-async fn answered<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
-    let Some(asking) = slot else {
-        return std::future::pending().await;
-    };
-    let result = asking.await;
-    *slot = None;
-    result
-}
-
-async fn raise(
-    router: Arc<Router>,
-    slot: Slot,
-    outage: Duration,
-) -> Result<(Leader, Channel), Failure> {
-    let leader = router
-        .leader(outage)
-        .await
-        .map_err(|why| Failure { epoch: None, why })?;
-    match router.channel(&leader.address, slot).await {
-        Ok(channel) => Ok((leader, channel)),
-        Err(why) => Err(Failure {
-            epoch: Some(leader.epoch),
-            why: format!("{}: {why}", leader.address),
-        }),
     }
 }
