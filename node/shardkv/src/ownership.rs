@@ -26,7 +26,7 @@
 //!
 //! | step | is due when | otherwise |
 //! |---|---|---|
-//! | `Begin` | the group follows no controller | nothing: it was before |
+//! | `Begin` | the group follows no controller; or it is of the same one, and later than a group is that has nothing and owes nothing | nothing: it was before |
 //! | `Configure` | it is of the group's controller and the next after the accepted one | nothing if it was before or a later one; refused if it is another controller's, or gives and takes what the group doesn't lack and have |
 //! | `Install` | the shard is pulling for just this configuration and has arrived just up to where the chunk starts | nothing |
 //! | `Delete` | the shard is fenced by just this configuration | nothing if it was before; refused as not ready if the fence is yet to come |

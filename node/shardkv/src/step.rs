@@ -12,7 +12,8 @@ use types::{ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
 /// idempotent: one that comes twice, late or out of turn changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The group follows this controller from configuration `num` on, in which it owns nothing.
+    /// The group follows this controller from configuration `num` on, in which it owns nothing. Also one that follows it
+    /// already, has nothing, and is further behind than the controllers remember.
     Begin {
         /// Which group this is: from here on the group knows which moves concern it.
         gid: Gid,
