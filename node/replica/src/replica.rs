@@ -100,6 +100,12 @@ impl<M: StateMachine> Replica<M> {
             return Err(Refusal::Stopping);
         }
         if let Request::ReadLocal(query) = request {
+            // A node that waits to be let in, or for its first snapshot, has nothing to tell.
+            if self.applied == Applied::default() {
+                return Err(Refusal::NotLeader {
+                    leader: self.raft.leader(),
+                });
+            }
             self.bound_pending()?;
             self.local.push((id, query));
             return Ok(());

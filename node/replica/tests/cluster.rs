@@ -452,6 +452,13 @@ fn an_unknown_address_is_not_let_in_by_itself() {
     for _ in 0..300 {
         cluster.tick();
     }
+    // Nor has it anything to tell, and being asked doesn't hurt it.
+    let asked = cluster.submit(NodeId(9), Request::ReadLocal(()));
+    cluster.settle();
+    assert!(matches!(
+        cluster.outputs.answers[&asked],
+        Err(Refusal::NotLeader { .. })
+    ));
     assert!(
         cluster.replicas[&cluster.leader().unwrap()]
             .status()
