@@ -29,7 +29,6 @@
 //! again after a pause that doubles, and everything that gets no answer counts as failed after a while.
 
 mod backoff;
-mod bugs;
 mod configs;
 mod deletes;
 mod lanes;
@@ -44,8 +43,8 @@ use std::sync::Arc;
 use raft::Bug;
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
+use crate::bugs::Bugs;
 use crate::{Chunk, Cursor, Ownership, ShardState, Step};
-use bugs::Bugs;
 use configs::Configs;
 use deletes::Deletes;
 use outbox::{Errand, Outbox, Turn};

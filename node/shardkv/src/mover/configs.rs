@@ -169,13 +169,16 @@ impl Configs {
         }
         for delta in deltas {
             let next = self.last(turn.ownership).next();
+            if self.deltas.len() >= MAX_HELD {
+                break;
+            }
             if delta.num > next {
                 return Err(format!(
                     "the controllers sent configuration {} where {next} was to follow",
                     delta.num
                 ));
             }
-            if delta.num == next && self.deltas.len() < MAX_HELD {
+            if delta.num == next {
                 self.deltas.push_back(delta);
                 // There may be more at once.
                 self.fetch_at = turn.now;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use types::{ConfigNum, ShardId};
 
-use super::bugs::Bugs;
 use super::{Action, ActionId, MoverOptions, Outcome};
 use crate::Ownership;
+use crate::bugs::Bugs;
 
 /// A hand-off: of which configuration, of which shard. Ordered by age.
 pub(super) type HandOff = (ConfigNum, ShardId);

@@ -1,0 +1,20 @@
+//! The mover, driven by hand, by chance, and with other movers, over real machines.
+
+#![allow(
+    clippy::indexing_slicing,
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    reason = "tests stop at what they don't expect, helpers too"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+#[cfg(feature = "bugs")]
+mod bugs;
+mod configs;
+mod deletes;
+mod pulls;
+mod reports;
+mod show;
+mod stage;
