@@ -274,6 +274,21 @@ fn neighbours_go_together_where_that_costs_nothing() {
 }
 
 #[test]
+fn a_group_gives_its_longest_runs() {
+    // Group 1 has every other shard up to 10, and then ten in a row.
+    let owner = |shard: u64| Gid(if shard < 10 { 1 + shard % 2 } else { 1 });
+    let owners: Vec<Gid> = (0..20).map(owner).collect();
+    let after = check(&owners, &gids(1..=2), &BTreeSet::new());
+    assert_eq!(runs_moved(&owners, &after), 1);
+    assert_eq!(after[15..], [Gid(2); 5]);
+    // One that was moved by hand cuts the run: five others are still there.
+    let moved = BTreeSet::from([ShardId(18)]);
+    let after = check(&owners, &gids(1..=2), &moved);
+    assert_eq!(runs_moved(&owners, &after), 1);
+    assert_eq!(after[13..18], [Gid(2); 5]);
+}
+
+#[test]
 fn without_groups_nobody_owns_anything() {
     let owners = [Gid(1), Gid(2)];
     let after = rebalance(&owners, [], &BTreeSet::new());
