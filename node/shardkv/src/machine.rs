@@ -266,7 +266,6 @@ impl ShardKv {
             state.clear(space, keys::shard_start(shard), end);
         }
         self.sessions.remove(&shard);
-        self.dirty.remove(&shard);
     }
 
     fn load_session(&mut self, key: &[u8], record: Bytes) -> Result<(), StoreError> {

@@ -1,13 +1,23 @@
-//! Bytes that aren't a command never panic, and change nothing.
+//! Bytes that aren't an operation never panic, and change nothing; nor do parts of shards that no source would cut; and
+//! damaged records are found at the start.
 
-// Random bytes are truncated on purpose.
-#![allow(clippy::cast_possible_truncation)]
+// Random bytes are truncated on purpose, and helpers of tests may panic as tests do.
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
-use common::{GENESIS, Random, Replica, append, cas, delete, put, session};
-use shardkv::{Command, KvError, Response};
+use common::{GENESIS, Random, Replica, SHARDS_GENESIS, append, cas, delete, put, session};
+use raft::StoreError;
+use replica::memory::MemoryState;
+use replica::{Applied, Keyspace, StateMachine, StateStore, WriteBatch};
+use shardkv::{Chunk, Command, Cursor, KvError, Next, Query, Response, ShardKv, Step};
+use types::{
+    ClientId, ClusterId, ConfigDelta, ConfigNum, DecodeError, Gid, LogTime, ShardId, ShardMove,
+    ShardRun, shard_of,
+};
 
 fn commands() -> Vec<Command> {
     let writes = [
@@ -100,4 +110,408 @@ fn unknown_versions_and_kinds_are_refused() {
         };
         assert!(why.contains("unknown value"), "{why}");
     }
+}
+
+const CONTROLLER: ClusterId = ClusterId(5);
+const SHARD: ShardId = ShardId(3);
+const SHARDS: u32 = SHARDS_GENESIS.shards;
+
+/// The `nth` key of the shard.
+fn key(nth: usize) -> Bytes {
+    let keys = (0..).map(|n| Bytes::from(format!("k{n:04}")));
+    let mut own = keys.filter(|key| shard_of(key, SHARDS) == SHARD);
+    own.nth(nth).unwrap()
+}
+
+fn configure(num: u64, moves: &[(u32, u64, u64)]) -> Step {
+    let addresses = |gid| Some(vec![format!("host{gid}:1"), format!("host{gid}:2")]);
+    let moves = moves.iter().map(|(shard, from, to)| ShardMove {
+        run: ShardRun {
+            first: ShardId(*shard),
+            count: 1,
+        },
+        from: Gid(*from),
+        to: Gid(*to),
+    });
+    Step::Configure {
+        controller: CONTROLLER,
+        delta: ConfigDelta {
+            num: ConfigNum(num),
+            groups: [
+                (Gid(1), addresses(1)),
+                (Gid(2), addresses(2)),
+                (Gid(9), None),
+            ]
+            .into(),
+            moves: moves.collect(),
+        },
+    }
+}
+
+fn begin(gid: u64) -> Step {
+    Step::Begin {
+        gid: Gid(gid),
+        controller: CONTROLLER,
+        num: ConfigNum(0),
+        groups: [(Gid(9), vec!["nine:1".to_owned()])].into(),
+    }
+}
+
+fn group(gid: u64) -> Replica {
+    let mut group = Replica::new(SHARDS_GENESIS);
+    assert_eq!(group.step(1, &begin(gid)), Response::Stepped);
+    group
+}
+
+/// All parts of a shard with 20 pairs and 4 sessions.
+fn parts(max_bytes: u32) -> Vec<Chunk> {
+    let mut source = group(2);
+    source.step(1, &configure(1, &[(3, 0, 2)]));
+    for n in 0..20 {
+        let write = shardkv::Write::Put {
+            key: key(n),
+            value: Bytes::from(format!("value {n}")),
+        };
+        source.apply(
+            100,
+            session(1 + n as u64 % 4, 1 + n as u64 / 4, 1 + n as u64 / 4),
+            write,
+        );
+    }
+    source.step(100, &configure(2, &[(3, 2, 1)]));
+    let mut parts: Vec<Chunk> = Vec::new();
+    let mut after = Cursor::default();
+    loop {
+        let pull = Query::Pull {
+            shard: SHARD,
+            config: ConfigNum(2),
+            after,
+            max_bytes,
+        };
+        let Response::Chunk(chunk) = source.query(&pull) else {
+            panic!("it is fenced");
+        };
+        let next = chunk.next.clone();
+        parts.push(*chunk);
+        match next {
+            Next::Chunk(cursor) => after = cursor,
+            Next::Done { .. } => return parts,
+        }
+    }
+}
+
+/// A group that pulls the shard.
+fn pulling() -> Replica {
+    let mut group = group(1);
+    group.step(1, &configure(1, &[(0, 0, 1), (3, 0, 2), (4, 0, 1)]));
+    group.step(1, &configure(2, &[(3, 2, 1), (4, 1, 2)]));
+    group
+}
+
+fn steps() -> Vec<Step> {
+    let (shard, config) = (SHARD, ConfigNum(300));
+    let mut steps = vec![
+        begin(1),
+        configure(3, &[(0, 1, 2), (1, 0, 1)]),
+        Step::Delete { shard, config },
+        Step::Deleted { shard, config },
+    ];
+    steps.extend(parts(90).into_iter().map(Step::Install));
+    steps
+}
+
+#[test]
+fn steps_round_trip() {
+    for step in steps() {
+        assert_eq!(Step::decode(step.encode()), Ok(step.clone()));
+        assert_eq!(step.frees_space(), !matches!(step, Step::Install(_)));
+    }
+}
+
+#[test]
+fn cut_and_flipped_steps_are_refused_or_steps() {
+    let mut random = Random(5);
+    let mut attempts = Vec::new();
+    for step in steps() {
+        let encoded = step.encode();
+        for length in 0..encoded.len() {
+            assert!(Step::decode(encoded.slice(..length)).is_err(), "{length}");
+            attempts.push(encoded.slice(..length));
+        }
+        let mut longer = encoded.to_vec();
+        longer.push(0);
+        assert!(Step::decode(longer.into()).is_err(), "a byte too many");
+        for bit in 0..encoded.len() * 8 {
+            let mut flipped = encoded.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            attempts.push(flipped.into());
+        }
+        for _ in 0..200 {
+            let mut torn = encoded.to_vec();
+            for _ in 0..=random.below(4) {
+                let at = random.below(torn.len() as u64) as usize;
+                torn[at] = random.below(256) as u8;
+            }
+            attempts.push(torn.into());
+        }
+    }
+    for _ in 0..20_000 {
+        let length = random.below(80);
+        let mut bytes: Vec<u8> = (0..length).map(|_| random.below(256) as u8).collect();
+        for (byte, value) in bytes.iter_mut().zip([1, 5 + random.below(5) as u8]) {
+            *byte = value;
+        }
+        attempts.push(bytes.into());
+    }
+    let (mut malformed, mut taken) = (0, 0);
+    let mut replica = pulling();
+    for operation in attempts {
+        let before = replica.state.pairs().clone();
+        let valid = Step::decode(operation.clone());
+        if let Ok(step) = &valid {
+            assert_eq!(Step::decode(step.encode()).as_ref(), Ok(step));
+        }
+        match replica.apply_bytes(100, 100, operation.clone()) {
+            Response::Refused(_) => {
+                malformed += 1;
+                assert_eq!(*replica.state.pairs(), before);
+            }
+            _ if *replica.state.pairs() != before => {
+                taken += 1;
+                assert!(valid.is_ok() || Command::decode(operation).is_ok());
+                // What was taken can be read again.
+                let live = replica.machine.ownership();
+                replica.restart();
+                assert_eq!(replica.machine.ownership(), live);
+                replica = pulling();
+            }
+            _ => assert!(valid.is_ok() || Command::decode(operation).is_ok()),
+        }
+    }
+    assert!(malformed > 20_000 && taken > 20, "{malformed} {taken}");
+}
+
+#[test]
+fn a_flipped_bit_on_the_way_is_found() {
+    for chunk in parts(200) {
+        let encoded = chunk.encode();
+        assert_eq!(Chunk::decode(encoded.clone()), Ok(chunk));
+        for bit in 0..encoded.len() * 8 {
+            let mut flipped = encoded.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let error = Chunk::decode(flipped.into());
+            assert_eq!(error, Err(DecodeError::OutOfRange("checksum")));
+        }
+    }
+}
+
+#[test]
+fn cursors_round_trip_and_nonsense_is_refused() {
+    let client = ClientId {
+        birth: LogTime(u64::MAX),
+        nonce: 1,
+    };
+    let cursors = [
+        Cursor::default(),
+        Cursor::Data(key(3)),
+        Cursor::Sessions(None),
+        Cursor::Sessions(Some(client)),
+    ];
+    for (nth, cursor) in cursors.iter().enumerate() {
+        assert!(cursors.iter().take(nth).all(|before| before < cursor));
+        let encoded = cursor.encode();
+        assert_eq!(Cursor::decode(encoded.clone()).as_ref(), Ok(cursor));
+        for length in 1..encoded.len() {
+            assert!(Cursor::decode(encoded.slice(..length)).is_err());
+        }
+    }
+    assert_eq!(Cursor::decode(Bytes::new()), Ok(Cursor::default()));
+    let mut random = Random(8);
+    for _ in 0..5_000 {
+        let length = random.below(30);
+        let bytes: Vec<u8> = (0..length).map(|_| random.below(5) as u8).collect();
+        if let Ok(cursor) = Cursor::decode(bytes.into()) {
+            assert_eq!(Cursor::decode(cursor.encode()), Ok(cursor));
+        }
+    }
+}
+
+#[test]
+fn parts_that_no_source_would_cut_are_refused() {
+    let whole = parts(u32::MAX).remove(0);
+    let refused = |change: &dyn Fn(&mut Chunk), expected: &str| {
+        let mut chunk = whole.clone();
+        change(&mut chunk);
+        let mut replica = pulling();
+        let before = replica.state.pairs().clone();
+        match replica.step(100, &Step::Install(chunk)) {
+            Response::Refused(KvError::Malformed(why)) => {
+                assert!(why.contains(expected), "{why} instead of {expected}");
+            }
+            other => panic!("{expected}: {other:?}"),
+        }
+        assert_eq!(*replica.state.pairs(), before, "{expected}");
+    };
+    let other = (0..).map(|n| Bytes::from(format!("o{n}")));
+    let other = { other }
+        .find(|key| shard_of(key, SHARDS) != SHARD)
+        .unwrap();
+    let long = Bytes::from("l".repeat(shardkv::MAX_KEY_BYTES + 1));
+    for foreign in [other, long, Bytes::new()] {
+        refused(
+            &|chunk| chunk.pairs[0].0 = foreign.clone(),
+            "isn't the shard's",
+        );
+    }
+    refused(&|chunk| chunk.pairs.swap(3, 4), "out of order");
+    refused(&|chunk| chunk.sessions.swap(0, 1), "out of order");
+    refused(
+        &|chunk| chunk.pairs[1] = chunk.pairs[0].clone(),
+        "out of order",
+    );
+    refused(
+        &|chunk| chunk.sessions[1] = chunk.sessions[0].clone(),
+        "out of order",
+    );
+    refused(
+        &|chunk| chunk.sessions[3].1 = Bytes::from_static(b"no record"),
+        "bad record",
+    );
+    let on = |next: Cursor| {
+        move |chunk: &mut Chunk| {
+            chunk.sessions.clear();
+            chunk.next = Next::Chunk(next.clone());
+        }
+    };
+    let goes_on = "doesn't go on where it ends";
+    refused(&on(Cursor::default()), goes_on);
+    refused(&on(Cursor::Data(key(18))), goes_on);
+    refused(&on(Cursor::Data(key(20))), goes_on);
+    let skipped = Cursor::Sessions(Some(ClientId::default()));
+    refused(&on(skipped), goes_on);
+    refused(
+        &|chunk| {
+            chunk.pairs.clear();
+            chunk.sessions.clear();
+            chunk.next = Next::Chunk(Cursor::default());
+        },
+        goes_on,
+    );
+
+    let mut replica = pulling();
+    let mut fine = whole.clone();
+    on(Cursor::Data(key(19)))(&mut fine);
+    assert_eq!(replica.step(100, &Step::Install(fine)), Response::Stepped);
+    let back = Chunk {
+        after: Cursor::Data(key(19)),
+        ..whole
+    };
+    let Response::Refused(KvError::Malformed(why)) = replica.step(100, &Step::Install(back)) else {
+        panic!("it must be refused");
+    };
+    assert!(why.contains("out of order"), "{why}");
+}
+
+/// A group with every kind of record.
+fn busy() -> Replica {
+    let mut busy = pulling();
+    let leave = Step::Configure {
+        controller: CONTROLLER,
+        delta: ConfigDelta {
+            num: ConfigNum(3),
+            groups: [(Gid(2), None)].into(),
+            moves: vec![ShardMove {
+                run: ShardRun {
+                    first: SHARD,
+                    count: 1,
+                },
+                from: Gid(1),
+                to: Gid(3),
+            }],
+        },
+    };
+    for part in parts(u32::MAX) {
+        busy.step(100, &Step::Install(part));
+    }
+    // Shard 2 comes and goes again.
+    busy.step(100, &leave);
+    let mut moves = configure(4, &[(2, 2, 1)]);
+    if let Step::Configure { delta, .. } = &mut moves {
+        delta.groups = BTreeMap::new();
+    }
+    busy.step(100, &moves);
+    busy.step(100, &configure(5, &[(2, 1, 2)]));
+    busy
+}
+
+#[test]
+fn damaged_records_are_found_at_reload() {
+    let busy = busy();
+    let records: Vec<_> = busy
+        .state
+        .pairs()
+        .iter()
+        .filter(|((space, key), _)| *space == Keyspace::Meta && key != "shardkv/genesis")
+        .map(|((_, key), value)| (key.clone(), value.clone()))
+        .collect();
+    let ownership = busy.machine.ownership();
+    let known = 1 + ownership.shards.len() + ownership.owed.len() + ownership.groups.len();
+    assert_eq!(records.len(), known);
+    assert!(
+        ownership.owed.len() == 1 && ownership.shards.len() == 4,
+        "{ownership:?}"
+    );
+
+    let reload = |key: &Bytes, change: Option<(Bytes, Bytes)>| {
+        let mut state = MemoryState::new();
+        let mut batch = WriteBatch::default();
+        for ((space, key), value) in busy.state.pairs() {
+            batch.put(*space, key.clone(), value.clone());
+        }
+        batch.remove(Keyspace::Meta, key.clone());
+        if let Some((key, value)) = change {
+            batch.put(Keyspace::Meta, key, value);
+        }
+        state.commit(batch, Applied::default()).unwrap();
+        let mut machine = ShardKv::new();
+        machine.reload(&state).map(|()| machine.ownership())
+    };
+    let mut random = Random(11);
+    for (key, value) in &records {
+        for length in 0..value.len() {
+            let cut = (key.clone(), value.slice(..length));
+            let found = reload(key, Some(cut));
+            assert!(
+                matches!(found, Err(StoreError::Damaged(_))),
+                "{key:?} {length}"
+            );
+        }
+        let longer = Bytes::from([value.as_ref(), &[0]].concat());
+        let found = reload(key, Some((key.clone(), longer)));
+        assert!(matches!(found, Err(StoreError::Damaged(_))), "{key:?}");
+        // Whatever else the disk gives back, nothing panics, and it isn't taken for something else silently.
+        for _ in 0..100 {
+            let mut torn = value.to_vec();
+            let at = random.below(torn.len() as u64) as usize;
+            torn[at] ^= 1 << random.below(8);
+            if let Ok(other) = reload(key, Some((key.clone(), torn.into()))) {
+                assert_ne!(other, ownership);
+            }
+        }
+        if key != "shardkv/group" {
+            let cut = (key.slice(..key.len() - 1), value.clone());
+            let found = reload(key, Some(cut));
+            assert!(matches!(found, Err(StoreError::Damaged(_))), "{key:?}");
+        }
+    }
+    // Shards of which the group's record knows nothing.
+    let group = Bytes::from_static(b"shardkv/group");
+    assert!(matches!(reload(&group, None), Err(StoreError::Damaged(_))));
+    // Sessions of a shard that isn't here.
+    let shard = Bytes::from_static(b"shardkv/shard/\0\0\0\x03");
+    assert!(matches!(reload(&shard, None), Err(StoreError::Damaged(_))));
+    let far = Bytes::from_static(b"shardkv/shard/\0\0\0\x05");
+    let value = records.iter().find(|(key, _)| *key == shard).unwrap();
+    let found = reload(&Bytes::new(), Some((far, value.1.clone())));
+    assert!(matches!(found, Err(StoreError::Damaged(_))));
 }
