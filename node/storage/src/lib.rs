@@ -22,6 +22,9 @@
 //! read through a `RocksDB` snapshot by a thread of their own, chunk by chunk, while commits go on. A
 //! restore builds a second state directory, and a rename of `CURRENT` puts it in force.
 //!
+//! A cleared range keeps its bytes until a compaction meets it. So a third thread collects what was cleared for a
+//! moment ([`StorageOptions::reclaim_after`]) and compacts it, at low priority and never in the way of a commit.
+//!
 //! # Damage is not a torn tail
 //!
 //! A power cut may tear the last write of the log, which nobody was promised. Anything else that is
@@ -50,10 +53,12 @@ mod flusher;
 mod identity;
 mod log;
 mod options;
+mod reclaim;
 mod restore;
 mod snapshot;
 mod space;
 mod state;
+mod tally;
 mod view;
 mod wal;
 

@@ -40,6 +40,8 @@ pub struct StorageOptions {
     /// Below this many free bytes the disk counts as nearly full. `None`: a tenth of the disk, at most
     /// 512 MiB. A quarter of it is the hard reserve, below which even Raft's own writes are refused.
     pub low_space_bytes: Option<u64>,
+    /// How long cleared ranges of the state are collected before their space is reclaimed by a compaction.
+    pub reclaim_after: Duration,
     /// Called after each synced write.
     pub on_sync: Option<SyncObserver>,
 }
@@ -52,6 +54,7 @@ impl Default for StorageOptions {
             block_cache_bytes: 64 << 20,
             max_open_files: 512,
             low_space_bytes: None,
+            reclaim_after: Duration::from_secs(2),
             on_sync: None,
         }
     }

@@ -7,8 +7,8 @@
 
 use std::ops::Bound;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::{fs, io};
 
 use bytes::Bytes;
@@ -27,9 +27,11 @@ use crate::engine;
 use crate::error::{Latch, OpenError, translate, translate_io};
 use crate::flusher::Flusher;
 use crate::options::StorageOptions;
+use crate::reclaim::Reclaimer;
 use crate::restore::Restore;
 use crate::snapshot::RocksSnapshot;
 use crate::space::{Disk, Writer};
+use crate::tally::Tally;
 use crate::view::RocksView;
 
 const APPLIED: &[u8] = b"applied";
@@ -42,7 +44,8 @@ const POINT_DELETES: usize = 128;
 
 /// A durable state. See the module's text for its layout and the crate's for its promises.
 pub struct RocksState {
-    /// First, so that it stops before the rest goes.
+    /// First, so that both stop before the rest goes.
+    reclaimer: Reclaimer,
     flusher: Flusher,
     instance: Arc<Instance>,
     restore: Option<Restore>,
@@ -53,6 +56,8 @@ pub struct RocksState {
     options: StorageOptions,
     write_options: WriteOptions,
     latch: Arc<Latch>,
+    /// Behind a lock only because a reader forgets what was flushed.
+    tally: Mutex<Tally>,
 }
 
 /// One open database and its directory, shared with the snapshots that read it.
@@ -272,7 +277,12 @@ impl RocksState {
         let flusher = Flusher::start(applied.last, Arc::clone(&latch)).map_err(|error| {
             directory.failed("start a thread", translate_io("state-flush", &error))
         })?;
+        let reclaimer =
+            Reclaimer::start(options.reclaim_after, Arc::clone(&latch)).map_err(|error| {
+                directory.failed("start a thread", translate_io("state-reclaim", &error))
+            })?;
         Ok(Self {
+            reclaimer,
             flusher,
             instance,
             restore: None,
@@ -283,6 +293,7 @@ impl RocksState {
             options: options.clone(),
             write_options: engine::unlogged(),
             latch,
+            tally: Mutex::default(),
         })
     }
 
@@ -291,20 +302,39 @@ impl RocksState {
         self.flusher.wait()
     }
 
+    /// Waits until the space of what was cleared so far is given back: for tests. What a snapshot or a view can see stays.
+    pub fn wait_reclaimed(&self) {
+        self.reclaimer.wait();
+    }
+
     fn fail(&self, error: &rocksdb::Error) -> StoreError {
         self.latch.keep(translate(error))
     }
 
-    /// Clears a range: key by key where that is few, otherwise with one tombstone.
+    /// Takes note of what a commit put, and of the ranges that it cleared and that were not empty.
+    fn account(&mut self, changes: &Changes, cleared: &[&(Keyspace, Bytes, Bytes)]) {
+        let tally = self.tally.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for (space, start, end) in cleared {
+            tally.cleared(*space, start, end);
+            self.reclaimer.cleared(&self.instance, *space, start, end);
+        }
+        for ((space, key), change) in &changes.changes {
+            if let Some(value) = change {
+                tally.put(*space, key, value);
+            }
+        }
+    }
+
+    /// Clears a range: key by key where that is few, otherwise with one tombstone. Returns whether there was anything.
     fn clear(
         &self,
         batch: &mut WriteBatch,
         space: Keyspace,
         start: &Bytes,
         end: &Bytes,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         if start >= end {
-            return Ok(());
+            return Ok(false);
         }
         let family = self.instance.family(space)?;
         let mut options = ReadOptions::default();
@@ -317,13 +347,14 @@ impl RocksState {
             doomed.push(key);
             if doomed.len() > POINT_DELETES {
                 batch.delete_range_cf(family, start, end);
-                return Ok(());
+                return Ok(true);
             }
         }
+        let found = !doomed.is_empty();
         for key in doomed {
             batch.delete_cf(family, key);
         }
-        Ok(())
+        Ok(found)
     }
 }
 
@@ -389,7 +420,9 @@ impl StateReader for RocksState {
         let family = self.instance.family(space)?;
         let ranges = [rocksdb::Range::new(start, end)];
         let sizes = self.instance.db.get_approximate_sizes_cf(family, &ranges);
-        Ok(sizes.first().copied().unwrap_or(0))
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.durable(self.flusher.durable().index);
+        Ok(sizes.first().copied().unwrap_or(0) + tally.bytes(space, start, end))
     }
 }
 
@@ -406,8 +439,11 @@ impl StateStore for RocksState {
         self.latch.check()?;
         check_commit(&self.applied, &applied)?;
         let mut batch = WriteBatch::default();
-        for (space, start, end) in &changes.cleared {
-            self.clear(&mut batch, *space, start, end)?;
+        let mut cleared = Vec::new();
+        for range in &changes.cleared {
+            if self.clear(&mut batch, range.0, &range.1, &range.2)? {
+                cleared.push(range);
+            }
         }
         for ((space, key), change) in &changes.changes {
             let family = self.instance.family(*space)?;
@@ -421,11 +457,15 @@ impl StateStore for RocksState {
         engine::write(&self.instance.db, batch, &self.write_options)
             .map_err(|error| self.latch.keep(error))?;
         self.applied = applied;
+        self.account(&changes, &cleared);
         Ok(())
     }
 
     fn start_flush(&mut self) -> Result<(), StoreError> {
         self.latch.check()?;
+        let tally = self.tally.get_mut().unwrap_or_else(PoisonError::into_inner);
+        tally.durable(self.flusher.durable().index);
+        tally.flushing(self.applied.last);
         self.flusher.want(&self.instance, self.applied.last);
         Ok(())
     }
@@ -473,6 +513,8 @@ impl StateStore for RocksState {
         old.doom();
         self.number += 1;
         self.flusher.replaced(applied.last);
+        self.reclaimer.replaced();
+        self.tally = Mutex::default();
         self.applied = applied;
         Ok(())
     }

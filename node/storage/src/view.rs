@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use raft::StoreError;
@@ -18,8 +19,13 @@ const PAGE_BYTES: usize = 256 << 10;
 
 type Page = Result<Vec<(Bytes, Bytes)>, StoreError>;
 
-/// A range that is being read.
-pub(crate) struct RocksView(Receiver<Page>);
+/// A range that is being read. As long as it lives, what it can see stays on the disk: its owner bounds how many there are
+/// and how long they are kept.
+pub(crate) struct RocksView {
+    /// `None` only while it is dropped.
+    pages: Option<Receiver<Page>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl RocksView {
     /// Takes the view: when this returns, later commits are not in it.
@@ -31,21 +37,36 @@ impl RocksView {
     ) -> Result<Self, StoreError> {
         let (ready, taken) = sync_channel(0);
         let (send, pages) = sync_channel(1);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("state-view".into())
             .spawn(move || read(&instance, space, (&start, &end), &ready, &send))
             .map_err(|error| StoreError::Io(format!("can't start a thread: {error}")))?;
         taken
             .recv()
             .map_err(|_| StoreError::Io("the view's thread died".into()))?;
-        Ok(Self(pages))
+        Ok(Self {
+            pages: Some(pages),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for RocksView {
+    fn drop(&mut self) {
+        // Without a receiver the thread stops at its next page. It is waited for, because it holds the directory's lock.
+        self.pages = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported when it happened.
+            let _ = thread.join();
+        }
     }
 }
 
 impl PageSource for RocksView {
     fn next_page(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError> {
         // Without a sender the thread is done: it sent the last page, or an error, before.
-        self.0.recv().ok().transpose()
+        let page = self.pages.as_ref().and_then(|pages| pages.recv().ok());
+        page.transpose()
     }
 }
 
@@ -57,7 +78,7 @@ fn read(
     send: &SyncSender<Page>,
 ) {
     let snapshot = instance.db().snapshot();
-    if ready.send(()).is_err() {
+    if ready.send(()).is_err() || start >= end {
         return;
     }
     let family = match instance.family(space) {

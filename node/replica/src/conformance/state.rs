@@ -9,7 +9,7 @@ use types::{LogTime, NodeId};
 
 use super::Random;
 use crate::memory::MemoryState;
-use crate::{Applied, Keyspace, StateReader, StateStore, WriteBatch};
+use crate::{Applied, Keyspace, StateReader, StateStore, View, WriteBatch};
 
 /// Makes, crashes and reopens states.
 pub trait Harness {
@@ -24,6 +24,9 @@ pub trait Harness {
 
     /// Waits until a flush that was started is done.
     fn settle(&mut self, state: &mut Self::State);
+
+    /// Waits until the space of what was cleared is given back, where that takes time.
+    fn reclaim(&mut self, state: &mut Self::State);
 }
 
 /// Runs all of the suite.
@@ -38,6 +41,10 @@ pub fn all<H: Harness>(harness: &mut H) {
     a_started_flush_covers_what_was_committed(harness);
     a_snapshot_stays_while_commits_go_on(harness);
     a_large_snapshot_comes_in_chunks(harness);
+    a_view_is_a_cut_of_one_moment(harness);
+    a_view_keeps_its_bounds(harness);
+    a_view_outlives_a_restore_and_may_be_dropped_early(harness);
+    estimates_are_about_right(harness);
     a_restore_replaces_the_state_durably(harness);
     a_crash_before_the_end_of_a_restore_leaves_the_old_state(harness);
     a_broken_stream_of_chunks_changes_nothing(harness);
@@ -365,6 +372,175 @@ pub fn a_large_snapshot_comes_in_chunks<H: Harness>(harness: &mut H) {
     assert_eq!(large, 1, "only the one with the large pair");
 }
 
+/// The rest of a view.
+fn pages(view: &View) -> Vec<(Bytes, Bytes)> {
+    let mut pairs = Vec::new();
+    while let Some(page) = view.next_page().unwrap() {
+        assert!(!page.is_empty(), "a page has something");
+        pairs.extend(page);
+    }
+    assert_eq!(view.next_page(), Ok(None), "the end stays the end");
+    pairs
+}
+
+/// About 4 MB, so that a view has more pages than any store reads ahead.
+fn wide(state: &mut impl StateStore, index: u64, fill: u8) {
+    let mut batch = WriteBatch::default();
+    for n in 0..4_000 {
+        batch.put(Keyspace::Data, numbered(n), Bytes::from(vec![fill; 1_000]));
+        batch.put(Keyspace::Sessions, numbered(n), text("other"));
+    }
+    state.commit(batch, applied(index)).unwrap();
+}
+
+fn wide_pairs(range: std::ops::Range<u64>, fill: u8) -> Vec<(Bytes, Bytes)> {
+    range
+        .map(|n| (numbered(n), Bytes::from(vec![fill; 1_000])))
+        .collect()
+}
+
+/// A view shows the pairs of its moment, whatever is changed, cleared and flushed while it is read; and each view its own.
+pub fn a_view_is_a_cut_of_one_moment<H: Harness>(harness: &mut H) {
+    let mut state = harness.create();
+    wide(&mut state, 1, 1);
+    let view = |state: &H::State| {
+        let (start, end) = (numbered(100), numbered(3_900));
+        state.view(Keyspace::Data, start, end).unwrap()
+    };
+    let first = view(&state);
+    let begun = view(&state);
+    let page = begun.next_page().unwrap().unwrap();
+    assert!(page.len() < 3_800, "more than one page");
+    wide(&mut state, 2, 2);
+    let second = view(&state);
+    let mut batch = WriteBatch::default();
+    batch.clear(Keyspace::Data, Bytes::new(), Bytes::from_static(&[0xff]));
+    batch.put(Keyspace::Data, numbered(200), text("after"));
+    state.commit(batch, applied(3)).unwrap();
+    state.flush().unwrap();
+    assert_eq!(pages(&first), wide_pairs(100..3_900, 1));
+    let rest: Vec<_> = page.into_iter().chain(pages(&begun)).collect();
+    assert_eq!(rest, wide_pairs(100..3_900, 1));
+    assert_eq!(pages(&second), wide_pairs(100..3_900, 2));
+    assert_eq!(pages(&view(&state)), [(numbered(200), text("after"))]);
+}
+
+/// From the start, which is in it, to the end, which is not; empty and crossed ranges have nothing; keyspaces don't mix.
+pub fn a_view_keeps_its_bounds<H: Harness>(harness: &mut H) {
+    let mut state = harness.create();
+    let mut batch = WriteBatch::default();
+    for n in 0..10 {
+        batch.put(Keyspace::Data, numbered(n), text("data"));
+        batch.put(Keyspace::Meta, numbered(n), text("meta"));
+    }
+    batch.put(
+        Keyspace::Data,
+        Bytes::from_static(&[0xff, 0xff]),
+        text("last"),
+    );
+    state.commit(batch, applied(1)).unwrap();
+    let keys = |space, start: Bytes, end: Bytes| -> Vec<Bytes> {
+        let pairs = pages(&state.view(space, start, end).unwrap());
+        pairs.into_iter().map(|(key, _)| key).collect()
+    };
+    let all: Vec<Bytes> = (0..10).map(numbered).collect();
+    let end = Bytes::from_static(&[0xff]);
+    assert_eq!(keys(Keyspace::Data, Bytes::new(), end.clone()), all);
+    assert_eq!(keys(Keyspace::Data, numbered(2), numbered(5)), all[2..5]);
+    assert_eq!(
+        keys(Keyspace::Data, text("0000015"), numbered(3)),
+        all[2..3]
+    );
+    assert!(keys(Keyspace::Sessions, Bytes::new(), end).is_empty());
+    for (start, end) in [(5, 5), (5, 2), (20, 30)] {
+        let found = keys(Keyspace::Data, numbered(start), numbered(end));
+        assert_eq!(found, Vec::<Bytes>::new(), "{start}..{end}");
+    }
+    let meta = pages(
+        &state
+            .view(Keyspace::Meta, numbered(3), numbered(4))
+            .unwrap(),
+    );
+    assert_eq!(meta, [(numbered(3), text("meta"))]);
+}
+
+/// A restore puts another state in force under a view, which reads on; views that nobody reads to the end, or at all, leave
+/// nothing behind that would keep the state from being opened again.
+pub fn a_view_outlives_a_restore_and_may_be_dropped_early<H: Harness>(harness: &mut H) {
+    let (expected, meta, chunks) = large(77);
+    let mut state = harness.create();
+    wide(&mut state, 1, 1);
+    let view = |state: &H::State| {
+        let (start, end) = (numbered(0), numbered(4_000));
+        state.view(Keyspace::Data, start, end).unwrap()
+    };
+    let (whole, dropped, unread) = (view(&state), view(&state), view(&state));
+    dropped.next_page().unwrap().unwrap();
+    state.begin_restore(&meta).unwrap();
+    for chunk in &chunks {
+        state.restore_chunk(chunk).unwrap();
+    }
+    state.finish_restore().unwrap();
+    drop(dropped);
+    drop(unread);
+    assert_eq!(pages(&whole), wide_pairs(0..4_000, 1));
+    drop(whole);
+    drop(view(&state));
+    let state = harness.crash(state);
+    assert_eq!(content(&state), expected);
+}
+
+/// Nothing counts nothing, and a range counts about what it has, flushed or not; whatever is cleared stops counting once
+/// that is on the disk.
+pub fn estimates_are_about_right<H: Harness>(harness: &mut H) {
+    let mut state = harness.create();
+    let range = |shard: u32| (shard.to_be_bytes(), (shard + 1).to_be_bytes());
+    let estimate = |state: &H::State, shard| {
+        let (start, end) = range(shard);
+        state.estimate_bytes(Keyspace::Data, &start, &end).unwrap()
+    };
+    assert_eq!(estimate(&state, 7), 0);
+    let mut random = Random(1);
+    let mut index = 0;
+    // Shard 7 has four times of shard 3, and no value can be compressed.
+    for (shard, pairs) in [(3_u32, 250_u64), (7, 1_000)] {
+        let mut batch = WriteBatch::default();
+        for n in 0..pairs {
+            let key = [&shard.to_be_bytes()[..], &numbered(n)].concat();
+            let value: Vec<u8> = (0..125)
+                .flat_map(|_| random.below(u64::MAX).to_be_bytes())
+                .collect();
+            batch.put(Keyspace::Data, key.into(), value.into());
+        }
+        index += 1;
+        state.commit(batch, applied(index)).unwrap();
+    }
+    let check = |state: &H::State, when: &str| {
+        for (shard, bytes) in [(3, 250_000), (5, 0), (7, 1_000_000)] {
+            let found = estimate(state, shard);
+            // Half to double: blocks and files don't end where ranges do.
+            let about = bytes / 2..=bytes * 2 + 40_000;
+            assert!(
+                about.contains(&found),
+                "{when}: {found} of {bytes} in shard {shard}"
+            );
+        }
+    };
+    check(&state, "in memory");
+    state.flush().unwrap();
+    check(&state, "flushed");
+    let mut state = harness.crash(state);
+    check(&state, "opened again");
+    let mut batch = WriteBatch::default();
+    let (start, end) = range(7);
+    batch.clear(Keyspace::Data, start.to_vec().into(), end.to_vec().into());
+    state.commit(batch, applied(index + 1)).unwrap();
+    state.flush().unwrap();
+    harness.reclaim(&mut state);
+    assert!(estimate(&state, 7) < 100_000, "{}", estimate(&state, 7));
+    assert!(estimate(&state, 3) >= 125_000, "{}", estimate(&state, 3));
+}
+
 /// A finished restore is in force and durable at once: position, content, nothing of the old.
 pub fn a_restore_replaces_the_state_durably<H: Harness>(harness: &mut H) {
     let (expected, meta, chunks) = large(77);
@@ -614,6 +790,8 @@ mod tests {
         fn settle(&mut self, state: &mut MemoryState) {
             state.complete_flush();
         }
+
+        fn reclaim(&mut self, _: &mut MemoryState) {}
     }
 
     #[test]

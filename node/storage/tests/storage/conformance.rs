@@ -194,6 +194,10 @@ impl conformance::state::Harness for States {
     fn settle(&mut self, state: &mut State) {
         state.state.wait_flushed().unwrap();
     }
+
+    fn reclaim(&mut self, state: &mut State) {
+        state.state.wait_reclaimed();
+    }
 }
 
 #[test]

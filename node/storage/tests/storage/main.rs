@@ -14,4 +14,5 @@ mod crash;
 mod damage;
 mod directory;
 mod full;
+mod reclaim;
 mod support;
