@@ -7,15 +7,17 @@ use api::v1::admin_client::AdminClient;
 use api::v1::change_membership_request::Change;
 use api::v1::error_detail::Kind;
 use api::v1::{
-    self, AddLearner, ChangeMembershipRequest, StatusResponse, TransferLeadershipRequest,
+    self, AddLearner, ChangeMembershipRequest, ShardsRequest, StatusResponse,
+    TransferLeadershipRequest,
 };
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::Channel;
-use types::{Gid, NodeId};
+use types::{ConfigNum, Gid, NodeId, ShardSet};
 
 use crate::Error;
 use crate::route::{Router, Slot};
+use crate::shards::{GroupShards, group_shards};
 use crate::verdict::{self, Action};
 
 /// One node, asked directly: no retries, and no following of leaders. Made by [`crate::Client::admin`].
@@ -58,6 +60,21 @@ impl Admin {
         }
     }
 
+    /// What the node's group has to do with which of `shards` (empty: of all), as the node knows it. With `exact` it
+    /// counts keys and bytes by reading all of them; otherwise they are estimates that cost nothing.
+    pub async fn shards(&self, shards: &ShardSet, exact: bool) -> Result<GroupShards, Error> {
+        let request = ShardsRequest {
+            shards: api::shards_to_wire(shards),
+            exact,
+        };
+        let most = self.router.options().max_message_bytes;
+        let shards = async |admin: AdminClient<Channel>| {
+            let mut admin = admin.max_decoding_message_size(most);
+            Ok(group_shards(admin.shards(request).await?.into_inner()))
+        };
+        self.ask(false, shards).await
+    }
+
     /// Makes the leader hand over to `target`, or to the voter whose log is furthest. Returns the new leader. The node
     /// that is asked must lead.
     pub async fn transfer_leadership(&self, target: Option<NodeId>) -> Result<NodeId, Error> {
@@ -68,7 +85,7 @@ impl Admin {
             let done = admin.transfer_leadership(request).await?;
             Ok(NodeId(done.into_inner().leader_id))
         };
-        self.change(transfer).await
+        self.ask(true, transfer).await
     }
 
     /// Makes one membership change and returns the index of its committed entry. The node that is asked must
@@ -88,11 +105,13 @@ impl Admin {
         let change = async |mut admin: AdminClient<Channel>| {
             Ok(admin.change_membership(request).await?.into_inner().index)
         };
-        self.change(change).await
+        self.ask(true, change).await
     }
 
-    async fn change<T>(
+    /// One call; `changes` tells whether it may have an effect.
+    async fn ask<T>(
         &self,
+        changes: bool,
         call: impl AsyncFnOnce(AdminClient<Channel>) -> Result<T, Status>,
     ) -> Result<T, Error> {
         let channel = match self.router.channel(&self.address, Slot::Control).await {
@@ -101,12 +120,12 @@ impl Admin {
         };
         match timeout(self.timeout, call(AdminClient::new(channel))).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(status)) => Err(self.refused(&status)),
-            Err(_) => Err(verdict::timeout(self.timeout, true, None)),
+            Ok(Err(status)) => Err(self.refused(changes, &status)),
+            Err(_) => Err(verdict::timeout(self.timeout, changes, None)),
         }
     }
 
-    fn refused(&self, status: &Status) -> Error {
+    fn refused(&self, changes: bool, status: &Status) -> Error {
         let detail = api::error_detail(status);
         if detail.is_none() {
             self.router.discard(&self.address, Slot::Control);
@@ -117,13 +136,14 @@ impl Admin {
             };
         }
         let verdict = verdict::of_status(status);
+        let doubt = changes && verdict.doubt;
         match verdict.action {
-            Action::Fail(error) => verdict::with_doubt(error, verdict.doubt),
+            Action::Fail(error) => verdict::with_doubt(error, doubt),
             Action::WrongGroup(config_num) => Error::WrongGroup { config_num },
             Action::NotReady(ms) => Error::ShardNotReady {
                 retry_after: Duration::from_millis(ms.into()),
             },
-            _ => self.unavailable(status.message().to_owned(), verdict.doubt),
+            _ => self.unavailable(status.message().to_owned(), doubt),
         }
     }
 
@@ -190,6 +210,38 @@ impl std::fmt::Display for Role {
     }
 }
 
+/// What a group is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupKind {
+    /// The node said nothing that this client knows.
+    Unknown,
+    /// A store of one group that owns all shards.
+    Standalone,
+    /// A replica group that owns the shards that the controllers give it.
+    Shards,
+    /// The controllers' own group.
+    Controller,
+}
+
+impl GroupKind {
+    /// The kind's name in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Standalone => "standalone",
+            Self::Shards => "shards",
+            Self::Controller => "controller",
+        }
+    }
+}
+
+impl std::fmt::Display for GroupKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// A node's view of itself and its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeStatus {
@@ -231,6 +283,12 @@ pub struct NodeStatus {
     pub disk_full: bool,
     /// Why it takes no part, if it doesn't.
     pub trouble: Option<String>,
+    /// What its group is for.
+    pub kind: GroupKind,
+    /// The configuration that its group has accepted; 0 without a controller.
+    pub config_num: ConfigNum,
+    /// The configuration up to which its group has done everything; 0 without a controller.
+    pub settled: ConfigNum,
 }
 
 /// A member of a group as a node sees it.
@@ -249,7 +307,7 @@ pub struct MemberStatus {
 }
 
 fn node_status(it: StatusResponse) -> NodeStatus {
-    let role = it.role();
+    let (role, kind) = (it.role(), it.kind());
     let leads = role == v1::Role::Leader;
     let text = |text: String| (!text.is_empty()).then_some(text);
     let member = |it: v1::MemberStatus| MemberStatus {
@@ -286,5 +344,13 @@ fn node_status(it: StatusResponse) -> NodeStatus {
         state_bytes: it.state_bytes,
         disk_full: it.disk_full,
         trouble: text(it.trouble),
+        kind: match kind {
+            v1::GroupKind::Unspecified => GroupKind::Unknown,
+            v1::GroupKind::Standalone => GroupKind::Standalone,
+            v1::GroupKind::Shards => GroupKind::Shards,
+            v1::GroupKind::Controller => GroupKind::Controller,
+        },
+        config_num: ConfigNum(it.config_num),
+        settled: ConfigNum(it.settled),
     }
 }

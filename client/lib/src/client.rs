@@ -5,22 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::{StreamExt as _, stream};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::backoff::Backoff;
 use crate::call::{Answer, Call, Request, Trial, mismatch};
+use crate::controller::{Centre, Controller};
 use crate::gates::{Gate, Gates};
 use crate::options::parse_address;
 use crate::route::{Router, short};
 use crate::unary::Unary;
 use crate::verdict;
 use crate::{
-    Admin, ClientOptions, ConnectError, Error, Gid, Mode, NodeId, NodeStatus, Scan, ScanOptions,
-    ShardConfig,
+    Admin, ClientOptions, ConnectError, Error, Export, ExportOptions, Gid, GroupShards, Mode,
+    NodeId, NodeStatus, Scan, ScanOptions, ShardConfig, ShardSet,
 };
+
+/// How many leaders are asked for their shards at the same time.
+const MAX_ASKED: usize = 16;
+
+/// How many nodes are asked for their status at the same time.
+const MAX_STATUSES: usize = 64;
 
 /// A cluster, as an application uses it: cheap to clone, shared by any number of tasks.
 ///
@@ -38,6 +45,7 @@ struct Core {
     gates: Arc<Gates>,
     /// In unary mode.
     unary: Option<Unary>,
+    centre: Arc<Centre>,
 }
 
 impl std::fmt::Debug for Client {
@@ -76,10 +84,12 @@ impl Client {
         let unary = (router.options().mode == Mode::Unary)
             .then(|| Unary::new(router.clone(), Arc::clone(&gates)));
         let timeout = router.options().request_timeout;
+        let centre = Centre::new(router.clone());
         let core = Arc::new(Core {
             router,
             gates,
             unary,
+            centre,
         });
         Ok(Self { core, timeout })
     }
@@ -188,6 +198,31 @@ impl Client {
         Scan::new(self.core.router.clone(), self.timeout, options)
     }
 
+    /// A consistent cut of each shard, shard by shard. The deadline holds for each part.
+    ///
+    /// ```no_run
+    /// use client::{ExportEvent, ExportOptions};
+    /// use futures::TryStreamExt as _;
+    ///
+    /// # async fn example(client: client::Client) -> Result<(), client::Error> {
+    /// let mut export = client.export(ExportOptions::default());
+    /// let (mut all, mut shard_began_at) = (Vec::new(), 0);
+    /// while let Some(event) = export.try_next().await? {
+    ///     match event {
+    ///         ExportEvent::Begin { restarts: 0, .. } => shard_began_at = all.len(),
+    ///         // What came of this shard before is void.
+    ///         ExportEvent::Begin { .. } => all.truncate(shard_began_at),
+    ///         ExportEvent::Pairs(pairs) => all.extend(pairs),
+    ///         ExportEvent::End { shard, pairs } => println!("{shard}: {pairs} pairs"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn export(&self, options: ExportOptions) -> Export {
+        Export::new(self.core.router.clone(), self.timeout, options)
+    }
+
     /// Where the leader of the first group (the only one, in a standalone cluster) is reached now: `host:port`. Asks the
     /// nodes, and waits for one to lead.
     pub async fn leader(&self) -> Result<String, Error> {
@@ -242,8 +277,42 @@ impl Client {
         Ok(Admin::new(router, short(address), self.timeout))
     }
 
-    /// The status of every node that is configured or known as a member, sorted by address. They are asked at the same
-    /// time, and each gets at most twice the connect timeout. A node that is reached by two addresses is listed once,
+    /// The configuration centre.
+    pub fn controller(&self) -> Controller {
+        Controller::new(Arc::clone(&self.core.centre), self.timeout)
+    }
+
+    /// What each group of the configuration has to do with which of `shards` (empty: of all), as its leader knows it. With
+    /// `exact` keys and bytes are counted by reading all of them; otherwise they are estimates that cost nothing. Groups
+    /// are asked at the same time, 16 of them at most.
+    pub async fn shards(
+        &self,
+        shards: &ShardSet,
+        exact: bool,
+    ) -> BTreeMap<Gid, Result<GroupShards, Error>> {
+        let groups = self.config().into_iter();
+        let gids: Vec<Gid> = groups
+            .flat_map(|it| it.groups().keys().copied().collect::<Vec<_>>())
+            .collect();
+        let asked = gids.into_iter().map(async |gid| {
+            let router = self.core.router.clone();
+            let answer = match self.leader_of(gid).await {
+                Ok(leader) => {
+                    let leader = Admin::new(router, short(&leader), self.timeout);
+                    leader.shards(shards, exact).await
+                }
+                Err(error) => Err(error),
+            };
+            (gid, answer)
+        });
+        stream::iter(asked)
+            .buffer_unordered(MAX_ASKED)
+            .collect()
+            .await
+    }
+
+    /// The status of every node that is configured, of a group of the configuration, or known as a member, sorted by
+    /// address. They are asked at the same time, 64 of them at most, and each gets at most twice the connect timeout. A node that is reached by two addresses is listed once,
     /// by the one that it calls its own if that is among them.
     pub async fn status_all(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
         let patience = self.core.router.options().connect_timeout * 2;
@@ -261,7 +330,8 @@ impl Client {
                 let admin = Admin::new(router, Arc::clone(&address), patience);
                 (address, admin.status().await)
             });
-            answers.extend(join_all(asked).await);
+            let asked = stream::iter(asked).buffer_unordered(MAX_STATUSES);
+            answers.extend(asked.collect::<Vec<_>>().await);
         }
         once_each(answers)
     }

@@ -45,21 +45,33 @@ mod admin;
 mod backoff;
 mod call;
 mod client;
+mod controller;
 mod error;
+mod export;
 mod gates;
 mod lane;
+mod many;
 mod options;
 mod pages;
 mod route;
 mod scan;
 mod session;
+mod shards;
 mod unary;
 mod verdict;
 
-pub use admin::{Admin, MemberStatus, MembershipChange, NodeStatus, Role};
+pub use admin::{Admin, GroupKind, MemberStatus, MembershipChange, NodeStatus, Role};
 pub use client::Client;
+pub use controller::{
+    ConfigChange, ConfigEvent, ConfigView, ConfigWatch, Controller, GroupProgress,
+};
 pub use error::{ConnectError, Error};
+pub use export::{Export, ExportEvent, ExportOptions};
 pub use options::{ClientOptions, Mode};
 pub use route::{KvService, Leader, NoForward, Router, Slot};
 pub use scan::{Pair, Scan, ScanOptions};
-pub use types::{ConfigNum, Gid, NodeId, ShardConfig, ShardId};
+pub use shards::{GroupShards, ShardState, ShardStatus};
+pub use types::{
+    ClusterId, ConfigDelta, ConfigNum, Gid, NodeId, ShardConfig, ShardId, ShardMove, ShardRun,
+    ShardSet,
+};

@@ -114,12 +114,12 @@ impl Trouble {
         self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Judges a stream that broke, of a reader that was routed by configuration `routed`.
+    /// Judges a stream that broke, of a reader that goes by configuration `planned`.
     pub(crate) fn judge(
         &mut self,
         router: &Router,
         broken: &Broken,
-        routed: ConfigNum,
+        planned: ConfigNum,
     ) -> Result<Next, Error> {
         let Broken { leader, status } = broken;
         let now = Instant::now();
@@ -146,7 +146,7 @@ impl Trouble {
             _ => self.backoff.pause(now),
         };
         match router.config() {
-            Some(config) if config.num() > routed => Ok(Next::Elsewhere(config.num(), pause)),
+            Some(config) if config.num() > planned => Ok(Next::Elsewhere(config.num(), pause)),
             _ => Ok(Next::Again(pause)),
         }
     }

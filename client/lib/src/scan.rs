@@ -133,7 +133,7 @@ impl Scan {
             end: options.end,
             left: options.limit,
             keys_only: options.keys_only,
-            routed: ConfigNum(0),
+            planned: ConfigNum(0),
             parts: Vec::new(),
             heads: BinaryHeap::new(),
             hungry: false,
@@ -165,7 +165,7 @@ struct Gather {
     left: Option<u64>,
     keys_only: bool,
     /// The configuration that the parts are made by.
-    routed: ConfigNum,
+    planned: ConfigNum,
     parts: Vec<Part>,
     /// The next key of each part, and its place in `parts`.
     heads: BinaryHeap<Reverse<(Bytes, usize)>>,
@@ -254,9 +254,9 @@ impl Gather {
                 keys_only: self.keys_only,
                 shards: Vec::new(),
             };
-            let (router, routed) = (&self.router, self.routed);
+            let (router, planned) = (&self.router, self.planned);
             let empty = self.parts.iter_mut().filter(|part| part.is_empty());
-            let filled = try_join_all(empty.map(|part| part.fill(router, routed, &ask))).await;
+            let filled = try_join_all(empty.map(|part| part.fill(router, planned, &ask))).await;
             let (num, pause) = match filled {
                 Ok(_) => break,
                 Err(Stop::Failed(error)) => return Err(error),
@@ -284,7 +284,7 @@ impl Gather {
     /// One part for each group that owns shards.
     async fn route(&mut self) {
         let config = self.router.routable().await;
-        self.routed = config.num();
+        self.planned = config.num();
         let mut runs: BTreeMap<Gid, Vec<v1::ShardRun>> = BTreeMap::new();
         let mut first = 0;
         for (count, gid) in config.owner_runs() {
@@ -329,7 +329,7 @@ impl Part {
     async fn fill(
         &mut self,
         router: &Router,
-        routed: ConfigNum,
+        planned: ConfigNum,
         ask: &ScanRequest,
     ) -> Result<(), Stop> {
         loop {
@@ -347,7 +347,7 @@ impl Part {
                 Err(broken) => broken,
             };
             self.pages = None;
-            match self.trouble.judge(router, &broken, routed) {
+            match self.trouble.judge(router, &broken, planned) {
                 Ok(Next::Again(pause)) => sleep(pause).await,
                 Ok(Next::Elsewhere(num, pause)) => return Err(Stop::Elsewhere(num, pause)),
                 Err(error) => return Err(Stop::Failed(error)),

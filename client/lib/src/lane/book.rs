@@ -32,7 +32,7 @@ use types::{ConfigNum, Gid, ShardConfig};
 use crate::backoff::Backoff;
 use crate::call::{Answer, Call, from_wire, mismatch};
 use crate::route::owner;
-use crate::session::Naming;
+use crate::session::{Name, Naming};
 use crate::verdict::{self, Action, Verdict};
 use crate::{ClientOptions, Error};
 
@@ -256,7 +256,7 @@ impl Book {
                 self.ready.push_front(id);
                 break;
             }
-            let session = trial.name.as_ref().and_then(|name| name.stamp());
+            let session = trial.name.as_ref().and_then(Name::stamp);
             items.push(BatchItem {
                 id,
                 request: Some(request.to_wire(session)),

@@ -415,6 +415,6 @@ pub(crate) fn owner(config: &ShardConfig, hash: u64) -> Gid {
 }
 
 /// Whether an address can be one.
-fn plausible(address: &str) -> bool {
+pub(crate) fn plausible(address: &str) -> bool {
     parse_address(address).is_ok()
 }

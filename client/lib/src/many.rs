@@ -1,0 +1,52 @@
+//! Many keys at once.
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+
+use crate::{Client, Error};
+
+/// How many calls of one batch are under way at the same time, at most. What they may occupy of each group is bounded by the
+/// client's options.
+const MAX_AT_ONCE: usize = 2_048;
+
+impl Client {
+    /// The values of many keys, in the order of `keys`; `None` where there is no such key. The keys go to their groups at the
+    /// same time, and share messages there. Each is read linearizably by itself; together they are **not** one cut. The first
+    /// error ends it.
+    ///
+    /// ```no_run
+    /// # async fn example(client: client::Client) -> Result<(), client::Error> {
+    /// let values = client.get_many(["a", "b"]).await?;
+    /// assert_eq!(values.len(), 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn get_many<K: Into<Bytes>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Vec<Option<Bytes>>, Error> {
+        let keys: Vec<Bytes> = keys.into_iter().map(Into::into).collect();
+        let calls = keys.into_iter().map(|key| self.get(key));
+        let mut answers = stream::iter(calls).buffered(MAX_AT_ONCE);
+        let mut values = Vec::new();
+        while let Some(value) = answers.next().await {
+            values.push(value?);
+        }
+        Ok(values)
+    }
+
+    /// Sets many keys, and returns what became of each, in the order of `pairs`. The pairs go to their groups at the same time,
+    /// and share messages there. They are **not** atomic: each takes effect or fails by itself, and which of two
+    /// values for the same key wins is not said.
+    pub async fn put_many<K: Into<Bytes>, V: Into<Bytes>>(
+        &self,
+        pairs: impl IntoIterator<Item = (K, V)>,
+    ) -> Vec<Result<(), Error>> {
+        let pairs: Vec<(Bytes, Bytes)> = pairs
+            .into_iter()
+            .map(|(key, value)| (key.into(), value.into()))
+            .collect();
+        let calls = pairs.into_iter().map(|(key, value)| self.put(key, value));
+        stream::iter(calls).buffered(MAX_AT_ONCE).collect().await
+    }
+}
