@@ -79,10 +79,12 @@ pub enum Query {
         config: ConfigNum,
         /// What has arrived.
         after: Cursor,
-        /// About how many bytes to send; at most [`MAX_SCAN_BYTES`].
+        /// About how many bytes to send, at most [`MAX_SCAN_BYTES`]. The part ends with the pair or the session's record
+        /// that reaches this, so it is larger by at most one of these.
         max_bytes: u32,
     },
-    /// All pairs of one shard in `[start, end)`, which must be served here, as of one moment.
+    /// All pairs of one shard in `[start, end)`, which must be served here, as of one moment. The view has them as they are
+    /// stored: whoever serves it takes each key through [`crate::user_key`].
     Export {
         /// Which.
         shard: ShardId,
@@ -133,7 +135,7 @@ pub enum Response {
     },
     /// `Sizes`: bytes, in the order of the shards.
     Sizes(Vec<u64>),
-    /// A [`crate::Step`] was applied, or changed nothing because it was before.
+    /// A [`crate::Step`] was applied, or changed nothing because it was before or isn't due: [`crate::Ownership`] tells.
     Stepped,
     /// A write took effect, now or when it was first applied.
     Written(Written),
@@ -255,7 +257,7 @@ pub enum KvError {
         /// How many there are.
         shards: u32,
     },
-    /// The operation could not be decoded.
+    /// The operation could not be decoded, or is a step that makes no sense in this group.
     #[error("malformed operation: {0}")]
     Malformed(String),
 }

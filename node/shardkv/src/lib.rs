@@ -4,37 +4,89 @@
 //!
 //! [`ShardKv`] is a [`replica::StateMachine`]. Its state lives in three keyspaces ([`replica::Keyspace`])
 //! whose layout the module `keys` owns: users' pairs under their shard, the session records under their
-//! shard, and the [`Genesis`], which is written once when the group is created. It is deterministic: equal
-//! logs give equal bytes, however entries are grouped into batches and however often a replica restarts.
+//! shard, and facts: the [`Genesis`], which is written once when the group is created, and how each shard
+//! stands ([`Ownership`]). It is deterministic: equal logs give equal bytes, however entries are grouped into
+//! batches and however often a replica restarts.
+//!
+//! A group is *standalone* and serves all shards for ever, or one of many and serves what the controllers'
+//! configurations give it. In the first case nothing below about moves applies, and nothing of it is stored.
 //!
 //! # How a write flows through
 //!
 //! 1. A server encodes a [`Command`] ([`Command::encode`]) and proposes it. What comes back from the log
-//!    is decoded here; bytes that aren't a command are answered with [`KvError::Malformed`] and change
+//!    is decoded here; bytes that aren't an operation are answered with [`KvError::Malformed`] and change
 //!    nothing, because a panic would stop every replica alike.
 //! 2. The key's size is checked, and the key gives the shard.
-//! 3. A few sessions that expired are forgotten. Which ones depends on the entry alone.
-//! 4. The shard's session table decides ([`replica::session`], where the argument for exactly once is
+//! 3. The shard must be served here, now: in the entry's turn, not when the write was proposed. Otherwise the
+//!    write is refused, and nothing remembers it.
+//! 4. A few sessions that expired are forgotten. Which ones depends on the entry alone.
+//! 5. The shard's session table decides ([`replica::session`], where the argument for exactly once is
 //!    written): carry out, answer as the first time, or refuse. A write without a session is always carried
 //!    out.
-//! 5. The write is carried out against the batch's transaction and its outcome remembered, also when the
+//! 6. The write is carried out against the batch's transaction and its outcome remembered, also when the
 //!    outcome is that a value would be too large (the module `outcome` says why).
-//! 6. At the end of the batch the record of each session that was used is written once.
+//! 7. At the end of the batch the record of each session that was used is written once.
 //!
 //! Value sizes are limited by what the leader stamped into the entry, never by a replica's own options.
+//!
+//! # The life of a shard
+//!
+//! All that belongs to a shard has the shard's prefix and sits in a table of its own, so a shard is two
+//! ranges, a table and a record. [`Step`]s move it, and they are entries of the groups' logs like writes:
+//!
+//! 1. Both groups' logs get [`Step::Configure`]. At the source that is the fence: what was written before is
+//!    in what moves, what comes after is refused. At the destination the shard is on its way.
+//! 2. The destination asks for one part after the other ([`Query::Pull`]); any replica of the source that has
+//!    applied the fence can answer, because what is fenced doesn't change. Each part goes through the
+//!    destination's log ([`Step::Install`]) and lands where it belongs, unseen. It is taken only if it begins
+//!    exactly where the record says that the transfer is, so parts may come twice and late.
+//! 3. The entry with the last part makes the shard served. Data, sessions and their clock become visible in
+//!    that moment.
+//! 4. The source is told ([`Step::Delete`]), clears its ranges, and says so; the destination, which owed it
+//!    that, notes it ([`Step::Deleted`]). Both are settled.
+//!
+//! A shard that is due elsewhere before that keeps its later steps in a queue. The states, what leaves each of
+//! them, and what becomes of a step that isn't due stand in the module `ownership`; who proposes the steps in the module `mover`.
+//!
+//! # Exactly once across moves
+//!
+//! [`replica::session`] argues for one table that lives in one log. A table that moves goes on in another log,
+//! and copies of a write may arrive in both groups. The argument needs five things more:
+//!
+//! 1. *One history.* At any time at most one group carries out a shard's writes. A configuration has one owner
+//!    of each shard; the owner serves from its last `Install` of that configuration to the `Configure` that
+//!    takes the shard away. The last `Install` holds what a replica gave that had the shard fenced by just this
+//!    configuration, so the owner before had stopped, in its log, for good: it serves the shard again only by
+//!    an `Install` of its own.
+//! 2. *The fence leaves nothing behind.* Data and sessions of a write are in one batch. A write before the
+//!    fence is in both, a write after it in neither: a refusal for the shard's sake is not recorded. Nor is a
+//!    session of a fenced shard forgotten any more. So all replicas give the same parts, and the parts together
+//!    are the shard at the fence.
+//! 3. *Each part once.* Parts that are taken follow each other without gap or overlap, and all are of one fence,
+//!    because config numbers are compared exactly. So a served shard began as the shard at the fence. No part
+//!    can be taken later, because a served shard takes none.
+//! 4. *The clock goes along.* At the fence it is raised to the entry's time, which no clock by which the table
+//!    decided exceeds, on any replica, restarted or not. The destination keeps it in the shard's record, and
+//!    every table of the shard begins with it: after a restart, and after the table was dropped for being
+//!    empty. So the clock doesn't run backwards where the new log is behind (step 1 there).
+//! 5. *What may be forgotten stays so.* What steps 3 and 4 there need is that sessions born before `clock - ttl`
+//!    are refused for ever. Groups may have been created with different times to live, so the clock changes by the
+//!    difference when it moves, and that moment is the same before and after.
+//!
+//! Hence the tables of a shard, one after the other, are one table in the sense of that argument. Limits of
+//! sessions and results may differ between groups: a table that is over them refuses, it never drops.
 //!
 //! # How a question is answered
 //!
 //! From the state as of the last commit; that this is recent enough is the replica's business (`ReadIndex`).
 //! `Get` is one lookup. `Scan` merges the shards into the order of users' keys, page by page; what that
-//! costs stands in the module `scan`. A page is one consistent cut, a whole scan isn't.
+//! costs stands in the module `scan`. A page is one consistent cut, a whole scan isn't. `Export` gives a view
+//! of one shard as of one moment. All three need the shards to be served here, as of that state.
 //!
 //! # What it doesn't do
 //!
-//! It does no I/O beside the reader and the transaction it is given, reads no clock, talks to no one. It
-//! doesn't know which group owns which shard: at present a group serves all. Everything of a shard has the
-//! shard's prefix and sits in a table of its own, so that a shard can be fenced, copied as two ranges with
-//! the table's clock, and cleared.
+//! It does no I/O beside the reader and the transaction it is given, reads no clock, talks to no one: a mover
+//! asks its driver to. It doesn't choose who owns what.
 
 mod bugs;
 mod codec;

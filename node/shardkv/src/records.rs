@@ -277,3 +277,47 @@ fn versioned(record: Bytes) -> Result<Reader, DecodeError> {
     known("record version", input.byte("record version")?, VERSION)?;
     Ok(input)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_that_would_never_end_are_found() {
+        let group = Ownership {
+            gid: Gid(1),
+            controller: Some(ClusterId(5)),
+            config: ConfigNum(9),
+            ..Ownership::default()
+        };
+        let step = |config, from, to| QueuedStep {
+            config: ConfigNum(config),
+            from: Gid(from),
+            to: Gid(to),
+        };
+        let check = |steps: &[QueuedStep]| {
+            let shard = Shard {
+                state: ShardState::Fenced {
+                    config: ConfigNum(5),
+                    to: Gid(2),
+                },
+                queue: steps.iter().copied().collect(),
+                since: LogTime(1),
+                clock: LogTime(2),
+            };
+            assert_eq!(decode_shard(encode_shard(&shard)), Ok(shard.clone()));
+            check_shard(&group, &shard)
+        };
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&[step(6, 2, 1), step(9, 1, 2)]), Ok(()));
+        for nonsense in [
+            &[step(5, 2, 1)][..],
+            &[step(6, 2, 3)],
+            &[step(6, 1, 1)],
+            &[step(7, 2, 1), step(6, 1, 2)],
+            &[step(6, 2, 1), step(10, 1, 2)],
+        ] {
+            assert!(check(nonsense).is_err(), "{nonsense:?}");
+        }
+    }
+}

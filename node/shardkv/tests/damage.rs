@@ -384,6 +384,10 @@ fn parts_that_no_source_would_cut_are_refused() {
         }
     };
     let goes_on = "doesn't go on where it ends";
+    refused(
+        &|chunk| chunk.next = Next::Chunk(Cursor::Sessions(None)),
+        goes_on,
+    );
     refused(&on(Cursor::default()), goes_on);
     refused(&on(Cursor::Data(key(18))), goes_on);
     refused(&on(Cursor::Data(key(20))), goes_on);
