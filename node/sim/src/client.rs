@@ -9,19 +9,22 @@
 //! every copy is resolved counts as never done; this holds the refusals to their word.
 
 mod answers;
+mod routes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use bytes::Bytes;
 use replica::{Request, RequestId};
 use shardkv::{Command, Query, SessionRef, Write};
-use types::{ClientId, NodeId, Sequence};
+use types::{ClientId, Gid, NodeId, Sequence};
 
 use crate::dice::{Dice, digest};
 use crate::history::{History, Mark, Name};
 use crate::machine::{Question, to_kv};
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros, SECOND};
+use routes::Routes;
 
 /// How a client behaves. Shares are of a million.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,8 +101,12 @@ pub struct Surroundings<'a> {
     pub history: &'a mut History,
     /// Who lives where.
     pub addresses: &'a BTreeMap<NodeId, HostId>,
-    /// How many hosts there are.
+    /// How many hosts the replica groups have; they come first.
     pub hosts: usize,
+    /// The controllers; none in a world of one group.
+    pub controllers: Range<HostId>,
+    /// How many shards there are.
+    pub shards: u32,
     /// What leaves the client.
     pub out: &'a mut Vec<Outgoing>,
 }
@@ -110,13 +117,14 @@ pub struct Client {
     number: u64,
     options: ClientOptions,
     dice: Dice,
-    target: HostId,
+    routes: Routes,
     session: Option<Session>,
     opening: Option<Opening>,
     /// Unanswered writes by session: the lowest is what the client has acknowledged below.
     open: BTreeMap<ClientId, BTreeSet<Sequence>>,
     operations: BTreeMap<u64, Operation>,
-    requests: BTreeMap<RequestId, u64>,
+    /// Requests under way: for which operation, and to which group.
+    requests: BTreeMap<RequestId, (u64, Gid)>,
     sent: u64,
     started: u64,
     next_start: Micros,
@@ -145,12 +153,16 @@ struct Session {
 #[derive(Debug)]
 struct Opening {
     id: RequestId,
+    /// Who was asked; nobody, if no group is known.
+    gid: Option<Gid>,
     retry_at: Micros,
 }
 
 #[derive(Debug)]
 struct Operation {
     what: What,
+    /// Whom it was sent to last.
+    gid: Option<Gid>,
     marks: Vec<(Bytes, Mark)>,
     deadline: Micros,
     /// When to send again: because a refusal said so, or because no answer came.
@@ -166,6 +178,14 @@ struct Operation {
 enum What {
     Write(Write, Option<(ClientId, Sequence)>),
     Read(Query),
+}
+
+/// Whether a question is about a key.
+fn covers(query: &Query, key: &[u8], shards: u32) -> bool {
+    match query {
+        Query::Scan { shards: only, .. } => Routes::covers(only.as_ref(), key, shards),
+        _ => true,
+    }
 }
 
 /// The client whose number this is sends a request.
@@ -185,7 +205,7 @@ impl Client {
             number,
             options,
             dice,
-            target: 0,
+            routes: Routes::default(),
             session: None,
             opening: None,
             open: BTreeMap::new(),
@@ -226,7 +246,7 @@ impl Client {
 
     /// The connection broke: goes on at `host` at once.
     pub fn lost_connection(&mut self, host: HostId, now: Micros) {
-        self.target = host;
+        self.routes.lost_connection(host);
         for operation in self.operations.values_mut() {
             operation.retry_at = operation.retry_at.min(now);
         }
@@ -245,9 +265,9 @@ impl Client {
             .map(|operation| &operation.what)
             .collect();
         format!(
-            "client {} aims at host {}, opening {}, in flight {whats:?}",
+            "client {} has configuration {}, opening {}, in flight {whats:?}",
             self.number,
-            self.target,
+            self.routes.num(),
             self.opening.is_some()
         )
     }
@@ -272,12 +292,10 @@ impl Client {
     /// Time has come for something.
     pub fn wake(&mut self, around: &mut Surroundings<'_>) {
         let now = around.now;
-        if self
-            .opening
-            .as_ref()
-            .is_some_and(|opening| opening.retry_at <= now)
-        {
-            self.elsewhere(around.hosts);
+        if let Some(opening) = self.opening.as_ref().filter(|it| it.retry_at <= now) {
+            if let Some(gid) = opening.gid {
+                self.routes.elsewhere(gid, &mut self.dice, around);
+            }
             self.open_session(around);
         }
         let late: Vec<u64> = self
@@ -313,24 +331,36 @@ impl Client {
             operation.retry_at = operation.deadline;
             return;
         }
-        if !operation.unresolved.is_empty() {
-            self.elsewhere(around.hosts);
+        if !operation.unresolved.is_empty()
+            && let Some(gid) = operation.gid
+        {
+            self.routes.elsewhere(gid, &mut self.dice, around);
         }
         self.send(number, around);
     }
 
-    fn elsewhere(&mut self, hosts: usize) {
-        self.target = self.dice.index(hosts);
+    /// Asks for a newer configuration.
+    fn refresh(&mut self, around: &mut Surroundings<'_>) {
+        let id = self.next_id();
+        let patience = self.options.patience;
+        self.routes.refresh(id, patience, &mut self.dice, around);
     }
 
     fn open_session(&mut self, around: &mut Surroundings<'_>) {
         let id = self.next_id();
+        let group = self.routes.any_group(&mut self.dice, around);
+        let gid = group.map(|(gid, _)| gid);
         self.opening = Some(Opening {
             id,
+            gid,
             retry_at: around.now + self.options.patience,
         });
+        let Some(gid) = gid else {
+            self.refresh(around);
+            return;
+        };
         around.out.push(Outgoing {
-            to: self.target,
+            to: self.routes.target(gid, around),
             id,
             request: Request::LogTime,
             delay: 0,
@@ -363,7 +393,10 @@ impl Client {
             self.open_session(around);
             return;
         }
-        let what = self.draw();
+        let Some(what) = self.draw(around) else {
+            self.refresh(around);
+            return;
+        };
         let marks = match &what {
             What::Write(write, _) => {
                 vec![(write.key().clone(), around.history.invoke_write(write))]
@@ -371,7 +404,8 @@ impl Client {
             What::Read(Query::Get { key }) => {
                 vec![(key.clone(), around.history.invoke_get(key.clone()))]
             }
-            What::Read(_) => (0..self.options.keys)
+            What::Read(query) => (0..self.options.keys)
+                .filter(|number| covers(query, &key(*number), around.shards))
                 .map(|number| (key(number), around.history.invoke_get(key(number))))
                 .collect(),
         };
@@ -386,6 +420,7 @@ impl Client {
             self.started,
             Operation {
                 what,
+                gid: None,
                 marks,
                 deadline,
                 retry_at: now,
@@ -397,16 +432,17 @@ impl Client {
         self.send(self.started, around);
     }
 
-    fn draw(&mut self) -> What {
+    /// The next thing to do, unless no group is known that it could be asked of.
+    fn draw(&mut self, around: &Surroundings<'_>) -> Option<What> {
         if !self.script.is_empty() {
-            return match self.script.remove(0) {
+            return Some(match self.script.remove(0) {
                 Step::Write(write) => self.in_session(write),
                 Step::Get(key) => What::Read(Query::Get { key }),
-            };
+            });
         }
         let key = key(self.dice.below(self.options.keys));
         if self.dice.chance(self.options.reads) {
-            return What::Read(self.draw_read(key));
+            return self.draw_read(key, around).map(What::Read);
         }
         let write = self.draw_write(key);
         // Only what is unique in the log: the check wants to know where it was carried.
@@ -415,9 +451,9 @@ impl Client {
             Write::Delete { .. } | Write::CompareAndSwap { new: None, .. }
         );
         if unique && self.dice.chance(self.options.sessionless) {
-            return What::Write(write, None);
+            return Some(What::Write(write, None));
         }
-        self.in_session(write)
+        Some(self.in_session(write))
     }
 
     fn in_session(&mut self, write: Write) -> What {
@@ -430,18 +466,23 @@ impl Client {
         What::Write(write, named)
     }
 
-    fn draw_read(&mut self, key: Bytes) -> Query {
+    fn draw_read(&mut self, key: Bytes, around: &Surroundings<'_>) -> Option<Query> {
         if !self.dice.chance(self.options.scans) {
-            return Query::Get { key };
+            return Some(Query::Get { key });
         }
         let limit = if self.dice.coin() { 1_000 } else { 2 };
-        Query::Scan {
+        let (_, shards) = self.routes.any_group(&mut self.dice, around)?;
+        let mut keys = (0..self.options.keys).map(self::key);
+        if !keys.any(|key| Routes::covers(shards.as_ref(), &key, around.shards)) {
+            return Some(Query::Get { key });
+        }
+        Some(Query::Scan {
             start: Bytes::from_static(b"key"),
             end: Bytes::from_static(b"kez"),
             limit,
             max_bytes: 1 << 20,
-            shards: None,
-        }
+            shards,
+        })
     }
 
     fn draw_write(&mut self, key: Bytes) -> Write {
@@ -471,8 +512,36 @@ impl Client {
         }
     }
 
+    /// Who is to be asked: by the configuration that is known.
+    fn route(&self, what: &What, around: &Surroundings<'_>) -> Option<Gid> {
+        let key = match what {
+            What::Write(write, _) => write.key(),
+            What::Read(Query::Get { key }) => key,
+            // A scan's shards are all of one group, or were when it was drawn.
+            What::Read(query) => {
+                return (0..self.options.keys)
+                    .map(key)
+                    .find(|key| covers(query, key, around.shards))
+                    .and_then(|key| self.routes.owner(&key, around));
+            }
+        };
+        self.routes.owner(key, around)
+    }
+
     fn send(&mut self, number: u64, around: &mut Surroundings<'_>) {
+        let Some(what) = self.operations.get(&number).map(|it| &it.what) else {
+            return;
+        };
+        let route = self.route(what, around);
+        if route.is_none() {
+            self.refresh(around);
+        }
         let Some(operation) = self.operations.get_mut(&number) else {
+            return;
+        };
+        operation.gid = route;
+        let Some(gid) = route else {
+            operation.retry_at = around.now + 20 * MILLI;
             return;
         };
         // Longer each time: copies that are still queued would only hold the later ones up.
@@ -507,14 +576,14 @@ impl Client {
             }
             What::Read(query) => (to_kv(Request::Read(query.clone())), true),
         };
-        let mut targets = vec![(self.target, 0)];
+        let mut targets = vec![(self.routes.target(gid, around), 0)];
         if twice && self.dice.chance(self.options.copies) {
             let host = self.dice.index(around.hosts);
             targets.push((host, self.dice.magnitude(1, self.options.copies_late_by)));
         }
         for (to, delay) in targets {
             let id = self.next_id();
-            self.requests.insert(id, number);
+            self.requests.insert(id, (number, gid));
             if let Some(operation) = self.operations.get_mut(&number) {
                 operation.unresolved.insert(id);
             }

@@ -21,6 +21,10 @@ pub enum Concern {
     Disk(u32),
     /// A client's operations.
     Client(u32),
+    /// Whether there are several groups, and which.
+    Cluster,
+    /// A steward's changes.
+    Steward(u32),
 }
 
 impl Concern {
@@ -32,6 +36,8 @@ impl Concern {
             Self::Nodes => 4,
             Self::Disk(number) => (1 << 32) | number as u64,
             Self::Client(number) => (2 << 32) | number as u64,
+            Self::Cluster => 5,
+            Self::Steward(number) => (3 << 32) | number as u64,
         }
     }
 }

@@ -10,6 +10,7 @@
 
 mod handles;
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -443,15 +444,15 @@ impl Inner {
     fn commit(&mut self, batch: WriteBatch, applied: Applied) -> Result<(), StoreError> {
         let mut digest = self.pairs_digest;
         let pairs = self.state.pairs();
-        for (space, start, end) in &batch.cleared {
-            if start < end {
-                let range = (*space, start.clone())..(*space, end.clone());
-                for (place, value) in pairs.range(range) {
-                    // What is both cleared and changed is taken off below.
-                    if !batch.changes.contains_key(place) {
-                        digest = digest.wrapping_sub(pair_digest(place, value));
-                    }
-                }
+        // A range may be cleared twice, and what is both cleared and changed is taken off below.
+        let mut cleared = BTreeMap::new();
+        for (space, start, end) in batch.cleared.iter().filter(|(_, a, b)| a < b) {
+            let range = (*space, start.clone())..(*space, end.clone());
+            cleared.extend(pairs.range(range));
+        }
+        for (place, value) in cleared {
+            if !batch.changes.contains_key(place) {
+                digest = digest.wrapping_sub(pair_digest(place, value));
             }
         }
         for (place, change) in &batch.changes {

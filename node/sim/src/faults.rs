@@ -23,6 +23,7 @@ pub(crate) enum Fault {
     Partition,
     FalseHint,
     Crash,
+    Outage,
     Blackout,
     Pause,
     SlowDisk,
@@ -35,7 +36,7 @@ pub(crate) enum Fault {
     Regicide,
 }
 
-const ALL: [Fault; 13] = [
+const ALL: [Fault; 14] = [
     Fault::Partition,
     Fault::FalseHint,
     Fault::Crash,
@@ -49,6 +50,7 @@ const ALL: [Fault; 13] = [
     Fault::Membership,
     Fault::Transfer,
     Fault::Regicide,
+    Fault::Outage,
 ];
 
 /// The number by which requests of the administrator are told from those of clients.
@@ -67,6 +69,7 @@ impl World {
             Fault::Partition => faults.partitions,
             Fault::FalseHint => faults.false_hints,
             Fault::Crash => faults.crashes,
+            Fault::Outage => faults.outages,
             Fault::Blackout => faults.blackouts,
             Fault::Pause => faults.pauses,
             Fault::SlowDisk => faults.slow_disks,
@@ -109,6 +112,7 @@ impl World {
                 self.queue.push(self.now, hint);
             }
             Fault::Crash => self.strike_down(host, lasts),
+            Fault::Outage => self.outage(lasts),
             Fault::Blackout => self.blackout(lasts),
             Fault::Pause => self.pause(host, lasts),
             Fault::SlowDisk => {
@@ -250,7 +254,7 @@ impl World {
         // Some clients lose their connections too, and look elsewhere at once.
         for number in 0..self.clients.len() {
             if self.dice.coin() {
-                let host = self.dice.index(self.hosts.len());
+                let host = self.dice.index(self.kv_hosts);
                 let now = self.now;
                 self.clients[number].lost_connection(host, now);
                 self.plan_client(number);
@@ -268,6 +272,29 @@ impl World {
         } else {
             let operations = u32::try_from(self.dice.magnitude(1, 64) - 1).unwrap_or(0);
             self.hosts[host].disk.arm_crash(operations);
+        }
+    }
+
+    /// Kills all of one group, most of it, or just cuts it off.
+    fn outage(&mut self, lasts: Micros) {
+        let group = self.draw_group();
+        self.count("outages of a group");
+        let hosts = self.groups[group].hosts.clone();
+        if self.dice.chance(300_000) {
+            let all = 0..self.hosts.len();
+            let cut = all
+                .clone()
+                .flat_map(|a| all.clone().map(move |b| (a, b)))
+                .filter(|(a, b)| hosts.contains(a) != hosts.contains(b))
+                .collect();
+            self.cut(cut);
+            self.mend_after(Fault::Partition, self.cuts, lasts);
+            return;
+        }
+        for host in hosts {
+            if self.hosts[host].process.is_some() && self.dice.chance(900_000) {
+                self.crash(host, Some(lasts));
+            }
         }
     }
 

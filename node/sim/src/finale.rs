@@ -6,9 +6,12 @@
 //! is read once more, and the whole history is checked.
 
 use raft::MembershipChange;
+use replica::Keyspace;
 use shardkv::Query;
+use types::{ConfigNum, Gid, ShardId, ShardSet};
 
-use crate::client::{Step as ClientStep, key};
+use crate::client::{Client, Step as ClientStep, key};
+use crate::errands::Errands;
 use crate::group::GroupId;
 use crate::network::LinkOptions;
 use crate::oracle::{Oracle, Violation};
@@ -67,8 +70,7 @@ impl World {
                 let down = self.dice.between(0, 200 * MILLI);
                 self.crash(number, Some(down));
             } else if self.hosts[number].paused {
-                self.hosts[number].paused = false;
-                self.wake(number)?;
+                self.resume(number)?;
             }
         }
         self.queue.push(self.now + PROBE, Event::Probe);
@@ -82,6 +84,9 @@ impl World {
             for number in 0..self.clients.len() {
                 self.clients[number].finish(self.now);
                 self.plan_client(number);
+            }
+            for steward in &mut self.stewards {
+                steward.finish();
             }
             self.stage = Ending::Recovering;
         }
@@ -138,7 +143,60 @@ impl World {
             return Some(missing);
         }
         let busy = self.clients.iter().find(|client| !client.is_idle());
-        busy.map(crate::client::Client::describe)
+        let busy = busy.map(Client::describe);
+        busy.or_else(|| self.unsettled())
+    }
+
+    /// What is not where the latest configuration wants it, or is left over.
+    fn unsettled(&self) -> Option<String> {
+        if let Some(busy) = self.stewards.iter().find(|steward| !steward.is_idle()) {
+            return Some(busy.describe());
+        }
+        let config = self.custody.config()?;
+        for group in self.groups.iter().filter(|group| group.gid != Gid::NONE) {
+            let gid = group.gid;
+            let Some(ownership) = self.custody.group(gid) else {
+                return Some(format!("{gid} has no configuration"));
+            };
+            if ownership.config != config.num() || ownership.settled() != config.num() {
+                let leader = self.leader(self.hosts[group.hosts.start].group);
+                let errands = leader.and_then(|leader| self.hosts[leader].errands.as_ref());
+                return Some(format!(
+                    "{gid} has settled {} of {}, of which {} are accepted: {:?}, owed {:?}; under way: {}",
+                    ownership.settled(),
+                    config.num(),
+                    ownership.config,
+                    ownership.shards,
+                    ownership.owed,
+                    errands.map_or_else(String::new, Errands::describe)
+                ));
+            }
+            let serves: ShardSet = ownership.shards.keys().copied().collect();
+            if serves != config.owned_by(gid) {
+                return Some(format!(
+                    "{gid} serves {serves}, and owns {}",
+                    config.owned_by(gid)
+                ));
+            }
+        }
+        self.unreported(config.num())
+    }
+
+    /// Which group the controllers take for unfinished.
+    fn unreported(&self, latest: ConfigNum) -> Option<String> {
+        let group = self
+            .groups
+            .iter()
+            .position(|group| group.gid == Gid::NONE)?;
+        let leader = self.hosts[self.leader(group)?].process.as_ref()?;
+        let progress = leader.machine().machine().as_ctrl()?.progress();
+        let mut late = progress
+            .iter()
+            .filter(|(_, progress)| progress.settled != latest || progress.left_in.is_some());
+        let (gid, progress) = late.next()?;
+        Some(format!(
+            "the controllers have {progress:?} of {gid}, at {latest}"
+        ))
     }
 
     /// What is not well yet in a group.
@@ -196,6 +254,7 @@ impl World {
                 }
             }
         }
+        self.nothing_left_behind()?;
         let checked = self.check_history();
         if self.tracing && checked.is_err() {
             for number in 0..self.scenario.client.keys {
@@ -209,7 +268,7 @@ impl World {
             self.groups.iter().map(|group| count(&group.oracle)).sum()
         };
         let totals = [
-            ("elections", sum(|oracle| oracle.elections())),
+            ("elections", sum(Oracle::elections)),
             ("operations", self.history.len() as u64),
             (
                 "operations with known outcome",
@@ -222,9 +281,34 @@ impl World {
             ),
             ("simulated milliseconds", self.now / MILLI),
             ("messages", self.traffic.messages),
+            ("configurations", self.custody.latest().0),
+            ("shards handed over", self.custody.hand_offs()),
         ];
         for (what, count) in totals {
             *self.report.counts.entry(what).or_default() += count;
+        }
+        Ok(())
+    }
+
+    /// No replica holds data or sessions of a shard that isn't its group's.
+    fn nothing_left_behind(&self) -> Step {
+        for host in &self.hosts[..self.kv_hosts] {
+            let gid = self.groups[host.group].gid;
+            let Some(ownership) = self.custody.group(gid) else {
+                continue;
+            };
+            for ((space, key), _) in host.disk.pairs() {
+                let shard = key
+                    .first_chunk::<4>()
+                    .map(|it| ShardId(u32::from_be_bytes(*it)));
+                let stray = shard.is_none_or(|shard| !ownership.shards.contains_key(&shard));
+                if space != Keyspace::Meta && stray {
+                    return Err(Violation::new(
+                        "nothing is left behind",
+                        format!("host {} of {gid} keeps {space:?} {key:?}", host.number),
+                    ));
+                }
+            }
         }
         Ok(())
     }

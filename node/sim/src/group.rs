@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use raft::{Membership, Role, Term};
-use replica::{Genesis, RequestId};
+use replica::{Genesis, GroupKind, RequestId};
 use types::{Gid, NodeId};
 
 use crate::network::HostId;
@@ -44,14 +44,37 @@ impl Group {
     }
 }
 
-/// The groups of a scenario.
+/// The groups of a scenario: replica groups first, the controllers last.
 pub(crate) fn lay_out(scenario: &Scenario) -> Vec<Group> {
-    vec![Group::new(
-        Gid(1),
-        scenario.genesis,
-        0..scenario.hosts,
-        scenario.members,
-    )]
+    let hosts = scenario.hosts;
+    let Some(cluster) = &scenario.cluster else {
+        let group = Group::new(Gid(1), scenario.genesis, 0..hosts, scenario.members);
+        return vec![group];
+    };
+    let genesis = |kind| Genesis {
+        kind,
+        ..scenario.genesis
+    };
+    let mut groups = Vec::new();
+    for (gid, number) in (1..).map(Gid).zip(0..cluster.groups) {
+        let hosts = number * hosts..(number + 1) * hosts;
+        let genesis = genesis(GroupKind::Shards);
+        groups.push(Group::new(gid, genesis, hosts, scenario.members));
+    }
+    let first = cluster.groups * hosts;
+    groups.push(Group::new(
+        Gid::NONE,
+        genesis(GroupKind::Controller),
+        first..first + cluster.controllers,
+        cluster.controllers,
+    ));
+    groups
+}
+
+/// How many hosts the replica groups have together.
+pub(crate) fn kv_hosts(groups: &[Group]) -> usize {
+    let replicas = groups.iter().filter(|group| group.gid != Gid::NONE);
+    replicas.map(|group| group.hosts.len()).sum()
 }
 
 impl World {

@@ -8,6 +8,7 @@ use replica::{Outlet, Replica, Request, RequestId};
 use types::{LogTime, NodeId};
 
 use crate::disk::Disk;
+use crate::errands::Errands;
 use crate::group::GroupId;
 use crate::machine::{Outcome, Question, Reply};
 use crate::network::HostId;
@@ -88,6 +89,8 @@ pub(crate) struct Host {
     pub(crate) asked: BTreeMap<RequestId, Index>,
     pub(crate) progress: Progress,
     pub(crate) journal: Journal,
+    /// What carries out what its mover asks for; none where no shards move.
+    pub(crate) errands: Option<Errands>,
 }
 
 impl Host {
@@ -118,6 +121,7 @@ impl Host {
             asked: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
+            errands: None,
         }
     }
 
@@ -145,6 +149,12 @@ impl Host {
 /// The address of a host.
 pub(crate) fn address(number: HostId) -> String {
     format!("host-{number}:7000")
+}
+
+/// The host of an address.
+pub(crate) fn host_at(address: &str) -> Option<HostId> {
+    let (host, _) = address.strip_prefix("host-")?.split_once(':')?;
+    host.parse().ok()
 }
 
 /// Catches what leaves a process, with how long after the start of its work it leaves.

@@ -40,8 +40,10 @@
 )]
 
 pub mod client;
+pub mod custody;
 pub mod dice;
 pub mod disk;
+mod errands;
 mod faults;
 mod finale;
 mod group;
@@ -57,6 +59,7 @@ pub mod queue;
 pub mod runner;
 pub mod scenario;
 pub mod script;
+pub mod steward;
 pub mod traffic;
 pub mod watched;
 pub mod world;

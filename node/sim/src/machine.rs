@@ -1,9 +1,13 @@
 //! The state machines of a cluster behind one type, so that all hosts of a world are driven alike.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use raft::{Bug, StoreError};
 use replica::{Answer, Applying, Request, StateMachine, StateReader, Transaction};
-use shardkv::ShardKv;
+use shardctrler::{HistoryLimits, Shardctrler};
+use shardkv::{Ownership, ShardKv};
+use types::ShardConfig;
 
 /// A question to a node, whatever its group is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +35,43 @@ pub type Outcome = Result<Answer<Reply>, replica::Refusal>;
 pub enum Machine {
     /// Of a replica group.
     Kv(Box<ShardKv>),
+    /// Of the controllers.
+    Ctrl(Box<Shardctrler>),
 }
 
 impl Machine {
     /// The machine of a replica group.
     pub fn kv(bug: Option<Bug>) -> Self {
         Self::Kv(Box::new(ShardKv::with_bug(bug)))
+    }
+
+    /// The controllers' machine.
+    pub fn ctrl(bug: Option<Bug>, limits: HistoryLimits) -> Self {
+        Self::Ctrl(Box::new(Shardctrler::with_limits(limits).with_bug(bug)))
+    }
+
+    /// What a replica group has to do with which shard.
+    pub fn ownership(&self) -> Option<Arc<Ownership>> {
+        match self {
+            Self::Kv(machine) => Some(machine.ownership()),
+            Self::Ctrl(_) => None,
+        }
+    }
+
+    /// The controllers' latest configuration.
+    pub fn latest(&self) -> Option<Arc<ShardConfig>> {
+        match self {
+            Self::Kv(_) => None,
+            Self::Ctrl(machine) => Some(machine.latest()),
+        }
+    }
+
+    /// The controllers, if it is theirs.
+    pub fn as_ctrl(&self) -> Option<&Shardctrler> {
+        match self {
+            Self::Kv(_) => None,
+            Self::Ctrl(machine) => Some(machine),
+        }
     }
 }
 
@@ -79,6 +114,7 @@ impl StateMachine for Machine {
     fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError> {
         match self {
             Self::Kv(machine) => machine.reload(state),
+            Self::Ctrl(machine) => machine.reload(state),
         }
     }
 
@@ -90,19 +126,24 @@ impl StateMachine for Machine {
     ) -> Result<Reply, StoreError> {
         match self {
             Self::Kv(machine) => machine.apply(at, operation, state).map(Reply::Kv),
+            Self::Ctrl(machine) => machine.apply(at, operation, state).map(Reply::Ctrl),
         }
     }
 
     fn finish_batch(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
         match self {
             Self::Kv(machine) => machine.finish_batch(state),
+            Self::Ctrl(machine) => machine.finish_batch(state),
         }
     }
 
     fn query(&self, query: &Question, state: &dyn StateReader) -> Result<Reply, StoreError> {
         match (self, query) {
             (Self::Kv(machine), Question::Kv(query)) => machine.query(query, state).map(Reply::Kv),
-            (Self::Kv(_), Question::Ctrl(_)) => Err(misdirected()),
+            (Self::Ctrl(machine), Question::Ctrl(query)) => {
+                machine.query(query, state).map(Reply::Ctrl)
+            }
+            _ => Err(misdirected()),
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use raft::{Payload, StoreError};
-use replica::{Refusal, Replica, Status};
-use types::NodeId;
+use raft::{Index, Payload, StoreError};
+use replica::{Refusal, Replica, Request, Status};
+use types::{Gid, NodeId};
 
 use crate::disk::DiskEvent;
+use crate::errands::{Errands, describe_step};
 use crate::host::{Input, Leaving};
-use crate::machine::Machine;
+use crate::machine::{Machine, Reply};
 use crate::network::HostId;
 use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
@@ -66,7 +67,26 @@ impl World {
         let mut options = self.scenario.replica.clone();
         options.address.clone_from(&host.address);
         options.raft.bug = self.scenario.bug;
-        let machine = Machine::kv(self.scenario.bug);
+        let group = &self.groups[host.group];
+        let machine = match &self.scenario.cluster {
+            Some(cluster) if group.gid == Gid::NONE => {
+                Machine::ctrl(self.scenario.bug, cluster.history)
+            }
+            _ => Machine::kv(self.scenario.bug),
+        };
+        if let Some(cluster) = &self.scenario.cluster
+            && group.gid != Gid::NONE
+        {
+            let before = host.errands.take();
+            let bug = self.scenario.bug;
+            host.errands = Some(Errands::new(
+                group.gid,
+                self.scenario.genesis.shards,
+                cluster.mover,
+                bug,
+                before,
+            ));
+        }
         let machine = Watched::new(machine, host.journal.clone());
         let mut process = Replica::recover(
             options,
@@ -123,6 +143,7 @@ impl World {
         }
         self.hosts[number].paused = false;
         self.trace(number, || "moves on".to_owned());
+        self.wake_errands(number);
         self.wake(number)
     }
 
@@ -207,7 +228,12 @@ impl World {
                 }
                 Input::Request(id, request) => {
                     let oracle = &self.groups[host.group].oracle;
-                    host.asked.insert(id, oracle.last_committed().index);
+                    let committed = match request {
+                        // It tells what this node has, however old.
+                        Request::ReadLocal(_) => Index(0),
+                        _ => oracle.last_committed().index,
+                    };
+                    host.asked.insert(id, committed);
                     process.submit(id, request);
                 }
                 Input::Hint(node) => process.peer_disconnected(node),
@@ -261,9 +287,9 @@ impl World {
         }
         for operation in drain(&host.journal) {
             if self.tracing {
-                let command = shardkv::Command::decode(operation.operation.clone());
                 let (entry, response) = (operation.entry, &operation.response);
-                println!("            host {number} applies {entry}: {command:?} -> {response:?}");
+                let what = describe_operation(&operation.operation, response);
+                println!("            host {number} applies {entry}: {what} -> {response:?}");
             }
             let group = &mut self.groups[host.group];
             let first = group
@@ -271,6 +297,7 @@ impl World {
                 .applied(host.node, &mut host.progress, &operation)?;
             if first {
                 self.ledger.applied(group.gid, host.node, &operation)?;
+                self.custody.applied(group.gid, &operation)?;
             }
         }
         Ok(())
@@ -333,7 +360,7 @@ impl World {
         if has_work {
             self.plan_work(number);
         }
-        Ok(())
+        self.run_errands(number, &status)
     }
 
     pub(crate) fn plan_work(&mut self, number: HostId) {
@@ -360,5 +387,17 @@ impl World {
             ));
         }
         Ok(())
+    }
+}
+
+/// An operation of a log, for people.
+fn describe_operation(operation: &bytes::Bytes, response: &Reply) -> String {
+    let operation = operation.clone();
+    match response {
+        Reply::Ctrl(_) => format!("{:?}", shardctrler::Command::decode(operation)),
+        Reply::Kv(_) => match shardkv::Step::decode(operation.clone()) {
+            Ok(step) => describe_step(&step),
+            Err(_) => format!("{:?}", shardkv::Command::decode(operation)),
+        },
     }
 }

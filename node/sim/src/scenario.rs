@@ -5,7 +5,8 @@
 //! crashes and slow disks happen gets far.
 
 use raft::Bug;
-use shardkv::Genesis;
+use shardctrler::HistoryLimits;
+use shardkv::{Genesis, MoverOptions};
 
 use crate::client::ClientOptions;
 use crate::dice::{Concern, Dice};
@@ -31,6 +32,8 @@ pub struct Faults {
     pub false_hints: Option<Rhythm>,
     /// Nodes killed between two steps, or inside one, and down for a while.
     pub crashes: Option<Rhythm>,
+    /// All nodes of one group killed at once, and down for a while.
+    pub outages: Option<Rhythm>,
     /// All nodes killed at once.
     pub blackouts: Option<Rhythm>,
     /// Processes that stand still.
@@ -93,8 +96,31 @@ pub struct Scenario {
     /// How many of a million new leaders are cut off with one companion before their first word is out. Figure 8
     /// of the Raft paper is a few of those in a row.
     pub ambushes: u32,
+    /// Several groups among which shards move; `None`: one group that has all.
+    pub cluster: Option<Cluster>,
     /// A bug put back.
     pub bug: Option<Bug>,
+}
+
+/// Groups among which shards move. `hosts` and `members` of the scenario are those of each replica group.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// How many replica groups there are; their gids count from 1.
+    pub groups: usize,
+    /// How many of them join as the world begins.
+    pub joined: usize,
+    /// How many controllers there are.
+    pub controllers: usize,
+    /// How shards are moved.
+    pub mover: MoverOptions,
+    /// How many stewards change the configuration, each by itself.
+    pub stewards: usize,
+    /// The mean time between two changes of a steward; `None`: they only do what they are told.
+    pub changes: Option<Micros>,
+    /// Which configurations the controllers keep.
+    pub history: HistoryLimits,
+    /// At the end one group stays down until all that doesn't need it is well.
+    pub survives_without: bool,
 }
 
 impl Scenario {
@@ -130,8 +156,27 @@ impl Scenario {
             pushy_admin: false,
             stormy: false,
             ambushes: 0,
+            cluster: None,
             bug: None,
         }
+    }
+
+    /// A quiet world of several groups: no faults, one client, one steward who does what it is told. The first group has
+    /// joined.
+    pub fn quiet_cluster(seed: u64, groups: usize, hosts: usize) -> Self {
+        let mut scenario = Self::quiet(seed, hosts);
+        scenario.genesis.shards = 10;
+        scenario.cluster = Some(Cluster {
+            groups,
+            joined: 1,
+            controllers: 3,
+            mover: MoverOptions::default(),
+            stewards: 1,
+            changes: None,
+            history: HistoryLimits::default(),
+            survives_without: false,
+        });
+        scenario
     }
 
     /// What `seed` draws.
@@ -151,6 +196,7 @@ impl Scenario {
         scenario.draw_links(&mut dice);
         scenario.draw_faults(&mut dice);
         scenario.draw_clients(&mut dice);
+        scenario.draw_cluster(&mut Dice::new(seed, Concern::Cluster));
         scenario.settle(&mut dice);
         scenario
     }
@@ -208,6 +254,59 @@ impl Scenario {
         self.disks.flush = (MILLI, dice.magnitude(2 * MILLI, SECOND));
     }
 
+    /// Half of the worlds have several groups.
+    fn draw_cluster(&mut self, dice: &mut Dice) {
+        if dice.coin() {
+            return;
+        }
+        self.hosts = *dice.pick(&[1, 2, 3, 3, 3, 3]).unwrap_or(&3);
+        self.members = self.hosts;
+        self.genesis.shards = small(dice.between(1, 10));
+        self.duration = self.duration.min(8 * SECOND);
+        let mover = MoverOptions {
+            max_concurrent_pulls: small(dice.between(1, 4)),
+            max_bytes_per_second: if dice.chance(200_000) {
+                dice.magnitude(2_000, 100_000)
+            } else {
+                0
+            },
+            // So that a shard takes many parts, mostly.
+            chunk_bytes: small(dice.magnitude(1, 4_096)),
+            min_retry_ms: small(dice.magnitude(1, 50)),
+            max_retry_ms: small(dice.between(50, 400)),
+        };
+        let history = if dice.coin() {
+            HistoryLimits {
+                keep: dice.between(1, 4),
+                step: dice.between(1, 4),
+                max: dice.between(8, 64),
+                ..HistoryLimits::default()
+            }
+        } else {
+            HistoryLimits::default()
+        };
+        let groups = large(dice.between(2, 4));
+        self.cluster = Some(Cluster {
+            groups,
+            joined: large(dice.between(1, groups as u64)),
+            controllers: *dice.pick(&[1, 3, 3, 3]).unwrap_or(&3),
+            mover,
+            stewards: large(dice.between(1, 2)),
+            changes: Some(dice.magnitude(50 * MILLI, 2 * SECOND)),
+            history,
+            survives_without: dice.chance(300_000),
+        });
+        let lasts = dice.magnitude(100 * MILLI, 4 * SECOND);
+        let every = dice.magnitude(500 * MILLI, 5 * SECOND);
+        self.faults.outages = dice.coin().then_some(Rhythm { every, lasts });
+        // Movers' calls, the clients of all groups: more waits than in one group.
+        self.replica.max_pending_requests = self.replica.max_pending_requests.max(4);
+        self.client.keys = dice.between(2, 12);
+        if dice.coin() {
+            self.skew_ms = self.skew_ms.min(self.genesis.session_ttl_ms / 8);
+        }
+    }
+
     fn draw_links(&mut self, dice: &mut Dice) {
         let links = &mut self.links;
         links.delay = (50, dice.magnitude(200, 20 * MILLI));
@@ -242,6 +341,7 @@ impl Scenario {
             partitions: maybe(500_000, long, shorter),
             false_hints: maybe(300_000, (100 * MILLI, 3 * SECOND), (1, 1)),
             crashes: maybe(500_000, long, shorter),
+            outages: None,
             blackouts: maybe(250_000, rare, (10 * MILLI, SECOND)),
             pauses: maybe(400_000, long, shorter),
             slow_disks: maybe(400_000, long, (10 * MILLI, SECOND)),

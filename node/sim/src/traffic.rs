@@ -6,12 +6,14 @@ use shardkv::Response;
 use types::NodeId;
 
 use crate::client::{Outgoing, Surroundings, client_of};
+use crate::errands::MOVERS;
 use crate::faults::ADMIN;
 use crate::host::Input;
 use crate::machine::{Outcome, Question, Reply};
 use crate::network::HostId;
 use crate::oracle::Violation;
 use crate::queue::Micros;
+use crate::steward::STEWARDS;
 use crate::world::{Event, Step, World};
 
 /// What went over the wire.
@@ -84,22 +86,42 @@ impl World {
         };
         self.check_fresh(from, committed, &outcome)?;
         self.trace(from, || format!("answers {id:x?}: {outcome:?}"));
-        let of_client = client_of(id) < ADMIN;
-        if of_client && (self.hosts[from].unreachable || self.network.loses()) {
-            return Ok(());
-        }
-        let at = self.now + after + self.network.delay();
-        self.queue.push(at, Event::Answer { id, outcome });
+        self.answer_from(from, after, id, outcome);
         Ok(())
+    }
+
+    /// Sends an answer on its way to whoever asked.
+    fn answer_from(&mut self, from: HostId, after: Micros, id: RequestId, outcome: Outcome) {
+        let at = match caller(id) {
+            Caller::Mover(host) if host == from => self.now + after,
+            Caller::Mover(host) => {
+                let [first, _] = self.network.arrivals(from, host, self.now + after);
+                let Some(at) = first else {
+                    return;
+                };
+                at
+            }
+            Caller::Administrator => self.now + after + self.network.delay(),
+            Caller::Client(_) | Caller::Steward(_) => {
+                if self.hosts[from].unreachable || self.network.loses() {
+                    return;
+                }
+                self.now + after + self.network.delay()
+            }
+        };
+        self.queue.push(at, Event::Answer { id, outcome });
     }
 
     /// A read shows all that anyone called committed before it was asked.
     pub(crate) fn check_fresh(&self, from: HostId, committed: Index, outcome: &Outcome) -> Step {
         let is_read = matches!(
             outcome,
-            Ok(Answer::Machine(Reply::Kv(
-                Response::Value(_) | Response::Page { .. }
-            )))
+            Ok(Answer::Machine(
+                Reply::Kv(Response::Value(_) | Response::Page { .. })
+                    | Reply::Ctrl(
+                        shardctrler::Response::Config(_) | shardctrler::Response::Configs(_)
+                    )
+            ))
         );
         let (applied, _) = self.hosts[from].disk.position();
         if !is_read || applied.index >= committed {
@@ -141,8 +163,12 @@ impl World {
     ) -> Step {
         if self.hosts[number].process.is_none() {
             // Nobody listens: the caller learns that at once, and that nothing was done.
-            let at = self.now + self.network.delay();
             let outcome = Err(Refusal::NotLeader { leader: None });
+            if let Caller::Mover(_) = caller(id) {
+                self.answer_from(number, 0, id, outcome);
+                return Ok(());
+            }
+            let at = self.now + self.network.delay();
             self.queue.push(at, Event::Answer { id, outcome });
             return Ok(());
         }
@@ -151,17 +177,23 @@ impl World {
     }
 
     pub(crate) fn answered(&mut self, id: RequestId, outcome: Outcome) -> Step {
-        let number = usize::try_from(client_of(id)).unwrap_or(usize::MAX);
-        if number >= self.clients.len() {
-            self.admin_answered(id, outcome);
-            return Ok(());
-        }
+        let number = match caller(id) {
+            Caller::Client(number) => number,
+            Caller::Administrator => {
+                self.admin_answered(id, outcome);
+                return Ok(());
+            }
+            Caller::Mover(host) => return self.errand_answered(host, id, outcome),
+            Caller::Steward(number) => return self.steward_answered(number, id, outcome),
+        };
         let mut out = Vec::new();
         let mut around = Surroundings {
             now: self.now,
             history: &mut self.history,
             addresses: &self.nodes,
-            hosts: self.hosts.len(),
+            hosts: self.kv_hosts,
+            controllers: self.kv_hosts..self.hosts.len(),
+            shards: self.scenario.genesis.shards,
             out: &mut out,
         };
         self.clients[number].answered(id, outcome, &mut around)?;
@@ -182,7 +214,9 @@ impl World {
             now: self.now,
             history: &mut self.history,
             addresses: &self.nodes,
-            hosts: self.hosts.len(),
+            hosts: self.kv_hosts,
+            controllers: self.kv_hosts..self.hosts.len(),
+            shards: self.scenario.genesis.shards,
             out: &mut out,
         };
         self.clients[number].wake(&mut around);
@@ -200,6 +234,28 @@ impl World {
             self.client_due[number] = due;
             self.queue.push(due, Event::Client { number });
         }
+    }
+}
+
+/// Whoever asked.
+enum Caller {
+    Client(usize),
+    Administrator,
+    Mover(HostId),
+    Steward(usize),
+}
+
+fn caller(id: RequestId) -> Caller {
+    let number = client_of(id);
+    let from = |first: u64| usize::try_from(number - first).unwrap_or(usize::MAX);
+    if number >= STEWARDS {
+        Caller::Steward(from(STEWARDS))
+    } else if number >= MOVERS {
+        Caller::Mover(from(MOVERS))
+    } else if number >= ADMIN {
+        Caller::Administrator
+    } else {
+        Caller::Client(from(0))
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use raft::{EntryId, StoreError};
 use replica::{Applying, StateMachine, StateReader, Transaction};
+use shardkv::Ownership;
+use types::ShardConfig;
 
 use crate::dice::digest;
 use crate::machine::{Machine, Question, Reply};
@@ -20,6 +22,10 @@ pub struct AppliedOperation {
     pub operation: Bytes,
     /// What it was answered with.
     pub response: Reply,
+    /// What its replica group has to do with shards since then, if that changed.
+    pub ownership: Option<Arc<Ownership>>,
+    /// The configuration that it made.
+    pub config: Option<Arc<ShardConfig>>,
 }
 
 /// What a machine applied, shared with the world.
@@ -43,6 +49,11 @@ impl Watched {
     pub fn new(inner: Machine, journal: Journal) -> Self {
         Self { inner, journal }
     }
+
+    /// The machine itself.
+    pub fn machine(&self) -> &Machine {
+        &self.inner
+    }
 }
 
 impl StateMachine for Watched {
@@ -59,13 +70,20 @@ impl StateMachine for Watched {
         operation: Bytes,
         state: &mut Transaction<'_>,
     ) -> Result<Reply, StoreError> {
+        let (owned, latest) = (self.inner.ownership(), self.inner.latest());
         let response = self.inner.apply(at, operation.clone(), state)?;
+        let same = |a: &Arc<Ownership>| owned.as_ref().is_some_and(|b| Arc::ptr_eq(a, b));
+        let ownership = self.inner.ownership().filter(|now| !same(now));
+        let num = latest.map(|config| config.num());
+        let config = self.inner.latest().filter(|now| Some(now.num()) != num);
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.push(AppliedOperation {
             entry: at.entry,
             digest: digest(&operation) ^ at.time.0.rotate_left(20) ^ u64::from(at.max_value_bytes),
             operation,
             response: response.clone(),
+            ownership,
+            config,
         });
         Ok(response)
     }

@@ -15,11 +15,12 @@ use replica::{Request, RequestId, Status, initialise};
 use types::NodeId;
 
 use crate::client::Client;
+use crate::custody::Custody;
 use crate::dice::{Concern, Dice, mix};
 use crate::disk::Disk;
 use crate::faults::Fault;
 use crate::finale::Ending;
-use crate::group::{Group, GroupId, lay_out};
+use crate::group::{Group, GroupId, kv_hosts, lay_out};
 use crate::history::History;
 use crate::host::{Clock, Host, Input};
 use crate::ledger::Ledger;
@@ -28,6 +29,7 @@ use crate::network::{HostId, Network};
 use crate::oracle::Violation;
 use crate::queue::{Micros, Queue};
 use crate::scenario::Scenario;
+use crate::steward::Steward;
 use crate::traffic::Traffic;
 
 /// How many search steps a key's history may take.
@@ -60,6 +62,10 @@ pub(crate) enum Event {
     },
     /// A client has something to do.
     Client { number: usize },
+    /// Whoever changes the configuration has something to do.
+    Steward { number: usize },
+    /// A mover's driver has something to do.
+    Errand { host: HostId, incarnation: u64 },
     /// A process starts.
     Start { host: HostId, incarnation: u64 },
     /// A process moves on.
@@ -100,9 +106,14 @@ pub struct World {
     pub(crate) network: Network,
     pub(crate) groups: Vec<Group>,
     pub(crate) ledger: Ledger,
+    pub(crate) custody: Custody,
+    /// The hosts of replica groups come first, so many; then those of the controllers.
+    pub(crate) kv_hosts: usize,
     pub(crate) history: History,
     pub(crate) clients: Vec<Client>,
     pub(crate) client_due: Vec<Micros>,
+    pub(crate) stewards: Vec<Steward>,
+    pub(crate) steward_due: Vec<Micros>,
     pub(crate) dice: Dice,
     pub(crate) node_dice: Dice,
     /// Requests of the administrator so far.
@@ -153,8 +164,12 @@ impl World {
             nodes: hosts.iter().map(|host| (host.node, host.number)).collect(),
             hosts,
             network,
+            kv_hosts: kv_hosts(&groups),
+            stewards: Vec::new(),
+            steward_due: Vec::new(),
             groups,
             ledger: Ledger::default(),
+            custody: Custody::default(),
             history: History::default(),
             client_due: vec![Micros::MAX; clients.len()],
             clients,
@@ -206,6 +221,7 @@ impl World {
         for number in 0..self.clients.len() {
             self.plan_client(number);
         }
+        self.appoint_stewards();
         self.plan_faults();
         Ok(())
     }
@@ -308,6 +324,17 @@ impl World {
             Event::Client { number } => {
                 self.client_wakes(number);
                 Ok(())
+            }
+            Event::Steward { number } => {
+                self.steward_wakes(number);
+                Ok(())
+            }
+            Event::Errand { host, incarnation } => {
+                let up = self.hosts[host].is_up();
+                if self.hosts[host].incarnation != incarnation || !up {
+                    return Ok(());
+                }
+                self.errands_due(host)
             }
             Event::Start { host, incarnation } => {
                 if self.hosts[host].incarnation == incarnation {

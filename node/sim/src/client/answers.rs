@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use replica::{Answer, Refusal, RequestId};
-use shardkv::{KvError, Response, Write};
-use types::{ClientId, LogTime, Sequence};
+use shardkv::{KvError, Query, Response, Write};
+use types::{ClientId, ConfigNum, Gid, LogTime, Sequence};
 
 use super::{Client, Operation, Session, Surroundings, What};
 use crate::machine::{Outcome, Reply};
@@ -28,7 +28,11 @@ impl Client {
             self.opened(outcome, around);
             return Ok(());
         }
-        let Some(number) = self.requests.remove(&id) else {
+        if self.routes.is_asked(id) {
+            self.routes.answered(outcome, around.now);
+            return Ok(());
+        }
+        let Some((number, gid)) = self.requests.remove(&id) else {
             return Ok(());
         };
         if !self.operations.contains_key(&number) {
@@ -41,7 +45,7 @@ impl Client {
                 format!("an operation was answered {other:?}"),
             )),
             Err(refusal) => {
-                self.refused(number, id, &refusal, around);
+                self.refused((number, gid), id, &refusal, around);
                 Ok(())
             }
         }
@@ -59,7 +63,8 @@ impl Client {
             }
             Ok(_) => self.opening = None,
             Err(refusal) => {
-                let wait = self.after(&refusal, around);
+                let gid = self.opening.as_ref().and_then(|opening| opening.gid);
+                let wait = self.after(&refusal, gid, around);
                 if let Some(opening) = &mut self.opening {
                     opening.retry_at = around.now + wait;
                 }
@@ -177,6 +182,17 @@ impl Client {
                 self.give_up(number, around);
                 Ok(())
             }
+            KvError::WrongGroup { config, .. } => {
+                self.moved(number, *config, around);
+                Ok(())
+            }
+            KvError::ShardNotReady { .. } => {
+                let wait = self.dice.between(10 * MILLI, 40 * MILLI);
+                if let Some(operation) = self.operations.get_mut(&number) {
+                    operation.retry_at = operation.retry_at.min(around.now + wait);
+                }
+                Ok(())
+            }
             KvError::SessionLimit { .. } => {
                 if let Some(operation) = self.operations.get_mut(&number) {
                     operation.retry_at = around.now + 50 * MILLI;
@@ -190,15 +206,36 @@ impl Client {
         }
     }
 
+    /// The shard is elsewhere: one of the two has an old configuration.
+    fn moved(&mut self, number: u64, config: ConfigNum, around: &mut Surroundings<'_>) {
+        if config > self.routes.num() || self.dice.chance(200_000) {
+            self.refresh(around);
+        }
+        let wait = self.dice.between(10 * MILLI, 40 * MILLI);
+        if let Some(gid) = self.operations.get(&number).and_then(|it| it.gid) {
+            // Or the node isn't of the group that it was taken for.
+            self.routes.elsewhere(gid, &mut self.dice, around);
+        }
+        let Some(operation) = self.operations.get_mut(&number) else {
+            return;
+        };
+        if matches!(operation.what, What::Read(Query::Scan { .. })) {
+            // Its shards aren't one group's any more.
+            self.give_up(number, around);
+            return;
+        }
+        operation.retry_at = operation.retry_at.min(around.now + wait);
+    }
+
     /// The replica refused.
     fn refused(
         &mut self,
-        number: u64,
+        (number, gid): (u64, Gid),
         id: RequestId,
         refusal: &Refusal,
         around: &mut Surroundings<'_>,
     ) {
-        let wait = self.after(refusal, around);
+        let wait = self.after(refusal, Some(gid), around);
         let Some(operation) = self.operations.get_mut(&number) else {
             return;
         };
@@ -219,23 +256,28 @@ impl Client {
     }
 
     /// Learns from a refusal where to go, and when.
-    fn after(&mut self, refusal: &Refusal, around: &mut Surroundings<'_>) -> Micros {
+    fn after(
+        &mut self,
+        refusal: &Refusal,
+        gid: Option<Gid>,
+        around: &mut Surroundings<'_>,
+    ) -> Micros {
+        let Some(gid) = gid else {
+            return 20 * MILLI;
+        };
         match refusal {
             Refusal::NotLeader { leader } | Refusal::Unknown { leader } => {
                 let known = leader.and_then(|node| around.addresses.get(&node));
                 match known {
-                    Some(host) if *host != self.target => {
-                        self.target = *host;
-                        MILLI
-                    }
+                    Some(host) if self.routes.leads(gid, *host) => MILLI,
                     _ => {
-                        self.elsewhere(around.hosts);
+                        self.routes.elsewhere(gid, &mut self.dice, around);
                         self.dice.between(5 * MILLI, 60 * MILLI)
                     }
                 }
             }
             Refusal::Stopping => {
-                self.elsewhere(around.hosts);
+                self.routes.elsewhere(gid, &mut self.dice, around);
                 10 * MILLI
             }
             _ => self.dice.between(10 * MILLI, 80 * MILLI),

@@ -1,0 +1,249 @@
+//! Who has a shard: what groups and controllers promised each other, checked whenever a log moves on.
+//!
+//! It is shown each step once, in the order of each group's log, when the first replica applies it. So what it compares
+//! are not the views of replicas, which lag, but what is final.
+//!
+//! | invariant | how it is judged |
+//! |---|---|
+//! | configurations are final | their numbers rise by one, and the groups' shares differ by at most one after a rebalance |
+//! | configurations are obeyed | a group serves a shard since configuration `n` only if `n` gives it the shard |
+//! | one owner at each configuration | by (shard, configuration): one group serves it since then |
+//! | one server at a time | when a group begins to serve a shard, no other group's log leaves it served |
+//! | fence, then install | a shard is installed for `n` only after its source fenced it for `n`; then once, by the one it goes to |
+//! | install, then delete | a source gives up a shard that it fenced for `n` only after it was installed for `n` |
+//! | exactly once for changes | a change with a session is answered with one configuration for ever |
+//!
+//! By the last but two rows a shard's data has exactly one owner at each configuration number: the intervals of
+//! configurations in which groups serve a shard follow each other, from install to fence.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use shardctrler::Response;
+use shardkv::{Ownership, Shard, ShardState};
+use types::{ClientId, ConfigNum, Gid, Sequence, ShardConfig, ShardId};
+
+use crate::machine::Reply;
+use crate::oracle::Violation;
+use crate::watched::AppliedOperation;
+
+type Check = Result<(), Violation>;
+
+/// What all logs together say about who has which shard.
+#[derive(Debug, Default)]
+pub struct Custody {
+    configs: BTreeMap<ConfigNum, Arc<ShardConfig>>,
+    changes: BTreeMap<(ClientId, Sequence), Response>,
+    groups: BTreeMap<Gid, Arc<Ownership>>,
+    /// Who serves a shard since a configuration.
+    served: BTreeMap<(ShardId, ConfigNum), Gid>,
+    /// Who serves a shard now.
+    serving: BTreeMap<ShardId, Gid>,
+    fenced: BTreeMap<(ShardId, ConfigNum), (Gid, Gid)>,
+    installed: BTreeMap<(ShardId, ConfigNum), Gid>,
+    deleted: BTreeSet<(ShardId, ConfigNum)>,
+}
+
+impl Custody {
+    /// A group applied an operation, as the first of its replicas.
+    pub fn applied(&mut self, gid: Gid, operation: &AppliedOperation) -> Check {
+        if let Some(config) = &operation.config {
+            self.configured(config)?;
+        }
+        if let Reply::Ctrl(response @ Response::Changed { .. }) = &operation.response {
+            self.changed(operation, response)?;
+        }
+        if let Some(ownership) = &operation.ownership {
+            self.owned(gid, ownership)?;
+        }
+        Ok(())
+    }
+
+    fn configured(&mut self, config: &Arc<ShardConfig>) -> Check {
+        let last = self.latest();
+        if config.num() != last.next() {
+            return Err(Violation::new(
+                "configurations are final",
+                format!("configuration {} followed {last}", config.num()),
+            ));
+        }
+        // Other changes leave the shares as they were, or as a move made them.
+        let before = self.config().map(|before| before.groups());
+        let gids =
+            |groups: &BTreeMap<Gid, Vec<String>>| -> Vec<Gid> { groups.keys().copied().collect() };
+        if before.map(gids) != Some(gids(config.groups())) {
+            check_balance(config)?;
+        }
+        self.configs.insert(config.num(), Arc::clone(config));
+        Ok(())
+    }
+
+    fn changed(&mut self, operation: &AppliedOperation, response: &Response) -> Check {
+        let command = shardctrler::Command::decode(operation.operation.clone());
+        let Some(session) = command.ok().and_then(|command| command.session) else {
+            return Ok(());
+        };
+        let name = (session.client, session.sequence);
+        let first = self.changes.entry(name).or_insert_with(|| response.clone());
+        if first == response {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "exactly once for changes",
+            format!(
+                "change {} of {} was answered {first:?}, then {response:?}",
+                session.sequence, session.client
+            ),
+        ))
+    }
+
+    fn owned(&mut self, gid: Gid, after: &Arc<Ownership>) -> Check {
+        let before = self.groups.insert(gid, Arc::clone(after));
+        let before = before.unwrap_or_default();
+        if Arc::ptr_eq(&before, after) {
+            return Ok(());
+        }
+        for key in after
+            .owed
+            .keys()
+            .filter(|key| !before.owed.contains_key(key))
+        {
+            self.install(gid, *key)?;
+        }
+        let shards: BTreeSet<ShardId> = before
+            .shards
+            .keys()
+            .chain(after.shards.keys())
+            .copied()
+            .collect();
+        for shard in shards {
+            let (old, new) = (before.shards.get(&shard), after.shards.get(&shard));
+            let same = match (old, new) {
+                (Some(old), Some(new)) => Arc::ptr_eq(old, new) || old.state == new.state,
+                _ => false,
+            };
+            if !same {
+                self.moved(gid, shard, old.map(Arc::as_ref), new.map(Arc::as_ref))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A shard went from one state to another.
+    fn moved(
+        &mut self,
+        gid: Gid,
+        shard: ShardId,
+        old: Option<&Shard>,
+        new: Option<&Shard>,
+    ) -> Check {
+        let (old, new) = (old.map(|shard| &shard.state), new.map(|shard| &shard.state));
+        if let Some(ShardState::Serving { .. }) = old {
+            self.serving.remove(&shard);
+        }
+        if let Some(ShardState::Fenced { config, .. }) = old {
+            self.delete(gid, shard, *config)?;
+        }
+        match new {
+            Some(ShardState::Serving { config }) => self.serve(gid, shard, *config),
+            Some(ShardState::Fenced { config, to }) => {
+                self.fenced.insert((shard, *config), (gid, *to));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn serve(&mut self, gid: Gid, shard: ShardId, config: ConfigNum) -> Check {
+        let owner = self.configs.get(&config).map(|it| it.owner(shard));
+        if owner != Some(gid) {
+            return Err(Violation::new(
+                "configurations are obeyed",
+                format!(
+                    "{gid} serves {shard} since configuration {config}, which gives it to {owner:?}"
+                ),
+            ));
+        }
+        if let Some(other) = self.served.insert((shard, config), gid) {
+            return Err(Violation::new(
+                "one owner at each configuration",
+                format!("{other} began to serve {shard} of configuration {config}, then {gid}"),
+            ));
+        }
+        if let Some(other) = self.serving.insert(shard, gid) {
+            return Err(Violation::new(
+                "one server at a time",
+                format!(
+                    "{gid} begins to serve {shard} of configuration {config} while {other} does"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, gid: Gid, (shard, config): (ShardId, ConfigNum)) -> Check {
+        let fence = self.fenced.get(&(shard, config));
+        if fence.is_none_or(|(_, to)| *to != gid) {
+            return Err(Violation::new(
+                "fence, then install",
+                format!("{gid} installed {shard} of configuration {config}; its fence: {fence:?}"),
+            ));
+        }
+        if let Some(other) = self.installed.insert((shard, config), gid) {
+            return Err(Violation::new(
+                "fence, then install",
+                format!("{other} installed {shard} of configuration {config}, then {gid}"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, gid: Gid, shard: ShardId, config: ConfigNum) -> Check {
+        self.deleted.insert((shard, config));
+        if self.installed.contains_key(&(shard, config)) {
+            return Ok(());
+        }
+        Err(Violation::new(
+            "install, then delete",
+            format!("{gid} deleted {shard}, which nobody has installed for configuration {config}"),
+        ))
+    }
+
+    /// The latest configuration.
+    pub fn latest(&self) -> ConfigNum {
+        let last = self.configs.last_key_value();
+        last.map_or(ConfigNum(0), |(num, _)| *num)
+    }
+
+    /// The latest configuration itself; `None` before the first.
+    pub fn config(&self) -> Option<&Arc<ShardConfig>> {
+        self.configs.last_key_value().map(|(_, config)| config)
+    }
+
+    /// A group's part, as of the furthest of its replicas.
+    pub fn group(&self, gid: Gid) -> Option<&Arc<Ownership>> {
+        self.groups.get(&gid)
+    }
+
+    /// How many shards were handed over, from fence to delete.
+    pub fn hand_offs(&self) -> u64 {
+        self.deleted.len() as u64
+    }
+}
+
+/// Shares differ by at most one, and nobody has none while another has two.
+fn check_balance(config: &ShardConfig) -> Check {
+    let mut shares: BTreeMap<Gid, u64> = config.groups().keys().map(|gid| (*gid, 0)).collect();
+    for (count, owner) in config.owner_runs() {
+        *shares.entry(owner).or_default() += u64::from(count);
+    }
+    let least = shares.values().min().copied().unwrap_or_default();
+    let most = shares.values().max().copied().unwrap_or_default();
+    if most - least <= 1 && !shares.contains_key(&Gid::NONE) {
+        return Ok(());
+    }
+    Err(Violation::new(
+        "shards are spread evenly",
+        format!("configuration {} gives {shares:?}", config.num()),
+    ))
+}

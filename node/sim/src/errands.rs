@@ -1,0 +1,493 @@
+//! The driver of a group's mover: carries out over the simulated network what the mover of a leading member asks for.
+//!
+//! It does what the server does: asks any node of the source for a part of a shard, follows redirects to a source's
+//! leader or the controllers', asks elsewhere when no answer comes, and gives up after a while. Requests and answers are
+//! lost, late, doubled and cut off like all others.
+
+use std::collections::BTreeMap;
+
+use raft::Role;
+use replica::{Answer, Refusal, Request, RequestId, Status};
+use shardkv::{Action, ActionId, ActionOutcome, Mover, Query, Response, Step as ShardStep};
+use types::{ClusterId, ConfigNum, Gid};
+
+use crate::host::{Input, host_at};
+use crate::machine::{Outcome, Question, Reply, to_ctrl, to_kv};
+use crate::network::HostId;
+use crate::queue::{MILLI, Micros};
+use crate::world::{Event, Step, World};
+
+/// Requests of movers have names from here on: the host's number is added.
+pub(crate) const MOVERS: u64 = 1 << 21;
+
+/// The controllers' incarnation.
+pub(crate) const CONTROLLERS: ClusterId = ClusterId(0xc0);
+
+/// How long an action may take.
+const DEADLINE: Micros = 1_500 * MILLI;
+/// How long a question for configurations waits for news.
+const LONG_POLL: Micros = 400 * MILLI;
+/// How long to wait for an answer before another node is asked.
+const PATIENCE: Micros = 250 * MILLI;
+/// The pause before a node is asked again that had nothing, or knew no better.
+const PAUSE: Micros = 20 * MILLI;
+/// The most configurations in an answer.
+const DELTAS: u32 = 3;
+
+/// What a host's mover has under way.
+#[derive(Debug)]
+pub(crate) struct Errands {
+    mover: Mover,
+    open: BTreeMap<ActionId, Errand>,
+    asked: BTreeMap<RequestId, ActionId>,
+    sent: u64,
+    /// The next scheduled look.
+    due: Micros,
+}
+
+#[derive(Debug)]
+struct Errand {
+    action: Action,
+    /// The nodes that may be asked, and who is asked next.
+    hosts: Vec<HostId>,
+    target: HostId,
+    ask_at: Micros,
+    deadline: Micros,
+}
+
+impl Errands {
+    /// A mover with nothing under way. The names of requests go on where those of the process `before` ended, so that late
+    /// answers to that one find nobody.
+    pub(crate) fn new(
+        gid: Gid,
+        shards: u32,
+        options: shardkv::MoverOptions,
+        bug: Option<raft::Bug>,
+        before: Option<Self>,
+    ) -> Self {
+        Self {
+            mover: Mover::with_bug(gid, shards, options, bug),
+            open: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            sent: before.map_or(0, |before| before.sent),
+            due: Micros::MAX,
+        }
+    }
+
+    /// Why the group can't follow the controllers any more.
+    pub(crate) fn fatal(&self) -> Option<&str> {
+        self.mover.fatal()
+    }
+
+    /// For people: what is under way.
+    pub(crate) fn describe(&self) -> String {
+        let actions: Vec<&Action> = self.open.values().map(|errand| &errand.action).collect();
+        format!("{actions:?}")
+    }
+}
+
+impl World {
+    /// Lets a host's mover look at how things stand, and does what it asks for.
+    pub(crate) fn run_errands(&mut self, number: HostId, status: &Status) -> Step {
+        let host = &mut self.hosts[number];
+        let (Some(errands), Some(process)) = (&mut host.errands, &host.process) else {
+            return Ok(());
+        };
+        let leads = status.role == Role::Leader;
+        let ownership = process.machine().machine().ownership().filter(|_| leads);
+        let actions = errands.mover.poll(self.now / MILLI, ownership.as_ref());
+        if !leads {
+            errands.open.clear();
+            errands.asked.clear();
+        }
+        if let Some(fatal) = errands.fatal() {
+            return Err(crate::oracle::Violation::new(
+                "groups can follow the controllers",
+                format!("host {number}: {fatal}"),
+            ));
+        }
+        for (id, action) in actions {
+            self.begin_errand(number, id, action);
+        }
+        self.plan_errands(number);
+        Ok(())
+    }
+
+    fn begin_errand(&mut self, number: HostId, id: ActionId, action: Action) {
+        self.trace(number, || format!("mover {id:?}: {}", describe(&action)));
+        let (hosts, patience): (Vec<HostId>, Micros) = match &action {
+            Action::FetchConfigs { .. } => ((self.kv_hosts..self.hosts.len()).collect(), LONG_POLL),
+            Action::Report { .. } => ((self.kv_hosts..self.hosts.len()).collect(), DEADLINE),
+            Action::Pull { addresses, .. } | Action::Delete { addresses, .. } => {
+                let known = addresses.iter().filter_map(|it| host_at(it));
+                (known.collect(), DEADLINE)
+            }
+            Action::Propose(_) => (vec![number], DEADLINE),
+        };
+        let target = self.dice.pick(&hosts).copied().unwrap_or(number);
+        let errand = Errand {
+            action,
+            hosts,
+            target,
+            ask_at: self.now,
+            deadline: self.now + patience,
+        };
+        if let Some(errands) = &mut self.hosts[number].errands {
+            errands.open.insert(id, errand);
+        }
+        self.ask_for(number, id);
+    }
+
+    /// Sends what an errand asks.
+    fn ask_for(&mut self, number: HostId, id: ActionId) {
+        let Some((to, request)) = self.question(number, id) else {
+            return;
+        };
+        if to == number {
+            let name = self.name_call(number, id);
+            let input = Input::Request(name, request);
+            // Its own process: taken in with the next round.
+            self.hosts[number].inbox.push_back(input);
+            self.plan_work(number);
+            return;
+        }
+        let arrivals = self.network.arrivals(number, to, self.now);
+        for at in arrivals.into_iter().flatten() {
+            let name = self.name_call(number, id);
+            let request = request.clone();
+            self.queue.push(
+                at,
+                Event::Ask {
+                    host: to,
+                    id: name,
+                    request,
+                },
+            );
+        }
+    }
+
+    /// What an errand asks, of whom, and when it asks again.
+    fn question(&mut self, number: HostId, id: ActionId) -> Option<(HostId, Request<Question>)> {
+        let local = self.dice.coin();
+        let now = self.now;
+        let gid = self.groups[self.hosts[number].group].gid;
+        let errand = self.hosts[number].errands.as_mut()?.open.get_mut(&id)?;
+        errand.ask_at = now + PATIENCE;
+        let request = match &errand.action {
+            Action::FetchConfigs { after } => {
+                let query = shardctrler::Query::After {
+                    num: *after,
+                    limit: DELTAS,
+                    gid: Some(gid),
+                };
+                // Configurations don't change: any controller may tell those that it knows. Where to begin changes.
+                to_ctrl(if local && *after > ConfigNum(0) {
+                    Request::ReadLocal(query)
+                } else {
+                    Request::Read(query)
+                })
+            }
+            Action::Report { settled } => {
+                let change = shardctrler::Change::Report {
+                    gid,
+                    settled: *settled,
+                };
+                let command = shardctrler::Command {
+                    session: None,
+                    change,
+                };
+                write(command.encode(), true)
+            }
+            Action::Pull {
+                shard,
+                config,
+                after,
+                max_bytes,
+                ..
+            } => to_kv(Request::ReadLocal(Query::Pull {
+                shard: *shard,
+                config: *config,
+                after: after.clone(),
+                max_bytes: *max_bytes,
+            })),
+            Action::Delete { shard, config, .. } => {
+                let step = ShardStep::Delete {
+                    shard: *shard,
+                    config: *config,
+                };
+                write(step.encode(), step.frees_space())
+            }
+            Action::Propose(step) => {
+                errand.ask_at = Micros::MAX;
+                write(step.encode(), step.frees_space())
+            }
+        };
+        let target = self.hosts[number].errands.as_ref()?.open.get(&id)?.target;
+        Some((target, request))
+    }
+
+    fn name_call(&mut self, number: HostId, action: ActionId) -> RequestId {
+        let Some(errands) = &mut self.hosts[number].errands else {
+            return RequestId(0);
+        };
+        errands.sent += 1;
+        let id = RequestId(((MOVERS + number as u64) << 40) | errands.sent);
+        errands.asked.insert(id, action);
+        id
+    }
+
+    /// An answer reaches a mover's driver.
+    pub(crate) fn errand_answered(
+        &mut self,
+        number: HostId,
+        id: RequestId,
+        outcome: Outcome,
+    ) -> Step {
+        let Some(errands) = &mut self.hosts[number].errands else {
+            return Ok(());
+        };
+        let Some(action) = errands.asked.remove(&id) else {
+            return Ok(());
+        };
+        let Some(errand) = errands.open.get_mut(&action) else {
+            return Ok(());
+        };
+        let end = match outcome {
+            Err(Refusal::NotLeader { leader } | Refusal::Unknown { leader })
+                if !matches!(errand.action, Action::Propose(_)) =>
+            {
+                let known = leader.and_then(|node| self.nodes.get(&node).copied());
+                errand.target = match known.filter(|host| *host != errand.target) {
+                    Some(host) => host,
+                    None => self.dice.pick(&errand.hosts).copied().unwrap_or(number),
+                };
+                errand.ask_at = self.now + if known.is_some() { 1 } else { PAUSE };
+                None
+            }
+            Err(refusal) => Some(ActionOutcome::Failed(refusal.to_string())),
+            Ok(answer) => {
+                let shards = self.scenario.genesis.shards;
+                Some(verdict(&errand.action, answer, shards))
+            }
+        };
+        match end {
+            Some(ActionOutcome::Configs {
+                full: None, deltas, ..
+            }) if deltas.is_empty() && errand.deadline > self.now => {
+                errand.ask_at = self.now + PAUSE;
+                self.plan_errands(number);
+                Ok(())
+            }
+            Some(outcome) => self.end_errand(number, action, outcome),
+            None => {
+                self.plan_errands(number);
+                Ok(())
+            }
+        }
+    }
+
+    fn end_errand(&mut self, number: HostId, id: ActionId, outcome: ActionOutcome) -> Step {
+        self.trace(number, || format!("mover {id:?} ends: {}", told(&outcome)));
+        if let Some(errands) = &mut self.hosts[number].errands
+            && errands.open.remove(&id).is_some()
+        {
+            errands.asked.retain(|_, action| *action != id);
+            errands.mover.ended(id, outcome);
+        }
+        self.look_at_errands(number)
+    }
+
+    /// Time has come for a look.
+    pub(crate) fn errands_due(&mut self, number: HostId) -> Step {
+        let now = self.now;
+        let Some(errands) = &mut self.hosts[number].errands else {
+            return Ok(());
+        };
+        errands.due = Micros::MAX;
+        let late = |errand: &&Errand| errand.deadline <= now || errand.ask_at <= now;
+        let late: Vec<(ActionId, bool)> = errands
+            .open
+            .iter()
+            .filter(|(_, errand)| late(errand))
+            .map(|(id, errand)| (*id, errand.deadline <= now))
+            .collect();
+        for (id, over) in late {
+            if over {
+                let outcome = self.without_answer(number, id);
+                self.end_errand(number, id, outcome)?;
+            } else {
+                self.turn(number, id);
+                self.ask_for(number, id);
+            }
+        }
+        self.look_at_errands(number)
+    }
+
+    /// A question for configurations that brought nothing has failed only if nobody answered.
+    fn without_answer(&self, number: HostId, id: ActionId) -> ActionOutcome {
+        let errands = self.hosts[number].errands.as_ref();
+        let errand = errands.and_then(|errands| errands.open.get(&id));
+        match errand.map(|errand| &errand.action) {
+            Some(Action::FetchConfigs { .. }) => ActionOutcome::Configs {
+                controller: CONTROLLERS,
+                shards: self.scenario.genesis.shards,
+                full: None,
+                deltas: Vec::new(),
+            },
+            _ => ActionOutcome::Failed("no answer in time".to_owned()),
+        }
+    }
+
+    /// Asks another node next, mostly.
+    fn turn(&mut self, number: HostId, id: ActionId) {
+        let again = self.dice.chance(300_000);
+        let Some(errands) = &mut self.hosts[number].errands else {
+            return;
+        };
+        if let Some(errand) = errands.open.get_mut(&id)
+            && !again
+            && let Some(host) = self.dice.pick(&errand.hosts)
+        {
+            errand.target = *host;
+        }
+    }
+
+    /// A process that stood still slept through its mover's alarms.
+    pub(crate) fn wake_errands(&mut self, number: HostId) {
+        if let Some(errands) = &mut self.hosts[number].errands {
+            errands.due = Micros::MAX;
+        }
+        self.plan_errands(number);
+    }
+
+    fn look_at_errands(&mut self, number: HostId) -> Step {
+        match self.status(number).filter(|_| !self.hosts[number].paused) {
+            Some(status) => self.run_errands(number, &status),
+            None => Ok(()),
+        }
+    }
+
+    fn plan_errands(&mut self, number: HostId) {
+        let now = self.now;
+        let host = &mut self.hosts[number];
+        let Some(errands) = &mut host.errands else {
+            return;
+        };
+        let calls = errands
+            .open
+            .values()
+            .map(|errand| errand.ask_at.min(errand.deadline));
+        let own = errands.mover.next_due().map(|due| due * MILLI);
+        let Some(due) = calls.chain(own).min() else {
+            return;
+        };
+        let due = due.max(now + 1);
+        if due < errands.due {
+            errands.due = due;
+            let incarnation = host.incarnation;
+            self.queue.push(
+                due,
+                Event::Errand {
+                    host: number,
+                    incarnation,
+                },
+            );
+        }
+    }
+}
+
+fn write(operation: bytes::Bytes, frees_space: bool) -> Request<Question> {
+    Request::Write {
+        operation,
+        frees_space,
+    }
+}
+
+/// What an answer means for an action.
+fn verdict(action: &Action, answer: Answer<Reply>, shards: u32) -> ActionOutcome {
+    let Answer::Machine(reply) = answer else {
+        return ActionOutcome::Failed("an answer of another kind".to_owned());
+    };
+    match (action, reply) {
+        (Action::Pull { .. }, Reply::Kv(Response::Chunk(chunk))) => ActionOutcome::Pulled(*chunk),
+        (Action::Delete { .. } | Action::Propose(_), Reply::Kv(Response::Stepped))
+        | (Action::Report { .. }, Reply::Ctrl(shardctrler::Response::Reported)) => {
+            ActionOutcome::Done
+        }
+        (Action::FetchConfigs { .. }, Reply::Ctrl(shardctrler::Response::Configs(configs))) => {
+            ActionOutcome::Configs {
+                controller: CONTROLLERS,
+                shards,
+                full: configs.full.map(|full| (*full).clone()),
+                deltas: configs.deltas,
+            }
+        }
+        (_, Reply::Kv(Response::Refused(error))) => ActionOutcome::Failed(error.to_string()),
+        (_, Reply::Ctrl(shardctrler::Response::Refused(error))) => {
+            ActionOutcome::Failed(error.to_string())
+        }
+        (_, other) => ActionOutcome::Failed(format!("was answered {other:?}")),
+    }
+}
+
+/// An action in a line.
+fn describe(action: &Action) -> String {
+    match action {
+        Action::FetchConfigs { after } => format!("fetches what follows configuration {after}"),
+        Action::Pull {
+            shard,
+            config,
+            source,
+            after,
+            ..
+        } => format!("pulls {shard} of configuration {config} from {source} after {after:?}"),
+        Action::Delete {
+            shard,
+            config,
+            source,
+            ..
+        } => format!("tells {source} to delete {shard} of configuration {config}"),
+        Action::Propose(step) => format!("proposes {}", describe_step(step)),
+        Action::Report { settled } => report(*settled),
+    }
+}
+
+fn report(settled: ConfigNum) -> String {
+    format!("reports that {settled} is settled")
+}
+
+/// A step in a line.
+pub(crate) fn describe_step(step: &ShardStep) -> String {
+    match step {
+        ShardStep::Begin { num, .. } => format!("Begin at {num}"),
+        ShardStep::Configure { delta, .. } => format!("Configure {}", delta.num),
+        ShardStep::Install(chunk) => format!(
+            "Install {} of {} after {:?}: {} pairs, {} sessions, then {:?}",
+            chunk.shard,
+            chunk.config,
+            chunk.after,
+            chunk.pairs.len(),
+            chunk.sessions.len(),
+            chunk.next
+        ),
+        ShardStep::Delete { shard, config } => format!("Delete {shard} of {config}"),
+        ShardStep::Deleted { shard, config } => format!("Deleted {shard} of {config}"),
+    }
+}
+
+fn told(outcome: &ActionOutcome) -> String {
+    match outcome {
+        ActionOutcome::Configs { full, deltas, .. } => {
+            let nums: Vec<ConfigNum> = deltas.iter().map(|delta| delta.num).collect();
+            format!(
+                "configurations {nums:?}, full {:?}",
+                full.as_ref().map(types::ShardConfig::num)
+            )
+        }
+        ActionOutcome::Pulled(chunk) => {
+            format!("{} pairs, then {:?}", chunk.pairs.len(), chunk.next)
+        }
+        ActionOutcome::Done => "done".to_owned(),
+        ActionOutcome::Failed(why) => format!("failed: {why}"),
+    }
+}

@@ -1,0 +1,441 @@
+//! Who joins groups, lets them leave, and moves shards: a client of the controllers with a session, that repeats a change
+//! under its number until it knows what came of it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use replica::{Answer, Refusal, Request, RequestId};
+use shardctrler::{Change, Command, CtrlError, Response};
+use types::{ClientId, Gid, LogTime, Sequence, ShardId};
+
+use crate::client::{Outgoing, Surroundings};
+use crate::dice::{Concern, Dice};
+use crate::host::address;
+use crate::machine::{Outcome, Reply};
+use crate::network::HostId;
+use crate::oracle::Violation;
+use crate::queue::{MILLI, Micros};
+use crate::world::{Event, Step, World};
+
+/// Requests of stewards have names from here on: the steward's number is added.
+pub(crate) const STEWARDS: u64 = 1 << 22;
+
+/// How long to wait for an answer before another controller is asked.
+const PATIENCE: Micros = 200 * MILLI;
+
+/// A change that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// What was asked for.
+    pub change: Change,
+    /// What came of it; `None` if nobody can tell, because the session expired.
+    pub response: Option<Response>,
+    /// When.
+    pub at: Micros,
+}
+
+/// A client of the controllers.
+#[derive(Debug)]
+pub(crate) struct Steward {
+    number: u64,
+    dice: Dice,
+    /// The groups and their hosts.
+    groups: BTreeMap<Gid, Vec<HostId>>,
+    shards: u32,
+    session: Option<(ClientId, Sequence)>,
+    change: Option<Change>,
+    asked: BTreeSet<RequestId>,
+    sent: u64,
+    target: HostId,
+    retry_at: Micros,
+    /// When the next change of its own is due; never, if it only does what it is told.
+    next_at: Micros,
+    /// The mean pause between two changes of its own.
+    every: Micros,
+    burst: u64,
+    script: VecDeque<Change>,
+    /// Groups that are part of the cluster, as far as it knows.
+    joined: BTreeSet<Gid>,
+    pub(crate) done: Vec<Changed>,
+}
+
+impl Steward {
+    pub(crate) fn new(
+        number: u64,
+        groups: BTreeMap<Gid, Vec<HostId>>,
+        shards: u32,
+        every: Option<Micros>,
+        mut dice: Dice,
+    ) -> Self {
+        let next_at = every.map_or(Micros::MAX, |every| dice.between(every / 4, every * 2));
+        Self {
+            number,
+            dice,
+            groups,
+            shards,
+            session: None,
+            change: None,
+            asked: BTreeSet::new(),
+            sent: 0,
+            target: 0,
+            retry_at: Micros::MAX,
+            next_at,
+            every: every.unwrap_or(Micros::MAX),
+            burst: 0,
+            script: VecDeque::new(),
+            joined: BTreeSet::new(),
+            done: Vec::new(),
+        }
+    }
+
+    /// Has it ask for this too.
+    pub(crate) fn order(&mut self, change: Change) {
+        self.script.push_back(change);
+    }
+
+    /// The change that joins these groups, each with all of its hosts.
+    pub(crate) fn join(&self, gids: impl IntoIterator<Item = Gid>) -> Change {
+        let groups = gids.into_iter().map(|gid| {
+            let hosts = self.groups.get(&gid).map(Vec::as_slice).unwrap_or_default();
+            (gid, hosts.iter().map(|host| address(*host)).collect())
+        });
+        Change::Join {
+            groups: groups.collect(),
+        }
+    }
+
+    /// Asks for nothing more of its own.
+    pub(crate) fn finish(&mut self) {
+        self.next_at = Micros::MAX;
+        self.burst = 0;
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.change.is_none() && self.script.is_empty()
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        format!(
+            "steward {} asks {:?}, then {:?}",
+            self.number, self.change, self.script
+        )
+    }
+
+    /// When it wants to be woken.
+    pub(crate) fn due(&self) -> Micros {
+        if self.change.is_some() {
+            return self.retry_at;
+        }
+        if self.script.is_empty() {
+            self.next_at
+        } else {
+            0
+        }
+    }
+
+    /// Time has come for something.
+    pub(crate) fn wake(&mut self, around: &mut Surroundings<'_>) {
+        if self.change.is_none() {
+            let next = self.script.pop_front();
+            if next.is_none() && self.next_at > around.now {
+                return;
+            }
+            self.change = Some(next.unwrap_or_else(|| self.draw(around.now)));
+            self.number_it();
+        } else if self.retry_at <= around.now {
+            if !self.asked.is_empty() {
+                self.elsewhere(around);
+            }
+        } else {
+            return;
+        }
+        self.ask(around);
+    }
+
+    fn number_it(&mut self) {
+        if let Some((_, sequence)) = &mut self.session {
+            *sequence = sequence.next();
+        }
+        self.asked.clear();
+    }
+
+    fn elsewhere(&mut self, around: &Surroundings<'_>) {
+        let controllers = &around.controllers;
+        self.target = controllers.start + self.dice.index(controllers.len());
+    }
+
+    fn ask(&mut self, around: &mut Surroundings<'_>) {
+        let Some(change) = self.change.clone() else {
+            return;
+        };
+        self.retry_at = around.now + PATIENCE;
+        if !around.controllers.contains(&self.target) {
+            self.elsewhere(around);
+        }
+        let request = match self.session {
+            None => Request::LogTime,
+            Some((client, sequence)) => {
+                let command = Command {
+                    session: Some(shardctrler::SessionRef {
+                        client,
+                        sequence,
+                        acked_below: sequence,
+                    }),
+                    change,
+                };
+                Request::Write {
+                    operation: command.encode(),
+                    frees_space: false,
+                }
+            }
+        };
+        self.sent += 1;
+        let id = RequestId(((STEWARDS + self.number) << 40) | self.sent);
+        self.asked.insert(id);
+        around.out.push(Outgoing {
+            to: self.target,
+            id,
+            request,
+            delay: 0,
+        });
+    }
+
+    /// A change that makes sense, mostly.
+    fn draw(&mut self, now: Micros) -> Change {
+        if self.burst == 0 && self.dice.chance(300_000) {
+            self.burst = self.dice.between(1, 6);
+        }
+        let pause = if self.burst > 0 {
+            self.burst -= 1;
+            self.dice.between(0, 20 * MILLI)
+        } else {
+            self.dice.between(self.every / 4, self.every * 7 / 4)
+        };
+        self.next_at = now + pause;
+        let gids: Vec<Gid> = self.groups.keys().copied().collect();
+        let gid = self.dice.pick(&gids).copied().unwrap_or(Gid(1));
+        let (inside, outside): (Vec<Gid>, Vec<Gid>) =
+            gids.iter().partition(|gid| self.joined.contains(gid));
+        match self.dice.below(10) {
+            0..3 if !outside.is_empty() => {
+                let many = self.dice.chance(300_000);
+                let first = self.dice.pick(&outside).copied().unwrap_or(gid);
+                self.join(if many { outside } else { vec![first] })
+            }
+            // The same group with other addresses.
+            3 => {
+                let mut change = self.join([gid]);
+                if let Change::Join { groups } = &mut change
+                    && let Some(addresses) = groups.get_mut(&gid)
+                {
+                    addresses.rotate_left(1);
+                }
+                change
+            }
+            4..6 if inside.len() > 1 => {
+                let gone = self.dice.pick(&inside).copied().unwrap_or(gid);
+                Change::Leave {
+                    gids: [gone].into(),
+                }
+            }
+            6 if inside.len() > 2 => {
+                let stays = self.dice.index(inside.len());
+                let mut gids: BTreeSet<Gid> = inside.iter().copied().collect();
+                gids.remove(&inside[stays]);
+                Change::Leave { gids }
+            }
+            _ => {
+                let shard =
+                    ShardId(u32::try_from(self.dice.below(self.shards.into())).unwrap_or(0));
+                let to = self.dice.pick(&inside).copied().unwrap_or(gid);
+                Change::Move { shard, gid: to }
+            }
+        }
+    }
+
+    /// An answer arrives.
+    pub(crate) fn answered(
+        &mut self,
+        id: RequestId,
+        outcome: Outcome,
+        around: &Surroundings<'_>,
+    ) -> Result<(), Violation> {
+        if !self.asked.contains(&id) {
+            return Ok(());
+        }
+        match outcome {
+            Ok(Answer::LogTime(birth)) => self.opened(birth, around.now),
+            Ok(Answer::Machine(Reply::Ctrl(Response::Refused(error)))) => {
+                return self.refused(id, &error, around.now);
+            }
+            Ok(Answer::Machine(Reply::Ctrl(response))) => self.over(Some(response), around.now),
+            Ok(other) => {
+                return Err(Violation::new(
+                    "answers fit their questions",
+                    format!("a change was answered {other:?}"),
+                ));
+            }
+            Err(Refusal::NotLeader { leader } | Refusal::Unknown { leader }) => {
+                let known = leader.and_then(|node| around.addresses.get(&node));
+                if let Some(host) = known.filter(|host| **host != self.target) {
+                    self.target = *host;
+                    self.retry_at = around.now + MILLI;
+                } else {
+                    self.elsewhere(around);
+                    self.retry_at = around.now + self.dice.between(5 * MILLI, 50 * MILLI);
+                }
+            }
+            Err(_) => {
+                self.elsewhere(around);
+                self.retry_at = around.now + self.dice.between(10 * MILLI, 80 * MILLI);
+            }
+        }
+        Ok(())
+    }
+
+    fn opened(&mut self, birth: LogTime, now: Micros) {
+        if self.session.is_none() {
+            let nonce = self.dice.number();
+            self.session = Some((ClientId { birth, nonce }, Sequence(1)));
+            self.asked.clear();
+            self.retry_at = now;
+        }
+    }
+
+    fn refused(&mut self, id: RequestId, error: &CtrlError, now: Micros) -> Result<(), Violation> {
+        match error {
+            CtrlError::SessionExpired => {
+                self.session = None;
+                self.over(None, now);
+            }
+            CtrlError::SessionLimit { .. } => {
+                self.asked.remove(&id);
+                self.retry_at = now + 50 * MILLI;
+            }
+            CtrlError::UnknownGroup(_)
+            | CtrlError::LastGroup
+            | CtrlError::AddressTaken { .. }
+            | CtrlError::HistoryFull { .. } => {
+                self.over(Some(Response::Refused(error.clone())), now);
+            }
+            error => {
+                return Err(Violation::new(
+                    "refusals make sense",
+                    format!("{:?} was refused: {error}", self.change),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn over(&mut self, response: Option<Response>, now: Micros) {
+        let Some(change) = self.change.take() else {
+            return;
+        };
+        self.asked.clear();
+        if let Some(Response::Changed { .. }) = &response {
+            match &change {
+                Change::Join { groups } => self.joined.extend(groups.keys()),
+                Change::Leave { gids } => self.joined.retain(|gid| !gids.contains(gid)),
+                _ => {}
+            }
+        }
+        self.done.push(Changed {
+            change,
+            response,
+            at: now,
+        });
+    }
+}
+
+impl World {
+    /// Makes the stewards, and has the first of them join groups.
+    pub(crate) fn appoint_stewards(&mut self) {
+        let Some(cluster) = &self.scenario.cluster else {
+            return;
+        };
+        let groups: BTreeMap<Gid, Vec<HostId>> = self.groups[..cluster.groups]
+            .iter()
+            .map(|group| (group.gid, group.hosts.clone().collect()))
+            .collect();
+        let seed = self.scenario.seed;
+        let shards = self.scenario.genesis.shards;
+        for number in 0..cluster.stewards {
+            let stream = u32::try_from(number).unwrap_or(0);
+            let dice = Dice::new(seed, Concern::Steward(stream));
+            let (number, groups) = (number as u64, groups.clone());
+            let steward = Steward::new(number, groups, shards, cluster.changes, dice);
+            self.stewards.push(steward);
+            self.steward_due.push(Micros::MAX);
+        }
+        let joined: Vec<Gid> = groups.keys().copied().take(cluster.joined).collect();
+        if let Some(first) = self.stewards.first_mut() {
+            let join = first.join(joined);
+            first.order(join);
+        }
+        for number in 0..self.stewards.len() {
+            self.plan_steward(number);
+        }
+    }
+
+    pub(crate) fn steward_wakes(&mut self, number: usize) {
+        if self.steward_due[number] > self.now {
+            return;
+        }
+        self.steward_due[number] = Micros::MAX;
+        let mut out = Vec::new();
+        let mut around = Surroundings {
+            now: self.now,
+            history: &mut self.history,
+            addresses: &self.nodes,
+            hosts: self.kv_hosts,
+            controllers: self.kv_hosts..self.hosts.len(),
+            shards: self.scenario.genesis.shards,
+            out: &mut out,
+        };
+        self.stewards[number].wake(&mut around);
+        for outgoing in out {
+            self.send_request(outgoing);
+        }
+        self.plan_steward(number);
+    }
+
+    pub(crate) fn steward_answered(
+        &mut self,
+        number: usize,
+        id: RequestId,
+        outcome: Outcome,
+    ) -> Step {
+        let Some(steward) = self.stewards.get_mut(number) else {
+            return Ok(());
+        };
+        let mut out = Vec::new();
+        let around = Surroundings {
+            now: self.now,
+            history: &mut self.history,
+            addresses: &self.nodes,
+            hosts: self.kv_hosts,
+            controllers: self.kv_hosts..self.hosts.len(),
+            shards: self.scenario.genesis.shards,
+            out: &mut out,
+        };
+        let before = steward.done.len();
+        steward.answered(id, outcome, &around)?;
+        if self.tracing
+            && let Some(over) = self.stewards[number].done.get(before)
+        {
+            self.print(&format!("steward {number}: {over:?}"));
+        }
+        self.plan_steward(number);
+        Ok(())
+    }
+
+    pub(crate) fn plan_steward(&mut self, number: usize) {
+        let due = self.stewards[number].due();
+        if due < self.steward_due[number] {
+            let due = due.max(self.now + 1);
+            self.steward_due[number] = due;
+            self.queue.push(due, Event::Steward { number });
+        }
+    }
+}
