@@ -251,15 +251,17 @@ impl Pulls {
 
     /// Why a shard that is pulled makes no progress.
     pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
-        if let Some(pull) = self.under_way.get(&task) {
-            if pull.install.is_some() {
-                return None;
+        let pull = self.under_way.get(&task);
+        if pull.is_some_and(|pull| pull.install.is_some()) {
+            return None;
+        }
+        if !self.lanes.is_asking(task) {
+            if let Some(why) = self.log.why(now) {
+                return Some(format!("own log: {why}"));
             }
-            if !self.lanes.is_asking(task) && self.paced_until > now {
+            if pull.is_some() && self.paced_until > now {
                 return Some("paced: the limit of bytes a second is reached".to_owned());
             }
-        } else if let Some(why) = self.log.why(now) {
-            return Some(format!("own log: {why}"));
         }
         self.lanes.why(task, source, now)
     }

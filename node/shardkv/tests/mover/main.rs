@@ -15,6 +15,7 @@ mod bugs;
 mod configs;
 mod deletes;
 mod pulls;
+mod random;
 mod reports;
 mod show;
 mod stage;
