@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use api::errors;
 use api::v1::ErrorDetail;
+use client::{Client, ClientOptions, ConnectError};
 use raft::Role;
 use replica::Status;
 use shardkv::{Genesis, GroupKind, Ownership};
@@ -13,6 +14,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use types::NodeId;
 
+use crate::bootstrap::initial_peers;
 use crate::budget::Budget;
 use crate::configs::Configs;
 use crate::exit::Fatal;
@@ -20,7 +22,7 @@ use crate::forward::Forwarding;
 use crate::identity::Identity;
 use crate::inbox::{Inbox, Submission};
 use crate::machine::{self, MachineRequest, MachineResult, News};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, set};
 use crate::mover::Moving;
 use crate::options::Options;
 use crate::replies::{Deliveries, Reply};
@@ -74,6 +76,8 @@ pub(crate) struct Hub {
     pub(crate) exports: Arc<Semaphore>,
     pub(crate) watchers: Arc<Semaphore>,
     ownership: watch::Sender<Arc<Ownership>>,
+    /// Reads over all groups; made when it is first needed.
+    scanner: OnceLock<Result<Client, ConnectError>>,
     /// Where the first error goes that ends the process.
     failure: Mutex<Option<oneshot::Sender<Fatal>>>,
     view: watch::Sender<View>,
@@ -106,6 +110,7 @@ impl Hub {
             exports: Arc::new(Semaphore::new(options.limits.max_exports)),
             watchers: Arc::new(Semaphore::new(options.limits.max_watchers)),
             ownership: watch::Sender::new(Arc::default()),
+            scanner: OnceLock::new(),
             failure: Mutex::new(Some(failure)),
             options,
             address,
@@ -148,11 +153,27 @@ impl Hub {
                 self.ownership.send_replace(ownership);
             }
             News::Config(config) => {
+                set(&self.metrics.handoff.config_num, config.num().0);
                 if let Some(cluster) = self.identity.cluster() {
                     self.configs.replace(cluster, config);
                 }
             }
         }
+    }
+
+    /// A client that reads from all groups.
+    pub(crate) fn scanner(&self) -> Result<Client, ErrorDetail> {
+        let make = || {
+            let addresses = match self.kind() {
+                GroupKind::Shards => self.options.controllers.clone(),
+                GroupKind::Controller | GroupKind::Standalone => initial_peers(self),
+            };
+            let mut options = ClientOptions::new(addresses);
+            options.request_timeout = self.options.request_timeout;
+            Client::lazy(options)
+        };
+        let client = self.scanner.get_or_init(make).clone();
+        client.map_err(|error| errors::unavailable(error, 1_000))
     }
 
     /// The node can't go on: the process ends in order with this error.

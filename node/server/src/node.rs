@@ -25,7 +25,7 @@ use crate::exit::{ExitCode, Fatal};
 use crate::hub::{Hub, Phase};
 use crate::identity::{AdoptError, Identity};
 use crate::machine::Machine;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, watch_shards};
 use crate::options::Options;
 use crate::transport::Transport;
 use crate::{configs, grpc, listen, mover, random, runtime, scrape};
@@ -256,6 +256,9 @@ impl Node {
             let transport = Arc::clone(&self.transport);
             async move { transport.tend().await }
         });
+        if hub.kind() != GroupKind::Controller {
+            tokio::spawn(watch_shards(Arc::clone(hub)));
+        }
         if hub.kind() == GroupKind::Shards {
             tokio::spawn(configs::follow(Arc::clone(hub)));
             tokio::spawn(mover::drive(Arc::clone(hub)));

@@ -187,7 +187,8 @@ impl FirstMembership {
     }
 }
 
-fn kind_to_wire(kind: GroupKind) -> v1::GroupKind {
+/// A kind on the wire.
+pub(crate) fn kind_to_wire(kind: GroupKind) -> v1::GroupKind {
     match kind {
         GroupKind::Standalone => v1::GroupKind::Standalone,
         GroupKind::Shards => v1::GroupKind::Shards,

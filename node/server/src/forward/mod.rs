@@ -15,13 +15,14 @@ mod ctrl;
 mod guide;
 mod kv;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::v1::ErrorDetail;
 use api::v1::error_detail::Kind;
 use api::{NO_FORWARD_METADATA_KEY, error_detail, errors};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -35,7 +36,9 @@ pub(crate) use kv::{export, item, open_session, own_group, scan};
 use crate::hub::Hub;
 
 /// Attempts of one call.
-const MAX_ATTEMPTS: u32 = 12;
+const MAX_ATTEMPTS: usize = 12;
+/// Hints that are followed without a pause.
+const MAX_HINTS: u32 = 2;
 /// The first pause between attempts; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
@@ -47,7 +50,7 @@ const NEWS_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Forwarding {
     pub(crate) channels: Channels,
     pub(crate) guide: Guide,
-    places: Semaphore,
+    places: Arc<Semaphore>,
     most: usize,
 }
 
@@ -65,14 +68,15 @@ impl Forwarding {
         Self {
             channels: Channels::new(options.network),
             guide: Guide::default(),
-            places: Semaphore::new(options.max_forwarded),
+            places: Arc::new(Semaphore::new(options.max_forwarded)),
             most: options.max_forwarded,
         }
     }
 
-    fn place(&self) -> Result<SemaphorePermit<'_>, ErrorDetail> {
+    /// Room for a request that is passed on.
+    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
         let full = |_| errors::overloaded("forwarded requests", self.most as u64, 20);
-        self.places.try_acquire().map_err(full)
+        Arc::clone(&self.places).try_acquire_owned().map_err(full)
     }
 }
 
@@ -126,26 +130,23 @@ where
     F: Future<Output = Result<T, Status>>,
 {
     let forwarding = &hub.forwarding;
-    let deadline = Instant::now() + hub.options.request_timeout;
-    let mut pause = FIRST_PAUSE;
-    let mut failure = None;
+    let mut course = Course::new(hub);
     for attempt in 0..MAX_ATTEMPTS {
         let to = route()?;
-        let turn = attempt as usize;
-        let Some(address) = forwarding.guide.pick(to.gid, &to.addresses, turn) else {
-            return Err(failure.unwrap_or_else(|| nobody(to.gid)));
+        let Some(address) = forwarding.guide.pick(to.gid, &to.addresses, attempt) else {
+            return Err(course.failure.unwrap_or_else(|| nobody(to.gid)));
         };
-        let channel = match timeout_at(deadline, forwarding.channels.get(&address)).await {
+        let channel = match timeout_at(course.deadline, forwarding.channels.get(&address)).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(reason)) => {
                 forwarding.guide.doubt(to.gid, &address);
-                failure = Some(errors::unavailable(reason, 100));
-                rest(&mut pause, deadline).await;
+                course.failed(errors::unavailable(reason, 100));
+                course.rest().await;
                 continue;
             }
             Err(_) => break,
         };
-        let status = match timeout_at(deadline, call(channel)).await {
+        let status = match timeout_at(course.deadline, call(channel)).await {
             Ok(Ok(answer)) => {
                 forwarding.guide.believe(to.gid, &address);
                 return Ok(answer);
@@ -154,56 +155,106 @@ where
             Err(_) if repeatable => break,
             Err(_) => return Err(errors::outcome_unknown("")),
         };
-        let Some(detail) = error_detail(&status) else {
-            // The connection broke, or what answers is no node.
-            forwarding.channels.discard(&address);
-            forwarding.guide.doubt(to.gid, &address);
-            if !repeatable {
-                return Err(errors::outcome_unknown(""));
+        match error_detail(&status) {
+            Some(detail) if is_followed(&detail, repeatable) => {
+                course.follow(&to, &address, detail).await;
             }
-            failure = Some(errors::unavailable(
-                format!("{address}: {}", status.message()),
-                100,
-            ));
-            rest(&mut pause, deadline).await;
-            continue;
-        };
+            Some(detail) => return Err(detail),
+            // The connection broke, or what answers is no node.
+            None => {
+                forwarding.channels.discard(&address);
+                forwarding.guide.doubt(to.gid, &address);
+                if !repeatable {
+                    return Err(errors::outcome_unknown(""));
+                }
+                let what = format!("{address}: {}", status.message());
+                course.failed(errors::unavailable(what, 100));
+                course.rest().await;
+            }
+        }
+    }
+    let late = || errors::unavailable("no answer came in time", 100);
+    Err(course.failure.unwrap_or_else(late))
+}
+
+/// Whether a refusal points elsewhere, or to later.
+fn is_followed(detail: &ErrorDetail, repeatable: bool) -> bool {
+    match detail.kind {
+        Some(Kind::NotLeader(_) | Kind::WrongGroup(_)) => true,
+        Some(Kind::Unavailable(_) | Kind::OutcomeUnknown(_)) => repeatable,
+        _ => false,
+    }
+}
+
+/// The attempts of one call.
+struct Course<'a> {
+    hub: &'a Hub,
+    deadline: Instant,
+    pause: Duration,
+    /// Hints that were followed at once.
+    hints: u32,
+    /// What the last attempt was told.
+    failure: Option<ErrorDetail>,
+}
+
+impl<'a> Course<'a> {
+    fn new(hub: &'a Hub) -> Self {
+        Self {
+            hub,
+            deadline: Instant::now() + hub.options.request_timeout,
+            pause: FIRST_PAUSE,
+            hints: 0,
+            failure: None,
+        }
+    }
+
+    fn failed(&mut self, detail: ErrorDetail) {
+        self.failure = Some(detail);
+    }
+
+    async fn rest(&mut self) {
+        let until = self.deadline.min(Instant::now() + self.pause);
+        sleep_until(until).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    }
+
+    /// Goes where a refusal points.
+    async fn follow(&mut self, to: &Destination, address: &str, detail: ErrorDetail) {
+        let guide = &self.hub.forwarding.guide;
         match &detail.kind {
             Some(Kind::NotLeader(hint)) => {
-                forwarding.guide.doubt(to.gid, &address);
-                if !hint.leader_address.is_empty() && hint.leader_address != address {
-                    forwarding.guide.believe(to.gid, &hint.leader_address);
+                guide.doubt(to.gid, address);
+                let named = hint.leader_address.as_str();
+                let news = !named.is_empty() && named != address;
+                if news {
+                    guide.believe(to.gid, named);
                 }
-                // A hint is followed at once, unless hints lead in a circle.
-                if hint.leader_address.is_empty() || attempt > 1 {
-                    rest(&mut pause, deadline).await;
+                // Hints may lead in a circle while an election goes on.
+                if news && self.hints < MAX_HINTS {
+                    self.hints += 1;
+                } else {
+                    self.rest().await;
                 }
             }
             Some(Kind::WrongGroup(wrong)) => {
                 let num = ConfigNum(wrong.config_num);
-                if hub.configs.has(num) {
+                let configs = &self.hub.configs;
+                if configs.has(num) {
                     // It hasn't heard of the configuration that we go by.
-                    rest(&mut pause, deadline).await;
+                    self.rest().await;
                 } else {
-                    let news = hub.configs.reached(num);
-                    let _ = timeout_at(deadline.min(Instant::now() + NEWS_PATIENCE), news).await;
+                    let patience = self.deadline.min(Instant::now() + NEWS_PATIENCE);
+                    // Late news are waited for again.
+                    let _ = timeout_at(patience, configs.reached(num)).await;
                 }
             }
-            Some(Kind::Unavailable(_) | Kind::OutcomeUnknown(_)) if repeatable => {
-                forwarding.guide.doubt(to.gid, &address);
-                rest(&mut pause, deadline).await;
+            _ => {
+                guide.doubt(to.gid, address);
+                self.rest().await;
             }
-            _ => return Err(detail),
         }
-        failure = Some(detail);
+        self.failed(detail);
     }
-    Err(failure.unwrap_or_else(|| errors::unavailable("no answer came in time", 100)))
-}
-
-async fn rest(pause: &mut Duration, deadline: Instant) {
-    let until = deadline.min(Instant::now() + *pause);
-    tokio::time::sleep_until(until).await;
-    *pause = (*pause * 2).min(LONGEST_PAUSE);
 }
 
 fn nobody(gid: Gid) -> ErrorDetail {

@@ -7,13 +7,16 @@ use api::v1::{self, ErrorDetail, MemberStatus};
 use api::{error_status, errors};
 use raft::{MemberKind, ProgressState, Role};
 use replica::{Answer, Request as ReplicaRequest};
+use shardkv::GroupKind;
 use storage::Disk;
 use tonic::{Request, Response, Status};
 use types::NodeId;
 
+use crate::bootstrap::genesis::kind_to_wire;
 use crate::convert::kv;
 use crate::hub::{Hub, Phase, View};
 use crate::machine::{MachineRequest, Response as MachineResponse};
+use crate::services::shards;
 
 /// The service.
 pub(crate) struct AdminService {
@@ -64,9 +67,12 @@ impl AdminService {
 impl Admin for AdminService {
     async fn shards(
         &self,
-        _request: Request<v1::ShardsRequest>,
+        request: Request<v1::ShardsRequest>,
     ) -> Result<Response<v1::ShardsResponse>, Status> {
-        Err(self.reject(&errors::unavailable("shards are not told yet", 1_000)))
+        match shards::shards(&self.hub, request.get_ref()).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(error) => Err(self.reject(&error)),
+        }
     }
 
     async fn status(
@@ -119,6 +125,7 @@ fn status(hub: &Hub, view: &View) -> v1::StatusResponse {
         trouble: trouble(view).to_owned(),
         ..v1::StatusResponse::default()
     };
+    tell_config(hub, &mut response);
     let Some(status) = &view.status else {
         return response;
     };
@@ -142,6 +149,24 @@ fn status(hub: &Hub, view: &View) -> v1::StatusResponse {
     response.disk_full = status.disk_low;
     response.members = members(status);
     response
+}
+
+/// What the group is for, and which configuration it goes by.
+fn tell_config(hub: &Hub, response: &mut v1::StatusResponse) {
+    let kind = hub.kind();
+    response.set_kind(kind_to_wire(kind));
+    match kind {
+        GroupKind::Standalone => {}
+        GroupKind::Shards => {
+            let ownership = hub.ownership();
+            response.config_num = ownership.config.0;
+            response.settled = ownership.settled().0;
+        }
+        GroupKind::Controller => {
+            let known = hub.configs.known();
+            response.config_num = known.map_or(0, |known| known.config.num().0);
+        }
+    }
 }
 
 fn members(status: &replica::Status) -> Vec<MemberStatus> {

@@ -42,7 +42,7 @@ impl CtrlService {
         let asked = request.into_inner();
         let answer = match self.hub.kind() {
             GroupKind::Standalone => alone(&self.hub),
-            // The controllers are another hop away from whoever calls, forwarded or not: a client may know no other node.
+            GroupKind::Shards if forbidden => Err(no_controller(&self.hub)),
             GroupKind::Shards => forward::controllers(&self.hub, asked).await,
             GroupKind::Controller => {
                 let again = (!forbidden).then(|| asked.clone());
@@ -161,6 +161,7 @@ impl Shardctrler for CtrlService {
         let hub = &self.hub;
         let opened = match hub.kind() {
             GroupKind::Standalone => Err(no_controllers()),
+            GroupKind::Shards if forbidden => Err(no_controller(hub)),
             GroupKind::Shards => forward::controllers(hub, request.into_inner()).await,
             GroupKind::Controller => match session::open(hub).await {
                 Err(error) if is_elsewhere(&error) && !forbidden => {
@@ -173,6 +174,14 @@ impl Shardctrler for CtrlService {
             .map(Response::new)
             .map_err(|error| reject(hub, &error))
     }
+}
+
+/// What those are told who don't want to be passed on.
+fn no_controller(hub: &Hub) -> ErrorDetail {
+    let controllers = hub.options.controllers.join(", ");
+    errors::conflict(format!(
+        "this node is no controller: ask one of {controllers}"
+    ))
 }
 
 fn no_controllers() -> ErrorDetail {

@@ -9,5 +9,6 @@ pub(crate) mod kv;
 pub(crate) mod peers;
 pub(crate) mod scan;
 pub(crate) mod session;
+pub(crate) mod shards;
 pub(crate) mod typed;
 pub(crate) mod watch;

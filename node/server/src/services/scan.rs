@@ -5,8 +5,10 @@ use std::sync::Arc;
 use api::errors;
 use api::v1::{ErrorDetail, Pair, ScanRequest, ScanResponse};
 use bytes::{Bytes, BytesMut};
+use client::ScanOptions;
+use futures::{FutureExt as _, StreamExt as _};
 use shardkv::{GroupKind, MAX_KEY_BYTES, Query, Response as Outcome};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use types::ShardSet;
@@ -53,7 +55,9 @@ pub(crate) fn open(
     } else if hub.kind() == GroupKind::Standalone {
         tokio::spawn(scan.here_or_at_the_leader(pages));
     } else {
-        tokio::spawn(scan.everywhere(pages));
+        let place = hub.forwarding.place()?;
+        hub.metrics.forwarded.inc();
+        tokio::spawn(scan.everywhere(pages, place));
     }
     Ok(ReceiverStream::new(stream))
 }
@@ -112,9 +116,51 @@ impl Scan {
         }
     }
 
-    async fn everywhere(self, pages: PageSender) {
-        let error = errors::unavailable("scans over groups are not served yet", 1_000);
-        self.refuse(&pages, &error).await;
+    /// Sends what all groups have: a client of its own asks them and merges what they send.
+    async fn everywhere(self, pages: PageSender, _place: OwnedSemaphorePermit) {
+        let client = match self.hub.scanner() {
+            Ok(client) => client,
+            Err(error) => return self.refuse(&pages, &error).await,
+        };
+        let mut pairs = client.scan(ScanOptions {
+            start: self.request.start.clone(),
+            end: self.request.end.clone(),
+            limit: (self.request.limit != 0).then_some(self.request.limit),
+            keys_only: self.request.keys_only,
+        });
+        loop {
+            let Ok(room) = pages.reserve().await else {
+                return;
+            };
+            match self.gather(&mut pairs).await {
+                Ok(page) if page.is_empty() => return,
+                Ok(page) => room.send(Ok(response(page, false))),
+                Err(error) => {
+                    let error = errors::unavailable(error, 100);
+                    return room.send(Err(reject(&self.hub, &error)));
+                }
+            }
+        }
+    }
+
+    /// The next page: at least one pair, if there is one, and then what is there without waiting.
+    async fn gather(&self, pairs: &mut client::Scan) -> Result<Vec<(Bytes, Bytes)>, client::Error> {
+        let limits = &self.hub.options.limits;
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        let mut next = pairs.next().await;
+        while let Some(pair) = next {
+            let pair = pair?;
+            bytes += pair.key.len() + pair.value.len();
+            page.push((pair.key, pair.value));
+            if bytes >= limits.scan_page_bytes as usize
+                || page.len() >= limits.scan_page_pairs as usize
+            {
+                break;
+            }
+            next = pairs.next().now_or_never().flatten();
+        }
+        Ok(page)
     }
 
     async fn refuse(&self, pages: &PageSender, error: &ErrorDetail) {

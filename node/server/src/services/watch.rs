@@ -96,8 +96,8 @@ impl Watcher {
     /// What the watcher lacks, and whether that is anything.
     async fn lacking(&mut self) -> Result<(WatchResponse, bool), ErrorDetail> {
         let response = match self.hub.kind() {
-            GroupKind::Controller => self.from_state().await?,
-            GroupKind::Shards => self.from_cache()?,
+            GroupKind::Controller => self.by_state().await?,
+            GroupKind::Shards => self.by_cache()?,
             GroupKind::Standalone => self.alone()?,
         };
         let last = response.deltas.last().map(|delta| delta.num);
@@ -111,7 +111,7 @@ impl Watcher {
         Ok((response, some))
     }
 
-    async fn from_state(&self) -> Result<WatchResponse, ErrorDetail> {
+    async fn by_state(&self) -> Result<WatchResponse, ErrorDetail> {
         let hub = &self.hub;
         let unknown = || errors::unavailable("the group isn't known yet", 100);
         let cluster = hub.identity.cluster().ok_or_else(unknown)?;
@@ -140,7 +140,7 @@ impl Watcher {
         }
     }
 
-    fn from_cache(&self) -> Result<WatchResponse, ErrorDetail> {
+    fn by_cache(&self) -> Result<WatchResponse, ErrorDetail> {
         let since = self.hub.configs.since(self.have);
         let (response, _) = since
             .ok_or_else(|| errors::unavailable("the controllers have not been heard yet", 100))?;

@@ -30,3 +30,4 @@ mod bounds;
 mod disks;
 mod faults;
 mod lifecycle;
+mod shards;

@@ -1,5 +1,7 @@
 //! What the node counts and measures, under Prometheus' naming conventions.
 
+mod shards;
+
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,6 +11,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use shards::ShardMetrics;
+pub(crate) use shards::watch_shards;
 
 /// A label that says which of a few kinds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,6 +68,7 @@ pub(crate) struct Metrics {
     pub(crate) forward_failures: Counter,
     pub(crate) replica: ReplicaMetrics,
     pub(crate) handoff: HandoffMetrics,
+    pub(crate) shards: ShardMetrics,
 }
 
 /// How shards move.
@@ -118,11 +124,13 @@ impl Metrics {
             forward_failures: Counter::default(),
             replica: ReplicaMetrics::default(),
             handoff: HandoffMetrics::default(),
+            shards: ShardMetrics::default(),
         };
         metrics.register_requests();
         metrics.register_transport();
         metrics.register_replica();
         metrics.register_handoff();
+        metrics.shards.register(&mut metrics.registry);
         metrics
     }
 

@@ -1,0 +1,241 @@
+//! `Admin.Shards`: what this node's group has to do with which shard, as this node knows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use api::v1::{ErrorDetail, ShardStatus, ShardsRequest, ShardsResponse};
+use api::{errors, v1};
+use bytes::Bytes;
+use shardkv::{GroupKind, Ownership, Query, Response, Shard, ShardState};
+use types::{ConfigNum, Gid, LogTime, ShardId, ShardSet};
+
+use crate::convert::kv;
+use crate::hub::Hub;
+
+/// What a shard holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Size {
+    keys: u64,
+    bytes: u64,
+}
+
+/// Answers.
+pub(crate) async fn shards(
+    hub: &Hub,
+    request: &ShardsRequest,
+) -> Result<ShardsResponse, ErrorDetail> {
+    if hub.kind() == GroupKind::Controller {
+        let what = "controllers have no shards: ask a node of a replica group";
+        return Err(errors::conflict(what));
+    }
+    let wanted = api::shards_from_wire(&request.shards)
+        .map_err(|error| errors::bad_request("shards", error))?;
+    let ownership = hub.ownership();
+    let listed: Vec<ShardId> = concerned(&ownership)
+        .into_iter()
+        .filter(|shard| wanted.is_empty() || wanted.contains(*shard))
+        .collect();
+    let sizes = if request.exact {
+        count(hub, &ownership, &listed).await?
+    } else {
+        estimates(hub, &ownership, &listed).await?
+    };
+    let (mover, now_ms) = hub.moving.lock();
+    let mover = mover.as_ref();
+    let status = |shard: &ShardId| {
+        let size = sizes.get(shard).copied().unwrap_or_default();
+        let waits_for = mover.and_then(|mover| mover.waits_for(now_ms, *shard));
+        ShardStatus {
+            keys: size.keys,
+            bytes: size.bytes,
+            waits_for: waits_for.unwrap_or_default(),
+            ..describe(&ownership, *shard)
+        }
+    };
+    Ok(ShardsResponse {
+        gid: hub.identity.gid().0,
+        config_num: ownership.config.0,
+        settled: ownership.settled().0,
+        shards: listed.iter().map(status).collect(),
+    })
+}
+
+/// The shards that the group has, gets, gives away, or has yet to have deleted elsewhere.
+pub(crate) fn concerned(ownership: &Ownership) -> BTreeSet<ShardId> {
+    let owed = ownership.owed.keys().map(|(shard, _)| *shard);
+    ownership.shards.keys().copied().chain(owed).collect()
+}
+
+/// How a shard stands, without what it holds.
+pub(crate) fn describe(ownership: &Ownership, shard: ShardId) -> ShardStatus {
+    let mut owed = ownership
+        .owed
+        .range((shard, ConfigNum(0))..=(shard, ConfigNum(u64::MAX)));
+    let owed = owed.next().map(|((_, config), source)| (*config, *source));
+    let mut status = ShardStatus {
+        shard: shard.0,
+        ..ShardStatus::default()
+    };
+    if let Some((config, source)) = owed {
+        status.set_state(v1::ShardState::Owed);
+        status.config_num = config.0;
+        status.other_gid = source.0;
+    }
+    if let Some(shard) = ownership.shards.get(&shard) {
+        present(&mut status, shard);
+    }
+    status
+}
+
+fn present(status: &mut ShardStatus, shard: &Shard) {
+    status.config_num = shard.state.config().0;
+    status.queued = shard.queue.iter().map(|step| step.config.0).collect();
+    let moves = |status: &mut ShardStatus, with: &Gid| {
+        status.other_gid = with.0;
+        status.handoff_age_ms = wall_clock().since(shard.since);
+    };
+    match &shard.state {
+        ShardState::Serving { .. } => status.set_state(v1::ShardState::Serving),
+        ShardState::Pulling { source, bytes, .. } => {
+            status.set_state(v1::ShardState::Pulling);
+            status.pulled_bytes = *bytes;
+            moves(status, source);
+        }
+        ShardState::Fenced { to, .. } => {
+            status.set_state(v1::ShardState::Fenced);
+            moves(status, to);
+        }
+    }
+}
+
+/// Log time runs by the leaders' wall clocks.
+fn wall_clock() -> LogTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let millis = since.map_or(0, |since| since.as_millis());
+    LogTime(u64::try_from(millis).unwrap_or(u64::MAX))
+}
+
+/// About how many bytes shards hold.
+pub(crate) async fn estimate(
+    hub: &Hub,
+    shards: impl IntoIterator<Item = ShardId>,
+) -> Result<BTreeMap<ShardId, u64>, ErrorDetail> {
+    let shards: ShardSet = shards.into_iter().collect();
+    let query = Query::Sizes {
+        shards: shards.clone(),
+    };
+    match ask(hub, query).await? {
+        Response::Sizes(sizes) => Ok(shards.shards().zip(sizes).collect()),
+        _ => Err(kv::mismatch()),
+    }
+}
+
+async fn estimates(
+    hub: &Hub,
+    ownership: &Ownership,
+    listed: &[ShardId],
+) -> Result<BTreeMap<ShardId, Size>, ErrorDetail> {
+    let here = listed.iter().filter(|it| ownership.shards.contains_key(it));
+    let sizes = estimate(hub, here.copied()).await?;
+    let size = |(shard, bytes)| (shard, Size { keys: 0, bytes });
+    Ok(sizes.into_iter().map(size).collect())
+}
+
+async fn count(
+    hub: &Hub,
+    ownership: &Ownership,
+    listed: &[ShardId],
+) -> Result<BTreeMap<ShardId, Size>, ErrorDetail> {
+    let mut sizes = BTreeMap::new();
+    for shard in listed.iter().filter(|it| ownership.shards.contains_key(it)) {
+        if let Some(size) = count_one(hub, *shard).await? {
+            sizes.insert(*shard, size);
+        }
+    }
+    Ok(sizes)
+}
+
+/// What a shard holds, page by page; `None` if it went away meanwhile.
+async fn count_one(hub: &Hub, shard: ShardId) -> Result<Option<Size>, ErrorDetail> {
+    let mut size = Size::default();
+    let mut after = Bytes::new();
+    loop {
+        let answer = match ask(hub, Query::Count { shard, after }).await {
+            Ok(answer) => answer,
+            Err(error) if crate::forward::is_elsewhere(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Response::Count { keys, bytes, next } = answer else {
+            return Err(kv::mismatch());
+        };
+        size.keys += keys;
+        size.bytes += bytes;
+        match next {
+            Some(next) => after = next,
+            None => return Ok(Some(size)),
+        }
+    }
+}
+
+async fn ask(hub: &Hub, query: Query) -> Result<Response, ErrorDetail> {
+    let result = hub.ask(kv::read_local(query)).await?;
+    kv::outcome(result, |node| hub.address_or_empty(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+
+    use shardkv::QueuedStep;
+
+    use super::*;
+
+    fn shard(state: ShardState) -> Arc<Shard> {
+        let queue = VecDeque::from([QueuedStep {
+            config: ConfigNum(9),
+            from: Gid(1),
+            to: Gid(2),
+        }]);
+        Arc::new(Shard {
+            state,
+            queue,
+            since: LogTime(5),
+            clock: LogTime(5),
+        })
+    }
+
+    #[test]
+    fn each_state_is_told_with_the_other_group() {
+        let config = ConfigNum(4);
+        let source = Gid(7);
+        let pulling = ShardState::Pulling {
+            config,
+            source,
+            after: shardkv::Cursor::default(),
+            bytes: 33,
+        };
+        let fenced = ShardState::Fenced { config, to: Gid(8) };
+        let ownership = Ownership {
+            shards: BTreeMap::from([
+                (ShardId(0), shard(ShardState::Serving { config })),
+                (ShardId(1), shard(pulling)),
+                (ShardId(2), shard(fenced)),
+            ]),
+            owed: BTreeMap::from([((ShardId(3), ConfigNum(2)), Gid(6))]),
+            ..Ownership::default()
+        };
+        let told = |shard| {
+            let it = describe(&ownership, ShardId(shard));
+            (it.state(), it.config_num, it.other_gid, it.pulled_bytes)
+        };
+        assert_eq!(told(0), (v1::ShardState::Serving, 4, 0, 0));
+        assert_eq!(told(1), (v1::ShardState::Pulling, 4, 7, 33));
+        assert_eq!(told(2), (v1::ShardState::Fenced, 4, 8, 0));
+        assert_eq!(told(3), (v1::ShardState::Owed, 2, 6, 0));
+        assert_eq!(describe(&ownership, ShardId(1)).queued, [9]);
+        assert!(describe(&ownership, ShardId(1)).handoff_age_ms > 0);
+        let all: Vec<u32> = concerned(&ownership).iter().map(|it| it.0).collect();
+        assert_eq!(all, [0, 1, 2, 3]);
+    }
+}
