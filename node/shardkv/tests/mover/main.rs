@@ -12,8 +12,10 @@ mod common;
 
 #[cfg(feature = "bugs")]
 mod bugs;
+mod cluster;
 mod configs;
 mod deletes;
+mod goldens;
 mod pulls;
 mod random;
 mod reports;

@@ -42,11 +42,18 @@ pub(crate) fn step(step: &Step) -> String {
 
 pub(crate) fn chunk(chunk: &Chunk) -> String {
     let what = hand_off(chunk.shard, chunk.config);
-    let next = match &chunk.next {
+    format!(
+        "{what} from {} to {}",
+        cursor(&chunk.after),
+        next(&chunk.next)
+    )
+}
+
+pub(crate) fn next(next: &Next) -> String {
+    match next {
         Next::Chunk(next) => cursor(next),
-        Next::Done { .. } => "end".to_owned(),
-    };
-    format!("{what} from {} to {next}", cursor(&chunk.after))
+        Next::Done { .. } => "the end".to_owned(),
+    }
 }
 
 /// The shard, and the configuration that moves it.
