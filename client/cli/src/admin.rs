@@ -1,19 +1,18 @@
-//! What is asked of nodes: `status`, `transfer-leader`, `member`.
+//! What is asked of nodes: `status`, `transfer-leader`, `member`, and of the cluster: `config`, `shards`.
 
 use std::io::Write;
 use std::time::Duration;
 
-use client::{Admin, Client, Error, MembershipChange, NodeId, NodeStatus};
+use client::{Admin, Client, Error, Gid, MembershipChange, NodeId, NodeStatus, Role};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::args::{AdminCommand, GlobalArgs, MemberCommand};
+use crate::config::parse_gid;
 use crate::connect::{NEXT_UNREACHABLE, connect_failure};
 use crate::exit::{Exit, Failure};
-use crate::output::{Format, Table, json_line};
-
-/// What every node said of itself, or why it said nothing; sorted by address.
-pub(crate) type Nodes = Vec<(String, Result<NodeStatus, Error>)>;
+use crate::output::{Format, json_line};
+use crate::status::{Nodes, group_name, groups, healthy, leader_of, outlook, write_status};
 
 /// Does what `command` asks and writes the answer to `out`.
 pub(crate) async fn run(
@@ -23,17 +22,27 @@ pub(crate) async fn run(
     out: &mut dyn Write,
 ) -> Result<Exit, Failure> {
     match command {
-        AdminCommand::Status => {
+        AdminCommand::Config { command } => crate::config::run(command, client, global, out).await,
+        AdminCommand::Shards(args) => crate::shards::run(args, client, global, out).await,
+        AdminCommand::Status { here: false } => {
             let nodes = client.status_all().await;
             write_status(&nodes, global.output, out)?;
             outlook(&nodes)
         }
-        AdminCommand::TransferLeader { member } => {
-            let target = match member {
-                Some(member) => Some(find_member(&client.status_all().await, member)?),
-                None => None,
+        AdminCommand::Status { here: true } => {
+            let nodes = ask_each(client, &global.endpoints).await?;
+            write_status(&nodes, global.output, out)?;
+            healthy(&nodes)
+        }
+        AdminCommand::TransferLeader { member, group } => {
+            let (group, target) = match member {
+                Some(member) => {
+                    let (gid, id) = find_member(&client.status_all().await, member, *group)?;
+                    (gid, Some(id))
+                }
+                None => (*group, None),
             };
-            let leader = ask_leader(client, global, async |admin: Admin| {
+            let leader = ask_leader(client, global, group, async |admin: Admin| {
                 admin.transfer_leadership(target).await
             })
             .await?;
@@ -44,10 +53,10 @@ pub(crate) async fn run(
                 &format!("ok: {leader} leads"),
             )
         }
-        AdminCommand::Member { change } => {
-            let change = membership_change(client, change).await?;
+        AdminCommand::Member { change, group } => {
+            let (group, change) = membership_change(client, change, *group).await?;
             let change = &change;
-            let index = ask_leader(client, global, async |admin: Admin| {
+            let index = ask_leader(client, global, group, async |admin: Admin| {
                 admin.change_membership(change.clone()).await
             })
             .await?;
@@ -58,6 +67,25 @@ pub(crate) async fn run(
                 &format!("ok: committed at index {index}"),
             )
         }
+    }
+}
+
+/// What these nodes say of themselves, without any other.
+async fn ask_each(client: &Client, addresses: &[String]) -> Result<Nodes, Failure> {
+    let mut nodes = Nodes::new();
+    for address in addresses {
+        let admin = client.admin(address);
+        let admin = admin.map_err(|error| connect_failure(&error))?;
+        nodes.push((address.clone(), admin.status().await));
+    }
+    Ok(nodes)
+}
+
+/// A group as tables name it: `ctrl`, `g2` or `2`.
+pub(crate) fn parse_group_name(text: &str) -> Result<Gid, String> {
+    match text {
+        "ctrl" => Ok(Gid::NONE),
+        text => parse_gid(text).map_err(|error| format!("{error}; the controllers are `ctrl`")),
     }
 }
 
@@ -74,43 +102,76 @@ fn report(
     Ok(Exit::Ok)
 }
 
-/// Asks the leader, and again after a change of leader or while none is known, until the timeout. A request whose
-/// outcome is unknown is not repeated.
+/// Asks the leader of a group, and again after a change of leader or while none is known, until the timeout. A request
+/// whose outcome is unknown is not repeated.
 async fn ask_leader<T>(
     client: &Client,
     global: &GlobalArgs,
+    group: Option<Gid>,
     ask: impl AsyncFn(Admin) -> Result<T, Error>,
 ) -> Result<T, Failure> {
     let deadline = Instant::now() + Duration::from_millis(global.timeout_ms);
     let pause = Duration::from_millis(50);
     loop {
-        let address = client.leader().await?;
-        let admin = client
-            .admin(&address)
-            .map_err(|error| connect_failure(&error))?;
-        match ask(admin).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => {
-                let again = matches!(error, Error::NotLeader { .. } | Error::Unavailable { .. })
-                    && !error.maybe_applied()
-                    && Instant::now() + pause < deadline;
-                if !again {
-                    return Err(error.into());
+        let nodes = client.status_all().await;
+        let late = Instant::now() + pause >= deadline;
+        match find_leader(&nodes, group) {
+            Ok(address) => {
+                let admin = client.admin(&address);
+                let admin = admin.map_err(|error| connect_failure(&error))?;
+                match ask(admin).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => {
+                        let moved =
+                            matches!(error, Error::NotLeader { .. } | Error::Unavailable { .. });
+                        if !moved || error.maybe_applied() || late {
+                            return Err(error.into());
+                        }
+                    }
                 }
             }
+            Err(failure) if late || failure.exit() == Exit::Usage => return Err(failure),
+            Err(_) => {}
         }
         tokio::time::sleep(pause).await;
     }
 }
 
+/// The address of a group's leader. The group may be left out when there is only one.
+fn find_leader(nodes: &Nodes, group: Option<Gid>) -> Result<String, Failure> {
+    let groups = groups(nodes);
+    let Some(first) = groups.first() else {
+        let message = "no node answered";
+        return Err(Failure::new(Exit::Unavailable, message, NEXT_UNREACHABLE));
+    };
+    if group.is_none() && groups.len() > 1 {
+        let names: Vec<String> = groups.into_iter().map(group_name).collect();
+        return Err(Failure::usage(
+            "there are several groups",
+            format!("name one of {} with --group", names.join(", ")),
+        ));
+    }
+    let gid = group.unwrap_or(*first);
+    let leader = leader_of(nodes, gid).map(|(address, _)| address.clone());
+    leader.ok_or_else(|| {
+        Failure::new(
+            Exit::Unavailable,
+            format!("no node of {} leads", group_name(gid)),
+            "look at `shardkv status`",
+        )
+    })
+}
+
+/// The change, and the group that it is for, as far as it can be told.
 async fn membership_change(
     client: &Client,
     change: &MemberCommand,
-) -> Result<MembershipChange, Failure> {
+    group: Option<Gid>,
+) -> Result<(Option<Gid>, MembershipChange), Failure> {
     match change {
         MemberCommand::AddLearner { address, node } => {
-            let node = if let Some(node) = node {
-                parse_node(node).ok_or_else(|| bad_member(node))?
+            let (group, node) = if let Some(node) = node {
+                (group, parse_node(node).ok_or_else(|| bad_member(node))?)
             } else {
                 let admin = client
                     .admin(address)
@@ -119,40 +180,49 @@ async fn membership_change(
                     Failure::from(error)
                         .with_next("start the node first, or give its id with --node")
                 })?;
-                status.node_id
+                (group.or(Some(status.gid)), status.node_id)
             };
-            Ok(MembershipChange::AddLearner {
+            let change = MembershipChange::AddLearner {
                 node,
                 address: address.clone(),
-            })
+            };
+            Ok((group, change))
         }
-        MemberCommand::Promote { member } => Ok(MembershipChange::Promote(find_member(
-            &client.status_all().await,
-            member,
-        )?)),
-        MemberCommand::Remove { member } => Ok(MembershipChange::Remove(find_member(
-            &client.status_all().await,
-            member,
-        )?)),
+        MemberCommand::Promote { member } => {
+            let (group, node) = find_member(&client.status_all().await, member, group)?;
+            Ok((group, MembershipChange::Promote(node)))
+        }
+        MemberCommand::Remove { member } => {
+            let (group, node) = find_member(&client.status_all().await, member, group)?;
+            Ok((group, MembershipChange::Remove(node)))
+        }
     }
 }
 
-/// The member that an argument names by id or by address.
-fn find_member(nodes: &Nodes, name: &str) -> Result<NodeId, Failure> {
+/// The member that an argument names by id or by address, and its group: as given, or as a node tells.
+fn find_member(
+    nodes: &Nodes,
+    name: &str,
+    group: Option<Gid>,
+) -> Result<(Option<Gid>, NodeId), Failure> {
     // An address may have had several ids; who leads knows which one is a member now.
     let mut views: Vec<&NodeStatus> = nodes
         .iter()
         .filter_map(|(_, status)| status.as_ref().ok())
+        .filter(|view| group.is_none_or(|gid| view.gid == gid))
         .collect();
-    views.sort_by_key(|view| std::cmp::Reverse((view.role == client::Role::Leader, view.term)));
-    let by_address = views
+    views.sort_by_key(|view| std::cmp::Reverse((view.role == Role::Leader, view.term)));
+    let id = parse_node(name);
+    let mut members = views
         .iter()
-        .flat_map(|view| &view.members)
-        .find(|member| member.address == name)
-        .map(|member| member.node_id);
-    by_address
-        .or_else(|| parse_node(name))
-        .ok_or_else(|| bad_member(name))
+        .flat_map(|view| view.members.iter().map(|member| (view.gid, member)));
+    let found = members.find(|(_, it)| it.address == name || Some(it.node_id) == id);
+    match (found, id) {
+        (Some((gid, member)), _) => Ok((Some(gid), member.node_id)),
+        // The group itself answers for a node that it doesn't know.
+        (None, Some(id)) => Ok((group, id)),
+        (None, None) => Err(bad_member(name)),
+    }
 }
 
 fn bad_member(name: &str) -> Failure {
@@ -174,269 +244,34 @@ fn parse_node(text: &str) -> Option<NodeId> {
         .map(NodeId)
 }
 
-/// What the exit code of `status` says: whether a node that answered knows a leader.
-fn outlook(nodes: &Nodes) -> Result<Exit, Failure> {
-    let answers = || nodes.iter().filter_map(|(_, status)| status.as_ref().ok());
-    if answers().any(|status| status.leader_id.is_some()) {
-        return Ok(Exit::Ok);
-    }
-    let (message, next) = if answers().next().is_some() {
-        (
-            "no node knows a leader",
-            "check that a majority of the nodes runs and that they reach each other; their logs say more",
-        )
-    } else {
-        ("no node answered", NEXT_UNREACHABLE)
-    };
-    Err(Failure::new(Exit::Unavailable, message, next))
-}
-
-fn write_status(nodes: &Nodes, format: Format, out: &mut dyn Write) -> std::io::Result<()> {
-    match format {
-        Format::Json => json_line(out, &status_json(nodes)),
-        Format::Table | Format::Raw => status_table(nodes, out),
-    }
-}
-
-/// All of it, for programs: `{"leader": "host:port"|null, "nodes": [...]}`.
-fn status_json(nodes: &Nodes) -> Value {
-    let leader = nodes
-        .iter()
-        .filter_map(|(address, status)| Some((address, status.as_ref().ok()?)))
-        .filter(|(_, status)| status.role == client::Role::Leader)
-        .max_by_key(|(_, status)| status.term)
-        .map(|(address, _)| address);
-    let nodes: Vec<Value> = nodes
-        .iter()
-        .map(|(address, status)| match status {
-            Ok(status) => node_json(address, status),
-            Err(error) => json!({"address": address, "error": error.to_string()}),
-        })
-        .collect();
-    json!({"leader": leader, "nodes": nodes})
-}
-
-fn node_json(address: &str, status: &NodeStatus) -> Value {
-    let members: Vec<Value> = status
-        .members
-        .iter()
-        .map(|member| {
-            json!({
-                "node_id": member.node_id.to_string(),
-                "address": member.address,
-                "voter": member.voter,
-                "match_index": member.match_index,
-                "progress": member.progress,
-            })
-        })
-        .collect();
-    json!({
-        "address": address,
-        "node_id": status.node_id.to_string(),
-        "version": status.version,
-        "cluster_id": status.cluster_id,
-        "gid": status.gid.0,
-        "role": status.role.as_str(),
-        "term": status.term,
-        "leader_id": status.leader_id.map(|id| id.to_string()),
-        "leader_address": status.leader_address,
-        "commit_index": status.commit_index,
-        "last_applied": status.last_applied,
-        "first_index": status.first_index,
-        "last_index": status.last_index,
-        "shards": status.shards,
-        "log_bytes": status.log_bytes,
-        "state_bytes": status.state_bytes,
-        "disk_full": status.disk_full,
-        "trouble": status.trouble,
-        "members": members,
-    })
-}
-
-fn status_table(nodes: &Nodes, out: &mut dyn Write) -> std::io::Result<()> {
-    let mut table = Table::new(&[
-        "ADDRESS",
-        "NODE",
-        "ROLE",
-        "TERM",
-        "COMMIT",
-        "APPLIED",
-        "LOG",
-        "LOG SIZE",
-        "STATE SIZE",
-        "NOTE",
-    ]);
-    for (address, status) in nodes {
-        table.row(match status {
-            Ok(status) => vec![
-                address.clone(),
-                status.node_id.to_string(),
-                status.role.to_string(),
-                status.term.to_string(),
-                status.commit_index.to_string(),
-                status.last_applied.to_string(),
-                format!("{}..{}", status.first_index, status.last_index),
-                size(status.log_bytes),
-                size(status.state_bytes),
-                note(status),
-            ],
-            Err(error) => {
-                let mut cells = vec![address.clone()];
-                cells.resize(9, String::new());
-                cells.push(error.to_string());
-                cells
-            }
-        });
-    }
-    table.write(out)?;
-    let leading = nodes
-        .iter()
-        .filter_map(|(_, status)| status.as_ref().ok())
-        .filter(|status| status.role == client::Role::Leader)
-        .max_by_key(|status| status.term);
-    let Some(leader) = leading else { return Ok(()) };
-    writeln!(
-        out,
-        "\ncluster {}, group {}, {} shards; members as the leader sees them:",
-        leader.cluster_id, leader.gid, leader.shards
-    )?;
-    let mut members = Table::new(&["ADDRESS", "NODE", "VOTE", "MATCH", "PROGRESS"]);
-    for member in &leader.members {
-        members.row(vec![
-            member.address.clone(),
-            member.node_id.to_string(),
-            if member.voter { "voter" } else { "learner" }.into(),
-            member
-                .match_index
-                .map(|index| index.to_string())
-                .unwrap_or_default(),
-            member.progress.clone().unwrap_or_default(),
-        ]);
-    }
-    members.write(out)
-}
-
-fn note(status: &NodeStatus) -> String {
-    let full = status
-        .disk_full
-        .then(|| "disk full: refuses writes".to_owned());
-    let notes: Vec<String> = status.trouble.clone().into_iter().chain(full).collect();
-    notes.join("; ")
-}
-
-/// Bytes for people, in binary units.
-pub(crate) fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if bytes < 1_024 {
-        return format!("{bytes} B");
-    }
-    let mut unit = 0;
-    let mut shift = 10;
-    while unit + 1 < UNITS.len() && bytes >> (shift + 10) > 0 {
-        unit += 1;
-        shift += 10;
-    }
-    // Tenths by whole numbers: exact, and no float formatting.
-    let tenths = (u128::from(bytes) * 10) >> shift;
-    format!(
-        "{}.{} {}",
-        tenths / 10,
-        tenths % 10,
-        UNITS.get(unit).unwrap_or(&"")
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use client::{Gid, MemberStatus, Role};
-
-    fn node(id: u64, role: Role, leader: Option<u64>) -> NodeStatus {
-        NodeStatus {
-            version: "0.1.0".into(),
-            cluster_id: "demo".into(),
-            gid: Gid(1),
-            node_id: NodeId(id),
-            address: format!("127.0.0.1:740{id}"),
-            role,
-            term: 3,
-            leader_id: leader.map(NodeId),
-            leader_address: leader.map(|id| format!("127.0.0.1:740{id}")),
-            commit_index: 120,
-            last_applied: 119,
-            first_index: 1,
-            last_index: 121,
-            members: vec![
-                MemberStatus {
-                    node_id: NodeId(1),
-                    address: "127.0.0.1:7401".into(),
-                    voter: true,
-                    match_index: Some(121),
-                    progress: Some("replicate".into()),
-                },
-                MemberStatus {
-                    node_id: NodeId(0xbeef),
-                    address: "127.0.0.1:7402".into(),
-                    voter: false,
-                    match_index: Some(7),
-                    progress: Some("snapshot".into()),
-                },
-            ],
-            shards: 64,
-            log_bytes: 70_000,
-            state_bytes: 3_200_000,
-            disk_full: id == 2,
-            trouble: None,
-        }
-    }
-
-    fn nodes() -> Nodes {
-        vec![
-            ("127.0.0.1:7401".into(), Ok(node(1, Role::Leader, Some(1)))),
-            (
-                "127.0.0.1:7402".into(),
-                Ok(node(2, Role::Follower, Some(1))),
-            ),
-            (
-                "127.0.0.1:7403".into(),
-                Err(Error::Unavailable {
-                    address: "127.0.0.1:7403".into(),
-                    message: "connection refused".into(),
-                    maybe_applied: false,
-                }),
-            ),
-        ]
-    }
+    use crate::status::fixtures::two_groups;
 
     #[test]
-    fn status_matches_the_golden() {
-        let mut out = Vec::new();
-        for format in [Format::Table, Format::Json] {
-            write_status(&nodes(), format, &mut out).unwrap();
-            out.push(b'\n');
-        }
-        crate::golden::check("status.txt", std::str::from_utf8(&out).unwrap());
-    }
-
-    #[test]
-    fn a_cluster_without_a_leader_is_unavailable() {
-        assert_eq!(outlook(&nodes()).unwrap(), Exit::Ok);
-        let lost: Nodes = vec![("a:1".into(), Ok(node(2, Role::Candidate, None)))];
-        assert_eq!(outlook(&lost).unwrap_err().exit(), Exit::Unavailable);
-        assert_eq!(
-            outlook(&Nodes::new()).unwrap_err().exit(),
-            Exit::Unavailable
-        );
+    fn a_group_is_named_where_there_are_several() {
+        let nodes = two_groups();
+        let failure = find_leader(&nodes, None).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
+        assert!(failure.to_string().contains("ctrl, g1"), "{failure}");
+        let leader = find_leader(&nodes, Some(Gid(1))).unwrap();
+        assert_eq!(leader, "127.0.0.1:7401");
+        let failure = find_leader(&nodes, Some(Gid(7))).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Unavailable);
+        assert_eq!(parse_group_name("ctrl"), Ok(Gid::NONE));
+        assert_eq!(parse_group_name("g2"), Ok(Gid(2)));
+        assert!(parse_group_name("0").is_err());
     }
 
     #[test]
     fn members_are_found_by_id_and_by_address() {
-        let nodes = nodes();
-        assert_eq!(
-            find_member(&nodes, "127.0.0.1:7402").unwrap(),
-            NodeId(0xbeef)
-        );
-        assert_eq!(find_member(&nodes, "nbeef").unwrap(), NodeId(0xbeef));
+        let nodes = two_groups();
+        let member = (Some(Gid(1)), NodeId(0xbeef));
+        assert_eq!(find_member(&nodes, "127.0.0.1:7402", None).unwrap(), member);
+        assert_eq!(find_member(&nodes, "nbeef", None).unwrap(), member);
+        let stranger = find_member(&nodes, "nbeef", Some(Gid(2))).unwrap();
+        assert_eq!(stranger, (Some(Gid(2)), NodeId(0xbeef)));
         for bad in [
             "",
             "n",
@@ -448,27 +283,10 @@ mod tests {
             "n11112222333344445",
         ] {
             assert_eq!(
-                find_member(&nodes, bad).unwrap_err().exit(),
+                find_member(&nodes, bad, None).unwrap_err().exit(),
                 Exit::Usage,
                 "{bad}"
             );
         }
-    }
-
-    #[test]
-    fn sizes_are_for_people() {
-        let shown = [0, 1_023, 1_024, 1_536, 1 << 20, 5 << 40, u64::MAX].map(size);
-        assert_eq!(
-            shown,
-            [
-                "0 B",
-                "1023 B",
-                "1.0 KiB",
-                "1.5 KiB",
-                "1.0 MiB",
-                "5.0 TiB",
-                "16383.9 PiB"
-            ]
-        );
     }
 }

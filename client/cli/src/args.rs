@@ -7,12 +7,16 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use client::Gid;
 
+use crate::admin::parse_group_name;
 use crate::bench::BenchArgs;
+use crate::config::ConfigCommand;
 use crate::encoding::Encoding;
 use crate::exit::EXIT_CODES_HELP;
 use crate::output::Format;
 use crate::playground::PlaygroundArgs;
+use crate::shards::ShardsArgs;
 use crate::transfer::{ExportArgs, ImportArgs};
 
 const EXAMPLES: &str = "\
@@ -25,6 +29,9 @@ Examples:
   shardkv scan --prefix greet --output json
   shardkv import names.tsv && shardkv export > copy.jsonl
   shardkv bench --clients 64 --duration 10s --read-ratio 0.9
+  shardkv playground --groups 2             controllers and two groups that share the shards
+  shardkv shards --watch
+  shardkv config leave 2 --wait
   shardkv shell";
 
 /// The command line.
@@ -245,24 +252,41 @@ pub(crate) struct ScanArgs {
 /// What is asked of nodes rather than of keys.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdminCommand {
-    /// Show every node: role, term, log, members, disk use, trouble
+    /// Show every node of every group: role, term, log, members, disk use, trouble
     #[command(
-        after_help = "Examples:\n  shardkv status\n  shardkv status --output json | jq '.nodes[] | select(.role == \"leader\")'\n\nExit code 5: no leader is known, or no node answered."
+        after_help = "Examples:\n  shardkv status\n  shardkv status --output json | jq '.nodes[] | select(.role == \"leader\")'\n  shardkv status --here                   health check: of the node at --endpoints alone\n\nExit code 5: a group knows no leader, or no node answered."
     )]
-    Status,
+    Status {
+        /// Ask only the nodes that --endpoints names, and fail unless each answers and knows a leader: a health check
+        #[arg(long)]
+        here: bool,
+    },
     /// Hand leadership to another member
     #[command(
-        after_help = "Examples:\n  shardkv transfer-leader                 to the member whose log is furthest\n  shardkv transfer-leader n3f2a9c\n  shardkv transfer-leader 127.0.0.1:7402"
+        after_help = "Examples:\n  shardkv transfer-leader                 to the member whose log is furthest\n  shardkv transfer-leader n3f2a9c\n  shardkv transfer-leader 127.0.0.1:7402\n  shardkv transfer-leader --group g2       where there are several groups"
     )]
     TransferLeader {
         /// The member: its id as `status` shows it, or its address; default: the one whose log is furthest
         member: Option<String>,
+        /// The group, as `status` shows it, if there are several and no member is named
+        #[arg(long, short, value_parser = parse_group_name)]
+        group: Option<Gid>,
     },
-    /// Change the group's members, one at a time
+    /// Change a group's members, one at a time
     Member {
         #[command(subcommand)]
         change: MemberCommand,
+        /// The group, as `status` shows it, if it can't be told from the member
+        #[arg(long, short, global = true, value_parser = parse_group_name)]
+        group: Option<Gid>,
     },
+    /// Show which groups there are and which shards they own, and change it
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Show who owns which shard, what is on its way, and why it waits
+    Shards(ShardsArgs),
 }
 
 /// One step of a membership change.

@@ -24,16 +24,21 @@
 mod admin;
 mod args;
 mod bench;
+mod center;
+mod config;
 mod connect;
 mod encoding;
 mod exit;
 #[cfg(test)]
 mod golden;
 mod kv;
+mod moving;
 mod output;
 mod playground;
 mod random;
+mod shards;
 mod shell;
+mod status;
 mod transfer;
 
 use std::io::{self, Write as _};

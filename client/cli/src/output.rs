@@ -215,6 +215,28 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
+/// Bytes for people, in binary units.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1_024 {
+        return format!("{bytes} B");
+    }
+    let mut unit = 0;
+    let mut shift = 10;
+    while unit + 1 < UNITS.len() && bytes >> (shift + 10) > 0 {
+        unit += 1;
+        shift += 10;
+    }
+    // Tenths by whole numbers: exact, and no float formatting.
+    let tenths = (u128::from(bytes) * 10) >> shift;
+    format!(
+        "{}.{} {}",
+        tenths / 10,
+        tenths % 10,
+        UNITS.get(unit).unwrap_or(&"")
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
@@ -290,5 +312,22 @@ mod tests {
     fn numbers_are_grouped() {
         let shown: Vec<String> = [0, 999, 1_000, 1_234_567].map(grouped).to_vec();
         assert_eq!(shown, ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn sizes_are_for_people() {
+        let shown = [0, 1_023, 1_024, 1_536, 1 << 20, 5 << 40, u64::MAX].map(size);
+        assert_eq!(
+            shown,
+            [
+                "0 B",
+                "1023 B",
+                "1.0 KiB",
+                "1.5 KiB",
+                "1.0 MiB",
+                "5.0 TiB",
+                "16383.9 PiB"
+            ]
+        );
     }
 }

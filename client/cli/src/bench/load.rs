@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::history::{History, now_ns};
+use super::moves::Moves;
 use super::operation::{Answer, Operation, Shape, Source};
 use super::report::{Latencies, Report};
 use super::{LoadArgs, Mode};
@@ -47,7 +48,11 @@ pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Fa
     if args.preload {
         preload(&client, &shape).await?;
     }
-    let shared = Arc::new(Shared::new(args.clone(), client, history));
+    let moves = match args.moves {
+        true => Some(Moves::start(&client).await?),
+        false => None,
+    };
+    let shared = Arc::new(Shared::new(args.clone(), client, history, moves));
     let mut tasks = start(&shared, &shape);
     let cpu_of_warmup = {
         let measure = shared.measure;
@@ -59,11 +64,15 @@ pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Fa
     tokio::select! {
         () = wait(&mut tasks) => {}
         () = show_progress(&shared) => {}
+        () = follow_moves(&shared) => {}
         () = interrupted() => {
             // What is in flight ends, so that the history is complete; its timeout bounds that.
             eprintln!("interrupted: waiting for what is in flight");
             shared.stop.store(true, Ordering::Relaxed);
-            wait(&mut tasks).await;
+            tokio::select! {
+                () = wait(&mut tasks) => {}
+                () = follow_moves(&shared) => {}
+            }
         }
     }
     // A run that ended within its warm-up measured nothing.
@@ -127,6 +136,7 @@ struct Shared {
     failures: Mutex<Failures>,
     reads: Gaps,
     writes: Gaps,
+    moves: Option<Moves>,
 }
 
 /// Figures of some tasks.
@@ -168,7 +178,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn new(args: LoadArgs, client: Client, history: Option<History>) -> Self {
+    fn new(args: LoadArgs, client: Client, history: Option<History>, moves: Option<Moves>) -> Self {
         let slots = SLOTS.min(args.clients as usize);
         let begin = Instant::now();
         Self {
@@ -192,6 +202,7 @@ impl Shared {
             failures: Mutex::default(),
             reads: Gaps::default(),
             writes: Gaps::default(),
+            moves,
         }
     }
 
@@ -227,10 +238,14 @@ impl Shared {
         self.args.count.is_none() && at >= self.measure + self.args.duration
     }
 
-    fn succeeded(&self, slot: &Mutex<Slot>, read: bool, start: Instant) {
+    fn succeeded(&self, slot: &Mutex<Slot>, operation: &Operation, start: Instant) {
         let now = Instant::now();
         if start < self.measure {
             return;
+        }
+        let read = operation.is_read();
+        if let Some(moves) = self.moves.as_ref().filter(|_| !read) {
+            moves.acknowledged(operation.key(), start, now);
         }
         let mut slot = locked(slot);
         let (latencies, gaps) = if read {
@@ -279,7 +294,7 @@ async fn one_client(shared: Arc<Shared>, mut source: Source, task: u64) {
         match result {
             Ok(answer) => {
                 learn(&shared, &mut source, &operation, &answer);
-                shared.succeeded(slot, operation.is_read(), start);
+                shared.succeeded(slot, &operation, start);
             }
             Err(error) => {
                 if error.maybe_applied() {
@@ -335,6 +350,14 @@ async fn show_progress(shared: &Shared) {
         let started = grouped(shared.started.load(Ordering::Relaxed));
         let seconds = (now - shared.measure).as_secs();
         bar.set_message(format!("{started} operations in {seconds} s"));
+    }
+}
+
+/// Follows what happens to the shards; never ends.
+async fn follow_moves(shared: &Shared) {
+    match &shared.moves {
+        Some(moves) => moves.follow(&shared.client).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -424,5 +447,9 @@ fn report(shared: &Shared, cpu: Duration) -> Report {
         longest_read_gap_ms: gap(&reads, &shared.reads),
         longest_write_gap_ms: gap(&writes, &shared.writes),
         client_cpu_us_per_op: cpu_us,
+        moves: shared
+            .moves
+            .as_ref()
+            .map(|moves| moves.report(Instant::now())),
     }
 }

@@ -7,6 +7,11 @@
 //! not hidden by a generator that politely waits. All tasks share the client library's connections, as the tasks of
 //! an application would. After `--warmup`, which is not counted, the run lasts `--duration` or `--count`.
 //!
+//! # Shards that move
+//!
+//! With `--moves` the load is told apart by what happens to its shards ([`moves`]): one only has to change the groups
+//! meanwhile. `bench handoff` moves a shard of a chosen size by itself, and measures that ([`handoff`]).
+//!
 //! # The history file
 //!
 //! With `--record FILE` every operation (those of the warm-up too) is written as one line of JSON, for a checker of
@@ -33,9 +38,11 @@
 //! or SIGTERM, which wait for what is in flight.
 
 mod echo;
+mod handoff;
 mod history;
 mod limits;
 mod load;
+mod moves;
 mod operation;
 mod report;
 
@@ -53,11 +60,13 @@ use crate::exit::{Exit, Failure};
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  shardkv bench --clients 64 --duration 10s\n  shardkv bench --mode unary --clients 256 --read-ratio 1 --preload --output json\n  \
     shardkv bench --rate 500 --duration 1m\n  shardkv bench --clients 8 --key-space 5 --writes put,append,delete,cas --record history.jsonl\n  \
+    shardkv bench --duration 30s --moves        while `shardkv config join` or `leave` runs\n  \
+    shardkv bench handoff --sizes 1MB,100MB\n  \
     shardkv bench limits --dir /var/lib/shardkv"
 )]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
-    limits: Option<BenchCommand>,
+    command: Option<BenchCommand>,
     #[command(flatten)]
     load: LoadArgs,
     /// How many threads make the load; 0 chooses: one on up to 3 cores, else a third of the cores, at most 8
@@ -84,6 +93,13 @@ enum BenchCommand {
         after_help = "Examples:\n  shardkv bench limits\n  shardkv bench limits --dir /var/lib/shardkv --clients 64 --output json"
     )]
     Limits(limits::LimitsArgs),
+    /// Move a shard under load, and measure how long it can't be written and what the others notice
+    #[command(
+        after_help = "Examples:\n  shardkv bench handoff\n  shardkv bench handoff --sizes 1MB,10MB,100MB --output json\n\n\
+        It needs a cluster of at least two groups. The shard is filled for the purpose and cleared afterwards; it stays with\n\
+        the group that it was moved to."
+    )]
+    Handoff(handoff::HandoffArgs),
 }
 
 /// The load.
@@ -140,6 +156,9 @@ struct LoadArgs {
     /// Write each operation to this file as a line of JSON, for a checker of linearizability
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Report what writes notice of shards that change their owner meanwhile: the pause of each, the effect on the others
+    #[arg(long)]
+    moves: bool,
     /// Give up after this many failed operations
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     max_errors: u64,
@@ -156,8 +175,9 @@ enum Mode {
 
 /// Measures, and writes the result to standard output.
 pub(crate) async fn run(args: &BenchArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
-    match &args.limits {
+    match &args.command {
         Some(BenchCommand::Limits(args)) => limits::run(args, global.output).await,
+        Some(BenchCommand::Handoff(args)) => handoff::run(args, global).await,
         None => load::run(&args.load, global).await,
     }
 }

@@ -57,6 +57,16 @@ impl Operation {
         matches!(self, Self::Get { .. })
     }
 
+    pub(super) fn key(&self) -> &Bytes {
+        match self {
+            Self::Get { key }
+            | Self::Put { key, .. }
+            | Self::Append { key, .. }
+            | Self::Delete { key }
+            | Self::Cas { key, .. } => key,
+        }
+    }
+
     /// Asks the cluster.
     pub(super) async fn run(&self, client: &Client) -> Result<Answer, Error> {
         match self.clone() {

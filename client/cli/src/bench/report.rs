@@ -7,6 +7,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::moves::MovesReport;
 use crate::output::{Format, Table, grouped, json_line};
 
 /// The longest latency that is told from longer ones.
@@ -101,6 +102,9 @@ pub(super) struct Report {
     pub(super) longest_write_gap_ms: Option<f64>,
     /// What an operation cost this process, in microseconds of CPU.
     pub(super) client_cpu_us_per_op: f64,
+    /// With --moves: what writes noticed of shards that moved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) moves: Option<MovesReport>,
 }
 
 /// Named rows as a table.
@@ -178,14 +182,16 @@ impl Report {
             .map(|(kind, count)| format!("{count} {kind}"))
             .collect();
         match &self.first_error {
-            None => writeln!(out, "errors: none"),
-            Some(first) => writeln!(out, "errors: {}; the first: {first}", kinds.join(", ")),
+            None => writeln!(out, "errors: none")?,
+            Some(first) => writeln!(out, "errors: {}; the first: {first}", kinds.join(", "))?,
         }
+        self.moves.as_ref().map_or(Ok(()), |moves| moves.write(out))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::moves::MovedShard;
     use super::*;
 
     fn report(errors: bool) -> Report {
@@ -213,6 +219,26 @@ mod tests {
             longest_read_gap_ms: Some(1.5),
             longest_write_gap_ms: None,
             client_cpu_us_per_op: 12.25,
+            moves: errors.then(|| moves(&latencies)),
+        }
+    }
+
+    fn moves(latencies: &Latencies) -> MovesReport {
+        let shard = |shard, from, gap| MovedShard {
+            shard,
+            from,
+            to: Some(3),
+            write_gap_ms: gap,
+            slowest_write_ms: gap + 0.5,
+        };
+        MovesReport {
+            config_before: 2,
+            config_after: 3,
+            seconds: 1.5,
+            before: Some(latencies.row(2.0)),
+            others: Some(latencies.row(2.0)),
+            moved: None,
+            moved_shards: vec![shard(4, Some(1), 12.0), shard(17, None, 3.25)],
         }
     }
 

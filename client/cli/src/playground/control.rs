@@ -10,8 +10,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use crate::exit::{Exit, Failure};
+use crate::moving::Moving;
 
-/// What may be done to a node, or (`Down`) to all of them.
+/// What may be done to a node, or (`Scale`, `Down`) to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order {
@@ -19,7 +20,13 @@ pub(super) enum Order {
     Stop,
     Cont,
     Term,
-    Restart { wipe: bool },
+    Restart {
+        wipe: bool,
+    },
+    /// Have this many groups that share the shards.
+    Scale {
+        groups: u16,
+    },
     Down,
 }
 
@@ -27,16 +34,30 @@ pub(super) enum Order {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) order: Order,
-    /// A name, an address or `leader`; not looked at for `Down`.
+    /// A name, an address or a leader; not looked at for what is done to the cluster.
     pub(super) node: String,
 }
 
-/// An answer.
-#[derive(Debug, Serialize, Deserialize)]
+impl Request {
+    /// An order to the cluster.
+    pub(super) fn to_all(order: Order) -> Self {
+        Self {
+            order,
+            node: String::new(),
+        }
+    }
+}
+
+/// An answer: any number of `Progress`, then one of the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
+    /// Shards are on their way.
+    Progress(Moving),
     /// Done, to this node, which has (or had) this process.
     Done { node: String, pid: Option<u32> },
+    /// These groups share the shards now.
+    Scaled { groups: Vec<String> },
     /// Not done.
     Refused { message: String, next: String },
 }
@@ -45,6 +66,8 @@ pub(super) enum Reply {
 const MAX_LINE_BYTES: u64 = 64 << 10;
 /// How long the other side may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it may take to read an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The address of a folder's socket. The name of a Unix socket has at most 107 bytes, so it is opened through
 /// `/proc/self/fd` when the folder's is too long.
@@ -99,22 +122,27 @@ pub(super) async fn receive(stream: &mut UnixStream) -> io::Result<Request> {
     Ok(serde_json::from_str(&line)?)
 }
 
-/// Answers a connection.
-pub(super) async fn answer(
-    stream: &mut UnixStream,
-    result: Result<Reply, Failure>,
-) -> io::Result<()> {
-    let reply = result.unwrap_or_else(|failure| {
+/// A result as an answer.
+pub(super) fn reply(result: Result<Reply, Failure>) -> Reply {
+    result.unwrap_or_else(|failure| {
         let (message, next) = failure.into_words();
         Reply::Refused { message, next }
-    });
-    let mut line = serde_json::to_vec(&reply)?;
-    line.push(b'\n');
-    stream.write_all(&line).await
+    })
 }
 
-/// Gives an order to the playground in `dir` and returns its answer: the node and its process.
-pub(super) async fn ask(dir: &Path, request: &Request) -> Result<(String, Option<u32>), Failure> {
+/// Answers a connection. Whoever doesn't read its answers has left.
+pub(super) async fn answer(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    timeout(ANSWER_TIMEOUT, stream.write_all(&line)).await?
+}
+
+/// Gives an order to the playground in `dir` and returns its answer, which is never `Progress` nor `Refused`.
+pub(super) async fn ask(
+    dir: &Path,
+    request: &Request,
+    mut progress: impl FnMut(&Moving),
+) -> Result<Reply, Failure> {
     let not_running = |error: io::Error| {
         Failure::new(
             Exit::Unavailable,
@@ -131,19 +159,23 @@ pub(super) async fn ask(dir: &Path, request: &Request) -> Result<(String, Option
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         stream.write_all(&line).await?;
-        let mut reply = String::new();
-        BufReader::new(stream)
-            .take(MAX_LINE_BYTES)
-            .read_line(&mut reply)
-            .await?;
-        if reply.is_empty() {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+        let mut stream = BufReader::new(stream);
+        loop {
+            let mut reply = String::new();
+            let mut line = (&mut stream).take(MAX_LINE_BYTES);
+            line.read_line(&mut reply).await?;
+            if reply.is_empty() {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+            }
+            match serde_json::from_str(&reply)? {
+                Reply::Progress(moving) => progress(&moving),
+                reply => return Ok(reply),
+            }
         }
-        Ok(serde_json::from_str(&reply)?)
     };
     match talk.await.map_err(not_running)? {
-        Reply::Done { node, pid } => Ok((node, pid)),
         Reply::Refused { message, next } => Err(Failure::failed(message, next)),
+        reply => Ok(reply),
     }
 }
 
@@ -165,23 +197,32 @@ mod tests {
                 order: Order::Restart { wipe: true },
                 node: "leader".into(),
             };
+            let done = Reply::Done {
+                node: "node-1".into(),
+                pid: Some(3),
+            };
+            let moving = Moving {
+                to_move: 2,
+                ..Moving::default()
+            };
             let serve = async {
-                for result in [
-                    Ok(Reply::Done {
-                        node: "node-1".into(),
-                        pid: Some(3),
-                    }),
-                    Err(Failure::failed("no", "do that")),
-                ] {
+                for result in [Ok(done.clone()), Err(Failure::failed("no", "do that"))] {
                     let (mut stream, _) = listener.accept().await.unwrap();
                     let got = receive(&mut stream).await.unwrap();
                     assert_eq!((got.order, got.node.as_str()), (request.order, "leader"));
-                    answer(&mut stream, result).await.unwrap();
+                    let progress = Reply::Progress(moving.clone());
+                    answer(&mut stream, &progress).await.unwrap();
+                    answer(&mut stream, &reply(result)).await.unwrap();
                 }
             };
-            let asked = async { (ask(&dir, &request).await, ask(&dir, &request).await) };
+            let mut seen = Vec::new();
+            let asked = async {
+                let first = ask(&dir, &request, |moving| seen.push(moving.clone())).await;
+                (first, ask(&dir, &request, |_| {}).await)
+            };
             let ((), (first, second)) = tokio::join!(serve, asked);
-            assert_eq!(first.unwrap(), ("node-1".to_owned(), Some(3)));
+            assert_eq!(first.unwrap(), done);
+            assert_eq!(seen, [moving]);
             assert_eq!(second.unwrap_err().to_string(), "error: no\n next: do that");
         }
     }
@@ -200,13 +241,8 @@ mod tests {
         let (accepted, _stream) = tokio::join!(listener.accept(), noise);
         assert!(receive(&mut accepted.unwrap().0).await.is_err());
         drop(listener);
-        let request = Request {
-            order: Order::Down,
-            node: String::new(),
-        };
-        assert_eq!(
-            ask(folder.path(), &request).await.unwrap_err().exit(),
-            Exit::Unavailable
-        );
+        let request = Request::to_all(Order::Down);
+        let failure = ask(folder.path(), &request, |_| {}).await.unwrap_err();
+        assert_eq!(failure.exit(), Exit::Unavailable);
     }
 }

@@ -8,13 +8,23 @@
 //! ([`control`]) and return when it is done: after `kill` the process is gone, after `restart` the node answers. Only the
 //! parent of a process knows when it has ended, so signals never hit a stranger that got the number of a dead node.
 //!
+//! With `--groups` there are controllers, and groups that share the shards. The playground joins the groups, and `scale`
+//! changes their number while everything runs ([`scale`]): new groups are started and join; the newest leave, are waited
+//! for until they have given away everything, and only then are their processes stopped and their data removed.
+//!
 //! A playground that is itself killed leaves its nodes running, since a process can't be tied to its parent without unsafe
 //! code; `down` finds and stops them.
 
+mod announce;
 mod cluster;
 mod control;
 mod layout;
+mod nodes;
+mod place;
+mod ports;
 mod process;
+mod prompt;
+mod scale;
 mod watch;
 
 use std::path::PathBuf;
@@ -34,8 +44,13 @@ use control::Order;
     after_help = "Examples:\n  shardkv playground                          three nodes, gone without a trace after Ctrl-C\n  \
     shardkv playground --dir cluster            keeps its data and addresses\n  \
     shardkv playground --dir cluster -- --election-timeout-ms 1000\n  \
+    shardkv playground --groups 2 --dir cluster  three controllers and two groups of three nodes\n  \
+    shardkv playground scale 3 --dir cluster     a third group joins; `scale 2`: it leaves again\n  \
+    shardkv playground kill g2/leader --dir cluster\n  \
     shardkv playground wait --dir cluster && shardkv playground kill leader --dir cluster\n  \
-    shardkv playground restart node-2 --dir cluster --wipe\n\nWhat stands after -- is given to every node; `shardkv-node --help` explains it."
+    shardkv playground restart node-2 --dir cluster --wipe\n\nWithout --groups there is one standalone group, which has all shards, and no controllers.\n\
+    With --groups the nodes are called ctrl-1, ..., g1-1, ..., and the playground reads commands at its terminal.\n\
+    What stands after -- is given to every node; `shardkv-node --help` explains it."
 )]
 pub(crate) struct PlaygroundArgs {
     #[command(subcommand)]
@@ -47,9 +62,18 @@ pub(crate) struct PlaygroundArgs {
 /// How a playground is started.
 #[derive(Debug, Args)]
 pub(super) struct StartArgs {
-    /// How many nodes; default: as many as the folder has, or 3
+    /// How many nodes a group has; default: as many as in the folder, or 3
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9))]
     replicas: Option<u16>,
+    /// How many groups share the shards, under controllers; default: as many as in the folder, or one without controllers
+    #[arg(long, short, value_name = "N", value_parser = group_count())]
+    groups: Option<u16>,
+    /// How many controllers there are, with --groups; default: as many as in the folder, or 3
+    #[arg(long, value_name = "N", requires = "groups", value_parser = clap::value_parser!(u16).range(1..=9))]
+    controllers: Option<u16>,
+    /// How many shards the keys are spread over, chosen once; default: the nodes' default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(types::MAX_SHARDS)))]
+    shards: Option<u32>,
     /// Where data, logs and addresses are kept; default: a temporary folder that is removed at the end
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -83,7 +107,7 @@ pub(super) struct StartArgs {
 enum PlaygroundCommand {
     /// Show the nodes with their processes
     Status(DirArgs),
-    /// Wait until a majority of the nodes follows one leader
+    /// Wait until it is ready, and in every group a majority of the nodes follows one leader
     Wait {
         #[command(flatten)]
         dir: DirArgs,
@@ -107,8 +131,25 @@ enum PlaygroundCommand {
         #[arg(long)]
         wipe: bool,
     },
+    /// Have this many groups: new ones join, or the newest leave; returns when the shards are where they belong
+    #[command(
+        after_help = "Examples:\n  shardkv playground scale 3 --dir cluster\n\nThe nodes of a group that left are stopped, and their data removed, when nothing needs them any more. Whoever \
+        interrupts this command stops waiting; the groups move all the same. Another `scale` changes what is wanted at any time."
+    )]
+    Scale {
+        /// How many groups
+        #[arg(value_parser = group_count())]
+        groups: u16,
+        #[command(flatten)]
+        dir: DirArgs,
+    },
     /// Stop the whole playground
     Down(DirArgs),
+}
+
+/// More groups than a machine has room for are a mistake.
+fn group_count() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=64)
 }
 
 /// Which playground.
@@ -122,7 +163,7 @@ struct DirArgs {
 /// Which node of which playground.
 #[derive(Debug, Args)]
 struct NodeArgs {
-    /// `node-1`, `node-2`, ..., an address, or `leader`
+    /// A name as `status` shows it, an address, `leader`, or the leader of a group: `g2/leader`, `ctrl/leader`
     node: String,
     #[command(flatten)]
     dir: DirArgs,
@@ -137,6 +178,9 @@ pub(crate) async fn run(args: &PlaygroundArgs, global: &GlobalArgs) -> Result<Ex
         PlaygroundCommand::Status(args) => return watch::status(&args.dir, global.output).await,
         PlaygroundCommand::Wait { dir, timeout } => {
             return watch::wait(&dir.dir, *timeout, global.output).await;
+        }
+        PlaygroundCommand::Scale { groups, dir } => {
+            return watch::scale(&dir.dir, *groups, global.output).await;
         }
         PlaygroundCommand::Down(args) => return watch::down(&args.dir).await,
         PlaygroundCommand::Kill(node) => (node, Order::Kill),

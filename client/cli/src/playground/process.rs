@@ -11,15 +11,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::layout::NodeLayout;
+use super::layout::{Kind, Layout, NodeLayout};
 use crate::exit::Failure;
 
 /// What all nodes are started with.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
     pub(super) binary: PathBuf,
-    /// The addresses of all nodes, with commas.
-    pub(super) peers: String,
     pub(super) extra: Vec<String>,
 }
 
@@ -48,8 +46,8 @@ impl Program {
         })
     }
 
-    /// Starts a node. Its output goes to the end of its log.
-    pub(super) fn start(&self, node: &NodeLayout) -> io::Result<Child> {
+    /// Starts a node of `layout`. Its output goes to the end of its log.
+    pub(super) fn start(&self, layout: &Layout, node: &NodeLayout) -> io::Result<Child> {
         let log = File::options().create(true).append(true).open(&node.log)?;
         let mut command = Command::new(&self.binary);
         command
@@ -58,8 +56,9 @@ impl Program {
             .args(["--cluster-name", "playground"])
             .args(["--listen", &node.address])
             .args(["--advertise", &node.address])
-            .args(["--peers", &self.peers])
+            .args(["--peers", &layout.addresses_of(&node.group).join(",")])
             .args(["--metrics-listen", &node.metrics])
+            .args(place_in_cluster(layout, node))
             .args(&self.extra)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -73,6 +72,24 @@ impl Program {
         }
         command.spawn()
     }
+}
+
+/// The options that say what a node is in its cluster.
+fn place_in_cluster(layout: &Layout, node: &NodeLayout) -> Vec<String> {
+    let mut args = Vec::new();
+    let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    if let Some(shards) = layout.shards {
+        option("--shards", shards.to_string());
+    }
+    let kind = layout.group(&node.group).map(|group| group.kind);
+    if let Some(kind @ (Kind::Controller | Kind::Shards)) = kind {
+        option("--role", kind.role().to_owned());
+        option("--gid", node.gid.to_string());
+        if kind == Kind::Shards {
+            option("--controllers", layout.controllers().join(","));
+        }
+    }
+    args
 }
 
 /// Sends a signal to a child that has not been waited for.
@@ -177,15 +194,44 @@ pub(super) fn log_tail(path: &Path) -> String {
 mod tests {
     use super::*;
 
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        start: crate::playground::StartArgs,
+    }
+
+    fn layout(dir: &Path, words: &[&str]) -> Layout {
+        let line = <Line as clap::Parser>::parse_from([&["playground"], words].concat());
+        Layout::open(dir, &line.start).unwrap()
+    }
+
     fn node(dir: &Path) -> NodeLayout {
-        NodeLayout {
-            name: "node-1".into(),
-            address: "127.0.0.1:1".into(),
-            metrics: "127.0.0.1:2".into(),
-            data_dir: dir.join("node-1"),
-            log: dir.join("node-1.log"),
-            pid: None,
-        }
+        layout(dir, &["--replicas", "1"]).nodes.remove(0)
+    }
+
+    #[test]
+    fn nodes_are_told_their_place() {
+        let sharded = layout(
+            Path::new("/nowhere"),
+            &[
+                "--groups",
+                "2",
+                "--controllers",
+                "1",
+                "--base-port",
+                "7400",
+                "--shards",
+                "8",
+            ],
+        );
+        let told = |node: usize| place_in_cluster(&sharded, &sharded.nodes[node]).join(" ");
+        assert_eq!(told(0), "--shards 8 --role controller --gid 0");
+        assert_eq!(
+            told(4),
+            "--shards 8 --role shards --gid 2 --controllers 127.0.0.1:7400"
+        );
+        let alone = layout(Path::new("/nowhere"), &[]);
+        assert!(place_in_cluster(&alone, &alone.nodes[0]).is_empty());
     }
 
     /// A program that ignores its arguments and does what `script` says.
@@ -196,7 +242,6 @@ mod tests {
         fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
         Program {
             binary,
-            peers: "127.0.0.1:1".into(),
             extra: vec!["--extra".into()],
         }
     }
@@ -209,7 +254,7 @@ mod tests {
             folder.path(),
             "trap 'echo \"$@\"; exit 7' TERM; echo up; while :; do sleep 0.01; done",
         );
-        let mut child = obeys.start(&node).unwrap();
+        let mut child = obeys.start(&layout(folder.path(), &[]), &node).unwrap();
         while !log_tail(&node.log).contains("up") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -240,7 +285,7 @@ mod tests {
             folder.path(),
             "trap '' TERM; echo up; while :; do sleep 0.01; done",
         );
-        let mut child = stubborn.start(&node).unwrap();
+        let mut child = stubborn.start(&layout(folder.path(), &[]), &node).unwrap();
         while !log_tail(&node.log).contains("up") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -8,11 +8,12 @@ use client::{Client, ClientOptions, NodeStatus, Role};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::control::{self, Order, Request};
-use super::layout::Layout;
+use super::control::{self, Order, Reply, Request};
+use super::layout::{Kind, Layout, NodeLayout, Stage};
 use super::process;
 use crate::connect::connect_failure;
 use crate::exit::{Exit, Failure};
+use crate::moving::MovingBar;
 use crate::output::{Format, Table, json_line};
 
 /// How long a node may take to say how it is; a frozen one never does.
@@ -40,77 +41,200 @@ pub(super) async fn statuses(client: &Client, layout: &Layout) -> Vec<Option<Nod
     futures::future::join_all(asked).await
 }
 
-/// The place of the leader in the layout, and how many nodes follow it (itself among them).
-pub(super) fn leader(statuses: &[Option<NodeStatus>]) -> Option<(usize, usize)> {
+/// The leader of a group, and how many of the group's nodes follow it (itself among them).
+pub(super) fn leader<'a>(
+    layout: &'a Layout,
+    statuses: &[Option<NodeStatus>],
+    group: &str,
+) -> Option<(&'a NodeLayout, usize)> {
     let answers = || {
-        statuses
-            .iter()
-            .enumerate()
-            .filter_map(|(at, status)| Some((at, status.as_ref()?)))
+        let nodes = layout.nodes.iter().zip(statuses);
+        nodes
+            .filter(|(node, _)| node.group == group)
+            .filter_map(|(node, status)| Some((node, status.as_ref()?)))
     };
-    let (at, leader) = answers()
+    let (node, leader) = answers()
         .filter(|(_, status)| status.role == Role::Leader)
         .max_by_key(|(_, status)| status.term)?;
     let followers = answers().filter(|(_, status)| status.leader_id == Some(leader.node_id));
-    Some((at, followers.count()))
+    Some((node, followers.count()))
 }
 
-/// Waits until `least` nodes agree on a leader, and returns its place in the layout.
-pub(super) async fn until_led(client: &Client, layout: &Layout, least: usize) -> usize {
+/// How many nodes of a group must follow its leader.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Least {
+    All,
+    Majority,
+}
+
+/// The leaders of the groups that are part of the cluster, by the groups' names, if each of them has one that enough of
+/// its nodes follow.
+fn leaders(
+    layout: &Layout,
+    statuses: &[Option<NodeStatus>],
+    least: Least,
+) -> Option<Vec<(String, NodeLayout)>> {
+    let groups = layout.groups.iter();
+    let groups = groups.filter(|group| group.stage != Stage::Leaving);
+    groups
+        .map(|group| {
+            let nodes = layout.nodes_of(&group.name).count();
+            let least = match least {
+                Least::All => nodes,
+                Least::Majority => nodes / 2 + 1,
+            };
+            let (leader, _) = leader(layout, statuses, &group.name)
+                .filter(|(_, followers)| *followers >= least)?;
+            Some((group.name.clone(), leader.clone()))
+        })
+        .collect()
+}
+
+/// Waits until every group of the cluster has a leader that enough nodes follow, and returns the leaders by group.
+pub(super) async fn until_led(
+    client: &Client,
+    layout: &Layout,
+    least: Least,
+) -> Vec<(String, NodeLayout)> {
     loop {
-        match leader(&statuses(client, layout).await) {
-            Some((at, followers)) if followers >= least => return at,
-            _ => sleep(POLL).await,
+        match leaders(layout, &statuses(client, layout).await, least) {
+            Some(leaders) => return leaders,
+            None => sleep(POLL).await,
         }
     }
+}
+
+/// The node that `name` means: its name, its address, or the leader of a group.
+pub(super) async fn find(
+    client: &Client,
+    layout: &Layout,
+    dir: &Path,
+    name: &str,
+) -> Result<String, Failure> {
+    let leader_of = match name.split_once('/') {
+        Some((group, "leader")) => Some(group),
+        _ if name == "leader" => first_group(layout),
+        _ => None,
+    };
+    if let Some(group) = leader_of {
+        if layout.group(group).is_none() {
+            let names: Vec<&str> = layout.groups.iter().map(|it| it.name.as_str()).collect();
+            return Err(Failure::usage(
+                format!("there is no group {group:?}"),
+                format!("name one of {}", names.join(", ")),
+            ));
+        }
+        let statuses = statuses(client, layout).await;
+        let found = leader(layout, &statuses, group).map(|(node, _)| node.name.clone());
+        return found.ok_or_else(|| {
+            Failure::failed(
+                format!("no node of {group} leads now"),
+                format!(
+                    "wait for one: `shardkv playground wait --dir {}`",
+                    dir.display()
+                ),
+            )
+        });
+    }
+    let mut nodes = layout.nodes.iter();
+    let found = nodes.find(|node| node.name == name || node.address == name);
+    found.map(|node| node.name.clone()).ok_or_else(|| {
+        let names: Vec<&str> = layout.nodes.iter().map(|it| it.name.as_str()).collect();
+        Failure::usage(
+            format!("there is no node {name:?}"),
+            format!("name one of {}, or leader", names.join(", ")),
+        )
+    })
+}
+
+/// The group that `leader` alone means: the only one, or the first that has shards.
+fn first_group(layout: &Layout) -> Option<&str> {
+    let mut groups = layout.groups.iter();
+    let group = groups.find(|group| group.kind != Kind::Controller)?;
+    Some(&group.name)
 }
 
 /// `playground status`.
 pub(super) async fn status(dir: &Path, format: Format) -> Result<Exit, Failure> {
     let layout = Layout::existing(dir)?;
-    let statuses = statuses(&client(&layout)?, &layout).await;
-    let led = leader(&statuses);
     let mut out = io::stdout().lock();
+    show(&client(&layout)?, &layout, format, &mut out).await
+}
+
+/// Writes how the nodes are. It fails when a group has no leader.
+pub(super) async fn show(
+    client: &Client,
+    layout: &Layout,
+    format: Format,
+    out: &mut dyn io::Write,
+) -> Result<Exit, Failure> {
+    let statuses = statuses(client, layout).await;
     if format == Format::Json {
-        json_line(&mut out, &status_json(&layout, &statuses))?;
+        json_line(out, &status_json(layout, &statuses))?;
     } else {
-        let mut table = Table::new(&[
-            "NODE", "ADDRESS", "METRICS", "PID", "PROCESS", "ROLE", "TERM", "COMMIT", "LOG FILE",
-        ]);
-        for (node, status) in layout.nodes.iter().zip(&statuses) {
-            let about =
-                |of: &dyn Fn(&NodeStatus) -> String| status.as_ref().map(of).unwrap_or_default();
-            table.row(vec![
-                node.name.clone(),
-                node.address.clone(),
-                node.metrics.clone(),
-                node.pid.map(|pid| pid.to_string()).unwrap_or_default(),
-                node.pid
-                    .map_or("gone", |pid| process::state(pid, node))
-                    .to_owned(),
-                about(&|status| status.role.to_string()),
-                about(&|status| status.term.to_string()),
-                about(&|status| status.commit_index.to_string()),
-                node.log.display().to_string(),
-            ]);
-        }
-        table.write(&mut out)?;
+        status_table(layout, &statuses).write(out)?;
         writeln!(out, "\nexport SHARDKV_ENDPOINTS={}", layout.endpoints)?;
     }
-    if led.is_some() {
+    let groups = layout.groups.iter().map(|group| group.name.as_str());
+    let headless: Vec<&str> = groups
+        .filter(|group| leader(layout, &statuses, group).is_none())
+        .collect();
+    if headless.is_empty() {
         return Ok(Exit::Ok);
     }
     Err(Failure::new(
         Exit::Unavailable,
-        "no node leads",
+        format!("no node leads {}", headless.join(", ")),
         "read the nodes' log files; start nodes with `shardkv playground restart`",
     ))
 }
 
+fn status_table(layout: &Layout, statuses: &[Option<NodeStatus>]) -> Table {
+    let mut table = Table::new(&[
+        "NODE", "GROUP", "ADDRESS", "METRICS", "PID", "PROCESS", "ROLE", "TERM", "COMMIT",
+        "LOG FILE",
+    ]);
+    for (node, status) in layout.nodes.iter().zip(statuses) {
+        let about =
+            |of: &dyn Fn(&NodeStatus) -> String| status.as_ref().map(of).unwrap_or_default();
+        let group = match layout.group(&node.group).map(|group| group.stage) {
+            Some(Stage::Joining) => format!("{} (joining)", node.group),
+            Some(Stage::Leaving) => format!("{} (leaving)", node.group),
+            Some(Stage::Member) | None => node.group.clone(),
+        };
+        table.row(vec![
+            node.name.clone(),
+            group,
+            node.address.clone(),
+            node.metrics.clone(),
+            node.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+            node.pid
+                .map_or("gone", |pid| process::state(pid, node))
+                .to_owned(),
+            about(&|status| status.role.to_string()),
+            about(&|status| status.term.to_string()),
+            about(&|status| status.commit_index.to_string()),
+            node.log.display().to_string(),
+        ]);
+    }
+    table
+}
+
 fn status_json(layout: &Layout, statuses: &[Option<NodeStatus>]) -> Value {
-    let leader = leader(statuses)
-        .and_then(|(at, _)| layout.nodes.get(at))
-        .map(|node| &node.name);
+    let leader_of = |group: &str| leader(layout, statuses, group).map(|(node, _)| &node.name);
+    let groups: Vec<Value> = layout
+        .groups
+        .iter()
+        .map(|group| {
+            json!({
+                "name": group.name,
+                "gid": group.gid,
+                "kind": group.kind,
+                "stage": group.stage,
+                "leader": leader_of(&group.name),
+            })
+        })
+        .collect();
     let nodes: Vec<Value> = layout
         .nodes
         .iter()
@@ -118,6 +242,8 @@ fn status_json(layout: &Layout, statuses: &[Option<NodeStatus>]) -> Value {
         .map(|(node, status)| {
             json!({
                 "name": node.name,
+                "group": node.group,
+                "gid": node.gid,
                 "address": node.address,
                 "metrics": node.metrics,
                 "pid": node.pid,
@@ -135,7 +261,8 @@ fn status_json(layout: &Layout, statuses: &[Option<NodeStatus>]) -> Value {
         "pid": layout.pid,
         "ready": layout.ready,
         "endpoints": layout.endpoints,
-        "leader": leader,
+        "leader": first_group(layout).and_then(leader_of),
+        "groups": groups,
         "nodes": nodes,
     })
 }
@@ -161,25 +288,33 @@ pub(super) async fn wait(dir: &Path, patience: Duration, format: Format) -> Resu
         }
     };
     let client = client(&layout)?;
-    let majority = layout.nodes.len() / 2 + 1;
-    let led = timeout(
-        deadline - Instant::now(),
-        until_led(&client, &layout, majority),
-    )
-    .await;
-    let at = led.map_err(|_| late("no majority followed one leader"))?;
-    let Some(leader) = layout.nodes.get(at) else {
-        return Ok(Exit::Ok);
-    };
+    let patience = deadline - Instant::now();
+    let led = timeout(patience, until_led(&client, &layout, Least::Majority)).await;
+    let leaders = led.map_err(|_| late("not every group had a leader that a majority follows"))?;
     let mut out = io::stdout().lock();
-    match format {
-        Format::Json => json_line(
-            &mut out,
-            &json!({"leader": leader.name, "endpoints": layout.endpoints}),
-        )?,
-        Format::Table | Format::Raw => {
-            writeln!(out, "{} leads at {}", leader.name, leader.address)?;
-        }
+    if format == Format::Json {
+        let first = first_group(&layout);
+        let leader = leaders
+            .iter()
+            .find(|(group, _)| Some(group.as_str()) == first);
+        let names = leaders
+            .iter()
+            .map(|(group, node)| (group.clone(), json!(node.name)));
+        let line = json!({
+            "leader": leader.map(|(_, node)| &node.name),
+            "leaders": names.collect::<serde_json::Map<_, _>>(),
+            "endpoints": layout.endpoints,
+        });
+        json_line(&mut out, &line)?;
+        return Ok(Exit::Ok);
+    }
+    for (group, leader) in &leaders {
+        let what = if layout.is_sharded() {
+            format!(" {group}")
+        } else {
+            String::new()
+        };
+        writeln!(out, "{} leads{what} at {}", leader.name, leader.address)?;
     }
     Ok(Exit::Ok)
 }
@@ -196,11 +331,35 @@ pub(super) async fn order(
         order,
         node: node.to_owned(),
     };
-    let (name, pid) = control::ask(dir, &request).await?;
-    let mut out = io::stdout().lock();
-    match format {
-        Format::Json => json_line(&mut out, &json!({"node": name, "pid": pid}))?,
-        Format::Table | Format::Raw => writeln!(out, "{name}")?,
+    let reply = control::ask(dir, &request, |_| {}).await?;
+    write_reply(&reply, format, &mut io::stdout().lock())
+}
+
+/// `playground scale`: returns when the shards are where they belong, and the nodes of groups that left are gone.
+pub(super) async fn scale(dir: &Path, groups: u16, format: Format) -> Result<Exit, Failure> {
+    Layout::existing(dir)?;
+    let request = Request::to_all(Order::Scale { groups });
+    let mut bar = MovingBar::new();
+    let reply = control::ask(dir, &request, |moving| bar.show(moving)).await;
+    bar.finish();
+    write_reply(&reply?, format, &mut io::stdout().lock())
+}
+
+/// Writes the answer to an order.
+pub(super) fn write_reply(
+    reply: &Reply,
+    format: Format,
+    out: &mut dyn io::Write,
+) -> Result<Exit, Failure> {
+    match (reply, format) {
+        (Reply::Done { node, pid }, Format::Json) => {
+            json_line(out, &json!({"node": node, "pid": pid}))?;
+        }
+        (Reply::Done { node, .. }, _) => writeln!(out, "{node}")?,
+        (Reply::Scaled { groups }, Format::Json) => json_line(out, &json!({"groups": groups}))?,
+        (Reply::Scaled { groups }, _) => writeln!(out, "{}", groups.join(" "))?,
+        (Reply::Progress(_), _) => {}
+        (Reply::Refused { message, next }, _) => return Err(Failure::failed(message, next)),
     }
     Ok(Exit::Ok)
 }
@@ -208,11 +367,8 @@ pub(super) async fn order(
 /// `playground down`: through the playground, or when it is gone, straight to the nodes that it left.
 pub(super) async fn down(dir: &Path) -> Result<Exit, Failure> {
     let mut layout = Layout::existing(dir)?;
-    let request = Request {
-        order: Order::Down,
-        node: String::new(),
-    };
-    match control::ask(dir, &request).await {
+    let request = Request::to_all(Order::Down);
+    match control::ask(dir, &request, |_| {}).await {
         Ok(_) => return Ok(Exit::Ok),
         Err(failure) if failure.exit() == Exit::Unavailable => {}
         Err(failure) => return Err(failure),
@@ -235,7 +391,7 @@ pub(super) async fn down(dir: &Path) -> Result<Exit, Failure> {
 }
 
 /// Nodes whose processes run although they are recorded by a playground that may be gone.
-pub(super) fn left_over(layout: &Layout) -> Vec<(&super::layout::NodeLayout, u32)> {
+pub(super) fn left_over(layout: &Layout) -> Vec<(&NodeLayout, u32)> {
     let recorded = layout
         .nodes
         .iter()
@@ -249,6 +405,17 @@ pub(super) fn left_over(layout: &Layout) -> Vec<(&super::layout::NodeLayout, u32
 mod tests {
     use super::*;
     use client::{Gid, NodeId};
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        start: crate::playground::StartArgs,
+    }
+
+    fn three_nodes() -> Layout {
+        let line = <Line as clap::Parser>::parse_from(["playground"]);
+        Layout::open(Path::new("/nowhere"), &line.start).unwrap()
+    }
 
     fn status(id: u64, role: Role, term: u64, leader: u64) -> NodeStatus {
         NodeStatus {
@@ -271,19 +438,46 @@ mod tests {
             state_bytes: 0,
             disk_full: false,
             trouble: None,
+            kind: client::GroupKind::Shards,
+            config_num: client::ConfigNum(0),
+            settled: client::ConfigNum(0),
         }
     }
 
     #[test]
     fn the_leader_of_the_highest_term_counts() {
+        let layout = three_nodes();
+        let led = |statuses: &[Option<NodeStatus>]| {
+            let (node, followers) = leader(&layout, statuses, "g1")?;
+            Some((node.name.as_str(), followers))
+        };
         let deposed = Some(status(1, Role::Leader, 2, 1));
         let follower = Some(status(2, Role::Follower, 3, 3));
         let leading = Some(status(3, Role::Leader, 3, 3));
-        assert_eq!(
-            leader(&[deposed.clone(), follower.clone(), leading]),
-            Some((2, 2))
-        );
-        assert_eq!(leader(&[deposed, follower.clone(), None]), Some((0, 1)));
-        assert_eq!(leader(&[None, follower]), None);
+        let all = [deposed.clone(), follower.clone(), leading];
+        assert_eq!(led(&all), Some(("node-3", 2)));
+        assert!(leaders(&layout, &all, Least::All).is_none());
+        assert!(leaders(&layout, &all, Least::Majority).is_some());
+        assert_eq!(led(&[deposed, follower.clone(), None]), Some(("node-1", 1)));
+        assert_eq!(led(&[None, follower]), None);
+        assert_eq!(leader(&layout, &all, "g2"), None);
+    }
+
+    #[tokio::test]
+    async fn nodes_are_found_by_name_and_address() {
+        let layout = three_nodes();
+        let client = client(&layout).unwrap();
+        let dir = Path::new("/nowhere");
+        let find = async |name: &str| find(&client, &layout, dir, name).await;
+        assert_eq!(find("node-2").await.unwrap(), "node-2");
+        assert_eq!(find(&layout.nodes[2].address).await.unwrap(), "node-3");
+        for (name, words) in [
+            ("node-9", "there is no node"),
+            ("g2/leader", "there is no group"),
+            ("g1/node-1", "there is no node"),
+        ] {
+            let failure = find(name).await.unwrap_err().to_string();
+            assert!(failure.contains(words), "{name}: {failure}");
+        }
     }
 }

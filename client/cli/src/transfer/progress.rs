@@ -96,7 +96,7 @@ impl Summary {
                     out,
                     "{done} {} records ({}) in {:.2} s, {:.0}/s, longest pause {:.0} ms{skipped}",
                     grouped(self.records),
-                    crate::admin::size(self.bytes),
+                    crate::output::size(self.bytes),
                     self.seconds,
                     self.records_per_second,
                     self.longest_gap_ms,

@@ -1,0 +1,324 @@
+//! What a load notices of shards that move: the pause of each of them, and the effect on the others.
+//!
+//! A task asks the controllers again and again. Shards whose owner changes while the load runs are *moved*; from then on
+//! until every group has settled, time is *during*. Each write that is acknowledged is counted by what its shard is at that
+//! moment, so that a write that waited for a moving shard counts as one.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use client::{Client, ConfigNum, Gid, ShardConfig};
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+use types::shard_of;
+
+use super::report::{Latencies, Row, table};
+use crate::center::is_settled;
+use crate::exit::Failure;
+use crate::output::Table;
+
+/// How often the controllers are asked.
+const POLL: Duration = Duration::from_millis(50);
+/// Clusters of more shards are not watched shard by shard.
+const MAX_WATCHED_SHARDS: u32 = 100_000;
+
+/// Counts writes by shard.
+pub(super) struct Moves {
+    begin: Instant,
+    first: ShardConfig,
+    shards: Vec<Watched>,
+    during: AtomicBool,
+    seen: Mutex<Seen>,
+}
+
+/// A shard. Times are nanoseconds since the beginning.
+#[derive(Default)]
+struct Watched {
+    moved: AtomicBool,
+    last_ack: AtomicU64,
+    longest_gap: AtomicU64,
+    longest_write: AtomicU64,
+}
+
+/// What the controllers said, and the figures.
+struct Seen {
+    last: ConfigNum,
+    /// Of shards that moved: the first owner and the last.
+    owners: BTreeMap<u32, (Gid, Gid)>,
+    began: Option<Instant>,
+    lasted: Duration,
+    before: Latencies,
+    others: Latencies,
+    moved: Latencies,
+}
+
+/// What a load noticed of the shards that moved.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct MovesReport {
+    pub(super) config_before: u64,
+    pub(super) config_after: u64,
+    /// How long shards were on their way, until every group had settled.
+    pub(super) seconds: f64,
+    /// Writes of all shards before the first move.
+    pub(super) before: Option<Row>,
+    /// Writes of shards that did not move, while others did.
+    pub(super) others: Option<Row>,
+    /// Writes of the shards that moved, from then on.
+    pub(super) moved: Option<Row>,
+    pub(super) moved_shards: Vec<MovedShard>,
+}
+
+/// A shard that moved.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct MovedShard {
+    pub(super) shard: u32,
+    /// Its owner before; null: nobody.
+    pub(super) from: Option<u64>,
+    pub(super) to: Option<u64>,
+    /// The longest time without an acknowledged write of it, since it began to move.
+    pub(super) write_gap_ms: f64,
+    /// The slowest of these writes.
+    pub(super) slowest_write_ms: f64,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+fn ms(nanos: u64) -> f64 {
+    nanos as f64 / 1e6
+}
+
+impl Moves {
+    /// Watches from now on.
+    pub(super) async fn start(client: &Client) -> Result<Self, Failure> {
+        let first = client.controller().query(None).await?.config;
+        Self::new(first)
+    }
+
+    fn new(first: ShardConfig) -> Result<Self, Failure> {
+        if first.shards() > MAX_WATCHED_SHARDS {
+            return Err(Failure::usage(
+                format!("the cluster has more than {MAX_WATCHED_SHARDS} shards"),
+                "leave --moves out",
+            ));
+        }
+        Ok(Self {
+            begin: Instant::now(),
+            shards: (0..first.shards()).map(|_| Watched::default()).collect(),
+            during: AtomicBool::new(false),
+            seen: Mutex::new(Seen {
+                last: first.num(),
+                owners: BTreeMap::new(),
+                began: None,
+                lasted: Duration::ZERO,
+                before: Latencies::new(),
+                others: Latencies::new(),
+                moved: Latencies::new(),
+            }),
+            first,
+        })
+    }
+
+    /// Follows the controllers; never ends.
+    pub(super) async fn follow(&self, client: &Client) {
+        let controller = client.controller();
+        loop {
+            // Controllers that can't be reached for a moment have no news.
+            if let Ok(view) = controller.query(None).await {
+                self.configured(&view.config, !is_settled(&view), Instant::now());
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    fn configured(&self, config: &ShardConfig, moving: bool, now: Instant) {
+        let mut seen = locked(&self.seen);
+        if config.num() > seen.last {
+            seen.last = config.num();
+            let owners = self.first.owners().iter().zip(config.owners());
+            for (shard, (watched, (from, to))) in (0..).zip(self.shards.iter().zip(owners)) {
+                if from != to {
+                    seen.owners.insert(shard, (*from, *to));
+                    watched.moved.store(true, Ordering::Relaxed);
+                } else if let Some(owners) = seen.owners.get_mut(&shard) {
+                    owners.1 = *to;
+                }
+            }
+        }
+        let before = self.during.swap(moving, Ordering::Relaxed);
+        match (before, moving) {
+            (false, true) => seen.began = Some(now),
+            (true, false) => {
+                let began = seen.began.take();
+                seen.lasted += began.map(|at| now - at).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+
+    /// A write of `key` that was started at `start` has been acknowledged.
+    pub(super) fn acknowledged(&self, key: &[u8], start: Instant, now: Instant) {
+        let shard = shard_of(key, self.first.shards());
+        let Some(watched) = self.shards.get(shard.0 as usize) else {
+            return;
+        };
+        let at = nanos(now - self.begin);
+        let last = watched.last_ack.fetch_max(at, Ordering::Relaxed);
+        let moved = watched.moved.load(Ordering::Relaxed);
+        let latency = now - start;
+        if moved {
+            let gap = at.saturating_sub(last);
+            watched.longest_gap.fetch_max(gap, Ordering::Relaxed);
+            let slow = nanos(latency);
+            watched.longest_write.fetch_max(slow, Ordering::Relaxed);
+        }
+        let during = self.during.load(Ordering::Relaxed);
+        let mut seen = locked(&self.seen);
+        if moved {
+            seen.moved.add(latency);
+        } else if during {
+            seen.others.add(latency);
+        } else if seen.owners.is_empty() {
+            seen.before.add(latency);
+        }
+    }
+
+    /// What was noticed so far.
+    pub(super) fn report(&self, now: Instant) -> MovesReport {
+        let end = nanos(now - self.begin);
+        let seen = locked(&self.seen);
+        let under_way = seen.began.map(|at| now - at).unwrap_or_default();
+        let during = (seen.lasted + under_way).as_secs_f64();
+        let all = (now - self.begin).as_secs_f64();
+        let row = |latencies: &Latencies, seconds: f64| {
+            (latencies.count() > 0).then(|| latencies.row(seconds))
+        };
+        let owner = |gid: Gid| (gid != Gid::NONE).then_some(gid.0);
+        let moved_shards = seen.owners.iter().filter_map(|(shard, (from, to))| {
+            let watched = self.shards.get(*shard as usize)?;
+            let last = watched.last_ack.load(Ordering::Relaxed);
+            // Nobody wrote it, or nobody has been answered since.
+            let open = if last > 0 {
+                end.saturating_sub(last)
+            } else {
+                0
+            };
+            let longest = watched.longest_gap.load(Ordering::Relaxed);
+            Some(MovedShard {
+                shard: *shard,
+                from: owner(*from),
+                to: owner(*to),
+                write_gap_ms: ms(longest.max(open)),
+                slowest_write_ms: ms(watched.longest_write.load(Ordering::Relaxed)),
+            })
+        });
+        MovesReport {
+            config_before: self.first.num().0,
+            config_after: seen.last.0,
+            seconds: during,
+            before: row(&seen.before, (all - during).max(0.0)),
+            others: row(&seen.others, during),
+            moved: row(&seen.moved, during),
+            moved_shards: moved_shards.collect(),
+        }
+    }
+}
+
+impl MovesReport {
+    /// Writes it for people.
+    pub(super) fn write(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+        if self.moved_shards.is_empty() {
+            return writeln!(out, "no shard moved");
+        }
+        writeln!(
+            out,
+            "\n{} shards moved in {:.1} s, from configuration {} to {}",
+            self.moved_shards.len(),
+            self.seconds,
+            self.config_before,
+            self.config_after
+        )?;
+        let rows = [
+            ("before", &self.before),
+            ("during, shards that stay", &self.others),
+            ("since, shards that moved", &self.moved),
+        ];
+        let rows: Vec<(&str, &Row)> = rows
+            .into_iter()
+            .filter_map(|(name, row)| Some((name, row.as_ref()?)))
+            .collect();
+        table("WRITES", &rows).write(out)?;
+        writeln!(out)?;
+        let mut shards = Table::new(&["SHARD", "FROM", "TO", "PAUSE ms", "SLOWEST WRITE ms"]);
+        let owner = |gid: Option<u64>| gid.map_or("nobody".to_owned(), |gid| format!("g{gid}"));
+        for shard in &self.moved_shards {
+            shards.row(vec![
+                shard.shard.to_string(),
+                owner(shard.from),
+                owner(shard.to),
+                format!("{:.1}", shard.write_gap_ms),
+                format!("{:.1}", shard.slowest_write_ms),
+            ]);
+        }
+        shards.write(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(num: u64, owners: &[u64]) -> ShardConfig {
+        let groups = owners
+            .iter()
+            .map(|gid| (Gid(*gid), vec![format!("h{gid}:1")]));
+        let runs = owners.iter().map(|gid| (1, Gid(*gid)));
+        ShardConfig::new(ConfigNum(num), groups.collect(), runs).unwrap()
+    }
+
+    #[test]
+    fn writes_are_counted_by_what_their_shard_is() {
+        let moves = Moves::new(config(1, &[1, 2])).unwrap();
+        let at = |ms: u64| moves.begin + Duration::from_millis(ms);
+        let write = |shard: u32, from: u64, to: u64| {
+            let mut keys = (0..).map(|n| format!("k{n}"));
+            let key = keys.find(|key| shard_of(key.as_bytes(), 2).0 == shard);
+            moves.acknowledged(key.unwrap().as_bytes(), at(from), at(to));
+        };
+        write(0, 0, 5);
+        write(1, 5, 10);
+        moves.configured(&config(2, &[1, 1]), true, at(10));
+        write(0, 10, 20);
+        write(1, 20, 60);
+        write(1, 60, 61);
+        moves.configured(&config(2, &[1, 1]), false, at(61));
+        write(0, 61, 561);
+        let report = moves.report(at(561));
+        let count = |row: &Option<Row>| row.as_ref().unwrap().count;
+        assert_eq!(
+            [
+                count(&report.before),
+                count(&report.others),
+                count(&report.moved)
+            ],
+            [2, 1, 2],
+            "what comes after is neither"
+        );
+        assert!((report.seconds - 0.051).abs() < 1e-3, "{report:?}");
+        let [shard] = &report.moved_shards[..] else {
+            panic!("{report:?}")
+        };
+        assert_eq!((shard.shard, shard.from, shard.to), (1, Some(2), Some(1)));
+        // The last acknowledgement of shard 1 is half a second ago.
+        assert!((shard.write_gap_ms - 500.0).abs() < 1.0, "{shard:?}");
+        assert!((shard.slowest_write_ms - 40.0).abs() < 1.0, "{shard:?}");
+    }
+}

@@ -1,0 +1,110 @@
+//! What the controllers and the groups say of the shards: the client library's answers, put together for the commands
+//! that show and wait for them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use client::{
+    Client, ConfigNum, ConfigView, Error, Gid, GroupShards, Role, ShardId, ShardSet, ShardState,
+};
+use tokio::time::timeout;
+
+use crate::exit::Failure;
+
+/// How long a client may take to learn a configuration that a controller has told already.
+const CONFIG_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What groups say of their shards, or why they say nothing.
+pub(crate) type Groups = BTreeMap<Gid, Result<GroupShards, Error>>;
+
+/// A group's part in the shards' way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GroupView {
+    /// The configuration that it has accepted.
+    pub(crate) config_num: ConfigNum,
+    /// Its shards that are on their way here, with the bytes that have arrived.
+    pub(crate) pulling: BTreeMap<ShardId, u64>,
+}
+
+impl GroupView {
+    fn of(group: &GroupShards) -> Self {
+        let rows = group.shards.iter();
+        let pulling = rows.filter(|row| row.state == ShardState::Pulling);
+        Self {
+            config_num: group.config_num,
+            pulling: pulling.map(|row| (row.shard, row.pulled_bytes)).collect(),
+        }
+    }
+}
+
+/// Waits until the client knows configuration `num`, or a while.
+pub(crate) async fn configured(client: &Client, num: ConfigNum) {
+    let mut configs = client.router().configs();
+    let known = configs.wait_for(|config| config.as_ref().is_some_and(|it| it.num() >= num));
+    // One that can't be learnt is missed by whoever needs it.
+    let _ = timeout(CONFIG_PATIENCE, known).await;
+}
+
+/// What every group says that is part of the cluster, or left and is not drained yet.
+pub(crate) async fn groups(client: &Client, view: &ConfigView, exact: bool) -> Groups {
+    configured(client, view.config.num()).await;
+    let mut groups = client.shards(&ShardSet::default(), exact).await;
+    for group in &view.progress {
+        // Who left is no part of the client's configuration, but of the one before it left.
+        let left_in = group.left_in.filter(|_| !view.is_drained(group.gid));
+        let Some(before) = left_in.and_then(|num| num.0.checked_sub(1)) else {
+            continue;
+        };
+        let said = match client.controller().query(Some(ConfigNum(before))).await {
+            Ok(view) => {
+                let addresses = view.config.groups().get(&group.gid);
+                ask(client, addresses.map_or(&[], Vec::as_slice), exact).await
+            }
+            Err(error) => Err(error),
+        };
+        groups.insert(group.gid, said);
+    }
+    groups
+}
+
+/// What the leader among these nodes says of its group.
+async fn ask(client: &Client, addresses: &[String], exact: bool) -> Result<GroupShards, Error> {
+    for address in addresses {
+        let Ok(admin) = client.admin(address) else {
+            continue;
+        };
+        match admin.status().await {
+            Ok(status) if status.role == Role::Leader => {
+                return admin.shards(&ShardSet::default(), exact).await;
+            }
+            _ => {}
+        }
+    }
+    Err(Error::NotLeader { leader: None })
+}
+
+/// How far every group is with what comes to it.
+pub(crate) async fn views(client: &Client, view: &ConfigView) -> BTreeMap<Gid, GroupView> {
+    configured(client, view.config.num()).await;
+    let groups = client.shards(&ShardSet::default(), false).await;
+    let said = groups.into_iter();
+    said.filter_map(|(gid, group)| Some((gid, GroupView::of(&group.ok()?))))
+        .collect()
+}
+
+/// Whether all is done that the view's configuration asks for.
+pub(crate) fn is_settled(view: &ConfigView) -> bool {
+    view.is_settled(view.config.num())
+}
+
+/// Refuses a group that is not part of the cluster and has nothing left to do.
+pub(crate) fn check_known(view: &ConfigView, gid: Gid) -> Result<(), Failure> {
+    let leaving = view.progress.iter().any(|group| group.gid == gid);
+    if leaving || view.config.groups().contains_key(&gid) {
+        return Ok(());
+    }
+    Err(Failure::usage(
+        format!("there is no group {gid}"),
+        "`shardkv config query` lists the groups",
+    ))
+}

@@ -1,0 +1,522 @@
+//! `config`: which groups there are and which shards they own, as the controllers keep it, and changes of it.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use client::{
+    Client, ConfigChange, ConfigDelta, ConfigEvent, ConfigNum, ConfigView, Controller, Error, Gid,
+    ShardConfig, ShardId,
+};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+use types::check_addresses;
+
+use crate::args::GlobalArgs;
+use crate::bench::duration;
+use crate::center::views;
+use crate::exit::{Exit, Failure};
+use crate::moving::{MovingBar, Tracker};
+use crate::output::{Format, Table, grouped, json_line};
+
+/// How often it is looked how far shards are.
+const POLL: Duration = Duration::from_millis(100);
+
+/// What is asked of the controllers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show a configuration: the groups, their addresses and their shards
+    #[command(
+        after_help = "Examples:\n  shardkv config query\n  shardkv config query 7\n  shardkv config query --output json | jq '.groups[].gid'\n\n\
+        SETTLED is the configuration up to which a group has done everything: pulled, handed over, deleted. A group that\n\
+        left is listed until it is drained."
+    )]
+    Query {
+        /// Its number; default: the latest
+        num: Option<u64>,
+    },
+    /// Add groups, or give groups new addresses; shards spread with the fewest moves
+    #[command(
+        after_help = "Examples:\n  shardkv config join 3=10.0.0.7:7400,10.0.0.8:7400,10.0.0.9:7400\n  \
+        shardkv config join 3=h7:7400,h8:7400 4=h9:7400,h10:7400 --wait\n\n\
+        Start the groups' nodes first, with --role shards, their --gid and the same --controllers."
+    )]
+    Join {
+        /// A group's id and the addresses of its nodes
+        #[arg(required = true, value_name = "GID=HOST:PORT,...", value_parser = parse_group)]
+        groups: Vec<(Gid, Vec<String>)>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Take groups away; their shards go to the others
+    #[command(
+        after_help = "Examples:\n  shardkv config leave 2 --wait\n\nKeep a group's nodes running until it is drained: --wait waits for that, and\n\
+        `shardkv config query` shows it."
+    )]
+    Leave {
+        /// The groups' ids
+        #[arg(required = true, value_name = "GID", value_parser = parse_gid)]
+        gids: Vec<Gid>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Give one shard to a group, until a rebalance must touch it
+    #[command(after_help = "Examples:\n  shardkv config move 17 2 --wait")]
+    Move {
+        /// The shard
+        #[arg(value_parser = parse_shard)]
+        shard: ShardId,
+        /// The group's id
+        #[arg(value_parser = parse_gid)]
+        gid: Gid,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Print each change of the configuration as it comes, until Ctrl-C
+    #[command(
+        after_help = "Examples:\n  shardkv config watch\n  shardkv config watch --output json | jq .num"
+    )]
+    Watch,
+}
+
+/// Whether a command returns when the shards are where they belong.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// Wait until the shards are where they belong and nothing of them is left where they were
+    #[arg(long, short)]
+    wait: bool,
+    /// How long to wait at most
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1h")]
+    wait_timeout: Duration,
+}
+
+/// A group's id, with or without the `g` that tables show.
+pub(crate) fn parse_gid(text: &str) -> Result<Gid, String> {
+    let digits = text.strip_prefix('g').unwrap_or(text);
+    match digits.parse() {
+        Ok(0) | Err(_) => Err("a group's id is a whole number from 1 on, like 3 or g3".to_owned()),
+        Ok(gid) => Ok(Gid(gid)),
+    }
+}
+
+fn parse_shard(text: &str) -> Result<ShardId, String> {
+    let digits = text.strip_prefix('s').unwrap_or(text);
+    let number = digits.parse();
+    number
+        .map(ShardId)
+        .map_err(|_| "a shard is a whole number from 0 on".to_owned())
+}
+
+fn parse_group(text: &str) -> Result<(Gid, Vec<String>), String> {
+    let (gid, addresses) = text
+        .split_once('=')
+        .ok_or("write a group as GID=HOST:PORT,...")?;
+    let addresses: Vec<String> = addresses
+        .split(',')
+        .map(|it| it.trim().to_owned())
+        .collect();
+    check_addresses(&addresses)?;
+    Ok((parse_gid(gid)?, addresses))
+}
+
+/// Does what `command` asks and writes the answer to `out`.
+pub(crate) async fn run(
+    command: &ConfigCommand,
+    client: &Client,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<Exit, Failure> {
+    let controller = client.controller();
+    match command {
+        ConfigCommand::Query { num } => {
+            let map = controller.query(num.map(ConfigNum)).await?;
+            write_map(&map, global.output, out)?;
+            Ok(Exit::Ok)
+        }
+        ConfigCommand::Join { groups, wait } => {
+            let mut distinct = BTreeMap::new();
+            for (gid, addresses) in groups {
+                if distinct.insert(*gid, addresses.clone()).is_some() {
+                    return Err(Failure::usage(
+                        format!("{gid} is there twice"),
+                        "give each group once, with all its addresses",
+                    ));
+                }
+            }
+            let change = async || controller.join(distinct.clone()).await;
+            changed(client, wait, global, out, change).await
+        }
+        ConfigCommand::Leave { gids, wait } => {
+            let change = async || controller.leave(gids).await;
+            changed(client, wait, global, out, change).await
+        }
+        ConfigCommand::Move { shard, gid, wait } => {
+            let change = async || controller.move_shard(*shard, *gid).await;
+            changed(client, wait, global, out, change).await
+        }
+        ConfigCommand::Watch => watch(&controller, global.output, out).await,
+    }
+}
+
+/// Makes a change, waits for it if that is asked, and reports it.
+async fn changed(
+    client: &Client,
+    wait: &WaitArgs,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+    change: impl AsyncFn() -> Result<ConfigChange, Error>,
+) -> Result<Exit, Failure> {
+    // What moves is seen by comparing with the configuration before.
+    let before = match wait.wait {
+        true => Some(client.controller().query(None).await?.config),
+        false => None,
+    };
+    let changed = change().await?;
+    let settled = before.is_some();
+    if let Some(before) = before {
+        wait_until_settled(client, Tracker::new(before), wait.wait_timeout).await?;
+    }
+    match global.output {
+        Format::Json => {
+            let line = json!({
+                "num": changed.num.0,
+                "changed": changed.changed,
+                "moved_shards": changed.moved_shards,
+                "settled": settled,
+            });
+            json_line(out, &line)?;
+        }
+        Format::Table | Format::Raw => writeln!(out, "{}", changed_line(&changed, settled))?,
+    }
+    Ok(Exit::Ok)
+}
+
+fn changed_line(changed: &ConfigChange, settled: bool) -> String {
+    let num = changed.num;
+    if !changed.changed {
+        return format!("ok: nothing to change in configuration {num}");
+    }
+    let shards = grouped(changed.moved_shards.into());
+    let what = if settled { "have moved" } else { "move" };
+    format!("ok: configuration {num}; {shards} shards {what}")
+}
+
+/// Waits, with a bar, until every shard is where it belongs and nothing is left where it was.
+pub(crate) async fn wait_until_settled(
+    client: &Client,
+    mut tracker: Tracker,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + patience;
+    let mut bar = MovingBar::new();
+    loop {
+        let view = client.controller().query(None).await?;
+        let (moving, done) = tracker.look(&view, &views(client, &view).await);
+        bar.show(&moving);
+        if done {
+            bar.finish();
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bar.finish();
+            return Err(Failure::new(
+                Exit::Unavailable,
+                format!(
+                    "not done within {} s: {}",
+                    patience.as_secs(),
+                    moving.line()
+                ),
+                "the change is made and goes on by itself; `shardkv shards` shows what waits and why",
+            ));
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Writes the latest configuration, and then changes as they come.
+async fn watch(
+    controller: &Controller,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<Exit, Failure> {
+    let view = controller.query(None).await?;
+    write_map(&view, format, out)?;
+    out.flush()?;
+    let mut config = view.config;
+    let mut events = controller.watch(config.num());
+    while let Some(event) = events.next().await {
+        let delta = match event? {
+            ConfigEvent::Delta(delta) => {
+                // What the controllers tell follows; if not, the line still says what they told.
+                let _ = config.apply(&delta);
+                delta
+            }
+            // What lay between is not kept any more.
+            ConfigEvent::Full(full) => {
+                let mut delta = ConfigDelta::between(&config, full.groups(), full.owners());
+                delta.num = full.num();
+                config = full;
+                delta
+            }
+        };
+        write_delta(&delta, format, out)?;
+        out.flush()?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn write_delta(delta: &ConfigDelta, format: Format, out: &mut dyn Write) -> io::Result<()> {
+    match format {
+        Format::Json => json_line(out, &delta_json(delta)),
+        Format::Table | Format::Raw => writeln!(out, "{}", delta_line(delta)),
+    }
+}
+
+fn delta_line(delta: &ConfigDelta) -> String {
+    let groups = delta.groups.iter().map(|(gid, addresses)| match addresses {
+        Some(addresses) => format!("{gid} at {}", addresses.join(",")),
+        None => format!("{gid} left"),
+    });
+    let mut parts: Vec<String> = groups.collect();
+    let shards: u32 = delta.moves.iter().map(|it| it.run.count).sum();
+    parts.push(format!("{} shards move", grouped(shards.into())));
+    let mut flows: BTreeMap<(Gid, Gid), u32> = BTreeMap::new();
+    for it in &delta.moves {
+        *flows.entry((it.from, it.to)).or_default() += it.run.count;
+    }
+    let flows: Vec<String> = flows
+        .iter()
+        .map(|((from, to), shards)| {
+            let from = owner(*from).unwrap_or_else(|| "nobody".to_owned());
+            format!("{} from {from} to {to}", grouped((*shards).into()))
+        })
+        .collect();
+    let flows = match flows.is_empty() {
+        true => String::new(),
+        false => format!(": {}", flows.join(", ")),
+    };
+    format!("configuration {}: {}{flows}", delta.num, parts.join("; "))
+}
+
+fn delta_json(delta: &ConfigDelta) -> Value {
+    let groups: Vec<Value> = delta
+        .groups
+        .iter()
+        .map(|(gid, addresses)| json!({"gid": gid.0, "addresses": addresses}))
+        .collect();
+    let moves: Vec<Value> = delta
+        .moves
+        .iter()
+        .map(|it| {
+            json!({
+                "first": it.run.first.0,
+                "count": it.run.count,
+                "from": (it.from != Gid::NONE).then_some(it.from.0),
+                "to": it.to.0,
+            })
+        })
+        .collect();
+    json!({"num": delta.num.0, "groups": groups, "moves": moves})
+}
+
+/// An owner as text, unless there is none.
+fn owner(gid: Gid) -> Option<String> {
+    (gid != Gid::NONE).then(|| gid.to_string())
+}
+
+fn write_map(map: &ConfigView, format: Format, out: &mut dyn Write) -> io::Result<()> {
+    if format == Format::Json {
+        return json_line(out, &map_json(map));
+    }
+    let config = &map.config;
+    let older = match map.latest > config.num() {
+        true => format!("; the latest is {}", map.latest),
+        false => String::new(),
+    };
+    writeln!(
+        out,
+        "configuration {}: {} shards, {} groups{older}; kept from {} on\n",
+        config.num(),
+        grouped(config.shards().into()),
+        grouped(config.groups().len() as u64),
+        map.oldest
+    )?;
+    let mut table = Table::new(&["GROUP", "SHARDS", "SETTLED", "WHICH", "ADDRESSES"]);
+    let settled = |gid: &Gid| {
+        let progress = map.progress.iter().find(|it| it.gid == *gid);
+        progress
+            .map(|it| it.settled.to_string())
+            .unwrap_or_default()
+    };
+    for (gid, addresses) in config.groups() {
+        let shards = config.owned_by(*gid);
+        table.row(vec![
+            gid.to_string(),
+            grouped(shards.len()),
+            settled(gid),
+            shorten(&shards.to_string()),
+            addresses.join(","),
+        ]);
+    }
+    for it in &map.progress {
+        let Some(left_in) = it
+            .left_in
+            .filter(|_| !config.groups().contains_key(&it.gid))
+        else {
+            continue;
+        };
+        table.row(vec![
+            it.gid.to_string(),
+            "0".to_owned(),
+            it.settled.to_string(),
+            format!("left in {left_in}, drains"),
+        ]);
+    }
+    let nobody = config.owned_by(Gid::NONE);
+    if !nobody.is_empty() {
+        table.row(vec![
+            "nobody".to_owned(),
+            grouped(nobody.len()),
+            String::new(),
+            shorten(&nobody.to_string()),
+        ]);
+    }
+    table.write(out)
+}
+
+/// Runs of shards in a table's cell: the first ones.
+pub(crate) fn shorten(runs: &str) -> String {
+    const CHARS: usize = 40;
+    if runs.len() <= CHARS {
+        return runs.to_owned();
+    }
+    let kept = runs.get(..CHARS).and_then(|head| head.rfind(','));
+    let kept = kept.and_then(|comma| runs.get(..comma)).unwrap_or_default();
+    format!("{kept},...")
+}
+
+fn map_json(map: &ConfigView) -> Value {
+    let config = &map.config;
+    let progress = |gid: &Gid| map.progress.iter().find(|it| it.gid == *gid);
+    let groups: Vec<Value> = config
+        .groups()
+        .iter()
+        .map(|(gid, addresses)| {
+            json!({
+                "gid": gid.0,
+                "addresses": addresses,
+                "shards": config.owned_by(*gid).len(),
+                "settled": progress(gid).map(|it| it.settled.0),
+            })
+        })
+        .collect();
+    let left: Vec<Value> = map
+        .progress
+        .iter()
+        .filter_map(|it| {
+            let left_in = it.left_in?;
+            Some(json!({"gid": it.gid.0, "left_in": left_in.0, "settled": it.settled.0}))
+        })
+        .collect();
+    json!({
+        "num": config.num().0,
+        "latest": map.latest.0,
+        "oldest": map.oldest.0,
+        "shards": config.shards(),
+        "groups": groups,
+        "leaving": left,
+        "owners": owners_json(config),
+    })
+}
+
+/// Neighbouring shards with the same owner.
+fn owners_json(config: &ShardConfig) -> Vec<Value> {
+    let mut first = 0;
+    let mut runs = Vec::new();
+    for (count, gid) in config.owner_runs() {
+        let gid = (gid != Gid::NONE).then_some(gid.0);
+        runs.push(json!({"first": first, "count": count, "gid": gid}));
+        first += count;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use client::GroupProgress;
+
+    fn map() -> ConfigView {
+        let address = |gid: u64| vec![format!("127.0.0.1:74{gid}1"), format!("127.0.0.1:74{gid}2")];
+        let groups = [1, 2].map(|gid| (Gid(gid), address(gid)));
+        let mut runs = vec![(1_000, Gid(1)), (1_000, Gid(2)), (3, Gid::NONE)];
+        runs.extend((0..60).map(|n| (1, Gid(1 + n % 2))));
+        let progress = |gid, settled, left_in: Option<u64>| GroupProgress {
+            gid: Gid(gid),
+            settled: ConfigNum(settled),
+            left_in: left_in.map(ConfigNum),
+        };
+        ConfigView {
+            cluster_id: client::ClusterId(1),
+            config: ShardConfig::new(ConfigNum(7), groups.into(), runs).unwrap(),
+            latest: ConfigNum(9),
+            oldest: ConfigNum(3),
+            progress: vec![
+                progress(1, 7, None),
+                progress(2, 6, None),
+                progress(3, 6, Some(7)),
+            ],
+        }
+    }
+
+    #[test]
+    fn configurations_match_the_golden() {
+        let mut out = Vec::new();
+        for format in [Format::Table, Format::Json] {
+            write_map(&map(), format, &mut out).unwrap();
+            out.push(b'\n');
+        }
+        let before = ShardConfig::new(
+            ConfigNum(1),
+            [(Gid(1), vec!["h:1".into()]), (Gid(2), vec!["h:2".into()])].into(),
+            [(2, Gid(1)), (2, Gid(2)), (2, Gid::NONE)],
+        );
+        let groups = [(Gid(1), vec!["h:1".into()]), (Gid(3), vec!["h:3".into()])].into();
+        let owners = [1, 3, 3, 1, 1, 3].map(Gid);
+        let delta = ConfigDelta::between(&before.unwrap(), &groups, &owners);
+        for format in [Format::Table, Format::Json] {
+            write_delta(&delta, format, &mut out).unwrap();
+        }
+        for (moved_shards, changed) in [(0, false), (1_200, true)] {
+            let changed = ConfigChange {
+                num: ConfigNum(8),
+                changed,
+                moved_shards,
+            };
+            for settled in [false, true] {
+                writeln!(out, "{}", changed_line(&changed, settled)).unwrap();
+            }
+        }
+        crate::golden::check("config.txt", std::str::from_utf8(&out).unwrap());
+    }
+
+    #[test]
+    fn groups_and_shards_are_read_as_tables_show_them() {
+        assert_eq!(parse_gid("3"), Ok(Gid(3)));
+        assert_eq!(parse_gid("g3"), Ok(Gid(3)));
+        assert_eq!(parse_shard("s17"), Ok(ShardId(17)));
+        assert_eq!(
+            parse_group("g2=a:1, b:2"),
+            Ok((Gid(2), vec!["a:1".to_owned(), "b:2".to_owned()]))
+        );
+        for bad in ["", "0", "g0", "-1", "gg1", "x", "99999999999999999999"] {
+            assert!(parse_gid(bad).is_err(), "{bad}");
+        }
+        assert!(parse_shard("-1").is_err());
+        for bad in ["2", "2=", "=a:1", "2=a", "2=a:1,a:1", "0=a:1", "2=a:1,,b:2"] {
+            assert!(parse_group(bad).is_err(), "{bad}");
+        }
+    }
+}

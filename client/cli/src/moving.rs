@@ -1,0 +1,277 @@
+//! How far shards are on their way: what `config --wait`, `playground scale` and `bench` show and wait for.
+//!
+//! A change of the configuration is done in two steps that a person can tell apart. First the shards that change their
+//! owner *arrive*: the new owner serves them. Then the groups *settle*: the old owners have deleted what they gave away, and
+//! everybody knows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IsTerminal as _};
+use std::time::{Duration, Instant};
+
+use crate::center::{GroupView, is_settled};
+use crate::output::grouped;
+use crate::output::size;
+use client::{ConfigNum, ConfigView, Gid, GroupProgress, ShardConfig, ShardId};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+/// How far shards are on their way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Moving {
+    /// How many shards change their owner.
+    pub(crate) to_move: u32,
+    /// How many of them are served by the new one.
+    pub(crate) moved: u32,
+    /// How many bytes have arrived of those that are being pulled.
+    pub(crate) pulled_bytes: u64,
+    /// What else is waited for, for people; empty: nothing.
+    pub(crate) waits_for: String,
+}
+
+/// Follows shards from the moment at which a change is about to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Tracker {
+    config: ShardConfig,
+    /// All shards that changed their owner since.
+    seen: BTreeSet<ShardId>,
+}
+
+impl Tracker {
+    /// Follows all that changes after `before`.
+    pub(crate) fn new(before: ShardConfig) -> Self {
+        Self {
+            config: before,
+            seen: BTreeSet::new(),
+        }
+    }
+
+    /// Takes note of a configuration.
+    fn follow(&mut self, now: &ShardConfig) {
+        if now.num() == self.config.num() {
+            return;
+        }
+        let owners = self.config.owners().iter().zip(now.owners());
+        let moved = (0..)
+            .map(ShardId)
+            .zip(owners)
+            .filter_map(|(shard, (before, now))| (before != now).then_some(shard));
+        self.seen.extend(moved);
+        self.config = now.clone();
+    }
+
+    /// How far everything is, by what the controllers and the groups say. A group that says nothing has got nothing yet.
+    /// The second part tells whether all is done.
+    pub(crate) fn look(
+        &mut self,
+        view: &ConfigView,
+        groups: &BTreeMap<Gid, GroupView>,
+    ) -> (Moving, bool) {
+        let config = &view.config;
+        self.follow(config);
+        for view in groups.values() {
+            self.seen.extend(view.pulling.keys());
+        }
+        let arrived = |shard: &&ShardId| {
+            let view = groups.get(&config.owner(**shard));
+            view.is_some_and(|view| {
+                view.config_num >= config.num() && !view.pulling.contains_key(shard)
+            })
+        };
+        // Groups that have settled have nothing on its way, even if they don't say so themselves.
+        let done = is_settled(view);
+        let moved = match done {
+            true => self.seen.len(),
+            false => self.seen.iter().filter(arrived).count(),
+        };
+        let pulled = groups.values().flat_map(|view| view.pulling.values());
+        let moving = Moving {
+            to_move: count(self.seen.len()),
+            moved: count(moved),
+            pulled_bytes: pulled.sum(),
+            waits_for: behind(config.num(), &view.progress).join(", "),
+        };
+        (moving, done)
+    }
+}
+
+/// Which groups have something left to do, and what.
+fn behind(num: ConfigNum, progress: &[GroupProgress]) -> Vec<String> {
+    let line = |group: &GroupProgress| match group.left_in {
+        Some(left_in) if group.settled < left_in => Some(format!("{} to be drained", group.gid)),
+        None if group.settled < num => Some(format!("{} to settle", group.gid)),
+        _ => None,
+    };
+    progress.iter().filter_map(line).collect()
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+impl Moving {
+    /// One line for people.
+    pub(crate) fn line(&self) -> String {
+        let mut parts = Vec::new();
+        if self.to_move > 0 {
+            let (moved, to_move) = (self.moved.into(), self.to_move.into());
+            parts.push(format!(
+                "{} of {} shards moved",
+                grouped(moved),
+                grouped(to_move)
+            ));
+        }
+        if self.pulled_bytes > 0 {
+            parts.push(format!(
+                "{} arrived of those under way",
+                size(self.pulled_bytes)
+            ));
+        }
+        if !self.waits_for.is_empty() {
+            parts.push(format!("waiting for {}", self.waits_for));
+        }
+        parts.join("; ")
+    }
+}
+
+/// How often a line is written where no terminal shows a bar.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+/// Shows on standard error how far shards are: a bar on a terminal, elsewhere a line now and then.
+pub(crate) struct MovingBar {
+    bar: Option<ProgressBar>,
+    last: Option<(Instant, Moving)>,
+}
+
+impl MovingBar {
+    /// Nothing is shown before the first news.
+    pub(crate) fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            if let Ok(style) = ProgressStyle::with_template("{bar:30}  {msg}") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Self { bar, last: None }
+    }
+
+    /// Shows how far it is.
+    pub(crate) fn show(&mut self, moving: &Moving) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(moving.to_move.into());
+            bar.set_position(moving.moved.into());
+            bar.set_message(moving.line());
+            bar.tick();
+            return;
+        }
+        let news = match &self.last {
+            None => true,
+            Some((at, before)) => before != moving && at.elapsed() >= LINE_EVERY,
+        };
+        if news {
+            eprintln!("{}", moving.line());
+            self.last = Some((Instant::now(), moving.clone()));
+        }
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(num: u64, owners: &[(u32, u64)]) -> ShardConfig {
+        let groups = owners
+            .iter()
+            .map(|(_, gid)| (Gid(*gid), vec![format!("127.0.0.1:{gid}")]));
+        let runs = owners.iter().map(|(count, gid)| (*count, Gid(*gid)));
+        ShardConfig::new(ConfigNum(num), groups.collect(), runs).unwrap()
+    }
+
+    fn view(config: &ShardConfig, progress: &[GroupProgress]) -> ConfigView {
+        ConfigView {
+            cluster_id: client::ClusterId(1),
+            config: config.clone(),
+            latest: config.num(),
+            oldest: ConfigNum(0),
+            progress: progress.to_vec(),
+        }
+    }
+
+    fn says(num: u64, pulling: &[(u32, u64)]) -> GroupView {
+        GroupView {
+            config_num: ConfigNum(num),
+            pulling: pulling.iter().map(|(s, b)| (ShardId(*s), *b)).collect(),
+        }
+    }
+
+    fn progress(gid: u64, settled: u64, left_in: Option<u64>) -> GroupProgress {
+        GroupProgress {
+            gid: Gid(gid),
+            settled: ConfigNum(settled),
+            left_in: left_in.map(ConfigNum),
+        }
+    }
+
+    #[test]
+    fn shards_arrive_and_groups_settle() {
+        let mut tracker = Tracker::new(config(1, &[(8, 1)]));
+        let after = config(2, &[(4, 1), (4, 2)]);
+        let slow = [progress(1, 1, None), progress(2, 1, None)];
+        let mut look = |groups: &[(u64, GroupView)], progress: &[GroupProgress]| {
+            let groups = groups.iter().map(|(gid, view)| (Gid(*gid), view.clone()));
+            let (moving, done) = tracker.look(&view(&after, progress), &groups.collect());
+            (moving.line(), done)
+        };
+        assert_eq!(
+            look(&[(1, says(2, &[]))], &slow),
+            (
+                "0 of 4 shards moved; waiting for g1 to settle, g2 to settle".into(),
+                false
+            ),
+            "g2 says nothing"
+        );
+        assert_eq!(
+            look(&[(2, says(1, &[]))], &slow).0,
+            "0 of 4 shards moved; waiting for g1 to settle, g2 to settle",
+            "g2 has not heard of it"
+        );
+        assert_eq!(
+            look(&[(2, says(2, &[(5, 2_048), (7, 0)]))], &slow).0,
+            "2 of 4 shards moved; 2.0 KiB arrived of those under way; waiting for g1 to settle, g2 to settle"
+        );
+        let (line, done) = look(&[(2, says(2, &[]))], &[progress(1, 1, None)]);
+        assert_eq!(
+            (line.as_str(), done),
+            ("4 of 4 shards moved; waiting for g1 to settle", false)
+        );
+        let settled = [progress(1, 2, None), progress(2, 2, None)];
+        assert_eq!(
+            look(&[(2, says(2, &[]))], &settled),
+            ("4 of 4 shards moved".into(), true)
+        );
+    }
+
+    #[test]
+    fn a_group_that_left_is_waited_for_until_it_is_drained() {
+        let mut tracker = Tracker::new(config(4, &[(1, 1), (1, 2)]));
+        let after = config(5, &[(2, 1)]);
+        let groups = BTreeMap::from([(Gid(1), says(5, &[]))]);
+        let mut look = |settled| {
+            let progress = [progress(1, 5, None), progress(2, settled, Some(5))];
+            tracker.look(&view(&after, &progress), &groups)
+        };
+        let (moving, done) = look(4);
+        assert_eq!(
+            (moving.waits_for.as_str(), done),
+            ("g2 to be drained", false)
+        );
+        assert!(look(5).1);
+    }
+}

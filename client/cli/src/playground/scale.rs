@@ -1,0 +1,255 @@
+//! How groups join and leave while the playground goes on with everything else.
+//!
+//! The playground keeps a [`Plan`]: which groups are to join and which to leave. A task works on it against the
+//! controllers, one careful step after the other, and tells the playground its [`News`]; the playground answers each
+//! step with a new plan. So the plan may change at any time (a `scale 3` in the middle of a `scale 5`) without any step
+//! being cut in two, and a playground that was stopped half-way goes on when it is started again, because what its
+//! groups are doing stands in its file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use client::{Client, Gid, Role};
+use futures::FutureExt as _;
+use futures::future::{LocalBoxFuture, join_all};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use super::layout::{Kind, Layout, Stage};
+use crate::center::views;
+use crate::exit::Failure;
+use crate::moving::{Moving, Tracker};
+
+/// How often it is looked how far everything is.
+const POLL: Duration = Duration::from_millis(100);
+/// How long a node may take to say whether it leads.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What is to become of the groups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Counts plans.
+    pub(super) number: u64,
+    /// The groups to join, with their nodes' addresses.
+    pub(super) joining: BTreeMap<Gid, Vec<String>>,
+    /// The groups to leave.
+    pub(super) leaving: BTreeSet<Gid>,
+}
+
+impl Plan {
+    /// What the stages of the layout's groups ask for.
+    pub(super) fn of(layout: &Layout, number: u64) -> Self {
+        let of = |stage| {
+            let groups = layout.groups.iter();
+            groups.filter(move |it| it.kind == Kind::Shards && it.stage == stage)
+        };
+        Self {
+            number,
+            joining: of(Stage::Joining)
+                .map(|group| (Gid(group.gid), layout.addresses_of(&group.name)))
+                .collect(),
+            leaving: of(Stage::Leaving).map(|group| Gid(group.gid)).collect(),
+        }
+    }
+}
+
+/// What the task has done or seen.
+#[derive(Debug)]
+pub(super) enum News {
+    /// These groups are part of the cluster. A new plan is awaited.
+    Joined(Vec<Gid>),
+    /// Nothing needs this group any more. A new plan is awaited.
+    Drained(Gid),
+    /// How far it is, or what is in the way.
+    Progress(Moving),
+    /// All is done that the plan of this number asks for, and every shard is where it belongs.
+    Settled(u64),
+}
+
+/// The task, and the way to it. It advances while its news are awaited.
+pub(super) struct Scaler {
+    plans: watch::Sender<Plan>,
+    news: mpsc::Receiver<News>,
+    task: LocalBoxFuture<'static, ()>,
+}
+
+impl Scaler {
+    /// The task with its first plan.
+    pub(super) fn new(client: Client, plan: Plan) -> Self {
+        let (plans, planned) = watch::channel(plan);
+        let (sender, news) = mpsc::channel(16);
+        let worker = Worker {
+            client,
+            news: sender,
+            tracker: None,
+        };
+        Self {
+            plans,
+            news,
+            task: worker.run(planned).boxed_local(),
+        }
+    }
+
+    /// Gives the task another plan.
+    pub(super) fn plan(&self, plan: Plan) {
+        self.plans.send_replace(plan);
+    }
+
+    /// The next news. Can be cancelled.
+    pub(super) async fn news(&mut self) -> Option<News> {
+        tokio::select! {
+            biased;
+            news = self.news.recv() => news,
+            // It lives as long as we do.
+            () = &mut self.task => None,
+        }
+    }
+}
+
+struct Worker {
+    client: Client,
+    news: mpsc::Sender<News>,
+    tracker: Option<Tracker>,
+}
+
+/// What the worker does after a step.
+enum Next {
+    /// Looks again in a moment.
+    Again,
+    /// Waits until the plan is another one.
+    Rest,
+}
+
+impl Worker {
+    async fn run(mut self, mut plans: watch::Receiver<Plan>) {
+        loop {
+            let plan = plans.borrow_and_update().clone();
+            let next = match self.step(&plan).await {
+                Ok(next) => next,
+                Err(failure) => {
+                    let (message, _) = failure.into_words();
+                    self.waits_for(message).await;
+                    Next::Again
+                }
+            };
+            let pause = async {
+                match next {
+                    Next::Again => sleep(POLL).await,
+                    Next::Rest => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = pause => {}
+                changed = plans.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, news: News) {
+        // The playground may be gone; then so are we, at the next plan.
+        let _ = self.news.send(news).await;
+    }
+
+    /// One step towards the plan.
+    async fn step(&mut self, plan: &Plan) -> Result<Next, Failure> {
+        let headless = self.headless(plan).await;
+        if !headless.is_empty() {
+            self.waits_for(format!("{} to elect leaders", headless.join(", ")))
+                .await;
+            return Ok(Next::Again);
+        }
+        let controller = self.client.controller();
+        let view = controller.query(None).await?;
+        let before = || Tracker::new(view.config.clone());
+        let tracker = self.tracker.get_or_insert_with(before);
+        if !plan.joining.is_empty() {
+            controller.join(plan.joining.clone()).await?;
+            let joined = plan.joining.keys().copied().collect();
+            self.tell(News::Joined(joined)).await;
+            return Ok(Next::Rest);
+        }
+        let members = view.config.groups();
+        let leaving = plan.leaving.iter().copied();
+        let to_leave: Vec<Gid> = leaving.filter(|gid| members.contains_key(gid)).collect();
+        if !to_leave.is_empty() {
+            controller.leave(&to_leave).await?;
+            return Ok(Next::Again);
+        }
+        let (moving, done) = tracker.look(&view, &views(&self.client, &view).await);
+        self.tell(News::Progress(moving)).await;
+        if let Some(gid) = plan.leaving.iter().find(|gid| view.is_drained(**gid)) {
+            self.tell(News::Drained(*gid)).await;
+            return Ok(Next::Rest);
+        }
+        if done && plan.leaving.is_empty() {
+            self.tracker = None;
+            self.tell(News::Settled(plan.number)).await;
+            return Ok(Next::Rest);
+        }
+        Ok(Next::Again)
+    }
+
+    async fn waits_for(&self, what: String) {
+        let moving = Moving {
+            waits_for: what,
+            ..Moving::default()
+        };
+        self.tell(News::Progress(moving)).await;
+    }
+
+    /// Groups that are to join and have no leader yet.
+    async fn headless(&self, plan: &Plan) -> Vec<String> {
+        let mut headless = Vec::new();
+        for (gid, addresses) in &plan.joining {
+            let nodes = addresses.iter().cloned();
+            let asked = nodes.map(|address| leads(self.client.clone(), address));
+            if !join_all(asked.collect::<Vec<_>>()).await.contains(&true) {
+                headless.push(gid.to_string());
+            }
+        }
+        headless
+    }
+}
+
+async fn leads(client: Client, address: String) -> bool {
+    let Ok(admin) = client.admin(&address) else {
+        return false;
+    };
+    let status = timeout(STATUS_TIMEOUT, admin.status()).await;
+    matches!(status, Ok(Ok(status)) if status.role == Role::Leader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        start: crate::playground::StartArgs,
+    }
+
+    #[test]
+    fn the_plan_is_what_stages_ask_for() {
+        let line = <Line as clap::Parser>::parse_from(["playground", "--groups", "3"]);
+        let nowhere = std::path::Path::new("/nowhere");
+        let mut layout = Layout::open(nowhere, &line.start).unwrap();
+        let first = Plan::of(&layout, 1);
+        assert_eq!(first.joining.len(), 3);
+        assert_eq!(first.joining[&Gid(2)], layout.addresses_of("g2"));
+        assert!(first.leaving.is_empty());
+        for group in &mut layout.groups {
+            group.stage = match group.gid {
+                3 => Stage::Leaving,
+                _ => Stage::Member,
+            };
+        }
+        let second = Plan::of(&layout, 2);
+        assert!(second.joining.is_empty());
+        assert_eq!(second.leaving, BTreeSet::from([Gid(3)]));
+    }
+}

@@ -1,0 +1,469 @@
+//! `shards`: who owns what, how far each hand-off is, and why it waits.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal as _, Write};
+use std::time::Duration;
+
+use clap::Args;
+use client::{Client, ConfigNum, Gid, ShardConfig, ShardId, ShardSet, ShardState, ShardStatus};
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::args::GlobalArgs;
+use crate::bench::duration;
+use crate::center::{Groups, check_known, groups};
+use crate::config::{parse_gid, shorten};
+use crate::exit::{Exit, Failure};
+use crate::output::size;
+use crate::output::{Format, Table, grouped, json_line};
+
+/// A table of more rows shows equal ones together.
+const MAX_SINGLE_ROWS: usize = 32;
+
+/// Which shards are shown, and how.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  shardkv shards\n  shardkv shards --watch\n  shardkv shards --group 2 --exact\n  \
+    shardkv shards --output json | jq '.shards[] | select(.state != \"serving\")'\n\n\
+    STATE is what the group's leader says: serving; pulling: on its way here; fenced: on its way from here, and kept until\n\
+    the new owner has it; owed: gone, and the old owner is still to be told. A shard that moves has a row for each group\n\
+    that has to do with it. In tables of more than 32 rows, equal rows stand together, and their keys and bytes are added\n\
+    up; --each prevents that. Keys and bytes are estimates that cost nothing, unless --exact counts them."
+)]
+pub(crate) struct ShardsArgs {
+    /// Show it again and again, until Ctrl-C
+    #[arg(long, short)]
+    watch: bool,
+    /// How often, with --watch
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
+    interval: Duration,
+    /// Count keys and bytes exactly, by reading all of them
+    #[arg(long)]
+    exact: bool,
+    /// Only what this group has to do with
+    #[arg(long, short, value_name = "GID", value_parser = parse_gid)]
+    group: Option<Gid>,
+    /// A row for each shard, however many there are
+    #[arg(long)]
+    each: bool,
+}
+
+/// What the groups say, beside the configuration.
+pub(crate) struct View {
+    config: ShardConfig,
+    groups: Groups,
+}
+
+/// Shows the shards, once or until Ctrl-C.
+pub(crate) async fn run(
+    args: &ShardsArgs,
+    client: &Client,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<Exit, Failure> {
+    let live = args.watch && global.output != Format::Json && io::stdout().is_terminal();
+    loop {
+        let view = view(client, args).await?;
+        if live {
+            // Home, and clear what is below when the table is written: no flicker.
+            write!(out, "\x1b[H\x1b[J")?;
+        }
+        write_view(&view, args, global.output, out)?;
+        out.flush()?;
+        if !args.watch {
+            return outcome(&view);
+        }
+        sleep(args.interval).await;
+        if !live && global.output != Format::Json {
+            writeln!(out)?;
+        }
+    }
+}
+
+async fn view(client: &Client, args: &ShardsArgs) -> Result<View, Failure> {
+    let view = client.controller().query(None).await?;
+    if let Some(gid) = args.group {
+        check_known(&view, gid)?;
+    }
+    let mut groups = groups(client, &view, args.exact).await;
+    groups.retain(|gid, _| args.group.is_none_or(|only| only == *gid));
+    Ok(View {
+        config: view.config,
+        groups,
+    })
+}
+
+/// A group that doesn't answer is worth an exit code.
+fn outcome(view: &View) -> Result<Exit, Failure> {
+    let silent: Vec<String> = view
+        .groups
+        .iter()
+        .filter(|(_, group)| group.is_err())
+        .map(|(gid, _)| gid.to_string())
+        .collect();
+    if silent.is_empty() {
+        return Ok(Exit::Ok);
+    }
+    Err(Failure::new(
+        Exit::Unavailable,
+        format!("{} did not answer", silent.join(", ")),
+        "look at `shardkv status`",
+    ))
+}
+
+/// A row: what a group says of a shard, or of shards of which it says the same.
+#[derive(Clone, Debug)]
+struct Row {
+    gid: Gid,
+    /// In order; usually one.
+    shards: Vec<ShardId>,
+    /// Nothing, if the shard's owner says nothing, or it has none.
+    said: Option<ShardStatus>,
+}
+
+impl Row {
+    fn state(&self) -> &'static str {
+        match &self.said {
+            Some(said) => said.state.as_str(),
+            None if self.gid == Gid::NONE => "unowned",
+            None => ShardState::Unknown.as_str(),
+        }
+    }
+
+    fn group(&self) -> String {
+        match self.gid {
+            Gid::NONE => "nobody".to_owned(),
+            gid => gid.to_string(),
+        }
+    }
+}
+
+impl View {
+    /// A row for each shard and each group that has to do with it; shards of groups that say nothing, or of nobody,
+    /// have a row too.
+    fn rows(&self, only: Option<Gid>) -> Vec<Row> {
+        let wanted = |gid: &Gid| only.is_none_or(|only| only == *gid);
+        let mut rows = Vec::new();
+        for (gid, group) in self.groups.iter().filter(|(gid, _)| wanted(gid)) {
+            let said = group.as_ref().map(|group| group.shards.as_slice());
+            rows.extend(said.unwrap_or_default().iter().map(|said| Row {
+                gid: *gid,
+                shards: vec![said.shard],
+                said: Some(said.clone()),
+            }));
+        }
+        let owners = (0..).map(ShardId).zip(self.config.owners());
+        for (shard, owner) in owners.filter(|(_, owner)| wanted(owner)) {
+            if !matches!(self.groups.get(owner), Some(Ok(_))) {
+                rows.push(Row {
+                    gid: *owner,
+                    shards: vec![shard],
+                    said: None,
+                });
+            }
+        }
+        rows.sort_by_key(|row| (row.shards.first().copied(), row.gid));
+        rows
+    }
+}
+
+/// Puts rows together that say the same of different shards.
+fn together(rows: Vec<Row>) -> Vec<Row> {
+    let mut places = BTreeMap::new();
+    let mut merged: Vec<Row> = Vec::new();
+    for row in rows {
+        // What is under way stands alone: its age and what it waits for are its own.
+        let same = match &row.said {
+            None => Some(None),
+            Some(said) => {
+                let still = said.handoff_age.is_none()
+                    && said.waits_for.is_none()
+                    && said.queued.is_empty();
+                still.then_some(Some((said.state, said.config_num, said.other_gid)))
+            }
+        };
+        let place = same.map(|same| *places.entry((row.gid, same)).or_insert(merged.len()));
+        match place.and_then(|place| merged.get_mut(place)) {
+            Some(first) => {
+                first.shards.extend(&row.shards);
+                if let (Some(sum), Some(said)) = (&mut first.said, &row.said) {
+                    sum.keys += said.keys;
+                    sum.bytes += said.bytes;
+                }
+            }
+            None => merged.push(row),
+        }
+    }
+    merged
+}
+
+fn write_view(
+    view: &View,
+    args: &ShardsArgs,
+    format: Format,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let rows = view.rows(args.group);
+    if format == Format::Json {
+        return json_line(out, &view_json(view, &rows));
+    }
+    let said = rows.iter().filter_map(|row| row.said.as_ref());
+    let under_way = said
+        .filter(|said| said.state == ShardState::Pulling)
+        .count();
+    writeln!(
+        out,
+        "configuration {}: {} shards, {} groups; {} on their way{}\n",
+        view.config.num(),
+        grouped(view.config.shards().into()),
+        grouped(view.config.groups().len() as u64),
+        grouped(under_way as u64),
+        if args.exact {
+            ""
+        } else {
+            "; keys and bytes are estimates"
+        }
+    )?;
+    let rows = if rows.len() > MAX_SINGLE_ROWS && !args.each {
+        together(rows)
+    } else {
+        rows
+    };
+    table(&rows).write(out)?;
+    for (gid, group) in &view.groups {
+        match group {
+            Err(error) => writeln!(out, "{gid} did not answer: {error}")?,
+            Ok(group) if group.config_num < view.config.num() => {
+                writeln!(out, "{gid} is still at configuration {}", group.config_num)?;
+            }
+            Ok(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new(&[
+        "SHARD",
+        "GROUP",
+        "STATE",
+        "CONFIG",
+        "KEYS",
+        "BYTES",
+        "HAND-OFF",
+        "AGE",
+        "WAITS FOR",
+    ]);
+    for row in rows {
+        let shards: ShardSet = row.shards.iter().copied().collect();
+        let mut cells = vec![
+            shorten(&shards.to_string()),
+            row.group(),
+            row.state().to_owned(),
+        ];
+        if let Some(said) = &row.said {
+            cells.extend([
+                said.config_num.to_string(),
+                grouped(said.keys),
+                size(said.bytes),
+                hand_off(said),
+                said.handoff_age.map(age).unwrap_or_default(),
+                waits(said),
+            ]);
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// With whom a shard is handed off, and how far it is.
+fn hand_off(said: &ShardStatus) -> String {
+    let Some(other) = said.other_gid else {
+        return String::new();
+    };
+    match said.state {
+        ShardState::Pulling if said.pulled_bytes > 0 => {
+            format!("from {other}, {} arrived", size(said.pulled_bytes))
+        }
+        ShardState::Pulling => format!("from {other}"),
+        ShardState::Fenced => format!("to {other}"),
+        _ => format!("{other} is to delete"),
+    }
+}
+
+fn waits(said: &ShardStatus) -> String {
+    let queued: Vec<String> = said.queued.iter().map(ToString::to_string).collect();
+    let behind =
+        (!queued.is_empty()).then(|| format!("configurations {} wait behind", queued.join(", ")));
+    let parts: Vec<String> = said.waits_for.clone().into_iter().chain(behind).collect();
+    parts.join("; ")
+}
+
+/// A time for people.
+fn age(age: Duration) -> String {
+    let ms = age.as_millis();
+    match ms {
+        0..1_000 => format!("{ms} ms"),
+        1_000..60_000 => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
+        _ => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1_000),
+    }
+}
+
+/// All of it, for programs: a row for each shard and group.
+fn view_json(view: &View, rows: &[Row]) -> Value {
+    let groups: Vec<Value> = view
+        .groups
+        .iter()
+        .map(|(gid, group)| match group {
+            Ok(group) => json!({
+                "gid": gid.0,
+                "config_num": group.config_num.0,
+                "settled": group.settled.0,
+            }),
+            Err(error) => json!({"gid": gid.0, "error": error.to_string()}),
+        })
+        .collect();
+    let shards: Vec<Value> = rows.iter().filter_map(row_json).collect();
+    json!({
+        "config_num": view.config.num().0,
+        "shard_count": view.config.shards(),
+        "groups": groups,
+        "shards": shards,
+    })
+}
+
+/// A row of one shard, which all are before they are put together.
+fn row_json(row: &Row) -> Option<Value> {
+    let shard = row.shards.first()?.0;
+    let gid = (row.gid != Gid::NONE).then_some(row.gid.0);
+    let Some(said) = &row.said else {
+        return Some(json!({"shard": shard, "gid": gid, "state": row.state()}));
+    };
+    let numbers = |list: &[ConfigNum]| list.iter().map(|num| num.0).collect::<Vec<_>>();
+    Some(json!({
+        "shard": shard,
+        "gid": gid,
+        "state": row.state(),
+        "config_num": said.config_num.0,
+        "other_gid": said.other_gid.map(|gid| gid.0),
+        "keys": said.keys,
+        "bytes": said.bytes,
+        "pulled_bytes": said.pulled_bytes,
+        "handoff_age_ms": said.handoff_age.map(|age| age.as_millis()),
+        "waits_for": said.waits_for,
+        "queued": numbers(&said.queued),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use client::GroupShards;
+
+    use super::*;
+
+    fn row(shard: u32, state: ShardState) -> ShardStatus {
+        ShardStatus {
+            shard: ShardId(shard),
+            state,
+            config_num: ConfigNum(5),
+            other_gid: None,
+            keys: 1_000,
+            bytes: 40_000,
+            handoff_age: None,
+            waits_for: None,
+            queued: Vec::new(),
+            pulled_bytes: 0,
+        }
+    }
+
+    fn view(shards: u32) -> View {
+        let groups = [1, 2, 3].map(|gid| (Gid(gid), vec![format!("h{gid}:1")]));
+        let rest = shards - 6;
+        let runs = [
+            (2, Gid(1)),
+            (2, Gid(2)),
+            (1, Gid(3)),
+            (1, Gid::NONE),
+            (rest, Gid(1)),
+        ];
+        let config = ShardConfig::new(ConfigNum(6), groups.into(), runs).unwrap();
+        let leaving = ShardStatus {
+            config_num: ConfigNum(6),
+            other_gid: Some(Gid(2)),
+            handoff_age: Some(Duration::from_millis(1_234)),
+            ..row(3, ShardState::Fenced)
+        };
+        let coming = ShardStatus {
+            config_num: ConfigNum(6),
+            other_gid: Some(Gid(1)),
+            handoff_age: Some(Duration::from_millis(1_200)),
+            pulled_bytes: 20_480,
+            keys: 500,
+            bytes: 20_480,
+            waits_for: Some("the next part from g1".into()),
+            queued: vec![ConfigNum(7), ConfigNum(8)],
+            ..row(3, ShardState::Pulling)
+        };
+        let owed = ShardStatus {
+            other_gid: Some(Gid(1)),
+            handoff_age: Some(Duration::from_secs(61)),
+            ..row(2, ShardState::Owed)
+        };
+        let first = [0, 1].into_iter().chain(6..shards);
+        let mut first: Vec<ShardStatus> = first.map(|n| row(n, ShardState::Serving)).collect();
+        first.push(leaving);
+        let says = |gid, config_num, shards| {
+            Ok(GroupShards {
+                gid: Gid(gid),
+                config_num: ConfigNum(config_num),
+                settled: ConfigNum(5),
+                shards,
+            })
+        };
+        View {
+            config,
+            groups: BTreeMap::from([
+                (Gid(1), says(1, 6, first)),
+                (
+                    Gid(2),
+                    says(2, 5, vec![coming, owed, row(2, ShardState::Serving)]),
+                ),
+                (Gid(3), Err(client::Error::NotLeader { leader: None })),
+            ]),
+        }
+    }
+
+    fn args(words: &[&str]) -> ShardsArgs {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: ShardsArgs,
+        }
+        <Line as clap::Parser>::parse_from([&["shards"], words].concat()).args
+    }
+
+    #[test]
+    fn shards_match_the_golden() {
+        let mut out = Vec::new();
+        for (shards, words, format) in [
+            (8, &[][..], Format::Table),
+            (100, &[][..], Format::Table),
+            (100, &["--group", "g3", "--exact"][..], Format::Table),
+            (7, &[][..], Format::Json),
+        ] {
+            write_view(&view(shards), &args(words), format, &mut out).unwrap();
+            out.push(b'\n');
+        }
+        crate::golden::check("shards.txt", std::str::from_utf8(&out).unwrap());
+    }
+
+    #[test]
+    fn each_shard_has_its_row_if_wanted() {
+        let mut out = Vec::new();
+        write_view(&view(100), &args(&["--each"]), Format::Table, &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().lines().count() > 100);
+        let failure = outcome(&view(8)).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Unavailable);
+        assert!(failure.to_string().contains("g3 did not answer"));
+    }
+}

@@ -1,0 +1,368 @@
+//! `status`: every node of every group, as it sees itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Write};
+
+use client::{Error, Gid, NodeStatus, Role};
+use serde_json::{Value, json};
+
+use crate::connect::NEXT_UNREACHABLE;
+use crate::exit::{Exit, Failure};
+use crate::output::{Format, Table, json_line, size};
+
+/// What every node said of itself, or why it said nothing; sorted by address.
+pub(crate) type Nodes = Vec<(String, Result<NodeStatus, Error>)>;
+
+/// A group as people call it.
+pub(crate) fn group_name(gid: Gid) -> String {
+    match gid {
+        Gid::NONE => "ctrl".to_owned(),
+        gid => gid.to_string(),
+    }
+}
+
+fn answers(nodes: &Nodes) -> impl Iterator<Item = &NodeStatus> {
+    nodes.iter().filter_map(|(_, status)| status.as_ref().ok())
+}
+
+/// The groups of the nodes that answered; the controllers first.
+pub(crate) fn groups(nodes: &Nodes) -> BTreeSet<Gid> {
+    answers(nodes).map(|status| status.gid).collect()
+}
+
+/// The leader of a group, as it says itself.
+pub(crate) fn leader_of(nodes: &Nodes, gid: Gid) -> Option<(&String, &NodeStatus)> {
+    nodes
+        .iter()
+        .filter_map(|(address, status)| Some((address, status.as_ref().ok()?)))
+        .filter(|(_, status)| status.gid == gid && status.role == Role::Leader)
+        .max_by_key(|(_, status)| status.term)
+}
+
+/// The group of a node, as it says itself or else as a leader says.
+fn group_of(nodes: &Nodes, address: &str, status: &Result<NodeStatus, Error>) -> Option<Gid> {
+    if let Ok(status) = status {
+        return Some(status.gid);
+    }
+    let has = |status: &&NodeStatus| status.members.iter().any(|it| it.address == address);
+    answers(nodes).find(has).map(|status| status.gid)
+}
+
+/// What the exit code of `status` says: whether in every group a node that answered knows a leader.
+pub(crate) fn outlook(nodes: &Nodes) -> Result<Exit, Failure> {
+    let groups = groups(nodes);
+    if groups.is_empty() {
+        let message = "no node answered";
+        return Err(Failure::new(Exit::Unavailable, message, NEXT_UNREACHABLE));
+    }
+    let led = |gid: Gid| answers(nodes).any(|it| it.gid == gid && it.leader_id.is_some());
+    let headless: Vec<String> = groups
+        .into_iter()
+        .filter(|gid| !led(*gid))
+        .map(group_name)
+        .collect();
+    if headless.is_empty() {
+        return Ok(Exit::Ok);
+    }
+    Err(Failure::new(
+        Exit::Unavailable,
+        format!("no node of {} knows a leader", headless.join(", ")),
+        "check that a majority of the nodes runs and that they reach each other; their logs say more",
+    ))
+}
+
+/// What the exit code of `status --here` says: whether each node answered, knows a leader and has no trouble.
+pub(crate) fn healthy(nodes: &Nodes) -> Result<Exit, Failure> {
+    for (address, status) in nodes {
+        let why = match status {
+            Err(error) => error.to_string(),
+            Ok(status) => match &status.trouble {
+                Some(trouble) => trouble.clone(),
+                None if status.leader_id.is_none() => "it knows no leader".to_owned(),
+                None => continue,
+            },
+        };
+        let next = "wait if it has just started; its log says more";
+        return Err(Failure::new(
+            Exit::Unavailable,
+            format!("{address}: {why}"),
+            next,
+        ));
+    }
+    Ok(Exit::Ok)
+}
+
+/// Writes the nodes, group by group.
+pub(crate) fn write_status(nodes: &Nodes, format: Format, out: &mut dyn Write) -> io::Result<()> {
+    match format {
+        Format::Json => json_line(out, &status_json(nodes)),
+        Format::Table | Format::Raw => status_table(nodes, out),
+    }
+}
+
+/// The nodes with their groups: the controllers first, then by gid; nodes of which nobody knows the group last.
+fn by_group(nodes: &Nodes) -> Vec<(Option<Gid>, &String, &Result<NodeStatus, Error>)> {
+    let listed = nodes.iter();
+    let mut sorted: Vec<_> = listed
+        .map(|(address, status)| (group_of(nodes, address, status), address, status))
+        .collect();
+    sorted.sort_by_key(|(gid, address, _)| (gid.is_none(), *gid, *address));
+    sorted
+}
+
+/// All of it, for programs. `leader` is that of the first group with shards; `leaders` has those of all groups by name.
+fn status_json(nodes: &Nodes) -> Value {
+    let leaders: BTreeMap<Gid, &String> = groups(nodes)
+        .into_iter()
+        .filter_map(|gid| Some((gid, leader_of(nodes, gid)?.0)))
+        .collect();
+    let leader = leaders.iter().find(|(gid, _)| **gid != Gid::NONE);
+    let names = leaders
+        .iter()
+        .map(|(gid, address)| (group_name(*gid), json!(address)));
+    let listed: Vec<Value> = by_group(nodes)
+        .into_iter()
+        .map(|(gid, address, status)| match status {
+            Ok(status) => node_json(address, status),
+            Err(error) => json!({
+                "address": address,
+                "gid": gid.map(|gid| gid.0),
+                "error": error.to_string(),
+            }),
+        })
+        .collect();
+    json!({
+        "leader": leader.map(|(_, address)| address),
+        "leaders": names.collect::<serde_json::Map<_, _>>(),
+        "nodes": listed,
+    })
+}
+
+fn node_json(address: &str, status: &NodeStatus) -> Value {
+    let members: Vec<Value> = status
+        .members
+        .iter()
+        .map(|member| {
+            json!({
+                "node_id": member.node_id.to_string(),
+                "address": member.address,
+                "voter": member.voter,
+                "match_index": member.match_index,
+                "progress": member.progress,
+            })
+        })
+        .collect();
+    json!({
+        "address": address,
+        "node_id": status.node_id.to_string(),
+        "version": status.version,
+        "cluster_id": status.cluster_id,
+        "gid": status.gid.0,
+        "role": status.role.as_str(),
+        "term": status.term,
+        "leader_id": status.leader_id.map(|id| id.to_string()),
+        "leader_address": status.leader_address,
+        "commit_index": status.commit_index,
+        "last_applied": status.last_applied,
+        "first_index": status.first_index,
+        "last_index": status.last_index,
+        "shards": status.shards,
+        "log_bytes": status.log_bytes,
+        "state_bytes": status.state_bytes,
+        "disk_full": status.disk_full,
+        "trouble": status.trouble,
+        "members": members,
+    })
+}
+
+fn status_table(nodes: &Nodes, out: &mut dyn Write) -> io::Result<()> {
+    let mut table = Table::new(&[
+        "GROUP",
+        "ADDRESS",
+        "NODE",
+        "ROLE",
+        "TERM",
+        "COMMIT",
+        "APPLIED",
+        "LOG",
+        "LOG SIZE",
+        "STATE SIZE",
+        "NOTE",
+    ]);
+    for (gid, address, status) in by_group(nodes) {
+        let group = gid.map(group_name).unwrap_or_default();
+        table.row(match status {
+            Ok(status) => vec![
+                group,
+                address.clone(),
+                status.node_id.to_string(),
+                status.role.to_string(),
+                status.term.to_string(),
+                status.commit_index.to_string(),
+                status.last_applied.to_string(),
+                format!("{}..{}", status.first_index, status.last_index),
+                size(status.log_bytes),
+                size(status.state_bytes),
+                note(status),
+            ],
+            Err(error) => {
+                let mut cells = vec![group, address.clone()];
+                cells.resize(10, String::new());
+                cells.push(error.to_string());
+                cells
+            }
+        });
+    }
+    table.write(out)?;
+    for gid in groups(nodes) {
+        if let Some((_, leader)) = leader_of(nodes, gid) {
+            members_table(leader, out)?;
+        }
+    }
+    Ok(())
+}
+
+/// A group as its leader sees it.
+fn members_table(leader: &NodeStatus, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "\ncluster {}, group {}, {} shards; members as the leader sees them:",
+        leader.cluster_id,
+        group_name(leader.gid),
+        leader.shards
+    )?;
+    let mut members = Table::new(&["ADDRESS", "NODE", "VOTE", "MATCH", "PROGRESS"]);
+    for member in &leader.members {
+        members.row(vec![
+            member.address.clone(),
+            member.node_id.to_string(),
+            if member.voter { "voter" } else { "learner" }.into(),
+            member
+                .match_index
+                .map(|index| index.to_string())
+                .unwrap_or_default(),
+            member.progress.clone().unwrap_or_default(),
+        ]);
+    }
+    members.write(out)
+}
+
+fn note(status: &NodeStatus) -> String {
+    let full = status
+        .disk_full
+        .then(|| "disk full: refuses writes".to_owned());
+    let notes: Vec<String> = status.trouble.clone().into_iter().chain(full).collect();
+    notes.join("; ")
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    use client::{MemberStatus, NodeId};
+
+    use super::*;
+
+    /// A node of a group, which has the address `127.0.0.1:740ID`.
+    fn node(gid: u64, id: u64, role: Role, leader: Option<u64>) -> NodeStatus {
+        NodeStatus {
+            version: "0.1.0".into(),
+            cluster_id: "demo".into(),
+            gid: Gid(gid),
+            node_id: NodeId(id),
+            address: format!("127.0.0.1:740{id}"),
+            role,
+            term: 3,
+            leader_id: leader.map(NodeId),
+            leader_address: leader.map(|id| format!("127.0.0.1:740{id}")),
+            commit_index: 120,
+            last_applied: 119,
+            first_index: 1,
+            last_index: 121,
+            members: vec![
+                MemberStatus {
+                    node_id: NodeId(1),
+                    address: "127.0.0.1:7401".into(),
+                    voter: true,
+                    match_index: Some(121),
+                    progress: Some("replicate".into()),
+                },
+                MemberStatus {
+                    node_id: NodeId(0xbeef),
+                    address: "127.0.0.1:7402".into(),
+                    voter: false,
+                    match_index: Some(7),
+                    progress: Some("snapshot".into()),
+                },
+            ],
+            shards: 64,
+            log_bytes: 70_000,
+            state_bytes: 3_200_000,
+            disk_full: id == 2,
+            trouble: None,
+            kind: client::GroupKind::Shards,
+            config_num: client::ConfigNum(0),
+            settled: client::ConfigNum(0),
+        }
+    }
+
+    fn refused(address: &str) -> (String, Result<NodeStatus, Error>) {
+        let error = Error::Unavailable {
+            address: address.to_owned(),
+            message: "connection refused".into(),
+            maybe_applied: false,
+        };
+        (address.to_owned(), Err(error))
+    }
+
+    fn says(status: NodeStatus) -> (String, Result<NodeStatus, Error>) {
+        (status.address.clone(), Ok(status))
+    }
+
+    /// A standalone group: a leader, a follower, and a stranger that can't be reached.
+    pub(crate) fn one_group() -> Nodes {
+        vec![
+            says(node(1, 1, Role::Leader, Some(1))),
+            says(node(1, 2, Role::Follower, Some(1))),
+            refused("127.0.0.1:7403"),
+        ]
+    }
+
+    /// A group with a leader that knows of a member which can't be reached, and a controller without a leader.
+    pub(crate) fn two_groups() -> Nodes {
+        vec![
+            says(node(1, 1, Role::Leader, Some(1))),
+            refused("127.0.0.1:7402"),
+            says(NodeStatus {
+                members: Vec::new(),
+                ..node(0, 5, Role::Candidate, None)
+            }),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixtures::{one_group, two_groups};
+    use super::*;
+
+    #[test]
+    fn status_matches_the_golden() {
+        let mut out = Vec::new();
+        for nodes in [one_group(), two_groups()] {
+            for format in [Format::Table, Format::Json] {
+                write_status(&nodes, format, &mut out).unwrap();
+                out.push(b'\n');
+            }
+        }
+        crate::golden::check("status.txt", std::str::from_utf8(&out).unwrap());
+    }
+
+    #[test]
+    fn a_group_without_a_leader_is_unavailable() {
+        assert_eq!(outlook(&one_group()).unwrap(), Exit::Ok);
+        let failure = outlook(&two_groups()).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Unavailable);
+        assert!(failure.to_string().contains("no node of ctrl"), "{failure}");
+        let nobody = outlook(&Nodes::new()).unwrap_err();
+        assert_eq!(nobody.exit(), Exit::Unavailable);
+    }
+}
