@@ -152,6 +152,8 @@ impl Hub {
             News::Ownership(ownership) => {
                 self.ownership.send_replace(ownership);
             }
+            // Without shards nothing is known yet: a node that joins waits for its first snapshot.
+            News::Config(config) if config.shards() == 0 => {}
             News::Config(config) => {
                 set(&self.metrics.handoff.config_num, config.num().0);
                 if let Some(cluster) = self.identity.cluster() {

@@ -19,8 +19,17 @@
 //! one list and are given out on the network's thread (`replies`). So a request crosses threads twice, once each
 //! way, and the busier the node, the more requests share each step.
 //!
+//! Both state machines, users' shards and the configuration centre, run on that one thread's code (`machine`).
+//!
 //! Messages to peers leave from within the replica's poll, before its own disk has written what needn't be waited
 //! for (`transport`). A stream that breaks is told to the replica at once.
+//!
+//! # Groups among others
+//!
+//! Every node serves every service. What isn't its own it passes on to whoever leads the group that owns it (`forward`),
+//! guided by the configuration that it follows (`configs`). While a node leads a replica group it also moves shards
+//! (`mover`): the pure `shardkv::Mover` says what is to be done, and the tasks here ask the controllers and the other
+//! groups, and put steps into the group's log. The other end of that is the service `Handoff`.
 //!
 //! # How a node begins and ends
 //!
@@ -29,8 +38,8 @@
 //!
 //! # What it does not do
 //!
-//! It trusts its network: there is no TLS and no authentication yet. It serves one replica group; moving shards
-//! between groups is not here yet.
+//! It trusts its network: there is no TLS and no authentication yet. It decides nothing about where shards belong: that
+//! is the controllers' to say, and the groups' logs to carry out.
 
 mod bootstrap;
 mod budget;

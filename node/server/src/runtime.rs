@@ -218,6 +218,9 @@ impl Runtime {
         let (requests, bytes) = self.hub.budget.used();
         set(&self.hub.metrics.inflight_requests, requests as u64);
         set(&self.hub.metrics.inflight_bytes, bytes as u64);
+        let limit = self.hub.options.limits.max_watchers;
+        let watchers = limit.saturating_sub(self.hub.watchers.available_permits());
+        set(&self.hub.metrics.handoff.watchers, watchers as u64);
         let genesis = self.replica.machine().genesis().copied();
         self.hub.publish(Arc::new(status), genesis);
     }

@@ -23,10 +23,16 @@ pub(crate) fn query(wire: v1::QueryRequest) -> Result<MachineRequest, ErrorDetai
     Ok(Request::Read(machine::Query::Controller(query)))
 }
 
-/// A question for what leads on from a configuration, to this very node.
+/// A question for what leads on from a configuration, to this very node. Where a group is to begin is asked of the leader,
+/// because a state that is behind might give the group what its predecessor of the same number had.
 pub(crate) fn after(num: ConfigNum, limit: u32, gid: Option<Gid>) -> MachineRequest {
-    let query = Query::After { num, limit, gid };
-    Request::ReadLocal(machine::Query::Controller(query))
+    let begins = gid.is_some() && num == ConfigNum(0);
+    let query = machine::Query::Controller(Query::After { num, limit, gid });
+    if begins {
+        Request::Read(query)
+    } else {
+        Request::ReadLocal(query)
+    }
 }
 
 pub(crate) fn join(wire: v1::JoinRequest) -> Result<MachineRequest, ErrorDetail> {

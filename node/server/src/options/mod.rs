@@ -1,6 +1,7 @@
 //! What can be set about a node, and how: flags, else environment, else a YAML file, else defaults.
 
 mod file;
+mod groups;
 mod read;
 mod suggest;
 mod table;
@@ -175,17 +176,17 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
     };
     let limits = limits(values)?;
     let replica = replica_options(values, &limits)?;
-    let kind = role(values)?;
+    let kind = groups::role(values)?;
     Ok(Options {
         data_dir: data_dir.into(),
         cluster_name: cluster_name(values)?,
-        gid: gid(values, kind)?,
-        controllers: controllers(values, kind)?,
+        gid: groups::gid(values, kind)?,
+        controllers: groups::controllers(values, kind)?,
         listen: address(values, "listen")?,
         advertise: optional_address(values, "advertise")?,
         peers: peers(values)?,
         genesis: genesis(values, kind)?,
-        handoff: handoff(values, &limits, replica.max_entry_bytes)?,
+        handoff: groups::handoff(values, &limits, replica.max_entry_bytes)?,
         max_forwarded: values.number("max_forwarded", 1, 1 << 20)?,
         replica,
         limits,
@@ -198,81 +199,6 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
         log_format: log_format(values)?,
         log_filter: log_filter(values)?,
         rpc_threads: rpc_threads(values)?,
-    })
-}
-
-fn role(values: &mut Values) -> Result<GroupKind, OptionError> {
-    let text = values.text_or_default("role");
-    let kind = GroupKind::ALL.into_iter().find(|kind| kind.name() == text);
-    kind.ok_or_else(|| {
-        let reason = format!("`{text}` is none of standalone, shards and controller");
-        values.error("role", reason)
-    })
-}
-
-fn gid(values: &mut Values, kind: GroupKind) -> Result<Gid, OptionError> {
-    let given: Option<u64> = values.optional_number("gid", 0, u64::MAX)?;
-    match (kind, given) {
-        (GroupKind::Controller, None | Some(0)) => Ok(Gid::NONE),
-        (GroupKind::Controller, Some(gid)) => {
-            let reason = format!("the controllers' group is 0, not {gid}: leave the option out");
-            Err(values.error("gid", reason))
-        }
-        (_, Some(0)) => {
-            let reason = "0 is the controllers' group: number replica groups from 1";
-            Err(values.error("gid", reason))
-        }
-        (GroupKind::Shards, None) => {
-            let reason = "is required for the role shards: which group this node belongs to";
-            Err(values.error("gid", reason))
-        }
-        (GroupKind::Standalone, None) => Ok(Gid(1)),
-        (_, Some(gid)) => Ok(Gid(gid)),
-    }
-}
-
-fn controllers(values: &mut Values, kind: GroupKind) -> Result<Vec<String>, OptionError> {
-    let controllers = addresses(values, "controllers")?;
-    match (kind, controllers.is_empty()) {
-        (GroupKind::Shards, true) => Err(values.error(
-            "controllers",
-            "is required for the role shards: where the controllers are",
-        )),
-        (GroupKind::Standalone | GroupKind::Controller, false) => Err(values.error(
-            "controllers",
-            format!("is for the role shards, and this node's is {kind}"),
-        )),
-        _ => Ok(controllers),
-    }
-}
-
-fn handoff(
-    values: &mut Values,
-    limits: &Limits,
-    max_entry_bytes: usize,
-) -> Result<Handoff, OptionError> {
-    let mover = shardkv::MoverOptions {
-        max_concurrent_pulls: values.number("handoff_max_concurrent", 1, 1_024)?,
-        max_bytes_per_second: values.number("handoff_bytes_per_second", 0, u64::MAX)?,
-        chunk_bytes: values.number("handoff_chunk_bytes", 1, shardkv::MAX_SCAN_BYTES)?,
-        min_retry_ms: values.number("handoff_min_retry_ms", 1, 60_000)?,
-        max_retry_ms: values.number("handoff_max_retry_ms", 1, 3_600_000)?,
-    };
-    if mover.max_retry_ms < mover.min_retry_ms {
-        let reason = "must be at least handoff_min_retry_ms";
-        return Err(values.error("handoff_max_retry_ms", reason));
-    }
-    // A part ends after the pair that reaches its size, and is one operation of an entry.
-    let largest = max_entry_bytes.saturating_sub(largest_operation(limits) / 2 + 4_096);
-    if mover.chunk_bytes as usize > largest {
-        let reason = format!(
-            "must be at most {largest}, so that a part and one of the largest values fit into max_entry_bytes"
-        );
-        return Err(values.error("handoff_chunk_bytes", reason));
-    }
-    Ok(Handoff {
-        mover,
-        timeout: millis(values, "handoff_timeout_ms", 10, 600_000)?,
     })
 }
 

@@ -97,7 +97,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(BOUNDS, "max_watchers", "COUNT", "1024", "The most watchers of the configuration; beyond it they are refused as Overloaded"),
     row(HANDOFF, "handoff_max_concurrent", "COUNT", "4", "The most shards that are pulled at the same time"),
     row(HANDOFF, "handoff_bytes_per_second", "BYTES", "67108864", "The most bytes that all pulls together bring in a second; 0 for no limit"),
-    row(HANDOFF, "handoff_chunk_bytes", "BYTES", "524288", "About how many bytes of a shard travel and are put into the log at once"),
+    row(HANDOFF, "handoff_chunk_bytes", "BYTES", "524288", "About how many bytes of a shard travel and are put into the log at once; less by itself where entries are small"),
     row(HANDOFF, "handoff_min_retry_ms", "MS", "10", "The shortest pause before a step of a hand-off that failed is tried again; it doubles with each failure"),
     row(HANDOFF, "handoff_max_retry_ms", "MS", "1000", "The longest pause before a step of a hand-off that failed is tried again"),
     row(HANDOFF, "handoff_timeout_ms", "MS", "5000", "How long one step of a hand-off waits for another group"),

@@ -168,3 +168,49 @@ fn help_names_every_option_with_unit_and_default() {
     }
     assert!(help.contains("Exit codes:"));
 }
+
+#[test]
+fn a_role_says_which_group_and_whose_controllers() {
+    let base = ["--data-dir", "/d"];
+    let with = |more: &[&str]| options(&[&base[..], more].concat(), "");
+    let standalone = with(&[]).unwrap();
+    assert_eq!(standalone.genesis.kind, GroupKind::Standalone);
+    assert_eq!((standalone.gid, standalone.controllers.len()), (Gid(1), 0));
+    let controller = with(&["--role", "controller"]).unwrap();
+    assert_eq!(controller.genesis.kind, GroupKind::Controller);
+    assert_eq!(controller.gid, Gid::NONE);
+    let shards = ["--role", "shards", "--gid", "3", "--controllers", "a:1,b:1"];
+    let shards = with(&shards).unwrap();
+    assert_eq!((shards.gid, shards.controllers.len()), (Gid(3), 2));
+    let refused: [(&[&str], &str); 7] = [
+        (&["--role", "king"], "--role"),
+        (&["--gid", "0"], "--gid"),
+        (&["--role", "controller", "--gid", "1"], "--gid"),
+        (&["--role", "shards", "--controllers", "a:1"], "--gid"),
+        (&["--role", "shards", "--gid", "1"], "--controllers"),
+        (&["--controllers", "a:1"], "--controllers"),
+        (
+            &["--handoff-chunk-bytes", "9000000"],
+            "--handoff-chunk-bytes",
+        ),
+    ];
+    for (arguments, place) in refused {
+        let error = with(arguments).unwrap_err();
+        assert!(error.starts_with(place), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn small_entries_have_smaller_parts_of_shards() {
+    let small = [
+        "--data-dir",
+        "/d",
+        "--max-value-bytes",
+        "1000",
+        "--max-entry-bytes",
+        "50000",
+    ];
+    let options = options(&small, "").unwrap();
+    let chunk = options.handoff.mover.chunk_bytes;
+    assert!((1..50_000).contains(&chunk), "{chunk}");
+}

@@ -6,6 +6,7 @@ use api::errors;
 use api::v1::handoff_server::Handoff;
 use api::v1::{self, ErrorDetail};
 use shardkv::{Cursor, GroupKind, Query, Response as Outcome, Step};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use types::{ClusterId, ConfigNum, ShardId};
 
@@ -14,14 +15,19 @@ use crate::convert::kv;
 use crate::hub::Hub;
 use crate::machine::MachineRequest;
 
+/// Parts of shards that are read and sent at the same time.
+const MAX_PULLS: usize = 64;
+
 /// The service.
 pub(crate) struct HandoffService {
     hub: Arc<Hub>,
+    pulls: Semaphore,
 }
 
 impl HandoffService {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub }
+        let pulls = Semaphore::new(MAX_PULLS);
+        Self { hub, pulls }
     }
 
     /// Refuses whoever follows other controllers, or asks for another group.
@@ -53,6 +59,8 @@ impl HandoffService {
 
     async fn send(&self, request: v1::PullRequest) -> Result<v1::PullResponse, ErrorDetail> {
         self.check(request.cluster_id, request.gid)?;
+        let full = |_| errors::overloaded("pulls of shards", MAX_PULLS as u64, 100);
+        let _place = self.pulls.try_acquire().map_err(full)?;
         let after = Cursor::decode(request.after);
         let after = after.map_err(|error| errors::bad_request("after", error))?;
         let query = Query::Pull {

@@ -217,7 +217,7 @@ mod tests {
         };
         let fenced = ShardState::Fenced { config, to: Gid(8) };
         let ownership = Ownership {
-            shards: BTreeMap::from([
+            shards: shardkv::ShardMap::from([
                 (ShardId(0), shard(ShardState::Serving { config })),
                 (ShardId(1), shard(pulling)),
                 (ShardId(2), shard(fenced)),

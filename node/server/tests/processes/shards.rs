@@ -8,16 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use api::v1::admin_client::AdminClient;
+use api::v1::batch_item::Request as Item;
+use api::v1::batch_result::Response as Answer;
 use api::v1::error_detail::Kind;
 use api::v1::kv_client::KvClient;
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{
-    AppendRequest, GetRequest, GroupAddresses, JoinRequest, LeaveRequest, OpenSessionRequest,
-    PutRequest, QueryRequest, QueryResponse, Session,
+    AppendRequest, BatchItem, BatchRequest, ExportRequest, GetRequest, GroupAddresses, JoinRequest,
+    LeaveRequest, OpenSessionRequest, PutRequest, QueryRequest, QueryResponse, ScanRequest,
+    ScanResponse, Session, ShardState, ShardsRequest,
 };
 use tokio::task::JoinSet;
-use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
 
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{PATIENCE, holds, until};
@@ -355,4 +359,177 @@ async fn a_store_of_one_group_tells_of_itself_and_refuses_changes() {
     let refused = client.leave(request).await.unwrap_err();
     let kind = api::error_detail(&refused).unwrap().kind;
     assert!(matches!(kind, Some(Kind::Conflict(_))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_node_scans_exports_and_takes_batches_of_all_groups() {
+    let world = World::start(2, 1).await;
+    let at_controller = channel(&world.controllers, 0).await;
+    let nodes = [
+        at_controller.clone(),
+        channel(world.group(1), 0).await,
+        channel(world.group(2), 0).await,
+    ];
+    world.join(1, at_controller.clone()).await;
+    world.join(2, at_controller.clone()).await;
+    world.settled().await;
+    let mut plain = Plain::new(at_controller).await;
+    let mut expected = Vec::new();
+    for n in 0..200 {
+        let (key, value) = (format!("k{n:03}"), format!("v{n}"));
+        plain.put(&key, &value).await;
+        expected.push((key, value));
+    }
+
+    for node in &nodes {
+        let mut kv = KvClient::new(node.clone());
+        let all = pairs(kv.scan(ScanRequest::default()).await.unwrap()).await;
+        assert_eq!(all, expected);
+        let some = ScanRequest {
+            start: "k050".into(),
+            end: "k100".into(),
+            limit: 20,
+            keys_only: true,
+            ..ScanRequest::default()
+        };
+        let some = pairs(kv.scan(some).await.unwrap()).await;
+        let keys: Vec<&String> = some.iter().map(|(key, _)| key).collect();
+        let wanted: Vec<&String> = expected[50..70].iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, wanted);
+
+        let mut exported = Vec::new();
+        for shard in 0..SHARDS.parse().unwrap() {
+            let request = ExportRequest {
+                shard,
+                ..ExportRequest::default()
+            };
+            exported.extend(pairs(kv.export(request).await.unwrap()).await);
+        }
+        exported.sort();
+        assert_eq!(exported, expected);
+
+        let items: Vec<BatchItem> = (0..200)
+            .map(|n: u64| BatchItem {
+                id: n,
+                request: Some(Item::Get(GetRequest {
+                    key: format!("k{n:03}").into(),
+                })),
+            })
+            .collect();
+        let requests = futures::stream::iter([BatchRequest { items }]);
+        let mut answers = kv.batch(requests).await.unwrap().into_inner();
+        let mut got = BTreeMap::new();
+        while let Some(message) = answers.message().await.unwrap() {
+            for result in message.results {
+                let Some(Answer::Get(answer)) = result.response else {
+                    panic!("{result:?}");
+                };
+                got.insert(result.id, answer.value);
+            }
+        }
+        let values: Vec<&[u8]> = got.values().map(AsRef::as_ref).collect();
+        let wanted: Vec<&[u8]> = expected.iter().map(|(_, value)| value.as_bytes()).collect();
+        assert_eq!(values, wanted);
+    }
+
+    // Each group tells of its half, and together they have everything once.
+    let mut keys = 0;
+    for (gid, node) in (1..).zip(&nodes[1..]) {
+        let mut admin = AdminClient::new(node.clone());
+        let request = ShardsRequest {
+            exact: true,
+            ..ShardsRequest::default()
+        };
+        let told = admin.shards(request).await.unwrap().into_inner();
+        assert_eq!((told.gid, told.shards.len()), (gid, 8));
+        for shard in told.shards {
+            assert_eq!(shard.state(), ShardState::Serving, "{shard:?}");
+            keys += shard.keys;
+        }
+    }
+    assert_eq!(keys, 200);
+
+    // Who routes by itself is told, and not passed on.
+    let mut kv = KvClient::new(nodes[0].clone());
+    let mut request = Request::new(GetRequest { key: "k000".into() });
+    let metadata = request.metadata_mut();
+    metadata.insert(api::NO_FORWARD_METADATA_KEY, "1".parse().unwrap());
+    let refused = kv.get(request).await.unwrap_err();
+    let kind = api::error_detail(&refused).unwrap().kind;
+    assert!(matches!(kind, Some(Kind::WrongGroup(_))), "{refused:?}");
+}
+
+async fn pairs(pages: tonic::Response<Streaming<ScanResponse>>) -> Vec<(String, String)> {
+    let text = |bytes: bytes::Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+    let mut pages = pages.into_inner();
+    let mut pairs = Vec::new();
+    while let Some(page) = pages.message().await.unwrap() {
+        pairs.extend(
+            page.pairs
+                .into_iter()
+                .map(|it| (text(it.key), text(it.value))),
+        );
+    }
+    pairs
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn moves_survive_the_death_of_every_leader() {
+    let mut world = World::start(2, 3).await;
+    let at_controller = channel(&world.controllers, 0).await;
+    let at_one = channel(world.group(1), 0).await;
+    let at_two = channel(world.group(2), 0).await;
+    world.join(1, at_controller.clone()).await;
+    let mut plain = Plain::new(at_controller.clone()).await;
+    for n in 0..300 {
+        plain.put(&format!("k{n}"), &"x".repeat(4_000)).await;
+    }
+    let through = [at_controller.clone(), at_one, at_two];
+    let appenders = Appenders::start(&through, 2).await;
+
+    world.join(2, at_controller.clone()).await;
+    replace_leader(&mut world.groups[1]).await;
+    replace_leader(&mut world.groups[0]).await;
+    replace_leader(&mut world.controllers).await;
+    world.settled().await;
+    world.leave(1, at_controller.clone()).await;
+    replace_leader(&mut world.groups[0]).await;
+    replace_leader(&mut world.controllers).await;
+    replace_leader(&mut world.groups[1]).await;
+    world.settled().await;
+
+    let counts = appenders.finish().await;
+    check_appended(&counts, &plain).await;
+    for n in 0..300 {
+        let value = plain.get(&format!("k{n}")).await.unwrap();
+        assert_eq!(value.len(), 4_000);
+    }
+    let leader = world.group(1).leader().await;
+    let mut admin = AdminClient::new(channel(world.group(1), leader).await);
+    let left = admin
+        .shards(ShardsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(left.shards, [], "group 1 has given everything away");
+}
+
+/// Has a node lead that no client of the test talks to, kills it, waits for the next leader, and starts it again.
+async fn replace_leader(cluster: &mut Cluster) {
+    const VICTIM: u16 = 1;
+    let id = cluster.status(VICTIM).await.node_id;
+    until("the victim leads", async || {
+        let leader = cluster.leader().await;
+        if leader == VICTIM {
+            return Ok(());
+        }
+        // Refused while it is behind: then again.
+        let transfer = cluster.admin(leader).transfer_leadership(Some(id)).await;
+        Err(format!("node {leader} leads: {transfer:?}"))
+    })
+    .await;
+    cluster.kill(VICTIM);
+    cluster.leader_among(&[0, 2]).await;
+    cluster.start_node(VICTIM);
+    cluster.all_caught_up().await;
 }
