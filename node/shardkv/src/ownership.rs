@@ -49,7 +49,7 @@ use std::sync::Arc;
 
 use types::{ClusterId, ConfigNum, Gid, LogTime, ShardId};
 
-use crate::{Cursor, KvError};
+use crate::{Cursor, KvError, ShardMap};
 
 /// A shard's state in a group. A shard that is absent has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +104,8 @@ pub struct Shard {
     pub clock: LogTime,
 }
 
-/// All that a group has to do with shards. Shared and never changed: the machine makes a new one with each step.
+/// All that a group has to do with shards. Shared and never changed: the machine makes a new one with each step, which
+/// copies little (see [`ShardMap`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ownership {
     /// Which group this is, as [`crate::Step::Begin`] said; [`Gid::NONE`] before.
@@ -114,7 +115,7 @@ pub struct Ownership {
     /// The configuration that the group has accepted.
     pub config: ConfigNum,
     /// The shards that aren't absent.
-    pub shards: BTreeMap<ShardId, Arc<Shard>>,
+    pub shards: ShardMap,
     /// Deletes that the source, by its gid, has not confirmed.
     pub owed: BTreeMap<(ShardId, ConfigNum), Gid>,
     /// Where groups are: those of the accepted configuration, and any that a hand-off still needs.
@@ -177,14 +178,10 @@ impl Ownership {
         }
     }
 
-    /// All that configurations up to this one ask of the group is done.
+    /// All that configurations up to this one ask of the group is done. Cheap however many shards there are.
     pub fn settled(&self) -> ConfigNum {
-        let steps = self.shards.values().filter_map(|shard| match shard.state {
-            ShardState::Serving { .. } => shard.queue.front().map(|step| step.config),
-            ShardState::Pulling { config, .. } | ShardState::Fenced { config, .. } => Some(config),
-        });
-        let owed = self.owed.keys().map(|(_, config)| *config);
-        let first = steps.chain(owed).min();
+        let owed = self.owed.keys().map(|(_, config)| *config).min();
+        let first = self.shards.unfinished().into_iter().chain(owed).min();
         first.map_or(self.config, |first| ConfigNum(first.0.saturating_sub(1)))
     }
 
