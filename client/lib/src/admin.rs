@@ -52,7 +52,7 @@ impl Admin {
 
     /// How the node and its group are.
     pub async fn status(&self) -> Result<NodeStatus, Error> {
-        let status = self.router.status(&self.address);
+        let status = self.router.survey(&self.address);
         match timeout(self.timeout, status).await {
             Ok(Ok(status)) => Ok(node_status(status)),
             Ok(Err(message)) => Err(self.unavailable(message, false)),

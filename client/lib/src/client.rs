@@ -290,6 +290,7 @@ impl Client {
         shards: &ShardSet,
         exact: bool,
     ) -> BTreeMap<Gid, Result<GroupShards, Error>> {
+        self.core.router.oriented(self.timeout).await;
         let groups = self.config().into_iter();
         let gids: Vec<Gid> = groups
             .flat_map(|it| it.groups().keys().copied().collect::<Vec<_>>())
@@ -317,6 +318,7 @@ impl Client {
     pub async fn status_all(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
         let patience = self.core.router.options().connect_timeout * 2;
         let patience = self.timeout.min(patience);
+        self.core.router.oriented(patience).await;
         let mut answers = BTreeMap::new();
         loop {
             // The first answers may tell of more members.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{
-    self, GroupAddresses, JoinRequest, LeaveRequest, MoveRequest, OpenSessionRequest, QueryRequest,
-    WatchRequest, WatchResponse,
+    self, ConfigChanged, GroupAddresses, JoinRequest, LeaveRequest, MoveRequest,
+    OpenSessionRequest, QueryRequest, QueryResponse, WatchRequest, WatchResponse,
 };
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _};
@@ -20,9 +20,9 @@ use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
 use crate::Error;
 use crate::backoff::Backoff;
-use crate::call::Trial;
+use crate::call::{Trial, mismatch};
 use crate::route::{Router, Slot, plausible, short};
-use crate::session::{Blocked, Naming};
+use crate::session::{Blocked, Name, Naming};
 use crate::verdict::{self, Action};
 
 /// How often [`Controller::wait_settled`] asks.
@@ -136,8 +136,9 @@ impl Controller {
             Some(Ok(num)) => num,
             Some(Err(_)) => i64::MAX,
         };
-        let query = async |mut node: Node, _| node.query(QueryRequest { num }).await;
-        let answer = self.centre.call(self.timeout, false, query).await?;
+        let Told::Config(answer) = self.centre.call(self.timeout, Ask::Query(num)).await? else {
+            return Err(mismatch(false));
+        };
         let config = answer.config.ok_or_else(|| strange("no configuration"))?;
         let progress = answer.progress.into_iter().map(|it| GroupProgress {
             gid: Gid(it.gid),
@@ -157,41 +158,33 @@ impl Controller {
     /// with the fewest moves.
     pub async fn join(&self, groups: BTreeMap<Gid, Vec<String>>) -> Result<ConfigChange, Error> {
         let groups = groups.into_iter();
-        let groups: Vec<GroupAddresses> = groups
-            .map(|(gid, addresses)| GroupAddresses {
-                gid: gid.0,
-                addresses,
-            })
-            .collect();
-        let join = async |mut node: Node, session| {
-            let groups = groups.clone();
-            node.join(JoinRequest { groups, session }).await
-        };
-        self.centre.call(self.timeout, true, join).await.map(change)
+        let groups = groups.map(|(gid, addresses)| GroupAddresses {
+            gid: gid.0,
+            addresses,
+        });
+        self.change(Ask::Join(groups.collect())).await
     }
 
     /// Takes groups away; their shards go to the others. The last group stays: [`Error::Conflict`].
     pub async fn leave(&self, gids: &[Gid]) -> Result<ConfigChange, Error> {
-        let leave = async |mut node: Node, session| {
-            let gids = gids.iter().map(|gid| gid.0).collect();
-            node.leave(LeaveRequest { gids, session }).await
-        };
-        self.centre
-            .call(self.timeout, true, leave)
-            .await
-            .map(change)
+        let gids = gids.iter().map(|gid| gid.0);
+        self.change(Ask::Leave(gids.collect())).await
     }
 
     /// Gives one shard to a group, until a rebalance must touch it.
     pub async fn move_shard(&self, shard: ShardId, gid: Gid) -> Result<ConfigChange, Error> {
-        let (shard, gid) = (shard.0, gid.0);
-        let request = |session| MoveRequest {
-            shard,
-            gid,
-            session,
-        };
-        let give = async |mut node: Node, session| node.r#move(request(session)).await;
-        self.centre.call(self.timeout, true, give).await.map(change)
+        self.change(Ask::Move(shard, gid)).await
+    }
+
+    async fn change(&self, ask: Ask) -> Result<ConfigChange, Error> {
+        match self.centre.call(self.timeout, ask).await? {
+            Told::Changed(change) => Ok(ConfigChange {
+                num: ConfigNum(change.num),
+                changed: change.changed,
+                moved_shards: change.moved_shards,
+            }),
+            Told::Config(_) => Err(mismatch(true)),
+        }
     }
 
     /// Configurations as they come: first what leads on from configuration `after`, at once, then each as it is made. It
@@ -235,14 +228,6 @@ impl Controller {
     }
 }
 
-fn change(wire: v1::ConfigChanged) -> ConfigChange {
-    ConfigChange {
-        num: ConfigNum(wire.num),
-        changed: wire.changed,
-        moved_shards: wire.moved_shards,
-    }
-}
-
 fn strange(what: impl std::fmt::Display) -> Error {
     Error::Protocol {
         message: what.to_string(),
@@ -251,6 +236,54 @@ fn strange(what: impl std::fmt::Display) -> Error {
 }
 
 type Node = ShardctrlerClient<Channel>;
+
+/// What is asked.
+enum Ask {
+    Query(i64),
+    Join(Vec<GroupAddresses>),
+    Leave(Vec<u64>),
+    Move(ShardId, Gid),
+}
+
+/// What is answered.
+enum Told {
+    Config(QueryResponse),
+    Changed(ConfigChanged),
+}
+
+impl Ask {
+    /// Whether it changes something, and so needs a name.
+    fn is_change(&self) -> bool {
+        !matches!(self, Self::Query(_))
+    }
+
+    async fn send(&self, mut node: Node, session: Option<v1::Session>) -> Result<Told, Status> {
+        let changed = match self {
+            Self::Query(num) => {
+                let answer = node.query(QueryRequest { num: *num }).await?;
+                return Ok(Told::Config(answer.into_inner()));
+            }
+            Self::Join(groups) => {
+                let groups = groups.clone();
+                node.join(JoinRequest { groups, session }).await?
+            }
+            Self::Leave(gids) => {
+                let gids = gids.clone();
+                node.leave(LeaveRequest { gids, session }).await?
+            }
+            Self::Move(shard, gid) => {
+                let (shard, gid) = (shard.0, gid.0);
+                let request = MoveRequest {
+                    shard,
+                    gid,
+                    session,
+                };
+                node.r#move(request).await?
+            }
+        };
+        Ok(Told::Changed(changed.into_inner()))
+    }
+}
 
 /// What the handles of one client share: whom to ask, and the session of the changes.
 pub(crate) struct Centre {
@@ -321,19 +354,14 @@ impl Centre {
     }
 
     /// One call with its retries.
-    async fn call<T>(
-        &self,
-        patience: Duration,
-        write: bool,
-        ask: impl AsyncFn(Node, Option<v1::Session>) -> Result<tonic::Response<T>, Status>,
-    ) -> Result<T, Error> {
+    async fn call(&self, patience: Duration, ask: Ask) -> Result<Told, Error> {
         let deadline = Instant::now() + patience;
         let options = self.router.options();
         let mut backoff = Backoff::new(options.min_backoff, options.max_backoff);
         let mut trial = Trial::default();
         loop {
             let address = self.address();
-            let attempt = self.attempt(&address, write, &mut trial, &ask);
+            let attempt = self.attempt(&address, &mut trial, &ask);
             // A node that hangs must not take all the time.
             let until = deadline.min(Instant::now() + options.connect_timeout * 2);
             let answer = timeout_at(until, attempt).await;
@@ -351,7 +379,7 @@ impl Centre {
             let now = Instant::now();
             trial.last = Some(status.message().to_owned());
             let verdict = verdict::of_status(&status);
-            trial.doubt |= write && sent && verdict.doubt;
+            trial.doubt |= ask.is_change() && sent && verdict.doubt;
             let pause = match verdict.action {
                 Action::Wait(ms) | Action::NotReady(ms) => backoff.pause_at_least(now, ms),
                 Action::Reroute(hint) => {
@@ -384,25 +412,24 @@ impl Centre {
     }
 
     /// One attempt. A failure tells whether the request itself may have been sent.
-    async fn attempt<T>(
+    async fn attempt(
         &self,
         address: &Arc<str>,
-        write: bool,
         trial: &mut Trial,
-        ask: &impl AsyncFn(Node, Option<v1::Session>) -> Result<tonic::Response<T>, Status>,
-    ) -> Result<T, (bool, Status)> {
+        ask: &Ask,
+    ) -> Result<Told, (bool, Status)> {
         let node = self.node(address).await.map_err(|status| (false, status))?;
-        if write && trial.name.is_none() {
+        if ask.is_change() && trial.name.is_none() {
             let name = self.name(node.clone()).await;
             trial.name = Some(name.map_err(|status| (false, status))?);
         }
-        let session = trial.name.as_ref().and_then(crate::session::Name::stamp);
-        let answer = ask(node, session).await.map_err(|status| (true, status))?;
-        Ok(answer.into_inner())
+        let session = trial.name.as_ref().and_then(Name::stamp);
+        let answer = ask.send(node, session).await;
+        answer.map_err(|status| (true, status))
     }
 
     /// Names a change, after opening a session if there is no good one.
-    async fn name(&self, mut node: Node) -> Result<crate::session::Name, Status> {
+    async fn name(&self, mut node: Node) -> Result<Name, Status> {
         let _alone = self.naming.opening.lock().await;
         let asked = Instant::now();
         if self.naming.sessions().wants_another(asked) {

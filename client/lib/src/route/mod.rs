@@ -213,9 +213,14 @@ impl Router {
         let found = group.leader(self, gid, outage).await;
         if found.is_err() {
             // Perhaps the group has other addresses by now, or is gone.
-            self.inner.wanted.send_modify(|wanted| wanted.doubts += 1);
+            self.doubt();
         }
         found
+    }
+
+    /// The configuration may be an old one, and its watch silent.
+    fn doubt(&self) {
+        self.inner.wanted.send_modify(|wanted| wanted.doubts += 1);
     }
 
     /// The leader does not lead or can't be reached. `hint` is who does, as it said.
@@ -283,6 +288,12 @@ impl Router {
             ),
             None => format!("no configuration is known: {}", self.trouble()),
         }
+    }
+
+    /// Waits until some configuration is known, for `patience` at most.
+    pub(crate) async fn oriented(&self, patience: Duration) {
+        let mut configs = self.configs();
+        let _ = timeout(patience, configs.wait_for(Option::is_some)).await;
     }
 
     /// Waits until configuration `num` is known and at least for `pause` if it was already.

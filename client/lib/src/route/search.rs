@@ -236,17 +236,8 @@ impl Group {
         })
     }
 
-    /// The status of a node that must be of this group. Learns the members that it tells of.
-    async fn member(
-        &self,
-        router: &Router,
-        gid: Gid,
-        address: &Arc<str>,
-    ) -> Result<StatusResponse, String> {
-        let status = router.status(address).await?;
-        if !router.speaks_for(gid, &status) {
-            return Err(format!("is a node of {}, not of {gid}", Gid(status.gid)));
-        }
+    /// Learns the members that a node of this group tells of.
+    fn hear(&self, router: &Router, gid: Gid, status: &StatusResponse) {
         let members = status.members.iter().map(|it| it.address.as_str());
         let heard = members.chain([status.leader_address.as_str()]);
         let known = router.addresses_of(gid);
@@ -258,7 +249,20 @@ impl Group {
             state.learnt.clear();
         }
         state.learn(heard);
-        drop(state);
+    }
+
+    /// The status of a node that must be of this group.
+    async fn member(
+        &self,
+        router: &Router,
+        gid: Gid,
+        address: &Arc<str>,
+    ) -> Result<StatusResponse, String> {
+        let status = router.status(address).await?;
+        if !router.speaks_for(gid, &status) {
+            return Err(format!("is a node of {}, not of {gid}", Gid(status.gid)));
+        }
+        self.hear(router, gid, &status);
         Ok(status)
     }
 }
@@ -282,10 +286,16 @@ impl Router {
     /// Looks whether another node leads than `current`, in a later term. `None`: as far as can be told, no.
     pub(crate) async fn newer_leader(&self, current: &Leader) -> Option<Leader> {
         let group = self.group(current.gid).ok()?;
-        group.newer_leader(self, current).await
+        let newer = group.newer_leader(self, current).await;
+        if newer.is_none() {
+            // Perhaps its shards are elsewhere by now, and it was to tell us.
+            self.doubt();
+        }
+        newer
     }
 
-    /// What `call` gives, unless the leader that it waits for turns out to be superseded.
+    /// What `call` gives, unless the leader that it waits for is silent, and turns out to be superseded or its group to
+    /// have left.
     pub async fn unless_superseded<T>(
         &self,
         leader: &Leader,
@@ -294,7 +304,8 @@ impl Router {
         let superseded = async {
             loop {
                 sleep(self.options().silence_timeout).await;
-                if self.newer_leader(leader).await.is_some() {
+                // Of a group that left, nobody will lead.
+                if self.group(leader.gid).is_err() || self.newer_leader(leader).await.is_some() {
                     return;
                 }
             }
@@ -306,8 +317,18 @@ impl Router {
         }
     }
 
+    /// A node's status. Learns the members of its group that it tells of.
+    pub(crate) async fn survey(&self, address: &Arc<str>) -> Result<StatusResponse, String> {
+        let status = self.status(address).await?;
+        let gid = Gid(status.gid);
+        if let Ok(group) = self.group(gid) {
+            group.hear(self, gid, &status);
+        }
+        Ok(status)
+    }
+
     /// A node's status.
-    pub(crate) async fn status(&self, address: &Arc<str>) -> Result<StatusResponse, String> {
+    async fn status(&self, address: &Arc<str>) -> Result<StatusResponse, String> {
         let channel = self.channel(address, Slot::Control).await?;
         match AdminClient::new(channel).status(StatusRequest {}).await {
             Ok(status) => Ok(status.into_inner()),

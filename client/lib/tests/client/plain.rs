@@ -225,3 +225,22 @@ fn a_client_outside_of_a_runtime_is_refused() {
     let error = Client::lazy(ClientOptions::new(["127.0.0.1:1"])).unwrap_err();
     assert_eq!(error, ConnectError::NoRuntime);
 }
+
+/// Callers spawn them.
+#[allow(dead_code)]
+fn futures_go_to_other_tasks(client: &Client, shards: &client::ShardSet) {
+    fn check(_: impl Send) {}
+    check(client.get("a"));
+    check(client.put("a", "b"));
+    check(client.get_many(["a"]));
+    check(client.put_many([("a", "b")]));
+    check(client.scan(ScanOptions::all()));
+    check(client.export(client::ExportOptions::default()));
+    check(client.leader());
+    check(client.shards(shards, true));
+    check(client.status_all());
+    let controller = client.controller();
+    check(controller.query(None));
+    check(controller.wait_settled(client::ConfigNum(1), |_| ()));
+    check(controller.watch(client::ConfigNum(1)));
+}
