@@ -10,12 +10,13 @@
 //!
 //! - Call [`Mover::poll`] after each batch of applied entries, after [`Mover::ended`], when leadership changes, and when
 //!   [`Mover::next_due`] is reached. It costs next to nothing if there is nothing to do.
-//! - Show it the ownership while the replica leads (`raft` says so; a lost proposal, not the mover, is what stops a leader
-//!   that is deposed without knowing), else `None`. Actions that were under way before a `None` may be cut short.
+//! - Show it the ownership while raft says that the replica leads, else `None`. It doesn't have to be true: what a leader
+//!   that is deposed without knowing proposes is not committed, and all else that it asks for is harmless. Actions that
+//!   were under way before a `None` may be cut short.
 //! - Start the actions in the order given; proposals enter the log in that order. Tell the end of each once, by
 //!   [`Mover::ended`]; what ends after a `None`, or was waited for too long, is ignored there.
-//! - A proposal that was applied is told as ended before an ownership is shown that is older than its effect: whoever learns
-//!   that an entry was applied must then see what it did.
+//! - The first [`Mover::poll`] after a proposal was told as done must show an ownership with what it did, or the mover
+//!   thinks that it did nothing and tries again.
 //! - When [`Mover::fatal`] says something, stop the node with it.
 //!
 //! # What it does
@@ -252,6 +253,12 @@ impl Mover {
                 Errand::Whatever => {}
             }
         }
+        if ownership.controller.is_some() && ownership.gid != self.gid {
+            *turn.fatal = Some(format!(
+                "this is the state of {}, and the node was started as one of {}: start it as what it is",
+                ownership.gid, self.gid
+            ));
+        }
         if turn.fatal.is_some() {
             self.forget();
             return Vec::new();
@@ -311,8 +318,8 @@ impl Mover {
         self.configs.why(now_ms)
     }
 
-    /// What makes it impossible for the group to follow the controllers: another controller, another number of shards, or
-    /// shards given to a group that lost them. The node refuses to go on.
+    /// What makes it impossible for the group to follow the controllers: another controller, another number of shards, another
+    /// group's state, or shards given to a group that lost them. The node refuses to go on.
     pub fn fatal(&self) -> Option<&str> {
         self.fatal.as_deref()
     }

@@ -14,15 +14,19 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// It failed. The pause until the next try begins now.
+    /// It failed. The pause until the next try begins now. What fails during a pause was begun before it, together with what
+    /// caused it, and counts as one with that.
     pub(super) fn fail(&mut self, now: u64, why: &str, options: &MoverOptions) {
+        let end = why.floor_char_boundary(MAX_REASON_BYTES);
+        why.get(..end).unwrap_or_default().clone_into(&mut self.why);
+        if self.failures > 0 && now < self.until {
+            return;
+        }
         let least = u64::from(options.min_retry_ms.max(1));
         let most = u64::from(options.max_retry_ms).max(least);
         let pause = least.saturating_mul(1 << self.failures.min(30)).min(most);
         self.failures = self.failures.saturating_add(1);
         self.until = now.saturating_add(pause);
-        let end = why.floor_char_boundary(MAX_REASON_BYTES);
-        why.get(..end).unwrap_or_default().clone_into(&mut self.why);
     }
 
     /// It worked.

@@ -258,6 +258,15 @@ fn other_controllers_are_fatal() {
 }
 
 #[test]
+fn another_groups_state_is_fatal() {
+    let other = shardkv::Mover::new(Gid(2), SHARDS, shardkv::MoverOptions::default());
+    let mut stage = Stage::after(other, &[]);
+    assert_eq!(stage.turn(), [""; 0]);
+    let why = stage.mover.fatal().unwrap();
+    assert!(why.contains("the state of g1"), "{why}");
+}
+
+#[test]
 fn another_number_of_shards_is_fatal() {
     let mut stage = Stage::new();
     stage.turn();

@@ -105,7 +105,7 @@ fn a_source_that_refuses_delays_its_own_shards_alone() {
     );
     assert_eq!(
         stage.waits_for(0).unwrap(),
-        "g2: connection refused; next try in 20 ms"
+        "g2: connection refused; next try in 10 ms"
     );
     stage.pass(20);
     for shard in 10..20 {
@@ -133,7 +133,7 @@ fn a_source_that_failed_is_tried_with_one_shard_then_with_all() {
         stage.fail(&format!("pull s{shard}@1 from g2 after start"));
     }
     stage.turn();
-    let tried = stage.pass(80);
+    let tried = stage.pass(10);
     assert_eq!(
         tried,
         ["pull s4@1 from g2 after start"],
