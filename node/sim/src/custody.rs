@@ -225,6 +225,22 @@ impl Custody {
         self.groups.get(&gid)
     }
 
+    /// Whether a group has, or will have, something to do with a shard by what is decided.
+    pub fn concerns(&self, gid: Gid, shard: ShardId) -> bool {
+        let has = |it: &Arc<Ownership>| {
+            it.shards.contains_key(&shard) || it.owed.keys().any(|(owed, _)| *owed == shard)
+        };
+        let group = self.groups.get(&gid);
+        let accepted = group.map_or(ConfigNum(0), |it| it.config);
+        let mut to_come = self.configs.range(accepted.next()..);
+        group.is_some_and(has) || to_come.any(|(_, config)| config.owner(shard) == gid)
+    }
+
+    /// Whether a group serves a shard.
+    pub fn is_served(&self, shard: ShardId, gid: Gid) -> bool {
+        self.serving.get(&shard) == Some(&gid)
+    }
+
     /// How many shards were handed over, from fence to delete.
     pub fn hand_offs(&self) -> u64 {
         self.deleted.len() as u64

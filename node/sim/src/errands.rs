@@ -145,6 +145,7 @@ impl World {
         };
         if to == number {
             let name = self.name_call(number, id);
+            self.echo(number, &request);
             let input = Input::Request(name, request);
             // Its own process: taken in with the next round.
             self.hosts[number].inbox.push_back(input);
@@ -164,6 +165,29 @@ impl World {
                 },
             );
         }
+    }
+
+    /// A step may enter the log again, late: steps promise to bear that. Whoever hears its answer doesn't know it.
+    fn echo(&mut self, number: HostId, request: &Request<Question>) {
+        let echoes = self.scenario.cluster.as_ref().map_or(0, |it| it.echoes);
+        if !self.dice.chance(echoes) || self.ending {
+            return;
+        }
+        let Some(errands) = &mut self.hosts[number].errands else {
+            return;
+        };
+        errands.sent += 1;
+        let id = RequestId(((MOVERS + number as u64) << 40) | errands.sent);
+        let at = self.now + self.dice.magnitude(MILLI, 2_000 * MILLI);
+        let request = request.clone();
+        self.queue.push(
+            at,
+            Event::Ask {
+                host: number,
+                id,
+                request,
+            },
+        );
     }
 
     /// What an errand asks, of whom, and when it asks again.

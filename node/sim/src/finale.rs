@@ -31,6 +31,8 @@ pub(crate) enum Ending {
     /// It has not begun.
     #[default]
     Not,
+    /// One group is down; all that doesn't need it must become well.
+    Without(GroupId),
     /// Clients still start operations.
     Open,
     /// Clients finish, nodes rejoin.
@@ -55,6 +57,10 @@ impl World {
             ..LinkOptions::default()
         });
         let restart_all = self.dice.coin();
+        let missing = self.draw_missing();
+        if let Some(group) = missing {
+            self.stage = Ending::Without(group);
+        }
         for number in 0..self.hosts.len() {
             let host = &mut self.hosts[number];
             host.unreachable = false;
@@ -66,7 +72,9 @@ impl World {
                 process.set_disk_low(false);
             }
             let must_restart = host.process.is_none() || host.disk.is_damaged();
-            if restart_all || must_restart {
+            if missing == Some(self.hosts[number].group) {
+                self.crash(number, None);
+            } else if restart_all || must_restart {
                 let down = self.dice.between(0, 200 * MILLI);
                 self.crash(number, Some(down));
             } else if self.hosts[number].paused {
@@ -80,6 +88,9 @@ impl World {
     /// Looks whether all is well.
     pub(crate) fn probe(&mut self) -> Step {
         let since = self.now - self.ending_since;
+        if let Ending::Without(group) = self.stage {
+            return self.probe_without(group, since);
+        }
         if self.stage == Ending::Open && since >= LAST_ORDERS {
             for number in 0..self.clients.len() {
                 self.clients[number].finish(self.now);
@@ -114,6 +125,70 @@ impl World {
         }
         self.queue.push(self.now + PROBE, Event::Probe);
         Ok(())
+    }
+
+    /// The group that stays down for a while, in some worlds.
+    fn draw_missing(&mut self) -> Option<GroupId> {
+        let cluster = self.scenario.cluster.as_ref()?;
+        let group = self.dice.index(cluster.groups);
+        cluster.survives_without.then_some(group)
+    }
+
+    /// Looks whether all is well that doesn't need this group; then it comes back.
+    fn probe_without(&mut self, group: GroupId, since: Micros) -> Step {
+        if since >= LAST_ORDERS {
+            for steward in &mut self.stewards {
+                steward.finish();
+            }
+        }
+        for other in (0..self.groups.len()).filter(|other| *other != group) {
+            self.let_in(other);
+        }
+        match self.missing_without(group) {
+            Some(missing) if since > RECOVERY => {
+                let gid = self.groups[group].gid;
+                let detail = format!("while {gid} is down: {missing}");
+                return Err(Violation::new("liveness", detail));
+            }
+            None if since >= LAST_ORDERS => {
+                self.count("groups that the others did without");
+                for host in self.groups[group].hosts.clone() {
+                    self.start(host)?;
+                }
+                self.stage = Ending::Open;
+                self.ending_since = self.now;
+            }
+            _ => {}
+        }
+        self.queue.push(self.now + PROBE, Event::Probe);
+        Ok(())
+    }
+
+    /// What is not well although it doesn't need `down`.
+    fn missing_without(&self, down: GroupId) -> Option<String> {
+        if let Some(busy) = self.stewards.iter().find(|steward| !steward.is_idle()) {
+            return Some(busy.describe());
+        }
+        let gone = self.groups[down].gid;
+        let config = self.custody.config()?;
+        for group in &self.groups[..self.groups.len() - 1] {
+            let ownership = self.custody.group(group.gid);
+            let accepted = ownership.map_or(ConfigNum(0), |it| it.config);
+            if group.gid != gone && accepted != config.num() {
+                return Some(format!(
+                    "{} accepted {accepted} of {}",
+                    group.gid,
+                    config.num()
+                ));
+            }
+        }
+        let shards = (0..config.shards()).map(ShardId);
+        let mut free = shards.filter(|shard| !self.custody.concerns(gone, *shard));
+        let waits = free.find(|shard| !self.custody.is_served(*shard, config.owner(*shard)))?;
+        Some(format!(
+            "{waits} is not served by its owner {}",
+            config.owner(waits)
+        ))
     }
 
     /// The administrator lets hosts in that no membership has.

@@ -119,6 +119,10 @@ pub struct Cluster {
     pub changes: Option<Micros>,
     /// Which configurations the controllers keep.
     pub history: HistoryLimits,
+    /// How many of a million steps enter a log a second time, later.
+    pub echoes: u32,
+    /// How many of a million requests that come late are forwarded to whom they concern by then.
+    pub forwards: u32,
     /// At the end one group stays down until all that doesn't need it is well.
     pub survives_without: bool,
 }
@@ -174,6 +178,8 @@ impl Scenario {
             stewards: 1,
             changes: None,
             history: HistoryLimits::default(),
+            echoes: 0,
+            forwards: 0,
             survives_without: false,
         });
         scenario
@@ -265,8 +271,8 @@ impl Scenario {
         self.duration = self.duration.min(8 * SECOND);
         let mover = MoverOptions {
             max_concurrent_pulls: small(dice.between(1, 4)),
-            max_bytes_per_second: if dice.chance(200_000) {
-                dice.magnitude(2_000, 100_000)
+            max_bytes_per_second: if dice.chance(200_000) && self.client.padding == 0 {
+                dice.magnitude(20_000, 200_000)
             } else {
                 0
             },
@@ -294,6 +300,12 @@ impl Scenario {
             stewards: large(dice.between(1, 2)),
             changes: Some(dice.magnitude(50 * MILLI, 2 * SECOND)),
             history,
+            echoes: if dice.coin() {
+                small(dice.magnitude(10_000, 300_000))
+            } else {
+                0
+            },
+            forwards: 500_000,
             survives_without: dice.chance(300_000),
         });
         let lasts = dice.magnitude(100 * MILLI, 4 * SECOND);
@@ -302,9 +314,37 @@ impl Scenario {
         // Movers' calls, the clients of all groups: more waits than in one group.
         self.replica.max_pending_requests = self.replica.max_pending_requests.max(4);
         self.client.keys = dice.between(2, 12);
-        if dice.coin() {
-            self.skew_ms = self.skew_ms.min(self.genesis.session_ttl_ms / 8);
+        match dice.below(10) {
+            0 | 1 => self.set_clocks_apart(dice),
+            2..6 => self.skew_ms = self.skew_ms.min(self.genesis.session_ttl_ms / 8),
+            _ => {}
         }
+    }
+
+    /// Clocks that are as far apart as sessions live, and writes that come again: sessions are forgotten early, then their
+    /// shards move to where it is earlier.
+    fn set_clocks_apart(&mut self, dice: &mut Dice) {
+        self.hosts = 1;
+        self.members = 1;
+        self.duration = self.duration.min(5 * SECOND);
+        self.genesis.shards = small(dice.between(1, 3));
+        self.genesis.session_ttl_ms = 1_000;
+        self.skew_ms = dice.between(100, 1_000);
+        let every = dice.between(200 * MILLI, SECOND);
+        self.faults.clock_jumps = Some(Rhythm { every, lasts: 1 });
+        if let Some(cluster) = &mut self.cluster {
+            cluster.groups = 2;
+            cluster.joined = 2;
+            cluster.changes = Some(dice.between(80 * MILLI, 300 * MILLI));
+        }
+        self.clients = large(dice.between(2, 5));
+        let client = &mut self.client;
+        client.keys = dice.between(2, 4);
+        client.think = (MILLI, 40 * MILLI);
+        client.copies = 400_000;
+        client.copies_late_by = SECOND;
+        // Only a young session, once forgotten, could be taken for new.
+        client.renew_after = Some(300 * MILLI);
     }
 
     fn draw_links(&mut self, dice: &mut Dice) {

@@ -2,8 +2,8 @@
 
 use raft::{Envelope, Index, Message};
 use replica::{Answer, Refusal, Request, RequestId};
-use shardkv::Response;
-use types::NodeId;
+use shardkv::{Query, Response};
+use types::{NodeId, shard_of};
 
 use crate::client::{Outgoing, Surroundings, client_of};
 use crate::errands::MOVERS;
@@ -145,14 +145,37 @@ impl World {
             return;
         }
         let at = self.now + delay + self.network.delay();
-        self.queue.push(
-            at,
+        let forwards = self.scenario.cluster.as_ref().map_or(0, |it| it.forwards);
+        let event = if delay > 0 && self.dice.chance(forwards) {
+            Event::Forward { id, request }
+        } else {
             Event::Ask {
                 host: to,
                 id,
                 request,
-            },
-        );
+            }
+        };
+        self.queue.push(at, event);
+    }
+
+    /// A request reaches a node that sends it on to whom it concerns by now.
+    pub(crate) fn forwarded(&mut self, id: RequestId, request: Request<Question>) -> Step {
+        let key = match &request {
+            Request::Write { operation, .. } => {
+                let command = shardkv::Command::decode(operation.clone());
+                command.ok().map(|command| command.write.key().clone())
+            }
+            Request::Read(Question::Kv(Query::Get { key })) => Some(key.clone()),
+            _ => None,
+        };
+        let shards = self.scenario.genesis.shards;
+        let owner = self.custody.config().zip(key);
+        let owner = owner.map(|(config, key)| config.owner(shard_of(&key, shards)));
+        let group = self.groups.iter().position(|it| Some(it.gid) == owner);
+        match group.and_then(|group| self.leader(group)) {
+            Some(leader) => self.asked(leader, id, request),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn asked(

@@ -52,6 +52,11 @@ pub(crate) enum Event {
         id: RequestId,
         request: Request<Question>,
     },
+    /// A request reaches a node that forwards it.
+    Forward {
+        id: RequestId,
+        request: Request<Question>,
+    },
     /// An answer reaches whoever asked.
     Answer { id: RequestId, outcome: Outcome },
     /// A process is told that a connection broke.
@@ -309,6 +314,7 @@ impl World {
                 self.take_in(host, Input::Message(envelope))
             }
             Event::Ask { host, id, request } => self.asked(host, id, request),
+            Event::Forward { id, request } => self.forwarded(id, request),
             Event::Answer { id, outcome } => self.answered(id, outcome),
             Event::Hint {
                 host,
