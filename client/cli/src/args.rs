@@ -93,7 +93,7 @@ pub(crate) enum Command {
     Admin(AdminCommand),
     /// Write the pairs of a file or of standard input, JSON Lines or TSV
     Import(ImportArgs),
-    /// Read all pairs into a file or standard output, JSON Lines or TSV, in key order
+    /// Read all pairs into a file or standard output, JSON Lines or TSV, shard by shard
     Export(ExportArgs),
     /// Type commands at a prompt, or pipe a script of them into it
     #[command(after_help = "Examples:\n  shardkv shell\n  echo 'put a 1' | shardkv shell")]

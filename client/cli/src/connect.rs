@@ -57,10 +57,14 @@ pub(crate) fn call_failure(error: &Error) -> Failure {
         Exit::OutcomeUnknown
     } else {
         match error {
-            Error::Timeout { .. } | Error::NotLeader { .. } | Error::Unavailable { .. } => {
-                Exit::Unavailable
-            }
+            Error::Timeout { .. }
+            | Error::NotLeader { .. }
+            | Error::Unavailable { .. }
+            | Error::WrongGroup { .. }
+            | Error::ShardNotReady { .. } => Exit::Unavailable,
             Error::BadRequest { .. }
+            | Error::NotFound { .. }
+            | Error::Conflict { .. }
             | Error::TooLarge { .. }
             | Error::DiskFull { .. }
             | Error::WrongCluster { .. } => Exit::Refused,
@@ -79,6 +83,12 @@ pub(crate) fn call_failure(error: &Error) -> Failure {
             "delete keys, or give the nodes more disk; reads and deletes still work"
         }
         Error::WrongCluster { .. } => "check --endpoints",
+        Error::NotFound { .. } | Error::Conflict { .. } => {
+            "`shardkv config query` shows the groups and the configurations that are kept"
+        }
+        Error::WrongGroup { .. } | Error::ShardNotReady { .. } => {
+            "wait a moment and repeat the command; `shardkv shards` shows what is on its way"
+        }
         _ => "run `shardkv status`, and compare `shardkv --version` with the nodes'",
     };
     Failure::new(exit, error.to_string(), next)
@@ -112,6 +122,13 @@ mod tests {
                 Exit::OutcomeUnknown,
             ),
             (Error::NotLeader { leader: None }, Exit::Unavailable),
+            (
+                Error::Conflict {
+                    what: "group".into(),
+                    message: message.clone(),
+                },
+                Exit::Refused,
+            ),
             (
                 Error::DiskFull {
                     message: message.clone(),

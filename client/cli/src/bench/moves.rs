@@ -49,9 +49,36 @@ struct Seen {
     owners: BTreeMap<u32, (Gid, Gid)>,
     began: Option<Instant>,
     lasted: Duration,
-    before: Latencies,
-    others: Latencies,
-    moved: Latencies,
+    before: Writes,
+    others: Writes,
+    moved: Writes,
+}
+
+/// Writes of one kind.
+struct Writes {
+    latencies: Latencies,
+    /// When the first was started and the last was acknowledged.
+    span: Option<(Instant, Instant)>,
+}
+
+impl Writes {
+    fn new() -> Self {
+        Self {
+            latencies: Latencies::new(),
+            span: None,
+        }
+    }
+
+    fn add(&mut self, start: Instant, end: Instant) {
+        self.latencies.add(end - start);
+        let first = self.span.map_or(start, |(first, _)| first.min(start));
+        self.span = Some((first, end));
+    }
+
+    fn row(&self) -> Option<Row> {
+        let (first, last) = self.span?;
+        Some(self.latencies.row((last - first).as_secs_f64()))
+    }
 }
 
 /// What a load noticed of the shards that moved.
@@ -119,9 +146,9 @@ impl Moves {
                 owners: BTreeMap::new(),
                 began: None,
                 lasted: Duration::ZERO,
-                before: Latencies::new(),
-                others: Latencies::new(),
-                moved: Latencies::new(),
+                before: Writes::new(),
+                others: Writes::new(),
+                moved: Writes::new(),
             }),
             first,
         })
@@ -173,21 +200,20 @@ impl Moves {
         let at = nanos(now - self.begin);
         let last = watched.last_ack.fetch_max(at, Ordering::Relaxed);
         let moved = watched.moved.load(Ordering::Relaxed);
-        let latency = now - start;
         if moved {
             let gap = at.saturating_sub(last);
             watched.longest_gap.fetch_max(gap, Ordering::Relaxed);
-            let slow = nanos(latency);
+            let slow = nanos(now - start);
             watched.longest_write.fetch_max(slow, Ordering::Relaxed);
         }
         let during = self.during.load(Ordering::Relaxed);
         let mut seen = locked(&self.seen);
         if moved {
-            seen.moved.add(latency);
+            seen.moved.add(start, now);
         } else if during {
-            seen.others.add(latency);
+            seen.others.add(start, now);
         } else if seen.owners.is_empty() {
-            seen.before.add(latency);
+            seen.before.add(start, now);
         }
     }
 
@@ -197,10 +223,6 @@ impl Moves {
         let seen = locked(&self.seen);
         let under_way = seen.began.map(|at| now - at).unwrap_or_default();
         let during = (seen.lasted + under_way).as_secs_f64();
-        let all = (now - self.begin).as_secs_f64();
-        let row = |latencies: &Latencies, seconds: f64| {
-            (latencies.count() > 0).then(|| latencies.row(seconds))
-        };
         let owner = |gid: Gid| (gid != Gid::NONE).then_some(gid.0);
         let moved_shards = seen.owners.iter().filter_map(|(shard, (from, to))| {
             let watched = self.shards.get(*shard as usize)?;
@@ -224,9 +246,9 @@ impl Moves {
             config_before: self.first.num().0,
             config_after: seen.last.0,
             seconds: during,
-            before: row(&seen.before, (all - during).max(0.0)),
-            others: row(&seen.others, during),
-            moved: row(&seen.moved, during),
+            before: seen.before.row(),
+            others: seen.others.row(),
+            moved: seen.moved.row(),
             moved_shards: moved_shards.collect(),
         }
     }

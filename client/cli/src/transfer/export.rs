@@ -1,13 +1,18 @@
 //! From a cluster to a file.
+//!
+//! Each shard is one cut, and a cut whose node is lost begins anew. So what comes of a shard is held back, in memory and
+//! beyond a bound in a temporary file, until the shard is complete: the output has each record once, and nothing of a cut
+//! that broke.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use client::Client;
-use futures::StreamExt as _;
+use client::{Client, Export, ExportEvent, ExportOptions, Pair};
+use futures::{Stream, StreamExt as _};
+use tempfile::SpooledTempFile;
 
 use super::FileFormat;
 use super::progress::{Progress, Summary};
@@ -16,12 +21,16 @@ use crate::exit::{Exit, Failure};
 use crate::kv::scan_options;
 use crate::output::Format;
 
+/// What is held of a shard in memory; more goes to a temporary file.
+const MAX_HELD_BYTES: usize = 8 << 20;
+
 /// What is exported, and to where.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  shardkv export > all.jsonl\n  shardkv export --file users.tsv --prefix user:\n\n\
-    Pairs come in key order. An export is not one cut in time: each page of it is consistent, but a write that happens\n\
-    meanwhile may be in it or not. For a cut, stop the writers.\n\
+    Pairs come shard by shard, and in key order within a shard. Each shard is exported as it was at one moment, so what\n\
+    shares a {tag} is consistent; different shards are exported at different moments. For one cut of everything, stop the\n\
+    writers. A shard that moves or loses its node meanwhile is begun anew; each pair is written once.\n\
     A file appears under its name only when it is complete; the summary goes to standard error."
 )]
 pub(crate) struct ExportArgs {
@@ -35,20 +44,24 @@ pub(crate) struct ExportArgs {
     format: Option<FileFormat>,
 }
 
-/// Writes all pairs of the range in key order.
+/// Writes all pairs of the range, shard by shard.
 pub(crate) async fn export(
     args: &ExportArgs,
     client: &Client,
     global: &GlobalArgs,
 ) -> Result<Exit, Failure> {
     let format = FileFormat::of(args.format, args.file.as_deref());
-    let options = scan_options(&args.range, global.encoding)?;
-    let pairs = client.scan(options);
+    let range = scan_options(&args.range, global.encoding)?;
+    let events = client.export(ExportOptions {
+        start: range.start,
+        end: range.end,
+        shards: None,
+    });
     let summary = if let Some(path) = &args.file {
-        to_file(path, pairs, format).await?
+        to_file(path, events, format).await?
     } else {
         let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-        let summary = copy(pairs, format, &mut out).await?;
+        let summary = copy(events, format, &mut out).await?;
         out.flush()?;
         summary
     };
@@ -62,7 +75,7 @@ pub(crate) async fn export(
 }
 
 /// Writes to a temporary file in the same folder, and gives it its name when it is complete and on the disk.
-async fn to_file(path: &Path, pairs: client::Scan, format: FileFormat) -> Result<Summary, Failure> {
+async fn to_file(path: &Path, events: Export, format: FileFormat) -> Result<Summary, Failure> {
     let failed = |error: &io::Error| Failure::file("write", path, error);
     if path.exists() && !path.is_file() {
         // A pipe or a device is written as it is.
@@ -71,7 +84,7 @@ async fn to_file(path: &Path, pairs: client::Scan, format: FileFormat) -> Result
             .open(path)
             .map_err(|error| failed(&error))?;
         let mut out = BufWriter::with_capacity(1 << 16, file);
-        let summary = copy(pairs, format, &mut out).await?;
+        let summary = copy(events, format, &mut out).await?;
         out.flush().map_err(|error| failed(&error))?;
         return Ok(summary);
     }
@@ -83,7 +96,7 @@ async fn to_file(path: &Path, pairs: client::Scan, format: FileFormat) -> Result
         .tempfile_in(folder.unwrap_or(Path::new(".")))
         .map_err(|error| failed(&error))?;
     let mut out = BufWriter::with_capacity(1 << 16, partial);
-    let summary = copy(pairs, format, &mut out).await?;
+    let summary = copy(events, format, &mut out).await?;
     let partial = out.into_inner().map_err(|error| failed(error.error()))?;
     partial
         .as_file()
@@ -95,24 +108,167 @@ async fn to_file(path: &Path, pairs: client::Scan, format: FileFormat) -> Result
     Ok(summary)
 }
 
+/// What has come of the shard that is being cut.
+struct Held {
+    lines: SpooledTempFile,
+    records: u64,
+    /// Of keys and values.
+    bytes: u64,
+}
+
+impl Held {
+    fn new() -> Self {
+        Self {
+            lines: SpooledTempFile::new(MAX_HELD_BYTES),
+            records: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Forgets it all.
+    fn void(&mut self) -> io::Result<()> {
+        self.lines.set_len(0)?;
+        self.lines.seek(SeekFrom::Start(0))?;
+        (self.records, self.bytes) = (0, 0);
+        Ok(())
+    }
+
+    fn add(&mut self, pairs: &[Pair], format: FileFormat) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for pair in pairs {
+            format.encode(&pair.key, &pair.value, &mut lines);
+            self.bytes += (pair.key.len() + pair.value.len()) as u64;
+        }
+        self.records += pairs.len() as u64;
+        self.lines.write_all(&lines)
+    }
+
+    /// Writes it all, and returns how many bytes of lines that was.
+    fn write_to(&mut self, out: &mut dyn Write) -> io::Result<u64> {
+        self.lines.seek(SeekFrom::Start(0))?;
+        io::copy(&mut self.lines, out)
+    }
+}
+
 async fn copy(
-    mut pairs: client::Scan,
+    mut events: impl Stream<Item = Result<ExportEvent, client::Error>> + Unpin,
     format: FileFormat,
     out: &mut dyn Write,
 ) -> Result<Summary, Failure> {
+    let cant_hold =
+        |error: &io::Error| Failure::file("hold a shard in", &std::env::temp_dir(), error);
     let mut progress = Progress::start(None);
-    let mut line = Vec::new();
+    let mut held = Held::new();
     let mut written = 0;
+    let mut cuts = Cuts::default();
     let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
-    while let Some(pair) = pairs.next().await {
-        let pair = pair?;
+    while let Some(event) = events.next().await {
+        let event = event?;
         longest = longest.max(last.elapsed());
         last = Instant::now();
-        line.clear();
-        format.encode(&pair.key, &pair.value, &mut line);
-        out.write_all(&line)?;
-        written += line.len() as u64;
-        progress.record((pair.key.len() + pair.value.len()) as u64, written);
+        match event {
+            ExportEvent::Begin { restarts, .. } => {
+                held.void().map_err(|error| cant_hold(&error))?;
+                cuts.restarts += u64::from(restarts > 0);
+            }
+            ExportEvent::Pairs(pairs) => {
+                held.add(&pairs, format)
+                    .map_err(|error| cant_hold(&error))?;
+            }
+            ExportEvent::End { .. } => {
+                written += held.write_to(out)?;
+                progress.records(held.records, held.bytes, written);
+                cuts.shards += 1;
+            }
+        }
     }
-    Ok(progress.finish(0, longest))
+    Ok(progress.finish(0, longest).of(cuts))
+}
+
+/// How an export was cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Cuts {
+    /// How many shards there were, each of which is as it was at one moment.
+    pub(super) shards: u32,
+    /// How often a shard was begun anew.
+    pub(super) restarts: u64,
+}
+
+impl Cuts {
+    /// For people, behind what was exported.
+    pub(super) fn line(self) -> String {
+        let anew = match self.restarts {
+            0 => String::new(),
+            1 => "; 1 was begun anew".to_owned(),
+            n => format!("; {n} times one was begun anew"),
+        };
+        let shards = crate::output::grouped(self.shards.into());
+        format!("\n    each of {shards} shards as it was at one moment{anew}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use client::ShardId;
+
+    use super::*;
+
+    fn pairs(keys: &[&str]) -> Result<ExportEvent, client::Error> {
+        let pair = |key: &&str| Pair {
+            key: (*key).to_owned().into(),
+            value: "v".into(),
+        };
+        Ok(ExportEvent::Pairs(keys.iter().map(pair).collect()))
+    }
+
+    fn begin(shard: u32, restarts: u64) -> Result<ExportEvent, client::Error> {
+        let shard = ShardId(shard);
+        Ok(ExportEvent::Begin { shard, restarts })
+    }
+
+    fn end(shard: u32) -> Result<ExportEvent, client::Error> {
+        let shard = ShardId(shard);
+        Ok(ExportEvent::End { shard, pairs: 0 })
+    }
+
+    #[tokio::test]
+    async fn what_came_of_a_broken_cut_is_not_written() {
+        let events = [
+            begin(0, 0),
+            pairs(&["a", "b"]),
+            pairs(&["c"]),
+            end(0),
+            begin(1, 0),
+            pairs(&["x", "y"]),
+            begin(1, 1),
+            pairs(&["x"]),
+            pairs(&["z"]),
+            end(1),
+            begin(2, 0),
+            end(2),
+        ];
+        let mut out = Vec::new();
+        let events = futures::stream::iter(events);
+        let summary = copy(events, FileFormat::Tsv, &mut out).await.unwrap();
+        assert_eq!(out, b"a\tv\nb\tv\nc\tv\nx\tv\nz\tv\n");
+        let mut text = Vec::new();
+        summary.write("exported", Format::Table, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.starts_with("exported 5 records (10 B) in "), "{text}");
+        assert!(
+            text.contains("each of 3 shards as it was at one moment; 1 was begun anew"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_export_that_fails_is_no_export() {
+        let lost = Err(client::Error::Closed {
+            maybe_applied: false,
+        });
+        let events = futures::stream::iter([begin(0, 0), pairs(&["a"]), lost]);
+        let mut out = Vec::new();
+        assert!(copy(events, FileFormat::Tsv, &mut out).await.is_err());
+        assert!(out.is_empty());
+    }
 }

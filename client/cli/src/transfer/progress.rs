@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::export::Cuts;
 use crate::output::{Format, grouped, json_line};
 
 /// A bar (or, when the size isn't known, a spinner) on a terminal; nothing elsewhere.
@@ -42,10 +43,16 @@ impl Progress {
 
     /// One more record is done; `position` is how far in the input that is, in bytes.
     pub(super) fn record(&mut self, bytes: u64, position: u64) {
-        self.records += 1;
+        self.records(1, bytes, position);
+    }
+
+    /// More records are done; `position` is how far in the input or output that is, in bytes.
+    pub(super) fn records(&mut self, records: u64, bytes: u64, position: u64) {
+        let before = self.records / 1_024;
+        self.records += records;
         self.bytes += bytes;
         self.bar.set_position(position);
-        if self.records.is_multiple_of(1_024) {
+        if self.records / 1_024 > before {
             self.bar
                 .set_message(format!("{} records", grouped(self.records)));
         }
@@ -64,6 +71,7 @@ impl Progress {
             seconds,
             records_per_second: rate,
             longest_gap_ms: longest_gap.as_secs_f64() * 1e3,
+            cuts: None,
         }
     }
 }
@@ -77,11 +85,20 @@ pub(super) struct Summary {
     skipped: u64,
     seconds: f64,
     records_per_second: f64,
-    /// The longest time between two acknowledgements (import) or pairs (export).
+    /// The longest time between two acknowledgements (import) or parts of a shard (export).
     longest_gap_ms: f64,
+    /// Only of an export.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    cuts: Option<Cuts>,
 }
 
 impl Summary {
+    /// The summary of an export that was cut so.
+    pub(super) fn of(mut self, cuts: Cuts) -> Self {
+        self.cuts = Some(cuts);
+        self
+    }
+
     /// Writes the summary; `done` is the verb, as in "imported".
     pub(super) fn write(&self, done: &str, format: Format, out: &mut dyn Write) -> io::Result<()> {
         match format {
@@ -92,9 +109,10 @@ impl Summary {
                     0 => String::new(),
                     n => format!(", {} bad lines skipped", grouped(n)),
                 };
+                let cuts = self.cuts.map(Cuts::line).unwrap_or_default();
                 writeln!(
                     out,
-                    "{done} {} records ({}) in {:.2} s, {:.0}/s, longest pause {:.0} ms{skipped}",
+                    "{done} {} records ({}) in {:.2} s, {:.0}/s, longest pause {:.0} ms{skipped}{cuts}",
                     grouped(self.records),
                     crate::output::size(self.bytes),
                     self.seconds,

@@ -6,6 +6,7 @@
 // Helpers of tests fail by panicking, as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+mod groups;
 mod harness;
 mod offline;
 mod playground;

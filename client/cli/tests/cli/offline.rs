@@ -24,6 +24,19 @@ fn usage_errors_have_code_2() {
         &["bench", "--duration", "10"],
         &["playground", "--replicas", "0"],
         &["playground", "status", "--dir", "/nowhere/at/all"],
+        &["playground", "--groups", "0"],
+        &["playground", "--controllers", "3"],
+        &["playground", "--groups", "2", "--shards", "0"],
+        &["playground", "scale", "0", "--dir", "/nowhere"],
+        &["config"],
+        &["config", "join", "1"],
+        &["config", "join", "0=a:1"],
+        &["config", "join", "1=a:1", "1=b:1"],
+        &["config", "leave"],
+        &["config", "move", "x", "1"],
+        &["shards", "--group", "0"],
+        &["transfer-leader", "--group", "x"],
+        &["bench", "handoff", "--sizes", "1X"],
     ] {
         assert_eq!(code(args), Some(2), "{args:?}");
     }
@@ -40,6 +53,9 @@ fn nobody_there_is_code_5_and_tells_what_to_do() {
         &["status"],
         &["scan"],
         &["transfer-leader"],
+        &["config", "query"],
+        &["config", "leave", "1"],
+        &["shards"],
     ] {
         let ran = run(&[args, &endpoint[..]].concat());
         ran.failed(5, "error: ");
