@@ -51,7 +51,7 @@ pub enum Bug {
     ChunkInstalledTwice,
     /// A shard is served before its last part has arrived.
     ServedBeforeInstalled,
-    /// Steps of a hand-off are taken if their configuration is at least, not exactly, the shard's.
+    /// A step of a hand-off is taken if the shard's configuration is at least the step's, not exactly it.
     ConfigNumAtLeast,
     /// A fenced shard still takes the writes that were proposed before its leader knew.
     FenceNotLogged,
