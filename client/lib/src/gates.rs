@@ -74,6 +74,9 @@ impl Gates {
             return Arc::clone(gate);
         }
         drop(open);
+        if let Some(config) = self.router.config() {
+            self.clear(&config);
+        }
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let gate = open.entry(gid).or_insert_with(|| self.make(gid));
         Arc::clone(gate)

@@ -15,31 +15,57 @@
 //!
 //! # What it promises
 //!
-//! - **A lost leader is not the caller's trouble.** A call is retried, on whichever node leads, until its
-//!   deadline (10 s unless set).
-//! - **A write takes effect once**, however often it is retried. When that can't be promised any more, the error
-//!   says so ([`Error::maybe_applied`]) and nothing is repeated.
-//! - **Everything is bounded**: calls and bytes in flight, unanswered writes of a session, learnt addresses. A
-//!   caller beyond a bound waits, up to its deadline.
+//! - **A lost leader is not the caller's trouble, nor is a shard that moves.** A call is retried, on whichever node leads
+//!   the group that owns its key then, until its deadline (10 s unless set).
+//! - **A write takes effect once**, however often it is retried, and wherever. When that can't be promised any more, the
+//!   error says so ([`Error::maybe_applied`]) and nothing is repeated.
+//! - **What stalls stalls nothing else.** A group without a leader holds up no call for another group, and a shard on its
+//!   way none for the other shards of its group.
+//! - **Everything is bounded**: calls and bytes in flight, unanswered writes of a session, sessions, learnt addresses,
+//!   connections. A caller beyond a bound waits, up to its deadline. What is kept for a group goes when the group does.
 //!
 //! # How a call flows
 //!
-//! [`Client`] takes a share of the bytes in flight and puts the call into the queue of a *lane*. The lane is one task
-//! with one bidirectional stream to the leader; it names each write (`session`), sends all that is queued as one
-//! message (`book`), and hands the answers to the callers. The *router* knows the nodes and finds the leader.
-//! One table (`verdict`) says what each failure means, and `backoff` how long to wait. With [`Mode::Unary`]
-//! each call is a gRPC call of its own instead, under the same rules.
+//! [`Client`] hashes the key to its shard and looks up the shard's owner in the cached configuration. At the owner's
+//! *gate* (`gates`) it takes a share of the bytes in flight, and puts the call into the queue of a *lane*. The lane is one
+//! task with one bidirectional stream to the leader of one group; it names each write (`session`), sends all that is
+//! queued as one message (`lane/book`), and hands the answers to the callers. The [`Router`] keeps the configuration
+//! current by a watch, and finds each group's leader. One table (`verdict`) says what each failure means, and `backoff` how
+//! long to wait. With [`Mode::Unary`] each call is a gRPC call of its own instead, under the same rules.
 //!
 //! ```text
-//!  callers ──queue──▶ lane: book + sessions ══ Batch stream ══▶ leader
-//!     ▲                 │        ▲
-//!     └───one-shot──────┘        └── router: who leads? ── Status ──▶ all nodes
+//!             gate of g1 ──queue──▶ lane: book + sessions ══ Batch stream ══▶ leader of g1
+//!  callers ──┤                       │ ▲  a shard moved: the call goes over, with its name
+//!     ▲      └ gate of g2 ──queue──▶ lane: book + sessions ══ Batch stream ══▶ leader of g2
+//!     └────────────one-shot──────────┘ ▲
+//!                                      └── router: who owns? ── Watch ──▶ any node
+//!                                                  who leads? ── Status ─▶ all nodes of the group
 //! ```
+//!
+//! # When a shard moves
+//!
+//! | the node says | nothing was done | the call |
+//! |---|---|---|
+//! | `WrongGroup{n}`, n is news | certain | waits until configuration n is known (the watch brings it, or the node that said so is asked), and goes to the new owner |
+//! | `WrongGroup{n}`, n is not | certain | goes there again after a pause: the owner hasn't heard of it yet |
+//! | `ShardNotReady` | certain | goes there again when the node said |
+//! | nothing, the connection broke | in doubt | goes to whoever owns the shard then, under its name |
+//!
+//! A write keeps its session and sequence for as long as an attempt may have taken effect, so that the new owner, which got
+//! the session's results with the shard, recognises it. A write that was refused for certain, each time, gives its name
+//! back: it would hold up the session that it is from (see `session`).
+//!
+//! # Ranges, cuts, batches
+//!
+//! [`Client::scan`] reads from all groups at once and merges in key order; [`Client::export`] gives a consistent cut of each
+//! shard; [`Client::get_many`] and [`Client::put_many`] send keys to their groups at the same time. [`Client::controller`]
+//! changes the configuration, and [`Client::admin`] asks one node.
 //!
 //! # What it does not do
 //!
-//! It keeps no cache, and orders nothing between calls that run at the same time. It speaks no TLS yet. It
-//! routes to one group; routing by the shard map has its room in the router.
+//! It caches no values, and orders nothing between calls that run at the same time; nothing is atomic over several keys. It
+//! speaks no TLS yet. Its calls are never forwarded by nodes: it knows where they belong, and wants to hear when it doesn't.
+//! (Changes and queries of the configuration are: a client needn't know the controllers' addresses.)
 
 mod admin;
 mod backoff;

@@ -32,12 +32,13 @@ pub enum Mode {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// Where nodes of the cluster are reached: `host:port`, optionally with `http://` before it. Any node will
-    /// do, because nodes tell of each other, but more than one keeps the client working when that one is down.
+    /// Where nodes of the cluster are reached: `host:port`, optionally with `http://` before it. Any node of any group, or a
+    /// controller, will do, because nodes tell of each other, but more than one keeps the client working when that one is
+    /// down.
     pub addresses: Vec<String>,
     /// How calls travel.
     pub mode: Mode,
-    /// How many batch streams, each on a connection and a session of its own. More than one helps when a
+    /// How many batch streams to each group, each on a connection and a session of its own. More than one helps when a
     /// single core can't serve one connection fast enough.
     pub connections: usize,
     /// How long a call is retried before it fails with [`crate::Error::Timeout`].
@@ -55,9 +56,10 @@ pub struct ClientOptions {
     pub min_backoff: Duration,
     /// The longest pause before a retry.
     pub max_backoff: Duration,
-    /// The most calls of one stream that are sent and not answered. Further calls wait.
+    /// The most calls of one stream that are sent and not answered. Further calls wait. Calls whose shard is being moved
+    /// don't count while they wait for it, up to eight times as many.
     pub max_in_flight: usize,
-    /// The most bytes of keys and values in all unanswered calls of the client. Further calls wait.
+    /// The most bytes of keys and values in all unanswered calls of the client to one group. Further calls wait.
     pub max_in_flight_bytes: usize,
     /// The most writes of a session between the oldest unanswered one and the newest. It must stay below the
     /// cluster's `max_results_per_session` (1024 by default).
