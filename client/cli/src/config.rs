@@ -169,9 +169,10 @@ async fn changed(
     change: impl AsyncFn() -> Result<ConfigChange, Error>,
 ) -> Result<Exit, Failure> {
     // What moves is seen by comparing with the configuration before.
-    let before = match wait.wait {
-        true => Some(client.controller().query(None).await?.config),
-        false => None,
+    let before = if wait.wait {
+        Some(client.controller().query(None).await?.config)
+    } else {
+        None
     };
     let changed = change().await?;
     let settled = before.is_some();
@@ -293,9 +294,10 @@ fn delta_line(delta: &ConfigDelta) -> String {
             format!("{} from {from} to {to}", grouped((*shards).into()))
         })
         .collect();
-    let flows = match flows.is_empty() {
-        true => String::new(),
-        false => format!(": {}", flows.join(", ")),
+    let flows = if flows.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", flows.join(", "))
     };
     format!("configuration {}: {}{flows}", delta.num, parts.join("; "))
 }
@@ -331,9 +333,10 @@ fn write_map(map: &ConfigView, format: Format, out: &mut dyn Write) -> io::Resul
         return json_line(out, &map_json(map));
     }
     let config = &map.config;
-    let older = match map.latest > config.num() {
-        true => format!("; the latest is {}", map.latest),
-        false => String::new(),
+    let older = if map.latest > config.num() {
+        format!("; the latest is {}", map.latest)
+    } else {
+        String::new()
     };
     writeln!(
         out,

@@ -79,9 +79,10 @@ impl Tracker {
         };
         // Groups that have settled have nothing on its way, even if they don't say so themselves.
         let done = is_settled(view);
-        let moved = match done {
-            true => self.seen.len(),
-            false => self.seen.iter().filter(arrived).count(),
+        let moved = if done {
+            self.seen.len()
+        } else {
+            self.seen.iter().filter(arrived).count()
         };
         let pulled = groups.values().flat_map(|view| view.pulling.values());
         let moving = Moving {

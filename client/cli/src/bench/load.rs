@@ -48,9 +48,10 @@ pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Fa
     if args.preload {
         preload(&client, &shape).await?;
     }
-    let moves = match args.moves {
-        true => Some(Moves::start(&client).await?),
-        false => None,
+    let moves = if args.moves {
+        Some(Moves::start(&client).await?)
+    } else {
+        None
     };
     let shared = Arc::new(Shared::new(args.clone(), client, history, moves));
     let mut tasks = start(&shared, &shape);

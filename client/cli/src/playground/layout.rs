@@ -97,6 +97,12 @@ pub(super) struct NodeLayout {
     pub(super) pid: Option<u32>,
 }
 
+/// What the file has in every version.
+#[derive(Deserialize)]
+struct AnyLayout {
+    version: u32,
+}
+
 impl Kind {
     /// As a node's `--role` wants it.
     pub(super) fn role(self) -> &'static str {
@@ -375,12 +381,8 @@ impl Layout {
                 "take another --dir, or remove the folder if you don't need its data",
             )
         };
-        /// What every version has.
-        #[derive(Deserialize)]
-        struct Any {
-            version: u32,
-        }
-        let any: Any = serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
+        let any: AnyLayout =
+            serde_json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
         if any.version != VERSION {
             return Err(bad(format!(
                 "its version is {}, not {VERSION}",

@@ -213,22 +213,22 @@ mod tests {
 
     use super::*;
 
-    fn pairs(keys: &[&str]) -> Result<ExportEvent, client::Error> {
+    fn pairs(keys: &[&str]) -> ExportEvent {
         let pair = |key: &&str| Pair {
             key: (*key).to_owned().into(),
             value: "v".into(),
         };
-        Ok(ExportEvent::Pairs(keys.iter().map(pair).collect()))
+        ExportEvent::Pairs(keys.iter().map(pair).collect())
     }
 
-    fn begin(shard: u32, restarts: u64) -> Result<ExportEvent, client::Error> {
+    fn begin(shard: u32, restarts: u64) -> ExportEvent {
         let shard = ShardId(shard);
-        Ok(ExportEvent::Begin { shard, restarts })
+        ExportEvent::Begin { shard, restarts }
     }
 
-    fn end(shard: u32) -> Result<ExportEvent, client::Error> {
+    fn end(shard: u32) -> ExportEvent {
         let shard = ShardId(shard);
-        Ok(ExportEvent::End { shard, pairs: 0 })
+        ExportEvent::End { shard, pairs: 0 }
     }
 
     #[tokio::test]
@@ -248,7 +248,7 @@ mod tests {
             end(2),
         ];
         let mut out = Vec::new();
-        let events = futures::stream::iter(events);
+        let events = futures::stream::iter(events.map(Ok));
         let summary = copy(events, FileFormat::Tsv, &mut out).await.unwrap();
         assert_eq!(out, b"a\tv\nb\tv\nc\tv\nx\tv\nz\tv\n");
         let mut text = Vec::new();
@@ -266,7 +266,7 @@ mod tests {
         let lost = Err(client::Error::Closed {
             maybe_applied: false,
         });
-        let events = futures::stream::iter([begin(0, 0), pairs(&["a"]), lost]);
+        let events = futures::stream::iter([Ok(begin(0, 0)), Ok(pairs(&["a"])), lost]);
         let mut out = Vec::new();
         assert!(copy(events, FileFormat::Tsv, &mut out).await.is_err());
         assert!(out.is_empty());
