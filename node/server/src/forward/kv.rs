@@ -204,3 +204,36 @@ fn size(item: &Item) -> usize {
         Item::CompareAndSwap(it) => it.key.len() + length(&it.expected) + length(&it.new),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use api::v1::{AppendRequest, GetRequest, PutRequest, Session};
+
+    use super::*;
+
+    #[test]
+    fn writes_without_a_session_are_not_repeated() {
+        let get = Item::Get(GetRequest { key: "k".into() });
+        assert!(is_repeatable(&get));
+        let put = |session| {
+            Item::Put(PutRequest {
+                key: "k".into(),
+                value: "v".into(),
+                session,
+            })
+        };
+        assert!(!is_repeatable(&put(None)));
+        assert!(is_repeatable(&put(Some(Session::default()))));
+    }
+
+    #[test]
+    fn an_item_takes_room_for_its_bytes() {
+        let append = Item::Append(AppendRequest {
+            key: "key".into(),
+            suffix: vec![1; 1_000].into(),
+            session: None,
+        });
+        assert_eq!(key(&append), b"key");
+        assert!(size(&append) >= 1_003);
+    }
+}

@@ -265,3 +265,31 @@ fn nobody(gid: Gid) -> ErrorDetail {
     };
     errors::unavailable(what, 100)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_followed_unless_harm_could_be_done() {
+        let cases = [
+            (errors::not_leader("a:1"), true, true),
+            (errors::wrong_group(7), true, true),
+            (errors::outcome_unknown(""), false, true),
+            (errors::unavailable("stopping", 1), false, true),
+            (errors::shard_not_ready(20), false, false),
+            (errors::overloaded("requests", 1, 1), false, false),
+            (errors::session_expired(), false, false),
+        ];
+        for (detail, always, repeatable) in cases {
+            assert_eq!(is_followed(&detail, false), always, "{detail:?}");
+            assert_eq!(is_followed(&detail, true), repeatable, "{detail:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_passed_on_says_so() {
+        assert!(is_forbidden(once(()).metadata()));
+        assert!(!is_forbidden(Request::new(()).metadata()));
+    }
+}
