@@ -57,11 +57,12 @@ checker: ## Build and test the linearizability checker (porcupine, in Go)
 	cd node/server/tests/porcupine && go build -o "$(abspath $(bin))/shardkv-porcupine" .
 
 .PHONY: lint
-lint: deps ## Check formatting, clippy (warnings are errors), purity, and dependencies if cargo-deny is here
+lint: deps ## Check formatting, clippy (warnings are errors), the compose file, purity, and dependencies if cargo-deny is here
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-sim --all-targets -- -D warnings
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
+	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
 	@.ci/purity
 	@if command -v cargo-deny >/dev/null; then $(MAKE) deny; else echo "cargo-deny is not installed: \`make deny\` installs it"; fi
 
@@ -75,12 +76,16 @@ advisories: deps ## Check dependencies for known vulnerabilities (fetches the Ru
 	$(CARGO) deny check advisories
 
 .PHONY: demo
-demo: build checker ## See a cluster take real input and survive the death of its leader
+demo: build checker ## See groups join and leave under load, a leader die, and nothing be lost
 	@PATH="$(abspath $(bin)):$$PATH" INPUT="$(INPUT)" deploy/demo.sh
 
 .PHONY: bench
-bench: build ## Measure puts and gets at 1 to 256 clients, beside the limits of disk and network
+bench: build ## Measure puts and gets, one to three groups, and shards that move, beside the limits of disk and network
 	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" deploy/bench.sh
+
+.PHONY: example-python
+example-python: build ## Run the plain gRPC client in Python against a playground of two groups
+	@PATH="$(abspath $(bin)):$$PATH" VENV="$(abspath $(bin)/../python)" deploy/examples/python/run.sh
 
 .PHONY: sim
 sim: ## Simulate disasters: make sim SEEDS=0..1000

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The demo: three real node processes take real input, lose their leader to kill -9 under load, and lose no record.
+# The demo: three controllers and two replica groups of three, each node a real process, take real input. Under load a
+# third group joins, a leader is killed, and the first group leaves; no record is lost and no write is applied twice.
 # `make demo` builds and runs it. INPUT=file.tsv imports `key<TAB>value` lines instead of this machine's packages.
 # Ends with 0 only if everything that was acknowledged and imported is there, byte for byte.
 set -euo pipefail
@@ -8,9 +9,13 @@ export LC_ALL=C
 work=$(mktemp -d -t shardkv-demo.XXXXXX)
 export SHARDKV_PLAYGROUND_DIR=$work/cluster
 playground=""
+load=""
 
 clean_up() {
     local code=$?
+    if [ -n "$load" ]; then
+        kill "$load" 2>/dev/null || true
+    fi
     if [ -n "$playground" ]; then
         shardkv playground down 2>/dev/null || kill "$playground" 2>/dev/null || true
         wait "$playground" || true
@@ -30,8 +35,32 @@ fail() {
     printf 'demo: %s\n' "$*" >&2
     exit 1
 }
-# The number that a flat JSON object on standard input has under a name.
-number() { sed -nE "s/.*\"$1\":(-?[0-9.]+).*/\1/p"; }
+indented() { sed 's/^/    /'; }
+
+# Starts a load of this name that lasts this long, and returns when it runs. Its history and its report get that name.
+start_load() { # name, duration
+    shardkv bench --clients 16 --rate 1000 --duration "$2" --warmup 0s --read-ratio 0.3 --writes put,append,delete,cas \
+        --key-space 400 --key-prefix "demo-load/$1/" --value-bytes 32 --max-errors 0 --moves \
+        --record "$work/$1.jsonl" >"$work/$1.report" 2>"$work/$1.errors" &
+    load=$!
+    # The history is written in blocks: once there is one, the load runs.
+    until [ -s "$work/$1.jsonl" ]; do
+        kill -0 "$load" 2>/dev/null || fail "the load ended early: $(cat "$work/$1.report" "$work/$1.errors")"
+        sleep 0.1
+    done
+}
+
+# Waits for the load's end, shows what its writes noticed, and has its history judged.
+finish_load() { # name
+    wait "$load" || fail "operations failed: $(cat "$work/$1.report" "$work/$1.errors")"
+    load=""
+    grep -E '^(all|longest time without an acknowledged write)|shards moved in|^(WRITES|before|during|since)' "$work/$1.report" | indented
+    printf '    The pause of each shard that moved (a shard gets about 30 writes a second, so some of it is chance):\n'
+    sed -n '/^SHARD /,$p' "$work/$1.report" | indented
+    shardkv export --prefix "demo-load/$1/" --file "$work/$1.pairs" 2>/dev/null
+    printf '    Was every read right, and is every write there once? An independent checker (porcupine) says:\n    '
+    shardkv-porcupine -timeout 120s -at-least 1000 -then "$work/$1.pairs" "$work/$1.jsonl"
+}
 
 if [ -n "${INPUT:-}" ]; then
     input=$INPUT
@@ -47,51 +76,45 @@ awk -F '\t' 'NF { last[$1] = $0 } END { for (key in last) print last[key] }' "$i
 records=$(wc -l <"$work/expected.tsv")
 [ "$records" -gt 0 ] || fail "the input is empty"
 
-say "Start three nodes, each a process with its own RocksDB, and wait for a leader"
-shardkv playground --replicas 3 --dir "$SHARDKV_PLAYGROUND_DIR" >"$work/playground.log" 2>&1 </dev/null &
+say "Start three controllers and two groups of three, nine processes in all, and join the groups"
+shardkv playground --controllers 3 --groups 2 --replicas 3 --shards 24 --dir "$SHARDKV_PLAYGROUND_DIR" --start-timeout 120s \
+    >"$work/playground.log" 2>&1 </dev/null &
 playground=$!
-shardkv playground wait
+shardkv playground wait --timeout 120s | indented || fail "it did not start: $(tail -20 "$work/playground.log")"
 SHARDKV_ENDPOINTS=$(sed -nE 's/.*"endpoints": *"([^"]+)".*/\1/p' "$SHARDKV_PLAYGROUND_DIR/playground.json")
 export SHARDKV_ENDPOINTS
-shardkv playground status
+shardkv config query | indented
 
 say "Import $records records from ${INPUT:-the package list of this machine}"
 shardkv import "$input" --format tsv
 
-say "Read some back"
+say "Read some back; each key lies in a shard, each shard in a group"
 awk -v every="$((records / 3 + 1))" 'NR % every == 1' "$work/expected.tsv" | cut -f 1 | while IFS= read -r key; do
     # Keys with escapes are for export to compare, not for a command line.
     case $key in *\\*) continue ;; esac
     printf '    %s = %s\n' "$key" "$(shardkv get "$key")"
 done
 
-say "Write and read with 16 clients for 10 seconds; meanwhile kill -9 the leader"
-shardkv bench --clients 16 --duration 10s --warmup 0s --read-ratio 0.3 --writes put,append,delete,cas \
-    --key-space 400 --key-prefix demo-load/ --value-bytes 32 --record "$work/history.jsonl" --output json \
-    >"$work/bench.json" &
-load=$!
-# The history is written in blocks: once there is one, the load runs.
-until [ -s "$work/history.jsonl" ]; do
-    kill -0 "$load" 2>/dev/null || fail "the load ended early: $(cat "$work/bench.json")"
-    sleep 0.1
+say "Under load (16 clients, reads and all kinds of writes): a third group joins, and gets a third of the shards"
+start_load join 15s
+shardkv playground scale 3 2>&1 | tr '\r' '\n' | indented
+finish_load join
+shardkv config query | indented
+
+say "Under load: kill -9 the leader of group 2, and start it again; then group 1 leaves"
+start_load leave 20s
+killed=$(shardkv playground kill g2/leader)
+printf '    killed %s, which led group 2\n' "$killed"
+shardkv playground restart "$killed" | indented
+shardkv config leave 1 --wait 2>&1 | tr '\r' '\n' | indented
+finish_load leave
+shardkv config query | indented
+
+say "Nothing is left in group 1: kill -9 all of it"
+for node in g1-1 g1-2 g1-3; do
+    shardkv playground kill "$node" | indented
 done
-killed=$(shardkv playground kill leader)
-printf '    killed %s, which led\n' "$killed"
-shardkv playground wait
-wait "$load" || fail "the load failed: $(cat "$work/bench.json")"
-printf '    %s operations succeeded, %s failed; the longest pause of writes was %.0f ms\n' \
-    "$(sed -E 's/.*"all":\{"count":([0-9]+).*/\1/' "$work/bench.json")" \
-    "$(number error_count <"$work/bench.json")" "$(number longest_write_gap_ms <"$work/bench.json")"
-[ "$(number error_count <"$work/bench.json")" = 0 ] || fail "operations failed: $(cat "$work/bench.json")"
-
-say "Start $killed again; it catches up"
-shardkv playground restart "$killed"
-shardkv playground status
-
-say "Is every acknowledged write there, and was every read right? An independent checker (porcupine) decides"
-shardkv export --prefix demo-load/ --file "$work/load.jsonl" 2>/dev/null
-printf '    '
-shardkv-porcupine -timeout 120s -at-least 1000 -then "$work/load.jsonl" "$work/history.jsonl"
+shardkv shards | sed -n 1p | indented
 
 say "Export everything and compare it with the input"
 shardkv export --format tsv 2>/dev/null | { grep -v '^demo-load/' || true; } | sort >"$work/exported.tsv"
