@@ -118,8 +118,9 @@ pub struct Ownership {
     pub shards: ShardMap,
     /// Deletes that the source, by its gid, has not confirmed.
     pub owed: BTreeMap<(ShardId, ConfigNum), Gid>,
-    /// Where groups are: those of the accepted configuration, and any that a hand-off still needs.
-    pub groups: BTreeMap<Gid, Vec<String>>,
+    /// Where groups are: those of the accepted configuration, and any that a hand-off still needs. Behind a pointer because
+    /// there may be thousands, and few steps change them.
+    pub groups: Arc<BTreeMap<Gid, Vec<String>>>,
     /// Those of `groups` that aren't part of the accepted configuration any more.
     pub left: BTreeSet<Gid>,
 }

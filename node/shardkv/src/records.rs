@@ -63,7 +63,7 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         let gid = gid.ok_or_else(|| damaged("an address", &"no such group"))?;
         let (addresses, left) =
             decode_group(record).map_err(|error| damaged(&format!("{gid}'s address"), &error))?;
-        ownership.groups.insert(gid, addresses);
+        Arc::make_mut(&mut ownership.groups).insert(gid, addresses);
         if left {
             ownership.left.insert(gid);
         }

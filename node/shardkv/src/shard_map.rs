@@ -84,6 +84,14 @@ impl ShardMap {
         pages.filter_map(|page| page.unfinished).min()
     }
 
+    /// Those of which something is asked that isn't done, in order, and their neighbours of a page. Costs a look at each
+    /// page and at the shards of the pages with such a shard.
+    pub fn unfinished_shards(&self) -> impl Iterator<Item = (&ShardId, &Arc<Shard>)> {
+        let pages = self.pages.values();
+        let busy = pages.filter(|page| page.unfinished.is_some());
+        busy.flat_map(|page| page.shards.iter())
+    }
+
     /// Sets one; what it was before.
     pub fn insert(&mut self, shard: ShardId, to: Arc<Shard>) -> Option<Arc<Shard>> {
         let page = self.pages.entry(shard.0 / PAGE).or_default();
@@ -241,6 +249,17 @@ mod tests {
             assert_eq!(map.contains_key(&number), plain.contains_key(&number));
             let oldest = plain.values().filter_map(|shard| unfinished(shard)).min();
             assert_eq!(map.unfinished(), oldest);
+            let found: BTreeMap<_, _> = map.unfinished_shards().collect();
+            assert!(
+                found
+                    .iter()
+                    .all(|(number, it)| plain.get(number) == Some(*it))
+            );
+            let busy = plain.iter().filter(|(_, it)| unfinished(it).is_some());
+            assert!(
+                busy.into_iter()
+                    .all(|(number, _)| found.contains_key(number))
+            );
         }
         let rebuilt: ShardMap = plain.into_iter().collect();
         assert_eq!(rebuilt, map);

@@ -90,7 +90,7 @@ impl Ownership {
                 self.config = *num;
                 changed.groups.extend(self.groups.keys());
                 changed.groups.extend(groups.keys());
-                self.groups.clone_from(groups);
+                self.groups = Arc::new(groups.clone());
                 self.left.clear();
                 changed.group = true;
             }
@@ -187,7 +187,7 @@ impl Ownership {
         for (gid, addresses) in &delta.groups {
             changed.groups.insert(*gid);
             if let Some(addresses) = addresses {
-                self.groups.insert(*gid, addresses.clone());
+                Arc::make_mut(&mut self.groups).insert(*gid, addresses.clone());
                 self.left.remove(gid);
             } else if self.groups.contains_key(gid) {
                 self.left.insert(*gid);
@@ -307,26 +307,28 @@ impl Ownership {
         }
     }
 
-    /// Forgets where those of `candidates` are that have left and that no hand-off needs.
+    /// Forgets where those of `candidates` are that have left and that no hand-off needs. Looks no further than the first
+    /// that needs the last of them: most often there is one at once, and there may be very many shards.
     fn prune(&mut self, mut candidates: BTreeSet<Gid>, changed: &mut Changed) {
         candidates.retain(|gid| self.left.contains(gid));
-        if candidates.is_empty() {
-            return;
-        }
-        for source in self.owed.values() {
-            candidates.remove(source);
-        }
-        for shard in self.shards.values() {
-            if let ShardState::Pulling { source, .. } = &shard.state {
-                candidates.remove(source);
+        let owed = self.owed.values().copied();
+        let coming = self.shards.unfinished_shards().flat_map(|(_, shard)| {
+            let pulled = match &shard.state {
+                ShardState::Pulling { source, .. } => Some(*source),
+                _ => None,
+            };
+            let due = shard.queue.iter().filter(|step| step.to == self.gid);
+            pulled.into_iter().chain(due.map(|step| step.from))
+        });
+        for needed in owed.chain(coming) {
+            if candidates.is_empty() {
+                return;
             }
-            for step in shard.queue.iter().filter(|step| step.to == self.gid) {
-                candidates.remove(&step.from);
-            }
+            candidates.remove(&needed);
         }
         for gid in candidates {
             self.left.remove(&gid);
-            self.groups.remove(&gid);
+            Arc::make_mut(&mut self.groups).remove(&gid);
             changed.groups.insert(gid);
         }
     }

@@ -477,7 +477,7 @@ impl World {
             );
             assert_eq!(ownership.shards.len(), group.served().len());
             assert!(ownership.owed.is_empty() && ownership.left.is_empty());
-            assert_eq!(ownership.groups, *self.config.groups());
+            assert_eq!(*ownership.groups, *self.config.groups());
             for ((space, key), value) in group.replica.state.pairs() {
                 if *space == Keyspace::Meta {
                     continue;

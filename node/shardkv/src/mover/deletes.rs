@@ -93,7 +93,7 @@ impl Deletes {
                 self.advance(turn, task);
             } else if let Some(task) = self.lanes.make_room(turn) {
                 self.under_way.remove(&task);
-            } else if self.stale {
+            } else if self.stale && self.lanes.have_use_for_more(turn) {
                 self.fill_lanes(turn);
             } else {
                 return;

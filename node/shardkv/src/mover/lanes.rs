@@ -113,6 +113,15 @@ impl Lanes {
         self.working.len() < self.slots
     }
 
+    /// Whether a hand-off that isn't known yet could get a slot: one that is free, or one whose source is slow. As long as
+    /// all are at work there is no need to look what else there is.
+    pub(super) fn have_use_for_more(&self, turn: &mut Turn<'_>) -> bool {
+        let asked = self.working.values().filter_map(|slot| slot.asked);
+        let oldest = asked.map(|(_, since)| since).min();
+        self.has_free_slot()
+            || oldest.is_some_and(|since| turn.reached(since.saturating_add(PATIENCE_MS)))
+    }
+
     fn next_open(&self, now: u64) -> Option<Gid> {
         let open = self.by_source.iter().filter(|(_, lane)| lane.is_open(now));
         let next =

@@ -105,7 +105,7 @@ impl Pulls {
     }
 
     fn fill_lanes(&mut self, turn: &Turn<'_>) {
-        let shards = turn.ownership.shards.iter();
+        let shards = turn.ownership.shards.unfinished_shards();
         self.lanes
             .refresh(shards.filter_map(|(shard, it)| match it.state {
                 ShardState::Pulling { config, source, .. } => Some(((config, *shard), source)),
@@ -130,7 +130,7 @@ impl Pulls {
                 self.advance(turn, task);
             } else if let Some(task) = self.lanes.make_room(turn) {
                 self.under_way.remove(&task);
-            } else if self.stale {
+            } else if self.stale && self.lanes.have_use_for_more(turn) {
                 self.fill_lanes(turn);
             } else {
                 return;

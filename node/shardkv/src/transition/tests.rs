@@ -62,7 +62,7 @@ fn ownership_of(name: &str) -> Ownership {
         gid: OWN,
         controller: Some(CONTROLLER),
         config: ACCEPTED,
-        groups: all_groups(),
+        groups: Arc::new(all_groups()),
         ..Ownership::default()
     };
     let mut words = name.split(',');
@@ -405,7 +405,7 @@ fn addresses_are_kept_as_long_as_a_hand_off_needs_them() {
     let mut ownership = ownership_of("pulling5,go7,come9");
     take(&mut ownership, &leave(10, &[OTHER, THIRD, Gid(4)]), 60);
     // The one is pulled from, the other will be.
-    assert_eq!(ownership.groups, all_groups());
+    assert_eq!(*ownership.groups, all_groups());
     assert_eq!(ownership.left, [OTHER, THIRD].into());
     take(&mut ownership, &step("last5"), 60);
     assert_eq!(ownership.left, [OTHER, THIRD].into(), "a delete is owed");
@@ -457,7 +457,7 @@ fn a_group_that_has_nothing_may_begin_again_further_on() {
     assert_eq!(judge(&absent, step.clone()), Verdict::Due);
     let changed = absent.take(&step, LogTime(1), &GENESIS, Bugs::default());
     assert_eq!(absent.config, ConfigNum(12));
-    assert_eq!(absent.groups, [(THIRD, addresses(THIRD))].into());
+    assert_eq!(*absent.groups, [(THIRD, addresses(THIRD))].into());
     assert!(absent.left.is_empty());
     // The records of groups that it doesn't know any more go.
     assert_eq!(changed.groups, [OWN, OTHER, THIRD].into());
