@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::args::{AdminCommand, GlobalArgs, MemberCommand};
+use crate::center::all_nodes;
 use crate::config::parse_gid;
 use crate::connect::{NEXT_UNREACHABLE, connect_failure};
 use crate::exit::{Exit, Failure};
@@ -25,7 +26,7 @@ pub(crate) async fn run(
         AdminCommand::Config { command } => crate::config::run(command, client, global, out).await,
         AdminCommand::Shards(args) => crate::shards::run(args, client, global, out).await,
         AdminCommand::Status { here: false } => {
-            let nodes = client.status_all().await;
+            let nodes = all_nodes(client).await;
             write_status(&nodes, global.output, out)?;
             outlook(&nodes)
         }
@@ -37,7 +38,7 @@ pub(crate) async fn run(
         AdminCommand::TransferLeader { member, group } => {
             let (group, target) = match member {
                 Some(member) => {
-                    let (gid, id) = find_member(&client.status_all().await, member, *group)?;
+                    let (gid, id) = find_member(&all_nodes(client).await, member, *group)?;
                     (gid, Some(id))
                 }
                 None => (*group, None),
@@ -113,7 +114,7 @@ async fn ask_leader<T>(
     let deadline = Instant::now() + Duration::from_millis(global.timeout_ms);
     let pause = Duration::from_millis(50);
     loop {
-        let nodes = client.status_all().await;
+        let nodes = all_nodes(client).await;
         let late = Instant::now() + pause >= deadline;
         match find_leader(&nodes, group) {
             Ok(address) => {
@@ -189,11 +190,11 @@ async fn membership_change(
             Ok((group, change))
         }
         MemberCommand::Promote { member } => {
-            let (group, node) = find_member(&client.status_all().await, member, group)?;
+            let (group, node) = find_member(&all_nodes(client).await, member, group)?;
             Ok((group, MembershipChange::Promote(node)))
         }
         MemberCommand::Remove { member } => {
-            let (group, node) = find_member(&client.status_all().await, member, group)?;
+            let (group, node) = find_member(&all_nodes(client).await, member, group)?;
             Ok((group, MembershipChange::Remove(node)))
         }
     }

@@ -10,6 +10,7 @@ use client::{
 use tokio::time::timeout;
 
 use crate::exit::Failure;
+use crate::status::Nodes;
 
 /// How long a client may take to learn a configuration that a controller has told already.
 const CONFIG_PATIENCE: Duration = Duration::from_secs(2);
@@ -43,6 +44,18 @@ pub(crate) async fn configured(client: &Client, num: ConfigNum) {
     let known = configs.wait_for(|config| config.as_ref().is_some_and(|it| it.num() >= num));
     // One that can't be learnt is missed by whoever needs it.
     let _ = timeout(CONFIG_PATIENCE, known).await;
+}
+
+/// What every node says of itself, in all groups that are known from any of them.
+pub(crate) async fn all_nodes(client: &Client) -> Nodes {
+    let known = client.config().is_some();
+    let nodes = client.status_all().await;
+    if known || nodes.iter().all(|(_, status)| status.is_err()) {
+        return nodes;
+    }
+    // Nodes of other groups are found by the configuration, which whoever answers knows.
+    configured(client, ConfigNum(0)).await;
+    client.status_all().await
 }
 
 /// What every group says that is part of the cluster, or left and is not drained yet.

@@ -159,7 +159,8 @@ impl MovingBar {
     /// Shows how far it is.
     pub(crate) fn show(&mut self, moving: &Moving) {
         if let Some(bar) = &self.bar {
-            bar.set_length(moving.to_move.into());
+            // A bar without a length would look complete.
+            bar.set_length(moving.to_move.max(1).into());
             bar.set_position(moving.moved.into());
             bar.set_message(moving.line());
             bar.tick();

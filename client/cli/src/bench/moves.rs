@@ -1,15 +1,17 @@
 //! What a load notices of shards that move: the pause of each of them, and the effect on the others.
 //!
-//! A task asks the controllers again and again. Shards whose owner changes while the load runs are *moved*; from then on
-//! until every group has settled, time is *during*. Each write that is acknowledged is counted by what its shard is at that
-//! moment, so that a write that waited for a moving shard counts as one.
+//! A task watches the controllers. Shards whose owner changes while the load runs are *moved*; from then on until every
+//! group has settled, time is *during*. Each write that is acknowledged is counted by what its shard is at that moment, so
+//! that a write that waited for a moving shard counts as one. Of shards that moved only what overlaps a move counts:
+//! otherwise a pause would be lost among the chances of a long load.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use client::{Client, ConfigNum, Gid, ShardConfig};
+use client::{Client, ConfigEvent, Gid, ShardConfig};
+use futures::StreamExt as _;
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use types::shard_of;
@@ -19,7 +21,7 @@ use crate::center::is_settled;
 use crate::exit::Failure;
 use crate::output::Table;
 
-/// How often the controllers are asked.
+/// How often the controllers are asked whether all has settled.
 const POLL: Duration = Duration::from_millis(50);
 /// Clusters of more shards are not watched shard by shard.
 const MAX_WATCHED_SHARDS: u32 = 100_000;
@@ -30,6 +32,8 @@ pub(super) struct Moves {
     first: ShardConfig,
     shards: Vec<Watched>,
     during: AtomicBool,
+    /// When it was *during* last, in nanoseconds since the beginning.
+    during_until: AtomicU64,
     seen: Mutex<Seen>,
 }
 
@@ -44,14 +48,21 @@ struct Watched {
 
 /// What the controllers said, and the figures.
 struct Seen {
-    last: ConfigNum,
-    /// Of shards that moved: the first owner and the last.
-    owners: BTreeMap<u32, (Gid, Gid)>,
+    config: ShardConfig,
+    moves: BTreeMap<u32, Moved>,
     began: Option<Instant>,
     lasted: Duration,
     before: Writes,
     others: Writes,
     moved: Writes,
+}
+
+/// The moves of a shard: how many, and the last one's owners.
+#[derive(Clone, Copy)]
+struct Moved {
+    count: u32,
+    from: Gid,
+    to: Gid,
 }
 
 /// Writes of one kind.
@@ -92,7 +103,7 @@ pub(super) struct MovesReport {
     pub(super) before: Option<Row>,
     /// Writes of shards that did not move, while others did.
     pub(super) others: Option<Row>,
-    /// Writes of the shards that moved, from then on.
+    /// Writes of the shards that moved, while shards moved.
     pub(super) moved: Option<Row>,
     pub(super) moved_shards: Vec<MovedShard>,
 }
@@ -101,12 +112,14 @@ pub(super) struct MovesReport {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct MovedShard {
     pub(super) shard: u32,
+    /// How often it moved; the owners are those of the last time.
+    pub(super) moves: u32,
     /// Its owner before; null: nobody.
     pub(super) from: Option<u64>,
     pub(super) to: Option<u64>,
-    /// The longest time without an acknowledged write of it, since it began to move.
+    /// The longest time without an acknowledged write of it that overlaps a move.
     pub(super) write_gap_ms: f64,
-    /// The slowest of these writes.
+    /// The slowest write of it that overlaps a move.
     pub(super) slowest_write_ms: f64,
 }
 
@@ -141,9 +154,10 @@ impl Moves {
             begin: Instant::now(),
             shards: (0..first.shards()).map(|_| Watched::default()).collect(),
             during: AtomicBool::new(false),
+            during_until: AtomicU64::new(0),
             seen: Mutex::new(Seen {
-                last: first.num(),
-                owners: BTreeMap::new(),
+                config: first.clone(),
+                moves: BTreeMap::new(),
                 began: None,
                 lasted: Duration::ZERO,
                 before: Writes::new(),
@@ -157,26 +171,41 @@ impl Moves {
     /// Follows the controllers; never ends.
     pub(super) async fn follow(&self, client: &Client) {
         let controller = client.controller();
+        let mut config = self.first.clone();
+        let mut events = controller.watch(config.num());
         loop {
-            // Controllers that can't be reached for a moment have no news.
-            if let Ok(view) = controller.query(None).await {
-                self.configured(&view.config, !is_settled(&view), Instant::now());
+            tokio::select! {
+                Some(Ok(event)) = events.next() => {
+                    let followed = match event {
+                        ConfigEvent::Delta(delta) => config.apply(&delta).is_ok(),
+                        ConfigEvent::Full(full) => {
+                            config = full;
+                            true
+                        }
+                    };
+                    if followed {
+                        self.configured(&config, true, Instant::now());
+                    }
+                }
+                // Controllers that can't be reached for a moment have no news.
+                () = sleep(POLL) => if let Ok(view) = controller.query(None).await {
+                    self.configured(&view.config, !is_settled(&view), Instant::now());
+                },
             }
-            sleep(POLL).await;
         }
     }
 
     fn configured(&self, config: &ShardConfig, moving: bool, now: Instant) {
         let mut seen = locked(&self.seen);
-        if config.num() > seen.last {
-            seen.last = config.num();
-            let owners = self.first.owners().iter().zip(config.owners());
+        if config.num() > seen.config.num() {
+            let before = std::mem::replace(&mut seen.config, config.clone());
+            let owners = before.owners().iter().zip(config.owners());
             for (shard, (watched, (from, to))) in (0..).zip(self.shards.iter().zip(owners)) {
                 if from != to {
-                    seen.owners.insert(shard, (*from, *to));
+                    let count = seen.moves.get(&shard).map_or(0, |moved| moved.count) + 1;
+                    let (from, to) = (*from, *to);
+                    seen.moves.insert(shard, Moved { count, from, to });
                     watched.moved.store(true, Ordering::Relaxed);
-                } else if let Some(owners) = seen.owners.get_mut(&shard) {
-                    owners.1 = *to;
                 }
             }
         }
@@ -184,6 +213,8 @@ impl Moves {
         match (before, moving) {
             (false, true) => seen.began = Some(now),
             (true, false) => {
+                let until = nanos(now - self.begin);
+                self.during_until.store(until, Ordering::Relaxed);
                 let began = seen.began.take();
                 seen.lasted += began.map(|at| now - at).unwrap_or_default();
             }
@@ -200,19 +231,25 @@ impl Moves {
         let at = nanos(now - self.begin);
         let last = watched.last_ack.fetch_max(at, Ordering::Relaxed);
         let moved = watched.moved.load(Ordering::Relaxed);
-        if moved {
+        let during = self.during.load(Ordering::Relaxed);
+        let until = self.during_until.load(Ordering::Relaxed);
+        // What began before the end of a move overlaps it.
+        let overlaps = |began: u64| moved && (during || began < until);
+        if overlaps(last) {
             let gap = at.saturating_sub(last);
             watched.longest_gap.fetch_max(gap, Ordering::Relaxed);
+        }
+        let started = nanos(start - self.begin);
+        if overlaps(started) {
             let slow = nanos(now - start);
             watched.longest_write.fetch_max(slow, Ordering::Relaxed);
         }
-        let during = self.during.load(Ordering::Relaxed);
         let mut seen = locked(&self.seen);
-        if moved {
+        if overlaps(started) {
             seen.moved.add(start, now);
-        } else if during {
+        } else if during && !moved {
             seen.others.add(start, now);
-        } else if seen.owners.is_empty() {
+        } else if seen.moves.is_empty() {
             seen.before.add(start, now);
         }
     }
@@ -224,11 +261,12 @@ impl Moves {
         let under_way = seen.began.map(|at| now - at).unwrap_or_default();
         let during = (seen.lasted + under_way).as_secs_f64();
         let owner = |gid: Gid| (gid != Gid::NONE).then_some(gid.0);
-        let moved_shards = seen.owners.iter().filter_map(|(shard, (from, to))| {
+        let moving = self.during.load(Ordering::Relaxed);
+        let moved_shards = seen.moves.iter().filter_map(|(shard, moved)| {
             let watched = self.shards.get(*shard as usize)?;
             let last = watched.last_ack.load(Ordering::Relaxed);
-            // Nobody wrote it, or nobody has been answered since.
-            let open = if last > 0 {
+            // A pause that is not over.
+            let open = if moving && last > 0 {
                 end.saturating_sub(last)
             } else {
                 0
@@ -236,15 +274,16 @@ impl Moves {
             let longest = watched.longest_gap.load(Ordering::Relaxed);
             Some(MovedShard {
                 shard: *shard,
-                from: owner(*from),
-                to: owner(*to),
+                moves: moved.count,
+                from: owner(moved.from),
+                to: owner(moved.to),
                 write_gap_ms: ms(longest.max(open)),
                 slowest_write_ms: ms(watched.longest_write.load(Ordering::Relaxed)),
             })
         });
         MovesReport {
             config_before: self.first.num().0,
-            config_after: seen.last.0,
+            config_after: seen.config.num().0,
             seconds: during,
             before: seen.before.row(),
             others: seen.others.row(),
@@ -271,7 +310,7 @@ impl MovesReport {
         let rows = [
             ("before", &self.before),
             ("during, shards that stay", &self.others),
-            ("since, shards that moved", &self.moved),
+            ("during, shards that move", &self.moved),
         ];
         let rows: Vec<(&str, &Row)> = rows
             .into_iter()
@@ -279,13 +318,21 @@ impl MovesReport {
             .collect();
         table("WRITES", &rows).write(out)?;
         writeln!(out)?;
-        let mut shards = Table::new(&["SHARD", "FROM", "TO", "PAUSE ms", "SLOWEST WRITE ms"]);
+        let mut shards = Table::new(&[
+            "SHARD",
+            "FROM",
+            "TO",
+            "MOVES",
+            "PAUSE ms",
+            "SLOWEST WRITE ms",
+        ]);
         let owner = |gid: Option<u64>| gid.map_or("nobody".to_owned(), |gid| format!("g{gid}"));
         for shard in &self.moved_shards {
             shards.row(vec![
                 shard.shard.to_string(),
                 owner(shard.from),
                 owner(shard.to),
+                shard.moves.to_string(),
                 format!("{:.1}", shard.write_gap_ms),
                 format!("{:.1}", shard.slowest_write_ms),
             ]);
@@ -296,6 +343,8 @@ impl MovesReport {
 
 #[cfg(test)]
 mod tests {
+    use client::ConfigNum;
+
     use super::*;
 
     fn config(num: u64, owners: &[u64]) -> ShardConfig {
@@ -321,8 +370,10 @@ mod tests {
         write(0, 10, 20);
         write(1, 20, 60);
         write(1, 60, 61);
-        moves.configured(&config(2, &[1, 1]), false, at(61));
-        write(0, 61, 561);
+        moves.configured(&config(2, &[1, 1]), false, at(70));
+        write(0, 70, 561);
+        write(1, 300, 301);
+        write(1, 560, 561);
         let report = moves.report(at(561));
         let count = |row: &Option<Row>| row.as_ref().unwrap().count;
         assert_eq!(
@@ -334,13 +385,14 @@ mod tests {
             [2, 1, 2],
             "what comes after is neither"
         );
-        assert!((report.seconds - 0.051).abs() < 1e-3, "{report:?}");
+        assert!((report.seconds - 0.060).abs() < 1e-3, "{report:?}");
         let [shard] = &report.moved_shards[..] else {
             panic!("{report:?}")
         };
         assert_eq!((shard.shard, shard.from, shard.to), (1, Some(2), Some(1)));
-        // The last acknowledgement of shard 1 is half a second ago.
-        assert!((shard.write_gap_ms - 500.0).abs() < 1.0, "{shard:?}");
+        assert_eq!(shard.moves, 1);
+        // From 61 ms, when it still moved, to 301 ms; what comes later is no matter of the move.
+        assert!((shard.write_gap_ms - 240.0).abs() < 1.0, "{shard:?}");
         assert!((shard.slowest_write_ms - 40.0).abs() < 1.0, "{shard:?}");
     }
 }

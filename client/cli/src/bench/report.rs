@@ -226,6 +226,7 @@ mod tests {
     fn moves(latencies: &Latencies) -> MovesReport {
         let shard = |shard, from, gap| MovedShard {
             shard,
+            moves: 1,
             from,
             to: Some(3),
             write_gap_ms: gap,
