@@ -24,6 +24,7 @@ mod load;
 mod node;
 mod proxy;
 mod wait;
+mod world;
 
 mod bad_input;
 mod bounds;
