@@ -289,6 +289,17 @@ pub(crate) enum AdminCommand {
     Shards(ShardsArgs),
 }
 
+impl AdminCommand {
+    /// Whether it changes nothing.
+    pub(crate) fn only_asks(&self) -> bool {
+        match self {
+            Self::Status { .. } | Self::Shards(_) => true,
+            Self::Config { command } => command.only_asks(),
+            Self::TransferLeader { .. } | Self::Member { .. } => false,
+        }
+    }
+}
+
 /// One step of a membership change.
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberCommand {

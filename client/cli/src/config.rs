@@ -81,6 +81,13 @@ pub(crate) enum ConfigCommand {
     Watch,
 }
 
+impl ConfigCommand {
+    /// Whether it changes nothing.
+    pub(crate) fn only_asks(&self) -> bool {
+        matches!(self, Self::Query { .. } | Self::Watch)
+    }
+}
+
 /// Whether a command returns when the shards are where they belong.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct WaitArgs {

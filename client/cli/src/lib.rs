@@ -4,7 +4,8 @@
 //!
 //! One program for people and scripts: verbs on keys (`get put append delete cas scan`), transfer of whole files
 //! (`import export`), an interactive client (`shell`), a load generator (`bench`), questions and orders to nodes
-//! (`status transfer-leader member`), and a cluster on one's own machine (`playground`).
+//! (`status transfer-leader member`) and to the controllers (`config shards`), and a cluster on one's own machine
+//! (`playground`).
 //!
 //! # How data flows through it
 //!

@@ -264,7 +264,7 @@ fn table(rows: &[Row]) -> Table {
         if let Some(said) = &row.said {
             cells.extend([
                 said.config_num.to_string(),
-                grouped(said.keys),
+                keys(said),
                 size(said.bytes),
                 hand_off(said),
                 said.handoff_age.map(age).unwrap_or_default(),
@@ -274,6 +274,14 @@ fn table(rows: &[Row]) -> Table {
         table.row(cells);
     }
     table
+}
+
+/// How many keys a shard has. Estimates know bytes, and not always keys.
+fn keys(said: &ShardStatus) -> String {
+    if said.keys == 0 && said.bytes > 0 {
+        return String::new();
+    }
+    grouped(said.keys)
 }
 
 /// With whom a shard is handed off, and how far it is.
