@@ -9,6 +9,7 @@
 //! every copy is resolved counts as never done; this holds the refusals to their word.
 
 mod answers;
+mod options;
 mod routes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,62 +24,10 @@ use crate::dice::{Dice, digest};
 use crate::history::{History, Mark, Name};
 use crate::machine::{Question, to_kv};
 use crate::network::HostId;
-use crate::queue::{MILLI, Micros, SECOND};
+use crate::queue::{MILLI, Micros};
 use routes::Routes;
 
-/// How a client behaves. Shares are of a million.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ClientOptions {
-    /// How many keys there are.
-    pub keys: u64,
-    /// The most operations in flight.
-    pub pipeline: usize,
-    /// The pause between two operations, least and most.
-    pub think: (Micros, Micros),
-    /// How long to wait for an answer before another node is asked.
-    pub patience: Micros,
-    /// How long to retry an operation.
-    pub deadline: Micros,
-    /// Reads among the operations.
-    pub reads: u32,
-    /// Scans among the reads.
-    pub scans: u32,
-    /// Requests that are sent twice.
-    pub copies: u32,
-    /// How late a copy may be.
-    pub copies_late_by: Micros,
-    /// Operations before which the client goes silent.
-    pub silences: u32,
-    /// For how long.
-    pub silence: Micros,
-    /// Writes without a session, sent once.
-    pub sessionless: u32,
-    /// A session is replaced at this age.
-    pub renew_after: Option<Micros>,
-    /// The most bytes that pad a value.
-    pub padding: u64,
-}
-
-impl Default for ClientOptions {
-    fn default() -> Self {
-        Self {
-            keys: 4,
-            pipeline: 1,
-            think: (MILLI, 20 * MILLI),
-            patience: 300 * MILLI,
-            deadline: 3 * SECOND,
-            reads: 400_000,
-            scans: 50_000,
-            copies: 0,
-            copies_late_by: 0,
-            silences: 0,
-            silence: 0,
-            sessionless: 0,
-            renew_after: None,
-            padding: 0,
-        }
-    }
-}
+pub use options::ClientOptions;
 
 /// A request on its way to a host.
 #[derive(Clone, Debug)]
@@ -132,6 +81,18 @@ pub struct Client {
     seen: BTreeMap<Bytes, Option<Bytes>>,
     stopping: bool,
     script: Vec<Step>,
+    timings: Vec<Timing>,
+}
+
+/// How long an answered request took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// The key that it was about.
+    pub key: Bytes,
+    /// When it was begun.
+    pub began: Micros,
+    /// How long it took.
+    pub took: Micros,
 }
 
 /// An operation that a scripted client does, in order.
@@ -164,6 +125,7 @@ struct Operation {
     /// Whom it was sent to last.
     gid: Option<Gid>,
     marks: Vec<(Bytes, Mark)>,
+    began: Micros,
     deadline: Micros,
     /// When to send again: because a refusal said so, or because no answer came.
     retry_at: Micros,
@@ -217,6 +179,7 @@ impl Client {
             seen: BTreeMap::new(),
             stopping: false,
             script: Vec::new(),
+            timings: Vec::new(),
         }
     }
 
@@ -257,6 +220,16 @@ impl Client {
         self.stopping && self.script.is_empty() && self.operations.is_empty()
     }
 
+    /// What was last seen of a key.
+    pub(crate) fn seen(&self, key: &[u8]) -> Option<Bytes> {
+        self.seen.get(key).cloned().flatten()
+    }
+
+    /// How long answered requests took.
+    pub(crate) fn timings(&self) -> &[Timing] {
+        &self.timings
+    }
+
     /// What is in flight, for people.
     pub fn describe(&self) -> String {
         let whats: Vec<_> = self
@@ -285,6 +258,7 @@ impl Client {
         retries
             .chain(opening)
             .chain(start)
+            .chain(self.routes.due().filter(|_| !self.is_idle()))
             .min()
             .unwrap_or(Micros::MAX)
     }
@@ -297,6 +271,9 @@ impl Client {
                 self.routes.elsewhere(gid, &mut self.dice, around);
             }
             self.open_session(around);
+        }
+        if self.routes.due().is_some_and(|due| due <= now) {
+            self.refresh(around);
         }
         let late: Vec<u64> = self
             .operations
@@ -422,6 +399,7 @@ impl Client {
                 what,
                 gid: None,
                 marks,
+                began: now,
                 deadline,
                 retry_at: now,
                 attempts: 0,

@@ -223,7 +223,7 @@ impl World {
     }
 
     /// What is not where the latest configuration wants it, or is left over.
-    fn unsettled(&self) -> Option<String> {
+    pub(crate) fn unsettled(&self) -> Option<String> {
         if let Some(busy) = self.stewards.iter().find(|steward| !steward.is_idle()) {
             return Some(busy.describe());
         }

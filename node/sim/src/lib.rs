@@ -1,10 +1,10 @@
-//! A seeded simulator of whole groups under faults. It runs `raft`, `replica` and `shardkv` unchanged; only the
-//! world around them is made up.
+//! A seeded simulator of whole clusters under faults. It runs `raft`, `replica`, `shardkv` and `shardctrler` unchanged;
+//! only the world around them is made up.
 //!
 //! # What a world is
 //!
-//! A seed draws a [`scenario`]: how many hosts, which options, how many clients, and which faults are on. A
-//! [`world`] plays it in one thread, event by event in the order of virtual time. Equal seeds give equal worlds,
+//! A seed draws a [`scenario`]: how many hosts, which options, how many clients, and which faults are on. Half of
+//! the worlds have one group that owns all shards, the others two to four groups and the controllers'. A [`world`] plays it in one thread, event by event in the order of virtual time. Equal seeds give equal worlds,
 //! bit for bit: nothing reads a clock, nothing is drawn but from [`dice`] (one stream of the seed for each
 //! concern), and nothing depends on the order of a hash table.
 //!
@@ -16,13 +16,22 @@
 //! may come back empty. What it sends and answers leaves as late as the writes before it took. Clients
 //! ([`client`]) do as the real library does, and some things that it wouldn't.
 //!
+//! # How shards move
+//!
+//! Stewards ([`steward`]) join groups, let them leave and move shards. The mover of each group's leader is driven over the
+//! same network as all else (`errands`): its calls are lost, doubled and cut off. Clients route by configurations that
+//! they fetch and that grow old, and take their sessions from group to group. Beside single nodes, whole groups and the
+//! controllers go down for a while, and steps come a second time, late. `replay --trace` prints each step of a hand-off.
+//!
 //! # What is checked
 //!
 //! The [`oracle`] sees every disk, every message and every applied operation, and checks Raft's promises at each
 //! step; its page lists them. What clients saw goes to a [`history`] and at the end to a linearizability checker
-//! ([`linear`]). The end of a world is a phase without faults, in which within ten simulated seconds there must
-//! be a leader, every operation must finish, lost disks must have rejoined as voters, and all states must be
-//! equal.
+//! ([`linear`]). What groups and controllers promise each other about shards is checked by [`custody`], and writes are
+//! done once over all groups ([`ledger`]). The end of a world is a phase without faults, in which within ten simulated
+//! seconds there must be a leader, every operation must finish, lost disks must have rejoined as voters, all states
+//! must be equal, and each group must have settled the latest configuration and keep nothing of shards that it doesn't
+//! own. Some worlds end in two such phases: in the first one group stays down, and all that doesn't need it must be well.
 //!
 //! # Known bugs
 //!
@@ -32,8 +41,8 @@
 //!
 //! # What it doesn't do
 //!
-//! It doesn't test the stores on `RocksDB`, the server's event loop or the wire format: other tests do. It knows
-//! one group; several groups would be several oracles over one network, which nothing here stands against.
+//! It doesn't test the stores on `RocksDB`, the server's event loop or the wire format: other tests do. Time passes for a
+//! host by its writes and not by their size, so it measures who waits for whom, never how much fits through.
 #![allow(
     clippy::indexing_slicing,
     reason = "hosts and clients are numbered by the world itself; a wrong number is a bug of the simulator, which should stop the run at once"
@@ -52,6 +61,7 @@ mod host;
 pub mod ledger;
 pub mod linear;
 pub mod machine;
+mod moves;
 pub mod network;
 pub mod oracle;
 mod process;

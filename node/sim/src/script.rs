@@ -32,6 +32,14 @@ impl Script {
         })
     }
 
+    pub(crate) fn world(&self) -> &World {
+        &self.world
+    }
+
+    pub(crate) fn world_mut(&mut self) -> &mut World {
+        &mut self.world
+    }
+
     /// Lets simulated time pass.
     pub fn run_ms(&mut self, milliseconds: u64) -> Result<(), Failure> {
         let until = self.world.now() + milliseconds * MILLI;

@@ -312,10 +312,7 @@ impl Steward {
                 self.asked.remove(&id);
                 self.retry_at = now + 50 * MILLI;
             }
-            CtrlError::UnknownGroup(_)
-            | CtrlError::LastGroup
-            | CtrlError::AddressTaken { .. }
-            | CtrlError::HistoryFull { .. } => {
+            CtrlError::UnknownGroup(_) | CtrlError::LastGroup | CtrlError::HistoryFull { .. } => {
                 self.over(Some(Response::Refused(error.clone())), now);
             }
             error => {
@@ -369,7 +366,9 @@ impl World {
             self.steward_due.push(Micros::MAX);
         }
         let joined: Vec<Gid> = groups.keys().copied().take(cluster.joined).collect();
-        if let Some(first) = self.stewards.first_mut() {
+        if let Some(first) = self.stewards.first_mut()
+            && !joined.is_empty()
+        {
             let join = first.join(joined);
             first.order(join);
         }

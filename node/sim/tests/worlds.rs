@@ -24,6 +24,10 @@ fn the_first_seeds_keep_every_promise() {
         "membership changes done",
         "transfers done",
         "session writes applied",
+        "configurations",
+        "shards handed over",
+        "outages of a group",
+        "groups that the others did without",
     ] {
         assert!(summary.counts.contains_key(what), "no {what} in 40 worlds");
     }
@@ -63,6 +67,17 @@ fn common_bugs_are_found_in_few_seeds() {
         Bug::RetryAppliedTwice,
         Bug::AnswerByIndexOnly,
         Bug::WipedDiskKeepsIdentity,
+        Bug::SessionsStayBehind,
+        Bug::ServedBeforeInstalled,
+        Bug::ConfigNumAtLeast,
+        Bug::FenceNotLogged,
+        Bug::FencedShardServesReads,
+        Bug::QueueKeepsNewestOnly,
+        Bug::DeleteBeforeInstall,
+        Bug::DeleteToldOnce,
+        Bug::DeadGroupFreezesAll,
+        Bug::PullingGroupServesNoPulls,
+        Bug::HistoryCutTooEarly,
     ] {
         let plan = Plan {
             seeds: 0..100,

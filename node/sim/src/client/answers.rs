@@ -7,7 +7,7 @@ use replica::{Answer, Refusal, RequestId};
 use shardkv::{KvError, Query, Response, Write};
 use types::{ClientId, ConfigNum, Gid, LogTime, Sequence};
 
-use super::{Client, Operation, Session, Surroundings, What};
+use super::{Client, Operation, Session, Surroundings, Timing, What};
 use crate::machine::{Outcome, Reply};
 use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
@@ -99,6 +99,7 @@ impl Client {
                     };
                     self.seen.extend(now_known);
                 }
+                self.time(&operation, around.now);
                 for (_, mark) in operation.marks {
                     around.history.return_written(mark, written)?;
                 }
@@ -108,6 +109,7 @@ impl Client {
                 let Some(operation) = self.end(number) else {
                     return Ok(());
                 };
+                self.time(&operation, around.now);
                 for (key, mark) in operation.marks {
                     around.history.return_value(mark, value.as_deref())?;
                     self.seen.insert(key, value.clone());
@@ -120,6 +122,16 @@ impl Client {
                 "an answer is of its question",
                 format!("{other:?}"),
             )),
+        }
+    }
+
+    fn time(&mut self, operation: &Operation, now: Micros) {
+        if let Some((key, _)) = operation.marks.first() {
+            self.timings.push(Timing {
+                key: key.clone(),
+                began: operation.began,
+                took: now - operation.began,
+            });
         }
     }
 
@@ -208,6 +220,7 @@ impl Client {
 
     /// The shard is elsewhere: one of the two has an old configuration.
     fn moved(&mut self, number: u64, config: ConfigNum, around: &mut Surroundings<'_>) {
+        self.routes.want(config);
         if config > self.routes.num() || self.dice.chance(200_000) {
             self.refresh(around);
         }

@@ -26,6 +26,8 @@ pub(super) struct Routes {
     leaders: BTreeMap<Gid, HostId>,
     /// A question for a newer configuration, and when to ask again.
     asked: Option<(RequestId, Micros)>,
+    /// At least this one is wanted.
+    wanted: ConfigNum,
 }
 
 impl Routes {
@@ -124,6 +126,17 @@ impl Routes {
             request: to_ctrl(request),
             delay: 0,
         });
+    }
+
+    /// This one is wanted, or a later one.
+    pub(super) fn want(&mut self, num: ConfigNum) {
+        self.wanted = self.wanted.max(num);
+    }
+
+    /// When to ask again, if there is something to ask for.
+    pub(super) fn due(&self) -> Option<Micros> {
+        let lacks = self.wanted > self.num();
+        lacks.then(|| self.asked.map_or(0, |(_, again)| again))
     }
 
     /// Whether this is the name of the question for a configuration.

@@ -1,4 +1,4 @@
-//! The scenarios of MIT 6.5840, labs 3A to 4C, under their own names, in simulated time.
+//! The scenarios of MIT 6.5840, labs 3A to 5, under their own names, in simulated time.
 //!
 //! Each test is deterministic, and all of the simulator's invariants are checked at its every step; so where
 //! MIT's testers look at a few commands, here every entry on every disk is looked at. Limits are the public
@@ -17,4 +17,8 @@ mod persistence_3c;
 mod raft_3a;
 mod raft_3b;
 mod rsm_4a;
+mod shardctrler_4a;
+mod shardkv_4b;
+mod shards;
+mod shards_5;
 mod snapshot_3d;

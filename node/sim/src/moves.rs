@@ -1,0 +1,124 @@
+//! What a test can do and see where there are several groups.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use replica::{Request, RequestId};
+use shardctrler::Change;
+use types::{Gid, ShardConfig, ShardId};
+
+use crate::client::{Client, Step as ClientStep, Timing};
+use crate::machine::to_ctrl;
+use crate::network::HostId;
+use crate::script::Script;
+use crate::steward::{Changed, Steward};
+use crate::world::Step;
+
+impl Script {
+    /// The hosts of a group; of the controllers, with [`Gid::NONE`].
+    pub fn hosts_of(&self, gid: Gid) -> Vec<HostId> {
+        let groups = &self.world().groups;
+        let group = groups.iter().find(|group| group.gid == gid);
+        group.map_or_else(Vec::new, |group| group.hosts.clone().collect())
+    }
+
+    /// Kills all processes of a group.
+    pub fn stop_group(&mut self, gid: Gid) {
+        for host in self.hosts_of(gid) {
+            self.crash(host);
+        }
+    }
+
+    /// Starts all processes of a group.
+    pub fn start_group(&mut self, gid: Gid) -> Step {
+        self.hosts_of(gid)
+            .into_iter()
+            .try_for_each(|host| self.start(host))
+    }
+
+    /// Has a steward ask for these groups, with all their hosts.
+    pub fn join(&mut self, steward: usize, gids: &[Gid]) {
+        if let Some(it) = self.world().stewards.get(steward) {
+            let change = it.join(gids.iter().copied());
+            self.order(steward, change);
+        }
+    }
+
+    /// Has a steward ask for a change.
+    pub fn order(&mut self, steward: usize, change: Change) {
+        if let Some(it) = self.world_mut().stewards.get_mut(steward) {
+            it.order(change);
+            self.world_mut().plan_steward(steward);
+        }
+    }
+
+    /// What came of a steward's changes, in order.
+    pub fn changes(&self, steward: usize) -> &[Changed] {
+        let steward = self.world().stewards.get(steward);
+        steward.map(|it| it.done.as_slice()).unwrap_or_default()
+    }
+
+    /// Whether all changes that were asked for are over.
+    pub fn changes_are_over(&self) -> bool {
+        self.world().stewards.iter().all(Steward::is_idle)
+    }
+
+    /// The latest configuration.
+    pub fn config(&self) -> Option<Arc<ShardConfig>> {
+        self.world().custody.config().cloned()
+    }
+
+    /// Whether this group serves the shard, as far as any log says.
+    pub fn serves(&self, gid: Gid, shard: ShardId) -> bool {
+        self.world().custody.is_served(shard, gid)
+    }
+
+    /// What is not where the latest configuration wants it, or is left over.
+    pub fn unsettled(&self) -> Option<String> {
+        self.world().unsettled()
+    }
+
+    /// How many shards were handed over so far, from fence to delete.
+    pub fn hand_offs(&self) -> u64 {
+        self.world().custody.hand_offs()
+    }
+
+    /// Asks a controller, past the network.
+    pub fn ask_controller(
+        &mut self,
+        host: HostId,
+        request: Request<shardctrler::Query>,
+    ) -> RequestId {
+        self.world_mut().admin_request(host, to_ctrl(request))
+    }
+
+    /// Has a client do these in order, and nothing else from now on.
+    pub fn tell(&mut self, client: usize, steps: impl IntoIterator<Item = ClientStep>) {
+        if let Some(it) = self.world_mut().clients.get_mut(client) {
+            it.script(steps);
+            self.world_mut().plan_client(client);
+        }
+    }
+
+    /// Whether a client has done all that it was told.
+    pub fn is_idle(&self, client: usize) -> bool {
+        self.world().clients.get(client).is_none_or(Client::is_idle)
+    }
+
+    /// What a client has under way, for people.
+    pub fn describe_client(&self, client: usize) -> String {
+        let client = self.world().clients.get(client);
+        client.map_or_else(String::new, Client::describe)
+    }
+
+    /// What a client last saw of a key.
+    pub fn seen(&self, client: usize, key: &[u8]) -> Option<Bytes> {
+        self.world().clients.get(client)?.seen(key)
+    }
+
+    /// How long a client's answered requests took.
+    pub fn timings(&self, client: usize) -> &[Timing] {
+        let client = self.world().clients.get(client);
+        client.map(Client::timings).unwrap_or_default()
+    }
+}
