@@ -27,8 +27,8 @@ const MAX_SINGLE_ROWS: usize = 32;
     shardkv shards --output json | jq '.shards[] | select(.state != \"serving\")'\n\n\
     STATE is what the group's leader says: serving; pulling: on its way here; fenced: on its way from here, and kept until\n\
     the new owner has it; owed: gone, and the old owner is still to be told. A shard that moves has a row for each group\n\
-    that has to do with it. In tables of more than 32 rows, equal rows stand together, and their keys and bytes are added\n\
-    up; --each prevents that. Keys and bytes are estimates that cost nothing, unless --exact counts them."
+    that has to do with it. In tables of more than 32 rows, rows that say the same stand together: their keys and bytes are\n\
+    added up, and the age is the oldest; --each prevents that. Keys and bytes are estimates that cost nothing, unless --exact counts them."
 )]
 pub(crate) struct ShardsArgs {
     /// Show it again and again, until Ctrl-C
@@ -130,6 +130,17 @@ impl Row {
         }
     }
 
+    /// Takes another row in that says the same.
+    fn add(&mut self, row: &Self) {
+        self.shards.extend(&row.shards);
+        if let (Some(sum), Some(said)) = (&mut self.said, &row.said) {
+            sum.keys += said.keys;
+            sum.bytes += said.bytes;
+            sum.pulled_bytes += said.pulled_bytes;
+            sum.handoff_age = sum.handoff_age.max(said.handoff_age);
+        }
+    }
+
     fn group(&self) -> String {
         match self.gid {
             Gid::NONE => "nobody".to_owned(),
@@ -167,30 +178,18 @@ impl View {
     }
 }
 
-/// Puts rows together that say the same of different shards.
+/// Puts rows together that say the same of different shards: figures are added up, and the oldest age stays.
 fn together(rows: Vec<Row>) -> Vec<Row> {
     let mut places = BTreeMap::new();
     let mut merged: Vec<Row> = Vec::new();
     for row in rows {
-        // What is under way stands alone: its age and what it waits for are its own.
-        let same = match &row.said {
-            None => Some(None),
-            Some(said) => {
-                let still = said.handoff_age.is_none()
-                    && said.waits_for.is_none()
-                    && said.queued.is_empty();
-                still.then_some(Some((said.state, said.config_num, said.other_gid)))
-            }
-        };
-        let place = same.map(|same| *places.entry((row.gid, same)).or_insert(merged.len()));
-        match place.and_then(|place| merged.get_mut(place)) {
-            Some(first) => {
-                first.shards.extend(&row.shards);
-                if let (Some(sum), Some(said)) = (&mut first.said, &row.said) {
-                    sum.keys += said.keys;
-                    sum.bytes += said.bytes;
-                }
-            }
+        let same = row.said.as_ref().map(|it| {
+            let waits = (it.waits_for.clone(), it.queued.clone());
+            (it.state, it.config_num, it.other_gid, waits)
+        });
+        let place = *places.entry((row.gid, same)).or_insert(merged.len());
+        match merged.get_mut(place) {
+            Some(first) => first.add(&row),
             None => merged.push(row),
         }
     }
