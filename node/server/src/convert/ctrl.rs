@@ -56,7 +56,17 @@ pub(crate) fn move_shard(wire: &v1::MoveRequest) -> Result<MachineRequest, Error
     change(wire.session.as_ref(), Change::Move { shard, gid })
 }
 
-pub(crate) fn report(wire: v1::ReportRequest) -> Result<MachineRequest, ErrorDetail> {
+/// News of a group that follows the controllers `own`, which this node is one of.
+pub(crate) fn report(
+    wire: v1::ReportRequest,
+    own: Option<ClusterId>,
+) -> Result<MachineRequest, ErrorDetail> {
+    let own = own.ok_or_else(|| errors::unavailable("the group isn't known yet", 100))?;
+    let theirs = ClusterId(wire.cluster_id);
+    if theirs != own {
+        let name = |cluster: ClusterId| format!("controllers {cluster}");
+        return Err(errors::wrong_cluster(&name(theirs), &name(own)));
+    }
     let (gid, settled) = (Gid(wire.gid), ConfigNum(wire.settled));
     change(None, Change::Report { gid, settled })
 }
@@ -158,6 +168,21 @@ mod tests {
         assert_eq!(asked(-1), Some(None));
         assert_eq!(asked(0), Some(Some(ConfigNum(0))));
         assert_eq!(asked(-2), None);
+    }
+
+    #[test]
+    fn news_for_other_controllers_are_refused() {
+        let wire = |cluster_id| v1::ReportRequest {
+            gid: 1,
+            settled: 5,
+            cluster_id,
+        };
+        assert!(report(wire(7), Some(ClusterId(7))).is_ok());
+        for (cluster, own) in [(8, Some(ClusterId(7))), (0, Some(ClusterId(7))), (7, None)] {
+            let error = report(wire(cluster), own).unwrap_err();
+            let wrong = matches!(error.kind, Some(Kind::WrongCluster(_)));
+            assert_eq!(wrong, own.is_some(), "{error:?}");
+        }
     }
 
     #[test]

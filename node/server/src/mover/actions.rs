@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::v1::handoff_client::HandoffClient;
-use api::v1::{DeleteShardRequest, ErrorDetail, PullRequest, ReportRequest};
+use api::v1::{
+    DeleteShardRequest, ErrorDetail, PullRequest, QueryRequest, QueryResponse, ReportRequest,
+};
 use replica::{Answer, Refusal};
 use shardkv::{Action, ActionId, ActionOutcome, Chunk, Cursor, Response};
 use tokio::task::JoinSet;
@@ -174,9 +176,10 @@ impl Actions {
         shard: ShardId,
         config: ConfigNum,
     ) -> Result<ActionOutcome, String> {
+        let (controller, source) = (self.controller()?, at.gid);
         let request = DeleteShardRequest {
-            cluster_id: self.controller()?.0,
-            gid: at.gid.0,
+            cluster_id: controller.0,
+            gid: source.0,
             shard: shard.0,
             config_num: config.0,
         };
@@ -185,14 +188,34 @@ impl Actions {
             let mut client = HandoffClient::new(channel);
             async move { client.delete(once(request)).await }
         });
-        deleted.await.map_err(message)?;
-        Ok(ActionOutcome::Done)
+        // Half of the time is for the question below.
+        let patience = self.hub.options.handoff.timeout / 2;
+        let why = match timeout(patience, deleted).await {
+            Ok(Ok(_)) => return Ok(ActionOutcome::Done),
+            Ok(Err(error)) => message(error),
+            Err(_) => format!("no answer within {patience:?}"),
+        };
+        // A group that left and was drained may be gone for good, and with it the answer that got lost.
+        let has_left = self.hub.ownership().left.contains(&source);
+        if has_left && self.is_drained(controller, source).await {
+            return Ok(ActionOutcome::Done);
+        }
+        Err(why)
+    }
+
+    /// Whether the controllers know that a group which left has nothing any more.
+    async fn is_drained(&self, controller: ClusterId, gid: Gid) -> bool {
+        let latest = forward::controllers_at_once(&self.hub, QueryRequest { num: -1 });
+        latest
+            .await
+            .is_ok_and(|answer| tells_drained(&answer, controller, gid))
     }
 
     async fn report(&self, settled: ConfigNum) -> Result<ActionOutcome, String> {
         let request = ReportRequest {
             gid: self.hub.identity.gid().0,
             settled: settled.0,
+            cluster_id: self.controller()?.0,
         };
         let reported = forward::controllers_at_once(&self.hub, request);
         reported.await.map_err(message)?;
@@ -226,10 +249,41 @@ async fn applied(hub: &Hub, waiting: Waiting) -> Result<(), String> {
     }
 }
 
+/// A group that gave shards away is known to its controllers until it has told, through its log, that it has deleted them
+/// all.
+fn tells_drained(answer: &QueryResponse, controller: ClusterId, gid: Gid) -> bool {
+    answer.cluster_id == controller.0 && answer.progress.iter().all(|it| it.gid != gid.0)
+}
+
 fn message(error: ErrorDetail) -> String {
     error.message
 }
 
 fn said(result: Result<ActionOutcome, String>) -> ActionOutcome {
     result.unwrap_or_else(ActionOutcome::Failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use api::v1::GroupProgress;
+
+    use super::*;
+
+    #[test]
+    fn only_the_own_controllers_tell_that_a_group_is_drained() {
+        let group = |gid| GroupProgress {
+            gid,
+            settled: 4,
+            left_in: 5,
+        };
+        let answer = |gids: &[u64]| QueryResponse {
+            cluster_id: 7,
+            progress: gids.iter().map(|gid| group(*gid)).collect(),
+            ..QueryResponse::default()
+        };
+        let (own, other) = (ClusterId(7), ClusterId(8));
+        assert!(tells_drained(&answer(&[1, 3]), own, Gid(2)));
+        assert!(!tells_drained(&answer(&[1, 2]), own, Gid(2)));
+        assert!(!tells_drained(&answer(&[1, 3]), other, Gid(2)));
+    }
 }

@@ -149,7 +149,9 @@ impl Shardctrler for CtrlService {
             Outcome::Reported => Some(v1::ReportResponse {}),
             _ => None,
         };
-        self.answer(request, ctrl::report, read, |_| Err(no_controllers()))
+        let own = self.hub.identity.cluster();
+        let convert = |wire| ctrl::report(wire, own);
+        self.answer(request, convert, read, |_| Err(no_controllers()))
             .await
     }
 
