@@ -14,12 +14,14 @@ use shardctrler::GroupKind;
 use tokio::sync::watch;
 use types::{ClusterId, ConfigDelta, ConfigError, ConfigNum, ShardConfig};
 
-pub(crate) use follow::{Feed, News, follow};
+pub(crate) use follow::{Feed, News, first_turn, follow};
 
 use crate::hub::Hub;
 
 /// The latest steps that are kept for watchers; who is further behind gets the whole configuration.
 const MAX_RECENT: usize = 1_024;
+/// The most that these steps change, in shard runs and groups: a step may move very many shards one by one.
+const MAX_RECENT_CHANGES: usize = 1 << 18;
 
 /// The latest configuration that this node knows.
 #[derive(Clone, Debug)]
@@ -110,10 +112,8 @@ impl Configs {
             }
             config.apply(&delta)?;
             recent.push_back(Arc::new(delta));
-            if recent.len() > MAX_RECENT {
-                recent.pop_front();
-            }
         }
+        bound(&mut recent);
         drop(recent);
         if started || config.num() > from {
             self.replace(cluster, Arc::new(config));
@@ -149,6 +149,18 @@ impl Configs {
     fn lock_recent(&self) -> MutexGuard<'_, VecDeque<Arc<ConfigDelta>>> {
         // Steps are added one by one, so it has no gap between any two statements.
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Drops the oldest steps beyond the bounds.
+fn bound(recent: &mut VecDeque<Arc<ConfigDelta>>) {
+    let changes = |delta: &Arc<ConfigDelta>| delta.moves.len() + delta.groups.len();
+    let mut sum: usize = recent.iter().map(changes).sum();
+    while recent.len() > MAX_RECENT || sum > MAX_RECENT_CHANGES {
+        let Some(oldest) = recent.pop_front() else {
+            return;
+        };
+        sum -= changes(&oldest);
     }
 }
 
@@ -227,6 +239,28 @@ mod tests {
         assert_eq!(message.full.unwrap().num, 3);
         assert_eq!(have, ConfigNum(3));
         assert_eq!(configs.since(ConfigNum(1)).unwrap().0.deltas.len(), 2);
+    }
+
+    #[test]
+    fn few_large_steps_are_kept() {
+        let shards = u32::try_from(MAX_RECENT_CHANGES).unwrap();
+        let mut config = ShardConfig::empty(shards);
+        let configs = Configs::default();
+        let groups: BTreeMap<_, _> = [1, 2].map(|n| (Gid(n), vec![format!("h{n}:1")])).into();
+        for num in 0..3 {
+            // Neighbours never go together.
+            let owners: Vec<Gid> = (0..u64::from(shards))
+                .map(|shard| Gid((shard + num) % 2 + 1))
+                .collect();
+            let delta = ConfigDelta::between(&config, &groups, &owners);
+            config.apply(&delta).unwrap();
+            configs.advance(CLUSTER, shards, None, vec![delta]).unwrap();
+        }
+        assert_eq!(configs.known().unwrap().config.num(), ConfigNum(3));
+        assert_eq!(configs.lock_recent().len(), 1);
+        let lacking = |after| configs.since(ConfigNum(after)).unwrap().0;
+        assert_eq!(lacking(2).deltas.len(), 1);
+        assert!(lacking(1).full.is_some());
     }
 
     #[test]

@@ -7,10 +7,13 @@ use api::v1::{ErrorDetail, ShardStatus, ShardsRequest, ShardsResponse};
 use api::{errors, v1};
 use bytes::Bytes;
 use shardkv::{GroupKind, Ownership, Query, Response, Shard, ShardState};
-use types::{ConfigNum, Gid, LogTime, ShardId, ShardSet};
+use types::{ConfigNum, Gid, LogTime, ShardId};
 
 use crate::convert::kv;
 use crate::hub::Hub;
+
+/// How many shards' sizes are asked for at once: the replica answers nobody else meanwhile.
+const SIZES_AT_ONCE: usize = 256;
 
 /// What a shard holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,19 +118,21 @@ fn wall_clock() -> LogTime {
     LogTime(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
-/// About how many bytes shards hold.
+/// About how many bytes shards hold, which are given in order, each once.
 pub(crate) async fn estimate(
     hub: &Hub,
     shards: impl IntoIterator<Item = ShardId>,
 ) -> Result<BTreeMap<ShardId, u64>, ErrorDetail> {
-    let shards: ShardSet = shards.into_iter().collect();
-    let query = Query::Sizes {
-        shards: shards.clone(),
-    };
-    match ask(hub, query).await? {
-        Response::Sizes(sizes) => Ok(shards.shards().zip(sizes).collect()),
-        _ => Err(kv::mismatch()),
+    let shards: Vec<ShardId> = shards.into_iter().collect();
+    let mut found = BTreeMap::new();
+    for page in shards.chunks(SIZES_AT_ONCE) {
+        let shards = page.iter().copied().collect();
+        match ask(hub, Query::Sizes { shards }).await? {
+            Response::Sizes(sizes) => found.extend(page.iter().copied().zip(sizes)),
+            _ => return Err(kv::mismatch()),
+        }
     }
+    Ok(found)
 }
 
 async fn estimates(
