@@ -10,7 +10,7 @@
 //! What was exported and is imported again is the same, byte for byte.
 //!
 //! An export goes shard by shard. Each shard is a consistent cut, taken at a moment of its own; a cut that breaks, because
-//! its node is lost or the shard moves, is begun anew and nothing of it is written ([`export`]).
+//! its node is lost or the shard moves, is begun anew and nothing of it is written ([`mod@export`]).
 //!
 //! An import reads and parses in a thread of its own, a bounded queue ahead of the writes, of which a bounded number
 //! is in flight. Two writes of one key never are at once, so that the last line of a key wins. Since every write
