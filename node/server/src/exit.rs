@@ -14,7 +14,8 @@ pub enum ExitCode {
     Damaged = 3,
     /// The disk failed while the node ran.
     DiskFailed = 4,
-    /// The data directory belongs to another cluster or group, or was created with other values.
+    /// The data directory belongs to another cluster or group, was created with other values, or the controllers are
+    /// those of another cluster.
     WrongIdentity = 5,
     /// The listen address can't be used.
     CannotListen = 6,
@@ -28,7 +29,7 @@ Exit codes:
   2  the options can't be used
   3  stored data is damaged or lost: the node refuses to vote; wipe its data directory to have it rejoin as a new member
   4  the disk failed while the node ran
-  5  the data directory belongs to another cluster or group, or was created with other values
+  5  the data directory belongs to another cluster or group, was created with other values, or the controllers are another cluster's
   6  the listen address can't be used";
 
 /// An error that ends the process.

@@ -112,8 +112,8 @@ fn news(message: WatchResponse) -> Result<News, types::ConfigError> {
 /// Follows the controllers, for as long as it is polled.
 pub(crate) async fn follow(hub: Arc<Hub>) {
     let mut pause = FIRST_PAUSE;
-    let mut told = String::new();
-    for address in hub.options.controllers.iter().cycle() {
+    let turn = first_turn(&hub);
+    for address in hub.options.controllers.iter().cycle().skip(turn) {
         let after = hub
             .configs
             .known()
@@ -122,15 +122,22 @@ pub(crate) async fn follow(hub: Arc<Hub>) {
             Ok(mut feed) => take_in(&hub, &mut feed, &mut pause).await,
             Err(reason) => reason,
         };
-        if told == ended {
-            tracing::debug!("not following the controllers: {ended}");
-        } else {
+        // Told when it begins and when it lasts, not with every attempt.
+        let longer = (pause * 2).min(LONGEST_PAUSE);
+        if pause == FIRST_PAUSE || longer > pause && longer == LONGEST_PAUSE {
             tracing::info!("not following the controllers: {ended}");
-            told = ended;
+        } else {
+            tracing::debug!("not following the controllers: {ended}");
         }
         sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = longer;
     }
+}
+
+/// Which controller this node asks first, so that not all nodes ask the same.
+pub(crate) fn first_turn(hub: &Hub) -> usize {
+    let count = hub.options.controllers.len().max(1) as u64;
+    usize::try_from(hub.node().0 % count).unwrap_or(0)
 }
 
 /// Takes news in until the feed ends, and tells why it did.

@@ -7,7 +7,7 @@ use shardkv::ActionOutcome;
 use tokio::time::{Instant, timeout_at};
 use types::ConfigNum;
 
-use crate::configs::{Feed, News};
+use crate::configs::{Feed, News, first_turn};
 use crate::hub::Hub;
 
 /// How long a question waits for news.
@@ -19,10 +19,9 @@ pub(crate) struct Fetcher {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     kept: Option<Kept>,
-    /// How many watches failed: the next controller is tried.
+    /// Rises with each watch that failed: the next controller is tried.
     failed: usize,
 }
 
@@ -34,9 +33,13 @@ struct Kept {
 
 impl Fetcher {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        let state = State {
+            kept: None,
+            failed: first_turn(&hub),
+        };
         Self {
             hub,
-            state: Mutex::default(),
+            state: Mutex::new(state),
         }
     }
 
