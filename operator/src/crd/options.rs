@@ -1,0 +1,132 @@
+//! What may be tuned about nodes.
+
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// What may be tuned about nodes. What isn't given is as `shardkv-node --help` says.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(
+    validation = ("!has(self.electionTimeoutMs) || self.electionTimeoutMs >= 3 * (has(self.heartbeatIntervalMs) ? self.heartbeatIntervalMs : 100)", "electionTimeoutMs must be at least three times heartbeatIntervalMs (which is 100 by default)"),
+    validation = ("!has(self.heartbeatIntervalMs) || has(self.electionTimeoutMs) || self.heartbeatIntervalMs <= 133", "electionTimeoutMs (400 by default) must be at least three times heartbeatIntervalMs: set both"),
+    validation = ("has(self.sessionTtlMs) == has(oldSelf.sessionTtlMs)", "options.sessionTtlMs can't be changed: a group's replicas must agree on it"),
+    validation = ("has(self.maxSessionsPerShard) == has(oldSelf.maxSessionsPerShard)", "options.maxSessionsPerShard can't be changed: a group's replicas must agree on it")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeOptions {
+    /// How long a silent client session is remembered, in milliseconds. Fixed at creation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1000, max = 86_400_000))]
+    #[x_kube(validation = ("self == oldSelf", "options.sessionTtlMs can't be changed: a group's replicas must agree on it"))]
+    pub session_ttl_ms: Option<i64>,
+
+    /// How many client sessions a shard remembers; beyond it new ones are refused. Fixed at creation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16_777_216))]
+    #[x_kube(validation = ("self == oldSelf", "options.maxSessionsPerShard can't be changed: a group's replicas must agree on it"))]
+    pub max_sessions_per_shard: Option<i64>,
+
+    /// How often a leader speaks to each follower at least, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 10_000))]
+    pub heartbeat_interval_ms: Option<i64>,
+
+    /// A follower that hears no leader for one to two times this long asks for votes, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 30, max = 60_000))]
+    pub election_timeout_ms: Option<i64>,
+
+    /// Serve reads from the leader's lease without asking a quorum. Trusts that no clock runs twice as fast as another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_reads: Option<bool>,
+
+    /// The longest that a request waits on the server, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 100, max = 600_000))]
+    pub request_timeout_ms: Option<i64>,
+
+    /// The most unanswered requests of all clients of a node; beyond it they are refused as overload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub max_pending_requests: Option<i64>,
+
+    /// The most open connections of a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 16, max = 65_536))]
+    pub max_connections: Option<i64>,
+
+    /// A node's cache of blocks read from disk, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_i64))]
+    pub block_cache_bytes: Option<i64>,
+
+    /// The log is compacted when it has grown by this many bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_i64))]
+    pub compact_after_bytes: Option<i64>,
+
+    /// The bandwidth of all outgoing snapshots of a node together, in bytes a second; 0 for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
+    pub snapshot_bytes_per_second: Option<i64>,
+
+    /// The most shards that a group pulls at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub handoff_max_concurrent: Option<i64>,
+
+    /// The most bytes of shards that a group pulls in a second; 0 for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
+    pub handoff_bytes_per_second: Option<i64>,
+
+    /// Which log lines: a level, or levels by module such as `info,shardkv_server=debug`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256), regex(pattern = r"^[A-Za-z0-9_:=,-]+$"))]
+    pub log_filter: Option<String>,
+}
+
+impl NodeOptions {
+    /// The lines of the node's options file: names as `shardkv-node` knows them, and values.
+    ///
+    /// The struct is taken apart whole, so that an option can't be offered and then forgotten.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let Self {
+            session_ttl_ms,
+            max_sessions_per_shard,
+            heartbeat_interval_ms,
+            election_timeout_ms,
+            lease_reads,
+            request_timeout_ms,
+            max_pending_requests,
+            max_connections,
+            block_cache_bytes,
+            compact_after_bytes,
+            snapshot_bytes_per_second,
+            handoff_max_concurrent,
+            handoff_bytes_per_second,
+            log_filter,
+        } = self;
+        let numbers = [
+            ("session_ttl_ms", session_ttl_ms),
+            ("max_sessions_per_shard", max_sessions_per_shard),
+            ("heartbeat_interval_ms", heartbeat_interval_ms),
+            ("election_timeout_ms", election_timeout_ms),
+            ("request_timeout_ms", request_timeout_ms),
+            ("max_pending_requests", max_pending_requests),
+            ("max_connections", max_connections),
+            ("block_cache_bytes", block_cache_bytes),
+            ("compact_after_bytes", compact_after_bytes),
+            ("snapshot_bytes_per_second", snapshot_bytes_per_second),
+            ("handoff_max_concurrent", handoff_max_concurrent),
+            ("handoff_bytes_per_second", handoff_bytes_per_second),
+        ];
+        let numbers = numbers
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.as_ref()?.to_string())));
+        let lease = lease_reads.map(|on| ("lease_reads", on.to_string()));
+        let filter = log_filter.as_ref().map(|text| ("log_filter", text.clone()));
+        let mut settings: Vec<_> = numbers.chain(lease).chain(filter).collect();
+        settings.sort_unstable();
+        settings
+    }
+}
