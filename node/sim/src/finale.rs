@@ -5,6 +5,8 @@
 //! those with lost disks by themselves; and all must hold the same state at the same index. Then every key
 //! is read once more, and the whole history is checked.
 
+use std::collections::BTreeSet;
+
 use raft::MembershipChange;
 use replica::Keyspace;
 use shardkv::Query;
@@ -283,7 +285,7 @@ impl World {
         let Some(status) = self.status(leader) else {
             return Some("the leader is gone".to_owned());
         };
-        let voters: std::collections::BTreeSet<_> = status.membership.voters().collect();
+        let voters: BTreeSet<_> = status.membership.voters().collect();
         if voters != self.present(group) {
             return Some(format!(
                 "the members of {gid} are {}, present are {:?}",
@@ -330,6 +332,7 @@ impl World {
             }
         }
         self.nothing_left_behind()?;
+        self.markers_once()?;
         let checked = self.check_history();
         if self.tracing && checked.is_err() {
             for number in 0..self.scenario.client.keys {
@@ -361,6 +364,31 @@ impl World {
         ];
         for (what, count) in totals {
             *self.report.counts.entry(what).or_default() += count;
+        }
+        Ok(())
+    }
+
+    /// What clients write is marked, each time differently: no mark is in the data twice.
+    fn markers_once(&self) -> Step {
+        for host in &self.hosts[..self.kv_hosts] {
+            let data = host.disk.pairs();
+            let data = data
+                .iter()
+                .filter(|((space, _), _)| *space == Keyspace::Data);
+            let mut marks = BTreeSet::new();
+            for ((_, key), value) in data {
+                let starts = value.split_inclusive(|byte| *byte == b'>');
+                let twice = starts
+                    .filter(|mark| mark.starts_with(b"<") && mark.ends_with(b">"))
+                    .find(|mark| !marks.insert(mark.to_vec()));
+                if let Some(mark) = twice {
+                    let mark = String::from_utf8_lossy(mark);
+                    return Err(Violation::new(
+                        "exactly once",
+                        format!("host {} has {mark} twice, last in {key:?}", host.number),
+                    ));
+                }
+            }
         }
         Ok(())
     }

@@ -47,9 +47,11 @@ fn equal_seeds_are_equal_worlds() {
 
 #[test]
 fn a_failing_seed_fails_the_same_way_again() {
-    let first = run_seed(0, Some(Bug::RetryAppliedTwice), false).unwrap_err();
-    let second = run_seed(0, Some(Bug::RetryAppliedTwice), false).unwrap_err();
-    assert_eq!(first, second);
+    for bug in [Bug::RetryAppliedTwice, Bug::DeleteBeforeInstall] {
+        let first = run_seed(5, Some(bug), false).unwrap_err();
+        let second = run_seed(5, Some(bug), false).unwrap_err();
+        assert_eq!(first, second);
+    }
 }
 
 /// The bugs that show quickly; `shardkv-sim bugs` is for all of them.
