@@ -81,7 +81,9 @@ demo: build checker ## See groups join and leave under load, a leader die, and n
 
 .PHONY: bench
 bench: build ## Measure puts and gets, one to three groups, and shards that move, beside the limits of disk and network
-	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" deploy/bench.sh
+	$(CARGO) build --release -p shardctrler --example rebalance
+	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" \
+		REBALANCE="$(abspath $(bin))/examples/rebalance" deploy/bench.sh
 
 .PHONY: example-python
 example-python: build ## Run the plain gRPC client in Python against a playground of two groups

@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
-# The benchmark: three replicas on this machine at 1, 16, 64 and 256 clients, put and get, unary and batch, beside what
-# the disk and gRPC could do at best. `make bench` builds and runs it. The clients share the machine with the nodes, so
-# that only the ratios of one run mean something.
+# The benchmark, of real nodes on this machine, beside what the disk and gRPC could do at best:
+#
+# - one group of three at 1, 16, 64 and 256 clients, put and get, unary and batch;
+# - one, two and three groups of three;
+# - shards of 1 MB and 100 MB that move: how long they can't be written, and what writes of the others notice;
+# - the controllers' rebalance by scale.
+#
+# `make bench` builds and runs it. The clients share the machine with the nodes, so that only the ratios of one run mean
+# something; and groups that share two cores can't be faster than one.
 #
 # SECONDS_EACH=5 seconds for each point; BENCH_DIR=DIR for the data (default: the temporary directory);
-# BENCH_JSON=FILE for the results as JSON Lines (default: target/bench.jsonl).
+# BENCH_JSON=FILE for the results as JSON Lines (default: target/bench.jsonl); REBALANCE=FILE is the example `rebalance`
+# of shardctrler.
 set -euo pipefail
 export LC_ALL=C
 
@@ -38,12 +45,35 @@ echo_64=$(figure echo_unary per_second <"$work/limits.json")
 printf '  write 4 KiB + fdatasync: %.0f/s growing file, %.0f/s recycled file\n' "$append" "$overwrite"
 printf '  gRPC echo, 256 bytes, 64 clients, unary: %.0f/s\n\n' "$echo_64"
 
-shardkv playground --replicas 3 --dir "$SHARDKV_PLAYGROUND_DIR" >"$work/playground.log" 2>&1 </dev/null &
-playground=$!
-shardkv playground wait >/dev/null
-SHARDKV_ENDPOINTS=$(sed -nE 's/.*"endpoints": *"([^"]+)".*/\1/p' "$SHARDKV_PLAYGROUND_DIR/playground.json")
-export SHARDKV_ENDPOINTS
+# Starts a playground with these options, and points the command line at it.
+start() {
+    shardkv playground "$@" --dir "$SHARDKV_PLAYGROUND_DIR" >"$work/playground.log" 2>&1 </dev/null &
+    playground=$!
+    shardkv playground wait >/dev/null || { cat "$work/playground.log" >&2; exit 1; }
+    find_nodes
+}
+find_nodes() {
+    SHARDKV_ENDPOINTS=$(sed -nE 's/.*"endpoints": *"([^"]+)".*/\1/p' "$SHARDKV_PLAYGROUND_DIR/playground.json")
+    export SHARDKV_ENDPOINTS
+}
+stop() {
+    shardkv playground down
+    wait "$playground" || true
+    playground=""
+    rm -rf "$SHARDKV_PLAYGROUND_DIR"
+}
 
+# One point: its report goes into point.json, and into the results.
+measure() { # options of bench...
+    shardkv bench --duration "${seconds}s" --output json "$@" >"$work/point.json"
+    cat "$work/point.json" >>"$json"
+    [ "$(sed -nE 's/.*"error_count":([0-9]+).*/\1/p' "$work/point.json")" = 0 ] || {
+        printf 'operations failed: %s\n' "$(cat "$work/point.json")" >&2
+        exit 1
+    }
+}
+
+start --replicas 3
 printf 'Three replicas, values of 256 bytes, fsync on, %s s a row\n' "$seconds"
 printf '%-6s %-6s %8s %10s %9s %9s %9s %11s %13s\n' OP MODE CLIENTS 'OPS/s' 'P50 ms' 'P99 ms' 'MAX ms' 'x of echo' 'ops per fsync'
 preload=--preload
@@ -52,15 +82,9 @@ for op in put get; do
     [ "$op" = get ] && ratio=1 row=reads
     for mode in unary batch; do
         for clients in 1 16 64 256; do
-            shardkv bench --clients "$clients" --duration "${seconds}s" --read-ratio "$ratio" --mode "$mode" \
-                ${preload:+$preload} --output json >"$work/point.json"
+            measure --clients "$clients" --read-ratio "$ratio" --mode "$mode" ${preload:+$preload}
             preload=""
-            cat "$work/point.json" >>"$json"
             ops=$(figure $row per_second <"$work/point.json")
-            [ "$(sed -nE 's/.*"error_count":([0-9]+).*/\1/p' "$work/point.json")" = 0 ] || {
-                printf 'operations failed: %s\n' "$(cat "$work/point.json")" >&2
-                exit 1
-            }
             printf '%s %s %s %s %s %s %s %s %s\n' "$op" "$mode" "$clients" "$ops" \
                 "$(figure $row p50_us <"$work/point.json")" "$(figure $row p99_us <"$work/point.json")" \
                 "$(figure $row max_us <"$work/point.json")" "$echo_64" "$append" |
@@ -72,7 +96,43 @@ for op in put get; do
         done
     done
 done
-shardkv playground down
-wait "$playground" || true
-playground=""
+stop
+
+printf '\nGroups of three behind one controller, puts of 256 bytes, 64 clients, %s s a row; %s cores for all of it\n' \
+    "$seconds" "$(nproc)"
+printf '%-6s %-6s %10s %9s %9s %14s\n' GROUPS MODE 'OPS/s' 'P50 ms' 'P99 ms' 'x of one group'
+start --controllers 1 --groups 1 --replicas 3
+declare -A one
+for groups in 1 2 3; do
+    if [ "$groups" -gt 1 ]; then
+        shardkv playground scale "$groups" >/dev/null 2>&1
+        find_nodes
+    fi
+    for mode in unary batch; do
+        measure --clients 64 --read-ratio 0 --mode "$mode"
+        ops=$(figure writes per_second <"$work/point.json")
+        [ "$groups" -gt 1 ] || one[$mode]=$ops
+        printf '%s %s %s %s %s %s\n' "$groups" "$mode" "$ops" "$(figure writes p50_us <"$work/point.json")" \
+            "$(figure writes p99_us <"$work/point.json")" "${one[$mode]}" |
+            awk '{ printf "%-6d %-6s %10.0f %9.2f %9.2f %14.2f\n", $1, $2, $3, $4 / 1000, $5 / 1000, $3 / $6 }'
+    done
+done
+
+printf '\nA shard moves between two groups of three, 200 writes/s to it and 500 to the others\n'
+printf '%-12s %13s %14s %11s %18s %18s\n' BYTES 'WRITE GAP ms' 'GAP BEFORE ms' 'ARRIVED ms' 'OTHERS p99 before' 'OTHERS p99 during'
+shardkv bench handoff --sizes 1MB,100MB --output json >"$work/handoff.json"
+cat "$work/handoff.json" >>"$json"
+# A line each.
+sed -E 's/.*"handoffs":\[//; s/\},\{"shard"/},\n{"shard"/g' "$work/handoff.json" | while IFS= read -r moved; do
+    number() { sed -nE "s/.*\"$1\":([0-9.]+).*/\1/p" <<<"$moved"; }
+    printf '%s %s %s %s %s %s\n' "$(number bytes)" "$(number write_gap_ms)" "$(number gap_before_ms)" "$(number arrived_ms)" \
+        "$(figure others_before p99_us <<<"$moved")" "$(figure others_during p99_us <<<"$moved")" |
+        awk '{ printf "%-12d %13.1f %14.1f %11.1f %15.2f ms %15.2f ms\n", $1, $2, $3, $4, $5 / 1000, $6 / 1000 }'
+done
+stop
+
+printf '\nThe rebalance of the controllers, by scale\n'
+"${REBALANCE:?is the program of the rebalance}" --output json >"$work/rebalance.json"
+cat "$work/rebalance.json" >>"$json"
+"$REBALANCE"
 printf '\nAs JSON Lines: %s\n' "$json"

@@ -27,19 +27,24 @@ pub(crate) struct Load {
 impl Load {
     /// Starts `clients` of them, and waits until the first operations were answered.
     pub(crate) async fn start(cluster: &Cluster, clients: u32) -> Self {
+        Self::start_with(async || cluster.client().await, clients).await
+    }
+
+    /// The same with clients of another making.
+    pub(crate) async fn start_with(connect: impl AsyncFn() -> Client, clients: u32) -> Self {
         let history = Arc::new(History::new());
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
         for number in 1..=clients {
             let (history, stop) = (history.clone(), stop.clone());
-            let client = cluster.client().await;
+            let client = connect().await;
             tasks.spawn(async move { work(&client, number, &history, &stop).await });
         }
         let load = Self {
             history,
             stop,
             tasks,
-            reader: cluster.client().await,
+            reader: connect().await,
         };
         load.answered(100).await;
         load

@@ -27,8 +27,10 @@ mod wait;
 mod world;
 
 mod bad_input;
+mod borders;
 mod bounds;
 mod disks;
 mod faults;
 mod lifecycle;
 mod shards;
+mod storm;
