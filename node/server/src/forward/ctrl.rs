@@ -3,22 +3,22 @@
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{
     ConfigChanged, ErrorDetail, JoinRequest, LeaveRequest, MoveRequest, OpenSessionRequest,
-    OpenSessionResponse, QueryRequest, QueryResponse, ReportRequest, ReportResponse, Session,
+    OpenSessionResponse, QueryRequest, QueryResponse, ReportRequest, ReportResponse,
 };
 use shardctrler::GroupKind;
 use tonic::Status;
 use tonic::transport::Channel;
 use types::Gid;
 
-use super::{Destination, call, once, own_group, reach};
+use super::{Destination, Repeat, call, once, own_group, reach};
 use crate::hub::Hub;
 
 /// What may be asked of the controllers, and is answered with [`Ask::Answer`].
 pub(crate) trait Ask: Clone + Send {
     type Answer;
 
-    /// Whether carrying it out twice does no harm.
-    fn is_repeatable(&self) -> bool;
+    /// Whether it may be asked again.
+    fn repeat(&self) -> Repeat;
 
     /// Asks.
     fn ask(
@@ -29,11 +29,11 @@ pub(crate) trait Ask: Clone + Send {
 
 /// Has the controllers' leader answer.
 pub(crate) async fn controllers<A: Ask>(hub: &Hub, ask: A) -> Result<A::Answer, ErrorDetail> {
-    let repeatable = ask.is_repeatable();
+    let repeat = ask.repeat();
     call(
         hub,
         || Ok(centre(hub)),
-        repeatable,
+        repeat,
         |channel| ask.clone().ask(client(channel)),
     )
     .await
@@ -44,11 +44,11 @@ pub(crate) async fn controllers_at_once<A: Ask>(
     hub: &Hub,
     ask: A,
 ) -> Result<A::Answer, ErrorDetail> {
-    let repeatable = ask.is_repeatable();
+    let repeat = ask.repeat();
     reach(
         hub,
         || Ok(centre(hub)),
-        repeatable,
+        repeat,
         |channel| ask.clone().ask(client(channel)),
     )
     .await
@@ -69,13 +69,13 @@ fn centre(hub: &Hub) -> Destination {
 }
 
 macro_rules! ask {
-    ($request:ty => $answer:ty, $method:ident, $repeatable:expr) => {
+    ($request:ty => $answer:ty, $method:ident, $repeat:expr) => {
         impl Ask for $request {
             type Answer = $answer;
 
-            fn is_repeatable(&self) -> bool {
-                let repeatable: fn(&Self) -> bool = $repeatable;
-                repeatable(self)
+            fn repeat(&self) -> Repeat {
+                let repeat: fn(&Self) -> Repeat = $repeat;
+                repeat(self)
             }
 
             async fn ask(
@@ -88,13 +88,9 @@ macro_rules! ask {
     };
 }
 
-fn named(session: Option<&Session>) -> bool {
-    session.is_some()
-}
-
-ask!(QueryRequest => QueryResponse, query, |_| true);
-ask!(JoinRequest => ConfigChanged, join, |it| named(it.session.as_ref()));
-ask!(LeaveRequest => ConfigChanged, leave, |it| named(it.session.as_ref()));
-ask!(MoveRequest => ConfigChanged, r#move, |it| named(it.session.as_ref()));
-ask!(ReportRequest => ReportResponse, report, |_| true);
-ask!(OpenSessionRequest => OpenSessionResponse, open_session, |_| true);
+ask!(QueryRequest => QueryResponse, query, |_| Repeat::Freely);
+ask!(JoinRequest => ConfigChanged, join, |it| Repeat::of_write(it.session.as_ref()));
+ask!(LeaveRequest => ConfigChanged, leave, |it| Repeat::of_write(it.session.as_ref()));
+ask!(MoveRequest => ConfigChanged, r#move, |it| Repeat::of_write(it.session.as_ref()));
+ask!(ReportRequest => ReportResponse, report, |_| Repeat::Freely);
+ask!(OpenSessionRequest => OpenSessionResponse, open_session, |_| Repeat::Freely);

@@ -12,16 +12,16 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use types::{Gid, ShardId, shard_of};
 
-use super::{Destination, call, once};
+use super::{Destination, Repeat, call, once};
 use crate::hub::Hub;
 
 /// Has the owner of an item's key answer it.
 pub(crate) async fn item(hub: &Hub, item: Item) -> Result<ItemResponse, ErrorDetail> {
     let _permit = hub.budget.take(size(&item))?;
-    let repeatable = is_repeatable(&item);
+    let repeat = repeat(&item);
     let route = || owner_of_key(hub, key(&item));
     let limit = answer_limit(hub);
-    call(hub, route, repeatable, |channel| {
+    call(hub, route, repeat, |channel| {
         let item = item.clone();
         let mut client = KvClient::new(channel).max_decoding_message_size(limit);
         async move {
@@ -62,7 +62,7 @@ pub(crate) async fn open_session(hub: &Hub) -> Result<OpenSessionResponse, Error
             None => Err(errors::unavailable("no group has joined yet", 1_000)),
         }
     };
-    call(hub, route, true, |channel| {
+    call(hub, route, Repeat::Freely, |channel| {
         let mut client = KvClient::new(channel);
         async move {
             let answer = client.open_session(once(OpenSessionRequest {})).await?;
@@ -109,7 +109,7 @@ async fn pages<F>(
 where
     F: Future<Output = Result<Streaming<ScanResponse>, tonic::Status>>,
 {
-    call(hub, route, true, |channel| {
+    call(hub, route, Repeat::Freely, |channel| {
         ask(KvClient::new(channel).max_decoding_message_size(usize::MAX))
     })
     .await
@@ -183,15 +183,15 @@ fn key(item: &Item) -> &[u8] {
     }
 }
 
-/// Whether carrying an item out twice does no harm.
-fn is_repeatable(item: &Item) -> bool {
-    match item {
-        Item::Get(_) => true,
-        Item::Put(it) => it.session.is_some(),
-        Item::Append(it) => it.session.is_some(),
-        Item::Delete(it) => it.session.is_some(),
-        Item::CompareAndSwap(it) => it.session.is_some(),
-    }
+fn repeat(item: &Item) -> Repeat {
+    let session = match item {
+        Item::Get(_) => return Repeat::Freely,
+        Item::Put(it) => &it.session,
+        Item::Append(it) => &it.session,
+        Item::Delete(it) => &it.session,
+        Item::CompareAndSwap(it) => &it.session,
+    };
+    Repeat::of_write(session.as_ref())
 }
 
 fn size(item: &Item) -> usize {
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn writes_without_a_session_are_not_repeated() {
         let get = Item::Get(GetRequest { key: "k".into() });
-        assert!(is_repeatable(&get));
+        assert_eq!(repeat(&get), Repeat::Freely);
         let put = |session| {
             Item::Put(PutRequest {
                 key: "k".into(),
@@ -222,8 +222,8 @@ mod tests {
                 session,
             })
         };
-        assert!(!is_repeatable(&put(None)));
-        assert!(is_repeatable(&put(Some(Session::default()))));
+        assert_eq!(repeat(&put(None)), Repeat::Never);
+        assert_eq!(repeat(&put(Some(Session::default()))), Repeat::ByName);
     }
 
     #[test]

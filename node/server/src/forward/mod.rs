@@ -8,7 +8,8 @@
 //!
 //! A refusal that says that nothing was done (`NotLeader`, `WrongGroup`, no connection) is followed to where it points. A
 //! call that may have been carried out is only repeated if that does no harm: reads, and writes with a session. A forwarded
-//! write keeps its session, so that the client may repeat it anywhere.
+//! write keeps its session, so that the client may repeat it anywhere. When one of its attempts is in doubt, a refusal of a
+//! later one doesn't say that nothing was done, so the client is told that the outcome is unknown.
 
 mod channels;
 mod ctrl;
@@ -18,8 +19,8 @@ mod kv;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::v1::ErrorDetail;
 use api::v1::error_detail::Kind;
+use api::v1::{ErrorDetail, Session};
 use api::{NO_FORWARD_METADATA_KEY, error_detail, errors};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -99,11 +100,32 @@ pub(crate) fn is_elsewhere(error: &ErrorDetail) -> bool {
     matches!(error.kind, Some(Kind::NotLeader(_) | Kind::WrongGroup(_)))
 }
 
+/// Whether a call may be made again when it isn't known what became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It changes nothing, or the same again.
+    Freely,
+    /// It is a write with a session: carried out once however often it comes, but it may have been.
+    ByName,
+    /// It is a write that nobody would recognise.
+    Never,
+}
+
+impl Repeat {
+    /// That of a write.
+    pub(crate) fn of_write(session: Option<&Session>) -> Self {
+        match session {
+            Some(_) => Self::ByName,
+            None => Self::Never,
+        }
+    }
+}
+
 /// Passes a client's call on: as [`reach`], bounded and counted.
 pub(crate) async fn call<T, F>(
     hub: &Hub,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
-    repeatable: bool,
+    repeat: Repeat,
     call: impl Fn(Channel) -> F,
 ) -> Result<T, ErrorDetail>
 where
@@ -111,30 +133,44 @@ where
 {
     let _place = hub.forwarding.place()?;
     hub.metrics.forwarded.inc();
-    let result = reach(hub, route, repeatable, call).await;
+    let result = reach(hub, route, repeat, call).await;
     if result.is_err() {
         hub.metrics.forward_failures.inc();
     }
     result
 }
 
-/// Calls the leader of `route`'s group, which is looked up anew for each attempt. `repeatable`: carrying the call out twice
-/// does no harm.
+/// Calls the leader of `route`'s group, which is looked up anew for each attempt.
 pub(crate) async fn reach<T, F>(
     hub: &Hub,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
-    repeatable: bool,
+    repeat: Repeat,
     call: impl Fn(Channel) -> F,
 ) -> Result<T, ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let forwarding = &hub.forwarding;
     let mut course = Course::new(hub);
+    let result = travel(&mut course, route, repeat, call).await;
+    let doubt = course.doubt && repeat == Repeat::ByName;
+    result.map_err(|error| if doubt { in_doubt(error) } else { error })
+}
+
+async fn travel<T, F>(
+    course: &mut Course<'_>,
+    route: impl Fn() -> Result<Destination, ErrorDetail>,
+    repeat: Repeat,
+    call: impl Fn(Channel) -> F,
+) -> Result<T, ErrorDetail>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let forwarding = &course.hub.forwarding;
+    let repeatable = repeat != Repeat::Never;
     for attempt in 0..MAX_ATTEMPTS {
         let to = route()?;
         let Some(address) = forwarding.guide.pick(to.gid, &to.addresses, attempt) else {
-            return Err(course.failure.unwrap_or_else(|| nobody(to.gid)));
+            return Err(course.failure.take().unwrap_or_else(|| nobody(to.gid)));
         };
         let channel = match timeout_at(course.deadline, forwarding.channels.get(&address)).await {
             Ok(Ok(channel)) => channel,
@@ -152,10 +188,15 @@ where
                 return Ok(answer);
             }
             Ok(Err(status)) => status,
-            Err(_) if repeatable => break,
+            Err(_) if repeatable => {
+                course.doubt = true;
+                break;
+            }
             Err(_) => return Err(errors::outcome_unknown("")),
         };
-        match error_detail(&status) {
+        let detail = error_detail(&status);
+        course.doubt |= detail.as_ref().is_none_or(is_doubtful);
+        match detail {
             Some(detail) if is_followed(&detail, repeatable) => {
                 course.follow(&to, &address, detail).await;
             }
@@ -174,7 +215,7 @@ where
         }
     }
     let late = || errors::unavailable("no answer came in time", 100);
-    Err(course.failure.unwrap_or_else(late))
+    Err(course.failure.take().unwrap_or_else(late))
 }
 
 /// Whether a refusal points elsewhere, or to later.
@@ -183,6 +224,22 @@ fn is_followed(detail: &ErrorDetail, repeatable: bool) -> bool {
         Some(Kind::NotLeader(_) | Kind::WrongGroup(_)) => true,
         Some(Kind::Unavailable(_) | Kind::OutcomeUnknown(_)) => repeatable,
         _ => false,
+    }
+}
+
+/// Whether a refused attempt may have taken effect all the same: a node that stops can't tell, and a kind of error that
+/// this version doesn't know may mean anything.
+fn is_doubtful(detail: &ErrorDetail) -> bool {
+    let kind = detail.kind.as_ref();
+    kind.is_none_or(|kind| matches!(kind, Kind::Unavailable(_) | Kind::OutcomeUnknown(_)))
+}
+
+/// What a write is told whose last attempt got this answer, and an earlier one none.
+fn in_doubt(error: ErrorDetail) -> ErrorDetail {
+    match error.kind {
+        // It says so itself.
+        Some(Kind::SessionExpired(_) | Kind::OutcomeUnknown(_)) => error,
+        _ => errors::outcome_unknown(""),
     }
 }
 
@@ -195,6 +252,8 @@ struct Course<'a> {
     hints: u32,
     /// What the last attempt was told.
     failure: Option<ErrorDetail>,
+    /// Whether an attempt may have taken effect.
+    doubt: bool,
 }
 
 impl<'a> Course<'a> {
@@ -205,6 +264,7 @@ impl<'a> Course<'a> {
             pause: FIRST_PAUSE,
             hints: 0,
             failure: None,
+            doubt: false,
         }
     }
 
@@ -285,6 +345,27 @@ mod tests {
             assert_eq!(is_followed(&detail, false), always, "{detail:?}");
             assert_eq!(is_followed(&detail, true), repeatable, "{detail:?}");
         }
+    }
+
+    #[test]
+    fn no_refusal_hides_that_an_earlier_attempt_is_in_doubt() {
+        for detail in [
+            errors::wrong_group(7),
+            errors::not_leader("a:1"),
+            errors::shard_not_ready(20),
+            errors::overloaded("requests", 1, 1),
+            errors::disk_full(),
+        ] {
+            assert!(!is_doubtful(&detail), "{detail:?}");
+            let told = in_doubt(detail);
+            assert!(matches!(told.kind, Some(Kind::OutcomeUnknown(_))));
+        }
+        assert_eq!(
+            in_doubt(errors::session_expired()),
+            errors::session_expired()
+        );
+        assert!(is_doubtful(&errors::outcome_unknown("")));
+        assert!(is_doubtful(&errors::unavailable("stopping", 1)));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use types::{ClusterId, ConfigNum, Gid, ShardId};
 
 use super::feed::Fetcher;
 use crate::convert::kv;
-use crate::forward::{self, Destination, Guide, once};
+use crate::forward::{self, Destination, Guide, Repeat, once};
 use crate::hub::{Hub, Waiting};
 use crate::machine;
 
@@ -184,7 +184,7 @@ impl Actions {
             config_num: config.0,
         };
         let route = || Ok(at.clone());
-        let deleted = forward::reach(&self.hub, route, true, |channel| {
+        let deleted = forward::reach(&self.hub, route, Repeat::Freely, |channel| {
             let mut client = HandoffClient::new(channel);
             async move { client.delete(once(request)).await }
         });
