@@ -11,3 +11,4 @@ mod groups;
 mod once;
 mod plain;
 mod ranges;
+mod send;
