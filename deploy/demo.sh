@@ -39,7 +39,7 @@ indented() { sed 's/^/    /'; }
 
 # Starts a load of this name that lasts this long, and returns when it runs. Its history and its report get that name.
 start_load() { # name, duration
-    shardkv bench --clients 16 --rate 1000 --duration "$2" --warmup 0s --read-ratio 0.3 --writes put,append,delete,cas \
+    shardkv bench --clients 16 --rate 1500 --duration "$2" --warmup 0s --read-ratio 0.3 --writes put,append,delete,cas \
         --key-space 400 --key-prefix "demo-load/$1/" --value-bytes 32 --max-errors 0 --moves \
         --record "$work/$1.jsonl" >"$work/$1.report" 2>"$work/$1.errors" &
     load=$!
@@ -55,7 +55,7 @@ finish_load() { # name
     wait "$load" || fail "operations failed: $(cat "$work/$1.report" "$work/$1.errors")"
     load=""
     grep -E '^(all|longest time without an acknowledged write)|shards moved in|^(WRITES|before|during|since)' "$work/$1.report" | indented
-    printf '    The pause of each shard that moved (a shard gets about 30 writes a second, so some of it is chance):\n'
+    printf '    The pause of each shard that moved (a shard gets about 90 writes a second, so some of it is chance):\n'
     sed -n '/^SHARD /,$p' "$work/$1.report" | indented
     shardkv export --prefix "demo-load/$1/" --file "$work/$1.pairs" 2>/dev/null
     printf '    Was every read right, and is every write there once? An independent checker (porcupine) says:\n    '
@@ -77,7 +77,7 @@ records=$(wc -l <"$work/expected.tsv")
 [ "$records" -gt 0 ] || fail "the input is empty"
 
 say "Start three controllers and two groups of three, nine processes in all, and join the groups"
-shardkv playground --controllers 3 --groups 2 --replicas 3 --shards 24 --dir "$SHARDKV_PLAYGROUND_DIR" --start-timeout 120s \
+shardkv playground --controllers 3 --groups 2 --replicas 3 --shards 12 --dir "$SHARDKV_PLAYGROUND_DIR" --start-timeout 120s \
     >"$work/playground.log" 2>&1 </dev/null &
 playground=$!
 shardkv playground wait --timeout 120s | indented || fail "it did not start: $(tail -20 "$work/playground.log")"
