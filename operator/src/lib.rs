@@ -21,6 +21,8 @@
 //! It keeps no state between two looks at the world: whatever must survive the death of the operator stands in an object's
 //! annotations, in the resource's status, or in the store's own configuration, which is the truth about groups.
 
+pub mod build;
 pub mod crd;
-
+pub mod plan;
+pub mod validate;
 pub mod yaml;

@@ -8,8 +8,20 @@
 //! A field that an operator doesn't know is ignored by it, never an error: a newer definition must not blind an older operator.
 //! Misspelt fields are refused where people make them, by the strict validation of `kubectl` and of the API server.
 
+#[expect(
+    unreachable_pub,
+    reason = "kube's derive repeats each struct inside of a function"
+)]
 mod options;
+#[expect(
+    unreachable_pub,
+    reason = "kube's derive repeats each struct inside of a function"
+)]
 mod spec;
+#[expect(
+    unreachable_pub,
+    reason = "kube's derive repeats each struct inside of a function"
+)]
 mod status;
 #[cfg(test)]
 mod tests;

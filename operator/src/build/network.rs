@@ -1,0 +1,48 @@
+//! Who may talk to the pods, and to whom they may talk.
+//!
+//! In: clients and peers at the one port, scrapers and kubelets at the other; from anywhere, because applications live in any
+//! namespace. Out: the cluster's own pods and name servers. A node has no business elsewhere.
+
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,
+    NetworkPolicyPort, NetworkPolicySpec,
+};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{CLIENT_PORT, METRICS_PORT, matching, meta, names};
+use crate::validate::Cluster;
+
+pub(super) fn build(cluster: &Cluster) -> NetworkPolicy {
+    let own = names::selector(cluster);
+    let to_own = NetworkPolicyEgressRule {
+        ports: Some(vec![port("TCP", CLIENT_PORT)]),
+        to: Some(vec![NetworkPolicyPeer {
+            pod_selector: Some(matching(own.clone())),
+            ..NetworkPolicyPeer::default()
+        }]),
+    };
+    let to_names = NetworkPolicyEgressRule {
+        ports: Some(vec![port("UDP", 53), port("TCP", 53)]),
+        to: None,
+    };
+    NetworkPolicy {
+        metadata: meta(cluster, names::node(cluster), own.clone()),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(matching(own)),
+            policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+            ingress: Some(vec![NetworkPolicyIngressRule {
+                ports: Some(vec![port("TCP", CLIENT_PORT), port("TCP", METRICS_PORT)]),
+                from: None,
+            }]),
+            egress: Some(vec![to_own, to_names]),
+        }),
+    }
+}
+
+fn port(protocol: &str, port: i32) -> NetworkPolicyPort {
+    NetworkPolicyPort {
+        protocol: Some(protocol.to_owned()),
+        port: Some(IntOrString::Int(port)),
+        end_port: None,
+    }
+}

@@ -1,0 +1,54 @@
+//! Services: a headless one for each part, which gives its pods names, and one for clients.
+
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::names::{self, Part};
+use super::{CLIENT_PORT, METRICS_PORT, meta};
+use crate::validate::Cluster;
+
+/// Names for the pods of a part. Also for those that aren't ready: a group elects its first leader, and so becomes ready,
+/// only when its nodes find each other.
+pub(super) fn headless(cluster: &Cluster, part: Part) -> Service {
+    let labels = names::part_selector(cluster, part);
+    Service {
+        metadata: meta(cluster, names::part(cluster, part), labels.clone()),
+        spec: Some(ServiceSpec {
+            cluster_ip: Some("None".to_owned()),
+            publish_not_ready_addresses: Some(true),
+            selector: Some(labels),
+            ports: Some(vec![
+                port("grpc", CLIENT_PORT),
+                port("metrics", METRICS_PORT),
+            ]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+/// Where applications connect: any ready node of any group answers any key, and passes on what isn't its own.
+pub(super) fn client(cluster: &Cluster) -> Service {
+    Service {
+        metadata: meta(cluster, names::client(cluster), names::selector(cluster)),
+        spec: Some(ServiceSpec {
+            type_: Some("ClusterIP".to_owned()),
+            selector: Some(names::groups_selector(cluster)),
+            ports: Some(vec![port("grpc", CLIENT_PORT)]),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn port(name: &str, number: i32) -> ServicePort {
+    ServicePort {
+        name: Some(name.to_owned()),
+        port: number,
+        // By name, as the pods call it.
+        target_port: Some(IntOrString::String(name.to_owned())),
+        protocol: Some("TCP".to_owned()),
+        app_protocol: (name == "grpc").then(|| "kubernetes.io/h2c".to_owned()),
+        ..ServicePort::default()
+    }
+}

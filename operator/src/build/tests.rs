@@ -1,0 +1,150 @@
+//! The objects as golden YAML: `tests/clusters/<scenario>.yaml` holds a resource, `tests/objects/<scenario>.yaml` what is built
+//! for it. After a change of the builders write them anew with `UPDATE_GOLDENFILES=1` and read the difference.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::*;
+use crate::crd::{ShardKvCluster, ShardKvClusterSpec};
+use crate::validate::validate;
+use crate::yaml;
+
+/// A cluster of defaults.
+pub(crate) fn named(name: &str) -> Cluster {
+    let mut resource = ShardKvCluster::new(name, ShardKvClusterSpec::default());
+    resource.metadata.namespace = Some("default".to_owned());
+    resource.metadata.uid = Some("0".to_owned());
+    validate(&resource).unwrap()
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests")
+        .join(name)
+}
+
+fn add<T: Serialize>(out: &mut String, object: &T) {
+    *out += "---\n";
+    *out += &yaml::write(object).unwrap();
+}
+
+fn add_nodes(out: &mut String, nodes: &Nodes) {
+    add(out, &nodes.service);
+    add(out, &nodes.set);
+    if let Some(budget) = &nodes.budget {
+        add(out, budget);
+    }
+}
+
+fn objects(cluster: &Cluster) -> String {
+    let Common {
+        config,
+        account,
+        network,
+        client,
+    } = common(cluster);
+    let mut out = String::new();
+    add(&mut out, &config);
+    if let Some(account) = account {
+        add(&mut out, &account);
+    }
+    add(&mut out, &network);
+    add(&mut out, &client);
+    add_nodes(&mut out, &controllers(cluster));
+    // One group shows all: they differ in their number alone, as another test makes sure.
+    add_nodes(&mut out, &group(cluster, 7, Stage::Member));
+    out
+}
+
+#[test]
+fn objects_are_as_in_the_golden_files() {
+    let update = std::env::var_os("UPDATE_GOLDENFILES").is_some();
+    let mut scenarios = 0;
+    for entry in std::fs::read_dir(folder("clusters")).unwrap() {
+        let path = entry.unwrap().path();
+        let resource: ShardKvCluster =
+            yaml::read(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let text = objects(&validate(&resource).unwrap());
+        let golden = folder("objects").join(path.file_name().unwrap());
+        if update {
+            std::fs::write(&golden, &text).unwrap();
+        }
+        let expected = std::fs::read_to_string(&golden).unwrap_or_default();
+        let at = text
+            .lines()
+            .zip(expected.lines())
+            .position(|(new, old)| new != old);
+        assert!(
+            text == expected,
+            "{} differs from line {}: UPDATE_GOLDENFILES=1 writes it anew",
+            golden.display(),
+            at.map_or(0, |at| at + 1),
+        );
+        scenarios += 1;
+    }
+    let goldens = std::fs::read_dir(folder("objects")).unwrap().count();
+    assert!(
+        scenarios > 0 && goldens == scenarios,
+        "a golden file without its scenario"
+    );
+}
+
+#[test]
+fn groups_differ_in_their_number_alone() {
+    let cluster = named("demo");
+    let text = |gid| {
+        let mut out = String::new();
+        add_nodes(&mut out, &group(&cluster, gid, Stage::New));
+        out
+    };
+    let renamed = text(4711).replace("4711", "8");
+    assert_eq!(renamed, text(8));
+}
+
+#[test]
+fn what_selects_pods_stands_on_the_pods_and_never_on_those_of_others() {
+    let (one, two) = (named("demo"), named("demo-2"));
+    let parts = [Part::Controller, Part::Group(1), Part::Group(11)];
+    let selects = |selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>| {
+        selector
+            .iter()
+            .all(|(key, value)| labels.get(key) == Some(value))
+    };
+    for (at, part) in parts.into_iter().enumerate() {
+        let set = stateful_set::build(&one, part, None).spec.unwrap();
+        let selector = set.selector.match_labels.unwrap();
+        for (other_at, other) in parts.into_iter().enumerate() {
+            let pods = |cluster| {
+                stateful_set::build(cluster, other, None)
+                    .spec
+                    .unwrap()
+                    .template
+                    .metadata
+                    .unwrap()
+                    .labels
+                    .unwrap()
+            };
+            assert_eq!(
+                selects(&selector, &pods(&one)),
+                at == other_at,
+                "{part:?} {other:?}"
+            );
+            assert!(!selects(&selector, &pods(&two)), "{part:?} {other:?}");
+        }
+    }
+}
+
+#[test]
+fn changed_options_change_the_pods() {
+    let mut cluster = named("demo");
+    let template = |cluster: &Cluster| {
+        stateful_set::build(cluster, Part::Group(1), None)
+            .spec
+            .unwrap()
+            .template
+    };
+    let before = template(&cluster);
+    cluster.spec.options.lease_reads = Some(true);
+    assert_ne!(before, template(&cluster));
+}

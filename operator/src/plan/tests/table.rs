@@ -1,0 +1,201 @@
+//! One look at the world, one decision.
+
+use super::*;
+
+/// `gid stage` of each StatefulSet; a `!` behind it: no leader, `~`: being deleted.
+fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> Observed {
+    let sets = sets.split_terminator(',').map(|text| {
+        let (gid, stage) = text.trim().split_once(' ').unwrap();
+        let gid: u64 = gid.parse().unwrap();
+        let stage_name = stage.trim_end_matches(['!', '~']);
+        let object = Object {
+            uid: gid.to_string(),
+            version: "1".to_owned(),
+            terminating: stage.ends_with('~'),
+        };
+        let stage_of = Stage::ALL
+            .into_iter()
+            .find(|it| it.name() == stage_name)
+            .unwrap();
+        let has_leader = !stage.contains('!');
+        (
+            gid,
+            Set {
+                object,
+                stage: stage_of,
+                has_leader,
+                has_served: false,
+            },
+        )
+    });
+    Observed {
+        intent: Intent::Run(wanted),
+        on_group_removal: Retention::Retain,
+        on_cluster_deletion: Retention::Retain,
+        recorded_gid: 9,
+        controllers: Some(Object {
+            uid: "c".to_owned(),
+            version: "1".to_owned(),
+            terminating: false,
+        }),
+        controller_volumes: true,
+        sets: sets.collect(),
+        volumes: BTreeSet::new(),
+        store: Some(Store {
+            num: 5,
+            members: members.iter().copied().collect(),
+            settled: settled.iter().copied().collect(),
+        }),
+    }
+}
+
+fn shown(plan: &Plan) -> String {
+    let action = |action: &Action| match action {
+        Action::RecordGid(gid) => format!("record {gid}"),
+        Action::CreateControllers => "create controllers".to_owned(),
+        Action::CreateGroup { gid, stage } => format!("create {gid} {}", stage.name()),
+        Action::SetStage { gid, stage } => format!("mark {gid} {}", stage.name()),
+        Action::Join(gids) => format!("join {gids:?}"),
+        Action::Leave(gids) => format!("leave {gids:?}"),
+        Action::DeleteVolumes(gid) => format!("delete volumes {gid}"),
+        Action::DeleteGroup(gid, object) => format!("delete {gid} {}", object.uid),
+        Action::DeleteControllerVolumes => "delete controller volumes".to_owned(),
+        Action::DeleteControllers(_) => "delete controllers".to_owned(),
+        Action::RemoveFinalizer => "end".to_owned(),
+    };
+    let phases = plan
+        .phases
+        .iter()
+        .map(|(gid, phase)| format!("{gid} {phase:?}"));
+    let phases: Vec<_> = phases.collect();
+    let actions: Vec<_> = plan.actions.iter().map(action).collect();
+    format!("{} => {}", phases.join(", "), actions.join(", "))
+}
+
+#[test]
+fn each_row_of_the_table() {
+    let member = &[(1, 5)][..];
+    let two = &[(1, 5), (2, 5)][..];
+    #[rustfmt::skip]
+    let rows: &[(&str, Observed, &str)] = &[
+        ("nothing to do", world(1, "1 member", &[1], member), "1 Serving => "),
+        ("a member that waits for shards", world(1, "1 member", &[1], &[(1, 4)]), "1 Joining => "),
+        ("the gid after all others", world(2, "1 member", &[1], member), "1 Serving => create 10 new"),
+        ("a new group without a leader waits", world(2, "1 member, 2 new!", &[1], member), "1 Serving, 2 Provisioning => "),
+        ("a new group with a leader joins", world(2, "1 member, 2 new", &[1], member), "1 Serving, 2 Provisioning => join [2]"),
+        ("all that are ready join at once", world(4, "1 new, 2 new, 3 new!, 4 new", &[], &[]), "1 Provisioning, 2 Provisioning, 3 Provisioning, 4 Provisioning => join [1, 2, 4]"),
+        ("it has joined", world(2, "1 member, 2 new", &[1, 2], &[(1, 5), (2, 4)]), "1 Serving, 2 Joining => mark 2 member"),
+        ("one too many is marked first", world(1, "1 member, 2 member", &[1, 2], two), "1 Serving, 2 Draining => mark 2 leaving"),
+        ("and then leaves", world(1, "1 member, 2 leaving", &[1, 2], two), "1 Serving, 2 Draining => leave [2]"),
+        ("it hands over", world(1, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => "),
+        ("it is wanted again before it left", world(2, "1 member, 2 leaving", &[1, 2], two), "1 Serving, 2 Serving => mark 2 member"),
+        ("and after", world(2, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => join [2]"),
+        ("drained", world(1, "1 member, 2 leaving", &[1], member), "1 Serving, 2 Removing => delete 2 2"),
+        ("drained, and wanted again too late", world(2, "1 member, 2 leaving", &[1], member), "1 Serving, 2 Removing => delete 2 2, create 10 new"),
+        ("its gid is recorded first", world(1, "1 member, 12 leaving", &[1], member), "1 Serving, 12 Removing => record 12, delete 12 12"),
+        ("what is being deleted is waited for", world(1, "1 member, 2 leaving~", &[1], member), "1 Serving, 2 Removing => "),
+        ("new ones go before members", world(2, "1 member, 2 member, 3 new", &[1, 2], two), "1 Serving, 2 Serving, 3 Removing => mark 3 leaving"),
+        ("a member that leaves goes before one that doesn't", world(1, "1 leaving, 2 member", &[1, 2], two), "1 Draining, 2 Serving => leave [1]"),
+        ("somebody else let a group go", world(2, "1 member, 2 member", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => join [2]"),
+        ("and it is one too many anyway", world(1, "1 member, 2 member", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => mark 2 leaving"),
+        ("somebody deleted a member's StatefulSet", world(2, "1 member", &[1, 2], two), "1 Serving, 2 Serving => create 2 member"),
+        ("and that of one that hands over", world(1, "1 member", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => create 2 leaving"),
+        ("the controllers forgot a member", world(3, "1 member, 2 new", &[], &[]), "1 Joining, 2 Provisioning => "),
+        ("and are not believed that others are drained", world(1, "1 member, 2 leaving", &[], &[]), "1 Joining, 2 Draining => "),
+        ("let go before anybody joined", world(1, "1 new!, 2 leaving", &[], &[]), "1 Provisioning, 2 Removing => "),
+    ];
+    for (name, seen, expected) in rows {
+        assert_eq!(shown(&decide(seen)), *expected, "{name}");
+    }
+}
+
+#[test]
+fn lost_groups_are_named_and_stop_everything() {
+    let plan = decide(&world(
+        5,
+        "1 member, 2 member, 3 leaving, 4 new",
+        &[1],
+        &[(1, 5)],
+    ));
+    assert_eq!(plan.lost, BTreeSet::from([2]));
+    assert_eq!(plan.actions, []);
+}
+
+#[test]
+fn a_pause_shows_phases_and_does_nothing() {
+    let mut seen = world(1, "1 member, 2 new, 3 leaving", &[1], &[(1, 5)]);
+    seen.intent = Intent::Pause;
+    assert_eq!(
+        shown(&decide(&seen)),
+        "1 Serving, 2 Provisioning, 3 Removing => "
+    );
+    seen.store = None;
+    assert_eq!(decide(&seen).actions, []);
+}
+
+#[test]
+fn without_an_answer_only_the_first_groups_are_made() {
+    let mut seen = world(3, "1 new", &[], &[]);
+    seen.store = None;
+    assert_eq!(
+        shown(&decide(&seen)),
+        "1 Provisioning => ",
+        "gids were given before"
+    );
+    seen.recorded_gid = 0;
+    assert_eq!(
+        shown(&decide(&seen)),
+        "1 Provisioning => create 2 new, create 3 new"
+    );
+    seen.volumes.insert(7);
+    assert_eq!(
+        shown(&decide(&seen)),
+        "1 Provisioning => ",
+        "a group lived here before"
+    );
+    let mut seen = world(3, "1 member, 2 leaving", &[], &[]);
+    (seen.store, seen.recorded_gid) = (None, 0);
+    assert_eq!(shown(&decide(&seen)), "1 Joining, 2 Draining => ");
+    seen.controllers = None;
+    assert_eq!(
+        shown(&decide(&seen)),
+        "1 Joining, 2 Draining => create controllers"
+    );
+}
+
+#[test]
+fn a_volume_that_was_kept_keeps_its_gid() {
+    let mut seen = world(2, "1 member", &[1], &[(1, 5)]);
+    seen.volumes.insert(41);
+    assert_eq!(shown(&decide(&seen)), "1 Serving => create 42 new");
+}
+
+#[test]
+fn an_unknown_annotation_is_a_member() {
+    for stage in Stage::ALL {
+        assert_eq!(Stage::of(Some(stage.name())), stage);
+    }
+    assert_eq!(Stage::of(Some("nonsense")), Stage::Member);
+    assert_eq!(Stage::of(None), Stage::Member);
+}
+
+#[test]
+fn what_is_deleted_goes_in_order_and_needs_no_store() {
+    let mut seen = world(2, "1 member, 2 member~", &[1, 2], &[]);
+    seen.intent = Intent::Delete;
+    seen.on_cluster_deletion = Retention::Delete;
+    seen.volumes = [1, 7].into();
+    seen.store = None;
+    assert_eq!(
+        shown(&decide(&seen)),
+        "1 Removing, 2 Removing => delete volumes 1, delete volumes 7, delete 1 1"
+    );
+    seen.sets.clear();
+    seen.volumes.clear();
+    assert_eq!(
+        shown(&decide(&seen)),
+        " => delete controller volumes, delete controllers"
+    );
+    (seen.controllers, seen.controller_volumes) = (None, false);
+    assert_eq!(shown(&decide(&seen)), " => end");
+}

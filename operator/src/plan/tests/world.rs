@@ -1,0 +1,244 @@
+//! A world of StatefulSets, volumes and controllers, which refuses what must never be asked of it.
+
+use super::*;
+
+/// The rounds after which a world that hasn't come to rest never will.
+const MAX_ROUNDS: usize = 200;
+
+pub(super) struct World {
+    /// What the operator sees. Its store is hidden until the controllers are up.
+    pub(super) seen: Observed,
+    store: Store,
+    /// Nobody hands over anything.
+    pub(super) frozen: bool,
+    /// All gids that were ever given.
+    pub(super) ever: BTreeSet<u64>,
+    /// How many actions were done.
+    pub(super) done: usize,
+    /// The resource is gone.
+    pub(super) finished: bool,
+    kill: Option<usize>,
+    late: bool,
+    /// A request on its way to the store, and the rounds until it arrives.
+    delayed: Option<(usize, Action)>,
+    versions: u64,
+}
+
+impl World {
+    pub(super) fn new(retention: Retention, kill: Option<usize>, late: bool) -> Self {
+        Self {
+            seen: Observed {
+                intent: Intent::Run(1),
+                on_group_removal: retention,
+                on_cluster_deletion: retention,
+                recorded_gid: 0,
+                controllers: None,
+                controller_volumes: false,
+                sets: BTreeMap::new(),
+                volumes: BTreeSet::new(),
+                store: None,
+            },
+            store: Store::default(),
+            frozen: false,
+            ever: BTreeSet::new(),
+            done: 0,
+            finished: false,
+            kill,
+            late,
+            delayed: None,
+            versions: 0,
+        }
+    }
+
+    pub(super) fn sets(&self) -> Vec<u64> {
+        self.seen.sets.keys().copied().collect()
+    }
+
+    pub(super) fn live_volumes(&self) -> Vec<u64> {
+        self.seen.volumes.iter().copied().collect()
+    }
+
+    /// The configuration's groups; of a cluster that is gone, none.
+    pub(super) fn members(&self) -> Vec<u64> {
+        if self.finished {
+            Vec::new()
+        } else {
+            self.store.members.iter().copied().collect()
+        }
+    }
+
+    fn object(&mut self) -> Object {
+        self.versions += 1;
+        let version = self.versions.to_string();
+        Object {
+            uid: version.clone(),
+            version,
+            terminating: false,
+        }
+    }
+
+    /// Does what the operator asks; panics at what it must never ask.
+    fn act(&mut self, action: &Action) {
+        let deleting = self.seen.intent == Intent::Delete;
+        let empty = |world: &Self, gid: &u64| {
+            !world.store.members.contains(gid) && !world.store.settled.contains_key(gid)
+        };
+        match action {
+            Action::RecordGid(gid) => self.seen.recorded_gid = self.seen.recorded_gid.max(*gid),
+            Action::CreateControllers => {
+                self.seen.controllers = Some(self.object());
+                self.seen.controller_volumes = true;
+            }
+            Action::CreateGroup { gid, stage } => {
+                let first = self.ever.insert(*gid);
+                assert!(first || *stage != Stage::New, "gid {gid} is given again");
+                let object = self.object();
+                let set = Set {
+                    object,
+                    stage: *stage,
+                    has_leader: false,
+                    has_served: false,
+                };
+                assert!(self.seen.sets.insert(*gid, set).is_none(), "{gid} is there");
+                self.seen.volumes.insert(*gid);
+            }
+            Action::SetStage { gid, stage } => {
+                let object = self.object();
+                let set = self.seen.sets.get_mut(gid).expect("a set");
+                set.stage = *stage;
+                set.object.version = object.version;
+            }
+            Action::Join(_) | Action::Leave(_) => self.ask(action),
+            Action::DeleteVolumes(gid) => {
+                assert!(
+                    deleting || empty(self, gid),
+                    "the volumes of {gid} hold data"
+                );
+                self.seen.volumes.remove(gid);
+            }
+            Action::DeleteGroup(gid, object) => {
+                assert!(deleting || empty(self, gid), "{gid} holds data");
+                assert!(
+                    deleting || self.seen.recorded_gid >= *gid,
+                    "{gid} would be forgotten"
+                );
+                let set = self.seen.sets.get_mut(gid).expect("a set");
+                assert_eq!(set.object, *object, "a precondition fails");
+                set.object.terminating = true;
+            }
+            Action::DeleteControllerVolumes => {
+                assert!(deleting && self.seen.sets.is_empty());
+                self.seen.controller_volumes = false;
+            }
+            Action::DeleteControllers(object) => {
+                assert!(deleting && self.seen.sets.is_empty());
+                assert_eq!(self.seen.controllers.as_ref(), Some(object));
+                self.seen.controllers = Some(Object {
+                    terminating: true,
+                    ..object.clone()
+                });
+            }
+            Action::RemoveFinalizer => {
+                assert!(deleting && self.seen.sets.is_empty() && self.seen.controllers.is_none());
+                self.finished = true;
+            }
+        }
+    }
+
+    /// What the controllers do when they are asked.
+    fn ask(&mut self, action: &Action) {
+        let num = self.store.num + 1;
+        let mut changed = false;
+        match action {
+            Action::Join(gids) => {
+                for gid in gids {
+                    changed |= self.store.members.insert(*gid);
+                    self.store.settled.entry(*gid).or_insert(num - 1);
+                }
+            }
+            Action::Leave(gids) => {
+                let stay = self
+                    .store
+                    .members
+                    .iter()
+                    .filter(|gid| !gids.contains(gid))
+                    .count();
+                assert!(stay > 0, "the last group is asked to leave");
+                for gid in gids {
+                    changed |= self.store.members.remove(gid);
+                }
+            }
+            _ => unreachable!("no request"),
+        }
+        self.store.num += u64::from(changed);
+    }
+
+    /// Time passes: pods start, groups elect leaders and hand over, objects that are being deleted disappear.
+    fn tick(&mut self) {
+        if let Some((rounds, action)) = self.delayed.take() {
+            match rounds.checked_sub(1) {
+                Some(rounds) => self.delayed = Some((rounds, action)),
+                // The controllers are gone with the cluster, and refuse to let the last group go.
+                None if self.seen.intent == Intent::Delete => {}
+                None => self.ask(&action),
+            }
+        }
+        self.seen.sets.retain(|_, set| !set.object.terminating);
+        if self
+            .seen
+            .controllers
+            .as_ref()
+            .is_some_and(|object| object.terminating)
+        {
+            self.seen.controllers = None;
+        }
+        for set in self.seen.sets.values_mut() {
+            set.has_leader = true;
+        }
+        if !self.frozen {
+            let num = self.store.num;
+            let (sets, members) = (&self.seen.sets, &self.store.members);
+            self.store.settled.retain(|gid, settled| {
+                *settled = if sets.contains_key(gid) {
+                    num
+                } else {
+                    *settled
+                };
+                members.contains(gid) || *settled < num
+            });
+        }
+        self.seen.store = self.seen.controllers.is_some().then(|| self.store.clone());
+    }
+}
+
+/// The operator works until nothing changes any more.
+pub(super) fn run(world: &mut World) {
+    let mut idle = 0;
+    for _ in 0..MAX_ROUNDS {
+        if world.finished || idle > 5 {
+            return;
+        }
+        let plan = decide(&world.seen);
+        assert!(plan.lost.is_empty(), "{:?}", plan.lost);
+        idle = if plan.actions.is_empty() && world.delayed.is_none() {
+            idle + 1
+        } else {
+            0
+        };
+        for action in plan.actions {
+            let dies = world.kill == Some(world.done);
+            world.done += 1;
+            let asks = matches!(action, Action::Join(_) | Action::Leave(_));
+            if dies && asks && world.late {
+                world.delayed = Some((3, action));
+            } else {
+                world.act(&action);
+            }
+            if dies {
+                break;
+            }
+        }
+        world.tick();
+    }
+    panic!("no rest: {:?}", decide(&world.seen));
+}
