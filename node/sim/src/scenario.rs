@@ -269,15 +269,18 @@ impl Scenario {
         self.members = self.hosts;
         self.genesis.shards = small(dice.between(1, 10));
         self.duration = self.duration.min(8 * SECOND);
+        // So that a shard takes many parts, mostly.
+        let chunk_bytes = small(dice.magnitude(1, 4_096));
         let mover = MoverOptions {
             max_concurrent_pulls: small(dice.between(1, 4)),
             max_bytes_per_second: if dice.chance(200_000) && self.client.padding == 0 {
+                // A hundred parts a second at least: a shard may have dozens of moves to catch up with.
                 dice.magnitude(20_000, 200_000)
+                    .max(100 * u64::from(chunk_bytes))
             } else {
                 0
             },
-            // So that a shard takes many parts, mostly.
-            chunk_bytes: small(dice.magnitude(1, 4_096)),
+            chunk_bytes,
             min_retry_ms: small(dice.magnitude(1, 50)),
             max_retry_ms: small(dice.between(50, 400)),
         };
@@ -311,8 +314,8 @@ impl Scenario {
         let lasts = dice.magnitude(100 * MILLI, 4 * SECOND);
         let every = dice.magnitude(500 * MILLI, 5 * SECOND);
         self.faults.outages = dice.coin().then_some(Rhythm { every, lasts });
-        // Movers' calls, the clients of all groups: more waits than in one group.
-        self.replica.max_pending_requests = self.replica.max_pending_requests.max(4);
+        // What few requests fill leaves no room for steps: clients' repeats would keep shards from arriving.
+        self.replica.max_pending_requests = self.replica.max_pending_requests.max(64);
         self.client.keys = dice.between(2, 12);
         match dice.below(10) {
             0 | 1 => self.set_clocks_apart(dice),

@@ -306,6 +306,10 @@ impl Steward {
         match error {
             CtrlError::SessionExpired => {
                 self.session = None;
+                // Done before or not, a join does no harm twice; and without the first one nothing happens at all.
+                if let Some(join @ Change::Join { .. }) = &self.change {
+                    self.script.push_front(join.clone());
+                }
                 self.over(None, now);
             }
             CtrlError::SessionLimit { .. } => {
