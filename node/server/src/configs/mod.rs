@@ -22,6 +22,9 @@ use crate::hub::Hub;
 const MAX_RECENT: usize = 1_024;
 /// The most that these steps change, in shard runs and groups: a step may move very many shards one by one.
 const MAX_RECENT_CHANGES: usize = 1 << 18;
+/// A message to a watcher ends before it tells of more changes than this, but for those of one step: each watcher that is
+/// slow holds a message.
+const MAX_TOLD_CHANGES: usize = 1 << 14;
 
 /// The latest configuration that this node knows.
 #[derive(Clone, Debug)]
@@ -121,7 +124,8 @@ impl Configs {
         Ok(())
     }
 
-    /// What a watcher lacks that has configuration `after`, and the number that it has then. `None` if nothing is known.
+    /// What a watcher lacks that has configuration `after`, or the first part of it, and the number that it has then. `None`
+    /// if nothing is known.
     pub(crate) fn since(&self, after: ConfigNum) -> Option<(v1::WatchResponse, ConfigNum)> {
         let recent = self.lock_recent();
         let Known { cluster, config } = self.known()?;
@@ -137,13 +141,23 @@ impl Configs {
         }
         let next = after.next();
         let kept = recent.front().is_some_and(|oldest| oldest.num <= next);
-        if kept {
-            let lacking = recent.iter().filter(|delta| delta.num >= next);
-            response.deltas = lacking.map(|delta| delta_to_wire(delta)).collect();
-        } else {
+        if !kept {
+            drop(recent);
             response.full = Some(config_to_wire(&config));
+            return Some((response, latest));
         }
-        Some((response, latest))
+        let mut sum = 0;
+        let lacking = recent.iter().filter(|delta| delta.num >= next);
+        let lacking = lacking.take_while(|delta| {
+            let fits = sum == 0 || sum + changes(delta) <= MAX_TOLD_CHANGES;
+            sum += changes(delta).max(1);
+            fits
+        });
+        let lacking: Vec<Arc<ConfigDelta>> = lacking.cloned().collect();
+        drop(recent);
+        let last = lacking.last().map_or(latest, |delta| delta.num);
+        response.deltas = lacking.iter().map(|delta| delta_to_wire(delta)).collect();
+        Some((response, last))
     }
 
     fn lock_recent(&self) -> MutexGuard<'_, VecDeque<Arc<ConfigDelta>>> {
@@ -152,10 +166,14 @@ impl Configs {
     }
 }
 
+/// How much a step changes, in shard runs and groups.
+fn changes(delta: &ConfigDelta) -> usize {
+    delta.moves.len() + delta.groups.len()
+}
+
 /// Drops the oldest steps beyond the bounds.
 fn bound(recent: &mut VecDeque<Arc<ConfigDelta>>) {
-    let changes = |delta: &Arc<ConfigDelta>| delta.moves.len() + delta.groups.len();
-    let mut sum: usize = recent.iter().map(changes).sum();
+    let mut sum: usize = recent.iter().map(|delta| changes(delta)).sum();
     while recent.len() > MAX_RECENT || sum > MAX_RECENT_CHANGES {
         let Some(oldest) = recent.pop_front() else {
             return;
@@ -241,12 +259,13 @@ mod tests {
         assert_eq!(configs.since(ConfigNum(1)).unwrap().0.deltas.len(), 2);
     }
 
-    #[test]
-    fn few_large_steps_are_kept() {
-        let shards = u32::try_from(MAX_RECENT_CHANGES).unwrap();
+    /// Three steps, each of which moves all of `shards` one by one.
+    fn scattered(shards: usize) -> Configs {
+        let shards = u32::try_from(shards).unwrap();
         let mut config = ShardConfig::empty(shards);
         let configs = Configs::default();
         let groups: BTreeMap<_, _> = [1, 2].map(|n| (Gid(n), vec![format!("h{n}:1")])).into();
+        configs.advance(CLUSTER, shards, None, Vec::new()).unwrap();
         for num in 0..3 {
             // Neighbours never go together.
             let owners: Vec<Gid> = (0..u64::from(shards))
@@ -257,6 +276,22 @@ mod tests {
             configs.advance(CLUSTER, shards, None, vec![delta]).unwrap();
         }
         assert_eq!(configs.known().unwrap().config.num(), ConfigNum(3));
+        configs
+    }
+
+    #[test]
+    fn large_steps_are_told_one_by_one() {
+        let configs = scattered(MAX_TOLD_CHANGES);
+        for after in 0..3 {
+            let (message, have) = configs.since(ConfigNum(after)).unwrap();
+            assert!(message.full.is_none());
+            assert_eq!((message.deltas.len(), have), (1, ConfigNum(after + 1)));
+        }
+    }
+
+    #[test]
+    fn few_large_steps_are_kept() {
+        let configs = scattered(MAX_RECENT_CHANGES);
         assert_eq!(configs.lock_recent().len(), 1);
         let lacking = |after| configs.since(ConfigNum(after)).unwrap().0;
         assert_eq!(lacking(2).deltas.len(), 1);
