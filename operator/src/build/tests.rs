@@ -148,3 +148,36 @@ fn changed_options_change_the_pods() {
     cluster.spec.options.lease_reads = Some(true);
     assert_ne!(before, template(&cluster));
 }
+
+#[test]
+fn every_option_that_pods_are_given_is_one_of_the_nodes() {
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/server/src/options/table.rs");
+    let table = std::fs::read_to_string(table).unwrap();
+    let resource: ShardKvCluster =
+        yaml::read(&std::fs::read_to_string(folder("clusters").join("everything.yaml")).unwrap())
+            .unwrap();
+    let cluster = validate(&resource).unwrap();
+    let mut options: Vec<String> = config::text(&cluster)
+        .lines()
+        .filter_map(|line| Some(line.split_once(": ")?.0.to_owned()))
+        .collect();
+    for part in [Part::Controller, Part::Group(1)] {
+        let pod = stateful_set::build(&cluster, part, None)
+            .spec
+            .unwrap()
+            .template
+            .spec
+            .unwrap();
+        let variables = pod.containers[0].env.clone().unwrap();
+        let option = |variable: &str| Some(variable.strip_prefix("SHARDKV_")?.to_ascii_lowercase());
+        options.extend(variables.iter().filter_map(|it| option(&it.name)));
+    }
+    assert_eq!(
+        options.len(),
+        14 + 9 + 11,
+        "everything.yaml sets every option"
+    );
+    for option in options {
+        assert!(table.contains(&format!(", \"{option}\", ")), "{option}");
+    }
+}
