@@ -40,7 +40,7 @@ impl GroupView {
 
 /// Waits until the client knows configuration `num`, or a while.
 pub(crate) async fn configured(client: &Client, num: ConfigNum) {
-    let mut configs = client.router().configs();
+    let mut configs = client.configs();
     let known = configs.wait_for(|config| config.as_ref().is_some_and(|it| it.num() >= num));
     // One that can't be learnt is missed by whoever needs it.
     let _ = timeout(CONFIG_PATIENCE, known).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::backoff::Backoff;
@@ -239,9 +239,9 @@ impl Client {
         self.core.router.config()
     }
 
-    /// What calls are routed by.
-    pub fn router(&self) -> &Router {
-        &self.core.router
+    /// The configuration by which calls are routed, as it changes.
+    pub fn configs(&self) -> watch::Receiver<Option<Arc<ShardConfig>>> {
+        self.core.router.configs()
     }
 
     async fn find_leader(&self, gid: Option<Gid>) -> Result<String, Error> {

@@ -29,7 +29,7 @@
 //! [`Client`] hashes the key to its shard and looks up the shard's owner in the cached configuration. At the owner's
 //! *gate* (`gates`) it takes a share of the bytes in flight, and puts the call into the queue of a *lane*. The lane is one
 //! task with one bidirectional stream to the leader of one group; it names each write (`session`), sends all that is
-//! queued as one message (`lane/book`), and hands the answers to the callers. The [`Router`] keeps the configuration
+//! queued as one message (`lane/book`), and hands the answers to the callers. The router (`route`) keeps the configuration
 //! current by a watch, and finds each group's leader. One table (`verdict`) says what each failure means, and `backoff` how
 //! long to wait. With [`Mode::Unary`] each call is a gRPC call of its own instead, under the same rules.
 //!
@@ -94,7 +94,6 @@ pub use controller::{
 pub use error::{ConnectError, Error};
 pub use export::{Export, ExportEvent, ExportOptions};
 pub use options::{ClientOptions, Mode};
-pub use route::{KvService, Leader, NoForward, Router, Slot};
 pub use scan::{Pair, Scan, ScanOptions};
 pub use shards::{GroupShards, ShardState, ShardStatus};
 pub use types::{

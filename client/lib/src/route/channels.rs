@@ -11,7 +11,7 @@ use crate::{ClientOptions, ConnectError};
 
 /// Which of a node's connections: bulk traffic must not stand before calls, nor before questions about leadership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Slot {
+pub(crate) enum Slot {
     /// Status, configurations, and other small traffic beside the calls.
     Control,
     /// Scans, exports, shards on their way.

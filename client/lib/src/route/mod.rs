@@ -1,9 +1,7 @@
 //! Where calls go: which group owns a key, who leads that group, and the connection to it.
 //!
 //! A [`Router`] knows the cluster's configuration, keeps a guess who leads for each group, and holds the connections.
-//! It is what [`crate::Client`] routes by, and what a node routes by when it forwards a call or hands a shard over. The
-//! configuration comes from a watch that the router keeps itself ([`Router::watch`]), or from the user, who has
-//! one already ([`Router::follow`]).
+//! It is what [`crate::Client`] routes by. The configuration comes from a watch that the router keeps.
 //!
 //! # How a leader is found
 //!
@@ -42,7 +40,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use types::{ConfigNum, Gid, ShardConfig, ShardId};
 
-pub use channels::Slot;
+pub(crate) use channels::Slot;
 pub(crate) use channels::short;
 use search::Group;
 pub(crate) use search::SUPERSEDED;
@@ -55,11 +53,11 @@ use crate::{ClientOptions, ConnectError};
 
 /// A guess who leads a group.
 #[derive(Clone, Debug)]
-pub struct Leader {
+pub(crate) struct Leader {
     /// The group.
-    pub gid: Gid,
+    pub(crate) gid: Gid,
     /// Where the leader is reached: `host:port`.
-    pub address: Arc<str>,
+    pub(crate) address: Arc<str>,
     /// Its term, or 0 when another node only named it.
     pub(crate) term: u64,
     pub(crate) epoch: u64,
@@ -83,7 +81,7 @@ pub struct Leader {
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Router {
+pub(crate) struct Router {
     inner: Arc<Inner>,
 }
 
@@ -99,11 +97,11 @@ struct Inner {
 }
 
 /// Calls of the `Kv` service that are never forwarded by the node that gets them.
-pub type KvService = KvClient<InterceptedService<Channel, NoForward>>;
+pub(crate) type KvService = KvClient<InterceptedService<Channel, NoForward>>;
 
 /// Marks each call as one that is not to be forwarded.
 #[derive(Clone, Copy, Debug)]
-pub struct NoForward;
+pub(crate) struct NoForward;
 
 impl Interceptor for NoForward {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -126,7 +124,7 @@ impl std::fmt::Debug for Router {
 impl Router {
     /// A router that watches the configuration at the addresses of the options. Must be called within a tokio runtime,
     /// on which the watch then lives for as long as the router or a copy of it.
-    pub fn watch(options: ClientOptions) -> Result<Self, ConnectError> {
+    pub(crate) fn watch(options: ClientOptions) -> Result<Self, ConnectError> {
         options.validate()?;
         let runtime = Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
         let options = Arc::new(options);
@@ -146,9 +144,10 @@ impl Router {
         Ok(Self::of(options, channels, config, wanted, troubles))
     }
 
-    /// A router that goes by the configurations that the caller puts into `configs`. Their numbers must rise. The options'
-    /// addresses may be any of the cluster.
-    pub fn follow(
+    /// A router that goes by the configurations that the caller puts into `configs`. Their numbers must rise. For
+    /// tests.
+    #[cfg(test)]
+    pub(crate) fn follow(
         options: ClientOptions,
         configs: watch::Receiver<Option<Arc<ShardConfig>>>,
     ) -> Result<Self, ConnectError> {
@@ -182,17 +181,17 @@ impl Router {
     }
 
     /// The configurations as they come; `None` until the first is known.
-    pub fn configs(&self) -> watch::Receiver<Option<Arc<ShardConfig>>> {
+    pub(crate) fn configs(&self) -> watch::Receiver<Option<Arc<ShardConfig>>> {
         self.inner.configs.clone()
     }
 
     /// The configuration as it is known now.
-    pub fn config(&self) -> Option<Arc<ShardConfig>> {
+    pub(crate) fn config(&self) -> Option<Arc<ShardConfig>> {
         self.inner.configs.borrow().clone()
     }
 
     /// There is at least configuration `num`, as the node at `address` told: gets it at once, if it isn't known.
-    pub fn refresh(&self, num: ConfigNum, address: &Arc<str>) {
+    pub(crate) fn refresh(&self, num: ConfigNum, address: &Arc<str>) {
         if self.config().is_some_and(|config| config.num() >= num) {
             return;
         }
@@ -208,7 +207,7 @@ impl Router {
 
     /// The group's leader: the one believed in, or whom a search finds. An error tells what the nodes said. `outage` is
     /// how long the caller has been looking in vain: the longer, the more patient a search is with slow nodes.
-    pub async fn leader(&self, gid: Gid, outage: Duration) -> Result<Leader, String> {
+    pub(crate) async fn leader(&self, gid: Gid, outage: Duration) -> Result<Leader, String> {
         let group = self.group(gid)?;
         let found = group.leader(self, gid, outage).await;
         if found.is_err() {
@@ -224,25 +223,25 @@ impl Router {
     }
 
     /// The leader does not lead or can't be reached. `hint` is who does, as it said.
-    pub fn failed(&self, leader: &Leader, hint: Option<&str>) {
+    pub(crate) fn failed(&self, leader: &Leader, hint: Option<&str>) {
         if let Ok(group) = self.group(leader.gid) {
             group.failed(leader, hint);
         }
     }
 
     /// An open connection to `address`: kept from before, or made now. An error tells why there is none.
-    pub async fn channel(&self, address: &Arc<str>, slot: Slot) -> Result<Channel, String> {
+    pub(crate) async fn channel(&self, address: &Arc<str>, slot: Slot) -> Result<Channel, String> {
         self.inner.channels.channel(address, slot).await
     }
 
     /// The connection is broken: the next use makes another, and resolves the name again.
-    pub fn discard(&self, address: &Arc<str>, slot: Slot) {
+    pub(crate) fn discard(&self, address: &Arc<str>, slot: Slot) {
         self.inner.channels.discard(address, slot);
     }
 
     /// The `Kv` service at the other end of `channel`, with the bounds of the options, for calls that
     /// aren't forwarded any further.
-    pub fn kv(&self, channel: Channel) -> KvService {
+    pub(crate) fn kv(&self, channel: Channel) -> KvService {
         KvClient::with_interceptor(channel, NoForward)
             .max_decoding_message_size(self.options().max_message_bytes)
             .max_encoding_message_size(self.options().max_message_bytes)

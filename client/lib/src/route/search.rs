@@ -296,7 +296,7 @@ impl Router {
 
     /// What `call` gives, unless the leader that it waits for is silent, and turns out to be superseded or its group to
     /// have left.
-    pub async fn unless_superseded<T>(
+    pub(crate) async fn unless_superseded<T>(
         &self,
         leader: &Leader,
         call: impl Future<Output = Result<T, Status>>,
