@@ -3,7 +3,7 @@
 mod table;
 mod world;
 
-use world::{World, run};
+use world::{World, round, run};
 
 use super::*;
 
@@ -124,5 +124,48 @@ fn a_fixed_point_asks_for_nothing() {
         let done = world.done;
         run(&mut world);
         assert_eq!(world.done, done, "{}", life.0);
+    }
+}
+
+/// Users who change their minds at any moment, and an operator that dies at any: what the world forbids is never asked, and
+/// the last wish comes true.
+#[test]
+fn lives_of_chance_end_as_wished() {
+    for seed in 0..2_000_u64 {
+        // Knuth's generator: enough chance for choices, and the same everywhere.
+        let mut state = seed;
+        let mut below = move |bound: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        let retention = if below(2) == 0 {
+            Retention::Retain
+        } else {
+            Retention::Delete
+        };
+        let mut world = World::new(retention, None, false);
+        world.kills = (0..300).filter(|_| below(4) == 0).collect();
+        for _ in 0..below(40) {
+            match below(8) {
+                0 => world.seen.intent = Intent::Pause,
+                1 | 2 => world.frozen = !world.frozen,
+                _ => world.seen.intent = Intent::Run(u32::try_from(below(5)).unwrap() + 1),
+            }
+            for _ in 0..below(5) {
+                round(&mut world);
+            }
+        }
+        world.frozen = false;
+        let groups = below(6);
+        world.seen.intent = match u32::try_from(groups).unwrap() {
+            0 => Intent::Delete,
+            groups => Intent::Run(groups),
+        };
+        run(&mut world);
+        assert_eq!(world.sets().len() as u64, groups, "seed {seed}");
+        assert_eq!(world.members(), world.sets(), "seed {seed}");
+        assert_eq!(world.finished, groups == 0, "seed {seed}");
     }
 }

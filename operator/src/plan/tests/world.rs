@@ -17,7 +17,8 @@ pub(super) struct World {
     pub(super) done: usize,
     /// The resource is gone.
     pub(super) finished: bool,
-    kill: Option<usize>,
+    /// After which actions the operator dies.
+    pub(super) kills: BTreeSet<usize>,
     late: bool,
     /// A request on its way to the store, and the rounds until it arrives.
     delayed: Option<(usize, Action)>,
@@ -43,7 +44,7 @@ impl World {
             ever: BTreeSet::new(),
             done: 0,
             finished: false,
-            kill,
+            kills: kill.into_iter().collect(),
             late,
             delayed: None,
             versions: 0,
@@ -218,27 +219,29 @@ pub(super) fn run(world: &mut World) {
         if world.finished || idle > 5 {
             return;
         }
-        let plan = decide(&world.seen);
-        assert!(plan.lost.is_empty(), "{:?}", plan.lost);
-        idle = if plan.actions.is_empty() && world.delayed.is_none() {
-            idle + 1
-        } else {
-            0
-        };
-        for action in plan.actions {
-            let dies = world.kill == Some(world.done);
-            world.done += 1;
-            let asks = matches!(action, Action::Join(_) | Action::Leave(_));
-            if dies && asks && world.late {
-                world.delayed = Some((3, action));
-            } else {
-                world.act(&action);
-            }
-            if dies {
-                break;
-            }
-        }
-        world.tick();
+        let rests = round(world) == 0 && world.delayed.is_none();
+        idle = if rests { idle + 1 } else { 0 };
     }
     panic!("no rest: {:?}", decide(&world.seen));
+}
+
+/// The operator looks once and does what is to be done, unless it dies; then time passes. Returns how much was to be done.
+pub(super) fn round(world: &mut World) -> usize {
+    let plan = decide(&world.seen);
+    assert!(plan.lost.is_empty(), "{:?}", plan.lost);
+    for action in &plan.actions {
+        let dies = world.kills.contains(&world.done);
+        world.done += 1;
+        let asks = matches!(action, Action::Join(_) | Action::Leave(_));
+        if dies && asks && world.late {
+            world.delayed = Some((3, action.clone()));
+        } else {
+            world.act(action);
+        }
+        if dies {
+            break;
+        }
+    }
+    world.tick();
+    plan.actions.len()
 }
