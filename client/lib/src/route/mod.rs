@@ -64,22 +64,6 @@ pub(crate) struct Leader {
 }
 
 /// Knows the configuration, the leaders and the connections: see the head of its module in `route/mod.rs`. Cheap to clone.
-///
-/// ```no_run
-/// use client::{ClientOptions, Gid, Router, Slot};
-///
-/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-/// let router = Router::watch(ClientOptions::new(["10.0.0.1:7000"]))?;
-/// let leader = router.leader(Gid(1), std::time::Duration::ZERO).await?;
-/// let channel = router.channel(&leader.address, Slot::Calls(0)).await?;
-/// let mut kv = router.kv(channel);
-/// if let Err(status) = kv.get(api::v1::GetRequest { key: "a".into() }).await {
-///     router.failed(&leader, None);
-///     eprintln!("{status}");
-/// }
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone)]
 pub(crate) struct Router {
     inner: Arc<Inner>,
