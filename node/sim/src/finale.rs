@@ -20,7 +20,7 @@ use crate::oracle::{Oracle, Violation};
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::world::{Event, Step, World};
 
-/// How long a world without faults may take to become well.
+/// How long a world without faults may take to become well, beside what [`World::recovery`] adds.
 const RECOVERY: Micros = 10 * SECOND;
 /// How often it looks.
 const PROBE: Micros = 50 * MILLI;
@@ -47,6 +47,7 @@ impl World {
     /// Stops all faults.
     pub(crate) fn end(&mut self) -> Step {
         self.ending = true;
+        self.backlog = self.count_backlog();
         self.ending_since = self.now;
         self.stage = Ending::Open;
         if self.tracing {
@@ -120,13 +121,34 @@ impl World {
                 self.ended = true;
                 return Ok(());
             }
-            (_, Some(missing)) if since > RECOVERY => {
+            (_, Some(missing)) if since > self.recovery() => {
                 return Err(Violation::new("liveness", missing));
             }
             _ => {}
         }
         self.queue.push(self.now + PROBE, Event::Probe);
         Ok(())
+    }
+
+    /// How long the world may take to become well: ten seconds, and the longest pause of a mover for each configuration that
+    /// some group had not settled when the faults ended. A shard may have to walk through all of them, from group to group,
+    /// and at each step the next one may just have begun to wait.
+    fn recovery(&self) -> Micros {
+        let pause = self.scenario.cluster.as_ref();
+        let pause = pause.map_or(0, |cluster| {
+            Micros::from(cluster.mover.max_retry_ms) * MILLI
+        });
+        RECOVERY + pause * self.backlog
+    }
+
+    /// How many configurations the group that is furthest behind has not settled.
+    fn count_backlog(&self) -> u64 {
+        let settled = self.groups.iter().filter_map(|group| {
+            let ownership = self.custody.group(group.gid)?;
+            Some(ownership.settled().0)
+        });
+        let latest = self.custody.latest().0;
+        latest - settled.min().unwrap_or(latest).min(latest)
     }
 
     /// The group that stays down for a while, in some worlds.
@@ -147,7 +169,7 @@ impl World {
             self.let_in(other);
         }
         match self.missing_without(group) {
-            Some(missing) if since > RECOVERY => {
+            Some(missing) if since > self.recovery() => {
                 let gid = self.groups[group].gid;
                 let detail = format!("while {gid} is down: {missing}");
                 return Err(Violation::new("liveness", detail));
@@ -159,6 +181,7 @@ impl World {
                 }
                 self.stage = Ending::Open;
                 self.ending_since = self.now;
+                self.backlog = self.count_backlog();
             }
             _ => {}
         }

@@ -29,7 +29,7 @@
 //! step; its page lists them. What clients saw goes to a [`history`] and at the end to a linearizability checker
 //! ([`linear`]). What groups and controllers promise each other about shards is checked by [`custody`], and writes are
 //! done once over all groups ([`ledger`]). The end of a world is a phase without faults, in which within ten simulated
-//! seconds there must be a leader, every operation must finish, lost disks must have rejoined as voters, all states
+//! seconds (and a mover's longest pause for each configuration that was still open) there must be a leader, every operation must finish, lost disks must have rejoined as voters, all states
 //! must be equal, and each group must have settled the latest configuration and keep nothing of shards that it doesn't
 //! own. Some worlds end in two such phases: in the first one group stays down, and all that doesn't need it must be well.
 //!

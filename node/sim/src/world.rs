@@ -133,6 +133,8 @@ pub struct World {
     pub(crate) ending: bool,
     pub(crate) ended: bool,
     pub(crate) ending_since: Micros,
+    /// Configurations that were not settled then.
+    pub(crate) backlog: u64,
     pub(crate) stage: Ending,
     /// Messages and bytes of entries put on the wire, for tests of economy.
     pub(crate) traffic: Traffic,
@@ -188,6 +190,7 @@ impl World {
             ending: false,
             ended: false,
             ending_since: 0,
+            backlog: 0,
             stage: Ending::Not,
             traffic: Traffic::default(),
             scenario,
