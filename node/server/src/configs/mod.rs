@@ -12,7 +12,7 @@ use api::v1;
 use api::{config_to_wire, delta_to_wire};
 use shardctrler::GroupKind;
 use tokio::sync::watch;
-use types::{ClusterId, ConfigDelta, ConfigError, ConfigNum, ShardConfig};
+use types::{ClusterId, ConfigDelta, ConfigError, ConfigNum, MAX_SHARDS, ShardConfig};
 
 pub(crate) use follow::{Feed, News, first_turn, follow};
 
@@ -98,6 +98,11 @@ impl Configs {
                 ours: before.cluster,
             });
         }
+        // A number from the network decides on an allocation.
+        if !(1..=MAX_SHARDS).contains(&shards) {
+            let what = format!("{shards} shards");
+            return Err(ConfigError::Invalid(what).into());
+        }
         let mut recent = self.lock_recent();
         let mut config = match &before {
             Some(known) => (*known.config).clone(),
@@ -105,17 +110,22 @@ impl Configs {
         };
         let started = before.is_none();
         let from = config.num();
-        if let Some(full) = full.filter(|full| full.num() > from) {
-            recent.clear();
-            config = full;
-        }
+        let full = full.filter(|full| full.num() > from);
+        let begins = full.is_some();
+        config = full.unwrap_or(config);
+        let mut new = Vec::new();
         for delta in deltas {
             if delta.num <= config.num() {
                 continue;
             }
             config.apply(&delta)?;
-            recent.push_back(Arc::new(delta));
+            new.push(Arc::new(delta));
         }
+        // Only now: after an error nothing has changed.
+        if begins {
+            recent.clear();
+        }
+        recent.extend(new);
         bound(&mut recent);
         drop(recent);
         if started || config.num() > from {
@@ -298,6 +308,14 @@ mod tests {
         assert!(lacking(1).full.is_some());
     }
 
+    /// A step to a configuration from nowhere.
+    fn delta_to(num: u64) -> ConfigDelta {
+        ConfigDelta {
+            num: ConfigNum(num),
+            ..ConfigDelta::default()
+        }
+    }
+
     #[test]
     fn strangers_and_gaps_are_refused() {
         let configs = Configs::default();
@@ -306,11 +324,19 @@ mod tests {
             .advance(CLUSTER, 4, None, all[..1].to_vec())
             .unwrap();
         assert!(configs.advance(ClusterId(8), 4, None, Vec::new()).is_err());
+        for shards in [0, u32::MAX] {
+            let none = Configs::default();
+            assert!(none.advance(CLUSTER, shards, None, Vec::new()).is_err());
+            assert!(none.known().is_none());
+        }
         assert!(
             configs
                 .advance(CLUSTER, 4, None, all[2..].to_vec())
                 .is_err()
         );
+        let gap = vec![all[1].clone(), delta_to(4)];
+        assert!(configs.advance(CLUSTER, 4, None, gap).is_err());
+        assert_eq!(configs.lock_recent().len(), 1, "nothing of it is kept");
         assert!(configs.has(ConfigNum(1)) && !configs.has(ConfigNum(2)));
     }
 }
