@@ -8,6 +8,7 @@
 //! A field that an operator doesn't know is ignored by it, never an error: a newer definition must not blind an older operator.
 //! Misspelt fields are refused where people make them, by the strict validation of `kubectl` and of the API server.
 
+pub mod condition;
 #[expect(
     unreachable_pub,
     reason = "kube's derive repeats each struct inside of a function"
@@ -33,7 +34,7 @@ pub use spec::{
     ControllersSpec, DisruptionSpec, ImagePullPolicy, PodTemplateSpec, PullSecret, Resources,
     Retention, SchedulingSpec, ServiceAccountSpec, ShardKvCluster, ShardKvClusterSpec, StorageSpec,
 };
-pub use status::{GroupPhase, GroupStatus, ShardKvClusterStatus, condition};
+pub use status::{GroupPhase, GroupStatus, ShardKvClusterStatus};
 
 use crate::yaml::{self, YamlError};
 

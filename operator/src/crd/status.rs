@@ -91,15 +91,3 @@ pub enum GroupPhase {
     /// It has nothing any more, and is being deleted.
     Removing,
 }
-
-/// The types of conditions.
-pub mod condition {
-    /// Every key can be read and written.
-    pub const AVAILABLE: &str = "Available";
-    /// Something is being changed.
-    pub const PROGRESSING: &str = "Progressing";
-    /// Something needs a look.
-    pub const DEGRADED: &str = "Degraded";
-    /// Nothing is changed because the user asked so.
-    pub const PAUSED: &str = "Paused";
-}
