@@ -57,6 +57,16 @@ impl Budget {
         Ok(permit)
     }
 
+    /// Room for what must not wait for clients, and is bounded elsewhere: steps of hand-offs.
+    pub(crate) fn grant(self: &Arc<Self>, bytes: usize) -> Permit {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Permit {
+            budget: Arc::clone(self),
+            bytes,
+        }
+    }
+
     /// Unanswered requests and their bytes.
     pub(crate) fn used(&self) -> (usize, usize) {
         (

@@ -12,10 +12,10 @@ use replica::Status;
 use shardkv::{Genesis, GroupKind, Ownership};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
-use types::NodeId;
+use types::{MAX_GROUPS, NodeId};
 
 use crate::bootstrap::initial_peers;
-use crate::budget::Budget;
+use crate::budget::{Budget, Permit};
 use crate::configs::Configs;
 use crate::exit::Fatal;
 use crate::forward::Forwarding;
@@ -72,9 +72,11 @@ pub(crate) struct Hub {
     pub(crate) forwarding: Forwarding,
     /// What moves shards while this node leads; shown to whoever asks why one waits.
     pub(crate) moving: Moving,
-    /// Room for exports, and for watchers.
+    /// Room for exports, for watchers, and for watchers that are groups: no crowd of clients may keep a group from hearing of
+    /// configurations.
     pub(crate) exports: Arc<Semaphore>,
     pub(crate) watchers: Arc<Semaphore>,
+    pub(crate) group_watchers: Arc<Semaphore>,
     ownership: watch::Sender<Arc<Ownership>>,
     /// Reads over all groups; made when it is first needed.
     scanner: OnceLock<Result<Client, ConnectError>>,
@@ -109,6 +111,7 @@ impl Hub {
             moving: Moving::default(),
             exports: Arc::new(Semaphore::new(options.limits.max_exports)),
             watchers: Arc::new(Semaphore::new(options.limits.max_watchers)),
+            group_watchers: Arc::new(Semaphore::new(MAX_GROUPS)),
             ownership: watch::Sender::new(Arc::default()),
             scanner: OnceLock::new(),
             failure: Mutex::new(Some(failure)),
@@ -312,9 +315,20 @@ impl Hub {
     pub(crate) fn submit(&self, request: MachineRequest) -> Result<Waiting, ErrorDetail> {
         self.check_running()?;
         let permit = self.budget.take(machine::size(&request))?;
+        Ok(self.enqueue(request, permit))
+    }
+
+    /// As [`Hub::submit`], for steps of hand-offs: an overloaded group must still be able to give shards away.
+    pub(crate) fn submit_step(&self, request: MachineRequest) -> Result<Waiting, ErrorDetail> {
+        self.check_running()?;
+        let permit = self.budget.grant(machine::size(&request));
+        Ok(self.enqueue(request, permit))
+    }
+
+    fn enqueue(&self, request: MachineRequest, permit: Permit) -> Waiting {
         let (reply, answer) = Reply::call(permit);
         self.inbox.submit([Submission { request, reply }]);
-        Ok(answer)
+        answer
     }
 
     /// Asks the replica and waits for its answer, at most as long as the options allow.
@@ -324,6 +338,15 @@ impl Hub {
             replica::Request::Read(_) | replica::Request::ReadLocal(_) | replica::Request::LogTime
         );
         let answer = self.submit(request)?;
+        self.answered(answer, changes).await
+    }
+
+    /// Waits for an answer, at most as long as the options allow.
+    pub(crate) async fn answered(
+        &self,
+        answer: Waiting,
+        changes: bool,
+    ) -> Result<MachineResult, ErrorDetail> {
         match timeout(self.options.request_timeout, answer).await {
             Ok(Ok(result)) => Ok(result),
             // No answer in time, or the replica is gone.

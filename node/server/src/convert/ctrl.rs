@@ -141,7 +141,7 @@ fn ctrl_error(error: &CtrlError) -> ErrorDetail {
         CtrlError::AddressTaken { .. } | CtrlError::LastGroup | CtrlError::HistoryFull { .. } => {
             errors::conflict(error)
         }
-        CtrlError::TooManyGroups { limit } => errors::overloaded("groups", *limit, 1_000),
+        CtrlError::TooManyGroups { .. } => errors::conflict(error),
         CtrlError::SessionExpired => errors::session_expired(),
         // The controllers' clock catches up, so the same change succeeds later.
         CtrlError::SessionFromFuture { .. } => errors::unavailable(error, 1_000),

@@ -52,6 +52,8 @@ pub(crate) struct Forwarding {
     pub(crate) channels: Channels,
     pub(crate) guide: Guide,
     places: Arc<Semaphore>,
+    /// Scans last as long as their callers like: they have places of their own.
+    scans: Arc<Semaphore>,
     most: usize,
 }
 
@@ -70,14 +72,28 @@ impl Forwarding {
             channels: Channels::new(options.network),
             guide: Guide::default(),
             places: Arc::new(Semaphore::new(options.max_forwarded)),
+            scans: Arc::new(Semaphore::new(options.max_forwarded)),
             most: options.max_forwarded,
         }
     }
 
     /// Room for a request that is passed on.
     pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
-        let full = |_| errors::overloaded("forwarded requests", self.most as u64, 20);
-        Arc::clone(&self.places).try_acquire_owned().map_err(full)
+        self.take(&self.places, "forwarded requests")
+    }
+
+    /// Room for a scan over all groups.
+    pub(crate) fn scan_place(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
+        self.take(&self.scans, "scans over all groups")
+    }
+
+    fn take(
+        &self,
+        places: &Arc<Semaphore>,
+        what: &str,
+    ) -> Result<OwnedSemaphorePermit, ErrorDetail> {
+        let full = |_| errors::overloaded(what, self.most as u64, 20);
+        Arc::clone(places).try_acquire_owned().map_err(full)
     }
 }
 

@@ -56,7 +56,7 @@ impl Actions {
         running: &mut JoinSet<(ActionId, ActionOutcome)>,
     ) {
         if let Action::Propose(step) = action {
-            let submitted = self.hub.submit(kv::step(&step));
+            let submitted = self.hub.submit_step(kv::step(&step));
             running.spawn(async move {
                 let outcome = async { applied(&self.hub, submitted.map_err(message)?).await };
                 (id, said(outcome.await.map(|()| ActionOutcome::Done)))

@@ -9,12 +9,12 @@ use api::errors;
 use api::v1::{ErrorDetail, ExportRequest};
 use replica::View;
 use shardkv::{GroupKind, Query, Response as Outcome, user_key};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::OwnedSemaphorePermit;
 use types::ShardId;
 
 use super::kv::reject;
-use super::scan::{PageSender, Pages, check_bounds, relay, response};
+use super::pages::{PageSender, Pages, pages};
+use super::scan::{check_bounds, relay, response};
 use crate::convert::kv;
 use crate::forward::{self, is_elsewhere};
 use crate::hub::Hub;
@@ -35,20 +35,20 @@ pub(crate) async fn open(
     } else {
         take(hub, &request).await
     };
-    let (pages, stream) = mpsc::channel(1);
+    let (pages, stream) = pages();
     match view {
         Ok(view) => drop(tokio::spawn(send(Arc::clone(hub), view, pages, place))),
         Err(error) if is_elsewhere(&error) && !forbidden => {
             let from = forward::export(hub, request).await?;
             let hub = Arc::clone(hub);
             tokio::spawn(async move {
-                relay(&hub, from, &pages).await;
+                relay(&hub, from, pages).await;
                 drop(place);
             });
         }
         Err(error) => return Err(error),
     }
-    Ok(ReceiverStream::new(stream))
+    Ok(stream)
 }
 
 async fn take(hub: &Hub, request: &ExportRequest) -> Result<View, ErrorDetail> {
@@ -67,20 +67,26 @@ async fn take(hub: &Hub, request: &ExportRequest) -> Result<View, ErrorDetail> {
 async fn send(hub: Arc<Hub>, view: View, pages: PageSender, _place: OwnedSemaphorePermit) {
     loop {
         // Room first, so that a page is read only when it can be sent.
-        let Ok(room) = pages.reserve().await else {
+        let Some(room) = pages.room().await else {
             return;
         };
         let view = view.clone();
-        let page = match tokio::task::spawn_blocking(move || view.next_page()).await {
-            Ok(Ok(Some(page))) => page,
-            Ok(Ok(None)) => return,
-            Ok(Err(error)) => return room.send(Err(reject(&hub, &broken(&error)))),
-            Err(error) => return room.send(Err(reject(&hub, &broken(&error)))),
+        let error = match tokio::task::spawn_blocking(move || view.next_page()).await {
+            Ok(Ok(Some(page))) => {
+                let pairs = page.into_iter();
+                let pairs = pairs.map(|(stored, value)| (user_key(stored), value));
+                room.send(response(pairs.collect(), false));
+                continue;
+            }
+            Ok(Ok(None)) => {
+                drop(room);
+                return pages.end().await;
+            }
+            Ok(Err(error)) => broken(&error),
+            Err(error) => broken(&error),
         };
-        let pairs = page
-            .into_iter()
-            .map(|(stored, value)| (user_key(stored), value));
-        room.send(Ok(response(pairs.collect(), false)));
+        drop(room);
+        return pages.fail(reject(&hub, &error)).await;
     }
 }
 

@@ -17,17 +17,23 @@ use crate::machine::MachineRequest;
 
 /// Parts of shards that are read and sent at the same time.
 const MAX_PULLS: usize = 64;
+/// Deletes that are carried out at the same time, for all groups that ask.
+const MAX_DELETES: usize = 1_024;
 
 /// The service.
 pub(crate) struct HandoffService {
     hub: Arc<Hub>,
     pulls: Semaphore,
+    deletes: Semaphore,
 }
 
 impl HandoffService {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        let pulls = Semaphore::new(MAX_PULLS);
-        Self { hub, pulls }
+        Self {
+            hub,
+            pulls: Semaphore::new(MAX_PULLS),
+            deletes: Semaphore::new(MAX_DELETES),
+        }
     }
 
     /// Refuses whoever follows other controllers, or asks for another group.
@@ -51,9 +57,10 @@ impl HandoffService {
         }
     }
 
-    async fn ask(&self, request: MachineRequest) -> Result<Outcome, ErrorDetail> {
+    async fn ask(&self, request: MachineRequest, changes: bool) -> Result<Outcome, ErrorDetail> {
         let hub = &self.hub;
-        let result = hub.ask(request).await?;
+        let answer = hub.submit_step(request)?;
+        let result = hub.answered(answer, changes).await?;
         kv::outcome(result, |node| hub.address_or_empty(node))
     }
 
@@ -69,7 +76,7 @@ impl HandoffService {
             after,
             max_bytes: request.max_bytes,
         };
-        match self.ask(kv::read_local(query)).await? {
+        match self.ask(kv::read_local(query), false).await? {
             Outcome::Chunk(chunk) => {
                 let chunk = chunk.encode();
                 self.hub
@@ -88,11 +95,13 @@ impl HandoffService {
         request: v1::DeleteShardRequest,
     ) -> Result<v1::DeleteShardResponse, ErrorDetail> {
         self.check(request.cluster_id, request.gid)?;
+        let full = |_| errors::overloaded("deletes of shards", MAX_DELETES as u64, 100);
+        let _place = self.deletes.try_acquire().map_err(full)?;
         let step = Step::Delete {
             shard: ShardId(request.shard),
             config: ConfigNum(request.config_num),
         };
-        match self.ask(kv::step(&step)).await? {
+        match self.ask(kv::step(&step), true).await? {
             Outcome::Stepped => Ok(v1::DeleteShardResponse {}),
             _ => Err(kv::mismatch()),
         }

@@ -7,12 +7,12 @@ use api::error_status;
 use api::v1::batch_item::Request as Item;
 use api::v1::batch_result::Response as ItemResponse;
 use api::v1::kv_server::Kv;
-use api::v1::{self, ErrorDetail, ScanRequest, ScanResponse};
+use api::v1::{self, ErrorDetail, ScanRequest};
 use shardkv::GroupKind;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::batch::{Answers, BatchStream};
+use super::pages::Pages;
 use super::{export, scan, session};
 use crate::convert::kv::{self, Checks};
 use crate::forward::{self, is_elsewhere, is_forbidden};
@@ -72,9 +72,9 @@ pub(crate) fn reject(hub: &Hub, error: &ErrorDetail) -> Status {
 
 #[tonic::async_trait]
 impl Kv for KvService {
-    type ScanStream = ReceiverStream<Result<ScanResponse, Status>>;
+    type ScanStream = Pages;
     type BatchStream = Answers;
-    type ExportStream = ReceiverStream<Result<ScanResponse, Status>>;
+    type ExportStream = Pages;
 
     async fn open_session(
         &self,

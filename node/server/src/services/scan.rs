@@ -8,20 +8,15 @@ use bytes::{Bytes, BytesMut};
 use client::ScanOptions;
 use futures::{FutureExt as _, StreamExt as _};
 use shardkv::{GroupKind, MAX_KEY_BYTES, Query, Response as Outcome};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tokio::sync::OwnedSemaphorePermit;
+use tonic::Streaming;
 use types::ShardSet;
 
 use super::kv::reject;
+use super::pages::{PageSender, Pages, pages};
 use crate::convert::kv;
 use crate::forward::{self, is_elsewhere};
 use crate::hub::Hub;
-
-/// A stream of pages.
-pub(crate) type Pages = ReceiverStream<Result<ScanResponse, Status>>;
-/// Its other end.
-pub(crate) type PageSender = mpsc::Sender<Result<ScanResponse, Status>>;
 
 /// Starts a scan.
 pub(crate) fn open(
@@ -39,8 +34,7 @@ pub(crate) fn open(
     if controller && here {
         return Err(kv::elsewhere(hub));
     }
-    // One page waits while the one before it is sent: a client that doesn't fetch stops the scan.
-    let (pages, stream) = mpsc::channel(1);
+    let (pages, stream) = pages();
     let scan = Scan {
         hub: Arc::clone(hub),
         left: match request.limit {
@@ -55,11 +49,11 @@ pub(crate) fn open(
     } else if hub.kind() == GroupKind::Standalone {
         tokio::spawn(scan.here_or_at_the_leader(pages));
     } else {
-        let place = hub.forwarding.place()?;
+        let place = hub.forwarding.scan_place()?;
         hub.metrics.forwarded.inc();
         tokio::spawn(scan.everywhere(pages, place));
     }
-    Ok(ReceiverStream::new(stream))
+    Ok(stream)
 }
 
 /// Refuses bounds that no key reaches.
@@ -92,18 +86,19 @@ enum End {
 
 impl Scan {
     async fn here(mut self, pages: PageSender) {
-        if let End::Refused(error) = self.local(&pages).await {
-            self.refuse(&pages, &error).await;
+        match self.local(&pages).await {
+            End::Over => pages.end().await,
+            End::Refused(error) => self.refuse(pages, &error).await,
         }
     }
 
     async fn here_or_at_the_leader(mut self, pages: PageSender) {
         let error = match self.local(&pages).await {
-            End::Over => return,
+            End::Over => return pages.end().await,
             End::Refused(error) => error,
         };
         if !is_elsewhere(&error) {
-            return self.refuse(&pages, &error).await;
+            return self.refuse(pages, &error).await;
         }
         self.request.limit = if self.request.limit == 0 {
             0
@@ -111,8 +106,8 @@ impl Scan {
             self.left
         };
         match forward::scan(&self.hub, self.request.clone()).await {
-            Ok(stream) => relay(&self.hub, stream, &pages).await,
-            Err(error) => self.refuse(&pages, &error).await,
+            Ok(stream) => relay(&self.hub, stream, pages).await,
+            Err(error) => self.refuse(pages, &error).await,
         }
     }
 
@@ -120,7 +115,7 @@ impl Scan {
     async fn everywhere(self, pages: PageSender, _place: OwnedSemaphorePermit) {
         let client = match self.hub.scanner() {
             Ok(client) => client,
-            Err(error) => return self.refuse(&pages, &error).await,
+            Err(error) => return self.refuse(pages, &error).await,
         };
         let mut pairs = client.scan(ScanOptions {
             start: self.request.start.clone(),
@@ -129,18 +124,19 @@ impl Scan {
             keys_only: self.request.keys_only,
         });
         loop {
-            let Ok(room) = pages.reserve().await else {
+            let Some(room) = pages.room().await else {
                 return;
             };
             match self.gather(&mut pairs).await {
-                Ok(page) if page.is_empty() => return,
-                Ok(page) => room.send(Ok(response(page, false))),
+                Ok(page) if page.is_empty() => break,
+                Ok(page) => room.send(response(page, false)),
                 Err(error) => {
-                    let error = errors::unavailable(error, 100);
-                    return room.send(Err(reject(&self.hub, &error)));
+                    drop(room);
+                    return self.refuse(pages, &errors::unavailable(error, 100)).await;
                 }
             }
         }
+        pages.end().await;
     }
 
     /// The next page: at least one pair, if there is one, and then what is there without waiting.
@@ -163,16 +159,15 @@ impl Scan {
         Ok(page)
     }
 
-    async fn refuse(&self, pages: &PageSender, error: &ErrorDetail) {
-        // Whoever is gone doesn't want to know.
-        let _ = pages.send(Err(reject(&self.hub, error))).await;
+    async fn refuse(&self, pages: PageSender, error: &ErrorDetail) {
+        pages.fail(reject(&self.hub, error)).await;
     }
 
     /// Sends what this node's group has, as long as it leads.
     async fn local(&mut self, pages: &PageSender) -> End {
         loop {
             // Room first, so that a page is read only when it can be sent.
-            let Ok(room) = pages.reserve().await else {
+            let Some(room) = pages.room().await else {
                 return End::Over;
             };
             let (pairs, more) = match self.page().await {
@@ -182,7 +177,7 @@ impl Scan {
             self.left = self.left.saturating_sub(pairs.len() as u64);
             let next = pairs.last().map(|(key, _)| after(key));
             if !pairs.is_empty() {
-                room.send(Ok(response(pairs, self.request.keys_only)));
+                room.send(response(pairs, self.request.keys_only));
             }
             match next {
                 Some(next) if more && self.left > 0 => self.request.start = next,
@@ -210,19 +205,21 @@ impl Scan {
 }
 
 /// Passes another node's pages on, at the pace at which they are fetched here.
-pub(crate) async fn relay(hub: &Hub, mut from: Streaming<ScanResponse>, to: &PageSender) {
+pub(crate) async fn relay(hub: &Hub, mut from: Streaming<ScanResponse>, to: PageSender) {
     loop {
         let page = match from.message().await {
-            Ok(Some(page)) => Ok(page),
-            Ok(None) => return,
-            Err(status) => Err(match api::error_detail(&status) {
-                Some(detail) => reject(hub, &detail),
-                None => reject(hub, &errors::unavailable(status.message(), 100)),
-            }),
+            Ok(Some(page)) => page,
+            Ok(None) => return to.end().await,
+            Err(status) => {
+                let detail = api::error_detail(&status);
+                let broke = || errors::unavailable(status.message(), 100);
+                let detail = detail.unwrap_or_else(broke);
+                return to.fail(reject(hub, &detail)).await;
+            }
         };
-        let ends = page.is_err();
-        if to.send(page).await.is_err() || ends {
-            return;
+        match to.room().await {
+            Some(room) => room.send(page),
+            None => return,
         }
     }
 }

@@ -12,7 +12,7 @@ use shardctrler::{CtrlError, GroupKind, Response};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use types::{ConfigNum, Gid};
+use types::{ConfigNum, Gid, MAX_GROUPS};
 
 use crate::configs::synthetic;
 use crate::convert::{ctrl, kv};
@@ -29,10 +29,13 @@ pub(crate) async fn open(
     request: &WatchRequest,
 ) -> Result<ReceiverStream<Result<WatchResponse, Status>>, ErrorDetail> {
     hub.check_running()?;
-    let Ok(place) = Arc::clone(&hub.watchers).try_acquire_owned() else {
-        let limit = hub.options.limits.max_watchers as u64;
-        return Err(errors::overloaded("watchers", limit, 1_000));
+    let (places, limit) = if request.gid == 0 {
+        (&hub.watchers, hub.options.limits.max_watchers)
+    } else {
+        (&hub.group_watchers, MAX_GROUPS)
     };
+    let full = |_| errors::overloaded("watchers", limit as u64, 1_000);
+    let place = Arc::clone(places).try_acquire_owned().map_err(full)?;
     let mut watcher = Watcher {
         hub: Arc::clone(hub),
         have: ConfigNum(request.after),
