@@ -96,7 +96,8 @@ impl Export {
             Some((event, cutter))
         });
         Self {
-            events: events.boxed(),
+            // Asking on after the end is not worth a panic.
+            events: events.fuse().boxed(),
         }
     }
 }

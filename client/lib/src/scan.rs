@@ -145,7 +145,8 @@ impl Scan {
             Some((next, gather))
         });
         Self {
-            pairs: pairs.boxed(),
+            // Asking on after the end is not worth a panic.
+            pairs: pairs.fuse().boxed(),
         }
     }
 }

@@ -55,7 +55,8 @@ impl ConfigWatch {
             Some((event, watching))
         });
         Self {
-            events: events.boxed(),
+            // Asking on after the end is not worth a panic.
+            events: events.fuse().boxed(),
         }
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use client::{
     Client, Error, ExportEvent, ExportOptions, Gid, Pair, ScanOptions, ShardId, ShardSet,
 };
-use futures::TryStreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::double::{Cluster, Faults, SHARDS, shard_of};
 
@@ -54,6 +54,19 @@ async fn a_scan_merges_all_groups_in_key_order() {
     assert_eq!(scan(ScanOptions::all().limit(0)).await, []);
     assert_eq!(scan(ScanOptions::prefix("nothing")).await, []);
     cluster.check();
+}
+
+#[tokio::test]
+async fn who_asks_on_after_the_end_is_told_the_end_again() {
+    let (_cluster, client) = filled(&[1, 1]).await;
+    let mut scan = client.scan(ScanOptions::prefix("k0399"));
+    assert!(scan.next().await.unwrap().is_ok());
+    let mut export = client.export(ExportOptions::default());
+    while export.next().await.is_some() {}
+    for _ in 0..2 {
+        assert!(scan.next().await.is_none());
+        assert!(export.next().await.is_none());
+    }
 }
 
 #[tokio::test]
