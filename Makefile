@@ -34,11 +34,15 @@ build: deps ## Build the node and the command line, optimised
 	$(CARGO) build --release
 
 .PHONY: test
-test: test-fast test-sim test-processes ## Run all tests: fast ones, goldens, conformance, simulator seeds, processes
+test: test-fast test-operator test-sim test-processes ## Run all tests: fast ones, goldens, conformance, simulator seeds, processes
 
 .PHONY: test-fast
 test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
 	$(CARGO) test --release
+
+.PHONY: test-operator
+test-operator: ## Run the operator's tests, and see that crds/ is what the code says
+	$(CARGO) test --release -p shardkv-operator
 
 .PHONY: test-sim
 test-sim: ## Run the simulator's tests, the MIT 6.5840 scenarios and TEST_SEEDS=0..1000
@@ -61,6 +65,7 @@ lint: deps ## Check formatting, clippy (warnings are errors), the compose file, 
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-sim --all-targets -- -D warnings
+	$(CARGO) clippy --release -p shardkv-operator --all-targets -- -D warnings
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
 	@.ci/purity
