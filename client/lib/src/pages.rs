@@ -47,7 +47,7 @@ impl Pages {
                 });
             }
         };
-        let mut kv = router.kv(channel);
+        let mut kv = router.kv(&leader, channel);
         let opening = async {
             match ask {
                 Ask::Scan(request) => kv.scan(request).await,
@@ -129,6 +129,10 @@ impl Trouble {
             (Action::Fail(error), _) => return Err(verdict::with_doubt(error, false)),
             (Action::WrongGroup(num), leader) => {
                 if let Some(leader) = leader {
+                    if router.has(num) {
+                        // The group hasn't heard of it, or the address is another group's now.
+                        router.failed(leader, None);
+                    }
                     router.refresh(num, &leader.address);
                 }
                 let pause = self.backoff.pause_of(now - since, 0);
@@ -137,9 +141,7 @@ impl Trouble {
             (Action::Wait(ms), _) => self.backoff.pause_at_least(now, ms),
             (Action::NotReady(ms), _) => self.backoff.pause_of(now - since, ms),
             (Action::Reroute(hint), Some(leader)) => {
-                if api::error_detail(status).is_none() {
-                    router.discard(&leader.address, Slot::Bulk);
-                }
+                router.suspect(&leader.address, Slot::Bulk, status);
                 router.failed(leader, hint.as_deref());
                 self.backoff.pause(now)
             }

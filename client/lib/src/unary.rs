@@ -9,7 +9,7 @@ use api::v1::batch_item::Request as Wire;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
-use types::{ConfigNum, Gid};
+use types::ConfigNum;
 
 use crate::backoff::Backoff;
 use crate::call::{Answer, Request, Trial};
@@ -121,12 +121,12 @@ impl Unary {
         channel: Channel,
     ) -> Result<Answer, Status> {
         if request.is_write() && trial.name.is_none() {
-            let naming = self.name(leader.gid, &channel);
+            let naming = self.name(leader, &channel);
             trial.name = Some(self.router.unless_superseded(leader, naming).await?);
         }
         let session = trial.name.as_ref().and_then(Name::stamp);
         *on_wire = true;
-        let call = self.send(channel, request.to_wire(session));
+        let call = self.send(leader, channel, request.to_wire(session));
         let result = self.router.unless_superseded(leader, call).await;
         *on_wire = false;
         let failed = match result {
@@ -149,13 +149,15 @@ impl Unary {
         trial.last = Some(status.message().to_owned());
         match verdict::of_status(status).action {
             Action::Reroute(hint) => {
-                if api::error_detail(status).is_none() {
-                    self.router.discard(&leader.address, slot);
-                }
+                self.router.suspect(&leader.address, slot, status);
                 self.router.failed(leader, hint.as_deref());
                 Ok(Pause::Own)
             }
             Action::WrongGroup(num) => {
+                if self.router.has(num) {
+                    // The group hasn't heard of it, or the address is another group's now.
+                    self.router.failed(leader, None);
+                }
                 self.router.refresh(num, &leader.address);
                 Ok(Pause::Config(num))
             }
@@ -178,8 +180,8 @@ impl Unary {
     }
 
     /// Names a write, after opening a session if there is none, the current one gets old or its window is shut.
-    async fn name(&self, gid: Gid, channel: &Channel) -> Result<Name, Status> {
-        let gate = self.gates.of(gid);
+    async fn name(&self, leader: &Leader, channel: &Channel) -> Result<Name, Status> {
+        let gate = self.gates.of(leader.gid);
         let Engine::Unary(naming) = &gate.engine else {
             return Err(Status::internal("a lane names its writes itself"));
         };
@@ -193,7 +195,7 @@ impl Unary {
                 Ok(name) => {
                     if let (true, Ok(_alone)) = (renew, naming.opening.try_lock()) {
                         // The old session is good for a while, so a failure is no trouble yet.
-                        let _ = self.open_session(naming, channel).await;
+                        let _ = self.open_session(naming, leader, channel).await;
                     }
                     return Ok(name);
                 }
@@ -202,24 +204,34 @@ impl Unary {
                     let _alone = naming.opening.lock().await;
                     let wanted = naming.sessions().wants_another(Instant::now());
                     if wanted {
-                        self.open_session(naming, channel).await?;
+                        self.open_session(naming, leader, channel).await?;
                     }
                 }
             }
         }
     }
 
-    async fn open_session(&self, naming: &Naming, channel: &Channel) -> Result<(), Status> {
+    async fn open_session(
+        &self,
+        naming: &Naming,
+        leader: &Leader,
+        channel: &Channel,
+    ) -> Result<(), Status> {
         let asked = Instant::now();
-        let mut kv = self.router.kv(channel.clone());
+        let mut kv = self.router.kv(leader, channel.clone());
         let opened = kv.open_session(OpenSessionRequest {}).await?.into_inner();
         let ttl = Duration::from_millis(opened.ttl_ms);
         naming.sessions().opened(asked, opened.client_id, ttl);
         Ok(())
     }
 
-    async fn send(&self, channel: Channel, request: Wire) -> Result<Answer, Status> {
-        let mut kv = self.router.kv(channel);
+    async fn send(
+        &self,
+        leader: &Leader,
+        channel: Channel,
+        request: Wire,
+    ) -> Result<Answer, Status> {
+        let mut kv = self.router.kv(leader, channel);
         Ok(match request {
             Wire::Get(it) => {
                 let it = kv.get(it).await.map(Response::into_inner)?;

@@ -51,6 +51,8 @@ pub(crate) fn of_detail(detail: ErrorDetail) -> Verdict {
         action,
     };
     match detail.kind {
+        // The address is another cluster's by now: ours is elsewhere.
+        Some(Kind::WrongCluster(_)) => certain(Action::Reroute(None)),
         Some(Kind::NotLeader(it)) => certain(Action::Reroute(named(it.leader_address))),
         Some(Kind::OutcomeUnknown(it)) => doubtful(Action::Reroute(named(it.leader_address))),
         // A node that stops can't tell what became of what it proposed.
@@ -68,10 +70,6 @@ pub(crate) fn of_detail(detail: ErrorDetail) -> Verdict {
         Some(Kind::BadRequest(it)) => certain(Action::Fail(Error::BadRequest {
             field: it.field,
             message,
-        })),
-        Some(Kind::WrongCluster(it)) => certain(Action::Fail(Error::WrongCluster {
-            expected: it.expected,
-            actual: it.actual,
         })),
         Some(Kind::NotFound(it)) => certain(Action::Fail(Error::NotFound {
             what: it.what,
@@ -177,6 +175,7 @@ mod tests {
                 false,
                 Action::WrongGroup(ConfigNum(3)),
             ),
+            (errors::wrong_cluster("a", "b"), false, reroute(None)),
             (errors::shard_not_ready(7), false, Action::NotReady(7)),
             (errors::overloaded("requests", 1, 9), false, Action::Wait(9)),
             (errors::session_expired(), false, Action::NewSession),
@@ -194,7 +193,6 @@ mod tests {
         for detail in [
             errors::too_large("value", 2, 1),
             errors::bad_request("key", "is empty"),
-            errors::wrong_cluster("a", "b"),
             errors::disk_full(),
             errors::not_found("g7"),
             errors::conflict("g1 is the last group"),

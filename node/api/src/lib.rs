@@ -32,5 +32,14 @@ pub use error::{ERROR_METADATA_KEY, error_detail, error_status};
 /// themselves set it.
 pub const NO_FORWARD_METADATA_KEY: &str = "shardkv-no-forward";
 
+/// The group that a call of the `Kv` service is meant for, in decimal digits. A node of another group refuses it with
+/// `WrongGroup`, whatever it owns. Optional: who sends none takes what the address leads to.
+pub const GID_METADATA_KEY: &str = "shardkv-gid";
+
+/// The cluster that a call of the `Kv` service is meant for, as `WatchResponse.cluster_id` tells it, in 16 hexadecimal
+/// digits. A node of another cluster refuses it with `WrongCluster`: addresses are used again, and both clusters have a
+/// group 1. Optional as [`GID_METADATA_KEY`].
+pub const CLUSTER_METADATA_KEY: &str = "shardkv-cluster";
+
 /// The encoded file descriptors, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

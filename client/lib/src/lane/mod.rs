@@ -188,7 +188,7 @@ impl Lane {
             Link::Up(up)
                 if up.opening.is_none() && self.book.wants_session() && self.session_at <= now =>
             {
-                let mut kv = self.router.kv(up.channel.clone());
+                let mut kv = self.router.kv(&up.leader, up.channel.clone());
                 let open = async move { kv.open_session(OpenSessionRequest {}).await };
                 if self.book.on_wire() == 0 {
                     up.heard = now;
@@ -261,7 +261,7 @@ impl Lane {
     fn raised(&mut self, now: Instant, leader: Leader, channel: Channel) {
         let (outbox, mut messages) = mpsc::channel(OUTBOX);
         let outgoing = stream::poll_fn(move |cx| messages.poll_recv(cx));
-        let mut kv = self.router.kv(channel.clone());
+        let mut kv = self.router.kv(&leader, channel.clone());
         let opening = Box::pin(async move { kv.batch(outgoing).await });
         self.link = Link::Up(Box::new(Up {
             leader,
@@ -278,9 +278,8 @@ impl Lane {
     /// The stream ended.
     fn broken(&mut self, now: Instant, status: &Status) {
         let verdict = verdict::of_status(status);
-        let typed = api::error_detail(status).is_some();
-        if let (Link::Up(up), false) = (&self.link, typed) {
-            self.router.discard(&up.leader.address, self.slot);
+        if let Link::Up(up) = &self.link {
+            self.router.suspect(&up.leader.address, self.slot, status);
         }
         match verdict.action {
             Action::Reroute(hint) => self.leave(now, hint.as_deref(), status.message()),
@@ -296,7 +295,7 @@ impl Lane {
                 self.book.fail_wire(&error);
                 self.leave(now, None, status.message());
             }
-            // A stream and an open concern no shard, so these make no sense from a node of ours.
+            // A stream and an open concern no shard, so the node is another group's, or none of ours.
             Action::NewSession | Action::WrongGroup(_) | Action::NotReady(_) => {
                 self.leave(now, None, status.message());
             }
@@ -306,8 +305,8 @@ impl Lane {
     fn no_session(&mut self, now: Instant, status: &Status) {
         let pause = match verdict::of_status(status).action {
             Action::Reroute(hint) => {
-                if let (Link::Up(up), true) = (&self.link, api::error_detail(status).is_none()) {
-                    self.router.discard(&up.leader.address, self.slot);
+                if let Link::Up(up) = &self.link {
+                    self.router.suspect(&up.leader.address, self.slot, status);
                 }
                 self.leave(now, hint.as_deref(), status.message());
                 return;

@@ -24,16 +24,17 @@ mod watcher;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use api::v1::error_detail::Kind;
 use api::v1::kv_client::KvClient;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tonic::metadata::MetadataValue;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
@@ -61,6 +62,8 @@ pub(crate) struct Leader {
     /// Its term, or 0 when another node only named it.
     pub(crate) term: u64,
     pub(crate) epoch: u64,
+    /// The group's number as calls tell it.
+    pub(crate) mark: Mark,
 }
 
 /// Knows the configuration, the leaders and the connections: see the head of its module in `route/mod.rs`. Cheap to clone.
@@ -73,6 +76,7 @@ struct Inner {
     options: Arc<ClientOptions>,
     channels: Arc<Channels>,
     configs: watch::Receiver<Option<Arc<ShardConfig>>>,
+    cluster: ClusterMark,
     wanted: watch::Sender<Wanted>,
     trouble: watch::Receiver<String>,
     groups: Mutex<BTreeMap<Gid, Arc<Group>>>,
@@ -83,15 +87,28 @@ struct Inner {
 /// Calls of the `Kv` service that are never forwarded by the node that gets them.
 pub(crate) type KvService = KvClient<InterceptedService<Channel, NoForward>>;
 
-/// Marks each call as one that is not to be forwarded.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NoForward;
+/// A value of a call's metadata, formatted once.
+pub(crate) type Mark = MetadataValue<Ascii>;
+
+/// The cluster's id as calls tell it, as soon as a node of the cluster has told it.
+pub(crate) type ClusterMark = Arc<OnceLock<Mark>>;
+
+/// Marks each call as one that is not to be forwarded, and with the cluster and the group that it is meant for: an address
+/// may be another's by now. Nodes that tell no cluster may have another gid than the one that stands for them here.
+#[derive(Clone, Debug)]
+pub(crate) struct NoForward {
+    meant: Option<(Mark, Mark)>,
+}
 
 impl Interceptor for NoForward {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let marked = MetadataValue::from_static("1");
         let metadata = request.metadata_mut();
         metadata.insert(api::NO_FORWARD_METADATA_KEY, marked);
+        if let Some((cluster, gid)) = &self.meant {
+            metadata.insert(api::CLUSTER_METADATA_KEY, cluster.clone());
+            metadata.insert(api::GID_METADATA_KEY, gid.clone());
+        }
         Ok(request)
     }
 }
@@ -116,7 +133,9 @@ impl Router {
         let (configs, config) = watch::channel(None);
         let (wanted, wants) = watch::channel(Wanted::default());
         let (trouble, troubles) = watch::channel(String::new());
+        let cluster = ClusterMark::default();
         let watcher = Watcher {
+            cluster: Arc::clone(&cluster),
             options: Arc::clone(&options),
             channels: Arc::clone(&channels),
             configs,
@@ -125,7 +144,13 @@ impl Router {
             place: Place::default(),
         };
         runtime.spawn(watcher.run());
-        Ok(Self::of(options, channels, config, wanted, troubles))
+        Ok(Self::of(
+            options,
+            channels,
+            (config, cluster),
+            wanted,
+            troubles,
+        ))
     }
 
     /// A router that goes by the configurations that the caller puts into `configs`. Their numbers must rise. For
@@ -140,13 +165,19 @@ impl Router {
         let channels = Arc::new(Channels::new(Arc::clone(&options)));
         let (wanted, _) = watch::channel(Wanted::default());
         let (_, trouble) = watch::channel(String::new());
-        Ok(Self::of(options, channels, configs, wanted, trouble))
+        Ok(Self::of(
+            options,
+            channels,
+            (configs, ClusterMark::default()),
+            wanted,
+            trouble,
+        ))
     }
 
     fn of(
         options: Arc<ClientOptions>,
         channels: Arc<Channels>,
-        configs: watch::Receiver<Option<Arc<ShardConfig>>>,
+        (configs, cluster): (watch::Receiver<Option<Arc<ShardConfig>>>, ClusterMark),
         wanted: watch::Sender<Wanted>,
         trouble: watch::Receiver<String>,
     ) -> Self {
@@ -154,6 +185,7 @@ impl Router {
             options,
             channels,
             configs,
+            cluster,
             wanted,
             trouble,
             groups: Mutex::default(),
@@ -174,9 +206,14 @@ impl Router {
         self.inner.configs.borrow().clone()
     }
 
+    /// Whether configuration `num` is known, or a later one.
+    pub(crate) fn has(&self, num: ConfigNum) -> bool {
+        self.config().is_some_and(|config| config.num() >= num)
+    }
+
     /// There is at least configuration `num`, as the node at `address` told: gets it at once, if it isn't known.
     pub(crate) fn refresh(&self, num: ConfigNum, address: &Arc<str>) {
-        if self.config().is_some_and(|config| config.num() >= num) {
+        if self.has(num) {
             return;
         }
         self.inner.wanted.send_if_modified(|wanted| {
@@ -223,10 +260,26 @@ impl Router {
         self.inner.channels.discard(address, slot);
     }
 
-    /// The `Kv` service at the other end of `channel`, with the bounds of the options, for calls that
+    /// What answered so may be no leader of ours: a connection that is broken, or leads to a stranger, is made anew, and the
+    /// name is resolved again.
+    pub(crate) fn suspect(&self, address: &Arc<str>, slot: Slot, status: &Status) {
+        match api::error_detail(status).map(|detail| detail.kind) {
+            None => self.discard(address, slot),
+            Some(Some(Kind::WrongCluster(_))) => {
+                self.discard(address, slot);
+                self.discard(address, Slot::Control);
+                self.doubt();
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The `Kv` service of a leader at the other end of `channel`, with the bounds of the options, for calls that
     /// aren't forwarded any further.
-    pub(crate) fn kv(&self, channel: Channel) -> KvService {
-        KvClient::with_interceptor(channel, NoForward)
+    pub(crate) fn kv(&self, leader: &Leader, channel: Channel) -> KvService {
+        let cluster = self.inner.cluster.get().cloned();
+        let meant = cluster.map(|cluster| (cluster, leader.mark.clone()));
+        KvClient::with_interceptor(channel, NoForward { meant })
             .max_decoding_message_size(self.options().max_message_bytes)
             .max_encoding_message_size(self.options().max_message_bytes)
     }

@@ -145,6 +145,7 @@ impl Group {
             address,
             term,
             epoch: state.epoch,
+            mark: gid.0.into(),
         };
         state.guess = Some(leader.clone());
         leader
@@ -174,6 +175,7 @@ impl Group {
             address,
             term: 0,
             epoch: state.epoch,
+            mark: leader.mark.clone(),
         });
     }
 

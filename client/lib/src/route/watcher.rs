@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Streaming};
 use types::{ConfigNum, Gid, MAX_GROUP_ADDRESSES, MAX_SHARDS, ShardConfig};
 
+use super::ClusterMark;
 use super::channels::{Channels, Slot, short};
 use crate::ClientOptions;
 use crate::backoff::Backoff;
@@ -64,6 +65,8 @@ pub(crate) struct Watcher {
     pub(crate) options: Arc<ClientOptions>,
     pub(crate) channels: Arc<Channels>,
     pub(crate) configs: watch::Sender<Option<Arc<ShardConfig>>>,
+    /// Whose they are, for calls to tell.
+    pub(crate) cluster: ClusterMark,
     pub(crate) wanted: watch::Receiver<Wanted>,
     /// Why there is no configuration yet.
     pub(crate) trouble: watch::Sender<String>,
@@ -219,13 +222,21 @@ impl Watcher {
     }
 
     fn take(&mut self, message: WatchResponse) -> Result<(), String> {
-        if self.place.cluster == 0 {
-            self.place.cluster = message.cluster_id;
-        } else if message.cluster_id != self.place.cluster {
+        let (ours, theirs) = (self.place.cluster, message.cluster_id);
+        // An older node tells none.
+        if ours != 0 && theirs != 0 && theirs != ours {
             return Err("the node belongs to another cluster".to_owned());
         }
         let current = self.current().filter(|config| !is_single(config));
-        if let Some(next) = advance(current.as_deref(), message)? {
+        let next = advance(current.as_deref(), message)?;
+        if ours == 0 && theirs != 0 {
+            self.place.cluster = theirs;
+            if let Ok(mark) = format!("{theirs:016x}").parse() {
+                // Set once: the watch has one cluster.
+                let _ = self.cluster.set(mark);
+            }
+        }
+        if let Some(next) = next {
             self.configs.send_replace(Some(Arc::new(next)));
         }
         Ok(())

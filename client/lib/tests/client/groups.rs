@@ -60,6 +60,27 @@ async fn calls_go_straight_to_the_owner() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_another_clusters_now_is_left() {
+    for mode in MODES {
+        let cluster = Cluster::start(3);
+        // It says that it leads group 1, but not ours.
+        cluster.world().strangers.insert(0);
+        let client = Client::connect(in_mode(&cluster, mode)).await.unwrap();
+        let writer = client.clone();
+        let put = tokio::spawn(async move { writer.put("a", "1").await });
+        until("it is left and found again", || {
+            cluster.world().estranged >= 2
+        })
+        .await;
+        assert_eq!(cluster.world().applied, 0);
+        cluster.elect(1);
+        put.await.unwrap().unwrap();
+        assert_eq!(cluster.value("a"), "1");
+        cluster.check();
+    }
+}
+
+#[tokio::test]
 async fn nodes_that_know_no_configurations_are_one_group() {
     for mode in MODES {
         let cluster = Cluster::start(3);

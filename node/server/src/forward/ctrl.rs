@@ -34,7 +34,7 @@ pub(crate) async fn controllers<A: Ask>(hub: &Hub, ask: A) -> Result<A::Answer, 
         hub,
         || Ok(centre(hub)),
         repeat,
-        |channel| ask.clone().ask(client(channel)),
+        |channel, _| ask.clone().ask(client(channel)),
     )
     .await
 }
@@ -49,7 +49,7 @@ pub(crate) async fn controllers_at_once<A: Ask>(
         hub,
         || Ok(centre(hub)),
         repeat,
-        |channel| ask.clone().ask(client(channel)),
+        |channel, _| ask.clone().ask(client(channel)),
     )
     .await
 }

@@ -12,7 +12,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use types::{Gid, ShardId, shard_of};
 
-use super::{Destination, Repeat, call, once};
+use super::{Destination, Repeat, call, once_for};
 use crate::hub::Hub;
 
 /// Has the owner of an item's key answer it.
@@ -21,21 +21,25 @@ pub(crate) async fn item(hub: &Hub, item: Item) -> Result<ItemResponse, ErrorDet
     let repeat = repeat(&item);
     let route = || owner_of_key(hub, key(&item));
     let limit = answer_limit(hub);
-    call(hub, route, repeat, |channel| {
+    call(hub, route, repeat, |channel, gid| {
         let item = item.clone();
         let mut client = KvClient::new(channel).max_decoding_message_size(limit);
         async move {
             Ok(match item {
-                Item::Get(it) => ItemResponse::Get(client.get(once(it)).await?.into_inner()),
-                Item::Put(it) => ItemResponse::Put(client.put(once(it)).await?.into_inner()),
+                Item::Get(it) => {
+                    ItemResponse::Get(client.get(once_for(hub, gid, it)).await?.into_inner())
+                }
+                Item::Put(it) => {
+                    ItemResponse::Put(client.put(once_for(hub, gid, it)).await?.into_inner())
+                }
                 Item::Append(it) => {
-                    ItemResponse::Append(client.append(once(it)).await?.into_inner())
+                    ItemResponse::Append(client.append(once_for(hub, gid, it)).await?.into_inner())
                 }
                 Item::Delete(it) => {
-                    ItemResponse::Delete(client.delete(once(it)).await?.into_inner())
+                    ItemResponse::Delete(client.delete(once_for(hub, gid, it)).await?.into_inner())
                 }
                 Item::CompareAndSwap(it) => {
-                    let answer = client.compare_and_swap(once(it)).await?;
+                    let answer = client.compare_and_swap(once_for(hub, gid, it)).await?;
                     ItemResponse::CompareAndSwap(answer.into_inner())
                 }
             })
@@ -62,10 +66,12 @@ pub(crate) async fn open_session(hub: &Hub) -> Result<OpenSessionResponse, Error
             None => Err(errors::unavailable("no group has joined yet", 1_000)),
         }
     };
-    call(hub, route, Repeat::Freely, |channel| {
+    call(hub, route, Repeat::Freely, |channel, gid| {
         let mut client = KvClient::new(channel);
         async move {
-            let answer = client.open_session(once(OpenSessionRequest {})).await?;
+            let answer = client
+                .open_session(once_for(hub, gid, OpenSessionRequest {}))
+                .await?;
             Ok(answer.into_inner())
         }
     })
@@ -78,8 +84,8 @@ pub(crate) async fn export(
     request: ExportRequest,
 ) -> Result<Streaming<ScanResponse>, ErrorDetail> {
     let route = || owner(hub, ShardId(request.shard));
-    pages(hub, route, |mut client| {
-        let request = once(request.clone());
+    pages(hub, route, |mut client, gid| {
+        let request = once_for(hub, gid, request.clone());
         async move { Ok(client.export(request).await?.into_inner()) }
     })
     .await
@@ -93,8 +99,8 @@ pub(crate) async fn scan(
     pages(
         hub,
         || Ok(own_group(hub)),
-        |mut client| {
-            let request = once(request.clone());
+        |mut client, gid| {
+            let request = once_for(hub, gid, request.clone());
             async move { Ok(client.scan(request).await?.into_inner()) }
         },
     )
@@ -104,13 +110,14 @@ pub(crate) async fn scan(
 async fn pages<F>(
     hub: &Hub,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
-    ask: impl Fn(KvClient<Channel>) -> F,
+    ask: impl Fn(KvClient<Channel>, Gid) -> F,
 ) -> Result<Streaming<ScanResponse>, ErrorDetail>
 where
     F: Future<Output = Result<Streaming<ScanResponse>, tonic::Status>>,
 {
-    call(hub, route, Repeat::Freely, |channel| {
-        ask(KvClient::new(channel).max_decoding_message_size(usize::MAX))
+    call(hub, route, Repeat::Freely, |channel, gid| {
+        let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
+        ask(client, gid)
     })
     .await
 }

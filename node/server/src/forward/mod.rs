@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use api::v1::error_detail::Kind;
 use api::v1::{ErrorDetail, Session};
-use api::{NO_FORWARD_METADATA_KEY, error_detail, errors};
+use api::{CLUSTER_METADATA_KEY, GID_METADATA_KEY, NO_FORWARD_METADATA_KEY, error_detail, errors};
+use shardkv::GroupKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -111,6 +112,22 @@ pub(crate) fn once<T>(message: T) -> Request<T> {
     request
 }
 
+/// The same for a group: it says whom it is meant for, so that no stranger at an address that is used again takes it.
+pub(crate) fn once_for<T>(hub: &Hub, gid: Gid, message: T) -> Request<T> {
+    let mut request = once(message);
+    let metadata = request.metadata_mut();
+    metadata.insert(GID_METADATA_KEY, MetadataValue::from(gid.0));
+    let cluster = match hub.kind() {
+        GroupKind::Shards => hub.configs.known().map(|known| known.cluster),
+        GroupKind::Standalone | GroupKind::Controller => hub.identity.cluster(),
+    };
+    let cluster = cluster.and_then(|it| format!("{:016x}", it.0).parse().ok());
+    if let Some(cluster) = cluster {
+        metadata.insert(CLUSTER_METADATA_KEY, cluster);
+    }
+    request
+}
+
 /// Whether a refusal means that another node would serve the request.
 pub(crate) fn is_elsewhere(error: &ErrorDetail) -> bool {
     matches!(error.kind, Some(Kind::NotLeader(_) | Kind::WrongGroup(_)))
@@ -142,7 +159,7 @@ pub(crate) async fn call<T, F>(
     hub: &Hub,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     repeat: Repeat,
-    call: impl Fn(Channel) -> F,
+    call: impl Fn(Channel, Gid) -> F,
 ) -> Result<T, ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
@@ -161,7 +178,7 @@ pub(crate) async fn reach<T, F>(
     hub: &Hub,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     repeat: Repeat,
-    call: impl Fn(Channel) -> F,
+    call: impl Fn(Channel, Gid) -> F,
 ) -> Result<T, ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
@@ -176,7 +193,7 @@ async fn travel<T, F>(
     course: &mut Course<'_>,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     repeat: Repeat,
-    call: impl Fn(Channel) -> F,
+    call: impl Fn(Channel, Gid) -> F,
 ) -> Result<T, ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
@@ -198,7 +215,7 @@ where
             }
             Err(_) => break,
         };
-        let status = match timeout_at(course.deadline, call(channel)).await {
+        let status = match timeout_at(course.deadline, call(channel, to.gid)).await {
             Ok(Ok(answer)) => {
                 forwarding.guide.believe(to.gid, &address);
                 return Ok(answer);
@@ -237,7 +254,7 @@ where
 /// Whether a refusal points elsewhere, or to later.
 fn is_followed(detail: &ErrorDetail, repeatable: bool) -> bool {
     match detail.kind {
-        Some(Kind::NotLeader(_) | Kind::WrongGroup(_)) => true,
+        Some(Kind::NotLeader(_) | Kind::WrongGroup(_) | Kind::WrongCluster(_)) => true,
         Some(Kind::Unavailable(_) | Kind::OutcomeUnknown(_)) => repeatable,
         _ => false,
     }
@@ -316,7 +333,8 @@ impl<'a> Course<'a> {
                 let num = ConfigNum(wrong.config_num);
                 let configs = &self.hub.configs;
                 if configs.has(num) {
-                    // It hasn't heard of the configuration that we go by.
+                    // It hasn't heard of the configuration that we go by, or is of another group now.
+                    guide.doubt(to.gid, address);
                     self.rest().await;
                 } else {
                     let patience = self.deadline.min(Instant::now() + NEWS_PATIENCE);
@@ -324,7 +342,11 @@ impl<'a> Course<'a> {
                     let _ = timeout_at(patience, configs.reached(num)).await;
                 }
             }
-            _ => {
+            kind => {
+                if matches!(kind, Some(Kind::WrongCluster(_))) {
+                    // The name is resolved again.
+                    self.hub.forwarding.channels.discard(address);
+                }
                 guide.doubt(to.gid, address);
                 self.rest().await;
             }
@@ -351,6 +373,7 @@ mod tests {
         let cases = [
             (errors::not_leader("a:1"), true, true),
             (errors::wrong_group(7), true, true),
+            (errors::wrong_cluster("a", "b"), true, true),
             (errors::outcome_unknown(""), false, true),
             (errors::unavailable("stopping", 1), false, true),
             (errors::shard_not_ready(20), false, false),

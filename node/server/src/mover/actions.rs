@@ -184,7 +184,7 @@ impl Actions {
             config_num: config.0,
         };
         let route = || Ok(at.clone());
-        let deleted = forward::reach(&self.hub, route, Repeat::Freely, |channel| {
+        let deleted = forward::reach(&self.hub, route, Repeat::Freely, |channel, _| {
             let mut client = HandoffClient::new(channel);
             async move { client.delete(once(request)).await }
         });

@@ -9,11 +9,12 @@ use api::v1::batch_result::Response as ItemResponse;
 use api::v1::kv_server::Kv;
 use api::v1::{self, ErrorDetail, ScanRequest};
 use shardkv::GroupKind;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::batch::{Answers, BatchStream};
 use super::pages::Pages;
-use super::{export, scan, session};
+use super::{export, meant, scan, session};
 use crate::convert::kv::{self, Checks};
 use crate::forward::{self, is_elsewhere, is_forbidden};
 use crate::hub::Hub;
@@ -30,6 +31,14 @@ impl KvService {
         Self {
             checks: Checks::new(&hub.options.limits),
             hub,
+        }
+    }
+
+    /// Refuses a call that is meant for others; else tells whether it may not be passed on.
+    fn admit(&self, metadata: &MetadataMap) -> Result<bool, Status> {
+        match meant::check(&self.hub, metadata) {
+            Ok(()) => Ok(is_forbidden(metadata)),
+            Err(error) => Err(reject(&self.hub, &error)),
         }
     }
 
@@ -81,7 +90,7 @@ impl Kv for KvService {
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
         let hub = &self.hub;
-        let may_forward = !is_forbidden(request.metadata());
+        let may_forward = !self.admit(request.metadata())?;
         let opened = match hub.kind() {
             GroupKind::Controller if may_forward => forward::open_session(hub).await,
             GroupKind::Controller => Err(kv::elsewhere(hub)),
@@ -101,7 +110,7 @@ impl Kv for KvService {
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::GetResponse>, Status> {
-        let forbidden = is_forbidden(request.metadata());
+        let forbidden = self.admit(request.metadata())?;
         match self
             .call(forbidden, Item::Get(request.into_inner()))
             .await?
@@ -115,7 +124,7 @@ impl Kv for KvService {
         &self,
         request: Request<v1::PutRequest>,
     ) -> Result<Response<v1::PutResponse>, Status> {
-        let forbidden = is_forbidden(request.metadata());
+        let forbidden = self.admit(request.metadata())?;
         match self
             .call(forbidden, Item::Put(request.into_inner()))
             .await?
@@ -129,7 +138,7 @@ impl Kv for KvService {
         &self,
         request: Request<v1::AppendRequest>,
     ) -> Result<Response<v1::AppendResponse>, Status> {
-        let forbidden = is_forbidden(request.metadata());
+        let forbidden = self.admit(request.metadata())?;
         match self
             .call(forbidden, Item::Append(request.into_inner()))
             .await?
@@ -143,7 +152,7 @@ impl Kv for KvService {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        let forbidden = is_forbidden(request.metadata());
+        let forbidden = self.admit(request.metadata())?;
         match self
             .call(forbidden, Item::Delete(request.into_inner()))
             .await?
@@ -157,7 +166,7 @@ impl Kv for KvService {
         &self,
         request: Request<v1::CompareAndSwapRequest>,
     ) -> Result<Response<v1::CompareAndSwapResponse>, Status> {
-        let forbidden = is_forbidden(request.metadata());
+        let forbidden = self.admit(request.metadata())?;
         let item = Item::CompareAndSwap(request.into_inner());
         match self.call(forbidden, item).await? {
             ItemResponse::CompareAndSwap(answer) => Ok(Response::new(answer)),
@@ -169,7 +178,7 @@ impl Kv for KvService {
         &self,
         request: Request<ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
-        let forbidden = is_forbidden(request.metadata());
+        let forbidden = self.admit(request.metadata())?;
         match scan::open(&self.hub, request.into_inner(), forbidden) {
             Ok(stream) => Ok(Response::new(stream)),
             Err(error) => Err(reject(&self.hub, &error)),
@@ -180,7 +189,7 @@ impl Kv for KvService {
         &self,
         request: Request<v1::ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
-        let forbidden = is_forbidden(request.metadata());
+        let forbidden = self.admit(request.metadata())?;
         match export::open(&self.hub, request.into_inner(), forbidden).await {
             Ok(stream) => Ok(Response::new(stream)),
             Err(error) => Err(reject(&self.hub, &error)),
@@ -191,10 +200,10 @@ impl Kv for KvService {
         &self,
         request: Request<Streaming<v1::BatchRequest>>,
     ) -> Result<Response<Self::BatchStream>, Status> {
+        let forbidden = self.admit(request.metadata())?;
         if let Err(error) = self.hub.check_running() {
             return Err(reject(&self.hub, &error));
         }
-        let forbidden = is_forbidden(request.metadata());
         let answers = BatchStream::open(Arc::clone(&self.hub), request.into_inner(), forbidden);
         Ok(Response::new(answers))
     }

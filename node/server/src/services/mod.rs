@@ -6,6 +6,7 @@ pub(crate) mod ctrl;
 pub(crate) mod export;
 pub(crate) mod handoff;
 pub(crate) mod kv;
+pub(crate) mod meant;
 pub(crate) mod pages;
 pub(crate) mod peers;
 pub(crate) mod scan;

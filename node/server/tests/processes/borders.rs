@@ -3,8 +3,11 @@
 use api::v1::error_detail::Kind;
 use api::v1::handoff_client::HandoffClient;
 use api::v1::kv_client::KvClient;
-use api::v1::{DeleteShardRequest, GetRequest, PullRequest};
-use tonic::Status;
+use api::v1::{
+    BatchRequest, DeleteShardRequest, ExportRequest, GetRequest, OpenSessionRequest, PullRequest,
+    PutRequest, ScanRequest,
+};
+use tonic::{Request, Status};
 use types::shard_of;
 
 use crate::wait::{holds, until};
@@ -20,6 +23,64 @@ fn key(below: bool, end: u32) -> String {
     let mut names = (0..).map(|n| format!("k{n}"));
     let fits = |key: &String| (shard_of(key.as_bytes(), shards).0 < end) == below;
     names.find(fits).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_meant_for_another_cluster_or_group_is_refused() {
+    let world = World::start(2, 1).await;
+    let at_one = channel(world.group(1), 0).await;
+    world.join(1, at_one.clone()).await;
+    world.join(2, at_one.clone()).await;
+    let now = world.settled().await;
+    // Who doesn't say whom it means is served.
+    let mut plain = Plain::new(at_one.clone()).await;
+    let key = key(true, 8);
+    plain.put(&key, "kept").await;
+    let mut kv = KvClient::new(at_one);
+    for (cluster, gid, refused) in [
+        (now.cluster_id, 1, None),
+        (now.cluster_id ^ 1, 1, Some("cluster")),
+        (now.cluster_id, 2, Some("group")),
+    ] {
+        let meant = |request: &mut tonic::metadata::MetadataMap| {
+            let cluster = format!("{cluster:016x}").parse().unwrap();
+            request.insert(api::CLUSTER_METADATA_KEY, cluster);
+            request.insert(api::GID_METADATA_KEY, gid.into());
+        };
+        let is_as_told = |status: &Status| match refused {
+            Some("cluster") => matches!(kind(status), Some(Kind::WrongCluster(_))),
+            _ => matches!(kind(status), Some(Kind::WrongGroup(it)) if it.config_num == now.latest),
+        };
+        let mut put = Request::new(PutRequest {
+            key: key.clone().into(),
+            value: "kept".into(),
+            session: None,
+        });
+        meant(put.metadata_mut());
+        let mut open = Request::new(OpenSessionRequest {});
+        meant(open.metadata_mut());
+        let mut scan = Request::new(ScanRequest::default());
+        meant(scan.metadata_mut());
+        let mut export = Request::new(ExportRequest::default());
+        meant(export.metadata_mut());
+        let mut batch = Request::new(futures::stream::iter([BatchRequest::default()]));
+        meant(batch.metadata_mut());
+        let answers = [
+            kv.put(put).await.map(drop),
+            kv.open_session(open).await.map(drop),
+            kv.scan(scan).await.map(drop),
+            kv.export(export).await.map(drop),
+            kv.batch(batch).await.map(drop),
+        ];
+        for answer in answers {
+            match (&answer, refused) {
+                (Ok(()), None) => {}
+                (Err(status), Some(_)) => assert!(is_as_told(status), "{status:?}"),
+                _ => panic!("{cluster} {gid}: {answer:?}"),
+            }
+        }
+    }
+    assert_eq!(plain.get(&key).await.unwrap(), "kept");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use super::services::{Node, Pages, pages};
 use super::{SHARDS, Table, World, shard_of, strikes};
 
-const CLUSTER: u64 = 77;
+pub(super) const CLUSTER: u64 = 77;
 
 impl World {
     pub(super) fn open_session(&mut self) -> OpenSessionResponse {

@@ -66,6 +66,10 @@ pub(crate) struct World {
     pub(crate) pulling: BTreeSet<ShardId>,
     /// Nodes whose watch tells nothing later than this.
     pub(crate) stuck: BTreeMap<usize, ConfigNum>,
+    /// Nodes whose addresses are another cluster's now, of which only the status looks the same.
+    pub(crate) strangers: BTreeSet<usize>,
+    /// Calls that these refused.
+    pub(crate) estranged: u64,
     /// Whether nodes know no `Shardctrler`.
     pub(crate) older: bool,
     /// Told when something changes for watchers.
@@ -312,6 +316,8 @@ impl World {
             deaf: BTreeSet::new(),
             pulling: BTreeSet::new(),
             stuck: BTreeMap::new(),
+            strangers: BTreeSet::new(),
+            estranged: 0,
             older: false,
             news: watch::Sender::new(()),
             changes: HashMap::new(),

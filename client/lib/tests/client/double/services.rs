@@ -21,6 +21,7 @@ use futures::Stream;
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::centre::CLUSTER;
 use super::{SHARDS, Served, World, shard_of, strikes};
 
 /// One node's services.
@@ -50,15 +51,31 @@ impl Node {
             .expect("the cluster lives");
     }
 
-    /// A client that routes by itself must say so.
-    fn direct<T>(&self, request: &Request<T>) {
-        if !request
-            .metadata()
-            .contains_key(api::NO_FORWARD_METADATA_KEY)
-        {
-            let what = std::any::type_name::<T>();
-            self.world().violate(format!("{what} might be forwarded"));
+    /// A client that routes by itself must say so, and whom it means.
+    fn direct<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let what = std::any::type_name::<T>();
+        let said = |key| request.metadata().get(key).map(|it| it.to_str().unwrap());
+        let mut world = self.world();
+        if said(api::NO_FORWARD_METADATA_KEY).is_none() {
+            world.violate(format!("{what} might be forwarded"));
         }
+        let meant = (said(api::CLUSTER_METADATA_KEY), said(api::GID_METADATA_KEY));
+        let gid = world.groups[self.index].0.to_string();
+        let cluster = format!("{CLUSTER:016x}");
+        let right = if world.older {
+            meant == (None, None)
+        } else {
+            meant == (Some(cluster.as_str()), Some(gid.as_str()))
+        };
+        if !right {
+            world.violate(format!("{what} is meant for {meant:?}"));
+        }
+        if world.strangers.contains(&self.index) {
+            world.estranged += 1;
+            let error = errors::wrong_cluster(&cluster, "another");
+            return Err(api::error_status(&error));
+        }
+        Ok(())
     }
 
     fn must_own(&self, shards: &[ShardId]) -> Result<(), Status> {
@@ -91,7 +108,7 @@ impl Node {
         request: Request<T>,
         item: impl Fn(T) -> Item,
     ) -> Result<Outcome, Status> {
-        self.direct(&request);
+        self.direct(&request)?;
         self.unary(item(request.into_inner())).await
     }
 
@@ -165,8 +182,9 @@ impl Kv for Node {
 
     async fn open_session(
         &self,
-        _: Request<OpenSessionRequest>,
+        request: Request<OpenSessionRequest>,
     ) -> Result<Response<OpenSessionResponse>, Status> {
+        self.direct(&request)?;
         self.thawed().await;
         self.must_lead()?;
         Ok(Response::new(self.world().open_session()))
@@ -178,7 +196,7 @@ impl Kv for Node {
         &self,
         request: Request<api::v1::ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
-        self.direct(&request);
+        self.direct(&request)?;
         self.must_lead()?;
         let request = request.into_inner();
         let shard = ShardId(request.shard);
@@ -219,7 +237,7 @@ impl Kv for Node {
         &self,
         request: Request<ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
-        self.direct(&request);
+        self.direct(&request)?;
         self.must_lead()?;
         let request = request.into_inner();
         let named = request.shards.iter();
@@ -277,7 +295,7 @@ impl Kv for Node {
         &self,
         request: Request<Streaming<BatchRequest>>,
     ) -> Result<Response<Self::BatchStream>, Status> {
-        self.direct(&request);
+        self.direct(&request)?;
         self.world().streams += 1;
         let mut incoming = request.into_inner();
         let (out, answers) = mpsc::channel(4);

@@ -1,0 +1,107 @@
+//! Whom a call is meant for. Addresses are used again: without this check a write could be acknowledged by another cluster's
+//! group that happens to own a shard of the same number.
+
+use api::v1::ErrorDetail;
+use api::{CLUSTER_METADATA_KEY, GID_METADATA_KEY, errors};
+use shardkv::GroupKind;
+use tonic::metadata::MetadataMap;
+use types::{ClusterId, Gid};
+
+use crate::convert::kv;
+use crate::hub::Hub;
+
+/// Refuses a call that says that it is meant for another cluster or group. Who doesn't say is served.
+pub(crate) fn check(hub: &Hub, metadata: &MetadataMap) -> Result<(), ErrorDetail> {
+    let (cluster, gid) = read(metadata)?;
+    if let (Some(meant), Some(own)) = (cluster, cluster.and_then(|_| own_cluster(hub)))
+        && meant != own
+    {
+        return Err(errors::wrong_cluster(&meant.to_string(), &own.to_string()));
+    }
+    match gid {
+        Some(meant) if meant != hub.identity.gid() => Err(wrong_group(hub)),
+        _ => Ok(()),
+    }
+}
+
+/// The cluster as clients know it. A group that follows no controllers yet is of none, and owns nothing.
+fn own_cluster(hub: &Hub) -> Option<ClusterId> {
+    match hub.kind() {
+        GroupKind::Shards => hub.ownership().controller,
+        GroupKind::Standalone | GroupKind::Controller => hub.identity.cluster(),
+    }
+}
+
+fn wrong_group(hub: &Hub) -> ErrorDetail {
+    match hub.kind() {
+        GroupKind::Shards => errors::wrong_group(hub.ownership().config.0),
+        // The only configuration that it ever tells of.
+        GroupKind::Standalone => errors::wrong_group(1),
+        GroupKind::Controller => kv::elsewhere(hub),
+    }
+}
+
+fn read(metadata: &MetadataMap) -> Result<(Option<ClusterId>, Option<Gid>), ErrorDetail> {
+    let cluster = number(
+        metadata,
+        CLUSTER_METADATA_KEY,
+        16,
+        "is no 16 hexadecimal digits",
+    )?;
+    let gid = number(metadata, GID_METADATA_KEY, 10, "is no decimal number")?;
+    Ok((cluster.map(ClusterId), gid.map(Gid)))
+}
+
+fn number(
+    metadata: &MetadataMap,
+    key: &'static str,
+    radix: u32,
+    why: &str,
+) -> Result<Option<u64>, ErrorDetail> {
+    let Some(value) = metadata.get(key) else {
+        return Ok(None);
+    };
+    let text = value.to_str().ok();
+    let number = text.and_then(|text| u64::from_str_radix(text, radix).ok());
+    number
+        .map(Some)
+        .ok_or_else(|| errors::bad_request(key, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use api::v1::error_detail::Kind;
+
+    use super::*;
+
+    fn metadata(pairs: &[(&'static str, &'static str)]) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        for (key, value) in pairs {
+            metadata.insert(*key, value.parse().unwrap());
+        }
+        metadata
+    }
+
+    #[test]
+    fn what_is_said_is_read_and_may_be_missing() {
+        assert_eq!(read(&metadata(&[])), Ok((None, None)));
+        let both = metadata(&[
+            (CLUSTER_METADATA_KEY, "00000000000000ff"),
+            (GID_METADATA_KEY, "12"),
+        ]);
+        assert_eq!(read(&both), Ok((Some(ClusterId(255)), Some(Gid(12)))));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for (key, value) in [
+            (CLUSTER_METADATA_KEY, "c00000000000000zz"),
+            (CLUSTER_METADATA_KEY, ""),
+            (GID_METADATA_KEY, "ff"),
+            (GID_METADATA_KEY, "99999999999999999999"),
+        ] {
+            let refused = read(&metadata(&[(key, value)])).unwrap_err();
+            assert!(matches!(refused.kind, Some(Kind::BadRequest(it)) if it.field == key));
+        }
+    }
+}
