@@ -19,6 +19,13 @@ pub trait StateMachine: Send {
     /// Rebuilds all caches: after a start and after a snapshot was installed.
     fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError>;
 
+    /// The refusal that an operation can be given before it is proposed, going by what was applied here. Only for what
+    /// may be refused at any time, because other attempts of it are judged anew: it keeps out of the log what would only
+    /// be refused there. Most machines have none.
+    fn refuse_early(&self, _operation: &Bytes) -> Option<Self::Response> {
+        None
+    }
+
     /// Applies one operation. A malformed one is answered with a refusal and changes nothing.
     fn apply(
         &mut self,

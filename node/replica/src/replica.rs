@@ -123,7 +123,13 @@ impl<M: StateMachine> Replica<M> {
             Request::Write { frees_space, .. } if self.disk_low && !frees_space => {
                 Err(Refusal::DiskFull)
             }
-            Request::Write { operation, .. } => self.writes.push(id, operation, &self.options),
+            Request::Write { operation, .. } => match self.machine.refuse_early(&operation) {
+                Some(refusal) => {
+                    self.early.push((id, Ok(Answer::Machine(refusal))));
+                    Ok(())
+                }
+                None => self.writes.push(id, operation, &self.options),
+            },
             Request::Read(query) | Request::ReadLocal(query) => {
                 self.reads.push(id, query);
                 Ok(())

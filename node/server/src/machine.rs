@@ -136,6 +136,13 @@ impl StateMachine for Machine {
         }
     }
 
+    fn refuse_early(&self, operation: &Bytes) -> Option<Response> {
+        match self {
+            Self::Shards(machine) => machine.refuse_early(operation).map(Response::Shards),
+            Self::Controller(machine) => machine.refuse_early(operation).map(Response::Controller),
+        }
+    }
+
     fn apply(
         &mut self,
         at: Applying,

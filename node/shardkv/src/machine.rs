@@ -16,7 +16,7 @@ use crate::outcome::Outcome;
 use crate::query::{Asked, check_key};
 use crate::records::{self, each_pair};
 use crate::transition::Verdict;
-use crate::{Chunk, Genesis, KvError, Ownership, Query, Response, ShardState, Step, keys};
+use crate::{Chunk, Command, Genesis, KvError, Ownership, Query, Response, ShardState, Step, keys};
 
 /// The most forgotten sessions that one write removes from one table. More than the one that it may add, so
 /// that tables shrink.
@@ -120,6 +120,21 @@ impl StateMachine for ShardKv {
         each_pair(state, Keyspace::Sessions, start, None, |key, record| {
             self.load_session(key, record)
         })
+    }
+
+    /// A write to a shard that isn't served here is refused before it is proposed: clients repeat such writes, and while
+    /// a shard is on its way they would fill the log before the steps that bring it.
+    fn refuse_early(&self, operation: &Bytes) -> Option<Response> {
+        let genesis = self.genesis.as_ref()?;
+        if genesis.kind != GroupKind::Shards {
+            return None;
+        }
+        // What is no write is told by its first bytes.
+        let command = Command::decode(operation.clone()).ok()?;
+        let key = command.write.key();
+        check_key(key).ok()?;
+        let refusal = self.check_write(shard_of(key, genesis.shards), genesis);
+        refusal.err().map(Response::Refused)
     }
 
     fn apply(

@@ -267,6 +267,33 @@ fn a_write_behind_the_fence_in_one_batch_is_refused_and_not_remembered() {
 }
 
 #[test]
+fn only_writes_that_would_be_refused_in_the_log_are_kept_out_of_it() {
+    let (mut a, mut b, mut configs) = two([1_000, 1_000]);
+    let write = shardkv::Command {
+        session: session(900, 1, 1),
+        write: append(&key(), "x"),
+    }
+    .encode();
+    let early = |group: &Group| group.replica.machine.refuse_early(&write);
+    assert_eq!((early(&a), early(&b)), (None, Some(wrong_group(1))));
+    let second = configs.give(2);
+    a.take(&second);
+    b.take(&second);
+    let on_its_way = Response::Refused(KvError::ShardNotReady { shard: SHARD });
+    assert_eq!(
+        (early(&a), early(&b)),
+        (Some(wrong_group(2)), Some(on_its_way))
+    );
+    assert_eq!(a.replica.machine.refuse_early(&second.encode()), None);
+    assert_eq!(
+        a.replica.machine.refuse_early(&Bytes::from_static(b"?")),
+        None
+    );
+    b.install_from(&a, 2);
+    assert_eq!(early(&b), None);
+}
+
+#[test]
 fn two_groups_that_pull_from_each_other_both_finish() {
     let (mut a, mut b, mut configs) = two([1_000, 1_000]);
     let key = key();

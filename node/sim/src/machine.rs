@@ -118,6 +118,13 @@ impl StateMachine for Machine {
         }
     }
 
+    fn refuse_early(&self, operation: &Bytes) -> Option<Reply> {
+        match self {
+            Self::Kv(machine) => machine.refuse_early(operation).map(Reply::Kv),
+            Self::Ctrl(machine) => machine.refuse_early(operation).map(Reply::Ctrl),
+        }
+    }
+
     fn apply(
         &mut self,
         at: Applying,

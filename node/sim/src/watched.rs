@@ -64,6 +64,10 @@ impl StateMachine for Watched {
         self.inner.reload(state)
     }
 
+    fn refuse_early(&self, operation: &Bytes) -> Option<Reply> {
+        self.inner.refuse_early(operation)
+    }
+
     fn apply(
         &mut self,
         at: Applying,
