@@ -81,6 +81,36 @@ pub struct SessionRef {
     pub acked_below: Sequence,
 }
 
+impl SessionRef {
+    /// Appends the session of an operation, or that it has none.
+    pub fn encode(session: Option<Self>, out: &mut Writer) {
+        let Some(session) = session else {
+            out.byte(0);
+            return;
+        };
+        out.byte(1)
+            .number(session.client.birth.0)
+            .number(session.client.nonce)
+            .number(session.sequence.0)
+            .number(session.acked_below.0);
+    }
+
+    /// Reads what [`SessionRef::encode`] wrote.
+    pub fn decode(input: &mut Reader) -> Result<Option<Self>, DecodeError> {
+        if !input.flag("session")? {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            client: ClientId {
+                birth: LogTime(input.number("session birth")?),
+                nonce: input.number("session nonce")?,
+            },
+            sequence: Sequence(input.number("sequence")?),
+            acked_below: Sequence(input.number("acknowledged bound")?),
+        }))
+    }
+}
+
 /// What a session remembers of an executed write. Small: a table may hold very many.
 pub trait Remembered: Clone {
     /// Appends it to a record.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use replica::session::SessionRef;
-use types::{ClientId, ConfigNum, DecodeError, Gid, LogTime, Reader, Sequence, ShardId, Writer};
+use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
 
 use crate::{Change, Command, GroupProgress};
 
@@ -30,7 +30,7 @@ impl Command {
         };
         let mut out = Writer::with_capacity(64);
         out.byte(VERSION).byte(kind);
-        encode_session(&mut out, self.session);
+        SessionRef::encode(self.session, &mut out);
         match &self.change {
             Change::Join { groups } => {
                 out.number(groups.len() as u64);
@@ -68,7 +68,7 @@ impl Command {
                 value: kind.into(),
             });
         }
-        let session = decode_session(&mut input)?;
+        let session = SessionRef::decode(&mut input)?;
         let change = match kind {
             JOIN => decode_join(&mut input)?,
             LEAVE => decode_leave(&mut input)?,
@@ -101,7 +101,8 @@ impl GroupProgress {
         let mut input = Reader::new(input);
         known(&mut input, "progress version", PROGRESS_VERSION)?;
         let settled = ConfigNum(input.number("settled configuration")?);
-        let left_in = decode_flag(&mut input, "left")?
+        let left_in = input
+            .flag("left")?
             .then(|| input.number("left in").map(ConfigNum))
             .transpose()?;
         input.finish()?;
@@ -141,44 +142,6 @@ fn decode_leave(input: &mut Reader) -> Result<Change, DecodeError> {
         gids.insert(gid);
     }
     Ok(Change::Leave { gids })
-}
-
-fn encode_session(out: &mut Writer, session: Option<SessionRef>) {
-    let Some(session) = session else {
-        out.byte(0);
-        return;
-    };
-    out.byte(1)
-        .number(session.client.birth.0)
-        .number(session.client.nonce)
-        .number(session.sequence.0)
-        .number(session.acked_below.0);
-}
-
-fn decode_session(input: &mut Reader) -> Result<Option<SessionRef>, DecodeError> {
-    if !decode_flag(input, "session")? {
-        return Ok(None);
-    }
-    Ok(Some(SessionRef {
-        client: ClientId {
-            birth: LogTime(input.number("session birth")?),
-            nonce: input.number("session nonce")?,
-        },
-        sequence: Sequence(input.number("sequence")?),
-        acked_below: Sequence(input.number("acknowledged bound")?),
-    }))
-}
-
-/// One byte that is 0 or 1.
-pub(crate) fn decode_flag(input: &mut Reader, what: &'static str) -> Result<bool, DecodeError> {
-    match input.byte(what)? {
-        0 => Ok(false),
-        1 => Ok(true),
-        value => Err(DecodeError::Unknown {
-            what,
-            value: value.into(),
-        }),
-    }
 }
 
 fn known(input: &mut Reader, what: &'static str, expected: u8) -> Result<(), DecodeError> {

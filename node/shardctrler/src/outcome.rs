@@ -12,7 +12,6 @@
 use replica::session::Remembered;
 use types::{ConfigNum, DecodeError, Gid, Reader, Writer};
 
-use crate::codec::decode_flag;
 use crate::{CtrlError, Response};
 
 /// What a change did.
@@ -118,7 +117,7 @@ impl Remembered for Outcome {
         Ok(match input.byte("outcome")? {
             0 => Self::Changed {
                 num: ConfigNum(input.number("configuration number")?),
-                changed: decode_flag(input, "changed")?,
+                changed: input.flag("changed")?,
                 moved_shards: input.number_u32("moved shards")?,
             },
             1 => Self::Refused(Refusal::UnknownGroup(Gid(input.number("gid")?))),

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use replica::session::SessionRef;
-use types::{ClientId, DecodeError, LogTime, Reader, Sequence, Writer};
+use types::{DecodeError, Reader, Writer};
 
 use crate::{Command, Step, Write};
 
@@ -53,7 +53,7 @@ impl Command {
         let key = self.write.key();
         let mut out = Writer::with_capacity(OVERHEAD_BYTES + key.len() + content);
         out.byte(VERSION).byte(kind);
-        encode_session(&mut out, self.session);
+        SessionRef::encode(self.session, &mut out);
         out.bytes(key);
         match &self.write {
             Write::Put { value, .. } => {
@@ -86,7 +86,7 @@ impl Command {
                 value: kind.into(),
             });
         }
-        let session = decode_session(&mut input)?;
+        let session = SessionRef::decode(&mut input)?;
         let key = input.bytes("key")?;
         let write = match kind {
             PUT => Write::Put {
@@ -109,32 +109,6 @@ impl Command {
     }
 }
 
-fn encode_session(out: &mut Writer, session: Option<SessionRef>) {
-    let Some(session) = session else {
-        out.byte(0);
-        return;
-    };
-    out.byte(1)
-        .number(session.client.birth.0)
-        .number(session.client.nonce)
-        .number(session.sequence.0)
-        .number(session.acked_below.0);
-}
-
-fn decode_session(input: &mut Reader) -> Result<Option<SessionRef>, DecodeError> {
-    if !decode_flag(input, "session")? {
-        return Ok(None);
-    }
-    Ok(Some(SessionRef {
-        client: ClientId {
-            birth: LogTime(input.number("session birth")?),
-            nonce: input.number("session nonce")?,
-        },
-        sequence: Sequence(input.number("sequence")?),
-        acked_below: Sequence(input.number("acknowledged bound")?),
-    }))
-}
-
 fn encode_optional(out: &mut Writer, value: Option<&Bytes>) {
     match value {
         Some(value) => out.byte(1).bytes(value),
@@ -143,22 +117,10 @@ fn encode_optional(out: &mut Writer, value: Option<&Bytes>) {
 }
 
 fn decode_optional(input: &mut Reader, what: &'static str) -> Result<Option<Bytes>, DecodeError> {
-    if decode_flag(input, what)? {
+    if input.flag(what)? {
         input.bytes(what).map(Some)
     } else {
         Ok(None)
-    }
-}
-
-/// One byte that is 0 or 1.
-pub(crate) fn decode_flag(input: &mut Reader, what: &'static str) -> Result<bool, DecodeError> {
-    match input.byte(what)? {
-        0 => Ok(false),
-        1 => Ok(true),
-        value => Err(DecodeError::Unknown {
-            what,
-            value: value.into(),
-        }),
     }
 }
 

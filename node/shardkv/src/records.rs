@@ -10,7 +10,7 @@ use raft::StoreError;
 use replica::{GroupKind, Keyspace, StateReader, Transaction};
 use types::{ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, Writer};
 
-use crate::codec::{decode_flag, known};
+use crate::codec::known;
 use crate::step_codec::{decode_addresses, decode_cursor, encode_addresses, encode_cursor};
 use crate::transition::Changed;
 use crate::{Genesis, Ownership, QueuedStep, Shard, ShardState, keys};
@@ -266,7 +266,7 @@ fn encode_addresses_of_group(addresses: &[String], left: bool) -> Bytes {
 
 fn decode_group(record: Bytes) -> Result<(Vec<String>, bool), DecodeError> {
     let mut input = versioned(record)?;
-    let left = decode_flag(&mut input, "whether the group left")?;
+    let left = input.flag("whether the group left")?;
     let addresses = decode_addresses(&mut input)?;
     input.finish()?;
     Ok((addresses, left))

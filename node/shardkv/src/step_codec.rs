@@ -12,7 +12,7 @@ use types::{
     MAX_GROUPS, Reader, ShardId, Writer, check_addresses,
 };
 
-use crate::codec::{self, decode_flag, known};
+use crate::codec::{self, known};
 use crate::{Chunk, Cursor, Next, Step};
 
 const BEGIN: u8 = 5;
@@ -162,7 +162,7 @@ impl Chunk {
         for _ in 0..input.count("sessions")? {
             sessions.push((decode_client(&mut input)?, input.bytes("session")?));
         }
-        let next = if decode_flag(&mut input, "end of the shard")? {
+        let next = if input.flag("end of the shard")? {
             Next::Done {
                 clock: LogTime(input.number("clock")?),
                 ttl_ms: input.number("time to live")?,

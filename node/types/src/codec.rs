@@ -128,6 +128,18 @@ impl Reader {
         Err(DecodeError::OutOfRange(what))
     }
 
+    /// One byte that is 0 or 1.
+    pub fn flag(&mut self, what: &'static str) -> Result<bool, DecodeError> {
+        match self.byte(what)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            value => Err(DecodeError::Unknown {
+                what,
+                value: value.into(),
+            }),
+        }
+    }
+
     /// A varint that must fit 32 bits.
     pub fn number_u32(&mut self, what: &'static str) -> Result<u32, DecodeError> {
         u32::try_from(self.number(what)?).map_err(|_| DecodeError::OutOfRange(what))
