@@ -355,6 +355,12 @@ impl Hub {
         }
     }
 
+    /// Counts an error and makes its status.
+    pub(crate) fn reject(&self, error: &ErrorDetail) -> tonic::Status {
+        self.metrics.rejected(error);
+        api::error_status(error)
+    }
+
     /// Whether the node takes part in a group that has a leader: what readiness means.
     pub(crate) fn is_serving(view: &View) -> bool {
         let Some(status) = &view.status else {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use api::errors;
 use api::v1::admin_server::Admin;
 use api::v1::{self, ErrorDetail, MemberStatus};
-use api::{error_status, errors};
 use raft::{MemberKind, ProgressState, Role};
 use replica::{Answer, Request as ReplicaRequest};
 use shardkv::GroupKind;
@@ -56,11 +56,6 @@ impl AdminService {
             _ => Err(kv::mismatch()),
         }
     }
-
-    fn reject(&self, error: &ErrorDetail) -> Status {
-        self.hub.metrics.rejected(error);
-        error_status(error)
-    }
 }
 
 #[tonic::async_trait]
@@ -71,7 +66,7 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ShardsResponse>, Status> {
         match shards::shards(&self.hub, request.get_ref()).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(self.reject(&error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 
@@ -83,7 +78,7 @@ impl Admin for AdminService {
         // Sizes are read off the file system.
         let sizes = tokio::task::spawn_blocking(move || disk.sizes())
             .await
-            .map_err(|error| self.reject(&errors::unavailable(error, 100)))?;
+            .map_err(|error| self.hub.reject(&errors::unavailable(error, 100)))?;
         let mut response = status(&self.hub, &self.hub.view());
         response.log_bytes = sizes.log_bytes;
         response.state_bytes = sizes.state_bytes;
@@ -96,7 +91,7 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
         match self.transfer(request.into_inner().node_id).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(self.reject(&error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 
@@ -106,7 +101,7 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ChangeMembershipResponse>, Status> {
         match self.change(request.into_inner()).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(self.reject(&error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 }

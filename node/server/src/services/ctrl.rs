@@ -12,7 +12,6 @@ use shardctrler::{GroupKind, Response as Outcome};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::kv::reject;
 use super::{session, watch};
 use crate::configs::{Known, synthetic};
 use crate::convert::{ctrl, kv};
@@ -57,7 +56,7 @@ impl CtrlService {
         };
         answer
             .map(Response::new)
-            .map_err(|error| reject(&self.hub, &error))
+            .map_err(|error| self.hub.reject(&error))
     }
 
     async fn own<T>(
@@ -137,7 +136,7 @@ impl Shardctrler for CtrlService {
     ) -> Result<Response<Self::WatchStream>, Status> {
         match watch::open(&self.hub, request.get_ref()).await {
             Ok(stream) => Ok(Response::new(stream)),
-            Err(error) => Err(reject(&self.hub, &error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 
@@ -174,7 +173,7 @@ impl Shardctrler for CtrlService {
         };
         opened
             .map(Response::new)
-            .map_err(|error| reject(hub, &error))
+            .map_err(|error| hub.reject(&error))
     }
 }
 

@@ -12,7 +12,6 @@ use shardkv::{GroupKind, Query, Response as Outcome, user_key};
 use tokio::sync::OwnedSemaphorePermit;
 use types::ShardId;
 
-use super::kv::reject;
 use super::pages::{PageSender, Pages, pages};
 use super::scan::{check_bounds, relay, response};
 use crate::convert::kv;
@@ -86,7 +85,7 @@ async fn send(hub: Arc<Hub>, view: View, pages: PageSender, _place: OwnedSemapho
             Err(error) => broken(&error),
         };
         drop(room);
-        return pages.fail(reject(&hub, &error)).await;
+        return pages.fail(hub.reject(&error)).await;
     }
 }
 

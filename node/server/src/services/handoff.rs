@@ -10,7 +10,6 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use types::{ClusterId, ConfigNum, ShardId};
 
-use super::kv::reject;
 use crate::convert::kv;
 use crate::hub::Hub;
 use crate::machine::MachineRequest;
@@ -116,7 +115,7 @@ impl Handoff for HandoffService {
     ) -> Result<Response<v1::PullResponse>, Status> {
         match self.send(request.into_inner()).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(reject(&self.hub, &error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 
@@ -126,7 +125,7 @@ impl Handoff for HandoffService {
     ) -> Result<Response<v1::DeleteShardResponse>, Status> {
         match self.clear(request.into_inner()).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(reject(&self.hub, &error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 }

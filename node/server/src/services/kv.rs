@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use api::error_status;
 use api::v1::batch_item::Request as Item;
 use api::v1::batch_result::Response as ItemResponse;
 use api::v1::kv_server::Kv;
@@ -38,7 +37,7 @@ impl KvService {
     fn admit(&self, metadata: &MetadataMap) -> Result<bool, Status> {
         match meant::check(&self.hub, metadata) {
             Ok(()) => Ok(is_forbidden(metadata)),
-            Err(error) => Err(reject(&self.hub, &error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 
@@ -49,7 +48,7 @@ impl KvService {
         let answer = self.answer(forbidden, item).await;
         let latency = start.elapsed().as_secs_f64();
         self.hub.metrics.latency(method).observe(latency);
-        answer.map_err(|error| reject(&self.hub, &error))
+        answer.map_err(|error| self.hub.reject(&error))
     }
 
     async fn answer(&self, forbidden: bool, item: Item) -> Result<ItemResponse, ErrorDetail> {
@@ -71,12 +70,6 @@ impl KvService {
             (outcome, _) => kv::item_answer(outcome?),
         }
     }
-}
-
-/// Counts an error and makes its status.
-pub(crate) fn reject(hub: &Hub, error: &ErrorDetail) -> Status {
-    hub.metrics.rejected(error);
-    error_status(error)
 }
 
 #[tonic::async_trait]
@@ -103,7 +96,7 @@ impl Kv for KvService {
         };
         opened
             .map(Response::new)
-            .map_err(|error| reject(hub, &error))
+            .map_err(|error| hub.reject(&error))
     }
 
     async fn get(
@@ -181,7 +174,7 @@ impl Kv for KvService {
         let forbidden = self.admit(request.metadata())?;
         match scan::open(&self.hub, request.into_inner(), forbidden) {
             Ok(stream) => Ok(Response::new(stream)),
-            Err(error) => Err(reject(&self.hub, &error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 
@@ -192,7 +185,7 @@ impl Kv for KvService {
         let forbidden = self.admit(request.metadata())?;
         match export::open(&self.hub, request.into_inner(), forbidden).await {
             Ok(stream) => Ok(Response::new(stream)),
-            Err(error) => Err(reject(&self.hub, &error)),
+            Err(error) => Err(self.hub.reject(&error)),
         }
     }
 
@@ -202,7 +195,7 @@ impl Kv for KvService {
     ) -> Result<Response<Self::BatchStream>, Status> {
         let forbidden = self.admit(request.metadata())?;
         if let Err(error) = self.hub.check_running() {
-            return Err(reject(&self.hub, &error));
+            return Err(self.hub.reject(&error));
         }
         let answers = BatchStream::open(Arc::clone(&self.hub), request.into_inner(), forbidden);
         Ok(Response::new(answers))
@@ -211,6 +204,6 @@ impl Kv for KvService {
 
 impl KvService {
     fn mismatch(&self) -> Status {
-        reject(&self.hub, &kv::mismatch())
+        self.hub.reject(&kv::mismatch())
     }
 }

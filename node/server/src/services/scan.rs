@@ -12,7 +12,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Streaming;
 use types::ShardSet;
 
-use super::kv::reject;
 use super::pages::{PageSender, Pages, pages};
 use crate::convert::kv;
 use crate::forward::{self, is_elsewhere};
@@ -160,7 +159,7 @@ impl Scan {
     }
 
     async fn refuse(&self, pages: PageSender, error: &ErrorDetail) {
-        pages.fail(reject(&self.hub, error)).await;
+        pages.fail(self.hub.reject(error)).await;
     }
 
     /// Sends what this node's group has, as long as it leads.
@@ -214,7 +213,7 @@ pub(crate) async fn relay(hub: &Hub, mut from: Streaming<ScanResponse>, to: Page
                 let detail = api::error_detail(&status);
                 let broke = || errors::unavailable(status.message(), 100);
                 let detail = detail.unwrap_or_else(broke);
-                return to.fail(reject(hub, &detail)).await;
+                return to.fail(hub.reject(&detail)).await;
             }
         };
         match to.room().await {
