@@ -80,6 +80,8 @@ struct Scan {
 /// How a scan of the own group's state ended.
 enum End {
     Over,
+    /// Nobody fetches any more. The stream must not be told to be whole: its caller may yet come back to it.
+    Gone,
     Refused(ErrorDetail),
 }
 
@@ -87,6 +89,7 @@ impl Scan {
     async fn here(mut self, pages: PageSender) {
         match self.local(&pages).await {
             End::Over => pages.end().await,
+            End::Gone => {}
             End::Refused(error) => self.refuse(pages, &error).await,
         }
     }
@@ -94,6 +97,7 @@ impl Scan {
     async fn here_or_at_the_leader(mut self, pages: PageSender) {
         let error = match self.local(&pages).await {
             End::Over => return pages.end().await,
+            End::Gone => return,
             End::Refused(error) => error,
         };
         if !is_elsewhere(&error) {
@@ -167,7 +171,7 @@ impl Scan {
         loop {
             // Room first, so that a page is read only when it can be sent.
             let Some(room) = pages.room().await else {
-                return End::Over;
+                return End::Gone;
             };
             let (pairs, more) = match self.page().await {
                 Ok(page) => page,
