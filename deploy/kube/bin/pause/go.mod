@@ -1,0 +1,3 @@
+module shardkv.io/deploy/kube/bin/pause
+
+go 1.26
