@@ -23,6 +23,9 @@
 
 pub mod build;
 pub mod crd;
+pub mod metrics;
 pub mod plan;
+pub mod reconcile;
+pub mod store;
 pub mod validate;
 pub mod yaml;
