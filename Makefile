@@ -66,6 +66,7 @@ lint: deps ## Check formatting, clippy (warnings are errors), the compose file, 
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-sim --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-operator --all-targets -- -D warnings
+	$(CARGO) clippy --release -p shardkv-example --all-targets -- -D warnings
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
 	@.ci/purity
@@ -92,7 +93,12 @@ bench: build ## Measure puts and gets, one to three groups, and shards that move
 
 .PHONY: example-python
 example-python: build ## Run the plain gRPC client in Python against a playground of two groups
-	@PATH="$(abspath $(bin)):$$PATH" VENV="$(abspath $(bin)/../python)" deploy/examples/python/run.sh
+	@PATH="$(abspath $(bin)):$$PATH" VENV="$(abspath $(bin)/../python)" deploy/examples/playground.sh deploy/examples/python/run.sh
+
+.PHONY: example-rust
+example-rust: build ## Run the Rust application against the same
+	$(CARGO) build --release -p shardkv-example
+	@PATH="$(abspath $(bin)):$$PATH" deploy/examples/playground.sh shardkv-example
 
 .PHONY: sim
 sim: ## Simulate disasters: make sim SEEDS=0..1000

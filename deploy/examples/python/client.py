@@ -1,40 +1,27 @@
 """A plain gRPC client of ShardKV, to read and to copy.
 
 It knows nothing of shards, groups and leaders: it speaks to one node, any of the cluster's, and that node passes on
-what isn't its own. The stubs are made from the protobuf files when this file is loaded.
+what isn't its own. It needs grpcio and the stub that `stub.sh` generates from the protobuf file, and nothing else.
 
 What it does have is what makes a write happen exactly once: it opens a session, numbers its writes, and repeats a write
 whose answer didn't come under the same number, which the servers recognise.
 """
 
-import importlib
-import pathlib
 import random
-import sys
-import tempfile
 import time
 
 import grpc
-from grpc_tools import protoc
+from shardkv.v1 import kv_pb2 as pb
+from shardkv.v1 import kv_pb2_grpc as rpc
 
-PROTO = pathlib.Path(__file__).resolve().parents[3] / "node/api/proto"
-
-
-def _stubs(name):
-    """Generates the modules of one protobuf file, and imports them."""
-    with tempfile.TemporaryDirectory() as out:
-        arguments = [f"-I{PROTO}", f"--python_out={out}", f"--grpc_python_out={out}", str(PROTO / f"{name}.proto")]
-        if protoc.main(["protoc", *arguments]) != 0:
-            raise RuntimeError(f"can't read the protobuf files in {PROTO}")
-        sys.path.insert(0, out)
-        try:
-            module = name.replace("/", ".")
-            return importlib.import_module(f"{module}_pb2"), importlib.import_module(f"{module}_pb2_grpc")
-        finally:
-            sys.path.remove(out)
-
-
-pb, rpc = _stubs("shardkv/v1/kv")
+# A node that is gone without a word (its machine died) is noticed in seconds. Then the channel connects anew: behind a
+# service of Kubernetes, to another node.
+CHANNEL = [
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 # The same request, under the same number, may be sent again after these.
 PASSING = {"not_leader", "wrong_group", "shard_not_ready", "overloaded", "outcome_unknown", "unavailable"}
@@ -52,7 +39,7 @@ class ShardKv:
     """One session over one connection. Not for several threads at once: writes are numbered in order."""
 
     def __init__(self, address, timeout=30.0):
-        self._channel = grpc.insecure_channel(address)
+        self._channel = grpc.insecure_channel(address, options=CHANNEL)
         self._kv = rpc.KvStub(self._channel)
         self._timeout = timeout
         self._client_id = self._call(self._kv.OpenSession, pb.OpenSessionRequest()).client_id

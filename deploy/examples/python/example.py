@@ -1,14 +1,15 @@
-"""Shows the client of `client.py` against a cluster: python example.py HOST:PORT [HOST:PORT...]
+"""Shows the client of `client.py` against the cluster at SHARDKV_ENDPOINTS: one or more HOST:PORT, with commas between.
 
-Each address is used alone, and each must answer every key. `make example-python` runs this against a playground.
+Each address is used alone, and each must answer every key. In Kubernetes one is enough: the client service, such as
+`demo-client:7400`. `make example-python` runs this against each node of a playground.
 """
 
+import os
 import pathlib
+import socket
 import sys
 
 from client import ShardKv, ShardKvError, shard_of
-
-VECTORS = pathlib.Path(__file__).resolve().parents[3] / "node/types/src/hash_vectors.tsv"
 
 
 def check(found, expected):
@@ -18,7 +19,7 @@ def check(found, expected):
 
 def tour(address):
     kv = ShardKv(address)
-    prefix = f"python/{address}/".encode()
+    prefix = f"example-python/{socket.gethostname()}/{address}/".encode()
     keys = [prefix + name for name in (b"ada", b"alan", b"edsger", b"grace", b"tony")]
     for key in keys:
         kv.put(key, b"hello")
@@ -39,19 +40,21 @@ def tour(address):
     for key in keys:
         kv.delete(key)
     kv.close()
-    print(f"{address}: put, get, append, compare-and-swap, delete and scan work for every shard")
+    print(f"{address}: put, get, append, compare-and-swap, delete and scan work")
 
 
-def vectors():
-    lines = [line for line in VECTORS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+def vectors(file):
+    lines = [line for line in pathlib.Path(file).read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     for line in lines:
         key, _, of_10, of_256 = line.split("\t")
         check([shard_of(key.encode(), shards) for shards in (10, 256)], [int(of_10), int(of_256)])
     print(f"the key's hash agrees with all {len(lines)} published vectors")
 
 
-if len(sys.argv) < 2:
-    raise SystemExit(__doc__)
-vectors()
 for each in sys.argv[1:]:
-    tour(each)
+    vectors(each)
+endpoints = os.environ.get("SHARDKV_ENDPOINTS")
+if not endpoints:
+    raise SystemExit(__doc__)
+for each in endpoints.split(","):
+    tour(each.strip())
