@@ -9,16 +9,19 @@
 //! A round that is cut short anywhere is made good by the next one; nothing is remembered between rounds but times, for the
 //! condition that says that nothing moves.
 
+mod memory;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::Client;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Reporter;
+use kube::{Client, ResourceExt};
 
 use crate::crd::ShardKvCluster;
 use crate::metrics::Metrics;
 use crate::store::Store;
+pub use memory::Memory;
 
 /// The owner of all fields that the operator applies.
 pub const FIELD_MANAGER: &str = "shardkv-operator";
@@ -37,6 +40,28 @@ pub struct Context<S> {
     pub reporter: Reporter,
     /// How often is looked again.
     pub pace: Pace,
+    /// Times, between rounds.
+    pub memory: Memory,
+}
+
+impl<S> Context<S> {
+    /// With an empty memory.
+    pub fn new(
+        client: Client,
+        store: S,
+        metrics: Arc<Metrics>,
+        reporter: Reporter,
+        pace: Pace,
+    ) -> Self {
+        Self {
+            client,
+            store,
+            metrics,
+            reporter,
+            pace,
+            memory: Memory::default(),
+        }
+    }
 }
 
 /// How often a cluster is looked at when no object changes.
@@ -70,6 +95,23 @@ pub async fn reconcile<S: Store>(
     resource: Arc<ShardKvCluster>,
     context: Arc<Context<S>>,
 ) -> Result<Action, ReconcileError> {
-    let _ = (resource, &context.store);
+    let _ = &context.store;
+    context.memory.succeeded(
+        &resource.namespace().unwrap_or_default(),
+        &resource.name_any(),
+    );
     Ok(Action::requeue(context.pace.idle))
+}
+
+/// How long to wait after a round that was cut short: longer each time, so that no failure is a hot loop.
+pub fn error_policy<S: Store>(
+    resource: Arc<ShardKvCluster>,
+    error: &ReconcileError,
+    context: Arc<Context<S>>,
+) -> Action {
+    let namespace = resource.namespace().unwrap_or_default();
+    let name = resource.name_any();
+    let pause = context.memory.failed(&namespace, &name);
+    tracing::warn!(%namespace, %name, %error, pause_seconds = pause.as_secs(), "a round was cut short");
+    Action::requeue(pause)
 }
