@@ -1,0 +1,15 @@
+{{/* The lease that operators elect one by. */}}
+{{- define "shardkv-operator.lease" -}}
+{{ include "shardkv-operator.fullname" . }}
+{{- end }}
+
+{{/* The operator's options, as its environment has them after SHARDKV_OPERATOR_. */}}
+{{- define "shardkv-operator.options" -}}
+LISTEN: 0.0.0.0:8080
+LOG_FORMAT: {{ .Values.logging.format }}
+LOG_FILTER: {{ .Values.logging.filter | quote }}
+LEADER_ELECT: {{ .Values.leaderElection.enabled | quote }}
+{{- with .Values.watchNamespaces }}
+WATCH_NAMESPACE: {{ uniq . | join "," }}
+{{- end }}
+{{- end }}
