@@ -100,6 +100,14 @@ example-rust: build ## Run the Rust application against the same
 	$(CARGO) build --release -p shardkv-example
 	@PATH="$(abspath $(bin)):$$PATH" deploy/examples/playground.sh shardkv-example
 
+.PHONY: kube-up
+kube-up: ## Start a Kubernetes of three nodes on this machine (the first time it compiles it, about 13 minutes); needs root
+	@deploy/kube/up
+
+.PHONY: kube-down
+kube-down: ## End the Kubernetes of `make kube-up`, and remove its data; programs and images stay in the cache
+	@deploy/kube/down
+
 .PHONY: sim
 sim: ## Simulate disasters: make sim SEEDS=0..1000
 	$(CARGO) run --release -p shardkv-sim -- run --seeds $(SEEDS)

@@ -1,0 +1,49 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # Used by the parts.
+# All parts of the cluster, and how they end.
+
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=image-lib.sh
+. "$kube_dir/image-lib.sh"
+# shellcheck source=network.sh
+. "$kube_dir/network.sh"
+# shellcheck source=certificates.sh
+. "$kube_dir/certificates.sh"
+# shellcheck source=control-plane.sh
+. "$kube_dir/control-plane.sh"
+# shellcheck source=nodes.sh
+. "$kube_dir/nodes.sh"
+# shellcheck source=services.sh
+. "$kube_dir/services.sh"
+
+cni_plugins=/usr/lib/cni
+[ -x "$cni_plugins/bridge" ] || cni_plugins=/opt/cni/bin
+busybox=$(command -v busybox || true)
+
+# Ends and removes all but the data. Safe at any time, and twice.
+tear_down() {
+    local node
+    # etcd and the API server may finish what they write; for everything else it is a power failure.
+    for node in "${nodes[@]}"; do
+        stop "node$node"
+    done
+    for node in kube-apiserver etcd; do
+        signal TERM "$node" 3 || true
+    done
+    stop ""
+    for node in "${nodes[@]}"; do
+        node_clean "$node"
+    done
+    network_down
+    remove_cgroups ""
+    # The kubelet links the pods' logs from here, wherever they are.
+    if [ -d /var/log/containers ]; then
+        find /var/log/containers -lname "$run/*" -delete
+        rmdir --ignore-fail-on-non-empty /var/log/containers
+    fi
+    rm -f /var/lib/cni/results/shardkv-kube-* /var/lib/cni/cache/results/shardkv-kube-*
+    # Folders that are made without being asked for, and not used.
+    rmdir --ignore-fail-on-non-empty -p /var/lib/kubelet/device-plugins /run/containerd/s 2>/dev/null || true
+    rm -rf "$state"
+}

@@ -1,0 +1,59 @@
+# shellcheck shell=bash
+# etcd, the API server, the controllers and the scheduler.
+
+# A lost node is noticed after this long, and its pods are replaced after this long again; Kubernetes' defaults are 40 s and 5 min.
+grace_seconds=16
+toleration_seconds=20
+
+control_plane_up() {
+    start_etcd
+    start_apiserver
+    wait_for 60 "a ready API server" kube-apiserver admin get --raw /readyz
+    start_controllers
+}
+
+start_etcd() {
+    # It isn't the database under test: no waiting for the disk.
+    start etcd etcd --name etcd --data-dir "$run/etcd" --unsafe-no-fsync --log-level warn \
+        --listen-client-urls http://127.0.0.1:12379 --advertise-client-urls http://127.0.0.1:12379 \
+        --listen-peer-urls http://127.0.0.1:12380 --initial-advertise-peer-urls http://127.0.0.1:12380 \
+        --initial-cluster etcd=http://127.0.0.1:12380
+}
+
+start_apiserver() {
+    start kube-apiserver kube-apiserver \
+        --etcd-servers http://127.0.0.1:12379 \
+        --bind-address "$host_ip" --advertise-address "$host_ip" --secure-port 6443 \
+        --service-cluster-ip-range "$service_range" \
+        --tls-cert-file "$pki/kube-apiserver.crt" --tls-private-key-file "$pki/kube-apiserver.key" \
+        --client-ca-file "$pki/ca.crt" \
+        --kubelet-certificate-authority "$pki/ca.crt" \
+        --kubelet-client-certificate "$pki/kubelet-client.crt" --kubelet-client-key "$pki/kubelet-client.key" \
+        --kubelet-preferred-address-types InternalIP \
+        --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction \
+        --service-account-issuer https://kubernetes.default.svc.cluster.local \
+        --service-account-key-file "$pki/service-account.pub" \
+        --service-account-signing-key-file "$pki/service-account.key" \
+        --default-not-ready-toleration-seconds $toleration_seconds \
+        --default-unreachable-toleration-seconds $toleration_seconds \
+        --allow-privileged
+}
+
+start_controllers() {
+    # There is one of each, so nobody to elect, and nothing to wait for after a restart.
+    start kube-controller-manager kube-controller-manager \
+        --kubeconfig "$run/kube-controller-manager.kubeconfig" \
+        --authentication-kubeconfig "$run/kube-controller-manager.kubeconfig" \
+        --authorization-kubeconfig "$run/kube-controller-manager.kubeconfig" \
+        --bind-address 127.0.0.1 --leader-elect=false --allocate-node-cidrs=false \
+        --use-service-account-credentials \
+        --root-ca-file "$pki/ca.crt" \
+        --service-account-private-key-file "$pki/service-account.key" \
+        --cluster-signing-cert-file "$pki/ca.crt" --cluster-signing-key-file "$pki/ca.key" \
+        --node-monitor-period 2s --node-monitor-grace-period ${grace_seconds}s --node-eviction-rate 1
+    start kube-scheduler kube-scheduler \
+        --kubeconfig "$run/kube-scheduler.kubeconfig" \
+        --authentication-kubeconfig "$run/kube-scheduler.kubeconfig" \
+        --authorization-kubeconfig "$run/kube-scheduler.kubeconfig" \
+        --bind-address 127.0.0.1 --leader-elect=false
+}
