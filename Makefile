@@ -104,9 +104,26 @@ example-rust: build ## Run the Rust application against the same
 kube-up: ## Start a Kubernetes of three nodes on this machine (the first time it compiles it, about 13 minutes); needs root
 	@deploy/kube/up
 
+.PHONY: images
+images: build ## Make the images of node, operator and examples, and load them into the Kubernetes of `make kube-up` if it is up
+	$(CARGO) build --release -p shardkv-operator
+	$(CARGO) build --release -p shardkv-example
+	@deploy/kube/images
+
 .PHONY: kube-down
 kube-down: ## End the Kubernetes of `make kube-up`, and remove its data; programs and images stay in the cache
 	@deploy/kube/down
+
+.PHONY: charts
+charts: ## Check charts/ and the manifests in deploy/: fresh, well formed, tested (builds helm and kubectl once, 3 minutes)
+	@deploy/kube/build helm helm-unittest kubectl
+	@.ci/charts/run
+
+.PHONY: manifests
+manifests: ## Renew what is generated: crds/, the charts' copies of it, and deploy/operator.yaml
+	$(CARGO) run --release -p shardkv-operator --bin crdgen
+	@deploy/kube/build helm
+	@.ci/charts/generate
 
 .PHONY: sim
 sim: ## Simulate disasters: make sim SEEDS=0..1000

@@ -3,6 +3,7 @@
 # What the scripts of this folder share.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+here=$root/.ci/charts
 export PATH="${SHARDKV_KUBE_CACHE:-$HOME/.cache/shardkv-kube}/bin:$PATH"
 # Nothing here talks to a cluster, and nothing that a person has configured may change what is rendered.
 unset KUBECONFIG HELM_NAMESPACE HELM_KUBECONTEXT

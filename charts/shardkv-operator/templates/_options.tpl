@@ -8,8 +8,12 @@
 LISTEN: 0.0.0.0:8080
 LOG_FORMAT: {{ .Values.logging.format }}
 LOG_FILTER: {{ .Values.logging.filter | quote }}
+CONCURRENCY: {{ .Values.concurrency | quote }}
 LEADER_ELECT: {{ .Values.leaderElection.enabled | quote }}
+{{- if .Values.leaderElection.enabled }}
+LEASE_NAME: {{ include "shardkv-operator.lease" . | quote }}
+{{- end }}
 {{- with .Values.watchNamespaces }}
-WATCH_NAMESPACE: {{ uniq . | join "," }}
+WATCH_NAMESPACE: {{ uniq . | join "," | quote }}
 {{- end }}
 {{- end }}
