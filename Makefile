@@ -34,7 +34,7 @@ build: deps ## Build the node and the command line, optimised
 	$(CARGO) build --release
 
 .PHONY: test
-test: test-fast test-operator test-sim test-processes ## Run all tests: fast ones, goldens, conformance, simulator seeds, processes
+test: test-fast test-operator test-api test-sim test-processes ## Run all tests: fast ones, goldens, conformance, a real API server, simulator seeds, processes
 
 .PHONY: test-fast
 test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
@@ -43,6 +43,11 @@ test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
 .PHONY: test-operator
 test-operator: ## Run the operator's tests, and see that crds/ is what the code says
 	$(CARGO) test --release -p shardkv-operator
+
+.PHONY: test-api
+test-api: deps ## Run the operator against a real API server and etcd (built the first time: about 6 minutes)
+	deploy/kube/build etcd kube-apiserver
+	$(CARGO) test --release -p shardkv-operator --test api
 
 .PHONY: test-sim
 test-sim: ## Run the simulator's tests, the MIT 6.5840 scenarios and TEST_SEEDS=0..1000
