@@ -34,7 +34,7 @@ archive_of() {
     if archive_is "$name" "$stamp"; then
         return 0
     fi
-    work=$(mktemp -d)
+    work=$(mktemp -d "$cache/images.XXXXXX")
     mkdir "$work/layer"
     "$fill" "$work/layer"
     tar -C "$work/layer" --owner=0 --group=0 --numeric-owner --sort=name --mtime=@0 -cf "$work/layer.tar" .

@@ -31,6 +31,9 @@ require_root() {
     [ "$(id -u)" -eq 0 ] || die "this needs root (namespaces, mounts and a bridge): try sudo -E $0"
 }
 
+# Whether KUBECONFIG names a cluster that isn't ours; then that one is used, and none is started.
+foreign_cluster() { [ -n "${KUBECONFIG:-}" ] && ! [ "$KUBECONFIG" -ef "$run/admin.kubeconfig" ] && [ "$KUBECONFIG" != "$run/admin.kubeconfig" ]; }
+
 # One caller at a time changes the cluster; the daemons must not inherit the lock.
 take_lock() {
     mkdir -p "$cache"
