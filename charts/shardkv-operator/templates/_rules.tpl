@@ -1,6 +1,6 @@
 {{/*
-All that the operator may do with clusters and their objects; a test compares it with what it does. Secrets, nodes and other people's
-objects are none of its business.
+All that the operator may do with clusters and their objects: what it does, and nothing more. Secrets, nodes and roles are none of its
+business. What of a cluster isn't deleted here goes with its owner.
 */}}
 {{- define "shardkv-operator.rules" -}}
 - apiGroups: [shardkv.io]
@@ -9,22 +9,21 @@ objects are none of its business.
 - apiGroups: [shardkv.io]
   resources: [shardkvclusters/status]
   verbs: [patch]
-# For owner references that block deletion, where the API server checks them (OwnerReferencesPermissionEnforcement).
-- apiGroups: [shardkv.io]
-  resources: [shardkvclusters/finalizers]
-  verbs: [update]
 - apiGroups: [apps]
   resources: [statefulsets]
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
-  resources: [services, configmaps, serviceaccounts]
-  verbs: [get, create, patch, delete]
-- apiGroups: [networking.k8s.io]
-  resources: [networkpolicies]
-  verbs: [get, create, patch, delete]
+  resources: [services]
+  verbs: [get, list, create, patch, delete]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
-  verbs: [get, create, patch, delete]
+  verbs: [get, list, create, patch, delete]
+- apiGroups: [""]
+  resources: [configmaps, serviceaccounts]
+  verbs: [get, list, create, patch]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, create, patch]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [list, delete]
@@ -33,5 +32,5 @@ objects are none of its business.
   verbs: [list]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}
