@@ -1,0 +1,361 @@
+#!/usr/bin/env bash
+# The demo on Kubernetes: install the operator, ask for a cluster of two groups, import real input, and then, under load, scale to
+# three groups, delete the pod of a leader, kill a whole machine, and scale back to two. No operation fails, every read
+# is right, and in the end everything that was imported is there, byte for byte.
+# `make kube-demo` builds and runs it. Without KUBECONFIG it starts the three-node Kubernetes of deploy/kube, and stops it again; with
+# KUBECONFIG it uses that cluster, with the images IMAGE and OPERATOR_IMAGE. INPUT=file.tsv imports `key<TAB>value` lines.
+set -euo pipefail
+export LC_ALL=C
+cd "$(dirname "$0")/.."
+cache=${SHARDKV_KUBE_CACHE:-${HOME:-/root}/.cache/shardkv-kube}
+export PATH="$cache/bin:$PATH"
+
+name=demo
+namespace=shop
+operator_namespace=shardkv-system
+work=$(mktemp -d -t shardkv-kube-demo.XXXXXX)
+# What this run made, and so takes away again.
+started_kubernetes=""
+installed_operator=""
+made_namespace=""
+dead_node=""
+watcher=""
+
+say() { printf '\n==> %s\n' "$*"; }
+fail() {
+    printf 'kube-demo: %s\n' "$*" >&2
+    exit 1
+}
+indented() { sed 's/^/    /'; }
+in_shop() { kubectl --namespace "$namespace" "$@"; }
+# The command line, inside of the cluster.
+shardkv() { in_shop exec -i client -- shardkv "$@"; }
+pod_of() { in_shop get pod "$1" -o jsonpath="$2"; }
+
+clean_up() {
+    local code=$?
+    trap - EXIT
+    set +e
+    stop_watching
+    if [ "$code" -ne 0 ]; then
+        dump
+        printf 'kube-demo: FAILED; logs, events and objects are in %s\n' "$work" >&2
+    fi
+    revive_node >/dev/null
+    if [ -n "$made_namespace" ]; then
+        in_shop delete skv --all --wait --timeout=120s >/dev/null 2>&1
+        kubectl delete namespace "$namespace" --timeout=120s >/dev/null
+    fi
+    if [ -n "$installed_operator" ]; then
+        helm uninstall shardkv-operator --namespace "$operator_namespace" --wait >/dev/null
+        kubectl delete namespace "$operator_namespace" --timeout=120s >/dev/null
+    fi
+    if [ -n "$started_kubernetes" ]; then
+        deploy/kube/down >"$work/down.log" 2>&1 || { cat "$work/down.log" >&2; [ "$code" -ne 0 ] || code=1; }
+    fi
+    [ "$code" -ne 0 ] || rm -rf "$work"
+    exit "$code"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+# Everything that explains a failure, into the work folder.
+dump() {
+    local pod
+    in_shop get skv,all,pvc,pdb,configmap,endpointslices -o yaml >"$work/objects.yaml" 2>&1
+    in_shop get events --sort-by=.lastTimestamp >"$work/events.txt" 2>&1
+    kubectl get nodes,pods -A -o wide >"$work/pods.txt" 2>&1
+    for pod in $(in_shop get pods -o name); do
+        in_shop logs "$pod" --timestamps >"$work/${pod#pod/}.log" 2>&1
+        in_shop logs "$pod" --previous >"$work/${pod#pod/}.previous.log" 2>/dev/null || rm -f "$work/${pod#pod/}.previous.log"
+    done
+    kubectl --namespace "$operator_namespace" logs deployment/shardkv-operator >"$work/operator.log" 2>&1
+}
+
+# Asks once a second until a command succeeds.
+until_true() { # seconds, what for, command...
+    local deadline=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@"; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "$what: not in time"
+        sleep 1
+    done
+}
+
+# Waits for what the resource says about its latest generation. kubectl compares the generations.
+await() { # condition, seconds
+    in_shop wait "skv/$name" --for="$1" --timeout="$2s" >/dev/null ||
+        fail "$1: not in $2 s; $(in_shop get skv "$name" -o jsonpath='{range .status.conditions[*]}{.type}={.status} {.message}; {end}')"
+}
+
+# From here on each change of the resource's row is shown.
+start_watching() {
+    in_shop get skv "$name" --watch > >(indented) 2>/dev/null &
+    watcher=$!
+}
+stop_watching() {
+    [ -n "$watcher" ] || return 0
+    kill "$watcher" 2>/dev/null || true
+    wait "$watcher" 2>/dev/null || true
+    watcher=""
+}
+
+# A pod that runs the command line, as the profile `restricted` wants it.
+client_pod() { # name, machine or nothing, arguments...
+    local pod=$1 machine=$2 command
+    shift 2
+    command=$(printf ', "%s"' "$@")
+    cat <<POD
+apiVersion: v1
+kind: Pod
+metadata: {name: $pod, namespace: $namespace}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 20
+  nodeSelector: {${machine:+kubernetes.io/hostname: "$machine"}}
+  securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+  containers:
+    - name: shardkv
+      image: $image
+      imagePullPolicy: IfNotPresent
+      command: [shardkv$command]
+      stdin: true
+      env: [{name: SHARDKV_ENDPOINTS, value: "$endpoint"}]
+      resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 256Mi}}
+      securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+POD
+}
+
+# Starts a pod that makes load until it is told to stop, and returns when the load runs. The history goes into the pod's log.
+start_load() { # name
+    client_pod "$1" "$client_machine" --timeout-ms 30000 bench --clients 8 --rate 150 --duration 10m --warmup 0s --read-ratio 0.3 \
+        --writes put,append,delete,cas --key-space 100 --key-prefix "demo-load/$1/" --value-bytes 32 --max-errors 0 --moves \
+        --record /dev/stdout | kubectl apply -f - >/dev/null
+    until_true 60 "the load's first operations" load_runs "$1"
+    printf '    %s runs: 8 clients, 150 operations a second\n' "$1"
+}
+load_runs() {
+    case $(pod_of "$1" '{.status.phase}') in Failed | Succeeded) fail "the load ended early: $(in_shop logs "$1" --tail=5)" ;; esac
+    [ -n "$(in_shop logs "$1" --tail=1 2>/dev/null)" ]
+}
+load_ended() { [[ $(pod_of "$1" '{.status.phase}') =~ Failed|Succeeded ]]; }
+
+# Ends the load, shows what its writes noticed, and has its history judged.
+finish_load() { # name
+    [ "$(pod_of "$1" '{.status.phase}')" = Running ] || fail "the load ended early: $(in_shop logs "$1" --tail=20 | grep -v '^{')"
+    # A running pod ends in order, and keeps its log, when its time is up.
+    in_shop patch pod "$1" --patch '{"spec": {"activeDeadlineSeconds": 1}}' >/dev/null
+    until_true 90 "the end of the load" load_ended "$1"
+    in_shop logs "$1" >"$work/$1.log"
+    grep '^{' "$work/$1.log" >"$work/$1.jsonl"
+    grep -v '^{' "$work/$1.log" >"$work/$1.report" || fail "the load made no report"
+    if grep -qv '"outcome":"ok"' "$work/$1.jsonl"; then
+        fail "operations failed: $(grep -v '"outcome":"ok"' "$work/$1.jsonl" | head -3)"
+    fi
+    grep -E '^(all|longest time without an acknowledged write)|shards moved in|^(WRITES|before|during|since)' "$work/$1.report" | indented
+    shardkv export --prefix "demo-load/$1/" >"$work/$1.pairs" 2>/dev/null
+    printf '    Was every read right, and is every write there once? An independent checker (porcupine) says:\n    '
+    shardkv-porcupine -timeout 120s -at-least 1000 -then "$work/$1.pairs" "$work/$1.jsonl"
+}
+
+# Kills a machine as a power cut would: its kubelet and all of its containers. On somebody else's Kubernetes only the pods.
+kill_node() {
+    if [ -n "$own" ]; then
+        dead_node=$1
+        deploy/kube/node kill "${1#node}" | indented
+        return
+    fi
+    printf '    This Kubernetes is not ours: instead of the machine, all pods of the store on it are killed.\n'
+    in_shop delete pods --selector app.kubernetes.io/instance="$name" --field-selector spec.nodeName="$1" --grace-period=0 --force 2>/dev/null | indented
+}
+revive_node() {
+    [ -n "$dead_node" ] || return 0
+    deploy/kube/node start "${dead_node#node}" | indented
+    dead_node=""
+}
+
+# A machine with pods of the store, but with neither the client nor the operator, if there is one.
+choose_victim() {
+    local operator_machine machine
+    operator_machine=$(kubectl --namespace "$operator_namespace" get pods -o jsonpath='{.items[0].spec.nodeName}')
+    for machine in $(in_shop get pods --selector shardkv.io/gid -o jsonpath='{.items[*].spec.nodeName}' | tr ' ' '\n' | sort -u); do
+        if [ "$machine" != "$client_machine" ] && [ "$machine" != "$operator_machine" ]; then
+            printf '%s\n' "$machine"
+            return
+        fi
+    done
+}
+
+prepare_input() {
+    if [ -n "${INPUT:-}" ]; then
+        input=$INPUT
+        [ -r "$input" ] || fail "can't read INPUT=$input"
+    else
+        command -v dpkg-query >/dev/null || fail "no dpkg here: give INPUT=file.tsv with key<TAB>value lines"
+        input=$work/packages.tsv
+        # A backslash is written as two in TSV.
+        dpkg-query -W -f '${binary:Package}\t${binary:Summary}\n' | sed 's/\\/\\\\/g' >"$input"
+    fi
+    # What must be there in the end: of each key the last line.
+    awk -F '\t' 'NF { last[$1] = $0 } END { for (key in last) print last[key] }' "$input" | sort >"$work/expected.tsv"
+    records=$(wc -l <"$work/expected.tsv")
+    [ "$records" -gt 0 ] || fail "the input is empty"
+}
+
+start_kubernetes() {
+    if [ -n "${KUBECONFIG:-}" ] && [ "$KUBECONFIG" != "$cache/run/admin.kubeconfig" ]; then
+        own=""
+        say "Use the Kubernetes of KUBECONFIG=$KUBECONFIG"
+        kubectl get nodes | indented
+        return
+    fi
+    own=1
+    export KUBECONFIG=$cache/run/admin.kubeconfig
+    if kubectl get --raw /readyz >/dev/null 2>&1; then
+        say "Use the three-node Kubernetes that runs already"
+    else
+        say "Start a three-node Kubernetes of real binaries (\`make kube-down\` would stop it)"
+        started_kubernetes=1
+        deploy/kube/up | indented
+    fi
+    deploy/kube/images | indented
+    kubectl get nodes | indented
+}
+
+install_operator() {
+    if helm status shardkv-operator --namespace "$operator_namespace" >/dev/null 2>&1; then
+        fail "the operator is installed already: \`helm uninstall shardkv-operator -n $operator_namespace\` first"
+    fi
+    if kubectl get namespace "$namespace" >/dev/null 2>&1; then
+        fail "there is a namespace '$namespace' already: \`kubectl delete namespace $namespace\` first, if nothing in it is needed"
+    fi
+    installed_operator=1
+    helm install shardkv-operator charts/shardkv-operator --namespace "$operator_namespace" --create-namespace --wait --timeout 180s \
+        --set image.repository="${operator_image%:*}" --set image.tag="${operator_image##*:}" >"$work/helm.txt"
+    kubectl --namespace "$operator_namespace" get pods | indented
+}
+
+apply_cluster() {
+    made_namespace=1
+    kubectl create namespace "$namespace" >/dev/null
+    kubectl label namespace "$namespace" pod-security.kubernetes.io/enforce=restricted >/dev/null
+    cat >"$work/demo.yaml" <<RESOURCE
+apiVersion: shardkv.io/v1alpha1
+kind: ShardKvCluster
+metadata: {name: $name, namespace: $namespace}
+spec:
+  groups: 2
+  shards: 12
+  image: $image
+  storage: {size: 1Gi, onGroupRemoval: Delete, onClusterDeletion: Retain}
+  controllers: {resources: {requests: {cpu: 10m, memory: 32Mi}, limits: {memory: 512Mi}}}
+  resources: {requests: {cpu: 10m, memory: 64Mi}, limits: {memory: 1Gi}}
+RESOURCE
+    indented <"$work/demo.yaml"
+    kubectl apply -f "$work/demo.yaml" | indented
+    start_watching
+    await condition=Available 180
+    await condition=Progressing=False 60
+    stop_watching
+    endpoint=$(in_shop get skv "$name" -o jsonpath='{.status.endpoint}')
+}
+
+start_client() {
+    # The image has no shell and no sleep. `shardkv shell` waits on its standard input, which nobody closes.
+    client_machine=""
+    client_pod client "" shell | kubectl apply -f - >/dev/null
+    in_shop wait pod/client --for=condition=Ready --timeout=60s >/dev/null
+    client_machine=$(pod_of client '{.spec.nodeName}')
+}
+
+scale() { # groups, seconds
+    printf '    kubectl scale skv/%s --replicas=%s\n' "$name" "$1"
+    start_watching
+    in_shop scale "skv/$name" --replicas="$1" >/dev/null
+    await jsonpath='{.status.replicas}'="$1" "$2"
+    await condition=Progressing=False "$2"
+    stop_watching
+}
+
+show_groups() {
+    in_shop get skv "$name" -o jsonpath='{range .status.groups[*]}group {.gid}: {.phase}, {.readyReplicas} ready, led by {.leader}, {.shards} shards{"\n"}{end}' | indented
+}
+
+image=${IMAGE:-shardkv:0.1.0}
+operator_image=${OPERATOR_IMAGE:-shardkv-operator:0.1.0}
+prepare_input
+start_kubernetes
+
+say "helm install shardkv-operator"
+install_operator
+
+say "kubectl apply a ShardKvCluster, into a namespace that admits only pods of the profile 'restricted'"
+apply_cluster
+show_groups
+
+say "A client pod in the cluster writes and reads through gRPC at $endpoint"
+start_client
+shardkv put greeting hello | indented
+printf '    greeting = %s\n' "$(shardkv get greeting)"
+[ "$(shardkv get greeting)" = hello ] || fail "a value that was written isn't read"
+shardkv delete greeting | indented
+
+say "Import $records records from ${INPUT:-the package list of this machine}"
+shardkv import --format tsv - <"$input"
+
+say "Under load: kubectl scale from 2 groups to 3"
+start_load load-out
+scale 3 180
+show_groups
+
+say "kubectl delete pod: the leader of a group"
+leader=$(in_shop get skv "$name" -o jsonpath='{.status.groups[0].leader}')
+uid=$(pod_of "$leader" '{.metadata.uid}')
+in_shop delete pod "$leader" | indented
+same_pod_is_new() { [ "$(pod_of "$leader" '{.metadata.uid}' 2>/dev/null || printf '%s' "$uid")" != "$uid" ]; }
+until_true 60 "a new pod in place of $leader" same_pod_is_new
+in_shop wait "pod/$leader" --for=condition=Ready --timeout=120s | indented
+show_groups
+finish_load load-out
+
+say "Under load: kill a whole machine"
+start_load load-in
+victim=$(choose_victim)
+if [ -n "$victim" ]; then
+    kill_node "$victim"
+else
+    printf '    Skipped: no machine has pods of the store but neither the client nor the operator.\n'
+fi
+
+say "While it is away: kubectl scale back to 2 groups"
+scale 2 240
+show_groups
+finish_load load-in
+
+if [ -n "$dead_node" ]; then
+    say "The machine comes back"
+    revive_node
+    until_true 120 "all machines" kubectl wait nodes --all --for=condition=Ready --timeout=1s >/dev/null 2>&1
+fi
+await condition=Degraded=False 120
+show_groups
+
+say "Export everything and compare it with the input"
+shardkv export --format tsv 2>/dev/null | { grep -v '^demo-load/' || true; } | sort >"$work/exported.tsv"
+if ! diff "$work/expected.tsv" "$work/exported.tsv" >"$work/differences"; then
+    head -20 "$work/differences" >&2
+    fail "the export differs from the input"
+fi
+printf '    %s records, all equal\n' "$records"
+
+say "Delete the cluster; its volumes stay, because the resource says so"
+in_shop delete pod client load-out load-in --grace-period=1 >/dev/null
+in_shop delete skv "$name" --timeout=120s | indented
+in_shop get pvc | indented
+# Three of the controllers and six of the groups that were left; those of the group that was removed went with it.
+[ "$(in_shop get pvc -o name | wc -l)" -eq 9 ] || fail "there should be 9 volume claims"
+pods_are_gone() { [ -z "$(in_shop get pods -o name)" ]; }
+until_true 120 "the end of all pods" pods_are_gone
+
+say "Clean up"
+printf '    done: nothing was lost\n'

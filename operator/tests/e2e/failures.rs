@@ -1,0 +1,85 @@
+//! Pods that die, and pods that can't start.
+
+use kube::ResourceExt;
+use serde_json::json;
+
+use crate::cluster::Cluster;
+use crate::load::Load;
+use crate::scenario::{Company, scenario};
+use crate::tools::{holds, say, until};
+
+#[test]
+fn a_whole_group_dies_and_a_bad_image_is_taken_back() {
+    scenario("failures", Company::SideBySide, async |space| {
+        let spec = json!({"groups": 2, "controllers": {"replicas": 3}});
+        let cluster = Cluster::create(&space, "demo", spec).await;
+        space.start_client(&[]).await;
+        cluster.settled(2).await;
+        cluster.import("kept/", 500).await;
+        let load = Load::start(&cluster, "load", &[]).await;
+        group_dies(&cluster).await;
+        load.goes_on().await;
+        bad_image(&cluster, &load).await;
+        load.finish().await;
+        cluster.holds_import("kept/", 500).await;
+        cluster.delete().await;
+    });
+}
+
+/// All pods of a group at once. The other group goes on; what this one had acknowledged is there afterwards.
+async fn group_dies(cluster: &Cluster) {
+    say("kill all pods of group 1");
+    let labels = cluster.group_labels(1);
+    let before = cluster.uids(&labels).await.unwrap();
+    #[rustfmt::skip]
+    cluster.space.kubectl(&["delete", "pods", "--selector", &labels, "--grace-period=0", "--force"]).await;
+    let told = cluster.condition("Available", "False").await;
+    assert!(told.message.contains('1'), "which group: {told:?}");
+    until("all pods are new", async || {
+        let now = cluster.uids(&labels).await?;
+        holds(
+            now.len() == before.len() && now.iter().all(|pod| !before.contains(pod)),
+            format!("{now:?}"),
+        )
+    })
+    .await;
+    cluster.settled(2).await;
+}
+
+/// An image that nobody has: at most one node of each group, and one controller, is lost to it, and nobody has to clean up.
+async fn bad_image(cluster: &Cluster, load: &Load) {
+    say("a bad image");
+    let good = cluster.get().await.unwrap().spec.image;
+    let bad = "shardkv:no-such-version";
+    cluster.patch(&json!({"spec": {"image": bad}})).await;
+    let told = cluster.condition("Degraded", "True").await;
+    say(&format!("Degraded: {}: {}", told.reason, told.message));
+    until("a pod of each part waits for the bad image", async || {
+        let pods = cluster.space.pods(&cluster.labels()).await;
+        let pods = pods.map_err(|error| error.to_string())?;
+        let image = |pod: &&k8s_openapi::api::core::v1::Pod| {
+            pod.spec
+                .as_ref()
+                .and_then(|spec| spec.containers[0].image.clone())
+        };
+        let waiting: Vec<_> = pods
+            .iter()
+            .filter(|pod| image(pod).as_deref() == Some(bad))
+            .map(ResourceExt::name_any)
+            .collect();
+        assert!(waiting.len() <= 3, "more than one of a part: {waiting:?}");
+        holds(waiting.len() == 3, format!("{waiting:?}"))
+    })
+    .await;
+    let told = cluster.condition("Degraded", "True").await;
+    assert!(
+        told.message.contains(bad) || told.message.contains("image"),
+        "what is wrong: {told:?}"
+    );
+    cluster.condition("Available", "True").await;
+    load.goes_on().await;
+    say("the good image again");
+    cluster.patch(&json!({"spec": {"image": good}})).await;
+    cluster.settled(2).await;
+    load.goes_on().await;
+}

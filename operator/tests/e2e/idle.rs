@@ -1,0 +1,58 @@
+//! What an operator costs that has nothing to do.
+
+use serde_json::json;
+
+use crate::cluster::Cluster;
+use crate::operator::Operator;
+use crate::scenario::{Company, scenario};
+use crate::tools::{holds, say, until};
+
+const MEGABYTE: u64 = 1_000_000;
+
+#[test]
+fn an_idle_operator_is_small_and_writes_nothing() {
+    scenario("idle", Company::Alone, async |space| {
+        let operator = Operator::new(&space.client);
+        let small = json!({"replicasPerGroup": 1});
+        let cluster = Cluster::create(&space, "demo", small).await;
+        cluster.settled(1).await;
+        let idle = |line: &str| line.contains(r#"outcome="idle""#);
+        let rounds = async || operator.metric("shardkv_operator_reconciles", idle).await;
+        // Renewing the lease is how an operator says that it lives.
+        let writes = |line: &str| {
+            let verbs = ["create", "update", "patch", "apply", "delete"];
+            verbs
+                .iter()
+                .any(|verb| line.contains(&format!(r#"verb="{verb}"#)))
+                && !line.contains(r#"resource="leases""#)
+        };
+        let writes = async || {
+            operator
+                .metric("shardkv_operator_api_requests", writes)
+                .await
+        };
+        let settled = rounds().await;
+        until("a round in which nothing is to be done", async || {
+            holds(rounds().await > settled, "no round")
+        })
+        .await;
+
+        let (began, written, before) = (rounds().await, writes().await, space.versions().await);
+        assert!(written > 0.0, "it made the cluster");
+        until("three rounds more", async || {
+            let done = rounds().await - began;
+            holds(done >= 3.0, format!("{done} rounds"))
+        })
+        .await;
+        assert_eq!(space.versions().await, before, "something was written");
+        assert_eq!(
+            writes().await.to_string(),
+            written.to_string(),
+            "requests that write"
+        );
+        let bytes = operator.resident_bytes().await;
+        say(&format!("the operator takes {bytes} bytes"));
+        assert!(bytes < 30 * MEGABYTE, "{bytes} bytes");
+        cluster.delete().await;
+    });
+}

@@ -1,0 +1,57 @@
+//! The machines of the Kubernetes that belongs to these tests.
+
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client};
+
+use crate::tools::{checkout, holds, run, until};
+
+/// Whether machines may be killed: with a Kubernetes of `deploy/kube`, and with nobody else's.
+pub(crate) fn are_ours() -> bool {
+    let ours = std::env::var_os("E2E_OWN_KUBERNETES").is_some();
+    if !ours {
+        println!(
+            "skipped: this Kubernetes isn't the one of deploy/kube, so its machines are left alone"
+        );
+    }
+    ours
+}
+
+/// Kills a machine as a power cut does.
+pub(crate) async fn kill(machine: &str) {
+    run(&checkout("deploy/kube/node"), &["kill", number(machine)]).await;
+}
+
+/// Starts it again.
+pub(crate) async fn start(machine: &str) {
+    run(&checkout("deploy/kube/node"), &["start", number(machine)]).await;
+}
+
+/// Cuts the power of all of them and of Kubernetes itself, and starts everything again.
+pub(crate) async fn restart_all() {
+    run(&checkout("deploy/kube/down"), &["--keep"]).await;
+    run(&checkout("deploy/kube/up"), &[]).await;
+}
+
+fn number(machine: &str) -> &str {
+    machine.trim_start_matches("node")
+}
+
+/// Waits until Kubernetes thinks so of a machine.
+pub(crate) async fn is_ready(client: &Client, machine: &str, wanted: bool) {
+    let nodes = Api::<Node>::all(client.clone());
+    until(&format!("{machine} is ready: {wanted}"), async || {
+        let node = nodes
+            .get(machine)
+            .await
+            .map_err(|error| error.to_string())?;
+        let conditions = node
+            .status
+            .and_then(|status| status.conditions)
+            .unwrap_or_default();
+        let ready = conditions
+            .iter()
+            .any(|it| it.type_ == "Ready" && it.status == "True");
+        holds(ready == wanted, format!("ready: {ready}"))
+    })
+    .await;
+}

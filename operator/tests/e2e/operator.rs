@@ -1,0 +1,156 @@
+//! The operator that all scenarios share.
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::Value;
+
+use crate::tools::{checkout, holds, run, until};
+
+/// Where it runs.
+pub(crate) const NAMESPACE: &str = "shardkv-system";
+/// The Helm release and the Deployment.
+pub(crate) const NAME: &str = "shardkv-operator";
+
+/// Installs the operator by Helm, once in a run.
+pub(crate) fn install_once() {
+    static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
+    let outcome = INSTALLED.get_or_init(|| {
+        let output = Command::new("helm")
+            .args(helm_install())
+            .output()
+            .map_err(|error| format!("helm: {error}"))?;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
+    });
+    assert_eq!(outcome, &Ok(()), "the operator can't be installed");
+}
+
+/// The arguments that install or upgrade it.
+pub(crate) fn helm_install() -> Vec<String> {
+    let image = image();
+    let (repository, tag) = image.rsplit_once(':').expect("OPERATOR_IMAGE has a tag");
+    let chart = checkout("charts/shardkv-operator");
+    let words = [
+        "upgrade",
+        "--install",
+        NAME,
+        &chart,
+        "--namespace",
+        NAMESPACE,
+    ];
+    let more = ["--create-namespace", "--wait", "--timeout", "3m"];
+    let settings = [
+        format!("--set=image.repository={repository}"),
+        format!("--set=image.tag={tag}"),
+    ];
+    let words = words.into_iter().chain(more).map(str::to_owned);
+    words.chain(settings).collect()
+}
+
+/// Its image.
+pub(crate) fn image() -> String {
+    std::env::var("OPERATOR_IMAGE")
+        .unwrap_or_else(|_| format!("shardkv-operator:{}", env!("CARGO_PKG_VERSION")))
+}
+
+/// The operator, to be looked at and to be killed.
+pub(crate) struct Operator {
+    pods: Api<Pod>,
+}
+
+impl Operator {
+    pub(crate) fn new(client: &Client) -> Self {
+        Self {
+            pods: Api::namespaced(client.clone(), NAMESPACE),
+        }
+    }
+
+    /// The pod that is ready and not about to end.
+    pub(crate) async fn pod(&self) -> Pod {
+        until("an operator is ready", async || {
+            let labels = ListParams::default().labels("app.kubernetes.io/name=shardkv-operator");
+            let pods = self.pods.list(&labels).await;
+            let pods = pods.map_err(|error| error.to_string())?.items;
+            let ready = pods.into_iter().find(is_ready);
+            ready.ok_or("none is".to_owned())
+        })
+        .await
+    }
+
+    /// The machine that it runs on.
+    pub(crate) async fn machine(&self) -> String {
+        let spec = self.pod().await.spec;
+        spec.and_then(|spec| spec.node_name).expect("it is ready")
+    }
+
+    /// Ends it without a warning. Returns when it is gone, not when there is another.
+    pub(crate) async fn kill(&self) {
+        let pod = self.pod().await;
+        let name = pod.name_any();
+        let at_once = DeleteParams::default().grace_period(0);
+        self.pods.delete(&name, &at_once).await.unwrap();
+        until("the operator's pod is gone", async || {
+            let now = self.pods.get_opt(&name).await;
+            let now = now.map_err(|error| error.to_string())?;
+            holds(now.is_none_or(|now| now.uid() != pod.uid()), "still there")
+        })
+        .await;
+        crate::tools::say(&format!("killed {name}"));
+    }
+
+    /// The sum of all samples of a metric whose line is `counted`. A counter that never counted isn't told.
+    pub(crate) async fn metric(&self, name: &str, counted: impl Fn(&str) -> bool) -> f64 {
+        let pod = self.pod().await.name_any();
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
+        let text = run("kubectl", &["get", "--raw", &path]).await;
+        assert!(
+            text.contains(&format!("# TYPE {name} ")),
+            "no {name} in\n{text}"
+        );
+        let samples = text
+            .lines()
+            .filter(|line| line.starts_with(name) && counted(line));
+        samples
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// What it holds in memory, in bytes, as the kubelet measures it.
+    pub(crate) async fn resident_bytes(&self) -> u64 {
+        let pod = self.pod().await;
+        let machine = self.machine().await;
+        let path = format!("/api/v1/nodes/{machine}/proxy/stats/summary");
+        until("the kubelet has measured the operator", async || {
+            let text = crate::tools::try_run("kubectl", &["get", "--raw", &path]).await?;
+            let summary: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            let pods = summary["pods"].as_array().cloned().unwrap_or_default();
+            let own = pods
+                .iter()
+                .find(|it| it["podRef"]["name"].as_str() == pod.metadata.name.as_deref());
+            let own = own.ok_or("the pod isn't in the summary")?;
+            let bytes = own["containers"][0]["memory"]["rssBytes"].as_u64();
+            bytes.ok_or(format!("no figure in {own}"))
+        })
+        .await
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    let ready = conditions.is_some_and(|all| {
+        all.iter()
+            .any(|it| it.type_ == "Ready" && it.status == "True")
+    });
+    ready && pod.metadata.deletion_timestamp.is_none()
+}
