@@ -84,7 +84,7 @@ impl ClientOptions {
             connections: 1,
             request_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(1),
-            keepalive_interval: Duration::from_secs(5),
+            keepalive_interval: Duration::from_secs(1),
             keepalive_timeout: Duration::from_secs(2),
             silence_timeout: Duration::from_millis(250),
             min_backoff: Duration::from_millis(2),

@@ -48,6 +48,8 @@ pub struct Raft {
     pub(crate) reads: Reads,
     pub(crate) election: Election,
     pub(crate) leading: Leading,
+    /// The greatest commit index that a leader told since the start.
+    pub(crate) told_commit: Option<Index>,
     random: ChaCha8Rng,
 }
 
@@ -166,6 +168,7 @@ impl Raft {
             reads: Reads::default(),
             election: Election::default(),
             leading: Leading::default(),
+            told_commit: None,
             random: ChaCha8Rng::seed_from_u64(seed ^ node.0),
         };
         raft.reset_election_timer();
@@ -359,6 +362,16 @@ impl Raft {
     /// The greatest index known to be committed.
     pub fn commit_index(&self) -> Index {
         self.log.commit_index()
+    }
+
+    /// The greatest index known to be committed in the group, whether it is here or not: its own if this node leads and knows
+    /// it, else what a leader told since the start. `None` as long as no leader did. Heartbeats don't count: they tell of no
+    /// more than what is here.
+    pub fn group_commit(&self) -> Option<Index> {
+        match self.role {
+            Role::Leader => self.knows_commit().then(|| self.commit_index()),
+            _ => self.told_commit,
+        }
     }
 
     /// The last index that was handed out for applying.

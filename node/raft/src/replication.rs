@@ -74,6 +74,7 @@ impl Raft {
     ) -> Result<(), StepError> {
         self.check_history(from, prev, &entries)?;
         self.follow(from)?;
+        self.told_commit = self.told_commit.max(Some(commit));
         let committed = self.log.commit_index();
         if prev.index < committed {
             // All up to the commit index is known to agree: the leader may go on from there.

@@ -418,6 +418,8 @@ impl<M: StateMachine> Replica<M> {
             leader: self.raft.leader(),
             commit_index: self.raft.commit_index(),
             last_applied: self.applied.last.index,
+            applied_term: self.applied.last.term,
+            group_commit: self.raft.group_commit(),
             compacted: self.raft.compacted(),
             last_index: self.raft.last_id().index,
             membership: self.raft.membership().clone(),

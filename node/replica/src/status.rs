@@ -18,6 +18,11 @@ pub struct Status {
     pub commit_index: Index,
     /// The greatest index applied.
     pub last_applied: Index,
+    /// The term of the entry there.
+    pub applied_term: Term,
+    /// The greatest index known to be committed in the group, be it here or not: as leader its own, else what leaders told
+    /// since this replica started. `None` as long as none is known to be right.
+    pub group_commit: Option<Index>,
     /// The log starts after this entry.
     pub compacted: EntryId,
     /// The log's last index.

@@ -30,6 +30,8 @@ use crate::transport::Transport;
 
 /// Small requests and answers.
 const SMALL_MESSAGE_BYTES: usize = 64 << 10;
+/// How much more patient a server is with silent callers than they are with it.
+const CALLERS_PATIENCE: u32 = 3;
 /// The names under which health is told: the whole process, and what applications use.
 const HEALTH_NAMES: [&str; 2] = ["", KV];
 
@@ -77,7 +79,9 @@ pub(crate) async fn serve(
         .initial_stream_window_size(network.stream_window_bytes)
         .initial_connection_window_size(network.connection_window_bytes)
         .http2_keepalive_interval(Some(network.keepalive_interval))
-        .http2_keepalive_timeout(Some(network.keepalive_timeout))
+        // Whoever calls wants to know soon that nobody is there any more. For the one that is called it is only about room,
+        // and a caller may be a program that was paused.
+        .http2_keepalive_timeout(Some(network.keepalive_timeout * CALLERS_PATIENCE))
         .http2_max_header_list_size(16 << 10)
         .http2_max_pending_accept_reset_streams(Some(64))
         .layer(MapResponseLayer::new(typed::response::<Body>))

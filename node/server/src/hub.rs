@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use api::errors;
 use api::v1::ErrorDetail;
@@ -12,7 +13,7 @@ use replica::Status;
 use shardkv::{Genesis, GroupKind, Ownership};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
-use types::{MAX_GROUPS, NodeId};
+use types::{ConfigNum, MAX_GROUPS, NodeId};
 
 use crate::bootstrap::initial_peers;
 use crate::budget::{Budget, Permit};
@@ -25,6 +26,7 @@ use crate::machine::{self, MachineRequest, MachineResult, News};
 use crate::metrics::{Metrics, set};
 use crate::mover::Moving;
 use crate::options::Options;
+use crate::readiness::{Readiness, Seen, Unready};
 use crate::replies::{Deliveries, Reply};
 
 /// Learned addresses that are kept; the book is for a few joiners at a time.
@@ -89,6 +91,7 @@ pub(crate) struct Hub {
     learned: Mutex<BTreeMap<NodeId, String>>,
     /// A member of a group has called this node by its name.
     invited: AtomicBool,
+    readiness: Mutex<Readiness>,
 }
 
 impl Hub {
@@ -126,6 +129,7 @@ impl Hub {
             stopped: watch::Sender::new(false),
             learned: Mutex::default(),
             invited: AtomicBool::new(false),
+            readiness: Mutex::default(),
         }
     }
 
@@ -227,6 +231,21 @@ impl Hub {
             }
             changes
         });
+        // Its answer is for those who ask; but it must see each moment with a leader.
+        let _ = self.ready();
+    }
+
+    /// Whether the node is ready, and otherwise why not: see [`crate::readiness`].
+    pub(crate) fn ready(&self) -> Result<(), Unready> {
+        let configured = self.kind() != GroupKind::Shards || self.configs.has(ConfigNum(0));
+        let view = self.view.borrow();
+        let seen = Seen::of(view.phase, view.status.as_deref(), configured);
+        drop(view);
+        let mut readiness = self
+            .readiness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        readiness.look(Instant::now(), &seen)
     }
 
     /// Resolves when no new work is taken.
@@ -361,7 +380,7 @@ impl Hub {
         api::error_status(error)
     }
 
-    /// Whether the node takes part in a group that has a leader: what readiness means.
+    /// Whether the node takes part in a group that has a leader at this moment.
     pub(crate) fn is_serving(view: &View) -> bool {
         let Some(status) = &view.status else {
             return false;

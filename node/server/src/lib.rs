@@ -59,6 +59,7 @@ mod mover;
 mod node;
 mod options;
 mod random;
+mod readiness;
 mod replies;
 mod runtime;
 mod scrape;

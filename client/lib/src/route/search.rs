@@ -179,7 +179,8 @@ impl Group {
         });
     }
 
-    /// One round of questions: who leads, and in which term?
+    /// One round of questions: who leads, and in which term? The leader's own address is believed before one at which it was
+    /// met, unless that is the only one at which it is reached.
     async fn search(
         &self,
         router: &Router,
@@ -189,6 +190,7 @@ impl Group {
         let patience = router.options().connect_timeout;
         let mut addresses = router.addresses_of(gid);
         addresses.extend(self.learnt());
+        let known = addresses.clone();
         let mut asked: FuturesUnordered<_> = addresses
             .into_iter()
             .map(|address| async move {
@@ -201,6 +203,8 @@ impl Group {
         let known_term = self.state().term;
         let mut deadline = start + patience;
         let mut best: Option<(Arc<str>, u64)> = None;
+        // An address that several nodes share leads elsewhere with the next connection.
+        let mut shared: Option<(u64, Arc<str>)> = None;
         let mut said = Vec::new();
         while let Ok(Some((address, answer))) = timeout_at(deadline, asked.next()).await {
             let status = match answer {
@@ -212,7 +216,10 @@ impl Group {
             };
             let now = Instant::now();
             deadline = deadline.min(now + (now - start).max(PATIENCE) + outage / 4);
-            if status.role() == api::v1::Role::Leader {
+            let own = short(&status.address);
+            if status.role() == api::v1::Role::Leader && own != address && known.contains(&own) {
+                shared = shared.max(Some((status.term, address)));
+            } else if status.role() == api::v1::Role::Leader {
                 if best.as_ref().is_none_or(|(_, term)| status.term > *term) {
                     best = Some((Arc::clone(&address), status.term));
                 }
@@ -229,7 +236,10 @@ impl Group {
                 said.push(format!("{address}: {}", status.trouble));
             }
         }
-        best.ok_or_else(|| {
+        let shared = shared.map(|(term, address)| (address, term));
+        // Of the same term, the leader's own address.
+        let found = shared.into_iter().chain(best).max_by_key(|it| it.1);
+        found.ok_or_else(|| {
             if said.is_empty() {
                 format!("no node of {gid} answered")
             } else {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{WatchRequest, WatchResponse};
 use api::{config_from_wire, delta_from_wire};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig};
 
@@ -118,10 +118,15 @@ pub(crate) async fn follow(hub: Arc<Hub>) {
             .configs
             .known()
             .map_or(ConfigNum(0), |it| it.config.num());
+        let since = Instant::now();
         let ended = match Feed::open(&hub, address, after, Gid::NONE).await {
-            Ok(mut feed) => take_in(&hub, &mut feed, &mut pause).await,
+            Ok(mut feed) => take_in(&hub, &mut feed).await,
             Err(reason) => reason,
         };
+        // Controllers without a leader tell what they know and end the watch: that is no reason to ask at once again.
+        if since.elapsed() > LONGEST_PAUSE {
+            pause = FIRST_PAUSE;
+        }
         // Told when it begins and when it lasts, not with every attempt.
         let longer = (pause * 2).min(LONGEST_PAUSE);
         if pause == FIRST_PAUSE || longer > pause && longer == LONGEST_PAUSE {
@@ -141,13 +146,12 @@ pub(crate) fn first_turn(hub: &Hub) -> usize {
 }
 
 /// Takes news in until the feed ends, and tells why it did.
-async fn take_in(hub: &Hub, feed: &mut Feed, pause: &mut Duration) -> String {
+async fn take_in(hub: &Hub, feed: &mut Feed) -> String {
     loop {
         let news = match feed.next().await {
             Ok(news) => news,
             Err(reason) => return reason,
         };
-        *pause = FIRST_PAUSE;
         let own = hub.view().genesis.map(|genesis| genesis.shards);
         if let Some(own) = own.filter(|own| *own != news.shards) {
             let message = format!(

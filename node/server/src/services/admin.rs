@@ -117,7 +117,7 @@ fn status(hub: &Hub, view: &View) -> v1::StatusResponse {
         node_id: hub.node().0,
         address: hub.address.clone(),
         shards: view.genesis.map_or(0, |genesis| genesis.shards),
-        trouble: trouble(view).to_owned(),
+        trouble: trouble(hub, view),
         ..v1::StatusResponse::default()
     };
     tell_config(hub, &mut response);
@@ -202,14 +202,18 @@ fn name(state: ProgressState) -> &'static str {
 }
 
 /// Why the node takes no part, empty when it does.
-fn trouble(view: &View) -> &'static str {
-    match (view.phase, &view.status) {
+fn trouble(hub: &Hub, view: &View) -> String {
+    let plain = match (view.phase, &view.status) {
         (Phase::Starting, _) | (_, None) => "starting: looking for the group",
         (Phase::Stopping | Phase::Draining | Phase::Stopped, _) => "stopping",
         (Phase::Running, Some(status)) if status.membership.get(status.node).is_none() => {
             "waiting to be added to the group"
         }
         (Phase::Running, Some(status)) if status.leader.is_none() => "no leader is known",
-        (Phase::Running, Some(_)) => "",
-    }
+        (Phase::Running, Some(_)) => {
+            let unready = hub.ready().err();
+            return unready.map_or_else(String::new, |why| why.to_string());
+        }
+    };
+    plain.to_owned()
 }

@@ -81,7 +81,7 @@ async fn garbage_on_every_port_harms_nobody() {
     assert!(metrics.contains("shardkv_"), "{metrics}");
 }
 
-async fn http_get(from: SocketAddr, path: &str) -> String {
+pub(crate) async fn http_get(from: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(from).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {from}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();

@@ -14,6 +14,7 @@ use crate::wait::{holds, until};
 const LISTEN: u16 = 7400;
 const METRICS: u16 = 7500;
 const PROXY: u16 = 7600;
+const FRONT: u16 = 7700;
 
 /// What a cluster shall be like.
 #[derive(Clone, Debug)]
@@ -112,6 +113,16 @@ impl Cluster {
         self.at(METRICS, node)
     }
 
+    /// What the node says of its readiness.
+    pub(crate) async fn readyz(&self, node: u16) -> String {
+        crate::bad_input::http_get(self.metrics(node), "/readyz").await
+    }
+
+    /// An address beside those of the nodes, for whoever stands before them.
+    pub(crate) fn front(&self) -> SocketAddr {
+        self.at(FRONT, 0)
+    }
+
     /// The node's data directory.
     pub(crate) fn data(&self, node: u16) -> PathBuf {
         let below = self.setup.data.as_deref().unwrap_or(self.directory.path());
@@ -151,6 +162,11 @@ impl Cluster {
         let started = Node::start(&self.arguments(node), &log);
         let before = self.nodes[usize::from(node)].replace(started);
         assert!(before.is_none(), "node {node} runs already");
+    }
+
+    /// Whether the node was started, and not taken since.
+    pub(crate) fn runs(&self, node: u16) -> bool {
+        self.nodes[usize::from(node)].is_some()
     }
 
     /// The process of a node that was started.

@@ -32,5 +32,6 @@ mod bounds;
 mod disks;
 mod faults;
 mod lifecycle;
+mod pods;
 mod shards;
 mod storm;

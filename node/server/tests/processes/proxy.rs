@@ -58,6 +58,38 @@ impl Drop for Proxy {
     }
 }
 
+/// One address in front of many, as a service of Kubernetes: each connection goes to the next of them.
+pub(crate) struct Balancer {
+    accepting: JoinHandle<()>,
+}
+
+impl Balancer {
+    /// Relays what arrives at `from` to `to` in turn. A connection to one that isn't there is closed.
+    pub(crate) async fn start(from: SocketAddr, to: Vec<SocketAddr>) -> Self {
+        let listener = TcpListener::bind(from).await.unwrap();
+        let accepting = tokio::spawn(async move {
+            for to in to.into_iter().cycle() {
+                let Ok((mut inward, _)) = listener.accept().await else {
+                    return;
+                };
+                tokio::spawn(async move {
+                    if let Ok(mut outward) = TcpStream::connect(to).await {
+                        // Either end may break it.
+                        let _ = tokio::io::copy_bidirectional(&mut inward, &mut outward).await;
+                    }
+                });
+            }
+        });
+        Self { accepting }
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
 async fn flowing(stalled: &mut watch::Receiver<bool>) {
     // An error means that the proxy is gone: what remains of the connection may end.
     let _ = stalled.wait_for(|stalled| !stalled).await;

@@ -1,0 +1,299 @@
+//! When a node is ready: what `/readyz` answers.
+//!
+//! A node is ready when it votes in its group, knows who leads, and has applied what the group has committed. It must have
+//! applied something of the leader's own term at first: before that, a group that was restarted as a whole doesn't know yet
+//! what it has committed. Whoever replaces the members of a group one after the other, as Kubernetes does, may go on to the next
+//! when this one is ready.
+//!
+//! What once holds is not given up for a moment's reason: a follower under load is always a little behind, and in an election
+//! nobody leads for some milliseconds. Were all members unready then, nobody would be left to send requests to.
+//!
+//! A node of a replica group waits for the controllers' configuration too, because it can't pass requests on without it, but
+//! not for long and only once: groups serve without controllers. Whether the group owns shards doesn't matter, or no group
+//! would be ready before it joins.
+
+use std::time::{Duration, Instant};
+
+use raft::{Index, MemberKind, Role};
+use replica::Status;
+
+use crate::hub::Phase;
+
+/// A node has caught up when it lacks no more entries than this.
+const NEAR: u64 = 64;
+/// One that had caught up has fallen behind when it lacks more than this.
+const FAR: u64 = 16_384;
+/// How long nobody may lead before a node isn't ready any more.
+const LEADERLESS: Duration = Duration::from_secs(2);
+/// How long a node waits for the controllers before it is ready without them.
+const CONTROLLERS: Duration = Duration::from_secs(10);
+
+/// What readiness is decided by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    phase: Phase,
+    /// The node's place in the membership; `None` before the replica runs.
+    place: Option<Place>,
+    /// Whether it leads or follows a leader that it heard of late.
+    led: bool,
+    /// Whether an entry of the present term is applied here.
+    current: bool,
+    applied: Index,
+    /// What the group has committed, as far as it was told.
+    committed: Option<Index>,
+    /// Whether the configuration is known, or isn't needed.
+    configured: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Stranger,
+    Learner,
+    Voter,
+}
+
+/// Why a node isn't ready.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unready {
+    #[error("looking for the group")]
+    Starting,
+    #[error("waiting to be added to the group")]
+    Stranger,
+    #[error("a learner, which doesn't vote")]
+    Learner,
+    #[error("no leader is known")]
+    Leaderless,
+    #[error("what the group has committed isn't known yet")]
+    Uncertain,
+    #[error("{0} entries behind the group")]
+    Behind(u64),
+    #[error("the controllers have not been heard yet")]
+    Unconfigured,
+    #[error("stopping")]
+    Stopping,
+}
+
+/// The memory that keeps readiness from flapping.
+///
+/// Invariant: `led_at` and `running_since` are no later than the last look.
+#[derive(Debug, Default)]
+pub(crate) struct Readiness {
+    /// Once near, and never far since.
+    caught_up: bool,
+    /// When a leader was known last.
+    led_at: Option<Instant>,
+    /// When the replica was first seen running.
+    running_since: Option<Instant>,
+    /// The configuration was known once, or was waited for long enough.
+    configured: bool,
+}
+
+impl Seen {
+    /// From what the node knows of itself. `configured`: see the field.
+    pub(crate) fn of(phase: Phase, status: Option<&Status>, configured: bool) -> Self {
+        let place = status.map(|status| match status.membership.get(status.node) {
+            None => Place::Stranger,
+            Some(member) if member.kind == MemberKind::Voter => Place::Voter,
+            Some(_) => Place::Learner,
+        });
+        let led = |status: &Status| status.role == Role::Leader || status.leader.is_some();
+        Self {
+            phase,
+            place,
+            led: status.is_some_and(led),
+            current: status.is_some_and(|status| status.applied_term == status.term),
+            applied: status.map_or(Index(0), |status| status.last_applied),
+            committed: status.and_then(|status| status.group_commit),
+            configured,
+        }
+    }
+
+    /// How many entries are committed and not applied here.
+    fn lag(&self) -> Option<u64> {
+        self.committed.map(|it| it.since(self.applied))
+    }
+}
+
+impl Readiness {
+    /// Looks at the node. To be called often, or a moment without a leader isn't told from a long one.
+    pub(crate) fn look(&mut self, now: Instant, seen: &Seen) -> Result<(), Unready> {
+        match seen.phase {
+            Phase::Starting => return Err(Unready::Starting),
+            Phase::Running => {}
+            Phase::Stopping | Phase::Draining | Phase::Stopped => return Err(Unready::Stopping),
+        }
+        let since = *self.running_since.get_or_insert(now);
+        self.configured |= seen.configured || now.duration_since(since) >= CONTROLLERS;
+        if seen.led {
+            self.led_at = Some(now);
+        }
+        self.caught_up = match seen.place {
+            Some(Place::Voter) => self.keeps_up(now, seen),
+            _ => false,
+        };
+        if self.caught_up && self.configured {
+            return Ok(());
+        }
+        Err(self.why(seen))
+    }
+
+    fn keeps_up(&self, now: Instant, seen: &Seen) -> bool {
+        if !self.caught_up {
+            return seen.led && seen.current && seen.lag().is_some_and(|lag| lag <= NEAR);
+        }
+        let led_lately = |at| now.duration_since(at) < LEADERLESS;
+        self.led_at.is_some_and(led_lately) && seen.lag().is_none_or(|lag| lag <= FAR)
+    }
+
+    /// Why the node isn't ready, which it isn't.
+    fn why(&self, seen: &Seen) -> Unready {
+        match seen.place {
+            None => Unready::Starting,
+            Some(Place::Stranger) => Unready::Stranger,
+            Some(Place::Learner) => Unready::Learner,
+            Some(Place::Voter) if self.caught_up => Unready::Unconfigured,
+            Some(Place::Voter) if !seen.led => Unready::Leaderless,
+            Some(Place::Voter) => match seen.lag() {
+                Some(lag) if lag > NEAR => Unready::Behind(lag),
+                _ => Unready::Uncertain,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READY: Seen = Seen {
+        phase: Phase::Running,
+        place: Some(Place::Voter),
+        led: true,
+        current: true,
+        applied: Index(1_000),
+        committed: Some(Index(1_000)),
+        configured: true,
+    };
+
+    fn behind(lag: u64) -> Seen {
+        Seen {
+            committed: Some(Index(READY.applied.0 + lag)),
+            ..READY
+        }
+    }
+
+    fn leaderless() -> Seen {
+        Seen {
+            led: false,
+            committed: None,
+            ..READY
+        }
+    }
+
+    fn after(start: Instant, ms: u64) -> Instant {
+        start + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn at_first_all_must_hold() {
+        let case = |change: fn(&mut Seen)| {
+            let mut seen = READY;
+            change(&mut seen);
+            seen
+        };
+        let table = [
+            (READY, Ok(())),
+            (behind(NEAR), Ok(())),
+            (behind(NEAR + 1), Err(Unready::Behind(NEAR + 1))),
+            (leaderless(), Err(Unready::Leaderless)),
+            (case(|it| it.place = None), Err(Unready::Starting)),
+            (
+                case(|it| it.place = Some(Place::Stranger)),
+                Err(Unready::Stranger),
+            ),
+            (
+                case(|it| it.place = Some(Place::Learner)),
+                Err(Unready::Learner),
+            ),
+            (case(|it| it.current = false), Err(Unready::Uncertain)),
+            (case(|it| it.committed = None), Err(Unready::Uncertain)),
+            (case(|it| it.configured = false), Err(Unready::Unconfigured)),
+            (
+                case(|it| it.phase = Phase::Starting),
+                Err(Unready::Starting),
+            ),
+            (
+                case(|it| it.phase = Phase::Stopping),
+                Err(Unready::Stopping),
+            ),
+            (
+                case(|it| it.phase = Phase::Draining),
+                Err(Unready::Stopping),
+            ),
+        ];
+        for (seen, expected) in table {
+            let mut readiness = Readiness::default();
+            assert_eq!(readiness.look(Instant::now(), &seen), expected, "{seen:?}");
+        }
+    }
+
+    /// What a sequence of looks, each some milliseconds after the start, says.
+    fn looks(steps: &[(u64, Seen)]) -> Vec<Result<(), Unready>> {
+        let start = Instant::now();
+        let mut readiness = Readiness::default();
+        let looks = steps.iter();
+        looks
+            .map(|(ms, seen)| readiness.look(after(start, *ms), seen))
+            .collect()
+    }
+
+    #[test]
+    fn an_election_is_no_reason_and_a_lost_quorum_is_one() {
+        let said = looks(&[
+            (0, READY),
+            (1_000, READY),
+            (1_010, leaderless()),
+            (2_999, leaderless()),
+            (3_000, leaderless()),
+            (3_010, READY),
+        ]);
+        let gone = Err(Unready::Leaderless);
+        assert_eq!(said, [Ok(()), Ok(()), Ok(()), Ok(()), gone, Ok(())]);
+    }
+
+    #[test]
+    fn one_who_was_near_may_lag_and_one_who_fell_far_behind_must_come_near_again() {
+        let said = looks(&[
+            (0, READY),
+            (10, behind(FAR)),
+            (20, behind(FAR + 1)),
+            (30, behind(FAR)),
+            (40, behind(NEAR)),
+            // A new term's first entry may take its time.
+            (
+                50,
+                Seen {
+                    current: false,
+                    ..READY
+                },
+            ),
+        ]);
+        let far = |lag| Err(Unready::Behind(lag));
+        assert_eq!(
+            said,
+            [Ok(()), Ok(()), far(FAR + 1), far(FAR), Ok(()), Ok(())]
+        );
+    }
+
+    #[test]
+    fn controllers_are_waited_for_once_and_not_for_ever() {
+        let without = Seen {
+            configured: false,
+            ..READY
+        };
+        let said = looks(&[(0, without), (9_999, without), (10_000, without)]);
+        let waits = || Err(Unready::Unconfigured);
+        assert_eq!(said, [waits(), waits(), Ok(())]);
+        assert_eq!(looks(&[(0, READY), (1, without)]), [Ok(()), Ok(())]);
+    }
+}

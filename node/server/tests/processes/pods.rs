@@ -1,0 +1,251 @@
+//! What Kubernetes does to nodes: it asks whether they are ready, gives all of them one address, and may bring a group back
+//! without its volumes.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use api::v1::GetRequest;
+use api::v1::kv_client::KvClient;
+use client::{Client, ClientOptions, NodeStatus};
+use tonic::Request;
+use types::shard_of;
+
+use crate::cluster::{Cluster, Setup};
+use crate::load::Load;
+use crate::proxy::Balancer;
+use crate::wait::{holds, until};
+use crate::world::{Plain, SHARDS, World, channel};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_far_behind_is_not_ready_until_it_has_caught_up() {
+    let setup = Setup::of(3)
+        .with("compact-after-bytes", "1048576")
+        .with("state-write-buffer-bytes", "1048576")
+        .with("log-write-buffer-bytes", "1048576")
+        // So slow that it can be watched.
+        .with("snapshot-bytes-per-second", "8388608");
+    let mut cluster = Cluster::start(setup).await;
+    for node in 0..3 {
+        until("a member of a group with a leader is ready", async || {
+            let said = cluster.readyz(node).await;
+            holds(said.contains("200 OK"), said)
+        })
+        .await;
+    }
+    let client = cluster.client().await;
+    let away = cluster.follower().await;
+    cluster.kill(away);
+    let value = "x".repeat(16 << 10);
+    for n in 0..1_500 {
+        client.put(format!("big/{n}"), value.clone()).await.unwrap();
+    }
+    let leader = cluster.leader_among(&[0, 1, 2]).await;
+    let committed = cluster.status(leader).await.commit_index;
+    cluster.start_node(away);
+    let mut refusals = BTreeSet::new();
+    let said = until("it is ready in the end", async || {
+        // Somebody may listen before anybody answers.
+        let said = cluster.readyz(away).await;
+        let ready = said.contains("200 OK");
+        if !ready {
+            refusals.insert(said.lines().last().unwrap_or_default().to_owned());
+        }
+        holds(ready, said)
+    });
+    // The listener isn't there at once.
+    until("it listens", async || {
+        tokio::net::TcpStream::connect(cluster.metrics(away)).await
+    })
+    .await;
+    said.await;
+    let applied = cluster.status(away).await.last_applied;
+    assert!(applied + 64 >= committed, "{applied} of {committed}");
+    // While a snapshot arrives, it isn't told how much there is.
+    let catches_up = |it: &String| it.contains("entries behind") || it.contains("isn't known yet");
+    assert!(refusals.iter().any(catches_up), "it said: {refusals:?}");
+
+    // Without a quorum nobody is.
+    let mut stopped = vec![leader];
+    stopped.extend((0..3).find(|&node| node != leader && node != away));
+    for node in stopped {
+        cluster.kill(node);
+    }
+    until("it is alone", async || {
+        let said = cluster.readyz(away).await;
+        holds(said.contains("no leader is known"), said)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_lost_all_its_volumes_serves_nothing_as_if_it_were_empty() {
+    let mut world = World::start(1, 1).await;
+    let setup = world.group_setup(2, 3);
+    world.groups.push(Cluster::start(setup).await);
+    let through = channel(&world.controllers, 0).await;
+    world.join(1, through.clone()).await;
+    world.join(2, through.clone()).await;
+    world.settled().await;
+    let mut plain = Plain::new(through).await;
+    for n in 0..40 {
+        plain.put(&format!("k{n}"), "kept").await;
+    }
+    let owner = |key: &str| {
+        let shard = shard_of(key.as_bytes(), SHARDS.parse().unwrap());
+        if shard.0 < 8 { 1 } else { 2 }
+    };
+    let keys: Vec<String> = (0..40).map(|n| format!("k{n}")).collect();
+    let (here, lost): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| owner(key) == 1);
+    assert!(!here.is_empty() && !lost.is_empty());
+
+    let group = &mut world.groups[1];
+    for node in 0..3 {
+        group.kill(node);
+        fs::remove_dir_all(group.data(node)).unwrap();
+    }
+    for node in 0..3 {
+        group.start_node(node);
+    }
+    // Each that leads finds out and stops, until nobody can lead.
+    let mut refused = 0;
+    until("two refuse to go on", async || {
+        for node in 0..3 {
+            // What answers meanwhile doesn't say that there is nothing.
+            if let Ok(answer) = ask(group, node, &lost[0]).await {
+                assert!(answer, "{} is not there, says node {node}", lost[0]);
+            }
+            if group.runs(node) && !group.node(node).is_running() {
+                let mut ended = group.take(node);
+                let status = ended.exited().await;
+                assert_eq!(status.code(), Some(5), "{}", ended.printed());
+                let printed = ended.printed();
+                assert!(printed.contains("its data was lost"), "{printed}");
+                refused += 1;
+            }
+        }
+        holds(refused >= 2, format!("{refused} did"))
+    })
+    .await;
+    let last = (0..3).find(|&node| group.runs(node)).unwrap();
+    until("the last one isn't ready", async || {
+        let said = group.readyz(last).await;
+        holds(said.contains("503"), said)
+    })
+    .await;
+    assert!(ask(group, last, &lost[0]).await.is_err());
+    for key in here {
+        assert_eq!(plain.get(&key).await.as_deref(), Some("kept"));
+    }
+}
+
+/// Whether a node, by itself, has a key.
+async fn ask(group: &Cluster, node: u16, key: &str) -> Result<bool, String> {
+    let address = format!("http://{}", group.listen(node));
+    let mut kv = KvClient::connect(address)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut request = Request::new(GetRequest {
+        key: key.to_owned().into(),
+    });
+    let alone = "1".parse().unwrap();
+    let metadata = request.metadata_mut();
+    metadata.insert(api::NO_FORWARD_METADATA_KEY, alone);
+    match kv.get(request).await {
+        Ok(answer) => Ok(answer.into_inner().found),
+        Err(status) => Err(status.message().to_owned()),
+    }
+}
+
+/// A client that knows one address, behind which others are.
+async fn behind(address: std::net::SocketAddr) -> Client {
+    let mut options = ClientOptions::new([address.to_string()]);
+    options.request_timeout = std::time::Duration::from_secs(30);
+    until("a client connects", async || {
+        Client::connect(options.clone()).await
+    })
+    .await
+}
+
+/// The addresses of all nodes that a client finds, each of which must answer and be there once.
+async fn found(client: &Client) -> Vec<String> {
+    let told = client.status_all().await;
+    let mut nodes = BTreeSet::new();
+    let mut addresses = Vec::new();
+    for (address, status) in told {
+        let status: NodeStatus = status.unwrap_or_else(|error| panic!("{address}: {error}"));
+        assert!(nodes.insert(status.node_id), "{address} is there twice");
+        assert_eq!(status.address, address);
+        addresses.push(address);
+    }
+    addresses
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_needs_one_address_for_the_nodes_of_all_groups() {
+    let mut world = World::start(0, 1).await;
+    for gid in [1, 2] {
+        let setup = world.group_setup(gid, 3);
+        world.groups.push(Cluster::start(setup).await);
+    }
+    let through = channel(&world.controllers, 0).await;
+    let front = world.controllers.front();
+    let nodes = world.groups.iter();
+    let nodes = nodes.flat_map(|group| (0..3).map(|node| group.listen(node)));
+    let balancer = Balancer::start(front, nodes.collect()).await;
+    world.join(1, through.clone()).await;
+    let load = Load::start_with(async || behind(front).await, 6).await;
+    // While there was one group, its leader may have been found at the common address.
+    world.join(2, through.clone()).await;
+    world.settled().await;
+    load.answered(200).await;
+    let client = behind(front).await;
+    let mut all: Vec<String> = world
+        .groups
+        .iter()
+        .flat_map(|group| group.addresses())
+        .collect();
+    all.sort_unstable();
+    assert_eq!(found(&client).await, all);
+
+    for gid in [1, 2] {
+        let group = &mut world.groups[gid - 1];
+        let leader = group.leader().await;
+        group.kill(leader);
+        load.answered(200).await;
+        group.start_node(leader);
+        group.all_caught_up().await;
+        load.answered(100).await;
+    }
+    let leaving = world.groups[0].leader().await;
+    world.groups[0].node(leaving).terminate();
+    world.groups[0].take(leaving).exited().await;
+    load.answered(200).await;
+    world.groups[0].start_node(leaving);
+    world.groups[0].all_caught_up().await;
+    assert_eq!(found(&client).await, all);
+    let tally = load.finish().await;
+    assert_eq!((tally.failed, tally.unknown), (0, 0), "{tally:?}");
+    drop(balancer);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_address_will_do_for_a_store_of_one_group() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let front = cluster.front();
+    let nodes = (0..3).map(|node| cluster.listen(node)).collect();
+    let balancer = Balancer::start(front, nodes).await;
+    let load = Load::start_with(async || behind(front).await, 6).await;
+    let client = behind(front).await;
+    assert_eq!(found(&client).await, cluster.addresses());
+    for _ in 0..3 {
+        let leader = cluster.leader().await;
+        cluster.kill(leader);
+        load.answered(100).await;
+        cluster.start_node(leader);
+        cluster.all_caught_up().await;
+        assert_eq!(found(&client).await, cluster.addresses());
+    }
+    let tally = load.finish().await;
+    assert_eq!((tally.failed, tally.unknown), (0, 0), "{tally:?}");
+    drop(balancer);
+}
