@@ -77,6 +77,24 @@ pub fn validate(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
     })
 }
 
+/// What a resource's objects are called, for one that is to be deleted, however little sense its numbers make: those that make
+/// none are the least that there can be.
+pub fn identify(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
+    let meta = &resource.metadata;
+    let spec = &resource.spec;
+    let missing = Invalid::Incomplete;
+    Ok(Cluster {
+        name: meta.name.clone().ok_or(missing("name"))?,
+        namespace: meta.namespace.clone().ok_or(missing("namespace"))?,
+        owner: resource.controller_owner_ref(&()).ok_or(missing("uid"))?,
+        groups: positive("spec.groups", spec.groups).unwrap_or(1),
+        replicas: odd("spec.replicasPerGroup", spec.replicas_per_group).unwrap_or(1),
+        controllers: odd("spec.controllers.replicas", spec.controllers.replicas).unwrap_or(1),
+        shards: positive("spec.shards", spec.shards).unwrap_or(1),
+        spec: spec.clone(),
+    })
+}
+
 fn positive(field: &'static str, value: i32) -> Result<u32, Invalid> {
     let expected = "from 1 to 1000000";
     let number = u32::try_from(value)
@@ -134,6 +152,8 @@ mod tests {
             change(&mut resource);
             let text = validate(&resource).unwrap_err().to_string();
             assert!(text.contains(needle), "{text}");
+            let stored = resource.metadata.uid.is_some();
+            assert_eq!(identify(&resource).is_ok(), stored, "{text}");
         };
         bad(|it| it.spec.groups = 0, "spec.groups is 0");
         bad(|it| it.spec.shards = -1, "spec.shards is -1");

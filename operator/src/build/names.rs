@@ -14,6 +14,9 @@ use crate::validate::Cluster;
 /// The longest part that the resource's name has in other names: 52, less `-group-` and a gid of ten digits.
 const MAX_BASE: usize = 35;
 
+/// The name of the claim of a node's volume.
+pub(super) const CLAIM: &str = "data";
+
 /// The label of a group's number.
 pub const GID_LABEL: &str = "shardkv.io/gid";
 
@@ -41,12 +44,16 @@ pub fn base(cluster: &Cluster) -> String {
     if name.len() <= MAX_BASE {
         return name.clone();
     }
-    // FNV-1a: stable for ever, which `std`'s hasher doesn't promise to be.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = fnv1a(name.as_bytes());
     let kept: String = name.chars().take(MAX_BASE - 11).collect();
     format!("{}-{:010x}", kept.trim_end_matches('-'), hash >> 24)
+}
+
+/// FNV-1a: stable for ever, which `std`'s hasher doesn't promise to be.
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Of a StatefulSet, its headless service and its disruption budget.
@@ -55,6 +62,30 @@ pub fn part(cluster: &Cluster, part: Part) -> String {
         Part::Controller => format!("{}-controller", base(cluster)),
         Part::Group(gid) => format!("{}-group-{gid}", base(cluster)),
     }
+}
+
+/// The part that an object is called after; the reverse of [`part`].
+pub fn part_of(cluster: &Cluster, name: &str) -> Option<Part> {
+    let suffix = name.strip_prefix(&base(cluster))?.strip_prefix('-')?;
+    let found = match suffix.strip_prefix("group-") {
+        Some(gid) => Part::Group(gid.parse().ok()?),
+        None => Part::Controller,
+    };
+    // No other spelling of a number, and nothing behind.
+    (part(cluster, found) == name).then_some(found)
+}
+
+/// The part that a volume belongs to, by the name that Kubernetes gives it: the claim's, the StatefulSet's and the ordinal.
+pub fn part_of_volume(cluster: &Cluster, name: &str) -> Option<Part> {
+    let pod = name.strip_prefix(CLAIM)?.strip_prefix('-')?;
+    part_of_pod(cluster, pod)
+}
+
+/// The part that a pod belongs to, by its name.
+pub fn part_of_pod(cluster: &Cluster, name: &str) -> Option<Part> {
+    let (set, ordinal) = name.rsplit_once('-')?;
+    let number: u32 = ordinal.parse().ok()?;
+    (number.to_string() == ordinal).then(|| part_of(cluster, set))?
 }
 
 /// Of the service for clients.
@@ -170,6 +201,41 @@ mod tests {
             for name in all(&named(resource)) {
                 assert!(seen.insert(name.clone()), "{name} of {resource} is taken");
             }
+        }
+    }
+
+    #[test]
+    fn names_tell_their_parts() {
+        for resource in ["a", "a-group-1", "controller", &"x".repeat(60)] {
+            let cluster = named(resource);
+            for of in [Part::Controller, Part::Group(1), Part::Group(GREATEST_GID)] {
+                let name = part(&cluster, of);
+                assert_eq!(part_of(&cluster, &name), Some(of));
+                assert_eq!(part_of_pod(&cluster, &format!("{name}-2")), Some(of));
+                let volume = format!("data-{name}-0");
+                assert_eq!(part_of_volume(&cluster, &volume), Some(of));
+            }
+        }
+        let cluster = named("a");
+        for other in [
+            "",
+            "a",
+            "a-",
+            "a-client",
+            "a-group",
+            "a-group-",
+            "a-group-01",
+            "a-group-+1",
+            "a-group-1-controller",
+            "a-group-1-group-1",
+            "ab-group-1",
+            "b-group-1",
+            "a-group-99999999999999999999",
+        ] {
+            assert_eq!(part_of(&cluster, other), None, "{other}");
+        }
+        for other in ["data-a-group-1", "data-a-group-1-01", "a-group-1-0", "data"] {
+            assert_eq!(part_of_volume(&cluster, other), None, "{other}");
         }
     }
 

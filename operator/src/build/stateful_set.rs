@@ -35,7 +35,6 @@ const USER: i64 = 65_532;
 const LEAVE_SECONDS: i64 = 2;
 /// Seconds until it is killed: the pause, the node's own orderly stop (at most 5), and room.
 const GRACE_SECONDS: i64 = 30;
-const DATA: &str = "data";
 const OPTIONS: &str = "options";
 const OPTIONS_FOLDER: &str = "/etc/shardkv";
 
@@ -222,7 +221,7 @@ fn node(cluster: &Cluster, part: Part) -> Container {
         ]),
         resources: Some(resources.into()),
         volume_mounts: Some(vec![
-            mount(DATA, "/data", None),
+            mount(names::CLAIM, "/data", None),
             mount(OPTIONS, OPTIONS_FOLDER, Some(true)),
         ]),
         // Reading a long log can take minutes; what follows begins when the node answers at all.
@@ -321,7 +320,7 @@ fn claim(cluster: &Cluster, part: Part, labels: BTreeMap<String, String>) -> Per
     };
     PersistentVolumeClaim {
         metadata: ObjectMeta {
-            name: Some(DATA.to_owned()),
+            name: Some(names::CLAIM.to_owned()),
             // By these the operator finds a group's volumes again. No owner: they outlive the resource.
             labels: Some(names::owned(labels)),
             ..ObjectMeta::default()

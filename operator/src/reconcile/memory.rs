@@ -1,14 +1,17 @@
 //! What is remembered between rounds: times, so that one can say that nothing moves, and how often a cluster's rounds failed.
 //! Nothing that is done depends on it; an operator that has just started knows nothing and decides alike.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use super::movement::Movement;
+use super::objects::Kind;
 
 /// The first pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
 /// The memory of all clusters. Each is forgotten when its resource is gone.
 #[derive(Debug, Default)]
@@ -21,11 +24,30 @@ pub struct Memory {
 pub(super) struct Recollection {
     /// How many rounds have failed since one didn't.
     failures: u32,
+    /// What shards did.
+    pub(super) movement: Movement,
+    /// What was applied without changing anything: the hash, and the version of the object.
+    fruitless: BTreeMap<(Kind, String), (String, String)>,
+}
+
+impl Recollection {
+    /// Whether this was applied to this very object, and changed nothing.
+    pub(super) fn is_fruitless(&self, key: &(Kind, String), tried: &(String, String)) -> bool {
+        self.fruitless.get(key) == Some(tried)
+    }
+
+    /// Something was applied: if it changed nothing, what it was.
+    pub(super) fn set_fruitless(&mut self, key: (Kind, String), tried: Option<(String, String)>) {
+        match tried {
+            Some(tried) => self.fruitless.insert(key, tried),
+            None => self.fruitless.remove(&key),
+        };
+    }
 }
 
 impl Memory {
     /// A round for a cluster failed: how long to wait for the next.
-    pub(super) fn failed(&self, namespace: &str, name: &str) -> Duration {
+    pub(crate) fn failed(&self, namespace: &str, name: &str) -> Duration {
         self.of(namespace, name, |it| {
             let pause = FIRST_PAUSE.saturating_mul(1 << it.failures.min(16));
             it.failures = it.failures.saturating_add(1);

@@ -9,19 +9,41 @@
 //! A round that is cut short anywhere is made good by the next one; nothing is remembered between rounds but times, for the
 //! condition that says that nothing moves.
 
+mod actions;
+mod apply;
+mod conditions;
+mod dereference;
+mod differ;
+mod events;
 mod memory;
+mod movement;
+mod objects;
+mod pods;
+mod resource;
+mod status;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Reporter;
 use kube::{Client, ResourceExt};
 
-use crate::crd::ShardKvCluster;
-use crate::metrics::Metrics;
+use crate::crd::condition::{AVAILABLE, DEGRADED, PROGRESSING};
+use crate::crd::{ShardKvCluster, ShardKvClusterStatus};
+use crate::metrics::{Metrics, Outcome};
+use crate::plan::{self, Intent};
 use crate::store::Store;
+use crate::validate::{self, Cluster, Invalid};
+use apply::{Applied, Apply};
+use dereference::{look, observed};
+use events::Events;
 pub use memory::Memory;
+use objects::{Failure, Objects};
+use resource::Handle;
+use status::Facts;
 
 /// The owner of all fields that the operator applies.
 pub const FIELD_MANAGER: &str = "shardkv-operator";
@@ -88,6 +110,9 @@ pub enum ReconcileError {
     /// The API server refused or didn't answer.
     #[error("the API server: {0}")]
     Kube(#[from] kube::Error),
+    /// The API server refuses what is written about the resource itself: its definition may be of another version.
+    #[error("the API server refuses: {0}")]
+    Refused(String),
 }
 
 /// One round for one cluster.
@@ -95,15 +120,236 @@ pub async fn reconcile<S: Store>(
     resource: Arc<ShardKvCluster>,
     context: Arc<Context<S>>,
 ) -> Result<Action, ReconcileError> {
-    let _ = &context.store;
-    context.memory.succeeded(
-        &resource.namespace().unwrap_or_default(),
-        &resource.name_any(),
+    let start = Instant::now();
+    let namespace = resource.namespace().unwrap_or_default();
+    let name = resource.name_any();
+    let result = round(&resource, &context, &namespace, &name).await;
+    let outcome = match &result {
+        Ok((outcome, _)) => *outcome,
+        Err(_) => Outcome::Failed,
+    };
+    context.metrics.round_ended(outcome, start.elapsed());
+    let (_, action) = result?;
+    Ok(action)
+}
+
+async fn round<S: Store>(
+    cached: &ShardKvCluster,
+    context: &Context<S>,
+    namespace: &str,
+    name: &str,
+) -> Result<(Outcome, Action), ReconcileError> {
+    let metrics = &context.metrics;
+    let Some(mut handle) = Handle::read(&context.client, metrics, namespace, name).await? else {
+        return Ok(gone(cached, context));
+    };
+    if handle.is_deleted() && !handle.is_kept() {
+        // Others keep it. We have nothing to do with it any more.
+        return Ok((Outcome::Idle, Action::await_change()));
+    }
+    let next = match intend(&handle) {
+        Ok((cluster, intent)) => one(&mut handle, context, &cluster, intent).await,
+        Err(why) => complain(&mut handle, context, &why).await,
+    }?;
+    context.memory.succeeded(namespace, name);
+    Ok(next)
+}
+
+/// What is to be built, and what is to become of it.
+fn intend(handle: &Handle<'_>) -> Result<(Cluster, Intent), Invalid> {
+    let resource = &handle.live;
+    if handle.is_deleted() {
+        return Ok((validate::identify(resource)?, Intent::Delete));
+    }
+    let cluster = validate::validate(resource)?;
+    let intent = if resource.spec.paused {
+        Intent::Pause
+    } else {
+        Intent::Run(cluster.groups)
+    };
+    Ok((cluster, intent))
+}
+/// A round for a resource that makes sense, or is to go.
+async fn one<S: Store>(
+    handle: &mut Handle<'_>,
+    context: &Context<S>,
+    cluster: &Cluster,
+    intent: Intent,
+) -> Result<(Outcome, Action), ReconcileError> {
+    let (namespace, name) = (cluster.namespace.as_str(), cluster.name.as_str());
+    let events = Events::new(
+        context.client.clone(),
+        context.reporter.clone(),
+        &handle.live,
     );
-    Ok(Action::requeue(context.pace.idle))
+    if handle.is_orphaning() {
+        return match handle.release().await {
+            Ok(()) => Ok(gone(&handle.live, context)),
+            Err(failure) => again(failure, context),
+        };
+    }
+    if matches!(intent, Intent::Run(_))
+        && !handle.is_kept()
+        && let Err(failure) = handle.keep().await
+    {
+        return again(failure, context);
+    }
+    let now = Time(Timestamp::now());
+    let objects = Objects {
+        client: &context.client,
+        namespace,
+        metrics: &context.metrics,
+    };
+    let deleting = intent == Intent::Delete;
+    let mut look = look(&objects, &context.store, cluster, deleting, &now).await?;
+    if let Some(Err(_)) = &look.view {
+        context.metrics.store_failed();
+    }
+    let plan = plan::decide(&observed(cluster, intent, &look, &handle.status()));
+    let stalled = match &look.view {
+        Some(Ok(view)) => context.memory.of(namespace, name, |it| {
+            it.movement.observe(view, Instant::now())
+        }),
+        _ => None,
+    };
+    let generation = handle.live.metadata.generation;
+    let apply = Apply {
+        objects: &objects,
+        store: &context.store,
+        cluster,
+        events: &events,
+        memory: &context.memory,
+        intent,
+        resource: &mut *handle,
+        look: &mut look,
+        done: Applied::default(),
+    };
+    let applied = apply.run(&plan).await?;
+    if deleting && !handle.is_kept() {
+        return Ok(gone(&handle.live, context));
+    }
+    let before = handle.status();
+    let facts = Facts {
+        cluster,
+        intent,
+        generation,
+        before: &before,
+        look: &look,
+        plan: &plan,
+        applied: &applied,
+        stalled,
+    };
+    let told = status::status(&facts, &now);
+    tell(handle, context, &events, &told, &applied).await
+}
+
+/// A round for a resource that makes no sense.
+async fn complain<S: Store>(
+    handle: &mut Handle<'_>,
+    context: &Context<S>,
+    why: &Invalid,
+) -> Result<(Outcome, Action), ReconcileError> {
+    let events = Events::new(
+        context.client.clone(),
+        context.reporter.clone(),
+        &handle.live,
+    );
+    let now = Time(Timestamp::now());
+    let generation = handle.live.metadata.generation;
+    let told = status::invalid(&handle.status(), generation, why, &now);
+    let applied = Applied::default();
+    tell(handle, context, &events, &told, &applied).await
+}
+
+/// Writes the status if it differs, and says when to look again.
+async fn tell<S>(
+    handle: &mut Handle<'_>,
+    context: &Context<S>,
+    events: &Events,
+    told: &ShardKvClusterStatus,
+    applied: &Applied,
+) -> Result<(Outcome, Action), ReconcileError> {
+    let before = handle.status();
+    match handle.tell(told).await {
+        Ok(true) => announce(events, &before, told).await,
+        Ok(false) => {}
+        Err(failure) => return again(failure, context),
+    }
+    let namespace = handle.live.namespace().unwrap_or_default();
+    context
+        .metrics
+        .cluster_seen(&namespace, &handle.live.name_any(), told);
+    let (outcome, pause) = next(told, applied, context.pace);
+    Ok((outcome, Action::requeue(pause)))
+}
+
+/// Tells of what has become wrong, or right again.
+async fn announce(events: &Events, before: &ShardKvClusterStatus, now: &ShardKvClusterStatus) {
+    let degraded = |status: &ShardKvClusterStatus| {
+        let mut conditions = status.conditions.iter();
+        conditions
+            .find(|it| it.type_ == DEGRADED && it.status == "True")
+            .cloned()
+    };
+    match (degraded(before), degraded(now)) {
+        (was, Some(is)) if was.as_ref().map(|was| &was.reason) != Some(&is.reason) => {
+            events.warn("Look", &is.reason, is.message).await;
+        }
+        (Some(was), None) => {
+            let note = format!("{} is over.", was.reason);
+            events.step("Look", "Recovered", note).await;
+        }
+        _ => {}
+    }
+}
+
+/// When to look again. What is refused is tried again at leisure: only a person can change that.
+fn next(told: &ShardKvClusterStatus, applied: &Applied, pace: Pace) -> (Outcome, Duration) {
+    let is = |type_: &str, status: &str| {
+        let mut conditions = told.conditions.iter();
+        conditions.any(|it| it.type_ == type_ && it.status == status)
+    };
+    let mut problems = applied.problems.iter();
+    if problems.any(|problem| problem.reason != "StoreUnreachable") {
+        return (Outcome::Refused, pace.idle);
+    }
+    if applied.acted || applied.unsettled || is(PROGRESSING, "True") {
+        return (Outcome::Busy, pace.busy);
+    }
+    if is(AVAILABLE, "True") && is(DEGRADED, "False") {
+        return (Outcome::Idle, pace.idle);
+    }
+    // No object may change when the store recovers.
+    (Outcome::Idle, pace.idle.min(pace.busy * 5))
+}
+
+/// After a write to the resource itself that failed.
+fn again<S>(failure: Failure, context: &Context<S>) -> Result<(Outcome, Action), ReconcileError> {
+    match failure {
+        Failure::Race => Ok((Outcome::Busy, Action::requeue(context.pace.busy))),
+        Failure::Kube(error) => Err(error.into()),
+        Failure::Refused(why) | Failure::Taken(why) => Err(ReconcileError::Refused(why)),
+        Failure::Store(error) => Err(ReconcileError::Refused(error.to_string())),
+    }
+}
+
+/// The resource is let go, or has gone.
+fn gone<S: Store>(resource: &ShardKvCluster, context: &Context<S>) -> (Outcome, Action) {
+    let namespace = resource.namespace().unwrap_or_default();
+    let name = resource.name_any();
+    if let Ok(cluster) = validate::identify(resource) {
+        context.store.forget(&cluster);
+    }
+    context.memory.forget(&namespace, &name);
+    context.metrics.cluster_gone(&namespace, &name);
+    (Outcome::Idle, Action::await_change())
 }
 
 /// How long to wait after a round that was cut short: longer each time, so that no failure is a hot loop.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "kube's controller wants it like this"
+)]
 pub fn error_policy<S: Store>(
     resource: Arc<ShardKvCluster>,
     error: &ReconcileError,

@@ -1,0 +1,376 @@
+//! The fourth step: what differs is written, and what the plan says may be done now is done, in its order.
+//!
+//! An object that is as it should be is not written. Nothing is taken from, or done to, an object that isn't ours. What is
+//! deleted is looked at once more just before: it must be the same object, still on its way out, and the controllers must still
+//! say that nothing is left in it.
+
+use std::collections::BTreeSet;
+
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+
+use super::Memory;
+use super::dereference::{Look, bounded, gid, object, stage};
+use super::events::Events;
+use super::objects::{Failure, Kind, Objects, Wanted, is_owned_by};
+use super::resource::Handle;
+use crate::build::{self, Nodes, Part, STAGE_ANNOTATION, names};
+use crate::crd::Retention;
+use crate::plan::{Action, Intent, Object, Plan, Stage};
+use crate::store::{Store, StoreError};
+use crate::validate::Cluster;
+
+/// What came of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Applied {
+    /// Whether anything was changed.
+    pub(super) acted: bool,
+    /// Whether the world had changed, or something must disappear first, so that a look is worth while soon.
+    pub(super) unsettled: bool,
+    /// What was refused.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Something that a person has to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// The reason of the condition.
+    pub(super) reason: &'static str,
+    /// What is wrong, and what to do.
+    pub(super) message: String,
+}
+
+/// What one round writes.
+pub(super) struct Apply<'a, 'h, S> {
+    pub(super) objects: &'a Objects<'a>,
+    pub(super) store: &'a S,
+    pub(super) cluster: &'a Cluster,
+    pub(super) events: &'a Events,
+    pub(super) memory: &'a Memory,
+    pub(super) intent: Intent,
+    pub(super) resource: &'a mut Handle<'h>,
+    pub(super) look: &'a mut Look,
+    pub(super) done: Applied,
+}
+
+impl<S: Store> Apply<'_, '_, S> {
+    /// Does what may be done now.
+    pub(super) async fn run(mut self, plan: &Plan) -> Result<Applied, kube::Error> {
+        match self.intent {
+            Intent::Pause => {}
+            Intent::Delete => self.delete(plan).await?,
+            Intent::Run(_) => {
+                self.common().await?;
+                self.actions(&plan.actions).await?;
+                if plan.lost.is_empty() {
+                    self.refresh().await?;
+                    self.sweep(&self.strays(plan)).await?;
+                }
+            }
+        }
+        Ok(self.done)
+    }
+
+    /// What is left of half-done deletions goes before the resource does.
+    async fn delete(&mut self, plan: &Plan) -> Result<(), kube::Error> {
+        let (last, first): (Vec<_>, Vec<_>) = plan
+            .actions
+            .iter()
+            .cloned()
+            .partition(|action| *action == Action::RemoveFinalizer);
+        self.actions(&first).await?;
+        self.sweep(&self.strays(plan)).await?;
+        if self.done.problems.is_empty() && !self.done.unsettled {
+            self.actions(&last).await?;
+        }
+        Ok(())
+    }
+
+    async fn actions(&mut self, actions: &[Action]) -> Result<(), kube::Error> {
+        for action in actions {
+            let result = self.act(action).await;
+            let creates = matches!(
+                action,
+                Action::CreateControllers | Action::CreateGroup { .. }
+            );
+            // One that can't be created doesn't keep others from it; everything else builds on what stands before it.
+            if !self.settle(result)? && !creates {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of how something ended; says whether well. Only what makes the whole round pointless is an error.
+    pub(super) fn settle(&mut self, result: Result<(), Failure>) -> Result<bool, kube::Error> {
+        let Err(failure) = result else {
+            return Ok(true);
+        };
+        match failure {
+            Failure::Race => self.done.unsettled = true,
+            Failure::Refused(message) => self.problem("ApplyRefused", message),
+            Failure::Taken(message) => self.problem("NameTaken", message),
+            Failure::Store(StoreError::Refused(message)) => {
+                self.problem("Refused", format!("the controllers refuse: {message}"));
+            }
+            Failure::Store(error) => self.problem("StoreUnreachable", error.to_string()),
+            Failure::Kube(error) => return Err(error),
+        }
+        Ok(false)
+    }
+
+    fn problem(&mut self, reason: &'static str, message: String) {
+        self.done.problems.push(Problem { reason, message });
+    }
+
+    /// What all pods share.
+    async fn common(&mut self) -> Result<(), kube::Error> {
+        let common = build::common(self.cluster);
+        let account = common.account.as_ref();
+        let account = account.map(|account| Wanted::new(Kind::Account, account));
+        let others = [
+            Wanted::new(Kind::Config, &common.config),
+            Wanted::new(Kind::Network, &common.network),
+            Wanted::new(Kind::Service, &common.client),
+        ];
+        for wanted in account.into_iter().chain(others) {
+            let result = self.ensure(wanted).await.map(|_| ());
+            self.settle(result)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the objects of all StatefulSets that are there up to date.
+    async fn refresh(&mut self) -> Result<(), kube::Error> {
+        let sets = self.look.sets.iter();
+        let parts: Vec<(Part, Stage)> = sets
+            .filter(|(_, set)| !set.object.terminating)
+            .map(|(part, set)| (*part, set.stage))
+            .collect();
+        for (part, stage) in parts {
+            let nodes = match part {
+                Part::Controller => build::controllers(self.cluster),
+                Part::Group(gid) => build::group(self.cluster, gid, stage),
+            };
+            for kind in [Kind::Service, Kind::Budget, Kind::Set] {
+                let result = self.one_of(&nodes, kind).await.map(|_| ());
+                self.settle(result)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the objects of a part, the StatefulSet last: what pods need is there when they start, and only what has a
+    /// StatefulSet counts as there. Says whether the StatefulSet was made.
+    pub(super) async fn create(&mut self, nodes: &Nodes) -> Result<bool, Failure> {
+        self.one_of(nodes, Kind::Service).await?;
+        self.one_of(nodes, Kind::Budget).await?;
+        self.one_of(nodes, Kind::Set).await
+    }
+
+    async fn one_of(&mut self, nodes: &Nodes, kind: Kind) -> Result<bool, Failure> {
+        match kind {
+            Kind::Service => self.ensure(Wanted::new(kind, &nodes.service)).await,
+            Kind::Set => self.ensure(Wanted::new(kind, &nodes.set)).await,
+            _ => {
+                if let Some(budget) = &nodes.budget {
+                    self.ensure(Wanted::new(kind, budget)).await
+                } else {
+                    // It isn't wanted any more.
+                    self.drop(kind, &nodes.set.name_any()).await
+                }
+            }
+        }
+    }
+
+    /// Makes an object as it is to be; says whether that changed anything.
+    async fn ensure(&mut self, wanted: Result<Wanted, serde_json::Error>) -> Result<bool, Failure> {
+        let mut wanted = wanted?;
+        let key = (wanted.kind, wanted.name.clone());
+        let live = match self.look.children.get(&key) {
+            Some(live) => Some(live.clone()),
+            // It is somebody else's, or has lost its labels, or there is none.
+            None => self.objects.get(wanted.kind, &wanted.name).await?,
+        };
+        if let Some(live) = &live {
+            if !is_owned_by(live, &self.cluster.owner.uid) {
+                return Err(Failure::Taken(taken(wanted.kind, live)));
+            }
+            if live.metadata.deletion_timestamp.is_some() {
+                return Err(Failure::Race);
+            }
+            wanted.keep_stage(live);
+            if wanted.is_in(live)? || self.is_fruitless(&wanted, live) {
+                return Ok(false);
+            }
+        }
+        let hash = wanted.hash().to_owned();
+        let object = self.objects.apply(wanted, live.as_ref()).await?;
+        let version = object.resource_version();
+        let changed = live.is_none_or(|live| live.resource_version() != version);
+        let fruitless = (!changed).then(|| (hash, version.unwrap_or_default()));
+        self.memory
+            .of(self.objects.namespace, &self.cluster.name, |it| {
+                it.set_fruitless(key.clone(), fruitless);
+            });
+        self.done.acted |= changed;
+        self.look.children.insert(key, object);
+        Ok(changed)
+    }
+
+    /// Whether the same was applied to the very same object, and changed nothing: somebody, an admission webhook say, always
+    /// makes something else of it.
+    fn is_fruitless(&self, wanted: &Wanted, live: &DynamicObject) -> bool {
+        let tried = (
+            wanted.hash().to_owned(),
+            live.resource_version().unwrap_or_default(),
+        );
+        let key = (wanted.kind, wanted.name.clone());
+        self.memory
+            .of(self.objects.namespace, &self.cluster.name, |it| {
+                it.is_fruitless(&key, &tried)
+            })
+    }
+
+    /// Deletes an object that is ours, if it is there; says whether it was.
+    pub(super) async fn drop(&mut self, kind: Kind, name: &str) -> Result<bool, Failure> {
+        let key = (kind, name.to_owned());
+        let Some(live) = self.look.children.get(&key) else {
+            return Ok(false);
+        };
+        if live.metadata.deletion_timestamp.is_some() {
+            return Ok(false);
+        }
+        self.objects.delete(kind, live, false).await?;
+        self.done.acted = true;
+        self.look.children.remove(&key);
+        Ok(true)
+    }
+
+    /// Services and budgets without a StatefulSet: left by a deletion, or by a creation, that was cut short.
+    fn strays(&self, plan: &Plan) -> Vec<(Kind, String)> {
+        let deleting = self.intent == Intent::Delete;
+        let view = self.look.view.as_ref().and_then(|view| view.as_ref().ok());
+        let mut needed: BTreeSet<u64> = BTreeSet::new();
+        if let Some(view) = view {
+            needed.extend(view.plan.members.iter().chain(view.plan.settled.keys()));
+        }
+        needed.extend(plan.actions.iter().filter_map(|action| match action {
+            Action::CreateGroup { gid, .. } => Some(*gid),
+            _ => None,
+        }));
+        let goes = |part: Part| match gid(part) {
+            _ if self.look.sets.contains_key(&part) => false,
+            // Without the controllers' word nobody knows whether a group is needed.
+            Some(gid) => deleting || (view.is_some() && !needed.contains(&gid)),
+            None => deleting,
+        };
+        let names = self.look.children.keys();
+        names
+            .filter(|(kind, name)| {
+                matches!(kind, Kind::Service | Kind::Budget)
+                    && names::part_of(self.cluster, name).is_some_and(goes)
+            })
+            .cloned()
+            .collect()
+    }
+
+    async fn sweep(&mut self, strays: &[(Kind, String)]) -> Result<(), kube::Error> {
+        for (kind, name) in strays {
+            let result = self.drop(*kind, name).await.map(|_| ());
+            self.settle(result)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the annotation that says how far a group's life is.
+    pub(super) async fn set_stage(&mut self, group: u64, to: Stage) -> Result<(), Failure> {
+        let part = Part::Group(group);
+        let key = (Kind::Set, names::part(self.cluster, part));
+        let live = self.look.children.get(&key).ok_or(Failure::Race)?;
+        let changed = self
+            .objects
+            .annotate(Kind::Set, live, STAGE_ANNOTATION, to.name())
+            .await?;
+        self.done.acted = true;
+        if let Some(set) = self.look.sets.get_mut(&part) {
+            set.stage = to;
+            set.object = object(&changed);
+        }
+        self.look.children.insert(key, changed);
+        Ok(())
+    }
+
+    /// A part's StatefulSet as it is now, if it is still the one that was planned for and, while the cluster is to go on, if the
+    /// controllers still say that nothing is left in it.
+    pub(super) async fn doomed(
+        &self,
+        part: Part,
+        planned: Option<&Object>,
+    ) -> Result<DynamicObject, Failure> {
+        let name = names::part(self.cluster, part);
+        let live = self.objects.get(Kind::Set, &name).await?;
+        let live = live.ok_or(Failure::Race)?;
+        let now = object(&live);
+        let same = planned.is_none_or(|planned| planned.uid == now.uid);
+        let ours = is_owned_by(&live, &self.cluster.owner.uid);
+        if !same || !ours || now.terminating {
+            return Err(Failure::Race);
+        }
+        if self.intent == Intent::Delete {
+            return Ok(live);
+        }
+        let view = bounded(self.store.view(self.cluster)).await?.plan;
+        // Controllers that know no group at all have forgotten; see `plan`.
+        let empty = gid(part).is_some_and(|gid| {
+            !view.members.is_empty()
+                && !view.members.contains(&gid)
+                && !view.settled.contains_key(&gid)
+        });
+        if empty && stage(&live) == Stage::Leaving {
+            Ok(live)
+        } else {
+            Err(Failure::Race)
+        }
+    }
+
+    /// Deletes a part's StatefulSet, and then what belongs to it.
+    pub(super) async fn remove(&mut self, part: Part, planned: &Object) -> Result<(), Failure> {
+        let live = self.doomed(part, Some(planned)).await?;
+        self.objects.delete(Kind::Set, &live, true).await?;
+        self.done.acted = true;
+        let name = names::part(self.cluster, part);
+        self.look.children.remove(&(Kind::Set, name.clone()));
+        self.look.sets.remove(&part);
+        self.drop(Kind::Service, &name).await?;
+        self.drop(Kind::Budget, &name).await?;
+        Ok(())
+    }
+
+    /// The volumes of some parts that aren't being deleted.
+    pub(super) fn volumes(&self, of: impl Fn(Part) -> bool) -> Vec<(String, String)> {
+        let volumes = self.look.volumes.iter();
+        volumes
+            .filter(|volume| of(volume.part) && !volume.terminating)
+            .map(|volume| (volume.name.clone(), volume.uid.clone()))
+            .collect()
+    }
+
+    /// Whether volumes of removed groups stay.
+    pub(super) fn retains_groups(&self) -> bool {
+        self.cluster.spec.storage.on_group_removal == Retention::Retain
+    }
+}
+
+fn taken(kind: Kind, live: &DynamicObject) -> String {
+    let owner = live.owner_references().iter();
+    let owner = owner
+        .map(|owner| format!("{} {}", owner.kind, owner.name))
+        .next()
+        .unwrap_or_else(|| "nobody that the operator knows".to_owned());
+    format!(
+        "{} {} exists already and belongs to {owner}: delete it, or create this cluster under another name",
+        kind.name(),
+        live.name_any()
+    )
+}

@@ -1,0 +1,385 @@
+//! The conditions: what holds of a cluster, why, and what a person can do about it. Pure.
+//!
+//! A message says nothing that changes from look to look while nothing happens: a status is written when it differs.
+
+use super::dereference::{SetLook, gid};
+use super::movement::behind;
+use super::status::{Facts, listed, owners};
+use crate::build::{Part, names};
+use crate::crd::GroupPhase;
+use crate::crd::condition::{AVAILABLE, DEGRADED, PAUSED, PROGRESSING, Verdict};
+use crate::plan::Intent;
+use crate::store::StoreError;
+
+/// The longest message; the API server takes 32768 bytes.
+const MAX_MESSAGE: usize = 2_000;
+
+/// A reason and a message.
+type Why = (&'static str, String);
+
+/// What holds.
+pub(super) fn verdicts(facts: &Facts<'_>) -> [Verdict; 4] {
+    let (progressing, going_on) = match (idle(facts), doing(facts)) {
+        (Some(why), _) => (false, why),
+        (None, Some(why)) => (true, why),
+        (None, None) => (false, why("Stable", "All groups serve their shards.")),
+    };
+    let (available, served) = available(facts);
+    let (degraded, wrong) = match degraded(facts) {
+        Some(why) => (true, why),
+        None => (false, why("AsExpected", "Nothing is wrong.")),
+    };
+    let paused = facts.intent == Intent::Pause;
+    let pause = if paused {
+        why("Paused", "spec.paused is true: nothing is changed.")
+    } else {
+        why("Running", "spec.paused is false.")
+    };
+    [
+        verdict(AVAILABLE, available, served),
+        verdict(PROGRESSING, Some(progressing), going_on),
+        verdict(DEGRADED, Some(degraded), wrong),
+        verdict(PAUSED, Some(paused), pause),
+    ]
+}
+
+fn verdict(of: &'static str, holds: Option<bool>, (reason, mut message): Why) -> Verdict {
+    if let Some(end) = (0..=MAX_MESSAGE)
+        .rev()
+        .find(|end| message.is_char_boundary(*end))
+    {
+        message.truncate(end);
+    }
+    Verdict {
+        of,
+        holds,
+        reason,
+        message,
+    }
+}
+
+fn why(reason: &'static str, message: impl Into<String>) -> Why {
+    (reason, message.into())
+}
+
+/// Whether every key can be read and written.
+fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
+    if facts.intent == Intent::Delete {
+        return (
+            Some(false),
+            why("Deleting", "The cluster is being deleted."),
+        );
+    }
+    let Some(view) = facts.view() else {
+        return if facts.was_known() {
+            let message = "The controllers don't answer the operator, so this can't be told. Clients that know the configuration go on.";
+            (None, why("StoreUnreachable", message))
+        } else {
+            (Some(false), why("Creating", waiting(facts)))
+        };
+    };
+    if owners(view).next().is_none() {
+        return (Some(false), why("Creating", waiting(facts)));
+    }
+    let health = &facts.look.health;
+    let leads = |part: &Part| health.get(part).is_some_and(|it| it.leader.is_some());
+    let headless: Vec<Part> = owners(view)
+        .map(Part::Group)
+        .filter(|part| !leads(part))
+        .collect();
+    if headless.is_empty() {
+        let message = "The controllers answer, and every group that owns shards has a leader.";
+        return (Some(true), why("AllServing", message));
+    }
+    let message = format!(
+        "No leader, so no quorum, is seen in {}: keys of these groups wait.",
+        listed(headless.into_iter())
+    );
+    (Some(false), why("NoLeader", message))
+}
+
+/// Why nothing is going on, whatever is to be done.
+fn idle(facts: &Facts<'_>) -> Option<Why> {
+    match facts.intent {
+        Intent::Pause => Some(why("Paused", "spec.paused is true: nothing is changed.")),
+        Intent::Run(_) if !facts.plan.lost.is_empty() => Some(why(
+            "GroupsLost",
+            "Nothing is changed while the controllers don't know groups that were members.",
+        )),
+        _ => None,
+    }
+}
+
+/// What is going on.
+fn doing(facts: &Facts<'_>) -> Option<Why> {
+    if facts.intent == Intent::Delete {
+        let message = format!("{} StatefulSets are left.", facts.look.sets.len());
+        return Some(why("Deleting", message));
+    }
+    let in_phase = |wanted: &[GroupPhase]| {
+        let phases = facts.plan.phases.iter();
+        let groups = phases.filter(|(_, phase)| wanted.contains(phase));
+        let groups: Vec<String> = groups
+            .map(|(gid, phase)| format!("group {gid} is {phase:?}"))
+            .collect();
+        (!groups.is_empty()).then(|| groups.join(", "))
+    };
+    let serving = in_phase(&[GroupPhase::Serving]).is_some();
+    let unknown = facts.view().is_none();
+    if !serving && (!unknown || !facts.was_known()) {
+        return Some(why("Creating", waiting(facts)));
+    }
+    if let Some(groups) = in_phase(&[GroupPhase::Provisioning, GroupPhase::Joining]) {
+        let message = format!("{groups}. {}", unready(facts));
+        return Some(why("ScalingOut", message.trim_end()));
+    }
+    if let Some(groups) = in_phase(&[GroupPhase::Draining, GroupPhase::Removing]) {
+        return Some(why("ScalingIn", format!("{groups}. {}", moving(facts))));
+    }
+    rescaling(facts)
+        .or_else(|| rolling(facts))
+        .or_else(|| rebalancing(facts))
+        .or_else(|| {
+            let acted = facts.applied.acted;
+            acted.then(|| {
+                why(
+                    "RollingOut",
+                    "Objects of the cluster have just been changed.",
+                )
+            })
+        })
+}
+
+/// Other than as many groups as are wanted, before any has been made or let go.
+fn rescaling(facts: &Facts<'_>) -> Option<Why> {
+    let Intent::Run(wanted) = facts.intent else {
+        return None;
+    };
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    let there = facts.plan.phases.len();
+    let message = format!("There are {there} groups; {wanted} are wanted.");
+    match there.cmp(&wanted) {
+        std::cmp::Ordering::Less => Some(why("ScalingOut", message)),
+        std::cmp::Ordering::Greater => Some(why("ScalingIn", message)),
+        std::cmp::Ordering::Equal => None,
+    }
+}
+
+fn rolling(facts: &Facts<'_>) -> Option<Why> {
+    let sets = facts.look.sets.iter();
+    let mut rolling = sets.filter_map(|(part, set)| Some((part, set, set.rolling?)));
+    let (part, set, updated) = rolling.next()?;
+    let message = format!(
+        "{updated} of {} pods of {} are of the latest revision.",
+        set.replicas,
+        names::part(facts.cluster, *part)
+    );
+    Some(why("RollingOut", message))
+}
+
+fn rebalancing(facts: &Facts<'_>) -> Option<Why> {
+    let view = facts.view()?;
+    let moves = view.moving > 0 || !behind(view).is_empty();
+    moves.then(|| why("Rebalancing", moving(facts)))
+}
+
+fn moving(facts: &Facts<'_>) -> String {
+    let Some(view) = facts.view() else {
+        return "The controllers don't answer.".to_owned();
+    };
+    let behind = behind(view);
+    if view.moving == 0 && !behind.is_empty() {
+        let groups = listed(behind.into_iter().map(Part::Group));
+        return format!("All shards have arrived; {groups} tidies up.");
+    }
+    format!("{} shards are on their way.", view.moving)
+}
+
+/// What a cluster that doesn't serve yet waits for.
+fn waiting(facts: &Facts<'_>) -> String {
+    let message = match facts.view() {
+        None if !facts.look.sets.contains_key(&Part::Controller) => {
+            return "The controllers are being created.".to_owned();
+        }
+        None => "Waiting for the controllers to answer.",
+        Some(view) if view.plan.members.is_empty() => {
+            "The controllers answer. Waiting for groups to elect leaders and join."
+        }
+        Some(_) => "Groups have joined. Waiting for them to serve their shards.",
+    };
+    format!("{message} {}", unready(facts))
+        .trim_end()
+        .to_owned()
+}
+
+/// Pods that aren't ready, in words; empty if all are.
+fn unready(facts: &Facts<'_>) -> String {
+    let sets = facts.look.sets.iter();
+    let unready: Vec<String> = sets
+        .filter(|(_, set)| set.ready < set.replicas)
+        .map(|(part, set)| counted(facts, *part, set))
+        .collect();
+    if unready.is_empty() {
+        return String::new();
+    }
+    format!("Pods ready: {}.", unready.join(", "))
+}
+
+fn counted(facts: &Facts<'_>, part: Part, set: &SetLook) -> String {
+    let name = names::part(facts.cluster, part);
+    format!("{} of {} of {name}", set.ready, set.replicas)
+}
+
+/// What needs a look: all of it in the message, and the first, which is most likely the cause, as the reason.
+fn degraded(facts: &Facts<'_>) -> Option<Why> {
+    if facts.intent == Intent::Delete {
+        return first(refused(facts));
+    }
+    let mut found = lost(facts);
+    found.extend(refused(facts));
+    found.extend(broken_pods(facts));
+    found.extend(unreachable(facts));
+    found.extend(stalled(facts));
+    found.extend(troubled_nodes(facts));
+    if found.is_empty() {
+        found.extend(missing_pods(facts));
+    }
+    first(found)
+}
+
+fn first(found: Vec<Why>) -> Option<Why> {
+    let (reason, _) = found.first()?;
+    let reason = *reason;
+    let mut messages: Vec<String> = found.into_iter().map(|(_, message)| message).collect();
+    messages.dedup();
+    Some((reason, messages.join(" ")))
+}
+
+fn lost(facts: &Facts<'_>) -> Vec<Why> {
+    let lost = facts.plan.lost.iter().map(|gid| Part::Group(*gid));
+    if facts.plan.lost.is_empty() {
+        return Vec::new();
+    }
+    let sets: Vec<String> = lost
+        .clone()
+        .map(|part| names::part(facts.cluster, part))
+        .collect();
+    let message = format!(
+        "The controllers don't know {}, which were members: most likely the controllers have lost their volumes. Nothing is changed. \
+         Give the controllers their volumes back, or, if these groups' data may go, delete StatefulSet {}.",
+        listed(lost),
+        sets.join(", ")
+    );
+    vec![("GroupsLost", message)]
+}
+
+fn refused(facts: &Facts<'_>) -> Vec<Why> {
+    let problems = facts.applied.problems.iter();
+    let ours = problems.filter(|problem| problem.reason != "StoreUnreachable");
+    ours.map(|problem| {
+        let message = problem.message.trim_end_matches('.');
+        (problem.reason, format!("{message}."))
+    })
+    .collect()
+}
+
+fn unreachable(facts: &Facts<'_>) -> Vec<Why> {
+    let asked = facts
+        .look
+        .view
+        .as_ref()
+        .and_then(|view| view.as_ref().err());
+    let problems = facts.applied.problems.iter();
+    let in_vain = problems
+        .filter(|problem| problem.reason == "StoreUnreachable")
+        .map(|problem| problem.message.as_str())
+        .next();
+    let message = match (asked, in_vain) {
+        (Some(StoreError::Unreachable(_)), _) => "The controllers don't answer.".to_owned(),
+        (Some(error), _) => error.to_string(),
+        (None, Some(_)) => {
+            "The controllers didn't answer when they were asked for a change; it is asked again."
+                .to_owned()
+        }
+        (None, None) => return Vec::new(),
+    };
+    let controllers = facts.look.sets.get(&Part::Controller);
+    let quorum = controllers.is_some_and(|set| set.ready > set.replicas / 2);
+    // While they start they don't answer, and nothing is wrong.
+    if !facts.was_known() && !quorum {
+        return Vec::new();
+    }
+    let hint = if quorum {
+        " Their pods are ready: can the operator reach port 7400 of them?"
+    } else {
+        " Too few of their pods are ready."
+    };
+    vec![("StoreUnreachable", format!("{message}{hint}"))]
+}
+
+fn stalled(facts: &Facts<'_>) -> Vec<Why> {
+    let Some(groups) = &facts.stalled else {
+        return Vec::new();
+    };
+    let groups = groups.iter().map(|gid| Part::Group(*gid));
+    let message = format!(
+        "No shard has moved for longer than is usual. Waiting for {}: look at the logs of their pods. It goes on by itself when they do.",
+        listed(groups)
+    );
+    vec![("Stalled", message)]
+}
+
+fn broken_pods(facts: &Facts<'_>) -> Vec<Why> {
+    let pods = facts.look.pods.values().flatten();
+    let all: Vec<String> = pods
+        .map(|trouble| {
+            format!(
+                "Pod {}: {}.",
+                trouble.pod,
+                trouble.why.trim_end_matches('.')
+            )
+        })
+        .collect();
+    if all.is_empty() {
+        return Vec::new();
+    }
+    vec![("PodsNotReady", all.join(" "))]
+}
+
+fn troubled_nodes(facts: &Facts<'_>) -> Vec<Why> {
+    let health = facts.look.health.values();
+    let troubles = health.flat_map(|health| &health.troubles);
+    let all: Vec<String> = troubles
+        .map(|(pod, what)| format!("{pod}: {}.", what.trim_end_matches('.')))
+        .collect();
+    if all.is_empty() {
+        return Vec::new();
+    }
+    vec![("NodesInTrouble", all.join(" "))]
+}
+
+/// Pods that should be ready and aren't, though nobody says why: some may be away while others are replaced, and those of a
+/// group that has never served are still starting.
+fn missing_pods(facts: &Facts<'_>) -> Vec<Why> {
+    if !facts.was_known() {
+        return Vec::new();
+    }
+    let counts = |part: Part, set: &SetLook| {
+        let away = set.replicas - set.ready;
+        let served = gid(part).is_none_or(|gid| {
+            let phase = facts.plan.phases.get(&gid);
+            matches!(phase, Some(GroupPhase::Serving | GroupPhase::Draining))
+        });
+        served && away > i32::from(set.rolling.is_some())
+    };
+    let sets = facts.look.sets.iter();
+    let missing: Vec<String> = sets
+        .filter(|(part, set)| counts(**part, set))
+        .map(|(part, set)| counted(facts, *part, set))
+        .collect();
+    if missing.is_empty() {
+        return Vec::new();
+    }
+    let message = format!("Pods ready: {}.", missing.join(", "));
+    vec![("PodsNotReady", message)]
+}

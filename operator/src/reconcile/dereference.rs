@@ -1,0 +1,228 @@
+//! The first step: everything that a round looks at, read live.
+//!
+//! What is decided here is which objects are a cluster's own. Children are those whose controller is the resource, by uid:
+//! an object that only looks like ours, or belonged to a resource of the same name that is gone, is none. Volumes have no owner,
+//! because they outlive the resource; theirs is the name that Kubernetes gives them, and the labels.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+
+use super::objects::{Kind, Objects, is_owned_by};
+use super::pods::{self, Trouble};
+use crate::build::{Part, STAGE_ANNOTATION, names};
+use crate::crd::{GroupPhase, ShardKvClusterStatus};
+use crate::plan::{Intent, Object, Observed, Set, Stage};
+use crate::store::{Health, Store, StoreError, View};
+use crate::validate::Cluster;
+
+/// The longest wait for an answer of the store, whatever its client promises.
+const LONGEST_CALL: Duration = Duration::from_secs(15);
+
+/// What there is.
+#[derive(Default)]
+pub(super) struct Look {
+    /// The resource's objects.
+    pub(super) children: BTreeMap<(Kind, String), DynamicObject>,
+    /// What matters about its StatefulSets.
+    pub(super) sets: BTreeMap<Part, SetLook>,
+    /// Its volumes.
+    pub(super) volumes: Vec<Volume>,
+    /// Why pods don't run.
+    pub(super) pods: BTreeMap<Part, Vec<Trouble>>,
+    /// What the controllers say; `None` if they weren't asked.
+    pub(super) view: Option<Result<View, StoreError>>,
+    /// How the nodes are.
+    pub(super) health: BTreeMap<Part, Health>,
+}
+
+/// A StatefulSet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SetLook {
+    pub(super) object: Object,
+    pub(super) stage: Stage,
+    /// How many pods there are to be.
+    pub(super) replicas: i32,
+    pub(super) ready: i32,
+    /// How many pods are of the latest revision, while there are others.
+    pub(super) rolling: Option<i32>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Volume {
+    pub(super) part: Part,
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) terminating: bool,
+}
+
+/// Looks at a cluster. The store is asked only about what runs, and not at all when the cluster is to go: that needs no answer.
+pub(super) async fn look<S: Store>(
+    objects: &Objects<'_>,
+    store: &S,
+    cluster: &Cluster,
+    deleting: bool,
+    now: &Time,
+) -> Result<Look, kube::Error> {
+    let labels = selector(&names::selector(cluster));
+    let (found, volumes, pods) = tokio::try_join!(
+        objects.list(&labels),
+        objects.volumes(&labels),
+        objects.pods(&labels)
+    )?;
+    let mut look = Look::default();
+    for (kind, object) in found {
+        if !is_owned_by(&object, &cluster.owner.uid) {
+            continue;
+        }
+        let name = object.name_any();
+        if let (Kind::Set, Some(part)) = (kind, names::part_of(cluster, &name)) {
+            let parsed = object.clone().try_parse::<StatefulSet>();
+            let set = parsed.map_err(|error| kube::Error::Service(error.into()))?;
+            look.sets.insert(part, set_look(&set));
+        }
+        look.children.insert((kind, name), object);
+    }
+    look.volumes = volumes
+        .iter()
+        .filter_map(|it| volume(cluster, it))
+        .collect();
+    look.pods = pods::troubles(cluster, &pods, now);
+    if !deleting {
+        ask(store, cluster, &mut look).await;
+    }
+    Ok(look)
+}
+
+async fn ask<S: Store>(store: &S, cluster: &Cluster, look: &mut Look) {
+    if !look.sets.contains_key(&Part::Controller) {
+        return;
+    }
+    let parts: BTreeSet<Part> = look.sets.keys().copied().collect();
+    let health = tokio::time::timeout(LONGEST_CALL, store.health(cluster, &parts));
+    let (view, health) = tokio::join!(bounded(store.view(cluster)), health);
+    look.view = Some(view);
+    look.health = health.unwrap_or_default();
+}
+
+/// An answer of the store, in time.
+pub(super) async fn bounded<T>(
+    call: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let late = |_| Err(StoreError::Unreachable("no answer in time".to_owned()));
+    tokio::time::timeout(LONGEST_CALL, call)
+        .await
+        .unwrap_or_else(late)
+}
+
+/// Labels as the API server takes them.
+pub(super) fn selector(labels: &BTreeMap<String, String>) -> String {
+    let pairs = labels.iter().map(|(key, value)| format!("{key}={value}"));
+    pairs.collect::<Vec<_>>().join(",")
+}
+
+/// An object as plans know it.
+pub(super) fn object(meta: &impl ResourceExt) -> Object {
+    Object {
+        uid: meta.uid().unwrap_or_default(),
+        version: meta.resource_version().unwrap_or_default(),
+        terminating: meta.meta().deletion_timestamp.is_some(),
+    }
+}
+
+/// The stage that an object's annotation says.
+pub(super) fn stage(object: &impl ResourceExt) -> Stage {
+    Stage::of(
+        object
+            .annotations()
+            .get(STAGE_ANNOTATION)
+            .map(String::as_str),
+    )
+}
+
+fn set_look(set: &StatefulSet) -> SetLook {
+    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
+    let replicas = replicas.unwrap_or(1);
+    let status = set.status.clone().unwrap_or_default();
+    // Without a status nobody has looked at the StatefulSet yet; that it is new, all know from elsewhere.
+    let unseen = status.observed_generation < set.metadata.generation;
+    let updated = status.updated_replicas.unwrap_or(0);
+    let mixed = status.update_revision != status.current_revision && updated < replicas;
+    let rolling = (status.observed_generation.is_some() && (unseen || mixed))
+        .then_some(if unseen { 0 } else { updated });
+    SetLook {
+        object: object(set),
+        stage: stage(set),
+        replicas,
+        ready: status.ready_replicas.unwrap_or(0),
+        rolling,
+    }
+}
+
+fn volume(cluster: &Cluster, claim: &PersistentVolumeClaim) -> Option<Volume> {
+    let name = claim.name_any();
+    Some(Volume {
+        part: names::part_of_volume(cluster, &name)?,
+        uid: claim.uid()?,
+        terminating: claim.metadata.deletion_timestamp.is_some(),
+        name,
+    })
+}
+
+/// What a plan is made of.
+pub(super) fn observed(
+    cluster: &Cluster,
+    intent: Intent,
+    look: &Look,
+    before: &ShardKvClusterStatus,
+) -> Observed {
+    let live = || look.volumes.iter().filter(|volume| !volume.terminating);
+    let has_served = |gid: u64| {
+        let mut groups = before.groups.iter();
+        groups.any(|it| u64::try_from(it.gid) == Ok(gid) && it.phase == GroupPhase::Serving)
+    };
+    let sets = look.sets.iter().filter_map(|(part, set)| {
+        let gid = gid(*part)?;
+        let health = look.health.get(part);
+        let set = Set {
+            object: set.object.clone(),
+            stage: set.stage,
+            has_leader: health.is_some_and(|health| health.leader.is_some()),
+            has_served: has_served(gid),
+        };
+        Some((gid, set))
+    });
+    let view = look.view.as_ref().and_then(|view| view.as_ref().ok());
+    Observed {
+        intent,
+        on_group_removal: cluster.spec.storage.on_group_removal,
+        on_cluster_deletion: cluster.spec.storage.on_cluster_deletion,
+        recorded_gid: before
+            .last_gid
+            .and_then(|gid| u64::try_from(gid).ok())
+            .unwrap_or(0),
+        controllers: look
+            .sets
+            .get(&Part::Controller)
+            .map(|set| set.object.clone()),
+        controller_volumes: live().any(|volume| volume.part == Part::Controller),
+        sets: sets.collect(),
+        volumes: live().filter_map(|volume| gid(volume.part)).collect(),
+        store: view.map(|view| view.plan.clone()),
+    }
+}
+
+/// The group that a part is.
+pub(super) fn gid(part: Part) -> Option<u64> {
+    match part {
+        Part::Controller => None,
+        Part::Group(gid) => Some(gid),
+    }
+}

@@ -1,0 +1,76 @@
+//! What is told as an event: each step that changed something, once, when it is done. Events are for people; one that is lost
+//! with the operator is not told again, and one that can't be told stops nothing.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource};
+
+use crate::crd::ShardKvCluster;
+
+/// The longest note that the API server takes.
+const MAX_NOTE: usize = 1_000;
+
+/// Tells about one resource.
+pub(super) struct Events {
+    client: Client,
+    reporter: Reporter,
+    about: ObjectReference,
+}
+
+impl Events {
+    pub(super) fn new(client: Client, reporter: Reporter, resource: &ShardKvCluster) -> Self {
+        Self {
+            client,
+            reporter,
+            about: resource.object_ref(&()),
+        }
+    }
+
+    /// A step was done. `action` and `reason` are words in camel case, `note` is a sentence.
+    pub(super) async fn step(&self, action: &str, reason: &str, note: String) {
+        self.tell(EventType::Normal, action, reason, note).await;
+    }
+
+    /// Something needs a look.
+    pub(super) async fn warn(&self, action: &str, reason: &str, note: String) {
+        self.tell(EventType::Warning, action, reason, note).await;
+    }
+
+    async fn tell(&self, type_: EventType, action: &str, reason: &str, note: String) {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(truncated(note)),
+            action: action.to_owned(),
+            secondary: None,
+        };
+        // A recorder of its own for each: one that remembers takes events that differ only in their notes for the same.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        if let Err(error) = recorder.publish(&event, &self.about).await {
+            tracing::warn!(%error, reason, "an event could not be told");
+        }
+    }
+}
+
+/// The beginning of a text that may be too long.
+fn truncated(mut text: String) -> String {
+    if let Some(end) = (0..=MAX_NOTE).rev().find(|end| text.is_char_boundary(*end)) {
+        text.truncate(end);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_notes_are_cut_between_characters() {
+        assert_eq!(truncated("short".to_owned()), "short");
+        assert_eq!(truncated("é".repeat(800)).len(), MAX_NOTE);
+        assert_eq!(
+            truncated(format!("a{}", "é".repeat(800))).len(),
+            MAX_NOTE - 1
+        );
+    }
+}

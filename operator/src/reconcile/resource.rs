@@ -1,0 +1,111 @@
+//! What is read and written of the resource itself. Every write names the very version that was looked at: if somebody else has
+//! written since, the next round looks again.
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde_json::json;
+
+use super::objects::Failure;
+use super::{FIELD_MANAGER, FINALIZER};
+use crate::crd::{ShardKvCluster, ShardKvClusterStatus};
+use crate::metrics::Metrics;
+
+/// The one resource of a round.
+pub(super) struct Handle<'a> {
+    api: Api<ShardKvCluster>,
+    metrics: &'a Metrics,
+    /// As it was read or written last.
+    pub(super) live: ShardKvCluster,
+}
+
+impl<'a> Handle<'a> {
+    /// Reads it; `None` if it is gone.
+    pub(super) async fn read(
+        client: &Client,
+        metrics: &'a Metrics,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Self>, kube::Error> {
+        let api = Api::<ShardKvCluster>::namespaced(client.clone(), namespace);
+        let live = api.get_opt(name).await?;
+        Ok(live.map(|live| Self { api, metrics, live }))
+    }
+
+    /// The status that people see now.
+    pub(super) fn status(&self) -> ShardKvClusterStatus {
+        self.live.status.clone().unwrap_or_default()
+    }
+
+    /// Whether somebody wants it gone.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.live.meta().deletion_timestamp.is_some()
+    }
+
+    /// Whether our finalizer keeps it.
+    pub(super) fn is_kept(&self) -> bool {
+        self.live.finalizers().iter().any(|it| it == FINALIZER)
+    }
+
+    /// Whether somebody wants it gone, and its objects left as they are (`kubectl delete --cascade=orphan`).
+    pub(super) fn is_orphaning(&self) -> bool {
+        self.is_deleted() && self.live.finalizers().iter().any(|it| it == "orphan")
+    }
+
+    /// Keeps it, from now on, until its groups are gone in order.
+    pub(super) async fn keep(&mut self) -> Result<(), Failure> {
+        let mut finalizers = self.live.finalizers().to_vec();
+        finalizers.push(FINALIZER.to_owned());
+        self.finalize(finalizers).await
+    }
+
+    /// Lets it go.
+    pub(super) async fn release(&mut self) -> Result<(), Failure> {
+        let mut finalizers = self.live.finalizers().to_vec();
+        finalizers.retain(|it| it != FINALIZER);
+        self.finalize(finalizers).await
+    }
+
+    async fn finalize(&mut self, finalizers: Vec<String>) -> Result<(), Failure> {
+        let patch = json!({"metadata": {
+            "uid": self.live.uid(),
+            "resourceVersion": self.live.resource_version(),
+            "finalizers": finalizers,
+        }});
+        let parameters = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let name = self.live.name_any();
+        self.live = self
+            .api
+            .patch(&name, &parameters, &Patch::Merge(patch))
+            .await?;
+        self.metrics.object_written("patch", "ShardKvCluster");
+        Ok(())
+    }
+
+    /// Writes a status if it differs from the one that people see; says whether it did.
+    pub(super) async fn tell(&mut self, status: &ShardKvClusterStatus) -> Result<bool, Failure> {
+        if self.live.status.as_ref() == Some(status) {
+            return Ok(false);
+        }
+        let name = self.live.name_any();
+        let patch = json!({
+            "apiVersion": ShardKvCluster::api_version(&()),
+            "kind": ShardKvCluster::kind(&()),
+            "metadata": {
+                "name": name,
+                "uid": self.live.uid(),
+                "resourceVersion": self.live.resource_version(),
+            },
+            "status": status,
+        });
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        self.live = self
+            .api
+            .patch_status(&name, &parameters, &Patch::Apply(patch))
+            .await?;
+        self.metrics.object_written("status", "ShardKvCluster");
+        Ok(true)
+    }
+}
