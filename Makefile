@@ -119,6 +119,14 @@ images: build ## Make the images of node, operator and examples, and load them i
 kube-down: ## End the Kubernetes of `make kube-up`, and remove its data; programs and images stay in the cache
 	@deploy/kube/down
 
+.PHONY: kube-demo
+kube-demo: images checker ## See the same on Kubernetes: helm install, kubectl scale, and a machine lost; with KUBECONFIG on that cluster
+	@PATH="$(abspath $(bin)):$$PATH" INPUT="$(INPUT)" deploy/kube-demo.sh
+
+.PHONY: e2e
+e2e: images checker ## Run the end-to-end tests on Kubernetes (about 12 minutes); with KUBECONFIG on that cluster
+	@SHARDKV_CHECKER="$(abspath $(bin))/shardkv-porcupine" CARGO="$(CARGO)" operator/tests/e2e/run.sh
+
 .PHONY: charts
 charts: ## Check charts/ and the manifests in deploy/: fresh, well formed, tested (builds helm and kubectl once, 3 minutes)
 	@deploy/kube/build helm helm-unittest kubectl

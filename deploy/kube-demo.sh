@@ -206,6 +206,7 @@ start_kubernetes() {
     if [ -n "${KUBECONFIG:-}" ] && [ "$KUBECONFIG" != "$cache/run/admin.kubeconfig" ]; then
         own=""
         say "Use the Kubernetes of KUBECONFIG=$KUBECONFIG"
+        { command -v kubectl && command -v helm; } >/dev/null || deploy/kube/build kubectl helm | indented
         kubectl get nodes | indented
         return
     fi
@@ -218,7 +219,6 @@ start_kubernetes() {
         started_kubernetes=1
         deploy/kube/up | indented
     fi
-    deploy/kube/images | indented
     kubectl get nodes | indented
 }
 

@@ -35,7 +35,8 @@ if [ -z "${KUBECONFIG:-}" ] || [ "$KUBECONFIG" = "$own_config" ]; then
         started=1
         deploy/kube/up
     fi
-    deploy/kube/images
+elif ! { command -v kubectl && command -v helm; } >/dev/null; then
+    deploy/kube/build kubectl helm
 fi
 if helm status shardkv-operator --namespace shardkv-system >/dev/null 2>&1; then
     say "the operator is installed already: \`helm uninstall shardkv-operator -n shardkv-system\` first" >&2
