@@ -61,7 +61,7 @@ impl Memory {
     }
 
     /// A cluster is gone.
-    pub(super) fn forget(&self, namespace: &str, name: &str) {
+    pub(crate) fn forget(&self, namespace: &str, name: &str) {
         self.lock().remove(&(namespace.to_owned(), name.to_owned()));
     }
 

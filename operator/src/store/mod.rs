@@ -1,11 +1,14 @@
 //! What the operator asks of a cluster's store: the only way to it, and small enough to be faked in tests of reconciliation.
 
+mod live;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use crate::build::Part;
 use crate::plan;
 use crate::validate::Cluster;
+pub use live::LiveStore;
 
 /// A cluster's store, reached by its controllers' and nodes' addresses.
 ///

@@ -1,0 +1,79 @@
+//! What the program does with its command line.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use tokio::runtime::Builder;
+
+use crate::options::{Cli, Command, RunOptions};
+use crate::run::{self, End};
+use crate::{crd, yaml};
+
+/// Names are resolved on threads that may block; few at a time, so that the process stays small.
+const MAX_BLOCKING_THREADS: usize = 8;
+
+/// Does what the process' command line asks.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        None => start(cli.run),
+        Some(Command::Run(options)) => start(*options),
+        Some(Command::Crd) => print(definition()),
+        Some(Command::Completion { shell }) => {
+            let mut script = Vec::new();
+            let name = "shardkv-operator";
+            clap_complete::generate(shell, &mut Cli::command(), name, &mut script);
+            print(Ok(script))
+        }
+    }
+}
+
+fn definition() -> Result<Vec<u8>, yaml::YamlError> {
+    let files = crd::definitions()?;
+    Ok(files
+        .into_iter()
+        .flat_map(|(_, text)| text.into_bytes())
+        .collect())
+}
+
+fn print(text: Result<Vec<u8>, yaml::YamlError>) -> ExitCode {
+    match text {
+        Ok(text) => {
+            // Nobody may be reading.
+            let _ = io::stdout().write_all(&text);
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error, End::Failed),
+    }
+}
+
+fn start(options: RunOptions) -> ExitCode {
+    if let Err(error) = probes::telemetry::start(options.log.format(), &options.log.log_filter) {
+        return fail(&format!("--log-filter: {error}"), End::BadOptions);
+    }
+    // One thread: an operator waits nearly all the time, and each thread costs memory.
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("no runtime can be made: {error}"), End::Failed),
+    };
+    let end = runtime.block_on(run::run(options));
+    // What hangs on a dead connection must not keep the process.
+    runtime.shutdown_background();
+    match end {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stop) => {
+            tracing::error!(exit_code = stop.end as u8, "{:#}", stop.error);
+            ExitCode::from(stop.end as u8)
+        }
+    }
+}
+
+fn fail(error: &dyn std::fmt::Display, end: End) -> ExitCode {
+    let _ = writeln!(io::stderr(), "shardkv-operator: {error}");
+    ExitCode::from(end as u8)
+}
