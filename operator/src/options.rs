@@ -165,7 +165,8 @@ pub struct LogOptions {
         long,
         env = "SHARDKV_OPERATOR_LOG_FILTER",
         value_name = "FILTER",
-        default_value = "info"
+        default_value = "info",
+        value_parser = filter
     )]
     pub log_filter: String,
 }
@@ -220,6 +221,10 @@ impl LogOptions {
             Some(Format::Human) | None => LogFormat::Human,
         }
     }
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    probes::telemetry::check_filter(text).map(|()| text.to_owned())
 }
 
 fn namespace(text: &str) -> Result<String, String> {

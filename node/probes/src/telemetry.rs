@@ -14,8 +14,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging for the process. The filter is a level, or levels by module such as `info,shardkv_server=debug`. From then
-/// on a panic is a log line too.
+/// Whether a filter can be one: a level, or levels by module such as `info,shardkv_server=debug`.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    let parsed = EnvFilter::try_new(filter);
+    parsed.map(drop).map_err(|error| error.to_string())
+}
+
+/// Starts logging for the process, of lines that the filter lets through. From then on a panic is a log line too.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)?;
     let lines = fmt()

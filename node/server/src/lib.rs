@@ -64,7 +64,6 @@ mod replies;
 mod runtime;
 mod scrape;
 mod services;
-mod telemetry;
 mod transport;
 
 use std::ffi::OsString;
@@ -102,7 +101,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn start(options: Options) -> Result<(), Fatal> {
-    telemetry::start(&options)?;
+    probes::telemetry::start(options.log_format, &options.log_filter)?;
     // With one thread a request needs no hand-over between threads on its way in and out.
     let mut builder = if options.rpc_threads > 1 {
         let mut builder = tokio::runtime::Builder::new_multi_thread();

@@ -28,7 +28,7 @@ use crate::machine::Machine;
 use crate::metrics::{Metrics, watch_shards};
 use crate::options::Options;
 use crate::transport::Transport;
-use crate::{configs, grpc, listen, mover, random, runtime, scrape};
+use crate::{configs, grpc, listen, mover, random, runtime};
 
 /// How long open connections may take to end after the replica has.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -188,7 +188,9 @@ impl Node {
         });
         let mut tasks = Vec::new();
         if let Some((listener, _)) = doors.metrics {
-            tasks.push(tokio::spawn(scrape::serve(Arc::clone(&hub), listener)).abort_handle());
+            tasks.push(
+                tokio::spawn(probes::scrape::serve(Arc::clone(&hub), listener)).abort_handle(),
+            );
         }
         let node = Self {
             hub,

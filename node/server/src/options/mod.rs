@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use probes::telemetry::{self, LogFormat};
 use shardkv::GroupKind;
 use types::Gid;
 
@@ -21,15 +22,6 @@ use read::Values;
 pub(crate) const MAX_FRAME_BYTES: usize = 64 << 20;
 /// The largest that `max_entry_bytes` may be set to: an entry and an append must fit in a frame.
 const MAX_ENTRY_BYTES: usize = 32 << 20;
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Human,
-    /// A JSON object a line.
-    Json,
-}
 
 /// All settings of a node, checked.
 #[derive(Clone, Debug)]
@@ -424,8 +416,8 @@ fn log_format(values: &mut Values) -> Result<LogFormat, OptionError> {
 
 fn log_filter(values: &mut Values) -> Result<String, OptionError> {
     let text = values.text_or_default("log_filter");
-    match tracing_subscriber::EnvFilter::try_new(&text) {
-        Ok(_) => Ok(text),
+    match telemetry::check_filter(&text) {
+        Ok(()) => Ok(text),
         Err(error) => Err(values.error("log_filter", format!("`{text}`: {error}"))),
     }
 }
