@@ -21,6 +21,17 @@ cni_plugins=/usr/lib/cni
 [ -x "$cni_plugins/bridge" ] || cni_plugins=/opt/cni/bin
 busybox=$(command -v busybox || true)
 
+# What there still is of a cluster, besides its data: nothing, after tear_down.
+leftovers() {
+    members "" | sed 's/^/process /'
+    awk -v state="$state/" -v run="$run/" 'index($5, state) == 1 || index($5, run) == 1 { print "mount " $5 }' /proc/self/mountinfo
+    find "${hierarchies[@]/%//$cgroup}" -maxdepth 0 2>/dev/null | sed 's/^/control group /'
+    ip -brief link show "$bridge" 2>/dev/null | sed 's/^/link /'
+    ip route show root "$service_range" | sed 's/^/route /'
+    ip netns list | sed -n 's/^cni-/network namespace cni-/p'
+    { iptables-save; ip6tables-save; } 2>/dev/null | grep -E 'KUBE-' | sed 's/^/rule /' || true
+}
+
 # Ends and removes all but the data. Safe at any time, and twice.
 tear_down() {
     local node

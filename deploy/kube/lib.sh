@@ -55,8 +55,10 @@ stage() {
 cgroup=shardkv-kube
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
     processes=/sys/fs/cgroup
+    hierarchies=(/sys/fs/cgroup)
 else
     processes=/sys/fs/cgroup/pids
+    hierarchies=(/sys/fs/cgroup/*/)
 fi
 
 members() {
@@ -73,10 +75,18 @@ start() {
     local name=$1
     shift
     mkdir -p "$processes/$cgroup/$name" "$logs"
-    # It is born in its group. Our standard streams would keep whoever reads our output waiting, our lock the next caller.
+    # It is born in its group, and without our open files: they would keep whoever reads our output waiting, and hold locks, ours
+    # and the callers'.
     (
+        local descriptor
         echo $BASHPID >"$processes/$cgroup/$name/cgroup.procs"
-        setsid "$@" </dev/null >>"$logs/${name//\//-}.log" 2>&1 8>&- &
+        for descriptor in /proc/"$BASHPID"/fd/*; do
+            descriptor=${descriptor##*/}
+            if [ "$descriptor" -gt 2 ]; then
+                exec {descriptor}>&-
+            fi
+        done
+        setsid "$@" </dev/null >>"$logs/${name//\//-}.log" 2>&1 &
     )
 }
 
@@ -98,14 +108,13 @@ stop() {
 
 remove_cgroups() {
     local folder
-    for folder in /sys/fs/cgroup/"$cgroup/$1" /sys/fs/cgroup/*/"$cgroup/$1"; do
-        if [ -d "$folder" ]; then
-            # The kernel takes a moment to let go of a group whose last process has ended.
-            eventually 5 find "$folder" -depth -type d -exec rmdir {} + ||
-                complain "the control group $folder could not be removed"
-        fi
+    for folder in "${hierarchies[@]/%//$cgroup/$1}"; do
+        # The kernel takes a moment to let go of a group whose last process has ended.
+        eventually 5 remove_folders "$folder" || complain "the control group $folder could not be removed"
     done
 }
+
+remove_folders() { [ ! -d "$1" ] || find "$1" -depth -type d -exec rmdir {} +; }
 
 # Tries a command until it succeeds, for some seconds.
 eventually() {

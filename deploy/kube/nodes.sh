@@ -4,9 +4,13 @@
 node_ip() { printf '10.244.0.%d' $((10 + $1)); }
 
 nodes_up() {
-    local node
+    local node starting=()
     for node in "${nodes[@]}"; do
-        node_start "$node"
+        node_start "$node" &
+        starting+=($!)
+    done
+    for node in "${starting[@]}"; do
+        wait "$node"
     done
     for node in "${nodes[@]}"; do
         node_wait "$node"
@@ -37,7 +41,7 @@ node_wait() {
 node_ready() {
     http_ok "$(node_ip "$1"):10248" /healthz &&
         [ "$(admin get node "node$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ] &&
-        [ -z "$(admin get node "node$1" -o 'jsonpath={.spec.taints}')" ]
+        ! admin get node "node$1" -o 'jsonpath={.spec.taints[*].key}' | grep -E 'not-ready|unreachable'
 }
 
 # As if the machine had lost its power: no program of the node gets to do anything, and its addresses answer no more.
@@ -119,13 +123,8 @@ JSON
 
 kubelet_config() {
     local node=$1 folder=$run/node$1
-    # A memory limit of a whole pod needs cgroupsPerQOS; each node has a root of its own, or one would remove another's groups.
-    local root
-    for root in /sys/fs/cgroup /sys/fs/cgroup/*; do
-        if [ -e "$root/cgroup.procs" ] && ! [ -L "$root" ]; then
-            mkdir -p "$root/$cgroup/node$node/pods" 2>/dev/null || true
-        fi
-    done
+    # Each node's pods have a root of their own: a kubelet removes the groups of pods that it doesn't know.
+    mkdir -p "${hierarchies[@]/%//$cgroup/node$node/pods}"
     cat >"$folder/kubelet.yaml" <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
