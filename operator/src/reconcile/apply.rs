@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 
@@ -25,8 +26,12 @@ use crate::validate::Cluster;
 pub(super) struct Applied {
     /// Whether anything was changed.
     pub(super) acted: bool,
-    /// Whether the world had changed, or something must disappear first, so that a look is worth while soon.
+    /// Whether pods are replaced because of it.
+    pub(super) rolled: bool,
+    /// Whether the world had changed, so that a look is worth while soon.
     pub(super) unsettled: bool,
+    /// What must disappear first.
+    pub(super) waits: Vec<String>,
     /// What was refused.
     pub(super) problems: Vec<Problem>,
 }
@@ -80,7 +85,13 @@ impl<S: Store> Apply<'_, '_, S> {
             .partition(|action| *action == Action::RemoveFinalizer);
         self.actions(&first).await?;
         self.sweep(&self.strays(plan)).await?;
-        if self.done.problems.is_empty() && !self.done.unsettled {
+        let Applied {
+            unsettled,
+            waits,
+            problems,
+            ..
+        } = &self.done;
+        if !unsettled && waits.is_empty() && problems.is_empty() {
             self.actions(&last).await?;
         }
         Ok(())
@@ -108,6 +119,7 @@ impl<S: Store> Apply<'_, '_, S> {
         };
         match failure {
             Failure::Race => self.done.unsettled = true,
+            Failure::Wait(message) => self.done.waits.push(message),
             Failure::Refused(message) => self.problem("ApplyRefused", message),
             Failure::Taken(message) => self.problem("NameTaken", message),
             Failure::Store(StoreError::Refused(message)) => {
@@ -153,8 +165,9 @@ impl<S: Store> Apply<'_, '_, S> {
                 Part::Group(gid) => build::group(self.cluster, gid, stage),
             };
             for kind in [Kind::Service, Kind::Budget, Kind::Set] {
-                let result = self.one_of(&nodes, kind).await.map(|_| ());
-                self.settle(result)?;
+                let result = self.one_of(&nodes, kind).await;
+                self.done.rolled |= kind == Kind::Set && matches!(result, Ok(true));
+                self.settle(result.map(|_| ()))?;
             }
         }
         Ok(())
@@ -193,12 +206,7 @@ impl<S: Store> Apply<'_, '_, S> {
             None => self.objects.get(wanted.kind, &wanted.name).await?,
         };
         if let Some(live) = &live {
-            if !is_owned_by(live, &self.cluster.owner.uid) {
-                return Err(Failure::Taken(taken(wanted.kind, live)));
-            }
-            if live.metadata.deletion_timestamp.is_some() {
-                return Err(Failure::Race);
-            }
+            self.claim(wanted.kind, live)?;
             wanted.keep_stage(live);
             if wanted.is_in(live)? || self.is_fruitless(&wanted, live) {
                 return Ok(false);
@@ -216,6 +224,29 @@ impl<S: Store> Apply<'_, '_, S> {
         self.done.acted |= changed;
         self.look.children.insert(key, object);
         Ok(changed)
+    }
+
+    /// Whether an object may be written.
+    fn claim(&self, kind: Kind, live: &DynamicObject) -> Result<(), Failure> {
+        let called = format!("{} {}", kind.name(), live.name_any());
+        let owner = &self.cluster.owner;
+        if is_owned_by(live, &owner.uid) {
+            return match live.metadata.deletion_timestamp {
+                Some(_) => Err(Failure::Wait(format!("{called} is being deleted"))),
+                None => Ok(()),
+            };
+        }
+        let owners = live.owner_references();
+        let same_name = |it: &OwnerReference| it.kind == owner.kind && it.name == owner.name;
+        if owners.iter().any(same_name) {
+            return Err(Failure::Wait(format!(
+                "{called} is left of a cluster of the same name, and will be removed by Kubernetes"
+            )));
+        }
+        let of = owners.first().map_or(String::new(), |owner| {
+            format!(" (of {} {})", owner.kind, owner.name)
+        });
+        Err(Failure::Taken(format!("{called}{of}")))
     }
 
     /// Whether the same was applied to the very same object, and changed nothing: somebody, an admission webhook say, always
@@ -360,17 +391,4 @@ impl<S: Store> Apply<'_, '_, S> {
     pub(super) fn retains_groups(&self) -> bool {
         self.cluster.spec.storage.on_group_removal == Retention::Retain
     }
-}
-
-fn taken(kind: Kind, live: &DynamicObject) -> String {
-    let owner = live.owner_references().iter();
-    let owner = owner
-        .map(|owner| format!("{} {}", owner.kind, owner.name))
-        .next()
-        .unwrap_or_else(|| "nobody that the operator knows".to_owned());
-    format!(
-        "{} {} exists already and belongs to {owner}: delete it, or create this cluster under another name",
-        kind.name(),
-        live.name_any()
-    )
 }

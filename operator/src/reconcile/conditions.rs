@@ -78,7 +78,10 @@ fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
             (Some(false), why("Creating", waiting(facts)))
         };
     };
-    if owners(view).next().is_none() {
+    // A configuration alone serves nothing: a group must have taken over what it gives.
+    let mut phases = facts.plan.phases.values();
+    let serves = phases.any(|phase| matches!(phase, GroupPhase::Serving | GroupPhase::Draining));
+    if owners(view).next().is_none() || !serves {
         return (Some(false), why("Creating", waiting(facts)));
     }
     let health = &facts.look.health;
@@ -134,20 +137,24 @@ fn doing(facts: &Facts<'_>) -> Option<Why> {
         return Some(why("ScalingOut", message.trim_end()));
     }
     if let Some(groups) = in_phase(&[GroupPhase::Draining, GroupPhase::Removing]) {
-        return Some(why("ScalingIn", format!("{groups}. {}", moving(facts))));
+        let message = format!("{groups}. {}", moving(facts));
+        return Some(why("ScalingIn", message.trim_end()));
     }
-    rescaling(facts)
+    disappearing(facts)
+        .or_else(|| rescaling(facts))
         .or_else(|| rolling(facts))
         .or_else(|| rebalancing(facts))
         .or_else(|| {
-            let acted = facts.applied.acted;
-            acted.then(|| {
-                why(
-                    "RollingOut",
-                    "Objects of the cluster have just been changed.",
-                )
-            })
+            let rolled = facts.applied.rolled;
+            rolled.then(|| why("RollingOut", "StatefulSets have just been changed."))
         })
+}
+
+/// Objects that somebody deletes while they are needed.
+fn disappearing(facts: &Facts<'_>) -> Option<Why> {
+    let waits = &facts.applied.waits;
+    let message = format!("{}; it is created again then.", waits.join(", "));
+    (!waits.is_empty()).then(|| why("Creating", message))
 }
 
 /// Other than as many groups as are wanted, before any has been made or let go.
@@ -192,11 +199,18 @@ fn moving(facts: &Facts<'_>) -> String {
         let groups = listed(behind.into_iter().map(Part::Group));
         return format!("All shards have arrived; {groups} tidies up.");
     }
-    format!("{} shards are on their way.", view.moving)
+    match view.moving {
+        0 => String::new(),
+        1 => "1 shard is on its way.".to_owned(),
+        moving => format!("{moving} shards are on their way."),
+    }
 }
 
 /// What a cluster that doesn't serve yet waits for.
 fn waiting(facts: &Facts<'_>) -> String {
+    if !facts.applied.waits.is_empty() {
+        return format!("{}.", facts.applied.waits.join(", "));
+    }
     let message = match facts.view() {
         None if !facts.look.sets.contains_key(&Part::Controller) => {
             return "The controllers are being created.".to_owned();
@@ -274,13 +288,27 @@ fn lost(facts: &Facts<'_>) -> Vec<Why> {
 }
 
 fn refused(facts: &Facts<'_>) -> Vec<Why> {
-    let problems = facts.applied.problems.iter();
-    let ours = problems.filter(|problem| problem.reason != "StoreUnreachable");
-    ours.map(|problem| {
-        let message = problem.message.trim_end_matches('.');
-        (problem.reason, format!("{message}."))
-    })
-    .collect()
+    let of = |reason: &str| {
+        let problems = facts.applied.problems.iter();
+        let messages: Vec<&str> = problems
+            .filter(|problem| problem.reason == reason)
+            .map(|problem| problem.message.trim_end_matches('.'))
+            .collect();
+        (!messages.is_empty()).then(|| messages.join(", "))
+    };
+    let taken = of("NameTaken").map(|objects| {
+        let message = format!(
+            "{objects}: what is there already under these names isn't this cluster's, and is left alone. \
+             Delete it, or create the cluster under another name."
+        );
+        ("NameTaken", message)
+    });
+    let others =
+        ["ApplyRefused", "Refused"].map(|reason| Some((reason, format!("{}.", of(reason)?))));
+    taken
+        .into_iter()
+        .chain(others.into_iter().flatten())
+        .collect()
 }
 
 fn unreachable(facts: &Facts<'_>) -> Vec<Why> {

@@ -21,6 +21,8 @@ mod objects;
 mod pods;
 mod resource;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -309,24 +311,32 @@ fn next(told: &ShardKvClusterStatus, applied: &Applied, pace: Pace) -> (Outcome,
         let mut conditions = told.conditions.iter();
         conditions.any(|it| it.type_ == type_ && it.status == status)
     };
+    let soon = pace.idle.min(pace.busy * 5);
+    let changing = applied.acted || applied.unsettled;
+    let progressing = is(PROGRESSING, "True");
     let mut problems = applied.problems.iter();
     if problems.any(|problem| problem.reason != "StoreUnreachable") {
-        return (Outcome::Refused, pace.idle);
+        let pause = match (changing, progressing) {
+            (true, _) => pace.busy,
+            (false, true) => soon,
+            (false, false) => pace.idle,
+        };
+        return (Outcome::Refused, pause);
     }
-    if applied.acted || applied.unsettled || is(PROGRESSING, "True") {
+    if changing || progressing {
         return (Outcome::Busy, pace.busy);
     }
     if is(AVAILABLE, "True") && is(DEGRADED, "False") {
         return (Outcome::Idle, pace.idle);
     }
     // No object may change when the store recovers.
-    (Outcome::Idle, pace.idle.min(pace.busy * 5))
+    (Outcome::Idle, soon)
 }
 
 /// After a write to the resource itself that failed.
 fn again<S>(failure: Failure, context: &Context<S>) -> Result<(Outcome, Action), ReconcileError> {
     match failure {
-        Failure::Race => Ok((Outcome::Busy, Action::requeue(context.pace.busy))),
+        Failure::Race | Failure::Wait(_) => Ok((Outcome::Busy, Action::requeue(context.pace.busy))),
         Failure::Kube(error) => Err(error.into()),
         Failure::Refused(why) | Failure::Taken(why) => Err(ReconcileError::Refused(why)),
         Failure::Store(error) => Err(ReconcileError::Refused(error.to_string())),

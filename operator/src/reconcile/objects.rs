@@ -157,6 +157,8 @@ impl Wanted {
 pub(super) enum Failure {
     /// The world isn't any more what it was looked at as. The next round sees.
     Race,
+    /// Something must disappear first, which happens by itself.
+    Wait(String),
     /// The API server says no, and will say it again until a person changes something.
     Refused(String),
     /// The name belongs to an object that isn't ours.

@@ -1,0 +1,430 @@
+//! What people see, as a table: what there is on the left, what `kubectl get` and `kubectl describe` say on the right.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
+use super::apply::{Applied, Problem};
+use super::dereference::{Look, SetLook, observed};
+use super::pods::Trouble;
+use super::status::{Facts, invalid, status};
+use super::{Pace, next};
+use crate::build::Part;
+use crate::build::tests::named;
+use crate::crd::{GroupPhase, GroupStatus, ShardKvClusterStatus};
+use crate::metrics::Outcome;
+use crate::plan::{self, Intent, Object, Stage};
+use crate::store::{Health, StoreError, View};
+use crate::validate::{Cluster, Invalid};
+
+/// A cluster `a` with three nodes of each kind, and what is seen of it.
+struct Scene {
+    cluster: Cluster,
+    intent: Intent,
+    before: ShardKvClusterStatus,
+    look: Look,
+    applied: Applied,
+    stalled: Option<BTreeSet<u64>>,
+}
+
+fn set(stage: Stage, ready: i32) -> SetLook {
+    SetLook {
+        object: Object {
+            uid: "u".to_owned(),
+            version: "1".to_owned(),
+            terminating: false,
+        },
+        stage,
+        replicas: 3,
+        ready,
+        rolling: None,
+    }
+}
+
+fn led(pod: &str) -> Health {
+    Health {
+        leader: Some(pod.to_owned()),
+        answering: 3,
+        troubles: BTreeMap::new(),
+    }
+}
+
+impl Scene {
+    /// Nothing has been made yet.
+    fn new() -> Self {
+        Self {
+            cluster: named("a"),
+            intent: Intent::Run(2),
+            before: ShardKvClusterStatus::default(),
+            look: Look::default(),
+            applied: Applied::default(),
+            stalled: None,
+        }
+    }
+
+    /// Two groups serve six shards each, as they did before.
+    fn serving() -> Self {
+        let mut scene = Self::new();
+        scene.look.sets = [
+            (Part::Controller, set(Stage::Member, 3)),
+            (Part::Group(1), set(Stage::Member, 3)),
+            (Part::Group(2), set(Stage::Member, 3)),
+        ]
+        .into();
+        scene.look.health = [
+            (Part::Controller, led("a-controller-0")),
+            (Part::Group(1), led("a-group-1-0")),
+            (Part::Group(2), led("a-group-2-1")),
+        ]
+        .into();
+        scene.look.view = Some(Ok(View {
+            plan: plan::Store {
+                num: 5,
+                members: [1, 2].into(),
+                settled: [(1, 5), (2, 5)].into(),
+            },
+            shards: [(1, 6), (2, 6)].into(),
+            moving: 0,
+        }));
+        scene.before = scene.told();
+        scene
+    }
+
+    fn view(&mut self) -> &mut View {
+        self.look.view.as_mut().unwrap().as_mut().unwrap()
+    }
+
+    fn set(&mut self, part: Part) -> &mut SetLook {
+        self.look.sets.get_mut(&part).unwrap()
+    }
+
+    fn told(&self) -> ShardKvClusterStatus {
+        let seen = observed(&self.cluster, self.intent, &self.look, &self.before);
+        let facts = Facts {
+            cluster: &self.cluster,
+            intent: self.intent,
+            generation: Some(7),
+            before: &self.before,
+            look: &self.look,
+            plan: &plan::decide(&seen),
+            applied: &self.applied,
+            stalled: self.stalled.clone(),
+        };
+        status(&facts, &Time(Timestamp::from_second(1_000).unwrap()))
+    }
+
+    /// What people see: `Available`, `Progressing` and `Degraded`, each with its reason, and a part of the one message.
+    fn shows(&self, conditions: [&str; 3], message: &str) -> ShardKvClusterStatus {
+        let told = self.told();
+        let of = |type_: &str| {
+            let mut all = told.conditions.iter();
+            let condition = all.find(|it| it.type_ == type_).unwrap();
+            format!("{} {}", condition.status, condition.reason)
+        };
+        let shown = ["Available", "Progressing", "Degraded"].map(of);
+        assert_eq!(shown, conditions, "{:#?}", told.conditions);
+        let mut messages = told.conditions.iter().map(|it| it.message.as_str());
+        assert!(
+            messages.any(|it| it.contains(message)),
+            "{message}: {:#?}",
+            told.conditions
+        );
+        told
+    }
+}
+
+#[test]
+fn a_cluster_that_is_created() {
+    let mut scene = Scene::new();
+    let creating = ["False Creating", "True Creating", "False AsExpected"];
+    scene.shows(creating, "The controllers are being created.");
+    // Its pods start, and nobody answers yet: nothing is wrong with that.
+    scene.look.sets = [
+        (Part::Controller, set(Stage::Member, 1)),
+        (Part::Group(1), set(Stage::New, 0)),
+    ]
+    .into();
+    scene.look.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
+    let message = "Waiting for the controllers to answer. Pods ready: 1 of 3 of a-controller, 0 of 3 of a-group-1.";
+    let told = scene.shows(creating, message);
+    assert_eq!((told.replicas, told.config_num), (Some(0), None));
+    assert_eq!(told.groups[0].phase, GroupPhase::Provisioning);
+    // They are ready, and still don't answer the operator.
+    scene.set(Part::Controller).ready = 3;
+    let cut_off = ["False Creating", "True Creating", "True StoreUnreachable"];
+    scene.shows(cut_off, "can the operator reach port 7400");
+    scene.look.view = Some(Ok(View::default()));
+    scene.shows(creating, "Waiting for groups to elect leaders and join.");
+    // A configuration alone serves nothing.
+    scene.look.view = Some(Ok(View {
+        plan: plan::Store {
+            num: 1,
+            members: [1].into(),
+            settled: [(1, 0)].into(),
+        },
+        shards: [(1, 12)].into(),
+        moving: 12,
+    }));
+    scene.look.health = [(Part::Group(1), led("a-group-1-0"))].into();
+    let told = scene.shows(creating, "Waiting for them to serve their shards.");
+    assert_eq!((told.replicas, told.shards_moving), (Some(1), Some(12)));
+    assert_eq!(told.groups[0].phase, GroupPhase::Joining);
+}
+
+#[test]
+fn a_cluster_at_rest() {
+    let scene = Scene::serving();
+    let resting = ["True AllServing", "False Stable", "False AsExpected"];
+    let told = scene.shows(resting, "every group that owns shards has a leader");
+    let group = |gid, pod: &str| GroupStatus {
+        gid,
+        phase: GroupPhase::Serving,
+        ready_replicas: 3,
+        leader: Some(pod.to_owned()),
+        shards: 6,
+    };
+    assert_eq!(
+        told.groups,
+        [group(1, "a-group-1-0"), group(2, "a-group-2-1")]
+    );
+    assert_eq!(told.observed_generation, Some(7));
+    assert_eq!((told.config_num, told.replicas), (Some(5), Some(2)));
+    assert_eq!(told.endpoint.as_deref(), Some("a-client.default.svc:7400"));
+    let selector = told.selector.as_deref().unwrap();
+    assert!(selector.contains("app.kubernetes.io/component=group"));
+    assert_eq!(told, scene.before, "nothing to write");
+}
+
+#[test]
+fn groups_that_come_and_go() {
+    let mut scene = Scene::serving();
+    scene.intent = Intent::Run(3);
+    let out = ["True AllServing", "True ScalingOut", "False AsExpected"];
+    scene.shows(out, "There are 2 groups; 3 are wanted.");
+    scene.look.sets.insert(Part::Group(3), set(Stage::New, 1));
+    scene.shows(
+        out,
+        "group 3 is Provisioning. Pods ready: 1 of 3 of a-group-3.",
+    );
+
+    let mut scene = Scene::serving();
+    scene.intent = Intent::Run(1);
+    let back = ["True AllServing", "True ScalingIn", "False AsExpected"];
+    scene.shows(back, "group 2 is Draining.");
+    scene.set(Part::Group(2)).stage = Stage::Leaving;
+    let view = scene.view();
+    view.plan.num = 6;
+    view.plan.members = [1].into();
+    view.shards = [(1, 12)].into();
+    view.moving = 4;
+    let told = scene.shows(back, "group 2 is Draining. 4 shards are on their way.");
+    assert_eq!(told.replicas, Some(1));
+    let view = scene.view();
+    view.plan.settled = [(1, 6)].into();
+    view.moving = 0;
+    scene.shows(back, "group 2 is Removing");
+}
+
+#[test]
+fn a_store_that_does_not_answer() {
+    let mut scene = Scene::serving();
+    scene.look.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
+    let message = "The controllers don't answer. Their pods are ready";
+    let told = scene.shows(
+        [
+            "Unknown StoreUnreachable",
+            "False Stable",
+            "True StoreUnreachable",
+        ],
+        message,
+    );
+    let kept = |it: &ShardKvClusterStatus| (it.config_num, it.replicas, it.shards_moving);
+    assert_eq!(kept(&told), kept(&scene.before));
+    assert_eq!(told.groups, scene.before.groups, "what was last known");
+    // Whoever leads can't be told when nobody answers.
+    scene.look.health.clear();
+    assert_eq!(scene.told().groups[0].leader, None);
+}
+
+#[test]
+fn a_group_without_a_leader() {
+    let mut scene = Scene::serving();
+    scene.look.health.insert(Part::Group(2), Health::default());
+    scene.set(Part::Group(2)).ready = 1;
+    scene.shows(
+        ["False NoLeader", "False Stable", "True PodsNotReady"],
+        "No leader, so no quorum, is seen in group 2",
+    );
+    // One that owns nothing is missed by nobody.
+    scene.view().shards = [(1, 12), (2, 0)].into();
+    scene.shows(
+        ["True AllServing", "False Stable", "True PodsNotReady"],
+        "Pods ready: 1 of 3 of a-group-2.",
+    );
+}
+
+#[test]
+fn pods_that_do_not_run() {
+    let mut scene = Scene::serving();
+    scene.set(Part::Group(1)).ready = 2;
+    let degraded = ["True AllServing", "False Stable", "True PodsNotReady"];
+    scene.shows(degraded, "Pods ready: 2 of 3 of a-group-1.");
+    // One at a time is away while pods are replaced.
+    scene.set(Part::Group(1)).rolling = Some(1);
+    scene.shows(
+        ["True AllServing", "True RollingOut", "False AsExpected"],
+        "1 of 3 pods of a-group-1 are of the latest revision.",
+    );
+    let trouble = Trouble {
+        pod: "a-group-1-2".to_owned(),
+        why: "ImagePullBackOff of b:1".to_owned(),
+    };
+    scene.look.pods = [(Part::Group(1), vec![trouble])].into();
+    let stuck = ["True AllServing", "True RollingOut", "True PodsNotReady"];
+    scene.shows(stuck, "Pod a-group-1-2: ImagePullBackOff of b:1.");
+}
+
+#[test]
+fn shards_that_move_or_do_not() {
+    let mut scene = Scene::serving();
+    scene.view().moving = 1;
+    let moving = ["True AllServing", "True Rebalancing", "False AsExpected"];
+    scene.shows(moving, "1 shard is on its way.");
+    scene.view().moving = 0;
+    scene.view().plan.settled.insert(2, 4);
+    scene.shows(moving, "All shards have arrived; group 2 tidies up.");
+    scene.stalled = Some([2].into());
+    scene.shows(
+        ["True AllServing", "True Rebalancing", "True Stalled"],
+        "Waiting for group 2: look at the logs",
+    );
+}
+
+#[test]
+fn what_is_refused_and_what_is_lost() {
+    let mut scene = Scene::serving();
+    let problem = |reason, message: &str| Problem {
+        reason,
+        message: message.to_owned(),
+    };
+    scene.applied.problems = vec![
+        problem("ApplyRefused", "StatefulSet.apps \"a-group-1\" is invalid"),
+        problem("NameTaken", "Service a-client"),
+        problem("NameTaken", "ConfigMap a-config (of Deployment b)"),
+    ];
+    let taken = ["True AllServing", "False Stable", "True NameTaken"];
+    scene.shows(
+        taken,
+        "Service a-client, ConfigMap a-config (of Deployment b): what is there",
+    );
+    scene.shows(taken, "is invalid.");
+    scene.applied.problems.truncate(1);
+    scene.shows(
+        ["True AllServing", "False Stable", "True ApplyRefused"],
+        "is invalid.",
+    );
+
+    let mut scene = Scene::serving();
+    scene.view().plan = plan::Store::default();
+    scene.view().shards.clear();
+    scene.shows(
+        ["False Creating", "False GroupsLost", "True GroupsLost"],
+        "The controllers don't know group 1, group 2, which were members",
+    );
+}
+
+#[test]
+fn what_disappears_first() {
+    let mut scene = Scene::new();
+    scene.applied.waits = vec!["ConfigMap a-config is being deleted".to_owned()];
+    let creating = ["False Creating", "True Creating", "False AsExpected"];
+    scene.shows(creating, "ConfigMap a-config is being deleted.");
+    let mut scene = Scene::serving();
+    scene.applied.waits = vec!["Service a-client is being deleted".to_owned()];
+    scene.shows(
+        ["True AllServing", "True Creating", "False AsExpected"],
+        "Service a-client is being deleted; it is created again then.",
+    );
+}
+
+#[test]
+fn a_pause_and_the_end() {
+    let mut scene = Scene::serving();
+    scene.intent = Intent::Pause;
+    scene.set(Part::Group(2)).stage = Stage::Leaving;
+    let told = scene.shows(
+        ["True AllServing", "False Paused", "False AsExpected"],
+        "spec.paused is true",
+    );
+    let paused = told.conditions.iter().find(|it| it.type_ == "Paused");
+    assert_eq!(paused.unwrap().status, "True");
+
+    let mut scene = Scene::serving();
+    scene.intent = Intent::Delete;
+    scene.look.view = None;
+    scene.look.health.clear();
+    let told = scene.shows(
+        ["False Deleting", "True Deleting", "False AsExpected"],
+        "3 StatefulSets are left.",
+    );
+    assert_eq!(told.groups[0].phase, GroupPhase::Removing);
+}
+
+#[test]
+fn a_spec_that_makes_no_sense() {
+    let before = Scene::serving().before;
+    let why = Invalid::Name("a.b".to_owned());
+    let now = Time(Timestamp::from_second(2_000).unwrap());
+    let told = invalid(&before, Some(8), &why, &now);
+    assert_eq!(
+        (told.observed_generation, &told.groups),
+        (Some(8), &before.groups)
+    );
+    let shown: Vec<_> = told
+        .conditions
+        .iter()
+        .map(|it| (it.type_.as_str(), it.status.as_str(), it.reason.as_str()))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("Available", "Unknown", "InvalidSpec"),
+            ("Degraded", "True", "InvalidSpec"),
+            ("Paused", "False", "Running"),
+            ("Progressing", "False", "InvalidSpec"),
+        ]
+    );
+}
+
+#[test]
+fn how_soon_is_looked_again() {
+    let seconds = |scene: &Scene| {
+        let (outcome, pause) = next(&scene.told(), &scene.applied, Pace::default());
+        (outcome, pause.as_secs())
+    };
+    let mut scene = Scene::serving();
+    assert_eq!(seconds(&scene), (Outcome::Idle, 15));
+    scene.applied.unsettled = true;
+    assert_eq!(seconds(&scene), (Outcome::Busy, 1));
+    scene.applied.unsettled = false;
+    scene.view().moving = 1;
+    assert_eq!(seconds(&scene), (Outcome::Busy, 1));
+    scene.view().moving = 0;
+    scene.look.health.clear();
+    assert_eq!(
+        seconds(&scene),
+        (Outcome::Idle, 5),
+        "a leader may come back unseen"
+    );
+
+    let mut scene = Scene::serving();
+    let message = String::new();
+    let reason = "ApplyRefused";
+    scene.applied.problems = vec![Problem { reason, message }];
+    assert_eq!(seconds(&scene), (Outcome::Refused, 15));
+    scene.view().moving = 1;
+    assert_eq!(seconds(&scene), (Outcome::Refused, 5));
+    scene.applied.acted = true;
+    assert_eq!(seconds(&scene), (Outcome::Refused, 1));
+}
