@@ -10,6 +10,7 @@ busybox_image=docker.io/library/busybox:1
 # The two images without which no pod and no volume can be: the holder of a pod's namespaces, and a shell.
 images_up() {
     mkdir -p "$archives"
+    rm -rf "$cache"/basic.??????
     archive_of pause "$pause_image" "$cache/bin/pause" '["/pause"]' pause_layer
     archive_of busybox "$busybox_image" "$busybox" '["/bin/sh"]' busybox_layer
 }
@@ -34,7 +35,7 @@ archive_of() {
     if archive_is "$name" "$stamp"; then
         return 0
     fi
-    work=$(mktemp -d "$cache/images.XXXXXX")
+    work=$(mktemp -d "$cache/basic.XXXXXX")
     mkdir "$work/layer"
     "$fill" "$work/layer"
     tar -C "$work/layer" --owner=0 --group=0 --numeric-owner --sort=name --mtime=@0 -cf "$work/layer.tar" .
