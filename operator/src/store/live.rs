@@ -68,7 +68,10 @@ impl LiveStore {
 
     /// The cluster's client: kept from before, or made now. Reaches no node by itself.
     fn client(&self, cluster: &Cluster) -> Result<Client, StoreError> {
-        let now = Instant::now();
+        self.client_at(cluster, Instant::now())
+    }
+
+    fn client_at(&self, cluster: &Cluster, now: Instant) -> Result<Client, StoreError> {
         let mut clients = self.lock();
         if let Some(kept) = clients.get_mut(&key(cluster)) {
             kept.used = now;
@@ -319,4 +322,4 @@ fn health<'a>(all: usize, nodes: impl Iterator<Item = (&'a str, &'a NodeStatus)>
 const DISK_FULL: &str = "its disk is nearly full: writes are refused, reads and deletes still work";
 
 #[cfg(test)]
-mod tests {}
+mod tests;

@@ -1,0 +1,405 @@
+use client::{ClusterId, ConfigNum, GroupProgress, ShardConfig, ShardStatus};
+
+use super::*;
+use crate::build::tests::named;
+
+/// A configuration with a number, runs of shards, and what the controllers know of groups: gid, settled, left in.
+fn told(num: u64, owners: &[(u32, u64)], progress: &[(u64, u64, u64)]) -> ConfigView {
+    let groups = owners.iter().filter(|(_, gid)| *gid != 0);
+    let groups = groups.map(|(_, gid)| (Gid(*gid), vec![format!("g{gid}:1")]));
+    let owners = owners.iter().map(|(count, gid)| (*count, Gid(*gid)));
+    let progress = progress.iter().map(|&(gid, settled, left)| GroupProgress {
+        gid: Gid(gid),
+        settled: ConfigNum(settled),
+        left_in: (left != 0).then_some(ConfigNum(left)),
+    });
+    ConfigView {
+        config: ShardConfig::new(ConfigNum(num), groups.collect(), owners).unwrap(),
+        latest: ConfigNum(num),
+        oldest: ConfigNum(0),
+        cluster_id: ClusterId(1),
+        progress: progress.collect(),
+    }
+}
+
+fn group(gid: u64, shards: &[(u32, ShardState)]) -> (Gid, Result<GroupShards, Error>) {
+    let status = |&(shard, state): &(u32, ShardState)| ShardStatus {
+        shard: ShardId(shard),
+        state,
+        config_num: ConfigNum(0),
+        other_gid: None,
+        keys: 0,
+        bytes: 0,
+        handoff_age: None,
+        waits_for: None,
+        queued: Vec::new(),
+        pulled_bytes: 0,
+    };
+    let shards = GroupShards {
+        gid: Gid(gid),
+        config_num: ConfigNum(0),
+        settled: ConfigNum(0),
+        shards: shards.iter().map(status).collect(),
+    };
+    (Gid(gid), Ok(shards))
+}
+
+fn node(id: u64, role: Role, term: u64, leader: u64) -> NodeStatus {
+    NodeStatus {
+        version: String::new(),
+        cluster_id: String::new(),
+        gid: Gid(1),
+        node_id: NodeId(id),
+        address: String::new(),
+        role,
+        term,
+        leader_id: (leader != 0).then_some(NodeId(leader)),
+        leader_address: None,
+        commit_index: 0,
+        last_applied: 0,
+        first_index: 0,
+        last_index: 0,
+        members: Vec::new(),
+        shards: 8,
+        log_bytes: 0,
+        state_bytes: 0,
+        disk_full: false,
+        trouble: None,
+        kind: GroupKind::Shards,
+        config_num: ConfigNum(0),
+        settled: ConfigNum(0),
+    }
+}
+
+#[test]
+fn what_controllers_say_is_told_without_groups_that_are_drained() {
+    let told = told(
+        7,
+        &[(5, 1), (2, 2), (1, 1)],
+        &[(1, 7, 0), (2, 6, 0), (3, 5, 6), (4, 6, 6)],
+    );
+    let view = view(&told);
+    assert_eq!(view.plan.num, 7);
+    assert_eq!(view.plan.members, [1, 2].into());
+    assert_eq!(
+        view.plan.settled,
+        [(1, 7), (2, 6), (3, 5)].into(),
+        "4 is drained"
+    );
+    assert_eq!(view.shards, [(1, 6), (2, 2)].into());
+}
+
+#[test]
+fn a_store_that_no_group_has_joined_has_neither_members_nor_shards() {
+    assert_eq!(view(&told(0, &[(8, 0)], &[])), View::default());
+}
+
+#[test]
+fn a_member_without_shards_counts_as_one() {
+    let groups = [Gid(1), Gid(2)].map(|gid| (gid, vec![format!("g{}:1", gid.0)]));
+    let mut told = told(1, &[(8, 1)], &[(1, 1, 0), (2, 1, 0)]);
+    told.config = ShardConfig::new(ConfigNum(1), groups.into(), [(8, Gid(1))]).unwrap();
+    assert_eq!(view(&told).shards, [(1, 8), (2, 0)].into());
+}
+
+#[test]
+fn shards_are_on_their_way_until_their_new_owner_serves_them() {
+    use ShardState::{Fenced, Owed, Pulling, Serving};
+    // Four shards each; 2 has joined in configuration 2.
+    let owners = [(4, 1), (4, 2)];
+    let behind = told(2, &owners, &[(1, 1, 0), (2, 1, 0)]);
+    let pulls = group(2, &[(4, Serving), (5, Pulling)]);
+    let gives = group(
+        1,
+        &[
+            (0, Serving),
+            (1, Serving),
+            (2, Serving),
+            (3, Serving),
+            (4, Owed),
+            (5, Fenced),
+        ],
+    );
+    let silent = |gid| {
+        (
+            Gid(gid),
+            Err(Error::Closed {
+                maybe_applied: false,
+            }),
+        )
+    };
+    for (name, told, said, moving_now) in [
+        (
+            "all is done",
+            told(2, &owners, &[(1, 2, 0), (2, 2, 0)]),
+            vec![],
+            0,
+        ),
+        (
+            "one serves, one is pulled, of two it hasn't heard",
+            behind.clone(),
+            vec![gives.clone(), pulls.clone()],
+            3,
+        ),
+        (
+            "the new owner has not heard of it",
+            behind.clone(),
+            vec![gives.clone(), group(2, &[])],
+            4,
+        ),
+        (
+            "the new owner is silent",
+            behind.clone(),
+            vec![gives, silent(2)],
+            4,
+        ),
+        ("nobody answers", behind, vec![], 8),
+        (
+            "only the new owner is behind",
+            told(2, &owners, &[(1, 2, 0), (2, 1, 0)]),
+            vec![pulls],
+            3,
+        ),
+        (
+            "one that left is behind; what it had moves to the others",
+            told(3, &[(8, 1)], &[(1, 2, 0), (2, 2, 3)]),
+            vec![group(1, &[(0, Serving)])],
+            7,
+        ),
+    ] {
+        assert_eq!(
+            moving(&told, &said.into_iter().collect()),
+            moving_now,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn one_leads_when_it_says_so_and_a_majority_agrees() {
+    use Role::{Candidate, Follower, Leader};
+    for (name, all, nodes, leader) in [
+        (
+            "all agree",
+            3,
+            vec![
+                node(1, Leader, 5, 1),
+                node(2, Follower, 5, 1),
+                node(3, Follower, 5, 1),
+            ],
+            Some("a"),
+        ),
+        (
+            "two of three",
+            3,
+            vec![node(1, Follower, 5, 2), node(2, Leader, 5, 2)],
+            Some("b"),
+        ),
+        (
+            "alone it has no quorum",
+            3,
+            vec![node(1, Leader, 5, 1)],
+            None,
+        ),
+        (
+            "alone in a group of one it has",
+            1,
+            vec![node(1, Leader, 1, 1)],
+            Some("a"),
+        ),
+        (
+            "the leader itself doesn't answer",
+            3,
+            vec![node(2, Follower, 5, 1), node(3, Follower, 5, 1)],
+            None,
+        ),
+        (
+            "nobody leads",
+            3,
+            vec![
+                node(1, Candidate, 6, 0),
+                node(2, Follower, 6, 0),
+                node(3, Follower, 6, 0),
+            ],
+            None,
+        ),
+        (
+            "an old leader that doesn't know it yet",
+            3,
+            vec![
+                node(1, Leader, 5, 1),
+                node(2, Leader, 6, 2),
+                node(3, Follower, 6, 2),
+            ],
+            Some("b"),
+        ),
+        (
+            "followers are in another term",
+            3,
+            vec![
+                node(1, Leader, 5, 1),
+                node(2, Follower, 6, 1),
+                node(3, Follower, 4, 1),
+            ],
+            None,
+        ),
+        (
+            "three of five",
+            5,
+            vec![
+                node(1, Leader, 5, 1),
+                node(2, Follower, 5, 1),
+                node(3, Follower, 5, 1),
+            ],
+            Some("a"),
+        ),
+        (
+            "two of five",
+            5,
+            vec![node(1, Leader, 5, 1), node(2, Follower, 5, 1)],
+            None,
+        ),
+        ("nobody answers", 3, vec![], None),
+    ] {
+        let told = health(all, ["a", "b", "c"].into_iter().zip(&nodes));
+        assert_eq!(told.leader.as_deref(), leader, "{name}");
+        assert_eq!(told.answering as usize, nodes.len(), "{name}");
+        assert!(told.troubles.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn nodes_say_what_is_wrong_with_them() {
+    let full = NodeStatus {
+        disk_full: true,
+        ..node(1, Role::Leader, 1, 1)
+    };
+    let ill = NodeStatus {
+        trouble: Some("its data are damaged".to_owned()),
+        disk_full: true,
+        ..node(2, Role::Follower, 1, 1)
+    };
+    let well = node(3, Role::Follower, 1, 1);
+    let told = health(3, [("a", &full), ("b", &ill), ("c", &well)].into_iter());
+    let troubles = [("a", DISK_FULL), ("b", "its data are damaged")];
+    let troubles = troubles.map(|(pod, what)| (pod.to_owned(), what.to_owned()));
+    assert_eq!(told.troubles, troubles.into());
+}
+
+#[test]
+fn a_stranger_at_an_old_address_is_not_believed() {
+    let shards = node(1, Role::Leader, 1, 1);
+    let controller = NodeStatus {
+        kind: GroupKind::Controller,
+        ..shards.clone()
+    };
+    let alone = NodeStatus {
+        kind: GroupKind::Standalone,
+        ..shards.clone()
+    };
+    for (part, status, is_one) in [
+        (Part::Group(1), &shards, true),
+        (Part::Group(2), &shards, false),
+        (Part::Group(1), &controller, false),
+        (Part::Group(1), &alone, false),
+        (Part::Controller, &controller, true),
+        (Part::Controller, &shards, false),
+    ] {
+        assert_eq!(is_of(part, status), is_one, "{part:?} {:?}", status.kind);
+    }
+}
+
+#[test]
+fn a_no_is_told_from_no_answer() {
+    let text = || "x".to_owned();
+    let refused = [
+        Error::Conflict {
+            what: text(),
+            message: text(),
+        },
+        Error::NotFound {
+            what: text(),
+            message: text(),
+        },
+        Error::BadRequest {
+            field: text(),
+            message: text(),
+        },
+        Error::WrongCluster {
+            expected: text(),
+            actual: text(),
+        },
+    ];
+    assert!(
+        refused
+            .iter()
+            .all(|it| matches!(refusal(it), StoreError::Refused(_)))
+    );
+    let unreachable = [
+        Error::Timeout {
+            maybe_applied: true,
+            after: VIEW,
+            last: text(),
+        },
+        Error::OutcomeUnknown { reason: text() },
+        Error::Unavailable {
+            address: text(),
+            message: text(),
+            maybe_applied: false,
+        },
+        Error::Closed {
+            maybe_applied: false,
+        },
+    ];
+    assert!(
+        unreachable
+            .iter()
+            .all(|it| matches!(refusal(it), StoreError::Unreachable(_)))
+    );
+}
+
+#[test]
+fn a_pod_is_the_first_label_of_its_address() {
+    let cluster = named("demo");
+    let pods: Vec<_> = nodes(&cluster, &[Part::Controller, Part::Group(12)].into());
+    let pods: Vec<_> = pods.iter().map(|(_, address)| pod(address)).collect();
+    let expected = [
+        "demo-controller-0",
+        "demo-controller-1",
+        "demo-controller-2",
+        "demo-group-12-0",
+        "demo-group-12-1",
+        "demo-group-12-2",
+    ];
+    assert_eq!(pods, expected);
+}
+
+#[tokio::test]
+async fn a_cluster_has_one_client_for_as_long_as_it_is_in_use() {
+    let store = LiveStore::new(Arc::default());
+    let keys = || {
+        let mut names: Vec<_> = store.lock().keys().map(|key| key.name.clone()).collect();
+        names.sort();
+        names
+    };
+    let begun = Instant::now();
+    let use_at = |cluster: &Cluster, halves| {
+        store
+            .client_at(cluster, begun + UNUSED / 2 * halves)
+            .unwrap();
+    };
+    let (a, b, c) = (named("a"), named("b"), named("c"));
+    use_at(&a, 0);
+    use_at(&b, 0);
+    use_at(&a, 1);
+    assert_eq!(keys(), ["a", "b"]);
+    use_at(&c, 2);
+    assert_eq!(keys(), ["a", "c"], "nobody has used b");
+    let mut again = a.clone();
+    again.owner.uid = "another".to_owned();
+    use_at(&again, 2);
+    assert_eq!(keys(), ["a", "a", "c"], "it was made anew");
+    store.forget(&a);
+    store.forget(&b);
+    assert_eq!(keys(), ["a", "c"]);
+}
