@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the end-to-end tests: `make e2e`. Without KUBECONFIG on the three-node Kubernetes of deploy/kube, which is started, and ended
 # again unless it ran already; with KUBECONFIG on that one, with the images IMAGE and OPERATOR_IMAGE. Arguments go to
-# the test program: names of tests, --nocapture.
+# the test program: names of tests, --nocapture. Without any, the charts' lives come first.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -41,6 +41,9 @@ fi
 if helm status shardkv-operator --namespace shardkv-system >/dev/null 2>&1; then
     say "the operator is installed already: \`helm uninstall shardkv-operator -n shardkv-system\` first" >&2
     exit 1
+fi
+if [ $# -eq 0 ]; then
+    .ci/charts/lifecycle
 fi
 tested=1
 # Two at a time: what they do is mostly wait for pods.
