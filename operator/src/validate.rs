@@ -6,7 +6,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
-use crate::crd::{ShardKvCluster, ShardKvClusterSpec};
+use crate::crd::{Amount, ShardKvCluster, ShardKvClusterSpec};
 
 /// A cluster to build. The fields that need no check are read from `spec`.
 ///
@@ -50,6 +50,14 @@ pub enum Invalid {
         /// What may.
         expected: &'static str,
     },
+    /// An amount is none.
+    #[error("{field} is `{value}` and must be an amount such as 500m, 2 or 4Gi")]
+    Amount {
+        /// Where, as a path in the resource.
+        field: String,
+        /// What stands there.
+        value: String,
+    },
 }
 
 /// Checks a resource.
@@ -60,6 +68,7 @@ pub fn validate(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
     if !is_service_name(&name) {
         return Err(Invalid::Name(name));
     }
+    amounts(spec)?;
     Ok(Cluster {
         name,
         namespace: meta
@@ -117,6 +126,35 @@ fn odd(field: &'static str, value: i32) -> Result<i32, Invalid> {
     })
 }
 
+/// The API server can't say what is wrong with an amount that it meets in a pod's template.
+fn amounts(spec: &ShardKvClusterSpec) -> Result<(), Invalid> {
+    let size = |field: &str, size: &str| (field.to_owned(), Amount(size.to_owned()));
+    let sizes = [
+        size("spec.storage.size", &spec.storage.size),
+        size("spec.controllers.size", &spec.controllers.size),
+    ];
+    let resources = [
+        ("spec.resources", &spec.resources),
+        ("spec.controllers.resources", &spec.controllers.resources),
+    ];
+    let resources = resources.into_iter().flat_map(|(field, resources)| {
+        let kinds = [
+            ("requests", &resources.requests),
+            ("limits", &resources.limits),
+        ];
+        let amounts = kinds.into_iter().flat_map(|(kind, map)| {
+            map.iter()
+                .map(move |(name, amount)| (kind, name, amount.clone()))
+        });
+        amounts.map(move |(kind, name, amount)| (format!("{field}.{kind}.{name}"), amount))
+    });
+    let mut all = sizes.into_iter().chain(resources);
+    match all.find(|(_, amount)| !amount.is_valid()) {
+        Some((field, Amount(value))) => Err(Invalid::Amount { field, value }),
+        None => Ok(()),
+    }
+}
+
 fn is_service_name(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -161,6 +199,20 @@ mod tests {
         bad(
             |it| it.spec.controllers.replicas = 9,
             "controllers.replicas is 9",
+        );
+        bad(
+            |it| it.spec.storage.size = "10 GB".to_owned(),
+            "spec.storage.size is `10 GB`",
+        );
+        bad(
+            |it| {
+                it.spec
+                    .controllers
+                    .resources
+                    .limits
+                    .insert("cpu".to_owned(), Amount("many".to_owned()));
+            },
+            "spec.controllers.resources.limits.cpu is `many`",
         );
         bad(|it| it.metadata.uid = None, "metadata.uid");
         bad(

@@ -8,6 +8,7 @@
 //! A field that an operator doesn't know is ignored by it, never an error: a newer definition must not blind an older operator.
 //! Misspelt fields are refused where people make them, by the strict validation of `kubectl` and of the API server.
 
+mod amount;
 pub mod condition;
 #[expect(
     unreachable_pub,
@@ -29,6 +30,7 @@ mod tests;
 
 use kube::CustomResourceExt;
 
+pub use amount::Amount;
 pub use options::NodeOptions;
 pub use spec::{
     ControllersSpec, DisruptionSpec, ImagePullPolicy, PodTemplateSpec, PullSecret, Resources,

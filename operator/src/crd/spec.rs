@@ -9,6 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::amount::Amount;
 use super::{NodeOptions, ShardKvClusterStatus};
 
 /// A sharded, linearizable key-value store.
@@ -218,21 +219,21 @@ pub struct Resources {
     /// What is reserved for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
-    pub requests: BTreeMap<String, String>,
+    pub requests: BTreeMap<String, Amount>,
 
     /// The most that it gets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
-    pub limits: BTreeMap<String, String>,
+    pub limits: BTreeMap<String, Amount>,
 }
 
 impl From<&Resources> for ResourceRequirements {
     fn from(resources: &Resources) -> Self {
         use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-        let map = |map: &BTreeMap<String, String>| {
+        let map = |map: &BTreeMap<String, Amount>| {
             let map = map
                 .iter()
-                .map(|(name, amount)| (name.clone(), Quantity(amount.clone())));
+                .map(|(name, amount)| (name.clone(), Quantity(amount.0.clone())));
             Some(map.collect())
         };
         Self {
@@ -366,7 +367,7 @@ impl Default for ShardKvClusterSpec {
 
 /// What holds where the user says nothing.
 mod defaults {
-    use super::Resources;
+    use super::{Amount, Resources};
 
     pub(super) fn groups() -> i32 {
         1
@@ -405,7 +406,7 @@ mod defaults {
     }
 
     fn resources(cpu: &str, memory: &str, most_memory: &str) -> Resources {
-        let pair = |name: &str, amount: &str| (name.to_owned(), amount.to_owned());
+        let pair = |name: &str, amount: &str| (name.to_owned(), Amount(amount.to_owned()));
         Resources {
             requests: [pair("cpu", cpu), pair("memory", memory)].into(),
             limits: [pair("memory", most_memory)].into(),
