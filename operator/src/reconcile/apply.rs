@@ -154,12 +154,21 @@ impl<S: Store> Apply<'_, '_, S> {
 
     /// Brings the objects of all StatefulSets that are there up to date.
     async fn refresh(&mut self) -> Result<(), kube::Error> {
-        let sets = self.look.sets.iter();
-        let parts: Vec<(Part, Stage)> = sets
-            .filter(|(_, set)| !set.object.terminating)
-            .map(|(part, set)| (*part, set.stage))
+        let sets: Vec<_> = self
+            .look
+            .sets
+            .iter()
+            .map(|(part, set)| (*part, set.clone()))
             .collect();
-        for (part, stage) in parts {
+        for (part, set) in sets {
+            if set.object.terminating {
+                let name = names::part(self.cluster, part);
+                self.done
+                    .waits
+                    .push(format!("StatefulSet {name} is being deleted"));
+                continue;
+            }
+            let stage = set.stage;
             let nodes = match part {
                 Part::Controller => build::controllers(self.cluster),
                 Part::Group(gid) => build::group(self.cluster, gid, stage),

@@ -50,7 +50,7 @@ pub(super) struct SetLook {
     /// How many pods there are to be.
     pub(super) replicas: i32,
     pub(super) ready: i32,
-    /// How many pods are of the latest revision, while there are others.
+    /// How many pods are of the latest revision, until all are, and ready.
     pub(super) rolling: Option<i32>,
 }
 
@@ -154,7 +154,8 @@ fn set_look(set: &StatefulSet) -> SetLook {
     // Without a status nobody has looked at the StatefulSet yet; that it is new, all know from elsewhere.
     let unseen = status.observed_generation < set.metadata.generation;
     let updated = status.updated_replicas.unwrap_or(0);
-    let mixed = status.update_revision != status.current_revision && updated < replicas;
+    // They are the same again when all pods are of the latest revision, and ready.
+    let mixed = status.update_revision != status.current_revision;
     let rolling = (status.observed_generation.is_some() && (unseen || mixed))
         .then_some(if unseen { 0 } else { updated });
     SetLook {

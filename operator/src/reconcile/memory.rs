@@ -57,7 +57,10 @@ impl Memory {
 
     /// A round went well.
     pub(super) fn succeeded(&self, namespace: &str, name: &str) {
-        self.of(namespace, name, |it| it.failures = 0);
+        let key = (namespace.to_owned(), name.to_owned());
+        if let Some(it) = self.lock().get_mut(&key) {
+            it.failures = 0;
+        }
     }
 
     /// A cluster is gone.
@@ -100,6 +103,7 @@ mod tests {
         assert_eq!(memory.failed("ns", "a").as_secs(), 1);
         memory.forget("ns", "a");
         memory.forget("ns", "b");
+        memory.succeeded("ns", "b");
         assert!(memory.lock().is_empty());
     }
 }

@@ -174,7 +174,9 @@ impl From<kube::Error> for Failure {
         match error {
             kube::Error::Api(status) => match status.code {
                 404 | 409 | 410 => Self::Race,
-                400 | 403 | 405 | 413 | 415 | 422 => Self::Refused(status.message.clone()),
+                // 500 stands for what the API server can't make sense of, and for webhooks that don't answer: it concerns this
+                // object, and a person, not the whole round.
+                400 | 403 | 405 | 413 | 415 | 422 | 500 => Self::Refused(status.message.clone()),
                 _ => Self::Kube(kube::Error::Api(status)),
             },
             error => Self::Kube(error),
