@@ -1,11 +1,15 @@
-//! Writes the definitions of our resources into a folder: `crdgen [folder]`, by default `crds`.
+//! Writes what is generated from our resources into a checkout: `crdgen [folder]`, by default the current one. The definitions go
+//! into `crds/`, their reference to `docs/reference.md`.
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use shardkv_operator::{crd, reference};
 
 fn main() -> ExitCode {
     let folder = std::env::args_os().nth(1);
-    let folder = folder.map_or_else(|| PathBuf::from("crds"), PathBuf::from);
+    let folder = folder.map_or_else(|| PathBuf::from("."), PathBuf::from);
     match write(&folder) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -15,10 +19,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn write(folder: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
-    std::fs::create_dir_all(folder)?;
-    for (name, text) in shardkv_operator::crd::definitions()? {
-        std::fs::write(folder.join(name), text)?;
+fn write(folder: &Path) -> Result<(), Box<dyn Error>> {
+    let definitions = crd::definitions()?.into_iter();
+    let definitions = definitions.map(|(name, text)| (Path::new("crds").join(name), text));
+    let reference = (PathBuf::from(reference::FILE), reference::page()?);
+    for (name, text) in definitions.chain([reference]) {
+        let file = folder.join(name);
+        if let Some(parent) = file.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(file, text)?;
     }
     Ok(())
 }

@@ -1,0 +1,352 @@
+//! The reference of the resource, written from its definition: `docs/reference.md`.
+//!
+//! What the schema knows (fields, types, bounds, defaults, rules, explanations) is read from it; what it doesn't (reasons and
+//! events) stands here as tables, which are tested against the code that tells them.
+
+#[cfg(test)]
+mod tests;
+mod told;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use kube::CustomResourceExt as _;
+use schemars::schema_for;
+use serde_json::Value;
+
+use crate::crd::{GroupPhase, ImagePullPolicy, Retention, ShardKvCluster};
+
+/// Where the page lies in the repository.
+pub const FILE: &str = "docs/reference.md";
+
+const HEAD: &str = "\
+<!-- Generated from operator/src/crd by `cargo run -p shardkv-operator --bin crdgen`: do not edit. -->
+# ShardKvCluster
+
+`shardkv.io/v1alpha1`, namespaced; short name `skv`. `kubectl explain skv.spec` tells the same about fields.
+
+A resource with nothing in its spec is a whole cluster:
+
+```yaml
+apiVersion: shardkv.io/v1alpha1
+kind: ShardKvCluster
+metadata:
+  name: demo
+spec: {}
+```
+
+`kubectl scale skv/demo --replicas=4` sets `spec.groups`. What breaks a rule is refused by the API server with the rule's message.
+[operations.md](operations.md) tells how to size, upgrade and repair a cluster.
+";
+
+/// Types of Kubernetes itself: fields, and what they are called in its own reference.
+const FOREIGN: [(&str, &str, &str); 4] = [
+    ("affinity", "Affinity", "affinity-v1-core"),
+    ("tolerations", "[]Toleration", "toleration-v1-core"),
+    (
+        "topologySpreadConstraints",
+        "[]TopologySpreadConstraint",
+        "topologyspreadconstraint-v1-core",
+    ),
+    ("conditions", "[]Condition", "condition-v1-meta"),
+];
+const KUBERNETES: &str = "https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.34/#";
+
+/// The whole page.
+pub fn page() -> Result<String, serde_json::Error> {
+    let definition = serde_json::to_value(ShardKvCluster::crd())?;
+    let version = at(&definition, "/spec/versions/0");
+    let root = at(version, "/schema/openAPIV3Schema");
+    let choices = choices()?;
+    let mut page = Page {
+        text: HEAD.to_owned(),
+        choices,
+    };
+    for rule in rules(root) {
+        page.line(&format!("\nOf the resource as a whole: {rule}."));
+    }
+    for part in ["spec", "status"] {
+        page.object(part, at(root, &format!("/properties/{part}")), None);
+    }
+    page.columns(at(version, "/additionalPrinterColumns"));
+    page.reasons();
+    page.events();
+    Ok(page.text)
+}
+
+struct Page {
+    text: String,
+    /// What the values of a field mean that has only some, by those values.
+    choices: BTreeMap<String, String>,
+}
+
+impl Page {
+    fn line(&mut self, line: &str) {
+        self.text.push_str(line);
+        self.text.push('\n');
+    }
+
+    fn table(&mut self, head: &[&str]) {
+        self.line(&format!("\n| {} |", head.join(" | ")));
+        self.line(&format!("|{}", "---|".repeat(head.len())));
+    }
+
+    fn row<T: AsRef<str>>(&mut self, cells: &[T]) {
+        let cells: Vec<String> = cells
+            .iter()
+            .map(|cell| cell.as_ref().replace('|', "\\|"))
+            .collect();
+        self.line(&format!("| {} |", cells.join(" | ")));
+    }
+
+    /// The section of an object, and then those of the objects in it. `preset` is what the objects around it make its default.
+    fn object(&mut self, path: &str, schema: &Value, preset: Option<&Value>) {
+        let level = "#".repeat(2 + path.matches('.').count());
+        self.line(&format!("\n{level} {path}\n"));
+        self.line(&sentence(schema));
+        for rule in rules(schema) {
+            self.line(&format!("\nRule: {rule}."));
+        }
+        let asked = path.starts_with("spec");
+        let head = ["Field", "Type", "Meaning", "Default"];
+        self.table(if asked { &head } else { &head[..3] });
+        let preset = schema.get("default").or(preset);
+        let mut inner = Vec::new();
+        for (name, field) in properties(schema) {
+            let given = preset.and_then(|preset| preset.get(name));
+            let below = format!("{path}.{name}");
+            let needed = at(schema, "/required").as_array();
+            let needed = needed.is_some_and(|all| all.iter().any(|it| it == name));
+            let section = section(&below, name, field);
+            let cells = [
+                format!("`{name}`"),
+                kind(section.as_ref().map(|(path, _)| path), name, field),
+                meaning(field, &self.choices, section.is_some()),
+                default(field, given, needed),
+            ];
+            self.row(if asked { &cells } else { &cells[..3] });
+            inner.extend(section.map(|(path, schema)| (path, schema, given)));
+        }
+        for (path, field, given) in inner {
+            self.object(&path, field, given);
+        }
+    }
+
+    fn columns(&mut self, columns: &Value) {
+        self.line("\n## What `kubectl get skv` shows");
+        self.table(&["Column", "From", "Meaning"]);
+        for column in columns.as_array().into_iter().flatten() {
+            let text = |of: &str| {
+                at(column, &format!("/{of}"))
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let name = text("name");
+            let wide = at(column, "/priority").as_u64().unwrap_or(0) > 0;
+            let name = if wide {
+                format!("{name} (with `-o wide`)")
+            } else {
+                name
+            };
+            self.row(&[
+                &name,
+                &format!("`{}`", text("jsonPath")),
+                &text("description"),
+            ]);
+        }
+    }
+
+    fn reasons(&mut self) {
+        self.line("\n## Conditions\n");
+        self.line("`kubectl wait --for=condition=Available skv/demo` waits for one. The message of each says more than its reason.");
+        for (of, means, reasons) in told::REASONS {
+            self.line(&format!("\n### {of}\n\n{means}"));
+            self.table(&["Status", "Reason", "Meaning"]);
+            for (status, reason, meaning) in *reasons {
+                let reason = format!("`{reason}`");
+                self.row(&[status, reason.as_str(), meaning]);
+            }
+        }
+    }
+
+    fn events(&mut self) {
+        self.line("\n## Events\n");
+        self.line(
+            "`kubectl events --for skv/demo` lists them: each step that changed something, once.",
+        );
+        self.table(&["Type", "Reason", "When"]);
+        for (kind, reason, when) in told::EVENTS {
+            let reason = format!("`{reason}`");
+            self.row(&[*kind, reason.as_str(), when]);
+        }
+    }
+}
+
+/// The section in which a field's own fields are explained, and their schema.
+fn section<'a>(path: &str, name: &str, field: &'a Value) -> Option<(String, &'a Value)> {
+    if foreign(name).is_some() {
+        None
+    } else if properties(field).next().is_some() {
+        Some((path.to_owned(), field))
+    } else {
+        let items = field.get("items")?;
+        properties(items).next()?;
+        Some((format!("{path}[]"), items))
+    }
+}
+
+/// What a field means; its rules stand in its section if it has one.
+fn meaning(field: &Value, choices: &BTreeMap<String, String>, has_section: bool) -> String {
+    let mut meaning = sentence(field);
+    let values = at(field, "/enum").as_array().into_iter().flatten();
+    if let Some(choice) = choices.get(&key(values.filter_map(Value::as_str))) {
+        let _ = write!(meaning, " {choice}");
+    }
+    for rule in rules(field) {
+        if !has_section {
+            let _ = write!(meaning, " *Rule: {rule}.*");
+        }
+    }
+    meaning
+}
+
+/// What stands at a path in a schema; nothing is null.
+fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
+    value.pointer(path).unwrap_or(&Value::Null)
+}
+
+/// What the entries of a list or map are.
+fn plural(schema: &Value) -> String {
+    if at(schema, "/x-kubernetes-int-or-string") == true {
+        return "numbers or strings".to_owned();
+    }
+    format!("{}s", at(schema, "/type").as_str().unwrap_or("value"))
+}
+
+fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    at(schema, "/properties").as_object().into_iter().flatten()
+}
+
+/// The explanation on one line.
+fn sentence(schema: &Value) -> String {
+    let text = at(schema, "/description").as_str().unwrap_or_default();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn rules(schema: &Value) -> Vec<String> {
+    let rules = at(schema, "/x-kubernetes-validations").as_array();
+    let messages = rules.into_iter().flatten();
+    let messages = messages.filter_map(|rule| at(rule, "/message").as_str());
+    messages.map(str::to_owned).collect()
+}
+
+fn foreign(name: &str) -> Option<(&'static str, &'static str)> {
+    let found = FOREIGN.iter().find(|(field, ..)| *field == name);
+    found.map(|(_, kind, anchor)| (*kind, *anchor))
+}
+
+/// A field's type with its bounds, and a link to its section if it has one.
+fn kind(section: Option<&String>, name: &str, field: &Value) -> String {
+    if let Some((kind, anchor)) = foreign(name) {
+        return format!("[{kind}]({KUBERNETES}{anchor})");
+    }
+    if let Some(values) = at(field, "/enum").as_array() {
+        let values = values.iter().filter_map(Value::as_str);
+        return values
+            .map(|it| format!("`{it}`"))
+            .collect::<Vec<_>>()
+            .join(" or ");
+    }
+    let mut kind = match at(field, "/type").as_str().unwrap_or_default() {
+        "array" => match section {
+            Some(section) => format!("list of [objects](#{})", anchor(section)),
+            None => format!("list of {}", plural(at(field, "/items"))),
+        },
+        "object" if at(field, "/additionalProperties").is_object() => {
+            format!("map of {}", plural(at(field, "/additionalProperties")))
+        }
+        "object" => match section {
+            Some(section) => format!("[object](#{})", anchor(section)),
+            None => "object".to_owned(),
+        },
+        other => other.to_owned(),
+    };
+    match (
+        at(field, "/minimum").as_f64(),
+        at(field, "/maximum").as_f64(),
+    ) {
+        (Some(least), Some(most)) => _ = write!(kind, ", {least} to {most}"),
+        (Some(least), None) => _ = write!(kind, ", at least {least}"),
+        (None, Some(most)) => _ = write!(kind, ", at most {most}"),
+        (None, None) => {}
+    }
+    for (of, what) in [
+        ("maxLength", "characters"),
+        ("maxItems", "entries"),
+        ("maxProperties", "entries"),
+    ] {
+        if let Some(most) = at(field, &format!("/{of}")).as_u64() {
+            let _ = write!(kind, ", at most {most} {what}");
+        }
+    }
+    if let Some(pattern) = at(field, "/pattern").as_str() {
+        let _ = write!(kind, ", like `{pattern}`");
+    }
+    kind
+}
+
+/// As headings are named by the sites that show Markdown.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric());
+    kept.flat_map(char::to_lowercase).collect()
+}
+
+fn default(field: &Value, given: Option<&Value>, needed: bool) -> String {
+    if needed {
+        return "required".to_owned();
+    }
+    let Some(value) = field.get("default").or(given) else {
+        return String::new();
+    };
+    match value {
+        // The fields in it have defaults of their own.
+        Value::Object(_) if properties(field).next().is_some() => String::new(),
+        Value::String(text) => format!("`{text}`"),
+        other => format!("`{other}`"),
+    }
+}
+
+/// What each value of the types that are a choice means.
+fn choices() -> Result<BTreeMap<String, String>, serde_json::Error> {
+    let schemas = [
+        schema_for!(GroupPhase),
+        schema_for!(ImagePullPolicy),
+        schema_for!(Retention),
+    ];
+    let mut choices = BTreeMap::new();
+    for schema in schemas {
+        let schema = serde_json::to_value(schema)?;
+        let variants: Vec<&Value> = at(&schema, "/oneOf")
+            .as_array()
+            .into_iter()
+            .flatten()
+            .collect();
+        let name = |it: &&Value| at(it, "/const").as_str().map(str::to_owned);
+        let names: Vec<String> = variants.iter().filter_map(name).collect();
+        let explained = variants.iter().zip(&names);
+        let explained = explained.map(|(it, name)| format!("`{name}`: {}", sentence(it)));
+        choices.insert(
+            key(names.iter().map(String::as_str)),
+            explained.collect::<Vec<_>>().join(" "),
+        );
+    }
+    Ok(choices)
+}
+
+/// Values as the key of what they mean.
+fn key<'a>(values: impl Iterator<Item = &'a str>) -> String {
+    let mut values: Vec<&str> = values.collect();
+    values.sort_unstable();
+    values.join(" ")
+}

@@ -1,0 +1,82 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::*;
+
+#[test]
+fn the_page_is_fresh() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(FILE);
+    let stored = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(
+        stored == page().unwrap(),
+        "{FILE} is stale: cargo run -p shardkv-operator --bin crdgen"
+    );
+}
+
+/// What a file of reconciliation consists of, up to its tests.
+fn code(file: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/reconcile");
+    let text = std::fs::read_to_string(folder.join(file)).unwrap();
+    let tests = "#[cfg(test)]\nmod tests {";
+    text.split(tests).next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn every_reason_that_is_told_is_explained_and_no_other() {
+    let explained = told::REASONS.iter().flat_map(|(.., reasons)| *reasons);
+    let explained: BTreeSet<String> = explained
+        .map(|(_, reason, _)| (*reason).to_owned())
+        .collect();
+    let code = code("conditions.rs") + &code("status.rs");
+    let quoted = code.split('"').skip(1).step_by(2);
+    let is_word = |text: &&str| {
+        text.len() > 3
+            && text.starts_with(|c: char| c.is_ascii_uppercase())
+            && text.chars().all(|c| c.is_ascii_alphabetic())
+    };
+    let told: BTreeSet<String> = quoted.filter(is_word).map(str::to_owned).collect();
+    assert_eq!(told, explained);
+}
+
+#[test]
+fn every_event_that_is_told_is_explained_and_no_other() {
+    let explained = told::EVENTS.iter();
+    let explained = explained.filter(|(_, reason, _)| !reason.contains(' '));
+    let explained: BTreeSet<(String, String)> = explained
+        .map(|(kind, reason, _)| ((*kind).to_owned(), (*reason).to_owned()))
+        .collect();
+    let code = code("actions.rs") + &code("mod.rs");
+    let mut told = BTreeSet::new();
+    for (call, kind) in [("events.step(", "Normal"), ("events.warn(", "Warning")] {
+        let second = |rest: &str| rest.split(',').nth(1).map(|it| it.trim().to_owned());
+        let reasons = code.split(call).skip(1).filter_map(second);
+        let quoted = reasons.filter(|reason| reason.starts_with('"'));
+        told.extend(quoted.map(|reason| (kind.to_owned(), reason.trim_matches('"').to_owned())));
+    }
+    assert_eq!(told, explained);
+}
+
+#[test]
+fn every_field_of_ours_has_a_row_and_those_of_kubernetes_a_link() {
+    let page = page().unwrap();
+    for row in [
+        "| `groups` | integer, 1 to 1000 | How many groups share the data.",
+        "| What is reserved for it. | `{\"cpu\":\"50m\",\"memory\":\"128Mi\"}` |",
+        "| `onClusterDeletion` | `Retain` or `Delete` | What becomes of all volumes",
+        "`Delete`: They are deleted with all data.",
+        "| `affinity` | [Affinity](https://kubernetes.io/",
+        "| `name` | string, at most 253 characters | Its name. | required |",
+        "*Rule: shards can't be changed: the shard of each key depends on it.*",
+        "| `phase` | `Provisioning` or `Joining`",
+        "`Draining`: It is to go",
+        "\n### spec.controllers\n",
+        "\n#### spec.controllers.resources\n",
+        "\n### spec.imagePullSecrets[]\n",
+    ] {
+        assert!(page.contains(row), "{row}");
+    }
+    assert!(
+        !page.contains("nodeAffinity"),
+        "what Kubernetes explains is not explained here"
+    );
+}
