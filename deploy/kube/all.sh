@@ -53,8 +53,11 @@ tear_down() {
         find /var/log/containers -lname "$run/*" -delete
         rmdir --ignore-fail-on-non-empty /var/log/containers
     fi
-    rm -f /var/lib/cni/results/shardkv-kube-* /var/lib/cni/cache/results/shardkv-kube-*
-    # Folders that are made without being asked for, and not used.
-    rmdir --ignore-fail-on-non-empty -p /var/lib/kubelet/device-plugins /run/containerd/s 2>/dev/null || true
+    # What else is made without being asked for, at fixed places; a kubelet that isn't ours would need its own.
+    grep -lsF "$state/" /var/lib/cni/results/* | xargs -r rm -f || true
+    if ! pgrep -x kubelet >/dev/null; then
+        rm -f /var/lib/kubelet/device-plugins/kubelet.sock
+    fi
+    rmdir -p /var/lib/kubelet/device-plugins /run/containerd/s /var/lib/cni/results 2>/dev/null || true
     rm -rf "$state"
 }

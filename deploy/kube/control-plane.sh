@@ -7,6 +7,7 @@ toleration_seconds=20
 
 control_plane_up() {
     start_etcd
+    wait_for 20 "etcd" etcd http_ok 127.0.0.1:12379 /health
     start_apiserver
     wait_for 60 "a ready API server" kube-apiserver admin get --raw /readyz
     start_controllers

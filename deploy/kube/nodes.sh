@@ -54,11 +54,14 @@ node_kill() {
 
 # Removes what a reboot would: mounts, namespaces and sockets. The pods' files and volumes stay.
 node_clean() {
-    local node=$1 address folder
-    # A shim's socket lies where containerd's are by default; its bundle has the path.
-    while read -r address; do
-        rm -f "${address#unix://}"
-    done < <(cat "$state/node$node"/containerd/io.containerd.runtime.v2.task/k8s.io/*/address 2>/dev/null | sed 's/$/\n/')
+    local node=$1 file address folder
+    # A container's supervisor has its socket in /run/containerd, whatever is configured; its bundle says where.
+    for file in "$state/node$node"/containerd/io.containerd.runtime.v2.task/k8s.io/*/address; do
+        if [ -e "$file" ]; then
+            address=$(<"$file")
+            rm -f "${address#unix://}"
+        fi
+    done
     for folder in "$state" "$run"; do
         unmount_below "$folder/node$node"
     done
