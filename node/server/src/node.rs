@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, interval, timeout, timeout_at};
+use tokio::time::{Instant, interval, sleep_until, timeout, timeout_at};
 
 use crate::bootstrap::{self, Beginning, check_chosen};
 use crate::disk::{self, Content, Stores};
@@ -32,6 +32,10 @@ use crate::{configs, grpc, listen, mover, random, runtime};
 
 /// How long open connections may take to end after the replica has.
 const GOODBYE: Duration = Duration::from_millis(500);
+
+/// How long what clients sent may be on its way before they hear that a connection ends: it is served still, so that one who
+/// connects elsewhere then sees no error.
+const LATECOMERS: Duration = Duration::from_millis(50);
 
 /// How the replica's thread ended; closed without a word if it panicked.
 type Ended = oneshot::Receiver<Result<(), StoreError>>;
@@ -131,7 +135,8 @@ struct Node {
     hub: Arc<Hub>,
     transport: Arc<Transport>,
     serving: JoinHandle<anyhow::Result<()>>,
-    hang_up: oneshot::Sender<()>,
+    /// Until it was used.
+    hang_up: Option<oneshot::Sender<()>>,
     tasks: Vec<AbortHandle>,
     places: Places,
     /// What makes it impossible to go on.
@@ -196,7 +201,7 @@ impl Node {
             hub,
             transport,
             serving,
-            hang_up,
+            hang_up: Some(hang_up),
             tasks,
             places,
             failure,
@@ -299,10 +304,16 @@ impl Node {
         }
     }
 
-    /// Hands over, finishes, flushes, says goodbye.
-    async fn stop(self, ended: Ended, deadline: Instant) -> Result<(), Fatal> {
+    /// Hands over, says goodbye, finishes, flushes. Connections take no new requests from the goodbye on, but those that were
+    /// on their way are served, passed on if need be; streams go on until the node drains.
+    async fn stop(mut self, ended: Ended, deadline: Instant) -> Result<(), Fatal> {
         self.hub.enter(Phase::Stopping);
         self.hand_over(deadline).await;
+        if let Some(hang_up) = self.hang_up.take() {
+            // The receiver is the server's; if that is gone there is nobody to tell.
+            let _ = hang_up.send(());
+        }
+        sleep_until(deadline.min(Instant::now() + LATECOMERS)).await;
         self.hub.enter(Phase::Draining);
         self.drain(deadline).await;
         self.hub.inbox.stop();
@@ -310,8 +321,6 @@ impl Node {
         self.hub.deliveries.give_out_now();
         self.hub.enter(Phase::Stopped);
         self.transport.close();
-        // The receiver is the server's; if that is gone there is nobody to tell.
-        let _ = self.hang_up.send(());
         let goodbye = deadline.min(Instant::now() + GOODBYE);
         // Connections that don't end in time are cut.
         let _ = timeout_at(goodbye, self.serving).await;

@@ -22,8 +22,6 @@ use crate::random;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Who refuses us will hardly change its mind soon.
-const REFUSED_PAUSE: Duration = Duration::from_secs(3);
 /// A snapshot's connection is closed when it was not used for this long.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -79,7 +77,8 @@ impl Failure {
     fn pause(&self, pause: Duration) -> Duration {
         match self {
             Self::Unreachable(_) => pause,
-            Self::Nowhere(_) | Self::Refused(_) => REFUSED_PAUSE,
+            // Who refuses us will hardly change its mind at once; but the name may soon lead elsewhere.
+            Self::Nowhere(_) | Self::Refused(_) => LONGEST_PAUSE,
         }
     }
 

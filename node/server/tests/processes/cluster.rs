@@ -294,7 +294,7 @@ impl Cluster {
 }
 
 /// An address in 127.0.0.0/8 that no other cluster of this or another test process has.
-fn own_host() -> IpAddr {
+pub(crate) fn own_host() -> IpAddr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let cluster = NEXT.fetch_add(1, Ordering::Relaxed);
     let process = std::process::id();

@@ -32,6 +32,7 @@ mod bounds;
 mod disks;
 mod faults;
 mod lifecycle;
+mod names;
 mod pods;
 mod shards;
 mod storm;

@@ -21,8 +21,28 @@ pub(crate) struct Node {
 impl Node {
     /// Starts the program with `arguments`; what it prints is added to the file `log`.
     pub(crate) fn start(arguments: &[String], log: &Path) -> Self {
+        Self::spawn(command(arguments), log)
+    }
+
+    /// The same where names mean what the files `hosts` and `resolv.conf` in the directory `etc` say.
+    pub(crate) fn start_among(etc: &Path, arguments: &[String], log: &Path) -> Self {
+        let private = "mount --bind \"$0/hosts\" /etc/hosts && \
+                       mount --bind \"$0/resolv.conf\" /etc/resolv.conf && exec \"$@\"";
+        let mut wrapped = vec![
+            "--mount".to_owned(),
+            "sh".to_owned(),
+            "-c".to_owned(),
+            private.to_owned(),
+            etc.display().to_string(),
+            PROGRAM.to_owned(),
+        ];
+        wrapped.extend_from_slice(arguments);
+        Self::spawn(plain_command("unshare", &wrapped), log)
+    }
+
+    fn spawn(mut command: Command, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).unwrap();
-        let child = command(arguments)
+        let child = command
             .stdout(out.try_clone().unwrap())
             .stderr(out)
             .spawn()
@@ -104,7 +124,11 @@ impl Drop for Node {
 
 /// The program with `arguments` and nothing of this process's settings for it.
 fn command(arguments: &[String]) -> Command {
-    let mut command = Command::new(PROGRAM);
+    plain_command(PROGRAM, arguments)
+}
+
+fn plain_command(program: &str, arguments: &[String]) -> Command {
+    let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null());
     for (name, _) in std::env::vars() {
         if name.starts_with("SHARDKV_") {

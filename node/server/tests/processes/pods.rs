@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use api::v1::GetRequest;
 use api::v1::kv_client::KvClient;
+use api::v1::{GetRequest, PutRequest};
 use client::{Client, ClientOptions, NodeStatus};
 use tonic::Request;
+use tonic::transport::Endpoint;
 use types::shard_of;
 
 use crate::cluster::{Cluster, Setup};
@@ -247,5 +248,44 @@ async fn one_address_will_do_for_a_store_of_one_group() {
     }
     let tally = load.finish().await;
     assert_eq!((tally.failed, tally.unknown), (0, 0), "{tally:?}");
+    drop(balancer);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orderly_stop_fails_no_call_of_a_client_that_repeats_none() {
+    let mut cluster = Cluster::start(Setup::of(3)).await;
+    let front = cluster.front();
+    let nodes = (0..3).map(|node| cluster.listen(node)).collect();
+    let balancer = Balancer::start_up_to_date(front, nodes).await;
+    let endpoint = Endpoint::from_shared(format!("http://{front}")).unwrap();
+    // Its second connection is to the second node, and so on: they are stopped in that order.
+    let kv = KvClient::new(endpoint.connect().await.unwrap());
+    for stopped in [0, 1, 2] {
+        let put = |n: u64| {
+            let mut kv = kv.clone();
+            let request = PutRequest {
+                key: format!("k{stopped}/{n}").into(),
+                value: "v".into(),
+                session: None,
+            };
+            async move { kv.put(request).await }
+        };
+        until("the leader is found", async || put(0).await).await;
+        let mut stopping = cluster.take(stopped);
+        stopping.terminate();
+        let mut slowest = std::time::Duration::ZERO;
+        let mut count = 0;
+        while stopping.is_running() {
+            count += 1;
+            let since = std::time::Instant::now();
+            let answer = put(count).await;
+            slowest = slowest.max(since.elapsed());
+            assert!(answer.is_ok(), "node {stopped}, put {count}: {answer:?}");
+        }
+        println!("node {stopped} stopped during {count} puts, the slowest of {slowest:?}");
+        assert_eq!(stopping.exited().await.code(), Some(0));
+        cluster.start_node(stopped);
+        cluster.all_caught_up().await;
+    }
     drop(balancer);
 }

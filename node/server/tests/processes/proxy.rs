@@ -66,16 +66,28 @@ pub(crate) struct Balancer {
 impl Balancer {
     /// Relays what arrives at `from` to `to` in turn. A connection to one that isn't there is closed.
     pub(crate) async fn start(from: SocketAddr, to: Vec<SocketAddr>) -> Self {
+        Self::start_with(from, to, false).await
+    }
+
+    /// The same, but one that isn't there is passed over.
+    pub(crate) async fn start_up_to_date(from: SocketAddr, to: Vec<SocketAddr>) -> Self {
+        Self::start_with(from, to, true).await
+    }
+
+    async fn start_with(from: SocketAddr, mut to: Vec<SocketAddr>, up_to_date: bool) -> Self {
         let listener = TcpListener::bind(from).await.unwrap();
         let accepting = tokio::spawn(async move {
-            for to in to.into_iter().cycle() {
-                let Ok((mut inward, _)) = listener.accept().await else {
-                    return;
-                };
+            while let Ok((mut inward, _)) = listener.accept().await {
+                let mut turn = to.clone();
+                turn.truncate(if up_to_date { to.len() } else { 1 });
+                to.rotate_left(1);
                 tokio::spawn(async move {
-                    if let Ok(mut outward) = TcpStream::connect(to).await {
-                        // Either end may break it.
-                        let _ = tokio::io::copy_bidirectional(&mut inward, &mut outward).await;
+                    for to in turn {
+                        if let Ok(mut outward) = TcpStream::connect(to).await {
+                            // Either end may break it.
+                            let _ = tokio::io::copy_bidirectional(&mut inward, &mut outward).await;
+                            return;
+                        }
                     }
                 });
             }
