@@ -33,6 +33,7 @@ use super::{NodeOptions, ShardKvClusterStatus};
     printcolumn(name = "Groups", type_ = "integer", json_path = ".spec.groups", description = "How many groups are asked for"),
     printcolumn(name = "Joined", type_ = "integer", json_path = ".status.replicas", description = "How many groups are part of the cluster"),
     printcolumn(name = "Available", type_ = "string", json_path = r#".status.conditions[?(@.type=="Available")].status"#, description = "Whether every key can be read and written"),
+    printcolumn(name = "Degraded", type_ = "string", json_path = r#".status.conditions[?(@.type=="Degraded")].status"#, description = "Whether something needs a look"),
     printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Progressing")].reason"#, description = "What is going on"),
     printcolumn(name = "Moving", type_ = "integer", json_path = ".status.shardsMoving", description = "How many shards are on their way"),
     printcolumn(name = "Config", type_ = "integer", json_path = ".status.configNum", description = "The number of the configuration", priority = 1),

@@ -307,10 +307,10 @@ fn health<'a>(all: usize, nodes: impl Iterator<Item = (&'a str, &'a NodeStatus)>
         let followers = followers.filter(|(_, it)| believes(it, leader.node_id, leader.term));
         leader.role == Role::Leader && followers.count() * 2 > all
     };
-    let troubles = nodes.iter().filter_map(|(pod, status)| {
-        let full = || status.disk_full.then(|| DISK_FULL.to_owned());
-        Some(((*pod).to_owned(), status.trouble.clone().or_else(full)?))
-    });
+    // What nodes say of themselves while they start or catch up is left out: it passes, it changes from look to look, and that
+    // they aren't ready is known from their pods.
+    let full = nodes.iter().filter(|(_, status)| status.disk_full);
+    let troubles = full.map(|(pod, _)| ((*pod).to_owned(), DISK_FULL.to_owned()));
     Health {
         leader: nodes.iter().find(leads).map(|(pod, _)| (*pod).to_owned()),
         answering: u32::try_from(nodes.len()).unwrap_or(u32::MAX),

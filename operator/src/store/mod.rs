@@ -60,7 +60,7 @@ pub struct Health {
     pub leader: Option<String>,
     /// How many nodes answered.
     pub answering: u32,
-    /// What nodes say is wrong with them, by pod, for people: a full disk, say.
+    /// What is wrong with nodes and doesn't pass by itself, by pod, for people: a full disk.
     pub troubles: BTreeMap<String, String>,
 }
 

@@ -25,7 +25,11 @@ fn condition(of: &str, status: &str, reason: &str) -> Value {
 fn status() -> Value {
     json!({
         "observedGeneration": 1,
-        "conditions": [condition("Available", "True", "Serving"), condition("Progressing", "True", "Draining")],
+        "conditions": [
+            condition("Available", "True", "Serving"),
+            condition("Degraded", "False", "AsExpected"),
+            condition("Progressing", "True", "Draining"),
+        ],
         "groups": [
             {"gid": 1, "phase": "Serving", "readyReplicas": 3, "leader": "demo-group-1-0", "shards": 40},
             {"gid": 2, "phase": "Draining", "readyReplicas": 3, "shards": 24},
@@ -54,6 +58,7 @@ async fn the_table_tells_the_state_at_a_glance() {
             "Groups",
             "Joined",
             "Available",
+            "Degraded",
             "Status",
             "Moving",
             "Config",
@@ -65,16 +70,17 @@ async fn the_table_tells_the_state_at_a_glance() {
     let wide: Vec<_> = wide.iter().map(|it| it.as_i64().unwrap()).collect();
     assert_eq!(
         wide,
-        [0, 0, 0, 0, 0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 1, 1, 0],
         "columns of -o wide come last"
     );
-    let cells = |table: &Value| table["rows"][0]["cells"].as_array().unwrap()[..8].to_vec();
+    let cells = |table: &Value| table["rows"][0]["cells"].as_array().unwrap()[..9].to_vec();
     let nothing = Value::Null;
     assert_eq!(
         cells(&table),
         [
             json!("demo"),
             json!(1),
+            nothing.clone(),
             nothing.clone(),
             nothing.clone(),
             nothing.clone(),
@@ -99,6 +105,7 @@ async fn the_table_tells_the_state_at_a_glance() {
             json!(1),
             json!(1),
             json!("True"),
+            json!("False"),
             json!("Draining"),
             json!(24),
             json!(7),
