@@ -17,8 +17,15 @@
 )]
 
 mod apiserver;
+mod gate;
 mod raw;
+mod stores;
+mod world;
 
+mod deaths;
 mod definition;
+mod endings;
 mod objects;
+mod older;
+mod rounds;
 mod subresources;

@@ -1,0 +1,490 @@
+//! Rounds of a living cluster: they come to rest, put right what others change, and leave alone what isn't theirs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use shardkv_operator::build::{Part, names};
+use shardkv_operator::validate::validate;
+use shardkv_operator::yaml;
+
+use crate::apiserver::ApiServer;
+use crate::definition::namespace;
+use crate::raw;
+use crate::world::{Round, World};
+
+/// A small cluster: one node of each kind, and shards that two, three and four groups share evenly.
+pub(crate) fn small(groups: u32) -> Value {
+    json!({"groups": groups, "replicasPerGroup": 1, "controllers": {"replicas": 1}, "shards": 12})
+}
+
+/// A small cluster at rest.
+pub(crate) async fn resting(test: &str, groups: u32) -> World {
+    let mut world = World::new(test, &small(groups)).await;
+    world.rest().await;
+    world
+}
+
+#[tokio::test]
+async fn a_cluster_comes_to_rest_and_then_nothing_is_written() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clusters");
+    let mut scenarios = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let scenario: Value = yaml::read(&text).unwrap();
+        comes_to_rest(&scenario["metadata"]["name"], &scenario["spec"]).await;
+        scenarios += 1;
+    }
+    assert!(scenarios >= 3);
+    // Amounts that the API server writes in another way.
+    let odd = json!({"requests": {"memory": "1024Mi", "cpu": "1000m", "ephemeral-storage": "0.5Gi"},
+        "limits": {"memory": "2147483648", "cpu": "2.50", "hugepages-2Mi": "0"}});
+    let odd = json!({"resources": odd, "storage": {"size": "1024Mi"}, "controllers": {"size": "2048M", "resources": odd}});
+    comes_to_rest(&json!("odd"), &odd).await;
+    // Things that somebody writes out though they are the defaults, or empty.
+    let wordy = json!({"scheduling": {"tolerations": [], "nodeSelector": {}, "affinity": {"podAntiAffinity": {}},
+        "topologySpreadConstraints": []}, "imagePullSecrets": [], "podTemplate": {"labels": {"a": ""}, "annotations": {"a": ""}},
+        "serviceAccount": {"annotations": {"a": "b"}}});
+    comes_to_rest(&json!("wordy"), &wordy).await;
+}
+
+async fn comes_to_rest(name: &Value, spec: &Value) {
+    let name = name.as_str().unwrap();
+    let place = format!("rest-{}", &name[..name.len().min(10)]);
+    let admin = ApiServer::shared().admin();
+    namespace(&admin, &place, &json!({})).await;
+    let mut world = World::empty(&place, name);
+    world.create(spec).await;
+    world.rest().await;
+    let rest = world.gate.count();
+    for _ in 0..3 {
+        world.well().await;
+    }
+    // Nor does another operator, who remembers nothing.
+    world.restart();
+    for _ in 0..3 {
+        world.well().await;
+    }
+    let more = world.gate.writes_after(rest);
+    assert!(more.is_empty(), "{name}: {more:#?}");
+
+    let resource = world.resource().await.unwrap();
+    let groups = resource["spec"]["groups"].as_u64().unwrap();
+    assert_eq!(
+        world.condition("Available").await.1,
+        "True",
+        "{}",
+        resource["status"]
+    );
+    for off in ["Progressing", "Degraded", "Paused"] {
+        assert_eq!(world.condition(off).await.1, "False", "{off} of {name}");
+    }
+    let phases = world.phases().await;
+    assert_eq!(
+        phases.keys().copied().collect::<Vec<_>>(),
+        (1..=groups).collect::<Vec<_>>()
+    );
+    assert!(
+        phases.values().all(|phase| phase == "Serving"),
+        "{phases:?}"
+    );
+    assert_eq!(resource["status"]["replicas"], json!(groups));
+    assert_eq!(resource["status"]["shardsMoving"], json!(0));
+    assert_eq!(
+        resource["status"]["observedGeneration"],
+        resource["metadata"]["generation"]
+    );
+    assert_eq!(
+        resource["status"]["configNum"],
+        json!(world.store(|it| it.num()))
+    );
+    let cluster = validate(&serde_json::from_value(resource).unwrap()).unwrap();
+    for gid in 1..=groups {
+        let addresses = names::addresses(&cluster, Part::Group(gid));
+        assert_eq!(world.store(|it| it.addresses(gid)), addresses);
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_changes_or_deletes_is_put_right() {
+    let mut world = resting("drift", 2).await;
+    let good = world.objects().await;
+    let changes = [
+        (
+            "statefulsets",
+            "group-1",
+            json!({"spec": {"replicas": 3, "template": {"spec": {"terminationGracePeriodSeconds": 5}}}}),
+        ),
+        (
+            "statefulsets",
+            "controller",
+            json!({"metadata": {"labels": {"app.kubernetes.io/name": "other"}}}),
+        ),
+        (
+            "services",
+            "client",
+            json!({"spec": {"selector": {"app.kubernetes.io/component": "controller"}}}),
+        ),
+        (
+            "services",
+            "group-2",
+            json!({"spec": {"publishNotReadyAddresses": false}}),
+        ),
+        (
+            "poddisruptionbudgets",
+            "group-1",
+            json!({"spec": {"maxUnavailable": 5}}),
+        ),
+        ("configmaps", "config", json!({"data": {"node.yaml": ""}})),
+        (
+            "networkpolicies",
+            "node",
+            json!({"spec": {"policyTypes": ["Egress"]}}),
+        ),
+        (
+            "serviceaccounts",
+            "node",
+            json!({"automountServiceAccountToken": true}),
+        ),
+    ];
+    for (plural, suffix, change) in changes {
+        let path = world.path_of(plural, suffix);
+        raw::merge(&world.admin, &path, &change).await.good();
+        world.rest().await;
+        same(&good, &world.objects().await, &format!("{change}"));
+    }
+    // What hangs on nobody's data is made again when it is deleted.
+    for (plural, suffix) in [
+        ("services", "client"),
+        ("services", "controller"),
+        ("services", "group-1"),
+        ("poddisruptionbudgets", "group-1"),
+        ("configmaps", "config"),
+        ("networkpolicies", "node"),
+        ("serviceaccounts", "node"),
+    ] {
+        let path = world.path_of(plural, suffix);
+        raw::delete(&world.admin, &path, &Value::Null).await.good();
+        world.rest().await;
+        same(
+            &good,
+            &world.objects().await,
+            &format!("{plural} {suffix} was deleted"),
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_stateful_set_that_somebody_deletes_comes_back_to_its_volumes() {
+    let mut world = resting("vandals", 2).await;
+    let good = world.objects().await;
+    world.vandals = true;
+    for suffix in ["group-1", "controller"] {
+        let path = world.path_of("statefulsets", suffix);
+        raw::delete(&world.admin, &path, &Value::Null).await.good();
+        world.rest().await;
+        same(
+            &good,
+            &world.objects().await,
+            &format!("{suffix} was deleted"),
+        );
+    }
+}
+
+/// Compares two states of a world, and tells which objects differ.
+#[track_caller]
+pub(crate) fn same(
+    expected: &std::collections::BTreeMap<String, Value>,
+    found: &std::collections::BTreeMap<String, Value>,
+    what: &str,
+) {
+    let names = |objects: &std::collections::BTreeMap<String, Value>| {
+        objects.keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(names(expected), names(found), "{what}");
+    for (name, object) in expected {
+        let (expected, found) = (
+            yaml::write(object).unwrap(),
+            yaml::write(&found[name]).unwrap(),
+        );
+        let differs = expected
+            .lines()
+            .zip(found.lines())
+            .find(|(one, two)| one != two);
+        assert!(
+            expected == found,
+            "{what}: {name} differs at {differs:?}:\n{expected}\nfound:\n{found}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_others_add_stays() {
+    let mut world = resting("additions", 1).await;
+    let rest = world.gate.count();
+    let label = json!({"metadata": {"labels": {"example.com/team": "a"}, "annotations": {"example.com/note": "b"}}});
+    let kinds = [
+        ("statefulsets", "group-1"),
+        ("services", "client"),
+        ("configmaps", "config"),
+        ("serviceaccounts", "node"),
+    ];
+    for (plural, suffix) in kinds {
+        raw::merge(&world.admin, &world.path_of(plural, suffix), &label)
+            .await
+            .good();
+    }
+    world.rest().await;
+    let written = world.gate.writes_after(rest);
+    assert!(written.is_empty(), "{written:#?}");
+    // Nor are they lost when the operator has something to write itself.
+    world
+        .ask(&json!({"image": "other", "serviceAccount": {"annotations": {"x": "y"}}}))
+        .await;
+    world.rest().await;
+    for (plural, suffix) in kinds {
+        let object = world.object(plural, suffix).await.unwrap();
+        assert_eq!(
+            object["metadata"]["labels"]["example.com/team"], "a",
+            "{plural}"
+        );
+        assert_eq!(
+            object["metadata"]["annotations"]["example.com/note"], "b",
+            "{plural}"
+        );
+    }
+    let set = world.object("statefulsets", "group-1").await.unwrap();
+    assert_eq!(
+        set["spec"]["template"]["spec"]["containers"][0]["image"],
+        "other"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_asked_for_any_more_is_taken_away() {
+    let mut world = World::new("removals", &small(1)).await;
+    world
+        .ask(
+            &json!({"podTemplate": {"labels": {"team": "a"}}, "options": {"leaseReads": true},
+            "scheduling": {"nodeSelector": {"disk": "ssd"}, "priorityClassName": "high"}}),
+        )
+        .await;
+    world.rest().await;
+    let set = world.object("statefulsets", "group-1").await.unwrap();
+    assert_eq!(set["spec"]["template"]["metadata"]["labels"]["team"], "a");
+    world
+        .ask(&json!({"podTemplate": null, "options": null, "scheduling": null, "podDisruptionBudget": {"enabled": false},
+            "serviceAccount": {"name": "mine"}}))
+        .await;
+    world.rest().await;
+    let set = world.object("statefulsets", "group-1").await.unwrap();
+    let template = &set["spec"]["template"];
+    assert_eq!(template["metadata"]["labels"].get("team"), None);
+    assert_eq!(template["spec"].get("nodeSelector"), None);
+    assert_eq!(template["spec"].get("priorityClassName"), None);
+    assert_eq!(template["spec"]["serviceAccountName"], "mine");
+    let config = world.object("configmaps", "config").await.unwrap();
+    assert!(!config["data"].to_string().contains("lease_reads"));
+    assert!(
+        world
+            .object("poddisruptionbudgets", "group-1")
+            .await
+            .is_none()
+    );
+    assert!(
+        world
+            .object("poddisruptionbudgets", "controller")
+            .await
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn an_object_of_somebody_else_is_never_touched() {
+    let mut world = World::new("taken", &small(1)).await;
+    let own = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "demo-config",
+        "labels": {"app.kubernetes.io/name": "shardkv", "app.kubernetes.io/instance": "demo"}}, "data": {"mine": "yes"}});
+    let path = format!("/api/v1/namespaces/{}/configmaps", world.namespace);
+    raw::post(&world.admin, &path, &own).await.good();
+    let set = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "demo-client"}, "spec": {"ports": [{"port": 1}]}});
+    let services = format!("/api/v1/namespaces/{}/services", world.namespace);
+    raw::post(&world.admin, &services, &set).await.good();
+    for _ in 0..4 {
+        world.well().await;
+        world.tick().await;
+    }
+    let found = world.object("configmaps", "config").await.unwrap();
+    assert_eq!(found["data"], json!({"mine": "yes"}));
+    assert!(found["metadata"].get("ownerReferences").is_none());
+    let (reason, status, message) = world.condition("Degraded").await;
+    assert_eq!((reason.as_str(), status.as_str()), ("NameTaken", "True"));
+    assert!(
+        message.contains("ConfigMap demo-config") && message.contains("Service demo-client"),
+        "{message}"
+    );
+    // Nothing is written again and again in vain.
+    let rest = world.gate.count();
+    for _ in 0..3 {
+        world.well().await;
+    }
+    assert_eq!(world.gate.count(), rest);
+    raw::delete(&world.admin, &format!("{path}/demo-config"), &Value::Null)
+        .await
+        .good();
+    raw::delete(
+        &world.admin,
+        &format!("{services}/demo-client"),
+        &Value::Null,
+    )
+    .await
+    .good();
+    world.rest().await;
+    assert_eq!(world.condition("Degraded").await.1, "False");
+    assert_eq!(world.condition("Available").await.1, "True");
+}
+
+#[tokio::test]
+async fn what_the_api_server_refuses_is_told_and_mended_with_the_spec() {
+    let mut world = resting("refused", 1).await;
+    let before = world.objects().await;
+    let more_than_the_limit = json!({"resources": {"requests": {"memory": "2Gi"}}});
+    world.ask(&more_than_the_limit).await;
+    world.rest().await;
+    let (reason, status, message) = world.condition("Degraded").await;
+    assert_eq!((reason.as_str(), status.as_str()), ("ApplyRefused", "True"));
+    assert!(message.contains("memory limit"), "{message}");
+    assert_eq!(
+        world.condition("Available").await.1,
+        "True",
+        "what runs goes on"
+    );
+    world
+        .ask(&json!({"resources": {"requests": {"memory": "256Mi"}}}))
+        .await;
+    world.rest().await;
+    same(&before, &world.objects().await, "as before");
+}
+
+#[tokio::test]
+async fn groups_are_scaled_by_the_scale_subresource() {
+    let mut world = resting("scaled", 1).await;
+    for groups in [3, 2, 4, 1] {
+        let path = format!("{}/scale", world.path());
+        let scale = json!({"spec": {"replicas": groups}});
+        raw::merge(&world.admin, &path, &scale).await.good();
+        world.rest().await;
+        let scale = raw::get(&world.admin, &path).await.good();
+        assert_eq!(scale["status"]["replicas"], groups);
+        let members = world.store(|it| it.members());
+        assert_eq!(members.len(), groups as usize);
+        assert!(
+            members.values().all(|shards| *shards == 12 / groups),
+            "{members:?}"
+        );
+        assert_eq!(
+            world.phases().await.into_keys().collect::<Vec<_>>(),
+            members.into_keys().collect::<Vec<_>>()
+        );
+    }
+    // 1; 1, 2, 3; 1, 2; 1, 2, 4, 5; 1.
+    let resource = world.resource().await.unwrap();
+    assert_eq!(resource["status"]["lastGid"], 5);
+}
+
+#[tokio::test]
+async fn a_paused_cluster_is_left_as_it_is() {
+    let mut world = resting("paused", 1).await;
+    let before = world.objects().await;
+    world
+        .ask(&json!({"paused": true, "groups": 3, "image": "other"}))
+        .await;
+    let path = world.path_of("services", "client");
+    raw::delete(&world.admin, &path, &Value::Null).await.good();
+    let rest = world.gate.count();
+    world.rest().await;
+    let written = world.gate.writes_after(rest);
+    let to_children = written
+        .iter()
+        .filter(|it| !it.path.contains("shardkvclusters") && !it.path.contains("events"));
+    assert_eq!(to_children.count(), 0, "{written:#?}");
+    assert_eq!(world.condition("Paused").await.1, "True");
+    assert_eq!(world.condition("Available").await.1, "True");
+    assert!(world.object("services", "client").await.is_none());
+    world
+        .ask(&json!({"paused": false, "groups": 1, "image": null}))
+        .await;
+    world.rest().await;
+    same(&before, &world.objects().await, "when it goes on");
+    // It can be deleted while it is paused.
+    world.ask(&json!({"paused": true})).await;
+    world.rest().await;
+    world.delete().await;
+    world.rest().await;
+    assert!(world.resource().await.is_none());
+}
+
+#[tokio::test]
+async fn a_cluster_that_begins_paused_creates_nothing() {
+    let mut spec = small(1);
+    spec["paused"] = json!(true);
+    let mut world = World::new("born-paused", &spec).await;
+    world.rest().await;
+    let objects: Vec<_> = world.objects().await.into_keys().collect();
+    assert_eq!(objects, ["resource"]);
+    world.delete().await;
+    world.rest().await;
+    assert!(world.resource().await.is_none());
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_is_a_condition() {
+    let mut world = resting("unreachable", 2).await;
+    let before = world.objects().await;
+    world.store(|it| it.unreachable = true);
+    world.ask(&json!({"groups": 3})).await;
+    let rest = world.gate.count();
+    world.rest().await;
+    // Once it is told, it is told; and nothing else is tried.
+    let written = world.gate.writes_after(rest);
+    assert!(
+        written
+            .iter()
+            .all(|it| it.path.contains("/status") || it.path.contains("events")),
+        "{written:#?}"
+    );
+    let (reason, status, message) = world.condition("Degraded").await;
+    assert_eq!(
+        (reason.as_str(), status.as_str()),
+        ("StoreUnreachable", "True"),
+        "{message}"
+    );
+    assert_eq!(world.condition("Available").await.1, "Unknown");
+    world.store(|it| it.unreachable = false);
+    world.ask(&json!({"groups": 2})).await;
+    world.rest().await;
+    same(&before, &world.objects().await, "when it answers again");
+}
+
+#[tokio::test]
+async fn two_operators_at_once_do_no_harm() {
+    // A lease that has run out unnoticed, say.
+    let mut world = World::new("rivals", &small(3)).await;
+    let mut rival = World::empty(&world.namespace, "demo");
+    rival.stores = Arc::clone(&world.stores);
+    rival.restart();
+    for groups in [3, 1, 2] {
+        world.ask(&json!({"groups": groups})).await;
+        for _ in 0..30 {
+            let (one, two) = tokio::join!(world.round(), rival.round());
+            for round in [one, two] {
+                assert!(matches!(round, Round::Ended(Ok(()))), "{round:?}");
+            }
+            world.tick().await;
+        }
+        world.rest().await;
+        rival.rest().await;
+        assert_eq!(world.store(|it| it.members()).len(), groups);
+    }
+    let members: Vec<u64> = world.store(|it| it.members()).into_keys().collect();
+    assert_eq!(members, [1, 4]);
+}

@@ -1,0 +1,281 @@
+//! Stores without nodes: the controllers' state machine is the real one, and groups do what it says when a test lets time pass.
+//!
+//! Every shard's data lie with one group. They go where the configuration wants them when both groups run, and only then do
+//! groups report that they have settled. So a group that is deleted too early has data, and the test sees it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use raft::{EntryId, Index, Term};
+use replica::memory::MemoryState;
+use replica::{Applied, Applying, StateMachine, StateStore, Transaction};
+use shardctrler::{Change as Request, Command, Genesis, GroupKind, Response, Shardctrler};
+use shardkv_operator::build::{Part, names};
+use shardkv_operator::plan;
+use shardkv_operator::store::{Change, Health, Store, StoreError, View};
+use shardkv_operator::validate::Cluster;
+use types::{Gid, LogTime, ShardId};
+
+use crate::gate::Gate;
+
+/// The store of one cluster.
+pub(crate) struct Model {
+    machine: Shardctrler,
+    state: MemoryState,
+    /// Who has each shard's data; 0 for nobody, while it is empty.
+    holders: Vec<u64>,
+    /// The parts whose nodes run.
+    up: BTreeSet<Part>,
+    /// Nobody gets an answer.
+    pub(crate) unreachable: bool,
+    /// No shard moves.
+    pub(crate) frozen: bool,
+    /// What nodes say is wrong with them.
+    pub(crate) troubles: BTreeMap<Part, BTreeMap<String, String>>,
+}
+
+impl Model {
+    fn new(shards: u32) -> Self {
+        let genesis = Genesis {
+            kind: GroupKind::Controller,
+            shards,
+            session_ttl_ms: 60_000,
+            max_sessions_per_shard: 100,
+            max_results_per_session: 100,
+        };
+        let mut state = MemoryState::new();
+        state
+            .commit(genesis.to_batch(), Applied::default())
+            .unwrap();
+        let mut machine = Shardctrler::new();
+        machine.reload(&state).unwrap();
+        Self {
+            machine,
+            state,
+            holders: vec![0; shards as usize],
+            up: BTreeSet::new(),
+            unreachable: false,
+            frozen: false,
+            troubles: BTreeMap::new(),
+        }
+    }
+
+    fn apply(&mut self, change: Request) -> Result<Change, StoreError> {
+        let mut applied = self.state.applied();
+        let index = Index(applied.last.index.0 + 1);
+        let at = Applying {
+            entry: EntryId::new(Term(1), index),
+            time: LogTime(1_000_000),
+            max_value_bytes: 0,
+        };
+        let operation: Bytes = Command {
+            session: None,
+            change,
+        }
+        .encode();
+        let mut transaction = Transaction::new(&self.state);
+        let response = self.machine.apply(at, operation, &mut transaction).unwrap();
+        self.machine.finish_batch(&mut transaction).unwrap();
+        let batch = transaction.into_batch();
+        applied.last = at.entry;
+        applied.time = at.time;
+        self.state.commit(batch, applied).unwrap();
+        match response {
+            Response::Changed {
+                num, moved_shards, ..
+            } => Ok(Change {
+                num: num.0,
+                moved: moved_shards,
+            }),
+            Response::Reported => Ok(Change::default()),
+            Response::Refused(error) => Err(StoreError::Refused(error.to_string())),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Time passes: these parts run. Returns whether anything changed.
+    pub(crate) fn tick(&mut self, up: BTreeSet<Part>) -> bool {
+        let mut changed = self.up != up;
+        self.up = up;
+        let controllers = self.up.contains(&Part::Controller);
+        if self.frozen || self.unreachable || !controllers {
+            return changed;
+        }
+        let latest = self.machine.latest();
+        for (shard, holder) in self.holders.iter_mut().enumerate() {
+            let owner = latest.owner(ShardId(u32::try_from(shard).unwrap())).0;
+            let up = |gid: u64| gid == 0 || self.up.contains(&Part::Group(gid));
+            if *holder != owner && owner != 0 && up(owner) && up(*holder) {
+                *holder = owner;
+                changed = true;
+            }
+        }
+        // Reports come later than moves.
+        if changed {
+            return true;
+        }
+        let waits: Vec<Gid> = self.machine.progress().keys().copied().collect();
+        for gid in waits {
+            let settled = latest.num();
+            let late = self
+                .machine
+                .progress()
+                .get(&gid)
+                .is_some_and(|it| it.settled < settled);
+            if late && self.up.contains(&Part::Group(gid.0)) && self.is_done(gid.0) {
+                self.apply(Request::Report { gid, settled }).unwrap();
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Whether a group has all that it is to have, and nothing else.
+    fn is_done(&self, gid: u64) -> bool {
+        let latest = self.machine.latest();
+        let mut holders = self.holders.iter().enumerate();
+        holders.all(|(shard, holder)| {
+            let owner = latest.owner(ShardId(u32::try_from(shard).unwrap())).0;
+            (owner == gid) == (*holder == gid)
+        })
+    }
+
+    /// Whether anything would be lost if the group were.
+    pub(crate) fn needs(&self, gid: u64) -> bool {
+        self.machine.progress().contains_key(&Gid(gid)) || self.holders.contains(&gid)
+    }
+
+    /// The groups of the configuration, with the number of shards of each.
+    pub(crate) fn members(&self) -> BTreeMap<u64, u32> {
+        let latest = self.machine.latest();
+        let groups = latest.groups().keys();
+        let shards = |gid: &Gid| latest.owners().iter().filter(|it| *it == gid).count();
+        groups
+            .map(|gid| (gid.0, u32::try_from(shards(gid)).unwrap()))
+            .collect()
+    }
+
+    /// The addresses that the configuration has.
+    pub(crate) fn addresses(&self, gid: u64) -> Vec<String> {
+        let groups = self.machine.latest();
+        groups.groups().get(&Gid(gid)).cloned().unwrap_or_default()
+    }
+
+    /// The number of the latest configuration.
+    pub(crate) fn num(&self) -> u64 {
+        self.machine.latest().num().0
+    }
+
+    fn view(&self) -> View {
+        let progress = self.machine.progress().iter();
+        let latest = self.machine.latest();
+        let owners = latest.owners().iter().zip(&self.holders);
+        let moving = owners.filter(|(owner, holder)| owner.0 != **holder).count();
+        View {
+            plan: plan::Store {
+                num: self.num(),
+                members: self.members().into_keys().collect(),
+                settled: progress.map(|(gid, it)| (gid.0, it.settled.0)).collect(),
+            },
+            shards: self.members(),
+            moving: u32::try_from(moving).unwrap(),
+        }
+    }
+
+    fn answers(&self) -> Result<(), StoreError> {
+        if self.unreachable || !self.up.contains(&Part::Controller) {
+            return Err(StoreError::Unreachable("no node answers".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// The stores of all clusters, whoever operates them. They outlive the operator.
+#[derive(Default)]
+pub(crate) struct Stores {
+    models: Mutex<BTreeMap<(String, String), Model>>,
+}
+
+impl Stores {
+    pub(crate) fn with<T>(&self, cluster: &Cluster, act: impl FnOnce(&mut Model) -> T) -> T {
+        let mut models = self.models.lock().unwrap();
+        let key = (cluster.namespace.clone(), names::base(cluster));
+        act(models
+            .entry(key)
+            .or_insert_with(|| Model::new(cluster.shards)))
+    }
+}
+
+/// What one operator has in its hands.
+#[derive(Clone)]
+pub(crate) struct FakeStore {
+    pub(crate) stores: Arc<Stores>,
+    pub(crate) gate: Arc<Gate>,
+    /// The clusters that were forgotten.
+    pub(crate) forgotten: Arc<Mutex<Vec<String>>>,
+}
+
+impl FakeStore {
+    async fn change(
+        &self,
+        cluster: &Cluster,
+        verb: &str,
+        gids: &[u64],
+        request: Request,
+    ) -> Result<Change, StoreError> {
+        self.stores.with(cluster, |model| model.answers())?;
+        let path = format!("{} {gids:?}", names::base(cluster));
+        let change = || self.stores.with(cluster, |model| model.apply(request));
+        let lost = || Err(StoreError::Unreachable("the answer was lost".to_owned()));
+        self.gate
+            .store(verb, &path, change)
+            .await
+            .unwrap_or_else(lost)
+    }
+}
+
+impl Store for FakeStore {
+    async fn view(&self, cluster: &Cluster) -> Result<View, StoreError> {
+        self.stores.with(cluster, |model| {
+            model.answers()?;
+            Ok(model.view())
+        })
+    }
+
+    async fn health(&self, cluster: &Cluster, parts: &BTreeSet<Part>) -> BTreeMap<Part, Health> {
+        let replicas = |part: &Part| match part {
+            Part::Controller => cluster.controllers,
+            Part::Group(_) => cluster.replicas,
+        };
+        self.stores.with(cluster, |model| {
+            let up = parts.iter().filter(|part| model.up.contains(part));
+            let health = |part: &Part| Health {
+                leader: Some(format!("{}-0", names::part(cluster, *part))),
+                answering: u32::try_from(replicas(part)).unwrap(),
+                troubles: model.troubles.get(part).cloned().unwrap_or_default(),
+            };
+            match model.unreachable {
+                true => BTreeMap::new(),
+                false => up.map(|part| (*part, health(part))).collect(),
+            }
+        })
+    }
+
+    async fn join(&self, cluster: &Cluster, gids: &[u64]) -> Result<Change, StoreError> {
+        let nodes = |gid: &u64| (Gid(*gid), names::addresses(cluster, Part::Group(*gid)));
+        let groups = gids.iter().map(nodes).collect();
+        self.change(cluster, "join", gids, Request::Join { groups })
+            .await
+    }
+
+    async fn leave(&self, cluster: &Cluster, gids: &[u64]) -> Result<Change, StoreError> {
+        let leaving = gids.iter().copied().map(Gid).collect();
+        self.change(cluster, "leave", gids, Request::Leave { gids: leaving })
+            .await
+    }
+
+    fn forget(&self, cluster: &Cluster) {
+        self.forgotten.lock().unwrap().push(cluster.name.clone());
+    }
+}

@@ -1,0 +1,584 @@
+//! A cluster in a namespace, with an operator that works when it is told to, and a time that passes when it is told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use kube::client::ClientBuilder;
+use kube::runtime::events::Reporter;
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use shardkv_operator::build::{Part, names};
+use shardkv_operator::crd::ShardKvCluster;
+use shardkv_operator::metrics::Metrics;
+use shardkv_operator::reconcile::{Context, Pace, ReconcileError, reconcile};
+use shardkv_operator::validate::{Cluster, identify};
+use shardkv_operator::yaml;
+
+use crate::apiserver::{ADMIN, ApiServer, on_another_thread, results};
+use crate::definition::{clusters, namespace, resource};
+use crate::gate::{Gate, Gated, Write};
+use crate::raw;
+use crate::stores::{FakeStore, Model, Stores};
+
+/// The kinds of objects that a cluster consists of, and its volumes, as paths below those of a namespace.
+const KINDS: [(&str, &str); 7] = [
+    ("/apis/apps/v1", "statefulsets"),
+    ("/apis/networking.k8s.io/v1", "networkpolicies"),
+    ("/apis/policy/v1", "poddisruptionbudgets"),
+    ("/api/v1", "configmaps"),
+    ("/api/v1", "persistentvolumeclaims"),
+    ("/api/v1", "serviceaccounts"),
+    ("/api/v1", "services"),
+];
+
+/// The rounds after which a world that hasn't come to rest never will.
+const MAX_ROUNDS: usize = 60;
+
+/// How a round ended.
+#[derive(Debug)]
+pub(crate) enum Round {
+    /// Well, or with an error.
+    Ended(Result<(), ReconcileError>),
+    /// Its connections broke.
+    CutOff,
+    /// The operator died, and another one has been started.
+    Died,
+    /// There is no resource to look at.
+    Gone,
+}
+
+/// One cluster, and all that surrounds it.
+pub(crate) struct World {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// Somebody who may do everything, and isn't counted.
+    pub(crate) admin: Client,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) stores: Arc<Stores>,
+    /// What the operator forgot of its connections.
+    pub(crate) forgotten: Arc<Mutex<Vec<String>>>,
+    admin_config: Config,
+    /// Who operates.
+    config: Config,
+    context: Arc<Context<FakeStore>>,
+    /// The cluster as it was last seen.
+    cluster: Option<Cluster>,
+    watch: Watch,
+    /// Whether the test itself deletes what the operator mustn't.
+    pub(crate) vandals: bool,
+}
+
+/// What was seen, to see what must never happen.
+#[derive(Default)]
+struct Watch {
+    /// The groups' StatefulSets, and volumes by gid: names with uids.
+    sets: BTreeMap<u64, String>,
+    volumes: BTreeMap<u64, BTreeSet<String>>,
+    /// Gids whose StatefulSet was deleted because they were drained.
+    gone: BTreeSet<u64>,
+}
+
+impl World {
+    /// A world with a cluster called `demo` that nobody has seen yet.
+    pub(crate) async fn new(test: &str, spec: &Value) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{test}-{count}");
+        let world = Self::empty(&name, "demo");
+        namespace(&world.admin, &name, &json!({})).await;
+        world.create(spec).await;
+        world
+    }
+
+    /// The one of a name in a namespace that the test has made. Its resource isn't there yet.
+    pub(crate) fn empty(namespace: &str, name: &str) -> Self {
+        Self::at(ApiServer::shared().config(ADMIN), namespace, name)
+    }
+
+    /// The same with an API server of the test's own, as somebody who may do everything.
+    pub(crate) fn at(config: Config, namespace: &str, name: &str) -> Self {
+        let (gate, stores) = (Gate::new(), Arc::default());
+        let forgotten: Arc<Mutex<Vec<String>>> = Arc::default();
+        let context = context(&config, &gate, &stores, &forgotten);
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            admin: Client::try_from(config.clone()).unwrap(),
+            gate,
+            stores,
+            forgotten,
+            admin_config: config.clone(),
+            config,
+            context,
+            cluster: None,
+            watch: Watch::default(),
+            vandals: false,
+        }
+    }
+
+    /// Has somebody else operate, with rights of their own.
+    pub(crate) fn operated_by(&mut self, config: Config) {
+        self.config = config;
+        self.restart();
+    }
+
+    /// Creates the resource.
+    pub(crate) async fn create(&self, spec: &Value) {
+        let path = clusters(&self.namespace);
+        let object = resource(&self.name, spec);
+        raw::post(&self.admin, &path, &object).await.good();
+    }
+
+    /// Where the resource is.
+    pub(crate) fn path(&self) -> String {
+        format!("{}/{}", clusters(&self.namespace), self.name)
+    }
+
+    /// Where an object of the cluster is: a plural, and what its name ends with.
+    pub(crate) fn path_of(&self, plural: &str, suffix: &str) -> String {
+        let (group, _) = KINDS.iter().find(|(_, it)| *it == plural).unwrap();
+        let (namespace, name) = (&self.namespace, &self.name);
+        format!("{group}/namespaces/{namespace}/{plural}/{name}-{suffix}")
+    }
+
+    /// An object of the cluster, if it is there.
+    pub(crate) async fn object(&self, plural: &str, suffix: &str) -> Option<Value> {
+        let answer = raw::get(&self.admin, &self.path_of(plural, suffix)).await;
+        (answer.status != 404).then(|| answer.good())
+    }
+
+    /// The resource, if it is there.
+    pub(crate) async fn resource(&self) -> Option<Value> {
+        let answer = raw::get(&self.admin, &self.path()).await;
+        (answer.status != 404).then(|| answer.good())
+    }
+
+    /// Changes what the resource asks for.
+    pub(crate) async fn ask(&self, spec: &Value) {
+        raw::merge(&self.admin, &self.path(), &json!({"spec": spec}))
+            .await
+            .good();
+    }
+
+    /// Has the resource deleted.
+    pub(crate) async fn delete(&self) {
+        raw::delete(&self.admin, &self.path(), &Value::Null)
+            .await
+            .good();
+    }
+
+    /// Reason, status and message of a condition.
+    pub(crate) async fn condition(&self, of: &str) -> (String, String, String) {
+        let resource = self.resource().await.expect("the resource");
+        let conditions = resource["status"]["conditions"].as_array();
+        let mut conditions = conditions.into_iter().flatten();
+        let found = conditions.find(|it| it["type"] == of);
+        let found = found.unwrap_or_else(|| panic!("no condition {of}: {}", resource["status"]));
+        let text = |key: &str| found[key].as_str().unwrap().to_owned();
+        (text("reason"), text("status"), text("message"))
+    }
+
+    /// The phases of the status, by gid.
+    pub(crate) async fn phases(&self) -> BTreeMap<u64, String> {
+        let resource = self.resource().await.expect("the resource");
+        let groups = resource["status"]["groups"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        let phase = |group: &Value| group["phase"].as_str().unwrap().to_owned();
+        groups
+            .map(|group| (group["gid"].as_u64().unwrap(), phase(group)))
+            .collect()
+    }
+
+    /// What the store's model says or does.
+    pub(crate) fn store<T>(&self, act: impl FnOnce(&mut Model) -> T) -> T {
+        let cluster = self.cluster.as_ref().expect("a round has been");
+        self.stores.with(cluster, act)
+    }
+
+    /// Another operator takes over, who remembers nothing.
+    pub(crate) fn restart(&mut self) {
+        self.context = context(&self.config, &self.gate, &self.stores, &self.forgotten);
+    }
+
+    /// The operator looks once at the cluster.
+    pub(crate) async fn round(&mut self) -> Round {
+        let Some(resource) = self.resource().await else {
+            return Round::Gone;
+        };
+        let resource: ShardKvCluster = serde_json::from_value(resource).unwrap();
+        self.cluster = Some(identify(&resource).unwrap());
+        let (resource, context) = (Arc::new(resource), Arc::clone(&self.context));
+        let result = tokio::select! {
+            biased;
+            () = self.gate.death() => None,
+            result = reconcile(resource, context) => Some(result),
+        };
+        let Some(result) = result else {
+            self.gate.mend();
+            self.restart();
+            return Round::Died;
+        };
+        if self.gate.mend() {
+            return Round::CutOff;
+        }
+        Round::Ended(result.map(|_| ()))
+    }
+
+    /// A round that must end well.
+    #[track_caller]
+    pub(crate) fn well(&mut self) -> impl Future<Output = ()> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let round = self.round().await;
+            assert!(matches!(round, Round::Ended(Ok(()))), "{caller}: {round:?}");
+        }
+    }
+
+    /// Rounds and time, until nothing is written and nothing happens any more. Every round must end well that wasn't cut off.
+    pub(crate) async fn rest(&mut self) {
+        for _ in 0..MAX_ROUNDS {
+            // What is refused is tried again at leisure; it makes no difference.
+            let before = self.gate.accepted();
+            let whole = match self.round().await {
+                Round::Ended(result) => result.map(|()| true).unwrap(),
+                Round::CutOff | Round::Died => false,
+                Round::Gone => true,
+            };
+            let wrote = self.gate.accepted() != before;
+            if !self.tick().await && whole && !wrote {
+                return;
+            }
+        }
+        let writes = self.gate.writes_after(self.gate.count().saturating_sub(5));
+        panic!("no rest in {MAX_ROUNDS} rounds; the last writes: {writes:#?}");
+    }
+
+    /// Lists a kind: the objects of this cluster.
+    async fn list(&self, plural: &str) -> Vec<Value> {
+        let (group, _) = KINDS.iter().find(|(_, it)| *it == plural).unwrap();
+        let Some(cluster) = &self.cluster else {
+            return Vec::new();
+        };
+        let selector = format!("app.kubernetes.io%2Finstance%3D{}", names::base(cluster));
+        let path = format!(
+            "{group}/namespaces/{}/{plural}?labelSelector={selector}",
+            self.namespace
+        );
+        let list = raw::get(&self.admin, &path).await.good();
+        list["items"].as_array().unwrap().clone()
+    }
+
+    /// Time passes: what Kubernetes and the store would do by themselves is done. Returns whether anything changed.
+    pub(crate) async fn tick(&mut self) -> bool {
+        let resource = self.resource().await;
+        let mut changed = self.collect(resource.as_ref()).await;
+        let sets = self.list("statefulsets").await;
+        let claims = self.list("persistentvolumeclaims").await;
+        self.look_out(resource.as_ref(), &sets, &claims);
+        let mut up = BTreeSet::new();
+        for set in &sets {
+            changed |= self.run(set, &claims).await;
+            up.insert(part(set));
+        }
+        for claim in &claims {
+            let pods = sets.iter().any(|set| part(set) == part(claim));
+            if is_terminating(claim) && !pods {
+                // Nobody mounts it any more.
+                let path = self.path_of_object("persistentvolumeclaims", claim);
+                let patch = json!({"metadata": {"finalizers": null}});
+                raw::merge(&self.admin, &path, &patch).await.good();
+                changed = true;
+            }
+        }
+        if let Some(cluster) = &self.cluster {
+            changed |= self.stores.with(cluster, |model| model.tick(up));
+        }
+        changed
+    }
+
+    /// What must never be seen, is not.
+    fn look_out(&mut self, resource: Option<&Value>, sets: &[Value], claims: &[Value]) {
+        let now: BTreeMap<u64, String> = sets
+            .iter()
+            .filter_map(|set| Some((gid(set)?, text(set, "uid"))))
+            .collect();
+        let mut volumes: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
+        for claim in claims.iter().filter(|claim| !is_terminating(claim)) {
+            if let Some(gid) = gid(claim) {
+                volumes.entry(gid).or_default().insert(text(claim, "uid"));
+            }
+        }
+        let ends = resource.is_none_or(is_terminating);
+        if !ends && !self.vandals && self.cluster.is_some() {
+            for (gid, uid) in &self.watch.sets {
+                if now.get(gid) != Some(uid) {
+                    assert!(
+                        !self.store(|it| it.needs(*gid)),
+                        "group {gid} was deleted and is not drained"
+                    );
+                    self.watch.gone.insert(*gid);
+                }
+            }
+            for (gid, before) in &self.watch.volumes {
+                let there = volumes.get(gid).is_some_and(|now| now.is_superset(before));
+                assert!(
+                    there || !self.store(|it| it.needs(*gid)),
+                    "volumes of group {gid} were deleted, and it is not drained"
+                );
+            }
+            for gid in now.keys() {
+                assert!(!self.watch.gone.contains(gid), "gid {gid} was used again");
+            }
+        }
+        self.watch.sets = now;
+        self.watch.volumes = volumes;
+    }
+
+    fn path_of_object(&self, plural: &str, object: &Value) -> String {
+        let (group, _) = KINDS.iter().find(|(_, it)| *it == plural).unwrap();
+        let (namespace, name) = (&self.namespace, text(object, "name"));
+        format!("{group}/namespaces/{namespace}/{plural}/{name}")
+    }
+
+    /// What the controller of StatefulSets and kubelets do: volumes and ready pods, without the pods.
+    async fn run(&self, set: &Value, claims: &[Value]) -> bool {
+        let mut changed = false;
+        let replicas = set["spec"]["replicas"].as_u64().unwrap();
+        let name = text(set, "name");
+        for template in set["spec"]["volumeClaimTemplates"].as_array().unwrap() {
+            for ordinal in 0..replicas {
+                let of = template["metadata"]["name"].as_str().unwrap();
+                let claim_name = format!("{of}-{name}-{ordinal}");
+                if claims.iter().any(|claim| text(claim, "name") == claim_name) {
+                    continue;
+                }
+                let claim = json!({
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    "metadata": {"name": claim_name, "labels": template["metadata"]["labels"]},
+                    "spec": template["spec"],
+                });
+                let path = format!(
+                    "/api/v1/namespaces/{}/persistentvolumeclaims",
+                    self.namespace
+                );
+                raw::post(&self.admin, &path, &claim).await.good();
+                changed = true;
+            }
+        }
+        let status = json!({
+            "replicas": replicas,
+            "readyReplicas": replicas,
+            "availableReplicas": replicas,
+            "currentReplicas": replicas,
+            "updatedReplicas": replicas,
+            "observedGeneration": set["metadata"]["generation"],
+            "currentRevision": "1",
+            "updateRevision": "1",
+        });
+        let stale = status
+            .as_object()
+            .unwrap()
+            .iter()
+            .any(|(key, value)| set["status"][key] != *value);
+        if stale {
+            let path = format!("{}/status", self.path_of_object("statefulsets", set));
+            raw::merge(&self.admin, &path, &json!({"status": status}))
+                .await
+                .good();
+        }
+        changed || stale
+    }
+
+    /// What the garbage collector does, when the resource goes or is gone: owned objects go.
+    async fn collect(&self, resource: Option<&Value>) -> bool {
+        let foreground = |object: &Value| {
+            let finalizers = object["metadata"]["finalizers"].as_array();
+            let mut finalizers = finalizers.into_iter().flatten();
+            finalizers.any(|it| it == "foregroundDeletion")
+        };
+        if resource.is_some_and(|it| !foreground(it)) {
+            return false;
+        }
+        let mut changed = false;
+        let mut left = 0;
+        for (_, plural) in KINDS {
+            for object in self.list(plural).await {
+                if object["metadata"]["ownerReferences"].is_null() {
+                    continue;
+                }
+                left += 1;
+                let path = self.path_of_object(plural, &object);
+                let answer = raw::delete(&self.admin, &path, &Value::Null).await;
+                assert!(matches!(answer.status, 200 | 404), "{answer:?}");
+                changed = true;
+            }
+        }
+        if let Some(resource) = resource
+            && left == 0
+        {
+            let finalizers = resource["metadata"]["finalizers"].as_array().unwrap();
+            let others = finalizers.iter().filter(|it| *it != "foregroundDeletion");
+            let others: Vec<_> = others.collect();
+            let patch = json!({"metadata": {"finalizers": others}});
+            raw::merge(&self.admin, &self.path(), &patch).await.good();
+            changed = true;
+        }
+        changed
+    }
+
+    /// Everything that there is, without what differs from one time to another: names of objects, and objects.
+    pub(crate) async fn objects(&self) -> BTreeMap<String, Value> {
+        let mut found = BTreeMap::new();
+        for (_, plural) in KINDS {
+            for object in self.list(plural).await {
+                let name = format!("{plural}/{}", text(&object, "name"));
+                found.insert(name, timeless(object, &self.namespace));
+            }
+        }
+        if let Some(resource) = self.resource().await {
+            found.insert("resource".to_owned(), timeless(resource, &self.namespace));
+        }
+        found
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let writes = self.gate.writes_after(0);
+        // Its connection belongs to a runtime that may be at its end.
+        let (config, namespace) = (self.admin_config.clone(), self.namespace.clone());
+        let path = on_another_thread(async move {
+            let client = Client::try_from(config).unwrap();
+            dump(&client, &namespace, &writes).await
+        });
+        eprintln!("what was there: {}", path.display());
+    }
+}
+
+fn context(
+    config: &Config,
+    gate: &Arc<Gate>,
+    stores: &Arc<Stores>,
+    forgotten: &Arc<Mutex<Vec<String>>>,
+) -> Arc<Context<FakeStore>> {
+    let client = ClientBuilder::try_from(config.clone()).unwrap();
+    let client = client.with_layer(&Gated(Arc::clone(gate))).build();
+    let store = FakeStore {
+        stores: Arc::clone(stores),
+        gate: Arc::clone(gate),
+        forgotten: Arc::clone(forgotten),
+    };
+    let reporter = Reporter {
+        controller: "shardkv-operator".to_owned(),
+        instance: None,
+    };
+    Arc::new(Context::new(
+        client,
+        store,
+        Arc::new(Metrics::default()),
+        reporter,
+        Pace::default(),
+    ))
+}
+
+fn text(object: &Value, key: &str) -> String {
+    object["metadata"][key].as_str().unwrap().to_owned()
+}
+
+fn gid(object: &Value) -> Option<u64> {
+    let label = object["metadata"]["labels"][names::GID_LABEL].as_str()?;
+    label.parse().ok()
+}
+
+fn part(object: &Value) -> Part {
+    gid(object).map_or(Part::Controller, Part::Group)
+}
+
+fn is_terminating(object: &Value) -> bool {
+    object["metadata"]["deletionTimestamp"].is_string()
+}
+
+/// Removes what differs between two worlds in which the same happened.
+fn timeless(mut object: Value, namespace: &str) -> Value {
+    let generation = object["metadata"]["generation"].clone();
+    let current = |status: &mut Value| {
+        if let Some(observed) = status.get_mut("observedGeneration")
+            && *observed == generation
+        {
+            *observed = json!("current");
+        }
+    };
+    current(&mut object["status"]);
+    let metadata = object["metadata"].as_object_mut().unwrap();
+    for field in [
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "managedFields",
+        "generation",
+    ] {
+        metadata.remove(field);
+    }
+    if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
+        // A hash of what contains the namespace.
+        annotations.remove("shardkv.io/applied");
+    }
+    for owner in object["metadata"]["ownerReferences"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        owner["uid"] = Value::Null;
+    }
+    for condition in object["status"]["conditions"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        condition["lastTransitionTime"] = Value::Null;
+        current(condition);
+    }
+    if object["status"]["configNum"].is_number() {
+        // Groups that joined one by one made more configurations than those that joined together.
+        object["status"]["configNum"] = Value::Null;
+    }
+    if object["spec"]["clusterIP"] != "None" {
+        object["spec"]["clusterIP"] = Value::Null;
+        object["spec"]["clusterIPs"] = Value::Null;
+    }
+    let text = object.to_string().replace(namespace, "NAMESPACE");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Writes all objects of a namespace into a file, for people.
+async fn dump(client: &Client, namespace: &str, writes: &[Write]) -> std::path::PathBuf {
+    let mut text = "# What the operator wrote:\n".to_owned();
+    for write in writes {
+        let _ = writeln!(text, "# {} {}", write.verb, write.path);
+    }
+    let kinds = KINDS.iter().chain([
+        &("/apis/shardkv.io/v1alpha1", "shardkvclusters"),
+        &("/apis/events.k8s.io/v1", "events"),
+    ]);
+    for (group, plural) in kinds {
+        let path = format!("{group}/namespaces/{namespace}/{plural}");
+        let list = raw::get(client, &path).await;
+        for object in list.body["items"].as_array().into_iter().flatten() {
+            let mut object = object.clone();
+            object["metadata"]["managedFields"] = Value::Null;
+            let object = yaml::write(&object).unwrap();
+            let _ = write!(text, "--- # {plural}\n{object}");
+        }
+    }
+    let path = results().join(format!("{namespace}.yaml"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
