@@ -341,12 +341,15 @@ impl Raft {
         Ok(target)
     }
 
-    /// Sends the order as soon as the target holds the whole log.
+    /// Sends the order as soon as the target holds the whole log, and all of it is committed: a leader that steps down sooner
+    /// can't tell what becomes of the rest, though nobody would lose it.
     pub(crate) fn finish_transfer(&mut self, node: NodeId) {
-        let ready = self
-            .progress
-            .get(&node)
-            .is_some_and(|progress| progress.matched == self.log.last_index());
+        let last = self.log.last_index();
+        let ready = self.log.commit_index() == last
+            && self
+                .progress
+                .get(&node)
+                .is_some_and(|progress| progress.matched == last);
         if ready
             && self
                 .leading

@@ -205,8 +205,8 @@ impl Raft {
             }
             progress.switch_to(ProgressState::Probe);
         }
-        if progress.accepted(matched) {
-            self.advance_commit();
+        // What is committed by it may finish the transfer already.
+        if progress.accepted(matched) && !self.advance_commit() {
             self.finish_transfer(from);
         }
         Ok(())
@@ -232,7 +232,8 @@ impl Raft {
 
     /// Commits what a quorum holds, if it is of this term: an entry of an earlier term that a quorum holds may still
     /// be overwritten (Raft §5.4.2, figure 8).
-    pub(crate) fn advance_commit(&mut self) {
+    /// Returns whether that is news.
+    pub(crate) fn advance_commit(&mut self) -> bool {
         let membership = self.log.membership();
         let held = |node: NodeId| {
             if node == self.node {
@@ -248,13 +249,15 @@ impl Raft {
             .checked_sub(membership.quorum())
             .and_then(|at| indexes.get(at).copied())
         else {
-            return;
+            return false;
         };
         let own_term =
             self.log.term_at(index) == Some(self.term()) || self.bug(Bug::CommitOldTermByCounting);
-        if own_term && self.log.commit_to(index) {
+        let news = own_term && self.log.commit_to(index);
+        if news {
             self.after_commit();
         }
+        news
     }
 
     fn after_commit(&mut self) {
@@ -265,6 +268,9 @@ impl Raft {
             .pop_front_if(|(index, _)| *index <= commit)
         {
             self.leading.uncommitted_bytes -= size;
+        }
+        if let Some((target, _)) = self.leading.transfer {
+            self.finish_transfer(target);
         }
         // A leader that removed itself leads until that is committed (thesis §4.2.2).
         let removed =
