@@ -90,7 +90,7 @@ await() { # condition, seconds
 
 # From here on each change of the resource's row is shown.
 start_watching() {
-    in_shop get skv "$name" --watch > >(indented) 2>/dev/null &
+    kubectl --namespace "$namespace" get skv "$name" --watch > >(sed -u 's/^/    /') 2>/dev/null &
     watcher=$!
 }
 stop_watching() {
@@ -325,6 +325,12 @@ if [ -n "$victim" ]; then
     kill_node "$victim"
 else
     printf '    Skipped: no machine has pods of the store but neither the client nor the operator.\n'
+fi
+
+if [ -n "$dead_node" ]; then
+    await condition=Degraded=True 120
+    in_shop get skv "$name" -o jsonpath='{range .status.conditions[?(@.status=="True")]}{.type}: {.message}{"\n"}{end}' | indented
+    show_groups
 fi
 
 say "While it is away: kubectl scale back to 2 groups"
