@@ -27,5 +27,6 @@ mod definition;
 mod endings;
 mod objects;
 mod older;
+mod program;
 mod rounds;
 mod subresources;

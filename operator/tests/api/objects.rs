@@ -10,15 +10,22 @@ use crate::apiserver::ApiServer;
 use crate::definition::namespace;
 use crate::raw;
 
-fn root() -> PathBuf {
+/// The folder of the whole project.
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// All documents of all YAML files of a folder, with the names of their files.
-fn documents(folder: &Path) -> Vec<(PathBuf, Value)> {
+/// All documents of a YAML file, or of all of a folder, with the names of their files.
+pub(crate) fn documents(of: &Path) -> Vec<(PathBuf, Value)> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    let files = match of.is_dir() {
+        true => {
+            let entries = std::fs::read_dir(of).unwrap();
+            entries.map(|entry| entry.unwrap().path()).collect()
+        }
+        false => vec![of.to_owned()],
+    };
+    for path in files {
         if path
             .extension()
             .is_none_or(|it| it != "yaml" && it != "yml")
@@ -33,12 +40,12 @@ fn documents(folder: &Path) -> Vec<(PathBuf, Value)> {
             }
         }
     }
-    assert!(!found.is_empty(), "no YAML in {}", folder.display());
+    assert!(!found.is_empty(), "no YAML in {}", of.display());
     found
 }
 
 /// Where an object of this kind is; all that our files have.
-fn path_of(object: &Value, namespace: &str) -> String {
+pub(crate) fn path_of(object: &Value, namespace: &str) -> String {
     let version = object["apiVersion"].as_str().unwrap();
     let base = if version.contains('/') {
         format!("/apis/{version}")
@@ -54,7 +61,9 @@ fn path_of(object: &Value, namespace: &str) -> String {
     };
     let name = object["metadata"]["name"].as_str().unwrap();
     match kind {
-        "Namespace" | "StorageClass" | "PriorityClass" => format!("{base}/{plural}/{name}"),
+        "Namespace" | "StorageClass" | "PriorityClass" | "ClusterRole" | "ClusterRoleBinding" => {
+            format!("{base}/{plural}/{name}")
+        }
         _ => format!("{base}/namespaces/{namespace}/{plural}/{name}"),
     }
 }
