@@ -78,6 +78,10 @@ fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
             (Some(false), why("Creating", waiting(facts)))
         };
     };
+    if owners(view).next().is_none() && !facts.plan.lost.is_empty() {
+        let message = "The controllers know no group, though there were members.";
+        return (Some(false), why("GroupsLost", message));
+    }
     // A configuration alone serves nothing: a group must have taken over what it gives.
     let mut phases = facts.plan.phases.values();
     let serves = phases.any(|phase| matches!(phase, GroupPhase::Serving | GroupPhase::Draining));

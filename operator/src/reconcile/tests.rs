@@ -329,7 +329,7 @@ fn what_is_refused_and_what_is_lost() {
     scene.view().plan = plan::Store::default();
     scene.view().shards.clear();
     scene.shows(
-        ["False Creating", "False GroupsLost", "True GroupsLost"],
+        ["False GroupsLost", "False GroupsLost", "True GroupsLost"],
         "The controllers don't know group 1, group 2, which were members",
     );
 }

@@ -28,6 +28,11 @@ pub(super) const REASONS: &[Told] = &[
                 "NoLeader",
                 "Groups that own shards have no leader that a majority follows: their keys wait.",
             ),
+            (
+                "False",
+                "GroupsLost",
+                "The controllers know no group, though there were members; see Degraded.",
+            ),
             ("False", "Deleting", "The cluster is being deleted."),
             (
                 "Unknown",
