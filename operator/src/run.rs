@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _, future};
-use kube::api::{Api, ListParams};
+use kube::api::ListParams;
 use kube::runtime::controller::Action;
 use kube::runtime::events::Reporter;
 use kube::{Client, ResourceExt as _};
@@ -38,7 +38,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
 use crate::api;
-use crate::crd::ShardKvCluster;
+use crate::crd::{ShardKvCluster, ShardKvClusterSpec};
 use crate::health::Health;
 use crate::lease::{Elector, Held};
 use crate::metrics::{Metrics, Outcome};
@@ -315,11 +315,8 @@ async fn round<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> Action {
     let (namespace, name) = (seen.namespace().unwrap_or_default(), seen.name_any());
     let span = tracing::info_span!("round", namespace, name);
     let begun = Instant::now();
-    let work = bounded(&namespace, &name, &context).instrument(span);
-    let cut = match AssertUnwindSafe(timeout(MAX_ROUND, work))
-        .catch_unwind()
-        .await
-    {
+    let work = timeout(MAX_ROUND, look_after(seen, &context)).instrument(span);
+    let cut = match AssertUnwindSafe(work).catch_unwind().await {
         Ok(Ok(action)) => return action,
         Ok(Err(_)) => Outcome::TimedOut,
         // The panic itself is a log line already. Other clusters go on.
@@ -330,21 +327,13 @@ async fn round<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> Action {
     Action::requeue(Duration::from_mins(1))
 }
 
-async fn bounded<S: Store>(namespace: &str, name: &str, context: &Arc<Context<S>>) -> Action {
-    let api = Api::<ShardKvCluster>::namespaced(context.client.clone(), namespace);
-    let resource = match api.get_opt(name).await {
-        Ok(Some(resource)) => Arc::new(resource),
-        Ok(None) => {
-            context.metrics.cluster_gone(namespace, name);
-            context.memory.forget(namespace, name);
-            return Action::await_change();
-        }
-        Err(error) => {
-            let pause = context.memory.failed(namespace, name);
-            tracing::warn!(%error, pause_seconds = pause.as_secs(), "the resource can't be read");
-            return Action::requeue(pause);
-        }
-    };
+async fn look_after<S: Store>(seen: &Seen, context: &Arc<Context<S>>) -> Action {
+    // Which resource it is is all that a round takes from here.
+    let resource = Arc::new(ShardKvCluster {
+        metadata: seen.metadata.clone(),
+        spec: ShardKvClusterSpec::default(),
+        status: None,
+    });
     match reconcile(Arc::clone(&resource), Arc::clone(context)).await {
         Ok(action) => action,
         Err(error) => error_policy(resource, &error, Arc::clone(context)),

@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    fn seen(metadata: Value) -> Seen {
+    fn seen(metadata: &Value) -> Seen {
         let mut seen: Seen = serde_json::from_value(json!({"metadata": metadata})).unwrap();
         trim(&mut seen);
         seen
@@ -142,7 +142,7 @@ mod tests {
             let mut metadata = before.clone();
             let fields = change.as_object().unwrap().clone();
             metadata.as_object_mut().unwrap().extend(fields);
-            what_it_asks(&seen(metadata))
+            what_it_asks(&seen(&metadata))
         };
         let unchanged = ask(json!({}));
         for quiet in [

@@ -47,7 +47,7 @@ impl Recollection {
 
 impl Memory {
     /// A round for a cluster failed: how long to wait for the next.
-    pub(crate) fn failed(&self, namespace: &str, name: &str) -> Duration {
+    pub(super) fn failed(&self, namespace: &str, name: &str) -> Duration {
         self.of(namespace, name, |it| {
             let pause = FIRST_PAUSE.saturating_mul(1 << it.failures.min(16));
             it.failures = it.failures.saturating_add(1);
@@ -64,7 +64,7 @@ impl Memory {
     }
 
     /// A cluster is gone.
-    pub(crate) fn forget(&self, namespace: &str, name: &str) {
+    pub(super) fn forget(&self, namespace: &str, name: &str) {
         self.lock().remove(&(namespace.to_owned(), name.to_owned()));
     }
 

@@ -117,7 +117,7 @@ pub enum ReconcileError {
     Refused(String),
 }
 
-/// One round for one cluster.
+/// One round for one cluster. Which one is all that is taken from `resource`: what it asks for is read anew.
 pub async fn reconcile<S: Store>(
     resource: Arc<ShardKvCluster>,
     context: Arc<Context<S>>,

@@ -279,8 +279,14 @@ fn only_what_does_not_pass_is_wrong_with_nodes() {
         ..node(2, Role::Follower, 1, 1)
     };
     let well = node(3, Role::Follower, 1, 1);
-    let told = health(3, [("a", &full), ("b", &starting), ("c", &well)].into_iter());
-    assert_eq!(told.troubles, [("a".to_owned(), DISK_FULL.to_owned())].into());
+    let told = health(
+        3,
+        [("a", &full), ("b", &starting), ("c", &well)].into_iter(),
+    );
+    assert_eq!(
+        told.troubles,
+        [("a".to_owned(), DISK_FULL.to_owned())].into()
+    );
 }
 
 #[test]
