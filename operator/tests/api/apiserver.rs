@@ -14,7 +14,7 @@ use kube::{Client, Config};
 use crate::definition;
 
 /// Much longer than it takes, which is three seconds.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 /// Who may do everything.
 pub(crate) const ADMIN: &str = "the-admin";
 

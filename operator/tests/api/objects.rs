@@ -18,12 +18,11 @@ pub(crate) fn root() -> PathBuf {
 /// All documents of a YAML file, or of all of a folder, with the names of their files.
 pub(crate) fn documents(of: &Path) -> Vec<(PathBuf, Value)> {
     let mut found = Vec::new();
-    let files = match of.is_dir() {
-        true => {
-            let entries = std::fs::read_dir(of).unwrap();
-            entries.map(|entry| entry.unwrap().path()).collect()
-        }
-        false => vec![of.to_owned()],
+    let files = if of.is_dir() {
+        let entries = std::fs::read_dir(of).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    } else {
+        vec![of.to_owned()]
     };
     for path in files {
         if path

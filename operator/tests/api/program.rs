@@ -23,7 +23,7 @@ use crate::rounds::small;
 use crate::world::World;
 
 /// Much longer than anything here takes; the longest is a Lease that runs out, 20 seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 const ACCOUNT: &str = "system:serviceaccount:shardkv-system:shardkv-operator";
 
 /// Runs it, tells its number, and ends it when nobody holds its own input any more.

@@ -255,10 +255,10 @@ impl Store for FakeStore {
                 answering: u32::try_from(replicas(part)).unwrap(),
                 troubles: model.troubles.get(part).cloned().unwrap_or_default(),
             };
-            match model.unreachable {
-                true => BTreeMap::new(),
-                false => up.map(|part| (*part, health(part))).collect(),
+            if model.unreachable {
+                return BTreeMap::new();
             }
+            up.map(|part| (*part, health(part))).collect()
         })
     }
 

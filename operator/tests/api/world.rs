@@ -215,7 +215,7 @@ impl World {
         let result = tokio::select! {
             biased;
             () = self.gate.death() => None,
-            result = reconcile(resource, context) => Some(result),
+            result = Box::pin(reconcile(resource, context)) => Some(result),
         };
         let Some(result) = result else {
             self.gate.mend();
@@ -289,8 +289,8 @@ impl World {
             if is_terminating(claim) && !pods {
                 // Nobody mounts it any more.
                 let path = self.path_of_object("persistentvolumeclaims", claim);
-                let patch = json!({"metadata": {"finalizers": null}});
-                raw::merge(&self.admin, &path, &patch).await.good();
+                let none = json!({"metadata": {"finalizers": null}});
+                raw::merge(&self.admin, &path, &none).await.good();
                 changed = true;
             }
         }
