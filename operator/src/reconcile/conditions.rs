@@ -148,6 +148,7 @@ fn doing(facts: &Facts<'_>) -> Option<Why> {
         .or_else(|| rescaling(facts))
         .or_else(|| rolling(facts))
         .or_else(|| rebalancing(facts))
+        .or_else(|| starting(facts))
         .or_else(|| {
             let rolled = facts.applied.rolled;
             rolled.then(|| why("RollingOut", "StatefulSets have just been changed."))
@@ -192,6 +193,22 @@ fn rebalancing(facts: &Facts<'_>) -> Option<Why> {
     let view = facts.view()?;
     let moves = view.moving > 0 || !behind(view).is_empty();
     moves.then(|| why("Rebalancing", moving(facts)))
+}
+
+/// Pods of new StatefulSets that follow the first ones, which serve already.
+fn starting(facts: &Facts<'_>) -> Option<Why> {
+    let starts = |part: Part| {
+        let set = facts.look.sets.get(&part);
+        set.is_some_and(|set| set.young && set.ready < set.replicas)
+    };
+    let groups = facts.look.sets.keys().filter(|part| gid(**part).is_some());
+    if starts(Part::Controller) {
+        return Some(why("Creating", unready(facts)));
+    }
+    let mut groups = groups.copied().map(starts);
+    groups
+        .any(|starts| starts)
+        .then(|| why("ScalingOut", unready(facts)))
 }
 
 fn moving(facts: &Facts<'_>) -> String {
@@ -402,7 +419,7 @@ fn missing_pods(facts: &Facts<'_>) -> Vec<Why> {
             let phase = facts.plan.phases.get(&gid);
             matches!(phase, Some(GroupPhase::Serving | GroupPhase::Draining))
         });
-        served && away > i32::from(set.rolling.is_some())
+        served && !set.young && away > i32::from(set.rolling.is_some())
     };
     let sets = facts.look.sets.iter();
     let missing: Vec<String> = sets

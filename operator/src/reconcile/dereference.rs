@@ -25,6 +25,9 @@ use crate::validate::Cluster;
 /// The longest wait for an answer of the store, whatever its client promises.
 const LONGEST_CALL: Duration = Duration::from_secs(15);
 
+/// The usual time that pods take to be ready, with room.
+const STARTING_SECONDS: i64 = 60;
+
 /// What there is.
 #[derive(Default)]
 pub(super) struct Look {
@@ -52,6 +55,8 @@ pub(super) struct SetLook {
     pub(super) ready: i32,
     /// How many pods are of the latest revision, until all are, and ready.
     pub(super) rolling: Option<i32>,
+    /// Whether it was made so lately that pods that aren't ready are still starting.
+    pub(super) young: bool,
 }
 
 /// A volume.
@@ -86,7 +91,7 @@ pub(super) async fn look<S: Store>(
         if let (Kind::Set, Some(part)) = (kind, names::part_of(cluster, &name)) {
             let parsed = object.clone().try_parse::<StatefulSet>();
             let set = parsed.map_err(|error| kube::Error::Service(error.into()))?;
-            look.sets.insert(part, set_look(&set));
+            look.sets.insert(part, set_look(&set, now));
         }
         look.children.insert((kind, name), object);
     }
@@ -147,7 +152,9 @@ pub(super) fn stage(object: &impl ResourceExt) -> Stage {
     )
 }
 
-fn set_look(set: &StatefulSet) -> SetLook {
+fn set_look(set: &StatefulSet, now: &Time) -> SetLook {
+    let born = set.metadata.creation_timestamp.as_ref();
+    let age = born.map(|born| now.0.as_second() - born.0.as_second());
     let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
     let replicas = replicas.unwrap_or(1);
     let status = set.status.clone().unwrap_or_default();
@@ -164,6 +171,7 @@ fn set_look(set: &StatefulSet) -> SetLook {
         replicas,
         ready: status.ready_replicas.unwrap_or(0),
         rolling,
+        young: age.is_some_and(|age| age < STARTING_SECONDS),
     }
 }
 

@@ -39,6 +39,7 @@ fn set(stage: Stage, ready: i32) -> SetLook {
         replicas: 3,
         ready,
         rolling: None,
+        young: false,
     }
 }
 
@@ -276,6 +277,17 @@ fn pods_that_do_not_run() {
         ["True AllServing", "True RollingOut", "False AsExpected"],
         "1 of 3 pods of a-group-1 are of the latest revision.",
     );
+    // Those of a new group are still starting.
+    scene.set(Part::Group(1)).rolling = None;
+    scene.set(Part::Group(1)).young = true;
+    let starting = ["True AllServing", "True ScalingOut", "False AsExpected"];
+    scene.shows(starting, "Pods ready: 2 of 3 of a-group-1.");
+    scene.set(Part::Controller).young = true;
+    scene.set(Part::Controller).ready = 2;
+    let creating = ["True AllServing", "True Creating", "False AsExpected"];
+    scene.shows(creating, "2 of 3 of a-controller");
+    scene.set(Part::Controller).ready = 3;
+    scene.set(Part::Group(1)).rolling = Some(1);
     let trouble = Trouble {
         pod: "a-group-1-2".to_owned(),
         why: "ImagePullBackOff of b:1".to_owned(),
