@@ -231,15 +231,13 @@ impl Elector {
     /// One attempt at a renewal. Somebody who changed the Lease without taking it doesn't matter.
     async fn renewal(&self, lease: &Lease) -> Result<Result<Lease, Lost>, kube::Error> {
         match self.replace(&renewed(lease.clone())).await {
-            Ok(lease) => return Ok(Ok(lease)),
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {
-                // Deleted by a person; whoever creates it first holds it.
-                return Ok(Ok(self.create().await?));
-            }
-            Err(error) => return Err(error),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            done => return Ok(Ok(done?)),
         }
-        let now = self.api.get(&self.name).await?;
+        let Some(now) = self.api.get_opt(&self.name).await? else {
+            // Deleted by a person; whoever creates it first holds it.
+            return Ok(Ok(self.create().await?));
+        };
         let holder = now
             .spec
             .as_ref()

@@ -25,6 +25,7 @@ mod world;
 mod deaths;
 mod definition;
 mod endings;
+mod lease;
 mod objects;
 mod older;
 mod program;
