@@ -42,8 +42,11 @@ impl<S: Store> Apply<'_, '_, S> {
 
     async fn create_controllers(&mut self) -> Result<(), Failure> {
         if self.create(&build::controllers(self.cluster)).await? {
-            let note = format!("{} controllers are created.", self.cluster.controllers);
-            self.events.step("Create", "ControllersCreated", note).await;
+            let made = match self.cluster.controllers {
+                1 => "1 controller is created.".to_owned(),
+                count => format!("{count} controllers are created."),
+            };
+            self.events.step("Create", "ControllersCreated", made).await;
         }
         Ok(())
     }
@@ -68,10 +71,10 @@ impl<S: Store> Apply<'_, '_, S> {
         let change = bounded(self.store.join(self.cluster, gids)).await?;
         self.done.acted = true;
         let note = format!(
-            "{} joined in configuration {}: {} shards move.",
+            "{} joined in configuration {}; moving: {}.",
             groups(gids),
             change.num,
-            change.moved
+            counted(change.moved, "shard")
         );
         self.events.step("Join", "Joining", note).await;
         Ok(())
@@ -81,10 +84,10 @@ impl<S: Store> Apply<'_, '_, S> {
         let change = bounded(self.store.leave(self.cluster, gids)).await?;
         self.done.acted = true;
         let note = format!(
-            "{} left in configuration {}: {} shards move to other groups.",
+            "{} left in configuration {}; moving to other groups: {}.",
             groups(gids),
             change.num,
-            change.moved
+            counted(change.moved, "shard")
         );
         self.events.step("Leave", "Leaving", note).await;
         Ok(())
@@ -104,7 +107,11 @@ impl<S: Store> Apply<'_, '_, S> {
                 Err(failure) => return Err(failure),
             }
         }
-        let note = format!("{} volumes of {} are deleted.", volumes.len(), called(part));
+        let note = format!(
+            "Deleted {} of {}.",
+            counted(volumes.len(), "volume"),
+            called(part)
+        );
         self.events.step("Delete", "VolumesDeleted", note).await;
         Ok(())
     }
@@ -125,8 +132,8 @@ impl<S: Store> Apply<'_, '_, S> {
         if self.retains_groups() && !kept.is_empty() {
             let labels = selector(&names::part_selector(self.cluster, part));
             let note = format!(
-                "The {} volumes of group {gid} stay. Nothing needs them: `kubectl delete pvc -l {labels}`",
-                kept.len()
+                "Group {gid} leaves {} behind that nothing needs: `kubectl delete pvc -l {labels}`",
+                counted(kept.len(), "volume")
             );
             self.events.step("Retain", "VolumesRetained", note).await;
         }
@@ -142,12 +149,21 @@ impl<S: Store> Apply<'_, '_, S> {
             count => {
                 let labels = selector(&names::selector(self.cluster));
                 format!(
-                    "Cluster {name} is deleted. Its {count} volumes stay with all data, for a cluster of the same name, or until `kubectl delete pvc -l {labels}`"
+                    "Cluster {name} is deleted. It leaves {} with all data, for a cluster of the same name, or until `kubectl delete pvc -l {labels}`",
+                    counted(count, "volume")
                 )
             }
         };
         self.events.step("Delete", "ClusterDeleted", note).await;
         Ok(())
+    }
+}
+
+/// How many of something: `1 shard`, `2 shards`.
+fn counted(count: impl TryInto<u64>, what: &str) -> String {
+    match count.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
     }
 }
 
