@@ -1,14 +1,14 @@
 //! The operator that all scenarios share.
 
+use std::fs;
 use std::process::Command;
 use std::sync::OnceLock;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt as _};
-use serde_json::Value;
 
-use crate::tools::{checkout, holds, run, until};
+use crate::tools::{checkout, holds, run, say, try_run, until};
 
 /// Where it runs.
 pub(crate) const NAMESPACE: &str = "shardkv-system";
@@ -103,7 +103,7 @@ impl Operator {
             holds(now.is_none_or(|now| now.uid() != pod.uid()), "still there")
         })
         .await;
-        crate::tools::say(&format!("killed {name}"));
+        say(&format!("killed {name}"));
     }
 
     /// The sum of all samples of a metric whose line is `counted`. A counter that never counted isn't told.
@@ -123,23 +123,37 @@ impl Operator {
             .sum()
     }
 
-    /// What it holds in memory, in bytes, as the kubelet measures it.
-    pub(crate) async fn resident_bytes(&self) -> u64 {
-        let pod = self.pod().await;
+    /// What it holds in memory, in bytes, as the kubelet counts it: without what is only a part of its program's file.
+    pub(crate) async fn working_set_bytes(&self) -> f64 {
+        let pod = self.pod().await.name_any();
         let machine = self.machine().await;
-        let path = format!("/api/v1/nodes/{machine}/proxy/stats/summary");
+        let path = format!("/api/v1/nodes/{machine}/proxy/metrics/resource");
         until("the kubelet has measured the operator", async || {
-            let text = crate::tools::try_run("kubectl", &["get", "--raw", &path]).await?;
-            let summary: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-            let pods = summary["pods"].as_array().cloned().unwrap_or_default();
-            let own = pods
-                .iter()
-                .find(|it| it["podRef"]["name"].as_str() == pod.metadata.name.as_deref());
-            let own = own.ok_or("the pod isn't in the summary")?;
-            let bytes = own["containers"][0]["memory"]["rssBytes"].as_u64();
-            bytes.ok_or(format!("no figure in {own}"))
+            let text = try_run("kubectl", &["get", "--raw", &path]).await?;
+            let sample = text.lines().find(|line| {
+                line.starts_with("container_memory_working_set_bytes{") && line.contains(&pod)
+            });
+            // Behind the value stands the time of the measurement.
+            let value = sample.and_then(|line| line.split(' ').nth(1)?.parse().ok());
+            value.ok_or("no figure of it".to_owned())
         })
         .await
+    }
+
+    /// What it has in memory of everything, in bytes, as the kernel of this machine counts it.
+    pub(crate) async fn resident_bytes(&self) -> f64 {
+        let uid = self.pod().await.uid().unwrap();
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let mut own = processes.filter_map(|process| {
+            let read = |file: &str| fs::read_to_string(process.path().join(file)).ok();
+            let is_it = read("cgroup")?.contains(&uid) && read("comm")?.starts_with("shardkv-op");
+            let status = read("status").filter(|_| is_it)?;
+            let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+            line.split_whitespace().nth(1)?.parse::<f64>().ok()
+        });
+        own.next()
+            .expect("the operator is a process of this machine")
+            * 1024.0
     }
 }
 
