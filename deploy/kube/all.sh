@@ -55,7 +55,7 @@ tear_down() {
     fi
     # What else is made without being asked for, at fixed places; a kubelet that isn't ours would need its own.
     grep -lsF "$state/" /var/lib/cni/results/* | xargs -r rm -f || true
-    if ! pgrep -x kubelet >/dev/null; then
+    if ! pgrep -r D,R,S -x kubelet >/dev/null; then
         rm -f /var/lib/kubelet/device-plugins/kubelet.sock
     fi
     rmdir -p /var/lib/kubelet/device-plugins /run/containerd/s /var/lib/cni/results 2>/dev/null || true
