@@ -16,6 +16,7 @@ mod ctrl;
 mod guide;
 mod kv;
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -228,7 +229,8 @@ where
             Err(_) => return Err(errors::outcome_unknown("")),
         };
         let detail = error_detail(&status);
-        course.doubt |= detail.as_ref().is_none_or(is_doubtful);
+        let unsent = detail.is_none() && was_unsent(&status);
+        course.doubt |= !unsent && detail.as_ref().is_none_or(is_doubtful);
         match detail {
             Some(detail) if is_followed(&detail, repeatable) => {
                 course.follow(&to, &address, detail).await;
@@ -238,7 +240,12 @@ where
             None => {
                 forwarding.channels.discard(&address);
                 forwarding.guide.doubt(to.gid, &address);
-                if !repeatable {
+                tracing::debug!(
+                    address,
+                    unsent,
+                    "a call that was passed on failed: {status:?}"
+                );
+                if !repeatable && !unsent {
                     return Err(errors::outcome_unknown(""));
                 }
                 let what = format!("{address}: {}", status.message());
@@ -258,6 +265,22 @@ fn is_followed(detail: &ErrorDetail, repeatable: bool) -> bool {
         Some(Kind::Unavailable(_) | Kind::OutcomeUnknown(_)) => repeatable,
         _ => false,
     }
+}
+
+/// Whether a call never left this node: nobody was there, or the connection that it was queued for ended first, because its
+/// node said goodbye, most often.
+fn was_unsent(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            return error.is_canceled();
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Whether a refused attempt may have taken effect all the same: a node that stops can't tell, and a kind of error that
