@@ -12,7 +12,7 @@ use client::{
     NodeStatus, Role, ShardId, ShardSet, ShardState,
 };
 use futures::{StreamExt as _, stream};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Change, Health, Store, StoreError, View};
 use crate::build::{Part, names};
@@ -28,8 +28,10 @@ const MOVES: Duration = Duration::from_secs(2);
 const HEALTH: Duration = Duration::from_secs(2);
 /// How long a change of the configuration may take. It waits for an election, say.
 const CHANGE: Duration = Duration::from_secs(10);
+/// How long all nodes together may take: those that have answered by then count.
+const HEALTH_OF_ALL: Duration = Duration::from_secs(10);
 /// How many nodes are asked at the same time.
-const MAX_ASKED: usize = 16;
+const MAX_ASKED: usize = 64;
 /// A client that nobody has used for this long is closed.
 const UNUSED: Duration = Duration::from_mins(5);
 
@@ -141,6 +143,8 @@ impl Store for LiveStore {
                 }
             });
             let answers = stream::iter(asked).buffer_unordered(MAX_ASKED);
+            // On a large cluster without one of its machines, very many may be silent.
+            let answers = answers.take_until(sleep(HEALTH_OF_ALL));
             Ok(answers.filter_map(async |it| it).collect::<Vec<_>>().await)
         });
         let answers = asked.await.unwrap_or_default();
