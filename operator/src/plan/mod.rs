@@ -22,7 +22,8 @@
 //! - A group's objects and volumes are not deleted before it was marked as leaving, the configuration doesn't name it, nothing
 //!   of it is left to hand over, and other groups are there. Controllers that lost their disks know no groups; that is why a
 //!   configuration without groups proves nothing, and a lost group stops all changes until a person has looked.
-//! - The last group never leaves: one is asked to leave only when all that are to stay are members, and at least one is to stay.
+//! - The last group never leaves: one is asked to leave only when all that are to stay are members with a leader, and at least
+//!   one is to stay.
 //! - A gid is never given twice. The greatest of all that can be seen counts (StatefulSets, volumes, configuration, status), and
 //!   it is recorded in the status before the object that shows it is deleted.
 
@@ -179,7 +180,8 @@ pub struct Plan {
     pub phases: BTreeMap<u64, GroupPhase>,
     /// What may be done now, in this order. When one fails, the rest waits for the next look.
     pub actions: Vec<Action>,
-    /// Members of old that the controllers don't know. While there are any, nothing is changed.
+    /// Members of old that the controllers don't know: by their StatefulSets, or, where there are none, by their volumes. While
+    /// there are any, nothing is changed.
     pub lost: BTreeSet<u64>,
 }
 
@@ -256,7 +258,11 @@ fn groups(seen: &Observed, store: &Store, wanted: u32) -> Plan {
     let lost = standings
         .iter()
         .filter(|(_, standing)| **standing == Standing::Lost);
-    let lost: BTreeSet<u64> = lost.map(|(gid, _)| *gid).collect();
+    let mut lost: BTreeSet<u64> = lost.map(|(gid, _)| *gid).collect();
+    if standings.is_empty() {
+        // Volumes of groups were kept, but not those of the controllers, who would begin an empty cluster beside the data.
+        lost.extend(&seen.volumes);
+    }
     let keep = keep(seen, &standings, wanted);
     let mut next = Next {
         seen,
@@ -275,8 +281,14 @@ fn groups(seen: &Observed, store: &Store, wanted: u32) -> Plan {
         leave,
         ..
     } = next;
-    // Nobody is let go before all who stay are members; see `keep` for why this holds, and the controllers refuse it too.
-    if join.is_empty() && keep.iter().any(|gid| store.members.contains(gid)) && !leave.is_empty() {
+    // Nobody is let go before all who stay are members; see `keep` for why this holds, and the controllers refuse it too. And
+    // nobody before all who stay have leaders: shards that are given to a group without a quorum can't be read any more, nor
+    // be called back.
+    let takes = |gid: &u64| {
+        let set = seen.sets.get(gid);
+        store.members.contains(gid) && set.is_some_and(|set| set.has_leader)
+    };
+    if join.is_empty() && !keep.is_empty() && keep.iter().all(takes) && !leave.is_empty() {
         plan.actions.push(Action::Leave(leave));
     }
     if !join.is_empty() {

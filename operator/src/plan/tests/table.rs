@@ -87,6 +87,9 @@ fn each_row_of_the_table() {
         ("it has joined", world(2, "1 member, 2 new", &[1, 2], &[(1, 5), (2, 4)]), "1 Serving, 2 Joining => mark 2 member"),
         ("one too many is marked first", world(1, "1 member, 2 member", &[1, 2], two), "1 Serving, 2 Draining => mark 2 leaving"),
         ("and then leaves", world(1, "1 member, 2 leaving", &[1, 2], two), "1 Serving, 2 Draining => leave [2]"),
+        ("but not in favour of a group without a leader", world(1, "1 member!, 2 leaving", &[1, 2], two), "1 Serving, 2 Draining => "),
+        ("nor of one whose StatefulSet is gone", world(1, "2 leaving", &[1, 2], &[(1, 5), (2, 5)]), "1 Serving, 2 Draining => create 1 member"),
+        ("one without a leader may go itself", world(1, "1 member, 2 leaving!", &[1, 2], two), "1 Serving, 2 Draining => leave [2]"),
         ("it hands over", world(1, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => "),
         ("it is wanted again before it left", world(2, "1 member, 2 leaving", &[1, 2], two), "1 Serving, 2 Serving => mark 2 member"),
         ("and after", world(2, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => join [2]"),
@@ -168,6 +171,21 @@ fn a_volume_that_was_kept_keeps_its_gid() {
     let mut seen = world(2, "1 member", &[1], &[(1, 5)]);
     seen.volumes.insert(41);
     assert_eq!(shown(&decide(&seen)), "1 Serving => create 42 new");
+}
+
+#[test]
+fn volumes_of_groups_that_nobody_knows_stop_everything() {
+    let mut seen = world(2, "", &[], &[]);
+    seen.volumes = [1, 2].into();
+    let plan = decide(&seen);
+    assert_eq!((plan.lost, plan.actions), ([1, 2].into(), Vec::new()));
+    // Groups that have been made since show that this was seen, or is a beginning.
+    let mut seen = world(2, "3 new", &[], &[]);
+    seen.volumes = [1, 3].into();
+    assert_eq!(
+        shown(&decide(&seen)),
+        "3 Provisioning => join [3], create 10 new"
+    );
 }
 
 #[test]
