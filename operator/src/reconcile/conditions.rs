@@ -2,6 +2,8 @@
 //!
 //! A message says nothing that changes from look to look while nothing happens: a status is written when it differs.
 
+use std::collections::BTreeSet;
+
 use super::dereference::{SetLook, gid};
 use super::movement::behind;
 use super::status::{Facts, listed, owners};
@@ -90,10 +92,15 @@ fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
     }
     let health = &facts.look.health;
     let leads = |part: &Part| health.get(part).is_some_and(|it| it.leader.is_some());
-    let headless: Vec<Part> = owners(view)
-        .map(Part::Group)
-        .filter(|part| !leads(part))
-        .collect();
+    // What is on its way comes from groups that may own nothing any more.
+    let sources = behind(view).into_iter().filter(|_| view.moving > 0);
+    let needed: BTreeSet<u64> = owners(view).chain(sources).collect();
+    let needed = needed.into_iter().map(Part::Group);
+    let headless: Vec<Part> = needed.filter(|part| !leads(part)).collect();
+    if headless.is_empty() && facts.stalled.is_some() && view.moving > 0 {
+        let message = "Shards are on their way, and none has arrived for longer than is usual: their keys wait.";
+        return (Some(false), why("Stalled", message));
+    }
     if headless.is_empty() {
         let message = "The controllers answer, and every group that owns shards has a leader.";
         return (Some(true), why("AllServing", message));
@@ -141,7 +148,7 @@ fn doing(facts: &Facts<'_>) -> Option<Why> {
         return Some(why("ScalingOut", message.trim_end()));
     }
     if let Some(groups) = in_phase(&[GroupPhase::Draining, GroupPhase::Removing]) {
-        let message = format!("{groups}. {}", moving(facts));
+        let message = format!("{groups}. {}{}", moving(facts), held_up(facts));
         return Some(why("ScalingIn", message.trim_end()));
     }
     disappearing(facts)
@@ -227,6 +234,21 @@ fn moving(facts: &Facts<'_>) -> String {
     }
 }
 
+/// Which of the groups that are to stay can't take over anything, in words; empty if all can.
+fn held_up(facts: &Facts<'_>) -> String {
+    let stays = facts.plan.phases.iter();
+    let stays = stays.filter(|(_, phase)| **phase == GroupPhase::Serving);
+    let stays = stays.map(|(gid, _)| Part::Group(*gid));
+    let health = &facts.look.health;
+    let headless = |part: &Part| health.get(part).is_none_or(|it| it.leader.is_none());
+    let headless: Vec<Part> = stays.filter(headless).collect();
+    if headless.is_empty() || facts.view().is_none() {
+        return String::new();
+    }
+    let groups = listed(headless.into_iter());
+    format!(" No group is let go while no leader is seen in {groups}.")
+}
+
 /// What a cluster that doesn't serve yet waits for.
 fn waiting(facts: &Facts<'_>) -> String {
     if !facts.applied.waits.is_empty() {
@@ -291,19 +313,25 @@ fn first(found: Vec<Why>) -> Option<Why> {
 }
 
 fn lost(facts: &Facts<'_>) -> Vec<Why> {
-    let lost = facts.plan.lost.iter().map(|gid| Part::Group(*gid));
     if facts.plan.lost.is_empty() {
         return Vec::new();
     }
-    let sets: Vec<String> = lost
-        .clone()
-        .map(|part| names::part(facts.cluster, part))
-        .collect();
+    let lost = || facts.plan.lost.iter().map(|gid| Part::Group(*gid));
+    let (sets, volumes): (Vec<Part>, Vec<Part>) =
+        lost().partition(|part| facts.look.sets.contains_key(part));
+    let named = |parts: Vec<Part>| {
+        let names = parts.into_iter().map(|it| names::part(facts.cluster, it));
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let instead = if volumes.is_empty() {
+        format!("delete StatefulSet {}", named(sets))
+    } else {
+        format!("delete the volumes of the pods of {}", named(volumes))
+    };
     let message = format!(
         "The controllers don't know {}, which were members: most likely the controllers have lost their volumes. Nothing is changed. \
-         Give the controllers their volumes back, or, if these groups' data may go, delete StatefulSet {}.",
-        listed(lost),
-        sets.join(", ")
+         Give the controllers their volumes back, or, if these groups' data may go, {instead}.",
+        listed(lost()),
     );
     vec![("GroupsLost", message)]
 }

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::apply::{Applied, Problem};
-use super::dereference::{Look, SetLook, observed};
+use super::dereference::{Look, SetLook, Volume, observed};
 use super::pods::Trouble;
 use super::status::{Facts, invalid, status};
 use super::{Pace, next};
@@ -214,6 +214,11 @@ fn groups_that_come_and_go() {
     let back = ["True AllServing", "True ScalingIn", "False AsExpected"];
     scene.shows(back, "group 2 is Draining.");
     scene.set(Part::Group(2)).stage = Stage::Leaving;
+    let led_by = scene.look.health.remove(&Part::Group(1)).unwrap();
+    let headless = ["False NoLeader", "True ScalingIn", "False AsExpected"];
+    let message = "No group is let go while no leader is seen in group 1.";
+    scene.shows(headless, message);
+    scene.look.health.insert(Part::Group(1), led_by);
     let view = scene.view();
     view.plan.num = 6;
     view.plan.members = [1].into();
@@ -221,6 +226,10 @@ fn groups_that_come_and_go() {
     view.moving = 4;
     let told = scene.shows(back, "group 2 is Draining. 4 shards are on their way.");
     assert_eq!(told.replicas, Some(1));
+    // It owns nothing any more, but it has what others wait for.
+    let led_by = scene.look.health.remove(&Part::Group(2)).unwrap();
+    scene.shows(headless, "is seen in group 2");
+    scene.look.health.insert(Part::Group(2), led_by);
     let view = scene.view();
     view.plan.settled = [(1, 6)].into();
     view.moving = 0;
@@ -311,6 +320,12 @@ fn shards_that_move_or_do_not() {
         ["True AllServing", "True Rebalancing", "True Stalled"],
         "Waiting for group 2: look at the logs",
     );
+    // Those that tidy up keep nobody from anything; shards that don't arrive do.
+    scene.view().moving = 1;
+    scene.shows(
+        ["False Stalled", "True Rebalancing", "True Stalled"],
+        "their keys wait",
+    );
 }
 
 #[test]
@@ -343,6 +358,18 @@ fn what_is_refused_and_what_is_lost() {
     scene.shows(
         ["False GroupsLost", "False GroupsLost", "True GroupsLost"],
         "The controllers don't know group 1, group 2, which were members",
+    );
+    // Only volumes are left of the groups.
+    scene.look.sets.retain(|part, _| *part == Part::Controller);
+    scene.look.volumes = vec![Volume {
+        part: Part::Group(2),
+        name: "data-a-group-2-0".to_owned(),
+        uid: "u".to_owned(),
+        terminating: false,
+    }];
+    scene.shows(
+        ["False GroupsLost", "False GroupsLost", "True GroupsLost"],
+        "delete the volumes of the pods of a-group-2",
     );
 }
 

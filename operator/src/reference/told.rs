@@ -26,7 +26,12 @@ pub(super) const REASONS: &[Told] = &[
             (
                 "False",
                 "NoLeader",
-                "Groups that own shards have no leader that a majority follows: their keys wait.",
+                "Groups that own shards, or that have some to hand over, have no leader that a majority follows: their keys wait.",
+            ),
+            (
+                "False",
+                "Stalled",
+                "Shards are on their way, and none has arrived for longer than is usual: their keys wait.",
             ),
             (
                 "False",
@@ -90,7 +95,7 @@ pub(super) const REASONS: &[Told] = &[
             (
                 "True",
                 "GroupsLost",
-                "The controllers don't know groups that were members: most likely they have lost their volumes. Nothing is changed until a person has looked.",
+                "The controllers don't know groups that were members, or whose volumes were kept: most likely they have lost their volumes. Nothing is changed until a person has looked.",
             ),
             (
                 "True",
