@@ -366,6 +366,46 @@ async fn what_the_api_server_refuses_is_told_and_mended_with_the_spec() {
 }
 
 #[tokio::test]
+async fn fields_that_another_program_claims_are_taken_back() {
+    let mut world = resting("claims", 1).await;
+    let good = world.objects().await;
+    let path = world.path_of("statefulsets", "group-1");
+    let other = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "demo-group-1"},
+        "spec": {"replicas": 5, "minReadySeconds": 7}});
+    let apply = format!("{path}?fieldManager=other&force=true");
+    raw::apply(&world.admin, &apply, &other).await.good();
+    world.rest().await;
+    let set = world.object("statefulsets", "group-1").await.unwrap();
+    assert_eq!(set["spec"]["replicas"], 1, "ours");
+    assert_eq!(set["spec"]["minReadySeconds"], 7, "nobody else's");
+    let none = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "demo-group-1"}});
+    raw::apply(&world.admin, &apply, &none).await.good();
+    world.rest().await;
+    same(&good, &world.objects().await, "when the other lets go");
+}
+
+#[tokio::test]
+async fn what_users_write_at_the_same_moment_is_not_lost() {
+    let mut world = resting("moment", 1).await;
+    let (admin, path) = (world.admin.clone(), world.path());
+    let more = async move {
+        let three = json!({"spec": {"groups": 3}});
+        raw::merge(&admin, &path, &three).await.good();
+    };
+    // Between the look and the status that is told of it.
+    world.gate.interfere("PATCH", "demo/status", more);
+    world.ask(&json!({"groups": 2})).await;
+    world.rest().await;
+    assert_eq!(world.store(|it| it.members()).len(), 3);
+    let resource = world.resource().await.unwrap();
+    assert_eq!(resource["spec"]["groups"], 3);
+    assert_eq!(
+        resource["status"]["observedGeneration"],
+        resource["metadata"]["generation"]
+    );
+}
+
+#[tokio::test]
 async fn groups_are_scaled_by_the_scale_subresource() {
     let mut world = resting("scaled", 1).await;
     for groups in [3, 2, 4, 1] {
