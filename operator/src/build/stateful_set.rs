@@ -237,6 +237,8 @@ fn node(cluster: &Cluster, part: Part) -> Container {
             }),
             ..Lifecycle::default()
         }),
+        // A node that gives up says why in its last line: `kubectl describe pod` shows it.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
