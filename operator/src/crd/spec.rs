@@ -189,7 +189,7 @@ pub enum ImagePullPolicy {
     IfNotPresent,
     /// At each start.
     Always,
-    /// Never: somebody else brings it.
+    /// Not at all: somebody else brings it.
     Never,
 }
 
