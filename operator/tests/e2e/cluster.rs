@@ -65,14 +65,15 @@ impl Cluster {
         .await;
     }
 
-    /// Waits for a condition to be so, said about the latest generation of the resource.
-    pub(crate) async fn condition(&self, of: &str, status: &str) -> Condition {
+    /// Waits for a condition to be so and to mention something, said about the latest generation of the resource.
+    pub(crate) async fn condition(&self, of: &str, status: &str, mentions: &str) -> Condition {
         until(
             &format!("{} of {} is {status}", of, self.name),
             async || {
                 let resource = self.get().await?;
                 let condition = condition(&resource, of)?;
-                holds(condition.status == status, format!("{condition:?}"))?;
+                let found = condition.status == status && condition.message.contains(mentions);
+                holds(found, format!("{condition:?}"))?;
                 Ok::<_, String>(condition)
             },
         )

@@ -49,9 +49,9 @@ fn a_machine_is_lost_for_two_minutes() {
             "another operator after {} s",
             killed.elapsed().as_secs()
         ));
-        let told = cluster.condition("Degraded", "True").await;
+        let told = cluster.condition("Degraded", "True", "Pods ready").await;
         say(&format!("Degraded: {}: {}", told.reason, told.message));
-        cluster.condition("Available", "True").await;
+        cluster.condition("Available", "True", "").await;
         let left = Duration::from_mins(2).saturating_sub(killed.elapsed());
         // The scenario itself: two minutes. Nothing below depends on them.
         tokio::time::sleep(left).await;
