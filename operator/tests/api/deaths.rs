@@ -120,13 +120,14 @@ struct End {
 }
 
 impl Life {
-    async fn live(self, cut: Option<(usize, Cut)>) -> Vec<End> {
+    /// Lives through so many transitions.
+    async fn live(self, transitions: usize, cut: Option<(usize, Cut)>) -> Vec<End> {
         let mut spec = small(2);
         let [removed, deleted] = self.volumes;
         spec["storage"] = json!({"onGroupRemoval": removed, "onClusterDeletion": deleted});
         let mut world = World::new(self.name, &spec).await;
         let mut ends = Vec::new();
-        for (number, transition) in self.transitions.iter().enumerate() {
+        for (number, transition) in self.transitions[..transitions].iter().enumerate() {
             transition.before(&mut world).await;
             transition.begin(&mut world).await;
             let before = world.gate.count();
@@ -149,7 +150,7 @@ impl Life {
 
     /// Lives it again for every write, with this way to fail.
     async fn again(self, way: fn(usize) -> Cut) {
-        let first = self.live(None).await;
+        let first = self.live(self.transitions.len(), None).await;
         let volumes = |end: &End| {
             let names = end.objects.keys();
             names.filter(|it| it.starts_with("persistent")).count()
@@ -158,8 +159,15 @@ impl Life {
         let last = first.last().unwrap();
         assert_eq!(volumes(last) > 0, self.volumes[1] == "Retain");
         let most = first[self.from..].iter().map(|end| end.writes).max();
-        let lives = (1..=most.unwrap())
-            .map(async |number| (number, self.live(Some((number, way(number)))).await));
+        // What comes after the last transition with so many writes wouldn't be disturbed.
+        let transitions = |number| {
+            let disturbed = first.iter().rposition(|end| end.writes >= number);
+            disturbed.unwrap() + 1
+        };
+        let lives = (1..=most.unwrap()).map(async |number| {
+            let cut = Some((number, way(number)));
+            (number, self.live(transitions(number), cut).await)
+        });
         let mut lives = futures::stream::iter(lives).buffer_unordered(SIDE_BY_SIDE);
         while let Some((number, ends)) = lives.next().await {
             for ((transition, first), end) in self.transitions.iter().zip(&first).zip(&ends) {
