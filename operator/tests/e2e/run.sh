@@ -13,11 +13,21 @@ tested=""
 
 say() { printf 'e2e: %s\n' "$*"; }
 
+# What scenarios leave that were interrupted. Clusters go first, while there is an operator to let them go.
+remove_leftovers() {
+    local namespace
+    for namespace in $(kubectl get namespaces --selector shardkv.io/e2e=true -o jsonpath='{.items[*].metadata.name}'); do
+        kubectl delete skv --all --namespace "$namespace" --timeout=120s
+        kubectl delete namespace "$namespace" --timeout=120s
+    done
+}
+
 clean_up() {
     local code=$?
     trap - EXIT
     set +e
     if [ -n "$tested" ]; then
+        remove_leftovers
         helm uninstall shardkv-operator --namespace shardkv-system --ignore-not-found --wait >/dev/null
         kubectl delete namespace shardkv-system --ignore-not-found --timeout=120s >/dev/null
     fi

@@ -45,7 +45,11 @@ impl Space {
         let manifest = json!({
             "apiVersion": "v1",
             "kind": "Namespace",
-            "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+            "metadata": {"name": name, "labels": {
+                "pod-security.kubernetes.io/enforce": "restricted",
+                // By this `run.sh` finds what an interrupted run left.
+                "shardkv.io/e2e": "true",
+            }},
         });
         let space = Self { name, client, all };
         space.apply(&manifest).await;
