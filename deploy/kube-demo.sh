@@ -275,6 +275,8 @@ scale() { # groups, seconds
     await jsonpath='{.status.replicas}'="$1" "$2"
     await condition=Progressing=False "$2"
     stop_watching
+    # What it came to: the watch may not have got that far.
+    in_shop get skv "$name" --no-headers | indented
 }
 
 show_groups() {
