@@ -70,8 +70,7 @@ lint: deps ## Check formatting, clippy (warnings are errors), scripts, the compo
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-sim --all-targets -- -D warnings
-	$(CARGO) clippy --release -p shardkv-operator --all-targets -- -D warnings
-	$(CARGO) clippy --release -p shardkv-example --all-targets -- -D warnings
+	$(CARGO) clippy --release -p shardkv-operator -p shardkv-example --all-targets -- -D warnings
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
 	@.ci/purity
@@ -80,7 +79,7 @@ lint: deps ## Check formatting, clippy (warnings are errors), scripts, the compo
 
 .PHONY: deny
 deny: ## Check licences, sources and duplicates of dependencies; installs cargo-deny (minutes) if missing
-	@command -v cargo-deny >/dev/null || { echo "Compiling cargo-deny: about 5 minutes, once."; $(CARGO) install --locked cargo-deny; }
+	@command -v cargo-deny >/dev/null || { echo "Compiling cargo-deny: some minutes, once."; $(CARGO) install --locked --debug cargo-deny; }
 	$(CARGO) deny --log-level error check bans licenses sources
 
 .PHONY: advisories
@@ -112,8 +111,7 @@ kube-up: ## Start a Kubernetes of three nodes on this machine (the first time it
 
 .PHONY: images
 images: build ## Make the images of node, operator and examples, and load them into the Kubernetes of `make kube-up` if it is up
-	$(CARGO) build --release -p shardkv-operator
-	$(CARGO) build --release -p shardkv-example
+	$(CARGO) build --release -p shardkv-operator -p shardkv-example
 	@deploy/kube/images
 
 .PHONY: kube-down

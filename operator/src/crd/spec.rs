@@ -41,7 +41,6 @@ use super::{NodeOptions, ShardKvClusterStatus};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", "the name begins with a letter and consists of a-z, 0-9 and '-': services are named after it"),
 )]
-#[cfg_attr(test, kube(cel))]
 #[serde(rename_all = "camelCase")]
 pub struct ShardKvClusterSpec {
     /// How many groups share the data. Raise or lower it at any time, also by `kubectl scale`: shards move by themselves.
