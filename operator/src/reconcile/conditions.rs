@@ -202,20 +202,12 @@ fn rebalancing(facts: &Facts<'_>) -> Option<Why> {
     moves.then(|| why("Rebalancing", moving(facts)))
 }
 
-/// Pods of new StatefulSets that follow the first ones, which serve already.
+/// Pods of new StatefulSets that aren't ready: those that follow the first ones, which serve already, or whose machine is lost
+/// that early. Which of the two can't be told, so neither is claimed.
 fn starting(facts: &Facts<'_>) -> Option<Why> {
-    let starts = |part: Part| {
-        let set = facts.look.sets.get(&part);
-        set.is_some_and(|set| set.young && set.ready < set.replicas)
-    };
-    let groups = facts.look.sets.keys().filter(|part| gid(**part).is_some());
-    if starts(Part::Controller) {
-        return Some(why("Creating", unready(facts)));
-    }
-    let mut groups = groups.copied().map(starts);
-    groups
-        .any(|starts| starts)
-        .then(|| why("ScalingOut", unready(facts)))
+    let mut sets = facts.look.sets.values();
+    let starts = sets.any(|set| set.young && set.ready < set.replicas);
+    starts.then(|| why("Starting", unready(facts)))
 }
 
 fn moving(facts: &Facts<'_>) -> String {

@@ -289,12 +289,11 @@ fn pods_that_do_not_run() {
     // Those of a new group are still starting.
     scene.set(Part::Group(1)).rolling = None;
     scene.set(Part::Group(1)).young = true;
-    let starting = ["True AllServing", "True ScalingOut", "False AsExpected"];
+    let starting = ["True AllServing", "True Starting", "False AsExpected"];
     scene.shows(starting, "Pods ready: 2 of 3 of a-group-1.");
     scene.set(Part::Controller).young = true;
     scene.set(Part::Controller).ready = 2;
-    let creating = ["True AllServing", "True Creating", "False AsExpected"];
-    scene.shows(creating, "2 of 3 of a-controller");
+    scene.shows(starting, "2 of 3 of a-controller");
     scene.set(Part::Controller).ready = 3;
     scene.set(Part::Group(1)).rolling = Some(1);
     let trouble = Trouble {

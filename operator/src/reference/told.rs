@@ -71,6 +71,11 @@ pub(super) const REASONS: &[Told] = &[
             ),
             (
                 "True",
+                "Starting",
+                "All that was asked for is there, but pods that were made within the last minute aren't ready.",
+            ),
+            (
+                "True",
                 "ScalingIn",
                 "Groups hand their shards over, or are being removed.",
             ),
