@@ -12,6 +12,7 @@ use tonic::{Code, Request};
 use tonic_prost::ProstCodec;
 
 use crate::cluster::{Cluster, Setup};
+use crate::wait::{holds, until};
 
 /// What says hello to ports of other programs, and what only breaks.
 fn garbage() -> Vec<Vec<u8>> {
@@ -100,6 +101,12 @@ async fn the_metrics_port_serves_its_pages_and_nothing_else() {
     let client = cluster.client().await;
     client.put("a-secret-key", "a-secret-value").await.unwrap();
     client.get("a-secret-key").await.unwrap();
+    // How far it is, a node tells now and then, not with each entry.
+    until("it says that it is ready", async || {
+        let said = cluster.readyz(0).await;
+        holds(said.contains("200 OK"), said)
+    })
+    .await;
     for (path, line) in [
         ("/livez", "200"),
         ("/readyz", "200"),
