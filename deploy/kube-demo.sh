@@ -90,9 +90,16 @@ await() { # condition, seconds
 
 # From here on each change of the resource's row is shown.
 start_watching() {
-    kubectl --namespace "$namespace" get skv "$name" --watch > >(sed -u 's/^/    /') 2>/dev/null &
+    kubectl --namespace "$namespace" get skv "$name" --watch > >(tee "$work/rows" | sed -u 's/^/    /') 2>/dev/null &
     watcher=$!
 }
+# Ends that when the row of what holds now was shown.
+finish_watching() {
+    reason=$(in_shop get skv "$name" -o jsonpath='{.status.conditions[?(@.type=="Progressing")].reason}')
+    until_true 10 "the row that says $reason" last_row_says "$reason"
+    stop_watching
+}
+last_row_says() { tail -n 1 "$work/rows" | grep -qw "$1"; }
 stop_watching() {
     [ -n "$watcher" ] || return 0
     kill "$watcher" 2>/dev/null || true
@@ -256,7 +263,7 @@ RESOURCE
     start_watching
     await condition=Available 180
     await condition=Progressing=False 60
-    stop_watching
+    finish_watching
     endpoint=$(in_shop get skv "$name" -o jsonpath='{.status.endpoint}')
 }
 
@@ -274,9 +281,7 @@ scale() { # groups, seconds
     in_shop scale "skv/$name" --replicas="$1" >/dev/null
     await jsonpath='{.status.replicas}'="$1" "$2"
     await condition=Progressing=False "$2"
-    stop_watching
-    # What it came to: the watch may not have got that far.
-    in_shop get skv "$name" --no-headers | indented
+    finish_watching
 }
 
 show_groups() {
