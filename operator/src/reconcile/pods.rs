@@ -78,6 +78,8 @@ fn container(status: &ContainerStatus) -> Option<String> {
             });
             format!("CrashLoopBackOff{how}; see `kubectl logs --previous`")
         }
+        // It goes to and fro between these two: trying, and waiting to try.
+        "ErrImagePull" | "ImagePullBackOff" => format!("ImagePullBackOff of {}", status.image),
         _ if reason.contains("Image") => format!("{reason} of {}", status.image),
         _ => format!("{reason}; see `kubectl describe pod`"),
     })
@@ -124,6 +126,7 @@ mod tests {
     fn what_lasts_is_told_and_the_rest_is_not() {
         for (reason, text) in [
             ("ImagePullBackOff", "ImagePullBackOff of shardkv:9"),
+            ("ErrImagePull", "ImagePullBackOff of shardkv:9"),
             (
                 "CrashLoopBackOff",
                 "CrashLoopBackOff, after Error with exit code 3; see `kubectl logs --previous`",
