@@ -171,6 +171,7 @@ fn intend(handle: &Handle<'_>) -> Result<(Cluster, Intent), Invalid> {
     };
     Ok((cluster, intent))
 }
+
 /// A round for a resource that makes sense, or is to go.
 async fn one<S: Store>(
     handle: &mut Handle<'_>,
