@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::time::Duration;
 
-use client::{Admin, Client, Error, Gid, MembershipChange, NodeId, NodeStatus, Role};
 use serde_json::{Value, json};
+use shardkv_client::{Admin, Client, Error, Gid, MembershipChange, NodeId, NodeStatus, Role};
 use tokio::time::Instant;
 
 use crate::args::{AdminCommand, GlobalArgs, MemberCommand};

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use client::Gid;
+use shardkv_client::Gid;
 
 use crate::admin::parse_group_name;
 use crate::bench::BenchArgs;

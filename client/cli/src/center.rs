@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use client::{
+use shardkv_client::{
     Client, ConfigNum, ConfigView, Error, Gid, GroupShards, Role, ShardId, ShardSet, ShardState,
 };
 use tokio::time::timeout;

@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use client::{
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use shardkv_client::{
     Client, ConfigChange, ConfigDelta, ConfigEvent, ConfigNum, ConfigView, Controller, Error, Gid,
     ShardConfig, ShardId,
 };
-use futures::StreamExt as _;
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use types::check_addresses;
 
@@ -456,7 +456,7 @@ fn owners_json(config: &ShardConfig) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use client::GroupProgress;
+    use shardkv_client::GroupProgress;
 
     fn map() -> ConfigView {
         let address = |gid: u64| vec![format!("127.0.0.1:74{gid}1"), format!("127.0.0.1:74{gid}2")];
@@ -469,7 +469,7 @@ mod tests {
             left_in: left_in.map(ConfigNum),
         };
         ConfigView {
-            cluster_id: client::ClusterId(1),
+            cluster_id: shardkv_client::ClusterId(1),
             config: ShardConfig::new(ConfigNum(7), groups.into(), runs).unwrap(),
             latest: ConfigNum(9),
             oldest: ConfigNum(3),

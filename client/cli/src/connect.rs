@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use client::{Client, ClientOptions, ConnectError, Error, Mode};
+use shardkv_client::{Client, ClientOptions, ConnectError, Error, Mode};
 
 use crate::args::GlobalArgs;
 use crate::exit::{Exit, Failure};

@@ -5,8 +5,8 @@ use std::io::{Read as _, Write};
 use std::path::Path;
 
 use bytes::Bytes;
-use client::{Client, ScanOptions};
 use futures::StreamExt as _;
+use shardkv_client::{Client, ScanOptions};
 
 use crate::args::{CasArgs, KvCommand, RangeArgs, ScanArgs, ValueArgs};
 use crate::encoding::Encoding;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crate::center::{GroupView, is_settled};
 use crate::output::grouped;
 use crate::output::size;
-use client::{ConfigNum, ConfigView, Gid, GroupProgress, ShardConfig, ShardId};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
+use shardkv_client::{ConfigNum, ConfigView, Gid, GroupProgress, ShardConfig, ShardId};
 
 /// How far shards are on their way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +198,7 @@ mod tests {
 
     fn view(config: &ShardConfig, progress: &[GroupProgress]) -> ConfigView {
         ConfigView {
-            cluster_id: client::ClusterId(1),
+            cluster_id: shardkv_client::ClusterId(1),
             config: config.clone(),
             latest: config.num(),
             oldest: ConfigNum(0),

@@ -5,8 +5,10 @@ use std::io::{self, IsTerminal as _, Write};
 use std::time::Duration;
 
 use clap::Args;
-use client::{Client, ConfigNum, Gid, ShardConfig, ShardId, ShardSet, ShardState, ShardStatus};
 use serde_json::{Value, json};
+use shardkv_client::{
+    Client, ConfigNum, Gid, ShardConfig, ShardId, ShardSet, ShardState, ShardStatus,
+};
 use tokio::time::sleep;
 
 use crate::args::GlobalArgs;
@@ -364,7 +366,7 @@ fn row_json(row: &Row) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use client::GroupShards;
+    use shardkv_client::GroupShards;
 
     use super::*;
 
@@ -435,7 +437,10 @@ mod tests {
                     Gid(2),
                     says(2, 5, vec![coming, owed, row(2, ShardState::Serving)]),
                 ),
-                (Gid(3), Err(client::Error::NotLeader { leader: None })),
+                (
+                    Gid(3),
+                    Err(shardkv_client::Error::NotLeader { leader: None }),
+                ),
             ]),
         }
     }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 
-use client::{Error, Gid, NodeStatus, Role};
 use serde_json::{Value, json};
+use shardkv_client::{Error, Gid, NodeStatus, Role};
 
 use crate::connect::NEXT_UNREACHABLE;
 use crate::exit::{Exit, Failure};
@@ -257,7 +257,7 @@ fn note(status: &NodeStatus) -> String {
 
 #[cfg(test)]
 pub(crate) mod fixtures {
-    use client::{MemberStatus, NodeId};
+    use shardkv_client::{MemberStatus, NodeId};
 
     use super::*;
 
@@ -298,9 +298,9 @@ pub(crate) mod fixtures {
             state_bytes: 3_200_000,
             disk_full: id == 2,
             trouble: None,
-            kind: client::GroupKind::Shards,
-            config_num: client::ConfigNum(0),
-            settled: client::ConfigNum(0),
+            kind: shardkv_client::GroupKind::Shards,
+            config_num: shardkv_client::ConfigNum(0),
+            settled: shardkv_client::ConfigNum(0),
         }
     }
 

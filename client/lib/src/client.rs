@@ -61,7 +61,7 @@ impl Client {
     /// on which the client's tasks then live.
     ///
     /// ```no_run
-    /// use client::{Client, ClientOptions};
+    /// use shardkv_client::{Client, ClientOptions};
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let client = Client::connect(ClientOptions::new(["127.0.0.1:7001"])).await?;
@@ -126,7 +126,7 @@ impl Client {
     /// length in bytes afterwards.
     ///
     /// ```no_run
-    /// # async fn example(client: client::Client) -> Result<(), client::Error> {
+    /// # async fn example(client: shardkv_client::Client) -> Result<(), shardkv_client::Error> {
     /// assert_eq!(client.append("log", "one;").await?, 4);
     /// assert_eq!(client.append("log", "two;").await?, 8);
     /// # Ok(())
@@ -157,7 +157,7 @@ impl Client {
     /// Returns whether it was.
     ///
     /// ```no_run
-    /// # async fn example(client: client::Client) -> Result<(), client::Error> {
+    /// # async fn example(client: shardkv_client::Client) -> Result<(), shardkv_client::Error> {
     /// let taken = client.compare_and_swap("lock", None, Some("me".into())).await?;
     /// if taken {
     ///     client.compare_and_swap("lock", Some("me".into()), None).await?;
@@ -183,10 +183,10 @@ impl Client {
     /// not one cut. The deadline holds for each page.
     ///
     /// ```no_run
-    /// use client::ScanOptions;
+    /// use shardkv_client::ScanOptions;
     /// use futures::TryStreamExt as _;
     ///
-    /// # async fn example(client: client::Client) -> Result<(), client::Error> {
+    /// # async fn example(client: shardkv_client::Client) -> Result<(), shardkv_client::Error> {
     /// let mut users = client.scan(ScanOptions::prefix("user/"));
     /// while let Some(pair) = users.try_next().await? {
     ///     println!("{} bytes", pair.value.len());
@@ -201,10 +201,10 @@ impl Client {
     /// A consistent cut of each shard, shard by shard. The deadline holds for each part.
     ///
     /// ```no_run
-    /// use client::{ExportEvent, ExportOptions};
+    /// use shardkv_client::{ExportEvent, ExportOptions};
     /// use futures::TryStreamExt as _;
     ///
-    /// # async fn example(client: client::Client) -> Result<(), client::Error> {
+    /// # async fn example(client: shardkv_client::Client) -> Result<(), shardkv_client::Error> {
     /// let mut export = client.export(ExportOptions::default());
     /// let (mut all, mut shard_began_at) = (Vec::new(), 0);
     /// while let Some(event) = export.try_next().await? {

@@ -1,7 +1,7 @@
 //! The Rust client library of `ShardKV`: a sharded, linearizable key-value store.
 //!
 //! ```no_run
-//! use client::{Client, ClientOptions};
+//! use shardkv_client::{Client, ClientOptions};
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -15,7 +15,7 @@ impl Client {
     /// error ends it.
     ///
     /// ```no_run
-    /// # async fn example(client: client::Client) -> Result<(), client::Error> {
+    /// # async fn example(client: shardkv_client::Client) -> Result<(), shardkv_client::Error> {
     /// let values = client.get_many(["a", "b"]).await?;
     /// assert_eq!(values.len(), 2);
     /// # Ok(())

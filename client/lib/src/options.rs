@@ -21,7 +21,7 @@ pub enum Mode {
 ///
 /// ```
 /// use std::time::Duration;
-/// use client::{ClientOptions, Mode};
+/// use shardkv_client::{ClientOptions, Mode};
 ///
 /// let options = ClientOptions {
 ///     mode: Mode::Unary,

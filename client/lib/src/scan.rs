@@ -31,7 +31,7 @@ pub struct Pair {
 /// Which pairs a scan returns. The default is all.
 ///
 /// ```
-/// use client::ScanOptions;
+/// use shardkv_client::ScanOptions;
 ///
 /// let users = ScanOptions::prefix("user/").limit(100).keys_only();
 /// assert_eq!(users.end, "user0");

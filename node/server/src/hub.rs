@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use api::errors;
 use api::v1::ErrorDetail;
-use client::{Client, ClientOptions, ConnectError};
 use raft::Role;
 use replica::Status;
 use shardkv::{Genesis, GroupKind, Ownership};
+use shardkv_client::{Client, ClientOptions, ConnectError};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use types::{ConfigNum, MAX_GROUPS, NodeId};

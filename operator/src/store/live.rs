@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use client::{
+use futures::{StreamExt as _, stream};
+use shardkv_client::{
     Client, ClientOptions, ConfigChange, ConfigView, Error, Gid, GroupKind, GroupShards, NodeId,
     NodeStatus, Role, ShardId, ShardSet, ShardState,
 };
-use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Change, Health, Store, StoreError, View};
@@ -275,7 +275,8 @@ fn moving(told: &ConfigView, said: &BTreeMap<Gid, Result<GroupShards, Error>>) -
     let missing = behind.map(|it| {
         let serves: BTreeSet<_> = match said.get(&it.gid) {
             Some(Ok(group)) => {
-                let serving = |shard: &&client::ShardStatus| shard.state == ShardState::Serving;
+                let serving =
+                    |shard: &&shardkv_client::ShardStatus| shard.state == ShardState::Serving;
                 group
                     .shards
                     .iter()

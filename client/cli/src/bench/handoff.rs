@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use client::{Client, Error, Gid, ShardConfig, ShardId};
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
 use serde::Serialize;
+use shardkv_client::{Client, Error, Gid, ShardConfig, ShardId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -427,7 +427,7 @@ fn write(report: &Report, format: Format, out: &mut dyn io::Write) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use client::ConfigNum;
+    use shardkv_client::ConfigNum;
 
     #[test]
     fn sizes_have_units() {

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use client::Error;
 use serde_json::{Map, Value};
+use shardkv_client::Error;
 
 use super::operation::{Answer, Operation};
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use client::{Client, Error};
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
+use shardkv_client::{Client, Error};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -32,8 +32,8 @@ const PRELOAD_IN_FLIGHT: usize = 256;
 /// Makes the load and writes the report.
 pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
     let mode = match args.mode {
-        Mode::Unary => client::Mode::Unary,
-        Mode::Batch => client::Mode::Batch,
+        Mode::Unary => shardkv_client::Mode::Unary,
+        Mode::Batch => shardkv_client::Mode::Batch,
     };
     let client = global.client_with(mode, args.connections.into())?;
     // The first call finds the leader; without one there is nothing to measure.

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use client::{Client, ConfigEvent, Gid, ShardConfig};
 use futures::StreamExt as _;
 use serde::Serialize;
+use shardkv_client::{Client, ConfigEvent, Gid, ShardConfig};
 use tokio::time::{Instant, sleep};
 use types::shard_of;
 
@@ -343,7 +343,7 @@ impl MovesReport {
 
 #[cfg(test)]
 mod tests {
-    use client::ConfigNum;
+    use shardkv_client::ConfigNum;
 
     use super::*;
 

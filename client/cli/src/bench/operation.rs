@@ -1,7 +1,7 @@
 //! One operation of the load: what it asks, and how it is drawn.
 
 use bytes::Bytes;
-use client::{Client, Error};
+use shardkv_client::{Client, Error};
 
 use crate::random::Random;
 

@@ -9,9 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use client::{Client, Gid, Role};
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, join_all};
+use shardkv_client::{Client, Gid, Role};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 

@@ -4,8 +4,8 @@ use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
-use client::{Client, ClientOptions, NodeStatus, Role};
 use serde_json::{Value, json};
+use shardkv_client::{Client, ClientOptions, NodeStatus, Role};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::control::{self, Order, Reply, Request};
@@ -404,7 +404,7 @@ pub(super) fn left_over(layout: &Layout) -> Vec<(&NodeLayout, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use client::{Gid, NodeId};
+    use shardkv_client::{Gid, NodeId};
 
     #[derive(clap::Parser)]
     struct Line {
@@ -438,9 +438,9 @@ mod tests {
             state_bytes: 0,
             disk_full: false,
             trouble: None,
-            kind: client::GroupKind::Shards,
-            config_num: client::ConfigNum(0),
-            settled: client::ConfigNum(0),
+            kind: shardkv_client::GroupKind::Shards,
+            config_num: shardkv_client::ConfigNum(0),
+            settled: shardkv_client::ConfigNum(0),
         }
     }
 

@@ -11,8 +11,8 @@ use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Write};
 
 use clap::{Parser, Subcommand};
-use client::Client;
 use rustyline::error::ReadlineError;
+use shardkv_client::Client;
 use tokio::runtime::Runtime;
 
 use crate::args::{AdminCommand, GlobalArgs, KvCommand};

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use client::{Client, Export, ExportEvent, ExportOptions, Pair};
 use futures::{Stream, StreamExt as _};
+use shardkv_client::{Client, Export, ExportEvent, ExportOptions, Pair};
 use tempfile::SpooledTempFile;
 
 use super::FileFormat;
@@ -151,7 +151,7 @@ impl Held {
 }
 
 async fn copy(
-    mut events: impl Stream<Item = Result<ExportEvent, client::Error>> + Unpin,
+    mut events: impl Stream<Item = Result<ExportEvent, shardkv_client::Error>> + Unpin,
     format: FileFormat,
     out: &mut dyn Write,
 ) -> Result<Summary, Failure> {
@@ -209,7 +209,7 @@ impl Cuts {
 
 #[cfg(test)]
 mod tests {
-    use client::ShardId;
+    use shardkv_client::ShardId;
 
     use super::*;
 
@@ -263,7 +263,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_export_that_fails_is_no_export() {
-        let lost = Err(client::Error::Closed {
+        let lost = Err(shardkv_client::Error::Closed {
             maybe_applied: false,
         });
         let events = futures::stream::iter([Ok(begin(0, 0)), Ok(pairs(&["a"])), lost]);

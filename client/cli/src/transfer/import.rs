@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::Args;
-use client::{Client, Error};
 use futures::stream::FuturesUnordered;
 use futures::{Future, StreamExt as _};
+use shardkv_client::{Client, Error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::progress::{Progress, Summary};

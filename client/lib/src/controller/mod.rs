@@ -27,9 +27,9 @@ const SETTLE_POLL: Duration = Duration::from_millis(200);
 /// answers queries for the one configuration that it is, and refuses changes with [`Error::Conflict`].
 ///
 /// ```no_run
-/// use client::{Client, Gid};
+/// use shardkv_client::{Client, Gid};
 ///
-/// # async fn example(client: Client) -> Result<(), client::Error> {
+/// # async fn example(client: Client) -> Result<(), shardkv_client::Error> {
 /// let controller = client.controller();
 /// let group = ["10.0.1.1:7000", "10.0.1.2:7000", "10.0.1.3:7000"].map(str::to_owned);
 /// let change = controller.join([(Gid(2), group.to_vec())].into()).await?;

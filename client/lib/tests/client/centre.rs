@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use client::{Client, ConfigChange, ConfigEvent, ConfigNum, Error, Gid, ShardConfig, ShardId};
 use futures::TryStreamExt as _;
+use shardkv_client::{
+    Client, ConfigChange, ConfigEvent, ConfigNum, Error, Gid, ShardConfig, ShardId,
+};
 
 use crate::double::{Cluster, Faults};
 

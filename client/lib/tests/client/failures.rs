@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use client::{Client, ClientOptions, Error, Mode};
+use shardkv_client::{Client, ClientOptions, Error, Mode};
 
 use crate::double::{Cluster, until};
 use crate::once::{assert_once, write_marks};

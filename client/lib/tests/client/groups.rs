@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use client::{Client, ClientOptions, ConfigNum, Error, Gid, Mode, ShardId, ShardSet, ShardState};
 use futures::future::{join_all, try_join_all};
+use shardkv_client::{
+    Client, ClientOptions, ConfigNum, Error, Gid, Mode, ShardId, ShardSet, ShardState,
+};
 use tokio::task::JoinHandle;
 
 use crate::double::{Cluster, Faults, SHARDS, shard_of, until};

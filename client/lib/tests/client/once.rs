@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use client::{Client, ClientOptions, Error, Mode};
 use futures::future::join_all;
+use shardkv_client::{Client, ClientOptions, Error, Mode};
 use tokio::task::JoinHandle;
 
 use crate::double::{Cluster, Faults, until};

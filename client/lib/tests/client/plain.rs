@@ -1,11 +1,11 @@
 //! The calls themselves, in both modes.
 
 use bytes::Bytes;
-use client::{
+use futures::TryStreamExt as _;
+use shardkv_client::{
     Client, ClientOptions, ConnectError, Error, MembershipChange, Mode, NodeId, Pair, Role,
     ScanOptions,
 };
-use futures::TryStreamExt as _;
 
 use crate::double::{Cluster, Faults};
 
@@ -228,19 +228,19 @@ fn a_client_outside_of_a_runtime_is_refused() {
 
 /// Callers spawn them.
 #[allow(dead_code)]
-fn futures_go_to_other_tasks(client: &Client, shards: &client::ShardSet) {
+fn futures_go_to_other_tasks(client: &Client, shards: &shardkv_client::ShardSet) {
     fn check(_: impl Send) {}
     check(client.get("a"));
     check(client.put("a", "b"));
     check(client.get_many(["a"]));
     check(client.put_many([("a", "b")]));
     check(client.scan(ScanOptions::all()));
-    check(client.export(client::ExportOptions::default()));
+    check(client.export(shardkv_client::ExportOptions::default()));
     check(client.leader());
     check(client.shards(shards, true));
     check(client.status_all());
     let controller = client.controller();
     check(controller.query(None));
-    check(controller.wait_settled(client::ConfigNum(1), |_| ()));
-    check(controller.watch(client::ConfigNum(1)));
+    check(controller.wait_settled(shardkv_client::ConfigNum(1), |_| ()));
+    check(controller.watch(shardkv_client::ConfigNum(1)));
 }

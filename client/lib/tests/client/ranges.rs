@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use client::{
+use futures::{StreamExt as _, TryStreamExt as _};
+use shardkv_client::{
     Client, Error, ExportEvent, ExportOptions, Gid, Pair, ScanOptions, ShardId, ShardSet,
 };
-use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::double::{Cluster, Faults, SHARDS, shard_of};
 

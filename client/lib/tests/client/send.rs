@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use client::{
+use shardkv_client::{
     Client, ClientOptions, ConfigNum, ExportOptions, Gid, ScanOptions, ShardId, ShardSet,
 };
 

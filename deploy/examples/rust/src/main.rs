@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use client::{Client, ClientOptions, ScanOptions};
 use futures::TryStreamExt as _;
+use shardkv_client::{Client, ClientOptions, ScanOptions};
 
 /// Enough that each of a few groups gets some.
 const KEYS: usize = 200;

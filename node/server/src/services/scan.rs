@@ -5,9 +5,9 @@ use std::sync::Arc;
 use api::errors;
 use api::v1::{ErrorDetail, Pair, ScanRequest, ScanResponse};
 use bytes::{Bytes, BytesMut};
-use client::ScanOptions;
 use futures::{FutureExt as _, StreamExt as _};
 use shardkv::{GroupKind, MAX_KEY_BYTES, Query, Response as Outcome};
+use shardkv_client::ScanOptions;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Streaming;
 use types::ShardSet;
@@ -143,7 +143,10 @@ impl Scan {
     }
 
     /// The next page: at least one pair, if there is one, and then what is there without waiting.
-    async fn gather(&self, pairs: &mut client::Scan) -> Result<Vec<(Bytes, Bytes)>, client::Error> {
+    async fn gather(
+        &self,
+        pairs: &mut shardkv_client::Scan,
+    ) -> Result<Vec<(Bytes, Bytes)>, shardkv_client::Error> {
         let limits = &self.hub.options.limits;
         let mut page = Vec::new();
         let mut bytes = 0;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use client::{Admin, Client, ClientOptions, NodeStatus, Role};
+use shardkv_client::{Admin, Client, ClientOptions, NodeStatus, Role};
 use tempfile::TempDir;
 
 use crate::node::Node;

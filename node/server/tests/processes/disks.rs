@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use client::{Error, ScanOptions};
 use futures::TryStreamExt as _;
+use shardkv_client::{Error, ScanOptions};
 
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{holds, until};

@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use bytes::Bytes;
-use client::{Client, Error};
 use serde_json::{Value, json};
+use shardkv_client::{Client, Error};
 
 /// Operations on one cluster, by the clock of this process. Shared by all tasks that use the cluster.
 pub(crate) struct History {

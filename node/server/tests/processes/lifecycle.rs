@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use client::{Client, ClientOptions, MembershipChange};
+use shardkv_client::{Client, ClientOptions, MembershipChange};
 
 use crate::cluster::{Cluster, Setup};
 use crate::load::Load;
@@ -115,7 +115,7 @@ async fn every_disk_can_be_replaced_one_after_the_other() {
         cluster.kill(node);
         fs::remove_dir_all(cluster.data(node)).unwrap();
         cluster.start_node(node);
-        let all_vote = |status: &client::NodeStatus| {
+        let all_vote = |status: &shardkv_client::NodeStatus| {
             status.members.len() == 3 && status.members.iter().all(|member| member.voter)
         };
         cluster
@@ -240,8 +240,9 @@ async fn a_group_takes_a_fourth_member_and_lets_its_leader_go() {
     change(&cluster, add).await;
     // Refused until it has caught up, so this is tried again.
     change(&cluster, MembershipChange::Promote(newcomer)).await;
-    let votes =
-        |status: &client::NodeStatus| status.members.iter().filter(|member| member.voter).count();
+    let votes = |status: &shardkv_client::NodeStatus| {
+        status.members.iter().filter(|member| member.voter).count()
+    };
     cluster
         .status_when(3, "the newcomer sees four voters", |s| votes(s) == 4)
         .await;

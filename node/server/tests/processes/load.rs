@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use client::Client;
+use shardkv_client::Client;
 use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use client::{Client, ClientOptions, NodeStatus, Role};
+use shardkv_client::{Client, ClientOptions, NodeStatus, Role};
 use tempfile::TempDir;
 use tokio::net::UdpSocket;
 

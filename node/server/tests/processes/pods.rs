@@ -6,7 +6,7 @@ use std::fs;
 
 use api::v1::kv_client::KvClient;
 use api::v1::{GetRequest, PutRequest};
-use client::{Client, ClientOptions, NodeStatus};
+use shardkv_client::{Client, ClientOptions, NodeStatus};
 use tonic::Request;
 use tonic::transport::Endpoint;
 use types::shard_of;

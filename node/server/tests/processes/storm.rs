@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{GroupAddresses, JoinRequest, LeaveRequest};
-use client::{Client, ScanOptions, ShardState};
 use futures::StreamExt;
+use shardkv_client::{Client, ScanOptions, ShardState};
 use types::{ShardId, ShardSet, shard_of};
 
 use crate::cluster::Cluster;
@@ -135,7 +135,8 @@ impl Storm {
 
 async fn client(world: &World) -> Client {
     let everywhere: Vec<String> = world.groups.iter().flat_map(Cluster::addresses).collect();
-    let connect = |options: &mut client::ClientOptions| options.addresses.clone_from(&everywhere);
+    let connect =
+        |options: &mut shardkv_client::ClientOptions| options.addresses.clone_from(&everywhere);
     world.controllers.client_with(connect).await
 }
 

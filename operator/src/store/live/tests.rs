@@ -1,4 +1,4 @@
-use client::{ClusterId, ConfigNum, GroupProgress, ShardConfig, ShardStatus};
+use shardkv_client::{ClusterId, ConfigNum, GroupProgress, ShardConfig, ShardStatus};
 
 use super::*;
 use crate::build::tests::named;

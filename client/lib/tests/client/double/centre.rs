@@ -11,7 +11,7 @@ use api::v1::{
     WatchRequest, WatchResponse,
 };
 use bytes::Bytes;
-use client::{ConfigNum, Gid, ShardId};
+use shardkv_client::{ConfigNum, Gid, ShardId};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 

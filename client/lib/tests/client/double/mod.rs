@@ -23,7 +23,7 @@ use api::v1::{
     DeleteResponse, ErrorDetail, GetResponse, PutResponse, Session,
 };
 use bytes::Bytes;
-use client::{ClientOptions, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
+use shardkv_client::{ClientOptions, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 use tokio::sync::watch;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;

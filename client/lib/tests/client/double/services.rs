@@ -16,8 +16,8 @@ use api::v1::{
     StatusRequest, StatusResponse, TransferLeadershipRequest, TransferLeadershipResponse,
 };
 use bytes::Bytes;
-use client::ShardId;
 use futures::Stream;
+use shardkv_client::ShardId;
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
