@@ -1,0 +1,668 @@
+//! The calls of one batch stream: named, queued, sent, answered, retried.
+//!
+//! A call is in exactly one place:
+//!
+//! ```text
+//! admit -> unnamed -> ready -> wire -> answered
+//!   |         ^         ^       |
+//!   |         |         +-------+  the connection broke, or the node does not lead
+//!   |         +----- delayed <--+  the node is busy, the session expired, the shard isn't served there
+//!   +-> moved: to the stream of another group, from any place but the wire
+//! ```
+//!
+//! Only writes with a session pass through `unnamed`. A write gets its name once and keeps it on every retry, also in another
+//! group's stream; only the certainty that no attempt took effect allows another name.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use types::{ConfigNum, Gid, ShardConfig};
+
+use crate::Time;
+use crate::attempts::Attempts;
+use crate::backoff::Backoff;
+use crate::bug::{Bug, Bugs};
+use crate::refusal::{Action, Failure, Refused, Rejection, Repeat};
+use crate::route::owner;
+use crate::sequences::{Name, SequenceAllocator, Stamp};
+
+/// The number of calls that may wait for their shard, in multiples of `max_in_flight`, before they keep other calls out.
+const MAX_DELAYED: usize = 8;
+
+/// Up to this many calls the invariants are checked after every mutation, beyond it after every so many mutations.
+const CHECKED_EACH_TIME: usize = 128;
+
+/// A caller's request, as far as the engine needs to know it.
+pub trait Call {
+    /// Returns the hash of the key, which decides the shard.
+    fn hash(&self) -> u64;
+    /// Returns the number of bytes that the call counts against the bounds.
+    fn cost(&self) -> usize;
+    /// Returns the right to make the call again.
+    fn repeat(&self) -> Repeat;
+    /// Returns the moment after which the caller expects an error.
+    fn deadline(&self) -> Time;
+    /// Returns true if the caller has gone away.
+    fn is_abandoned(&self) -> bool {
+        false
+    }
+    /// Gives back the call's share of the bytes in flight, because it waits for its shard.
+    fn release_budget(&mut self) {}
+}
+
+/// A call and the memory of its attempts.
+#[derive(Debug)]
+pub struct Tracked<C> {
+    /// The call.
+    pub call: C,
+    /// Its attempts so far.
+    pub attempts: Attempts,
+}
+
+/// A call that ended without an answer.
+#[derive(Debug)]
+pub struct Ended<C> {
+    /// The call.
+    pub call: C,
+    /// The reason.
+    pub failure: Failure,
+}
+
+/// The bounds of one stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most calls that are sent and not answered.
+    pub max_in_flight: usize,
+    /// The most sequences of a session from the oldest unfinished write to the newest.
+    pub max_unacknowledged: usize,
+    /// The most calls in one batch.
+    pub max_batch_items: usize,
+    /// A batch ends before the call that would exceed this many bytes.
+    pub max_batch_bytes: usize,
+}
+
+/// The consequences of a batch of results for the connection.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Consequence {
+    /// True if the node served at least one call, or refused it as a leader does.
+    pub served: bool,
+    /// Set if this node is the wrong one.
+    pub reroute: Option<Reroute>,
+    /// A later configuration than the known one, which the node has.
+    pub behind: Option<ConfigNum>,
+}
+
+/// The order to ask another node: the one at this address, if the node named one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reroute(pub Option<Arc<str>>);
+
+#[derive(Debug)]
+struct Pending<C> {
+    it: Tracked<C>,
+    on_wire: bool,
+    /// True if the call was sent at least once.
+    sent: bool,
+}
+
+/// The unanswered calls of one batch stream to one group.
+///
+/// # Invariants
+///
+/// - Every admitted call is answered exactly once, at the latest in the first sweep after its deadline, or moved.
+/// - A call is in exactly one of: the unnamed queue, the ready queue, the delayed set, the wire.
+/// - A name is finished exactly when its call ends, or gets another name.
+/// - No call waits here whose shard belongs to another group in the known configuration.
+/// - At most `max_in_flight` calls are on the wire. [`PendingCalls::room`] bounds the other calls. Those that wait for their
+///   shard count extra, up to [`MAX_DELAYED`] times `max_in_flight`, so that they don't keep calls for other shards out.
+#[derive(Debug)]
+pub struct PendingCalls<C> {
+    gid: Gid,
+    config: Arc<ShardConfig>,
+    limits: Limits,
+    bugs: Bugs,
+    pending: BTreeMap<u64, Pending<C>>,
+    last_id: u64,
+    ready: VecDeque<u64>,
+    unnamed: VecDeque<u64>,
+    delayed: BTreeSet<(Time, u64)>,
+    moved: Vec<Tracked<C>>,
+    ended: Vec<Ended<C>>,
+    on_wire: usize,
+    allocator: Arc<SequenceAllocator>,
+    session_wanted: bool,
+    busy: Backoff,
+    mutations: usize,
+}
+
+impl<C: Call> PendingCalls<C> {
+    /// Creates the empty book of a stream to group `gid`.
+    pub fn new(
+        limits: Limits,
+        backoff: Backoff,
+        gid: Gid,
+        config: Arc<ShardConfig>,
+        bugs: Bugs,
+    ) -> Self {
+        Self {
+            gid,
+            config,
+            limits,
+            bugs,
+            pending: BTreeMap::new(),
+            last_id: 0,
+            ready: VecDeque::new(),
+            unnamed: VecDeque::new(),
+            delayed: BTreeSet::new(),
+            moved: Vec::new(),
+            ended: Vec::new(),
+            on_wire: 0,
+            allocator: SequenceAllocator::new(limits.max_unacknowledged, bugs),
+            session_wanted: false,
+            busy: backoff,
+            mutations: 0,
+        }
+    }
+
+    /// Returns the number of calls that may be admitted now.
+    pub fn room(&self) -> usize {
+        let most = self.limits.max_in_flight;
+        let extra = self.delayed.len().min(MAX_DELAYED * most);
+        (most + extra).saturating_sub(self.pending.len())
+    }
+
+    /// Returns true if no call waits.
+    pub fn is_empty(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Returns the number of calls that wait, on the wire or not.
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Returns the unanswered calls, in the order of their admission.
+    pub fn iter(&self) -> impl Iterator<Item = &Tracked<C>> {
+        self.pending.values().map(|pending| &pending.it)
+    }
+
+    /// Returns the number of calls that were sent and not answered.
+    pub fn on_wire(&self) -> usize {
+        self.on_wire
+    }
+
+    /// Returns true if a call can be sent now.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty() && self.on_wire < self.limits.max_in_flight
+    }
+
+    /// Returns true if a session should be opened.
+    pub fn wants_session(&self) -> bool {
+        self.session_wanted
+    }
+
+    /// Returns the moment at which the next delayed call is due.
+    pub fn next_due(&self) -> Option<Time> {
+        self.delayed.first().map(|(at, _)| *at)
+    }
+
+    /// Returns the earliest deadline of a call.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.iter().map(|it| it.call.deadline()).min()
+    }
+
+    /// Returns true if the configuration has this stream's group.
+    pub fn has_group(&self) -> bool {
+        self.config.groups().contains_key(&self.gid)
+    }
+
+    /// Takes the calls that belong to other groups' streams now.
+    pub fn take_moved(&mut self) -> Vec<Tracked<C>> {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Takes the calls that ended without an answer.
+    pub fn take_ended(&mut self) -> Vec<Ended<C>> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Returns true if a call is this group's. The calls of a shard without an owner stay.
+    fn is_ours(&self, call: &C) -> bool {
+        let owner = owner(&self.config, call.hash());
+        owner == self.gid || owner == Gid::NONE
+    }
+
+    /// Takes a call in.
+    pub fn admit(&mut self, it: Tracked<C>) {
+        if !self.is_ours(&it.call) {
+            self.moved.push(it);
+            return;
+        }
+        self.last_id += 1;
+        let id = self.last_id;
+        let pending = Pending {
+            it,
+            on_wire: false,
+            sent: false,
+        };
+        self.pending.insert(id, pending);
+        self.enqueue(id);
+        self.check_invariants();
+    }
+
+    /// Puts a call into the queue in which it waits to be sent.
+    fn enqueue(&mut self, id: u64) {
+        let Some(Pending { it, .. }) = self.pending.get(&id) else {
+            return;
+        };
+        if it.call.repeat() == Repeat::ByName && it.attempts.name.is_none() {
+            self.unnamed.push_back(id);
+        } else {
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Takes another configuration: calls whose shards moved to other groups leave.
+    pub fn reconfigure(&mut self, config: Arc<ShardConfig>) {
+        self.config = config;
+        self.move_away();
+        self.check_invariants();
+    }
+
+    /// Moves away the calls that belong to other groups and are not on the wire.
+    fn move_away(&mut self) {
+        let gone = |(_, it): &(&u64, &Pending<C>)| !it.on_wire && !self.is_ours(&it.it.call);
+        let gone: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(gone)
+            .map(|(id, _)| *id)
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        for id in gone {
+            let it = self.take(id);
+            self.moved.extend(it);
+        }
+        self.forget_ended();
+    }
+
+    /// Drops calls that left from the queues.
+    fn forget_ended(&mut self) {
+        let pending = &self.pending;
+        self.ready.retain(|id| pending.contains_key(id));
+        self.unnamed.retain(|id| pending.contains_key(id));
+        self.delayed.retain(|(_, id)| pending.contains_key(id));
+    }
+
+    /// Queues the delayed calls that are due, and names the writes that can be named.
+    pub fn advance(&mut self, now: Time) {
+        while let Some((at, id)) = self.delayed.first().copied() {
+            if at > now {
+                break;
+            }
+            self.delayed.pop_first();
+            self.enqueue(id);
+        }
+        if self.unnamed.is_empty() {
+            return;
+        }
+        self.session_wanted = self.allocator.sequences().wants_session(now);
+        while let Some(id) = self.unnamed.front() {
+            let Some(pending) = self.pending.get_mut(id) else {
+                self.unnamed.pop_front();
+                continue;
+            };
+            let Ok(name) = self.allocator.allocate(now) else {
+                break;
+            };
+            pending.it.attempts.name = Some(name);
+            self.ready.push_back(*id);
+            self.unnamed.pop_front();
+        }
+        self.check_invariants();
+    }
+
+    /// Returns the next batch of calls that are ready, oldest first, each as `encode` writes it. Empty if none can be sent.
+    pub fn next_batch<T>(&mut self, mut encode: impl FnMut(u64, &C, Option<Stamp>) -> T) -> Vec<T> {
+        let most = self.limits.max_in_flight.saturating_sub(self.on_wire);
+        let most = most.min(self.limits.max_batch_items);
+        let mut items = Vec::with_capacity(self.ready.len().min(most));
+        let mut bytes = 0;
+        while items.len() < most {
+            let Some(id) = self.ready.pop_front() else {
+                break;
+            };
+            let Some(pending) = self.pending.get_mut(&id) else {
+                continue;
+            };
+            bytes += pending.it.call.cost();
+            if bytes > self.limits.max_batch_bytes && !items.is_empty() {
+                // A large call goes alone, so that only its own size decides whether a node takes it.
+                self.ready.push_front(id);
+                break;
+            }
+            let stamp = pending.it.attempts.name.as_ref().and_then(Name::stamp);
+            items.push(encode(id, &pending.it.call, stamp));
+            pending.on_wire = true;
+            pending.sent = true;
+            self.on_wire += 1;
+        }
+        self.check_invariants();
+        items
+    }
+
+    /// Takes in a batch of results. Returns the answered calls with their answers, and the consequences for the connection.
+    /// An answer to an earlier attempt is as good as one to the latest, because both carry the same name; a refusal of an
+    /// earlier attempt says nothing about the later one, and is ignored.
+    pub fn handle_results<A>(
+        &mut self,
+        now: Time,
+        results: impl IntoIterator<Item = (u64, Result<A, Refused>)>,
+    ) -> (Vec<(C, A)>, Consequence) {
+        let mut consequence = Consequence::default();
+        let mut answered = Vec::new();
+        for (id, result) in results {
+            match result {
+                Ok(answer) => {
+                    if let Some(call) = self.answered(id, &mut consequence) {
+                        answered.push((call, answer));
+                    }
+                }
+                Err(refused) if self.is_on_wire(id) => {
+                    self.refused(now, id, refused, &mut consequence);
+                }
+                Err(_) => {}
+            }
+        }
+        self.check_invariants();
+        (answered, consequence)
+    }
+
+    fn is_on_wire(&self, id: u64) -> bool {
+        self.pending.get(&id).is_some_and(|it| it.on_wire)
+    }
+
+    fn answered(&mut self, id: u64, consequence: &mut Consequence) -> Option<C> {
+        // An answer without an attempt, or to a call that was given up, is of no use.
+        if !self.pending.get(&id)?.sent {
+            return None;
+        }
+        consequence.served = true;
+        self.busy.reset();
+        let late = !self.is_on_wire(id);
+        let it = self.take(id)?;
+        if late {
+            self.forget_ended();
+            if self.bugs.has(Bug::DropsLateAnswer) {
+                return None;
+            }
+        }
+        Some(it.call)
+    }
+
+    /// Acts on the refusal of one call.
+    fn refused(
+        &mut self,
+        now: Time,
+        id: u64,
+        Refused { refusal, message }: Refused,
+        consequence: &mut Consequence,
+    ) {
+        let Some(Pending { it, on_wire, .. }) = self.pending.get_mut(&id) else {
+            return;
+        };
+        self.on_wire -= usize::from(*on_wire);
+        *on_wire = false;
+        let verdict = refusal.judge();
+        let repeat = it.call.repeat();
+        it.attempts
+            .failed(repeat, verdict.doubt, message, self.bugs);
+        consequence.served |= !matches!(verdict.action, Action::Reroute(_));
+        if let Action::Reroute(hint) = &verdict.action
+            && (hint.is_some() || consequence.reroute.is_none())
+        {
+            consequence.reroute = Some(Reroute(hint.clone()));
+        }
+        if repeat == Repeat::Never && it.attempts.doubt && self.may_not_repeat() {
+            self.end(id, |_| Failure::Unrepeatable);
+            return;
+        }
+        match verdict.action {
+            Action::Reroute(_) => self.ready.push_back(id),
+            Action::WrongGroup(num) => {
+                if num > self.config.num() {
+                    consequence.behind = consequence.behind.max(Some(num));
+                }
+                self.turned_away(now, id, Duration::ZERO);
+            }
+            Action::AwaitShard(pause) => self.turned_away(now, id, pause),
+            Action::Wait(pause) => {
+                let pause = self.busy.pause_at_least(now, pause);
+                self.delay(now + pause, id);
+            }
+            Action::RenewSession => self.session_expired(now, id),
+            Action::Fail(rejection) => self.end(id, |attempts| attempts.rejected(rejection)),
+        }
+    }
+
+    fn may_not_repeat(&self) -> bool {
+        !self.bugs.has(Bug::RepeatsUnrepeatable)
+    }
+
+    /// Delays a call whose shard isn't served at the node, so that it doesn't keep calls of other shards out.
+    fn turned_away(&mut self, now: Time, id: u64, asked: Duration) {
+        let spare = self.delayed.len() < MAX_DELAYED * self.limits.max_in_flight;
+        let Some(Pending { it, .. }) = self.pending.get_mut(&id) else {
+            return;
+        };
+        if spare {
+            it.call.release_budget();
+        }
+        let age = it.attempts.turn_away(now);
+        let pause = self.busy.pause_of(age, asked);
+        self.delay(now + pause, id);
+    }
+
+    /// Schedules another attempt at `at`, or moves the call if another group owns its shard.
+    fn delay(&mut self, at: Time, id: u64) {
+        let ours = |it: &Pending<C>| self.is_ours(&it.it.call);
+        if self.pending.get(&id).is_some_and(ours) {
+            self.delayed.insert((at, id));
+        } else {
+            let it = self.take(id);
+            self.moved.extend(it);
+        }
+    }
+
+    fn session_expired(&mut self, now: Time, id: u64) {
+        let Some(Pending { it, .. }) = self.pending.get_mut(&id) else {
+            return;
+        };
+        match it.attempts.rename(self.bugs) {
+            Err(failure) => self.end(id, |_| failure),
+            Ok(()) => {
+                // The pause keeps the client from asking a node that refuses every session without end.
+                let pause = self.busy.pause_at_least(now, Duration::ZERO);
+                self.delay(now + pause, id);
+            }
+        }
+    }
+
+    /// Notes that another copy of a call that is on the wire went out, whose result won't be heard: the call is in doubt.
+    pub fn note_copy(&mut self, id: u64) {
+        if let Some(Pending { it, .. }) = self.pending.get_mut(&id) {
+            it.attempts.doubt |= it.call.repeat() != Repeat::Freely;
+        }
+    }
+
+    /// Queues again, in their old order, under their old names and in doubt, the calls that were sent and not answered: the
+    /// connection is lost, or leads to the wrong node. Writes that can't be repeated end.
+    pub fn connection_lost(&mut self, why: &str) {
+        let mut again: Vec<u64> = Vec::with_capacity(self.on_wire);
+        let mut unrepeatable = Vec::new();
+        for (id, pending) in &mut self.pending {
+            if !pending.on_wire {
+                continue;
+            }
+            pending.on_wire = false;
+            let Tracked { call, attempts } = &mut pending.it;
+            attempts.doubt = call.repeat() != Repeat::Freely;
+            attempts.last = Some(why.to_owned());
+            if call.repeat() == Repeat::Never && !self.bugs.has(Bug::RepeatsUnrepeatable) {
+                unrepeatable.push(*id);
+                continue;
+            }
+            if self.bugs.has(Bug::FenceForgotten)
+                && let Some(name) = &attempts.name
+            {
+                name.forget_fence();
+            }
+            again.push(*id);
+        }
+        self.on_wire = 0;
+        // Calls that were refused one by one are in `ready` already; the order of ids is that of admission.
+        again.extend(self.ready.drain(..));
+        again.sort_unstable();
+        self.ready.extend(again);
+        for id in unrepeatable {
+            self.end(id, |_| Failure::Unrepeatable);
+        }
+        self.move_away();
+        self.check_invariants();
+    }
+
+    /// Notes the reason why nothing can be sent now, for the error of calls that time out.
+    pub fn note(&mut self, why: &str) {
+        for Pending { it, .. } in self.pending.values_mut() {
+            if it.attempts.last.as_deref() != Some(why) {
+                it.attempts.last = Some(why.to_owned());
+            }
+        }
+    }
+
+    /// Ends the calls whose deadline passed or whose callers went away.
+    pub fn sweep(&mut self, now: Time) {
+        let ended: Vec<(u64, bool)> = self
+            .pending
+            .iter()
+            .filter(|(_, it)| it.it.call.deadline() <= now || it.it.call.is_abandoned())
+            .map(|(id, it)| (*id, it.on_wire && it.it.call.repeat() != Repeat::Freely))
+            .collect();
+        if ended.is_empty() {
+            return;
+        }
+        for (id, sent) in ended {
+            self.end(id, |attempts| Failure::TimedOut {
+                doubt: attempts.doubt || sent,
+                last: attempts.last.take(),
+            });
+        }
+        self.forget_ended();
+        self.check_invariants();
+    }
+
+    /// Takes a session that was asked for at `asked` into use.
+    pub fn session_opened(&mut self, asked: Time, client_id: Bytes, ttl: Duration) {
+        let mut sequences = self.allocator.sequences();
+        sequences.session_opened(asked, client_id, ttl);
+        self.session_wanted = false;
+    }
+
+    /// Fails the writes that wait for a session: none can be had, and no retry will help.
+    pub fn session_refused(&mut self, rejection: &Rejection) {
+        self.session_wanted = false;
+        for id in std::mem::take(&mut self.unnamed) {
+            self.end(id, |attempts| attempts.rejected(rejection.clone()));
+        }
+        self.check_invariants();
+    }
+
+    /// Fails all calls on the wire: the stream was refused in a way that no retry cures.
+    pub fn fail_wire(&mut self, rejection: &Rejection) {
+        let on_wire = |(_, it): &(&u64, &Pending<C>)| it.on_wire;
+        let failed: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(on_wire)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in failed {
+            self.end(id, |attempts| attempts.rejected(rejection.clone()));
+        }
+        self.check_invariants();
+    }
+
+    /// Fails the largest call on the wire: a message was too large for the other end, and this call must not hold up the
+    /// others until its deadline.
+    pub fn fail_largest(&mut self, rejection: Rejection) {
+        let largest = self
+            .pending
+            .iter()
+            .filter(|(_, it)| it.on_wire)
+            .max_by_key(|(id, it)| (it.it.call.cost(), **id))
+            .map(|(id, _)| *id);
+        if let Some(id) = largest {
+            self.end(id, |attempts| attempts.rejected(rejection));
+        }
+        self.check_invariants();
+    }
+
+    fn end(&mut self, id: u64, failure: impl FnOnce(&mut Attempts) -> Failure) {
+        if let Some(mut it) = self.take(id) {
+            let failure = failure(&mut it.attempts);
+            let call = it.call;
+            self.ended.push(Ended { call, failure });
+        }
+    }
+
+    /// Takes a call out.
+    fn take(&mut self, id: u64) -> Option<Tracked<C>> {
+        let pending = self.pending.remove(&id)?;
+        self.on_wire -= usize::from(pending.on_wire);
+        Some(pending.it)
+    }
+
+    /// Panics if an invariant is broken, in debug builds and in the simulator.
+    fn check_invariants(&mut self) {
+        if !cfg!(any(debug_assertions, feature = "bugs")) {
+            return;
+        }
+        self.mutations += 1;
+        if self.pending.len() > CHECKED_EACH_TIME && self.mutations % CHECKED_EACH_TIME != 0 {
+            return;
+        }
+        let mut places: BTreeMap<u64, usize> = BTreeMap::new();
+        let delayed = self.delayed.iter().map(|(_, id)| id);
+        let queued = self.ready.iter().chain(&self.unnamed).chain(delayed);
+        for id in queued.filter(|id| self.pending.contains_key(id)) {
+            *places.entry(*id).or_default() += 1;
+        }
+        let mut on_wire = 0;
+        for (id, pending) in &self.pending {
+            let queues = places.get(id).copied().unwrap_or(0);
+            let expected = usize::from(!pending.on_wire);
+            assert_eq!(queues, expected, "call {id} is in {queues} queues");
+            assert!(
+                pending.on_wire || self.is_ours(&pending.it.call),
+                "call {id} waits at a group that does not own its shard"
+            );
+            let named = pending.it.call.repeat() == Repeat::ByName;
+            assert!(
+                !pending.on_wire || !named || pending.it.attempts.name.is_some(),
+                "call {id} was sent without its name"
+            );
+            on_wire += usize::from(pending.on_wire);
+        }
+        assert_eq!(on_wire, self.on_wire, "the count of sent calls is wrong");
+        assert!(
+            on_wire <= self.limits.max_in_flight,
+            "too many calls in flight"
+        );
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

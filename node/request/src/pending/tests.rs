@@ -1,0 +1,595 @@
+//! The pending calls without a socket: time and answers are given.
+
+use types::{hash_key, shard_of};
+
+use super::*;
+use crate::StreamOptions;
+use crate::backoff::Jitter;
+use crate::refusal::Refusal;
+
+const GROUP: Gid = Gid(1);
+const OTHER: Gid = Gid(2);
+
+/// A call with a key and a size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Item {
+    number: u64,
+    hash: u64,
+    cost: usize,
+    repeat: Repeat,
+    deadline: Time,
+    holds_budget: bool,
+}
+
+impl Item {
+    fn new(key: &str, repeat: Repeat) -> Self {
+        Self {
+            number: 0,
+            hash: hash_key(key.as_bytes()),
+            cost: 130,
+            repeat,
+            deadline: Duration::from_secs(1_010),
+            holds_budget: true,
+        }
+    }
+
+    pub(crate) fn get(key: &str) -> Self {
+        Self::new(key, Repeat::Freely)
+    }
+
+    pub(crate) fn put(key: &str) -> Self {
+        Self::new(key, Repeat::ByName)
+    }
+
+    pub(crate) fn tracked(self) -> Tracked<Self> {
+        Tracked {
+            call: self,
+            attempts: Attempts::default(),
+        }
+    }
+}
+
+impl Call for Item {
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    fn cost(&self) -> usize {
+        self.cost
+    }
+
+    fn repeat(&self) -> Repeat {
+        self.repeat
+    }
+
+    fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    fn release_budget(&mut self) {
+        self.holds_budget = false;
+    }
+}
+
+/// Four shards with these owners.
+pub(crate) fn config(num: u64, owners: &[(u32, Gid)]) -> Arc<ShardConfig> {
+    let address = |gid: &Gid| (*gid, vec![format!("{gid}:1")]);
+    let groups = [GROUP, OTHER].iter().map(address).collect();
+    Arc::new(ShardConfig::new(ConfigNum(num), groups, owners.iter().copied()).unwrap())
+}
+
+/// A configuration in which only the shard of `key` is the other group's.
+fn without(num: u64, key: &str) -> Arc<ShardConfig> {
+    let shard = shard_of(key.as_bytes(), 4).0;
+    let runs = [(shard, GROUP), (1, OTHER), (3 - shard, GROUP)];
+    config(num, &runs)
+}
+
+const LIMITS: Limits = Limits {
+    max_in_flight: 1_024,
+    max_unacknowledged: 512,
+    max_batch_items: 256,
+    max_batch_bytes: 1 << 20,
+};
+
+pub(crate) fn options() -> StreamOptions {
+    StreamOptions {
+        limits: LIMITS,
+        min_backoff: Duration::from_millis(2),
+        max_backoff: Duration::from_millis(250),
+        silence_timeout: Duration::from_millis(250),
+        bugs: Bugs::default(),
+    }
+}
+
+/// The pending calls of a group, with a clock and with a record of every call's end by its number.
+struct Harness {
+    calls: PendingCalls<Item>,
+    now: Time,
+    admitted: u64,
+    answered: BTreeMap<u64, usize>,
+    failed: BTreeMap<u64, Failure>,
+    moved: Vec<Tracked<Item>>,
+}
+
+type Sent = (u64, Option<(Bytes, u64)>);
+
+impl Harness {
+    fn of(limits: Limits, gid: Gid, config: Arc<ShardConfig>, bugs: Bugs) -> Self {
+        let options = options();
+        let jitter = Jitter::new(1);
+        let backoff = Backoff::new(options.min_backoff, options.max_backoff, jitter);
+        Self {
+            calls: PendingCalls::new(limits, backoff, gid, config, bugs),
+            now: Duration::from_secs(1_000),
+            admitted: 0,
+            answered: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            moved: Vec::new(),
+        }
+    }
+
+    fn new(limits: Limits) -> Self {
+        Self::of(limits, GROUP, config(1, &[(4, GROUP)]), Bugs::default())
+    }
+
+    fn with_session() -> Self {
+        let mut harness = Self::new(LIMITS);
+        harness.open_session("first");
+        harness
+    }
+
+    fn open_session(&mut self, name: &'static str) {
+        let ttl = Duration::from_mins(10);
+        self.calls.session_opened(self.now, Bytes::from(name), ttl);
+    }
+
+    /// Admits a call and returns its number.
+    fn admit(&mut self, mut item: Item) -> u64 {
+        self.admitted += 1;
+        item.number = self.admitted;
+        item.deadline = self.now + Duration::from_secs(10);
+        self.calls.admit(item.tracked());
+        self.settle();
+        self.admitted
+    }
+
+    fn put(&mut self) -> u64 {
+        self.admit(Item::put(HERE))
+    }
+
+    fn get(&mut self) -> u64 {
+        self.admit(Item::get(HERE))
+    }
+
+    fn put_of(&mut self, cost: usize) -> u64 {
+        self.admit(Item {
+            cost,
+            ..Item::put(HERE)
+        })
+    }
+
+    /// The next batch as (id, session and sequence of a write).
+    fn send(&mut self) -> Vec<Sent> {
+        self.calls.advance(self.now);
+        self.calls.next_batch(|id, _, stamp| {
+            let name = stamp.map(|it| (it.client_id, it.sequence));
+            (id, name)
+        })
+    }
+
+    fn result(&mut self, id: u64, result: Result<(), Refused>) -> Consequence {
+        let (answered, consequence) = self.calls.handle_results(self.now, [(id, result)]);
+        for (item, ()) in answered {
+            *self.answered.entry(item.number).or_default() += 1;
+        }
+        self.settle();
+        consequence
+    }
+
+    fn done(&mut self, id: u64) -> Consequence {
+        self.result(id, Ok(()))
+    }
+
+    fn refuse(&mut self, id: u64, refusal: Refusal) -> Consequence {
+        let message = "said so".to_owned();
+        self.result(id, Err(Refused { refusal, message }))
+    }
+
+    fn lose_connection(&mut self) {
+        self.calls.connection_lost("gone");
+        self.settle();
+    }
+
+    fn sweep(&mut self) {
+        self.calls.sweep(self.now);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        for ended in self.calls.take_ended() {
+            self.failed.insert(ended.call.number, ended.failure);
+        }
+        self.moved.extend(self.calls.take_moved());
+    }
+
+    fn holding_budget(&self) -> usize {
+        self.calls.iter().filter(|it| it.call.holds_budget).count()
+    }
+}
+
+fn name(session: &'static str, sequence: u64) -> (Bytes, u64) {
+    (Bytes::from(session), sequence)
+}
+
+fn not_leader(hint: &str) -> Refusal {
+    Refusal::NotLeader {
+        hint: (!hint.is_empty()).then(|| hint.into()),
+    }
+}
+
+fn not_ready(ms: u64) -> Refusal {
+    Refusal::ShardNotReady {
+        retry_after: Duration::from_millis(ms),
+    }
+}
+
+fn wrong_group(num: u64) -> Refusal {
+    Refusal::WrongGroup {
+        config_num: ConfigNum(num),
+    }
+}
+
+/// Two keys of different shards.
+const HERE: &str = "k";
+const AWAY: &str = "b";
+
+#[test]
+fn reads_go_at_once_and_writes_wait_for_a_session() {
+    let mut it = Harness::new(LIMITS);
+    let put = it.put();
+    it.get();
+    assert_eq!(it.send(), [(2, None)]);
+    assert!(it.calls.wants_session());
+    it.open_session("first");
+    assert!(!it.calls.wants_session());
+    assert_eq!(it.send(), [(1, Some(name("first", 1)))]);
+    assert!(it.answered.is_empty(), "not answered yet");
+    assert!(it.done(1).served);
+    assert_eq!(it.answered[&put], 1);
+    assert_eq!(it.calls.on_wire(), 1);
+}
+
+#[test]
+fn a_lost_connection_sends_again_in_order_and_under_the_same_names() {
+    let mut it = Harness::with_session();
+    for _ in 0..5 {
+        it.put();
+    }
+    let first = it.send();
+    it.done(2);
+    // One is refused by itself, and then the stream ends.
+    let consequence = it.refuse(4, not_leader("b:2"));
+    assert_eq!(consequence.reroute, Some(Reroute(Some("b:2".into()))));
+    it.lose_connection();
+    assert_eq!(it.calls.on_wire(), 0);
+    let again: Vec<_> = first.into_iter().filter(|(id, _)| *id != 2).collect();
+    assert_eq!(it.send(), again);
+}
+
+#[test]
+fn only_writes_that_may_be_applied_are_in_doubt_at_the_deadline() {
+    let limits = Limits {
+        max_batch_items: 3,
+        ..LIMITS
+    };
+    let mut it = Harness::new(limits);
+    it.open_session("first");
+    let refused = it.put();
+    let lost = it.put();
+    let read = it.get();
+    it.send();
+    it.refuse(1, not_leader(""));
+    it.lose_connection();
+    let on_wire = it.put();
+    it.calls.advance(it.now);
+    // Of the queue only the last is sent again.
+    it.calls.ready.rotate_right(1);
+    it.calls.limits.max_batch_items = 1;
+    assert_eq!(it.send().len(), 1);
+    let never = it.put();
+    it.now += Duration::from_secs(10);
+    it.sweep();
+    assert!(it.calls.is_empty());
+    for (number, doubt) in [
+        (refused, false),
+        (lost, true),
+        (read, false),
+        (on_wire, true),
+        (never, false),
+    ] {
+        let failure = &it.failed[&number];
+        assert!(matches!(failure, Failure::TimedOut { .. }));
+        assert_eq!(failure.maybe_applied(), doubt, "{number}: {failure:?}");
+    }
+}
+
+#[test]
+fn an_expired_session_gives_a_write_another_name_only_without_doubt() {
+    let mut it = Harness::with_session();
+    let sure = it.put();
+    let doubtful = it.put();
+    assert_eq!(
+        it.send(),
+        [(1, Some(name("first", 1))), (2, Some(name("first", 2)))]
+    );
+    it.refuse(2, Refusal::OutcomeUnknown { hint: None });
+    it.refuse(1, Refusal::SessionExpired);
+    assert_eq!(
+        it.send(),
+        [(2, Some(name("first", 2)))],
+        "a name is kept in doubt"
+    );
+    it.refuse(2, Refusal::SessionExpired);
+    assert_eq!(it.failed[&doubtful], Failure::SessionExpired);
+    assert!(it.failed[&doubtful].maybe_applied());
+
+    assert!(!it.failed.contains_key(&sure));
+    it.now = it.calls.next_due().expect("delayed a little");
+    assert_eq!(it.send(), []);
+    assert!(it.calls.wants_session());
+    it.open_session("second");
+    assert_eq!(it.send(), [(1, Some(name("second", 1)))]);
+}
+
+#[test]
+fn a_certain_refusal_does_not_end_the_doubt_of_an_earlier_attempt() {
+    let mut it = Harness::with_session();
+    let put = it.put();
+    it.send();
+    it.lose_connection();
+    it.send();
+    let message = "full".to_owned();
+    it.refuse(1, Refusal::Rejected(Rejection::DiskFull { message }));
+    assert!(it.failed[&put].maybe_applied());
+}
+
+#[test]
+fn a_write_without_a_session_is_repeated_only_without_doubt() {
+    let mut it = Harness::new(LIMITS);
+    let lost = it.admit(Item::new(HERE, Repeat::Never));
+    let unknown = it.admit(Item::new(HERE, Repeat::Never));
+    let refused = it.admit(Item::new(HERE, Repeat::Never));
+    assert_eq!(it.send(), [(1, None), (2, None), (3, None)]);
+    it.refuse(2, Refusal::OutcomeUnknown { hint: None });
+    it.refuse(3, not_leader(""));
+    it.lose_connection();
+    assert_eq!(it.failed[&lost], Failure::Unrepeatable);
+    assert_eq!(it.failed[&unknown], Failure::Unrepeatable);
+    assert!(!it.failed.contains_key(&refused));
+    assert_eq!(it.send(), [(3, None)], "nothing was done with it");
+}
+
+#[test]
+fn a_busy_node_is_asked_again_after_a_pause() {
+    let mut it = Harness::with_session();
+    it.put();
+    it.send();
+    let retry_after = Duration::from_millis(20);
+    let consequence = it.refuse(1, Refusal::Overloaded { retry_after });
+    assert_eq!(consequence.reroute, None);
+    assert_eq!(it.send(), []);
+    let due = it.calls.next_due().unwrap();
+    assert!(due - it.now >= Duration::from_millis(15));
+    it.now = due;
+    assert_eq!(it.send(), [(1, Some(name("first", 1)))]);
+}
+
+#[test]
+fn batches_are_bounded_and_large_calls_go_alone() {
+    let limits = Limits {
+        max_batch_items: 3,
+        max_batch_bytes: 1_000,
+        ..LIMITS
+    };
+    let mut it = Harness::new(limits);
+    it.open_session("first");
+    for cost in [130, 130, 130, 130, 5_000, 130] {
+        it.put_of(cost);
+    }
+    let mut sizes = Vec::new();
+    loop {
+        match it.send().len() {
+            0 => break,
+            size => sizes.push(size),
+        }
+    }
+    assert_eq!(sizes, [3, 1, 1, 1]);
+}
+
+#[test]
+fn one_oversize_call_does_not_take_the_others_with_it() {
+    let mut it = Harness::with_session();
+    let small = it.put_of(130);
+    let large = it.put_of(1_130);
+    it.send();
+    let message = "too large".to_owned();
+    it.calls.fail_largest(Rejection::Protocol { message });
+    it.lose_connection();
+    assert!(matches!(it.failed[&large], Failure::Rejected { .. }));
+    assert_eq!(it.send().len(), 1);
+    it.done(1);
+    assert_eq!(it.answered[&small], 1);
+}
+
+#[test]
+fn answers_to_calls_that_were_not_sent_or_are_gone_do_no_harm() {
+    let mut it = Harness::with_session();
+    let get = it.get();
+    it.done(1);
+    assert!(it.answered.is_empty(), "answered before it was sent");
+    it.send();
+    it.done(99);
+    it.done(1);
+    it.done(1);
+    assert_eq!(it.answered[&get], 1);
+    assert!(it.calls.is_empty());
+}
+
+#[test]
+fn an_answer_to_an_earlier_attempt_ends_the_call_and_a_refusal_of_it_does_not() {
+    let mut it = Harness::with_session();
+    let put = it.put();
+    it.send();
+    it.lose_connection();
+    it.refuse(1, not_leader("b:1"));
+    assert_eq!(it.calls.len(), 1, "that was about the first attempt");
+    it.done(1);
+    assert_eq!(it.answered.get(&put), Some(&1));
+    assert!(it.calls.is_empty());
+    assert_eq!(it.send(), []);
+}
+
+#[test]
+fn calls_of_a_shard_that_left_are_moved_and_the_others_stay() {
+    assert_ne!(shard_of(HERE.as_bytes(), 4), shard_of(AWAY.as_bytes(), 4));
+    let mut it = Harness::with_session();
+    for key in [HERE, AWAY, HERE, AWAY] {
+        it.admit(Item::put(key));
+    }
+    it.send();
+    it.calls.reconfigure(without(2, AWAY));
+    it.settle();
+    assert!(it.moved.is_empty(), "all are on the wire");
+    // One is refused and was never in doubt; one was sent, and its result is unknown.
+    let consequence = it.refuse(2, wrong_group(2));
+    assert_eq!(consequence.behind, None, "that is known");
+    it.lose_connection();
+    let named: Vec<_> = it
+        .moved
+        .drain(..)
+        .map(|it| {
+            let stamp = it.attempts.name.as_ref().and_then(Name::stamp);
+            let name = stamp.map(|it| (it.client_id, it.sequence));
+            (name, it.attempts.doubt)
+        })
+        .collect();
+    assert_eq!(named, [(None, false), (Some(name("first", 4)), true)]);
+    let stayed: Vec<u64> = it.send().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(stayed, [1, 3]);
+
+    // A call that was routed by an old configuration leaves at once.
+    it.admit(Item::put(AWAY));
+    assert_eq!(it.moved.len(), 1);
+    assert_eq!(it.calls.on_wire(), 2);
+}
+
+#[test]
+fn a_write_in_doubt_keeps_its_name_and_its_fence_at_the_other_group() {
+    let mut source = Harness::with_session();
+    let doubtful = source.admit(Item::put(AWAY));
+    source.send();
+    source.calls.reconfigure(without(2, AWAY));
+    source.lose_connection();
+    let mut destination = Harness::of(LIMITS, OTHER, without(2, AWAY), Bugs::default());
+    for call in source.moved.drain(..) {
+        destination.calls.admit(call);
+    }
+    assert_eq!(
+        destination.send(),
+        [(1, Some(name("first", 1)))],
+        "without a session of its own"
+    );
+    destination.refuse(1, not_ready(5));
+    destination.now = destination.calls.next_due().unwrap();
+    assert_eq!(destination.send(), [(1, Some(name("first", 1)))]);
+    // While it is unanswered, its session must not acknowledge it.
+    source.put();
+    source.calls.advance(source.now);
+    let stamps = source.calls.next_batch(|_, _, stamp| stamp);
+    let stamp = stamps[0].clone().unwrap();
+    assert_eq!((stamp.sequence, stamp.acked_below), (2, 1));
+    destination.done(1);
+    assert_eq!(destination.answered[&doubtful], 1);
+}
+
+#[test]
+fn a_shard_that_is_being_moved_keeps_no_other_out() {
+    let limits = Limits {
+        max_in_flight: 4,
+        max_unacknowledged: 4,
+        ..LIMITS
+    };
+    let mut it = Harness::new(limits);
+    it.open_session("first");
+    for round in 0..8 {
+        it.admit(Item::put(AWAY));
+        let sent = it.send();
+        it.refuse(sent[0].0, not_ready(100));
+        assert!(it.calls.room() >= 4, "round {round}");
+        let served = it.put();
+        let sent = it.send();
+        it.done(sent.last().unwrap().0);
+        assert_eq!(it.answered[&served], 1, "round {round}");
+    }
+    assert!(!it.calls.wants_session(), "nothing is kept in its window");
+    assert_eq!(it.calls.len(), 8);
+    assert_eq!(it.holding_budget(), 0, "nor of the bytes in flight");
+}
+
+#[test]
+fn calls_that_wait_for_their_shard_are_bounded_and_so_is_the_wire() {
+    let limits = Limits {
+        max_in_flight: 2,
+        ..LIMITS
+    };
+    let mut it = Harness::new(limits);
+    let mut waiting = 0;
+    while it.calls.room() > 0 {
+        it.get();
+        waiting += 1;
+        for (id, _) in it.send() {
+            it.refuse(id, not_ready(1_000));
+        }
+        assert!(waiting <= 18, "2 and 8 times 2");
+    }
+    assert_eq!(waiting, 18);
+    assert_eq!(it.holding_budget(), 2);
+    it.now += Duration::from_secs(5);
+    assert_eq!(it.send().len(), 2, "all are due, two may be sent");
+    assert_eq!(it.send().len(), 0);
+}
+
+#[test]
+fn news_of_a_later_configuration_is_passed_on() {
+    let mut it = Harness::with_session();
+    it.put();
+    it.put();
+    it.send();
+    let refused = |num| {
+        Err::<(), _>(Refused {
+            refusal: wrong_group(num),
+            message: "moved".to_owned(),
+        })
+    };
+    let results = [(1, refused(5)), (2, refused(7))];
+    let (_, consequence) = it.calls.handle_results(it.now, results);
+    assert_eq!(consequence.behind, Some(ConfigNum(7)));
+    assert_eq!(consequence.reroute, None, "the node is a good one");
+    assert!(
+        it.calls.next_due().is_some(),
+        "they are tried again in any case"
+    );
+}
+
+#[test]
+fn a_copy_that_nobody_waits_for_leaves_a_write_in_doubt() {
+    let mut it = Harness::with_session();
+    let put = it.put();
+    it.send();
+    it.calls.note_copy(1);
+    it.refuse(1, not_leader(""));
+    it.now += Duration::from_secs(10);
+    it.sweep();
+    assert!(it.failed[&put].maybe_applied());
+}
