@@ -20,6 +20,7 @@ mod client_id;
 mod config;
 mod error;
 pub mod errors;
+mod refusal;
 
 pub use client_id::{decode_client_id, encode_client_id};
 pub use config::{
@@ -27,6 +28,7 @@ pub use config::{
     shards_to_wire,
 };
 pub use error::{ERROR_METADATA_KEY, error_detail, error_status};
+pub use refusal::{refused, refused_status};
 
 /// A call with this metadata is never forwarded to another node: forwarded calls have it, and clients that route by
 /// themselves set it.

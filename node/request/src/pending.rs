@@ -481,13 +481,12 @@ impl<C: Call> PendingCalls<C> {
         let Some(Pending { it, .. }) = self.pending.get_mut(&id) else {
             return;
         };
-        match it.attempts.rename(self.bugs) {
-            Err(failure) => self.end(id, |_| failure),
-            Ok(()) => {
-                // The pause keeps the client from asking a node that refuses every session without end.
-                let pause = self.busy.pause_at_least(now, Duration::ZERO);
-                self.delay(now + pause, id);
-            }
+        if let Err(failure) = it.attempts.rename(self.bugs) {
+            self.end(id, |_| failure);
+        } else {
+            // The pause keeps the client from asking a node that refuses every session without end.
+            let pause = self.busy.pause_at_least(now, Duration::ZERO);
+            self.delay(now + pause, id);
         }
     }
 
@@ -631,20 +630,22 @@ impl<C: Call> PendingCalls<C> {
             return;
         }
         self.mutations += 1;
-        if self.pending.len() > CHECKED_EACH_TIME && self.mutations % CHECKED_EACH_TIME != 0 {
+        if self.pending.len() > CHECKED_EACH_TIME
+            && !self.mutations.is_multiple_of(CHECKED_EACH_TIME)
+        {
             return;
         }
-        let mut places: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut queued_in: BTreeMap<u64, usize> = BTreeMap::new();
         let delayed = self.delayed.iter().map(|(_, id)| id);
         let queued = self.ready.iter().chain(&self.unnamed).chain(delayed);
         for id in queued.filter(|id| self.pending.contains_key(id)) {
-            *places.entry(*id).or_default() += 1;
+            *queued_in.entry(*id).or_default() += 1;
         }
         let mut on_wire = 0;
         for (id, pending) in &self.pending {
-            let queues = places.get(id).copied().unwrap_or(0);
+            let places = queued_in.get(id).copied().unwrap_or(0);
             let expected = usize::from(!pending.on_wire);
-            assert_eq!(queues, expected, "call {id} is in {queues} queues");
+            assert_eq!(places, expected, "call {id} is in {places} queues");
             assert!(
                 pending.on_wire || self.is_ours(&pending.it.call),
                 "call {id} waits at a group that does not own its shard"

@@ -136,6 +136,14 @@ pub enum Action {
 }
 
 impl Refusal {
+    /// Returns the address of the leader that the refusing node named.
+    pub fn hint(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::NotLeader { hint } | Self::OutcomeUnknown { hint } => hint.as_ref(),
+            _ => None,
+        }
+    }
+
     /// Returns the meaning of this refusal.
     pub fn judge(self) -> Verdict {
         let (doubt, action) = match self {

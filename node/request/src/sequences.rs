@@ -136,7 +136,7 @@ impl Sequences {
             sequence: current.next(),
         };
         if bugs.has(Bug::SequenceGivenTwice)
-            && number.sequence % 4 == 0
+            && number.sequence.is_multiple_of(4)
             && !current.finished.is_empty()
         {
             number.sequence -= 1;

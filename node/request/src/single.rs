@@ -112,7 +112,7 @@ impl SingleCall {
         self.on_wire = true;
     }
 
-    /// Takes in a failed attempt. `known` is the configuration that the driver routes by. `news` is true if the refusal names
+    /// Takes in a failed attempt, which leaves doubt only after [`SingleCall::handle_sent`]. `known` is the configuration that the driver routes by. `news` is true if the refusal names
     /// another leader than the node that was asked, and that hint is followed.
     pub fn handle_refusal(
         &mut self,
@@ -121,12 +121,13 @@ impl SingleCall {
         known: Option<ConfigNum>,
         news: bool,
     ) -> Next {
-        self.on_wire = false;
+        let sent = std::mem::take(&mut self.on_wire);
         self.failures += 1;
         self.outage.get_or_insert(now);
         let verdict = refusal.judge();
+        let doubt = sent && verdict.doubt;
         self.attempts
-            .failed(self.repeat, verdict.doubt, message, self.policy.bugs);
+            .failed(self.repeat, doubt, message, self.policy.bugs);
         let unrepeatable = self.repeat == Repeat::Never && self.attempts.doubt;
         if unrepeatable && !self.policy.bugs.has(Bug::RepeatsUnrepeatable) {
             return Next::Fail(Failure::Unrepeatable);
