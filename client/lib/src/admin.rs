@@ -1,4 +1,4 @@
-//! What operators ask of one node.
+//! Requests of operators to one node.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,17 +10,18 @@ use api::v1::{
     self, AddLearner, ChangeMembershipRequest, ShardsRequest, StatusResponse,
     TransferLeadershipRequest,
 };
+use request::Action;
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::Channel;
 use types::{ConfigNum, Gid, NodeId, ShardSet};
 
 use crate::Error;
+use crate::failure;
 use crate::route::{Router, Slot};
 use crate::shards::{GroupShards, group_shards};
-use crate::verdict::{self, Action};
 
-/// One node, asked directly: no retries, and no following of leaders. Made by [`crate::Client::admin`].
+/// One node, asked directly, without retries and without following leaders. Made by [`crate::Client::admin`].
 #[derive(Clone)]
 pub struct Admin {
     router: Router,
@@ -45,23 +46,23 @@ impl Admin {
         }
     }
 
-    /// The node's address: `host:port`.
+    /// Returns the node's address: `host:port`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// How the node and its group are.
+    /// Returns the status of the node and its group.
     pub async fn status(&self) -> Result<NodeStatus, Error> {
         let status = self.router.survey(&self.address);
         match timeout(self.timeout, status).await {
             Ok(Ok(status)) => Ok(node_status(status)),
-            Ok(Err(message)) => Err(self.unavailable(message, false)),
-            Err(_) => Err(verdict::timeout(self.timeout, false, None)),
+            Ok(Err(error)) => Err(self.unavailable(error.to_string(), false)),
+            Err(_) => Err(failure::timeout(self.timeout, false, None)),
         }
     }
 
-    /// What the node's group has to do with which of `shards` (empty: of all), as the node knows it. With `exact` it
-    /// counts keys and bytes by reading all of them; otherwise they are estimates that cost nothing.
+    /// Returns the states of `shards` (empty: of all) in the node's group, as the node knows them. With `exact` it counts keys and
+    /// bytes by reading all of them; otherwise they are estimates that cost nothing.
     pub async fn shards(&self, shards: &ShardSet, exact: bool) -> Result<GroupShards, Error> {
         let request = ShardsRequest {
             shards: api::shards_to_wire(shards),
@@ -75,8 +76,8 @@ impl Admin {
         self.ask(false, shards).await
     }
 
-    /// Makes the leader hand over to `target`, or to the voter whose log is furthest. Returns the new leader. The node
-    /// that is asked must lead.
+    /// Transfers the leadership to `target`, or to the voter with the longest log. Returns the new leader. The node that is asked
+    /// must lead.
     pub async fn transfer_leadership(&self, target: Option<NodeId>) -> Result<NodeId, Error> {
         let request = TransferLeadershipRequest {
             node_id: target.map_or(0, |node| node.0),
@@ -88,8 +89,7 @@ impl Admin {
         self.ask(true, transfer).await
     }
 
-    /// Makes one membership change and returns the index of its committed entry. The node that is asked must
-    /// lead.
+    /// Makes one membership change and returns the index of its committed entry. The node that is asked must lead.
     pub async fn change_membership(&self, change: MembershipChange) -> Result<u64, Error> {
         let change = match change {
             MembershipChange::AddLearner { node, address } => Change::AddLearner(AddLearner {
@@ -108,7 +108,7 @@ impl Admin {
         self.ask(true, change).await
     }
 
-    /// One call; `changes` tells whether it may have an effect.
+    /// Makes one call; `changes` is true if it may have an effect.
     async fn ask<T>(
         &self,
         changes: bool,
@@ -116,12 +116,12 @@ impl Admin {
     ) -> Result<T, Error> {
         let channel = match self.router.channel(&self.address, Slot::Control).await {
             Ok(channel) => channel,
-            Err(message) => return Err(self.unavailable(message, false)),
+            Err(error) => return Err(self.unavailable(error.to_string(), false)),
         };
         match timeout(self.timeout, call(AdminClient::new(channel))).await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(status)) => Err(self.refused(changes, &status)),
-            Err(_) => Err(verdict::timeout(self.timeout, changes, None)),
+            Err(_) => Err(failure::timeout(self.timeout, changes, None)),
         }
     }
 
@@ -135,14 +135,12 @@ impl Admin {
                 leader: (!it.leader_address.is_empty()).then_some(it.leader_address),
             };
         }
-        let verdict = verdict::of_status(status);
+        let verdict = api::refused_status(status).refusal.judge();
         let doubt = changes && verdict.doubt;
         match verdict.action {
-            Action::Fail(error) => verdict::with_doubt(error, doubt),
+            Action::Fail(rejection) => failure::rejected(rejection, doubt),
             Action::WrongGroup(config_num) => Error::WrongGroup { config_num },
-            Action::NotReady(ms) => Error::ShardNotReady {
-                retry_after: Duration::from_millis(ms.into()),
-            },
+            Action::AwaitShard(retry_after) => Error::ShardNotReady { retry_after },
             _ => self.unavailable(status.message().to_owned(), doubt),
         }
     }
@@ -163,7 +161,7 @@ pub enum MembershipChange {
     AddLearner {
         /// The node.
         node: NodeId,
-        /// Where it is reached: `host:port`.
+        /// Its address: `host:port`.
         address: String,
     },
     /// Gives a learner that has caught up a vote.
@@ -172,11 +170,11 @@ pub enum MembershipChange {
     Remove(NodeId),
 }
 
-/// What a node does in its group.
+/// The role of a node in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
-    /// The node said nothing that this client knows.
+    /// The node sent a value that this client does not know.
     Unknown,
     /// Follows a leader.
     Follower,
@@ -191,7 +189,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The role's name in lower case, with a hyphen between words.
+    /// Returns the role's name in lower case, with a hyphen between words.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -210,11 +208,11 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// What a group is for.
+/// The purpose of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupKind {
-    /// The node said nothing that this client knows.
+    /// The node sent a value that this client does not know.
     Unknown,
     /// A store of one group that owns all shards.
     Standalone,
@@ -225,7 +223,7 @@ pub enum GroupKind {
 }
 
 impl GroupKind {
-    /// The kind's name in lower case.
+    /// Returns the kind's name in lower case.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",
@@ -253,15 +251,15 @@ pub struct NodeStatus {
     pub gid: Gid,
     /// Its identity.
     pub node_id: NodeId,
-    /// Where it is reached.
+    /// Its address.
     pub address: String,
-    /// What it does in the group.
+    /// Its role in the group.
     pub role: Role,
     /// Its Raft term.
     pub term: u64,
     /// The leader, if it knows one.
     pub leader_id: Option<NodeId>,
-    /// Where the leader is reached, if it knows.
+    /// The address of the leader, if it knows one.
     pub leader_address: Option<String>,
     /// The greatest index known to be committed.
     pub commit_index: u64,
@@ -279,15 +277,15 @@ pub struct NodeStatus {
     pub log_bytes: u64,
     /// The state's size on disk, in bytes.
     pub state_bytes: u64,
-    /// Whether it refuses writes because its disk is nearly full.
+    /// True if it refuses writes because its disk is nearly full.
     pub disk_full: bool,
-    /// Why it takes no part, if it doesn't.
+    /// The reason why it can't serve, if it can't.
     pub trouble: Option<String>,
-    /// What its group is for.
+    /// The purpose of its group.
     pub kind: GroupKind,
     /// The configuration that its group has accepted; 0 without a controller.
     pub config_num: ConfigNum,
-    /// The configuration up to which its group has done everything; 0 without a controller.
+    /// The configuration up to which its group has done its part; 0 without a controller.
     pub settled: ConfigNum,
 }
 
@@ -296,13 +294,13 @@ pub struct NodeStatus {
 pub struct MemberStatus {
     /// Its identity.
     pub node_id: NodeId,
-    /// Where it is reached.
+    /// Its address.
     pub address: String,
-    /// Whether it votes; otherwise it is a learner.
+    /// True if it votes; otherwise it is a learner.
     pub voter: bool,
-    /// The greatest index that the leader knows it has. Only from the leader.
+    /// The greatest index that it has, as the leader knows. Only the leader reports it.
     pub match_index: Option<u64>,
-    /// How the leader sends to it: `probe`, `replicate` or `snapshot`. Only from the leader.
+    /// The mode in which the leader sends to it: `probe`, `replicate` or `snapshot`. Only the leader reports it.
     pub progress: Option<String>,
 }
 

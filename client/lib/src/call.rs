@@ -5,56 +5,62 @@ use std::time::Duration;
 use api::v1::batch_item::Request as Wire;
 use api::v1::batch_result::Response as WireResponse;
 use api::v1::{
-    AppendRequest, CompareAndSwapRequest, DeleteRequest, ErrorDetail, GetRequest, PutRequest,
-    Session,
+    self, AppendRequest, CompareAndSwapRequest, DeleteRequest, ErrorDetail, GetRequest, PutRequest,
 };
 use bytes::Bytes;
+use request::{Repeat, Stamp, Time};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::Instant;
 
 use crate::Error;
-use crate::session::Name;
 
-/// A call on its way from its caller.
+/// A call on its way from its caller to a batch stream.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) request: Request,
     /// The hash of its key.
     pub(crate) hash: u64,
     pub(crate) timeout: Duration,
-    pub(crate) deadline: Instant,
+    pub(crate) deadline: Time,
     pub(crate) answer: oneshot::Sender<Result<Answer, Error>>,
     /// Its share of the bytes in flight, given back when it ends or waits for its shard.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
-    pub(crate) trial: Trial,
 }
 
-/// What is known of a call that is being tried. It goes with the call wherever that goes.
-#[derive(Debug, Default)]
-pub(crate) struct Trial {
-    /// The name of a write, once it has one. It is kept on every retry, at whatever group, unless no attempt can have
-    /// taken effect.
-    pub(crate) name: Option<Name>,
-    /// Whether an attempt that ended without a certain answer may have taken effect.
-    pub(crate) doubt: bool,
-    /// What the latest attempt was told.
-    pub(crate) last: Option<String>,
-    /// Since when the shard keeps it waiting.
-    pub(crate) turned_away: Option<Instant>,
-}
-
-impl Trial {
-    /// The shard wasn't served where it was asked: nothing was done, for certain. A write that was never in doubt gives
-    /// its name back, so that it doesn't hold up those that were named after it. Returns how long it waits already.
-    pub(crate) fn turn_away(&mut self, now: Instant) -> Duration {
-        if !self.doubt {
-            self.name = None;
-        }
-        now - *self.turned_away.get_or_insert(now)
+impl Call {
+    /// Reports that no stream takes the call, because the client's runtime is shutting down.
+    pub(crate) fn close(self, maybe_applied: bool) {
+        // The caller may have gone away.
+        let _ = self.answer.send(Err(Error::Closed { maybe_applied }));
     }
 }
 
-/// What is asked. Copies share the bytes, because a request is kept until it is answered.
+impl request::Call for Call {
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    fn cost(&self) -> usize {
+        self.request.cost()
+    }
+
+    fn repeat(&self) -> Repeat {
+        self.request.repeat()
+    }
+
+    fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
+    }
+
+    fn release_budget(&mut self) {
+        self.permit = None;
+    }
+}
+
+/// An operation on one key. Clones share the bytes, because a request is kept until it is answered.
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     Get {
@@ -78,7 +84,7 @@ pub(crate) enum Request {
     },
 }
 
-/// What is answered.
+/// The answer to a [`Request`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Value(Option<Bytes>),
@@ -88,11 +94,11 @@ pub(crate) enum Answer {
     Swapped(bool),
 }
 
-/// What a call costs beyond its bytes, so that empty ones are bounded as well.
+/// The cost of a call beyond its bytes, so that the bounds also limit the number of small calls.
 const OVERHEAD_BYTES: usize = 128;
 
 impl Request {
-    /// The key, which decides the shard.
+    /// Returns the key, which decides the shard.
     pub(crate) fn key(&self) -> &Bytes {
         match self {
             Self::Get { key }
@@ -103,27 +109,37 @@ impl Request {
         }
     }
 
-    /// Whether it changes something, and so needs a session.
+    /// Returns true if the request changes something, and so needs a session.
     pub(crate) fn is_write(&self) -> bool {
         !matches!(self, Self::Get { .. })
     }
 
-    /// What it counts against the bounds, in bytes.
+    /// Returns the right to make the request again: the library names each write.
+    pub(crate) fn repeat(&self) -> Repeat {
+        if self.is_write() {
+            Repeat::ByName
+        } else {
+            Repeat::Freely
+        }
+    }
+
+    /// Returns the bytes that the request counts against the bounds.
     pub(crate) fn cost(&self) -> usize {
         let payload = match self {
             Self::Get { key } | Self::Delete { key } => key.len(),
             Self::Put { key, value } => key.len() + value.len(),
             Self::Append { key, suffix } => key.len() + suffix.len(),
             Self::CompareAndSwap { key, expected, new } => {
-                let length = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+                let length = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
                 key.len() + length(expected) + length(new)
             }
         };
         payload + OVERHEAD_BYTES
     }
 
-    /// The request with its name, as the wire has it.
-    pub(crate) fn to_wire(&self, session: Option<Session>) -> Wire {
+    /// Encodes the request with its name.
+    pub(crate) fn to_wire(&self, stamp: Option<Stamp>) -> Wire {
+        let session = stamp.map(session_to_wire);
         match self.clone() {
             Self::Get { key } => Wire::Get(GetRequest { key }),
             Self::Put { key, value } => Wire::Put(PutRequest {
@@ -148,7 +164,7 @@ impl Request {
         }
     }
 
-    /// Whether `answer` answers this kind of request.
+    /// Returns true if `answer` answers this kind of request.
     pub(crate) fn fits(&self, answer: &Answer) -> bool {
         matches!(
             (self, answer),
@@ -161,7 +177,16 @@ impl Request {
     }
 }
 
-/// A batch result as an answer, or the error in it.
+/// Encodes a write's name.
+pub(crate) fn session_to_wire(stamp: Stamp) -> v1::Session {
+    v1::Session {
+        client_id: stamp.client_id,
+        sequence: stamp.sequence,
+        acked_below: stamp.acked_below,
+    }
+}
+
+/// Decodes a batch result into its answer or error.
 pub(crate) fn from_wire(response: WireResponse) -> Result<Answer, ErrorDetail> {
     Ok(match response {
         WireResponse::Get(it) => Answer::Value(it.found.then_some(it.value)),
@@ -171,12 +196,4 @@ pub(crate) fn from_wire(response: WireResponse) -> Result<Answer, ErrorDetail> {
         WireResponse::CompareAndSwap(it) => Answer::Swapped(it.swapped),
         WireResponse::Error(detail) => return Err(detail),
     })
-}
-
-/// An answer of another kind than the question: a node with a bug, or not one of ours.
-pub(crate) fn mismatch(write: bool) -> Error {
-    Error::Protocol {
-        message: "the answer does not fit the question".to_owned(),
-        maybe_applied: write,
-    }
 }

@@ -6,34 +6,34 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use request::{Attempts, Tracked};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::backoff::Backoff;
-use crate::call::{Answer, Call, Request, Trial, mismatch};
-use crate::controller::{Centre, Controller};
-use crate::gates::{Gate, Gates};
+use crate::call::{Answer, Call, Request};
+use crate::clock::backoff;
+use crate::controller::{Controller, ControllerCalls};
+use crate::failure::{self, mismatch};
 use crate::options::parse_address;
+use crate::pool::{GroupPool, PooledGroup};
 use crate::route::{Router, short};
 use crate::unary::Unary;
-use crate::verdict;
 use crate::{
     Admin, ClientOptions, ConnectError, Error, Export, ExportOptions, Gid, GroupShards, Mode,
     NodeId, NodeStatus, Scan, ScanOptions, ShardConfig, ShardSet,
 };
 
-/// How many leaders are asked for their shards at the same time.
+/// The number of leaders that are asked for their shards at the same time.
 const MAX_ASKED: usize = 16;
 
-/// How many nodes are asked for their status at the same time.
+/// The number of nodes that are asked for their status at the same time.
 const MAX_STATUSES: usize = 64;
 
-/// A cluster, as an application uses it: cheap to clone, shared by any number of tasks.
+/// A connection to a cluster: cheap to clone, shared by any number of tasks.
 ///
-/// Calls from several tasks travel together and may take effect in any order; a call that was
-/// awaited took effect before one that is made after it. Dropping a call's future gives it up: a
-/// write may then take effect or not.
+/// Calls from several tasks travel together and may take effect in any order. A call that is made after the answer of another
+/// takes effect after it. Dropping a call's future abandons the call: a write may then take effect or not.
 #[derive(Clone)]
 pub struct Client {
     core: Arc<Core>,
@@ -42,10 +42,10 @@ pub struct Client {
 
 struct Core {
     router: Router,
-    gates: Arc<Gates>,
-    /// In unary mode.
+    pool: Arc<GroupPool>,
+    /// Set in unary mode.
     unary: Option<Unary>,
-    centre: Arc<Centre>,
+    controller: Arc<ControllerCalls>,
 }
 
 impl std::fmt::Debug for Client {
@@ -57,8 +57,8 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Checks the options and that at least one node accepts a connection. Must be called within a tokio runtime,
-    /// on which the client's tasks then live.
+    /// Makes a client, after checking the options and that at least one node accepts a connection. Must be called within a tokio
+    /// runtime, on which the client's tasks then live.
     ///
     /// ```no_run
     /// use shardkv_client::{Client, ClientOptions};
@@ -76,25 +76,25 @@ impl Client {
         Ok(client)
     }
 
-    /// Like [`Client::connect`], but reaches no node before the first call.
+    /// Makes a client like [`Client::connect`], but connects to no node before the first call.
     pub fn lazy(options: ClientOptions) -> Result<Self, ConnectError> {
         let router = Router::watch(options)?;
         let runtime = Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
-        let gates = Gates::new(router.clone(), runtime);
+        let pool = GroupPool::new(router.clone(), runtime);
         let unary = (router.options().mode == Mode::Unary)
-            .then(|| Unary::new(router.clone(), Arc::clone(&gates)));
+            .then(|| Unary::new(router.clone(), Arc::clone(&pool)));
         let timeout = router.options().request_timeout;
-        let centre = Centre::new(router.clone());
+        let controller = ControllerCalls::new(router.clone());
         let core = Arc::new(Core {
             router,
-            gates,
+            pool,
             unary,
-            centre,
+            controller,
         });
         Ok(Self { core, timeout })
     }
 
-    /// The same client with another deadline for its calls.
+    /// Returns the same client with another deadline for its calls.
     #[must_use]
     pub fn with_timeout(&self, request_timeout: Duration) -> Self {
         Self {
@@ -103,8 +103,8 @@ impl Client {
         }
     }
 
-    /// The value of `key`, or `None` if there is no such key. Linearizable: it sees each write that was
-    /// acknowledged, to anyone, before the call.
+    /// Returns the value of `key`, or `None` if there is no such key. Linearizable: sees every write that was acknowledged, to any
+    /// client, before the call.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Bytes>, Error> {
         let key = key.into();
         match self.call(Request::Get { key }).await? {
@@ -122,8 +122,7 @@ impl Client {
         }
     }
 
-    /// Adds `suffix` to the end of the value of `key` (a missing key counts as empty), and returns the value's
-    /// length in bytes afterwards.
+    /// Appends `suffix` to the value of `key` (a missing key counts as empty), and returns the value's new length in bytes.
     ///
     /// ```no_run
     /// # async fn example(client: shardkv_client::Client) -> Result<(), shardkv_client::Error> {
@@ -153,8 +152,8 @@ impl Client {
         }
     }
 
-    /// Sets `key` to `new` (`None`: removes it) if its value is `expected` (`None`: if there is no such key).
-    /// Returns whether it was.
+    /// Sets `key` to `new` (`None`: removes it) if its value is `expected` (`None`: if there is no such key). Returns true if it
+    /// did.
     ///
     /// ```no_run
     /// # async fn example(client: shardkv_client::Client) -> Result<(), shardkv_client::Error> {
@@ -179,8 +178,8 @@ impl Client {
         }
     }
 
-    /// The pairs of a range in key order. Each page that a node sends is linearizable by itself; the whole is
-    /// not one cut. The deadline holds for each page.
+    /// Streams the pairs of a range in key order. Each page that a node sends is linearizable by itself; the whole is not one
+    /// cut. The deadline holds for each page.
     ///
     /// ```no_run
     /// use shardkv_client::ScanOptions;
@@ -198,7 +197,7 @@ impl Client {
         Scan::new(self.core.router.clone(), self.timeout, options)
     }
 
-    /// A consistent cut of each shard, shard by shard. The deadline holds for each part.
+    /// Streams a consistent cut of each shard, shard by shard. The deadline holds for each event.
     ///
     /// ```no_run
     /// use shardkv_client::{ExportEvent, ExportOptions};
@@ -210,7 +209,7 @@ impl Client {
     /// while let Some(event) = export.try_next().await? {
     ///     match event {
     ///         ExportEvent::Begin { restarts: 0, .. } => shard_began_at = all.len(),
-    ///         // What came of this shard before is void.
+    ///         // The pairs of this shard so far are void.
     ///         ExportEvent::Begin { .. } => all.truncate(shard_began_at),
     ///         ExportEvent::Pairs(pairs) => all.extend(pairs),
     ///         ExportEvent::End { shard, pairs } => println!("{shard}: {pairs} pairs"),
@@ -223,68 +222,67 @@ impl Client {
         Export::new(self.core.router.clone(), self.timeout, options)
     }
 
-    /// Where the leader of the first group (the only one, in a standalone cluster) is reached now: `host:port`. Asks the
+    /// Returns the address (`host:port`) of the leader of the first group, which is the only one in a standalone cluster. Asks the
     /// nodes, and waits for one to lead.
     pub async fn leader(&self) -> Result<String, Error> {
         self.find_leader(None).await
     }
 
-    /// Where the leader of a group is reached now: `host:port`. Asks its nodes, and waits for one to lead.
+    /// Returns the address (`host:port`) of the leader of a group. Asks its nodes, and waits for one to lead.
     pub async fn leader_of(&self, gid: Gid) -> Result<String, Error> {
         self.find_leader(Some(gid)).await
     }
 
-    /// The configuration by which calls are routed now; `None` until a node told one.
+    /// Returns the configuration by which calls are routed now; `None` until a node has sent one.
     pub fn config(&self) -> Option<Arc<ShardConfig>> {
         self.core.router.config()
     }
 
-    /// The configuration by which calls are routed, as it changes.
+    /// Returns the configuration by which calls are routed, as it changes.
     pub fn configs(&self) -> watch::Receiver<Option<Arc<ShardConfig>>> {
         self.core.router.configs()
     }
 
     async fn find_leader(&self, gid: Option<Gid>) -> Result<String, Error> {
         let router = &self.core.router;
-        let options = router.options();
-        let mut backoff = Backoff::new(options.min_backoff, options.max_backoff);
+        let mut backoff = backoff(router.options());
         let start = Instant::now();
-        let mut last = None;
+        let mut last: Option<String> = None;
         let search = async {
             loop {
                 let first = || router.config()?.groups().keys().next().copied();
-                let found = match gid.or_else(first) {
-                    Some(gid) => router.confirmed_leader(gid, start.elapsed()).await,
-                    None => Err(router.unowned()),
-                };
-                match found {
-                    Ok(address) => return address,
-                    Err(why) => last = Some(why),
+                if let Some(gid) = gid.or_else(first) {
+                    match router.confirmed_leader(gid, start.elapsed()).await {
+                        Ok(address) => return address,
+                        Err(error) => last = Some(error.to_string()),
+                    }
+                } else {
+                    last = Some(router.unowned());
                 }
-                sleep(backoff.pause(Instant::now())).await;
+                sleep(backoff.pause(router.clock().now())).await;
             }
         };
         match timeout_at(start + self.timeout, search).await {
             Ok(address) => Ok(address.to_string()),
-            Err(_) => Err(verdict::timeout(self.timeout, false, last)),
+            Err(_) => Err(failure::timeout(self.timeout, false, last)),
         }
     }
 
-    /// The node at `address` (`host:port`), to be asked directly.
+    /// Returns a handle that asks the node at `address` (`host:port`) directly.
     pub fn admin(&self, address: &str) -> Result<Admin, ConnectError> {
         parse_address(address)?;
         let router = self.core.router.clone();
         Ok(Admin::new(router, short(address), self.timeout))
     }
 
-    /// The configuration centre.
+    /// Returns a handle to the controllers, which keep the configuration.
     pub fn controller(&self) -> Controller {
-        Controller::new(Arc::clone(&self.core.centre), self.timeout)
+        Controller::new(Arc::clone(&self.core.controller), self.timeout)
     }
 
-    /// What each group of the configuration has to do with which of `shards` (empty: of all), as its leader knows it. With
-    /// `exact` keys and bytes are counted by reading all of them; otherwise they are estimates that cost nothing. Groups
-    /// are asked at the same time, 16 of them at most.
+    /// Returns for each group of the configuration the states of `shards` (empty: of all) there, as its leader knows them. With
+    /// `exact`, keys and bytes are counted by reading all of them; otherwise they are estimates that cost nothing. At most 16
+    /// groups are asked at the same time.
     pub async fn shards(
         &self,
         shards: &ShardSet,
@@ -312,16 +310,16 @@ impl Client {
             .await
     }
 
-    /// The status of every node that is configured, of a group of the configuration, or known as a member, sorted by
-    /// address. They are asked at the same time, 64 of them at most, and each gets at most twice the connect timeout. A node that is reached by two addresses is listed once,
-    /// by the one that it calls its own if that is among them.
+    /// Returns the status of every node that is in the options, in a group of the configuration, or known as a member, sorted by
+    /// address. At most 64 are asked at the same time, and each gets at most twice the connect timeout. A node with two addresses
+    /// is listed once, by the address that it calls its own if that is one of them.
     pub async fn status_all(&self) -> Vec<(String, Result<NodeStatus, Error>)> {
         let patience = self.core.router.options().connect_timeout * 2;
         let patience = self.timeout.min(patience);
         self.core.router.oriented(patience).await;
         let mut answers = BTreeMap::new();
         loop {
-            // The first answers may tell of more members.
+            // The first answers may name more members.
             let mut unasked = self.core.router.addresses();
             unasked.retain(|address| !answers.contains_key(address));
             if unasked.is_empty() {
@@ -342,9 +340,9 @@ impl Client {
         self.check_size(&request)?;
         let deadline = Instant::now() + self.timeout;
         let hash = types::hash_key(request.key());
-        let gate = self.gate(hash, deadline).await?;
-        let Some(permit) = gate.permit(request.cost(), deadline).await else {
-            return Err(self.crowded("bytes in flight (max_in_flight_bytes)"));
+        let group = self.group(hash, deadline).await?;
+        let Some(permit) = group.permit(request.cost(), deadline).await else {
+            return Err(self.never_sent("bytes in flight (max_in_flight_bytes)"));
         };
         if let Some(unary) = &self.core.unary {
             let answer = unary.call(&request, hash, self.timeout, deadline).await;
@@ -357,12 +355,13 @@ impl Client {
             request,
             hash,
             timeout: self.timeout,
-            deadline,
+            deadline: self.core.router.clock().time(deadline),
             answer,
             permit: Some(permit),
-            trial: Trial::default(),
         };
-        self.enqueue(gate, call).await?;
+        let attempts = Attempts::default();
+        self.enqueue(&group, Tracked { call, attempts }, deadline)
+            .await?;
         answered.await.unwrap_or_else(|_| Err(closed(write)))
     }
 
@@ -380,12 +379,12 @@ impl Client {
         })
     }
 
-    /// The way to the group that owns the shard of a key with this hash.
-    async fn gate(&self, hash: u64, deadline: Instant) -> Result<Arc<Gate>, Error> {
-        let Core { router, gates, .. } = &*self.core;
+    /// Returns the resources of the group that owns the shard of a key with this hash.
+    async fn group(&self, hash: u64, deadline: Instant) -> Result<Arc<PooledGroup>, Error> {
+        let Core { router, pool, .. } = &*self.core;
         match timeout_at(deadline, router.owner(hash)).await {
-            Ok(gid) => Ok(gates.of(gid)),
-            Err(_) => Err(verdict::timeout(
+            Ok(gid) => Ok(pool.group(gid)),
+            Err(_) => Err(failure::timeout(
                 self.timeout,
                 false,
                 Some(router.unowned()),
@@ -393,38 +392,42 @@ impl Client {
         }
     }
 
-    /// Puts a call into a lane. The lane keeps its deadline from then on, so the usual way needs no timer.
-    async fn enqueue(&self, gate: Arc<Gate>, call: Call) -> Result<(), Error> {
-        let Some(lane) = gate.lane() else {
+    /// Puts a call into the queue of a stream. The stream keeps the deadline from then on, so the usual way needs no timer.
+    async fn enqueue(
+        &self,
+        group: &PooledGroup,
+        call: Tracked<Call>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let Some(stream) = group.stream() else {
             return Err(closed(false));
         };
-        let call = match lane.calls.try_send(call) {
+        let call = match stream.calls.try_send(call) {
             Ok(()) => return Ok(()),
             Err(mpsc::error::TrySendError::Closed(call)) => {
-                // Its group has just left; the call finds the one that has the shard now.
-                self.core.gates.hand_over(call);
+                // Its group has just left; the call goes to the group that owns the shard now.
+                self.core.pool.pass_on(call);
                 return Ok(());
             }
             Err(mpsc::error::TrySendError::Full(call)) => call,
         };
-        let deadline = call.deadline;
-        match timeout_at(deadline, lane.calls.send(call)).await {
+        match timeout_at(deadline, stream.calls.send(call)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(mpsc::error::SendError(call))) => {
-                self.core.gates.hand_over(call);
+                self.core.pool.pass_on(call);
                 Ok(())
             }
-            Err(_) => Err(self.crowded("calls in flight (max_in_flight)")),
+            Err(_) => Err(self.never_sent("calls in flight (max_in_flight)")),
         }
     }
 
-    fn crowded(&self, what: &str) -> Error {
+    fn never_sent(&self, what: &str) -> Error {
         let last = format!("the call was never sent: too many {what}");
-        verdict::timeout(self.timeout, false, Some(last))
+        failure::timeout(self.timeout, false, Some(last))
     }
 }
 
-/// Drops second addresses of the same node.
+/// Drops the second addresses of nodes that answered at two.
 fn once_each(
     answers: BTreeMap<Arc<str>, Result<NodeStatus, Error>>,
 ) -> Vec<(String, Result<NodeStatus, Error>)> {

@@ -1,15 +1,14 @@
-//! What callers are told when a call fails.
+//! The errors of calls.
 
 use std::time::Duration;
 
 use types::ConfigNum;
 
-/// Why a call failed, in the terms of the one who made it.
+/// The reason why a call failed.
 ///
-/// Everything that a retry can cure was retried until the call's deadline before it gets here: lost leaders,
-/// broken connections, overload. What remains answers three questions: is it worth trying again
-/// ([`Error::is_retryable`]), may the write have taken effect ([`Error::maybe_applied`]), and what to do (the
-/// text).
+/// Failures that a retry can cure (lost leaders, broken connections, overload) were retried until the call's deadline. The error
+/// answers three questions: may a later attempt succeed ([`Error::is_retryable`]), may the write have taken effect
+/// ([`Error::maybe_applied`]), and what should the caller do (the text).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,122 +18,122 @@ pub enum Error {
         if *maybe_applied { ", and the write may have been applied: read the key before you repeat it" } else { "" }
     )]
     Timeout {
-        /// Whether the call is a write that may have taken effect. Never set for reads.
+        /// True if the call is a write that may have taken effect. False for reads.
         maybe_applied: bool,
-        /// How long the call was tried.
+        /// The time for which the call was tried.
         after: Duration,
-        /// What stood in the way at the end.
+        /// The last obstacle.
         last: String,
     },
-    /// The write was sent, its answer was lost, and now its outcome can't be learnt any more. It took effect once or not at all.
+    /// The write was sent, its answer was lost, and its outcome can't be learnt any more. It took effect once or not at all.
     #[error(
         "the write's outcome is unknown ({reason}): it was applied once or not at all; read the key before you repeat it"
     )]
     OutcomeUnknown {
-        /// Why it can't be learnt.
+        /// The reason why it can't be learnt.
         reason: String,
     },
     /// A key, a value or a request exceeds a limit. Nothing was done.
     #[error("{message}")]
     TooLarge {
-        /// What is too large: `key`, `value` or `request`.
+        /// The thing that is too large: `key`, `value` or `request`.
         what: String,
         /// Its size in bytes.
         size: u64,
         /// The limit in bytes.
         limit: u64,
-        /// What happened, for people.
+        /// The whole text of the error.
         message: String,
     },
-    /// The request makes no sense. Nothing was done, and repeating it won't help.
+    /// A field of the request is wrong. Nothing was done, and repeating it won't help.
     #[error("{message}")]
     BadRequest {
         /// The field that is wrong.
         field: String,
-        /// What is wrong with it.
+        /// The whole text of the error.
         message: String,
     },
     /// The cluster's disks are nearly full. Nothing was done; reads and deletes still work.
     #[error("{message}")]
     DiskFull {
-        /// What happened, for people.
+        /// The whole text of the error.
         message: String,
     },
     /// The addresses belong to another cluster. Nothing was done.
     #[error("these nodes belong to cluster {actual}, not {expected}: check the addresses")]
     WrongCluster {
-        /// The cluster that was meant.
+        /// The cluster that the client expects.
         expected: String,
         /// The cluster that answered.
         actual: String,
     },
-    /// What is asked for isn't there: a group, a configuration. Nothing was done.
+    /// The group or configuration that the request names doesn't exist. Nothing was done.
     #[error("{message}")]
     NotFound {
-        /// What isn't there.
+        /// The thing that is missing.
         what: String,
-        /// What happened, for people.
+        /// The whole text of the error.
         message: String,
     },
-    /// It contradicts how things stand: the last group leaving, an address of another group. Nothing was done.
+    /// The request contradicts the cluster's state: the last group would leave, or an address is another group's. Nothing was
+    /// done.
     #[error("{message}")]
     Conflict {
-        /// What it contradicts.
+        /// The state that it contradicts.
         what: String,
-        /// What happened, for people.
+        /// The whole text of the error.
         message: String,
     },
-    /// Only where one node or group is asked: the shard is another group's. Nothing was done.
+    /// The shard is another group's. Only from calls that ask one node or group. Nothing was done.
     #[error("the group does not own the shard: route by configuration {config_num}")]
     WrongGroup {
         /// The configuration by which the group refused.
         config_num: ConfigNum,
     },
-    /// Only where one node or group is asked: the shard is on its way to the group. Nothing was done.
+    /// The shard is being moved to the group. Only from calls that ask one node or group. Nothing was done.
     #[error("the shard is being moved: try again in {retry_after:?}")]
     ShardNotReady {
-        /// When to try again.
+        /// The pause before another attempt.
         retry_after: Duration,
     },
-    /// Only from [`crate::Admin`]: the node that was asked doesn't lead. Nothing was done.
+    /// The node that was asked doesn't lead. Only from [`crate::Admin`]. Nothing was done.
     #[error(
         "the node does not lead; {}",
         match leader { Some(leader) => format!("ask {leader}"), None => "no leader is known now: try again".to_owned() }
     )]
     NotLeader {
-        /// Where the leader is reached, if the node knows.
+        /// The address of the leader, if the node knows one.
         leader: Option<String>,
     },
-    /// Only from [`crate::Admin`], which asks one node once: it is unreachable, busy, starting or stopping.
+    /// The node is unreachable, busy, starting or stopping. Only from [`crate::Admin`], which asks one node once.
     #[error("{address}: {message}")]
     Unavailable {
         /// The node that was asked.
         address: String,
-        /// What happened.
+        /// The text of the node or of the transport.
         message: String,
-        /// Whether the request may have taken effect.
+        /// True if the request may have taken effect.
         maybe_applied: bool,
     },
-    /// A node answered what this client doesn't understand: their versions don't match, or the address is not
-    /// `ShardKV`'s.
+    /// This client doesn't understand an answer: the versions don't match, or the address is not a node of `ShardKV`.
     #[error("unexpected answer: {message}; check that client and nodes are of matching versions")]
     Protocol {
-        /// What was wrong with it.
+        /// The fault of the answer.
         message: String,
-        /// Whether the call is a write that may have taken effect.
+        /// True if the call is a write that may have taken effect.
         maybe_applied: bool,
     },
     /// The client's runtime is shutting down.
     #[error("the client is closed")]
     Closed {
-        /// Whether the call is a write that may have taken effect.
+        /// True if the call is a write that may have taken effect.
         maybe_applied: bool,
     },
 }
 
 impl Error {
-    /// Whether the same call may succeed later without a change. For a write of which
-    /// [`Error::maybe_applied`] holds, calling again can apply it a second time.
+    /// Returns true if the same call may succeed later without a change. If [`Error::maybe_applied`] is true as well, calling again
+    /// can apply the write a second time.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
@@ -148,7 +147,7 @@ impl Error {
         )
     }
 
-    /// Whether the write may have taken effect all the same. Always false for reads.
+    /// Returns true if the write may have taken effect all the same. Always false for reads.
     pub fn maybe_applied(&self) -> bool {
         match self {
             Self::OutcomeUnknown { .. } => true,
@@ -161,23 +160,23 @@ impl Error {
     }
 }
 
-/// Why a client could not be made.
+/// The reason why a client could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// A setting can't work.
     #[error("bad option: {0}")]
     Options(String),
-    /// An address can't be one.
+    /// An address is malformed.
     #[error("bad address {address:?}: {reason}")]
     Address {
-        /// As given.
+        /// The address as given.
         address: String,
-        /// What is wrong with it.
+        /// The fault of the address.
         reason: String,
     },
     /// A client was made outside of a tokio runtime.
-    #[error("a client lives on a tokio runtime: make it within one")]
+    #[error("a client needs a tokio runtime: make it within one")]
     NoRuntime,
     /// No node accepted a connection.
     #[error("no node is reachable: {0}; check the addresses and that the nodes run")]

@@ -1,4 +1,4 @@
-//! Consistent cuts, shard by shard.
+//! Exports: consistent cuts, shard by shard.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,56 +11,56 @@ use futures::{Stream, StreamExt as _};
 use tokio::time::{Instant, sleep, timeout_at};
 use types::{ConfigNum, Gid, ShardId, ShardSet};
 
-use crate::pages::{Ask, Broken, Next, Pages, Trouble};
+use crate::failure;
+use crate::pages::{Broken, Next, PageRequest, Pages, Trouble};
 use crate::route::Router;
-use crate::{Error, Pair, verdict};
+use crate::{Error, Pair};
 
-/// How often the cut of one shard is begun anew before the export gives up.
+/// The number of times that the cut of one shard begins anew before the export gives up.
 const MAX_RESTARTS: u64 = 100;
 
-/// What to export. The default is everything.
+/// The extent of an export. The default is everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportOptions {
-    /// The first key, inclusive; empty for the very first.
+    /// The first key, inclusive; empty for the first of all.
     pub start: Bytes,
     /// The end, exclusive; empty for none.
     pub end: Bytes,
-    /// Only these shards; `None` for all.
+    /// The shards to export; `None` for all.
     pub shards: Option<ShardSet>,
 }
 
-/// A part of an export.
+/// An event of an export.
 ///
-/// Each shard gives `Begin`, any number of `Pairs`, `End`, and the next shard begins after that. A shard whose node is
-/// lost or that moves before its `End` begins anew with another `Begin`: a cut can't be resumed, because it is gone with the
-/// node that held it. **Whatever came since the `Begin` before is void then**, and the reader drops it: truncates its file, or
-/// keeps a shard in memory until its `End`.
+/// Each shard gives `Begin`, any number of `Pairs`, `End`, and the next shard begins after that. A shard that moves, or whose
+/// node is lost, before its `End` begins anew with another `Begin`: a cut can't be resumed, because it is lost with the node
+/// that held it. **The pairs since the last `Begin` are then void**, and the reader must drop them: by truncating its file, or by
+/// keeping each shard in memory until its `End`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExportEvent {
     /// A shard's cut begins.
     Begin {
-        /// Which.
+        /// The shard.
         shard: ShardId,
-        /// How often this shard began before; when not 0, what came of it is void.
+        /// The number of times that this shard began before; if not 0, its pairs so far are void.
         restarts: u64,
     },
     /// Pairs of the shard that began last, in key order.
     Pairs(Vec<Pair>),
-    /// The shard is complete: as it was at one moment between its last `Begin` and now.
+    /// The shard is complete: its pairs are its contents at one moment between its last `Begin` and now.
     End {
-        /// Which.
+        /// The shard.
         shard: ShardId,
-        /// How many pairs its cut has.
+        /// The number of pairs of its cut.
         pairs: u64,
     },
 }
 
-/// A consistent cut of each shard, one shard after the other: a [`Stream`] that is to be read with
-/// [`futures::StreamExt`] or [`futures::TryStreamExt`].
+/// A consistent cut of each shard, one shard after the other: a [`Stream`], to be read with [`futures::StreamExt`] or
+/// [`futures::TryStreamExt`].
 ///
-/// Each shard is one cut; shards are cut at different moments, so the whole is not one cut. It holds about two pages in
-/// memory: a reader that is slow slows the nodes down, by the flow control of HTTP/2. It ends after
-/// the first error.
+/// Each shard is one cut; shards are cut at different moments, so the whole is not one cut. The stream holds about two pages in
+/// memory: a slow reader slows the nodes down, by the flow control of HTTP/2. The stream ends after the first error.
 pub struct Export {
     events: BoxStream<'static, Result<ExportEvent, Error>>,
 }
@@ -82,7 +82,7 @@ impl Stream for Export {
 impl Export {
     pub(crate) fn new(router: Router, timeout: Duration, options: ExportOptions) -> Self {
         let cutter = Cutter {
-            trouble: Trouble::new(router.options()),
+            trouble: Trouble::new(&router),
             router,
             timeout,
             options,
@@ -96,7 +96,7 @@ impl Export {
             Some((event, cutter))
         });
         Self {
-            // Asking on after the end is not worth a panic.
+            // A caller that polls after the end gets `None`, no panic.
             events: events.fuse().boxed(),
         }
     }
@@ -104,11 +104,11 @@ impl Export {
 
 struct Cutter {
     router: Router,
-    /// How long the next event may take, retries included.
+    /// The time that the next event may take, retries included.
     timeout: Duration,
     trouble: Trouble,
     options: ExportOptions,
-    /// No shard below this is left, but for the one that is being cut.
+    /// The first shard that was not begun.
     next: ShardId,
     cut: Option<Cut>,
     over: bool,
@@ -118,12 +118,12 @@ struct Cutter {
 struct Cut {
     shard: ShardId,
     restarts: u64,
-    /// Whether its present beginning was told.
-    told: bool,
+    /// True if the reader got the present `Begin`.
+    begun: bool,
     pairs: u64,
-    /// Where the next pair may be.
+    /// The least key that the next pair may have.
     start: Bytes,
-    /// The configuration that it goes by.
+    /// The configuration by which its owner was found.
     planned: ConfigNum,
     pages: Option<Pages>,
 }
@@ -140,7 +140,7 @@ impl Cutter {
             Err(_) => {
                 let last = self.trouble.last.take();
                 let last = last.unwrap_or_else(|| self.router.unowned());
-                Some(Err(verdict::timeout(self.timeout, false, Some(last))))
+                Some(Err(failure::timeout(self.timeout, false, Some(last))))
             }
         }
     }
@@ -183,7 +183,7 @@ impl Cutter {
             if cut.restarts > MAX_RESTARTS {
                 let last = self.trouble.last.take().unwrap_or_default();
                 let last = format!("{} broke {MAX_RESTARTS} times: {last}", cut.shard);
-                return Err(verdict::timeout(self.timeout, false, Some(last)));
+                return Err(failure::timeout(self.timeout, false, Some(last)));
             }
             match next {
                 Next::Again(pause) => sleep(pause).await,
@@ -192,7 +192,7 @@ impl Cutter {
         }
     }
 
-    /// The next shard to cut.
+    /// Returns the next shard to cut.
     async fn shard(&self) -> Option<ShardId> {
         let all = self.router.routable().await.shards();
         let wanted = |shard: &ShardId| match &self.options.shards {
@@ -203,7 +203,7 @@ impl Cutter {
     }
 }
 
-/// What came of a shard.
+/// The next piece of a shard.
 enum Pulled {
     Begun,
     Page(ScanResponse),
@@ -215,7 +215,7 @@ impl Cut {
         Self {
             shard,
             restarts: 0,
-            told: false,
+            begun: false,
             pairs: 0,
             start: start.clone(),
             planned: ConfigNum(0),
@@ -223,10 +223,10 @@ impl Cut {
         }
     }
 
-    /// The cut is gone. If its beginning was told, that is void.
+    /// Begins anew, because the cut is lost.
     fn restart(&mut self, start: &Bytes) {
-        self.restarts += u64::from(self.told);
-        self.told = false;
+        self.restarts += u64::from(self.begun);
+        self.begun = false;
         self.pairs = 0;
         self.start = start.clone();
         self.pages = None;
@@ -248,11 +248,11 @@ impl Cut {
                     start: options.start.clone(),
                     end: options.end.clone(),
                 };
-                none.insert(Pages::open(router, gid, age, Ask::Export(request)).await?)
+                none.insert(Pages::open(router, gid, age, PageRequest::Export(request)).await?)
             }
         };
-        if !self.told {
-            self.told = true;
+        if !self.begun {
+            self.begun = true;
             return Ok(Pulled::Begun);
         }
         loop {
@@ -264,7 +264,7 @@ impl Cut {
         }
     }
 
-    /// Takes the pairs of a page, which must follow those before.
+    /// Takes the pairs of a page, which must follow the pairs before.
     fn take(&mut self, page: ScanResponse, end: &Bytes) -> Result<Vec<Pair>, Error> {
         let mut pairs = Vec::with_capacity(page.pairs.len());
         let mut before: Option<&Bytes> = None;
@@ -293,7 +293,7 @@ impl Cut {
     }
 }
 
-/// The owner of a shard, as soon as somebody owns it, and the configuration that says so.
+/// Waits until a group owns the shard. Returns the group and the configuration that says so.
 async fn owner(router: &Router, shard: ShardId) -> (Gid, ConfigNum) {
     let mut configs = router.configs();
     loop {
@@ -303,7 +303,7 @@ async fn owner(router: &Router, shard: ShardId) -> (Gid, ConfigNum) {
             return (gid, config.num());
         }
         if configs.changed().await.is_err() {
-            // There won't be another, so the caller's deadline ends this.
+            // No other configuration will come, so the caller's deadline ends the wait.
             return std::future::pending().await;
         }
     }

@@ -13,78 +13,80 @@
 //! }
 //! ```
 //!
-//! # What it promises
+//! # Guarantees
 //!
-//! - **A lost leader is not the caller's trouble, nor is a shard that moves.** A call is retried, on whichever node leads
-//!   the group that owns its key then, until its deadline (10 s unless set).
-//! - **A write takes effect once**, however often it is retried, and wherever. When that can't be promised any more, the
-//!   error says so ([`Error::maybe_applied`]) and nothing is repeated.
-//! - **What stalls stalls nothing else.** A group without a leader holds up no call for another group, and a shard on its
-//!   way none for the other shards of its group.
+//! - **The client hides lost leaders and moving shards.** It retries a call, at the node that leads the owner of its key at that
+//!   time, until the call's deadline (10 s by default).
+//! - **A write takes effect once**, however often it is retried, and at whichever group. If the client can't guarantee that any
+//!   more, the error says so ([`Error::maybe_applied`]), and nothing is repeated.
+//! - **A stall stays local.** A group without a leader holds up no call for another group, and a shard that is being moved holds up
+//!   no call for other shards of its group.
 //! - **Everything is bounded**: calls and bytes in flight, unanswered writes of a session, sessions, learnt addresses,
-//!   connections. A caller beyond a bound waits, up to its deadline. What is kept for a group goes when the group does.
+//!   connections. A caller beyond a bound waits, up to its deadline. The state of a group is dropped when the group leaves.
 //!
-//! # How a call flows
+//! # The way of a call
 //!
-//! [`Client`] hashes the key to its shard and looks up the shard's owner in the cached configuration. At the owner's
-//! *gate* (`gates`) it takes a share of the bytes in flight, and puts the call into the queue of a *lane*. The lane is one
-//! task with one bidirectional stream to the leader of one group; it names each write (`session`), sends all that is
-//! queued as one message (`lane/book`), and hands the answers to the callers. The router (`route`) keeps the configuration
-//! current by a watch, and finds each group's leader. One table (`verdict`) says what each failure means, and `backoff` how
-//! long to wait. With [`Mode::Unary`] each call is a gRPC call of its own instead, under the same rules.
+//! [`Client`] hashes the key to its shard and looks up the shard's owner in the cached configuration. In the *group pool* (`pool`)
+//! it takes a share of the owner's bytes in flight, and puts the call into the queue of a *batch stream* (`stream`). A batch stream
+//! is one task with one bidirectional gRPC stream to the leader of one group. It names each write with a session and a sequence,
+//! sends all queued calls as one message, and hands the answers to the callers. The router (`route`) keeps the configuration
+//! current by a watch, and finds each group's leader.
+//!
+//! The rules are those of the crate `request`, a sans-IO engine that this library drives: pending calls, sequences, the meaning of
+//! each failure, back-off, guesses who leads. The nodes' forwarding and the simulator's clients drive the same engine. With
+//! [`Mode::Unary`] each call is a gRPC call of its own instead, under the same rules.
 //!
 //! ```text
-//!             gate of g1 ──queue──▶ lane: book + sessions ══ Batch stream ══▶ leader of g1
-//!  callers ──┤                       │ ▲  a shard moved: the call goes over, with its name
-//!     ▲      └ gate of g2 ──queue──▶ lane: book + sessions ══ Batch stream ══▶ leader of g2
+//!             pool: g1 ──queue──▶ stream: pending calls, sequences ══ Batch stream ══▶ leader of g1
+//!  callers ──┤                       │ ▲  a shard moved: the call is passed on, with its name
+//!     ▲      └ pool: g2 ──queue──▶ stream: pending calls, sequences ══ Batch stream ══▶ leader of g2
 //!     └────────────one-shot──────────┘ ▲
-//!                                      └── router: who owns? ── Watch ──▶ any node
-//!                                                  who leads? ── Status ─▶ all nodes of the group
+//!                                      └── router: owner of a key? ─── Watch ──▶ any node
+//!                                                  leader of a group? ─ Status ─▶ all nodes of the group
 //! ```
 //!
 //! # When a shard moves
 //!
-//! | the node says | nothing was done | the call |
+//! | answer of the node | effect | the call |
 //! |---|---|---|
-//! | `WrongGroup{n}`, n is news | certain | waits until configuration n is known (the watch brings it, or the node that said so is asked), and goes to the new owner |
-//! | `WrongGroup{n}`, n is not | certain | goes there again after a pause: the owner hasn't heard of it yet |
-//! | `ShardNotReady` | certain | goes there again when the node said |
-//! | nothing, the connection broke | in doubt | goes to whoever owns the shard then, under its name |
+//! | `WrongGroup{n}`, n is not known yet | certainly none | waits until configuration n is known (the watch brings it, or the node that has it is asked), and goes to the new owner |
+//! | `WrongGroup{n}`, n is known | certainly none | goes to the same group after a pause: the owner hasn't learnt it yet |
+//! | `ShardNotReady` | certainly none | goes to the same group after the pause that the node asks for |
+//! | none, the connection broke | in doubt | goes to the owner of the shard at that time, under its name |
 //!
-//! A write keeps its session and sequence for as long as an attempt may have taken effect, so that the new owner, which got
-//! the session's results with the shard, recognises it. A write that was refused for certain, each time, gives its name
-//! back: it would hold up the session that it is from (see `session`).
+//! A write keeps its session and sequence for as long as an attempt may have taken effect. The new owner, which got the session's
+//! results with the shard, then recognises it. A write that was certainly refused each time gives its name back, because it
+//! would hold up the session that the name is from.
 //!
 //! # Ranges, cuts, batches
 //!
-//! [`Client::scan`] reads from all groups at once and merges in key order; [`Client::export`] gives a consistent cut of each
-//! shard; [`Client::get_many`] and [`Client::put_many`] send keys to their groups at the same time. [`Client::controller`]
-//! changes the configuration, and [`Client::admin`] asks one node.
+//! [`Client::scan`] reads from all groups at once and merges in key order. [`Client::export`] gives a consistent cut of each shard.
+//! [`Client::get_many`] and [`Client::put_many`] send keys to their groups at the same time. [`Client::controller`] changes the
+//! configuration, and [`Client::admin`] asks one node.
 //!
-//! # What it does not do
+//! # Limits
 //!
-//! It caches no values, and orders nothing between calls that run at the same time; nothing is atomic over several keys. It
-//! speaks no TLS yet. Its calls are never forwarded by nodes: it knows where they belong, and wants to hear when it doesn't.
-//! (Changes and queries of the configuration are: a client needn't know the controllers' addresses.)
+//! The client caches no values, and orders nothing between calls that run at the same time. Nothing is atomic over several keys.
+//! TLS is not supported yet. Nodes never forward the client's calls for keys: the client routes by itself, and a node that is not
+//! the right one refuses. (Nodes do forward changes and queries of the configuration, so a client needs no controller's address.)
 
 mod admin;
-mod backoff;
 mod call;
 mod client;
+mod clock;
 mod controller;
 mod error;
 mod export;
-mod gates;
-mod lane;
+mod failure;
 mod many;
 mod options;
 mod pages;
+mod pool;
 mod route;
 mod scan;
-mod session;
 mod shards;
+mod stream;
 mod unary;
-mod verdict;
 
 pub use admin::{Admin, GroupKind, MemberStatus, MembershipChange, NodeStatus, Role};
 pub use client::Client;

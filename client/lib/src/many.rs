@@ -1,18 +1,17 @@
-//! Many keys at once.
+//! Reads and writes of many keys at once.
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 
 use crate::{Client, Error};
 
-/// How many calls of one batch are under way at the same time, at most. What they may occupy of each group is bounded by the
-/// client's options.
+/// The most calls of one batch that are under way at the same time. The client's options bound their share of each group.
 const MAX_AT_ONCE: usize = 2_048;
 
 impl Client {
-    /// The values of many keys, in the order of `keys`; `None` where there is no such key. The keys go to their groups at the
-    /// same time, and share messages there. Each is read linearizably by itself; together they are **not** one cut. The first
-    /// error ends it.
+    /// Returns the values of many keys, in the order of `keys`; `None` where there is no such key. The keys go to their groups at
+    /// the same time, and share messages there. Each is read linearizably by itself; together they are **not** one cut. Fails with
+    /// the first error.
     ///
     /// ```no_run
     /// # async fn example(client: shardkv_client::Client) -> Result<(), shardkv_client::Error> {
@@ -35,9 +34,9 @@ impl Client {
         Ok(values)
     }
 
-    /// Sets many keys, and returns what became of each, in the order of `pairs`. The pairs go to their groups at the same time,
-    /// and share messages there. They are **not** atomic: each takes effect or fails by itself, and which of two
-    /// values for the same key wins is not said.
+    /// Sets many keys, and returns the result of each, in the order of `pairs`. The pairs go to their groups at the same time, and
+    /// share messages there. They are **not** atomic: each takes effect or fails by itself, and of two values for the same key
+    /// either may win.
     pub async fn put_many<K: Into<Bytes>, V: Into<Bytes>>(
         &self,
         pairs: impl IntoIterator<Item = (K, V)>,

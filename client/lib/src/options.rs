@@ -1,4 +1,4 @@
-//! What can be set about a client.
+//! The settings of a client.
 
 use std::time::Duration;
 
@@ -6,18 +6,18 @@ use tonic::transport::Uri;
 
 use crate::ConnectError;
 
-/// How calls travel.
+/// The transport of calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Calls are multiplexed over one bidirectional stream for each of
-    /// [`ClientOptions::connections`]: by far the most calls a second. The default.
+    /// Calls are multiplexed over one bidirectional stream for each of [`ClientOptions::connections`]: by far the most calls a
+    /// second. The default.
     #[default]
     Batch,
-    /// Each call is a unary gRPC call of its own: simple to trace, and what other systems are compared by.
+    /// Each call is a unary gRPC call of its own: simple to trace, and comparable with other systems.
     Unary,
 }
 
-/// A client's settings. Every bound has a default; `ClientOptions::new` is enough for most uses.
+/// The settings of a client. Every bound has a default; `ClientOptions::new` is enough for most uses.
 ///
 /// ```
 /// use std::time::Duration;
@@ -32,43 +32,41 @@ pub enum Mode {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// Where nodes of the cluster are reached: `host:port`, optionally with `http://` before it. Any node of any group, or a
-    /// controller, will do, because nodes tell of each other, but more than one keeps the client working when that one is
-    /// down.
+    /// The addresses of nodes: `host:port`, optionally with `http://` before it. One node of any group, or a controller, suffices,
+    /// because nodes name each other; with more than one the client works while that one is down.
     pub addresses: Vec<String>,
-    /// How calls travel.
+    /// The transport of calls.
     pub mode: Mode,
-    /// How many batch streams to each group, each on a connection and a session of its own. More than one helps when a
+    /// The number of batch streams to each group, each with a connection and sessions of its own. More than one helps when a
     /// single core can't serve one connection fast enough.
     pub connections: usize,
-    /// How long a call is retried before it fails with [`crate::Error::Timeout`].
+    /// The time for which a call is retried before it fails with [`crate::Error::Timeout`].
     pub request_timeout: Duration,
-    /// How long one attempt to open a connection may take.
+    /// The time that one attempt to open a connection may take.
     pub connect_timeout: Duration,
-    /// An idle connection is pinged this often.
+    /// The interval at which an idle connection is pinged.
     pub keepalive_interval: Duration,
-    /// A connection whose ping is not answered for this long is broken.
+    /// The time after which a connection whose ping is not answered is broken.
     pub keepalive_timeout: Duration,
-    /// When a leader answered nothing for this long although calls wait, the other nodes are asked whether
-    /// they know a newer one.
+    /// The time without an answer, although calls wait, after which the other nodes are asked for a newer leader.
     pub silence_timeout: Duration,
-    /// The shortest pause before a retry; it doubles with each, with jitter.
+    /// The shortest pause before a retry. Pauses grow with the age of the trouble, with jitter.
     pub min_backoff: Duration,
     /// The longest pause before a retry.
     pub max_backoff: Duration,
-    /// The most calls of one stream that are sent and not answered. Further calls wait. Calls whose shard is being moved
-    /// don't count while they wait for it, up to eight times as many.
+    /// The most calls of one stream that are sent and not answered. Further calls wait. Calls that wait for their shard to be
+    /// moved don't count, up to eight times as many.
     pub max_in_flight: usize,
     /// The most bytes of keys and values in all unanswered calls of the client to one group. Further calls wait.
     pub max_in_flight_bytes: usize,
-    /// The most writes of a session between the oldest unanswered one and the newest. It must stay below the
-    /// cluster's `max_results_per_session` (1024 by default).
+    /// The most writes of a session from the oldest unanswered one to the newest. Must be less than the cluster's
+    /// `max_results_per_session` (1024 by default).
     pub max_unacknowledged: usize,
     /// The most calls in one message of a batch stream.
     pub max_batch_items: usize,
     /// A message of a batch stream ends after the call that reaches this many bytes.
     pub max_batch_bytes: usize,
-    /// The largest key and value together, in bytes; more is refused with [`crate::Error::TooLarge`] before it is
+    /// The largest key and value together, in bytes. A larger request is refused with [`crate::Error::TooLarge`] before it is
     /// sent. At most the nodes' own `max_request_bytes`.
     pub max_request_bytes: usize,
     /// The largest message that is accepted from a node, in bytes.
@@ -76,7 +74,7 @@ pub struct ClientOptions {
 }
 
 impl ClientOptions {
-    /// The defaults for a cluster that is reached at `addresses`.
+    /// Returns the defaults for a cluster with nodes at `addresses`.
     pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>) -> Self {
         Self {
             addresses: addresses.into_iter().map(Into::into).collect(),
@@ -99,7 +97,7 @@ impl ClientOptions {
         }
     }
 
-    /// Refuses settings that can't work, with what to change.
+    /// Refuses settings that can't work, and says what to change.
     pub fn validate(&self) -> Result<(), ConnectError> {
         let checks = [
             (
@@ -146,7 +144,7 @@ impl ClientOptions {
     }
 }
 
-/// The URI of `host:port`, with or without `http://`.
+/// Returns the URI of `host:port`, with or without `http://`.
 pub(crate) fn parse_address(address: &str) -> Result<Uri, ConnectError> {
     let bad = |why: &str| ConnectError::Address {
         address: address.to_owned(),

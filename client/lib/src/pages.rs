@@ -1,16 +1,16 @@
-//! Streams of pages from a group's leader, and what to do when one breaks: what scans and exports share.
+//! Streams of pages from a group's leader, and the way on when one breaks: the common part of scans and exports.
 
 use std::time::Duration;
 
 use api::v1::{ExportRequest, ScanRequest, ScanResponse};
-use tokio::time::Instant;
+use request::{Action, Backoff, Time};
 use tonic::{Status, Streaming};
 use types::{ConfigNum, Gid};
 
-use crate::backoff::Backoff;
+use crate::Error;
+use crate::clock::{Clock, backoff};
+use crate::failure;
 use crate::route::{Leader, Router, Slot};
-use crate::verdict::{self, Action};
-use crate::{ClientOptions, Error};
 
 /// An open stream of pages.
 pub(crate) struct Pages {
@@ -18,40 +18,40 @@ pub(crate) struct Pages {
     stream: Streaming<ScanResponse>,
 }
 
-/// What is asked for.
-pub(crate) enum Ask {
+/// The request of a stream of pages.
+pub(crate) enum PageRequest {
     Scan(ScanRequest),
     Export(ExportRequest),
 }
 
-/// Why a stream broke, and whose it was.
+/// The reason why a stream broke, and the leader that it came from.
 pub(crate) struct Broken {
     leader: Option<Leader>,
     status: Status,
 }
 
 impl Pages {
-    /// Asks the leader of a group.
+    /// Asks the leader of a group for pages.
     pub(crate) async fn open(
         router: &Router,
         gid: Gid,
         outage: Duration,
-        ask: Ask,
+        request: PageRequest,
     ) -> Result<Self, Broken> {
         let (leader, channel) = match router.connection(gid, Slot::Bulk, outage).await {
             Ok(connection) => connection,
-            Err(why) => {
+            Err(error) => {
                 return Err(Broken {
                     leader: None,
-                    status: Status::unavailable(why),
+                    status: Status::unavailable(error.to_string()),
                 });
             }
         };
         let mut kv = router.kv(&leader, channel);
         let opening = async {
-            match ask {
-                Ask::Scan(request) => kv.scan(request).await,
-                Ask::Export(request) => kv.export(request).await,
+            match request {
+                PageRequest::Scan(request) => kv.scan(request).await,
+                PageRequest::Export(request) => kv.export(request).await,
             }
         };
         match router.unless_superseded(&leader, opening).await {
@@ -66,7 +66,7 @@ impl Pages {
         }
     }
 
-    /// The next page; `None` at the end.
+    /// Returns the next page; `None` at the end.
     pub(crate) async fn next(&mut self, router: &Router) -> Result<Option<ScanResponse>, Broken> {
         let Self { leader, stream } = self;
         let page = router.unless_superseded(leader, stream.message()).await;
@@ -77,44 +77,51 @@ impl Pages {
     }
 }
 
-/// The trouble that a reader is in.
+/// The failures of a reader since its last page.
 pub(crate) struct Trouble {
+    clock: Clock,
     backoff: Backoff,
-    since: Option<Instant>,
-    /// What was said last, for the error of one who gives up.
+    since: Option<Time>,
+    /// The text of the last failure, for the error of a reader that gives up.
     pub(crate) last: Option<String>,
 }
 
-/// How to go on.
+/// The way on after a stream broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Ask again after a pause.
     Again(Duration),
-    /// A shard is elsewhere, as this configuration says: route anew. The pause is for one that is no news.
+    /// Route anew: this configuration gives a shard to another group. The pause is for the case that it is known already.
     Elsewhere(ConfigNum, Duration),
 }
 
 impl Trouble {
-    pub(crate) fn new(options: &ClientOptions) -> Self {
+    pub(crate) fn new(router: &Router) -> Self {
         Self {
-            backoff: Backoff::new(options.min_backoff, options.max_backoff),
+            clock: router.clock(),
+            backoff: backoff(router.options()),
             since: None,
             last: None,
         }
     }
 
-    /// All is well again.
+    /// Ends the trouble, because a page came.
     pub(crate) fn over(&mut self) {
         self.since = None;
         self.backoff.reset();
     }
 
-    /// For how long nothing has come.
+    /// Returns the time since the first failure.
     pub(crate) fn age(&self) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.age_at(self.clock.now())
     }
 
-    /// Judges a stream that broke, of a reader that goes by configuration `planned`.
+    fn age_at(&self, now: Time) -> Duration {
+        let age = |since| now.saturating_sub(since);
+        self.since.map_or(Duration::ZERO, age)
+    }
+
+    /// Judges the end of a stream whose reader is routed by configuration `planned`.
     pub(crate) fn judge(
         &mut self,
         router: &Router,
@@ -122,24 +129,26 @@ impl Trouble {
         planned: ConfigNum,
     ) -> Result<Next, Error> {
         let Broken { leader, status } = broken;
-        let now = Instant::now();
-        let since = *self.since.get_or_insert(now);
+        let now = self.clock.now();
+        self.since.get_or_insert(now);
+        let age = self.age_at(now);
         self.last = Some(status.message().to_owned());
-        let pause = match (verdict::of_status(status).action, leader) {
-            (Action::Fail(error), _) => return Err(verdict::with_doubt(error, false)),
+        let verdict = api::refused_status(status).refusal.judge();
+        let pause = match (verdict.action, leader) {
+            (Action::Fail(rejection), _) => return Err(failure::rejected(rejection, false)),
             (Action::WrongGroup(num), leader) => {
                 if let Some(leader) = leader {
                     if router.has(num) {
-                        // The group hasn't heard of it, or the address is another group's now.
+                        // The group hasn't learnt it yet, or the address is another group's now.
                         router.failed(leader, None);
                     }
                     router.refresh(num, &leader.address);
                 }
-                let pause = self.backoff.pause_of(now - since, 0);
+                let pause = self.backoff.pause_of(age, Duration::ZERO);
                 return Ok(Next::Elsewhere(num, pause));
             }
-            (Action::Wait(ms), _) => self.backoff.pause_at_least(now, ms),
-            (Action::NotReady(ms), _) => self.backoff.pause_of(now - since, ms),
+            (Action::Wait(asked), _) => self.backoff.pause_at_least(now, asked),
+            (Action::AwaitShard(asked), _) => self.backoff.pause_of(age, asked),
             (Action::Reroute(hint), Some(leader)) => {
                 router.suspect(&leader.address, Slot::Bulk, status);
                 router.failed(leader, hint.as_deref());

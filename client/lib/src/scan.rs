@@ -1,4 +1,4 @@
-//! Reading ranges.
+//! Scans: reads of ranges over all groups.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 use types::{ConfigNum, Gid};
 
 use crate::Error;
-use crate::pages::{Ask, Broken, Next, Pages, Trouble};
+use crate::failure;
+use crate::pages::{Broken, Next, PageRequest, Pages, Trouble};
 use crate::route::{Router, is_single};
-use crate::verdict;
 
 /// A key and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Pair {
     pub value: Bytes,
 }
 
-/// Which pairs a scan returns. The default is all.
+/// The extent of a scan. The default is all pairs.
 ///
 /// ```
 /// use shardkv_client::ScanOptions;
@@ -38,23 +38,23 @@ pub struct Pair {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScanOptions {
-    /// The first key, inclusive; empty for the very first.
+    /// The first key, inclusive; empty for the first of all.
     pub start: Bytes,
     /// The end, exclusive; empty for none.
     pub end: Bytes,
     /// The most pairs; `None` for all.
     pub limit: Option<u64>,
-    /// Leave values out.
+    /// True to leave values out.
     pub keys_only: bool,
 }
 
 impl ScanOptions {
-    /// All pairs.
+    /// Selects all pairs.
     pub fn all() -> Self {
         Self::default()
     }
 
-    /// Pairs with `start <= key < end`; an empty `end` is no bound.
+    /// Selects the pairs with `start <= key < end`; an empty `end` is no bound.
     pub fn range(start: impl Into<Bytes>, end: impl Into<Bytes>) -> Self {
         Self {
             start: start.into(),
@@ -63,21 +63,21 @@ impl ScanOptions {
         }
     }
 
-    /// Pairs whose key starts with `prefix`.
+    /// Selects the pairs whose key starts with `prefix`.
     pub fn prefix(prefix: impl Into<Bytes>) -> Self {
         let start = prefix.into();
         let end = after_prefix(&start);
         Self::range(start, end)
     }
 
-    /// At most `limit` pairs.
+    /// Limits the scan to `limit` pairs.
     #[must_use]
     pub fn limit(mut self, limit: u64) -> Self {
         self.limit = Some(limit);
         self
     }
 
-    /// Without values.
+    /// Leaves values out.
     #[must_use]
     pub fn keys_only(mut self) -> Self {
         self.keys_only = true;
@@ -85,7 +85,7 @@ impl ScanOptions {
     }
 }
 
-/// The least key that is greater than all keys that start with `prefix`; empty if there is none.
+/// Returns the least key that is greater than all keys that start with `prefix`; empty if there is none.
 fn after_prefix(prefix: &Bytes) -> Bytes {
     let kept = prefix.iter().rposition(|&byte| byte != u8::MAX);
     let Some((last, head)) = kept
@@ -99,12 +99,11 @@ fn after_prefix(prefix: &Bytes) -> Bytes {
     end.into()
 }
 
-/// The pairs of a scan, in key order: a [`Stream`] that is to be read with
-/// [`futures::StreamExt`] or [`futures::TryStreamExt`].
+/// The pairs of a scan, in key order: a [`Stream`], to be read with [`futures::StreamExt`] or [`futures::TryStreamExt`].
 ///
-/// It reads from all groups that own shards at once and merges what they send. It holds about one page of each in memory,
-/// whatever the range's size: a reader that is slow slows the nodes down, by the flow control of HTTP/2. When a leader
-/// changes or a shard moves it goes on behind the last key that it returned. It ends after the first error.
+/// The scan reads from all groups that own shards at once and merges their pairs. It holds about one page of each group in
+/// memory, whatever the range's size: a slow reader slows the nodes down, by the flow control of HTTP/2. When a leader changes or
+/// a shard moves, the scan continues after the last key that it returned. It ends after the first error.
 pub struct Scan {
     pairs: BoxStream<'static, Result<Pair, Error>>,
 }
@@ -125,8 +124,8 @@ impl Stream for Scan {
 
 impl Scan {
     pub(crate) fn new(router: Router, timeout: Duration, options: ScanOptions) -> Self {
-        let gather = Gather {
-            trouble: Trouble::new(router.options()),
+        let merge = Merge {
+            trouble: Trouble::new(&router),
             router,
             timeout,
             start: options.start,
@@ -134,71 +133,71 @@ impl Scan {
             left: options.limit,
             keys_only: options.keys_only,
             planned: ConfigNum(0),
-            parts: Vec::new(),
+            sources: Vec::new(),
             heads: BinaryHeap::new(),
             hungry: false,
             over: false,
         };
-        let pairs = stream::unfold(gather, async |mut gather| {
-            let next = gather.next().await?;
-            gather.over |= next.is_err();
-            Some((next, gather))
+        let pairs = stream::unfold(merge, async |mut merge| {
+            let next = merge.next().await?;
+            merge.over |= next.is_err();
+            Some((next, merge))
         });
         Self {
-            // Asking on after the end is not worth a panic.
+            // A caller that polls after the end gets `None`, no panic.
             pairs: pairs.fuse().boxed(),
         }
     }
 }
 
-/// How far a scan has come: one stream of each group that owns shards, merged in key order.
+/// The state of a scan: one source for each group that owns shards, merged in key order.
 ///
-/// Invariant: no part has a pair before `start`, and each part that isn't finished has a head before the next pair is
-/// returned. So a part that begins anew does so at `start`, and nothing is missed or doubled.
-struct Gather {
+/// Invariant: no source has a pair before `start`, and each source that isn't finished has a head before the next pair is
+/// returned. So a source that begins anew does so at `start`, and no pair is missed or doubled.
+struct Merge {
     router: Router,
-    /// How long the next pair may take, retries included.
+    /// The time that the next pair may take, retries included.
     timeout: Duration,
     trouble: Trouble,
-    /// The first key that was not returned yet may be this one.
+    /// The least key that was not returned yet may be this one.
     start: Bytes,
     end: Bytes,
     left: Option<u64>,
     keys_only: bool,
-    /// The configuration that the parts are made by.
+    /// The configuration by which the sources were made.
     planned: ConfigNum,
-    parts: Vec<Part>,
-    /// The next key of each part, and its place in `parts`.
+    sources: Vec<Source>,
+    /// The next key of each source, and its place in `sources`.
     heads: BinaryHeap<Reverse<(Bytes, usize)>>,
-    /// Whether a part must be filled before the next pair.
+    /// True if a source must be filled before the next pair.
     hungry: bool,
     over: bool,
 }
 
-/// The shards of one group.
-struct Part {
+/// The pairs of one group's shards.
+struct Source {
     gid: Gid,
     shards: Vec<v1::ShardRun>,
     pages: Option<Pages>,
     page: std::vec::IntoIter<v1::Pair>,
-    /// The pair of its head, while it has one.
+    /// The next pair, while its key is in the heap.
     head: Option<v1::Pair>,
     finished: bool,
     trouble: Trouble,
 }
 
-/// Why a part can't go on by itself.
+/// The reason why a source can't go on by itself.
 enum Stop {
     Elsewhere(ConfigNum, Duration),
     Failed(Error),
 }
 
-impl Gather {
+impl Merge {
     async fn next(&mut self) -> Option<Result<Pair, Error>> {
         if self.over || self.left == Some(0) {
             return None;
         }
-        if self.parts.is_empty() || self.hungry {
+        if self.sources.is_empty() || self.hungry {
             let deadline = Instant::now() + self.timeout;
             match timeout_at(deadline, self.fill()).await {
                 Ok(Ok(())) => {}
@@ -207,23 +206,23 @@ impl Gather {
             }
         }
         let Reverse((_, at)) = self.heads.pop()?;
-        let part = self.parts.get_mut(at)?;
-        let pair = part.head.take()?;
-        let next = part.raise_head();
-        self.hungry |= part.is_empty();
+        let source = self.sources.get_mut(at)?;
+        let pair = source.head.take()?;
+        let next = source.raise_head();
+        self.hungry |= source.is_empty();
         self.heads.extend(next.map(|key| Reverse((key, at))));
         Some(self.step(pair))
     }
 
     fn late(&mut self) -> Error {
-        let waiting = self.parts.iter_mut().filter(|part| part.is_empty());
-        let said = waiting.filter_map(|part| part.trouble.last.take());
+        let waiting = self.sources.iter_mut().filter(|source| source.is_empty());
+        let said = waiting.filter_map(|source| source.trouble.last.take());
         let last = said.chain(self.trouble.last.take()).next();
-        let unrouted = self.parts.is_empty().then(|| self.router.unowned());
-        verdict::timeout(self.timeout, false, last.or(unrouted))
+        let unrouted = self.sources.is_empty().then(|| self.router.unowned());
+        failure::timeout(self.timeout, false, last.or(unrouted))
     }
 
-    /// Moves behind a pair.
+    /// Moves behind a pair, and returns it.
     fn step(&mut self, pair: v1::Pair) -> Result<Pair, Error> {
         if pair.key < self.start || (!self.end.is_empty() && pair.key >= self.end) {
             return Err(Error::Protocol {
@@ -242,10 +241,10 @@ impl Gather {
         })
     }
 
-    /// Gets a head for each part that isn't finished.
+    /// Gets a head for each source that isn't finished.
     async fn fill(&mut self) -> Result<(), Error> {
         loop {
-            if self.parts.is_empty() {
+            if self.sources.is_empty() {
                 self.route().await;
             }
             let ask = ScanRequest {
@@ -256,25 +255,25 @@ impl Gather {
                 shards: Vec::new(),
             };
             let (router, planned) = (&self.router, self.planned);
-            let empty = self.parts.iter_mut().filter(|part| part.is_empty());
-            let filled = try_join_all(empty.map(|part| part.fill(router, planned, &ask))).await;
+            let empty = self.sources.iter_mut().filter(|source| source.is_empty());
+            let filled = try_join_all(empty.map(|source| source.fill(router, planned, &ask))).await;
             let (num, pause) = match filled {
                 Ok(_) => break,
                 Err(Stop::Failed(error)) => return Err(error),
                 Err(Stop::Elsewhere(num, pause)) => (num, pause),
             };
             self.trouble.last = self
-                .parts
+                .sources
                 .iter_mut()
-                .find_map(|part| part.trouble.last.take());
-            self.parts.clear();
+                .find_map(|source| source.trouble.last.take());
+            self.sources.clear();
             self.heads.clear();
             self.router.configured_at(num, pause).await;
         }
-        // A part whose head is in the heap already has none to raise.
-        for (at, part) in self.parts.iter_mut().enumerate() {
-            if part.head.is_none() {
-                let next = part.raise_head();
+        // A source whose head is in the heap already has none to raise.
+        for (at, source) in self.sources.iter_mut().enumerate() {
+            if source.head.is_none() {
+                let next = source.raise_head();
                 self.heads.extend(next.map(|key| Reverse((key, at))));
             }
         }
@@ -282,7 +281,7 @@ impl Gather {
         Ok(())
     }
 
-    /// One part for each group that owns shards.
+    /// Makes one source for each group that owns shards.
     async fn route(&mut self) {
         let config = self.router.routable().await;
         self.planned = config.num();
@@ -294,11 +293,10 @@ impl Gather {
                 .push(v1::ShardRun { first, count });
             first += count;
         }
-        let options = self.router.options();
         let owned = runs.into_iter().filter(|(gid, _)| *gid != Gid::NONE);
-        let part = |(gid, shards)| Part {
+        let source = |(gid, shards)| Source {
             gid,
-            // Nodes that know of no shards have all of them.
+            // Nodes that don't know shards have all of them.
             shards: if is_single(&config) {
                 Vec::new()
             } else {
@@ -308,19 +306,19 @@ impl Gather {
             page: Vec::new().into_iter(),
             head: None,
             finished: false,
-            trouble: Trouble::new(options),
+            trouble: Trouble::new(&self.router),
         };
-        self.parts = owned.map(part).collect();
+        self.sources = owned.map(source).collect();
     }
 }
 
-impl Part {
-    /// Whether a page must come before it is known what comes next.
+impl Source {
+    /// Returns true if a page must come before the next pair is known.
     fn is_empty(&self) -> bool {
         !self.finished && self.head.is_none() && self.page.len() == 0
     }
 
-    /// The next pair becomes the head. Returns its key.
+    /// Makes the next pair the head, and returns its key.
     fn raise_head(&mut self) -> Option<Bytes> {
         self.head = self.page.next();
         self.head.as_ref().map(|pair| pair.key.clone())
@@ -369,7 +367,7 @@ impl Part {
                     ..ask.clone()
                 };
                 let age = self.trouble.age();
-                none.insert(Pages::open(router, self.gid, age, Ask::Scan(request)).await?)
+                none.insert(Pages::open(router, self.gid, age, PageRequest::Scan(request)).await?)
             }
         };
         pages.next(router).await

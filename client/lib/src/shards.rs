@@ -1,18 +1,18 @@
-//! What groups say of their shards.
+//! The states of shards as their groups report them.
 
 use std::time::Duration;
 
 use api::v1;
 use types::{ConfigNum, Gid, ShardId};
 
-/// What a group has to do with which shard, as its node knows it.
+/// The shards of a group, as one of its nodes knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupShards {
     /// The group.
     pub gid: Gid,
-    /// The configuration that it has accepted; 0 without a controller.
+    /// The configuration that the group has accepted; 0 without a controller.
     pub config_num: ConfigNum,
-    /// The configuration up to which it has done everything.
+    /// The configuration up to which the group has done its part.
     pub settled: ConfigNum,
     /// The shards, in order.
     pub shards: Vec<ShardStatus>,
@@ -21,46 +21,46 @@ pub struct GroupShards {
 /// A shard of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardStatus {
-    /// Which.
+    /// The shard.
     pub shard: ShardId,
-    /// How it stands.
+    /// Its state.
     pub state: ShardState,
     /// The configuration of its latest step.
     pub config_num: ConfigNum,
-    /// With whom it is being handed off: where it comes from or goes to.
+    /// The other group of its hand-off: the source or the destination.
     pub other_gid: Option<Gid>,
-    /// How many keys it has; an estimate unless exact figures were asked for.
+    /// The number of its keys; an estimate unless exact figures were asked for.
     pub keys: u64,
-    /// Bytes of its keys and values; likewise.
+    /// The bytes of its keys and values; an estimate unless exact figures were asked for.
     pub bytes: u64,
-    /// How long its hand-off takes already.
+    /// The time since its hand-off began.
     pub handoff_age: Option<Duration>,
-    /// Why it waits, for people.
+    /// The reason why its hand-off waits, as text to show.
     pub waits_for: Option<String>,
-    /// Configurations whose steps wait behind the present one.
+    /// The configurations whose steps wait behind the present one.
     pub queued: Vec<ConfigNum>,
-    /// Of a shard on its way here: bytes that have arrived.
+    /// The bytes that have arrived of a shard that is being pulled.
     pub pulled_bytes: u64,
 }
 
-/// How a shard stands in a group.
+/// The state of a shard in a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum ShardState {
-    /// The node said nothing that this client knows.
+    /// The node sent a value that this client does not know.
     Unknown,
-    /// Served here.
+    /// The group serves it.
     Serving,
-    /// On its way here.
+    /// The group is pulling it from its former owner.
     Pulling,
-    /// Fenced here, until the new owner has it.
+    /// The group has fenced it, until the new owner has it.
     Fenced,
-    /// Gone from here; the old owner has not confirmed its delete yet.
+    /// The group serves it, but the former owner has not confirmed its delete yet.
     Owed,
 }
 
 impl ShardState {
-    /// The state's name in lower case.
+    /// Returns the state's name in lower case.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unknown => "unknown",

@@ -1,4 +1,4 @@
-//! Each call as a gRPC call of its own. The rules of naming and retrying are those of [`crate::lane`].
+//! Unary mode: each call is a gRPC call of its own, under the rules of [`SingleCall`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,42 +6,43 @@ use std::time::Duration;
 
 use api::v1::OpenSessionRequest;
 use api::v1::batch_item::Request as Wire;
+use request::{Blocked, Bugs, Name, Next, Policy, SingleCall};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
-use types::ConfigNum;
 
-use crate::backoff::Backoff;
-use crate::call::{Answer, Request, Trial};
-use crate::gates::{Engine, Gates};
+use crate::call::{Answer, Request};
+use crate::clock::{Clock, jitter};
+use crate::failure;
+use crate::pool::{GroupPool, Transport, UnarySessions};
 use crate::route::{Leader, Router, Slot};
-use crate::session::{Blocked, Name, Naming};
-use crate::verdict::{self, Action};
 use crate::{ClientOptions, Error};
 
 pub(crate) struct Unary {
     router: Router,
-    gates: Arc<Gates>,
+    clock: Clock,
+    pool: Arc<GroupPool>,
     next: AtomicUsize,
 }
 
-/// How to wait before the next attempt.
-enum Pause {
-    /// As long as seems right.
-    Own,
-    /// At least so many milliseconds.
-    AtLeast(u32),
-    /// The shard asked for so many milliseconds.
-    Shard(u32),
-    /// Until this configuration is known.
-    Config(ConfigNum),
+/// Returns the rules of calls that are retried until their deadline.
+pub(crate) fn policy(options: &ClientOptions) -> Policy {
+    Policy {
+        max_attempts: u32::MAX,
+        reports_delays: false,
+        min_backoff: options.min_backoff,
+        max_backoff: options.max_backoff,
+        doubling: false,
+        bugs: Bugs::default(),
+    }
 }
 
 impl Unary {
-    pub(crate) fn new(router: Router, gates: Arc<Gates>) -> Self {
+    pub(crate) fn new(router: Router, pool: Arc<GroupPool>) -> Self {
         Self {
+            clock: router.clock(),
             router,
-            gates,
+            pool,
             next: AtomicUsize::new(0),
         }
     }
@@ -57,154 +58,135 @@ impl Unary {
         timeout: Duration,
         deadline: Instant,
     ) -> Result<Answer, Error> {
-        let mut trial = Trial::default();
-        let mut on_wire = false;
-        let running = self.run(request, hash, &mut trial, &mut on_wire);
-        let tried = timeout_at(deadline, running).await;
-        tried.unwrap_or_else(|_| {
-            let doubt = request.is_write() && (trial.doubt || on_wire);
-            Err(verdict::timeout(timeout, doubt, trial.last.take()))
-        })
+        let policy = policy(self.options());
+        let mut call = SingleCall::new(request.repeat(), policy, jitter());
+        let running = self.run(request, hash, &mut call);
+        let result = match timeout_at(deadline, running).await {
+            Ok(result) => result,
+            Err(_) => Err(call.handle_deadline()),
+        };
+        result.map_err(|failure| failure::error(failure, timeout))
     }
 
     async fn run(
         &self,
         request: &Request,
         hash: u64,
-        trial: &mut Trial,
-        on_wire: &mut bool,
-    ) -> Result<Answer, Error> {
+        call: &mut SingleCall,
+    ) -> Result<Answer, request::Failure> {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let slot = Slot::Calls(turn % self.options().connections);
-        let mut backoff = Backoff::new(self.options().min_backoff, self.options().max_backoff);
-        let mut outage = None;
         loop {
             let gid = self.router.owner(hash).await;
-            let outage_now = outage.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-            let failed = match self.router.connection(gid, slot, outage_now).await {
-                Ok((leader, channel)) => {
-                    let attempt = self.attempt(request, trial, on_wire, &leader, channel);
-                    match attempt.await {
-                        Ok(answer) => return Ok(answer),
-                        Err(status) => Some((leader, status)),
-                    }
-                }
-                Err(why) => {
-                    trial.last = Some(why);
-                    None
+            let outage = call.outage(self.clock.now());
+            let connected = self.router.connection(gid, slot, outage).await;
+            let (leader, channel) = match connected {
+                Ok(connected) => connected,
+                Err(error) => {
+                    let pause = call.handle_unreachable(self.clock.now(), error.to_string())?;
+                    sleep(pause).await;
+                    continue;
                 }
             };
-            let now = Instant::now();
-            outage.get_or_insert(now);
-            let pause = match failed {
-                None => Pause::Own,
-                Some((leader, status)) => self.judge(request, trial, &leader, slot, &status)?,
-            };
-            match pause {
-                Pause::Own => sleep(backoff.pause(now)).await,
-                Pause::AtLeast(ms) => sleep(backoff.pause_at_least(now, ms)).await,
-                Pause::Shard(ms) => sleep(backoff.pause_of(trial.turn_away(now), ms)).await,
-                Pause::Config(num) => {
-                    let pause = backoff.pause_of(trial.turn_away(now), 0);
-                    self.router.configured_at(num, pause).await;
-                }
+            match self.attempt(request, call, &leader, channel).await {
+                Ok(answer) => return Ok(answer),
+                Err(status) => self.failed(call, &leader, slot, &status).await?,
             }
         }
     }
 
+    /// Makes one attempt, under the call's name.
     async fn attempt(
         &self,
         request: &Request,
-        trial: &mut Trial,
-        on_wire: &mut bool,
+        call: &mut SingleCall,
         leader: &Leader,
         channel: Channel,
     ) -> Result<Answer, Status> {
-        if request.is_write() && trial.name.is_none() {
+        if request.is_write() && call.attempts.name.is_none() {
             let naming = self.name(leader, &channel);
-            trial.name = Some(self.router.unless_superseded(leader, naming).await?);
+            let name = self.router.unless_superseded(leader, naming).await?;
+            call.attempts.name = Some(name);
         }
-        let session = trial.name.as_ref().and_then(Name::stamp);
-        *on_wire = true;
-        let call = self.send(leader, channel, request.to_wire(session));
-        let result = self.router.unless_superseded(leader, call).await;
-        *on_wire = false;
-        let failed = match result {
-            Ok(answer) => return Ok(answer),
-            Err(status) => status,
-        };
-        trial.doubt |= request.is_write() && verdict::of_status(&failed).doubt;
-        Err(failed)
+        let stamp = call.attempts.name.as_ref().and_then(Name::stamp);
+        call.handle_sent();
+        let attempt = self.send(leader, channel, request.to_wire(stamp));
+        self.router.unless_superseded(leader, attempt).await
     }
 
-    /// What to do about a failed attempt: how to wait before the next, which goes to the leader as it is known then.
-    fn judge(
+    /// Takes in a failed attempt, and waits until the next may begin.
+    async fn failed(
         &self,
-        request: &Request,
-        trial: &mut Trial,
+        call: &mut SingleCall,
         leader: &Leader,
         slot: Slot,
         status: &Status,
-    ) -> Result<Pause, Error> {
-        trial.last = Some(status.message().to_owned());
-        match verdict::of_status(status).action {
-            Action::Reroute(hint) => {
-                self.router.suspect(&leader.address, slot, status);
-                self.router.failed(leader, hint.as_deref());
-                Ok(Pause::Own)
+    ) -> Result<(), request::Failure> {
+        self.router.suspect(&leader.address, slot, status);
+        let refused = api::refused_status(status);
+        let hint = refused.refusal.hint().cloned();
+        let news = hint.is_some_and(|hint| self.router.failed(leader, Some(&hint)));
+        let known = self.router.config().map(|config| config.num());
+        match call.handle_refusal(self.clock.now(), refused, known, news) {
+            Next::Retry {
+                pause,
+                leader_failed,
+            } => {
+                if leader_failed {
+                    self.router.failed(leader, None);
+                }
+                sleep(pause).await;
             }
-            Action::WrongGroup(num) => {
-                if self.router.has(num) {
-                    // The group hasn't heard of it, or the address is another group's now.
+            Next::AwaitConfig {
+                num,
+                pause,
+                leader_failed,
+            } => {
+                if leader_failed {
                     self.router.failed(leader, None);
                 }
                 self.router.refresh(num, &leader.address);
-                Ok(Pause::Config(num))
+                self.router.configured_at(num, pause).await;
             }
-            Action::NotReady(ms) => Ok(Pause::Shard(ms)),
-            Action::Wait(ms) => Ok(Pause::AtLeast(ms)),
-            Action::NewSession => {
-                if let Some(name) = trial.name.take() {
-                    name.expire();
-                }
-                if trial.doubt {
-                    return Err(verdict::expired());
-                }
-                Ok(Pause::AtLeast(0))
-            }
-            Action::Fail(error) => {
-                let doubt = request.is_write() && trial.doubt;
-                Err(verdict::with_doubt(error, doubt))
-            }
+            Next::Fail(failure) => return Err(failure),
+            // Never with this policy.
+            Next::Report => return Err(call.handle_deadline()),
         }
+        Ok(())
     }
 
-    /// Names a write, after opening a session if there is none, the current one gets old or its window is shut.
+    /// Names a write, after opening a session if there is none, the current one gets old or its window is full.
     async fn name(&self, leader: &Leader, channel: &Channel) -> Result<Name, Status> {
-        let gate = self.gates.of(leader.gid);
-        let Engine::Unary(naming) = &gate.engine else {
-            return Err(Status::internal("a lane names its writes itself"));
+        let group = self.pool.group(leader.gid);
+        let Transport::Unary(sessions) = &group.transport else {
+            return Err(Status::internal("a batch stream names its writes itself"));
         };
+        let UnarySessions {
+            allocator,
+            finished,
+            opening,
+        } = sessions;
         loop {
-            let finished = naming.finished.notified();
+            let finished = finished.notified();
             tokio::pin!(finished);
             finished.as_mut().enable();
-            let now = Instant::now();
-            let renew = naming.sessions().wants_another(now);
-            match naming.begin(now) {
+            let now = self.clock.now();
+            let renew = allocator.sequences().wants_session(now);
+            match allocator.allocate(now) {
                 Ok(name) => {
-                    if let (true, Ok(_alone)) = (renew, naming.opening.try_lock()) {
-                        // The old session is good for a while, so a failure is no trouble yet.
-                        let _ = self.open_session(naming, leader, channel).await;
+                    if let (true, Ok(_alone)) = (renew, opening.try_lock()) {
+                        // The old session is good for a while, so a failure does no harm yet.
+                        let _ = self.open_session(sessions, leader, channel).await;
                     }
                     return Ok(name);
                 }
                 Err(Blocked::WindowFull) if !renew => finished.await,
                 Err(_) => {
-                    let _alone = naming.opening.lock().await;
-                    let wanted = naming.sessions().wants_another(Instant::now());
+                    let _alone = opening.lock().await;
+                    let now = self.clock.now();
+                    let wanted = allocator.sequences().wants_session(now);
                     if wanted {
-                        self.open_session(naming, leader, channel).await?;
+                        self.open_session(sessions, leader, channel).await?;
                     }
                 }
             }
@@ -213,15 +195,16 @@ impl Unary {
 
     async fn open_session(
         &self,
-        naming: &Naming,
+        sessions: &UnarySessions,
         leader: &Leader,
         channel: &Channel,
     ) -> Result<(), Status> {
-        let asked = Instant::now();
+        let asked = self.clock.now();
         let mut kv = self.router.kv(leader, channel.clone());
         let opened = kv.open_session(OpenSessionRequest {}).await?.into_inner();
         let ttl = Duration::from_millis(opened.ttl_ms);
-        naming.sessions().opened(asked, opened.client_id, ttl);
+        let mut sequences = sessions.allocator.sequences();
+        sequences.session_opened(asked, opened.client_id, ttl);
         Ok(())
     }
 

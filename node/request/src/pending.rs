@@ -431,7 +431,11 @@ impl<C: Call> PendingCalls<C> {
             return;
         }
         match verdict.action {
-            Action::Reroute(_) => self.ready.push_back(id),
+            Action::Reroute(_) => {
+                if self.stays(id) {
+                    self.ready.push_back(id);
+                }
+            }
             Action::WrongGroup(num) => {
                 if num > self.config.num() {
                     consequence.behind = consequence.behind.max(Some(num));
@@ -468,13 +472,20 @@ impl<C: Call> PendingCalls<C> {
 
     /// Schedules another attempt at `at`, or moves the call if another group owns its shard.
     fn delay(&mut self, at: Time, id: u64) {
+        if self.stays(id) {
+            self.delayed.insert((at, id));
+        }
+    }
+
+    /// Moves a refused call away if another group owns its shard. Returns true if the call stays.
+    fn stays(&mut self, id: u64) -> bool {
         let ours = |it: &Pending<C>| self.is_ours(&it.it.call);
         if self.pending.get(&id).is_some_and(ours) {
-            self.delayed.insert((at, id));
-        } else {
-            let it = self.take(id);
-            self.moved.extend(it);
+            return true;
         }
+        let it = self.take(id);
+        self.moved.extend(it);
+        false
     }
 
     fn session_expired(&mut self, now: Time, id: u64) {

@@ -1,6 +1,6 @@
-//! The configuration centre: asking for configurations, changing them, and waiting until the shards have followed.
+//! The controllers: queries and changes of the configuration, and waiting until the shards have followed.
 
-mod centre;
+mod calls;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -11,20 +11,20 @@ use api::v1::GroupAddresses;
 use tokio::time::sleep;
 use types::{ClusterId, ConfigNum, Gid, ShardConfig, ShardId};
 
-pub(crate) use self::centre::Centre;
-use self::centre::{Ask, Told};
+pub(crate) use self::calls::ControllerCalls;
+use self::calls::{ConfigAnswer, ConfigRequest};
 pub use self::watch::{ConfigEvent, ConfigWatch};
 use crate::Error;
-use crate::call::mismatch;
+use crate::failure::mismatch;
 
-/// How often [`Controller::wait_settled`] asks.
+/// The pause between two questions of [`Controller::wait_settled`].
 const SETTLE_POLL: Duration = Duration::from_millis(200);
 
-/// The configuration centre, made by [`crate::Client::controller`]. Cheap to clone.
+/// The controllers of the cluster: reads and changes the configuration. Made by [`crate::Client::controller`]. Cheap to clone.
 ///
-/// Any node of the cluster takes the calls, so the addresses of the client's options will do. Calls are retried until the
-/// client's deadline, and a change takes effect once however often it is retried. A cluster without controllers
-/// answers queries for the one configuration that it is, and refuses changes with [`Error::Conflict`].
+/// Any node of the cluster forwards the calls, so the addresses of the client's options suffice. Calls are retried until the
+/// client's deadline, and a change takes effect once however often it is retried. A cluster without controllers has one fixed
+/// configuration: it answers queries, and refuses changes with [`Error::Conflict`].
 ///
 /// ```no_run
 /// use shardkv_client::{Client, Gid};
@@ -40,7 +40,7 @@ const SETTLE_POLL: Duration = Duration::from_millis(200);
 /// ```
 #[derive(Clone)]
 pub struct Controller {
-    centre: Arc<Centre>,
+    calls: Arc<ControllerCalls>,
     timeout: Duration,
 }
 
@@ -50,46 +50,46 @@ impl std::fmt::Debug for Controller {
     }
 }
 
-/// A configuration and how it stands.
+/// A configuration and the progress of the groups towards it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigView {
     /// The configuration.
     pub config: ShardConfig,
-    /// The number of the latest.
+    /// The number of the latest configuration.
     pub latest: ConfigNum,
-    /// The number of the oldest that is kept.
+    /// The number of the oldest configuration that the controllers keep.
     pub oldest: ConfigNum,
-    /// The controllers' incarnation: the same as long as the cluster lives.
+    /// The id of the cluster: the same as long as the cluster lives.
     pub cluster_id: ClusterId,
-    /// Of every group that is part of the cluster, or left and is not drained yet.
+    /// The progress of every group that is part of the cluster, or has left and is not drained yet.
     pub progress: Vec<GroupProgress>,
 }
 
-/// How far a group is.
+/// The progress of a group in following the configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupProgress {
-    /// Which group.
+    /// The group.
     pub gid: Gid,
-    /// All that configurations up to this one ask of it is done: pulled, handed over, deleted.
+    /// The configuration up to which the group has done its part: pulled, handed over and deleted shards.
     pub settled: ConfigNum,
-    /// The configuration in which it left; `None` while it is part of the cluster.
+    /// The configuration in which the group left; `None` while it is part of the cluster.
     pub left_in: Option<ConfigNum>,
 }
 
-/// What a change of the configuration did.
+/// The effect of a change of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigChange {
-    /// The configuration that it made, or the latest if it changed nothing.
+    /// The configuration that the change made, or the latest if it changed nothing.
     pub num: ConfigNum,
-    /// Whether it changed anything.
+    /// True if it changed anything.
     pub changed: bool,
-    /// How many shards have another owner now.
+    /// The number of shards that get another owner.
     pub moved_shards: u32,
 }
 
 impl ConfigView {
-    /// Whether all is done that configurations up to `num` ask of any group: every shard is where it belongs and nothing is
-    /// left where it was.
+    /// Returns true if every group has done its part of all configurations up to `num`: every shard is at its owner, and no
+    /// former owner has data of it.
     pub fn is_settled(&self, num: ConfigNum) -> bool {
         let due = |group: &GroupProgress| group.left_in.map_or(num, |left| left.min(num));
         self.progress
@@ -97,7 +97,7 @@ impl ConfigView {
             .all(|group| group.settled >= due(group))
     }
 
-    /// Whether a group is not part of the cluster and holds nothing that others still need.
+    /// Returns true if a group is not part of the cluster and holds nothing that other groups still need.
     pub fn is_drained(&self, gid: Gid) -> bool {
         let waits = |group: &GroupProgress| {
             group.gid == gid && group.left_in.is_none_or(|left| group.settled < left)
@@ -107,29 +107,30 @@ impl ConfigView {
 }
 
 impl Controller {
-    pub(crate) fn new(centre: Arc<Centre>, timeout: Duration) -> Self {
-        Self { centre, timeout }
+    pub(crate) fn new(calls: Arc<ControllerCalls>, timeout: Duration) -> Self {
+        Self { calls, timeout }
     }
 
-    /// A configuration; `None` is the latest. Linearizable. One that isn't kept any more, or isn't made yet, is
-    /// [`Error::NotFound`].
+    /// Returns configuration `num`, or the latest for `None`. Linearizable. A configuration that the controllers don't keep any
+    /// more, or that doesn't exist yet, is [`Error::NotFound`].
     pub async fn query(&self, num: Option<ConfigNum>) -> Result<ConfigView, Error> {
         let num = match num.map(|num| i64::try_from(num.0)) {
             None => -1,
             Some(Ok(num)) => num,
             Some(Err(_)) => i64::MAX,
         };
-        let Told::Config(answer) = self.centre.call(self.timeout, Ask::Query(num)).await? else {
+        let request = ConfigRequest::Query(num);
+        let ConfigAnswer::Config(answer) = self.calls.call(self.timeout, request).await? else {
             return Err(mismatch(false));
         };
-        let config = answer.config.ok_or_else(|| strange("no configuration"))?;
+        let config = answer.config.ok_or_else(|| malformed("no configuration"))?;
         let progress = answer.progress.into_iter().map(|it| GroupProgress {
             gid: Gid(it.gid),
             settled: ConfigNum(it.settled),
             left_in: (it.left_in != 0).then_some(ConfigNum(it.left_in)),
         });
         Ok(ConfigView {
-            config: api::config_from_wire(config).map_err(strange)?,
+            config: api::config_from_wire(config).map_err(malformed)?,
             latest: ConfigNum(answer.latest),
             oldest: ConfigNum(answer.oldest),
             cluster_id: ClusterId(answer.cluster_id),
@@ -137,7 +138,7 @@ impl Controller {
         })
     }
 
-    /// Adds groups with the addresses of their nodes (`host:port`), or gives groups other addresses, and spreads the shards
+    /// Adds groups with the addresses of their nodes (`host:port`), or gives groups other addresses, and rebalances the shards
     /// with the fewest moves.
     pub async fn join(&self, groups: BTreeMap<Gid, Vec<String>>) -> Result<ConfigChange, Error> {
         let groups = groups.into_iter();
@@ -145,40 +146,39 @@ impl Controller {
             gid: gid.0,
             addresses,
         });
-        self.change(Ask::Join(groups.collect())).await
+        self.change(ConfigRequest::Join(groups.collect())).await
     }
 
-    /// Takes groups away; their shards go to the others. The last group stays: [`Error::Conflict`].
+    /// Removes groups; their shards go to the other groups. The last group can't leave: [`Error::Conflict`].
     pub async fn leave(&self, gids: &[Gid]) -> Result<ConfigChange, Error> {
         let gids = gids.iter().map(|gid| gid.0);
-        self.change(Ask::Leave(gids.collect())).await
+        self.change(ConfigRequest::Leave(gids.collect())).await
     }
 
-    /// Gives one shard to a group, until a rebalance must touch it.
+    /// Gives one shard to a group, until a rebalance must move it.
     pub async fn move_shard(&self, shard: ShardId, gid: Gid) -> Result<ConfigChange, Error> {
-        self.change(Ask::Move(shard, gid)).await
+        self.change(ConfigRequest::Move(shard, gid)).await
     }
 
-    async fn change(&self, ask: Ask) -> Result<ConfigChange, Error> {
-        match self.centre.call(self.timeout, ask).await? {
-            Told::Changed(change) => Ok(ConfigChange {
+    async fn change(&self, request: ConfigRequest) -> Result<ConfigChange, Error> {
+        match self.calls.call(self.timeout, request).await? {
+            ConfigAnswer::Changed(change) => Ok(ConfigChange {
                 num: ConfigNum(change.num),
                 changed: change.changed,
                 moved_shards: change.moved_shards,
             }),
-            Told::Config(_) => Err(mismatch(true)),
+            ConfigAnswer::Config(_) => Err(mismatch(true)),
         }
     }
 
-    /// Configurations as they come: first what leads on from configuration `after`, at once, then each as it is made. It
-    /// goes on when a node is lost, without a gap, and never ends by itself except by an error that no retry cures.
+    /// Streams the configurations after configuration `after`: those that exist at once, then each as it is made. The stream
+    /// continues without a gap when a node is lost, and ends only with an error that no retry cures.
     pub fn watch(&self, after: ConfigNum) -> ConfigWatch {
-        ConfigWatch::new(Arc::clone(&self.centre), after)
+        ConfigWatch::new(Arc::clone(&self.calls), after)
     }
 
-    /// Waits until all is done that configurations up to `num` ask of any group, and tells `progress` about how that goes,
-    /// a few times a second. Has no deadline of its own: only a single question that stays unanswered
-    /// ends it, with its error.
+    /// Waits until every group has done its part of all configurations up to `num`, and calls `progress` a few times a second.
+    /// Has no deadline of its own: it fails only when a single query fails, with that error.
     pub async fn wait_settled(
         &self,
         num: ConfigNum,
@@ -195,7 +195,7 @@ impl Controller {
     }
 }
 
-fn strange(what: impl std::fmt::Display) -> Error {
+fn malformed(what: impl std::fmt::Display) -> Error {
     Error::Protocol {
         message: what.to_string(),
         maybe_applied: false,
@@ -238,8 +238,11 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_drained_when_it_left_and_nobody_needs_it() {
-        assert!(!view(&[(1, 5, 0)]).is_drained(Gid(1)), "it is part of it");
+    fn a_group_is_drained_when_it_left_and_holds_nothing_that_is_needed() {
+        assert!(
+            !view(&[(1, 5, 0)]).is_drained(Gid(1)),
+            "it is part of the cluster"
+        );
         assert!(!view(&[(2, 3, 4)]).is_drained(Gid(2)));
         assert!(view(&[(2, 4, 4)]).is_drained(Gid(2)));
         assert!(view(&[]).is_drained(Gid(2)), "forgotten");

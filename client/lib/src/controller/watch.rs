@@ -1,4 +1,4 @@
-//! Configurations as they come.
+//! The stream of configurations.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -8,26 +8,27 @@ use std::task::{Context, Poll};
 use api::v1::{WatchRequest, WatchResponse};
 use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt as _};
-use tokio::time::{Instant, sleep, timeout};
+use request::{Action, Backoff, Rejection};
+use tokio::time::{sleep, timeout};
 use tonic::{Status, Streaming};
 use types::{ConfigDelta, ConfigNum, ShardConfig};
 
-use super::centre::Centre;
+use super::calls::ControllerCalls;
 use crate::Error;
-use crate::backoff::Backoff;
+use crate::clock::{Clock, backoff};
+use crate::failure;
 use crate::route::Slot;
-use crate::verdict::{self, Action};
 
-/// News of the configuration: see [`crate::Controller::watch`].
+/// A step of the configuration: see [`crate::Controller::watch`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigEvent {
-    /// Where to begin: what was known before is too old to lead on from.
+    /// A whole configuration to begin with: the deltas from the known one are not kept any more.
     Full(ShardConfig),
-    /// What leads on from the configuration before.
+    /// The difference from the configuration before.
     Delta(ConfigDelta),
 }
 
-/// Configurations as they come: a [`Stream`] that is to be read with [`futures::StreamExt`] or [`futures::TryStreamExt`].
+/// The configurations as they are made: a [`Stream`], to be read with [`futures::StreamExt`] or [`futures::TryStreamExt`].
 pub struct ConfigWatch {
     events: BoxStream<'static, Result<ConfigEvent, Error>>,
 }
@@ -39,11 +40,11 @@ impl std::fmt::Debug for ConfigWatch {
 }
 
 impl ConfigWatch {
-    pub(super) fn new(centre: Arc<Centre>, after: ConfigNum) -> Self {
-        let options = centre.router.options();
+    pub(super) fn new(calls: Arc<ControllerCalls>, after: ConfigNum) -> Self {
         let watching = Watching {
-            backoff: Backoff::new(options.min_backoff, options.max_backoff),
-            centre,
+            backoff: backoff(calls.router.options()),
+            clock: calls.router.clock(),
+            calls,
             have: after,
             stream: None,
             news: VecDeque::new(),
@@ -55,7 +56,7 @@ impl ConfigWatch {
             Some((event, watching))
         });
         Self {
-            // Asking on after the end is not worth a panic.
+            // A caller that polls after the end gets `None`, no panic.
             events: events.fuse().boxed(),
         }
     }
@@ -70,7 +71,8 @@ impl Stream for ConfigWatch {
 }
 
 struct Watching {
-    centre: Arc<Centre>,
+    calls: Arc<ControllerCalls>,
+    clock: Clock,
     backoff: Backoff,
     /// The configuration up to which events were taken in.
     have: ConfigNum,
@@ -96,15 +98,15 @@ impl Watching {
                 Err(status) => status,
             };
             if let Some((address, _)) = self.stream.take() {
-                self.centre.bad(&address, None);
+                self.calls.bad(&address, None);
             }
-            match verdict::of_status(&status).action {
-                // What this node doesn't have, another may.
-                Action::Fail(Error::NotFound { .. }) => {}
-                Action::Fail(error) => return Some(Err(verdict::with_doubt(error, false))),
+            match api::refused_status(&status).refusal.judge().action {
+                // Another node may have it.
+                Action::Fail(Rejection::NotFound { .. }) => {}
+                Action::Fail(rejection) => return Some(Err(failure::rejected(rejection, false))),
                 _ => {}
             }
-            sleep(self.backoff.pause(Instant::now())).await;
+            sleep(self.backoff.pause(self.clock.now())).await;
         }
     }
 
@@ -112,11 +114,11 @@ impl Watching {
         let stream = match &mut self.stream {
             Some((_, stream)) => stream,
             none => {
-                let address = self.centre.address();
-                let patience = self.centre.router.options().connect_timeout * 2;
+                let address = self.calls.address();
+                let patience = self.calls.router.options().connect_timeout * 2;
                 let after = self.have.0;
                 let opening = async {
-                    let mut service = self.centre.node(&address).await?;
+                    let mut service = self.calls.service(&address).await?;
                     let request = WatchRequest {
                         after,
                         ..WatchRequest::default()
@@ -130,8 +132,8 @@ impl Watching {
                 match opened {
                     Ok(stream) => &mut none.insert((address, stream.into_inner())).1,
                     Err(status) => {
-                        self.centre.router.discard(&address, Slot::Control);
-                        self.centre.bad(&address, None);
+                        self.calls.router.discard(&address, Slot::Control);
+                        self.calls.bad(&address, None);
                         return Err(status);
                     }
                 }

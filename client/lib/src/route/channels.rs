@@ -1,4 +1,4 @@
-//! Connections, each with a name: whose, and what for.
+//! The open connections, each known by its address and its purpose.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,24 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
+use super::error::ChannelError;
 use crate::options::parse_address;
 use crate::{ClientOptions, ConnectError};
 
-/// Which of a node's connections: bulk traffic must not stand before calls, nor before questions about leadership.
+/// The purpose of a connection to a node: bulk traffic must not delay calls, nor questions about leadership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Slot {
     /// Status, configurations, and other small traffic beside the calls.
     Control,
-    /// Scans, exports, shards on their way.
+    /// Scans and exports.
     Bulk,
-    /// The calls of one lane, or of one forwarder.
+    /// The calls of one batch stream, or a share of the unary calls.
     Calls(usize),
 }
 
 /// The open connections.
 ///
-/// Invariant: at most one connection for each address and slot; those of addresses that left the cluster are closed
-/// by [`Channels::retain`].
+/// Invariant: at most one connection for each address and slot. [`Channels::retain`] closes the connections to addresses that
+/// left the cluster.
 pub(crate) struct Channels {
     options: Arc<ClientOptions>,
     open: Mutex<BTreeMap<(Arc<str>, Slot), Channel>>,
@@ -38,38 +39,42 @@ impl Channels {
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<(Arc<str>, Slot), Channel>> {
-        // Nothing is left half done under this lock.
+        // Each change under this lock is one call, so a poisoned lock is as good.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An open connection to `address`: kept from before, or made now.
-    pub(crate) async fn channel(&self, address: &Arc<str>, slot: Slot) -> Result<Channel, String> {
+    /// Returns the open connection to `address`, or makes one.
+    pub(crate) async fn channel(
+        &self,
+        address: &Arc<str>,
+        slot: Slot,
+    ) -> Result<Channel, ChannelError> {
         let name = (Arc::clone(address), slot);
         if let Some(channel) = self.open().get(&name) {
             return Ok(channel.clone());
         }
-        let endpoint = endpoint(address, &self.options).map_err(|error| error.to_string())?;
-        // The connector's own timeout covers TCP only; a peer that accepts and then is silent must not hold us.
+        let endpoint = endpoint(address, &self.options)?;
+        // The connector's own timeout covers TCP only, not a peer that accepts and is silent then.
         let channel = match timeout(self.options.connect_timeout, endpoint.connect()).await {
             Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(root_cause(&error)),
-            Err(_) => return Err("connecting took too long".to_owned()),
+            Ok(Err(error)) => return Err(ChannelError::Refused(root_cause(&error))),
+            Err(_) => return Err(ChannelError::TimedOut),
         };
         Ok(self.open().entry(name).or_insert(channel).clone())
     }
 
-    /// The connection is broken: the next use makes another, and resolves the name again.
+    /// Drops a broken connection: the next use makes another, and resolves the name again.
     pub(crate) fn discard(&self, address: &Arc<str>, slot: Slot) {
         self.open().remove(&(Arc::clone(address), slot));
     }
 
-    /// Forgets the connections to other addresses than those that `keep` takes.
+    /// Drops the connections to addresses that `keep` refuses.
     pub(crate) fn retain(&self, keep: impl Fn(&Arc<str>) -> bool) {
         self.open().retain(|(address, _), _| keep(address));
     }
 }
 
-/// An address without its scheme, so that one node has one name.
+/// Returns an address without its scheme, so that one node has one name.
 pub(crate) fn short(address: &str) -> Arc<str> {
     let address = address.strip_prefix("http://").unwrap_or(address);
     address.strip_suffix('/').unwrap_or(address).into()
@@ -87,7 +92,7 @@ fn endpoint(address: &str, options: &ClientOptions) -> Result<Endpoint, ConnectE
         .initial_connection_window_size(8 << 20))
 }
 
-/// The innermost cause, which says "connection refused" where the outer ones say "transport error".
+/// Returns the text of the innermost cause, which says "connection refused" where the outer ones say "transport error".
 fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {

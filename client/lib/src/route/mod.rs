@@ -1,24 +1,17 @@
-//! Where calls go: which group owns a key, who leads that group, and the connection to it.
+//! Routing: the group that owns a key, that group's leader, and the connection to it.
 //!
-//! A [`Router`] knows the cluster's configuration, keeps a guess who leads for each group, and holds the connections.
-//! It is what [`crate::Client`] routes by. The configuration comes from a watch that the router keeps.
-//!
-//! # How a leader is found
-//!
-//! All known nodes of the group are asked for their status at the same time, and a node that says that *it* leads is
-//! believed, the one of the highest term if there are several. What nodes say of others is only a hint: it adds an
-//! address to ask, because a follower goes on naming a dead leader until it notices. A node that hangs does not hold
-//! up the others: a round ends soon after the first answers. Groups are searched independently of each other.
+//! A [`Router`] knows the cluster's configuration, keeps a guess who leads for each group, and holds the connections. The
+//! configuration comes from a watch that the router keeps open. The rules of guesses and searches are the request engine's
+//! ([`request::GroupLeader`], [`request::LeaderSearch`]); this module asks the nodes.
 //!
 //! # Invariants
 //!
-//! - A guess has an `epoch`, one more for each; a failure is reported with the guess that failed, so that news of
-//!   an old guess never drops a new one.
-//! - A group's addresses are those of the configuration and a bounded number that its members told of. With one group
-//!   the addresses of the options are its own too, because they may be the only ones that are reached from here.
-//! - What is kept for groups that left the configuration is dropped.
+//! - A group's addresses are those of the configuration and a bounded number that its members named. With one group, the
+//!   addresses of the options are its own too, because only those may be reachable from here.
+//! - State of groups that left the configuration is dropped.
 
 mod channels;
+mod error;
 mod search;
 mod watcher;
 
@@ -31,6 +24,8 @@ use api::v1::error_detail::Kind;
 use api::v1::kv_client::KvClient;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+pub(crate) use request::Leader;
+use request::owner;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -39,32 +34,19 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
-use types::{ConfigNum, Gid, ShardConfig, ShardId};
+use types::{ConfigNum, Gid, ShardConfig};
 
 pub(crate) use channels::Slot;
 pub(crate) use channels::short;
+pub(crate) use error::{ChannelError, RouteError, StatusError};
 use search::Group;
-pub(crate) use search::SUPERSEDED;
 pub(crate) use watcher::is_single;
 use watcher::{Place, Wanted, Watcher};
 
 use self::channels::Channels;
+use crate::clock::Clock;
 use crate::options::parse_address;
 use crate::{ClientOptions, ConnectError};
-
-/// A guess who leads a group.
-#[derive(Clone, Debug)]
-pub(crate) struct Leader {
-    /// The group.
-    pub(crate) gid: Gid,
-    /// Where the leader is reached: `host:port`.
-    pub(crate) address: Arc<str>,
-    /// Its term, or 0 when another node only named it.
-    pub(crate) term: u64,
-    pub(crate) epoch: u64,
-    /// The group's number as calls tell it.
-    pub(crate) mark: Mark,
-}
 
 /// Knows the configuration, the leaders and the connections: see the head of its module in `route/mod.rs`. Cheap to clone.
 #[derive(Clone)]
@@ -74,30 +56,32 @@ pub(crate) struct Router {
 
 struct Inner {
     options: Arc<ClientOptions>,
+    clock: Clock,
     channels: Arc<Channels>,
     configs: watch::Receiver<Option<Arc<ShardConfig>>>,
     cluster: ClusterMark,
     wanted: watch::Sender<Wanted>,
     trouble: watch::Receiver<String>,
     groups: Mutex<BTreeMap<Gid, Arc<Group>>>,
-    /// The configuration by which `groups` and `channels` were last cleared, and one more; 0 for none.
+    /// The number of the configuration by which `groups` and `channels` were last cleared, plus one; 0 for none.
     cleared: AtomicU64,
 }
 
-/// Calls of the `Kv` service that are never forwarded by the node that gets them.
+/// The `Kv` service, with calls that the receiving node never forwards.
 pub(crate) type KvService = KvClient<InterceptedService<Channel, NoForward>>;
 
 /// A value of a call's metadata, formatted once.
 pub(crate) type Mark = MetadataValue<Ascii>;
 
-/// The cluster's id as calls tell it, as soon as a node of the cluster has told it.
+/// The cluster's id as calls carry it, once a node of the cluster has told it.
 pub(crate) type ClusterMark = Arc<OnceLock<Mark>>;
 
-/// Marks each call as one that is not to be forwarded, and with the cluster and the group that it is meant for: an address
-/// may be another's by now. Nodes that tell no cluster may have another gid than the one that stands for them here.
+/// Marks each call as one that is not to be forwarded, and with the cluster and the group that it is meant for: by now the
+/// address may be another group's. Nodes that tell no cluster may have another gid than the one that stands for them here, so
+/// calls to them carry no group.
 #[derive(Clone, Debug)]
 pub(crate) struct NoForward {
-    meant: Option<(Mark, Mark)>,
+    destination: Option<(Mark, Mark)>,
 }
 
 impl Interceptor for NoForward {
@@ -105,7 +89,7 @@ impl Interceptor for NoForward {
         let marked = MetadataValue::from_static("1");
         let metadata = request.metadata_mut();
         metadata.insert(api::NO_FORWARD_METADATA_KEY, marked);
-        if let Some((cluster, gid)) = &self.meant {
+        if let Some((cluster, gid)) = &self.destination {
             metadata.insert(api::CLUSTER_METADATA_KEY, cluster.clone());
             metadata.insert(api::GID_METADATA_KEY, gid.clone());
         }
@@ -123,8 +107,8 @@ impl std::fmt::Debug for Router {
 }
 
 impl Router {
-    /// A router that watches the configuration at the addresses of the options. Must be called within a tokio runtime,
-    /// on which the watch then lives for as long as the router or a copy of it.
+    /// Creates a router that watches the configuration at the addresses of the options. Must be called within a tokio runtime, on
+    /// which the watch then lives for as long as the router or a clone of it.
     pub(crate) fn watch(options: ClientOptions) -> Result<Self, ConnectError> {
         options.validate()?;
         let runtime = Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
@@ -153,8 +137,7 @@ impl Router {
         ))
     }
 
-    /// A router that goes by the configurations that the caller puts into `configs`. Their numbers must rise. For
-    /// tests.
+    /// Creates a router that follows the configurations that a test puts into `configs`. Their numbers must rise.
     #[cfg(test)]
     pub(crate) fn follow(
         options: ClientOptions,
@@ -183,6 +166,7 @@ impl Router {
     ) -> Self {
         let inner = Inner {
             options,
+            clock: Clock::start(),
             channels,
             configs,
             cluster,
@@ -196,22 +180,22 @@ impl Router {
         }
     }
 
-    /// The configurations as they come; `None` until the first is known.
+    /// Returns the configurations as they come; `None` until the first is known.
     pub(crate) fn configs(&self) -> watch::Receiver<Option<Arc<ShardConfig>>> {
         self.inner.configs.clone()
     }
 
-    /// The configuration as it is known now.
+    /// Returns the configuration that is known now.
     pub(crate) fn config(&self) -> Option<Arc<ShardConfig>> {
         self.inner.configs.borrow().clone()
     }
 
-    /// Whether configuration `num` is known, or a later one.
+    /// Returns true if configuration `num` or a later one is known.
     pub(crate) fn has(&self, num: ConfigNum) -> bool {
         self.config().is_some_and(|config| config.num() >= num)
     }
 
-    /// There is at least configuration `num`, as the node at `address` told: gets it at once, if it isn't known.
+    /// Fetches configuration `num`, which the node at `address` has, unless it or a later one is known.
     pub(crate) fn refresh(&self, num: ConfigNum, address: &Arc<str>) {
         if self.has(num) {
             return;
@@ -226,9 +210,9 @@ impl Router {
         });
     }
 
-    /// The group's leader: the one believed in, or whom a search finds. An error tells what the nodes said. `outage` is
-    /// how long the caller has been looking in vain: the longer, the more patient a search is with slow nodes.
-    pub(crate) async fn leader(&self, gid: Gid, outage: Duration) -> Result<Leader, String> {
+    /// Returns the group's leader: the guess, or the result of a search. `outage` is the time for which the caller has been
+    /// looking in vain: the longer, the more patient a search is with slow nodes.
+    pub(crate) async fn leader(&self, gid: Gid, outage: Duration) -> Result<Leader, RouteError> {
         let group = self.group(gid)?;
         let found = group.leader(self, gid, outage).await;
         if found.is_err() {
@@ -238,30 +222,34 @@ impl Router {
         found
     }
 
-    /// The configuration may be an old one, and its watch silent.
+    /// Notes that the configuration may be old, and its watch silent.
     fn doubt(&self) {
         self.inner.wanted.send_modify(|wanted| wanted.doubts += 1);
     }
 
-    /// The leader does not lead or can't be reached. `hint` is who does, as it said.
-    pub(crate) fn failed(&self, leader: &Leader, hint: Option<&str>) {
-        if let Ok(group) = self.group(leader.gid) {
-            group.failed(leader, hint);
-        }
+    /// Drops the guess that `leader` leads: it does not, or can't be reached. `hint` is the leader's address as that node named it.
+    /// Returns true if the hint is followed.
+    pub(crate) fn failed(&self, leader: &Leader, hint: Option<&str>) -> bool {
+        self.group(leader.gid)
+            .is_ok_and(|group| group.failed(leader, hint))
     }
 
-    /// An open connection to `address`: kept from before, or made now. An error tells why there is none.
-    pub(crate) async fn channel(&self, address: &Arc<str>, slot: Slot) -> Result<Channel, String> {
+    /// Returns the open connection to `address`, or makes one.
+    pub(crate) async fn channel(
+        &self,
+        address: &Arc<str>,
+        slot: Slot,
+    ) -> Result<Channel, ChannelError> {
         self.inner.channels.channel(address, slot).await
     }
 
-    /// The connection is broken: the next use makes another, and resolves the name again.
+    /// Drops a broken connection: the next use makes another, and resolves the name again.
     pub(crate) fn discard(&self, address: &Arc<str>, slot: Slot) {
         self.inner.channels.discard(address, slot);
     }
 
-    /// What answered so may be no leader of ours: a connection that is broken, or leads to a stranger, is made anew, and the
-    /// name is resolved again.
+    /// Drops the connection to a node that answered `status`, if it is broken or leads to another cluster. The next connection
+    /// resolves the name again.
     pub(crate) fn suspect(&self, address: &Arc<str>, slot: Slot, status: &Status) {
         match api::error_detail(status).map(|detail| detail.kind) {
             None => self.discard(address, slot),
@@ -274,17 +262,17 @@ impl Router {
         }
     }
 
-    /// The `Kv` service of a leader at the other end of `channel`, with the bounds of the options, for calls that
-    /// aren't forwarded any further.
+    /// Returns the `Kv` service of a leader at the other end of `channel`, with the bounds of the options, for calls that are
+    /// not forwarded any further.
     pub(crate) fn kv(&self, leader: &Leader, channel: Channel) -> KvService {
         let cluster = self.inner.cluster.get().cloned();
-        let meant = cluster.map(|cluster| (cluster, leader.mark.clone()));
-        KvClient::with_interceptor(channel, NoForward { meant })
+        let destination = cluster.map(|cluster| (cluster, leader.gid.0.into()));
+        KvClient::with_interceptor(channel, NoForward { destination })
             .max_decoding_message_size(self.options().max_message_bytes)
             .max_encoding_message_size(self.options().max_message_bytes)
     }
 
-    /// The owner of the shard of a key with this hash. Waits until somebody owns it.
+    /// Returns the owner of the shard of a key with this hash. Waits until a group owns it.
     pub(crate) async fn owner(&self, hash: u64) -> Gid {
         let owned = |config: &ShardConfig| Some(owner(config, hash)).filter(|it| *it != Gid::NONE);
         let mut configs = self.configs();
@@ -294,13 +282,13 @@ impl Router {
                 return gid;
             }
             if configs.changed().await.is_err() {
-                // There won't be another, so the caller's deadline ends this.
+                // No other configuration will come, so the caller's deadline ends the wait.
                 return std::future::pending().await;
             }
         }
     }
 
-    /// The configuration, as soon as there is one in which somebody owns shards.
+    /// Waits for a configuration with groups, and returns it.
     pub(crate) async fn routable(&self) -> Arc<ShardConfig> {
         let mut configs = self.configs();
         loop {
@@ -309,30 +297,30 @@ impl Router {
                 return config;
             }
             if configs.changed().await.is_err() {
-                // There won't be another, so the caller's deadline ends this.
+                // No other configuration will come, so the caller's deadline ends the wait.
                 return std::future::pending().await;
             }
         }
     }
 
-    /// Why [`Router::owner`] waits.
+    /// Returns the reason why [`Router::owner`] waits.
     pub(crate) fn unowned(&self) -> String {
         match self.config() {
             Some(config) => format!(
-                "nobody owns the key's shard in configuration {}: let a group join",
+                "no group owns the key's shard in configuration {}: let a group join",
                 config.num()
             ),
             None => format!("no configuration is known: {}", self.trouble()),
         }
     }
 
-    /// Waits until some configuration is known, for `patience` at most.
+    /// Waits until a configuration is known, for `patience` at most.
     pub(crate) async fn oriented(&self, patience: Duration) {
         let mut configs = self.configs();
         let _ = timeout(patience, configs.wait_for(Option::is_some)).await;
     }
 
-    /// Waits until configuration `num` is known and at least for `pause` if it was already.
+    /// Waits until configuration `num` is known; if it is known already, waits for `pause`.
     pub(crate) async fn configured_at(&self, num: ConfigNum, pause: Duration) {
         let mut configs = self.configs();
         let known =
@@ -340,24 +328,25 @@ impl Router {
         if known(&configs.borrow()) {
             return sleep(pause).await;
         }
-        // The longest pause is for a configuration that doesn't come, because it was a lie.
+        // The longest pause bounds the wait for a configuration that doesn't exist.
         let most = self.options().max_backoff;
         let _ = timeout(most, configs.wait_for(known)).await;
     }
 
-    /// The group's leader, and a connection to it.
+    /// Returns the group's leader and a connection to it.
     pub(crate) async fn connection(
         &self,
         gid: Gid,
         slot: Slot,
         outage: Duration,
-    ) -> Result<(Leader, Channel), String> {
+    ) -> Result<(Leader, Channel), RouteError> {
         let leader = self.leader(gid, outage).await?;
         match self.channel(&leader.address, slot).await {
             Ok(channel) => Ok((leader, channel)),
-            Err(why) => {
+            Err(error) => {
                 self.failed(&leader, None);
-                Err(format!("{}: {why}", leader.address))
+                let address = leader.address;
+                Err(RouteError::Unreachable { address, error })
             }
         }
     }
@@ -366,33 +355,43 @@ impl Router {
         &self.inner.options
     }
 
-    /// Why there is no configuration yet, as far as it is known.
+    /// Returns the clock that drives the request engine.
+    pub(crate) fn clock(&self) -> Clock {
+        self.inner.clock
+    }
+
+    /// Returns the reason why there is no configuration yet, as far as it is known.
     pub(crate) fn trouble(&self) -> String {
         self.inner.trouble.borrow().clone()
     }
 
     fn groups(&self) -> MutexGuard<'_, BTreeMap<Gid, Arc<Group>>> {
-        // Nothing is left half done under this lock.
+        // Each change under this lock is one call, so a poisoned lock is as good.
         self.inner
             .groups
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is kept of a group of the configuration.
-    fn group(&self, gid: Gid) -> Result<Arc<Group>, String> {
+    /// Returns the state of a group of the configuration.
+    fn group(&self, gid: Gid) -> Result<Arc<Group>, RouteError> {
         let Some(config) = self.config() else {
-            return Err(format!("no configuration is known ({})", self.trouble()));
+            return Err(RouteError::NoConfig {
+                trouble: self.trouble(),
+            });
         };
         self.clear(&config);
         if !config.groups().contains_key(&gid) {
-            return Err(format!("configuration {} has no group {gid}", config.num()));
+            return Err(RouteError::NoGroup {
+                num: config.num(),
+                gid,
+            });
         }
         let mut groups = self.groups();
         Ok(Arc::clone(groups.entry(gid).or_default()))
     }
 
-    /// Forgets what is not part of the cluster any more, once for each configuration.
+    /// Drops the state of groups and addresses that left, once for each configuration.
     fn clear(&self, config: &ShardConfig) {
         let mark = config.num().0.saturating_add(1);
         if self.inner.cleared.swap(mark, Ordering::Relaxed) == mark {
@@ -404,12 +403,12 @@ impl Router {
         self.inner.channels.retain(|address| kept.contains(address));
     }
 
-    /// The addresses of the options.
+    /// Returns the addresses of the options.
     pub(crate) fn configured(&self) -> impl Iterator<Item = Arc<str>> + '_ {
         self.options().addresses.iter().map(|it| short(it))
     }
 
-    /// All known addresses: of the options, of the configuration, and of members that nodes told of.
+    /// Returns all known addresses: of the options, of the configuration, and of members that nodes named.
     pub(crate) fn addresses(&self) -> BTreeSet<Arc<str>> {
         let mut all: BTreeSet<Arc<str>> = self.configured().collect();
         if let Some(config) = self.config() {
@@ -420,21 +419,21 @@ impl Router {
         all
     }
 
-    /// Where the group's nodes are reached, as the configuration says.
+    /// Returns the addresses of the group's nodes in the configuration.
     fn addresses_of(&self, gid: Gid) -> BTreeSet<Arc<str>> {
         let Some(config) = self.config() else {
             return BTreeSet::new();
         };
-        let told = config.groups().get(&gid).into_iter().flatten();
-        let told = told.map(|it| short(it));
+        let listed = config.groups().get(&gid).into_iter().flatten();
+        let listed = listed.map(|it| short(it));
         if config.groups().len() == 1 {
-            told.chain(self.configured()).collect()
+            listed.chain(self.configured()).collect()
         } else {
-            told.collect()
+            listed.collect()
         }
     }
 
-    /// Whether any node accepts a connection.
+    /// Fails if no node accepts a connection.
     pub(crate) async fn reachable(&self) -> Result<(), ConnectError> {
         let mut dialled: FuturesUnordered<_> = self
             .configured()
@@ -454,14 +453,7 @@ impl Router {
     }
 }
 
-/// The owner of the shard of a key with this hash; [`Gid::NONE`] if nobody is.
-pub(crate) fn owner(config: &ShardConfig, hash: u64) -> Gid {
-    let shard = hash % u64::from(config.shards().max(1));
-    // The remainder of a division by a u32 fits in a u32.
-    config.owner(ShardId(u32::try_from(shard).unwrap_or(0)))
-}
-
-/// Whether an address can be one.
+/// Returns true if an address has the form `host:port`.
 pub(crate) fn plausible(address: &str) -> bool {
     parse_address(address).is_ok()
 }

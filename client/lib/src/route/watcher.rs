@@ -1,14 +1,14 @@
-//! Keeps the configuration current: one task with one open `Shardctrler.Watch`.
+//! The watch of the configuration: one task with one open `Shardctrler.Watch`.
 //!
-//! Every node serves the watch, so any address will do. Addresses are tried one after the other, the next as soon as
-//! one fails or says nothing for a moment, and the first that answers is kept until its stream ends, it turns out to be
-//! behind (a group has told of a later configuration), or nobody leads where the configuration says.
+//! Every node serves the watch, so any address will do. Addresses are tried one after the other, the next as soon as one fails or
+//! is silent for a moment. The first node that answers is kept until its stream ends, it turns out to be behind (a group knows
+//! a later configuration), or no node leads at the addresses of the configuration.
 //!
 //! # Invariants
 //!
 //! - Configurations are published with rising numbers, all of one cluster.
-//! - A cluster of nodes that know no `Shardctrler` is one group at the addresses of the options: configuration 0 with
-//!   a group in it, which a real one never has.
+//! - A cluster of nodes that don't know `Shardctrler` is one group at the addresses of the options: configuration 0 with a group
+//!   in it, which no controller makes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,39 +24,40 @@ use types::{ConfigNum, Gid, MAX_GROUP_ADDRESSES, MAX_SHARDS, ShardConfig};
 
 use super::ClusterMark;
 use super::channels::{Channels, Slot, short};
+use super::error::ChannelError;
 use crate::ClientOptions;
-use crate::backoff::Backoff;
+use crate::clock::{Clock, backoff};
 
 /// The most addresses that one round tries.
 const MAX_ASKED: usize = 32;
 
-/// An address gets this long before the next is tried as well.
+/// The time after which the next address is tried as well.
 const STAGGER: Duration = Duration::from_millis(50);
 
-/// How long an open watch may take to tell what a group already knows.
+/// The time that an open watch may take to deliver a configuration that a group already has.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// A doubtful watch is kept at least this long, so that an election doesn't make us run from node to node.
+/// The least time for which a doubtful watch is kept, so that an election doesn't make the client run from node to node.
 const TRUST: Duration = Duration::from_secs(1);
 
-/// How often nodes that know no `Shardctrler` are asked again: they may be upgraded.
+/// The interval at which nodes that don't know `Shardctrler` are asked again: they may be upgraded.
 const UPGRADE: Duration = Duration::from_secs(5);
 
-/// What the users of a configuration found out about it.
+/// The findings of the users of a configuration about it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wanted {
-    /// A group told that there is at least this one.
+    /// The latest configuration that a group has.
     pub(crate) num: ConfigNum,
-    /// Who told.
+    /// The node that has it.
     pub(crate) from: Option<Arc<str>>,
-    /// How often nobody led where the configuration says.
+    /// The number of times that no node led at the addresses of the configuration.
     pub(crate) doubts: u64,
 }
 
-/// The group of a cluster whose nodes know no `Shardctrler`.
+/// The group of a cluster whose nodes don't know `Shardctrler`.
 const SINGLE: Gid = Gid(1);
 
-/// Whether the configuration is ours, because the nodes know none.
+/// Returns true if the client made the configuration up, because the nodes know none.
 pub(crate) fn is_single(config: &ShardConfig) -> bool {
     config.num() == ConfigNum(0) && !config.groups().is_empty()
 }
@@ -65,22 +66,22 @@ pub(crate) struct Watcher {
     pub(crate) options: Arc<ClientOptions>,
     pub(crate) channels: Arc<Channels>,
     pub(crate) configs: watch::Sender<Option<Arc<ShardConfig>>>,
-    /// Whose they are, for calls to tell.
+    /// The cluster of the configurations, for the metadata of calls.
     pub(crate) cluster: ClusterMark,
     pub(crate) wanted: watch::Receiver<Wanted>,
-    /// Why there is no configuration yet.
+    /// The reason why there is no configuration yet.
     pub(crate) trouble: watch::Sender<String>,
     pub(crate) place: Place,
 }
 
-/// Where a watcher is in its round.
+/// The position of a watcher in its round over the addresses.
 #[derive(Default)]
 pub(crate) struct Place {
     /// The next address to try.
     turn: usize,
-    /// Whose configurations these are; 0 until a node told.
+    /// The cluster of the configurations; 0 until a node has told it.
     cluster: u64,
-    /// Begin with a full configuration, because deltas didn't fit.
+    /// True to begin with a full configuration, because deltas didn't fit.
     afresh: bool,
 }
 
@@ -90,10 +91,45 @@ struct Opened {
     first: WatchResponse,
 }
 
-enum Refused {
-    /// The node knows no `Shardctrler`.
+/// The reason why no watch could be opened.
+enum OpenError {
+    /// The node doesn't know `Shardctrler`.
     Older,
-    Failed(String),
+    Failed(WatchError),
+}
+
+/// The reason why a watch failed, or ended. Another node may do better.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum WatchError {
+    #[error("{0}")]
+    Channel(#[from] ChannelError),
+    #[error("{0}")]
+    Refused(String),
+    #[error("no answer")]
+    NoAnswer,
+    #[error("the watch ended at once")]
+    Empty,
+    #[error("{address}: {error}")]
+    At {
+        address: Arc<str>,
+        error: Box<WatchError>,
+    },
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    All(Vec<WatchError>),
+    #[error("the watch ended")]
+    Ended,
+    #[error("the watch is behind")]
+    Behind,
+    #[error("nobody needs it any more")]
+    Unneeded,
+    #[error("the node belongs to another cluster")]
+    OtherCluster,
+    #[error(transparent)]
+    Config(#[from] types::ConfigError),
+    #[error("the node doesn't know the number of shards")]
+    UnknownShards,
+    #[error("the node tells of {told} shards, and the cluster has {known}")]
+    OtherShards { told: u32, known: u32 },
 }
 
 impl Watcher {
@@ -108,7 +144,8 @@ impl Watcher {
     }
 
     async fn watch(&mut self) {
-        let mut backoff = Backoff::new(self.options.min_backoff, self.options.max_backoff);
+        let clock = Clock::start();
+        let mut backoff = backoff(&self.options);
         loop {
             let ended = match self.open().await {
                 Ok(opened) => {
@@ -119,16 +156,16 @@ impl Watcher {
                     }
                     why
                 }
-                Err(Refused::Failed(why)) => why,
-                Err(Refused::Older) => {
+                Err(OpenError::Failed(why)) => why,
+                Err(OpenError::Older) => {
                     self.publish_single();
                     sleep(UPGRADE).await;
                     continue;
                 }
             };
-            self.trouble.send_replace(ended);
+            self.trouble.send_replace(ended.to_string());
             self.place.turn = self.place.turn.wrapping_add(1);
-            sleep(backoff.pause(Instant::now())).await;
+            sleep(backoff.pause(clock.now())).await;
         }
     }
 
@@ -136,12 +173,12 @@ impl Watcher {
         self.configs.borrow().clone()
     }
 
-    /// The number of the configuration that we have.
+    /// Returns the number of the known configuration.
     fn have(&self) -> ConfigNum {
         self.current().map_or(ConfigNum(0), |config| config.num())
     }
 
-    /// Whom to ask, in this order: who told of a later configuration, then everyone in turn.
+    /// Returns the addresses to ask, in order: the node that has a later configuration, then all in turn.
     fn candidates(&mut self) -> Vec<Arc<str>> {
         let mut all: Vec<Arc<str>> = self.options.addresses.iter().map(|it| short(it)).collect();
         if let Some(config) = self.current() {
@@ -157,7 +194,7 @@ impl Watcher {
         all
     }
 
-    async fn open(&mut self) -> Result<Opened, Refused> {
+    async fn open(&mut self) -> Result<Opened, OpenError> {
         let have = self.have();
         let after = if self.place.afresh { 0 } else { have.0 };
         let mut more = self.candidates().into_iter();
@@ -167,23 +204,25 @@ impl Watcher {
         loop {
             match more.next() {
                 Some(address) => asked.push(ask(options, channels, address, after)),
-                None if asked.is_empty() && older => return Err(Refused::Older),
-                None if asked.is_empty() => return Err(Refused::Failed(said.join("; "))),
+                None if asked.is_empty() && older => return Err(OpenError::Older),
+                None if asked.is_empty() => {
+                    return Err(OpenError::Failed(WatchError::All(said)));
+                }
                 None => {}
             }
             tokio::select! {
                 Some(answer) = asked.next() => match answer {
                     Ok(opened) => return Ok(opened),
-                    Err(Refused::Older) => older = true,
-                    Err(Refused::Failed(why)) => said.push(why),
+                    Err(OpenError::Older) => older = true,
+                    Err(OpenError::Failed(why)) => said.push(why),
                 },
                 () = sleep(STAGGER), if more.len() > 0 => {}
             }
         }
     }
 
-    /// Takes what a watch tells, until it ends or is no good any more. Returns why.
-    async fn follow(&mut self, opened: Opened) -> String {
+    /// Takes the messages of a watch until it ends or is of no use any more. Returns the reason.
+    async fn follow(&mut self, opened: Opened) -> WatchError {
         let Opened { mut stream, first } = opened;
         let since = Instant::now();
         let doubts = self.wanted.borrow().doubts;
@@ -208,24 +247,24 @@ impl Watcher {
                         self.place.afresh = true;
                         return why;
                     },
-                    Ok(None) => return "the watch ended".to_owned(),
-                    Err(status) => return status.message().to_owned(),
+                    Ok(None) => return WatchError::Ended,
+                    Err(status) => return WatchError::Refused(status.message().to_owned()),
                 },
                 changed = self.wanted.changed() => if changed.is_err() {
-                    return "nobody needs it any more".to_owned();
+                    return WatchError::Unneeded;
                 },
                 () = sleep_until(leave.unwrap_or(since)), if leave.is_some() => {
-                    return "the watch is behind".to_owned();
+                    return WatchError::Behind;
                 }
             }
         }
     }
 
-    fn take(&mut self, message: WatchResponse) -> Result<(), String> {
+    fn take(&mut self, message: WatchResponse) -> Result<(), WatchError> {
         let (ours, theirs) = (self.place.cluster, message.cluster_id);
-        // An older node tells none.
+        // An older node sends no cluster id.
         if ours != 0 && theirs != 0 && theirs != ours {
-            return Err("the node belongs to another cluster".to_owned());
+            return Err(WatchError::OtherCluster);
         }
         let current = self.current().filter(|config| !is_single(config));
         let next = advance(current.as_deref(), message)?;
@@ -268,49 +307,52 @@ async fn ask(
     channels: &Channels,
     address: Arc<str>,
     after: u64,
-) -> Result<Opened, Refused> {
-    let failed = |why: &str| Refused::Failed(format!("{address}: {why}"));
+) -> Result<Opened, OpenError> {
+    let failed = |error: WatchError| {
+        OpenError::Failed(WatchError::At {
+            address: Arc::clone(&address),
+            error: Box::new(error),
+        })
+    };
     let asking = async {
         let channel = channels.channel(&address, Slot::Control).await;
-        let channel = channel.map_err(|why| failed(&why))?;
+        let channel = channel.map_err(|error| failed(error.into()))?;
         let mut controller =
             ShardctrlerClient::new(channel).max_decoding_message_size(options.max_message_bytes);
         let request = WatchRequest {
             after,
             ..WatchRequest::default()
         };
-        let told = async {
+        let opening = async {
             let stream = controller.watch(request).await;
             let mut stream = stream?.into_inner();
             let first = stream.message().await?;
             Ok((stream, first))
         };
-        told.await.map_err(|status: tonic::Status| {
+        opening.await.map_err(|status: tonic::Status| {
             if status.code() == Code::Unimplemented {
-                return Refused::Older;
+                return OpenError::Older;
             }
             if api::error_detail(&status).is_none() {
                 channels.discard(&address, Slot::Control);
             }
-            failed(status.message())
+            failed(WatchError::Refused(status.message().to_owned()))
         })
     };
     match timeout(options.connect_timeout, asking).await {
         Ok(Ok((stream, Some(first)))) => Ok(Opened { stream, first }),
-        Ok(Ok((_, None))) => Err(failed("the watch ended at once")),
-        Ok(Err(refused)) => Err(refused),
-        Err(_) => Err(failed("no answer")),
+        Ok(Ok((_, None))) => Err(failed(WatchError::Empty)),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(failed(WatchError::NoAnswer)),
     }
 }
 
-/// The configuration that a message leads to from `current`, if it is a later one.
+/// Returns the configuration that a message leads to from `current`, if it is a later one.
 fn advance(
     current: Option<&ShardConfig>,
     message: WatchResponse,
-) -> Result<Option<ShardConfig>, String> {
-    let wrong = |error: types::ConfigError| error.to_string();
-    let full = message.full.map(api::config_from_wire).transpose();
-    let full = full.map_err(wrong)?;
+) -> Result<Option<ShardConfig>, WatchError> {
+    let full = message.full.map(api::config_from_wire).transpose()?;
     let newer = |full: &ShardConfig| current.is_none_or(|it| full.num() > it.num());
     let mut next = match (full.filter(newer), current) {
         (Some(full), _) => full,
@@ -321,30 +363,30 @@ fn advance(
         (None, None) if (1..=MAX_SHARDS).contains(&message.shards) => {
             ShardConfig::empty(message.shards)
         }
-        (None, None) => return Err("the node doesn't know the number of shards".to_owned()),
+        (None, None) => return Err(WatchError::UnknownShards),
     };
     checked(&next, message.shards)?;
     if let Some(current) = current {
         checked(current, next.shards())?;
     }
     for delta in message.deltas {
-        let delta = api::delta_from_wire(delta).map_err(wrong)?;
+        let delta = api::delta_from_wire(delta)?;
         if delta.num > next.num() {
-            next.apply(&delta).map_err(wrong)?;
+            next.apply(&delta)?;
         }
     }
     Ok(Some(next).filter(newer))
 }
 
-/// The number of shards never changes; 0 says nothing.
-fn checked(config: &ShardConfig, shards: u32) -> Result<(), String> {
+/// Refuses another number of shards than the cluster's, which never changes; 0 stands for unknown.
+fn checked(config: &ShardConfig, shards: u32) -> Result<(), WatchError> {
     if shards == 0 || config.shards() == shards {
         return Ok(());
     }
-    Err(format!(
-        "the node tells of {shards} shards, and the cluster has {}",
-        config.shards()
-    ))
+    Err(WatchError::OtherShards {
+        told: shards,
+        known: config.shards(),
+    })
 }
 
 #[cfg(test)]

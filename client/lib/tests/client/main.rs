@@ -4,7 +4,7 @@
 // All of this is test code, but only the bodies of tests are exempt by themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-mod centre;
+mod controller;
 mod double;
 mod failures;
 mod groups;

@@ -485,6 +485,17 @@ fn calls_of_a_shard_that_left_are_moved_and_the_others_stay() {
 }
 
 #[test]
+fn a_call_of_a_shard_that_left_moves_when_its_node_does_not_lead() {
+    let mut it = Harness::with_session();
+    it.admit(Item::put(AWAY));
+    it.send();
+    it.calls.reconfigure(without(2, AWAY));
+    it.refuse(1, not_leader("b:2"));
+    assert_eq!(it.moved.len(), 1);
+    assert!(it.calls.is_empty());
+}
+
+#[test]
 fn a_write_in_doubt_keeps_its_name_and_its_fence_at_the_other_group() {
     let mut source = Harness::with_session();
     let doubtful = source.admit(Item::put(AWAY));

@@ -4,7 +4,7 @@
 //! what a client must never do: it panics in [`Cluster::check`] if a bound was broken, a name was used for two
 //! different writes, or a call might be forwarded.
 
-mod centre;
+mod controller;
 mod services;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -21,7 +21,7 @@ use shardkv_client::ShardId;
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::centre::CLUSTER;
+use super::controller::CLUSTER;
 use super::{SHARDS, Served, World, shard_of, strikes};
 
 /// One node's services.

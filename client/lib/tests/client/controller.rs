@@ -1,4 +1,4 @@
-//! The configuration centre.
+//! Calls of the controllers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

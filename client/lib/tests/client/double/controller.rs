@@ -1,4 +1,4 @@
-//! The configuration centre, as any node serves it.
+//! The controller service, as any node serves it.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
