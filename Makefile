@@ -17,6 +17,11 @@ TEST_SEEDS ?= 0..1000
 INPUT ?=
 # Seconds for each point of `make bench`.
 BENCH_SECONDS ?= 5
+# Seconds for each fuzz target of `make fuzz`.
+SECONDS ?= 60
+
+# Public documentation may link to private items: it is built with them.
+RUSTDOC_CHECKS := -D warnings -A rustdoc::private_intra_doc_links
 
 bin := $(or $(CARGO_TARGET_DIR),target)/release
 
@@ -95,6 +100,20 @@ bench: build ## Measure puts and gets, one to three groups, and shards that move
 	$(CARGO) build --release -p shardctrler --example rebalance
 	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" \
 		REBALANCE="$(abspath $(bin))/examples/rebalance" deploy/bench.sh
+
+.PHONY: bench-micro
+bench-micro: deps ## Measure single functions (codecs, apply, rebalance) with criterion
+	$(CARGO) bench --bench '*'
+
+.PHONY: fuzz
+fuzz: deps ## Fuzz each decoder for SECONDS=60; installs cargo-fuzz (a minute) if missing
+	@CARGO="$(CARGO)" .ci/fuzz "$(SECONDS)"
+
+.PHONY: doc
+doc: deps ## Build the documentation of all crates; broken links are errors
+	RUSTDOCFLAGS="$(RUSTDOC_CHECKS)" $(CARGO) doc --release --no-deps --document-private-items
+	RUSTDOCFLAGS="$(RUSTDOC_CHECKS)" $(CARGO) doc --release --no-deps --document-private-items -p shardkv-sim
+	RUSTDOCFLAGS="$(RUSTDOC_CHECKS)" $(CARGO) doc --release --no-deps --document-private-items -p shardkv-operator -p shardkv-example
 
 .PHONY: example-python
 example-python: build ## Run the plain gRPC client in Python against a playground of two groups
