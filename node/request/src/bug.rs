@@ -49,6 +49,12 @@ pub struct Bugs {
 }
 
 impl Bugs {
+    /// No bug.
+    pub const NONE: Self = Self {
+        #[cfg(feature = "bugs")]
+        bug: None,
+    };
+
     /// Puts `bug` back.
     #[cfg(feature = "bugs")]
     pub const fn with(bug: Bug) -> Self {

@@ -45,7 +45,8 @@ impl Feed {
     ) -> Result<Self, String> {
         let patience = hub.options.handoff.timeout;
         let channels = &hub.forwarding.channels;
-        let channel = channels.get(address).await?;
+        let channel = channels.get(address).await;
+        let channel = channel.map_err(|error| error.to_string())?;
         let mut client = ShardctrlerClient::new(channel).max_decoding_message_size(usize::MAX);
         let request = once(WatchRequest {
             after: after.0,

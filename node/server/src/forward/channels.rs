@@ -1,7 +1,7 @@
 //! Connections to other groups and to the controllers, kept while they are of use.
 //!
-//! The first connection to an address is made before anything is sent over it, so that "nobody there" leaves no doubt
-//! about a request. A kept one connects again by itself, resolving the name anew; after a failure it is dropped.
+//! The first connection to an address is made before anything is sent over it, so that an unreachable node leaves no doubt about
+//! a request. A kept connection reconnects by itself, and resolves the name again; after a failure it is dropped.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,10 +12,31 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::options::Network;
 
-/// Connections that are kept; beyond it the one that was used least recently goes.
+/// The most connections that are kept; beyond it the least recently used one is dropped.
 const MAX_KEPT: usize = 256;
 
-/// Kept connections by address.
+/// The reason why there is no connection to a node. Nothing was sent, and a later attempt may succeed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChannelError {
+    /// The address is malformed, or no node accepts a connection there.
+    #[error("{address}: {error:#}")]
+    Failed {
+        address: String,
+        error: anyhow::Error,
+    },
+    /// The node accepted the connection and was silent then, or the network is slow.
+    #[error("{0}: connecting took too long")]
+    TimedOut(String),
+}
+
+impl ChannelError {
+    fn new(address: &str, error: anyhow::Error) -> Self {
+        let address = address.to_owned();
+        Self::Failed { address, error }
+    }
+}
+
+/// The kept connections, by address.
 #[derive(Debug)]
 pub(crate) struct Channels {
     network: Network,
@@ -36,26 +57,26 @@ impl Channels {
         }
     }
 
-    /// A connection to `address`. An error means that nothing was sent.
-    pub(crate) async fn get(&self, address: &str) -> Result<Channel, String> {
+    /// Returns the kept connection to `address`, or makes one. An error means that nothing was sent.
+    pub(crate) async fn get(&self, address: &str) -> Result<Channel, ChannelError> {
         if let Some(kept) = self.lock().get_mut(address) {
             kept.used = Instant::now();
             return Ok(kept.channel.clone());
         }
         let endpoint = self.endpoint(address)?;
-        // The connector's own timeout covers TCP only; a peer that accepts and then is silent must not hold us.
+        // The connector's own timeout covers TCP only, not a peer that accepts and is silent then.
         let channel = match timeout(self.network.connect_timeout, endpoint.connect()).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => {
-                return Err(format!("{address}: {:#}", anyhow::Error::from(error)));
+                return Err(ChannelError::new(address, anyhow::Error::from(error)));
             }
-            Err(_) => return Err(format!("{address}: connecting took too long")),
+            Err(_) => return Err(ChannelError::TimedOut(address.to_owned())),
         };
         self.keep(address, channel.clone());
         Ok(channel)
     }
 
-    /// The connection to `address` failed.
+    /// Drops the connection to `address`, because it failed.
     pub(crate) fn discard(&self, address: &str) {
         self.lock().remove(address);
     }
@@ -72,10 +93,10 @@ impl Channels {
         kept.insert(address.to_owned(), Kept { channel, used });
     }
 
-    fn endpoint(&self, address: &str) -> Result<Endpoint, String> {
+    fn endpoint(&self, address: &str) -> Result<Endpoint, ChannelError> {
         let network = &self.network;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|error| format!("{address}: {error}"))?;
+            .map_err(|error| ChannelError::new(address, error.into()))?;
         Ok(endpoint
             .tcp_nodelay(true)
             .connect_timeout(network.connect_timeout)
@@ -87,7 +108,7 @@ impl Channels {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {
-        // Nothing is left half done under this lock.
+        // Each change under this lock is one call, so a poisoned lock is as good.
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Requests for the configuration centre on their way to the controllers' leader.
+//! Forwarding of requests for the configuration to the controllers' leader.
 
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{
@@ -10,46 +10,49 @@ use tonic::Status;
 use tonic::transport::Channel;
 use types::Gid;
 
-use super::{Destination, Repeat, call, once, own_group, reach};
+use super::{Destination, Repeat, call, once, own_group, reach, repeat_of_write};
 use crate::hub::Hub;
 
-/// What may be asked of the controllers, and is answered with [`Ask::Answer`].
-pub(crate) trait Ask: Clone + Send {
+/// A request to the controllers, answered with [`ControllerRequest::Answer`].
+pub(crate) trait ControllerRequest: Clone + Send {
     type Answer;
 
-    /// Whether it may be asked again.
+    /// Returns the right to repeat it.
     fn repeat(&self) -> Repeat;
 
-    /// Asks.
-    fn ask(
+    /// Sends it.
+    fn send_to(
         self,
         client: ShardctrlerClient<Channel>,
     ) -> impl Future<Output = Result<Self::Answer, Status>> + Send;
 }
 
-/// Has the controllers' leader answer.
-pub(crate) async fn controllers<A: Ask>(hub: &Hub, ask: A) -> Result<A::Answer, ErrorDetail> {
-    let repeat = ask.repeat();
+/// Forwards a client's request to the controllers' leader.
+pub(crate) async fn controllers<R: ControllerRequest>(
+    hub: &Hub,
+    request: R,
+) -> Result<R::Answer, ErrorDetail> {
+    let repeat = request.repeat();
     call(
         hub,
-        || Ok(centre(hub)),
+        || Ok(controller_group(hub)),
         repeat,
-        |channel, _| ask.clone().ask(client(channel)),
+        |channel, _| request.clone().send_to(client(channel)),
     )
     .await
 }
 
-/// The same for what this node asks by itself: clients don't share their bounds with it.
-pub(crate) async fn controllers_at_once<A: Ask>(
+/// Sends this node's own request to the controllers' leader, outside of the bounds for clients' requests.
+pub(crate) async fn controllers_at_once<R: ControllerRequest>(
     hub: &Hub,
-    ask: A,
-) -> Result<A::Answer, ErrorDetail> {
-    let repeat = ask.repeat();
+    request: R,
+) -> Result<R::Answer, ErrorDetail> {
+    let repeat = request.repeat();
     reach(
         hub,
-        || Ok(centre(hub)),
+        || Ok(controller_group(hub)),
         repeat,
-        |channel, _| ask.clone().ask(client(channel)),
+        |channel, _| request.clone().send_to(client(channel)),
     )
     .await
 }
@@ -58,7 +61,7 @@ fn client(channel: Channel) -> ShardctrlerClient<Channel> {
     ShardctrlerClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
-fn centre(hub: &Hub) -> Destination {
+fn controller_group(hub: &Hub) -> Destination {
     if hub.kind() == GroupKind::Controller {
         return own_group(hub);
     }
@@ -68,9 +71,9 @@ fn centre(hub: &Hub) -> Destination {
     }
 }
 
-macro_rules! ask {
+macro_rules! controller_request {
     ($request:ty => $answer:ty, $method:ident, $repeat:expr) => {
-        impl Ask for $request {
+        impl ControllerRequest for $request {
             type Answer = $answer;
 
             fn repeat(&self) -> Repeat {
@@ -78,7 +81,7 @@ macro_rules! ask {
                 repeat(self)
             }
 
-            async fn ask(
+            async fn send_to(
                 self,
                 mut client: ShardctrlerClient<Channel>,
             ) -> Result<Self::Answer, Status> {
@@ -88,9 +91,9 @@ macro_rules! ask {
     };
 }
 
-ask!(QueryRequest => QueryResponse, query, |_| Repeat::Freely);
-ask!(JoinRequest => ConfigChanged, join, |it| Repeat::of_write(it.session.as_ref()));
-ask!(LeaveRequest => ConfigChanged, leave, |it| Repeat::of_write(it.session.as_ref()));
-ask!(MoveRequest => ConfigChanged, r#move, |it| Repeat::of_write(it.session.as_ref()));
-ask!(ReportRequest => ReportResponse, report, |_| Repeat::Freely);
-ask!(OpenSessionRequest => OpenSessionResponse, open_session, |_| Repeat::Freely);
+controller_request!(QueryRequest => QueryResponse, query, |_| Repeat::Freely);
+controller_request!(JoinRequest => ConfigChanged, join, |it| repeat_of_write(it.session.as_ref()));
+controller_request!(LeaveRequest => ConfigChanged, leave, |it| repeat_of_write(it.session.as_ref()));
+controller_request!(MoveRequest => ConfigChanged, r#move, |it| repeat_of_write(it.session.as_ref()));
+controller_request!(ReportRequest => ReportResponse, report, |_| Repeat::Freely);
+controller_request!(OpenSessionRequest => OpenSessionResponse, open_session, |_| Repeat::Freely);

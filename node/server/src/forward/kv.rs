@@ -1,4 +1,4 @@
-//! Clients' requests for keys on their way to the group that owns them.
+//! Forwarding of clients' requests for keys to the group that owns them.
 
 use api::errors;
 use api::v1::batch_item::Request as Item;
@@ -12,10 +12,10 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use types::{Gid, ShardId, shard_of};
 
-use super::{Destination, Repeat, call, once_for};
+use super::{Destination, Repeat, call, once_for, repeat_of_write};
 use crate::hub::Hub;
 
-/// Has the owner of an item's key answer it.
+/// Forwards an item to the owner of its key.
 pub(crate) async fn item(hub: &Hub, item: Item) -> Result<ItemResponse, ErrorDetail> {
     let _permit = hub.budget.take(size(&item))?;
     let repeat = repeat(&item);
@@ -48,7 +48,7 @@ pub(crate) async fn item(hub: &Hub, item: Item) -> Result<ItemResponse, ErrorDet
     .await
 }
 
-/// Has a leader open a session: this group's, or from a controller any group's.
+/// Forwards the request for a session to a leader: this group's, or from a controller any group's.
 pub(crate) async fn open_session(hub: &Hub) -> Result<OpenSessionResponse, ErrorDetail> {
     let route = || {
         if hub.kind() != GroupKind::Controller {
@@ -78,7 +78,7 @@ pub(crate) async fn open_session(hub: &Hub) -> Result<OpenSessionResponse, Error
     .await
 }
 
-/// Has the owner of a shard export it.
+/// Forwards an export to the owner of its shard.
 pub(crate) async fn export(
     hub: &Hub,
     request: ExportRequest,
@@ -91,7 +91,7 @@ pub(crate) async fn export(
     .await
 }
 
-/// Has this group's leader scan.
+/// Forwards a scan to this group's leader.
 pub(crate) async fn scan(
     hub: &Hub,
     request: ScanRequest,
@@ -130,7 +130,7 @@ fn owner_of_key(hub: &Hub, key: &[u8]) -> Result<Destination, ErrorDetail> {
     owner(hub, shard_of(key, known.config.shards()))
 }
 
-/// The group that owns a shard, as far as this node knows.
+/// Returns the group that owns a shard, as far as this node knows.
 fn owner(hub: &Hub, shard: ShardId) -> Result<Destination, ErrorDetail> {
     if hub.kind() == GroupKind::Standalone {
         return Ok(own_group(hub));
@@ -145,12 +145,12 @@ fn owner(hub: &Hub, shard: ShardId) -> Result<Destination, ErrorDetail> {
             gid,
             addresses: addresses.clone(),
         }),
-        // Nobody has it yet.
+        // No group owns it yet.
         None => Err(errors::wrong_group(config.num().0)),
     }
 }
 
-/// The members of this node's own group, the leader first if it is known.
+/// Returns the other members of this node's own group, and makes its leader the first to be asked if it is known.
 pub(crate) fn own_group(hub: &Hub) -> Destination {
     let gid = hub.identity.gid();
     let Some(status) = hub.view().status else {
@@ -158,7 +158,7 @@ pub(crate) fn own_group(hub: &Hub) -> Destination {
         return Destination { gid, addresses };
     };
     if let Some(leader) = status.leader.and_then(|leader| hub.address_of(leader)) {
-        hub.forwarding.guide.believe(gid, &leader);
+        hub.forwarding.leaders.found(gid, &leader);
     }
     let others = status
         .membership
@@ -174,12 +174,12 @@ fn no_config() -> ErrorDetail {
     errors::unavailable("the controllers have not been heard yet", 100)
 }
 
-/// The largest answer of a group whose nodes may have other options: a value and some room.
+/// Returns the bound of an answer from a group whose nodes may have other options: a value and some room.
 fn answer_limit(hub: &Hub) -> usize {
     hub.options.limits.max_request_bytes.max(16 << 20)
 }
 
-/// The key that an item is about.
+/// Returns the key of an item.
 fn key(item: &Item) -> &[u8] {
     match item {
         Item::Get(it) => &it.key,
@@ -198,7 +198,7 @@ fn repeat(item: &Item) -> Repeat {
         Item::Delete(it) => &it.session,
         Item::CompareAndSwap(it) => &it.session,
     };
-    Repeat::of_write(session.as_ref())
+    repeat_of_write(session.as_ref())
 }
 
 fn size(item: &Item) -> usize {

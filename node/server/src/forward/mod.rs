@@ -1,28 +1,32 @@
-//! Requests that aren't this node's own: passed on to whoever leads the group that they belong to.
+//! Forwarding: requests that another node must answer are passed to the leader of the group that they belong to.
 //!
-//! A forwarded call says so ([`NO_FORWARD_METADATA_KEY`]) and is answered or refused where it arrives, so there is one
-//! hop at most. The bounds: calls on their way (`max_forwarded`), their bytes (the node's budget), and a few attempts
+//! A forwarded call says so ([`NO_FORWARD_METADATA_KEY`]) and is answered or refused at the node that gets it, so there is at most
+//! one hop. The bounds: calls that are being forwarded (`max_forwarded`), their bytes (the node's budget), and a few attempts
 //! within the request's own time.
 //!
-//! # What is tried again
+//! # Retries
 //!
-//! A refusal that says that nothing was done (`NotLeader`, `WrongGroup`, no connection) is followed to where it points. A
-//! call that may have been carried out is only repeated if that does no harm: reads, and writes with a session. A forwarded
-//! write keeps its session, so that the client may repeat it anywhere. When one of its attempts is in doubt, a refusal of a
-//! later one doesn't say that nothing was done, so the client is told that the outcome is unknown.
+//! The rules are the request engine's ([`request::SingleCall`]), as the client library's are. A refusal that says that nothing was
+//! done (`NotLeader`, `WrongGroup`, no connection) is followed to the node that it names. A call that may have been carried out is
+//! repeated only if that does no harm: a read, or a write with a session. A forwarded write keeps its session, so that the client
+//! may repeat it anywhere. If one of its attempts is in doubt, a refusal of a later one doesn't say that nothing was done, so the
+//! client gets an error that says that the outcome is unknown. A shard that is being moved, a busy leader and an expired session
+//! are reported to the client at once, because the client repeats the call by itself.
 
 mod channels;
 mod ctrl;
-mod guide;
 mod kv;
+mod leaders;
 
 use std::error::Error as _;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::v1::error_detail::Kind;
 use api::v1::{ErrorDetail, Session};
 use api::{CLUSTER_METADATA_KEY, GID_METADATA_KEY, NO_FORWARD_METADATA_KEY, error_detail, errors};
+use request::{Bugs, Failure, Jitter, Leader, Next, Policy, Refusal, Refused, SingleCall};
 use shardkv::GroupKind;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -31,40 +35,44 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use types::{ConfigNum, Gid};
 
-pub(crate) use channels::Channels;
-pub(crate) use ctrl::{Ask, controllers, controllers_at_once};
-pub(crate) use guide::Guide;
+pub(crate) use channels::{ChannelError, Channels};
+pub(crate) use ctrl::{ControllerRequest, controllers, controllers_at_once};
 pub(crate) use kv::{export, item, open_session, own_group, scan};
+pub(crate) use leaders::Leaders;
+pub(crate) use request::Repeat;
 
 use crate::hub::Hub;
 
-/// Attempts of one call.
-const MAX_ATTEMPTS: usize = 12;
-/// Hints that are followed without a pause.
-const MAX_HINTS: u32 = 2;
-/// The first pause between attempts; each is twice the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// How long a configuration that a group has already may take to come here.
-const NEWS_PATIENCE: Duration = Duration::from_secs(1);
+/// The rules of a forwarded call.
+const POLICY: Policy = Policy {
+    max_attempts: 12,
+    reports_delays: true,
+    min_backoff: Duration::from_millis(5),
+    max_backoff: Duration::from_millis(320),
+    doubling: true,
+    bugs: Bugs::NONE,
+};
 
-/// What forwarding needs: connections, guesses and the bound.
+/// The time that a configuration which another group has already may take to arrive here.
+const CONFIG_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The connections, guesses and bounds of forwarding.
 #[derive(Debug)]
 pub(crate) struct Forwarding {
     pub(crate) channels: Channels,
-    pub(crate) guide: Guide,
-    places: Arc<Semaphore>,
-    /// Scans last as long as their callers like: they have places of their own.
+    pub(crate) leaders: Leaders,
+    calls: Arc<Semaphore>,
+    /// Scans last as long as their callers like, so they have a bound of their own.
     scans: Arc<Semaphore>,
-    most: usize,
+    max_forwarded: usize,
 }
 
-/// Whom a call is for.
+/// The group that a call is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Destination {
     /// The group; [`Gid::NONE`] for the controllers.
     pub(crate) gid: Gid,
-    /// Where its nodes are.
+    /// The addresses of its nodes.
     pub(crate) addresses: Vec<String>,
 }
 
@@ -72,39 +80,39 @@ impl Forwarding {
     pub(crate) fn new(options: &crate::options::Options) -> Self {
         Self {
             channels: Channels::new(options.network),
-            guide: Guide::default(),
-            places: Arc::new(Semaphore::new(options.max_forwarded)),
+            leaders: Leaders::default(),
+            calls: Arc::new(Semaphore::new(options.max_forwarded)),
             scans: Arc::new(Semaphore::new(options.max_forwarded)),
-            most: options.max_forwarded,
+            max_forwarded: options.max_forwarded,
         }
     }
 
-    /// Room for a request that is passed on.
-    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
-        self.take(&self.places, "forwarded requests")
+    /// Takes one of the places for forwarded requests.
+    pub(crate) fn call_permit(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
+        self.acquire(&self.calls, "forwarded requests")
     }
 
-    /// Room for a scan over all groups.
-    pub(crate) fn scan_place(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
-        self.take(&self.scans, "scans over all groups")
+    /// Takes one of the places for scans over all groups.
+    pub(crate) fn scan_permit(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
+        self.acquire(&self.scans, "scans over all groups")
     }
 
-    fn take(
+    fn acquire(
         &self,
         places: &Arc<Semaphore>,
         what: &str,
     ) -> Result<OwnedSemaphorePermit, ErrorDetail> {
-        let full = |_| errors::overloaded(what, self.most as u64, 20);
+        let full = |_| errors::overloaded(what, self.max_forwarded as u64, 20);
         Arc::clone(places).try_acquire_owned().map_err(full)
     }
 }
 
-/// Whether a call forbids forwarding: it was forwarded, or its sender routes by itself.
+/// Returns true if a call forbids forwarding: it was forwarded, or its sender routes by itself.
 pub(crate) fn is_forbidden(metadata: &MetadataMap) -> bool {
     metadata.contains_key(NO_FORWARD_METADATA_KEY)
 }
 
-/// A request that is not to be forwarded again.
+/// Makes a request that the receiver must not forward.
 pub(crate) fn once<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request
@@ -113,7 +121,8 @@ pub(crate) fn once<T>(message: T) -> Request<T> {
     request
 }
 
-/// The same for a group: it says whom it is meant for, so that no stranger at an address that is used again takes it.
+/// Makes a request that the receiver must not forward, and that names the destination group: if the address is used again by a
+/// node of another group, that node refuses it.
 pub(crate) fn once_for<T>(hub: &Hub, gid: Gid, message: T) -> Request<T> {
     let mut request = once(message);
     let metadata = request.metadata_mut();
@@ -129,33 +138,20 @@ pub(crate) fn once_for<T>(hub: &Hub, gid: Gid, message: T) -> Request<T> {
     request
 }
 
-/// Whether a refusal means that another node would serve the request.
+/// Returns true if a refusal means that another node would serve the request.
 pub(crate) fn is_elsewhere(error: &ErrorDetail) -> bool {
     matches!(error.kind, Some(Kind::NotLeader(_) | Kind::WrongGroup(_)))
 }
 
-/// Whether a call may be made again when it isn't known what became of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Repeat {
-    /// It changes nothing, or the same again.
-    Freely,
-    /// It is a write with a session: carried out once however often it comes, but it may have been.
-    ByName,
-    /// It is a write that nobody would recognise.
-    Never,
-}
-
-impl Repeat {
-    /// That of a write.
-    pub(crate) fn of_write(session: Option<&Session>) -> Self {
-        match session {
-            Some(_) => Self::ByName,
-            None => Self::Never,
-        }
+/// Returns the right to repeat a write.
+pub(crate) fn repeat_of_write(session: Option<&Session>) -> Repeat {
+    match session {
+        Some(_) => Repeat::ByName,
+        None => Repeat::Never,
     }
 }
 
-/// Passes a client's call on: as [`reach`], bounded and counted.
+/// Forwards a client's call: as [`reach`], bounded and counted.
 pub(crate) async fn call<T, F>(
     hub: &Hub,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
@@ -165,7 +161,7 @@ pub(crate) async fn call<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let _place = hub.forwarding.place()?;
+    let _permit = hub.forwarding.call_permit()?;
     hub.metrics.forwarded.inc();
     let result = reach(hub, route, repeat, call).await;
     if result.is_err() {
@@ -174,7 +170,7 @@ where
     result
 }
 
-/// Calls the leader of `route`'s group, which is looked up anew for each attempt.
+/// Calls the leader of the group that `route` returns, which is asked again before each attempt.
 pub(crate) async fn reach<T, F>(
     hub: &Hub,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
@@ -184,91 +180,187 @@ pub(crate) async fn reach<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let mut course = Course::new(hub);
-    let result = travel(&mut course, route, repeat, call).await;
-    let doubt = course.doubt && repeat == Repeat::ByName;
+    let mut forwarded = Forwarded::new(hub, repeat);
+    let result = forwarded.run(route, call).await;
+    let doubt = forwarded.engine.attempts.doubt && repeat == Repeat::ByName;
     result.map_err(|error| if doubt { in_doubt(error) } else { error })
 }
 
-async fn travel<T, F>(
-    course: &mut Course<'_>,
-    route: impl Fn() -> Result<Destination, ErrorDetail>,
-    repeat: Repeat,
-    call: impl Fn(Channel, Gid) -> F,
-) -> Result<T, ErrorDetail>
-where
-    F: Future<Output = Result<T, Status>>,
-{
-    let forwarding = &course.hub.forwarding;
-    let repeatable = repeat != Repeat::Never;
-    for attempt in 0..MAX_ATTEMPTS {
-        let to = route()?;
-        let Some(address) = forwarding.guide.pick(to.gid, &to.addresses, attempt) else {
-            return Err(course.failure.take().unwrap_or_else(|| nobody(to.gid)));
-        };
-        let channel = match timeout_at(course.deadline, forwarding.channels.get(&address)).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(reason)) => {
-                forwarding.guide.doubt(to.gid, &address);
-                course.failed(errors::unavailable(reason, 100));
-                course.rest().await;
-                continue;
-            }
-            Err(_) => break,
-        };
-        let status = match timeout_at(course.deadline, call(channel, to.gid)).await {
-            Ok(Ok(answer)) => {
-                forwarding.guide.believe(to.gid, &address);
-                return Ok(answer);
-            }
-            Ok(Err(status)) => status,
-            Err(_) if repeatable => {
-                course.doubt = true;
-                break;
-            }
-            Err(_) => return Err(errors::outcome_unknown("")),
-        };
-        let detail = error_detail(&status);
-        let unsent = detail.is_none() && was_unsent(&status);
-        course.doubt |= !unsent && detail.as_ref().is_none_or(is_doubtful);
-        match detail {
-            Some(detail) if is_followed(&detail, repeatable) => {
-                course.follow(&to, &address, detail).await;
-            }
-            Some(detail) => return Err(detail),
-            // The connection broke, or what answers is no node.
-            None => {
-                forwarding.channels.discard(&address);
-                forwarding.guide.doubt(to.gid, &address);
-                tracing::debug!(
-                    address,
-                    unsent,
-                    "a call that was passed on failed: {status:?}"
-                );
-                if !repeatable && !unsent {
-                    return Err(errors::outcome_unknown(""));
+/// One call that is being forwarded.
+struct Forwarded<'a> {
+    hub: &'a Hub,
+    engine: SingleCall,
+    start: Instant,
+    deadline: Instant,
+    /// The error of the last attempt, as the client gets it.
+    last: Option<ErrorDetail>,
+}
+
+impl<'a> Forwarded<'a> {
+    fn new(hub: &'a Hub, repeat: Repeat) -> Self {
+        let start = Instant::now();
+        let jitter = Jitter::new(RandomState::new().hash_one(0));
+        Self {
+            hub,
+            engine: SingleCall::new(repeat, POLICY, jitter),
+            start,
+            deadline: start + hub.options.request_timeout,
+            last: None,
+        }
+    }
+
+    async fn run<T, F>(
+        &mut self,
+        route: impl Fn() -> Result<Destination, ErrorDetail>,
+        call: impl Fn(Channel, Gid) -> F,
+    ) -> Result<T, ErrorDetail>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let forwarding = &self.hub.forwarding;
+        loop {
+            let to = route()?;
+            let turn = self.engine.failures() as usize;
+            let Some(leader) = forwarding.leaders.next(to.gid, &to.addresses, turn) else {
+                return Err(self.last.take().unwrap_or_else(|| no_node(to.gid)));
+            };
+            let connecting = forwarding.channels.get(&leader.address);
+            let channel = match timeout_at(self.deadline, connecting).await {
+                Ok(Ok(channel)) => channel,
+                Ok(Err(error)) => {
+                    self.unreachable(&leader, &error).await?;
+                    continue;
                 }
-                let what = format!("{address}: {}", status.message());
-                course.failed(errors::unavailable(what, 100));
-                course.rest().await;
+                Err(_) => return Err(self.late()),
+            };
+            self.engine.handle_sent();
+            match timeout_at(self.deadline, call(channel, to.gid)).await {
+                Ok(Ok(answer)) => {
+                    forwarding.leaders.found(to.gid, &leader.address);
+                    return Ok(answer);
+                }
+                Ok(Err(status)) => self.refused(&leader, &status).await?,
+                Err(_) => return Err(self.late()),
             }
         }
     }
-    let late = || errors::unavailable("no answer came in time", 100);
-    Err(course.failure.take().unwrap_or_else(late))
-}
 
-/// Whether a refusal points elsewhere, or to later.
-fn is_followed(detail: &ErrorDetail, repeatable: bool) -> bool {
-    match detail.kind {
-        Some(Kind::NotLeader(_) | Kind::WrongGroup(_) | Kind::WrongCluster(_)) => true,
-        Some(Kind::Unavailable(_) | Kind::OutcomeUnknown(_)) => repeatable,
-        _ => false,
+    /// Takes in that no connection could be made, and pauses.
+    async fn unreachable(
+        &mut self,
+        leader: &Leader,
+        error: &ChannelError,
+    ) -> Result<(), ErrorDetail> {
+        self.hub.forwarding.leaders.failed(leader, None);
+        let text = error.to_string();
+        self.last = Some(errors::unavailable(&text, 100));
+        match self.engine.handle_unreachable(self.start.elapsed(), text) {
+            Ok(pause) => self.pause(pause).await,
+            Err(_) => Err(self.last_error()),
+        }
+    }
+
+    /// Takes in a failed attempt, and waits until the next may begin.
+    async fn refused(&mut self, leader: &Leader, status: &Status) -> Result<(), ErrorDetail> {
+        let forwarding = &self.hub.forwarding;
+        let detail = error_detail(status);
+        let refused = refused(status, detail.clone());
+        if detail.is_none() || refused.refusal == Refusal::WrongCluster {
+            // The next connection resolves the name again.
+            forwarding.channels.discard(&leader.address);
+        }
+        if detail.is_none() {
+            let unsent = refused.refusal == Refusal::NotSent;
+            let address = &leader.address;
+            tracing::debug!(%address, unsent, "a forwarded call failed: {status:?}");
+        }
+        // Without a typed error the connection broke, or the other end is no node.
+        let text = || format!("{}: {}", leader.address, status.message());
+        let broken = || errors::unavailable(text(), 100);
+        self.last = Some(detail.clone().unwrap_or_else(broken));
+        let hint = refused.refusal.hint().cloned();
+        let news = hint.is_some_and(|hint| forwarding.leaders.failed(leader, Some(&hint)));
+        let known = self.hub.configs.known().map(|known| known.config.num());
+        let now = self.start.elapsed();
+        match self.engine.handle_refusal(now, refused, known, news) {
+            Next::Retry {
+                pause,
+                leader_failed,
+            } => {
+                if leader_failed {
+                    forwarding.leaders.failed(leader, None);
+                }
+                self.pause(pause).await
+            }
+            Next::AwaitConfig {
+                pause,
+                leader_failed: true,
+                ..
+            } => {
+                forwarding.leaders.failed(leader, None);
+                self.pause(pause).await
+            }
+            Next::AwaitConfig { num, .. } => self.await_config(num).await,
+            // Without an error of the node's own the client learns only that the outcome is unknown.
+            Next::Fail(Failure::Unrepeatable) if detail.is_none() => {
+                Err(errors::outcome_unknown(""))
+            }
+            Next::Report | Next::Fail(_) => Err(self.last_error()),
+        }
+    }
+
+    /// Waits until a configuration that another group has already is known here. If it comes late, the next attempt waits again.
+    async fn await_config(&mut self, num: ConfigNum) -> Result<(), ErrorDetail> {
+        let patience = self.deadline.min(Instant::now() + CONFIG_PATIENCE);
+        let _ = timeout_at(patience, self.hub.configs.reached(num)).await;
+        self.check_deadline()
+    }
+
+    async fn pause(&mut self, pause: Duration) -> Result<(), ErrorDetail> {
+        sleep_until(self.deadline.min(Instant::now() + pause)).await;
+        self.check_deadline()
+    }
+
+    fn check_deadline(&mut self) -> Result<(), ErrorDetail> {
+        if Instant::now() < self.deadline {
+            return Ok(());
+        }
+        Err(self.late())
+    }
+
+    /// Returns the error of a call whose deadline passed.
+    fn late(&mut self) -> ErrorDetail {
+        match self.engine.handle_deadline() {
+            Failure::Unrepeatable => errors::outcome_unknown(""),
+            _ => self.last_error(),
+        }
+    }
+
+    fn last_error(&mut self) -> ErrorDetail {
+        let late = || errors::unavailable("no answer came in time", 100);
+        self.last.take().unwrap_or_else(late)
     }
 }
 
-/// Whether a call never left this node: nobody was there, or the connection that it was queued for ended first, because its
-/// node said goodbye, most often.
+/// Converts a failed attempt for the request engine. An answer without a typed error comes from the transport, or from
+/// something that is no node.
+fn refused(status: &Status, detail: Option<ErrorDetail>) -> Refused {
+    let message = status.message().to_owned();
+    match detail {
+        Some(detail) => api::refused(detail),
+        None if was_unsent(status) => Refused {
+            refusal: Refusal::NotSent,
+            message,
+        },
+        None => Refused {
+            refusal: Refusal::ConnectionLost,
+            message,
+        },
+    }
+}
+
+/// Returns true if a call never left this node: the connection could not be made, or the connection that it was queued for ended
+/// first, most often because its node announced that it closes.
 fn was_unsent(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {
@@ -283,102 +375,16 @@ fn was_unsent(status: &Status) -> bool {
     false
 }
 
-/// Whether a refused attempt may have taken effect all the same: a node that stops can't tell, and a kind of error that
-/// this version doesn't know may mean anything.
-fn is_doubtful(detail: &ErrorDetail) -> bool {
-    let kind = detail.kind.as_ref();
-    kind.is_none_or(|kind| matches!(kind, Kind::Unavailable(_) | Kind::OutcomeUnknown(_)))
-}
-
-/// What a write is told whose last attempt got this answer, and an earlier one none.
+/// Returns the error of a write whose last attempt got `error`, and an earlier one no certain answer.
 fn in_doubt(error: ErrorDetail) -> ErrorDetail {
     match error.kind {
-        // It says so itself.
+        // These say so themselves.
         Some(Kind::SessionExpired(_) | Kind::OutcomeUnknown(_)) => error,
         _ => errors::outcome_unknown(""),
     }
 }
 
-/// The attempts of one call.
-struct Course<'a> {
-    hub: &'a Hub,
-    deadline: Instant,
-    pause: Duration,
-    /// Hints that were followed at once.
-    hints: u32,
-    /// What the last attempt was told.
-    failure: Option<ErrorDetail>,
-    /// Whether an attempt may have taken effect.
-    doubt: bool,
-}
-
-impl<'a> Course<'a> {
-    fn new(hub: &'a Hub) -> Self {
-        Self {
-            hub,
-            deadline: Instant::now() + hub.options.request_timeout,
-            pause: FIRST_PAUSE,
-            hints: 0,
-            failure: None,
-            doubt: false,
-        }
-    }
-
-    fn failed(&mut self, detail: ErrorDetail) {
-        self.failure = Some(detail);
-    }
-
-    async fn rest(&mut self) {
-        let until = self.deadline.min(Instant::now() + self.pause);
-        sleep_until(until).await;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-    }
-
-    /// Goes where a refusal points.
-    async fn follow(&mut self, to: &Destination, address: &str, detail: ErrorDetail) {
-        let guide = &self.hub.forwarding.guide;
-        match &detail.kind {
-            Some(Kind::NotLeader(hint)) => {
-                guide.doubt(to.gid, address);
-                let named = hint.leader_address.as_str();
-                let news = !named.is_empty() && named != address;
-                if news {
-                    guide.believe(to.gid, named);
-                }
-                // Hints may lead in a circle while an election goes on.
-                if news && self.hints < MAX_HINTS {
-                    self.hints += 1;
-                } else {
-                    self.rest().await;
-                }
-            }
-            Some(Kind::WrongGroup(wrong)) => {
-                let num = ConfigNum(wrong.config_num);
-                let configs = &self.hub.configs;
-                if configs.has(num) {
-                    // It hasn't heard of the configuration that we go by, or is of another group now.
-                    guide.doubt(to.gid, address);
-                    self.rest().await;
-                } else {
-                    let patience = self.deadline.min(Instant::now() + NEWS_PATIENCE);
-                    // Late news are waited for again.
-                    let _ = timeout_at(patience, configs.reached(num)).await;
-                }
-            }
-            kind => {
-                if matches!(kind, Some(Kind::WrongCluster(_))) {
-                    // The name is resolved again.
-                    self.hub.forwarding.channels.discard(address);
-                }
-                guide.doubt(to.gid, address);
-                self.rest().await;
-            }
-        }
-        self.failed(detail);
-    }
-}
-
-fn nobody(gid: Gid) -> ErrorDetail {
+fn no_node(gid: Gid) -> ErrorDetail {
     let what = if gid == Gid::NONE {
         "no other controller is known".to_owned()
     } else {
@@ -390,6 +396,20 @@ fn nobody(gid: Gid) -> ErrorDetail {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn after(detail: &ErrorDetail, repeat: Repeat) -> (Next, bool) {
+        let mut engine = SingleCall::new(repeat, POLICY, Jitter::new(1));
+        engine.handle_sent();
+        let refused = api::refused(detail.clone());
+        let known = Some(ConfigNum(1));
+        let next = engine.handle_refusal(Duration::ZERO, refused, known, false);
+        (next, engine.attempts.doubt)
+    }
+
+    fn is_followed(detail: &ErrorDetail, repeat: Repeat) -> bool {
+        let (next, _) = after(detail, repeat);
+        matches!(next, Next::Retry { .. } | Next::AwaitConfig { .. })
+    }
 
     #[test]
     fn refusals_are_followed_unless_harm_could_be_done() {
@@ -404,13 +424,16 @@ mod tests {
             (errors::session_expired(), false, false),
         ];
         for (detail, always, repeatable) in cases {
-            assert_eq!(is_followed(&detail, false), always, "{detail:?}");
-            assert_eq!(is_followed(&detail, true), repeatable, "{detail:?}");
+            assert_eq!(is_followed(&detail, Repeat::Never), always, "{detail:?}");
+            for repeat in [Repeat::Freely, Repeat::ByName] {
+                assert_eq!(is_followed(&detail, repeat), repeatable, "{detail:?}");
+            }
         }
     }
 
     #[test]
     fn no_refusal_hides_that_an_earlier_attempt_is_in_doubt() {
+        let doubtful = |detail: &ErrorDetail| after(detail, Repeat::ByName).1;
         for detail in [
             errors::wrong_group(7),
             errors::not_leader("a:1"),
@@ -418,20 +441,20 @@ mod tests {
             errors::overloaded("requests", 1, 1),
             errors::disk_full(),
         ] {
-            assert!(!is_doubtful(&detail), "{detail:?}");
-            let told = in_doubt(detail);
-            assert!(matches!(told.kind, Some(Kind::OutcomeUnknown(_))));
+            assert!(!doubtful(&detail), "{detail:?}");
+            let error = in_doubt(detail);
+            assert!(matches!(error.kind, Some(Kind::OutcomeUnknown(_))));
         }
         assert_eq!(
             in_doubt(errors::session_expired()),
             errors::session_expired()
         );
-        assert!(is_doubtful(&errors::outcome_unknown("")));
-        assert!(is_doubtful(&errors::unavailable("stopping", 1)));
+        assert!(doubtful(&errors::outcome_unknown("")));
+        assert!(doubtful(&errors::unavailable("stopping", 1)));
     }
 
     #[test]
-    fn what_is_passed_on_says_so() {
+    fn forwarded_requests_say_so() {
         assert!(is_forbidden(once(()).metadata()));
         assert!(!is_forbidden(Request::new(()).metadata()));
     }

@@ -16,7 +16,7 @@ use types::{ClusterId, ConfigNum, Gid, ShardId};
 
 use super::feed::Fetcher;
 use crate::convert::kv;
-use crate::forward::{self, Destination, Guide, Repeat, once};
+use crate::forward::{self, Destination, Leaders, Repeat, once};
 use crate::hub::{Hub, Waiting};
 use crate::machine;
 
@@ -27,8 +27,8 @@ const PROPOSE_PATIENCE: Duration = Duration::from_secs(25);
 pub(crate) struct Actions {
     hub: Arc<Hub>,
     fetcher: Fetcher,
-    /// Which node of a source gave the last part.
-    sources: Guide,
+    /// The node of each source that gave the last chunk.
+    sources: Leaders,
     /// How many pulls failed: the next node of a source is tried.
     turn: AtomicUsize,
 }
@@ -38,7 +38,7 @@ impl Actions {
         Self {
             fetcher: Fetcher::new(Arc::clone(&hub)),
             hub,
-            sources: Guide::default(),
+            sources: Leaders::default(),
             turn: AtomicUsize::new(0),
         }
     }
@@ -126,16 +126,16 @@ impl Actions {
         part: Part,
     ) -> Result<ActionOutcome, String> {
         let turn = self.turn.load(Ordering::Relaxed);
-        let Some(address) = self.sources.pick(source, addresses, turn) else {
+        let Some(node) = self.sources.next(source, addresses, turn) else {
             return Err(format!("no address of {source} is known"));
         };
-        match self.pull_from(&address, source, part).await {
+        match self.pull_from(&node.address, source, part).await {
             Ok(chunk) => {
-                self.sources.believe(source, &address);
+                self.sources.found(source, &node.address);
                 Ok(ActionOutcome::Pulled(chunk))
             }
             Err(why) => {
-                self.sources.doubt(source, &address);
+                self.sources.failed(&node, None);
                 self.turn.fetch_add(1, Ordering::Relaxed);
                 Err(why)
             }
@@ -144,7 +144,8 @@ impl Actions {
 
     async fn pull_from(&self, address: &str, source: Gid, part: Part) -> Result<Chunk, String> {
         let channels = &self.hub.forwarding.channels;
-        let channel = channels.get(address).await?;
+        let channel = channels.get(address).await;
+        let channel = channel.map_err(|error| error.to_string())?;
         let request = PullRequest {
             cluster_id: self.controller()?.0,
             gid: source.0,

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::{session, watch};
 use crate::configs::{Known, synthetic};
 use crate::convert::{ctrl, kv};
-use crate::forward::{self, Ask, is_elsewhere, is_forbidden};
+use crate::forward::{self, ControllerRequest, is_elsewhere, is_forbidden};
 use crate::hub::Hub;
 use crate::machine::MachineRequest;
 
@@ -30,7 +30,7 @@ impl CtrlService {
     }
 
     /// Asks the own machine, or whoever knows.
-    async fn answer<A: Ask>(
+    async fn answer<A: ControllerRequest>(
         &self,
         request: Request<A>,
         convert: impl FnOnce(A) -> Result<MachineRequest, ErrorDetail>,
@@ -70,7 +70,7 @@ impl CtrlService {
         read(hub, outcome).ok_or_else(kv::mismatch)
     }
 
-    async fn change<A: Ask<Answer = ConfigChanged>>(
+    async fn change<A: ControllerRequest<Answer = ConfigChanged>>(
         &self,
         request: Request<A>,
         convert: impl FnOnce(A) -> Result<MachineRequest, ErrorDetail>,

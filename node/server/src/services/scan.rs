@@ -48,7 +48,7 @@ pub(crate) fn open(
     } else if hub.kind() == GroupKind::Standalone {
         tokio::spawn(scan.here_or_at_the_leader(pages));
     } else {
-        let place = hub.forwarding.scan_place()?;
+        let place = hub.forwarding.scan_permit()?;
         hub.metrics.forwarded.inc();
         tokio::spawn(scan.everywhere(pages, place));
     }
