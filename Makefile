@@ -71,11 +71,12 @@ checker: ## Build and test the linearizability checker (porcupine, in Go)
 	cd node/server/tests/porcupine && go build -o "$(abspath $(bin))/shardkv-porcupine" .
 
 .PHONY: lint
-lint: deps ## Check formatting, clippy (warnings are errors), scripts, the compose file, purity, and dependencies if cargo-deny is here
+lint: deps ## Check formatting, clippy and documentation (warnings are errors), scripts, the compose file, purity, and dependencies if cargo-deny is here
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-sim --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-operator -p shardkv-example --all-targets -- -D warnings
+	@$(MAKE) doc
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
 	@.ci/purity

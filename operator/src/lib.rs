@@ -12,7 +12,7 @@
 //! # How data flow through a round
 //!
 //! 1. [`crd`] is the resource as users write it and as the API server stores it. The program `crdgen` writes its definition
-//!    into `crds/`, and its [`reference`] into `docs/`.
+//!    into `crds/`, and its [`reference`](mod@reference) into `docs/`.
 //! 2. [`validate`] makes a [`validate::Cluster`] of it: every bound checked once more, because a definition that is older than
 //!    the operator may have let something through. All that follows takes only that.
 //! 3. [`build`] gives the objects that the cluster consists of, one file a kind.

@@ -1,7 +1,7 @@
 //! From an empty disk to a member of a group, without ever beginning a second group beside the first.
 //!
 //! A node with a log goes on with it. An empty one asks all configured initial peers who they are, again and
-//! again, until it can decide ([`decide`]): adopt the beginning that names it, wait to be let into a group that
+//! again, until it can decide ([`decide`](mod@decide)): adopt the beginning that names it, wait to be let into a group that
 //! doesn't, or begin the group if it is the one that shall.
 //!
 //! Two groups can't both get a quorum. A beginning is made by one node only, the one with the smallest address,

@@ -1,6 +1,6 @@
 //! The configuration as this node knows it: for finding who owns a shard, and for whoever watches.
 //!
-//! Controllers take it from their own state. Nodes of replica groups follow the controllers ([`follow`]); what they know
+//! Controllers take it from their own state. Nodes of replica groups follow the controllers ([`follow`](mod@follow)); what they know
 //! may be a moment old, which costs a detour and never correctness: who owns a shard is decided by the groups' logs.
 
 mod follow;
