@@ -187,6 +187,14 @@ impl<C: Call> PendingCalls<C> {
         self.pending.values().map(|pending| &pending.it)
     }
 
+    /// Changes the unanswered calls. Their hashes and their right to be repeated must stay.
+    pub fn update(&mut self, update: impl FnMut(&mut C)) {
+        self.pending
+            .values_mut()
+            .map(|pending| &mut pending.it.call)
+            .for_each(update);
+    }
+
     /// Returns the number of calls that were sent and not answered.
     pub fn on_wire(&self) -> usize {
         self.on_wire

@@ -37,7 +37,8 @@ pub enum Effect<C> {
         /// The address that it named.
         hint: Option<Arc<str>>,
     },
-    /// Close the stream. Its later results must not be reported.
+    /// Close the stream. A refusal that still arrives from it must not be reported, because it says nothing about later attempts;
+    /// an answer may be.
     Disconnect,
     /// Ask the leader for a session; then call [`BatchStream::handle_session`].
     OpenSession,
@@ -156,6 +157,11 @@ impl<C: Call> BatchStream<C> {
     /// Notes that a copy of a sent call went out whose result won't be heard.
     pub fn note_copy(&mut self, id: u64) {
         self.calls.note_copy(id);
+    }
+
+    /// Changes the calls that wait, on the wire or not: a driver moves a deadline, or abandons a call.
+    pub fn update_calls(&mut self, update: impl FnMut(&mut C)) {
+        self.calls.update(update);
     }
 
     /// Begins what is due at `now`: retries, a connection, a session.

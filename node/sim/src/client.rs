@@ -1,31 +1,35 @@
-//! A simulated client: does what the real library does, and worse.
+//! A simulated client: drives the product's request engine, and does worse.
 //!
-//! It opens sessions, numbers its writes, keeps several in flight, looks for the leader, retries under the
-//! same number until a deadline, and gives up then with an unknown outcome. On top it sends copies to
-//! other nodes and lets some arrive very late, goes silent for longer than a session lives, and sends
-//! some writes without a session. What it asked and what it was told goes to the history.
+//! Sessions, sequences, retries, back-off, deadlines and the choice of the next node are the engine's (`request`), as in the
+//! client library. This driver stands for the network and the application: it draws operations, carries the engine's batches to
+//! hosts one request each, and reports answers, refusals, silence and broken connections. Beyond the library it sends copies to
+//! other nodes and lets some arrive very late, goes silent for longer than a session lives, reports answers of connections that
+//! it gave up, and sends some writes without a session. Questions and answers go to the history.
 //!
-//! A copy of a request is *resolved* when its refusal says that it did nothing. Only an operation whose
-//! every copy is resolved counts as never done; this holds the refusals to their word.
+//! When the engine ends an operation and says that it certainly had no effect, the history holds it to that: the logs must
+//! never carry the operation.
 
 mod answers;
 mod options;
 mod routes;
+mod streams;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
 use replica::{Request, RequestId};
-use shardkv::{Command, Query, SessionRef, Write};
-use types::{ClientId, Gid, NodeId, Sequence};
+use request::{Attempts, LeaderTable, Repeat, Time, Tracked};
+use shardkv::{Query, Write};
+use types::{Gid, NodeId, hash_key};
 
-use crate::dice::{Dice, digest};
-use crate::history::{History, Mark, Name};
-use crate::machine::{Question, to_kv};
+use crate::dice::Dice;
+use crate::history::{History, Mark};
+use crate::machine::Question;
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros};
 use routes::Routes;
+use streams::{Sent, Stream};
 
 pub use options::ClientOptions;
 
@@ -67,17 +71,24 @@ pub struct Client {
     options: ClientOptions,
     dice: Dice,
     routes: Routes,
-    session: Option<Session>,
-    opening: Option<Opening>,
-    /// Unanswered writes by session: the lowest is what the client has acknowledged below.
-    open: BTreeMap<ClientId, BTreeSet<Sequence>>,
+    /// The last known leader of each group.
+    leaders: LeaderTable,
+    /// The engine and the connection of each group.
+    streams: BTreeMap<Gid, Stream>,
     operations: BTreeMap<u64, Operation>,
-    /// Requests under way: for which operation, and to which group.
-    requests: BTreeMap<RequestId, (u64, Gid)>,
+    /// Requests under way.
+    requests: BTreeMap<RequestId, Sent>,
+    /// The time at the last event.
+    now: Micros,
     sent: u64,
     started: u64,
+    /// The number of connections so far.
+    connections: u64,
     next_start: Micros,
-    /// What was last seen of a key, for compare-and-swap.
+    next_sweep: Micros,
+    /// The host to which all connections go next, after all broke.
+    diverted: Option<HostId>,
+    /// The last seen value of each key, for compare-and-swap.
     seen: BTreeMap<Bytes, Option<Bytes>>,
     stopping: bool,
     script: Vec<Step>,
@@ -105,41 +116,49 @@ pub enum Step {
 }
 
 #[derive(Debug)]
-struct Session {
-    id: ClientId,
-    opened: Micros,
-    next: Sequence,
-}
-
-#[derive(Debug)]
-struct Opening {
-    id: RequestId,
-    /// Who was asked; nobody, if no group is known.
-    gid: Option<Gid>,
-    retry_at: Micros,
-}
-
-#[derive(Debug)]
 struct Operation {
     what: What,
-    /// Whom it was sent to last.
-    gid: Option<Gid>,
     marks: Vec<(Bytes, Mark)>,
     began: Micros,
-    deadline: Micros,
-    /// When to send again: because a refusal said so, or because no answer came.
-    retry_at: Micros,
-    attempts: u32,
-    /// Copies that may still do something.
-    unresolved: BTreeSet<RequestId>,
-    /// It may have been done, whatever comes.
-    maybe: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum What {
-    Write(Write, Option<(ClientId, Sequence)>),
+    /// A write, with a session or without.
+    Write(Write, Repeat),
     Read(Query),
+}
+
+/// An operation as the engine sees it.
+#[derive(Debug)]
+struct Call {
+    number: u64,
+    hash: u64,
+    repeat: Repeat,
+    deadline: Micros,
+    abandoned: bool,
+}
+
+impl request::Call for Call {
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    fn cost(&self) -> usize {
+        1
+    }
+
+    fn repeat(&self) -> Repeat {
+        self.repeat
+    }
+
+    fn deadline(&self) -> Time {
+        Time::from_micros(self.deadline)
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.abandoned
+    }
 }
 
 /// Whether a question is about a key.
@@ -161,21 +180,24 @@ pub fn key(number: u64) -> Bytes {
 }
 
 impl Client {
-    /// A client that starts at `start`.
+    /// Creates a client that starts at `start`.
     pub fn new(number: u64, options: ClientOptions, start: Micros, dice: Dice) -> Self {
         Self {
             number,
+            leaders: LeaderTable::new(options.bugs),
             options,
             dice,
             routes: Routes::default(),
-            session: None,
-            opening: None,
-            open: BTreeMap::new(),
+            streams: BTreeMap::new(),
             operations: BTreeMap::new(),
             requests: BTreeMap::new(),
+            now: 0,
             sent: 0,
             started: 0,
+            connections: 0,
             next_start: start,
+            next_sweep: 0,
+            diverted: None,
             seen: BTreeMap::new(),
             stopping: false,
             script: Vec::new(),
@@ -194,43 +216,43 @@ impl Client {
     /// Starts nothing more, and finishes what it began, however long it takes.
     pub fn finish(&mut self, now: Micros) {
         self.stopping = true;
+        self.now = now;
         self.options.copies = 0;
-        for operation in self.operations.values_mut() {
-            // A write without a session is sent once: if its answer got lost there is none to wait for.
-            if !matches!(operation.what, What::Write(_, None)) {
-                operation.deadline = Micros::MAX;
-            }
-            operation.attempts = 0;
-            operation.retry_at = operation.retry_at.min(now + self.options.patience);
-        }
         self.options.sessionless = 0;
         self.options.deadline = Micros::MAX;
-    }
-
-    /// The connection broke: goes on at `host` at once.
-    pub fn lost_connection(&mut self, host: HostId, now: Micros) {
-        self.routes.lost_connection(host);
-        for operation in self.operations.values_mut() {
-            operation.retry_at = operation.retry_at.min(now);
+        for stream in self.streams.values_mut() {
+            stream.losses = 0;
+            stream.engine.update_calls(|call: &mut Call| {
+                // A write without a session is sent once: if its answer got lost there is none to wait for.
+                if call.repeat != Repeat::Never {
+                    call.deadline = Micros::MAX;
+                }
+            });
         }
     }
 
-    /// Whether nothing is in flight or due.
+    /// Notes that all connections broke: goes on at `host` at once.
+    pub fn lost_connection(&mut self, host: HostId, now: Micros) {
+        self.now = now;
+        self.diverted = Some(host);
+    }
+
+    /// Returns true if nothing is in flight or due.
     pub fn is_idle(&self) -> bool {
         self.stopping && self.script.is_empty() && self.operations.is_empty()
     }
 
-    /// What was last seen of a key.
+    /// Returns the last seen value of a key.
     pub(crate) fn seen(&self, key: &[u8]) -> Option<Bytes> {
         self.seen.get(key).cloned().flatten()
     }
 
-    /// How long answered requests took.
+    /// Returns the durations of the answered requests.
     pub(crate) fn timings(&self) -> &[Timing] {
         &self.timings
     }
 
-    /// What is in flight, for people.
+    /// Describes the operations in flight.
     pub fn describe(&self) -> String {
         let whats: Vec<_> = self
             .operations
@@ -238,82 +260,49 @@ impl Client {
             .map(|operation| &operation.what)
             .collect();
         format!(
-            "client {} has configuration {}, opening {}, in flight {whats:?}",
+            "client {} has configuration {}, connected to {:?}, in flight {whats:?}",
             self.number,
             self.routes.num(),
-            self.opening.is_some()
+            self.streams
+                .iter()
+                .map(|(gid, stream)| (*gid, stream.host()))
+                .collect::<Vec<_>>(),
         )
     }
 
-    /// When the client wants to be woken next.
+    /// Returns the moment at which the client wants to be woken next.
     pub fn due(&self) -> Micros {
-        let retries = self
-            .operations
-            .values()
-            .map(|operation| operation.retry_at.min(operation.deadline));
-        let opening = self.opening.as_ref().map(|opening| opening.retry_at);
-        let has_room = self.operations.len() < self.options.pipeline.max(1);
+        if self.diverted.is_some() {
+            return self.now;
+        }
+        let streams = self.streams_due();
         let wants = !self.stopping || !self.script.is_empty();
-        let start = (wants && has_room && self.opening.is_none()).then_some(self.next_start);
-        retries
-            .chain(opening)
+        let has_room = self.operations.len() < self.options.pipeline.max(1);
+        let start = (wants && has_room).then_some(self.next_start);
+        streams
+            .into_iter()
             .chain(start)
             .chain(self.routes.due().filter(|_| !self.is_idle()))
             .min()
             .unwrap_or(Micros::MAX)
     }
 
-    /// Time has come for something.
+    /// Does what is due.
     pub fn wake(&mut self, around: &mut Surroundings<'_>) {
         let now = around.now;
-        if let Some(opening) = self.opening.as_ref().filter(|it| it.retry_at <= now) {
-            if let Some(gid) = opening.gid {
-                self.routes.elsewhere(gid, &mut self.dice, around);
-            }
-            self.open_session(around);
+        self.now = now;
+        if let Some(host) = self.diverted.take() {
+            self.divert(host, around);
         }
+        self.watch_streams(around);
         if self.routes.due().is_some_and(|due| due <= now) {
             self.refresh(around);
         }
-        let late: Vec<u64> = self
-            .operations
-            .iter()
-            .filter(|(_, operation)| operation.retry_at <= now || operation.deadline <= now)
-            .map(|(number, _)| *number)
-            .collect();
-        for number in late {
-            self.retry(number, around);
-        }
         let wants = !self.stopping || !self.script.is_empty();
-        if wants
-            && self.next_start <= now
-            && self.opening.is_none()
-            && self.operations.len() < self.options.pipeline.max(1)
-        {
+        if wants && self.next_start <= now && self.operations.len() < self.options.pipeline.max(1) {
             self.start(around);
         }
-    }
-
-    fn retry(&mut self, number: u64, around: &mut Surroundings<'_>) {
-        let Some(operation) = self.operations.get_mut(&number) else {
-            return;
-        };
-        if operation.deadline <= around.now {
-            self.give_up(number, around);
-            return;
-        }
-        let sessionless = matches!(operation.what, What::Write(_, None));
-        if sessionless && !operation.unresolved.is_empty() {
-            // Sending it again would do it again.
-            operation.retry_at = operation.deadline;
-            return;
-        }
-        if !operation.unresolved.is_empty()
-            && let Some(gid) = operation.gid
-        {
-            self.routes.elsewhere(gid, &mut self.dice, around);
-        }
-        self.send(number, around);
+        self.pump(around);
     }
 
     /// Asks for a newer configuration.
@@ -321,27 +310,6 @@ impl Client {
         let id = self.next_id();
         let patience = self.options.patience;
         self.routes.refresh(id, patience, &mut self.dice, around);
-    }
-
-    fn open_session(&mut self, around: &mut Surroundings<'_>) {
-        let id = self.next_id();
-        let group = self.routes.any_group(&mut self.dice, around);
-        let gid = group.map(|(gid, _)| gid);
-        self.opening = Some(Opening {
-            id,
-            gid,
-            retry_at: around.now + self.options.patience,
-        });
-        let Some(gid) = gid else {
-            self.refresh(around);
-            return;
-        };
-        around.out.push(Outgoing {
-            to: self.routes.target(gid, around),
-            id,
-            request: Request::LogTime,
-            delay: 0,
-        });
     }
 
     fn next_id(&mut self) -> RequestId {
@@ -357,21 +325,18 @@ impl Client {
             self.next_start = now + self.options.silence;
             return;
         }
-        let old = self
-            .session
-            .as_ref()
-            .zip(self.options.renew_after)
-            .is_some_and(|(session, age)| now >= session.opened.saturating_add(age));
-        if old {
-            self.session = None;
-        }
-        if self.session.is_none() {
-            self.next_start = now;
-            self.open_session(around);
+        if self.routes.config(around).is_none() {
+            self.refresh(around);
             return;
         }
         let Some(what) = self.draw(around) else {
             self.refresh(around);
+            return;
+        };
+        let Some((key, gid)) = self.route(&what, around) else {
+            self.refresh(around);
+            // A script's step is not lost.
+            self.put_back(what);
             return;
         };
         let marks = match &what {
@@ -382,39 +347,51 @@ impl Client {
                 vec![(key.clone(), around.history.invoke_get(key.clone()))]
             }
             What::Read(query) => (0..self.options.keys)
-                .filter(|number| covers(query, &key(*number), around.shards))
-                .map(|number| (key(number), around.history.invoke_get(key(number))))
+                .filter(|number| covers(query, &self::key(*number), around.shards))
+                .map(|number| {
+                    let key = self::key(number);
+                    (key.clone(), around.history.invoke_get(key))
+                })
                 .collect(),
         };
-        if let (What::Write(_, Some((client, sequence))), Some((_, mark))) = (&what, marks.first())
-        {
-            let name = Name::Numbered(*client, *sequence);
-            around.history.name(*mark, name);
-        }
+        let repeat = match &what {
+            What::Write(_, repeat) => *repeat,
+            What::Read(_) => Repeat::Freely,
+        };
         self.started += 1;
-        let deadline = now.saturating_add(self.options.deadline);
+        let call = Call {
+            number: self.started,
+            hash: hash_key(&key),
+            repeat,
+            deadline: now.saturating_add(self.options.deadline),
+            abandoned: false,
+        };
         self.operations.insert(
             self.started,
             Operation {
                 what,
-                gid: None,
                 marks,
                 began: now,
-                deadline,
-                retry_at: now,
-                attempts: 0,
-                unresolved: BTreeSet::new(),
-                maybe: false,
             },
         );
-        self.send(self.started, around);
+        let attempts = Attempts::default();
+        self.admit(gid, Tracked { call, attempts }, around);
     }
 
-    /// The next thing to do, unless no group is known that it could be asked of.
+    fn put_back(&mut self, what: What) {
+        let step = match what {
+            What::Write(write, Repeat::ByName) if self.stopping => Step::Write(write),
+            What::Read(Query::Get { key }) if self.stopping => Step::Get(key),
+            _ => return,
+        };
+        self.script.insert(0, step);
+    }
+
+    /// Draws the next operation, unless no group is known that it could be asked of.
     fn draw(&mut self, around: &Surroundings<'_>) -> Option<What> {
         if !self.script.is_empty() {
             return Some(match self.script.remove(0) {
-                Step::Write(write) => self.in_session(write),
+                Step::Write(write) => What::Write(write, Repeat::ByName),
                 Step::Get(key) => What::Read(Query::Get { key }),
             });
         }
@@ -429,19 +406,9 @@ impl Client {
             Write::Delete { .. } | Write::CompareAndSwap { new: None, .. }
         );
         if unique && self.dice.chance(self.options.sessionless) {
-            return Some(What::Write(write, None));
+            return Some(What::Write(write, Repeat::Never));
         }
-        Some(self.in_session(write))
-    }
-
-    fn in_session(&mut self, write: Write) -> What {
-        let named = self.session.as_mut().map(|session| {
-            let sequence = session.next;
-            session.next = sequence.next();
-            self.open.entry(session.id).or_default().insert(sequence);
-            (session.id, sequence)
-        });
-        What::Write(write, named)
+        Some(What::Write(write, Repeat::ByName))
     }
 
     fn draw_read(&mut self, key: Bytes, around: &Surroundings<'_>) -> Option<Query> {
@@ -490,87 +457,17 @@ impl Client {
         }
     }
 
-    /// Who is to be asked: by the configuration that is known.
-    fn route(&self, what: &What, around: &Surroundings<'_>) -> Option<Gid> {
+    /// Returns the key that decides the owner, and the owner by the known configuration.
+    fn route(&self, what: &What, around: &Surroundings<'_>) -> Option<(Bytes, Gid)> {
         let key = match what {
-            What::Write(write, _) => write.key(),
-            What::Read(Query::Get { key }) => key,
+            What::Write(write, _) => write.key().clone(),
+            What::Read(Query::Get { key }) => key.clone(),
             // A scan's shards are all of one group, or were when it was drawn.
-            What::Read(query) => {
-                return (0..self.options.keys)
-                    .map(key)
-                    .find(|key| covers(query, key, around.shards))
-                    .and_then(|key| self.routes.owner(&key, around));
-            }
+            What::Read(query) => (0..self.options.keys)
+                .map(key)
+                .find(|key| covers(query, key, around.shards))?,
         };
-        self.routes.owner(key, around)
-    }
-
-    fn send(&mut self, number: u64, around: &mut Surroundings<'_>) {
-        let Some(what) = self.operations.get(&number).map(|it| &it.what) else {
-            return;
-        };
-        let route = self.route(what, around);
-        if route.is_none() {
-            self.refresh(around);
-        }
-        let Some(operation) = self.operations.get_mut(&number) else {
-            return;
-        };
-        operation.gid = route;
-        let Some(gid) = route else {
-            operation.retry_at = around.now + 20 * MILLI;
-            return;
-        };
-        // Longer each time: copies that are still queued would only hold the later ones up.
-        operation.retry_at = around.now + (self.options.patience << operation.attempts.min(4));
-        operation.attempts += 1;
-        let (request, twice) = match &operation.what {
-            What::Write(write, named) => {
-                let session = named.map(|(client, sequence)| SessionRef {
-                    client,
-                    sequence,
-                    acked_below: self
-                        .open
-                        .get(&client)
-                        .and_then(|open| open.first().copied())
-                        .unwrap_or(sequence),
-                });
-                let frees_space = matches!(write, Write::Delete { .. });
-                let command = Command {
-                    session,
-                    write: write.clone(),
-                };
-                let encoded = command.encode();
-                if let (None, Some((_, mark))) = (named, operation.marks.first()) {
-                    let name = Name::Digest(digest(&encoded));
-                    around.history.name(*mark, name);
-                }
-                let request = Request::Write {
-                    operation: encoded,
-                    frees_space,
-                };
-                (request, named.is_some())
-            }
-            What::Read(query) => (to_kv(Request::Read(query.clone())), true),
-        };
-        let mut targets = vec![(self.routes.target(gid, around), 0)];
-        if twice && self.dice.chance(self.options.copies) {
-            let host = self.dice.index(around.hosts);
-            targets.push((host, self.dice.magnitude(1, self.options.copies_late_by)));
-        }
-        for (to, delay) in targets {
-            let id = self.next_id();
-            self.requests.insert(id, (number, gid));
-            if let Some(operation) = self.operations.get_mut(&number) {
-                operation.unresolved.insert(id);
-            }
-            around.out.push(Outgoing {
-                to,
-                id,
-                request: request.clone(),
-                delay,
-            });
-        }
+        let gid = self.routes.owner(&key, around)?;
+        Some((key, gid))
     }
 }

@@ -1,88 +1,114 @@
-//! What a client makes of answers.
+//! The effects of answers on a client.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use replica::{Answer, Refusal, RequestId};
+use replica::{Answer, RequestId};
+use request::{OpenedSession, Refusal, Refused, Rejection, Time};
 use shardkv::{KvError, Query, Response, Write};
-use types::{ClientId, ConfigNum, Gid, LogTime, Sequence};
+use types::{ClientId, ConfigNum, Gid, NodeId};
 
-use super::{Client, Operation, Session, Surroundings, Timing, What};
+use super::streams::{Sent, Stream, encode, time};
+use super::{Call, Client, Operation, Surroundings, Timing, What};
+use crate::dice::Dice;
+use crate::host::address;
 use crate::machine::{Outcome, Reply};
 use crate::oracle::Violation;
-use crate::queue::{MILLI, Micros};
+use crate::queue::{Micros, SECOND};
+
+/// The age at which a session is replaced by a client that never replaces sessions.
+const FOR_EVER: Micros = 1_000_000 * SECOND;
 
 impl Client {
-    /// An answer arrives.
+    /// Takes in an answer.
     pub fn answered(
         &mut self,
         id: RequestId,
         outcome: Outcome,
         around: &mut Surroundings<'_>,
     ) -> Result<(), Violation> {
-        if self
-            .opening
-            .as_ref()
-            .is_some_and(|opening| opening.id == id)
-        {
-            self.opened(outcome, around);
-            return Ok(());
+        self.now = around.now;
+        let opening = |stream: &Stream| stream.opening == Some(id);
+        let opener = self.streams.iter().find(|(_, stream)| opening(stream));
+        if let Some(gid) = opener.map(|(gid, _)| *gid) {
+            self.opened(gid, outcome, around);
+        } else if self.routes.is_asked(id) {
+            if self.routes.answered(outcome, around.now) {
+                self.reconfigure(around);
+            }
+        } else if let Some(sent) = self.requests.remove(&id) {
+            self.heard(sent, outcome, around)?;
         }
-        if self.routes.is_asked(id) {
-            self.routes.answered(outcome, around.now);
-            return Ok(());
-        }
-        let Some((number, gid)) = self.requests.remove(&id) else {
+        self.pump(around);
+        Ok(())
+    }
+
+    fn heard(
+        &mut self,
+        sent: Sent,
+        outcome: Outcome,
+        around: &mut Surroundings<'_>,
+    ) -> Result<(), Violation> {
+        let result = match outcome {
+            Ok(Answer::Machine(Reply::Kv(Response::Refused(error)))) => Err(self.rejected(&error)?),
+            Ok(Answer::Machine(Reply::Kv(response))) => Ok(response),
+            Ok(other) => {
+                return Err(Violation::new(
+                    "answers fit their questions",
+                    format!("an operation was answered {other:?}"),
+                ));
+            }
+            Err(refusal) => Err(self.refused(&refusal, around)),
+        };
+        let Some(stream) = self.streams.get_mut(&sent.gid) else {
             return Ok(());
         };
-        if !self.operations.contains_key(&number) {
+        let current = sent.connection == Some(stream.connection) && stream.engine.is_up();
+        if result.is_err() && !current {
+            // A refusal says nothing about later attempts.
             return Ok(());
         }
-        match outcome {
-            Ok(Answer::Machine(Reply::Kv(response))) => self.served(number, id, response, around),
-            Ok(other) => Err(Violation::new(
-                "answers fit their questions",
-                format!("an operation was answered {other:?}"),
-            )),
-            Err(refusal) => {
-                self.refused((number, gid), id, &refusal, around);
-                Ok(())
-            }
+        stream.losses = 0;
+        let moved = match &result {
+            Err(refused) => match &refused.refusal {
+                Refusal::WrongGroup { config_num } => Some(*config_num),
+                _ => None,
+            },
+            Ok(_) => None,
+        };
+        let now = time(around.now);
+        let answered = stream.engine.handle_results(now, [(sent.call, result)]);
+        if let Some(num) = moved {
+            self.moved(sent, num, around);
         }
+        for (call, response) in answered {
+            self.served(call.number, response, around)?;
+        }
+        Ok(())
     }
 
-    fn opened(&mut self, outcome: Outcome, around: &mut Surroundings<'_>) {
-        match outcome {
+    fn opened(&mut self, gid: Gid, outcome: Outcome, around: &mut Surroundings<'_>) {
+        let result = match outcome {
             Ok(Answer::LogTime(birth)) => {
-                self.opening = None;
-                self.session = Some(Session {
-                    id: self.name(birth),
-                    opened: around.now,
-                    next: Sequence(1),
-                });
+                let nonce = self.dice.number();
+                let half = self.options.renew_after.unwrap_or(FOR_EVER);
+                Ok(OpenedSession {
+                    client_id: encode(ClientId { birth, nonce }),
+                    ttl: time(half * 2),
+                })
             }
-            Ok(_) => self.opening = None,
-            Err(refusal) => {
-                let gid = self.opening.as_ref().and_then(|opening| opening.gid);
-                let wait = self.after(&refusal, gid, around);
-                if let Some(opening) = &mut self.opening {
-                    opening.retry_at = around.now + wait;
-                }
-            }
-        }
-    }
-
-    fn name(&mut self, birth: LogTime) -> ClientId {
-        ClientId {
-            birth,
-            nonce: self.dice.number(),
+            Ok(_) => return,
+            Err(refusal) => Err(self.refused(&refusal, around)),
+        };
+        if let Some(stream) = self.streams.get_mut(&gid) {
+            stream.opening = None;
+            stream.engine.handle_session(time(around.now), result);
         }
     }
 
     fn served(
         &mut self,
         number: u64,
-        id: RequestId,
         response: Response,
         around: &mut Surroundings<'_>,
     ) -> Result<(), Violation> {
@@ -117,7 +143,6 @@ impl Client {
                 Ok(())
             }
             Response::Page { pairs, more } => self.paged(number, &pairs, more, around),
-            Response::Refused(error) => self.rejected(number, id, &error, around),
             other => Err(Violation::new(
                 "an answer is of its question",
                 format!("{other:?}"),
@@ -165,158 +190,107 @@ impl Client {
         ))
     }
 
-    /// The state machine refused.
-    fn rejected(
-        &mut self,
-        number: u64,
-        id: RequestId,
-        error: &KvError,
-        around: &mut Surroundings<'_>,
-    ) -> Result<(), Violation> {
-        if let Some(operation) = self.operations.get_mut(&number) {
-            operation.unresolved.remove(&id);
-        }
-        match error {
-            KvError::SessionExpired => {
-                let of = self.operations.get(&number).and_then(|operation| {
-                    let What::Write(_, named) = &operation.what else {
-                        return None;
-                    };
-                    named.map(|(client, _)| client)
-                });
-                if self.session.as_ref().map(|session| session.id) == of {
-                    self.session = None;
-                }
-                self.give_up(number, around);
-                Ok(())
+    /// Converts a refusal of the state machine.
+    fn rejected(&mut self, error: &KvError) -> Result<Refused, Violation> {
+        let millis = |dice: &mut Dice, least, most| Time::from_millis(dice.between(least, most));
+        let refusal = match error {
+            KvError::SessionExpired => Refusal::SessionExpired,
+            KvError::ValueTooLarge { size, limit } => Refusal::Rejected(Rejection::TooLarge {
+                what: "value".to_owned(),
+                size: *size,
+                limit: *limit,
+                message: error.to_string(),
+            }),
+            KvError::WrongGroup { config, .. } => Refusal::WrongGroup {
+                config_num: *config,
+            },
+            KvError::ShardNotReady { .. } => Refusal::ShardNotReady {
+                retry_after: millis(&mut self.dice, 10, 40),
+            },
+            KvError::SessionLimit { .. } => Refusal::Overloaded {
+                retry_after: Time::from_millis(50),
+            },
+            _ => {
+                return Err(Violation::new(
+                    "refusals make sense",
+                    format!("client {}: {error}", self.number),
+                ));
             }
-            KvError::ValueTooLarge { .. } => {
-                self.give_up(number, around);
-                Ok(())
-            }
-            KvError::WrongGroup { config, .. } => {
-                self.moved(number, *config, around);
-                Ok(())
-            }
-            KvError::ShardNotReady { .. } => {
-                let wait = self.dice.between(10 * MILLI, 40 * MILLI);
-                if let Some(operation) = self.operations.get_mut(&number) {
-                    operation.retry_at = operation.retry_at.min(around.now + wait);
-                }
-                Ok(())
-            }
-            KvError::SessionLimit { .. } => {
-                if let Some(operation) = self.operations.get_mut(&number) {
-                    operation.retry_at = around.now + 50 * MILLI;
-                }
-                Ok(())
-            }
-            _ => Err(Violation::new(
-                "refusals make sense",
-                format!("client {}: {error}", self.number),
-            )),
-        }
+        };
+        let message = error.to_string();
+        Ok(Refused { refusal, message })
     }
 
     /// The shard is elsewhere: one of the two has an old configuration.
-    fn moved(&mut self, number: u64, config: ConfigNum, around: &mut Surroundings<'_>) {
-        self.routes.want(config);
-        if config > self.routes.num() || self.dice.chance(200_000) {
+    fn moved(&mut self, sent: Sent, num: ConfigNum, around: &mut Surroundings<'_>) {
+        if self.dice.chance(200_000) {
             self.refresh(around);
         }
-        let wait = self.dice.between(10 * MILLI, 40 * MILLI);
-        if let Some(gid) = self.operations.get(&number).and_then(|it| it.gid) {
-            // Or the node isn't of the group that it was taken for.
-            self.routes.elsewhere(gid, &mut self.dice, around);
-        }
-        let Some(operation) = self.operations.get_mut(&number) else {
+        let scan = self
+            .operations
+            .get(&sent.number)
+            .is_some_and(|operation| matches!(operation.what, What::Read(Query::Scan { .. })));
+        let stranger = num <= self.routes.num() && self.dice.chance(200_000);
+        let Some(stream) = self.streams.get_mut(&sent.gid) else {
             return;
         };
-        if matches!(operation.what, What::Read(Query::Scan { .. })) {
+        if stranger && stream.engine.is_up() {
+            // Perhaps the node isn't of the group that it was taken for, which real calls name.
+            let refused = Refused {
+                refusal: Refusal::WrongGroup { config_num: num },
+                message: "the node is of another group".to_owned(),
+            };
+            stream.engine.handle_stream_ended(time(around.now), refused);
+        }
+        if scan {
             // Its shards aren't one group's any more.
-            self.give_up(number, around);
-            return;
+            for stream in self.streams.values_mut() {
+                stream.engine.update_calls(|call: &mut Call| {
+                    call.abandoned |= call.number == sent.number;
+                });
+            }
+            self.give_up(sent.number, true, around);
         }
-        operation.retry_at = operation.retry_at.min(around.now + wait);
     }
 
-    /// The replica refused.
-    fn refused(
-        &mut self,
-        (number, gid): (u64, Gid),
-        id: RequestId,
-        refusal: &Refusal,
-        around: &mut Surroundings<'_>,
-    ) {
-        let wait = self.after(refusal, Some(gid), around);
-        let Some(operation) = self.operations.get_mut(&number) else {
-            return;
+    /// Converts a refusal of the replica.
+    fn refused(&mut self, refusal: &replica::Refusal, around: &Surroundings<'_>) -> Refused {
+        let hint = |leader: &Option<NodeId>| {
+            let host = around.addresses.get(leader.as_ref()?)?;
+            Some(address(*host).into())
         };
-        operation.unresolved.remove(&id);
-        match refusal {
-            Refusal::Unknown { .. } | Refusal::Stopping => operation.maybe = true,
-            Refusal::TooLarge { .. } => {
-                self.give_up(number, around);
-                return;
-            }
-            _ => {}
-        }
-        if operation.maybe && matches!(operation.what, What::Write(_, None)) {
-            self.give_up(number, around);
-            return;
-        }
-        operation.retry_at = operation.retry_at.min(around.now + wait);
-    }
-
-    /// Learns from a refusal where to go, and when.
-    fn after(
-        &mut self,
-        refusal: &Refusal,
-        gid: Option<Gid>,
-        around: &mut Surroundings<'_>,
-    ) -> Micros {
-        let Some(gid) = gid else {
-            return 20 * MILLI;
+        let converted = match refusal {
+            replica::Refusal::NotLeader { leader } => Refusal::NotLeader { hint: hint(leader) },
+            replica::Refusal::Unknown { leader } => Refusal::OutcomeUnknown { hint: hint(leader) },
+            replica::Refusal::Stopping => Refusal::Unavailable,
+            replica::Refusal::TooLarge { .. } => Refusal::Rejected(Rejection::BadRequest {
+                field: "request".to_owned(),
+                message: refusal.to_string(),
+            }),
+            _ => Refusal::Overloaded {
+                retry_after: Time::from_millis(self.dice.between(10, 80)),
+            },
         };
-        match refusal {
-            Refusal::NotLeader { leader } | Refusal::Unknown { leader } => {
-                let known = leader.and_then(|node| around.addresses.get(&node));
-                match known {
-                    Some(host) if self.routes.leads(gid, *host) => MILLI,
-                    _ => {
-                        self.routes.elsewhere(gid, &mut self.dice, around);
-                        self.dice.between(5 * MILLI, 60 * MILLI)
-                    }
-                }
-            }
-            Refusal::Stopping => {
-                self.routes.elsewhere(gid, &mut self.dice, around);
-                10 * MILLI
-            }
-            _ => self.dice.between(10 * MILLI, 80 * MILLI),
+        Refused {
+            refusal: converted,
+            message: refusal.to_string(),
         }
     }
 
-    /// Ends an operation whose outcome nobody will tell.
-    pub(super) fn give_up(&mut self, number: u64, around: &mut Surroundings<'_>) {
+    /// Ends an operation without an answer. `maybe` is true if it may have taken effect.
+    pub(super) fn give_up(&mut self, number: u64, maybe: bool, around: &mut Surroundings<'_>) {
         let Some(operation) = self.end(number) else {
             return;
         };
-        let is_read = matches!(operation.what, What::Read(_));
-        if is_read || (operation.unresolved.is_empty() && !operation.maybe) {
+        if !maybe || matches!(operation.what, What::Read(_)) {
             for (_, mark) in operation.marks {
                 around.history.never(mark);
             }
         }
     }
 
-    pub(super) fn end(&mut self, number: u64) -> Option<Operation> {
-        let operation = self.operations.remove(&number)?;
-        if let What::Write(_, Some((client, sequence))) = &operation.what
-            && let Some(open) = self.open.get_mut(client)
-        {
-            open.remove(sequence);
-        }
-        Some(operation)
+    fn end(&mut self, number: u64) -> Option<Operation> {
+        self.requests.retain(|_, sent| sent.number != number);
+        self.operations.remove(&number)
     }
 }

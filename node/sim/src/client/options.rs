@@ -1,5 +1,7 @@
 //! What can be set about a client.
 
+use request::Bugs;
+
 use crate::queue::{MILLI, Micros, SECOND};
 
 /// How a client behaves. Shares are of a million.
@@ -33,6 +35,8 @@ pub struct ClientOptions {
     pub renew_after: Option<Micros>,
     /// The most bytes that pad a value.
     pub padding: u64,
+    /// The bug of the request engine that was put back, if any.
+    pub bugs: Bugs,
 }
 
 impl Default for ClientOptions {
@@ -52,6 +56,7 @@ impl Default for ClientOptions {
             sessionless: 0,
             renew_after: None,
             padding: 0,
+            bugs: Bugs::default(),
         }
     }
 }

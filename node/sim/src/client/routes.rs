@@ -1,8 +1,7 @@
-//! How a client finds who serves a key: by a configuration that may be old, and by what it was told before.
+//! The configuration by which a client routes, which may be old.
 //!
 //! In a world of one group there are no controllers, and that group has all shards.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use replica::{Answer, Request, RequestId};
@@ -10,20 +9,17 @@ use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet, shard_of};
 
 use super::{Outgoing, Surroundings};
 use crate::dice::Dice;
-use crate::host::host_at;
+use crate::host::address;
 use crate::machine::{Outcome, Reply, to_ctrl};
-use crate::network::HostId;
 use crate::queue::{MILLI, Micros};
 
 /// The one group of a world without controllers.
 const ONLY: Gid = Gid(1);
 
-/// What a client knows of the cluster.
+/// The known configuration, and the question for a newer one.
 #[derive(Debug, Default)]
 pub(super) struct Routes {
     config: Option<Arc<ShardConfig>>,
-    /// Who led which group, as far as the client was told.
-    leaders: BTreeMap<Gid, HostId>,
     /// A question for a newer configuration, and when to ask again.
     asked: Option<(RequestId, Micros)>,
     /// At least this one is wanted.
@@ -31,7 +27,18 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Who owns a key's shard, as far as is known.
+    /// Returns the known configuration. In a world without controllers it is one group that has all hosts and shards.
+    pub(super) fn config(&self, around: &Surroundings<'_>) -> Option<Arc<ShardConfig>> {
+        if !around.controllers.is_empty() {
+            return self.config.clone();
+        }
+        let addresses = (0..around.hosts).map(address).collect();
+        let groups = [(ONLY, addresses)].into();
+        let config = ShardConfig::new(ConfigNum(0), groups, [(around.shards, ONLY)]);
+        config.ok().map(Arc::new)
+    }
+
+    /// Returns the owner of a key's shard, as far as is known.
     pub(super) fn owner(&self, key: &[u8], around: &Surroundings<'_>) -> Option<Gid> {
         if around.controllers.is_empty() {
             return Some(ONLY);
@@ -40,13 +47,13 @@ impl Routes {
         (owner != Gid::NONE).then_some(owner)
     }
 
-    /// The number of the known configuration.
+    /// Returns the number of the known configuration.
     pub(super) fn num(&self) -> ConfigNum {
         let config = self.config.as_ref();
         config.map_or(ConfigNum(0), |config| config.num())
     }
 
-    /// Some group, and of its shards those that a scan asks for; no shards where one group has all.
+    /// Draws a group, and returns its shards for a scan; no shards where one group has all.
     pub(super) fn any_group(
         &self,
         dice: &mut Dice,
@@ -61,41 +68,11 @@ impl Routes {
         Some((gid, Some(config.owned_by(gid))))
     }
 
-    fn hosts_of(&self, gid: Gid, around: &Surroundings<'_>) -> Vec<HostId> {
-        if around.controllers.is_empty() {
-            return (0..around.hosts).collect();
-        }
-        let addresses = self.config.as_ref().and_then(|it| it.groups().get(&gid));
-        let addresses = addresses.map(Vec::as_slice).unwrap_or_default();
-        addresses.iter().filter_map(|it| host_at(it)).collect()
-    }
-
-    /// Where to ask a group.
-    pub(super) fn target(&mut self, gid: Gid, around: &Surroundings<'_>) -> HostId {
-        let first = || self.hosts_of(gid, around).first().copied().unwrap_or(0);
-        let target = self.leaders.get(&gid).copied().unwrap_or_else(first);
-        self.leaders.insert(gid, target);
-        target
-    }
-
-    /// Asks another node of the group from now on.
-    pub(super) fn elsewhere(&mut self, gid: Gid, dice: &mut Dice, around: &Surroundings<'_>) {
-        let hosts = self.hosts_of(gid, around);
-        if let Some(host) = dice.pick(&hosts) {
-            self.leaders.insert(gid, *host);
-        }
-    }
-
-    /// This one leads. Whether that is news.
-    pub(super) fn leads(&mut self, gid: Gid, host: HostId) -> bool {
-        self.leaders.insert(gid, host) != Some(host)
-    }
-
-    /// The connection broke: goes on at this host, if it is of use.
-    pub(super) fn lost_connection(&mut self, host: HostId) {
-        for target in self.leaders.values_mut() {
-            *target = host;
-        }
+    /// Returns the addresses of a group's nodes.
+    pub(super) fn addresses(&self, gid: Gid, around: &Surroundings<'_>) -> Vec<String> {
+        let config = self.config(around);
+        let addresses = config.as_ref().and_then(|it| it.groups().get(&gid));
+        addresses.cloned().unwrap_or_default()
     }
 
     /// Wants a newer configuration, unless one is asked for already. `id` is the name of the question.
@@ -144,20 +121,22 @@ impl Routes {
         self.asked.is_some_and(|(asked, _)| asked == id)
     }
 
-    /// A controller answered.
-    pub(super) fn answered(&mut self, outcome: Outcome, now: Micros) {
+    /// Takes in a controller's answer. Returns true if it brings a newer configuration.
+    pub(super) fn answered(&mut self, outcome: Outcome, now: Micros) -> bool {
         let Some((_, again)) = &mut self.asked else {
-            return;
+            return false;
         };
         let Ok(Answer::Machine(Reply::Ctrl(shardctrler::Response::Config(answer)))) = outcome
         else {
             *again = now + 20 * MILLI;
-            return;
+            return false;
         };
         self.asked = None;
-        if answer.config.num() > self.num() {
+        let newer = self.config.is_none() || answer.config.num() > self.num();
+        if newer {
             self.config = Some(answer.config);
         }
+        newer
     }
 
     /// Which keys a scan of these shards covers.

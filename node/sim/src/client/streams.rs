@@ -1,0 +1,399 @@
+//! A client's connections: carries the orders and the batches of the request engine to hosts.
+
+use replica::{Request, RequestId};
+use request::{
+    BatchStream, Effect, Ended, Jitter, Leader, Limits, Refusal, Refused, Repeat, Stamp,
+    StreamOptions, Time, Tracked,
+};
+use shardkv::{Command, SessionRef, Write};
+use types::{ClientId, Gid, LogTime, Sequence};
+
+use super::{Call, Client, ClientOptions, Outgoing, Surroundings, What};
+use crate::dice::digest;
+use crate::history::Name;
+use crate::host::{address, host_at};
+use crate::machine::{Question, to_kv};
+use crate::network::HostId;
+use crate::queue::{MILLI, Micros};
+
+/// The interval at which deadlines and silence are checked.
+const SWEEP: Micros = 20 * MILLI;
+
+/// The time without a leader after which the configuration is doubted.
+const DOUBT_AFTER: Time = Time::from_millis(200);
+
+/// The engine of one group and its connection.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) engine: BatchStream<Call>,
+    /// The node that the stream is connected to.
+    pub(super) leader: Option<Leader>,
+    /// The number of the connection.
+    pub(super) connection: u64,
+    /// The request for a session that is under way.
+    pub(super) opening: Option<RequestId>,
+    /// The connections that were lost to silence since the last answer.
+    pub(super) losses: u32,
+}
+
+/// A request under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    /// The operation.
+    pub(super) number: u64,
+    /// The group of its stream.
+    pub(super) gid: Gid,
+    /// The engine's id of the call.
+    pub(super) call: u64,
+    /// The connection that it was sent on; `None` for a copy.
+    pub(super) connection: Option<u64>,
+    at: Micros,
+}
+
+impl Stream {
+    pub(super) fn host(&self) -> Option<HostId> {
+        host_at(&self.leader.as_ref()?.address)
+    }
+}
+
+pub(super) fn time(now: Micros) -> Time {
+    Time::from_micros(now)
+}
+
+/// Encodes a session's identity for the engine, which doesn't look into it.
+pub(super) fn encode(client: ClientId) -> bytes::Bytes {
+    [client.birth.0.to_be_bytes(), client.nonce.to_be_bytes()]
+        .concat()
+        .into()
+}
+
+fn decode(bytes: &[u8]) -> Option<ClientId> {
+    let (birth, nonce) = bytes.split_first_chunk()?;
+    Some(ClientId {
+        birth: LogTime(u64::from_be_bytes(*birth)),
+        nonce: u64::from_be_bytes(nonce.try_into().ok()?),
+    })
+}
+
+fn session_of(stamp: &Stamp) -> Option<SessionRef> {
+    Some(SessionRef {
+        client: decode(&stamp.client_id)?,
+        sequence: Sequence(stamp.sequence),
+        acked_below: Sequence(stamp.acked_below),
+    })
+}
+
+fn stream_options(options: &ClientOptions) -> StreamOptions {
+    StreamOptions {
+        limits: Limits {
+            max_in_flight: 64,
+            max_unacknowledged: 64,
+            max_batch_items: 8,
+            max_batch_bytes: 1 << 20,
+        },
+        min_backoff: Time::from_millis(5),
+        max_backoff: Time::from_millis(100),
+        silence_timeout: time(options.patience),
+        bugs: options.bugs,
+    }
+}
+
+impl Client {
+    /// Gives a call to the stream of a group.
+    pub(super) fn admit(&mut self, gid: Gid, it: Tracked<Call>, around: &Surroundings<'_>) {
+        let Some(config) = self.routes.config(around) else {
+            return;
+        };
+        let (options, dice) = (&self.options, &mut self.dice);
+        let stream = self.streams.entry(gid).or_insert_with(|| Stream {
+            engine: BatchStream::new(
+                &stream_options(options),
+                gid,
+                config,
+                Jitter::new(dice.number()),
+            ),
+            leader: None,
+            connection: 0,
+            opening: None,
+            losses: 0,
+        });
+        stream.engine.admit(it);
+    }
+
+    /// Gives the known configuration to all streams.
+    pub(super) fn reconfigure(&mut self, around: &Surroundings<'_>) {
+        let Some(config) = self.routes.config(around) else {
+            return;
+        };
+        for stream in self.streams.values_mut() {
+            stream.engine.reconfigure(config.clone());
+        }
+    }
+
+    /// Returns the moment at which a stream has something to do.
+    pub(super) fn streams_due(&self) -> Option<Micros> {
+        let now = time(self.now);
+        let engines = self.streams.values();
+        let timeouts = engines.filter_map(|stream| stream.engine.poll_timeout(now));
+        let timeouts = timeouts.map(|due| u64::try_from(due.as_micros()).unwrap_or(Micros::MAX));
+        let waits = |stream: &Stream| !stream.engine.calls().is_empty();
+        let sweep = self.streams.values().any(waits);
+        timeouts.chain(sweep.then_some(self.next_sweep)).min()
+    }
+
+    /// Ends calls that are late, and connections whose oldest request got no answer: the network lost a message, which breaks
+    /// a real connection.
+    pub(super) fn watch_streams(&mut self, around: &mut Surroundings<'_>) {
+        let now = around.now;
+        if now < self.next_sweep {
+            return;
+        }
+        self.next_sweep = now + SWEEP;
+        let patience = self.options.patience;
+        for stream in self.streams.values_mut() {
+            stream.engine.handle_sweep(time(now));
+            let current = |it: &&Sent| it.connection == Some(stream.connection);
+            let oldest = self.requests.values().filter(current).map(|it| it.at).min();
+            // Longer each time: requests that are still queued would only hold the later ones up.
+            let patience = patience << stream.losses.min(4);
+            if stream.engine.is_up() && oldest.is_some_and(|at| now >= at + patience) {
+                stream.losses += 1;
+                stream
+                    .engine
+                    .handle_stream_ended(time(now), lost("no answer came"));
+            }
+        }
+    }
+
+    /// Breaks all connections, and goes on at `host`.
+    pub(super) fn divert(&mut self, host: HostId, around: &mut Surroundings<'_>) {
+        for stream in self.streams.values_mut() {
+            if stream.engine.is_up() {
+                stream
+                    .engine
+                    .handle_stream_ended(time(around.now), lost("the connection broke"));
+            }
+        }
+        self.perform_all(around);
+        for gid in self.streams.keys() {
+            self.leaders.found(*gid, &address(host));
+        }
+    }
+
+    /// Does all that the engines order now.
+    pub(super) fn pump(&mut self, around: &mut Surroundings<'_>) {
+        loop {
+            for stream in self.streams.values_mut() {
+                stream.engine.handle_time(time(around.now));
+            }
+            let performed = self.perform_all(around);
+            let gids: Vec<Gid> = self.streams.keys().copied().collect();
+            for gid in gids {
+                self.send(gid, around);
+            }
+            if !performed {
+                return;
+            }
+        }
+    }
+
+    fn perform_all(&mut self, around: &mut Surroundings<'_>) -> bool {
+        let mut performed = false;
+        let gids: Vec<Gid> = self.streams.keys().copied().collect();
+        for gid in gids {
+            while let Some(effect) = self
+                .streams
+                .get_mut(&gid)
+                .and_then(|stream| stream.engine.poll_effect())
+            {
+                performed = true;
+                self.perform(gid, effect, around);
+            }
+        }
+        performed
+    }
+
+    fn perform(&mut self, gid: Gid, effect: Effect<Call>, around: &mut Surroundings<'_>) {
+        match effect {
+            Effect::Connect { outage } => {
+                if outage >= DOUBT_AFTER {
+                    // Perhaps the group has left, as the library thinks when a search finds no leader.
+                    self.refresh(around);
+                }
+                self.connect(gid, around);
+            }
+            Effect::LeaderFailed { hint } => {
+                let stream = self.streams.get(&gid);
+                if let Some(leader) = stream.and_then(|stream| stream.leader.as_ref()) {
+                    self.leaders.failed(leader, hint.as_ref());
+                }
+            }
+            Effect::Disconnect => {
+                if let Some(stream) = self.streams.get_mut(&gid) {
+                    stream.leader = None;
+                    stream.opening = None;
+                }
+            }
+            Effect::OpenSession => self.open_session(gid, around),
+            Effect::AskForNewerLeader => {
+                // Perhaps the group has left.
+                self.refresh(around);
+                let newer = self.dice.coin();
+                if let Some(stream) = self.streams.get_mut(&gid) {
+                    stream.engine.handle_newer_leader(time(around.now), newer);
+                }
+            }
+            Effect::FetchConfig(num) => {
+                self.routes.want(num);
+                self.refresh(around);
+            }
+            // A scan that was given up is not passed on.
+            Effect::Move(it) if !self.operations.contains_key(&it.call.number) => {}
+            Effect::Move(it) => {
+                if let Some(config) = self.routes.config(around) {
+                    let owner = request::owner(&config, it.call.hash);
+                    self.admit(owner, it, around);
+                }
+            }
+            Effect::End(Ended { call, failure }) => {
+                self.give_up(call.number, failure.maybe_applied(), around);
+            }
+        }
+    }
+
+    fn connect(&mut self, gid: Gid, around: &mut Surroundings<'_>) {
+        let addresses = self.routes.addresses(gid, around);
+        let turn = self.dice.index(addresses.len());
+        let leader = self.leaders.next(gid, &addresses, turn);
+        let now = time(around.now);
+        let Some(stream) = self.streams.get_mut(&gid) else {
+            return;
+        };
+        if let Some(leader) = leader {
+            self.connections += 1;
+            stream.connection = self.connections;
+            stream.leader = Some(leader);
+            stream.engine.handle_connected(now);
+        } else {
+            stream
+                .engine
+                .handle_connect_failed(now, "no node of the group is known");
+            self.refresh(around);
+        }
+    }
+
+    fn open_session(&mut self, gid: Gid, around: &mut Surroundings<'_>) {
+        let id = self.next_id();
+        let Some(stream) = self.streams.get_mut(&gid) else {
+            return;
+        };
+        stream.opening = Some(id);
+        if let Some(to) = stream.host() {
+            around.out.push(Outgoing {
+                to,
+                id,
+                request: Request::LogTime,
+                delay: 0,
+            });
+        }
+    }
+
+    /// Sends the calls of a group that are ready.
+    fn send(&mut self, gid: Gid, around: &mut Surroundings<'_>) {
+        loop {
+            let Some(stream) = self.streams.get_mut(&gid) else {
+                return;
+            };
+            let (Some(host), connection) = (stream.host(), stream.connection) else {
+                return;
+            };
+            let batch = stream
+                .engine
+                .poll_batch(time(around.now), |id, call, stamp| {
+                    (id, call.number, call.repeat, stamp)
+                });
+            if batch.is_empty() {
+                return;
+            }
+            for (call, number, repeat, stamp) in batch {
+                let session = stamp.as_ref().and_then(session_of);
+                let Some(request) = self.encode(number, session, around) else {
+                    continue;
+                };
+                let mut sent = Sent {
+                    number,
+                    gid,
+                    call,
+                    connection: Some(connection),
+                    at: around.now,
+                };
+                self.request(host, sent, request.clone(), 0, around);
+                if repeat != Repeat::Never && self.dice.chance(self.options.copies) {
+                    let host = self.dice.index(around.hosts);
+                    let delay = self.dice.magnitude(1, self.options.copies_late_by);
+                    sent.connection = None;
+                    self.request(host, sent, request, delay, around);
+                    if let Some(stream) = self.streams.get_mut(&gid) {
+                        stream.engine.note_copy(call);
+                    }
+                }
+            }
+        }
+    }
+
+    fn request(
+        &mut self,
+        to: HostId,
+        sent: Sent,
+        request: Request<Question>,
+        delay: Micros,
+        around: &mut Surroundings<'_>,
+    ) {
+        let id = self.next_id();
+        self.requests.insert(id, sent);
+        around.out.push(Outgoing {
+            to,
+            id,
+            request,
+            delay,
+        });
+    }
+
+    /// Encodes an operation under its name, and tells the history by which name the log will know it.
+    fn encode(
+        &self,
+        number: u64,
+        session: Option<SessionRef>,
+        around: &mut Surroundings<'_>,
+    ) -> Option<Request<Question>> {
+        let operation = self.operations.get(&number)?;
+        let (write, repeat) = match &operation.what {
+            What::Read(query) => return Some(to_kv(Request::Read(query.clone()))),
+            What::Write(write, repeat) => (write, *repeat),
+        };
+        let frees_space = matches!(write, Write::Delete { .. });
+        let command = Command {
+            session,
+            write: write.clone(),
+        };
+        let encoded = command.encode();
+        if let Some((_, mark)) = operation.marks.first() {
+            let name = match (session, repeat) {
+                (Some(session), Repeat::ByName) => Name::Numbered(session.client, session.sequence),
+                _ => Name::Digest(digest(&encoded)),
+            };
+            around.history.name(*mark, name);
+        }
+        Some(Request::Write {
+            operation: encoded,
+            frees_space,
+        })
+    }
+}
+
+fn lost(message: &str) -> Refused {
+    Refused {
+        refusal: Refusal::ConnectionLost,
+        message: message.to_owned(),
+    }
+}
