@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use probes::scrape::Watched;
+use probes::endpoint::{NotReady, Probe};
 
 use crate::metrics::Metrics;
 
@@ -40,12 +40,13 @@ impl Health {
     }
 }
 
-impl Watched for Health {
+impl Probe for Health {
     fn metrics(&self) -> Result<String, fmt::Error> {
         self.metrics.render()
     }
 
-    fn ready(&self) -> Result<(), String> {
-        self.lock().clone().map_or(Ok(()), Err)
+    fn ready(&self) -> Result<(), NotReady> {
+        let waits = self.lock().clone();
+        waits.map_or(Ok(()), |why| Err(NotReady::new(why)))
     }
 }

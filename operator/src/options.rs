@@ -224,7 +224,8 @@ impl LogOptions {
 }
 
 fn filter(text: &str) -> Result<String, String> {
-    probes::telemetry::check_filter(text).map(|()| text.to_owned())
+    probes::telemetry::check_filter(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
 }
 
 fn namespace(text: &str) -> Result<String, String> {

@@ -106,7 +106,7 @@ pub async fn run(options: RunOptions) -> Result<(), Stop> {
         namespaces = ?options.namespaces(),
         "the operator starts"
     );
-    tokio::spawn(probes::scrape::serve(Arc::clone(&health), listener));
+    tokio::spawn(probes::endpoint::serve(Arc::clone(&health), listener));
     let operator = Operator {
         identity: options.lease.identity(),
         client,

@@ -1,8 +1,12 @@
-//! What a program of `ShardKV` shows to those that watch it: log lines ([`telemetry`]), and over plain HTTP its metrics and
-//! whether it lives and is ready ([`scrape`]).
+//! Observability of a `ShardKV` program: log lines ([`telemetry`]), and metrics and health over plain HTTP ([`endpoint`]).
 //!
-//! The node and the operator share it, so that they are watched in the same way. What is counted, and what "ready" means, is
-//! theirs: see [`scrape::Watched`].
+//! The node and the operator share this crate, so that both are observed in the same way. Each program decides for itself
+//! which metrics it has and when it is ready: it implements [`endpoint::Probe`].
+//!
+//! # What it does not do
+//!
+//! It collects no figures and never restarts a program. It has no TLS and no authentication: the endpoint is for the
+//! cluster's own network.
 
-pub mod scrape;
+pub mod endpoint;
 pub mod telemetry;

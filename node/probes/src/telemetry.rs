@@ -1,26 +1,32 @@
-//! Log lines: on standard error, for people or as JSON.
+//! Log lines on standard error, as text or as JSON.
 
 use std::panic;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt;
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// A line of text, for people.
+    /// A line of plain text.
     Human,
-    /// A line of JSON, for machines.
+    /// A line of JSON.
     Json,
 }
 
-/// Whether a filter can be one: a level, or levels by module such as `info,shardkv_server=debug`.
-pub fn check_filter(filter: &str) -> Result<(), String> {
-    let parsed = EnvFilter::try_new(filter);
-    parsed.map(drop).map_err(|error| error.to_string())
+/// A log filter that can't be parsed. Trying again doesn't help: the filter must be corrected.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct InvalidFilter(#[from] ParseError);
+
+/// Checks a log filter: a level, or levels by module such as `info,shardkv_server=debug`.
+pub fn check_filter(filter: &str) -> Result<(), InvalidFilter> {
+    EnvFilter::try_new(filter)?;
+    Ok(())
 }
 
-/// Starts logging for the process, of lines that the filter lets through. From then on a panic is a log line too.
+/// Starts logging for the process and logs the lines that the filter selects. From then on a panic is logged too.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)?;
     let lines = fmt()

@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::bootstrap::check_chosen;
 use crate::bootstrap::genesis::{self, FileError, FirstMembership};
 use crate::exit::{ExitCode, Fatal};
-use crate::hub::Hub;
+use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::options::Options;
 
@@ -126,7 +126,7 @@ pub(crate) fn store_error(error: StoreError) -> Fatal {
 }
 
 /// Tells the replica whether the disk is nearly full, for as long as it is polled.
-pub(crate) async fn watch(hub: Arc<Hub>, disk: Disk) {
+pub(crate) async fn watch(inbox: Arc<Inbox>, disk: Disk) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut low = false;
@@ -154,7 +154,7 @@ pub(crate) async fn watch(hub: Arc<Hub>, disk: Disk) {
             }
             Err(error) => tracing::warn!("{error}"),
         }
-        hub.inbox.disk_low(low);
+        inbox.disk_low(low);
     }
 }
 

@@ -9,7 +9,6 @@ use api::v1::handoff_server::HandoffServer;
 use api::v1::kv_server::{KvServer, SERVICE_NAME as KV};
 use api::v1::raft_server::RaftServer;
 use api::v1::shardctrler_server::ShardctrlerServer;
-use storage::Disk;
 use tokio::net::TcpListener;
 use tonic::body::Body;
 use tonic::transport::Server;
@@ -17,16 +16,16 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tower::util::MapResponseLayer;
 
-use crate::hub::Hub;
+use crate::lifecycle::Lifecycle;
 use crate::listen;
-use crate::options::MAX_FRAME_BYTES;
+use crate::metrics::Metrics;
+use crate::options::{Limits, MAX_FRAME_BYTES, Network};
 use crate::services::admin::AdminService;
 use crate::services::ctrl::CtrlService;
 use crate::services::handoff::HandoffService;
 use crate::services::kv::KvService;
 use crate::services::peers::PeerService;
 use crate::services::typed;
-use crate::transport::Transport;
 
 /// Small requests and answers.
 const SMALL_MESSAGE_BYTES: usize = 64 << 10;
@@ -35,45 +34,62 @@ const CALLERS_PATIENCE: u32 = 3;
 /// The names under which health is told: the whole process, and what applications use.
 const HEALTH_NAMES: [&str; 2] = ["", KV];
 
+/// The services of a node, and the bounds of their server.
+pub(crate) struct Services {
+    pub(crate) kv: KvService,
+    pub(crate) ctrl: CtrlService,
+    pub(crate) handoff: HandoffService,
+    pub(crate) admin: AdminService,
+    pub(crate) peers: PeerService,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Limits,
+    pub(crate) network: Network,
+}
+
 /// Serves until `stop` resolves and all connections are closed.
 pub(crate) async fn serve(
-    hub: Arc<Hub>,
-    transport: Arc<Transport>,
-    disk: Disk,
+    services: Services,
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let options = &hub.options;
-    let limits = &options.limits;
-    let network = &options.network;
+    let Services {
+        kv,
+        ctrl,
+        handoff,
+        admin,
+        peers,
+        lifecycle,
+        metrics,
+        limits,
+        network,
+    } = services;
     let connections = listen::connections(
         listener,
         limits.max_connections,
         network.handshake_timeout,
-        Arc::clone(&hub.metrics),
+        metrics,
     );
-    let kv = KvServer::new(KvService::new(Arc::clone(&hub)))
+    let kv = KvServer::new(kv)
         .max_decoding_message_size(limits.max_request_bytes)
         // A page ends after the pair that reaches its size.
         .max_encoding_message_size(usize::MAX);
-    let admin = AdminServer::new(AdminService::new(Arc::clone(&hub), disk))
-        .max_decoding_message_size(SMALL_MESSAGE_BYTES);
-    let ctrl = ShardctrlerServer::new(CtrlService::new(Arc::clone(&hub)))
+    let admin = AdminServer::new(admin).max_decoding_message_size(SMALL_MESSAGE_BYTES);
+    let ctrl = ShardctrlerServer::new(ctrl)
         .max_decoding_message_size(limits.max_request_bytes)
         .max_encoding_message_size(usize::MAX);
-    let handoff = HandoffServer::new(HandoffService::new(Arc::clone(&hub)))
+    let handoff = HandoffServer::new(handoff)
         .max_decoding_message_size(SMALL_MESSAGE_BYTES)
         // A part ends after the pair that reaches its size.
         .max_encoding_message_size(usize::MAX);
-    let peers = RaftServer::new(PeerService::new(Arc::clone(&hub), transport))
-        .max_decoding_message_size(MAX_FRAME_BYTES);
+    let peers = RaftServer::new(peers).max_decoding_message_size(MAX_FRAME_BYTES);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(api::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()
         .context("the reflection service can't be built")?;
     let (reporter, health) = health_reporter();
-    let telling = tokio::spawn(tell_health(Arc::clone(&hub), reporter));
+    let health_task = tokio::spawn(report_health(lifecycle, reporter));
     let result = Server::builder()
         .max_concurrent_streams(limits.max_streams_per_connection)
         .initial_stream_window_size(network.stream_window_bytes)
@@ -94,18 +110,18 @@ pub(crate) async fn serve(
         .add_service(reflection)
         .serve_with_incoming_shutdown(connections, stop)
         .await;
-    telling.abort();
+    health_task.abort();
     result.context("the gRPC server failed")
 }
 
 /// Keeps `grpc.health.v1` true: serving while the node takes part in a group that has a leader.
-async fn tell_health(hub: Arc<Hub>, reporter: HealthReporter) {
-    let mut view = hub.watch();
-    let mut told = None;
+async fn report_health(lifecycle: Arc<Lifecycle>, reporter: HealthReporter) {
+    let mut view = lifecycle.watch();
+    let mut last = None;
     loop {
-        let serving = Hub::is_serving(&view.borrow_and_update());
-        if told != Some(serving) {
-            told = Some(serving);
+        let serving = view.borrow_and_update().is_serving();
+        if last != Some(serving) {
+            last = Some(serving);
             let status = if serving {
                 ServingStatus::Serving
             } else {

@@ -41,28 +41,33 @@
 //! It trusts its network: there is no TLS and no authentication yet. It decides nothing about where shards belong: that
 //! is the controllers' to say, and the groups' logs to carry out.
 
+mod admission;
 mod bootstrap;
 mod budget;
 mod configs;
 mod convert;
 mod disk;
+mod endpoint;
 mod exit;
 mod forward;
 mod grpc;
-mod hub;
 mod identity;
 mod inbox;
+mod lifecycle;
 mod listen;
+mod listeners;
 mod machine;
 mod metrics;
 mod mover;
 mod node;
 mod options;
+mod peers;
 mod random;
 mod readiness;
+mod replica_handle;
 mod replies;
+mod routing;
 mod runtime;
-mod scrape;
 mod services;
 mod transport;
 

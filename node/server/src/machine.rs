@@ -1,4 +1,4 @@
-//! The two state machines behind one type, so that the thread, the inbox and the hub serve either.
+//! The two state machines behind one type, so that the replica's thread, the inbox and the services serve either.
 //!
 //! Which one a node runs is its group's kind, which is chosen when the group is created. Services know the kind of
 //! their node and ask only what its machine understands.

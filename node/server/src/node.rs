@@ -1,4 +1,7 @@
-//! A node's life: open, listen, begin, serve, stop.
+//! The life of a node: it opens the data directory, listens, finds or forms its group, serves, and stops.
+//!
+//! This is the only file that puts the parts of the node together ([`Parts::new`]). Every other file takes the handles that
+//! it uses.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,40 +16,61 @@ use replica::{Replica, Request};
 use serde_json::json;
 use shardkv::GroupKind;
 use storage::{Disk, Opened};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, interval, sleep_until, timeout, timeout_at};
 
+use crate::admission::Admission;
 use crate::bootstrap::{self, Beginning, check_chosen};
+use crate::configs::follow::Follower;
 use crate::disk::{self, Content, Stores};
+use crate::endpoint::NodeProbe;
 use crate::exit::{ExitCode, Fatal};
-use crate::hub::{Hub, Phase};
+use crate::forward::Forwarder;
+use crate::grpc::{self, Services};
 use crate::identity::{AdoptError, Identity};
+use crate::inbox::Inbox;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::listeners::Listeners;
 use crate::machine::Machine;
-use crate::metrics::{Metrics, watch_shards};
+use crate::metrics::Metrics;
+use crate::metrics::watch::ShardWatch;
+use crate::mover::{self, Moving};
 use crate::options::Options;
+use crate::peers::Peers;
+use crate::readiness::ReadinessProbe;
+use crate::replica_handle::ReplicaHandle;
+use crate::replies::Deliveries;
+use crate::routing::Routing;
+use crate::services::admin::AdminService;
+use crate::services::ctrl::CtrlService;
+use crate::services::export::Exporter;
+use crate::services::handoff::HandoffService;
+use crate::services::kv::KvService;
+use crate::services::peers::{self, PeerService};
+use crate::services::scan::Scanner;
+use crate::services::watch::Watches;
 use crate::transport::Transport;
-use crate::{configs, grpc, listen, mover, random, runtime};
+use crate::{random, runtime};
 
-/// How long open connections may take to end after the replica has.
+/// The maximum time that open connections may take to end after the replica has ended.
 const GOODBYE: Duration = Duration::from_millis(500);
 
-/// How long what clients sent may be on its way before they hear that a connection ends: it is served still, so that one who
-/// connects elsewhere then sees no error.
+/// The time that requests on their way may need to arrive before the connections are closed. They are still served, so that
+/// a client which then connects elsewhere sees no error.
 const LATECOMERS: Duration = Duration::from_millis(50);
 
-/// How the replica's thread ended; closed without a word if it panicked.
+/// The result of the replica's thread; closed without a value if the thread panicked.
 type Ended = oneshot::Receiver<Result<(), StoreError>>;
 
-/// Runs a node until it is told to stop or can't go on.
+/// Runs a node until it gets a signal or can't go on.
 pub(crate) async fn run(options: Options) -> Result<(), Fatal> {
     let mut signals = Signals::catch()?;
     let metrics = Arc::new(Metrics::new());
     let stores = disk::open(&options, &metrics)?;
-    let doors = Doors::open(&options).await?;
-    let (node, stores) = Node::assemble(options, metrics, stores, doors);
+    let listeners = Listeners::bind(&options).await?;
+    let (node, stores) = Node::assemble(options, metrics, stores, listeners);
     let Some(ended) = node.begin(stores, &mut signals).await? else {
         node.abandon();
         return Ok(());
@@ -80,82 +104,265 @@ impl Signals {
     }
 }
 
-/// The bound listeners and what others are told.
-struct Doors {
-    listener: TcpListener,
-    bound: SocketAddr,
-    advertised: String,
-    metrics: Option<(TcpListener, SocketAddr)>,
+/// The handles of a node, each of which owns one concern.
+struct Parts {
+    options: Options,
+    lifecycle: Arc<Lifecycle>,
+    peers: Arc<Peers>,
+    routing: Arc<Routing>,
+    admission: Arc<Admission>,
+    metrics: Arc<Metrics>,
+    inbox: Arc<Inbox>,
+    deliveries: Arc<Deliveries>,
+    replica: Arc<ReplicaHandle>,
+    readiness: Arc<ReadinessProbe>,
+    forwarder: Arc<Forwarder>,
+    moving: Arc<Moving>,
+    transport: Arc<Transport>,
 }
 
-impl Doors {
-    async fn open(options: &Options) -> Result<Self, Fatal> {
-        let (listener, bound) = bind("listen", &options.listen).await?;
-        let advertised = advertised(options, bound)?;
-        let metrics = match &options.metrics_listen {
-            Some(address) => Some(bind("metrics-listen", address).await?),
-            None => None,
-        };
-        Ok(Self {
-            listener,
-            bound,
-            advertised,
+impl Parts {
+    fn new(
+        options: Options,
+        address: String,
+        identity: Identity,
+        metrics: Arc<Metrics>,
+        failure: oneshot::Sender<Fatal>,
+    ) -> Self {
+        let identity = Arc::new(identity);
+        let lifecycle = Arc::new(Lifecycle::new(identity.node(), failure));
+        let admission = Arc::new(Admission::new(&options.limits));
+        let inbox = Arc::new(Inbox::default());
+        let kind = options.genesis.kind;
+        let routing = Arc::new(Routing::new(
+            kind,
+            Arc::clone(&identity),
+            Arc::clone(&metrics),
+        ));
+        let peers = Arc::new(Peers::new(
+            identity,
+            address,
+            options.peers.clone(),
+            Arc::clone(&lifecycle),
+        ));
+        let replica = Arc::new(ReplicaHandle::new(
+            Arc::clone(&lifecycle),
+            Arc::clone(&peers),
+            Arc::clone(&admission),
+            Arc::clone(&inbox),
+            options.request_timeout,
+        ));
+        let readiness = Arc::new(ReadinessProbe::new(
+            Arc::clone(&lifecycle),
+            Arc::clone(&routing),
+        ));
+        let forwarder = Arc::new(Forwarder::new(
+            &options,
+            Arc::clone(&lifecycle),
+            Arc::clone(&peers),
+            Arc::clone(&routing),
+            Arc::clone(&admission),
+            Arc::clone(&metrics),
+        ));
+        let transport = Arc::new(Transport::new(
+            Arc::clone(&lifecycle),
+            Arc::clone(&peers),
+            Arc::clone(&inbox),
+            Arc::clone(&metrics),
+            options.network,
+        ));
+        Self {
+            options,
+            lifecycle,
+            peers,
+            routing,
+            admission,
             metrics,
-        })
+            inbox,
+            deliveries: Arc::new(Deliveries::default()),
+            replica,
+            readiness,
+            forwarder,
+            moving: Arc::new(Moving::default()),
+            transport,
+        }
     }
-}
 
-async fn bind(option: &str, address: &str) -> Result<(TcpListener, SocketAddr), Fatal> {
-    listen::bind(address).await.map_err(|error| {
-        let message = format!("--{option} {address}: {error}");
-        Fatal::message(ExitCode::CannotListen, message)
-    })
-}
+    fn services(&self, disk: Disk) -> Services {
+        Services {
+            kv: self.kv_service(),
+            ctrl: self.ctrl_service(),
+            handoff: HandoffService::new(
+                Arc::clone(&self.replica),
+                Arc::clone(&self.routing),
+                Arc::clone(&self.metrics),
+            ),
+            admin: AdminService {
+                replica: Arc::clone(&self.replica),
+                peers: Arc::clone(&self.peers),
+                routing: Arc::clone(&self.routing),
+                moving: Arc::clone(&self.moving),
+                readiness: Arc::clone(&self.readiness),
+                metrics: Arc::clone(&self.metrics),
+                disk,
+            },
+            peers: PeerService::new(
+                peers::Handles {
+                    lifecycle: Arc::clone(&self.lifecycle),
+                    peers: Arc::clone(&self.peers),
+                    inbox: Arc::clone(&self.inbox),
+                    metrics: Arc::clone(&self.metrics),
+                },
+                Arc::clone(&self.transport),
+                self.options.network.handshake_timeout,
+            ),
+            lifecycle: Arc::clone(&self.lifecycle),
+            metrics: Arc::clone(&self.metrics),
+            limits: self.options.limits,
+            network: self.options.network,
+        }
+    }
 
-/// What others are told. A port of zero stands for the one that was bound.
-fn advertised(options: &Options, bound: SocketAddr) -> Result<String, Fatal> {
-    match &options.advertise {
-        Some(address) => Ok(match address.strip_suffix(":0") {
-            Some(host) => format!("{host}:{}", bound.port()),
-            None => address.clone(),
-        }),
-        None if bound.ip().is_unspecified() => Err(Fatal::message(
-            ExitCode::BadOptions,
-            "--advertise: is required when the node listens on all interfaces",
-        )),
-        // The option as written, so that a name stays a name; its port may have been zero.
-        None => match options.listen.strip_suffix(":0") {
-            Some(host) => Ok(format!("{host}:{}", bound.port())),
-            None => Ok(options.listen.clone()),
-        },
+    fn kv_service(&self) -> KvService {
+        let seeds = match self.routing.kind() {
+            GroupKind::Shards => self.options.controllers.clone(),
+            GroupKind::Controller | GroupKind::Standalone => self.peers.initial(),
+        };
+        KvService {
+            lifecycle: Arc::clone(&self.lifecycle),
+            replica: Arc::clone(&self.replica),
+            peers: Arc::clone(&self.peers),
+            routing: Arc::clone(&self.routing),
+            forwarder: Arc::clone(&self.forwarder),
+            metrics: Arc::clone(&self.metrics),
+            limits: self.options.limits,
+            scanner: Arc::new(Scanner::new(
+                Arc::clone(&self.replica),
+                Arc::clone(&self.routing),
+                Arc::clone(&self.forwarder),
+                Arc::clone(&self.metrics),
+                self.options.limits,
+                seeds,
+                self.options.request_timeout,
+            )),
+            exporter: Exporter {
+                replica: Arc::clone(&self.replica),
+                routing: Arc::clone(&self.routing),
+                forwarder: Arc::clone(&self.forwarder),
+                admission: Arc::clone(&self.admission),
+                metrics: Arc::clone(&self.metrics),
+            },
+        }
+    }
+
+    fn ctrl_service(&self) -> CtrlService {
+        CtrlService {
+            lifecycle: Arc::clone(&self.lifecycle),
+            replica: Arc::clone(&self.replica),
+            peers: Arc::clone(&self.peers),
+            routing: Arc::clone(&self.routing),
+            forwarder: Arc::clone(&self.forwarder),
+            metrics: Arc::clone(&self.metrics),
+            watches: Watches {
+                lifecycle: Arc::clone(&self.lifecycle),
+                replica: Arc::clone(&self.replica),
+                peers: Arc::clone(&self.peers),
+                routing: Arc::clone(&self.routing),
+                admission: Arc::clone(&self.admission),
+            },
+            controllers: self.options.controllers.clone(),
+        }
+    }
+
+    fn runtime_handles(&self) -> runtime::Handles {
+        runtime::Handles {
+            inbox: Arc::clone(&self.inbox),
+            deliveries: Arc::clone(&self.deliveries),
+            transport: Arc::clone(&self.transport),
+            lifecycle: Arc::clone(&self.lifecycle),
+            readiness: Arc::clone(&self.readiness),
+            routing: Arc::clone(&self.routing),
+            admission: Arc::clone(&self.admission),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// Starts the tasks that run beside the replica.
+    fn start_tasks(&self, disk: Disk) {
+        tokio::spawn(disk::watch(Arc::clone(&self.inbox), disk));
+        tokio::spawn({
+            let deliveries = Arc::clone(&self.deliveries);
+            async move { deliveries.give_out().await }
+        });
+        tokio::spawn({
+            let transport = Arc::clone(&self.transport);
+            async move { transport.tend().await }
+        });
+        if self.routing.kind() != GroupKind::Controller {
+            let watch = ShardWatch {
+                replica: Arc::clone(&self.replica),
+                routing: Arc::clone(&self.routing),
+                metrics: Arc::clone(&self.metrics),
+            };
+            tokio::spawn(watch.run());
+        }
+        if self.routing.kind() == GroupKind::Shards {
+            let follower = Follower {
+                lifecycle: Arc::clone(&self.lifecycle),
+                routing: Arc::clone(&self.routing),
+                forwarder: Arc::clone(&self.forwarder),
+                controllers: self.options.controllers.clone(),
+                patience: self.options.handoff.timeout,
+            };
+            tokio::spawn(follower.run());
+            self.start_mover();
+        }
+    }
+
+    fn start_mover(&self) {
+        let handles = mover::Handles {
+            lifecycle: Arc::clone(&self.lifecycle),
+            replica: Arc::clone(&self.replica),
+            routing: Arc::clone(&self.routing),
+            forwarder: Arc::clone(&self.forwarder),
+            metrics: Arc::clone(&self.metrics),
+            moving: Arc::clone(&self.moving),
+        };
+        let group = mover::Group {
+            node: self.peers.node(),
+            gid: self.routing.gid(),
+            controllers: self.options.controllers.clone(),
+            timeout: self.options.handoff.timeout,
+        };
+        tokio::spawn(mover::drive(handles, group, self.options.handoff.mover));
     }
 }
 
 struct Node {
-    hub: Arc<Hub>,
-    transport: Arc<Transport>,
+    parts: Parts,
     serving: JoinHandle<anyhow::Result<()>>,
-    /// Until it was used.
+    /// Closes the connections; `None` once it was used.
     hang_up: Option<oneshot::Sender<()>>,
     tasks: Vec<AbortHandle>,
-    places: Places,
-    /// What makes it impossible to go on.
+    sockets: Sockets,
+    /// Resolves with the error that makes it impossible to go on.
     failure: oneshot::Receiver<Fatal>,
 }
 
-/// Where the node can be reached.
-struct Places {
-    bound: SocketAddr,
+/// The addresses of the node's sockets.
+struct Sockets {
+    grpc: SocketAddr,
     metrics: Option<SocketAddr>,
 }
 
 impl Node {
-    /// Puts the parts together and opens the doors; nobody is served but peers that ask who is here.
+    /// Puts the parts together and starts the gRPC server. Until the replica runs, the node answers only peers that identify
+    /// it.
     fn assemble(
         options: Options,
         metrics: Arc<Metrics>,
         stores: Stores,
-        doors: Doors,
+        listeners: Listeners,
     ) -> (Self, Started) {
         let Stores {
             opened,
@@ -172,38 +379,39 @@ impl Node {
         let touched = content != Content::Empty;
         let directory = options.data_dir.clone();
         let identity = Identity::new(identity, genesis, touched, belongs, directory);
-        let places = Places {
-            bound: doors.bound,
-            metrics: doors.metrics.as_ref().map(|(_, bound)| *bound),
+        let sockets = Sockets {
+            grpc: listeners.bound,
+            metrics: listeners.metrics.as_ref().map(|(_, bound)| *bound),
         };
         let (fail, failure) = oneshot::channel();
-        let hub = Arc::new(Hub::new(options, doors.advertised, identity, metrics, fail));
-        announce(&hub, &places, content);
-        let transport = Arc::new(Transport::new(Arc::clone(&hub)));
-        let (hang_up, told) = oneshot::channel::<()>();
+        let parts = Parts::new(options, listeners.advertised, identity, metrics, fail);
+        announce(&parts.peers, &sockets, content);
+        let (hang_up, stop) = oneshot::channel::<()>();
         let serving = tokio::spawn({
-            let (hub, transport, disk) = (Arc::clone(&hub), Arc::clone(&transport), disk.clone());
+            let services = parts.services(disk.clone());
             async move {
                 let stop = async {
                     // A dropped sender means the same.
-                    let _ = told.await;
+                    let _ = stop.await;
                 };
-                grpc::serve(hub, transport, disk, doors.listener, stop).await
+                grpc::serve(services, listeners.grpc, stop).await
             }
         });
         let mut tasks = Vec::new();
-        if let Some((listener, _)) = doors.metrics {
-            tasks.push(
-                tokio::spawn(probes::scrape::serve(Arc::clone(&hub), listener)).abort_handle(),
-            );
+        if let Some((listener, _)) = listeners.metrics {
+            let probe = Arc::new(NodeProbe {
+                metrics: Arc::clone(&parts.metrics),
+                readiness: Arc::clone(&parts.readiness),
+            });
+            let task = tokio::spawn(probes::endpoint::serve(probe, listener));
+            tasks.push(task.abort_handle());
         }
         let node = Self {
-            hub,
-            transport,
+            parts,
             serving,
             hang_up: Some(hang_up),
             tasks,
-            places,
+            sockets,
             failure,
         };
         let started = Started {
@@ -215,7 +423,7 @@ impl Node {
         (node, started)
     }
 
-    /// Finds the group and starts the replica. `None` if a signal came first.
+    /// Finds the group and starts the replica. Returns `None` if a signal came first.
     async fn begin(&self, stores: Started, signals: &mut Signals) -> Result<Option<Ended>, Fatal> {
         let Started {
             mut log,
@@ -223,54 +431,42 @@ impl Node {
             disk,
             content,
         } = stores;
-        let hub = &self.hub;
+        let parts = &self.parts;
+        let node_options = &parts.options;
         if content != Content::Log {
             let beginning = tokio::select! {
-                beginning = bootstrap::begin(hub, &self.transport) => beginning?,
+                beginning = bootstrap::begin(&parts.peers, &parts.transport, &node_options.genesis) => beginning?,
                 () = signals.any() => return Ok(None),
             };
             if let Beginning::First(first) = beginning {
-                check_chosen(&hub.options.genesis, &first.genesis)?;
+                check_chosen(&node_options.genesis, &first.genesis)?;
                 let (membership, genesis) = (first.membership(), first.genesis.to_batch());
-                hub.identity
+                parts
+                    .peers
+                    .identity()
                     .adopt(&first, || {
                         replica::initialise(&mut log, &mut state, &membership, genesis)
                     })
                     .map_err(not_adopted)?;
             }
         }
-        let mut options = hub.options.replica.clone();
-        options.address.clone_from(&hub.address);
+        let mut options = node_options.replica.clone();
+        parts.peers.address().clone_into(&mut options.address);
         let seed = random::number().context("the system has no randomness")?;
         let replica = Replica::recover(
             options,
-            hub.node(),
+            parts.peers.node(),
             Box::new(log),
             Box::new(state),
-            Machine::new(hub.kind()),
+            Machine::new(parts.routing.kind()),
             seed,
         )
         .map_err(not_recovered)?;
-        let ended = runtime::start(replica, Arc::clone(hub), Arc::clone(&self.transport))
+        let ended = runtime::start(replica, &node_options.replica, parts.runtime_handles())
             .context("the replica's thread can't be started")?;
-        hub.enter(Phase::Running);
-        tokio::spawn(disk::watch(Arc::clone(hub), disk));
-        tokio::spawn({
-            let deliveries = Arc::clone(&hub.deliveries);
-            async move { deliveries.give_out().await }
-        });
-        tokio::spawn({
-            let transport = Arc::clone(&self.transport);
-            async move { transport.tend().await }
-        });
-        if hub.kind() != GroupKind::Controller {
-            tokio::spawn(watch_shards(Arc::clone(hub)));
-        }
-        if hub.kind() == GroupKind::Shards {
-            tokio::spawn(configs::follow(Arc::clone(hub)));
-            tokio::spawn(mover::drive(Arc::clone(hub)));
-        }
-        if let Some(path) = &hub.options.ready_file {
+        parts.lifecycle.enter(Phase::Running);
+        parts.start_tasks(disk);
+        if let Some(path) = &node_options.ready_file {
             self.write_ready(path)
                 .with_context(|| format!("can't write {}", path.display()))?;
         }
@@ -284,13 +480,13 @@ impl Node {
             () = signals.any() => {}
             result = &mut ended => return Err(replica_ended(result)),
             result = &mut self.serving => return Err(server_ended(result)),
-            // The sender lives in the hub.
+            // The sender lives in the lifecycle.
             Ok(fatal) = &mut self.failure => {
                 tracing::error!("{:#}", fatal.error);
                 failed = Some(fatal);
             }
         }
-        let deadline = Instant::now() + self.hub.options.shutdown_timeout;
+        let deadline = Instant::now() + self.parts.options.shutdown_timeout;
         tracing::info!("stopping");
         tokio::select! {
             result = self.stop(ended, deadline) => match failed {
@@ -307,20 +503,20 @@ impl Node {
     /// Hands over, says goodbye, finishes, flushes. Connections take no new requests from the goodbye on, but those that were
     /// on their way are served, passed on if need be; streams go on until the node drains.
     async fn stop(mut self, ended: Ended, deadline: Instant) -> Result<(), Fatal> {
-        self.hub.enter(Phase::Stopping);
+        self.parts.lifecycle.enter(Phase::Stopping);
         self.hand_over(deadline).await;
         if let Some(hang_up) = self.hang_up.take() {
             // The receiver is the server's; if that is gone there is nobody to tell.
             let _ = hang_up.send(());
         }
         sleep_until(deadline.min(Instant::now() + LATECOMERS)).await;
-        self.hub.enter(Phase::Draining);
+        self.parts.lifecycle.enter(Phase::Draining);
         self.drain(deadline).await;
-        self.hub.inbox.stop();
+        self.parts.inbox.stop();
         let result = timeout_at(deadline, ended).await;
-        self.hub.deliveries.give_out_now();
-        self.hub.enter(Phase::Stopped);
-        self.transport.close();
+        self.parts.deliveries.give_out_now();
+        self.parts.lifecycle.enter(Phase::Stopped);
+        self.parts.transport.close();
         let goodbye = deadline.min(Instant::now() + GOODBYE);
         // Connections that don't end in time are cut.
         let _ = timeout_at(goodbye, self.serving).await;
@@ -343,7 +539,7 @@ impl Node {
 
     /// Has another member lead, so that clients don't wait for an election.
     async fn hand_over(&self, deadline: Instant) {
-        let view = self.hub.view();
+        let view = self.parts.lifecycle.view();
         let leads = view.status.as_ref().is_some_and(|status| {
             status.role == Role::Leader && status.membership.voters().count() > 1
         });
@@ -352,11 +548,11 @@ impl Node {
         }
         let half = deadline.saturating_duration_since(Instant::now()) / 2;
         // It takes a few milliseconds, or the others are gone.
-        let raft = &self.hub.options.replica;
+        let raft = &self.parts.options.replica;
         let patience =
             Duration::from_millis(u64::from(raft.raft.election_ticks * raft.tick_ms)) * 2;
         let request = Request::TransferLeadership(None);
-        match timeout(half.min(patience), self.hub.ask(request)).await {
+        match timeout(half.min(patience), self.parts.replica.ask(request)).await {
             Ok(Ok(Ok(_))) => tracing::info!("handed leadership over"),
             Ok(Ok(Err(refusal))) => tracing::info!("leadership was not handed over: {refusal}"),
             Ok(Err(error)) => tracing::info!("leadership was not handed over: {}", error.message),
@@ -369,7 +565,7 @@ impl Node {
         let half = deadline.saturating_duration_since(Instant::now()) / 2;
         let empty = async {
             let mut look = interval(Duration::from_millis(2));
-            while self.hub.budget.used().0 > 0 {
+            while self.parts.admission.budget.used().0 > 0 {
                 look.tick().await;
             }
         };
@@ -381,7 +577,7 @@ impl Node {
     /// Ends a node that never had a replica.
     fn abandon(self) {
         tracing::info!("stopped before it found its group");
-        self.hub.enter(Phase::Stopped);
+        self.parts.lifecycle.enter(Phase::Stopped);
         self.serving.abort();
         for task in self.tasks {
             task.abort();
@@ -390,14 +586,15 @@ impl Node {
 
     /// Tells tools that wait for it where this node is.
     fn write_ready(&self, path: &Path) -> std::io::Result<()> {
-        let hub = &self.hub;
+        let peers = &self.parts.peers;
+        let identity = peers.identity();
         let ready = json!({
-            "node_id": hub.node().0,
-            "cluster_id": hub.identity.cluster().map(|cluster| cluster.to_string()),
-            "gid": hub.identity.gid().0,
-            "listen": self.places.bound.to_string(),
-            "advertise": hub.address,
-            "metrics": self.places.metrics.map(|metrics| metrics.to_string()),
+            "node_id": peers.node().0,
+            "cluster_id": identity.cluster().map(|cluster| cluster.to_string()),
+            "gid": identity.gid().0,
+            "listen": self.sockets.grpc.to_string(),
+            "advertise": peers.address(),
+            "metrics": self.sockets.metrics.map(|metrics| metrics.to_string()),
             "pid": std::process::id(),
         });
         // A reader sees all of it or nothing.
@@ -416,31 +613,31 @@ struct Started {
 }
 
 /// The one line on standard output.
-fn announce(hub: &Hub, places: &Places, content: Content) {
+fn announce(peers: &Peers, sockets: &Sockets, content: Content) {
     let directory = match content {
         Content::Empty => "empty",
         Content::Unfinished => "unfinished",
         Content::Log => "member",
     };
-    let metrics = places
+    let metrics = sockets
         .metrics
         .map_or_else(|| "off".to_owned(), |metrics| metrics.to_string());
     let line = format!(
         "shardkv-node {} node={} cluster={} gid={} listen={} advertise={} metrics={metrics} directory={directory}",
         env!("CARGO_PKG_VERSION"),
-        hub.node(),
-        hub.identity.name(),
-        hub.identity.gid().0,
-        places.bound,
-        hub.address,
+        peers.node(),
+        peers.identity().name(),
+        peers.identity().gid().0,
+        sockets.grpc,
+        peers.address(),
     );
     // Nobody may be reading.
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
-    let peers = bootstrap::initial_peers(hub);
-    if !peers.contains(&hub.address) {
+    let initial = peers.initial();
+    if !initial.iter().any(|peer| peer == peers.address()) {
         tracing::warn!(
-            address = hub.address,
+            address = peers.address(),
             "this node's address is not among --peers: it will never begin a group, only join one"
         );
     }

@@ -12,12 +12,14 @@
 //! not for long and only once: groups serve without controllers. Whether the group owns shards doesn't matter, or no group
 //! would be ready before it joins.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use raft::{Index, MemberKind, Role};
 use replica::Status;
 
-use crate::hub::Phase;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::routing::Routing;
 
 /// A node has caught up when it lacks no more entries than this.
 const NEAR: u64 = 64;
@@ -86,6 +88,34 @@ pub(crate) struct Readiness {
     running_since: Option<Instant>,
     /// The configuration was known once, or was waited for long enough.
     configured: bool,
+}
+
+/// Decides whether this node is ready.
+pub(crate) struct ReadinessProbe {
+    lifecycle: Arc<Lifecycle>,
+    routing: Arc<Routing>,
+    memory: Mutex<Readiness>,
+}
+
+impl ReadinessProbe {
+    pub(crate) fn new(lifecycle: Arc<Lifecycle>, routing: Arc<Routing>) -> Self {
+        Self {
+            lifecycle,
+            routing,
+            memory: Mutex::default(),
+        }
+    }
+
+    /// Returns an error if the node is not ready. It must be called after each change of the status, so that it sees each
+    /// moment with a leader.
+    pub(crate) fn check(&self) -> Result<(), Unready> {
+        let configured = self.routing.is_configured();
+        let seen = self
+            .lifecycle
+            .with_view(|view| Seen::of(view.phase, view.status.as_deref(), configured));
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.look(Instant::now(), &seen)
+    }
 }
 
 impl Seen {

@@ -7,7 +7,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::budget::Permit;
 use crate::machine::MachineResult;
-use crate::services::batch::{BatchStream, Origin};
+use crate::services::answers::{AnswerQueue, Origin};
 
 /// Where one answer goes. It holds the request's part of the budget until the answer is given out.
 pub(crate) struct Reply {
@@ -37,13 +37,13 @@ impl Reply {
 
 /// Replies that wait in the replica, by the number that the replica gives back.
 #[derive(Default)]
-pub(crate) struct Waiting {
+pub(crate) struct PendingReplies {
     slots: Vec<Option<Reply>>,
     free: Vec<usize>,
 }
 
-impl Waiting {
-    /// Keeps a reply; gives its number, which is used again after [`Waiting::remove`].
+impl PendingReplies {
+    /// Keeps a reply; gives its number, which is used again after [`PendingReplies::remove`].
     pub(crate) fn insert(&mut self, reply: Reply) -> u64 {
         let Some(at) = self.free.pop() else {
             self.slots.push(Some(reply));
@@ -107,7 +107,7 @@ impl Deliveries {
             let mut waiting = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             mem::swap(&mut *waiting, answers);
         }
-        let mut touched: Vec<Arc<BatchStream>> = Vec::new();
+        let mut touched: Vec<Arc<AnswerQueue>> = Vec::new();
         for (reply, result) in answers.drain(..) {
             match reply.target {
                 // A handler that gave up does not mind.

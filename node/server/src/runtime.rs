@@ -12,18 +12,21 @@ use replica::{Answer, Outlet, Refusal, Replica, RequestId};
 use tokio::sync::oneshot;
 use types::{LogTime, NodeId};
 
-use crate::hub::Hub;
-use crate::inbox::{Batch, Submission};
+use crate::admission::Admission;
+use crate::inbox::{Batch, Inbox, Submission};
+use crate::lifecycle::Lifecycle;
 use crate::machine::{Machine, MachineResult, News, Response};
-use crate::metrics::{raise, set};
-use crate::replies::{Reply, Waiting};
+use crate::metrics::{Metrics, raise, set};
+use crate::readiness::ReadinessProbe;
+use crate::replies::{Deliveries, PendingReplies, Reply};
+use crate::routing::Routing;
 use crate::transport::Transport;
 
 /// The replica with its thread's belongings.
 pub(crate) struct Runtime {
     replica: Replica<Machine>,
-    hub: Arc<Hub>,
-    desk: Desk,
+    handles: Handles,
+    outlet: ReplicaOutlet,
     batch: Batch,
     clock: Clock,
     /// A full disk refused a write: nothing is tried before the next tick.
@@ -31,24 +34,36 @@ pub(crate) struct Runtime {
     /// The log tells of the full disk already: it is tried at every tick, and told once.
     full_told: bool,
     leader: Option<NodeId>,
-    /// What the machine told last.
-    told: Option<News>,
+    /// The news that the state machine published last.
+    published: Option<News>,
 }
 
-/// Where the replica puts what leaves it.
-struct Desk {
+/// The handles that the replica's thread uses.
+pub(crate) struct Handles {
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) deliveries: Arc<Deliveries>,
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) readiness: Arc<ReadinessProbe>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Receives the messages and answers of the replica.
+struct ReplicaOutlet {
     transport: Arc<Transport>,
-    waiting: Waiting,
+    pending: PendingReplies,
     answers: Vec<(Reply, MachineResult)>,
 }
 
-impl Outlet<Response> for Desk {
+impl Outlet<Response> for ReplicaOutlet {
     fn send(&mut self, envelope: Envelope) {
         self.transport.send(envelope);
     }
 
     fn answer(&mut self, request: RequestId, result: Result<Answer<Response>, Refusal>) {
-        if let Some(reply) = self.waiting.remove(request.0) {
+        if let Some(reply) = self.pending.remove(request.0) {
             self.answers.push((reply, result));
         }
     }
@@ -57,18 +72,17 @@ impl Outlet<Response> for Desk {
 /// Starts the thread. The receiver gets how it ended; it is closed without that if the thread panicked.
 pub(crate) fn start(
     replica: Replica<Machine>,
-    hub: Arc<Hub>,
-    transport: Arc<Transport>,
+    options: &replica::Options,
+    handles: Handles,
 ) -> std::io::Result<oneshot::Receiver<Result<(), StoreError>>> {
     let (ended, receiver) = oneshot::channel();
-    let options = &hub.options.replica;
     let tick = Duration::from_millis(options.tick_ms.into());
     let clock = Clock::new(tick, options.raft.heartbeat_ticks, Instant::now());
     let runtime = Runtime {
         replica,
-        desk: Desk {
-            transport,
-            waiting: Waiting::default(),
+        outlet: ReplicaOutlet {
+            transport: Arc::clone(&handles.transport),
+            pending: PendingReplies::default(),
             answers: Vec::new(),
         },
         batch: Batch::default(),
@@ -76,15 +90,15 @@ pub(crate) fn start(
         full: false,
         full_told: false,
         leader: None,
-        told: None,
-        hub,
+        published: None,
+        handles,
     };
     std::thread::Builder::new()
         .name("replica".to_owned())
         .spawn(move || {
-            let hub = Arc::clone(&runtime.hub);
+            let inbox = Arc::clone(&runtime.handles.inbox);
             let result = runtime.run();
-            hub.inbox.close();
+            inbox.close();
             // The receiver is gone only if the process ends anyway.
             let _ = ended.send(result);
         })?;
@@ -94,23 +108,26 @@ pub(crate) fn start(
 impl Runtime {
     fn run(mut self) -> Result<(), StoreError> {
         self.publish();
-        self.tell();
+        self.publish_news();
         loop {
             let idle = self.full || !self.replica.has_work();
             let deadline = idle.then(|| self.clock.next());
-            self.hub.inbox.take(&mut self.batch, deadline);
+            self.handles.inbox.take(&mut self.batch, deadline);
             if self.take_in() {
                 return self.stop();
             }
             self.poll()?;
-            self.tell();
-            self.hub.deliveries.hand_over(&mut self.desk.answers);
+            self.publish_news();
+            self.handles.deliveries.hand_over(&mut self.outlet.answers);
         }
     }
 
     /// Feeds the replica. Whether it shall stop.
     fn take_in(&mut self) -> bool {
-        set(&self.hub.metrics.inbox_messages, self.batch.len() as u64);
+        set(
+            &self.handles.metrics.inbox_messages,
+            self.batch.len() as u64,
+        );
         if let Some(low) = self.batch.disk_low {
             self.replica.set_disk_low(low);
         }
@@ -137,10 +154,13 @@ impl Runtime {
         }
         if !self.batch.requests.is_empty() {
             let count = u32::try_from(self.batch.requests.len()).unwrap_or(u32::MAX);
-            self.hub.metrics.batch_requests.observe(f64::from(count));
+            self.handles
+                .metrics
+                .batch_requests
+                .observe(f64::from(count));
         }
         for Submission { request, reply } in self.batch.requests.drain(..) {
-            let id = self.desk.waiting.insert(reply);
+            let id = self.outlet.pending.insert(reply);
             self.replica.submit(RequestId(id), request);
         }
         self.batch.stop
@@ -150,7 +170,7 @@ impl Runtime {
         if self.full {
             return Ok(());
         }
-        match self.replica.poll(&mut self.desk) {
+        match self.replica.poll(&mut self.outlet) {
             Ok(()) => {
                 self.full_told = false;
                 Ok(())
@@ -166,25 +186,26 @@ impl Runtime {
                 Ok(())
             }
             Err(error) => {
-                self.hub.deliveries.hand_over(&mut self.desk.answers);
+                self.handles.deliveries.hand_over(&mut self.outlet.answers);
                 Err(error)
             }
         }
     }
 
-    /// Tells everybody what the machine has to tell, when it is new. Before the answers go out, so that who was answered
-    /// finds it.
-    fn tell(&mut self) {
+    /// Publishes the state machine's news when they have changed. It runs before the answers go out, so that a client whose
+    /// request was answered sees the news.
+    fn publish_news(&mut self) {
         let news = self.replica.machine().news();
-        if !self.told.as_ref().is_some_and(|told| told.is_same(&news)) {
-            self.hub.tell(news.clone());
-            self.told = Some(news);
+        let published = self.published.as_ref();
+        if !published.is_some_and(|published| published.is_same(&news)) {
+            self.handles.routing.update(news.clone());
+            self.published = Some(news);
         }
     }
 
     fn publish(&mut self) {
         let status = self.replica.status();
-        let metrics = &self.hub.metrics.replica;
+        let metrics = &self.handles.metrics.replica;
         if status.leader != self.leader {
             self.leader = status.leader;
             if let Some(leader) = status.leader {
@@ -215,20 +236,21 @@ impl Runtime {
         let (sent, installed) = status.snapshots;
         raise(&metrics.snapshots_sent, sent);
         raise(&metrics.snapshots_installed, installed);
-        let (requests, bytes) = self.hub.budget.used();
-        set(&self.hub.metrics.inflight_requests, requests as u64);
-        set(&self.hub.metrics.inflight_bytes, bytes as u64);
-        let limit = self.hub.options.limits.max_watchers;
-        let watchers = limit.saturating_sub(self.hub.watchers.available_permits());
-        set(&self.hub.metrics.handoff.watchers, watchers as u64);
+        let (requests, bytes) = self.handles.admission.budget.used();
+        set(&self.handles.metrics.inflight_requests, requests as u64);
+        set(&self.handles.metrics.inflight_bytes, bytes as u64);
+        let watchers = self.handles.admission.open_watchers();
+        set(&self.handles.metrics.handoff.watchers, watchers as u64);
         let genesis = self.replica.machine().genesis().copied();
-        self.hub.publish(Arc::new(status), genesis);
+        self.handles.lifecycle.publish(Arc::new(status), genesis);
+        // Only the readiness probe's memory needs this call: it must see each moment with a leader.
+        let _ = self.handles.readiness.check();
     }
 
     fn stop(mut self) -> Result<(), StoreError> {
-        let result = self.replica.stop(&mut self.desk);
+        let result = self.replica.stop(&mut self.outlet);
         self.publish();
-        self.hub.deliveries.hand_over(&mut self.desk.answers);
+        self.handles.deliveries.hand_over(&mut self.outlet.answers);
         result
     }
 }

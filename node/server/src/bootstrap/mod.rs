@@ -26,8 +26,8 @@ use types::{ClusterId, NodeId};
 use crate::bootstrap::decide::{Answer, Decision, decide};
 use crate::bootstrap::genesis::FirstMembership;
 use crate::exit::{ExitCode, Fatal};
-use crate::hub::Hub;
 use crate::options::GenesisOptions;
+use crate::peers::Peers;
 use crate::random;
 use crate::transport::Transport;
 
@@ -50,41 +50,45 @@ pub(crate) enum Beginning {
 }
 
 /// Finds out how a node without a log begins. Returns only when that is known.
-pub(crate) async fn begin(hub: &Hub, transport: &Transport) -> Result<Beginning, Fatal> {
-    if let Some(first) = hub.identity.genesis() {
+pub(crate) async fn begin(
+    peers: &Peers,
+    transport: &Transport,
+    genesis: &GenesisOptions,
+) -> Result<Beginning, Fatal> {
+    if let Some(first) = peers.identity().genesis() {
         tracing::info!(cluster = %first.cluster, "going on with an interrupted first start");
         return Ok(Beginning::First(first));
     }
-    if let Some(cluster) = hub.identity.cluster() {
+    if let Some(cluster) = peers.identity().cluster() {
         tracing::info!(%cluster, "waiting to be let into the group, as before");
         return Ok(Beginning::Joiner);
     }
-    if hub.identity.initialised() {
+    if peers.identity().initialised() {
         tracing::info!("this node has heard of a group before: waiting to be let in");
         return Ok(Beginning::Joiner);
     }
-    let peers = initial_peers(hub);
+    let initial = peers.initial();
     let mut report = Report::default();
     let mut asked: Option<Instant> = None;
     loop {
-        let answers = ask_all(hub, &peers).await;
-        match decide(hub.node(), &peers, &answers) {
+        let answers = ask_all(peers, &initial).await;
+        match decide(peers.node(), &initial, &answers) {
             Decision::Adopt(first) => {
                 tracing::info!(cluster = %first.cluster, "adopting the group's beginning");
                 return Ok(Beginning::First(first));
             }
-            Decision::Join if hub.invited() => return Ok(Beginning::Joiner),
+            Decision::Join if peers.invited() => return Ok(Beginning::Joiner),
             Decision::Join => {
                 // Nothing is settled before the group calls: what answered may be the last node of a group that is
                 // being taken down.
                 report.tell("there is a group without this node: waiting to be let in");
                 if asked.is_none_or(|at| at.elapsed() >= JOIN_EVERY) {
-                    transport.send(join_request(hub));
+                    transport.send(join_request(peers));
                     asked = Some(Instant::now());
                 }
             }
             Decision::Form(members) => {
-                let first = form(hub, members)?;
+                let first = form(genesis, members)?;
                 tracing::info!(cluster = %first.cluster, "beginning a new group");
                 return Ok(Beginning::First(first));
             }
@@ -112,32 +116,26 @@ impl Report {
 }
 
 /// "Let me in", to whoever is at the configured addresses.
-fn join_request(hub: &Hub) -> Envelope {
+fn join_request(peers: &Peers) -> Envelope {
     Envelope {
-        from: hub.node(),
+        from: peers.node(),
         to: NodeId(0),
         term: Term(0),
         message: Message::JoinRequest {
-            address: hub.address.clone(),
+            address: peers.address().to_owned(),
         },
     }
 }
 
-/// The addresses of the group's first members.
-pub(crate) fn initial_peers(hub: &Hub) -> Vec<String> {
-    if hub.options.peers.is_empty() {
-        vec![hub.address.clone()]
-    } else {
-        hub.options.peers.clone()
-    }
-}
-
-fn form(hub: &Hub, members: Vec<(NodeId, String)>) -> Result<FirstMembership, Fatal> {
+fn form(
+    genesis: &GenesisOptions,
+    members: Vec<(NodeId, String)>,
+) -> Result<FirstMembership, Fatal> {
     let cluster = random::number().context("the system has no randomness")?;
     let first = FirstMembership {
         cluster: ClusterId(cluster),
         members,
-        genesis: chosen(&hub.options.genesis),
+        genesis: chosen(genesis),
     };
     first
         .checked()
@@ -208,19 +206,19 @@ pub(crate) fn check_chosen(
 }
 
 /// One round: every peer's answer, at its position.
-async fn ask_all(hub: &Hub, peers: &[String]) -> Vec<Answer> {
+async fn ask_all(own: &Peers, peers: &[String]) -> Vec<Answer> {
     let mut answers = vec![Answer::Silent; peers.len()];
     let mut asking = JoinSet::new();
     for (position, peer) in peers.iter().enumerate() {
-        if *peer == hub.address {
+        if peer == own.address() {
             if let Some(answer) = answers.get_mut(position) {
-                *answer = Answer::Empty(hub.node());
+                *answer = Answer::Empty(own.node());
             }
             continue;
         }
         let request = IdentifyRequest {
-            cluster_name: hub.identity.name().to_owned(),
-            gid: hub.identity.gid().0,
+            cluster_name: own.identity().name().to_owned(),
+            gid: own.identity().gid().0,
         };
         let peer = peer.clone();
         asking.spawn(async move {

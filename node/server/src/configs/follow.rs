@@ -8,11 +8,15 @@ use api::v1::{WatchRequest, WatchResponse};
 use api::{config_from_wire, delta_from_wire};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
-use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig};
+use types::{ClusterId, ConfigDelta, ConfigNum, Gid, NodeId, ShardConfig};
+
+use super::NewsError;
 
 use crate::exit::{ExitCode, Fatal};
-use crate::forward::once;
-use crate::hub::Hub;
+use crate::forward::Forwarder;
+use crate::forward::{ChannelError, Channels, once};
+use crate::lifecycle::Lifecycle;
+use crate::routing::Routing;
 
 /// The first pause after a stream that ended; each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -27,6 +31,38 @@ pub(crate) struct News {
     pub(crate) deltas: Vec<ConfigDelta>,
 }
 
+/// The reason why a watch of the controllers failed. Every reason allows another try, at the next controller.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FeedError {
+    /// The controller can't be reached.
+    #[error(transparent)]
+    Connect(#[from] ChannelError),
+    /// The controller refused the watch, or the connection broke.
+    #[error("{address}: {reason}")]
+    Refused { address: String, reason: String },
+    /// The controller did not answer in time.
+    #[error("{address}: no answer within {patience:?}")]
+    Silent { address: String, patience: Duration },
+    /// The controller ended the watch, for example because it has no leader.
+    #[error("{0}: it ended the watch")]
+    Ended(String),
+    /// The controller sent a configuration that is not valid.
+    #[error("{address}: {error}")]
+    Invalid {
+        address: String,
+        error: types::ConfigError,
+    },
+}
+
+impl FeedError {
+    fn refused(address: &str, status: &tonic::Status) -> Self {
+        Self::Refused {
+            address: address.to_owned(),
+            reason: status.message().to_owned(),
+        }
+    }
+}
+
 /// A watch of one controller.
 pub(crate) struct Feed {
     stream: Streaming<WatchResponse>,
@@ -38,15 +74,13 @@ pub(crate) struct Feed {
 impl Feed {
     /// Starts to watch the controller at `address`, for what follows `after`. A group that follows it names itself.
     pub(crate) async fn open(
-        hub: &Hub,
+        channels: &Channels,
+        patience: Duration,
         address: &str,
         after: ConfigNum,
         gid: Gid,
-    ) -> Result<Self, String> {
-        let patience = hub.options.handoff.timeout;
-        let channels = &hub.forwarding.channels;
-        let channel = channels.get(address).await;
-        let channel = channel.map_err(|error| error.to_string())?;
+    ) -> Result<Self, FeedError> {
+        let channel = channels.get(address).await?;
         let mut client = ShardctrlerClient::new(channel).max_decoding_message_size(usize::MAX);
         let request = once(WatchRequest {
             after: after.0,
@@ -62,33 +96,37 @@ impl Feed {
                 if api::error_detail(&status).is_none() {
                     channels.discard(address);
                 }
-                Err(format!("{address}: {}", status.message()))
+                Err(FeedError::refused(address, &status))
             }
             Err(_) => {
                 channels.discard(address);
-                Err(format!("{address}: no answer within {patience:?}"))
+                Err(FeedError::Silent {
+                    address: address.to_owned(),
+                    patience,
+                })
             }
         }
     }
 
     /// The next news.
-    pub(crate) async fn next(&mut self) -> Result<News, String> {
+    pub(crate) async fn next(&mut self) -> Result<News, FeedError> {
         let address = &self.address;
         // Dropping this future loses nothing: the stream keeps what has arrived.
         match self.stream.message().await {
             Ok(Some(message)) => {
-                let news = news(message).map_err(|error| format!("{address}: {error}"))?;
+                let news = news(message).map_err(|error| FeedError::Invalid {
+                    address: address.clone(),
+                    error,
+                })?;
                 self.speaker = (news.cluster, news.shards);
                 Ok(news)
             }
-            Ok(None) => Err(format!("{address}: it ended the watch")),
-            Err(status) => Err(format!("{address}: {}", status.message())),
+            Ok(None) => Err(FeedError::Ended(address.clone())),
+            Err(status) => Err(FeedError::refused(address, &status)),
         }
     }
-}
 
-impl Feed {
-    /// That there is nothing new since the last news.
+    /// Returns news without changes, from the speaker of the last news.
     pub(crate) fn nothing(&self) -> News {
         let (cluster, shards) = self.speaker;
         News {
@@ -110,66 +148,90 @@ fn news(message: WatchResponse) -> Result<News, types::ConfigError> {
     })
 }
 
-/// Follows the controllers, for as long as it is polled.
-pub(crate) async fn follow(hub: Arc<Hub>) {
-    let mut pause = FIRST_PAUSE;
-    let turn = first_turn(&hub);
-    for address in hub.options.controllers.iter().cycle().skip(turn) {
-        let after = hub
-            .configs
-            .known()
-            .map_or(ConfigNum(0), |it| it.config.num());
-        let since = Instant::now();
-        let ended = match Feed::open(&hub, address, after, Gid::NONE).await {
-            Ok(mut feed) => take_in(&hub, &mut feed).await,
-            Err(reason) => reason,
-        };
-        // Controllers without a leader tell what they know and end the watch: that is no reason to ask at once again.
-        if since.elapsed() > LONGEST_PAUSE {
-            pause = FIRST_PAUSE;
+/// Follows the controllers and keeps the node's configurations up to date.
+pub(crate) struct Follower {
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) controllers: Vec<String>,
+    /// The maximum time that a controller may take to accept a watch.
+    pub(crate) patience: Duration,
+}
+
+/// Returns the position of the controller that `node` asks first, so that not all nodes ask the same one.
+pub(crate) fn first_turn(node: NodeId, controllers: &[String]) -> usize {
+    let count = controllers.len().max(1) as u64;
+    usize::try_from(node.0 % count).unwrap_or(0)
+}
+
+impl Follower {
+    /// Follows the controllers for as long as the future is polled.
+    pub(crate) async fn run(self) {
+        let configs = self.routing.configs();
+        let mut pause = FIRST_PAUSE;
+        let turn = first_turn(self.routing.identity().node(), &self.controllers);
+        for address in self.controllers.iter().cycle().skip(turn) {
+            let known = configs.known();
+            let after = known.map_or(ConfigNum(0), |it| it.config.num());
+            let since = Instant::now();
+            let channels = &self.forwarder.channels;
+            let feed = Feed::open(channels, self.patience, address, after, Gid::NONE).await;
+            let ended = match feed {
+                Ok(mut feed) => self.take_in(&mut feed).await.to_string(),
+                Err(error) => error.to_string(),
+            };
+            // Controllers without a leader send what they know and end the watch. That is no reason to ask again at once.
+            if since.elapsed() > LONGEST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            // Logged when the trouble begins and when it lasts, not at every attempt.
+            let longer = (pause * 2).min(LONGEST_PAUSE);
+            if pause == FIRST_PAUSE || longer > pause && longer == LONGEST_PAUSE {
+                tracing::info!("not following the controllers: {ended}");
+            } else {
+                tracing::debug!("not following the controllers: {ended}");
+            }
+            sleep(pause).await;
+            pause = longer;
         }
-        // Told when it begins and when it lasts, not with every attempt.
-        let longer = (pause * 2).min(LONGEST_PAUSE);
-        if pause == FIRST_PAUSE || longer > pause && longer == LONGEST_PAUSE {
-            tracing::info!("not following the controllers: {ended}");
-        } else {
-            tracing::debug!("not following the controllers: {ended}");
+    }
+
+    /// Takes news in until the feed ends, and returns the reason.
+    async fn take_in(&self, feed: &mut Feed) -> FollowError {
+        loop {
+            let news = match feed.next().await {
+                Ok(news) => news,
+                Err(error) => return error.into(),
+            };
+            let own = self.lifecycle.view().genesis.map(|genesis| genesis.shards);
+            if let Some(own) = own.filter(|own| *own != news.shards) {
+                let message = format!(
+                    "the controllers' cluster has {} shards, and this node's group was created with {own}: they are \
+                     different clusters; correct --controllers, or give this node an empty directory",
+                    news.shards
+                );
+                let fatal = Fatal::message(ExitCode::WrongIdentity, message);
+                self.lifecycle.fail(fatal);
+            }
+            let News {
+                cluster,
+                shards,
+                full,
+                deltas,
+            } = news;
+            let configs = self.routing.configs();
+            if let Err(error) = configs.advance(cluster, shards, full, deltas) {
+                return error.into();
+            }
         }
-        sleep(pause).await;
-        pause = longer;
     }
 }
 
-/// Which controller this node asks first, so that not all nodes ask the same.
-pub(crate) fn first_turn(hub: &Hub) -> usize {
-    let count = hub.options.controllers.len().max(1) as u64;
-    usize::try_from(hub.node().0 % count).unwrap_or(0)
-}
-
-/// Takes news in until the feed ends, and tells why it did.
-async fn take_in(hub: &Hub, feed: &mut Feed) -> String {
-    loop {
-        let news = match feed.next().await {
-            Ok(news) => news,
-            Err(reason) => return reason,
-        };
-        let own = hub.view().genesis.map(|genesis| genesis.shards);
-        if let Some(own) = own.filter(|own| *own != news.shards) {
-            let message = format!(
-                "the controllers' cluster has {} shards, and this node's group was created with {own}: they are \
-                 different clusters; correct --controllers, or give this node an empty directory",
-                news.shards
-            );
-            hub.fail(Fatal::message(ExitCode::WrongIdentity, message));
-        }
-        let News {
-            cluster,
-            shards,
-            full,
-            deltas,
-        } = news;
-        if let Err(error) = hub.configs.advance(cluster, shards, full, deltas) {
-            return error.to_string();
-        }
-    }
+/// The reason why following one controller ended. The next controller is tried after a pause.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+    #[error(transparent)]
+    News(#[from] NewsError),
 }

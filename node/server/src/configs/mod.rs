@@ -3,20 +3,16 @@
 //! Controllers take it from their own state. Nodes of replica groups follow the controllers ([`follow`](mod@follow)); what they know
 //! may be a moment old, which costs a detour and never correctness: who owns a shard is decided by the groups' logs.
 
-mod follow;
+pub(crate) mod follow;
+pub(crate) mod standalone;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::v1;
 use api::{config_to_wire, delta_to_wire};
-use shardctrler::GroupKind;
 use tokio::sync::watch;
 use types::{ClusterId, ConfigDelta, ConfigError, ConfigNum, MAX_SHARDS, ShardConfig};
-
-pub(crate) use follow::{Feed, News, first_turn, follow};
-
-use crate::hub::Hub;
 
 /// The latest steps that are kept for watchers; who is further behind gets the whole configuration.
 const MAX_RECENT: usize = 1_024;
@@ -196,27 +192,9 @@ fn has(known: Option<&Known>, num: ConfigNum) -> bool {
     known.is_some_and(|known| known.config.num() >= num)
 }
 
-/// The configuration of a store without controllers: one group that owns all. `None` before the node knows its group.
-pub(crate) fn synthetic(hub: &Hub) -> Option<Known> {
-    let view = hub.view();
-    let genesis = view.genesis?;
-    if genesis.kind != GroupKind::Standalone {
-        return None;
-    }
-    let status = view.status?;
-    let voters = status.membership.voters();
-    let addresses: Vec<String> = voters.filter_map(|node| hub.address_of(node)).collect();
-    let gid = hub.identity.gid();
-    let groups = BTreeMap::from([(gid, addresses)]);
-    let config = ShardConfig::new(ConfigNum(1), groups, [(genesis.shards, gid)]).ok()?;
-    Some(Known {
-        cluster: hub.identity.cluster()?,
-        config: Arc::new(config),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use types::Gid;
 
     use super::*;

@@ -10,7 +10,6 @@ use replica::{Answer, Refusal, Request};
 use shardkv::{Command, KvError, MAX_KEY_BYTES, Query, Response, SessionRef, Step, Write, Written};
 use types::{NodeId, Sequence};
 
-use crate::hub::Hub;
 use crate::machine::{self, MachineRequest, MachineResult};
 use crate::options::Limits;
 
@@ -222,12 +221,6 @@ fn kv_error(error: &KvError) -> ErrorDetail {
         KvError::NoShard { .. } => errors::not_found(error),
         KvError::Malformed(_) => errors::bad_request("request", error),
     }
-}
-
-/// What is told to those who ask a controller for keys and don't want to be passed on.
-pub(crate) fn elsewhere(hub: &Hub) -> ErrorDetail {
-    let known = hub.configs.known();
-    errors::wrong_group(known.map_or(0, |known| known.config.num().0))
 }
 
 /// The answer to a request about one key.

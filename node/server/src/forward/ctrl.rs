@@ -10,8 +10,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use types::Gid;
 
-use super::{Destination, Repeat, call, once, own_group, reach, repeat_of_write};
-use crate::hub::Hub;
+use super::{Destination, Forwarder, Repeat, call, once, own_group, reach, repeat_of_write};
 
 /// A request to the controllers, answered with [`ControllerRequest::Answer`].
 pub(crate) trait ControllerRequest: Clone + Send {
@@ -29,13 +28,13 @@ pub(crate) trait ControllerRequest: Clone + Send {
 
 /// Forwards a client's request to the controllers' leader.
 pub(crate) async fn controllers<R: ControllerRequest>(
-    hub: &Hub,
+    forwarder: &Forwarder,
     request: R,
 ) -> Result<R::Answer, ErrorDetail> {
     let repeat = request.repeat();
     call(
-        hub,
-        || Ok(controller_group(hub)),
+        forwarder,
+        || Ok(controller_group(forwarder)),
         repeat,
         |channel, _| request.clone().send_to(client(channel)),
     )
@@ -44,13 +43,13 @@ pub(crate) async fn controllers<R: ControllerRequest>(
 
 /// Sends this node's own request to the controllers' leader, outside of the bounds for clients' requests.
 pub(crate) async fn controllers_at_once<R: ControllerRequest>(
-    hub: &Hub,
+    forwarder: &Forwarder,
     request: R,
 ) -> Result<R::Answer, ErrorDetail> {
     let repeat = request.repeat();
     reach(
-        hub,
-        || Ok(controller_group(hub)),
+        forwarder,
+        || Ok(controller_group(forwarder)),
         repeat,
         |channel, _| request.clone().send_to(client(channel)),
     )
@@ -61,13 +60,13 @@ fn client(channel: Channel) -> ShardctrlerClient<Channel> {
     ShardctrlerClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
-fn controller_group(hub: &Hub) -> Destination {
-    if hub.kind() == GroupKind::Controller {
-        return own_group(hub);
+fn controller_group(forwarder: &Forwarder) -> Destination {
+    if forwarder.routing.kind() == GroupKind::Controller {
+        return own_group(forwarder);
     }
     Destination {
         gid: Gid::NONE,
-        addresses: hub.options.controllers.clone(),
+        addresses: forwarder.controllers.clone(),
     }
 }
 

@@ -12,34 +12,41 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use types::{Gid, ShardId, shard_of};
 
-use super::{Destination, Repeat, call, once_for, repeat_of_write};
-use crate::hub::Hub;
+use super::{Destination, Forwarder, Repeat, call, once_for, repeat_of_write};
 
 /// Forwards an item to the owner of its key.
-pub(crate) async fn item(hub: &Hub, item: Item) -> Result<ItemResponse, ErrorDetail> {
-    let _permit = hub.budget.take(size(&item))?;
+pub(crate) async fn item(forwarder: &Forwarder, item: Item) -> Result<ItemResponse, ErrorDetail> {
+    let _permit = forwarder.admission.budget.take(size(&item))?;
     let repeat = repeat(&item);
-    let route = || owner_of_key(hub, key(&item));
-    let limit = answer_limit(hub);
-    call(hub, route, repeat, |channel, gid| {
+    let route = || owner_of_key(forwarder, key(&item));
+    let limit = answer_limit(forwarder);
+    call(forwarder, route, repeat, |channel, gid| {
         let item = item.clone();
         let mut client = KvClient::new(channel).max_decoding_message_size(limit);
         async move {
             Ok(match item {
                 Item::Get(it) => {
-                    ItemResponse::Get(client.get(once_for(hub, gid, it)).await?.into_inner())
+                    ItemResponse::Get(client.get(once_for(forwarder, gid, it)).await?.into_inner())
                 }
                 Item::Put(it) => {
-                    ItemResponse::Put(client.put(once_for(hub, gid, it)).await?.into_inner())
+                    ItemResponse::Put(client.put(once_for(forwarder, gid, it)).await?.into_inner())
                 }
-                Item::Append(it) => {
-                    ItemResponse::Append(client.append(once_for(hub, gid, it)).await?.into_inner())
-                }
-                Item::Delete(it) => {
-                    ItemResponse::Delete(client.delete(once_for(hub, gid, it)).await?.into_inner())
-                }
+                Item::Append(it) => ItemResponse::Append(
+                    client
+                        .append(once_for(forwarder, gid, it))
+                        .await?
+                        .into_inner(),
+                ),
+                Item::Delete(it) => ItemResponse::Delete(
+                    client
+                        .delete(once_for(forwarder, gid, it))
+                        .await?
+                        .into_inner(),
+                ),
                 Item::CompareAndSwap(it) => {
-                    let answer = client.compare_and_swap(once_for(hub, gid, it)).await?;
+                    let answer = client
+                        .compare_and_swap(once_for(forwarder, gid, it))
+                        .await?;
                     ItemResponse::CompareAndSwap(answer.into_inner())
                 }
             })
@@ -49,12 +56,14 @@ pub(crate) async fn item(hub: &Hub, item: Item) -> Result<ItemResponse, ErrorDet
 }
 
 /// Forwards the request for a session to a leader: this group's, or from a controller any group's.
-pub(crate) async fn open_session(hub: &Hub) -> Result<OpenSessionResponse, ErrorDetail> {
+pub(crate) async fn open_session(
+    forwarder: &Forwarder,
+) -> Result<OpenSessionResponse, ErrorDetail> {
     let route = || {
-        if hub.kind() != GroupKind::Controller {
-            return Ok(own_group(hub));
+        if forwarder.routing.kind() != GroupKind::Controller {
+            return Ok(own_group(forwarder));
         }
-        let known = hub.configs.known();
+        let known = forwarder.routing.configs().known();
         let groups = known
             .as_ref()
             .and_then(|it| it.config.groups().iter().next());
@@ -66,11 +75,11 @@ pub(crate) async fn open_session(hub: &Hub) -> Result<OpenSessionResponse, Error
             None => Err(errors::unavailable("no group has joined yet", 1_000)),
         }
     };
-    call(hub, route, Repeat::Freely, |channel, gid| {
+    call(forwarder, route, Repeat::Freely, |channel, gid| {
         let mut client = KvClient::new(channel);
         async move {
             let answer = client
-                .open_session(once_for(hub, gid, OpenSessionRequest {}))
+                .open_session(once_for(forwarder, gid, OpenSessionRequest {}))
                 .await?;
             Ok(answer.into_inner())
         }
@@ -80,12 +89,12 @@ pub(crate) async fn open_session(hub: &Hub) -> Result<OpenSessionResponse, Error
 
 /// Forwards an export to the owner of its shard.
 pub(crate) async fn export(
-    hub: &Hub,
+    forwarder: &Forwarder,
     request: ExportRequest,
 ) -> Result<Streaming<ScanResponse>, ErrorDetail> {
-    let route = || owner(hub, ShardId(request.shard));
-    pages(hub, route, |mut client, gid| {
-        let request = once_for(hub, gid, request.clone());
+    let route = || owner(forwarder, ShardId(request.shard));
+    pages(forwarder, route, |mut client, gid| {
+        let request = once_for(forwarder, gid, request.clone());
         async move { Ok(client.export(request).await?.into_inner()) }
     })
     .await
@@ -93,14 +102,14 @@ pub(crate) async fn export(
 
 /// Forwards a scan to this group's leader.
 pub(crate) async fn scan(
-    hub: &Hub,
+    forwarder: &Forwarder,
     request: ScanRequest,
 ) -> Result<Streaming<ScanResponse>, ErrorDetail> {
     pages(
-        hub,
-        || Ok(own_group(hub)),
+        forwarder,
+        || Ok(own_group(forwarder)),
         |mut client, gid| {
-            let request = once_for(hub, gid, request.clone());
+            let request = once_for(forwarder, gid, request.clone());
             async move { Ok(client.scan(request).await?.into_inner()) }
         },
     )
@@ -108,37 +117,42 @@ pub(crate) async fn scan(
 }
 
 async fn pages<F>(
-    hub: &Hub,
+    forwarder: &Forwarder,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     ask: impl Fn(KvClient<Channel>, Gid) -> F,
 ) -> Result<Streaming<ScanResponse>, ErrorDetail>
 where
     F: Future<Output = Result<Streaming<ScanResponse>, tonic::Status>>,
 {
-    call(hub, route, Repeat::Freely, |channel, gid| {
+    call(forwarder, route, Repeat::Freely, |channel, gid| {
         let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
         ask(client, gid)
     })
     .await
 }
 
-fn owner_of_key(hub: &Hub, key: &[u8]) -> Result<Destination, ErrorDetail> {
-    if hub.kind() == GroupKind::Standalone {
-        return Ok(own_group(hub));
+fn owner_of_key(forwarder: &Forwarder, key: &[u8]) -> Result<Destination, ErrorDetail> {
+    if forwarder.routing.kind() == GroupKind::Standalone {
+        return Ok(own_group(forwarder));
     }
-    let known = hub.configs.known().ok_or_else(no_config)?;
-    owner(hub, shard_of(key, known.config.shards()))
+    let known = forwarder.routing.configs().known().ok_or_else(no_config)?;
+    owner(forwarder, shard_of(key, known.config.shards()))
 }
 
 /// Returns the group that owns a shard, as far as this node knows.
-fn owner(hub: &Hub, shard: ShardId) -> Result<Destination, ErrorDetail> {
-    if hub.kind() == GroupKind::Standalone {
-        return Ok(own_group(hub));
+fn owner(forwarder: &Forwarder, shard: ShardId) -> Result<Destination, ErrorDetail> {
+    if forwarder.routing.kind() == GroupKind::Standalone {
+        return Ok(own_group(forwarder));
     }
-    let config = hub.configs.known().ok_or_else(no_config)?.config;
+    let config = forwarder
+        .routing
+        .configs()
+        .known()
+        .ok_or_else(no_config)?
+        .config;
     let gid = config.owner(shard);
-    if gid != Gid::NONE && gid == hub.identity.gid() {
-        return Ok(own_group(hub));
+    if gid != Gid::NONE && gid == forwarder.routing.gid() {
+        return Ok(own_group(forwarder));
     }
     match config.groups().get(&gid) {
         Some(addresses) => Ok(Destination {
@@ -151,14 +165,17 @@ fn owner(hub: &Hub, shard: ShardId) -> Result<Destination, ErrorDetail> {
 }
 
 /// Returns the other members of this node's own group, and makes its leader the first to be asked if it is known.
-pub(crate) fn own_group(hub: &Hub) -> Destination {
-    let gid = hub.identity.gid();
-    let Some(status) = hub.view().status else {
-        let addresses = hub.options.peers.clone();
+pub(crate) fn own_group(forwarder: &Forwarder) -> Destination {
+    let gid = forwarder.routing.gid();
+    let Some(status) = forwarder.lifecycle.view().status else {
+        let addresses = forwarder.peers.configured().to_vec();
         return Destination { gid, addresses };
     };
-    if let Some(leader) = status.leader.and_then(|leader| hub.address_of(leader)) {
-        hub.forwarding.leaders.found(gid, &leader);
+    if let Some(leader) = status
+        .leader
+        .and_then(|leader| forwarder.peers.address_of(leader))
+    {
+        forwarder.leaders.found(gid, &leader);
     }
     let others = status
         .membership
@@ -166,7 +183,9 @@ pub(crate) fn own_group(hub: &Hub) -> Destination {
         .filter(|node| *node != status.node);
     Destination {
         gid,
-        addresses: others.filter_map(|node| hub.address_of(node)).collect(),
+        addresses: others
+            .filter_map(|node| forwarder.peers.address_of(node))
+            .collect(),
     }
 }
 
@@ -175,8 +194,8 @@ fn no_config() -> ErrorDetail {
 }
 
 /// Returns the bound of an answer from a group whose nodes may have other options: a value and some room.
-fn answer_limit(hub: &Hub) -> usize {
-    hub.options.limits.max_request_bytes.max(16 << 20)
+fn answer_limit(forwarder: &Forwarder) -> usize {
+    forwarder.max_request_bytes.max(16 << 20)
 }
 
 /// Returns the key of an item.

@@ -41,7 +41,12 @@ pub(crate) use kv::{export, item, open_session, own_group, scan};
 pub(crate) use leaders::Leaders;
 pub(crate) use request::Repeat;
 
-use crate::hub::Hub;
+use crate::admission::Admission;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::options::Options;
+use crate::peers::Peers;
+use crate::routing::Routing;
 
 /// The rules of a forwarded call.
 const POLICY: Policy = Policy {
@@ -56,15 +61,22 @@ const POLICY: Policy = Policy {
 /// The time that a configuration which another group has already may take to arrive here.
 const CONFIG_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The connections, guesses and bounds of forwarding.
-#[derive(Debug)]
-pub(crate) struct Forwarding {
+/// Forwards requests: holds the connections, guesses and bounds.
+pub(crate) struct Forwarder {
     pub(crate) channels: Channels,
     pub(crate) leaders: Leaders,
     calls: Arc<Semaphore>,
     /// Scans last as long as their callers like, so they have a bound of their own.
     scans: Arc<Semaphore>,
     max_forwarded: usize,
+    lifecycle: Arc<Lifecycle>,
+    peers: Arc<Peers>,
+    routing: Arc<Routing>,
+    admission: Arc<Admission>,
+    metrics: Arc<Metrics>,
+    controllers: Vec<String>,
+    request_timeout: Duration,
+    max_request_bytes: usize,
 }
 
 /// The group that a call is for.
@@ -76,14 +88,29 @@ pub(crate) struct Destination {
     pub(crate) addresses: Vec<String>,
 }
 
-impl Forwarding {
-    pub(crate) fn new(options: &crate::options::Options) -> Self {
+impl Forwarder {
+    pub(crate) fn new(
+        options: &Options,
+        lifecycle: Arc<Lifecycle>,
+        peers: Arc<Peers>,
+        routing: Arc<Routing>,
+        admission: Arc<Admission>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             channels: Channels::new(options.network),
             leaders: Leaders::default(),
             calls: Arc::new(Semaphore::new(options.max_forwarded)),
             scans: Arc::new(Semaphore::new(options.max_forwarded)),
             max_forwarded: options.max_forwarded,
+            lifecycle,
+            peers,
+            routing,
+            admission,
+            metrics,
+            controllers: options.controllers.clone(),
+            request_timeout: options.request_timeout,
+            max_request_bytes: options.limits.max_request_bytes,
         }
     }
 
@@ -123,13 +150,17 @@ pub(crate) fn once<T>(message: T) -> Request<T> {
 
 /// Makes a request that the receiver must not forward, and that names the destination group: if the address is used again by a
 /// node of another group, that node refuses it.
-pub(crate) fn once_for<T>(hub: &Hub, gid: Gid, message: T) -> Request<T> {
+pub(crate) fn once_for<T>(forwarder: &Forwarder, gid: Gid, message: T) -> Request<T> {
     let mut request = once(message);
     let metadata = request.metadata_mut();
     metadata.insert(GID_METADATA_KEY, MetadataValue::from(gid.0));
-    let cluster = match hub.kind() {
-        GroupKind::Shards => hub.configs.known().map(|known| known.cluster),
-        GroupKind::Standalone | GroupKind::Controller => hub.identity.cluster(),
+    let cluster = match forwarder.routing.kind() {
+        GroupKind::Shards => forwarder
+            .routing
+            .configs()
+            .known()
+            .map(|known| known.cluster),
+        GroupKind::Standalone | GroupKind::Controller => forwarder.peers.identity().cluster(),
     };
     let cluster = cluster.and_then(|it| format!("{:016x}", it.0).parse().ok());
     if let Some(cluster) = cluster {
@@ -153,7 +184,7 @@ pub(crate) fn repeat_of_write(session: Option<&Session>) -> Repeat {
 
 /// Forwards a client's call: as [`reach`], bounded and counted.
 pub(crate) async fn call<T, F>(
-    hub: &Hub,
+    forwarder: &Forwarder,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     repeat: Repeat,
     call: impl Fn(Channel, Gid) -> F,
@@ -161,18 +192,18 @@ pub(crate) async fn call<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let _permit = hub.forwarding.call_permit()?;
-    hub.metrics.forwarded.inc();
-    let result = reach(hub, route, repeat, call).await;
+    let _permit = forwarder.call_permit()?;
+    forwarder.metrics.forwarded.inc();
+    let result = reach(forwarder, route, repeat, call).await;
     if result.is_err() {
-        hub.metrics.forward_failures.inc();
+        forwarder.metrics.forward_failures.inc();
     }
     result
 }
 
 /// Calls the leader of the group that `route` returns, which is asked again before each attempt.
 pub(crate) async fn reach<T, F>(
-    hub: &Hub,
+    forwarder: &Forwarder,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     repeat: Repeat,
     call: impl Fn(Channel, Gid) -> F,
@@ -180,15 +211,15 @@ pub(crate) async fn reach<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let mut forwarded = Forwarded::new(hub, repeat);
-    let result = forwarded.run(route, call).await;
-    let doubt = forwarded.engine.attempts.doubt && repeat == Repeat::ByName;
+    let mut attempts = Forwarded::new(forwarder, repeat);
+    let result = attempts.run(route, call).await;
+    let doubt = attempts.engine.attempts.doubt && repeat == Repeat::ByName;
     result.map_err(|error| if doubt { in_doubt(error) } else { error })
 }
 
 /// One call that is being forwarded.
 struct Forwarded<'a> {
-    hub: &'a Hub,
+    forwarder: &'a Forwarder,
     engine: SingleCall,
     start: Instant,
     deadline: Instant,
@@ -197,14 +228,14 @@ struct Forwarded<'a> {
 }
 
 impl<'a> Forwarded<'a> {
-    fn new(hub: &'a Hub, repeat: Repeat) -> Self {
+    fn new(forwarder: &'a Forwarder, repeat: Repeat) -> Self {
         let start = Instant::now();
         let jitter = Jitter::new(RandomState::new().hash_one(0));
         Self {
-            hub,
+            forwarder,
             engine: SingleCall::new(repeat, POLICY, jitter),
             start,
-            deadline: start + hub.options.request_timeout,
+            deadline: start + forwarder.request_timeout,
             last: None,
         }
     }
@@ -217,14 +248,14 @@ impl<'a> Forwarded<'a> {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let forwarding = &self.hub.forwarding;
+        let forwarder = self.forwarder;
         loop {
             let to = route()?;
             let turn = self.engine.failures() as usize;
-            let Some(leader) = forwarding.leaders.next(to.gid, &to.addresses, turn) else {
+            let Some(leader) = forwarder.leaders.next(to.gid, &to.addresses, turn) else {
                 return Err(self.last.take().unwrap_or_else(|| no_node(to.gid)));
             };
-            let connecting = forwarding.channels.get(&leader.address);
+            let connecting = forwarder.channels.get(&leader.address);
             let channel = match timeout_at(self.deadline, connecting).await {
                 Ok(Ok(channel)) => channel,
                 Ok(Err(error)) => {
@@ -236,7 +267,7 @@ impl<'a> Forwarded<'a> {
             self.engine.handle_sent();
             match timeout_at(self.deadline, call(channel, to.gid)).await {
                 Ok(Ok(answer)) => {
-                    forwarding.leaders.found(to.gid, &leader.address);
+                    forwarder.leaders.found(to.gid, &leader.address);
                     return Ok(answer);
                 }
                 Ok(Err(status)) => self.refused(&leader, &status).await?,
@@ -251,7 +282,7 @@ impl<'a> Forwarded<'a> {
         leader: &Leader,
         error: &ChannelError,
     ) -> Result<(), ErrorDetail> {
-        self.hub.forwarding.leaders.failed(leader, None);
+        self.forwarder.leaders.failed(leader, None);
         let text = error.to_string();
         self.last = Some(errors::unavailable(&text, 100));
         match self.engine.handle_unreachable(self.start.elapsed(), text) {
@@ -262,12 +293,12 @@ impl<'a> Forwarded<'a> {
 
     /// Takes in a failed attempt, and waits until the next may begin.
     async fn refused(&mut self, leader: &Leader, status: &Status) -> Result<(), ErrorDetail> {
-        let forwarding = &self.hub.forwarding;
+        let forwarder = self.forwarder;
         let detail = error_detail(status);
         let refused = refused(status, detail.clone());
         if detail.is_none() || refused.refusal == Refusal::WrongCluster {
             // The next connection resolves the name again.
-            forwarding.channels.discard(&leader.address);
+            forwarder.channels.discard(&leader.address);
         }
         if detail.is_none() {
             let unsent = refused.refusal == Refusal::NotSent;
@@ -279,8 +310,13 @@ impl<'a> Forwarded<'a> {
         let broken = || errors::unavailable(text(), 100);
         self.last = Some(detail.clone().unwrap_or_else(broken));
         let hint = refused.refusal.hint().cloned();
-        let news = hint.is_some_and(|hint| forwarding.leaders.failed(leader, Some(&hint)));
-        let known = self.hub.configs.known().map(|known| known.config.num());
+        let news = hint.is_some_and(|hint| forwarder.leaders.failed(leader, Some(&hint)));
+        let known = self
+            .forwarder
+            .routing
+            .configs()
+            .known()
+            .map(|known| known.config.num());
         let now = self.start.elapsed();
         match self.engine.handle_refusal(now, refused, known, news) {
             Next::Retry {
@@ -288,7 +324,7 @@ impl<'a> Forwarded<'a> {
                 leader_failed,
             } => {
                 if leader_failed {
-                    forwarding.leaders.failed(leader, None);
+                    forwarder.leaders.failed(leader, None);
                 }
                 self.pause(pause).await
             }
@@ -297,7 +333,7 @@ impl<'a> Forwarded<'a> {
                 leader_failed: true,
                 ..
             } => {
-                forwarding.leaders.failed(leader, None);
+                forwarder.leaders.failed(leader, None);
                 self.pause(pause).await
             }
             Next::AwaitConfig { num, .. } => self.await_config(num).await,
@@ -312,7 +348,7 @@ impl<'a> Forwarded<'a> {
     /// Waits until a configuration that another group has already is known here. If it comes late, the next attempt waits again.
     async fn await_config(&mut self, num: ConfigNum) -> Result<(), ErrorDetail> {
         let patience = self.deadline.min(Instant::now() + CONFIG_PATIENCE);
-        let _ = timeout_at(patience, self.hub.configs.reached(num)).await;
+        let _ = timeout_at(patience, self.forwarder.routing.configs().reached(num)).await;
         self.check_deadline()
     }
 

@@ -1,10 +1,11 @@
 //! What the node counts and measures, under Prometheus' naming conventions.
 
+mod figures;
 mod shards;
+pub(crate) mod watch;
 
-use std::sync::atomic::AtomicU64;
-
-use prometheus_client::encoding::EncodeLabelSet;
+use api::error_status;
+use api::v1::ErrorDetail;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,14 +13,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use figures::Kind;
+pub(crate) use figures::{raise, set};
 use shards::ShardMetrics;
-pub(crate) use shards::watch_shards;
-
-/// A label that says which of a few kinds.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct Kind {
-    pub(crate) kind: &'static str,
-}
 
 /// The methods whose latency is measured.
 #[derive(Clone, Copy, Debug)]
@@ -345,8 +341,14 @@ impl Metrics {
         }
     }
 
+    /// Counts an error and converts it to a gRPC status.
+    pub(crate) fn reject(&self, error: &ErrorDetail) -> tonic::Status {
+        self.rejected(error);
+        error_status(error)
+    }
+
     /// Counts a request that gets a typed error.
-    pub(crate) fn rejected(&self, detail: &api::v1::ErrorDetail) {
+    pub(crate) fn rejected(&self, detail: &ErrorDetail) {
         let kind = error_kind(detail);
         self.rejections.get_or_create(&Kind { kind }).inc();
     }
@@ -364,7 +366,7 @@ fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 19))
 }
 
-fn error_kind(detail: &api::v1::ErrorDetail) -> &'static str {
+fn error_kind(detail: &ErrorDetail) -> &'static str {
     use api::v1::error_detail::Kind;
     match detail.kind {
         Some(Kind::NotLeader(_)) => "not_leader",
@@ -382,16 +384,6 @@ fn error_kind(detail: &api::v1::ErrorDetail) -> &'static str {
         Some(Kind::Conflict(_)) => "conflict",
         None => "internal",
     }
-}
-
-/// Sets a gauge from an unsigned number.
-pub(crate) fn set(gauge: &Gauge, value: u64) {
-    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-}
-
-/// Raises a counter to `value`, which never falls.
-pub(crate) fn raise(counter: &Counter<u64, AtomicU64>, value: u64) {
-    counter.inc_by(value.saturating_sub(counter.get()));
 }
 
 #[cfg(test)]

@@ -14,18 +14,24 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use types::{ClusterId, ConfigNum, Gid, ShardId};
 
-use super::feed::Fetcher;
+use super::feed::{FetchError, Fetcher, Group};
 use crate::convert::kv;
-use crate::forward::{self, Destination, Leaders, Repeat, once};
-use crate::hub::{Hub, Waiting};
+use crate::forward::{self, ChannelError, Destination, Forwarder, Leaders, Repeat, once};
 use crate::machine;
+use crate::metrics::Metrics;
+use crate::replica_handle::{PendingAnswer, ReplicaHandle};
+use crate::routing::Routing;
 
 /// How long a proposal's end is waited for: less than the mover waits.
 const PROPOSE_PATIENCE: Duration = Duration::from_secs(25);
 
 /// Carries actions out.
 pub(crate) struct Actions {
-    hub: Arc<Hub>,
+    replica: Arc<ReplicaHandle>,
+    routing: Arc<Routing>,
+    forwarder: Arc<Forwarder>,
+    metrics: Arc<Metrics>,
+    group: Group,
     fetcher: Fetcher,
     /// The node of each source that gave the last chunk.
     sources: Leaders,
@@ -34,10 +40,20 @@ pub(crate) struct Actions {
 }
 
 impl Actions {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(
+        replica: Arc<ReplicaHandle>,
+        routing: Arc<Routing>,
+        forwarder: Arc<Forwarder>,
+        metrics: Arc<Metrics>,
+        group: Group,
+    ) -> Self {
         Self {
-            fetcher: Fetcher::new(Arc::clone(&hub)),
-            hub,
+            fetcher: Fetcher::new(Arc::clone(&forwarder), &group),
+            replica,
+            routing,
+            forwarder,
+            metrics,
+            group,
             sources: Leaders::default(),
             turn: AtomicUsize::new(0),
         }
@@ -56,26 +72,26 @@ impl Actions {
         running: &mut JoinSet<(ActionId, ActionOutcome)>,
     ) {
         if let Action::Propose(step) = action {
-            let submitted = self.hub.submit_step(kv::step(&step));
+            let submitted = self.replica.submit_step(kv::step(&step));
             running.spawn(async move {
-                let outcome = async { applied(&self.hub, submitted.map_err(message)?).await };
-                (id, said(outcome.await.map(|()| ActionOutcome::Done)))
+                let outcome = async { applied(&self.replica, submitted?).await };
+                (id, outcome_of(outcome.await.map(|()| ActionOutcome::Done)))
             });
             return;
         }
-        running.spawn(async move { (id, said(self.carry_out(action).await)) });
+        running.spawn(async move { (id, outcome_of(self.carry_out(action).await)) });
     }
 
-    async fn carry_out(&self, action: Action) -> Result<ActionOutcome, String> {
-        let patience = self.hub.options.handoff.timeout;
+    async fn carry_out(&self, action: Action) -> Result<ActionOutcome, ActionError> {
+        let patience = self.group.timeout;
         let action = match action {
             // It waits for news, for as long as it likes.
-            Action::FetchConfigs { after } => return self.fetcher.fetch(after).await,
+            Action::FetchConfigs { after } => return Ok(self.fetcher.fetch(after).await?),
             action => action,
         };
         let work = async {
             match action {
-                Action::FetchConfigs { .. } | Action::Propose(_) => Err("misplaced".to_owned()),
+                Action::FetchConfigs { .. } | Action::Propose(_) => Err(ActionError::Misplaced),
                 Action::Pull {
                     shard,
                     config,
@@ -84,13 +100,13 @@ impl Actions {
                     after,
                     max_bytes,
                 } => {
-                    let part = Part {
+                    let chunk = ChunkRequest {
                         shard,
                         config,
                         after,
                         max_bytes,
                     };
-                    self.pull(source, &addresses, part).await
+                    self.pull(source, &addresses, chunk).await
                 }
                 Action::Delete {
                     shard,
@@ -109,27 +125,27 @@ impl Actions {
         };
         match timeout(patience, work).await {
             Ok(result) => result,
-            Err(_) => Err(format!("no answer within {patience:?}")),
+            Err(_) => Err(ActionError::Timeout(patience)),
         }
     }
 
     /// The incarnation that this group's requests carry.
-    fn controller(&self) -> Result<ClusterId, String> {
-        let controller = self.hub.ownership().controller;
-        controller.ok_or_else(|| "the group follows no controllers yet".to_owned())
+    fn controller(&self) -> Result<ClusterId, ActionError> {
+        let controller = self.routing.ownership().controller;
+        controller.ok_or(ActionError::NoController)
     }
 
     async fn pull(
         &self,
         source: Gid,
         addresses: &[String],
-        part: Part,
-    ) -> Result<ActionOutcome, String> {
+        chunk: ChunkRequest,
+    ) -> Result<ActionOutcome, ActionError> {
         let turn = self.turn.load(Ordering::Relaxed);
         let Some(node) = self.sources.next(source, addresses, turn) else {
-            return Err(format!("no address of {source} is known"));
+            return Err(ActionError::NoAddress(source));
         };
-        match self.pull_from(&node.address, source, part).await {
+        match self.pull_from(&node.address, source, chunk).await {
             Ok(chunk) => {
                 self.sources.found(source, &node.address);
                 Ok(ActionOutcome::Pulled(chunk))
@@ -142,31 +158,41 @@ impl Actions {
         }
     }
 
-    async fn pull_from(&self, address: &str, source: Gid, part: Part) -> Result<Chunk, String> {
-        let channels = &self.hub.forwarding.channels;
-        let channel = channels.get(address).await;
-        let channel = channel.map_err(|error| error.to_string())?;
+    async fn pull_from(
+        &self,
+        address: &str,
+        source: Gid,
+        chunk: ChunkRequest,
+    ) -> Result<Chunk, ActionError> {
+        let channels = &self.forwarder.channels;
+        let channel = channels.get(address).await?;
         let request = PullRequest {
             cluster_id: self.controller()?.0,
             gid: source.0,
-            shard: part.shard.0,
-            config_num: part.config.0,
-            after: part.after.encode(),
-            max_bytes: part.max_bytes,
+            shard: chunk.shard.0,
+            config_num: chunk.config.0,
+            after: chunk.after.encode(),
+            max_bytes: chunk.max_bytes,
         };
         let mut client = HandoffClient::new(channel).max_decoding_message_size(usize::MAX);
         match client.pull(once(request)).await {
             Ok(response) => {
                 let chunk = response.into_inner().chunk;
-                let received = &self.hub.metrics.handoff.received_bytes;
+                let received = &self.metrics.handoff.received_bytes;
                 received.inc_by(chunk.len() as u64);
-                Chunk::decode(chunk).map_err(|error| format!("{address}: {error}"))
+                Chunk::decode(chunk).map_err(|error| ActionError::InvalidChunk {
+                    address: address.to_owned(),
+                    error,
+                })
             }
             Err(status) => {
                 if api::error_detail(&status).is_none() {
                     channels.discard(address);
                 }
-                Err(format!("{address}: {}", status.message()))
+                Err(ActionError::Refused(format!(
+                    "{address}: {}",
+                    status.message()
+                )))
             }
         }
     }
@@ -176,7 +202,7 @@ impl Actions {
         at: Destination,
         shard: ShardId,
         config: ConfigNum,
-    ) -> Result<ActionOutcome, String> {
+    ) -> Result<ActionOutcome, ActionError> {
         let (controller, source) = (self.controller()?, at.gid);
         let request = DeleteShardRequest {
             cluster_id: controller.0,
@@ -185,19 +211,19 @@ impl Actions {
             config_num: config.0,
         };
         let route = || Ok(at.clone());
-        let deleted = forward::reach(&self.hub, route, Repeat::Freely, |channel, _| {
+        let deleted = forward::reach(&self.forwarder, route, Repeat::Freely, |channel, _| {
             let mut client = HandoffClient::new(channel);
             async move { client.delete(once(request)).await }
         });
         // Half of the time is for the question below.
-        let patience = self.hub.options.handoff.timeout / 2;
+        let patience = self.group.timeout / 2;
         let why = match timeout(patience, deleted).await {
             Ok(Ok(_)) => return Ok(ActionOutcome::Done),
-            Ok(Err(error)) => message(error),
-            Err(_) => format!("no answer within {patience:?}"),
+            Ok(Err(error)) => error.into(),
+            Err(_) => ActionError::Timeout(patience),
         };
         // A group that left and was drained may be gone for good, and with it the answer that got lost.
-        let has_left = self.hub.ownership().left.contains(&source);
+        let has_left = self.routing.ownership().left.contains(&source);
         if has_left && self.is_drained(controller, source).await {
             return Ok(ActionOutcome::Done);
         }
@@ -206,26 +232,26 @@ impl Actions {
 
     /// Whether the controllers know that a group which left has nothing any more.
     async fn is_drained(&self, controller: ClusterId, gid: Gid) -> bool {
-        let latest = forward::controllers_at_once(&self.hub, QueryRequest { num: -1 });
+        let latest = forward::controllers_at_once(&self.forwarder, QueryRequest { num: -1 });
         latest
             .await
             .is_ok_and(|answer| tells_drained(&answer, controller, gid))
     }
 
-    async fn report(&self, settled: ConfigNum) -> Result<ActionOutcome, String> {
+    async fn report(&self, settled: ConfigNum) -> Result<ActionOutcome, ActionError> {
         let request = ReportRequest {
-            gid: self.hub.identity.gid().0,
+            gid: self.group.gid.0,
             settled: settled.0,
             cluster_id: self.controller()?.0,
         };
-        let reported = forward::controllers_at_once(&self.hub, request);
-        reported.await.map_err(message)?;
+        let reported = forward::controllers_at_once(&self.forwarder, request);
+        reported.await?;
         Ok(ActionOutcome::Done)
     }
 }
 
-/// Which part of which shard.
-struct Part {
+/// The position of the chunk to pull.
+struct ChunkRequest {
     shard: ShardId,
     config: ConfigNum,
     after: Cursor,
@@ -233,20 +259,21 @@ struct Part {
 }
 
 /// Waits until a step was applied here.
-async fn applied(hub: &Hub, waiting: Waiting) -> Result<(), String> {
-    let answer = timeout(PROPOSE_PATIENCE, waiting).await;
-    let unknown = || "its end is not known".to_owned();
-    match answer.map_err(|_| unknown())?.map_err(|_| unknown())? {
+async fn applied(replica: &ReplicaHandle, pending: PendingAnswer) -> Result<(), ActionError> {
+    let answer = timeout(PROPOSE_PATIENCE, pending).await;
+    let Ok(Ok(answer)) = answer else {
+        return Err(ActionError::OutcomeUnknown);
+    };
+    match answer {
         Ok(Answer::Machine(machine::Response::Shards(Response::Stepped))) => Ok(()),
         Ok(Answer::Machine(machine::Response::Shards(Response::Refused(error)))) => {
-            Err(error.to_string())
+            Err(ActionError::Step(error))
         }
-        Ok(_) => Err(kv::mismatch().message),
-        Err(Refusal::NotLeader { leader }) => Err(match leader {
-            Some(leader) => format!("{} leads now", hub.address_or_empty(leader)),
-            None => "this node leads no more".to_owned(),
-        }),
-        Err(refusal) => Err(refusal.to_string()),
+        Ok(_) => Err(kv::mismatch().into()),
+        Err(Refusal::NotLeader { leader }) => Err(ActionError::NotLeader(
+            leader.map(|leader| replica.address_or_empty(leader)),
+        )),
+        Err(refusal) => Err(ActionError::Refused(refusal.to_string())),
     }
 }
 
@@ -256,12 +283,48 @@ fn tells_drained(answer: &QueryResponse, controller: ClusterId, gid: Gid) -> boo
     answer.cluster_id == controller.0 && answer.progress.iter().all(|it| it.gid != gid.0)
 }
 
-fn message(error: ErrorDetail) -> String {
-    error.message
+fn outcome_of(result: Result<ActionOutcome, ActionError>) -> ActionOutcome {
+    result.unwrap_or_else(|error| ActionOutcome::Failed(error.to_string()))
 }
 
-fn said(result: Result<ActionOutcome, String>) -> ActionOutcome {
-    result.unwrap_or_else(ActionOutcome::Failed)
+/// The reason why an action failed. The mover repeats every failed action after a pause; all actions are idempotent.
+#[derive(Debug, thiserror::Error)]
+enum ActionError {
+    #[error("the action is of another kind: a bug in this version")]
+    Misplaced,
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("the group follows no controllers yet")]
+    NoController,
+    #[error("no address of {0} is known")]
+    NoAddress(Gid),
+    #[error("{address}: {error}")]
+    InvalidChunk {
+        address: String,
+        error: types::DecodeError,
+    },
+    /// Another node refused the request, or the replica refused the step.
+    #[error("{0}")]
+    Refused(String),
+    /// The step was proposed, and may still be applied.
+    #[error("its outcome is not known")]
+    OutcomeUnknown,
+    /// The step was applied and refused.
+    #[error(transparent)]
+    Step(shardkv::KvError),
+    /// Another node leads; its address, if it is known.
+    #[error("{}", .0.as_ref().map_or_else(|| "this node does not lead any more".to_owned(), |leader| format!("{leader} leads now")))]
+    NotLeader(Option<String>),
+    #[error(transparent)]
+    Connect(#[from] ChannelError),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+}
+
+impl From<ErrorDetail> for ActionError {
+    fn from(error: ErrorDetail) -> Self {
+        Self::Refused(error.message)
+    }
 }
 
 #[cfg(test)]

@@ -5,17 +5,42 @@ use std::time::Duration;
 
 use shardkv::ActionOutcome;
 use tokio::time::{Instant, timeout_at};
-use types::ConfigNum;
+use types::{ConfigNum, Gid, NodeId};
 
-use crate::configs::{Feed, News, first_turn};
-use crate::hub::Hub;
+use crate::configs::follow::{Feed, FeedError, News, first_turn};
+use crate::forward::Forwarder;
 
-/// How long a question waits for news.
+/// The maximum time that a fetch waits for news.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The reason why no configuration was fetched. The mover tries again after a pause, at the next controller.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FetchError {
+    #[error("no controllers are configured")]
+    NoControllers,
+    #[error("the controllers are silent")]
+    Silent,
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+}
+
+/// The group that the mover works for.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) node: NodeId,
+    pub(crate) gid: Gid,
+    pub(crate) controllers: Vec<String>,
+    /// The maximum time that one step waits for another group.
+    pub(crate) timeout: Duration,
+}
 
 /// Asks controllers, one after the other when they fail.
 pub(crate) struct Fetcher {
-    hub: Arc<Hub>,
+    forwarder: Arc<Forwarder>,
+    controllers: Vec<String>,
+    gid: Gid,
+    /// The maximum time that a controller may take to accept a watch.
+    patience: Duration,
     state: Mutex<State>,
 }
 
@@ -32,13 +57,16 @@ struct Kept {
 }
 
 impl Fetcher {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(forwarder: Arc<Forwarder>, group: &Group) -> Self {
         let state = State {
             kept: None,
-            failed: first_turn(&hub),
+            failed: first_turn(group.node, &group.controllers),
         };
         Self {
-            hub,
+            forwarder,
+            controllers: group.controllers.clone(),
+            gid: group.gid,
+            patience: group.timeout,
             state: Mutex::new(state),
         }
     }
@@ -49,7 +77,7 @@ impl Fetcher {
     }
 
     /// What follows `after`. The first answer of a watch comes at once, news or not; later ones when there are news.
-    pub(crate) async fn fetch(&self, after: ConfigNum) -> Result<ActionOutcome, String> {
+    pub(crate) async fn fetch(&self, after: ConfigNum) -> Result<ActionOutcome, FetchError> {
         let kept = self.lock().kept.take();
         let kept = kept.filter(|kept| kept.told == after);
         let is_new = kept.is_none();
@@ -59,7 +87,7 @@ impl Fetcher {
                 None => self.open(after).await?,
             };
             let news = next(&mut kept, is_new).await?;
-            Ok((kept, news))
+            Ok::<_, FetchError>((kept, news))
         };
         match result.await {
             Ok((kept, news)) => {
@@ -78,13 +106,14 @@ impl Fetcher {
         }
     }
 
-    async fn open(&self, after: ConfigNum) -> Result<Kept, String> {
-        let controllers = &self.hub.options.controllers;
+    async fn open(&self, after: ConfigNum) -> Result<Kept, FetchError> {
+        let controllers = &self.controllers;
         let turn = self.lock().failed.checked_rem(controllers.len());
         let Some(address) = turn.and_then(|turn| controllers.get(turn)) else {
-            return Err("no controllers are configured".to_owned());
+            return Err(FetchError::NoControllers);
         };
-        let feed = Feed::open(&self.hub, address, after, self.hub.identity.gid()).await?;
+        let channels = &self.forwarder.channels;
+        let feed = Feed::open(channels, self.patience, address, after, self.gid).await?;
         Ok(Kept { feed, told: after })
     }
 
@@ -94,7 +123,7 @@ impl Fetcher {
     }
 }
 
-async fn next(kept: &mut Kept, at_once: bool) -> Result<News, String> {
+async fn next(kept: &mut Kept, at_once: bool) -> Result<News, FetchError> {
     let deadline = Instant::now() + PATIENCE;
     match timeout_at(deadline, kept.feed.next()).await {
         Ok(Ok(news)) => {
@@ -104,8 +133,8 @@ async fn next(kept: &mut Kept, at_once: bool) -> Result<News, String> {
             }
             Ok(news)
         }
-        Ok(Err(why)) => Err(why),
-        Err(_) if at_once => Err("the controllers are silent".to_owned()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) if at_once => Err(FetchError::Silent),
         Err(_) => Ok(kept.feed.nothing()),
     }
 }

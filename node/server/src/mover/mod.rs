@@ -10,14 +10,19 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use raft::Role;
-use shardkv::{Action, ActionId, ActionOutcome, Mover, Ownership};
+use shardkv::{Action, ActionId, ActionOutcome, Mover, MoverOptions, Ownership};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::exit::{ExitCode, Fatal};
-use crate::hub::{Hub, View};
+use crate::forward::Forwarder;
+use crate::lifecycle::{Lifecycle, View};
+use crate::metrics::Metrics;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
 use actions::Actions;
+pub(crate) use feed::Group;
 
 /// The mover of a node's group, for those who ask why a shard waits.
 #[derive(Debug)]
@@ -49,36 +54,56 @@ impl Moving {
     }
 }
 
-/// Moves shards, for as long as it is polled.
-pub(crate) async fn drive(hub: Arc<Hub>) {
-    let mut view = hub.watch();
+/// The handles that the mover's driver uses.
+pub(crate) struct Handles {
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) moving: Arc<Moving>,
+}
+
+/// Moves shards for as long as the future is polled.
+pub(crate) async fn drive(handles: Handles, group: Group, options: MoverOptions) {
+    let mut view = handles.lifecycle.watch();
     let known = view.wait_for(|view| view.genesis.is_some()).await;
     let Some(genesis) = known.ok().and_then(|view| view.genesis) else {
         return;
     };
     let shards = genesis.shards;
-    let mover = Mover::new(hub.identity.gid(), shards, hub.options.handoff.mover);
-    *hub.moving.lock().0 = Some(mover);
+    let mover = Mover::new(group.gid, shards, options);
+    *handles.moving.lock().0 = Some(mover);
     let driver = Driver {
-        ownership: hub.watch_ownership(),
-        actions: Arc::new(Actions::new(Arc::clone(&hub))),
+        ownership: handles.routing.watch_ownership(),
+        actions: Arc::new(Actions::new(
+            handles.replica,
+            handles.routing,
+            handles.forwarder,
+            Arc::clone(&handles.metrics),
+            group,
+        )),
         running: JoinSet::new(),
-        hub,
+        lifecycle: handles.lifecycle,
+        metrics: handles.metrics,
+        moving: handles.moving,
         view,
     };
     driver.run().await;
 }
 
 struct Driver {
-    hub: Arc<Hub>,
+    lifecycle: Arc<Lifecycle>,
+    metrics: Arc<Metrics>,
+    moving: Arc<Moving>,
     view: watch::Receiver<View>,
     ownership: watch::Receiver<Arc<Ownership>>,
     actions: Arc<Actions>,
     running: JoinSet<(ActionId, ActionOutcome)>,
 }
 
-/// What the mover said.
-struct Said {
+/// The result of one poll of the mover.
+struct Polled {
     actions: Vec<(ActionId, Action)>,
     /// How long it has nothing to do, without news.
     idle: Option<Duration>,
@@ -94,24 +119,24 @@ impl Driver {
                 self.running.abort_all();
                 self.actions.forget();
             }
-            let said = self.poll(ownership.as_ref());
-            if let Some(fatal) = said.fatal {
+            let polled = self.poll(ownership.as_ref());
+            if let Some(fatal) = polled.fatal {
                 let fatal = Fatal::message(ExitCode::WrongIdentity, fatal);
-                return self.hub.fail(fatal);
+                return self.lifecycle.fail(fatal);
             }
-            for (id, action) in said.actions {
+            for (id, action) in polled.actions {
                 Arc::clone(&self.actions).start(id, action, &mut self.running);
             }
-            if !self.wait(said.idle).await {
+            if !self.wait(polled.idle).await {
                 return;
             }
         }
     }
 
-    fn poll(&self, ownership: Option<&Arc<Ownership>>) -> Said {
-        let (mut mover, now) = self.hub.moving.lock();
+    fn poll(&self, ownership: Option<&Arc<Ownership>>) -> Polled {
+        let (mut mover, now) = self.moving.lock();
         let Some(mover) = mover.as_mut() else {
-            return Said {
+            return Polled {
                 actions: Vec::new(),
                 idle: None,
                 fatal: None,
@@ -119,7 +144,7 @@ impl Driver {
         };
         let actions = mover.poll(now, ownership);
         let due = mover.next_due();
-        Said {
+        Polled {
             actions,
             idle: due.map(|due| Duration::from_millis(due.saturating_sub(now))),
             fatal: mover.fatal().map(str::to_owned),
@@ -154,10 +179,10 @@ impl Driver {
         while let Some(more) = self.running.try_join_next() {
             ended.extend(more.ok());
         }
-        let (mut mover, _) = self.hub.moving.lock();
+        let (mut mover, _) = self.moving.lock();
         for (id, outcome) in ended {
             if let ActionOutcome::Failed(why) = &outcome {
-                self.hub.metrics.handoff.failures.inc();
+                self.metrics.handoff.failures.inc();
                 tracing::debug!("a step of a hand-off failed: {why}");
             }
             if let Some(mover) = mover.as_mut() {

@@ -14,26 +14,33 @@ use types::NodeId;
 
 use crate::bootstrap::genesis::kind_to_wire;
 use crate::convert::kv;
-use crate::hub::{Hub, Phase, View};
+use crate::lifecycle::{Phase, View};
 use crate::machine::{MachineRequest, Response as MachineResponse};
+use crate::metrics::Metrics;
+use crate::mover::Moving;
+use crate::peers::Peers;
+use crate::readiness::ReadinessProbe;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
 use crate::services::shards;
 
 /// The service.
 pub(crate) struct AdminService {
-    hub: Arc<Hub>,
-    disk: Disk,
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) moving: Arc<Moving>,
+    pub(crate) readiness: Arc<ReadinessProbe>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) disk: Disk,
 }
 
 impl AdminService {
-    pub(crate) fn new(hub: Arc<Hub>, disk: Disk) -> Self {
-        Self { hub, disk }
-    }
-
     async fn ask(&self, request: MachineRequest) -> Result<Answer<MachineResponse>, ErrorDetail> {
-        self.hub
+        self.replica
             .ask(request)
             .await?
-            .map_err(|refusal| kv::refused(&refusal, |node| self.hub.address_or_empty(node)))
+            .map_err(|refusal| kv::refused(&refusal, |node| self.replica.address_or_empty(node)))
     }
 
     async fn transfer(&self, to: u64) -> Result<v1::TransferLeadershipResponse, ErrorDetail> {
@@ -64,9 +71,16 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ShardsRequest>,
     ) -> Result<Response<v1::ShardsResponse>, Status> {
-        match shards::shards(&self.hub, request.get_ref()).await {
+        match shards::shards(
+            &self.replica,
+            &self.routing,
+            &self.moving,
+            request.get_ref(),
+        )
+        .await
+        {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 
@@ -78,8 +92,8 @@ impl Admin for AdminService {
         // Sizes are read off the file system.
         let sizes = tokio::task::spawn_blocking(move || disk.sizes())
             .await
-            .map_err(|error| self.hub.reject(&errors::unavailable(error, 100)))?;
-        let mut response = status(&self.hub, &self.hub.view());
+            .map_err(|error| self.metrics.reject(&errors::unavailable(error, 100)))?;
+        let mut response = self.node_status(&self.replica.view());
         response.log_bytes = sizes.log_bytes;
         response.state_bytes = sizes.state_bytes;
         Ok(Response::new(response))
@@ -91,7 +105,7 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
         match self.transfer(request.into_inner().node_id).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 
@@ -101,66 +115,86 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ChangeMembershipResponse>, Status> {
         match self.change(request.into_inner()).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 }
 
-fn status(hub: &Hub, view: &View) -> v1::StatusResponse {
-    let mut response = v1::StatusResponse {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        cluster_id: hub
-            .identity
-            .cluster()
-            .map_or_else(String::new, |cluster| cluster.to_string()),
-        gid: hub.identity.gid().0,
-        node_id: hub.node().0,
-        address: hub.address.clone(),
-        shards: view.genesis.map_or(0, |genesis| genesis.shards),
-        trouble: trouble(hub, view),
-        ..v1::StatusResponse::default()
-    };
-    tell_config(hub, &mut response);
-    let Some(status) = &view.status else {
-        return response;
-    };
-    let role = match status.role {
-        Role::Leader => v1::Role::Leader,
-        Role::Candidate => v1::Role::Candidate,
-        Role::PreCandidate => v1::Role::PreCandidate,
-        Role::Follower if status.membership.is_voter(status.node) => v1::Role::Follower,
-        Role::Follower => v1::Role::Learner,
-    };
-    response.role = role.into();
-    response.term = status.term.0;
-    if let Some(leader) = status.leader {
-        response.leader_id = leader.0;
-        response.leader_address = hub.address_or_empty(leader);
+impl AdminService {
+    fn node_status(&self, view: &View) -> v1::StatusResponse {
+        let mut response = v1::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster_id: self
+                .peers
+                .identity()
+                .cluster()
+                .map_or_else(String::new, |cluster| cluster.to_string()),
+            gid: self.routing.gid().0,
+            node_id: self.peers.node().0,
+            address: self.peers.address().to_owned(),
+            shards: view.genesis.map_or(0, |genesis| genesis.shards),
+            trouble: self.trouble(view),
+            ..v1::StatusResponse::default()
+        };
+        self.set_config(&mut response);
+        let Some(status) = &view.status else {
+            return response;
+        };
+        let role = match status.role {
+            Role::Leader => v1::Role::Leader,
+            Role::Candidate => v1::Role::Candidate,
+            Role::PreCandidate => v1::Role::PreCandidate,
+            Role::Follower if status.membership.is_voter(status.node) => v1::Role::Follower,
+            Role::Follower => v1::Role::Learner,
+        };
+        response.role = role.into();
+        response.term = status.term.0;
+        if let Some(leader) = status.leader {
+            response.leader_id = leader.0;
+            response.leader_address = self.peers.address_or_empty(leader);
+        }
+        response.commit_index = status.commit_index.0;
+        response.last_applied = status.last_applied.0;
+        response.first_index = status.compacted.index.next().0;
+        response.last_index = status.last_index.0;
+        response.disk_full = status.disk_low;
+        response.members = members(status);
+        response
     }
-    response.commit_index = status.commit_index.0;
-    response.last_applied = status.last_applied.0;
-    response.first_index = status.compacted.index.next().0;
-    response.last_index = status.last_index.0;
-    response.disk_full = status.disk_low;
-    response.members = members(status);
-    response
-}
 
-/// What the group is for, and which configuration it goes by.
-fn tell_config(hub: &Hub, response: &mut v1::StatusResponse) {
-    let kind = hub.kind();
-    response.set_kind(kind_to_wire(kind));
-    match kind {
-        GroupKind::Standalone => {}
-        GroupKind::Shards => {
-            let ownership = hub.ownership();
-            response.config_num = ownership.config.0;
-            response.settled = ownership.settled().0;
+    /// Sets the kind of the group and the number of its configuration.
+    fn set_config(&self, response: &mut v1::StatusResponse) {
+        let kind = self.routing.kind();
+        response.set_kind(kind_to_wire(kind));
+        match kind {
+            GroupKind::Standalone => {}
+            GroupKind::Shards => {
+                let ownership = self.routing.ownership();
+                response.config_num = ownership.config.0;
+                response.settled = ownership.settled().0;
+            }
+            GroupKind::Controller => {
+                let known = self.routing.configs().known();
+                response.config_num = known.map_or(0, |known| known.config.num().0);
+            }
         }
-        GroupKind::Controller => {
-            let known = hub.configs.known();
-            response.config_num = known.map_or(0, |known| known.config.num().0);
-        }
+    }
+
+    /// Returns the reason why the node can't serve, or an empty string if it serves.
+    fn trouble(&self, view: &View) -> String {
+        let plain = match (view.phase, &view.status) {
+            (Phase::Starting, _) | (_, None) => "starting: looking for the group",
+            (Phase::Stopping | Phase::Draining | Phase::Stopped, _) => "stopping",
+            (Phase::Running, Some(status)) if status.membership.get(status.node).is_none() => {
+                "waiting to be added to the group"
+            }
+            (Phase::Running, Some(status)) if status.leader.is_none() => "no leader is known",
+            (Phase::Running, Some(_)) => {
+                let unready = self.readiness.check().err();
+                return unready.map_or_else(String::new, |why| why.to_string());
+            }
+        };
+        plain.to_owned()
     }
 }
 
@@ -199,21 +233,4 @@ fn name(state: ProgressState) -> &'static str {
         ProgressState::Replicate => "replicate",
         ProgressState::Snapshot => "snapshot",
     }
-}
-
-/// Why the node takes no part, empty when it does.
-fn trouble(hub: &Hub, view: &View) -> String {
-    let plain = match (view.phase, &view.status) {
-        (Phase::Starting, _) | (_, None) => "starting: looking for the group",
-        (Phase::Stopping | Phase::Draining | Phase::Stopped, _) => "stopping",
-        (Phase::Running, Some(status)) if status.membership.get(status.node).is_none() => {
-            "waiting to be added to the group"
-        }
-        (Phase::Running, Some(status)) if status.leader.is_none() => "no leader is known",
-        (Phase::Running, Some(_)) => {
-            let unready = hub.ready().err();
-            return unready.map_or_else(String::new, |why| why.to_string());
-        }
-    };
-    plain.to_owned()
 }

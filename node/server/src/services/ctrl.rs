@@ -12,42 +12,51 @@ use shardctrler::{GroupKind, Response as Outcome};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{session, watch};
-use crate::configs::{Known, synthetic};
+use super::session;
+use super::watch::Watches;
+use crate::configs::{Known, standalone};
 use crate::convert::{ctrl, kv};
-use crate::forward::{self, ControllerRequest, is_elsewhere, is_forbidden};
-use crate::hub::Hub;
+use crate::forward::{self, ControllerRequest, Forwarder, is_elsewhere, is_forbidden};
+use crate::lifecycle::Lifecycle;
 use crate::machine::MachineRequest;
+use crate::metrics::Metrics;
+use crate::peers::Peers;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
 
 /// The service.
 pub(crate) struct CtrlService {
-    hub: Arc<Hub>,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) watches: Watches,
+    /// The addresses of the controllers, for error texts.
+    pub(crate) controllers: Vec<String>,
 }
 
 impl CtrlService {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub }
-    }
-
     /// Asks the own machine, or whoever knows.
     async fn answer<A: ControllerRequest>(
         &self,
         request: Request<A>,
         convert: impl FnOnce(A) -> Result<MachineRequest, ErrorDetail>,
-        read: impl FnOnce(&Hub, Outcome) -> Option<A::Answer>,
-        alone: impl FnOnce(&Hub) -> Result<A::Answer, ErrorDetail>,
+        read: impl FnOnce(&Self, Outcome) -> Option<A::Answer>,
+        alone: impl FnOnce(&Self) -> Result<A::Answer, ErrorDetail>,
     ) -> Result<Response<A::Answer>, Status> {
         let forbidden = is_forbidden(request.metadata());
         let asked = request.into_inner();
-        let answer = match self.hub.kind() {
-            GroupKind::Standalone => alone(&self.hub),
-            GroupKind::Shards if forbidden => Err(no_controller(&self.hub)),
-            GroupKind::Shards => forward::controllers(&self.hub, asked).await,
+        let answer = match self.routing.kind() {
+            GroupKind::Standalone => alone(self),
+            GroupKind::Shards if forbidden => Err(self.not_a_controller()),
+            GroupKind::Shards => forward::controllers(&self.forwarder, asked).await,
             GroupKind::Controller => {
                 let again = (!forbidden).then(|| asked.clone());
                 match self.own(convert(asked), read).await {
                     Err(error) if is_elsewhere(&error) => match again {
-                        Some(again) => forward::controllers(&self.hub, again).await,
+                        Some(again) => forward::controllers(&self.forwarder, again).await,
                         None => Err(error),
                     },
                     answer => answer,
@@ -56,18 +65,18 @@ impl CtrlService {
         };
         answer
             .map(Response::new)
-            .map_err(|error| self.hub.reject(&error))
+            .map_err(|error| self.metrics.reject(&error))
     }
 
     async fn own<T>(
         &self,
         request: Result<MachineRequest, ErrorDetail>,
-        read: impl FnOnce(&Hub, Outcome) -> Option<T>,
+        read: impl FnOnce(&Self, Outcome) -> Option<T>,
     ) -> Result<T, ErrorDetail> {
-        let hub = &self.hub;
-        let result = hub.ask(request?).await?;
-        let outcome = ctrl::outcome(result, |node| hub.address_or_empty(node))?;
-        read(hub, outcome).ok_or_else(kv::mismatch)
+        let replica = &self.replica;
+        let result = replica.ask(request?).await?;
+        let outcome = ctrl::outcome(result, |node| replica.address_or_empty(node))?;
+        read(self, outcome).ok_or_else(kv::mismatch)
     }
 
     async fn change<A: ControllerRequest<Answer = ConfigChanged>>(
@@ -75,7 +84,7 @@ impl CtrlService {
         request: Request<A>,
         convert: impl FnOnce(A) -> Result<MachineRequest, ErrorDetail>,
     ) -> Result<Response<ConfigChanged>, Status> {
-        let changed = |_: &Hub, outcome| match outcome {
+        let changed = |_: &Self, outcome| match outcome {
             Outcome::Changed {
                 num,
                 changed,
@@ -101,12 +110,17 @@ impl Shardctrler for CtrlService {
         request: Request<v1::QueryRequest>,
     ) -> Result<Response<QueryResponse>, Status> {
         let num = request.get_ref().num;
-        let read = |hub: &Hub, outcome| match outcome {
-            Outcome::Config(answer) => Some(ctrl::query_response(&answer, hub.identity.cluster()?)),
+        let read = |service: &Self, outcome| match outcome {
+            Outcome::Config(answer) => {
+                let cluster = service.peers.identity().cluster()?;
+                Some(ctrl::query_response(&answer, cluster))
+            }
             _ => None,
         };
-        self.answer(request, ctrl::query, read, |hub| alone(hub, num))
-            .await
+        self.answer(request, ctrl::query, read, |service| {
+            service.standalone(num)
+        })
+        .await
     }
 
     async fn join(
@@ -134,9 +148,9 @@ impl Shardctrler for CtrlService {
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        match watch::open(&self.hub, request.get_ref()).await {
+        match self.watches.open(request.get_ref()).await {
             Ok(stream) => Ok(Response::new(stream)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 
@@ -144,11 +158,11 @@ impl Shardctrler for CtrlService {
         &self,
         request: Request<v1::ReportRequest>,
     ) -> Result<Response<v1::ReportResponse>, Status> {
-        let read = |_: &Hub, outcome| match outcome {
+        let read = |_: &Self, outcome| match outcome {
             Outcome::Reported => Some(v1::ReportResponse {}),
             _ => None,
         };
-        let own = self.hub.identity.cluster();
+        let own = self.peers.identity().cluster();
         let convert = |wire| ctrl::report(wire, own);
         self.answer(request, convert, read, |_| Err(no_controllers()))
             .await
@@ -159,30 +173,57 @@ impl Shardctrler for CtrlService {
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
         let forbidden = is_forbidden(request.metadata());
-        let hub = &self.hub;
-        let opened = match hub.kind() {
+        let forwarder = &self.forwarder;
+        let opened = match self.routing.kind() {
             GroupKind::Standalone => Err(no_controllers()),
-            GroupKind::Shards if forbidden => Err(no_controller(hub)),
-            GroupKind::Shards => forward::controllers(hub, request.into_inner()).await,
-            GroupKind::Controller => match session::open(hub).await {
+            GroupKind::Shards if forbidden => Err(self.not_a_controller()),
+            GroupKind::Shards => forward::controllers(forwarder, request.into_inner()).await,
+            GroupKind::Controller => match session::open(&self.replica).await {
                 Err(error) if is_elsewhere(&error) && !forbidden => {
-                    forward::controllers(hub, request.into_inner()).await
+                    forward::controllers(forwarder, request.into_inner()).await
                 }
                 opened => opened,
             },
         };
         opened
             .map(Response::new)
-            .map_err(|error| hub.reject(&error))
+            .map_err(|error| self.metrics.reject(&error))
     }
 }
 
-/// What those are told who don't want to be passed on.
-fn no_controller(hub: &Hub) -> ErrorDetail {
-    let controllers = hub.options.controllers.join(", ");
-    errors::conflict(format!(
-        "this node is no controller: ask one of {controllers}"
-    ))
+impl CtrlService {
+    /// Returns the error for a call that must not be forwarded to the controllers.
+    fn not_a_controller(&self) -> ErrorDetail {
+        let controllers = self.controllers.join(", ");
+        errors::conflict(format!(
+            "this node is no controller: ask one of {controllers}"
+        ))
+    }
+
+    /// Returns the configuration of a store without controllers.
+    fn standalone(&self, num: i64) -> Result<QueryResponse, ErrorDetail> {
+        let Some(Known { cluster, config }) = standalone::config(&self.lifecycle, &self.peers)
+        else {
+            return Err(errors::unavailable("the group isn't known yet", 100));
+        };
+        if num != -1 && num != i64::try_from(config.num().0).unwrap_or(-1) {
+            let what = format!("there is no configuration {num}: a store of one group has the one");
+            return Err(errors::not_found(what));
+        }
+        let (latest, oldest) = (config.num().0, config.num().0);
+        let progress = config.groups().keys().map(|gid| v1::GroupProgress {
+            gid: gid.0,
+            settled: latest,
+            left_in: 0,
+        });
+        Ok(QueryResponse {
+            progress: progress.collect(),
+            config: Some(config_to_wire(&config)),
+            latest,
+            oldest,
+            cluster_id: cluster.0,
+        })
+    }
 }
 
 fn no_controllers() -> ErrorDetail {
@@ -190,28 +231,4 @@ fn no_controllers() -> ErrorDetail {
         "this is a store of one group without controllers: its shards can't move. Start groups with --role shards, and \
          controllers with --role controller",
     )
-}
-
-/// The configuration of a store without controllers.
-fn alone(hub: &Hub, num: i64) -> Result<QueryResponse, ErrorDetail> {
-    let Some(Known { cluster, config }) = synthetic(hub) else {
-        return Err(errors::unavailable("the group isn't known yet", 100));
-    };
-    if num != -1 && num != i64::try_from(config.num().0).unwrap_or(-1) {
-        let what = format!("there is no configuration {num}: a store of one group has the one");
-        return Err(errors::not_found(what));
-    }
-    let (latest, oldest) = (config.num().0, config.num().0);
-    let progress = config.groups().keys().map(|gid| v1::GroupProgress {
-        gid: gid.0,
-        settled: latest,
-        left_in: 0,
-    });
-    Ok(QueryResponse {
-        progress: progress.collect(),
-        config: Some(config_to_wire(&config)),
-        latest,
-        oldest,
-        cluster_id: cluster.0,
-    })
 }

@@ -14,35 +14,44 @@ use types::ShardId;
 
 use super::pages::{PageSender, Pages, pages};
 use super::scan::{check_bounds, relay, response};
+use crate::admission::Admission;
 use crate::convert::kv;
-use crate::forward::{self, is_elsewhere};
-use crate::hub::Hub;
+use crate::forward::{self, Forwarder, is_elsewhere};
+use crate::metrics::Metrics;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
 
-/// Starts an export, here or where the shard is.
+/// Serves exports.
+pub(crate) struct Exporter {
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Starts an export, here or at the owner of the shard.
 pub(crate) async fn open(
-    hub: &Arc<Hub>,
+    exporter: &Exporter,
     request: ExportRequest,
     forbidden: bool,
 ) -> Result<Pages, ErrorDetail> {
     check_bounds(&request.start, &request.end)?;
-    let Ok(place) = Arc::clone(&hub.exports).try_acquire_owned() else {
-        let limit = hub.options.limits.max_exports as u64;
-        return Err(errors::overloaded("exports", limit, 1_000));
-    };
-    let view = if hub.kind() == GroupKind::Controller {
-        Err(kv::elsewhere(hub))
+    let slot = exporter.admission.export()?;
+    let view = if exporter.routing.kind() == GroupKind::Controller {
+        Err(exporter.routing.wrong_group())
     } else {
-        take(hub, &request).await
+        take(&exporter.replica, &request).await
     };
     let (pages, stream) = pages();
+    let metrics = Arc::clone(&exporter.metrics);
     match view {
-        Ok(view) => drop(tokio::spawn(send(Arc::clone(hub), view, pages, place))),
+        Ok(view) => drop(tokio::spawn(send(metrics, view, pages, slot))),
         Err(error) if is_elsewhere(&error) && !forbidden => {
-            let from = forward::export(hub, request).await?;
-            let hub = Arc::clone(hub);
+            let from = forward::export(&exporter.forwarder, request).await?;
             tokio::spawn(async move {
-                relay(&hub, from, pages).await;
-                drop(place);
+                relay(&metrics, from, pages).await;
+                drop(slot);
             });
         }
         Err(error) => return Err(error),
@@ -50,20 +59,20 @@ pub(crate) async fn open(
     Ok(stream)
 }
 
-async fn take(hub: &Hub, request: &ExportRequest) -> Result<View, ErrorDetail> {
+async fn take(replica: &ReplicaHandle, request: &ExportRequest) -> Result<View, ErrorDetail> {
     let query = Query::Export {
         shard: ShardId(request.shard),
         start: request.start.clone(),
         end: request.end.clone(),
     };
-    let result = hub.ask(kv::read(query)).await?;
-    match kv::outcome(result, |node| hub.address_or_empty(node))? {
+    let result = replica.ask(kv::read(query)).await?;
+    match kv::outcome(result, |node| replica.address_or_empty(node))? {
         Outcome::View(view) => Ok(view),
         _ => Err(kv::mismatch()),
     }
 }
 
-async fn send(hub: Arc<Hub>, view: View, pages: PageSender, _place: OwnedSemaphorePermit) {
+async fn send(metrics: Arc<Metrics>, view: View, pages: PageSender, _slot: OwnedSemaphorePermit) {
     loop {
         // Room first, so that a page is read only when it can be sent.
         let Some(room) = pages.room().await else {
@@ -85,7 +94,7 @@ async fn send(hub: Arc<Hub>, view: View, pages: PageSender, _place: OwnedSemapho
             Err(error) => broken(&error),
         };
         drop(room);
-        return pages.fail(hub.reject(&error)).await;
+        return pages.fail(metrics.reject(&error)).await;
     }
 }
 

@@ -11,8 +11,10 @@ use tonic::{Request, Response, Status};
 use types::{ClusterId, ConfigNum, ShardId};
 
 use crate::convert::kv;
-use crate::hub::Hub;
 use crate::machine::MachineRequest;
+use crate::metrics::Metrics;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
 
 /// Parts of shards that are read and sent at the same time.
 const MAX_PULLS: usize = 64;
@@ -21,15 +23,23 @@ const MAX_DELETES: usize = 1_024;
 
 /// The service.
 pub(crate) struct HandoffService {
-    hub: Arc<Hub>,
+    replica: Arc<ReplicaHandle>,
+    routing: Arc<Routing>,
+    metrics: Arc<Metrics>,
     pulls: Semaphore,
     deletes: Semaphore,
 }
 
 impl HandoffService {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(
+        replica: Arc<ReplicaHandle>,
+        routing: Arc<Routing>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
-            hub,
+            replica,
+            routing,
+            metrics,
             pulls: Semaphore::new(MAX_PULLS),
             deletes: Semaphore::new(MAX_DELETES),
         }
@@ -37,15 +47,14 @@ impl HandoffService {
 
     /// Refuses whoever follows other controllers, or asks for another group.
     fn check(&self, cluster: u64, gid: u64) -> Result<(), ErrorDetail> {
-        let hub = &self.hub;
-        let own = hub.identity.gid();
+        let own = self.routing.gid();
         let name = |cluster: ClusterId, gid: u64| format!("controllers {cluster} group {gid}");
         let theirs = name(ClusterId(cluster), gid);
-        if hub.kind() != GroupKind::Shards || gid != own.0 {
-            let ours = format!("{} group {}", hub.kind(), own.0);
+        if self.routing.kind() != GroupKind::Shards || gid != own.0 {
+            let ours = format!("{} group {}", self.routing.kind(), own.0);
             return Err(errors::wrong_cluster(&theirs, &ours));
         }
-        match hub.ownership().controller {
+        match self.routing.ownership().controller {
             Some(controller) if controller.0 == cluster => Ok(()),
             Some(controller) => {
                 let ours = name(controller, own.0);
@@ -57,10 +66,10 @@ impl HandoffService {
     }
 
     async fn ask(&self, request: MachineRequest, changes: bool) -> Result<Outcome, ErrorDetail> {
-        let hub = &self.hub;
-        let answer = hub.submit_step(request)?;
-        let result = hub.answered(answer, changes).await?;
-        kv::outcome(result, |node| hub.address_or_empty(node))
+        let replica = &self.replica;
+        let answer = replica.submit_step(request)?;
+        let result = replica.answered(answer, changes).await?;
+        kv::outcome(result, |node| replica.address_or_empty(node))
     }
 
     async fn send(&self, request: v1::PullRequest) -> Result<v1::PullResponse, ErrorDetail> {
@@ -78,11 +87,7 @@ impl HandoffService {
         match self.ask(kv::read_local(query), false).await? {
             Outcome::Chunk(chunk) => {
                 let chunk = chunk.encode();
-                self.hub
-                    .metrics
-                    .handoff
-                    .sent_bytes
-                    .inc_by(chunk.len() as u64);
+                self.metrics.handoff.sent_bytes.inc_by(chunk.len() as u64);
                 Ok(v1::PullResponse { chunk })
             }
             _ => Err(kv::mismatch()),
@@ -115,7 +120,7 @@ impl Handoff for HandoffService {
     ) -> Result<Response<v1::PullResponse>, Status> {
         match self.send(request.into_inner()).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 
@@ -125,7 +130,7 @@ impl Handoff for HandoffService {
     ) -> Result<Response<v1::DeleteShardResponse>, Status> {
         match self.clear(request.into_inner()).await {
             Ok(response) => Ok(Response::new(response)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 }

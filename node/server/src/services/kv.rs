@@ -11,33 +11,40 @@ use shardkv::GroupKind;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::batch::{Answers, BatchStream};
+use super::answers::{AnswerQueue, Answers};
+use super::batch::BatchReader;
+use super::export::Exporter;
 use super::pages::Pages;
-use super::{export, meant, scan, session};
+use super::scan::Scanner;
+use super::{destination, export, scan, session};
 use crate::convert::kv::{self, Checks};
-use crate::forward::{self, is_elsewhere, is_forbidden};
-use crate::hub::Hub;
-use crate::metrics::Method;
+use crate::forward::{self, Forwarder, is_elsewhere, is_forbidden};
+use crate::lifecycle::Lifecycle;
+use crate::metrics::{Method, Metrics};
+use crate::options::Limits;
+use crate::peers::Peers;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
 
 /// The service.
 pub(crate) struct KvService {
-    hub: Arc<Hub>,
-    checks: Checks,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) limits: Limits,
+    pub(crate) scanner: Arc<Scanner>,
+    pub(crate) exporter: Exporter,
 }
 
 impl KvService {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        Self {
-            checks: Checks::new(&hub.options.limits),
-            hub,
-        }
-    }
-
     /// Refuses a call that is meant for others; else tells whether it may not be passed on.
     fn admit(&self, metadata: &MetadataMap) -> Result<bool, Status> {
-        match meant::check(&self.hub, metadata) {
+        match destination::check(&self.routing, metadata) {
             Ok(()) => Ok(is_forbidden(metadata)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 
@@ -47,26 +54,29 @@ impl KvService {
         let method = Method::of(&item);
         let answer = self.answer(forbidden, item).await;
         let latency = start.elapsed().as_secs_f64();
-        self.hub.metrics.latency(method).observe(latency);
-        answer.map_err(|error| self.hub.reject(&error))
+        self.metrics.latency(method).observe(latency);
+        answer.map_err(|error| self.metrics.reject(&error))
     }
 
     async fn answer(&self, forbidden: bool, item: Item) -> Result<ItemResponse, ErrorDetail> {
-        let hub = &self.hub;
-        if hub.kind() == GroupKind::Controller {
-            return match (forbidden, kv::elsewhere(hub)) {
+        let forwarder = &self.forwarder;
+        if self.routing.kind() == GroupKind::Controller {
+            return match (forbidden, self.routing.wrong_group()) {
                 (true, error) => Err(error),
-                (false, _) => forward::item(hub, item).await,
+                (false, _) => forward::item(forwarder, item).await,
             };
         }
         // Its bytes are shared, not copied; and who routes by itself doesn't even pay for that.
         let again = (!forbidden).then(|| item.clone());
         let asked = async {
-            let result = hub.ask(self.checks.item(Some(item))?).await?;
-            kv::outcome(result, |node| hub.address_or_empty(node))
+            let request = Checks::new(&self.limits).item(Some(item))?;
+            let result = self.replica.ask(request).await?;
+            kv::outcome(result, |node| self.replica.address_or_empty(node))
         };
         match (asked.await, again) {
-            (Err(error), Some(again)) if is_elsewhere(&error) => forward::item(hub, again).await,
+            (Err(error), Some(again)) if is_elsewhere(&error) => {
+                forward::item(forwarder, again).await
+            }
             (outcome, _) => kv::item_answer(outcome?),
         }
     }
@@ -82,21 +92,21 @@ impl Kv for KvService {
         &self,
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
-        let hub = &self.hub;
+        let forwarder = &self.forwarder;
         let may_forward = !self.admit(request.metadata())?;
-        let opened = match hub.kind() {
-            GroupKind::Controller if may_forward => forward::open_session(hub).await,
-            GroupKind::Controller => Err(kv::elsewhere(hub)),
-            _ => match session::open(hub).await {
+        let opened = match self.routing.kind() {
+            GroupKind::Controller if may_forward => forward::open_session(forwarder).await,
+            GroupKind::Controller => Err(self.routing.wrong_group()),
+            _ => match session::open(&self.replica).await {
                 Err(error) if is_elsewhere(&error) && may_forward => {
-                    forward::open_session(hub).await
+                    forward::open_session(forwarder).await
                 }
                 opened => opened,
             },
         };
         opened
             .map(Response::new)
-            .map_err(|error| hub.reject(&error))
+            .map_err(|error| self.metrics.reject(&error))
     }
 
     async fn get(
@@ -172,9 +182,9 @@ impl Kv for KvService {
         request: Request<ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
         let forbidden = self.admit(request.metadata())?;
-        match scan::open(&self.hub, request.into_inner(), forbidden) {
+        match scan::open(&self.scanner, request.into_inner(), forbidden) {
             Ok(stream) => Ok(Response::new(stream)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 
@@ -183,9 +193,9 @@ impl Kv for KvService {
         request: Request<v1::ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
         let forbidden = self.admit(request.metadata())?;
-        match export::open(&self.hub, request.into_inner(), forbidden).await {
+        match export::open(&self.exporter, request.into_inner(), forbidden).await {
             Ok(stream) => Ok(Response::new(stream)),
-            Err(error) => Err(self.hub.reject(&error)),
+            Err(error) => Err(self.metrics.reject(&error)),
         }
     }
 
@@ -194,16 +204,28 @@ impl Kv for KvService {
         request: Request<Streaming<v1::BatchRequest>>,
     ) -> Result<Response<Self::BatchStream>, Status> {
         let forbidden = self.admit(request.metadata())?;
-        if let Err(error) = self.hub.check_running() {
-            return Err(self.hub.reject(&error));
+        if let Err(error) = self.replica.check_running() {
+            return Err(self.metrics.reject(&error));
         }
-        let answers = BatchStream::open(Arc::clone(&self.hub), request.into_inner(), forbidden);
-        Ok(Response::new(answers))
+        let answers = AnswerQueue::new(
+            Arc::clone(&self.peers),
+            Arc::clone(&self.forwarder),
+            Arc::clone(&self.metrics),
+        );
+        let reader = BatchReader {
+            lifecycle: Arc::clone(&self.lifecycle),
+            replica: Arc::clone(&self.replica),
+            routing: Arc::clone(&self.routing),
+            limits: self.limits,
+            no_forward: forbidden,
+            answers,
+        };
+        Ok(Response::new(reader.start(request.into_inner())))
     }
 }
 
 impl KvService {
     fn mismatch(&self) -> Status {
-        self.hub.reject(&kv::mismatch())
+        self.metrics.reject(&kv::mismatch())
     }
 }

@@ -1,12 +1,13 @@
 //! The gRPC services.
 
 pub(crate) mod admin;
+pub(crate) mod answers;
 pub(crate) mod batch;
 pub(crate) mod ctrl;
+pub(crate) mod destination;
 pub(crate) mod export;
 pub(crate) mod handoff;
 pub(crate) mod kv;
-pub(crate) mod meant;
 pub(crate) mod pages;
 pub(crate) mod peers;
 pub(crate) mod scan;

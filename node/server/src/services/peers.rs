@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use api::v1::raft_server::Raft;
 use api::v1::{ErrorDetail, Hello, IdentifyRequest, IdentifyResponse, RaftAccept, RaftFrame};
@@ -14,39 +15,58 @@ use tonic::{Request, Response, Status, Streaming};
 use types::{ClusterId, NodeId};
 
 use crate::convert::peer;
-use crate::hub::Hub;
+use crate::inbox::Inbox;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::transport::Transport;
 use crate::transport::hello::Listener;
 use crate::transport::link::Lane;
 
 /// The service.
 pub(crate) struct PeerService {
-    hub: Arc<Hub>,
+    handles: Handles,
     transport: Arc<Transport>,
-    /// Refusals that were logged: whoever is refused tries again and again.
-    told: Mutex<BTreeSet<String>>,
+    /// The maximum time for a peer's hello.
+    handshake_timeout: Duration,
+    /// The refusals that were logged. A refused peer tries again and again, and one log line is enough.
+    logged: Mutex<BTreeSet<String>>,
 }
 
-/// Refusals that are remembered.
-const MAX_TOLD: usize = 256;
+/// The handles that the service and its streams use.
+#[derive(Clone)]
+pub(crate) struct Handles {
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// The maximum number of remembered refusals.
+const MAX_LOGGED: usize = 256;
 
 type Acceptance = ReceiverStream<Result<RaftAccept, Status>>;
 
 impl PeerService {
-    pub(crate) fn new(hub: Arc<Hub>, transport: Arc<Transport>) -> Self {
+    pub(crate) fn new(
+        handles: Handles,
+        transport: Arc<Transport>,
+        handshake_timeout: Duration,
+    ) -> Self {
         Self {
-            hub,
+            handles,
             transport,
-            told: Mutex::default(),
+            handshake_timeout,
+            logged: Mutex::default(),
         }
     }
 
-    fn tell_once(&self, refusal: &str) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.len() >= MAX_TOLD {
-            told.clear();
+    fn log_once(&self, refusal: &str) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() >= MAX_LOGGED {
+            logged.clear();
         }
-        if told.insert(refusal.to_owned()) {
+        if logged.insert(refusal.to_owned()) {
             tracing::info!("refused a peer's stream: {refusal}");
         }
     }
@@ -60,17 +80,17 @@ impl PeerService {
         let hello = match self.greet(lane, &mut frames).await {
             Ok(hello) => hello,
             Err(error) => {
-                self.hub.metrics.rejected(&error);
-                self.tell_once(&error.message);
+                self.handles.metrics.rejected(&error);
+                self.log_once(&error.message);
                 return Err(error_status(&error));
             }
         };
         let (answers, receiver) = mpsc::channel(2);
-        let node_id = self.hub.node().0;
+        let node_id = self.handles.peers.node().0;
         // There is room for it, and the receiver is here.
         let _ = answers.try_send(Ok(RaftAccept { node_id }));
         let inbound = Inbound {
-            hub: Arc::clone(&self.hub),
+            handles: self.handles.clone(),
             from: NodeId(hello.from),
             stranger: hello.cluster_id == 0,
             lane,
@@ -86,7 +106,7 @@ impl PeerService {
         lane: Lane,
         frames: &mut Streaming<RaftFrame>,
     ) -> Result<Hello, ErrorDetail> {
-        let wait = self.hub.options.network.handshake_timeout;
+        let wait = self.handshake_timeout;
         let first = match timeout(wait, frames.message()).await {
             Ok(Ok(Some(frame))) => frame,
             Ok(Ok(None)) | Err(_) => {
@@ -98,11 +118,11 @@ impl PeerService {
             let reason = "the first frame of a stream carries it, and nothing else";
             return Err(errors::bad_request("hello", reason));
         };
-        Listener::of(&self.hub).check(&hello)?;
+        Listener::of(&self.handles.peers).check(&hello)?;
         if hello.cluster_id != 0 && hello.to != 0 {
-            self.hub.invite();
+            self.handles.peers.invite();
         }
-        self.hub.check_peers_welcome()?;
+        self.handles.lifecycle.check_accepts_peers()?;
         if hello.address.is_empty() || hello.address.len() > MAX_ADDRESS_BYTES {
             let reason = format!("it has 1 to {MAX_ADDRESS_BYTES} bytes");
             return Err(errors::bad_request("hello.address", reason));
@@ -110,7 +130,8 @@ impl PeerService {
         if lane == Lane::Snapshots {
             self.bind(&hello).await?;
         }
-        self.hub.learn(NodeId(hello.from), hello.address.clone());
+        let peers = &self.handles.peers;
+        peers.learn(NodeId(hello.from), hello.address.clone());
         Ok(hello)
     }
 
@@ -121,10 +142,10 @@ impl PeerService {
             let reason = "who sends a snapshot belongs to a cluster";
             return Err(errors::bad_request("hello.cluster_id", reason));
         }
-        if self.hub.identity.cluster().is_some() {
+        if self.handles.peers.identity().cluster().is_some() {
             return Ok(());
         }
-        let identity = Arc::clone(&self.hub.identity);
+        let identity = Arc::clone(self.handles.peers.identity());
         let cluster = ClusterId(hello.cluster_id);
         let bound = tokio::task::spawn_blocking(move || identity.bind(cluster)).await;
         match bound {
@@ -162,22 +183,23 @@ impl Raft for PeerService {
         request: Request<IdentifyRequest>,
     ) -> Result<Response<IdentifyResponse>, Status> {
         let request = request.into_inner();
-        Listener::of(&self.hub)
+        Listener::of(&self.handles.peers)
             .check_group(&request.cluster_name, request.gid)
             .map_err(|error| error_status(&error))?;
-        let identity = Arc::clone(&self.hub.identity);
+        let identity = Arc::clone(self.handles.peers.identity());
         // The lock may be held while a beginning is written to disk.
         let introduction = tokio::task::spawn_blocking(move || identity.introduce())
             .await
             .map_err(|error| Status::internal(error.to_string()))?;
         let joined = self
-            .hub
+            .handles
+            .lifecycle
             .view()
             .status
             .is_some_and(|status| !status.membership.is_empty());
         Ok(Response::new(IdentifyResponse {
-            node_id: self.hub.node().0,
-            address: self.hub.address.clone(),
+            node_id: self.handles.peers.node().0,
+            address: self.handles.peers.address().to_owned(),
             genesis: introduction.genesis.map(|first| first.to_wire()),
             initialised: introduction.initialised || joined,
         }))
@@ -186,7 +208,7 @@ impl Raft for PeerService {
 
 /// One accepted stream.
 struct Inbound {
-    hub: Arc<Hub>,
+    handles: Handles,
     from: NodeId,
     /// The sender belongs to no cluster yet.
     stranger: bool,
@@ -200,7 +222,7 @@ impl Inbound {
         mut frames: Streaming<RaftFrame>,
         answers: mpsc::Sender<Result<RaftAccept, Status>>,
     ) {
-        let stopped = self.hub.stopped();
+        let stopped = self.handles.lifecycle.stopped();
         tokio::pin!(stopped);
         loop {
             let frame = tokio::select! {
@@ -216,9 +238,9 @@ impl Inbound {
                 }
             };
             match envelopes {
-                Ok(envelopes) => self.hub.inbox.receive(envelopes).await,
+                Ok(envelopes) => self.handles.inbox.receive(envelopes).await,
                 Err(error) => {
-                    self.hub.metrics.rejected(&error);
+                    self.handles.metrics.rejected(&error);
                     tracing::warn!(from = %self.from, "ended a peer's stream: {}", error.message);
                     // Whether the peer still hears it or not, the stream ends.
                     let _ = answers.send(Err(error_status(&error))).await;
@@ -227,8 +249,8 @@ impl Inbound {
             }
         }
         if self.lane == Lane::Messages {
-            self.hub.metrics.peer_disconnects.inc();
-            self.hub.inbox.disconnected(self.from);
+            self.handles.metrics.peer_disconnects.inc();
+            self.handles.inbox.disconnected(self.from);
         }
     }
 
@@ -267,7 +289,8 @@ impl Inbound {
     }
 
     fn is_member(&self) -> bool {
-        self.hub
+        self.handles
+            .lifecycle
             .view()
             .status
             .is_some_and(|status| status.membership.get(self.from).is_some())

@@ -1,25 +1,78 @@
 //! `Kv.Scan`: a range in key order, page by page. Each page is a linearizable read of its own.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use api::errors;
 use api::v1::{ErrorDetail, Pair, ScanRequest, ScanResponse};
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _};
 use shardkv::{GroupKind, MAX_KEY_BYTES, Query, Response as Outcome};
-use shardkv_client::ScanOptions;
+use shardkv_client::{Client, ClientOptions, ConnectError, ScanOptions};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Streaming;
 use types::ShardSet;
 
 use super::pages::{PageSender, Pages, pages};
 use crate::convert::kv;
-use crate::forward::{self, is_elsewhere};
-use crate::hub::Hub;
+use crate::forward::{self, Forwarder, is_elsewhere};
+use crate::metrics::Metrics;
+use crate::options::Limits;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
+
+/// Serves scans.
+pub(crate) struct Scanner {
+    replica: Arc<ReplicaHandle>,
+    routing: Arc<Routing>,
+    forwarder: Arc<Forwarder>,
+    metrics: Arc<Metrics>,
+    limits: Limits,
+    /// The addresses that the client below begins with.
+    seeds: Vec<String>,
+    request_timeout: Duration,
+    /// A client that reads from all groups; created at the first scan that needs it.
+    all_groups: OnceLock<Result<Client, ConnectError>>,
+}
+
+impl Scanner {
+    /// Creates a scanner. `seeds` are the addresses of the controllers, or of this group's nodes.
+    pub(crate) fn new(
+        replica: Arc<ReplicaHandle>,
+        routing: Arc<Routing>,
+        forwarder: Arc<Forwarder>,
+        metrics: Arc<Metrics>,
+        limits: Limits,
+        seeds: Vec<String>,
+        request_timeout: Duration,
+    ) -> Self {
+        Self {
+            replica,
+            routing,
+            forwarder,
+            metrics,
+            limits,
+            seeds,
+            request_timeout,
+            all_groups: OnceLock::new(),
+        }
+    }
+
+    /// Returns the client that reads from all groups.
+    fn all_groups(&self) -> Result<Client, ErrorDetail> {
+        let create = || {
+            let mut options = ClientOptions::new(self.seeds.clone());
+            options.request_timeout = self.request_timeout;
+            Client::lazy(options)
+        };
+        let client = self.all_groups.get_or_init(create).clone();
+        client.map_err(|error| errors::unavailable(error, 1_000))
+    }
+}
 
 /// Starts a scan.
 pub(crate) fn open(
-    hub: &Arc<Hub>,
+    scanner: &Arc<Scanner>,
     request: ScanRequest,
     forbidden: bool,
 ) -> Result<Pages, ErrorDetail> {
@@ -27,15 +80,16 @@ pub(crate) fn open(
     let shards = api::shards_from_wire(&request.shards)
         .map_err(|error| errors::bad_request("shards", error))?;
     let shards = (!shards.is_empty()).then_some(shards);
-    let controller = hub.kind() == GroupKind::Controller;
+    let kind = scanner.routing.kind();
+    let controller = kind == GroupKind::Controller;
     // Shards that are named are asked of this very group.
     let here = forbidden || shards.is_some();
     if controller && here {
-        return Err(kv::elsewhere(hub));
+        return Err(scanner.routing.wrong_group());
     }
     let (pages, stream) = pages();
     let scan = Scan {
-        hub: Arc::clone(hub),
+        scanner: Arc::clone(scanner),
         left: match request.limit {
             0 => u64::MAX,
             limit => limit,
@@ -45,12 +99,12 @@ pub(crate) fn open(
     };
     if here {
         tokio::spawn(scan.here(pages));
-    } else if hub.kind() == GroupKind::Standalone {
+    } else if kind == GroupKind::Standalone {
         tokio::spawn(scan.here_or_at_the_leader(pages));
     } else {
-        let place = hub.forwarding.scan_permit()?;
-        hub.metrics.forwarded.inc();
-        tokio::spawn(scan.everywhere(pages, place));
+        let slot = scanner.forwarder.scan_permit()?;
+        scanner.metrics.forwarded.inc();
+        tokio::spawn(scan.everywhere(pages, slot));
     }
     Ok(stream)
 }
@@ -69,7 +123,7 @@ pub(crate) fn check_bounds(start: &Bytes, end: &Bytes) -> Result<(), ErrorDetail
 
 /// A scan and what is left of it.
 struct Scan {
-    hub: Arc<Hub>,
+    scanner: Arc<Scanner>,
     /// Its start moves on with each page.
     request: ScanRequest,
     /// Pairs that may still be sent.
@@ -108,15 +162,15 @@ impl Scan {
         } else {
             self.left
         };
-        match forward::scan(&self.hub, self.request.clone()).await {
-            Ok(stream) => relay(&self.hub, stream, pages).await,
+        match forward::scan(&self.scanner.forwarder, self.request.clone()).await {
+            Ok(stream) => relay(&self.scanner.metrics, stream, pages).await,
             Err(error) => self.refuse(pages, &error).await,
         }
     }
 
     /// Sends what all groups have: a client of its own asks them and merges what they send.
-    async fn everywhere(self, pages: PageSender, _place: OwnedSemaphorePermit) {
-        let client = match self.hub.scanner() {
+    async fn everywhere(self, pages: PageSender, _slot: OwnedSemaphorePermit) {
+        let client = match self.scanner.all_groups() {
             Ok(client) => client,
             Err(error) => return self.refuse(pages, &error).await,
         };
@@ -147,7 +201,7 @@ impl Scan {
         &self,
         pairs: &mut shardkv_client::Scan,
     ) -> Result<Vec<(Bytes, Bytes)>, shardkv_client::Error> {
-        let limits = &self.hub.options.limits;
+        let limits = &self.scanner.limits;
         let mut page = Vec::new();
         let mut bytes = 0;
         let mut next = pairs.next().await;
@@ -166,7 +220,7 @@ impl Scan {
     }
 
     async fn refuse(&self, pages: PageSender, error: &ErrorDetail) {
-        pages.fail(self.hub.reject(error)).await;
+        pages.fail(self.scanner.metrics.reject(error)).await;
     }
 
     /// Sends what this node's group has, as long as it leads.
@@ -193,7 +247,7 @@ impl Scan {
     }
 
     async fn page(&self) -> Result<(Vec<(Bytes, Bytes)>, bool), ErrorDetail> {
-        let limits = &self.hub.options.limits;
+        let limits = &self.scanner.limits;
         let limit = u32::try_from(self.left).unwrap_or(u32::MAX);
         let query = Query::Scan {
             start: self.request.start.clone(),
@@ -202,8 +256,8 @@ impl Scan {
             max_bytes: limits.scan_page_bytes,
             shards: self.shards.clone(),
         };
-        let result = self.hub.ask(kv::read(query)).await?;
-        match kv::outcome(result, |node| self.hub.address_or_empty(node))? {
+        let result = self.scanner.replica.ask(kv::read(query)).await?;
+        match kv::outcome(result, |node| self.scanner.replica.address_or_empty(node))? {
             Outcome::Page { pairs, more } => Ok((pairs, more)),
             _ => Err(kv::mismatch()),
         }
@@ -211,7 +265,7 @@ impl Scan {
 }
 
 /// Passes another node's pages on, at the pace at which they are fetched here.
-pub(crate) async fn relay(hub: &Hub, mut from: Streaming<ScanResponse>, to: PageSender) {
+pub(crate) async fn relay(metrics: &Metrics, mut from: Streaming<ScanResponse>, to: PageSender) {
     loop {
         let page = match from.message().await {
             Ok(Some(page)) => page,
@@ -220,7 +274,7 @@ pub(crate) async fn relay(hub: &Hub, mut from: Streaming<ScanResponse>, to: Page
                 let detail = api::error_detail(&status);
                 let broke = || errors::unavailable(status.message(), 100);
                 let detail = detail.unwrap_or_else(broke);
-                return to.fail(hub.reject(&detail)).await;
+                return to.fail(metrics.reject(&detail)).await;
             }
         };
         match to.room().await {

@@ -6,17 +6,17 @@ use replica::{Answer, Request};
 use types::ClientId;
 
 use crate::convert::kv;
-use crate::hub::Hub;
 use crate::random;
+use crate::replica_handle::ReplicaHandle;
 
 /// Opens a session if this node leads its group.
-pub(crate) async fn open(hub: &Hub) -> Result<OpenSessionResponse, ErrorDetail> {
-    let birth = match hub.ask(Request::LogTime).await? {
+pub(crate) async fn open(replica: &ReplicaHandle) -> Result<OpenSessionResponse, ErrorDetail> {
+    let birth = match replica.ask(Request::LogTime).await? {
         Ok(Answer::LogTime(time)) => time,
         Ok(_) => return Err(kv::mismatch()),
-        Err(refusal) => return Err(kv::refused(&refusal, |node| hub.address_or_empty(node))),
+        Err(refusal) => return Err(kv::refused(&refusal, |node| replica.address_or_empty(node))),
     };
-    let Some(genesis) = hub.view().genesis else {
+    let Some(genesis) = replica.view().genesis else {
         let why = "the group's settings aren't known yet";
         return Err(errors::unavailable(why, 100));
     };

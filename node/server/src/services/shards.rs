@@ -10,7 +10,10 @@ use shardkv::{GroupKind, Ownership, Query, Response, Shard, ShardState};
 use types::{ConfigNum, Gid, LogTime, ShardId};
 
 use crate::convert::kv;
-use crate::hub::Hub;
+use crate::forward::is_elsewhere;
+use crate::mover::Moving;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
 
 /// How many shards' sizes are asked for at once: the replica answers nobody else meanwhile.
 const SIZES_AT_ONCE: usize = 256;
@@ -24,26 +27,28 @@ struct Size {
 
 /// Answers.
 pub(crate) async fn shards(
-    hub: &Hub,
+    replica: &ReplicaHandle,
+    routing: &Routing,
+    moving: &Moving,
     request: &ShardsRequest,
 ) -> Result<ShardsResponse, ErrorDetail> {
-    if hub.kind() == GroupKind::Controller {
+    if routing.kind() == GroupKind::Controller {
         let what = "controllers have no shards: ask a node of a replica group";
         return Err(errors::conflict(what));
     }
     let wanted = api::shards_from_wire(&request.shards)
         .map_err(|error| errors::bad_request("shards", error))?;
-    let ownership = hub.ownership();
+    let ownership = routing.ownership();
     let listed: Vec<ShardId> = concerned(&ownership)
         .into_iter()
         .filter(|shard| wanted.is_empty() || wanted.contains(*shard))
         .collect();
     let sizes = if request.exact {
-        count(hub, &ownership, &listed).await?
+        count(replica, &ownership, &listed).await?
     } else {
-        estimates(hub, &ownership, &listed).await?
+        estimates(replica, &ownership, &listed).await?
     };
-    let (mover, now_ms) = hub.moving.lock();
+    let (mover, now_ms) = moving.lock();
     let mover = mover.as_ref();
     let status = |shard: &ShardId| {
         let size = sizes.get(shard).copied().unwrap_or_default();
@@ -56,7 +61,7 @@ pub(crate) async fn shards(
         }
     };
     Ok(ShardsResponse {
-        gid: hub.identity.gid().0,
+        gid: routing.gid().0,
         config_num: ownership.config.0,
         settled: ownership.settled().0,
         shards: listed.iter().map(status).collect(),
@@ -120,14 +125,14 @@ fn wall_clock() -> LogTime {
 
 /// About how many bytes shards hold, which are given in order, each once.
 pub(crate) async fn estimate(
-    hub: &Hub,
+    replica: &ReplicaHandle,
     shards: impl IntoIterator<Item = ShardId>,
 ) -> Result<BTreeMap<ShardId, u64>, ErrorDetail> {
     let shards: Vec<ShardId> = shards.into_iter().collect();
     let mut found = BTreeMap::new();
     for page in shards.chunks(SIZES_AT_ONCE) {
         let shards = page.iter().copied().collect();
-        match ask(hub, Query::Sizes { shards }).await? {
+        match ask(replica, Query::Sizes { shards }).await? {
             Response::Sizes(sizes) => found.extend(page.iter().copied().zip(sizes)),
             _ => return Err(kv::mismatch()),
         }
@@ -136,24 +141,24 @@ pub(crate) async fn estimate(
 }
 
 async fn estimates(
-    hub: &Hub,
+    replica: &ReplicaHandle,
     ownership: &Ownership,
     listed: &[ShardId],
 ) -> Result<BTreeMap<ShardId, Size>, ErrorDetail> {
     let here = listed.iter().filter(|it| ownership.shards.contains_key(it));
-    let sizes = estimate(hub, here.copied()).await?;
+    let sizes = estimate(replica, here.copied()).await?;
     let size = |(shard, bytes)| (shard, Size { keys: 0, bytes });
     Ok(sizes.into_iter().map(size).collect())
 }
 
 async fn count(
-    hub: &Hub,
+    replica: &ReplicaHandle,
     ownership: &Ownership,
     listed: &[ShardId],
 ) -> Result<BTreeMap<ShardId, Size>, ErrorDetail> {
     let mut sizes = BTreeMap::new();
     for shard in listed.iter().filter(|it| ownership.shards.contains_key(it)) {
-        if let Some(size) = count_one(hub, *shard).await? {
+        if let Some(size) = count_one(replica, *shard).await? {
             sizes.insert(*shard, size);
         }
     }
@@ -161,13 +166,13 @@ async fn count(
 }
 
 /// What a shard holds, page by page; `None` if it went away meanwhile.
-async fn count_one(hub: &Hub, shard: ShardId) -> Result<Option<Size>, ErrorDetail> {
+async fn count_one(replica: &ReplicaHandle, shard: ShardId) -> Result<Option<Size>, ErrorDetail> {
     let mut size = Size::default();
     let mut after = Bytes::new();
     loop {
-        let answer = match ask(hub, Query::Count { shard, after }).await {
+        let answer = match ask(replica, Query::Count { shard, after }).await {
             Ok(answer) => answer,
-            Err(error) if crate::forward::is_elsewhere(&error) => return Ok(None),
+            Err(error) if is_elsewhere(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
         let Response::Count { keys, bytes, next } = answer else {
@@ -182,9 +187,9 @@ async fn count_one(hub: &Hub, shard: ShardId) -> Result<Option<Size>, ErrorDetai
     }
 }
 
-async fn ask(hub: &Hub, query: Query) -> Result<Response, ErrorDetail> {
-    let result = hub.ask(kv::read_local(query)).await?;
-    kv::outcome(result, |node| hub.address_or_empty(node))
+async fn ask(replica: &ReplicaHandle, query: Query) -> Result<Response, ErrorDetail> {
+    let result = replica.ask(kv::read_local(query)).await?;
+    kv::outcome(result, |node| replica.address_or_empty(node))
 }
 
 #[cfg(test)]

@@ -12,56 +12,70 @@ use shardctrler::{CtrlError, GroupKind, Response};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use types::{ConfigNum, Gid, MAX_GROUPS};
+use types::{ConfigNum, Gid};
 
-use crate::configs::synthetic;
+use crate::admission::Admission;
+use crate::configs::standalone;
 use crate::convert::{ctrl, kv};
-use crate::hub::Hub;
+use crate::lifecycle::Lifecycle;
+use crate::peers::Peers;
+use crate::replica_handle::ReplicaHandle;
+use crate::routing::Routing;
 
 /// The most deltas in one message.
 const MAX_DELTAS: u32 = 256;
 
 type Messages = mpsc::Sender<Result<WatchResponse, Status>>;
 
-/// Opens a watch; its first message is on its way when this returns.
-pub(crate) async fn open(
-    hub: &Arc<Hub>,
-    request: &WatchRequest,
-) -> Result<ReceiverStream<Result<WatchResponse, Status>>, ErrorDetail> {
-    hub.check_running()?;
-    let (places, limit) = if request.gid == 0 {
-        (&hub.watchers, hub.options.limits.max_watchers)
-    } else {
-        (&hub.group_watchers, MAX_GROUPS)
-    };
-    let full = |_| errors::overloaded("watchers", limit as u64, 1_000);
-    let place = Arc::clone(places).try_acquire_owned().map_err(full)?;
-    let mut watcher = Watcher {
-        hub: Arc::clone(hub),
-        have: ConfigNum(request.after),
-        group: (request.gid != 0).then_some(Gid(request.gid)),
-        _place: place,
-    };
-    let (first, _) = watcher.lacking().await?;
-    let (messages, stream) = mpsc::channel(1);
-    tokio::spawn(watcher.run(first, messages));
-    Ok(ReceiverStream::new(stream))
+/// Serves watches of the configuration.
+#[derive(Clone)]
+pub(crate) struct Watches {
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) admission: Arc<Admission>,
+}
+
+impl Watches {
+    /// Opens a watch and queues its first message.
+    pub(crate) async fn open(
+        &self,
+        request: &WatchRequest,
+    ) -> Result<ReceiverStream<Result<WatchResponse, Status>>, ErrorDetail> {
+        self.lifecycle.check_running()?;
+        let slot = if request.gid == 0 {
+            self.admission.watcher()?
+        } else {
+            self.admission.group_watcher()?
+        };
+        let mut watcher = Watcher {
+            handles: self.clone(),
+            have: ConfigNum(request.after),
+            group: (request.gid != 0).then_some(Gid(request.gid)),
+            _slot: slot,
+        };
+        let (first, _) = watcher.lacking().await?;
+        let (messages, stream) = mpsc::channel(1);
+        tokio::spawn(watcher.run(first, messages));
+        Ok(ReceiverStream::new(stream))
+    }
 }
 
 struct Watcher {
-    hub: Arc<Hub>,
+    handles: Watches,
     have: ConfigNum,
     /// The replica group that follows, if it is one.
     group: Option<Gid>,
     /// Given back when the watch ends.
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Watcher {
     async fn run(mut self, first: WatchResponse, messages: Messages) {
         // Subscribed before the state is asked, so that nothing is missed in between.
-        let mut known = self.hub.configs.watch();
-        let mut view = self.hub.watch();
+        let mut known = self.handles.routing.configs().watch();
+        let mut view = self.handles.lifecycle.watch();
         if messages.send(Ok(first)).await.is_err() {
             return;
         }
@@ -71,8 +85,8 @@ impl Watcher {
                 Ok((message, true)) => Ok(message),
                 Ok((_, false)) => {
                     let gone = async {
-                        let takes_no_part = view.wait_for(|view| !Hub::is_serving(view));
-                        // The sender lives in the hub.
+                        let takes_no_part = view.wait_for(|view| !view.is_serving());
+                        // The sender lives in the lifecycle.
                         let _ = takes_no_part.await;
                     };
                     tokio::select! {
@@ -98,7 +112,7 @@ impl Watcher {
 
     /// What the watcher lacks, and whether that is anything.
     async fn lacking(&mut self) -> Result<(WatchResponse, bool), ErrorDetail> {
-        let response = match self.hub.kind() {
+        let response = match self.handles.routing.kind() {
             GroupKind::Controller => self.by_state().await?,
             GroupKind::Shards => self.by_cache()?,
             GroupKind::Standalone => self.alone()?,
@@ -115,11 +129,12 @@ impl Watcher {
     }
 
     async fn by_state(&self) -> Result<WatchResponse, ErrorDetail> {
-        let hub = &self.hub;
+        let replica = &self.handles.replica;
         let unknown = || errors::unavailable("the group isn't known yet", 100);
-        let cluster = hub.identity.cluster().ok_or_else(unknown)?;
-        let shards = hub.view().genesis.ok_or_else(unknown)?.shards;
-        let result = hub
+        let identity = self.handles.peers.identity();
+        let cluster = identity.cluster().ok_or_else(unknown)?;
+        let shards = replica.view().genesis.ok_or_else(unknown)?.shards;
+        let result = replica
             .ask(ctrl::after(self.have, MAX_DELTAS, self.group))
             .await?;
         let empty = || WatchResponse {
@@ -137,21 +152,21 @@ impl Watcher {
                 ..empty()
             });
         }
-        match ctrl::outcome(result, |node| hub.address_or_empty(node))? {
+        match ctrl::outcome(result, |node| replica.address_or_empty(node))? {
             Response::Configs(configs) => Ok(ctrl::watch_response(&configs, cluster, shards)),
             _ => Err(kv::mismatch()),
         }
     }
 
     fn by_cache(&self) -> Result<WatchResponse, ErrorDetail> {
-        let since = self.hub.configs.since(self.have);
+        let since = self.handles.routing.configs().since(self.have);
         let (response, _) = since
             .ok_or_else(|| errors::unavailable("the controllers have not been heard yet", 100))?;
         Ok(response)
     }
 
     fn alone(&self) -> Result<WatchResponse, ErrorDetail> {
-        let known = synthetic(&self.hub)
+        let known = standalone::config(&self.handles.lifecycle, &self.handles.peers)
             .ok_or_else(|| errors::unavailable("the group isn't known yet", 100))?;
         let latest = known.config.num();
         let full = (self.have < latest).then(|| config_to_wire(&known.config));

@@ -4,21 +4,21 @@ use api::errors;
 use api::v1::{ErrorDetail, Hello, WrongCluster, error_detail::Kind};
 use types::{ClusterId, Gid, NodeId};
 
-use crate::hub::Hub;
+use crate::peers::Peers;
 
 /// The version of the protocol between peers.
 const VERSION: u32 = 1;
 
 /// The hello of this node to whoever is expected at an address; `to` is zero for anybody.
-pub(crate) fn hello(hub: &Hub, to: NodeId) -> Hello {
+pub(crate) fn hello(peers: &Peers, to: NodeId) -> Hello {
     Hello {
         version: VERSION,
-        cluster_id: hub.identity.cluster().map_or(0, |cluster| cluster.0),
-        gid: hub.identity.gid().0,
-        from: hub.node().0,
+        cluster_id: peers.identity().cluster().map_or(0, |cluster| cluster.0),
+        gid: peers.identity().gid().0,
+        from: peers.node().0,
         to: to.0,
-        cluster_name: hub.identity.name().to_owned(),
-        address: hub.address.clone(),
+        cluster_name: peers.identity().name().to_owned(),
+        address: peers.address().to_owned(),
     }
 }
 
@@ -32,12 +32,12 @@ pub(crate) struct Listener<'a> {
 }
 
 impl<'a> Listener<'a> {
-    pub(crate) fn of(hub: &'a Hub) -> Self {
+    pub(crate) fn of(peers: &'a Peers) -> Self {
         Self {
-            node: hub.node(),
-            gid: hub.identity.gid(),
-            name: hub.identity.name(),
-            cluster: hub.identity.cluster(),
+            node: peers.node(),
+            gid: peers.identity().gid(),
+            name: peers.identity().name(),
+            cluster: peers.identity().cluster(),
         }
     }
 

@@ -16,8 +16,10 @@ use types::NodeId;
 use super::hello;
 use super::limiter::Limiter;
 use super::queue::{Frames, Queue};
-use crate::hub::Hub;
-use crate::options::MAX_FRAME_BYTES;
+use crate::inbox::Inbox;
+use crate::metrics::Metrics;
+use crate::options::{MAX_FRAME_BYTES, Network};
+use crate::peers::Peers;
 use crate::random;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -45,7 +47,10 @@ pub(crate) enum Lane {
 
 /// One outgoing stream.
 pub(crate) struct Link {
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) network: Network,
     pub(crate) target: Target,
     pub(crate) lane: Lane,
     pub(crate) queue: Arc<Queue>,
@@ -133,14 +138,14 @@ impl Link {
 
     fn broke(&self) {
         if let (Target::Node(node), Lane::Messages) = (&self.target, self.lane) {
-            self.hub.metrics.peer_disconnects.inc();
-            self.hub.inbox.disconnected(*node);
+            self.metrics.peer_disconnects.inc();
+            self.inbox.disconnected(*node);
         }
     }
 
     fn address(&self) -> Option<String> {
         match &self.target {
-            Target::Node(node) => self.hub.address_of(*node),
+            Target::Node(node) => self.peers.address_of(*node),
             Target::Address(address) => Some(address.clone()),
         }
     }
@@ -151,10 +156,10 @@ impl Link {
         let Some(address) = self.address() else {
             return Err(Failure::Nowhere("its address isn't known"));
         };
-        if address == self.hub.address {
+        if address == self.peers.address() {
             return Err(Failure::Nowhere("its address is this node's now"));
         }
-        let network = &self.hub.options.network;
+        let network = &self.network;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| unreachable(&error))?
             .tcp_nodelay(true)
@@ -197,21 +202,21 @@ impl Link {
             Target::Node(node) => node,
             Target::Address(_) => NodeId(0),
         };
-        let hub = Arc::clone(&self.hub);
+        let metrics = Arc::clone(&self.metrics);
         let lane = self.lane;
         let sent = move |bytes: usize| {
             let counter = match lane {
-                Lane::Messages => &hub.metrics.peer_sent_bytes,
-                Lane::Snapshots => &hub.metrics.snapshot_sent_bytes,
+                Lane::Messages => &metrics.peer_sent_bytes,
+                Lane::Snapshots => &metrics.snapshot_sent_bytes,
             };
             counter.inc_by(bytes as u64);
         };
         // Chunks go one a frame, so that the pace is kept.
         let (max_bytes, limiter) = match self.lane {
-            Lane::Messages => (self.hub.options.network.peer_frame_bytes, None),
+            Lane::Messages => (self.network.peer_frame_bytes, None),
             Lane::Snapshots => (1, Some(Arc::clone(&self.limiter))),
         };
-        let hello = hello::hello(&self.hub, to);
+        let hello = hello::hello(&self.peers, to);
         Frames::new(&self.queue, hello, max_bytes, limiter, Box::new(sent))
     }
 

@@ -21,8 +21,11 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use types::NodeId;
 
-use crate::bootstrap::initial_peers;
-use crate::hub::Hub;
+use crate::inbox::Inbox;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::options::Network;
+use crate::peers::Peers;
 use limiter::Limiter;
 use link::{Lane, Link, Target};
 use queue::Queue;
@@ -34,11 +37,15 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// The way to all peers.
 pub(crate) struct Transport {
-    hub: Arc<Hub>,
+    lifecycle: Arc<Lifecycle>,
+    peers: Arc<Peers>,
+    inbox: Arc<Inbox>,
+    metrics: Arc<Metrics>,
+    network: Network,
     runtime: Handle,
     limiter: Arc<Limiter>,
-    /// Where a node that is no member asks to be let in.
-    doors: Vec<String>,
+    /// The addresses to which a node that is not a member sends its request to join.
+    join_addresses: Vec<String>,
     links: Mutex<BTreeMap<Target, Peer>>,
 }
 
@@ -61,16 +68,24 @@ impl Drop for Peer {
 
 impl Transport {
     /// A transport whose links run on the current runtime.
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        let doors = initial_peers(&hub)
-            .into_iter()
-            .filter(|peer| *peer != hub.address)
-            .collect();
+    pub(crate) fn new(
+        lifecycle: Arc<Lifecycle>,
+        peers: Arc<Peers>,
+        inbox: Arc<Inbox>,
+        metrics: Arc<Metrics>,
+        network: Network,
+    ) -> Self {
+        let mut join_addresses = peers.initial();
+        join_addresses.retain(|peer| peer != peers.address());
         Self {
-            limiter: Arc::new(Limiter::new(hub.options.network.snapshot_bytes_per_second)),
-            hub,
+            limiter: Arc::new(Limiter::new(network.snapshot_bytes_per_second)),
+            lifecycle,
+            peers,
+            inbox,
+            metrics,
+            network,
             runtime: Handle::current(),
-            doors,
+            join_addresses,
             links: Mutex::default(),
         }
     }
@@ -81,8 +96,8 @@ impl Transport {
             self.send_to(Target::Node(envelope.to), envelope);
             return;
         }
-        for door in &self.doors {
-            self.send_to(Target::Address(door.clone()), envelope.clone());
+        for address in &self.join_addresses {
+            self.send_to(Target::Address(address.clone()), envelope.clone());
         }
     }
 
@@ -98,18 +113,21 @@ impl Transport {
         };
         let dropped = queue.push(envelope);
         if dropped > 0 {
-            self.hub.metrics.peer_dropped_messages.inc_by(dropped);
+            self.metrics.peer_dropped_messages.inc_by(dropped);
         }
     }
 
     fn open(&self, target: &Target) -> Peer {
-        let max_bytes = self.hub.options.network.peer_queue_bytes;
+        let max_bytes = self.network.peer_queue_bytes;
         let messages = Arc::new(Queue::new(max_bytes));
         let snapshots = Arc::new(Queue::new(max_bytes));
         let nudge = Arc::new(Notify::new());
         let task = |lane, queue: &Arc<Queue>| {
             let link = Link {
-                hub: Arc::clone(&self.hub),
+                peers: Arc::clone(&self.peers),
+                inbox: Arc::clone(&self.inbox),
+                metrics: Arc::clone(&self.metrics),
+                network: self.network,
                 target: target.clone(),
                 lane,
                 queue: Arc::clone(queue),
@@ -139,7 +157,7 @@ impl Transport {
 
     /// Keeps a link to every member and forgets those that are no use, for as long as it is polled.
     pub(crate) async fn tend(&self) {
-        let mut view = self.hub.watch();
+        let mut view = self.lifecycle.watch();
         let mut members: Vec<NodeId> = Vec::new();
         loop {
             let status = view.borrow_and_update().status.clone();

@@ -1,4 +1,4 @@
-//! The port for machines that watch: `/metrics`, `/livez` and `/readyz` over plain HTTP.
+//! The HTTP endpoint for metrics and health: `/metrics`, `/livez` and `/readyz`, without TLS.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,26 +16,38 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-/// Open connections; watchers are few.
+/// The maximum number of open connections. A metrics server and a kubelet need few.
 const MAX_CONNECTIONS: usize = 64;
-/// How long a request's head may take.
+/// The maximum time for receiving a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// What is read of a head.
+/// The maximum size of a request's head.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What is watched. Asked on the network's thread, so nothing here may wait.
-pub trait Watched: Send + Sync + 'static {
-    /// All metrics as `OpenMetrics` text.
-    fn metrics(&self) -> Result<String, fmt::Error>;
+/// The reason why a program is not ready, for `/readyz` and the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotReady(String);
 
-    /// Whether it does its part; an error says why it doesn't, for people.
-    fn ready(&self) -> Result<(), String>;
+impl NotReady {
+    /// Creates the error from a reason.
+    pub fn new(reason: impl fmt::Display) -> Self {
+        Self(reason.to_string())
+    }
 }
 
-/// Serves for as long as it is polled. It is alive as long as it answers.
-pub async fn serve<W: Watched>(watched: Arc<W>, listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// A program that is observed. Its methods run on the network's thread, so they must not block.
+pub trait Probe: Send + Sync + 'static {
+    /// Returns all metrics as `OpenMetrics` text.
+    fn metrics(&self) -> Result<String, fmt::Error>;
+
+    /// Returns an error if the program can't do its work yet.
+    fn ready(&self) -> Result<(), NotReady>;
+}
+
+/// Serves the endpoint for as long as the future is polled. The program counts as alive while it answers.
+pub async fn serve<P: Probe>(probe: Arc<P>, listener: TcpListener) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -45,13 +57,13 @@ pub async fn serve<W: Watched>(watched: Arc<W>, listener: TcpListener) {
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             continue;
         };
-        let watched = Arc::clone(&watched);
+        let probe = Arc::clone(&probe);
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let response = answer(&*watched, &request);
+                let response = answer(&*probe, &request);
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -62,17 +74,17 @@ pub async fn serve<W: Watched>(watched: Arc<W>, listener: TcpListener) {
             if let Err(error) = connection.await {
                 tracing::debug!("a connection to the metrics failed: {error}");
             }
-            drop(place);
+            drop(slot);
         });
     }
 }
 
-fn answer<B>(watched: &impl Watched, request: &Request<B>) -> Response<Full<Bytes>> {
+fn answer<B>(probe: &impl Probe, request: &Request<B>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served here\n");
     }
     match request.uri().path() {
-        "/metrics" => match watched.metrics() {
+        "/metrics" => match probe.metrics() {
             Ok(metrics) => {
                 let mut response = Response::new(Full::new(metrics.into()));
                 let value = hyper::header::HeaderValue::from_static(OPEN_METRICS);
@@ -82,7 +94,7 @@ fn answer<B>(watched: &impl Watched, request: &Request<B>) -> Response<Full<Byte
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         },
         "/livez" => text(StatusCode::OK, "alive\n"),
-        "/readyz" => match watched.ready() {
+        "/readyz" => match probe.ready() {
             Ok(()) => text(StatusCode::OK, "ready\n"),
             Err(why) => text(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -105,14 +117,14 @@ mod tests {
 
     use super::*;
 
-    struct Thing(Result<(), String>);
+    struct Thing(Result<(), NotReady>);
 
-    impl Watched for Thing {
+    impl Probe for Thing {
         fn metrics(&self) -> Result<String, fmt::Error> {
             Ok("# EOF\n".to_owned())
         }
 
-        fn ready(&self) -> Result<(), String> {
+        fn ready(&self) -> Result<(), NotReady> {
             self.0.clone()
         }
     }
@@ -128,7 +140,7 @@ mod tests {
     #[tokio::test]
     async fn each_path_answers_for_itself() {
         let ready = Thing(Ok(()));
-        let waits = Thing(Err("it has no leader".to_owned()));
+        let waits = Thing(Err(NotReady::new("it has no leader")));
         for (thing, method, path, status, body) in [
             (&ready, Method::GET, "/livez", 200, "alive\n"),
             (&waits, Method::GET, "/livez", 200, "alive\n"),

@@ -7,37 +7,36 @@ use shardkv::GroupKind;
 use tonic::metadata::MetadataMap;
 use types::{ClusterId, Gid};
 
-use crate::convert::kv;
-use crate::hub::Hub;
+use crate::routing::Routing;
 
 /// Refuses a call that says that it is meant for another cluster or group. Who doesn't say is served.
-pub(crate) fn check(hub: &Hub, metadata: &MetadataMap) -> Result<(), ErrorDetail> {
+pub(crate) fn check(routing: &Routing, metadata: &MetadataMap) -> Result<(), ErrorDetail> {
     let (cluster, gid) = read(metadata)?;
-    if let (Some(meant), Some(own)) = (cluster, cluster.and_then(|_| own_cluster(hub)))
-        && meant != own
+    if let (Some(wanted), Some(own)) = (cluster, cluster.and_then(|_| own_cluster(routing)))
+        && wanted != own
     {
-        return Err(errors::wrong_cluster(&meant.to_string(), &own.to_string()));
+        return Err(errors::wrong_cluster(&wanted.to_string(), &own.to_string()));
     }
     match gid {
-        Some(meant) if meant != hub.identity.gid() => Err(wrong_group(hub)),
+        Some(gid) if gid != routing.gid() => Err(wrong_group(routing)),
         _ => Ok(()),
     }
 }
 
 /// The cluster as clients know it. A group that follows no controllers yet is of none, and owns nothing.
-fn own_cluster(hub: &Hub) -> Option<ClusterId> {
-    match hub.kind() {
-        GroupKind::Shards => hub.ownership().controller,
-        GroupKind::Standalone | GroupKind::Controller => hub.identity.cluster(),
+fn own_cluster(routing: &Routing) -> Option<ClusterId> {
+    match routing.kind() {
+        GroupKind::Shards => routing.ownership().controller,
+        GroupKind::Standalone | GroupKind::Controller => routing.identity().cluster(),
     }
 }
 
-fn wrong_group(hub: &Hub) -> ErrorDetail {
-    match hub.kind() {
-        GroupKind::Shards => errors::wrong_group(hub.ownership().config.0),
+fn wrong_group(routing: &Routing) -> ErrorDetail {
+    match routing.kind() {
+        GroupKind::Shards => errors::wrong_group(routing.ownership().config.0),
         // The only configuration that it ever tells of.
         GroupKind::Standalone => errors::wrong_group(1),
-        GroupKind::Controller => kv::elsewhere(hub),
+        GroupKind::Controller => routing.wrong_group(),
     }
 }
 

@@ -1,0 +1,62 @@
+//! The node's bound sockets and the address that it advertises.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+
+use crate::exit::{ExitCode, Fatal};
+use crate::listen;
+use crate::options::Options;
+
+/// The bound listeners and the advertised address.
+pub(crate) struct Listeners {
+    pub(crate) grpc: TcpListener,
+    pub(crate) bound: SocketAddr,
+    /// The address that other nodes use.
+    pub(crate) advertised: String,
+    pub(crate) metrics: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Listeners {
+    /// Binds the sockets that the options ask for.
+    pub(crate) async fn bind(options: &Options) -> Result<Self, Fatal> {
+        let (grpc, bound) = bind("listen", &options.listen).await?;
+        let advertised = advertised(options, bound)?;
+        let metrics = match &options.metrics_listen {
+            Some(address) => Some(bind("metrics-listen", address).await?),
+            None => None,
+        };
+        Ok(Self {
+            grpc,
+            bound,
+            advertised,
+            metrics,
+        })
+    }
+}
+
+async fn bind(option: &str, address: &str) -> Result<(TcpListener, SocketAddr), Fatal> {
+    listen::bind(address).await.map_err(|error| {
+        let message = format!("--{option} {address}: {error}");
+        Fatal::message(ExitCode::CannotListen, message)
+    })
+}
+
+/// Returns the address that other nodes use. A port of zero is replaced by the bound port.
+fn advertised(options: &Options, bound: SocketAddr) -> Result<String, Fatal> {
+    match &options.advertise {
+        Some(address) => Ok(match address.strip_suffix(":0") {
+            Some(host) => format!("{host}:{}", bound.port()),
+            None => address.clone(),
+        }),
+        None if bound.ip().is_unspecified() => Err(Fatal::message(
+            ExitCode::BadOptions,
+            "--advertise: is required when the node listens on all interfaces",
+        )),
+        // The option as written, so that a name stays a name. Its port may be zero.
+        None => match options.listen.strip_suffix(":0") {
+            Some(host) => Ok(format!("{host}:{}", bound.port())),
+            None => Ok(options.listen.clone()),
+        },
+    }
+}

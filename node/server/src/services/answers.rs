@@ -1,0 +1,299 @@
+//! The answers of a batch stream that wait to be sent.
+//!
+//! Answers are gathered while the stream is busy sending: the busier it is, the more of them go out in one message. The
+//! bytes of answers that the client doesn't fetch are bounded: beyond the bound further reads of the client are refused as
+//! `Overloaded`.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use api::errors;
+use api::v1::batch_item::Request as Item;
+use api::v1::batch_result::Response as ItemResponse;
+use api::v1::{BatchResponse, BatchResult, ErrorDetail};
+use tokio::sync::Notify;
+use tokio_stream::Stream;
+use tonic::Status;
+
+use crate::convert::kv;
+use crate::forward::{self, Forwarder, is_elsewhere};
+use crate::machine::MachineResult;
+use crate::metrics::{Method, Metrics};
+use crate::peers::Peers;
+
+/// An answer message is closed when it reaches this size.
+const MESSAGE_BYTES: usize = 1 << 20;
+/// Answers that the client does not fetch, beyond which its reads are refused.
+const MAX_UNFETCHED_BYTES: usize = 16 << 20;
+const RETRY_AFTER_MS: u32 = 20;
+
+/// The answers of one batch stream on their way to the client.
+pub(crate) struct AnswerQueue {
+    peers: Arc<Peers>,
+    forwarder: Arc<Forwarder>,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    room: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Answers to send, and their sizes.
+    ready: VecDeque<(BatchResult, usize)>,
+    ready_bytes: usize,
+    /// Items that came in and whose answers were not sent.
+    unanswered: usize,
+    end: End,
+    /// Whether [`AnswerQueue::add`] was called since the last [`AnswerQueue::wake`].
+    touched: bool,
+    /// The client is gone.
+    abandoned: bool,
+    sender: Option<Waker>,
+}
+
+/// Whether and how the stream ends.
+#[derive(Default)]
+pub(crate) enum End {
+    /// More items may come.
+    #[default]
+    Open,
+    /// When all items are answered, with this status if not a good one.
+    Answered(Option<Status>),
+    /// Without the answers that are missing.
+    Now(Status),
+}
+
+impl AnswerQueue {
+    pub(crate) fn new(
+        peers: Arc<Peers>,
+        forwarder: Arc<Forwarder>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            peers,
+            forwarder,
+            metrics,
+            state: Mutex::default(),
+            room: Notify::new(),
+        })
+    }
+
+    /// Counts items that came in.
+    pub(crate) fn expect(&self, items: usize) {
+        self.lock().unanswered += items;
+    }
+
+    /// Waits until fewer than `limit` items are unanswered, or the client is gone.
+    pub(crate) async fn wait_for_room(&self, limit: usize) {
+        loop {
+            let room = self.room.notified();
+            {
+                let state = self.lock();
+                if state.unanswered < limit || state.abandoned {
+                    return;
+                }
+            }
+            room.await;
+        }
+    }
+
+    /// Sets how the stream ends.
+    pub(crate) fn end(&self, end: End) {
+        let mut state = self.lock();
+        state.end = end;
+        let sender = state.sender.take();
+        drop(state);
+        if let Some(sender) = sender {
+            sender.wake();
+        }
+    }
+
+    /// Answers an item with an error. The caller owes the queue a [`AnswerQueue::wake`].
+    pub(crate) fn refuse(&self, id: u64, error: ErrorDetail) {
+        self.metrics.rejected(&error);
+        self.lock().add(id, ItemResponse::Error(error));
+    }
+
+    /// Has the owner of an item's key answer it.
+    pub(crate) fn forward(self: &Arc<Self>, id: u64, arrived: Instant, item: Item) {
+        let queue = Arc::clone(self);
+        tokio::spawn(async move {
+            let answer = forward::item(&queue.forwarder, item).await;
+            if queue.add(id, arrived, answer) {
+                queue.wake();
+            }
+        });
+    }
+
+    /// Takes the replica's answer to an item. As [`AnswerQueue::add`].
+    pub(crate) fn push(
+        self: &Arc<Self>,
+        id: u64,
+        arrived: Instant,
+        again: Option<Box<Item>>,
+        result: MachineResult,
+    ) -> bool {
+        let outcome = kv::outcome(result, |node| self.peers.address_or_empty(node));
+        match (outcome, again) {
+            (Err(error), Some(again)) if is_elsewhere(&error) => {
+                self.forward(id, arrived, *again);
+                false
+            }
+            (outcome, _) => self.add(id, arrived, outcome.and_then(kv::item_answer)),
+        }
+    }
+
+    /// Adds an answer. Whether the stream was not touched since it was last woken: then the caller owes it a
+    /// [`AnswerQueue::wake`].
+    fn add(&self, id: u64, arrived: Instant, answer: Result<ItemResponse, ErrorDetail>) -> bool {
+        let response = answer.unwrap_or_else(|error| {
+            self.metrics.rejected(&error);
+            ItemResponse::Error(error)
+        });
+        let mut state = self.lock();
+        let response = match response {
+            ItemResponse::Get(_) if state.ready_bytes > MAX_UNFETCHED_BYTES => {
+                let limit = MAX_UNFETCHED_BYTES as u64;
+                let what = "bytes of answers that the client did not fetch";
+                ItemResponse::Error(errors::overloaded(what, limit, RETRY_AFTER_MS))
+            }
+            response => response,
+        };
+        if let Some(method) = method_of(&response) {
+            let latency = arrived.elapsed().as_secs_f64();
+            self.metrics.latency(method).observe(latency);
+        }
+        state.add(id, response);
+        !std::mem::replace(&mut state.touched, true)
+    }
+
+    /// Has the answers that were added sent.
+    pub(crate) fn wake(&self) {
+        let mut state = self.lock();
+        state.touched = false;
+        let sender = state.sender.take();
+        drop(state);
+        if let Some(sender) = sender {
+            sender.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where an item came from, and goes back to.
+pub(crate) struct Origin {
+    pub(crate) stream: Arc<AnswerQueue>,
+    pub(crate) id: u64,
+    pub(crate) arrived: Instant,
+    /// The item, if it may be passed on.
+    pub(crate) again: Option<Box<Item>>,
+}
+
+/// The method that a response answers; errors don't tell.
+fn method_of(response: &ItemResponse) -> Option<Method> {
+    match response {
+        ItemResponse::Get(_) => Some(Method::Get),
+        ItemResponse::Put(_) => Some(Method::Put),
+        ItemResponse::Append(_) => Some(Method::Append),
+        ItemResponse::Delete(_) => Some(Method::Delete),
+        ItemResponse::CompareAndSwap(_) => Some(Method::CompareAndSwap),
+        ItemResponse::Error(_) => None,
+    }
+}
+
+impl State {
+    fn add(&mut self, id: u64, response: ItemResponse) {
+        if self.abandoned {
+            return;
+        }
+        let size = 16
+            + match &response {
+                ItemResponse::Get(get) => get.value.len(),
+                ItemResponse::Error(error) => error.message.len() + 16,
+                _ => 0,
+            };
+        self.ready_bytes += size;
+        let response = Some(response);
+        self.ready.push_back((BatchResult { id, response }, size));
+    }
+
+    /// How the stream ends, if it does now; nothing is ready to be sent.
+    fn finish(&mut self) -> Poll<Option<Status>> {
+        let over = match self.end {
+            End::Open => false,
+            End::Answered(_) => self.unanswered == 0,
+            End::Now(_) => true,
+        };
+        if !over {
+            return Poll::Pending;
+        }
+        // A stream that ended with an error and is polled again has just ended.
+        match std::mem::replace(&mut self.end, End::Answered(None)) {
+            End::Now(status) => {
+                self.unanswered = 0;
+                Poll::Ready(Some(status))
+            }
+            End::Answered(status) => Poll::Ready(status),
+            End::Open => Poll::Pending,
+        }
+    }
+
+    /// The next message: all that is ready, up to its size.
+    fn message(&mut self) -> BatchResponse {
+        let mut results = Vec::with_capacity(self.ready.len());
+        let mut bytes = 0;
+        while bytes < MESSAGE_BYTES {
+            let Some((result, size)) = self.ready.pop_front() else {
+                break;
+            };
+            bytes += size;
+            results.push(result);
+        }
+        self.ready_bytes -= bytes;
+        self.unanswered = self.unanswered.saturating_sub(results.len());
+        BatchResponse { results }
+    }
+}
+
+/// The answers of a batch stream.
+pub(crate) struct Answers(pub(crate) Arc<AnswerQueue>);
+
+impl Stream for Answers {
+    type Item = Result<BatchResponse, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let stream = &self.0;
+        let mut state = stream.lock();
+        if !state.ready.is_empty() {
+            let message = state.message();
+            drop(state);
+            stream.room.notify_one();
+            return Poll::Ready(Some(Ok(message)));
+        }
+        if let Poll::Ready(status) = state.finish() {
+            return Poll::Ready(status.map(Err));
+        }
+        match &mut state.sender {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.abandoned = true;
+        state.ready.clear();
+        state.ready_bytes = 0;
+        drop(state);
+        self.0.room.notify_one();
+    }
+}
