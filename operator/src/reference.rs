@@ -1,7 +1,7 @@
-//! The reference of the resource, written from its definition: `docs/reference.md`.
+//! The reference of the resource, generated from its definition: `docs/reference.md`.
 //!
-//! What the schema knows (fields, types, bounds, defaults, rules, explanations) is read from it; what it doesn't (reasons and
-//! events) stands here as tables, which are tested against the code that tells them.
+//! Fields, types, bounds, defaults, rules and descriptions come from the schema. Reasons and events aren't in the schema: they are
+//! tables here, which tests compare with the code that reports them.
 
 #[cfg(test)]
 mod tests;
@@ -16,16 +16,17 @@ use serde_json::Value;
 
 use crate::crd::{GroupPhase, ImagePullPolicy, Retention, ShardKvCluster};
 
-/// Where the page lies in the repository.
+/// Path of the page in the repository.
 pub const FILE: &str = "docs/reference.md";
 
 const HEAD: &str = "\
 <!-- Generated from operator/src/crd by `cargo run -p shardkv-operator --bin crdgen`: do not edit. -->
 # ShardKvCluster
 
-`shardkv.io/v1alpha1`, namespaced; short name `skv`. `kubectl explain skv.spec` tells the same about fields.
+This page lists every field of the resource, and every condition and event. `kubectl explain skv.spec` shows the same text.
+[operations.md](operations.md) explains how to size, upgrade and repair a cluster.
 
-A resource with nothing in its spec is a whole cluster:
+The resource is `shardkv.io/v1alpha1`, namespaced; its short name is `skv`. An empty spec is a whole cluster:
 
 ```yaml
 apiVersion: shardkv.io/v1alpha1
@@ -35,11 +36,10 @@ metadata:
 spec: {}
 ```
 
-`kubectl scale skv/demo --replicas=4` sets `spec.groups`. What breaks a rule is refused by the API server with the rule's message.
-[operations.md](operations.md) tells how to size, upgrade and repair a cluster.
+`kubectl scale skv/demo --replicas=4` sets `spec.groups`. The API server refuses a resource that breaks a rule, with the rule's message.
 ";
 
-/// Types of Kubernetes itself: fields, and what they are called in its own reference.
+/// Types of Kubernetes: field, type, and anchor in the reference of Kubernetes.
 const FOREIGN: [(&str, &str, &str); 4] = [
     ("affinity", "Affinity", "affinity-v1-core"),
     ("tolerations", "[]Toleration", "toleration-v1-core"),
@@ -52,7 +52,7 @@ const FOREIGN: [(&str, &str, &str); 4] = [
 ];
 const KUBERNETES: &str = "https://kubernetes.io/docs/reference/generated/kubernetes-api/v1.34/#";
 
-/// The whole page.
+/// Returns the whole page.
 pub fn page() -> Result<String, serde_json::Error> {
     let definition = serde_json::to_value(ShardKvCluster::crd())?;
     let version = at(&definition, "/spec/versions/0");
@@ -63,7 +63,7 @@ pub fn page() -> Result<String, serde_json::Error> {
         choices,
     };
     for rule in rules(root) {
-        page.line(&format!("\nOf the resource as a whole: {rule}."));
+        page.line(&format!("\nRule of the whole resource: {rule}."));
     }
     for part in ["spec", "status"] {
         page.object(part, at(root, &format!("/properties/{part}")), None);
@@ -76,7 +76,7 @@ pub fn page() -> Result<String, serde_json::Error> {
 
 struct Page {
     text: String,
-    /// What the values of a field mean that has only some, by those values.
+    /// Meanings of the values of enums, by all values of the enum.
     choices: BTreeMap<String, String>,
 }
 
@@ -99,7 +99,7 @@ impl Page {
         self.line(&format!("| {} |", cells.join(" | ")));
     }
 
-    /// The section of an object, and then those of the objects in it. `preset` is what the objects around it make its default.
+    /// Writes the section of an object, then those of the objects in it. `preset` is the default that an outer object gives it.
     fn object(&mut self, path: &str, schema: &Value, preset: Option<&Value>) {
         let level = "#".repeat(2 + path.matches('.').count());
         self.line(&format!("\n{level} {path}\n"));
@@ -159,7 +159,7 @@ impl Page {
 
     fn reasons(&mut self) {
         self.line("\n## Conditions\n");
-        self.line("`kubectl wait --for=condition=Available skv/demo` waits for one. The message of each says more than its reason.");
+        self.line("`kubectl wait --for=condition=Available skv/demo` waits for a condition. Each has a message that says more than its reason.");
         for (of, means, reasons) in told::REASONS {
             self.line(&format!("\n### {of}\n\n{means}"));
             self.table(&["Status", "Reason", "Meaning"]);
@@ -173,7 +173,7 @@ impl Page {
     fn events(&mut self) {
         self.line("\n## Events\n");
         self.line(
-            "`kubectl events --for skv/demo` lists them: each step that changed something, once.",
+            "`kubectl events --for skv/demo` lists them. The operator reports each step that changed something once.",
         );
         self.table(&["Type", "Reason", "When"]);
         for (kind, reason, when) in told::EVENTS {
@@ -183,7 +183,7 @@ impl Page {
     }
 }
 
-/// The section in which a field's own fields are explained, and their schema.
+/// Returns the path of the section that explains a field's own fields, and their schema.
 fn section<'a>(path: &str, name: &str, field: &'a Value) -> Option<(String, &'a Value)> {
     if foreign(name).is_some() {
         None
@@ -196,7 +196,7 @@ fn section<'a>(path: &str, name: &str, field: &'a Value) -> Option<(String, &'a 
     }
 }
 
-/// What a field means; its rules stand in its section if it has one.
+/// Returns the meaning of a field. Its rules are in its section if it has one.
 fn meaning(field: &Value, choices: &BTreeMap<String, String>, has_section: bool) -> String {
     let mut meaning = sentence(field);
     let values = at(field, "/enum").as_array().into_iter().flatten();
@@ -211,12 +211,12 @@ fn meaning(field: &Value, choices: &BTreeMap<String, String>, has_section: bool)
     meaning
 }
 
-/// What stands at a path in a schema; nothing is null.
+/// Returns the value at a path in a schema, or null.
 fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
     value.pointer(path).unwrap_or(&Value::Null)
 }
 
-/// What the entries of a list or map are.
+/// Returns the type of the entries of a list or map, in the plural.
 fn plural(schema: &Value) -> String {
     if at(schema, "/x-kubernetes-int-or-string") == true {
         return "numbers or strings".to_owned();
@@ -228,7 +228,7 @@ fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
     at(schema, "/properties").as_object().into_iter().flatten()
 }
 
-/// The explanation on one line.
+/// Returns the description on one line.
 fn sentence(schema: &Value) -> String {
     let text = at(schema, "/description").as_str().unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -246,7 +246,7 @@ fn foreign(name: &str) -> Option<(&'static str, &'static str)> {
     found.map(|(_, kind, anchor)| (*kind, *anchor))
 }
 
-/// A field's type with its bounds, and a link to its section if it has one.
+/// Returns a field's type with its bounds, and a link to its section if it has one.
 fn kind(section: Option<&String>, name: &str, field: &Value) -> String {
     if let Some((kind, anchor)) = foreign(name) {
         return format!("[{kind}]({KUBERNETES}{anchor})");
@@ -296,7 +296,7 @@ fn kind(section: Option<&String>, name: &str, field: &Value) -> String {
     kind
 }
 
-/// As headings are named by the sites that show Markdown.
+/// Returns the anchor of a heading, as sites that show Markdown make it.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric());
     kept.flat_map(char::to_lowercase).collect()
@@ -310,14 +310,14 @@ fn default(field: &Value, given: Option<&Value>, needed: bool) -> String {
         return String::new();
     };
     match value {
-        // The fields in it have defaults of their own.
+        // Its fields have defaults of their own.
         Value::Object(_) if properties(field).next().is_some() => String::new(),
         Value::String(text) => format!("`{text}`"),
         other => format!("`{other}`"),
     }
 }
 
-/// What each value of the types that are a choice means.
+/// Returns the meanings of the values of all enums.
 fn choices() -> Result<BTreeMap<String, String>, serde_json::Error> {
     let schemas = [
         schema_for!(GroupPhase),
@@ -344,7 +344,7 @@ fn choices() -> Result<BTreeMap<String, String>, serde_json::Error> {
     Ok(choices)
 }
 
-/// Values as the key of what they mean.
+/// Returns the key of an enum: its values, sorted.
 fn key<'a>(values: impl Iterator<Item = &'a str>) -> String {
     let mut values: Vec<&str> = values.collect();
     values.sort_unstable();

@@ -1,9 +1,9 @@
-//! What may be tuned about nodes.
+//! Settings of the nodes.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-/// What may be tuned about nodes. What isn't given is as `shardkv-node --help` says.
+/// Settings of the nodes. `shardkv-node --help` lists the defaults.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[x_kube(
     validation = ("!has(self.electionTimeoutMs) || self.electionTimeoutMs >= 3 * (has(self.heartbeatIntervalMs) ? self.heartbeatIntervalMs : 100)", "electionTimeoutMs must be at least three times heartbeatIntervalMs (which is 100 by default)"),
@@ -13,82 +13,82 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct NodeOptions {
-    /// How long a silent client session is remembered, in milliseconds. Fixed at creation.
+    /// Time to live of a silent client session, in milliseconds. Fixed at creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1000, max = 86_400_000))]
     #[x_kube(validation = ("self == oldSelf", "options.sessionTtlMs can't be changed: a group's replicas must agree on it"))]
     pub session_ttl_ms: Option<i64>,
 
-    /// How many client sessions a shard remembers; beyond it new ones are refused. Fixed at creation.
+    /// Limit of client sessions that a shard remembers. When it is reached, new sessions are refused. Fixed at creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16_777_216))]
     #[x_kube(validation = ("self == oldSelf", "options.maxSessionsPerShard can't be changed: a group's replicas must agree on it"))]
     pub max_sessions_per_shard: Option<i64>,
 
-    /// How often a leader speaks to each follower at least, in milliseconds.
+    /// Interval of a leader's heartbeats, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 10, max = 10_000))]
     pub heartbeat_interval_ms: Option<i64>,
 
-    /// A follower that hears no leader for one to two times this long asks for votes, in milliseconds.
+    /// Election timeout, in milliseconds. A follower that hears no leader for one to two times this long asks for votes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 30, max = 60_000))]
     pub election_timeout_ms: Option<i64>,
 
-    /// Serve reads from the leader's lease without asking a quorum. Trusts that no clock runs twice as fast as another.
+    /// Serves reads from the leader's lease, without asking a quorum. Safe as long as no clock runs twice as fast as another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_reads: Option<bool>,
 
-    /// The longest that a request waits on the server, in milliseconds.
+    /// Longest time that a request waits on the server, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 100, max = 600_000))]
     pub request_timeout_ms: Option<i64>,
 
-    /// The most unanswered requests of all clients of a node; beyond it they are refused as overload.
+    /// Limit of unanswered requests of all clients of a node. When it is reached, requests are refused as overload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub max_pending_requests: Option<i64>,
 
-    /// The most open connections of a node.
+    /// Limit of open connections of a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 16, max = 65_536))]
     pub max_connections: Option<i64>,
 
-    /// A node's cache of blocks read from disk, in bytes.
+    /// Size of a node's cache of blocks read from disk, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_i64))]
     pub block_cache_bytes: Option<i64>,
 
-    /// The log is compacted when it has grown by this many bytes.
+    /// Growth of the log after which it is compacted, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_i64))]
     pub compact_after_bytes: Option<i64>,
 
-    /// The bandwidth of all outgoing snapshots of a node together, in bytes a second; 0 for no limit.
+    /// Bandwidth of all outgoing snapshots of a node together, in bytes per second; 0 for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub snapshot_bytes_per_second: Option<i64>,
 
-    /// The most shards that a group pulls at the same time.
+    /// Limit of shards that a group pulls at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub handoff_max_concurrent: Option<i64>,
 
-    /// The most bytes of shards that a group pulls in a second; 0 for no limit.
+    /// Bandwidth of all shards that a group pulls, in bytes per second; 0 for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub handoff_bytes_per_second: Option<i64>,
 
-    /// Which log lines: a level, or levels by module such as `info,shardkv_server=debug`.
+    /// Log level, or levels by module, such as `info,shardkv_server=debug`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 256), regex(pattern = r"^[A-Za-z0-9_:=,-]+$"))]
     pub log_filter: Option<String>,
 }
 
 impl NodeOptions {
-    /// The lines of the node's options file: names as `shardkv-node` knows them, and values.
+    /// Returns the lines of the node's options file: names as `shardkv-node` knows them, and values.
     ///
-    /// The struct is taken apart whole, so that an option can't be offered and then forgotten.
+    /// The struct is destructured without `..`, so that no option of the resource can be forgotten here.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let Self {
             session_ttl_ms,

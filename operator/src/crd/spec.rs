@@ -1,4 +1,4 @@
-//! What users ask for.
+//! The spec: the part of the resource that users write.
 
 use std::collections::BTreeMap;
 
@@ -30,25 +30,25 @@ use super::{NodeOptions, ShardKvClusterStatus};
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
     ),
-    printcolumn(name = "Groups", type_ = "integer", json_path = ".spec.groups", description = "How many groups are asked for"),
-    printcolumn(name = "Joined", type_ = "integer", json_path = ".status.replicas", description = "How many groups are part of the cluster"),
-    printcolumn(name = "Available", type_ = "string", json_path = r#".status.conditions[?(@.type=="Available")].status"#, description = "Whether every key can be read and written"),
-    printcolumn(name = "Degraded", type_ = "string", json_path = r#".status.conditions[?(@.type=="Degraded")].status"#, description = "Whether something needs a look"),
-    printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Progressing")].reason"#, description = "What is going on"),
-    printcolumn(name = "Moving", type_ = "integer", json_path = ".status.shardsMoving", description = "How many shards are on their way"),
-    printcolumn(name = "Config", type_ = "integer", json_path = ".status.configNum", description = "The number of the configuration", priority = 1),
-    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint", description = "Where clients connect", priority = 1),
+    printcolumn(name = "Groups", type_ = "integer", json_path = ".spec.groups", description = "Number of groups that the spec asks for"),
+    printcolumn(name = "Joined", type_ = "integer", json_path = ".status.replicas", description = "Number of groups that are part of the cluster"),
+    printcolumn(name = "Available", type_ = "string", json_path = r#".status.conditions[?(@.type=="Available")].status"#, description = "True if every key can be read and written"),
+    printcolumn(name = "Degraded", type_ = "string", json_path = r#".status.conditions[?(@.type=="Degraded")].status"#, description = "True if something is wrong; the condition says what"),
+    printcolumn(name = "Status", type_ = "string", json_path = r#".status.conditions[?(@.type=="Progressing")].reason"#, description = "The change that is in progress"),
+    printcolumn(name = "Moving", type_ = "integer", json_path = ".status.shardsMoving", description = "Number of shards that are moving"),
+    printcolumn(name = "Config", type_ = "integer", json_path = ".status.configNum", description = "Number of the controllers' latest configuration", priority = 1),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint", description = "Address for clients", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", "the name begins with a letter and consists of a-z, 0-9 and '-': services are named after it"),
+    validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')", "the name must begin with a letter and consist of a-z, 0-9 and '-': services are named after it"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ShardKvClusterSpec {
-    /// How many groups share the data. Raise or lower it at any time, also by `kubectl scale`: shards move by themselves.
+    /// Number of groups that share the data. You may change it at any time, also by `kubectl scale`: the shards move by themselves.
     #[serde(default = "defaults::groups")]
     #[schemars(range(min = 1, max = 1000))]
     pub groups: i32,
 
-    /// How many nodes keep a copy of each key. 3 survive the loss of one, 5 of two. Fixed at creation.
+    /// Number of nodes that keep a copy of each key. 3 survive the loss of one, 5 of two. Fixed at creation.
     #[serde(default = "defaults::replicas")]
     #[schemars(range(min = 1, max = 7))]
     #[x_kube(
@@ -57,7 +57,7 @@ pub struct ShardKvClusterSpec {
     )]
     pub replicas_per_group: i32,
 
-    /// How many shards the keys are spread over: the grain in which data move between groups. Fixed at creation.
+    /// Number of shards that the keys are spread over. A shard is the unit in which data move between groups. Fixed at creation.
     #[serde(default = "defaults::shards")]
     #[schemars(range(min = 1, max = 1_000_000))]
     #[x_kube(validation = ("self == oldSelf", "shards can't be changed: the shard of each key depends on it"))]
@@ -72,28 +72,28 @@ pub struct ShardKvClusterSpec {
     #[schemars(length(min = 1, max = 512))]
     pub image: String,
 
-    /// When nodes pull the image.
+    /// Pull policy of the image.
     #[serde(default)]
     pub image_pull_policy: ImagePullPolicy,
 
-    /// Secrets of the namespace with which the image is pulled.
+    /// Secrets of the namespace that are used to pull the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub image_pull_secrets: Vec<PullSecret>,
 
-    /// The volumes of the groups' nodes, and what becomes of all volumes in the end.
+    /// Volumes: size and class, and their deletion.
     #[serde(default)]
     pub storage: StorageSpec,
 
-    /// What a node of a group may use. By default a tenth of a core and 256 MiB are reserved, and 1 GiB is the limit.
+    /// CPU and memory of a group's node. By default a tenth of a core and 256 MiB are reserved, and 1 GiB is the limit.
     #[serde(default = "defaults::node_resources")]
     pub resources: Resources,
 
-    /// What may be tuned about nodes. Each change rolls through the pods, one at a time in each group.
+    /// Settings of the nodes. A change rolls through the pods, one at a time in each group.
     #[serde(default)]
     pub options: NodeOptions,
 
-    /// Where pods may run.
+    /// Constraints on the machines that pods run on.
     #[serde(default)]
     pub scheduling: SchedulingSpec,
 
@@ -101,7 +101,7 @@ pub struct ShardKvClusterSpec {
     #[serde(default)]
     pub pod_disruption_budget: DisruptionSpec,
 
-    /// The account that pods run as. They call no Kubernetes API, so it needs no rights.
+    /// The service account of the pods. They call no Kubernetes API, so it needs no rights.
     #[serde(default)]
     pub service_account: ServiceAccountSpec,
 
@@ -109,7 +109,7 @@ pub struct ShardKvClusterSpec {
     #[serde(default)]
     pub pod_template: PodTemplateSpec,
 
-    /// Leave everything as it is until this is false again. Pods go on serving; deleting the resource still works.
+    /// Stops the operator from changing anything. Pods go on serving, and the resource can still be deleted.
     #[serde(default)]
     pub paused: bool,
 }
@@ -118,7 +118,7 @@ pub struct ShardKvClusterSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ControllersSpec {
-    /// How many. 3 survive the loss of one. Fixed at creation.
+    /// Number of controllers. 3 survive the loss of one. Fixed at creation.
     #[serde(default = "defaults::replicas")]
     #[schemars(range(min = 1, max = 7))]
     #[x_kube(
@@ -127,7 +127,7 @@ pub struct ControllersSpec {
     )]
     pub replicas: i32,
 
-    /// The size of a controller's volume. Configurations are small.
+    /// Size of a controller's volume. Configurations are small.
     #[serde(default = "defaults::controller_size")]
     #[schemars(
         length(min = 1, max = 32),
@@ -136,23 +136,23 @@ pub struct ControllersSpec {
     #[x_kube(validation = ("self == oldSelf", "controllers.size can't be changed yet"))]
     pub size: String,
 
-    /// What a controller may use. By default a twentieth of a core and 128 MiB are reserved, and 512 MiB is the limit.
+    /// CPU and memory of a controller. By default a twentieth of a core and 128 MiB are reserved, and 512 MiB is the limit.
     #[serde(default = "defaults::controller_resources")]
     pub resources: Resources,
 }
 
 /// Volumes.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[x_kube(validation = ("has(self.className) == has(oldSelf.className)", "storage.className can't be changed: volumes don't wander between classes"))]
+#[x_kube(validation = ("has(self.className) == has(oldSelf.className)", "storage.className can't be changed: a volume can't change its class"))]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
-    /// The storage class of all volumes; without it the Kubernetes cluster's default. Fixed at creation.
+    /// Storage class of all volumes; by default the Kubernetes cluster's default class. Fixed at creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = ("self == oldSelf", "storage.className can't be changed: volumes don't wander between classes"))]
+    #[x_kube(validation = ("self == oldSelf", "storage.className can't be changed: a volume can't change its class"))]
     pub class_name: Option<String>,
 
-    /// The size of each node's volume, such as 10Gi.
+    /// Size of each node's volume, such as 10Gi.
     #[serde(default = "defaults::size")]
     #[schemars(
         length(min = 1, max = 32),
@@ -161,39 +161,39 @@ pub struct StorageSpec {
     #[x_kube(validation = ("self == oldSelf", "storage.size can't be changed yet: a StatefulSet's volumes are fixed at its creation"))]
     pub size: String,
 
-    /// What becomes of a group's volumes when `groups` is lowered and all its shards have gone elsewhere.
+    /// Retention of a group's volumes after `groups` was lowered and all its shards have arrived elsewhere.
     #[serde(default)]
     pub on_group_removal: Retention,
 
-    /// What becomes of all volumes when the resource is deleted.
+    /// Retention of all volumes after the resource was deleted.
     #[serde(default)]
     pub on_cluster_deletion: Retention,
 }
 
-/// What becomes of volumes that nobody mounts any more.
+/// Retention of volumes that are no longer mounted.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Retention {
-    /// They stay, and cost what they cost, until a person deletes them.
+    /// The volumes stay, and cost money, until somebody deletes them.
     #[default]
     Retain,
-    /// They are deleted with all data.
+    /// The volumes are deleted with all data.
     Delete,
 }
 
-/// When nodes pull the image.
+/// Pull policy of an image.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ImagePullPolicy {
-    /// When it isn't there.
+    /// Nodes pull it if it isn't on the machine.
     #[default]
     IfNotPresent,
-    /// At each start.
+    /// Nodes pull it at each start.
     Always,
-    /// Not at all: somebody else brings it.
+    /// Nodes never pull it; it must be on the machine.
     Never,
 }
 
 impl ImagePullPolicy {
-    /// As Kubernetes spells it.
+    /// Returns the name that Kubernetes uses.
     pub fn name(self) -> &'static str {
         match self {
             Self::IfNotPresent => "IfNotPresent",
@@ -207,21 +207,21 @@ impl ImagePullPolicy {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct PullSecret {
-    /// Its name.
+    /// Name of the secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 
-/// What a container may use, by resource: `cpu`, `memory` and others.
+/// CPU, memory and other resources of a container.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
-    /// What is reserved for it.
+    /// Reserved amounts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub requests: BTreeMap<String, Amount>,
 
-    /// The most that it gets.
+    /// Upper limits.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16))]
     pub limits: BTreeMap<String, Amount>,
@@ -244,16 +244,16 @@ impl From<&Resources> for ResourceRequirements {
     }
 }
 
-/// Where pods may run. By default the nodes of a group keep away from each other, on different machines and in different zones
+/// Constraints on the machines that pods run on. By default the nodes of a group prefer different machines, and different zones
 /// where there are any.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct SchedulingSpec {
-    /// Instead of the default, which prefers to keep the nodes of a group on different machines.
+    /// Affinity of the pods. Replaces the default, which prefers different machines for the nodes of a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
 
-    /// Taints that pods bear.
+    /// Taints that pods tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub tolerations: Vec<Toleration>,
@@ -263,13 +263,13 @@ pub struct SchedulingSpec {
     #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
 
-    /// Instead of the default, which spreads the nodes of a group over zones as evenly as it can. A constraint without
-    /// `labelSelector` counts the pods of the same group.
+    /// Spread over zones. Replaces the default, which spreads the nodes of a group over zones as evenly as it can. A constraint
+    /// without `labelSelector` counts the pods of the same group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
 
-    /// The priority class of all pods.
+    /// Priority class of all pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
@@ -279,21 +279,21 @@ pub struct SchedulingSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct DisruptionSpec {
-    /// Whether evictions (of `kubectl drain`, say) may take only one node of a group, and one controller, at a time.
+    /// Limits evictions (by `kubectl drain`, for example) to one node of a group, and one controller, at a time.
     #[serde(default = "defaults::yes")]
     pub enabled: bool,
 }
 
-/// The account that pods run as.
+/// The service account of the pods.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountSpec {
-    /// An account that exists already; without it one is made.
+    /// Name of an existing account. By default the operator makes one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub name: Option<String>,
 
-    /// Annotations of the account that is made.
+    /// Annotations of the account that the operator makes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
     pub annotations: BTreeMap<String, String>,
@@ -303,16 +303,16 @@ pub struct ServiceAccountSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct PodTemplateSpec {
-    /// Labels; those that select the pods of a cluster are taken.
+    /// Labels of the pods. The labels that select the pods of a cluster are reserved.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
-    #[x_kube(validation = ("self.all(key, !key.startsWith('shardkv.io/') && !key.startsWith('app.kubernetes.io/'))", "labels under shardkv.io/ and app.kubernetes.io/ are the operator's"))]
+    #[x_kube(validation = ("self.all(key, !key.startsWith('shardkv.io/') && !key.startsWith('app.kubernetes.io/'))", "labels under shardkv.io/ and app.kubernetes.io/ are reserved for the operator"))]
     pub labels: BTreeMap<String, String>,
 
-    /// Annotations.
+    /// Annotations of the pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32))]
-    #[x_kube(validation = ("self.all(key, !key.startsWith('shardkv.io/'))", "annotations under shardkv.io/ are the operator's"))]
+    #[x_kube(validation = ("self.all(key, !key.startsWith('shardkv.io/'))", "annotations under shardkv.io/ are reserved for the operator"))]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -365,7 +365,7 @@ impl Default for ShardKvClusterSpec {
     }
 }
 
-/// What holds where the user says nothing.
+/// Default values.
 mod defaults {
     use super::{Amount, Resources};
 

@@ -1,20 +1,20 @@
-//! What the operator tells.
+//! The status: the part of the resource that the operator writes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How the cluster is.
+/// State of the cluster.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ShardKvClusterStatus {
-    /// The generation of the spec that this is about.
+    /// Generation of the spec that this status belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// `Available`: every key can be read and written. `Progressing`: something is being changed. `Degraded`: something needs
-    /// a look. `Paused`: nothing is changed.
+    /// `Available`: every key can be read and written. `Progressing`: a change is in progress. `Degraded`: something is wrong.
+    /// `Paused`: the operator changes nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -26,68 +26,68 @@ pub struct ShardKvClusterStatus {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["gid".into()]))]
     pub groups: Vec<GroupStatus>,
 
-    /// The greatest gid that was ever given. Gids are never used again.
+    /// Greatest gid that was ever used. Gids are never used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_gid: Option<i64>,
 
-    /// The number of the controllers' latest configuration.
+    /// Number of the controllers' latest configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_num: Option<i64>,
 
-    /// How many shards are on their way from one group to another.
+    /// Number of shards that are moving from one group to another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards_moving: Option<i32>,
 
-    /// How many groups are part of the cluster.
+    /// Number of groups that are part of the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
 
-    /// Selects the pods of all groups, for autoscalers.
+    /// Selector of the pods of all groups, for autoscalers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub selector: Option<String>,
 
-    /// Where clients in this Kubernetes cluster connect, as `host:port`.
+    /// Address for clients in this Kubernetes cluster, as `host:port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub endpoint: Option<String>,
 }
 
-/// How a group is.
+/// State of a group.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupStatus {
-    /// Its number.
+    /// Number of the group.
     pub gid: i64,
 
-    /// Where it is in its life.
+    /// Phase of its life.
     pub phase: GroupPhase,
 
-    /// How many of its nodes are ready.
+    /// Number of its nodes that are ready.
     pub ready_replicas: i32,
 
-    /// The pod that leads, if one is known to.
+    /// The leader's pod, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub leader: Option<String>,
 
-    /// How many shards the configuration gives it.
+    /// Number of shards that the configuration gives it.
     pub shards: i32,
 }
 
-/// Where a group is in its life.
+/// Phase of a group's life.
 #[derive(
     JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
 )]
 pub enum GroupPhase {
-    /// Its pods start; it is not part of the cluster yet.
+    /// The pods start; the group is not part of the cluster yet.
     Provisioning,
-    /// It is part of the cluster, and its first shards are on their way to it.
+    /// The group is part of the cluster, and its first shards are moving to it.
     Joining,
-    /// It serves its shards.
+    /// The group serves its shards.
     Serving,
-    /// It is to go: its shards are on their way to other groups.
+    /// The group is leaving: its shards are moving to other groups.
     Draining,
-    /// It has nothing any more, and is being deleted.
+    /// The group has no shards any more, and is being deleted.
     Removing,
 }

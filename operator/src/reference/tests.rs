@@ -60,15 +60,15 @@ fn every_event_that_is_told_is_explained_and_no_other() {
 fn every_field_of_ours_has_a_row_and_those_of_kubernetes_a_link() {
     let page = page().unwrap();
     for row in [
-        "| `groups` | integer, 1 to 1000 | How many groups share the data.",
-        "| What is reserved for it. | `{\"cpu\":\"50m\",\"memory\":\"128Mi\"}` |",
-        "| `onClusterDeletion` | `Retain` or `Delete` | What becomes of all volumes",
-        "`Delete`: They are deleted with all data.",
+        "| `groups` | integer, 1 to 1000 | Number of groups that share the data.",
+        "| Reserved amounts. | `{\"cpu\":\"50m\",\"memory\":\"128Mi\"}` |",
+        "| `onClusterDeletion` | `Retain` or `Delete` | Retention of all volumes",
+        "`Delete`: The volumes are deleted with all data.",
         "| `affinity` | [Affinity](https://kubernetes.io/",
-        "| `name` | string, at most 253 characters | Its name. | required |",
+        "| `name` | string, at most 253 characters | Name of the secret. | required |",
         "*Rule: shards can't be changed: the shard of each key depends on it.*",
         "| `phase` | `Provisioning` or `Joining`",
-        "`Draining`: It is to go",
+        "`Draining`: The group is leaving",
         "\n### spec.controllers\n",
         "\n#### spec.controllers.resources\n",
         "\n### spec.imagePullSecrets[]\n",

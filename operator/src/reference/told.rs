@@ -1,6 +1,6 @@
-//! What the operator tells in conditions and events.
+//! All conditions and events that the operator reports.
 
-/// A condition: its type, what it means, and its reasons with the status that each stands for and what it means.
+/// A condition: its type, its meaning, and its reasons, each with a status and a meaning.
 type Told = (
     &'static str,
     &'static str,
@@ -11,7 +11,7 @@ type Told = (
 pub(super) const REASONS: &[Told] = &[
     (
         "Available",
-        "Whether every key can be read and written.",
+        "True if every key can be read and written.",
         &[
             (
                 "True",
@@ -21,39 +21,39 @@ pub(super) const REASONS: &[Told] = &[
             (
                 "False",
                 "Creating",
-                "No group has taken over its shards yet. The message says what is waited for.",
+                "No group serves its shards yet. The message says what the operator waits for.",
             ),
             (
                 "False",
                 "NoLeader",
-                "Groups that own shards, or that have some to hand over, have no leader that a majority follows: their keys wait.",
+                "Groups that own shards, or have shards to hand over, have no leader that a majority follows: their keys wait.",
             ),
             (
                 "False",
                 "Stalled",
-                "Shards are on their way, and none has arrived for longer than is usual: their keys wait.",
+                "Shards are moving, and none has arrived for longer than usual: their keys wait.",
             ),
             (
                 "False",
                 "GroupsLost",
-                "The controllers know no group, though there were members; see Degraded.",
+                "The controllers know no group, although there were members; see Degraded.",
             ),
             ("False", "Deleting", "The cluster is being deleted."),
             (
                 "Unknown",
                 "StoreUnreachable",
-                "The controllers don't answer the operator, so it can't be told. Clients that know the configuration go on.",
+                "The controllers don't answer the operator, so availability is unknown. Clients that know the configuration are served.",
             ),
             (
                 "Unknown",
                 "InvalidSpec",
-                "The resource makes no sense, so the operator does nothing; the message says what to change.",
+                "The resource is invalid, so the operator does nothing; the message says what to change.",
             ),
         ],
     ),
     (
         "Progressing",
-        "Whether something is being changed.",
+        "True if a change is in progress.",
         &[
             ("False", "Stable", "All groups serve their shards."),
             ("False", "Paused", "`spec.paused` is true."),
@@ -72,12 +72,12 @@ pub(super) const REASONS: &[Told] = &[
             (
                 "True",
                 "Starting",
-                "All that was asked for is there, but pods that were made within the last minute aren't ready.",
+                "All objects exist, but pods that were made within the last minute aren't ready.",
             ),
             (
                 "True",
                 "ScalingIn",
-                "Groups hand their shards over, or are being removed.",
+                "Groups hand their shards over, or are being deleted.",
             ),
             (
                 "True",
@@ -87,36 +87,36 @@ pub(super) const REASONS: &[Told] = &[
             (
                 "True",
                 "Rebalancing",
-                "Shards are on their way, or the groups that had them tidy up.",
+                "Shards are moving, or their old groups delete their copies.",
             ),
             ("True", "Deleting", "The cluster is being deleted."),
         ],
     ),
     (
         "Degraded",
-        "Whether something needs a look. The message tells all that was found; the reason is the first, which is most likely the cause.",
+        "True if something is wrong. The message lists everything that was found; the reason is the first, which is most likely the cause.",
         &[
             ("False", "AsExpected", "Nothing is wrong."),
             (
                 "True",
                 "GroupsLost",
-                "The controllers don't know groups that were members, or whose volumes were kept: most likely they have lost their volumes. Nothing is changed until a person has looked.",
+                "The controllers don't know groups that were members, or whose volumes were kept: most likely they have lost their volumes. The operator changes nothing until somebody has corrected this.",
             ),
             (
                 "True",
                 "NameTaken",
-                "An object that isn't the cluster's has the name of one that it needs.",
+                "An object that doesn't belong to the cluster has the name of one that the cluster needs.",
             ),
             (
                 "True",
                 "ApplyRefused",
-                "The API server refuses an object, most likely for a quota, a policy or a right that is missing.",
+                "The API server refuses an object, most likely because of a quota, a policy or a missing right.",
             ),
             ("True", "Refused", "The controllers refuse a change."),
             (
                 "True",
                 "PodsNotReady",
-                "Pods can't start, can't be placed, or are away for no reason that is known.",
+                "Pods can't start, can't be scheduled, or are missing for an unknown reason.",
             ),
             (
                 "True",
@@ -126,23 +126,23 @@ pub(super) const REASONS: &[Told] = &[
             (
                 "True",
                 "Stalled",
-                "No shard has moved for longer than is usual.",
+                "No shard has moved for longer than usual.",
             ),
             (
                 "True",
                 "NodesInTrouble",
-                "Nodes say that something is wrong with them: a disk that is nearly full, say.",
+                "Nodes report a problem, such as a disk that is nearly full.",
             ),
             (
                 "True",
                 "InvalidSpec",
-                "The resource makes no sense; the message says what to change.",
+                "The resource is invalid; the message says what to change.",
             ),
         ],
     ),
     (
         "Paused",
-        "Whether nothing is changed because the user asked so.",
+        "True if the operator changes nothing because `spec.paused` says so.",
         &[
             ("True", "Paused", "`spec.paused` is true."),
             ("False", "Running", "`spec.paused` is false."),
@@ -150,7 +150,7 @@ pub(super) const REASONS: &[Told] = &[
     ),
 ];
 
-/// All events: their type, reason, and when they are told.
+/// All events: type, reason, and cause.
 pub(super) const EVENTS: &[(&str, &str, &str)] = &[
     (
         "Normal",
@@ -170,23 +170,23 @@ pub(super) const EVENTS: &[(&str, &str, &str)] = &[
     (
         "Normal",
         "Joining",
-        "The controllers were asked to take groups in.",
+        "The operator asked the controllers to let groups join.",
     ),
     (
         "Normal",
         "Leaving",
-        "The controllers were asked to let groups go.",
+        "The operator asked the controllers to let groups leave.",
     ),
     (
         "Normal",
         "Drained",
-        "A group has handed over all that it had.",
+        "A group has handed over all its shards.",
     ),
     ("Normal", "GroupRemoved", "A group's objects are deleted."),
     (
         "Normal",
         "VolumesRetained",
-        "The volumes of a removed group stay; the note tells how to delete them.",
+        "The volumes of a removed group stay; the note says how to delete them.",
     ),
     (
         "Normal",
@@ -198,7 +198,11 @@ pub(super) const EVENTS: &[(&str, &str, &str)] = &[
         "ControllersRemoved",
         "The controllers are deleted with the cluster.",
     ),
-    ("Normal", "ClusterDeleted", "All is gone that was to go."),
+    (
+        "Normal",
+        "ClusterDeleted",
+        "Everything that belonged to the cluster, and was to be deleted, is deleted.",
+    ),
     (
         "Warning",
         "the reason of Degraded",
