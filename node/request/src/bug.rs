@@ -74,3 +74,6 @@ impl Bugs {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

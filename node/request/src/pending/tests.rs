@@ -22,7 +22,7 @@ pub(crate) struct Item {
 }
 
 impl Item {
-    fn new(key: &str, repeat: Repeat) -> Self {
+    pub(crate) fn new(key: &str, repeat: Repeat) -> Self {
         Self {
             number: 0,
             hash: hash_key(key.as_bytes()),
@@ -103,16 +103,16 @@ pub(crate) fn options() -> StreamOptions {
 }
 
 /// The pending calls of a group, with a clock and with a record of every call's end by its number.
-struct Harness {
-    calls: PendingCalls<Item>,
-    now: Time,
+pub(crate) struct Harness {
+    pub(crate) calls: PendingCalls<Item>,
+    pub(crate) now: Time,
     admitted: u64,
-    answered: BTreeMap<u64, usize>,
-    failed: BTreeMap<u64, Failure>,
+    pub(crate) answered: BTreeMap<u64, usize>,
+    pub(crate) failed: BTreeMap<u64, Failure>,
     moved: Vec<Tracked<Item>>,
 }
 
-type Sent = (u64, Option<(Bytes, u64)>);
+pub(crate) type Sent = (u64, Option<(Bytes, u64)>);
 
 impl Harness {
     fn of(limits: Limits, gid: Gid, config: Arc<ShardConfig>, bugs: Bugs) -> Self {
@@ -134,18 +134,30 @@ impl Harness {
     }
 
     fn with_session() -> Self {
-        let mut harness = Self::new(LIMITS);
+        Self::with(Bugs::NONE)
+    }
+
+    /// A harness with an open session.
+    pub(crate) fn with(bugs: Bugs) -> Self {
+        let mut harness = Self::of(LIMITS, GROUP, config(1, &[(4, GROUP)]), bugs);
         harness.open_session("first");
         harness
     }
 
-    fn open_session(&mut self, name: &'static str) {
+    /// The stamps of the next batch.
+    pub(crate) fn stamps(&mut self) -> Vec<Stamp> {
+        self.calls.advance(self.now);
+        let stamps = self.calls.next_batch(|_, _, stamp| stamp);
+        stamps.into_iter().flatten().collect()
+    }
+
+    pub(crate) fn open_session(&mut self, name: &'static str) {
         let ttl = Duration::from_mins(10);
         self.calls.session_opened(self.now, Bytes::from(name), ttl);
     }
 
     /// Admits a call and returns its number.
-    fn admit(&mut self, mut item: Item) -> u64 {
+    pub(crate) fn admit(&mut self, mut item: Item) -> u64 {
         self.admitted += 1;
         item.number = self.admitted;
         item.deadline = self.now + Duration::from_secs(10);
@@ -154,7 +166,7 @@ impl Harness {
         self.admitted
     }
 
-    fn put(&mut self) -> u64 {
+    pub(crate) fn put(&mut self) -> u64 {
         self.admit(Item::put(HERE))
     }
 
@@ -170,7 +182,7 @@ impl Harness {
     }
 
     /// The next batch as (id, session and sequence of a write).
-    fn send(&mut self) -> Vec<Sent> {
+    pub(crate) fn send(&mut self) -> Vec<Sent> {
         self.calls.advance(self.now);
         self.calls.next_batch(|id, _, stamp| {
             let name = stamp.map(|it| (it.client_id, it.sequence));
@@ -187,16 +199,16 @@ impl Harness {
         consequence
     }
 
-    fn done(&mut self, id: u64) -> Consequence {
+    pub(crate) fn done(&mut self, id: u64) -> Consequence {
         self.result(id, Ok(()))
     }
 
-    fn refuse(&mut self, id: u64, refusal: Refusal) -> Consequence {
+    pub(crate) fn refuse(&mut self, id: u64, refusal: Refusal) -> Consequence {
         let message = "said so".to_owned();
         self.result(id, Err(Refused { refusal, message }))
     }
 
-    fn lose_connection(&mut self) {
+    pub(crate) fn lose_connection(&mut self) {
         self.calls.connection_lost("gone");
         self.settle();
     }
@@ -222,7 +234,7 @@ fn name(session: &'static str, sequence: u64) -> (Bytes, u64) {
     (Bytes::from(session), sequence)
 }
 
-fn not_leader(hint: &str) -> Refusal {
+pub(crate) fn not_leader(hint: &str) -> Refusal {
     Refusal::NotLeader {
         hint: (!hint.is_empty()).then(|| hint.into()),
     }
@@ -241,7 +253,7 @@ fn wrong_group(num: u64) -> Refusal {
 }
 
 /// Two keys of different shards.
-const HERE: &str = "k";
+pub(crate) const HERE: &str = "k";
 const AWAY: &str = "b";
 
 #[test]
