@@ -48,6 +48,7 @@
     reason = "hosts and clients are numbered by the world itself; a wrong number is a bug of the simulator, which should stop the run at once"
 )]
 
+pub mod bug;
 pub mod client;
 pub mod custody;
 pub mod dice;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
-use raft::Bug;
+use shardkv_sim::bug::Bug;
 use shardkv_sim::runner::{Plan, Summary, run_all, run_seed};
 
 /// Simulates whole clusters under faults, each from one seed.
@@ -74,9 +74,9 @@ fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
 }
 
 fn parse_bug(text: &str) -> Result<Bug, String> {
-    let wanted = |bug: &&Bug| format!("{bug:?}").eq_ignore_ascii_case(&text.replace('-', ""));
-    Bug::ALL.iter().find(wanted).copied().ok_or_else(|| {
-        let names: Vec<String> = Bug::ALL.iter().map(|bug| format!("{bug:?}")).collect();
+    let wanted = |bug: &Bug| format!("{bug:?}").eq_ignore_ascii_case(&text.replace('-', ""));
+    Bug::all().find(wanted).ok_or_else(|| {
+        let names: Vec<String> = Bug::all().map(|bug| format!("{bug:?}")).collect();
         format!("there is no bug {text:?}; there are {}", names.join(", "))
     })
 }
@@ -186,7 +186,7 @@ const LONGER: u64 = 40;
 
 fn bugs(seeds: &Range<u64>, jobs: usize, only: Option<Bug>) -> ExitCode {
     let mut missed = 0;
-    for bug in Bug::ALL {
+    for bug in Bug::all() {
         if only.is_some_and(|only| only != bug) {
             continue;
         }

@@ -8,8 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use raft::Bug;
-
+use crate::bug::Bug;
 use crate::oracle::Violation;
 use crate::scenario::Scenario;
 use crate::world::{Failure, Report, World};
@@ -50,7 +49,9 @@ pub struct Plan {
 /// Runs one seed's world to its end.
 pub fn run_seed(seed: u64, bug: Option<Bug>, tracing: bool) -> Result<Report, Failure> {
     let mut scenario = Scenario::draw(seed);
-    scenario.bug = bug;
+    if let Some(bug) = bug {
+        bug.put_back(&mut scenario);
+    }
     if tracing {
         println!("{scenario:#?}");
     }

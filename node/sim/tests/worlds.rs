@@ -1,6 +1,7 @@
 //! Whole worlds: promises are kept, seeds are worlds, and the checks find what they are for.
 
 use raft::Bug;
+use shardkv_sim::bug;
 use shardkv_sim::runner::{Plan, run_all, run_seed};
 
 #[test]
@@ -48,8 +49,8 @@ fn equal_seeds_are_equal_worlds() {
 #[test]
 fn a_failing_seed_fails_the_same_way_again() {
     for bug in [Bug::RetryAppliedTwice, Bug::DeleteBeforeInstall] {
-        let first = run_seed(5, Some(bug), false).unwrap_err();
-        let second = run_seed(5, Some(bug), false).unwrap_err();
+        let first = run_seed(5, Some(bug::Bug::Node(bug)), false).unwrap_err();
+        let second = run_seed(5, Some(bug::Bug::Node(bug)), false).unwrap_err();
         assert_eq!(first, second);
     }
 }
@@ -84,7 +85,22 @@ fn common_bugs_are_found_in_few_seeds() {
         let plan = Plan {
             seeds: 0..100,
             jobs: 1,
-            bug: Some(bug),
+            bug: Some(bug::Bug::Node(bug)),
+            stop_early: true,
+        };
+        let summary = run_all(&plan, |_| {});
+        assert!(!summary.found.is_empty(), "{bug:?} was not found");
+    }
+}
+
+/// The bugs of the request engine, which all clients drive.
+#[test]
+fn bugs_of_the_request_engine_are_found_in_few_seeds() {
+    for bug in request::Bug::ALL {
+        let plan = Plan {
+            seeds: 0..100,
+            jobs: 1,
+            bug: Some(bug::Bug::Request(bug)),
             stop_early: true,
         };
         let summary = run_all(&plan, |_| {});
