@@ -1,27 +1,27 @@
-//! Known bugs that the simulator puts back, one at a time, to see that its checks find them.
+//! Known bugs of the consensus core that tests and the simulator put back, one at a time, to show that their checks find them.
 //!
-//! The switch exists only where the feature `bugs` is on, which the product never has:
-//! [`BUGS_COMPILED_IN`] lets a binary refuse to compile with it.
+//! The switch exists only where the feature `bugs` is on, which the product never has: [`BUGS_COMPILED_IN`] lets a binary
+//! refuse to compile with it.
 
-/// Whether this build can be told to misbehave. The product asserts at compile time that it can't.
+/// True if this build can be made to misbehave. The product asserts at compile time that it can't.
 pub const BUGS_COMPILED_IN: bool = cfg!(feature = "bugs");
 
-/// A mistake that a known system made, each with the place in this crate or the ones above where it would sit.
+/// A mistake that a known system made, and that Raft can make again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
-    /// A vote is answered before it is on disk, and forgotten by a crash.
+    /// A vote is answered before it is on disk, and a crash forgets it.
     VoteNotDurable,
     /// A follower acknowledges entries before they are on disk.
     AckBeforeFsync,
     /// A new leader appends no entry of its own term.
     NoOwnTermNoop,
-    /// Entries of earlier terms are committed by counting replicas (Raft figure 8).
+    /// A leader commits entries of earlier terms by counting replicas (Raft figure 8).
     CommitOldTermByCounting,
-    /// A read is served by a leader that has not committed in its term.
+    /// A leader that has not committed in its term serves reads.
     ReadBeforeOwnTermCommit,
-    /// A read is served without asking a quorum whether this node still leads.
+    /// A leader serves a read without asking a quorum whether it still leads.
     ReadWithoutQuorum,
-    /// An acknowledgement of an earlier term counts in this one.
+    /// An acknowledgement of an earlier term counts in this term.
     StaleAppendAck,
     /// The membership of a truncated entry stays in force.
     TruncatedMembershipKept,
@@ -31,49 +31,11 @@ pub enum Bug {
     SnapshotKeepsConflictingLog,
     /// A candidate with a shorter log gets a vote.
     VoteIgnoresLog,
-    /// The log is compacted up to what is applied, not up to what is durable.
-    CompactAboveDurable,
-    /// A snapshot leaves the session tables behind.
-    SnapshotWithoutSessions,
-    /// A session that is absent is taken for new, however old it is.
-    AbsentSessionIsNew,
-    /// A retried write is applied again.
-    RetryAppliedTwice,
-    /// Answers are matched by index alone, whatever entry got committed there.
-    AnswerByIndexOnly,
-    /// A wiped disk comes back under its old identity.
-    WipedDiskKeepsIdentity,
-    /// A shard moves without its sessions.
-    SessionsStayBehind,
-    /// A shard moves without its session table's clock.
-    SessionClockStaysBehind,
-    /// A part of a shard that arrives again is installed again.
-    ChunkInstalledTwice,
-    /// A shard is served before its last part has arrived.
-    ServedBeforeInstalled,
-    /// A step of a hand-off is taken if the shard's configuration is at least the step's, not exactly it.
-    ConfigNumAtLeast,
-    /// A fenced shard still takes the writes that were proposed before its leader knew.
-    FenceNotLogged,
-    /// A fenced shard still answers reads.
-    FencedShardServesReads,
-    /// Of the steps that wait for a shard only the newest is kept.
-    QueueKeepsNewestOnly,
-    /// The source is told to delete before the install is committed.
-    DeleteBeforeInstall,
-    /// A delete that got no answer is not told again.
-    DeleteToldOnce,
-    /// The next configuration is accepted only when all shards are settled.
-    DeadGroupFreezesAll,
-    /// A group that waits for shards gives none away meanwhile.
-    PullingGroupServesNoPulls,
-    /// The controller forgets configurations that a group has not passed.
-    HistoryCutTooEarly,
 }
 
 impl Bug {
-    /// All of them.
-    pub const ALL: [Self; 30] = [
+    /// All bugs of this crate.
+    pub const ALL: [Self; 11] = [
         Self::VoteNotDurable,
         Self::AckBeforeFsync,
         Self::NoOwnTermNoop,
@@ -85,24 +47,39 @@ impl Bug {
         Self::TwoChangesAtOnce,
         Self::SnapshotKeepsConflictingLog,
         Self::VoteIgnoresLog,
-        Self::CompactAboveDurable,
-        Self::SnapshotWithoutSessions,
-        Self::AbsentSessionIsNew,
-        Self::RetryAppliedTwice,
-        Self::AnswerByIndexOnly,
-        Self::WipedDiskKeepsIdentity,
-        Self::SessionsStayBehind,
-        Self::SessionClockStaysBehind,
-        Self::ChunkInstalledTwice,
-        Self::ServedBeforeInstalled,
-        Self::ConfigNumAtLeast,
-        Self::FenceNotLogged,
-        Self::FencedShardServesReads,
-        Self::QueueKeepsNewestOnly,
-        Self::DeleteBeforeInstall,
-        Self::DeleteToldOnce,
-        Self::DeadGroupFreezesAll,
-        Self::PullingGroupServesNoPulls,
-        Self::HistoryCutTooEarly,
     ];
+}
+
+/// The bug that was put back, if any. Empty in the product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bugs {
+    #[cfg(feature = "bugs")]
+    bug: Option<Bug>,
+}
+
+impl Bugs {
+    /// No bug.
+    pub const NONE: Self = Self {
+        #[cfg(feature = "bugs")]
+        bug: None,
+    };
+
+    /// Puts `bug` back, if there is one.
+    #[cfg(feature = "bugs")]
+    pub const fn new(bug: Option<Bug>) -> Self {
+        Self { bug }
+    }
+
+    /// Returns true if `bug` was put back: never, in the product.
+    #[cfg(feature = "bugs")]
+    pub fn has(self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// Returns true if `bug` was put back: never, in the product.
+    #[cfg(not(feature = "bugs"))]
+    #[allow(clippy::unused_self)]
+    pub const fn has(self, _bug: Bug) -> bool {
+        false
+    }
 }

@@ -17,7 +17,7 @@ mod ready;
 mod replication;
 mod store;
 
-pub use bug::{BUGS_COMPILED_IN, Bug};
+pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use change::ChangeError;
 pub use election::TransferError;
 pub use entry::{Entry, Payload};

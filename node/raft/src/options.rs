@@ -1,6 +1,6 @@
 //! What can be set about Raft, and what settings are refused.
 
-use crate::Bug;
+use crate::Bugs;
 
 /// Raft's settings. Durations are in ticks; the driver decides how long a tick is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,9 +27,8 @@ pub struct Options {
     /// Serve reads from the lease that a quorum's answers grant, without a round trip. Trusts that no
     /// clock runs more than twice as fast as another: off by default.
     pub lease_reads: bool,
-    /// A known bug to put back; exists only in the simulator's build.
-    #[cfg(feature = "bugs")]
-    pub bug: Option<Bug>,
+    /// The known bug that was put back; none outside of tests and the simulator.
+    pub bugs: Bugs,
 }
 
 impl Default for Options {
@@ -45,8 +44,7 @@ impl Default for Options {
             max_apply_bytes: 4 << 20,
             check_quorum: true,
             lease_reads: false,
-            #[cfg(feature = "bugs")]
-            bug: None,
+            bugs: Bugs::NONE,
         }
     }
 }
@@ -57,19 +55,6 @@ impl Default for Options {
 pub struct OptionsError(pub &'static str);
 
 impl Options {
-    /// Whether `bug` was put back: never, in the product.
-    #[cfg(feature = "bugs")]
-    pub fn has_bug(&self, bug: Bug) -> bool {
-        self.bug == Some(bug)
-    }
-
-    /// Whether `bug` was put back: never, in the product.
-    #[cfg(not(feature = "bugs"))]
-    #[allow(clippy::unused_self)]
-    pub const fn has_bug(&self, _bug: Bug) -> bool {
-        false
-    }
-
     /// Refuses settings that contradict each other.
     pub fn validate(&self) -> Result<(), OptionsError> {
         let checks = [

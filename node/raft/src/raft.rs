@@ -457,7 +457,7 @@ impl Raft {
     }
 
     pub(crate) fn bug(&self, bug: Bug) -> bool {
-        self.options.has_bug(bug)
+        self.options.bugs.has(bug)
     }
 
     pub(crate) fn random_below(&mut self, bound: u32) -> u32 {

@@ -130,7 +130,7 @@ impl Raft {
             return;
         };
         if first <= self.log.last_index() {
-            let keep_memberships = self.options.has_bug(Bug::TruncatedMembershipKept);
+            let keep_memberships = self.options.bugs.has(Bug::TruncatedMembershipKept);
             self.log.truncate(first, keep_memberships);
         }
         entries

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 
-use raft::{Bug, Entry, Index, StoreError};
+use raft::{Entry, Index, StoreError};
 
+use crate::bug::Bug;
 use crate::{Replica, StateMachine};
 
 /// Marks kept per threshold: the log is cut at a mark.
@@ -79,7 +80,7 @@ impl<M: StateMachine> Replica<M> {
             self.state.start_flush()?;
         }
         let mut durable = self.state.durable().index;
-        if self.options.raft.has_bug(Bug::CompactAboveDurable) {
+        if self.options.bugs.has(Bug::CompactAboveDurable) {
             durable = self.applied.last.index;
         }
         // A follower that receives a snapshot goes on with the entries right after it: cutting them would make it

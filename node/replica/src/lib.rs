@@ -24,6 +24,7 @@
 
 mod admin;
 mod apply;
+mod bug;
 pub mod chunk;
 mod compaction;
 #[cfg(any(test, feature = "conformance"))]
@@ -42,6 +43,7 @@ mod status;
 mod store;
 mod waiting;
 
+pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use genesis::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use machine::{Applying, StateMachine, Transaction};
 pub use options::Options;

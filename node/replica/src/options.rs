@@ -2,6 +2,8 @@
 
 use raft::OptionsError;
 
+use crate::bug::Bugs;
+
 /// A replica's settings: bounds, each with the error that reaching it gives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -26,6 +28,8 @@ pub struct Options {
     pub max_snapshots: usize,
     /// Where this replica is reached by the other members.
     pub address: String,
+    /// The known bug that was put back; none outside of tests and the simulator.
+    pub bugs: Bugs,
 }
 
 impl Default for Options {
@@ -41,6 +45,7 @@ impl Default for Options {
             snapshot_window: 4,
             max_snapshots: 2,
             address: String::new(),
+            bugs: Bugs::NONE,
         }
     }
 }

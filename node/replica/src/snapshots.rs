@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use raft::{
-    Bug, EntryId, Envelope, Index, Message, Raft, SnapshotChunk, SnapshotMeta, SnapshotStatus,
+    EntryId, Envelope, Index, Message, Raft, SnapshotChunk, SnapshotMeta, SnapshotStatus,
     StoreError,
 };
 use types::NodeId;
 
+use crate::bug::Bug;
 use crate::{Keyspace, Refusal, Replica, SnapshotSource, StateMachine, WriteBatch};
 
 /// A sender that hears nothing for this many heartbeat intervals sends its window again.
@@ -298,7 +299,7 @@ impl<M: StateMachine> Replica<M> {
             self.log.begin_install(meta.last)?;
         }
         self.state.finish_restore()?;
-        if self.options.raft.has_bug(Bug::SnapshotWithoutSessions) {
+        if self.options.bugs.has(Bug::SnapshotWithoutSessions) {
             let mut forget = WriteBatch::default();
             forget.clear(
                 Keyspace::Sessions,

@@ -9,8 +9,9 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use raft::{Bug, EntryId, Index, ReadTicket};
+use raft::{EntryId, Index, ReadTicket};
 
+use crate::bug::Bug;
 use crate::entry::OPERATION_OVERHEAD_BYTES;
 use crate::{Options, Refusal, RequestId};
 
@@ -235,5 +236,5 @@ impl<Q> Reads<Q> {
 
 /// Whether answers are matched by index alone: a bug that the simulator puts back.
 pub(crate) fn by_index_only(options: &Options) -> bool {
-    options.raft.has_bug(Bug::AnswerByIndexOnly)
+    options.bugs.has(Bug::AnswerByIndexOnly)
 }

@@ -80,7 +80,13 @@ use exit::Fatal;
 use options::{Asked, Options};
 
 // The switches that put known bugs back exist for the simulator only.
-const _: () = assert!(!raft::BUGS_COMPILED_IN && !request::BUGS_COMPILED_IN);
+const _: () = assert!(
+    !(raft::BUGS_COMPILED_IN
+        || replica::BUGS_COMPILED_IN
+        || request::BUGS_COMPILED_IN
+        || shardctrler::BUGS_COMPILED_IN
+        || shardkv::BUGS_COMPILED_IN)
+);
 
 /// Runs the program with a command line, its own name first. Returns how the process shall end, after saying why
 /// on standard error.

@@ -51,6 +51,7 @@
 //! It does no I/O beside the reader and the transaction it is given, reads no clock, talks to no group. It doesn't know
 //! whether a group lives: the groups of a configuration are what people asked for.
 
+mod bug;
 mod codec;
 mod command;
 mod history;
@@ -60,6 +61,7 @@ mod outcome;
 mod rebalance;
 mod rules;
 
+pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use command::{
     Change, Command, Configs, CtrlError, GroupProgress, Query, QueryAnswer, Response,
 };

@@ -5,11 +5,12 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::{Bug, StoreError};
+use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, Keyspace, StateMachine, StateReader, Transaction};
 use types::{ConfigDelta, ConfigError, ConfigNum, DecodeError, Gid, ShardConfig, ShardId};
 
+use crate::bug::{Bug, Bugs};
 use crate::history::{History, HistoryLimits};
 use crate::outcome::{Outcome, Refusal};
 use crate::rules::{self, Plan};
@@ -43,8 +44,7 @@ pub struct Shardctrler {
     progress: BTreeMap<Gid, GroupProgress>,
     moved: BTreeSet<ShardId>,
     sessions: SessionTable<Outcome>,
-    #[cfg(feature = "bugs")]
-    bug: Option<Bug>,
+    bugs: Bugs,
 }
 
 impl Default for Shardctrler {
@@ -68,8 +68,7 @@ impl Shardctrler {
             progress: BTreeMap::new(),
             moved: BTreeSet::new(),
             sessions: SessionTable::default(),
-            #[cfg(feature = "bugs")]
-            bug: None,
+            bugs: Bugs::NONE,
         }
     }
 
@@ -77,18 +76,10 @@ impl Shardctrler {
     #[cfg(feature = "bugs")]
     #[must_use]
     pub fn with_bug(self, bug: Option<Bug>) -> Self {
-        Self { bug, ..self }
-    }
-
-    #[cfg(feature = "bugs")]
-    fn has_bug(&self, bug: Bug) -> bool {
-        self.bug == Some(bug)
-    }
-
-    #[cfg(not(feature = "bugs"))]
-    #[allow(clippy::unused_self)]
-    const fn has_bug(&self, _: Bug) -> bool {
-        false
+        Self {
+            bugs: Bugs::new(bug),
+            ..self
+        }
     }
 
     /// What the group was created with; `None` as long as the state is empty.
@@ -179,7 +170,7 @@ impl StateMachine for Shardctrler {
                 self.sessions.record(permit, outcome.clone());
                 Ok(outcome.into())
             }
-            Admission::Replay(_) if self.has_bug(Bug::RetryAppliedTwice) => {
+            Admission::Replay(_) if self.bugs.has(Bug::RetryAppliedTwice) => {
                 self.execute(&change, state).map(Response::from)
             }
             Admission::Replay(outcome) => Ok(outcome.into()),
@@ -365,7 +356,7 @@ impl Shardctrler {
         if self.history.len() >= max || self.history.bytes() >= max_bytes {
             (keep, step) = (0, 1);
         }
-        if self.has_bug(Bug::HistoryCutTooEarly) {
+        if self.bugs.has(Bug::HistoryCutTooEarly) {
             (passed, keep, step) = (latest, 0, 1);
         }
         let target = passed.min(ConfigNum(latest.0.saturating_sub(keep)));

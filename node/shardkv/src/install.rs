@@ -3,12 +3,12 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use raft::{Bug, StoreError};
+use raft::StoreError;
 use replica::session::SessionTable;
 use replica::{Keyspace, StateReader};
 use types::{ConfigNum, ShardId, shard_of};
 
-use crate::bugs::Bugs;
+use crate::bug::{Bug, Bugs};
 use crate::outcome::Outcome;
 use crate::ownership::Fence;
 use crate::{

@@ -88,7 +88,7 @@
 //! It does no I/O beside the reader and the transaction it is given, reads no clock, talks to no one: a mover
 //! asks its driver to. It doesn't choose who owns what.
 
-mod bugs;
+mod bug;
 mod codec;
 mod command;
 mod execute;
@@ -106,6 +106,7 @@ mod step;
 mod step_codec;
 mod transition;
 
+pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
     Written,

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::{Bug, StoreError};
+use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, GroupKind, Keyspace, StateMachine, StateReader, Transaction};
 use types::{ClientId, ShardId, shard_of};
 
-use crate::bugs::Bugs;
+use crate::bug::{Bug, Bugs};
 use crate::codec::Operation;
 use crate::execute::execute;
 use crate::outcome::Outcome;

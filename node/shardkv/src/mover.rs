@@ -40,11 +40,11 @@ mod reports;
 
 use std::sync::Arc;
 
-#[cfg(feature = "bugs")]
-use raft::Bug;
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
-use crate::bugs::Bugs;
+#[cfg(feature = "bugs")]
+use crate::bug::Bug;
+use crate::bug::Bugs;
 use crate::{Chunk, Cursor, Ownership, ShardState, Step};
 use configs::Configs;
 use deletes::Deletes;

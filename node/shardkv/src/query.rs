@@ -3,11 +3,11 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use raft::{Bug, StoreError};
+use raft::StoreError;
 use replica::{GroupKind, Keyspace, StateReader};
 use types::{ShardId, ShardSet, shard_of};
 
-use crate::bugs::Bugs;
+use crate::bug::{Bug, Bugs};
 use crate::install::pull;
 use crate::scan::{Range, scan};
 use crate::{

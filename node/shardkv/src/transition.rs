@@ -6,10 +6,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use raft::Bug;
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
 
-use crate::bugs::Bugs;
+use crate::bug::{Bug, Bugs};
 use crate::install::check_chunk;
 use crate::ownership::Fence;
 use crate::{

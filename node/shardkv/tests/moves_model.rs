@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use common::clients::{MAX_VALUE, Model, Source};
 use common::{Random, Replica, SHARDS_GENESIS};
-use raft::Bug;
 use replica::Keyspace;
+use shardkv::Bug;
 use shardkv::{Command, Cursor, Genesis, KvError, Query, Response, ShardState, Step};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId, ShardSet, shard_of};
 

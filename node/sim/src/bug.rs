@@ -1,41 +1,149 @@
-//! The bugs of all crates under test, as one list: the simulator puts them back, one at a time.
+//! The known bugs that the simulator puts back: those of the crates under test, and its own.
 
 use std::fmt;
-
-use request::Bugs;
+use std::str::FromStr;
 
 use crate::scenario::Scenario;
 
-/// A known bug of one of the crates under test.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A known bug, in the crate that can make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
-    /// A bug of the consensus library or of a crate above it.
-    Node(raft::Bug),
+    /// A bug of the consensus core.
+    Raft(raft::Bug),
+    /// A bug of the replicated log's runtime.
+    Replica(replica::Bug),
+    /// A bug of the controllers.
+    Shardctrler(shardctrler::Bug),
+    /// A bug of a replica group.
+    Shardkv(shardkv::Bug),
     /// A bug of the request engine.
     Request(request::Bug),
+    /// A bug of the process around the crates, which the simulator plays.
+    Process(ProcessBug),
+}
+
+/// A mistake of the process around the crates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProcessBug {
+    /// A wiped disk comes back under its old identity.
+    WipedDiskKeepsIdentity,
+}
+
+/// The simulator knows no bug of this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no bug is named {name:?}; use one of {}", names().join(", "))]
+pub struct UnknownBug {
+    /// The name that was given.
+    pub name: String,
 }
 
 impl Bug {
-    /// Returns all bugs.
-    pub fn all() -> impl Iterator<Item = Self> {
-        let node = raft::Bug::ALL.into_iter().map(Self::Node);
-        node.chain(request::Bug::ALL.into_iter().map(Self::Request))
+    /// Returns all bugs, each name once. The controllers' `RetryAppliedTwice` is put back together with that of the
+    /// replica groups.
+    pub fn all() -> Vec<Self> {
+        let shardctrler = shardctrler::Bug::ALL
+            .into_iter()
+            .filter(|bug| *bug != shardctrler::Bug::RetryAppliedTwice);
+        raft::Bug::ALL
+            .into_iter()
+            .map(Self::Raft)
+            .chain(replica::Bug::ALL.into_iter().map(Self::Replica))
+            .chain([Self::Process(ProcessBug::WipedDiskKeepsIdentity)])
+            .chain(shardkv::Bug::ALL.into_iter().map(Self::Shardkv))
+            .chain(shardctrler.map(Self::Shardctrler))
+            .chain(request::Bug::ALL.into_iter().map(Self::Request))
+            .collect()
     }
 
     /// Puts the bug back in a scenario.
     pub fn put_back(self, scenario: &mut Scenario) {
+        scenario.bug = Some(self);
+        if let Self::Request(bug) = self {
+            scenario.client.bugs = request::Bugs::with(bug);
+        }
+    }
+
+    /// Returns what the consensus core does wrong.
+    pub fn raft(self) -> raft::Bugs {
+        raft::Bugs::new(match self {
+            Self::Raft(bug) => Some(bug),
+            _ => None,
+        })
+    }
+
+    /// Returns what a replica does wrong.
+    pub fn replica(self) -> replica::Bugs {
+        replica::Bugs::new(match self {
+            Self::Replica(bug) => Some(bug),
+            _ => None,
+        })
+    }
+
+    /// Returns what the controllers do wrong.
+    pub fn shardctrler(self) -> Option<shardctrler::Bug> {
         match self {
-            Self::Node(bug) => scenario.bug = Some(bug),
-            Self::Request(bug) => scenario.client.bugs = Bugs::with(bug),
+            Self::Shardctrler(bug) => Some(bug),
+            Self::Shardkv(shardkv::Bug::RetryAppliedTwice) => {
+                Some(shardctrler::Bug::RetryAppliedTwice)
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns what a replica group does wrong.
+    pub fn shardkv(self) -> Option<shardkv::Bug> {
+        match self {
+            Self::Shardkv(bug) => Some(bug),
+            _ => None,
         }
     }
 }
 
-impl fmt::Debug for Bug {
+impl fmt::Display for Bug {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Node(bug) => bug.fmt(f),
-            Self::Request(bug) => bug.fmt(f),
+        let name = match self {
+            Self::Raft(bug) => format!("{bug:?}"),
+            Self::Replica(bug) => format!("{bug:?}"),
+            Self::Shardctrler(bug) => format!("{bug:?}"),
+            Self::Shardkv(bug) => format!("{bug:?}"),
+            Self::Request(bug) => format!("{bug:?}"),
+            Self::Process(bug) => format!("{bug:?}"),
+        };
+        f.pad(&name)
+    }
+}
+
+impl FromStr for Bug {
+    type Err = UnknownBug;
+
+    /// Takes a name as it is displayed, in any case, with or without hyphens.
+    fn from_str(text: &str) -> Result<Self, UnknownBug> {
+        let wanted = text.replace('-', "");
+        Self::all()
+            .into_iter()
+            .find(|bug| bug.to_string().eq_ignore_ascii_case(&wanted))
+            .ok_or_else(|| UnknownBug {
+                name: text.to_owned(),
+            })
+    }
+}
+
+fn names() -> Vec<String> {
+    Bug::all().iter().map(Bug::to_string).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test should panic")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_name_their_bug() {
+        let all = Bug::all();
+        assert_eq!(all.len(), 38);
+        for bug in all {
+            assert_eq!(bug.to_string().parse::<Bug>().unwrap(), bug);
         }
+        assert!("none-such".parse::<Bug>().is_err());
     }
 }

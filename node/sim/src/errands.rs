@@ -62,7 +62,7 @@ impl Errands {
         gid: Gid,
         shards: u32,
         options: shardkv::MoverOptions,
-        bug: Option<raft::Bug>,
+        bug: Option<shardkv::Bug>,
         before: Option<Self>,
     ) -> Self {
         Self {

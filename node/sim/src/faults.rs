@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use raft::{Envelope, MemberKind, Membership, MembershipChange, Message};
 use replica::{Answer, Request, RequestId};
 
+use crate::bug::{Bug, ProcessBug};
 use crate::group::GroupId;
 use crate::machine::{Outcome, Question};
 use crate::network::{HostId, draw_cuts};
@@ -378,7 +379,7 @@ impl World {
     /// Replaces a disk by an empty one, on which another node will live.
     pub(crate) fn wipe(&mut self, number: HostId) {
         self.count("wiped disks");
-        let keeps = self.scenario.bug == Some(raft::Bug::WipedDiskKeepsIdentity);
+        let keeps = self.scenario.bug == Some(Bug::Process(ProcessBug::WipedDiskKeepsIdentity));
         let node = if keeps {
             self.hosts[number].node
         } else {

@@ -35,7 +35,7 @@
 //!
 //! # Known bugs
 //!
-//! A simulator that finds nothing proves nothing. `raft::Bug` lists mistakes that known systems made; built with
+//! A simulator that finds nothing proves nothing. [`bug::Bug`] lists mistakes that known systems made; built with
 //! the feature `bugs`, which the product never has, the crates under test can make them again, and
 //! `shardkv-sim bugs` shows that each is found.
 //!

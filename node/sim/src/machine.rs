@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::{Bug, StoreError};
+use raft::StoreError;
 use replica::{Answer, Applying, Request, StateMachine, StateReader, Transaction};
 use shardctrler::{HistoryLimits, Shardctrler};
 use shardkv::{Ownership, ShardKv};
 use types::ShardConfig;
+
+use crate::bug::Bug;
 
 /// A question to a node, whatever its group is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,12 +44,13 @@ pub enum Machine {
 impl Machine {
     /// The machine of a replica group.
     pub fn kv(bug: Option<Bug>) -> Self {
-        Self::Kv(Box::new(ShardKv::with_bug(bug)))
+        Self::Kv(Box::new(ShardKv::with_bug(bug.and_then(Bug::shardkv))))
     }
 
     /// The controllers' machine.
     pub fn ctrl(bug: Option<Bug>, limits: HistoryLimits) -> Self {
-        Self::Ctrl(Box::new(Shardctrler::with_limits(limits).with_bug(bug)))
+        let machine = Shardctrler::with_limits(limits);
+        Self::Ctrl(Box::new(machine.with_bug(bug.and_then(Bug::shardctrler))))
     }
 
     /// What a replica group has to do with which shard.

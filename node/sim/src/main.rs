@@ -29,7 +29,7 @@ enum Command {
         #[arg(long)]
         jobs: Option<usize>,
         /// A known bug to put back.
-        #[arg(long, value_parser = parse_bug)]
+        #[arg(long)]
         bug: Option<Bug>,
         /// Go on after the first failure.
         #[arg(long)]
@@ -44,7 +44,7 @@ enum Command {
         #[arg(long)]
         trace: bool,
         /// A known bug to put back.
-        #[arg(long, value_parser = parse_bug)]
+        #[arg(long)]
         bug: Option<Bug>,
     },
     /// Put each known bug back, one at a time, and show that it is found.
@@ -56,7 +56,7 @@ enum Command {
         #[arg(long)]
         jobs: Option<usize>,
         /// Only this one.
-        #[arg(long, value_parser = parse_bug)]
+        #[arg(long)]
         bug: Option<Bug>,
     },
 }
@@ -71,14 +71,6 @@ fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
     } else {
         Err(format!("the range {text} holds no seed"))
     }
-}
-
-fn parse_bug(text: &str) -> Result<Bug, String> {
-    let wanted = |bug: &Bug| format!("{bug:?}").eq_ignore_ascii_case(&text.replace('-', ""));
-    Bug::all().find(wanted).ok_or_else(|| {
-        let names: Vec<String> = Bug::all().map(|bug| format!("{bug:?}")).collect();
-        format!("there is no bug {text:?}; there are {}", names.join(", "))
-    })
 }
 
 fn main() -> ExitCode {
@@ -142,7 +134,7 @@ fn rate(done: u64, since: &Instant) -> u64 {
 }
 
 fn print_summary(summary: &Summary, bug: Option<Bug>) {
-    let bug = bug.map_or_else(String::new, |bug| format!(" --bug {bug:?}"));
+    let bug = bug.map_or_else(String::new, |bug| format!(" --bug {bug}"));
     for (what, count) in &summary.counts {
         println!("{count:>12} {what}");
     }
@@ -196,7 +188,7 @@ fn bugs(seeds: &Range<u64>, jobs: usize, only: Option<Bug>) -> ExitCode {
             bug: Some(bug),
             stop_early: false,
         };
-        let name = format!("{bug:?}");
+        let name = bug.to_string();
         let summary = run_all(&plan, |_| {});
         if let Some(first) = summary.found.first() {
             println!(

@@ -6,6 +6,7 @@ use raft::{Index, Payload, StoreError};
 use replica::{Refusal, Replica, Request, Status};
 use types::{Gid, NodeId};
 
+use crate::bug::Bug;
 use crate::disk::DiskEvent;
 use crate::errands::{Errands, describe_step};
 use crate::host::{Input, Leaving};
@@ -66,7 +67,8 @@ impl World {
         let (log, state) = host.disk.open();
         let mut options = self.scenario.replica.clone();
         options.address.clone_from(&host.address);
-        options.raft.bug = self.scenario.bug;
+        options.raft.bugs = self.scenario.bug.map_or(raft::Bugs::NONE, Bug::raft);
+        options.bugs = self.scenario.bug.map_or(replica::Bugs::NONE, Bug::replica);
         let group = &self.groups[host.group];
         let machine = match &self.scenario.cluster {
             Some(cluster) if group.gid == Gid::NONE => {
@@ -78,7 +80,7 @@ impl World {
             && group.gid != Gid::NONE
         {
             let before = host.errands.take();
-            let bug = self.scenario.bug;
+            let bug = self.scenario.bug.and_then(Bug::shardkv);
             host.errands = Some(Errands::new(
                 group.gid,
                 self.scenario.genesis.shards,

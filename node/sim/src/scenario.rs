@@ -4,10 +4,10 @@
 //! which everything happens at once never gets far enough to have something to lose; one in which only
 //! crashes and slow disks happen gets far.
 
-use raft::Bug;
 use shardctrler::HistoryLimits;
 use shardkv::{Genesis, MoverOptions};
 
+use crate::bug::Bug;
 use crate::client::ClientOptions;
 use crate::dice::{Concern, Dice};
 use crate::disk::DiskOptions;

@@ -1,7 +1,6 @@
 //! Whole worlds: promises are kept, seeds are worlds, and the checks find what they are for.
 
-use raft::Bug;
-use shardkv_sim::bug;
+use shardkv_sim::bug::{Bug, ProcessBug};
 use shardkv_sim::runner::{Plan, run_all, run_seed};
 
 #[test]
@@ -48,9 +47,12 @@ fn equal_seeds_are_equal_worlds() {
 
 #[test]
 fn a_failing_seed_fails_the_same_way_again() {
-    for bug in [Bug::RetryAppliedTwice, Bug::DeleteBeforeInstall] {
-        let first = run_seed(5, Some(bug::Bug::Node(bug)), false).unwrap_err();
-        let second = run_seed(5, Some(bug::Bug::Node(bug)), false).unwrap_err();
+    for bug in [
+        Bug::Shardkv(shardkv::Bug::RetryAppliedTwice),
+        Bug::Shardkv(shardkv::Bug::DeleteBeforeInstall),
+    ] {
+        let first = run_seed(5, Some(bug), false).unwrap_err();
+        let second = run_seed(5, Some(bug), false).unwrap_err();
         assert_eq!(first, second);
     }
 }
@@ -59,33 +61,33 @@ fn a_failing_seed_fails_the_same_way_again() {
 #[test]
 fn common_bugs_are_found_in_few_seeds() {
     for bug in [
-        Bug::VoteNotDurable,
-        Bug::AckBeforeFsync,
-        Bug::NoOwnTermNoop,
-        Bug::CommitOldTermByCounting,
-        Bug::VoteIgnoresLog,
-        Bug::CompactAboveDurable,
-        Bug::SnapshotWithoutSessions,
-        Bug::AbsentSessionIsNew,
-        Bug::RetryAppliedTwice,
-        Bug::AnswerByIndexOnly,
-        Bug::WipedDiskKeepsIdentity,
-        Bug::SessionsStayBehind,
-        Bug::ServedBeforeInstalled,
-        Bug::ConfigNumAtLeast,
-        Bug::FenceNotLogged,
-        Bug::FencedShardServesReads,
-        Bug::QueueKeepsNewestOnly,
-        Bug::DeleteBeforeInstall,
-        Bug::DeleteToldOnce,
-        Bug::DeadGroupFreezesAll,
-        Bug::PullingGroupServesNoPulls,
-        Bug::HistoryCutTooEarly,
+        Bug::Raft(raft::Bug::VoteNotDurable),
+        Bug::Raft(raft::Bug::AckBeforeFsync),
+        Bug::Raft(raft::Bug::NoOwnTermNoop),
+        Bug::Raft(raft::Bug::CommitOldTermByCounting),
+        Bug::Raft(raft::Bug::VoteIgnoresLog),
+        Bug::Replica(replica::Bug::CompactAboveDurable),
+        Bug::Replica(replica::Bug::SnapshotWithoutSessions),
+        Bug::Shardkv(shardkv::Bug::AbsentSessionIsNew),
+        Bug::Shardkv(shardkv::Bug::RetryAppliedTwice),
+        Bug::Replica(replica::Bug::AnswerByIndexOnly),
+        Bug::Process(ProcessBug::WipedDiskKeepsIdentity),
+        Bug::Shardkv(shardkv::Bug::SessionsStayBehind),
+        Bug::Shardkv(shardkv::Bug::ServedBeforeInstalled),
+        Bug::Shardkv(shardkv::Bug::ConfigNumAtLeast),
+        Bug::Shardkv(shardkv::Bug::FenceNotLogged),
+        Bug::Shardkv(shardkv::Bug::FencedShardServesReads),
+        Bug::Shardkv(shardkv::Bug::QueueKeepsNewestOnly),
+        Bug::Shardkv(shardkv::Bug::DeleteBeforeInstall),
+        Bug::Shardkv(shardkv::Bug::DeleteToldOnce),
+        Bug::Shardkv(shardkv::Bug::DeadGroupFreezesAll),
+        Bug::Shardkv(shardkv::Bug::PullingGroupServesNoPulls),
+        Bug::Shardctrler(shardctrler::Bug::HistoryCutTooEarly),
     ] {
         let plan = Plan {
             seeds: 0..100,
             jobs: 1,
-            bug: Some(bug::Bug::Node(bug)),
+            bug: Some(bug),
             stop_early: true,
         };
         let summary = run_all(&plan, |_| {});
@@ -100,7 +102,7 @@ fn bugs_of_the_request_engine_are_found_in_few_seeds() {
         let plan = Plan {
             seeds: 0..100,
             jobs: 1,
-            bug: Some(bug::Bug::Request(bug)),
+            bug: Some(Bug::Request(bug)),
             stop_early: true,
         };
         let summary = run_all(&plan, |_| {});

@@ -44,7 +44,7 @@ impl World {
         let mut dice = ChaCha8Rng::seed_from_u64(seed);
         let mut draw = |bound: u32| dice.next_u32() % bound;
         let lockstep = draw(3) == 0;
-        #[allow(clippy::needless_update, reason = "there is one more with `bugs`")]
+
         let mut options = Options {
             election_ticks: 10,
             heartbeat_ticks: 2,
@@ -411,7 +411,7 @@ fn random_disasters_break_no_invariant() {
 /// The checks are worth something only if they find known bugs.
 #[cfg(feature = "bugs")]
 mod known_bugs {
-    use raft::Bug;
+    use raft::{Bug, Bugs};
 
     use super::{EVENTS, run};
 
@@ -419,7 +419,9 @@ mod known_bugs {
         let caught = |seed: &u64| {
             // A bug may show as a broken assertion, too.
             let ran = std::panic::catch_unwind(|| {
-                run(*seed, EVENTS, false, |options| options.bug = Some(bug))
+                run(*seed, EVENTS, false, |options| {
+                    options.bugs = Bugs::new(Some(bug))
+                })
             });
             !matches!(ran, Ok(Ok(())))
         };

@@ -264,6 +264,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_apply_bytes: values.number("max_apply_bytes", 1, 1 << 30)?,
         check_quorum: true,
         lease_reads: values.flag("lease_reads")?,
+        bugs: raft::Bugs::NONE,
     };
     let options = replica::Options {
         raft,
@@ -277,6 +278,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_snapshots: values.number("max_snapshots", 1, 1_024)?,
         // A stand-in, so that the check below sees the others.
         address: "unknown".to_owned(),
+        bugs: replica::Bugs::NONE,
     };
     match options.validate() {
         Ok(()) => Ok(options),

@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use raft::Bug;
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
 use super::backoff::Backoff;
 use super::outbox::{Errand, Turn};
 use super::{Action, Outcome, PROPOSE_PATIENCE_MS};
+use crate::bug::Bug;
 use crate::{Ownership, Step};
 
 /// The most deltas that are held; more are fetched when half of them are accepted.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use raft::Bug;
 use types::{ConfigNum, Gid};
 
 use super::backoff::Backoff;
@@ -10,6 +9,7 @@ use super::configs::refusal;
 use super::lanes::Lanes;
 use super::outbox::{Errand, HandOff, Turn};
 use super::{ASK_PATIENCE_MS, Action, ActionId, Outcome, PROPOSE_PATIENCE_MS};
+use crate::bug::Bug;
 use crate::{Ownership, Step};
 
 /// How many hand-offs are ended at the same time.

@@ -6,7 +6,7 @@ use types::{ConfigNum, ShardId};
 
 use super::{Action, ActionId, MoverOptions, Outcome};
 use crate::Ownership;
-use crate::bugs::Bugs;
+use crate::bug::Bugs;
 
 /// A hand-off: of which configuration, of which shard. Ordered by age.
 pub(super) type HandOff = (ConfigNum, ShardId);

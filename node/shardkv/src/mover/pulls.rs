@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use raft::Bug;
 use types::{ConfigNum, Gid, ShardId};
 
 use super::backoff::Backoff;
@@ -14,6 +13,7 @@ use super::lanes::Lanes;
 use super::outbox::{Errand, HandOff, Turn};
 use super::pace::Pace;
 use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
+use crate::bug::Bug;
 use crate::{Chunk, Cursor, Next, Ownership, ShardState, Step};
 
 #[derive(Debug)]

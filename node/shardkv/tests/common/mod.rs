@@ -11,10 +11,10 @@
 pub mod clients;
 
 use bytes::Bytes;
-use raft::{Bug, EntryId, Index, Term};
+use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
 use replica::{Applied, Applying, StateMachine, StateStore, Transaction};
-use shardkv::{Command, Genesis, Query, Response, SessionRef, ShardKv, Write};
+use shardkv::{Bug, Command, Genesis, Query, Response, SessionRef, ShardKv, Write};
 use types::{ClientId, LogTime, Sequence};
 
 /// A small group, so that limits are reached.

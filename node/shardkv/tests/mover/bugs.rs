@@ -3,7 +3,7 @@
 use types::{ConfigNum, Gid, ShardId};
 
 use crate::stage::{SHARDS, Stage, configs, delta, part, whole};
-use raft::Bug;
+use shardkv::Bug;
 use shardkv::{Mover, MoverOptions, Step};
 
 fn mover(bug: Bug) -> Mover {

@@ -1,0 +1,61 @@
+//! Known bugs of the replicated log's runtime that tests and the simulator put back, one at a time, to show that their checks find them.
+//!
+//! The switch exists only where the feature `bugs` is on, which the product never has: [`BUGS_COMPILED_IN`] lets a binary
+//! refuse to compile with it.
+
+/// True if this build can be made to misbehave. The product asserts at compile time that it can't.
+pub const BUGS_COMPILED_IN: bool = cfg!(feature = "bugs");
+
+/// A mistake that a known system made, and that a replica can make again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bug {
+    /// The log is compacted up to what is applied, not up to what is durable.
+    CompactAboveDurable,
+    /// A snapshot leaves the session tables behind.
+    SnapshotWithoutSessions,
+    /// Answers are matched by index alone, whatever entry was committed there.
+    AnswerByIndexOnly,
+}
+
+impl Bug {
+    /// All bugs of this crate.
+    pub const ALL: [Self; 3] = [
+        Self::CompactAboveDurable,
+        Self::SnapshotWithoutSessions,
+        Self::AnswerByIndexOnly,
+    ];
+}
+
+/// The bug that was put back, if any. Empty in the product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bugs {
+    #[cfg(feature = "bugs")]
+    bug: Option<Bug>,
+}
+
+impl Bugs {
+    /// No bug.
+    pub const NONE: Self = Self {
+        #[cfg(feature = "bugs")]
+        bug: None,
+    };
+
+    /// Puts `bug` back, if there is one.
+    #[cfg(feature = "bugs")]
+    pub const fn new(bug: Option<Bug>) -> Self {
+        Self { bug }
+    }
+
+    /// Returns true if `bug` was put back: never, in the product.
+    #[cfg(feature = "bugs")]
+    pub fn has(self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// Returns true if `bug` was put back: never, in the product.
+    #[cfg(not(feature = "bugs"))]
+    #[allow(clippy::unused_self)]
+    pub const fn has(self, _bug: Bug) -> bool {
+        false
+    }
+}

@@ -1,0 +1,55 @@
+//! Known bugs of the controllers' state machine that tests and the simulator put back, one at a time, to show that their checks find them.
+//!
+//! The switch exists only where the feature `bugs` is on, which the product never has: [`BUGS_COMPILED_IN`] lets a binary
+//! refuse to compile with it.
+
+/// True if this build can be made to misbehave. The product asserts at compile time that it can't.
+pub const BUGS_COMPILED_IN: bool = cfg!(feature = "bugs");
+
+/// A mistake that a known system made, and that the controllers can make again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bug {
+    /// A retried change is applied again.
+    RetryAppliedTwice,
+    /// The controllers forget configurations that a group has not passed.
+    HistoryCutTooEarly,
+}
+
+impl Bug {
+    /// All bugs of this crate.
+    pub const ALL: [Self; 2] = [Self::RetryAppliedTwice, Self::HistoryCutTooEarly];
+}
+
+/// The bug that was put back, if any. Empty in the product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bugs {
+    #[cfg(feature = "bugs")]
+    bug: Option<Bug>,
+}
+
+impl Bugs {
+    /// No bug.
+    pub(crate) const NONE: Self = Self {
+        #[cfg(feature = "bugs")]
+        bug: None,
+    };
+
+    /// Puts `bug` back, if there is one.
+    #[cfg(feature = "bugs")]
+    pub(crate) const fn new(bug: Option<Bug>) -> Self {
+        Self { bug }
+    }
+
+    /// Returns true if `bug` was put back: never, in the product.
+    #[cfg(feature = "bugs")]
+    pub(crate) fn has(self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// Returns true if `bug` was put back: never, in the product.
+    #[cfg(not(feature = "bugs"))]
+    #[allow(clippy::unused_self)]
+    pub(crate) const fn has(self, _bug: Bug) -> bool {
+        false
+    }
+}

@@ -1,0 +1,88 @@
+//! Known bugs of a replica group's state machine and its mover that tests and the simulator put back, one at a time, to show that their checks find them.
+//!
+//! The switch exists only where the feature `bugs` is on, which the product never has: [`BUGS_COMPILED_IN`] lets a binary
+//! refuse to compile with it.
+
+/// True if this build can be made to misbehave. The product asserts at compile time that it can't.
+pub const BUGS_COMPILED_IN: bool = cfg!(feature = "bugs");
+
+/// A mistake that a known system made, and that a replica group can make again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bug {
+    /// A session that is absent is taken for new, however old it is.
+    AbsentSessionIsNew,
+    /// A retried write is applied again.
+    RetryAppliedTwice,
+    /// A shard moves without its sessions.
+    SessionsStayBehind,
+    /// A shard moves without its session table's clock.
+    SessionClockStaysBehind,
+    /// A chunk of a shard that arrives again is installed again.
+    ChunkInstalledTwice,
+    /// A shard is served before its last chunk has arrived.
+    ServedBeforeInstalled,
+    /// A step of a hand-off is taken if the shard's configuration is at least the step's, not exactly it.
+    ConfigNumAtLeast,
+    /// A fenced shard still takes the writes that were proposed before its leader knew of the fence.
+    FenceNotLogged,
+    /// A fenced shard still answers reads.
+    FencedShardServesReads,
+    /// Of the steps that wait for a shard, only the newest is kept.
+    QueueKeepsNewestOnly,
+    /// The source is asked to delete before the install is committed.
+    DeleteBeforeInstall,
+    /// A delete that got no answer is not sent again.
+    DeleteToldOnce,
+    /// The next configuration is accepted only when all shards are settled.
+    DeadGroupFreezesAll,
+    /// A group that waits for shards gives none away meanwhile.
+    PullingGroupServesNoPulls,
+}
+
+impl Bug {
+    /// All bugs of this crate.
+    pub const ALL: [Self; 14] = [
+        Self::AbsentSessionIsNew,
+        Self::RetryAppliedTwice,
+        Self::SessionsStayBehind,
+        Self::SessionClockStaysBehind,
+        Self::ChunkInstalledTwice,
+        Self::ServedBeforeInstalled,
+        Self::ConfigNumAtLeast,
+        Self::FenceNotLogged,
+        Self::FencedShardServesReads,
+        Self::QueueKeepsNewestOnly,
+        Self::DeleteBeforeInstall,
+        Self::DeleteToldOnce,
+        Self::DeadGroupFreezesAll,
+        Self::PullingGroupServesNoPulls,
+    ];
+}
+
+/// The bug that was put back, if any. Empty in the product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bugs {
+    #[cfg(feature = "bugs")]
+    bug: Option<Bug>,
+}
+
+impl Bugs {
+    /// Puts `bug` back, if there is one.
+    #[cfg(feature = "bugs")]
+    pub(crate) const fn new(bug: Option<Bug>) -> Self {
+        Self { bug }
+    }
+
+    /// Returns true if `bug` was put back: never, in the product.
+    #[cfg(feature = "bugs")]
+    pub(crate) fn has(self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// Returns true if `bug` was put back: never, in the product.
+    #[cfg(not(feature = "bugs"))]
+    #[allow(clippy::unused_self)]
+    pub(crate) const fn has(self, _bug: Bug) -> bool {
+        false
+    }
+}
