@@ -1,14 +1,19 @@
 # shellcheck shell=bash
-# Installing Debian packages: `need` each program, then `install_missing`.
+# Finds and installs missing Debian packages: call `need` for each package, then `install_missing`.
 
 missing=()
 
 say() { printf 'deps: %s\n' "$*"; }
 
-# Notes the package of a program that isn't here.
-need() { command -v "$1" >/dev/null || missing+=("$2"); }
+# Notes a package as missing unless a command succeeds. The command tries what the package is needed for, so that a file
+# with a similar name, or a program that can't start, doesn't pass for the package.
+need() { # package, command...
+    local package=$1
+    shift
+    "$@" >/dev/null 2>&1 </dev/null || missing+=("$package")
+}
 
-# Another apt may hold its lock, as on a machine that was just started: wait for it, five minutes at most.
+# Runs apt-get as root. Another apt may hold its lock, as on a machine that was just started: waits for it, five minutes at most.
 apt() {
     local tries as_root=()
     if [ "$(id -u)" -ne 0 ]; then
@@ -24,17 +29,26 @@ apt() {
     return 1
 }
 
-# Installs what `need` noted; its argument is a remark on the time that it takes.
-install_missing() {
+# Installs the packages that a function finds missing by `need`, then calls that function again: a package that is installed
+# and still fails its check is an error.
+install_missing() { # function, a remark on the time that it takes
+    missing=()
+    "$1"
     if [ ${#missing[@]} -eq 0 ]; then
         return 0
     fi
     command -v apt-get >/dev/null || {
-        say "missing: ${missing[*]}. This is no Debian: install them by hand." >&2
+        say "missing: ${missing[*]}. There is no apt-get here: install them by hand." >&2
         exit 1
     }
-    say "installing ${missing[*]}${1:+ ($1)}"
+    say "installing ${missing[*]}${2:+ ($2)}"
     apt update
     apt install -y --no-install-recommends "${missing[@]}"
+    missing=()
+    "$1"
+    if [ ${#missing[@]} -gt 0 ]; then
+        say "installed, but not usable: ${missing[*]}. See in $0 what is tried." >&2
+        exit 1
+    fi
     say "done"
 }
