@@ -4,6 +4,11 @@
 # A lost node is noticed after this long, and its pods are replaced after this long again; Kubernetes' defaults are 40 s and 5 min.
 grace_seconds=16
 toleration_seconds=20
+# How many nodes a second may lose their pods. It must not be 1. While no node is ready yet, the node controller stops evictions
+# with a limiter whose rate is reported as 1; when it goes on, it puts in a limiter of the rate wanted here only if that
+# differs from the reported one (client-go's rate_limited_queue.go and throttle.go, v1.34). So with 1 a lost node's pods may
+# stay "Running" for ever, depending on the order in which nodes register.
+evictions_per_second=10
 
 control_plane_up() {
     start_etcd
@@ -51,7 +56,7 @@ start_controllers() {
         --root-ca-file "$pki/ca.crt" \
         --service-account-private-key-file "$pki/service-account.key" \
         --cluster-signing-cert-file "$pki/ca.crt" --cluster-signing-key-file "$pki/ca.key" \
-        --node-monitor-period 2s --node-monitor-grace-period ${grace_seconds}s --node-eviction-rate 1
+        --node-monitor-period 2s --node-monitor-grace-period ${grace_seconds}s --node-eviction-rate $evictions_per_second
     start kube-scheduler kube-scheduler \
         --kubeconfig "$run/kube-scheduler.kubeconfig" \
         --authentication-kubeconfig "$run/kube-scheduler.kubeconfig" \

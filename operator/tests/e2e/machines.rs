@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 
-use crate::tools::{checkout, holds, run, until};
+use crate::tools::{checkout, holds, run, say, try_run, until};
 
 /// Whether machines may be killed: with a Kubernetes of `deploy/kube`, and with nobody else's.
 pub(crate) fn are_ours() -> bool {
@@ -30,6 +30,17 @@ pub(crate) async fn start(machine: &str) {
 pub(crate) async fn restart_all() {
     run(&checkout("deploy/kube/down"), &["--keep"]).await;
     run(&checkout("deploy/kube/up"), &[]).await;
+}
+
+/// Starts Kubernetes and each machine, whichever of them is dead. Reports what can't be started, and fails nothing by it.
+pub(crate) async fn start_all() {
+    let mut outcomes = vec![try_run(&checkout("deploy/kube/up"), &[]).await];
+    for number in ["1", "2", "3"] {
+        outcomes.push(try_run(&checkout("deploy/kube/node"), &["start", number]).await);
+    }
+    for error in outcomes.into_iter().filter_map(Result::err) {
+        say(&format!("not started again: {error}"));
+    }
 }
 
 fn number(machine: &str) -> &str {

@@ -25,6 +25,7 @@ mod machines;
 mod operator;
 mod scenario;
 mod space;
+mod surroundings;
 mod tools;
 
 mod failures;

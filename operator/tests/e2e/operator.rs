@@ -18,19 +18,20 @@ pub(crate) const NAME: &str = "shardkv-operator";
 /// Installs the operator by Helm, once in a run.
 pub(crate) fn install_once() {
     static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
-    let outcome = INSTALLED.get_or_init(|| {
-        let output = Command::new("helm")
-            .args(helm_install())
-            .output()
-            .map_err(|error| format!("helm: {error}"))?;
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        if output.status.success() {
-            Ok(())
-        } else {
-            Err(errors)
-        }
-    });
+    let outcome = INSTALLED.get_or_init(install);
     assert_eq!(outcome, &Ok(()), "the operator can't be installed");
+}
+
+/// Installs or upgrades the operator by Helm. Returns Helm's error output if that fails.
+pub(crate) fn install() -> Result<(), String> {
+    let output = Command::new("helm")
+        .args(helm_install())
+        .output()
+        .map_err(|error| format!("helm: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// The arguments that install or upgrade it.

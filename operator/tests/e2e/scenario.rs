@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 
 use crate::space::Space;
 use crate::tools::say;
-use crate::{dump, operator};
+use crate::{dump, operator, surroundings};
 
 /// Whether others may run at the same time.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,8 @@ pub(crate) enum Company {
 /// Held by those side by side to read, and by those alone to write.
 static PEACE: RwLock<()> = RwLock::new(());
 
-/// Runs a scenario in a namespace of its own, with the operator installed. If it fails, all about it is dumped.
+/// Runs a scenario in a namespace of its own, once all machines and the operator are ready. If it fails, everything about it is
+/// written to files, and whatever it has left dead is started again for the next one.
 pub(crate) fn scenario(name: &'static str, company: Company, body: impl AsyncFnOnce(Space)) {
     let shared = || PEACE.read().unwrap_or_else(PoisonError::into_inner);
     let alone = || PEACE.write().unwrap_or_else(PoisonError::into_inner);
@@ -40,9 +41,14 @@ pub(crate) fn scenario(name: &'static str, company: Company, body: impl AsyncFnO
     let began = Instant::now();
     let failure = runtime.block_on(async {
         let space = Space::create(name).await;
-        let outcome = AssertUnwindSafe(body(space.clone())).catch_unwind().await;
+        let whole = async {
+            surroundings::are_whole(&space.client).await;
+            body(space.clone()).await;
+        };
+        let outcome = AssertUnwindSafe(whole).catch_unwind().await;
         if outcome.is_err() {
             dump::dump(name, &space).await;
+            surroundings::repair().await;
         }
         space.remove().await;
         outcome.err()
