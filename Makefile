@@ -75,7 +75,7 @@ checker: ## Build and test the linearizability checker (porcupine, in Go)
 	cd node/server/tests/porcupine && go build -o "$(abspath $(bin))/shardkv-porcupine" .
 
 .PHONY: lint
-lint: deps ## Check formatting, clippy and documentation (warnings are errors), scripts, the compose file, purity, and dependencies if cargo-deny is here
+lint: deps ## Check formatting, clippy and documentation (warnings are errors), scripts, links of documents, the compose file, purity, and dependencies if cargo-deny is here
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-sim --all-targets -- -D warnings
@@ -83,6 +83,7 @@ lint: deps ## Check formatting, clippy and documentation (warnings are errors), 
 	@$(MAKE) doc
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
+	cd .ci/links && test -z "$$(gofmt -l .)" && go vet ./... && go test ./... && go run . "$(abspath .)"
 	@.ci/purity
 	grep -rlI --exclude-dir=target --exclude-dir=.git '^#!.*bash' . | xargs shellcheck -x -P SCRIPTDIR
 	@if command -v cargo-deny >/dev/null; then $(MAKE) deny; else echo "cargo-deny is not installed: \`make deny\` installs it"; fi

@@ -1,0 +1,3 @@
+module shardkv.io/ci/links
+
+go 1.26
