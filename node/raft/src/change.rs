@@ -52,11 +52,13 @@ impl Raft {
     }
 
     pub(crate) fn check_caught_up(&self, node: NodeId) -> Result<(), ChangeError> {
-        let (matched, state) = self
+        let (match_index, state) = self
             .progress
             .get(&node)
-            .map_or((Index(0), ProgressState::Probe), |p| (p.matched, p.state));
-        let behind = self.log.commit_index().since(matched);
+            .map_or((Index(0), ProgressState::Probe), |p| {
+                (p.match_index, p.state)
+            });
+        let behind = self.log.commit_index().since(match_index);
         if state != ProgressState::Replicate || behind > CAUGHT_UP_ENTRIES {
             return Err(ChangeError::NotCaughtUp { behind });
         }
@@ -84,7 +86,7 @@ impl Raft {
             .log
             .membership()
             .voters()
-            .filter_map(|node| self.progress.get(&node).map(|p| (p.matched, node)))
+            .filter_map(|node| self.progress.get(&node).map(|p| (p.match_index, node)))
             .max();
         if let Some((_, node)) = successor {
             self.send(node, Message::TimeoutNow);

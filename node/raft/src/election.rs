@@ -59,7 +59,7 @@ impl Raft {
 
     /// The connection to `node` broke. If it leads, that is news, and waiting out the election timeout would only
     /// add to the gap: ask for pre-votes soon. Peers that still hear the leader refuse.
-    pub fn peer_disconnected(&mut self, node: NodeId) {
+    pub fn handle_disconnect(&mut self, node: NodeId) {
         if self.role == Role::Leader {
             if let Some(progress) = self.progress.get_mut(&node) {
                 progress.restart();
@@ -321,7 +321,7 @@ impl Raft {
                     p.silent_ticks < self.options.election_ticks
                         && p.state != ProgressState::Snapshot
                 })
-                .max_by_key(|(_, p)| p.matched)
+                .max_by_key(|(_, p)| p.match_index)
                 .map(|(node, _)| node)
         };
         let target = target.or_else(furthest).ok_or(TransferError::NoCandidate)?;
@@ -349,7 +349,7 @@ impl Raft {
             && self
                 .progress
                 .get(&node)
-                .is_some_and(|progress| progress.matched == last);
+                .is_some_and(|progress| progress.match_index == last);
         if ready
             && self
                 .leading

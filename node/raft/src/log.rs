@@ -6,9 +6,9 @@
 //!
 //! # Invariants
 //!
-//! - `base.index <= emitted <= commit <= last` and `persisted <= last`. What is handed out for applying is persisted.
-//! - `runs` starts after `base`, ascends in index and term, and covers `(base, last]`.
-//! - The cache is contiguous and ends at `last`; what is not persisted is in it.
+//! - `base.index <= applying_index <= commit_index <= last_index` and `persisted_index <= last_index`. What is handed out for applying is persisted.
+//! - `runs` starts after `base`, ascends in index and term, and covers `(base, last_index]`.
+//! - The cache is contiguous and ends at `last_index`; what is not persisted is in it.
 //! - `memberships` is never empty, ascends, and its first element is committed.
 
 use std::collections::VecDeque;
@@ -25,10 +25,10 @@ const RECOVERY_PAGE_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct RaftLog {
     base: EntryId,
-    last: Index,
-    persisted: Index,
-    commit: Index,
-    emitted: Index,
+    last_index: Index,
+    persisted_index: Index,
+    commit_index: Index,
+    applying_index: Index,
     /// The first index of each term, and the term.
     runs: VecDeque<(Index, Term)>,
     cache: VecDeque<Entry>,
@@ -56,22 +56,25 @@ impl RaftLog {
         }
         let mut log = Self {
             base,
-            last: base.index,
-            persisted: state.last_index,
-            commit: applied,
-            emitted: applied,
+            last_index: base.index,
+            persisted_index: state.last_index,
+            commit_index: applied,
+            applying_index: applied,
             runs: VecDeque::new(),
             cache: VecDeque::new(),
             cache_bytes: 0,
             max_cached_bytes,
             memberships: VecDeque::from([(base.index, state.base.membership.clone())]),
         };
-        while log.last < state.last_index {
-            let page = reader.entries(log.last.next()..=state.last_index, RECOVERY_PAGE_BYTES)?;
+        while log.last_index < state.last_index {
+            let page = reader.entries(
+                log.last_index.next()..=state.last_index,
+                RECOVERY_PAGE_BYTES,
+            )?;
             if page.is_empty() {
                 return Err(StoreError::Damaged(format!(
                     "log entry {} is missing",
-                    log.last.next()
+                    log.last_index.next()
                 )));
             }
             for entry in page {
@@ -85,7 +88,7 @@ impl RaftLog {
     }
 
     fn check_follows(&self, entry: &Entry) -> Result<(), StoreError> {
-        if entry.id.index != self.last.next() || entry.id.term < self.last_id().term {
+        if entry.id.index != self.last_index.next() || entry.id.term < self.last_id().term {
             return Err(StoreError::Damaged(format!(
                 "log entry {} follows {}",
                 entry.id,
@@ -100,31 +103,31 @@ impl RaftLog {
     }
 
     pub(crate) fn last_index(&self) -> Index {
-        self.last
+        self.last_index
     }
 
     pub(crate) fn last_id(&self) -> EntryId {
         EntryId::new(
             self.runs.back().map_or(self.base.term, |(_, term)| *term),
-            self.last,
+            self.last_index,
         )
     }
 
-    pub(crate) fn persisted(&self) -> Index {
-        self.persisted
+    pub(crate) fn persisted_index(&self) -> Index {
+        self.persisted_index
     }
 
     pub(crate) fn commit_index(&self) -> Index {
-        self.commit
+        self.commit_index
     }
 
-    pub(crate) fn emitted(&self) -> Index {
-        self.emitted
+    pub(crate) fn applying_index(&self) -> Index {
+        self.applying_index
     }
 
     /// The term at `index`; `None` below the base and above the end.
     pub(crate) fn term_at(&self, index: Index) -> Option<Term> {
-        if index < self.base.index || index > self.last {
+        if index < self.base.index || index > self.last_index {
             return None;
         }
         let after = self.runs.partition_point(|(first, _)| *first <= index);
@@ -141,7 +144,7 @@ impl RaftLog {
     /// The last entry at or before `from.index` whose term is at most `from.term`: the highest place where this
     /// log might agree with one that holds `from`. Not below the base, which is committed and agrees anyway.
     pub(crate) fn highest_possible_match(&self, from: EntryId) -> EntryId {
-        let mut index = from.index.min(self.last);
+        let mut index = from.index.min(self.last_index);
         for (first, term) in self.runs.iter().rev() {
             if index < *first {
                 continue;
@@ -178,7 +181,10 @@ impl RaftLog {
 
     /// Appends one entry after the last.
     pub(crate) fn push(&mut self, entry: Entry) {
-        assert!(entry.id.index == self.last.next(), "entries are contiguous");
+        assert!(
+            entry.id.index == self.last_index.next(),
+            "entries are contiguous"
+        );
         if self.last_id().term != entry.id.term || self.runs.is_empty() {
             self.runs.push_back((entry.id.index, entry.id.term));
         }
@@ -186,16 +192,19 @@ impl RaftLog {
             self.memberships
                 .push_back((entry.id.index, membership.clone()));
         }
-        self.last = entry.id.index;
+        self.last_index = entry.id.index;
         self.cache_bytes += entry.size();
         self.cache.push_back(entry);
     }
 
     /// Drops the entries at and after `from`: another leader wrote something else there (Raft §5.3).
     pub(crate) fn truncate(&mut self, from: Index, keep_memberships: bool) {
-        assert!(from > self.commit, "committed entries are never truncated");
-        self.last = from.prev();
-        self.persisted = self.persisted.min(self.last);
+        assert!(
+            from > self.commit_index,
+            "committed entries are never truncated"
+        );
+        self.last_index = from.prev();
+        self.persisted_index = self.persisted_index.min(self.last_index);
         while self.runs.back().is_some_and(|(first, _)| *first >= from) {
             self.runs.pop_back();
         }
@@ -215,11 +224,11 @@ impl RaftLog {
 
     /// Advances the commit index; it never goes back.
     pub(crate) fn commit_to(&mut self, index: Index) -> bool {
-        let index = index.min(self.last);
-        if index <= self.commit {
+        let index = index.min(self.last_index);
+        if index <= self.commit_index {
             return false;
         }
-        self.commit = index;
+        self.commit_index = index;
         self.forget_old_memberships();
         true
     }
@@ -228,7 +237,7 @@ impl RaftLog {
         while self
             .memberships
             .get(1)
-            .is_some_and(|(index, _)| *index <= self.commit)
+            .is_some_and(|(index, _)| *index <= self.commit_index)
         {
             self.memberships.pop_front();
         }
@@ -236,15 +245,16 @@ impl RaftLog {
 
     /// The entries that are not on disk yet.
     pub(crate) fn unpersisted(&self) -> Vec<Entry> {
-        let count = usize::try_from(self.last.since(self.persisted)).unwrap_or(usize::MAX);
+        let count =
+            usize::try_from(self.last_index.since(self.persisted_index)).unwrap_or(usize::MAX);
         let start = self.cache.len().saturating_sub(count);
         self.cache.range(start..).cloned().collect()
     }
 
     /// The disk holds `id` and all before it, unless it was truncated meanwhile.
     pub(crate) fn persisted_to(&mut self, id: EntryId) {
-        if id.index > self.persisted && self.contains(id) {
-            self.persisted = id.index;
+        if id.index > self.persisted_index && self.contains(id) {
+            self.persisted_index = id.index;
             self.evict();
         }
     }
@@ -259,19 +269,19 @@ impl RaftLog {
             return Ok(Vec::new());
         }
         let entries = self.read(
-            self.emitted.next()..=self.commit.min(self.persisted),
+            self.applying_index.next()..=self.commit_index.min(self.persisted_index),
             max_bytes,
             reader,
         )?;
         if let Some(entry) = entries.last() {
-            self.emitted = entry.id.index;
+            self.applying_index = entry.id.index;
             self.evict();
         }
         Ok(entries)
     }
 
     pub(crate) fn has_committed(&self) -> bool {
-        self.emitted < self.commit.min(self.persisted)
+        self.applying_index < self.commit_index.min(self.persisted_index)
     }
 
     /// Entries from the start of `range` on, at least one and at most about `max_bytes`: from the cache, or
@@ -289,7 +299,7 @@ impl RaftLog {
         let cached_from = self
             .cache
             .front()
-            .map_or(self.last.next(), |entry| entry.id.index);
+            .map_or(self.last_index.next(), |entry| entry.id.index);
         if start < cached_from {
             let page = reader.entries(start..=end.min(cached_from.prev()), max_bytes)?;
             if page
@@ -323,7 +333,7 @@ impl RaftLog {
     pub(crate) fn compact(&mut self, index: Index) -> Option<SnapshotMeta> {
         let term = self.term_at(index)?;
         // A snapshot's entries may be skipped before they are on disk: the store can't cut those yet.
-        if index <= self.base.index || index > self.emitted.min(self.persisted) {
+        if index <= self.base.index || index > self.applying_index.min(self.persisted_index) {
             return None;
         }
         self.base = EntryId::new(term, index);
@@ -335,7 +345,7 @@ impl RaftLog {
             self.runs.pop_front();
         }
         match self.runs.front_mut() {
-            Some((first, _)) if index < self.last => *first = (*first).max(index.next()),
+            Some((first, _)) if index < self.last_index => *first = (*first).max(index.next()),
             _ => self.runs.clear(),
         }
         while let Some(entry) = self.cache.pop_front_if(|entry| entry.id.index <= index) {
@@ -354,10 +364,10 @@ impl RaftLog {
     /// Replaces the whole log by a snapshot that the state machine already holds durably.
     pub(crate) fn reset(&mut self, meta: &SnapshotMeta) {
         self.base = meta.last;
-        self.last = meta.last.index;
-        self.persisted = meta.last.index;
-        self.commit = meta.last.index;
-        self.emitted = meta.last.index;
+        self.last_index = meta.last.index;
+        self.persisted_index = meta.last.index;
+        self.commit_index = meta.last.index;
+        self.applying_index = meta.last.index;
         self.runs.clear();
         self.cache.clear();
         self.cache_bytes = 0;
@@ -367,11 +377,11 @@ impl RaftLog {
     /// The state machine holds the effects up to `index` from elsewhere: they are committed and need no applying.
     pub(crate) fn skip_to(&mut self, index: Index) {
         self.commit_to(index);
-        self.emitted = self.emitted.max(index);
+        self.applying_index = self.applying_index.max(index);
     }
 
     fn evict(&mut self) {
-        let keep_from = self.persisted.min(self.emitted).next();
+        let keep_from = self.persisted_index.min(self.applying_index).next();
         while self.cache_bytes > self.max_cached_bytes {
             match self.cache.pop_front_if(|entry| entry.id.index < keep_from) {
                 Some(entry) => self.cache_bytes -= entry.size(),
@@ -442,13 +452,13 @@ mod tests {
         assert_eq!(log.membership(), &joined);
         log.truncate(Index(3), false);
         assert_eq!(log.last_id(), EntryId::new(Term(1), Index(2)));
-        assert_eq!(log.persisted(), Index(2));
+        assert_eq!(log.persisted_index(), Index(2));
         assert!(log.membership().is_empty());
         log.push(Entry::new(Term(5), Index(3), Payload::Noop));
         assert_eq!(log.unpersisted().len(), 1);
         log.persisted_to(EntryId::new(Term(2), Index(4)));
         assert_eq!(
-            log.persisted(),
+            log.persisted_index(),
             Index(2),
             "a write that was overtaken persists nothing"
         );
@@ -514,7 +524,11 @@ mod tests {
         log.reset(&meta);
         log.push(Entry::new(Term(2), Index(3), Payload::Noop));
         log.persisted_to(on_its_way);
-        assert_eq!(log.persisted(), Index(2), "another entry stands at 3 now");
+        assert_eq!(
+            log.persisted_index(),
+            Index(2),
+            "another entry stands at 3 now"
+        );
         assert_eq!(log.unpersisted().len(), 1);
     }
 

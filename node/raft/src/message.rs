@@ -56,10 +56,10 @@ pub enum Message {
         /// The leader's commit index.
         commit: Index,
     },
-    /// All entries up to `matched` equal the leader's and are durable here.
+    /// All entries up to `match_index` equal the leader's and are durable here.
     AppendAccepted {
         /// The highest index known to match.
-        matched: Index,
+        match_index: Index,
     },
     /// `prev` was not in the log.
     AppendRejected {

@@ -34,8 +34,8 @@ impl Raft {
         self.outbox.messages.push(envelope);
     }
 
-    /// Whether [`ready`](Self::ready) would have something to say.
-    pub fn has_ready(&self) -> bool {
+    /// Whether [`poll_ready`](Self::poll_ready) would have something to say.
+    pub fn needs_poll(&self) -> bool {
         self.outbox.messages.iter().any(|m| self.may_leave(m))
             || (!self.outbox.writing && self.has_unwritten())
             || self.log.has_committed()
@@ -47,7 +47,7 @@ impl Raft {
     fn has_unwritten(&self) -> bool {
         self.hard_state != self.durable_hard_state
             || self.outbox.reset.is_some()
-            || self.log.persisted() < self.log.last_index()
+            || self.log.persisted_index() < self.log.last_index()
     }
 
     fn has_leader_work(&self) -> bool {
@@ -61,7 +61,7 @@ impl Raft {
 
     /// All that is to be done now. Reads entries from `reader` for followers that are behind; an error of it is
     /// final for this node.
-    pub fn ready(&mut self, reader: &dyn LogReader) -> Result<Ready, StoreError> {
+    pub fn poll_ready(&mut self, reader: &dyn LogReader) -> Result<Ready, StoreError> {
         if self.role == Role::Leader {
             self.write_leader_messages(reader)?;
         }
@@ -117,8 +117,8 @@ impl Raft {
 
     fn entries_durable(&self, message: &Message) -> bool {
         match message {
-            Message::AppendAccepted { matched } => {
-                let durable = *matched <= self.log.persisted()
+            Message::AppendAccepted { match_index } => {
+                let durable = *match_index <= self.log.persisted_index()
                     && self.outbox.reset.is_none()
                     && !self.outbox.writing;
                 durable || self.bug(Bug::AckBeforeFsync)
@@ -164,12 +164,12 @@ impl Raft {
     }
 
     fn send_heartbeat(&mut self, node: NodeId) {
-        let matched = self.progress.get_mut(&node).map_or(Index(0), |progress| {
+        let match_index = self.progress.get_mut(&node).map_or(Index(0), |progress| {
             progress.heartbeat_sent();
-            progress.matched
+            progress.match_index
         });
         // Only what is known to match: the follower's log may hold something else further up.
-        let commit = self.log.commit_index().min(matched);
+        let commit = self.log.commit_index().min(match_index);
         let message = Message::Heartbeat {
             commit,
             read_round: self.reads.round(),
@@ -179,7 +179,7 @@ impl Raft {
     }
 
     /// A write is durable: releases the messages that waited for it. They leave at once.
-    pub fn persisted(&mut self, done: Persisted) -> Vec<Envelope> {
+    pub fn handle_persisted(&mut self, done: Persisted) -> Vec<Envelope> {
         self.outbox.writing = false;
         self.durable_hard_state = done.hard_state;
         self.log.persisted_to(done.last);

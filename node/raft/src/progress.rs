@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! - `matched < next`. `matched` never goes back within a term.
+//! - `match_index < next_index`. `match_index` never goes back within a term.
 //! - In `Probe` at most one append is unanswered, in `Replicate` at most the window, unless heartbeats tell that answers
 //!   may be lost: then a probe is repeated, and an append without entries asks. In `Snapshot` none is sent.
 
@@ -12,8 +12,8 @@ use crate::{Index, Options, ProgressState};
 
 #[derive(Debug)]
 pub(crate) struct Progress {
-    pub(crate) matched: Index,
-    pub(crate) next: Index,
+    pub(crate) match_index: Index,
+    pub(crate) next_index: Index,
     pub(crate) state: ProgressState,
     /// Ticks since the follower was last heard.
     pub(crate) silent_ticks: u32,
@@ -29,10 +29,10 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(next: Index) -> Self {
+    pub(crate) fn new(next_index: Index) -> Self {
         Self {
-            matched: Index(0),
-            next,
+            match_index: Index(0),
+            next_index,
             state: ProgressState::Probe,
             silent_ticks: 0,
             read_round: 0,
@@ -60,7 +60,7 @@ impl Progress {
     /// the answers to a full one were lost, it is what opens it again.
     pub(crate) fn is_due(&self, options: &Options, last: Index) -> bool {
         let asks = self.nudge && self.state == ProgressState::Replicate;
-        asks || self.has_room(options) && (self.next <= last || self.nudge)
+        asks || self.has_room(options) && (self.next_index <= last || self.nudge)
     }
 
     /// An append that ends at `last` left.
@@ -72,7 +72,7 @@ impl Progress {
                 self.probe_old = false;
             }
             ProgressState::Replicate if !empty => {
-                self.next = last.next();
+                self.next_index = last.next();
                 self.inflight.push_back((last, bytes));
                 self.inflight_bytes += bytes;
             }
@@ -80,17 +80,17 @@ impl Progress {
         }
     }
 
-    /// The follower holds everything up to `matched`.
-    pub(crate) fn accepted(&mut self, matched: Index) -> bool {
-        let advanced = matched > self.matched;
-        self.matched = self.matched.max(matched);
-        self.next = self.next.max(self.matched.next());
-        while let Some((_, bytes)) = self.inflight.pop_front_if(|(last, _)| *last <= matched) {
+    /// The follower holds everything up to `match_index`.
+    pub(crate) fn accepted(&mut self, match_index: Index) -> bool {
+        let advanced = match_index > self.match_index;
+        self.match_index = self.match_index.max(match_index);
+        self.next_index = self.next_index.max(self.match_index.next());
+        while let Some((_, bytes)) = self.inflight.pop_front_if(|(last, _)| *last <= match_index) {
             self.inflight_bytes -= bytes;
         }
         if self.state == ProgressState::Probe {
             self.switch_to(ProgressState::Replicate);
-            self.next = self.matched.next();
+            self.next_index = self.match_index.next();
         }
         advanced
     }
@@ -99,14 +99,14 @@ impl Progress {
     /// is stale.
     pub(crate) fn rejected(&mut self, refused: Index, candidate: Index) -> bool {
         let stale = match self.state {
-            ProgressState::Replicate => refused <= self.matched,
-            ProgressState::Probe => refused != self.next.prev(),
+            ProgressState::Replicate => refused <= self.match_index,
+            ProgressState::Probe => refused != self.next_index.prev(),
             ProgressState::Snapshot => true,
         };
         if stale {
             return false;
         }
-        self.next = candidate.min(refused.prev()).max(self.matched).next();
+        self.next_index = candidate.min(refused.prev()).max(self.match_index).next();
         self.switch_to(ProgressState::Probe);
         self.nudge = true;
         true
@@ -126,7 +126,7 @@ impl Progress {
                 self.probe_old = false;
                 self.nudge = true;
             }
-            ProgressState::Replicate => self.nudge |= self.matched < last,
+            ProgressState::Replicate => self.nudge |= self.match_index < last,
             ProgressState::Probe | ProgressState::Snapshot => {}
         }
     }
@@ -134,7 +134,7 @@ impl Progress {
     /// Whatever is on its way is lost: probe from what is known to match.
     pub(crate) fn restart(&mut self) {
         if self.state == ProgressState::Replicate {
-            self.next = self.matched.next();
+            self.next_index = self.match_index.next();
             self.switch_to(ProgressState::Probe);
         }
         self.probe_sent = false;
@@ -212,7 +212,7 @@ mod tests {
             "a hint beyond the refused index"
         );
         assert_eq!(
-            (progress.state, progress.next),
+            (progress.state, progress.next_index),
             (ProgressState::Probe, Index(4))
         );
         assert!(
@@ -220,6 +220,6 @@ mod tests {
             "not what was probed"
         );
         assert!(progress.rejected(Index(3), Index(0)));
-        assert_eq!(progress.next, Index(2), "never below what matches");
+        assert_eq!(progress.next_index, Index(2), "never below what matches");
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 ///
 /// Inputs are [`step`](Self::step) (a message), [`tick`](Self::tick) (time), [`propose`](Self::propose),
 /// [`read_index`](Self::read_index), [`change_membership`](Self::change_membership),
-/// [`transfer_leadership`](Self::transfer_leadership) and [`peer_disconnected`](Self::peer_disconnected). After any
+/// [`transfer_leadership`](Self::transfer_leadership) and [`handle_disconnect`](Self::handle_disconnect). After any
 /// number of them the driver takes a [`Ready`](crate::Ready), does what it says, and gives back the token of its write.
 ///
 /// # Invariants
@@ -49,7 +49,7 @@ pub struct Raft {
     pub(crate) election: Election,
     pub(crate) leading: Leading,
     /// The greatest commit index that a leader told since the start.
-    pub(crate) told_commit: Option<Index>,
+    pub(crate) leader_commit: Option<Index>,
     random: ChaCha8Rng,
 }
 
@@ -168,7 +168,7 @@ impl Raft {
             reads: Reads::default(),
             election: Election::default(),
             leading: Leading::default(),
-            told_commit: None,
+            leader_commit: None,
             random: ChaCha8Rng::seed_from_u64(seed ^ node.0),
         };
         raft.reset_election_timer();
@@ -231,7 +231,7 @@ impl Raft {
                 entries,
                 commit,
             } => self.handle_append(from, prev, entries, commit)?,
-            Message::AppendAccepted { matched } => self.handle_accepted(from, matched)?,
+            Message::AppendAccepted { match_index } => self.handle_accepted(from, match_index)?,
             Message::AppendRejected { refused, hint } => self.handle_rejected(from, refused, hint),
             Message::Heartbeat {
                 commit,
@@ -335,7 +335,7 @@ impl Raft {
     }
 
     /// More time passed than ticks were given (the process was paused, say): leases can't be trusted.
-    pub fn lost_time(&mut self) {
+    pub fn handle_pause(&mut self) {
         self.reads.forget_lease();
     }
 
@@ -370,13 +370,13 @@ impl Raft {
     pub fn group_commit(&self) -> Option<Index> {
         match self.role {
             Role::Leader => self.knows_commit().then(|| self.commit_index()),
-            _ => self.told_commit,
+            _ => self.leader_commit,
         }
     }
 
     /// The last index that was handed out for applying.
-    pub fn last_emitted(&self) -> Index {
-        self.log.emitted()
+    pub fn applying_index(&self) -> Index {
+        self.log.applying_index()
     }
 
     /// The last entry of the log.
@@ -401,7 +401,7 @@ impl Raft {
 
     /// Whether [`holds`](Self::holds) is true of what is on disk, too.
     pub fn holds_durably(&self, id: EntryId) -> bool {
-        self.log.contains(id) && id.index <= self.log.persisted()
+        self.log.contains(id) && id.index <= self.log.persisted_index()
     }
 
     /// Elections that this node started.
@@ -415,7 +415,7 @@ impl Raft {
         self.progress
             .iter()
             .filter(move |_| leads)
-            .map(|(node, progress)| (*node, progress.matched, progress.state))
+            .map(|(node, progress)| (*node, progress.match_index, progress.state))
     }
 
     /// Forgets entries up to `index`, whose effects are durable in the state machine. Returns what the store must be

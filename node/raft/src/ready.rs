@@ -46,7 +46,7 @@ pub struct Persist {
     pub(crate) held: Vec<Envelope>,
 }
 
-/// Proof that a [`Persist`] is durable. [`crate::Raft::persisted`] takes it and releases the messages.
+/// Proof that a [`Persist`] is durable. [`crate::Raft::handle_persisted`] takes it and releases the messages.
 #[derive(Debug)]
 pub struct Persisted {
     pub(crate) hard_state: HardState,

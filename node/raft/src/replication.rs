@@ -74,11 +74,16 @@ impl Raft {
     ) -> Result<(), StepError> {
         self.check_history(from, prev, &entries)?;
         self.follow(from)?;
-        self.told_commit = self.told_commit.max(Some(commit));
+        self.leader_commit = self.leader_commit.max(Some(commit));
         let committed = self.log.commit_index();
         if prev.index < committed {
             // All up to the commit index is known to agree: the leader may go on from there.
-            self.send(from, Message::AppendAccepted { matched: committed });
+            self.send(
+                from,
+                Message::AppendAccepted {
+                    match_index: committed,
+                },
+            );
             return Ok(());
         }
         if !self.log.contains(prev) {
@@ -92,10 +97,10 @@ impl Raft {
             );
             return Ok(());
         }
-        let matched = entries.last().map_or(prev.index, |entry| entry.id.index);
+        let match_index = entries.last().map_or(prev.index, |entry| entry.id.index);
         self.splice(entries);
-        self.log.commit_to(commit.min(matched));
-        self.send(from, Message::AppendAccepted { matched });
+        self.log.commit_to(commit.min(match_index));
+        self.send(from, Message::AppendAccepted { match_index });
         Ok(())
     }
 
@@ -171,7 +176,7 @@ impl Raft {
             self.send(
                 leader,
                 Message::AppendAccepted {
-                    matched: meta.last.index,
+                    match_index: meta.last.index,
                 },
             );
         }
@@ -183,12 +188,12 @@ impl Raft {
     pub(crate) fn handle_accepted(
         &mut self,
         from: NodeId,
-        matched: Index,
+        match_index: Index,
     ) -> Result<(), StepError> {
         if self.role != Role::Leader {
             return Ok(());
         }
-        if matched > self.log.last_index() {
+        if match_index > self.log.last_index() {
             return Err(StepError::Malformed {
                 from,
                 what: "acknowledges entries that were never sent",
@@ -200,13 +205,13 @@ impl Raft {
         };
         progress.silent_ticks = 0;
         if progress.state == ProgressState::Snapshot {
-            if matched < first_kept {
+            if match_index < first_kept {
                 return Ok(());
             }
             progress.switch_to(ProgressState::Probe);
         }
         // What is committed by it may finish the transfer already.
-        if progress.accepted(matched) && !self.advance_commit() {
+        if progress.accepted(match_index) && !self.advance_commit() {
             self.finish_transfer(from);
         }
         Ok(())
@@ -237,9 +242,9 @@ impl Raft {
         let membership = self.log.membership();
         let held = |node: NodeId| {
             if node == self.node {
-                self.log.persisted()
+                self.log.persisted_index()
             } else {
-                self.progress.get(&node).map_or(Index(0), |p| p.matched)
+                self.progress.get(&node).map_or(Index(0), |p| p.match_index)
             }
         };
         let mut indexes: Vec<Index> = membership.voters().map(held).collect();
@@ -298,7 +303,7 @@ impl Raft {
             if !progress.is_due(&self.options, last) {
                 return Ok(());
             }
-            let prev = progress.next.prev();
+            let prev = progress.next_index.prev();
             let Some(term) = self.log.term_at(prev) else {
                 debug_assert!(prev < base.index);
                 progress.switch_to(ProgressState::Snapshot);
@@ -306,7 +311,8 @@ impl Raft {
             };
             let max_bytes = self.options.max_append_bytes;
             let entries = if progress.has_room(&self.options) {
-                self.log.read(progress.next..=last, max_bytes, reader)?
+                self.log
+                    .read(progress.next_index..=last, max_bytes, reader)?
             } else {
                 Vec::new()
             };
@@ -325,27 +331,27 @@ impl Raft {
     }
 
     /// A follower in `Snapshot` got one that covers up to `index`: entries can follow.
-    pub fn snapshot_installed(&mut self, node: NodeId, index: Index) {
+    pub fn handle_snapshot_installed(&mut self, node: NodeId, index: Index) {
         if let Some(progress) = self
             .progress
             .get_mut(&node)
             .filter(|p| p.state == ProgressState::Snapshot)
         {
             progress.switch_to(ProgressState::Probe);
-            progress.next = index.next().max(progress.matched.next());
+            progress.next_index = index.next().max(progress.match_index.next());
             progress.nudge = true;
         }
     }
 
     /// A snapshot to `node` came to nothing: find out again what it needs.
-    pub fn snapshot_failed(&mut self, node: NodeId) {
+    pub fn handle_snapshot_failed(&mut self, node: NodeId) {
         if let Some(progress) = self
             .progress
             .get_mut(&node)
             .filter(|p| p.state == ProgressState::Snapshot)
         {
             progress.switch_to(ProgressState::Probe);
-            progress.next = progress.matched.next();
+            progress.next_index = progress.match_index.next();
         }
     }
 }

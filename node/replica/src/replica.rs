@@ -186,7 +186,7 @@ impl<M: StateMachine> Replica<M> {
         self.now = now;
         if self.unwritten.is_some() {
             // Ticks that Raft doesn't see must not lengthen a lease: others elect a leader meanwhile.
-            self.raft.lost_time();
+            self.raft.handle_pause();
             return;
         }
         self.raft.tick();
@@ -197,13 +197,13 @@ impl<M: StateMachine> Replica<M> {
     }
 
     /// More time passed than ticks were given, because the process was paused, say: call it before anything else then.
-    pub fn lost_time(&mut self) {
-        self.raft.lost_time();
+    pub fn handle_pause(&mut self) {
+        self.raft.handle_pause();
     }
 
     /// The connection to `node` broke: if it leads, pre-vote soon.
-    pub fn peer_disconnected(&mut self, node: NodeId) {
-        self.raft.peer_disconnected(node);
+    pub fn handle_disconnect(&mut self, node: NodeId) {
+        self.raft.handle_disconnect(node);
         self.snapshots.resend_to(node);
     }
 
@@ -229,7 +229,7 @@ impl<M: StateMachine> Replica<M> {
             self.propose();
             self.ask_to_read();
             self.pump_snapshots()?;
-            if !self.raft.has_ready() {
+            if !self.raft.needs_poll() {
                 break;
             }
             self.round(outlet)?;
@@ -241,7 +241,7 @@ impl<M: StateMachine> Replica<M> {
 
     /// One turn of Raft: messages leave, one write, messages that waited leave, entries are applied, reads answered.
     fn round(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
-        let ready = self.raft.ready(&*self.log)?;
+        let ready = self.raft.poll_ready(&*self.log)?;
         for envelope in ready.messages {
             outlet.send(envelope);
         }
@@ -269,7 +269,7 @@ impl<M: StateMachine> Replica<M> {
     ) -> Result<(), StoreError> {
         match persist.write(&mut *self.log) {
             Ok(done) => {
-                for envelope in self.raft.persisted(done) {
+                for envelope in self.raft.handle_persisted(done) {
                     outlet.send(envelope);
                 }
                 Ok(())
@@ -383,11 +383,11 @@ impl<M: StateMachine> Replica<M> {
     }
 
     /// Whether `poll` left work that needs no input: call it again, after looking at the inbox.
-    pub fn has_work(&self) -> bool {
+    pub fn needs_poll(&self) -> bool {
         let blocked = self.unwritten.is_some();
         !self.early.is_empty()
             || !self.local.is_empty()
-            || !blocked && (self.raft.has_ready() || self.snapshots.has_work())
+            || !blocked && (self.raft.needs_poll() || self.snapshots.has_work())
     }
 
     /// Refuses new requests from now on with `Stopping`, answers all that wait, and makes the state durable.

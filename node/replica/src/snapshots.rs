@@ -102,7 +102,7 @@ impl Snapshots {
             .collect();
         for node in lost {
             self.senders.remove(&node);
-            raft.snapshot_failed(node);
+            raft.handle_snapshot_failed(node);
         }
     }
 }
@@ -214,14 +214,14 @@ impl<M: StateMachine> Replica<M> {
             SnapshotStatus::Receiving => sender.acknowledged(next_chunk),
             SnapshotStatus::Installed => {
                 self.snapshots.sent += 1;
-                self.raft.snapshot_installed(from, snapshot.index);
+                self.raft.handle_snapshot_installed(from, snapshot.index);
                 false
             }
             SnapshotStatus::Failed => false,
         };
         if !goes_on {
             self.snapshots.senders.remove(&from);
-            self.raft.snapshot_failed(from);
+            self.raft.handle_snapshot_failed(from);
         }
     }
 

@@ -174,7 +174,7 @@ impl Cluster {
         loop {
             for replica in self.replicas.values_mut() {
                 let mut due = true;
-                while std::mem::take(&mut due) || replica.has_work() {
+                while std::mem::take(&mut due) || replica.needs_poll() {
                     match replica.poll(&mut self.outputs) {
                         Ok(()) | Err(StoreError::Full(_)) => {}
                         Err(error) => panic!("{error}"),
@@ -505,7 +505,7 @@ fn a_dead_leader_is_replaced_at_once_when_its_connections_break() {
     let dead = cluster.leader().unwrap();
     cluster.replicas.remove(&dead);
     for replica in cluster.replicas.values_mut() {
-        replica.peer_disconnected(dead);
+        replica.handle_disconnect(dead);
     }
     let before = cluster.time;
     cluster.until("a new leader", |cluster| cluster.leader().is_some());

@@ -110,7 +110,7 @@ impl Runtime {
         self.publish();
         self.publish_news();
         loop {
-            let idle = self.full || !self.replica.has_work();
+            let idle = self.full || !self.replica.needs_poll();
             let deadline = idle.then(|| self.clock.next());
             self.handles.inbox.take(&mut self.batch, deadline);
             if self.take_in() {
@@ -134,7 +134,7 @@ impl Runtime {
         // After a pause nothing may be believed that rests on how much time passed, before anything else happens.
         let passed = self.clock.passed(Instant::now());
         if passed.lost {
-            self.replica.lost_time();
+            self.replica.handle_pause();
         }
         for envelope in self.batch.envelopes.drain(..) {
             let from = envelope.from;
@@ -143,7 +143,7 @@ impl Runtime {
             }
         }
         for node in self.batch.disconnected.drain(..) {
-            self.replica.peer_disconnected(node);
+            self.replica.handle_disconnect(node);
         }
         for _ in 0..passed.ticks {
             self.replica.tick(wall_clock());

@@ -215,7 +215,7 @@ impl World {
         let owed = std::mem::take(&mut host.owed_ticks);
         let ticks = owed.min(self.scenario.catch_up_ticks.max(1));
         if owed > ticks {
-            process.lost_time();
+            process.handle_pause();
         }
         for _ in 0..ticks {
             process.tick(host.clock.wall(self.now));
@@ -238,7 +238,7 @@ impl World {
                     host.asked.insert(id, committed);
                     process.submit(id, request);
                 }
-                Input::Hint(node) => process.peer_disconnected(node),
+                Input::Hint(node) => process.handle_disconnect(node),
             }
         }
         let mut leaving = Leaving::new(&host.disk);
@@ -339,7 +339,7 @@ impl World {
             return Ok(());
         };
         let status = process.status();
-        let has_work = process.has_work();
+        let has_work = process.needs_poll();
         let disks: &BTreeMap<NodeId, HostId> = &self.nodes;
         let mut progress = std::mem::take(&mut host.progress);
         let disk = host.disk.clone();

@@ -252,12 +252,12 @@ impl Cluster {
             let Some(raft) = node.raft.as_mut() else {
                 return;
             };
-            let announced = raft.has_ready();
-            let ready = raft.ready(&node.store).expect("the disk is well");
+            let announced = raft.needs_poll();
+            let ready = raft.poll_ready(&node.store).expect("the disk is well");
             let empty = is_empty(&ready);
             // What it had to say may have to wait for the disk, but then it must not announce it again.
-            if announced == empty && (!announced || raft.has_ready()) {
-                let wrong = format!("{id}: has_ready says {announced} before {ready:?}");
+            if announced == empty && (!announced || raft.needs_poll()) {
+                let wrong = format!("{id}: needs_poll says {announced} before {ready:?}");
                 self.oracle.violations.push(wrong);
             }
             self.note_role(id);
@@ -326,7 +326,7 @@ impl Cluster {
         let done = persist
             .write(&mut node.store)
             .expect("the batch fits the log");
-        let released = node.raft.as_mut().expect("it runs").persisted(done);
+        let released = node.raft.as_mut().expect("it runs").handle_persisted(done);
         self.oracle.written(id, &batch);
         for envelope in released {
             self.post(envelope);
@@ -489,7 +489,7 @@ impl Cluster {
     pub(crate) fn campaign(&mut self, id: NodeId) {
         for _ in 0..10 * self.node(id).options.election_ticks {
             self.raft_mut(id).tick();
-            if self.raft(id).has_ready() {
+            if self.raft(id).needs_poll() {
                 break;
             }
         }
@@ -593,9 +593,10 @@ impl Cluster {
                 snapshot, status, ..
             } => match status {
                 SnapshotStatus::Installed => {
-                    self.raft_mut(id).snapshot_installed(peer, snapshot.index);
+                    self.raft_mut(id)
+                        .handle_snapshot_installed(peer, snapshot.index);
                 }
-                SnapshotStatus::Failed => self.raft_mut(id).snapshot_failed(peer),
+                SnapshotStatus::Failed => self.raft_mut(id).handle_snapshot_failed(peer),
                 SnapshotStatus::Receiving => {}
             },
             _ => {}

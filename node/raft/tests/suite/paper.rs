@@ -384,8 +384,8 @@ fn section_5_3_followers_apply_in_order() {
 #[test]
 fn section_5_3_the_consistency_check() {
     // `prev`, and what is answered by a log of the terms 1, 1, 2.
-    let accepted = |matched| Message::AppendAccepted {
-        matched: Index(matched),
+    let accepted = |match_index| Message::AppendAccepted {
+        match_index: Index(match_index),
     };
     let rejected = |refused, hint| Message::AppendRejected {
         refused: Index(refused),
@@ -484,7 +484,9 @@ fn section_5_3_acknowledged_means_durable() {
         assert!(cluster.wire.is_empty());
         cluster.finish_write(node(2));
         assert!(cluster.node(node(2)).store.holds(id(1, 2)));
-        let expected = Message::AppendAccepted { matched: Index(2) };
+        let expected = Message::AppendAccepted {
+            match_index: Index(2),
+        };
         assert_eq!(replies(&mut cluster), [expected]);
     });
 }
@@ -535,7 +537,7 @@ fn section_5_4_1_votes_compare_logs() {
 #[test]
 fn section_5_4_2_only_the_own_term_is_counted() {
     // How far a majority holds a log of the terms 1, 2 and the leader's no-op of term 3, and what is committed.
-    for (matched, committed) in [(1, 0), (2, 0), (3, 3)] {
+    for (match_index, committed) in [(1, 0), (2, 0), (3, 3)] {
         each_size(|mut cluster| {
             cluster.boot(node(1), 2, Some(&[1, 2]));
             cluster.campaign(node(1));
@@ -553,9 +555,9 @@ fn section_5_4_2_only_the_own_term_is_counted() {
             }
             assert_eq!(cluster.raft(node(1)).role(), Role::Leader);
             for peer in [2, 3, 4] {
-                let matched = Index(matched);
+                let match_index = Index(match_index);
                 cluster
-                    .deliver(from(peer, 3, Message::AppendAccepted { matched }))
+                    .deliver(from(peer, 3, Message::AppendAccepted { match_index }))
                     .unwrap();
             }
             assert_eq!(cluster.raft(node(1)).commit_index(), Index(committed));
@@ -655,11 +657,13 @@ fn section_7_a_snapshot_and_the_log() {
         let raft = cluster.raft_mut(node(1));
         assert_eq!(raft.commit_index(), last.index);
         assert_eq!(
-            raft.last_emitted(),
+            raft.applying_index(),
             last.index,
             "what the snapshot holds is not applied again"
         );
-        let ready = raft.ready(&crate::store::MemoryStore::default()).unwrap();
+        let ready = raft
+            .poll_ready(&crate::store::MemoryStore::default())
+            .unwrap();
         let reset = ready
             .persist
             .as_ref()

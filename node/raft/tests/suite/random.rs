@@ -152,7 +152,7 @@ impl World {
             9 => {
                 let other = self.any();
                 if runs && other != id {
-                    self.cluster.raft_mut(id).peer_disconnected(other);
+                    self.cluster.raft_mut(id).handle_disconnect(other);
                     self.cluster.turn(id);
                 }
             }

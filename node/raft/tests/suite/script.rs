@@ -107,7 +107,7 @@ impl Script {
             }
             "disconnect" => {
                 let (at, from) = (id(args)?, id(args)?);
-                self.cluster.raft_mut(at).peer_disconnected(from);
+                self.cluster.raft_mut(at).handle_disconnect(from);
                 self.cluster.turn(at);
             }
             "isolate" => self.cluster.isolate(id(args)?),
@@ -116,7 +116,7 @@ impl Script {
                 self.cluster.cut.insert(pair);
             }
             "heal" => self.cluster.heal(),
-            "lost-time" => self.cluster.raft_mut(id(args)?).lost_time(),
+            "lost-time" => self.cluster.raft_mut(id(args)?).handle_pause(),
             // The wire.
             "settle" => self.cluster.settle(),
             "deliver" => return self.take(args, "deliver"),
@@ -181,7 +181,7 @@ impl Script {
             }
             "snapshot-failed" => {
                 let (at, to) = (id(args)?, id(args)?);
-                self.cluster.raft_mut(at).snapshot_failed(to);
+                self.cluster.raft_mut(at).handle_snapshot_failed(to);
                 self.cluster.turn(at);
             }
             // Looking.
@@ -340,7 +340,7 @@ impl Script {
                 entries,
                 commit,
             },
-            "accepted" => Message::AppendAccepted { matched: index },
+            "accepted" => Message::AppendAccepted { match_index: index },
             "rejected" => Message::AppendRejected {
                 refused: index,
                 hint: last,
@@ -415,7 +415,7 @@ impl Script {
                 raft.term(),
                 raft.last_id(),
                 raft.commit_index(),
-                raft.last_emitted(),
+                raft.applying_index(),
                 raft.membership()
             )?;
         }
@@ -444,8 +444,8 @@ impl Script {
 
     fn progress(&self, id: NodeId) -> Said {
         let mut out = String::new();
-        for (node, matched, state) in self.cluster.raft(id).progress() {
-            writeln!(out, "{node} matched={matched} {state:?}")?;
+        for (node, match_index, state) in self.cluster.raft(id).progress() {
+            writeln!(out, "{node} match_index={match_index} {state:?}")?;
         }
         Ok(out)
     }

@@ -48,7 +48,7 @@ fn details(message: &Message) -> String {
             entries: list,
             commit,
         } => format!(" prev={prev} commit={commit} [{}]", entries(list)),
-        Message::AppendAccepted { matched } => format!(" matched={matched}"),
+        Message::AppendAccepted { match_index } => format!(" match_index={match_index}"),
         Message::AppendRejected { refused, hint } => format!(" refused={refused} hint={hint}"),
         Message::Heartbeat {
             commit,

@@ -70,9 +70,9 @@ fn message_to_wire(message: Message) -> Wire {
             entries: entries.iter().map(entry_to_wire).collect(),
             commit: commit.0,
         }),
-        Message::AppendAccepted { matched } => {
-            Wire::AppendAccepted(v1::AppendAccepted { matched: matched.0 })
-        }
+        Message::AppendAccepted { match_index } => Wire::AppendAccepted(v1::AppendAccepted {
+            matched: match_index.0,
+        }),
         Message::AppendRejected { refused, hint } => Wire::AppendRejected(v1::AppendRejected {
             refused: refused.0,
             hint: id_to_wire(hint),
@@ -189,7 +189,7 @@ fn message_from_wire(term: Term, wire: Wire) -> Result<Message, Malformed> {
         }
         Wire::Append(v) => append(real_term("term", term.0)?, v)?,
         Wire::AppendAccepted(v) => Message::AppendAccepted {
-            matched: Index(v.matched),
+            match_index: Index(v.matched),
         },
         Wire::AppendRejected(v) => Message::AppendRejected {
             refused: Index(v.refused),
@@ -370,7 +370,9 @@ mod tests {
                 entries,
                 commit: Index(9),
             },
-            Message::AppendAccepted { matched: Index(9) },
+            Message::AppendAccepted {
+                match_index: Index(9),
+            },
             Message::AppendRejected {
                 refused: Index(9),
                 hint: id(2, 4),

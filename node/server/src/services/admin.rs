@@ -210,7 +210,7 @@ fn members(status: &replica::Status) -> Vec<MemberStatus> {
         .members()
         .map(|(node, member)| {
             let (match_index, state) = match progress(node) {
-                Some((_, matched, state)) => (matched.0, name(*state)),
+                Some((_, match_index, state)) => (match_index.0, name(*state)),
                 None if node == status.node && status.role == Role::Leader => {
                     (status.last_index.0, "leader")
                 }
