@@ -1,3 +1,3 @@
-module shardkv.io/ci/links
+module shardkv.dev/ci/links
 
-go 1.26
+go 1.24.0
