@@ -1,4 +1,4 @@
-//! How much of clients' requests the node holds at the same time.
+//! The budget of clients' requests that the node holds at the same time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use api::v1::ErrorDetail;
 
 use crate::options::Limits;
 
-/// How soon a client should try again, in milliseconds.
+/// The time after which a client should try again, in milliseconds.
 const RETRY_AFTER_MS: u32 = 20;
 
 /// A bound on unanswered requests, by count and by bytes.
@@ -20,7 +20,7 @@ pub(crate) struct Budget {
     max_bytes: usize,
 }
 
-/// A request's part of the budget, given back when it is dropped.
+/// A request's share of the budget, given back on drop.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
@@ -37,9 +37,9 @@ impl Budget {
         }
     }
 
-    /// Room for a request of `bytes`, or `Overloaded`.
+    /// Takes the share of a request of `bytes`, or returns `Overloaded`.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Result<Permit, ErrorDetail> {
-        // Counting first and looking then may refuse two where one would fit, but never lets too many in.
+        // Adding first and comparing then may refuse two requests where one would fit, but never admits too many.
         let permit = Permit {
             budget: Arc::clone(self),
             bytes,
@@ -57,7 +57,8 @@ impl Budget {
         Ok(permit)
     }
 
-    /// Room for what must not wait for clients, and is bounded elsewhere: steps of hand-offs.
+    /// Takes a share without a limit. Steps of hand-offs use it: they must not wait for clients, and have a bound of their
+    /// own.
     pub(crate) fn grant(self: &Arc<Self>, bytes: usize) -> Permit {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -67,7 +68,7 @@ impl Budget {
         }
     }
 
-    /// Unanswered requests and their bytes.
+    /// Returns the number of unanswered requests and their bytes.
     pub(crate) fn used(&self) -> (usize, usize) {
         (
             self.requests.load(Ordering::Relaxed),

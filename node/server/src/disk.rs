@@ -1,4 +1,4 @@
-//! The thin layer over `storage`: opens the data directory, and tells the replica when the disk gets full.
+//! A thin layer over `storage`: opens the data directory, and tells the replica when the disk is nearly full.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,19 +15,19 @@ use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::options::Options;
 
-/// How often the free space is looked at.
+/// The pause between two checks of the free space.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A disk counts as not full any more when it was not for this many looks in a row.
+/// The number of checks in a row with enough space after which the disk no longer counts as full.
 const CLEAR_AFTER: u32 = 3;
 
-/// What a data directory holds.
+/// The content of a data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Nothing that binds this node.
+    /// The directory holds nothing that binds this node.
     Empty,
-    /// A beginning that was adopted and not carried out, or a join that isn't finished.
+    /// The node adopted a first membership and did not finish, or joins a group and has not finished.
     Unfinished,
-    /// A member's log.
+    /// The directory holds a member's log.
     Log,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Stores {
     pub(crate) content: Content,
 }
 
-/// Opens the data directory, and refuses one that can't be trusted or belongs elsewhere.
+/// Opens the data directory. Refuses a directory that is damaged or belongs to another cluster or group.
 pub(crate) fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Stores, Fatal> {
     let observer = Arc::clone(metrics);
     let storage = StorageOptions {
@@ -83,7 +83,7 @@ fn content(held: &LogState, bound: bool) -> Content {
 fn check_belonging(options: &Options, opened: &Opened, content: Content) -> Result<(), Fatal> {
     let Some(bound) = opened.identity.binding() else {
         if content == Content::Log {
-            let message = "the data directory has a log and doesn't say which cluster's: keep the disk for \
+            let message = "the data directory has a log but no cluster: keep the disk for \
                            inspection, and start the node with an empty directory";
             return Err(Fatal::message(ExitCode::Damaged, message));
         }
@@ -91,7 +91,7 @@ fn check_belonging(options: &Options, opened: &Opened, content: Content) -> Resu
     };
     if bound.name != options.cluster_name || bound.gid != options.gid {
         let message = format!(
-            "the data directory belongs to cluster {} group {}, and the options say {} group {}: correct \
+            "the data directory belongs to cluster {} group {}, but the options name cluster {} group {}: correct \
              --cluster-name and --gid, or give this node an empty directory",
             bound.name, bound.gid.0, options.cluster_name, options.gid.0
         );
@@ -116,7 +116,7 @@ fn refused(error: OpenError) -> Fatal {
     Fatal::new(code, error)
 }
 
-/// A failure of the stores, with the exit code that it ends the process with.
+/// Converts a failure of the stores to the error and exit code that end the process.
 pub(crate) fn store_error(error: StoreError) -> Fatal {
     let code = match error {
         StoreError::Damaged(_) => ExitCode::Damaged,
@@ -125,7 +125,7 @@ pub(crate) fn store_error(error: StoreError) -> Fatal {
     Fatal::new(code, error)
 }
 
-/// Tells the replica whether the disk is nearly full, for as long as it is polled.
+/// Tells the replica when the disk is nearly full and when it has space again, for as long as the future is polled.
 pub(crate) async fn watch(inbox: Arc<Inbox>, disk: Disk) {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -27,11 +27,11 @@ use crate::services::kv::KvService;
 use crate::services::peers::PeerService;
 use crate::services::typed;
 
-/// Small requests and answers.
+/// The maximum size of small requests and answers.
 const SMALL_MESSAGE_BYTES: usize = 64 << 10;
-/// How much more patient a server is with silent callers than they are with it.
+/// The factor by which a server waits longer for silent callers than callers wait for a silent server.
 const CALLERS_PATIENCE: u32 = 3;
-/// The names under which health is told: the whole process, and what applications use.
+/// The service names in `grpc.health.v1`: the whole process, and the service that applications use.
 const HEALTH_NAMES: [&str; 2] = ["", KV];
 
 /// The services of a node, and the bounds of their server.
@@ -72,7 +72,7 @@ pub(crate) async fn serve(
     );
     let kv = KvServer::new(kv)
         .max_decoding_message_size(limits.max_request_bytes)
-        // A page ends after the pair that reaches its size.
+        // A page ends after the pair that reaches the size limit.
         .max_encoding_message_size(usize::MAX);
     let admin = AdminServer::new(admin).max_decoding_message_size(SMALL_MESSAGE_BYTES);
     let ctrl = ShardctrlerServer::new(ctrl)
@@ -80,7 +80,7 @@ pub(crate) async fn serve(
         .max_encoding_message_size(usize::MAX);
     let handoff = HandoffServer::new(handoff)
         .max_decoding_message_size(SMALL_MESSAGE_BYTES)
-        // A part ends after the pair that reaches its size.
+        // A chunk ends after the pair that reaches the size limit.
         .max_encoding_message_size(usize::MAX);
     let peers = RaftServer::new(peers).max_decoding_message_size(MAX_FRAME_BYTES);
     let reflection = tonic_reflection::server::Builder::configure()
@@ -95,8 +95,8 @@ pub(crate) async fn serve(
         .initial_stream_window_size(network.stream_window_bytes)
         .initial_connection_window_size(network.connection_window_bytes)
         .http2_keepalive_interval(Some(network.keepalive_interval))
-        // Whoever calls wants to know soon that nobody is there any more. For the one that is called it is only about room,
-        // and a caller may be a program that was paused.
+        // A caller must soon notice that the server is gone. For the server a silent caller only costs memory, and the
+        // caller may be a program that was paused.
         .http2_keepalive_timeout(Some(network.keepalive_timeout * CALLERS_PATIENCE))
         .http2_max_header_list_size(16 << 10)
         .http2_max_pending_accept_reset_streams(Some(64))
@@ -114,7 +114,7 @@ pub(crate) async fn serve(
     result.context("the gRPC server failed")
 }
 
-/// Keeps `grpc.health.v1` true: serving while the node takes part in a group that has a leader.
+/// Reports the state of `grpc.health.v1`: serving while the node is a member of a group that has a leader.
 async fn report_health(lifecycle: Arc<Lifecycle>, reporter: HealthReporter) {
     let mut view = lifecycle.watch();
     let mut last = None;

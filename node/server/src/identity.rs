@@ -1,4 +1,4 @@
-//! Who this node is, to which group it belongs, and the one lock under which that changes.
+//! The identity of this node, the group that it belongs to, and the one lock under which that changes.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,16 +11,16 @@ use crate::bootstrap::genesis::{self, FirstMembership};
 
 /// A node's identity.
 ///
-/// Invariant: "I am empty" is only ever said before the lock is taken that makes this node a member; so a peer
-/// that hears it and a beginning that is adopted here can't cross.
+/// Invariant: the node tells a peer "I am empty" only before it takes the lock under which it becomes a member. So it can't
+/// tell a peer that it is empty and adopt a first membership at the same time.
 pub(crate) struct Identity {
     node: NodeId,
     gid: Gid,
     name: String,
     directory: PathBuf,
-    /// The cluster's id, zero when it isn't known: a copy that needs no lock.
+    /// A copy of the cluster's id that needs no lock; zero while the id isn't known.
     cluster: AtomicU64,
-    /// Whether the node has a log: a copy that needs no lock.
+    /// A copy that needs no lock: true if the node has a log.
     initialised: AtomicBool,
     record: Mutex<Record>,
 }
@@ -30,17 +30,17 @@ struct Record {
     genesis: Option<FirstMembership>,
 }
 
-/// What a node tells of itself to a peer that asks.
+/// The node's answer to a peer that asks for its identity.
 #[derive(Clone, Debug)]
 pub(crate) struct Introduction {
     pub(crate) genesis: Option<FirstMembership>,
     pub(crate) initialised: bool,
 }
 
-/// Why the node can't become a member.
+/// The reason why the node can't become a member. The process ends with it; the next start tries again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdoptError {
-    /// The data directory belongs elsewhere.
+    /// The data directory belongs to another cluster or group.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// A file could not be written.
@@ -52,7 +52,7 @@ pub(crate) enum AdoptError {
 }
 
 impl Identity {
-    /// The identity of an opened data directory. `initialised`: whether the log holds anything.
+    /// Creates the identity of an opened data directory. `initialised` is true if the log holds anything.
     pub(crate) fn new(
         stored: storage::Identity,
         genesis: Option<FirstMembership>,
@@ -84,7 +84,7 @@ impl Identity {
         &self.name
     }
 
-    /// The cluster, once it is known.
+    /// Returns the cluster, once it is known.
     pub(crate) fn cluster(&self) -> Option<ClusterId> {
         match self.cluster.load(Ordering::Acquire) {
             0 => None,
@@ -92,18 +92,18 @@ impl Identity {
         }
     }
 
-    /// Whether the node has a log of its own.
+    /// Returns true if the node has a log of its own.
     pub(crate) fn initialised(&self) -> bool {
         self.initialised.load(Ordering::Acquire)
     }
 
-    /// The beginning that this node was part of.
+    /// Returns the first membership that this node adopted.
     pub(crate) fn genesis(&self) -> Option<FirstMembership> {
         self.lock().genesis.clone()
     }
 
-    /// What to tell a peer. A node that is bound counts as initialised, even while its first snapshot is still on
-    /// the way: no other group may begin with it.
+    /// Returns the answer to a peer. A bound node counts as initialised, even while its first snapshot is still on the way,
+    /// so that no other group is formed with it.
     pub(crate) fn introduce(&self) -> Introduction {
         let record = self.lock();
         Introduction {
@@ -114,8 +114,8 @@ impl Identity {
         }
     }
 
-    /// Makes this node one of a group's first members: keeps the beginning, binds the directory, then runs
-    /// `initialise`. All of it is repeatable, so an interrupted start goes on with the same beginning.
+    /// Makes this node one of a group's first members: writes the first membership, binds the directory, then runs
+    /// `initialise`. All steps are idempotent, so a start that was interrupted continues with the same first membership.
     pub(crate) fn adopt(
         &self,
         first: &FirstMembership,
@@ -130,7 +130,7 @@ impl Identity {
         Ok(())
     }
 
-    /// Binds the directory to the cluster that lets this node in.
+    /// Binds the directory to the cluster that adds this node.
     pub(crate) fn bind(&self, cluster: ClusterId) -> Result<(), BindError> {
         let mut record = self.lock();
         self.bind_locked(&mut record, cluster)

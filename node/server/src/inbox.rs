@@ -1,8 +1,8 @@
-//! Where everything that the replica shall hear waits for its thread.
+//! The queue of everything that goes to the replica's thread.
 //!
-//! Handlers add; the thread takes all at once by swapping the queues, so that a hundred requests cost one
-//! lock and at most one wake-up. Clients' requests are bounded by the [`crate::budget::Budget`] that they hold a
-//! permit of; peers' messages are bounded here, by making their stream wait.
+//! Handlers add to the queue. The thread takes everything at once by swapping the queues, so that a hundred requests cost
+//! one lock and at most one wake-up. Clients' requests are bounded by the [`crate::budget::Budget`], of which they hold a
+//! permit. Peers' messages are bounded here: their stream waits.
 
 use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,25 +16,25 @@ use crate::convert::peer;
 use crate::machine::MachineRequest;
 use crate::replies::Reply;
 
-/// Peers' messages that may wait, in bytes; a stream that finds more waits before it adds its own.
+/// The maximum bytes of queued peers' messages. A stream that finds more waits before it adds its own.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
-/// A client's request and where its answer goes.
+/// A client's request with the target of its answer.
 pub(crate) struct Submission {
     pub(crate) request: MachineRequest,
     pub(crate) reply: Reply,
 }
 
-/// What came in since the last look.
+/// The input since the last round.
 #[derive(Default)]
 pub(crate) struct Batch {
     pub(crate) envelopes: Vec<Envelope>,
     pub(crate) requests: Vec<Submission>,
-    /// Peers whose connection broke.
+    /// Peers whose connections broke.
     pub(crate) disconnected: Vec<NodeId>,
-    /// Whether a disk is nearly full, if that was looked at.
+    /// True if a disk is nearly full; `None` if it was not checked.
     pub(crate) disk_low: Option<bool>,
-    /// The replica shall stop.
+    /// True if the replica must stop.
     pub(crate) stop: bool,
     envelope_bytes: usize,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Inbox {
 }
 
 impl Batch {
-    /// How many things it holds.
+    /// Returns the number of inputs.
     pub(crate) fn len(&self) -> usize {
         self.envelopes.len() + self.requests.len() + self.disconnected.len()
     }
@@ -64,7 +64,7 @@ impl Batch {
         self.len() == 0 && self.disk_low.is_none() && !self.stop
     }
 
-    /// Empties it, keeping its memory.
+    /// Clears the batch and keeps its memory.
     fn clear(&mut self) {
         self.envelopes.clear();
         self.requests.clear();
@@ -76,16 +76,16 @@ impl Batch {
 }
 
 impl Inbox {
-    /// Adds requests, all in one step. After [`Inbox::close`] they are dropped, which their callers notice.
+    /// Adds requests in one step. After [`Inbox::close`] they are dropped, and their callers' channels close.
     pub(crate) fn submit(&self, requests: impl IntoIterator<Item = Submission>) {
         self.add(|batch| batch.requests.extend(requests));
     }
 
-    /// Adds messages of a peer, all in one step, when there is room.
+    /// Adds messages of a peer in one step, once there is room.
     pub(crate) async fn receive(&self, envelopes: Vec<Envelope>) {
         let bytes: usize = envelopes.iter().map(peer::size).sum();
         loop {
-            // Registered before looking, so that room made in between isn't missed.
+            // Registered before the check, so that room made in between isn't missed.
             let room = self.room.notified();
             {
                 let state = self.lock();
@@ -101,17 +101,17 @@ impl Inbox {
         });
     }
 
-    /// The connection to a peer broke.
+    /// Tells the replica that the connection to a peer broke.
     pub(crate) fn disconnected(&self, node: NodeId) {
         self.add(|batch| batch.disconnected.push(node));
     }
 
-    /// A disk is nearly full, or is not any more.
+    /// Tells the replica whether a disk is nearly full.
     pub(crate) fn disk_low(&self, low: bool) {
         self.add(|batch| batch.disk_low = Some(low));
     }
 
-    /// The replica shall stop.
+    /// Tells the replica to stop.
     pub(crate) fn stop(&self) {
         self.add(|batch| batch.stop = true);
     }
@@ -122,15 +122,15 @@ impl Inbox {
             return;
         }
         change(&mut state.batch);
-        // A wake-up is a system call: only where somebody sleeps, and once.
+        // A wake-up is a system call, so it is made only if the thread sleeps, and only once.
         if mem::take(&mut state.sleeping) {
             drop(state);
             self.wake.notify_one();
         }
     }
 
-    /// Swaps what came in with the emptied `batch`. If nothing did, waits until something does or `deadline`
-    /// passes; with no deadline it doesn't wait.
+    /// Swaps the input with the cleared `batch`. If there is none, waits for input or until `deadline`; without a deadline
+    /// it doesn't wait.
     pub(crate) fn take(&self, batch: &mut Batch, deadline: Option<Instant>) {
         batch.clear();
         let mut state = self.lock();
@@ -155,7 +155,7 @@ impl Inbox {
         }
     }
 
-    /// Drops what waits and all that comes later: the replica is gone.
+    /// Drops all queued and all later input, because the replica has ended.
     pub(crate) fn close(&self) {
         let dropped = {
             let mut state = self.lock();
@@ -167,7 +167,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The queue is consistent between any two statements, so a panic elsewhere does not spoil it.
+        // The queue is consistent between any two statements, so a panic of another thread does not spoil it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -217,7 +217,7 @@ mod tests {
                 batch.disconnected
             })
         };
-        // Whether the sleeper sleeps already or not, it must see this long before its deadline.
+        // The sleeper must see this long before its deadline, even if it does not sleep yet.
         inbox.disconnected(NodeId(7));
         assert_eq!(sleeper.join().unwrap(), [NodeId(7)]);
     }

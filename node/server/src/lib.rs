@@ -1,11 +1,21 @@
 //! The binary `shardkv-node`: one member of a replica group as a process.
 //!
-//! # What it is
+//! This crate owns the sockets, the threads and the clocks of a node. The pure crates below decide everything else: elections,
+//! replication, sessions, and the state of shards and configurations. This crate carries messages between them, the network and
+//! the disk.
 //!
-//! The one crate that owns sockets, threads and clocks. Everything that decides (elections, replication, sessions,
-//! state) is in the pure crates below; this one carries words between them, the network and the disk.
+//! # Threads and tasks
 //!
-//! # How data flows
+//! - The *replica's thread* ([`runtime`]) owns the replica and its state machine. Nothing else touches them. It takes its input
+//!   from the [`inbox`], and blocks only there and on the disk.
+//! - The *network's threads* are a tokio runtime with `rpc_threads` threads, by default one. They run the gRPC server
+//!   ([`grpc`], [`services`]), the streams to peers ([`transport`]), and the tasks below.
+//! - The tasks are: the delivery of answers ([`replies`]), the upkeep of links to peers ([`transport`]), the check of free space
+//!   ([`disk`]), and the gauges of shards ([`metrics`]). In a replica group also the watch of the controllers ([`configs`]) and,
+//!   while the node leads, the driver of the mover ([`mover`]).
+//! - Blocking calls of services (sizes of files, pages of exports, the identity's file) run on tokio's blocking threads.
+//!
+//! # The way of a request
 //!
 //! ```text
 //!  clients ── gRPC ──► services ─► inbox ─►┐                         ┌─► RocksDB (log, state)
@@ -14,32 +24,32 @@
 //!                                          └─► deliveries ─► handlers ─► clients
 //! ```
 //!
-//! A handler checks its request, takes a part of the budget, puts it into the `inbox` and waits. The replica's
-//! thread (`runtime`) takes all that waits at once, and one write to disk serves all of it. The answers go back as
-//! one list and are given out on the network's thread (`replies`). So a request crosses threads twice, once each
-//! way, and the busier the node, the more requests share each step.
+//! 1. A service checks the request, takes its share of the budget ([`admission`]), adds it to the inbox through the
+//!    [`replica_handle`], and waits.
+//! 2. The replica's thread takes all input at once. One write to disk serves all of it. Messages to peers leave before the own
+//!    disk has finished where the protocol allows that.
+//! 3. The answers of a round go back as one list and are delivered on the network's thread ([`replies`]).
 //!
-//! Both state machines, users' shards and the configuration centre, run on that one thread's code (`machine`).
+//! So a request crosses threads twice, once each way, and the busier the node is, the more requests share each step. A request
+//! that another node must answer is forwarded to the leader of the group that owns it ([`forward`]), at most once.
 //!
-//! Messages to peers leave from within the replica's poll, before its own disk has written what needn't be waited
-//! for (`transport`). A stream that breaks is told to the replica at once.
+//! # Handles
 //!
-//! # Groups among others
+//! Each concern of the node has an owner, which is shared as an `Arc`: the phase and the published status ([`lifecycle`]),
+//! identity and addresses ([`peers`]), configurations and ownership ([`routing`]), bounds ([`admission`]), and the way to the
+//! replica ([`replica_handle`]). [`node`] alone puts them together. A service or task takes only the handles that it uses, and
+//! no two files depend on each other in a circle.
 //!
-//! Every node serves every service. What isn't its own it passes on to whoever leads the group that owns it (`forward`),
-//! guided by the configuration that it follows (`configs`). While a node leads a replica group it also moves shards
-//! (`mover`): the pure `shardkv::Mover` says what is to be done, and the tasks here ask the controllers and the other
-//! groups, and put steps into the group's log. The other end of that is the service `Handoff`.
+//! # Start and stop
 //!
-//! # How a node begins and ends
-//!
-//! `node` opens the data directory (`disk`), listens, finds its group or begins one (`bootstrap`), serves, and
-//! on SIGTERM hands leadership over, finishes, flushes and exits. `exit` lists the exit codes.
+//! [`node`] opens the data directory ([`disk`]), listens, finds its group or forms one ([`bootstrap`]), and serves. On SIGTERM it
+//! hands leadership over, finishes the accepted requests, flushes and exits. [`exit`] lists the exit codes.
 //!
 //! # What it does not do
 //!
-//! It trusts its network: there is no TLS and no authentication yet. It decides nothing about where shards belong: that
-//! is the controllers' to say, and the groups' logs to carry out.
+//! It trusts its network: there is no TLS and no authentication. It does not decide which group owns a shard: the controllers
+//! decide, and the groups' logs carry it out. It does not repeat a request whose outcome is in doubt, unless the request changes
+//! nothing or has a session.
 
 mod admission;
 mod bootstrap;
@@ -88,12 +98,12 @@ const _: () = assert!(
         || shardkv::BUGS_COMPILED_IN)
 );
 
-/// Runs the program with a command line, its own name first. Returns how the process shall end, after saying why
+/// Runs the program with a command line, which begins with the program's name. Returns the exit code, after printing the reason
 /// on standard error.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match options::parse(args) {
         Ok(Asked::Print(text)) => {
-            // Nobody may be reading.
+            // Standard output may be closed.
             let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::Clean
         }
@@ -113,7 +123,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn start(options: Options) -> Result<(), Fatal> {
     probes::telemetry::start(options.log_format, &options.log_filter)?;
-    // With one thread a request needs no hand-over between threads on its way in and out.
+    // With one thread a request needs no further hand-over between threads on its way in and out.
     let mut builder = if options.rpc_threads > 1 {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder.worker_threads(options.rpc_threads);
@@ -128,7 +138,7 @@ fn start(options: Options) -> Result<(), Fatal> {
         .build()
         .context("the network's threads can't be started")?;
     let result = runtime.block_on(node::run(options));
-    // Tasks that hang on dead connections must not keep the process.
+    // Tasks that wait for dead connections must not keep the process alive.
     runtime.shutdown_background();
     result
 }

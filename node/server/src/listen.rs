@@ -1,4 +1,4 @@
-//! Accepts connections: bounded in number, and not kept for those that say nothing.
+//! Accepts connections: bounds their number, and closes silent ones.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tonic::transport::server::Connected;
 
 use crate::metrics::{Metrics, set};
 
-/// A connection that holds its place among the allowed ones.
+/// A connection that holds one of the allowed slots.
 pub(crate) struct Connection {
     stream: TcpStream,
     /// Given back when the connection is dropped.
@@ -44,15 +44,15 @@ impl Drop for Place {
     }
 }
 
-/// Binds a listener; the address may be a name.
+/// Binds a listener. The address may be a name.
 pub(crate) async fn bind(address: &str) -> io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
     Ok((listener, bound))
 }
 
-/// The connections of a listener. Beyond `most` they are closed at once; those that don't say a word within
-/// `patience` are closed too. Dropping the stream ends the accepting.
+/// Returns the connections of a listener. Beyond `most` open connections new ones are closed at once; connections that send
+/// nothing within `patience` are closed too. Dropping the stream stops accepting.
 pub(crate) fn connections(
     listener: TcpListener,
     most: usize,
@@ -70,7 +70,7 @@ pub(crate) fn connections(
             let stream = match arrived {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    // Out of file descriptors, most likely: trying again at once would only burn the CPU.
+                    // Most likely the process has no file descriptors left. An immediate retry would only burn the CPU.
                     tracing::warn!("can't accept a connection: {error}");
                     sleep(Duration::from_millis(50)).await;
                     continue;
@@ -89,11 +89,11 @@ pub(crate) fn connections(
             place.count();
             let accepted = accepted.clone();
             tokio::spawn(async move {
-                // Nagle's algorithm would hold small answers back.
+                // Nagle's algorithm would delay small answers.
                 let ready = stream.set_nodelay(true).is_ok()
                     && matches!(timeout(patience, stream.readable()).await, Ok(Ok(())));
                 if ready {
-                    // The server is gone if nobody takes it.
+                    // If the receiver is gone, the server has stopped.
                     let _ = accepted
                         .send(Ok(Connection {
                             stream,

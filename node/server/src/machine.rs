@@ -1,7 +1,7 @@
 //! The two state machines behind one type, so that the replica's thread, the inbox and the services serve either.
 //!
-//! Which one a node runs is its group's kind, which is chosen when the group is created. Services know the kind of
-//! their node and ask only what its machine understands.
+//! The kind of the group, which is chosen when the group is created, decides which machine a node runs. Services know the
+//! kind of their node, and ask only queries that its machine understands.
 
 use std::sync::Arc;
 
@@ -16,26 +16,26 @@ use types::ShardConfig;
 
 /// A request to the replica.
 pub(crate) type MachineRequest = replica::Request<Query>;
-/// What the replica answers.
+/// The replica's answer to a request.
 pub(crate) type MachineResult = Result<Answer<Response>, Refusal>;
 
-/// A question to the machine that the node runs.
+/// A query of the node's state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Query {
     Shards(shardkv::Query),
     Controller(shardctrler::Query),
 }
 
-/// An answer of the machine that the node runs.
+/// An answer of the node's state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Response {
     Shards(shardkv::Response),
     Controller(shardctrler::Response),
-    /// The question was for the other machine: a bug of ours.
+    /// The query was for the other state machine, which is a bug.
     Misplaced,
 }
 
-/// Roughly how many bytes a request holds in memory until it is answered.
+/// Returns the approximate memory that a request takes until it is answered, in bytes.
 pub(crate) fn size(request: &MachineRequest) -> usize {
     128 + match request {
         replica::Request::Write { operation, .. } => operation.len(),
@@ -48,10 +48,10 @@ pub(crate) fn size(request: &MachineRequest) -> usize {
     }
 }
 
-/// What a machine tells everybody without being asked. Shared, and made anew only when it changes.
+/// The state that a machine publishes by itself. It is shared, and replaced only when it changes.
 #[derive(Clone, Debug)]
 pub(crate) enum News {
-    /// What the group has to do with which shard.
+    /// The group's ownership of shards.
     Ownership(Arc<Ownership>),
     /// The latest configuration.
     Config(Arc<ShardConfig>),
@@ -60,14 +60,14 @@ pub(crate) enum News {
 /// The state machine of a node.
 #[derive(Debug)]
 pub(crate) enum Machine {
-    /// A group of users' keys, with or without a controller.
+    /// The state machine of a group that holds users' keys, with or without controllers.
     Shards(Box<ShardKv>),
-    /// The configuration centre.
+    /// The state machine of the controllers.
     Controller(Box<Shardctrler>),
 }
 
 impl Machine {
-    /// The machine of a group of this kind.
+    /// Creates the machine for a group of this kind.
     pub(crate) fn new(kind: GroupKind) -> Self {
         match kind {
             GroupKind::Standalone | GroupKind::Shards => Self::Shards(Box::new(ShardKv::new())),
@@ -75,7 +75,7 @@ impl Machine {
         }
     }
 
-    /// What the group was created with; `None` as long as the state is empty.
+    /// Returns the values that the group was created with; `None` while the state is empty.
     pub(crate) fn genesis(&self) -> Option<&Genesis> {
         match self {
             Self::Shards(machine) => machine.genesis(),
@@ -83,7 +83,7 @@ impl Machine {
         }
     }
 
-    /// How many sessions are remembered.
+    /// Returns the number of remembered sessions.
     pub(crate) fn session_count(&self) -> usize {
         match self {
             Self::Shards(machine) => machine.session_count(),
@@ -91,7 +91,7 @@ impl Machine {
         }
     }
 
-    /// What is new, as of the last applied entry.
+    /// Returns the published state as of the last applied entry.
     pub(crate) fn news(&self) -> News {
         match self {
             Self::Shards(machine) => News::Ownership(machine.ownership()),
@@ -105,7 +105,8 @@ impl Machine {
 }
 
 impl News {
-    /// Whether both are the very same: no look inside is needed, because a machine makes a new one for each change.
+    /// Returns true if both are the same object. Comparing pointers is enough, because a machine creates a new object for
+    /// each change.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Ownership(one), Self::Ownership(two)) => Arc::ptr_eq(one, two),
@@ -120,7 +121,7 @@ impl StateMachine for Machine {
     type Response = Response;
 
     fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError> {
-        // A snapshot may come from a group of another kind, if two groups were given one gid.
+        // A snapshot may come from a group of another kind, if two groups were given the same gid.
         if let Some(genesis) = Genesis::load(state)?
             && !self.kind_fits(genesis.kind)
         {

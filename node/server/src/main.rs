@@ -1,4 +1,4 @@
-//! The binary `shardkv-node`; see the library of this crate.
+//! The binary `shardkv-node`. See the library of this crate.
 
 use std::process::ExitCode;
 

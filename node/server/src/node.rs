@@ -391,7 +391,7 @@ impl Node {
             let services = parts.services(disk.clone());
             async move {
                 let stop = async {
-                    // A dropped sender means the same.
+                    // A dropped sender also stops the server.
                     let _ = stop.await;
                 };
                 grpc::serve(services, listeners.grpc, stop).await
@@ -452,7 +452,7 @@ impl Node {
         }
         let mut options = node_options.replica.clone();
         parts.peers.address().clone_into(&mut options.address);
-        let seed = random::number().context("the system has no randomness")?;
+        let seed = random::number().context("the operating system gave no randomness")?;
         let replica = Replica::recover(
             options,
             parts.peers.node(),
@@ -495,18 +495,18 @@ impl Node {
             },
             () = signals.any() => Err(Fatal::message(
                 ExitCode::Unexpected,
-                "a second signal came: stopping without finishing",
+                "a second signal arrived: stopping without finishing",
             )),
         }
     }
 
-    /// Hands over, says goodbye, finishes, flushes. Connections take no new requests from the goodbye on, but those that were
-    /// on their way are served, passed on if need be; streams go on until the node drains.
+    /// Hands leadership over, closes connections for new requests, finishes the work, and flushes. Requests that were on
+    /// their way are still served, and forwarded if need be. Streams continue until the node drains.
     async fn stop(mut self, ended: Ended, deadline: Instant) -> Result<(), Fatal> {
         self.parts.lifecycle.enter(Phase::Stopping);
         self.hand_over(deadline).await;
         if let Some(hang_up) = self.hang_up.take() {
-            // The receiver is the server's; if that is gone there is nobody to tell.
+            // The receiver lives in the server. If the server is gone, nothing is left to close.
             let _ = hang_up.send(());
         }
         sleep_until(deadline.min(Instant::now() + LATECOMERS)).await;
@@ -537,7 +537,7 @@ impl Node {
         }
     }
 
-    /// Has another member lead, so that clients don't wait for an election.
+    /// Transfers leadership, so that clients don't wait for an election.
     async fn hand_over(&self, deadline: Instant) {
         let view = self.parts.lifecycle.view();
         let leads = view.status.as_ref().is_some_and(|status| {
@@ -547,7 +547,7 @@ impl Node {
             return;
         }
         let half = deadline.saturating_duration_since(Instant::now()) / 2;
-        // It takes a few milliseconds, or the others are gone.
+        // A transfer takes a few milliseconds, unless the other members are gone.
         let raft = &self.parts.options.replica;
         let patience =
             Duration::from_millis(u64::from(raft.raft.election_ticks * raft.tick_ms)) * 2;
@@ -560,7 +560,7 @@ impl Node {
         }
     }
 
-    /// Waits for the answers to what was taken in.
+    /// Waits for the answers to accepted requests.
     async fn drain(&self, deadline: Instant) {
         let half = deadline.saturating_duration_since(Instant::now()) / 2;
         let empty = async {
@@ -570,13 +570,13 @@ impl Node {
             }
         };
         if timeout(half, empty).await.is_err() {
-            tracing::info!("some requests got no answer in time");
+            tracing::info!("some requests were not answered in time");
         }
     }
 
     /// Ends a node that never had a replica.
     fn abandon(self) {
-        tracing::info!("stopped before it found its group");
+        tracing::info!("stopped before the node found its group");
         self.parts.lifecycle.enter(Phase::Stopped);
         self.serving.abort();
         for task in self.tasks {
@@ -584,7 +584,7 @@ impl Node {
         }
     }
 
-    /// Tells tools that wait for it where this node is.
+    /// Writes the ready file, for tools that wait for the node.
     fn write_ready(&self, path: &Path) -> std::io::Result<()> {
         let peers = &self.parts.peers;
         let identity = peers.identity();
@@ -597,14 +597,14 @@ impl Node {
             "metrics": self.sockets.metrics.map(|metrics| metrics.to_string()),
             "pid": std::process::id(),
         });
-        // A reader sees all of it or nothing.
+        // A reader sees the whole file or none.
         let temporary = path.with_extension("new");
         fs::write(&temporary, format!("{ready}\n"))?;
         fs::rename(&temporary, path)
     }
 }
 
-/// The stores on their way into the replica.
+/// The opened stores, before the replica takes them.
 struct Started {
     log: storage::RocksLog,
     state: storage::RocksState,
@@ -612,7 +612,7 @@ struct Started {
     content: Content,
 }
 
-/// The one line on standard output.
+/// Prints the one line on standard output.
 fn announce(peers: &Peers, sockets: &Sockets, content: Content) {
     let directory = match content {
         Content::Empty => "empty",
@@ -631,14 +631,14 @@ fn announce(peers: &Peers, sockets: &Sockets, content: Content) {
         sockets.grpc,
         peers.address(),
     );
-    // Nobody may be reading.
+    // Standard output may be closed.
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
     let initial = peers.initial();
     if !initial.iter().any(|peer| peer == peers.address()) {
         tracing::warn!(
             address = peers.address(),
-            "this node's address is not among --peers: it will never begin a group, only join one"
+            "this node's address is not among --peers: it will never form a group, only join one"
         );
     }
 }
@@ -670,7 +670,7 @@ fn not_recovered(error: replica::RecoverError) -> Fatal {
     }
 }
 
-/// What ended the replica's thread.
+/// Returns the error that ended the replica's thread.
 fn replica_ended(result: Result<Result<(), StoreError>, oneshot::error::RecvError>) -> Fatal {
     match result {
         Ok(Err(error)) => disk::store_error(error),

@@ -1,6 +1,6 @@
 //! Randomness from the system: for identities, nonces and jitter.
 
-/// A random number that is not zero.
+/// Returns a random number that is not zero.
 pub(crate) fn number() -> Result<u64, getrandom::Error> {
     loop {
         let number = getrandom::u64()?;

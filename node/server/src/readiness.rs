@@ -1,16 +1,17 @@
-//! When a node is ready: what `/readyz` answers.
+//! Decides whether a node is ready, for `/readyz`.
 //!
-//! A node is ready when it votes in its group, knows who leads, and has applied what the group has committed. It must have
-//! applied something of the leader's own term at first: before that, a group that was restarted as a whole doesn't know yet
-//! what it has committed. Whoever replaces the members of a group one after the other, as Kubernetes does, may go on to the next
-//! when this one is ready.
+//! A node is ready when it votes in its group, knows the leader, and has applied the entries that the group has committed.
+//! At first it must have applied an entry of the leader's own term: before that, a group that was restarted as a whole
+//! doesn't know yet what it has committed. A controller that replaces the members of a group one by one, as Kubernetes
+//! does, may continue with the next member when this one is ready.
 //!
-//! What once holds is not given up for a moment's reason: a follower under load is always a little behind, and in an election
-//! nobody leads for some milliseconds. Were all members unready then, nobody would be left to send requests to.
+//! A ready node does not become unready for a short disturbance: a follower under load is always a little behind, and
+//! during an election nobody leads for some milliseconds. If all members became unready then, clients would have no node to
+//! send requests to.
 //!
-//! A node of a replica group waits for the controllers' configuration too, because it can't pass requests on without it, but
-//! not for long and only once: groups serve without controllers. Whether the group owns shards doesn't matter, or no group
-//! would be ready before it joins.
+//! A node of a replica group also waits for the controllers' configuration, because it can't forward requests without it.
+//! It waits only once and not for long: groups serve without controllers. Readiness does not depend on owned shards, or no
+//! group would be ready before it joins.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,29 +22,29 @@ use replica::Status;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::routing::Routing;
 
-/// A node has caught up when it lacks no more entries than this.
+/// The maximum lag of a node that has caught up, in entries.
 const NEAR: u64 = 64;
-/// One that had caught up has fallen behind when it lacks more than this.
+/// The lag at which a node that had caught up counts as behind again, in entries.
 const FAR: u64 = 16_384;
-/// How long nobody may lead before a node isn't ready any more.
+/// The time without a leader after which a node is not ready any more.
 const LEADERLESS: Duration = Duration::from_secs(2);
-/// How long a node waits for the controllers before it is ready without them.
+/// The maximum wait for the controllers. After it the node is ready without them.
 const CONTROLLERS: Duration = Duration::from_secs(10);
 
-/// What readiness is decided by.
+/// The facts that readiness depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Seen {
     phase: Phase,
     /// The node's place in the membership; `None` before the replica runs.
     place: Option<Place>,
-    /// Whether it leads or follows a leader that it heard of late.
+    /// True if the node leads, or follows a leader that it has heard lately.
     led: bool,
-    /// Whether an entry of the present term is applied here.
+    /// True if an entry of the present term is applied here.
     current: bool,
     applied: Index,
-    /// What the group has committed, as far as it was told.
+    /// The group's commit index, as far as the leader has told this node.
     committed: Option<Index>,
-    /// Whether the configuration is known, or isn't needed.
+    /// True if the configuration is known or isn't needed.
     configured: bool,
 }
 
@@ -54,22 +55,22 @@ enum Place {
     Voter,
 }
 
-/// Why a node isn't ready.
+/// The reason why a node isn't ready.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unready {
     #[error("looking for the group")]
     Starting,
     #[error("waiting to be added to the group")]
     Stranger,
-    #[error("a learner, which doesn't vote")]
+    #[error("the node is a learner, which does not vote")]
     Learner,
     #[error("no leader is known")]
     Leaderless,
-    #[error("what the group has committed isn't known yet")]
+    #[error("the group's commit index is not known yet")]
     Uncertain,
     #[error("{0} entries behind the group")]
     Behind(u64),
-    #[error("the controllers have not been heard yet")]
+    #[error("this node has not heard from the controllers yet")]
     Unconfigured,
     #[error("stopping")]
     Stopping,
@@ -77,16 +78,16 @@ pub(crate) enum Unready {
 
 /// The memory that keeps readiness from flapping.
 ///
-/// Invariant: `led_at` and `running_since` are no later than the last look.
+/// Invariant: `led_at` and `running_since` are no later than the last check.
 #[derive(Debug, Default)]
 pub(crate) struct Readiness {
-    /// Once near, and never far since.
+    /// True once the node was near, and until it is far behind.
     caught_up: bool,
-    /// When a leader was known last.
+    /// The last time at which a leader was known.
     led_at: Option<Instant>,
-    /// When the replica was first seen running.
+    /// The time at which the replica was first seen running.
     running_since: Option<Instant>,
-    /// The configuration was known once, or was waited for long enough.
+    /// True once the configuration was known, or the wait for it was over.
     configured: bool,
 }
 
@@ -119,7 +120,7 @@ impl ReadinessProbe {
 }
 
 impl Seen {
-    /// From what the node knows of itself. `configured`: see the field.
+    /// Collects the facts from the node's phase and status. `configured` is as in the field.
     pub(crate) fn of(phase: Phase, status: Option<&Status>, configured: bool) -> Self {
         let place = status.map(|status| match status.membership.get(status.node) {
             None => Place::Stranger,
@@ -138,14 +139,14 @@ impl Seen {
         }
     }
 
-    /// How many entries are committed and not applied here.
+    /// Returns the number of entries that are committed and not applied here.
     fn lag(&self) -> Option<u64> {
         self.committed.map(|it| it.since(self.applied))
     }
 }
 
 impl Readiness {
-    /// Looks at the node. To be called often, or a moment without a leader isn't told from a long one.
+    /// Checks the facts. It must be called often: otherwise a short time without a leader looks like a long one.
     pub(crate) fn look(&mut self, now: Instant, seen: &Seen) -> Result<(), Unready> {
         match seen.phase {
             Phase::Starting => return Err(Unready::Starting),
@@ -175,7 +176,7 @@ impl Readiness {
         self.led_at.is_some_and(led_lately) && seen.lag().is_none_or(|lag| lag <= FAR)
     }
 
-    /// Why the node isn't ready, which it isn't.
+    /// Returns the reason why the node is not ready. Called only if it is not.
     fn why(&self, seen: &Seen) -> Unready {
         match seen.place {
             None => Unready::Starting,
@@ -267,7 +268,7 @@ mod tests {
         }
     }
 
-    /// What a sequence of looks, each some milliseconds after the start, says.
+    /// Returns the results of a sequence of checks, each some milliseconds after the start.
     fn looks(steps: &[(u64, Seen)]) -> Vec<Result<(), Unready>> {
         let start = Instant::now();
         let mut readiness = Readiness::default();
@@ -299,7 +300,7 @@ mod tests {
             (20, behind(FAR + 1)),
             (30, behind(FAR)),
             (40, behind(NEAR)),
-            // A new term's first entry may take its time.
+            // The first entry of a new term may take some time.
             (
                 50,
                 Seen {

@@ -1,5 +1,5 @@
-//! How answers get from the replica's thread back to the handlers that wait for them: as one list a round,
-//! handed over with one wake-up, and given out on the network's own thread.
+//! Carries answers from the replica's thread back to the handlers that wait for them: as one list a round, handed over with
+//! one wake-up, and delivered on the network's own thread.
 
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use crate::budget::Permit;
 use crate::machine::MachineResult;
 use crate::services::answers::{AnswerQueue, Origin};
 
-/// Where one answer goes. It holds the request's part of the budget until the answer is given out.
+/// The target of one answer. It holds the request's share of the budget until the answer is delivered.
 pub(crate) struct Reply {
     target: Target,
     permit: Permit,
@@ -21,21 +21,21 @@ enum Target {
 }
 
 impl Reply {
-    /// To a handler that waits.
+    /// Creates a reply to a handler that waits.
     pub(crate) fn call(permit: Permit) -> (Self, oneshot::Receiver<MachineResult>) {
         let (sender, receiver) = oneshot::channel();
         let target = Target::Call(sender);
         (Self { target, permit }, receiver)
     }
 
-    /// To an item of a batch stream.
+    /// Creates a reply to an item of a batch stream.
     pub(crate) fn item(permit: Permit, origin: Origin) -> Self {
         let target = Target::Item(origin);
         Self { target, permit }
     }
 }
 
-/// Replies that wait in the replica, by the number that the replica gives back.
+/// The replies to the requests in the replica, by request number.
 #[derive(Default)]
 pub(crate) struct PendingReplies {
     slots: Vec<Option<Reply>>,
@@ -43,7 +43,7 @@ pub(crate) struct PendingReplies {
 }
 
 impl PendingReplies {
-    /// Keeps a reply; gives its number, which is used again after [`PendingReplies::remove`].
+    /// Stores a reply. Returns its number, which is reused after [`PendingReplies::remove`].
     pub(crate) fn insert(&mut self, reply: Reply) -> u64 {
         let Some(at) = self.free.pop() else {
             self.slots.push(Some(reply));
@@ -55,7 +55,7 @@ impl PendingReplies {
         at as u64
     }
 
-    /// The reply of a number, once.
+    /// Removes and returns the reply of a number.
     pub(crate) fn remove(&mut self, number: u64) -> Option<Reply> {
         let at = usize::try_from(number).ok()?;
         let reply = self.slots.get_mut(at)?.take()?;
@@ -72,7 +72,7 @@ pub(crate) struct Deliveries {
 }
 
 impl Deliveries {
-    /// Hands a round's answers over; `answers` is empty afterwards.
+    /// Hands a round's answers over. `answers` is empty afterwards.
     pub(crate) fn hand_over(&self, answers: &mut Vec<(Reply, MachineResult)>) {
         if answers.is_empty() {
             return;
@@ -88,7 +88,7 @@ impl Deliveries {
         self.some.notify_one();
     }
 
-    /// Gives answers out for as long as it is polled.
+    /// Delivers answers for as long as the future is polled.
     pub(crate) async fn give_out(&self) {
         let mut answers = Vec::new();
         loop {
@@ -97,7 +97,7 @@ impl Deliveries {
         }
     }
 
-    /// Gives out what is there.
+    /// Delivers the answers that are there.
     pub(crate) fn give_out_now(&self) {
         self.give_out_into(&mut Vec::new());
     }
@@ -110,7 +110,7 @@ impl Deliveries {
         let mut touched: Vec<Arc<AnswerQueue>> = Vec::new();
         for (reply, result) in answers.drain(..) {
             match reply.target {
-                // A handler that gave up does not mind.
+                // The handler may have given up.
                 Target::Call(sender) => drop(sender.send(result)),
                 Target::Item(Origin {
                     stream,

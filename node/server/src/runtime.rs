@@ -1,8 +1,7 @@
 //! The one thread that owns the replica.
 //!
-//! A round: take everything that came in, let the time pass that passed, poll the replica (which sends, writes once
-//! and applies), hand the answers over. While it waits for the disk, the next round's input gathers: that is
-//! how batches form.
+//! One round takes all input, advances the clock, polls the replica (which sends, writes once and applies), and hands the
+//! answers over. While the thread waits for the disk, the next round's input gathers: that is how batches form.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,17 +21,17 @@ use crate::replies::{Deliveries, PendingReplies, Reply};
 use crate::routing::Routing;
 use crate::transport::Transport;
 
-/// The replica with its thread's belongings.
+/// The replica with the state of its thread.
 pub(crate) struct Runtime {
     replica: Replica<Machine>,
     handles: Handles,
     outlet: ReplicaOutlet,
     batch: Batch,
     clock: Clock,
-    /// A full disk refused a write: nothing is tried before the next tick.
+    /// True if a full disk refused a write. The replica is not polled before the next tick.
     full: bool,
-    /// The log tells of the full disk already: it is tried at every tick, and told once.
-    full_told: bool,
+    /// True if the full disk was logged. The write is tried at every tick, and logged once.
+    full_logged: bool,
     leader: Option<NodeId>,
     /// The news that the state machine published last.
     published: Option<News>,
@@ -69,7 +68,7 @@ impl Outlet<Response> for ReplicaOutlet {
     }
 }
 
-/// Starts the thread. The receiver gets how it ended; it is closed without that if the thread panicked.
+/// Starts the thread. The receiver gets its result; it is closed without one if the thread panicked.
 pub(crate) fn start(
     replica: Replica<Machine>,
     options: &replica::Options,
@@ -88,7 +87,7 @@ pub(crate) fn start(
         batch: Batch::default(),
         clock,
         full: false,
-        full_told: false,
+        full_logged: false,
         leader: None,
         published: None,
         handles,
@@ -122,7 +121,7 @@ impl Runtime {
         }
     }
 
-    /// Feeds the replica. Whether it shall stop.
+    /// Passes the input to the replica. Returns true if the replica must stop.
     fn take_in(&mut self) -> bool {
         set(
             &self.handles.metrics.inbox_messages,
@@ -131,7 +130,7 @@ impl Runtime {
         if let Some(low) = self.batch.disk_low {
             self.replica.set_disk_low(low);
         }
-        // After a pause nothing may be believed that rests on how much time passed, before anything else happens.
+        // After a pause, invalidate everything that depends on elapsed time before handling any input.
         let passed = self.clock.passed(Instant::now());
         if passed.lost {
             self.replica.handle_pause();
@@ -172,13 +171,13 @@ impl Runtime {
         }
         match self.replica.poll(&mut self.outlet) {
             Ok(()) => {
-                self.full_told = false;
+                self.full_logged = false;
                 Ok(())
             }
             Err(StoreError::Full(what)) => {
-                if !std::mem::replace(&mut self.full_told, true) {
+                if !std::mem::replace(&mut self.full_logged, true) {
                     tracing::warn!(
-                        "the disk is full, writes are refused until space returns: {what}"
+                        "the disk is full: writes are refused until space is free again: {what}"
                     );
                 }
                 self.replica.set_disk_low(true);
@@ -255,7 +254,7 @@ impl Runtime {
     }
 }
 
-/// Milliseconds since the Unix epoch. Only a leader uses it, to stamp its log, where it never runs backwards.
+/// Returns milliseconds since the Unix epoch. Only a leader uses them, to stamp its log, where time never runs backwards.
 fn wall_clock() -> LogTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     LogTime(since.map_or(0, |since| {
@@ -263,19 +262,19 @@ fn wall_clock() -> LogTime {
     }))
 }
 
-/// Turns time into ticks.
+/// Converts time to ticks.
 ///
-/// A process that was paused, or starved of its core, did not hear its peers meanwhile. If it counted all the time
-/// that passed, it would believe in a silence that wasn't there and start elections. So what it counts at once is
-/// bounded by a heartbeat's interval, which no election timeout is shorter than three of; the rest is *lost* and
-/// said so, because leases must not outlive it.
+/// A process that was paused or starved did not hear its peers meanwhile. If it counted all the time that passed, it would
+/// believe that the peers were silent, and start elections. So the time that counts at once is bounded by a heartbeat
+/// interval; every election timeout is at least three of these. The remaining time is reported as *lost*, because leases
+/// must not outlive it.
 struct Clock {
     tick: Duration,
     most: u32,
     next: Instant,
 }
 
-/// What [`Clock::passed`] found.
+/// The result of [`Clock::passed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Passed {
     ticks: u32,
@@ -291,12 +290,12 @@ impl Clock {
         }
     }
 
-    /// When the next tick is due.
+    /// Returns the time at which the next tick is due.
     fn next(&self) -> Instant {
         self.next
     }
 
-    /// The ticks that are due.
+    /// Returns the ticks that are due.
     fn passed(&mut self, now: Instant) -> Passed {
         let mut ticks = 0;
         while self.next <= now && ticks < self.most {
@@ -333,7 +332,7 @@ mod tests {
         assert_eq!(
             clock.passed(at(60_130)),
             passed(10, true),
-            "a minute's pause is no minute's silence"
+            "a pause of a minute does not count as a minute of silence"
         );
         assert_eq!(clock.next(), at(60_140));
         assert_eq!(clock.passed(at(60_140)), passed(1, false));

@@ -1,4 +1,4 @@
-//! What a node with an empty disk does, as a pure function of what its peers answered.
+//! The decision of a node with an empty disk, as a pure function of its peers' answers.
 
 use std::collections::BTreeSet;
 
@@ -6,36 +6,36 @@ use types::NodeId;
 
 use super::genesis::FirstMembership;
 
-/// What one configured peer said in a round.
+/// One configured peer's answer in a round of questions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Nothing, or nothing that could be understood.
+    /// The peer did not answer, or its answer is not valid.
     Silent,
-    /// It has neither a group nor data.
+    /// The peer has neither a group nor data.
     Empty(NodeId),
-    /// It is or was part of a group. Without a beginning it joined later.
+    /// The peer is or was a member of a group. Without a first membership it joined later.
     Member(Option<FirstMembership>),
 }
 
-/// What the node does.
+/// The next action of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// The group has begun, with this node in it.
+    /// The group has been formed, and this node is one of its first members.
     Adopt(FirstMembership),
-    /// There is a group without this node, or it is not for this node to begin one: wait to be let in.
+    /// A group without this node exists, or this node may not form one: wait until the group adds this node.
     Join,
-    /// All initial peers are empty and this one makes the beginning.
+    /// All initial peers are empty, and this node forms the group.
     Form(Vec<(NodeId, String)>),
-    /// It can't be known yet.
+    /// The node can't decide yet, for this reason.
     Wait(String),
 }
 
-/// Decides from what the configured `peers` answered, each at its position; this node's own answer is among
-/// them. `own` is this node, reached at `address`.
+/// Decides from the answers of the configured `peers`, each at its position. This node's own answer is among them. `own` is
+/// this node's id.
 ///
-/// A group is begun only if *every* initial peer answered and is empty; otherwise a node that lost its disk could
-/// help to begin a second group beside the one that it forgot. Of the empty ones the one with the smallest
-/// address does it, so that two don't.
+/// A node forms a group only if *every* initial peer answered and is empty. Otherwise a node that lost its disk could help
+/// to form a second group beside the one that it forgot. Of the empty nodes the one with the smallest address forms the
+/// group, so that two nodes never do.
 pub(crate) fn decide(own: NodeId, peers: &[String], answers: &[Answer]) -> Decision {
     let mut beginnings = answers.iter().filter_map(|answer| match answer {
         Answer::Member(first) => first.as_ref(),
@@ -59,16 +59,16 @@ pub(crate) fn decide(own: NodeId, peers: &[String], answers: &[Answer]) -> Decis
         return Decision::Wait(format!("no answer yet from {}", silent.join(", ")));
     }
     let Some((_, own_address)) = members.iter().find(|(node, _)| *node == own).cloned() else {
-        // This node isn't an initial peer.
+        // This node is not an initial peer.
         return Decision::Join;
     };
     let distinct: BTreeSet<NodeId> = members.iter().map(|(node, _)| *node).collect();
     if distinct.len() != members.len() {
-        return Decision::Wait("two of the peers' addresses lead to the same node".to_owned());
+        return Decision::Wait("two addresses of --peers lead to the same node".to_owned());
     }
     match members.iter().map(|(_, address)| address).min() {
         Some(smallest) if *smallest == own_address => Decision::Form(members),
-        Some(smallest) => Decision::Wait(format!("{smallest} will begin the group")),
+        Some(smallest) => Decision::Wait(format!("{smallest} will form the group")),
         None => Decision::Join,
     }
 }
@@ -170,7 +170,7 @@ mod tests {
             (
                 "two addresses of one node",
                 vec![empty(1), empty(2), empty(2)],
-                wait("two of the peers' addresses lead to the same node"),
+                wait("two addresses of --peers lead to the same node"),
             ),
             (
                 "we are not among the peers",

@@ -1,4 +1,4 @@
-//! What a group starts from, on the wire and in the file `GENESIS` of a data directory.
+//! A group's first membership and genesis, on the wire and in the file `GENESIS` of a data directory.
 //!
 //! ```text
 //! shardkv genesis, format 2
@@ -12,8 +12,8 @@
 //! checksum 1a2b3c4d
 //! ```
 //!
-//! The file is written once, before the stores are initialised with it. So a start that was interrupted between
-//! the two finds it and goes on with exactly the same beginning.
+//! The file is written once, before the stores are initialised with it. A start that was interrupted between the two finds
+//! the file and continues with exactly the same first membership.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -29,10 +29,10 @@ use types::{ClusterId, NodeId};
 const HEADER: &str = "shardkv genesis, format 2";
 const NAME: &str = "GENESIS";
 
-/// What a group starts from.
+/// The values and members that a group is formed with.
 ///
-/// Invariants: the cluster id isn't zero; there are 1 to [`MAX_MEMBERS`] members with distinct ids that aren't
-/// zero and distinct addresses of 1 to [`MAX_ADDRESS_BYTES`] bytes without blanks; the genesis is valid.
+/// Invariants: the cluster id isn't zero; there are 1 to [`MAX_MEMBERS`] members with distinct ids that aren't zero and
+/// distinct addresses of 1 to [`MAX_ADDRESS_BYTES`] bytes without blanks; the genesis is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FirstMembership {
     pub(crate) cluster: ClusterId,
@@ -40,18 +40,18 @@ pub(crate) struct FirstMembership {
     pub(crate) genesis: Genesis,
 }
 
-/// A first membership that can't be meant.
+/// A first membership that is not valid. Reading or sending it again gives the same error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a group's beginning: {0}")]
+#[error("the first membership is not valid: {0}")]
 pub(crate) struct BadGenesis(pub(crate) String);
 
 impl FirstMembership {
-    /// Whether the node is one of the first members.
+    /// Returns true if the node is one of the first members.
     pub(crate) fn contains(&self, node: NodeId) -> bool {
         self.members.iter().any(|(member, _)| *member == node)
     }
 
-    /// The members as voters.
+    /// Returns the members as voters.
     pub(crate) fn membership(&self) -> Membership {
         Membership::of_voters(self.members.iter().cloned())
     }
@@ -69,7 +69,7 @@ impl FirstMembership {
             return bad(format!("{count} members"));
         }
         if ids.len() != count || addresses.len() != count || ids.contains(&NodeId(0)) {
-            return bad("members that are zero or not distinct".to_owned());
+            return bad("a member is zero or not distinct".to_owned());
         }
         let fits = |at: &str| {
             !at.is_empty() && at.len() <= MAX_ADDRESS_BYTES && !at.contains(char::is_whitespace)
@@ -146,7 +146,7 @@ impl FirstMembership {
         }
         let mut lines = body.lines();
         if lines.next() != Some(HEADER) {
-            return Err(bad("its first line is not one that this version knows"));
+            return Err(bad("its format is unknown to this version"));
         }
         let mut field = |name: &str| {
             lines
@@ -154,16 +154,24 @@ impl FirstMembership {
                 .and_then(|line| line.strip_prefix(name)?.strip_prefix(' '))
                 .ok_or_else(|| bad("a line is missing"))
         };
-        let number = |text: &str| text.parse::<u64>().map_err(|_| bad("a number is none"));
-        let small = |text: &str| text.parse::<u32>().map_err(|_| bad("a number is none"));
-        let id = |text: &str| u64::from_str_radix(text, 16).map_err(|_| bad("an id is none"));
+        let number = |text: &str| {
+            text.parse::<u64>()
+                .map_err(|_| bad("a field is not a number"))
+        };
+        let small = |text: &str| {
+            text.parse::<u32>()
+                .map_err(|_| bad("a field is not a number"))
+        };
+        let id = |text: &str| {
+            u64::from_str_radix(text, 16).map_err(|_| bad("an id is not a hexadecimal number"))
+        };
         let cluster = ClusterId(id(field("cluster")?)?);
         let kind = field("kind")?;
         let genesis = Genesis {
             kind: GroupKind::ALL
                 .into_iter()
                 .find(|it| it.name() == kind)
-                .ok_or_else(|| bad("a kind that this version does not know"))?,
+                .ok_or_else(|| bad("its kind is unknown to this version"))?,
             shards: small(field("shards")?)?,
             session_ttl_ms: number(field("session_ttl_ms")?)?,
             max_sessions_per_shard: small(field("max_sessions_per_shard")?)?,
@@ -174,7 +182,7 @@ impl FirstMembership {
                 let (node, address) = line
                     .strip_prefix("member ")
                     .and_then(|rest| rest.split_once(' '))
-                    .ok_or_else(|| bad("a line is no member"))?;
+                    .ok_or_else(|| bad("a line is not a member"))?;
                 Ok((NodeId(id(node)?), address.to_owned()))
             })
             .collect::<Result<_, _>>()?;
@@ -187,7 +195,7 @@ impl FirstMembership {
     }
 }
 
-/// A kind on the wire.
+/// Converts a kind to the wire.
 pub(crate) fn kind_to_wire(kind: GroupKind) -> v1::GroupKind {
     match kind {
         GroupKind::Standalone => v1::GroupKind::Standalone,
@@ -201,14 +209,14 @@ fn kind_from_wire(kind: v1::GroupKind) -> Result<GroupKind, BadGenesis> {
         v1::GroupKind::Standalone => Ok(GroupKind::Standalone),
         v1::GroupKind::Shards => Ok(GroupKind::Shards),
         v1::GroupKind::Controller => Ok(GroupKind::Controller),
-        v1::GroupKind::Unspecified => Err(BadGenesis("a group of no kind".to_owned())),
+        v1::GroupKind::Unspecified => Err(BadGenesis("the kind is missing".to_owned())),
     }
 }
 
-/// Why the file can't be read or written.
+/// The reason why the file can't be read or written. Only a failed write of the operating system can be tried again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
-    /// The operating system refused.
+    /// The operating system refused the access.
     #[error("can't access {NAME} in the data directory: {0}")]
     Io(#[from] io::Error),
     /// The content is damaged.

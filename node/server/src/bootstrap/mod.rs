@@ -1,13 +1,13 @@
-//! From an empty disk to a member of a group, without ever beginning a second group beside the first.
+//! Takes a node from an empty disk to a member of a group, and never forms a second group beside the first.
 //!
-//! A node with a log goes on with it. An empty one asks all configured initial peers who they are, again and
-//! again, until it can decide ([`decide`](mod@decide)): adopt the beginning that names it, wait to be let into a group that
-//! doesn't, or begin the group if it is the one that shall.
+//! A node with a log continues with it. A node with an empty disk asks all configured initial peers for their identity,
+//! again and again, until it can decide ([`decide`](mod@decide)): adopt the first membership that names it, wait until a
+//! group without it adds it, or form the group if that is its task.
 //!
-//! Two groups can't both get a quorum. A beginning is made by one node only, the one with the smallest address,
-//! and each node adopts at most one, durably. If that node loses its disk between making a beginning and the
-//! others' adopting it, it may make another; but then the first one has lost a member, so of two nodes that
-//! adopted different ones at most one is in a quorum, and the other is refused by its cluster id.
+//! Two groups can't both get a quorum. Only one node, the one with the smallest address, makes a first membership, and each
+//! node durably adopts at most one. If that node loses its disk after it made a first membership and before the others
+//! adopted it, it may make another one. But then the first group has lost a member: of two nodes that adopted different
+//! first memberships at most one is in a quorum, and the other one is refused because of its cluster id.
 
 pub(crate) mod decide;
 pub(crate) mod genesis;
@@ -31,40 +31,40 @@ use crate::peers::Peers;
 use crate::random;
 use crate::transport::Transport;
 
-/// How long one peer may take to answer.
+/// The maximum time for one peer's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a round of questions is apart from the next.
+/// The pause between two rounds of questions.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
-/// How often a node asks to be let in.
+/// The pause between two join requests.
 const JOIN_EVERY: Duration = Duration::from_millis(500);
-/// How often a node that waits says so in its log.
+/// The pause between two log lines of a waiting node that say the same.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// How a node without a log begins.
+/// The way in which a node without a log starts.
 #[derive(Debug)]
 pub(crate) enum Beginning {
-    /// As one of a group's first members.
+    /// The node is one of a group's first members.
     First(FirstMembership),
-    /// Uninitialised: it asks to be let in.
+    /// The node is uninitialised and asks a group to add it.
     Joiner,
 }
 
-/// Finds out how a node without a log begins. Returns only when that is known.
+/// Decides how a node without a log starts. Returns only when that is certain.
 pub(crate) async fn begin(
     peers: &Peers,
     transport: &Transport,
     genesis: &GenesisOptions,
 ) -> Result<Beginning, Fatal> {
     if let Some(first) = peers.identity().genesis() {
-        tracing::info!(cluster = %first.cluster, "going on with an interrupted first start");
+        tracing::info!(cluster = %first.cluster, "continuing an interrupted first start");
         return Ok(Beginning::First(first));
     }
     if let Some(cluster) = peers.identity().cluster() {
-        tracing::info!(%cluster, "waiting to be let into the group, as before");
+        tracing::info!(%cluster, "waiting until the group adds this node, as before the restart");
         return Ok(Beginning::Joiner);
     }
     if peers.identity().initialised() {
-        tracing::info!("this node has heard of a group before: waiting to be let in");
+        tracing::info!("this node has heard from a group before: waiting until the group adds it");
         return Ok(Beginning::Joiner);
     }
     let initial = peers.initial();
@@ -74,14 +74,14 @@ pub(crate) async fn begin(
         let answers = ask_all(peers, &initial).await;
         match decide(peers.node(), &initial, &answers) {
             Decision::Adopt(first) => {
-                tracing::info!(cluster = %first.cluster, "adopting the group's beginning");
+                tracing::info!(cluster = %first.cluster, "adopting the group's first membership");
                 return Ok(Beginning::First(first));
             }
             Decision::Join if peers.invited() => return Ok(Beginning::Joiner),
             Decision::Join => {
-                // Nothing is settled before the group calls: what answered may be the last node of a group that is
-                // being taken down.
-                report.tell("there is a group without this node: waiting to be let in");
+                // Nothing is settled before the group calls this node: the peer that answered may be the last node of a
+                // group that is being deleted.
+                report.log("a group without this node exists: waiting until the group adds it");
                 if asked.is_none_or(|at| at.elapsed() >= JOIN_EVERY) {
                     transport.send(join_request(peers));
                     asked = Some(Instant::now());
@@ -89,25 +89,25 @@ pub(crate) async fn begin(
             }
             Decision::Form(members) => {
                 let first = form(genesis, members)?;
-                tracing::info!(cluster = %first.cluster, "beginning a new group");
+                tracing::info!(cluster = %first.cluster, "forming a new group");
                 return Ok(Beginning::First(first));
             }
-            Decision::Wait(reason) => report.tell(&format!("looking for the group: {reason}")),
+            Decision::Wait(reason) => report.log(&format!("looking for the group: {reason}")),
         }
         sleep(ROUND_PAUSE).await;
     }
 }
 
-/// What a waiting node says in its log: when it changes, and now and then.
+/// Logs the state of a waiting node: when it changes, and every [`REPORT_EVERY`].
 #[derive(Default)]
 struct Report(Option<(String, Instant)>);
 
 impl Report {
-    fn tell(&mut self, what: &str) {
+    fn log(&mut self, what: &str) {
         let old = self
             .0
             .as_ref()
-            .is_some_and(|(told, at)| told == what && at.elapsed() < REPORT_EVERY);
+            .is_some_and(|(logged, at)| logged == what && at.elapsed() < REPORT_EVERY);
         if !old {
             tracing::info!("{what}");
             self.0 = Some((what.to_owned(), Instant::now()));
@@ -115,7 +115,7 @@ impl Report {
     }
 }
 
-/// "Let me in", to whoever is at the configured addresses.
+/// Returns the request to join, for any node at the configured addresses.
 fn join_request(peers: &Peers) -> Envelope {
     Envelope {
         from: peers.node(),
@@ -131,7 +131,7 @@ fn form(
     genesis: &GenesisOptions,
     members: Vec<(NodeId, String)>,
 ) -> Result<FirstMembership, Fatal> {
-    let cluster = random::number().context("the system has no randomness")?;
+    let cluster = random::number().context("the operating system gave no randomness")?;
     let first = FirstMembership {
         cluster: ClusterId(cluster),
         members,
@@ -142,7 +142,7 @@ fn form(
         .map_err(|error| Fatal::new(ExitCode::BadOptions, error))
 }
 
-/// The options' choice, with defaults for what was not chosen.
+/// Returns the options' values, with defaults for values that are not given.
 fn chosen(options: &GenesisOptions) -> shardkv::Genesis {
     let default = shardkv::Genesis::default();
     shardkv::Genesis {
@@ -158,14 +158,14 @@ fn chosen(options: &GenesisOptions) -> shardkv::Genesis {
     }
 }
 
-/// Refuses options that contradict what the group was created with.
+/// Refuses options that contradict the values that the group was created with.
 pub(crate) fn check_chosen(
     options: &GenesisOptions,
     stored: &shardkv::Genesis,
 ) -> Result<(), Fatal> {
     if options.kind != stored.kind {
         let message = format!(
-            "the option role says {}, but the group was created as {}, and that never changes: correct --role, or \
+            "the option role is {}, but the group was created as {}, which never changes: correct --role, or \
              give this node an empty directory",
             options.kind, stored.kind
         );
@@ -196,7 +196,7 @@ pub(crate) fn check_chosen(
     for (name, asked, stored) in pairs {
         if let Some(asked) = asked.filter(|asked| *asked != stored) {
             let message = format!(
-                "the option {name} says {asked}, but the group was created with {stored}, and that never \
+                "the option {name} is {asked}, but the group was created with {stored}, which never \
                  changes: remove the option"
             );
             return Err(Fatal::message(ExitCode::WrongIdentity, message));
@@ -205,7 +205,7 @@ pub(crate) fn check_chosen(
     Ok(())
 }
 
-/// One round: every peer's answer, at its position.
+/// Asks every peer once. Returns each answer at the peer's position.
 async fn ask_all(own: &Peers, peers: &[String]) -> Vec<Answer> {
     let mut answers = vec![Answer::Silent; peers.len()];
     let mut asking = JoinSet::new();
@@ -245,7 +245,7 @@ async fn ask_all(own: &Peers, peers: &[String]) -> Vec<Answer> {
     answers
 }
 
-/// Asks one peer who it is. The name is resolved each time: pods' addresses change.
+/// Asks one peer for its identity. The name is resolved each time, because pods' addresses change.
 async fn ask(peer: &str, request: IdentifyRequest) -> anyhow::Result<Answer> {
     let endpoint = Endpoint::from_shared(format!("http://{peer}"))?
         .connect_timeout(ANSWER_TIMEOUT)
@@ -256,7 +256,7 @@ async fn ask(peer: &str, request: IdentifyRequest) -> anyhow::Result<Answer> {
         Ok(response) => understand(response.into_inner()),
         Err(status) => {
             if matches!(status.code(), tonic::Code::FailedPrecondition) {
-                // Another cluster at a configured address is a mistake that somebody should see.
+                // A node of another cluster at a configured address is an operator's mistake.
                 tracing::warn!(peer, "{}", status.message());
             }
             Err(anyhow::anyhow!("{}", status.message()))
@@ -265,7 +265,7 @@ async fn ask(peer: &str, request: IdentifyRequest) -> anyhow::Result<Answer> {
 }
 
 fn understand(response: IdentifyResponse) -> anyhow::Result<Answer> {
-    anyhow::ensure!(response.node_id != 0, "it has no node id");
+    anyhow::ensure!(response.node_id != 0, "the peer sent no node id");
     let genesis = response
         .genesis
         .map(FirstMembership::from_wire)

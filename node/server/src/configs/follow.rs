@@ -1,4 +1,4 @@
-//! Hearing of configurations from the controllers.
+//! Follows the configurations of the controllers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,11 +18,11 @@ use crate::forward::{ChannelError, Channels, once};
 use crate::lifecycle::Lifecycle;
 use crate::routing::Routing;
 
-/// The first pause after a stream that ended; each is twice the one before.
+/// The pause after a stream that ended. It doubles up to the longest pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the controllers told.
+/// One message of a watch.
 #[derive(Debug)]
 pub(crate) struct News {
     pub(crate) cluster: ClusterId,
@@ -44,7 +44,7 @@ pub(crate) enum FeedError {
     #[error("{address}: no answer within {patience:?}")]
     Silent { address: String, patience: Duration },
     /// The controller ended the watch, for example because it has no leader.
-    #[error("{0}: it ended the watch")]
+    #[error("{0}: the controller ended the watch")]
     Ended(String),
     /// The controller sent a configuration that is not valid.
     #[error("{address}: {error}")]
@@ -67,12 +67,13 @@ impl FeedError {
 pub(crate) struct Feed {
     stream: Streaming<WatchResponse>,
     address: String,
-    /// Who speaks, and how many shards there are, as told last.
+    /// The controllers' cluster and the number of shards, from the last message.
     speaker: (ClusterId, u32),
 }
 
 impl Feed {
-    /// Starts to watch the controller at `address`, for what follows `after`. A group that follows it names itself.
+    /// Starts to watch the controller at `address` for the configurations after `after`. A group that follows the
+    /// controllers passes its `gid`; other watchers pass [`Gid::NONE`].
     pub(crate) async fn open(
         channels: &Channels,
         patience: Duration,
@@ -108,7 +109,7 @@ impl Feed {
         }
     }
 
-    /// The next news.
+    /// Returns the next message.
     pub(crate) async fn next(&mut self) -> Result<News, FeedError> {
         let address = &self.address;
         // Dropping this future loses nothing: the stream keeps what has arrived.

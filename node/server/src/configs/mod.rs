@@ -1,7 +1,7 @@
-//! The configuration as this node knows it: for finding who owns a shard, and for whoever watches.
+//! The configuration as this node knows it. Routing uses it, and watchers get it.
 //!
-//! Controllers take it from their own state. Nodes of replica groups follow the controllers ([`follow`](mod@follow)); what they know
-//! may be a moment old, which costs a detour and never correctness: who owns a shard is decided by the groups' logs.
+//! Controllers take it from their own state. Nodes of replica groups follow the controllers ([`follow`](mod@follow)). Their
+//! copy may be a moment old, which costs a detour and never correctness: the groups' logs decide who owns a shard.
 
 pub(crate) mod follow;
 pub(crate) mod standalone;
@@ -14,53 +14,54 @@ use api::{config_to_wire, delta_to_wire};
 use tokio::sync::watch;
 use types::{ClusterId, ConfigDelta, ConfigError, ConfigNum, MAX_SHARDS, ShardConfig};
 
-/// The latest steps that are kept for watchers; who is further behind gets the whole configuration.
+/// The maximum number of recent steps that are kept for watchers. A watcher that is further behind gets the whole
+/// configuration.
 const MAX_RECENT: usize = 1_024;
-/// The most that these steps change, in shard runs and groups: a step may move very many shards one by one.
+/// The maximum sum of changes in these steps, in shard runs and groups: one step may move very many shards one by one.
 const MAX_RECENT_CHANGES: usize = 1 << 18;
-/// A message to a watcher ends before it tells of more changes than this, but for those of one step: each watcher that is
-/// slow holds a message.
+/// The maximum number of changes in a message to a watcher, unless a single step has more. Each slow watcher holds one
+/// message in memory.
 const MAX_TOLD_CHANGES: usize = 1 << 14;
 
 /// The latest configuration that this node knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
-    /// The controllers' incarnation.
+    /// The id of the controllers' cluster.
     pub(crate) cluster: ClusterId,
     pub(crate) config: Arc<ShardConfig>,
 }
 
-/// What this node knows, as it changes.
+/// The configurations that this node knows.
 #[derive(Debug, Default)]
 pub(crate) struct Configs {
     known: watch::Sender<Option<Known>>,
-    /// The last steps up to the latest, oldest first, without a gap. Only on nodes that follow.
+    /// The latest steps, oldest first, without a gap. Empty on nodes that don't follow controllers.
     recent: Mutex<VecDeque<Arc<ConfigDelta>>>,
 }
 
-/// Why news can't be taken.
+/// The reason why a message of the controllers was not taken. The watch ends, and the next controller is tried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NewsError {
-    /// They come from other controllers than before.
-    #[error("the controllers are those of {theirs}, and this node followed {ours}")]
+    /// The message comes from another cluster's controllers than before.
+    #[error("the controllers belong to cluster {theirs}, but this node follows cluster {ours}")]
     Stranger { theirs: ClusterId, ours: ClusterId },
-    /// They don't follow what is known.
+    /// The message doesn't continue the known configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
 }
 
 impl Configs {
-    /// The latest.
+    /// Returns the latest configuration.
     pub(crate) fn known(&self) -> Option<Known> {
         self.known.borrow().clone()
     }
 
-    /// The latest, as it changes.
+    /// Subscribes to changes of the latest configuration.
     pub(crate) fn watch(&self) -> watch::Receiver<Option<Known>> {
         self.known.subscribe()
     }
 
-    /// Whether configuration `num` is known, or a later one.
+    /// Returns true if configuration `num` or a later one is known.
     pub(crate) fn has(&self, num: ConfigNum) -> bool {
         has(self.known.borrow().as_ref(), num)
     }
@@ -72,12 +73,12 @@ impl Configs {
         let _ = known.wait_for(|known| has(known.as_ref(), num)).await;
     }
 
-    /// Takes a configuration over as it is.
+    /// Replaces the configuration.
     pub(crate) fn replace(&self, cluster: ClusterId, config: Arc<ShardConfig>) {
         self.known.send_replace(Some(Known { cluster, config }));
     }
 
-    /// Goes on with what the controllers told. What is known already is passed over.
+    /// Applies a message of the controllers. Steps that are known already are skipped.
     pub(crate) fn advance(
         &self,
         cluster: ClusterId,
@@ -94,7 +95,7 @@ impl Configs {
                 ours: before.cluster,
             });
         }
-        // A number from the network decides on an allocation.
+        // The number comes from the network and decides the size of an allocation.
         if !(1..=MAX_SHARDS).contains(&shards) {
             let what = format!("{shards} shards");
             return Err(ConfigError::Invalid(what).into());
@@ -117,7 +118,7 @@ impl Configs {
             config.apply(&delta)?;
             new.push(Arc::new(delta));
         }
-        // Only now: after an error nothing has changed.
+        // The state changes only here: after an error nothing has changed.
         if begins {
             recent.clear();
         }
@@ -130,8 +131,8 @@ impl Configs {
         Ok(())
     }
 
-    /// What a watcher lacks that has configuration `after`, or the first part of it, and the number that it has then. `None`
-    /// if nothing is known.
+    /// Returns the configurations that a watcher with configuration `after` lacks, or the first of them, and the number
+    /// that the watcher then has. Returns `None` if nothing is known.
     pub(crate) fn since(&self, after: ConfigNum) -> Option<(v1::WatchResponse, ConfigNum)> {
         let recent = self.lock_recent();
         let Known { cluster, config } = self.known()?;
@@ -167,12 +168,12 @@ impl Configs {
     }
 
     fn lock_recent(&self) -> MutexGuard<'_, VecDeque<Arc<ConfigDelta>>> {
-        // Steps are added one by one, so it has no gap between any two statements.
+        // Steps are added one by one, so the queue has no gap between any two statements.
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How much a step changes, in shard runs and groups.
+/// Returns the number of changes in a step, in shard runs and groups.
 fn changes(delta: &ConfigDelta) -> usize {
     delta.moves.len() + delta.groups.len()
 }
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(configs.since(ConfigNum(1)).unwrap().0.deltas.len(), 2);
     }
 
-    /// Three steps, each of which moves all of `shards` one by one.
+    /// Returns three steps, each of which moves all of `shards` one by one.
     fn scattered(shards: usize) -> Configs {
         let shards = u32::try_from(shards).unwrap();
         let mut config = ShardConfig::empty(shards);
@@ -255,7 +256,7 @@ mod tests {
         let groups: BTreeMap<_, _> = [1, 2].map(|n| (Gid(n), vec![format!("h{n}:1")])).into();
         configs.advance(CLUSTER, shards, None, Vec::new()).unwrap();
         for num in 0..3 {
-            // Neighbours never go together.
+            // Neighbours never move together.
             let owners: Vec<Gid> = (0..u64::from(shards))
                 .map(|shard| Gid((shard + num) % 2 + 1))
                 .collect();
@@ -286,7 +287,7 @@ mod tests {
         assert!(lacking(1).full.is_some());
     }
 
-    /// A step to a configuration from nowhere.
+    /// Returns a step that leads to a configuration.
     fn delta_to(num: u64) -> ConfigDelta {
         ConfigDelta {
             num: ConfigNum(num),

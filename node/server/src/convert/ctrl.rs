@@ -1,4 +1,4 @@
-//! Requests to the configuration centre and its answers, to and from the wire.
+//! Conversion of requests to the controllers and their answers, to and from the wire.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,20 +11,23 @@ use types::{ClusterId, ConfigNum, Gid, NodeId, ShardId};
 use crate::convert::kv;
 use crate::machine::{self, MachineRequest, MachineResult};
 
-/// A question for a configuration.
+/// Returns a read of one configuration.
 pub(crate) fn query(wire: v1::QueryRequest) -> Result<MachineRequest, ErrorDetail> {
     let num = match wire.num {
         -1 => None,
         num => Some(ConfigNum(u64::try_from(num).map_err(|_| {
-            errors::bad_request("num", "it is -1 for the latest, or a number from 0 on")
+            errors::bad_request(
+                "num",
+                "it must be -1 for the latest configuration, or a number from 0 on",
+            )
         })?)),
     };
     let query = Query::Config { num };
     Ok(Request::Read(machine::Query::Controller(query)))
 }
 
-/// A question for what leads on from a configuration, to this very node. Where a group is to begin is asked of the leader,
-/// because a state that is behind might give the group what its predecessor of the same number had.
+/// Returns a read of the steps after a configuration, at this very node. A group that begins asks the leader, because a
+/// state that is behind might give it the configurations of an earlier group with the same gid.
 pub(crate) fn after(num: ConfigNum, limit: u32, gid: Option<Gid>) -> MachineRequest {
     let begins = gid.is_some() && num == ConfigNum(0);
     let query = machine::Query::Controller(Query::After { num, limit, gid });
@@ -39,7 +42,7 @@ pub(crate) fn join(wire: v1::JoinRequest) -> Result<MachineRequest, ErrorDetail>
     let mut groups = BTreeMap::new();
     for group in wire.groups {
         if groups.insert(Gid(group.gid), group.addresses).is_some() {
-            let reason = format!("g{} is there twice", group.gid);
+            let reason = format!("g{} is given twice", group.gid);
             return Err(errors::bad_request("groups", reason));
         }
     }
@@ -56,12 +59,13 @@ pub(crate) fn move_shard(wire: &v1::MoveRequest) -> Result<MachineRequest, Error
     change(wire.session.as_ref(), Change::Move { shard, gid })
 }
 
-/// News of a group that follows the controllers `own`, which this node is one of.
+/// Returns the write for a report of a group that follows the controllers `own`. This node is one of these controllers.
 pub(crate) fn report(
     wire: v1::ReportRequest,
     own: Option<ClusterId>,
 ) -> Result<MachineRequest, ErrorDetail> {
-    let own = own.ok_or_else(|| errors::unavailable("the group isn't known yet", 100))?;
+    let own =
+        own.ok_or_else(|| errors::unavailable("this node does not know its group yet", 100))?;
     let theirs = ClusterId(wire.cluster_id);
     if theirs != own {
         let name = |cluster: ClusterId| format!("controllers {cluster}");
@@ -72,7 +76,7 @@ pub(crate) fn report(
 }
 
 fn change(session: Option<&v1::Session>, change: Change) -> Result<MachineRequest, ErrorDetail> {
-    // A full disk must not keep groups from telling how far they are, which lets history go.
+    // Reports must get through on a full disk, because they let the controllers drop history.
     let frees_space = matches!(change, Change::Report { .. });
     let session = session.map(kv::session_ref).transpose()?;
     Ok(Request::Write {
@@ -81,7 +85,7 @@ fn change(session: Option<&v1::Session>, change: Change) -> Result<MachineReques
     })
 }
 
-/// What the configuration centre answered, or the typed error of a refusal.
+/// Returns the controllers' answer, or the typed error of a refusal.
 pub(crate) fn outcome(
     result: MachineResult,
     address: impl Fn(NodeId) -> String,
@@ -96,7 +100,7 @@ pub(crate) fn outcome(
     }
 }
 
-/// A configuration and where it stands.
+/// Converts a configuration and the groups' progress to the wire.
 pub(crate) fn query_response(answer: &QueryAnswer, cluster: ClusterId) -> v1::QueryResponse {
     let progress = answer.progress.iter();
     v1::QueryResponse {
@@ -114,7 +118,7 @@ pub(crate) fn query_response(answer: &QueryAnswer, cluster: ClusterId) -> v1::Qu
     }
 }
 
-/// What a watcher lacks.
+/// Converts the steps that a watcher lacks to the wire.
 pub(crate) fn watch_response(
     configs: &Configs,
     cluster: ClusterId,

@@ -1,4 +1,4 @@
-//! Clients' requests and answers to and from the wire, with the checks that need no state.
+//! Conversion of clients' requests and answers to and from the wire, with the checks that need no state.
 
 use api::v1::batch_item::Request as Item;
 use api::v1::batch_result::Response as ItemResponse;
@@ -13,10 +13,10 @@ use types::{NodeId, Sequence};
 use crate::machine::{self, MachineRequest, MachineResult};
 use crate::options::Limits;
 
-/// How soon a client should try again when nothing better is known, in milliseconds.
+/// The time after which a client should try again when no better time is known, in milliseconds.
 const RETRY_AFTER_MS: u32 = 20;
 
-/// Reads and checks clients' requests.
+/// Converts and checks clients' requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Checks {
     max_value_bytes: usize,
@@ -67,7 +67,7 @@ impl Checks {
         )
     }
 
-    /// An item of a batch.
+    /// Converts an item of a batch.
     pub(crate) fn item(self, item: Option<Item>) -> Result<MachineRequest, ErrorDetail> {
         match item {
             Some(Item::Get(wire)) => Self::get(wire),
@@ -91,17 +91,17 @@ impl Checks {
     }
 }
 
-/// A linearizable question to the shards.
+/// Returns a linearizable read of shards.
 pub(crate) fn read(query: Query) -> MachineRequest {
     Request::Read(machine::Query::Shards(query))
 }
 
-/// A question to what this node has of the shards.
+/// Returns a read of this node's own state of shards, which may be behind.
 pub(crate) fn read_local(query: Query) -> MachineRequest {
     Request::ReadLocal(machine::Query::Shards(query))
 }
 
-/// A step of a hand-off, for the group's log.
+/// Returns the write that puts a step of a hand-off into the group's log.
 pub(crate) fn step(step: &Step) -> MachineRequest {
     Request::Write {
         operation: step.encode(),
@@ -132,10 +132,10 @@ fn write(session: Option<&v1::Session>, write: Write) -> Result<MachineRequest, 
     })
 }
 
-/// Who sends a write, and which of its writes it is.
+/// Converts the session and sequence of a write.
 pub(crate) fn session_ref(wire: &v1::Session) -> Result<SessionRef, ErrorDetail> {
     let Some(client) = decode_client_id(&wire.client_id) else {
-        let reason = "it has 16 bytes, as OpenSession gave them";
+        let reason = "it must have the 16 bytes that OpenSession returned";
         return Err(errors::bad_request("session.client_id", reason));
     };
     if wire.sequence == 0 {
@@ -153,8 +153,8 @@ pub(crate) fn session_ref(wire: &v1::Session) -> Result<SessionRef, ErrorDetail>
     })
 }
 
-/// What the state machine answered, or the typed error of a refusal. `address` finds where a node is reached by
-/// clients; it gives an empty string for one that isn't known.
+/// Returns the state machine's answer, or the typed error of a refusal. `address` returns the address of a node for
+/// clients, or an empty string for an unknown node.
 pub(crate) fn outcome(
     result: MachineResult,
     address: impl Fn(NodeId) -> String,
@@ -169,7 +169,7 @@ pub(crate) fn outcome(
     }
 }
 
-/// A bug of ours: an answer of another kind than the request. The status has the code `Internal`.
+/// Returns the error for an answer of another kind than the request, which is a bug. The status has the code `Internal`.
 pub(crate) fn mismatch() -> ErrorDetail {
     ErrorDetail {
         message: "the answer is of another kind than the request".to_owned(),
@@ -177,7 +177,7 @@ pub(crate) fn mismatch() -> ErrorDetail {
     }
 }
 
-/// The typed error of a request that the replica did not serve.
+/// Returns the typed error of a request that the replica refused.
 pub(crate) fn refused(refusal: &Refusal, address: impl Fn(NodeId) -> String) -> ErrorDetail {
     let hint = |leader: &Option<NodeId>| leader.map(address).unwrap_or_default();
     match refusal {
@@ -190,7 +190,7 @@ pub(crate) fn refused(refusal: &Refusal, address: impl Fn(NodeId) -> String) -> 
         Refusal::Membership(error) => membership_error(error),
         Refusal::Stopping => errors::outcome_unknown(""),
         Refusal::BadTransfer(reason) => errors::bad_request("node_id", reason),
-        // Whatever else there is concerns the moment: another change in progress, a learner that is behind.
+        // All other refusals are temporary: another change in progress, a learner that is behind.
         other => errors::unavailable(other, RETRY_AFTER_MS),
     }
 }
@@ -223,7 +223,7 @@ fn kv_error(error: &KvError) -> ErrorDetail {
     }
 }
 
-/// The answer to a request about one key.
+/// Converts the answer to a request about one key.
 pub(crate) fn item_answer(response: Response) -> Result<ItemResponse, ErrorDetail> {
     Ok(match response {
         Response::Value(value) => ItemResponse::Get(v1::GetResponse {
@@ -244,7 +244,7 @@ pub(crate) fn item_answer(response: Response) -> Result<ItemResponse, ErrorDetai
     })
 }
 
-/// A membership change that an operator asks for.
+/// Converts a membership change.
 pub(crate) fn membership_change(
     wire: v1::ChangeMembershipRequest,
 ) -> Result<MembershipChange, ErrorDetail> {

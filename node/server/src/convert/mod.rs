@@ -1,4 +1,4 @@
-//! Conversions at the edge: wire types go no further.
+//! Conversions between wire types and the crates' own types. Wire types go no further.
 
 pub(crate) mod ctrl;
 pub(crate) mod kv;

@@ -1,5 +1,5 @@
-//! Raft messages to and from the wire. What a peer sends is checked here, so that nothing behind this file meets
-//! an id of zero, a gap between entries or a term that runs backwards.
+//! Conversion of Raft messages to and from the wire. Peers' messages are checked here, so that the code behind this file
+//! never gets an id of zero, a gap between entries or terms that run backwards.
 
 use api::v1;
 use api::v1::raft_message::Message as Wire;
@@ -9,13 +9,13 @@ use raft::{
 };
 use types::{NodeId, Reader, Writer};
 
-/// A message of a peer that can't be meant: its stream is ended with this.
+/// A peer's message that is not valid. The node ends the stream with this error, and the peer connects again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {field}: {reason}")]
 pub(crate) struct Malformed {
     /// The field of the wire message.
     pub(crate) field: &'static str,
-    /// What is wrong with it.
+    /// The reason.
     pub(crate) reason: String,
 }
 
@@ -26,7 +26,7 @@ fn malformed(field: &'static str, reason: impl Into<String>) -> Malformed {
     }
 }
 
-/// Roughly how many bytes a message takes on the wire.
+/// Returns the approximate size of a message on the wire, in bytes.
 pub(crate) fn size(envelope: &Envelope) -> usize {
     64 + match &envelope.message {
         Message::Append { entries, .. } => entries.iter().map(Entry::size).sum(),
@@ -36,7 +36,7 @@ pub(crate) fn size(envelope: &Envelope) -> usize {
     }
 }
 
-/// A message as it goes out.
+/// Converts a message to the wire.
 pub(crate) fn to_wire(envelope: Envelope) -> v1::RaftMessage {
     v1::RaftMessage {
         from: envelope.from.0,
@@ -104,7 +104,7 @@ fn message_to_wire(message: Message) -> Wire {
     }
 }
 
-// The generated fields are options.
+// The generated fields are of type `Option`.
 #[allow(clippy::unnecessary_wraps)]
 fn id_to_wire(id: EntryId) -> Option<v1::EntryId> {
     Some(v1::EntryId {
@@ -141,11 +141,11 @@ fn status_to_wire(status: SnapshotStatus) -> v1::SnapshotStatus {
     }
 }
 
-/// A message as it came in, checked.
+/// Converts and checks a message from the wire.
 pub(crate) fn from_wire(wire: v1::RaftMessage) -> Result<Envelope, Malformed> {
     let term = Term(wire.term);
     let Some(content) = wire.message else {
-        // A kind of message that this version doesn't know looks like this.
+        // A kind of message that this version doesn't know arrives as `None`.
         return Err(malformed("message", "it is missing or of an unknown kind"));
     };
     let joins = matches!(content, Wire::JoinRequest(_));
@@ -153,10 +153,7 @@ pub(crate) fn from_wire(wire: v1::RaftMessage) -> Result<Envelope, Malformed> {
         return Err(malformed("from", "node id 0 is not a node"));
     }
     if wire.to == 0 && !joins {
-        return Err(malformed(
-            "to",
-            "only a join request may be sent to anybody",
-        ));
+        return Err(malformed("to", "only a join request may have no receiver"));
     }
     Ok(Envelope {
         from: NodeId(wire.from),
@@ -221,7 +218,7 @@ fn message_from_wire(term: Term, wire: Wire) -> Result<Message, Malformed> {
         }
         Wire::JoinRequest(v) => {
             if v.address.is_empty() || v.address.len() > MAX_ADDRESS_BYTES {
-                let reason = format!("an address has 1 to {MAX_ADDRESS_BYTES} bytes");
+                let reason = format!("it must have 1 to {MAX_ADDRESS_BYTES} bytes");
                 return Err(malformed("join_request.address", reason));
             }
             Message::JoinRequest { address: v.address }
@@ -251,7 +248,8 @@ fn append(term: Term, wire: v1::AppendEntries) -> Result<Message, Malformed> {
         entries.push(entry);
     }
     if last.term > term {
-        let reason = format!("entry {last} is of a later term than its sender's {term}");
+        let reason =
+            format!("entry {last} has a later term than its sender, which is in term {term}");
         return Err(malformed("append.entries", reason));
     }
     Ok(Message::Append {
@@ -261,7 +259,7 @@ fn append(term: Term, wire: v1::AppendEntries) -> Result<Message, Malformed> {
     })
 }
 
-/// The entry after `last`. Its index isn't on the wire: entries are contiguous.
+/// Converts the entry after `last`. Its index isn't on the wire, because entries are contiguous.
 fn next_entry(last: EntryId, wire: v1::Entry) -> Result<Entry, Malformed> {
     let term = real_term("append.entries.term", wire.term)?;
     if term < last.term {
@@ -470,7 +468,7 @@ mod tests {
 
     #[test]
     fn damaged_bytes_give_errors_and_never_panics() {
-        // A small generator of its own: the point is many different inputs, the same on each run.
+        // A small generator gives many different inputs, the same in each run.
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         let mut random = move || {
             state ^= state << 13;

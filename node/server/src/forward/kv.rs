@@ -190,7 +190,7 @@ pub(crate) fn own_group(forwarder: &Forwarder) -> Destination {
 }
 
 fn no_config() -> ErrorDetail {
-    errors::unavailable("the controllers have not been heard yet", 100)
+    errors::unavailable("this node has not heard from the controllers yet", 100)
 }
 
 /// Returns the bound of an answer from a group whose nodes may have other options: a value and some room.

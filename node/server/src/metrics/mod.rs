@@ -1,4 +1,4 @@
-//! What the node counts and measures, under Prometheus' naming conventions.
+//! The node's metrics, under Prometheus' naming conventions.
 
 mod figures;
 mod shards;
@@ -28,7 +28,7 @@ pub(crate) enum Method {
 }
 
 impl Method {
-    /// The method of an item.
+    /// Returns the method of an item.
     pub(crate) fn of(item: &api::v1::batch_item::Request) -> Self {
         use api::v1::batch_item::Request as Item;
         match item {
@@ -67,7 +67,7 @@ pub(crate) struct Metrics {
     pub(crate) shards: ShardMetrics,
 }
 
-/// How shards move.
+/// Metrics of moving shards.
 #[derive(Debug, Default)]
 pub(crate) struct HandoffMetrics {
     pub(crate) config_num: Gauge,
@@ -78,7 +78,7 @@ pub(crate) struct HandoffMetrics {
     pub(crate) watchers: Gauge,
 }
 
-/// What is read off the replica from time to time.
+/// Metrics that are read from the replica at each tick.
 #[derive(Debug, Default)]
 pub(crate) struct ReplicaMetrics {
     pub(crate) is_leader: Gauge,
@@ -135,16 +135,16 @@ impl Metrics {
         let mut timed = |name: &str, help: &str, histogram: &Histogram| {
             r.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         };
-        timed("get", "Gets, from request to answer", &self.get_seconds);
-        timed("put", "Puts, from request to answer", &self.put_seconds);
+        timed("get", "Latency of gets", &self.get_seconds);
+        timed("put", "Latency of puts", &self.put_seconds);
         timed(
             "other_write",
-            "Appends, deletes and compare-and-swaps, from request to answer",
+            "Latency of appends, deletes and compare-and-swaps",
             &self.other_write_seconds,
         );
         timed(
             "log_fsync",
-            "Writes of the log, each synced",
+            "Latency of synced log writes",
             &self.fsync_seconds,
         );
         r.register(
@@ -170,7 +170,7 @@ impl Metrics {
         );
         r.register(
             "inbox_messages",
-            "What waited for the replica when it last looked",
+            "Inputs that the replica took in its last round",
             self.inbox_messages.clone(),
         );
     }
@@ -239,11 +239,7 @@ impl Metrics {
                 "Requests that wait in the replica",
                 &m.pending_requests,
             ),
-            (
-                "sessions",
-                "Client sessions that are remembered",
-                &m.sessions,
-            ),
+            ("sessions", "Remembered client sessions", &m.sessions),
             (
                 "disk_low",
                 "1 if writes are refused because a disk is nearly full",
@@ -285,12 +281,12 @@ impl Metrics {
         let m = &self.handoff;
         r.register(
             "forwarded",
-            "Requests passed on to another node",
+            "Requests forwarded to another node",
             self.forwarded.clone(),
         );
         r.register(
             "forward_failures",
-            "Requests that no other node answered",
+            "Forwarded requests that failed",
             self.forward_failures.clone(),
         );
         let gauges = [
@@ -301,7 +297,7 @@ impl Metrics {
             ),
             (
                 "config_settled",
-                "The configuration up to which the group has done all that it asks",
+                "The configuration up to which the group has finished all hand-offs",
                 &m.settled,
             ),
             (
@@ -315,24 +311,24 @@ impl Metrics {
         }
         r.register_with_unit(
             "handoff_sent",
-            "Parts of shards sent to other groups",
+            "Chunks of shards sent to other groups",
             Unit::Bytes,
             m.sent_bytes.clone(),
         );
         r.register_with_unit(
             "handoff_received",
-            "Parts of shards that came from other groups",
+            "Chunks of shards received from other groups",
             Unit::Bytes,
             m.received_bytes.clone(),
         );
         r.register(
             "handoff_failures",
-            "Steps of hand-offs that failed and are tried again",
+            "Failed steps of hand-offs, which are retried",
             m.failures.clone(),
         );
     }
 
-    /// The histogram of a method.
+    /// Returns the histogram of a method.
     pub(crate) fn latency(&self, method: Method) -> &Histogram {
         match method {
             Method::Get => &self.get_seconds,
@@ -353,7 +349,7 @@ impl Metrics {
         self.rejections.get_or_create(&Kind { kind }).inc();
     }
 
-    /// All metrics in the text format.
+    /// Returns all metrics in the text format.
     pub(crate) fn render(&self) -> Result<String, std::fmt::Error> {
         let mut out = String::new();
         encode(&mut out, &self.registry)?;
@@ -361,7 +357,7 @@ impl Metrics {
     }
 }
 
-/// From 50 microseconds to 13 seconds.
+/// Creates a histogram with buckets from 50 microseconds to 13 seconds.
 fn seconds() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 19))
 }

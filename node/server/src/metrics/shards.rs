@@ -14,7 +14,7 @@ struct Label {
     shard: u32,
 }
 
-/// Figures of each shard.
+/// Gauges of each shard.
 #[derive(Debug, Default)]
 pub(crate) struct ShardMetrics {
     state: Family<Label, Gauge>,
@@ -28,7 +28,7 @@ impl ShardMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
             "shard_state",
-            "How a shard stands: 1 serving, 2 pulling, 3 fenced, 4 gone and owed to its source",
+            "The state of a shard: 1 serving, 2 pulling, 3 fenced, 4 gone and owed to its source",
             self.state.clone(),
         );
         registry.register(
@@ -38,17 +38,17 @@ impl ShardMetrics {
         );
         registry.register(
             "shard_bytes",
-            "About how many bytes a shard has",
+            "Approximate bytes of a shard",
             self.bytes.clone(),
         );
         registry.register(
             "shard_handoff_age_ms",
-            "How long a shard's hand-off takes already; 0 without one",
+            "Time since a shard's hand-off began; 0 without one",
             self.age.clone(),
         );
         registry.register(
             "shards",
-            "Shards that the group has to do with, by how they stand",
+            "Shards of the group, by state",
             self.count.clone(),
         );
     }

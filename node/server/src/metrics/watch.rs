@@ -14,26 +14,26 @@ use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 use crate::services::shards::{describe, estimate};
 
-/// Shards with figures of their own. Beyond it those that are on the move come first.
+/// The maximum number of shards with gauges of their own. Shards that move come first.
 const MAX_SHARDS: usize = 1_024;
-/// How often figures are looked up when nothing happens.
+/// The pause between two updates when nothing changes.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// How long they may lag behind what happens.
+/// The maximum delay of the gauges after a change.
 const LAG: Duration = Duration::from_secs(1);
 
-/// What is shown of an ownership.
+/// A summary of an ownership for the gauges.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Overview {
     serving: u64,
     pulling: u64,
     fenced: u64,
     owed: u64,
-    /// Shards with figures of their own.
+    /// Shards with gauges of their own.
     shown: BTreeSet<ShardId>,
 }
 
 impl Overview {
-    /// One pass, because there may be very many shards.
+    /// Summarises in one pass, because there may be very many shards.
     fn of(ownership: &Ownership) -> Self {
         let mut it = Self::default();
         let mut still = Vec::new();

@@ -1,4 +1,4 @@
-//! What the mover asks for, carried out.
+//! Carries out the mover's actions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,10 +22,10 @@ use crate::metrics::Metrics;
 use crate::replica_handle::{PendingAnswer, ReplicaHandle};
 use crate::routing::Routing;
 
-/// How long a proposal's end is waited for: less than the mover waits.
+/// The maximum wait for the outcome of a proposal. It is shorter than the mover's own timeout.
 const PROPOSE_PATIENCE: Duration = Duration::from_secs(25);
 
-/// Carries actions out.
+/// Carries out the mover's actions for one group.
 pub(crate) struct Actions {
     replica: Arc<ReplicaHandle>,
     routing: Arc<Routing>,
@@ -35,7 +35,7 @@ pub(crate) struct Actions {
     fetcher: Fetcher,
     /// The node of each source that gave the last chunk.
     sources: Leaders,
-    /// How many pulls failed: the next node of a source is tried.
+    /// The number of failed pulls. It selects the next node of a source.
     turn: AtomicUsize,
 }
 
@@ -59,12 +59,12 @@ impl Actions {
         }
     }
 
-    /// This node doesn't lead any more.
+    /// Drops the watch of the controllers, because this node doesn't lead any more.
     pub(crate) fn forget(&self) {
         self.fetcher.forget();
     }
 
-    /// Starts an action. Proposals are on their way to the log when this returns, so that they enter it in order.
+    /// Starts an action. A proposal is in the replica's queue when this returns, so that proposals enter the log in order.
     pub(crate) fn start(
         self: Arc<Self>,
         id: ActionId,
@@ -85,7 +85,7 @@ impl Actions {
     async fn carry_out(&self, action: Action) -> Result<ActionOutcome, ActionError> {
         let patience = self.group.timeout;
         let action = match action {
-            // It waits for news, for as long as it likes.
+            // This action waits for news without a timeout here.
             Action::FetchConfigs { after } => return Ok(self.fetcher.fetch(after).await?),
             action => action,
         };
@@ -129,7 +129,7 @@ impl Actions {
         }
     }
 
-    /// The incarnation that this group's requests carry.
+    /// Returns the controllers' cluster id, which this group's requests carry.
     fn controller(&self) -> Result<ClusterId, ActionError> {
         let controller = self.routing.ownership().controller;
         controller.ok_or(ActionError::NoController)
@@ -215,14 +215,14 @@ impl Actions {
             let mut client = HandoffClient::new(channel);
             async move { client.delete(once(request)).await }
         });
-        // Half of the time is for the question below.
+        // Half of the time is for the query below.
         let patience = self.group.timeout / 2;
         let why = match timeout(patience, deleted).await {
             Ok(Ok(_)) => return Ok(ActionOutcome::Done),
             Ok(Err(error)) => error.into(),
             Err(_) => ActionError::Timeout(patience),
         };
-        // A group that left and was drained may be gone for good, and with it the answer that got lost.
+        // A group that left and was drained may be gone for good, and with it the answer that was lost.
         let has_left = self.routing.ownership().left.contains(&source);
         if has_left && self.is_drained(controller, source).await {
             return Ok(ActionOutcome::Done);
@@ -230,7 +230,7 @@ impl Actions {
         Err(why)
     }
 
-    /// Whether the controllers know that a group which left has nothing any more.
+    /// Returns true if the controllers know that a group which left owns nothing any more.
     async fn is_drained(&self, controller: ClusterId, gid: Gid) -> bool {
         let latest = forward::controllers_at_once(&self.forwarder, QueryRequest { num: -1 });
         latest
@@ -277,8 +277,8 @@ async fn applied(replica: &ReplicaHandle, pending: PendingAnswer) -> Result<(), 
     }
 }
 
-/// A group that gave shards away is known to its controllers until it has told, through its log, that it has deleted them
-/// all.
+/// Returns true if the controllers no longer list the group. They list a group that gave shards away until it has reported,
+/// through its log, that all of them are deleted.
 fn tells_drained(answer: &QueryResponse, controller: ClusterId, gid: Gid) -> bool {
     answer.cluster_id == controller.0 && answer.progress.iter().all(|it| it.gid != gid.0)
 }
@@ -307,13 +307,13 @@ enum ActionError {
     #[error("{0}")]
     Refused(String),
     /// The step was proposed, and may still be applied.
-    #[error("its outcome is not known")]
+    #[error("the outcome of the step is unknown")]
     OutcomeUnknown,
     /// The step was applied and refused.
     #[error(transparent)]
     Step(shardkv::KvError),
     /// Another node leads; its address, if it is known.
-    #[error("{}", .0.as_ref().map_or_else(|| "this node does not lead any more".to_owned(), |leader| format!("{leader} leads now")))]
+    #[error("{}", .0.as_ref().map_or_else(|| "this node is not the leader any more".to_owned(), |leader| format!("the leader is {leader}")))]
     NotLeader(Option<String>),
     #[error(transparent)]
     Connect(#[from] ChannelError),

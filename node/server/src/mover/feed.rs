@@ -1,4 +1,4 @@
-//! Configurations for the mover, from a watch that is kept from one question to the next.
+//! Fetches configurations for the mover. A watch of the controllers is kept from one fetch to the next.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(crate) struct Group {
     pub(crate) timeout: Duration,
 }
 
-/// Asks controllers, one after the other when they fail.
+/// Fetches from one controller, and from the next one after a failure.
 pub(crate) struct Fetcher {
     forwarder: Arc<Forwarder>,
     controllers: Vec<String>,
@@ -46,11 +46,11 @@ pub(crate) struct Fetcher {
 
 struct State {
     kept: Option<Kept>,
-    /// Rises with each watch that failed: the next controller is tried.
+    /// The number of failed watches. It selects the next controller.
     failed: usize,
 }
 
-/// A watch that told everything up to a configuration.
+/// A watch that has sent everything up to a configuration.
 struct Kept {
     feed: Feed,
     told: ConfigNum,
@@ -71,12 +71,13 @@ impl Fetcher {
         }
     }
 
-    /// Lets the watch go.
+    /// Drops the watch.
     pub(crate) fn forget(&self) {
         self.lock().kept = None;
     }
 
-    /// What follows `after`. The first answer of a watch comes at once, news or not; later ones when there are news.
+    /// Returns the configurations after `after`. The first fetch of a watch returns at once, with or without changes; later
+    /// fetches return when there are changes.
     pub(crate) async fn fetch(&self, after: ConfigNum) -> Result<ActionOutcome, FetchError> {
         let kept = self.lock().kept.take();
         let kept = kept.filter(|kept| kept.told == after);
@@ -118,7 +119,7 @@ impl Fetcher {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing is left half done under this lock.
+        // No change under this lock is ever half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

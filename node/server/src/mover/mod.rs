@@ -1,7 +1,7 @@
-//! Moves shards while this node leads its group: shows the state machine's [`Mover`] how things stand, carries out what it
-//! asks for, and tells it how that went.
+//! Moves shards while this node leads its group: passes the state machine's ownership to the [`Mover`], carries out its
+//! actions, and reports their outcomes to it.
 //!
-//! What is to be done and when it is tried again is the mover's to say; here are only clocks, connections and timeouts.
+//! The mover decides what to do and when to retry. This module holds only clocks, connections and timeouts.
 
 mod actions;
 mod feed;
@@ -24,7 +24,7 @@ use crate::routing::Routing;
 use actions::Actions;
 pub(crate) use feed::Group;
 
-/// The mover of a node's group, for those who ask why a shard waits.
+/// The mover of a node's group, shared with the service that shows why a shard waits.
 #[derive(Debug)]
 pub(crate) struct Moving {
     /// `None` before the node knows its group.
@@ -42,9 +42,9 @@ impl Default for Moving {
 }
 
 impl Moving {
-    /// The mover, and the time by its clock.
+    /// Locks the mover. Returns it with the time by its clock.
     pub(crate) fn lock(&self) -> (MutexGuard<'_, Option<Mover>>, u64) {
-        // A mover that panicked is not believed to be whole, but it holds nothing that must survive.
+        // A mover that panicked may be inconsistent, but it holds nothing that must survive.
         let mover = self.mover.lock().unwrap_or_else(PoisonError::into_inner);
         (mover, self.now_ms())
     }
@@ -105,7 +105,7 @@ struct Driver {
 /// The result of one poll of the mover.
 struct Polled {
     actions: Vec<(ActionId, Action)>,
-    /// How long it has nothing to do, without news.
+    /// The time until the mover has work without new input.
     idle: Option<Duration>,
     fatal: Option<String>,
 }
@@ -151,7 +151,7 @@ impl Driver {
         }
     }
 
-    /// Waits for something to do. False when the node ends.
+    /// Waits for work. Returns false when the node ends.
     async fn wait(&mut self, idle: Option<Duration>) -> bool {
         let due = async {
             match idle {
@@ -161,7 +161,7 @@ impl Driver {
         };
         tokio::select! {
             Some(ended) = self.running.join_next() => {
-                // One that was cut short was forgotten by the mover.
+                // The mover has already forgotten an aborted action.
                 if let Ok((id, outcome)) = ended {
                     self.tell(id, outcome);
                 }
@@ -173,7 +173,7 @@ impl Driver {
         true
     }
 
-    /// Tells the mover of one end, and of all others that are known by now.
+    /// Reports one outcome to the mover, and all others that are there by now.
     fn tell(&mut self, id: ActionId, outcome: ActionOutcome) {
         let mut ended = vec![(id, outcome)];
         while let Some(more) = self.running.try_join_next() {

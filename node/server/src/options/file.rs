@@ -1,4 +1,4 @@
-//! The options file: a flat YAML mapping. The only module that knows the YAML library.
+//! The options file: a flat YAML mapping. Only this module knows the YAML library.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use serde_yaml::Value;
 use super::suggest::nearest;
 use super::table::{ROWS, find};
 
-/// What is wrong with an options file, and in which line.
+/// An error in an options file, with its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileError {
-    /// The line, counted from 1, where it is known.
+    /// The line, counted from 1, if it is known.
     pub(crate) line: Option<usize>,
-    /// What is wrong.
+    /// The reason.
     pub(crate) reason: String,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct Setting {
     pub(crate) line: Option<usize>,
 }
 
-/// The settings of an options file. An empty file has none.
+/// Reads the settings of an options file. An empty file has none.
 pub(crate) fn parse(text: &str) -> Result<Vec<Setting>, FileError> {
     let whole: Value = serde_yaml::from_str(text).map_err(|error| FileError {
         line: error.location().map(|location| location.line()),
@@ -62,14 +62,14 @@ fn setting(text: &str, key: &Value, value: Value) -> Result<Setting, FileError> 
     let Some(name) = key.as_str() else {
         return Err(FileError {
             line: None,
-            reason: format!("the name of an option is a word, not {key:?}"),
+            reason: format!("the name of an option must be a word, not {key:?}"),
         });
     };
     let line = line_of(text, name);
     let Some(row) = find(name) else {
         let hint = match nearest(name, ROWS.iter().map(|row| row.key)) {
             Some(right) => format!("did you mean `{right}`?"),
-            None => "`shardkv-node --help` lists all".to_owned(),
+            None => "`shardkv-node --help` lists all options".to_owned(),
         };
         return Err(FileError {
             line,
@@ -108,7 +108,7 @@ fn as_text(value: Value) -> Option<String> {
     }
 }
 
-/// The line that sets `key` at the top level. The YAML library does not keep positions of keys.
+/// Finds the line that sets `key` at the top level. The YAML library does not keep positions of keys.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let sets = |line: &str| {
         let line = line.trim_start_matches(['{', ' ', '"', '\'']);

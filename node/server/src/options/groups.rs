@@ -1,4 +1,4 @@
-//! Options of clusters of several groups: what the node's group is for, where the controllers are, how shards move.
+//! Options of clusters of several groups: the role, the controllers, and the hand-off of shards.
 
 use shardkv::GroupKind;
 use types::Gid;
@@ -6,17 +6,17 @@ use types::Gid;
 use super::read::{OptionError, Values};
 use super::{Handoff, Limits, addresses, largest_operation, millis};
 
-/// What the group is for.
+/// Reads the kind of the group.
 pub(super) fn role(values: &mut Values) -> Result<GroupKind, OptionError> {
     let text = values.text_or_default("role");
     let kind = GroupKind::ALL.into_iter().find(|kind| kind.name() == text);
     kind.ok_or_else(|| {
-        let reason = format!("`{text}` is none of standalone, shards and controller");
+        let reason = format!("`{text}` is not a role: use standalone, shards or controller");
         values.error("role", reason)
     })
 }
 
-/// Which group the node belongs to.
+/// Reads the id of the group.
 pub(super) fn gid(values: &mut Values, kind: GroupKind) -> Result<Gid, OptionError> {
     let given: Option<u64> = values.optional_number("gid", 0, u64::MAX)?;
     match (kind, given) {
@@ -30,7 +30,8 @@ pub(super) fn gid(values: &mut Values, kind: GroupKind) -> Result<Gid, OptionErr
             Err(values.error("gid", reason))
         }
         (GroupKind::Shards, None) => {
-            let reason = "is required for the role shards: which group this node belongs to";
+            let reason =
+                "is required for the role shards: give the number of this node's replica group";
             Err(values.error("gid", reason))
         }
         (GroupKind::Standalone, None) => Ok(Gid(1)),
@@ -38,7 +39,7 @@ pub(super) fn gid(values: &mut Values, kind: GroupKind) -> Result<Gid, OptionErr
     }
 }
 
-/// Where the controllers are: given exactly for groups of the kind shards.
+/// Reads the controllers' addresses. They are required for groups of the kind shards, and refused for others.
 pub(super) fn controllers(
     values: &mut Values,
     kind: GroupKind,
@@ -47,30 +48,32 @@ pub(super) fn controllers(
     match (kind, controllers.is_empty()) {
         (GroupKind::Shards, true) => Err(values.error(
             "controllers",
-            "is required for the role shards: where the controllers are",
+            "is required for the role shards: give the controllers' addresses",
         )),
         (GroupKind::Standalone | GroupKind::Controller, false) => Err(values.error(
             "controllers",
-            format!("is for the role shards, and this node's is {kind}"),
+            format!(
+                "is only for the role shards, and this node's role is {kind}: leave the option out"
+            ),
         )),
         _ => Ok(controllers),
     }
 }
 
-/// How shards move.
+/// Reads the options of hand-offs.
 pub(super) fn handoff(
     values: &mut Values,
     limits: &Limits,
     max_entry_bytes: usize,
 ) -> Result<Handoff, OptionError> {
-    // A part ends after the pair that reaches its size, and is one operation of an entry.
+    // A chunk ends after the pair that reaches its size, and is one operation of an entry.
     let largest = max_entry_bytes.saturating_sub(largest_operation(limits) / 2 + 4_096);
     let largest = u32::try_from(largest).unwrap_or(u32::MAX);
     let default = shardkv::MoverOptions::default();
     let chunk_bytes = values.optional_number("handoff_chunk_bytes", 1, shardkv::MAX_SCAN_BYTES)?;
     if chunk_bytes.is_some_and(|bytes| bytes > largest) {
         let reason = format!(
-            "must be at most {largest}, so that a part and one of the largest values fit into max_entry_bytes"
+            "must be at most {largest}, so that a chunk and one of the largest values fit into max_entry_bytes"
         );
         return Err(values.error("handoff_chunk_bytes", reason));
     }

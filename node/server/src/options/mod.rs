@@ -1,4 +1,4 @@
-//! What can be set about a node, and how: flags, else environment, else a YAML file, else defaults.
+//! The options of a node: from flags, else environment variables, else a YAML file, else defaults.
 
 mod file;
 mod groups;
@@ -17,26 +17,26 @@ use types::Gid;
 pub(crate) use read::OptionError;
 use read::Values;
 
-/// The largest frame that peers may send each other, in bytes. A constant and no option, so that nodes with
-/// different options never refuse each other's entries.
+/// The maximum size of a frame between peers, in bytes. It is a constant and not an option, so that nodes with different
+/// options never refuse each other's entries.
 pub(crate) const MAX_FRAME_BYTES: usize = 64 << 20;
-/// The largest that `max_entry_bytes` may be set to: an entry and an append must fit in a frame.
+/// The upper limit of `max_entry_bytes`: an entry and an append must fit in a frame.
 const MAX_ENTRY_BYTES: usize = 32 << 20;
 
-/// All settings of a node, checked.
+/// All options of a node, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) data_dir: PathBuf,
     pub(crate) cluster_name: String,
     pub(crate) gid: Gid,
-    /// Where the controllers are; not empty exactly for groups of the kind shards.
+    /// The controllers' addresses. Not empty exactly for groups of the kind shards.
     pub(crate) controllers: Vec<String>,
     pub(crate) listen: String,
     pub(crate) advertise: Option<String>,
     /// As given: empty means only this node.
     pub(crate) peers: Vec<String>,
     pub(crate) genesis: GenesisOptions,
-    /// What the replica needs; its address is filled in when it is known.
+    /// The replica's options. Its address is set when it is known.
     pub(crate) replica: replica::Options,
     pub(crate) limits: Limits,
     pub(crate) network: Network,
@@ -52,10 +52,10 @@ pub(crate) struct Options {
     pub(crate) rpc_threads: usize,
 }
 
-/// What a group is created with. What is not given is not compared with what is stored.
+/// The values that a group is created with. Values that are not given are not compared with the stored ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GenesisOptions {
-    /// What the group is for: always chosen.
+    /// The kind of the group. It always has a value.
     pub(crate) kind: GroupKind,
     pub(crate) shards: Option<u32>,
     pub(crate) session_ttl_ms: Option<u64>,
@@ -80,15 +80,15 @@ pub(crate) struct Limits {
     pub(crate) max_watchers: usize,
 }
 
-/// How shards move.
+/// Options of hand-offs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Handoff {
     pub(crate) mover: shardkv::MoverOptions,
-    /// How long one step waits for another group.
+    /// The maximum time that one step waits for another group.
     pub(crate) timeout: Duration,
 }
 
-/// The network's settings.
+/// Options of the network.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Network {
     pub(crate) connect_timeout: Duration,
@@ -99,11 +99,11 @@ pub(crate) struct Network {
     pub(crate) connection_window_bytes: u32,
     pub(crate) peer_queue_bytes: usize,
     pub(crate) peer_frame_bytes: usize,
-    /// Zero: no limit.
+    /// Zero means no limit.
     pub(crate) snapshot_bytes_per_second: u64,
 }
 
-/// The disk's settings.
+/// Options of the disk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Disk {
     /// `None`: the store chooses.
@@ -114,16 +114,16 @@ pub(crate) struct Disk {
     pub(crate) max_open_files: i32,
 }
 
-/// What a command line asks for.
+/// The result of reading a command line.
 #[derive(Debug)]
 pub(crate) enum Asked {
     /// Run a node.
     Run(Box<Options>),
-    /// Print this on standard output and exit with success.
+    /// Print this text on standard output and exit with success.
     Print(String),
 }
 
-/// Reads a command line (with the environment and the options file).
+/// Reads a command line, with the environment and the options file.
 pub(crate) fn parse(
     args: impl IntoIterator<Item = std::ffi::OsString>,
 ) -> Result<Asked, OptionError> {
@@ -164,7 +164,10 @@ pub(crate) fn parse(
 
 fn build(values: &mut Values) -> Result<Options, OptionError> {
     let Some(data_dir) = values.text("data_dir").filter(|text| !text.is_empty()) else {
-        return Err(values.error("data_dir", "is required: where the node keeps its data"));
+        return Err(values.error(
+            "data_dir",
+            "is required: give the directory for the node's data",
+        ));
     };
     let limits = limits(values)?;
     let replica = replica_options(values, &limits)?;
@@ -230,8 +233,8 @@ fn limits(values: &mut Values) -> Result<Limits, OptionError> {
     Ok(limits)
 }
 
-/// A compare-and-swap between two of the largest values under the longest key, with some room for the fields
-/// around them.
+/// Returns the size of the largest operation: a compare-and-swap between two of the largest values under the longest key,
+/// with some room for the fields around them.
 fn largest_operation(limits: &Limits) -> usize {
     2 * limits.max_value_bytes + shardkv::MAX_KEY_BYTES + 1_024
 }
@@ -276,7 +279,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         compact_after_bytes: values.number("compact_after_bytes", 4_096, 1 << 40)?,
         snapshot_window: values.number("snapshot_window", 1, 1_024)?,
         max_snapshots: values.number("max_snapshots", 1, 1_024)?,
-        // A stand-in, so that the check below sees the others.
+        // A stand-in, so that the check below covers the other options.
         address: "unknown".to_owned(),
         bugs: replica::Bugs::NONE,
     };
@@ -295,7 +298,7 @@ fn network(values: &mut Values) -> Result<Network, OptionError> {
         keepalive_interval: millis(values, "keepalive_interval_ms", 10, 3_600_000)?,
         keepalive_timeout: millis(values, "keepalive_timeout_ms", 10, 3_600_000)?,
         handshake_timeout: millis(values, "handshake_timeout_ms", 10, 3_600_000)?,
-        // HTTP/2 windows have 31 bits and are 65,535 at least.
+        // HTTP/2 windows have 31 bits and at least 65,535 bytes.
         stream_window_bytes: values.number("stream_window_bytes", 65_535, (1 << 31) - 1)?,
         connection_window_bytes: values.number("connection_window_bytes", 65_535, (1 << 31) - 1)?,
         peer_queue_bytes: values.number("peer_queue_bytes", 65_536, 1 << 40)?,
@@ -360,7 +363,7 @@ fn peers(values: &mut Values) -> Result<Vec<String>, OptionError> {
     addresses(values, "peers")
 }
 
-/// A list of distinct addresses; empty when nothing was given.
+/// Reads a list of distinct addresses. It is empty when the option is not given.
 fn addresses(values: &mut Values, key: &'static str) -> Result<Vec<String>, OptionError> {
     let Some(text) = values.text(key) else {
         return Ok(Vec::new());
@@ -373,7 +376,7 @@ fn addresses(values: &mut Values, key: &'static str) -> Result<Vec<String>, Opti
     {
         let address = check_address(part).map_err(|reason| values.error(key, reason))?;
         if addresses.contains(&address) {
-            return Err(values.error(key, format!("`{address}` stands twice")));
+            return Err(values.error(key, format!("`{address}` is given twice")));
         }
         addresses.push(address);
     }
@@ -412,7 +415,10 @@ fn log_format(values: &mut Values) -> Result<LogFormat, OptionError> {
     match values.text_or_default("log_format").as_str() {
         "human" => Ok(LogFormat::Human),
         "json" => Ok(LogFormat::Json),
-        other => Err(values.error("log_format", format!("`{other}` is neither human nor json"))),
+        other => Err(values.error(
+            "log_format",
+            format!("`{other}` is not a log format: use human or json"),
+        )),
     }
 }
 

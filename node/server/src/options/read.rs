@@ -1,4 +1,4 @@
-//! Merges flags, environment and file, and reads values by type with errors that name their origin.
+//! Merges flags, environment and file, and reads values by type. Errors name the origin of the value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::file::Setting;
 use super::table::{ROWS, find};
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The command line.
@@ -20,7 +20,7 @@ pub(crate) enum Origin {
     Environment,
     /// The options file: its path and the line.
     File(String, Option<usize>),
-    /// Nobody said anything.
+    /// The value was not given anywhere.
     Default,
 }
 
@@ -31,17 +31,17 @@ pub(crate) struct Given {
     pub(crate) origin: Origin,
 }
 
-/// A value that can't be used, or a missing one.
+/// A value that is not valid, or a missing one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {reason}")]
 pub(crate) struct OptionError {
-    /// The flag, variable, or file with line.
+    /// The flag, the variable, or the file with its line.
     pub(crate) place: String,
-    /// What is wrong and what would be right.
+    /// The reason, and a valid value.
     pub(crate) reason: String,
 }
 
-/// The command line's grammar, made from the table.
+/// Builds the command line's grammar from the table.
 pub(crate) fn command() -> Command {
     let mut command = Command::new("shardkv-node")
         .version(env!("CARGO_PKG_VERSION"))
@@ -49,7 +49,7 @@ pub(crate) fn command() -> Command {
         .long_about(
             "One node of ShardKV, a sharded, linearizable key-value store.\n\n\
              An option is taken from the command line, else from the environment, else from the file \
-             given by --config, else its default holds.",
+             that --config names, else from its default.",
         )
         .after_help(crate::exit::HELP)
         .arg(
@@ -58,13 +58,13 @@ pub(crate) fn command() -> Command {
                 .env("SHARDKV_CONFIG")
                 .hide_env_values(true)
                 .value_name("PATH")
-                .help("A YAML file of `option_name: value` lines, named as below with _ for -"),
+                .help("A YAML file of `option_name: value` lines; the names are as below, with _ instead of -"),
         )
         .arg(
             Arg::new("print_options")
                 .long("print-options")
                 .action(ArgAction::SetTrue)
-                .help("Print the options in force and where each came from, then exit"),
+                .help("Print the options in force and the origin of each, then exit"),
         );
     for row in ROWS {
         let mut help = row.help.to_owned();
@@ -87,7 +87,7 @@ pub(crate) fn command() -> Command {
     command
 }
 
-/// All values that somebody gave. Flags win over the environment, which wins over the file.
+/// All given values. Flags win over the environment, which wins over the file.
 pub(crate) struct Values {
     given: BTreeMap<&'static str, Given>,
     read: BTreeMap<&'static str, (String, Origin)>,
@@ -124,7 +124,7 @@ impl Values {
         }
     }
 
-    /// The text given for `key`, if any; remembers what is in force for [`Values::report`].
+    /// Returns the text given for `key`, if any, and remembers the value in force for [`Values::report`].
     pub(crate) fn text(&mut self, key: &'static str) -> Option<String> {
         let given = self.given.get(key).cloned();
         let shown = match &given {
@@ -138,13 +138,13 @@ impl Values {
         given.map(|given| given.text)
     }
 
-    /// The text given for `key`, or the table's default.
+    /// Returns the text given for `key`, or the table's default.
     pub(crate) fn text_or_default(&mut self, key: &'static str) -> String {
         self.text(key)
             .unwrap_or_else(|| find(key).map_or(String::new(), |row| row.default.to_owned()))
     }
 
-    /// A whole number in a range, or the table's default.
+    /// Reads a whole number in a range, or the table's default.
     pub(crate) fn number<N>(
         &mut self,
         key: &'static str,
@@ -164,7 +164,7 @@ impl Values {
         }
     }
 
-    /// A whole number in a range, if one was given.
+    /// Reads a whole number in a range, if one was given.
     pub(crate) fn optional_number<N>(
         &mut self,
         key: &'static str,
@@ -180,7 +180,7 @@ impl Values {
         self.number(key, least, most).map(Some)
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub(crate) fn flag(&mut self, key: &'static str) -> Result<bool, OptionError> {
         let text = self.text_or_default(key);
         text.trim()
@@ -188,7 +188,7 @@ impl Values {
             .map_err(|_| self.error(key, format!("`{text}` is neither true nor false")))
     }
 
-    /// An error about `key` that names where its value came from.
+    /// Returns an error about `key` that names the origin of its value.
     pub(crate) fn error(&self, key: &str, reason: impl Into<String>) -> OptionError {
         let row = find(key);
         let flag = row.map_or_else(|| key.to_owned(), |row| format!("--{}", row.flag()));
@@ -206,7 +206,7 @@ impl Values {
         }
     }
 
-    /// Every option that was read: a YAML file that gives the same options, with origins as comments.
+    /// Returns every option that was read, as a YAML file that gives the same options, with origins as comments.
     pub(crate) fn report(&self) -> String {
         let mut out = String::new();
         for row in ROWS {
@@ -220,7 +220,7 @@ impl Values {
                 Origin::File(path, None) => path.clone(),
                 Origin::Default => "default".to_owned(),
             };
-            // What stands for "nothing said" is a comment, so that the output is a valid file.
+            // A value that stands for "not given" is written as a comment, so that the output is a valid file.
             let worded = text.contains(' ') || text == "none" || text.is_empty();
             let silent = worded || row.is_fixed_at_creation();
             let mark = if silent && origin == "default" {

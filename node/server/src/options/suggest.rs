@@ -1,6 +1,6 @@
-//! The nearest right name for a wrong one.
+//! Suggests the most similar valid name for a wrong one.
 
-/// The candidate with the smallest edit distance to `wrong`, if it is near enough to be meant.
+/// Returns the candidate with the smallest edit distance to `wrong`, if it is similar enough.
 pub(crate) fn nearest<'a>(
     wrong: &str,
     candidates: impl IntoIterator<Item = &'a str>,
@@ -10,11 +10,11 @@ pub(crate) fn nearest<'a>(
         .into_iter()
         .map(|name| (distance(&wrong, name), name))
         .min()?;
-    // A third of the letters may be wrong; further away it is another word.
+    // A third of the letters may be wrong; beyond that it is another word.
     (distance <= (wrong.len().max(name.len()) / 3).max(2)).then_some(name)
 }
 
-/// Levenshtein's distance in bytes: insertions, removals and replacements.
+/// Returns Levenshtein's distance in bytes: insertions, removals and replacements.
 fn distance(left: &str, right: &str) -> usize {
     let mut previous: Vec<usize> = (0..=right.len()).collect();
     for (row, a) in left.bytes().enumerate() {

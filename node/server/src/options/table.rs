@@ -1,35 +1,36 @@
-//! Every option of the node, a row each: the one place that names them.
+//! The table of all options of the node, the one place that names them.
 //!
-//! Flags, environment, file and `--help` are all made from this table, so that an option can't exist in one
-//! of them only.
+//! Flags, environment variables, the file and `--help` are all made from this table, so that no option can exist in only
+//! one of them.
 
 /// One option.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
-    /// Its name in the file; the flag has dashes, the environment variable is upper case after `SHARDKV_`.
+    /// The name in the file. The flag has dashes, and the environment variable is upper case after `SHARDKV_`.
     pub(crate) key: &'static str,
-    /// What a value is: a unit or a kind.
+    /// The unit or kind of a value.
     pub(crate) unit: &'static str,
-    /// What holds when nothing is said, as text; empty when there is no such thing.
+    /// The default as text; empty if there is none.
     pub(crate) default: &'static str,
-    /// What it does, and where it matters what happens at the bound.
+    /// The help text, with the behaviour at the bound where that matters.
     pub(crate) help: &'static str,
-    /// The group of `--help` that it stands in.
+    /// The heading of `--help` that the option stands under.
     pub(crate) heading: &'static str,
 }
 
 impl Row {
-    /// The name of the flag, without its dashes in front.
+    /// Returns the name of the flag, without its leading dashes.
     pub(crate) fn flag(&self) -> String {
         self.key.replace('_', "-")
     }
 
-    /// Whether it is fixed when the group is created, so that a default must not look like a choice.
+    /// Returns true if the option is fixed when the group is created. A default of such an option must not count as a
+    /// choice.
     pub(crate) fn is_fixed_at_creation(&self) -> bool {
         self.heading == GENESIS
     }
 
-    /// The name of the environment variable.
+    /// Returns the name of the environment variable.
     pub(crate) fn variable(&self) -> String {
         format!("SHARDKV_{}", self.key.to_ascii_uppercase())
     }
@@ -51,12 +52,11 @@ const fn row(
     }
 }
 
-const PLACE: &str = "Where and who";
-const GENESIS: &str =
-    "Chosen once, when the group is created (refused if the stored group differs)";
+const PLACE: &str = "Identity and addresses";
+const GENESIS: &str = "Fixed when the group is created (refused if the stored group differs)";
 const TIME: &str = "Time";
 const HANDOFF: &str = "Moving shards and forwarding";
-const BOUNDS: &str = "Bounds of clients";
+const BOUNDS: &str = "Limits for clients";
 const LOG: &str = "Raft, log and snapshots";
 const NETWORK: &str = "Network";
 const STORE: &str = "Disk";
@@ -65,26 +65,26 @@ const OUTPUT: &str = "Logs, metrics and process";
 /// All options, in the order of `--help`.
 #[rustfmt::skip]
 pub(crate) const ROWS: &[Row] = &[
-    row(PLACE, "data_dir", "PATH", "", "The directory of the node's identity, log and state; made if missing. Required"),
-    row(PLACE, "cluster_name", "NAME", "shardkv", "The cluster's name; connections of another name are refused"),
-    row(PLACE, "role", "standalone|shards|controller", "standalone", "What the node's group is for: a store of one group, a replica group that owns what the controllers give it, or the controllers themselves. Fixed when the group is created"),
+    row(PLACE, "data_dir", "PATH", "", "The directory of the node's identity, log and state; created if missing. Required"),
+    row(PLACE, "cluster_name", "NAME", "shardkv", "The cluster's name; connections with another name are refused"),
+    row(PLACE, "role", "standalone|shards|controller", "standalone", "The kind of the node's group: a store of one group, a replica group that owns the shards that the controllers give it, or the controllers themselves. Fixed when the group is created"),
     row(PLACE, "gid", "NUMBER", "1, or 0 for controllers", "The replica group that this node belongs to; controllers have 0"),
-    row(PLACE, "controllers", "HOST:PORT,...", "none", "Where the controllers are; needed for the role shards, and for it only"),
-    row(PLACE, "listen", "HOST:PORT", "127.0.0.1:7400", "Where clients and peers connect; port 0 picks a free one"),
-    row(PLACE, "advertise", "HOST:PORT", "the listen address", "How others reach this node; needed when it listens on all interfaces"),
+    row(PLACE, "controllers", "HOST:PORT,...", "none", "The controllers' addresses; required for the role shards, and only for it"),
+    row(PLACE, "listen", "HOST:PORT", "127.0.0.1:7400", "The address for clients and peers; port 0 picks a free port"),
+    row(PLACE, "advertise", "HOST:PORT", "the listen address", "The address under which other nodes reach this node; required when it listens on all interfaces"),
     row(PLACE, "peers", "HOST:PORT,...", "only this node", "The advertised addresses of the group's first members, this node's own among them. A node whose own address is not in it never starts a group: it joins one"),
-    row(GENESIS, "shards", "COUNT", "64", "How many shards the keys are spread over"),
-    row(GENESIS, "session_ttl_ms", "MS", "600000", "How long a silent client session is remembered"),
-    row(GENESIS, "max_sessions_per_shard", "COUNT", "65536", "How many client sessions a shard remembers; beyond it new ones are refused"),
-    row(GENESIS, "max_results_per_session", "COUNT", "1024", "How many unacknowledged results a session keeps in a shard; beyond it writes are refused"),
-    row(TIME, "tick_ms", "MS", "10", "The grain of Raft's clock"),
-    row(TIME, "heartbeat_interval_ms", "MS", "100", "How often a leader speaks to each follower at least"),
-    row(TIME, "election_timeout_ms", "MS", "400", "A follower that hears no leader for one to two times this long asks for votes; at least 3 heartbeat intervals"),
-    row(TIME, "lease_reads", "BOOL", "false", "Serve reads from the leader's lease, without asking a quorum. Trusts that no clock runs twice as fast as another"),
-    row(TIME, "request_timeout_ms", "MS", "10000", "The longest that a request waits on the server; a client's shorter deadline is honoured"),
-    row(TIME, "shutdown_timeout_ms", "MS", "5000", "How long an orderly stop may take before the process ends anyway"),
-    row(BOUNDS, "max_value_bytes", "BYTES", "1048576", "The largest value; a larger one is refused as TooLarge. A key has at most 4096 bytes, always"),
-    row(BOUNDS, "max_request_bytes", "BYTES", "8388608", "The largest request message, a whole batch included; a larger one is refused"),
+    row(GENESIS, "shards", "COUNT", "64", "The number of shards that the keys are spread over"),
+    row(GENESIS, "session_ttl_ms", "MS", "600000", "The time that an idle client session is remembered"),
+    row(GENESIS, "max_sessions_per_shard", "COUNT", "65536", "The maximum number of client sessions that a shard remembers; beyond it new sessions are refused"),
+    row(GENESIS, "max_results_per_session", "COUNT", "1024", "The maximum number of unacknowledged results that a session keeps in a shard; beyond it writes are refused"),
+    row(TIME, "tick_ms", "MS", "10", "The resolution of Raft's clock"),
+    row(TIME, "heartbeat_interval_ms", "MS", "100", "The maximum time between two messages of a leader to a follower"),
+    row(TIME, "election_timeout_ms", "MS", "400", "A follower that hears from no leader for one to two times this long starts an election; at least 3 heartbeat intervals"),
+    row(TIME, "lease_reads", "BOOL", "false", "Serve reads from the leader's lease, without asking a quorum. Correct only if no clock runs twice as fast as another"),
+    row(TIME, "request_timeout_ms", "MS", "10000", "The maximum time that a request waits on the server; a shorter deadline of the client counts"),
+    row(TIME, "shutdown_timeout_ms", "MS", "5000", "The maximum time for an orderly stop; after it the process ends anyway"),
+    row(BOUNDS, "max_value_bytes", "BYTES", "1048576", "The maximum size of a value; a larger one is refused as TooLarge. A key always has at most 4096 bytes"),
+    row(BOUNDS, "max_request_bytes", "BYTES", "8388608", "The maximum size of a request message, including a whole batch; a larger one is refused"),
     row(BOUNDS, "max_batch_items", "COUNT", "4096", "The most items in one message of a batch stream; the items beyond it are refused as TooLarge"),
     row(BOUNDS, "max_stream_inflight_items", "COUNT", "16384", "The most unanswered items of one batch stream; beyond it the stream is not read until some are answered"),
     row(BOUNDS, "max_pending_requests", "COUNT", "65536", "The most unanswered requests of all clients; beyond it they are refused as Overloaded"),
@@ -96,44 +96,44 @@ pub(crate) const ROWS: &[Row] = &[
     row(BOUNDS, "max_exports", "COUNT", "4", "The most exports that are served at the same time; beyond it they are refused as Overloaded"),
     row(BOUNDS, "max_watchers", "COUNT", "1024", "The most watchers of the configuration; beyond it they are refused as Overloaded"),
     row(HANDOFF, "handoff_max_concurrent", "COUNT", "4", "The most shards that are pulled at the same time"),
-    row(HANDOFF, "handoff_bytes_per_second", "BYTES", "67108864", "The most bytes that all pulls together bring in a second; 0 for no limit"),
-    row(HANDOFF, "handoff_chunk_bytes", "BYTES", "524288", "About how many bytes of a shard travel and are put into the log at once; less by itself where entries are small"),
-    row(HANDOFF, "handoff_min_retry_ms", "MS", "10", "The shortest pause before a step of a hand-off that failed is tried again; it doubles with each failure"),
-    row(HANDOFF, "handoff_max_retry_ms", "MS", "1000", "The longest pause before a step of a hand-off that failed is tried again"),
-    row(HANDOFF, "handoff_timeout_ms", "MS", "5000", "How long one step of a hand-off waits for another group"),
+    row(HANDOFF, "handoff_bytes_per_second", "BYTES", "67108864", "The maximum bytes per second of all pulls together; 0 for no limit"),
+    row(HANDOFF, "handoff_chunk_bytes", "BYTES", "524288", "The approximate size of a chunk of a shard, on the network and in the log; reduced automatically if max_entry_bytes is small"),
+    row(HANDOFF, "handoff_min_retry_ms", "MS", "10", "The first pause before a failed step of a hand-off is retried; it doubles with each failure"),
+    row(HANDOFF, "handoff_max_retry_ms", "MS", "1000", "The longest pause before a failed step of a hand-off is retried"),
+    row(HANDOFF, "handoff_timeout_ms", "MS", "5000", "The maximum time that one step of a hand-off waits for another group"),
     row(HANDOFF, "max_forwarded", "COUNT", "1024", "The most requests that this node forwards at the same time; beyond it they are refused as Overloaded"),
     row(LOG, "max_entry_bytes", "BYTES", "8388608", "The most bytes of operations in one log entry; at most 33554432"),
     row(LOG, "max_append_bytes", "BYTES", "1048576", "The most bytes of entries in one message to a follower"),
     row(LOG, "max_inflight_appends", "COUNT", "16", "The most unanswered appends to one follower"),
     row(LOG, "max_inflight_append_bytes", "BYTES", "8388608", "The most bytes of unanswered appends to one follower"),
     row(LOG, "max_uncommitted_bytes", "BYTES", "67108864", "The most bytes of entries that are not committed yet; beyond it writes are refused as Overloaded"),
-    row(LOG, "max_cached_bytes", "BYTES", "33554432", "The log entries kept in memory for followers that are a little behind"),
+    row(LOG, "max_cached_bytes", "BYTES", "33554432", "The bytes of log entries kept in memory for followers that are a little behind"),
     row(LOG, "max_apply_bytes", "BYTES", "4194304", "The most bytes of entries applied in one step"),
     row(LOG, "compact_after_bytes", "BYTES", "67108864", "The log is compacted when it has grown by this much"),
     row(LOG, "snapshot_bytes_per_second", "BYTES", "104857600", "The bandwidth of all outgoing snapshots together; 0 for no limit"),
     row(LOG, "snapshot_window", "COUNT", "4", "The most unanswered snapshot chunks to one follower"),
     row(LOG, "max_snapshots", "COUNT", "2", "The most snapshots that are sent at the same time"),
-    row(NETWORK, "connect_timeout_ms", "MS", "1000", "How long connecting to a peer may take"),
-    row(NETWORK, "keepalive_interval_ms", "MS", "1000", "An idle connection is probed this often"),
-    row(NETWORK, "keepalive_timeout_ms", "MS", "2000", "A connection whose probe is not answered for this long is closed; a node waits three times as long for those who called it"),
-    row(NETWORK, "handshake_timeout_ms", "MS", "5000", "A connection that says nothing for this long after it was opened is closed"),
-    row(NETWORK, "stream_window_bytes", "BYTES", "1048576", "HTTP/2 flow control: bytes on their way in one stream"),
-    row(NETWORK, "connection_window_bytes", "BYTES", "8388608", "HTTP/2 flow control: bytes on their way in one connection"),
-    row(NETWORK, "peer_queue_bytes", "BYTES", "33554432", "Messages to one peer that wait to be sent; beyond it the oldest are dropped, and Raft sends them again"),
+    row(NETWORK, "connect_timeout_ms", "MS", "1000", "The maximum time for connecting to a peer"),
+    row(NETWORK, "keepalive_interval_ms", "MS", "1000", "The time between two probes of an idle connection"),
+    row(NETWORK, "keepalive_timeout_ms", "MS", "2000", "A connection whose probe is not answered for this long is closed; a node waits three times as long for its callers"),
+    row(NETWORK, "handshake_timeout_ms", "MS", "5000", "A connection that sends nothing for this long after it was opened is closed"),
+    row(NETWORK, "stream_window_bytes", "BYTES", "1048576", "HTTP/2 flow control: bytes in flight in one stream"),
+    row(NETWORK, "connection_window_bytes", "BYTES", "8388608", "HTTP/2 flow control: bytes in flight in one connection"),
+    row(NETWORK, "peer_queue_bytes", "BYTES", "33554432", "The maximum bytes of messages that wait to be sent to one peer; beyond it the oldest are dropped, and Raft sends them again"),
     row(NETWORK, "peer_frame_bytes", "BYTES", "1048576", "Messages to one peer are sent together up to this size"),
     row(STORE, "disk_reserve_bytes", "BYTES", "a tenth of the disk, at most 536870912", "When less than this is free, writes are refused as DiskFull, while reads and deletes are served"),
     row(STORE, "block_cache_bytes", "BYTES", "67108864", "The cache of blocks read from disk"),
-    row(STORE, "state_write_buffer_bytes", "BYTES", "33554432", "Changes of the state in memory before they are written to disk, for each keyspace"),
-    row(STORE, "log_write_buffer_bytes", "BYTES", "33554432", "Log entries in memory, beside their synced journal, before they are written to a table"),
+    row(STORE, "state_write_buffer_bytes", "BYTES", "33554432", "The changes of the state kept in memory before they are written to disk, for each column family"),
+    row(STORE, "log_write_buffer_bytes", "BYTES", "33554432", "The log entries kept in memory, beside the synced write-ahead log, before they are written to a table"),
     row(STORE, "max_open_files", "COUNT", "512", "The most files that each of the two databases keeps open"),
-    row(OUTPUT, "metrics_listen", "HOST:PORT", "127.0.0.1:7401", "Where Prometheus metrics, /livez and /readyz are served over HTTP; `off` for nowhere, port 0 picks a free one"),
-    row(OUTPUT, "ready_file", "PATH", "none", "A JSON file with the node's id and bound addresses, written once it serves"),
-    row(OUTPUT, "log_format", "human|json", "human", "How log lines look; they go to standard error"),
-    row(OUTPUT, "log_filter", "FILTER", "info", "Which log lines: a level, or levels by module such as `info,shardkv_server=debug`"),
-    row(OUTPUT, "rpc_threads", "COUNT", "0", "Threads that serve the network; 0 chooses: one on up to 3 cores, else a third of the cores, at most 8"),
+    row(OUTPUT, "metrics_listen", "HOST:PORT", "127.0.0.1:7401", "The HTTP address of Prometheus metrics, /livez and /readyz; `off` disables it, port 0 picks a free port"),
+    row(OUTPUT, "ready_file", "PATH", "none", "A JSON file with the node's id and bound addresses, written when the node serves"),
+    row(OUTPUT, "log_format", "human|json", "human", "The format of log lines, which go to standard error"),
+    row(OUTPUT, "log_filter", "FILTER", "info", "The log filter: a level, or levels by module such as `info,shardkv_server=debug`"),
+    row(OUTPUT, "rpc_threads", "COUNT", "0", "The number of threads that serve the network; 0 chooses one on up to 3 cores, else a third of the cores, at most 8"),
 ];
 
-/// The row of a key.
+/// Returns the row of a key.
 pub(crate) fn find(key: &str) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.key == key)
 }

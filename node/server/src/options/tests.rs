@@ -68,8 +68,8 @@ fn flags_win_over_the_file_and_the_file_over_defaults() {
 
 #[test]
 fn the_environment_stands_between_flags_and_file() {
-    // The variable's value is read by the parser from the process' environment, which tests must not change;
-    // so the parser itself is asked: every option has its variable, and a variable's value counts as such.
+    // The parser reads the variable's value from the process' environment, which tests must not change. So the test checks
+    // the parser itself: every option has its variable, and a variable's value counts as such.
     let command = read::command();
     for row in ROWS {
         let arg = command

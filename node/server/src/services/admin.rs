@@ -1,4 +1,4 @@
-//! `shardkv.v1.Admin`: what operators ask of one node.
+//! `shardkv.v1.Admin`: operators' requests to one node.
 
 use std::sync::Arc;
 
@@ -89,7 +89,7 @@ impl Admin for AdminService {
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
         let disk = self.disk.clone();
-        // Sizes are read off the file system.
+        // The sizes are read from the file system.
         let sizes = tokio::task::spawn_blocking(move || disk.sizes())
             .await
             .map_err(|error| self.metrics.reject(&errors::unavailable(error, 100)))?;

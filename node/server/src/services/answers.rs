@@ -26,7 +26,7 @@ use crate::peers::Peers;
 
 /// An answer message is closed when it reaches this size.
 const MESSAGE_BYTES: usize = 1 << 20;
-/// Answers that the client does not fetch, beyond which its reads are refused.
+/// The maximum bytes of answers that the client does not fetch. Beyond it, its reads are refused.
 const MAX_UNFETCHED_BYTES: usize = 16 << 20;
 const RETRY_AFTER_MS: u32 = 20;
 
@@ -41,28 +41,28 @@ pub(crate) struct AnswerQueue {
 
 #[derive(Default)]
 struct State {
-    /// Answers to send, and their sizes.
+    /// The answers to send, with their sizes.
     ready: VecDeque<(BatchResult, usize)>,
     ready_bytes: usize,
-    /// Items that came in and whose answers were not sent.
+    /// The number of items whose answers were not sent yet.
     unanswered: usize,
     end: End,
-    /// Whether [`AnswerQueue::add`] was called since the last [`AnswerQueue::wake`].
+    /// True if [`AnswerQueue::add`] was called since the last [`AnswerQueue::wake`].
     touched: bool,
     /// The client is gone.
     abandoned: bool,
     sender: Option<Waker>,
 }
 
-/// Whether and how the stream ends.
+/// The state of the stream's end.
 #[derive(Default)]
 pub(crate) enum End {
     /// More items may come.
     #[default]
     Open,
-    /// When all items are answered, with this status if not a good one.
+    /// The stream ends when all items are answered, with this status if it is an error.
     Answered(Option<Status>),
-    /// Without the answers that are missing.
+    /// The stream ends with this status, without the missing answers.
     Now(Status),
 }
 
@@ -117,7 +117,7 @@ impl AnswerQueue {
         self.lock().add(id, ItemResponse::Error(error));
     }
 
-    /// Has the owner of an item's key answer it.
+    /// Forwards an item to the owner of its key.
     pub(crate) fn forward(self: &Arc<Self>, id: u64, arrived: Instant, item: Item) {
         let queue = Arc::clone(self);
         tokio::spawn(async move {
@@ -128,7 +128,7 @@ impl AnswerQueue {
         });
     }
 
-    /// Takes the replica's answer to an item. As [`AnswerQueue::add`].
+    /// Takes the replica's answer to an item. Returns true as [`AnswerQueue::add`] does.
     pub(crate) fn push(
         self: &Arc<Self>,
         id: u64,
@@ -146,7 +146,7 @@ impl AnswerQueue {
         }
     }
 
-    /// Adds an answer. Whether the stream was not touched since it was last woken: then the caller owes it a
+    /// Adds an answer. Returns true if this is the first one since the last wake-up: then the caller owes the queue a
     /// [`AnswerQueue::wake`].
     fn add(&self, id: u64, arrived: Instant, answer: Result<ItemResponse, ErrorDetail>) -> bool {
         let response = answer.unwrap_or_else(|error| {
@@ -170,7 +170,7 @@ impl AnswerQueue {
         !std::mem::replace(&mut state.touched, true)
     }
 
-    /// Has the answers that were added sent.
+    /// Wakes the sender, so that it sends the added answers.
     pub(crate) fn wake(&self) {
         let mut state = self.lock();
         state.touched = false;
@@ -186,16 +186,16 @@ impl AnswerQueue {
     }
 }
 
-/// Where an item came from, and goes back to.
+/// The item that an answer belongs to.
 pub(crate) struct Origin {
     pub(crate) stream: Arc<AnswerQueue>,
     pub(crate) id: u64,
     pub(crate) arrived: Instant,
-    /// The item, if it may be passed on.
+    /// The item, if it may be forwarded.
     pub(crate) again: Option<Box<Item>>,
 }
 
-/// The method that a response answers; errors don't tell.
+/// Returns the method that a response answers, or `None` for an error.
 fn method_of(response: &ItemResponse) -> Option<Method> {
     match response {
         ItemResponse::Get(_) => Some(Method::Get),
@@ -223,7 +223,7 @@ impl State {
         self.ready.push_back((BatchResult { id, response }, size));
     }
 
-    /// How the stream ends, if it does now; nothing is ready to be sent.
+    /// Returns the final status if the stream ends now. Called only when no answer is ready.
     fn finish(&mut self) -> Poll<Option<Status>> {
         let over = match self.end {
             End::Open => false,
@@ -233,7 +233,7 @@ impl State {
         if !over {
             return Poll::Pending;
         }
-        // A stream that ended with an error and is polled again has just ended.
+        // A stream that ended with an error and is polled again ends without one.
         match std::mem::replace(&mut self.end, End::Answered(None)) {
             End::Now(status) => {
                 self.unanswered = 0;
@@ -244,7 +244,7 @@ impl State {
         }
     }
 
-    /// The next message: all that is ready, up to its size.
+    /// Returns the next message: all ready answers, up to the size limit.
     fn message(&mut self) -> BatchResponse {
         let mut results = Vec::with_capacity(self.ready.len());
         let mut bytes = 0;

@@ -1,7 +1,7 @@
-//! `shardkv.v1.Shardctrler`: the configuration centre, which every node serves so that a client can be pointed at any.
+//! `shardkv.v1.Shardctrler`: the configuration service. Every node serves it, so that a client can use any node.
 //!
-//! Controllers answer themselves, or have their leader answer. Nodes of replica groups pass everything on to the
-//! controllers but `Watch`, which they serve from what they know. A store without controllers tells of the one group that it is.
+//! A controller answers by itself, or forwards to its leader. Nodes of replica groups forward everything to the controllers
+//! except `Watch`, which they serve from their own copy. A store without controllers returns its one group.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub(crate) struct CtrlService {
 }
 
 impl CtrlService {
-    /// Asks the own machine, or whoever knows.
+    /// Answers from the own state machine, or forwards the request.
     async fn answer<A: ControllerRequest>(
         &self,
         request: Request<A>,
@@ -196,7 +196,7 @@ impl CtrlService {
     fn not_a_controller(&self) -> ErrorDetail {
         let controllers = self.controllers.join(", ");
         errors::conflict(format!(
-            "this node is no controller: ask one of {controllers}"
+            "this node is not a controller: send the request to one of {controllers}"
         ))
     }
 
@@ -204,10 +204,15 @@ impl CtrlService {
     fn standalone(&self, num: i64) -> Result<QueryResponse, ErrorDetail> {
         let Some(Known { cluster, config }) = standalone::config(&self.lifecycle, &self.peers)
         else {
-            return Err(errors::unavailable("the group isn't known yet", 100));
+            return Err(errors::unavailable(
+                "this node does not know its group yet",
+                100,
+            ));
         };
         if num != -1 && num != i64::try_from(config.num().0).unwrap_or(-1) {
-            let what = format!("there is no configuration {num}: a store of one group has the one");
+            let what = format!(
+                "configuration {num} does not exist: a store without controllers has only configuration 1"
+            );
             return Err(errors::not_found(what));
         }
         let (latest, oldest) = (config.num().0, config.num().0);

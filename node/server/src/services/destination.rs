@@ -1,5 +1,5 @@
-//! Whom a call is meant for. Addresses are used again: without this check a write could be acknowledged by another cluster's
-//! group that happens to own a shard of the same number.
+//! The check of a call's destination. Addresses are reused: without this check a write could be acknowledged by another
+//! cluster's group that happens to own a shard of the same number.
 
 use api::v1::ErrorDetail;
 use api::{CLUSTER_METADATA_KEY, GID_METADATA_KEY, errors};
@@ -9,7 +9,7 @@ use types::{ClusterId, Gid};
 
 use crate::routing::Routing;
 
-/// Refuses a call that says that it is meant for another cluster or group. Who doesn't say is served.
+/// Refuses a call that names another cluster or group. Accepts calls that name no destination.
 pub(crate) fn check(routing: &Routing, metadata: &MetadataMap) -> Result<(), ErrorDetail> {
     let (cluster, gid) = read(metadata)?;
     if let (Some(wanted), Some(own)) = (cluster, cluster.and_then(|_| own_cluster(routing)))
@@ -23,7 +23,7 @@ pub(crate) fn check(routing: &Routing, metadata: &MetadataMap) -> Result<(), Err
     }
 }
 
-/// The cluster as clients know it. A group that follows no controllers yet is of none, and owns nothing.
+/// Returns the cluster as clients know it. A group that follows no controllers yet belongs to no cluster, and owns nothing.
 fn own_cluster(routing: &Routing) -> Option<ClusterId> {
     match routing.kind() {
         GroupKind::Shards => routing.ownership().controller,
@@ -34,7 +34,7 @@ fn own_cluster(routing: &Routing) -> Option<ClusterId> {
 fn wrong_group(routing: &Routing) -> ErrorDetail {
     match routing.kind() {
         GroupKind::Shards => errors::wrong_group(routing.ownership().config.0),
-        // The only configuration that it ever tells of.
+        // A store without controllers has only this configuration.
         GroupKind::Standalone => errors::wrong_group(1),
         GroupKind::Controller => routing.wrong_group(),
     }
@@ -45,9 +45,9 @@ fn read(metadata: &MetadataMap) -> Result<(Option<ClusterId>, Option<Gid>), Erro
         metadata,
         CLUSTER_METADATA_KEY,
         16,
-        "is no 16 hexadecimal digits",
+        "must be 16 hexadecimal digits",
     )?;
-    let gid = number(metadata, GID_METADATA_KEY, 10, "is no decimal number")?;
+    let gid = number(metadata, GID_METADATA_KEY, 10, "must be a decimal number")?;
     Ok((cluster.map(ClusterId), gid.map(Gid)))
 }
 

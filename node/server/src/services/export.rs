@@ -1,7 +1,8 @@
 //! `Kv.Export`: one shard as of one moment.
 //!
-//! The state machine gives a view that stays as it is while writes go on. Its pages are read off the replica's thread, each
-//! when the one before was fetched, so that a slow client holds a view and no thread. How many views are held is bounded.
+//! The state machine gives a view that does not change while writes go on. Its pages are read outside of the replica's
+//! thread, each one after the page before it was fetched, so that a slow client holds a view and no thread. The number of
+//! views is bounded.
 
 use std::sync::Arc;
 
@@ -74,7 +75,7 @@ async fn take(replica: &ReplicaHandle, request: &ExportRequest) -> Result<View, 
 
 async fn send(metrics: Arc<Metrics>, view: View, pages: PageSender, _slot: OwnedSemaphorePermit) {
     loop {
-        // Room first, so that a page is read only when it can be sent.
+        // The slot comes first, so that a page is read only when it can be sent.
         let Some(room) = pages.room().await else {
             return;
         };

@@ -1,4 +1,4 @@
-//! `shardkv.v1.Handoff`: shards on their way from this group to another.
+//! `shardkv.v1.Handoff`: the source's side of moving shards to another group.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use crate::metrics::Metrics;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
-/// Parts of shards that are read and sent at the same time.
+/// The maximum number of chunks of shards that are read and sent at the same time.
 const MAX_PULLS: usize = 64;
-/// Deletes that are carried out at the same time, for all groups that ask.
+/// The maximum number of deletes at the same time, for all groups.
 const MAX_DELETES: usize = 1_024;
 
 /// The service.
@@ -45,7 +45,7 @@ impl HandoffService {
         }
     }
 
-    /// Refuses whoever follows other controllers, or asks for another group.
+    /// Refuses a caller that follows other controllers, or that asks for another group.
     fn check(&self, cluster: u64, gid: u64) -> Result<(), ErrorDetail> {
         let own = self.routing.gid();
         let name = |cluster: ClusterId, gid: u64| format!("controllers {cluster} group {gid}");

@@ -1,4 +1,4 @@
-//! `shardkv.v1.Kv`: what applications call.
+//! `shardkv.v1.Kv`: the service for applications.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,7 +40,7 @@ pub(crate) struct KvService {
 }
 
 impl KvService {
-    /// Refuses a call that is meant for others; else tells whether it may not be passed on.
+    /// Refuses a call for another destination. Otherwise returns true if the call must not be forwarded.
     fn admit(&self, metadata: &MetadataMap) -> Result<bool, Status> {
         match destination::check(&self.routing, metadata) {
             Ok(()) => Ok(is_forbidden(metadata)),
@@ -48,7 +48,7 @@ impl KvService {
         }
     }
 
-    /// Answers a request about one key, here or where the key is.
+    /// Answers a request about one key, here or at the owner of the key.
     async fn call(&self, forbidden: bool, item: Item) -> Result<ItemResponse, Status> {
         let start = Instant::now();
         let method = Method::of(&item);
@@ -66,7 +66,7 @@ impl KvService {
                 (false, _) => forward::item(forwarder, item).await,
             };
         }
-        // Its bytes are shared, not copied; and who routes by itself doesn't even pay for that.
+        // The clone shares the bytes. A client that routes by itself doesn't even pay for the clone.
         let again = (!forbidden).then(|| item.clone());
         let asked = async {
             let request = Checks::new(&self.limits).item(Some(item))?;

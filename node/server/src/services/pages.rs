@@ -1,7 +1,7 @@
-//! Streams of pages that can't end short unnoticed.
+//! Streams of pages whose end is always explicit.
 //!
-//! A stream whose sender is dropped ends, and to the caller that looks like the end of the range. So a sender says when it
-//! is done, and a stream whose sender went without a word ends with an error.
+//! A stream whose sender is dropped ends, and to the caller that looks like the end of the range. So a sender states that
+//! it is done, and a stream whose sender was dropped without that ends with an error.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_stream::Stream;
 use tonic::Status;
 
-/// How long a caller may leave a page unfetched before it is given up, because a stream holds a place and a view.
+/// The maximum time that a caller may leave a page unfetched, because a stream holds a slot and a view.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A page, or the end of the stream with or without an error.
@@ -30,13 +30,14 @@ pub(crate) struct Pages {
     over: bool,
 }
 
-/// Its other end.
+/// The sending half of [`Pages`].
 pub(crate) struct PageSender(mpsc::Sender<Item>);
 
 /// Room for one page.
 pub(crate) struct Room<'a>(mpsc::Permit<'a, Item>);
 
-/// A stream of pages. One page waits while the one before it is sent: a caller that doesn't fetch stops its sender.
+/// Creates a stream of pages. One page waits while the page before it is sent, so a caller that doesn't fetch stops the
+/// sender.
 pub(crate) fn pages() -> (PageSender, Pages) {
     let (sender, items) = mpsc::channel(1);
     let pages = Pages { items, over: false };
@@ -44,13 +45,13 @@ pub(crate) fn pages() -> (PageSender, Pages) {
 }
 
 impl PageSender {
-    /// Waits until a page can be sent, so that it needn't be read before. `None` when nobody fetches any more.
+    /// Waits until a page can be sent, so that it isn't read earlier. Returns `None` when the caller has stopped fetching.
     pub(crate) async fn room(&self) -> Option<Room<'_>> {
         let room = timeout(PATIENCE, self.0.reserve()).await;
         room.ok()?.ok().map(Room)
     }
 
-    /// Says that all was sent.
+    /// Ends the stream: everything was sent.
     pub(crate) async fn end(self) {
         self.finish(Item::End).await;
     }
@@ -61,7 +62,7 @@ impl PageSender {
     }
 
     async fn finish(self, item: Item) {
-        // Whoever is gone doesn't want to know.
+        // If the caller is gone, nothing needs to be sent.
         if let Some(room) = self.room().await {
             room.0.send(item);
         }

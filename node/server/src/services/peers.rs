@@ -1,4 +1,4 @@
-//! `shardkv.v1.Raft`: what the other members, and those who want to be, say to this node.
+//! `shardkv.v1.Raft`: streams from other members and from nodes that want to join.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,7 +87,7 @@ impl PeerService {
         };
         let (answers, receiver) = mpsc::channel(2);
         let node_id = self.handles.peers.node().0;
-        // There is room for it, and the receiver is here.
+        // The channel has room, and its receiver exists.
         let _ = answers.try_send(Ok(RaftAccept { node_id }));
         let inbound = Inbound {
             handles: self.handles.clone(),
@@ -115,7 +115,7 @@ impl PeerService {
             Ok(Err(status)) => return Err(errors::bad_request("hello", status.message())),
         };
         let Some(hello) = first.hello.filter(|_| first.messages.is_empty()) else {
-            let reason = "the first frame of a stream carries it, and nothing else";
+            let reason = "the first frame of a stream must hold the hello and nothing else";
             return Err(errors::bad_request("hello", reason));
         };
         Listener::of(&self.handles.peers).check(&hello)?;
@@ -124,7 +124,7 @@ impl PeerService {
         }
         self.handles.lifecycle.check_accepts_peers()?;
         if hello.address.is_empty() || hello.address.len() > MAX_ADDRESS_BYTES {
-            let reason = format!("it has 1 to {MAX_ADDRESS_BYTES} bytes");
+            let reason = format!("it must have 1 to {MAX_ADDRESS_BYTES} bytes");
             return Err(errors::bad_request("hello.address", reason));
         }
         if lane == Lane::Snapshots {
@@ -135,11 +135,11 @@ impl PeerService {
         Ok(hello)
     }
 
-    /// A node that waits to be let in learns from its first snapshot's sender where it belongs, and writes that down
-    /// before it takes a byte of it.
+    /// Binds a node that waits to join to the cluster of its first snapshot's sender. The binding is written before any
+    /// byte of the snapshot is accepted.
     async fn bind(&self, hello: &Hello) -> Result<(), ErrorDetail> {
         if hello.cluster_id == 0 {
-            let reason = "who sends a snapshot belongs to a cluster";
+            let reason = "the sender of a snapshot must belong to a cluster";
             return Err(errors::bad_request("hello.cluster_id", reason));
         }
         if self.handles.peers.identity().cluster().is_some() {
@@ -150,7 +150,7 @@ impl PeerService {
         let bound = tokio::task::spawn_blocking(move || identity.bind(cluster)).await;
         match bound {
             Ok(Ok(())) => {
-                tracing::info!(%cluster, "let into a group");
+                tracing::info!(%cluster, "joining a group");
                 Ok(())
             }
             Ok(Err(error)) => Err(errors::unavailable(error, 1_000)),
@@ -187,7 +187,7 @@ impl Raft for PeerService {
             .check_group(&request.cluster_name, request.gid)
             .map_err(|error| error_status(&error))?;
         let identity = Arc::clone(self.handles.peers.identity());
-        // The lock may be held while a beginning is written to disk.
+        // The lock may be held while a first membership is written to disk.
         let introduction = tokio::task::spawn_blocking(move || identity.introduce())
             .await
             .map_err(|error| Status::internal(error.to_string()))?;
@@ -210,13 +210,13 @@ impl Raft for PeerService {
 struct Inbound {
     handles: Handles,
     from: NodeId,
-    /// The sender belongs to no cluster yet.
+    /// True if the sender belongs to no cluster yet.
     stranger: bool,
     lane: Lane,
 }
 
 impl Inbound {
-    /// Reads frames until the stream ends, then says how it ended. `answers` keeps the stream open meanwhile.
+    /// Reads frames until the stream ends, then reports its end. `answers` keeps the stream open meanwhile.
     async fn run(
         self,
         mut frames: Streaming<RaftFrame>,
@@ -242,7 +242,7 @@ impl Inbound {
                 Err(error) => {
                     self.handles.metrics.rejected(&error);
                     tracing::warn!(from = %self.from, "ended a peer's stream: {}", error.message);
-                    // Whether the peer still hears it or not, the stream ends.
+                    // The stream ends whether or not the peer still receives this.
                     let _ = answers.send(Err(error_status(&error))).await;
                     break;
                 }
@@ -256,7 +256,7 @@ impl Inbound {
 
     fn understand(&self, frame: RaftFrame) -> Result<Vec<Envelope>, ErrorDetail> {
         if frame.hello.is_some() {
-            return Err(errors::bad_request("hello", "it comes once"));
+            return Err(errors::bad_request("hello", "a stream has only one hello"));
         }
         let mut envelopes = Vec::with_capacity(frame.messages.len());
         for message in frame.messages {
@@ -268,21 +268,24 @@ impl Inbound {
         Ok(envelopes)
     }
 
-    /// Refuses what doesn't belong on this stream.
+    /// Refuses messages that don't belong on this stream.
     fn check(&self, envelope: &Envelope) -> Result<(), ErrorDetail> {
         if envelope.from != self.from {
-            let reason = format!("this stream is {}'s, not {}'s", self.from, envelope.from);
+            let reason = format!(
+                "this stream belongs to node {}, not to node {}",
+                self.from, envelope.from
+            );
             return Err(errors::bad_request("from", reason));
         }
         let chunk = matches!(envelope.message, Message::SnapshotChunk(_));
         if chunk != (self.lane == Lane::Snapshots) {
-            let reason = "snapshot chunks have a stream of their own";
+            let reason = "snapshot chunks must use the stream for snapshots, and other messages the stream for messages";
             return Err(errors::bad_request("message", reason));
         }
-        // A member that lost its disk speaks under a new id, and one that is being let in may only answer.
+        // A member that lost its disk has a new id, and a node that is being added may only answer.
         let joins = matches!(envelope.message, Message::JoinRequest { .. });
         if self.stranger && !joins && !self.is_member() {
-            let reason = "a node that belongs to no cluster may only ask to be let in";
+            let reason = "a node that belongs to no cluster may only send a join request";
             return Err(errors::bad_request("message", reason));
         }
         Ok(())

@@ -82,7 +82,7 @@ pub(crate) fn open(
     let shards = (!shards.is_empty()).then_some(shards);
     let kind = scanner.routing.kind();
     let controller = kind == GroupKind::Controller;
-    // Shards that are named are asked of this very group.
+    // Named shards are read from this very group.
     let here = forbidden || shards.is_some();
     if controller && here {
         return Err(scanner.routing.wrong_group());
@@ -109,7 +109,7 @@ pub(crate) fn open(
     Ok(stream)
 }
 
-/// Refuses bounds that no key reaches.
+/// Refuses bounds that are longer than any key.
 pub(crate) fn check_bounds(start: &Bytes, end: &Bytes) -> Result<(), ErrorDetail> {
     for (field, key) in [("start", start), ("end", end)] {
         // One byte more than a key: the bound after the longest key.
@@ -121,20 +121,20 @@ pub(crate) fn check_bounds(start: &Bytes, end: &Bytes) -> Result<(), ErrorDetail
     Ok(())
 }
 
-/// A scan and what is left of it.
+/// A scan and its remaining range.
 struct Scan {
     scanner: Arc<Scanner>,
-    /// Its start moves on with each page.
+    /// The request. Its start moves on with each page.
     request: ScanRequest,
-    /// Pairs that may still be sent.
+    /// The number of pairs that may still be sent.
     left: u64,
     shards: Option<ShardSet>,
 }
 
-/// How a scan of the own group's state ended.
+/// The result of a scan of the own group's state.
 enum End {
     Over,
-    /// Nobody fetches any more. The stream must not be told to be whole: its caller may yet come back to it.
+    /// The caller has stopped fetching. The stream must not end as complete, because the caller may still come back to it.
     Gone,
     Refused(ErrorDetail),
 }
@@ -168,7 +168,7 @@ impl Scan {
         }
     }
 
-    /// Sends what all groups have: a client of its own asks them and merges what they send.
+    /// Sends the pairs of all groups: a client of its own reads them and merges the results.
     async fn everywhere(self, pages: PageSender, _slot: OwnedSemaphorePermit) {
         let client = match self.scanner.all_groups() {
             Ok(client) => client,
@@ -196,7 +196,7 @@ impl Scan {
         pages.end().await;
     }
 
-    /// The next page: at least one pair, if there is one, and then what is there without waiting.
+    /// Returns the next page: at least one pair if there is one, and all further pairs that are there without waiting.
     async fn gather(
         &self,
         pairs: &mut shardkv_client::Scan,
@@ -223,10 +223,10 @@ impl Scan {
         pages.fail(self.scanner.metrics.reject(error)).await;
     }
 
-    /// Sends what this node's group has, as long as it leads.
+    /// Sends the pairs of this node's group while the node leads.
     async fn local(&mut self, pages: &PageSender) -> End {
         loop {
-            // Room first, so that a page is read only when it can be sent.
+            // The slot comes first, so that a page is read only when it can be sent.
             let Some(room) = pages.room().await else {
                 return End::Gone;
             };
@@ -264,7 +264,7 @@ impl Scan {
     }
 }
 
-/// Passes another node's pages on, at the pace at which they are fetched here.
+/// Relays another node's pages, at the pace at which the caller fetches them.
 pub(crate) async fn relay(metrics: &Metrics, mut from: Streaming<ScanResponse>, to: PageSender) {
     loop {
         let page = match from.message().await {
@@ -284,7 +284,7 @@ pub(crate) async fn relay(metrics: &Metrics, mut from: Streaming<ScanResponse>, 
     }
 }
 
-/// A page on the wire.
+/// Converts a page to the wire.
 pub(crate) fn response(pairs: Vec<(Bytes, Bytes)>, keys_only: bool) -> ScanResponse {
     let pair = |(key, value)| Pair {
         key,
@@ -295,7 +295,7 @@ pub(crate) fn response(pairs: Vec<(Bytes, Bytes)>, keys_only: bool) -> ScanRespo
     }
 }
 
-/// The smallest key after `key`.
+/// Returns the smallest key after `key`.
 fn after(key: &[u8]) -> Bytes {
     let mut next = BytesMut::with_capacity(key.len() + 1);
     next.extend_from_slice(key);

@@ -1,4 +1,4 @@
-//! Opening sessions: a name and the moment of its birth by the leader's log.
+//! Opens sessions. A session's id holds its time of birth by the leader's log.
 
 use api::v1::{ErrorDetail, OpenSessionResponse};
 use api::{encode_client_id, errors};
@@ -17,11 +17,14 @@ pub(crate) async fn open(replica: &ReplicaHandle) -> Result<OpenSessionResponse,
         Err(refusal) => return Err(kv::refused(&refusal, |node| replica.address_or_empty(node))),
     };
     let Some(genesis) = replica.view().genesis else {
-        let why = "the group's settings aren't known yet";
+        let why = "this node does not know the group's settings yet";
         return Err(errors::unavailable(why, 100));
     };
     let nonce = random::number().map_err(|error| {
-        errors::unavailable(format!("the system has no randomness: {error}"), 1_000)
+        errors::unavailable(
+            format!("the operating system gave no randomness: {error}"),
+            1_000,
+        )
     })?;
     Ok(OpenSessionResponse {
         client_id: encode_client_id(ClientId { birth, nonce }),

@@ -1,4 +1,4 @@
-//! `Admin.Shards`: what this node's group has to do with which shard, as this node knows it.
+//! `Admin.Shards`: the shards that this node's group has to do with, as this node knows them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,17 +15,17 @@ use crate::mover::Moving;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
-/// How many shards' sizes are asked for at once: the replica answers nobody else meanwhile.
+/// The maximum number of shards whose sizes are read at once, because the replica answers no other request meanwhile.
 const SIZES_AT_ONCE: usize = 256;
 
-/// What a shard holds.
+/// The content of a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Size {
     keys: u64,
     bytes: u64,
 }
 
-/// Answers.
+/// Answers `Admin.Shards`.
 pub(crate) async fn shards(
     replica: &ReplicaHandle,
     routing: &Routing,
@@ -33,7 +33,7 @@ pub(crate) async fn shards(
     request: &ShardsRequest,
 ) -> Result<ShardsResponse, ErrorDetail> {
     if routing.kind() == GroupKind::Controller {
-        let what = "controllers have no shards: ask a node of a replica group";
+        let what = "a controller has no shards: send the request to a node of a replica group";
         return Err(errors::conflict(what));
     }
     let wanted = api::shards_from_wire(&request.shards)
@@ -68,13 +68,13 @@ pub(crate) async fn shards(
     })
 }
 
-/// The shards that the group has, gets, gives away, or has yet to have deleted elsewhere.
+/// Returns the shards that the group owns, pulls, gives away, or still has to have deleted at their source.
 pub(crate) fn concerned(ownership: &Ownership) -> BTreeSet<ShardId> {
     let owed = ownership.owed.keys().map(|(shard, _)| *shard);
     ownership.shards.keys().copied().chain(owed).collect()
 }
 
-/// How a shard stands, without what it holds.
+/// Returns the state of a shard, without its size.
 pub(crate) fn describe(ownership: &Ownership, shard: ShardId) -> ShardStatus {
     let mut owed = ownership
         .owed
@@ -116,14 +116,14 @@ fn present(status: &mut ShardStatus, shard: &Shard) {
     }
 }
 
-/// Log time runs by the leaders' wall clocks.
+/// Returns the wall clock, by which leaders stamp log time.
 fn wall_clock() -> LogTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let millis = since.map_or(0, |since| since.as_millis());
     LogTime(u64::try_from(millis).unwrap_or(u64::MAX))
 }
 
-/// About how many bytes shards hold, which are given in order, each once.
+/// Returns the approximate bytes of shards. The shards are in order, each once.
 pub(crate) async fn estimate(
     replica: &ReplicaHandle,
     shards: impl IntoIterator<Item = ShardId>,
@@ -165,7 +165,7 @@ async fn count(
     Ok(sizes)
 }
 
-/// What a shard holds, page by page; `None` if it went away meanwhile.
+/// Counts the content of a shard page by page. Returns `None` if the shard goes away meanwhile.
 async fn count_one(replica: &ReplicaHandle, shard: ShardId) -> Result<Option<Size>, ErrorDetail> {
     let mut size = Size::default();
     let mut after = Bytes::new();

@@ -1,11 +1,11 @@
-//! Typed details for the errors that the gRPC library makes by itself: messages that are too large or can't be
-//! decoded never reach a handler.
+//! Typed details for errors that the gRPC library makes by itself: messages that are too large or can't be decoded never
+//! reach a handler.
 
 use api::v1::ErrorDetail;
 use api::{ERROR_METADATA_KEY, error_status, errors};
 use tonic::{Code, Status};
 
-/// Gives a response of the library's own a typed detail, where one fits.
+/// Adds a typed detail to a response of the library, where one fits.
 pub(crate) fn response<B: Default>(
     response: tonic::codegen::http::Response<B>,
 ) -> tonic::codegen::http::Response<B> {
@@ -19,7 +19,7 @@ pub(crate) fn response<B: Default>(
     }
 }
 
-/// A status of the library's own with a typed detail, where one fits.
+/// Adds a typed detail to a status of the library, where one fits.
 pub(crate) fn status(status: Status) -> Status {
     match detail(&status) {
         Some(detail) => error_status(&detail),
@@ -43,7 +43,7 @@ fn detail(status: &Status) -> Option<ErrorDetail> {
     }
 }
 
-/// The two numbers of "decoded message length too large: found 9 bytes, the limit is: 8 bytes".
+/// Returns the two numbers of "decoded message length too large: found 9 bytes, the limit is: 8 bytes".
 fn sizes(message: &str) -> Option<(u64, u64)> {
     if !message.contains("message length too large") {
         return None;

@@ -1,8 +1,8 @@
-//! `Shardctrler.Watch`: configurations as they come.
+//! `Shardctrler.Watch`: a stream of configurations.
 //!
-//! A controller asks its own state what a watcher lacks, whenever that changes; a follower's state may be behind, but
-//! never wrong. A watch ends when its node takes no part any more, so that the watcher asks a node that does. What a watcher
-//! doesn't fetch stops only its own stream.
+//! A controller reads the steps that a watcher lacks from its own state, whenever that changes. A follower's state may be
+//! behind, but never wrong. A watch ends when its node stops serving, so that the watcher goes to another node. A watcher
+//! that doesn't fetch stops only its own stream.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::peers::Peers;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
-/// The most deltas in one message.
+/// The maximum number of deltas in one message.
 const MAX_DELTAS: u32 = 256;
 
 type Messages = mpsc::Sender<Result<WatchResponse, Status>>;
@@ -65,7 +65,7 @@ impl Watches {
 struct Watcher {
     handles: Watches,
     have: ConfigNum,
-    /// The replica group that follows, if it is one.
+    /// The replica group that follows, if the watcher is one.
     group: Option<Gid>,
     /// Given back when the watch ends.
     _slot: OwnedSemaphorePermit,
@@ -73,7 +73,7 @@ struct Watcher {
 
 impl Watcher {
     async fn run(mut self, first: WatchResponse, messages: Messages) {
-        // Subscribed before the state is asked, so that nothing is missed in between.
+        // Subscribed before the state is read, so that no change in between is missed.
         let mut known = self.handles.routing.configs().watch();
         let mut view = self.handles.lifecycle.watch();
         if messages.send(Ok(first)).await.is_err() {
@@ -92,7 +92,7 @@ impl Watcher {
                     tokio::select! {
                         changed = known.changed() => if changed.is_err() { return },
                         () = gone => {
-                            let why = "this node takes no part in its group now";
+                            let why = "this node does not serve at the moment";
                             let error = errors::unavailable(why, 100);
                             let _ = messages.send(Err(error_status(&error))).await;
                             return;
@@ -110,7 +110,7 @@ impl Watcher {
         }
     }
 
-    /// What the watcher lacks, and whether that is anything.
+    /// Returns the configurations that the watcher lacks, and true if there are any.
     async fn lacking(&mut self) -> Result<(WatchResponse, bool), ErrorDetail> {
         let response = match self.handles.routing.kind() {
             GroupKind::Controller => self.by_state().await?,
@@ -121,7 +121,7 @@ impl Watcher {
         let full = response.full.as_ref().map(|full| full.num);
         if let Some(num) = last.or(full) {
             self.have = ConfigNum(num);
-            // It begins only once.
+            // A group begins only once.
             self.group = None;
         }
         let some = last.or(full).is_some();
@@ -130,7 +130,7 @@ impl Watcher {
 
     async fn by_state(&self) -> Result<WatchResponse, ErrorDetail> {
         let replica = &self.handles.replica;
-        let unknown = || errors::unavailable("the group isn't known yet", 100);
+        let unknown = || errors::unavailable("this node does not know its group yet", 100);
         let identity = self.handles.peers.identity();
         let cluster = identity.cluster().ok_or_else(unknown)?;
         let shards = replica.view().genesis.ok_or_else(unknown)?.shards;
@@ -146,7 +146,7 @@ impl Watcher {
             Response::Refused(CtrlError::Future { latest, .. }),
         ))) = &result
         {
-            // This follower is behind what the watcher has heard elsewhere.
+            // This follower is behind the configuration that the watcher got elsewhere.
             return Ok(WatchResponse {
                 latest: latest.0,
                 ..empty()
@@ -160,14 +160,15 @@ impl Watcher {
 
     fn by_cache(&self) -> Result<WatchResponse, ErrorDetail> {
         let since = self.handles.routing.configs().since(self.have);
-        let (response, _) = since
-            .ok_or_else(|| errors::unavailable("the controllers have not been heard yet", 100))?;
+        let (response, _) = since.ok_or_else(|| {
+            errors::unavailable("this node has not heard from the controllers yet", 100)
+        })?;
         Ok(response)
     }
 
     fn alone(&self) -> Result<WatchResponse, ErrorDetail> {
         let known = standalone::config(&self.handles.lifecycle, &self.handles.peers)
-            .ok_or_else(|| errors::unavailable("the group isn't known yet", 100))?;
+            .ok_or_else(|| errors::unavailable("this node does not know its group yet", 100))?;
         let latest = known.config.num();
         let full = (self.have < latest).then(|| config_to_wire(&known.config));
         Ok(WatchResponse {

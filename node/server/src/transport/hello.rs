@@ -1,4 +1,4 @@
-//! What two nodes tell each other first, and when they don't talk on.
+//! The first message between two nodes, and the checks that end the connection.
 
 use api::errors;
 use api::v1::{ErrorDetail, Hello, WrongCluster, error_detail::Kind};
@@ -9,7 +9,7 @@ use crate::peers::Peers;
 /// The version of the protocol between peers.
 const VERSION: u32 = 1;
 
-/// The hello of this node to whoever is expected at an address; `to` is zero for anybody.
+/// Returns this node's hello for the node that is expected at an address. `to` is zero for any node.
 pub(crate) fn hello(peers: &Peers, to: NodeId) -> Hello {
     Hello {
         version: VERSION,
@@ -22,12 +22,12 @@ pub(crate) fn hello(peers: &Peers, to: NodeId) -> Hello {
     }
 }
 
-/// Who hears a hello.
+/// The identity of the node that checks a hello.
 pub(crate) struct Listener<'a> {
     pub(crate) node: NodeId,
     pub(crate) gid: Gid,
     pub(crate) name: &'a str,
-    /// `None` while this node waits to be let into a group.
+    /// The cluster; `None` while this node waits to join a group.
     pub(crate) cluster: Option<ClusterId>,
 }
 
@@ -51,14 +51,17 @@ impl<'a> Listener<'a> {
         Err(errors::wrong_cluster(&theirs, &ours))
     }
 
-    /// Refuses whoever isn't of this cluster and group, or believes somebody else here.
+    /// Refuses a node of another cluster or group, and a node that expects another node here.
     pub(crate) fn check(&self, hello: &Hello) -> Result<(), ErrorDetail> {
         if hello.version != VERSION {
-            let reason = format!("this node speaks version {VERSION}, not {}", hello.version);
+            let reason = format!(
+                "this node supports protocol version {VERSION}, not {}",
+                hello.version
+            );
             return Err(errors::bad_request("hello.version", reason));
         }
         if hello.from == 0 || hello.from == self.node.0 {
-            let reason = "it is no node, or this node itself";
+            let reason = "it must be the id of another node";
             return Err(errors::bad_request("hello.from", reason));
         }
         self.check_group(&hello.cluster_name, hello.gid)?;
@@ -80,7 +83,7 @@ impl<'a> Listener<'a> {
 fn another_node(expected: NodeId, actual: NodeId) -> ErrorDetail {
     ErrorDetail {
         message: format!(
-            "here lives node {actual}, not {expected}: its disk was replaced or its address given away"
+            "this address belongs to node {actual}, not to node {expected}: that node's disk was replaced, or its address was given to another node"
         ),
         kind: Some(Kind::WrongCluster(WrongCluster {
             expected: expected.to_string(),

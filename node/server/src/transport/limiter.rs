@@ -1,4 +1,4 @@
-//! A bandwidth shared by all outgoing snapshots.
+//! The bandwidth limit that all outgoing snapshots share.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    /// Zero bytes a second stand for no limit.
+    /// Creates a limiter. Zero bytes a second mean no limit.
     pub(crate) fn new(bytes_per_second: u64) -> Self {
         Self {
             bytes_per_second,
@@ -18,7 +18,7 @@ impl Limiter {
         }
     }
 
-    /// Charges what was sent; how long to wait before sending more, if at all.
+    /// Charges sent bytes. Returns the wait before more may be sent, if any.
     pub(crate) fn charge(&self, bytes: usize) -> Option<Duration> {
         self.charge_at(bytes, Instant::now())
     }

@@ -1,4 +1,4 @@
-//! One outgoing stream to one peer, kept up: connected, refused, broken, connected again.
+//! One outgoing stream to one peer. It reconnects after each failure.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,24 +24,24 @@ use crate::random;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// A snapshot's connection is closed when it was not used for this long.
+/// The time after which an unused snapshot connection is closed.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Who is at the other end.
+/// The other end of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Target {
-    /// A node, wherever it is reached.
+    /// A node, at its present address.
     Node(NodeId),
-    /// Whoever is at an address: for a node that asks to be let in and knows nobody.
+    /// Any node at an address: for a node that asks to join and knows no member.
     Address(String),
 }
 
-/// What the stream carries.
+/// The content of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
-    /// All messages but snapshot chunks; always connected.
+    /// All messages except snapshot chunks. Always connected.
     Messages,
-    /// Snapshot chunks; connected while there are some.
+    /// Snapshot chunks. Connected while there are some.
     Snapshots,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Link {
     pub(crate) lane: Lane,
     pub(crate) queue: Arc<Queue>,
     pub(crate) limiter: Arc<Limiter>,
-    /// The peer was heard of: try now.
+    /// Notified when the peer was heard of: try to connect now.
     pub(crate) nudge: Arc<Notify>,
 }
 
@@ -68,13 +68,13 @@ impl fmt::Display for Target {
     }
 }
 
-/// Why there is no stream.
+/// The reason why there is no stream. The link always tries again; the reason decides when.
 enum Failure {
-    /// It can't be tried: the node was removed, or its address is ours now.
+    /// No attempt is possible: the node was removed, or its address now belongs to this node.
     Nowhere(&'static str),
-    /// Nobody there, or no answer.
+    /// The peer can't be reached, or doesn't answer. Retried with back-off.
     Unreachable(String),
-    /// Somebody is there and doesn't want us.
+    /// The peer refuses this node. Retried after the longest pause.
     Refused(String),
 }
 
@@ -82,7 +82,8 @@ impl Failure {
     fn pause(&self, pause: Duration) -> Duration {
         match self {
             Self::Unreachable(_) => pause,
-            // Who refuses us will hardly change its mind at once; but the name may soon lead elsewhere.
+            // A peer that refuses this node will hardly change its mind at once, but the name may soon resolve to another
+            // node.
             Self::Nowhere(_) | Self::Refused(_) => LONGEST_PAUSE,
         }
     }
@@ -96,7 +97,7 @@ impl Failure {
 }
 
 impl Link {
-    /// Keeps the stream up for as long as it is polled.
+    /// Keeps the stream up for as long as the future is polled.
     pub(crate) async fn run(self) {
         let mut pause = FIRST_PAUSE;
         let mut told: Option<String> = None;
@@ -120,7 +121,7 @@ impl Link {
                 Err(failure) => {
                     pause = failure.pause(pause);
                     let reason = failure.reason();
-                    // Once per reason: a peer that is down for a night is one line.
+                    // One line per reason: a peer that is down for a night costs one line.
                     if told.as_ref() != Some(&reason) {
                         tracing::info!(to = %self.target, "no connection: {reason}");
                         told = Some(reason);
@@ -154,10 +155,10 @@ impl Link {
     async fn connect(&self) -> Result<Streaming<RaftAccept>, Failure> {
         let unreachable = |error: &dyn fmt::Display| Failure::Unreachable(error.to_string());
         let Some(address) = self.address() else {
-            return Err(Failure::Nowhere("its address isn't known"));
+            return Err(Failure::Nowhere("its address is not known"));
         };
         if address == self.peers.address() {
-            return Err(Failure::Nowhere("its address is this node's now"));
+            return Err(Failure::Nowhere("its address now belongs to this node"));
         }
         let network = &self.network;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
@@ -188,11 +189,11 @@ impl Link {
             let accepted = answers.message().await?;
             Ok::<_, Status>((answers, accepted))
         };
-        // The other side waits for our hello as long as a handshake may take; one wait fits both.
+        // The other side waits for the hello as long as a handshake may take. One timeout fits both.
         match timeout(network.handshake_timeout, accepting).await {
-            Err(_) => Err(unreachable(&format!("{address} doesn't answer"))),
+            Err(_) => Err(unreachable(&format!("{address} did not answer"))),
             Ok(Err(status)) => Err(failure(&address, &status)),
-            Ok(Ok((_, None))) => Err(unreachable(&format!("{address} hung up"))),
+            Ok(Ok((_, None))) => Err(unreachable(&format!("{address} closed the stream"))),
             Ok(Ok((answers, Some(_)))) => Ok(answers),
         }
     }
@@ -211,7 +212,7 @@ impl Link {
             };
             counter.inc_by(bytes as u64);
         };
-        // Chunks go one a frame, so that the pace is kept.
+        // Each frame holds one chunk, so that the pace is kept.
         let (max_bytes, limiter) = match self.lane {
             Lane::Messages => (self.network.peer_frame_bytes, None),
             Lane::Snapshots => (1, Some(Arc::clone(&self.limiter))),
@@ -220,7 +221,7 @@ impl Link {
         Frames::new(&self.queue, hello, max_bytes, limiter, Box::new(sent))
     }
 
-    /// Returns when the stream broke, or (snapshots only) wasn't needed for a while.
+    /// Returns when the stream broke. Returns for snapshots also when the stream was idle.
     async fn watch(&self, mut answers: Streaming<RaftAccept>) {
         loop {
             tokio::select! {
@@ -251,7 +252,7 @@ fn failure(address: &str, status: &Status) -> Failure {
     }
 }
 
-/// Half to one and a half of `pause`, so that nodes that were cut off together don't come back together.
+/// Returns half to one and a half of `pause`, so that nodes that were cut off together don't reconnect together.
 fn jittered(pause: Duration) -> Duration {
     let random = random::number().unwrap_or(1) % 1_024;
     pause / 2 + pause * u32::try_from(random).unwrap_or(0) / 1_024

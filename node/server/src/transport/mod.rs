@@ -1,10 +1,9 @@
 //! Messages to and from the other members.
 //!
-//! Each node keeps one outgoing stream to each other member and sends all its messages there; the answers come on the
-//! other's outgoing stream. Snapshot chunks have a stream and a connection of their own, so that they never stand
-//! before a heartbeat. Queues are bounded, and a message that is lost is Raft's business. When an established
-//! stream breaks, the replica is told at once: if it was to the leader, a new one is elected without waiting
-//! for a timeout.
+//! Each node keeps one outgoing stream to each other member and sends all its messages there. The answers come on the other
+//! member's outgoing stream. Snapshot chunks have a stream and a connection of their own, so that they never delay a
+//! heartbeat. Queues are bounded; Raft repeats lost messages. When an established stream breaks, the replica is told at
+//! once: if it was the stream to the leader, the group elects a new one without waiting for a timeout.
 
 pub(crate) mod hello;
 pub(crate) mod limiter;
@@ -30,12 +29,12 @@ use limiter::Limiter;
 use link::{Lane, Link, Target};
 use queue::Queue;
 
-/// A link to a node that is no member is closed when it was not used for this long.
+/// The time after which an unused link to a node that is not a member is closed.
 const FORGET_AFTER: Duration = Duration::from_secs(30);
-/// How often links are looked through.
+/// The pause between two checks of the links.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// The way to all peers.
+/// The links to all peers.
 pub(crate) struct Transport {
     lifecycle: Arc<Lifecycle>,
     peers: Arc<Peers>,
@@ -67,7 +66,7 @@ impl Drop for Peer {
 }
 
 impl Transport {
-    /// A transport whose links run on the current runtime.
+    /// Creates a transport whose links run on the current runtime.
     pub(crate) fn new(
         lifecycle: Arc<Lifecycle>,
         peers: Arc<Peers>,
@@ -90,7 +89,7 @@ impl Transport {
         }
     }
 
-    /// Queues a message. Called from the replica's thread; never waits.
+    /// Queues a message. Called from the replica's thread; never blocks.
     pub(crate) fn send(&self, envelope: Envelope) {
         if envelope.to != NodeId(0) {
             self.send_to(Target::Node(envelope.to), envelope);
@@ -148,14 +147,14 @@ impl Transport {
         }
     }
 
-    /// A peer was heard of: a link to it that pauses tries now.
+    /// Wakes a link that pauses, because its peer was heard of.
     pub(crate) fn heard_of(&self, node: NodeId) {
         if let Some(peer) = self.lock().get(&Target::Node(node)) {
             peer.nudge.notify_waiters();
         }
     }
 
-    /// Keeps a link to every member and forgets those that are no use, for as long as it is polled.
+    /// Keeps a link to every member and closes unused links, for as long as the future is polled.
     pub(crate) async fn tend(&self) {
         let mut view = self.lifecycle.watch();
         let mut members: Vec<NodeId> = Vec::new();
@@ -184,7 +183,7 @@ impl Transport {
         }
     }
 
-    /// Connects before there is anything to say, so that an election needn't wait for it.
+    /// Connects before there is a message, so that an election needn't wait for a connection.
     fn open_all(&self, members: &[NodeId]) {
         let mut links = self.lock();
         for node in members {

@@ -1,4 +1,4 @@
-//! Messages that wait to be sent to one peer, and the stream of frames that takes them out.
+//! The messages that wait to be sent to one peer, and the stream of frames that takes them out.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -15,10 +15,10 @@ use tokio_stream::Stream;
 use super::limiter::Limiter;
 use crate::convert::peer;
 
-/// Messages to a peer that is not connected: enough to greet it with, too few to be stale news.
+/// The maximum number of messages to a peer that is not connected: enough for a first exchange, and too few to be outdated.
 const MAX_UNCONNECTED: usize = 64;
 
-/// A bounded queue. Losing messages is allowed, so a full one drops its oldest.
+/// A bounded queue. Messages may be lost, so a full queue drops its oldest.
 pub(crate) struct Queue {
     state: Mutex<State>,
     filled: Notify,
@@ -28,7 +28,7 @@ pub(crate) struct Queue {
 struct State {
     waiting: VecDeque<(Envelope, usize)>,
     bytes: usize,
-    /// Which stream takes out: an older one, whose connection broke, takes nothing any more.
+    /// The number of the stream that takes messages out. An older stream, whose connection broke, takes none any more.
     stream: u64,
     connected: bool,
     waker: Option<Waker>,
@@ -51,7 +51,7 @@ impl Queue {
         }
     }
 
-    /// Adds a message. Gives the number of messages that had to be dropped for it.
+    /// Adds a message. Returns the number of messages that were dropped for it.
     pub(crate) fn push(&self, envelope: Envelope) -> u64 {
         let size = peer::size(&envelope);
         let mut state = self.lock();
@@ -75,20 +75,21 @@ impl Queue {
         state.bytes > self.max_bytes || !state.connected && state.waiting.len() > MAX_UNCONNECTED
     }
 
-    /// Resolves when something waits.
+    /// Resolves when a message waits.
     pub(crate) async fn filled(&self) {
         while self.lock().waiting.is_empty() {
             self.filled.notified().await;
         }
     }
 
-    /// How long nothing was taken out, if nothing waits.
+    /// Returns the time of the last frame if no message waits.
     pub(crate) fn idle_since(&self) -> Option<Instant> {
         let state = self.lock();
         state.waiting.is_empty().then_some(state.used)
     }
 
-    /// The peer accepted a stream, or it broke. What waits for a broken one is old news.
+    /// Records that the peer accepted a stream, or that the stream broke. Messages that wait for a broken stream are
+    /// outdated and dropped.
     pub(crate) fn set_connected(&self, connected: bool) {
         let mut state = self.lock();
         state.connected = connected;
@@ -116,7 +117,7 @@ impl State {
     }
 }
 
-/// What goes out on one stream: the hello, then frames of whatever waits.
+/// The content of one outgoing stream: the hello, then frames of waiting messages.
 pub(crate) struct Frames {
     queue: Arc<Queue>,
     stream: u64,
@@ -132,7 +133,7 @@ struct Pace {
 }
 
 impl Frames {
-    /// Takes `queue` over from any stream before. `sent` counts bytes; with a limiter the stream keeps its pace.
+    /// Takes `queue` over from any earlier stream. `sent` counts bytes; with a limiter the stream keeps its pace.
     pub(crate) fn new(
         queue: &Arc<Queue>,
         hello: Hello,

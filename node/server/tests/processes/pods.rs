@@ -62,7 +62,7 @@ async fn a_node_that_is_far_behind_is_not_ready_until_it_has_caught_up() {
     let applied = cluster.status(away).await.last_applied;
     assert!(applied + 64 >= committed, "{applied} of {committed}");
     // While a snapshot arrives, it isn't told how much there is.
-    let catches_up = |it: &String| it.contains("entries behind") || it.contains("isn't known yet");
+    let catches_up = |it: &String| it.contains("entries behind") || it.contains("is not known yet");
     assert!(refusals.iter().any(catches_up), "it said: {refusals:?}");
 
     // Without a quorum nobody is.
