@@ -69,7 +69,7 @@ dump() {
         in_shop logs "$pod" --timestamps >"$work/${pod#pod/}.log" 2>&1
         in_shop logs "$pod" --previous >"$work/${pod#pod/}.previous.log" 2>/dev/null || rm -f "$work/${pod#pod/}.previous.log"
     done
-    kubectl --namespace "$operator_namespace" logs deployment/shardkv-operator >"$work/operator.log" 2>&1
+    kubectl --namespace "$operator_namespace" logs --selector app.kubernetes.io/name=shardkv-operator --prefix --tail=-1 >"$work/operator.log" 2>&1
 }
 
 # Asks once a second until a command succeeds.
@@ -181,12 +181,11 @@ revive_node() {
     dead_node=""
 }
 
-# A machine with pods of the store, but with neither the client nor the operator, if there is one.
+# A machine with pods of the store but without the client, if there is one. An operator may be on it: the other one takes over.
 choose_victim() {
-    local operator_machine machine
-    operator_machine=$(kubectl --namespace "$operator_namespace" get pods -o jsonpath='{.items[0].spec.nodeName}')
+    local machine
     for machine in $(in_shop get pods --selector shardkv.io/gid -o jsonpath='{.items[*].spec.nodeName}' | tr ' ' '\n' | sort -u); do
-        if [ "$machine" != "$client_machine" ] && [ "$machine" != "$operator_machine" ]; then
+        if [ "$machine" != "$client_machine" ]; then
             printf '%s\n' "$machine"
             return
         fi
@@ -331,7 +330,7 @@ victim=$(choose_victim)
 if [ -n "$victim" ]; then
     kill_node "$victim"
 else
-    printf '    Skipped: no machine has pods of the store but neither the client nor the operator.\n'
+    printf '    Skipped: no machine has pods of the store but not the client.\n'
 fi
 
 if [ -n "$dead_node" ]; then

@@ -4,8 +4,9 @@ use std::fs;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::DeleteParams;
 use kube::{Api, Client, ResourceExt as _};
 
 use crate::tools::{checkout, holds, run, say, try_run, until};
@@ -62,26 +63,32 @@ pub(crate) fn image() -> String {
         .unwrap_or_else(|_| format!("shardkv-operator:{}", env!("CARGO_PKG_VERSION")))
 }
 
-/// The operator, to be looked at and to be killed.
+/// The operator that works, of the two that run: the holder of the Lease.
 pub(crate) struct Operator {
     pods: Api<Pod>,
+    leases: Api<Lease>,
 }
 
 impl Operator {
     pub(crate) fn new(client: &Client) -> Self {
         Self {
             pods: Api::namespaced(client.clone(), NAMESPACE),
+            leases: Api::namespaced(client.clone(), NAMESPACE),
         }
     }
 
-    /// The pod that is ready and not about to end.
+    /// The pod that holds the Lease, is ready, and isn't about to end.
     pub(crate) async fn pod(&self) -> Pod {
-        until("an operator is ready", async || {
-            let labels = ListParams::default().labels("app.kubernetes.io/name=shardkv-operator");
-            let pods = self.pods.list(&labels).await;
-            let pods = pods.map_err(|error| error.to_string())?.items;
-            let ready = pods.into_iter().find(is_ready);
-            ready.ok_or("none is".to_owned())
+        until("an operator holds the Lease and is ready", async || {
+            let lease = self.leases.get(NAME).await;
+            let lease = lease.map_err(|error| error.to_string())?;
+            let holder = lease.spec.and_then(|spec| spec.holder_identity);
+            let holder = holder.filter(|name| !name.is_empty());
+            let holder = holder.ok_or("the Lease has no holder")?;
+            let pod = self.pods.get_opt(&holder).await;
+            let pod = pod.map_err(|error| error.to_string())?;
+            pod.filter(is_ready)
+                .ok_or(format!("{holder} holds the Lease and isn't ready"))
         })
         .await
     }
