@@ -23,11 +23,11 @@ use request::{Attempts, LeaderTable, Repeat, Time, Tracked};
 use shardkv::{Query, Write};
 use types::{Gid, NodeId, hash_key};
 
-use crate::dice::Dice;
 use crate::history::{History, Mark};
 use crate::machine::Question;
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros};
+use crate::rng::SimRng;
 use routes::Routes;
 use streams::{Sent, Stream};
 
@@ -69,7 +69,7 @@ pub struct Surroundings<'a> {
 pub struct Client {
     number: u64,
     options: ClientOptions,
-    dice: Dice,
+    rng: SimRng,
     routes: Routes,
     /// The last known leader of each group.
     leaders: LeaderTable,
@@ -181,12 +181,12 @@ pub fn key(number: u64) -> Bytes {
 
 impl Client {
     /// Creates a client that starts at `start`.
-    pub fn new(number: u64, options: ClientOptions, start: Micros, dice: Dice) -> Self {
+    pub fn new(number: u64, options: ClientOptions, start: Micros, rng: SimRng) -> Self {
         Self {
             number,
             leaders: LeaderTable::new(options.bugs),
             options,
-            dice,
+            rng,
             routes: Routes::default(),
             streams: BTreeMap::new(),
             operations: BTreeMap::new(),
@@ -309,7 +309,7 @@ impl Client {
     fn refresh(&mut self, around: &mut Surroundings<'_>) {
         let id = self.next_id();
         let patience = self.options.patience;
-        self.routes.refresh(id, patience, &mut self.dice, around);
+        self.routes.refresh(id, patience, &mut self.rng, around);
     }
 
     fn next_id(&mut self) -> RequestId {
@@ -320,8 +320,8 @@ impl Client {
     fn start(&mut self, around: &mut Surroundings<'_>) {
         let now = around.now;
         let (least, most) = self.options.think;
-        self.next_start = now + self.dice.between(least, most);
-        if self.script.is_empty() && self.dice.chance(self.options.silences) {
+        self.next_start = now + self.rng.between(least, most);
+        if self.script.is_empty() && self.rng.chance(self.options.silences) {
             self.next_start = now + self.options.silence;
             return;
         }
@@ -395,8 +395,8 @@ impl Client {
                 Step::Get(key) => What::Read(Query::Get { key }),
             });
         }
-        let key = key(self.dice.below(self.options.keys));
-        if self.dice.chance(self.options.reads) {
+        let key = key(self.rng.below(self.options.keys));
+        if self.rng.chance(self.options.reads) {
             return self.draw_read(key, around).map(What::Read);
         }
         let write = self.draw_write(key);
@@ -405,18 +405,18 @@ impl Client {
             write,
             Write::Delete { .. } | Write::CompareAndSwap { new: None, .. }
         );
-        if unique && self.dice.chance(self.options.sessionless) {
+        if unique && self.rng.chance(self.options.sessionless) {
             return Some(What::Write(write, Repeat::Never));
         }
         Some(What::Write(write, Repeat::ByName))
     }
 
     fn draw_read(&mut self, key: Bytes, around: &Surroundings<'_>) -> Option<Query> {
-        if !self.dice.chance(self.options.scans) {
+        if !self.rng.chance(self.options.scans) {
             return Some(Query::Get { key });
         }
-        let limit = if self.dice.coin() { 1_000 } else { 2 };
-        let (_, shards) = self.routes.any_group(&mut self.dice, around)?;
+        let limit = if self.rng.coin() { 1_000 } else { 2 };
+        let (_, shards) = self.routes.any_group(&mut self.rng, around)?;
         let mut keys = (0..self.options.keys).map(self::key);
         if !keys.any(|key| Routes::covers(shards.as_ref(), &key, around.shards)) {
             return Some(Query::Get { key });
@@ -435,19 +435,19 @@ impl Client {
         let mut value = format!("<{}.{}>", self.number, self.started + 1).into_bytes();
         let seen = self.seen.get(&key).cloned().flatten();
         let long = seen.as_ref().is_some_and(|value| value.len() > 200);
-        match self.dice.below(10) {
+        match self.rng.below(10) {
             0..=4 if !long => Write::Append {
                 key,
                 suffix: value.into(),
             },
             5 | 6 => {
                 let expected = seen;
-                let new = (!self.dice.chance(150_000)).then(|| value.into());
+                let new = (!self.rng.chance(150_000)).then(|| value.into());
                 Write::CompareAndSwap { key, expected, new }
             }
             7 => Write::Delete { key },
             _ => {
-                let padding = usize::try_from(self.dice.below(self.options.padding + 1));
+                let padding = usize::try_from(self.rng.below(self.options.padding + 1));
                 value.resize(value.len() + padding.unwrap_or(0), b'.');
                 Write::Put {
                     key,

@@ -2,7 +2,7 @@
 //!
 //! The disk belongs to an address and outlives the process on it. The process sees it through two handles,
 //! [`LogHandle`] and [`StateHandle`], and the world sees what went through them: a journal of what became
-//! durable, which the oracle checks, and the time that it took.
+//! durable, which the invariant checker checks, and the time that it took.
 //!
 //! A crash may fall *inside* a process's work. [`Disk::arm_crash`] counts down the operations (writes and
 //! messages); at zero the operation at hand happens or doesn't, and nothing after it does: every later call
@@ -25,8 +25,8 @@ use types::Writer;
 
 pub use handles::{LogHandle, StateHandle};
 
-use crate::dice::{Dice, digest, mix};
 use crate::queue::{MILLI, Micros};
+use crate::rng::{SimRng, digest, mix};
 
 /// Something that a process did to its disk, in order.
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ struct Inner {
     log: MemoryLog,
     state: MemoryState,
     options: DiskOptions,
-    dice: Dice,
+    rng: SimRng,
     /// Sum over all pairs of a digest of the pair: cheap to keep up to date.
     pairs_digest: u64,
     now: Micros,
@@ -112,7 +112,7 @@ struct Inner {
 
 impl Disk {
     /// An empty disk.
-    pub fn new(options: DiskOptions, dice: Dice) -> Self {
+    pub fn new(options: DiskOptions, rng: SimRng) -> Self {
         let mut state = MemoryState::new();
         state.set_deferred_flush(true);
         Self {
@@ -120,7 +120,7 @@ impl Disk {
                 log: MemoryLog::new(),
                 state,
                 options,
-                dice,
+                rng,
                 pairs_digest: 0,
                 now: 0,
                 elapsed: 0,
@@ -175,7 +175,7 @@ impl Disk {
     /// Has the power go after `operations` more writes and messages.
     pub fn arm_crash(&self, operations: u32) {
         let mut inner = self.lock();
-        let last_happens = inner.dice.coin();
+        let last_happens = inner.rng.coin();
         inner.crash_after = Some((operations, last_happens));
     }
 
@@ -194,12 +194,12 @@ impl Disk {
         let mut inner = self.lock();
         inner.now = now;
         inner.end_flush();
-        let undo = inner.dice.coin();
+        let undo = inner.rng.coin();
         let unflushed = inner.state.unflushed();
-        let extra = if inner.dice.coin() {
+        let extra = if inner.rng.coin() {
             0
         } else {
-            inner.dice.index(unflushed + 1)
+            inner.rng.index(unflushed + 1)
         };
         inner.log = std::mem::take(&mut inner.log).crash(undo);
         inner.state = std::mem::take(&mut inner.state).crash(extra);
@@ -233,7 +233,7 @@ impl Disk {
         // Not the last one: that alone would look like a torn tail to this store, which has no floor.
         let middle = stored.len().saturating_sub(1);
         if middle > 0 {
-            let at = inner.dice.index(middle);
+            let at = inner.rng.index(middle);
             if let Some(index) = stored.get(at) {
                 inner.log.damage(*index);
             }
@@ -404,7 +404,7 @@ impl Inner {
         if self.full {
             return Err(StoreError::Full("simulated".to_owned()));
         }
-        self.elapsed += self.dice.between(cost.0, cost.1) + self.slow_by;
+        self.elapsed += self.rng.between(cost.0, cost.1) + self.slow_by;
         self.writes += 1;
         if !self.step() {
             return Err(power());

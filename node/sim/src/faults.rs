@@ -1,6 +1,6 @@
 //! What a world does to its hosts.
 //!
-//! Each class of faults is a rhythm: it strikes, plans when to mend, and plans its next strike. A group may
+//! Each class of faults is a recurrence: it strikes, plans when to mend, and plans its next strike. A group may
 //! lose data only by losing a quorum of disks, so disks are lost one at a time, and only while the group is
 //! *settled*: every member is alive somewhere and every member's log ends with the same membership. That is
 //! the promise an administrator keeps too.
@@ -15,7 +15,7 @@ use crate::group::GroupId;
 use crate::machine::{Outcome, Question};
 use crate::network::{HostId, draw_cuts};
 use crate::queue::{MILLI, Micros};
-use crate::scenario::Rhythm;
+use crate::scenario::Recurrence;
 use crate::world::{Event, Step, World, draw_node, spread};
 
 /// A class of faults.
@@ -34,7 +34,7 @@ pub(crate) enum Fault {
     ClockJump,
     Membership,
     Transfer,
-    Regicide,
+    LeaderFault,
 }
 
 const ALL: [Fault; 14] = [
@@ -50,7 +50,7 @@ const ALL: [Fault; 14] = [
     Fault::ClockJump,
     Fault::Membership,
     Fault::Transfer,
-    Fault::Regicide,
+    Fault::LeaderFault,
     Fault::Outage,
 ];
 
@@ -64,7 +64,7 @@ impl World {
         }
     }
 
-    fn rhythm(&self, fault: Fault) -> Option<Rhythm> {
+    fn recurrence(&self, fault: Fault) -> Option<Recurrence> {
         let faults = &self.scenario.faults;
         match fault {
             Fault::Partition => faults.partitions,
@@ -80,31 +80,33 @@ impl World {
             Fault::ClockJump => faults.clock_jumps,
             Fault::Membership => faults.membership,
             Fault::Transfer => faults.transfers,
-            Fault::Regicide => faults.regicides,
+            Fault::LeaderFault => faults.leader_faults,
         }
     }
 
     fn plan_fault(&mut self, fault: Fault) {
-        if let Some(rhythm) = self.rhythm(fault) {
-            let after = self.dice.between(rhythm.every / 4, rhythm.every * 7 / 4);
+        if let Some(recurrence) = self.recurrence(fault) {
+            let after = self
+                .rng
+                .between(recurrence.every / 4, recurrence.every * 7 / 4);
             self.queue.push(self.now + after, Event::Fault(fault));
         }
     }
 
     /// A fault strikes.
     pub(crate) fn fault(&mut self, fault: Fault) {
-        let Some(rhythm) = self.rhythm(fault).filter(|_| !self.ending) else {
+        let Some(recurrence) = self.recurrence(fault).filter(|_| !self.ending) else {
             return;
         };
         self.plan_fault(fault);
         let lasts = self
-            .dice
-            .magnitude((rhythm.lasts / 16).max(1), rhythm.lasts);
-        let host = self.dice.index(self.hosts.len());
+            .rng
+            .magnitude((recurrence.lasts / 16).max(1), recurrence.lasts);
+        let host = self.rng.index(self.hosts.len());
         match fault {
             Fault::Partition => self.partition(lasts),
             Fault::FalseHint => {
-                let of = self.dice.index(self.hosts.len());
+                let of = self.rng.index(self.hosts.len());
                 let hint = Event::Hint {
                     host,
                     incarnation: self.hosts[host].incarnation,
@@ -117,7 +119,7 @@ impl World {
             Fault::Blackout => self.blackout(lasts),
             Fault::Pause => self.pause(host, lasts),
             Fault::SlowDisk => {
-                let slow_by = self.dice.magnitude(MILLI, rhythm.lasts / 2 + 2 * MILLI);
+                let slow_by = self.rng.magnitude(MILLI, recurrence.lasts / 2 + 2 * MILLI);
                 self.trace(host, || format!("disk slower by {slow_by} us"));
                 self.count("slow disks");
                 self.hosts[host].disk.set_slow_by(slow_by);
@@ -127,12 +129,12 @@ impl World {
             Fault::Wipe => self.lose_disk(host, lasts, false),
             Fault::Damage => self.lose_disk(host, lasts, true),
             Fault::ClockJump => {
-                self.hosts[host].clock.skew_ms = spread(&mut self.dice, 5_000);
+                self.hosts[host].clock.skew_ms = spread(&mut self.rng, 5_000);
                 self.count("clock jumps");
             }
             Fault::Membership => self.change_membership(),
             Fault::Transfer => self.transfer(),
-            Fault::Regicide => self.regicide(lasts),
+            Fault::LeaderFault => self.disturb_leader(lasts),
         }
     }
 
@@ -169,35 +171,35 @@ impl World {
         if self.groups.len() < 2 {
             return 0;
         }
-        self.dice.index(self.groups.len())
+        self.rng.index(self.groups.len())
     }
 
     fn partition(&mut self, lasts: Micros) {
         let group = self.draw_group();
         let leader = self.leader(group);
-        let cut = draw_cuts(&mut self.dice, self.hosts.len(), leader);
+        let cut = draw_cuts(&mut self.rng, self.hosts.len(), leader);
         self.count("partitions");
         self.cut(cut);
-        if self.dice.chance(300_000) {
+        if self.rng.chance(300_000) {
             for host in 0..self.hosts.len() {
-                self.hosts[host].unreachable = self.dice.chance(300_000);
+                self.hosts[host].unreachable = self.rng.chance(300_000);
             }
         }
         self.mend_after(Fault::Partition, self.cuts, lasts);
     }
 
     /// Strikes whoever leads.
-    fn regicide(&mut self, lasts: Micros) {
+    fn disturb_leader(&mut self, lasts: Micros) {
         let group = self.draw_group();
         let Some(leader) = self.leader(group) else {
             return;
         };
         self.count("leaders struck");
-        match self.dice.below(5) {
+        match self.rng.below(5) {
             0 => self.pause(leader, lasts),
             1 | 2 => self.strike_down(leader, lasts),
             _ => {
-                let companion = self.dice.index(self.hosts.len() * 2);
+                let companion = self.rng.index(self.hosts.len() * 2);
                 self.cut_off(leader, companion, lasts);
             }
         }
@@ -227,11 +229,11 @@ impl World {
             return;
         };
         self.groups[group].ambushed = term;
-        if self.dice.chance(self.scenario.ambushes) {
+        if self.rng.chance(self.scenario.ambushes) {
             self.count("leaders ambushed");
-            let lasts = self.dice.between(300 * MILLI, 900 * MILLI);
+            let lasts = self.rng.between(300 * MILLI, 900 * MILLI);
             let hosts = self.groups[group].hosts.clone();
-            let companion = hosts.start + self.dice.index(hosts.len());
+            let companion = hosts.start + self.rng.index(hosts.len());
             self.cut_off(host, companion, lasts);
         }
     }
@@ -240,13 +242,13 @@ impl World {
         self.trace(0, || format!("the network loses {cut:?}"));
         // Connections over a cut link break, after a while, for some.
         for (from, to) in &cut {
-            if self.dice.chance(500_000) {
+            if self.rng.chance(500_000) {
                 let hint = Event::Hint {
                     host: *from,
                     incarnation: self.hosts[*from].incarnation,
                     node: self.hosts[*to].node,
                 };
-                let delay = self.dice.magnitude(MILLI, 1_000 * MILLI);
+                let delay = self.rng.magnitude(MILLI, 1_000 * MILLI);
                 self.queue.push(self.now + delay, hint);
             }
         }
@@ -254,8 +256,8 @@ impl World {
         self.cuts += 1;
         // Some clients lose their connections too, and look elsewhere at once.
         for number in 0..self.clients.len() {
-            if self.dice.coin() {
-                let host = self.dice.index(self.kv_hosts);
+            if self.rng.coin() {
+                let host = self.rng.index(self.kv_hosts);
                 let now = self.now;
                 self.clients[number].lost_connection(host, now);
                 self.plan_client(number);
@@ -268,10 +270,10 @@ impl World {
         if self.hosts[host].process.is_none() {
             return;
         }
-        if self.dice.coin() {
+        if self.rng.coin() {
             self.crash(host, Some(lasts));
         } else {
-            let operations = u32::try_from(self.dice.magnitude(1, 64) - 1).unwrap_or(0);
+            let operations = u32::try_from(self.rng.magnitude(1, 64) - 1).unwrap_or(0);
             self.hosts[host].disk.arm_crash(operations);
         }
     }
@@ -281,7 +283,7 @@ impl World {
         let group = self.draw_group();
         self.count("outages of a group");
         let hosts = self.groups[group].hosts.clone();
-        if self.dice.chance(300_000) {
+        if self.rng.chance(300_000) {
             let all = 0..self.hosts.len();
             let cut = all
                 .clone()
@@ -293,7 +295,7 @@ impl World {
             return;
         }
         for host in hosts {
-            if self.hosts[host].process.is_some() && self.dice.chance(900_000) {
+            if self.hosts[host].process.is_some() && self.rng.chance(900_000) {
                 self.crash(host, Some(lasts));
             }
         }
@@ -303,7 +305,7 @@ impl World {
         self.count("blackouts");
         for host in 0..self.hosts.len() {
             if self.hosts[host].process.is_some() {
-                let down = self.dice.between(0, lasts);
+                let down = self.rng.between(0, lasts);
                 self.crash(host, Some(down));
             }
         }
@@ -325,7 +327,7 @@ impl World {
 
     fn fill_disk(&mut self, host: HostId, lasts: Micros) {
         self.count("full disks");
-        let (warned, full) = match self.dice.below(3) {
+        let (warned, full) = match self.rng.below(3) {
             0 => (true, false),
             1 => (false, true),
             _ => (true, true),
@@ -367,7 +369,7 @@ impl World {
             self.count("damaged disks");
             self.trace(host, || "a record on the disk is damaged".to_owned());
             self.hosts[host].disk.damage();
-            if self.dice.coin() {
+            if self.rng.coin() {
                 self.crash(host, Some(lasts));
             }
         } else {
@@ -383,7 +385,7 @@ impl World {
         let node = if keeps {
             self.hosts[number].node
         } else {
-            draw_node(&mut self.node_dice)
+            draw_node(&mut self.node_rng)
         };
         self.trace(number, || format!("gets an empty disk, and becomes {node}"));
         self.nodes.remove(&self.hosts[number].node);
@@ -417,7 +419,7 @@ impl World {
             return;
         };
         let changes = if self.scenario.pushy_admin {
-            self.dice.between(1, 3)
+            self.rng.between(1, 3)
         } else {
             1
         };
@@ -430,15 +432,15 @@ impl World {
 
     fn draw_change(&mut self, group: GroupId, membership: &Membership) -> Option<MembershipChange> {
         let hosts = self.groups[group].hosts.clone();
-        let host = hosts.start + self.dice.index(hosts.len());
+        let host = hosts.start + self.rng.index(hosts.len());
         let (node, address) = (self.hosts[host].node, self.hosts[host].address.clone());
         let voters = membership.voters().count();
         match membership.get(node) {
             None => Some(MembershipChange::AddLearner { node, address }),
-            Some(_) if self.dice.chance(50_000) => {
+            Some(_) if self.rng.chance(50_000) => {
                 Some(MembershipChange::AddLearner { node, address })
             }
-            Some(_) if !membership.is_voter(node) && self.dice.chance(800_000) => {
+            Some(_) if !membership.is_voter(node) && self.rng.chance(800_000) => {
                 Some(MembershipChange::Promote { node })
             }
             Some(_) if membership.is_voter(node) && voters < 2 => None,
@@ -465,12 +467,12 @@ impl World {
         };
         self.count("transfers asked");
         let hosts = self.groups[group].hosts.clone();
-        let target = hosts.start + self.dice.index(hosts.len());
-        let target = self.dice.coin().then(|| self.hosts[target].node);
-        let host = if self.dice.chance(900_000) {
+        let target = hosts.start + self.rng.index(hosts.len());
+        let target = self.rng.coin().then(|| self.hosts[target].node);
+        let host = if self.rng.chance(900_000) {
             leader
         } else {
-            hosts.start + self.dice.index(hosts.len())
+            hosts.start + self.rng.index(hosts.len())
         };
         self.trace(host, || format!("is asked to hand over to {target:?}"));
         self.admin_request(host, Request::TransferLeadership(target));

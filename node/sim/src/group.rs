@@ -7,8 +7,8 @@ use raft::{Membership, Role, Term};
 use replica::{Genesis, GroupKind, RequestId};
 use types::{Gid, NodeId};
 
+use crate::invariants::InvariantChecker;
 use crate::network::HostId;
-use crate::oracle::Oracle;
 use crate::scenario::Scenario;
 use crate::world::World;
 
@@ -23,7 +23,7 @@ pub(crate) struct Group {
     pub(crate) hosts: Range<HostId>,
     /// How many of its hosts are members at first; the others are empty.
     pub(crate) members: usize,
-    pub(crate) oracle: Oracle,
+    pub(crate) invariants: InvariantChecker,
     /// The last term whose leader might have been ambushed.
     pub(crate) ambushed: Term,
     /// A membership change that was not answered: whom it was sent to, and in which incarnation.
@@ -37,7 +37,7 @@ impl Group {
             genesis,
             hosts,
             members,
-            oracle: Oracle::default(),
+            invariants: InvariantChecker::default(),
             ambushed: Term(0),
             changing: None,
         }

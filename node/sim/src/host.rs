@@ -8,19 +8,19 @@ use replica::{Outlet, Replica, Request, RequestId};
 use types::{LogTime, NodeId};
 
 use crate::disk::Disk;
-use crate::errands::Errands;
 use crate::group::GroupId;
+use crate::invariants::Progress;
 use crate::machine::{Outcome, Question, Reply};
+use crate::mover_driver::MoverDriver;
 use crate::network::HostId;
-use crate::oracle::Progress;
 use crate::queue::Micros;
-use crate::watched::{Journal, Watched};
+use crate::recorder::{Journal, Recorder};
 
 /// The wall clock's reading when a world begins, in milliseconds.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 
 /// A process's replica.
-pub(crate) type Process = Replica<Watched>;
+pub(crate) type Process = Replica<Recorder>;
 
 /// A wall clock that is wrong.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,7 +90,7 @@ pub(crate) struct Host {
     pub(crate) progress: Progress,
     pub(crate) journal: Journal,
     /// What carries out what its mover asks for; none where no shards move.
-    pub(crate) errands: Option<Errands>,
+    pub(crate) mover_driver: Option<MoverDriver>,
 }
 
 impl Host {
@@ -121,7 +121,7 @@ impl Host {
             asked: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
-            errands: None,
+            mover_driver: None,
         }
     }
 

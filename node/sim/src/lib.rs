@@ -5,7 +5,7 @@
 //!
 //! A seed draws a [`scenario`]: how many hosts, which options, how many clients, and which faults are on. Half of
 //! the worlds have one group that owns all shards, the others two to four groups and the controllers'. A [`world`] plays it in one thread, event by event in the order of virtual time. Equal seeds give equal worlds,
-//! bit for bit: nothing reads a clock, nothing is drawn but from [`dice`] (one stream of the seed for each
+//! bit for bit: nothing reads a clock, nothing is drawn but from [`rng`] (one stream of the seed for each
 //! concern), and nothing depends on the order of a hash table.
 //!
 //! # How an event flows
@@ -18,17 +18,17 @@
 //!
 //! # How shards move
 //!
-//! Stewards ([`steward`]) join groups, let them leave and move shards. The mover of each group's leader is driven over the
-//! same network as all else (`errands`): its calls are lost, doubled and cut off. Clients route by configurations that
+//! ConfigClients ([`config_client`]) join groups, let them leave and move shards. The mover of each group's leader is driven over the
+//! same network as all else (`mover_driver`): its calls are lost, doubled and cut off. Clients route by configurations that
 //! they fetch and that grow old, and take their sessions from group to group. Beside single nodes, whole groups and the
 //! controllers go down for a while, and steps come a second time, late. `replay --trace` prints each step of a hand-off.
 //!
 //! # What is checked
 //!
-//! The [`oracle`] sees every disk, every message and every applied operation, and checks Raft's promises at each
+//! The [`invariants`] sees every disk, every message and every applied operation, and checks Raft's promises at each
 //! step; its page lists them. What clients saw goes to a [`history`] and at the end to a linearizability checker
-//! ([`linear`]). What groups and controllers promise each other about shards is checked by [`custody`], and writes are
-//! done once over all groups ([`ledger`]). The end of a world is a phase without faults, in which within ten simulated
+//! ([`linear`]). What groups and controllers promise each other about shards is checked by [`shard_checker`], and writes are
+//! done once over all groups ([`write_checker`]). The end of a world is a phase without faults, in which within ten simulated
 //! seconds (and a mover's longest pause for each configuration that was still open) there must be a leader, every operation must finish, lost disks must have rejoined as voters, all states
 //! must be equal, and each group must have settled the latest configuration and keep nothing of shards that it doesn't
 //! own. Some worlds end in two such phases: in the first one group stays down, and all that doesn't need it must be well.
@@ -50,27 +50,27 @@
 
 pub mod bug;
 pub mod client;
-pub mod custody;
-pub mod dice;
+pub mod config_client;
 pub mod disk;
-mod errands;
 mod faults;
-mod finale;
 mod group;
 pub mod history;
 mod host;
-pub mod ledger;
+pub mod invariants;
 pub mod linear;
+mod liveness;
 pub mod machine;
+mod mover_driver;
 mod moves;
 pub mod network;
-pub mod oracle;
 mod process;
 pub mod queue;
+pub mod recorder;
+pub mod rng;
 pub mod runner;
 pub mod scenario;
 pub mod script;
-pub mod steward;
+pub mod shard_checker;
 pub mod traffic;
-pub mod watched;
 pub mod world;
+pub mod write_checker;

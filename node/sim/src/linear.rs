@@ -22,7 +22,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::dice::mix;
+use crate::rng::mix;
 
 /// A key's value in the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,10 +8,10 @@ use shardctrler::Change;
 use types::{Gid, ShardConfig, ShardId};
 
 use crate::client::{Client, Step as ClientStep, Timing};
+use crate::config_client::{Changed, ConfigClient};
 use crate::machine::to_ctrl;
 use crate::network::HostId;
 use crate::script::Script;
-use crate::steward::{Changed, Steward};
 use crate::world::Step;
 
 impl Script {
@@ -36,41 +36,46 @@ impl Script {
             .try_for_each(|host| self.start(host))
     }
 
-    /// Has a steward ask for these groups, with all their hosts.
-    pub fn join(&mut self, steward: usize, gids: &[Gid]) {
-        if let Some(it) = self.world().stewards.get(steward) {
+    /// Has a config client ask for these groups, with all their hosts.
+    pub fn join(&mut self, config_client: usize, gids: &[Gid]) {
+        if let Some(it) = self.world().config_clients.get(config_client) {
             let change = it.join(gids.iter().copied());
-            self.order(steward, change);
+            self.order(config_client, change);
         }
     }
 
-    /// Has a steward ask for a change.
-    pub fn order(&mut self, steward: usize, change: Change) {
-        if let Some(it) = self.world_mut().stewards.get_mut(steward) {
+    /// Has a config client ask for a change.
+    pub fn order(&mut self, config_client: usize, change: Change) {
+        if let Some(it) = self.world_mut().config_clients.get_mut(config_client) {
             it.order(change);
-            self.world_mut().plan_steward(steward);
+            self.world_mut().plan_config_client(config_client);
         }
     }
 
-    /// What came of a steward's changes, in order.
-    pub fn changes(&self, steward: usize) -> &[Changed] {
-        let steward = self.world().stewards.get(steward);
-        steward.map(|it| it.done.as_slice()).unwrap_or_default()
+    /// What came of a config client's changes, in order.
+    pub fn changes(&self, config_client: usize) -> &[Changed] {
+        let config_client = self.world().config_clients.get(config_client);
+        config_client
+            .map(|it| it.done.as_slice())
+            .unwrap_or_default()
     }
 
     /// Whether all changes that were asked for are over.
     pub fn changes_are_over(&self) -> bool {
-        self.world().stewards.iter().all(Steward::is_idle)
+        self.world()
+            .config_clients
+            .iter()
+            .all(ConfigClient::is_idle)
     }
 
     /// The latest configuration.
     pub fn config(&self) -> Option<Arc<ShardConfig>> {
-        self.world().custody.config().cloned()
+        self.world().shard_checker.config().cloned()
     }
 
     /// Whether this group serves the shard, as far as any log says.
     pub fn serves(&self, gid: Gid, shard: ShardId) -> bool {
-        self.world().custody.is_served(shard, gid)
+        self.world().shard_checker.is_served(shard, gid)
     }
 
     /// What is not where the latest configuration wants it, or is left over.
@@ -80,7 +85,7 @@ impl Script {
 
     /// How many shards were handed over so far, from fence to delete.
     pub fn hand_offs(&self) -> u64 {
-        self.world().custody.hand_offs()
+        self.world().shard_checker.hand_offs()
     }
 
     /// Asks a controller, past the network.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::dice::Dice;
 use crate::queue::Micros;
+use crate::rng::SimRng;
 
 /// A place where a node may run: its number among the world's addresses.
 pub type HostId = usize;
@@ -45,7 +45,7 @@ impl Default for LinkOptions {
 #[derive(Debug)]
 pub struct Network {
     options: LinkOptions,
-    dice: Dice,
+    rng: SimRng,
     /// Directed links that carry nothing.
     cut: BTreeSet<(HostId, HostId)>,
     /// When the last message of a link arrives, for links that keep order: by sender, then receiver.
@@ -54,10 +54,10 @@ pub struct Network {
 
 impl Network {
     /// A whole network of `hosts` addresses.
-    pub fn new(options: LinkOptions, hosts: usize, dice: Dice) -> Self {
+    pub fn new(options: LinkOptions, hosts: usize, rng: SimRng) -> Self {
         Self {
             options,
-            dice,
+            rng,
             cut: BTreeSet::new(),
             last_arrival: vec![vec![0; hosts]; hosts],
         }
@@ -65,12 +65,12 @@ impl Network {
 
     /// When copies of a message that leaves `from` at `at` reach `to`: none, one or two moments.
     pub fn arrivals(&mut self, from: HostId, to: HostId, at: Micros) -> [Option<Micros>; 2] {
-        if self.is_cut(from, to) || self.dice.chance(self.options.loss) {
+        if self.is_cut(from, to) || self.rng.chance(self.options.loss) {
             return [None, None];
         }
         let first = self.arrival(from, to, at);
-        let second = self.dice.chance(self.options.duplication).then(|| {
-            let echo = self.dice.below(self.options.echo_by + 1);
+        let second = self.rng.chance(self.options.duplication).then(|| {
+            let echo = self.rng.below(self.options.echo_by + 1);
             self.delay() + at + echo
         });
         [Some(first), second]
@@ -95,16 +95,16 @@ impl Network {
     /// A delay such as messages have, for traffic that isn't between nodes.
     pub fn delay(&mut self) -> Micros {
         let (least, most) = self.options.delay;
-        if self.dice.chance(self.options.late) {
-            self.dice.between(most, most.max(self.options.late_by))
+        if self.rng.chance(self.options.late) {
+            self.rng.between(most, most.max(self.options.late_by))
         } else {
-            self.dice.between(least, most)
+            self.rng.between(least, most)
         }
     }
 
     /// Whether a message on a link that isn't cut is lost.
     pub fn loses(&mut self) -> bool {
-        self.dice.chance(self.options.loss)
+        self.rng.chance(self.options.loss)
     }
 
     /// Whether `from` can't reach `to`.
@@ -135,15 +135,15 @@ impl Network {
 
 /// The shapes of a partition, drawn at random.
 pub fn draw_cuts(
-    dice: &mut Dice,
+    rng: &mut SimRng,
     hosts: usize,
     leader: Option<HostId>,
 ) -> BTreeSet<(HostId, HostId)> {
     let mut order: Vec<HostId> = (0..hosts).collect();
-    dice.shuffle(&mut order);
+    rng.shuffle(&mut order);
     // Half of the time the leader is where it hurts: first in the order.
     if let Some(leader) = leader
-        && dice.coin()
+        && rng.coin()
     {
         order.retain(|host| *host != leader);
         order.insert(0, leader);
@@ -156,7 +156,7 @@ pub fn draw_cuts(
     let (Some(first), rest) = (order.first().copied(), order.get(1..).unwrap_or_default()) else {
         return cut;
     };
-    match dice.below(6) {
+    match rng.below(6) {
         // One host alone.
         0 => rest.iter().for_each(|other| both(first, *other, &mut cut)),
         // Two parts.
@@ -175,7 +175,7 @@ pub fn draw_cuts(
         }
         // A host that hears and can't speak, or speaks and can't hear.
         3 => {
-            let speaks = dice.coin();
+            let speaks = rng.coin();
             for other in rest {
                 cut.insert(if speaks {
                     (*other, first)
@@ -188,17 +188,17 @@ pub fn draw_cuts(
         4 => {
             if let Some(other) = rest.first() {
                 cut.insert((first, *other));
-                if dice.coin() {
+                if rng.coin() {
                     cut.insert((*other, first));
                 }
             }
         }
         // Any links.
         _ => {
-            let share = u32::try_from(dice.between(100_000, 600_000)).unwrap_or(300_000);
+            let share = u32::try_from(rng.between(100_000, 600_000)).unwrap_or(300_000);
             for from in 0..hosts {
                 for to in (0..hosts).filter(|to| *to != from) {
-                    if dice.chance(share) {
+                    if rng.chance(share) {
                         cut.insert((from, to));
                     }
                 }

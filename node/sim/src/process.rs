@@ -8,19 +8,19 @@ use types::{Gid, NodeId};
 
 use crate::bug::Bug;
 use crate::disk::DiskEvent;
-use crate::errands::{Errands, describe_step};
 use crate::host::{Input, Leaving};
+use crate::invariants::Violation;
 use crate::machine::{Machine, Reply};
+use crate::mover_driver::{MoverDriver, describe_step};
 use crate::network::HostId;
-use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
-use crate::watched::{Watched, drain};
+use crate::recorder::{Recorder, drain};
 use crate::world::{Event, Step, World};
 
 impl World {
     /// Starts a process on a host's disk; if the disk refuses, it is replaced by an empty one.
     pub(crate) fn start(&mut self, number: HostId) -> Step {
-        let seed = self.node_dice.number();
+        let seed = self.node_rng.number();
         if self.hosts[number].process.is_some() {
             return Ok(());
         }
@@ -45,7 +45,7 @@ impl World {
         host.incarnation += 1;
         let incarnation = host.incarnation;
         let tick = Micros::from(self.scenario.replica.tick_ms) * MILLI;
-        let first = self.node_dice.between(1, tick);
+        let first = self.node_rng.between(1, tick);
         self.queue.push(
             self.now + first,
             Event::Tick {
@@ -79,9 +79,9 @@ impl World {
         if let Some(cluster) = &self.scenario.cluster
             && group.gid != Gid::NONE
         {
-            let before = host.errands.take();
+            let before = host.mover_driver.take();
             let bug = self.scenario.bug.and_then(Bug::shardkv);
-            host.errands = Some(Errands::new(
+            host.mover_driver = Some(MoverDriver::new(
                 group.gid,
                 self.scenario.genesis.shards,
                 cluster.mover,
@@ -89,7 +89,7 @@ impl World {
                 before,
             ));
         }
-        let machine = Watched::new(machine, host.journal.clone());
+        let machine = Recorder::new(machine, host.journal.clone());
         let mut process = Replica::recover(
             options,
             host.node,
@@ -127,8 +127,8 @@ impl World {
     pub(crate) fn spread_hint(&mut self, host: HostId, node: NodeId) {
         let peers = self.groups[self.hosts[host].group].hosts.clone();
         for other in peers.filter(|other| *other != host) {
-            let delay = self.dice.magnitude(100, 100 * MILLI);
-            if self.dice.chance(800_000) {
+            let delay = self.rng.magnitude(100, 100 * MILLI);
+            if self.rng.chance(800_000) {
                 let hint = Event::Hint {
                     host: other,
                     incarnation: self.hosts[other].incarnation,
@@ -145,7 +145,7 @@ impl World {
         }
         self.hosts[number].paused = false;
         self.trace(number, || "moves on".to_owned());
-        self.wake_errands(number);
+        self.wake_mover(number);
         self.wake(number)
     }
 
@@ -229,11 +229,11 @@ impl World {
                     }
                 }
                 Input::Request(id, request) => {
-                    let oracle = &self.groups[host.group].oracle;
+                    let invariants = &self.groups[host.group].invariants;
                     let committed = match request {
                         // It tells what this node has, however old.
                         Request::ReadLocal(_) => Index(0),
-                        _ => oracle.last_committed().index,
+                        _ => invariants.last_committed().index,
                     };
                     host.asked.insert(id, committed);
                     process.submit(id, request);
@@ -268,7 +268,7 @@ impl World {
         self.worked(number, result)
     }
 
-    /// Shows the oracle what a process wrote and applied.
+    /// Shows the invariant checker what a process wrote and applied.
     pub(crate) fn observe_disk(&mut self, number: HostId) -> Step {
         let host = &mut self.hosts[number];
         for event in host.disk.take_journal() {
@@ -285,7 +285,7 @@ impl World {
             if matches!(event, DiskEvent::Compacted { .. }) {
                 *self.report.counts.entry("compactions").or_default() += 1;
             }
-            self.groups[host.group].oracle.wrote(host.node, event)?;
+            self.groups[host.group].invariants.wrote(host.node, event)?;
         }
         for operation in drain(&host.journal) {
             if self.tracing {
@@ -295,11 +295,12 @@ impl World {
             }
             let group = &mut self.groups[host.group];
             let first = group
-                .oracle
+                .invariants
                 .applied(host.node, &mut host.progress, &operation)?;
             if first {
-                self.ledger.applied(group.gid, host.node, &operation)?;
-                self.custody.applied(group.gid, &operation)?;
+                self.write_checker
+                    .applied(group.gid, host.node, &operation)?;
+                self.shard_checker.applied(group.gid, &operation)?;
             }
         }
         Ok(())
@@ -307,7 +308,7 @@ impl World {
 
     pub(crate) fn worked(&mut self, number: HostId, result: Result<(), StoreError>) -> Step {
         if self.hosts[number].disk.is_dead() {
-            let down = self.dice.magnitude(MILLI, 2_000 * MILLI);
+            let down = self.rng.magnitude(MILLI, 2_000 * MILLI);
             self.count("crashes inside a step");
             self.crash(number, Some(down));
             return Ok(());
@@ -323,7 +324,7 @@ impl World {
             Err(error) if self.hosts[number].disk.is_damaged() => {
                 self.trace(number, || format!("stops: {error}"));
                 self.count("damage found while running");
-                let down = self.dice.magnitude(10 * MILLI, 1_000 * MILLI);
+                let down = self.rng.magnitude(10 * MILLI, 1_000 * MILLI);
                 self.crash(number, Some(down));
                 return Ok(());
             }
@@ -346,7 +347,7 @@ impl World {
         let group = host.group;
         let hosts = &self.hosts;
         let checked = self.groups[group]
-            .oracle
+            .invariants
             .worked(&status, &mut progress, &disk, |node| {
                 let host = disks.get(&node)?;
                 Some(hosts[*host].disk.clone())
@@ -355,14 +356,14 @@ impl World {
         checked?;
         if std::mem::take(&mut self.hosts[number].look_at_membership) {
             self.groups[group]
-                .oracle
+                .invariants
                 .membership_changed(&status, &disk)?;
         }
         self.check_bounds(&status)?;
         if has_work {
             self.plan_work(number);
         }
-        self.run_errands(number, &status)
+        self.run_mover_actions(number, &status)
     }
 
     pub(crate) fn plan_work(&mut self, number: HostId) {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use crate::bug::Bug;
-use crate::oracle::Violation;
+use crate::invariants::Violation;
 use crate::scenario::Scenario;
 use crate::world::{Failure, Report, World};
 

@@ -8,9 +8,9 @@ use raft::{Index, Membership, Role};
 use replica::{Request, RequestId, Status};
 use types::NodeId;
 
+use crate::invariants::Violation;
 use crate::machine::{Outcome, to_kv};
 use crate::network::{HostId, LinkOptions};
-use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
 use crate::scenario::Scenario;
 use crate::traffic::Traffic;

@@ -6,14 +6,14 @@ use shardkv::{Query, Response};
 use types::{NodeId, shard_of};
 
 use crate::client::{Outgoing, Surroundings, client_of};
-use crate::errands::MOVERS;
+use crate::config_client::CONFIG_CLIENTS;
 use crate::faults::ADMIN;
 use crate::host::Input;
+use crate::invariants::Violation;
 use crate::machine::{Outcome, Question, Reply};
+use crate::mover_driver::MOVERS;
 use crate::network::HostId;
-use crate::oracle::Violation;
 use crate::queue::Micros;
-use crate::steward::STEWARDS;
 use crate::world::{Event, Step, World};
 
 /// What went over the wire.
@@ -32,7 +32,7 @@ pub struct Traffic {
 impl World {
     pub(crate) fn leave(&mut self, from: HostId, after: Micros, envelope: Envelope) -> Step {
         let group = self.hosts[from].group;
-        self.groups[group].oracle.sent(&envelope)?;
+        self.groups[group].invariants.sent(&envelope)?;
         self.traffic.messages += 1;
         self.traffic.calls += u64::from(is_call(&envelope.message));
         if let Message::Append { entries, .. } = &envelope.message
@@ -102,7 +102,7 @@ impl World {
                 at
             }
             Caller::Administrator => self.now + after + self.network.delay(),
-            Caller::Client(_) | Caller::Steward(_) => {
+            Caller::Client(_) | Caller::ConfigClient(_) => {
                 if self.hosts[from].unreachable || self.network.loses() {
                     return;
                 }
@@ -146,7 +146,7 @@ impl World {
         }
         let at = self.now + delay + self.network.delay();
         let forwards = self.scenario.cluster.as_ref().map_or(0, |it| it.forwards);
-        let event = if delay > 0 && self.dice.chance(forwards) {
+        let event = if delay > 0 && self.rng.chance(forwards) {
             Event::Forward { id, request }
         } else {
             Event::Ask {
@@ -169,7 +169,7 @@ impl World {
             _ => None,
         };
         let shards = self.scenario.genesis.shards;
-        let owner = self.custody.config().zip(key);
+        let owner = self.shard_checker.config().zip(key);
         let owner = owner.map(|(config, key)| config.owner(shard_of(&key, shards)));
         let group = self.groups.iter().position(|it| Some(it.gid) == owner);
         match group.and_then(|group| self.leader(group)) {
@@ -206,8 +206,10 @@ impl World {
                 self.admin_answered(id, outcome);
                 return Ok(());
             }
-            Caller::Mover(host) => return self.errand_answered(host, id, outcome),
-            Caller::Steward(number) => return self.steward_answered(number, id, outcome),
+            Caller::Mover(host) => return self.action_answered(host, id, outcome),
+            Caller::ConfigClient(number) => {
+                return self.config_client_answered(number, id, outcome);
+            }
         };
         let mut out = Vec::new();
         let mut around = Surroundings {
@@ -265,14 +267,14 @@ enum Caller {
     Client(usize),
     Administrator,
     Mover(HostId),
-    Steward(usize),
+    ConfigClient(usize),
 }
 
 fn caller(id: RequestId) -> Caller {
     let number = client_of(id);
     let from = |first: u64| usize::try_from(number - first).unwrap_or(usize::MAX);
-    if number >= STEWARDS {
-        Caller::Steward(from(STEWARDS))
+    if number >= CONFIG_CLIENTS {
+        Caller::ConfigClient(from(CONFIG_CLIENTS))
     } else if number >= MOVERS {
         Caller::Mover(from(MOVERS))
     } else if number >= ADMIN {

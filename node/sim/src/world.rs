@@ -6,7 +6,7 @@
 //! that long, and what it sent after the write leaves that much later.
 //!
 //! The rooms: `process` (how processes start, work and go down), `traffic` (messages, requests, answers),
-//! `faults` (what a world does to its hosts) and `finale` (how it ends).
+//! `faults` (what a world does to its hosts) and `liveness` (how it ends).
 
 use std::collections::BTreeMap;
 
@@ -15,22 +15,22 @@ use replica::{Request, RequestId, Status, initialise};
 use types::NodeId;
 
 use crate::client::Client;
-use crate::custody::Custody;
-use crate::dice::{Concern, Dice, mix};
+use crate::config_client::ConfigClient;
 use crate::disk::Disk;
 use crate::faults::Fault;
-use crate::finale::Ending;
 use crate::group::{Group, GroupId, kv_hosts, lay_out};
 use crate::history::History;
 use crate::host::{Clock, Host, Input};
-use crate::ledger::Ledger;
+use crate::invariants::Violation;
+use crate::liveness::Ending;
 use crate::machine::{Outcome, Question};
 use crate::network::{HostId, Network};
-use crate::oracle::Violation;
 use crate::queue::{Micros, Queue};
+use crate::rng::{Concern, SimRng, mix};
 use crate::scenario::Scenario;
-use crate::steward::Steward;
+use crate::shard_checker::ShardChecker;
 use crate::traffic::Traffic;
+use crate::write_checker::WriteChecker;
 
 /// How many search steps a key's history may take.
 const CHECK_BUDGET: u64 = 300_000;
@@ -68,9 +68,9 @@ pub(crate) enum Event {
     /// A client has something to do.
     Client { number: usize },
     /// Whoever changes the configuration has something to do.
-    Steward { number: usize },
+    ConfigClient { number: usize },
     /// A mover's driver has something to do.
-    Errand { host: HostId, incarnation: u64 },
+    RunningAction { host: HostId, incarnation: u64 },
     /// A process starts.
     Start { host: HostId, incarnation: u64 },
     /// A process moves on.
@@ -110,17 +110,17 @@ pub struct World {
     pub(crate) nodes: BTreeMap<NodeId, HostId>,
     pub(crate) network: Network,
     pub(crate) groups: Vec<Group>,
-    pub(crate) ledger: Ledger,
-    pub(crate) custody: Custody,
+    pub(crate) write_checker: WriteChecker,
+    pub(crate) shard_checker: ShardChecker,
     /// The hosts of replica groups come first, so many; then those of the controllers.
     pub(crate) kv_hosts: usize,
     pub(crate) history: History,
     pub(crate) clients: Vec<Client>,
     pub(crate) client_due: Vec<Micros>,
-    pub(crate) stewards: Vec<Steward>,
-    pub(crate) steward_due: Vec<Micros>,
-    pub(crate) dice: Dice,
-    pub(crate) node_dice: Dice,
+    pub(crate) config_clients: Vec<ConfigClient>,
+    pub(crate) config_client_due: Vec<Micros>,
+    pub(crate) rng: SimRng,
+    pub(crate) node_rng: SimRng,
     /// Requests of the administrator so far.
     pub(crate) admin_sent: u64,
     /// How often links were cut: a cut is mended only if no later one took its place.
@@ -144,25 +144,25 @@ impl World {
     /// A world at its beginning: the members are initialised and start.
     pub fn new(scenario: Scenario) -> Result<Self, Failure> {
         let seed = scenario.seed;
-        let mut node_dice = Dice::new(seed, Concern::Nodes);
+        let mut node_rng = SimRng::new(seed, Concern::Nodes);
         let groups = lay_out(&scenario);
         let mut hosts = Vec::new();
         for (group, number) in (0..).zip(&groups).flat_map(|(at, group)| {
             let numbers = group.hosts.clone();
             numbers.map(move |number| (at, number))
         }) {
-            hosts.push(draw_host(number, group, &scenario, &mut node_dice));
+            hosts.push(draw_host(number, group, &scenario, &mut node_rng));
         }
         let network = Network::new(
             scenario.links.clone(),
             hosts.len(),
-            Dice::new(seed, Concern::Network),
+            SimRng::new(seed, Concern::Network),
         );
         let clients: Vec<Client> = (0..scenario.clients)
             .map(|number| {
                 let stream = u32::try_from(number).unwrap_or(0);
-                let dice = Dice::new(seed, Concern::Client(stream));
-                Client::new(number as u64, scenario.client.clone(), 0, dice)
+                let rng = SimRng::new(seed, Concern::Client(stream));
+                Client::new(number as u64, scenario.client.clone(), 0, rng)
             })
             .collect();
         let mut world = Self {
@@ -172,16 +172,16 @@ impl World {
             hosts,
             network,
             kv_hosts: kv_hosts(&groups),
-            stewards: Vec::new(),
-            steward_due: Vec::new(),
+            config_clients: Vec::new(),
+            config_client_due: Vec::new(),
             groups,
-            ledger: Ledger::default(),
-            custody: Custody::default(),
+            write_checker: WriteChecker::default(),
+            shard_checker: ShardChecker::default(),
             history: History::default(),
             client_due: vec![Micros::MAX; clients.len()],
             clients,
-            dice: Dice::new(seed, Concern::Faults),
-            node_dice,
+            rng: SimRng::new(seed, Concern::Faults),
+            node_rng,
             admin_sent: 0,
             cuts: 0,
             mailbox: BTreeMap::new(),
@@ -219,7 +219,7 @@ impl World {
                     |error| Violation::new("an empty disk takes a group", error.to_string()),
                 )?;
                 for event in host.disk.take_journal() {
-                    group.oracle.wrote(host.node, event)?;
+                    group.invariants.wrote(host.node, event)?;
                 }
             }
         }
@@ -229,7 +229,7 @@ impl World {
         for number in 0..self.clients.len() {
             self.plan_client(number);
         }
-        self.appoint_stewards();
+        self.start_config_clients();
         self.plan_faults();
         Ok(())
     }
@@ -334,16 +334,16 @@ impl World {
                 self.client_wakes(number);
                 Ok(())
             }
-            Event::Steward { number } => {
-                self.steward_wakes(number);
+            Event::ConfigClient { number } => {
+                self.config_client_wakes(number);
                 Ok(())
             }
-            Event::Errand { host, incarnation } => {
+            Event::RunningAction { host, incarnation } => {
                 let up = self.hosts[host].is_up();
                 if self.hosts[host].incarnation != incarnation || !up {
                     return Ok(());
                 }
-                self.errands_due(host)
+                self.mover_due(host)
             }
             Event::Start { host, incarnation } => {
                 if self.hosts[host].incarnation == incarnation {
@@ -387,7 +387,7 @@ impl World {
     /// Checks the clients' history so far.
     pub fn check_history(&self) -> Result<(), Violation> {
         self.history
-            .check(CHECK_BUDGET, |name| self.ledger.place(name))
+            .check(CHECK_BUDGET, |name| self.write_checker.place(name))
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
@@ -408,27 +408,27 @@ impl World {
     }
 }
 
-fn draw_host(number: HostId, group: GroupId, scenario: &Scenario, dice: &mut Dice) -> Host {
+fn draw_host(number: HostId, group: GroupId, scenario: &Scenario, rng: &mut SimRng) -> Host {
     let stream = u32::try_from(number).unwrap_or(0);
     let disk = Disk::new(
         scenario.disks.clone(),
-        Dice::new(scenario.seed, Concern::Disk(stream)),
+        SimRng::new(scenario.seed, Concern::Disk(stream)),
     );
     let clock = Clock {
-        skew_ms: spread(dice, scenario.skew_ms),
-        drift: spread(dice, scenario.drift.into()),
+        skew_ms: spread(rng, scenario.skew_ms),
+        drift: spread(rng, scenario.drift.into()),
     };
-    Host::new(number, group, draw_node(dice), disk, clock)
+    Host::new(number, group, draw_node(rng), disk, clock)
 }
 
 /// A number from minus to plus `most`.
-pub(crate) fn spread(dice: &mut Dice, most: u64) -> i64 {
+pub(crate) fn spread(rng: &mut SimRng, most: u64) -> i64 {
     let most = i64::try_from(most).unwrap_or(i64::MAX / 4);
-    let drawn = dice.below(u64::try_from(2 * most + 1).unwrap_or(1));
+    let drawn = rng.below(u64::try_from(2 * most + 1).unwrap_or(1));
     i64::try_from(drawn).unwrap_or(0) - most
 }
 
 /// A new node id: random, short enough to read.
-pub(crate) fn draw_node(dice: &mut Dice) -> NodeId {
-    NodeId((dice.number() & 0xffff_ffff) | 1)
+pub(crate) fn draw_node(rng: &mut SimRng) -> NodeId {
+    NodeId((rng.number() & 0xffff_ffff) | 1)
 }

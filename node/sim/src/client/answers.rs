@@ -10,11 +10,11 @@ use types::{ClientId, ConfigNum, Gid, NodeId};
 
 use super::streams::{Sent, Stream, encode, time};
 use super::{Call, Client, Operation, Surroundings, Timing, What};
-use crate::dice::Dice;
 use crate::host::address;
+use crate::invariants::Violation;
 use crate::machine::{Outcome, Reply};
-use crate::oracle::Violation;
 use crate::queue::{Micros, SECOND};
+use crate::rng::SimRng;
 
 /// The age at which a session is replaced by a client that never replaces sessions.
 const FOR_EVER: Micros = 1_000_000 * SECOND;
@@ -90,7 +90,7 @@ impl Client {
     fn opened(&mut self, gid: Gid, outcome: Outcome, around: &mut Surroundings<'_>) {
         let result = match outcome {
             Ok(Answer::LogTime(birth)) => {
-                let nonce = self.dice.number();
+                let nonce = self.rng.number();
                 let half = self.options.renew_after.unwrap_or(FOR_EVER);
                 Ok(OpenedSession {
                     client_id: encode(ClientId { birth, nonce }),
@@ -192,7 +192,7 @@ impl Client {
 
     /// Converts a refusal of the state machine.
     fn rejected(&mut self, error: &KvError) -> Result<Refused, Violation> {
-        let millis = |dice: &mut Dice, least, most| Time::from_millis(dice.between(least, most));
+        let millis = |rng: &mut SimRng, least, most| Time::from_millis(rng.between(least, most));
         let refusal = match error {
             KvError::SessionExpired => Refusal::SessionExpired,
             KvError::ValueTooLarge { size, limit } => Refusal::Rejected(Rejection::TooLarge {
@@ -205,7 +205,7 @@ impl Client {
                 config_num: *config,
             },
             KvError::ShardNotReady { .. } => Refusal::ShardNotReady {
-                retry_after: millis(&mut self.dice, 10, 40),
+                retry_after: millis(&mut self.rng, 10, 40),
             },
             KvError::SessionLimit { .. } => Refusal::Overloaded {
                 retry_after: Time::from_millis(50),
@@ -223,14 +223,14 @@ impl Client {
 
     /// The shard is elsewhere: one of the two has an old configuration.
     fn moved(&mut self, sent: Sent, num: ConfigNum, around: &mut Surroundings<'_>) {
-        if self.dice.chance(200_000) {
+        if self.rng.chance(200_000) {
             self.refresh(around);
         }
         let scan = self
             .operations
             .get(&sent.number)
             .is_some_and(|operation| matches!(operation.what, What::Read(Query::Scan { .. })));
-        let stranger = num <= self.routes.num() && self.dice.chance(200_000);
+        let stranger = num <= self.routes.num() && self.rng.chance(200_000);
         let Some(stream) = self.streams.get_mut(&sent.gid) else {
             return;
         };
@@ -268,7 +268,7 @@ impl Client {
                 message: refusal.to_string(),
             }),
             _ => Refusal::Overloaded {
-                retry_after: Time::from_millis(self.dice.between(10, 80)),
+                retry_after: Time::from_millis(self.rng.between(10, 80)),
             },
         };
         Refused {

@@ -8,10 +8,10 @@ use replica::{Answer, Request, RequestId};
 use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet, shard_of};
 
 use super::{Outgoing, Surroundings};
-use crate::dice::Dice;
 use crate::host::address;
 use crate::machine::{Outcome, Reply, to_ctrl};
 use crate::queue::{MILLI, Micros};
+use crate::rng::SimRng;
 
 /// The one group of a world without controllers.
 const ONLY: Gid = Gid(1);
@@ -56,7 +56,7 @@ impl Routes {
     /// Draws a group, and returns its shards for a scan; no shards where one group has all.
     pub(super) fn any_group(
         &self,
-        dice: &mut Dice,
+        rng: &mut SimRng,
         around: &Surroundings<'_>,
     ) -> Option<(Gid, Option<ShardSet>)> {
         if around.controllers.is_empty() {
@@ -64,7 +64,7 @@ impl Routes {
         }
         let config = self.config.as_ref()?;
         let groups: Vec<Gid> = config.groups().keys().copied().collect();
-        let gid = *dice.pick(&groups)?;
+        let gid = *rng.pick(&groups)?;
         Some((gid, Some(config.owned_by(gid))))
     }
 
@@ -80,7 +80,7 @@ impl Routes {
         &mut self,
         id: RequestId,
         patience: Micros,
-        dice: &mut Dice,
+        rng: &mut SimRng,
         around: &mut Surroundings<'_>,
     ) {
         if self.asked.is_some_and(|(_, again)| around.now < again) || around.controllers.is_empty()
@@ -90,13 +90,13 @@ impl Routes {
         self.asked = Some((id, around.now + patience));
         let query = shardctrler::Query::Config { num: None };
         // A controller that doesn't lead tells what it knows, which may be old.
-        let local = dice.coin();
+        let local = rng.coin();
         let request = if local {
             Request::ReadLocal(query)
         } else {
             Request::Read(query)
         };
-        let to = around.controllers.start + dice.index(around.controllers.len());
+        let to = around.controllers.start + rng.index(around.controllers.len());
         around.out.push(Outgoing {
             to,
             id,

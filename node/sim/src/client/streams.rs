@@ -9,12 +9,12 @@ use shardkv::{Command, SessionRef, Write};
 use types::{ClientId, Gid, LogTime, Sequence};
 
 use super::{Call, Client, ClientOptions, Outgoing, Surroundings, What};
-use crate::dice::digest;
 use crate::history::Name;
 use crate::host::{address, host_at};
 use crate::machine::{Question, to_kv};
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros};
+use crate::rng::digest;
 
 /// The interval at which deadlines and silence are checked.
 const SWEEP: Micros = 20 * MILLI;
@@ -104,13 +104,13 @@ impl Client {
         let Some(config) = self.routes.config(around) else {
             return;
         };
-        let (options, dice) = (&self.options, &mut self.dice);
+        let (options, rng) = (&self.options, &mut self.rng);
         let stream = self.streams.entry(gid).or_insert_with(|| Stream {
             engine: BatchStream::new(
                 &stream_options(options),
                 gid,
                 config,
-                Jitter::new(dice.number()),
+                Jitter::new(rng.number()),
             ),
             leader: None,
             connection: 0,
@@ -238,7 +238,7 @@ impl Client {
             Effect::AskForNewerLeader => {
                 // Perhaps the group has left.
                 self.refresh(around);
-                let newer = self.dice.coin();
+                let newer = self.rng.coin();
                 if let Some(stream) = self.streams.get_mut(&gid) {
                     stream.engine.handle_newer_leader(time(around.now), newer);
                 }
@@ -263,7 +263,7 @@ impl Client {
 
     fn connect(&mut self, gid: Gid, around: &mut Surroundings<'_>) {
         let addresses = self.routes.addresses(gid, around);
-        let turn = self.dice.index(addresses.len());
+        let turn = self.rng.index(addresses.len());
         let leader = self.leaders.next(gid, &addresses, turn);
         let now = time(around.now);
         let Some(stream) = self.streams.get_mut(&gid) else {
@@ -328,9 +328,9 @@ impl Client {
                     at: around.now,
                 };
                 self.request(host, sent, request.clone(), 0, around);
-                if repeat != Repeat::Never && self.dice.chance(self.options.copies) {
-                    let host = self.dice.index(around.hosts);
-                    let delay = self.dice.magnitude(1, self.options.copies_late_by);
+                if repeat != Repeat::Never && self.rng.chance(self.options.copies) {
+                    let host = self.rng.index(around.hosts);
+                    let delay = self.rng.magnitude(1, self.options.copies_late_by);
                     sent.connection = None;
                     self.request(host, sent, request, delay, around);
                     if let Some(stream) = self.streams.get_mut(&gid) {

@@ -109,7 +109,7 @@ impl StateStore for StateHandle {
         }
         inner.state.start_flush()?;
         let (least, most) = inner.options.flush;
-        let takes = inner.dice.between(least, most);
+        let takes = inner.rng.between(least, most);
         // A flush in progress is not put off by the next one.
         let done = inner.now + takes;
         inner.flush_done = Some(inner.flush_done.unwrap_or(done));

@@ -5,9 +5,9 @@
 use bytes::Bytes;
 use replica::{Answer, Request};
 use shardkv::{Response, Write, Written};
-use shardkv_sim::dice::{Concern, Dice};
 use shardkv_sim::machine::Reply;
 use shardkv_sim::queue::{MILLI, SECOND};
+use shardkv_sim::rng::{Concern, SimRng};
 use shardkv_sim::scenario::Scenario;
 
 use crate::cluster::{Cluster, scenario};
@@ -54,13 +54,13 @@ fn setting(seed: u64, trouble: Trouble) -> Scenario {
 /// after each round.
 fn generic(seed: u64, trouble: Trouble) {
     let mut cluster = Cluster::with(setting(seed, trouble));
-    let mut dice = Dice::new(seed, Concern::Faults);
+    let mut rng = SimRng::new(seed, Concern::Faults);
     for _ in 0..3 {
         for _ in 0..10 {
             if trouble.partitions {
                 let (mut left, mut right) = (Vec::new(), Vec::new());
                 for host in cluster.hosts() {
-                    if dice.coin() {
+                    if rng.coin() {
                         left.push(host);
                     } else {
                         right.push(host);
@@ -68,7 +68,7 @@ fn generic(seed: u64, trouble: Trouble) {
                 }
                 cluster.script().partition(&[&left, &right]);
             }
-            cluster.run_ms(400 + dice.below(200));
+            cluster.run_ms(400 + rng.below(200));
         }
         cluster.script().heal();
         if trouble.crash {

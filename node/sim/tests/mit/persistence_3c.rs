@@ -1,6 +1,6 @@
 //! Lab 3C: what survives crashes, and an unreliable network.
 
-use shardkv_sim::dice::{Concern, Dice};
+use shardkv_sim::rng::{Concern, SimRng};
 
 use crate::cluster::{Cluster, scenario};
 
@@ -90,7 +90,7 @@ fn figure8(unreliable: bool, rounds: u64) {
     if unreliable {
         cluster.script().set_links(Cluster::unreliable());
     }
-    let mut dice = Dice::new(8, Concern::Faults);
+    let mut rng = SimRng::new(8, Concern::Faults);
     cluster.one_of(&[0, 1, 2, 3, 4], 1);
     let mut up = 5;
     let mut down = [false; 5];
@@ -102,14 +102,14 @@ fn figure8(unreliable: bool, rounds: u64) {
                 leader = cluster.script().leader_among(&[host]).or(leader);
             }
         }
-        let wait = if dice.chance(100_000) {
-            dice.below(500)
+        let wait = if rng.chance(100_000) {
+            rng.below(500)
         } else {
-            dice.below(13)
+            rng.below(13)
         };
         cluster.run_ms(wait);
         if let Some(leader) = leader
-            && (!unreliable || dice.coin())
+            && (!unreliable || rng.coin())
         {
             if unreliable {
                 cluster.disconnect(leader);
@@ -120,7 +120,7 @@ fn figure8(unreliable: bool, rounds: u64) {
             up -= 1;
         }
         if up < 3 {
-            let back = dice.index(5);
+            let back = rng.index(5);
             if down[back] {
                 if unreliable {
                     cluster.connect(back);
@@ -179,19 +179,19 @@ fn churn(unreliable: bool) {
         scenario.links = Cluster::unreliable();
     }
     let mut cluster = Cluster::with(scenario);
-    let mut dice = Dice::new(11, Concern::Faults);
+    let mut rng = SimRng::new(11, Concern::Faults);
     for _ in 0..20 {
-        if dice.chance(200_000) {
-            let host = dice.index(5);
+        if rng.chance(200_000) {
+            let host = rng.index(5);
             cluster.disconnect(host);
         }
-        if dice.coin() {
-            let host = dice.index(5);
+        if rng.coin() {
+            let host = rng.index(5);
             cluster.start(host);
             cluster.connect(host);
         }
-        if dice.chance(200_000) {
-            let host = dice.index(5);
+        if rng.chance(200_000) {
+            let host = rng.index(5);
             cluster.crash(host);
         }
         cluster.run_ms(280);

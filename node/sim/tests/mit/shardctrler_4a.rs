@@ -15,7 +15,7 @@ fn clerks(seed: u64, groups: usize, clerks: usize) -> Scenario {
     scenario.clients = 1;
     if let Some(cluster) = &mut scenario.cluster {
         cluster.groups = groups;
-        cluster.stewards = clerks;
+        cluster.config_clients = clerks;
     }
     scenario
 }

@@ -87,7 +87,7 @@ impl Shards {
 
     // --- configurations ---
 
-    /// Has steward 0 ask, and waits for the answer.
+    /// Has config client 0 ask, and waits for the answer.
     #[track_caller]
     pub(crate) fn change(&mut self, change: Change) -> Response {
         let before = self.script.changes(0).len();

@@ -187,21 +187,21 @@ fn recovery_of_the_controllers_half_way_5b() {
     }
 }
 
-/// Stewards change the configuration at the same time while the controllers' leader is cut off, again and again.
+/// ConfigClients change the configuration at the same time while the controllers' leader is cut off, again and again.
 #[test]
 fn partitioned_controllers_with_concurrent_ones_5c() {
     for network in [setting(40), unreliable(setting(41))] {
         let mut scenario = busy(network, 4);
         if let Some(cluster) = &mut scenario.cluster {
-            cluster.stewards = 3;
+            cluster.config_clients = 3;
         }
         let mut shards = Shards::new(scenario);
         shards.join(&[0]);
         shards.put_all(12, 100);
         for round in 0..6 {
-            for steward in 0..3 {
-                let number = Gid((round + steward) % 3 + 1);
-                let at = usize::try_from(steward).unwrap();
+            for config_client in 0..3 {
+                let number = Gid((round + config_client) % 3 + 1);
+                let at = usize::try_from(config_client).unwrap();
                 shards.script.join(at, &[number]);
                 let gids = [number].into();
                 shards.script.order(at, shardctrler::Change::Leave { gids });

@@ -1,6 +1,6 @@
 //! Lab 3D: snapshots and a log that is cut.
 
-use shardkv_sim::dice::{Concern, Dice};
+use shardkv_sim::rng::{Concern, SimRng};
 
 use crate::cluster::{Cluster, scenario};
 
@@ -29,7 +29,7 @@ fn snapshots(seed: u64, disconnect: bool, reliable: bool, crash: bool) {
     if !reliable {
         cluster.script().set_links(Cluster::unreliable());
     }
-    let mut dice = Dice::new(seed, Concern::Faults);
+    let mut rng = SimRng::new(seed, Concern::Faults);
     let hosts = cluster.hosts();
     cluster.one_of(&hosts, if reliable { 3 } else { 1 });
     for round in 0..30 {
@@ -54,7 +54,7 @@ fn snapshots(seed: u64, disconnect: bool, reliable: bool, crash: bool) {
             hosts.clone()
         };
         // Enough to cut the log several times.
-        let commands = 60 + dice.below(60);
+        let commands = 60 + rng.below(60);
         for _ in 0..commands {
             let now = cluster.leader_of(&live);
             cluster.ask(now);
@@ -115,10 +115,10 @@ fn snapshot_install_unreliable_crash_3d() {
 #[test]
 fn snapshot_all_crash_3d() {
     let mut cluster = cluster(36);
-    let mut dice = Dice::new(36, Concern::Faults);
+    let mut rng = SimRng::new(36, Concern::Faults);
     cluster.one();
     for _ in 0..5 {
-        let commands = 60 + dice.below(60);
+        let commands = 60 + rng.below(60);
         for _ in 0..commands {
             let leader = cluster.leader();
             cluster.ask(leader);

@@ -8,16 +8,16 @@ use shardctrler::{Change, Command, CtrlError, Response};
 use types::{ClientId, Gid, LogTime, Sequence, ShardId};
 
 use crate::client::{Outgoing, Surroundings};
-use crate::dice::{Concern, Dice};
 use crate::host::address;
+use crate::invariants::Violation;
 use crate::machine::{Outcome, Reply};
 use crate::network::HostId;
-use crate::oracle::Violation;
 use crate::queue::{MILLI, Micros};
+use crate::rng::{Concern, SimRng};
 use crate::world::{Event, Step, World};
 
-/// Requests of stewards have names from here on: the steward's number is added.
-pub(crate) const STEWARDS: u64 = 1 << 22;
+/// Requests of config clients have names from here on: the config client's number is added.
+pub(crate) const CONFIG_CLIENTS: u64 = 1 << 22;
 
 /// How long to wait for an answer before another controller is asked.
 const PATIENCE: Micros = 200 * MILLI;
@@ -35,9 +35,9 @@ pub struct Changed {
 
 /// A client of the controllers.
 #[derive(Debug)]
-pub(crate) struct Steward {
+pub(crate) struct ConfigClient {
     number: u64,
-    dice: Dice,
+    rng: SimRng,
     /// The groups and their hosts.
     groups: BTreeMap<Gid, Vec<HostId>>,
     shards: u32,
@@ -58,18 +58,18 @@ pub(crate) struct Steward {
     pub(crate) done: Vec<Changed>,
 }
 
-impl Steward {
+impl ConfigClient {
     pub(crate) fn new(
         number: u64,
         groups: BTreeMap<Gid, Vec<HostId>>,
         shards: u32,
         every: Option<Micros>,
-        mut dice: Dice,
+        mut rng: SimRng,
     ) -> Self {
-        let next_at = every.map_or(Micros::MAX, |every| dice.between(every / 4, every * 2));
+        let next_at = every.map_or(Micros::MAX, |every| rng.between(every / 4, every * 2));
         Self {
             number,
-            dice,
+            rng,
             groups,
             shards,
             session: None,
@@ -116,7 +116,7 @@ impl Steward {
 
     pub(crate) fn describe(&self) -> String {
         format!(
-            "steward {} asks {:?}, then {:?}",
+            "config_client {} asks {:?}, then {:?}",
             self.number, self.change, self.script
         )
     }
@@ -161,7 +161,7 @@ impl Steward {
 
     fn elsewhere(&mut self, around: &Surroundings<'_>) {
         let controllers = &around.controllers;
-        self.target = controllers.start + self.dice.index(controllers.len());
+        self.target = controllers.start + self.rng.index(controllers.len());
     }
 
     fn ask(&mut self, around: &mut Surroundings<'_>) {
@@ -190,7 +190,7 @@ impl Steward {
             }
         };
         self.sent += 1;
-        let id = RequestId(((STEWARDS + self.number) << 40) | self.sent);
+        let id = RequestId(((CONFIG_CLIENTS + self.number) << 40) | self.sent);
         self.asked.insert(id);
         around.out.push(Outgoing {
             to: self.target,
@@ -202,24 +202,24 @@ impl Steward {
 
     /// A change that makes sense, mostly.
     fn draw(&mut self, now: Micros) -> Change {
-        if self.burst == 0 && self.dice.chance(300_000) {
-            self.burst = self.dice.between(1, 6);
+        if self.burst == 0 && self.rng.chance(300_000) {
+            self.burst = self.rng.between(1, 6);
         }
         let pause = if self.burst > 0 {
             self.burst -= 1;
-            self.dice.between(0, 20 * MILLI)
+            self.rng.between(0, 20 * MILLI)
         } else {
-            self.dice.between(self.every / 4, self.every * 7 / 4)
+            self.rng.between(self.every / 4, self.every * 7 / 4)
         };
         self.next_at = now + pause;
         let gids: Vec<Gid> = self.groups.keys().copied().collect();
-        let gid = self.dice.pick(&gids).copied().unwrap_or(Gid(1));
+        let gid = self.rng.pick(&gids).copied().unwrap_or(Gid(1));
         let (inside, outside): (Vec<Gid>, Vec<Gid>) =
             gids.iter().partition(|gid| self.joined.contains(gid));
-        match self.dice.below(10) {
+        match self.rng.below(10) {
             0..3 if !outside.is_empty() => {
-                let many = self.dice.chance(300_000);
-                let first = self.dice.pick(&outside).copied().unwrap_or(gid);
+                let many = self.rng.chance(300_000);
+                let first = self.rng.pick(&outside).copied().unwrap_or(gid);
                 self.join(if many { outside } else { vec![first] })
             }
             // The same group with other addresses.
@@ -233,21 +233,20 @@ impl Steward {
                 change
             }
             4..6 if inside.len() > 1 => {
-                let gone = self.dice.pick(&inside).copied().unwrap_or(gid);
+                let gone = self.rng.pick(&inside).copied().unwrap_or(gid);
                 Change::Leave {
                     gids: [gone].into(),
                 }
             }
             6 if inside.len() > 2 => {
-                let stays = self.dice.index(inside.len());
+                let stays = self.rng.index(inside.len());
                 let mut gids: BTreeSet<Gid> = inside.iter().copied().collect();
                 gids.remove(&inside[stays]);
                 Change::Leave { gids }
             }
             _ => {
-                let shard =
-                    ShardId(u32::try_from(self.dice.below(self.shards.into())).unwrap_or(0));
-                let to = self.dice.pick(&inside).copied().unwrap_or(gid);
+                let shard = ShardId(u32::try_from(self.rng.below(self.shards.into())).unwrap_or(0));
+                let to = self.rng.pick(&inside).copied().unwrap_or(gid);
                 Change::Move { shard, gid: to }
             }
         }
@@ -282,12 +281,12 @@ impl Steward {
                     self.retry_at = around.now + MILLI;
                 } else {
                     self.elsewhere(around);
-                    self.retry_at = around.now + self.dice.between(5 * MILLI, 50 * MILLI);
+                    self.retry_at = around.now + self.rng.between(5 * MILLI, 50 * MILLI);
                 }
             }
             Err(_) => {
                 self.elsewhere(around);
-                self.retry_at = around.now + self.dice.between(10 * MILLI, 80 * MILLI);
+                self.retry_at = around.now + self.rng.between(10 * MILLI, 80 * MILLI);
             }
         }
         Ok(())
@@ -295,7 +294,7 @@ impl Steward {
 
     fn opened(&mut self, birth: LogTime, now: Micros) {
         if self.session.is_none() {
-            let nonce = self.dice.number();
+            let nonce = self.rng.number();
             self.session = Some((ClientId { birth, nonce }, Sequence(1)));
             self.asked.clear();
             self.retry_at = now;
@@ -350,8 +349,8 @@ impl Steward {
 }
 
 impl World {
-    /// Makes the stewards, and has the first of them join groups.
-    pub(crate) fn appoint_stewards(&mut self) {
+    /// Makes the config clients, and has the first of them join groups.
+    pub(crate) fn start_config_clients(&mut self) {
         let Some(cluster) = &self.scenario.cluster else {
             return;
         };
@@ -361,31 +360,31 @@ impl World {
             .collect();
         let seed = self.scenario.seed;
         let shards = self.scenario.genesis.shards;
-        for number in 0..cluster.stewards {
+        for number in 0..cluster.config_clients {
             let stream = u32::try_from(number).unwrap_or(0);
-            let dice = Dice::new(seed, Concern::Steward(stream));
+            let rng = SimRng::new(seed, Concern::ConfigClient(stream));
             let (number, groups) = (number as u64, groups.clone());
-            let steward = Steward::new(number, groups, shards, cluster.changes, dice);
-            self.stewards.push(steward);
-            self.steward_due.push(Micros::MAX);
+            let config_client = ConfigClient::new(number, groups, shards, cluster.changes, rng);
+            self.config_clients.push(config_client);
+            self.config_client_due.push(Micros::MAX);
         }
         let joined: Vec<Gid> = groups.keys().copied().take(cluster.joined).collect();
-        if let Some(first) = self.stewards.first_mut()
+        if let Some(first) = self.config_clients.first_mut()
             && !joined.is_empty()
         {
             let join = first.join(joined);
             first.order(join);
         }
-        for number in 0..self.stewards.len() {
-            self.plan_steward(number);
+        for number in 0..self.config_clients.len() {
+            self.plan_config_client(number);
         }
     }
 
-    pub(crate) fn steward_wakes(&mut self, number: usize) {
-        if self.steward_due[number] > self.now {
+    pub(crate) fn config_client_wakes(&mut self, number: usize) {
+        if self.config_client_due[number] > self.now {
             return;
         }
-        self.steward_due[number] = Micros::MAX;
+        self.config_client_due[number] = Micros::MAX;
         let mut out = Vec::new();
         let mut around = Surroundings {
             now: self.now,
@@ -396,20 +395,20 @@ impl World {
             shards: self.scenario.genesis.shards,
             out: &mut out,
         };
-        self.stewards[number].wake(&mut around);
+        self.config_clients[number].wake(&mut around);
         for outgoing in out {
             self.send_request(outgoing);
         }
-        self.plan_steward(number);
+        self.plan_config_client(number);
     }
 
-    pub(crate) fn steward_answered(
+    pub(crate) fn config_client_answered(
         &mut self,
         number: usize,
         id: RequestId,
         outcome: Outcome,
     ) -> Step {
-        let Some(steward) = self.stewards.get_mut(number) else {
+        let Some(config_client) = self.config_clients.get_mut(number) else {
             return Ok(());
         };
         let mut out = Vec::new();
@@ -422,23 +421,23 @@ impl World {
             shards: self.scenario.genesis.shards,
             out: &mut out,
         };
-        let before = steward.done.len();
-        steward.answered(id, outcome, &around)?;
+        let before = config_client.done.len();
+        config_client.answered(id, outcome, &around)?;
         if self.tracing
-            && let Some(over) = self.stewards[number].done.get(before)
+            && let Some(over) = self.config_clients[number].done.get(before)
         {
-            self.print(&format!("steward {number}: {over:?}"));
+            self.print(&format!("config_client {number}: {over:?}"));
         }
-        self.plan_steward(number);
+        self.plan_config_client(number);
         Ok(())
     }
 
-    pub(crate) fn plan_steward(&mut self, number: usize) {
-        let due = self.stewards[number].due();
-        if due < self.steward_due[number] {
+    pub(crate) fn plan_config_client(&mut self, number: usize) {
+        let due = self.config_clients[number].due();
+        if due < self.config_client_due[number] {
             let due = due.max(self.now + 1);
-            self.steward_due[number] = due;
-            self.queue.push(due, Event::Steward { number });
+            self.config_client_due[number] = due;
+            self.queue.push(due, Event::ConfigClient { number });
         }
     }
 }

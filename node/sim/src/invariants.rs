@@ -1,6 +1,6 @@
 //! What must hold at every step, checked as it happens.
 //!
-//! The oracle sees what no node can: every disk, every message as it leaves, and what each node says of
+//! The checker sees what no node can: every disk, every message as it leaves, and what each node says of
 //! itself. Each check is incremental, so a step costs what changed in it.
 //!
 //! | invariant | how it is judged |
@@ -21,7 +21,7 @@
 //! | one change at a time | a leader that has committed in its term has at most one uncommitted change |
 //! | fresh reads | a read is answered from a state that holds all that was committed when it was asked |
 //! | equal state | by applied index: a digest of the whole state is equal everywhere |
-//! | exactly once | by client and sequence, over all groups ([`crate::ledger`]): a write is answered with one outcome for ever |
+//! | exactly once | by client and sequence, over all groups ([`crate::write_checker`]): a write is answered with one outcome for ever |
 //! | monotony | commit and applied index of a running node never go back |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,9 +33,9 @@ use raft::{
 use replica::Status;
 use types::NodeId;
 
-use crate::dice::digest;
 use crate::disk::{Disk, DiskEvent};
-use crate::watched::AppliedOperation;
+use crate::recorder::AppliedOperation;
+use crate::rng::digest;
 
 /// A broken promise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ struct Written {
 
 /// What one group has promised so far.
 #[derive(Debug, Default)]
-pub struct Oracle {
+pub struct InvariantChecker {
     leaders: BTreeMap<Term, NodeId>,
     votes: BTreeMap<(NodeId, Term), NodeId>,
     wire_terms: BTreeMap<NodeId, Term>,
@@ -80,7 +80,7 @@ pub struct Oracle {
     complete: BTreeSet<Term>,
 }
 
-/// What the oracle remembers of a running node; forgotten by a crash.
+/// What the checker remembers of a running node; forgotten by a crash.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     commit: Index,
@@ -94,7 +94,7 @@ pub struct Progress {
     operations: usize,
 }
 
-impl Oracle {
+impl InvariantChecker {
     /// A message leaves a node.
     pub fn sent(&mut self, envelope: &Envelope) -> Check {
         let Envelope { from, term, to, .. } = envelope;

@@ -5,22 +5,22 @@ use std::collections::BTreeMap;
 use shardkv::{Response, Written};
 use types::{ClientId, Gid, NodeId, Sequence};
 
-use crate::dice::digest;
 use crate::history::Name;
+use crate::invariants::Violation;
 use crate::machine::Reply;
-use crate::oracle::Violation;
-use crate::watched::AppliedOperation;
+use crate::recorder::AppliedOperation;
+use crate::rng::digest;
 
 /// The writes that took effect. It is shown each operation once, when the first replica of a group applies it.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub struct WriteChecker {
     outcomes: BTreeMap<(ClientId, Sequence), Written>,
     /// In which order the logs carried writes. A shard's order is that of its writes, in whichever log: it is
     /// installed only after its fence was applied.
     places: BTreeMap<Name, u64>,
 }
 
-impl Ledger {
+impl WriteChecker {
     /// A group applied an operation. A write that is applied again answers what it answered first.
     pub fn applied(
         &mut self,

@@ -36,9 +36,9 @@ const DELTAS: u32 = 3;
 
 /// What a host's mover has under way.
 #[derive(Debug)]
-pub(crate) struct Errands {
+pub(crate) struct MoverDriver {
     mover: Mover,
-    open: BTreeMap<ActionId, Errand>,
+    open: BTreeMap<ActionId, RunningAction>,
     asked: BTreeMap<RequestId, ActionId>,
     sent: u64,
     /// The next scheduled look.
@@ -46,7 +46,7 @@ pub(crate) struct Errands {
 }
 
 #[derive(Debug)]
-struct Errand {
+struct RunningAction {
     action: Action,
     /// The nodes that may be asked, and who is asked next.
     hosts: Vec<HostId>,
@@ -55,7 +55,7 @@ struct Errand {
     deadline: Micros,
 }
 
-impl Errands {
+impl MoverDriver {
     /// A mover with nothing under way. The names of requests go on where those of the process `before` ended, so that late
     /// answers to that one find nobody.
     pub(crate) fn new(
@@ -81,39 +81,41 @@ impl Errands {
 
     /// For people: what is under way.
     pub(crate) fn describe(&self) -> String {
-        let actions: Vec<&Action> = self.open.values().map(|errand| &errand.action).collect();
+        let actions: Vec<&Action> = self.open.values().map(|running| &running.action).collect();
         format!("{actions:?}")
     }
 }
 
 impl World {
     /// Lets a host's mover look at how things stand, and does what it asks for.
-    pub(crate) fn run_errands(&mut self, number: HostId, status: &Status) -> Step {
+    pub(crate) fn run_mover_actions(&mut self, number: HostId, status: &Status) -> Step {
         let host = &mut self.hosts[number];
-        let (Some(errands), Some(process)) = (&mut host.errands, &host.process) else {
+        let (Some(mover_driver), Some(process)) = (&mut host.mover_driver, &host.process) else {
             return Ok(());
         };
         let leads = status.role == Role::Leader;
         let ownership = process.machine().machine().ownership().filter(|_| leads);
-        let actions = errands.mover.poll(self.now / MILLI, ownership.as_ref());
+        let actions = mover_driver
+            .mover
+            .poll(self.now / MILLI, ownership.as_ref());
         if !leads {
-            errands.open.clear();
-            errands.asked.clear();
+            mover_driver.open.clear();
+            mover_driver.asked.clear();
         }
-        if let Some(fatal) = errands.fatal() {
-            return Err(crate::oracle::Violation::new(
+        if let Some(fatal) = mover_driver.fatal() {
+            return Err(crate::invariants::Violation::new(
                 "groups can follow the controllers",
                 format!("host {number}: {fatal}"),
             ));
         }
         for (id, action) in actions {
-            self.begin_errand(number, id, action);
+            self.begin_action(number, id, action);
         }
-        self.plan_errands(number);
+        self.plan_mover(number);
         Ok(())
     }
 
-    fn begin_errand(&mut self, number: HostId, id: ActionId, action: Action) {
+    fn begin_action(&mut self, number: HostId, id: ActionId, action: Action) {
         self.trace(number, || format!("mover {id:?}: {}", describe(&action)));
         let (hosts, patience): (Vec<HostId>, Micros) = match &action {
             Action::FetchConfigs { .. } => ((self.kv_hosts..self.hosts.len()).collect(), LONG_POLL),
@@ -124,21 +126,21 @@ impl World {
             }
             Action::Propose(_) => (vec![number], DEADLINE),
         };
-        let target = self.dice.pick(&hosts).copied().unwrap_or(number);
-        let errand = Errand {
+        let target = self.rng.pick(&hosts).copied().unwrap_or(number);
+        let running = RunningAction {
             action,
             hosts,
             target,
             ask_at: self.now,
             deadline: self.now + patience,
         };
-        if let Some(errands) = &mut self.hosts[number].errands {
-            errands.open.insert(id, errand);
+        if let Some(mover_driver) = &mut self.hosts[number].mover_driver {
+            mover_driver.open.insert(id, running);
         }
         self.ask_for(number, id);
     }
 
-    /// Sends what an errand asks.
+    /// Sends what a running action asks.
     fn ask_for(&mut self, number: HostId, id: ActionId) {
         let Some((to, request)) = self.question(number, id) else {
             return;
@@ -170,15 +172,15 @@ impl World {
     /// A step may enter the log again, late: steps promise to bear that. Whoever hears its answer doesn't know it.
     fn echo(&mut self, number: HostId, request: &Request<Question>) {
         let echoes = self.scenario.cluster.as_ref().map_or(0, |it| it.echoes);
-        if !self.dice.chance(echoes) || self.ending {
+        if !self.rng.chance(echoes) || self.ending {
             return;
         }
-        let Some(errands) = &mut self.hosts[number].errands else {
+        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
             return;
         };
-        errands.sent += 1;
-        let id = RequestId(((MOVERS + number as u64) << 40) | errands.sent);
-        let at = self.now + self.dice.magnitude(MILLI, 2_000 * MILLI);
+        mover_driver.sent += 1;
+        let id = RequestId(((MOVERS + number as u64) << 40) | mover_driver.sent);
+        let at = self.now + self.rng.magnitude(MILLI, 2_000 * MILLI);
         let request = request.clone();
         self.queue.push(
             at,
@@ -190,14 +192,18 @@ impl World {
         );
     }
 
-    /// What an errand asks, of whom, and when it asks again.
+    /// What a running action asks, of whom, and when it asks again.
     fn question(&mut self, number: HostId, id: ActionId) -> Option<(HostId, Request<Question>)> {
-        let local = self.dice.coin();
+        let local = self.rng.coin();
         let now = self.now;
         let gid = self.groups[self.hosts[number].group].gid;
-        let errand = self.hosts[number].errands.as_mut()?.open.get_mut(&id)?;
-        errand.ask_at = now + PATIENCE;
-        let request = match &errand.action {
+        let running = self.hosts[number]
+            .mover_driver
+            .as_mut()?
+            .open
+            .get_mut(&id)?;
+        running.ask_at = now + PATIENCE;
+        let request = match &running.action {
             Action::FetchConfigs { after } => {
                 let query = shardctrler::Query::After {
                     num: *after,
@@ -242,116 +248,121 @@ impl World {
                 write(step.encode(), step.frees_space())
             }
             Action::Propose(step) => {
-                errand.ask_at = Micros::MAX;
+                running.ask_at = Micros::MAX;
                 write(step.encode(), step.frees_space())
             }
         };
-        let target = self.hosts[number].errands.as_ref()?.open.get(&id)?.target;
+        let target = self.hosts[number]
+            .mover_driver
+            .as_ref()?
+            .open
+            .get(&id)?
+            .target;
         Some((target, request))
     }
 
     fn name_call(&mut self, number: HostId, action: ActionId) -> RequestId {
-        let Some(errands) = &mut self.hosts[number].errands else {
+        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
             return RequestId(0);
         };
-        errands.sent += 1;
-        let id = RequestId(((MOVERS + number as u64) << 40) | errands.sent);
-        errands.asked.insert(id, action);
+        mover_driver.sent += 1;
+        let id = RequestId(((MOVERS + number as u64) << 40) | mover_driver.sent);
+        mover_driver.asked.insert(id, action);
         id
     }
 
     /// An answer reaches a mover's driver.
-    pub(crate) fn errand_answered(
+    pub(crate) fn action_answered(
         &mut self,
         number: HostId,
         id: RequestId,
         outcome: Outcome,
     ) -> Step {
-        let Some(errands) = &mut self.hosts[number].errands else {
+        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
             return Ok(());
         };
-        let Some(action) = errands.asked.remove(&id) else {
+        let Some(action) = mover_driver.asked.remove(&id) else {
             return Ok(());
         };
-        let Some(errand) = errands.open.get_mut(&action) else {
+        let Some(running) = mover_driver.open.get_mut(&action) else {
             return Ok(());
         };
         let end = match outcome {
             Err(Refusal::NotLeader { leader } | Refusal::Unknown { leader })
-                if !matches!(errand.action, Action::Propose(_)) =>
+                if !matches!(running.action, Action::Propose(_)) =>
             {
                 let known = leader.and_then(|node| self.nodes.get(&node).copied());
-                errand.target = match known.filter(|host| *host != errand.target) {
+                running.target = match known.filter(|host| *host != running.target) {
                     Some(host) => host,
-                    None => self.dice.pick(&errand.hosts).copied().unwrap_or(number),
+                    None => self.rng.pick(&running.hosts).copied().unwrap_or(number),
                 };
-                errand.ask_at = self.now + if known.is_some() { 1 } else { PAUSE };
+                running.ask_at = self.now + if known.is_some() { 1 } else { PAUSE };
                 None
             }
             Err(refusal) => Some(ActionOutcome::Failed(refusal.to_string())),
             Ok(answer) => {
                 let shards = self.scenario.genesis.shards;
-                Some(verdict(&errand.action, answer, shards))
+                Some(verdict(&running.action, answer, shards))
             }
         };
         match end {
             Some(ActionOutcome::Configs {
                 full: None, deltas, ..
-            }) if deltas.is_empty() && errand.deadline > self.now => {
-                errand.ask_at = self.now + PAUSE;
-                self.plan_errands(number);
+            }) if deltas.is_empty() && running.deadline > self.now => {
+                running.ask_at = self.now + PAUSE;
+                self.plan_mover(number);
                 Ok(())
             }
-            Some(outcome) => self.end_errand(number, action, outcome),
+            Some(outcome) => self.end_action(number, action, outcome),
             None => {
-                self.plan_errands(number);
+                self.plan_mover(number);
                 Ok(())
             }
         }
     }
 
-    fn end_errand(&mut self, number: HostId, id: ActionId, outcome: ActionOutcome) -> Step {
+    fn end_action(&mut self, number: HostId, id: ActionId, outcome: ActionOutcome) -> Step {
         self.trace(number, || format!("mover {id:?} ends: {}", told(&outcome)));
-        if let Some(errands) = &mut self.hosts[number].errands
-            && errands.open.remove(&id).is_some()
+        if let Some(mover_driver) = &mut self.hosts[number].mover_driver
+            && mover_driver.open.remove(&id).is_some()
         {
-            errands.asked.retain(|_, action| *action != id);
-            errands.mover.ended(id, outcome);
+            mover_driver.asked.retain(|_, action| *action != id);
+            mover_driver.mover.ended(id, outcome);
         }
-        self.look_at_errands(number)
+        self.poll_mover(number)
     }
 
     /// Time has come for a look.
-    pub(crate) fn errands_due(&mut self, number: HostId) -> Step {
+    pub(crate) fn mover_due(&mut self, number: HostId) -> Step {
         let now = self.now;
-        let Some(errands) = &mut self.hosts[number].errands else {
+        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
             return Ok(());
         };
-        errands.due = Micros::MAX;
-        let late = |errand: &&Errand| errand.deadline <= now || errand.ask_at <= now;
-        let late: Vec<(ActionId, bool)> = errands
+        mover_driver.due = Micros::MAX;
+        let late = |running: &&RunningAction| running.deadline <= now || running.ask_at <= now;
+        let late: Vec<(ActionId, bool)> = mover_driver
             .open
             .iter()
-            .filter(|(_, errand)| late(errand))
-            .map(|(id, errand)| (*id, errand.deadline <= now))
+            .filter(|(_, running)| late(running))
+            .map(|(id, running)| (*id, running.deadline <= now))
             .collect();
         for (id, over) in late {
             if over {
                 let outcome = self.without_answer(number, id);
-                self.end_errand(number, id, outcome)?;
+                self.end_action(number, id, outcome)?;
             } else {
                 self.turn(number, id);
                 self.ask_for(number, id);
             }
         }
-        self.look_at_errands(number)
+        self.poll_mover(number)
     }
 
     /// A question for configurations that brought nothing has failed only if nobody answered.
     fn without_answer(&self, number: HostId, id: ActionId) -> ActionOutcome {
-        let errands = self.hosts[number].errands.as_ref();
-        let errand = errands.and_then(|errands| errands.open.get(&id));
-        match errand.map(|errand| &errand.action) {
+        let mover_driver = self.hosts[number].mover_driver.as_ref();
+        let running = mover_driver.and_then(|mover_driver| mover_driver.open.get(&id));
+        match running.map(|running| &running.action) {
             Some(Action::FetchConfigs { .. }) => ActionOutcome::Configs {
                 controller: CONTROLLERS,
                 shards: self.scenario.genesis.shards,
@@ -364,54 +375,54 @@ impl World {
 
     /// Asks another node next, mostly.
     fn turn(&mut self, number: HostId, id: ActionId) {
-        let again = self.dice.chance(300_000);
-        let Some(errands) = &mut self.hosts[number].errands else {
+        let again = self.rng.chance(300_000);
+        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
             return;
         };
-        if let Some(errand) = errands.open.get_mut(&id)
+        if let Some(running) = mover_driver.open.get_mut(&id)
             && !again
-            && let Some(host) = self.dice.pick(&errand.hosts)
+            && let Some(host) = self.rng.pick(&running.hosts)
         {
-            errand.target = *host;
+            running.target = *host;
         }
     }
 
     /// A process that stood still slept through its mover's alarms.
-    pub(crate) fn wake_errands(&mut self, number: HostId) {
-        if let Some(errands) = &mut self.hosts[number].errands {
-            errands.due = Micros::MAX;
+    pub(crate) fn wake_mover(&mut self, number: HostId) {
+        if let Some(mover_driver) = &mut self.hosts[number].mover_driver {
+            mover_driver.due = Micros::MAX;
         }
-        self.plan_errands(number);
+        self.plan_mover(number);
     }
 
-    fn look_at_errands(&mut self, number: HostId) -> Step {
+    fn poll_mover(&mut self, number: HostId) -> Step {
         match self.status(number).filter(|_| !self.hosts[number].paused) {
-            Some(status) => self.run_errands(number, &status),
+            Some(status) => self.run_mover_actions(number, &status),
             None => Ok(()),
         }
     }
 
-    fn plan_errands(&mut self, number: HostId) {
+    fn plan_mover(&mut self, number: HostId) {
         let now = self.now;
         let host = &mut self.hosts[number];
-        let Some(errands) = &mut host.errands else {
+        let Some(mover_driver) = &mut host.mover_driver else {
             return;
         };
-        let calls = errands
+        let calls = mover_driver
             .open
             .values()
-            .map(|errand| errand.ask_at.min(errand.deadline));
-        let own = errands.mover.next_due().map(|due| due * MILLI);
+            .map(|running| running.ask_at.min(running.deadline));
+        let own = mover_driver.mover.next_due().map(|due| due * MILLI);
         let Some(due) = calls.chain(own).min() else {
             return;
         };
         let due = due.max(now + 1);
-        if due < errands.due {
-            errands.due = due;
+        if due < mover_driver.due {
+            mover_driver.due = due;
             let incarnation = host.incarnation;
             self.queue.push(
                 due,
-                Event::Errand {
+                Event::RunningAction {
                     host: number,
                     incarnation,
                 },

@@ -1,6 +1,6 @@
 //! Randomness: one seed, and a generator of its own for each concern.
 //!
-//! Drawing once more from the network's dice must not change what the disks do: a failing seed should keep
+//! Drawing once more from the network's rng must not change what the disks do: a failing seed should keep
 //! failing while its scenario is trimmed. So each concern gets its own `ChaCha` stream of the same seed.
 
 use rand_chacha::ChaCha8Rng;
@@ -23,8 +23,8 @@ pub enum Concern {
     Client(u32),
     /// Whether there are several groups, and which.
     Cluster,
-    /// A steward's changes.
-    Steward(u32),
+    /// A config client's changes.
+    ConfigClient(u32),
 }
 
 impl Concern {
@@ -37,18 +37,18 @@ impl Concern {
             Self::Disk(number) => (1 << 32) | number as u64,
             Self::Client(number) => (2 << 32) | number as u64,
             Self::Cluster => 5,
-            Self::Steward(number) => (3 << 32) | number as u64,
+            Self::ConfigClient(number) => (3 << 32) | number as u64,
         }
     }
 }
 
 /// A seeded generator with the few draws that the simulator needs.
 #[derive(Clone, Debug)]
-pub struct Dice {
+pub struct SimRng {
     source: ChaCha8Rng,
 }
 
-impl Dice {
+impl SimRng {
     /// The generator of `seed` for `concern`.
     pub fn new(seed: u64, concern: Concern) -> Self {
         let mut source = ChaCha8Rng::seed_from_u64(seed);
@@ -138,9 +138,9 @@ mod tests {
 
     #[test]
     fn concerns_do_not_share_a_stream() {
-        let mut network = Dice::new(7, Concern::Network);
-        let mut again = Dice::new(7, Concern::Network);
-        let mut faults = Dice::new(7, Concern::Faults);
+        let mut network = SimRng::new(7, Concern::Network);
+        let mut again = SimRng::new(7, Concern::Network);
+        let mut faults = SimRng::new(7, Concern::Faults);
         let first: Vec<u64> = (0..8).map(|_| network.number()).collect();
         let second: Vec<u64> = (0..8).map(|_| again.number()).collect();
         let third: Vec<u64> = (0..8).map(|_| faults.number()).collect();
@@ -150,15 +150,15 @@ mod tests {
 
     #[test]
     fn draws_stay_in_their_bounds() {
-        let mut dice = Dice::new(1, Concern::Scenario);
+        let mut rng = SimRng::new(1, Concern::Scenario);
         for _ in 0..2_000 {
-            assert!(dice.below(7) < 7);
-            assert!((3..=5).contains(&dice.between(3, 5)));
-            assert!((10..=5_000).contains(&dice.magnitude(10, 5_000)));
+            assert!(rng.below(7) < 7);
+            assert!((3..=5).contains(&rng.between(3, 5)));
+            assert!((10..=5_000).contains(&rng.magnitude(10, 5_000)));
         }
-        assert_eq!(dice.below(0), 0);
-        assert!(!dice.chance(0));
-        assert!(dice.chance(1_000_000));
+        assert_eq!(rng.below(0), 0);
+        assert!(!rng.chance(0));
+        assert!(rng.chance(1_000_000));
     }
 
     #[test]

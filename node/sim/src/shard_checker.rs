@@ -23,15 +23,15 @@ use shardctrler::Response;
 use shardkv::{Ownership, Shard, ShardState};
 use types::{ClientId, ConfigNum, Gid, Sequence, ShardConfig, ShardId};
 
+use crate::invariants::Violation;
 use crate::machine::Reply;
-use crate::oracle::Violation;
-use crate::watched::AppliedOperation;
+use crate::recorder::AppliedOperation;
 
 type Check = Result<(), Violation>;
 
 /// What all logs together say about who has which shard.
 #[derive(Debug, Default)]
-pub struct Custody {
+pub struct ShardChecker {
     configs: BTreeMap<ConfigNum, Arc<ShardConfig>>,
     changes: BTreeMap<(ClientId, Sequence), Response>,
     groups: BTreeMap<Gid, Arc<Ownership>>,
@@ -44,7 +44,7 @@ pub struct Custody {
     deleted: BTreeSet<(ShardId, ConfigNum)>,
 }
 
-impl Custody {
+impl ShardChecker {
     /// A group applied an operation, as the first of its replicas.
     pub fn applied(&mut self, gid: Gid, operation: &AppliedOperation) -> Check {
         if let Some(config) = &operation.config {

@@ -8,8 +8,8 @@ use replica::{Applying, StateMachine, StateReader, Transaction};
 use shardkv::Ownership;
 use types::ShardConfig;
 
-use crate::dice::digest;
 use crate::machine::{Machine, Question, Reply};
+use crate::rng::digest;
 
 /// One applied operation.
 #[derive(Clone, Debug)]
@@ -39,12 +39,12 @@ pub fn drain(journal: &Journal) -> Vec<AppliedOperation> {
 
 /// A machine that tells what it applies.
 #[derive(Debug)]
-pub struct Watched {
+pub struct Recorder {
     inner: Machine,
     journal: Journal,
 }
 
-impl Watched {
+impl Recorder {
     /// Watches `inner`.
     pub fn new(inner: Machine, journal: Journal) -> Self {
         Self { inner, journal }
@@ -56,7 +56,7 @@ impl Watched {
     }
 }
 
-impl StateMachine for Watched {
+impl StateMachine for Recorder {
     type Query = Question;
     type Response = Reply;
 

@@ -13,10 +13,10 @@ use shardkv::Query;
 use types::{ConfigNum, Gid, ShardId, ShardSet};
 
 use crate::client::{Client, Step as ClientStep, key};
-use crate::errands::Errands;
 use crate::group::GroupId;
+use crate::invariants::{InvariantChecker, Violation};
+use crate::mover_driver::MoverDriver;
 use crate::network::LinkOptions;
-use crate::oracle::{Oracle, Violation};
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::world::{Event, Step, World};
 
@@ -59,7 +59,7 @@ impl World {
             reordering,
             ..LinkOptions::default()
         });
-        let restart_all = self.dice.coin();
+        let restart_all = self.rng.coin();
         let missing = self.draw_missing();
         if let Some(group) = missing {
             self.stage = Ending::Without(group);
@@ -78,7 +78,7 @@ impl World {
             if missing == Some(self.hosts[number].group) {
                 self.crash(number, None);
             } else if restart_all || must_restart {
-                let down = self.dice.between(0, 200 * MILLI);
+                let down = self.rng.between(0, 200 * MILLI);
                 self.crash(number, Some(down));
             } else if self.hosts[number].paused {
                 self.resume(number)?;
@@ -99,8 +99,8 @@ impl World {
                 self.clients[number].finish(self.now);
                 self.plan_client(number);
             }
-            for steward in &mut self.stewards {
-                steward.finish();
+            for config_client in &mut self.config_clients {
+                config_client.finish();
             }
             self.stage = Ending::Recovering;
         }
@@ -144,25 +144,25 @@ impl World {
     /// How many configurations the group that is furthest behind has not settled.
     fn count_backlog(&self) -> u64 {
         let settled = self.groups.iter().filter_map(|group| {
-            let ownership = self.custody.group(group.gid)?;
+            let ownership = self.shard_checker.group(group.gid)?;
             Some(ownership.settled().0)
         });
-        let latest = self.custody.latest().0;
+        let latest = self.shard_checker.latest().0;
         latest - settled.min().unwrap_or(latest).min(latest)
     }
 
     /// The group that stays down for a while, in some worlds.
     fn draw_missing(&mut self) -> Option<GroupId> {
         let cluster = self.scenario.cluster.as_ref()?;
-        let group = self.dice.index(cluster.groups);
+        let group = self.rng.index(cluster.groups);
         cluster.survives_without.then_some(group)
     }
 
     /// Looks whether all is well that doesn't need this group; then it comes back.
     fn probe_without(&mut self, group: GroupId, since: Micros) -> Step {
         if since >= LAST_ORDERS {
-            for steward in &mut self.stewards {
-                steward.finish();
+            for config_client in &mut self.config_clients {
+                config_client.finish();
             }
         }
         for other in (0..self.groups.len()).filter(|other| *other != group) {
@@ -191,13 +191,17 @@ impl World {
 
     /// What is not well although it doesn't need `down`.
     fn missing_without(&self, down: GroupId) -> Option<String> {
-        if let Some(busy) = self.stewards.iter().find(|steward| !steward.is_idle()) {
+        if let Some(busy) = self
+            .config_clients
+            .iter()
+            .find(|config_client| !config_client.is_idle())
+        {
             return Some(busy.describe());
         }
         let gone = self.groups[down].gid;
-        let config = self.custody.config()?;
+        let config = self.shard_checker.config()?;
         for group in &self.groups[..self.groups.len() - 1] {
-            let ownership = self.custody.group(group.gid);
+            let ownership = self.shard_checker.group(group.gid);
             let accepted = ownership.map_or(ConfigNum(0), |it| it.config);
             if group.gid != gone && accepted != config.num() {
                 return Some(format!(
@@ -208,8 +212,9 @@ impl World {
             }
         }
         let shards = (0..config.shards()).map(ShardId);
-        let mut free = shards.filter(|shard| !self.custody.concerns(gone, *shard));
-        let waits = free.find(|shard| !self.custody.is_served(*shard, config.owner(*shard)))?;
+        let mut free = shards.filter(|shard| !self.shard_checker.concerns(gone, *shard));
+        let waits =
+            free.find(|shard| !self.shard_checker.is_served(*shard, config.owner(*shard)))?;
         Some(format!(
             "{waits} is not served by its owner {}",
             config.owner(waits)
@@ -249,18 +254,23 @@ impl World {
 
     /// What is not where the latest configuration wants it, or is left over.
     pub(crate) fn unsettled(&self) -> Option<String> {
-        if let Some(busy) = self.stewards.iter().find(|steward| !steward.is_idle()) {
+        if let Some(busy) = self
+            .config_clients
+            .iter()
+            .find(|config_client| !config_client.is_idle())
+        {
             return Some(busy.describe());
         }
-        let config = self.custody.config()?;
+        let config = self.shard_checker.config()?;
         for group in self.groups.iter().filter(|group| group.gid != Gid::NONE) {
             let gid = group.gid;
-            let Some(ownership) = self.custody.group(gid) else {
+            let Some(ownership) = self.shard_checker.group(gid) else {
                 return Some(format!("{gid} has no configuration"));
             };
             if ownership.config != config.num() || ownership.settled() != config.num() {
                 let leader = self.leader(self.hosts[group.hosts.start].group);
-                let errands = leader.and_then(|leader| self.hosts[leader].errands.as_ref());
+                let mover_driver =
+                    leader.and_then(|leader| self.hosts[leader].mover_driver.as_ref());
                 return Some(format!(
                     "{gid} has settled {} of {}, of which {} are accepted: {:?}, owed {:?}; under way: {}",
                     ownership.settled(),
@@ -268,7 +278,7 @@ impl World {
                     ownership.config,
                     ownership.shards,
                     ownership.owed,
-                    errands.map_or_else(String::new, Errands::describe)
+                    mover_driver.map_or_else(String::new, MoverDriver::describe)
                 ));
             }
             let serves: ShardSet = ownership.shards.keys().copied().collect();
@@ -365,25 +375,28 @@ impl World {
             }
         }
         checked?;
-        let sum = |count: fn(&Oracle) -> u64| -> u64 {
-            self.groups.iter().map(|group| count(&group.oracle)).sum()
+        let sum = |count: fn(&InvariantChecker) -> u64| -> u64 {
+            self.groups
+                .iter()
+                .map(|group| count(&group.invariants))
+                .sum()
         };
         let totals = [
-            ("elections", sum(Oracle::elections)),
+            ("elections", sum(InvariantChecker::elections)),
             ("operations", self.history.len() as u64),
             (
                 "operations with known outcome",
                 self.history.returned() as u64,
             ),
-            ("session writes applied", self.ledger.outcomes()),
+            ("session writes applied", self.write_checker.outcomes()),
             (
                 "entries committed",
-                sum(|oracle| oracle.last_committed().index.0),
+                sum(|invariants| invariants.last_committed().index.0),
             ),
             ("simulated milliseconds", self.now / MILLI),
             ("messages", self.traffic.messages),
-            ("configurations", self.custody.latest().0),
-            ("shards handed over", self.custody.hand_offs()),
+            ("configurations", self.shard_checker.latest().0),
+            ("shards handed over", self.shard_checker.hand_offs()),
         ];
         for (what, count) in totals {
             *self.report.counts.entry(what).or_default() += count;
@@ -420,7 +433,7 @@ impl World {
     fn nothing_left_behind(&self) -> Step {
         for host in &self.hosts[..self.kv_hosts] {
             let gid = self.groups[host.group].gid;
-            let Some(ownership) = self.custody.group(gid) else {
+            let Some(ownership) = self.shard_checker.group(gid) else {
                 continue;
             };
             for ((space, key), _) in host.disk.pairs() {
