@@ -37,7 +37,7 @@
 //!
 //! Each concern of the node has an owner, which is shared as an `Arc`: the phase and the published status ([`lifecycle`]),
 //! identity and addresses ([`peers`]), configurations and ownership ([`routing`]), bounds ([`admission`]), and the way to the
-//! replica ([`replica_handle`]). [`node`] alone puts them together. A service or task takes only the handles that it uses, and
+//! replica ([`replica_handle`]). [`parts`] alone puts them together. A service or task takes only the handles that it uses, and
 //! no two files depend on each other in a circle.
 //!
 //! # Start and stop
@@ -71,6 +71,7 @@ mod metrics;
 mod mover;
 mod node;
 mod options;
+mod parts;
 mod peers;
 mod random;
 mod readiness;
@@ -87,7 +88,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 pub use exit::ExitCode;
 use exit::Fatal;
-use options::{Asked, Options};
+use options::{Invocation, Options};
 
 // The switches that put known bugs back exist for the simulator only.
 const _: () = assert!(
@@ -102,12 +103,12 @@ const _: () = assert!(
 /// on standard error.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match options::parse(args) {
-        Ok(Asked::Print(text)) => {
+        Ok(Invocation::Print(text)) => {
             // Standard output may be closed.
             let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::Clean
         }
-        Ok(Asked::Run(options)) => match start(*options) {
+        Ok(Invocation::Run(options)) => match start(*options) {
             Ok(()) => ExitCode::Clean,
             Err(fatal) => {
                 tracing::error!(exit_code = fatal.code as u8, "{:#}", fatal.error);

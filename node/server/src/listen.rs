@@ -20,24 +20,24 @@ use crate::metrics::{Metrics, set};
 pub(crate) struct Connection {
     stream: TcpStream,
     /// Given back when the connection is dropped.
-    _place: Place,
+    _slot: Slot,
 }
 
-struct Place {
+struct Slot {
     permit: Option<OwnedSemaphorePermit>,
     open: Arc<Semaphore>,
     most: usize,
     metrics: Arc<Metrics>,
 }
 
-impl Place {
+impl Slot {
     fn count(&self) {
         let open = self.most.saturating_sub(self.open.available_permits());
         set(&self.metrics.connections, open as u64);
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.permit = None;
         self.count();
@@ -80,13 +80,13 @@ pub(crate) fn connections(
                 metrics.refused_connections.inc();
                 continue;
             };
-            let place = Place {
+            let slot = Slot {
                 permit: Some(permit),
                 open: Arc::clone(&open),
                 most,
                 metrics: Arc::clone(&metrics),
             };
-            place.count();
+            slot.count();
             let accepted = accepted.clone();
             tokio::spawn(async move {
                 // Nagle's algorithm would delay small answers.
@@ -97,7 +97,7 @@ pub(crate) fn connections(
                     let _ = accepted
                         .send(Ok(Connection {
                             stream,
-                            _place: place,
+                            _slot: slot,
                         }))
                         .await;
                 }

@@ -50,7 +50,7 @@ pub(crate) fn size(request: &MachineRequest) -> usize {
 
 /// The state that a machine publishes by itself. It is shared, and replaced only when it changes.
 #[derive(Clone, Debug)]
-pub(crate) enum News {
+pub(crate) enum Published {
     /// The group's ownership of shards.
     Ownership(Arc<Ownership>),
     /// The latest configuration.
@@ -92,10 +92,10 @@ impl Machine {
     }
 
     /// Returns the published state as of the last applied entry.
-    pub(crate) fn news(&self) -> News {
+    pub(crate) fn published(&self) -> Published {
         match self {
-            Self::Shards(machine) => News::Ownership(machine.ownership()),
-            Self::Controller(machine) => News::Config(machine.latest()),
+            Self::Shards(machine) => Published::Ownership(machine.ownership()),
+            Self::Controller(machine) => Published::Config(machine.latest()),
         }
     }
 
@@ -104,7 +104,7 @@ impl Machine {
     }
 }
 
-impl News {
+impl Published {
     /// Returns true if both are the same object. Comparing pointers is enough, because a machine creates a new object for
     /// each change.
     pub(crate) fn is_same(&self, other: &Self) -> bool {

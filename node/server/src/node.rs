@@ -1,7 +1,4 @@
 //! The life of a node: it opens the data directory, listens, finds or forms its group, serves, and stops.
-//!
-//! This is the only file that puts the parts of the node together ([`Parts::new`]). Every other file takes the handles that
-//! it uses.
 
 use std::fs;
 use std::io::Write as _;
@@ -14,52 +11,32 @@ use anyhow::Context as _;
 use raft::{Role, StoreError};
 use replica::{Replica, Request};
 use serde_json::json;
-use shardkv::GroupKind;
 use storage::{Disk, Opened};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, interval, sleep_until, timeout, timeout_at};
 
-use crate::admission::Admission;
-use crate::bootstrap::{self, Beginning, check_chosen};
-use crate::configs::follow::Follower;
+use crate::bootstrap::{self, FirstStart, check_chosen};
 use crate::disk::{self, Content, Stores};
 use crate::endpoint::NodeProbe;
 use crate::exit::{ExitCode, Fatal};
-use crate::forward::Forwarder;
-use crate::grpc::{self, Services};
 use crate::identity::{AdoptError, Identity};
-use crate::inbox::Inbox;
-use crate::lifecycle::{Lifecycle, Phase};
+use crate::lifecycle::Phase;
 use crate::listeners::Listeners;
 use crate::machine::Machine;
 use crate::metrics::Metrics;
-use crate::metrics::watch::ShardWatch;
-use crate::mover::{self, Moving};
 use crate::options::Options;
+use crate::parts::Parts;
 use crate::peers::Peers;
-use crate::readiness::ReadinessProbe;
-use crate::replica_handle::ReplicaHandle;
-use crate::replies::Deliveries;
-use crate::routing::Routing;
-use crate::services::admin::AdminService;
-use crate::services::ctrl::CtrlService;
-use crate::services::export::Exporter;
-use crate::services::handoff::HandoffService;
-use crate::services::kv::KvService;
-use crate::services::peers::{self, PeerService};
-use crate::services::scan::Scanner;
-use crate::services::watch::Watches;
-use crate::transport::Transport;
-use crate::{random, runtime};
+use crate::{grpc, random, runtime};
 
 /// The maximum time that open connections may take to end after the replica has ended.
-const GOODBYE: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The time that requests on their way may need to arrive before the connections are closed. They are still served, so that
 /// a client which then connects elsewhere sees no error.
-const LATECOMERS: Duration = Duration::from_millis(50);
+const LATE_REQUESTS: Duration = Duration::from_millis(50);
 
 /// The result of the replica's thread; closed without a value if the thread panicked.
 type Ended = oneshot::Receiver<Result<(), StoreError>>;
@@ -104,245 +81,11 @@ impl Signals {
     }
 }
 
-/// The handles of a node, each of which owns one concern.
-struct Parts {
-    options: Options,
-    lifecycle: Arc<Lifecycle>,
-    peers: Arc<Peers>,
-    routing: Arc<Routing>,
-    admission: Arc<Admission>,
-    metrics: Arc<Metrics>,
-    inbox: Arc<Inbox>,
-    deliveries: Arc<Deliveries>,
-    replica: Arc<ReplicaHandle>,
-    readiness: Arc<ReadinessProbe>,
-    forwarder: Arc<Forwarder>,
-    moving: Arc<Moving>,
-    transport: Arc<Transport>,
-}
-
-impl Parts {
-    fn new(
-        options: Options,
-        address: String,
-        identity: Identity,
-        metrics: Arc<Metrics>,
-        failure: oneshot::Sender<Fatal>,
-    ) -> Self {
-        let identity = Arc::new(identity);
-        let lifecycle = Arc::new(Lifecycle::new(identity.node(), failure));
-        let admission = Arc::new(Admission::new(&options.limits));
-        let inbox = Arc::new(Inbox::default());
-        let kind = options.genesis.kind;
-        let routing = Arc::new(Routing::new(
-            kind,
-            Arc::clone(&identity),
-            Arc::clone(&metrics),
-        ));
-        let peers = Arc::new(Peers::new(
-            identity,
-            address,
-            options.peers.clone(),
-            Arc::clone(&lifecycle),
-        ));
-        let replica = Arc::new(ReplicaHandle::new(
-            Arc::clone(&lifecycle),
-            Arc::clone(&peers),
-            Arc::clone(&admission),
-            Arc::clone(&inbox),
-            options.request_timeout,
-        ));
-        let readiness = Arc::new(ReadinessProbe::new(
-            Arc::clone(&lifecycle),
-            Arc::clone(&routing),
-        ));
-        let forwarder = Arc::new(Forwarder::new(
-            &options,
-            Arc::clone(&lifecycle),
-            Arc::clone(&peers),
-            Arc::clone(&routing),
-            Arc::clone(&admission),
-            Arc::clone(&metrics),
-        ));
-        let transport = Arc::new(Transport::new(
-            Arc::clone(&lifecycle),
-            Arc::clone(&peers),
-            Arc::clone(&inbox),
-            Arc::clone(&metrics),
-            options.network,
-        ));
-        Self {
-            options,
-            lifecycle,
-            peers,
-            routing,
-            admission,
-            metrics,
-            inbox,
-            deliveries: Arc::new(Deliveries::default()),
-            replica,
-            readiness,
-            forwarder,
-            moving: Arc::new(Moving::default()),
-            transport,
-        }
-    }
-
-    fn services(&self, disk: Disk) -> Services {
-        Services {
-            kv: self.kv_service(),
-            ctrl: self.ctrl_service(),
-            handoff: HandoffService::new(
-                Arc::clone(&self.replica),
-                Arc::clone(&self.routing),
-                Arc::clone(&self.metrics),
-            ),
-            admin: AdminService {
-                replica: Arc::clone(&self.replica),
-                peers: Arc::clone(&self.peers),
-                routing: Arc::clone(&self.routing),
-                moving: Arc::clone(&self.moving),
-                readiness: Arc::clone(&self.readiness),
-                metrics: Arc::clone(&self.metrics),
-                disk,
-            },
-            peers: PeerService::new(
-                peers::Handles {
-                    lifecycle: Arc::clone(&self.lifecycle),
-                    peers: Arc::clone(&self.peers),
-                    inbox: Arc::clone(&self.inbox),
-                    metrics: Arc::clone(&self.metrics),
-                },
-                Arc::clone(&self.transport),
-                self.options.network.handshake_timeout,
-            ),
-            lifecycle: Arc::clone(&self.lifecycle),
-            metrics: Arc::clone(&self.metrics),
-            limits: self.options.limits,
-            network: self.options.network,
-        }
-    }
-
-    fn kv_service(&self) -> KvService {
-        let seeds = match self.routing.kind() {
-            GroupKind::Shards => self.options.controllers.clone(),
-            GroupKind::Controller | GroupKind::Standalone => self.peers.initial(),
-        };
-        KvService {
-            lifecycle: Arc::clone(&self.lifecycle),
-            replica: Arc::clone(&self.replica),
-            peers: Arc::clone(&self.peers),
-            routing: Arc::clone(&self.routing),
-            forwarder: Arc::clone(&self.forwarder),
-            metrics: Arc::clone(&self.metrics),
-            limits: self.options.limits,
-            scanner: Arc::new(Scanner::new(
-                Arc::clone(&self.replica),
-                Arc::clone(&self.routing),
-                Arc::clone(&self.forwarder),
-                Arc::clone(&self.metrics),
-                self.options.limits,
-                seeds,
-                self.options.request_timeout,
-            )),
-            exporter: Exporter {
-                replica: Arc::clone(&self.replica),
-                routing: Arc::clone(&self.routing),
-                forwarder: Arc::clone(&self.forwarder),
-                admission: Arc::clone(&self.admission),
-                metrics: Arc::clone(&self.metrics),
-            },
-        }
-    }
-
-    fn ctrl_service(&self) -> CtrlService {
-        CtrlService {
-            lifecycle: Arc::clone(&self.lifecycle),
-            replica: Arc::clone(&self.replica),
-            peers: Arc::clone(&self.peers),
-            routing: Arc::clone(&self.routing),
-            forwarder: Arc::clone(&self.forwarder),
-            metrics: Arc::clone(&self.metrics),
-            watches: Watches {
-                lifecycle: Arc::clone(&self.lifecycle),
-                replica: Arc::clone(&self.replica),
-                peers: Arc::clone(&self.peers),
-                routing: Arc::clone(&self.routing),
-                admission: Arc::clone(&self.admission),
-            },
-            controllers: self.options.controllers.clone(),
-        }
-    }
-
-    fn runtime_handles(&self) -> runtime::Handles {
-        runtime::Handles {
-            inbox: Arc::clone(&self.inbox),
-            deliveries: Arc::clone(&self.deliveries),
-            transport: Arc::clone(&self.transport),
-            lifecycle: Arc::clone(&self.lifecycle),
-            readiness: Arc::clone(&self.readiness),
-            routing: Arc::clone(&self.routing),
-            admission: Arc::clone(&self.admission),
-            metrics: Arc::clone(&self.metrics),
-        }
-    }
-
-    /// Starts the tasks that run beside the replica.
-    fn start_tasks(&self, disk: Disk) {
-        tokio::spawn(disk::watch(Arc::clone(&self.inbox), disk));
-        tokio::spawn({
-            let deliveries = Arc::clone(&self.deliveries);
-            async move { deliveries.give_out().await }
-        });
-        tokio::spawn({
-            let transport = Arc::clone(&self.transport);
-            async move { transport.tend().await }
-        });
-        if self.routing.kind() != GroupKind::Controller {
-            let watch = ShardWatch {
-                replica: Arc::clone(&self.replica),
-                routing: Arc::clone(&self.routing),
-                metrics: Arc::clone(&self.metrics),
-            };
-            tokio::spawn(watch.run());
-        }
-        if self.routing.kind() == GroupKind::Shards {
-            let follower = Follower {
-                lifecycle: Arc::clone(&self.lifecycle),
-                routing: Arc::clone(&self.routing),
-                forwarder: Arc::clone(&self.forwarder),
-                controllers: self.options.controllers.clone(),
-                patience: self.options.handoff.timeout,
-            };
-            tokio::spawn(follower.run());
-            self.start_mover();
-        }
-    }
-
-    fn start_mover(&self) {
-        let handles = mover::Handles {
-            lifecycle: Arc::clone(&self.lifecycle),
-            replica: Arc::clone(&self.replica),
-            routing: Arc::clone(&self.routing),
-            forwarder: Arc::clone(&self.forwarder),
-            metrics: Arc::clone(&self.metrics),
-            moving: Arc::clone(&self.moving),
-        };
-        let group = mover::Group {
-            node: self.peers.node(),
-            gid: self.routing.gid(),
-            controllers: self.options.controllers.clone(),
-            timeout: self.options.handoff.timeout,
-        };
-        tokio::spawn(mover::drive(handles, group, self.options.handoff.mover));
-    }
-}
-
 struct Node {
     parts: Parts,
     serving: JoinHandle<anyhow::Result<()>>,
     /// Closes the connections; `None` once it was used.
-    hang_up: Option<oneshot::Sender<()>>,
+    close: Option<oneshot::Sender<()>>,
     tasks: Vec<AbortHandle>,
     sockets: Sockets,
     /// Resolves with the error that makes it impossible to go on.
@@ -386,7 +129,7 @@ impl Node {
         let (fail, failure) = oneshot::channel();
         let parts = Parts::new(options, listeners.advertised, identity, metrics, fail);
         announce(&parts.peers, &sockets, content);
-        let (hang_up, stop) = oneshot::channel::<()>();
+        let (close, stop) = oneshot::channel::<()>();
         let serving = tokio::spawn({
             let services = parts.services(disk.clone());
             async move {
@@ -409,7 +152,7 @@ impl Node {
         let node = Self {
             parts,
             serving,
-            hang_up: Some(hang_up),
+            close: Some(close),
             tasks,
             sockets,
             failure,
@@ -438,7 +181,7 @@ impl Node {
                 beginning = bootstrap::begin(&parts.peers, &parts.transport, &node_options.genesis) => beginning?,
                 () = signals.any() => return Ok(None),
             };
-            if let Beginning::First(first) = beginning {
+            if let FirstStart::Member(first) = beginning {
                 check_chosen(&node_options.genesis, &first.genesis)?;
                 let (membership, genesis) = (first.membership(), first.genesis.to_batch());
                 parts
@@ -505,21 +248,21 @@ impl Node {
     async fn stop(mut self, ended: Ended, deadline: Instant) -> Result<(), Fatal> {
         self.parts.lifecycle.enter(Phase::Stopping);
         self.hand_over(deadline).await;
-        if let Some(hang_up) = self.hang_up.take() {
+        if let Some(close) = self.close.take() {
             // The receiver lives in the server. If the server is gone, nothing is left to close.
-            let _ = hang_up.send(());
+            let _ = close.send(());
         }
-        sleep_until(deadline.min(Instant::now() + LATECOMERS)).await;
+        sleep_until(deadline.min(Instant::now() + LATE_REQUESTS)).await;
         self.parts.lifecycle.enter(Phase::Draining);
         self.drain(deadline).await;
         self.parts.inbox.stop();
         let result = timeout_at(deadline, ended).await;
-        self.parts.deliveries.give_out_now();
+        self.parts.deliveries.deliver_now();
         self.parts.lifecycle.enter(Phase::Stopped);
         self.parts.transport.close();
-        let goodbye = deadline.min(Instant::now() + GOODBYE);
+        let close_deadline = deadline.min(Instant::now() + CLOSE_TIMEOUT);
         // Connections that don't end in time are cut.
-        let _ = timeout_at(goodbye, self.serving).await;
+        let _ = timeout_at(close_deadline, self.serving).await;
         for task in self.tasks {
             task.abort();
         }

@@ -33,7 +33,7 @@ const CONTROLLERS: Duration = Duration::from_secs(10);
 
 /// The facts that readiness depends on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Facts {
     phase: Phase,
     /// The node's place in the membership; `None` before the replica runs.
     place: Option<Place>,
@@ -50,7 +50,7 @@ pub(crate) struct Seen {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    Stranger,
+    NonMember,
     Learner,
     Voter,
 }
@@ -61,7 +61,7 @@ pub(crate) enum Unready {
     #[error("looking for the group")]
     Starting,
     #[error("waiting to be added to the group")]
-    Stranger,
+    NonMember,
     #[error("the node is a learner, which does not vote")]
     Learner,
     #[error("no leader is known")]
@@ -111,19 +111,19 @@ impl ReadinessProbe {
     /// moment with a leader.
     pub(crate) fn check(&self) -> Result<(), Unready> {
         let configured = self.routing.is_configured();
-        let seen = self
+        let facts = self
             .lifecycle
-            .with_view(|view| Seen::of(view.phase, view.status.as_deref(), configured));
+            .with_view(|view| Facts::of(view.phase, view.status.as_deref(), configured));
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.look(Instant::now(), &seen)
+        memory.update(Instant::now(), &facts)
     }
 }
 
-impl Seen {
+impl Facts {
     /// Collects the facts from the node's phase and status. `configured` is as in the field.
     pub(crate) fn of(phase: Phase, status: Option<&Status>, configured: bool) -> Self {
         let place = status.map(|status| match status.membership.get(status.node) {
-            None => Place::Stranger,
+            None => Place::NonMember,
             Some(member) if member.kind == MemberKind::Voter => Place::Voter,
             Some(_) => Place::Learner,
         });
@@ -147,44 +147,44 @@ impl Seen {
 
 impl Readiness {
     /// Checks the facts. It must be called often: otherwise a short time without a leader looks like a long one.
-    pub(crate) fn look(&mut self, now: Instant, seen: &Seen) -> Result<(), Unready> {
-        match seen.phase {
+    pub(crate) fn update(&mut self, now: Instant, facts: &Facts) -> Result<(), Unready> {
+        match facts.phase {
             Phase::Starting => return Err(Unready::Starting),
             Phase::Running => {}
             Phase::Stopping | Phase::Draining | Phase::Stopped => return Err(Unready::Stopping),
         }
         let since = *self.running_since.get_or_insert(now);
-        self.configured |= seen.configured || now.duration_since(since) >= CONTROLLERS;
-        if seen.led {
+        self.configured |= facts.configured || now.duration_since(since) >= CONTROLLERS;
+        if facts.led {
             self.led_at = Some(now);
         }
-        self.caught_up = match seen.place {
-            Some(Place::Voter) => self.keeps_up(now, seen),
+        self.caught_up = match facts.place {
+            Some(Place::Voter) => self.keeps_up(now, facts),
             _ => false,
         };
         if self.caught_up && self.configured {
             return Ok(());
         }
-        Err(self.why(seen))
+        Err(self.why(facts))
     }
 
-    fn keeps_up(&self, now: Instant, seen: &Seen) -> bool {
+    fn keeps_up(&self, now: Instant, facts: &Facts) -> bool {
         if !self.caught_up {
-            return seen.led && seen.current && seen.lag().is_some_and(|lag| lag <= NEAR);
+            return facts.led && facts.current && facts.lag().is_some_and(|lag| lag <= NEAR);
         }
         let led_lately = |at| now.duration_since(at) < LEADERLESS;
-        self.led_at.is_some_and(led_lately) && seen.lag().is_none_or(|lag| lag <= FAR)
+        self.led_at.is_some_and(led_lately) && facts.lag().is_none_or(|lag| lag <= FAR)
     }
 
     /// Returns the reason why the node is not ready. Called only if it is not.
-    fn why(&self, seen: &Seen) -> Unready {
-        match seen.place {
+    fn why(&self, facts: &Facts) -> Unready {
+        match facts.place {
             None => Unready::Starting,
-            Some(Place::Stranger) => Unready::Stranger,
+            Some(Place::NonMember) => Unready::NonMember,
             Some(Place::Learner) => Unready::Learner,
             Some(Place::Voter) if self.caught_up => Unready::Unconfigured,
-            Some(Place::Voter) if !seen.led => Unready::Leaderless,
-            Some(Place::Voter) => match seen.lag() {
+            Some(Place::Voter) if !facts.led => Unready::Leaderless,
+            Some(Place::Voter) => match facts.lag() {
                 Some(lag) if lag > NEAR => Unready::Behind(lag),
                 _ => Unready::Uncertain,
             },
@@ -196,7 +196,7 @@ impl Readiness {
 mod tests {
     use super::*;
 
-    const READY: Seen = Seen {
+    const READY: Facts = Facts {
         phase: Phase::Running,
         place: Some(Place::Voter),
         led: true,
@@ -206,15 +206,15 @@ mod tests {
         configured: true,
     };
 
-    fn behind(lag: u64) -> Seen {
-        Seen {
+    fn behind(lag: u64) -> Facts {
+        Facts {
             committed: Some(Index(READY.applied.0 + lag)),
             ..READY
         }
     }
 
-    fn leaderless() -> Seen {
-        Seen {
+    fn leaderless() -> Facts {
+        Facts {
             led: false,
             committed: None,
             ..READY
@@ -227,10 +227,10 @@ mod tests {
 
     #[test]
     fn at_first_all_must_hold() {
-        let case = |change: fn(&mut Seen)| {
-            let mut seen = READY;
-            change(&mut seen);
-            seen
+        let case = |change: fn(&mut Facts)| {
+            let mut facts = READY;
+            change(&mut facts);
+            facts
         };
         let table = [
             (READY, Ok(())),
@@ -239,8 +239,8 @@ mod tests {
             (leaderless(), Err(Unready::Leaderless)),
             (case(|it| it.place = None), Err(Unready::Starting)),
             (
-                case(|it| it.place = Some(Place::Stranger)),
-                Err(Unready::Stranger),
+                case(|it| it.place = Some(Place::NonMember)),
+                Err(Unready::NonMember),
             ),
             (
                 case(|it| it.place = Some(Place::Learner)),
@@ -262,19 +262,23 @@ mod tests {
                 Err(Unready::Stopping),
             ),
         ];
-        for (seen, expected) in table {
+        for (facts, expected) in table {
             let mut readiness = Readiness::default();
-            assert_eq!(readiness.look(Instant::now(), &seen), expected, "{seen:?}");
+            assert_eq!(
+                readiness.update(Instant::now(), &facts),
+                expected,
+                "{facts:?}"
+            );
         }
     }
 
     /// Returns the results of a sequence of checks, each some milliseconds after the start.
-    fn looks(steps: &[(u64, Seen)]) -> Vec<Result<(), Unready>> {
+    fn looks(steps: &[(u64, Facts)]) -> Vec<Result<(), Unready>> {
         let start = Instant::now();
         let mut readiness = Readiness::default();
         let looks = steps.iter();
         looks
-            .map(|(ms, seen)| readiness.look(after(start, *ms), seen))
+            .map(|(ms, facts)| readiness.update(after(start, *ms), facts))
             .collect()
     }
 
@@ -303,7 +307,7 @@ mod tests {
             // The first entry of a new term may take some time.
             (
                 50,
-                Seen {
+                Facts {
                     current: false,
                     ..READY
                 },
@@ -318,7 +322,7 @@ mod tests {
 
     #[test]
     fn controllers_are_waited_for_once_and_not_for_ever() {
-        let without = Seen {
+        let without = Facts {
             configured: false,
             ..READY
         };

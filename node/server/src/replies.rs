@@ -68,7 +68,7 @@ impl PendingReplies {
 #[derive(Default)]
 pub(crate) struct Deliveries {
     answers: Mutex<Vec<(Reply, MachineResult)>>,
-    some: Notify,
+    ready: Notify,
 }
 
 impl Deliveries {
@@ -85,24 +85,24 @@ impl Deliveries {
                 waiting.append(answers);
             }
         }
-        self.some.notify_one();
+        self.ready.notify_one();
     }
 
     /// Delivers answers for as long as the future is polled.
-    pub(crate) async fn give_out(&self) {
+    pub(crate) async fn deliver(&self) {
         let mut answers = Vec::new();
         loop {
-            self.some.notified().await;
-            self.give_out_into(&mut answers);
+            self.ready.notified().await;
+            self.deliver_into(&mut answers);
         }
     }
 
     /// Delivers the answers that are there.
-    pub(crate) fn give_out_now(&self) {
-        self.give_out_into(&mut Vec::new());
+    pub(crate) fn deliver_now(&self) {
+        self.deliver_into(&mut Vec::new());
     }
 
-    fn give_out_into(&self, answers: &mut Vec<(Reply, MachineResult)>) {
+    fn deliver_into(&self, answers: &mut Vec<(Reply, MachineResult)>) {
         {
             let mut waiting = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             mem::swap(&mut *waiting, answers);
@@ -116,9 +116,9 @@ impl Deliveries {
                     stream,
                     id,
                     arrived,
-                    again,
+                    forwardable,
                 }) => {
-                    if stream.push(id, arrived, again, result) {
+                    if stream.push(id, arrived, forwardable, result) {
                         touched.push(stream);
                     }
                 }

@@ -10,7 +10,7 @@ use types::{ConfigNum, Gid};
 
 use crate::configs::Configs;
 use crate::identity::Identity;
-use crate::machine::News;
+use crate::machine::Published;
 use crate::metrics::{Metrics, set};
 
 /// Knows which group owns which shard, as far as this node has heard.
@@ -70,14 +70,14 @@ impl Routing {
     }
 
     /// Takes over what the state machine published.
-    pub(crate) fn update(&self, news: News) {
-        match news {
-            News::Ownership(ownership) => {
+    pub(crate) fn update(&self, published: Published) {
+        match published {
+            Published::Ownership(ownership) => {
                 self.ownership.send_replace(ownership);
             }
             // A configuration without shards is not one yet: a joining node waits for its first snapshot.
-            News::Config(config) if config.shards() == 0 => {}
-            News::Config(config) => {
+            Published::Config(config) if config.shards() == 0 => {}
+            Published::Config(config) => {
                 set(&self.metrics.handoff.config_num, config.num().0);
                 if let Some(cluster) = self.identity.cluster() {
                     self.configs.replace(cluster, config);

@@ -14,7 +14,7 @@ use types::{LogTime, NodeId};
 use crate::admission::Admission;
 use crate::inbox::{Batch, Inbox, Submission};
 use crate::lifecycle::Lifecycle;
-use crate::machine::{Machine, MachineResult, News, Response};
+use crate::machine::{Machine, MachineResult, Published, Response};
 use crate::metrics::{Metrics, raise, set};
 use crate::readiness::ReadinessProbe;
 use crate::replies::{Deliveries, PendingReplies, Reply};
@@ -33,8 +33,8 @@ pub(crate) struct Runtime {
     /// True if the full disk was logged. The write is tried at every tick, and logged once.
     full_logged: bool,
     leader: Option<NodeId>,
-    /// The news that the state machine published last.
-    published: Option<News>,
+    /// The state that the machine published last.
+    published: Option<Published>,
 }
 
 /// The handles that the replica's thread uses.
@@ -107,7 +107,7 @@ pub(crate) fn start(
 impl Runtime {
     fn run(mut self) -> Result<(), StoreError> {
         self.publish();
-        self.publish_news();
+        self.publish_machine();
         loop {
             let idle = self.full || !self.replica.needs_poll();
             let deadline = idle.then(|| self.clock.next());
@@ -116,7 +116,7 @@ impl Runtime {
                 return self.stop();
             }
             self.poll()?;
-            self.publish_news();
+            self.publish_machine();
             self.handles.deliveries.hand_over(&mut self.outlet.answers);
         }
     }
@@ -191,14 +191,14 @@ impl Runtime {
         }
     }
 
-    /// Publishes the state machine's news when they have changed. It runs before the answers go out, so that a client whose
-    /// request was answered sees the news.
-    fn publish_news(&mut self) {
-        let news = self.replica.machine().news();
+    /// Publishes the state of the machine when it has changed. It runs before the answers go out, so that a client whose
+    /// request was answered sees it.
+    fn publish_machine(&mut self) {
+        let latest = self.replica.machine().published();
         let published = self.published.as_ref();
-        if !published.is_some_and(|published| published.is_same(&news)) {
-            self.handles.routing.update(news.clone());
-            self.published = Some(news);
+        if !published.is_some_and(|published| published.is_same(&latest)) {
+            self.handles.routing.update(latest.clone());
+            self.published = Some(latest);
         }
     }
 

@@ -130,7 +130,7 @@ mod tests {
             (
                 "all empty, another is smallest",
                 vec![empty(2), empty(1), empty(3)],
-                wait("a:1 will begin the group"),
+                wait("a:1 will form the group"),
             ),
             (
                 "one is silent: never begin",

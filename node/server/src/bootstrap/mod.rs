@@ -42,9 +42,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// The way in which a node without a log starts.
 #[derive(Debug)]
-pub(crate) enum Beginning {
+pub(crate) enum FirstStart {
     /// The node is one of a group's first members.
-    First(FirstMembership),
+    Member(FirstMembership),
     /// The node is uninitialised and asks a group to add it.
     Joiner,
 }
@@ -54,18 +54,18 @@ pub(crate) async fn begin(
     peers: &Peers,
     transport: &Transport,
     genesis: &GenesisOptions,
-) -> Result<Beginning, Fatal> {
+) -> Result<FirstStart, Fatal> {
     if let Some(first) = peers.identity().genesis() {
         tracing::info!(cluster = %first.cluster, "continuing an interrupted first start");
-        return Ok(Beginning::First(first));
+        return Ok(FirstStart::Member(first));
     }
     if let Some(cluster) = peers.identity().cluster() {
         tracing::info!(%cluster, "waiting until the group adds this node, as before the restart");
-        return Ok(Beginning::Joiner);
+        return Ok(FirstStart::Joiner);
     }
     if peers.identity().initialised() {
         tracing::info!("this node has heard from a group before: waiting until the group adds it");
-        return Ok(Beginning::Joiner);
+        return Ok(FirstStart::Joiner);
     }
     let initial = peers.initial();
     let mut report = Report::default();
@@ -75,9 +75,9 @@ pub(crate) async fn begin(
         match decide(peers.node(), &initial, &answers) {
             Decision::Adopt(first) => {
                 tracing::info!(cluster = %first.cluster, "adopting the group's first membership");
-                return Ok(Beginning::First(first));
+                return Ok(FirstStart::Member(first));
             }
-            Decision::Join if peers.invited() => return Ok(Beginning::Joiner),
+            Decision::Join if peers.invited() => return Ok(FirstStart::Joiner),
             Decision::Join => {
                 // Nothing is settled before the group calls this node: the peer that answered may be the last node of a
                 // group that is being deleted.
@@ -90,7 +90,7 @@ pub(crate) async fn begin(
             Decision::Form(members) => {
                 let first = form(genesis, members)?;
                 tracing::info!(cluster = %first.cluster, "forming a new group");
-                return Ok(Beginning::First(first));
+                return Ok(FirstStart::Member(first));
             }
             Decision::Wait(reason) => report.log(&format!("looking for the group: {reason}")),
         }

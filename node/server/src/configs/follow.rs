@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, NodeId, ShardConfig};
 
-use super::NewsError;
+use super::AdvanceError;
 
 use crate::exit::{ExitCode, Fatal};
 use crate::forward::Forwarder;
@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One message of a watch.
 #[derive(Debug)]
-pub(crate) struct News {
+pub(crate) struct WatchMessage {
     pub(crate) cluster: ClusterId,
     pub(crate) shards: u32,
     pub(crate) full: Option<ShardConfig>,
@@ -68,7 +68,7 @@ pub(crate) struct Feed {
     stream: Streaming<WatchResponse>,
     address: String,
     /// The controllers' cluster and the number of shards, from the last message.
-    speaker: (ClusterId, u32),
+    source: (ClusterId, u32),
 }
 
 impl Feed {
@@ -91,7 +91,7 @@ impl Feed {
             Ok(Ok(stream)) => Ok(Self {
                 stream: stream.into_inner(),
                 address: address.to_owned(),
-                speaker: (ClusterId(0), 0),
+                source: (ClusterId(0), 0),
             }),
             Ok(Err(status)) => {
                 if api::error_detail(&status).is_none() {
@@ -110,27 +110,27 @@ impl Feed {
     }
 
     /// Returns the next message.
-    pub(crate) async fn next(&mut self) -> Result<News, FeedError> {
+    pub(crate) async fn next(&mut self) -> Result<WatchMessage, FeedError> {
         let address = &self.address;
         // Dropping this future loses nothing: the stream keeps what has arrived.
         match self.stream.message().await {
             Ok(Some(message)) => {
-                let news = news(message).map_err(|error| FeedError::Invalid {
+                let message = convert(message).map_err(|error| FeedError::Invalid {
                     address: address.clone(),
                     error,
                 })?;
-                self.speaker = (news.cluster, news.shards);
-                Ok(news)
+                self.source = (message.cluster, message.shards);
+                Ok(message)
             }
             Ok(None) => Err(FeedError::Ended(address.clone())),
             Err(status) => Err(FeedError::refused(address, &status)),
         }
     }
 
-    /// Returns news without changes, from the speaker of the last news.
-    pub(crate) fn nothing(&self) -> News {
-        let (cluster, shards) = self.speaker;
-        News {
+    /// Returns a message without changes, from the source of the last message.
+    pub(crate) fn unchanged(&self) -> WatchMessage {
+        let (cluster, shards) = self.source;
+        WatchMessage {
             cluster,
             shards,
             full: None,
@@ -139,9 +139,9 @@ impl Feed {
     }
 }
 
-fn news(message: WatchResponse) -> Result<News, types::ConfigError> {
+fn convert(message: WatchResponse) -> Result<WatchMessage, types::ConfigError> {
     let deltas = message.deltas.into_iter().map(delta_from_wire);
-    Ok(News {
+    Ok(WatchMessage {
         cluster: ClusterId(message.cluster_id),
         shards: message.shards,
         full: message.full.map(config_from_wire).transpose()?,
@@ -197,29 +197,29 @@ impl Follower {
         }
     }
 
-    /// Takes news in until the feed ends, and returns the reason.
+    /// Applies messages until the feed ends, and returns the reason.
     async fn take_in(&self, feed: &mut Feed) -> FollowError {
         loop {
-            let news = match feed.next().await {
-                Ok(news) => news,
+            let message = match feed.next().await {
+                Ok(message) => message,
                 Err(error) => return error.into(),
             };
             let own = self.lifecycle.view().genesis.map(|genesis| genesis.shards);
-            if let Some(own) = own.filter(|own| *own != news.shards) {
+            if let Some(own) = own.filter(|own| *own != message.shards) {
                 let message = format!(
                     "the controllers' cluster has {} shards, and this node's group was created with {own}: they are \
                      different clusters; correct --controllers, or give this node an empty directory",
-                    news.shards
+                    message.shards
                 );
                 let fatal = Fatal::message(ExitCode::WrongIdentity, message);
                 self.lifecycle.fail(fatal);
             }
-            let News {
+            let WatchMessage {
                 cluster,
                 shards,
                 full,
                 deltas,
-            } = news;
+            } = message;
             let configs = self.routing.configs();
             if let Err(error) = configs.advance(cluster, shards, full, deltas) {
                 return error.into();
@@ -234,5 +234,5 @@ enum FollowError {
     #[error(transparent)]
     Feed(#[from] FeedError),
     #[error(transparent)]
-    News(#[from] NewsError),
+    Advance(#[from] AdvanceError),
 }

@@ -41,7 +41,7 @@ pub(crate) struct Configs {
 
 /// The reason why a message of the controllers was not taken. The watch ends, and the next controller is tried.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NewsError {
+pub(crate) enum AdvanceError {
     /// The message comes from another cluster's controllers than before.
     #[error("the controllers belong to cluster {theirs}, but this node follows cluster {ours}")]
     Stranger { theirs: ClusterId, ours: ClusterId },
@@ -85,12 +85,12 @@ impl Configs {
         shards: u32,
         full: Option<ShardConfig>,
         deltas: Vec<ConfigDelta>,
-    ) -> Result<(), NewsError> {
+    ) -> Result<(), AdvanceError> {
         let before = self.known();
         if let Some(before) = &before
             && before.cluster != cluster
         {
-            return Err(NewsError::Stranger {
+            return Err(AdvanceError::Stranger {
                 theirs: cluster,
                 ours: before.cluster,
             });

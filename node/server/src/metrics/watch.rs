@@ -89,22 +89,22 @@ pub(crate) struct ShardWatch {
 impl ShardWatch {
     /// Updates the gauges for as long as the future is polled.
     pub(crate) async fn run(self) {
-        let mut news = self.routing.watch_ownership();
+        let mut changes = self.routing.watch_ownership();
         let mut overview = Overview::default();
         loop {
-            if news.has_changed().unwrap_or(false) || overview == Overview::default() {
-                let ownership = Arc::clone(&news.borrow_and_update());
+            if changes.has_changed().unwrap_or(false) || overview == Overview::default() {
+                let ownership = Arc::clone(&changes.borrow_and_update());
                 let before = std::mem::replace(&mut overview, Overview::of(&ownership));
-                for gone in before.shown.difference(&overview.shown) {
-                    self.metrics.shards.remove(*gone);
+                for removed in before.shown.difference(&overview.shown) {
+                    self.metrics.shards.remove(*removed);
                 }
                 self.update_group(&ownership, &overview);
             }
             self.update_shards(&overview.shown).await;
-            match timeout(LOOK_EVERY, news.changed()).await {
+            match timeout(LOOK_EVERY, changes.changed()).await {
                 Ok(Err(_)) => return,
                 Ok(Ok(())) => {
-                    news.mark_changed();
+                    changes.mark_changed();
                     sleep(LAG).await;
                 }
                 Err(_) => {}

@@ -85,7 +85,7 @@ impl Actions {
     async fn carry_out(&self, action: Action) -> Result<ActionOutcome, ActionError> {
         let patience = self.group.timeout;
         let action = match action {
-            // This action waits for news without a timeout here.
+            // This action waits for the next message without a timeout here.
             Action::FetchConfigs { after } => return Ok(self.fetcher.fetch(after).await?),
             action => action,
         };

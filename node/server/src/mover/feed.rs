@@ -7,10 +7,10 @@ use shardkv::ActionOutcome;
 use tokio::time::{Instant, timeout_at};
 use types::{ConfigNum, Gid, NodeId};
 
-use crate::configs::follow::{Feed, FeedError, News, first_turn};
+use crate::configs::follow::{Feed, FeedError, WatchMessage, first_turn};
 use crate::forward::Forwarder;
 
-/// The maximum time that a fetch waits for news.
+/// The maximum time that a fetch waits for a message.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The reason why no configuration was fetched. The mover tries again after a pause, at the next controller.
@@ -53,7 +53,7 @@ struct State {
 /// A watch that has sent everything up to a configuration.
 struct Kept {
     feed: Feed,
-    told: ConfigNum,
+    last: ConfigNum,
 }
 
 impl Fetcher {
@@ -80,24 +80,24 @@ impl Fetcher {
     /// fetches return when there are changes.
     pub(crate) async fn fetch(&self, after: ConfigNum) -> Result<ActionOutcome, FetchError> {
         let kept = self.lock().kept.take();
-        let kept = kept.filter(|kept| kept.told == after);
+        let kept = kept.filter(|kept| kept.last == after);
         let is_new = kept.is_none();
         let result = async {
             let mut kept = match kept {
                 Some(kept) => kept,
                 None => self.open(after).await?,
             };
-            let news = next(&mut kept, is_new).await?;
-            Ok::<_, FetchError>((kept, news))
+            let message = next(&mut kept, is_new).await?;
+            Ok::<_, FetchError>((kept, message))
         };
         match result.await {
-            Ok((kept, news)) => {
+            Ok((kept, message)) => {
                 self.lock().kept = Some(kept);
                 Ok(ActionOutcome::Configs {
-                    controller: news.cluster,
-                    shards: news.shards,
-                    full: news.full,
-                    deltas: news.deltas,
+                    controller: message.cluster,
+                    shards: message.shards,
+                    full: message.full,
+                    deltas: message.deltas,
                 })
             }
             Err(why) => {
@@ -115,7 +115,7 @@ impl Fetcher {
         };
         let channels = &self.forwarder.channels;
         let feed = Feed::open(channels, self.patience, address, after, self.gid).await?;
-        Ok(Kept { feed, told: after })
+        Ok(Kept { feed, last: after })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -124,18 +124,18 @@ impl Fetcher {
     }
 }
 
-async fn next(kept: &mut Kept, at_once: bool) -> Result<News, FetchError> {
+async fn next(kept: &mut Kept, at_once: bool) -> Result<WatchMessage, FetchError> {
     let deadline = Instant::now() + PATIENCE;
     match timeout_at(deadline, kept.feed.next()).await {
-        Ok(Ok(news)) => {
-            let last = news.deltas.last().map(|delta| delta.num);
-            if let Some(num) = last.or(news.full.as_ref().map(types::ShardConfig::num)) {
-                kept.told = num;
+        Ok(Ok(message)) => {
+            let last = message.deltas.last().map(|delta| delta.num);
+            if let Some(num) = last.or(message.full.as_ref().map(types::ShardConfig::num)) {
+                kept.last = num;
             }
-            Ok(news)
+            Ok(message)
         }
         Ok(Err(error)) => Err(error.into()),
         Err(_) if at_once => Err(FetchError::Silent),
-        Err(_) => Ok(kept.feed.nothing()),
+        Err(_) => Ok(kept.feed.unchanged()),
     }
 }

@@ -26,13 +26,13 @@ pub(crate) use feed::Group;
 
 /// The mover of a node's group, shared with the service that shows why a shard waits.
 #[derive(Debug)]
-pub(crate) struct Moving {
+pub(crate) struct SharedMover {
     /// `None` before the node knows its group.
     mover: std::sync::Mutex<Option<Mover>>,
     since: Instant,
 }
 
-impl Default for Moving {
+impl Default for SharedMover {
     fn default() -> Self {
         Self {
             mover: std::sync::Mutex::new(None),
@@ -41,7 +41,7 @@ impl Default for Moving {
     }
 }
 
-impl Moving {
+impl SharedMover {
     /// Locks the mover. Returns it with the time by its clock.
     pub(crate) fn lock(&self) -> (MutexGuard<'_, Option<Mover>>, u64) {
         // A mover that panicked may be inconsistent, but it holds nothing that must survive.
@@ -61,7 +61,7 @@ pub(crate) struct Handles {
     pub(crate) routing: Arc<Routing>,
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) moving: Arc<Moving>,
+    pub(crate) mover: Arc<SharedMover>,
 }
 
 /// Moves shards for as long as the future is polled.
@@ -73,7 +73,7 @@ pub(crate) async fn drive(handles: Handles, group: Group, options: MoverOptions)
     };
     let shards = genesis.shards;
     let mover = Mover::new(group.gid, shards, options);
-    *handles.moving.lock().0 = Some(mover);
+    *handles.mover.lock().0 = Some(mover);
     let driver = Driver {
         ownership: handles.routing.watch_ownership(),
         actions: Arc::new(Actions::new(
@@ -86,7 +86,7 @@ pub(crate) async fn drive(handles: Handles, group: Group, options: MoverOptions)
         running: JoinSet::new(),
         lifecycle: handles.lifecycle,
         metrics: handles.metrics,
-        moving: handles.moving,
+        mover: handles.mover,
         view,
     };
     driver.run().await;
@@ -95,7 +95,7 @@ pub(crate) async fn drive(handles: Handles, group: Group, options: MoverOptions)
 struct Driver {
     lifecycle: Arc<Lifecycle>,
     metrics: Arc<Metrics>,
-    moving: Arc<Moving>,
+    mover: Arc<SharedMover>,
     view: watch::Receiver<View>,
     ownership: watch::Receiver<Arc<Ownership>>,
     actions: Arc<Actions>,
@@ -134,7 +134,7 @@ impl Driver {
     }
 
     fn poll(&self, ownership: Option<&Arc<Ownership>>) -> Polled {
-        let (mut mover, now) = self.moving.lock();
+        let (mut mover, now) = self.mover.lock();
         let Some(mover) = mover.as_mut() else {
             return Polled {
                 actions: Vec::new(),
@@ -163,7 +163,7 @@ impl Driver {
             Some(ended) = self.running.join_next() => {
                 // The mover has already forgotten an aborted action.
                 if let Ok((id, outcome)) = ended {
-                    self.tell(id, outcome);
+                    self.report(id, outcome);
                 }
             }
             changed = self.view.changed() => return changed.is_ok(),
@@ -174,12 +174,12 @@ impl Driver {
     }
 
     /// Reports one outcome to the mover, and all others that are there by now.
-    fn tell(&mut self, id: ActionId, outcome: ActionOutcome) {
+    fn report(&mut self, id: ActionId, outcome: ActionOutcome) {
         let mut ended = vec![(id, outcome)];
         while let Some(more) = self.running.try_join_next() {
             ended.extend(more.ok());
         }
-        let (mut mover, _) = self.moving.lock();
+        let (mut mover, _) = self.mover.lock();
         for (id, outcome) in ended {
             if let ActionOutcome::Failed(why) = &outcome {
                 self.metrics.handoff.failures.inc();

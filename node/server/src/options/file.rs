@@ -161,7 +161,7 @@ mod tests {
             ("tick_ms:\n", "needs a value"),
             ("tick_ms:\n  a: 1\n", "needs a value"),
             ("- a\n- b\n", "expected"),
-            ("7: 8\n", "is a word"),
+            ("7: 8\n", "must be a word"),
             ("a: [1\n", "not YAML"),
         ] {
             let error = parse(text).unwrap_err();

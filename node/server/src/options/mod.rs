@@ -116,7 +116,7 @@ pub(crate) struct Disk {
 
 /// The result of reading a command line.
 #[derive(Debug)]
-pub(crate) enum Asked {
+pub(crate) enum Invocation {
     /// Run a node.
     Run(Box<Options>),
     /// Print this text on standard output and exit with success.
@@ -126,13 +126,13 @@ pub(crate) enum Asked {
 /// Reads a command line, with the environment and the options file.
 pub(crate) fn parse(
     args: impl IntoIterator<Item = std::ffi::OsString>,
-) -> Result<Asked, OptionError> {
+) -> Result<Invocation, OptionError> {
     let matches = match read::command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => {
             let text = error.render().to_string();
             return match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Asked::Print(text)),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(Invocation::Print(text)),
                 _ => Err(OptionError {
                     place: "command line".to_owned(),
                     reason: text.trim_start_matches("error: ").trim_end().to_owned(),
@@ -157,9 +157,9 @@ pub(crate) fn parse(
     let mut values = Values::merge(&matches, path.as_deref().unwrap_or_default(), settings);
     let options = build(&mut values)?;
     if matches.get_flag("print_options") {
-        return Ok(Asked::Print(values.report()));
+        return Ok(Invocation::Print(values.report()));
     }
-    Ok(Asked::Run(Box::new(options)))
+    Ok(Invocation::Run(Box::new(options)))
 }
 
 fn build(values: &mut Values) -> Result<Options, OptionError> {
@@ -387,10 +387,15 @@ fn addresses(values: &mut Values, key: &'static str) -> Result<Vec<String>, Opti
     Ok(addresses)
 }
 
+/// A text that is not an address. The option must be corrected.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not an address such as db-0.db:7400 or 10.0.0.1:7400")]
+struct InvalidAddress(String);
+
 /// Checks `host:port`. The host is a name, an IPv4 address, or an IPv6 address in brackets.
-fn check_address(text: &str) -> Result<String, String> {
+fn check_address(text: &str) -> Result<String, InvalidAddress> {
     let text = text.trim();
-    let wrong = || format!("`{text}` is not an address such as db-0.db:7400 or 10.0.0.1:7400");
+    let wrong = || InvalidAddress(text.to_owned());
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let numbered = port.parse::<u16>().is_ok();
     let bracketed = host.starts_with('[') && host.ends_with(']');

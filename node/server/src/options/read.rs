@@ -189,7 +189,7 @@ impl Values {
     }
 
     /// Returns an error about `key` that names the origin of its value.
-    pub(crate) fn error(&self, key: &str, reason: impl Into<String>) -> OptionError {
+    pub(crate) fn error(&self, key: &str, reason: impl fmt::Display) -> OptionError {
         let row = find(key);
         let flag = row.map_or_else(|| key.to_owned(), |row| format!("--{}", row.flag()));
         let place = match self.given.get(key).map(|given| &given.origin) {
@@ -202,7 +202,7 @@ impl Values {
         };
         OptionError {
             place,
-            reason: reason.into(),
+            reason: reason.to_string(),
         }
     }
 

@@ -117,7 +117,7 @@ fn a_bad_value_names_its_place() {
         (
             &["--data-dir=/d", "--peers=a:1,a:1"],
             "",
-            "--peers: `a:1` stands twice",
+            "--peers: `a:1` given twice",
         ),
         (
             &["--data-dir=/d", "--log-format=xml"],

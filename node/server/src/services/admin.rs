@@ -17,7 +17,7 @@ use crate::convert::kv;
 use crate::lifecycle::{Phase, View};
 use crate::machine::{MachineRequest, Response as MachineResponse};
 use crate::metrics::Metrics;
-use crate::mover::Moving;
+use crate::mover::SharedMover;
 use crate::peers::Peers;
 use crate::readiness::ReadinessProbe;
 use crate::replica_handle::ReplicaHandle;
@@ -29,7 +29,7 @@ pub(crate) struct AdminService {
     pub(crate) replica: Arc<ReplicaHandle>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) routing: Arc<Routing>,
-    pub(crate) moving: Arc<Moving>,
+    pub(crate) mover: Arc<SharedMover>,
     pub(crate) readiness: Arc<ReadinessProbe>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) disk: Disk,
@@ -71,14 +71,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ShardsRequest>,
     ) -> Result<Response<v1::ShardsResponse>, Status> {
-        match shards::shards(
-            &self.replica,
-            &self.routing,
-            &self.moving,
-            request.get_ref(),
-        )
-        .await
-        {
+        match shards::shards(&self.replica, &self.routing, &self.mover, request.get_ref()).await {
             Ok(response) => Ok(Response::new(response)),
             Err(error) => Err(self.metrics.reject(&error)),
         }

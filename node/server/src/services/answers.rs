@@ -133,13 +133,13 @@ impl AnswerQueue {
         self: &Arc<Self>,
         id: u64,
         arrived: Instant,
-        again: Option<Box<Item>>,
+        forwardable: Option<Box<Item>>,
         result: MachineResult,
     ) -> bool {
         let outcome = kv::outcome(result, |node| self.peers.address_or_empty(node));
-        match (outcome, again) {
-            (Err(error), Some(again)) if is_elsewhere(&error) => {
-                self.forward(id, arrived, *again);
+        match (outcome, forwardable) {
+            (Err(error), Some(forwardable)) if is_elsewhere(&error) => {
+                self.forward(id, arrived, *forwardable);
                 false
             }
             (outcome, _) => self.add(id, arrived, outcome.and_then(kv::item_answer)),
@@ -192,7 +192,7 @@ pub(crate) struct Origin {
     pub(crate) id: u64,
     pub(crate) arrived: Instant,
     /// The item, if it may be forwarded.
-    pub(crate) again: Option<Box<Item>>,
+    pub(crate) forwardable: Option<Box<Item>>,
 }
 
 /// Returns the method that a response answers, or `None` for an error.

@@ -113,11 +113,11 @@ impl BatchReader {
         arrived: Instant,
     ) -> Result<Option<Submission>, ErrorDetail> {
         // The clone shares the bytes. A client that routes by itself doesn't even pay for the clone.
-        let again = item.request.clone().filter(|_| !self.no_forward);
+        let forwardable = item.request.clone().filter(|_| !self.no_forward);
         let request = checks.item(item.request)?;
         if self.routing.kind() == GroupKind::Controller {
-            let again = again.ok_or_else(|| self.routing.wrong_group())?;
-            self.answers.forward(item.id, arrived, again);
+            let forwardable = forwardable.ok_or_else(|| self.routing.wrong_group())?;
+            self.answers.forward(item.id, arrived, forwardable);
             return Ok(None);
         }
         let permit = self.replica.permit(&request)?;
@@ -125,7 +125,7 @@ impl BatchReader {
             stream: Arc::clone(&self.answers),
             id: item.id,
             arrived,
-            again: again.map(Box::new),
+            forwardable: forwardable.map(Box::new),
         };
         let reply = Reply::item(permit, origin);
         Ok(Some(Submission { request, reply }))

@@ -53,10 +53,12 @@ impl CtrlService {
             GroupKind::Shards if forbidden => Err(self.not_a_controller()),
             GroupKind::Shards => forward::controllers(&self.forwarder, asked).await,
             GroupKind::Controller => {
-                let again = (!forbidden).then(|| asked.clone());
+                let forwardable = (!forbidden).then(|| asked.clone());
                 match self.own(convert(asked), read).await {
-                    Err(error) if is_elsewhere(&error) => match again {
-                        Some(again) => forward::controllers(&self.forwarder, again).await,
+                    Err(error) if is_elsewhere(&error) => match forwardable {
+                        Some(forwardable) => {
+                            forward::controllers(&self.forwarder, forwardable).await
+                        }
                         None => Err(error),
                     },
                     answer => answer,

@@ -67,15 +67,15 @@ impl KvService {
             };
         }
         // The clone shares the bytes. A client that routes by itself doesn't even pay for the clone.
-        let again = (!forbidden).then(|| item.clone());
+        let forwardable = (!forbidden).then(|| item.clone());
         let asked = async {
             let request = Checks::new(&self.limits).item(Some(item))?;
             let result = self.replica.ask(request).await?;
             kv::outcome(result, |node| self.replica.address_or_empty(node))
         };
-        match (asked.await, again) {
-            (Err(error), Some(again)) if is_elsewhere(&error) => {
-                forward::item(forwarder, again).await
+        match (asked.await, forwardable) {
+            (Err(error), Some(forwardable)) if is_elsewhere(&error) => {
+                forward::item(forwarder, forwardable).await
             }
             (outcome, _) => kv::item_answer(outcome?),
         }

@@ -20,8 +20,8 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::transport::Transport;
-use crate::transport::hello::Listener;
-use crate::transport::link::Lane;
+use crate::transport::hello::OwnIdentity;
+use crate::transport::link::StreamKind;
 
 /// The service.
 pub(crate) struct PeerService {
@@ -73,11 +73,11 @@ impl PeerService {
 
     async fn open(
         &self,
-        lane: Lane,
+        kind: StreamKind,
         request: Request<Streaming<RaftFrame>>,
     ) -> Result<Response<Acceptance>, Status> {
         let mut frames = request.into_inner();
-        let hello = match self.greet(lane, &mut frames).await {
+        let hello = match self.greet(kind, &mut frames).await {
             Ok(hello) => hello,
             Err(error) => {
                 self.handles.metrics.rejected(&error);
@@ -92,18 +92,18 @@ impl PeerService {
         let inbound = Inbound {
             handles: self.handles.clone(),
             from: NodeId(hello.from),
-            stranger: hello.cluster_id == 0,
-            lane,
+            without_cluster: hello.cluster_id == 0,
+            kind,
         };
         tokio::spawn(inbound.run(frames, answers));
-        self.transport.heard_of(NodeId(hello.from));
+        self.transport.wake(NodeId(hello.from));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     /// Reads and checks the first frame.
     async fn greet(
         &self,
-        lane: Lane,
+        kind: StreamKind,
         frames: &mut Streaming<RaftFrame>,
     ) -> Result<Hello, ErrorDetail> {
         let wait = self.handshake_timeout;
@@ -118,7 +118,7 @@ impl PeerService {
             let reason = "the first frame of a stream must hold the hello and nothing else";
             return Err(errors::bad_request("hello", reason));
         };
-        Listener::of(&self.handles.peers).check(&hello)?;
+        OwnIdentity::of(&self.handles.peers).check(&hello)?;
         if hello.cluster_id != 0 && hello.to != 0 {
             self.handles.peers.invite();
         }
@@ -127,7 +127,7 @@ impl PeerService {
             let reason = format!("it must have 1 to {MAX_ADDRESS_BYTES} bytes");
             return Err(errors::bad_request("hello.address", reason));
         }
-        if lane == Lane::Snapshots {
+        if kind == StreamKind::Snapshots {
             self.bind(&hello).await?;
         }
         let peers = &self.handles.peers;
@@ -168,14 +168,14 @@ impl Raft for PeerService {
         &self,
         request: Request<Streaming<RaftFrame>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
-        self.open(Lane::Messages, request).await
+        self.open(StreamKind::Messages, request).await
     }
 
     async fn snapshot(
         &self,
         request: Request<Streaming<RaftFrame>>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        self.open(Lane::Snapshots, request).await
+        self.open(StreamKind::Snapshots, request).await
     }
 
     async fn identify(
@@ -183,7 +183,7 @@ impl Raft for PeerService {
         request: Request<IdentifyRequest>,
     ) -> Result<Response<IdentifyResponse>, Status> {
         let request = request.into_inner();
-        Listener::of(&self.handles.peers)
+        OwnIdentity::of(&self.handles.peers)
             .check_group(&request.cluster_name, request.gid)
             .map_err(|error| error_status(&error))?;
         let identity = Arc::clone(self.handles.peers.identity());
@@ -211,8 +211,8 @@ struct Inbound {
     handles: Handles,
     from: NodeId,
     /// True if the sender belongs to no cluster yet.
-    stranger: bool,
-    lane: Lane,
+    without_cluster: bool,
+    kind: StreamKind,
 }
 
 impl Inbound {
@@ -248,7 +248,7 @@ impl Inbound {
                 }
             }
         }
-        if self.lane == Lane::Messages {
+        if self.kind == StreamKind::Messages {
             self.handles.metrics.peer_disconnects.inc();
             self.handles.inbox.disconnected(self.from);
         }
@@ -278,13 +278,13 @@ impl Inbound {
             return Err(errors::bad_request("from", reason));
         }
         let chunk = matches!(envelope.message, Message::SnapshotChunk(_));
-        if chunk != (self.lane == Lane::Snapshots) {
+        if chunk != (self.kind == StreamKind::Snapshots) {
             let reason = "snapshot chunks must use the stream for snapshots, and other messages the stream for messages";
             return Err(errors::bad_request("message", reason));
         }
         // A member that lost its disk has a new id, and a node that is being added may only answer.
         let joins = matches!(envelope.message, Message::JoinRequest { .. });
-        if self.stranger && !joins && !self.is_member() {
+        if self.without_cluster && !joins && !self.is_member() {
             let reason = "a node that belongs to no cluster may only send a join request";
             return Err(errors::bad_request("message", reason));
         }

@@ -11,7 +11,7 @@ use types::{ConfigNum, Gid, LogTime, ShardId};
 
 use crate::convert::kv;
 use crate::forward::is_elsewhere;
-use crate::mover::Moving;
+use crate::mover::SharedMover;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
@@ -29,7 +29,7 @@ struct Size {
 pub(crate) async fn shards(
     replica: &ReplicaHandle,
     routing: &Routing,
-    moving: &Moving,
+    mover: &SharedMover,
     request: &ShardsRequest,
 ) -> Result<ShardsResponse, ErrorDetail> {
     if routing.kind() == GroupKind::Controller {
@@ -48,7 +48,7 @@ pub(crate) async fn shards(
     } else {
         estimates(replica, &ownership, &listed).await?
     };
-    let (mover, now_ms) = moving.lock();
+    let (mover, now_ms) = mover.lock();
     let mover = mover.as_ref();
     let status = |shard: &ShardId| {
         let size = sizes.get(shard).copied().unwrap_or_default();

@@ -23,7 +23,7 @@ pub(crate) fn hello(peers: &Peers, to: NodeId) -> Hello {
 }
 
 /// The identity of the node that checks a hello.
-pub(crate) struct Listener<'a> {
+pub(crate) struct OwnIdentity<'a> {
     pub(crate) node: NodeId,
     pub(crate) gid: Gid,
     pub(crate) name: &'a str,
@@ -31,7 +31,7 @@ pub(crate) struct Listener<'a> {
     pub(crate) cluster: Option<ClusterId>,
 }
 
-impl<'a> Listener<'a> {
+impl<'a> OwnIdentity<'a> {
     pub(crate) fn of(peers: &'a Peers) -> Self {
         Self {
             node: peers.node(),
@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn check(cluster: Option<u64>, change: impl FnOnce(&mut Hello)) -> Option<Kind> {
-        let listener = Listener {
+        let listener = OwnIdentity {
             node: NodeId(1),
             gid: Gid(1),
             name: "prod",

@@ -38,7 +38,7 @@ pub(crate) enum Target {
 
 /// The content of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lane {
+pub(crate) enum StreamKind {
     /// All messages except snapshot chunks. Always connected.
     Messages,
     /// Snapshot chunks. Connected while there are some.
@@ -52,7 +52,7 @@ pub(crate) struct Link {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) network: Network,
     pub(crate) target: Target,
-    pub(crate) lane: Lane,
+    pub(crate) kind: StreamKind,
     pub(crate) queue: Arc<Queue>,
     pub(crate) limiter: Arc<Limiter>,
     /// Notified when the peer was heard of: try to connect now.
@@ -100,15 +100,15 @@ impl Link {
     /// Keeps the stream up for as long as the future is polled.
     pub(crate) async fn run(self) {
         let mut pause = FIRST_PAUSE;
-        let mut told: Option<String> = None;
+        let mut logged: Option<String> = None;
         loop {
-            if self.lane == Lane::Snapshots {
+            if self.kind == StreamKind::Snapshots {
                 self.queue.filled().await;
             }
             match self.connect().await {
                 Ok(answers) => {
-                    tracing::debug!(to = %self.target, lane = ?self.lane, "connected");
-                    told = None;
+                    tracing::debug!(to = %self.target, kind = ?self.kind, "connected");
+                    logged = None;
                     let since = Instant::now();
                     self.queue.set_connected(true);
                     self.watch(answers).await;
@@ -122,9 +122,9 @@ impl Link {
                     pause = failure.pause(pause);
                     let reason = failure.reason();
                     // One line per reason: a peer that is down for a night costs one line.
-                    if told.as_ref() != Some(&reason) {
+                    if logged.as_ref() != Some(&reason) {
                         tracing::info!(to = %self.target, "no connection: {reason}");
-                        told = Some(reason);
+                        logged = Some(reason);
                     }
                     self.queue.set_connected(false);
                 }
@@ -138,7 +138,7 @@ impl Link {
     }
 
     fn broke(&self) {
-        if let (Target::Node(node), Lane::Messages) = (&self.target, self.lane) {
+        if let (Target::Node(node), StreamKind::Messages) = (&self.target, self.kind) {
             self.metrics.peer_disconnects.inc();
             self.inbox.disconnected(*node);
         }
@@ -181,9 +181,9 @@ impl Link {
             .max_decoding_message_size(1 << 16);
         let accepting = async {
             let frames = self.frames();
-            let mut answers = match self.lane {
-                Lane::Messages => client.stream(frames).await?,
-                Lane::Snapshots => client.snapshot(frames).await?,
+            let mut answers = match self.kind {
+                StreamKind::Messages => client.stream(frames).await?,
+                StreamKind::Snapshots => client.snapshot(frames).await?,
             }
             .into_inner();
             let accepted = answers.message().await?;
@@ -204,18 +204,18 @@ impl Link {
             Target::Address(_) => NodeId(0),
         };
         let metrics = Arc::clone(&self.metrics);
-        let lane = self.lane;
+        let kind = self.kind;
         let sent = move |bytes: usize| {
-            let counter = match lane {
-                Lane::Messages => &metrics.peer_sent_bytes,
-                Lane::Snapshots => &metrics.snapshot_sent_bytes,
+            let counter = match kind {
+                StreamKind::Messages => &metrics.peer_sent_bytes,
+                StreamKind::Snapshots => &metrics.snapshot_sent_bytes,
             };
             counter.inc_by(bytes as u64);
         };
         // Each frame holds one chunk, so that the pace is kept.
-        let (max_bytes, limiter) = match self.lane {
-            Lane::Messages => (self.network.peer_frame_bytes, None),
-            Lane::Snapshots => (1, Some(Arc::clone(&self.limiter))),
+        let (max_bytes, limiter) = match self.kind {
+            StreamKind::Messages => (self.network.peer_frame_bytes, None),
+            StreamKind::Snapshots => (1, Some(Arc::clone(&self.limiter))),
         };
         let hello = hello::hello(&self.peers, to);
         Frames::new(&self.queue, hello, max_bytes, limiter, Box::new(sent))
@@ -233,7 +233,7 @@ impl Link {
                         return;
                     }
                 },
-                () = sleep(IDLE), if self.lane == Lane::Snapshots => {
+                () = sleep(IDLE), if self.kind == StreamKind::Snapshots => {
                     if self.queue.idle_since().is_some_and(|since| since.elapsed() >= IDLE) {
                         return;
                     }

@@ -26,7 +26,7 @@ use crate::metrics::Metrics;
 use crate::options::Network;
 use crate::peers::Peers;
 use limiter::Limiter;
-use link::{Lane, Link, Target};
+use link::{Link, StreamKind, Target};
 use queue::Queue;
 
 /// The time after which an unused link to a node that is not a member is closed.
@@ -121,14 +121,14 @@ impl Transport {
         let messages = Arc::new(Queue::new(max_bytes));
         let snapshots = Arc::new(Queue::new(max_bytes));
         let nudge = Arc::new(Notify::new());
-        let task = |lane, queue: &Arc<Queue>| {
+        let task = |kind, queue: &Arc<Queue>| {
             let link = Link {
                 peers: Arc::clone(&self.peers),
                 inbox: Arc::clone(&self.inbox),
                 metrics: Arc::clone(&self.metrics),
                 network: self.network,
                 target: target.clone(),
-                lane,
+                kind,
                 queue: Arc::clone(queue),
                 limiter: Arc::clone(&self.limiter),
                 nudge: Arc::clone(&nudge),
@@ -137,8 +137,8 @@ impl Transport {
         };
         Peer {
             tasks: [
-                task(Lane::Messages, &messages),
-                task(Lane::Snapshots, &snapshots),
+                task(StreamKind::Messages, &messages),
+                task(StreamKind::Snapshots, &snapshots),
             ],
             messages,
             snapshots,
@@ -148,14 +148,14 @@ impl Transport {
     }
 
     /// Wakes a link that pauses, because its peer was heard of.
-    pub(crate) fn heard_of(&self, node: NodeId) {
+    pub(crate) fn wake(&self, node: NodeId) {
         if let Some(peer) = self.lock().get(&Target::Node(node)) {
             peer.nudge.notify_waiters();
         }
     }
 
     /// Keeps a link to every member and closes unused links, for as long as the future is polled.
-    pub(crate) async fn tend(&self) {
+    pub(crate) async fn maintain(&self) {
         let mut view = self.lifecycle.watch();
         let mut members: Vec<NodeId> = Vec::new();
         loop {

@@ -1,0 +1,274 @@
+//! The parts of a node, put together.
+//!
+//! This is the only file that knows all handles. Every other file takes the handles that it uses.
+
+use std::sync::Arc;
+
+use shardkv::GroupKind;
+use storage::Disk;
+use tokio::sync::oneshot;
+
+use crate::admission::Admission;
+use crate::configs::follow::Follower;
+use crate::exit::Fatal;
+use crate::forward::Forwarder;
+use crate::grpc::Services;
+use crate::identity::Identity;
+use crate::inbox::Inbox;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
+use crate::metrics::watch::ShardWatch;
+use crate::mover::{self, SharedMover};
+use crate::options::Options;
+use crate::peers::Peers;
+use crate::readiness::ReadinessProbe;
+use crate::replica_handle::ReplicaHandle;
+use crate::replies::Deliveries;
+use crate::routing::Routing;
+use crate::services::admin::AdminService;
+use crate::services::ctrl::CtrlService;
+use crate::services::export::Exporter;
+use crate::services::handoff::HandoffService;
+use crate::services::kv::KvService;
+use crate::services::peers::{self, PeerService};
+use crate::services::scan::Scanner;
+use crate::services::watch::Watches;
+use crate::transport::Transport;
+use crate::{disk, runtime};
+
+/// The handles of a node, each of which owns one concern.
+pub(crate) struct Parts {
+    pub(crate) options: Options,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) deliveries: Arc<Deliveries>,
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) readiness: Arc<ReadinessProbe>,
+    forwarder: Arc<Forwarder>,
+    mover: Arc<SharedMover>,
+    pub(crate) transport: Arc<Transport>,
+}
+
+impl Parts {
+    /// Creates the handles. `address` is the node's advertised address; `failure` gets the first error that ends the process.
+    pub(crate) fn new(
+        options: Options,
+        address: String,
+        identity: Identity,
+        metrics: Arc<Metrics>,
+        failure: oneshot::Sender<Fatal>,
+    ) -> Self {
+        let identity = Arc::new(identity);
+        let lifecycle = Arc::new(Lifecycle::new(identity.node(), failure));
+        let admission = Arc::new(Admission::new(&options.limits));
+        let inbox = Arc::new(Inbox::default());
+        let kind = options.genesis.kind;
+        let routing = Arc::new(Routing::new(
+            kind,
+            Arc::clone(&identity),
+            Arc::clone(&metrics),
+        ));
+        let peers = Arc::new(Peers::new(
+            identity,
+            address,
+            options.peers.clone(),
+            Arc::clone(&lifecycle),
+        ));
+        let replica = Arc::new(ReplicaHandle::new(
+            Arc::clone(&lifecycle),
+            Arc::clone(&peers),
+            Arc::clone(&admission),
+            Arc::clone(&inbox),
+            options.request_timeout,
+        ));
+        let readiness = Arc::new(ReadinessProbe::new(
+            Arc::clone(&lifecycle),
+            Arc::clone(&routing),
+        ));
+        let forwarder = Arc::new(Forwarder::new(
+            &options,
+            Arc::clone(&lifecycle),
+            Arc::clone(&peers),
+            Arc::clone(&routing),
+            Arc::clone(&admission),
+            Arc::clone(&metrics),
+        ));
+        let transport = Arc::new(Transport::new(
+            Arc::clone(&lifecycle),
+            Arc::clone(&peers),
+            Arc::clone(&inbox),
+            Arc::clone(&metrics),
+            options.network,
+        ));
+        Self {
+            options,
+            lifecycle,
+            peers,
+            routing,
+            admission,
+            metrics,
+            inbox,
+            deliveries: Arc::new(Deliveries::default()),
+            replica,
+            readiness,
+            forwarder,
+            mover: Arc::new(SharedMover::default()),
+            transport,
+        }
+    }
+
+    /// Creates the gRPC services.
+    pub(crate) fn services(&self, disk: Disk) -> Services {
+        Services {
+            kv: self.kv_service(),
+            ctrl: self.ctrl_service(),
+            handoff: HandoffService::new(
+                Arc::clone(&self.replica),
+                Arc::clone(&self.routing),
+                Arc::clone(&self.metrics),
+            ),
+            admin: AdminService {
+                replica: Arc::clone(&self.replica),
+                peers: Arc::clone(&self.peers),
+                routing: Arc::clone(&self.routing),
+                mover: Arc::clone(&self.mover),
+                readiness: Arc::clone(&self.readiness),
+                metrics: Arc::clone(&self.metrics),
+                disk,
+            },
+            peers: PeerService::new(
+                peers::Handles {
+                    lifecycle: Arc::clone(&self.lifecycle),
+                    peers: Arc::clone(&self.peers),
+                    inbox: Arc::clone(&self.inbox),
+                    metrics: Arc::clone(&self.metrics),
+                },
+                Arc::clone(&self.transport),
+                self.options.network.handshake_timeout,
+            ),
+            lifecycle: Arc::clone(&self.lifecycle),
+            metrics: Arc::clone(&self.metrics),
+            limits: self.options.limits,
+            network: self.options.network,
+        }
+    }
+
+    fn kv_service(&self) -> KvService {
+        let seeds = match self.routing.kind() {
+            GroupKind::Shards => self.options.controllers.clone(),
+            GroupKind::Controller | GroupKind::Standalone => self.peers.initial(),
+        };
+        KvService {
+            lifecycle: Arc::clone(&self.lifecycle),
+            replica: Arc::clone(&self.replica),
+            peers: Arc::clone(&self.peers),
+            routing: Arc::clone(&self.routing),
+            forwarder: Arc::clone(&self.forwarder),
+            metrics: Arc::clone(&self.metrics),
+            limits: self.options.limits,
+            scanner: Arc::new(Scanner::new(
+                Arc::clone(&self.replica),
+                Arc::clone(&self.routing),
+                Arc::clone(&self.forwarder),
+                Arc::clone(&self.metrics),
+                self.options.limits,
+                seeds,
+                self.options.request_timeout,
+            )),
+            exporter: Exporter {
+                replica: Arc::clone(&self.replica),
+                routing: Arc::clone(&self.routing),
+                forwarder: Arc::clone(&self.forwarder),
+                admission: Arc::clone(&self.admission),
+                metrics: Arc::clone(&self.metrics),
+            },
+        }
+    }
+
+    fn ctrl_service(&self) -> CtrlService {
+        CtrlService {
+            lifecycle: Arc::clone(&self.lifecycle),
+            replica: Arc::clone(&self.replica),
+            peers: Arc::clone(&self.peers),
+            routing: Arc::clone(&self.routing),
+            forwarder: Arc::clone(&self.forwarder),
+            metrics: Arc::clone(&self.metrics),
+            watches: Watches {
+                lifecycle: Arc::clone(&self.lifecycle),
+                replica: Arc::clone(&self.replica),
+                peers: Arc::clone(&self.peers),
+                routing: Arc::clone(&self.routing),
+                admission: Arc::clone(&self.admission),
+            },
+            controllers: self.options.controllers.clone(),
+        }
+    }
+
+    /// Returns the handles for the replica's thread.
+    pub(crate) fn runtime_handles(&self) -> runtime::Handles {
+        runtime::Handles {
+            inbox: Arc::clone(&self.inbox),
+            deliveries: Arc::clone(&self.deliveries),
+            transport: Arc::clone(&self.transport),
+            lifecycle: Arc::clone(&self.lifecycle),
+            readiness: Arc::clone(&self.readiness),
+            routing: Arc::clone(&self.routing),
+            admission: Arc::clone(&self.admission),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// Starts the tasks that run beside the replica.
+    pub(crate) fn start_tasks(&self, disk: Disk) {
+        tokio::spawn(disk::watch(Arc::clone(&self.inbox), disk));
+        tokio::spawn({
+            let deliveries = Arc::clone(&self.deliveries);
+            async move { deliveries.deliver().await }
+        });
+        tokio::spawn({
+            let transport = Arc::clone(&self.transport);
+            async move { transport.maintain().await }
+        });
+        if self.routing.kind() != GroupKind::Controller {
+            let watch = ShardWatch {
+                replica: Arc::clone(&self.replica),
+                routing: Arc::clone(&self.routing),
+                metrics: Arc::clone(&self.metrics),
+            };
+            tokio::spawn(watch.run());
+        }
+        if self.routing.kind() == GroupKind::Shards {
+            let follower = Follower {
+                lifecycle: Arc::clone(&self.lifecycle),
+                routing: Arc::clone(&self.routing),
+                forwarder: Arc::clone(&self.forwarder),
+                controllers: self.options.controllers.clone(),
+                patience: self.options.handoff.timeout,
+            };
+            tokio::spawn(follower.run());
+            self.start_mover();
+        }
+    }
+
+    fn start_mover(&self) {
+        let handles = mover::Handles {
+            lifecycle: Arc::clone(&self.lifecycle),
+            replica: Arc::clone(&self.replica),
+            routing: Arc::clone(&self.routing),
+            forwarder: Arc::clone(&self.forwarder),
+            metrics: Arc::clone(&self.metrics),
+            mover: Arc::clone(&self.mover),
+        };
+        let group = mover::Group {
+            node: self.peers.node(),
+            gid: self.routing.gid(),
+            controllers: self.options.controllers.clone(),
+            timeout: self.options.handoff.timeout,
+        };
+        tokio::spawn(mover::drive(handles, group, self.options.handoff.mover));
+    }
+}
