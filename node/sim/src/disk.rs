@@ -1,12 +1,12 @@
 //! A node's disk: the in-memory stores, with faults.
 //!
-//! The disk belongs to an address and outlives the process on it. The process sees it through two handles,
-//! [`LogHandle`] and [`StateHandle`], and the world sees what went through them: a journal of what became
-//! durable, which the invariant checker checks, and the time that it took.
+//! The disk belongs to an address and outlives the processes that run there. A process uses the disk through two
+//! handles, [`LogHandle`] and [`StateHandle`]. The world reads a journal of all that became durable, which the
+//! invariant checker checks, and the time that the operations took.
 //!
-//! A crash may fall *inside* a process's work. [`Disk::arm_crash`] counts down the operations (writes and
-//! messages); at zero the operation at hand happens or doesn't, and nothing after it does: every later call
-//! fails, and the world takes the process down when its `poll` returns.
+//! A crash can fall *inside* a process's step. [`Disk::arm_crash`] counts down the operations (writes and
+//! messages). At zero the current operation happens or doesn't, and every later call fails. The world takes the
+//! process down when its `poll` returns.
 
 mod handles;
 
@@ -28,49 +28,49 @@ pub use handles::{LogHandle, StateHandle};
 use crate::queue::{MILLI, Micros};
 use crate::rng::{SimRng, digest, mix};
 
-/// Something that a process did to its disk, in order.
+/// One change that a process made to its disk.
 #[derive(Clone, Debug)]
 pub enum DiskEvent {
     /// A hard state was written over another.
     HardState {
-        /// What was there.
+        /// The old hard state.
         before: HardState,
-        /// What is there.
+        /// The new hard state.
         after: HardState,
     },
     /// The log was replaced by a snapshot.
     Reset(SnapshotMeta),
     /// Entries were appended after `prev`.
     Appended {
-        /// The entry before them, as far as the log still has it.
+        /// The entry before them, if the log still has it.
         prev: Option<EntryId>,
-        /// What was appended.
+        /// The appended entries.
         entries: Vec<Entry>,
-        /// Others were dropped for them.
+        /// True if the append truncated conflicting entries.
         truncated: bool,
     },
-    /// The state moved on, or was replaced.
+    /// The state advanced, or was replaced by a snapshot.
     Committed {
-        /// To where.
+        /// The last applied entry.
         last: EntryId,
-        /// A digest of the whole state with its position.
+        /// A digest of the whole state and its position.
         digest: u64,
     },
     /// The log was compacted.
     Compacted {
-        /// Up to here.
+        /// The new base: the last entry that the log no longer holds.
         base: EntryId,
-        /// What the state holds durably.
+        /// The last entry that the state holds durably.
         durable: EntryId,
     },
 }
 
-/// How a disk behaves.
+/// The latencies of a disk.
 #[derive(Clone, Debug)]
 pub struct DiskOptions {
-    /// How long a synced write takes, least and most.
+    /// The shortest and the longest time of a synced write.
     pub sync: (Micros, Micros),
-    /// How long a flush of the state takes, least and most.
+    /// The shortest and the longest time of a flush of the state.
     pub flush: (Micros, Micros),
 }
 
@@ -83,7 +83,7 @@ impl Default for DiskOptions {
     }
 }
 
-/// A disk. Clones are handles on the same one.
+/// A disk. Clones share the same contents.
 #[derive(Clone, Debug)]
 pub struct Disk {
     inner: Arc<Mutex<Inner>>,
@@ -95,7 +95,7 @@ struct Inner {
     state: MemoryState,
     options: DiskOptions,
     rng: SimRng,
-    /// Sum over all pairs of a digest of the pair: cheap to keep up to date.
+    /// The sum of the digests of all pairs, which is cheap to keep up to date.
     pairs_digest: u64,
     now: Micros,
     elapsed: Micros,
@@ -103,7 +103,7 @@ struct Inner {
     slow_by: Micros,
     full: bool,
     damaged: bool,
-    /// Operations until the power goes, and whether the last one still happens.
+    /// The operations until the power cut, and true if the last of them still happens.
     crash_after: Option<(u32, bool)>,
     dead: bool,
     journal: Vec<DiskEvent>,
@@ -111,7 +111,7 @@ struct Inner {
 }
 
 impl Disk {
-    /// An empty disk.
+    /// Creates an empty disk.
     pub fn new(options: DiskOptions, rng: SimRng) -> Self {
         let mut state = MemoryState::new();
         state.set_deferred_flush(true);
@@ -137,16 +137,16 @@ impl Disk {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic while it was held ends the world anyway.
+        // A panic while the lock is held ends the world anyway.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The handles for a process.
+    /// Returns the handles for a process.
     pub fn open(&self) -> (LogHandle, StateHandle) {
         (LogHandle(self.clone()), StateHandle(self.clone()))
     }
 
-    /// The process starts to work at `now`: what was flushed until then is durable.
+    /// Begins a step of the process at `now`. A flush that ended until then becomes durable.
     pub fn begin(&self, now: Micros) {
         let mut inner = self.lock();
         inner.now = now;
@@ -154,42 +154,43 @@ impl Disk {
         inner.end_flush();
     }
 
-    /// How long the process's work on the disk took since [`Disk::begin`].
+    /// Returns the time that the disk's operations took since [`Disk::begin`].
     pub fn elapsed(&self) -> Micros {
         self.lock().elapsed
     }
 
-    /// What was done since the last call.
+    /// Returns the changes since the last call.
     pub fn take_journal(&self) -> Vec<DiskEvent> {
         std::mem::take(&mut self.lock().journal)
     }
 
-    /// A message leaves the process: `None` if the power is gone by then, else how long after
-    /// [`Disk::begin`].
+    /// Counts a message that leaves the process. Returns its delay after [`Disk::begin`], or `None` if the power is cut
+    /// by then.
     pub fn departure(&self) -> Option<Micros> {
         let mut inner = self.lock();
         let alive = inner.step();
         alive.then_some(inner.elapsed)
     }
 
-    /// Has the power go after `operations` more writes and messages.
+    /// Cuts the power after `operations` more writes and messages.
     pub fn arm_crash(&self, operations: u32) {
         let mut inner = self.lock();
         let last_happens = inner.rng.coin();
         inner.crash_after = Some((operations, last_happens));
     }
 
-    /// The power stays.
+    /// Cancels an armed power cut.
     pub fn disarm_crash(&self) {
         self.lock().crash_after = None;
     }
 
-    /// Whether the power went.
+    /// Returns true after an armed power cut happened.
     pub fn is_dead(&self) -> bool {
         self.lock().dead
     }
 
-    /// Power back, or process killed: what was not durable is gone, as far as the disk likes.
+    /// Restarts the disk after a power cut or the end of its process. Drops all that wasn't durable, except for a part
+    /// drawn at random that reached the disk in time.
     pub fn crash(&self, now: Micros) {
         let mut inner = self.lock();
         inner.now = now;
@@ -210,7 +211,7 @@ impl Disk {
         inner.journal.clear();
     }
 
-    /// Loses everything.
+    /// Replaces the contents by an empty disk.
     pub fn wipe(&self) {
         let mut inner = self.lock();
         inner.log = MemoryLog::new();
@@ -225,12 +226,12 @@ impl Disk {
         inner.journal.clear();
     }
 
-    /// A synced record becomes unreadable: the next start must refuse, and reads of it fail before.
+    /// Makes a synced record unreadable. Reads of it fail, and the next start must refuse the disk.
     pub fn damage(&self) {
         let mut inner = self.lock();
         inner.damaged = true;
         let stored: Vec<Index> = inner.log.stored().keys().copied().collect();
-        // Not the last one: that alone would look like a torn tail to this store, which has no floor.
+        // Not the last record: this store has no durable-index floor and would take it for a torn tail.
         let middle = stored.len().saturating_sub(1);
         if middle > 0 {
             let at = inner.rng.index(middle);
@@ -240,37 +241,37 @@ impl Disk {
         }
     }
 
-    /// Whether a record is damaged.
+    /// Returns true if a record is damaged.
     pub fn is_damaged(&self) -> bool {
         self.lock().damaged
     }
 
-    /// Full, or with space again.
+    /// Fills the disk, or gives it space again.
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
     }
 
-    /// Whether it is full.
+    /// Returns true if the disk is full.
     pub fn is_full(&self) -> bool {
         self.lock().full
     }
 
-    /// Every synced write takes this much longer.
+    /// Sets the extra time of each synced write.
     pub fn set_slow_by(&self, slow_by: Micros) {
         self.lock().slow_by = slow_by;
     }
 
-    /// Whether nothing was ever written to the log.
+    /// Returns true if nothing was ever written to the log.
     pub fn is_empty(&self) -> bool {
         let inner = self.lock();
         inner.log.base().last.index == Index(0) && inner.log.stored().is_empty()
     }
 
-    /// Whether the log durably holds `id`, or is compacted beyond it.
+    /// Returns true if the log durably holds `id`, or is compacted beyond it.
     pub fn holds(&self, id: EntryId) -> bool {
         let inner = self.lock();
         let base = inner.log.base().last;
-        // What a damaged disk held nobody can tell; it counts as lost, by the rules for losing disks.
+        // The former contents of a damaged disk are unknown. The rules for lost disks cover it.
         if id.index <= base.index || inner.damaged {
             return true;
         }
@@ -281,7 +282,7 @@ impl Disk {
             .is_some_and(|entry| entry.id == id)
     }
 
-    /// The entries of the log in `range` as far as it holds them, in order.
+    /// Returns the entries in `range` that the log holds, in order.
     pub fn entries(&self, range: RangeInclusive<Index>) -> Vec<Entry> {
         if range.is_empty() {
             return Vec::new();
@@ -291,7 +292,7 @@ impl Disk {
         stored.map(|(_, entry)| entry.clone()).collect()
     }
 
-    /// The entry at `index`, if the log still has its name.
+    /// Returns the id of the entry at `index`, if the log still has it.
     pub fn entry_id(&self, index: Index) -> Option<EntryId> {
         let inner = self.lock();
         let base = inner.log.base().last;
@@ -301,17 +302,17 @@ impl Disk {
         inner.log.stored().get(&index).map(|entry| entry.id)
     }
 
-    /// The hard state.
+    /// Returns the hard state.
     pub fn hard_state(&self) -> HardState {
         self.lock().log.hard_state()
     }
 
-    /// The log's last index.
+    /// Returns the log's last index.
     pub fn last_index(&self) -> Index {
         self.lock().log.last_index()
     }
 
-    /// How many memberships the log holds above `index`.
+    /// Returns the number of memberships in the log above `index`.
     pub fn memberships_above(&self, index: Index) -> usize {
         let inner = self.lock();
         let above = inner.log.stored().range(index.next()..);
@@ -320,19 +321,19 @@ impl Disk {
             .count()
     }
 
-    /// How many entries and bytes the log holds.
+    /// Returns the number of entries in the log, and their bytes.
     pub fn log_size(&self) -> (usize, usize) {
         let inner = self.lock();
         let stored = inner.log.stored();
         (stored.len(), stored.values().map(Entry::size).sum())
     }
 
-    /// The membership that the log ends with, the base's included.
+    /// Returns the last membership in the log, or that of the base.
     pub fn last_membership(&self) -> Membership {
         self.memberships().pop().unwrap_or_default()
     }
 
-    /// The memberships that the log holds, the base's first.
+    /// Returns all memberships in the log, beginning with that of the base.
     pub fn memberships(&self) -> Vec<Membership> {
         let inner = self.lock();
         let logged = inner.log.stored().values();
@@ -344,19 +345,19 @@ impl Disk {
         std::iter::once(base).chain(logged).collect()
     }
 
-    /// The state's position and a digest of all that it holds.
+    /// Returns the last applied entry of the state, and a digest of its contents.
     pub fn position(&self) -> (EntryId, u64) {
         let inner = self.lock();
         let applied = inner.state.applied();
         (applied.last, inner.state_digest(&applied))
     }
 
-    /// Synced writes so far.
+    /// Returns the number of synced writes so far.
     pub fn writes(&self) -> u64 {
         self.lock().writes
     }
 
-    /// All pairs of the state, for comparing two that differ.
+    /// Returns all pairs of the state.
     pub fn pairs(&self) -> Vec<((Keyspace, Bytes), Bytes)> {
         let inner = self.lock();
         let pairs = inner.state.pairs().iter();
@@ -367,7 +368,7 @@ impl Disk {
 }
 
 impl Inner {
-    /// One operation towards an armed crash. `false` when the power is gone before it.
+    /// Counts one operation towards an armed crash. Returns false if the power is cut before it.
     fn step(&mut self) -> bool {
         if self.dead {
             return false;
@@ -392,7 +393,8 @@ impl Inner {
         }
     }
 
-    /// Runs one durable operation: whether it may happen, what it does, and whether its caller hears of it.
+    /// Runs one durable operation, unless the power is cut or the disk is full. Fails also if the power is cut right
+    /// after it.
     fn durably<R>(
         &mut self,
         cost: (Micros, Micros),
@@ -410,7 +412,7 @@ impl Inner {
             return Err(power());
         }
         let done = act(self)?;
-        // The power may have gone right after: the bytes are there and nobody heard of it.
+        // After a power cut right after the write the bytes are on the disk, but the process never learns it.
         if self.dead { Err(power()) } else { Ok(done) }
     }
 
@@ -444,7 +446,7 @@ impl Inner {
     fn commit(&mut self, batch: WriteBatch, applied: Applied) -> Result<(), StoreError> {
         let mut digest = self.pairs_digest;
         let pairs = self.state.pairs();
-        // A range may be cleared twice, and what is both cleared and changed is taken off below.
+        // Ranges may overlap. A pair that is both cleared and changed is subtracted below.
         let mut cleared = BTreeMap::new();
         for (space, start, end) in batch.cleared.iter().filter(|(_, a, b)| a < b) {
             let range = (*space, start.clone())..(*space, end.clone());

@@ -1,4 +1,4 @@
-//! What clients asked and were told, by key, in an order of moments.
+//! The history of the clients' operations: their invocations and returns in one order of moments.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,16 @@ use types::{ClientId, Sequence};
 use crate::invariants::Violation;
 use crate::linear::{Action, Operation, Value, Verdict, check, explain};
 
-/// Where an operation stands in the history.
+/// The place of an operation in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mark(usize);
 
-/// A write as the log knows it: by its session and number, or by a digest of its bytes.
+/// The identity of a write in a log: its session and sequence, or a digest of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Name {
-    /// It has a session.
+    /// A write with a session.
     Numbered(ClientId, Sequence),
-    /// It has none.
+    /// A write without a session.
     Digest(u64),
 }
 
@@ -27,7 +27,7 @@ struct Record {
     key: Bytes,
     name: Option<Name>,
     operation: Operation,
-    /// It certainly had no effect: not part of what is checked.
+    /// True if the operation certainly had no effect. It is left out of the search.
     void: bool,
 }
 
@@ -44,7 +44,7 @@ impl History {
         self.moment
     }
 
-    /// A client asks for a write.
+    /// Records the invocation of a write.
     pub fn invoke_write(&mut self, write: &Write) -> Mark {
         let action = match write {
             Write::Put { value, .. } => Action::Put {
@@ -64,7 +64,7 @@ impl History {
         self.invoke(write.key().clone(), action)
     }
 
-    /// A client asks for a key's value.
+    /// Records the invocation of a read.
     pub fn invoke_get(&mut self, key: Bytes) -> Mark {
         self.invoke(key, Action::Get { value: None })
     }
@@ -85,14 +85,14 @@ impl History {
         Mark(self.records.len() - 1)
     }
 
-    /// Says by what name the log knows a write.
+    /// Sets the identity of a write in the log.
     pub fn name(&mut self, mark: Mark, name: Name) {
         if let Some(record) = self.records.get_mut(mark.0) {
             record.name = Some(name);
         }
     }
 
-    /// A write was acknowledged. The kind of the answer must be that of the question.
+    /// Records the acknowledgement of a write. Fails if the answer is of another kind than the write.
     pub fn return_written(&mut self, mark: Mark, written: Written) -> Result<(), Violation> {
         let moment = self.now();
         let Some(record) = self.records.get_mut(mark.0) else {
@@ -120,7 +120,7 @@ impl History {
         Ok(())
     }
 
-    /// A read was answered.
+    /// Records the value that a read returned.
     pub fn return_value(&mut self, mark: Mark, found: Option<&[u8]>) -> Result<(), Violation> {
         let moment = self.now();
         let Some(record) = self.records.get_mut(mark.0) else {
@@ -137,35 +137,35 @@ impl History {
         Ok(())
     }
 
-    /// An operation certainly has no effect, now or later.
+    /// Marks an operation that certainly has no effect, now or later.
     pub fn never(&mut self, mark: Mark) {
         if let Some(record) = self.records.get_mut(mark.0) {
             record.void = true;
         }
     }
 
-    /// How many operations were asked for.
+    /// Returns the number of invoked operations.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether nothing was asked for.
+    /// Returns true if no operation was invoked.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// How many have a known outcome.
+    /// Returns the number of operations with a known outcome.
     pub fn returned(&self) -> usize {
         let known = |record: &&Record| record.operation.returned.is_some();
         self.records.iter().filter(known).count()
     }
 
-    /// Checks each key's part, with a budget of search steps for each. `place` tells where the log carried a
-    /// write.
+    /// Checks each key's operations for linearizability, with a budget of search steps for each key. `place` returns
+    /// the position of a write in the order of the logs.
     pub fn check(&self, budget: u64, place: impl Fn(Name) -> Option<u64>) -> Result<(), Violation> {
         let mut keys: BTreeMap<&Bytes, Vec<Operation>> = BTreeMap::new();
         for record in self.records.iter().filter(|record| record.void) {
-            // Deletes without a session look all the same in the log.
+            // Deletes of a key without a session have equal bytes, so a digest can't tell them apart.
             let name = record
                 .name
                 .filter(|name| matches!(name, Name::Numbered(..)));
@@ -203,7 +203,7 @@ impl History {
         Ok(())
     }
 
-    /// The history of one key, for people.
+    /// Returns the operations of one key, one line each.
     pub fn describe(&self, key: &[u8]) -> Vec<String> {
         let of_key = |record: &&Record| record.key == key;
         let records = self.records.iter().filter(of_key);

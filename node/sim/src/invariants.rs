@@ -1,28 +1,28 @@
-//! What must hold at every step, checked as it happens.
+//! Checks the invariants of one group at every step.
 //!
-//! The checker sees what no node can: every disk, every message as it leaves, and what each node says of
-//! itself. Each check is incremental, so a step costs what changed in it.
+//! The checker sees what no node can see: every disk, every message as it leaves, and the status of each node. Each
+//! check is incremental, so a step costs only as much as it changed.
 //!
-//! | invariant | how it is judged |
+//! | invariant | check |
 //! |---|---|
-//! | election safety | by term: whoever says that it leads, and whoever sends what only a leader sends |
-//! | one vote a term | by node and term: granted votes on the wire, and candidacies |
-//! | hard state | on disk it never goes back, and a vote never changes within its term |
-//! | terms | what a node id puts on the wire never goes back, restarts included |
-//! | log matching | each entry ever written, by term and index: same content, same predecessor, everywhere |
-//! | committed is final | by index: the first entry that anyone calls committed is the only one |
+//! | election safety | by term: only one node reports that it leads, or sends a message that only a leader sends |
+//! | one vote a term | by node and term: granted votes on the wire and candidacies name one candidate |
+//! | hard state | on disk the term never goes back, and a vote never changes within its term |
+//! | terms | the terms that a node id sends never go back, restarts included |
+//! | log matching | by term and index: each entry ever written has the same content and the same predecessor everywhere |
+//! | committed is final | by index: the first entry that a node reports as committed is the only one |
 //! | durable quorum | when a leader's commit index advances, a quorum of voters' disks holds the entry |
 //! | own term | while a node leads, its commit index moves only to entries of its term |
-//! | leader completeness | a new leader's log holds everything that was called committed before |
-//! | state machine safety | by index: operations applied, their order, log time and answers are equal everywhere |
-//! | the leader's view | what a leader believes to match at a follower of its term is on that follower's disk |
-//! | state in log | a node's applied position lies in its log |
-//! | membership in force | after a truncation it is the one that the log ends with |
+//! | leader completeness | a new leader's log holds every entry that was reported as committed before |
+//! | state machine safety | by index: the applied operations, their order, log time and answers are equal everywhere |
+//! | the leader's view | the entry at a follower's `match_index` is on that follower's disk, unless it follows a later term |
+//! | state in log | a node's log holds the last applied entry, or is compacted beyond it |
+//! | membership in force | after a truncation it is the last membership in the log |
 //! | one change at a time | a leader that has committed in its term has at most one uncommitted change |
-//! | fresh reads | a read is answered from a state that holds all that was committed when it was asked |
+//! | fresh reads | a read is answered from a state that holds every entry that was committed when the request arrived |
 //! | equal state | by applied index: a digest of the whole state is equal everywhere |
-//! | exactly once | by client and sequence, over all groups ([`crate::write_checker`]): a write is answered with one outcome for ever |
-//! | monotony | commit and applied index of a running node never go back |
+//! | exactly once | by client and sequence, over all groups ([`crate::write_checker`]): a write always gets the same answer |
+//! | monotony | the commit index and the applied index of a running node never go back |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,17 +37,17 @@ use crate::disk::{Disk, DiskEvent};
 use crate::recorder::AppliedOperation;
 use crate::rng::digest;
 
-/// A broken promise.
+/// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Which invariant.
+    /// The name of the invariant.
     pub invariant: &'static str,
-    /// What was seen.
+    /// The observation that contradicts it.
     pub detail: String,
 }
 
 impl Violation {
-    /// A broken promise.
+    /// Creates a violation.
     pub fn new(invariant: &'static str, detail: impl Into<String>) -> Self {
         Self {
             invariant,
@@ -58,44 +58,44 @@ impl Violation {
 
 type Check = Result<(), Violation>;
 
-/// An entry as first written: what it says, and what precedes it.
+/// An entry as first written: a digest of its content, and its predecessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Written {
     content: u64,
     prev: Option<EntryId>,
 }
 
-/// What one group has promised so far.
+/// Everything that the nodes of one group wrote, sent, committed and applied so far.
 #[derive(Debug, Default)]
 pub struct InvariantChecker {
     leaders: BTreeMap<Term, NodeId>,
     votes: BTreeMap<(NodeId, Term), NodeId>,
     wire_terms: BTreeMap<NodeId, Term>,
     written: BTreeMap<EntryId, Written>,
-    /// By index, from 1: the entry that is committed there.
+    /// The committed entry at each index, from 1.
     committed: BTreeMap<Index, EntryId>,
     applied: BTreeMap<Index, Vec<u64>>,
     states: BTreeMap<Index, (EntryId, u64)>,
-    /// Terms whose leader was found to be complete.
+    /// The terms whose leader was checked for completeness.
     complete: BTreeSet<Term>,
 }
 
-/// What the checker remembers of a running node; forgotten by a crash.
+/// The checker's memory of a running node, which a crash resets.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     commit: Index,
     applied: Index,
-    /// The term in which it led at the last look.
+    /// The term in which the node led at the last check.
     led: Option<Term>,
-    /// What the leader believed to match at the last look.
+    /// The leader's view of its followers at the last check.
     matched: Vec<(NodeId, Index, ProgressState)>,
-    /// The operations of this entry seen so far.
+    /// The entry that is being applied; `operations` counts its operations so far.
     entry: EntryId,
     operations: usize,
 }
 
 impl InvariantChecker {
-    /// A message leaves a node.
+    /// Checks a message that leaves a node.
     pub fn sent(&mut self, envelope: &Envelope) -> Check {
         let Envelope { from, term, to, .. } = envelope;
         let known = self.wire_terms.entry(*from).or_default();
@@ -139,7 +139,7 @@ impl InvariantChecker {
         ))
     }
 
-    /// A node wrote to its disk.
+    /// Checks a change that a node made to its disk.
     pub fn wrote(&mut self, node: NodeId, event: DiskEvent) -> Check {
         match event {
             DiskEvent::HardState { before, after } => check_hard_state(node, before, after),
@@ -196,7 +196,7 @@ impl InvariantChecker {
         ))
     }
 
-    /// A node applied an operation. Whether it was the first to do so.
+    /// Checks an operation that a node applied. Returns true if the node was the first to apply it.
     pub fn applied(
         &mut self,
         node: NodeId,
@@ -227,7 +227,7 @@ impl InvariantChecker {
         }
     }
 
-    /// A node worked: what it says of itself now, against what it said before and what others said.
+    /// Checks a node's status after a step against its earlier status and those of the other nodes.
     pub fn worked(
         &mut self,
         status: &Status,
@@ -294,7 +294,7 @@ impl InvariantChecker {
         Ok(())
     }
 
-    /// A leader calls an entry committed only when a quorum of voters has it on disk.
+    /// Checks that a quorum of voters has the leader's last committed entry on disk.
     fn check_durable(
         &self,
         status: &Status,
@@ -304,12 +304,12 @@ impl InvariantChecker {
         let Some(id) = self.committed.get(&status.commit_index) else {
             return Ok(());
         };
-        // A disk that was wiped since may have had it.
+        // A disk that was wiped since then may have held the entry.
         let holds = |voter| disk_of(voter).is_none_or(|disk| disk.holds(*id));
         if status.membership.has_quorum(holds) {
             return Ok(());
         }
-        // The same poll may have committed under one membership and appended the next.
+        // One poll can commit under one membership and append the next.
         let before = disk.memberships();
         let before = before.len().checked_sub(2).and_then(|at| before.get(at));
         if before.is_some_and(|before| before.has_quorum(holds)) {
@@ -321,7 +321,8 @@ impl InvariantChecker {
         ))
     }
 
-    /// The log was truncated or got a membership: is the right one in force, and is it the only open change?
+    /// Checks, after a truncation or an appended membership, that the last membership is in force and is the only
+    /// uncommitted change.
     pub fn membership_changed(&self, status: &Status, disk: &Disk) -> Check {
         if status.last_index != disk.last_index() || disk.is_damaged() {
             return Ok(());
@@ -331,7 +332,7 @@ impl InvariantChecker {
             return Err(Violation::new(
                 "the log's last membership is in force",
                 format!(
-                    "{} goes by {}, its log ends with {end}",
+                    "{} uses {}, but its log ends with {end}",
                     status.node, status.membership
                 ),
             ));
@@ -348,7 +349,7 @@ impl InvariantChecker {
         Ok(())
     }
 
-    /// A leader counts replicas only for entries of its own term (Raft §5.4.2).
+    /// Checks that a leader counts replicas only for entries of its own term (Raft §5.4.2).
     fn check_own_term(&self, status: &Status) -> Check {
         match self.committed.get(&status.commit_index) {
             Some(id) if id.term != status.term => Err(Violation::new(
@@ -363,7 +364,7 @@ impl InvariantChecker {
         let Some((_, last)) = self.committed.last_key_value() else {
             return Ok(());
         };
-        // By log matching the last one stands for all.
+        // By log matching, a log that holds the last committed entry holds all of them.
         if last.term >= status.term || disk.holds(*last) {
             return Ok(());
         }
@@ -376,19 +377,19 @@ impl InvariantChecker {
         ))
     }
 
-    /// The last entry that anyone called committed.
+    /// Returns the last entry that a node reported as committed.
     pub fn last_committed(&self) -> EntryId {
         let last = self.committed.last_key_value();
         last.map(|(_, id)| *id).unwrap_or_default()
     }
 
-    /// How many terms had a leader.
+    /// Returns the number of terms that had a leader.
     pub fn elections(&self) -> u64 {
         self.leaders.len() as u64
     }
 }
 
-/// A leader believes of a follower only what is on that follower's disk.
+/// Checks that the entry at each follower's `match_index` is on that follower's disk.
 fn check_view(
     status: &Status,
     progress: &mut Progress,
@@ -399,7 +400,7 @@ fn check_view(
         let (Some(id), Some(other)) = (disk.entry_id(*matched), disk_of(*node)) else {
             continue;
         };
-        // A follower of a later leader may have lost what it once told this one.
+        // A follower of a later leader may have truncated an entry that it once acknowledged to this leader.
         if other.hard_state().term <= status.term && !other.holds(id) {
             return Err(Violation::new(
                 "a leader believes what is true",

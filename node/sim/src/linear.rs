@@ -1,24 +1,24 @@
-//! Is a history linearizable? The search of Wing and Gong with Lowe's memory, one key at a time.
+//! A linearizability checker: the search of Wing and Gong with Lowe's cache of visited states, one key at a time.
 //!
-//! Linearizability composes: a history is linearizable if the part of each key is. So the search runs key
-//! by key, over a model that is one optional value. A value is known by its digest and its length, and the
-//! digest is one that appending continues (FNV-1a), so the model's state is two words.
+//! Linearizability composes: a history is linearizable if the history of each key is. So the search runs key
+//! by key, over a model with one optional value. The model represents a value by its digest and its length. The
+//! digest is FNV-1a, which an append continues, so the model's state is two words.
 //!
-//! The search: an operation may be next if no other operation that is still due *returned* before this one
-//! was invoked. Take one, see whether the model gives the recorded outcome, go on; if stuck, go back. Two
-//! things keep it short. A pair of (operations done, model state) that failed once is not tried again. And
-//! an operation that may be next, fits, and changes nothing, is taken without an alternative: taking it
-//! only loosens what constrains the others.
+//! An operation may be next if no other pending operation *returned* before this operation was invoked. The search
+//! takes one such operation, compares the model's result with the recorded outcome, and continues; at a dead end it
+//! backtracks. Two rules keep it short. First, a pair of (set of operations done, model state) that failed once is not
+//! tried again. Second, an operation that may be next, fits, and changes nothing is taken without an alternative:
+//! taking it only loosens the constraints on the others.
 //!
 //! An operation of unknown outcome stays open to the end: it may take effect at any moment after its
-//! invocation, or never. Those come last among the alternatives.
+//! invocation, or never. Such operations come last among the alternatives.
 //!
-//! Which alternative is tried first is a matter of hints. The simulator knows in which order the log carried
-//! the writes, and with that the first try is nearly always right, however many outcomes are unknown. The
-//! hints only order the search: what it accepts does not depend on them.
+//! Hints decide which alternative is tried first. The simulator knows the order of the writes in the log, and with that
+//! the first try is nearly always right, however many outcomes are unknown. Hints only order the search: the verdict
+//! doesn't depend on them.
 //!
-//! The search has a budget of steps. Running out is [`Verdict::Unknown`], which the simulator counts as a
-//! failure: a check that gives up silently is no check.
+//! The search has a budget of steps. When it runs out, the verdict is [`Verdict::Unknown`], which the simulator counts
+//! as a failure: a check that gives up silently is no check.
 
 use std::collections::BTreeSet;
 
@@ -32,18 +32,18 @@ pub struct Value {
 }
 
 impl Value {
-    /// The value of no bytes.
+    /// The empty value.
     pub const EMPTY: Self = Self {
         fnv: 0xcbf2_9ce4_8422_2325,
         length: 0,
     };
 
-    /// The value of these bytes.
+    /// Returns the model value of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self::EMPTY.append(bytes)
     }
 
-    /// This value with bytes added at its end.
+    /// Returns this value with `bytes` appended.
     #[must_use]
     pub fn append(self, bytes: &[u8]) -> Self {
         let fnv = bytes.iter().fold(self.fnv, |hash, byte| {
@@ -56,44 +56,44 @@ impl Value {
     }
 }
 
-/// What was done to a key, and what came back. `None` in an outcome: it is not known.
+/// An operation on a key and its outcome. An outcome of `None` is unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Read the value.
+    /// Reads the value.
     Get {
-        /// What was read.
+        /// The value that was read.
         value: Option<Value>,
     },
-    /// Set the value.
+    /// Sets the value.
     Put {
-        /// To this.
+        /// The new value.
         value: Value,
     },
-    /// Added to the value.
+    /// Appends to the value.
     Append {
-        /// What was added.
+        /// The appended bytes.
         suffix: Vec<u8>,
         /// The length afterwards.
         length: Option<u64>,
     },
-    /// Removed the key.
+    /// Removes the key.
     Delete {
-        /// Whether it was there.
+        /// True if the key had a value.
         existed: Option<bool>,
     },
-    /// Replaced the value if it was as expected.
+    /// Replaces the value if it is as expected.
     CompareAndSwap {
-        /// What it must be.
+        /// The expected value.
         expected: Option<Value>,
-        /// What it becomes.
+        /// The value that replaces it.
         new: Option<Value>,
-        /// Whether it was.
+        /// True if the value was as expected.
         swapped: Option<bool>,
     },
 }
 
 impl Action {
-    /// The state after this action on `state`, or `None` if the recorded outcome doesn't fit.
+    /// Returns the state after this action on `state`, or `None` if the recorded outcome doesn't fit.
     #[allow(
         clippy::option_option,
         reason = "no next state, and a next state without a value, are two answers"
@@ -132,13 +132,14 @@ pub struct Operation {
     pub invoked: u64,
     /// The moment of its return; `None` if the outcome never became known.
     pub returned: Option<u64>,
-    /// What it was.
+    /// The action and its outcome.
     pub action: Action,
-    /// Where it probably took effect: the search tries lower ones first. Wrong hints cost time, not truth.
+    /// The probable place in the order. The search tries lower hints first. Wrong hints cost time, but don't change the
+    /// verdict.
     pub hint: Option<u64>,
 }
 
-/// What the search found.
+/// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// An order exists, found in this many steps.
@@ -155,8 +156,8 @@ pub fn check(history: &[Operation], budget: u64) -> Verdict {
     search.run()
 }
 
-/// Where the search came furthest: the returned operations that were left, the state there, and what
-/// could have been next. For people who wonder why there is no order.
+/// Describes the furthest dead end of the search: the number of returned operations that were left, the state there,
+/// and the candidates. It helps to see why no order exists.
 pub fn explain(history: &[Operation], budget: u64) -> String {
     let mut search = prepare(history, budget);
     let _ = search.run();
@@ -179,7 +180,7 @@ pub fn explain(history: &[Operation], budget: u64) -> String {
 fn prepare(history: &[Operation], budget: u64) -> Search<'_> {
     let mut operations: Vec<&Operation> = history
         .iter()
-        // A read that nobody saw the answer of says nothing.
+        // A read without an answer constrains nothing.
         .filter(|operation| {
             operation.returned.is_some() || !matches!(operation.action, Action::Get { .. })
         })
@@ -189,34 +190,34 @@ fn prepare(history: &[Operation], budget: u64) -> Search<'_> {
 }
 
 struct Search<'a> {
-    /// By invocation.
+    /// In the order of their invocations.
     operations: Vec<&'a Operation>,
     budget: u64,
     steps: u64,
     done: Vec<bool>,
-    /// All before this are done, or open for ever.
+    /// The first operation that is not done.
     first: usize,
-    /// Returned operations that are still due.
+    /// The number of returned operations that are not done.
     due: usize,
-    /// Identifies the set of operations done: the exclusive or of a number for each.
+    /// Identifies the set of operations done: the exclusive or of one number for each.
     set: u64,
     state: Option<Value>,
-    /// The hint of what was done last: lower ones had their time, and come late.
+    /// The hint of the last operation done. Operations with a lower hint were probably misplaced and come later.
     reached: u64,
     tried: BTreeSet<(u64, Option<Value>)>,
     /// The fewest operations that were left at a dead end, the state there, and the candidates.
     furthest: (usize, Option<Value>, Vec<usize>),
-    /// What was taken, with the state before it, and the alternatives that are left.
+    /// The operations taken, the state before each, and the remaining alternatives.
     path: Vec<Taken>,
 }
 
 struct Taken {
-    /// Operations done at this step (one by choice, or a run of ones that change nothing).
+    /// The operations done at this step: one by choice, or several that change nothing.
     done: Vec<usize>,
     before: Option<Value>,
     reached: u64,
     first: usize,
-    /// Alternatives not tried yet, the best last.
+    /// The alternatives not tried yet, the best last.
     left: Vec<usize>,
 }
 
@@ -269,7 +270,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The operations that may be next, by invocation.
+    /// Returns the operations that may be next, in the order of their invocations.
     fn candidates(&self) -> impl Iterator<Item = usize> {
         let mut horizon = u64::MAX;
         let mut found = Vec::new();
@@ -291,7 +292,7 @@ impl<'a> Search<'a> {
             .into_iter()
     }
 
-    /// Takes all that may be next, fit, and change nothing.
+    /// Takes all operations that may be next, fit, and change nothing.
     fn take_idle(&mut self) {
         let (before, first) = (self.state, self.first);
         let mut taken = Vec::new();
@@ -323,8 +324,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What may be next, the best last: by their hints; then what returned, the earliest first; then what
-    /// never did.
+    /// Returns the alternatives for the next step, the best last. The best has the lowest hint; then come returned
+    /// operations, the earliest first; then those that never returned.
     fn alternatives(&self) -> Vec<usize> {
         let mut found: Vec<usize> = self
             .candidates()
@@ -427,7 +428,7 @@ mod tests {
         }
     }
 
-    /// Operations as (invoked, returned, action); a return of 0 is unknown.
+    /// Checks operations given as (invoked, returned, action). A return of 0 is unknown.
     fn verdict(history: &[(u64, u64, Action)]) -> Verdict {
         let history: Vec<Operation> = history
             .iter()
@@ -560,7 +561,7 @@ mod tests {
 
     #[test]
     fn the_budget_is_kept() {
-        // Concurrent appends whose sum can't be: every order must be tried.
+        // No order of these concurrent appends fits the read, so the search must try every order.
         let mut history: Vec<Operation> = (0..14)
             .map(|n| Operation {
                 invoked: n + 1,

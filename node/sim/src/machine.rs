@@ -1,4 +1,4 @@
-//! The state machines of a cluster behind one type, so that all hosts of a world are driven alike.
+//! One type for the two state machines of a cluster, so that the world drives all hosts alike.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use types::ShardConfig;
 
 use crate::bug::Bug;
 
-/// A question to a node, whatever its group is for.
+/// A query to a node of any group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// To a replica group.
+    /// A query to a replica group.
     Kv(shardkv::Query),
-    /// To the controllers.
+    /// A query to the controllers.
     Ctrl(shardctrler::Query),
 }
 
-/// A node's answer, whatever its group is for.
+/// The answer of a node of any group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// Of a replica group.
@@ -29,7 +29,7 @@ pub enum Reply {
     Ctrl(shardctrler::Response),
 }
 
-/// The result of a request, as a replica gives it.
+/// The result of a request to a replica.
 pub type Outcome = Result<Answer<Reply>, replica::Refusal>;
 
 /// A group's state machine.
@@ -42,18 +42,18 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// The machine of a replica group.
+    /// Creates the state machine of a replica group.
     pub fn kv(bug: Option<Bug>) -> Self {
         Self::Kv(Box::new(ShardKv::with_bug(bug.and_then(Bug::shardkv))))
     }
 
-    /// The controllers' machine.
+    /// Creates the state machine of the controllers.
     pub fn ctrl(bug: Option<Bug>, limits: HistoryLimits) -> Self {
         let machine = Shardctrler::with_limits(limits);
         Self::Ctrl(Box::new(machine.with_bug(bug.and_then(Bug::shardctrler))))
     }
 
-    /// What a replica group has to do with which shard.
+    /// Returns the shard ownership of a replica group, or `None` for the controllers.
     pub fn ownership(&self) -> Option<Arc<Ownership>> {
         match self {
             Self::Kv(machine) => Some(machine.ownership()),
@@ -61,7 +61,7 @@ impl Machine {
         }
     }
 
-    /// The controllers' latest configuration.
+    /// Returns the controllers' latest configuration, or `None` for a replica group.
     pub fn latest(&self) -> Option<Arc<ShardConfig>> {
         match self {
             Self::Kv(_) => None,
@@ -69,7 +69,7 @@ impl Machine {
         }
     }
 
-    /// The controllers, if it is theirs.
+    /// Returns the controllers' state machine, or `None` for a replica group.
     pub fn as_ctrl(&self) -> Option<&Shardctrler> {
         match self {
             Self::Kv(_) => None,
@@ -78,12 +78,12 @@ impl Machine {
     }
 }
 
-/// A request to a replica group.
+/// Converts a request to a replica group.
 pub fn to_kv(request: Request<shardkv::Query>) -> Request<Question> {
     wrap(request, Question::Kv)
 }
 
-/// A request to the controllers.
+/// Converts a request to the controllers.
 pub fn to_ctrl(request: Request<shardctrler::Query>) -> Request<Question> {
     wrap(request, Question::Ctrl)
 }
@@ -105,9 +105,9 @@ fn wrap<Q>(request: Request<Q>, question: impl Fn(Q) -> Question) -> Request<Que
     }
 }
 
-/// A question that went to a group of the wrong kind: the world doesn't do that.
+/// Returns the error for a query to a group of the wrong kind, which the world never sends.
 fn misdirected() -> StoreError {
-    StoreError::Io("a question to a group of another kind".to_owned())
+    StoreError::Io("a query to a group of another kind".to_owned())
 }
 
 impl StateMachine for Machine {

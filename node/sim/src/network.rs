@@ -1,29 +1,29 @@
-//! The network between addresses: who reaches whom, how late, how often.
+//! The network between addresses: it cuts, delays, loses, duplicates and reorders messages.
 
 use std::collections::BTreeSet;
 
 use crate::queue::Micros;
 use crate::rng::SimRng;
 
-/// A place where a node may run: its number among the world's addresses.
+/// The number of an address at which a node can run.
 pub type HostId = usize;
 
-/// How links behave when they are not cut.
+/// The behaviour of links that are not cut. Shares are of a million messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkOptions {
-    /// The least and the usual most delay of a message.
+    /// The shortest delay of a message, and the longest of one that is not late.
     pub delay: (Micros, Micros),
-    /// How many of a million messages are late, up to `late_by`.
+    /// The share of messages that are late, by at most `late_by`.
     pub late: u32,
-    /// The most delay of a late message.
+    /// The longest delay of a late message.
     pub late_by: Micros,
-    /// How many of a million messages are lost.
+    /// The share of messages that are lost.
     pub loss: u32,
-    /// How many of a million messages come twice.
+    /// The share of messages that arrive twice.
     pub duplication: u32,
-    /// How much later than usual the second of two comes, at most.
+    /// The longest extra delay of the second copy.
     pub echo_by: Micros,
-    /// Messages of one link overtake each other. Otherwise each link is a stream.
+    /// True if messages on one link overtake each other. Otherwise each link keeps their order.
     pub reordering: bool,
 }
 
@@ -48,12 +48,12 @@ pub struct Network {
     rng: SimRng,
     /// Directed links that carry nothing.
     cut: BTreeSet<(HostId, HostId)>,
-    /// When the last message of a link arrives, for links that keep order: by sender, then receiver.
+    /// The arrival of the last message on each link that keeps order, by sender, then receiver.
     last_arrival: Vec<Vec<Micros>>,
 }
 
 impl Network {
-    /// A whole network of `hosts` addresses.
+    /// Creates a network of `hosts` addresses without cuts.
     pub fn new(options: LinkOptions, hosts: usize, rng: SimRng) -> Self {
         Self {
             options,
@@ -63,7 +63,7 @@ impl Network {
         }
     }
 
-    /// When copies of a message that leaves `from` at `at` reach `to`: none, one or two moments.
+    /// Returns the arrivals at `to` of a message that leaves `from` at `at`: none, one, or two.
     pub fn arrivals(&mut self, from: HostId, to: HostId, at: Micros) -> [Option<Micros>; 2] {
         if self.is_cut(from, to) || self.rng.chance(self.options.loss) {
             return [None, None];
@@ -92,7 +92,7 @@ impl Network {
         *last
     }
 
-    /// A delay such as messages have, for traffic that isn't between nodes.
+    /// Draws the delay of a message. Clients' traffic, which crosses no link, uses it directly.
     pub fn delay(&mut self) -> Micros {
         let (least, most) = self.options.delay;
         if self.rng.chance(self.options.late) {
@@ -102,17 +102,17 @@ impl Network {
         }
     }
 
-    /// Whether a message on a link that isn't cut is lost.
+    /// Draws the loss of a message on a link that isn't cut. Returns true if the message is lost.
     pub fn loses(&mut self) -> bool {
         self.rng.chance(self.options.loss)
     }
 
-    /// Whether `from` can't reach `to`.
+    /// Returns true if the link from `from` to `to` is cut.
     pub fn is_cut(&self, from: HostId, to: HostId) -> bool {
         !self.cut.is_empty() && self.cut.contains(&(from, to))
     }
 
-    /// Whether any link is cut.
+    /// Returns true if no link is cut.
     pub fn is_whole(&self) -> bool {
         self.cut.is_empty()
     }
@@ -127,13 +127,13 @@ impl Network {
         self.cut.clear();
     }
 
-    /// Sets how links behave from now on.
+    /// Sets the behaviour of links from now on.
     pub fn set_options(&mut self, options: LinkOptions) {
         self.options = options;
     }
 }
 
-/// The shapes of a partition, drawn at random.
+/// Draws the cut links of a partition, in one of six shapes.
 pub fn draw_cuts(
     rng: &mut SimRng,
     hosts: usize,
@@ -141,7 +141,7 @@ pub fn draw_cuts(
 ) -> BTreeSet<(HostId, HostId)> {
     let mut order: Vec<HostId> = (0..hosts).collect();
     rng.shuffle(&mut order);
-    // Half of the time the leader is where it hurts: first in the order.
+    // In half of the draws the leader comes first in the order, where every shape isolates it.
     if let Some(leader) = leader
         && rng.coin()
     {
@@ -159,21 +159,21 @@ pub fn draw_cuts(
     match rng.below(6) {
         // One host alone.
         0 => rest.iter().for_each(|other| both(first, *other, &mut cut)),
-        // Two parts.
+        // Two sides.
         1 => {
             let (left, right) = order.split_at(order.len() / 2);
             for (a, b) in left.iter().flat_map(|a| right.iter().map(move |b| (a, b))) {
                 both(*a, *b, &mut cut);
             }
         }
-        // A bridge: two parts that only `first` sees both of.
+        // Two sides, and `first` as the only bridge between them.
         2 => {
             let (left, right) = rest.split_at(rest.len() / 2);
             for (a, b) in left.iter().flat_map(|a| right.iter().map(move |b| (a, b))) {
                 both(*a, *b, &mut cut);
             }
         }
-        // A host that hears and can't speak, or speaks and can't hear.
+        // A host that only receives, or only sends.
         3 => {
             let speaks = rng.coin();
             for other in rest {

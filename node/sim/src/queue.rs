@@ -1,4 +1,4 @@
-//! Events in the order of virtual time; those of one moment in the order in which they were scheduled.
+//! A queue of events in the order of virtual time. Events of one moment come in the order in which they were scheduled.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -11,7 +11,7 @@ pub const MILLI: Micros = 1_000;
 /// One simulated second.
 pub const SECOND: Micros = 1_000_000;
 
-/// What is due, and when.
+/// The scheduled events and their times.
 #[derive(Debug)]
 pub struct Queue<E> {
     heap: BinaryHeap<Due<E>>,
@@ -35,7 +35,7 @@ impl<E> Default for Queue<E> {
 }
 
 impl<E> Queue<E> {
-    /// Has `event` happen at `at`.
+    /// Schedules `event` at `at`.
     pub fn push(&mut self, at: Micros, event: E) {
         let sequence = self.scheduled;
         self.scheduled += 1;
@@ -46,7 +46,7 @@ impl<E> Queue<E> {
         });
     }
 
-    /// The next event and its time.
+    /// Removes and returns the next event and its time.
     pub fn pop(&mut self) -> Option<(Micros, E)> {
         self.heap.pop().map(|due| (due.at, due.event))
     }
@@ -54,7 +54,7 @@ impl<E> Queue<E> {
 
 impl<E> Ord for Due<E> {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Reversed: the heap gives its greatest first.
+        // Reversed, because the heap returns its greatest element first.
         (other.at, other.sequence).cmp(&(self.at, self.sequence))
     }
 }

@@ -1,4 +1,4 @@
-//! A state machine under observation: passes everything on, and writes down what was applied.
+//! A state machine that records what it applies.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,24 +20,24 @@ pub struct AppliedOperation {
     pub digest: u64,
     /// The operation itself.
     pub operation: Bytes,
-    /// What it was answered with.
+    /// The answer.
     pub response: Reply,
-    /// What its replica group has to do with shards since then, if that changed.
+    /// The new shard ownership of its replica group, if the operation changed it.
     pub ownership: Option<Arc<Ownership>>,
-    /// The configuration that it made.
+    /// The configuration that the operation created.
     pub config: Option<Arc<ShardConfig>>,
 }
 
-/// What a machine applied, shared with the world.
+/// The operations that a machine applied, shared with the world.
 pub type Journal = Arc<Mutex<Vec<AppliedOperation>>>;
 
-/// Empties a journal.
+/// Empties a journal and returns its operations.
 pub fn drain(journal: &Journal) -> Vec<AppliedOperation> {
     let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
     std::mem::take(&mut *journal)
 }
 
-/// A machine that tells what it applies.
+/// A state machine that passes all calls on and records each applied operation.
 #[derive(Debug)]
 pub struct Recorder {
     inner: Machine,
@@ -45,12 +45,12 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Watches `inner`.
+    /// Wraps `inner`.
     pub fn new(inner: Machine, journal: Journal) -> Self {
         Self { inner, journal }
     }
 
-    /// The machine itself.
+    /// Returns the wrapped machine.
     pub fn machine(&self) -> &Machine {
         &self.inner
     }

@@ -1,19 +1,19 @@
-//! Randomness: one seed, and a generator of its own for each concern.
+//! Random numbers from one seed, with a separate generator for each concern.
 //!
-//! Drawing once more from the network's rng must not change what the disks do: a failing seed should keep
-//! failing while its scenario is trimmed. So each concern gets its own `ChaCha` stream of the same seed.
+//! One more draw for the network must not change the disks' latencies: a failing seed should still fail while its
+//! scenario is trimmed. So each concern has its own `ChaCha` stream of the same seed.
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
 
-/// What a generator is used for.
+/// The use of a generator, which selects its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concern {
-    /// The scenario's drawing.
+    /// The scenario.
     Scenario,
     /// Loss, delay, duplication.
     Network,
-    /// Which faults happen when.
+    /// The choice and the times of faults.
     Faults,
     /// Node ids, election seeds, clocks.
     Nodes,
@@ -21,7 +21,7 @@ pub enum Concern {
     Disk(u32),
     /// A client's operations.
     Client(u32),
-    /// Whether there are several groups, and which.
+    /// The layout of a world with several groups.
     Cluster,
     /// A config client's changes.
     ConfigClient(u32),
@@ -49,36 +49,36 @@ pub struct SimRng {
 }
 
 impl SimRng {
-    /// The generator of `seed` for `concern`.
+    /// Creates the generator of `seed` for `concern`.
     pub fn new(seed: u64, concern: Concern) -> Self {
         let mut source = ChaCha8Rng::seed_from_u64(seed);
         source.set_stream(concern.stream());
         Self { source }
     }
 
-    /// Any number.
+    /// Draws any number.
     pub fn number(&mut self) -> u64 {
         self.source.next_u64()
     }
 
-    /// A number below `bound`; 0 if that is 0.
+    /// Draws a number below `bound`, or returns 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        // The high half of the product: unbiased enough for faults, and one multiplication.
+        // The high half of the product costs one multiplication and has too little bias to matter for faults.
         let product = u128::from(self.source.next_u64()) * u128::from(bound);
         u64::try_from(product >> 64).unwrap_or(0)
     }
 
-    /// An index into something of `length` elements; 0 if that is 0.
+    /// Draws an index below `length`, or returns 0 if `length` is 0.
     pub fn index(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).unwrap_or(0)
     }
 
-    /// A number from `low` to `high`, both included.
+    /// Draws a number from `low` to `high`, both included.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high.saturating_sub(low) + 1)
     }
 
-    /// A number from `low` to `high` whose magnitude is uniform: small ones are as frequent as large ones.
+    /// Draws a number from `low` to `high` with a uniform magnitude: each power of two is equally likely.
     pub fn magnitude(&mut self, low: u64, high: u64) -> u64 {
         let (low, high) = (low.max(1), high.max(1));
         let (least, most) = (low.ilog2(), high.ilog2());
@@ -87,22 +87,22 @@ impl SimRng {
         self.between(floor.max(low), (floor.saturating_mul(2) - 1).min(high))
     }
 
-    /// `true` in `of_million` of a million cases.
+    /// Returns true in `of_million` of a million draws.
     pub fn chance(&mut self, of_million: u32) -> bool {
         of_million > 0 && self.below(1_000_000) < u64::from(of_million)
     }
 
-    /// A coin.
+    /// Returns true in half of the draws.
     pub fn coin(&mut self) -> bool {
         self.source.next_u32() & 1 == 1
     }
 
-    /// One of `choices`, or `None` if there is none.
+    /// Draws one of `choices`, or returns `None` if they are empty.
     pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> Option<&'a T> {
         choices.get(self.index(choices.len()))
     }
 
-    /// Mixes the order of `items`.
+    /// Shuffles `items`.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.index(last + 1));
@@ -110,7 +110,7 @@ impl SimRng {
     }
 }
 
-/// A fast 64-bit digest, for telling contents apart (no protection against malice).
+/// Returns a fast 64-bit digest that tells contents apart. It is not cryptographic.
 pub fn digest(bytes: &[u8]) -> u64 {
     let mut hash = 0x9e37_79b9_7f4a_7c15u64 ^ bytes.len() as u64;
     let mut chunks = bytes.chunks_exact(8);

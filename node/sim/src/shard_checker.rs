@@ -1,20 +1,21 @@
-//! Who has a shard: what groups and controllers promised each other, checked whenever a log moves on.
+//! Checks the ownership of shards across groups and controllers.
 //!
-//! It is shown each step once, in the order of each group's log, when the first replica applies it. So what it compares
-//! are not the views of replicas, which lag, but what is final.
+//! The world passes each applied operation once, in the order of each group's log, when the first replica applies it.
+//! So the checker compares final decisions, not the views of replicas that lag.
 //!
-//! | invariant | how it is judged |
+//! | invariant | check |
 //! |---|---|
 //! | configurations are final | their numbers rise by one, and the groups' shares differ by at most one after a rebalance |
-//! | configurations are obeyed | a group serves a shard since configuration `n` only if `n` gives it the shard |
-//! | one owner at each configuration | by (shard, configuration): one group serves it since then |
+//! | configurations are obeyed | a group serves a shard from configuration `n` on only if `n` gives it the shard |
+//! | one owner at each configuration | by (shard, configuration): only one group begins to serve it |
 //! | one server at a time | when a group begins to serve a shard, no other group's log leaves it served |
-//! | fence, then install | a shard is installed for `n` only after its source fenced it for `n`; then once, by the one it goes to |
-//! | install, then delete | a source gives up a shard that it fenced for `n` only after it was installed for `n` |
-//! | exactly once for changes | a change with a session is answered with one configuration for ever |
+//! | fence, then install | a shard is installed for `n` only after its source fenced it for `n`, once, and by the group that the fence names |
+//! | install, then delete | a source deletes a shard that it fenced for `n` only after it was installed for `n` |
+//! | exactly once for changes | a change with a session always gets the same answer |
 //!
-//! By the last but two rows a shard's data has exactly one owner at each configuration number: the intervals of
-//! configurations in which groups serve a shard follow each other, from install to fence.
+//! From the rows on one server at a time and on fence, install and delete it follows that a shard's data has exactly
+//! one owner at each configuration number: the intervals of configurations in which groups serve a shard follow each
+//! other, from install to fence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -29,15 +30,15 @@ use crate::recorder::AppliedOperation;
 
 type Check = Result<(), Violation>;
 
-/// What all logs together say about who has which shard.
+/// The owners of all shards by all logs.
 #[derive(Debug, Default)]
 pub struct ShardChecker {
     configs: BTreeMap<ConfigNum, Arc<ShardConfig>>,
     changes: BTreeMap<(ClientId, Sequence), Response>,
     groups: BTreeMap<Gid, Arc<Ownership>>,
-    /// Who serves a shard since a configuration.
+    /// The group that began to serve a shard with a configuration.
     served: BTreeMap<(ShardId, ConfigNum), Gid>,
-    /// Who serves a shard now.
+    /// The group that serves a shard now.
     serving: BTreeMap<ShardId, Gid>,
     fenced: BTreeMap<(ShardId, ConfigNum), (Gid, Gid)>,
     installed: BTreeMap<(ShardId, ConfigNum), Gid>,
@@ -45,7 +46,7 @@ pub struct ShardChecker {
 }
 
 impl ShardChecker {
-    /// A group applied an operation, as the first of its replicas.
+    /// Takes an operation that the first replica of a group applied.
     pub fn applied(&mut self, gid: Gid, operation: &AppliedOperation) -> Check {
         if let Some(config) = &operation.config {
             self.configured(config)?;
@@ -67,7 +68,7 @@ impl ShardChecker {
                 format!("configuration {} followed {last}", config.num()),
             ));
         }
-        // Other changes leave the shares as they were, or as a move made them.
+        // Only a change of the set of groups rebalances. Other changes keep the shares, or follow a move.
         let before = self.config().map(|before| before.groups());
         let gids =
             |groups: &BTreeMap<Gid, Vec<String>>| -> Vec<Gid> { groups.keys().copied().collect() };
@@ -129,7 +130,7 @@ impl ShardChecker {
         Ok(())
     }
 
-    /// A shard went from one state to another.
+    /// Checks the step of a shard from one state to another.
     fn moved(
         &mut self,
         gid: Gid,
@@ -205,27 +206,29 @@ impl ShardChecker {
         }
         Err(Violation::new(
             "install, then delete",
-            format!("{gid} deleted {shard}, which nobody has installed for configuration {config}"),
+            format!(
+                "{gid} deleted {shard}, which no group has installed for configuration {config}"
+            ),
         ))
     }
 
-    /// The latest configuration.
+    /// Returns the number of the latest configuration.
     pub fn latest(&self) -> ConfigNum {
         let last = self.configs.last_key_value();
         last.map_or(ConfigNum(0), |(num, _)| *num)
     }
 
-    /// The latest configuration itself; `None` before the first.
+    /// Returns the latest configuration, or `None` before the first.
     pub fn config(&self) -> Option<&Arc<ShardConfig>> {
         self.configs.last_key_value().map(|(_, config)| config)
     }
 
-    /// A group's part, as of the furthest of its replicas.
+    /// Returns a group's ownership, as of its most advanced replica.
     pub fn group(&self, gid: Gid) -> Option<&Arc<Ownership>> {
         self.groups.get(&gid)
     }
 
-    /// Whether a group has, or will have, something to do with a shard by what is decided.
+    /// Returns true if a group holds or owes a shard, or owns it in a configuration that it hasn't accepted yet.
     pub fn concerns(&self, gid: Gid, shard: ShardId) -> bool {
         let has = |it: &Arc<Ownership>| {
             it.shards.contains_key(&shard) || it.owed.keys().any(|(owed, _)| *owed == shard)
@@ -236,18 +239,18 @@ impl ShardChecker {
         group.is_some_and(has) || to_come.any(|(_, config)| config.owner(shard) == gid)
     }
 
-    /// Whether a group serves a shard.
+    /// Returns true if a group serves a shard.
     pub fn is_served(&self, shard: ShardId, gid: Gid) -> bool {
         self.serving.get(&shard) == Some(&gid)
     }
 
-    /// How many shards were handed over, from fence to delete.
+    /// Returns the number of complete hand-offs, from fence to delete.
     pub fn hand_offs(&self) -> u64 {
         self.deleted.len() as u64
     }
 }
 
-/// Shares differ by at most one, and nobody has none while another has two.
+/// Checks that the groups' shares differ by at most one, so that no group has zero shards while another has two.
 fn check_balance(config: &ShardConfig) -> Check {
     let mut shares: BTreeMap<Gid, u64> = config.groups().keys().map(|gid| (*gid, 0)).collect();
     for (count, owner) in config.owner_runs() {

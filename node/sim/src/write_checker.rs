@@ -1,4 +1,4 @@
-//! What all groups together promised about clients' writes: each is done once, wherever its shard is.
+//! Checks that each write of a client takes effect once, over all groups and wherever its shard moves.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,17 @@ use crate::machine::Reply;
 use crate::recorder::AppliedOperation;
 use crate::rng::digest;
 
-/// The writes that took effect. It is shown each operation once, when the first replica of a group applies it.
+/// The writes that took effect. The world passes each operation once, when the first replica of a group applies it.
 #[derive(Debug, Default)]
 pub struct WriteChecker {
     outcomes: BTreeMap<(ClientId, Sequence), Written>,
-    /// In which order the logs carried writes. A shard's order is that of its writes, in whichever log: it is
-    /// installed only after its fence was applied.
+    /// The position of each write in the order of all logs. The writes of one shard are in their true order even when
+    /// it moves between logs, because a shard is installed only after its fence was applied.
     places: BTreeMap<Name, u64>,
 }
 
 impl WriteChecker {
-    /// A group applied an operation. A write that is applied again answers what it answered first.
+    /// Takes an operation that a group applied. A repeated write must get the same answer as at first.
     pub fn applied(
         &mut self,
         gid: Gid,
@@ -62,12 +62,12 @@ impl WriteChecker {
         ))
     }
 
-    /// The how manieth write it was, in the order of the logs.
+    /// Returns the position of a write in the order of the logs.
     pub fn place(&self, name: Name) -> Option<u64> {
         self.places.get(&name).copied()
     }
 
-    /// How many writes of sessions took effect.
+    /// Returns the number of writes with a session that took effect.
     pub fn outcomes(&self) -> u64 {
         self.outcomes.len() as u64
     }

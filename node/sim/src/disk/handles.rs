@@ -1,4 +1,4 @@
-//! The disk as a process has it open.
+//! The handles through which a process uses its disk.
 
 use std::ops::{Bound, RangeInclusive};
 
@@ -10,7 +10,7 @@ use replica::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, View, 
 
 use super::{Disk, DiskEvent, power, sum};
 
-/// The log, as a process has it open.
+/// A process's handle on the log.
 #[derive(Debug)]
 pub struct LogHandle(pub(super) Disk);
 
@@ -57,7 +57,7 @@ impl LogStore for LogHandle {
     }
 }
 
-/// The state, as a process has it open.
+/// A process's handle on the state.
 #[derive(Debug)]
 pub struct StateHandle(pub(super) Disk);
 
@@ -110,7 +110,7 @@ impl StateStore for StateHandle {
         inner.state.start_flush()?;
         let (least, most) = inner.options.flush;
         let takes = inner.rng.between(least, most);
-        // A flush in progress is not put off by the next one.
+        // The next flush doesn't delay one in progress.
         let done = inner.now + takes;
         inner.flush_done = Some(inner.flush_done.unwrap_or(done));
         Ok(())
