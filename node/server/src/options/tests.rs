@@ -117,12 +117,12 @@ fn a_bad_value_names_its_place() {
         (
             &["--data-dir=/d", "--peers=a:1,a:1"],
             "",
-            "--peers: `a:1` given twice",
+            "--peers: `a:1` is given twice",
         ),
         (
             &["--data-dir=/d", "--log-format=xml"],
             "",
-            "--log-format: `xml` is neither",
+            "--log-format: `xml` is not a log format",
         ),
         (
             &["--data-dir=/d", "--lease-reads=maybe"],

@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn who_belongs_here_is_welcome() {
         assert_eq!(check(Some(50), |_| ()), None);
-        assert_eq!(check(Some(50), |h| h.to = 0), None, "who asks anybody");
+        assert_eq!(check(Some(50), |h| h.to = 0), None, "a hello for any node");
         assert_eq!(check(Some(50), |h| h.cluster_id = 0), None, "a joiner");
         assert_eq!(check(None, |_| ()), None, "a joiner hears its group");
     }

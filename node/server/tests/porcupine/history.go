@@ -47,7 +47,7 @@ type input struct {
 	expected *string
 }
 
-// What came back. A field that is nil was not observed and constrains nothing.
+// An operation's result. A field that is nil was not observed and constrains nothing.
 type output struct {
 	known  bool
 	value  *string

@@ -1,6 +1,6 @@
 // Shardkv-porcupine decides whether a recorded history of operations is linearizable.
 //
-// It is the independent judge of the process tests: it shares no code with the store, and the decision is
+// It is the independent checker of the process tests: it shares no code with the store, and the decision is
 // porcupine's. It reads JSON Lines, one operation a line (see history.go), from the files that are named, or
 // from standard input. Keys are independent, so each key is checked by itself.
 //

@@ -26,7 +26,7 @@ func (r register) equals(want *string) bool {
 
 func holding(value string) register { return register{exists: true, value: value} }
 
-// step says whether an operation may answer `out` in `state`, and what the state is then. An operation
+// step returns whether an operation may answer `out` in `state`, and the state afterwards. An operation
 // whose outcome is unknown may have answered anything.
 func step(state register, in input, out output) (bool, register) {
 	switch in.op {
@@ -85,7 +85,7 @@ func (v verdict) String() string {
 	return fmt.Sprintf("UNDECIDED (key %q): the time was too short, which counts as failure", v.key)
 }
 
-// check decides key by key, in the order in which the keys first appear, within `timeout` for all. An
+// check checks key by key, in the order in which the keys first appear, within `timeout` for all. An
 // illegal key wins over an undecided one.
 func check(history *history, timeout time.Duration) verdict {
 	deadline := time.Now().Add(timeout)
@@ -134,7 +134,7 @@ func quote(text *string) string {
 	return strconv.Quote(*text)
 }
 
-// describe prints a key's operations for a person, at most the first thousand.
+// describe prints a key's operations as text, at most the first thousand.
 func describe(out io.Writer, operations []porcupine.Operation) {
 	sorted := append([]porcupine.Operation(nil), operations...)
 	sort.SliceStable(sorted, func(a, b int) bool { return sorted[a].Call < sorted[b].Call })

@@ -1,4 +1,4 @@
-//! Bytes that make no sense, on every port. The node answers what can be answered, and lives.
+//! Invalid bytes on every port. The node answers what it can, and keeps running.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tonic_prost::ProstCodec;
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{holds, until};
 
-/// What says hello to ports of other programs, and what only breaks.
+/// Returns greetings of other protocols, and broken frames.
 fn garbage() -> Vec<Vec<u8>> {
     let mut noise = vec![0u8; 100_000];
     let mut dice = 88_172_645_463_325_252_u64;
@@ -52,10 +52,10 @@ fn garbage() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Says `bytes` and no more, and reads what comes until the node closes or a second has passed.
+/// Sends `bytes` and nothing more, and reads until the node closes the connection or a second has passed.
 async fn say(to: SocketAddr, bytes: &[u8]) {
     let mut stream = TcpStream::connect(to).await.unwrap();
-    // The node may close in the middle.
+    // The node may close the connection meanwhile.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let _ = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut answer)).await;
@@ -101,7 +101,7 @@ async fn the_metrics_port_serves_its_pages_and_nothing_else() {
     let client = cluster.client().await;
     client.put("a-secret-key", "a-secret-value").await.unwrap();
     client.get("a-secret-key").await.unwrap();
-    // How far it is, a node tells now and then, not with each entry.
+    // A node publishes its progress at each tick, not with each entry.
     until("it says that it is ready", async || {
         let said = cluster.readyz(0).await;
         holds(said.contains("200 OK"), said)

@@ -1,4 +1,5 @@
-//! What groups refuse each other and how much they pass on; and that shards which left take their disk with them.
+//! Tests that groups refuse calls for other groups, that forwarding is bounded, and that deleted shards free their disk
+//! space.
 
 use api::v1::error_detail::Kind;
 use api::v1::handoff_client::HandoffClient;
@@ -17,7 +18,7 @@ fn kind(status: &Status) -> Option<Kind> {
     api::error_detail(status).and_then(|detail| detail.kind)
 }
 
-/// A key of a shard below `end`, or not below it.
+/// Returns a key whose shard is below `end`, or not below it.
 fn key(below: bool, end: u32) -> String {
     let shards = SHARDS.parse().unwrap();
     let mut names = (0..).map(|n| format!("k{n}"));
@@ -32,7 +33,7 @@ async fn a_call_that_is_meant_for_another_cluster_or_group_is_refused() {
     world.join(1, at_one.clone()).await;
     world.join(2, at_one.clone()).await;
     let now = world.settled().await;
-    // Who doesn't say whom it means is served.
+    // A call that names no destination is accepted.
     let mut plain = Plain::new(at_one.clone()).await;
     let key = key(true, 8);
     plain.put(&key, "kept").await;
@@ -42,7 +43,7 @@ async fn a_call_that_is_meant_for_another_cluster_or_group_is_refused() {
         (now.cluster_id ^ 1, 1, Some("cluster")),
         (now.cluster_id, 2, Some("group")),
     ] {
-        let meant = |request: &mut tonic::metadata::MetadataMap| {
+        let set_destination = |request: &mut tonic::metadata::MetadataMap| {
             let cluster = format!("{cluster:016x}").parse().unwrap();
             request.insert(api::CLUSTER_METADATA_KEY, cluster);
             request.insert(api::GID_METADATA_KEY, gid.into());
@@ -56,15 +57,15 @@ async fn a_call_that_is_meant_for_another_cluster_or_group_is_refused() {
             value: "kept".into(),
             session: None,
         });
-        meant(put.metadata_mut());
+        set_destination(put.metadata_mut());
         let mut open = Request::new(OpenSessionRequest {});
-        meant(open.metadata_mut());
+        set_destination(open.metadata_mut());
         let mut scan = Request::new(ScanRequest::default());
-        meant(scan.metadata_mut());
+        set_destination(scan.metadata_mut());
         let mut export = Request::new(ExportRequest::default());
-        meant(export.metadata_mut());
+        set_destination(export.metadata_mut());
         let mut batch = Request::new(futures::stream::iter([BatchRequest::default()]));
-        meant(batch.metadata_mut());
+        set_destination(batch.metadata_mut());
         let answers = [
             kv.put(put).await.map(drop),
             kv.open_session(open).await.map(drop),
@@ -160,7 +161,7 @@ async fn what_a_node_passes_on_at_once_is_bounded() {
         matches!(kind(&refused), Some(Kind::Overloaded(_))),
         "{refused:?}"
     );
-    // What is its own it serves meanwhile.
+    // The node serves its own keys meanwhile.
     assert_eq!(plain.get(&own).await.as_deref(), Some("here"));
     world.groups[1].node(0).thaw();
     assert_eq!(waiting.await.unwrap().into_inner().value, "there");
@@ -175,7 +176,7 @@ async fn disk_returns_when_shards_leave() {
 
     let mut world = World::start(2, 1).await;
     for group in &mut world.groups {
-        // Small, so that all of it is in files, as gigabytes would be.
+        // A small buffer, so that everything is in files, as gigabytes would be.
         group.set("state-write-buffer-bytes", "1048576");
         group.kill(0);
         group.start_node(0);

@@ -1,4 +1,4 @@
-//! Limits that are reached: each has a typed error, and reaching it harms nobody else.
+//! Tests of limits: each one has a typed error, and reaching it harms no other client.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{holds, until};
 
-/// A bare gRPC client of the leader, without the library's checks and retries.
+/// Returns a bare gRPC client of the leader, without the library's checks and retries.
 async fn bare(cluster: &Cluster) -> KvClient<Channel> {
     let leader = cluster.leader().await;
     let channel = Endpoint::from_shared(format!("http://{}", cluster.listen(leader)))
@@ -79,7 +79,7 @@ async fn oversize_keys_values_and_requests_are_too_large() {
     let status = kv.put(put("", "v")).await.unwrap_err();
     assert!(matches!(kind(&status), Kind::BadRequest(_)), "{status:?}");
 
-    // Beyond the message's limit it isn't even read.
+    // A message beyond the limit isn't even read.
     let status = kv.put(put("k", vec![1; 200_000])).await.unwrap_err();
     assert!(
         matches!(
@@ -94,7 +94,7 @@ async fn oversize_keys_values_and_requests_are_too_large() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn overload_is_refused_at_once_and_passes() {
-    // One election timeout is long, so that the leader is sure of itself while its followers stand still.
+    // The election timeout is long, so that the leader keeps its lead while its followers are frozen.
     let setup = Setup::of(3)
         .with("max-pending-requests", "32")
         .with("election-timeout-ms", "5000")
@@ -111,7 +111,7 @@ async fn overload_is_refused_at_once_and_passes() {
         let mut kv = kv.clone();
         calls.spawn(async move { kv.put(put(format!("k{n}"), "v")).await });
     }
-    // More calls than fit wait for nobody: all but the 32 that are held are refused while nothing can commit.
+    // Nothing can commit, so all calls beyond the 32 that are held are refused at once.
     let mut overloaded = 0;
     while overloaded < 200 - 32 {
         let result = tokio::time::timeout(Duration::from_secs(30), calls.join_next())
@@ -132,7 +132,7 @@ async fn overload_is_refused_at_once_and_passes() {
     for &node in &followers {
         cluster.node(node).thaw();
     }
-    // Those that were held end too, and new ones are served.
+    // The held calls end too, and new calls are served.
     while let Some(result) = calls.join_next().await {
         if let Err(status) = result.unwrap() {
             assert!(!matches!(kind(&status), Kind::BadRequest(_)), "{status:?}");
@@ -173,7 +173,7 @@ async fn a_client_in_a_hurry_does_not_fill_the_node_s_memory() {
     }
     assert!(served > 0, "some are served");
     let resident = cluster.node(0).resident_bytes();
-    // 300 MB were sent. The buffers of the state and of its compaction are in this.
+    // 300 MB were sent. This limit includes the buffers of the state and of its compaction.
     assert!(resident < 400 << 20, "{} MB", resident >> 20);
 }
 
@@ -241,14 +241,14 @@ async fn duplicates_on_a_batch_stream_apply_once() {
     assert_eq!(results.iter().map(length).collect::<Vec<_>>(), [1, 1, 1]);
     let results = batch(&mut kv, vec![append(7, id, 2), append(8, id, 1)]).await;
     assert_eq!(results.iter().map(length).collect::<Vec<_>>(), [2, 1]);
-    // And after the leader changed.
+    // The same after a change of the leader.
     let leader = cluster.leader().await;
     cluster
         .admin(leader)
         .transfer_leadership(None)
         .await
         .unwrap();
-    // For a moment nodes may name the old leader.
+    // For a moment nodes may still name the old leader.
     let (mut kv, results) = until("the new leader answers", async || {
         let mut kv = bare(&cluster).await;
         let results = batch(&mut kv, vec![append(9, id, 1), append(10, id, 2)]).await;
@@ -276,13 +276,13 @@ async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
         }),
         ..put("k", "v")
     };
-    // Born at the beginning of time: whatever it did is long forgotten.
+    // A session born at the beginning of time: its results are long forgotten.
     let old = kv.put(with(vec![0; 16].into(), 1, 1)).await.unwrap_err();
     assert!(matches!(kind(&old), Kind::SessionExpired(_)), "{old:?}");
-    // Born in the far future.
+    // A session born in the far future.
     let future = kv.put(with(vec![0x7f; 16].into(), 1, 1)).await.unwrap_err();
     kind(&future);
-    // Not an id at all, and numbers that make no sense.
+    // A text that is not an id, and invalid sequences.
     let short = kv.put(with(vec![0; 3].into(), 1, 1)).await.unwrap_err();
     assert!(matches!(kind(&short), Kind::BadRequest(_)), "{short:?}");
     let session = kv

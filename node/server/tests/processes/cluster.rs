@@ -16,20 +16,20 @@ const METRICS: u16 = 7500;
 const PROXY: u16 = 7600;
 const FRONT: u16 = 7700;
 
-/// What a cluster shall be like.
+/// The settings of a cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) replicas: u16,
-    /// Options beyond those that every cluster gets, as `("name", "value")`; later ones win.
+    /// Options beyond those of every cluster, as `("name", "value")`. Later ones win.
     pub(crate) options: Vec<(&'static str, String)>,
-    /// Nodes tell others an address at which the test puts a [`crate::proxy::Proxy`].
+    /// True if nodes advertise an address at which the test puts a [`crate::proxy::Proxy`].
     pub(crate) behind_proxies: bool,
-    /// Where data directories are made; a temporary directory by default.
+    /// The parent of the data directories; a temporary directory by default.
     pub(crate) data: Option<PathBuf>,
 }
 
 impl Setup {
-    /// `replicas` nodes as they come.
+    /// Returns the settings of `replicas` nodes with default options.
     pub(crate) fn of(replicas: u16) -> Self {
         Self {
             replicas,
@@ -39,16 +39,16 @@ impl Setup {
         }
     }
 
-    /// The same with an option set.
+    /// Sets an option.
     pub(crate) fn with(mut self, name: &'static str, value: &str) -> Self {
         self.options.push((name, value.to_owned()));
         self
     }
 }
 
-/// Nodes `0..replicas`, each running or not.
+/// The nodes `0..replicas`, each running or not.
 pub(crate) struct Cluster {
-    // Before the directory, so that processes end before their files go.
+    // Declared before the directory, so that processes end before their files are removed.
     nodes: Vec<Option<Node>>,
     setup: Setup,
     directory: TempDir,
@@ -74,7 +74,7 @@ impl Cluster {
         cluster
     }
 
-    /// A cluster of which nothing runs yet.
+    /// Creates a cluster of which no node runs yet.
     pub(crate) fn prepare(setup: Setup) -> Self {
         Self {
             nodes: (0..setup.replicas).map(|_| None).collect(),
@@ -91,12 +91,12 @@ impl Cluster {
         SocketAddr::new(self.host, base + node)
     }
 
-    /// Where the node itself listens.
+    /// Returns the address at which the node listens.
     pub(crate) fn listen(&self, node: u16) -> SocketAddr {
         self.at(LISTEN, node)
     }
 
-    /// Where others are told to reach the node.
+    /// Returns the address that the node advertises.
     pub(crate) fn address(&self, node: u16) -> SocketAddr {
         self.at(
             if self.setup.behind_proxies {
@@ -108,28 +108,28 @@ impl Cluster {
         )
     }
 
-    /// Where the node serves metrics.
+    /// Returns the address of the node's metrics.
     pub(crate) fn metrics(&self, node: u16) -> SocketAddr {
         self.at(METRICS, node)
     }
 
-    /// What the node says of its readiness.
+    /// Returns the text of the node's `/readyz`.
     pub(crate) async fn readyz(&self, node: u16) -> String {
         crate::bad_input::http_get(self.metrics(node), "/readyz").await
     }
 
-    /// An address beside those of the nodes, for whoever stands before them.
+    /// Returns an address beside those of the nodes, for a proxy in front of them.
     pub(crate) fn front(&self) -> SocketAddr {
         self.at(FRONT, 0)
     }
 
-    /// The node's data directory.
+    /// Returns the node's data directory.
     pub(crate) fn data(&self, node: u16) -> PathBuf {
         let below = self.setup.data.as_deref().unwrap_or(self.directory.path());
         below.join(format!("node-{node}"))
     }
 
-    /// The arguments of a node.
+    /// Returns the arguments of a node.
     pub(crate) fn arguments(&self, node: u16) -> Vec<String> {
         let peers: Vec<String> = (0..self.setup.replicas)
             .map(|peer| self.address(peer).to_string())
@@ -151,7 +151,7 @@ impl Cluster {
             .collect()
     }
 
-    /// Changes an option for nodes that are started from now on.
+    /// Changes an option for nodes that are started later.
     pub(crate) fn set(&mut self, name: &'static str, value: &str) {
         self.setup.options.push((name, value.to_owned()));
     }
@@ -164,12 +164,12 @@ impl Cluster {
         assert!(before.is_none(), "node {node} runs already");
     }
 
-    /// Whether the node was started, and not taken since.
+    /// Returns true if the node was started and not taken since.
     pub(crate) fn runs(&self, node: u16) -> bool {
         self.nodes[usize::from(node)].is_some()
     }
 
-    /// The process of a node that was started.
+    /// Returns the process of a node that was started.
     pub(crate) fn node(&mut self, node: u16) -> &mut Node {
         self.nodes[usize::from(node)]
             .as_mut()
@@ -181,26 +181,26 @@ impl Cluster {
         self.take(node).kill();
     }
 
-    /// The process of a node, no longer the cluster's.
+    /// Removes the process of a node from the cluster and returns it.
     pub(crate) fn take(&mut self, node: u16) -> Node {
         self.nodes[usize::from(node)]
             .take()
             .expect("it was started")
     }
 
-    /// The addresses at which clients find the cluster.
+    /// Returns the addresses for clients.
     pub(crate) fn addresses(&self) -> Vec<String> {
         (0..self.setup.replicas)
             .map(|node| self.address(node).to_string())
             .collect()
     }
 
-    /// A client of its own connections and session, patient enough for every fault of these tests.
+    /// Returns a client with its own connections and session, and with timeouts that outlast every fault of these tests.
     pub(crate) async fn client(&self) -> Client {
         self.client_with(|_| ()).await
     }
 
-    /// A client with other options.
+    /// Returns a client with other options.
     pub(crate) async fn client_with(&self, change: impl Fn(&mut ClientOptions)) -> Client {
         let mut options = ClientOptions::new(self.addresses());
         options.request_timeout = Duration::from_secs(30);
@@ -211,7 +211,7 @@ impl Cluster {
         .await
     }
 
-    /// The node, to be asked directly and not through a proxy.
+    /// Returns a client of the node's `Admin` service, which bypasses any proxy.
     pub(crate) fn admin(&self, node: u16) -> Admin {
         let address = self.listen(node).to_string();
         Client::lazy(ClientOptions::new([address.clone()]))
@@ -220,13 +220,13 @@ impl Cluster {
             .unwrap()
     }
 
-    /// How a node sees things, once it answers.
+    /// Returns the status of a node, once it answers.
     pub(crate) async fn status(&self, node: u16) -> NodeStatus {
         let admin = self.admin(node);
         until("a node tells its status", async || admin.status().await).await
     }
 
-    /// Waits for a status of `node` of which `condition` holds.
+    /// Waits until `condition` holds for a status of `node`.
     pub(crate) async fn status_when(
         &self,
         node: u16,
@@ -242,13 +242,13 @@ impl Cluster {
         .await
     }
 
-    /// Waits until a node says that it leads, and a majority agrees.
+    /// Waits until a node leads and a majority agrees. Returns the node.
     pub(crate) async fn leader(&self) -> u16 {
         self.leader_among(&(0..self.setup.replicas).collect::<Vec<_>>())
             .await
     }
 
-    /// The same, asking only these nodes: a frozen one would not answer.
+    /// Does the same with only these nodes, because a frozen node would not answer.
     pub(crate) async fn leader_among(&self, nodes: &[u16]) -> u16 {
         until("a leader is elected", || self.find_leader(nodes)).await
     }
@@ -276,13 +276,13 @@ impl Cluster {
         Ok(node)
     }
 
-    /// Some node that doesn't lead.
+    /// Returns a node that doesn't lead.
     pub(crate) async fn follower(&self) -> u16 {
         let leader = self.leader().await;
         (leader + 1) % self.setup.replicas
     }
 
-    /// Waits until every node has applied what the leader has committed by now.
+    /// Waits until every node has applied the leader's present commit index.
     pub(crate) async fn all_caught_up(&self) {
         let leader = self.leader().await;
         let commit = self.status(leader).await.commit_index;
@@ -293,7 +293,7 @@ impl Cluster {
     }
 }
 
-/// An address in 127.0.0.0/8 that no other cluster of this or another test process has.
+/// Returns an address in 127.0.0.0/8 that no other cluster of any test process has.
 pub(crate) fn own_host() -> IpAddr {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let cluster = NEXT.fetch_add(1, Ordering::Relaxed);

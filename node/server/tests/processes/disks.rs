@@ -1,4 +1,4 @@
-//! Disks that are full or damaged.
+//! Tests with disks that are full or damaged.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -18,8 +18,8 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// `None`, with a word about it, where mounting isn't allowed. CI runs as root and sets
-    /// `CI`, so there it can't be skipped.
+    /// Mounts the file system. Returns `None` with a message where mounting isn't allowed. CI runs as root and sets `CI`,
+    /// so there the tests can't be skipped.
     fn mount(mebibytes: u32) -> Option<Self> {
         let mounted = tempfile::Builder::new()
             .prefix("small-disk-")
@@ -77,7 +77,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a node that is just dying may still hold files.
+        // A lazy unmount: a node that is just ending may still hold files.
         let _ = Command::new("umount")
             .arg("-l")
             .arg(self.mounted.path())
@@ -133,8 +133,8 @@ async fn a_full_disk_refuses_writes_serves_reads_and_deletes_and_recovers() {
     );
 }
 
-/// The reserve did not hold: somebody else took the last byte while nodes wrote. A node may stop or wait then,
-/// but what was acknowledged stays, and with space and a restart everything goes on.
+/// Another process takes the reserve while nodes write. A node may stop or wait then, but acknowledged writes stay, and
+/// after space is free again and a restart everything continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_without_a_single_byte_loses_no_acknowledged_write() {
     let Some(disk) = SmallDisk::mount(512) else {
@@ -186,7 +186,7 @@ async fn a_disk_without_a_single_byte_loses_no_acknowledged_write() {
     assert!(acknowledged.len() >= 50);
 }
 
-/// The largest file below `directory` whose name ends with `.log`, of the log's database.
+/// Returns the largest file below `directory` whose name ends with `.log`: the one of the log's database.
 fn largest_log(directory: &Path) -> PathBuf {
     fs::read_dir(directory)
         .unwrap()
@@ -196,7 +196,7 @@ fn largest_log(directory: &Path) -> PathBuf {
         .expect("the log has a file")
 }
 
-/// The content of a file without the zeros at its end, which were only set aside.
+/// Returns the content of a file without the zeros at its end, which are only preallocated.
 fn written(path: &Path) -> Vec<u8> {
     let mut content = Vec::new();
     File::open(path).unwrap().read_to_end(&mut content).unwrap();
@@ -229,7 +229,7 @@ async fn a_log_that_is_damaged_in_the_middle_takes_no_part_and_says_why() {
         holds(printed.contains("damaged"), printed)
     })
     .await;
-    // Whether it ended or stays to be asked: it must not take part. The others go on without it.
+    // The node may end or keep running, but it must not take part. The other nodes continue without it.
     client.put("k0", "after").await.unwrap();
     let leader = cluster.leader().await;
     assert_ne!(leader, damaged);
@@ -240,7 +240,7 @@ async fn a_log_that_is_damaged_in_the_middle_takes_no_part_and_says_why() {
         let status = cluster.node(damaged).exited().await;
         assert_eq!(status.code(), Some(3), "the code for damage");
     }
-    // The way out that the message tells of: a new disk is a new member.
+    // The error message names this remedy: a new disk is a new member.
     drop(cluster.take(damaged));
     fs::remove_dir_all(cluster.data(damaged)).unwrap();
     cluster.start_node(damaged);

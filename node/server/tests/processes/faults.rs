@@ -1,4 +1,4 @@
-//! Nodes that die, fall silent and come back, under load whose history is checked.
+//! Nodes that die, freeze and come back under load. The history of the load is checked.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::wait::{holds, until};
 
 const CLIENTS: u32 = 8;
 
-/// The others of three.
+/// Returns the other nodes of three.
 fn without(node: u16) -> Vec<u16> {
     (0..3).filter(|&other| other != node).collect()
 }
@@ -127,8 +127,8 @@ async fn half_open_connections_to_the_leader_do_not_stall_the_cluster() {
     }
     let load = Load::start(&cluster, CLIENTS).await;
     let old = cluster.leader().await;
-    // What is sent to the old leader vanishes, while its own connections to the others still work: all sides
-    // believe that they are connected.
+    // Messages to the old leader vanish, while its own connections to the other nodes still work: all sides believe that
+    // they are connected.
     proxies[usize::from(old)].stall();
     let began = Instant::now();
     let new = cluster.leader_among(&without(old)).await;

@@ -1,4 +1,4 @@
-//! What clients called and what they were answered, and the judgement on it.
+//! The history of clients' calls and answers, and its check.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use shardkv_client::{Client, Error};
 
-/// Operations on one cluster, by the clock of this process. Shared by all tasks that use the cluster.
+/// The operations on one cluster, by the clock of this process. Shared by all tasks that use the cluster.
 pub(crate) struct History {
     began: Instant,
     lines: Mutex<Vec<Line>>,
@@ -29,7 +29,7 @@ enum Outcome {
     Failed,
 }
 
-/// How many operations ended how.
+/// The number of operations by result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) ok: usize,
@@ -45,12 +45,12 @@ impl History {
         }
     }
 
-    /// Operations so far.
+    /// Returns the counts of operations so far.
     pub(crate) fn tally(&self) -> Tally {
         self.tally_since(self.began)
     }
 
-    /// Operations that ended since `instant`.
+    /// Returns the counts of operations that ended since `instant`.
     pub(crate) fn tally_since(&self, instant: Instant) -> Tally {
         let lines = self.lines.lock().unwrap();
         let count = |outcome| {
@@ -132,11 +132,11 @@ impl History {
     }
 }
 
-/// A client whose every operation goes into a history.
+/// A client that records every operation in a history.
 pub(crate) struct Recorded<'a> {
     pub(crate) history: &'a History,
     pub(crate) client: &'a Client,
-    /// Its number in the history.
+    /// The client's number in the history.
     pub(crate) number: u32,
 }
 

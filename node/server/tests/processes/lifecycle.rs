@@ -89,7 +89,7 @@ async fn a_wiped_disk_rejoins_as_a_new_member_and_the_old_one_leaves() {
         "{back:?}"
     );
     cluster.all_caught_up().await;
-    // It counts: with it, one of the two others may be missing.
+    // The new member counts: with it, one of the two other members may be missing.
     let leader = cluster.leader().await;
     let other = (0..3)
         .find(|&n| n != wiped && n != leader)
@@ -160,7 +160,7 @@ async fn a_follower_that_was_away_too_long_gets_a_snapshot_while_writes_go_on() 
     load.answered(100).await;
     let tally = load.finish().await;
     assert_eq!((tally.failed, tally.unknown), (0, 0), "{tally:?}");
-    // What it got is all there: let it lead, and read from it.
+    // The new member has all data: let it lead, and read from it.
     cluster.all_caught_up().await;
     let leader = cluster.leader().await;
     let id = cluster.status(away).await.node_id;
@@ -197,7 +197,7 @@ async fn leadership_goes_where_it_is_sent_without_a_failed_call() {
             .transfer_leadership(Some(target_id))
             .await
             .unwrap();
-        // The answer comes from the node that led; others may say the old for a moment.
+        // The answer comes from the node that led. Other nodes may name the old leader for a moment.
         until("the target leads", async || {
             let leader = cluster.leader().await;
             holds(leader == target, format!("node {leader} leads"))
@@ -238,7 +238,7 @@ async fn a_group_takes_a_fourth_member_and_lets_its_leader_go() {
         address,
     };
     change(&cluster, add).await;
-    // Refused until it has caught up, so this is tried again.
+    // Refused until the node has caught up, so the change is retried.
     change(&cluster, MembershipChange::Promote(newcomer)).await;
     let votes = |status: &shardkv_client::NodeStatus| {
         status.members.iter().filter(|member| member.voter).count()
@@ -249,7 +249,7 @@ async fn a_group_takes_a_fourth_member_and_lets_its_leader_go() {
 
     let old = cluster.leader_among(&[0, 1, 2]).await;
     let old_id = cluster.status(old).await.node_id;
-    // Once it is gone, a repeated request would be refused for ever.
+    // A repeated request would be refused after the member was removed.
     cluster
         .admin(old)
         .change_membership(MembershipChange::Remove(old_id))
@@ -295,7 +295,7 @@ async fn a_node_of_another_cluster_is_refused() {
             .all(|member| member.node_id != status.node_id),
         "{members:?}"
     );
-    // And nobody can read from it what another cluster holds.
+    // A client can't read another cluster's data from the node.
     let lost = Client::lazy(ClientOptions::new([cluster.listen(stranger).to_string()])).unwrap();
     let answer = lost.with_timeout(Duration::from_secs(1)).get("k").await;
     assert!(answer.is_err(), "{answer:?}");

@@ -1,4 +1,4 @@
-//! Clients that write and read while a test does harm.
+//! Clients that write and read while a test injects faults.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,12 +11,12 @@ use crate::cluster::Cluster;
 use crate::history::{History, Recorded, Tally};
 use crate::wait::{holds, until};
 
-/// Few enough that operations meet, many enough that the checker is quick.
+/// Few enough keys that operations meet, and enough that the checker is quick.
 const KEYS: u64 = 24;
-/// A load ends by itself after this many operations a client: no test needs more, and the checker's work stays bounded.
+/// The maximum number of operations of a client. No test needs more, and the checker's work stays bounded.
 const MAX_OPERATIONS: u64 = 20_000;
 
-/// Clients at work, each with its own connection and session.
+/// Working clients, each with its own connection and session.
 pub(crate) struct Load {
     history: Arc<History>,
     stop: Arc<AtomicBool>,
@@ -25,12 +25,12 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts `clients` of them, and waits until the first operations were answered.
+    /// Starts `clients` clients, and waits until the first operations were answered.
     pub(crate) async fn start(cluster: &Cluster, clients: u32) -> Self {
         Self::start_with(async || cluster.client().await, clients).await
     }
 
-    /// The same with clients of another making.
+    /// Does the same with clients that `connect` creates.
     pub(crate) async fn start_with(connect: impl AsyncFn() -> Client, clients: u32) -> Self {
         let history = Arc::new(History::new());
         let stop = Arc::new(AtomicBool::new(false));
@@ -50,7 +50,7 @@ impl Load {
         load
     }
 
-    /// Waits until `more` operations that end from now on succeeded.
+    /// Waits until `more` operations that end from now on have succeeded.
     pub(crate) async fn answered(&self, more: usize) {
         let from = Instant::now();
         until("the load makes progress", async || {
@@ -60,7 +60,7 @@ impl Load {
         .await;
     }
 
-    /// Ends the load, reads every key once more, and has the whole history checked. Returns the tally of the load.
+    /// Ends the load, reads every key once more, and has the whole history checked. Returns the counts of the load.
     pub(crate) async fn finish(mut self) -> Tally {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(result) = self.tasks.join_next().await {
@@ -84,29 +84,29 @@ fn key_name(key: u64) -> String {
     format!("load/{key}")
 }
 
-/// One client's work: a mix that is different for each client and the same in each run. Values are unique, so
-/// that a read tells which write it saw.
+/// The work of one client: a mix that differs between clients and is the same in each run. Values are unique, so that a
+/// read shows which write it saw.
 async fn work(client: &Client, number: u32, history: &History, stop: &AtomicBool) {
     let client = Recorded {
         history,
         client,
         number,
     };
-    let mut dice = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut rng = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut seen: Option<String> = None;
     for count in 0..MAX_OPERATIONS {
         if stop.load(Ordering::Relaxed) {
             return;
         }
         // Xorshift: enough to mix.
-        dice ^= dice << 13;
-        dice ^= dice >> 7;
-        dice ^= dice << 17;
-        // Keys in pairs of rounds, so that a swap often expects what the same client read just before.
-        let key = key_name((dice >> 32) % KEYS);
+        rng ^= rng << 13;
+        rng ^= rng >> 7;
+        rng ^= rng << 17;
+        // Keys in pairs of rounds, so that a swap often expects the value that the same client read just before.
+        let key = key_name((rng >> 32) % KEYS);
         let value = format!("{number}.{count};");
-        // Errors are in the history; whether any is allowed is the test's to say.
-        match dice % 100 {
+        // Errors are in the history. The test decides whether any is allowed.
+        match rng % 100 {
             0..40 => drop(client.put(&key, &value).await),
             40..55 => drop(client.append(&key, &value).await),
             55..60 => drop(client.delete(&key).await),

@@ -1,5 +1,5 @@
-//! Nodes that know each other by names, as the pods of a StatefulSet do: names that mean nothing until a pod is there, and
-//! another address each time that it is started anew.
+//! Nodes with names, like the pods of a StatefulSet: a name doesn't resolve until its pod runs, and resolves to another
+//! address after each restart.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,19 +19,19 @@ use crate::wait::{holds, until};
 
 const PORT: u16 = 7400;
 
-/// Three nodes, each with a name that leads where the test says.
+/// Three nodes, each with a name that resolves to the address that the test chooses.
 struct Pods {
     nodes: [Option<Node>; 3],
     hosts: [Option<IpAddr>; 3],
     listening: [IpAddr; 3],
     directory: TempDir,
-    /// It never answers, so a name that isn't known takes long to look up.
+    /// A name server that never answers, so that looking up an unknown name takes long.
     _silent: UdpSocket,
 }
 
 impl Pods {
-    /// `None`, with a word about it, where mounting isn't allowed. CI runs as root and sets `CI`, so there it can't be
-    /// skipped.
+    /// Prepares the nodes. Returns `None` with a message where mounting isn't allowed. CI runs as root and sets `CI`, so
+    /// there the tests can't be skipped.
     async fn prepare() -> Option<Self> {
         let can = Command::new("unshare")
             .args(["--mount", "mount", "--bind", "/etc/hosts", "/etc/hosts"])
@@ -71,11 +71,11 @@ impl Pods {
                 writeln!(text, "{host} {}", Self::name(pod)).unwrap();
             }
         }
-        // In place: the nodes have mounted this very file.
+        // Written in place, because the nodes have mounted this very file.
         fs::write(self.directory.path().join("hosts"), text).unwrap();
     }
 
-    /// From now on the pod's name leads to `host`.
+    /// Makes the pod's name resolve to `host`.
     fn lead(&mut self, pod: usize, host: IpAddr) {
         self.hosts[pod] = Some(host);
         self.write_hosts();
@@ -110,7 +110,7 @@ impl Pods {
         self.directory.path().join(name)
     }
 
-    /// Kills a pod and starts it elsewhere. Its name still leads to where it was.
+    /// Kills a pod and starts it at another address. Its name still resolves to the old address.
     fn replace(&mut self, pod: usize) {
         self.nodes[pod].take().unwrap().kill();
         self.listening[pod] = own_host();
@@ -121,7 +121,7 @@ impl Pods {
         self.nodes[pod].as_ref().unwrap().printed()
     }
 
-    /// A client that can't resolve the names: it reaches the nodes at the addresses of now.
+    /// Returns a client that can't resolve the names and uses the nodes' present addresses.
     fn client(&self) -> Client {
         let addresses = self.listening.map(|host| format!("{host}:{PORT}"));
         let mut options = ClientOptions::new(addresses);
@@ -136,7 +136,7 @@ impl Pods {
         admin.status().await.map_err(|error| error.to_string())
     }
 
-    /// Who doesn't lead.
+    /// Returns a pod that doesn't lead.
     async fn follower(&self) -> usize {
         until("a leader is followed", async || {
             for pod in 0..3 {
@@ -150,7 +150,7 @@ impl Pods {
         .await
     }
 
-    /// Waits until all have applied what any of them has committed now.
+    /// Waits until all pods have applied what any of them has committed now.
     async fn all_caught_up(&self) {
         let since = Instant::now();
         let mut most = 0;
@@ -208,7 +208,7 @@ async fn names_may_mean_nothing_at_first_and_something_else_later() {
     pods.all_caught_up().await;
     put(&pods.client(), "first").await;
 
-    // All are replaced at once, and found before their names lead to them.
+    // All pods are replaced at once, and find each other before their names resolve to the new addresses.
     for pod in 0..3 {
         pods.replace(pod);
     }
@@ -221,7 +221,7 @@ async fn names_may_mean_nothing_at_first_and_something_else_later() {
     assert_eq!(found.as_deref(), Some(&b"kept"[..]));
     pods.all_caught_up().await;
 
-    // One is replaced after the other.
+    // One pod after the other is replaced.
     for pod in 0..3 {
         pods.replace(pod);
         pods.lead(pod, pods.listening[pod]);
@@ -229,13 +229,13 @@ async fn names_may_mean_nothing_at_first_and_something_else_later() {
         pods.all_caught_up().await;
     }
 
-    // One vanishes: whoever is connected to it hears nothing, not even that it is gone.
+    // One pod vanishes: its connections stay open and silent.
     let vanishing = pods.follower().await;
     let before = own_host();
     let listening = SocketAddr::new(pods.listening[vanishing], PORT);
     let proxy = Proxy::start(SocketAddr::new(before, PORT), listening).await;
     pods.lead(vanishing, before);
-    // The others go through the proxy only when they connect anew.
+    // The other pods use the proxy only when they reconnect.
     pods.nodes[vanishing].take().unwrap().kill();
     pods.start(vanishing);
     pods.all_caught_up().await;

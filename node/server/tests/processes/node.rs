@@ -19,12 +19,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts the program with `arguments`; what it prints is added to the file `log`.
+    /// Starts the program with `arguments`. Its output is appended to the file `log`.
     pub(crate) fn start(arguments: &[String], log: &Path) -> Self {
         Self::spawn(command(arguments), log)
     }
 
-    /// The same where names mean what the files `hosts` and `resolv.conf` in the directory `etc` say.
+    /// Does the same with the files `hosts` and `resolv.conf` of the directory `etc` for resolving names.
     pub(crate) fn start_among(etc: &Path, arguments: &[String], log: &Path) -> Self {
         let private = "mount --bind \"$0/hosts\" /etc/hosts && \
                        mount --bind \"$0/resolv.conf\" /etc/resolv.conf && exec \"$@\"";
@@ -58,28 +58,28 @@ impl Node {
         kill_process(pid, signal).unwrap();
     }
 
-    /// `kill -9`, and waits for the end.
+    /// Kills the process with SIGKILL, and waits for its end.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// SIGSTOP: the process stands still, its connections stay open.
+    /// Sends SIGSTOP: the process is paused, and its connections stay open.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Sends SIGCONT.
     pub(crate) fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// SIGTERM: the polite end.
+    /// Sends SIGTERM, which asks for an orderly stop.
     pub(crate) fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Whether the process still runs.
+    /// Returns true if the process still runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -92,12 +92,12 @@ impl Node {
         .await
     }
 
-    /// What the process has printed.
+    /// Returns the output of the process.
     pub(crate) fn printed(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// Resident memory in bytes.
+    /// Returns the resident memory in bytes.
     pub(crate) fn resident_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
@@ -108,7 +108,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // It may have ended already, and a frozen process dies of SIGKILL too.
+        // The process may have ended already. A frozen process dies of SIGKILL too.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
@@ -122,7 +122,7 @@ impl Drop for Node {
     }
 }
 
-/// The program with `arguments` and nothing of this process's settings for it.
+/// Returns the program with `arguments`, without this process's environment variables for it.
 fn command(arguments: &[String]) -> Command {
     plain_command(PROGRAM, arguments)
 }
@@ -138,7 +138,7 @@ fn plain_command(program: &str, arguments: &[String]) -> Command {
     command
 }
 
-/// Runs the program to its end, which must come within ten seconds: its exit code, and what it printed.
+/// Runs the program to its end, which must come within ten seconds. Returns its exit code and its output.
 pub(crate) async fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
     let child = tokio::process::Command::from(command(&arguments))

@@ -1,5 +1,5 @@
-//! What Kubernetes does to nodes: it asks whether they are ready, gives all of them one address, and may bring a group back
-//! without its volumes.
+//! Tests of what Kubernetes does to nodes: it asks whether they are ready, gives all of them one address, and may start a
+//! group again without its volumes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,7 +23,7 @@ async fn a_node_that_is_far_behind_is_not_ready_until_it_has_caught_up() {
         .with("compact-after-bytes", "1048576")
         .with("state-write-buffer-bytes", "1048576")
         .with("log-write-buffer-bytes", "1048576")
-        // So slow that it can be watched.
+        // Slow enough that the test can observe it.
         .with("snapshot-bytes-per-second", "8388608");
     let mut cluster = Cluster::start(setup).await;
     for node in 0..3 {
@@ -45,7 +45,7 @@ async fn a_node_that_is_far_behind_is_not_ready_until_it_has_caught_up() {
     cluster.start_node(away);
     let mut refusals = BTreeSet::new();
     let said = until("it is ready in the end", async || {
-        // Somebody may listen before anybody answers.
+        // The port may accept connections before the node answers.
         let said = cluster.readyz(away).await;
         let ready = said.contains("200 OK");
         if !ready {
@@ -61,11 +61,11 @@ async fn a_node_that_is_far_behind_is_not_ready_until_it_has_caught_up() {
     said.await;
     let applied = cluster.status(away).await.last_applied;
     assert!(applied + 64 >= committed, "{applied} of {committed}");
-    // While a snapshot arrives, it isn't told how much there is.
+    // While a snapshot arrives, the node doesn't know the group's commit index.
     let catches_up = |it: &String| it.contains("entries behind") || it.contains("is not known yet");
     assert!(refusals.iter().any(catches_up), "it said: {refusals:?}");
 
-    // Without a quorum nobody is.
+    // Without a quorum no node is ready.
     let mut stopped = vec![leader];
     stopped.extend((0..3).find(|&node| node != leader && node != away));
     for node in stopped {
@@ -107,11 +107,11 @@ async fn a_group_that_lost_all_its_volumes_serves_nothing_as_if_it_were_empty() 
     for node in 0..3 {
         group.start_node(node);
     }
-    // Each that leads finds out and stops, until nobody can lead.
+    // Each node that leads finds the damage and stops, until no node can lead.
     let mut refused = 0;
     until("two refuse to go on", async || {
         for node in 0..3 {
-            // What answers meanwhile doesn't say that there is nothing.
+            // An answer meanwhile doesn't claim that the key does not exist.
             if let Ok(answer) = ask(group, node, &lost[0]).await {
                 assert!(answer, "{} is not there, says node {node}", lost[0]);
             }
@@ -139,7 +139,7 @@ async fn a_group_that_lost_all_its_volumes_serves_nothing_as_if_it_were_empty() 
     }
 }
 
-/// Whether a node, by itself, has a key.
+/// Returns true if a node, by itself, has a key.
 async fn ask(group: &Cluster, node: u16, key: &str) -> Result<bool, String> {
     let address = format!("http://{}", group.listen(node));
     let mut kv = KvClient::connect(address)
@@ -157,7 +157,7 @@ async fn ask(group: &Cluster, node: u16, key: &str) -> Result<bool, String> {
     }
 }
 
-/// A client that knows one address, behind which others are.
+/// Returns a client that knows one address with several nodes behind it.
 async fn behind(address: std::net::SocketAddr) -> Client {
     let mut options = ClientOptions::new([address.to_string()]);
     options.request_timeout = std::time::Duration::from_secs(30);
@@ -167,7 +167,7 @@ async fn behind(address: std::net::SocketAddr) -> Client {
     .await
 }
 
-/// The addresses of all nodes that a client finds, each of which must answer and be there once.
+/// Returns the addresses of all nodes that a client finds. Each must answer and be listed once.
 async fn found(client: &Client) -> Vec<String> {
     let told = client.status_all().await;
     let mut nodes = BTreeSet::new();
@@ -258,7 +258,7 @@ async fn an_orderly_stop_fails_no_call_that_leaves_a_plain_client() {
     let nodes = (0..3).map(|node| cluster.listen(node)).collect();
     let balancer = Balancer::start_up_to_date(front, nodes).await;
     let endpoint = Endpoint::from_shared(format!("http://{front}")).unwrap();
-    // Its second connection is to the second node, and so on: they are stopped in that order.
+    // Its second connection goes to the second node, and so on. The nodes are stopped in that order.
     let kv = KvClient::new(endpoint.connect().await.unwrap());
     for stopped in [0, 1, 2] {
         let put = |n: u64| {
@@ -293,7 +293,7 @@ async fn an_orderly_stop_fails_no_call_that_leaves_a_plain_client() {
     drop(balancer);
 }
 
-/// Whether a call didn't leave the client, because the connection that it was queued for ended first.
+/// Returns true if a call didn't leave the client, because the connection that it was queued for ended first.
 fn never_left(status: &tonic::Status) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(status);
     while let Some(error) = cause {

@@ -1,5 +1,5 @@
-//! A TCP relay in front of a node, which can stop relaying while its connections stay open: what a half-open
-//! connection looks like to both ends.
+//! A TCP relay in front of a node. It can stop relaying while its connections stay open, which looks like a half-open
+//! connection to both ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Relays what arrives at `from` to `to`.
+    /// Relays connections from `from` to `to`.
     pub(crate) async fn start(from: SocketAddr, to: SocketAddr) -> Self {
         let listener = TcpListener::bind(from).await.unwrap();
         let stalled = Arc::new(watch::channel(false).0);
@@ -26,7 +26,7 @@ impl Proxy {
             while let Ok((inward, _)) = listener.accept().await {
                 let stalled = relayed.subscribe();
                 tokio::spawn(async move {
-                    // While it stalls, a new connection is accepted (as a kernel does) and then hears nothing.
+                    // While the relay stalls, a new connection is accepted, as a kernel does, and then gets no data.
                     flowing(&mut stalled.clone()).await;
                     let Ok(outward) = TcpStream::connect(to).await else {
                         return;
@@ -41,12 +41,12 @@ impl Proxy {
         Self { stalled, accepting }
     }
 
-    /// From now on nothing passes, in either direction, and nobody is told.
+    /// Stops relaying in both directions, without closing connections.
     pub(crate) fn stall(&self) {
         self.stalled.send_replace(true);
     }
 
-    /// Everything passes again, what waited included.
+    /// Relays everything again, including the bytes that waited.
     pub(crate) fn flow(&self) {
         self.stalled.send_replace(false);
     }
@@ -58,18 +58,19 @@ impl Drop for Proxy {
     }
 }
 
-/// One address in front of many, as a service of Kubernetes: each connection goes to the next of them.
+/// One address in front of several nodes, like a service of Kubernetes: each connection goes to the next node.
 pub(crate) struct Balancer {
     accepting: JoinHandle<()>,
 }
 
 impl Balancer {
-    /// Relays what arrives at `from` to `to` in turn. A connection to one that isn't there is closed.
+    /// Relays connections from `from` to the addresses in `to` in turn. A connection to an address without a node is
+    /// closed.
     pub(crate) async fn start(from: SocketAddr, to: Vec<SocketAddr>) -> Self {
         Self::start_with(from, to, false).await
     }
 
-    /// The same, but one that isn't there is passed over.
+    /// Does the same, but skips an address without a node.
     pub(crate) async fn start_up_to_date(from: SocketAddr, to: Vec<SocketAddr>) -> Self {
         Self::start_with(from, to, true).await
     }
@@ -84,7 +85,7 @@ impl Balancer {
                 tokio::spawn(async move {
                     for to in turn {
                         if let Ok(mut outward) = TcpStream::connect(to).await {
-                            // Either end may break it.
+                            // Either end may break the connection.
                             let _ = tokio::io::copy_bidirectional(&mut inward, &mut outward).await;
                             return;
                         }
@@ -103,7 +104,7 @@ impl Drop for Balancer {
 }
 
 async fn flowing(stalled: &mut watch::Receiver<bool>) {
-    // An error means that the proxy is gone: what remains of the connection may end.
+    // An error means that the proxy was dropped. Its remaining connections may end.
     let _ = stalled.wait_for(|stalled| !stalled).await;
 }
 

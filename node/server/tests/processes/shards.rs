@@ -1,7 +1,7 @@
-//! Groups that own shards: they join and leave while clients write, and any node answers any key.
+//! Groups that own shards join and leave while clients write, and any node answers any key.
 //!
-//! The clients here are plain generated stubs pointed at one node, as a program in any language would be: that they get
-//! every answer shows that nodes pass requests on.
+//! The clients here are plain generated stubs that use one node, as a program in any language would. Each gets every
+//! answer, which shows that nodes forward requests.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ async fn groups_join_and_leave_under_plain_clients_that_ask_any_node() {
     let at_one = channel(world.group(1), 0).await;
     let at_two = channel(world.group(2), 0).await;
 
-    // Group 1 joins through a node of group 2, which passes the request on.
+    // Group 1 joins through a node of group 2, which forwards the request.
     world.join(1, at_two.clone()).await;
     let mut plain = Plain::new(at_two.clone()).await;
     for n in 0..300 {
@@ -55,7 +55,7 @@ async fn groups_join_and_leave_under_plain_clients_that_ask_any_node() {
         assert_eq!(value, Some(format!("v{n}")));
     }
 
-    // What left is really gone, and what came survives.
+    // Deleted shards are really gone, and received shards survive.
     for group in &mut world.groups {
         group.kill(0);
         group.start_node(0);
@@ -186,7 +186,7 @@ async fn any_node_scans_exports_and_takes_batches_of_all_groups() {
         assert_eq!(values, wanted);
     }
 
-    // Each group tells of its half, and together they have everything once.
+    // Each group lists its half, and together they have everything once.
     let mut keys = 0;
     for (gid, node) in (1..).zip(&nodes[1..]) {
         let mut admin = AdminClient::new(node.clone());
@@ -203,7 +203,7 @@ async fn any_node_scans_exports_and_takes_batches_of_all_groups() {
     }
     assert_eq!(keys, 200);
 
-    // Who routes by itself is told, and not passed on.
+    // A client that routes by itself gets an error, and its call is not forwarded.
     let mut kv = KvClient::new(nodes[0].clone());
     let mut request = Request::new(GetRequest { key: "k000".into() });
     let metadata = request.metadata_mut();
@@ -268,7 +268,7 @@ async fn moves_survive_the_death_of_every_leader() {
     assert_eq!(left.shards, [], "group 1 has given everything away");
 }
 
-/// Has a node lead that no client of the test talks to, kills it, waits for the next leader, and starts it again.
+/// Makes a node lead that no client of the test uses, kills it, waits for the next leader, and starts it again.
 async fn replace_leader(cluster: &mut Cluster) {
     const VICTIM: u16 = 1;
     let id = cluster.status(VICTIM).await.node_id;
@@ -277,7 +277,7 @@ async fn replace_leader(cluster: &mut Cluster) {
         if leader == VICTIM {
             return Ok(());
         }
-        // Refused while it is behind: then again.
+        // Refused while the node is behind, so the transfer is retried.
         let transfer = cluster.admin(leader).transfer_leadership(Some(id)).await;
         Err(format!("node {leader} leads: {transfer:?}"))
     })

@@ -1,5 +1,5 @@
-//! Three groups under a recorded load while groups join and leave and processes are killed, in an order drawn from a
-//! seed. In the end the history is judged, and every key of every shard is counted at every node.
+//! Three groups under a recorded load, while groups join and leave and processes are killed, in an order drawn from a seed.
+//! At the end the history is checked, and every key of every shard is counted at every node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,23 +18,23 @@ const GROUPS: u64 = 3;
 const REPLICAS: u16 = 3;
 const EVENTS: u32 = 24;
 
-/// A world to which things happen.
+/// A world with faults drawn from a seed.
 struct Storm {
     world: World,
     /// The groups that have joined.
     members: BTreeSet<u64>,
-    /// A node that was killed: the position of its cluster (0: the controllers, else the gid), and its number.
+    /// The node that was killed: the position of its cluster (0: the controllers, else the gid), and its number.
     down: Option<(u64, u16)>,
-    dice: u64,
+    rng: u64,
 }
 
 impl Storm {
     fn draw(&mut self, below: u64) -> u64 {
         // Xorshift: enough to mix.
-        self.dice ^= self.dice << 13;
-        self.dice ^= self.dice >> 7;
-        self.dice ^= self.dice << 17;
-        (self.dice >> 16) % below
+        self.rng ^= self.rng << 13;
+        self.rng ^= self.rng >> 7;
+        self.rng ^= self.rng << 17;
+        (self.rng >> 16) % below
     }
 
     fn cluster(&mut self, place: u64) -> &mut Cluster {
@@ -44,7 +44,7 @@ impl Storm {
         }
     }
 
-    /// Something happens; returns what, for the test's output.
+    /// Injects one fault or change. Returns its description for the test's output.
     async fn strike(&mut self) -> String {
         let gid = 1 + self.draw(GROUPS);
         match self.draw(8) {
@@ -101,7 +101,7 @@ impl Storm {
             gids: vec![gid],
             session: None,
         };
-        // Sent again after an answer that was lost, it names a group that is not there any more.
+        // Repeated after a lost answer, the request names a group that has left already.
         self.change(
             async |mut client| match client.leave(request.clone()).await {
                 Err(status) if status.code() == tonic::Code::NotFound => Ok(()),
@@ -112,7 +112,7 @@ impl Storm {
         self.members.remove(&gid);
     }
 
-    /// Asks one controller after the other until one of them carries a change out.
+    /// Asks one controller after the other until one of them carries out a change.
     async fn change(
         &self,
         ask: impl AsyncFn(ShardctrlerClient<tonic::transport::Channel>) -> Result<(), tonic::Status>,
@@ -146,7 +146,7 @@ async fn groups_come_and_go_and_nodes_die_under_load_and_nothing_is_lost_or_left
         world: World::start(GROUPS, REPLICAS).await,
         members: BTreeSet::new(),
         down: None,
-        dice: 0x5eed_0007,
+        rng: 0x5eed_0007,
     };
     storm.join(1).await;
     let writer = client(&storm.world).await;
@@ -172,7 +172,7 @@ async fn groups_come_and_go_and_nodes_die_under_load_and_nothing_is_lost_or_left
     account(&storm.world, &writer).await;
 }
 
-/// Every node of every group has its group's shards with all their keys, and nothing of anybody else's.
+/// Checks that every node of every group has its group's shards with all their keys, and no other keys.
 async fn account(world: &World, client: &Client) {
     let shards: u32 = SHARDS.parse().unwrap();
     let mut keys: BTreeMap<ShardId, u64> = (0..shards).map(|shard| (ShardId(shard), 0)).collect();

@@ -3,11 +3,11 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// How long a condition may take before the test fails. Far longer than it ever takes, because these tests run
-/// on loaded machines: reaching it is a bug, not bad luck.
+/// The maximum time for a condition. It is far longer than any condition needs, because these tests run on loaded machines:
+/// reaching it is a bug and not bad luck.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Asks until `condition` gives a value. Fails the test with `what` and the last refusal after [`PATIENCE`].
+/// Calls `condition` until it returns a value. Fails the test with `what` and the last error after [`PATIENCE`].
 pub(crate) async fn until<T, E: Debug>(
     what: &str,
     mut condition: impl AsyncFnMut() -> Result<T, E>,
@@ -19,13 +19,13 @@ pub(crate) async fn until<T, E: Debug>(
             Err(error) if Instant::now() >= deadline => {
                 panic!("{what}: not within {PATIENCE:?}; at last: {error:?}")
             }
-            // The pause between two questions; nothing depends on its length.
+            // The pause between two calls. Nothing depends on its length.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }
 
-/// `Ok` if `holds`, for conditions of [`until`] that only hold or don't.
+/// Returns `Ok` if `holds`, for conditions of [`until`] that only hold or don't.
 pub(crate) fn holds(holds: bool, otherwise: impl Into<String>) -> Result<(), String> {
     if holds { Ok(()) } else { Err(otherwise.into()) }
 }

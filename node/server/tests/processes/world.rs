@@ -1,4 +1,4 @@
-//! Controllers and replica groups of real nodes, and clients that know nothing of groups.
+//! Controllers and replica groups of real nodes, and clients that know no groups.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use tonic::transport::{Channel, Endpoint};
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{PATIENCE, holds, until};
 
-/// How many shards every world has.
+/// The number of shards of every world.
 pub(crate) const SHARDS: &str = "16";
 
-/// Controllers and replica groups, the groups by their position: the first is group 1.
+/// Controllers and replica groups. The groups are by position: the first is group 1.
 pub(crate) struct World {
     pub(crate) controllers: Cluster,
     pub(crate) groups: Vec<Cluster>,
@@ -85,7 +85,7 @@ impl World {
         client.query(latest).await.unwrap().into_inner()
     }
 
-    /// Waits until all groups have done what the latest configuration asks of them, and groups that left are drained.
+    /// Waits until all groups have settled the latest configuration, and groups that left are drained.
     pub(crate) async fn settled(&self) -> QueryResponse {
         until("all shards are where they belong", async || {
             let now = self.query().await;
@@ -100,7 +100,7 @@ impl World {
     }
 }
 
-/// A connection to a node.
+/// Connects to a node.
 pub(crate) async fn channel(cluster: &Cluster, node: u16) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", cluster.listen(node))).unwrap();
     until("a node takes a connection", async || {
@@ -109,7 +109,7 @@ pub(crate) async fn channel(cluster: &Cluster, node: u16) -> Channel {
     .await
 }
 
-/// A program that knows nothing of groups: one stub, one session, and retries of what may be retried.
+/// A program that knows no groups: one stub, one session, and retries of calls that may be retried.
 pub(crate) struct Plain {
     kv: KvClient<Channel>,
     client_id: bytes::Bytes,
@@ -191,13 +191,13 @@ impl Plain {
                     assert!(Instant::now() < deadline, "no answer: {status:?}");
                 }
             }
-            // The pause between two attempts; nothing depends on its length.
+            // The pause between two attempts. Nothing depends on its length.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
-/// Whether the same request may be sent again.
+/// Returns true if the same request may be sent again.
 fn is_passing(status: &Status) -> bool {
     let kind = api::error_detail(status).and_then(|detail| detail.kind);
     matches!(
@@ -213,8 +213,8 @@ fn is_passing(status: &Status) -> bool {
     )
 }
 
-/// Writers that append numbers to keys of their own, through one node each. What they leave behind tells of each append
-/// whether it was lost or applied twice.
+/// Writers that append numbers to keys of their own, each through one node. The resulting values show whether an append was
+/// lost or applied twice.
 pub(crate) struct Appenders {
     stop: Arc<AtomicBool>,
     tasks: JoinSet<(String, u64)>,
@@ -242,7 +242,7 @@ impl Appenders {
         Self { stop, tasks }
     }
 
-    /// How often each key was appended to, when all have stopped.
+    /// Stops the writers and returns the number of appends of each key.
     pub(crate) async fn finish(mut self) -> BTreeMap<String, u64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut counts = BTreeMap::new();
@@ -254,7 +254,7 @@ impl Appenders {
     }
 }
 
-/// Each append was applied once, in order.
+/// Checks that each append was applied once, in order.
 pub(crate) async fn check_appended(counts: &BTreeMap<String, u64>, plain: &Plain) {
     for (key, count) in counts {
         assert!(*count > 0, "{key}: the writers were never served");
