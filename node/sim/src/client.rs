@@ -13,6 +13,7 @@ mod answers;
 mod options;
 mod routes;
 mod streams;
+mod unary;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,6 +31,7 @@ use crate::queue::{MILLI, Micros};
 use crate::rng::SimRng;
 use routes::Routes;
 use streams::{Sent, Stream};
+use unary::{Sessions, Unary};
 
 pub use options::ClientOptions;
 
@@ -76,6 +78,9 @@ pub struct Client {
     /// The engine and the connection of each group.
     streams: BTreeMap<Gid, Stream>,
     operations: BTreeMap<u64, Operation>,
+    /// The operations that are made attempt by attempt.
+    unaries: BTreeMap<u64, Unary>,
+    sessions: Sessions,
     /// Requests under way.
     requests: BTreeMap<RequestId, Sent>,
     /// The time at the last event.
@@ -185,6 +190,8 @@ impl Client {
         Self {
             number,
             leaders: LeaderTable::new(options.bugs),
+            sessions: Sessions::new(&options),
+            unaries: BTreeMap::new(),
             options,
             rng,
             routes: Routes::default(),
@@ -220,6 +227,11 @@ impl Client {
         self.options.copies = 0;
         self.options.sessionless = 0;
         self.options.deadline = Micros::MAX;
+        for unary in self.unaries.values_mut() {
+            if unary.repeat() != Repeat::Never {
+                unary.deadline = Micros::MAX;
+            }
+        }
         for stream in self.streams.values_mut() {
             stream.losses = 0;
             stream.engine.update_calls(|call: &mut Call| {
@@ -281,6 +293,7 @@ impl Client {
         let start = (wants && has_room).then_some(self.next_start);
         streams
             .into_iter()
+            .chain(self.unaries_due())
             .chain(start)
             .chain(self.routes.due().filter(|_| !self.is_idle()))
             .min()
@@ -302,6 +315,7 @@ impl Client {
         if wants && self.next_start <= now && self.operations.len() < self.options.pipeline.max(1) {
             self.start(around);
         }
+        self.advance_unaries(around);
         self.pump(around);
     }
 
@@ -358,6 +372,7 @@ impl Client {
             What::Write(_, repeat) => *repeat,
             What::Read(_) => Repeat::Freely,
         };
+        let scan = matches!(what, What::Read(Query::Scan { .. }));
         self.started += 1;
         let call = Call {
             number: self.started,
@@ -374,6 +389,10 @@ impl Client {
                 began: now,
             },
         );
+        if !scan && self.rng.chance(self.options.unary) {
+            self.start_unary(self.started, repeat, call.deadline);
+            return;
+        }
         let attempts = Attempts::default();
         self.admit(gid, Tracked { call, attempts }, around);
     }

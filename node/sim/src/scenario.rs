@@ -452,6 +452,7 @@ impl Scenario {
         let operations = rng.magnitude(least, 1_500);
         let pause = 2 * self.duration * self.clients as u64 / operations;
         client.think = (MILLI, pause.max(2 * MILLI));
+        client.unary = 250_000;
         client.patience = rng.between(50 * MILLI, 600 * MILLI);
         client.deadline = rng.between(500 * MILLI, 6 * SECOND);
         client.reads = small(rng.between(100_000, 700_000));

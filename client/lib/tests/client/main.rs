@@ -1,5 +1,4 @@
-//! The client against real gRPC servers that misbehave: it must hide what can be hidden, and tell the truth about the
-//! rest.
+//! The client against real gRPC servers that misbehave: it must hide failures that a retry cures, and report the others truly.
 
 // All of this is test code, but only the bodies of tests are exempt by themselves.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]

@@ -96,7 +96,7 @@ async fn a_scan_goes_on_where_its_shards_went() {
     cluster.check();
 }
 
-/// What an export gave, by shard, with what was void dropped; and how often a shard began anew.
+/// Returns the pairs of an export by shard, without void ones, and the number of times that a shard began anew.
 async fn exported(client: &Client, options: ExportOptions) -> (BTreeMap<ShardId, Vec<Pair>>, u64) {
     let mut export = client.export(options);
     let (mut complete, mut again) = (BTreeMap::new(), 0);

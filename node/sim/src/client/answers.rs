@@ -17,7 +17,7 @@ use crate::queue::{Micros, SECOND};
 use crate::rng::SimRng;
 
 /// The age at which a session is replaced by a client that never replaces sessions.
-const FOR_EVER: Micros = 1_000_000 * SECOND;
+pub(super) const FOR_EVER: Micros = 1_000_000 * SECOND;
 
 impl Client {
     /// Takes in an answer.
@@ -36,8 +36,10 @@ impl Client {
             if self.routes.answered(outcome, around.now) {
                 self.reconfigure(around);
             }
+        } else if self.sessions.is_opening(id) {
+            self.unary_opened(outcome, around);
         } else if let Some(sent) = self.requests.remove(&id) {
-            self.heard(sent, outcome, around)?;
+            self.heard(id, sent, outcome, around)?;
         }
         self.pump(around);
         Ok(())
@@ -45,6 +47,7 @@ impl Client {
 
     fn heard(
         &mut self,
+        id: RequestId,
         sent: Sent,
         outcome: Outcome,
         around: &mut Surroundings<'_>,
@@ -60,6 +63,13 @@ impl Client {
             }
             Err(refusal) => Err(self.refused(&refusal, around)),
         };
+        if self.unaries.contains_key(&sent.number) {
+            match result {
+                Ok(response) => self.served(sent.number, response, around)?,
+                Err(refused) => self.unary_refused(sent.number, id, refused, around),
+            }
+            return Ok(());
+        }
         let Some(stream) = self.streams.get_mut(&sent.gid) else {
             return Ok(());
         };
@@ -254,7 +264,11 @@ impl Client {
     }
 
     /// Converts a refusal of the replica.
-    fn refused(&mut self, refusal: &replica::Refusal, around: &Surroundings<'_>) -> Refused {
+    pub(super) fn refused(
+        &mut self,
+        refusal: &replica::Refusal,
+        around: &Surroundings<'_>,
+    ) -> Refused {
         let hint = |leader: &Option<NodeId>| {
             let host = around.addresses.get(leader.as_ref()?)?;
             Some(address(*host).into())
@@ -291,6 +305,7 @@ impl Client {
 
     fn end(&mut self, number: u64) -> Option<Operation> {
         self.requests.retain(|_, sent| sent.number != number);
+        self.unaries.remove(&number);
         self.operations.remove(&number)
     }
 }

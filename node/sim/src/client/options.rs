@@ -33,6 +33,8 @@ pub struct ClientOptions {
     pub sessionless: u32,
     /// A session is replaced at this age.
     pub renew_after: Option<Micros>,
+    /// Operations that are made attempt by attempt, as a unary call or a forwarded one.
+    pub unary: u32,
     /// The most bytes that pad a value.
     pub padding: u64,
     /// The bug of the request engine that was put back, if any.
@@ -55,6 +57,7 @@ impl Default for ClientOptions {
             silence: 0,
             sessionless: 0,
             renew_after: None,
+            unary: 0,
             padding: 0,
             bugs: Bugs::default(),
         }

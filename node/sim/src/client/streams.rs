@@ -47,7 +47,7 @@ pub(super) struct Sent {
     pub(super) call: u64,
     /// The connection that it was sent on; `None` for a copy.
     pub(super) connection: Option<u64>,
-    at: Micros,
+    pub(super) at: Micros,
 }
 
 impl Stream {
@@ -75,7 +75,7 @@ fn decode(bytes: &[u8]) -> Option<ClientId> {
     })
 }
 
-fn session_of(stamp: &Stamp) -> Option<SessionRef> {
+pub(super) fn session_of(stamp: &Stamp) -> Option<SessionRef> {
     Some(SessionRef {
         client: decode(&stamp.client_id)?,
         sequence: Sequence(stamp.sequence),
@@ -360,7 +360,7 @@ impl Client {
     }
 
     /// Encodes an operation under its name, and tells the history by which name the log will know it.
-    fn encode(
+    pub(super) fn encode(
         &self,
         number: u64,
         session: Option<SessionRef>,

@@ -34,7 +34,7 @@ impl World {
         OpenSessionResponse { client_id, ttl_ms }
     }
 
-    /// At most `most` pairs of some shards.
+    /// Returns at most `most` pairs of some shards.
     pub(super) fn range(
         &self,
         (start, end): &(Bytes, Bytes),
@@ -51,7 +51,7 @@ impl World {
         pairs.map(pair).take(most).collect()
     }
 
-    /// What a watcher lacks, as far as `node` knows.
+    /// Returns the configurations that a watcher lacks, as far as `node` knows.
     fn lacks(&self, node: usize, after: ConfigNum) -> WatchResponse {
         let last = self.stuck.get(&node).copied().unwrap_or(self.config.num());
         let behind = after < self.oldest.num();
@@ -69,13 +69,13 @@ impl World {
         }
     }
 
-    /// Only the configurations from this one on are kept.
+    /// Drops all configurations before the latest.
     pub(crate) fn compact(&mut self) {
         self.oldest = self.config.clone();
         self.deltas.clear();
     }
 
-    /// A change under a name, made once.
+    /// Makes a named change, once.
     fn change(
         &mut self,
         session: Option<Session>,
@@ -110,7 +110,7 @@ impl World {
         Ok(Response::new(done))
     }
 
-    /// The shards in turn to the groups.
+    /// Gives the shards to the groups in turn.
     fn spread(&mut self, groups: &BTreeMap<Gid, Vec<String>>) {
         let gids: Vec<Gid> = groups.keys().copied().collect();
         let owners = gids.repeat(SHARDS as usize);

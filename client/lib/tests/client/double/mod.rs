@@ -1,8 +1,8 @@
-//! A cluster that misbehaves on demand: real gRPC servers over one state in memory.
+//! A test double of a cluster, which misbehaves on demand: real gRPC servers over one state in memory.
 //!
-//! It keeps the rules of the real one that the client relies on (who leads, who owns, sessions, the birth rule), and counts
-//! what a client must never do: it panics in [`Cluster::check`] if a bound was broken, a name was used for two
-//! different writes, or a call might be forwarded.
+//! It keeps the rules of a real cluster that the client relies on (leadership, ownership, sessions, the birth rule), and records
+//! violations by the client: [`Cluster::check`] panics if a bound was broken, a name was used for two different writes, or a
+//! call might be forwarded.
 
 mod controller;
 mod services;
@@ -30,7 +30,7 @@ use tonic::transport::server::TcpIncoming;
 
 use self::services::Node;
 
-/// Faults, each struck by every n-th message; 0 is never.
+/// Faults, each of which strikes every n-th message; 0 is never.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Faults {
     /// Applied, but the stream breaks before the answer.
@@ -41,7 +41,7 @@ pub(crate) struct Faults {
     pub(crate) outcome_unknown: u64,
     /// Refused with `Overloaded`.
     pub(crate) overloaded: u64,
-    /// A scan's or an export's stream breaks before this page.
+    /// The stream of a scan or an export breaks before this page.
     pub(crate) break_scan: u64,
     /// A change of the configuration is made, but its answer is lost.
     pub(crate) lose_change: u64,
@@ -54,44 +54,44 @@ pub(crate) struct World {
     pub(crate) groups: Vec<Gid>,
     pub(crate) leaders: BTreeMap<Gid, usize>,
     terms: BTreeMap<Gid, u64>,
-    /// The latest configuration, what led to it, and where that began.
+    /// The latest configuration, the deltas that lead to it, and the configuration before the first delta.
     pub(crate) config: ShardConfig,
     deltas: Vec<ConfigDelta>,
     oldest: ShardConfig,
-    /// What each group has accepted; none: it knows of no controllers.
+    /// The configuration that each group has accepted; none if it knows no controllers.
     pub(crate) accepted: BTreeMap<Gid, ShardConfig>,
-    /// Groups that accept nothing new.
+    /// Groups that accept no later configuration.
     pub(crate) deaf: BTreeSet<Gid>,
-    /// Shards that are on their way to their owner.
+    /// Shards that are being moved to their owner.
     pub(crate) pulling: BTreeSet<ShardId>,
-    /// Nodes whose watch tells nothing later than this.
+    /// Nodes whose watch sends no later configuration than this.
     pub(crate) stuck: BTreeMap<usize, ConfigNum>,
-    /// Nodes whose addresses are another cluster's now, of which only the status looks the same.
+    /// Nodes whose addresses are another cluster's now; only their status looks the same.
     pub(crate) strangers: BTreeSet<usize>,
-    /// Calls that these refused.
+    /// Calls that these nodes refused.
     pub(crate) estranged: u64,
-    /// Whether nodes know no `Shardctrler`.
+    /// True if nodes don't know `Shardctrler`.
     pub(crate) older: bool,
-    /// Told when something changes for watchers.
+    /// Notified when something changes for watchers.
     pub(crate) news: watch::Sender<()>,
-    /// What became of named changes of the configuration.
+    /// The results of named changes of the configuration.
     changes: HashMap<(Bytes, u64), ConfigChanged>,
     pub(crate) settled: BTreeMap<Gid, ConfigNum>,
     /// Watches that were opened.
     pub(crate) watches: u64,
-    /// Refusals because the shard is another group's.
+    /// Refusals of shards that other groups own.
     pub(crate) turned_away: u64,
     /// Pages of exports that were sent.
     pub(crate) exported: u64,
-    /// Whether nodes that don't lead tell who does.
+    /// True if nodes that don't lead name the leader.
     pub(crate) hints: bool,
     pub(crate) faults: Faults,
     pub(crate) ttl: Option<Duration>,
     messages: u64,
     pub(crate) applied: u64,
-    /// Writes that came again and were answered from a table.
+    /// Writes that arrived again and were answered from a session table.
     pub(crate) repeated: u64,
-    /// The groups to which they came again.
+    /// The groups at which they arrived again.
     pub(crate) repeated_at: BTreeSet<Gid>,
     pub(crate) refused_sessions: u64,
     /// Calls received and not answered, now and at most.
@@ -99,7 +99,7 @@ pub(crate) struct World {
     pub(crate) most_outstanding: usize,
     pub(crate) largest_batch: usize,
     pub(crate) streams: u64,
-    /// How often a node was asked for its status.
+    /// The number of requests for a status.
     pub(crate) asked: u64,
     pub(crate) transfers: Vec<u64>,
     members: Vec<String>,
@@ -119,16 +119,16 @@ pub(crate) struct Cluster {
     frozen: Vec<watch::Sender<bool>>,
 }
 
-/// How many shards a cluster has.
+/// The number of shards of a cluster.
 pub(crate) const SHARDS: u32 = 8;
 
 impl Cluster {
-    /// A store of one group of `count` nodes.
+    /// Starts a store of one group of `count` nodes.
     pub(crate) fn start(count: usize) -> Self {
         Self::groups(&[count])
     }
 
-    /// Groups of so many nodes, numbered from 1, which share the shards in turn. Nodes are numbered through.
+    /// Starts groups of so many nodes, numbered from 1, which own the shards in turn. Nodes are numbered through.
     pub(crate) fn groups(sizes: &[usize]) -> Self {
         let mut cluster = Self {
             world: Arc::new(Mutex::new(World::new())),
@@ -161,14 +161,14 @@ impl Cluster {
         cluster
     }
 
-    /// A configuration in which the shards have these owners.
+    /// Makes a configuration in which the shards have these owners.
     pub(crate) fn assign(&self, owners: [u64; SHARDS as usize]) {
         let mut world = self.world();
         let groups = world.config.groups().clone();
         world.reconfigure(&groups, &owners.map(Gid));
     }
 
-    /// A configuration in which all shards of one group are another's, and the group is gone.
+    /// Makes a configuration in which one group has left and another owns its shards.
     pub(crate) fn leave(&self, gone: Gid, to: Gid) {
         let mut world = self.world();
         let mut groups = world.config.groups().clone();
@@ -189,7 +189,7 @@ impl Cluster {
         ClientOptions::new(self.addresses.clone())
     }
 
-    /// From now on `node` leads its group, in a new term.
+    /// Makes `node` the leader of its group, in a new term.
     pub(crate) fn elect(&self, node: usize) {
         let mut world = self.world();
         let gid = world.groups[node];
@@ -197,15 +197,15 @@ impl Cluster {
         *world.terms.entry(gid).or_default() += 1;
     }
 
-    /// The first group has no leader.
+    /// Takes the leadership of the first group away.
     pub(crate) fn depose(&self) {
         self.world().leaders.remove(&Gid(1));
     }
 
-    /// Ends a node at once: its connections break, and what it was doing is lost.
+    /// Kills a node: its connections break, and the calls that it was serving are lost.
     pub(crate) fn kill(&mut self, node: usize) {
         if let Some(runtime) = self.nodes[node].take() {
-            // Elsewhere, because a runtime can't wait for another; joined, because it must be over on return.
+            // In a thread, because a runtime can't wait for another; joined, because the node must be dead on return.
             let over = move || runtime.shutdown_timeout(Duration::from_secs(5));
             std::thread::spawn(over).join().unwrap();
         }
@@ -246,7 +246,7 @@ impl Cluster {
         self.nodes[node] = Some(runtime);
     }
 
-    /// The node keeps its connections and says nothing.
+    /// Makes the node keep its connections and answer nothing.
     pub(crate) fn freeze(&self, node: usize) {
         self.frozen[node].send_replace(true);
     }
@@ -255,7 +255,7 @@ impl Cluster {
         self.frozen[node].send_replace(false);
     }
 
-    /// Forgets all sessions, as a cluster does after their time.
+    /// Forgets all sessions, as a cluster does when they expire.
     pub(crate) fn forget_sessions(&self) {
         self.world().sessions.clear();
     }
@@ -295,7 +295,7 @@ pub(crate) fn strikes(message: u64, every: u64) -> bool {
     every != 0 && message.is_multiple_of(every)
 }
 
-/// What became of a message.
+/// The result of a message.
 enum Served {
     Answers(Vec<BatchResult>),
     Broken,
@@ -361,7 +361,7 @@ impl World {
         self.news.send_replace(());
     }
 
-    /// The groups accept what they didn't hear.
+    /// Makes all groups accept the latest configuration.
     pub(crate) fn accept(&mut self) {
         self.deaf.clear();
         for config in self.accepted.values_mut() {
@@ -369,7 +369,7 @@ impl World {
         }
     }
 
-    /// Why a group doesn't serve a shard.
+    /// Returns the refusal of a group that doesn't serve a shard.
     fn shard_error(&mut self, node: usize, shard: ShardId) -> Option<ErrorDetail> {
         let gid = self.groups[node];
         let accepted = &self.accepted[&gid];
@@ -381,12 +381,12 @@ impl World {
         pulling.then(|| errors::shard_not_ready(2))
     }
 
-    /// Sessions that were ever opened.
+    /// Returns the number of sessions that were opened.
     pub(crate) fn sessions_opened(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Back to configuration 0, in which nobody owns anything.
+    /// Goes back to configuration 0, in which no group owns a shard.
     pub(crate) fn disown(&mut self) {
         self.config = ShardConfig::empty(SHARDS);
         self.deltas.clear();
@@ -569,7 +569,7 @@ fn key_of(item: &Item) -> &Bytes {
     }
 }
 
-/// The same write, whatever it acknowledges this time.
+/// Returns true if both are the same write, whatever they acknowledge.
 fn same_write(one: &Item, other: &Item) -> bool {
     match (one, other) {
         (Item::Put(a), Item::Put(b)) => a.key == b.key && a.value == b.value,

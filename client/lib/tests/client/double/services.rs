@@ -1,4 +1,4 @@
-//! What a node serves to clients.
+//! The `Kv` and `Admin` services of a node.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::controller::CLUSTER;
 use super::{SHARDS, Served, World, shard_of, strikes};
 
-/// One node's services.
+/// The services of one node.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) index: usize,
@@ -51,7 +51,7 @@ impl Node {
             .expect("the cluster lives");
     }
 
-    /// A client that routes by itself must say so, and whom it means.
+    /// Records a violation unless the call forbids forwarding and names this node's cluster and group.
     fn direct<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let what = std::any::type_name::<T>();
         let said = |key| request.metadata().get(key).map(|it| it.to_str().unwrap());
