@@ -3,17 +3,97 @@
 use std::io::Write;
 use std::time::Duration;
 
+use clap::Subcommand;
 use serde_json::{Value, json};
 use shardkv_client::{Admin, Client, Error, Gid, MembershipChange, NodeId, NodeStatus, Role};
 use tokio::time::Instant;
 
-use crate::args::{AdminCommand, GlobalArgs, MemberCommand};
-use crate::center::all_nodes;
-use crate::config::parse_gid;
-use crate::connect::{NEXT_UNREACHABLE, connect_failure};
+use crate::client_error::{NEXT_UNREACHABLE, connect_failure};
+use crate::config::ConfigCommand;
 use crate::exit::{Exit, Failure};
+use crate::global::GlobalArgs;
+use crate::nodes::{Nodes, all_nodes, gids, group_name, leader_of};
 use crate::output::{Format, json_line};
-use crate::status::{Nodes, group_name, groups, healthy, leader_of, outlook, write_status};
+use crate::parse::parse_group_name;
+use crate::shards::ShardsArgs;
+use crate::status::{healthy, outlook, write_status};
+
+/// What is asked of nodes rather than of keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    /// Show every node of every group: role, term, log, members, disk use, trouble
+    #[command(
+        after_help = "Examples:\n  shardkv status\n  shardkv status --output json | jq '.nodes[] | select(.role == \"leader\")'\n  shardkv status --here                   health check: of the node at --endpoints alone\n\nExit code 5: a group knows no leader, or no node answered."
+    )]
+    Status {
+        /// Ask only the nodes that --endpoints names, and fail unless each answers and knows a leader: a health check
+        #[arg(long)]
+        here: bool,
+    },
+    /// Hand leadership to another member
+    #[command(
+        after_help = "Examples:\n  shardkv transfer-leader                 to the member whose log is furthest\n  shardkv transfer-leader n3f2a9c\n  shardkv transfer-leader 127.0.0.1:7402\n  shardkv transfer-leader --group g2       where there are several groups"
+    )]
+    TransferLeader {
+        /// The member: its id as `status` shows it, or its address; default: the one whose log is furthest
+        member: Option<String>,
+        /// The group, as `status` shows it, if there are several and no member is named
+        #[arg(long, short, value_parser = parse_group_name)]
+        group: Option<Gid>,
+    },
+    /// Change a group's members, one at a time
+    Member {
+        #[command(subcommand)]
+        change: MemberCommand,
+        /// The group, as `status` shows it, if it can't be told from the member
+        #[arg(long, short, global = true, value_parser = parse_group_name)]
+        group: Option<Gid>,
+    },
+    /// Show which groups there are and which shards they own, and change it
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Show who owns which shard, what is on its way, and why it waits
+    Shards(ShardsArgs),
+}
+
+impl AdminCommand {
+    /// Whether it changes nothing.
+    pub(crate) fn only_asks(&self) -> bool {
+        match self {
+            Self::Status { .. } | Self::Shards(_) => true,
+            Self::Config { command } => command.only_asks(),
+            Self::TransferLeader { .. } | Self::Member { .. } => false,
+        }
+    }
+}
+
+/// One step of a membership change.
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemberCommand {
+    /// Let a node receive the log without a vote
+    #[command(
+        after_help = "Examples:\n  shardkv member add-learner 127.0.0.1:7404\n  shardkv member add-learner 127.0.0.1:7404 --node n3f2a9c"
+    )]
+    AddLearner {
+        /// Where the node is reached
+        address: String,
+        /// Its id; asked of the node itself when left out
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Make a learner that has caught up a voter
+    Promote {
+        /// The member: its id as `status` shows it, or its address
+        member: String,
+    },
+    /// Remove a member
+    Remove {
+        /// The member: its id as `status` shows it, or its address
+        member: String,
+    },
+}
 
 /// Does what `command` asks and writes the answer to `out`.
 pub(crate) async fn run(
@@ -82,14 +162,6 @@ async fn ask_each(client: &Client, addresses: &[String]) -> Result<Nodes, Failur
     Ok(nodes)
 }
 
-/// A group as tables name it: `ctrl`, `g2` or `2`.
-pub(crate) fn parse_group_name(text: &str) -> Result<Gid, String> {
-    match text {
-        "ctrl" => Ok(Gid::NONE),
-        text => parse_gid(text).map_err(|error| format!("{error}; the controllers are `ctrl`")),
-    }
-}
-
 fn report(
     global: &GlobalArgs,
     out: &mut dyn Write,
@@ -140,7 +212,7 @@ async fn ask_leader<T>(
 
 /// The address of a group's leader. The group may be left out when there is only one.
 fn find_leader(nodes: &Nodes, group: Option<Gid>) -> Result<String, Failure> {
-    let groups = groups(nodes);
+    let groups = gids(nodes);
     let Some(first) = groups.first() else {
         let message = "no node answered";
         return Err(Failure::new(Exit::Unavailable, message, NEXT_UNREACHABLE));
@@ -248,7 +320,7 @@ fn parse_node(text: &str) -> Option<NodeId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::fixtures::two_groups;
+    use crate::nodes::fixtures::two_groups;
 
     #[test]
     fn a_group_is_named_where_there_are_several() {
@@ -260,9 +332,6 @@ mod tests {
         assert_eq!(leader, "127.0.0.1:7401");
         let failure = find_leader(&nodes, Some(Gid(7))).unwrap_err();
         assert_eq!(failure.exit(), Exit::Unavailable);
-        assert_eq!(parse_group_name("ctrl"), Ok(Gid::NONE));
-        assert_eq!(parse_group_name("g2"), Ok(Gid(2)));
-        assert!(parse_group_name("0").is_err());
     }
 
     #[test]

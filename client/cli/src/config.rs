@@ -12,14 +12,13 @@ use shardkv_client::{
     ShardConfig, ShardId,
 };
 use tokio::time::{Instant, sleep};
-use types::check_addresses;
 
-use crate::args::GlobalArgs;
-use crate::bench::duration;
-use crate::center::views;
+use crate::cluster_view::views;
 use crate::exit::{Exit, Failure};
-use crate::moving::{MovingBar, Tracker};
-use crate::output::{Format, Table, grouped, json_line};
+use crate::global::GlobalArgs;
+use crate::move_progress::{MoveProgressBar, MoveTracker};
+use crate::output::{Format, Table, grouped, json_line, shorten};
+use crate::parse::{duration, parse_gid, parse_group, parse_shard};
 
 /// How often it is looked how far shards are.
 const POLL: Duration = Duration::from_millis(100);
@@ -99,35 +98,6 @@ pub(crate) struct WaitArgs {
     wait_timeout: Duration,
 }
 
-/// A group's id, with or without the `g` that tables show.
-pub(crate) fn parse_gid(text: &str) -> Result<Gid, String> {
-    let digits = text.strip_prefix('g').unwrap_or(text);
-    match digits.parse() {
-        Ok(0) | Err(_) => Err("a group's id is a whole number from 1 on, like 3 or g3".to_owned()),
-        Ok(gid) => Ok(Gid(gid)),
-    }
-}
-
-fn parse_shard(text: &str) -> Result<ShardId, String> {
-    let digits = text.strip_prefix('s').unwrap_or(text);
-    let number = digits.parse();
-    number
-        .map(ShardId)
-        .map_err(|_| "a shard is a whole number from 0 on".to_owned())
-}
-
-fn parse_group(text: &str) -> Result<(Gid, Vec<String>), String> {
-    let (gid, addresses) = text
-        .split_once('=')
-        .ok_or("write a group as GID=HOST:PORT,...")?;
-    let addresses: Vec<String> = addresses
-        .split(',')
-        .map(|it| it.trim().to_owned())
-        .collect();
-    check_addresses(&addresses)?;
-    Ok((parse_gid(gid)?, addresses))
-}
-
 /// Does what `command` asks and writes the answer to `out`.
 pub(crate) async fn run(
     command: &ConfigCommand,
@@ -184,7 +154,7 @@ async fn changed(
     let changed = change().await?;
     let settled = before.is_some();
     if let Some(before) = before {
-        wait_until_settled(client, Tracker::new(before), wait.wait_timeout).await?;
+        wait_until_settled(client, MoveTracker::new(before), wait.wait_timeout).await?;
     }
     match global.output {
         Format::Json => {
@@ -214,11 +184,11 @@ fn changed_line(changed: &ConfigChange, settled: bool) -> String {
 /// Waits, with a bar, until every shard is where it belongs and nothing is left where it was.
 pub(crate) async fn wait_until_settled(
     client: &Client,
-    mut tracker: Tracker,
+    mut tracker: MoveTracker,
     patience: Duration,
 ) -> Result<(), Failure> {
     let deadline = Instant::now() + patience;
-    let mut bar = MovingBar::new();
+    let mut bar = MoveProgressBar::new();
     loop {
         let view = client.controller().query(None).await?;
         let (moving, done) = tracker.look(&view, &views(client, &view).await);
@@ -396,17 +366,6 @@ fn write_map(map: &ConfigView, format: Format, out: &mut dyn Write) -> io::Resul
     table.write(out)
 }
 
-/// Runs of shards in a table's cell: the first ones.
-pub(crate) fn shorten(runs: &str) -> String {
-    const CHARS: usize = 40;
-    if runs.len() <= CHARS {
-        return runs.to_owned();
-    }
-    let kept = runs.get(..CHARS).and_then(|head| head.rfind(','));
-    let kept = kept.and_then(|comma| runs.get(..comma)).unwrap_or_default();
-    format!("{kept},...")
-}
-
 fn map_json(map: &ConfigView) -> Value {
     let config = &map.config;
     let progress = |gid: &Gid| map.progress.iter().find(|it| it.gid == *gid);
@@ -510,23 +469,5 @@ mod tests {
             }
         }
         crate::golden::check("config.txt", std::str::from_utf8(&out).unwrap());
-    }
-
-    #[test]
-    fn groups_and_shards_are_read_as_tables_show_them() {
-        assert_eq!(parse_gid("3"), Ok(Gid(3)));
-        assert_eq!(parse_gid("g3"), Ok(Gid(3)));
-        assert_eq!(parse_shard("s17"), Ok(ShardId(17)));
-        assert_eq!(
-            parse_group("g2=a:1, b:2"),
-            Ok((Gid(2), vec!["a:1".to_owned(), "b:2".to_owned()]))
-        );
-        for bad in ["", "0", "g0", "-1", "gg1", "x", "99999999999999999999"] {
-            assert!(parse_gid(bad).is_err(), "{bad}");
-        }
-        assert!(parse_shard("-1").is_err());
-        for bad in ["2", "2=", "=a:1", "2=a", "2=a:1,a:1", "0=a:1", "2=a:1,,b:2"] {
-            assert!(parse_group(bad).is_err(), "{bad}");
-        }
     }
 }

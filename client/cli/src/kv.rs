@@ -1,21 +1,143 @@
 //! The verbs on keys: `get put append delete cas scan`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read as _, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use clap::{Args, Subcommand};
 use futures::StreamExt as _;
-use shardkv_client::{Client, ScanOptions};
+use shardkv_client::Client;
 
-use crate::args::{CasArgs, KvCommand, RangeArgs, ScanArgs, ValueArgs};
-use crate::encoding::Encoding;
 use crate::exit::{Exit, Failure};
 use crate::output::{Answer, Style};
+use crate::range::{RangeArgs, scan_options};
 
 /// The most bytes that a value is read with. Nodes refuse far smaller ones; this only keeps a mistaken
 /// `put key --file /dev/zero` from filling the memory.
 const MAX_VALUE_READ_BYTES: u64 = 64 << 20;
+
+/// The verbs on keys.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KvCommand {
+    /// Read a key's value
+    #[command(
+        after_help = "Examples:\n  shardkv get greeting\n  shardkv get photo --output raw > photo.jpg\n\nExit code 3: the key does not exist."
+    )]
+    Get {
+        /// The key
+        key: OsString,
+    },
+    /// Set a key's value
+    #[command(
+        override_usage = "shardkv put <KEY> <VALUE|-|--file FILE>",
+        after_help = "Examples:\n  shardkv put greeting hello\n  date | shardkv put now -\n  shardkv put photo --file photo.jpg\n  shardkv put --encoding hex 00ff 0102"
+    )]
+    Put {
+        /// The key
+        key: OsString,
+        #[command(flatten)]
+        value: ValueArgs,
+    },
+    /// Add to the end of a key's value; a missing key counts as empty
+    #[command(
+        override_usage = "shardkv append <KEY> <VALUE|-|--file FILE>",
+        after_help = "Examples:\n  shardkv append log 'one more line'\n\nPrints the value's length in bytes afterwards."
+    )]
+    Append {
+        /// The key
+        key: OsString,
+        #[command(flatten)]
+        value: ValueArgs,
+    },
+    /// Remove a key
+    #[command(
+        visible_alias = "del",
+        after_help = "Examples:\n  shardkv delete greeting\n\nExit code 3: the key did not exist."
+    )]
+    Delete {
+        /// The key
+        key: OsString,
+    },
+    /// Change a key only if its value is what you expect (compare and swap)
+    #[command(
+        override_usage = "shardkv cas <KEY> <--expect VALUE|--expect-file FILE|--expect-absent> <--set VALUE|--set-file FILE|--delete>",
+        after_help = "Examples:\n  shardkv cas lock --expect-absent --set me      take it if nobody has\n  shardkv cas lock --expect me --delete          give it back\n  shardkv cas count --expect 1 --set 2\n\nExit code 4: the value was something else; nothing was changed."
+    )]
+    Cas(CasArgs),
+    /// List pairs in key order
+    #[command(
+        after_help = "Examples:\n  shardkv scan --prefix user: --limit 20\n  shardkv scan a c --keys-only\n\nEach page is consistent; a long scan as a whole is not one cut in time."
+    )]
+    Scan(ScanArgs),
+}
+
+/// A value from the command line, from standard input, or from a file.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ValueArgs {
+    /// The value; `-` reads it from standard input, byte by byte as it is
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) value: Option<OsString>,
+    /// Read the value from a file, byte by byte as it is
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// What `cas` compares and what it writes.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(crate) struct CasArgs {
+    /// The key
+    pub(crate) key: OsString,
+    #[command(flatten)]
+    pub(crate) expected: ExpectedArgs,
+    #[command(flatten)]
+    pub(crate) new: NewArgs,
+}
+
+/// What the value must be.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ExpectedArgs {
+    /// The value must be this
+    #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
+    pub(crate) expect: Option<OsString>,
+    /// The value must be the content of this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) expect_file: Option<PathBuf>,
+    /// The key must not exist
+    #[arg(long)]
+    pub(crate) expect_absent: bool,
+}
+
+/// What the value becomes.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct NewArgs {
+    /// The value becomes this; `-` reads it from standard input
+    #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
+    pub(crate) set: Option<OsString>,
+    /// The value becomes the content of this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) set_file: Option<PathBuf>,
+    /// The key is removed
+    #[arg(long)]
+    pub(crate) delete: bool,
+}
+
+/// What `scan` lists.
+#[derive(Debug, Args)]
+pub(crate) struct ScanArgs {
+    #[command(flatten)]
+    pub(crate) range: RangeArgs,
+    /// The most pairs; 0 for all
+    #[arg(long, short = 'n', default_value_t = 0)]
+    pub(crate) limit: u64,
+    /// Leave the values out
+    #[arg(long, short)]
+    pub(crate) keys_only: bool,
+}
 
 /// Runs verbs with one client and one style.
 #[derive(Debug)]
@@ -164,25 +286,6 @@ impl Verbs<'_> {
     }
 }
 
-/// The range that arguments name.
-pub(crate) fn scan_options(range: &RangeArgs, encoding: Encoding) -> Result<ScanOptions, Failure> {
-    let bytes = |argument: &Option<std::ffi::OsString>| match argument {
-        Some(argument) => encoding.decode_argument(argument),
-        None => Ok(Vec::new()),
-    };
-    if range.prefix.is_some() {
-        return Ok(ScanOptions::prefix(bytes(&range.prefix)?));
-    }
-    let (start, end) = (bytes(&range.start)?, bytes(&range.end)?);
-    if !end.is_empty() && end < start {
-        return Err(Failure::usage(
-            "the range ends before it starts",
-            "give the smaller key first; the end is exclusive",
-        ));
-    }
-    Ok(ScanOptions::range(start, end))
-}
-
 fn read_file(path: &Path) -> Result<Bytes, Failure> {
     let file = std::fs::File::open(path).map_err(|error| Failure::file("open", path, &error))?;
     read_limited(file, path)
@@ -208,29 +311,6 @@ fn read_limited(from: impl std::io::Read, path: &Path) -> Result<Bytes, Failure>
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn range(start: Option<&str>, end: Option<&str>, prefix: Option<&str>) -> RangeArgs {
-        RangeArgs {
-            start: start.map(Into::into),
-            end: end.map(Into::into),
-            prefix: prefix.map(Into::into),
-        }
-    }
-
-    #[test]
-    fn ranges_are_checked() {
-        let of = |r: &RangeArgs| scan_options(r, Encoding::Utf8);
-        let prefix = of(&range(None, None, Some("ab"))).unwrap();
-        assert_eq!((prefix.start, prefix.end), ("ab".into(), "ac".into()));
-        let open = of(&range(Some("b"), None, None)).unwrap();
-        assert_eq!((open.start, open.end), ("b".into(), Bytes::new()));
-        assert_eq!(
-            of(&range(Some("b"), Some("a"), None)).unwrap_err().exit(),
-            Exit::Usage
-        );
-        let bad = scan_options(&range(Some("xyz"), None, None), Encoding::Hex);
-        assert_eq!(bad.unwrap_err().exit(), Exit::Usage);
-    }
 
     #[test]
     fn values_that_never_end_are_refused() {

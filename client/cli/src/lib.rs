@@ -9,7 +9,7 @@
 //!
 //! # How data flows through it
 //!
-//! [`run`] parses the command line (`args`), makes a client of the library when the command needs one (`connect`),
+//! [`run`] parses the command line (`args`), makes a client of the library when the command needs one (`global`),
 //! and hands both to the command's module. Keys and values come in as arguments, files or standard input and are bytes
 //! from there on; `encoding` is the only place that makes them text, and `output` the only one that knows formats.
 //! Whatever fails becomes a `exit::Failure`: a message, the next step to take, and one of the documented exit codes
@@ -25,18 +25,22 @@
 mod admin;
 mod args;
 mod bench;
-mod center;
+mod client_error;
+mod cluster_view;
 mod config;
-mod connect;
 mod encoding;
 mod exit;
+mod global;
 #[cfg(test)]
 mod golden;
 mod kv;
-mod moving;
+mod move_progress;
+mod nodes;
 mod output;
+mod parse;
 mod playground;
 mod random;
+mod range;
 mod shards;
 mod shell;
 mod status;
@@ -136,7 +140,7 @@ fn dispatch(cli: Cli, runtime: &Runtime) -> Result<Exit, Failure> {
 }
 
 /// The commands that own standard output themselves.
-async fn long_running(command: &Command, global: &args::GlobalArgs) -> Result<Exit, Failure> {
+async fn long_running(command: &Command, global: &global::GlobalArgs) -> Result<Exit, Failure> {
     match command {
         Command::Import(args) => transfer::import(args, &global.client()?, global).await,
         Command::Export(args) => transfer::export(args, &global.client()?, global).await,

@@ -237,6 +237,17 @@ pub(crate) fn size(bytes: u64) -> String {
     )
 }
 
+/// Runs of shards in a table's cell: the first ones.
+pub(crate) fn shorten(runs: &str) -> String {
+    const CHARS: usize = 40;
+    if runs.len() <= CHARS {
+        return runs.to_owned();
+    }
+    let kept = runs.get(..CHARS).and_then(|head| head.rfind(','));
+    let kept = kept.and_then(|comma| runs.get(..comma)).unwrap_or_default();
+    format!("{kept},...")
+}
+
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;

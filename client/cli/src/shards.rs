@@ -11,13 +11,11 @@ use shardkv_client::{
 };
 use tokio::time::sleep;
 
-use crate::args::GlobalArgs;
-use crate::bench::duration;
-use crate::center::{Groups, check_known, groups};
-use crate::config::{parse_gid, shorten};
+use crate::cluster_view::{Groups, check_known, groups};
 use crate::exit::{Exit, Failure};
-use crate::output::size;
-use crate::output::{Format, Table, grouped, json_line};
+use crate::global::GlobalArgs;
+use crate::output::{Format, Table, grouped, json_line, shorten, size};
+use crate::parse::{duration, parse_gid};
 
 /// A table of more rows shows equal ones together.
 const MAX_SINGLE_ROWS: usize = 32;

@@ -1,56 +1,19 @@
 //! `status`: every node of every group, as it sees itself.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use shardkv_client::{Error, Gid, NodeStatus, Role};
+use shardkv_client::{Error, Gid, NodeStatus};
 
-use crate::connect::NEXT_UNREACHABLE;
+use crate::client_error::NEXT_UNREACHABLE;
 use crate::exit::{Exit, Failure};
+use crate::nodes::{Nodes, answers, gids, group_name, group_of, leader_of};
 use crate::output::{Format, Table, json_line, size};
-
-/// What every node said of itself, or why it said nothing; sorted by address.
-pub(crate) type Nodes = Vec<(String, Result<NodeStatus, Error>)>;
-
-/// A group as people call it.
-pub(crate) fn group_name(gid: Gid) -> String {
-    match gid {
-        Gid::NONE => "ctrl".to_owned(),
-        gid => gid.to_string(),
-    }
-}
-
-fn answers(nodes: &Nodes) -> impl Iterator<Item = &NodeStatus> {
-    nodes.iter().filter_map(|(_, status)| status.as_ref().ok())
-}
-
-/// The groups of the nodes that answered; the controllers first.
-pub(crate) fn groups(nodes: &Nodes) -> BTreeSet<Gid> {
-    answers(nodes).map(|status| status.gid).collect()
-}
-
-/// The leader of a group, as it says itself.
-pub(crate) fn leader_of(nodes: &Nodes, gid: Gid) -> Option<(&String, &NodeStatus)> {
-    nodes
-        .iter()
-        .filter_map(|(address, status)| Some((address, status.as_ref().ok()?)))
-        .filter(|(_, status)| status.gid == gid && status.role == Role::Leader)
-        .max_by_key(|(_, status)| status.term)
-}
-
-/// The group of a node, as it says itself or else as a leader says.
-fn group_of(nodes: &Nodes, address: &str, status: &Result<NodeStatus, Error>) -> Option<Gid> {
-    if let Ok(status) = status {
-        return Some(status.gid);
-    }
-    let has = |status: &&NodeStatus| status.members.iter().any(|it| it.address == address);
-    answers(nodes).find(has).map(|status| status.gid)
-}
 
 /// What the exit code of `status` says: whether in every group a node that answered knows a leader.
 pub(crate) fn outlook(nodes: &Nodes) -> Result<Exit, Failure> {
-    let groups = groups(nodes);
+    let groups = gids(nodes);
     if groups.is_empty() {
         let message = "no node answered";
         return Err(Failure::new(Exit::Unavailable, message, NEXT_UNREACHABLE));
@@ -112,7 +75,7 @@ fn by_group(nodes: &Nodes) -> Vec<(Option<Gid>, &String, &Result<NodeStatus, Err
 
 /// All of it, for programs. `leader` is that of the first group with shards; `leaders` has those of all groups by name.
 fn status_json(nodes: &Nodes) -> Value {
-    let leaders: BTreeMap<Gid, &String> = groups(nodes)
+    let leaders: BTreeMap<Gid, &String> = gids(nodes)
         .into_iter()
         .filter_map(|gid| Some((gid, leader_of(nodes, gid)?.0)))
         .collect();
@@ -214,7 +177,7 @@ fn status_table(nodes: &Nodes, out: &mut dyn Write) -> io::Result<()> {
         });
     }
     table.write(out)?;
-    for gid in groups(nodes) {
+    for gid in gids(nodes) {
         if let Some((_, leader)) = leader_of(nodes, gid) {
             members_table(leader, out)?;
         }
@@ -256,93 +219,9 @@ fn note(status: &NodeStatus) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod fixtures {
-    use shardkv_client::{MemberStatus, NodeId};
-
-    use super::*;
-
-    /// A node of a group, which has the address `127.0.0.1:740ID`.
-    fn node(gid: u64, id: u64, role: Role, leader: Option<u64>) -> NodeStatus {
-        NodeStatus {
-            version: "0.1.0".into(),
-            cluster_id: "demo".into(),
-            gid: Gid(gid),
-            node_id: NodeId(id),
-            address: format!("127.0.0.1:740{id}"),
-            role,
-            term: 3,
-            leader_id: leader.map(NodeId),
-            leader_address: leader.map(|id| format!("127.0.0.1:740{id}")),
-            commit_index: 120,
-            last_applied: 119,
-            first_index: 1,
-            last_index: 121,
-            members: vec![
-                MemberStatus {
-                    node_id: NodeId(1),
-                    address: "127.0.0.1:7401".into(),
-                    voter: true,
-                    match_index: Some(121),
-                    progress: Some("replicate".into()),
-                },
-                MemberStatus {
-                    node_id: NodeId(0xbeef),
-                    address: "127.0.0.1:7402".into(),
-                    voter: false,
-                    match_index: Some(7),
-                    progress: Some("snapshot".into()),
-                },
-            ],
-            shards: 64,
-            log_bytes: 70_000,
-            state_bytes: 3_200_000,
-            disk_full: id == 2,
-            trouble: None,
-            kind: shardkv_client::GroupKind::Shards,
-            config_num: shardkv_client::ConfigNum(0),
-            settled: shardkv_client::ConfigNum(0),
-        }
-    }
-
-    fn refused(address: &str) -> (String, Result<NodeStatus, Error>) {
-        let error = Error::Unavailable {
-            address: address.to_owned(),
-            message: "connection refused".into(),
-            maybe_applied: false,
-        };
-        (address.to_owned(), Err(error))
-    }
-
-    fn says(status: NodeStatus) -> (String, Result<NodeStatus, Error>) {
-        (status.address.clone(), Ok(status))
-    }
-
-    /// A standalone group: a leader, a follower, and a stranger that can't be reached.
-    pub(crate) fn one_group() -> Nodes {
-        vec![
-            says(node(1, 1, Role::Leader, Some(1))),
-            says(node(1, 2, Role::Follower, Some(1))),
-            refused("127.0.0.1:7403"),
-        ]
-    }
-
-    /// A group with a leader that knows of a member which can't be reached, and a controller without a leader.
-    pub(crate) fn two_groups() -> Nodes {
-        vec![
-            says(node(1, 1, Role::Leader, Some(1))),
-            refused("127.0.0.1:7402"),
-            says(NodeStatus {
-                members: Vec::new(),
-                ..node(0, 5, Role::Candidate, None)
-            }),
-        ]
-    }
-}
-
-#[cfg(test)]
 mod tests {
-    use super::fixtures::{one_group, two_groups};
     use super::*;
+    use crate::nodes::fixtures::{one_group, two_groups};
 
     #[test]
     fn status_matches_the_golden() {

@@ -20,14 +20,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use types::shard_of;
 
+use super::latencies::{Latencies, Row, table};
 use super::operation::Shape;
-use super::report::{Latencies, Row, table};
-use crate::args::GlobalArgs;
-use crate::center::views;
-use crate::connect::call_failure;
+use crate::client_error::call_failure;
+use crate::cluster_view::views;
 use crate::exit::{Exit, Failure};
-use crate::moving::Tracker;
+use crate::global::GlobalArgs;
+use crate::move_progress::MoveTracker;
 use crate::output::{Format, Table, grouped, json_line};
+use crate::parse::{byte_size, duration};
 
 /// Writes at once while a shard is filled or cleared.
 const FILL_IN_FLIGHT: usize = 256;
@@ -52,30 +53,11 @@ pub(super) struct HandoffArgs {
     #[arg(long, value_name = "PER_SECOND", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     other_rate: u32,
     /// How long to write before the shard moves, and again when it has moved
-    #[arg(long, value_name = "DURATION", value_parser = super::duration, default_value = "5s")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "5s")]
     steady: Duration,
     /// How long a hand-off may take
-    #[arg(long, value_name = "DURATION", value_parser = super::duration, default_value = "10m")]
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10m")]
     patience: Duration,
-}
-
-/// A number of bytes, with a decimal unit or none.
-fn byte_size(text: &str) -> Result<u64, String> {
-    let advice =
-        || "a size is a whole number of bytes, or with kB, MB or GB, like 100MB".to_owned();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: u64 = match text.strip_prefix(digits) {
-        Some("" | "B") => 1,
-        Some("kB") => 1_000,
-        Some("MB") => 1_000_000,
-        Some("GB") => 1_000_000_000,
-        _ => return Err(advice()),
-    };
-    let number: u64 = digits.parse().map_err(|_| advice())?;
-    let bytes = number
-        .checked_mul(unit)
-        .filter(|bytes| *bytes <= 100_000_000_000);
-    bytes.ok_or_else(|| "that is more than 100 GB".to_owned())
 }
 
 /// The hand-off of one shard. Times are in milliseconds.
@@ -267,7 +249,7 @@ async fn move_it(
     before: ShardConfig,
     patience: Duration,
 ) -> Result<Timed, Failure> {
-    let mut tracker = Tracker::new(before);
+    let mut tracker = MoveTracker::new(before);
     let controller = client.controller();
     let asked = Instant::now();
     controller.move_shard(chosen.shard, chosen.to).await?;
@@ -428,24 +410,6 @@ fn write(report: &Report, format: Format, out: &mut dyn io::Write) -> io::Result
 mod tests {
     use super::*;
     use shardkv_client::ConfigNum;
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, bytes) in [("0", 0), ("7B", 7), ("2kB", 2_000), ("100MB", 100_000_000)] {
-            assert_eq!(byte_size(text), Ok(bytes), "{text}");
-        }
-        for bad in [
-            "",
-            "MB",
-            "1.5MB",
-            "1mb",
-            "-1",
-            "101GB",
-            "99999999999999999999",
-        ] {
-            assert!(byte_size(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn a_shard_is_chosen_with_another_group_for_it() {

@@ -13,9 +13,10 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use super::echo::{self, EchoClient};
-use super::report::{Latencies, Row, table};
+use super::latencies::{Latencies, Row, table};
 use crate::exit::{Exit, Failure};
 use crate::output::{Format, json_line};
+use crate::parse::duration;
 
 /// What a write-ahead log writes at once, at least.
 const BLOCK_BYTES: usize = 4_096;
@@ -35,7 +36,7 @@ pub(super) struct LimitsArgs {
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=(1 << 20)))]
     value_bytes: u32,
     /// How long each measurement takes
-    #[arg(long, value_parser = super::duration, default_value = "3s")]
+    #[arg(long, value_parser = duration, default_value = "3s")]
     duration: Duration,
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use clap::Args;
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
 use shardkv_client::{Client, Error};
@@ -14,20 +16,92 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::history::{History, now_ns};
+use super::latencies::Latencies;
 use super::moves::Moves;
-use super::operation::{Answer, Operation, Shape, Source};
-use super::report::{Latencies, Report};
-use super::{LoadArgs, Mode};
-use crate::args::GlobalArgs;
-use crate::connect::call_failure;
+use super::operation::{Answer, Operation, Shape, Source, WriteKind};
+use super::report::Report;
+use crate::client_error::call_failure;
 use crate::exit::{Exit, Failure};
+use crate::global::GlobalArgs;
 use crate::output::grouped;
+use crate::parse::{duration, share};
 
 /// Tasks share this many sets of figures: few enough to stay small, enough that tasks seldom wait for each other.
 const SLOTS: usize = 16;
 
 /// Writes at once while keys are preloaded.
 const PRELOAD_IN_FLIGHT: usize = 256;
+
+/// The load.
+#[derive(Clone, Debug, Args)]
+pub(super) struct LoadArgs {
+    /// How many operations are made at once
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    clients: u32,
+    /// The size of a value, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=(64 << 20)))]
+    value_bytes: u32,
+    /// How many keys there are
+    #[arg(long, value_name = "KEYS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    key_space: u64,
+    /// What keys begin with
+    #[arg(long, value_name = "TEXT", default_value = "bench/")]
+    key_prefix: String,
+    /// The share of reads, from 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
+    read_ratio: f64,
+    /// Which writes there are, in equal shares
+    #[arg(
+        long,
+        value_name = "OP,...",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "put"
+    )]
+    writes: Vec<WriteKind>,
+    /// How long to measure: 500ms, 10s, 2m
+    #[arg(long, value_parser = duration, default_value = "10s", conflicts_with = "count")]
+    duration: Duration,
+    /// How many operations to measure, instead of a duration
+    #[arg(long, value_name = "OPERATIONS", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// How long to run before measuring
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
+    warmup: Duration,
+    /// How calls travel: a gRPC call each, or many together on a stream
+    #[arg(long, value_enum, default_value_t = Mode::Batch)]
+    mode: Mode,
+    /// Over how many batch streams, each on a connection of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    connections: u16,
+    /// Start this many operations a second, whether or not earlier ones have ended
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    rate: Option<u32>,
+    /// Write every key once before anything else
+    #[arg(long)]
+    preload: bool,
+    /// Equal seeds draw equal keys and operations
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write each operation to this file as a line of JSON, for a checker of linearizability
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Report what writes notice of shards that change their owner meanwhile: the pause of each, the effect on the others
+    #[arg(long)]
+    moves: bool,
+    /// Give up after this many failed operations
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    max_errors: u64,
+}
+
+/// How calls travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// A gRPC call each
+    Unary,
+    /// Many calls together on a stream
+    Batch,
+}
 
 /// Makes the load and writes the report.
 pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
@@ -309,11 +383,7 @@ async fn one_client(shared: Arc<Shared>, mut source: Source, task: u64) {
 
 fn learn(shared: &Shared, source: &mut Source, operation: &Operation, answer: &Answer) {
     // Only compare-and-swaps use it.
-    if shared
-        .args
-        .writes
-        .contains(&super::operation::WriteKind::Cas)
-    {
+    if shared.args.writes.contains(&WriteKind::Cas) {
         source.learn(operation, answer);
     }
 }

@@ -16,8 +16,8 @@ use shardkv_client::{Client, ConfigEvent, Gid, ShardConfig};
 use tokio::time::{Instant, sleep};
 use types::shard_of;
 
-use super::report::{Latencies, Row, table};
-use crate::center::is_settled;
+use super::latencies::{Latencies, Row, table};
+use crate::cluster_view::is_settled;
 use crate::exit::Failure;
 use crate::output::Table;
 

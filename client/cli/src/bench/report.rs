@@ -1,81 +1,13 @@
-//! Latencies and what is written of them.
+//! The report of a load.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use super::latencies::{Row, table};
 use super::moves::MovesReport;
-use crate::output::{Format, Table, grouped, json_line};
-
-/// The longest latency that is told from longer ones.
-const MAX_LATENCY_NS: u64 = 600_000_000_000;
-
-/// Latencies in nanoseconds, to three digits.
-#[derive(Clone, Debug)]
-pub(super) struct Latencies(Histogram<u64>);
-
-impl Latencies {
-    /// None yet.
-    pub(super) fn new() -> Self {
-        // The bounds and digits are constants that the histogram accepts; the smallest one is a fallback without panic.
-        let histogram = Histogram::new_with_bounds(1, MAX_LATENCY_NS, 3)
-            .or_else(|_| Histogram::new(3))
-            .unwrap_or_else(|_| unreachable!("three digits are allowed"));
-        Self(histogram)
-    }
-
-    /// Adds one.
-    pub(super) fn add(&mut self, latency: Duration) {
-        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(MAX_LATENCY_NS);
-        self.0.saturating_record(nanos);
-    }
-
-    /// Adds all of another.
-    pub(super) fn merge(&mut self, other: &Self) {
-        // Equal bounds always add.
-        let _ = self.0.add(&other.0);
-    }
-
-    /// How many there are.
-    pub(super) fn count(&self) -> u64 {
-        self.0.len()
-    }
-
-    /// The figures of one row, over `seconds`.
-    pub(super) fn row(&self, seconds: f64) -> Row {
-        #[allow(clippy::cast_precision_loss, reason = "figures for people")]
-        let micros = |nanos: u64| nanos as f64 / 1e3;
-        let at = |quantile| micros(self.0.value_at_quantile(quantile));
-        #[allow(clippy::cast_precision_loss, reason = "figures for people")]
-        let per_second = self.count() as f64 / seconds.max(1e-9);
-        Row {
-            count: self.count(),
-            per_second,
-            mean_us: self.0.mean() / 1e3,
-            p50_us: at(0.5),
-            p90_us: at(0.9),
-            p99_us: at(0.99),
-            p999_us: at(0.999),
-            max_us: micros(self.0.max()),
-        }
-    }
-}
-
-/// Figures of one kind of operation. Latencies in microseconds.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
-    pub(super) count: u64,
-    pub(super) per_second: f64,
-    pub(super) mean_us: f64,
-    pub(super) p50_us: f64,
-    pub(super) p90_us: f64,
-    pub(super) p99_us: f64,
-    pub(super) p999_us: f64,
-    pub(super) max_us: f64,
-}
+use crate::output::{Format, grouped, json_line};
 
 /// The result of a load.
 #[derive(Clone, Debug, Serialize)]
@@ -105,36 +37,6 @@ pub(super) struct Report {
     /// With --moves: what writes noticed of shards that moved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) moves: Option<MovesReport>,
-}
-
-/// Named rows as a table.
-pub(super) fn table(name: &str, rows: &[(&str, &Row)]) -> Table {
-    let mut table = Table::new(&[
-        name,
-        "COUNT",
-        "PER SECOND",
-        "MEAN ms",
-        "P50 ms",
-        "P90 ms",
-        "P99 ms",
-        "P99.9 ms",
-        "MAX ms",
-    ]);
-    for (name, row) in rows {
-        let ms = |micros: f64| format!("{:.3}", micros / 1e3);
-        table.row(vec![
-            (*name).to_owned(),
-            grouped(row.count),
-            format!("{:.1}", row.per_second),
-            ms(row.mean_us),
-            ms(row.p50_us),
-            ms(row.p90_us),
-            ms(row.p99_us),
-            ms(row.p999_us),
-            ms(row.max_us),
-        ]);
-    }
-    table
 }
 
 impl Report {
@@ -191,6 +93,9 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::latencies::Latencies;
     use super::super::moves::MovedShard;
     use super::*;
 

@@ -20,13 +20,14 @@ use super::control::{self, Order, Reply, Request, reply};
 use super::layout::{Layout, Lock, NodeLayout, Stage};
 use super::nodes::Nodes;
 use super::place::{Place, StopRequest, stop_requested};
+use super::ports;
 use super::process::Program;
 use super::prompt::{self, Prompt};
 use super::scale::{News, Plan, Scaler};
+use super::start::StartArgs;
 use super::watch::{self, Least};
-use super::{StartArgs, ports};
 use crate::exit::{Exit, Failure};
-use crate::moving::{Moving, MovingBar};
+use crate::move_progress::{MoveProgress, MoveProgressBar};
 use crate::output::Format;
 
 /// Runs a playground until it is stopped.
@@ -58,7 +59,7 @@ async fn run_in(
             format!("stop it: `shardkv playground down --dir {}`", dir.display()),
         ));
     }
-    ports::check_free(&layout.nodes)?;
+    ports::check_free(layout.addresses())?;
     layout.pid = Some(std::process::id());
     layout.ready = false;
     layout.nodes.iter_mut().for_each(|node| node.pid = None);
@@ -108,7 +109,7 @@ struct Cluster {
 /// Somebody who waits until the groups are as asked.
 enum Waiter {
     Caller(UnixStream),
-    Person(MovingBar),
+    Person(MoveProgressBar),
 }
 
 /// What happens to a playground.
@@ -329,7 +330,7 @@ impl Cluster {
         }
     }
 
-    async fn progress(&mut self, moving: &Moving) {
+    async fn progress(&mut self, moving: &MoveProgress) {
         if !self.nodes.layout.ready {
             self.spinner.set_message(moving.line());
         }
@@ -413,7 +414,7 @@ impl Cluster {
                     Order::Down => return Ok(After::Down),
                     Order::Scale { groups } => match self.scale(groups) {
                         Ok(()) => {
-                            self.waiters.push(Waiter::Person(MovingBar::new()));
+                            self.waiters.push(Waiter::Person(MoveProgressBar::new()));
                             return Ok(After::Next);
                         }
                         Err(failure) => Err(failure),

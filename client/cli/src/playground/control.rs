@@ -10,7 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use crate::exit::{Exit, Failure};
-use crate::moving::Moving;
+use crate::move_progress::MoveProgress;
 
 /// What may be done to a node, or (`Scale`, `Down`) to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ impl Request {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
     /// Shards are on their way.
-    Progress(Moving),
+    Progress(MoveProgress),
     /// Done, to this node, which has (or had) this process.
     Done { node: String, pid: Option<u32> },
     /// These groups share the shards now.
@@ -141,7 +141,7 @@ pub(super) async fn answer(stream: &mut UnixStream, reply: &Reply) -> io::Result
 pub(super) async fn ask(
     dir: &Path,
     request: &Request,
-    mut progress: impl FnMut(&Moving),
+    mut progress: impl FnMut(&MoveProgress),
 ) -> Result<Reply, Failure> {
     let not_running = |error: io::Error| {
         Failure::new(
@@ -201,9 +201,9 @@ mod tests {
                 node: "node-1".into(),
                 pid: Some(3),
             };
-            let moving = Moving {
+            let moving = MoveProgress {
                 to_move: 2,
-                ..Moving::default()
+                ..MoveProgress::default()
             };
             let serve = async {
                 for result in [Ok(done.clone()), Err(Failure::failed("no", "do that"))] {

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::StartArgs;
 use super::ports;
+use super::start::StartArgs;
 use crate::exit::Failure;
 
 /// The version of the file's format.
@@ -278,6 +278,12 @@ impl Layout {
         self.list_endpoints();
     }
 
+    /// Returns every address that a node listens on.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = &String> {
+        let nodes = self.nodes.iter();
+        nodes.flat_map(|node| [&node.address, &node.metrics])
+    }
+
     fn list_endpoints(&mut self) {
         let addresses: Vec<&str> = self
             .nodes
@@ -488,7 +494,7 @@ mod tests {
         assert_eq!(made.nodes.len(), 5);
         assert_eq!(addresses(&made).len(), 10);
         assert!(!made.is_sharded() && made.controllers().is_empty());
-        ports::check_free(&made.nodes).unwrap();
+        ports::check_free(made.addresses()).unwrap();
         for other in [
             ["--replicas", "3"],
             ["--base-port", "1"],

@@ -25,6 +25,7 @@ mod ports;
 mod process;
 mod prompt;
 mod scale;
+mod start;
 mod watch;
 
 use std::path::PathBuf;
@@ -32,10 +33,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use crate::args::GlobalArgs;
-use crate::bench::duration;
 use crate::exit::{Exit, Failure};
+use crate::global::GlobalArgs;
+use crate::parse::duration;
 use control::Order;
+use start::{StartArgs, group_count};
 
 /// Which cluster is run, or what is done to one that runs.
 #[derive(Debug, Args)]
@@ -57,49 +59,6 @@ pub(crate) struct PlaygroundArgs {
     command: Option<PlaygroundCommand>,
     #[command(flatten)]
     start: StartArgs,
-}
-
-/// How a playground is started.
-#[derive(Debug, Args)]
-pub(super) struct StartArgs {
-    /// How many nodes a group has; default: as many as in the folder, or 3
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9))]
-    replicas: Option<u16>,
-    /// How many groups share the shards, under controllers; default: as many as in the folder, or one without controllers
-    #[arg(long, short, value_name = "N", value_parser = group_count())]
-    groups: Option<u16>,
-    /// How many controllers there are, with --groups; default: as many as in the folder, or 3
-    #[arg(long, value_name = "N", requires = "groups", value_parser = clap::value_parser!(u16).range(1..=9))]
-    controllers: Option<u16>,
-    /// How many shards the keys are spread over, chosen once; default: the nodes' default
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(types::MAX_SHARDS)))]
-    shards: Option<u32>,
-    /// Where data, logs and addresses are kept; default: a temporary folder that is removed at the end
-    #[arg(long)]
-    dir: Option<PathBuf>,
-    /// The first node's port, with the next ones after it; default: free ports
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=65_000))]
-    base_port: Option<u16>,
-    /// The program of a node; default: `shardkv-node` beside this program, else in PATH
-    #[arg(
-        long,
-        env = "SHARDKV_NODE_BINARY",
-        hide_env_values = true,
-        value_name = "FILE"
-    )]
-    node_binary: Option<PathBuf>,
-    /// How long to wait for a leader at the start, and for a node that is restarted
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
-    start_timeout: Duration,
-    /// How long a node may take to stop before it is killed
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10s")]
-    stop_timeout: Duration,
-    /// Stop when standard input ends, as it does when the program that started this one is gone
-    #[arg(long)]
-    stop_on_stdin_eof: bool,
-    /// Options for every node
-    #[arg(last = true, value_name = "NODE OPTIONS")]
-    node_args: Vec<String>,
 }
 
 /// What is done to a playground that runs.
@@ -145,11 +104,6 @@ enum PlaygroundCommand {
     },
     /// Stop the whole playground
     Down(DirArgs),
-}
-
-/// More groups than a machine has room for are a mistake.
-fn group_count() -> clap::builder::RangedI64ValueParser<u16> {
-    clap::value_parser!(u16).range(1..=64)
 }
 
 /// Which playground.

@@ -3,7 +3,6 @@
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::TcpListener;
 
-use super::layout::NodeLayout;
 use crate::exit::Failure;
 
 /// Ports are drawn below the range that the kernel gives to outgoing connections (from 32768 on): a client's
@@ -76,10 +75,9 @@ pub(super) fn free(nodes: u16, taken: &[&str]) -> Result<Vec<Pair>, Failure> {
 
 /// Refuses addresses that somebody listens on.
 pub(super) fn check_free<'a>(
-    nodes: impl IntoIterator<Item = &'a NodeLayout>,
+    addresses: impl IntoIterator<Item = &'a String>,
 ) -> Result<(), Failure> {
-    let nodes = nodes.into_iter();
-    for address in nodes.flat_map(|node| [&node.address, &node.metrics]) {
+    for address in addresses {
         if let Err(error) = TcpListener::bind(address) {
             return Err(Failure::failed(
                 format!("can't listen on {address}: {error}"),
@@ -93,7 +91,6 @@ pub(super) fn check_free<'a>(
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::PathBuf;
 
     use super::*;
 
@@ -117,17 +114,7 @@ mod tests {
     fn a_port_in_use_is_refused() {
         let used = TcpListener::bind("127.0.0.1:0").unwrap();
         let metrics = used.local_addr().unwrap().to_string();
-        let node = NodeLayout {
-            name: "node-1".into(),
-            group: "g1".into(),
-            gid: 1,
-            address: "127.0.0.1:0".into(),
-            metrics: metrics.clone(),
-            data_dir: PathBuf::new(),
-            log: PathBuf::new(),
-            pid: None,
-        };
-        let failure = check_free([&node]).unwrap_err();
+        let failure = check_free([&"127.0.0.1:0".to_owned(), &metrics]).unwrap_err();
         assert!(failure.to_string().contains(&metrics), "{failure}");
     }
 }

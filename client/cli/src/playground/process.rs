@@ -197,7 +197,7 @@ mod tests {
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
-        start: crate::playground::StartArgs,
+        start: crate::playground::start::StartArgs,
     }
 
     fn layout(dir: &Path, words: &[&str]) -> Layout {

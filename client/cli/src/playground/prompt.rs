@@ -7,6 +7,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::sync::mpsc;
 
 use super::control::{Order, Request};
+use super::start::group_count;
 use crate::exit::Failure;
 
 /// The longest line, in bytes.
@@ -33,7 +34,7 @@ pub(super) enum Typed {
     /// Have this many groups: new ones join, or the newest leave
     Scale {
         /// How many groups
-        #[arg(value_parser = super::group_count())]
+        #[arg(value_parser = group_count())]
         groups: u16,
     },
     /// End a node at once, as a crash does (SIGKILL)

@@ -16,9 +16,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::layout::{Kind, Layout, Stage};
-use crate::center::views;
+use crate::cluster_view::views;
 use crate::exit::Failure;
-use crate::moving::{Moving, Tracker};
+use crate::move_progress::{MoveProgress, MoveTracker};
 
 /// How often it is looked how far everything is.
 const POLL: Duration = Duration::from_millis(100);
@@ -61,7 +61,7 @@ pub(super) enum News {
     /// Nothing needs this group any more. A new plan is awaited.
     Drained(Gid),
     /// How far it is, or what is in the way.
-    Progress(Moving),
+    Progress(MoveProgress),
     /// All is done that the plan of this number asks for, and every shard is where it belongs.
     Settled(u64),
 }
@@ -109,7 +109,7 @@ impl Scaler {
 struct Worker {
     client: Client,
     news: mpsc::Sender<News>,
-    tracker: Option<Tracker>,
+    tracker: Option<MoveTracker>,
 }
 
 /// What the worker does after a step.
@@ -164,7 +164,7 @@ impl Worker {
         }
         let controller = self.client.controller();
         let view = controller.query(None).await?;
-        let before = || Tracker::new(view.config.clone());
+        let before = || MoveTracker::new(view.config.clone());
         let tracker = self.tracker.get_or_insert_with(before);
         if !plan.joining.is_empty() {
             controller.join(plan.joining.clone()).await?;
@@ -194,9 +194,9 @@ impl Worker {
     }
 
     async fn waits_for(&self, what: String) {
-        let moving = Moving {
+        let moving = MoveProgress {
             waits_for: what,
-            ..Moving::default()
+            ..MoveProgress::default()
         };
         self.tell(News::Progress(moving)).await;
     }
@@ -230,7 +230,7 @@ mod tests {
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
-        start: crate::playground::StartArgs,
+        start: crate::playground::start::StartArgs,
     }
 
     #[test]

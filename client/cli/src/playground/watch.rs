@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::control::{self, Order, Reply, Request};
 use super::layout::{Kind, Layout, NodeLayout, Stage};
 use super::process;
-use crate::connect::connect_failure;
+use crate::client_error::connect_failure;
 use crate::exit::{Exit, Failure};
-use crate::moving::MovingBar;
+use crate::move_progress::MoveProgressBar;
 use crate::output::{Format, Table, json_line};
 
 /// How long a node may take to say how it is; a frozen one never does.
@@ -339,7 +339,7 @@ pub(super) async fn order(
 pub(super) async fn scale(dir: &Path, groups: u16, format: Format) -> Result<Exit, Failure> {
     Layout::existing(dir)?;
     let request = Request::to_all(Order::Scale { groups });
-    let mut bar = MovingBar::new();
+    let mut bar = MoveProgressBar::new();
     let reply = control::ask(dir, &request, |moving| bar.show(moving)).await;
     bar.finish();
     write_reply(&reply?, format, &mut io::stdout().lock())
@@ -409,7 +409,7 @@ mod tests {
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
-        start: crate::playground::StartArgs,
+        start: crate::playground::start::StartArgs,
     }
 
     fn three_nodes() -> Layout {

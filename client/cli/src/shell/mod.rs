@@ -15,10 +15,11 @@ use rustyline::error::ReadlineError;
 use shardkv_client::Client;
 use tokio::runtime::Runtime;
 
-use crate::args::{AdminCommand, GlobalArgs, KvCommand};
+use crate::admin::AdminCommand;
 use crate::encoding::Encoding;
 use crate::exit::{Exit, Failure};
-use crate::kv::Verbs;
+use crate::global::GlobalArgs;
+use crate::kv::{KvCommand, Verbs};
 use crate::output::Format;
 
 /// The longest line of a script, in bytes.

@@ -14,12 +14,12 @@ use futures::{Stream, StreamExt as _};
 use shardkv_client::{Client, Export, ExportEvent, ExportOptions, Pair};
 use tempfile::SpooledTempFile;
 
-use super::FileFormat;
-use super::progress::{Progress, Summary};
-use crate::args::{GlobalArgs, RangeArgs};
+use super::format::FileFormat;
+use super::progress::{Cuts, Progress, Summary};
 use crate::exit::{Exit, Failure};
-use crate::kv::scan_options;
+use crate::global::GlobalArgs;
 use crate::output::Format;
+use crate::range::{RangeArgs, scan_options};
 
 /// What is held of a shard in memory; more goes to a temporary file.
 const MAX_HELD_BYTES: usize = 8 << 20;
@@ -183,28 +183,6 @@ async fn copy(
         }
     }
     Ok(progress.finish(0, longest).of(cuts))
-}
-
-/// How an export was cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub(super) struct Cuts {
-    /// How many shards there were, each of which is as it was at one moment.
-    pub(super) shards: u32,
-    /// How often a shard was begun anew.
-    pub(super) restarts: u64,
-}
-
-impl Cuts {
-    /// For people, behind what was exported.
-    pub(super) fn line(self) -> String {
-        let anew = match self.restarts {
-            0 => String::new(),
-            1 => "; 1 was begun anew".to_owned(),
-            n => format!("; {n} times one was begun anew"),
-        };
-        let shards = crate::output::grouped(self.shards.into());
-        format!("\n    each of {shards} shards as it was at one moment{anew}")
-    }
 }
 
 #[cfg(test)]

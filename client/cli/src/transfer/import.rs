@@ -14,11 +14,12 @@ use futures::{Future, StreamExt as _};
 use shardkv_client::{Client, Error};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::format::FileFormat;
 use super::progress::{Progress, Summary};
-use super::{FileFormat, Record};
-use crate::args::GlobalArgs;
-use crate::connect::call_failure;
+use super::record::Record;
+use crate::client_error::call_failure;
 use crate::exit::{Exit, Failure};
+use crate::global::GlobalArgs;
 
 /// Lines that are parsed ahead of the writes.
 const QUEUE_RECORDS: usize = 1_024;

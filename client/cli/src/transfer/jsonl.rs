@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BadLine, Record};
+use super::record::{BadLine, Record};
 use crate::encoding::Encoding;
 
 /// All names that are understood. An unknown one is refused, never dropped: it may be a misspelt `value`.

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::export::Cuts;
-use crate::output::{Format, grouped, json_line};
+use crate::output::{Format, grouped, json_line, size};
 
 /// A bar (or, when the size isn't known, a spinner) on a terminal; nothing elsewhere.
 pub(super) struct Progress {
@@ -114,12 +113,34 @@ impl Summary {
                     out,
                     "{done} {} records ({}) in {:.2} s, {:.0}/s, longest pause {:.0} ms{skipped}{cuts}",
                     grouped(self.records),
-                    crate::output::size(self.bytes),
+                    size(self.bytes),
                     self.seconds,
                     self.records_per_second,
                     self.longest_gap_ms,
                 )
             }
         }
+    }
+}
+
+/// How an export was cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Cuts {
+    /// How many shards there were, each of which is as it was at one moment.
+    pub(super) shards: u32,
+    /// How often a shard was begun anew.
+    pub(super) restarts: u64,
+}
+
+impl Cuts {
+    /// For people, behind what was exported.
+    pub(super) fn line(self) -> String {
+        let anew = match self.restarts {
+            0 => String::new(),
+            1 => "; 1 was begun anew".to_owned(),
+            n => format!("; {n} times one was begun anew"),
+        };
+        let shards = grouped(self.shards.into());
+        format!("\n    each of {shards} shards as it was at one moment{anew}")
     }
 }

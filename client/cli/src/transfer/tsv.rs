@@ -1,6 +1,6 @@
 //! A record as `key TAB value` with four escapes.
 
-use super::{BadLine, Record};
+use super::record::{BadLine, Record};
 
 /// The record on a line.
 pub(super) fn decode(line: &[u8]) -> Result<Record, BadLine> {

@@ -2,18 +2,13 @@
 //! that show and wait for them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use shardkv_client::{
     Client, ConfigNum, ConfigView, Error, Gid, GroupShards, Role, ShardId, ShardSet, ShardState,
 };
-use tokio::time::timeout;
 
 use crate::exit::Failure;
-use crate::status::Nodes;
-
-/// How long a client may take to learn a configuration that a controller has told already.
-const CONFIG_PATIENCE: Duration = Duration::from_secs(2);
+use crate::nodes::configured;
 
 /// What groups say of their shards, or why they say nothing.
 pub(crate) type Groups = BTreeMap<Gid, Result<GroupShards, Error>>;
@@ -38,26 +33,6 @@ impl GroupView {
     }
 }
 
-/// Waits until the client knows configuration `num`, or a while.
-pub(crate) async fn configured(client: &Client, num: ConfigNum) {
-    let mut configs = client.configs();
-    let known = configs.wait_for(|config| config.as_ref().is_some_and(|it| it.num() >= num));
-    // One that can't be learnt is missed by whoever needs it.
-    let _ = timeout(CONFIG_PATIENCE, known).await;
-}
-
-/// What every node says of itself, in all groups that are known from any of them.
-pub(crate) async fn all_nodes(client: &Client) -> Nodes {
-    let known = client.config().is_some();
-    let nodes = client.status_all().await;
-    if known || nodes.iter().all(|(_, status)| status.is_err()) {
-        return nodes;
-    }
-    // Nodes of other groups are found by the configuration, which whoever answers knows.
-    configured(client, ConfigNum(0)).await;
-    client.status_all().await
-}
-
 /// What every group says that is part of the cluster, or left and is not drained yet.
 pub(crate) async fn groups(client: &Client, view: &ConfigView, exact: bool) -> Groups {
     configured(client, view.config.num()).await;
@@ -71,7 +46,7 @@ pub(crate) async fn groups(client: &Client, view: &ConfigView, exact: bool) -> G
         let said = match client.controller().query(Some(ConfigNum(before))).await {
             Ok(view) => {
                 let addresses = view.config.groups().get(&group.gid);
-                ask(client, addresses.map_or(&[], Vec::as_slice), exact).await
+                ask_group(client, addresses.map_or(&[], Vec::as_slice), exact).await
             }
             Err(error) => Err(error),
         };
@@ -81,7 +56,11 @@ pub(crate) async fn groups(client: &Client, view: &ConfigView, exact: bool) -> G
 }
 
 /// What the leader among these nodes says of its group.
-async fn ask(client: &Client, addresses: &[String], exact: bool) -> Result<GroupShards, Error> {
+async fn ask_group(
+    client: &Client,
+    addresses: &[String],
+    exact: bool,
+) -> Result<GroupShards, Error> {
     for address in addresses {
         let Ok(admin) = client.admin(address) else {
             continue;

@@ -1,38 +1,8 @@
-//! From the global options to a client, and from the client's errors to ours.
+//! Converts the client library's errors to failures with an exit code and a next step.
 
-use std::time::Duration;
+use shardkv_client::{ConnectError, Error};
 
-use shardkv_client::{Client, ClientOptions, ConnectError, Error, Mode};
-
-use crate::args::GlobalArgs;
 use crate::exit::{Exit, Failure};
-use crate::output::Style;
-
-impl GlobalArgs {
-    /// A client of these endpoints that opens no connection before its first call.
-    pub(crate) fn client(&self) -> Result<Client, Failure> {
-        self.client_with(Mode::Batch, 1)
-    }
-
-    /// Like [`Self::client`], with a choice of how calls travel and over how many streams.
-    pub(crate) fn client_with(&self, mode: Mode, connections: usize) -> Result<Client, Failure> {
-        let options = ClientOptions {
-            mode,
-            connections,
-            request_timeout: Duration::from_millis(self.timeout_ms),
-            ..ClientOptions::new(self.endpoints.iter().map(|address| address.trim()))
-        };
-        Client::lazy(options).map_err(|error| connect_failure(&error))
-    }
-
-    /// How results are written.
-    pub(crate) fn style(&self) -> Style {
-        Style {
-            format: self.output,
-            encoding: self.encoding,
-        }
-    }
-}
 
 /// A client that could not be made.
 pub(crate) fn connect_failure(error: &ConnectError) -> Failure {
@@ -102,6 +72,8 @@ impl From<Error> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

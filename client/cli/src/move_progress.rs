@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal as _};
 use std::time::{Duration, Instant};
 
-use crate::center::{GroupView, is_settled};
+use crate::cluster_view::{GroupView, is_settled};
 use crate::output::grouped;
 use crate::output::size;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,7 +17,7 @@ use shardkv_client::{ConfigNum, ConfigView, Gid, GroupProgress, ShardConfig, Sha
 
 /// How far shards are on their way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Moving {
+pub(crate) struct MoveProgress {
     /// How many shards change their owner.
     pub(crate) to_move: u32,
     /// How many of them are served by the new one.
@@ -30,13 +30,13 @@ pub(crate) struct Moving {
 
 /// Follows shards from the moment at which a change is about to be made.
 #[derive(Clone, Debug)]
-pub(crate) struct Tracker {
+pub(crate) struct MoveTracker {
     config: ShardConfig,
     /// All shards that changed their owner since.
     seen: BTreeSet<ShardId>,
 }
 
-impl Tracker {
+impl MoveTracker {
     /// Follows all that changes after `before`.
     pub(crate) fn new(before: ShardConfig) -> Self {
         Self {
@@ -65,7 +65,7 @@ impl Tracker {
         &mut self,
         view: &ConfigView,
         groups: &BTreeMap<Gid, GroupView>,
-    ) -> (Moving, bool) {
+    ) -> (MoveProgress, bool) {
         let config = &view.config;
         self.follow(config);
         for view in groups.values() {
@@ -85,7 +85,7 @@ impl Tracker {
             self.seen.iter().filter(arrived).count()
         };
         let pulled = groups.values().flat_map(|view| view.pulling.values());
-        let moving = Moving {
+        let moving = MoveProgress {
             to_move: count(self.seen.len()),
             moved: count(moved),
             pulled_bytes: pulled.sum(),
@@ -109,7 +109,7 @@ fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-impl Moving {
+impl MoveProgress {
     /// One line for people.
     pub(crate) fn line(&self) -> String {
         let mut parts = Vec::new();
@@ -138,12 +138,12 @@ impl Moving {
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// Shows on standard error how far shards are: a bar on a terminal, elsewhere a line now and then.
-pub(crate) struct MovingBar {
+pub(crate) struct MoveProgressBar {
     bar: Option<ProgressBar>,
-    last: Option<(Instant, Moving)>,
+    last: Option<(Instant, MoveProgress)>,
 }
 
-impl MovingBar {
+impl MoveProgressBar {
     /// Nothing is shown before the first news.
     pub(crate) fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
@@ -157,7 +157,7 @@ impl MovingBar {
     }
 
     /// Shows how far it is.
-    pub(crate) fn show(&mut self, moving: &Moving) {
+    pub(crate) fn show(&mut self, moving: &MoveProgress) {
         if let Some(bar) = &self.bar {
             // A bar without a length would look complete.
             bar.set_length(moving.to_move.max(1).into());
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn shards_arrive_and_groups_settle() {
-        let mut tracker = Tracker::new(config(1, &[(8, 1)]));
+        let mut tracker = MoveTracker::new(config(1, &[(8, 1)]));
         let after = config(2, &[(4, 1), (4, 2)]);
         let slow = [progress(1, 1, None), progress(2, 1, None)];
         let mut look = |groups: &[(u64, GroupView)], progress: &[GroupProgress]| {
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_group_that_left_is_waited_for_until_it_is_drained() {
-        let mut tracker = Tracker::new(config(4, &[(1, 1), (1, 2)]));
+        let mut tracker = MoveTracker::new(config(4, &[(1, 1), (1, 2)]));
         let after = config(5, &[(2, 1)]);
         let groups = BTreeMap::from([(Gid(1), says(5, &[]))]);
         let mut look = |settled| {

@@ -1,0 +1,69 @@
+//! The options that every command takes, and the client that they describe.
+
+use std::time::Duration;
+
+use clap::Args;
+use shardkv_client::{Client, ClientOptions, Mode};
+
+use crate::client_error::connect_failure;
+use crate::encoding::Encoding;
+use crate::exit::Failure;
+use crate::output::{Format, Style};
+
+/// The global options: where the cluster is, how long a request may take, and how results are written.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct GlobalArgs {
+    /// Where nodes answer; any of them will do, the others are found from there
+    #[arg(
+        long,
+        global = true,
+        env = "SHARDKV_ENDPOINTS",
+        hide_env_values = true,
+        value_name = "HOST:PORT,...",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400"
+    )]
+    pub(crate) endpoints: Vec<String>,
+    /// How long one request may take with all its retries, in milliseconds
+    #[arg(
+        long,
+        global = true,
+        value_name = "MS",
+        default_value_t = 10_000,
+        value_parser = clap::value_parser!(u64).range(1..=86_400_000)
+    )]
+    pub(crate) timeout_ms: u64,
+    /// How results are written: for people, for programs, or as bytes
+    #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
+    pub(crate) output: Format,
+    /// How keys and values are written in arguments, tables and JSON
+    #[arg(long, global = true, value_enum, default_value_t = Encoding::Utf8)]
+    pub(crate) encoding: Encoding,
+}
+
+impl GlobalArgs {
+    /// A client of these endpoints that opens no connection before its first call.
+    pub(crate) fn client(&self) -> Result<Client, Failure> {
+        self.client_with(Mode::Batch, 1)
+    }
+
+    /// Like [`Self::client`], with a choice of how calls travel and over how many streams.
+    pub(crate) fn client_with(&self, mode: Mode, connections: usize) -> Result<Client, Failure> {
+        let options = ClientOptions {
+            mode,
+            connections,
+            request_timeout: Duration::from_millis(self.timeout_ms),
+            ..ClientOptions::new(self.endpoints.iter().map(|address| address.trim()))
+        };
+        Client::lazy(options).map_err(|error| connect_failure(&error))
+    }
+
+    /// How results are written.
+    pub(crate) fn style(&self) -> Style {
+        Style {
+            format: self.output,
+            encoding: self.encoding,
+        }
+    }
+}

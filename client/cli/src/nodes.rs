@@ -1,0 +1,156 @@
+//! The nodes of a cluster: their statuses, their groups and the groups' leaders.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use shardkv_client::{Client, ConfigNum, Error, Gid, NodeStatus, Role};
+use tokio::time::timeout;
+
+/// How long a client may take to learn a configuration that a controller has told already.
+const CONFIG_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What every node said of itself, or why it said nothing; sorted by address.
+pub(crate) type Nodes = Vec<(String, Result<NodeStatus, Error>)>;
+
+/// A group as people call it.
+pub(crate) fn group_name(gid: Gid) -> String {
+    match gid {
+        Gid::NONE => "ctrl".to_owned(),
+        gid => gid.to_string(),
+    }
+}
+
+pub(crate) fn answers(nodes: &Nodes) -> impl Iterator<Item = &NodeStatus> {
+    nodes.iter().filter_map(|(_, status)| status.as_ref().ok())
+}
+
+/// The groups of the nodes that answered; the controllers first.
+pub(crate) fn gids(nodes: &Nodes) -> BTreeSet<Gid> {
+    answers(nodes).map(|status| status.gid).collect()
+}
+
+/// The leader of a group, as it says itself.
+pub(crate) fn leader_of(nodes: &Nodes, gid: Gid) -> Option<(&String, &NodeStatus)> {
+    nodes
+        .iter()
+        .filter_map(|(address, status)| Some((address, status.as_ref().ok()?)))
+        .filter(|(_, status)| status.gid == gid && status.role == Role::Leader)
+        .max_by_key(|(_, status)| status.term)
+}
+
+/// The group of a node, as it says itself or else as a leader says.
+pub(crate) fn group_of(
+    nodes: &Nodes,
+    address: &str,
+    status: &Result<NodeStatus, Error>,
+) -> Option<Gid> {
+    if let Ok(status) = status {
+        return Some(status.gid);
+    }
+    let has = |status: &&NodeStatus| status.members.iter().any(|it| it.address == address);
+    answers(nodes).find(has).map(|status| status.gid)
+}
+
+/// Waits until the client knows configuration `num`, or a while.
+pub(crate) async fn configured(client: &Client, num: ConfigNum) {
+    let mut configs = client.configs();
+    let known = configs.wait_for(|config| config.as_ref().is_some_and(|it| it.num() >= num));
+    // One that can't be learnt is missed by whoever needs it.
+    let _ = timeout(CONFIG_PATIENCE, known).await;
+}
+
+/// What every node says of itself, in all groups that are known from any of them.
+pub(crate) async fn all_nodes(client: &Client) -> Nodes {
+    let known = client.config().is_some();
+    let nodes = client.status_all().await;
+    if known || nodes.iter().all(|(_, status)| status.is_err()) {
+        return nodes;
+    }
+    // Nodes of other groups are found by the configuration, which whoever answers knows.
+    configured(client, ConfigNum(0)).await;
+    client.status_all().await
+}
+
+#[cfg(test)]
+pub(crate) mod fixtures {
+    use shardkv_client::{MemberStatus, NodeId};
+
+    use super::*;
+
+    /// A node of a group, which has the address `127.0.0.1:740ID`.
+    fn node(gid: u64, id: u64, role: Role, leader: Option<u64>) -> NodeStatus {
+        NodeStatus {
+            version: "0.1.0".into(),
+            cluster_id: "demo".into(),
+            gid: Gid(gid),
+            node_id: NodeId(id),
+            address: format!("127.0.0.1:740{id}"),
+            role,
+            term: 3,
+            leader_id: leader.map(NodeId),
+            leader_address: leader.map(|id| format!("127.0.0.1:740{id}")),
+            commit_index: 120,
+            last_applied: 119,
+            first_index: 1,
+            last_index: 121,
+            members: vec![
+                MemberStatus {
+                    node_id: NodeId(1),
+                    address: "127.0.0.1:7401".into(),
+                    voter: true,
+                    match_index: Some(121),
+                    progress: Some("replicate".into()),
+                },
+                MemberStatus {
+                    node_id: NodeId(0xbeef),
+                    address: "127.0.0.1:7402".into(),
+                    voter: false,
+                    match_index: Some(7),
+                    progress: Some("snapshot".into()),
+                },
+            ],
+            shards: 64,
+            log_bytes: 70_000,
+            state_bytes: 3_200_000,
+            disk_full: id == 2,
+            trouble: None,
+            kind: shardkv_client::GroupKind::Shards,
+            config_num: ConfigNum(0),
+            settled: ConfigNum(0),
+        }
+    }
+
+    fn refused(address: &str) -> (String, Result<NodeStatus, Error>) {
+        let error = Error::Unavailable {
+            address: address.to_owned(),
+            message: "connection refused".into(),
+            maybe_applied: false,
+        };
+        (address.to_owned(), Err(error))
+    }
+
+    fn says(status: NodeStatus) -> (String, Result<NodeStatus, Error>) {
+        (status.address.clone(), Ok(status))
+    }
+
+    /// A standalone group: a leader, a follower, and a stranger that can't be reached.
+    pub(crate) fn one_group() -> Nodes {
+        vec![
+            says(node(1, 1, Role::Leader, Some(1))),
+            says(node(1, 2, Role::Follower, Some(1))),
+            refused("127.0.0.1:7403"),
+        ]
+    }
+
+    /// A group with a leader that knows of a member which can't be reached, and a controller without a leader.
+    pub(crate) fn two_groups() -> Nodes {
+        vec![
+            says(node(1, 1, Role::Leader, Some(1))),
+            refused("127.0.0.1:7402"),
+            says(NodeStatus {
+                members: Vec::new(),
+                ..node(0, 5, Role::Candidate, None)
+            }),
+        ]
+    }
+}
