@@ -190,7 +190,7 @@ impl Operator {
     /// Waits until the resource is known to the cluster and may be read.
     async fn prepared(&self) {
         let mut last = String::new();
-        while let Err(why) = self.look().await {
+        while let Err(why) = self.check_api_server().await {
             if why != last {
                 tracing::warn!("waiting: {why}");
                 self.health.waits(&why);
@@ -200,7 +200,7 @@ impl Operator {
         }
     }
 
-    async fn look(&self) -> Result<(), String> {
+    async fn check_api_server(&self) -> Result<(), String> {
         let few = ListParams::default().limit(1);
         for namespace in scopes(&self.options.namespaces()) {
             let api = watches::api::<ShardKvCluster>(&self.client, namespace);
@@ -305,17 +305,17 @@ async fn in_turn<S: Store>(
     places: Arc<Semaphore>,
 ) -> Action {
     match places.acquire().await {
-        Ok(_place) => round(&seen, context).await,
+        Ok(_place) => reconcile_once(&seen, context).await,
         Err(_) => Action::await_change(),
     }
 }
 
 /// One round for one cluster; see [`reconcile`]. It always says when the next is due, whatever happens in it.
-async fn round<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> Action {
+async fn reconcile_once<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> Action {
     let (namespace, name) = (seen.namespace().unwrap_or_default(), seen.name_any());
     let span = tracing::info_span!("round", namespace, name);
     let begun = Instant::now();
-    let work = timeout(MAX_ROUND, look_after(seen, &context)).instrument(span);
+    let work = timeout(MAX_ROUND, reconcile_seen(seen, &context)).instrument(span);
     let cut = match AssertUnwindSafe(work).catch_unwind().await {
         Ok(Ok(action)) => return action,
         Ok(Err(_)) => Outcome::TimedOut,
@@ -327,7 +327,7 @@ async fn round<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> Action {
     Action::requeue(Duration::from_mins(1))
 }
 
-async fn look_after<S: Store>(seen: &Seen, context: &Arc<Context<S>>) -> Action {
+async fn reconcile_seen<S: Store>(seen: &Seen, context: &Arc<Context<S>>) -> Action {
     // Which resource it is is all that a round takes from here.
     let resource = Arc::new(ShardKvCluster {
         metadata: seen.metadata.clone(),

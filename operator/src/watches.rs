@@ -51,16 +51,16 @@ pub(crate) fn controller(
     let (reader, writer) = reflector::store();
     let resources = watcher(api::<Seen>(client, namespace), config.clone()).modify(trim);
     let resources = reflector::reflector(writer, resources);
-    let resources = resources.inspect(mourn(reader.clone(), namespace, metrics));
-    let resources = steady(resources.applied_objects(), metrics);
+    let resources = resources.inspect(forget_deleted(reader.clone(), namespace, metrics));
+    let resources = with_backoff(resources.applied_objects(), metrics);
     let resources = resources.predicate_filter(
-        |seen: &Seen| Some(what_it_asks(seen)),
+        |seen: &Seen| Some(trigger_hash(seen)),
         PredicateConfig::default(),
     );
     let sets = api::<PartialObjectMeta<StatefulSet>>(client, namespace);
     let sets = watcher(sets, config.labels(OURS)).touched_objects();
     Controller::for_stream(resources, reader)
-        .owns_stream(steady(sets, metrics))
+        .owns_stream(with_backoff(sets, metrics))
         .with_config(Config::default().debounce(DEBOUNCE))
 }
 
@@ -71,7 +71,7 @@ fn trim(seen: &mut Seen) {
 }
 
 /// Changes with all that a round may answer to. Not with the status.
-fn what_it_asks(seen: &Seen) -> u64 {
+fn trigger_hash(seen: &Seen) -> u64 {
     let mut hasher = DefaultHasher::new();
     seen.metadata.generation.hash(&mut hasher);
     seen.metadata.deletion_timestamp.is_some().hash(&mut hasher);
@@ -82,7 +82,7 @@ fn what_it_asks(seen: &Seen) -> u64 {
 }
 
 /// A watch that broke off begins anew, after a pause that grows, and holds up no other watch.
-fn steady<K>(
+fn with_backoff<K>(
     watch: impl Stream<Item = watcher::Result<K>> + Send + 'static,
     metrics: &Arc<Metrics>,
 ) -> impl Stream<Item = watcher::Result<K>> + Send + 'static
@@ -100,7 +100,7 @@ where
 }
 
 /// Forgets the figures of clusters that are gone.
-fn mourn(
+fn forget_deleted(
     there: Store<Seen>,
     namespace: Option<&str>,
     metrics: &Arc<Metrics>,
@@ -142,7 +142,7 @@ mod tests {
             let mut metadata = before.clone();
             let fields = change.as_object().unwrap().clone();
             metadata.as_object_mut().unwrap().extend(fields);
-            what_it_asks(&seen(&metadata))
+            trigger_hash(&seen(&metadata))
         };
         let unchanged = ask(json!({}));
         for quiet in [

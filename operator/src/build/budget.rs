@@ -6,11 +6,11 @@
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::names::{self, Part};
+use super::names::{self, Component};
 use super::{matching, meta};
 use crate::validate::Cluster;
 
-pub(super) fn build(cluster: &Cluster, part: Part) -> Option<PodDisruptionBudget> {
+pub(super) fn build(cluster: &Cluster, part: Component) -> Option<PodDisruptionBudget> {
     let labels = names::part_selector(cluster, part);
     cluster
         .spec

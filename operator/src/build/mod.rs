@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 
 use crate::plan::Stage;
 use crate::validate::Cluster;
-pub use names::Part;
+pub use names::Component;
 
 /// Where nodes serve clients and each other.
 pub const CLIENT_PORT: i32 = 7400;
@@ -69,15 +69,15 @@ pub fn common(cluster: &Cluster) -> Common {
 
 /// The controllers' objects.
 pub fn controllers(cluster: &Cluster) -> Nodes {
-    nodes(cluster, Part::Controller, None)
+    nodes(cluster, Component::Controller, None)
 }
 
 /// A group's objects.
 pub fn group(cluster: &Cluster, gid: u64, stage: Stage) -> Nodes {
-    nodes(cluster, Part::Group(gid), Some(stage))
+    nodes(cluster, Component::Group(gid), Some(stage))
 }
 
-fn nodes(cluster: &Cluster, part: Part, stage: Option<Stage>) -> Nodes {
+fn nodes(cluster: &Cluster, part: Component, stage: Option<Stage>) -> Nodes {
     Nodes {
         service: service::headless(cluster, part),
         set: stateful_set::build(cluster, part, stage),

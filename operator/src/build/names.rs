@@ -22,14 +22,14 @@ pub const GID_LABEL: &str = "shardkv.io/gid";
 
 /// Who keeps what: the part of a cluster that pods belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum Component {
     /// The controllers.
     Controller,
     /// A group, by its gid.
     Group(u64),
 }
 
-impl Part {
+impl Component {
     fn component(self) -> &'static str {
         match self {
             Self::Controller => "controller",
@@ -57,32 +57,32 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 /// Of a StatefulSet, its headless service and its disruption budget.
-pub fn part(cluster: &Cluster, part: Part) -> String {
+pub fn part(cluster: &Cluster, part: Component) -> String {
     match part {
-        Part::Controller => format!("{}-controller", base(cluster)),
-        Part::Group(gid) => format!("{}-group-{gid}", base(cluster)),
+        Component::Controller => format!("{}-controller", base(cluster)),
+        Component::Group(gid) => format!("{}-group-{gid}", base(cluster)),
     }
 }
 
 /// The part that an object is called after; the reverse of [`part`].
-pub fn part_of(cluster: &Cluster, name: &str) -> Option<Part> {
+pub fn part_of(cluster: &Cluster, name: &str) -> Option<Component> {
     let suffix = name.strip_prefix(&base(cluster))?.strip_prefix('-')?;
     let found = match suffix.strip_prefix("group-") {
-        Some(gid) => Part::Group(gid.parse().ok()?),
-        None => Part::Controller,
+        Some(gid) => Component::Group(gid.parse().ok()?),
+        None => Component::Controller,
     };
     // No other spelling of a number, and nothing behind.
     (part(cluster, found) == name).then_some(found)
 }
 
 /// The part that a volume belongs to, by the name that Kubernetes gives it: the claim's, the StatefulSet's and the ordinal.
-pub fn part_of_volume(cluster: &Cluster, name: &str) -> Option<Part> {
+pub fn part_of_volume(cluster: &Cluster, name: &str) -> Option<Component> {
     let pod = name.strip_prefix(CLAIM)?.strip_prefix('-')?;
     part_of_pod(cluster, pod)
 }
 
 /// The part that a pod belongs to, by its name.
-pub fn part_of_pod(cluster: &Cluster, name: &str) -> Option<Part> {
+pub fn part_of_pod(cluster: &Cluster, name: &str) -> Option<Component> {
     let (set, ordinal) = name.rsplit_once('-')?;
     let number: u32 = ordinal.parse().ok()?;
     (number.to_string() == ordinal).then(|| part_of(cluster, set))?
@@ -104,10 +104,10 @@ pub fn config(cluster: &Cluster) -> String {
 }
 
 /// The addresses of a part's nodes, in the order of their pods.
-pub fn addresses(cluster: &Cluster, of: Part) -> Vec<String> {
+pub fn addresses(cluster: &Cluster, of: Component) -> Vec<String> {
     let count = match of {
-        Part::Controller => cluster.controllers,
-        Part::Group(_) => cluster.replicas,
+        Component::Controller => cluster.controllers,
+        Component::Group(_) => cluster.replicas,
     };
     let set = part(cluster, of);
     let pod = |ordinal| address(cluster, &set, &format!("{set}-{ordinal}"));
@@ -140,13 +140,13 @@ pub fn groups_selector(cluster: &Cluster) -> BTreeMap<String, String> {
 }
 
 /// What selects the pods of a part.
-pub fn part_selector(cluster: &Cluster, part: Part) -> BTreeMap<String, String> {
+pub fn part_selector(cluster: &Cluster, part: Component) -> BTreeMap<String, String> {
     let mut labels = selector(cluster);
     labels.insert(
         "app.kubernetes.io/component".to_owned(),
         part.component().to_owned(),
     );
-    if let Part::Group(gid) = part {
+    if let Component::Group(gid) = part {
         labels.insert(GID_LABEL.to_owned(), gid.to_string());
     }
     labels
@@ -170,10 +170,10 @@ mod tests {
 
     fn all(cluster: &Cluster) -> [String; 7] {
         [
-            part(cluster, Part::Controller),
-            part(cluster, Part::Group(1)),
-            part(cluster, Part::Group(11)),
-            part(cluster, Part::Group(GREATEST_GID)),
+            part(cluster, Component::Controller),
+            part(cluster, Component::Group(1)),
+            part(cluster, Component::Group(11)),
+            part(cluster, Component::Group(GREATEST_GID)),
             client(cluster),
             node(cluster),
             config(cluster),
@@ -208,7 +208,11 @@ mod tests {
     fn names_tell_their_parts() {
         for resource in ["a", "a-group-1", "controller", &"x".repeat(60)] {
             let cluster = named(resource);
-            for of in [Part::Controller, Part::Group(1), Part::Group(GREATEST_GID)] {
+            for of in [
+                Component::Controller,
+                Component::Group(1),
+                Component::Group(GREATEST_GID),
+            ] {
                 let name = part(&cluster, of);
                 assert_eq!(part_of(&cluster, &name), Some(of));
                 assert_eq!(part_of_pod(&cluster, &format!("{name}-2")), Some(of));
@@ -246,12 +250,12 @@ mod tests {
             for name in all(&cluster) {
                 assert!(name.len() <= 52, "{name}");
             }
-            let selector = part_selector(&cluster, Part::Group(u64::MAX));
+            let selector = part_selector(&cluster, Component::Group(u64::MAX));
             assert!(
                 selector.values().all(|value| value.len() <= 63),
                 "{selector:?}"
             );
-            let longest = addresses(&cluster, Part::Group(GREATEST_GID));
+            let longest = addresses(&cluster, Component::Group(GREATEST_GID));
             assert!(longest.iter().all(|address| address.len() <= 512));
         }
         // Where it is cut, a dash must not stand before the dash of the hash.

@@ -3,13 +3,13 @@
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::names::{self, Part};
+use super::names::{self, Component};
 use super::{CLIENT_PORT, METRICS_PORT, meta};
 use crate::validate::Cluster;
 
 /// Names for the pods of a part. Also for those that aren't ready: a group elects its first leader, and so becomes ready,
 /// only when its nodes find each other.
-pub(super) fn headless(cluster: &Cluster, part: Part) -> Service {
+pub(super) fn headless(cluster: &Cluster, part: Component) -> Service {
     let labels = names::part_selector(cluster, part);
     Service {
         metadata: meta(cluster, names::part(cluster, part), labels.clone()),

@@ -24,7 +24,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::names::{self, Part};
+use super::names::{self, Component};
 use super::{CLIENT_PORT, METRICS_PORT, STAGE_ANNOTATION, account, config, matching, meta};
 use crate::plan::Stage;
 use crate::validate::Cluster;
@@ -38,7 +38,7 @@ const GRACE_SECONDS: i64 = 30;
 const OPTIONS: &str = "options";
 const OPTIONS_FOLDER: &str = "/etc/shardkv";
 
-pub(super) fn build(cluster: &Cluster, part: Part, stage: Option<Stage>) -> StatefulSet {
+pub(super) fn build(cluster: &Cluster, part: Component, stage: Option<Stage>) -> StatefulSet {
     let labels = names::part_selector(cluster, part);
     let name = names::part(cluster, part);
     let mut metadata = meta(cluster, name.clone(), labels.clone());
@@ -73,14 +73,18 @@ pub(super) fn build(cluster: &Cluster, part: Part, stage: Option<Stage>) -> Stat
     }
 }
 
-fn replicas(cluster: &Cluster, part: Part) -> i32 {
+fn replicas(cluster: &Cluster, part: Component) -> i32 {
     match part {
-        Part::Controller => cluster.controllers,
-        Part::Group(_) => cluster.replicas,
+        Component::Controller => cluster.controllers,
+        Component::Group(_) => cluster.replicas,
     }
 }
 
-fn template(cluster: &Cluster, part: Part, labels: BTreeMap<String, String>) -> PodTemplateSpec {
+fn template(
+    cluster: &Cluster,
+    part: Component,
+    labels: BTreeMap<String, String>,
+) -> PodTemplateSpec {
     let wish = &cluster.spec.pod_template;
     let mut all = wish.labels.clone();
     all.extend(names::owned(labels));
@@ -96,7 +100,7 @@ fn template(cluster: &Cluster, part: Part, labels: BTreeMap<String, String>) -> 
     }
 }
 
-fn pod(cluster: &Cluster, part: Part) -> PodSpec {
+fn pod(cluster: &Cluster, part: Component) -> PodSpec {
     let spec = &cluster.spec;
     let scheduling = &spec.scheduling;
     let secrets = spec.image_pull_secrets.iter();
@@ -151,7 +155,7 @@ fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
 }
 
 /// The nodes of a part on different machines, where that is possible. A must would leave pods pending on small clusters.
-fn apart(cluster: &Cluster, part: Part) -> Affinity {
+fn apart(cluster: &Cluster, part: Component) -> Affinity {
     Affinity {
         pod_anti_affinity: Some(PodAntiAffinity {
             preferred_during_scheduling_ignored_during_execution: Some(vec![
@@ -170,7 +174,7 @@ fn apart(cluster: &Cluster, part: Part) -> Affinity {
     }
 }
 
-fn spread(cluster: &Cluster, part: Part) -> Vec<TopologySpreadConstraint> {
+fn spread(cluster: &Cluster, part: Component) -> Vec<TopologySpreadConstraint> {
     let own = matching(names::part_selector(cluster, part));
     let default = || {
         vec![TopologySpreadConstraint {
@@ -188,11 +192,11 @@ fn spread(cluster: &Cluster, part: Part) -> Vec<TopologySpreadConstraint> {
     constraints
 }
 
-fn node(cluster: &Cluster, part: Part) -> Container {
+fn node(cluster: &Cluster, part: Component) -> Container {
     let spec = &cluster.spec;
     let resources = match part {
-        Part::Controller => &spec.controllers.resources,
-        Part::Group(_) => &spec.resources,
+        Component::Controller => &spec.controllers.resources,
+        Component::Group(_) => &spec.resources,
     };
     let opened = |name: &str, number| ContainerPort {
         name: Some(name.to_owned()),
@@ -253,7 +257,7 @@ fn node(cluster: &Cluster, part: Part) -> Container {
 }
 
 /// Who the node is. Everything that pods of a part share but the pod's own name is spelt out, so that the golden files show it.
-fn environment(cluster: &Cluster, part: Part) -> Vec<EnvVar> {
+fn environment(cluster: &Cluster, part: Component) -> Vec<EnvVar> {
     let name = names::part(cluster, part);
     let mut variables = vec![
         EnvVar {
@@ -281,9 +285,9 @@ fn environment(cluster: &Cluster, part: Part) -> Vec<EnvVar> {
         set("SHARDS", cluster.shards.to_string()),
     ];
     match part {
-        Part::Controller => variables.push(set("ROLE", "controller".to_owned())),
-        Part::Group(gid) => {
-            let controllers = names::addresses(cluster, Part::Controller).join(",");
+        Component::Controller => variables.push(set("ROLE", "controller".to_owned())),
+        Component::Group(gid) => {
+            let controllers = names::addresses(cluster, Component::Controller).join(",");
             variables.push(set("ROLE", "shards".to_owned()));
             variables.push(set("GID", gid.to_string()));
             variables.push(set("CONTROLLERS", controllers));
@@ -314,11 +318,15 @@ fn probe(path: &str, period_seconds: i32, failure_threshold: i32) -> Probe {
     }
 }
 
-fn claim(cluster: &Cluster, part: Part, labels: BTreeMap<String, String>) -> PersistentVolumeClaim {
+fn claim(
+    cluster: &Cluster,
+    part: Component,
+    labels: BTreeMap<String, String>,
+) -> PersistentVolumeClaim {
     let storage = &cluster.spec.storage;
     let size = match part {
-        Part::Controller => &cluster.spec.controllers.size,
-        Part::Group(_) => &storage.size,
+        Component::Controller => &cluster.spec.controllers.size,
+        Component::Group(_) => &storage.size,
     };
     PersistentVolumeClaim {
         metadata: ObjectMeta {

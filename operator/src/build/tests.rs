@@ -105,7 +105,11 @@ fn groups_differ_in_their_number_alone() {
 #[test]
 fn what_selects_pods_stands_on_the_pods_and_never_on_those_of_others() {
     let (one, two) = (named("demo"), named("demo-2"));
-    let parts = [Part::Controller, Part::Group(1), Part::Group(11)];
+    let parts = [
+        Component::Controller,
+        Component::Group(1),
+        Component::Group(11),
+    ];
     let selects = |selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>| {
         selector
             .iter()
@@ -139,7 +143,7 @@ fn what_selects_pods_stands_on_the_pods_and_never_on_those_of_others() {
 fn changed_options_change_the_pods() {
     let mut cluster = named("demo");
     let template = |cluster: &Cluster| {
-        stateful_set::build(cluster, Part::Group(1), None)
+        stateful_set::build(cluster, Component::Group(1), None)
             .spec
             .unwrap()
             .template
@@ -161,7 +165,7 @@ fn every_option_that_pods_are_given_is_one_of_the_nodes() {
         .lines()
         .filter_map(|line| Some(line.split_once(": ")?.0.to_owned()))
         .collect();
-    for part in [Part::Controller, Part::Group(1)] {
+    for part in [Component::Controller, Component::Group(1)] {
         let pod = stateful_set::build(&cluster, part, None)
             .spec
             .unwrap()

@@ -98,7 +98,7 @@ pub struct Observed {
     /// Gids with volumes that aren't being deleted.
     pub volumes: BTreeSet<u64>,
     /// What the controllers say; `None` when they don't answer.
-    pub store: Option<Store>,
+    pub store: Option<Progress>,
 }
 
 /// An object as it was seen, so that it is deleted only if it is still the same.
@@ -127,7 +127,7 @@ pub struct Set {
 
 /// What the controllers say: the latest configuration, and who is how far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Store {
+pub struct Progress {
     /// The configuration's number.
     pub num: u64,
     /// The groups that are part of it.
@@ -253,7 +253,7 @@ fn guess(set: &Set) -> GroupPhase {
     }
 }
 
-fn groups(seen: &Observed, store: &Store, wanted: u32) -> Plan {
+fn groups(seen: &Observed, store: &Progress, wanted: u32) -> Plan {
     let standings = standings(seen, store);
     let lost = standings
         .iter()
@@ -263,7 +263,7 @@ fn groups(seen: &Observed, store: &Store, wanted: u32) -> Plan {
         // Volumes of groups were kept, but not those of the controllers, who would begin an empty cluster beside the data.
         lost.extend(&seen.volumes);
     }
-    let keep = keep(seen, &standings, wanted);
+    let retained = retained(seen, &standings, wanted);
     let mut next = Next {
         seen,
         store,
@@ -273,7 +273,7 @@ fn groups(seen: &Observed, store: &Store, wanted: u32) -> Plan {
     };
     next.plan.actions.extend(create_controllers(seen));
     for (gid, standing) in standings {
-        next.group(gid, standing, keep.contains(&gid));
+        next.group(gid, standing, retained.contains(&gid));
     }
     let Next {
         mut plan,
@@ -281,21 +281,22 @@ fn groups(seen: &Observed, store: &Store, wanted: u32) -> Plan {
         leave,
         ..
     } = next;
-    // Nobody is let go before all who stay are members; see `keep` for why this holds, and the controllers refuse it too. And
+    // Nobody is let go before all who stay are members; see `retained` for why this holds, and the controllers refuse it too. And
     // nobody before all who stay have leaders: shards that are given to a group without a quorum can't be read any more, nor
     // be called back.
     let takes = |gid: &u64| {
         let set = seen.sets.get(gid);
         store.members.contains(gid) && set.is_some_and(|set| set.has_leader)
     };
-    if join.is_empty() && !keep.is_empty() && keep.iter().all(takes) && !leave.is_empty() {
+    if join.is_empty() && !retained.is_empty() && retained.iter().all(takes) && !leave.is_empty() {
         plan.actions.push(Action::Leave(leave));
     }
     if !join.is_empty() {
         plan.actions.push(Action::Join(join));
     }
     if seen.intent != Intent::Pause {
-        plan.actions.extend(new_groups(seen, keep.len(), wanted));
+        plan.actions
+            .extend(new_groups(seen, retained.len(), wanted));
     }
     if !lost.is_empty() {
         plan.actions
@@ -304,7 +305,7 @@ fn groups(seen: &Observed, store: &Store, wanted: u32) -> Plan {
     Plan { lost, ..plan }
 }
 
-fn standings(seen: &Observed, store: &Store) -> BTreeMap<u64, Standing> {
+fn standings(seen: &Observed, store: &Progress) -> BTreeMap<u64, Standing> {
     let gids = seen
         .sets
         .keys()
@@ -332,7 +333,7 @@ fn standings(seen: &Observed, store: &Store) -> BTreeMap<u64, Standing> {
 
 /// Who stays. Members first, so that nobody leaves in favour of one who isn't a member yet; then those who can still come back;
 /// then new ones. Among equals the oldest stay.
-fn keep(seen: &Observed, standings: &BTreeMap<u64, Standing>, wanted: u32) -> BTreeSet<u64> {
+fn retained(seen: &Observed, standings: &BTreeMap<u64, Standing>, wanted: u32) -> BTreeSet<u64> {
     let leaving = |gid: &u64| {
         seen.sets
             .get(gid)
@@ -367,7 +368,7 @@ fn new_groups(seen: &Observed, there: usize, wanted: u32) -> impl Iterator<Item 
 /// What is put together while the groups are looked at one by one.
 struct Next<'a> {
     seen: &'a Observed,
-    store: &'a Store,
+    store: &'a Progress,
     plan: Plan,
     join: Vec<u64>,
     leave: Vec<u64>,
@@ -384,8 +385,8 @@ impl Next<'_> {
             // Somebody deletes it. When it is gone it is looked at again.
             Some(set) if set.object.terminating => {}
             Some(set) if standing == Standing::Drained => self.remove(gid, set),
-            Some(set) if keep => self.keep(gid, standing, set),
-            Some(set) => self.let_go(gid, standing, set),
+            Some(set) if keep => self.retain(gid, standing, set),
+            Some(set) => self.release(gid, standing, set),
         }
     }
 
@@ -418,7 +419,7 @@ impl Next<'_> {
         self.plan.actions.push(Action::CreateGroup { gid, stage });
     }
 
-    fn keep(&mut self, gid: u64, standing: Standing, set: &Set) {
+    fn retain(&mut self, gid: u64, standing: Standing, set: &Set) {
         match standing {
             Standing::Member if set.stage != Stage::Member => self.set_stage(gid, Stage::Member),
             Standing::New if set.has_leader => self.join.push(gid),
@@ -428,7 +429,7 @@ impl Next<'_> {
         }
     }
 
-    fn let_go(&mut self, gid: u64, standing: Standing, set: &Set) {
+    fn release(&mut self, gid: u64, standing: Standing, set: &Set) {
         match standing {
             _ if set.stage != Stage::Leaving => self.set_stage(gid, Stage::Leaving),
             Standing::Member => self.leave.push(gid),

@@ -5,7 +5,7 @@ use kube::ResourceExt;
 use super::apply::Apply;
 use super::dereference::{bounded, selector};
 use super::objects::Failure;
-use crate::build::{self, Part, names};
+use crate::build::{self, Component, names};
 use crate::plan::{Action, Intent, Object, Stage};
 use crate::store::Store;
 
@@ -18,16 +18,16 @@ impl<S: Store> Apply<'_, '_, S> {
             Action::SetStage { gid, stage } => self.set_stage(*gid, *stage).await,
             Action::Join(gids) => self.join(gids).await,
             Action::Leave(gids) => self.leave(gids).await,
-            Action::DeleteVolumes(gid) => self.delete_volumes(Part::Group(*gid)).await,
+            Action::DeleteVolumes(gid) => self.delete_volumes(Component::Group(*gid)).await,
             Action::DeleteGroup(gid, object) => self.delete_group(*gid, object).await,
-            Action::DeleteControllerVolumes => self.delete_volumes(Part::Controller).await,
+            Action::DeleteControllerVolumes => self.delete_volumes(Component::Controller).await,
             Action::DeleteControllers(object) => {
-                self.remove(Part::Controller, object).await?;
+                self.remove(Component::Controller, object).await?;
                 let note = "The controllers are deleted.".to_owned();
                 self.events.step("Delete", "ControllersRemoved", note).await;
                 Ok(())
             }
-            Action::RemoveFinalizer => self.let_go().await,
+            Action::RemoveFinalizer => self.remove_finalizer().await,
         }
     }
 
@@ -36,7 +36,7 @@ impl<S: Store> Apply<'_, '_, S> {
         let mut status = self.resource.status();
         let gid = i64::try_from(gid).unwrap_or(i64::MAX);
         status.last_gid = status.last_gid.max(Some(gid));
-        self.done.acted |= self.resource.tell(&status).await?;
+        self.done.acted |= self.resource.write_status(&status).await?;
         Ok(())
     }
 
@@ -93,10 +93,10 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(())
     }
 
-    async fn delete_volumes(&mut self, part: Part) -> Result<(), Failure> {
+    async fn delete_volumes(&mut self, part: Component) -> Result<(), Failure> {
         // A deletion can't be taken back. Where the cluster goes on, it is made sure once more that nothing is lost by it.
         if self.intent != Intent::Delete {
-            self.doomed(part, None).await?;
+            self.confirm_deletable(part, None).await?;
         }
         let volumes = self.volumes(|of| of == part);
         for (name, uid) in &volumes {
@@ -117,7 +117,7 @@ impl<S: Store> Apply<'_, '_, S> {
     }
 
     async fn delete_group(&mut self, gid: u64, planned: &Object) -> Result<(), Failure> {
-        let part = Part::Group(gid);
+        let part = Component::Group(gid);
         let kept = self.volumes(|of| of == part);
         self.remove(part, planned).await?;
         if self.intent == Intent::Delete {
@@ -140,8 +140,8 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(())
     }
 
-    async fn let_go(&mut self) -> Result<(), Failure> {
-        self.resource.release().await?;
+    async fn remove_finalizer(&mut self) -> Result<(), Failure> {
+        self.resource.remove_finalizer().await?;
         self.done.acted = true;
         let name = self.resource.live.name_any();
         let note = match self.volumes(|_| true).len() {
@@ -167,10 +167,10 @@ fn counted(count: impl TryInto<u64>, what: &str) -> String {
     }
 }
 
-fn called(part: Part) -> String {
+fn called(part: Component) -> String {
     match part {
-        Part::Controller => "the controllers".to_owned(),
-        Part::Group(gid) => format!("group {gid}"),
+        Component::Controller => "the controllers".to_owned(),
+        Component::Group(gid) => format!("group {gid}"),
     }
 }
 

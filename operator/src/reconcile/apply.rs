@@ -11,11 +11,11 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 
 use super::Memory;
-use super::dereference::{Look, bounded, gid, object, stage};
+use super::dereference::{Snapshot, bounded, gid, object, stage};
 use super::events::Events;
 use super::objects::{Failure, Kind, Objects, Wanted, is_owned_by};
 use super::resource::Handle;
-use crate::build::{self, Nodes, Part, STAGE_ANNOTATION, names};
+use crate::build::{self, Component, Nodes, STAGE_ANNOTATION, names};
 use crate::crd::Retention;
 use crate::plan::{Action, Intent, Object, Plan, Stage};
 use crate::store::{Store, StoreError};
@@ -54,7 +54,7 @@ pub(super) struct Apply<'a, 'h, S> {
     pub(super) memory: &'a Memory,
     pub(super) intent: Intent,
     pub(super) resource: &'a mut Handle<'h>,
-    pub(super) look: &'a mut Look,
+    pub(super) snapshot: &'a mut Snapshot,
     pub(super) done: Applied,
 }
 
@@ -155,7 +155,7 @@ impl<S: Store> Apply<'_, '_, S> {
     /// Brings the objects of all StatefulSets that are there up to date.
     async fn refresh(&mut self) -> Result<(), kube::Error> {
         let sets: Vec<_> = self
-            .look
+            .snapshot
             .sets
             .iter()
             .map(|(part, set)| (*part, set.clone()))
@@ -170,8 +170,8 @@ impl<S: Store> Apply<'_, '_, S> {
             }
             let stage = set.stage;
             let nodes = match part {
-                Part::Controller => build::controllers(self.cluster),
-                Part::Group(gid) => build::group(self.cluster, gid, stage),
+                Component::Controller => build::controllers(self.cluster),
+                Component::Group(gid) => build::group(self.cluster, gid, stage),
             };
             for kind in [Kind::Service, Kind::Budget, Kind::Set] {
                 let result = self.one_of(&nodes, kind).await;
@@ -209,7 +209,7 @@ impl<S: Store> Apply<'_, '_, S> {
     async fn ensure(&mut self, wanted: Result<Wanted, serde_json::Error>) -> Result<bool, Failure> {
         let mut wanted = wanted?;
         let key = (wanted.kind, wanted.name.clone());
-        let live = match self.look.children.get(&key) {
+        let live = match self.snapshot.children.get(&key) {
             Some(live) => Some(live.clone()),
             // It is somebody else's, or has lost its labels, or there is none.
             None => self.objects.get(wanted.kind, &wanted.name).await?,
@@ -231,7 +231,7 @@ impl<S: Store> Apply<'_, '_, S> {
                 it.set_fruitless(key.clone(), fruitless);
             });
         self.done.acted |= changed;
-        self.look.children.insert(key, object);
+        self.snapshot.children.insert(key, object);
         Ok(changed)
     }
 
@@ -275,7 +275,7 @@ impl<S: Store> Apply<'_, '_, S> {
     /// Deletes an object that is ours, if it is there; says whether it was.
     pub(super) async fn drop(&mut self, kind: Kind, name: &str) -> Result<bool, Failure> {
         let key = (kind, name.to_owned());
-        let Some(live) = self.look.children.get(&key) else {
+        let Some(live) = self.snapshot.children.get(&key) else {
             return Ok(false);
         };
         if live.metadata.deletion_timestamp.is_some() {
@@ -283,14 +283,18 @@ impl<S: Store> Apply<'_, '_, S> {
         }
         self.objects.delete(kind, live, false).await?;
         self.done.acted = true;
-        self.look.children.remove(&key);
+        self.snapshot.children.remove(&key);
         Ok(true)
     }
 
     /// Services and budgets without a StatefulSet: left by a deletion, or by a creation, that was cut short.
     fn strays(&self, plan: &Plan) -> Vec<(Kind, String)> {
         let deleting = self.intent == Intent::Delete;
-        let view = self.look.view.as_ref().and_then(|view| view.as_ref().ok());
+        let view = self
+            .snapshot
+            .view
+            .as_ref()
+            .and_then(|view| view.as_ref().ok());
         let mut needed: BTreeSet<u64> = BTreeSet::new();
         if let Some(view) = view {
             needed.extend(view.plan.members.iter().chain(view.plan.settled.keys()));
@@ -299,13 +303,13 @@ impl<S: Store> Apply<'_, '_, S> {
             Action::CreateGroup { gid, .. } => Some(*gid),
             _ => None,
         }));
-        let goes = |part: Part| match gid(part) {
-            _ if self.look.sets.contains_key(&part) => false,
+        let goes = |part: Component| match gid(part) {
+            _ if self.snapshot.sets.contains_key(&part) => false,
             // Without the controllers' word nobody knows whether a group is needed.
             Some(gid) => deleting || (view.is_some() && !needed.contains(&gid)),
             None => deleting,
         };
-        let names = self.look.children.keys();
+        let names = self.snapshot.children.keys();
         names
             .filter(|(kind, name)| {
                 matches!(kind, Kind::Service | Kind::Budget)
@@ -325,27 +329,27 @@ impl<S: Store> Apply<'_, '_, S> {
 
     /// Changes the annotation that says how far a group's life is.
     pub(super) async fn set_stage(&mut self, group: u64, to: Stage) -> Result<(), Failure> {
-        let part = Part::Group(group);
+        let part = Component::Group(group);
         let key = (Kind::Set, names::part(self.cluster, part));
-        let live = self.look.children.get(&key).ok_or(Failure::Race)?;
+        let live = self.snapshot.children.get(&key).ok_or(Failure::Race)?;
         let changed = self
             .objects
             .annotate(Kind::Set, live, STAGE_ANNOTATION, to.name())
             .await?;
         self.done.acted = true;
-        if let Some(set) = self.look.sets.get_mut(&part) {
+        if let Some(set) = self.snapshot.sets.get_mut(&part) {
             set.stage = to;
             set.object = object(&changed);
         }
-        self.look.children.insert(key, changed);
+        self.snapshot.children.insert(key, changed);
         Ok(())
     }
 
     /// A part's StatefulSet as it is now, if it is still the one that was planned for and, while the cluster is to go on, if the
     /// controllers still say that nothing is left in it.
-    pub(super) async fn doomed(
+    pub(super) async fn confirm_deletable(
         &self,
-        part: Part,
+        part: Component,
         planned: Option<&Object>,
     ) -> Result<DynamicObject, Failure> {
         let name = names::part(self.cluster, part);
@@ -375,21 +379,25 @@ impl<S: Store> Apply<'_, '_, S> {
     }
 
     /// Deletes a part's StatefulSet, and then what belongs to it.
-    pub(super) async fn remove(&mut self, part: Part, planned: &Object) -> Result<(), Failure> {
-        let live = self.doomed(part, Some(planned)).await?;
+    pub(super) async fn remove(
+        &mut self,
+        part: Component,
+        planned: &Object,
+    ) -> Result<(), Failure> {
+        let live = self.confirm_deletable(part, Some(planned)).await?;
         self.objects.delete(Kind::Set, &live, true).await?;
         self.done.acted = true;
         let name = names::part(self.cluster, part);
-        self.look.children.remove(&(Kind::Set, name.clone()));
-        self.look.sets.remove(&part);
+        self.snapshot.children.remove(&(Kind::Set, name.clone()));
+        self.snapshot.sets.remove(&part);
         self.drop(Kind::Service, &name).await?;
         self.drop(Kind::Budget, &name).await?;
         Ok(())
     }
 
     /// The volumes of some parts that aren't being deleted.
-    pub(super) fn volumes(&self, of: impl Fn(Part) -> bool) -> Vec<(String, String)> {
-        let volumes = self.look.volumes.iter();
+    pub(super) fn volumes(&self, of: impl Fn(Component) -> bool) -> Vec<(String, String)> {
+        let volumes = self.snapshot.volumes.iter();
         volumes
             .filter(|volume| of(volume.part) && !volume.terminating)
             .map(|volume| (volume.name.clone(), volume.uid.clone()))

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 
-use super::dereference::{SetLook, gid};
+use super::dereference::{ObservedSet, gid};
 use super::movement::behind;
 use super::status::{Facts, listed, owners};
-use crate::build::{Part, names};
+use crate::build::{Component, names};
 use crate::crd::GroupPhase;
 use crate::crd::condition::{AVAILABLE, DEGRADED, PAUSED, PROGRESSING, Verdict};
 use crate::plan::Intent;
@@ -90,13 +90,13 @@ fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
     if owners(view).next().is_none() || !serves {
         return (Some(false), why("Creating", waiting(facts)));
     }
-    let health = &facts.look.health;
-    let leads = |part: &Part| health.get(part).is_some_and(|it| it.leader.is_some());
+    let health = &facts.snapshot.health;
+    let leads = |part: &Component| health.get(part).is_some_and(|it| it.leader.is_some());
     // What is on its way comes from groups that may own nothing any more.
     let sources = behind(view).into_iter().filter(|_| view.moving > 0);
     let needed: BTreeSet<u64> = owners(view).chain(sources).collect();
-    let needed = needed.into_iter().map(Part::Group);
-    let headless: Vec<Part> = needed.filter(|part| !leads(part)).collect();
+    let needed = needed.into_iter().map(Component::Group);
+    let headless: Vec<Component> = needed.filter(|part| !leads(part)).collect();
     if headless.is_empty() && facts.stalled.is_some() && view.moving > 0 {
         let message = "Shards are on their way, and none has arrived for longer than is usual: their keys wait.";
         return (Some(false), why("Stalled", message));
@@ -127,7 +127,7 @@ fn idle(facts: &Facts<'_>) -> Option<Why> {
 /// What is going on.
 fn doing(facts: &Facts<'_>) -> Option<Why> {
     if facts.intent == Intent::Delete {
-        let message = format!("{} StatefulSets are left.", facts.look.sets.len());
+        let message = format!("{} StatefulSets are left.", facts.snapshot.sets.len());
         return Some(why("Deleting", message));
     }
     let in_phase = |wanted: &[GroupPhase]| {
@@ -185,7 +185,7 @@ fn rescaling(facts: &Facts<'_>) -> Option<Why> {
 }
 
 fn rolling(facts: &Facts<'_>) -> Option<Why> {
-    let sets = facts.look.sets.iter();
+    let sets = facts.snapshot.sets.iter();
     let mut rolling = sets.filter_map(|(part, set)| Some((part, set, set.rolling?)));
     let (part, set, updated) = rolling.next()?;
     let message = format!(
@@ -205,7 +205,7 @@ fn rebalancing(facts: &Facts<'_>) -> Option<Why> {
 /// Pods of new StatefulSets that aren't ready: those that follow the first ones, which serve already, or whose machine is lost
 /// that early. Which of the two can't be told, so neither is claimed.
 fn starting(facts: &Facts<'_>) -> Option<Why> {
-    let mut sets = facts.look.sets.values();
+    let mut sets = facts.snapshot.sets.values();
     let starts = sets.any(|set| set.young && set.ready < set.replicas);
     starts.then(|| why("Starting", unready(facts)))
 }
@@ -216,7 +216,7 @@ fn moving(facts: &Facts<'_>) -> String {
     };
     let behind = behind(view);
     if view.moving == 0 && !behind.is_empty() {
-        let groups = listed(behind.into_iter().map(Part::Group));
+        let groups = listed(behind.into_iter().map(Component::Group));
         return format!("All shards have arrived; {groups} tidies up.");
     }
     match view.moving {
@@ -230,10 +230,10 @@ fn moving(facts: &Facts<'_>) -> String {
 fn held_up(facts: &Facts<'_>) -> String {
     let stays = facts.plan.phases.iter();
     let stays = stays.filter(|(_, phase)| **phase == GroupPhase::Serving);
-    let stays = stays.map(|(gid, _)| Part::Group(*gid));
-    let health = &facts.look.health;
-    let headless = |part: &Part| health.get(part).is_none_or(|it| it.leader.is_none());
-    let headless: Vec<Part> = stays.filter(headless).collect();
+    let stays = stays.map(|(gid, _)| Component::Group(*gid));
+    let health = &facts.snapshot.health;
+    let headless = |part: &Component| health.get(part).is_none_or(|it| it.leader.is_none());
+    let headless: Vec<Component> = stays.filter(headless).collect();
     if headless.is_empty() || facts.view().is_none() {
         return String::new();
     }
@@ -247,7 +247,7 @@ fn waiting(facts: &Facts<'_>) -> String {
         return format!("{}.", facts.applied.waits.join(", "));
     }
     let message = match facts.view() {
-        None if !facts.look.sets.contains_key(&Part::Controller) => {
+        None if !facts.snapshot.sets.contains_key(&Component::Controller) => {
             return "The controllers are being created.".to_owned();
         }
         None => "Waiting for the controllers to answer.",
@@ -263,7 +263,7 @@ fn waiting(facts: &Facts<'_>) -> String {
 
 /// Pods that aren't ready, in words; empty if all are.
 fn unready(facts: &Facts<'_>) -> String {
-    let sets = facts.look.sets.iter();
+    let sets = facts.snapshot.sets.iter();
     let unready: Vec<String> = sets
         .filter(|(_, set)| set.ready < set.replicas)
         .map(|(part, set)| counted(facts, *part, set))
@@ -274,7 +274,7 @@ fn unready(facts: &Facts<'_>) -> String {
     format!("Pods ready: {}.", unready.join(", "))
 }
 
-fn counted(facts: &Facts<'_>, part: Part, set: &SetLook) -> String {
+fn counted(facts: &Facts<'_>, part: Component, set: &ObservedSet) -> String {
     let name = names::part(facts.cluster, part);
     format!("{} of {} of {name}", set.ready, set.replicas)
 }
@@ -308,10 +308,10 @@ fn lost(facts: &Facts<'_>) -> Vec<Why> {
     if facts.plan.lost.is_empty() {
         return Vec::new();
     }
-    let lost = || facts.plan.lost.iter().map(|gid| Part::Group(*gid));
-    let (sets, volumes): (Vec<Part>, Vec<Part>) =
-        lost().partition(|part| facts.look.sets.contains_key(part));
-    let named = |parts: Vec<Part>| {
+    let lost = || facts.plan.lost.iter().map(|gid| Component::Group(*gid));
+    let (sets, volumes): (Vec<Component>, Vec<Component>) =
+        lost().partition(|part| facts.snapshot.sets.contains_key(part));
+    let named = |parts: Vec<Component>| {
         let names = parts.into_iter().map(|it| names::part(facts.cluster, it));
         names.collect::<Vec<_>>().join(", ")
     };
@@ -354,7 +354,7 @@ fn refused(facts: &Facts<'_>) -> Vec<Why> {
 
 fn unreachable(facts: &Facts<'_>) -> Vec<Why> {
     let asked = facts
-        .look
+        .snapshot
         .view
         .as_ref()
         .and_then(|view| view.as_ref().err());
@@ -372,7 +372,7 @@ fn unreachable(facts: &Facts<'_>) -> Vec<Why> {
         }
         (None, None) => return Vec::new(),
     };
-    let controllers = facts.look.sets.get(&Part::Controller);
+    let controllers = facts.snapshot.sets.get(&Component::Controller);
     let quorum = controllers.is_some_and(|set| set.ready > set.replicas / 2);
     // While they start they don't answer, and nothing is wrong.
     if !facts.was_known() && !quorum {
@@ -390,7 +390,7 @@ fn stalled(facts: &Facts<'_>) -> Vec<Why> {
     let Some(groups) = &facts.stalled else {
         return Vec::new();
     };
-    let groups = groups.iter().map(|gid| Part::Group(*gid));
+    let groups = groups.iter().map(|gid| Component::Group(*gid));
     let message = format!(
         "No shard has moved for longer than is usual. Waiting for {}: look at the logs of their pods. It goes on by itself when they do.",
         listed(groups)
@@ -399,7 +399,7 @@ fn stalled(facts: &Facts<'_>) -> Vec<Why> {
 }
 
 fn broken_pods(facts: &Facts<'_>) -> Vec<Why> {
-    let pods = facts.look.pods.values().flatten();
+    let pods = facts.snapshot.pods.values().flatten();
     let all: Vec<String> = pods
         .map(|trouble| {
             format!(
@@ -416,7 +416,7 @@ fn broken_pods(facts: &Facts<'_>) -> Vec<Why> {
 }
 
 fn troubled_nodes(facts: &Facts<'_>) -> Vec<Why> {
-    let health = facts.look.health.values();
+    let health = facts.snapshot.health.values();
     let troubles = health.flat_map(|health| &health.troubles);
     let all: Vec<String> = troubles
         .map(|(pod, what)| format!("{pod}: {}.", what.trim_end_matches('.')))
@@ -433,7 +433,7 @@ fn missing_pods(facts: &Facts<'_>) -> Vec<Why> {
     if !facts.was_known() {
         return Vec::new();
     }
-    let counts = |part: Part, set: &SetLook| {
+    let counts = |part: Component, set: &ObservedSet| {
         let away = set.replicas - set.ready;
         let served = gid(part).is_none_or(|gid| {
             let phase = facts.plan.phases.get(&gid);
@@ -441,7 +441,7 @@ fn missing_pods(facts: &Facts<'_>) -> Vec<Why> {
         });
         served && !set.young && away > i32::from(set.rolling.is_some())
     };
-    let sets = facts.look.sets.iter();
+    let sets = facts.snapshot.sets.iter();
     let missing: Vec<String> = sets
         .filter(|(part, set)| counts(**part, set))
         .map(|(part, set)| counted(facts, *part, set))

@@ -16,7 +16,7 @@ use kube::api::DynamicObject;
 
 use super::objects::{Kind, Objects, is_owned_by};
 use super::pods::{self, Trouble};
-use crate::build::{Part, STAGE_ANNOTATION, names};
+use crate::build::{Component, STAGE_ANNOTATION, names};
 use crate::crd::{GroupPhase, ShardKvClusterStatus};
 use crate::plan::{Intent, Object, Observed, Set, Stage};
 use crate::store::{Health, Store, StoreError, View};
@@ -30,24 +30,24 @@ const STARTING_SECONDS: i64 = 60;
 
 /// What there is.
 #[derive(Default)]
-pub(super) struct Look {
+pub(super) struct Snapshot {
     /// The resource's objects.
     pub(super) children: BTreeMap<(Kind, String), DynamicObject>,
     /// What matters about its StatefulSets.
-    pub(super) sets: BTreeMap<Part, SetLook>,
+    pub(super) sets: BTreeMap<Component, ObservedSet>,
     /// Its volumes.
     pub(super) volumes: Vec<Volume>,
     /// Why pods don't run.
-    pub(super) pods: BTreeMap<Part, Vec<Trouble>>,
+    pub(super) pods: BTreeMap<Component, Vec<Trouble>>,
     /// What the controllers say; `None` if they weren't asked.
     pub(super) view: Option<Result<View, StoreError>>,
     /// How the nodes are.
-    pub(super) health: BTreeMap<Part, Health>,
+    pub(super) health: BTreeMap<Component, Health>,
 }
 
 /// A StatefulSet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct SetLook {
+pub(super) struct ObservedSet {
     pub(super) object: Object,
     pub(super) stage: Stage,
     /// How many pods there are to be.
@@ -62,27 +62,27 @@ pub(super) struct SetLook {
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Volume {
-    pub(super) part: Part,
+    pub(super) part: Component,
     pub(super) name: String,
     pub(super) uid: String,
     pub(super) terminating: bool,
 }
 
 /// Looks at a cluster. The store is asked only about what runs, and not at all when the cluster is to go: that needs no answer.
-pub(super) async fn look<S: Store>(
+pub(super) async fn observe<S: Store>(
     objects: &Objects<'_>,
     store: &S,
     cluster: &Cluster,
     deleting: bool,
     now: &Time,
-) -> Result<Look, kube::Error> {
+) -> Result<Snapshot, kube::Error> {
     let labels = selector(&names::selector(cluster));
     let (found, volumes, pods) = tokio::try_join!(
         objects.list(&labels),
         objects.volumes(&labels),
         objects.pods(&labels)
     )?;
-    let mut look = Look::default();
+    let mut snapshot = Snapshot::default();
     for (kind, object) in found {
         if !is_owned_by(&object, &cluster.owner.uid) {
             continue;
@@ -91,30 +91,30 @@ pub(super) async fn look<S: Store>(
         if let (Kind::Set, Some(part)) = (kind, names::part_of(cluster, &name)) {
             let parsed = object.clone().try_parse::<StatefulSet>();
             let set = parsed.map_err(|error| kube::Error::Service(error.into()))?;
-            look.sets.insert(part, set_look(&set, now));
+            snapshot.sets.insert(part, observe_set(&set, now));
         }
-        look.children.insert((kind, name), object);
+        snapshot.children.insert((kind, name), object);
     }
-    look.volumes = volumes
+    snapshot.volumes = volumes
         .iter()
         .filter_map(|it| volume(cluster, it))
         .collect();
-    look.pods = pods::troubles(cluster, &pods, now);
+    snapshot.pods = pods::troubles(cluster, &pods, now);
     if !deleting {
-        ask(store, cluster, &mut look).await;
+        query_store(store, cluster, &mut snapshot).await;
     }
-    Ok(look)
+    Ok(snapshot)
 }
 
-async fn ask<S: Store>(store: &S, cluster: &Cluster, look: &mut Look) {
-    if !look.sets.contains_key(&Part::Controller) {
+async fn query_store<S: Store>(store: &S, cluster: &Cluster, snapshot: &mut Snapshot) {
+    if !snapshot.sets.contains_key(&Component::Controller) {
         return;
     }
-    let parts: BTreeSet<Part> = look.sets.keys().copied().collect();
+    let parts: BTreeSet<Component> = snapshot.sets.keys().copied().collect();
     let health = tokio::time::timeout(LONGEST_CALL, store.health(cluster, &parts));
     let (view, health) = tokio::join!(bounded(store.view(cluster)), health);
-    look.view = Some(view);
-    look.health = health.unwrap_or_default();
+    snapshot.view = Some(view);
+    snapshot.health = health.unwrap_or_default();
 }
 
 /// An answer of the store, in time.
@@ -152,7 +152,7 @@ pub(super) fn stage(object: &impl ResourceExt) -> Stage {
     )
 }
 
-fn set_look(set: &StatefulSet, now: &Time) -> SetLook {
+fn observe_set(set: &StatefulSet, now: &Time) -> ObservedSet {
     let born = set.metadata.creation_timestamp.as_ref();
     let age = born.map(|born| now.0.as_second() - born.0.as_second());
     let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
@@ -165,7 +165,7 @@ fn set_look(set: &StatefulSet, now: &Time) -> SetLook {
     let mixed = status.update_revision != status.current_revision;
     let rolling = (status.observed_generation.is_some() && (unseen || mixed))
         .then_some(if unseen { 0 } else { updated });
-    SetLook {
+    ObservedSet {
         object: object(set),
         stage: stage(set),
         replicas,
@@ -189,17 +189,17 @@ fn volume(cluster: &Cluster, claim: &PersistentVolumeClaim) -> Option<Volume> {
 pub(super) fn observed(
     cluster: &Cluster,
     intent: Intent,
-    look: &Look,
+    snapshot: &Snapshot,
     before: &ShardKvClusterStatus,
 ) -> Observed {
-    let live = || look.volumes.iter().filter(|volume| !volume.terminating);
+    let live = || snapshot.volumes.iter().filter(|volume| !volume.terminating);
     let has_served = |gid: u64| {
         let mut groups = before.groups.iter();
         groups.any(|it| u64::try_from(it.gid) == Ok(gid) && it.phase == GroupPhase::Serving)
     };
-    let sets = look.sets.iter().filter_map(|(part, set)| {
+    let sets = snapshot.sets.iter().filter_map(|(part, set)| {
         let gid = gid(*part)?;
-        let health = look.health.get(part);
+        let health = snapshot.health.get(part);
         let set = Set {
             object: set.object.clone(),
             stage: set.stage,
@@ -208,7 +208,7 @@ pub(super) fn observed(
         };
         Some((gid, set))
     });
-    let view = look.view.as_ref().and_then(|view| view.as_ref().ok());
+    let view = snapshot.view.as_ref().and_then(|view| view.as_ref().ok());
     Observed {
         intent,
         on_group_removal: cluster.spec.storage.on_group_removal,
@@ -217,11 +217,11 @@ pub(super) fn observed(
             .last_gid
             .and_then(|gid| u64::try_from(gid).ok())
             .unwrap_or(0),
-        controllers: look
+        controllers: snapshot
             .sets
-            .get(&Part::Controller)
+            .get(&Component::Controller)
             .map(|set| set.object.clone()),
-        controller_volumes: live().any(|volume| volume.part == Part::Controller),
+        controller_volumes: live().any(|volume| volume.part == Component::Controller),
         sets: sets.collect(),
         volumes: live().filter_map(|volume| gid(volume.part)).collect(),
         store: view.map(|view| view.plan.clone()),
@@ -229,9 +229,9 @@ pub(super) fn observed(
 }
 
 /// The group that a part is.
-pub(super) fn gid(part: Part) -> Option<u64> {
+pub(super) fn gid(part: Component) -> Option<u64> {
     match part {
-        Part::Controller => None,
-        Part::Group(gid) => Some(gid),
+        Component::Controller => None,
+        Component::Group(gid) => Some(gid),
     }
 }

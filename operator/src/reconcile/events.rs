@@ -28,15 +28,15 @@ impl Events {
 
     /// A step was done. `action` and `reason` are words in camel case, `note` is a sentence.
     pub(super) async fn step(&self, action: &str, reason: &str, note: String) {
-        self.tell(EventType::Normal, action, reason, note).await;
+        self.publish(EventType::Normal, action, reason, note).await;
     }
 
     /// Something needs a look.
     pub(super) async fn warn(&self, action: &str, reason: &str, note: String) {
-        self.tell(EventType::Warning, action, reason, note).await;
+        self.publish(EventType::Warning, action, reason, note).await;
     }
 
-    async fn tell(&self, type_: EventType, action: &str, reason: &str, note: String) {
+    async fn publish(&self, type_: EventType, action: &str, reason: &str, note: String) {
         let event = Event {
             type_,
             reason: reason.to_owned(),

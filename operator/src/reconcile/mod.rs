@@ -40,7 +40,7 @@ use crate::plan::{self, Intent};
 use crate::store::Store;
 use crate::validate::{self, Cluster, Invalid};
 use apply::{Applied, Apply};
-use dereference::{look, observed};
+use dereference::{observe, observed};
 use events::Events;
 pub use memory::Memory;
 use objects::{Failure, Objects};
@@ -125,7 +125,7 @@ pub async fn reconcile<S: Store>(
     let start = Instant::now();
     let namespace = resource.namespace().unwrap_or_default();
     let name = resource.name_any();
-    let result = round(&resource, &context, &namespace, &name).await;
+    let result = reconcile_resource(&resource, &context, &namespace, &name).await;
     let outcome = match &result {
         Ok((outcome, _)) => *outcome,
         Err(_) => Outcome::Failed,
@@ -135,7 +135,7 @@ pub async fn reconcile<S: Store>(
     Ok(action)
 }
 
-async fn round<S: Store>(
+async fn reconcile_resource<S: Store>(
     cached: &ShardKvCluster,
     context: &Context<S>,
     namespace: &str,
@@ -143,22 +143,22 @@ async fn round<S: Store>(
 ) -> Result<(Outcome, Action), ReconcileError> {
     let metrics = &context.metrics;
     let Some(mut handle) = Handle::read(&context.client, metrics, namespace, name).await? else {
-        return Ok(gone(cached, context));
+        return Ok(forget(cached, context));
     };
-    if handle.is_deleted() && !handle.is_kept() {
+    if handle.is_deleted() && !handle.has_finalizer() {
         // Others keep it. We have nothing to do with it any more.
         return Ok((Outcome::Idle, Action::await_change()));
     }
-    let next = match intend(&handle) {
-        Ok((cluster, intent)) => one(&mut handle, context, &cluster, intent).await,
-        Err(why) => complain(&mut handle, context, &why).await,
+    let next = match validate_intent(&handle) {
+        Ok((cluster, intent)) => reconcile_cluster(&mut handle, context, &cluster, intent).await,
+        Err(why) => report_invalid(&mut handle, context, &why).await,
     }?;
     context.memory.succeeded(namespace, name);
     Ok(next)
 }
 
 /// What is to be built, and what is to become of it.
-fn intend(handle: &Handle<'_>) -> Result<(Cluster, Intent), Invalid> {
+fn validate_intent(handle: &Handle<'_>) -> Result<(Cluster, Intent), Invalid> {
     let resource = &handle.live;
     if handle.is_deleted() {
         return Ok((validate::identify(resource)?, Intent::Delete));
@@ -173,7 +173,7 @@ fn intend(handle: &Handle<'_>) -> Result<(Cluster, Intent), Invalid> {
 }
 
 /// A round for a resource that makes sense, or is to go.
-async fn one<S: Store>(
+async fn reconcile_cluster<S: Store>(
     handle: &mut Handle<'_>,
     context: &Context<S>,
     cluster: &Cluster,
@@ -186,16 +186,16 @@ async fn one<S: Store>(
         &handle.live,
     );
     if handle.is_orphaning() {
-        return match handle.release().await {
-            Ok(()) => Ok(gone(&handle.live, context)),
-            Err(failure) => again(failure, context),
+        return match handle.remove_finalizer().await {
+            Ok(()) => Ok(forget(&handle.live, context)),
+            Err(failure) => retry_after(failure, context),
         };
     }
     if matches!(intent, Intent::Run(_))
-        && !handle.is_kept()
-        && let Err(failure) = handle.keep().await
+        && !handle.has_finalizer()
+        && let Err(failure) = handle.add_finalizer().await
     {
-        return again(failure, context);
+        return retry_after(failure, context);
     }
     let now = Time(Timestamp::now());
     let objects = Objects {
@@ -204,12 +204,12 @@ async fn one<S: Store>(
         metrics: &context.metrics,
     };
     let deleting = intent == Intent::Delete;
-    let mut look = look(&objects, &context.store, cluster, deleting, &now).await?;
-    if let Some(Err(_)) = &look.view {
+    let mut snapshot = observe(&objects, &context.store, cluster, deleting, &now).await?;
+    if let Some(Err(_)) = &snapshot.view {
         context.metrics.store_failed();
     }
-    let plan = plan::decide(&observed(cluster, intent, &look, &handle.status()));
-    let stalled = match &look.view {
+    let plan = plan::decide(&observed(cluster, intent, &snapshot, &handle.status()));
+    let stalled = match &snapshot.view {
         Some(Ok(view)) => context.memory.of(namespace, name, |it| {
             it.movement.observe(view, Instant::now())
         }),
@@ -224,12 +224,12 @@ async fn one<S: Store>(
         memory: &context.memory,
         intent,
         resource: &mut *handle,
-        look: &mut look,
+        snapshot: &mut snapshot,
         done: Applied::default(),
     };
     let applied = apply.run(&plan).await?;
-    if deleting && !handle.is_kept() {
-        return Ok(gone(&handle.live, context));
+    if deleting && !handle.has_finalizer() {
+        return Ok(forget(&handle.live, context));
     }
     let before = handle.status();
     let facts = Facts {
@@ -237,17 +237,17 @@ async fn one<S: Store>(
         intent,
         generation,
         before: &before,
-        look: &look,
+        snapshot: &snapshot,
         plan: &plan,
         applied: &applied,
         stalled,
     };
     let told = status::status(&facts, &now);
-    tell(handle, context, &events, &told, &applied).await
+    write_status(handle, context, &events, &told, &applied).await
 }
 
 /// A round for a resource that makes no sense.
-async fn complain<S: Store>(
+async fn report_invalid<S: Store>(
     handle: &mut Handle<'_>,
     context: &Context<S>,
     why: &Invalid,
@@ -261,11 +261,11 @@ async fn complain<S: Store>(
     let generation = handle.live.metadata.generation;
     let told = status::invalid(&handle.status(), generation, why, &now);
     let applied = Applied::default();
-    tell(handle, context, &events, &told, &applied).await
+    write_status(handle, context, &events, &told, &applied).await
 }
 
 /// Writes the status if it differs, and says when to look again.
-async fn tell<S>(
+async fn write_status<S>(
     handle: &mut Handle<'_>,
     context: &Context<S>,
     events: &Events,
@@ -273,10 +273,10 @@ async fn tell<S>(
     applied: &Applied,
 ) -> Result<(Outcome, Action), ReconcileError> {
     let before = handle.status();
-    match handle.tell(told).await {
-        Ok(true) => announce(events, &before, told).await,
+    match handle.write_status(told).await {
+        Ok(true) => report_change(events, &before, told).await,
         Ok(false) => {}
-        Err(failure) => return again(failure, context),
+        Err(failure) => return retry_after(failure, context),
     }
     let namespace = handle.live.namespace().unwrap_or_default();
     context
@@ -287,7 +287,7 @@ async fn tell<S>(
 }
 
 /// Tells of what has become wrong, or right again.
-async fn announce(events: &Events, before: &ShardKvClusterStatus, now: &ShardKvClusterStatus) {
+async fn report_change(events: &Events, before: &ShardKvClusterStatus, now: &ShardKvClusterStatus) {
     let degraded = |status: &ShardKvClusterStatus| {
         let mut conditions = status.conditions.iter();
         conditions
@@ -335,7 +335,10 @@ fn next(told: &ShardKvClusterStatus, applied: &Applied, pace: Pace) -> (Outcome,
 }
 
 /// After a write to the resource itself that failed.
-fn again<S>(failure: Failure, context: &Context<S>) -> Result<(Outcome, Action), ReconcileError> {
+fn retry_after<S>(
+    failure: Failure,
+    context: &Context<S>,
+) -> Result<(Outcome, Action), ReconcileError> {
     match failure {
         Failure::Race | Failure::Wait(_) => Ok((Outcome::Busy, Action::requeue(context.pace.busy))),
         Failure::Kube(error) => Err(error.into()),
@@ -345,7 +348,7 @@ fn again<S>(failure: Failure, context: &Context<S>) -> Result<(Outcome, Action),
 }
 
 /// The resource is let go, or has gone.
-fn gone<S: Store>(resource: &ShardKvCluster, context: &Context<S>) -> (Outcome, Action) {
+fn forget<S: Store>(resource: &ShardKvCluster, context: &Context<S>) -> (Outcome, Action) {
     let namespace = resource.namespace().unwrap_or_default();
     let name = resource.name_any();
     if let Ok(cluster) = validate::identify(resource) {

@@ -77,11 +77,11 @@ pub(super) fn behind(view: &View) -> BTreeSet<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Store;
+    use crate::plan::Progress;
 
     fn view(num: u64, moving: u32, settled: &[(u64, u64)]) -> View {
         View {
-            plan: Store {
+            plan: Progress {
                 num,
                 members: [1, 2].into(),
                 settled: settled.iter().copied().collect(),

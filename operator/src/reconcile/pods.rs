@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
-use crate::build::{Part, names};
+use crate::build::{Component, names};
 use crate::validate::Cluster;
 
 /// Seconds for which a pod without a machine is nothing unusual: volumes are made, machines come.
@@ -38,8 +38,8 @@ pub(super) fn troubles(
     cluster: &Cluster,
     pods: &[Pod],
     now: &Time,
-) -> BTreeMap<Part, Vec<Trouble>> {
-    let mut found: BTreeMap<Part, Vec<Trouble>> = BTreeMap::new();
+) -> BTreeMap<Component, Vec<Trouble>> {
+    let mut found: BTreeMap<Component, Vec<Trouble>> = BTreeMap::new();
     for pod in pods {
         let name = pod.name_any();
         let why = waiting(pod).or_else(|| unscheduled(pod, now));
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use crate::build::tests::named;
 
-    fn seen(status: &Value) -> BTreeMap<Part, Vec<Trouble>> {
+    fn seen(status: &Value) -> BTreeMap<Component, Vec<Trouble>> {
         let pod = json!({"metadata": {"name": "a-group-2-1"}, "status": status});
         let now = Time(Timestamp::from_second(1_000).unwrap());
         troubles(&named("a"), &[serde_json::from_value(pod).unwrap()], &now)
@@ -141,7 +141,7 @@ mod tests {
                 pod: "a-group-2-1".to_owned(),
                 why: text.to_owned(),
             };
-            assert_eq!(found, [(Part::Group(2), vec![expected])].into());
+            assert_eq!(found, [(Component::Group(2), vec![expected])].into());
         }
         for reason in ["ContainerCreating", "PodInitializing"] {
             assert_eq!(seen(&waiting_for(reason)), BTreeMap::new());
@@ -160,7 +160,7 @@ mod tests {
         };
         assert_eq!(seen(&since(990)), BTreeMap::new());
         let found = seen(&since(900));
-        let why = &found[&Part::Group(2)][0].why;
+        let why = &found[&Component::Group(2)][0].why;
         assert_eq!(why, "no machine takes it: 0/3 nodes are available");
     }
 }

@@ -42,7 +42,7 @@ impl<'a> Handle<'a> {
     }
 
     /// Whether our finalizer keeps it.
-    pub(super) fn is_kept(&self) -> bool {
+    pub(super) fn has_finalizer(&self) -> bool {
         self.live.finalizers().iter().any(|it| it == FINALIZER)
     }
 
@@ -52,20 +52,20 @@ impl<'a> Handle<'a> {
     }
 
     /// Keeps it, from now on, until its groups are gone in order.
-    pub(super) async fn keep(&mut self) -> Result<(), Failure> {
+    pub(super) async fn add_finalizer(&mut self) -> Result<(), Failure> {
         let mut finalizers = self.live.finalizers().to_vec();
         finalizers.push(FINALIZER.to_owned());
-        self.finalize(finalizers).await
+        self.set_finalizers(finalizers).await
     }
 
     /// Lets it go.
-    pub(super) async fn release(&mut self) -> Result<(), Failure> {
+    pub(super) async fn remove_finalizer(&mut self) -> Result<(), Failure> {
         let mut finalizers = self.live.finalizers().to_vec();
         finalizers.retain(|it| it != FINALIZER);
-        self.finalize(finalizers).await
+        self.set_finalizers(finalizers).await
     }
 
-    async fn finalize(&mut self, finalizers: Vec<String>) -> Result<(), Failure> {
+    async fn set_finalizers(&mut self, finalizers: Vec<String>) -> Result<(), Failure> {
         let patch = json!({"metadata": {
             "uid": self.live.uid(),
             "resourceVersion": self.live.resource_version(),
@@ -85,7 +85,10 @@ impl<'a> Handle<'a> {
     }
 
     /// Writes a status if it differs from the one that people see; says whether it did.
-    pub(super) async fn tell(&mut self, status: &ShardKvClusterStatus) -> Result<bool, Failure> {
+    pub(super) async fn write_status(
+        &mut self,
+        status: &ShardKvClusterStatus,
+    ) -> Result<bool, Failure> {
         if self.live.status.as_ref() == Some(status) {
             return Ok(false);
         }

@@ -9,8 +9,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::apply::Applied;
 use super::conditions;
-use super::dereference::{Look, gid, selector};
-use crate::build::{CLIENT_PORT, Part, names};
+use super::dereference::{Snapshot, gid, selector};
+use crate::build::{CLIENT_PORT, Component, names};
 use crate::crd::condition::{self, DEGRADED, PAUSED, Verdict};
 use crate::crd::{GroupStatus, ShardKvClusterStatus};
 use crate::plan::{Intent, Plan};
@@ -26,7 +26,7 @@ pub(super) struct Facts<'a> {
     /// The status so far.
     pub(super) before: &'a ShardKvClusterStatus,
     /// What was seen before anything was done.
-    pub(super) look: &'a Look,
+    pub(super) snapshot: &'a Snapshot,
     pub(super) plan: &'a Plan,
     pub(super) applied: &'a Applied,
     /// The groups for which nothing moves, if that lasts too long.
@@ -36,7 +36,10 @@ pub(super) struct Facts<'a> {
 impl Facts<'_> {
     /// What the controllers said, if they did.
     pub(super) fn view(&self) -> Option<&View> {
-        self.look.view.as_ref().and_then(|view| view.as_ref().ok())
+        self.snapshot
+            .view
+            .as_ref()
+            .and_then(|view| view.as_ref().ok())
     }
 
     /// Whether the controllers have ever answered.
@@ -114,13 +117,13 @@ fn groups(facts: &Facts<'_>) -> Vec<GroupStatus> {
     };
     let phases = facts.plan.phases.iter();
     let groups = phases.map(|(gid, phase)| {
-        let part = Part::Group(*gid);
+        let part = Component::Group(*gid);
         GroupStatus {
             gid: signed(*gid),
             phase: *phase,
-            ready_replicas: facts.look.sets.get(&part).map_or(0, |set| set.ready),
+            ready_replicas: facts.snapshot.sets.get(&part).map_or(0, |set| set.ready),
             leader: facts
-                .look
+                .snapshot
                 .health
                 .get(&part)
                 .and_then(|it| it.leader.clone()),
@@ -137,7 +140,7 @@ pub(super) fn owners(view: &View) -> impl Iterator<Item = u64> {
 }
 
 /// The parts in words, as `controllers, group 1`.
-pub(super) fn listed(parts: impl Iterator<Item = Part>) -> String {
+pub(super) fn listed(parts: impl Iterator<Item = Component>) -> String {
     let name = |part| match gid(part) {
         None => "controllers".to_owned(),
         Some(gid) => format!("group {gid}"),

@@ -6,11 +6,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
 use super::apply::{Applied, Problem};
-use super::dereference::{Look, SetLook, Volume, observed};
+use super::dereference::{ObservedSet, Snapshot, Volume, observed};
 use super::pods::Trouble;
 use super::status::{Facts, invalid, status};
 use super::{Pace, next};
-use crate::build::Part;
+use crate::build::Component;
 use crate::build::tests::named;
 use crate::crd::{GroupPhase, GroupStatus, ShardKvClusterStatus};
 use crate::metrics::Outcome;
@@ -23,13 +23,13 @@ struct Scene {
     cluster: Cluster,
     intent: Intent,
     before: ShardKvClusterStatus,
-    look: Look,
+    snapshot: Snapshot,
     applied: Applied,
     stalled: Option<BTreeSet<u64>>,
 }
 
-fn set(stage: Stage, ready: i32) -> SetLook {
-    SetLook {
+fn set(stage: Stage, ready: i32) -> ObservedSet {
+    ObservedSet {
         object: Object {
             uid: "u".to_owned(),
             version: "1".to_owned(),
@@ -58,7 +58,7 @@ impl Scene {
             cluster: named("a"),
             intent: Intent::Run(2),
             before: ShardKvClusterStatus::default(),
-            look: Look::default(),
+            snapshot: Snapshot::default(),
             applied: Applied::default(),
             stalled: None,
         }
@@ -67,20 +67,20 @@ impl Scene {
     /// Two groups serve six shards each, as they did before.
     fn serving() -> Self {
         let mut scene = Self::new();
-        scene.look.sets = [
-            (Part::Controller, set(Stage::Member, 3)),
-            (Part::Group(1), set(Stage::Member, 3)),
-            (Part::Group(2), set(Stage::Member, 3)),
+        scene.snapshot.sets = [
+            (Component::Controller, set(Stage::Member, 3)),
+            (Component::Group(1), set(Stage::Member, 3)),
+            (Component::Group(2), set(Stage::Member, 3)),
         ]
         .into();
-        scene.look.health = [
-            (Part::Controller, led("a-controller-0")),
-            (Part::Group(1), led("a-group-1-0")),
-            (Part::Group(2), led("a-group-2-1")),
+        scene.snapshot.health = [
+            (Component::Controller, led("a-controller-0")),
+            (Component::Group(1), led("a-group-1-0")),
+            (Component::Group(2), led("a-group-2-1")),
         ]
         .into();
-        scene.look.view = Some(Ok(View {
-            plan: plan::Store {
+        scene.snapshot.view = Some(Ok(View {
+            plan: plan::Progress {
                 num: 5,
                 members: [1, 2].into(),
                 settled: [(1, 5), (2, 5)].into(),
@@ -93,21 +93,21 @@ impl Scene {
     }
 
     fn view(&mut self) -> &mut View {
-        self.look.view.as_mut().unwrap().as_mut().unwrap()
+        self.snapshot.view.as_mut().unwrap().as_mut().unwrap()
     }
 
-    fn set(&mut self, part: Part) -> &mut SetLook {
-        self.look.sets.get_mut(&part).unwrap()
+    fn set(&mut self, part: Component) -> &mut ObservedSet {
+        self.snapshot.sets.get_mut(&part).unwrap()
     }
 
     fn told(&self) -> ShardKvClusterStatus {
-        let seen = observed(&self.cluster, self.intent, &self.look, &self.before);
+        let seen = observed(&self.cluster, self.intent, &self.snapshot, &self.before);
         let facts = Facts {
             cluster: &self.cluster,
             intent: self.intent,
             generation: Some(7),
             before: &self.before,
-            look: &self.look,
+            snapshot: &self.snapshot,
             plan: &plan::decide(&seen),
             applied: &self.applied,
             stalled: self.stalled.clone(),
@@ -141,25 +141,25 @@ fn a_cluster_that_is_created() {
     let creating = ["False Creating", "True Creating", "False AsExpected"];
     scene.shows(creating, "The controllers are being created.");
     // Its pods start, and nobody answers yet: nothing is wrong with that.
-    scene.look.sets = [
-        (Part::Controller, set(Stage::Member, 1)),
-        (Part::Group(1), set(Stage::New, 0)),
+    scene.snapshot.sets = [
+        (Component::Controller, set(Stage::Member, 1)),
+        (Component::Group(1), set(Stage::New, 0)),
     ]
     .into();
-    scene.look.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
+    scene.snapshot.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
     let message = "Waiting for the controllers to answer. Pods ready: 1 of 3 of a-controller, 0 of 3 of a-group-1.";
     let told = scene.shows(creating, message);
     assert_eq!((told.replicas, told.config_num), (Some(0), None));
     assert_eq!(told.groups[0].phase, GroupPhase::Provisioning);
     // They are ready, and still don't answer the operator.
-    scene.set(Part::Controller).ready = 3;
+    scene.set(Component::Controller).ready = 3;
     let cut_off = ["False Creating", "True Creating", "True StoreUnreachable"];
     scene.shows(cut_off, "can the operator reach port 7400");
-    scene.look.view = Some(Ok(View::default()));
+    scene.snapshot.view = Some(Ok(View::default()));
     scene.shows(creating, "Waiting for groups to elect leaders and join.");
     // A configuration alone serves nothing.
-    scene.look.view = Some(Ok(View {
-        plan: plan::Store {
+    scene.snapshot.view = Some(Ok(View {
+        plan: plan::Progress {
             num: 1,
             members: [1].into(),
             settled: [(1, 0)].into(),
@@ -167,7 +167,7 @@ fn a_cluster_that_is_created() {
         shards: [(1, 12)].into(),
         moving: 12,
     }));
-    scene.look.health = [(Part::Group(1), led("a-group-1-0"))].into();
+    scene.snapshot.health = [(Component::Group(1), led("a-group-1-0"))].into();
     let told = scene.shows(creating, "Waiting for them to serve their shards.");
     assert_eq!((told.replicas, told.shards_moving), (Some(1), Some(12)));
     assert_eq!(told.groups[0].phase, GroupPhase::Joining);
@@ -203,7 +203,10 @@ fn groups_that_come_and_go() {
     scene.intent = Intent::Run(3);
     let out = ["True AllServing", "True ScalingOut", "False AsExpected"];
     scene.shows(out, "There are 2 groups; 3 are wanted.");
-    scene.look.sets.insert(Part::Group(3), set(Stage::New, 1));
+    scene
+        .snapshot
+        .sets
+        .insert(Component::Group(3), set(Stage::New, 1));
     scene.shows(
         out,
         "group 3 is Provisioning. Pods ready: 1 of 3 of a-group-3.",
@@ -213,12 +216,12 @@ fn groups_that_come_and_go() {
     scene.intent = Intent::Run(1);
     let back = ["True AllServing", "True ScalingIn", "False AsExpected"];
     scene.shows(back, "group 2 is Draining.");
-    scene.set(Part::Group(2)).stage = Stage::Leaving;
-    let led_by = scene.look.health.remove(&Part::Group(1)).unwrap();
+    scene.set(Component::Group(2)).stage = Stage::Leaving;
+    let led_by = scene.snapshot.health.remove(&Component::Group(1)).unwrap();
     let headless = ["False NoLeader", "True ScalingIn", "False AsExpected"];
     let message = "No group is let go while no leader is seen in group 1.";
     scene.shows(headless, message);
-    scene.look.health.insert(Part::Group(1), led_by);
+    scene.snapshot.health.insert(Component::Group(1), led_by);
     let view = scene.view();
     view.plan.num = 6;
     view.plan.members = [1].into();
@@ -227,9 +230,9 @@ fn groups_that_come_and_go() {
     let told = scene.shows(back, "group 2 is Draining. 4 shards are on their way.");
     assert_eq!(told.replicas, Some(1));
     // It owns nothing any more, but it has what others wait for.
-    let led_by = scene.look.health.remove(&Part::Group(2)).unwrap();
+    let led_by = scene.snapshot.health.remove(&Component::Group(2)).unwrap();
     scene.shows(headless, "is seen in group 2");
-    scene.look.health.insert(Part::Group(2), led_by);
+    scene.snapshot.health.insert(Component::Group(2), led_by);
     let view = scene.view();
     view.plan.settled = [(1, 6)].into();
     view.moving = 0;
@@ -239,7 +242,7 @@ fn groups_that_come_and_go() {
 #[test]
 fn a_store_that_does_not_answer() {
     let mut scene = Scene::serving();
-    scene.look.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
+    scene.snapshot.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
     let message = "The controllers don't answer. Their pods are ready";
     let told = scene.shows(
         [
@@ -253,15 +256,18 @@ fn a_store_that_does_not_answer() {
     assert_eq!(kept(&told), kept(&scene.before));
     assert_eq!(told.groups, scene.before.groups, "what was last known");
     // Whoever leads can't be told when nobody answers.
-    scene.look.health.clear();
+    scene.snapshot.health.clear();
     assert_eq!(scene.told().groups[0].leader, None);
 }
 
 #[test]
 fn a_group_without_a_leader() {
     let mut scene = Scene::serving();
-    scene.look.health.insert(Part::Group(2), Health::default());
-    scene.set(Part::Group(2)).ready = 1;
+    scene
+        .snapshot
+        .health
+        .insert(Component::Group(2), Health::default());
+    scene.set(Component::Group(2)).ready = 1;
     scene.shows(
         ["False NoLeader", "False Stable", "True PodsNotReady"],
         "No leader, so no quorum, is seen in group 2",
@@ -277,30 +283,30 @@ fn a_group_without_a_leader() {
 #[test]
 fn pods_that_do_not_run() {
     let mut scene = Scene::serving();
-    scene.set(Part::Group(1)).ready = 2;
+    scene.set(Component::Group(1)).ready = 2;
     let degraded = ["True AllServing", "False Stable", "True PodsNotReady"];
     scene.shows(degraded, "Pods ready: 2 of 3 of a-group-1.");
     // One at a time is away while pods are replaced.
-    scene.set(Part::Group(1)).rolling = Some(1);
+    scene.set(Component::Group(1)).rolling = Some(1);
     scene.shows(
         ["True AllServing", "True RollingOut", "False AsExpected"],
         "1 of 3 pods of a-group-1 are of the latest revision.",
     );
     // Those of a new group are still starting.
-    scene.set(Part::Group(1)).rolling = None;
-    scene.set(Part::Group(1)).young = true;
+    scene.set(Component::Group(1)).rolling = None;
+    scene.set(Component::Group(1)).young = true;
     let starting = ["True AllServing", "True Starting", "False AsExpected"];
     scene.shows(starting, "Pods ready: 2 of 3 of a-group-1.");
-    scene.set(Part::Controller).young = true;
-    scene.set(Part::Controller).ready = 2;
+    scene.set(Component::Controller).young = true;
+    scene.set(Component::Controller).ready = 2;
     scene.shows(starting, "2 of 3 of a-controller");
-    scene.set(Part::Controller).ready = 3;
-    scene.set(Part::Group(1)).rolling = Some(1);
+    scene.set(Component::Controller).ready = 3;
+    scene.set(Component::Group(1)).rolling = Some(1);
     let trouble = Trouble {
         pod: "a-group-1-2".to_owned(),
         why: "ImagePullBackOff of b:1".to_owned(),
     };
-    scene.look.pods = [(Part::Group(1), vec![trouble])].into();
+    scene.snapshot.pods = [(Component::Group(1), vec![trouble])].into();
     let stuck = ["True AllServing", "True RollingOut", "True PodsNotReady"];
     scene.shows(stuck, "Pod a-group-1-2: ImagePullBackOff of b:1.");
 }
@@ -352,16 +358,19 @@ fn what_is_refused_and_what_is_lost() {
     );
 
     let mut scene = Scene::serving();
-    scene.view().plan = plan::Store::default();
+    scene.view().plan = plan::Progress::default();
     scene.view().shards.clear();
     scene.shows(
         ["False GroupsLost", "False GroupsLost", "True GroupsLost"],
         "The controllers don't know group 1, group 2, which were members",
     );
     // Only volumes are left of the groups.
-    scene.look.sets.retain(|part, _| *part == Part::Controller);
-    scene.look.volumes = vec![Volume {
-        part: Part::Group(2),
+    scene
+        .snapshot
+        .sets
+        .retain(|part, _| *part == Component::Controller);
+    scene.snapshot.volumes = vec![Volume {
+        part: Component::Group(2),
         name: "data-a-group-2-0".to_owned(),
         uid: "u".to_owned(),
         terminating: false,
@@ -390,7 +399,7 @@ fn what_disappears_first() {
 fn a_pause_and_the_end() {
     let mut scene = Scene::serving();
     scene.intent = Intent::Pause;
-    scene.set(Part::Group(2)).stage = Stage::Leaving;
+    scene.set(Component::Group(2)).stage = Stage::Leaving;
     let told = scene.shows(
         ["True AllServing", "False Paused", "False AsExpected"],
         "spec.paused is true",
@@ -400,8 +409,8 @@ fn a_pause_and_the_end() {
 
     let mut scene = Scene::serving();
     scene.intent = Intent::Delete;
-    scene.look.view = None;
-    scene.look.health.clear();
+    scene.snapshot.view = None;
+    scene.snapshot.health.clear();
     let told = scene.shows(
         ["False Deleting", "True Deleting", "False AsExpected"],
         "3 StatefulSets are left.",
@@ -449,7 +458,7 @@ fn how_soon_is_looked_again() {
     scene.view().moving = 1;
     assert_eq!(seconds(&scene), (Outcome::Busy, 1));
     scene.view().moving = 0;
-    scene.look.health.clear();
+    scene.snapshot.health.clear();
     assert_eq!(
         seconds(&scene),
         (Outcome::Idle, 5),

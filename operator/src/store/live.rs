@@ -15,7 +15,7 @@ use shardkv_client::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Change, Health, Store, StoreError, View};
-use crate::build::{Part, names};
+use crate::build::{Component, names};
 use crate::metrics::Metrics;
 use crate::plan;
 use crate::validate::Cluster;
@@ -132,7 +132,11 @@ impl Store for LiveStore {
         self.counted("view", view).await
     }
 
-    async fn health(&self, cluster: &Cluster, parts: &BTreeSet<Part>) -> BTreeMap<Part, Health> {
+    async fn health(
+        &self,
+        cluster: &Cluster,
+        parts: &BTreeSet<Component>,
+    ) -> BTreeMap<Component, Health> {
         let asked = self.counted("health", async {
             let client = self.client(cluster)?.with_timeout(HEALTH);
             let asked = nodes(cluster, parts).into_iter().map(|(part, address)| {
@@ -148,7 +152,7 @@ impl Store for LiveStore {
             Ok(answers.filter_map(async |it| it).collect::<Vec<_>>().await)
         });
         let answers = asked.await.unwrap_or_default();
-        let of = |part: &Part| {
+        let of = |part: &Component| {
             let nodes = answers.iter().filter(|(of, ..)| of == part);
             let nodes = nodes.map(|(_, pod, status)| (pod.as_str(), status));
             let all = names::addresses(cluster, *part).len();
@@ -160,7 +164,7 @@ impl Store for LiveStore {
     async fn join(&self, cluster: &Cluster, gids: &[u64]) -> Result<Change, StoreError> {
         let join = async {
             let controller = self.client(cluster)?.with_timeout(CHANGE).controller();
-            let group = |gid: &u64| (Gid(*gid), names::addresses(cluster, Part::Group(*gid)));
+            let group = |gid: &u64| (Gid(*gid), names::addresses(cluster, Component::Group(*gid)));
             let joined = controller.join(gids.iter().map(group).collect()).await;
             joined.map(change).map_err(|it| refusal(&it))
         };
@@ -201,13 +205,13 @@ fn options(cluster: &Cluster) -> ClientOptions {
         keepalive_timeout: Duration::from_secs(5),
         min_backoff: Duration::from_millis(50),
         max_backoff: Duration::from_secs(2),
-        ..ClientOptions::new(names::addresses(cluster, Part::Controller))
+        ..ClientOptions::new(names::addresses(cluster, Component::Controller))
     }
 }
 
 /// The nodes of parts, by address.
-fn nodes(cluster: &Cluster, parts: &BTreeSet<Part>) -> Vec<(Part, String)> {
-    let of = |part: &Part| {
+fn nodes(cluster: &Cluster, parts: &BTreeSet<Component>) -> Vec<(Component, String)> {
+    let of = |part: &Component| {
         let addresses = names::addresses(cluster, *part).into_iter();
         addresses
             .map(|address| (*part, address))
@@ -256,7 +260,7 @@ fn view(told: &ConfigView) -> View {
     // The controllers may list a group that is drained until they forget it.
     let busy = told.progress.iter().filter(|it| !told.is_drained(it.gid));
     View {
-        plan: plan::Store {
+        plan: plan::Progress {
             num: config.num().0,
             members,
             settled: busy.map(|it| (it.gid.0, it.settled.0)).collect(),
@@ -294,10 +298,10 @@ fn moving(told: &ConfigView, said: &BTreeMap<Gid, Result<GroupShards, Error>>) -
 }
 
 /// Whether a node that answered is one of the part. Addresses outlive pods: another group may answer at an old one.
-fn is_of(part: Part, status: &NodeStatus) -> bool {
+fn is_of(part: Component, status: &NodeStatus) -> bool {
     match part {
-        Part::Controller => status.kind == GroupKind::Controller,
-        Part::Group(gid) => status.kind == GroupKind::Shards && status.gid == Gid(gid),
+        Component::Controller => status.kind == GroupKind::Controller,
+        Component::Group(gid) => status.kind == GroupKind::Shards && status.gid == Gid(gid),
     }
 }
 

@@ -5,7 +5,7 @@ mod live;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
-use crate::build::Part;
+use crate::build::Component;
 use crate::plan;
 use crate::validate::Cluster;
 pub use live::LiveStore;
@@ -21,8 +21,8 @@ pub trait Store: Send + Sync + 'static {
     fn health(
         &self,
         cluster: &Cluster,
-        parts: &BTreeSet<Part>,
-    ) -> impl Future<Output = BTreeMap<Part, Health>> + Send;
+        parts: &BTreeSet<Component>,
+    ) -> impl Future<Output = BTreeMap<Component, Health>> + Send;
 
     /// Takes groups into the configuration, with the addresses that [`crate::build::names::addresses`] gives their nodes.
     fn join(
@@ -46,7 +46,7 @@ pub trait Store: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     /// For decisions: the number of the latest configuration, its groups, and how far each is.
-    pub plan: plan::Store,
+    pub plan: plan::Progress,
     /// How many shards the configuration gives to each of its groups.
     pub shards: BTreeMap<u64, u32>,
     /// How many shards have not arrived where the configuration wants them, as far as their new owners say.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use shardkv_operator::build::{Part, names};
+use shardkv_operator::build::{Component, names};
 use shardkv_operator::validate::validate;
 use shardkv_operator::yaml;
 
@@ -100,7 +100,7 @@ async fn comes_to_rest(name: &Value, spec: &Value) {
     );
     let cluster = validate(&serde_json::from_value(resource).unwrap()).unwrap();
     for gid in 1..=groups {
-        let addresses = names::addresses(&cluster, Part::Group(gid));
+        let addresses = names::addresses(&cluster, Component::Group(gid));
         assert_eq!(world.store(|it| it.addresses(gid)), addresses);
     }
 }

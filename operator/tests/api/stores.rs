@@ -11,7 +11,7 @@ use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
 use replica::{Applied, Applying, StateMachine, StateStore, Transaction};
 use shardctrler::{Change as Request, Command, Genesis, GroupKind, Response, Shardctrler};
-use shardkv_operator::build::{Part, names};
+use shardkv_operator::build::{Component, names};
 use shardkv_operator::plan;
 use shardkv_operator::store::{Change, Health, Store, StoreError, View};
 use shardkv_operator::validate::Cluster;
@@ -26,13 +26,13 @@ pub(crate) struct Model {
     /// Who has each shard's data; 0 for nobody, while it is empty.
     holders: Vec<u64>,
     /// The parts whose nodes run.
-    up: BTreeSet<Part>,
+    up: BTreeSet<Component>,
     /// Nobody gets an answer.
     pub(crate) unreachable: bool,
     /// No shard moves.
     pub(crate) frozen: bool,
     /// What nodes say is wrong with them.
-    pub(crate) troubles: BTreeMap<Part, BTreeMap<String, String>>,
+    pub(crate) troubles: BTreeMap<Component, BTreeMap<String, String>>,
 }
 
 impl Model {
@@ -95,17 +95,17 @@ impl Model {
     }
 
     /// Time passes: these parts run. Returns whether anything changed.
-    pub(crate) fn tick(&mut self, up: BTreeSet<Part>) -> bool {
+    pub(crate) fn tick(&mut self, up: BTreeSet<Component>) -> bool {
         let mut changed = self.up != up;
         self.up = up;
-        let controllers = self.up.contains(&Part::Controller);
+        let controllers = self.up.contains(&Component::Controller);
         if self.frozen || self.unreachable || !controllers {
             return changed;
         }
         let latest = self.machine.latest();
         for (shard, holder) in self.holders.iter_mut().enumerate() {
             let owner = latest.owner(ShardId(u32::try_from(shard).unwrap())).0;
-            let up = |gid: u64| gid == 0 || self.up.contains(&Part::Group(gid));
+            let up = |gid: u64| gid == 0 || self.up.contains(&Component::Group(gid));
             if *holder != owner && owner != 0 && up(owner) && up(*holder) {
                 *holder = owner;
                 changed = true;
@@ -123,7 +123,7 @@ impl Model {
                 .progress()
                 .get(&gid)
                 .is_some_and(|it| it.settled < settled);
-            if late && self.up.contains(&Part::Group(gid.0)) && self.is_done(gid.0) {
+            if late && self.up.contains(&Component::Group(gid.0)) && self.is_done(gid.0) {
                 self.apply(Request::Report { gid, settled }).unwrap();
                 changed = true;
             }
@@ -173,7 +173,7 @@ impl Model {
         let owners = latest.owners().iter().zip(&self.holders);
         let moving = owners.filter(|(owner, holder)| owner.0 != **holder).count();
         View {
-            plan: plan::Store {
+            plan: plan::Progress {
                 num: self.num(),
                 members: self.members().into_keys().collect(),
                 settled: progress.map(|(gid, it)| (gid.0, it.settled.0)).collect(),
@@ -184,7 +184,7 @@ impl Model {
     }
 
     fn answers(&self) -> Result<(), StoreError> {
-        if self.unreachable || !self.up.contains(&Part::Controller) {
+        if self.unreachable || !self.up.contains(&Component::Controller) {
             return Err(StoreError::Unreachable("no node answers".to_owned()));
         }
         Ok(())
@@ -243,14 +243,18 @@ impl Store for FakeStore {
         })
     }
 
-    async fn health(&self, cluster: &Cluster, parts: &BTreeSet<Part>) -> BTreeMap<Part, Health> {
-        let replicas = |part: &Part| match part {
-            Part::Controller => cluster.controllers,
-            Part::Group(_) => cluster.replicas,
+    async fn health(
+        &self,
+        cluster: &Cluster,
+        parts: &BTreeSet<Component>,
+    ) -> BTreeMap<Component, Health> {
+        let replicas = |part: &Component| match part {
+            Component::Controller => cluster.controllers,
+            Component::Group(_) => cluster.replicas,
         };
         self.stores.with(cluster, |model| {
             let up = parts.iter().filter(|part| model.up.contains(part));
-            let health = |part: &Part| Health {
+            let health = |part: &Component| Health {
                 leader: Some(format!("{}-0", names::part(cluster, *part))),
                 answering: u32::try_from(replicas(part)).unwrap(),
                 troubles: model.troubles.get(part).cloned().unwrap_or_default(),
@@ -263,7 +267,7 @@ impl Store for FakeStore {
     }
 
     async fn join(&self, cluster: &Cluster, gids: &[u64]) -> Result<Change, StoreError> {
-        let nodes = |gid: &u64| (Gid(*gid), names::addresses(cluster, Part::Group(*gid)));
+        let nodes = |gid: &u64| (Gid(*gid), names::addresses(cluster, Component::Group(*gid)));
         let groups = gids.iter().map(nodes).collect();
         self.change(cluster, "join", gids, Request::Join { groups })
             .await

@@ -9,7 +9,7 @@ use kube::client::ClientBuilder;
 use kube::runtime::events::Reporter;
 use kube::{Client, Config};
 use serde_json::{Value, json};
-use shardkv_operator::build::{Part, names};
+use shardkv_operator::build::{Component, names};
 use shardkv_operator::crd::ShardKvCluster;
 use shardkv_operator::metrics::Metrics;
 use shardkv_operator::reconcile::{Context, Pace, ReconcileError, reconcile};
@@ -498,8 +498,8 @@ fn gid(object: &Value) -> Option<u64> {
     label.parse().ok()
 }
 
-fn part(object: &Value) -> Part {
-    gid(object).map_or(Part::Controller, Part::Group)
+fn part(object: &Value) -> Component {
+    gid(object).map_or(Component::Controller, Component::Group)
 }
 
 fn is_terminating(object: &Value) -> bool {

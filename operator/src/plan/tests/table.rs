@@ -41,7 +41,7 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> Ob
         controller_volumes: true,
         sets: sets.collect(),
         volumes: BTreeSet::new(),
-        store: Some(Store {
+        store: Some(Progress {
             num: 5,
             members: members.iter().copied().collect(),
             settled: settled.iter().copied().collect(),

@@ -8,7 +8,7 @@ const MAX_ROUNDS: usize = 200;
 pub(super) struct World {
     /// What the operator sees. Its store is hidden until the controllers are up.
     pub(super) seen: Observed,
-    store: Store,
+    store: Progress,
     /// Nobody hands over anything.
     pub(super) frozen: bool,
     /// All gids that were ever given.
@@ -39,7 +39,7 @@ impl World {
                 volumes: BTreeSet::new(),
                 store: None,
             },
-            store: Store::default(),
+            store: Progress::default(),
             frozen: false,
             ever: BTreeSet::new(),
             done: 0,

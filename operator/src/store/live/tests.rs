@@ -301,12 +301,12 @@ fn a_stranger_at_an_old_address_is_not_believed() {
         ..shards.clone()
     };
     for (part, status, is_one) in [
-        (Part::Group(1), &shards, true),
-        (Part::Group(2), &shards, false),
-        (Part::Group(1), &controller, false),
-        (Part::Group(1), &alone, false),
-        (Part::Controller, &controller, true),
-        (Part::Controller, &shards, false),
+        (Component::Group(1), &shards, true),
+        (Component::Group(2), &shards, false),
+        (Component::Group(1), &controller, false),
+        (Component::Group(1), &alone, false),
+        (Component::Controller, &controller, true),
+        (Component::Controller, &shards, false),
     ] {
         assert_eq!(is_of(part, status), is_one, "{part:?} {:?}", status.kind);
     }
@@ -364,7 +364,10 @@ fn a_no_is_told_from_no_answer() {
 #[test]
 fn a_pod_is_the_first_label_of_its_address() {
     let cluster = named("demo");
-    let pods: Vec<_> = nodes(&cluster, &[Part::Controller, Part::Group(12)].into());
+    let pods: Vec<_> = nodes(
+        &cluster,
+        &[Component::Controller, Component::Group(12)].into(),
+    );
     let pods: Vec<_> = pods.iter().map(|(_, address)| pod(address)).collect();
     let expected = [
         "demo-controller-0",
