@@ -48,6 +48,7 @@ impl Raft {
         }
         let id = self.append_own(Payload::Membership(membership));
         self.adopt_membership();
+        self.check_invariants();
         Ok(id)
     }
 

@@ -1,6 +1,8 @@
 //! Who leads: timeouts, pre-votes, votes, and the check that a leader still reaches a quorum
 //! (Raft §5.2, §5.4.1; thesis §3.10, §4.2.3, §6.2, §9.6).
 
+use std::collections::BTreeMap;
+
 use types::NodeId;
 
 use crate::bug::Bug;
@@ -12,6 +14,32 @@ use crate::{EntryId, HardState, Message, Payload, ProgressState, Raft, Role, Ste
 const MAX_HINT_TRIES: u32 = 6;
 /// A broken connection starts a pre-vote within this many ticks, at random, so that followers don't collide.
 const HINT_JITTER_TICKS: u32 = 4;
+
+/// The state of elections that a node keeps in every role.
+#[derive(Debug, Default)]
+pub(crate) struct Election {
+    /// Ticks since this follower heard its leader, or since it last campaigned.
+    pub(crate) elapsed: u32,
+    /// The randomised election timeout that is running, in ticks.
+    pub(crate) timeout: u32,
+    /// The answers to this candidate or pre-candidate: true for a granted vote.
+    pub(crate) votes: BTreeMap<NodeId, bool>,
+    /// The connection to the leader broke, and the leader was not heard since.
+    pub(crate) leader_lost: bool,
+    /// Ticks until a pre-vote that a broken connection causes.
+    pub(crate) hint_countdown: Option<u32>,
+    /// Pre-votes that broken connections caused since the leader was lost.
+    pub(crate) hint_tries: u32,
+    /// Ticks since this node started. Below an election timeout, the node may have heard a leader and forgotten it.
+    pub(crate) since_start: u32,
+    /// The leader that was heard last serves reads by lease: its silence must last a whole election timeout, whatever
+    /// terms arrive meanwhile.
+    pub(crate) leader_has_lease: bool,
+    /// Ticks since a leader was heard.
+    pub(crate) leader_silent: u32,
+    /// Elections that this node started, for metrics.
+    pub(crate) started: u64,
+}
 
 impl Raft {
     pub(crate) fn tick_follower(&mut self) {
@@ -69,6 +97,7 @@ impl Raft {
             self.election.hint_tries = 0;
             self.schedule_hint();
         }
+        self.check_invariants();
     }
 
     fn schedule_hint(&mut self) {
@@ -338,6 +367,7 @@ impl Raft {
         }
         self.leading.transfer = Some((target, 0));
         self.finish_transfer(target);
+        self.check_invariants();
         Ok(target)
     }
 

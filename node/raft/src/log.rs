@@ -16,6 +16,7 @@ use std::ops::RangeInclusive;
 
 use types::NodeId;
 
+use crate::raft::CHECKS_INVARIANTS;
 use crate::store::{LogReader, LogState, StoreError};
 use crate::{Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
 
@@ -79,11 +80,12 @@ impl RaftLog {
             }
             for entry in page {
                 log.check_follows(&entry)?;
-                log.push(entry);
+                log.push_unchecked(entry);
                 log.evict();
             }
         }
         log.forget_old_memberships();
+        log.check_invariants();
         Ok(log)
     }
 
@@ -181,6 +183,12 @@ impl RaftLog {
 
     /// Appends one entry after the last.
     pub(crate) fn push(&mut self, entry: Entry) {
+        self.push_unchecked(entry);
+        self.check_invariants();
+    }
+
+    /// Appends one entry while the log is read back, when the indexes are already ahead of what was read.
+    fn push_unchecked(&mut self, entry: Entry) {
         assert!(
             entry.id.index == self.last_index.next(),
             "entries are contiguous"
@@ -220,6 +228,7 @@ impl RaftLog {
         while let Some(entry) = self.cache.pop_back_if(|entry| entry.id.index >= from) {
             self.cache_bytes -= entry.size();
         }
+        self.check_invariants();
     }
 
     /// Advances the commit index; it never goes back.
@@ -230,6 +239,7 @@ impl RaftLog {
         }
         self.commit_index = index;
         self.forget_old_memberships();
+        self.check_invariants();
         true
     }
 
@@ -256,6 +266,7 @@ impl RaftLog {
         if id.index > self.persisted_index && self.contains(id) {
             self.persisted_index = id.index;
             self.evict();
+            self.check_invariants();
         }
     }
 
@@ -276,6 +287,7 @@ impl RaftLog {
         if let Some(entry) = entries.last() {
             self.applying_index = entry.id.index;
             self.evict();
+            self.check_invariants();
         }
         Ok(entries)
     }
@@ -351,6 +363,7 @@ impl RaftLog {
         while let Some(entry) = self.cache.pop_front_if(|entry| entry.id.index <= index) {
             self.cache_bytes -= entry.size();
         }
+        self.check_invariants();
         Some(SnapshotMeta {
             last: self.base,
             membership: self
@@ -372,12 +385,65 @@ impl RaftLog {
         self.cache.clear();
         self.cache_bytes = 0;
         self.memberships = VecDeque::from([(meta.last.index, meta.membership.clone())]);
+        self.check_invariants();
     }
 
     /// The state machine holds the effects up to `index` from elsewhere: they are committed and need no applying.
     pub(crate) fn skip_to(&mut self, index: Index) {
         self.commit_to(index);
         self.applying_index = self.applying_index.max(index);
+        self.check_invariants();
+    }
+
+    /// Panics if the log contradicts the invariants of this module. Does nothing in the product's build. Costs no more than
+    /// the number of terms and of uncommitted memberships.
+    pub(crate) fn check_invariants(&self) {
+        if !CHECKS_INVARIANTS {
+            return;
+        }
+        assert!(
+            self.base.index <= self.applying_index
+                && self.applying_index <= self.commit_index
+                && self.commit_index <= self.last_index
+                && self.persisted_index <= self.last_index,
+            "base <= applying <= commit <= last and persisted <= last: {self:?}"
+        );
+        let mut before = (self.base.index, Term(0));
+        for (position, run) in self.runs.iter().enumerate() {
+            assert!(
+                run.0 > before.0 && (position == 0 || run.1 > before.1),
+                "runs ascend after the base"
+            );
+            before = *run;
+        }
+        let first_run = self.runs.front().map(|(first, _)| *first);
+        let first_entry = (self.base.index < self.last_index).then(|| self.base.index.next());
+        assert!(first_run == first_entry, "runs cover (base, last]");
+        assert!(before.0 <= self.last_index, "no run begins after the end");
+        match (self.cache.front(), self.cache.back()) {
+            (Some(front), Some(back)) => {
+                assert!(
+                    back.id.index == self.last_index,
+                    "the cache ends at the end"
+                );
+                let length = back.id.index.since(front.id.index) + 1;
+                assert!(length == self.cache.len() as u64, "the cache is contiguous");
+                assert!(
+                    front.id.index <= self.persisted_index.next(),
+                    "what is not persisted is in the cache"
+                );
+            }
+            _ => assert!(
+                self.persisted_index == self.last_index,
+                "what is not persisted is in the cache"
+            ),
+        }
+        assert!(
+            self.memberships
+                .front()
+                .is_some_and(|(index, _)| *index <= self.commit_index),
+            "the first membership is committed"
+        );
     }
 
     fn evict(&mut self) {

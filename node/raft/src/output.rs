@@ -64,6 +64,7 @@ impl Raft {
     pub fn poll_ready(&mut self, reader: &dyn LogReader) -> Result<Ready, StoreError> {
         if self.role == Role::Leader {
             self.write_leader_messages(reader)?;
+            self.check_invariants();
         }
         let committed = self
             .log
@@ -186,6 +187,7 @@ impl Raft {
         if self.role == Role::Leader {
             self.advance_commit();
         }
+        self.check_invariants();
         // What was promised in an earlier term concerns nobody any more.
         let term = self.term();
         done.held

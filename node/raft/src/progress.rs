@@ -5,6 +5,9 @@
 //! - `match_index < next_index`. `match_index` never goes back within a term.
 //! - In `Probe` at most one append is unanswered, in `Replicate` at most the window, unless heartbeats tell that answers
 //!   may be lost: then a probe is repeated, and an append without entries asks. In `Snapshot` none is sent.
+//! - `inflight` is empty but in `Replicate`; its indexes ascend within `(match_index, next_index)`, and `inflight_bytes` is
+//!   the sum of its sizes.
+//! - `match_index` is at most the leader's last index.
 
 use std::collections::VecDeque;
 
@@ -148,6 +151,29 @@ impl Progress {
         self.probe_old = false;
         self.inflight.clear();
         self.inflight_bytes = 0;
+    }
+
+    /// Panics if the view contradicts the invariants of this module; `last` ends the leader's log.
+    pub(crate) fn check_invariants(&self, last: Index) {
+        assert!(
+            self.match_index < self.next_index,
+            "match_index < next_index"
+        );
+        assert!(self.match_index <= last, "a follower matches what exists");
+        if self.state != ProgressState::Replicate {
+            assert!(self.inflight.is_empty(), "only Replicate sends ahead");
+        }
+        let (mut before, mut bytes) = (self.match_index, 0);
+        for (index, size) in &self.inflight {
+            assert!(*index > before, "appends in flight ascend after the match");
+            before = *index;
+            bytes += size;
+        }
+        assert!(
+            before < self.next_index,
+            "appends in flight end before the next"
+        );
+        assert!(bytes == self.inflight_bytes, "bytes in flight are counted");
     }
 }
 

@@ -10,6 +10,7 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use types::NodeId;
 
 use crate::bug::Bug;
+use crate::election::Election;
 use crate::log::RaftLog;
 use crate::output::Outbox;
 use crate::progress::Progress;
@@ -19,6 +20,9 @@ use crate::{
     EntryId, Envelope, HardState, Index, Membership, Message, Options, OptionsError, ProgressState,
     Role, SnapshotMeta, Term,
 };
+
+/// True if each input is followed by a check of all invariants: in debug builds and in the simulator's.
+pub(crate) const CHECKS_INVARIANTS: bool = cfg!(any(debug_assertions, feature = "bugs"));
 
 /// One member of a group: consensus without I/O.
 ///
@@ -33,6 +37,11 @@ use crate::{
 /// - Only a leader appends entries of its own making, and only at its log's end.
 /// - The commit index only advances, and only over entries that a quorum holds durably, the last of them of the
 ///   leader's own term (Raft §5.4.2).
+/// - A leader knows itself as the leader, and tracks exactly the other members of the membership in force, none of them
+///   beyond the end of its own log. Any other role tracks nobody, transfers nothing and has no uncommitted proposals.
+/// - A candidate voted for itself. Candidates and pre-candidates know no leader.
+///
+/// Debug builds and the simulator check the state after each input; see `check_invariants`.
 #[derive(Debug)]
 pub struct Raft {
     pub(crate) node: NodeId,
@@ -53,45 +62,20 @@ pub struct Raft {
     random: ChaCha8Rng,
 }
 
-/// What an election needs to remember.
-#[derive(Debug, Default)]
-pub(crate) struct Election {
-    /// Ticks since this follower heard its leader, or since it last campaigned.
-    pub(crate) elapsed: u32,
-    /// The randomised timeout of this round.
-    pub(crate) timeout: u32,
-    /// Answers to this candidate: who granted and who refused.
-    pub(crate) votes: BTreeMap<NodeId, bool>,
-    /// The connection to the leader broke, and it was not heard since.
-    pub(crate) leader_lost: bool,
-    /// Ticks until a pre-vote because of that.
-    pub(crate) hint_countdown: Option<u32>,
-    /// Ticks since the start, at first below an election timeout: before it, this node may have heard a leader and forgotten.
-    pub(crate) since_start: u32,
-    /// How often that was tried.
-    pub(crate) hint_tries: u32,
-    /// The leader that was heard last serves reads by lease: its silence must last a whole election timeout, whatever
-    /// terms come along meanwhile.
-    pub(crate) leader_has_lease: bool,
-    /// Ticks since a leader was heard.
-    pub(crate) leader_silent: u32,
-    /// Elections started, for metrics.
-    pub(crate) started: u64,
-}
-
-/// What a leader needs to remember of its reign.
+/// The state that a leader keeps for its term.
 #[derive(Debug, Default)]
 pub(crate) struct Leading {
-    /// The index of the no-op that began it.
+    /// The index of the no-op that begins the term.
     pub(crate) first_index: Index,
     /// Ticks since the last heartbeat.
     pub(crate) heartbeat_elapsed: u32,
     pub(crate) heartbeat_due: bool,
-    /// To whom leadership is being handed, and for how many ticks already.
+    /// The target of a leadership transfer, and the ticks since it began.
     pub(crate) transfer: Option<(NodeId, u32)>,
-    /// A `TimeoutNow` left in this term: a late one may break a lease, so there is none any more.
+    /// A `TimeoutNow` left in this term. A delayed one could elect another leader during the lease, so leases are off for
+    /// the rest of this term.
     pub(crate) transferred: bool,
-    /// Sizes of the entries that are proposed and not committed.
+    /// Index and size of each entry that is proposed and not committed.
     pub(crate) uncommitted: std::collections::VecDeque<(Index, usize)>,
     pub(crate) uncommitted_bytes: usize,
 }
@@ -177,6 +161,13 @@ impl Raft {
 
     /// Takes a message in. What it causes leaves with the next [`Ready`](crate::Ready).
     pub fn step(&mut self, envelope: Envelope) -> Result<Stepped, StepError> {
+        let stepped = self.route(envelope);
+        self.check_invariants();
+        stepped
+    }
+
+    /// Applies the rules about terms and leases, then passes the message on to the handler of its kind.
+    fn route(&mut self, envelope: Envelope) -> Result<Stepped, StepError> {
         self.check_envelope(&envelope)?;
         if let Message::JoinRequest { address } = envelope.message {
             return Ok(Stepped::JoinRequest {
@@ -196,13 +187,13 @@ impl Raft {
             {
                 return Ok(Stepped::Done);
             }
-            // Nor may a lease be broken by one whose term came here before its candidacy did.
+            // The candidate's term may have arrived here before its request for a vote did; it must not break a lease.
             Message::Vote { transfer, .. }
                 if envelope.term == self.term() && !transfer && self.lease_stands() =>
             {
                 return Ok(Stepped::Done);
             }
-            // One who lags behind answers in its own term, and its answer counts.
+            // A peer in an earlier term answers in its own term, and its answer counts.
             Message::PreVoteReply { next_term, granted } if envelope.term <= self.term() => {
                 self.handle_pre_vote_reply(envelope.from, *next_term, *granted);
                 return Ok(Stepped::Done);
@@ -332,9 +323,11 @@ impl Raft {
         } else {
             self.tick_follower();
         }
+        self.check_invariants();
     }
 
-    /// More time passed than ticks were given (the process was paused, say): leases can't be trusted.
+    /// Invalidates leases, because more time passed than ticks were given: the process was paused, say. The driver calls it
+    /// before it hands in any other input.
     pub fn handle_pause(&mut self) {
         self.reads.forget_lease();
     }
@@ -421,7 +414,9 @@ impl Raft {
     /// Forgets entries up to `index`, whose effects are durable in the state machine. Returns what the store must be
     /// told, or `None` if there is nothing to forget.
     pub fn compact(&mut self, index: Index) -> Option<SnapshotMeta> {
-        self.log.compact(index)
+        let base = self.log.compact(index);
+        self.check_invariants();
+        base
     }
 
     /// As leader: whether `node` was heard within an election timeout.
@@ -454,6 +449,47 @@ impl Raft {
     /// log's reset is durable.
     pub fn send_snapshot_message(&mut self, to: NodeId, message: Message) {
         self.send(to, message);
+    }
+
+    /// Panics if the state contradicts the invariants of this type. Does nothing in the product's build.
+    pub(crate) fn check_invariants(&self) {
+        if !CHECKS_INVARIANTS {
+            return;
+        }
+        self.log.check_invariants();
+        assert!(
+            self.durable_hard_state.term <= self.hard_state.term,
+            "the term went back"
+        );
+        if self.role == Role::Leader {
+            assert!(self.leader == Some(self.node), "a leader knows itself");
+            let mut others = 0;
+            for (node, _) in self.log.membership().members() {
+                if node != self.node {
+                    others += 1;
+                    assert!(self.progress.contains_key(&node), "{node} isn't tracked");
+                }
+            }
+            assert!(self.progress.len() == others, "only members are tracked");
+            for progress in self.progress.values() {
+                progress.check_invariants(self.log.last_index());
+            }
+            return;
+        }
+        assert!(self.progress.is_empty(), "only a leader tracks followers");
+        assert!(
+            self.leading.transfer.is_none() && self.leading.uncommitted.is_empty(),
+            "only a leader transfers and proposes"
+        );
+        if matches!(self.role, Role::PreCandidate | Role::Candidate) {
+            assert!(self.leader.is_none(), "a candidate knows no leader");
+        }
+        if self.role == Role::Candidate {
+            assert!(
+                self.hard_state.vote == Some(self.node),
+                "a candidate votes for itself"
+            );
+        }
     }
 
     pub(crate) fn bug(&self, bug: Bug) -> bool {

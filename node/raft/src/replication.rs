@@ -39,7 +39,9 @@ impl Raft {
         if self.leading.uncommitted_bytes > 0 && self.leading.uncommitted_bytes + size > limit {
             return Err(ProposeError::Overloaded { limit });
         }
-        Ok(self.append_own(Payload::Command(command)))
+        let id = self.append_own(Payload::Command(command));
+        self.check_invariants();
+        Ok(id)
     }
 
     pub(crate) fn check_may_propose(&self) -> Result<(), ProposeError> {
@@ -161,6 +163,12 @@ impl Raft {
     /// The state machine holds the snapshot `meta` durably: the log starts after it. Returns false, and changes
     /// nothing, if the log has come as far by itself.
     pub fn install(&mut self, meta: &SnapshotMeta) -> bool {
+        let reset = self.reset_to(meta);
+        self.check_invariants();
+        reset
+    }
+
+    fn reset_to(&mut self, meta: &SnapshotMeta) -> bool {
         if meta.last.index <= self.log.commit_index() {
             return false;
         }
@@ -341,6 +349,7 @@ impl Raft {
             progress.next_index = index.next().max(progress.match_index.next());
             progress.nudge = true;
         }
+        self.check_invariants();
     }
 
     /// A snapshot to `node` came to nothing: find out again what it needs.
@@ -353,5 +362,6 @@ impl Raft {
             progress.switch_to(ProgressState::Probe);
             progress.next_index = progress.match_index.next();
         }
+        self.check_invariants();
     }
 }

@@ -201,6 +201,8 @@ pub enum SessionRefusal {
 /// - `by_last_used` has exactly one element `(last_used, client)` for each session;
 /// - of each session: `last_used >= client.birth`, `acked_below >= 1`, and every result's number is at
 ///   least `acked_below`.
+///
+/// Debug builds and the simulator check them after each change of a session.
 #[derive(Clone, Debug)]
 pub struct SessionTable<R> {
     clock: LogTime,
@@ -246,6 +248,7 @@ impl<R: Remembered> SessionTable<R> {
             Ok(None) => Admission::Execute(Permit { write }),
             Ok(Some(result)) => {
                 self.touch(write);
+                self.check_invariants(write.client);
                 Admission::Replay(result)
             }
         }
@@ -259,6 +262,7 @@ impl<R: Remembered> SessionTable<R> {
         let session = self.touch(write);
         let before = session.results.insert(write.sequence, result);
         debug_assert!(before.is_none(), "a permit is given once for a write");
+        self.check_invariants(write.client);
     }
 
     /// Forgets sessions that were silent for longer than the time to live, the longest silent first, and at
@@ -276,6 +280,7 @@ impl<R: Remembered> SessionTable<R> {
             self.by_last_used.pop_first();
             self.sessions.remove(&client);
             self.dirty.insert(client);
+            self.check_invariants(client);
         }
         at_most
     }
@@ -330,7 +335,38 @@ impl<R: Remembered> SessionTable<R> {
         }
         self.by_last_used.insert((session.last_used, client));
         self.sessions.insert(client, session);
+        self.check_invariants(client);
         Ok(())
+    }
+
+    /// Panics if the table contradicts its invariants, as far as a change of one session could break them. Does nothing in
+    /// the product's build.
+    fn check_invariants(&self, changed: ClientId) {
+        if !cfg!(any(debug_assertions, feature = "bugs")) {
+            return;
+        }
+        assert!(
+            self.by_last_used.len() == self.sessions.len(),
+            "each session is ordered once by its last use"
+        );
+        let Some(session) = self.sessions.get(&changed) else {
+            return;
+        };
+        assert!(
+            self.by_last_used.contains(&(session.last_used, changed)),
+            "a session is found by its last use"
+        );
+        assert!(
+            session.last_used >= changed.birth && session.acked_below >= Sequence(1),
+            "a session is used after its birth, and sequences begin at 1"
+        );
+        assert!(
+            session
+                .results
+                .first_key_value()
+                .is_none_or(|(sequence, _)| *sequence >= session.acked_below),
+            "acknowledged results are dropped"
+        );
     }
 
     /// `Ok(None)` to execute, `Ok(Some(_))` to replay.
