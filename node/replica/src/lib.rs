@@ -1,8 +1,8 @@
-//! A replicated log and a state machine become a service.
+//! A service made of a replicated log and a state machine.
 //!
-//! A [`Replica`] is one member of one group: it owns a [`raft::Raft`], a log store, a state store and a
-//! [`StateMachine`], and turns requests into answers. It is synchronous and pure: no clock, no thread, no network. A
-//! driver feeds it messages, requests and ticks, and calls [`Replica::poll`], which does all that is due:
+//! A [`Replica`] is one member of one group. It owns a [`raft::Raft`], a log store, a state store and a [`StateMachine`],
+//! and turns requests into answers. It is synchronous, with no clock, thread or network. A driver passes messages, requests
+//! and ticks in, and calls [`Replica::poll`], which does all work that is due:
 //!
 //! ```text
 //!   requests ──▶ queue ─┐                        ┌─▶ messages that promise nothing leave at once
@@ -10,17 +10,78 @@
 //!   ticks ─────▶ raft ──┘                        └─▶ committed entries ─▶ one state batch ─▶ answers
 //! ```
 //!
-//! Whatever gathered in the queues between two polls shares one log entry, one write and one state batch. That is what
-//! makes it fast under load, without a timer that would make it slow without.
+//! Everything that gathered in the queues between two polls shares one log entry, one write and one state batch. Under load
+//! this makes large batches; without load no timer delays a request.
 //!
-//! - A write is answered when the entry that carries it was applied *here*, matched by index and term. If leadership is
-//!   lost before, its outcome is unknown and the client repeats it under the same session and sequence ([`session`]).
-//! - A read is answered when a quorum confirmed this leader after the read arrived, from a state that has applied all
-//!   that was committed then. It costs no log entry.
-//! - The log is cut below what the state store holds durably, and a follower that needs what was cut gets a snapshot.
-//! - A member that comes back with an empty disk is a new node; it asks to be let in and takes its old self's place.
+//! # Guarantees
 //!
-//! The same code runs under the simulator, which is why it never asks anyone for the time.
+//! - **A write** is answered when this replica has applied the entry that carries it, matched by index and term. If
+//!   leadership is lost before that, the outcome is unknown, and the client repeats the write under the same session and
+//!   sequence.
+//! - **A read** is answered when a quorum has confirmed this leader after the read arrived, from a state that has applied
+//!   everything that was committed then. It costs no log entry.
+//! - **Compaction** cuts the log below what the state store holds durably. A follower that needs what was cut gets a snapshot.
+//! - **A lost disk** comes back as a new node. It asks to be added, and then replaces its former self.
+//!
+//! # Exactly once
+//!
+//! A [`session::SessionTable`] per shard remembers the result of each write until its client acknowledges it, so a copy of a
+//! write gets the first result instead of a second execution. [`session`] has the proof. The life of one session:
+//!
+//! ```
+//! use replica::session::{Admission, Remembered, SessionLimits, SessionRef, SessionRefusal, SessionTable};
+//! use types::{ClientId, DecodeError, LogTime, Reader, Sequence, Writer};
+//!
+//! /// The result of a write: a new length, say.
+//! #[derive(Clone, Debug, PartialEq)]
+//! struct Length(u64);
+//!
+//! impl Remembered for Length {
+//!     fn encode(&self, out: &mut Writer) {
+//!         out.number(self.0);
+//!     }
+//!     fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+//!         input.number("length").map(Self)
+//!     }
+//! }
+//!
+//! let limits = SessionLimits { ttl_ms: 600_000, max_birth_ahead_ms: 60_000, max_sessions: 10, max_results: 4 };
+//! let client = ClientId { birth: LogTime(1_000), nonce: 7 };
+//! let write = |sequence, acked_below| SessionRef {
+//!     client,
+//!     sequence: Sequence(sequence),
+//!     acked_below: Sequence(acked_below),
+//! };
+//! let mut table = SessionTable::default();
+//!
+//! // A new write is executed and recorded.
+//! let Admission::Execute(permit) = table.admit(write(1, 1), LogTime(2_000), &limits) else { panic!() };
+//! table.record(permit, Length(5));
+//!
+//! // A copy of it gets the same result.
+//! assert_eq!(table.admit(write(1, 1), LogTime(2_001), &limits), Admission::Replay(Length(5)));
+//!
+//! // The next write acknowledges the first, whose result is dropped. Later copies of the first are refused.
+//! let Admission::Execute(permit) = table.admit(write(2, 2), LogTime(2_002), &limits) else { panic!() };
+//! table.record(permit, Length(9));
+//! assert!(matches!(
+//!     table.admit(write(1, 1), LogTime(2_003), &limits),
+//!     Admission::Refuse(SessionRefusal::Stale { .. })
+//! ));
+//!
+//! // A silent session is forgotten. Its copies are still refused, because its birth lies too far back.
+//! let later = LogTime(700_000);
+//! assert_eq!(table.expire(later, &limits, 10), 1);
+//! assert_eq!(table.admit(write(2, 2), later, &limits), Admission::Refuse(SessionRefusal::Expired));
+//! ```
+//!
+//! # What the driver must never do
+//!
+//! - Use a replica after [`Replica::poll`] gave an error other than [`raft::StoreError::Full`]: stop the process.
+//! - Give two replicas one directory, or an empty directory the id of a lost one.
+//! - Let time pass without ticks and without [`Replica::handle_pause`].
+//!
+//! The simulator runs this code unchanged; that is why no part of it reads a clock.
 
 mod admin;
 mod apply;

@@ -1,8 +1,50 @@
-//! The vocabulary of `ShardKV`: identifiers, the shard map in its two halves (key to shard, shard to group), and the
-//! small binary codec that what we write to disk is written with.
+//! The vocabulary of `ShardKV`: identifiers, the shard map, and the binary codec of the log and the disk.
 //!
-//! Nothing here does I/O, reads a clock or knows a network. Everything else in the workspace depends
-//! on this crate, and it depends on nothing of ours.
+//! The crate does no I/O, reads no clock and knows no network. All other crates of the workspace depend on it; it depends on
+//! none of them.
+//!
+//! # From a key to a replica group
+//!
+//! The way has two halves. The first is a public, fixed hash, so that a client in any language finds the shard by itself
+//! ([`shard_of`]). The second is a [`ShardConfig`], which the controllers number and change. A `{tag}` in a key limits the
+//! hash to the tag, so that related keys share a shard:
+//!
+//! ```
+//! use types::{hash_key, hashed_part, shard_of};
+//!
+//! assert_eq!(hash_key(b"foobar"), 0x8594_4171_72ad_2699);
+//!
+//! assert_eq!(hashed_part(b"user:{42}:name"), b"42");
+//! assert_eq!(shard_of(b"user:{42}:name", 256), shard_of(b"user:{42}:mail", 256));
+//!
+//! // The number of shards is fixed when a cluster is created; another number is another map.
+//! assert!(shard_of(b"foobar", 10).0 < 10);
+//! ```
+//!
+//! # The codec
+//!
+//! [`Writer`] and [`Reader`] encode what goes to disk and into the log. Decoding damaged input is an error, never a panic, and
+//! allocates no more than the input's length:
+//!
+//! ```
+//! use types::{DecodeError, Reader, Writer};
+//!
+//! let mut out = Writer::default();
+//! out.byte(1).number(300).bytes(b"value");
+//! let record = out.finish();
+//!
+//! let mut input = Reader::new(record.clone());
+//! assert_eq!(input.byte("version")?, 1);
+//! assert_eq!(input.number("count")?, 300);
+//! assert_eq!(input.bytes("value")?, b"value"[..]);
+//! input.finish()?;
+//!
+//! let mut damaged = Reader::new(record.slice(..5));
+//! damaged.byte("version")?;
+//! damaged.number("count")?;
+//! assert_eq!(damaged.bytes("value"), Err(DecodeError::Truncated("value")));
+//! # Ok::<(), DecodeError>(())
+//! ```
 
 mod codec;
 mod config;
