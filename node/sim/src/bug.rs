@@ -63,7 +63,7 @@ impl Bug {
         }
     }
 
-    /// Returns what the consensus core does wrong.
+    /// Returns the switches of the consensus core.
     pub fn raft(self) -> raft::Bugs {
         raft::Bugs::new(match self {
             Self::Raft(bug) => Some(bug),
@@ -71,7 +71,7 @@ impl Bug {
         })
     }
 
-    /// Returns what a replica does wrong.
+    /// Returns the switches of a replica.
     pub fn replica(self) -> replica::Bugs {
         replica::Bugs::new(match self {
             Self::Replica(bug) => Some(bug),
@@ -79,7 +79,7 @@ impl Bug {
         })
     }
 
-    /// Returns what the controllers do wrong.
+    /// Returns the bug of the controllers, if this is one.
     pub fn shardctrler(self) -> Option<shardctrler::Bug> {
         match self {
             Self::Shardctrler(bug) => Some(bug),
@@ -90,7 +90,7 @@ impl Bug {
         }
     }
 
-    /// Returns what a replica group does wrong.
+    /// Returns the bug of a replica group, if this is one.
     pub fn shardkv(self) -> Option<shardkv::Bug> {
         match self {
             Self::Shardkv(bug) => Some(bug),
@@ -116,7 +116,7 @@ impl fmt::Display for Bug {
 impl FromStr for Bug {
     type Err = UnknownBug;
 
-    /// Takes a name as it is displayed, in any case, with or without hyphens.
+    /// Parses a displayed name in any case, with or without hyphens.
     fn from_str(text: &str) -> Result<Self, UnknownBug> {
         let wanted = text.replace('-', "");
         Self::all()

@@ -1,13 +1,14 @@
 //! A simulated client: drives the product's request engine, and does worse.
 //!
-//! Sessions, sequences, retries, back-off, deadlines and the choice of the next node are the engine's (`request`), as in the
-//! client library. This driver stands for the network and the application: it draws operations, carries the engine's batches to
-//! hosts one request each, and reports answers, refusals, silence and broken connections. Beyond the library it sends copies to
-//! other nodes and lets some arrive very late, goes silent for longer than a session lives, reports answers of connections that
-//! it gave up, and sends some writes without a session. Questions and answers go to the history.
+//! Sessions, sequences, retries, back-off, deadlines and the choice of the next node are the engine's (`request`), as
+//! in the client library. This driver stands for the network and the application: it draws operations, carries the
+//! engine's batches to hosts one request each, and reports answers, refusals, silence and broken connections. Beyond
+//! the library it sends copies to other nodes and lets some arrive very late, goes silent for longer than a session
+//! lives, reports answers of connections that it gave up, and sends some writes without a session. Questions and
+//! answers go to the history.
 //!
-//! When the engine ends an operation and says that it certainly had no effect, the history holds it to that: the logs must
-//! never carry the operation.
+//! When the engine reports that an operation certainly had no effect, the history checks this: the logs must never
+//! carry the operation.
 
 mod answers;
 mod options;
@@ -38,31 +39,31 @@ pub use options::ClientOptions;
 /// A request on its way to a host.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
-    /// Where it goes.
+    /// The destination.
     pub to: HostId,
-    /// Its name: the client's number is in the high bits.
+    /// The id of the request, with the client's number in the high bits.
     pub id: RequestId,
-    /// What is asked.
+    /// The request.
     pub request: Request<Question>,
-    /// It leaves this much later.
+    /// The delay before it leaves.
     pub delay: Micros,
 }
 
-/// The world around a client.
+/// The inputs and outputs of a client: what it may read of the world, and its requests.
 pub struct Surroundings<'a> {
     /// The time.
     pub now: Micros,
-    /// Where everything is written down.
+    /// The history of all operations.
     pub history: &'a mut History,
-    /// Who lives where.
+    /// The host of each node.
     pub addresses: &'a BTreeMap<NodeId, HostId>,
-    /// How many hosts the replica groups have; they come first.
+    /// The number of hosts of replica groups, which come first.
     pub hosts: usize,
-    /// The controllers; none in a world of one group.
+    /// The controllers' hosts; empty in a world of one group.
     pub controllers: Range<HostId>,
-    /// How many shards there are.
+    /// The number of shards.
     pub shards: u32,
-    /// What leaves the client.
+    /// The requests that leave the client.
     pub out: &'a mut Vec<Outgoing>,
 }
 
@@ -81,7 +82,7 @@ pub struct Client {
     /// The operations that are made attempt by attempt.
     unaries: BTreeMap<u64, Unary>,
     sessions: Sessions,
-    /// Requests under way.
+    /// The requests in flight.
     requests: BTreeMap<RequestId, Sent>,
     /// The time at the last event.
     now: Micros,
@@ -100,23 +101,23 @@ pub struct Client {
     timings: Vec<Timing>,
 }
 
-/// How long an answered request took.
+/// The duration of an answered request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// The key that it was about.
+    /// The key.
     pub key: Bytes,
-    /// When it was begun.
+    /// The time of its start.
     pub began: Micros,
-    /// How long it took.
+    /// The time until its answer.
     pub took: Micros,
 }
 
 /// An operation that a scripted client does, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Write this.
+    /// A write.
     Write(Write),
-    /// Read this key.
+    /// A read of a key.
     Get(Bytes),
 }
 
@@ -166,7 +167,7 @@ impl request::Call for Call {
     }
 }
 
-/// Whether a question is about a key.
+/// Returns true if a query covers a key.
 fn covers(query: &Query, key: &[u8], shards: u32) -> bool {
     match query {
         Query::Scan { shards: only, .. } => Routes::covers(only.as_ref(), key, shards),
@@ -174,12 +175,12 @@ fn covers(query: &Query, key: &[u8], shards: u32) -> bool {
     }
 }
 
-/// The client whose number this is sends a request.
+/// Returns the client's number in the id of a request.
 pub const fn client_of(id: RequestId) -> u64 {
     id.0 >> 40
 }
 
-/// The name of a key.
+/// Returns the key with this number.
 pub fn key(number: u64) -> Bytes {
     Bytes::from(format!("key{number:02}"))
 }
@@ -212,7 +213,7 @@ impl Client {
         }
     }
 
-    /// Does these next, instead of random ones, one after the other as fast as its pipeline allows.
+    /// Runs these operations in order, as fast as the pipeline allows, and draws no more random operations.
     pub fn script(&mut self, steps: impl IntoIterator<Item = Step>) {
         self.script.extend(steps);
         self.stopping = true;
@@ -220,7 +221,7 @@ impl Client {
         self.options.think = (MILLI, MILLI);
     }
 
-    /// Starts nothing more, and finishes what it began, however long it takes.
+    /// Starts no more operations, and lets the open ones finish without a deadline.
     pub fn finish(&mut self, now: Micros) {
         self.stopping = true;
         self.now = now;
@@ -235,7 +236,7 @@ impl Client {
         for stream in self.streams.values_mut() {
             stream.losses = 0;
             stream.engine.update_calls(|call: &mut Call| {
-                // A write without a session is sent once: if its answer got lost there is none to wait for.
+                // A write without a session is sent once. If its answer was lost, no other answer will come.
                 if call.repeat != Repeat::Never {
                     call.deadline = Micros::MAX;
                 }
@@ -349,7 +350,7 @@ impl Client {
         };
         let Some((key, gid)) = self.route(&what, around) else {
             self.refresh(around);
-            // A script's step is not lost.
+            // A scripted operation must not be dropped.
             self.put_back(what);
             return;
         };
@@ -406,7 +407,7 @@ impl Client {
         self.script.insert(0, step);
     }
 
-    /// Draws the next operation, unless no group is known that it could be asked of.
+    /// Draws the next operation. Returns `None` if no group is known that could serve it.
     fn draw(&mut self, around: &Surroundings<'_>) -> Option<What> {
         if !self.script.is_empty() {
             return Some(match self.script.remove(0) {
@@ -419,7 +420,7 @@ impl Client {
             return self.draw_read(key, around).map(What::Read);
         }
         let write = self.draw_write(key);
-        // Only what is unique in the log: the check wants to know where it was carried.
+        // Only writes with unique bytes, because the checker finds a write without a session by its bytes.
         let unique = !matches!(
             write,
             Write::Delete { .. } | Write::CompareAndSwap { new: None, .. }
@@ -450,7 +451,7 @@ impl Client {
     }
 
     fn draw_write(&mut self, key: Bytes) -> Write {
-        // Unique, so that a value tells who wrote it and a doubled append shows.
+        // A unique mark, so that a value shows its writer and a repeated append is visible.
         let mut value = format!("<{}.{}>", self.number, self.started + 1).into_bytes();
         let seen = self.seen.get(&key).cloned().flatten();
         let long = seen.as_ref().is_some_and(|value| value.len() > 200);
@@ -481,7 +482,7 @@ impl Client {
         let key = match what {
             What::Write(write, _) => write.key().clone(),
             What::Read(Query::Get { key }) => key.clone(),
-            // A scan's shards are all of one group, or were when it was drawn.
+            // All shards of a scan belonged to one group when it was drawn.
             What::Read(query) => (0..self.options.keys)
                 .map(key)
                 .find(|key| covers(query, key, around.shards))?,

@@ -1,5 +1,5 @@
-//! Who joins groups, lets them leave, and moves shards: a client of the controllers with a session, that repeats a change
-//! under its number until it knows what came of it.
+//! A client of the controllers that joins groups, removes them and moves shards. It has a session, and repeats a change
+//! under its sequence until it knows the outcome.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,20 +16,20 @@ use crate::queue::{MILLI, Micros};
 use crate::rng::{Concern, SimRng};
 use crate::world::{Event, Step, World};
 
-/// Requests of config clients have names from here on: the config client's number is added.
+/// The lowest client number of config clients' requests. The config client's own number is added.
 pub(crate) const CONFIG_CLIENTS: u64 = 1 << 22;
 
-/// How long to wait for an answer before another controller is asked.
+/// The time without an answer after which another controller is tried.
 const PATIENCE: Micros = 200 * MILLI;
 
-/// A change that is over.
+/// A finished change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changed {
-    /// What was asked for.
+    /// The change.
     pub change: Change,
-    /// What came of it; `None` if nobody can tell, because the session expired.
+    /// The outcome, or `None` if it is unknown because the session expired.
     pub response: Option<Response>,
-    /// When.
+    /// The time of the outcome.
     pub at: Micros,
 }
 
@@ -47,13 +47,13 @@ pub(crate) struct ConfigClient {
     sent: u64,
     target: HostId,
     retry_at: Micros,
-    /// When the next change of its own is due; never, if it only does what it is told.
+    /// The time of the next drawn change; never, if it only sends queued changes.
     next_at: Micros,
-    /// The mean pause between two changes of its own.
+    /// The mean pause between two drawn changes.
     every: Micros,
     burst: u64,
     script: VecDeque<Change>,
-    /// Groups that are part of the cluster, as far as it knows.
+    /// The groups in the configuration, as far as this client knows.
     joined: BTreeSet<Gid>,
     pub(crate) done: Vec<Changed>,
 }
@@ -87,12 +87,12 @@ impl ConfigClient {
         }
     }
 
-    /// Has it ask for this too.
+    /// Queues a change.
     pub(crate) fn order(&mut self, change: Change) {
         self.script.push_back(change);
     }
 
-    /// The change that joins these groups, each with all of its hosts.
+    /// Returns the change that joins these groups, each with all its hosts.
     pub(crate) fn join(&self, gids: impl IntoIterator<Item = Gid>) -> Change {
         let groups = gids.into_iter().map(|gid| {
             let hosts = self.groups.get(&gid).map(Vec::as_slice).unwrap_or_default();
@@ -103,25 +103,25 @@ impl ConfigClient {
         }
     }
 
-    /// Asks for nothing more of its own.
+    /// Draws no more changes.
     pub(crate) fn finish(&mut self) {
         self.next_at = Micros::MAX;
         self.burst = 0;
     }
 
-    /// Whether nothing is under way.
+    /// Returns true if no change is open or queued.
     pub(crate) fn is_idle(&self) -> bool {
         self.change.is_none() && self.script.is_empty()
     }
 
     pub(crate) fn describe(&self) -> String {
         format!(
-            "config_client {} asks {:?}, then {:?}",
+            "config client {} has {:?} open, then {:?}",
             self.number, self.change, self.script
         )
     }
 
-    /// When it wants to be woken.
+    /// Returns the time at which the client wants to be woken.
     pub(crate) fn due(&self) -> Micros {
         if self.change.is_some() {
             return self.retry_at;
@@ -133,7 +133,7 @@ impl ConfigClient {
         }
     }
 
-    /// Time has come for something.
+    /// Does what is due.
     pub(crate) fn wake(&mut self, around: &mut Surroundings<'_>) {
         if self.change.is_none() {
             let next = self.script.pop_front();
@@ -200,7 +200,7 @@ impl ConfigClient {
         });
     }
 
-    /// A change that makes sense, mostly.
+    /// Draws a change, which mostly makes sense.
     fn draw(&mut self, now: Micros) -> Change {
         if self.burst == 0 && self.rng.chance(300_000) {
             self.burst = self.rng.between(1, 6);
@@ -252,7 +252,7 @@ impl ConfigClient {
         }
     }
 
-    /// An answer arrives.
+    /// Takes in an answer.
     pub(crate) fn answered(
         &mut self,
         id: RequestId,
@@ -270,7 +270,7 @@ impl ConfigClient {
             Ok(Answer::Machine(Reply::Ctrl(response))) => self.over(Some(response), around.now),
             Ok(other) => {
                 return Err(Violation::new(
-                    "answers fit their questions",
+                    "answers fit their requests",
                     format!("a change was answered {other:?}"),
                 ));
             }
@@ -305,7 +305,7 @@ impl ConfigClient {
         match error {
             CtrlError::SessionExpired => {
                 self.session = None;
-                // Done before or not, a join does no harm twice; and without the first one nothing happens at all.
+                // A repeated join does no harm, and without the first join no group serves anything.
                 if let Some(join @ Change::Join { .. }) = &self.change {
                     self.script.push_front(join.clone());
                 }
@@ -320,7 +320,7 @@ impl ConfigClient {
             }
             error => {
                 return Err(Violation::new(
-                    "refusals make sense",
+                    "refusals are valid",
                     format!("{:?} was refused: {error}", self.change),
                 ));
             }
@@ -349,7 +349,7 @@ impl ConfigClient {
 }
 
 impl World {
-    /// Makes the config clients, and has the first of them join groups.
+    /// Creates the config clients, and queues the first join at the first of them.
     pub(crate) fn start_config_clients(&mut self) {
         let Some(cluster) = &self.scenario.cluster else {
             return;
@@ -426,7 +426,7 @@ impl World {
         if self.tracing
             && let Some(over) = self.config_clients[number].done.get(before)
         {
-            self.print(&format!("config_client {number}: {over:?}"));
+            self.print(&format!("config client {number}: {over:?}"));
         }
         self.plan_config_client(number);
         Ok(())

@@ -1,9 +1,9 @@
-//! What a world does to its hosts.
+//! Faults and the administrator's requests.
 //!
-//! Each class of faults is a recurrence: it strikes, plans when to mend, and plans its next strike. A group may
-//! lose data only by losing a quorum of disks, so disks are lost one at a time, and only while the group is
-//! *settled*: every member is alive somewhere and every member's log ends with the same membership. That is
-//! the promise an administrator keeps too.
+//! Each class of faults recurs: a fault begins, schedules its end, and schedules the next fault of its class. A group
+//! may lose data only by losing a quorum of disks. So disks are lost one at a time, and only while the group is
+//! *settled*: every member is on some host, and every member's log ends with the same membership. Administrators must
+//! follow the same rule.
 
 use std::collections::BTreeSet;
 
@@ -54,7 +54,7 @@ const ALL: [Fault; 14] = [
     Fault::Outage,
 ];
 
-/// The number by which requests of the administrator are told from those of clients.
+/// The client number of the administrator's requests, above those of all clients.
 pub(crate) const ADMIN: u64 = 1 << 20;
 
 impl World {
@@ -93,7 +93,7 @@ impl World {
         }
     }
 
-    /// A fault strikes.
+    /// Begins a fault.
     pub(crate) fn fault(&mut self, fault: Fault) {
         let Some(recurrence) = self.recurrence(fault).filter(|_| !self.ending) else {
             return;
@@ -142,7 +142,7 @@ impl World {
         self.queue.push(self.now + lasts, Event::Mend(fault, what));
     }
 
-    /// A fault is over: at this host, or for partitions, the cut of this number.
+    /// Ends a fault at a host. For a partition, `host` is the partition's number.
     pub(crate) fn mend(&mut self, fault: Fault, host: HostId) -> Step {
         match fault {
             Fault::Partition if host == self.cuts => {
@@ -166,7 +166,7 @@ impl World {
         Ok(())
     }
 
-    /// A group drawn at random: the only one, if there is one.
+    /// Draws a group. Draws no number if there is only one.
     pub(crate) fn draw_group(&mut self) -> GroupId {
         if self.groups.len() < 2 {
             return 0;
@@ -188,7 +188,7 @@ impl World {
         self.mend_after(Fault::Partition, self.cuts, lasts);
     }
 
-    /// Strikes whoever leads.
+    /// Cuts off, kills or pauses a leader.
     fn disturb_leader(&mut self, lasts: Micros) {
         let group = self.draw_group();
         let Some(leader) = self.leader(group) else {
@@ -205,7 +205,7 @@ impl World {
         }
     }
 
-    /// Leaves a host alone, or with one companion: a minority that goes on for a while.
+    /// Isolates a host, alone or with one companion, as a minority.
     fn cut_off(&mut self, host: HostId, companion: HostId, lasts: Micros) {
         let side = |other: HostId| other == host || other == companion;
         let hosts = 0..self.hosts.len();
@@ -218,7 +218,7 @@ impl World {
         self.mend_after(Fault::Partition, self.cuts, lasts);
     }
 
-    /// Messages are about to leave a host. If they are the first of a new leader, it may not get far.
+    /// Isolates a new leader, in some worlds, before its first messages leave.
     pub(crate) fn ambush(&mut self, host: HostId, messages: &[(Micros, Envelope)]) {
         let term = messages.iter().find_map(|(_, envelope)| {
             matches!(envelope.message, Message::Append { .. }).then_some(envelope.term)
@@ -239,8 +239,8 @@ impl World {
     }
 
     fn cut(&mut self, cut: BTreeSet<(HostId, HostId)>) {
-        self.trace(0, || format!("the network loses {cut:?}"));
-        // Connections over a cut link break, after a while, for some.
+        self.trace(0, || format!("the network cuts {cut:?}"));
+        // Some connections over a cut link break after a while.
         for (from, to) in &cut {
             if self.rng.chance(500_000) {
                 let hint = Event::Hint {
@@ -254,7 +254,7 @@ impl World {
         }
         self.network.set_cuts(cut);
         self.cuts += 1;
-        // Some clients lose their connections too, and look elsewhere at once.
+        // Some clients lose their connections too, and reconnect elsewhere at once.
         for number in 0..self.clients.len() {
             if self.rng.coin() {
                 let host = self.rng.index(self.kv_hosts);
@@ -278,7 +278,7 @@ impl World {
         }
     }
 
-    /// Kills all of one group, most of it, or just cuts it off.
+    /// Kills all hosts of one group or most of them, or cuts the group off.
     fn outage(&mut self, lasts: Micros) {
         let group = self.draw_group();
         self.count("outages of a group");
@@ -316,7 +316,7 @@ impl World {
             return;
         }
         self.count("pauses");
-        self.trace(host, || format!("stands still for {lasts} us"));
+        self.trace(host, || format!("pauses for {lasts} us"));
         self.hosts[host].paused = true;
         let resume = Event::Resume {
             host,
@@ -348,13 +348,13 @@ impl World {
         }
     }
 
-    /// Loses a disk: all of it at once, or a record that the next start finds missing.
+    /// Wipes a disk at once, or damages a record, which the next start finds.
     fn lose_disk(&mut self, host: HostId, lasts: Micros, damage: bool) {
         let group = self.hosts[host].group;
         let Some(membership) = self.settled(group) else {
             return;
         };
-        // A learner that the leader is about to promote by itself must not vanish in that moment.
+        // The disk of a learner that the leader is about to promote must not be lost at that moment.
         if membership
             .members()
             .any(|(_, member)| member.kind == MemberKind::Learner && member.replaces.is_some())
@@ -378,7 +378,7 @@ impl World {
         }
     }
 
-    /// Replaces a disk by an empty one, on which another node will live.
+    /// Replaces a disk by an empty disk with a new node id.
     pub(crate) fn wipe(&mut self, number: HostId) {
         self.count("wiped disks");
         let keeps = self.scenario.bug == Some(Bug::Process(ProcessBug::WipedDiskKeepsIdentity));
@@ -400,12 +400,12 @@ impl World {
         let changing = self.groups[group].changing;
         changing.is_some_and(|(id, host, incarnation)| {
             let host = &self.hosts[host];
-            // Still on its way, or waiting in the process that it was sent to.
+            // The request is still in flight, or waits in the process that it was sent to.
             host.incarnation == incarnation || host.asked.contains_key(&id)
         })
     }
 
-    /// Asks for one change that makes sense, or now and then for one that doesn't.
+    /// Requests a membership change. Most are sensible, some are not.
     fn change_membership(&mut self) {
         let group = self.draw_group();
         let known = if self.scenario.pushy_admin {

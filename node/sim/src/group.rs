@@ -1,4 +1,4 @@
-//! The groups of a world: which hosts are theirs, and what each has promised.
+//! The Raft groups of a world, with their hosts and checkers.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -21,12 +21,12 @@ pub(crate) struct Group {
     pub(crate) gid: Gid,
     pub(crate) genesis: Genesis,
     pub(crate) hosts: Range<HostId>,
-    /// How many of its hosts are members at first; the others are empty.
+    /// The number of hosts that are members at first. The others have empty disks.
     pub(crate) members: usize,
     pub(crate) invariants: InvariantChecker,
     /// The last term whose leader might have been ambushed.
     pub(crate) ambushed: Term,
-    /// A membership change that was not answered: whom it was sent to, and in which incarnation.
+    /// The unanswered membership change: its id, the host that it was sent to, and the incarnation of that host.
     pub(crate) changing: Option<(RequestId, HostId, u64)>,
 }
 
@@ -44,7 +44,7 @@ impl Group {
     }
 }
 
-/// The groups of a scenario: replica groups first, the controllers last.
+/// Returns the groups of a scenario: the replica groups, then the controllers.
 pub(crate) fn lay_out(scenario: &Scenario) -> Vec<Group> {
     let hosts = scenario.hosts;
     let Some(cluster) = &scenario.cluster else {
@@ -71,14 +71,14 @@ pub(crate) fn lay_out(scenario: &Scenario) -> Vec<Group> {
     groups
 }
 
-/// How many hosts the replica groups have together.
+/// Returns the number of hosts of all replica groups.
 pub(crate) fn kv_hosts(groups: &[Group]) -> usize {
     let replicas = groups.iter().filter(|group| group.gid != Gid::NONE);
     replicas.map(|group| group.hosts.len()).sum()
 }
 
 impl World {
-    /// The host whose process leads a group, by the highest term.
+    /// Returns the host of a group's leader in the highest term.
     pub(crate) fn leader(&self, group: GroupId) -> Option<HostId> {
         let leading = self.hosts[self.groups[group].hosts.clone()]
             .iter()
@@ -89,13 +89,13 @@ impl World {
         leading.max().map(|(_, number)| number)
     }
 
-    /// The nodes that live on a group's hosts.
+    /// Returns the nodes on a group's hosts.
     pub(crate) fn present(&self, group: GroupId) -> BTreeSet<NodeId> {
         let hosts = &self.hosts[self.groups[group].hosts.clone()];
         hosts.iter().map(|host| host.node).collect()
     }
 
-    /// A group's membership, if it is certain: all members live, and every member's log ends with it.
+    /// Returns a group's membership if it is certain: every member is on a host, and every member's log ends with it.
     pub(crate) fn settled(&self, group: GroupId) -> Option<Membership> {
         let hosts = &self.hosts[self.groups[group].hosts.clone()];
         if hosts.iter().any(|host| host.disk.is_damaged()) {

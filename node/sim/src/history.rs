@@ -101,18 +101,21 @@ impl History {
         record.operation.returned = Some(moment);
         match (&mut record.operation.action, written) {
             (Action::Put { .. }, Written::Put) => {}
-            (Action::Append { length, .. }, Written::Append { length: told }) => {
-                *length = Some(told);
+            (Action::Append { length, .. }, Written::Append { length: answered }) => {
+                *length = Some(answered);
             }
-            (Action::Delete { existed }, Written::Delete { existed: told }) => {
-                *existed = Some(told);
+            (Action::Delete { existed }, Written::Delete { existed: answered }) => {
+                *existed = Some(answered);
             }
-            (Action::CompareAndSwap { swapped, .. }, Written::CompareAndSwap { swapped: told }) => {
-                *swapped = Some(told);
+            (
+                Action::CompareAndSwap { swapped, .. },
+                Written::CompareAndSwap { swapped: answered },
+            ) => {
+                *swapped = Some(answered);
             }
             (action, written) => {
                 return Err(Violation::new(
-                    "answers fit their questions",
+                    "answers fit their requests",
                     format!("{action:?} of {:?} was answered {written:?}", record.key),
                 ));
             }
@@ -129,7 +132,7 @@ impl History {
         record.operation.returned = Some(moment);
         let Action::Get { value } = &mut record.operation.action else {
             return Err(Violation::new(
-                "answers fit their questions",
+                "answers fit their requests",
                 format!("{:?} was answered with a value", record.operation.action),
             ));
         };
@@ -171,7 +174,7 @@ impl History {
                 .filter(|name| matches!(name, Name::Numbered(..)));
             if let Some(at) = name.and_then(&place) {
                 return Err(Violation::new(
-                    "what was refused is not done",
+                    "a refused write has no effect",
                     format!(
                         "{:?} of {:?} was refused, and was write {at}",
                         record.operation.action, record.key

@@ -1,4 +1,4 @@
-//! An address: its disk, its clock, and the process that maybe runs there.
+//! A host: an address, its disk, its clock, and the process that may run there.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const EPOCH_MS: i64 = 1_700_000_000_000;
 /// A process's replica.
 pub(crate) type Process = Replica<Recorder>;
 
-/// A wall clock that is wrong.
+/// A wall clock with an error and a drift.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Clock {
     /// Milliseconds ahead.
@@ -32,14 +32,14 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// What it shows.
+    /// Returns the clock's reading.
     pub(crate) fn wall(self, now: Micros) -> LogTime {
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let shown = EPOCH_MS + (now + now / 1_000_000 * self.drift) / 1_000 + self.skew_ms;
         LogTime(u64::try_from(shown).unwrap_or(0))
     }
 
-    /// How long `duration` takes, as this clock measures it.
+    /// Returns the real time in which this clock measures `duration`.
     pub(crate) fn stretch(self, duration: Micros) -> Micros {
         let duration = i64::try_from(duration).unwrap_or(i64::MAX);
         let real = duration - duration * self.drift / 1_000_000;
@@ -47,49 +47,49 @@ impl Clock {
     }
 }
 
-/// What waits for a process.
+/// An input that waits in a process's inbox.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A peer's message.
     Message(Envelope),
     /// A client's request.
     Request(RequestId, Request<Question>),
-    /// A connection broke.
+    /// A hint that the connection to a node broke.
     Hint(NodeId),
 }
 
-/// An address.
+/// A host, and the state of the process on it.
 #[allow(
     clippy::struct_excessive_bools,
-    reason = "each is a fault of its own, and any of them may be on"
+    reason = "the flags are independent faults, and any of them may be on"
 )]
 pub(crate) struct Host {
     pub(crate) number: HostId,
     pub(crate) group: GroupId,
     pub(crate) address: String,
-    /// Who lives on the disk.
+    /// The node whose data the disk holds.
     pub(crate) node: NodeId,
     pub(crate) disk: Disk,
     pub(crate) clock: Clock,
     pub(crate) process: Option<Box<Process>>,
-    /// Counts starts and stops: what was meant for an earlier process does not reach a later one.
+    /// Counts starts and stops, so that events for an earlier process don't reach a later one.
     pub(crate) incarnation: u64,
     pub(crate) inbox: VecDeque<Input>,
     pub(crate) owed_ticks: u32,
     pub(crate) busy_until: Micros,
-    /// A `Work` event is scheduled.
+    /// True if a `Work` event is scheduled.
     pub(crate) work_due: bool,
     pub(crate) paused: bool,
     pub(crate) disk_low: bool,
-    /// Its log was truncated or got a membership since the last look.
+    /// True if the log was truncated or got a membership since the last check.
     pub(crate) look_at_membership: bool,
-    /// Clients can't reach it.
+    /// True if clients can't reach the host.
     pub(crate) unreachable: bool,
-    /// Requests that were handed to the process and not answered, with what anyone had called committed by then.
+    /// The unanswered requests of the process, each with the last committed index at its arrival.
     pub(crate) asked: BTreeMap<RequestId, Index>,
     pub(crate) progress: Progress,
     pub(crate) journal: Journal,
-    /// What carries out what its mover asks for; none where no shards move.
+    /// The driver of the mover, or `None` where no shards move.
     pub(crate) mover_driver: Option<MoverDriver>,
 }
 
@@ -125,12 +125,12 @@ impl Host {
         }
     }
 
-    /// Whether a process runs and moves.
+    /// Returns true if a process runs and isn't paused.
     pub(crate) fn is_up(&self) -> bool {
         self.process.is_some() && !self.paused
     }
 
-    /// Forgets all that belongs to the process.
+    /// Drops the process and all its state in memory.
     pub(crate) fn take_down(&mut self, now: Micros) {
         self.process = None;
         self.incarnation += 1;
@@ -146,18 +146,18 @@ impl Host {
     }
 }
 
-/// The address of a host.
+/// Returns the address of a host.
 pub(crate) fn address(number: HostId) -> String {
     format!("host-{number}:7000")
 }
 
-/// The host of an address.
+/// Returns the host of an address.
 pub(crate) fn host_at(address: &str) -> Option<HostId> {
     let (host, _) = address.strip_prefix("host-")?.split_once(':')?;
     host.parse().ok()
 }
 
-/// Catches what leaves a process, with how long after the start of its work it leaves.
+/// Collects the messages and answers of a process, each with its delay after the start of the step.
 pub(crate) struct Leaving<'a> {
     disk: &'a Disk,
     pub(crate) messages: Vec<(Micros, Envelope)>,

@@ -403,8 +403,8 @@ fn check_view(
         // A follower of a later leader may have truncated an entry that it once acknowledged to this leader.
         if other.hard_state().term <= status.term && !other.holds(id) {
             return Err(Violation::new(
-                "a leader believes what is true",
-                format!("{} believes that {node} has {id}", status.node),
+                "the leader's view is true",
+                format!("{} assumes that {node} has {id}", status.node),
             ));
         }
     }

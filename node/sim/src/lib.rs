@@ -1,48 +1,63 @@
-//! A seeded simulator of whole clusters under faults. It runs `raft`, `replica`, `shardkv` and `shardctrler` unchanged;
-//! only the world around them is made up.
+//! A deterministic simulator of whole clusters under faults.
 //!
-//! # What a world is
+//! It runs `raft`, `replica`, `shardkv`, `shardctrler` and `request` unchanged. Only their surroundings are simulated:
+//! network, disks, clocks, and the applications behind the clients.
 //!
-//! A seed draws a [`scenario`]: how many hosts, which options, how many clients, and which faults are on. Half of
-//! the worlds have one group that owns all shards, the others two to four groups and the controllers'. A [`world`] plays it in one thread, event by event in the order of virtual time. Equal seeds give equal worlds,
-//! bit for bit: nothing reads a clock, nothing is drawn but from [`rng`] (one stream of the seed for each
-//! concern), and nothing depends on the order of a hash table.
+//! # Worlds and seeds
 //!
-//! # How an event flows
+//! A seed draws a [`scenario`]: the number of hosts, the options, the clients, and the classes of faults that happen.
+//! Half of the worlds have one group that owns all shards. The other half have two to four replica groups and a group
+//! of controllers. A [`world`] runs the scenario in one thread, event by event, in the order of virtual time.
 //!
-//! A message leaves a process, crosses the [`network`] (lost, late, twice, overtaken, cut off) and waits in the
-//! inbox of a host. When the host is free, all that waits goes into its replica, and one `poll` does what is
-//! due. What it writes goes to the [`disk`], which takes its time, may be full, may lose power in the middle, and
-//! may come back empty. What it sends and answers leaves as late as the writes before it took. Clients
-//! ([`client`]) do as the real library does, and some things that it wouldn't.
+//! Equal seeds give equal worlds, bit for bit. No code reads a clock, all random numbers come from [`rng`] (one stream
+//! of the seed for each concern), and nothing depends on the order of a hash table. Each report carries a fingerprint
+//! of all events, which a test compares between two runs. `shardkv-sim replay --seed N` runs a failing seed again, and
+//! `--trace` prints every event, including each step of a hand-off.
 //!
-//! # How shards move
+//! # Events
 //!
-//! ConfigClients ([`config_client`]) join groups, let them leave and move shards. The mover of each group's leader is driven over the
-//! same network as all else (`mover_driver`): its calls are lost, doubled and cut off. Clients route by configurations that
-//! they fetch and that grow old, and take their sessions from group to group. Beside single nodes, whole groups and the
-//! controllers go down for a while, and steps come a second time, late. `replay --trace` prints each step of a hand-off.
+//! A message leaves a process and crosses the [`network`], which may lose, delay, duplicate, reorder or cut it off. It
+//! then waits in the inbox of a host. When the host is free, the world passes the whole inbox to the host's replica and
+//! polls it once, as the server does. The replica writes to the [`disk`], which takes time, may be full, may lose power
+//! within the step, and may come back empty. Messages and answers leave the host only after the writes before them.
 //!
-//! # What is checked
+//! Clients ([`client`]) drive the request engine of the client library, and also do what the library never does: they
+//! send copies to other nodes, send late, and outlive their sessions. They route by configurations that they fetched
+//! and that may be old.
 //!
-//! The [`invariants`] sees every disk, every message and every applied operation, and checks Raft's promises at each
-//! step; its page lists them. What clients saw goes to a [`history`] and at the end to a linearizability checker
-//! ([`linear`]). What groups and controllers promise each other about shards is checked by [`shard_checker`], and writes are
-//! done once over all groups ([`write_checker`]). The end of a world is a phase without faults, in which within ten simulated
-//! seconds (and a mover's longest pause for each configuration that was still open) there must be a leader, every operation must finish, lost disks must have rejoined as voters, all states
-//! must be equal, and each group must have settled the latest configuration and keep nothing of shards that it doesn't
-//! own. Some worlds end in two such phases: in the first one group stays down, and all that doesn't need it must be well.
+//! Config clients ([`config_client`]) join groups, remove them and move shards. The mover of each group's leader runs
+//! over the same network (`mover_driver`), so its calls are lost, duplicated and cut off like all others. Steps of a
+//! hand-off may enter a log a second time, late.
+//!
+//! # Phases
+//!
+//! In the first phase faults happen: partitions, crashes within a step, pauses, full, slow, wiped and damaged disks,
+//! clock jumps, membership changes and leadership transfers, outages of whole groups and of the controllers.
+//!
+//! The second phase is the liveness phase, without faults. Within ten simulated seconds (and the longest pause of a
+//! mover for each configuration that was not settled) each group must have a leader, every operation must finish, hosts
+//! with lost disks must have rejoined as voters, all replicas of a group must have equal states, and each group must
+//! have settled the latest configuration and hold nothing of shards that it doesn't own. Some worlds have two such
+//! phases: in the first, one group stays down, and everything that doesn't need it must recover.
+//!
+//! # Checks
+//!
+//! At each step, [`invariants`] checks Raft's guarantees from every disk, message and applied operation; its page lists
+//! them. [`shard_checker`] checks the ownership of shards across groups and controllers, and [`write_checker`] checks
+//! that each write takes effect once over all groups. At the end, a linearizability checker ([`linear`]) searches the
+//! [`history`] of all clients' operations for a valid order.
 //!
 //! # Known bugs
 //!
-//! A simulator that finds nothing proves nothing. [`bug::Bug`] lists mistakes that known systems made; built with
-//! the feature `bugs`, which the product never has, the crates under test can make them again, and
-//! `shardkv-sim bugs` shows that each is found.
+//! A simulator that finds nothing proves nothing. [`bug::Bug`] lists mistakes that known systems made. The feature
+//! `bugs`, which the product is never built with, lets the crates under test make them again. `shardkv-sim bugs` puts
+//! each one back and checks that it is found.
 //!
-//! # What it doesn't do
+//! # Limits
 //!
-//! It doesn't test the stores on `RocksDB`, the server's event loop or the wire format: other tests do. Time passes for a
-//! host by its writes and not by their size, so it measures who waits for whom, never how much fits through.
+//! The simulator doesn't run the stores on `RocksDB`, the server's event loop or the wire format; other tests do. A
+//! host's time passes by the number of its writes and not by their size, so the simulator shows which request waits for
+//! which, but not the throughput.
 #![allow(
     clippy::indexing_slicing,
     reason = "hosts and clients are numbered by the world itself; a wrong number is a bug of the simulator, which should stop the run at once"

@@ -1,9 +1,9 @@
-//! How a world ends: faults stop, and within ten simulated seconds everything must be well.
+//! The liveness phase of a world: faults stop, and the cluster must recover within ten simulated seconds.
 //!
-//! Safety without this would be cheap: a cluster that does nothing breaks no promise. So at the end there
-//! must be a leader; every operation of every client must finish; every host must have become a voter,
-//! those with lost disks by themselves; and all must hold the same state at the same index. Then every key
-//! is read once more, and the whole history is checked.
+//! Safety without liveness would be cheap: a cluster that does nothing violates no invariant. So each group must have a
+//! leader; every operation of every client must finish; every host must be a voter, and those with lost disks must
+//! rejoin; and all replicas must hold the same state at the same index. Then a client reads every key once
+//! more, and the checkers search the whole history.
 
 use std::collections::BTreeSet;
 
@@ -20,31 +20,31 @@ use crate::network::LinkOptions;
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::world::{Event, Step, World};
 
-/// How long a world without faults may take to become well, beside what [`World::recovery`] adds.
+/// The longest time of the recovery, without the part that [`World::recovery`] adds.
 const RECOVERY: Micros = 10 * SECOND;
-/// How often it looks.
+/// The interval between two probes.
 const PROBE: Micros = 50 * MILLI;
-/// How long clients go on in the quiet.
+/// The time for which clients start operations after the faults end.
 const LAST_ORDERS: Micros = 500 * MILLI;
 
-/// How far the end has come.
+/// The stage of the liveness phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Ending {
-    /// It has not begun.
+    /// Faults still happen.
     #[default]
     Not,
-    /// One group is down; all that doesn't need it must become well.
+    /// One group is down. Everything that doesn't need it must recover.
     Without(GroupId),
     /// Clients still start operations.
     Open,
-    /// Clients finish, nodes rejoin.
+    /// Clients finish their operations, and nodes rejoin.
     Recovering,
-    /// Each key is read once more.
+    /// A client reads each key once more.
     Reading,
 }
 
 impl World {
-    /// Stops all faults.
+    /// Stops all faults and begins the liveness phase.
     pub(crate) fn end(&mut self) -> Step {
         self.ending = true;
         self.backlog = self.count_backlog();
@@ -88,7 +88,7 @@ impl World {
         Ok(())
     }
 
-    /// Looks whether all is well.
+    /// Checks the recovery, and advances the stage.
     pub(crate) fn probe(&mut self) -> Step {
         let since = self.now - self.ending_since;
         if let Ending::Without(group) = self.stage {
@@ -130,9 +130,9 @@ impl World {
         Ok(())
     }
 
-    /// How long the world may take to become well: ten seconds, and the longest pause of a mover for each configuration that
-    /// some group had not settled when the faults ended. A shard may have to walk through all of them, from group to group,
-    /// and at each step the next one may just have begun to wait.
+    /// Returns the time limit of the recovery: ten seconds, and the longest pause of a mover for each configuration
+    /// that some group had not settled when the faults ended. A shard may have to walk through all of these, from group
+    /// to group, and at each step the next mover may just have begun a pause.
     fn recovery(&self) -> Micros {
         let pause = self.scenario.cluster.as_ref();
         let pause = pause.map_or(0, |cluster| {
@@ -141,7 +141,7 @@ impl World {
         RECOVERY + pause * self.backlog
     }
 
-    /// How many configurations the group that is furthest behind has not settled.
+    /// Returns the number of configurations that the slowest group has not settled.
     fn count_backlog(&self) -> u64 {
         let settled = self.groups.iter().filter_map(|group| {
             let ownership = self.shard_checker.group(group.gid)?;
@@ -151,14 +151,14 @@ impl World {
         latest - settled.min().unwrap_or(latest).min(latest)
     }
 
-    /// The group that stays down for a while, in some worlds.
+    /// Draws the group that stays down in the first stage, in some worlds.
     fn draw_missing(&mut self) -> Option<GroupId> {
         let cluster = self.scenario.cluster.as_ref()?;
         let group = self.rng.index(cluster.groups);
         cluster.survives_without.then_some(group)
     }
 
-    /// Looks whether all is well that doesn't need this group; then it comes back.
+    /// Checks everything that doesn't need `group`. Restarts the group once all of that has recovered.
     fn probe_without(&mut self, group: GroupId, since: Micros) -> Step {
         if since >= LAST_ORDERS {
             for config_client in &mut self.config_clients {
@@ -189,7 +189,7 @@ impl World {
         Ok(())
     }
 
-    /// What is not well although it doesn't need `down`.
+    /// Describes what has not recovered although it doesn't need `down`.
     fn missing_without(&self, down: GroupId) -> Option<String> {
         if let Some(busy) = self
             .config_clients
@@ -221,7 +221,7 @@ impl World {
         ))
     }
 
-    /// The administrator lets hosts in that no membership has.
+    /// Requests the next membership change, as the administrator, that makes a host of `group` a voter.
     fn let_in(&mut self, group: GroupId) {
         let Some(membership) = self.settled(group) else {
             return;
@@ -241,7 +241,7 @@ impl World {
         }
     }
 
-    /// What is not well yet.
+    /// Describes what has not recovered yet.
     fn missing(&self) -> Option<String> {
         let mut groups = 0..self.groups.len();
         if let Some(missing) = groups.find_map(|group| self.missing_of(group)) {
@@ -252,7 +252,7 @@ impl World {
         busy.or_else(|| self.unsettled())
     }
 
-    /// What is not where the latest configuration wants it, or is left over.
+    /// Describes a shard or a group that hasn't reached the latest configuration; `None` if all have.
     pub(crate) fn unsettled(&self) -> Option<String> {
         if let Some(busy) = self
             .config_clients
@@ -272,7 +272,7 @@ impl World {
                 let mover_driver =
                     leader.and_then(|leader| self.hosts[leader].mover_driver.as_ref());
                 return Some(format!(
-                    "{gid} has settled {} of {}, of which {} are accepted: {:?}, owed {:?}; under way: {}",
+                    "{gid} has settled {} of {}, of which {} are accepted: {:?}, owed {:?}; running actions: {}",
                     ownership.settled(),
                     config.num(),
                     ownership.config,
@@ -292,7 +292,7 @@ impl World {
         self.unreported(config.num())
     }
 
-    /// Which group the controllers take for unfinished.
+    /// Describes a group that the controllers take for unsettled.
     fn unreported(&self, latest: ConfigNum) -> Option<String> {
         let group = self
             .groups
@@ -309,7 +309,7 @@ impl World {
         ))
     }
 
-    /// What is not well yet in a group.
+    /// Describes what has not recovered yet in a group.
     fn missing_of(&self, group: GroupId) -> Option<String> {
         let gid = self.groups[group].gid;
         let Some(leader) = self.leader(group) else {
@@ -346,7 +346,7 @@ impl World {
         None
     }
 
-    /// The last word: equal states, and an order that explains what the clients saw.
+    /// Runs the last checks: equal states in each group, nothing left behind, and a linearizable history.
     pub(crate) fn conclude(&mut self) -> Step {
         for group in &self.groups {
             let mut first = None;
@@ -404,7 +404,7 @@ impl World {
         Ok(())
     }
 
-    /// What clients write is marked, each time differently: no mark is in the data twice.
+    /// Checks that no mark is twice in a host's data. Each write of a client carries a unique mark.
     fn markers_once(&self) -> Step {
         for host in &self.hosts[..self.kv_hosts] {
             let data = host.disk.pairs();
@@ -429,7 +429,7 @@ impl World {
         Ok(())
     }
 
-    /// No replica holds data or sessions of a shard that isn't its group's.
+    /// Checks that no replica holds data or sessions of a shard that isn't its group's.
     fn nothing_left_behind(&self) -> Step {
         for host in &self.hosts[..self.kv_hosts] {
             let gid = self.groups[host.group].gid;
@@ -452,7 +452,7 @@ impl World {
         Ok(())
     }
 
-    /// A question that any test may ask.
+    /// Returns a query for a key.
     pub fn query_of(key: &[u8]) -> Query {
         Query::Get {
             key: bytes::Bytes::copy_from_slice(key),

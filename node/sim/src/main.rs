@@ -1,4 +1,4 @@
-//! `shardkv-sim`: runs seeds, replays one, and shows that known bugs are found.
+//! `shardkv-sim`: runs seeds, replays one seed, and checks that known bugs are found.
 
 use std::io::Write as _;
 use std::ops::Range;
@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use shardkv_sim::bug::Bug;
 use shardkv_sim::runner::{Plan, Summary, run_all, run_seed};
 
-/// Simulates whole clusters under faults, each from one seed.
+/// Simulate whole clusters under faults, each from one seed.
 #[derive(Debug, Parser)]
 #[command(name = "shardkv-sim", version)]
 struct Arguments {
@@ -20,61 +20,64 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a range of seeds, and say which broke a promise.
+    /// Run a range of seeds, and list those that violate an invariant.
     Run {
-        /// Which seeds, the end excluded.
+        /// The range of seeds; its end is excluded.
         #[arg(long, default_value = "0..1000", value_parser = parse_seeds)]
         seeds: Range<u64>,
-        /// How many at once; by default as many as there are cores.
+        /// The number of threads [default: the number of cores].
         #[arg(long)]
         jobs: Option<usize>,
-        /// A known bug to put back.
+        /// A known bug to put back in every world.
         #[arg(long)]
         bug: Option<Bug>,
-        /// Go on after the first failure.
+        /// Continue after the first failure.
         #[arg(long)]
         keep_going: bool,
     },
-    /// Run one seed again, the same in every bit.
+    /// Run one seed again, bit for bit.
     Replay {
-        /// Which.
+        /// The seed.
         #[arg(long)]
         seed: u64,
-        /// Print what happens.
+        /// Print every event.
         #[arg(long)]
         trace: bool,
-        /// A known bug to put back.
+        /// A known bug to put back in the world.
         #[arg(long)]
         bug: Option<Bug>,
     },
-    /// Put each known bug back, one at a time, and show that it is found.
+    /// Put each known bug back, one at a time, and check that the simulator finds it.
     Bugs {
-        /// Which seeds, the end excluded.
+        /// The range of seeds for each bug; its end is excluded.
         #[arg(long, default_value = "0..300", value_parser = parse_seeds)]
         seeds: Range<u64>,
-        /// How many at once; by default as many as there are cores.
+        /// The number of threads [default: the number of cores].
         #[arg(long)]
         jobs: Option<usize>,
-        /// Only this one.
+        /// The only bug to put back.
         #[arg(long)]
         bug: Option<Bug>,
     },
 }
 
 fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
-    let explain = || format!("{text:?} is not a range of seeds such as 0..1000");
+    let explain =
+        || format!("{text:?} is not a range of seeds. Write START..END, such as 0..1000.");
     let (start, end) = text.split_once("..").ok_or_else(explain)?;
     let start: u64 = start.parse().map_err(|_| explain())?;
     let end: u64 = end.parse().map_err(|_| explain())?;
     if start < end {
         Ok(start..end)
     } else {
-        Err(format!("the range {text} holds no seed"))
+        Err(format!(
+            "the range {text} is empty. Its start must be below its end."
+        ))
     }
 }
 
 fn main() -> ExitCode {
-    // A panic inside a world is a finding and is reported as one, with its seed.
+    // The runner reports a panic inside a world as a failure with its seed, so the default message is noise.
     std::panic::set_hook(Box::new(|_| {}));
     match Arguments::parse().command {
         Command::Run {
@@ -100,7 +103,7 @@ fn cores() -> usize {
 fn run(plan: &Plan) -> ExitCode {
     #[allow(
         clippy::disallowed_methods,
-        reason = "how fast worlds run is real time"
+        reason = "the rate of worlds is measured in real time"
     )]
     let begun = Instant::now();
     let done = AtomicU64::new(0);
@@ -141,7 +144,7 @@ fn print_summary(summary: &Summary, bug: Option<Bug>) {
     for found in &summary.found {
         let failure = &found.failure;
         println!(
-            "\nseed {} broke \"{}\" after {} us: {}",
+            "\nseed {} violated \"{}\" after {} us: {}",
             found.seed, failure.violation.invariant, failure.at, failure.violation.detail
         );
         println!(
@@ -158,14 +161,14 @@ fn replay(seed: u64, trace: bool, bug: Option<Bug>) -> ExitCode {
                 println!("{count:>12} {what}");
             }
             println!(
-                "seed {seed} kept every promise; fingerprint {:016x}",
+                "seed {seed} violated no invariant; fingerprint {:016x}",
                 report.fingerprint
             );
             ExitCode::SUCCESS
         }
         Err(failure) => {
             println!(
-                "seed {seed} broke \"{}\" after {} us: {}",
+                "seed {seed} violated \"{}\" after {} us: {}",
                 failure.violation.invariant, failure.at, failure.violation.detail
             );
             ExitCode::FAILURE
@@ -173,7 +176,8 @@ fn replay(seed: u64, trace: bool, bug: Option<Bug>) -> ExitCode {
     }
 }
 
-/// How many times as many seeds a bug gets that the range itself doesn't show. Some need a row of accidents.
+/// The factor of further seeds for a bug that the given range doesn't show. Some bugs need several rare faults in a
+/// row.
 const LONGER: u64 = 40;
 
 fn bugs(seeds: &Range<u64>, jobs: usize, only: Option<Bug>) -> ExitCode {

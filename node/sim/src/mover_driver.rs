@@ -1,8 +1,8 @@
-//! The driver of a group's mover: carries out over the simulated network what the mover of a leading member asks for.
+//! The driver of a mover: runs the actions of a leader's mover over the simulated network.
 //!
-//! It does what the server does: asks any node of the source for a part of a shard, follows redirects to a source's
-//! leader or the controllers', asks elsewhere when no answer comes, and gives up after a while. Requests and answers are
-//! lost, late, doubled and cut off like all others.
+//! It works like the server's driver. It pulls a chunk of a shard from any node of the source, follows redirects to the
+//! leader of the source or of the controllers, tries another node when no answer comes, and fails the action at its
+//! deadline. Requests and answers are lost, delayed, duplicated and cut off like all others.
 
 use std::collections::BTreeMap;
 
@@ -17,38 +17,38 @@ use crate::network::HostId;
 use crate::queue::{MILLI, Micros};
 use crate::world::{Event, Step, World};
 
-/// Requests of movers have names from here on: the host's number is added.
+/// The lowest client number of movers' requests. The host's number is added.
 pub(crate) const MOVERS: u64 = 1 << 21;
 
 /// The controllers' incarnation.
 pub(crate) const CONTROLLERS: ClusterId = ClusterId(0xc0);
 
-/// How long an action may take.
+/// The longest time of an action.
 const DEADLINE: Micros = 1_500 * MILLI;
-/// How long a question for configurations waits for news.
+/// The longest time of a query for new configurations.
 const LONG_POLL: Micros = 400 * MILLI;
-/// How long to wait for an answer before another node is asked.
+/// The time without an answer after which another node is tried.
 const PATIENCE: Micros = 250 * MILLI;
-/// The pause before a node is asked again that had nothing, or knew no better.
+/// The pause before a retry after an empty answer, or a refusal without a hint.
 const PAUSE: Micros = 20 * MILLI;
 /// The most configurations in an answer.
 const DELTAS: u32 = 3;
 
-/// What a host's mover has under way.
+/// A host's mover and its running actions.
 #[derive(Debug)]
 pub(crate) struct MoverDriver {
     mover: Mover,
     open: BTreeMap<ActionId, RunningAction>,
     asked: BTreeMap<RequestId, ActionId>,
     sent: u64,
-    /// The next scheduled look.
+    /// The time of the next scheduled poll.
     due: Micros,
 }
 
 #[derive(Debug)]
 struct RunningAction {
     action: Action,
-    /// The nodes that may be asked, and who is asked next.
+    /// The nodes that can serve the action; `target` is the next one to try.
     hosts: Vec<HostId>,
     target: HostId,
     ask_at: Micros,
@@ -56,8 +56,8 @@ struct RunningAction {
 }
 
 impl MoverDriver {
-    /// A mover with nothing under way. The names of requests go on where those of the process `before` ended, so that late
-    /// answers to that one find nobody.
+    /// Creates a mover without running actions. Its request ids continue after those of the process `before`, so that
+    /// late answers to that process match no request.
     pub(crate) fn new(
         gid: Gid,
         shards: u32,
@@ -74,12 +74,12 @@ impl MoverDriver {
         }
     }
 
-    /// Why the group can't follow the controllers any more.
+    /// Returns the reason why the group can't follow the controllers any more, if there is one.
     pub(crate) fn fatal(&self) -> Option<&str> {
         self.mover.fatal()
     }
 
-    /// For people: what is under way.
+    /// Describes the running actions.
     pub(crate) fn describe(&self) -> String {
         let actions: Vec<&Action> = self.open.values().map(|running| &running.action).collect();
         format!("{actions:?}")
@@ -87,7 +87,7 @@ impl MoverDriver {
 }
 
 impl World {
-    /// Lets a host's mover look at how things stand, and does what it asks for.
+    /// Polls a host's mover, and begins the actions that it returns.
     pub(crate) fn run_mover_actions(&mut self, number: HostId, status: &Status) -> Step {
         let host = &mut self.hosts[number];
         let (Some(mover_driver), Some(process)) = (&mut host.mover_driver, &host.process) else {
@@ -140,7 +140,7 @@ impl World {
         self.ask_for(number, id);
     }
 
-    /// Sends what a running action asks.
+    /// Sends the request of a running action.
     fn ask_for(&mut self, number: HostId, id: ActionId) {
         let Some((to, request)) = self.question(number, id) else {
             return;
@@ -149,7 +149,7 @@ impl World {
             let name = self.name_call(number, id);
             self.echo(number, &request);
             let input = Input::Request(name, request);
-            // Its own process: taken in with the next round.
+            // The host's own process takes the request in its next step.
             self.hosts[number].inbox.push_back(input);
             self.plan_work(number);
             return;
@@ -169,7 +169,8 @@ impl World {
         }
     }
 
-    /// A step may enter the log again, late: steps promise to bear that. Whoever hears its answer doesn't know it.
+    /// Sends some requests to the host a second time, late, because steps must be idempotent. No action waits for the
+    /// second answer.
     fn echo(&mut self, number: HostId, request: &Request<Question>) {
         let echoes = self.scenario.cluster.as_ref().map_or(0, |it| it.echoes);
         if !self.rng.chance(echoes) || self.ending {
@@ -192,7 +193,7 @@ impl World {
         );
     }
 
-    /// What a running action asks, of whom, and when it asks again.
+    /// Returns the request of a running action and its target, and schedules the retry.
     fn question(&mut self, number: HostId, id: ActionId) -> Option<(HostId, Request<Question>)> {
         let local = self.rng.coin();
         let now = self.now;
@@ -210,7 +211,8 @@ impl World {
                     limit: DELTAS,
                     gid: Some(gid),
                 };
-                // Configurations don't change: any controller may tell those that it knows. Where to begin changes.
+                // Configurations never change, so any controller may return those that it knows. The first query must
+                // reach the leader, because the oldest kept configuration changes.
                 to_ctrl(if local && *after > ConfigNum(0) {
                     Request::ReadLocal(query)
                 } else {
@@ -271,7 +273,7 @@ impl World {
         id
     }
 
-    /// An answer reaches a mover's driver.
+    /// Takes in an answer to a mover's driver.
     pub(crate) fn action_answered(
         &mut self,
         number: HostId,
@@ -322,7 +324,9 @@ impl World {
     }
 
     fn end_action(&mut self, number: HostId, id: ActionId, outcome: ActionOutcome) -> Step {
-        self.trace(number, || format!("mover {id:?} ends: {}", told(&outcome)));
+        self.trace(number, || {
+            format!("mover {id:?} ends: {}", describe_outcome(&outcome))
+        });
         if let Some(mover_driver) = &mut self.hosts[number].mover_driver
             && mover_driver.open.remove(&id).is_some()
         {
@@ -332,7 +336,7 @@ impl World {
         self.poll_mover(number)
     }
 
-    /// Time has come for a look.
+    /// Ends actions that are past their deadline, repeats requests that are due, and polls the mover.
     pub(crate) fn mover_due(&mut self, number: HostId) -> Step {
         let now = self.now;
         let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
@@ -358,7 +362,8 @@ impl World {
         self.poll_mover(number)
     }
 
-    /// A question for configurations that brought nothing has failed only if nobody answered.
+    /// Returns the outcome of an action at its deadline. A query for configurations then counts as answered without
+    /// news.
     fn without_answer(&self, number: HostId, id: ActionId) -> ActionOutcome {
         let mover_driver = self.hosts[number].mover_driver.as_ref();
         let running = mover_driver.and_then(|mover_driver| mover_driver.open.get(&id));
@@ -373,7 +378,7 @@ impl World {
         }
     }
 
-    /// Asks another node next, mostly.
+    /// Draws the next node to try, in most cases another one.
     fn turn(&mut self, number: HostId, id: ActionId) {
         let again = self.rng.chance(300_000);
         let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
@@ -387,7 +392,7 @@ impl World {
         }
     }
 
-    /// A process that stood still slept through its mover's alarms.
+    /// Schedules a mover anew after a pause, in which its events were dropped.
     pub(crate) fn wake_mover(&mut self, number: HostId) {
         if let Some(mover_driver) = &mut self.hosts[number].mover_driver {
             mover_driver.due = Micros::MAX;
@@ -438,10 +443,10 @@ fn write(operation: bytes::Bytes, frees_space: bool) -> Request<Question> {
     }
 }
 
-/// What an answer means for an action.
+/// Converts an answer into the outcome of an action.
 fn verdict(action: &Action, answer: Answer<Reply>, shards: u32) -> ActionOutcome {
     let Answer::Machine(reply) = answer else {
-        return ActionOutcome::Failed("an answer of another kind".to_owned());
+        return ActionOutcome::Failed("the answer is of another kind".to_owned());
     };
     match (action, reply) {
         (Action::Pull { .. }, Reply::Kv(Response::Chunk(chunk))) => ActionOutcome::Pulled(*chunk),
@@ -465,10 +470,10 @@ fn verdict(action: &Action, answer: Answer<Reply>, shards: u32) -> ActionOutcome
     }
 }
 
-/// An action in a line.
+/// Describes an action in one line.
 fn describe(action: &Action) -> String {
     match action {
-        Action::FetchConfigs { after } => format!("fetches what follows configuration {after}"),
+        Action::FetchConfigs { after } => format!("fetches the configurations after {after}"),
         Action::Pull {
             shard,
             config,
@@ -481,7 +486,7 @@ fn describe(action: &Action) -> String {
             config,
             source,
             ..
-        } => format!("tells {source} to delete {shard} of configuration {config}"),
+        } => format!("asks {source} to delete {shard} of configuration {config}"),
         Action::Propose(step) => format!("proposes {}", describe_step(step)),
         Action::Report { settled } => report(*settled),
     }
@@ -491,7 +496,7 @@ fn report(settled: ConfigNum) -> String {
     format!("reports that {settled} is settled")
 }
 
-/// A step in a line.
+/// Describes a step in one line.
 pub(crate) fn describe_step(step: &ShardStep) -> String {
     match step {
         ShardStep::Begin { num, .. } => format!("Begin at {num}"),
@@ -510,7 +515,7 @@ pub(crate) fn describe_step(step: &ShardStep) -> String {
     }
 }
 
-fn told(outcome: &ActionOutcome) -> String {
+fn describe_outcome(outcome: &ActionOutcome) -> String {
     match outcome {
         ActionOutcome::Configs { full, deltas, .. } => {
             let nums: Vec<ConfigNum> = deltas.iter().map(|delta| delta.num).collect();

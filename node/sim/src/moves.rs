@@ -1,4 +1,4 @@
-//! What a test can do and see where there are several groups.
+//! The calls of a [`Script`] on worlds with several groups.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::script::Script;
 use crate::world::Step;
 
 impl Script {
-    /// The hosts of a group; of the controllers, with [`Gid::NONE`].
+    /// Returns the hosts of a group, or of the controllers for [`Gid::NONE`].
     pub fn hosts_of(&self, gid: Gid) -> Vec<HostId> {
         let groups = &self.world().groups;
         let group = groups.iter().find(|group| group.gid == gid);
@@ -36,7 +36,7 @@ impl Script {
             .try_for_each(|host| self.start(host))
     }
 
-    /// Has a config client ask for these groups, with all their hosts.
+    /// Queues a join of these groups, with all their hosts, at a config client.
     pub fn join(&mut self, config_client: usize, gids: &[Gid]) {
         if let Some(it) = self.world().config_clients.get(config_client) {
             let change = it.join(gids.iter().copied());
@@ -44,7 +44,7 @@ impl Script {
         }
     }
 
-    /// Has a config client ask for a change.
+    /// Queues a change at a config client.
     pub fn order(&mut self, config_client: usize, change: Change) {
         if let Some(it) = self.world_mut().config_clients.get_mut(config_client) {
             it.order(change);
@@ -52,7 +52,7 @@ impl Script {
         }
     }
 
-    /// What came of a config client's changes, in order.
+    /// Returns the finished changes of a config client, in order.
     pub fn changes(&self, config_client: usize) -> &[Changed] {
         let config_client = self.world().config_clients.get(config_client);
         config_client
@@ -60,7 +60,7 @@ impl Script {
             .unwrap_or_default()
     }
 
-    /// Whether all changes that were asked for are over.
+    /// Returns true if all queued changes are finished.
     pub fn changes_are_over(&self) -> bool {
         self.world()
             .config_clients
@@ -68,27 +68,27 @@ impl Script {
             .all(ConfigClient::is_idle)
     }
 
-    /// The latest configuration.
+    /// Returns the latest configuration.
     pub fn config(&self) -> Option<Arc<ShardConfig>> {
         self.world().shard_checker.config().cloned()
     }
 
-    /// Whether this group serves the shard, as far as any log says.
+    /// Returns true if a group serves a shard, by the most advanced log.
     pub fn serves(&self, gid: Gid, shard: ShardId) -> bool {
         self.world().shard_checker.is_served(shard, gid)
     }
 
-    /// What is not where the latest configuration wants it, or is left over.
+    /// Describes a shard or a group that hasn't reached the latest configuration; `None` if all have.
     pub fn unsettled(&self) -> Option<String> {
         self.world().unsettled()
     }
 
-    /// How many shards were handed over so far, from fence to delete.
+    /// Returns the number of complete hand-offs so far, from fence to delete.
     pub fn hand_offs(&self) -> u64 {
         self.world().shard_checker.hand_offs()
     }
 
-    /// Asks a controller, past the network.
+    /// Sends a request to a controller without the network.
     pub fn ask_controller(
         &mut self,
         host: HostId,
@@ -97,7 +97,7 @@ impl Script {
         self.world_mut().admin_request(host, to_ctrl(request))
     }
 
-    /// Has a client do these in order, and nothing else from now on.
+    /// Gives a client these operations to run in order. From now on it starts no others.
     pub fn tell(&mut self, client: usize, steps: impl IntoIterator<Item = ClientStep>) {
         if let Some(it) = self.world_mut().clients.get_mut(client) {
             it.script(steps);
@@ -105,23 +105,23 @@ impl Script {
         }
     }
 
-    /// Whether a client has done all that it was told.
+    /// Returns true if a client has finished all its operations.
     pub fn is_idle(&self, client: usize) -> bool {
         self.world().clients.get(client).is_none_or(Client::is_idle)
     }
 
-    /// What a client has under way, for people.
+    /// Describes the operations that a client has in flight.
     pub fn describe_client(&self, client: usize) -> String {
         let client = self.world().clients.get(client);
         client.map_or_else(String::new, Client::describe)
     }
 
-    /// What a client last saw of a key.
+    /// Returns the value of a key that a client saw last.
     pub fn seen(&self, client: usize, key: &[u8]) -> Option<Bytes> {
         self.world().clients.get(client)?.seen(key)
     }
 
-    /// How long a client's answered requests took.
+    /// Returns the durations of a client's answered requests.
     pub fn timings(&self, client: usize) -> &[Timing] {
         let client = self.world().clients.get(client);
         client.map(Client::timings).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Processes: how they start, work, and go down.
+//! The life of a process in a world: start, step, crash.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::recorder::{Recorder, drain};
 use crate::world::{Event, Step, World};
 
 impl World {
-    /// Starts a process on a host's disk; if the disk refuses, it is replaced by an empty one.
+    /// Starts a process on a host's disk. A damaged disk that refuses is replaced by an empty disk.
     pub(crate) fn start(&mut self, number: HostId) -> Step {
         let seed = self.node_rng.number();
         if self.hosts[number].process.is_some() {
@@ -31,12 +31,15 @@ impl World {
                 self.trace(number, || format!("refuses to start: {error}"));
                 self.wipe(number);
                 self.recover(number, seed).map_err(|error| {
-                    Violation::new("an empty disk starts", format!("host {number}: {error}"))
+                    Violation::new(
+                        "a process starts on an empty disk",
+                        format!("host {number}: {error}"),
+                    )
                 })?;
             }
             Err(error) => {
                 return Err(Violation::new(
-                    "what a crash leaves can be recovered",
+                    "a process recovers after a crash",
                     format!("host {number}: {error}"),
                 ));
             }
@@ -103,7 +106,7 @@ impl World {
         Ok(())
     }
 
-    /// Kills a host's process, which starts again after `down` (or not by itself).
+    /// Kills a host's process. It starts again after `down`, or not by itself if that is `None`.
     pub(crate) fn crash(&mut self, number: HostId, down: Option<Micros>) {
         let node = self.hosts[number].node;
         let was_up = self.hosts[number].process.is_some();
@@ -123,7 +126,7 @@ impl World {
         }
     }
 
-    /// The others learn that the connection to `node` broke, mostly.
+    /// Hints to most other hosts of the group that the connection to `node` broke.
     pub(crate) fn spread_hint(&mut self, host: HostId, node: NodeId) {
         let peers = self.groups[self.hosts[host].group].hosts.clone();
         for other in peers.filter(|other| *other != host) {
@@ -144,7 +147,7 @@ impl World {
             return Ok(());
         }
         self.hosts[number].paused = false;
-        self.trace(number, || "moves on".to_owned());
+        self.trace(number, || "resumes".to_owned());
         self.wake_mover(number);
         self.wake(number)
     }
@@ -186,7 +189,7 @@ impl World {
         self.wake(number)
     }
 
-    /// Has a process work now, or as soon as it is free.
+    /// Runs a step of a process now, or schedules it for when the host is free.
     pub(crate) fn wake(&mut self, number: HostId) -> Step {
         let host = &mut self.hosts[number];
         if !host.is_up() || host.work_due {
@@ -204,14 +207,14 @@ impl World {
         Ok(())
     }
 
-    /// One round of a process: all that waits goes in, then it does what is due.
+    /// Runs one step of a process: passes it the owed ticks and the inbox, polls it once, and sends what leaves it.
     pub(crate) fn work(&mut self, number: HostId) -> Step {
         let host = &mut self.hosts[number];
         let Some(mut process) = host.process.take() else {
             return Ok(());
         };
         host.disk.begin(self.now);
-        // Time first: a leader that stood still must notice before it serves from a lease.
+        // Ticks come first: a leader that stood still must notice the pause before it serves from a lease.
         let owed = std::mem::take(&mut host.owed_ticks);
         let ticks = owed.min(self.scenario.catch_up_ticks.max(1));
         if owed > ticks {
@@ -231,7 +234,7 @@ impl World {
                 Input::Request(id, request) => {
                     let invariants = &self.groups[host.group].invariants;
                     let committed = match request {
-                        // It tells what this node has, however old.
+                        // A local read may return old data.
                         Request::ReadLocal(_) => Index(0),
                         _ => invariants.last_committed().index,
                     };
@@ -251,7 +254,7 @@ impl World {
         host.process = Some(process);
         if let Some(error) = refused {
             return Err(Violation::new(
-                "peers make sense",
+                "peers send valid messages",
                 format!("host {number}: {error}"),
             ));
         }
@@ -268,7 +271,7 @@ impl World {
         self.worked(number, result)
     }
 
-    /// Shows the invariant checker what a process wrote and applied.
+    /// Passes all that a process wrote and applied to the checkers.
     pub(crate) fn observe_disk(&mut self, number: HostId) -> Step {
         let host = &mut self.hosts[number];
         for event in host.disk.take_journal() {
@@ -330,7 +333,7 @@ impl World {
             }
             Err(error) => {
                 return Err(Violation::new(
-                    "a healthy disk serves",
+                    "a healthy disk returns no errors",
                     format!("host {number}: {error}"),
                 ));
             }
@@ -393,7 +396,7 @@ impl World {
     }
 }
 
-/// An operation of a log, for people.
+/// Describes an operation of a log in one line.
 fn describe_operation(operation: &bytes::Bytes, response: &Reply) -> String {
     let operation = operation.clone();
     match response {

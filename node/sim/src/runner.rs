@@ -1,4 +1,4 @@
-//! Many worlds: a seed each, on all cores.
+//! Runs many worlds, one seed each, on several threads.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -13,36 +13,36 @@ use crate::invariants::Violation;
 use crate::scenario::Scenario;
 use crate::world::{Failure, Report, World};
 
-/// A seed whose world broke a promise.
+/// A seed whose world violated an invariant.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// Which.
+    /// The seed.
     pub seed: u64,
-    /// How.
+    /// The violation.
     pub failure: Failure,
 }
 
-/// What came of many seeds.
+/// The results of many seeds.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// Worlds that ran.
+    /// The number of worlds that ran.
     pub worlds: u64,
-    /// What happened in them, summed up.
+    /// The sums of their reports' counts.
     pub counts: BTreeMap<&'static str, u64>,
-    /// Those that failed, by seed.
+    /// The failures, by seed.
     pub found: Vec<Found>,
 }
 
-/// What to run.
+/// The worlds to run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Which seeds.
+    /// The seeds.
     pub seeds: Range<u64>,
-    /// How many at once.
+    /// The number of threads.
     pub jobs: usize,
-    /// A bug put back in all of them.
+    /// The bug that is put back in all worlds.
     pub bug: Option<Bug>,
-    /// Stop at the first failure.
+    /// True to stop at the first failure.
     pub stop_early: bool,
 }
 
@@ -71,10 +71,10 @@ pub fn run_seed(seed: u64, bug: Option<Bug>, tracing: bool) -> Result<Report, Fa
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_else(|| "a panic without words".to_owned())
+    text.unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
-/// Runs all seeds of a plan, and tells `progress` of each that ended.
+/// Runs all seeds of a plan, and calls `progress` with each seed that finished.
 pub fn run_all(plan: &Plan, progress: impl Fn(u64) + Sync) -> Summary {
     let next = AtomicU64::new(plan.seeds.start);
     let stop = AtomicBool::new(false);

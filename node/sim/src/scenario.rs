@@ -1,8 +1,8 @@
-//! What a seed means: the cluster, its options, its clients, and which faults it meets.
+//! The scenario of a seed: the cluster, its options, its clients, and its faults.
 //!
-//! Swarm testing: each class of faults is on in half of the seeds, with an intensity of its own. A world in
-//! which everything happens at once never gets far enough to have something to lose; one in which only
-//! crashes and slow disks happen gets far.
+//! The simulator uses swarm testing: each class of faults is on in a part of the seeds, with a drawn intensity. A world
+//! with every fault at once makes too little progress to have something to lose. A world with only crashes and slow
+//! disks makes enough.
 
 use shardctrler::HistoryLimits;
 use shardkv::{Genesis, MoverOptions};
@@ -14,16 +14,16 @@ use crate::network::LinkOptions;
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::rng::{Concern, SimRng};
 
-/// How often something happens, and how long it lasts. Both are drawn around these.
+/// The frequency and the duration of a fault. The simulator draws the actual values around these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recurrence {
-    /// The mean time between two.
+    /// The mean time between two faults.
     pub every: Micros,
-    /// The most time that one lasts.
+    /// The longest duration of a fault.
     pub lasts: Micros,
 }
 
-/// Which faults a world meets; `None` is never.
+/// The faults of a world. A class that is `None` never happens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Partitions of all shapes.
@@ -36,9 +36,9 @@ pub struct Faults {
     pub outages: Option<Recurrence>,
     /// All nodes killed at once.
     pub blackouts: Option<Recurrence>,
-    /// Processes that stand still.
+    /// Paused processes.
     pub pauses: Option<Recurrence>,
-    /// Disks that take long.
+    /// Slow disks.
     pub slow_disks: Option<Recurrence>,
     /// Disks without space.
     pub full_disks: Option<Recurrence>,
@@ -48,87 +48,87 @@ pub struct Faults {
     pub damage: Option<Recurrence>,
     /// Wall clocks that jump.
     pub clock_jumps: Option<Recurrence>,
-    /// Members added, promoted, removed.
+    /// Membership changes: members added, promoted, removed.
     pub membership: Option<Recurrence>,
-    /// Leadership handed over.
+    /// Leadership transfers.
     pub transfers: Option<Recurrence>,
-    /// The leader cut off, killed, or made to stand still: what makes terms pass quickly.
+    /// Leaders cut off, killed or paused, so that terms pass quickly.
     pub leader_faults: Option<Recurrence>,
 }
 
-/// A world's setting.
+/// The settings of a world.
 #[derive(Clone, Debug)]
 pub struct Scenario {
-    /// What everything is drawn from.
+    /// The seed of all random numbers.
     pub seed: u64,
-    /// How many addresses there are.
+    /// The number of addresses.
     pub hosts: usize,
-    /// How many of them are members at first; the others are empty.
+    /// The number of hosts that are members at first. The others have empty disks.
     pub members: usize,
-    /// How long faults happen.
+    /// The duration of the phase with faults.
     pub duration: Micros,
-    /// The replicas' settings; addresses are filled in.
+    /// The options of replicas. The world fills in the addresses.
     pub replica: replica::Options,
     /// The group's genesis.
     pub genesis: Genesis,
-    /// How links behave while faults happen.
+    /// The behaviour of links in the phase with faults.
     pub links: LinkOptions,
-    /// How disks behave.
+    /// The latencies of disks.
     pub disks: DiskOptions,
-    /// Which faults happen.
+    /// The faults that happen.
     pub faults: Faults,
-    /// How many clients there are.
+    /// The number of clients.
     pub clients: usize,
-    /// How they behave.
+    /// The behaviour of clients.
     pub client: ClientOptions,
-    /// How far wall clocks are apart, in milliseconds, at most.
+    /// The largest error of a wall clock, in milliseconds.
     pub skew_ms: u64,
-    /// By how many of a million clocks run fast or slow, at most.
+    /// The largest drift of a clock, in millionths.
     pub drift: u32,
-    /// The most ticks that a process makes up for after it stood still.
+    /// The most missed ticks that a process makes up for after a pause.
     pub catch_up_ticks: u32,
-    /// How many messages and requests wait for a process that stands still.
+    /// The capacity of an inbox, in messages and requests.
     pub inbox: usize,
-    /// The administrator asks for changes without waiting for earlier ones.
+    /// True if the administrator doesn't wait for earlier membership changes.
     pub pushy_admin: bool,
-    /// Reigns are short, and clients busy.
+    /// True if leaders change often and clients are busy.
     pub stormy: bool,
-    /// How many of a million new leaders are cut off with one companion before their first word is out. Figure 8
-    /// of the Raft paper is a few of those in a row.
+    /// The share, of a million, of new leaders that are cut off with one companion before their first message leaves. A
+    /// few of these in a row are figure 8 of the Raft paper.
     pub ambushes: u32,
-    /// Several groups among which shards move; `None`: one group that has all.
+    /// The replica groups among which shards move, or `None` for one group that owns all shards.
     pub cluster: Option<Cluster>,
-    /// A bug put back.
+    /// The known bug that is put back.
     pub bug: Option<Bug>,
 }
 
-/// Groups among which shards move. `hosts` and `members` of the scenario are those of each replica group.
+/// The replica groups and the controllers. `hosts` and `members` of the scenario hold for each replica group.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    /// How many replica groups there are; their gids count from 1.
+    /// The number of replica groups. Their gids count from 1.
     pub groups: usize,
-    /// How many of them join as the world begins.
+    /// The number of groups that join when the world begins.
     pub joined: usize,
-    /// How many controllers there are.
+    /// The number of controllers.
     pub controllers: usize,
-    /// How shards are moved.
+    /// The options of movers.
     pub mover: MoverOptions,
-    /// How many config clients change the configuration, each by itself.
+    /// The number of config clients, which change the configuration independently.
     pub config_clients: usize,
-    /// The mean time between two changes of a config client; `None`: they only do what they are told.
+    /// The mean time between two drawn changes of a config client, or `None` if it only sends queued changes.
     pub changes: Option<Micros>,
-    /// Which configurations the controllers keep.
+    /// The limits of the controllers' history.
     pub history: HistoryLimits,
-    /// How many of a million steps enter a log a second time, later.
+    /// The share, of a million, of hand-off steps that enter a log a second time, later.
     pub echoes: u32,
-    /// How many of a million requests that come late are forwarded to whom they concern by then.
+    /// The share, of a million, of delayed requests that are forwarded to the shard's owner at that time.
     pub forwards: u32,
-    /// At the end one group stays down until all that doesn't need it is well.
+    /// True if one group stays down in the liveness phase until everything that doesn't need it has recovered.
     pub survives_without: bool,
 }
 
 impl Scenario {
-    /// A quiet world: no faults, one client.
+    /// Returns a scenario with no faults and one client.
     pub fn quiet(seed: u64, hosts: usize) -> Self {
         Self {
             seed,
@@ -165,8 +165,8 @@ impl Scenario {
         }
     }
 
-    /// A quiet world of several groups: no faults, one client, one config client who does what it is told. The first group has
-    /// joined.
+    /// Returns a scenario with several groups, no faults, one client, and one config client that sends only queued
+    /// changes. The first group joins when the world begins.
     pub fn quiet_cluster(seed: u64, groups: usize, hosts: usize) -> Self {
         let mut scenario = Self::quiet(seed, hosts);
         scenario.genesis.shards = 10;
@@ -185,7 +185,7 @@ impl Scenario {
         scenario
     }
 
-    /// What `seed` draws.
+    /// Draws the scenario of `seed`.
     pub fn draw(seed: u64) -> Self {
         let mut rng = SimRng::new(seed, Concern::Scenario);
         let hosts = match rng.below(100) {
@@ -260,7 +260,7 @@ impl Scenario {
         self.disks.flush = (MILLI, rng.magnitude(2 * MILLI, SECOND));
     }
 
-    /// Half of the worlds have several groups.
+    /// Gives half of the worlds several groups.
     fn draw_cluster(&mut self, rng: &mut SimRng) {
         if rng.coin() {
             return;
@@ -269,12 +269,12 @@ impl Scenario {
         self.members = self.hosts;
         self.genesis.shards = small(rng.between(1, 10));
         self.duration = self.duration.min(8 * SECOND);
-        // So that a shard takes many parts, mostly.
+        // Small chunks, so that most shards take many.
         let chunk_bytes = small(rng.magnitude(1, 4_096));
         let mover = MoverOptions {
             max_concurrent_pulls: small(rng.between(1, 4)),
             max_bytes_per_second: if rng.chance(200_000) && self.client.padding == 0 {
-                // A hundred parts a second at least: a shard may have dozens of moves to catch up with.
+                // At least a hundred chunks per second, because a shard may have dozens of moves to catch up with.
                 rng.magnitude(20_000, 200_000)
                     .max(100 * u64::from(chunk_bytes))
             } else {
@@ -314,7 +314,7 @@ impl Scenario {
         let lasts = rng.magnitude(100 * MILLI, 4 * SECOND);
         let every = rng.magnitude(500 * MILLI, 5 * SECOND);
         self.faults.outages = rng.coin().then_some(Recurrence { every, lasts });
-        // What few requests fill leaves no room for steps: clients' repeats would keep shards from arriving.
+        // Retries of clients would fill a smaller queue, leave no room for steps, and so keep shards from arriving.
         self.replica.max_pending_requests = self.replica.max_pending_requests.max(64);
         self.client.keys = rng.between(2, 12);
         match rng.below(10) {
@@ -324,8 +324,8 @@ impl Scenario {
         }
     }
 
-    /// Clocks that are as far apart as sessions live, and writes that come again: sessions are forgotten early, then their
-    /// shards move to where it is earlier.
+    /// Sets clocks apart by up to a session's lifetime, and repeats writes: a group with a fast clock forgets a
+    /// session, then its shard moves to a group with a slow clock.
     fn set_clocks_apart(&mut self, rng: &mut SimRng) {
         self.hosts = 1;
         self.members = 1;
@@ -346,7 +346,7 @@ impl Scenario {
         client.think = (MILLI, 40 * MILLI);
         client.copies = 400_000;
         client.copies_late_by = SECOND;
-        // Only a young session, once forgotten, could be taken for new.
+        // Only a young session that was forgotten could be taken for new.
         client.renew_after = Some(300 * MILLI);
     }
 
@@ -401,7 +401,7 @@ impl Scenario {
         }
     }
 
-    /// Many short reigns, entries one by one, and messages that outlive their senders' terms.
+    /// Sets short terms, single-entry appends, and messages that outlive their senders' terms.
     fn storm(&mut self, rng: &mut SimRng) {
         let replica = &mut self.replica;
         replica.tick_ms = small(rng.between(8, 20));
@@ -411,7 +411,7 @@ impl Scenario {
             replica.raft.max_append_bytes = 64;
             replica.raft.max_inflight_appends = 1;
             replica.raft.max_inflight_bytes = 64;
-            // Entries go one by one: a slow disk would never let a follower catch up.
+            // With one entry per append, a follower with a slow disk would never catch up.
             self.disks.sync = (50, 800);
         }
         let every = rng.between(100 * MILLI, 600 * MILLI);
@@ -428,7 +428,7 @@ impl Scenario {
             self.replica.compact_after_bytes = rng.magnitude(128, 512);
         }
         if self.hosts >= 4 && rng.chance(700_000) {
-            // Other partitions would mend the cuts too early, and long pauses let nobody be elected.
+            // Other partitions would mend the cuts too early, and long pauses would prevent elections.
             self.faults.partitions = None;
             self.faults.leader_faults = None;
             self.faults.pauses = None;
@@ -447,7 +447,7 @@ impl Scenario {
         let client = &mut self.client;
         client.keys = rng.between(1, 6);
         client.pipeline = large(rng.magnitude(1, 8));
-        // All clients together do about so many operations.
+        // The approximate number of operations of all clients together.
         let least = if self.stormy { 500 } else { 60 };
         let operations = rng.magnitude(least, 1_500);
         let pause = 2 * self.duration * self.clients as u64 / operations;
@@ -476,16 +476,16 @@ impl Scenario {
         }
     }
 
-    /// Takes back what can't be had together.
+    /// Removes settings that contradict each other.
     fn settle(&mut self, rng: &mut SimRng) {
         if self.replica.raft.lease_reads {
-            // A lease trusts the clocks: it makes up for every tick missed, and no clock runs twice as fast
-            // as another.
+            // A lease relies on the clocks: a process must make up for every missed tick, and no clock may run twice as
+            // fast as another.
             self.catch_up_ticks = 1_000;
             self.drift = self.drift.min(50_000);
         }
         if self.hosts < 3 {
-            // A lost disk would be a lost quorum.
+            // The loss of one disk would lose the quorum.
             self.faults.wipes = None;
             self.faults.damage = None;
         }
@@ -499,7 +499,7 @@ impl Scenario {
             self.pushy_admin = rng.coin();
         }
         if self.genesis.max_sessions_per_shard < 100 {
-            // Room comes back when sessions expire: soon, or the end would wait for it.
+            // The table has room again when sessions expire. A short lifetime keeps the liveness phase from waiting.
             self.genesis.session_ttl_ms = self.genesis.session_ttl_ms.min(2_000);
             let least = small(3 * self.clients as u64 + 1);
             self.genesis.max_sessions_per_shard = self.genesis.max_sessions_per_shard.max(least);

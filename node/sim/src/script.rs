@@ -1,6 +1,6 @@
-//! A world under a test's hand: the test decides when links break, nodes die and requests are sent.
+//! A world that a test controls: the test decides when links break, nodes crash and requests are sent.
 //!
-//! All invariants are checked as in any other world; a broken one panics with its name.
+//! All invariants are checked as in any other world. A violation is returned as a [`Failure`] with its name.
 
 use std::collections::BTreeSet;
 
@@ -16,15 +16,15 @@ use crate::scenario::Scenario;
 use crate::traffic::Traffic;
 use crate::world::{Failure, Report, Step, World};
 
-/// A world that does what it is told.
+/// A world and the calls that control it.
 pub struct Script {
     world: World,
-    /// Hosts whose links are all cut. A link works if neither end is among them.
+    /// The hosts whose links are all cut. A link works if neither of its ends is among them.
     disconnected: BTreeSet<HostId>,
 }
 
 impl Script {
-    /// Begins a world. Nothing goes wrong in it by itself unless the scenario says so.
+    /// Starts a world. Only the faults in the scenario happen by themselves.
     pub fn new(scenario: Scenario) -> Result<Self, Failure> {
         World::new(scenario).map(|world| Self {
             world,
@@ -40,13 +40,14 @@ impl Script {
         &mut self.world
     }
 
-    /// Lets simulated time pass.
+    /// Advances simulated time.
     pub fn run_ms(&mut self, milliseconds: u64) -> Result<(), Failure> {
         let until = self.world.now() + milliseconds * MILLI;
         self.world.run_until(until)
     }
 
-    /// Lets time pass until `done`, looking every five milliseconds, for at most so long. Whether it came.
+    /// Advances time until `done` returns true, for at most `at_most_ms`, and calls it every five milliseconds. Returns
+    /// false if the time ran out.
     pub fn run_until(
         &mut self,
         at_most_ms: u64,
@@ -62,17 +63,17 @@ impl Script {
         Ok(true)
     }
 
-    /// The time since the world began.
+    /// Returns the time since the world began.
     pub fn now(&self) -> Micros {
         self.world.now()
     }
 
-    /// How many hosts there are.
+    /// Returns the number of hosts.
     pub fn hosts(&self) -> usize {
         self.world.hosts.len()
     }
 
-    /// Cuts or mends all links of a host, those of clients not.
+    /// Cuts or mends all links of a host to other hosts. Clients still reach it.
     pub fn set_connected(&mut self, host: HostId, connected: bool) {
         if connected {
             self.disconnected.remove(&host);
@@ -89,7 +90,7 @@ impl Script {
         self.world.network.set_cuts(cut);
     }
 
-    /// Leaves only the links within each of these parts.
+    /// Cuts all links except those within each part.
     pub fn partition(&mut self, parts: &[&[HostId]]) {
         let part = |host: HostId| parts.iter().position(|part| part.contains(&host));
         let hosts = 0..self.hosts();
@@ -107,7 +108,7 @@ impl Script {
         self.world.network.heal();
     }
 
-    /// Sets how links behave.
+    /// Sets the behaviour of links.
     pub fn set_links(&mut self, links: LinkOptions) {
         self.world.network.set_options(links);
     }
@@ -122,17 +123,17 @@ impl Script {
         self.world.start(host)
     }
 
-    /// What a host's process says of itself, if one runs.
+    /// Returns the status of a host's process, if one runs.
     pub fn status(&self, host: HostId) -> Option<Status> {
         self.world.status(host)
     }
 
-    /// The node at a host.
+    /// Returns the id of the node at a host.
     pub fn node(&self, host: HostId) -> Option<NodeId> {
         self.world.hosts.get(host).map(|host| host.node)
     }
 
-    /// The leader of the highest term among these hosts.
+    /// Returns the leader of the highest term among these hosts.
     pub fn leader_among(&self, hosts: &[HostId]) -> Option<HostId> {
         let leading = hosts.iter().filter_map(|host| {
             let status = self.status(*host)?;
@@ -141,7 +142,7 @@ impl Script {
         leading.max().map(|(_, host)| host)
     }
 
-    /// How many running hosts have applied `index`.
+    /// Returns the number of running hosts that have applied `index`.
     pub fn applied(&self, index: Index) -> usize {
         let hosts = 0..self.hosts();
         hosts
@@ -150,28 +151,28 @@ impl Script {
             .count()
     }
 
-    /// Asks a host, past the network.
+    /// Sends a request to a host without the network.
     pub fn ask(&mut self, host: HostId, request: Request<shardkv::Query>) -> RequestId {
         self.world.admin_request(host, to_kv(request))
     }
 
-    /// What came back.
+    /// Returns the answer to a request, if it has arrived.
     pub fn answer(&self, id: RequestId) -> Option<&Outcome> {
         self.world.mailbox.get(&id)
     }
 
-    /// What went over the wire so far.
+    /// Returns the traffic so far.
     pub fn traffic(&self) -> Traffic {
         self.world.traffic()
     }
 
-    /// Entries and bytes in a host's log.
+    /// Returns the number of entries in a host's log, and their bytes.
     pub fn log_size(&self, host: HostId) -> (usize, usize) {
         let host = self.world.hosts.get(host);
         host.map_or((0, 0), |host| host.disk.log_size())
     }
 
-    /// Bytes of all pairs in a host's state.
+    /// Returns the bytes of all pairs in a host's state.
     pub fn state_size(&self, host: HostId) -> usize {
         let Some(host) = self.world.hosts.get(host) else {
             return 0;
@@ -183,24 +184,25 @@ impl Script {
         pairs.iter().map(size).sum()
     }
 
-    /// Snapshots that a host's log was replaced by since the world began, on all hosts together.
+    /// Returns the number of snapshots that all hosts together installed since the world began.
     pub fn snapshots_installed(&self) -> u64 {
         let counts = &self.world.report.counts;
         counts.get("snapshots installed").copied().unwrap_or(0)
     }
 
-    /// The membership that a host's log ends with.
+    /// Returns the last membership in a host's log.
     pub fn membership(&self, host: HostId) -> Membership {
         let host = self.world.hosts.get(host);
         host.map_or_else(Membership::default, |host| host.disk.last_membership())
     }
 
-    /// Ends the world as every world ends: all heals, and within ten simulated seconds all must be well.
+    /// Runs the liveness phase that ends every world: faults stop, and the cluster must recover within ten simulated
+    /// seconds.
     pub fn finish(mut self) -> Result<Report, Failure> {
         self.world.run_end()
     }
 
-    /// A failure of the test's own making.
+    /// Creates a failure that the test itself found.
     pub fn fail(&self, detail: impl Into<String>) -> Failure {
         Failure {
             at: self.now(),

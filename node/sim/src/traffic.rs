@@ -1,4 +1,4 @@
-//! What goes over the wire: messages between nodes, requests and their answers.
+//! Messages between nodes, requests and answers on the wire.
 
 use raft::{Envelope, Index, Message};
 use replica::{Answer, Refusal, Request, RequestId};
@@ -16,16 +16,16 @@ use crate::network::HostId;
 use crate::queue::Micros;
 use crate::world::{Event, Step, World};
 
-/// What went over the wire.
+/// Counts of messages and bytes between nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Messages between nodes.
+    /// All messages.
     pub messages: u64,
-    /// Those that ask for an answer: what a remote procedure call would be one of.
+    /// The messages that expect an answer, which correspond to remote procedure calls.
     pub calls: u64,
-    /// Messages that carry entries.
+    /// The messages that carry entries.
     pub appends: u64,
-    /// Bytes of entries.
+    /// The bytes of entries.
     pub bytes: u64,
 }
 
@@ -81,7 +81,7 @@ impl World {
         let Some(committed) = self.hosts[from].asked.remove(&id) else {
             return Err(Violation::new(
                 "a request is answered once",
-                format!("host {from} answered {id:?} again or unasked: {outcome:?}"),
+                format!("host {from} answered {id:?}, which is not an open request: {outcome:?}"),
             ));
         };
         self.check_fresh(from, committed, &outcome)?;
@@ -90,7 +90,7 @@ impl World {
         Ok(())
     }
 
-    /// Sends an answer on its way to whoever asked.
+    /// Sends an answer to the sender of the request.
     fn answer_from(&mut self, from: HostId, after: Micros, id: RequestId, outcome: Outcome) {
         let at = match caller(id) {
             Caller::Mover(host) if host == from => self.now + after,
@@ -112,7 +112,7 @@ impl World {
         self.queue.push(at, Event::Answer { id, outcome });
     }
 
-    /// A read shows all that anyone called committed before it was asked.
+    /// Checks that a read shows every entry that was committed when the request arrived.
     pub(crate) fn check_fresh(&self, from: HostId, committed: Index, outcome: &Outcome) -> Step {
         let is_read = matches!(
             outcome,
@@ -158,7 +158,7 @@ impl World {
         self.queue.push(at, event);
     }
 
-    /// A request reaches a node that sends it on to whom it concerns by now.
+    /// Forwards a request to the leader of the group that owns its shard now.
     pub(crate) fn forwarded(&mut self, id: RequestId, request: Request<Question>) -> Step {
         let key = match &request {
             Request::Write { operation, .. } => {
@@ -185,7 +185,7 @@ impl World {
         request: Request<Question>,
     ) -> Step {
         if self.hosts[number].process.is_none() {
-            // Nobody listens: the caller learns that at once, and that nothing was done.
+            // No process runs: the caller learns at once that the request had no effect.
             let outcome = Err(Refusal::NotLeader { leader: None });
             if let Caller::Mover(_) = caller(id) {
                 self.answer_from(number, 0, id, outcome);
@@ -195,7 +195,7 @@ impl World {
             self.queue.push(at, Event::Answer { id, outcome });
             return Ok(());
         }
-        self.trace(number, || format!("is asked {id:x?}: {request:?}"));
+        self.trace(number, || format!("receives request {id:x?}: {request:?}"));
         self.take_in(number, Input::Request(id, request))
     }
 
@@ -251,7 +251,7 @@ impl World {
         self.plan_client(number);
     }
 
-    /// Schedules a client's next step, unless an earlier one is scheduled already.
+    /// Schedules a client's next step, unless an earlier step is scheduled.
     pub(crate) fn plan_client(&mut self, number: usize) {
         let due = self.clients[number].due();
         if due < self.client_due[number] {
@@ -262,7 +262,7 @@ impl World {
     }
 }
 
-/// Whoever asked.
+/// The sender of a request.
 enum Caller {
     Client(usize),
     Administrator,
@@ -296,7 +296,7 @@ fn is_call(message: &Message) -> bool {
     )
 }
 
-/// A message in a line.
+/// Describes a message in one line.
 fn describe(envelope: &Envelope) -> String {
     let Envelope { term, message, .. } = envelope;
     match message {

@@ -1,12 +1,12 @@
-//! A world: hosts, a network, clients, and the queue of what happens next.
+//! A world: hosts, a network, clients, and a queue of events.
 //!
-//! Everything happens in one thread, in the order of virtual time. A host's process is a [`replica::Replica`],
-//! unchanged; the world is its driver. It drains an inbox into the replica and polls it once, as the server
-//! does. Time passes for a host only through its disk: a poll that wrote for 3 ms leaves the host busy for
-//! that long, and what it sent after the write leaves that much later.
+//! All events happen in one thread, in the order of virtual time. A host's process is an unchanged
+//! [`replica::Replica`], and the world is its driver: it drains the inbox into the replica and polls it once, as the
+//! server does. Time passes for a host only through its disk. A poll that wrote for 3 ms keeps the host busy for 3 ms,
+//! and the messages after that write leave 3 ms later.
 //!
-//! The rooms: `process` (how processes start, work and go down), `traffic` (messages, requests, answers),
-//! `faults` (what a world does to its hosts) and `liveness` (how it ends).
+//! Further methods of [`World`] are in `process` (the life of processes), `traffic` (messages, requests, answers),
+//! `faults` and `liveness`.
 
 use std::collections::BTreeMap;
 
@@ -32,17 +32,17 @@ use crate::shard_checker::ShardChecker;
 use crate::traffic::Traffic;
 use crate::write_checker::WriteChecker;
 
-/// How many search steps a key's history may take.
+/// The most search steps for the history of one key.
 const CHECK_BUDGET: u64 = 300_000;
 
 pub(crate) type Step = Result<(), Violation>;
 
-/// What happens at a moment.
+/// An event at a moment of virtual time.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A process's timer.
+    /// A process's timer ticks.
     Tick { host: HostId, incarnation: u64 },
-    /// A process is free again and has something to do.
+    /// A process is free again and has work.
     Work { host: HostId, incarnation: u64 },
     /// A message reaches an address.
     Arrive { host: HostId, envelope: Envelope },
@@ -57,47 +57,47 @@ pub(crate) enum Event {
         id: RequestId,
         request: Request<Question>,
     },
-    /// An answer reaches whoever asked.
+    /// An answer reaches the sender of its request.
     Answer { id: RequestId, outcome: Outcome },
-    /// A process is told that a connection broke.
+    /// A process receives the hint that a connection to `node` broke.
     Hint {
         host: HostId,
         incarnation: u64,
         node: NodeId,
     },
-    /// A client has something to do.
+    /// A client is due.
     Client { number: usize },
-    /// Whoever changes the configuration has something to do.
+    /// A config client is due.
     ConfigClient { number: usize },
-    /// A mover's driver has something to do.
+    /// A mover's driver is due.
     RunningAction { host: HostId, incarnation: u64 },
     /// A process starts.
     Start { host: HostId, incarnation: u64 },
-    /// A process moves on.
+    /// A paused process continues.
     Resume { host: HostId, incarnation: u64 },
-    /// A fault begins, and plans its next occurrence.
+    /// A fault begins and schedules its next occurrence.
     Fault(Fault),
     /// A fault ends.
     Mend(Fault, HostId),
-    /// The end looks whether all is well.
+    /// The liveness phase checks the recovery.
     Probe,
 }
 
-/// What happened in a world.
+/// The result of a world that violated no invariant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// How often what happened.
+    /// The number of occurrences of each kind of event.
     pub counts: BTreeMap<&'static str, u64>,
-    /// A digest of everything that happened, in order: equal for equal worlds.
+    /// A digest of the times of all events, in order. It is equal for equal worlds.
     pub fingerprint: u64,
 }
 
-/// A promise was broken at this moment.
+/// A violated invariant, and its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// When, in microseconds.
+    /// The virtual time in microseconds.
     pub at: Micros,
-    /// What.
+    /// The violation.
     pub violation: Violation,
 }
 
@@ -112,7 +112,7 @@ pub struct World {
     pub(crate) groups: Vec<Group>,
     pub(crate) write_checker: WriteChecker,
     pub(crate) shard_checker: ShardChecker,
-    /// The hosts of replica groups come first, so many; then those of the controllers.
+    /// The number of hosts of replica groups. They come before the controllers' hosts.
     pub(crate) kv_hosts: usize,
     pub(crate) history: History,
     pub(crate) clients: Vec<Client>,
@@ -121,27 +121,27 @@ pub struct World {
     pub(crate) config_client_due: Vec<Micros>,
     pub(crate) rng: SimRng,
     pub(crate) node_rng: SimRng,
-    /// Requests of the administrator so far.
+    /// The number of requests of the administrator so far.
     pub(crate) admin_sent: u64,
-    /// How often links were cut: a cut is mended only if no later one took its place.
+    /// The number of partitions so far. A partition heals only if no later one replaced it.
     pub(crate) cuts: usize,
-    /// Answers to the administrator.
+    /// The answers to the administrator.
     pub(crate) mailbox: BTreeMap<RequestId, Outcome>,
     pub(crate) report: Report,
     pub(crate) tracing: bool,
-    /// The end has begun: faults are over.
+    /// True once the liveness phase has begun.
     pub(crate) ending: bool,
     pub(crate) ended: bool,
     pub(crate) ending_since: Micros,
-    /// Configurations that were not settled then.
+    /// The number of configurations that were not settled when the liveness phase began.
     pub(crate) backlog: u64,
     pub(crate) stage: Ending,
-    /// Messages and bytes of entries put on the wire, for tests of economy.
+    /// The messages and bytes sent so far, for tests that bound them.
     pub(crate) traffic: Traffic,
 }
 
 impl World {
-    /// A world at its beginning: the members are initialised and start.
+    /// Creates a world, initialises the members, and starts all processes.
     pub fn new(scenario: Scenario) -> Result<Self, Failure> {
         let seed = scenario.seed;
         let mut node_rng = SimRng::new(seed, Concern::Nodes);
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// Prints what happens.
+    /// Switches the trace of all events on standard output.
     pub fn set_tracing(&mut self, tracing: bool) {
         self.tracing = tracing;
     }
@@ -216,7 +216,7 @@ impl World {
             for host in voters() {
                 let (mut log, mut state) = host.disk.open();
                 initialise(&mut log, &mut state, &membership, genesis.clone()).map_err(
-                    |error| Violation::new("an empty disk takes a group", error.to_string()),
+                    |error| Violation::new("an empty disk can be initialised", error.to_string()),
                 )?;
                 for event in host.disk.take_journal() {
                     group.invariants.wrote(host.node, event)?;
@@ -234,14 +234,14 @@ impl World {
         Ok(())
     }
 
-    /// Runs the scenario to its end, which is a phase without faults in which all must become well.
+    /// Runs the phase with faults, then the liveness phase.
     pub fn run(&mut self) -> Result<Report, Failure> {
         let duration = self.scenario.duration;
         self.run_until(duration)?;
         self.run_end()
     }
 
-    /// The phase without faults, and the last checks.
+    /// Runs the liveness phase and the last checks.
     pub(crate) fn run_end(&mut self) -> Result<Report, Failure> {
         let result = self.end();
         self.judge(result)?;
@@ -253,7 +253,7 @@ impl World {
         Ok(self.report.clone())
     }
 
-    /// Lets time pass until `until`.
+    /// Runs all events until `until`.
     pub fn run_until(&mut self, until: Micros) -> Result<(), Failure> {
         loop {
             match self.queue.pop() {
@@ -263,7 +263,7 @@ impl World {
                     self.judge(result)?;
                 }
                 Some((at, event)) => {
-                    // It belongs to the time after; among its like it goes last, the same every time.
+                    // The event is later. It goes last among the events of its moment, in every run alike.
                     self.queue.push(at, event);
                     break;
                 }
@@ -274,10 +274,10 @@ impl World {
         Ok(())
     }
 
-    /// Lets the next event happen.
+    /// Runs the next event.
     pub fn step(&mut self) -> Result<(), Failure> {
         let Some((at, event)) = self.queue.pop() else {
-            let still = Violation::new("liveness", "nothing is left to happen");
+            let still = Violation::new("liveness", "no event is left in the queue");
             return self.judge(Err(still));
         };
         self.now = at;
@@ -368,18 +368,18 @@ impl World {
         }
     }
 
-    /// What the process of a host says of itself, if one runs.
+    /// Returns the status of a host's process, if one runs.
     pub fn status(&self, number: HostId) -> Option<Status> {
         let process = self.hosts.get(number)?.process.as_ref()?;
         Some(process.status())
     }
 
-    /// The moment.
+    /// Returns the virtual time.
     pub fn now(&self) -> Micros {
         self.now
     }
 
-    /// What went over the wire so far.
+    /// Returns the traffic so far.
     pub fn traffic(&self) -> Traffic {
         self.traffic
     }
@@ -401,7 +401,7 @@ impl World {
         }
     }
 
-    /// A line of the trace.
+    /// Prints a line of the trace.
     pub(crate) fn print(&self, line: &str) {
         let (seconds, micros) = (self.now / 1_000_000, self.now % 1_000_000);
         println!("{seconds:>4}.{micros:06} {line}");
@@ -421,14 +421,14 @@ fn draw_host(number: HostId, group: GroupId, scenario: &Scenario, rng: &mut SimR
     Host::new(number, group, draw_node(rng), disk, clock)
 }
 
-/// A number from minus to plus `most`.
+/// Draws a number from `-most` to `most`.
 pub(crate) fn spread(rng: &mut SimRng, most: u64) -> i64 {
     let most = i64::try_from(most).unwrap_or(i64::MAX / 4);
     let drawn = rng.below(u64::try_from(2 * most + 1).unwrap_or(1));
     i64::try_from(drawn).unwrap_or(0) - most
 }
 
-/// A new node id: random, short enough to read.
+/// Draws a node id that is short enough to read.
 pub(crate) fn draw_node(rng: &mut SimRng) -> NodeId {
     NodeId((rng.number() & 0xffff_ffff) | 1)
 }

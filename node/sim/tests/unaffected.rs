@@ -1,4 +1,4 @@
-//! No shard waits that doesn't move: measured in simulated time, against the same world in which nothing moves.
+//! The move of a shard doesn't delay other shards: compares simulated latencies with and without a move.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,7 +20,8 @@ use types::{Gid, ShardId, shard_of};
 const SHARDS: u32 = 8;
 const PUTS: usize = 400;
 
-/// Two groups with four shards each, links and disks that take the same time always, and shards of about 200 parts.
+/// Returns a scenario with two groups of four shards each, constant link and disk latencies, and shards of about 200
+/// chunks.
 fn scenario() -> Scenario {
     let mut scenario = Scenario::quiet_cluster(7, 2, 3);
     scenario.genesis.shards = SHARDS;
@@ -42,8 +43,8 @@ fn key_of(shard: ShardId, number: usize) -> Bytes {
     keys.next().unwrap()
 }
 
-/// Fills the shard that is to move, then has one client write to a shard of each group that stays, while it moves or
-/// doesn't. The slowest write of each shard that stays, and of the one that moves.
+/// Fills one shard, then writes to a staying shard of each group while the filled shard moves, if `with_move` is true.
+/// Returns the slowest write of each staying shard, and of the filled shard.
 fn run(with_move: bool) -> (BTreeMap<ShardId, Micros>, Micros) {
     let mut script = Script::new(scenario()).unwrap();
     for client in 0..3 {
@@ -107,6 +108,6 @@ fn the_slowest_write_to_a_shard_that_stays_is_at_most_a_tenth_slower_while_anoth
             "{shard}: {slowest} us while another shard moves, {without} us without"
         );
     }
-    // The one that moved did wait, so something was measured.
+    // Writes to the moving shard did wait, so the move overlapped the measurement.
     assert!(moved > 2 * still, "{moved} {still}");
 }

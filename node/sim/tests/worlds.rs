@@ -1,4 +1,4 @@
-//! Whole worlds: promises are kept, seeds are worlds, and the checks find what they are for.
+//! Whole worlds: the first seeds violate no invariant, equal seeds give equal worlds, and known bugs are found.
 
 use shardkv_sim::bug::{Bug, ProcessBug};
 use shardkv_sim::runner::{Plan, run_all, run_seed};
@@ -13,7 +13,7 @@ fn the_first_seeds_keep_every_promise() {
     };
     let summary = run_all(&plan, |_| {});
     assert!(summary.found.is_empty(), "{:?}", summary.found);
-    // The faults did happen, or this would prove nothing.
+    // The faults did happen. Otherwise the test would prove nothing.
     for what in [
         "crashes",
         "crashes inside a step",
@@ -57,7 +57,7 @@ fn a_failing_seed_fails_the_same_way_again() {
     }
 }
 
-/// The bugs that show quickly; `shardkv-sim bugs` is for all of them.
+/// Checks the bugs that show quickly. `shardkv-sim bugs` checks all of them.
 #[test]
 fn common_bugs_are_found_in_few_seeds() {
     for bug in [
@@ -95,7 +95,7 @@ fn common_bugs_are_found_in_few_seeds() {
     }
 }
 
-/// The bugs of the request engine, which all clients drive.
+/// Checks the bugs of the request engine, which all clients drive.
 #[test]
 fn bugs_of_the_request_engine_are_found_in_few_seeds() {
     for bug in request::Bug::ALL {

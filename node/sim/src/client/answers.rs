@@ -57,7 +57,7 @@ impl Client {
             Ok(Answer::Machine(Reply::Kv(response))) => Ok(response),
             Ok(other) => {
                 return Err(Violation::new(
-                    "answers fit their questions",
+                    "answers fit their requests",
                     format!("an operation was answered {other:?}"),
                 ));
             }
@@ -222,7 +222,7 @@ impl Client {
             },
             _ => {
                 return Err(Violation::new(
-                    "refusals make sense",
+                    "refusals are valid",
                     format!("client {}: {error}", self.number),
                 ));
             }

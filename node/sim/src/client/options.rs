@@ -1,37 +1,37 @@
-//! What can be set about a client.
+//! The options of a client.
 
 use request::Bugs;
 
 use crate::queue::{MILLI, Micros, SECOND};
 
-/// How a client behaves. Shares are of a million.
+/// The behaviour of a client. Shares are of a million.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// How many keys there are.
+    /// The number of keys.
     pub keys: u64,
     /// The most operations in flight.
     pub pipeline: usize,
-    /// The pause between two operations, least and most.
+    /// The shortest and the longest pause between two operations.
     pub think: (Micros, Micros),
-    /// How long to wait for an answer before another node is asked.
+    /// The time without an answer after which the client tries another node.
     pub patience: Micros,
-    /// How long to retry an operation.
+    /// The time for which an operation is retried.
     pub deadline: Micros,
-    /// Reads among the operations.
+    /// The share of reads among the operations.
     pub reads: u32,
-    /// Scans among the reads.
+    /// The share of scans among the reads.
     pub scans: u32,
-    /// Requests that are sent twice.
+    /// The share of requests that are sent twice.
     pub copies: u32,
-    /// How late a copy may be.
+    /// The longest delay of a copy.
     pub copies_late_by: Micros,
-    /// Operations before which the client goes silent.
+    /// The share of operations before which the client goes silent.
     pub silences: u32,
-    /// For how long.
+    /// The duration of a silence.
     pub silence: Micros,
-    /// Writes without a session, sent once.
+    /// The share of writes that have no session and are sent once.
     pub sessionless: u32,
-    /// A session is replaced at this age.
+    /// The age at which a session is replaced.
     pub renew_after: Option<Micros>,
     /// Operations that are made attempt by attempt, as a unary call or a forwarded one.
     pub unary: u32,

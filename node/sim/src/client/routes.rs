@@ -16,13 +16,13 @@ use crate::rng::SimRng;
 /// The one group of a world without controllers.
 const ONLY: Gid = Gid(1);
 
-/// The known configuration, and the question for a newer one.
+/// The known configuration, and the query for a newer one.
 #[derive(Debug, Default)]
 pub(super) struct Routes {
     config: Option<Arc<ShardConfig>>,
-    /// A question for a newer configuration, and when to ask again.
+    /// The query for a newer configuration, and the time of its retry.
     asked: Option<(RequestId, Micros)>,
-    /// At least this one is wanted.
+    /// The lowest configuration number that the client needs.
     wanted: ConfigNum,
 }
 
@@ -75,7 +75,7 @@ impl Routes {
         addresses.cloned().unwrap_or_default()
     }
 
-    /// Wants a newer configuration, unless one is asked for already. `id` is the name of the question.
+    /// Queries a newer configuration, unless a query is in flight. `id` is the id of the query.
     pub(super) fn refresh(
         &mut self,
         id: RequestId,
@@ -89,7 +89,7 @@ impl Routes {
         }
         self.asked = Some((id, around.now + patience));
         let query = shardctrler::Query::Config { num: None };
-        // A controller that doesn't lead tells what it knows, which may be old.
+        // A local read at any controller may return an old configuration.
         let local = rng.coin();
         let request = if local {
             Request::ReadLocal(query)
@@ -105,18 +105,18 @@ impl Routes {
         });
     }
 
-    /// This one is wanted, or a later one.
+    /// Requires this configuration, or a later one.
     pub(super) fn want(&mut self, num: ConfigNum) {
         self.wanted = self.wanted.max(num);
     }
 
-    /// When to ask again, if there is something to ask for.
+    /// Returns the time of the next query, if one is needed.
     pub(super) fn due(&self) -> Option<Micros> {
         let lacks = self.wanted > self.num();
         lacks.then(|| self.asked.map_or(0, |(_, again)| again))
     }
 
-    /// Whether this is the name of the question for a configuration.
+    /// Returns true if `id` is the id of the query for a configuration.
     pub(super) fn is_asked(&self, id: RequestId) -> bool {
         self.asked.is_some_and(|(asked, _)| asked == id)
     }
@@ -139,7 +139,7 @@ impl Routes {
         newer
     }
 
-    /// Which keys a scan of these shards covers.
+    /// Returns true if a scan of these shards covers a key.
     pub(super) fn covers(shards: Option<&ShardSet>, key: &[u8], count: u32) -> bool {
         let shard: ShardId = shard_of(key, count);
         shards.is_none_or(|shards| shards.contains(shard))

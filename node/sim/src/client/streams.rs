@@ -30,13 +30,13 @@ pub(super) struct Stream {
     pub(super) leader: Option<Leader>,
     /// The number of the connection.
     pub(super) connection: u64,
-    /// The request for a session that is under way.
+    /// The request for a session that is in flight.
     pub(super) opening: Option<RequestId>,
     /// The connections that were lost to silence since the last answer.
     pub(super) losses: u32,
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
     /// The operation.
@@ -141,8 +141,8 @@ impl Client {
         timeouts.chain(sweep.then_some(self.next_sweep)).min()
     }
 
-    /// Ends calls that are late, and connections whose oldest request got no answer: the network lost a message, which breaks
-    /// a real connection.
+    /// Ends calls that are late, and connections whose oldest request got no answer: the network lost a message, which
+    /// breaks a real connection.
     pub(super) fn watch_streams(&mut self, around: &mut Surroundings<'_>) {
         let now = around.now;
         if now < self.next_sweep {
@@ -180,7 +180,7 @@ impl Client {
         }
     }
 
-    /// Does all that the engines order now.
+    /// Carries out all pending effects of the engines.
     pub(super) fn pump(&mut self, around: &mut Surroundings<'_>) {
         loop {
             for stream in self.streams.values_mut() {

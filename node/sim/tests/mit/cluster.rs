@@ -1,4 +1,4 @@
-//! What the tests share: a cluster with words close to those of MIT's tester.
+//! A cluster for the tests, with method names close to those of MIT's tester.
 
 use bytes::Bytes;
 use raft::{Index, Role};
@@ -9,10 +9,10 @@ use shardkv_sim::network::LinkOptions;
 use shardkv_sim::scenario::Scenario;
 use shardkv_sim::script::Script;
 
-/// The key that all commands append to: its value is the list of commands that took effect.
+/// The key to which all commands append. Its value is the list of commands that took effect.
 pub(crate) const LOG: &[u8] = b"log";
 
-/// A cluster, and the failures of the simulator turned into panics.
+/// A cluster that turns the simulator's failures into panics.
 pub(crate) struct Cluster {
     script: Script,
     commands: u64,
@@ -58,7 +58,7 @@ impl Cluster {
         self.script.run_ms(milliseconds).unwrap();
     }
 
-    /// Waits until `done`, and fails the test if it doesn't come.
+    /// Waits until `done` returns true, and fails the test if the time runs out.
     #[track_caller]
     pub(crate) fn wait(&mut self, at_most_ms: u64, what: &str, done: impl FnMut(&Script) -> bool) {
         assert!(self.script.run_until(at_most_ms, done).unwrap(), "{what}");
@@ -80,8 +80,8 @@ impl Cluster {
         self.script.start(host).unwrap();
     }
 
-    /// Unreliable as MIT's labrpc: delays up to 27 ms, a tenth of the requests and of the answers lost, and long
-    /// reorderings besides.
+    /// Returns links as unreliable as MIT's labrpc: delays up to 27 ms, a tenth of the requests and of the answers
+    /// lost, and long reorderings.
     pub(crate) fn unreliable() -> LinkOptions {
         LinkOptions {
             delay: (100, 27_000),
@@ -94,7 +94,7 @@ impl Cluster {
         }
     }
 
-    /// The leader among these hosts, within five simulated seconds.
+    /// Returns the leader among these hosts, and waits for it up to five simulated seconds.
     #[track_caller]
     pub(crate) fn leader_of(&mut self, hosts: &[usize]) -> usize {
         self.wait(5_000, "a leader is elected", |script| {
@@ -109,7 +109,7 @@ impl Cluster {
         self.leader_of(&hosts)
     }
 
-    /// A command that nobody asked for before.
+    /// Creates a new, unique command.
     pub(crate) fn command(&mut self) -> Write {
         self.commands += 1;
         Write::Append {
@@ -118,7 +118,7 @@ impl Cluster {
         }
     }
 
-    /// Asks `host` for a command, without waiting.
+    /// Sends a new command to `host`, without waiting.
     pub(crate) fn ask(&mut self, host: usize) -> RequestId {
         let write = self.command();
         self.ask_write(host, write)
@@ -139,7 +139,7 @@ impl Cluster {
         )
     }
 
-    /// The length after an append, if it was acknowledged.
+    /// Returns the length after an append, if it was acknowledged.
     pub(crate) fn acknowledged(&self, id: RequestId) -> Option<u64> {
         match self.script.answer(id)? {
             Ok(Answer::Machine(Reply::Kv(Response::Written(Written::Append { length })))) => {
@@ -149,8 +149,8 @@ impl Cluster {
         }
     }
 
-    /// Has a command take effect on at least `servers` of `hosts`' processes, asking whoever leads among them
-    /// again and again for ten simulated seconds. Returns how far the log is applied then.
+    /// Sends commands to the leader among `hosts`, for up to ten simulated seconds, until one is applied by at least
+    /// `servers` of them. Returns the applied index.
     #[track_caller]
     pub(crate) fn one_of(&mut self, hosts: &[usize], servers: usize) -> Index {
         let end = self.script.now() + 10_000_000;
@@ -180,14 +180,14 @@ impl Cluster {
         panic!("no agreement among {hosts:?} in ten seconds");
     }
 
-    /// A command takes effect everywhere.
+    /// Commits a command and waits until every host has applied it.
     #[track_caller]
     pub(crate) fn one(&mut self) -> Index {
         let hosts = self.hosts();
         self.one_of(&hosts, hosts.len())
     }
 
-    /// What the log of commands says at the leader among `hosts`.
+    /// Reads the list of commands from the leader among `hosts`.
     #[track_caller]
     pub(crate) fn read(&mut self, hosts: &[usize]) -> String {
         let leader = self.leader_of(hosts);
@@ -204,13 +204,14 @@ impl Cluster {
         }
     }
 
-    /// Heals, restarts what is down, and holds the cluster to the simulator's end: everything well in ten seconds.
+    /// Runs the simulator's liveness phase: heals the network, restarts hosts, and requires recovery within ten
+    /// seconds.
     pub(crate) fn finish(self) {
         self.script.finish().unwrap();
     }
 }
 
-/// Whoever leads among `hosts` in the highest term that any of them is in.
+/// Returns the leader among `hosts`, unless another of them leads in a higher term.
 fn settled_leader(script: &Script, hosts: &[usize]) -> Option<usize> {
     let leader = script.leader_among(hosts)?;
     let term = script.status(leader)?.term;

@@ -12,7 +12,7 @@ use shardkv_sim::scenario::Scenario;
 
 use crate::cluster::{Cluster, scenario};
 
-/// What a generic test does to the service.
+/// The conditions of a generic test.
 #[derive(Clone, Copy, Default)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -24,9 +24,9 @@ struct Trouble {
     unreliable: bool,
     crash: bool,
     partitions: bool,
-    /// What the log may grow by, in bytes.
+    /// The size in bytes at which the log is compacted.
     threshold: Option<u64>,
-    /// All clients use few keys.
+    /// True if all clients use one key.
     contended: bool,
 }
 
@@ -50,8 +50,8 @@ fn setting(seed: u64, trouble: Trouble) -> Scenario {
     scenario
 }
 
-/// Three rounds of five seconds of clients, with partitions that change all the time and a restart of all servers
-/// after each round.
+/// Runs clients for three rounds of five seconds, with changing partitions and a restart of all servers after each
+/// round.
 fn generic(seed: u64, trouble: Trouble) {
     let mut cluster = Cluster::with(setting(seed, trouble));
     let mut rng = SimRng::new(seed, Concern::Faults);
@@ -147,7 +147,7 @@ generic_tests! {
     };
 }
 
-/// A minority serves nobody, a majority does, and what the minority took completes once all are together again.
+/// A minority answers no request, and a majority does. After the partition heals, the cluster commits again.
 #[test]
 fn one_partition_4b() {
     let mut cluster = Cluster::new(5);
@@ -171,7 +171,7 @@ fn one_partition_4b() {
     cluster.finish();
 }
 
-/// One after the other, operations are much quicker than one a heartbeat.
+/// Sequential operations are much faster than one per heartbeat.
 #[test]
 fn speed_4b() {
     let mut cluster = Cluster::new(3);
@@ -199,7 +199,7 @@ fn speed_4b() {
     cluster.finish();
 }
 
-/// A follower that was away gets what it missed by a snapshot.
+/// A follower that was disconnected catches up by a snapshot.
 #[test]
 fn snapshot_rpc_4c() {
     let mut scenario = scenario(420, 3);
@@ -222,7 +222,7 @@ fn snapshot_rpc_4c() {
     cluster.finish();
 }
 
-/// The log stays short and so does the state, however often the same small values are written.
+/// The log and the state stay small, however often the same small values are written.
 #[test]
 fn snapshot_size_4c() {
     let mut scenario = scenario(421, 3);

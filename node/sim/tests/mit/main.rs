@@ -1,8 +1,7 @@
 //! The scenarios of MIT 6.5840, labs 3A to 5, under their own names, in simulated time.
 //!
-//! Each test is deterministic, and all of the simulator's invariants are checked at its every step; so where
-//! MIT's testers look at a few commands, here every entry on every disk is looked at. Limits are the public
-//! ones or stricter.
+//! Each test is deterministic, and all of the simulator's invariants are checked at every step. MIT's testers check a
+//! few commands; here every entry on every disk is checked. Limits are the public ones or stricter.
 
 #![allow(
     clippy::unwrap_used,

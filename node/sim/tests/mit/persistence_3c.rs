@@ -1,4 +1,4 @@
-//! Lab 3C: what survives crashes, and an unreliable network.
+//! Lab 3C: persistence across crashes, and an unreliable network.
 
 use shardkv_sim::rng::{Concern, SimRng};
 
@@ -64,7 +64,7 @@ fn persist2_3c() {
     cluster.finish();
 }
 
-/// A leader and a follower go, the other follower's log alone must do.
+/// A leader and a follower crash; the leader and the other follower must go on from their logs.
 #[test]
 fn persist3_3c() {
     let mut cluster = Cluster::new(3);
@@ -83,8 +83,8 @@ fn persist3_3c() {
     cluster.finish();
 }
 
-/// Leaders crash right after they took a command, or some time later: old entries must not be committed by
-/// counting (figure 8 of the Raft paper).
+/// Leaders crash right after they appended a command, or some time later. Entries of earlier terms must not be
+/// committed by counting replicas (figure 8 of the Raft paper).
 fn figure8(unreliable: bool, rounds: u64) {
     let mut cluster = Cluster::with(scenario(8, 5));
     if unreliable {
@@ -170,7 +170,7 @@ fn unreliable_agree_3c() {
     cluster.finish();
 }
 
-/// Clients write and read all the time while servers are cut off, crash and come back.
+/// Clients write and read while servers are cut off, crash and restart.
 fn churn(unreliable: bool) {
     let mut scenario = scenario(11, 5);
     scenario.clients = 3;

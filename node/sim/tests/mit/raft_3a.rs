@@ -11,7 +11,7 @@ fn initial_election_3a() {
     assert_eq!(
         cluster.leader(),
         leader,
-        "without a failure nobody else leads"
+        "without a failure the leader stays"
     );
     for host in cluster.hosts() {
         assert_eq!(cluster.script().status(host).unwrap().term, term);
@@ -26,7 +26,7 @@ fn re_election_3a() {
     cluster.disconnect(first);
     let rest = cluster.others(first);
     let second = cluster.leader_of(&rest);
-    // The old leader comes back and disturbs nobody.
+    // The old leader reconnects and doesn't disturb the new leader.
     cluster.connect(first);
     cluster.run_ms(1_000);
     assert_eq!(cluster.leader(), second);
@@ -38,7 +38,7 @@ fn re_election_3a() {
     for host in cluster.hosts() {
         assert!(cluster.script().leader_among(&[host]).is_none());
     }
-    // With one there is, and the last one to come back changes nothing.
+    // With a quorum a leader is elected, and the last host to reconnect doesn't replace it.
     cluster.connect(third);
     cluster.leader();
     cluster.connect(second);

@@ -19,7 +19,7 @@ fn basic_agree_3b() {
     cluster.finish();
 }
 
-/// Each command is sent to each follower just once.
+/// Each command is sent to each follower only once.
 #[test]
 fn rpc_bytes_3b() {
     let mut cluster = Cluster::new(3);
@@ -56,7 +56,7 @@ fn follower_failure_3b() {
     cluster.one_of(&rest, 2);
     cluster.run_ms(1_000);
     cluster.one_of(&rest, 2);
-    // Without followers nothing is committed.
+    // Without followers no entry is committed.
     let leader = cluster.leader_of(&rest);
     for other in cluster.others(leader) {
         cluster.disconnect(other);
@@ -175,7 +175,7 @@ fn rejoin_3b() {
     cluster.finish();
 }
 
-/// A leader that was cut off with fifty entries meets logs that went another way.
+/// A leader that was cut off with fifty entries must adopt conflicting logs.
 #[test]
 fn backup_3b() {
     let mut cluster = Cluster::new(5);
@@ -216,7 +216,7 @@ fn count_3b() {
     let leader = cluster.leader();
     let calls = cluster.script().traffic().calls;
     assert!((1..=30).contains(&calls), "{calls} calls for an election");
-    // Heartbeats are not what is counted here.
+    // Heartbeats are rare here, so that they don't add to the count.
     let mut scenario = scenario(1, 3);
     scenario.replica.raft.heartbeat_ticks = 100;
     scenario.replica.raft.election_ticks = 300;

@@ -1,4 +1,4 @@
-//! Lab 4A: requests over the log, answered by the entry that carried them.
+//! Lab 4A: requests over the log, each answered by the entry that carries it.
 
 use std::collections::BTreeSet;
 
@@ -46,7 +46,7 @@ fn leader_failure_4a() {
     cluster.finish();
 }
 
-/// What a leader without a quorum took is not acknowledged by it, whatever gets committed at its index.
+/// A leader without a quorum never acknowledges its entries, whatever entries are committed at their indexes.
 #[test]
 fn leader_partition_4a() {
     let mut cluster = Cluster::new(3);
@@ -65,7 +65,7 @@ fn leader_partition_4a() {
     cluster.connect(leader);
     cluster.wait(
         5_000,
-        "the old leader tells that it knows nothing",
+        "the old leader refuses its pending requests",
         |script| lost.iter().all(|id| script.answer(*id).is_some()),
     );
     for id in &lost {
@@ -103,7 +103,7 @@ fn restart_replay_4a() {
     cluster.finish();
 }
 
-/// Requests that a shutdown cuts short are never acknowledged twice, and the servers go on.
+/// Requests that a shutdown interrupts never take effect twice, and the servers continue.
 #[test]
 fn restart_submit_4a() {
     let mut cluster = Cluster::new(3);

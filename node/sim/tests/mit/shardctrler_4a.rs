@@ -1,4 +1,4 @@
-//! The configuration centre (lab 4A of 2024, the controller of lab 5 before that): Basic and Multi.
+//! The controllers (lab 4A of 2024, and the controller of lab 5 before that): Basic and Multi.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ fn moved(before: &ShardConfig, after: &ShardConfig) -> usize {
     pairs.filter(|(old, new)| old != new).count()
 }
 
-/// What stays keeps its shards: only newcomers gain, or only those that left lose.
+/// Checks that a group in both configurations keeps its shards on a leave, and gains none on a join.
 fn check_minimal(before: &ShardConfig, after: &ShardConfig) {
     for gid in before.groups().keys() {
         if !after.groups().contains_key(gid) {
@@ -57,7 +57,7 @@ fn basic() {
     known.push((*shards.config()).clone());
     shards.check_shares(&[1]);
 
-    // Historical queries, also after all controllers restarted.
+    // Queries of old configurations, also after all controllers restarted.
     for restarted in [false, true] {
         if restarted {
             shards.script.stop_group(Gid::NONE);
@@ -71,7 +71,7 @@ fn basic() {
     let future = shards.query(Some(100)).unwrap_err();
     assert!(matches!(future, Response::Refused(_)), "{future:?}");
 
-    // Moves, and that a join spreads what they heaped up.
+    // Moves make the shares uneven, and a join evens them out.
     shards.join(&[0]);
     for shard in 0..SHARDS {
         let to = u64::from(shard >= SHARDS / 2);
@@ -81,7 +81,7 @@ fn basic() {
     shards.leave(&[1]);
     shards.check_shares(&[0]);
 
-    // Ten clerks join and leave at once.
+    // Ten clerks join and leave concurrently.
     let before = shards.config();
     for number in 1..11 {
         let clerk = usize::try_from(number).unwrap() - 1;
@@ -144,12 +144,12 @@ fn multi_concurrent_and_minimal() {
     let before = shards.config();
     shards.leave(&[0, 2, 4]);
     check_minimal(&before, &shards.config());
-    // No more than have to.
+    // A rebalance moves no more shards than it must.
     assert!(moved(&before, &shards.config()) <= 6);
     shards.finish();
 }
 
-/// Equal histories of changes make equal configurations, whoever applies them.
+/// Equal histories of changes give equal configurations on every controller.
 #[test]
 fn rebalance_is_deterministic() {
     let run = || {

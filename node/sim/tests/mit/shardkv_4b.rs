@@ -1,7 +1,7 @@
-//! Lab 4B of 2024: groups that come and go under their clients, and both challenges.
+//! Lab 4B of 2024: groups join and leave while clients run, and both challenges.
 //!
-//! Every client's history is checked for linearizability at the end of each test, and that nothing is left behind where
-//! a shard was.
+//! The end of each test checks the clients' histories for linearizability, and that no group keeps data of a shard that
+//! it gave away.
 
 use bytes::Bytes;
 use shardkv_sim::scenario::Scenario;
@@ -9,7 +9,7 @@ use types::{Gid, ShardId, shard_of};
 
 use crate::shards::{SHARDS, Shards, busy, gid, key, setting, unreliable};
 
-/// What the log may grow by, where tests look at it.
+/// The size in bytes at which the log is compacted, in tests that check it.
 const THRESHOLD: u64 = 1_000;
 
 fn with_snapshots(mut scenario: Scenario) -> Scenario {
@@ -24,7 +24,7 @@ fn static_shards() {
     shards.settle();
     shards.put_all(10, 0);
     shards.check_all();
-    // Make sure that the data really is on both: without one of them, just its keys aren't served.
+    // Both groups hold data: while one of them is down, only its keys aren't served.
     shards.stop_group(1);
     let keys: Vec<Bytes> = (0..10).map(key).collect();
     let config = shards.config();
@@ -51,7 +51,7 @@ fn join_leave() {
     shards.leave(&[0]);
     shards.append_all(10);
     shards.check_all();
-    // All was handed over, so that the first group isn't needed any more.
+    // All shards were handed over, so the first group isn't needed any more.
     shards.settle();
     shards.stop_group(0);
     shards.check_all();
@@ -90,7 +90,7 @@ fn snapshot() {
     shards.finish();
 }
 
-/// Servers that were down while configurations changed catch up.
+/// Servers that were down during configuration changes catch up.
 #[test]
 fn miss_change() {
     let mut shards = Shards::new(with_snapshots(setting(4)));
@@ -161,7 +161,7 @@ fn concurrent_1_reliable() {
     concurrent_1(setting(5));
 }
 
-/// Many configurations at once: joins and leaves that don't wait for each other, and servers down for a while.
+/// Joins and leaves overlap, and servers are down for a while.
 #[test]
 fn concurrent_2() {
     let mut shards = Shards::new(busy(setting(6), 10));
@@ -187,7 +187,7 @@ fn concurrent_2() {
     shards.finish();
 }
 
-/// Configurations change while all servers restart, again and again.
+/// Configurations change while all servers restart repeatedly.
 #[test]
 fn concurrent_3() {
     let mut shards = Shards::new(busy(with_snapshots(setting(7)), 10));
@@ -239,7 +239,7 @@ fn unreliable_2() {
     concurrent_1(unreliable(setting(9)));
 }
 
-/// As the second, and MIT's checks linearizability only here; ours do everywhere.
+/// The second concurrent test again: MIT checks linearizability only here, this suite checks it everywhere.
 #[test]
 fn unreliable_3() {
     for seed in 10..13 {
@@ -247,8 +247,8 @@ fn unreliable_3() {
     }
 }
 
-/// After twenty rounds of moving everything away and back a group keeps what its shards need, and no more: at most 1.3
-/// times the data (MIT allows three times).
+/// After all shards moved away and back twenty times, a group keeps only the data of its shards: at most 1.3 times
+/// their size (MIT allows three times).
 #[test]
 fn challenge_1_delete() {
     const BYTES: usize = 1_000;
@@ -303,7 +303,7 @@ fn challenge_1_concurrent() {
     shards.finish();
 }
 
-/// Shards that a group has already are served while others, which it can't get, are on their way.
+/// A group serves the shards that it has while it waits for shards that it can't fetch.
 #[test]
 fn challenge_2_unaffected() {
     let mut shards = Shards::new(setting(16));
@@ -313,7 +313,7 @@ fn challenge_2_unaffected() {
     shards.settle();
     let has: Vec<ShardId> = shards.config().owned_by(gid(1)).shards().collect();
     shards.stop_group(0);
-    // What the first group has goes to the second, which can't fetch it.
+    // The first group's shards go to the second group, which can't fetch them.
     shards.leave(&[0]);
     shards.run_ms(1_000);
     let keys: Vec<Bytes> = (0..10).map(key).collect();
@@ -328,7 +328,7 @@ fn challenge_2_unaffected() {
     shards.finish();
 }
 
-/// A group serves a shard as soon as that one has arrived, while others can't.
+/// A group serves a shard as soon as it has arrived, while other shards can't arrive.
 #[test]
 fn challenge_2_partial() {
     let mut shards = Shards::new(setting(17));

@@ -1,4 +1,4 @@
-//! What the tests of sharding share: controllers and groups, and a model of what the keys hold.
+//! Controllers, groups, and a model of the keys' values, for the tests of sharding.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use types::{ConfigNum, Gid, ShardConfig, ShardId, shard_of};
 
 use crate::cluster::Cluster;
 
-/// The one client that the tests' own requests go through; others do as they like.
+/// The client that sends the tests' own requests. Other clients draw their operations.
 pub(crate) const OWN: usize = 0;
-/// How many shards there are.
+/// The number of shards.
 pub(crate) const SHARDS: u32 = 10;
 
-/// Three groups of three and three controllers, unless the test wants it otherwise.
+/// Returns a scenario with three groups of three and three controllers.
 pub(crate) fn setting(seed: u64) -> Scenario {
     let mut scenario = Scenario::quiet_cluster(seed, 3, 3);
     scenario.genesis.shards = SHARDS;
@@ -38,13 +38,13 @@ pub(crate) fn setting(seed: u64) -> Scenario {
     scenario
 }
 
-/// A network that loses, doubles and reorders.
+/// Makes the network lose, duplicate and reorder messages.
 pub(crate) fn unreliable(mut scenario: Scenario) -> Scenario {
     scenario.links = Cluster::unreliable();
     scenario
 }
 
-/// Clients that do as they like, beside the tests' own.
+/// Adds clients that draw their operations, beside the tests' own client.
 pub(crate) fn busy(mut scenario: Scenario, clients: usize) -> Scenario {
     scenario.clients = 1 + clients;
     scenario.client.keys = 10;
@@ -52,12 +52,12 @@ pub(crate) fn busy(mut scenario: Scenario, clients: usize) -> Scenario {
     scenario
 }
 
-/// The group that MIT's tests call by this number, from 0.
+/// Returns the gid for a group number in MIT's tests, which count from 0.
 pub(crate) fn gid(number: u64) -> Gid {
     Gid(number + 1)
 }
 
-/// Groups with controllers, and what their keys must hold.
+/// Groups with controllers, and the expected values of the keys.
 pub(crate) struct Shards {
     pub(crate) script: Script,
     model: BTreeMap<Bytes, Vec<u8>>,
@@ -87,7 +87,7 @@ impl Shards {
 
     // --- configurations ---
 
-    /// Has config client 0 ask, and waits for the answer.
+    /// Sends a change through config client 0, and waits for the answer.
     #[track_caller]
     pub(crate) fn change(&mut self, change: Change) -> Response {
         let before = self.script.changes(0).len();
@@ -131,7 +131,7 @@ impl Shards {
         self.script.config().unwrap()
     }
 
-    /// Asks the controllers' leader for a configuration.
+    /// Queries the controllers' leader for a configuration.
     #[track_caller]
     pub(crate) fn query(&mut self, num: Option<u64>) -> Result<QueryAnswer, Response> {
         let controllers = self.script.hosts_of(Gid::NONE);
@@ -160,7 +160,7 @@ impl Shards {
         panic!("no controller answers");
     }
 
-    /// Shards are spread as evenly as can be over just these groups.
+    /// Checks that the shards are spread evenly over exactly these groups.
     #[track_caller]
     pub(crate) fn check_shares(&self, numbers: &[u64]) {
         let config = self.config();
@@ -173,7 +173,7 @@ impl Shards {
         assert_eq!(shares.iter().sum::<u64>(), u64::from(SHARDS));
     }
 
-    /// All shards are where they belong, and nothing is left over.
+    /// Waits until all shards are at their owners and nothing is left behind.
     #[track_caller]
     pub(crate) fn settle(&mut self) {
         let settled = |script: &Script| script.changes_are_over() && script.unsettled().is_none();
@@ -191,7 +191,7 @@ impl Shards {
 
     // --- keys ---
 
-    /// Lets the own client do something, and waits until it has.
+    /// Runs operations on the own client, and waits until they finish.
     #[track_caller]
     pub(crate) fn run(&mut self, steps: Vec<Step>) {
         self.script.tell(OWN, steps);
@@ -201,7 +201,7 @@ impl Shards {
         assert!(served, "{waits}; {:?}", self.script.unsettled());
     }
 
-    /// Something that was never written before, so long.
+    /// Returns unique content of at least `bytes` bytes.
     fn content(&mut self, bytes: usize) -> Vec<u8> {
         self.written += 1;
         let mut content = format!("<{}>", self.written).into_bytes();
@@ -233,7 +233,7 @@ impl Shards {
         self.run(steps);
     }
 
-    /// Every key that was written holds what was written.
+    /// Checks that every written key holds its expected value.
     #[track_caller]
     pub(crate) fn check_all(&mut self) {
         let keys: Vec<Bytes> = self.model.keys().cloned().collect();
@@ -244,7 +244,7 @@ impl Shards {
         }
     }
 
-    /// Which of these keys the own client can read within so long, asked one by one.
+    /// Reads the keys one by one, and returns true for each key that is answered within `within_ms`.
     pub(crate) fn readable(&mut self, keys: &[Bytes], within_ms: u64) -> Vec<bool> {
         let mut served = Vec::new();
         for key in keys {
@@ -269,13 +269,13 @@ impl Shards {
         self.script.leader_among(&hosts)
     }
 
-    /// Heals, restarts what is down, and holds all groups to the simulator's end.
+    /// Runs the simulator's liveness phase: heals the network, restarts hosts, and requires all groups to recover.
     pub(crate) fn finish(self) {
         self.script.finish().unwrap();
     }
 }
 
-/// Keys of the own client: others don't touch them.
+/// Returns a key of the own client, which other clients don't use.
 pub(crate) fn key(number: usize) -> Bytes {
     Bytes::from(format!("own{number}"))
 }

@@ -1,4 +1,4 @@
-//! Lab 5 of 2025: the same with its own names, and what happens when the controllers fail half-way.
+//! Lab 5 of 2025: the same tests under their new names, and controllers that fail during a change.
 
 use shardkv_sim::scenario::Scenario;
 use types::{ConfigNum, Gid};
@@ -80,7 +80,7 @@ fn shutdown_5a() {
     let mut shards = Shards::new(setting(25));
     shards.join(&[0, 1, 2]);
     shards.put_all(12, 10);
-    // Groups that nobody has to move anything with go down, all of them, one after the other.
+    // All groups restart, one after the other, while no shard moves.
     for number in 0..3 {
         shards.stop_group(number);
         shards.run_ms(500);
@@ -97,8 +97,8 @@ fn shutdown_5a() {
     shards.finish();
 }
 
-/// While shards move from one group to another, a third group's clients notice nothing, and a change of the
-/// configuration doesn't wait for a group that is down.
+/// While shards move between two groups, a third group's clients aren't delayed, and a configuration change doesn't
+/// wait for a group that is down.
 #[test]
 fn progress_during_a_move_5a() {
     let mut shards = Shards::new(setting(26));
@@ -110,7 +110,7 @@ fn progress_during_a_move_5a() {
     let before = shards.config().num();
     shards.join(&[2]);
     assert_eq!(shards.config().num(), before.next());
-    // What the first group gave away has arrived, although the second gives nothing.
+    // The first group's shards have arrived, although the second group is down.
     let config = shards.config();
     let given: Vec<_> = config.owned_by(Gid(3)).shards().collect();
     shards.wait(1_000, "the third group serves something", |script| {
@@ -166,8 +166,8 @@ fn concurrent_clerks_unreliable_5a() {
     concurrent_clerks(unreliable(setting(30)), 10);
 }
 
-/// The controllers die just after they were asked, at any moment of the change; when they are back the change is done,
-/// once, and so is the move.
+/// The controllers crash at various moments after a change was sent. After their restart the change and its moves are
+/// done exactly once.
 #[test]
 fn recovery_of_the_controllers_half_way_5b() {
     for pause_ms in [0, 1, 2, 5, 10, 20, 50, 100] {
@@ -187,7 +187,7 @@ fn recovery_of_the_controllers_half_way_5b() {
     }
 }
 
-/// ConfigClients change the configuration at the same time while the controllers' leader is cut off, again and again.
+/// Config clients change the configuration concurrently while the controllers' leader is cut off repeatedly.
 #[test]
 fn partitioned_controllers_with_concurrent_ones_5c() {
     for network in [setting(40), unreliable(setting(41))] {

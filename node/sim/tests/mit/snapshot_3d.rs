@@ -1,10 +1,10 @@
-//! Lab 3D: snapshots and a log that is cut.
+//! Lab 3D: snapshots and log compaction.
 
 use shardkv_sim::rng::{Concern, SimRng};
 
 use crate::cluster::{Cluster, scenario};
 
-/// What the log may grow by before it is cut, in bytes.
+/// The size in bytes at which the log is compacted.
 const THRESHOLD: u64 = 1_000;
 
 fn cluster(seed: u64) -> Cluster {
@@ -53,7 +53,7 @@ fn snapshots(seed: u64, disconnect: bool, reliable: bool, crash: bool) {
         } else {
             hosts.clone()
         };
-        // Enough to cut the log several times.
+        // Enough commands to compact the log several times.
         let commands = 60 + rng.below(60);
         for _ in 0..commands {
             let now = cluster.leader_of(&live);
@@ -137,7 +137,7 @@ fn snapshot_all_crash_3d() {
     cluster.finish();
 }
 
-/// The state is right when there is nothing behind the snapshot, twice.
+/// The state is right after a restart from a snapshot alone, twice in a row.
 #[test]
 fn snapshot_init_3d() {
     let mut cluster = cluster(37);
