@@ -1,7 +1,7 @@
-//! Operations as bytes: what clients' writes look like in the log, and how they are told from steps.
+//! The encoding of operations in the log: clients' writes here, steps in the module `step_codec`.
 //!
-//! Version and kind come first. A client's write goes on with whether a session follows, the session, the key, and what
-//! the kind needs; a step with what the module `step_codec` says.
+//! Version and kind come first; the kind tells a write from a step. A client's write continues with a flag for the session,
+//! the session if there is one, the key, and the fields of its kind.
 
 use bytes::Bytes;
 use replica::session::SessionRef;
@@ -17,19 +17,19 @@ const APPEND: u8 = 2;
 const DELETE: u8 = 3;
 const COMPARE_AND_SWAP: u8 = 4;
 
-/// More than what a command takes beside its keys and values.
+/// An upper bound of a command's bytes beside its keys and values.
 const OVERHEAD_BYTES: usize = 80;
 
-/// What an entry carries.
+/// The operation of a log entry.
 pub(crate) enum Operation {
     /// A client's write.
     Command(Command),
-    /// A part of a move.
+    /// A step of a hand-off.
     Step(Step),
 }
 
 impl Operation {
-    /// Reads what [`Command::encode`] or [`Step::encode`] wrote.
+    /// Decodes the output of [`Command::encode`] or [`Step::encode`].
     pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
         match input.get(1) {
             Some(kind) if *kind > COMPARE_AND_SWAP => Step::decode(input).map(Self::Step),
@@ -39,7 +39,7 @@ impl Operation {
 }
 
 impl Command {
-    /// The bytes to propose.
+    /// Encodes the command for a proposal.
     pub fn encode(&self) -> Bytes {
         let (kind, content) = match &self.write {
             Write::Put { value, .. } => (PUT, value.len()),
@@ -71,7 +71,7 @@ impl Command {
         out.finish()
     }
 
-    /// Reads what [`Command::encode`] wrote. Keys and values share the input's memory.
+    /// Decodes the output of [`Command::encode`]. Keys and values share the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         known(

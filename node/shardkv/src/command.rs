@@ -1,4 +1,4 @@
-//! What clients ask of the state machine, and what it answers.
+//! Commands, queries and responses of the state machine.
 
 use bytes::Bytes;
 use replica::session::SessionRef;
@@ -11,7 +11,7 @@ use crate::{Chunk, Cursor};
 pub struct Command {
     /// Without a session a write is applied each time it is proposed.
     pub session: Option<SessionRef>,
-    /// What to do.
+    /// The change.
     pub write: Write,
 }
 
@@ -29,7 +29,7 @@ pub enum Write {
     Append {
         /// The key.
         key: Bytes,
-        /// What to add.
+        /// The bytes to add.
         suffix: Bytes,
     },
     /// Removes the key.
@@ -37,18 +37,18 @@ pub enum Write {
         /// The key.
         key: Bytes,
     },
-    /// Sets the value (or with `None` removes the key) if it is what is expected (`None`: no such key).
+    /// Replaces the value by `new` if it equals `expected`. `None` stands for an absent key in both.
     CompareAndSwap {
         /// The key.
         key: Bytes,
-        /// What the value must be.
+        /// The expected value.
         expected: Option<Bytes>,
-        /// What it becomes.
+        /// The new value.
         new: Option<Bytes>,
     },
 }
 
-/// A question.
+/// A read of the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
     /// One key's value.
@@ -67,42 +67,42 @@ pub enum Query {
         /// The page ends after the pair that reaches this many bytes of keys and values; at most
         /// [`MAX_SCAN_BYTES`].
         max_bytes: u32,
-        /// Only these shards, all of which must be served here; `None`: all shards that are.
+        /// The shards to read, all of which must be served here; `None` reads all shards that are served here.
         shards: Option<ShardSet>,
     },
-    /// The next part of a shard that is fenced here by configuration `config`. Right on any replica
-    /// ([`replica::Request::ReadLocal`]): a fenced shard doesn't change any more.
+    /// The next chunk of a shard that is fenced here by configuration `config`. Correct on any replica
+    /// ([`replica::Request::ReadLocal`]), because a fenced shard doesn't change.
     Pull {
-        /// Which.
+        /// The shard.
         shard: ShardId,
         /// The configuration that moves it.
         config: ConfigNum,
-        /// What has arrived.
+        /// The cursor up to which the shard has arrived.
         after: Cursor,
-        /// About how many bytes to send, at most [`MAX_SCAN_BYTES`]. The part ends with the pair or the session's record
-        /// that reaches this, so it is larger by at most one of these.
+        /// The approximate size in bytes, at most [`MAX_SCAN_BYTES`]. The chunk ends with the pair or session record that
+        /// reaches this size, so it exceeds it by at most one of these.
         max_bytes: u32,
     },
-    /// All pairs of one shard in `[start, end)`, which must be served here, as of one moment. The view has them as they are
-    /// stored: whoever serves it takes each key through [`crate::user_key`].
+    /// All pairs in `[start, end)` of one shard, which must be served here, as of one moment. The view holds stored keys: the
+    /// server converts each by [`crate::user_key`].
     Export {
-        /// Which.
+        /// The shard.
         shard: ShardId,
         /// As in `Scan`.
         start: Bytes,
         /// As in `Scan`.
         end: Bytes,
     },
-    /// How many pairs and bytes a shard has after a key: exact, page by page. Any shard that isn't absent.
+    /// The exact number of pairs and bytes of a shard after a key, page by page. Any shard that isn't absent is counted.
     Count {
-        /// Which.
+        /// The shard.
         shard: ShardId,
-        /// Where the last page ended; empty at the start.
+        /// The last key of the previous page; empty at the start.
         after: Bytes,
     },
-    /// About how many bytes of keys and values each of these shards has on disk and in memory; cheap.
+    /// An estimate of the bytes of keys and values that each of these shards has on disk and in memory; cheap.
     Sizes {
-        /// Which.
+        /// The shard.
         shards: ShardSet,
     },
 }
@@ -112,30 +112,31 @@ pub enum Query {
 pub enum Response {
     /// `Get`: the value, if the key exists.
     Value(Option<Bytes>),
-    /// `Scan`: the pairs, and whether more follow.
+    /// `Scan`: one page of pairs.
     Page {
         /// In key order.
         pairs: Vec<(Bytes, Bytes)>,
-        /// Whether the range holds more pairs after the last of these. Exact: go on at the last key with a
-        /// zero byte added.
+        /// True if the range holds more pairs after the last of these. Exact. The next page starts at the last key
+        /// with a zero byte appended.
         more: bool,
     },
     /// `Pull`.
     Chunk(Box<Chunk>),
-    /// `Export`: the pairs, to be read off the replica's thread.
+    /// `Export`: a view of the pairs, to be read outside the replica's thread.
     View(replica::View),
-    /// `Count`: this page's.
+    /// `Count`: the counts of one page.
     Count {
-        /// Pairs.
+        /// The number of pairs.
         keys: u64,
-        /// Of keys and values.
+        /// The bytes of keys and values.
         bytes: u64,
-        /// Where to go on; `None` after the last page.
+        /// The last key of this page, to continue after; `None` after the last page.
         next: Option<Bytes>,
     },
     /// `Sizes`: bytes, in the order of the shards.
     Sizes(Vec<u64>),
-    /// A [`crate::Step`] was applied, or changed nothing because it was before or isn't due: [`crate::Ownership`] tells.
+    /// A [`crate::Step`] was applied, or changed nothing because it was applied before or isn't due. [`crate::Ownership`]
+    /// shows which.
     Stepped,
     /// A write took effect, now or when it was first applied.
     Written(Written),
@@ -143,7 +144,7 @@ pub enum Response {
     Refused(KvError),
 }
 
-/// What a write did. This is what a session remembers, so it stays small.
+/// The effect of a write. A session remembers it, so it stays small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     /// `Put`.
@@ -153,19 +154,19 @@ pub enum Written {
         /// Bytes.
         length: u64,
     },
-    /// `Delete`: whether the key existed.
+    /// `Delete`.
     Delete {
-        /// It did.
+        /// True if the key existed.
         existed: bool,
     },
-    /// `CompareAndSwap`: whether the value was what was expected.
+    /// `CompareAndSwap`.
     CompareAndSwap {
-        /// It was, and was replaced.
+        /// True if the value was the expected one, and was replaced.
         swapped: bool,
     },
 }
 
-/// Why the state machine refused.
+/// A refusal by the state machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KvError {
     /// The key is empty or too long.
@@ -179,13 +180,13 @@ pub enum KvError {
     /// The value would be too large. The session remembers this, as it remembers what a write did.
     #[error("a value has at most {limit} bytes, not {size}")]
     ValueTooLarge {
-        /// Bytes that it would have.
+        /// Bytes that the value would have.
         size: u64,
         /// Bytes allowed.
         limit: u64,
     },
-    /// The session was forgotten or is too old to be known: whether the write was applied before can't be
-    /// told, so it was not applied now. Open a new session.
+    /// The session was forgotten or is too old to be known. An earlier copy of the write may have been applied, so
+    /// this one was not. Open a new session.
     #[error("the session expired: open a new one; this write may have been applied before")]
     SessionExpired,
     /// The session claims to be born in the future of this group's log.
@@ -193,10 +194,10 @@ pub enum KvError {
         "the session was born {ahead_ms} ms in the future of this group's log: check the nodes' clocks"
     )]
     SessionFromFuture {
-        /// How far, in milliseconds.
+        /// The difference, in milliseconds.
         ahead_ms: u64,
     },
-    /// The client said before that it has this write's answer.
+    /// The client acknowledged this write's answer before.
     #[error(
         "write {sequence} was acknowledged by the client before (all below {acked_below} were)"
     )]
@@ -219,45 +220,45 @@ pub enum KvError {
         "{what} of {shard} are at their limit of {limit}: acknowledge results, reuse sessions, or retry later"
     )]
     SessionLimit {
-        /// Which table.
+        /// The full table.
         what: &'static str,
         /// The shard.
         shard: ShardId,
         /// Its bound.
         limit: u64,
     },
-    /// The shard isn't this group's (any more, or yet).
+    /// The shard isn't this group's, any more or yet.
     #[error("{shard} is not this group's in configuration {config}: route by that configuration")]
     WrongGroup {
-        /// Which.
+        /// The shard.
         shard: ShardId,
         /// The configuration that the group has accepted.
         config: ConfigNum,
     },
-    /// The shard is on its way to this group; or, for a `Pull` or a [`crate::Step::Delete`], the fence that it asks about is
-    /// not applied here yet.
+    /// The shard is being pulled by this group; or, for a `Pull` or a [`crate::Step::Delete`], the fence that the request names
+    /// is not applied here yet.
     #[error("{shard} is being moved: retry")]
     ShardNotReady {
-        /// Which.
+        /// The shard.
         shard: ShardId,
     },
-    /// A `Pull` of a shard that was handed over and deleted here already.
+    /// A `Pull` of a shard that was handed over and deleted here before.
     #[error("{shard} was deleted here after configuration {config} had moved it")]
     ShardGone {
-        /// Which.
+        /// The shard.
         shard: ShardId,
-        /// The configuration that was asked about.
+        /// The configuration that the request names.
         config: ConfigNum,
     },
     /// There is no such shard.
     #[error("there is no {shard}: the cluster has {shards} shards, from 0 on")]
     NoShard {
-        /// Which.
+        /// The shard.
         shard: ShardId,
-        /// How many there are.
+        /// The number of shards.
         shards: u32,
     },
-    /// The operation could not be decoded, or is a step that makes no sense in this group.
+    /// The operation can't be decoded, or is a step that contradicts this group's ownership.
     #[error("malformed operation: {0}")]
     Malformed(String),
 }
@@ -272,7 +273,7 @@ pub const MAX_SCAN_PAIRS: u32 = 4_096;
 pub const MAX_SCAN_BYTES: u32 = 4 << 20;
 
 impl Write {
-    /// The key that it changes.
+    /// Returns the key that the write changes.
     pub fn key(&self) -> &Bytes {
         match self {
             Self::Put { key, .. }
@@ -282,7 +283,7 @@ impl Write {
         }
     }
 
-    /// Whether it can only free space, so that a nearly full disk takes it.
+    /// Returns true if the write can only free space. A nearly full disk still accepts such writes.
     pub fn frees_space(&self) -> bool {
         matches!(
             self,
@@ -292,13 +293,13 @@ impl Write {
 }
 
 impl KvError {
-    /// Whether every other attempt of the same write, earlier or later, is refused or answered the same. If
-    /// not, the refusal speaks of one attempt: while another copy may be on its way the outcome of the write
-    /// isn't known, and it is to be repeated with the same client id and sequence.
+    /// Returns true if every other attempt of the same write, earlier or later, is refused or answered the same. If
+    /// false, the refusal concerns one attempt only: while another copy may be in flight, the outcome of the write
+    /// isn't known, and the client must repeat it with the same client id and sequence.
     ///
-    /// After a final refusal the write will not take effect any more; only after
+    /// After a final refusal the write will not take effect any more. Only after
     /// [`KvError::SessionExpired`] and [`KvError::StaleSequence`] it may have taken effect before. Writes
-    /// without a session have no identity, so for them this says nothing.
+    /// without a session have no identity, so the result is meaningless for them.
     pub fn is_final(&self) -> bool {
         match self {
             Self::KeySize { .. }

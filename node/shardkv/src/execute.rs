@@ -1,4 +1,4 @@
-//! What each write does to the data.
+//! The effect of each write on the data.
 
 use bytes::{Bytes, BytesMut};
 use raft::StoreError;
@@ -8,7 +8,7 @@ use types::ShardId;
 use crate::outcome::Outcome;
 use crate::{Write, Written, keys};
 
-/// Carries a write out. Its key was checked, and no copy of it was carried out before.
+/// Carries out a write. The caller has checked the key and that no copy of the write was carried out before.
 pub(crate) fn execute(
     write: &Write,
     shard: ShardId,
@@ -38,7 +38,7 @@ pub(crate) fn execute(
         }
         Write::Delete { .. } => {
             let existed = state.get(Keyspace::Data, &at)?.is_some();
-            // No tombstone for what isn't there.
+            // An absent key needs no tombstone.
             if existed {
                 state.remove(Keyspace::Data, at);
             }

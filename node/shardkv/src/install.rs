@@ -1,4 +1,4 @@
-//! Parts of shards: how the source cuts them, and what the destination makes sure of before it takes one in.
+//! Chunks of shards: the source cuts them, and the destination checks each before it installs it.
 
 use std::ops::Bound;
 
@@ -16,11 +16,11 @@ use crate::{
     keys,
 };
 
-/// The most pairs of a part, and the most session records.
+/// The most pairs, and the most session records, of a chunk.
 const MAX_CHUNK_PAIRS: usize = 16_384;
 const MAX_CHUNK_SESSIONS: usize = 4_096;
 
-/// The part of `shard` after `after`, if it is fenced here by `config`.
+/// Returns the chunk of `shard` that follows `after`, if the shard is fenced here by `config`.
 pub(crate) fn pull(
     state: &dyn StateReader,
     ownership: &Ownership,
@@ -66,7 +66,7 @@ pub(crate) fn pull(
     }))
 }
 
-/// Gathers a part: pairs, then session records, until `room` is used up.
+/// Gathers a chunk: pairs, then session records, until `room` bytes are used up.
 struct Cutter<'a> {
     state: &'a dyn StateReader,
     shard: ShardId,
@@ -76,7 +76,7 @@ struct Cutter<'a> {
 }
 
 impl Cutter<'_> {
-    /// Where to go on; `None` when all is cut.
+    /// Returns the cursor at which the next chunk begins; `None` if this chunk is the last.
     fn cut(&mut self, after: &Cursor, bugs: Bugs) -> Result<Option<Cursor>, StoreError> {
         let after_session = match after {
             Cursor::Data(key) => {
@@ -110,7 +110,7 @@ impl Cutter<'_> {
         Ok((!whole).then_some(Cursor::Sessions(last)))
     }
 
-    /// Whether these were all.
+    /// Returns true if the chunk now holds the shard's last pair.
     fn cut_pairs(&mut self, after: &[u8]) -> Result<bool, StoreError> {
         // No user's key is empty, so the start is excluded like any other.
         let from = keys::data(self.shard, after);
@@ -124,7 +124,7 @@ impl Cutter<'_> {
         Ok(whole)
     }
 
-    /// The shard's next pairs, which take from the room, and whether they are the last.
+    /// Reads the shard's next pairs and subtracts their bytes from `room`. The flag is true if they are the last.
     fn page(
         &mut self,
         space: Keyspace,
@@ -142,8 +142,8 @@ impl Cutter<'_> {
     }
 }
 
-/// Refuses a part that no source would have cut: it comes from another group, and what is installed can't be told from
-/// what clients wrote.
+/// Refuses a chunk that no source would have cut. Chunks come from another group, and once installed they are
+/// indistinguishable from what clients wrote.
 pub(crate) fn check_chunk(chunk: &Chunk, shards: u32) -> Result<(), String> {
     let Chunk { shard, after, .. } = chunk;
     let broken = |what: &str| Err(format!("a part of {shard} {what}"));

@@ -1,12 +1,12 @@
-//! The one owner of the layout of keys in the state.
+//! The layout of keys in the state. No other module knows it.
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
 //! | `Meta` | `shardkv/genesis` | [`crate::Genesis`] |
-//! | `Meta` | `shardkv/group` | which group this is, whom it follows, and how far |
+//! | `Meta` | `shardkv/group` | the group's gid, its controller, and its accepted configuration |
 //! | `Meta` | `shardkv/shard/`, shard (u32, big-endian) | a [`crate::Shard`]; none in a standalone group |
-//! | `Meta` | `shardkv/owed/`, shard, configuration (u64, big-endian) | to whom a delete is owed |
-//! | `Meta` | `shardkv/address/`, gid (u64, big-endian) | where a group is |
+//! | `Meta` | `shardkv/owed/`, shard, configuration (u64, big-endian) | the source that is owed a delete |
+//! | `Meta` | `shardkv/address/`, gid (u64, big-endian) | a group's addresses |
 //! | `Data` | shard (u32, big-endian), user's key | user's value |
 //! | `Sessions` | shard (u32, big-endian), birth, nonce (u64 each, big-endian) | a session's record |
 //!
@@ -16,10 +16,10 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use types::{ClientId, ConfigNum, Gid, LogTime, ShardId};
 
-/// Which group this is, in `Meta`.
+/// The key of the group's record, in `Meta`.
 pub(crate) const GROUP: &[u8] = b"shardkv/group";
 
-/// What the keys of the records of shards, owed deletes and addresses begin with, in `Meta`.
+/// The prefix of the keys of shards' records, in `Meta`. The next two are those of owed deletes and of addresses.
 pub(crate) const SHARDS: &[u8] = b"shardkv/shard/";
 pub(crate) const OWED: &[u8] = b"shardkv/owed/";
 pub(crate) const ADDRESSES: &[u8] = b"shardkv/address/";
@@ -27,7 +27,7 @@ pub(crate) const ADDRESSES: &[u8] = b"shardkv/address/";
 const SHARD_BYTES: usize = 4;
 const SESSION_BYTES: usize = SHARD_BYTES + 16;
 
-/// A user's key, in `Data`.
+/// Returns the stored key of a user's key, in `Data`.
 pub(crate) fn data(shard: ShardId, key: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(SHARD_BYTES + key.len());
     out.put_u32(shard.0);
@@ -35,18 +35,18 @@ pub(crate) fn data(shard: ShardId, key: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// The first key of a shard's range, in `Data` and in `Sessions`; the next shard's is its end.
+/// Returns the first key of a shard's range, in `Data` and in `Sessions`. The range ends where the next shard's begins.
 pub(crate) fn shard_start(shard: ShardId) -> Bytes {
     Bytes::copy_from_slice(&shard.0.to_be_bytes())
 }
 
-/// Shard and user's key of a key in `Data`, sharing its memory. `None` if it is too short to be one.
+/// Splits a key of `Data` into shard and user's key, which shares its memory. `None` if the key is too short.
 pub(crate) fn split_data(mut stored: Bytes) -> Option<(ShardId, Bytes)> {
     let shard = ShardId(stored.try_get_u32().ok()?);
     Some((shard, stored))
 }
 
-/// A session's record, in `Sessions`.
+/// Returns the key of a session's record, in `Sessions`.
 pub(crate) fn session(shard: ShardId, client: ClientId) -> Bytes {
     let mut out = BytesMut::with_capacity(SESSION_BYTES);
     out.put_u32(shard.0);
@@ -55,7 +55,7 @@ pub(crate) fn session(shard: ShardId, client: ClientId) -> Bytes {
     out.freeze()
 }
 
-/// Shard and client of a key in `Sessions`. `None` unless it has exactly the right length.
+/// Splits a key of `Sessions` into shard and client. `None` unless the key has exactly the right length.
 pub(crate) fn split_session(mut stored: &[u8]) -> Option<(ShardId, ClientId)> {
     if stored.len() != SESSION_BYTES {
         return None;
@@ -68,25 +68,25 @@ pub(crate) fn split_session(mut stored: &[u8]) -> Option<(ShardId, ClientId)> {
     Some((shard, client))
 }
 
-/// A shard's record, in `Meta`.
+/// Returns the key of a shard's record, in `Meta`.
 pub(crate) fn shard_record(shard: ShardId) -> Bytes {
     [SHARDS, &shard.0.to_be_bytes()].concat().into()
 }
 
-/// The shard of a [`shard_record`].
+/// Returns the shard of a [`shard_record`].
 pub(crate) fn split_shard_record(stored: &[u8]) -> Option<ShardId> {
     let shard = stored.strip_prefix(SHARDS)?.try_into().ok()?;
     Some(ShardId(u32::from_be_bytes(shard)))
 }
 
-/// The record of a delete that is owed, in `Meta`.
+/// Returns the key of an owed delete's record, in `Meta`.
 pub(crate) fn owed_record((shard, config): (ShardId, ConfigNum)) -> Bytes {
     [OWED, &shard.0.to_be_bytes(), &config.0.to_be_bytes()]
         .concat()
         .into()
 }
 
-/// Shard and configuration of an [`owed_record`].
+/// Returns the shard and the configuration of an [`owed_record`].
 pub(crate) fn split_owed_record(stored: &[u8]) -> Option<(ShardId, ConfigNum)> {
     let (shard, config) = stored.strip_prefix(OWED)?.split_first_chunk()?;
     let config = config.try_into().ok()?;
@@ -96,21 +96,21 @@ pub(crate) fn split_owed_record(stored: &[u8]) -> Option<(ShardId, ConfigNum)> {
     ))
 }
 
-/// The record of where a group is, in `Meta`.
+/// Returns the key of the record of a group's addresses, in `Meta`.
 pub(crate) fn address_record(gid: Gid) -> Bytes {
     [ADDRESSES, &gid.0.to_be_bytes()].concat().into()
 }
 
-/// The group of an [`address_record`].
+/// Returns the group of an [`address_record`].
 pub(crate) fn split_address_record(stored: &[u8]) -> Option<Gid> {
     let gid = stored.strip_prefix(ADDRESSES)?.try_into().ok()?;
     Some(Gid(u64::from_be_bytes(gid)))
 }
 
-/// The end of the range of keys that begin with `prefix`, which ends with a slash.
+/// Returns the end of the range of keys that begin with `prefix`. The prefix must end with a slash.
 pub(crate) fn prefix_end(prefix: &[u8]) -> Bytes {
     let name = prefix.strip_suffix(b"/").unwrap_or(prefix);
-    // What follows the slash in ASCII.
+    // In ASCII, `0` follows the slash.
     [name, b"0"].concat().into()
 }
 

@@ -1,4 +1,4 @@
-//! The sharded key-value state machine: what the entries of a group's log do, and what its state says.
+//! The sharded key-value state machine of a replica group: applies the entries of the group's log and answers queries.
 //!
 //! # What it is
 //!
@@ -36,14 +36,14 @@
 //!
 //! 1. Both groups' logs get [`Step::Configure`]. At the source that is the fence: what was written before is
 //!    in what moves, what comes after is refused. At the destination the shard is on its way.
-//! 2. The destination asks for one part after the other ([`Query::Pull`]); any replica of the source that has
-//!    applied the fence can answer, because what is fenced doesn't change. Each part goes through the
-//!    destination's log ([`Step::Install`]) and lands where it belongs, unseen. It is taken only if it begins
-//!    exactly where the record says that the transfer is, so parts may come twice and late.
-//! 3. The entry with the last part makes the shard served. Data, sessions and their clock become visible in
+//! 2. The destination asks for one chunk after the other ([`Query::Pull`]). Any replica of the source that has
+//!    applied the fence can answer, because a fenced shard doesn't change. Each chunk goes through the
+//!    destination's log ([`Step::Install`]) and is stored at its final keys, invisible to clients. It is installed only if
+//!    it begins exactly at the cursor in the shard's record, so a chunk may arrive twice or late.
+//! 3. The entry with the last chunk makes the shard served. Data, sessions and their clock become visible at
 //!    that moment.
-//! 4. The source is told ([`Step::Delete`]), clears its ranges, and says so; the destination, which owed it
-//!    that, notes it ([`Step::Deleted`]). Both are settled.
+//! 4. The destination asks the source to delete the shard ([`Step::Delete`]). The source clears its ranges and
+//!    confirms. The destination, which owed the source that request, records the confirmation ([`Step::Deleted`]). Both are settled.
 //!
 //! A shard that is due elsewhere before that keeps its later steps in a queue. The states, what leaves each of
 //! them, and what becomes of a step that isn't due stand in the module `ownership`; who proposes the steps in the module `mover`.
@@ -60,11 +60,11 @@
 //!    an `Install` of its own.
 //! 2. *The fence leaves nothing behind.* Data and sessions of a write are in one batch. A write before the
 //!    fence is in both, a write after it in neither: a refusal for the shard's sake is not recorded. Nor is a
-//!    session of a fenced shard forgotten any more. So all replicas give the same parts, and the parts together
+//!    session of a fenced shard forgotten any more. So all replicas give the same chunks, and the chunks together
 //!    are the shard at the fence.
-//! 3. *Each part once.* Parts that are taken follow each other without gap or overlap, and all are of one fence,
-//!    because config numbers are compared exactly. So a served shard began as the shard at the fence. No part
-//!    can be taken later, because a served shard takes none.
+//! 3. *Each chunk once.* Installed chunks follow each other without gap or overlap, and all are of one fence,
+//!    because config numbers are compared exactly. So a served shard began as the shard at the fence. No chunk
+//!    can be installed later, because a served shard accepts none.
 //! 4. *The clock goes along.* At the fence it is raised to the entry's time, which no clock by which the table
 //!    decided exceeds, on any replica, restarted or not. The destination keeps it in the shard's record, and
 //!    every table of the shard begins with it: after a restart, and after the table was dropped for being
@@ -76,17 +76,18 @@
 //! Hence the tables of a shard, one after the other, are one table in the sense of that argument. Limits of
 //! sessions and results may differ between groups: a table that is over them refuses, it never drops.
 //!
-//! # How a question is answered
+//! # Queries
 //!
-//! From the state as of the last commit; that this is recent enough is the replica's business (`ReadIndex`).
+//! The machine answers from the state as of the last commit. The replica ensures that this is recent enough (`ReadIndex`).
 //! `Get` is one lookup. `Scan` merges the shards into the order of users' keys, page by page; what that
 //! costs stands in the module `scan`. A page is one consistent cut, a whole scan isn't. `Export` gives a view
 //! of one shard as of one moment. All three need the shards to be served here, as of that state.
 //!
 //! # What it doesn't do
 //!
-//! It does no I/O beside the reader and the transaction it is given, reads no clock, talks to no one: a mover
-//! asks its driver to. It doesn't choose who owns what.
+//! The machine does no I/O except through the reader and the transaction that the replica passes in. It reads no clock and
+//! sends no messages: a [`Mover`] returns actions, and its driver carries them out. The controllers, not this crate, choose
+//! the owner of each shard.
 
 mod bug;
 mod codec;

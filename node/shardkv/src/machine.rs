@@ -18,7 +18,7 @@ use crate::records::{self, each_pair};
 use crate::transition::Verdict;
 use crate::{Chunk, Command, Genesis, KvError, Ownership, Query, Response, ShardState, Step, keys};
 
-/// The most forgotten sessions that one write removes from one table. More than the one that it may add, so
+/// The most expired sessions that one write removes from one table. It exceeds the one session that a write may add, so
 /// that tables shrink.
 const EXPIRED_PER_WRITE: usize = 2;
 
@@ -46,7 +46,7 @@ pub struct ShardKv {
 }
 
 impl ShardKv {
-    /// A machine that knows nothing yet: [`StateMachine::reload`] comes first.
+    /// Creates an empty machine. Call [`StateMachine::reload`] before anything else.
     pub fn new() -> Self {
         Self::default()
     }
@@ -60,32 +60,32 @@ impl ShardKv {
         }
     }
 
-    /// What the group was created with; `None` as long as the state is empty.
+    /// Returns the parameters that the group was created with; `None` while the state is empty.
     pub fn genesis(&self) -> Option<&Genesis> {
         self.genesis.as_ref()
     }
 
-    /// How many sessions all shards remember, for metrics.
+    /// Returns the number of sessions that all shards remember, for metrics.
     pub fn session_count(&self) -> usize {
         self.sessions.values().map(SessionTable::len).sum()
     }
 
-    /// What the group has to do with which shard, as of the last entry.
+    /// Returns the group's ownership of shards as of the last applied entry.
     pub fn ownership(&self) -> Arc<Ownership> {
         Arc::clone(&self.ownership)
     }
 
-    /// A state without a genesis has no log: its replica waits for a snapshot, after which there is one. An
-    /// operation that comes all the same would be lost here and kept elsewhere, so it is not refused but
-    /// stops the node.
+    /// Returns the genesis, or an error that stops the node. A state without a genesis has no log: its replica waits for a
+    /// snapshot, which contains one. If an operation arrived before that and were refused, this replica would lose what other
+    /// replicas keep.
     fn created(&self) -> Result<Genesis, StoreError> {
         self.genesis
             .ok_or_else(|| StoreError::Damaged("the state has no genesis record".to_owned()))
     }
 
-    /// Removes some of what expired from the write's own table, and from one other that each entry visits in
-    /// turn, so that a shard without writes forgets too. Which and how many depends on the log alone. Sessions of shards
-    /// that aren't served don't change: they are being copied.
+    /// Removes some expired sessions from the write's own table and from one other, which rotates with the entry's index, so
+    /// that a shard without writes forgets sessions too. The choice and the number depend on the log alone. Sessions of shards
+    /// that aren't served don't change, because they are being copied.
     fn forget_some(&mut self, own: ShardId, at: Applying, genesis: &Genesis) {
         let limits = genesis.session_limits();
         let visited = at.entry.index.0 % u64::from(genesis.shards.max(1));
@@ -122,14 +122,14 @@ impl StateMachine for ShardKv {
         })
     }
 
-    /// A write to a shard that isn't served here is refused before it is proposed: clients repeat such writes, and while
-    /// a shard is on its way they would fill the log before the steps that bring it.
+    /// Refuses a write to a shard that isn't served here before it is proposed. Clients repeat such writes, and while a shard
+    /// is pulled the repetitions would fill the log ahead of the steps that install it.
     fn refuse_early(&self, operation: &Bytes) -> Option<Response> {
         let genesis = self.genesis.as_ref()?;
         if genesis.kind != GroupKind::Shards {
             return None;
         }
-        // What is no write is told by its first bytes.
+        // The first bytes tell a write from a step.
         let command = Command::decode(operation.clone()).ok()?;
         let key = command.write.key();
         check_key(key).ok()?;
@@ -211,8 +211,8 @@ impl StateMachine for ShardKv {
 }
 
 impl ShardKv {
-    /// A write's entry may come after the one that fenced its shard, however it stood when it was proposed. Then it isn't
-    /// carried out and not remembered either: its copies at the new owner are the first.
+    /// Refuses a write to a shard that isn't served at this entry, although it may have been served when the write was
+    /// proposed. A refused write is neither carried out nor remembered: its copy at the new owner is then the first.
     fn check_write(&self, shard: ShardId, genesis: &Genesis) -> Result<(), KvError> {
         if genesis.kind == GroupKind::Standalone {
             return Ok(());
@@ -228,7 +228,7 @@ impl ShardKv {
         self.ownership.check_served(shard)
     }
 
-    /// Takes a step of a move, if it is due.
+    /// Applies a step of a move, if it is due.
     fn step(
         &mut self,
         at: Applying,
@@ -256,7 +256,7 @@ impl ShardKv {
         Ok(Response::Stepped)
     }
 
-    /// Puts a part where the shard's data and sessions are. As long as the shard isn't served nobody sees them.
+    /// Stores a chunk among the shard's data and sessions. Clients can't see them until the shard is served.
     fn install(&mut self, chunk: Chunk, state: &mut Transaction<'_>) -> Result<(), StoreError> {
         let shard = chunk.shard;
         for (key, value) in chunk.pairs {
@@ -274,7 +274,7 @@ impl ShardKv {
         Ok(())
     }
 
-    /// Deletes all that a shard has, what this batch wrote included.
+    /// Deletes all of a shard's data and sessions, including what this batch wrote.
     fn clear(&mut self, shard: ShardId, state: &mut Transaction<'_>) {
         for space in [Keyspace::Data, Keyspace::Sessions] {
             let end = keys::shard_start(ShardId(shard.0 + 1));
@@ -297,8 +297,8 @@ impl ShardKv {
     }
 }
 
-/// A shard's table, made if it isn't there. Its clock is never behind what came with the shard: a table is dropped when it
-/// is empty, and made again, and must not forget the clock by that.
+/// Returns a shard's session table, and creates it if it is absent. Its clock is never behind the clock that came with the
+/// shard: an empty table is dropped and later created again, and must not lose the clock by that.
 fn table_of<'a>(
     sessions: &'a mut Tables,
     ownership: &Ownership,

@@ -1,33 +1,33 @@
-//! What a group's leader does so that shards move.
+//! The mover: a group's leader runs it to move shards between groups.
 //!
-//! Pure: a driver (the server, or the simulator) shows it how things stand, carries out the actions that it asks for,
-//! and tells how they went. It keeps nothing that must survive: all that matters is in the group's log, and a new leader's
-//! mover goes on from there.
+//! The mover is pure: a driver (the server, or the simulator) passes in the ownership, carries out the actions that the
+//! mover returns, and reports their outcomes. The mover keeps nothing that must survive a crash: all that matters is in the
+//! group's log, and a new leader's mover continues from there.
 //!
-//! # How to drive it
+//! # The driver's contract
 //!
 //! One [`Mover`] for a replica, for as long as the process lives, so that action ids are never used twice.
 //!
 //! - Call [`Mover::poll`] after each batch of applied entries, after [`Mover::ended`], when leadership changes, and when
 //!   [`Mover::next_due`] is reached. It costs next to nothing if there is nothing to do.
-//! - Show it the ownership while raft says that the replica leads, else `None`. It doesn't have to be true: what a leader
-//!   that is deposed without knowing proposes is not committed, and all else that it asks for is harmless. Actions that
-//!   were under way before a `None` may be cut short.
-//! - Start the actions in the order given; proposals enter the log in that order. Tell the end of each once, by
-//!   [`Mover::ended`]; what ends after a `None`, or was waited for too long, is ignored there.
-//! - The first [`Mover::poll`] after a proposal was told as done must show an ownership with what it did, or the mover
-//!   thinks that it did nothing and tries again.
-//! - When [`Mover::fatal`] says something, stop the node with it.
+//! - Pass the ownership while raft says that the replica leads, else `None`. A leader that was deposed without knowing it may
+//!   still pass it: its proposals are not committed, and its other actions are harmless. After a `None`, the driver may
+//!   cancel the actions that were pending.
+//! - Start the actions in the order given; proposals enter the log in that order. Report the outcome of each once, by
+//!   [`Mover::ended`]. An outcome after a `None`, or after the action's deadline, is ignored.
+//! - The first [`Mover::poll`] after a proposal was reported as done must pass an ownership that includes its effect.
+//!   Otherwise the mover concludes that the proposal had no effect, and proposes again.
+//! - When [`Mover::fatal`] returns a reason, stop the node with it.
 //!
-//! # What it does
+//! # The mover's four tasks
 //!
-//! Four things side by side, each in a module of its own: configurations from the controllers into the log (`configs`),
-//! shards from their sources into the log (`pulls`), deletes to the sources (`deletes`), news to the controllers
-//! (`reports`). The first never waits for the others. What is asked of other groups goes by `lanes`, which see to it that a
-//! group that doesn't answer delays its own shards alone.
+//! Each is in a module of its own: configurations from the controllers into the log (`configs`), shards from their sources
+//! into the log (`pulls`), delete requests to the sources (`deletes`), progress reports to the controllers (`reports`).
+//! Configurations never wait for the other three. Requests to other groups are scheduled by `lanes`, so that a group that
+//! doesn't answer delays only its own shards.
 //!
-//! Everything has a bound: of deltas and parts held, of actions under way, of bytes a second. Everything that fails is tried
-//! again after a pause that doubles, and everything that gets no answer counts as failed after a while.
+//! Everything has a bound: deltas and chunks held, pending actions, bytes a second. A failed action is retried after a
+//! backoff that doubles, and an action without an outcome fails at its deadline.
 
 mod backoff;
 mod configs;
@@ -52,17 +52,17 @@ use outbox::{Errand, Outbox, Turn};
 use pulls::Pulls;
 use reports::Reports;
 
-/// How long an outcome of `Pull`, `Delete` or `Report` is waited for, in milliseconds.
+/// The deadline of `Pull`, `Delete` and `Report`, in milliseconds from their start.
 const ASK_PATIENCE_MS: u64 = 10_000;
-/// How long an outcome of `Propose` is waited for, in milliseconds.
+/// The deadline of `Propose`, in milliseconds from its start.
 const PROPOSE_PATIENCE_MS: u64 = 30_000;
 
-/// How a mover behaves.
+/// Options of a mover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MoverOptions {
     /// The most shards that are pulled at the same time; 0 counts as 1.
     pub max_concurrent_pulls: u32,
-    /// The most bytes that all pulls together bring in a second; 0 for no limit. After a pause a tenth of it, or one part,
+    /// The most bytes that all pulls together receive in a second; 0 for no limit. After a pause a tenth of it, or one chunk,
     /// may come at once.
     pub max_bytes_per_second: u64,
     /// About how many bytes of a shard travel and are proposed at once. With the largest value on top it must fit into an
@@ -86,85 +86,86 @@ impl Default for MoverOptions {
     }
 }
 
-/// The mover's name for an action; the driver gives it back with the outcome.
+/// The mover's identifier of an action; the driver passes it back with the outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ActionId(pub u64);
 
-/// What a driver shall do. Each ends with one [`Outcome`], a failure at the latest after the driver's own timeout: a few
-/// seconds for `Pull`, `Delete` and `Report`, which the mover itself waits 10 seconds for.
+/// An action for the driver. Each ends with one [`Outcome`], at the latest with a failure after the driver's own timeout:
+/// a few seconds for `Pull`, `Delete` and `Report`, which the mover itself gives 10 seconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Ask the controllers what follows a configuration. Ends when there is something, or after a while without (less than
-    /// a minute).
+    /// Ask the controllers for the configurations after `after`. Ends when there are some, or in less than a minute
+    /// without any.
     FetchConfigs {
-        /// What the group has.
+        /// The group's configuration.
         after: ConfigNum,
     },
-    /// Ask the source for the next part of a shard. Any of its nodes that has applied the fence has it.
+    /// Ask the source for the next chunk of a shard. Any of its nodes that has applied the fence can give it.
     Pull {
-        /// Which.
+        /// The shard.
         shard: ShardId,
         /// The configuration that moves it.
         config: ConfigNum,
-        /// Who has it.
+        /// The group that has the shard.
         source: Gid,
-        /// Where the source's nodes are.
+        /// Addresses of the source's nodes.
         addresses: Vec<String>,
-        /// What has arrived.
+        /// The cursor up to which the shard has arrived.
         after: Cursor,
-        /// About how much to send.
+        /// The approximate size of the chunk.
         max_bytes: u32,
     },
-    /// Tell the source's leader to delete a shard that is installed here.
+    /// Ask the source's leader to delete a shard that is installed here.
     Delete {
-        /// Which.
+        /// The shard.
         shard: ShardId,
         /// The configuration that moved it.
         config: ConfigNum,
-        /// Who shall delete it.
+        /// The group that is to delete it.
         source: Gid,
-        /// Where the source's nodes are.
+        /// Addresses of the source's nodes.
         addresses: Vec<String>,
     },
-    /// Put a step into the own group's log. Ends when it was applied here, or can't be, or nobody knows.
+    /// Propose a step to this group's own log. Ends when the step was applied here, can't be applied, or its outcome can't
+    /// be known.
     Propose(Step),
-    /// Tell the controllers how far the group is.
+    /// Report the group's progress to the controllers.
     Report {
-        /// As [`Ownership::settled`] has it.
+        /// The value of [`Ownership::settled`].
         settled: ConfigNum,
     },
 }
 
-/// How an action went.
+/// The outcome of an action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// `FetchConfigs`: what the controllers told. Nothing new is no failure.
+    /// `FetchConfigs`: the controllers' answer. An answer without news is no failure.
     Configs {
         /// The controllers' incarnation.
         controller: ClusterId,
-        /// How many shards the cluster has.
+        /// The number of shards of the cluster.
         shards: u32,
-        /// The oldest configuration that is kept, when what follows the group's is not.
+        /// The oldest kept configuration, if the one that follows the group's is no longer kept.
         full: Option<ShardConfig>,
-        /// What follows.
+        /// The configurations that follow.
         deltas: Vec<ConfigDelta>,
     },
-    /// `Pull`: the part.
+    /// `Pull`: the chunk.
     Pulled(Chunk),
-    /// `Delete`: the source has deleted it, now or before. `Propose`: applied. `Report`: taken.
+    /// `Delete`: the source has deleted the shard, now or before. `Propose`: applied. `Report`: accepted.
     Done,
-    /// It didn't work, for this reason (for people), and is tried again after a pause.
+    /// The action failed for this reason, which is only displayed; the mover retries it after a backoff.
     Failed(String),
 }
 
-/// The next thing to do for each shard that isn't settled. See the module's documentation.
+/// Returns the next action for each shard that isn't settled. See the module's documentation.
 #[derive(Debug)]
 pub struct Mover {
     gid: Gid,
     shards: u32,
     options: MoverOptions,
     bugs: Bugs,
-    /// What was shown last; `None` while the replica doesn't lead.
+    /// The ownership of the last poll; `None` while the replica doesn't lead.
     ownership: Option<Arc<Ownership>>,
     ended: Vec<(ActionId, Outcome)>,
     outbox: Outbox,
@@ -176,7 +177,7 @@ pub struct Mover {
 }
 
 impl Mover {
-    /// A mover of group `gid`, which was created for `shards` shards, with nothing under way.
+    /// Creates a mover without pending actions, for group `gid`, which was created for `shards` shards.
     pub fn new(gid: Gid, shards: u32, options: MoverOptions) -> Self {
         Self {
             gid,
@@ -203,9 +204,9 @@ impl Mover {
         }
     }
 
-    /// What to do now. `now_ms` is any clock that doesn't run backwards. `ownership` is the group's as of the last
-    /// applied entry, and `None` while this replica doesn't lead: then all that was under way is forgotten, and outcomes
-    /// that come late are ignored. Two ownerships differ if they are different allocations, so don't change one in place.
+    /// Returns the actions to start now. `now_ms` is any monotonic clock. `ownership` is the group's as of the last
+    /// applied entry, and `None` while this replica doesn't lead: then all pending actions are forgotten, and their late
+    /// outcomes are ignored. Two ownerships differ if they are different allocations, so never change one in place.
     pub fn poll(
         &mut self,
         now_ms: u64,
@@ -270,14 +271,14 @@ impl Mover {
         self.outbox.take()
     }
 
-    /// How an action went. [`Mover::poll`] is to be called next.
+    /// Takes the outcome of an action. Call [`Mover::poll`] next.
     pub fn ended(&mut self, id: ActionId, outcome: Outcome) {
         if self.outbox.expects(id) {
             self.ended.push((id, outcome));
         }
     }
 
-    /// When [`Mover::poll`] has something to do without news, if ever.
+    /// Returns the time at which [`Mover::poll`] has work without new input, if any.
     pub fn next_due(&self) -> Option<u64> {
         if self.ended.is_empty() {
             self.outbox.due()
@@ -286,7 +287,8 @@ impl Mover {
         }
     }
 
-    /// Why a shard's hand-off makes no progress, for people; `None` if it does, or has none, or the replica doesn't lead.
+    /// Returns the reason, for display, that a shard's hand-off makes no progress; `None` if it makes progress, if the shard has
+    /// no hand-off, or if the replica doesn't lead.
     pub fn waits_for(&self, now_ms: u64, shard: ShardId) -> Option<String> {
         let ownership = self.ownership.as_ref()?;
         let here = ownership.shards.get(&shard);
@@ -313,13 +315,13 @@ impl Mover {
         })
     }
 
-    /// Why the controllers' configurations don't reach the group's log, for people; `None` if they do.
+    /// Returns the reason, for display, that the controllers' configurations don't reach the group's log; `None` if they do.
     pub fn lags_because(&self, now_ms: u64) -> Option<String> {
         self.configs.why(now_ms)
     }
 
-    /// What makes it impossible for the group to follow the controllers: another controller, another number of shards, another
-    /// group's state, or shards given to a group that lost them. The node refuses to go on.
+    /// Returns the reason that the group can't follow the controllers: another controller, another number of shards, another
+    /// group's state, or shards given to a group that lost them. The node must stop.
     pub fn fatal(&self) -> Option<&str> {
         self.fatal.as_deref()
     }

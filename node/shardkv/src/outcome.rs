@@ -1,9 +1,9 @@
-//! The outcome of an executed write: what a session remembers.
+//! The outcome of an executed write, which a session remembers.
 //!
-//! # Which refusals are outcomes
+//! # Refusals that are outcomes
 //!
 //! A write that was answered "refused, and nothing changed" must not take effect afterwards. But copies of
-//! it may still be on their way, and would be judged anew. So of each refusal one of these must hold:
+//! it may still be in flight, and would be judged again. So one of these must hold for each refusal:
 //!
 //! - It depends on the operation's bytes alone, so every copy gets it: malformed, key size, bad sequence.
 //! - The session table repeats it for ever (see [`replica::session`]): stale, expired.
@@ -19,7 +19,7 @@ use crate::{KvError, Response, Written};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It took effect, or was a comparison that failed.
+    /// The write took effect, or was a comparison that failed.
     Written(Written),
     /// The value would have been too large.
     TooLarge { size: u64, limit: u64 },

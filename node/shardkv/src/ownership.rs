@@ -1,11 +1,11 @@
-//! What a group has to do with which shard.
+//! A group's view of shards: the state of each shard, its queued steps, and deletes owed to sources.
 //!
 //! # The life of a shard in a group
 //!
 //! Each shard walks the configurations on its own: the group accepts configuration N+1 at once, and a shard whose step
 //! of an earlier one isn't done keeps the later steps in its queue.
 //!
-//! | state | here it | is left by | and becomes |
+//! | state | the shard here | is left by | and becomes |
 //! |---|---|---|---|
 //! | absent | isn't | `Configure` that gives it from nobody | serving |
 //! | absent | | `Configure` that gives it from a group | pulling |
@@ -19,7 +19,7 @@
 //! shard whose source hasn't confirmed the delete is *owed* to the source; that is kept beside the state, because the
 //! shard may go on moving meanwhile.
 //!
-//! # What a step means where it isn't due
+//! # Steps that aren't due
 //!
 //! Steps come twice, late and out of turn, because a mover repeats what it hasn't seen happen and leaders change. Of a
 //! step that isn't the next one exactly, nothing is taken:
@@ -32,9 +32,8 @@
 //! | `Delete` | the shard is fenced by just this configuration | nothing if it was before; refused as not ready if the fence is yet to come |
 //! | `Deleted` | the delete is owed | nothing |
 //!
-//! That the fence is yet to come means: the configuration isn't accepted here, or the shard's state or a step in its
-//! queue is of that configuration or an earlier one. Otherwise the group is past it, for good, because configurations
-//! only rise.
+//! A fence is yet to come if the configuration isn't accepted here, or if the shard's state or a step in its queue is of
+//! that configuration or an earlier one. Otherwise the group is past the fence for good, because configurations only rise.
 //!
 //! # Invariants
 //!
@@ -63,18 +62,18 @@ pub enum ShardState {
     Pulling {
         /// The configuration that gives it.
         config: ConfigNum,
-        /// From whom.
+        /// The group that has the shard.
         source: Gid,
-        /// What has arrived.
+        /// The cursor up to which the shard has arrived.
         after: Cursor,
-        /// How many bytes of keys, values and records have arrived.
+        /// Bytes of keys, values and session records that have arrived.
         bytes: u64,
     },
     /// It is kept for its new owner.
     Fenced {
         /// The configuration that takes it.
         config: ConfigNum,
-        /// Who gets it.
+        /// The new owner.
         to: Gid,
     },
 }
@@ -82,33 +81,32 @@ pub enum ShardState {
 /// A step that waits behind the present one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuedStep {
-    /// The configuration that asks for it.
+    /// The configuration that causes the step.
     pub config: ConfigNum,
     /// The owner before.
     pub from: Gid,
-    /// The owner then. One of the two is this group.
+    /// The owner after. One of the two is this group.
     pub to: Gid,
 }
 
 /// A shard of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
-    /// How it stands.
+    /// The present state.
     pub state: ShardState,
-    /// What waits behind that, oldest first.
+    /// Steps that wait behind the state, oldest first.
     pub queue: VecDeque<QueuedStep>,
     /// The log time at which it came into this state.
     pub since: LogTime,
-    /// What its session table's clock is at least (see `replica::session`): as it came with the shard, and raised to the
-    /// fencing entry's time when it goes.
+    /// A lower bound of the session table's clock (see `replica::session`): it comes with the shard, and is raised to the
+    /// fencing entry's time when the shard goes.
     pub clock: LogTime,
 }
 
-/// All that a group has to do with shards. Shared and never changed: the machine makes a new one with each step, which
-/// copies little (see [`ShardMap`]).
+/// A group's view of all shards. Shared and immutable: each step makes a new value, which copies little (see [`ShardMap`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ownership {
-    /// Which group this is, as [`crate::Step::Begin`] said; [`Gid::NONE`] before.
+    /// This group's gid, set by [`crate::Step::Begin`]; [`Gid::NONE`] before.
     pub gid: Gid,
     /// The controllers' incarnation; `None` before the group follows one.
     pub controller: Option<ClusterId>,
@@ -118,26 +116,26 @@ pub struct Ownership {
     pub shards: ShardMap,
     /// Deletes that the source, by its gid, has not confirmed.
     pub owed: BTreeMap<(ShardId, ConfigNum), Gid>,
-    /// Where groups are: those of the accepted configuration, and any that a hand-off still needs. Behind a pointer because
-    /// there may be thousands, and few steps change them.
+    /// Addresses of the groups of the accepted configuration and of groups that a hand-off still needs. Behind a pointer
+    /// because there may be thousands, and few steps change them.
     pub groups: Arc<BTreeMap<Gid, Vec<String>>>,
-    /// Those of `groups` that aren't part of the accepted configuration any more.
+    /// The groups in `groups` that the accepted configuration doesn't contain any more.
     pub left: BTreeSet<Gid>,
 }
 
-/// Where a group stands to one fence of one shard.
+/// A group's progress with respect to one fence of one shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fence {
-    /// It is yet to come.
+    /// The fence is yet to come.
     Ahead,
-    /// The shard is fenced by it now.
+    /// The shard is fenced by this configuration now.
     Here,
     /// The group is past it: the shard was deleted, or never was here.
     Past,
 }
 
 impl ShardState {
-    /// The configuration that it is of.
+    /// Returns the configuration that led to this state.
     pub fn config(&self) -> ConfigNum {
         match self {
             Self::Serving { config }
@@ -148,7 +146,7 @@ impl ShardState {
 }
 
 impl Ownership {
-    /// That of a group that owns all shards, for ever.
+    /// Creates the ownership of a standalone group, which serves all shards for ever.
     pub(crate) fn standalone(shards: u32) -> Self {
         let shard = Arc::new(Shard {
             state: ShardState::Serving {
@@ -165,12 +163,12 @@ impl Ownership {
         }
     }
 
-    /// How a shard stands; `None`: it is absent.
+    /// Returns the state of a shard; `None` if it is absent.
     pub fn state(&self, shard: ShardId) -> Option<&ShardState> {
         self.shards.get(&shard).map(|shard| &shard.state)
     }
 
-    /// `Ok` if the shard is served here; otherwise what a request for it is told.
+    /// Returns `Ok` if the shard is served here, otherwise the refusal of a request for it.
     pub fn check_served(&self, shard: ShardId) -> Result<(), KvError> {
         match self.state(shard) {
             Some(ShardState::Serving { .. }) => Ok(()),
@@ -179,7 +177,7 @@ impl Ownership {
         }
     }
 
-    /// All that configurations up to this one ask of the group is done. Cheap however many shards there are.
+    /// Returns the latest configuration up to which the group has completed every hand-off. Cheap for any number of shards.
     pub fn settled(&self) -> ConfigNum {
         let owed = self.owed.keys().map(|(_, config)| *config).min();
         let first = self.shards.unfinished().into_iter().chain(owed).min();
@@ -193,7 +191,7 @@ impl Ownership {
         }
     }
 
-    /// Where the group stands to the fence of `shard` by `config`.
+    /// Returns the group's progress with respect to the fence of `shard` by `config`.
     pub(crate) fn fence(&self, shard: ShardId, config: ConfigNum) -> Fence {
         if config > self.config {
             return Fence::Ahead;
@@ -204,7 +202,7 @@ impl Ownership {
         if matches!(shard.state, ShardState::Fenced { config: of, .. } if of == config) {
             return Fence::Here;
         }
-        // They rise, so the state's is the least.
+        // Configurations rise through the queue, so the state's is the least.
         if shard.state.config() <= config {
             Fence::Ahead
         } else {

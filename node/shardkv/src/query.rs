@@ -1,4 +1,4 @@
-//! Answers to questions, from the state as of the last commit.
+//! Answers to queries, from the state as of the last commit.
 
 use std::ops::Bound;
 
@@ -15,7 +15,7 @@ use crate::{
     ShardState, keys,
 };
 
-/// What a question is answered from.
+/// The inputs from which a query is answered.
 pub(crate) struct Asked<'a> {
     pub(crate) state: &'a dyn StateReader,
     pub(crate) ownership: &'a Ownership,
@@ -23,8 +23,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) bugs: Bugs,
 }
 
-/// The user's key of a pair in the view that [`Query::Export`] gives, sharing its memory: stored keys begin with their
-/// shard, four bytes that whoever serves the view takes off.
+/// Returns the user's key of a pair in the view that [`Query::Export`] gives, sharing its memory. Stored keys begin with
+/// four bytes of their shard, which this function removes.
 pub fn user_key(stored: Bytes) -> Bytes {
     keys::split_data(stored).map_or_else(Bytes::new, |(_, key)| key)
 }
@@ -108,7 +108,7 @@ impl Asked<'_> {
         }
         let start = keys::data(shard, range.start);
         let end = range.stored_end(shard);
-        // Bounds that cross are an empty range, not a wrong one.
+        // Crossed bounds are an empty range, not an error.
         let end = end.max(start.clone());
         let view = self.state.view(Keyspace::Data, start, end)?;
         Ok(Ok(Response::View(view)))

@@ -1,5 +1,5 @@
-//! [`Ownership`] as records: one for the group, one for each shard that isn't absent, for each delete that is owed and for
-//! each group's addresses. A step writes those that it changes; a start reads all.
+//! [`Ownership`] as records: one for the group, one for each shard that isn't absent, one for each owed delete and one for
+//! each group's addresses. A step writes the records that it changes; a start reads all.
 
 use std::collections::VecDeque;
 use std::ops::Bound;
@@ -22,10 +22,10 @@ const SERVING: u8 = 0;
 const PULLING: u8 = 1;
 const FENCED: u8 = 2;
 
-/// How many records are read at once, and about how many bytes.
+/// The most records, and the approximate bytes, of one read.
 const PAGE: (usize, usize) = (4_096, 1 << 20);
 
-/// What the state says of a group of this kind.
+/// Reads the ownership of a group from its records.
 pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownership, StoreError> {
     match genesis.kind {
         GroupKind::Standalone => return Ok(Ownership::standalone(genesis.shards)),
@@ -72,7 +72,7 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
     Ok(ownership)
 }
 
-/// Writes what a step changed.
+/// Writes the records that a step changed.
 pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transaction<'_>) {
     let mut set = |key, record: Option<Bytes>| match record {
         Some(record) => state.put(Keyspace::Meta, key, record),
@@ -229,7 +229,7 @@ fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
     })
 }
 
-/// Refuses a record that contradicts the group's: its steps would never come to an end.
+/// Refuses a shard's record that contradicts the group's, because its steps would never complete.
 fn check_shard(group: &Ownership, shard: &Shard) -> Result<(), &'static str> {
     let mut last = shard.state.config();
     for step in &shard.queue {

@@ -6,11 +6,10 @@
 //! first read is its share of the limit and a little more, and each further read is twice as large, for the
 //! shard that got more than its share (a scan over keys with one tag).
 //!
-//! What is held at once: a page's worth of keys and small values over all cursors, and of larger values
-//! only the page's own (a cursor remembers that there is one, and reads it when it is due).
+//! Memory holds a page's worth of keys and small values over all cursors, and of larger values
+//! only the page's own (a cursor notes that there is one, and reads it when its turn comes).
 //!
-//! Where whole runs of shards are empty, a probe finds the next one that isn't, so that a small store with
-//! very many shards doesn't pay for each of them.
+//! A probe skips runs of empty shards, so that a small store with very many shards doesn't pay for each of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -36,7 +35,7 @@ pub(crate) struct Range<'a> {
 }
 
 impl Range<'_> {
-    /// Where it ends among the stored keys of a shard.
+    /// Returns the end of the range among the stored keys of a shard.
     pub(crate) fn stored_end(&self, shard: ShardId) -> Bytes {
         if self.end.is_empty() {
             keys::shard_start(ShardId(shard.0 + 1))
@@ -48,7 +47,7 @@ impl Range<'_> {
 
 type Pairs = Vec<(Bytes, Bytes)>;
 
-/// The first pairs of `range` over these shards, and whether there are more.
+/// Returns the first pairs of `range` over these shards. The flag is true if there are more.
 pub(crate) fn scan(
     state: &dyn StateReader,
     shards: &ShardSet,
@@ -78,7 +77,7 @@ pub(crate) fn scan(
     Ok((pairs, !heads.is_empty()))
 }
 
-/// Cursors by the key that each of them gives next.
+/// Cursors by their next keys.
 type Heads = BTreeMap<(Bytes, ShardId), Cursor>;
 
 fn open_cursors(
@@ -112,14 +111,14 @@ fn open_cursors(
     Ok(heads)
 }
 
-/// The first of `shards` that isn't before `shard`.
+/// Returns the first of `shards` that isn't before `shard`.
 fn first_asked_from(shards: &ShardSet, shard: ShardId) -> Option<ShardId> {
     let runs = shards.runs();
     let run = runs.get(runs.partition_point(|run| run.end() <= shard))?;
     Some(run.first.max(shard))
 }
 
-/// The first shard from `shard` on that holds anything.
+/// Returns the first shard from `shard` on that holds a pair.
 fn first_shard_from(
     state: &dyn StateReader,
     shard: ShardId,
@@ -138,7 +137,7 @@ struct Cursor {
     shard: ShardId,
     /// The pairs that were read and not given, without the larger values.
     read: VecDeque<(Bytes, Option<Bytes>)>,
-    /// Where to read on; `None` when the range is exhausted.
+    /// The bound from which to continue; `None` when the range is exhausted.
     from: Option<Bound<Bytes>>,
     end: Bytes,
     limit: usize,
@@ -146,7 +145,7 @@ struct Cursor {
 }
 
 impl Cursor {
-    /// One of `shards` cursors of a page.
+    /// Creates one of `shards` cursors of a page.
     fn new(
         shard: ShardId,
         shards: usize,
@@ -165,7 +164,7 @@ impl Cursor {
         }
     }
 
-    /// The user's key of the next pair, which stays.
+    /// Returns the user's key of the next pair without taking the pair.
     fn next_key(&mut self, state: &dyn StateReader) -> Result<Option<Bytes>, StoreError> {
         if self.read.is_empty() {
             self.read_on(state)?;
@@ -173,7 +172,7 @@ impl Cursor {
         Ok(self.read.front().map(|(key, _)| key.clone()))
     }
 
-    /// Takes the next pair, whose key is `key`, and gives its value.
+    /// Takes the next pair, whose key is `key`, and returns its value.
     fn take_value(&mut self, state: &dyn StateReader, key: &[u8]) -> Result<Bytes, StoreError> {
         if let Some((_, Some(value))) = self.read.pop_front() {
             return Ok(value);

@@ -1,9 +1,9 @@
 //! The shards of a group, as a map that is cheap to copy.
 //!
-//! Whoever looks at a group's [`crate::Ownership`] holds on to it, so each step changes a copy. A group may have a hundred
-//! thousand shards, and a step changes one: so the map is cut into pages that copies share, and a change copies one page
-//! and the list of pages. Each page also knows the oldest configuration that is unfinished in it, because how far the group
-//! has settled is asked all the time.
+//! Readers of a group's [`crate::Ownership`] keep it while they use it, so each step changes a copy. A group may have a
+//! hundred thousand shards, and a step mostly changes one. So the map is cut into pages that copies share, and a change
+//! copies one page and the list of pages. Each page also keeps the oldest configuration that is unfinished in it, because
+//! [`crate::Ownership::settled`] is called very often.
 
 use std::collections::{BTreeMap, btree_map};
 use std::fmt;
@@ -14,7 +14,7 @@ use types::{ConfigNum, ShardId};
 
 use crate::{Shard, ShardState};
 
-/// How many shard numbers share a page.
+/// The number of shard numbers that share a page.
 const PAGE: u32 = 256;
 
 /// Shards by their numbers, in order.
@@ -43,56 +43,56 @@ type Pairs<'a> = FlatMap<
 >;
 
 impl ShardMap {
-    /// One shard.
+    /// Returns one shard.
     pub fn get(&self, shard: &ShardId) -> Option<&Arc<Shard>> {
         self.pages.get(&(shard.0 / PAGE))?.shards.get(shard)
     }
 
-    /// Whether it is there.
+    /// Returns true if the map contains the shard.
     pub fn contains_key(&self, shard: &ShardId) -> bool {
         self.get(shard).is_some()
     }
 
-    /// All, in order.
+    /// Iterates over all shards, in order.
     pub fn iter(&self) -> Iter<'_> {
         Iter(self.pages.values().flat_map(|page| page.shards.iter()))
     }
 
-    /// Their numbers, in order.
+    /// Iterates over the shards' numbers, in order.
     pub fn keys(&self) -> impl Iterator<Item = &ShardId> {
         self.iter().map(|(shard, _)| shard)
     }
 
-    /// Without their numbers, in order.
+    /// Iterates over the shards without their numbers, in order.
     pub fn values(&self) -> impl Iterator<Item = &Arc<Shard>> {
         self.iter().map(|(_, shard)| shard)
     }
 
-    /// How many there are.
+    /// Returns the number of shards.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Returns true if the map is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The oldest configuration that asks something of one of them that isn't done. Costs a look at each page.
+    /// Returns the oldest configuration whose step isn't done for some shard. The cost is linear in the number of pages.
     pub fn unfinished(&self) -> Option<ConfigNum> {
         let pages = self.pages.values();
         pages.filter_map(|page| page.unfinished).min()
     }
 
-    /// Those of which something is asked that isn't done, in order, and their neighbours of a page. Costs a look at each
-    /// page and at the shards of the pages with such a shard.
+    /// Iterates, in order, over the shards with a step that isn't done and over the other shards of their pages. The cost is
+    /// linear in the number of pages and in the shards of those pages.
     pub fn unfinished_shards(&self) -> impl Iterator<Item = (&ShardId, &Arc<Shard>)> {
         let pages = self.pages.values();
         let busy = pages.filter(|page| page.unfinished.is_some());
         busy.flat_map(|page| page.shards.iter())
     }
 
-    /// Sets one; what it was before.
+    /// Sets a shard and returns its previous value.
     pub fn insert(&mut self, shard: ShardId, to: Arc<Shard>) -> Option<Arc<Shard>> {
         let page = self.pages.entry(shard.0 / PAGE).or_default();
         let before = Arc::make_mut(page).insert(shard, to);
@@ -100,7 +100,7 @@ impl ShardMap {
         before
     }
 
-    /// Takes one out.
+    /// Removes a shard and returns it.
     pub fn remove(&mut self, shard: &ShardId) -> Option<Arc<Shard>> {
         let number = shard.0 / PAGE;
         let page = Arc::make_mut(self.pages.get_mut(&number)?);
@@ -152,7 +152,7 @@ impl Page {
     }
 }
 
-/// The configuration whose step isn't done; of a shard's steps, the present one is the oldest.
+/// Returns the oldest configuration whose step isn't done for the shard: that of the state, or else of the queue's front.
 fn unfinished(shard: &Shard) -> Option<ConfigNum> {
     match shard.state {
         ShardState::Serving { .. } => shard.queue.front().map(|step| step.config),

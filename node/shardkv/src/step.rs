@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use types::{ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
 
-/// What a group's log holds beside clients' writes. Proposed by the group's leader, for its [`crate::Mover`]. Each is
-/// idempotent: one that comes twice, late or out of turn changes nothing.
+/// An operation by which shards move. The group's leader proposes it for its [`crate::Mover`]. Each step is idempotent: a
+/// step that arrives twice, late or out of turn changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     /// The group follows this controller from configuration `num` on, in which it owns nothing. Also one that follows it
     /// already, has nothing, and is further behind than the controllers remember.
     Begin {
-        /// Which group this is: from here on the group knows which moves concern it.
+        /// This group's gid: from here on the group knows which moves concern it.
         gid: Gid,
         /// The controllers' incarnation. Later steps of another are refused.
         controller: ClusterId,
@@ -28,22 +28,22 @@ pub enum Step {
     Configure {
         /// The controllers' incarnation.
         controller: ClusterId,
-        /// What is new in it.
+        /// The change from the configuration before.
         delta: ConfigDelta,
     },
-    /// The next part of a shard that comes. With the last part it is installed: data and sessions become visible at
-    /// once, and it is served.
+    /// The next chunk of a shard that is being pulled. The last chunk completes the installation: data and sessions become
+    /// visible at once, and the shard is served.
     Install(Chunk),
-    /// The new owner has installed the shard: the source deletes it.
+    /// The new owner has installed the shard, so the source deletes it.
     Delete {
-        /// Which.
+        /// The shard.
         shard: ShardId,
         /// The configuration that moved it.
         config: ConfigNum,
     },
-    /// The source has confirmed the delete: the new owner owes it nothing any more.
+    /// The source has confirmed the delete, so the new owner owes it nothing any more.
     Deleted {
-        /// Which.
+        /// The shard.
         shard: ShardId,
         /// The configuration that moved it.
         config: ConfigNum,
@@ -51,13 +51,14 @@ pub enum Step {
 }
 
 impl Step {
-    /// Whether a nearly full disk takes it: all but the parts of shards, so that a group can give shards away to free space.
+    /// Returns true if a nearly full disk accepts the step: all but `Install`, so that a group can give shards away to free
+    /// space.
     pub fn frees_space(&self) -> bool {
         !matches!(self, Self::Install(_))
     }
 }
 
-/// Where a shard's transfer is. Ordered as things are sent.
+/// A position in a shard's transfer. The order is that of sending.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cursor {
     /// All users' keys up to this one have arrived; the empty key is the start.
@@ -66,34 +67,34 @@ pub enum Cursor {
     Sessions(Option<ClientId>),
 }
 
-/// A part of a shard.
+/// A piece of a shard in transfer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Which shard.
+    /// The shard.
     pub shard: ShardId,
     /// The configuration that moves it.
     pub config: ConfigNum,
-    /// What must have arrived before.
+    /// The cursor up to which the shard must have arrived before.
     pub after: Cursor,
     /// Users' keys and values, in key order.
     pub pairs: Vec<(Bytes, Bytes)>,
     /// Sessions' records, in order of the clients.
     pub sessions: Vec<(ClientId, Bytes)>,
-    /// Where the transfer is with this part, or that it is complete.
+    /// The cursor after this chunk, or the end of the transfer.
     pub next: Next,
 }
 
-/// What follows a chunk.
+/// The continuation after a chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The next chunk is the one after this.
+    /// The next chunk begins after this cursor.
     Chunk(Cursor),
-    /// Nothing: this was the last.
+    /// This chunk was the last.
     Done {
         /// The session table's clock at the fence (see `replica::session`).
         clock: LogTime,
-        /// How long the source remembers sessions, in milliseconds: a new owner that would remember them for longer
-        /// must not take one for new that the source has forgotten.
+        /// The source's time to live of sessions, in milliseconds. A new owner with a longer time to live must not take a
+        /// session for new that the source has forgotten.
         ttl_ms: u64,
     },
 }

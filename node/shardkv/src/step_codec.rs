@@ -1,7 +1,7 @@
-//! Steps as bytes, and chunks and cursors by themselves, because those travel between groups.
+//! The encoding of steps, and of chunks and cursors by themselves, because those travel between groups.
 //!
 //! A step is version, kind and its fields. A chunk begins with a version of its own and ends with a checksum over all
-//! before it: it was read from one group's disk and goes through two networks into another group's log, where a flipped
+//! before it. A chunk is read from one group's disk and crosses two networks into another group's log, where a flipped
 //! bit would be replicated faithfully.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ const DELETED: u8 = 9;
 const CHUNK_VERSION: u8 = 1;
 const CURSOR_VERSION: u8 = 1;
 
-/// More than what a chunk takes beside its pairs and records, and each of those beside its bytes.
+/// Upper bounds of a chunk's bytes beside its pairs and records, and of each of those beside its contents.
 const OVERHEAD_BYTES: usize = 96;
 const PAIR_OVERHEAD_BYTES: usize = 8;
 const SESSION_OVERHEAD_BYTES: usize = 24;
@@ -32,7 +32,7 @@ const SESSION_OVERHEAD_BYTES: usize = 24;
 const CHECKSUM_BYTES: usize = 4;
 
 impl Step {
-    /// The bytes to propose.
+    /// Encodes the step for a proposal.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
         match self {
@@ -72,7 +72,7 @@ impl Step {
         out.finish()
     }
 
-    /// Reads what [`Step::encode`] wrote. Keys and values share the input's memory.
+    /// Decodes the output of [`Step::encode`]. Keys and values share the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         known(
@@ -113,7 +113,7 @@ impl Step {
 }
 
 impl Chunk {
-    /// The bytes to send, checksum included.
+    /// Encodes the chunk, with its checksum.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(self.encoded_bytes_at_most());
         out.byte(CHUNK_VERSION)
@@ -145,15 +145,15 @@ impl Chunk {
         out.finish()
     }
 
-    /// Reads what [`Chunk::encode`] wrote. Keys and values share the input's memory.
+    /// Decodes the output of [`Chunk::encode`]. Keys and values share the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(checked(input)?);
         known("chunk version", input.byte("chunk version")?, CHUNK_VERSION)?;
         let shard = ShardId(input.number_u32("shard")?);
         let config = ConfigNum(input.number("configuration number")?);
         let after = decode_cursor(&mut input)?;
-        // A count is at most the input's length, which is far less than what so many pairs take in memory: so the lists
-        // grow with what is really there.
+        // A count is at most the input's length, but so many pairs would take far more memory than the input. So the lists
+        // grow with the pairs that are really present.
         let mut pairs = Vec::new();
         for _ in 0..input.count("pairs")? {
             pairs.push((input.bytes("key")?, input.bytes("value")?));
@@ -181,7 +181,7 @@ impl Chunk {
         })
     }
 
-    /// Bytes of keys, values and records.
+    /// Returns the bytes of keys, values and session records.
     pub fn content_bytes(&self) -> u64 {
         let pairs = self
             .pairs
@@ -201,7 +201,7 @@ impl Chunk {
 }
 
 impl Cursor {
-    /// The bytes to send.
+    /// Encodes the cursor.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
         out.byte(CURSOR_VERSION);
@@ -209,7 +209,7 @@ impl Cursor {
         out.finish()
     }
 
-    /// Reads what [`Cursor::encode`] wrote; no bytes at all are the start.
+    /// Decodes the output of [`Cursor::encode`]. An empty input is the start.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         if input.is_empty() {
             return Ok(Self::default());
@@ -230,7 +230,7 @@ fn begin_step(out: &mut Writer, kind: u8) -> &mut Writer {
     out.byte(codec::VERSION).byte(kind)
 }
 
-/// The content before a checksum that fits it.
+/// Verifies the checksum at the end of `input` and returns the content before it.
 fn checked(mut input: Bytes) -> Result<Bytes, DecodeError> {
     let Some(at) = input.len().checked_sub(CHECKSUM_BYTES) else {
         return Err(DecodeError::Truncated("checksum"));

@@ -1,7 +1,7 @@
-//! How steps change a group's [`Ownership`]: the table of the module `ownership`, as code.
+//! Steps change a group's [`Ownership`]: the tables of the module `ownership`, as code.
 //!
-//! [`Ownership::judge`] alone decides whether a step is due; [`Ownership::take`] carries out one that is, and tells which
-//! records changed. Neither touches keys, values or sessions: that is the machine's part.
+//! [`Ownership::judge`] alone decides whether a step is due. [`Ownership::take`] carries out a due step and returns the
+//! records that changed. Neither touches keys, values or sessions: the machine does that.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use crate::{
     Chunk, Cursor, Genesis, KvError, Next, Ownership, QueuedStep, Shard, ShardState, Step,
 };
 
-/// What a step means for a group as it stands.
+/// The judgement of a step against a group's present ownership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It is the next one: take it.
+    /// The step is the next one: apply it.
     Due,
-    /// It was before, or comes too early: nothing changes.
+    /// The step was applied before, or comes too early: nothing changes.
     Idle,
-    /// It can't be taken: nothing changes.
+    /// The step contradicts the group's ownership: nothing changes.
     Refused(KvError),
 }
 
-/// Which records a step changed.
+/// The records that a step changed.
 #[derive(Debug, Default)]
 pub(crate) struct Changed {
     pub(crate) group: bool,
@@ -36,7 +36,7 @@ pub(crate) struct Changed {
 }
 
 impl Ownership {
-    /// Whether `step` is due, as the tables of the module `ownership` say.
+    /// Judges `step` by the tables of the module `ownership`.
     pub(crate) fn judge(&self, step: &Step, genesis: &Genesis, bugs: Bugs) -> Verdict {
         match step {
             Step::Begin { gid, .. } if *gid == Gid::NONE => nonsense("gid 0 is no replica group"),
@@ -112,16 +112,16 @@ impl Ownership {
         changed
     }
 
-    /// A group that has nothing is nobody's concern, so the controllers may have dropped what lies between its
-    /// configuration and the one that it is to go on with.
+    /// Returns true if the group may begin at configuration `num`. A group that holds no shard and owes no delete takes part in
+    /// no hand-off, so the controllers may have dropped the configurations between its own and `num`.
     fn can_begin(&self, gid: Gid, controller: ClusterId, num: ConfigNum) -> bool {
         let has_nothing = self.shards.is_empty() && self.owed.is_empty();
         let same = self.controller == Some(controller) && self.gid == gid;
         self.controller.is_none() || (same && has_nothing && num > self.config)
     }
 
-    /// A configuration that gives what the group has, or takes what it hasn't, is of a history that isn't the group's: to
-    /// accept any of it would be to guess.
+    /// Refuses a configuration that gives the group a shard that it has, or takes one that it lacks. Such a configuration
+    /// belongs to another history, and to accept any part of it would be a guess.
     fn judge_delta(&self, delta: &ConfigDelta, genesis: &Genesis) -> Verdict {
         for step in &delta.moves {
             if step.run.end().0 > genesis.shards {
@@ -146,7 +146,7 @@ impl Ownership {
         Verdict::Due
     }
 
-    /// Whether the shard is this group's once its queue is done.
+    /// Returns true if this group owns the shard once all steps in its queue are done.
     fn ends_here(&self, shard: ShardId) -> bool {
         let Some(shard) = self.shards.get(&shard) else {
             return false;
@@ -262,7 +262,7 @@ impl Ownership {
         }
     }
 
-    /// Takes the steps of the queue that fit the state, and puts the shard back.
+    /// Applies the queued steps that fit the state, and puts the shard back.
     fn settle(&mut self, shard: ShardId, mut slot: Slot, time: LogTime, changed: &mut Changed) {
         while let Some(step) = slot.queue.front()
             && let Some(next) = self.state_after(slot.state.as_ref(), *step)
@@ -288,7 +288,7 @@ impl Ownership {
         };
     }
 
-    /// What a step makes of a shard in this state; `None` if it has to wait.
+    /// Returns the state that follows `state` by `step`; `None` if the step has to wait.
     fn state_after(&self, state: Option<&ShardState>, step: QueuedStep) -> Option<ShardState> {
         let QueuedStep { config, from, to } = step;
         match state {
@@ -306,8 +306,8 @@ impl Ownership {
         }
     }
 
-    /// Forgets where those of `candidates` are that have left and that no hand-off needs. Looks no further than the first
-    /// that needs the last of them: most often there is one at once, and there may be very many shards.
+    /// Removes the addresses of those `candidates` that have left and that no hand-off needs. Stops searching as soon as every
+    /// candidate is known to be needed: mostly that is soon, and there may be very many shards.
     fn prune(&mut self, mut candidates: BTreeSet<Gid>, changed: &mut Changed) {
         candidates.retain(|gid| self.left.contains(gid));
         let owed = self.owed.values().copied();
@@ -349,9 +349,9 @@ impl Slot {
     }
 }
 
-/// The source's clock as this group's table must have it. A table may have forgotten the sessions that were born more than
-/// a time to live before its clock. That moment is what must not go back; if the two groups chose different times to live
-/// the clocks differ. See the crate's documentation.
+/// Converts the source's session clock to this group's time to live. A table may have forgotten the sessions that were born
+/// more than a time to live before its clock. That moment must not go back, so the clocks differ if the two groups chose
+/// different times to live. See the crate's documentation.
 fn clock_here(clock: LogTime, source_ttl_ms: u64, own_ttl_ms: u64) -> LogTime {
     LogTime(
         clock

@@ -68,7 +68,7 @@ impl Group {
         self.replica.machine.ownership()
     }
 
-    /// How the shard stands, in a word, with the configuration, and what waits behind it.
+    /// Returns the shard's state in a word, its configuration, and its queued steps.
     fn state(&self) -> String {
         let ownership = self.ownership();
         let Some(shard) = ownership.shards.get(&SHARD) else {
@@ -125,7 +125,7 @@ impl Group {
         self.take(&Step::Deleted { shard, config });
     }
 
-    /// How many pairs and session records of the shard are stored.
+    /// Returns the number of stored pairs and session records of the shard.
     fn stored(&self) -> usize {
         let prefix = SHARD.0.to_be_bytes();
         let pairs = self.replica.state.pairs().keys();

@@ -24,7 +24,7 @@ const SHARDS: u32 = SHARDS_GENESIS.shards;
 /// The most messages that wait for a group; beyond that some are lost.
 const MAX_INBOX: u64 = 40;
 
-/// What is on its way to a group.
+/// A message in flight to a group.
 #[derive(Clone)]
 enum Message {
     /// A client's write.
@@ -39,7 +39,7 @@ struct Group {
     gid: Gid,
     genesis: Genesis,
     replica: Replica,
-    /// How far its clock is ahead, in milliseconds.
+    /// The clock's lead, in milliseconds.
     skew: u64,
     inbox: Vec<Message>,
     /// All that was applied.
@@ -211,7 +211,7 @@ impl World {
         })
     }
 
-    /// What a mover might do, now and then, and not only once.
+    /// Does at random what a mover might do, and repeats it at times.
     fn drive(&mut self, number: usize) {
         let ownership = self.groups[number].replica.machine.ownership();
         if ownership.controller.is_none() {

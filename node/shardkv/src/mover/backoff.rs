@@ -2,7 +2,7 @@
 
 use super::MoverOptions;
 
-/// The longest reason that is kept, in bytes: reasons come from elsewhere.
+/// The longest reason that is kept, in bytes. Reasons come from other processes, so they need a bound.
 const MAX_REASON_BYTES: usize = 256;
 
 /// Doubling pauses before something that keeps failing is tried again.
@@ -14,8 +14,8 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// It failed. The pause until the next try begins now. What fails during a pause was begun before it, together with what
-    /// caused it, and counts as one with that.
+    /// Records a failure. The pause before the next attempt begins now. A failure during a pause belongs to an attempt that
+    /// began before the pause, together with the one that caused it, so both count as one.
     pub(super) fn fail(&mut self, now: u64, why: &str, options: &MoverOptions) {
         let end = why.floor_char_boundary(MAX_REASON_BYTES);
         why.get(..end).unwrap_or_default().clone_into(&mut self.why);
@@ -29,24 +29,25 @@ impl Backoff {
         self.until = now.saturating_add(pause);
     }
 
-    /// It worked.
+    /// Records a success.
     pub(super) fn succeed(&mut self) {
         self.failures = 0;
         self.until = 0;
         self.why.clear();
     }
 
-    /// Whether the last try failed.
+    /// Returns true if the last attempt failed.
     pub(super) fn is_failing(&self) -> bool {
         self.failures > 0
     }
 
-    /// Until when not to try.
+    /// Returns the time before which there must be no attempt.
     pub(super) fn until(&self) -> u64 {
         self.until
     }
 
-    /// Why the last try failed and when the next one is due, for people; `None` if it didn't fail.
+    /// Returns, for display, the reason of the last failure and the time until the next attempt; `None` if the last attempt
+    /// succeeded.
     pub(super) fn why(&self, now: u64) -> Option<String> {
         let why = &self.why;
         match self.until.saturating_sub(now) {

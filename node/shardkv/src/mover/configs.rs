@@ -1,8 +1,8 @@
 //! Configurations, from the controllers into the group's log.
 //!
-//! Each is proposed as soon as it is there: whether the shards of earlier ones have moved is each shard's own business.
-//! Several are proposed at once, in order. An entry that doesn't follow the accepted configuration changes nothing, so if
-//! one is lost those behind it are lost too, and all are proposed again from there.
+//! Each is proposed as soon as it arrives, because each shard walks the configurations on its own. Several are proposed at
+//! once, in order. An entry that doesn't follow the accepted configuration changes nothing. So if one proposal is lost,
+//! those behind it have no effect either, and all are proposed again from there.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -20,20 +20,20 @@ const MAX_HELD: usize = 64;
 const MAX_PROPOSED: usize = 8;
 /// After an answer without news, the next question comes no earlier than this many milliseconds after the last.
 const QUIET_MS: u64 = 100;
-/// A driver may wait for news as long as it likes, but for less than this many milliseconds.
+/// The deadline of `FetchConfigs`, in milliseconds from its start. A driver may wait for news for any shorter time.
 const FETCH_PATIENCE_MS: u64 = 60_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Configs {
     fetching: bool,
-    /// Not before this.
+    /// The earliest time of the next fetch.
     fetch_at: u64,
     fetch: Backoff,
     begin: Option<Begin>,
-    /// What follows the group's configuration, or `begin`'s. Without gaps.
+    /// The deltas that follow the group's configuration, or `begin`'s, without gaps.
     deltas: VecDeque<ConfigDelta>,
     proposed: BTreeSet<ConfigNum>,
-    /// One of those proposed was lost: they are waited for, then proposed again.
+    /// True if one of the proposed deltas was lost: after all outcomes have arrived, they are proposed again.
     lost: bool,
     propose: Backoff,
     doubt: Option<Doubt>,
@@ -48,8 +48,8 @@ struct Begin {
     proposed: bool,
 }
 
-/// A configuration that contradicts what this node knows of its group. Either something went very wrong, or the node was
-/// asleep, doesn't lead any more, and knows old things. An entry that it gets into the log tells which.
+/// A configuration that contradicts this node's view of its group. Either state was lost, or the node was suspended,
+/// doesn't lead any more, and has an old view. An entry that it gets into the log proves the former.
 #[derive(Debug)]
 struct Doubt {
     full: ShardConfig,
@@ -86,7 +86,7 @@ impl Configs {
         }
     }
 
-    /// The last configuration that the group has, or will have when all that is held is accepted.
+    /// Returns the last configuration that the group has, or will have when all held deltas are accepted.
     fn last(&self, ownership: &Ownership) -> ConfigNum {
         let begin = self.begin.as_ref().map(|begin| begin.num);
         let delta = self.deltas.back().map(|delta| delta.num);
@@ -111,7 +111,7 @@ impl Configs {
         );
     }
 
-    /// The outcome of [`Errand::Fetch`].
+    /// Handles the outcome of [`Errand::Fetch`].
     pub(super) fn fetched(&mut self, gid: Gid, shards: u32, turn: &mut Turn<'_>, outcome: Outcome) {
         self.fetching = false;
         let result = match outcome {
@@ -180,7 +180,7 @@ impl Configs {
             }
             if delta.num == next {
                 self.deltas.push_back(delta);
-                // There may be more at once.
+                // More may be available at once.
                 self.fetch_at = turn.now;
             }
         }
@@ -229,7 +229,7 @@ impl Configs {
         }
     }
 
-    /// The outcome of [`Errand::Begin`].
+    /// Handles the outcome of [`Errand::Begin`].
     pub(super) fn begun(&mut self, turn: &Turn<'_>, outcome: &Outcome) {
         self.drop_accepted(turn.ownership);
         match &mut self.begin {
@@ -242,7 +242,7 @@ impl Configs {
         }
     }
 
-    /// The outcome of [`Errand::Configure`].
+    /// Handles the outcome of [`Errand::Configure`].
     pub(super) fn configured(&mut self, turn: &Turn<'_>, num: ConfigNum, outcome: &Outcome) {
         self.proposed.remove(&num);
         if turn.ownership.config >= num {
@@ -274,7 +274,7 @@ impl Configs {
         );
     }
 
-    /// The outcome of [`Errand::ProveLeadership`].
+    /// Handles the outcome of [`Errand::ProveLeadership`].
     pub(super) fn proved(&mut self, gid: Gid, turn: &mut Turn<'_>, outcome: &Outcome) {
         let Some(doubt) = &mut self.doubt else {
             return;
@@ -290,7 +290,7 @@ impl Configs {
         }
     }
 
-    /// Why the controllers' configurations don't get through, for people.
+    /// Returns the reason, for display, that the controllers' configurations don't reach the log.
     pub(super) fn why(&self, now: u64) -> Option<String> {
         let fetch = self.fetch.why(now).map(|why| format!("controllers: {why}"));
         let propose = || self.propose.why(now).map(|why| format!("own log: {why}"));
@@ -298,7 +298,7 @@ impl Configs {
     }
 }
 
-/// Why a proposal had no effect.
+/// Returns the reason that a proposal had no effect.
 pub(super) fn refusal(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Failed(why) => why.clone(),
@@ -307,7 +307,7 @@ pub(super) fn refusal(outcome: &Outcome) -> String {
     }
 }
 
-/// Why the group can't follow these controllers.
+/// Returns the reason that the group can't follow these controllers, if there is one.
 fn stranger(
     ownership: &Ownership,
     controller: ClusterId,
@@ -329,7 +329,7 @@ fn stranger(
     })
 }
 
-/// Why a group can't go on with this configuration, the oldest that the controllers still have.
+/// Returns the reason that a group can't continue from `full`, the oldest configuration that the controllers still have.
 fn contradiction(gid: Gid, ownership: &Ownership, full: &ShardConfig) -> Option<String> {
     let (oldest, config) = (full.num(), ownership.config);
     if ownership.controller.is_some() && config >= oldest {

@@ -1,4 +1,4 @@
-//! Shards that came: their sources are told to delete them, until they confirm it.
+//! Delete requests: sources are asked to delete shards that are installed here, until they confirm.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::{ASK_PATIENCE_MS, Action, ActionId, Outcome, PROPOSE_PATIENCE_MS};
 use crate::bug::Bug;
 use crate::{Ownership, Step};
 
-/// How many hand-offs are ended at the same time.
+/// The most hand-offs whose deletes are requested at the same time.
 const MAX_CONCURRENT: usize = 16;
 
 #[derive(Debug)]
@@ -27,9 +27,9 @@ pub(super) struct Deletes {
 #[derive(Debug)]
 struct Delete {
     source: Gid,
-    /// The source has confirmed.
+    /// True if the source has confirmed.
     confirmed: bool,
-    /// That is on its way through the log.
+    /// The pending proposal that records the confirmation.
     proposed: Option<ActionId>,
 }
 
@@ -134,7 +134,7 @@ impl Deletes {
         self.lanes.asked(task, id, turn.now);
     }
 
-    /// The outcome of [`Errand::Delete`].
+    /// Handles the outcome of [`Errand::Delete`].
     pub(super) fn told(&mut self, turn: &Turn<'_>, id: ActionId, outcome: Outcome) {
         let result = match outcome {
             Outcome::Done => Ok(()),
@@ -158,7 +158,7 @@ impl Deletes {
         }
     }
 
-    /// The outcome of [`Errand::Deleted`].
+    /// Handles the outcome of [`Errand::Deleted`].
     pub(super) fn noted(
         &mut self,
         turn: &Turn<'_>,
@@ -183,7 +183,7 @@ impl Deletes {
         }
     }
 
-    /// Why a source hasn't confirmed a delete yet.
+    /// Returns the reason, for display, that a source hasn't confirmed a delete yet.
     pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
         if self.under_way.get(&task).is_some_and(|it| it.confirmed) {
             return self.log.why(now).map(|why| format!("own log: {why}"));

@@ -1,11 +1,11 @@
-//! Who is asked next: hand-offs by source, so that a source that doesn't answer delays its own alone.
+//! The scheduler of hand-offs: one queue for each source, so that a source that doesn't answer delays only its own shards.
 //!
-//! There is a bounded number of slots. A hand-off takes one while it is worked on, and its source is asked at most one
-//! thing at a time for it. What waits for a slot stands in its source's lane, the oldest configuration first; the slot
-//! goes to the lane that has the fewest, among those to the one with the oldest front. A failure sends the hand-off to
-//! the back of its lane and the whole lane into a pause; after the pause one hand-off of the lane is tried, and only when
-//! it succeeds the others follow. An answer that is long in coming loses its slot if another source's hand-off could have
-//! it, and the lane rests until that answer came, or is given up.
+//! There is a bounded number of slots. A hand-off holds one while it is worked on, and has at most one pending request to
+//! its source. Hand-offs without a slot wait in the lane (the queue) of their source, the oldest configuration first. A free
+//! slot goes to the lane that holds the fewest slots, and among equals to the one with the oldest front. A failure sends
+//! the hand-off to the back of its lane and pauses the whole lane. After the pause one hand-off of the lane is tried, and
+//! the others follow only when it succeeds. A hand-off whose answer is late loses its slot if another source's hand-off
+//! could use it; the lane then pauses until that answer arrives or fails.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -15,7 +15,7 @@ use super::backoff::Backoff;
 use super::outbox::{HandOff, Turn};
 use super::{ActionId, MoverOptions};
 
-/// How long, in milliseconds, a source may take to answer while others wait for the slot.
+/// The time, in milliseconds, that a source has to answer while other hand-offs wait for the slot.
 const PATIENCE_MS: u64 = 500;
 
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(super) struct Lanes {
     slots: usize,
     by_source: BTreeMap<Gid, Lane>,
     working: BTreeMap<HandOff, Slot>,
-    /// Questions whose slots were given to others.
+    /// Requests whose slots were given to other hand-offs.
     given_up: BTreeMap<ActionId, Gid>,
     started: u64,
 }
@@ -34,14 +34,14 @@ struct Lane {
     working: usize,
     given_up: usize,
     backoff: Backoff,
-    /// Counts up with each start, so that equal lanes take turns.
+    /// The value of `started` at the lane's last start, so that equal lanes take turns.
     last_started: u64,
 }
 
 #[derive(Debug)]
 struct Slot {
     source: Gid,
-    /// What the source is being asked, and since when.
+    /// The pending request to the source, and its start.
     asked: Option<(ActionId, u64)>,
 }
 
@@ -63,7 +63,7 @@ impl Lanes {
         }
     }
 
-    /// All that is to be done. What waits already keeps its place.
+    /// Replaces the set of waiting hand-offs by `tasks`. Hand-offs that wait already keep their places.
     pub(super) fn refresh(&mut self, tasks: impl Iterator<Item = (HandOff, Gid)>) {
         let mut new: BTreeMap<Gid, BTreeSet<HandOff>> = BTreeMap::new();
         for (task, source) in tasks {
@@ -86,7 +86,7 @@ impl Lanes {
             .retain(|_, lane| !lane.waiting.is_empty() || lane.working > 0 || lane.given_up > 0);
     }
 
-    /// Gives a slot to the next hand-off that is `still` to be done, if there are both.
+    /// Gives a free slot to the next hand-off that is `still` to be done, if there are both.
     pub(super) fn start(
         &mut self,
         now: u64,
@@ -113,8 +113,8 @@ impl Lanes {
         self.working.len() < self.slots
     }
 
-    /// Whether a hand-off that isn't known yet could get a slot: one that is free, or one whose source is slow. As long as
-    /// all are at work there is no need to look what else there is.
+    /// Returns true if a hand-off that isn't known yet could get a slot: a free one, or one whose source is slow. While all
+    /// slots are busy there is no need to search for more hand-offs.
     pub(super) fn have_use_for_more(&self, turn: &mut Turn<'_>) -> bool {
         let asked = self.working.values().filter_map(|slot| slot.asked);
         let oldest = asked.map(|(_, since)| since).min();
@@ -129,7 +129,7 @@ impl Lanes {
         next.map(|(source, _)| *source)
     }
 
-    /// The source is being asked something for a hand-off that has a slot.
+    /// Records a request to the source of a hand-off that has a slot.
     pub(super) fn asked(&mut self, task: HandOff, id: ActionId, now: u64) {
         if let Some(slot) = self.working.get_mut(&task) {
             slot.asked = Some((id, now));
@@ -147,7 +147,7 @@ impl Lanes {
         working.find(|(_, slot)| asked(slot)).map(|(task, _)| *task)
     }
 
-    /// A source answered. The hand-off that it was asked for, if that still has its slot.
+    /// Records an answer of a source. Returns the hand-off of the request, if it still has its slot.
     pub(super) fn answered(&mut self, id: ActionId) -> Option<HandOff> {
         if let Some(source) = self.given_up.remove(&id) {
             if let Some(lane) = self.by_source.get_mut(&source) {
@@ -165,8 +165,7 @@ impl Lanes {
         Some(task)
     }
 
-    /// A source didn't answer, or not well. The hand-off that it was asked for, if that still had its slot: it has it no
-    /// longer.
+    /// Records a failed request. Returns the hand-off of the request, if it still had its slot, which it loses.
     pub(super) fn failed(
         &mut self,
         id: ActionId,
@@ -186,7 +185,7 @@ impl Lanes {
         Some(task)
     }
 
-    /// A hand-off can't go on for a reason that lies with its source: it loses its slot, and the source gets a pause.
+    /// Takes the slot of a hand-off that can't continue because of its source, and pauses the source's lane.
     pub(super) fn fail(&mut self, task: HandOff, now: u64, why: &str, options: &MoverOptions) {
         if let Some(lane) = self.take_slot(task) {
             lane.backoff.fail(now, why, options);
@@ -194,14 +193,14 @@ impl Lanes {
         }
     }
 
-    /// A hand-off loses its slot and waits again, behind the others.
+    /// Takes the slot of a hand-off and puts it at the back of its lane.
     pub(super) fn requeue(&mut self, task: HandOff) {
         if let Some(lane) = self.take_slot(task) {
             lane.waiting.push_back(task);
         }
     }
 
-    /// Nothing is to be done any more for a hand-off that has a slot.
+    /// Takes the slot of a hand-off that is complete.
     pub(super) fn finish(&mut self, task: HandOff) {
         self.take_slot(task);
     }
@@ -213,8 +212,8 @@ impl Lanes {
         Some(lane)
     }
 
-    /// If no slot is free: takes one from a source that keeps it waiting, if another's hand-off could use it. The one that
-    /// lost it.
+    /// If no slot is free, takes one whose request is late, if a hand-off of another source could use it. Returns the hand-off
+    /// that lost its slot.
     pub(super) fn make_room(&mut self, turn: &mut Turn<'_>) -> Option<HandOff> {
         if self.has_free_slot() {
             return None;
@@ -242,7 +241,7 @@ impl Lanes {
         Some(task)
     }
 
-    /// Makes sure that there is a turn when the next pause ends.
+    /// Schedules a turn at the end of the next pause.
     pub(super) fn wake(&self, turn: &mut Turn<'_>) {
         for lane in self
             .by_source
@@ -255,7 +254,7 @@ impl Lanes {
         }
     }
 
-    /// Why a hand-off that waits for this source makes no progress.
+    /// Returns the reason, for display, that a hand-off from this source makes no progress.
     pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
         let lane = self.by_source.get(&source);
         if let Some(slot) = self.working.get(&task) {

@@ -1,4 +1,4 @@
-//! What is under way.
+//! Actions that wait to be started, and pending actions with their deadlines.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::bug::Bugs;
 /// A hand-off: of which configuration, of which shard. Ordered by age.
 pub(super) type HandOff = (ConfigNum, ShardId);
 
-/// What an action is for.
+/// The purpose of an action.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Errand {
     Fetch,
@@ -23,25 +23,25 @@ pub(super) enum Errand {
     Delete,
     Deleted(HandOff),
     Report(ConfigNum),
-    /// Nobody waits for its outcome.
+    /// The mover ignores the outcome.
     Whatever,
 }
 
-/// The actions to be carried out and those that are.
+/// The actions to start and the pending actions.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     next_id: u64,
     actions: Vec<(ActionId, Action)>,
-    /// With the time at which an outcome isn't waited for any longer.
+    /// Pending actions with their deadlines.
     under_way: BTreeMap<ActionId, (Errand, u64)>,
     due: Option<u64>,
 }
 
-/// What all parts of a mover see while they are polled.
+/// The context that all tasks of a mover share during one poll.
 pub(super) struct Turn<'a> {
     pub(super) now: u64,
     pub(super) ownership: &'a Ownership,
-    /// The ownership is another one than at the last turn.
+    /// True if the ownership has changed since the last turn.
     pub(super) news: bool,
     pub(super) options: &'a MoverOptions,
     pub(super) bugs: Bugs,
@@ -50,7 +50,7 @@ pub(super) struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Asks for an action. If it hasn't ended after `patience` milliseconds, it counts as failed.
+    /// Adds an action. If it has no outcome after `patience` milliseconds, it counts as failed.
     pub(super) fn ask(&mut self, errand: Errand, patience: u64, action: Action) -> ActionId {
         let id = ActionId(self.out.next_id);
         self.out.next_id += 1;
@@ -60,7 +60,7 @@ impl Turn<'_> {
         id
     }
 
-    /// Whether `at` is reached; if not, there is to be a turn then.
+    /// Returns true if `at` is reached; otherwise schedules a turn at `at`.
     pub(super) fn reached(&mut self, at: u64) -> bool {
         if self.now < at {
             self.out.wake(at);
@@ -70,30 +70,30 @@ impl Turn<'_> {
 }
 
 impl Outbox {
-    /// Whether an action's outcome is waited for.
+    /// Returns true if the action is pending.
     pub(super) fn expects(&self, id: ActionId) -> bool {
         self.under_way.contains_key(&id)
     }
 
-    /// An action ended: what it was for, if its outcome is waited for.
+    /// Removes an action that ended, and returns its purpose if it was pending.
     pub(super) fn end(&mut self, id: ActionId) -> Option<Errand> {
         self.under_way.remove(&id).map(|(errand, _)| errand)
     }
 
-    /// The actions whose outcomes have been waited for long enough.
+    /// Returns a failure for each pending action whose deadline has passed.
     pub(super) fn overdue(&self, now: u64) -> Vec<(ActionId, Outcome)> {
         let late = self.under_way.iter().filter(|(_, (_, at))| *at <= now);
         late.map(|(id, _)| (*id, Outcome::Failed("no answer".to_owned())))
             .collect()
     }
 
-    /// All that was under way is nobody's business any more.
+    /// Forgets all pending actions.
     pub(super) fn forget(&mut self) {
         self.under_way.clear();
         self.due = None;
     }
 
-    /// Gives out the actions; the turn is over.
+    /// Ends the turn and returns the actions to start.
     pub(super) fn take(&mut self) -> Vec<(ActionId, Action)> {
         if let Some(first) = self.under_way.values().map(|(_, at)| *at).min() {
             self.wake(first);
@@ -101,7 +101,7 @@ impl Outbox {
         std::mem::take(&mut self.actions)
     }
 
-    /// A turn begins: what is due is found out anew.
+    /// Begins a turn: the tasks set the time of the next turn again.
     pub(super) fn begin_turn(&mut self) {
         self.due = None;
     }
@@ -110,7 +110,7 @@ impl Outbox {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
-    /// When the next turn is due without news.
+    /// Returns the time of the next turn without new input.
     pub(super) fn due(&self) -> Option<u64> {
         self.due
     }

@@ -1,19 +1,19 @@
-//! How fast shards come in.
+//! The rate limit of incoming shards.
 
-/// How much may come at once after a pause, as a part of a second's.
+/// The divisor of a second's bytes that gives the burst after a pause.
 const BURST_PART: i128 = 10;
 
-/// A token bucket: in any `t` milliseconds it gives out at most `rate * t / 1000` bytes and what fits into the bucket,
-/// where that is a tenth of a second's or one request, whichever is more.
+/// A token bucket: in any `t` milliseconds it grants at most `rate * t / 1000` bytes plus the bucket's size, which is a
+/// tenth of a second's bytes or one request, whichever is more.
 #[derive(Debug)]
 pub(super) struct Pace {
     /// Bytes a second; 0 for no limit.
     rate: u64,
     /// The bucket's size, in thousandths of a byte, so that each millisecond adds a whole number.
     size: i128,
-    /// What is in it; below zero after a part that was larger than what was asked for.
+    /// The bucket's level; below zero after a chunk that was larger than requested.
     level: i128,
-    /// When it was last filled.
+    /// The time at which the bucket was last filled.
     at: u64,
 }
 
@@ -28,7 +28,8 @@ impl Pace {
         }
     }
 
-    /// Takes `bytes` for a request, or says when they will be there. What wasn't needed is to be given back.
+    /// Takes `bytes` for a request, or returns the time at which they will be available. The caller corrects the amount by
+    /// [`Pace::came`].
     pub(super) fn take(&mut self, now: u64, bytes: u32) -> Result<(), u64> {
         if self.rate == 0 {
             return Ok(());
@@ -45,7 +46,7 @@ impl Pace {
         Ok(())
     }
 
-    /// Corrects what was taken for a request by what came.
+    /// Corrects the bytes taken for a request by the bytes received.
     pub(super) fn came(&mut self, taken: u32, bytes: u64) {
         if self.rate > 0 {
             self.add((i128::from(taken) - i128::from(bytes)) * 1_000);

@@ -1,7 +1,7 @@
-//! Shards that come: fetched in parts, each put into the group's log.
+//! Pulls: the chunks of shards are fetched from their sources and proposed to the group's log.
 //!
-//! While one part is on its way through the log the next one is fetched, so of each shard in a slot at most two parts are
-//! in memory.
+//! While one chunk is being replicated the next one is fetched, so at most two chunks of each shard with a slot are in
+//! memory.
 
 use std::collections::BTreeMap;
 
@@ -21,13 +21,13 @@ pub(super) struct Pulls {
     lanes: Lanes,
     under_way: BTreeMap<HandOff, Pull>,
     pace: Pace,
-    /// When the pace allows the next part; for people.
+    /// The time at which the rate limit allows the next chunk; for display.
     paced_until: u64,
-    /// Failures of the own log.
+    /// Failures of proposals to the group's own log.
     log: Backoff,
-    /// The configuration as of which the lanes are filled.
+    /// The configuration as of which the lanes were filled.
     filled: Option<ConfigNum>,
-    /// The ownership has changed since.
+    /// True if the ownership has changed since the lanes were filled.
     stale: bool,
 }
 
@@ -35,14 +35,14 @@ pub(super) struct Pulls {
 #[derive(Debug)]
 struct Pull {
     source: Gid,
-    /// From where on the source was last asked.
+    /// The cursor of the last request to the source.
     asked: Cursor,
-    /// A part that waits for the one before it.
+    /// A chunk that waits for the one before it.
     ready: Option<Chunk>,
     install: Option<Install>,
 }
 
-/// A part on its way through the log.
+/// A chunk whose proposal is pending.
 #[derive(Debug)]
 struct Install {
     id: ActionId,
@@ -50,7 +50,7 @@ struct Install {
     next: Option<Cursor>,
 }
 
-/// What has arrived of a shard, if this hand-off is what it waits for.
+/// Returns the cursor up to which the shard has arrived, if it is being pulled by this hand-off.
 fn arrived(ownership: &Ownership, (num, shard): HandOff) -> Option<&Cursor> {
     match &ownership.shards.get(&shard)?.state {
         ShardState::Pulling { config, after, .. } if *config == num => Some(after),
@@ -71,7 +71,7 @@ impl Pulls {
         }
     }
 
-    /// Leadership is lost. The pace is kept, or each change of leaders would allow a burst.
+    /// Forgets all pulls when leadership is lost. The rate limit stays, or each change of leaders would allow a burst.
     pub(super) fn forget(&mut self, options: &MoverOptions) {
         self.lanes = Lanes::new(slots(options));
         self.under_way.clear();
@@ -138,7 +138,7 @@ impl Pulls {
         }
     }
 
-    /// Does the next thing for a shard that has a slot.
+    /// Performs the next action for a shard that has a slot.
     fn advance(&mut self, turn: &mut Turn<'_>, task: HandOff) {
         let Some(after) = arrived(turn.ownership, task) else {
             return;
@@ -189,7 +189,7 @@ impl Pulls {
         self.lanes.asked(task, id, turn.now);
     }
 
-    /// The outcome of [`Errand::Pull`].
+    /// Handles the outcome of [`Errand::Pull`].
     pub(super) fn pulled(&mut self, turn: &Turn<'_>, id: ActionId, outcome: Outcome) {
         let came = match &outcome {
             Outcome::Pulled(chunk) => chunk.content_bytes(),
@@ -212,7 +212,7 @@ impl Pulls {
                 if is_right(&chunk, task, &pull.asked) {
                     pull.ready = Some(chunk);
                 } else {
-                    let why = "it sent another part than it was asked for";
+                    let why = "it sent another chunk than the one requested";
                     self.lanes.fail(task, turn.now, why, turn.options);
                     self.under_way.remove(&task);
                 }
@@ -225,7 +225,7 @@ impl Pulls {
         }
     }
 
-    /// The outcome of [`Errand::Install`].
+    /// Handles the outcome of [`Errand::Install`].
     pub(super) fn installed(
         &mut self,
         turn: &Turn<'_>,
@@ -243,13 +243,13 @@ impl Pulls {
             self.log.succeed();
             return;
         }
-        // The next in the lane may have more luck, if it was this part that the log didn't take.
+        // The next hand-off in the lane may succeed, if the log refused only this chunk.
         self.log.fail(turn.now, &refusal(outcome), turn.options);
         self.lanes.requeue(task);
         self.under_way.remove(&task);
     }
 
-    /// Why a shard that is pulled makes no progress.
+    /// Returns the reason, for display, that a shard that is pulled makes no progress.
     pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
         let pull = self.under_way.get(&task);
         if pull.is_some_and(|pull| pull.install.is_some()) {
@@ -275,7 +275,7 @@ fn part_bytes(options: &MoverOptions) -> u32 {
     options.chunk_bytes.max(1)
 }
 
-/// Whether a part is the one that was asked for, and leads on.
+/// Returns true if a chunk is the requested one and advances the cursor.
 fn is_right(chunk: &Chunk, task: HandOff, asked: &Cursor) -> bool {
     let leads_on = match &chunk.next {
         Next::Chunk(next) => next > asked,
@@ -298,7 +298,7 @@ fn install(turn: &mut Turn<'_>, task: HandOff, source: Gid, chunk: Chunk) -> Ins
     Install { id, after, next }
 }
 
-/// The bug of that name.
+/// Puts back [`Bug::DeleteBeforeInstall`]: requests the delete before the install is committed.
 fn tell_too_early(turn: &mut Turn<'_>, (config, shard): (ConfigNum, ShardId), source: Gid) {
     let addresses = turn.ownership.groups.get(&source).cloned();
     let action = Action::Delete {

@@ -1,4 +1,4 @@
-//! How far the group is, told to the controllers.
+//! Progress reports to the controllers.
 
 use types::ConfigNum;
 
@@ -6,19 +6,19 @@ use super::backoff::Backoff;
 use super::outbox::{Errand, Turn};
 use super::{ASK_PATIENCE_MS, Action, Outcome};
 
-/// At most this often, in milliseconds, however fast things go.
+/// The shortest interval between reports, in milliseconds.
 const GAP_MS: u64 = 100;
-/// At least this often, in milliseconds: the controllers may have lost what they were told.
+/// The longest interval between reports, in milliseconds: the controllers may have lost a report.
 const INTERVAL_MS: u64 = 30_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     reporting: bool,
-    /// What the controllers have taken last, and when.
+    /// The last report that the controllers accepted, and its time.
     reported: Option<(ConfigNum, u64)>,
-    /// Not before this.
+    /// The earliest time of the next report.
     next_at: u64,
-    /// The ownership has changed since it was looked at.
+    /// True if the ownership has changed since it was last read.
     stale: bool,
     backoff: Backoff,
 }
@@ -48,7 +48,7 @@ impl Reports {
         turn.ask(errand, ASK_PATIENCE_MS, Action::Report { settled });
     }
 
-    /// The outcome of [`Errand::Report`].
+    /// Handles the outcome of [`Errand::Report`].
     pub(super) fn ended(&mut self, turn: &Turn<'_>, settled: ConfigNum, outcome: &Outcome) {
         self.reporting = false;
         match outcome {

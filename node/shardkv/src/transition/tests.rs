@@ -14,7 +14,7 @@ const OTHER: Gid = Gid(2);
 const THIRD: Gid = Gid(3);
 
 const CONTROLLER: ClusterId = ClusterId(7);
-/// What the group has accepted.
+/// The configuration that the group has accepted.
 const ACCEPTED: ConfigNum = ConfigNum(9);
 /// The shard that it is about.
 const SHARD: ShardId = ShardId(2);

@@ -14,7 +14,7 @@ use super::{GENESIS, Random, Step};
 /// The largest value that leaders allow.
 pub const MAX_VALUE: u32 = 24;
 
-/// What the store means, written as plainly as possible.
+/// The specification of the store, written as plainly as possible.
 pub struct Model {
     pub data: BTreeMap<Bytes, Bytes>,
     ttl_ms: u64,

@@ -67,7 +67,7 @@ impl Cluster {
         self.deltas.push(delta);
     }
 
-    /// What a group's mover asks for.
+    /// Polls a group's mover and returns its actions.
     pub(crate) fn poll(&mut self, gid: Gid) -> Vec<(ActionId, Action)> {
         let member = self.members.get_mut(&gid).unwrap();
         let ownership = member.up.then(|| member.replica.machine.ownership());

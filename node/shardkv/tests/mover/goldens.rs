@@ -241,7 +241,7 @@ impl Script {
     }
 }
 
-/// What an entry changed, in words.
+/// Describes the changes that an entry made.
 fn changes(before: &Ownership, after: &Ownership) -> Vec<String> {
     let mut changes = Vec::new();
     if before.config != after.config {

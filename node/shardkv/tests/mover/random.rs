@@ -15,7 +15,7 @@ use types::{ConfigDelta, ConfigNum, Gid, ShardId, ShardMove, ShardRun};
 use crate::common::Random;
 use crate::stage::{SHARDS, Stage, configs, failed, key, part};
 
-/// How many parts a shard has, and how large each is.
+/// The number of chunks of a shard. Each has [`PART_BYTES`].
 const PARTS: u64 = 3;
 const PART_BYTES: usize = 10_000;
 const GROUPS: u64 = 5;
@@ -27,7 +27,7 @@ const CHUNK: u32 = 20_000;
 const TROUBLE_MS: u64 = 20_000;
 const CALM_MS: u64 = 90_000;
 
-/// What can go wrong, each in so many of a thousand cases.
+/// Faults, each as cases in a thousand.
 #[derive(Clone, Copy, Debug, Default)]
 struct Trouble {
     /// An outcome is never told.
@@ -61,7 +61,7 @@ struct World {
     /// Outcomes on their way.
     told: BTreeMap<(u64, ActionId), ActionOutcome>,
     log: VecDeque<(ActionId, Step)>,
-    /// When the parts came in, and how large they were.
+    /// The times at which chunks arrived, and their sizes.
     came: Vec<(u64, u64)>,
     reported: ConfigNum,
     keys: BTreeMap<Bytes, u64>,
@@ -285,7 +285,7 @@ impl World {
         part(shard.0, config.0, number, PARTS, PART_BYTES)
     }
 
-    /// What holds at every moment.
+    /// Checks the invariants that hold at every moment.
     fn check(&mut self) {
         let open = self.stage.open.values();
         let count = |wanted: fn(&Action) -> bool| open.clone().filter(|it| wanted(it)).count();
@@ -305,7 +305,7 @@ impl World {
         }
     }
 
-    /// Who isn't worked on knows why.
+    /// Checks that each shard without progress has a reason.
     fn check_reasons(&self) {
         let ownership = self.stage.group.machine.ownership();
         for (shard, it) in &ownership.shards {

@@ -1,4 +1,4 @@
-//! What the controllers are told.
+//! Tests of progress reports to the controllers.
 
 use types::{ConfigNum, ShardId};
 

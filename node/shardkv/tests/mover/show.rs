@@ -1,4 +1,4 @@
-//! How actions are written in tests.
+//! The notation of actions in tests.
 
 use shardkv::{Action, Chunk, Cursor, Next, Step};
 use types::{ConfigNum, ShardId};

@@ -33,7 +33,7 @@ pub(crate) struct Stage {
     pub(crate) group: Replica,
     pub(crate) now: u64,
     pub(crate) leads: bool,
-    /// What is under way.
+    /// Pending actions.
     pub(crate) open: BTreeMap<ActionId, Action>,
 }
 
