@@ -1,4 +1,4 @@
-//! What is asked of the configuration centre, and what it answers.
+//! Commands, queries and responses of the controllers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use types::{ConfigDelta, ConfigNum, Gid, Sequence, ShardConfig, ShardId};
 pub struct Command {
     /// Without a session a change is applied each time it is proposed.
     pub session: Option<SessionRef>,
-    /// What to do.
+    /// The change.
     pub change: Change,
 }
 
-/// A change of the configuration, or news of a group.
+/// A change of the configuration, or a group's progress report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Adds groups, or gives groups other addresses, and rebalances.
@@ -25,45 +25,45 @@ pub enum Change {
     },
     /// Takes groups away, and rebalances.
     Leave {
-        /// Which.
+        /// The groups.
         gids: BTreeSet<Gid>,
     },
     /// Gives one shard to a group, until a rebalance must touch it.
     Move {
-        /// Which.
+        /// The shard.
         shard: ShardId,
-        /// To whom.
+        /// The new owner.
         gid: Gid,
     },
-    /// A group has done all that configurations up to `settled` ask of it. Takes no session: the greatest counts.
+    /// A group has completed all hand-offs of the configurations up to `settled`. Needs no session: the greatest value counts.
     Report {
-        /// Which.
+        /// The group.
         gid: Gid,
-        /// Up to where.
+        /// The last configuration that the group has settled.
         settled: ConfigNum,
     },
 }
 
-/// A question.
+/// A read of the configurations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
     /// A configuration; `None` is the latest.
     Config {
-        /// Which.
+        /// The number.
         num: Option<ConfigNum>,
     },
-    /// What leads on from a configuration. Right on any replica ([`replica::Request::ReadLocal`]): one that is behind has
-    /// less to tell, and refuses one who is ahead of it with [`CtrlError::Future`]. Only a group that has nothing (`num` is
-    /// 0, with a `gid`) must ask linearizably ([`replica::Request::Read`]), or it may be told to begin where a group with
-    /// the same gid was before it.
+    /// The deltas after a configuration. Correct on any replica ([`replica::Request::ReadLocal`]): a replica that is behind
+    /// returns fewer deltas, and refuses a caller that is ahead of it with [`CtrlError::Future`]. Only a group without
+    /// configuration (`num` is 0, with a `gid`) must read linearizably ([`replica::Request::Read`]). A stale answer could make
+    /// it begin at the progress of an earlier group with the same gid.
     After {
-        /// The configuration that the asker has; 0 for none.
+        /// The caller's configuration; 0 for none.
         num: ConfigNum,
         /// The most deltas in the answer; more than [`crate::MAX_DELTAS`] count as that many.
         limit: u32,
-        /// The replica group that asks to follow. One that has nothing, or is too far behind, is given the configuration
-        /// that it is to begin at: the one up to which the controllers know it to be settled, or the latest if it isn't
-        /// theirs. So a group with new disks under the gid of one that left doesn't relive its predecessor's life.
+        /// The replica group that follows. A group without configuration, or too far behind, is given the configuration at
+        /// which it begins: the one that the controllers know it to have settled, or the latest if the group is unknown.
+        /// So a group with new disks doesn't repeat the hand-offs of an earlier group with the same gid.
         gid: Option<Gid>,
     },
 }
@@ -79,9 +79,9 @@ pub enum Response {
     Changed {
         /// The configuration that it made, or the latest if it changed nothing.
         num: ConfigNum,
-        /// Whether it made one.
+        /// True if the change made a configuration.
         changed: bool,
-        /// How many shards have another owner in it.
+        /// The number of shards with another owner in it.
         moved_shards: u32,
     },
     /// `Report`.
@@ -90,7 +90,7 @@ pub enum Response {
     Refused(CtrlError),
 }
 
-/// A configuration and where it stands.
+/// A configuration with its place in the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryAnswer {
     /// The configuration.
@@ -103,29 +103,29 @@ pub struct QueryAnswer {
     pub progress: BTreeMap<Gid, GroupProgress>,
 }
 
-/// How far a group is.
+/// The progress of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupProgress {
-    /// All that configurations up to this one ask of the group is done.
+    /// The group has completed all hand-offs of the configurations up to this one.
     pub settled: ConfigNum,
     /// The configuration in which it left; `None` while it is part of the cluster. It is drained, and forgotten, when
     /// `settled` reaches this.
     pub left_in: Option<ConfigNum>,
 }
 
-/// What an asker lacks.
+/// The configurations that a caller lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configs {
-    /// Where to begin, when what follows the asker's configuration is not kept any more (then it is the oldest that is
-    /// kept), or when a group has nothing yet (see [`Query::After`]).
+    /// The configuration to begin at. Present if the delta after the caller's configuration is no longer kept (then it is
+    /// the oldest kept one), or if a group has no configuration yet (see [`Query::After`]).
     pub full: Option<Arc<ShardConfig>>,
-    /// What follows, without a gap; the first leads on from `full`, or from what the asker has.
+    /// The deltas that follow, without a gap. The first applies to `full`, or to the caller's configuration.
     pub deltas: Vec<ConfigDelta>,
     /// The number of the latest.
     pub latest: ConfigNum,
 }
 
-/// Why the state machine refused. Nothing was changed.
+/// A refusal by the state machine, which changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CtrlError {
     /// No such group.
@@ -140,17 +140,17 @@ pub enum CtrlError {
     /// Addresses of a group that can't be used.
     #[error("{gid}: {why}")]
     BadAddresses {
-        /// Whose.
+        /// The group.
         gid: Gid,
-        /// Why.
+        /// The reason.
         why: String,
     },
     /// Two groups claim an address.
     #[error("{address} belongs to {owner}: a node is part of one group")]
     AddressTaken {
-        /// Which.
+        /// The address.
         address: String,
-        /// Who has it.
+        /// The group that has it.
         owner: Gid,
     },
     /// Too many groups.
@@ -162,18 +162,18 @@ pub enum CtrlError {
     /// No such shard.
     #[error("there is no {shard}: the cluster has {shards} shards, from 0 on")]
     NoShard {
-        /// Which.
+        /// The shard.
         shard: ShardId,
-        /// How many there are.
+        /// The number of shards.
         shards: u32,
     },
-    /// Nobody would be left to own the shards.
+    /// The change would leave no group to own the shards.
     #[error("the last group can't leave: its shards would have no owner; join another one first")]
     LastGroup,
-    /// A configuration that isn't there yet.
+    /// A configuration that doesn't exist yet.
     #[error("there is no configuration {num} yet: the latest is {latest}")]
     Future {
-        /// Which.
+        /// The number.
         num: ConfigNum,
         /// The latest.
         latest: ConfigNum,
@@ -181,7 +181,7 @@ pub enum CtrlError {
     /// A configuration that isn't kept any more.
     #[error("configuration {num} is not kept any more: the oldest is {oldest}")]
     Compacted {
-        /// Which.
+        /// The number.
         num: ConfigNum,
         /// The oldest that is kept.
         oldest: ConfigNum,
@@ -195,7 +195,7 @@ pub enum CtrlError {
         limit: u64,
         /// The group that is furthest behind.
         waits_for: Gid,
-        /// How far it is.
+        /// The configuration that it has settled.
         settled: ConfigNum,
     },
     /// As `shardkv::KvError::SessionExpired`.
@@ -206,7 +206,7 @@ pub enum CtrlError {
         "the session was born {ahead_ms} ms in the future of the controllers' log: check the nodes' clocks"
     )]
     SessionFromFuture {
-        /// How far, in milliseconds.
+        /// The difference, in milliseconds.
         ahead_ms: u64,
     },
     /// As `shardkv::KvError::StaleSequence`.
@@ -232,22 +232,22 @@ pub enum CtrlError {
         "{what} are at their limit of {limit}: acknowledge results, reuse sessions, or retry later"
     )]
     SessionLimit {
-        /// Which table.
+        /// The full table.
         what: &'static str,
         /// Its bound.
         limit: u64,
     },
-    /// The operation could not be decoded.
+    /// The operation can't be decoded.
     #[error("malformed operation: {0}")]
     Malformed(String),
 }
 
 impl CtrlError {
-    /// Whether every other attempt of the same change, earlier or later, is refused or answered the same. If not, the
-    /// refusal speaks of one attempt: while another copy may be on its way the outcome of the change isn't known, and it
-    /// is to be repeated with the same client id and sequence.
+    /// Returns true if every other attempt of the same change, earlier or later, is refused or answered the same. If false,
+    /// the refusal concerns one attempt only: while another copy may be in flight, the outcome of the change isn't known, and
+    /// the client must repeat it with the same client id and sequence.
     ///
-    /// Changes without a session have no identity, so for them this says nothing.
+    /// Changes without a session have no identity, so the result is meaningless for them.
     pub fn is_final(&self) -> bool {
         match self {
             Self::UnknownGroup(_)

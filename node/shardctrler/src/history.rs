@@ -6,15 +6,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use types::{ConfigDelta, ConfigError, ConfigNum, Gid, ShardConfig};
 
-/// How much of the past is kept. Every replica of a group must be given the same, or they diverge: the product uses the
-/// default, other values are for tests and simulations.
+/// Limits of the history. Every replica of a group must have the same, or they diverge. The product uses the
+/// default; other values are for tests and simulations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryLimits {
     /// This many configurations before the latest are kept for people's questions, also when all groups have passed them.
     pub keep: u64,
-    /// What nobody needs is dropped when it is this many configurations, so that the oldest one isn't rewritten each time.
+    /// Configurations that no group needs are dropped in batches of this many, so that the oldest isn't rewritten each time.
     pub step: u64,
-    /// With this many configurations before the latest, changes are refused until the groups that are behind come on.
+    /// With this many configurations before the latest, changes are refused until the groups that are behind catch up.
     pub max: u64,
     /// The same for the bytes of what leads on from the oldest one.
     pub max_bytes: usize,
@@ -31,7 +31,7 @@ impl Default for HistoryLimits {
     }
 }
 
-/// What leads to a configuration, and its size as it is stored.
+/// The delta that leads to a configuration, and its stored size.
 #[derive(Clone, Debug)]
 struct Kept {
     delta: Arc<ConfigDelta>,
@@ -50,7 +50,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// What is kept, rebuilt from its records: the deltas' in order.
+    /// Rebuilds the history from its records; the deltas must be in order.
     pub(crate) fn new(
         oldest: ShardConfig,
         deltas: impl IntoIterator<Item = (ConfigDelta, usize)>,
@@ -97,7 +97,7 @@ impl History {
         self.bytes
     }
 
-    /// How many configurations are kept before the latest.
+    /// Returns the number of configurations kept before the latest.
     pub(crate) fn len(&self) -> u64 {
         self.deltas.len() as u64
     }
@@ -118,7 +118,7 @@ impl History {
         Ok(Some(Arc::new(config)))
     }
 
-    /// What follows `num`, which is kept, in order, each with its size.
+    /// Returns the deltas after `num`, which must be kept, in order, each with its size.
     pub(crate) fn after(
         &self,
         num: ConfigNum,
@@ -152,7 +152,7 @@ impl History {
         Ok(gone.iter().map(|kept| kept.delta.num).collect())
     }
 
-    /// How many deltas lead from the oldest configuration to this one, if it is kept.
+    /// Returns the number of deltas from the oldest configuration to this one, if it is kept.
     fn steps_to(&self, num: ConfigNum) -> Option<usize> {
         let steps = num.0.checked_sub(self.oldest.num().0)?;
         let steps = usize::try_from(steps).ok()?;

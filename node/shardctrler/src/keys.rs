@@ -17,11 +17,11 @@ use types::{ClientId, ConfigNum, Gid, LogTime, ShardId};
 
 /// The oldest configuration, in `Meta`.
 pub(crate) const OLDEST: &[u8] = b"shardctrler/oldest";
-/// What the keys of deltas start with.
+/// The prefix of the keys of deltas.
 pub(crate) const DELTAS: &[u8] = b"shardctrler/delta/";
-/// What the keys of groups' progress start with.
+/// The prefix of the keys of groups' progress.
 pub(crate) const GROUPS: &[u8] = b"shardctrler/group/";
-/// What the keys of moved shards start with.
+/// The prefix of the keys of moved shards.
 pub(crate) const MOVED: &[u8] = b"shardctrler/moved/";
 
 const SESSION_BYTES: usize = 20;
@@ -31,12 +31,12 @@ pub(crate) fn delta(num: ConfigNum) -> Bytes {
     prefixed(DELTAS, &num.0.to_be_bytes())
 }
 
-/// How far a group is, in `Meta`.
+/// Returns the key of a group's progress, in `Meta`.
 pub(crate) fn group(gid: Gid) -> Bytes {
     prefixed(GROUPS, &gid.0.to_be_bytes())
 }
 
-/// That a shard was moved, in `Meta`.
+/// Returns the key of the record that a shard was moved, in `Meta`.
 pub(crate) fn moved(shard: ShardId) -> Bytes {
     prefixed(MOVED, &shard.0.to_be_bytes())
 }

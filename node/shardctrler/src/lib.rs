@@ -1,4 +1,4 @@
-//! The configuration centre's state machine: numbered configurations, and the changes that make the next one.
+//! The controllers' state machine: numbered configurations, and the changes that make the next one.
 //!
 //! # What it is
 //!
@@ -10,46 +10,46 @@
 //! # How a change flows through
 //!
 //! 1. A server encodes a [`Command`] and proposes it. Bytes that aren't one are answered with [`CtrlError::Malformed`].
-//! 2. What no configuration would allow is refused (`rules::check`).
-//! 3. The session table decides whether it is new. A retry gets the answer of the first time, refusals included; the
-//!    module `outcome` says why that must be.
-//! 4. The rules give the groups and the owners of the next configuration (`rules::plan`): a change that names many groups
-//!    is carried out whole or not at all, and one that finds all as it wants it makes no configuration. When groups come
-//!    or go the shards are spread anew ([`rebalance()`]): even, with the fewest moves, and without touching a shard that a
-//!    `Move` put somewhere, unless it must.
+//! 2. Changes that no configuration would allow are refused (`rules::check`).
+//! 3. The session table tells a new change from a retry. A retry gets the answer of the first attempt, refusals included;
+//!    the module `outcome` gives the reason.
+//! 4. The rules give the groups and the owners of the next configuration (`rules::plan`). A change that names many groups
+//!    is carried out whole or not at all, and a change without effect makes no configuration. When groups join
+//!    or leave, the shards are rebalanced ([`rebalance()`]): evenly, with the fewest moves, and without moving a shard that a
+//!    `Move` placed, unless it must.
 //! 5. The delta is written and takes effect.
 //!
-//! Groups carry configurations out by themselves: each follows the deltas and moves its shards, at its own pace. Nothing here
+//! Groups carry out configurations by themselves: each follows the deltas and moves its shards at its own pace. Nothing here
 //! waits for them, so the configurations may be many steps ahead of a group that is down.
 //!
-//! # What is kept of the past
+//! # History
 //!
-//! A group that is behind needs each delta after the configuration that it has: it may have to hand on a shard that it
-//! is given by the one and loses by the next. So the groups tell how far they are ([`Change::Report`]): a group has *settled* a
-//! configuration when all is done that configurations up to it ask of it. [`GroupProgress`] is tracked of every group
-//! that is part of the cluster, and of one that left until it is *drained*: it has settled the configuration in
-//! which it left, so its shards are with their new owners, and it is forgotten.
+//! A group that is behind needs each delta after its configuration, because it may have to hand on a shard that it gains by
+//! one delta and loses by the next. So groups report their progress ([`Change::Report`]): a group has *settled* a
+//! configuration when it has completed all hand-offs of the configurations up to it. [`GroupProgress`] is tracked for every
+//! group of the cluster. A group that left is tracked until it is *drained*: it has settled the configuration in
+//! which it left, so its shards are with their new owners.
 //!
-//! What lies before the least settled configuration is let go, but for the last few, which are kept for people
-//! ([`HistoryLimits`]). A group that stays behind for very long keeps more and more, until further changes are refused
-//! with [`CtrlError::HistoryFull`], which names it.
+//! Configurations before the least settled one are dropped, except for the last few, which are kept for operators
+//! ([`HistoryLimits`]). While a group stays behind, the history grows, until further changes are refused
+//! with [`CtrlError::HistoryFull`], which names the group.
 //!
-//! A group that joins has settled the configuration before: nothing was asked of it. One that comes back before it is drained keeps
-//! its progress, because what it had to do is still to be done; it is as if it had never been away, but for the
-//! shards.
+//! A group that joins has settled the configuration before, which asked nothing of it. A group that joins again before it is
+//! drained keeps its progress, because its earlier hand-offs are still to be done.
 //!
-//! # Where a group begins
+//! # The first configuration of a group
 //!
-//! A group whose nodes have nothing yet (new disks) asks for what follows configuration 0, and says who it is. It is
-//! given whole the configuration that its gid has settled ([`Query::After`]) and goes on from there. Were it given the
-//! oldest configuration that is kept, and had another group with its gid lived and left since, it would live that life again: make
-//! empty shards that others have long taken over, and wait for deletes that nobody owes it. If it does own something in the
-//! configuration that it is given, then the group has lost its disks: data are gone, and the group must refuse to go on.
+//! A group whose nodes are empty (new disks) asks for the configurations after 0 and names its gid. It is
+//! given the whole configuration that its gid has settled ([`Query::After`]), and continues from there. Consider the
+//! alternative, the oldest kept configuration: if an earlier group with the same gid had joined and left since, the new group
+//! would repeat that group's hand-offs. It would create empty shards that other groups have long taken over, and wait for
+//! deletes that no group owes it. If the new group owns a shard in the configuration that it is given, then the group has
+//! lost its disks: data are lost, and the group must refuse to continue.
 //!
 //! # What it doesn't do
 //!
-//! It does no I/O beside the reader and the transaction it is given, reads no clock, talks to no group. It doesn't know
-//! whether a group lives: the groups of a configuration are what people asked for.
+//! The machine does no I/O except through the reader and the transaction that the replica passes in. It reads no clock and
+//! sends no messages. It doesn't know whether a group is up: the groups of a configuration are those that were joined.
 
 mod bug;
 mod codec;

@@ -22,10 +22,10 @@ use crate::{
 /// The most forgotten sessions that one change removes: more than the one that it may add, so that the table shrinks.
 const EXPIRED_PER_CHANGE: usize = 2;
 
-/// How many records a reload reads at once, and about how many bytes.
+/// The most records, and the approximate bytes, of one read of a reload.
 const RELOAD_PAGE: (usize, usize) = (4_096, 1 << 20);
 
-/// The configuration centre as a [`StateMachine`].
+/// The controllers' configurations as a [`StateMachine`].
 ///
 /// Invariants, between batches:
 /// - all fields but `limits` are what the records say ([`crate`] tells which), and the session table has nothing that
@@ -82,7 +82,7 @@ impl Shardctrler {
         }
     }
 
-    /// What the group was created with; `None` as long as the state is empty.
+    /// Returns the parameters that the group was created with; `None` while the state is empty.
     pub fn genesis(&self) -> Option<&Genesis> {
         self.genesis.as_ref()
     }
@@ -97,7 +97,7 @@ impl Shardctrler {
         self.history.oldest().num()
     }
 
-    /// How far every group is that is part of the cluster, or left and is not drained yet.
+    /// Returns the progress of every group that is part of the cluster, or left and is not drained yet.
     pub fn progress(&self) -> &BTreeMap<Gid, GroupProgress> {
         &self.progress
     }
@@ -107,7 +107,7 @@ impl Shardctrler {
         &self.moved
     }
 
-    /// How many sessions are remembered, for metrics.
+    /// Returns the number of remembered sessions, for metrics.
     pub fn session_count(&self) -> usize {
         self.sessions.len()
     }
@@ -258,7 +258,7 @@ impl Shardctrler {
         })
     }
 
-    /// Why there can be no further configuration now.
+    /// Returns the reason that there can be no further configuration now, if there is one.
     fn full(&self) -> Option<Refusal> {
         let HistoryLimits { max, max_bytes, .. } = self.limits;
         if self.history.len() < max && self.history.bytes() < max_bytes {

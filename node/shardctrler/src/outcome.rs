@@ -14,10 +14,10 @@ use types::{ConfigNum, DecodeError, Gid, Reader, Writer};
 
 use crate::{CtrlError, Response};
 
-/// What a change did.
+/// The outcome of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It was carried out, if only by finding that all was so already.
+    /// The change was carried out, possibly without effect.
     Changed {
         num: ConfigNum,
         changed: bool,
@@ -27,7 +27,7 @@ pub(crate) enum Outcome {
     Refused(Refusal),
 }
 
-/// Why the configurations don't allow a change. As the variants of [`CtrlError`] with the same names.
+/// A refusal of a change by the configurations. The variants are those of [`CtrlError`] with the same names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     UnknownGroup(Gid),

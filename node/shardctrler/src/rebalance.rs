@@ -1,6 +1,6 @@
-//! Who owns which shard after groups came or went: even, with the fewest moves.
+//! The assignment of shards after groups joined or left: even, with the fewest moves.
 //!
-//! # What is asked
+//! # Requirements
 //!
 //! Given the owner of each of `S` shards and the `G` groups there are now, find new owners such that
 //!
@@ -33,8 +33,8 @@
 //!
 //! # Small deltas
 //!
-//! What is left open is used to keep shards together, because neighbours that go from one group to another are one run in
-//! the delta, and configurations are kept as runs:
+//! The remaining freedom is used to keep shards together, because neighbours that go from one group to another are one run
+//! in the delta, and configurations are stored as runs:
 //!
 //! - Among groups that have more than `q`, those with the fewest get the one more: they then need not give at all.
 //! - Among the others, those with the fewest get it: they are given shards anyhow.
@@ -51,7 +51,7 @@ use std::collections::BTreeSet;
 
 use types::{Gid, ShardId, ShardRun};
 
-/// What a group has and may keep.
+/// The shards that a group has and the number that it may keep.
 #[derive(Clone, Debug, Default)]
 struct Share {
     gid: Gid,
@@ -59,9 +59,9 @@ struct Share {
     /// Of these, how many were moved by hand.
     moved: usize,
     allowed: usize,
-    /// What it has and nobody moved by hand; only of groups that give.
+    /// Its shards that no `Move` placed; only for groups that give shards.
     free: Vec<ShardRun>,
-    /// What it has and was moved by hand; only of groups that give.
+    /// Its shards that a `Move` placed; only for groups that give shards.
     held: Vec<ShardRun>,
 }
 

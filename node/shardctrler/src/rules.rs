@@ -1,4 +1,4 @@
-//! What changes are allowed, and what the next configuration looks like.
+//! The rules of changes: which are allowed, and the configuration that each makes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,8 +67,8 @@ fn twice(groups: &BTreeMap<Gid, Vec<String>>) -> Option<(String, Gid)> {
     None
 }
 
-/// What a change that passed [`check`] makes of a configuration; `None` when all is so already. `moved` are the shards
-/// that are where a `Move` put them. A report makes nothing of it.
+/// Returns the configuration that a change that passed [`check`] makes; `None` if the change has no effect, as a report
+/// never has. `moved` are the shards that a `Move` placed where they are.
 pub(crate) fn plan(
     change: &Change,
     latest: &ShardConfig,

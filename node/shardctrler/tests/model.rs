@@ -24,7 +24,7 @@ const LIMITS: HistoryLimits = HistoryLimits {
     max_bytes: 100_000,
 };
 
-/// What the controllers mean, written as plainly as possible: nothing is ever forgotten.
+/// The specification of the controllers, written as plainly as possible: nothing is ever forgotten.
 struct Model {
     configs: Vec<Arc<ShardConfig>>,
     /// Of members, and of those that left and aren't drained: how far they are, and when they left.
@@ -241,7 +241,7 @@ impl Model {
         }
     }
 
-    /// What is kept is right, it is what is needed, and it isn't more than that.
+    /// Checks that the kept state is correct, that it is all that is needed, and that it isn't more.
     fn check_state(&self, replica: &Replica) {
         let found = replica.machine.progress().iter();
         let found: Vec<_> = found

@@ -16,7 +16,7 @@ use common::{Random, moves};
 use shardctrler::rebalance;
 use types::{ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
-/// How many shards each group has.
+/// Returns the number of shards of each group.
 fn counts(owners: &[Gid], gids: &[Gid]) -> Vec<usize> {
     let at: BTreeMap<Gid, usize> = gids.iter().copied().zip(0..).collect();
     let mut counts = vec![0; gids.len()];
@@ -228,7 +228,7 @@ fn gids(range: std::ops::RangeInclusive<u64>) -> Vec<Gid> {
     range.map(Gid).collect()
 }
 
-/// How many runs change their owner.
+/// Returns the number of runs that change their owner.
 fn runs_moved(before: &[Gid], after: &[Gid]) -> usize {
     let config = ShardConfig::new(
         ConfigNum(1),

@@ -1,4 +1,4 @@
-//! What each change does, and each typed refusal.
+//! Tests of the effect of each change, and of each typed refusal.
 
 mod common;
 

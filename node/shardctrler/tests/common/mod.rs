@@ -226,7 +226,7 @@ pub fn session(birth: u64, sequence: u64, acked_below: u64) -> Option<SessionRef
     })
 }
 
-/// How many shards each of a configuration's groups has.
+/// Returns the number of shards of each of a configuration's groups.
 pub fn counts(config: &ShardConfig) -> BTreeMap<Gid, usize> {
     let mut counts: BTreeMap<Gid, usize> = config.groups().keys().map(|gid| (*gid, 0)).collect();
     for owner in config.owners() {
@@ -244,7 +244,7 @@ pub fn assert_balanced(config: &ShardConfig) {
     assert!(most.unwrap() - least.unwrap() <= 1, "{counts:?}");
 }
 
-/// How many shards have another owner.
+/// Returns the number of shards that change their owner.
 pub fn moves(before: &[Gid], after: &[Gid]) -> usize {
     let pairs = before.iter().zip(after);
     pairs.filter(|(before, after)| before != after).count()
