@@ -1,4 +1,4 @@
-//! How our two `RocksDB`s are set up and written to.
+//! The options of the two `RocksDB`s, and writes to them.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use rocksdb::{
 use crate::error::translate;
 use crate::options::StorageOptions;
 
-/// What both have in common.
+/// Returns the options that both databases have in common.
 fn common(
     options: &StorageOptions,
     text: &str,
@@ -88,9 +88,9 @@ pub(crate) fn state(options: &StorageOptions) -> Result<Options, rocksdb::Error>
     Ok(db)
 }
 
-/// How long a write waits for a flush before a failed one is taken for the reason.
+/// The time that a write waits for a flush before it takes a failed flush for the reason.
 const STALL: Duration = Duration::from_millis(500);
-/// How often a stalled write is tried again.
+/// The interval between attempts of a stalled write.
 const STALL_POLL: Duration = Duration::from_millis(1);
 
 /// Writes `batch`, and never waits inside `RocksDB`, which while its buffers are full and a full disk keeps
@@ -117,13 +117,13 @@ pub(crate) fn write(db: &DB, batch: WriteBatch, options: &WriteOptions) -> Resul
     }
 }
 
-/// Whether a flush or a compaction failed since the database was opened.
+/// Returns true if a flush or a compaction failed since the database was opened.
 fn failed_in_background(db: &DB) -> Result<bool, StoreError> {
     let errors = db.property_int_value("rocksdb.background-errors");
     Ok(errors.map_err(|error| translate(&error))?.unwrap_or(0) > 0)
 }
 
-/// How the log writes: synced.
+/// Returns the write options of the log: synced.
 pub(crate) fn synced() -> WriteOptions {
     let mut options = WriteOptions::default();
     options.set_sync(true);
@@ -131,7 +131,7 @@ pub(crate) fn synced() -> WriteOptions {
     options
 }
 
-/// How the state writes: without a write-ahead log.
+/// Returns the write options of the state: without a write-ahead log.
 pub(crate) fn unlogged() -> WriteOptions {
     let mut options = WriteOptions::default();
     options.disable_wal(true);

@@ -1,4 +1,4 @@
-//! What can go wrong, and what `RocksDB`'s errors mean to us.
+//! Errors of the storage, and the translation of `RocksDB`'s errors.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use raft::StoreError;
 use types::{ClusterId, Gid};
 
-/// Why a data directory can't be used. The node must not start with it, and above all must not vote.
+/// A reason that a data directory can't be used. The node must not start with it, and above all must not vote.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// Another process uses the directory.
@@ -23,7 +23,7 @@ pub enum OpenError {
     NoIdentity {
         /// The directory.
         dir: PathBuf,
-        /// What lies there.
+        /// The unexpected content.
         found: String,
     },
     /// `IDENTITY` can't be read.
@@ -34,7 +34,7 @@ pub enum OpenError {
     IdentityDamaged {
         /// The directory.
         dir: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         what: String,
     },
     /// The directory was written by another version of this program.
@@ -59,7 +59,7 @@ pub enum OpenError {
     LogDamaged {
         /// The data directory.
         dir: PathBuf,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
     /// The state can't be opened.
@@ -70,7 +70,7 @@ pub enum OpenError {
     StateDamaged {
         /// The data directory.
         dir: PathBuf,
-        /// What is wrong.
+        /// The fault.
         what: String,
     },
     /// The disk is full.
@@ -78,20 +78,20 @@ pub enum OpenError {
     Full {
         /// The directory.
         dir: PathBuf,
-        /// What was being written.
+        /// The data that was being written.
         what: String,
     },
-    /// The operating system refused something.
+    /// The operating system refused an operation.
     #[error("{context}: {message}")]
     Io {
-        /// What was being done.
+        /// The operation.
         context: String,
-        /// What the system said.
+        /// The system's error text.
         message: String,
     },
 }
 
-/// Why a directory can't be bound to a cluster and a group.
+/// A reason that a directory can't be bound to a cluster and a group.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BindError {
     /// It belongs to another one.
@@ -103,13 +103,13 @@ pub enum BindError {
     Mismatch {
         /// The cluster it belongs to.
         bound_cluster: ClusterId,
-        /// That cluster's name.
+        /// The name of that cluster.
         bound_name: String,
         /// The group it belongs to.
         bound_gid: Gid,
         /// The cluster asked for.
         cluster: ClusterId,
-        /// That cluster's name.
+        /// The name of that cluster.
         name: String,
         /// The group asked for.
         gid: Gid,
@@ -157,8 +157,8 @@ pub(crate) fn translate(error: &rocksdb::Error) -> StoreError {
     }
 }
 
-/// Whether an error says that space or quota is exhausted. A failed *sync* is never that: the pages it was
-/// to write are in an unknown state, whatever the reason.
+/// Returns true if an error says that space or quota is exhausted. A failed *sync* never counts as that: the pages that it
+/// was to write are in an unknown state, whatever the reason.
 fn is_full(message: &str) -> bool {
     let full = ["No space left", "Disk quota exceeded", "NoSpace"];
     full.iter().any(|text| message.contains(text)) && !message.contains("sync")

@@ -1,4 +1,4 @@
-//! How many log writes were acknowledged, so that losing the last of them is noticed.
+//! The durable count of acknowledged log writes, which detects the loss of the last of them.
 //!
 //! The file has two slots, each in a sector of its own: the number (8 bytes, little-endian) and its CRC-32.
 //! The number `n` goes to slot `n % 2`, so a torn write leaves the one before. It is written after the
@@ -17,7 +17,7 @@ use crate::directory::{Directory, sync_dir};
 use crate::error::{OpenError, translate_io};
 
 const NAME: &str = "FLOOR";
-/// Where the slots are. A disk writes a sector of 512 bytes whole; 4096 leaves room for larger ones.
+/// The offsets of the slots. A disk writes a sector of 512 bytes whole; 4096 leaves room for larger sectors.
 const SLOTS: [u64; 2] = [0, 4_096];
 const SETTLED: u64 = 8_192;
 const SLOT_BYTES: usize = 12;
@@ -86,7 +86,7 @@ impl Floor {
         })
     }
 
-    /// How many log writes were acknowledged at least.
+    /// Returns a lower bound of the number of acknowledged log writes.
     pub(crate) fn get(&self) -> u64 {
         self.written
     }

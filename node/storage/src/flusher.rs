@@ -63,7 +63,7 @@ impl Flusher {
         })
     }
 
-    /// What a crash now would leave, at least.
+    /// Returns the last entry that a crash now is sure to leave.
     pub(crate) fn durable(&self) -> EntryId {
         self.shared.lock().durable
     }

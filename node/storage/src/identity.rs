@@ -1,4 +1,4 @@
-//! Who a node is: a text file that a person can read and that a flipped bit can't change.
+//! The identity of a node: a readable text file in which a flipped bit is detected.
 //!
 //! ```text
 //! shardkv data directory, format 1
@@ -36,7 +36,7 @@ pub struct Identity {
     record: Record,
 }
 
-/// Which cluster and group a node belongs to.
+/// The cluster and the group that a node belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// The incarnation of the cluster.
@@ -60,7 +60,7 @@ impl Identity {
         self.record.node
     }
 
-    /// Where the node belongs; `None` before it was bound.
+    /// Returns the cluster and the group of the node; `None` before it was bound.
     pub fn binding(&self) -> Option<&Binding> {
         self.record.binding.as_ref()
     }
@@ -154,7 +154,7 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Whether the stores were made. Before that nothing was promised.
+    /// Returns true if the stores were created. Before that, the node has promised nothing.
     pub(crate) fn initialised(&self) -> bool {
         self.record.initialised
     }

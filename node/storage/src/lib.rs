@@ -82,16 +82,16 @@ pub struct Opened {
     pub log: RocksLog,
     /// The state machine's data.
     pub state: RocksState,
-    /// Who this node is.
+    /// The identity of this node.
     pub identity: Identity,
-    /// How full the disk is; a handle that can be cloned.
+    /// A cloneable handle that measures the disk.
     pub disk: Disk,
 }
 
 /// Opens the data directory `dir`, or makes it if it does not exist or is empty.
 ///
-/// What is refused: a directory that another process uses, one of an unknown format version, one with data
-/// and no `IDENTITY`, and one whose content is damaged ([`OpenError`] says which and what to do).
+/// Refuses a directory that another process uses, one of an unknown format version, one with data
+/// and no `IDENTITY`, and one whose content is damaged. [`OpenError`] says which it is and what to do.
 pub fn open(dir: &Path, options: &StorageOptions) -> Result<Opened, OpenError> {
     let directory = Directory::lock(dir)?;
     let disk = Disk::new(Arc::clone(&directory), options)?;

@@ -48,7 +48,7 @@ const VERSION: &[u8] = b"mv";
 const FORMAT: u8 = 1;
 /// Checksum and term.
 const ENTRY_HEADER_BYTES: usize = 12;
-/// What a batch takes on the disk beyond its entries, generously: the record's header, hard state, number.
+/// A generous bound of a batch's bytes on the disk beyond its entries: the record's header, hard state, number.
 const BATCH_BYTES: usize = 1_024;
 /// Fewer entries than this are dropped one by one: a range tombstone costs every later read a little.
 const POINT_DELETES: u64 = 64;
@@ -143,8 +143,8 @@ impl RocksLog {
 
     /// Opens the database again after the disk was full, if there is space now.
     ///
-    /// What failed may turn out to be there, whole: the record was written, and what came after it failed. That is
-    /// as if the node had crashed in the write, which Raft is made for; only our own view must follow.
+    /// A failed write may turn out to be present and whole: the record was written, and a later step failed. That is
+    /// equivalent to a crash of the node during the write, which Raft tolerates; only this store's own view must follow.
     fn recover(&mut self) -> Result<(), StoreError> {
         if !self.reopen && self.db.is_some() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What can be set.
+//! Options of the storage.
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub struct StorageOptions {
     /// Below this many free bytes the disk counts as nearly full. `None`: a tenth of the disk, at most
     /// 512 MiB. A quarter of it is the hard reserve, below which even Raft's own writes are refused.
     pub low_space_bytes: Option<u64>,
-    /// How long cleared ranges of the state are collected before their space is reclaimed by a compaction.
+    /// The time for which cleared ranges of the state are collected before a compaction reclaims their space.
     pub reclaim_after: Duration,
     /// Called after each synced write.
     pub on_sync: Option<SyncObserver>,

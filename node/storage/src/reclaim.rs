@@ -46,9 +46,9 @@ struct Shared {
 
 #[derive(Default)]
 struct Inner {
-    /// What is to be compacted next.
+    /// The range to compact next.
     waiting: Option<Job>,
-    /// The database that is worked on.
+    /// The database that is being compacted.
     running: Option<Arc<Instance>>,
     /// Counts what ends a job early: its failure then says nothing.
     epoch: u64,

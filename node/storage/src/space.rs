@@ -1,4 +1,4 @@
-//! How full the disk is, and how much of it is kept in reserve.
+//! The free space of the disk, and the reserve.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ const MAX_LOW_BYTES: u64 = 512 << 20;
 /// `RocksDB`'s smallest write buffer.
 const MIN_WRITE_BUFFER_BYTES: usize = 64 << 10;
 
-/// How full the disk is.
+/// The free and total space of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
     /// Bytes that can still be written.
@@ -25,7 +25,7 @@ pub struct Space {
     pub low: bool,
 }
 
-/// How much the stores take on the disk.
+/// The disk usage of the stores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
     /// Bytes of the log's files.
@@ -41,7 +41,7 @@ pub struct Disk {
     low_bytes: u64,
 }
 
-/// Who asks for space: the smaller reserve is for what must come last.
+/// The writer that asks for space. The state has the smaller reserve, because the log must be refused first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Writer {
     /// The log: refused first, so that the state can still take what was committed.
@@ -80,7 +80,7 @@ impl Disk {
         }
     }
 
-    /// How full the disk is now: one system call.
+    /// Measures the disk, by one system call.
     pub fn space(&self) -> Result<Space, StoreError> {
         let found = rustix::fs::fstatvfs(self.directory.file())
             .map_err(|error| StoreError::Io(format!("can't measure the disk: {error}")))?;
@@ -92,7 +92,7 @@ impl Disk {
         })
     }
 
-    /// How much the stores take: reads the sizes of a few dozen files.
+    /// Measures the stores: reads the sizes of a few dozen files.
     pub fn sizes(&self) -> Sizes {
         Sizes {
             log_bytes: tree_bytes(&self.directory.log_dir()),

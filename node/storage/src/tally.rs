@@ -23,7 +23,7 @@ type Sums = BTreeMap<(Keyspace, Prefix), u64>;
 pub(crate) struct Tally {
     /// Since the last flush began.
     recent: Sums,
-    /// What the flush under way covers, and its last commit.
+    /// The sums that the running flush covers, and its last commit.
     flushing: Option<(EntryId, Sums)>,
 }
 

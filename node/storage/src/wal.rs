@@ -68,7 +68,7 @@ pub(crate) fn check(dir: &Path, settled: u64) -> Result<(), StoreError> {
 /// The numbers of the first and the last write of a file.
 type Span = Option<(u64, u64)>;
 
-/// What the files have to follow each other by.
+/// The sequence that the files must form.
 struct Chain {
     settled: u64,
     last: Option<u64>,
@@ -183,7 +183,8 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// Where the next write begins at or after `from`: at any byte, for the lengths there can't be trusted.
+    /// Returns the beginning of the next write at or after `from`. It may be at any byte, because the lengths there can't be
+    /// trusted.
     fn next_beginning(&self, from: usize) -> Option<usize> {
         // Comparing the header's plain fields first makes this a fast search.
         (from..self.data.len().saturating_sub(HEADER - 1)).find(|at| {

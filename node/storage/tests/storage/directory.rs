@@ -1,4 +1,4 @@
-//! What a data directory is, and which ones are refused.
+//! Tests of data directories, and of the refused ones.
 
 use std::fs;
 
