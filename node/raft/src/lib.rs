@@ -136,11 +136,11 @@
 //!
 //! - A **follower** ([`Role::Follower`]) takes entries from the leader. If it hears none for a random time between one and
 //!   two election timeouts, it becomes a pre-candidate. Learners stay followers.
-//! - A **pre-candidate** asks whether it could win, without raising its term (PreVote, thesis §9.6). So a member that was cut
+//! - A **pre-candidate** asks whether it could win, without raising its term (`PreVote`, thesis §9.6). So a member that was cut
 //!   off doesn't depose a leader that works when it returns.
 //! - A **candidate** raises its term and asks for votes.
 //! - The **leader** appends a no-op first; committing it commits all entries before it (Raft §5.4.2). It steps down when no
-//!   quorum answered for an election timeout (CheckQuorum), so that it doesn't hold callers that it can't serve.
+//!   quorum answered for an election timeout (`CheckQuorum`), so that it doesn't hold callers that it can't serve.
 //!
 //! The role is a field of one struct, so an error can't leave a member without one.
 //!

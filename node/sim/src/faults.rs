@@ -34,7 +34,7 @@ pub(crate) enum Fault {
     ClockJump,
     Membership,
     Transfer,
-    LeaderFault,
+    DisturbLeader,
 }
 
 const ALL: [Fault; 14] = [
@@ -50,7 +50,7 @@ const ALL: [Fault; 14] = [
     Fault::ClockJump,
     Fault::Membership,
     Fault::Transfer,
-    Fault::LeaderFault,
+    Fault::DisturbLeader,
     Fault::Outage,
 ];
 
@@ -80,7 +80,7 @@ impl World {
             Fault::ClockJump => faults.clock_jumps,
             Fault::Membership => faults.membership,
             Fault::Transfer => faults.transfers,
-            Fault::LeaderFault => faults.leader_faults,
+            Fault::DisturbLeader => faults.leader_faults,
         }
     }
 
@@ -134,7 +134,7 @@ impl World {
             }
             Fault::Membership => self.change_membership(),
             Fault::Transfer => self.transfer(),
-            Fault::LeaderFault => self.disturb_leader(lasts),
+            Fault::DisturbLeader => self.disturb_leader(lasts),
         }
     }
 
