@@ -7,8 +7,7 @@
 //! lives, reports answers of connections that it gave up, and sends some writes without a session. Questions and
 //! answers go to the history.
 //!
-//! When the engine reports that an operation certainly had no effect, the history checks this: the logs must never
-//! carry the operation.
+//! The engine may report that an operation certainly had no effect. The history then checks that no log carries it.
 
 mod answers;
 mod options;

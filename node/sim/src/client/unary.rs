@@ -23,14 +23,14 @@ const PAUSE: Micros = 20 * MILLI;
 #[derive(Debug)]
 pub(super) struct Sessions {
     allocator: Arc<SequenceAllocator>,
-    /// The request for a session that is under way.
+    /// The request for a session that is in flight.
     opening: Option<Opening>,
 }
 
 #[derive(Debug)]
 struct Opening {
     id: RequestId,
-    /// The node that was asked.
+    /// The target node of that request.
     leader: Leader,
     asked: Micros,
 }
@@ -41,7 +41,7 @@ pub(super) struct Unary {
     engine: SingleCall,
     repeat: Repeat,
     pub(super) deadline: Micros,
-    /// The attempt under way: its request, the node that was asked, and the time.
+    /// The attempt in flight: its request, its target node, and its time.
     attempt: Option<(RequestId, Leader, Micros)>,
     retry_at: Micros,
 }
