@@ -1,4 +1,4 @@
-//! What is asked of nodes: `status`, `transfer-leader`, `member`, and of the cluster: `config`, `shards`.
+//! Administration: `status`, `transfer-leader` and `member` of nodes, `config` and `shards` of the cluster.
 
 use std::io::Write;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::parse::parse_group_name;
 use crate::shards::ShardsArgs;
 use crate::status::{healthy, outlook, write_status};
 
-/// What is asked of nodes rather than of keys.
+/// The commands of administration.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdminCommand {
     /// Show every node of every group: role, term, log, members, disk use, trouble
@@ -30,7 +30,7 @@ pub(crate) enum AdminCommand {
         #[arg(long)]
         here: bool,
     },
-    /// Hand leadership to another member
+    /// Transfer leadership to another member
     #[command(
         after_help = "Examples:\n  shardkv transfer-leader                 to the member whose log is furthest\n  shardkv transfer-leader n3f2a9c\n  shardkv transfer-leader 127.0.0.1:7402\n  shardkv transfer-leader --group g2       where there are several groups"
     )]
@@ -45,21 +45,21 @@ pub(crate) enum AdminCommand {
     Member {
         #[command(subcommand)]
         change: MemberCommand,
-        /// The group, as `status` shows it, if it can't be told from the member
+        /// The group, as `status` shows it; default: the group of the member
         #[arg(long, short, global = true, value_parser = parse_group_name)]
         group: Option<Gid>,
     },
-    /// Show which groups there are and which shards they own, and change it
+    /// Show and change the groups and the shards that they own
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Show who owns which shard, what is on its way, and why it waits
+    /// Show the owner of each shard, the progress of hand-offs, and the reason why a hand-off waits
     Shards(ShardsArgs),
 }
 
 impl AdminCommand {
-    /// Whether it changes nothing.
+    /// Returns true if the command changes nothing.
     pub(crate) fn only_asks(&self) -> bool {
         match self {
             Self::Status { .. } | Self::Shards(_) => true,
@@ -72,18 +72,18 @@ impl AdminCommand {
 /// One step of a membership change.
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberCommand {
-    /// Let a node receive the log without a vote
+    /// Add a node as a learner, which receives the log and has no vote
     #[command(
         after_help = "Examples:\n  shardkv member add-learner 127.0.0.1:7404\n  shardkv member add-learner 127.0.0.1:7404 --node n3f2a9c"
     )]
     AddLearner {
-        /// Where the node is reached
+        /// The node's address, as host:port
         address: String,
-        /// Its id; asked of the node itself when left out
+        /// The node's id; default: the node itself is asked
         #[arg(long)]
         node: Option<String>,
     },
-    /// Make a learner that has caught up a voter
+    /// Promote a learner that has caught up to a voter
     Promote {
         /// The member: its id as `status` shows it, or its address
         member: String,
@@ -95,7 +95,7 @@ pub(crate) enum MemberCommand {
     },
 }
 
-/// Does what `command` asks and writes the answer to `out`.
+/// Runs `command` and writes the result to `out`.
 pub(crate) async fn run(
     command: &AdminCommand,
     client: &Client,
@@ -151,7 +151,7 @@ pub(crate) async fn run(
     }
 }
 
-/// What these nodes say of themselves, without any other.
+/// Asks only these nodes for their status.
 async fn ask_each(client: &Client, addresses: &[String]) -> Result<Nodes, Failure> {
     let mut nodes = Nodes::new();
     for address in addresses {
@@ -235,7 +235,7 @@ fn find_leader(nodes: &Nodes, group: Option<Gid>) -> Result<String, Failure> {
     })
 }
 
-/// The change, and the group that it is for, as far as it can be told.
+/// Converts the arguments to a membership change and its group. `None`: the group is not known.
 async fn membership_change(
     client: &Client,
     change: &MemberCommand,
@@ -278,7 +278,7 @@ fn find_member(
     name: &str,
     group: Option<Gid>,
 ) -> Result<(Option<Gid>, NodeId), Failure> {
-    // An address may have had several ids; who leads knows which one is a member now.
+    // Several ids may have lived at one address. The leader knows which of them is a member now.
     let mut views: Vec<&NodeStatus> = nodes
         .iter()
         .filter_map(|(_, status)| status.as_ref().ok())

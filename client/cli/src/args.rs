@@ -52,23 +52,23 @@ pub(crate) enum Command {
     Kv(KvCommand),
     #[command(flatten)]
     Admin(AdminCommand),
-    /// Write the pairs of a file or of standard input, JSON Lines or TSV
+    /// Write all pairs of a file (JSON Lines or TSV) to the cluster
     Import(ImportArgs),
-    /// Read all pairs into a file or standard output, JSON Lines or TSV, shard by shard
+    /// Write all pairs of the cluster to a file (JSON Lines or TSV), shard by shard
     Export(ExportArgs),
-    /// Type commands at a prompt, or pipe a script of them into it
+    /// Run commands interactively, or from a script on standard input
     #[command(after_help = "Examples:\n  shardkv shell\n  echo 'put a 1' | shardkv shell")]
     Shell,
-    /// Generate load and measure it
+    /// Generate load and measure throughput and latency
     Bench(BenchArgs),
-    /// Run a whole cluster on this machine, or control one that runs
+    /// Run a whole cluster on this machine, or control a running one
     Playground(PlaygroundArgs),
     /// Print a completion script for a shell
     #[command(
         after_help = "Examples:\n  source <(shardkv completion bash)\n  shardkv completion zsh > ~/.zfunc/_shardkv"
     )]
     Completion {
-        /// Which shell
+        /// The shell to generate the script for
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },

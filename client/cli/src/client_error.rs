@@ -4,7 +4,7 @@ use shardkv_client::{ConnectError, Error};
 
 use crate::exit::{Exit, Failure};
 
-/// A client that could not be made.
+/// Converts an error of making a client.
 pub(crate) fn connect_failure(error: &ConnectError) -> Failure {
     match error {
         ConnectError::Unreachable(_) => {
@@ -17,11 +17,11 @@ pub(crate) fn connect_failure(error: &ConnectError) -> Failure {
     }
 }
 
-/// What to do when no node is reached.
+/// The next step when no node can be reached.
 pub(crate) const NEXT_UNREACHABLE: &str = "check --endpoints (or SHARDKV_ENDPOINTS) and that nodes run there: `shardkv status`; \
      `shardkv playground` starts a cluster on this machine";
 
-/// A call that failed.
+/// Converts the error of a call. Picks the exit code and the next step by the kind of error.
 pub(crate) fn call_failure(error: &Error) -> Failure {
     let exit = if error.maybe_applied() {
         Exit::OutcomeUnknown

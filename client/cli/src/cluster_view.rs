@@ -1,5 +1,4 @@
-//! What the controllers and the groups say of the shards: the client library's answers, put together for the commands
-//! that show and wait for them.
+//! The view that controllers and groups have of the shards, for the commands that show shards or wait for them.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +9,15 @@ use shardkv_client::{
 use crate::exit::Failure;
 use crate::nodes::configured;
 
-/// What groups say of their shards, or why they say nothing.
+/// The shards of each group from the group's own report, or the error of the call.
 pub(crate) type Groups = BTreeMap<Gid, Result<GroupShards, Error>>;
 
-/// A group's part in the shards' way.
+/// The progress of one group with the shards that it receives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GroupView {
-    /// The configuration that it has accepted.
+    /// The configuration that the group has accepted.
     pub(crate) config_num: ConfigNum,
-    /// Its shards that are on their way here, with the bytes that have arrived.
+    /// The shards that the group is pulling, with the bytes that have arrived.
     pub(crate) pulling: BTreeMap<ShardId, u64>,
 }
 
@@ -33,12 +32,12 @@ impl GroupView {
     }
 }
 
-/// What every group says that is part of the cluster, or left and is not drained yet.
+/// Asks every group that is part of the cluster, or left and is not drained yet, for its shards.
 pub(crate) async fn groups(client: &Client, view: &ConfigView, exact: bool) -> Groups {
     configured(client, view.config.num()).await;
     let mut groups = client.shards(&ShardSet::default(), exact).await;
     for group in &view.progress {
-        // Who left is no part of the client's configuration, but of the one before it left.
+        // A group that left is missing in the client's configuration; the configuration before it left has its addresses.
         let left_in = group.left_in.filter(|_| !view.is_drained(group.gid));
         let Some(before) = left_in.and_then(|num| num.0.checked_sub(1)) else {
             continue;
@@ -55,7 +54,7 @@ pub(crate) async fn groups(client: &Client, view: &ConfigView, exact: bool) -> G
     groups
 }
 
-/// What the leader among these nodes says of its group.
+/// Asks the leader among these nodes for the shards of its group.
 async fn ask_group(
     client: &Client,
     addresses: &[String],
@@ -75,7 +74,7 @@ async fn ask_group(
     Err(Error::NotLeader { leader: None })
 }
 
-/// How far every group is with what comes to it.
+/// Returns the progress of every group that answers.
 pub(crate) async fn views(client: &Client, view: &ConfigView) -> BTreeMap<Gid, GroupView> {
     configured(client, view.config.num()).await;
     let groups = client.shards(&ShardSet::default(), false).await;
@@ -84,7 +83,7 @@ pub(crate) async fn views(client: &Client, view: &ConfigView) -> BTreeMap<Gid, G
         .collect()
 }
 
-/// Whether all is done that the view's configuration asks for.
+/// Returns true if every group has completed the hand-offs of the view's configuration.
 pub(crate) fn is_settled(view: &ConfigView) -> bool {
     view.is_settled(view.config.num())
 }

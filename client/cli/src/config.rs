@@ -1,4 +1,4 @@
-//! `config`: which groups there are and which shards they own, as the controllers keep it, and changes of it.
+//! `config`: shows and changes the configuration of the controllers, which assigns shards to groups.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -20,23 +20,23 @@ use crate::move_progress::{MoveProgressBar, MoveTracker};
 use crate::output::{Format, Table, grouped, json_line, shorten};
 use crate::parse::{duration, parse_gid, parse_group, parse_shard};
 
-/// How often it is looked how far shards are.
+/// Interval between polls of the progress.
 const POLL: Duration = Duration::from_millis(100);
 
-/// What is asked of the controllers.
+/// The commands to the controllers.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Show a configuration: the groups, their addresses and their shards
     #[command(
         after_help = "Examples:\n  shardkv config query\n  shardkv config query 7\n  shardkv config query --output json | jq '.groups[].gid'\n\n\
-        SETTLED is the configuration up to which a group has done everything: pulled, handed over, deleted. A group that\n\
+        SETTLED is the configuration up to which a group has completed all hand-offs: pulled, given away, deleted. A group that\n\
         left is listed until it is drained."
     )]
     Query {
-        /// Its number; default: the latest
+        /// The number of the configuration; default: the latest
         num: Option<u64>,
     },
-    /// Add groups, or give groups new addresses; shards spread with the fewest moves
+    /// Add groups, or change the addresses of groups; shards rebalance with the fewest moves
     #[command(
         after_help = "Examples:\n  shardkv config join 3=10.0.0.7:7400,10.0.0.8:7400,10.0.0.9:7400\n  \
         shardkv config join 3=h7:7400,h8:7400 4=h9:7400,h10:7400 --wait\n\n\
@@ -49,7 +49,7 @@ pub(crate) enum ConfigCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Take groups away; their shards go to the others
+    /// Remove groups; their shards move to the other groups
     #[command(
         after_help = "Examples:\n  shardkv config leave 2 --wait\n\nKeep a group's nodes running until it is drained: --wait waits for that, and\n\
         `shardkv config query` shows it."
@@ -61,7 +61,7 @@ pub(crate) enum ConfigCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Give one shard to a group, until a rebalance must touch it
+    /// Assign one shard to a group; a later rebalance may move it again
     #[command(after_help = "Examples:\n  shardkv config move 17 2 --wait")]
     Move {
         /// The shard
@@ -73,7 +73,7 @@ pub(crate) enum ConfigCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Print each change of the configuration as it comes, until Ctrl-C
+    /// Print each change of the configuration when it happens, until Ctrl-C
     #[command(
         after_help = "Examples:\n  shardkv config watch\n  shardkv config watch --output json | jq .num"
     )]
@@ -81,24 +81,24 @@ pub(crate) enum ConfigCommand {
 }
 
 impl ConfigCommand {
-    /// Whether it changes nothing.
+    /// Returns true if the command changes nothing.
     pub(crate) fn only_asks(&self) -> bool {
         matches!(self, Self::Query { .. } | Self::Watch)
     }
 }
 
-/// Whether a command returns when the shards are where they belong.
+/// Options to wait until the moved shards are in place.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct WaitArgs {
-    /// Wait until the shards are where they belong and nothing of them is left where they were
+    /// Wait until the new owners serve the shards and the old owners have deleted them
     #[arg(long, short)]
     wait: bool,
-    /// How long to wait at most
+    /// Time limit for --wait
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1h")]
     wait_timeout: Duration,
 }
 
-/// Does what `command` asks and writes the answer to `out`.
+/// Runs `command` and writes the result to `out`.
 pub(crate) async fn run(
     command: &ConfigCommand,
     client: &Client,
@@ -137,7 +137,7 @@ pub(crate) async fn run(
     }
 }
 
-/// Makes a change, waits for it if that is asked, and reports it.
+/// Makes a change, waits for it with `--wait`, and reports it.
 async fn changed(
     client: &Client,
     wait: &WaitArgs,
@@ -181,7 +181,7 @@ fn changed_line(changed: &ConfigChange, settled: bool) -> String {
     format!("ok: configuration {num}; {shards} shards {what}")
 }
 
-/// Waits, with a bar, until every shard is where it belongs and nothing is left where it was.
+/// Waits, with a progress bar, until the new owners serve all shards and the old owners have deleted them.
 pub(crate) async fn wait_until_settled(
     client: &Client,
     mut tracker: MoveTracker,

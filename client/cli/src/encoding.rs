@@ -9,20 +9,20 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::exit::Failure;
 
-/// How bytes are written in arguments, in tables and in JSON.
+/// The encoding of bytes in arguments, in tables and in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Encoding {
-    /// As text; bytes that are no UTF-8 become base64 in JSON and \xNN in tables.
+    /// Text; bytes that are not UTF-8 become base64 in JSON and \xNN in tables.
     #[default]
     Utf8,
     /// Standard base64 with padding.
     Base64,
-    /// Two digits a byte.
+    /// Two hexadecimal digits for each byte.
     Hex,
 }
 
 impl Encoding {
-    /// The bytes that an argument stands for. As text, an argument is taken byte by byte as the shell gave it.
+    /// Decodes an argument. A text argument is used byte by byte as the shell passed it.
     pub(crate) fn decode_argument(self, argument: &OsStr) -> Result<Vec<u8>, Failure> {
         if self == Self::Utf8 {
             return Ok(argument.as_bytes().to_vec());
@@ -36,7 +36,7 @@ impl Encoding {
         })
     }
 
-    /// The bytes that `text` stands for, or `None` if it isn't in this encoding.
+    /// Decodes `text`, or returns `None` if it is not in this encoding.
     pub(crate) fn decode(self, text: &str) -> Option<Vec<u8>> {
         match self {
             Self::Utf8 => Some(text.as_bytes().to_vec()),
@@ -45,7 +45,7 @@ impl Encoding {
         }
     }
 
-    /// `bytes` for people: one line, nothing that moves the cursor, and reversible.
+    /// Formats `bytes` for a terminal: in one line, without control characters, and reversibly.
     pub(crate) fn show(self, bytes: &[u8]) -> String {
         match self {
             Self::Utf8 => escape(bytes),
@@ -54,7 +54,7 @@ impl Encoding {
         }
     }
 
-    /// A JSON field of `name`: the suffix of the name tells the encoding of the text.
+    /// Returns name and text of a JSON field; the suffix of the name identifies the encoding.
     pub(crate) fn json_field(self, name: &str, bytes: &[u8]) -> (String, String) {
         match (self, std::str::from_utf8(bytes)) {
             (Self::Utf8, Ok(text)) => (name.to_owned(), text.to_owned()),
@@ -72,7 +72,7 @@ impl Encoding {
     }
 }
 
-/// Text with what would confuse a terminal as escapes, which the shell's double quotes read back.
+/// Escapes the characters that would confuse a terminal. The shell's double quotes read the escapes back.
 fn escape(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {

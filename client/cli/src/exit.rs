@@ -1,15 +1,15 @@
-//! How the program ends: one list of exit codes, and errors that carry theirs with a next step.
+//! Exit codes, and failures that carry an exit code and a next step.
 
 use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
-/// Every way in which `shardkv` can end. The numbers are part of the interface: scripts test them.
+/// The exit codes of `shardkv`. The numbers are part of the interface: scripts test them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Done.
     Ok = 0,
-    /// Something failed that has no number of its own: a file, a process, a damaged answer.
+    /// A failure without a code of its own: a file, a process, a damaged answer.
     Failed = 1,
     /// The command line, an encoded argument or an input file is wrong.
     Usage = 2,
@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     Unavailable = 5,
     /// A write was sent and its answer was lost: it may or may not have taken effect.
     OutcomeUnknown = 6,
-    /// The cluster refused the request: too large, the disk is full, the change makes no sense now.
+    /// The cluster refused the request: it is too large, the disk is full, or it contradicts the present configuration.
     Refused = 7,
 }
 
@@ -43,7 +43,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command did not do what was asked, and what to do about it.
+/// The reason why a command failed, its exit code, and the next step for the user.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: Exit,
@@ -52,7 +52,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// `next` tells a person what to do now, in the imperative.
+    /// Makes a failure. `next` is the next step for the user, in the imperative.
     pub(crate) fn new(exit: Exit, message: impl Into<String>, next: impl Into<String>) -> Self {
         Self {
             exit,
@@ -84,7 +84,7 @@ impl Failure {
         self.exit
     }
 
-    /// What happened, and the next step.
+    /// Returns the message and the next step.
     pub(crate) fn into_words(self) -> (String, String) {
         (self.message, self.next)
     }

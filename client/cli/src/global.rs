@@ -14,7 +14,7 @@ use crate::output::{Format, Style};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalArgs {
-    /// Where nodes answer; any of them will do, the others are found from there
+    /// Addresses of nodes; one reachable node is enough, the client finds the others from there
     #[arg(
         long,
         global = true,
@@ -25,7 +25,7 @@ pub(crate) struct GlobalArgs {
         default_value = "127.0.0.1:7400"
     )]
     pub(crate) endpoints: Vec<String>,
-    /// How long one request may take with all its retries, in milliseconds
+    /// Time limit of one request with all its retries, in milliseconds
     #[arg(
         long,
         global = true,
@@ -34,21 +34,21 @@ pub(crate) struct GlobalArgs {
         value_parser = clap::value_parser!(u64).range(1..=86_400_000)
     )]
     pub(crate) timeout_ms: u64,
-    /// How results are written: for people, for programs, or as bytes
+    /// The format of results
     #[arg(long, short, global = true, value_enum, default_value_t = Format::Table)]
     pub(crate) output: Format,
-    /// How keys and values are written in arguments, tables and JSON
+    /// The encoding of keys and values in arguments, tables and JSON
     #[arg(long, global = true, value_enum, default_value_t = Encoding::Utf8)]
     pub(crate) encoding: Encoding,
 }
 
 impl GlobalArgs {
-    /// A client of these endpoints that opens no connection before its first call.
+    /// Makes a client for these endpoints. It opens no connection before its first call.
     pub(crate) fn client(&self) -> Result<Client, Failure> {
         self.client_with(Mode::Batch, 1)
     }
 
-    /// Like [`Self::client`], with a choice of how calls travel and over how many streams.
+    /// Makes a client as [`Self::client`] does, with the given transport mode and number of streams.
     pub(crate) fn client_with(&self, mode: Mode, connections: usize) -> Result<Client, Failure> {
         let options = ClientOptions {
             mode,
@@ -59,7 +59,7 @@ impl GlobalArgs {
         Client::lazy(options).map_err(|error| connect_failure(&error))
     }
 
-    /// How results are written.
+    /// The style in which results are written.
     pub(crate) fn style(&self) -> Style {
         Style {
             format: self.output,

@@ -1,4 +1,4 @@
-//! The verbs on keys: `get put append delete cas scan`.
+//! The commands on keys: `get put append delete cas scan`.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read as _, Write};
@@ -13,11 +13,11 @@ use crate::exit::{Exit, Failure};
 use crate::output::{Answer, Style};
 use crate::range::{RangeArgs, scan_options};
 
-/// The most bytes that a value is read with. Nodes refuse far smaller ones; this only keeps a mistaken
+/// The largest value that is read from a file, in bytes. Nodes have a far lower limit; this one only keeps a mistaken
 /// `put key --file /dev/zero` from filling the memory.
 const MAX_VALUE_READ_BYTES: u64 = 64 << 20;
 
-/// The verbs on keys.
+/// The commands on keys.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KvCommand {
     /// Read a key's value
@@ -39,7 +39,7 @@ pub(crate) enum KvCommand {
         #[command(flatten)]
         value: ValueArgs,
     },
-    /// Add to the end of a key's value; a missing key counts as empty
+    /// Append bytes to a key's value; a missing key counts as empty
     #[command(
         override_usage = "shardkv append <KEY> <VALUE|-|--file FILE>",
         after_help = "Examples:\n  shardkv append log 'one more line'\n\nPrints the value's length in bytes afterwards."
@@ -50,7 +50,7 @@ pub(crate) enum KvCommand {
         #[command(flatten)]
         value: ValueArgs,
     },
-    /// Remove a key
+    /// Delete a key
     #[command(
         visible_alias = "del",
         after_help = "Examples:\n  shardkv delete greeting\n\nExit code 3: the key did not exist."
@@ -59,7 +59,7 @@ pub(crate) enum KvCommand {
         /// The key
         key: OsString,
     },
-    /// Change a key only if its value is what you expect (compare and swap)
+    /// Set or delete a key only if its present value is the expected one (compare and swap)
     #[command(
         override_usage = "shardkv cas <KEY> <--expect VALUE|--expect-file FILE|--expect-absent> <--set VALUE|--set-file FILE|--delete>",
         after_help = "Examples:\n  shardkv cas lock --expect-absent --set me      take it if nobody has\n  shardkv cas lock --expect me --delete          give it back\n  shardkv cas count --expect 1 --set 2\n\nExit code 4: the value was something else; nothing was changed."
@@ -67,7 +67,7 @@ pub(crate) enum KvCommand {
     Cas(CasArgs),
     /// List pairs in key order
     #[command(
-        after_help = "Examples:\n  shardkv scan --prefix user: --limit 20\n  shardkv scan a c --keys-only\n\nEach page is consistent; a long scan as a whole is not one cut in time."
+        after_help = "Examples:\n  shardkv scan --prefix user: --limit 20\n  shardkv scan a c --keys-only\n\nEach page is consistent by itself. A long scan reads its pages at different moments."
     )]
     Scan(ScanArgs),
 }
@@ -76,15 +76,15 @@ pub(crate) enum KvCommand {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct ValueArgs {
-    /// The value; `-` reads it from standard input, byte by byte as it is
+    /// The value; `-` reads it from standard input, unchanged
     #[arg(allow_negative_numbers = true)]
     pub(crate) value: Option<OsString>,
-    /// Read the value from a file, byte by byte as it is
+    /// Read the value from this file, unchanged
     #[arg(long, short, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
 }
 
-/// What `cas` compares and what it writes.
+/// The arguments of `cas`: a key, the expected value and the new value.
 #[derive(Debug, Args)]
 #[group(skip)]
 pub(crate) struct CasArgs {
@@ -96,14 +96,14 @@ pub(crate) struct CasArgs {
     pub(crate) new: NewArgs,
 }
 
-/// What the value must be.
+/// The expected value of `cas`.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct ExpectedArgs {
-    /// The value must be this
+    /// The expected value
     #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
     pub(crate) expect: Option<OsString>,
-    /// The value must be the content of this file
+    /// A file with the expected value
     #[arg(long, value_name = "FILE")]
     pub(crate) expect_file: Option<PathBuf>,
     /// The key must not exist
@@ -111,45 +111,45 @@ pub(crate) struct ExpectedArgs {
     pub(crate) expect_absent: bool,
 }
 
-/// What the value becomes.
+/// The new value of `cas`.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct NewArgs {
-    /// The value becomes this; `-` reads it from standard input
+    /// The new value; `-` reads it from standard input
     #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
     pub(crate) set: Option<OsString>,
-    /// The value becomes the content of this file
+    /// A file with the new value
     #[arg(long, value_name = "FILE")]
     pub(crate) set_file: Option<PathBuf>,
-    /// The key is removed
+    /// Delete the key
     #[arg(long)]
     pub(crate) delete: bool,
 }
 
-/// What `scan` lists.
+/// The arguments of `scan`.
 #[derive(Debug, Args)]
 pub(crate) struct ScanArgs {
     #[command(flatten)]
     pub(crate) range: RangeArgs,
-    /// The most pairs; 0 for all
+    /// The maximum number of pairs; 0 lists all
     #[arg(long, short = 'n', default_value_t = 0)]
     pub(crate) limit: u64,
-    /// Leave the values out
+    /// Print keys without values
     #[arg(long, short)]
     pub(crate) keys_only: bool,
 }
 
-/// Runs verbs with one client and one style.
+/// Runs commands on keys with one client and one style.
 #[derive(Debug)]
 pub(crate) struct Verbs<'a> {
     pub(crate) client: &'a Client,
     pub(crate) style: Style,
-    /// Whether `-` means standard input. In the shell, which reads commands from there, it means itself.
+    /// True if `-` stands for standard input. The shell reads commands from there, so in the shell `-` is a plain value.
     pub(crate) dash_is_stdin: bool,
 }
 
 impl Verbs<'_> {
-    /// Does what `command` asks and writes the answer to `out`.
+    /// Runs `command` and writes the result to `out`.
     pub(crate) async fn run(
         &self,
         command: &KvCommand,
@@ -179,7 +179,7 @@ impl Verbs<'_> {
         Err(Failure::new(
             Exit::NotFound,
             format!("no such key: {}", self.style.encoding.show(&key)),
-            "check its spelling: `shardkv scan --keys-only --prefix ...` lists keys",
+            "check the spelling; `shardkv scan --keys-only --prefix ...` lists keys",
         ))
     }
 

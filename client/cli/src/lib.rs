@@ -2,9 +2,9 @@
 //!
 //! # What it is
 //!
-//! One program for people and scripts: verbs on keys (`get put append delete cas scan`), transfer of whole files
-//! (`import export`), an interactive client (`shell`), a load generator (`bench`), questions and orders to nodes
-//! (`status transfer-leader member`) and to the controllers (`config shards`), and a cluster on one's own machine
+//! One program for terminals and scripts: commands on keys (`get put append delete cas scan`), transfer of whole files
+//! (`import export`), an interactive client (`shell`), a load generator (`bench`), administration of nodes
+//! (`status transfer-leader member`) and of the controllers (`config shards`), and a whole cluster on the user's own machine
 //! (`playground`).
 //!
 //! # How data flows through it
@@ -12,15 +12,21 @@
 //! [`run`] parses the command line (`args`), makes a client of the library when the command needs one (`global`),
 //! and hands both to the command's module. Keys and values come in as arguments, files or standard input and are bytes
 //! from there on; `encoding` is the only place that makes them text, and `output` the only one that knows formats.
-//! Whatever fails becomes a `exit::Failure`: a message, the next step to take, and one of the documented exit codes
-//! (`exit::Exit`). It is printed here, once.
+//! Every error becomes an `exit::Failure`: a message, the next step for the user, and one of the documented exit codes
+//! (`exit::Exit`). This module prints it, once.
+//!
+//! # Structure
+//!
+//! Each command is a module that declares its arguments and runs. Only this module and `args` know all commands. Modules that
+//! several commands share know no command: `global` (options of all commands), `parse`, `range`, `nodes` and `cluster_view`
+//! (the state of the cluster), `move_progress`, `output`, `encoding`, `exit`, `client_error`.
 //!
 //! Results go to standard output, everything else to standard error, so that every command can stand in a pipe.
 //!
 //! # What it does not do
 //!
-//! It knows nothing of retries, leaders, sessions or protobuf: the client library does. It keeps no configuration
-//! file; the environment variable `SHARDKV_ENDPOINTS` is the only setting that outlives a command.
+//! Retries, leaders, sessions and protobuf are the client library's. There is no configuration file; the environment
+//! variable `SHARDKV_ENDPOINTS` is the only setting that outlives a command.
 
 mod admin;
 mod args;
@@ -55,7 +61,7 @@ use tokio::runtime::{Builder, Runtime};
 use args::{Cli, Command};
 use exit::{Exit, Failure};
 
-/// Does what the process's command line asks, and returns the exit code.
+/// Runs the command line of this process, and returns the exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     match runtime(&cli.command) {
@@ -72,8 +78,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Threads cost a small command more than they bring. The shell needs one besides its own, so that connections are kept
-/// alive while a person thinks; a load generator may need several.
+/// Makes the runtime. A small command is faster without extra threads. The shell needs one besides its own, which keeps
+/// connections alive while the user thinks; a load generator may need several.
 fn runtime(command: &Command) -> io::Result<Runtime> {
     let threads = match command {
         Command::Bench(args) => args.threads(),
@@ -139,7 +145,7 @@ fn dispatch(cli: Cli, runtime: &Runtime) -> Result<Exit, Failure> {
     })
 }
 
-/// The commands that own standard output themselves.
+/// Runs the commands that manage standard output themselves.
 async fn long_running(command: &Command, global: &global::GlobalArgs) -> Result<Exit, Failure> {
     match command {
         Command::Import(args) => transfer::import(args, &global.client()?, global).await,

@@ -1,8 +1,8 @@
-//! How far shards are on their way: what `config --wait`, `playground scale` and `bench` show and wait for.
+//! The progress of moving shards, which `config --wait`, `playground scale` and `bench` show and wait for.
 //!
-//! A change of the configuration is done in two steps that a person can tell apart. First the shards that change their
-//! owner *arrive*: the new owner serves them. Then the groups *settle*: the old owners have deleted what they gave away, and
-//! everybody knows it.
+//! A change of the configuration completes in two steps. First the shards that change their owner *arrive*: the new owner
+//! serves them. Then the groups *settle*: the old owners have deleted the shards that they gave away, and the controllers
+//! know it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal as _};
@@ -15,29 +15,29 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use shardkv_client::{ConfigNum, ConfigView, Gid, GroupProgress, ShardConfig, ShardId};
 
-/// How far shards are on their way.
+/// The progress of the shards that change their owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MoveProgress {
-    /// How many shards change their owner.
+    /// Number of shards that change their owner.
     pub(crate) to_move: u32,
-    /// How many of them are served by the new one.
+    /// Number of those shards that the new owner serves.
     pub(crate) moved: u32,
-    /// How many bytes have arrived of those that are being pulled.
+    /// Bytes that have arrived of the shards that are being pulled.
     pub(crate) pulled_bytes: u64,
-    /// What else is waited for, for people; empty: nothing.
+    /// The groups that still have work to do, as text; empty when there are none.
     pub(crate) waits_for: String,
 }
 
-/// Follows shards from the moment at which a change is about to be made.
+/// Follows shards from just before a change of the configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct MoveTracker {
     config: ShardConfig,
-    /// All shards that changed their owner since.
+    /// All shards that changed their owner since the start.
     seen: BTreeSet<ShardId>,
 }
 
 impl MoveTracker {
-    /// Follows all that changes after `before`.
+    /// Starts to follow the changes after configuration `before`.
     pub(crate) fn new(before: ShardConfig) -> Self {
         Self {
             config: before,
@@ -45,7 +45,7 @@ impl MoveTracker {
         }
     }
 
-    /// Takes note of a configuration.
+    /// Adds the shards whose owner differs from the previous configuration.
     fn follow(&mut self, now: &ShardConfig) {
         if now.num() == self.config.num() {
             return;
@@ -59,8 +59,8 @@ impl MoveTracker {
         self.config = now.clone();
     }
 
-    /// How far everything is, by what the controllers and the groups say. A group that says nothing has got nothing yet.
-    /// The second part tells whether all is done.
+    /// Returns the progress, from the reports of the controllers and the groups, and true if every group has settled.
+    /// Shards of a group that did not answer count as not arrived.
     pub(crate) fn look(
         &mut self,
         view: &ConfigView,
@@ -77,7 +77,7 @@ impl MoveTracker {
                 view.config_num >= config.num() && !view.pulling.contains_key(shard)
             })
         };
-        // Groups that have settled have nothing on its way, even if they don't say so themselves.
+        // Settled groups have no shard on its way, even if a group did not answer.
         let done = is_settled(view);
         let moved = if done {
             self.seen.len()
@@ -95,7 +95,7 @@ impl MoveTracker {
     }
 }
 
-/// Which groups have something left to do, and what.
+/// Lists the groups that have work left, and the work.
 fn behind(num: ConfigNum, progress: &[GroupProgress]) -> Vec<String> {
     let line = |group: &GroupProgress| match group.left_in {
         Some(left_in) if group.settled < left_in => Some(format!("{} to be drained", group.gid)),
@@ -110,7 +110,7 @@ fn count(number: usize) -> u32 {
 }
 
 impl MoveProgress {
-    /// One line for people.
+    /// Describes the progress in one line.
     pub(crate) fn line(&self) -> String {
         let mut parts = Vec::new();
         if self.to_move > 0 {
@@ -134,17 +134,17 @@ impl MoveProgress {
     }
 }
 
-/// How often a line is written where no terminal shows a bar.
+/// Interval between lines where there is no terminal to show a bar.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
-/// Shows on standard error how far shards are: a bar on a terminal, elsewhere a line now and then.
+/// Shows the progress on standard error: as a bar on a terminal, elsewhere as a line from time to time.
 pub(crate) struct MoveProgressBar {
     bar: Option<ProgressBar>,
     last: Option<(Instant, MoveProgress)>,
 }
 
 impl MoveProgressBar {
-    /// Nothing is shown before the first news.
+    /// Makes a bar that shows nothing before the first call of [`Self::show`].
     pub(crate) fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(0);
@@ -156,7 +156,7 @@ impl MoveProgressBar {
         Self { bar, last: None }
     }
 
-    /// Shows how far it is.
+    /// Shows the progress.
     pub(crate) fn show(&mut self, moving: &MoveProgress) {
         if let Some(bar) = &self.bar {
             // A bar without a length would look complete.

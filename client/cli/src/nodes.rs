@@ -6,13 +6,13 @@ use std::time::Duration;
 use shardkv_client::{Client, ConfigNum, Error, Gid, NodeStatus, Role};
 use tokio::time::timeout;
 
-/// How long a client may take to learn a configuration that a controller has told already.
+/// Time for the client to receive a configuration that a controller has already returned.
 const CONFIG_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What every node said of itself, or why it said nothing; sorted by address.
+/// The status of every node, or the error of the call, sorted by address.
 pub(crate) type Nodes = Vec<(String, Result<NodeStatus, Error>)>;
 
-/// A group as people call it.
+/// The name of a group in tables: `ctrl` for the controllers, `g` and the gid for others.
 pub(crate) fn group_name(gid: Gid) -> String {
     match gid {
         Gid::NONE => "ctrl".to_owned(),
@@ -29,7 +29,7 @@ pub(crate) fn gids(nodes: &Nodes) -> BTreeSet<Gid> {
     answers(nodes).map(|status| status.gid).collect()
 }
 
-/// The leader of a group, as it says itself.
+/// The address and status of the node that reports itself as leader of a group, in the highest term.
 pub(crate) fn leader_of(nodes: &Nodes, gid: Gid) -> Option<(&String, &NodeStatus)> {
     nodes
         .iter()
@@ -38,7 +38,7 @@ pub(crate) fn leader_of(nodes: &Nodes, gid: Gid) -> Option<(&String, &NodeStatus
         .max_by_key(|(_, status)| status.term)
 }
 
-/// The group of a node, as it says itself or else as a leader says.
+/// The group of a node: from its own status, or else from another node that lists it as a member.
 pub(crate) fn group_of(
     nodes: &Nodes,
     address: &str,
@@ -51,22 +51,22 @@ pub(crate) fn group_of(
     answers(nodes).find(has).map(|status| status.gid)
 }
 
-/// Waits until the client knows configuration `num`, or a while.
+/// Waits until the client knows configuration `num`, for at most [`CONFIG_PATIENCE`].
 pub(crate) async fn configured(client: &Client, num: ConfigNum) {
     let mut configs = client.configs();
     let known = configs.wait_for(|config| config.as_ref().is_some_and(|it| it.num() >= num));
-    // One that can't be learnt is missed by whoever needs it.
+    // On a timeout the caller goes on with the configuration that the client has.
     let _ = timeout(CONFIG_PATIENCE, known).await;
 }
 
-/// What every node says of itself, in all groups that are known from any of them.
+/// Asks every node of every known group for its status.
 pub(crate) async fn all_nodes(client: &Client) -> Nodes {
     let known = client.config().is_some();
     let nodes = client.status_all().await;
     if known || nodes.iter().all(|(_, status)| status.is_err()) {
         return nodes;
     }
-    // Nodes of other groups are found by the configuration, which whoever answers knows.
+    // The nodes of other groups come from the configuration, which the nodes that answered know.
     configured(client, ConfigNum(0)).await;
     client.status_all().await
 }

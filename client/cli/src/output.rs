@@ -1,4 +1,4 @@
-//! How results are written: one module, so that every command looks the same.
+//! Output formats: the only module that knows them, so that all commands look the same.
 
 use std::io::{self, Write};
 
@@ -7,29 +7,29 @@ use serde_json::{Map, Value};
 
 use crate::encoding::Encoding;
 
-/// How results are written.
+/// The format of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Aligned text for a terminal.
     #[default]
     Table,
     /// Bytes as they are, with nothing around them.
     Raw,
 }
 
-/// How a command writes: format and encoding together.
+/// The format of results and the encoding of the bytes in them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Style {
     pub(crate) format: Format,
     pub(crate) encoding: Encoding,
 }
 
-/// One thing that a verb on keys has to say.
+/// The result of a command on keys.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer<'a> {
-    /// `get`: a value, or that there is none.
+    /// `get`: the value, or `None` if the key does not exist.
     Value {
         key: &'a [u8],
         value: Option<&'a [u8]>,
@@ -38,9 +38,9 @@ pub(crate) enum Answer<'a> {
     Put { key: &'a [u8] },
     /// `append`: the length in bytes afterwards.
     Length { key: &'a [u8], length: u64 },
-    /// `delete`: whether there was something to delete.
+    /// `delete`: true if the key existed.
     Deleted { key: &'a [u8], existed: bool },
-    /// `cas`: whether it took place.
+    /// `cas`: true if the value was changed.
     Swapped { key: &'a [u8], swapped: bool },
     /// One pair of a scan; no value with `--keys-only`.
     Pair {
@@ -141,7 +141,7 @@ pub(crate) fn json_line(out: &mut dyn Write, value: &impl Serialize) -> io::Resu
     out.write_all(b"\n")
 }
 
-/// A table for people: columns as wide as they must be, numbers to the right.
+/// A table for a terminal: columns as wide as their cells, numbers aligned to the right.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -202,7 +202,7 @@ impl Table {
     }
 }
 
-/// A whole number with commas, for people.
+/// Formats a whole number with commas between groups of three digits.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
@@ -215,7 +215,7 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
-/// Bytes for people, in binary units.
+/// Formats a number of bytes in binary units.
 pub(crate) fn size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1_024 {
@@ -237,7 +237,7 @@ pub(crate) fn size(bytes: u64) -> String {
     )
 }
 
-/// Runs of shards in a table's cell: the first ones.
+/// Shortens a list of shard runs to the width of a table's cell: keeps the first runs.
 pub(crate) fn shorten(runs: &str) -> String {
     const CHARS: usize = 40;
     if runs.len() <= CHARS {

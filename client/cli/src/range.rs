@@ -14,15 +14,15 @@ pub(crate) struct RangeArgs {
     /// The first key, inclusive
     #[arg(conflicts_with = "prefix")]
     pub(crate) start: Option<OsString>,
-    /// The end, exclusive
+    /// The end of the range, exclusive
     #[arg(conflicts_with = "prefix")]
     pub(crate) end: Option<OsString>,
-    /// All keys that begin so
+    /// All keys that begin with this prefix
     #[arg(long, short)]
     pub(crate) prefix: Option<OsString>,
 }
 
-/// The range that arguments name.
+/// Converts the arguments to the range of a scan.
 pub(crate) fn scan_options(range: &RangeArgs, encoding: Encoding) -> Result<ScanOptions, Failure> {
     let bytes = |argument: &Option<OsString>| match argument {
         Some(argument) => encoding.decode_argument(argument),

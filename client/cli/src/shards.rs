@@ -1,4 +1,4 @@
-//! `shards`: who owns what, how far each hand-off is, and why it waits.
+//! `shards`: shows the owner of each shard, the progress of its hand-off, and the reason why it waits.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _, Write};
@@ -17,10 +17,10 @@ use crate::global::GlobalArgs;
 use crate::output::{Format, Table, grouped, json_line, shorten, size};
 use crate::parse::{duration, parse_gid};
 
-/// A table of more rows shows equal ones together.
+/// The largest table with one row for each shard; a larger one merges equal rows.
 const MAX_SINGLE_ROWS: usize = 32;
 
-/// Which shards are shown, and how.
+/// The arguments of `shards`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  shardkv shards\n  shardkv shards --watch\n  shardkv shards --group 2 --exact\n  \
@@ -31,24 +31,24 @@ const MAX_SINGLE_ROWS: usize = 32;
     added up, and the age is the oldest; --each prevents that. Keys and bytes are estimates that cost nothing, unless --exact counts them."
 )]
 pub(crate) struct ShardsArgs {
-    /// Show it again and again, until Ctrl-C
+    /// Refresh the table until Ctrl-C
     #[arg(long, short)]
     watch: bool,
-    /// How often, with --watch
+    /// Refresh interval of --watch
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
     interval: Duration,
     /// Count keys and bytes exactly, by reading all of them
     #[arg(long)]
     exact: bool,
-    /// Only what this group has to do with
+    /// Show only the shards that this group owns, receives or gives away
     #[arg(long, short, value_name = "GID", value_parser = parse_gid)]
     group: Option<Gid>,
-    /// A row for each shard, however many there are
+    /// Show a row for each shard, however many there are
     #[arg(long)]
     each: bool,
 }
 
-/// What the groups say, beside the configuration.
+/// The configuration, and the reports of the groups.
 pub(crate) struct View {
     config: ShardConfig,
     groups: Groups,
@@ -93,7 +93,7 @@ async fn view(client: &Client, args: &ShardsArgs) -> Result<View, Failure> {
     })
 }
 
-/// A group that doesn't answer is worth an exit code.
+/// Fails if a group did not answer.
 fn outcome(view: &View) -> Result<Exit, Failure> {
     let silent: Vec<String> = view
         .groups
@@ -111,13 +111,13 @@ fn outcome(view: &View) -> Result<Exit, Failure> {
     ))
 }
 
-/// A row: what a group says of a shard, or of shards of which it says the same.
+/// A row: the report of a group on one shard, or on several shards with equal reports.
 #[derive(Clone, Debug)]
 struct Row {
     gid: Gid,
     /// In order; usually one.
     shards: Vec<ShardId>,
-    /// Nothing, if the shard's owner says nothing, or it has none.
+    /// `None` if the shard's owner did not answer, or the shard has no owner.
     said: Option<ShardStatus>,
 }
 
@@ -130,7 +130,7 @@ impl Row {
         }
     }
 
-    /// Takes another row in that says the same.
+    /// Merges another row with an equal report.
     fn add(&mut self, row: &Self) {
         self.shards.extend(&row.shards);
         if let (Some(sum), Some(said)) = (&mut self.said, &row.said) {
@@ -178,7 +178,7 @@ impl View {
     }
 }
 
-/// Puts rows together that say the same of different shards: figures are added up, and the oldest age stays.
+/// Merges rows with equal reports on different shards: adds up the figures and keeps the oldest age.
 fn together(rows: Vec<Row>) -> Vec<Row> {
     let mut places = BTreeMap::new();
     let mut merged: Vec<Row> = Vec::new();
@@ -275,7 +275,7 @@ fn table(rows: &[Row]) -> Table {
     table
 }
 
-/// How many keys a shard has. Estimates know bytes, and not always keys.
+/// Formats the number of keys of a shard. Empty if an estimate has bytes but no keys.
 fn keys(said: &ShardStatus) -> String {
     if said.keys == 0 && said.bytes > 0 {
         return String::new();
@@ -283,7 +283,7 @@ fn keys(said: &ShardStatus) -> String {
     grouped(said.keys)
 }
 
-/// With whom a shard is handed off, and how far it is.
+/// Describes the hand-off of a shard: the other group and the bytes that have arrived.
 fn hand_off(said: &ShardStatus) -> String {
     let Some(other) = said.other_gid else {
         return String::new();
@@ -306,7 +306,7 @@ fn waits(said: &ShardStatus) -> String {
     parts.join("; ")
 }
 
-/// A time for people.
+/// Formats a duration for a terminal.
 fn age(age: Duration) -> String {
     let ms = age.as_millis();
     match ms {

@@ -1,4 +1,4 @@
-//! `status`: every node of every group, as it sees itself.
+//! `status`: shows every node of every group, from the node's own status.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use crate::exit::{Exit, Failure};
 use crate::nodes::{Nodes, answers, gids, group_name, group_of, leader_of};
 use crate::output::{Format, Table, json_line, size};
 
-/// What the exit code of `status` says: whether in every group a node that answered knows a leader.
+/// Fails unless in every group at least one node answered and knows a leader: the exit code of `status`.
 pub(crate) fn outlook(nodes: &Nodes) -> Result<Exit, Failure> {
     let groups = gids(nodes);
     if groups.is_empty() {
@@ -34,7 +34,7 @@ pub(crate) fn outlook(nodes: &Nodes) -> Result<Exit, Failure> {
     ))
 }
 
-/// What the exit code of `status --here` says: whether each node answered, knows a leader and has no trouble.
+/// Fails unless each node answered, knows a leader and has no trouble: the exit code of `status --here`.
 pub(crate) fn healthy(nodes: &Nodes) -> Result<Exit, Failure> {
     for (address, status) in nodes {
         let why = match status {
@@ -185,7 +185,7 @@ fn status_table(nodes: &Nodes, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// A group as its leader sees it.
+/// Writes the members of a group from the leader's view.
 fn members_table(leader: &NodeStatus, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,

@@ -1,4 +1,4 @@
-//! How long a shard can't be written while it moves, by its size, and what the other shards notice.
+//! Measures the write pause of a shard that moves, by its size, and the latency of the other shards meanwhile.
 //!
 //! For each size one shard is filled: its keys share a `{tag}`, so that they are all in it. Then writes come at a steady
 //! rate, to this shard and to all others, whether or not earlier ones were answered; latency counts from when a write was
@@ -32,12 +32,12 @@ use crate::parse::{byte_size, duration};
 
 /// Writes at once while a shard is filled or cleared.
 const FILL_IN_FLIGHT: usize = 256;
-/// How often it is looked whether the shard has arrived.
+/// Interval between polls until the shard has arrived.
 const POLL: Duration = Duration::from_millis(10);
 /// The keys that other shards are written by.
 const OTHER_KEYS: u64 = 10_000;
 
-/// How hand-offs are measured.
+/// The arguments of `bench handoff`.
 #[derive(Debug, Args)]
 pub(super) struct HandoffArgs {
     /// The sizes of a shard to move, one after the other: bytes, or with kB, MB or GB
@@ -52,10 +52,10 @@ pub(super) struct HandoffArgs {
     /// Writes a second to all other shards together
     #[arg(long, value_name = "PER_SECOND", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     other_rate: u32,
-    /// How long to write before the shard moves, and again when it has moved
+    /// Duration of the writes before the move, and again after it
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "5s")]
     steady: Duration,
-    /// How long a hand-off may take
+    /// Time limit of a hand-off
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10m")]
     patience: Duration,
 }
@@ -236,7 +236,7 @@ async fn clear(client: &Client, chosen: &Chosen, keys: u64) -> Result<(), Failur
     Ok(())
 }
 
-/// When what happened.
+/// The moments of a hand-off.
 struct Timed {
     asked: Instant,
     arrived: Instant,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::output::{Table, grouped};
 
-/// The longest latency that is told from longer ones.
+/// The longest latency that is recorded exactly; longer ones count as this one.
 const MAX_LATENCY_NS: u64 = 600_000_000_000;
 
 /// Latencies in nanoseconds, to three digits.
@@ -15,7 +15,7 @@ const MAX_LATENCY_NS: u64 = 600_000_000_000;
 pub(super) struct Latencies(Histogram<u64>);
 
 impl Latencies {
-    /// None yet.
+    /// Makes an empty set.
     pub(super) fn new() -> Self {
         // The bounds and digits are constants that the histogram accepts; the smallest one is a fallback without panic.
         let histogram = Histogram::new_with_bounds(1, MAX_LATENCY_NS, 3)
@@ -36,7 +36,7 @@ impl Latencies {
         let _ = self.0.add(&other.0);
     }
 
-    /// How many there are.
+    /// Number of latencies.
     pub(super) fn count(&self) -> u64 {
         self.0.len()
     }

@@ -1,4 +1,4 @@
-//! What bounds any such store on this machine: its disk's fsync and a gRPC echo over loopback.
+//! Measures the limits of any such store on this machine: fsync of its disk, and a gRPC echo over loopback.
 
 use std::fs::File;
 use std::io;
@@ -18,24 +18,24 @@ use crate::exit::{Exit, Failure};
 use crate::output::{Format, json_line};
 use crate::parse::duration;
 
-/// What a write-ahead log writes at once, at least.
+/// The smallest write of a write-ahead log.
 const BLOCK_BYTES: usize = 4_096;
 /// The blocks that the overwriting loop goes around in.
 const RECYCLED_BLOCKS: u64 = 1_024;
 
-/// How the limits are measured.
+/// The arguments of `bench limits`.
 #[derive(Debug, Args)]
 pub(super) struct LimitsArgs {
     /// A folder on the disk to measure; default: the one for temporary files
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// How many echoes are made at once
+    /// Number of concurrent echoes
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     clients: u32,
     /// The size of an echo, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=(1 << 20)))]
     value_bytes: u32,
-    /// How long each measurement takes
+    /// Duration of each measurement
     #[arg(long, value_parser = duration, default_value = "3s")]
     duration: Duration,
 }

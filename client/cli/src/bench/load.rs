@@ -35,22 +35,22 @@ const PRELOAD_IN_FLIGHT: usize = 256;
 /// The load.
 #[derive(Clone, Debug, Args)]
 pub(super) struct LoadArgs {
-    /// How many operations are made at once
+    /// Number of concurrent operations
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     clients: u32,
     /// The size of a value, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=(64 << 20)))]
     value_bytes: u32,
-    /// How many keys there are
+    /// Number of keys
     #[arg(long, value_name = "KEYS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     key_space: u64,
-    /// What keys begin with
+    /// Prefix of all keys
     #[arg(long, value_name = "TEXT", default_value = "bench/")]
     key_prefix: String,
     /// The share of reads, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.5, value_parser = share)]
     read_ratio: f64,
-    /// Which writes there are, in equal shares
+    /// Kinds of writes, in equal shares
     #[arg(
         long,
         value_name = "OP,...",
@@ -59,19 +59,19 @@ pub(super) struct LoadArgs {
         default_value = "put"
     )]
     writes: Vec<WriteKind>,
-    /// How long to measure: 500ms, 10s, 2m
+    /// Duration of the measurement, such as 500ms, 10s or 2m
     #[arg(long, value_parser = duration, default_value = "10s", conflicts_with = "count")]
     duration: Duration,
-    /// How many operations to measure, instead of a duration
+    /// Number of operations to measure, instead of a duration
     #[arg(long, value_name = "OPERATIONS", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// How long to run before measuring
+    /// Time to run before the measurement begins
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "1s")]
     warmup: Duration,
-    /// How calls travel: a gRPC call each, or many together on a stream
+    /// Transport of calls: one gRPC call each, or many together on a stream
     #[arg(long, value_enum, default_value_t = Mode::Batch)]
     mode: Mode,
-    /// Over how many batch streams, each on a connection of its own
+    /// Number of batch streams, each on a connection of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     connections: u16,
     /// Start this many operations a second, whether or not earlier ones have ended
@@ -86,7 +86,7 @@ pub(super) struct LoadArgs {
     /// Write each operation to this file as a line of JSON, for a checker of linearizability
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-    /// Report what writes notice of shards that change their owner meanwhile: the pause of each, the effect on the others
+    /// Report the effect of shards that change their owner meanwhile: the write pause of each, and the latency of the others
     #[arg(long)]
     moves: bool,
     /// Give up after this many failed operations
@@ -94,7 +94,7 @@ pub(super) struct LoadArgs {
     max_errors: u64,
 }
 
-/// How calls travel.
+/// The transport of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Mode {
     /// A gRPC call each
@@ -192,12 +192,12 @@ async fn preload(client: &Client, shape: &Shape) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the tasks share.
+/// The state that the tasks share.
 struct Shared {
     args: LoadArgs,
     client: Client,
     history: Option<History>,
-    /// When the warm-up began and measuring begins.
+    /// The start of the warm-up, and the start of the measurement.
     begin: Instant,
     measure: Instant,
     stop: AtomicBool,
@@ -220,7 +220,7 @@ struct Slot {
     writes: Latencies,
 }
 
-/// What went wrong.
+/// The failed operations.
 #[derive(Default)]
 struct Failures {
     kinds: BTreeMap<&'static str, u64>,
@@ -281,7 +281,7 @@ impl Shared {
         }
     }
 
-    /// When the next operation starts, or `None` when there is none left.
+    /// Returns the start of the next operation, or `None` when none is left.
     async fn next_start(&self) -> Option<Instant> {
         let start = match self.args.rate {
             None => Instant::now(),

@@ -9,8 +9,8 @@
 //!
 //! # Shards that move
 //!
-//! With `--moves` the load is told apart by what happens to its shards ([`moves`]): one only has to change the groups
-//! meanwhile. `bench handoff` moves a shard of a chosen size by itself, and measures that ([`handoff`]).
+//! With `--moves` the report separates writes of moving shards from writes of others ([`moves`]), while the user changes the
+//! groups. `bench handoff` moves a shard of a chosen size by itself, and measures that ([`handoff`]).
 //!
 //! # The history file
 //!
@@ -52,7 +52,7 @@ use clap::{Args, Subcommand};
 use crate::exit::{Exit, Failure};
 use crate::global::GlobalArgs;
 
-/// What is measured.
+/// The arguments of `bench`.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -67,13 +67,13 @@ pub(crate) struct BenchArgs {
     command: Option<BenchCommand>,
     #[command(flatten)]
     load: load::LoadArgs,
-    /// How many threads make the load; 0 chooses: one on up to 3 cores, else a third of the cores, at most 8
+    /// Number of threads that generate load; 0: one on up to 3 cores, else a third of the cores, at most 8
     #[arg(long, global = true, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=256))]
     threads: u16,
 }
 
 impl BenchArgs {
-    /// How many threads make the load. Nodes on the same machine need the other cores.
+    /// Number of threads that generate load. Nodes on the same machine need the other cores.
     pub(crate) fn threads(&self) -> usize {
         if self.threads > 0 {
             return self.threads.into();
@@ -83,15 +83,15 @@ impl BenchArgs {
     }
 }
 
-/// What is measured besides load.
+/// The measurements other than load.
 #[derive(Debug, Subcommand)]
 enum BenchCommand {
-    /// Measure what bounds any such store here: fsync, and a gRPC echo on loopback
+    /// Measure the limits of this machine: fsync of its disk, and a gRPC echo on loopback
     #[command(
         after_help = "Examples:\n  shardkv bench limits\n  shardkv bench limits --dir /var/lib/shardkv --clients 64 --output json"
     )]
     Limits(limits::LimitsArgs),
-    /// Move a shard under load, and measure how long it can't be written and what the others notice
+    /// Move a shard under load, and measure its write pause and the latency of the other shards
     #[command(
         after_help = "Examples:\n  shardkv bench handoff\n  shardkv bench handoff --sizes 1MB,10MB,100MB --output json\n\n\
         It needs a cluster of at least two groups. The shard is filled for the purpose and cleared afterwards; it stays with\n\

@@ -1,4 +1,4 @@
-//! What a load notices of shards that move: the pause of each of them, and the effect on the others.
+//! The effect of moving shards on a load: the pause of each shard that moves, and the latency of the others.
 //!
 //! A task watches the controllers. Shards whose owner changes while the load runs are *moved*; from then on until every
 //! group has settled, time is *during*. Each write that is acknowledged is counted by what its shard is at that moment, so
@@ -21,7 +21,7 @@ use crate::cluster_view::is_settled;
 use crate::exit::Failure;
 use crate::output::Table;
 
-/// How often the controllers are asked whether all has settled.
+/// Interval between polls of the controllers until all groups have settled.
 const POLL: Duration = Duration::from_millis(50);
 /// Clusters of more shards are not watched shard by shard.
 const MAX_WATCHED_SHARDS: u32 = 100_000;
@@ -32,7 +32,7 @@ pub(super) struct Moves {
     first: ShardConfig,
     shards: Vec<Watched>,
     during: AtomicBool,
-    /// When it was *during* last, in nanoseconds since the beginning.
+    /// The end of the last *during* period, in nanoseconds since the beginning.
     during_until: AtomicU64,
     seen: Mutex<Seen>,
 }
@@ -46,7 +46,7 @@ struct Watched {
     longest_write: AtomicU64,
 }
 
-/// What the controllers said, and the figures.
+/// The latest configuration, and the figures.
 struct Seen {
     config: ShardConfig,
     moves: BTreeMap<u32, Moved>,
@@ -68,7 +68,7 @@ struct Moved {
 /// Writes of one kind.
 struct Writes {
     latencies: Latencies,
-    /// When the first was started and the last was acknowledged.
+    /// The start of the first write and the acknowledgement of the last.
     span: Option<(Instant, Instant)>,
 }
 
@@ -92,12 +92,12 @@ impl Writes {
     }
 }
 
-/// What a load noticed of the shards that moved.
+/// The effect of the moved shards on the load.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct MovesReport {
     pub(super) config_before: u64,
     pub(super) config_after: u64,
-    /// How long shards were on their way, until every group had settled.
+    /// Seconds during which shards moved, until every group had settled.
     pub(super) seconds: f64,
     /// Writes of all shards before the first move.
     pub(super) before: Option<Row>,
@@ -112,7 +112,7 @@ pub(super) struct MovesReport {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct MovedShard {
     pub(super) shard: u32,
-    /// How often it moved; the owners are those of the last time.
+    /// Number of moves of the shard; the owners are those of the last move.
     pub(super) moves: u32,
     /// Its owner before; null: nobody.
     pub(super) from: Option<u64>,
@@ -254,7 +254,7 @@ impl Moves {
         }
     }
 
-    /// What was noticed so far.
+    /// Returns the figures so far.
     pub(super) fn report(&self, now: Instant) -> MovesReport {
         let end = nanos(now - self.begin);
         let seen = locked(&self.seen);
@@ -294,7 +294,7 @@ impl Moves {
 }
 
 impl MovesReport {
-    /// Writes it for people.
+    /// Writes the report as tables.
     pub(super) fn write(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
         if self.moved_shards.is_empty() {
             return writeln!(out, "no shard moved");

@@ -42,7 +42,7 @@ pub(super) enum Operation {
     },
 }
 
-/// What an operation returned.
+/// The result of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Value(Option<Bytes>),
@@ -93,7 +93,7 @@ pub(super) struct Source {
     seen: Option<(Bytes, Option<Bytes>)>,
 }
 
-/// What all tasks of a run have in common.
+/// The parameters that all tasks of a run share.
 #[derive(Clone, Debug)]
 pub(super) struct Shape {
     pub(super) prefix: String,
@@ -107,7 +107,7 @@ pub(super) struct Shape {
     pub(super) noise: Bytes,
 }
 
-/// How far into the noise a value may begin.
+/// Bytes of noise at which a value may begin.
 const NOISE_BYTES: usize = 1 << 16;
 
 impl Shape {

@@ -25,14 +25,14 @@ pub(super) struct Report {
     pub(super) all: Row,
     pub(super) reads: Option<Row>,
     pub(super) writes: Option<Row>,
-    /// How many failed, by kind.
+    /// Number of failed operations, by kind.
     pub(super) errors: BTreeMap<&'static str, u64>,
     pub(super) error_count: u64,
     pub(super) first_error: Option<String>,
     /// The longest time in which no read (write) was acknowledged, in milliseconds.
     pub(super) longest_read_gap_ms: Option<f64>,
     pub(super) longest_write_gap_ms: Option<f64>,
-    /// What an operation cost this process, in microseconds of CPU.
+    /// CPU time of this process for each operation, in microseconds.
     pub(super) client_cpu_us_per_op: f64,
     /// With --moves: what writes noticed of shards that moved.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! What the playground says when it is ready.
+//! The announcement of a playground that is ready.
 
 use std::io::{self, Write as _};
 use std::path::Path;

@@ -94,7 +94,7 @@ async fn run_in(
 struct Cluster {
     nodes: Nodes,
     client: Client,
-    /// Who led when all groups first had leaders; empty before.
+    /// The leaders at the moment when all groups first had one; empty before.
     leaders: Vec<NodeLayout>,
     /// Works on the groups, once there are leaders, if there are controllers.
     scaler: Option<Scaler>,
@@ -106,13 +106,13 @@ struct Cluster {
     _lock: Lock,
 }
 
-/// Somebody who waits until the groups are as asked.
+/// A caller or a person at the prompt that waits until the groups are as requested.
 enum Waiter {
     Caller(UnixStream),
     Person(MoveProgressBar),
 }
 
-/// What happens to a playground.
+/// An event that a playground handles.
 enum Event {
     Stop(&'static str),
     /// A node ended.
@@ -125,7 +125,7 @@ enum Event {
     Typed(String),
 }
 
-/// Whether the playground goes on.
+/// The action after an event.
 enum After {
     Next,
     Down,

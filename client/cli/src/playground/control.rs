@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::exit::{Exit, Failure};
 use crate::move_progress::MoveProgress;
 
-/// What may be done to a node, or (`Scale`, `Down`) to the cluster.
+/// An action on a node, or (`Scale`, `Down`) on the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order {
@@ -64,9 +64,9 @@ pub(super) enum Reply {
 
 /// The longest line of either side, in bytes.
 const MAX_LINE_BYTES: u64 = 64 << 10;
-/// How long the other side may take to send its request.
+/// Time limit for the other side to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long it may take to read an answer.
+/// Time limit for the other side to read an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The address of a folder's socket. The name of a Unix socket has at most 107 bytes, so it is opened through

@@ -1,4 +1,4 @@
-//! What stands in a playground's folder, and the file that says so.
+//! The contents of a playground's folder, and the file that describes them.
 //!
 //! ```text
 //! DIR/playground.json    this module's [`Layout`]
@@ -23,7 +23,7 @@ const VERSION: u32 = 2;
 
 const FILE: &str = "playground.json";
 
-/// How many nodes a group has, and how many controllers there are, unless it is said.
+/// Default number of nodes in a group, and of controllers.
 const DEFAULT_REPLICAS: u16 = 3;
 
 /// A playground, as scripts may read it.
@@ -32,13 +32,13 @@ pub(super) struct Layout {
     version: u32,
     /// The process that runs the nodes; null when none does.
     pub(super) pid: Option<u32>,
-    /// Whether the nodes have had their leaders, and the groups their shards, since the playground started.
+    /// True once every group has had a leader and its shards since the playground started.
     pub(super) ready: bool,
     /// For `--endpoints`: all nodes.
     pub(super) endpoints: String,
     /// The cluster's number of shards, if it was chosen; otherwise the nodes' default.
     pub(super) shards: Option<u32>,
-    /// How many nodes a new group gets.
+    /// Number of nodes in a new group.
     pub(super) replicas: u16,
     /// The next new group's id: ids are never used again.
     pub(super) next_gid: u64,
@@ -59,7 +59,7 @@ pub(super) struct GroupLayout {
     pub(super) stage: Stage,
 }
 
-/// What a group is for: the value of a node's `--role`.
+/// The purpose of a group: the value of a node's `--role`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
@@ -68,7 +68,7 @@ pub(super) enum Kind {
     Shards,
 }
 
-/// Where a group stands in its life. The controllers and a standalone group are members from the start.
+/// The stage of a group's life. The controllers and a standalone group are members from the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Stage {
@@ -87,9 +87,9 @@ pub(super) struct NodeLayout {
     pub(super) group: String,
     /// The group's id; 0 for controllers.
     pub(super) gid: u64,
-    /// Where clients and peers connect.
+    /// The address for clients and peers.
     pub(super) address: String,
-    /// Where its metrics are.
+    /// The address of the metrics.
     pub(super) metrics: String,
     pub(super) data_dir: PathBuf,
     pub(super) log: PathBuf,
@@ -97,7 +97,7 @@ pub(super) struct NodeLayout {
     pub(super) pid: Option<u32>,
 }
 
-/// What the file has in every version.
+/// The fields that the file has in every version.
 #[derive(Deserialize)]
 struct AnyLayout {
     version: u32,
@@ -331,14 +331,14 @@ impl Layout {
         self.list_endpoints();
     }
 
-    /// Whether there are controllers, and groups that share the shards.
+    /// Returns true if there are controllers, and groups that share the shards.
     pub(super) fn is_sharded(&self) -> bool {
         self.groups
             .iter()
             .any(|group| group.kind == Kind::Controller)
     }
 
-    /// How many groups share the shards when everything is done.
+    /// Number of groups that share the shards once all changes are complete.
     pub(super) fn wanted_groups(&self) -> usize {
         let stays =
             |group: &&GroupLayout| group.kind == Kind::Shards && group.stage != Stage::Leaving;
@@ -373,7 +373,7 @@ impl Layout {
         nodes.map(|node| node.address.clone()).collect()
     }
 
-    /// What the file in `dir` says, or `None` if there is no file.
+    /// Reads the file in `dir`, or returns `None` if there is no file.
     pub(super) fn load(dir: &Path) -> Result<Option<Self>, Failure> {
         let path = dir.join(FILE);
         let text = match fs::read(&path) {

@@ -39,7 +39,7 @@ use crate::parse::duration;
 use control::Order;
 use start::{StartArgs, group_count};
 
-/// Which cluster is run, or what is done to one that runs.
+/// The arguments of `playground`.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -61,32 +61,32 @@ pub(crate) struct PlaygroundArgs {
     start: StartArgs,
 }
 
-/// What is done to a playground that runs.
+/// The commands on a running playground.
 #[derive(Debug, Subcommand)]
 enum PlaygroundCommand {
     /// Show the nodes with their processes
     Status(DirArgs),
-    /// Wait until it is ready, and in every group a majority of the nodes follows one leader
+    /// Wait until the playground is ready and a majority of each group follows one leader
     Wait {
         #[command(flatten)]
         dir: DirArgs,
-        /// How long
+        /// Time limit
         #[arg(long, value_parser = duration, default_value = "60s")]
         timeout: Duration,
     },
-    /// End a node at once, as a crash does (SIGKILL)
+    /// Kill a node at once, like a crash (SIGKILL)
     Kill(NodeArgs),
     /// Freeze a node (SIGSTOP)
     Stop(NodeArgs),
-    /// Let a frozen node go on (SIGCONT)
+    /// Resume a frozen node (SIGCONT)
     Cont(NodeArgs),
-    /// Ask a node to stop in good order (SIGTERM), and wait for it
+    /// Stop a node gracefully (SIGTERM), and wait for its end
     Term(NodeArgs),
     /// Start a node that ended, or stop and start one that runs; returns when it answers
     Restart {
         #[command(flatten)]
         node: NodeArgs,
-        /// Remove its data first, as a lost disk does
+        /// Remove the node's data first, like a lost disk
         #[arg(long)]
         wipe: bool,
     },
@@ -96,7 +96,7 @@ enum PlaygroundCommand {
         interrupts this command stops waiting; the groups move all the same. Another `scale` changes what is wanted at any time."
     )]
     Scale {
-        /// How many groups
+        /// Number of groups
         #[arg(value_parser = group_count())]
         groups: u16,
         #[command(flatten)]
@@ -106,7 +106,7 @@ enum PlaygroundCommand {
     Down(DirArgs),
 }
 
-/// Which playground.
+/// The option that names a playground.
 #[derive(Debug, Args)]
 struct DirArgs {
     /// The playground's folder
@@ -114,7 +114,7 @@ struct DirArgs {
     dir: PathBuf,
 }
 
-/// Which node of which playground.
+/// The arguments that name a node of a playground.
 #[derive(Debug, Args)]
 struct NodeArgs {
     /// A name as `status` shows it, an address, `leader`, or the leader of a group: `g2/leader`, `ctrl/leader`

@@ -18,17 +18,17 @@ use super::layout::{Layout, NodeLayout};
 use super::process::{self, Program};
 use crate::exit::Failure;
 
-/// How often a restarted node is asked whether it answers.
+/// Interval between status calls to a restarted node.
 const POLL: Duration = Duration::from_millis(20);
 
-/// The nodes of a playground, the parent of which is this process.
+/// The nodes of a playground, as children of this process.
 pub(super) struct Nodes {
     pub(super) dir: PathBuf,
     pub(super) layout: Layout,
     pub(super) program: Program,
-    /// How long a node may take until it answers.
+    /// Time limit for a node to answer after its start.
     pub(super) start_timeout: Duration,
-    /// How long a node may take to stop before it is killed.
+    /// Time limit for a node to stop; after it the node is killed.
     pub(super) stop_timeout: Duration,
     children: BTreeMap<String, Child>,
 }
@@ -52,7 +52,7 @@ impl Nodes {
         }
     }
 
-    /// How many processes there are.
+    /// Number of running processes.
     pub(super) fn running(&self) -> usize {
         self.children.len()
     }

@@ -1,4 +1,4 @@
-//! Where a playground lives, and what ends it.
+//! The folder of a playground, and the signals that end it.
 
 use std::fs;
 use std::future::Future;

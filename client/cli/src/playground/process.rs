@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::layout::{Kind, Layout, NodeLayout};
 use crate::exit::Failure;
 
-/// What all nodes are started with.
+/// The program and the extra options of all nodes.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
     pub(super) binary: PathBuf,
@@ -122,7 +122,8 @@ pub(super) async fn stop(child: &mut Child, patience: Duration) -> io::Result<(E
     Ok((child.wait().await?, true))
 }
 
-/// Whether process `id` is this node's: numbers are reused, but no other program is told this data folder.
+/// Returns true if process `id` runs this node. The kernel reuses process ids, but only this node has the data folder on its
+/// command line.
 pub(super) fn is_node(id: u32, node: &NodeLayout) -> bool {
     let Ok(line) = fs::read(format!("/proc/{id}/cmdline")) else {
         return false;
@@ -132,7 +133,7 @@ pub(super) fn is_node(id: u32, node: &NodeLayout) -> bool {
         .any(|word| word == wanted.as_encoded_bytes())
 }
 
-/// What a process does, in a word.
+/// Describes the state of a process in one word.
 pub(super) fn state(id: u32, node: &NodeLayout) -> &'static str {
     if !is_node(id, node) {
         return "gone";

@@ -1,4 +1,4 @@
-//! What a person types at the playground's terminal.
+//! The commands at the playground's terminal.
 
 use std::io::{self, IsTerminal as _};
 
@@ -26,42 +26,42 @@ struct Line {
     command: Typed,
 }
 
-/// What may be typed.
+/// The commands of the prompt.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 pub(super) enum Typed {
     /// Show the nodes with their processes
     Status,
     /// Have this many groups: new ones join, or the newest leave
     Scale {
-        /// How many groups
+        /// Number of groups
         #[arg(value_parser = group_count())]
         groups: u16,
     },
-    /// End a node at once, as a crash does (SIGKILL)
+    /// Kill a node at once, like a crash (SIGKILL)
     Kill {
-        /// Which
+        /// The node, as `status` shows it
         node: String,
     },
     /// Freeze a node (SIGSTOP)
     Stop {
-        /// Which
+        /// The node, as `status` shows it
         node: String,
     },
-    /// Let a frozen node go on (SIGCONT)
+    /// Resume a frozen node (SIGCONT)
     Cont {
-        /// Which
+        /// The node, as `status` shows it
         node: String,
     },
-    /// Ask a node to stop in good order (SIGTERM), and wait for it
+    /// Stop a node gracefully (SIGTERM), and wait for its end
     Term {
-        /// Which
+        /// The node, as `status` shows it
         node: String,
     },
     /// Start a node that ended, or stop and start one that runs
     Restart {
-        /// Which
+        /// The node, as `status` shows it
         node: String,
-        /// Remove its data first, as a lost disk does
+        /// Remove the node's data first, like a lost disk
         #[arg(long)]
         wipe: bool,
     },
@@ -111,7 +111,7 @@ pub(super) fn parse(line: &str, out: &mut dyn io::Write) -> Result<Option<Typed>
 /// Lines as they are typed.
 pub(super) struct Prompt {
     lines: mpsc::Receiver<String>,
-    /// Whether a person is there who wants to see when it is their turn.
+    /// True if a person types, so that a prompt is shown.
     person: bool,
 }
 

@@ -1,4 +1,4 @@
-//! How groups join and leave while the playground goes on with everything else.
+//! Joins and removes groups while the playground continues with everything else.
 //!
 //! The playground keeps a [`Plan`]: which groups are to join and which to leave. A task works on it against the
 //! controllers, one careful step after the other, and tells the playground its [`News`]; the playground answers each
@@ -20,12 +20,12 @@ use crate::cluster_view::views;
 use crate::exit::Failure;
 use crate::move_progress::{MoveProgress, MoveTracker};
 
-/// How often it is looked how far everything is.
+/// Interval between polls of the progress.
 const POLL: Duration = Duration::from_millis(100);
-/// How long a node may take to say whether it leads.
+/// Time limit for the status call that finds a leader.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is to become of the groups.
+/// The groups to join and the groups to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
     /// Counts plans.
@@ -37,7 +37,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// What the stages of the layout's groups ask for.
+    /// Makes the plan from the stages of the layout's groups.
     pub(super) fn of(layout: &Layout, number: u64) -> Self {
         let of = |stage| {
             let groups = layout.groups.iter();
@@ -53,14 +53,14 @@ impl Plan {
     }
 }
 
-/// What the task has done or seen.
+/// A report of the task.
 #[derive(Debug)]
 pub(super) enum News {
     /// These groups are part of the cluster. A new plan is awaited.
     Joined(Vec<Gid>),
     /// Nothing needs this group any more. A new plan is awaited.
     Drained(Gid),
-    /// How far it is, or what is in the way.
+    /// The progress, or the obstacle.
     Progress(MoveProgress),
     /// All is done that the plan of this number asks for, and every shard is where it belongs.
     Settled(u64),
@@ -112,7 +112,7 @@ struct Worker {
     tracker: Option<MoveTracker>,
 }
 
-/// What the worker does after a step.
+/// The worker's action after a step.
 enum Next {
     /// Looks again in a moment.
     Again,

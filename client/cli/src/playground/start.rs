@@ -7,22 +7,22 @@ use clap::Args;
 
 use crate::parse::duration;
 
-/// How a playground is started.
+/// The options that start a playground.
 #[derive(Debug, Args)]
 pub(super) struct StartArgs {
-    /// How many nodes a group has; default: as many as in the folder, or 3
+    /// Number of nodes in each group; default: as in the folder, or 3
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=9))]
     pub(super) replicas: Option<u16>,
-    /// How many groups share the shards, under controllers; default: as many as in the folder, or one without controllers
+    /// Number of groups that share the shards, with controllers; default: as in the folder, or one group without controllers
     #[arg(long, short, value_name = "N", value_parser = group_count())]
     pub(super) groups: Option<u16>,
-    /// How many controllers there are, with --groups; default: as many as in the folder, or 3
+    /// Number of controllers, with --groups; default: as in the folder, or 3
     #[arg(long, value_name = "N", requires = "groups", value_parser = clap::value_parser!(u16).range(1..=9))]
     pub(super) controllers: Option<u16>,
-    /// How many shards the keys are spread over, chosen once; default: the nodes' default
+    /// Number of shards, fixed when the cluster is created; default: the nodes' default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(types::MAX_SHARDS)))]
     pub(super) shards: Option<u32>,
-    /// Where data, logs and addresses are kept; default: a temporary folder that is removed at the end
+    /// Folder for data, logs and addresses; default: a temporary folder that is removed at the end
     #[arg(long)]
     pub(super) dir: Option<PathBuf>,
     /// The first node's port, with the next ones after it; default: free ports
@@ -36,10 +36,10 @@ pub(super) struct StartArgs {
         value_name = "FILE"
     )]
     pub(super) node_binary: Option<PathBuf>,
-    /// How long to wait for a leader at the start, and for a node that is restarted
+    /// Time limit for a leader at the start, and for a restarted node to answer
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "60s")]
     pub(super) start_timeout: Duration,
-    /// How long a node may take to stop before it is killed
+    /// Time limit for a node to stop; after it the node is killed
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10s")]
     pub(super) stop_timeout: Duration,
     /// Stop when standard input ends, as it does when the program that started this one is gone
@@ -50,7 +50,7 @@ pub(super) struct StartArgs {
     pub(super) node_args: Vec<String>,
 }
 
-/// More groups than a machine has room for are a mistake.
+/// Parses a number of groups, within the limit of one machine.
 pub(super) fn group_count() -> clap::builder::RangedI64ValueParser<u16> {
     clap::value_parser!(u16).range(1..=64)
 }

@@ -16,11 +16,11 @@ use crate::exit::{Exit, Failure};
 use crate::move_progress::MoveProgressBar;
 use crate::output::{Format, Table, json_line};
 
-/// How long a node may take to say how it is; a frozen one never does.
+/// Time limit of a status call; a frozen node never answers.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often a condition is looked at that nobody announces.
+/// Interval between polls of a condition.
 const POLL: Duration = Duration::from_millis(50);
-/// How long `down` waits for nodes without a playground.
+/// Time for which `down` waits for nodes without a playground.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A client of a playground's nodes, for questions to each.
@@ -32,7 +32,7 @@ pub(super) fn client(layout: &Layout) -> Result<Client, Failure> {
     Client::lazy(options).map_err(|error| connect_failure(&error))
 }
 
-/// What each node of the layout says of itself, in the layout's order; `None` from one that doesn't answer in time.
+/// Asks each node of the layout for its status, in the layout's order; `None` for a node that does not answer in time.
 pub(super) async fn statuses(client: &Client, layout: &Layout) -> Vec<Option<NodeStatus>> {
     let asked = layout.nodes.iter().map(|node| async {
         let admin = client.admin(&node.address).ok()?;
@@ -60,7 +60,7 @@ pub(super) fn leader<'a>(
     Some((node, followers.count()))
 }
 
-/// How many nodes of a group must follow its leader.
+/// The number of nodes of a group that must follow its leader.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Least {
     All,

@@ -93,7 +93,7 @@ impl Completer for Words {
     }
 }
 
-/// Where the word to complete starts, and what it may become.
+/// Returns the position of the word to complete, and its possible completions.
 fn complete(before: &str) -> (usize, Vec<String>) {
     let start = before
         .rfind(char::is_whitespace)

@@ -64,7 +64,7 @@ enum ShellCommand {
     Quit,
 }
 
-/// What comes after a line.
+/// The action after a line.
 #[derive(Debug, PartialEq, Eq)]
 enum After {
     Next(Exit),
@@ -153,7 +153,7 @@ impl Shell<'_> {
             let exit = match self.line(&line) {
                 Ok(After::Quit) => break,
                 Ok(After::Next(exit)) => exit,
-                // Nobody reads the answers any more.
+                // The reader of the output has gone away.
                 Err(failure) if failure.exit() == Exit::Ok => break,
                 Err(failure) => {
                     let exit = failure.exit();

@@ -1,8 +1,8 @@
-//! From a cluster to a file.
+//! Export from a cluster to a file.
 //!
-//! Each shard is one cut, and a cut whose node is lost begins anew. So what comes of a shard is held back, in memory and
-//! beyond a bound in a temporary file, until the shard is complete: the output has each record once, and nothing of a cut
-//! that broke.
+//! Each shard is exported as of one moment. If its node is lost, the export of the shard restarts. So the records of a shard
+//! are held back until the shard is complete: in memory, and beyond a bound in a temporary file. The output has each record
+//! once, and nothing of an attempt that failed.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
@@ -21,10 +21,10 @@ use crate::global::GlobalArgs;
 use crate::output::Format;
 use crate::range::{RangeArgs, scan_options};
 
-/// What is held of a shard in memory; more goes to a temporary file.
+/// Bytes of a shard that are held in memory; more go to a temporary file.
 const MAX_HELD_BYTES: usize = 8 << 20;
 
-/// What is exported, and to where.
+/// The arguments of `export`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  shardkv export > all.jsonl\n  shardkv export --file users.tsv --prefix user:\n\n\
@@ -108,7 +108,7 @@ async fn to_file(path: &Path, events: Export, format: FileFormat) -> Result<Summ
     Ok(summary)
 }
 
-/// What has come of the shard that is being cut.
+/// The records that have arrived of the present shard.
 struct Held {
     lines: SpooledTempFile,
     records: u64,

@@ -48,7 +48,7 @@ impl Budget {
     }
 }
 
-/// What the reader must keep to.
+/// The limits of the reader.
 struct Limits {
     from_line: u64,
     max_line_bytes: u64,
@@ -65,7 +65,7 @@ impl Limits {
     }
 }
 
-/// What is imported, and how.
+/// The arguments of `import`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  shardkv import names.tsv\n  zcat dump.jsonl.gz | shardkv import\n  shardkv import names.tsv --skip-bad\n\n\
@@ -84,10 +84,10 @@ pub(crate) struct ImportArgs {
     /// Begin with this line, counted from 1
     #[arg(long, value_name = "LINE", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     from_line: u64,
-    /// The most writes that are in flight at once
+    /// Maximum number of writes in flight
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     in_flight: u32,
-    /// The most bytes of lines in memory: parsed ahead and in flight
+    /// Maximum bytes of lines in memory, parsed ahead and in flight
     #[arg(long, value_name = "BYTES", default_value_t = 32 << 20, value_parser = clap::value_parser!(u64).range(1..))]
     memory_bytes: u64,
     /// The longest line that is read, in bytes
@@ -99,12 +99,12 @@ pub(crate) struct ImportArgs {
 struct Item {
     record: Record,
     line: u64,
-    /// How many bytes of the input are read with it.
+    /// Bytes of the input up to the end of this record.
     position: u64,
     memory: Option<OwnedSemaphorePermit>,
 }
 
-/// What the reader has to say, in the order of the lines.
+/// A result of the reader, in the order of the lines.
 enum Parsed {
     Item(Item),
     /// A line that is no record.
@@ -378,7 +378,7 @@ mod tests {
         Line::parse_from([&["import"], words].concat()).import
     }
 
-    /// What a store does to puts: finishes them out of order, and counts how many there are at once.
+    /// Imitates a store: finishes puts out of order, and counts how many are in flight.
     #[derive(Default)]
     struct Store {
         pairs: BTreeMap<Bytes, Bytes>,

@@ -7,15 +7,15 @@
 //! - **TSV** ([`tsv`]): key TAB value. A tab, newline, carriage return or backslash inside is written `\t`, `\n`,
 //!   `\r`, `\\`; all other bytes stand as they are, UTF-8 or not.
 //!
-//! What was exported and is imported again is the same, byte for byte.
+//! An export that is imported again gives the same pairs, byte for byte.
 //!
-//! An export goes shard by shard. Each shard is a consistent cut, taken at a moment of its own; a cut that breaks, because
-//! its node is lost or the shard moves, is begun anew and nothing of it is written ([`mod@export`]).
+//! An export proceeds shard by shard. Each shard is a consistent snapshot, taken at a moment of its own. If the node is lost
+//! or the shard moves, the export of the shard restarts, and nothing of the failed attempt is written ([`mod@export`]).
 //!
-//! An import reads and parses in a thread of its own, a bounded queue ahead of the writes, of which a bounded number
-//! is in flight. Two writes of one key never are at once, so that the last line of a key wins. Since every write
-//! sets a value, an import that failed may be repeated from any line at or before the first that was not
-//! acknowledged; the error names it.
+//! An import reads and parses in a thread of its own, which is ahead of the writes by a bounded queue. A bounded number of
+//! writes is in flight. Two writes of one key are never in flight together, so the last line of a key wins. Every write sets
+//! a value, so a failed import can be repeated from any line at or before the first unacknowledged one; the error names that
+//! line.
 
 mod export;
 mod format;

@@ -75,7 +75,7 @@ impl Progress {
     }
 }
 
-/// What was transferred.
+/// The figures of a finished transfer.
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
     records: u64,
@@ -123,12 +123,12 @@ impl Summary {
     }
 }
 
-/// How an export was cut.
+/// The consistent snapshots that an export consists of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub(super) struct Cuts {
-    /// How many shards there were, each of which is as it was at one moment.
+    /// Number of shards, each exported as of one moment.
     pub(super) shards: u32,
-    /// How often a shard was begun anew.
+    /// Number of times that the export of a shard restarted.
     pub(super) restarts: u64,
 }
 

@@ -52,7 +52,7 @@ impl Cluster {
         run(&[&["playground"], args, &["--dir", &self.dir, "-o", "json"]].concat())
     }
 
-    /// How many shards each group owns, by gid.
+    /// Number of shards that each group owns, by gid.
     fn shares(&self) -> Vec<(u64, u64)> {
         let config = self.kv(&["config", "query", "-o", "json"]).json();
         let groups = config["groups"].as_array().unwrap();

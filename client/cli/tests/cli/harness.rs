@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -103,7 +103,7 @@ pub(crate) fn node_binary() -> Option<PathBuf> {
 pub(crate) struct Playground {
     pub(crate) child: Child,
     pub(crate) stdin: Option<ChildStdin>,
-    /// What it printed when it was ready.
+    /// The announcement that it printed when it was ready.
     pub(crate) ready: Value,
 }
 

@@ -1,6 +1,6 @@
 //! The real `shardkv` as a person or a script runs it.
 //!
-//! What needs nodes runs against a real playground of real `shardkv-node` processes, found in `SHARDKV_NODE_BINARY` (which
+//! Tests that need nodes run against a real playground of real `shardkv-node` processes, found in `SHARDKV_NODE_BINARY` (which
 //! `make test` sets) or beside `shardkv`. Where there is none, those tests say so and end.
 
 // Helpers of tests fail by panicking, as tests do.

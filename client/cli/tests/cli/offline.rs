@@ -1,4 +1,4 @@
-//! What needs no cluster.
+//! Tests that need no cluster.
 
 use crate::harness::{run, run_with};
 

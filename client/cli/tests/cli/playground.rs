@@ -17,7 +17,7 @@ fn control(dir: &Path, args: &[&str]) -> Ran {
     .concat())
 }
 
-/// What `status` says of a node.
+/// The status of a node.
 fn process_of(dir: &Path, node: &str) -> String {
     let ran = control(dir, &["status"]);
     let status: Value = serde_json::from_slice(&ran.out).unwrap();
