@@ -1,31 +1,33 @@
-//! Groups that come and go: what phase each is in, and what has to be done next. Pure.
+//! The plan: the phase of each group and the next actions for it. Pure.
 //!
-//! # How it decides
+//! # Decisions
 //!
-//! [`decide`] looks at the world and nothing else. It keeps no memory and compares no two specs: what it is told is what
-//! there is *now*, and what it answers is what may be done *now*. After an action the world is looked at again. So the operator may be
-//! killed between any two actions; the next one sees the same world and goes on.
+//! [`decide`] depends only on the observed state. It keeps no memory and compares no two specs: its input is the
+//! current state, and its output is the actions that are allowed in that state. The operator observes again after the
+//! actions. So the operator may be killed between any two actions; its successor observes the same state and continues.
 //!
-//! The controllers' configuration is the truth about who is part of the cluster. One thing it can't tell: a group that never joined
-//! looks like one that has left and is drained. That is told apart by the [`Stage`], an annotation of the group's StatefulSet:
+//! The controllers' configuration is the source of truth for membership. It can't distinguish a group that never joined
+//! from one that has left and is drained. The [`Stage`], an annotation of the group's `StatefulSet`, distinguishes
+//! them:
 //!
 //! | in the configuration | left, not drained | stage | the group is |
 //! |---|---|---|---|
 //! | yes | | any | a member |
-//! | no | yes | any | on its way out, or comes back if it is wanted again |
+//! | no | yes | any | leaving, or joins again if it is wanted again |
 //! | no | no | new | new: joins when it has a leader |
 //! | no | no | leaving | drained: deleted |
-//! | no | no | member | *lost*: the controllers don't know it, though nobody let it go |
+//! | no | no | member | *lost*: the controllers don't know it, though nobody asked it to leave |
 //!
-//! # What never happens
+//! # Safety rules
 //!
-//! - A group's objects and volumes are not deleted before it was marked as leaving, the configuration doesn't name it, nothing
-//!   of it is left to hand over, and other groups are there. Controllers that lost their disks know no groups; that is why a
-//!   configuration without groups proves nothing, and a lost group stops all changes until a person has looked.
-//! - The last group never leaves: one is asked to leave only when all that are to stay are members with a leader, and at least
-//!   one is to stay.
-//! - A gid is never given twice. The greatest of all that can be seen counts (StatefulSets, volumes, configuration, status), and
-//!   it is recorded in the status before the object that shows it is deleted.
+//! - The operator deletes a group's objects and volumes only after the group was marked as leaving, the configuration
+//!   doesn't name it, it has nothing left to hand over, and other groups are members. Controllers that lost their disks
+//!   know no groups, so a configuration without groups proves nothing, and a lost group stops all changes until a
+//!   person intervenes.
+//! - The last group never leaves: a group is asked to leave only when all groups that are to stay are members with a
+//!   leader, and at least one is to stay.
+//! - A gid is never reused. The next gid is above the greatest one visible anywhere (`StatefulSet`s, volumes,
+//!   configuration, status), and the status records a gid before the object that shows it is deleted.
 
 #[cfg(test)]
 mod tests;
@@ -34,14 +36,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::crd::{GroupPhase, Retention};
 
-/// How far a group's life is, as the annotation of its StatefulSet says.
+/// Lifecycle stage of a group, stored in the annotation of its `StatefulSet`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// It has never been seen in the configuration.
+    /// The group has never been seen in the configuration.
     New,
-    /// It has.
+    /// The group has been seen in the configuration.
     Member,
-    /// It is to leave, or has left.
+    /// The group is to leave, or has left.
     Leaving,
 }
 
@@ -49,7 +51,7 @@ impl Stage {
     /// All stages.
     pub const ALL: [Self; 3] = [Self::New, Self::Member, Self::Leaving];
 
-    /// The annotation's value.
+    /// Returns the annotation's value.
     pub fn name(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -58,7 +60,8 @@ impl Stage {
         }
     }
 
-    /// The stage of an annotation. Something else, or nothing, counts as a member: members are never deleted unasked.
+    /// Returns the stage that an annotation names. An unknown or missing value counts as a member: members are never
+    /// deleted unless the user asks for it.
     pub fn of(annotation: Option<&str>) -> Self {
         let stage = Self::ALL
             .into_iter()
@@ -67,148 +70,150 @@ impl Stage {
     }
 }
 
-/// What the resource asks for.
+/// Goal that the resource sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Intent {
-    /// To run with this many groups; at least 1.
+    /// Run this many groups; at least 1.
     Run(u32),
-    /// To be left alone.
+    /// Change nothing.
     Pause,
-    /// To be deleted.
+    /// Delete the cluster.
     Delete,
 }
 
-/// The world, as far as groups are concerned.
+/// Observed state of the cluster, as far as groups are concerned.
 #[derive(Clone, Debug)]
 pub struct Observed {
-    /// What the resource asks for.
+    /// Goal that the resource sets.
     pub intent: Intent,
-    /// What becomes of a group's volumes when it is removed.
+    /// Retention of a group's volumes when the group is removed.
     pub on_group_removal: Retention,
-    /// What becomes of all volumes when the resource is deleted.
+    /// Retention of all volumes when the resource is deleted.
     pub on_cluster_deletion: Retention,
-    /// The greatest gid that the status knows; 0 for none.
+    /// The greatest gid that the status records; 0 for none.
     pub recorded_gid: u64,
-    /// The controllers' StatefulSet.
+    /// The controllers' `StatefulSet`.
     pub controllers: Option<Object>,
-    /// Whether controllers have volumes that aren't being deleted.
+    /// True if the controllers have volumes that aren't being deleted.
     pub controller_volumes: bool,
-    /// The groups' StatefulSets, by gid.
+    /// The groups' `StatefulSet`s, by gid.
     pub sets: BTreeMap<u64, Set>,
     /// Gids with volumes that aren't being deleted.
     pub volumes: BTreeSet<u64>,
-    /// What the controllers say; `None` when they don't answer.
+    /// Progress that the controllers report; `None` when they don't answer.
     pub store: Option<Progress>,
 }
 
-/// An object as it was seen, so that it is deleted only if it is still the same.
+/// Identity and version of an object when it was observed; a deletion uses them as preconditions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
-    /// Which object.
+    /// Uid of the object.
     pub uid: String,
-    /// Which version of it.
+    /// Resource version of the object.
     pub version: String,
-    /// Whether it is being deleted already.
+    /// True if the object is already being deleted.
     pub terminating: bool,
 }
 
-/// A group's StatefulSet.
+/// A group's `StatefulSet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
-    /// The object.
+    /// The `StatefulSet` as an object.
     pub object: Object,
-    /// How far its life is.
+    /// Lifecycle stage of the group.
     pub stage: Stage,
-    /// Whether the group has a leader, and so a quorum.
+    /// True if the group has a leader, and so a quorum.
     pub has_leader: bool,
-    /// Whether the status calls it serving: it has got its first shards.
+    /// True if the status calls the group serving: it has received its first shards.
     pub has_served: bool,
 }
 
-/// What the controllers say: the latest configuration, and who is how far.
+/// Report of the controllers: the latest configuration, and the progress of each group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// The configuration's number.
     pub num: u64,
-    /// The groups that are part of it.
+    /// The groups in the configuration.
     pub members: BTreeSet<u64>,
-    /// The configuration up to which each group has done all: of members, and of those that left and aren't drained.
+    /// The latest configuration that each group has fully carried out. Covers members, and groups that left and aren't
+    /// drained.
     pub settled: BTreeMap<u64, u64>,
 }
 
-/// Something to do. Each may be done twice without harm.
+/// One change. Every action is idempotent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Write into the status that gids up to this one have been given.
+    /// Record in the status that gids up to this one have been assigned.
     RecordGid(u64),
     /// Create the controllers.
     CreateControllers,
     /// Create a group's objects.
     CreateGroup {
-        /// Which.
+        /// The group.
         gid: u64,
-        /// What its annotation says.
+        /// Stage in its annotation.
         stage: Stage,
     },
-    /// Change the annotation of a group's StatefulSet.
+    /// Change the annotation of a group's `StatefulSet`.
     SetStage {
-        /// Which.
+        /// The group.
         gid: u64,
-        /// What it says from now on.
+        /// New stage in its annotation.
         stage: Stage,
     },
-    /// Ask the controllers to take these groups in; one change of the configuration, so that shards move once.
+    /// Ask the controllers to add these groups, in one change of the configuration, so that shards move once.
     Join(Vec<u64>),
-    /// Ask the controllers to let these groups go.
+    /// Ask the controllers to remove these groups.
     Leave(Vec<u64>),
     /// Delete a group's volumes.
     DeleteVolumes(u64),
-    /// Delete a group's objects, if its StatefulSet is still this one.
+    /// Delete a group's objects, if its `StatefulSet` still matches this one.
     DeleteGroup(u64, Object),
     /// Delete the controllers' volumes.
     DeleteControllerVolumes,
-    /// Delete the controllers, if their StatefulSet is still this one.
+    /// Delete the controllers, if their `StatefulSet` still matches this one.
     DeleteControllers(Object),
-    /// All is gone that was to go: let the resource go too.
+    /// Remove the finalizer, so that the API server deletes the resource. Everything else has been deleted.
     RemoveFinalizer,
 }
 
-/// What is, and what is to be done.
+/// Phases of the groups, and the actions to take.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The phase of each group that there is.
+    /// The phase of each existing group.
     pub phases: BTreeMap<u64, GroupPhase>,
-    /// What may be done now, in this order. When one fails, the rest waits for the next look.
+    /// Actions that are allowed now, in this order. When one fails, the rest waits for the next round.
     pub actions: Vec<Action>,
-    /// Members of old that the controllers don't know: by their StatefulSets, or, where there are none, by their volumes. While
-    /// there are any, nothing is changed.
+    /// Former members that the controllers don't know: found by their `StatefulSet`s, or, where there are none, by
+    /// their volumes. While this set isn't empty, the operator changes nothing.
     pub lost: BTreeSet<u64>,
 }
 
-/// What a group is; see the table of the module. The order is that in which groups are kept when there are too many; the last
-/// two never are.
+/// State of a group; see the table of the module. Variants are in the order in which groups are kept when there are too
+/// many; the last two are never kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
-    /// Part of the configuration.
+    /// In the configuration.
     Member,
-    /// Out of the configuration, with shards that are still to be handed over.
+    /// Not in the configuration, with shards still to hand over.
     Left,
-    /// Never was a member.
+    /// Never a member.
     New,
     /// A member that the controllers don't know.
     Lost,
-    /// Was let go before it ever joined, and before any group did: nothing can be told from a configuration without groups.
+    /// Marked as leaving before any group joined. A configuration without groups doesn't prove that the group is
+    /// drained.
     Unborn,
-    /// Has left, and has nothing any more.
+    /// Left, with nothing to hand over.
     Drained,
 }
 
-/// Decides what is to be done.
+/// Returns the phases and the actions for the observed state.
 pub fn decide(seen: &Observed) -> Plan {
     let plan = match (seen.intent, &seen.store) {
         (Intent::Delete, _) => return delete(seen),
         (Intent::Run(wanted), Some(store)) => groups(seen, store, wanted),
-        // The phases, as if all were wanted.
+        // Computes the phases as if all groups were wanted.
         (Intent::Pause, Some(store)) => groups(seen, store, u32::MAX),
         (Intent::Run(wanted), None) => first_groups(seen, wanted),
         (Intent::Pause, None) => first_groups(seen, 0),
@@ -228,7 +233,7 @@ fn create_controllers(seen: &Observed) -> Option<Action> {
         .then_some(Action::CreateControllers)
 }
 
-/// While the controllers don't answer. Only the very first groups are made, so that all pods start side by side.
+/// Plans while the controllers don't answer. Creates only the very first groups, so that all pods start in parallel.
 fn first_groups(seen: &Observed, wanted: u32) -> Plan {
     let mut plan = Plan::default();
     plan.actions.extend(create_controllers(seen));
@@ -243,7 +248,7 @@ fn first_groups(seen: &Observed, wanted: u32) -> Plan {
     plan
 }
 
-/// The phase of a group of which only the StatefulSet is known.
+/// Returns the phase of a group of which only the `StatefulSet` is known.
 fn guess(set: &Set) -> GroupPhase {
     match set.stage {
         Stage::New => GroupPhase::Provisioning,
@@ -260,7 +265,8 @@ fn groups(seen: &Observed, store: &Progress, wanted: u32) -> Plan {
         .filter(|(_, standing)| **standing == Standing::Lost);
     let mut lost: BTreeSet<u64> = lost.map(|(gid, _)| *gid).collect();
     if standings.is_empty() {
-        // Volumes of groups were kept, but not those of the controllers, who would begin an empty cluster beside the data.
+        // The groups' volumes were kept, but not the controllers': new controllers would start an empty cluster beside
+        // the data.
         lost.extend(&seen.volumes);
     }
     let retained = retained(seen, &standings, wanted);
@@ -281,9 +287,9 @@ fn groups(seen: &Observed, store: &Progress, wanted: u32) -> Plan {
         leave,
         ..
     } = next;
-    // Nobody is let go before all who stay are members; see `retained` for why this holds, and the controllers refuse it too. And
-    // nobody before all who stay have leaders: shards that are given to a group without a quorum can't be read any more, nor
-    // be called back.
+    // No group leaves before all groups that stay are members; `retained` explains why this holds, and the controllers
+    // refuse it too. No group leaves before all groups that stay have leaders: shards moved to a group without a quorum
+    // can be neither read nor moved back.
     let takes = |gid: &u64| {
         let set = seen.sets.get(gid);
         store.members.contains(gid) && set.is_some_and(|set| set.has_leader)
@@ -320,7 +326,8 @@ fn standings(seen: &Observed, store: &Progress) -> BTreeMap<u64, Standing> {
         }
         match seen.sets.get(gid).map(|set| set.stage) {
             Some(Stage::New) => Standing::New,
-            // The last group never leaves, so where there is none the controllers have forgotten, not drained.
+            // The last group never leaves, so a configuration without groups doesn't mean that this group is drained:
+            // the controllers may have lost their data.
             Some(Stage::Leaving) if !store.members.is_empty() => Standing::Drained,
             Some(Stage::Leaving) if !seen.sets.values().any(|set| set.stage == Stage::Member) => {
                 Standing::Unborn
@@ -331,8 +338,8 @@ fn standings(seen: &Observed, store: &Progress) -> BTreeMap<u64, Standing> {
     gids.map(|gid| (*gid, standing(gid))).collect()
 }
 
-/// Who stays. Members first, so that nobody leaves in favour of one who isn't a member yet; then those who can still come back;
-/// then new ones. Among equals the oldest stay.
+/// Returns the groups to keep. Members come first, so that no member leaves in favour of a group that isn't a member
+/// yet; then groups that left but can still join again; then new ones. Among equals the oldest groups stay.
 fn retained(seen: &Observed, standings: &BTreeMap<u64, Standing>, wanted: u32) -> BTreeSet<u64> {
     let leaving = |gid: &u64| {
         seen.sets
@@ -349,7 +356,7 @@ fn retained(seen: &Observed, standings: &BTreeMap<u64, Standing>, wanted: u32) -
     candidates.into_iter().map(|(.., gid)| gid).collect()
 }
 
-/// New groups, where `there` are and more are wanted, with gids that nobody has had.
+/// Returns actions that create the groups missing from `there` to `wanted`, with gids that no group has had.
 fn new_groups(seen: &Observed, there: usize, wanted: u32) -> impl Iterator<Item = Action> {
     let of_store = seen
         .store
@@ -365,7 +372,7 @@ fn new_groups(seen: &Observed, there: usize, wanted: u32) -> impl Iterator<Item 
     })
 }
 
-/// What is put together while the groups are looked at one by one.
+/// Accumulates the plan while the operator examines the groups one by one.
 struct Next<'a> {
     seen: &'a Observed,
     store: &'a Progress,
@@ -382,7 +389,7 @@ impl Next<'_> {
             .insert(gid, self.phase(gid, standing, set, keep));
         match set {
             None => self.bring_back(gid, standing),
-            // Somebody deletes it. When it is gone it is looked at again.
+            // The `StatefulSet` is already being deleted. A later round handles its absence.
             Some(set) if set.object.terminating => {}
             Some(set) if standing == Standing::Drained => self.remove(gid, set),
             Some(set) if keep => self.retain(gid, standing, set),
@@ -410,7 +417,8 @@ impl Next<'_> {
         }
     }
 
-    /// Its StatefulSet was deleted by somebody else, but it has shards, or has some to hand over. Its volumes may be there still.
+    /// Recreates the `StatefulSet` of a group that has shards, or has some to hand over. Somebody else deleted it; the
+    /// group's volumes may still exist.
     fn bring_back(&mut self, gid: u64, standing: Standing) {
         let stage = match standing {
             Standing::Member => Stage::Member,
@@ -423,7 +431,7 @@ impl Next<'_> {
         match standing {
             Standing::Member if set.stage != Stage::Member => self.set_stage(gid, Stage::Member),
             Standing::New if set.has_leader => self.join.push(gid),
-            // It comes back whether it has a leader or not: it is where the shards still are.
+            // The group joins again even without a leader, because it still holds the shards.
             Standing::Left => self.join.push(gid),
             _ => {}
         }
@@ -454,8 +462,9 @@ impl Next<'_> {
     }
 }
 
-/// The end: groups, then controllers, so that nobody asks controllers that are gone. It needs no answer of the store, and waits
-/// only for objects to disappear, so it ends also when the pods are long gone.
+/// Plans the deletion of the cluster: groups first, then controllers, so that no group contacts deleted controllers.
+/// Needs no answer of the store, and waits only for objects to disappear, so it completes even if the pods disappeared
+/// long ago.
 fn delete(seen: &Observed) -> Plan {
     let mut plan = Plan::default();
     plan.phases

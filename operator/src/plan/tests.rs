@@ -1,4 +1,5 @@
-//! Decisions as a table, and whole lives in a simulated world, with the operator killed after each action.
+//! Tests of decisions as a table, and of whole lifecycles in a simulated cluster where the operator is killed after
+//! each action.
 
 mod table;
 mod world;
@@ -7,23 +8,23 @@ use world::{World, round, run};
 
 use super::*;
 
-/// What a script of the simulation does.
+/// A step of a simulated lifecycle.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// The user wants so many groups.
+    /// The user asks for this many groups.
     Want(u32),
-    /// The user pauses the cluster, until the next wish.
+    /// The user pauses the cluster, until the next `Want`.
     Pause,
     /// The user deletes the resource.
     Delete,
-    /// Groups stop handing over shards, or go on with it.
+    /// Groups stop handing over shards (true), or resume (false).
     Freeze(bool),
-    /// The operator works until nothing changes any more.
+    /// The operator runs rounds until nothing changes any more.
     Settle,
 }
 use Step::{Delete, Freeze, Pause, Settle, Want};
 
-/// A life, and what there must be at its end: the groups with StatefulSets, and the gids with volumes.
+/// A name, the steps of a lifecycle, and the expected end: groups with `StatefulSet`s, and gids with volumes.
 type Life = (
     &'static str,
     &'static [Step],
@@ -45,8 +46,8 @@ const LIVES: &[Life] = &[
     ("delete at once", &[Delete, Settle], &[], &[]),
 ];
 
-/// Runs a life; the operator dies after action `kill`, and where that asks the store, its answer is lost and, if `late`, the
-/// request reaches the store only some time later.
+/// Runs a lifecycle. The operator dies after action `kill`; if that action is a request to the store, the operator
+/// misses the answer and, if `late`, the request reaches the store only some rounds later.
 fn live(life: &Life, retention: Retention, kill: Option<usize>, late: bool) -> World {
     let mut world = World::new(retention, kill, late);
     for step in life.1 {
@@ -90,7 +91,8 @@ fn a_request_that_arrives_after_its_operators_death_does_no_harm() {
     for life in LIVES {
         let calm = live(life, Retention::Retain, None, false);
         for kill in 0..calm.done {
-            // What the world forbids (see `World::act`) is checked all along. Which gids are left depends on when it arrives.
+            // `World::act` checks every action against its rules. The remaining gids depend on the arrival of the late
+            // request.
             let world = live(life, Retention::Retain, Some(kill), true);
             assert_eq!(
                 world.sets().len(),
@@ -127,12 +129,12 @@ fn a_fixed_point_asks_for_nothing() {
     }
 }
 
-/// Users who change their minds at any moment, and an operator that dies at any: what the world forbids is never asked, and
-/// the last wish comes true.
+/// The user's goal changes at random moments and the operator dies at random actions: the operator never breaks the
+/// rules of `World::act`, and the cluster reaches the last goal.
 #[test]
 fn lives_of_chance_end_as_wished() {
     for seed in 0..2_000_u64 {
-        // Knuth's generator: enough chance for choices, and the same everywhere.
+        // Knuth's generator: random enough for these choices, and reproducible on every platform.
         let mut state = seed;
         let mut below = move |bound: u64| {
             state = state

@@ -1,8 +1,9 @@
-//! One look at the world, one decision.
+//! Table of single observations and the decision for each.
 
 use super::*;
 
-/// `gid stage` of each StatefulSet; a `!` behind it: no leader, `~`: being deleted.
+/// Returns an observed state. `sets` lists `gid stage` of each `StatefulSet`; the suffix `!` means no leader, `~` means
+/// that it is being deleted.
 fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> Observed {
     let sets = sets.split_terminator(',').map(|text| {
         let (gid, stage) = text.trim().split_once(' ').unwrap();
@@ -179,7 +180,7 @@ fn volumes_of_groups_that_nobody_knows_stop_everything() {
     seen.volumes = [1, 2].into();
     let plan = decide(&seen);
     assert_eq!((plan.lost, plan.actions), ([1, 2].into(), Vec::new()));
-    // Groups that have been made since show that this was seen, or is a beginning.
+    // Groups created since then show that a person has handled the volumes, or that the cluster is new.
     let mut seen = world(2, "3 new", &[], &[]);
     seen.volumes = [1, 3].into();
     assert_eq!(

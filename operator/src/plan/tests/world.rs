@@ -1,26 +1,26 @@
-//! A world of StatefulSets, volumes and controllers, which refuses what must never be asked of it.
+//! A simulated cluster of `StatefulSet`s, volumes and controllers that panics on requests the operator must never send.
 
 use super::*;
 
-/// The rounds after which a world that hasn't come to rest never will.
+/// Rounds after which a cluster that still changes fails the test.
 const MAX_ROUNDS: usize = 200;
 
 pub(super) struct World {
-    /// What the operator sees. Its store is hidden until the controllers are up.
+    /// State that the operator observes. Its store is hidden until the controllers run.
     pub(super) seen: Observed,
     store: Progress,
-    /// Nobody hands over anything.
+    /// True while no group hands over shards.
     pub(super) frozen: bool,
-    /// All gids that were ever given.
+    /// All gids that were ever assigned.
     pub(super) ever: BTreeSet<u64>,
-    /// How many actions were done.
+    /// Number of actions done.
     pub(super) done: usize,
-    /// The resource is gone.
+    /// True once the resource is deleted.
     pub(super) finished: bool,
-    /// After which actions the operator dies.
+    /// Indices of the actions after which the operator dies.
     pub(super) kills: BTreeSet<usize>,
     late: bool,
-    /// A request on its way to the store, and the rounds until it arrives.
+    /// A delayed request to the store, and the rounds until it arrives.
     delayed: Option<(usize, Action)>,
     versions: u64,
 }
@@ -59,7 +59,7 @@ impl World {
         self.seen.volumes.iter().copied().collect()
     }
 
-    /// The configuration's groups; of a cluster that is gone, none.
+    /// Returns the configuration's groups; none once the cluster is deleted.
     pub(super) fn members(&self) -> Vec<u64> {
         if self.finished {
             Vec::new()
@@ -78,7 +78,7 @@ impl World {
         }
     }
 
-    /// Does what the operator asks; panics at what it must never ask.
+    /// Performs an action; panics if the operator must never ask for it.
     fn act(&mut self, action: &Action) {
         let deleting = self.seen.intent == Intent::Delete;
         let empty = |world: &Self, gid: &u64| {
@@ -146,7 +146,7 @@ impl World {
         }
     }
 
-    /// What the controllers do when they are asked.
+    /// Changes the configuration as the controllers do for Join and Leave.
     fn ask(&mut self, action: &Action) {
         let num = self.store.num + 1;
         let mut changed = false;
@@ -174,12 +174,12 @@ impl World {
         self.store.num += u64::from(changed);
     }
 
-    /// Time passes: pods start, groups elect leaders and hand over, objects that are being deleted disappear.
+    /// Advances time: pods start, groups elect leaders and hand over shards, objects that are being deleted disappear.
     fn tick(&mut self) {
         if let Some((rounds, action)) = self.delayed.take() {
             match rounds.checked_sub(1) {
                 Some(rounds) => self.delayed = Some((rounds, action)),
-                // The controllers are gone with the cluster, and refuse to let the last group go.
+                // The controllers are deleted with the cluster, and refuse to remove the last group.
                 None if self.seen.intent == Intent::Delete => {}
                 None => self.ask(&action),
             }
@@ -212,7 +212,7 @@ impl World {
     }
 }
 
-/// The operator works until nothing changes any more.
+/// Runs rounds of the operator until nothing changes any more.
 pub(super) fn run(world: &mut World) {
     let mut idle = 0;
     for _ in 0..MAX_ROUNDS {
@@ -225,7 +225,8 @@ pub(super) fn run(world: &mut World) {
     panic!("no rest: {:?}", decide(&world.seen));
 }
 
-/// The operator looks once and does what is to be done, unless it dies; then time passes. Returns how much was to be done.
+/// Runs one round: the operator observes and performs the plan, unless it dies; then time advances. Returns the number
+/// of planned actions.
 pub(super) fn round(world: &mut World) -> usize {
     let plan = decide(&world.seen);
     assert!(plan.lost.is_empty(), "{:?}", plan.lost);
