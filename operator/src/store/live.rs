@@ -1,7 +1,7 @@
-//! The store as it runs: asked by our own client library.
+//! Access to a running store through the ShardKV client library.
 //!
-//! One client for each cluster is kept while it is in use, so that looking every few seconds opens no connection every few seconds. What
-//! it is told is turned into what [`crate::plan`] and people need by functions without I/O.
+//! Each cluster keeps one client while it is in use, so that a round every few seconds doesn't open a connection every
+//! few seconds. Functions without I/O convert the answers into the types of [`crate::plan`] and of the status.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,32 +20,32 @@ use crate::metrics::Metrics;
 use crate::plan;
 use crate::validate::Cluster;
 
-/// How long the controllers may take to tell the configuration.
+/// Time limit for a query of the configuration.
 const VIEW: Duration = Duration::from_secs(3);
-/// How long groups may take to tell about their shards.
+/// Time limit for groups to report their shards.
 const MOVES: Duration = Duration::from_secs(2);
-/// How long a node may take to tell how it is.
+/// Time limit for a node to report its status.
 const HEALTH: Duration = Duration::from_secs(2);
-/// How long a change of the configuration may take. It waits for an election, say.
+/// Time limit for a change of the configuration, which may wait for an election.
 const CHANGE: Duration = Duration::from_secs(10);
-/// How long all nodes together may take: those that have answered by then count.
+/// Time limit for all nodes together: answers up to then count.
 const HEALTH_OF_ALL: Duration = Duration::from_secs(10);
-/// How many nodes are asked at the same time.
+/// Maximum number of nodes asked concurrently.
 const MAX_ASKED: usize = 64;
-/// A client that nobody has used for this long is closed.
+/// A client that is unused for this long is closed.
 const UNUSED: Duration = Duration::from_mins(5);
 
-/// Clients of the clusters that are looked after.
+/// Keeps the clients of the clusters that the operator manages.
 ///
-/// Invariant: at most one for each resource, by its namespace, name and uid; none that hasn't been used for a few minutes when
-/// another is made.
+/// Invariant: at most one client for each resource, by its namespace, name and uid; when a client is created, clients
+/// that were unused for a few minutes are dropped.
 #[derive(Debug)]
 pub struct LiveStore {
     metrics: Arc<Metrics>,
     clients: Mutex<HashMap<Key, Kept>>,
 }
 
-/// Which resource. One that was deleted and made again is another.
+/// Identity of a resource. A resource that was deleted and created again has another key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     namespace: String,
@@ -60,7 +60,7 @@ struct Kept {
 }
 
 impl LiveStore {
-    /// Without any client yet. Must be used within a tokio runtime.
+    /// Returns a store without clients. Must be used within a tokio runtime.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
@@ -68,7 +68,7 @@ impl LiveStore {
         }
     }
 
-    /// The cluster's client: kept from before, or made now. Reaches no node by itself.
+    /// Returns the cluster's client, creating it if needed. Opens no connection itself.
     fn client(&self, cluster: &Cluster) -> Result<Client, StoreError> {
         self.client_at(cluster, Instant::now())
     }
@@ -91,11 +91,11 @@ impl LiveStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Kept>> {
-        // Nothing is left half done under this lock.
+        // Every change under this lock is complete, so a poisoned lock is safe to use.
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call by what came of it.
+    /// Runs a call and records its outcome and duration.
     async fn counted<T>(
         &self,
         call: &'static str,
@@ -147,7 +147,7 @@ impl Store for LiveStore {
                 }
             });
             let answers = stream::iter(asked).buffer_unordered(MAX_ASKED);
-            // On a large cluster without one of its machines, very many may be silent.
+            // In a large cluster that lost a machine, many nodes may be silent.
             let answers = answers.take_until(sleep(HEALTH_OF_ALL));
             Ok(answers.filter_map(async |it| it).collect::<Vec<_>>().await)
         });
@@ -197,7 +197,8 @@ fn key(cluster: &Cluster) -> Key {
     }
 }
 
-/// Patient: an operator that looks every few seconds must be no burden, to nodes that start least of all.
+/// Returns the options of a cluster's client. Long keepalives and backoffs keep the operator's load on nodes low, most
+/// of all on nodes that start.
 fn options(cluster: &Cluster) -> ClientOptions {
     ClientOptions {
         request_timeout: VIEW,
@@ -209,7 +210,7 @@ fn options(cluster: &Cluster) -> ClientOptions {
     }
 }
 
-/// The nodes of parts, by address.
+/// Returns the address of every node of the given parts, with its part.
 fn nodes(cluster: &Cluster, parts: &BTreeSet<Component>) -> Vec<(Component, String)> {
     let of = |part: &Component| {
         let addresses = names::addresses(cluster, *part).into_iter();
@@ -220,12 +221,12 @@ fn nodes(cluster: &Cluster, parts: &BTreeSet<Component>) -> Vec<(Component, Stri
     parts.iter().flat_map(of).collect()
 }
 
-/// The first label of an address.
+/// Returns the first label of an address, which is the pod's name.
 fn pod(address: &str) -> String {
     address.split('.').next().unwrap_or(address).to_owned()
 }
 
-/// What controllers that don't answer, or don't do it, mean.
+/// Classifies an error of the client: refused by the controllers, or no usable answer.
 fn refusal(error: &Error) -> StoreError {
     let text = error.to_string();
     match error {
@@ -247,7 +248,7 @@ fn change(done: ConfigChange) -> Change {
     }
 }
 
-/// What the controllers said, without what is on its way.
+/// Converts the controllers' answer into a view, without the number of moving shards.
 fn view(told: &ConfigView) -> View {
     let config = &told.config;
     let members: BTreeSet<u64> = config.groups().keys().map(|gid| gid.0).collect();
@@ -257,7 +258,7 @@ fn view(told: &ConfigView) -> View {
             *sum += count;
         }
     }
-    // The controllers may list a group that is drained until they forget it.
+    // The controllers may list a drained group for a while.
     let busy = told.progress.iter().filter(|it| !told.is_drained(it.gid));
     View {
         plan: plan::Progress {
@@ -270,8 +271,8 @@ fn view(told: &ConfigView) -> View {
     }
 }
 
-/// How many shards are not served by the group that the configuration gives them to. Of a group that doesn't answer all count,
-/// unless the controllers know that it has done its part.
+/// Returns the number of shards that their owner in the configuration doesn't serve yet. All shards of a group that
+/// doesn't answer count, unless the controllers know that the group has settled.
 fn moving(told: &ConfigView, said: &BTreeMap<Gid, Result<GroupShards, Error>>) -> u32 {
     let config = &told.config;
     let behind = told.progress.iter().filter(|it| it.settled < told.latest);
@@ -297,7 +298,8 @@ fn moving(told: &ConfigView, said: &BTreeMap<Gid, Result<GroupShards, Error>>) -
     u32::try_from(missing.sum::<usize>()).unwrap_or(u32::MAX)
 }
 
-/// Whether a node that answered is one of the part. Addresses outlive pods: another group may answer at an old one.
+/// Returns true if the node that answered belongs to the part. Addresses outlive pods: a node of another group may
+/// answer at an old address.
 fn is_of(part: Component, status: &NodeStatus) -> bool {
     match part {
         Component::Controller => status.kind == GroupKind::Controller,
@@ -305,7 +307,7 @@ fn is_of(part: Component, status: &NodeStatus) -> bool {
     }
 }
 
-/// How a part of `all` nodes is, by what those that answered say of it and of themselves.
+/// Returns the health of a part of `all` nodes from the nodes that answered.
 fn health<'a>(all: usize, nodes: impl Iterator<Item = (&'a str, &'a NodeStatus)>) -> Health {
     let nodes: Vec<_> = nodes.collect();
     let believes = |status: &NodeStatus, leader: NodeId, term: u64| {
@@ -316,8 +318,8 @@ fn health<'a>(all: usize, nodes: impl Iterator<Item = (&'a str, &'a NodeStatus)>
         let followers = followers.filter(|(_, it)| believes(it, leader.node_id, leader.term));
         leader.role == Role::Leader && followers.count() * 2 > all
     };
-    // What nodes say of themselves while they start or catch up is left out: it passes, it changes from look to look, and that
-    // they aren't ready is known from their pods.
+    // Troubles of nodes that start or catch up are left out: they pass, their text changes between rounds, and the pods
+    // already show that they aren't ready.
     let full = nodes.iter().filter(|(_, status)| status.disk_full);
     let troubles = full.map(|(pod, _)| ((*pod).to_owned(), DISK_FULL.to_owned()));
     Health {
@@ -327,7 +329,7 @@ fn health<'a>(all: usize, nodes: impl Iterator<Item = (&'a str, &'a NodeStatus)>
     }
 }
 
-/// What a node means that says so.
+/// Text for a node that reports a full disk.
 const DISK_FULL: &str = "its disk is nearly full: writes are refused, reads and deletes still work";
 
 #[cfg(test)]

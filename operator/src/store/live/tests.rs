@@ -3,7 +3,8 @@ use shardkv_client::{ClusterId, ConfigNum, GroupProgress, ShardConfig, ShardStat
 use super::*;
 use crate::build::tests::named;
 
-/// A configuration with a number, runs of shards, and what the controllers know of groups: gid, settled, left in.
+/// Returns a configuration from its number, runs of shards (count, owner), and progress of groups (gid, settled, left
+/// in).
 fn told(num: u64, owners: &[(u32, u64)], progress: &[(u64, u64, u64)]) -> ConfigView {
     let groups = owners.iter().filter(|(_, gid)| *gid != 0);
     let groups = groups.map(|(_, gid)| (Gid(*gid), vec![format!("g{gid}:1")]));
@@ -105,7 +106,7 @@ fn a_member_without_shards_counts_as_one() {
 #[test]
 fn shards_are_on_their_way_until_their_new_owner_serves_them() {
     use ShardState::{Fenced, Owed, Pulling, Serving};
-    // Four shards each; 2 has joined in configuration 2.
+    // Each group owns four shards; group 2 joined in configuration 2.
     let owners = [(4, 1), (4, 2)];
     let behind = told(2, &owners, &[(1, 1, 0), (2, 1, 0)]);
     let pulls = group(2, &[(4, Serving), (5, Pulling)]);
