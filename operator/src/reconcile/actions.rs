@@ -1,4 +1,4 @@
-//! The actions of a plan, one by one, and what is told of each.
+//! Performs the actions of a plan, and publishes an event for each.
 
 use kube::ResourceExt;
 
@@ -31,7 +31,7 @@ impl<S: Store> Apply<'_, '_, S> {
         }
     }
 
-    /// The status says that this gid was given, before what shows it is deleted.
+    /// Records in the status that this gid was assigned, before the object that shows it is deleted.
     async fn record(&mut self, gid: u64) -> Result<(), Failure> {
         let mut status = self.resource.status();
         let gid = i64::try_from(gid).unwrap_or(i64::MAX);
@@ -94,7 +94,7 @@ impl<S: Store> Apply<'_, '_, S> {
     }
 
     async fn delete_volumes(&mut self, part: Component) -> Result<(), Failure> {
-        // A deletion can't be taken back. Where the cluster goes on, it is made sure once more that nothing is lost by it.
+        // A deletion is final. Unless the cluster is being deleted, check once more that no data is lost.
         if self.intent != Intent::Delete {
             self.confirm_deletable(part, None).await?;
         }
@@ -102,7 +102,7 @@ impl<S: Store> Apply<'_, '_, S> {
         for (name, uid) in &volumes {
             match self.objects.delete_volume(name, uid).await {
                 Ok(()) => self.done.acted = true,
-                // Gone already, or another one by now; the next look says which.
+                // The volume is deleted already, or was replaced; the next round finds out.
                 Err(Failure::Race) => self.done.unsettled = true,
                 Err(failure) => return Err(failure),
             }
@@ -159,7 +159,7 @@ impl<S: Store> Apply<'_, '_, S> {
     }
 }
 
-/// How many of something: `1 shard`, `2 shards`.
+/// Formats a count with its noun: `1 shard`, `2 shards`.
 fn counted(count: impl TryInto<u64>, what: &str) -> String {
     match count.try_into().unwrap_or(u64::MAX) {
         1 => format!("1 {what}"),
@@ -174,7 +174,7 @@ fn called(part: Component) -> String {
     }
 }
 
-/// Groups as the beginning of a sentence.
+/// Formats groups as the beginning of a sentence.
 fn groups(gids: &[u64]) -> String {
     let list: Vec<String> = gids.iter().map(u64::to_string).collect();
     match list.as_slice() {

@@ -1,8 +1,8 @@
-//! The fourth step: what differs is written, and what the plan says may be done now is done, in its order.
+//! The fourth step: writes the objects that differ, and performs the actions that the plan allows now, in its order.
 //!
-//! An object that is as it should be is not written. Nothing is taken from, or done to, an object that isn't ours. What is
-//! deleted is looked at once more just before: it must be the same object, still on its way out, and the controllers must still
-//! say that nothing is left in it.
+//! An object that already matches isn't written. The operator never changes an object that isn't the cluster's own.
+//! Just before a deletion the operator reads the object again: it must be the same object, still marked as leaving, and
+//! the controllers must still report that the group holds nothing.
 
 use std::collections::BTreeSet;
 
@@ -21,31 +21,31 @@ use crate::plan::{Action, Intent, Object, Plan, Stage};
 use crate::store::{Store, StoreError};
 use crate::validate::Cluster;
 
-/// What came of it.
+/// Result of the step.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Applied {
-    /// Whether anything was changed.
+    /// True if anything was changed.
     pub(super) acted: bool,
-    /// Whether pods are replaced because of it.
+    /// True if pods are replaced because of a change.
     pub(super) rolled: bool,
-    /// Whether the world had changed, so that a look is worth while soon.
+    /// True if the observed state had changed, so that the next round should follow soon.
     pub(super) unsettled: bool,
-    /// What must disappear first.
+    /// Objects that must disappear first, as readable text.
     pub(super) waits: Vec<String>,
-    /// What was refused.
+    /// Refused changes and failed requests.
     pub(super) problems: Vec<Problem>,
 }
 
-/// Something that a person has to look at.
+/// A problem that needs attention from a person.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
-    /// The reason of the condition.
+    /// Reason of the condition.
     pub(super) reason: &'static str,
-    /// What is wrong, and what to do.
+    /// Description of the problem and its remedy.
     pub(super) message: String,
 }
 
-/// What one round writes.
+/// Inputs and results of the writes of one round.
 pub(super) struct Apply<'a, 'h, S> {
     pub(super) objects: &'a Objects<'a>,
     pub(super) store: &'a S,
@@ -59,7 +59,7 @@ pub(super) struct Apply<'a, 'h, S> {
 }
 
 impl<S: Store> Apply<'_, '_, S> {
-    /// Does what may be done now.
+    /// Performs the writes that are allowed now.
     pub(super) async fn run(mut self, plan: &Plan) -> Result<Applied, kube::Error> {
         match self.intent {
             Intent::Pause => {}
@@ -76,7 +76,7 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(self.done)
     }
 
-    /// What is left of half-done deletions goes before the resource does.
+    /// Removes leftovers of incomplete deletions before the resource is released.
     async fn delete(&mut self, plan: &Plan) -> Result<(), kube::Error> {
         let (last, first): (Vec<_>, Vec<_>) = plan
             .actions
@@ -104,7 +104,7 @@ impl<S: Store> Apply<'_, '_, S> {
                 action,
                 Action::CreateControllers | Action::CreateGroup { .. }
             );
-            // One that can't be created doesn't keep others from it; everything else builds on what stands before it.
+            // A failed creation doesn't block other actions; every other action depends on its predecessors.
             if !self.settle(result)? && !creates {
                 break;
             }
@@ -112,7 +112,8 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(())
     }
 
-    /// Takes note of how something ended; says whether well. Only what makes the whole round pointless is an error.
+    /// Records the result of a step and returns true on success. Returns an error only if the rest of the round is
+    /// pointless.
     pub(super) fn settle(&mut self, result: Result<(), Failure>) -> Result<bool, kube::Error> {
         let Err(failure) = result else {
             return Ok(true);
@@ -135,7 +136,7 @@ impl<S: Store> Apply<'_, '_, S> {
         self.done.problems.push(Problem { reason, message });
     }
 
-    /// What all pods share.
+    /// Applies the objects that all pods share.
     async fn common(&mut self) -> Result<(), kube::Error> {
         let common = build::common(self.cluster);
         let account = common.account.as_ref();
@@ -152,7 +153,7 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(())
     }
 
-    /// Brings the objects of all StatefulSets that are there up to date.
+    /// Brings the objects of all existing `StatefulSet`s up to date.
     async fn refresh(&mut self) -> Result<(), kube::Error> {
         let sets: Vec<_> = self
             .snapshot
@@ -182,8 +183,8 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(())
     }
 
-    /// Makes the objects of a part, the StatefulSet last: what pods need is there when they start, and only what has a
-    /// StatefulSet counts as there. Says whether the StatefulSet was made.
+    /// Creates the objects of a part, the `StatefulSet` last: the objects that pods need exist when the pods start, and
+    /// only a part with a `StatefulSet` counts as existing. Returns true if the `StatefulSet` was created or changed.
     pub(super) async fn create(&mut self, nodes: &Nodes) -> Result<bool, Failure> {
         self.one_of(nodes, Kind::Service).await?;
         self.one_of(nodes, Kind::Budget).await?;
@@ -198,20 +199,20 @@ impl<S: Store> Apply<'_, '_, S> {
                 if let Some(budget) = &nodes.budget {
                     self.ensure(Wanted::new(kind, budget)).await
                 } else {
-                    // It isn't wanted any more.
+                    // The budget isn't wanted any more.
                     self.drop(kind, &nodes.set.name_any()).await
                 }
             }
         }
     }
 
-    /// Makes an object as it is to be; says whether that changed anything.
+    /// Applies an object; returns true if that changed anything.
     async fn ensure(&mut self, wanted: Result<Wanted, serde_json::Error>) -> Result<bool, Failure> {
         let mut wanted = wanted?;
         let key = (wanted.kind, wanted.name.clone());
         let live = match self.snapshot.children.get(&key) {
             Some(live) => Some(live.clone()),
-            // It is somebody else's, or has lost its labels, or there is none.
+            // The object has another owner, has lost its labels, or doesn't exist.
             None => self.objects.get(wanted.kind, &wanted.name).await?,
         };
         if let Some(live) = &live {
@@ -235,7 +236,7 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(changed)
     }
 
-    /// Whether an object may be written.
+    /// Checks that the operator may write an object.
     fn claim(&self, kind: Kind, live: &DynamicObject) -> Result<(), Failure> {
         let called = format!("{} {}", kind.name(), live.name_any());
         let owner = &self.cluster.owner;
@@ -258,8 +259,8 @@ impl<S: Store> Apply<'_, '_, S> {
         Err(Failure::Taken(format!("{called}{of}")))
     }
 
-    /// Whether the same was applied to the very same object, and changed nothing: somebody, an admission webhook say, always
-    /// makes something else of it.
+    /// Returns true if the same content was already applied to this version of the object without effect: something
+    /// else, such as an admission webhook, always alters it.
     fn is_fruitless(&self, wanted: &Wanted, live: &DynamicObject) -> bool {
         let tried = (
             wanted.hash().to_owned(),
@@ -272,7 +273,7 @@ impl<S: Store> Apply<'_, '_, S> {
             })
     }
 
-    /// Deletes an object that is ours, if it is there; says whether it was.
+    /// Deletes an object that the resource owns, if it exists; returns true if it did.
     pub(super) async fn drop(&mut self, kind: Kind, name: &str) -> Result<bool, Failure> {
         let key = (kind, name.to_owned());
         let Some(live) = self.snapshot.children.get(&key) else {
@@ -287,7 +288,7 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(true)
     }
 
-    /// Services and budgets without a StatefulSet: left by a deletion, or by a creation, that was cut short.
+    /// Returns the services and budgets without a `StatefulSet`, left by an interrupted deletion or creation.
     fn strays(&self, plan: &Plan) -> Vec<(Kind, String)> {
         let deleting = self.intent == Intent::Delete;
         let view = self
@@ -305,7 +306,7 @@ impl<S: Store> Apply<'_, '_, S> {
         }));
         let goes = |part: Component| match gid(part) {
             _ if self.snapshot.sets.contains_key(&part) => false,
-            // Without the controllers' word nobody knows whether a group is needed.
+            // Only the controllers know if a group is needed.
             Some(gid) => deleting || (view.is_some() && !needed.contains(&gid)),
             None => deleting,
         };
@@ -327,7 +328,7 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(())
     }
 
-    /// Changes the annotation that says how far a group's life is.
+    /// Changes the stage annotation of a group's `StatefulSet`.
     pub(super) async fn set_stage(&mut self, group: u64, to: Stage) -> Result<(), Failure> {
         let part = Component::Group(group);
         let key = (Kind::Set, names::part(self.cluster, part));
@@ -345,8 +346,8 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(())
     }
 
-    /// A part's StatefulSet as it is now, if it is still the one that was planned for and, while the cluster is to go on, if the
-    /// controllers still say that nothing is left in it.
+    /// Re-reads a part's `StatefulSet`. Returns it if it is still the planned one and, unless the cluster is being
+    /// deleted, if the controllers still report that the group holds nothing.
     pub(super) async fn confirm_deletable(
         &self,
         part: Component,
@@ -365,7 +366,7 @@ impl<S: Store> Apply<'_, '_, S> {
             return Ok(live);
         }
         let view = bounded(self.store.view(self.cluster)).await?.plan;
-        // Controllers that know no group at all have forgotten; see `plan`.
+        // Controllers that know no group have lost their data; see `plan`.
         let empty = gid(part).is_some_and(|gid| {
             !view.members.is_empty()
                 && !view.members.contains(&gid)
@@ -378,7 +379,7 @@ impl<S: Store> Apply<'_, '_, S> {
         }
     }
 
-    /// Deletes a part's StatefulSet, and then what belongs to it.
+    /// Deletes a part's `StatefulSet`, and then its service and budget.
     pub(super) async fn remove(
         &mut self,
         part: Component,
@@ -395,7 +396,7 @@ impl<S: Store> Apply<'_, '_, S> {
         Ok(())
     }
 
-    /// The volumes of some parts that aren't being deleted.
+    /// Returns name and uid of the volumes of some parts, without volumes that are being deleted.
     pub(super) fn volumes(&self, of: impl Fn(Component) -> bool) -> Vec<(String, String)> {
         let volumes = self.snapshot.volumes.iter();
         volumes
@@ -404,7 +405,7 @@ impl<S: Store> Apply<'_, '_, S> {
             .collect()
     }
 
-    /// Whether volumes of removed groups stay.
+    /// Returns true if volumes of removed groups are retained.
     pub(super) fn retains_groups(&self) -> bool {
         self.cluster.spec.storage.on_group_removal == Retention::Retain
     }

@@ -1,6 +1,7 @@
-//! The conditions: what holds of a cluster, why, and what a person can do about it. Pure.
+//! The conditions: the state of a cluster, its reason, and the remedy. Pure.
 //!
-//! A message says nothing that changes from look to look while nothing happens: a status is written when it differs.
+//! A message contains nothing that changes between rounds while nothing happens, because a status is written whenever
+//! it differs.
 
 use std::collections::BTreeSet;
 
@@ -13,13 +14,13 @@ use crate::crd::condition::{AVAILABLE, DEGRADED, PAUSED, PROGRESSING, Verdict};
 use crate::plan::Intent;
 use crate::store::StoreError;
 
-/// The longest message; the API server takes 32768 bytes.
+/// Maximum length of a message; the API server accepts 32768 bytes.
 const MAX_MESSAGE: usize = 2_000;
 
 /// A reason and a message.
 type Why = (&'static str, String);
 
-/// What holds.
+/// Computes the four conditions.
 pub(super) fn verdicts(facts: &Facts<'_>) -> [Verdict; 4] {
     let (progressing, going_on) = match (idle(facts), doing(facts)) {
         (Some(why), _) => (false, why),
@@ -64,7 +65,7 @@ fn why(reason: &'static str, message: impl Into<String>) -> Why {
     (reason, message.into())
 }
 
-/// Whether every key can be read and written.
+/// Decides if every key can be read and written; `None` if unknown.
 fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
     if facts.intent == Intent::Delete {
         return (
@@ -84,7 +85,7 @@ fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
         let message = "The controllers know no group, though there were members.";
         return (Some(false), why("GroupsLost", message));
     }
-    // A configuration alone serves nothing: a group must have taken over what it gives.
+    // A configuration alone doesn't serve keys: a group must have taken over its shards.
     let mut phases = facts.plan.phases.values();
     let serves = phases.any(|phase| matches!(phase, GroupPhase::Serving | GroupPhase::Draining));
     if owners(view).next().is_none() || !serves {
@@ -92,7 +93,7 @@ fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
     }
     let health = &facts.snapshot.health;
     let leads = |part: &Component| health.get(part).is_some_and(|it| it.leader.is_some());
-    // What is on its way comes from groups that may own nothing any more.
+    // Moving shards may come from groups that own nothing any more.
     let sources = behind(view).into_iter().filter(|_| view.moving > 0);
     let needed: BTreeSet<u64> = owners(view).chain(sources).collect();
     let needed = needed.into_iter().map(Component::Group);
@@ -112,7 +113,7 @@ fn available(facts: &Facts<'_>) -> (Option<bool>, Why) {
     (Some(false), why("NoLeader", message))
 }
 
-/// Why nothing is going on, whatever is to be done.
+/// Returns the reason why the operator makes no progress, whatever the plan is.
 fn idle(facts: &Facts<'_>) -> Option<Why> {
     match facts.intent {
         Intent::Pause => Some(why("Paused", "spec.paused is true: nothing is changed.")),
@@ -124,7 +125,7 @@ fn idle(facts: &Facts<'_>) -> Option<Why> {
     }
 }
 
-/// What is going on.
+/// Returns the change in progress.
 fn doing(facts: &Facts<'_>) -> Option<Why> {
     if facts.intent == Intent::Delete {
         let message = format!("{} StatefulSets are left.", facts.snapshot.sets.len());
@@ -162,14 +163,14 @@ fn doing(facts: &Facts<'_>) -> Option<Why> {
         })
 }
 
-/// Objects that somebody deletes while they are needed.
+/// Reports needed objects that somebody is deleting.
 fn disappearing(facts: &Facts<'_>) -> Option<Why> {
     let waits = &facts.applied.waits;
     let message = format!("{}; it is created again then.", waits.join(", "));
     (!waits.is_empty()).then(|| why("Creating", message))
 }
 
-/// Other than as many groups as are wanted, before any has been made or let go.
+/// Reports a wrong number of groups, before any group has been created or asked to leave.
 fn rescaling(facts: &Facts<'_>) -> Option<Why> {
     let Intent::Run(wanted) = facts.intent else {
         return None;
@@ -202,8 +203,8 @@ fn rebalancing(facts: &Facts<'_>) -> Option<Why> {
     moves.then(|| why("Rebalancing", moving(facts)))
 }
 
-/// Pods of new StatefulSets that aren't ready: those that follow the first ones, which serve already, or whose machine is lost
-/// that early. Which of the two can't be told, so neither is claimed.
+/// Reports pods of new `StatefulSet`s that aren't ready: they start after the first pods, which already serve, or their
+/// machine was lost early. The operator can't distinguish the two, so the message claims neither.
 fn starting(facts: &Facts<'_>) -> Option<Why> {
     let mut sets = facts.snapshot.sets.values();
     let starts = sets.any(|set| set.young && set.ready < set.replicas);
@@ -226,7 +227,7 @@ fn moving(facts: &Facts<'_>) -> String {
     }
 }
 
-/// Which of the groups that are to stay can't take over anything, in words; empty if all can.
+/// Describes the groups that are to stay but can't take over shards; empty if all can.
 fn held_up(facts: &Facts<'_>) -> String {
     let stays = facts.plan.phases.iter();
     let stays = stays.filter(|(_, phase)| **phase == GroupPhase::Serving);
@@ -241,7 +242,7 @@ fn held_up(facts: &Facts<'_>) -> String {
     format!(" No group is let go while no leader is seen in {groups}.")
 }
 
-/// What a cluster that doesn't serve yet waits for.
+/// Describes the event that a cluster that doesn't serve yet waits for.
 fn waiting(facts: &Facts<'_>) -> String {
     if !facts.applied.waits.is_empty() {
         return format!("{}.", facts.applied.waits.join(", "));
@@ -261,7 +262,7 @@ fn waiting(facts: &Facts<'_>) -> String {
         .to_owned()
 }
 
-/// Pods that aren't ready, in words; empty if all are.
+/// Describes the pods that aren't ready; empty if all are.
 fn unready(facts: &Facts<'_>) -> String {
     let sets = facts.snapshot.sets.iter();
     let unready: Vec<String> = sets
@@ -279,7 +280,7 @@ fn counted(facts: &Facts<'_>, part: Component, set: &ObservedSet) -> String {
     format!("{} of {} of {name}", set.ready, set.replicas)
 }
 
-/// What needs a look: all of it in the message, and the first, which is most likely the cause, as the reason.
+/// Returns all problems in the message, and the first, which is most likely the cause, as the reason.
 fn degraded(facts: &Facts<'_>) -> Option<Why> {
     if facts.intent == Intent::Delete {
         return first(refused(facts));
@@ -374,7 +375,7 @@ fn unreachable(facts: &Facts<'_>) -> Vec<Why> {
     };
     let controllers = facts.snapshot.sets.get(&Component::Controller);
     let quorum = controllers.is_some_and(|set| set.ready > set.replicas / 2);
-    // While they start they don't answer, and nothing is wrong.
+    // Controllers that are still starting don't answer; that isn't a problem.
     if !facts.was_known() && !quorum {
         return Vec::new();
     }
@@ -427,8 +428,9 @@ fn troubled_nodes(facts: &Facts<'_>) -> Vec<Why> {
     vec![("NodesInTrouble", all.join(" "))]
 }
 
-/// Pods that should be ready and aren't, though nobody says why: some may be away while others are replaced, and those of a
-/// group that has never served are still starting.
+/// Reports pods that should be ready and aren't, although no other problem explains it. Allows one pod of a
+/// `StatefulSet` to be away while its pods are replaced, and ignores groups that have never served, because their pods
+/// are still starting.
 fn missing_pods(facts: &Facts<'_>) -> Vec<Why> {
     if !facts.was_known() {
         return Vec::new();

@@ -1,8 +1,9 @@
-//! The first step: everything that a round looks at, read live.
+//! The first step: reads the observed state of a round, live.
 //!
-//! What is decided here is which objects are a cluster's own. Children are those whose controller is the resource, by uid:
-//! an object that only looks like ours, or belonged to a resource of the same name that is gone, is none. Volumes have no owner,
-//! because they outlive the resource; theirs is the name that Kubernetes gives them, and the labels.
+//! This module decides which objects belong to a cluster. Children are objects whose controller is the resource, by
+//! uid: an object that only resembles a child, or belonged to a deleted resource of the same name, isn't a child.
+//! Volumes have no owner, because they outlive the resource; the name that Kubernetes gives them and the labels
+//! identify them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -22,44 +23,44 @@ use crate::plan::{Intent, Object, Observed, Set, Stage};
 use crate::store::{Health, Store, StoreError, View};
 use crate::validate::Cluster;
 
-/// The longest wait for an answer of the store, whatever its client promises.
+/// Time limit for any answer of the store, whatever its client promises.
 const LONGEST_CALL: Duration = Duration::from_secs(15);
 
-/// The usual time that pods take to be ready, with room.
+/// Usual time until pods are ready, with a margin.
 const STARTING_SECONDS: i64 = 60;
 
-/// What there is.
+/// Observed state of a cluster.
 #[derive(Default)]
 pub(super) struct Snapshot {
-    /// The resource's objects.
+    /// Objects that the resource owns.
     pub(super) children: BTreeMap<(Kind, String), DynamicObject>,
-    /// What matters about its StatefulSets.
+    /// Relevant facts of its `StatefulSet`s.
     pub(super) sets: BTreeMap<Component, ObservedSet>,
-    /// Its volumes.
+    /// The cluster's volumes.
     pub(super) volumes: Vec<Volume>,
-    /// Why pods don't run.
+    /// Pods that don't run, with the reasons.
     pub(super) pods: BTreeMap<Component, Vec<Trouble>>,
-    /// What the controllers say; `None` if they weren't asked.
+    /// Answer of the controllers; `None` if they weren't asked.
     pub(super) view: Option<Result<View, StoreError>>,
-    /// How the nodes are.
+    /// Health of the nodes.
     pub(super) health: BTreeMap<Component, Health>,
 }
 
-/// A StatefulSet.
+/// Relevant facts of a `StatefulSet`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ObservedSet {
     pub(super) object: Object,
     pub(super) stage: Stage,
-    /// How many pods there are to be.
+    /// Number of pods wanted.
     pub(super) replicas: i32,
     pub(super) ready: i32,
-    /// How many pods are of the latest revision, until all are, and ready.
+    /// Number of pods of the latest revision; `None` once all pods are of that revision, and ready.
     pub(super) rolling: Option<i32>,
-    /// Whether it was made so lately that pods that aren't ready are still starting.
+    /// True if the `StatefulSet` is so new that pods that aren't ready are still starting.
     pub(super) young: bool,
 }
 
-/// A volume.
+/// A volume of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Volume {
     pub(super) part: Component,
@@ -68,7 +69,8 @@ pub(super) struct Volume {
     pub(super) terminating: bool,
 }
 
-/// Looks at a cluster. The store is asked only about what runs, and not at all when the cluster is to go: that needs no answer.
+/// Reads the observed state of a cluster. Asks the store only about parts that run, and not at all when the cluster is
+/// to be deleted: deletion needs no answer.
 pub(super) async fn observe<S: Store>(
     objects: &Objects<'_>,
     store: &S,
@@ -117,7 +119,7 @@ async fn query_store<S: Store>(store: &S, cluster: &Cluster, snapshot: &mut Snap
     snapshot.health = health.unwrap_or_default();
 }
 
-/// An answer of the store, in time.
+/// Awaits an answer of the store, with a time limit.
 pub(super) async fn bounded<T>(
     call: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
@@ -127,13 +129,13 @@ pub(super) async fn bounded<T>(
         .unwrap_or_else(late)
 }
 
-/// Labels as the API server takes them.
+/// Formats labels as a selector for the API server.
 pub(super) fn selector(labels: &BTreeMap<String, String>) -> String {
     let pairs = labels.iter().map(|(key, value)| format!("{key}={value}"));
     pairs.collect::<Vec<_>>().join(",")
 }
 
-/// An object as plans know it.
+/// Returns the plan's view of an object.
 pub(super) fn object(meta: &impl ResourceExt) -> Object {
     Object {
         uid: meta.uid().unwrap_or_default(),
@@ -142,7 +144,7 @@ pub(super) fn object(meta: &impl ResourceExt) -> Object {
     }
 }
 
-/// The stage that an object's annotation says.
+/// Returns the stage in an object's annotation.
 pub(super) fn stage(object: &impl ResourceExt) -> Stage {
     Stage::of(
         object
@@ -158,10 +160,11 @@ fn observe_set(set: &StatefulSet, now: &Time) -> ObservedSet {
     let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
     let replicas = replicas.unwrap_or(1);
     let status = set.status.clone().unwrap_or_default();
-    // Without a status nobody has looked at the StatefulSet yet; that it is new, all know from elsewhere.
+    // Without a status, no Kubernetes controller has handled the `StatefulSet` yet; other fields already show that it
+    // is new.
     let unseen = status.observed_generation < set.metadata.generation;
     let updated = status.updated_replicas.unwrap_or(0);
-    // They are the same again when all pods are of the latest revision, and ready.
+    // The revisions are equal again when all pods are of the latest revision, and ready.
     let mixed = status.update_revision != status.current_revision;
     let rolling = (status.observed_generation.is_some() && (unseen || mixed))
         .then_some(if unseen { 0 } else { updated });
@@ -185,7 +188,7 @@ fn volume(cluster: &Cluster, claim: &PersistentVolumeClaim) -> Option<Volume> {
     })
 }
 
-/// What a plan is made of.
+/// Builds the plan's input from the snapshot and the previous status.
 pub(super) fn observed(
     cluster: &Cluster,
     intent: Intent,
@@ -228,7 +231,7 @@ pub(super) fn observed(
     }
 }
 
-/// The group that a part is.
+/// Returns the gid of a part, or `None` for the controllers.
 pub(super) fn gid(part: Component) -> Option<u64> {
     match part {
         Component::Controller => None,

@@ -1,13 +1,13 @@
-//! Whether a live object already is what is wanted. Pure.
+//! Compares a live object with the wanted one. Pure.
 //!
-//! A live object has more fields than were asked for: defaults, and what other controllers wrote. So the wanted one must be
-//! *contained* in it. What was wanted once and isn't any more doesn't show that way; the hash of what was applied last,
-//! kept in an annotation, tells that.
+//! A live object has more fields than the operator set: defaults, and fields of other controllers. So the wanted object
+//! must be *contained* in the live one. Containment doesn't show a field that was wanted once and isn't any more; a
+//! changed hash of the last applied content, kept in an annotation, does.
 
 use serde_json::{Map, Value};
 
-/// Lists that several writers share, by the field that tells their elements apart: additions of others are no difference.
-/// Every other list is a value as a whole.
+/// Lists that several writers share, with the fields that identify their elements: elements added by other writers are
+/// no difference. Every other list is compared as a whole.
 const SHARED_LISTS: &[(&str, &[&str])] = &[
     ("containers", &["name"]),
     ("env", &["name"]),
@@ -21,10 +21,11 @@ const SHARED_LISTS: &[(&str, &[&str])] = &[
     ("volumes", &["name"]),
 ];
 
-/// Maps whose values are amounts: `0.1` and `100m` are the same.
+/// Maps with quantities as values: `0.1` and `100m` are equal.
 const AMOUNTS: &[&str] = &["requests", "limits"];
 
-/// Whether all of `wanted` is in `live`. Empty and absent are the same, and so are amounts of the same value.
+/// Returns true if `live` contains all of `wanted`. Empty and absent are equal, and so are quantities of the same
+/// value.
 pub(super) fn contains(live: &Value, wanted: &Value) -> bool {
     value("", Some(live), wanted)
 }
@@ -84,8 +85,8 @@ fn same_amount(live: &Value, wanted: &Value) -> bool {
     amount(live).is_some_and(|live| amount(wanted) == Some(live))
 }
 
-/// The value of a Kubernetes quantity in billionths, which is as fine as they get; finer ones are rounded up, as there.
-/// `None` for what is none, or is out of all bounds.
+/// Returns the value of a Kubernetes quantity in billionths, its finest resolution; finer values are rounded up, as
+/// Kubernetes does. Returns `None` if the text is not a quantity or is out of range.
 fn nanos(text: &str) -> Option<i128> {
     let split = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-'));
     let (number, suffix) = text.split_at(split.unwrap_or(text.len()));
@@ -96,7 +97,7 @@ fn nanos(text: &str) -> Option<i128> {
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = format!("{whole}{fraction}");
-    // `parse` would take another sign, and nothing at all for an error of its own.
+    // `parse` would accept a second sign, and report an empty text as an error of its own.
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
@@ -111,7 +112,7 @@ fn nanos(text: &str) -> Option<i128> {
     Some(sign * value)
 }
 
-/// A suffix as a factor and a power of ten.
+/// Returns a suffix as a factor and a power of ten.
 fn scale(suffix: &str) -> Option<(i128, i32)> {
     let binary = |power: u32| Some((1_i128 << (10 * power), 0));
     match suffix {

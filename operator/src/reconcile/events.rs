@@ -1,5 +1,5 @@
-//! What is told as an event: each step that changed something, once, when it is done. Events are for people; one that is lost
-//! with the operator is not told again, and one that can't be told stops nothing.
+//! Publishes events: each step that changed something, once, when it is done. Events inform users. An event that is
+//! lost with the operator isn't published again, and a failure to publish stops nothing.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -7,10 +7,10 @@ use kube::{Client, Resource};
 
 use crate::crd::ShardKvCluster;
 
-/// The longest note that the API server takes.
+/// Maximum length of a note, as the API server accepts it.
 const MAX_NOTE: usize = 1_000;
 
-/// Tells about one resource.
+/// Publishes events about one resource.
 pub(super) struct Events {
     client: Client,
     reporter: Reporter,
@@ -26,12 +26,12 @@ impl Events {
         }
     }
 
-    /// A step was done. `action` and `reason` are words in camel case, `note` is a sentence.
+    /// Publishes a completed step. `action` and `reason` are words in camel case, `note` is a sentence.
     pub(super) async fn step(&self, action: &str, reason: &str, note: String) {
         self.publish(EventType::Normal, action, reason, note).await;
     }
 
-    /// Something needs a look.
+    /// Publishes a warning that needs attention; the parameters are those of `step`.
     pub(super) async fn warn(&self, action: &str, reason: &str, note: String) {
         self.publish(EventType::Warning, action, reason, note).await;
     }
@@ -44,7 +44,7 @@ impl Events {
             action: action.to_owned(),
             secondary: None,
         };
-        // A recorder of its own for each: one that remembers takes events that differ only in their notes for the same.
+        // Each event gets a new recorder: a reused one treats events that differ only in their notes as duplicates.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         if let Err(error) = recorder.publish(&event, &self.about).await {
             tracing::warn!(%error, reason, "an event could not be told");
@@ -52,7 +52,7 @@ impl Events {
     }
 }
 
-/// The beginning of a text that may be too long.
+/// Returns the note, truncated to `MAX_NOTE` bytes at a character boundary.
 fn truncated(mut text: String) -> String {
     if let Some(end) = (0..=MAX_NOTE).rev().find(|end| text.is_char_boundary(*end)) {
         text.truncate(end);

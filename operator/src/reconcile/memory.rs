@@ -1,5 +1,5 @@
-//! What is remembered between rounds: times, so that one can say that nothing moves, and how often a cluster's rounds failed.
-//! Nothing that is done depends on it; an operator that has just started knows nothing and decides alike.
+//! Memory between rounds: times of shard movements to detect a stall, failure counts, and writes without effect. No
+//! decision depends on it; an operator that has just started has an empty memory and decides alike.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,35 +8,35 @@ use std::time::Duration;
 use super::movement::Movement;
 use super::objects::Kind;
 
-/// The first pause after a failure.
+/// First pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// The longest.
+/// Longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// The memory of all clusters. Each is forgotten when its resource is gone.
+/// Memory of all clusters. A cluster's entry is dropped when its resource is deleted.
 #[derive(Debug, Default)]
 pub struct Memory {
     clusters: Mutex<HashMap<(String, String), Recollection>>,
 }
 
-/// What is remembered of one cluster.
+/// Memory of one cluster.
 #[derive(Debug, Default)]
 pub(super) struct Recollection {
-    /// How many rounds have failed since one didn't.
+    /// Number of consecutive failed rounds.
     failures: u32,
-    /// What shards did.
+    /// Observed movement of shards.
     pub(super) movement: Movement,
-    /// What was applied without changing anything: the hash, and the version of the object.
+    /// Applied content that changed nothing: its hash, and the version of the object.
     fruitless: BTreeMap<(Kind, String), (String, String)>,
 }
 
 impl Recollection {
-    /// Whether this was applied to this very object, and changed nothing.
+    /// Returns true if this content was applied to this version of the object and changed nothing.
     pub(super) fn is_fruitless(&self, key: &(Kind, String), tried: &(String, String)) -> bool {
         self.fruitless.get(key) == Some(tried)
     }
 
-    /// Something was applied: if it changed nothing, what it was.
+    /// Records an apply: `tried` if it changed nothing, `None` if it did.
     pub(super) fn set_fruitless(&mut self, key: (Kind, String), tried: Option<(String, String)>) {
         match tried {
             Some(tried) => self.fruitless.insert(key, tried),
@@ -46,7 +46,7 @@ impl Recollection {
 }
 
 impl Memory {
-    /// A round for a cluster failed: how long to wait for the next.
+    /// Records a failed round and returns the pause before the next.
     pub(super) fn failed(&self, namespace: &str, name: &str) -> Duration {
         self.of(namespace, name, |it| {
             let pause = FIRST_PAUSE.saturating_mul(1 << it.failures.min(16));
@@ -55,7 +55,7 @@ impl Memory {
         })
     }
 
-    /// A round went well.
+    /// Resets the failure count after a successful round.
     pub(super) fn succeeded(&self, namespace: &str, name: &str) {
         let key = (namespace.to_owned(), name.to_owned());
         if let Some(it) = self.lock().get_mut(&key) {
@@ -63,12 +63,12 @@ impl Memory {
         }
     }
 
-    /// A cluster is gone.
+    /// Drops the memory of a deleted cluster.
     pub(super) fn forget(&self, namespace: &str, name: &str) {
         self.lock().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// Looks at, and changes, what is remembered of a cluster.
+    /// Reads or changes the memory of a cluster.
     pub(super) fn of<T>(
         &self,
         namespace: &str,
@@ -81,7 +81,7 @@ impl Memory {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Recollection>> {
-        // What is in there is whole after every change, also after one that panicked.
+        // The map is consistent after every change, even after a panic.
         self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,13 +1,13 @@
-//! From a resource to a running cluster, again and again: five steps, one file each.
+//! Reconciles a resource with its running cluster, in rounds of five steps, one file each.
 //!
-//! 1. `dereference`: everything that is looked at, read live from the API server and the store. Caches only say *when* to look.
-//! 2. [`crate::validate`]: the resource makes sense, or a condition says what doesn't.
-//! 3. [`crate::build`]: the objects that it asks for.
-//! 4. `apply`: what differs is written, and what [`crate::plan`] says may be done now is done, in its order.
-//! 5. `status`: what people see, written only when it changed.
+//! 1. `dereference`: reads the observed state live from the API server and the store. Caches only trigger rounds.
+//! 2. [`crate::validate`]: checks the resource; a condition reports what is invalid.
+//! 3. [`crate::build`]: builds the objects that the resource asks for.
+//! 4. `apply`: writes the objects that differ, and performs the actions that [`crate::plan`] allows now, in its order.
+//! 5. `status`: computes the status, which is written only when it changed.
 //!
-//! A round that is cut short anywhere is made good by the next one; nothing is remembered between rounds but times, for the
-//! condition that says that nothing moves.
+//! The next round completes a round that was cut short anywhere. Only times, failure counts and fruitless writes are
+//! kept between rounds; see `memory`.
 
 mod actions;
 mod apply;
@@ -47,29 +47,29 @@ use objects::{Failure, Objects};
 use resource::Handle;
 use status::Facts;
 
-/// The owner of all fields that the operator applies.
+/// Field manager of all fields that the operator applies.
 pub const FIELD_MANAGER: &str = "shardkv-operator";
-/// Keeps the resource until its groups are gone in order.
+/// Finalizer that keeps the resource until its groups are deleted in order.
 pub const FINALIZER: &str = "shardkv.io/drain";
 
-/// What all rounds share.
+/// Dependencies that all rounds share.
 pub struct Context<S> {
     /// The API server.
     pub client: Client,
     /// The clusters' stores.
     pub store: S,
-    /// What is counted.
+    /// Metrics of the operator.
     pub metrics: Arc<Metrics>,
-    /// In whose name events are told.
+    /// Reporter named in events.
     pub reporter: Reporter,
-    /// How often is looked again.
+    /// Pauses between rounds.
     pub pace: Pace,
-    /// Times, between rounds.
+    /// Memory between rounds.
     pub memory: Memory,
 }
 
 impl<S> Context<S> {
-    /// With an empty memory.
+    /// Returns a context with an empty memory.
     pub fn new(
         client: Client,
         store: S,
@@ -88,12 +88,12 @@ impl<S> Context<S> {
     }
 }
 
-/// How often a cluster is looked at when no object changes.
+/// Pauses between a cluster's rounds when no object changes.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// While something is going on.
+    /// Pause while something is going on.
     pub busy: Duration,
-    /// Otherwise.
+    /// Pause otherwise.
     pub idle: Duration,
 }
 
@@ -106,18 +106,18 @@ impl Default for Pace {
     }
 }
 
-/// Why a round was cut short. The next one follows after a pause that grows.
+/// Failure that cut a round short. The next round follows after a pause that grows.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     /// The API server refused or didn't answer.
     #[error("the API server: {0}")]
     Kube(#[from] kube::Error),
-    /// The API server refuses what is written about the resource itself: its definition may be of another version.
+    /// The API server refuses a write to the resource itself: its definition may be of another version.
     #[error("the API server refuses: {0}")]
     Refused(String),
 }
 
-/// One round for one cluster. Which one is all that is taken from `resource`: what it asks for is read anew.
+/// Runs one round for one cluster. Uses only the name from `resource`; re-reads the spec from the API server.
 pub async fn reconcile<S: Store>(
     resource: Arc<ShardKvCluster>,
     context: Arc<Context<S>>,
@@ -146,7 +146,7 @@ async fn reconcile_resource<S: Store>(
         return Ok(forget(cached, context));
     };
     if handle.is_deleted() && !handle.has_finalizer() {
-        // Others keep it. We have nothing to do with it any more.
+        // Other finalizers keep the resource; the operator has nothing left to do.
         return Ok((Outcome::Idle, Action::await_change()));
     }
     let next = match validate_intent(&handle) {
@@ -157,7 +157,7 @@ async fn reconcile_resource<S: Store>(
     Ok(next)
 }
 
-/// What is to be built, and what is to become of it.
+/// Returns the cluster to build and the goal for it.
 fn validate_intent(handle: &Handle<'_>) -> Result<(Cluster, Intent), Invalid> {
     let resource = &handle.live;
     if handle.is_deleted() {
@@ -172,7 +172,7 @@ fn validate_intent(handle: &Handle<'_>) -> Result<(Cluster, Intent), Invalid> {
     Ok((cluster, intent))
 }
 
-/// A round for a resource that makes sense, or is to go.
+/// Runs a round for a resource that is valid, or is being deleted.
 async fn reconcile_cluster<S: Store>(
     handle: &mut Handle<'_>,
     context: &Context<S>,
@@ -246,7 +246,7 @@ async fn reconcile_cluster<S: Store>(
     write_status(handle, context, &events, &told, &applied).await
 }
 
-/// A round for a resource that makes no sense.
+/// Runs a round for an invalid resource.
 async fn report_invalid<S: Store>(
     handle: &mut Handle<'_>,
     context: &Context<S>,
@@ -264,7 +264,7 @@ async fn report_invalid<S: Store>(
     write_status(handle, context, &events, &told, &applied).await
 }
 
-/// Writes the status if it differs, and says when to look again.
+/// Writes the status if it differs, and returns the pause before the next round.
 async fn write_status<S>(
     handle: &mut Handle<'_>,
     context: &Context<S>,
@@ -286,7 +286,7 @@ async fn write_status<S>(
     Ok((outcome, Action::requeue(pause)))
 }
 
-/// Tells of what has become wrong, or right again.
+/// Publishes an event when the cluster becomes degraded, when the reason changes, and when the cluster recovers.
 async fn report_change(events: &Events, before: &ShardKvClusterStatus, now: &ShardKvClusterStatus) {
     let degraded = |status: &ShardKvClusterStatus| {
         let mut conditions = status.conditions.iter();
@@ -306,7 +306,8 @@ async fn report_change(events: &Events, before: &ShardKvClusterStatus, now: &Sha
     }
 }
 
-/// When to look again. What is refused is tried again at leisure: only a person can change that.
+/// Returns the outcome of the round and the pause before the next. Refused changes are retried at the idle pace: only a
+/// person can resolve them.
 fn next(told: &ShardKvClusterStatus, applied: &Applied, pace: Pace) -> (Outcome, Duration) {
     let is = |type_: &str, status: &str| {
         let mut conditions = told.conditions.iter();
@@ -330,11 +331,11 @@ fn next(told: &ShardKvClusterStatus, applied: &Applied, pace: Pace) -> (Outcome,
     if is(AVAILABLE, "True") && is(DEGRADED, "False") {
         return (Outcome::Idle, pace.idle);
     }
-    // No object may change when the store recovers.
+    // The store may recover without a change of any object.
     (Outcome::Idle, soon)
 }
 
-/// After a write to the resource itself that failed.
+/// Converts a failed write to the resource itself into the end of the round.
 fn retry_after<S>(
     failure: Failure,
     context: &Context<S>,
@@ -347,7 +348,7 @@ fn retry_after<S>(
     }
 }
 
-/// The resource is let go, or has gone.
+/// Drops all memory of a resource that is deleted or that the operator has released.
 fn forget<S: Store>(resource: &ShardKvCluster, context: &Context<S>) -> (Outcome, Action) {
     let namespace = resource.namespace().unwrap_or_default();
     let name = resource.name_any();
@@ -359,7 +360,7 @@ fn forget<S: Store>(resource: &ShardKvCluster, context: &Context<S>) -> (Outcome
     (Outcome::Idle, Action::await_change())
 }
 
-/// How long to wait after a round that was cut short: longer each time, so that no failure is a hot loop.
+/// Returns the pause after a round that was cut short: longer each time, so that no failure becomes a hot loop.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "kube's controller wants it like this"

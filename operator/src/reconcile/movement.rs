@@ -1,20 +1,20 @@
-//! Whether shards still move, by the times at which something did. Pure: the clock is the caller's.
+//! Detects that shards have stopped moving, from the times of observed movements. Pure: the caller passes the time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::store::View;
 
-/// The shortest time without any movement that is called a stall.
+/// Minimum time without any movement that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_mins(1);
 /// A stall is this many times the usual time that a shard takes.
 const TIMES_USUAL: u32 = 3;
 
-/// What was seen moving, and when.
+/// Tracks the last movement and the usual time between arrivals.
 #[derive(Debug, Default)]
 pub(super) struct Movement {
     last: Option<Mark>,
-    /// The usual time from one arrival to the next.
+    /// Usual time from one arrival to the next.
     usual: Option<Duration>,
 }
 
@@ -27,7 +27,8 @@ struct Mark {
 }
 
 impl Movement {
-    /// Takes a look into account. If something is to move and nothing has for too long: the groups that aren't done.
+    /// Records an observation. Returns the groups that aren't done if shards are to move and nothing has moved for too
+    /// long.
     pub(super) fn observe(&mut self, view: &View, now: Instant) -> Option<BTreeSet<u64>> {
         let behind = behind(view);
         if behind.is_empty() && view.moving == 0 {
@@ -55,7 +56,7 @@ impl Movement {
         None
     }
 
-    /// So many shards arrived in this time: a moving average, in which each look counts a quarter.
+    /// Updates the moving average of the time that a shard takes; each observation counts a quarter.
     fn learn(&mut self, arrived: u32, now: Instant, since: Instant) {
         let Some(each) = now.saturating_duration_since(since).checked_div(arrived) else {
             return;
@@ -67,7 +68,7 @@ impl Movement {
     }
 }
 
-/// The groups that haven't done all that the latest configuration asks of them.
+/// Returns the groups that haven't carried out all that the latest configuration asks of them.
 pub(super) fn behind(view: &View) -> BTreeSet<u64> {
     let settled = view.plan.settled.iter();
     let behind = settled.filter(|(_, num)| **num < view.plan.num);
@@ -91,7 +92,8 @@ mod tests {
         }
     }
 
-    /// Looks, each so many seconds after the start, and whether it calls a stall.
+    /// Feeds observations (seconds after the start, view) and compares each result with the expected one: a stall or
+    /// none.
     fn looks(looks: &[(u64, View, bool)]) {
         let start = Instant::now();
         let mut movement = Movement::default();

@@ -1,6 +1,6 @@
-//! The API server, as far as a cluster's objects are concerned: what is read and written, and what its refusals mean.
+//! Access to a cluster's objects in the API server: reads, writes, and the meaning of refusals.
 //!
-//! Every write names the object that was looked at, so that nothing that came in its place is touched.
+//! Every write names the object that was read, so that it never touches a replacement.
 
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -20,7 +20,7 @@ use crate::build::{STAGE_ANNOTATION, names};
 use crate::metrics::Metrics;
 use crate::store::StoreError;
 
-/// The annotation that says what was applied last: a hash of it.
+/// Annotation with a hash of the content that was applied last.
 pub(super) const APPLIED_ANNOTATION: &str = "shardkv.io/applied";
 
 /// A kind of object that clusters consist of.
@@ -55,7 +55,7 @@ impl Kind {
         }
     }
 
-    /// As people call it.
+    /// Returns the name of the kind.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Config => "ConfigMap",
@@ -68,7 +68,7 @@ impl Kind {
     }
 }
 
-/// An object as it is to be.
+/// An object as the operator wants it.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) kind: Kind,
@@ -78,14 +78,14 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// From an object of [`crate::build`].
+    /// Builds it from an object of [`crate::build`].
     pub(super) fn new<K: Resource + Serialize>(
         kind: Kind,
         object: &K,
     ) -> Result<Self, serde_json::Error> {
         let value = serde_json::to_value(object)?;
         let mut hashed = value.clone();
-        // The stage has a life of its own, and doesn't mean that something else is to be applied.
+        // The stage changes independently, and a new stage doesn't mean that other content is to be applied.
         let annotations = hashed.pointer_mut("/metadata/annotations");
         if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
             annotations.remove(STAGE_ANNOTATION);
@@ -98,39 +98,39 @@ impl Wanted {
         })
     }
 
-    /// A hash of all that is wanted.
+    /// Returns a hash of the wanted content.
     pub(super) fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// Keeps the stage that the live object has: an object's stage is changed by its own action only.
+    /// Keeps the live object's stage: only the action for the stage changes it.
     pub(super) fn keep_stage(&mut self, live: &DynamicObject) {
         if let Some(stage) = live.annotations().get(STAGE_ANNOTATION) {
             self.annotate(STAGE_ANNOTATION, stage);
         }
     }
 
-    /// Whether the live object is like this already.
+    /// Returns true if the live object already matches.
     pub(super) fn is_in(&self, live: &DynamicObject) -> Result<bool, serde_json::Error> {
         if live.annotations().get(APPLIED_ANNOTATION) != Some(&self.hash) {
             return Ok(false);
         }
         let mut wanted = self.value.clone();
         if let Some(wanted) = wanted.as_object_mut() {
-            // Objects of a list don't say what they are.
+            // Objects from a list carry no type.
             wanted.remove("apiVersion");
             wanted.remove("kind");
         }
         Ok(differ::contains(&serde_json::to_value(live)?, &wanted))
     }
 
-    /// What is sent. An object that is there must still be the same one; it isn't made anew.
+    /// Returns the request body. An object that exists must still be the same one; a deleted one isn't created again.
     fn body(mut self, live: Option<&DynamicObject>) -> Value {
         let hash = self.hash.clone();
         self.annotate(APPLIED_ANNOTATION, &hash);
         if let (Some(live), Some(metadata)) = (live, self.metadata()) {
             metadata.insert("uid".to_owned(), json!(live.uid()));
-            // Only a StatefulSet carries more than what is built: its stage.
+            // Only a `StatefulSet` carries more than the built content: its stage.
             if live.annotations().contains_key(STAGE_ANNOTATION) {
                 metadata.insert("resourceVersion".to_owned(), json!(live.resource_version()));
             }
@@ -152,20 +152,20 @@ impl Wanted {
     }
 }
 
-/// Why something wasn't done.
+/// Failure of a single write or request.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The world isn't any more what it was looked at as. The next round sees.
+    /// The object or the store has changed since it was read. The next round reads again.
     Race,
-    /// Something must disappear first, which happens by itself.
+    /// Another object must disappear first, which happens by itself.
     Wait(String),
-    /// The API server says no, and will say it again until a person changes something.
+    /// The API server refuses, and will refuse again until a person changes something.
     Refused(String),
-    /// The name belongs to an object that isn't ours.
+    /// The name belongs to an object of another owner.
     Taken(String),
-    /// The controllers of the store don't do it, or don't answer.
+    /// The store's controllers refuse or don't answer.
     Store(StoreError),
-    /// The API server doesn't answer, or not sensibly.
+    /// The API server doesn't answer, or sends an unusable answer.
     Kube(kube::Error),
 }
 
@@ -174,8 +174,8 @@ impl From<kube::Error> for Failure {
         match error {
             kube::Error::Api(status) => match status.code {
                 404 | 409 | 410 => Self::Race,
-                // 500 stands for what the API server can't make sense of, and for webhooks that don't answer: it concerns this
-                // object, and a person, not the whole round.
+                // The API server returns 500 for input that it can't process, and for webhooks that don't answer: a
+                // person must fix this object, and the rest of the round can go on.
                 400 | 403 | 405 | 413 | 415 | 422 | 500 => Self::Refused(status.message.clone()),
                 _ => Self::Kube(kube::Error::Api(status)),
             },
@@ -196,7 +196,7 @@ impl From<serde_json::Error> for Failure {
     }
 }
 
-/// The objects of one namespace.
+/// Access to the objects of one namespace.
 pub(super) struct Objects<'a> {
     pub(super) client: &'a Client,
     pub(super) namespace: &'a str,
@@ -208,7 +208,7 @@ impl Objects<'_> {
         Api::namespaced_with(self.client.clone(), self.namespace, &kind.resource())
     }
 
-    /// All objects of all kinds that carry these labels.
+    /// Lists all objects of all kinds with these labels.
     pub(super) async fn list(
         &self,
         labels: &str,
@@ -225,7 +225,7 @@ impl Objects<'_> {
         Ok(try_join_all(lists).await?.into_iter().flatten().collect())
     }
 
-    /// All volumes that carry these labels.
+    /// Lists all volumes with these labels.
     pub(super) async fn volumes(
         &self,
         labels: &str,
@@ -235,14 +235,14 @@ impl Objects<'_> {
         Ok(api.list(&parameters).await?.items)
     }
 
-    /// All pods that carry these labels.
+    /// Lists all pods with these labels.
     pub(super) async fn pods(&self, labels: &str) -> Result<Vec<Pod>, kube::Error> {
         let api = Api::<Pod>::namespaced(self.client.clone(), self.namespace);
         let parameters = ListParams::default().labels(labels);
         Ok(api.list(&parameters).await?.items)
     }
 
-    /// An object as it is at this moment.
+    /// Reads an object; `None` if it doesn't exist.
     pub(super) async fn get(
         &self,
         kind: Kind,
@@ -251,7 +251,7 @@ impl Objects<'_> {
         self.api(kind).get_opt(name).await
     }
 
-    /// Makes an object like this; `live` is what was seen of it.
+    /// Applies an object; `live` is its last read state.
     pub(super) async fn apply(
         &self,
         wanted: Wanted,
@@ -259,7 +259,7 @@ impl Objects<'_> {
     ) -> Result<DynamicObject, Failure> {
         let (kind, name) = (wanted.kind, wanted.name.clone());
         let mut parameters = PatchParams::apply(FIELD_MANAGER);
-        // What is made must not overrun what somebody else makes at the same moment.
+        // A creation must not override the fields of an object that somebody else creates at the same moment.
         parameters.force = live.is_some();
         let patch = Patch::Apply(wanted.body(live));
         let object = self.api(kind).patch(&name, &parameters, &patch).await?;
@@ -267,7 +267,7 @@ impl Objects<'_> {
         Ok(object)
     }
 
-    /// Changes an annotation of an object, if it is still as it was seen.
+    /// Changes an annotation of an object, if the object hasn't changed since it was read.
     pub(super) async fn annotate(
         &self,
         kind: Kind,
@@ -293,8 +293,8 @@ impl Objects<'_> {
         Ok(object)
     }
 
-    /// Deletes an object, if it is still this one; with `version`, only as it was seen. What it owns goes in the background:
-    /// nothing waits for pods on machines that are gone.
+    /// Deletes an object, if it is still this one; with `version`, only if it is unchanged. Its dependents are deleted
+    /// in the background, so the deletion doesn't wait for pods on lost machines.
     pub(super) async fn delete(
         &self,
         kind: Kind,
@@ -330,7 +330,7 @@ fn precisely(uid: Option<String>, resource_version: Option<String>) -> DeletePar
     }
 }
 
-/// Whether an object's controller is this one.
+/// Returns true if the object's controller is the owner with this uid.
 pub(super) fn is_owned_by(object: &DynamicObject, uid: &str) -> bool {
     let mut owners = object.owner_references().iter();
     owners.any(|owner| owner.controller == Some(true) && owner.uid == uid)

@@ -1,4 +1,4 @@
-//! Why pods don't run, in words that help a person. Pure.
+//! Finds pods that don't run and explains the reason. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use kube::ResourceExt;
 use crate::build::{Component, names};
 use crate::validate::Cluster;
 
-/// Seconds for which a pod without a machine is nothing unusual: volumes are made, machines come.
+/// Seconds for which an unscheduled pod is normal: volumes are created and machines are added.
 const USUAL_SECONDS: i64 = 20;
 
-/// Reasons for which a container waits that don't pass by themselves.
+/// Waiting reasons of a container that don't resolve by themselves.
 const LASTING: &[&str] = &[
     "CrashLoopBackOff",
     "CreateContainerConfigError",
@@ -25,15 +25,15 @@ const LASTING: &[&str] = &[
     "RunContainerError",
 ];
 
-/// A pod that needs a look.
+/// A pod that needs attention.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
     pub(super) pod: String,
-    /// A sentence without its end, which doesn't change from look to look.
+    /// A sentence without its full stop. Stays the same between rounds while the problem is the same.
     pub(super) why: String,
 }
 
-/// The pods that need a look, by part.
+/// Returns the pods that need attention, by part.
 pub(super) fn troubles(
     cluster: &Cluster,
     pods: &[Pod],
@@ -67,7 +67,7 @@ fn container(status: &ContainerStatus) -> Option<String> {
     if !LASTING.contains(&reason) {
         return None;
     }
-    // The messages of Kubernetes count seconds and tries; what is said here must stay the same while it is the same.
+    // Kubernetes' messages contain seconds and retry counts; this text must not change while the problem is the same.
     Some(match reason {
         "CrashLoopBackOff" => {
             let last = status.last_state.as_ref();
@@ -78,7 +78,7 @@ fn container(status: &ContainerStatus) -> Option<String> {
             });
             format!("CrashLoopBackOff{how}; see `kubectl logs --previous`")
         }
-        // It goes to and fro between these two: trying, and waiting to try.
+        // Kubernetes alternates between these two reasons: pulling, and waiting to retry.
         "ErrImagePull" | "ImagePullBackOff" => format!("ImagePullBackOff of {}", status.image),
         _ if reason.contains("Image") => format!("{reason} of {}", status.image),
         _ => format!("{reason}; see `kubectl describe pod`"),

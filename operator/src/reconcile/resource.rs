@@ -1,5 +1,5 @@
-//! What is read and written of the resource itself. Every write names the very version that was looked at: if somebody else has
-//! written since, the next round looks again.
+//! Reads and writes of the resource itself. Every write names the version that was read: if somebody else has written
+//! since, the write fails and the next round reads again.
 
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -10,16 +10,16 @@ use super::{FIELD_MANAGER, FINALIZER};
 use crate::crd::{ShardKvCluster, ShardKvClusterStatus};
 use crate::metrics::Metrics;
 
-/// The one resource of a round.
+/// The resource of a round.
 pub(super) struct Handle<'a> {
     api: Api<ShardKvCluster>,
     metrics: &'a Metrics,
-    /// As it was read or written last.
+    /// The resource as last read or written.
     pub(super) live: ShardKvCluster,
 }
 
 impl<'a> Handle<'a> {
-    /// Reads it; `None` if it is gone.
+    /// Reads the resource; `None` if it doesn't exist.
     pub(super) async fn read(
         client: &Client,
         metrics: &'a Metrics,
@@ -31,34 +31,35 @@ impl<'a> Handle<'a> {
         Ok(live.map(|live| Self { api, metrics, live }))
     }
 
-    /// The status that people see now.
+    /// Returns the current status.
     pub(super) fn status(&self) -> ShardKvClusterStatus {
         self.live.status.clone().unwrap_or_default()
     }
 
-    /// Whether somebody wants it gone.
+    /// Returns true if the resource is marked for deletion.
     pub(super) fn is_deleted(&self) -> bool {
         self.live.meta().deletion_timestamp.is_some()
     }
 
-    /// Whether our finalizer keeps it.
+    /// Returns true if the operator's finalizer is set.
     pub(super) fn has_finalizer(&self) -> bool {
         self.live.finalizers().iter().any(|it| it == FINALIZER)
     }
 
-    /// Whether somebody wants it gone, and its objects left as they are (`kubectl delete --cascade=orphan`).
+    /// Returns true if the resource is marked for deletion and its objects are to stay (`kubectl delete
+    /// --cascade=orphan`).
     pub(super) fn is_orphaning(&self) -> bool {
         self.is_deleted() && self.live.finalizers().iter().any(|it| it == "orphan")
     }
 
-    /// Keeps it, from now on, until its groups are gone in order.
+    /// Adds the finalizer, which keeps the resource until its groups are deleted in order.
     pub(super) async fn add_finalizer(&mut self) -> Result<(), Failure> {
         let mut finalizers = self.live.finalizers().to_vec();
         finalizers.push(FINALIZER.to_owned());
         self.set_finalizers(finalizers).await
     }
 
-    /// Lets it go.
+    /// Removes the finalizer.
     pub(super) async fn remove_finalizer(&mut self) -> Result<(), Failure> {
         let mut finalizers = self.live.finalizers().to_vec();
         finalizers.retain(|it| it != FINALIZER);
@@ -84,7 +85,7 @@ impl<'a> Handle<'a> {
         Ok(())
     }
 
-    /// Writes a status if it differs from the one that people see; says whether it did.
+    /// Writes a status if it differs from the current one; returns true if it did.
     pub(super) async fn write_status(
         &mut self,
         status: &ShardKvClusterStatus,

@@ -1,7 +1,7 @@
-//! The last step: what people see. Pure: what there is, what the plan says and what came of it make a status.
+//! The last step: computes the status. Pure: its inputs are the observed state, the plan and the result of apply.
 //!
-//! What isn't known is not claimed. Figures of a store that doesn't answer stay as they were last seen, because they still
-//! help a person; whether it is available is then unknown.
+//! The status claims only known facts. Figures of a store that doesn't answer keep their last values, because they
+//! still help users; the cluster's availability is then unknown.
 
 use std::collections::BTreeSet;
 
@@ -17,24 +17,24 @@ use crate::plan::{Intent, Plan};
 use crate::store::View;
 use crate::validate::{Cluster, Invalid};
 
-/// All that a status is made of.
+/// Inputs of a status.
 pub(super) struct Facts<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) intent: Intent,
-    /// The generation of the spec that was acted upon.
+    /// Generation of the spec that this round acted on.
     pub(super) generation: Option<i64>,
-    /// The status so far.
+    /// Previous status.
     pub(super) before: &'a ShardKvClusterStatus,
-    /// What was seen before anything was done.
+    /// Observed state before any action of this round.
     pub(super) snapshot: &'a Snapshot,
     pub(super) plan: &'a Plan,
     pub(super) applied: &'a Applied,
-    /// The groups for which nothing moves, if that lasts too long.
+    /// Groups without movement, if that lasts too long.
     pub(super) stalled: Option<BTreeSet<u64>>,
 }
 
 impl Facts<'_> {
-    /// What the controllers said, if they did.
+    /// Returns the controllers' answer, if there is one.
     pub(super) fn view(&self) -> Option<&View> {
         self.snapshot
             .view
@@ -42,13 +42,13 @@ impl Facts<'_> {
             .and_then(|view| view.as_ref().ok())
     }
 
-    /// Whether the controllers have ever answered.
+    /// Returns true if the controllers have ever answered.
     pub(super) fn was_known(&self) -> bool {
         self.before.config_num.is_some()
     }
 }
 
-/// What people see from now on.
+/// Computes the new status.
 pub(super) fn status(facts: &Facts<'_>, now: &Time) -> ShardKvClusterStatus {
     let Facts {
         cluster, before, ..
@@ -74,7 +74,7 @@ pub(super) fn status(facts: &Facts<'_>, now: &Time) -> ShardKvClusterStatus {
     }
 }
 
-/// Of a resource that makes no sense: what was seen before stands, and a condition says what is wrong.
+/// Computes the status of an invalid resource: the previous status stays, and a condition describes the error.
 pub(super) fn invalid(
     before: &ShardKvClusterStatus,
     generation: Option<i64>,
@@ -133,13 +133,13 @@ fn groups(facts: &Facts<'_>) -> Vec<GroupStatus> {
     groups.collect()
 }
 
-/// The groups that own shards, by the latest configuration.
+/// Returns the groups that own shards, by the latest configuration.
 pub(super) fn owners(view: &View) -> impl Iterator<Item = u64> {
     let owners = view.shards.iter().filter(|(_, shards)| **shards > 0);
     owners.map(|(gid, _)| *gid)
 }
 
-/// The parts in words, as `controllers, group 1`.
+/// Formats parts as text, such as `controllers, group 1`.
 pub(super) fn listed(parts: impl Iterator<Item = Component>) -> String {
     let name = |part| match gid(part) {
         None => "controllers".to_owned(),

@@ -1,4 +1,4 @@
-//! What people see, as a table: what there is on the left, what `kubectl get` and `kubectl describe` say on the right.
+//! Table of statuses: the observed state on the left, the output of `kubectl get` and `kubectl describe` on the right.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::plan::{self, Intent, Object, Stage};
 use crate::store::{Health, StoreError, View};
 use crate::validate::{Cluster, Invalid};
 
-/// A cluster `a` with three nodes of each kind, and what is seen of it.
+/// A cluster `a` with three nodes of each kind, and its observed state.
 struct Scene {
     cluster: Cluster,
     intent: Intent,
@@ -52,7 +52,7 @@ fn led(pod: &str) -> Health {
 }
 
 impl Scene {
-    /// Nothing has been made yet.
+    /// Returns a scene in which no object has been created yet.
     fn new() -> Self {
         Self {
             cluster: named("a"),
@@ -64,7 +64,7 @@ impl Scene {
         }
     }
 
-    /// Two groups serve six shards each, as they did before.
+    /// Returns a scene in which two groups serve six shards each, as they did before.
     fn serving() -> Self {
         let mut scene = Self::new();
         scene.snapshot.sets = [
@@ -115,7 +115,8 @@ impl Scene {
         status(&facts, &Time(Timestamp::from_second(1_000).unwrap()))
     }
 
-    /// What people see: `Available`, `Progressing` and `Degraded`, each with its reason, and a part of the one message.
+    /// Checks the conditions `Available`, `Progressing` and `Degraded`, each with its reason, and a part of one
+    /// message. Returns the status.
     fn shows(&self, conditions: [&str; 3], message: &str) -> ShardKvClusterStatus {
         let told = self.told();
         let of = |type_: &str| {
@@ -140,7 +141,7 @@ fn a_cluster_that_is_created() {
     let mut scene = Scene::new();
     let creating = ["False Creating", "True Creating", "False AsExpected"];
     scene.shows(creating, "The controllers are being created.");
-    // Its pods start, and nobody answers yet: nothing is wrong with that.
+    // Its pods start, and the controllers don't answer yet: nothing is wrong with that.
     scene.snapshot.sets = [
         (Component::Controller, set(Stage::Member, 1)),
         (Component::Group(1), set(Stage::New, 0)),
@@ -151,13 +152,13 @@ fn a_cluster_that_is_created() {
     let told = scene.shows(creating, message);
     assert_eq!((told.replicas, told.config_num), (Some(0), None));
     assert_eq!(told.groups[0].phase, GroupPhase::Provisioning);
-    // They are ready, and still don't answer the operator.
+    // The controllers' pods are ready, and still don't answer the operator.
     scene.set(Component::Controller).ready = 3;
     let cut_off = ["False Creating", "True Creating", "True StoreUnreachable"];
     scene.shows(cut_off, "can the operator reach port 7400");
     scene.snapshot.view = Some(Ok(View::default()));
     scene.shows(creating, "Waiting for groups to elect leaders and join.");
-    // A configuration alone serves nothing.
+    // A configuration alone doesn't serve keys.
     scene.snapshot.view = Some(Ok(View {
         plan: plan::Progress {
             num: 1,
@@ -229,7 +230,7 @@ fn groups_that_come_and_go() {
     view.moving = 4;
     let told = scene.shows(back, "group 2 is Draining. 4 shards are on their way.");
     assert_eq!(told.replicas, Some(1));
-    // It owns nothing any more, but it has what others wait for.
+    // The group owns nothing any more, but other groups wait for its shards.
     let led_by = scene.snapshot.health.remove(&Component::Group(2)).unwrap();
     scene.shows(headless, "is seen in group 2");
     scene.snapshot.health.insert(Component::Group(2), led_by);
@@ -255,7 +256,7 @@ fn a_store_that_does_not_answer() {
     let kept = |it: &ShardKvClusterStatus| (it.config_num, it.replicas, it.shards_moving);
     assert_eq!(kept(&told), kept(&scene.before));
     assert_eq!(told.groups, scene.before.groups, "what was last known");
-    // Whoever leads can't be told when nobody answers.
+    // Without an answer of the nodes, the leader is unknown.
     scene.snapshot.health.clear();
     assert_eq!(scene.told().groups[0].leader, None);
 }
@@ -272,7 +273,7 @@ fn a_group_without_a_leader() {
         ["False NoLeader", "False Stable", "True PodsNotReady"],
         "No leader, so no quorum, is seen in group 2",
     );
-    // One that owns nothing is missed by nobody.
+    // A group without shards doesn't affect availability.
     scene.view().shards = [(1, 12), (2, 0)].into();
     scene.shows(
         ["True AllServing", "False Stable", "True PodsNotReady"],
@@ -286,13 +287,13 @@ fn pods_that_do_not_run() {
     scene.set(Component::Group(1)).ready = 2;
     let degraded = ["True AllServing", "False Stable", "True PodsNotReady"];
     scene.shows(degraded, "Pods ready: 2 of 3 of a-group-1.");
-    // One at a time is away while pods are replaced.
+    // One pod at a time may be away while pods are replaced.
     scene.set(Component::Group(1)).rolling = Some(1);
     scene.shows(
         ["True AllServing", "True RollingOut", "False AsExpected"],
         "1 of 3 pods of a-group-1 are of the latest revision.",
     );
-    // Those of a new group are still starting.
+    // Pods of a new group are still starting.
     scene.set(Component::Group(1)).rolling = None;
     scene.set(Component::Group(1)).young = true;
     let starting = ["True AllServing", "True Starting", "False AsExpected"];
@@ -325,7 +326,7 @@ fn shards_that_move_or_do_not() {
         ["True AllServing", "True Rebalancing", "True Stalled"],
         "Waiting for group 2: look at the logs",
     );
-    // Those that tidy up keep nobody from anything; shards that don't arrive do.
+    // Groups that tidy up don't affect availability; shards that don't arrive do.
     scene.view().moving = 1;
     scene.shows(
         ["False Stalled", "True Rebalancing", "True Stalled"],
