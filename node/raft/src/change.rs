@@ -1,4 +1,4 @@
-//! Who belongs: one change at a time, in force when it is appended (thesis §4.1 to §4.3).
+//! Membership changes of a leader: one at a time, in force when appended (thesis §4.1 to §4.3).
 
 use types::NodeId;
 
@@ -9,32 +9,32 @@ use crate::{
     EntryId, Index, MembershipChange, MembershipError, Message, Payload, ProgressState, Raft, Role,
 };
 
-/// A learner this close to the commit index may become a voter, in entries.
+/// The most entries that a learner may be behind the commit index and become a voter.
 const CAUGHT_UP_ENTRIES: u64 = 1_000;
 
-/// Why a membership change was refused. Nothing was appended.
+/// The reason for refusing a membership change. Nothing was appended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// It can't be proposed.
+    /// This node can't propose now.
     #[error(transparent)]
     Propose(#[from] ProposeError),
-    /// The one before is not committed yet, or nothing of this leader's term is: changes that overlap could make
-    /// disjoint quorums.
+    /// The previous change, or the first entry of this leader's term, is not committed yet: overlapping changes could
+    /// make disjoint quorums.
     #[error("another change is not committed yet")]
     Busy,
-    /// It makes no sense for the membership in force.
+    /// The change contradicts the membership in force.
     #[error(transparent)]
     Membership(#[from] MembershipError),
-    /// The learner would be a voter that can't vote for anything new yet.
+    /// The learner lacks too many entries: as a voter it could not acknowledge new ones yet.
     #[error("the learner is {behind} entries behind")]
     NotCaughtUp {
-        /// Entries that it lacks.
+        /// The committed entries that the learner lacks.
         behind: u64,
     },
 }
 
 impl Raft {
-    /// Proposes one change of the membership.
+    /// Proposes one membership change.
     pub fn change_membership(&mut self, change: &MembershipChange) -> Result<EntryId, ChangeError> {
         self.check_may_propose()?;
         let commit = self.log.commit_index();
@@ -66,7 +66,7 @@ impl Raft {
         Ok(())
     }
 
-    /// Brings the leader's view of the others in line with the membership in force.
+    /// Tracks exactly the other members of the membership in force.
     fn adopt_membership(&mut self) {
         let next = self.log.last_index();
         let others = self.others();
@@ -76,12 +76,12 @@ impl Raft {
                 .entry(node)
                 .or_insert_with(|| Progress::new(next));
         }
-        // A smaller quorum may be reached already; nobody may be left whose answer would show it.
+        // A smaller quorum may be reached already, and perhaps no member is left whose answer would trigger the check.
         self.advance_commit();
         self.confirm_reads();
     }
 
-    /// This leader is no voter any more: it names the best successor and steps down.
+    /// Steps down because this leader is no voter any more, and tells the voter with the longest log to campaign.
     pub(crate) fn hand_over_before_leaving(&mut self) {
         let successor = self
             .log
@@ -95,7 +95,7 @@ impl Raft {
         self.become_follower(self.term(), None);
     }
 
-    /// Whether this node leads and has committed an entry of its term: then it knows what is committed.
+    /// Returns true if this node leads and has committed an entry of its term: then its commit index is current.
     pub(crate) fn knows_commit(&self) -> bool {
         self.role == Role::Leader && self.leading.first_index <= self.log.commit_index()
     }

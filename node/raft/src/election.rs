@@ -1,4 +1,4 @@
-//! Who leads: timeouts, pre-votes, votes, and the check that a leader still reaches a quorum
+//! Leader election: timeouts, pre-votes, votes, and the check that a leader still reaches a quorum
 //! (Raft §5.2, §5.4.1; thesis §3.10, §4.2.3, §6.2, §9.6).
 
 use std::collections::BTreeMap;
@@ -10,9 +10,10 @@ use crate::progress::Progress;
 use crate::raft::Leading;
 use crate::{EntryId, HardState, Message, Payload, ProgressState, Raft, Role, StepError, Term};
 
-/// How often a broken connection alone may start a pre-vote before the timeout has to.
+/// The most pre-votes that a broken connection starts; after them only the election timeout does.
 const MAX_HINT_TRIES: u32 = 6;
-/// A broken connection starts a pre-vote within this many ticks, at random, so that followers don't collide.
+/// The bound of the random delay before the first such pre-vote, in ticks; it doubles with each try, up to three times.
+/// Random, so that followers don't collide.
 const HINT_JITTER_TICKS: u32 = 4;
 
 /// The state of elections that a node keeps in every role.
@@ -24,7 +25,7 @@ pub(crate) struct Election {
     pub(crate) timeout: u32,
     /// The answers to this candidate or pre-candidate: true for a granted vote.
     pub(crate) votes: BTreeMap<NodeId, bool>,
-    /// The connection to the leader broke, and the leader was not heard since.
+    /// True if the connection to the leader broke and no message of the leader arrived since.
     pub(crate) leader_lost: bool,
     /// Ticks until a pre-vote that a broken connection causes.
     pub(crate) hint_countdown: Option<u32>,
@@ -32,10 +33,10 @@ pub(crate) struct Election {
     pub(crate) hint_tries: u32,
     /// Ticks since this node started. Below an election timeout, the node may have heard a leader and forgotten it.
     pub(crate) since_start: u32,
-    /// The leader that was heard last serves reads by lease: its silence must last a whole election timeout, whatever
-    /// terms arrive meanwhile.
+    /// True if the last known leader serves reads by lease: this node helps to elect another one only after a whole
+    /// election timeout of silence, whatever terms arrive meanwhile.
     pub(crate) leader_has_lease: bool,
-    /// Ticks since a leader was heard.
+    /// Ticks since the last message of a leader.
     pub(crate) leader_silent: u32,
     /// Elections that this node started, for metrics.
     pub(crate) started: u64,
@@ -74,7 +75,7 @@ impl Raft {
         self.check_quorum();
     }
 
-    /// A leader that a quorum did not answer for an election timeout may be deposed already (thesis §6.2).
+    /// Steps down if no quorum answered for an election timeout: another leader may exist already (thesis §6.2).
     fn check_quorum(&mut self) {
         let reached = self
             .log
@@ -85,8 +86,9 @@ impl Raft {
         }
     }
 
-    /// The connection to `node` broke. If it leads, that is news, and waiting out the election timeout would only
-    /// add to the gap: ask for pre-votes soon. Peers that still hear the leader refuse.
+    /// Handles a broken connection to `node`. If `node` is the leader, this node asks for pre-votes soon, because
+    /// waiting for the election timeout would lengthen the outage. Peers that still hear the leader refuse. On the
+    /// leader, it probes `node` again.
     pub fn handle_disconnect(&mut self, node: NodeId) {
         if self.role == Role::Leader {
             if let Some(progress) = self.progress.get_mut(&node) {
@@ -108,7 +110,7 @@ impl Raft {
         }
     }
 
-    /// Whether a leader was heard within the shortest election timeout: then nobody needs another one.
+    /// Returns true if this node heard a leader within the shortest election timeout, so that it needs no other leader.
     pub(crate) fn hears_leader(&self) -> bool {
         if self.lease_stands() {
             return true;
@@ -124,8 +126,8 @@ impl Raft {
         }
     }
 
-    /// Whether an answer of this node may still hold up a leader's lease. A node that just restarted may have given
-    /// one and forgotten it.
+    /// Returns true if a leader may still hold a lease that rests on an answer of this node. A node that just restarted
+    /// may have forgotten such an answer.
     pub(crate) fn lease_stands(&self) -> bool {
         let just_started =
             self.options.lease_reads && self.election.since_start < self.options.election_ticks;
@@ -134,8 +136,8 @@ impl Raft {
         self.role != Role::Leader && (just_started || granted)
     }
 
-    /// A node that is being removed must still be able to lead until that is committed: it may be the only one
-    /// whose log has the removal, so that nobody else can win (thesis §4.2.2).
+    /// Returns true if this node may campaign. A node whose removal is not committed may: if only its log has the
+    /// removal, no other node can win (thesis §4.2.2).
     fn may_campaign(&self) -> bool {
         self.role != Role::Leader
             && self.log.may_be_voter(self.node)
@@ -144,7 +146,7 @@ impl Raft {
 
     fn start_pre_vote(&mut self) {
         self.reset_election_timer();
-        // Also in one who may not campaign: others need its answer, and "I hear a leader" is over.
+        // A node that may not campaign forgets the leader, too: other nodes need its vote.
         self.leader = None;
         if !self.may_campaign() {
             return;
@@ -199,8 +201,8 @@ impl Raft {
         last >= self.log.last_id() || self.bug(Bug::VoteIgnoresLog)
     }
 
-    /// Would this node vote for the sender? It answers whatever it thinks of the membership: its own view of it may
-    /// be the stale one. Nothing here changes, so nothing needs the disk.
+    /// Answers whether this node would vote for the sender. It answers non-members, too, because its own membership may
+    /// be stale. The answer changes no state, so it doesn't wait for the disk.
     pub(crate) fn handle_pre_vote(
         &mut self,
         from: NodeId,
@@ -223,8 +225,8 @@ impl Raft {
         }
     }
 
-    /// Two followers that both lost the leader may refuse each other, and the dead leader's answer never comes: after
-    /// a refusal try again soon, at random, rather than wait out an election timeout.
+    /// Schedules another pre-vote after a refusal if the leader was lost. Two followers that both lost the leader may
+    /// refuse each other, and the dead leader never answers; a random retry is sooner than the election timeout.
     fn retry_if_refused(&mut self, granted: bool) {
         if !granted && self.election.leader_lost && self.role != Role::Leader {
             self.schedule_hint();
@@ -265,7 +267,7 @@ impl Raft {
         }
     }
 
-    /// Follows in `term`. Everything that only a leader or a candidate knows is forgotten.
+    /// Makes this node a follower in `term` and clears the state that only leaders and candidates have.
     pub(crate) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
         if term > self.term() {
             self.hard_state = HardState { term, vote: None };
@@ -280,7 +282,7 @@ impl Raft {
         self.leading = Leading::default();
     }
 
-    /// Accepts `from` as the leader of this term, and its sign of life.
+    /// Accepts `from` as the leader of this term and restarts the timers that measure its silence.
     pub(crate) fn follow(&mut self, from: NodeId) -> Result<(), StepError> {
         if self.role == Role::Leader || self.leader.is_some_and(|leader| leader != from) {
             return Err(StepError::Malformed {
@@ -326,15 +328,15 @@ impl Raft {
             self.options.election_ticks + self.random_below(self.options.election_ticks);
     }
 
-    /// The leader orders this node to campaign: no pre-vote, because the leader steps aside (thesis §3.10).
+    /// Campaigns at the leader's request, without a pre-vote, because the leader wants to step down (thesis §3.10).
     pub(crate) fn handle_timeout_now(&mut self, from: NodeId) {
         if self.leader == Some(from) {
             self.start_election(true);
         }
     }
 
-    /// Hands leadership to `target`, or to the voter whose log is furthest. New proposals are refused until it
-    /// happened or an election timeout passed.
+    /// Transfers leadership to `target`, or else to the voter with the longest log. The leader refuses new proposals
+    /// until the transfer ends or an election timeout passed.
     pub fn transfer_leadership(&mut self, target: Option<NodeId>) -> Result<NodeId, TransferError> {
         if self.role != Role::Leader {
             return Err(TransferError::NotLeader);
@@ -371,8 +373,8 @@ impl Raft {
         Ok(target)
     }
 
-    /// Sends the order as soon as the target holds the whole log, and all of it is committed: a leader that steps down sooner
-    /// can't tell what becomes of the rest, though nobody would lose it.
+    /// Sends `TimeoutNow` once the target holds the whole log and all of it is committed. A leader that steps down
+    /// sooner can't report the outcome of the uncommitted entries, although they would not be lost.
     pub(crate) fn finish_transfer(&mut self, node: NodeId) {
         let last = self.log.last_index();
         let ready = self.log.commit_index() == last
@@ -392,8 +394,8 @@ impl Raft {
         }
     }
 
-    /// A lost order must not wedge the leader, so it gives up after an election timeout; until then it repeats the
-    /// order with the heartbeats.
+    /// Repeats `TimeoutNow` with the heartbeats and gives up after an election timeout, so that a lost message doesn't
+    /// block the leader.
     fn tick_transfer(&mut self) {
         let Some((target, elapsed)) = &mut self.leading.transfer else {
             return;
@@ -408,7 +410,7 @@ impl Raft {
     }
 }
 
-/// Why leadership can't be handed over. Nothing changed.
+/// The reason for refusing a leadership transfer. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransferError {
     /// This node doesn't lead.
@@ -420,10 +422,10 @@ pub enum TransferError {
     /// The target is not a voter of the group.
     #[error("the target is not a voter")]
     NotVoter,
-    /// The target needs a snapshot first; handing over now would stop writes for long.
+    /// The target needs a snapshot first; a transfer now would stop writes for long.
     #[error("the target needs a snapshot first")]
     NeedsSnapshot,
-    /// No voter answers.
+    /// No other voter answers.
     #[error("no other voter answers")]
     NoCandidate,
 }

@@ -1,4 +1,4 @@
-//! Log entries and how they are written down.
+//! Log entries and their encoding.
 
 use bytes::Bytes;
 use types::{DecodeError, Reader, Writer};
@@ -11,25 +11,25 @@ const PAYLOAD_VERSION: u8 = 1;
 /// One entry of the replicated log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its name.
+    /// The term and index, which identify the entry.
     pub id: EntryId,
-    /// What it carries.
+    /// The content.
     pub payload: Payload,
 }
 
-/// What an entry carries.
+/// The content of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Payload {
-    /// Nothing: a new leader's first entry, whose commit commits all before it (Raft §5.4.2, §8).
+    /// Nothing: a new leader's first entry. Committing it commits all entries before it (Raft §5.4.2, §8).
     Noop,
-    /// Commands for the state machine; Raft does not look inside.
+    /// Commands for the state machine; opaque to Raft.
     Command(Bytes),
     /// The group's membership from this entry on. It takes effect when it is *appended* (thesis §4.1).
     Membership(Membership),
 }
 
 impl Entry {
-    /// An entry.
+    /// Creates an entry.
     pub const fn new(term: Term, index: Index, payload: Payload) -> Self {
         Self {
             id: EntryId::new(term, index),
@@ -37,7 +37,7 @@ impl Entry {
         }
     }
 
-    /// Roughly how many bytes it takes in memory, on the wire and on disk.
+    /// Returns the approximate size in memory, on the wire and on disk, in bytes.
     pub fn size(&self) -> usize {
         32 + match &self.payload {
             Payload::Noop => 0,
@@ -48,7 +48,7 @@ impl Entry {
 }
 
 impl Payload {
-    /// The payload as bytes: version, kind, content. The position is the caller's to keep.
+    /// Encodes the payload as version, kind and content. The caller stores the entry's id.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(8);
         out.byte(PAYLOAD_VERSION);
@@ -67,7 +67,7 @@ impl Payload {
         out.finish()
     }
 
-    /// Reads what [`Payload::encode`] wrote, sharing the input's memory.
+    /// Decodes the output of [`Payload::encode`], sharing the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         let version = input.byte("payload version")?;

@@ -1,14 +1,15 @@
-//! The log as Raft sees it: where terms begin, which memberships it carries, what is persisted, committed and
-//! handed over, and the recent entries themselves.
+//! The log in memory: the first index of each term, the memberships in it, the indexes persisted, committed and handed
+//! out for applying, and a cache of the recent entries.
 //!
-//! Entries that fell out of the cache are read back through a [`LogReader`], and only ever when a message or an
-//! apply needs them: no step of the protocol waits for a disk.
+//! The log reads evicted entries back through a [`LogReader`], and only when a message or an apply needs them: no step
+//! of the protocol waits for a disk.
 //!
 //! # Invariants
 //!
-//! - `base.index <= applying_index <= commit_index <= last_index` and `persisted_index <= last_index`. What is handed out for applying is persisted.
+//! - `base.index <= applying_index <= commit_index <= last_index` and `persisted_index <= last_index`. Entries handed
+//!   out for applying are persisted.
 //! - `runs` starts after `base`, ascends in index and term, and covers `(base, last_index]`.
-//! - The cache is contiguous and ends at `last_index`; what is not persisted is in it.
+//! - The cache is contiguous and ends at `last_index`; it holds all entries that are not persisted.
 //! - `memberships` is never empty, ascends, and its first element is committed.
 
 use std::collections::VecDeque;
@@ -20,7 +21,7 @@ use crate::raft::CHECKS_INVARIANTS;
 use crate::store::{LogReader, LogState, StoreError};
 use crate::{Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
 
-/// How many bytes of entries are read at a time when a log is opened.
+/// The bytes of entries read at a time when a log is opened.
 const RECOVERY_PAGE_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
@@ -30,18 +31,18 @@ pub(crate) struct RaftLog {
     persisted_index: Index,
     commit_index: Index,
     applying_index: Index,
-    /// The first index of each term, and the term.
+    /// The first index of each term, with the term.
     runs: VecDeque<(Index, Term)>,
     cache: VecDeque<Entry>,
     cache_bytes: usize,
     max_cached_bytes: usize,
-    /// The index at which each membership took effect; the last one is in force.
+    /// The memberships, each with the index of its entry; the last one is in force.
     memberships: VecDeque<(Index, Membership)>,
 }
 
 impl RaftLog {
-    /// Reads the stored log once, to learn its terms and memberships. `applied` is what the state machine holds
-    /// and is therefore committed. It lies in the log, or something is lost.
+    /// Reads the stored log once, to learn its terms and memberships. `applied` is the index that the state machine
+    /// holds, so it is committed. An `applied` outside of the log is damage: entries or state were lost.
     pub(crate) fn recover(
         state: &LogState,
         applied: Index,
@@ -127,7 +128,7 @@ impl RaftLog {
         self.applying_index
     }
 
-    /// The term at `index`; `None` below the base and above the end.
+    /// Returns the term at `index`; `None` below the base and above the end.
     pub(crate) fn term_at(&self, index: Index) -> Option<Term> {
         if index < self.base.index || index > self.last_index {
             return None;
@@ -143,8 +144,9 @@ impl RaftLog {
         self.term_at(id.index) == Some(id.term)
     }
 
-    /// The last entry at or before `from.index` whose term is at most `from.term`: the highest place where this
-    /// log might agree with one that holds `from`. Not below the base, which is committed and agrees anyway.
+    /// Returns the last entry at or before `from.index` whose term is at most `from.term`: the highest position at
+    /// which this log can agree with a log that holds `from`. It is not below the base, which is committed and agrees
+    /// anyway.
     pub(crate) fn highest_possible_match(&self, from: EntryId) -> EntryId {
         let mut index = from.index.min(self.last_index);
         for (first, term) in self.runs.iter().rev() {
@@ -159,7 +161,7 @@ impl RaftLog {
         self.base
     }
 
-    /// The membership in force: the latest in the log, committed or not (thesis §4.1).
+    /// Returns the membership in force: the latest in the log, committed or not (thesis §4.1).
     pub(crate) fn membership(&self) -> &Membership {
         static NOBODY: Membership = Membership::nobody();
         self.memberships
@@ -167,14 +169,14 @@ impl RaftLog {
             .map_or(&NOBODY, |(_, membership)| membership)
     }
 
-    /// Whether `node` votes by the membership in force, or by an earlier one that is in force again if the later
-    /// ones are truncated.
+    /// Returns true if `node` is a voter of the membership in force, or of an earlier one that a truncation would put
+    /// in force again.
     pub(crate) fn may_be_voter(&self, node: NodeId) -> bool {
         let mut possible = self.memberships.iter();
         possible.any(|(_, membership)| membership.is_voter(node))
     }
 
-    /// The index of the entry that carries the membership in force.
+    /// Returns the index of the entry that carries the membership in force.
     pub(crate) fn membership_index(&self) -> Index {
         self.memberships
             .back()
@@ -187,7 +189,7 @@ impl RaftLog {
         self.check_invariants();
     }
 
-    /// Appends one entry while the log is read back, when the indexes are already ahead of what was read.
+    /// Appends one entry without a check of the invariants: during recovery the indexes are ahead of the entries read.
     fn push_unchecked(&mut self, entry: Entry) {
         assert!(
             entry.id.index == self.last_index.next(),
@@ -205,7 +207,7 @@ impl RaftLog {
         self.cache.push_back(entry);
     }
 
-    /// Drops the entries at and after `from`: another leader wrote something else there (Raft §5.3).
+    /// Drops the entries at and after `from`, because another leader has other entries there (Raft §5.3).
     pub(crate) fn truncate(&mut self, from: Index, keep_memberships: bool) {
         assert!(
             from > self.commit_index,
@@ -231,7 +233,7 @@ impl RaftLog {
         self.check_invariants();
     }
 
-    /// Advances the commit index; it never goes back.
+    /// Advances the commit index, which never goes back. Returns true if it advanced.
     pub(crate) fn commit_to(&mut self, index: Index) -> bool {
         let index = index.min(self.last_index);
         if index <= self.commit_index {
@@ -253,7 +255,7 @@ impl RaftLog {
         }
     }
 
-    /// The entries that are not on disk yet.
+    /// Returns the entries that are not persisted yet.
     pub(crate) fn unpersisted(&self) -> Vec<Entry> {
         let count =
             usize::try_from(self.last_index.since(self.persisted_index)).unwrap_or(usize::MAX);
@@ -261,7 +263,7 @@ impl RaftLog {
         self.cache.range(start..).cloned().collect()
     }
 
-    /// The disk holds `id` and all before it, unless it was truncated meanwhile.
+    /// Records that all entries up to `id` are durable, unless `id` was truncated meanwhile.
     pub(crate) fn persisted_to(&mut self, id: EntryId) {
         if id.index > self.persisted_index && self.contains(id) {
             self.persisted_index = id.index;
@@ -270,7 +272,7 @@ impl RaftLog {
         }
     }
 
-    /// The next committed and persisted entries to apply, in order, at most about `max_bytes`.
+    /// Returns the next committed and persisted entries to apply, in order, at most about `max_bytes`.
     pub(crate) fn take_committed(
         &mut self,
         max_bytes: usize,
@@ -296,8 +298,8 @@ impl RaftLog {
         self.applying_index < self.commit_index.min(self.persisted_index)
     }
 
-    /// Entries from the start of `range` on, at least one and at most about `max_bytes`: from the cache, or
-    /// from the disk for what fell out of it.
+    /// Returns entries from the start of `range` on, at least one and at most about `max_bytes`, from the cache, or
+    /// from the disk if they were evicted.
     pub(crate) fn read(
         &self,
         range: RangeInclusive<Index>,
@@ -340,11 +342,11 @@ impl RaftLog {
             .collect())
     }
 
-    /// Forgets entries up to `index`, whose effects are durable elsewhere. Returns the new base, with the latest
-    /// committed membership: possibly of a later entry, which changes nothing because it will not be truncated.
+    /// Drops entries up to `index`, whose effects are durable elsewhere. Returns the new base with the latest committed
+    /// membership. That may be of a later entry, which is harmless because a committed entry is never truncated.
     pub(crate) fn compact(&mut self, index: Index) -> Option<SnapshotMeta> {
         let term = self.term_at(index)?;
-        // A snapshot's entries may be skipped before they are on disk: the store can't cut those yet.
+        // A snapshot may skip entries before they are persisted; the store can't compact those yet.
         if index <= self.base.index || index > self.applying_index.min(self.persisted_index) {
             return None;
         }
@@ -374,7 +376,7 @@ impl RaftLog {
         })
     }
 
-    /// Replaces the whole log by a snapshot that the state machine already holds durably.
+    /// Replaces the whole log with a snapshot that the state machine already holds durably.
     pub(crate) fn reset(&mut self, meta: &SnapshotMeta) {
         self.base = meta.last;
         self.last_index = meta.last.index;
@@ -388,15 +390,16 @@ impl RaftLog {
         self.check_invariants();
     }
 
-    /// The state machine holds the effects up to `index` from elsewhere: they are committed and need no applying.
+    /// Commits the entries up to `index` without handing them out: the state machine holds their effects from a
+    /// snapshot.
     pub(crate) fn skip_to(&mut self, index: Index) {
         self.commit_to(index);
         self.applying_index = self.applying_index.max(index);
         self.check_invariants();
     }
 
-    /// Panics if the log contradicts the invariants of this module. Does nothing in the product's build. Costs no more than
-    /// the number of terms and of uncommitted memberships.
+    /// Panics if the log violates the invariants of this module. Does nothing in the product's build. The cost is
+    /// linear in the number of terms.
     pub(crate) fn check_invariants(&self) {
         if !CHECKS_INVARIANTS {
             return;

@@ -1,12 +1,12 @@
-//! Who belongs to a group: voters and learners, and the one-at-a-time changes between memberships.
+//! The members of a group, voters and learners, and the one-at-a-time changes between memberships.
 //!
 //! # Invariants
 //!
 //! - A change alters the set of *voters* by at most one, so any majority before it and any majority
-//!   after it share a member (thesis §4.1). That is why two members can't be swapped in one step.
+//!   after it share a member (thesis §4.1). So one step can't swap two members.
 //! - The set of voters is never empty.
-//! - A membership is carried whole by its log entry, so a truncated change needs no inverse: the one
-//!   before it is in force again.
+//! - A log entry carries the whole membership, so a truncated change needs no inverse: the previous
+//!   membership is in force again.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,24 +17,24 @@ use types::{DecodeError, NodeId, Reader, Writer};
 /// The most members, learners included, that a group may have.
 pub const MAX_MEMBERS: usize = 32;
 
-/// A member's part in the group.
+/// The kind of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MemberKind {
     /// Counts towards a quorum and may lead.
     Voter,
-    /// Receives the log and does neither.
+    /// Receives the log, counts towards no quorum and may not lead.
     Learner,
 }
 
-/// A member's address and part.
+/// A member's address and kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Where it is reached; Raft does not look inside.
+    /// The member's network address; opaque to Raft.
     pub address: String,
     /// Voter or learner.
     pub kind: MemberKind,
-    /// A learner that takes the place of the member with this id at the same address, whose disk was lost: when it
-    /// has caught up, the leader removes that one and makes this one a voter.
+    /// The member at the same address whose lost disk this learner replaces. When the learner has caught up, the leader
+    /// removes that member and makes the learner a voter.
     pub replaces: Option<NodeId>,
 }
 
@@ -49,38 +49,38 @@ pub struct Membership {
 pub enum MembershipChange {
     /// Adds a member that receives the log and does not vote.
     AddLearner {
-        /// Who.
+        /// The new learner's id.
         node: NodeId,
-        /// Where it is reached.
+        /// The new learner's address.
         address: String,
     },
-    /// Adds a learner at the address of a member whose disk was lost, to take its place.
+    /// Adds a learner at the address of a member whose disk was lost, to replace it.
     AddReplacement {
-        /// Who.
+        /// The new learner's id.
         node: NodeId,
-        /// The member that it replaces.
+        /// The member that the learner replaces.
         replaces: NodeId,
     },
     /// Makes a learner a voter.
     Promote {
-        /// Who.
+        /// The learner's id.
         node: NodeId,
     },
     /// Removes a voter or a learner.
     Remove {
-        /// Who.
+        /// The member's id.
         node: NodeId,
     },
-    /// Changes where a member is reached.
+    /// Changes a member's address.
     Readdress {
-        /// Who.
+        /// The member's id.
         node: NodeId,
         /// The new address.
         address: String,
     },
 }
 
-/// Why a membership change makes no sense for the membership in force.
+/// The reason that a membership change contradicts the membership in force.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
     /// The node is a member already.
@@ -92,10 +92,10 @@ pub enum MembershipError {
     /// The node is a voter already.
     #[error("{0} is a voter already")]
     AlreadyVoter(NodeId),
-    /// The last voter can't be removed.
+    /// The change would remove the last voter.
     #[error("{0} is the last voter and can't be removed")]
     LastVoter(NodeId),
-    /// The group is full.
+    /// The group has the most members that it may have.
     #[error("a group has at most {MAX_MEMBERS} members")]
     TooMany,
     /// The address is empty or too long.
@@ -107,14 +107,14 @@ pub enum MembershipError {
 }
 
 impl Membership {
-    /// No members: a node before it was let into a group.
+    /// Returns the empty membership of a node that has not joined a group.
     pub const fn nobody() -> Self {
         Self {
             members: BTreeMap::new(),
         }
     }
 
-    /// A first membership in which all are voters.
+    /// Returns a first membership in which all members are voters.
     pub fn of_voters<A: Into<String>>(voters: impl IntoIterator<Item = (NodeId, A)>) -> Self {
         let member = |address: A| Member {
             address: address.into(),
@@ -129,45 +129,45 @@ impl Membership {
         }
     }
 
-    /// All members by id.
+    /// Returns all members, by id.
     pub fn members(&self) -> impl Iterator<Item = (NodeId, &Member)> {
         self.members.iter().map(|(node, member)| (*node, member))
     }
 
-    /// The voters by id.
+    /// Returns the voters, by id.
     pub fn voters(&self) -> impl Iterator<Item = NodeId> {
         self.members()
             .filter(|(_, member)| member.kind == MemberKind::Voter)
             .map(|(node, _)| node)
     }
 
-    /// A member.
+    /// Returns the member `node`.
     pub fn get(&self, node: NodeId) -> Option<&Member> {
         self.members.get(&node)
     }
 
-    /// Whether `node` votes.
+    /// Returns true if `node` is a voter.
     pub fn is_voter(&self, node: NodeId) -> bool {
         self.get(node)
             .is_some_and(|member| member.kind == MemberKind::Voter)
     }
 
-    /// How many voters make a quorum: more than half.
+    /// Returns the number of voters that make a quorum: more than half.
     pub fn quorum(&self) -> usize {
         self.voters().count() / 2 + 1
     }
 
-    /// Whether the voters among `nodes` make a quorum. An empty membership never has one.
+    /// Returns true if the voters among `nodes` make a quorum. An empty membership never has one.
     pub fn has_quorum(&self, nodes: impl Fn(NodeId) -> bool) -> bool {
         self.voters().filter(|node| nodes(*node)).count() >= self.quorum()
     }
 
-    /// Whether nobody belongs to it: the membership of a node that was not initialised.
+    /// Returns true if there are no members, as on a node that was not initialised.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// The membership after `change`.
+    /// Returns the membership after `change`.
     pub fn apply(&self, change: &MembershipChange) -> Result<Self, MembershipError> {
         let mut next = self.clone();
         match change {
@@ -265,7 +265,7 @@ impl Membership {
         }
     }
 
-    /// Reads what [`Membership::encode`] wrote.
+    /// Decodes the output of [`Membership::encode`].
     pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         let count = input.count("members")?;
         if count > MAX_MEMBERS {

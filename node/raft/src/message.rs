@@ -1,27 +1,28 @@
-//! What members say to each other. One variant a message, with named fields.
+//! The messages between members: one variant a message, with named fields.
 
 use bytes::Bytes;
 use types::NodeId;
 
 use crate::{Entry, EntryId, Index, Membership, Term};
 
-/// A message with its sender, receiver and the sender's term when it was made.
+/// A message with its sender, its receiver, and the sender's term when it was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// Who sent it.
+    /// The sender.
     pub from: NodeId,
-    /// Who shall get it.
+    /// The receiver.
     pub to: NodeId,
-    /// The sender's own term; a pre-candidate's is not yet raised.
+    /// The sender's own term, which a pre-candidate has not raised yet.
     pub term: Term,
-    /// What it says.
+    /// The content.
     pub message: Message,
 }
 
 /// A Raft message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// "Would you vote for me in `next_term`?" Changes nothing at the receiver (thesis §9.6).
+    /// Asks whether the receiver would vote for the sender in `next_term`. Changes nothing at the receiver (thesis
+    /// §9.6).
     PreVote {
         /// The term that the sender would campaign in.
         next_term: Term,
@@ -30,24 +31,24 @@ pub enum Message {
     },
     /// The answer to a `PreVote`.
     PreVoteReply {
-        /// The term that was asked about.
+        /// The term in the `PreVote`.
         next_term: Term,
-        /// Whether the vote would be granted.
+        /// True if the receiver would grant the vote.
         granted: bool,
     },
-    /// A candidate asks for a vote in the envelope's term (Raft §5.2).
+    /// Asks for a vote in the envelope's term (Raft §5.2).
     Vote {
         /// The last entry of the candidate's log.
         last: EntryId,
-        /// The leader asked for this election, so its lease doesn't stand against it (thesis §3.10).
+        /// True if the leader asked for this election, so that its lease doesn't prevent it (thesis §3.10).
         transfer: bool,
     },
     /// The answer to a `Vote`.
     VoteReply {
-        /// Whether the vote was granted.
+        /// True if the vote was granted.
         granted: bool,
     },
-    /// Entries to append after `prev` (Raft §5.3). Empty to probe.
+    /// Carries entries to append after `prev` (Raft §5.3); none in a probe.
     Append {
         /// The entry that must precede `entries`.
         prev: EntryId,
@@ -56,72 +57,72 @@ pub enum Message {
         /// The leader's commit index.
         commit: Index,
     },
-    /// All entries up to `match_index` equal the leader's and are durable here.
+    /// Reports that all entries up to `match_index` equal the leader's and are durable at the sender.
     AppendAccepted {
         /// The highest index known to match.
         match_index: Index,
     },
-    /// `prev` was not in the log.
+    /// Reports that the follower's log doesn't contain `prev`.
     AppendRejected {
-        /// The index of the `prev` that was refused, to tell a stale answer.
+        /// The index of the refused `prev`, by which the leader detects a stale answer.
         refused: Index,
-        /// The highest entry that might match: the follower's last entry whose term is at most
-        /// `prev`'s. The leader skips whole terms with it (Raft §5.3, fast backtracking).
+        /// The highest entry that might match: the follower's last entry at or before `prev` whose term is at most
+        /// `prev`'s. With it the leader skips whole terms (Raft §5.3, fast backtracking).
         hint: EntryId,
     },
-    /// The leader lives; also a read round's question (thesis §6.4).
+    /// Shows that the leader is alive; also asks for the confirmation of a read round (thesis §6.4).
     Heartbeat {
-        /// The leader's commit index, no higher than what it knows to match at the receiver.
+        /// The leader's commit index, at most the receiver's match index.
         commit: Index,
         /// The number of the latest read round, echoed by the reply.
         read_round: u64,
-        /// The leader serves reads by lease: a broken connection must not shorten its lease.
+        /// True if the leader serves reads by lease: then a broken connection must not start an election early.
         lease: bool,
     },
     /// The answer to a `Heartbeat`.
     HeartbeatReply {
-        /// The round of the heartbeat.
+        /// The read round of the heartbeat.
         read_round: u64,
     },
-    /// A part of a snapshot, for a follower whose next entry is compacted (Raft §7).
+    /// A chunk of a snapshot, for a follower whose next entry is compacted (Raft §7).
     SnapshotChunk(SnapshotChunk),
-    /// How far a snapshot has come at the receiver.
+    /// Reports the receiver's progress with a snapshot.
     SnapshotReply {
-        /// The last entry that the snapshot covers: its name.
+        /// The last entry that the snapshot covers, which identifies the snapshot.
         snapshot: EntryId,
-        /// The number of the next chunk that the receiver needs; a sender resumes there.
+        /// The number of the next chunk that the receiver needs; the sender resumes there.
         next_chunk: u64,
-        /// Whether it goes on.
+        /// The state of the transfer.
         status: SnapshotStatus,
     },
-    /// The leader hands over: campaign at once (thesis §3.10).
+    /// Tells the receiver to campaign at once, as the target of a leadership transfer (thesis §3.10).
     TimeoutNow,
-    /// A node that is no member (a wiped disk at a known address, say) asks to be let in.
+    /// Asks the leader to add the sender, which is no member (for example after its disk was wiped).
     JoinRequest {
-        /// Where the sender is reached.
+        /// The sender's address.
         address: String,
     },
 }
 
-/// A part of a snapshot.
+/// A chunk of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotChunk {
-    /// What the snapshot covers.
+    /// The snapshot's last entry and membership.
     pub meta: SnapshotMeta,
     /// The chunk's number, from zero.
     pub number: u64,
-    /// Whether it is the last.
+    /// True if this is the last chunk.
     pub done: bool,
     /// CRC-32 of `data`.
     pub checksum: u32,
-    /// The content; opaque here.
+    /// The content; opaque to Raft.
     pub data: Bytes,
 }
 
-/// What a snapshot covers.
+/// The last entry that a snapshot covers, and the membership at that entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotMeta {
-    /// The last entry whose effect it holds.
+    /// The last entry whose effect the snapshot holds.
     pub last: EntryId,
     /// The membership in force at that entry.
     pub membership: Membership,
@@ -130,10 +131,10 @@ pub struct SnapshotMeta {
 /// A receiver's view of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotStatus {
-    /// Send on from `next_chunk`.
+    /// The sender should continue from `next_chunk`.
     Receiving,
-    /// Durable and in force.
+    /// The snapshot is durable and in force.
     Installed,
-    /// It can't be taken (a bad checksum, no space); start over later.
+    /// The receiver can't take the snapshot (a bad checksum, no space); the sender should start again later.
     Failed,
 }

@@ -1,33 +1,33 @@
-//! What can be set about Raft, and what settings are refused.
+//! Raft's settings and their validation.
 
 use crate::Bugs;
 
 /// Raft's settings. Durations are in ticks; the driver decides how long a tick is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// A follower that hears no leader for this long, plus a random part of the same length, asks for
-    /// votes. Also how often a leader checks that a quorum still answers.
+    /// The shortest election timeout: a follower that hears no leader for this long, plus a random time of up to the
+    /// same length, asks for pre-votes. A leader that no quorum answers for this long steps down.
     pub election_ticks: u32,
-    /// A leader speaks to each follower at least this often.
+    /// The interval at which the leader sends heartbeats to each follower.
     pub heartbeat_ticks: u32,
     /// The most bytes of entries in one append.
     pub max_append_bytes: usize,
-    /// The most appends on their way to one follower without an answer.
+    /// The most unanswered appends to one follower.
     pub max_inflight_appends: usize,
-    /// The most bytes on their way to one follower without an answer.
+    /// The bytes of unanswered appends to one follower at which the leader sends no more of them.
     pub max_inflight_bytes: usize,
     /// The most bytes of entries that may be proposed and not yet committed.
     pub max_uncommitted_bytes: usize,
-    /// Entries kept in memory for followers that are a little behind, in bytes.
+    /// The bytes of entries kept in memory for followers that are slightly behind.
     pub max_cached_bytes: usize,
-    /// The most bytes of committed entries handed over for applying at once.
+    /// The most bytes of committed entries in one `Ready`.
     pub max_apply_bytes: usize,
-    /// A leader that can't reach a quorum for an election timeout steps down. Leases need it.
+    /// True if a leader that can't reach a quorum for an election timeout steps down. Leases need it.
     pub check_quorum: bool,
-    /// Serve reads from the lease that a quorum's answers grant, without a round trip. Trusts that no
-    /// clock runs more than twice as fast as another: off by default.
+    /// True if the leader serves reads from the lease that a quorum's answers grant, without a round trip. Assumes that
+    /// no clock runs more than twice as fast as another, so it is off by default.
     pub lease_reads: bool,
-    /// The known bug that was put back; none outside of tests and the simulator.
+    /// The known bug to put back; none outside of tests and the simulator.
     pub bugs: Bugs,
 }
 
@@ -55,7 +55,7 @@ impl Default for Options {
 pub struct OptionsError(pub &'static str);
 
 impl Options {
-    /// Refuses settings that contradict each other.
+    /// Refuses settings that are out of range or contradict each other.
     pub fn validate(&self) -> Result<(), OptionsError> {
         let checks = [
             (

@@ -1,11 +1,11 @@
-//! What leaves: messages, the write they wait for, and entries to apply.
+//! The outputs of a member: messages, the write that some of them wait for, and entries to apply.
 //!
-//! Which messages wait for the disk:
+//! These messages wait for the disk:
 //!
-//! - While the term or the vote is not durable, all of them: a node that forgot its term must not have spoken in it
+//! - While the term or the vote is not durable, all messages: a node that forgot its term must not have spoken in it
 //!   (Raft §5.2).
 //! - Acknowledgements of entries, until the entries are durable (Raft §5.3).
-//! - Nothing else. Above all, a leader's appends leave while its own disk writes (thesis §10.2.1).
+//! - No other message. In particular, a leader's appends leave while its own disk writes (thesis §10.2.1).
 
 use types::NodeId;
 
@@ -17,9 +17,9 @@ use crate::{Envelope, Index, Message, ProgressState, Raft, Role, SnapshotMeta, S
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     messages: Vec<Envelope>,
-    /// The log is to start after this snapshot.
+    /// The snapshot after which the stored log must start, until it is in a write.
     pub(crate) reset: Option<SnapshotMeta>,
-    /// A write was handed out and has not come back.
+    /// True while a write is handed out and not reported durable.
     writing: bool,
 }
 
@@ -34,7 +34,7 @@ impl Raft {
         self.outbox.messages.push(envelope);
     }
 
-    /// Whether [`poll_ready`](Self::poll_ready) would have something to say.
+    /// Returns true if [`poll_ready`](Self::poll_ready) would return any work.
     pub fn needs_poll(&self) -> bool {
         self.outbox.messages.iter().any(|m| self.may_leave(m))
             || (!self.outbox.writing && self.has_unwritten())
@@ -59,8 +59,8 @@ impl Raft {
                 .any(|progress| progress.is_due(&self.options, last))
     }
 
-    /// All that is to be done now. Reads entries from `reader` for followers that are behind; an error of it is
-    /// final for this node.
+    /// Returns all work that is due now. Reads evicted entries from `reader`, for followers that are behind and for
+    /// applying; an error of `reader` is final for this node.
     pub fn poll_ready(&mut self, reader: &dyn LogReader) -> Result<Ready, StoreError> {
         if self.role == Role::Leader {
             self.write_leader_messages(reader)?;
@@ -109,7 +109,7 @@ impl Raft {
         Ok(ready)
     }
 
-    /// Whether what `envelope` promises is on disk.
+    /// Returns true if the state that `envelope` promises is durable.
     fn may_leave(&self, envelope: &Envelope) -> bool {
         let hard_state_durable =
             self.hard_state == self.durable_hard_state || self.bug(Bug::VoteNotDurable);
@@ -169,7 +169,7 @@ impl Raft {
             progress.heartbeat_sent();
             progress.match_index
         });
-        // Only what is known to match: the follower's log may hold something else further up.
+        // Not above the match index: the follower's log may hold other entries there.
         let commit = self.log.commit_index().min(match_index);
         let message = Message::Heartbeat {
             commit,
@@ -179,7 +179,7 @@ impl Raft {
         self.send(node, message);
     }
 
-    /// A write is durable: releases the messages that waited for it. They leave at once.
+    /// Records that a write is durable and returns the messages that waited for it, for sending at once.
     pub fn handle_persisted(&mut self, done: Persisted) -> Vec<Envelope> {
         self.outbox.writing = false;
         self.durable_hard_state = done.hard_state;
@@ -188,7 +188,7 @@ impl Raft {
             self.advance_commit();
         }
         self.check_invariants();
-        // What was promised in an earlier term concerns nobody any more.
+        // Messages of an earlier term are of no use any more.
         let term = self.term();
         done.held
             .into_iter()

@@ -1,8 +1,8 @@
-//! Terms, indexes and the pair that names an entry.
+//! Terms, indexes and entry ids.
 
 use std::fmt;
 
-/// An election's number. Zero is before the first election.
+/// The number of an election. Zero is before the first election.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Term(pub u64);
 
@@ -10,20 +10,20 @@ pub struct Term(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Index(pub u64);
 
-/// What names an entry for ever: two logs that hold the same `EntryId` are equal up to it (Raft §5.3).
+/// The permanent identity of an entry: two logs that hold the same `EntryId` are equal up to it (Raft §5.3).
 ///
 /// The order is Raft's "up to date": the term first, then the index (§5.4.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId {
     /// The term of the leader that made the entry.
     pub term: Term,
-    /// Where it stands.
+    /// The position in the log.
     pub index: Index,
 }
 
 impl Term {
-    /// The term after this one. At the type's maximum it stays there, so the caller must refuse to
-    /// campaign from it.
+    /// Returns the term after this one. It saturates at the type's maximum, so the caller must refuse to
+    /// campaign from there.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -31,26 +31,26 @@ impl Term {
 }
 
 impl Index {
-    /// The index after this one.
+    /// Returns the index after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 
-    /// The index before this one; zero stays zero.
+    /// Returns the index before this one; zero stays zero.
     #[must_use]
     pub const fn prev(self) -> Self {
         Self(self.0.saturating_sub(1))
     }
 
-    /// How many entries lie in `(earlier, self]`.
+    /// Returns the number of entries in `(earlier, self]`.
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 }
 
 impl EntryId {
-    /// An entry's name.
+    /// Creates an entry id.
     pub const fn new(term: Term, index: Index) -> Self {
         Self { term, index }
     }

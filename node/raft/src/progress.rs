@@ -1,12 +1,12 @@
-//! The leader's view of one follower, and how much it may send ahead.
+//! The leader's view of one follower, and the window of unanswered appends to it.
 //!
 //! # Invariants
 //!
 //! - `match_index < next_index`. `match_index` never goes back within a term.
-//! - In `Probe` at most one append is unanswered, in `Replicate` at most the window, unless heartbeats tell that answers
-//!   may be lost: then a probe is repeated, and an append without entries asks. In `Snapshot` none is sent.
-//! - `inflight` is empty but in `Replicate`; its indexes ascend within `(match_index, next_index)`, and `inflight_bytes` is
-//!   the sum of its sizes.
+//! - In `Probe` at most one append is unanswered, in `Replicate` at most the window. If heartbeats show that answers
+//!   may be lost, the leader repeats the probe, or sends an append without entries. In `Snapshot` it sends no appends.
+//! - `inflight` is empty but in `Replicate`; its indexes ascend within `(match_index, next_index)`, and
+//!   `inflight_bytes` is the sum of its sizes.
 //! - `match_index` is at most the leader's last index.
 
 use std::collections::VecDeque;
@@ -18,14 +18,15 @@ pub(crate) struct Progress {
     pub(crate) match_index: Index,
     pub(crate) next_index: Index,
     pub(crate) state: ProgressState,
-    /// Ticks since the follower was last heard.
+    /// Ticks since the last answer of the follower.
     pub(crate) silent_ticks: u32,
-    /// The latest read round that it answered.
+    /// The latest read round that the follower answered.
     pub(crate) read_round: u64,
-    /// Something changed that it should hear of even if there is no entry to send.
+    /// True if an append is due even if there is no entry to send.
     pub(crate) nudge: bool,
     probe_sent: bool,
-    /// A heartbeat left after the unanswered probe: if that is answered first, the probe may be lost.
+    /// True if a heartbeat left after the unanswered probe. If the follower answers the heartbeat first, the probe may
+    /// be lost.
     probe_old: bool,
     inflight: VecDeque<(Index, usize)>,
     inflight_bytes: usize,
@@ -47,7 +48,7 @@ impl Progress {
         }
     }
 
-    /// Whether entries may leave now.
+    /// Returns true if the leader may send entries now.
     pub(crate) fn has_room(&self, options: &Options) -> bool {
         match self.state {
             ProgressState::Probe => !self.probe_sent,
@@ -59,14 +60,14 @@ impl Progress {
         }
     }
 
-    /// Whether an append is due to a log that ends at `last`. One without entries needs no room in the window: when
-    /// the answers to a full one were lost, it is what opens it again.
+    /// Returns true if an append is due, where the leader's log ends at `last`. An append without entries needs no room
+    /// in the window: when the answers to a full window were lost, the answer to it opens the window again.
     pub(crate) fn is_due(&self, options: &Options, last: Index) -> bool {
         let asks = self.nudge && self.state == ProgressState::Replicate;
         asks || self.has_room(options) && (self.next_index <= last || self.nudge)
     }
 
-    /// An append that ends at `last` left.
+    /// Records that an append that ends at `last` was sent.
     pub(crate) fn sent(&mut self, last: Index, bytes: usize, empty: bool) {
         self.nudge = false;
         match self.state {
@@ -83,7 +84,7 @@ impl Progress {
         }
     }
 
-    /// The follower holds everything up to `match_index`.
+    /// Records that the follower holds everything up to `match_index`. Returns true if its match index advanced.
     pub(crate) fn accepted(&mut self, match_index: Index) -> bool {
         let advanced = match_index > self.match_index;
         self.match_index = self.match_index.max(match_index);
@@ -98,8 +99,8 @@ impl Progress {
         advanced
     }
 
-    /// The follower refused an append after `refused`; its log may agree up to `candidate`. False if the answer
-    /// is stale.
+    /// Records that the follower refused an append after `refused`; its log may agree up to `candidate`. Returns false
+    /// if the answer is stale.
     pub(crate) fn rejected(&mut self, refused: Index, candidate: Index) -> bool {
         let stale = match self.state {
             ProgressState::Replicate => refused <= self.match_index,
@@ -115,12 +116,13 @@ impl Progress {
         true
     }
 
-    /// A heartbeat left.
+    /// Records that a heartbeat was sent.
     pub(crate) fn heartbeat_sent(&mut self) {
         self.probe_old = self.probe_sent;
     }
 
-    /// The follower answered a heartbeat: what was sent before may be lost, so ask where it stands.
+    /// Records that the follower answered a heartbeat. Earlier appends that it didn't answer may be lost, so an append
+    /// is due that asks for its position.
     pub(crate) fn alive(&mut self, last: Index) {
         self.silent_ticks = 0;
         match self.state {
@@ -134,7 +136,7 @@ impl Progress {
         }
     }
 
-    /// Whatever is on its way is lost: probe from what is known to match.
+    /// Treats all appends in flight as lost and probes from the match index.
     pub(crate) fn restart(&mut self) {
         if self.state == ProgressState::Replicate {
             self.next_index = self.match_index.next();
@@ -153,7 +155,7 @@ impl Progress {
         self.inflight_bytes = 0;
     }
 
-    /// Panics if the view contradicts the invariants of this module; `last` ends the leader's log.
+    /// Panics if the view violates the invariants of this module; `last` is the last index of the leader's log.
     pub(crate) fn check_invariants(&self, last: Index) {
         assert!(
             self.match_index < self.next_index,

@@ -1,7 +1,7 @@
-//! The consensus state of one member, and the doors through which the world reaches it.
+//! The consensus state of one member, and its public methods.
 //!
-//! The rooms behind the doors: `election` (who leads), `replication` (what is in the log), `reads` (what may be
-//! read), `change` (who belongs), and `output` (what leaves: messages, writes, entries to apply).
+//! Other modules implement the parts: `election` (leader election and transfer), `replication` (proposals, appends and
+//! commit), `reads` (`ReadIndex` and leases), `change` (membership), and `output` (messages, writes, entries to apply).
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::{
     Role, SnapshotMeta, Term,
 };
 
-/// True if each input is followed by a check of all invariants: in debug builds and in the simulator's.
+/// True if each input is followed by a check of all invariants: in debug builds and in the simulator's builds.
 pub(crate) const CHECKS_INVARIANTS: bool = cfg!(any(debug_assertions, feature = "bugs"));
 
 /// One member of a group: consensus without I/O.
@@ -29,16 +29,17 @@ pub(crate) const CHECKS_INVARIANTS: bool = cfg!(any(debug_assertions, feature = 
 /// Inputs are [`step`](Self::step) (a message), [`tick`](Self::tick) (time), [`propose`](Self::propose),
 /// [`read_index`](Self::read_index), [`change_membership`](Self::change_membership),
 /// [`transfer_leadership`](Self::transfer_leadership) and [`handle_disconnect`](Self::handle_disconnect). After any
-/// number of them the driver takes a [`Ready`](crate::Ready), does what it says, and gives back the token of its write.
+/// number of them the driver takes a [`Ready`](crate::Ready), carries it out, and gives back the token of its write.
 ///
 /// # Invariants
 ///
-/// - The term never goes back; in a term at most one vote is given and never changed.
-/// - Only a leader appends entries of its own making, and only at its log's end.
+/// - The term never goes back; in a term this member votes at most once and never changes the vote.
+/// - Only a leader creates entries, and only at its log's end.
 /// - The commit index only advances, and only over entries that a quorum holds durably, the last of them of the
 ///   leader's own term (Raft §5.4.2).
-/// - A leader knows itself as the leader, and tracks exactly the other members of the membership in force, none of them
-///   beyond the end of its own log. Any other role tracks nobody, transfers nothing and has no uncommitted proposals.
+/// - A leader knows itself as the leader, and tracks exactly the other members of the membership in force, with match
+///   indexes within its own log. In any other role the member tracks no follower, and has no transfer and no
+///   uncommitted proposals.
 /// - A candidate voted for itself. Candidates and pre-candidates know no leader.
 ///
 /// Debug builds and the simulator check the state after each input; see `check_invariants`.
@@ -47,7 +48,7 @@ pub struct Raft {
     pub(crate) node: NodeId,
     pub(crate) options: Options,
     pub(crate) hard_state: HardState,
-    /// What the disk holds of `hard_state`.
+    /// The durable hard state, which may lag behind `hard_state`.
     pub(crate) durable_hard_state: HardState,
     pub(crate) role: Role,
     pub(crate) leader: Option<NodeId>,
@@ -57,7 +58,7 @@ pub struct Raft {
     pub(crate) reads: Reads,
     pub(crate) election: Election,
     pub(crate) leading: Leading,
-    /// The greatest commit index that a leader told since the start.
+    /// The greatest commit index in the appends of leaders since the start.
     pub(crate) leader_commit: Option<Index>,
     random: ChaCha8Rng,
 }
@@ -72,63 +73,63 @@ pub(crate) struct Leading {
     pub(crate) heartbeat_due: bool,
     /// The target of a leadership transfer, and the ticks since it began.
     pub(crate) transfer: Option<(NodeId, u32)>,
-    /// A `TimeoutNow` left in this term. A delayed one could elect another leader during the lease, so leases are off for
-    /// the rest of this term.
+    /// A `TimeoutNow` left in this term. A delayed one could elect another leader during the lease, so leases are off
+    /// for the rest of this term.
     pub(crate) transferred: bool,
-    /// Index and size of each entry that is proposed and not committed.
+    /// The index and size of each entry that is proposed and not committed.
     pub(crate) uncommitted: std::collections::VecDeque<(Index, usize)>,
     pub(crate) uncommitted_bytes: usize,
 }
 
-/// A message that needs more than Raft's own answer.
+/// The result of a message: done, or left for the driver to handle.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Stepped {
-    /// All is done.
+    /// Raft handled the message.
     Done,
-    /// A snapshot message of the current term, for whoever moves snapshots.
+    /// A snapshot message of the current term, for the driver's snapshot transfer.
     Snapshot(Envelope),
-    /// A node at this address asks the leader to let it in.
+    /// A node asks to be added to the group.
     JoinRequest {
-        /// Who asks.
+        /// The node that asks.
         node: NodeId,
-        /// Where it is reached.
+        /// The node's address.
         address: String,
     },
 }
 
-/// Why a message was refused. Nothing changed but, perhaps, the term.
+/// The reason for refusing a message. Nothing changed except, perhaps, the term.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// It is for another node: the sender's address book is stale.
+    /// The message is for another node: the sender has a stale address.
     #[error("message for {to}, but this is {this}")]
     NotForThisNode {
-        /// Whom it is for.
+        /// The receiver in the message.
         to: NodeId,
-        /// Who got it.
+        /// This node.
         this: NodeId,
     },
-    /// Its parts contradict each other or what this node knows for certain.
+    /// The message contradicts itself or facts that this node knows for certain.
     #[error("malformed message from {from}: {what}")]
     Malformed {
-        /// Who sent it.
+        /// The sender.
         from: NodeId,
-        /// What is wrong.
+        /// The contradiction.
         what: &'static str,
     },
-    /// It would overwrite a committed entry: the sender belongs to another history. Check that no disk was
-    /// restored from a copy and no node id is used twice.
+    /// The message would overwrite a committed entry: the sender has another history. The operator should check that no
+    /// disk was restored from a copy and no node id is used twice.
     #[error("{from} contradicts the committed entry {committed}")]
     ContradictsCommitted {
-        /// Who sent it.
+        /// The sender.
         from: NodeId,
-        /// The entry.
+        /// The committed entry.
         committed: EntryId,
     },
 }
 
 impl Raft {
-    /// Starts from what the log holds. `applied` is the index that the state machine holds durably. `seed` feeds the
-    /// election timeouts and must differ between members.
+    /// Starts a member from its stored log. `applied` is the index that the state machine holds durably. `seed` feeds
+    /// the election timeouts and must differ between members.
     pub fn recover(
         options: Options,
         node: NodeId,
@@ -159,14 +160,14 @@ impl Raft {
         Ok(raft)
     }
 
-    /// Takes a message in. What it causes leaves with the next [`Ready`](crate::Ready).
+    /// Handles a message. Its effects leave with the next [`Ready`](crate::Ready).
     pub fn step(&mut self, envelope: Envelope) -> Result<Stepped, StepError> {
         let stepped = self.route(envelope);
         self.check_invariants();
         stepped
     }
 
-    /// Applies the rules about terms and leases, then passes the message on to the handler of its kind.
+    /// Applies the rules about terms and leases, then passes the message to the handler of its kind.
     fn route(&mut self, envelope: Envelope) -> Result<Stepped, StepError> {
         self.check_envelope(&envelope)?;
         if let Message::JoinRequest { address } = envelope.message {
@@ -175,7 +176,7 @@ impl Raft {
                 address,
             });
         }
-        // Asking for votes must not raise anyone's term while a leader is heard (thesis §4.2.3, §9.6), and a
+        // A request for a vote must not raise this node's term while it hears a leader (thesis §4.2.3, §9.6), and a
         // pre-vote never does.
         match &envelope.message {
             Message::PreVote { next_term, last } => {
@@ -290,8 +291,8 @@ impl Raft {
         }
     }
 
-    /// A sender with an older term learns of this one, whatever it said: a deposed leader steps down, and a
-    /// candidate that missed elections catches up. Otherwise both could wait for each other for ever.
+    /// Tells the sender of a message with an older term about this term: a deposed leader steps down, and a candidate
+    /// that missed elections catches up. Otherwise both nodes could wait for each other for ever.
     fn answer_stale(&mut self, envelope: &Envelope) {
         let refused = match &envelope.message {
             Message::Vote { .. } => Message::VoteReply { granted: false },
@@ -299,8 +300,8 @@ impl Raft {
                 refused: prev.index,
                 hint: EntryId::default(),
             },
-            // Not the round that was asked about: the answer bears this term, and the same node may lead in it,
-            // with rounds that began anew when it restarted. It would take this for a quorum's word.
+            // Not the round of the heartbeat: the answer has this node's term. If the sender restarted and leads in
+            // that term, its rounds began anew, and it would count the answer for its new rounds.
             Message::Heartbeat { .. } => Message::HeartbeatReply { read_round: 0 },
             Message::SnapshotChunk(chunk) => Message::SnapshotReply {
                 snapshot: chunk.meta.last,
@@ -316,7 +317,7 @@ impl Raft {
         self.bug(Bug::StaleAppendAck) && matches!(message, Message::AppendAccepted { .. })
     }
 
-    /// Lets one tick of time pass.
+    /// Advances time by one tick.
     pub fn tick(&mut self) {
         if self.role == Role::Leader {
             self.tick_leader();
@@ -326,40 +327,41 @@ impl Raft {
         self.check_invariants();
     }
 
-    /// Invalidates leases, because more time passed than ticks were given: the process was paused, say. The driver calls it
-    /// before it hands in any other input.
+    /// Invalidates leases after time passed without ticks, for example while the process was paused. The driver calls
+    /// it before it passes any other input in.
     pub fn handle_pause(&mut self) {
         self.reads.forget_lease();
     }
 
-    /// This node.
+    /// Returns the id of this node.
     pub fn node(&self) -> NodeId {
         self.node
     }
 
-    /// Its term.
+    /// Returns the current term.
     pub fn term(&self) -> Term {
         self.hard_state.term
     }
 
-    /// What it does.
+    /// Returns the role of this node.
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Who leads, as far as it knows.
+    /// Returns the leader, if this node knows it.
     pub fn leader(&self) -> Option<NodeId> {
         self.leader
     }
 
-    /// The greatest index known to be committed.
+    /// Returns the greatest index known to be committed in this node's log.
     pub fn commit_index(&self) -> Index {
         self.log.commit_index()
     }
 
-    /// The greatest index known to be committed in the group, whether it is here or not: its own if this node leads and knows
-    /// it, else what a leader told since the start. `None` as long as no leader did. Heartbeats don't count: they tell of no
-    /// more than what is here.
+    /// Returns the greatest index known to be committed in the group, even beyond this node's log. On a leader that is
+    /// its commit index, or `None` until it has committed in its term. On other nodes it is the greatest commit index
+    /// in the appends of leaders since the start, or `None` before the first. Heartbeats don't count: their commit
+    /// index is limited to the entries that this node holds.
     pub fn group_commit(&self) -> Option<Index> {
         match self.role {
             Role::Leader => self.knows_commit().then(|| self.commit_index()),
@@ -367,42 +369,42 @@ impl Raft {
         }
     }
 
-    /// The last index that was handed out for applying.
+    /// Returns the last index handed out for applying.
     pub fn applying_index(&self) -> Index {
         self.log.applying_index()
     }
 
-    /// The last entry of the log.
+    /// Returns the id of the log's last entry.
     pub fn last_id(&self) -> EntryId {
         self.log.last_id()
     }
 
-    /// The log starts after this entry.
+    /// Returns the id of the last compacted entry, after which the log starts.
     pub fn compacted(&self) -> EntryId {
         self.log.base()
     }
 
-    /// The membership in force: the latest in the log, committed or not.
+    /// Returns the membership in force: the latest in the log, committed or not.
     pub fn membership(&self) -> &Membership {
         self.log.membership()
     }
 
-    /// Whether `id` is in the log, or is the entry that it starts after.
+    /// Returns true if `id` is in the log, or is the last compacted entry.
     pub fn holds(&self, id: EntryId) -> bool {
         self.log.contains(id)
     }
 
-    /// Whether [`holds`](Self::holds) is true of what is on disk, too.
+    /// Returns true if [`holds`](Self::holds) does and the entry is durable.
     pub fn holds_durably(&self, id: EntryId) -> bool {
         self.log.contains(id) && id.index <= self.log.persisted_index()
     }
 
-    /// Elections that this node started.
+    /// Returns the number of elections that this node started.
     pub fn elections_started(&self) -> u64 {
         self.election.started
     }
 
-    /// The leader's view of the others; empty elsewhere.
+    /// Returns the id, match index and state of each follower on the leader; nothing on other nodes.
     pub fn progress(&self) -> impl Iterator<Item = (NodeId, Index, ProgressState)> {
         let leads = self.role == Role::Leader;
         self.progress
@@ -411,31 +413,31 @@ impl Raft {
             .map(|(node, progress)| (*node, progress.match_index, progress.state))
     }
 
-    /// Forgets entries up to `index`, whose effects are durable in the state machine. Returns what the store must be
-    /// told, or `None` if there is nothing to forget.
+    /// Drops entries up to `index`, whose effects are durable in the state machine. Returns the base to pass to the
+    /// store, or `None` if there is nothing to drop.
     pub fn compact(&mut self, index: Index) -> Option<SnapshotMeta> {
         let base = self.log.compact(index);
         self.check_invariants();
         base
     }
 
-    /// As leader: whether `node` was heard within an election timeout.
+    /// Returns true if this node leads and `node` answered within an election timeout.
     pub fn is_active(&self, node: NodeId) -> bool {
         let heard = |progress: &Progress| progress.silent_ticks < self.options.election_ticks;
         self.progress.get(&node).is_some_and(heard)
     }
 
-    /// As leader: whether leadership is being handed over, so that proposals wait.
+    /// Returns true if this node leads and is transferring leadership, so that it refuses proposals.
     pub fn is_transferring(&self) -> bool {
         self.leading.transfer.is_some()
     }
 
-    /// As leader: whether the learner `node` may become a voter.
+    /// Returns true if this node leads and the learner `node` may become a voter.
     pub fn is_caught_up(&self, node: NodeId) -> bool {
         self.is_active(node) && self.check_caught_up(node).is_ok()
     }
 
-    /// Asks whoever is at the configured peers to let this node in at `address`.
+    /// Sends the configured peers a request to add this node, reachable at `address`, to the group.
     pub fn ask_to_join(&mut self, address: &str) {
         self.send(
             NodeId(0),
@@ -445,13 +447,13 @@ impl Raft {
         );
     }
 
-    /// Sends a snapshot's chunk or the answer to one, in the current term. The answer "installed" waits until the
-    /// log's reset is durable.
+    /// Sends a snapshot chunk or the answer to one, in the current term. An answer with status `Installed` waits until
+    /// the log's reset is durable.
     pub fn send_snapshot_message(&mut self, to: NodeId, message: Message) {
         self.send(to, message);
     }
 
-    /// Panics if the state contradicts the invariants of this type. Does nothing in the product's build.
+    /// Panics if the state violates the invariants of this type. Does nothing in the product's build.
     pub(crate) fn check_invariants(&self) {
         if !CHECKS_INVARIANTS {
             return;
@@ -514,7 +516,7 @@ impl Raft {
     }
 }
 
-/// Why Raft can't start. The node must not vote then.
+/// The reason that Raft can't start. The node must not vote then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecoverError {
     /// The log is damaged or can't be read.

@@ -1,8 +1,8 @@
-//! What may be read: a leader asks a quorum whether it still leads, once for all reads that wait, and then answers
-//! from its state machine as of the commit index of when it asked (thesis §6.4). No read costs a log entry.
+//! Linearizable reads. A leader asks a quorum whether it still leads, once for all waiting reads, and then answers from
+//! its state machine as of the commit index when it asked (thesis §6.4). No read costs a log entry.
 //!
-//! With leases (off by default) a quorum's answer counts for the reads of half an election timeout: followers
-//! elect nobody for a whole one, and no clock is trusted to run more than twice as fast as another.
+//! With leases (off by default) a quorum's answer serves the reads of half an election timeout: followers elect no
+//! other leader for a whole election timeout, and no clock is assumed to run more than twice as fast as another.
 
 use std::collections::VecDeque;
 
@@ -12,28 +12,29 @@ use crate::bug::Bug;
 use crate::ready::{ReadGrant, ReadTicket};
 use crate::{Index, Raft, Role};
 
-/// Rounds on their way at once. Few, so that reads gather in the meantime.
+/// The most unconfirmed rounds. Few, so that reads gather while they wait.
 const MAX_ROUNDS: usize = 4;
 
-/// Why a read can't be served here now.
+/// The reason that this node can't serve a read now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// This node doesn't lead.
     #[error("this node doesn't lead")]
     NotLeader {
-        /// Who does, as far as it knows.
+        /// The leader, if this node knows it.
         leader: Option<NodeId>,
     },
-    /// It leads, but has committed nothing in its term yet, so it doesn't know what is committed. Ask again soon.
+    /// This node leads, but has committed no entry of its term, so its commit index may be stale. The caller retries
+    /// soon.
     #[error("the leader has not committed in its term yet")]
     NotReady,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
-    /// The number of the latest round that was started.
+    /// The number of the latest started round.
     round: u64,
-    /// Reads wait for a round to start.
+    /// True if reads wait for a round to start.
     waiting: bool,
     rounds: VecDeque<Round>,
     grants: Vec<ReadGrant>,
@@ -47,7 +48,7 @@ struct Round {
     number: u64,
     index: Index,
     started: u64,
-    /// Reads wait for it. Otherwise it only renews the lease.
+    /// True if reads wait for the round. Otherwise it only renews the lease.
     asked: bool,
 }
 
@@ -58,7 +59,7 @@ impl Reads {
 
     pub(crate) fn forget_lease(&mut self) {
         self.lease_from = None;
-        // Rounds that were started before the lost time must not renew it.
+        // Rounds that started before the pause must not renew the lease.
         for round in &mut self.rounds {
             round.started = 0;
         }
@@ -69,7 +70,7 @@ impl Reads {
         self.rounds.clear();
         self.grants.clear();
         self.lease_from = None;
-        // `round` goes on: a late answer to an earlier reign's round must not confirm one of this reign.
+        // `round` is kept: a late answer to a round of an earlier term as leader must not confirm a round of this term.
     }
 
     pub(crate) fn take_grants(&mut self) -> Vec<ReadGrant> {
@@ -86,8 +87,8 @@ impl Reads {
 }
 
 impl Raft {
-    /// Asks for the right to read. The ticket is granted by a later [`Ready`](crate::Ready), or never if leadership
-    /// is lost.
+    /// Requests a linearizable read. A later [`Ready`](crate::Ready) grants the ticket, or none does if leadership is
+    /// lost.
     pub fn read_index(&mut self) -> Result<ReadTicket, ReadError> {
         if self.role != Role::Leader {
             return Err(ReadError::NotLeader {
@@ -114,13 +115,13 @@ impl Raft {
         self.options.lease_reads && !self.leading.transferred
     }
 
-    /// Whether a read round is due to start.
+    /// Returns true if a read round is due to start.
     pub(crate) fn read_round_due(&self) -> bool {
         self.role == Role::Leader && self.reads.waiting && self.reads.rounds.len() < MAX_ROUNDS
     }
 
-    /// Starts the round that waiting reads are for, or one that only renews the lease. Its heartbeats follow.
-    /// Returns whether its question must be asked.
+    /// Starts a round for the waiting reads, or one that only renews the lease. Returns true if its heartbeats must be
+    /// sent, and false if the lease serves the reads.
     pub(crate) fn start_read_round(&mut self) -> bool {
         let index = self.log.commit_index();
         self.reads.round += 1;
@@ -148,7 +149,7 @@ impl Raft {
         true
     }
 
-    /// Grants the rounds that a quorum has answered. A quorum that answered a round answered all before it.
+    /// Grants the rounds that a quorum answered. An answer to a round counts for all rounds before it.
     pub(crate) fn confirm_reads(&mut self) {
         let membership = self.log.membership();
         while let Some(round) = self.reads.rounds.front() {

@@ -1,43 +1,43 @@
-//! What Raft wants done, and the token that only a finished write yields.
+//! The work that Raft hands to its driver, and the token that only a finished write yields.
 //!
 //! Messages that promise something about the disk (a vote, an acknowledgement of entries) are held inside
-//! [`Persist`]. The only way to get them out is [`Persist::write`], which hands the batch to a store and gives a
-//! [`Persisted`] token back when the store has made it durable. So sending too early does not compile.
+//! [`Persist`]. The only way to get them out is [`Persist::write`], which hands the batch to a store and returns a
+//! [`Persisted`] token when the store has made it durable. So sending too early does not compile.
 
 use types::NodeId;
 
 use crate::store::{LogBatch, LogStore, StoreError};
 use crate::{Entry, EntryId, Envelope, HardState, Index};
 
-/// What is to be done after a batch of steps. In this order: send `messages`, write `persist`, apply `committed`.
+/// The work after a batch of inputs. In this order: send `messages`, write `persist`, apply `committed`.
 #[derive(Debug, Default)]
 pub struct Ready {
-    /// May leave at once, before anything is written: a leader sends while its own disk writes.
+    /// Messages to send at once, before any write: a leader sends while its own disk writes.
     pub messages: Vec<Envelope>,
-    /// What must be made durable, with the messages that wait for it.
+    /// The write to make durable, with the messages that wait for it.
     pub persist: Option<Box<Persist>>,
     /// Committed entries to apply, in order. They are durable here.
     pub committed: Vec<Entry>,
-    /// Read rounds that a quorum confirmed.
+    /// Reads that may be answered.
     pub reads: Vec<ReadGrant>,
-    /// Followers that need a snapshot and get no entries until they have one.
+    /// Followers that need a snapshot and get no entries until they have it.
     pub snapshots_wanted: Vec<NodeId>,
 }
 
-/// All reads with a ticket of at most `ticket` may be answered when `index` is applied.
+/// Permission to answer all reads with a ticket of at most `ticket` when `index` is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadGrant {
-    /// As [`crate::Raft::read_index`] gave it.
+    /// The highest granted ticket of [`crate::Raft::read_index`].
     pub ticket: ReadTicket,
-    /// What must be applied first.
+    /// The index that must be applied first.
     pub index: Index,
 }
 
-/// Names a read round.
+/// The number of a read round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReadTicket(pub u64);
 
-/// A write that must be durable before its messages may leave.
+/// A write that must be durable before its messages are sent.
 #[derive(Debug)]
 pub struct Persist {
     pub(crate) batch: LogBatch,
@@ -55,12 +55,12 @@ pub struct Persisted {
 }
 
 impl Persist {
-    /// What will be written.
+    /// Returns the batch to write.
     pub fn batch(&self) -> &LogBatch {
         &self.batch
     }
 
-    /// Makes it durable. On an error the write comes back, so that it can be tried again after
+    /// Makes the batch durable. On an error it returns the write, which the driver may retry after
     /// [`StoreError::Full`]; every other error is final.
     pub fn write(
         self: Box<Self>,
@@ -76,7 +76,7 @@ impl Persist {
         }
     }
 
-    /// Test-only: pretends that it is durable, to put "acknowledge before fsync" back.
+    /// Takes the messages before the batch is durable. Test-only, to put the bug "acknowledge before fsync" back.
     #[cfg(feature = "bugs")]
     pub fn steal_messages(&mut self) -> Vec<Envelope> {
         std::mem::take(&mut self.held)

@@ -1,4 +1,4 @@
-//! What is in the log: proposals, appends, acknowledgements, commit (Raft §5.3, §5.4).
+//! Log replication: proposals, appends, acknowledgements, commit (Raft §5.3, §5.4).
 
 use bytes::Bytes;
 use types::NodeId;
@@ -9,33 +9,33 @@ use crate::{
     Entry, EntryId, Index, Message, Payload, ProgressState, Raft, Role, SnapshotMeta, StepError,
 };
 
-/// Why a proposal was refused. Nothing was appended.
+/// The reason for refusing a proposal. Nothing was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// This node doesn't lead.
     #[error("this node doesn't lead")]
     NotLeader {
-        /// Who does, as far as it knows.
+        /// The leader, if this node knows it.
         leader: Option<NodeId>,
     },
-    /// Leadership is being handed over.
+    /// The leader is transferring leadership.
     #[error("leadership is being transferred")]
     Transferring,
-    /// Too much waits for a quorum.
+    /// Too many bytes of entries wait for a quorum.
     #[error("{limit} bytes of entries wait for a quorum")]
     Overloaded {
-        /// The bound in bytes.
+        /// The limit in bytes.
         limit: usize,
     },
 }
 
 impl Raft {
-    /// Appends a command to the log. It takes effect when it is committed, which a change of leadership may prevent.
+    /// Appends a command to the log. It takes effect when it is committed, which a change of leader may prevent.
     pub fn propose(&mut self, command: Bytes) -> Result<EntryId, ProposeError> {
         self.check_may_propose()?;
         let size = command.len();
         let limit = self.options.max_uncommitted_bytes;
-        // The first one always passes, or a command larger than the bound never would.
+        // The first command always passes; otherwise a command larger than the limit never would.
         if self.leading.uncommitted_bytes > 0 && self.leading.uncommitted_bytes + size > limit {
             return Err(ProposeError::Overloaded { limit });
         }
@@ -79,7 +79,7 @@ impl Raft {
         self.leader_commit = self.leader_commit.max(Some(commit));
         let committed = self.log.commit_index();
         if prev.index < committed {
-            // All up to the commit index is known to agree: the leader may go on from there.
+            // All entries up to the commit index agree, so the leader may continue from there.
             self.send(
                 from,
                 Message::AppendAccepted {
@@ -106,7 +106,8 @@ impl Raft {
         Ok(())
     }
 
-    /// What is committed here is in the log of every later leader (Raft §5.4): one that says otherwise is none.
+    /// Refuses an append that contradicts a committed entry. Every later leader's log holds all entries committed here
+    /// (Raft §5.4), so the sender of such an append is not a legitimate leader.
     fn check_history(
         &self,
         from: NodeId,
@@ -126,8 +127,8 @@ impl Raft {
         Ok(())
     }
 
-    /// Appends what is new, after dropping what conflicts. What is there already stays: an old append must not
-    /// truncate what a newer one brought.
+    /// Drops entries that conflict and appends the new ones. Equal entries stay: an old append must not truncate the
+    /// entries of a newer one.
     fn splice(&mut self, entries: Vec<Entry>) {
         let known = entries
             .iter()
@@ -160,8 +161,8 @@ impl Raft {
         Ok(())
     }
 
-    /// The state machine holds the snapshot `meta` durably: the log starts after it. Returns false, and changes
-    /// nothing, if the log has come as far by itself.
+    /// Starts the log after the snapshot `meta`, which the state machine holds durably. Returns false, and keeps the
+    /// entries, if the commit index or the log covers the snapshot already.
     pub fn install(&mut self, meta: &SnapshotMeta) -> bool {
         let reset = self.reset_to(meta);
         self.check_invariants();
@@ -218,7 +219,7 @@ impl Raft {
             }
             progress.switch_to(ProgressState::Probe);
         }
-        // What is committed by it may finish the transfer already.
+        // A commit may have finished the transfer already.
         if progress.accepted(match_index) && !self.advance_commit() {
             self.finish_transfer(from);
         }
@@ -243,9 +244,8 @@ impl Raft {
         self.confirm_reads();
     }
 
-    /// Commits what a quorum holds, if it is of this term: an entry of an earlier term that a quorum holds may still
-    /// be overwritten (Raft §5.4.2, figure 8).
-    /// Returns whether that is news.
+    /// Commits the entries that a quorum holds, if the last of them is of this term: an entry of an earlier term that a
+    /// quorum holds may still be overwritten (Raft §5.4.2, figure 8). Returns true if the commit index advanced.
     pub(crate) fn advance_commit(&mut self) -> bool {
         let membership = self.log.membership();
         let held = |node: NodeId| {
@@ -285,7 +285,7 @@ impl Raft {
         if let Some((target, _)) = self.leading.transfer {
             self.finish_transfer(target);
         }
-        // A leader that removed itself leads until that is committed (thesis §4.2.2).
+        // A leader that removed itself leads until the removal is committed (thesis §4.2.2).
         let removed =
             !self.log.membership().is_voter(self.node) && self.log.membership_index() <= commit;
         if removed {
@@ -293,7 +293,7 @@ impl Raft {
         }
     }
 
-    /// Writes the append that `node` is due, if any: at most a window's worth of them.
+    /// Sends the appends that are due to `node`, at most a window of them.
     pub(crate) fn send_appends(
         &mut self,
         node: NodeId,
@@ -338,7 +338,8 @@ impl Raft {
         }
     }
 
-    /// A follower in `Snapshot` got one that covers up to `index`: entries can follow.
+    /// Records that a follower in `Snapshot` installed a snapshot up to `index`, so that the leader sends entries
+    /// again.
     pub fn handle_snapshot_installed(&mut self, node: NodeId, index: Index) {
         if let Some(progress) = self
             .progress
@@ -352,7 +353,7 @@ impl Raft {
         self.check_invariants();
     }
 
-    /// A snapshot to `node` came to nothing: find out again what it needs.
+    /// Records that a snapshot to `node` failed, so that the leader probes again for the entries that `node` needs.
     pub fn handle_snapshot_failed(&mut self, node: NodeId) {
         if let Some(progress) = self
             .progress

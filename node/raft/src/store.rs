@@ -1,5 +1,5 @@
-//! What Raft needs of a disk, as traits. `storage` implements them on `RocksDB`; the simulator
-//! implements them with faults. One conformance suite holds both to the words written here.
+//! The traits of Raft's durable log. `storage` implements them on `RocksDB`; the simulator
+//! implements them with faults. One conformance suite checks both against the contracts written here.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -8,48 +8,48 @@ use types::NodeId;
 
 use crate::{Entry, EntryId, Index, SnapshotMeta, Term};
 
-/// What an election must not forget (Raft §5.2): written before any reply that depends on it.
+/// The durable state of elections (Raft §5.2), written before any message that depends on it leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HardState {
     /// The latest term this node has seen.
     pub term: Term,
-    /// Whom it voted for in `term`.
+    /// The candidate that this node voted for in `term`.
     pub vote: Option<NodeId>,
 }
 
-/// What one write makes durable, all of it or nothing.
+/// The content of one write, which is durable as a whole or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogBatch {
     /// The hard state, if it changed.
     pub hard_state: Option<HardState>,
-    /// Drop the whole log and start after this snapshot, which `state/` already holds durably. Also
-    /// clears the mark of [`LogStore::begin_install`]. Comes before `entries`.
+    /// Drops the whole log, which then starts after this snapshot; `state/` already holds it durably. Also
+    /// clears the mark of [`LogStore::begin_install`]. Takes effect before `entries`.
     pub reset: Option<SnapshotMeta>,
-    /// Contiguous entries to append. Everything at and after the first one's index is dropped first.
+    /// Contiguous entries to append. The store first drops its entries at and after the index of the first.
     pub entries: Vec<Entry>,
 }
 
-/// What a log holds when it is opened.
+/// The content of a log when it is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogState {
-    /// The hard state; the default when none was ever written.
+    /// The hard state; the default if none was ever written.
     pub hard_state: HardState,
-    /// The log starts after `base.last`; the default when nothing was compacted.
+    /// The base: the log starts after `base.last`. The default if nothing was compacted.
     pub base: SnapshotMeta,
-    /// The last entry's index; `base.last.index` when there is no entry.
+    /// The last entry's index; `base.last.index` if there is no entry.
     pub last_index: Index,
-    /// A snapshot whose installation into `state/` had begun and whose `reset` was not written.
+    /// The snapshot whose installation into `state/` began and whose `reset` was not written.
     pub installing: Option<EntryId>,
 }
 
-/// Why a store failed. All but `Full` are final: the node must stop (an fsync error says nothing about
-/// what is on the disk, so trying again would lie).
+/// A store's error. All but `Full` are final and the node must stop: after an fsync error the content of the
+/// disk is unknown, and a retry that succeeds would prove nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// No space left. Nothing was written; it may work when space returns.
+    /// No space is left. Nothing was written; a retry may succeed when space is free again.
     #[error("the disk is full: {0}")]
     Full(String),
-    /// The disk refused a read or a write. Latched: every later call fails with it.
+    /// A read or write failed. Latched: every later call fails with this error.
     #[error("the disk failed: {0}")]
     Io(String),
     /// The content is damaged, foreign or of an unknown version.
@@ -59,8 +59,8 @@ pub enum StoreError {
 
 /// Reads entries.
 pub trait LogReader {
-    /// The entries of `range`, which the caller knows to be stored, up to about `max_bytes` but at least
-    /// one. Contiguous from the range's start. A missing entry is [`StoreError::Damaged`].
+    /// Returns the entries of `range`, which the caller knows to be stored, up to about `max_bytes` but at least
+    /// one. They are contiguous from the range's start. A missing entry is [`StoreError::Damaged`].
     fn entries(
         &self,
         range: RangeInclusive<Index>,
@@ -70,24 +70,25 @@ pub trait LogReader {
 
 /// A durable log.
 pub trait LogStore: LogReader {
-    /// What the log holds. Called once, after opening, when every stored entry has been verified.
+    /// Returns the content of the log. The driver calls it once, after opening, when the store has verified every
+    /// entry.
     fn load(&mut self) -> Result<LogState, StoreError>;
 
-    /// Makes `batch` durable, atomically: when it returns `Ok`, all of it survives a power cut; when the
-    /// power is cut before that, all of it or nothing is there.
+    /// Makes `batch` durable atomically: once `write` returns `Ok`, all of the batch survives a power cut; after a
+    /// power cut before that, the disk holds all of it or none of it.
     fn write(&mut self, batch: &LogBatch) -> Result<(), StoreError>;
 
-    /// Forgets entries up to `base.last.index`, whose effects `state/` holds durably. Need not be synced:
-    /// a compaction that is lost is repeated.
+    /// Drops entries up to `base.last.index`, whose effects `state/` holds durably. The store need not sync it:
+    /// a lost compaction is repeated.
     fn compact(&mut self, base: &SnapshotMeta) -> Result<(), StoreError>;
 
-    /// Durably marks that `state/` is about to be replaced by the snapshot that ends at `last`, so that a
-    /// crash before the following `reset` isn't taken for a lost log.
+    /// Durably marks that the snapshot that ends at `last` is about to replace `state/`, so that a crash before the
+    /// following `reset` isn't mistaken for a lost log.
     fn begin_install(&mut self, last: EntryId) -> Result<(), StoreError>;
 }
 
 impl LogBatch {
-    /// Whether there is nothing to write.
+    /// Returns true if there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.hard_state.is_none() && self.reset.is_none() && self.entries.is_empty()
     }
