@@ -1,4 +1,4 @@
-//! A small binary codec for what goes to disk and into the log.
+//! A small binary codec for the records on disk and in the log.
 //!
 //! Numbers are little-endian base-128 varints, byte strings are length-prefixed. Every top-level
 //! record starts with a version byte that its owner checks. Decoding never panics and never allocates
@@ -6,18 +6,18 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// Why bytes could not be decoded. Always a damaged or foreign input, never a transient condition.
+/// A decoding error. Always a damaged or foreign input, never a transient condition.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The input ended inside a value.
     #[error("input ends inside {0}")]
     Truncated(&'static str),
-    /// A value is not one this version knows.
+    /// This version doesn't know a value.
     #[error("{what} has unknown value {value}")]
     Unknown {
         /// The field.
         what: &'static str,
-        /// What was found.
+        /// The value found.
         value: u64,
     },
     /// A number does not fit its field.
@@ -35,7 +35,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// An empty writer with room for `capacity` bytes.
+    /// Creates an empty writer with room for `capacity` bytes.
     pub fn with_capacity(capacity: usize) -> Self {
         Self {
             buffer: BytesMut::with_capacity(capacity),
@@ -61,7 +61,7 @@ impl Writer {
         self
     }
 
-    /// Appends a length and the bytes.
+    /// Appends the length as a varint, then the bytes.
     pub fn bytes(&mut self, value: &[u8]) -> &mut Self {
         self.number(value.len() as u64);
         self.buffer.put_slice(value);
@@ -74,35 +74,35 @@ impl Writer {
         self
     }
 
-    /// Bytes written so far.
+    /// Returns the number of bytes written so far.
     pub fn len(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Whether nothing was written.
+    /// Returns true if nothing was written.
     pub fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
 
-    /// What was written.
+    /// Returns the bytes written.
     pub fn finish(self) -> Bytes {
         self.buffer.freeze()
     }
 }
 
-/// Reads values back, sharing the input's memory for byte strings.
+/// Decodes the values of a `Writer`, sharing the input's memory for byte strings.
 #[derive(Clone, Debug)]
 pub struct Reader {
     input: Bytes,
 }
 
 impl Reader {
-    /// Reads from `input`, which is reference-counted and not copied.
+    /// Creates a reader of `input`, which is reference-counted and not copied.
     pub fn new(input: Bytes) -> Self {
         Self { input }
     }
 
-    /// One byte.
+    /// Reads one byte.
     pub fn byte(&mut self, what: &'static str) -> Result<u8, DecodeError> {
         if self.input.has_remaining() {
             Ok(self.input.get_u8())
@@ -111,7 +111,7 @@ impl Reader {
         }
     }
 
-    /// A varint.
+    /// Reads a varint.
     pub fn number(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
@@ -128,7 +128,7 @@ impl Reader {
         Err(DecodeError::OutOfRange(what))
     }
 
-    /// One byte that is 0 or 1.
+    /// Reads one byte that must be 0 or 1.
     pub fn flag(&mut self, what: &'static str) -> Result<bool, DecodeError> {
         match self.byte(what)? {
             0 => Ok(false),
@@ -140,12 +140,12 @@ impl Reader {
         }
     }
 
-    /// A varint that must fit 32 bits.
+    /// Reads a varint that must fit 32 bits.
     pub fn number_u32(&mut self, what: &'static str) -> Result<u32, DecodeError> {
         u32::try_from(self.number(what)?).map_err(|_| DecodeError::OutOfRange(what))
     }
 
-    /// A length-prefixed byte string, sharing the input's memory.
+    /// Reads a length-prefixed byte string, sharing the input's memory.
     pub fn bytes(&mut self, what: &'static str) -> Result<Bytes, DecodeError> {
         let length =
             usize::try_from(self.number(what)?).map_err(|_| DecodeError::OutOfRange(what))?;
@@ -155,7 +155,7 @@ impl Reader {
         Ok(self.input.split_to(length))
     }
 
-    /// How many elements follow, refused when they could not fit the remaining input at one byte each.
+    /// Reads the number of elements that follow. An error if the remaining input is too short for one byte each.
     pub fn count(&mut self, what: &'static str) -> Result<usize, DecodeError> {
         let count =
             usize::try_from(self.number(what)?).map_err(|_| DecodeError::OutOfRange(what))?;
@@ -166,17 +166,17 @@ impl Reader {
         }
     }
 
-    /// Everything that remains.
+    /// Returns the remaining bytes.
     pub fn rest(self) -> Bytes {
         self.input
     }
 
-    /// Bytes that remain.
+    /// Returns the number of remaining bytes.
     pub fn remaining(&self) -> usize {
         self.input.len()
     }
 
-    /// Refuses trailing bytes: an unknown field is kept or refused, never guessed.
+    /// Checks that no bytes remain: an unknown field is kept or refused, never guessed.
     pub fn finish(self) -> Result<(), DecodeError> {
         if self.input.is_empty() {
             Ok(())

@@ -1,4 +1,4 @@
-//! Which group owns which shard: the numbered, immutable configurations of the controller.
+//! The numbered, immutable configurations of the controllers, which give each shard its owner.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ pub const MAX_SHARDS: u32 = 1_000_000;
 pub const MAX_GROUPS: usize = 10_000;
 /// The most addresses of a group.
 pub const MAX_GROUP_ADDRESSES: usize = 16;
-/// The longest address, in bytes.
+/// The most bytes of an address.
 pub const MAX_ADDRESS_BYTES: usize = 512;
 
 /// The version byte of an encoded configuration, and of an encoded delta.
@@ -29,37 +29,37 @@ pub struct ShardConfig {
     owners: Vec<Gid>,
 }
 
-/// What turns configuration `num - 1` into configuration `num`.
+/// The changes that turn configuration `num - 1` into configuration `num`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigDelta {
-    /// The configuration that it leads to; at least 1.
+    /// The number of the configuration after the delta; at least 1.
     pub num: ConfigNum,
-    /// Groups that are new or have new addresses; `None` for those that left.
+    /// The groups that are new or have new addresses, and `None` for each group that left.
     pub groups: BTreeMap<Gid, Option<Vec<String>>>,
-    /// Shards that change their owner, in order, neighbours with equal owners together.
+    /// The shards that change their owner, in order; neighbours with the same change share a move.
     pub moves: Vec<ShardMove>,
 }
 
-/// Consecutive shards that go from one owner to another.
+/// Consecutive shards that move from one owner to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardMove {
-    /// Which.
+    /// The shards that move.
     pub run: ShardRun,
-    /// The owner before; [`Gid::NONE`] when nobody was.
+    /// The owner before; [`Gid::NONE`] if the shards had no owner.
     pub from: Gid,
     /// The owner from now on; never [`Gid::NONE`] and never `from`.
     pub to: Gid,
 }
 
-/// Why a configuration or a delta makes no sense. Always a bug or damage, never a transient condition.
+/// An error in a configuration or a delta. Always a bug or damage, never a transient condition.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The delta is for another configuration.
+    /// The delta doesn't follow this configuration.
     #[error("a delta to configuration {delta} can't follow configuration {config}")]
     Number {
-        /// Where it is applied.
+        /// The number of this configuration.
         config: ConfigNum,
-        /// Where it leads.
+        /// The number of the configuration after the delta.
         delta: ConfigNum,
     },
     /// An invariant of [`ShardConfig`] would break.
@@ -72,7 +72,7 @@ fn invalid<T>(what: impl Into<String>) -> Result<T, ConfigError> {
 }
 
 impl ShardConfig {
-    /// Configuration 0: no groups, and nobody owns any of the `shards` shards.
+    /// Returns configuration 0: no groups, and no owner of any of the `shards` shards.
     pub fn empty(shards: u32) -> Self {
         Self {
             num: ConfigNum(0),
@@ -81,7 +81,8 @@ impl ShardConfig {
         }
     }
 
-    /// A configuration of these parts; `owners` are given as runs that cover all shards in order.
+    /// Creates a configuration of these parts; `owners` are runs of (shard count, owner) that cover all shards in
+    /// order.
     pub fn new(
         num: ConfigNum,
         groups: BTreeMap<Gid, Vec<String>>,
@@ -124,34 +125,34 @@ impl ShardConfig {
         }
     }
 
-    /// Its number.
+    /// Returns the number of the configuration.
     pub fn num(&self) -> ConfigNum {
         self.num
     }
 
-    /// How many shards the cluster has.
+    /// Returns the number of shards of the cluster.
     pub fn shards(&self) -> u32 {
-        // The constructors bound it.
+        // The constructors limit the length.
         u32::try_from(self.owners.len()).unwrap_or(MAX_SHARDS)
     }
 
-    /// The groups and the addresses of their nodes.
+    /// Returns the groups with the addresses of their nodes.
     pub fn groups(&self) -> &BTreeMap<Gid, Vec<String>> {
         &self.groups
     }
 
-    /// The owner of each shard.
+    /// Returns the owner of each shard.
     pub fn owners(&self) -> &[Gid] {
         &self.owners
     }
 
-    /// The owner of a shard; [`Gid::NONE`] when nobody owns it, or there is no such shard.
+    /// Returns the owner of a shard; [`Gid::NONE`] if no group owns the shard, or the shard doesn't exist.
     pub fn owner(&self, shard: ShardId) -> Gid {
         let owner = self.owners.get(shard.0 as usize);
         owner.copied().unwrap_or(Gid::NONE)
     }
 
-    /// The shards that `gid` owns.
+    /// Returns the shards that `gid` owns.
     pub fn owned_by(&self, gid: Gid) -> ShardSet {
         let shards = (0..).map(ShardId).zip(&self.owners);
         shards
@@ -159,7 +160,7 @@ impl ShardConfig {
             .collect()
     }
 
-    /// How many neighbouring shards have which owner, over all shards in order.
+    /// Returns the runs of neighbouring shards with equal owners as (shard count, owner), over all shards in order.
     pub fn owner_runs(&self) -> impl Iterator<Item = (u32, Gid)> + '_ {
         self.owners.chunk_by(|a, b| a == b).filter_map(|run| {
             let owner = run.first()?;
@@ -167,7 +168,7 @@ impl ShardConfig {
         })
     }
 
-    /// Goes on to the next configuration. After an error nothing has changed.
+    /// Applies `delta`, which leads to the next configuration. On an error nothing changes.
     pub fn apply(&mut self, delta: &ConfigDelta) -> Result<(), ConfigError> {
         if delta.num != self.num.next() {
             return Err(ConfigError::Number {
@@ -198,7 +199,7 @@ impl ShardConfig {
         Ok(())
     }
 
-    /// The bytes to keep.
+    /// Encodes as a record for the disk and the log.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
         out.byte(VERSION)
@@ -215,7 +216,7 @@ impl ShardConfig {
         out.finish()
     }
 
-    /// Reads what [`ShardConfig::encode`] wrote.
+    /// Decodes the output of [`ShardConfig::encode`].
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         known_version(&mut input, "configuration version")?;
@@ -236,7 +237,7 @@ impl ShardConfig {
 }
 
 impl ConfigDelta {
-    /// The delta from `before` to a configuration with these groups and owners.
+    /// Returns the delta from `before` to a configuration with these groups and owners.
     pub fn between(
         before: &ShardConfig,
         groups: &BTreeMap<Gid, Vec<String>>,
@@ -275,7 +276,7 @@ impl ConfigDelta {
         }
     }
 
-    /// The bytes to keep.
+    /// Encodes as a record for the disk and the log.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
         out.byte(VERSION)
@@ -283,7 +284,7 @@ impl ConfigDelta {
             .number(self.groups.len() as u64);
         for (gid, addresses) in &self.groups {
             out.number(gid.0);
-            // No addresses: the group left.
+            // An empty list means that the group left.
             encode_addresses(&mut out, addresses.as_deref().unwrap_or_default());
         }
         out.number(self.moves.len() as u64);
@@ -296,7 +297,7 @@ impl ConfigDelta {
         out.finish()
     }
 
-    /// Reads what [`ConfigDelta::encode`] wrote.
+    /// Decodes the output of [`ConfigDelta::encode`].
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         known_version(&mut input, "configuration delta version")?;
@@ -326,7 +327,7 @@ impl ConfigDelta {
         Ok(delta)
     }
 
-    /// Refuses what no configuration could take.
+    /// Refuses a delta that no configuration could take.
     pub fn check(&self) -> Result<(), ConfigError> {
         if self.num == ConfigNum(0) {
             return invalid("nothing leads to configuration 0");
@@ -351,7 +352,7 @@ impl ConfigDelta {
     }
 }
 
-/// Refuses a group's addresses, saying why: they are `host:port`, distinct, 1 to [`MAX_GROUP_ADDRESSES`].
+/// Checks that a group has 1 to [`MAX_GROUP_ADDRESSES`] distinct addresses, each `host:port`. The error says why not.
 pub fn check_addresses(addresses: &[String]) -> Result<(), String> {
     if addresses.is_empty() || addresses.len() > MAX_GROUP_ADDRESSES {
         return Err(format!(

@@ -1,6 +1,6 @@
-//! From a key to its shard.
+//! The mapping from a key to its shard.
 //!
-//! The rule is public and fixed, so that a client in any language routes by itself:
+//! The rule is public and fixed, so that a client in any language can route keys:
 //!
 //! 1. If the key contains `{`, and after it a `}` with at least one byte between them, only the bytes
 //!    between the first `{` and the first `}` after it are hashed. Keys with the same tag share a shard.
@@ -22,7 +22,7 @@ use crate::ShardId;
 const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0000_0100_0000_01b3;
 
-/// The bytes of `key` that decide its shard: the tag between the first `{` and the next `}`, or all.
+/// Returns the bytes of `key` that decide its shard: the tag between the first `{` and the next `}`, or all bytes.
 pub fn hashed_part(key: &[u8]) -> &[u8] {
     let Some(open) = key.iter().position(|&b| b == b'{') else {
         return key;
@@ -34,7 +34,7 @@ pub fn hashed_part(key: &[u8]) -> &[u8] {
     }
 }
 
-/// The public 64-bit hash of a key, tag rule included.
+/// Returns the public 64-bit hash of a key, tag rule included.
 pub fn hash_key(key: &[u8]) -> u64 {
     let hash = hashed_part(key).iter().fold(OFFSET_BASIS, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(PRIME)
@@ -42,7 +42,7 @@ pub fn hash_key(key: &[u8]) -> u64 {
     hash ^ (hash >> 32)
 }
 
-/// The shard of `key` in a cluster of `shards` shards (zero counts as one).
+/// Returns the shard of `key` in a cluster of `shards` shards (zero counts as one).
 pub fn shard_of(key: &[u8], shards: u32) -> ShardId {
     let shard = hash_key(key) % u64::from(shards.max(1));
     // The remainder of a division by a u32 fits in a u32.

@@ -1,4 +1,4 @@
-//! Identifiers as newtypes, so that the compiler tells a node from a group.
+//! Identifiers as newtypes, so that the compiler refuses a node's id where a group's is meant.
 
 use std::fmt;
 
@@ -17,27 +17,27 @@ macro_rules! id {
 }
 
 id!(
-    /// A Raft member: a random number made when its data directory is initialised and stored there.
+    /// The id of a Raft member: a random number made when its data directory is initialised and stored there.
     ///
-    /// A pod's ordinal or DNS name is its *address*; a wiped disk comes back as another `NodeId`.
-    /// Zero is never a node.
+    /// A pod's ordinal or DNS name is its *address*; a node with a wiped disk gets another `NodeId`.
+    /// Zero is never a node's id.
     NodeId(u64), "n{:x}"
 );
 id!(
-    /// A replica group. Zero is never a replica group's id: in a configuration it means that nobody owns a
-    /// shard, and between the controllers it names their own Raft group.
+    /// The id of a replica group. Zero is never a replica group's id: in a configuration it means that no group
+    /// owns a shard, and between the controllers it names their own Raft group.
     Gid(u64), "g{}"
 );
 id!(
-    /// The number of a configuration: 0 is the empty one that every cluster begins with.
+    /// The number of a configuration: 0 is the empty configuration that every cluster begins with.
     ConfigNum(u64), "{}"
 );
 id!(
-    /// A shard: a number below the cluster's count of shards, which is fixed at creation.
+    /// The id of a shard: a number below the cluster's number of shards, which is fixed at creation.
     ShardId(u32), "s{}"
 );
 id!(
-    /// A cluster incarnation: random, made once at bootstrap, carried by every connection.
+    /// The id of a cluster incarnation: random, made once at bootstrap, carried by every connection.
     ClusterId(u64), "c{:016x}"
 );
 id!(
@@ -45,13 +45,13 @@ id!(
     Sequence(u64), "#{}"
 );
 id!(
-    /// Milliseconds since the Unix epoch as stamped by a leader into its log: it never runs backwards
-    /// within a log, whatever the leaders' clocks do.
+    /// Milliseconds since the Unix epoch, stamped by a leader into its log. The time never runs backwards
+    /// within a log, even if the leaders' clocks do.
     LogTime(u64), "{}ms"
 );
 
 impl Sequence {
-    /// The number after this one.
+    /// Returns the number after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -59,12 +59,12 @@ impl Sequence {
 }
 
 impl Gid {
-    /// No owner; and the controllers' own Raft group.
+    /// No owner; also the controllers' own Raft group.
     pub const NONE: Self = Self(0);
 }
 
 impl ConfigNum {
-    /// The number after this one.
+    /// Returns the number after this one.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
@@ -72,13 +72,13 @@ impl ConfigNum {
 }
 
 impl LogTime {
-    /// Milliseconds from `earlier` to `self`, zero if `earlier` is later.
+    /// Returns the milliseconds from `earlier` to `self`, zero if `earlier` is later.
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-/// A client session's identity: the log time of its birth and a random number.
+/// The identity of a client session: the log time of its birth and a random number.
 ///
 /// The birth makes "this shard never saw the session" and "this shard forgot the session"
 /// distinguishable: a session that is absent from a shard's table is new if it was born within the
@@ -87,7 +87,7 @@ impl LogTime {
 pub struct ClientId {
     /// The leader's log time when the session was opened.
     pub birth: LogTime,
-    /// Random, so that two sessions opened in the same millisecond differ.
+    /// A random number, so that two sessions opened in the same millisecond differ.
     pub nonce: u64,
 }
 

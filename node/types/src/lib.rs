@@ -1,13 +1,13 @@
 //! The vocabulary of `ShardKV`: identifiers, the shard map, and the binary codec of the log and the disk.
 //!
-//! The crate does no I/O, reads no clock and knows no network. All other crates of the workspace depend on it; it depends on
-//! none of them.
+//! The crate does no I/O, reads no clock and knows no network. All other crates of the workspace depend on it; it
+//! depends on none of them.
 //!
 //! # From a key to a replica group
 //!
-//! The way has two halves. The first is a public, fixed hash, so that a client in any language finds the shard by itself
-//! ([`shard_of`]). The second is a [`ShardConfig`], which the controllers number and change. A `{tag}` in a key limits the
-//! hash to the tag, so that related keys share a shard:
+//! The mapping has two steps. The first is a public, fixed hash from a key to its shard, which a client in any language
+//! can compute ([`shard_of`]). The second is a [`ShardConfig`], which maps each shard to its replica group; the
+//! controllers number and change it. A `{tag}` in a key limits the hash to the tag, so that related keys share a shard:
 //!
 //! ```
 //! use types::{hash_key, hashed_part, shard_of};
@@ -23,8 +23,8 @@
 //!
 //! # The codec
 //!
-//! [`Writer`] and [`Reader`] encode what goes to disk and into the log. Decoding damaged input is an error, never a panic, and
-//! allocates no more than the input's length:
+//! [`Writer`] and [`Reader`] encode and decode the records on disk and in the log. Decoding damaged input is an error,
+//! never a panic, and allocates no more than the input's length:
 //!
 //! ```
 //! use types::{DecodeError, Reader, Writer};

@@ -1,25 +1,25 @@
-//! Sets of shards as runs: small where neighbours go together.
+//! Sets of shards, stored as runs of consecutive shards.
 
 use std::fmt;
 
 use crate::{DecodeError, Reader, ShardId, Writer};
 
-/// Consecutive shards.
+/// A run of consecutive shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardRun {
-    /// The first.
+    /// The first shard.
     pub first: ShardId,
-    /// How many; at least one.
+    /// The number of shards; at least one.
     pub count: u32,
 }
 
 impl ShardRun {
-    /// The shard after the last.
+    /// Returns the shard after the last of the run.
     pub const fn end(self) -> ShardId {
         ShardId(self.first.0.saturating_add(self.count))
     }
 
-    /// The shards, in order.
+    /// Returns the shards, in order.
     pub fn shards(self) -> impl Iterator<Item = ShardId> {
         (self.first.0..self.end().0).map(ShardId)
     }
@@ -34,13 +34,13 @@ pub struct ShardSet {
 }
 
 impl ShardSet {
-    /// Shards `0..count`.
+    /// Returns the set of shards `0..count`.
     pub fn all(count: u32) -> Self {
         let first = ShardId(0);
         Self::from_runs((count > 0).then_some(ShardRun { first, count })).unwrap_or_default()
     }
 
-    /// The set of these runs, which must be in order and not overlap.
+    /// Returns the set of these runs, which must be in order and not overlap.
     pub fn from_runs(runs: impl IntoIterator<Item = ShardRun>) -> Result<Self, DecodeError> {
         let mut set = Self::default();
         for run in runs {
@@ -66,17 +66,17 @@ impl ShardSet {
         }
     }
 
-    /// The runs, in order.
+    /// Returns the runs, in order.
     pub fn runs(&self) -> &[ShardRun] {
         &self.runs
     }
 
-    /// The shards, in order.
+    /// Returns the shards, in order.
     pub fn shards(&self) -> impl Iterator<Item = ShardId> + '_ {
         self.runs.iter().flat_map(|run| run.shards())
     }
 
-    /// Whether it holds `shard`.
+    /// Returns true if the set holds `shard`.
     pub fn contains(&self, shard: ShardId) -> bool {
         let after = self.runs.partition_point(|run| run.first <= shard);
         after
@@ -85,17 +85,17 @@ impl ShardSet {
             .is_some_and(|run| shard < run.end())
     }
 
-    /// How many shards it holds.
+    /// Returns the number of shards in the set.
     pub fn len(&self) -> u64 {
         self.runs.iter().map(|run| u64::from(run.count)).sum()
     }
 
-    /// Whether it holds none.
+    /// Returns true if the set holds no shard.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
     }
 
-    /// Appends it to a record.
+    /// Appends the set to a record.
     pub fn encode(&self, out: &mut Writer) {
         out.number(self.runs.len() as u64);
         for run in &self.runs {
@@ -103,7 +103,7 @@ impl ShardSet {
         }
     }
 
-    /// Reads what [`ShardSet::encode`] wrote.
+    /// Decodes the output of [`ShardSet::encode`].
     pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
         let mut set = Self::default();
         for _ in 0..input.count("shard runs")? {
@@ -116,12 +116,12 @@ impl ShardSet {
     }
 }
 
-/// From shards in order, each once; others are left out.
+/// Collects shards in ascending order. A shard that is out of order or repeated is ignored.
 impl FromIterator<ShardId> for ShardSet {
     fn from_iter<I: IntoIterator<Item = ShardId>>(shards: I) -> Self {
         let mut set = Self::default();
         for first in shards {
-            // Out of order or double: a set has it or has no room for it.
+            // An error means out of order or repeated.
             let _ = set.push(ShardRun { first, count: 1 });
         }
         set
