@@ -1,4 +1,4 @@
-//! Several cores, the disks under them and the wire between them, where nothing happens unless a test says so.
+//! Several cores with their disks and the wire between them. Time passes and messages arrive only when a test says so.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -14,7 +14,7 @@ use crate::oracle::Oracle;
 use crate::show;
 use crate::store::MemoryStore;
 
-/// One member: its core, its disk, and what it applied.
+/// One member: its core, its disk, and the entries that it applied.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) id: NodeId,
@@ -22,11 +22,11 @@ pub(crate) struct Node {
     /// `None` after a crash.
     pub(crate) raft: Option<Raft>,
     pub(crate) store: MemoryStore,
-    /// The state machine: all entries that took effect, from index 1.
+    /// The state machine: all applied entries, from index 1.
     pub(crate) state: Vec<Entry>,
-    /// How many of them a crash leaves.
+    /// The number of applied entries that survive a crash.
     pub(crate) flushed: usize,
-    /// The disk takes its time: a write stays in `pending` until the test finishes it.
+    /// True for a slow disk: a write stays in `pending` until the test finishes it.
     pub(crate) slow: bool,
     pub(crate) pending: Option<Box<Persist>>,
     pub(crate) grants: Vec<ReadGrant>,
@@ -44,9 +44,9 @@ pub(crate) struct Cluster {
     /// Pairs of (sender, receiver) whose messages are lost.
     pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
     pub(crate) oracle: Oracle,
-    /// Whether snapshots that are wanted are sent at once.
+    /// True if wanted snapshots are sent at once.
     pub(crate) send_snapshots: bool,
-    /// What happened since the last look, in words.
+    /// A line of text for each event since the script runner last took them.
     pub(crate) story: Vec<String>,
     pub(crate) quiet: bool,
     snapshots: BTreeMap<raft::EntryId, (Membership, Vec<Entry>)>,
@@ -66,7 +66,7 @@ pub(crate) fn command(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-/// A log whose entries have these terms, with commands in it.
+/// Returns a log of commands whose entries have these terms.
 pub(crate) fn log_of(terms: &[u64]) -> Vec<Entry> {
     let entry = |(position, term): (usize, &u64)| {
         let index = position as u64 + 1;
@@ -86,12 +86,12 @@ macro_rules! tell {
 }
 
 impl Cluster {
-    /// `count` voters that never heard of each other, numbered from 1.
+    /// Creates `count` voters, numbered from 1, before any message.
     pub(crate) fn new(count: u64, options: &Options) -> Self {
         Self::of_members(&voters(count), options, 0)
     }
 
-    /// These members, that never heard of each other. `seed` is for their election timeouts.
+    /// Creates a cluster of these members, before any message. `seed` is for their election timeouts.
     pub(crate) fn of_members(members: &Membership, options: &Options, seed: u64) -> Self {
         let mut cluster = Self {
             send_snapshots: true,
@@ -105,7 +105,7 @@ impl Cluster {
         cluster
     }
 
-    /// A node with this disk, started.
+    /// Adds and starts a node with this disk.
     pub(crate) fn add_node(&mut self, id: NodeId, store: MemoryStore, options: Options) {
         let node = Node {
             id,
@@ -125,7 +125,7 @@ impl Cluster {
         self.start(id);
     }
 
-    /// Puts a term, and a log of these terms, on a node's disk and starts it anew: how the paper's figures begin.
+    /// Writes a term, and a log of these terms, to a node's disk and restarts the node, to build the paper's figures.
     pub(crate) fn boot(&mut self, id: NodeId, term: u64, terms: Option<&[u64]>) {
         let node = self.node_mut(id);
         node.store.hard_state = raft::HardState {
@@ -165,7 +165,7 @@ impl Cluster {
         self.nodes.keys().copied().collect()
     }
 
-    /// The leader of the latest term among those that run.
+    /// Returns the leader of the latest term among the running nodes.
     pub(crate) fn leader(&self) -> Option<NodeId> {
         self.nodes
             .values()
@@ -175,9 +175,9 @@ impl Cluster {
             .map(Raft::node)
     }
 
-    // Life and death.
+    // Starts and crashes.
 
-    /// Starts a node from what its disk holds.
+    /// Starts a node from its disk.
     pub(crate) fn start(&mut self, id: NodeId) {
         let seed = self.seed;
         self.finish_install(id);
@@ -200,7 +200,7 @@ impl Cluster {
         self.note_role(id);
     }
 
-    /// The state was replaced by a snapshot, but the log was not reset before the crash: do it now.
+    /// Resets the log after a crash between the replacement of the state by a snapshot and the reset of the log.
     fn finish_install(&mut self, id: NodeId) {
         let Some(last) = self.node(id).state.last().map(|entry| entry.id) else {
             return;
@@ -224,7 +224,7 @@ impl Cluster {
         store.write(&batch).unwrap();
     }
 
-    /// Power off: what was not written is gone.
+    /// Cuts the power: the node loses everything that was not written.
     pub(crate) fn crash(&mut self, id: NodeId) {
         let node = self.node_mut(id);
         node.raft = None;
@@ -243,9 +243,9 @@ impl Cluster {
         self.start(id);
     }
 
-    // What a driver does.
+    // The driver.
 
-    /// Does everything that is due at a node, as the driver would.
+    /// Carries out all due work of a node, as the driver would.
     pub(crate) fn turn(&mut self, id: NodeId) {
         for _ in 0..10_000 {
             let node = self.node_mut(id);
@@ -255,7 +255,7 @@ impl Cluster {
             let announced = raft.needs_poll();
             let ready = raft.poll_ready(&node.store).expect("the disk is well");
             let empty = is_empty(&ready);
-            // What it had to say may have to wait for the disk, but then it must not announce it again.
+            // `needs_poll` may announce work that then waits for the disk, but must not announce it a second time.
             if announced == empty && (!announced || raft.needs_poll()) {
                 let wrong = format!("{id}: needs_poll says {announced} before {ready:?}");
                 self.oracle.violations.push(wrong);
@@ -316,7 +316,7 @@ impl Cluster {
         self.oracle.look(&self.nodes, id);
     }
 
-    /// The disk has done what it was given. Returns whether there was something.
+    /// Finishes the pending write. Returns false if there was none.
     pub(crate) fn finish_write(&mut self, id: NodeId) -> bool {
         let node = self.node_mut(id);
         let Some(persist) = node.pending.take() else {
@@ -371,7 +371,7 @@ impl Cluster {
         }
     }
 
-    // What clients and operators do.
+    // Requests of clients and operators.
 
     pub(crate) fn tick(&mut self, id: NodeId) {
         if self.runs(id) {
@@ -424,7 +424,7 @@ impl Cluster {
         transferred
     }
 
-    /// The state so far becomes durable, and the log up to `index` is forgotten.
+    /// Makes the current state durable and compacts the log up to `index`.
     pub(crate) fn compact(&mut self, id: NodeId, index: Index) -> Option<SnapshotMeta> {
         let node = self.node_mut(id);
         node.flushed = node.state.len();
@@ -438,7 +438,7 @@ impl Cluster {
 
     // Messages.
 
-    /// Delivers a message; what it causes is done at once.
+    /// Delivers a message and carries out its effects at once.
     pub(crate) fn deliver(&mut self, envelope: Envelope) -> Result<(), StepError> {
         let to = envelope.to;
         tell!(self, "{}", show::envelope(&envelope));
@@ -463,7 +463,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Delivers all that is on the wire and all that it causes, in order.
+    /// Delivers all messages on the wire and all messages that they cause, in order.
     pub(crate) fn settle(&mut self) {
         for _ in 0..100_000 {
             let Some(envelope) = self.wire.pop_front() else {
@@ -479,13 +479,13 @@ impl Cluster {
         panic!("the conversation never ends");
     }
 
-    /// Makes `id` campaign, with everybody's answers: it leads if they let it.
+    /// Makes `id` campaign and delivers all messages, so that it leads if a quorum votes for it.
     pub(crate) fn elect(&mut self, id: NodeId) {
         self.campaign(id);
         self.settle();
     }
 
-    /// Lets time pass at `id` alone until it campaigns.
+    /// Advances time at `id` alone until it campaigns.
     pub(crate) fn campaign(&mut self, id: NodeId) {
         for _ in 0..10 * self.node(id).options.election_ticks {
             self.raft_mut(id).tick();
@@ -511,7 +511,7 @@ impl Cluster {
         self.cut.clear();
     }
 
-    // Snapshots, in one chunk whose content travels beside it.
+    // Snapshots, in one empty chunk; the cluster passes the content beside it.
 
     fn serve_snapshots(&mut self, id: NodeId) -> bool {
         if !self.send_snapshots {

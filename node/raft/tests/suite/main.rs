@@ -1,4 +1,4 @@
-//! Tests of the consensus core: golden scripts, the sentences of the papers, and seeded random disasters.
+//! Tests of the consensus core: golden scripts, the claims of the papers, and seeded random faults.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

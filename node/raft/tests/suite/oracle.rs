@@ -1,4 +1,4 @@
-//! What must hold at every moment, whatever happened before (Raft figure 3 and §5.2), checked from outside.
+//! Checks, from outside of the core, the properties that must hold at all times (Raft figure 3 and §5.2).
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use types::NodeId;
 
 use crate::cluster::Node;
 
-/// What was seen so far, and what was wrong with it.
+/// The facts observed so far, and the violations among them.
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
     leaders: BTreeMap<Term, NodeId>,
@@ -25,7 +25,7 @@ impl Oracle {
         self.violations.push(what);
     }
 
-    /// At most one vote a term, as the disk remembers it, and no way back in terms.
+    /// Checks on disk that a node votes at most once in a term and that its term never goes back.
     pub(crate) fn written(&mut self, node: NodeId, batch: &LogBatch) {
         let Some(hard_state) = batch.hard_state else {
             return;
@@ -48,7 +48,7 @@ impl Oracle {
         }
     }
 
-    /// At most one vote a term, as the world hears it, and nobody speaks in a term that its disk doesn't know.
+    /// Checks in messages that a node votes at most once in a term and sends none in a term that is not on its disk.
     pub(crate) fn sent(&mut self, envelope: &Envelope, durable: Term) {
         match &envelope.message {
             Message::VoteReply { granted: true } => {
@@ -65,7 +65,7 @@ impl Oracle {
         }
     }
 
-    /// State machine safety: every node applies the same entry at an index.
+    /// Checks state machine safety: every node applies the same entry at an index.
     pub(crate) fn applied(&mut self, node: NodeId, entry: &raft::Entry) {
         let position = usize::try_from(entry.id.index.0 - 1).unwrap();
         match self.applied.get(position) {
@@ -79,13 +79,14 @@ impl Oracle {
         }
     }
 
-    /// Looks at a node after something happened to it.
+    /// Checks a node after an event.
     pub(crate) fn look(&mut self, nodes: &BTreeMap<NodeId, Node>, node: NodeId) {
         let Some(raft) = nodes.get(&node).and_then(|node| node.raft.as_ref()) else {
             self.commits.remove(&node);
             return;
         };
-        // Before its term is on disk it has not spoken in it, and a crash undoes its election (a sole voter's, say).
+        // A node sends nothing in a term before it is on disk, and a crash undoes the election (of a sole voter, for
+        // example).
         let durable = nodes
             .get(&node)
             .is_some_and(|n| n.store.hard_state.term == raft.term());
@@ -107,13 +108,13 @@ impl Oracle {
         }
     }
 
-    /// Leader completeness: whatever was committed is in the log of every later leader.
+    /// Checks leader completeness: every later leader's log holds all committed entries.
     fn leader_is_complete(&mut self, raft: &Raft) {
         let latest = self.committed.iter().rposition(|id| id.term <= raft.term());
         let Some(id) = latest.and_then(|at| self.committed.get(at)).copied() else {
             return;
         };
-        // A leader of an older term that doesn't know yet is no leader of what was committed since.
+        // A deposed leader that doesn't know it yet may lack entries committed since.
         if id.index > raft.compacted().index && !raft.holds(id) && self.is_newest_leader(raft) {
             self.wrong(format!(
                 "{} leads in {} without the committed {id}",
@@ -129,7 +130,8 @@ impl Oracle {
             .is_some_and(|(term, _)| *term == raft.term())
     }
 
-    /// The commit index only advances, over entries that a majority has on disk, and never changes its mind.
+    /// Checks that the commit index only advances, over entries that a majority has on disk, and that committed entries
+    /// never change.
     fn commits(&mut self, nodes: &BTreeMap<NodeId, Node>, raft: &Raft) {
         let commit = raft.commit_index();
         let before = self.commits.insert(raft.node(), commit);
@@ -182,8 +184,8 @@ impl Oracle {
         }
     }
 
-    /// The membership in force is the latest of the log, and of the base if the log has none; and no log has two that
-    /// are not committed (thesis §4.1).
+    /// Checks that the membership in force is the latest in the log, or the base's if the log has none, and that no log
+    /// has two uncommitted memberships (thesis §4.1).
     pub(crate) fn match_memberships(&mut self, nodes: &BTreeMap<NodeId, Node>) {
         for node in nodes.values() {
             let uncommitted = node.store.entries.iter().filter(|entry| {
@@ -220,7 +222,7 @@ impl Oracle {
         }
     }
 
-    /// Log matching: two logs that hold the same entry are equal up to it.
+    /// Checks log matching: two logs that hold the same entry are equal up to it.
     pub(crate) fn match_logs(&mut self, nodes: &BTreeMap<NodeId, Node>) {
         let mut seen = BTreeMap::new();
         for node in nodes.values() {

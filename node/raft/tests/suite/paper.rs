@@ -1,5 +1,5 @@
-//! Sentences of "In Search of an Understandable Consensus Algorithm" (Raft), each in our words and checked for groups
-//! of three and five. In the spirit of etcd's `raft_paper_test.go`.
+//! Claims of "In Search of an Understandable Consensus Algorithm" (Raft), each in our words and checked for groups
+//! of three and five. Modelled on etcd's `raft_paper_test.go`.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use types::NodeId;
 
 use crate::cluster::{Cluster, log_of, node, voters};
 
-/// A fresh group of three and one of five.
+/// Runs `check` with a fresh group of three and one of five.
 pub(crate) fn each_size(check: impl Fn(Cluster)) {
     each_size_with(&Options::default(), check);
 }
@@ -24,7 +24,7 @@ pub(crate) fn each_size_with(options: &Options, check: impl Fn(Cluster)) {
     }
 }
 
-/// The same with n1 as leader, its no-op committed everywhere.
+/// Runs `check` with the same groups, with n1 as leader and its no-op committed everywhere.
 pub(crate) fn each_led(check: impl Fn(Cluster)) {
     each_size(|mut cluster| {
         cluster.elect(node(1));
@@ -57,7 +57,7 @@ fn heartbeat() -> Message {
 }
 
 fn append(prev: EntryId, terms_after: &[u64], commit: u64) -> Message {
-    // Only what comes after `prev` is sent; what is before it does not matter here.
+    // Only the entries after `prev` are sent; the terms before it don't matter here.
     let skip = usize::try_from(prev.index.0).unwrap();
     let mut terms = vec![0; skip];
     terms.extend_from_slice(terms_after);
@@ -77,7 +77,7 @@ pub(crate) fn honest(cluster: &Cluster) {
     assert_eq!(cluster.oracle.violations, Vec::<String>::new());
 }
 
-/// §5.1: whoever sees a larger term takes it over; a candidate or leader that does is a follower from then on.
+/// §5.1: a server that sees a larger term adopts it; a candidate or leader that does becomes a follower.
 #[test]
 fn section_5_1_a_larger_term_makes_a_follower() {
     for role in [Role::Follower, Role::Candidate, Role::Leader] {
@@ -141,7 +141,7 @@ fn section_5_2_servers_start_as_followers() {
     });
 }
 
-/// §5.2: a leader sends heartbeats to all, so as to stay the leader.
+/// §5.2: a leader sends heartbeats to all servers, to stay the leader.
 #[test]
 fn section_5_2_a_leader_sends_heartbeats() {
     each_led(|mut cluster| {
@@ -183,7 +183,7 @@ fn section_5_2_election_timeouts_are_randomised() {
     assert!(seen.len() > 30, "only {} different timeouts", seen.len());
 }
 
-/// §5.2: to begin an election a follower increments its term, votes for itself, and asks all others.
+/// §5.2: to begin an election a follower increments its term, votes for itself, and asks all other servers.
 #[test]
 fn section_5_2_a_candidate_asks_everyone() {
     each_size(|mut cluster| {
@@ -205,10 +205,10 @@ fn section_5_2_a_candidate_asks_everyone() {
     });
 }
 
-/// §5.2: a candidate wins with the votes of a majority, loses when one is out of reach, and else waits.
+/// §5.2: a candidate wins with the votes of a majority, loses when a majority is out of reach, and otherwise waits.
 #[test]
 fn section_5_2_an_election_has_three_outcomes() {
-    // The size of the group, the answers, and what becomes of the candidate.
+    // The size of the group, the answers, and the candidate's role after them.
     let table: [(u64, &[bool], Role); 9] = [
         (1, &[], Role::Leader),
         (3, &[true], Role::Leader),
@@ -242,7 +242,7 @@ fn section_5_2_an_election_has_three_outcomes() {
 /// §5.2: a server votes for at most one candidate in a term, first come, first served.
 #[test]
 fn section_5_2_first_come_first_served() {
-    // Whom it voted for, who asks, and whether that is granted.
+    // The vote before, the candidate, and true if the vote is granted.
     let table = [
         (None, 2, true),
         (None, 3, true),
@@ -271,7 +271,7 @@ fn section_5_2_first_come_first_served() {
     }
 }
 
-/// §5.2: a candidate that hears of a leader of its term recognises it.
+/// §5.2: a candidate that hears from a leader of its term recognises it.
 #[test]
 fn section_5_2_a_candidate_falls_back() {
     each_size(|mut cluster| {
@@ -292,7 +292,7 @@ fn section_5_2_a_candidate_falls_back() {
     });
 }
 
-/// §5.3: a leader appends a command to its log and sends it to each of the others.
+/// §5.3: a leader appends a command to its log and sends it to each other server.
 #[test]
 fn section_5_3_a_leader_sends_entries_to_all() {
     each_led(|mut cluster| {
@@ -343,7 +343,7 @@ fn section_5_3_a_majority_commits() {
     }
 }
 
-/// §5.3: a commit takes along all preceding entries, also those of earlier leaders.
+/// §5.3: a commit also commits all preceding entries, including those of earlier leaders.
 #[test]
 fn section_5_3_earlier_entries_are_committed_too() {
     for terms in [&[][..], &[2], &[1, 2], &[1, 1, 2, 3]] {
@@ -362,7 +362,7 @@ fn section_5_3_earlier_entries_are_committed_too() {
     }
 }
 
-/// §5.3: a follower learns from the leader what is committed, and applies it in log order.
+/// §5.3: a follower learns the commit index from the leader, and applies committed entries in log order.
 #[test]
 fn section_5_3_followers_apply_in_order() {
     each_led(|mut cluster| {
@@ -383,7 +383,7 @@ fn section_5_3_followers_apply_in_order() {
 /// §5.3: a follower refuses entries when it has no entry with the index and term that precede them.
 #[test]
 fn section_5_3_the_consistency_check() {
-    // `prev`, and what is answered by a log of the terms 1, 1, 2.
+    // `prev`, and the answer of a follower whose log has the terms 1, 1, 2.
     let accepted = |match_index| Message::AppendAccepted {
         match_index: Index(match_index),
     };
@@ -396,7 +396,7 @@ fn section_5_3_the_consistency_check() {
         (id(1, 1), accepted(1)),
         (id(1, 2), accepted(2)),
         (id(2, 3), accepted(3)),
-        // Another term at that index: nothing of it or later terms can match.
+        // Another term at that index: no entry of `prev`'s term or a later one can match.
         (id(1, 3), rejected(3, id(1, 2))),
         (id(2, 2), rejected(2, id(1, 2))),
         (id(2, 4), rejected(4, id(2, 3))),
@@ -419,7 +419,7 @@ fn section_5_3_the_consistency_check() {
 /// §5.3: a conflicting entry and all after it are deleted, new ones are appended, and equal ones are left alone.
 #[test]
 fn section_5_3_conflicts_are_overwritten() {
-    // A log of the terms 1, 2 gets `prev` and the terms after it; then it holds `expected`.
+    // `prev`, the terms sent after it to a log of the terms 1, 2, and the terms of the log then.
     let table: [(EntryId, &[u64], &[u64]); 6] = [
         (id(2, 2), &[3], &[1, 2, 3]),
         (id(1, 1), &[3, 4], &[1, 3, 4]),
@@ -439,7 +439,7 @@ fn section_5_3_conflicts_are_overwritten() {
     }
 }
 
-/// §5.3, figure 7: whatever the followers hold, a leader brings their logs in line with its own.
+/// §5.3, figure 7: a leader makes the followers' logs equal to its own, whatever they hold.
 #[test]
 fn section_5_3_logs_converge() {
     let leads = [1, 1, 1, 4, 4, 5, 5, 6, 6, 6];
@@ -455,7 +455,7 @@ fn section_5_3_logs_converge() {
         let mut cluster = Cluster::new(3, &Options::default());
         cluster.boot(node(1), 7, Some(&leads));
         cluster.boot(node(2), 7, Some(follows));
-        // The one whose vote is needed when the other has a longer log.
+        // The voter that n1 needs when n2 has a longer log.
         cluster.boot(node(3), 7, Some(&[]));
         cluster.elect(node(1));
         cluster.tick_all(10);
@@ -495,7 +495,7 @@ fn section_5_3_acknowledged_means_durable() {
 /// last terms the longer log.
 #[test]
 fn section_5_4_1_votes_compare_logs() {
-    // The voter's log, the candidate's last entry, and whether it gets the vote.
+    // The voter's log, the candidate's last entry, and true if the vote is granted.
     let table: [(&[u64], EntryId, bool); 8] = [
         (&[1], id(1, 1), true),
         (&[1], id(1, 2), true),
@@ -536,7 +536,7 @@ fn section_5_4_1_votes_compare_logs() {
 /// §5.4.2: only entries of the leader's own term are committed by counting replicas.
 #[test]
 fn section_5_4_2_only_the_own_term_is_counted() {
-    // How far a majority holds a log of the terms 1, 2 and the leader's no-op of term 3, and what is committed.
+    // The match index of a majority and the commit index, for a log of the terms 1, 2 and the leader's no-op of term 3.
     for (match_index, committed) in [(1, 0), (2, 0), (3, 3)] {
         each_size(|mut cluster| {
             cluster.boot(node(1), 2, Some(&[1, 2]));
@@ -565,7 +565,7 @@ fn section_5_4_2_only_the_own_term_is_counted() {
     }
 }
 
-/// §5.4.3: a leader holds every entry that was committed in earlier terms, whoever leads.
+/// §5.4.3: every leader holds all entries committed in earlier terms.
 #[test]
 fn section_5_4_3_leaders_are_complete() {
     each_led(|mut cluster| {
@@ -573,7 +573,7 @@ fn section_5_4_3_leaders_are_complete() {
             let leader = cluster.leader().unwrap();
             let proposed = cluster.propose(leader, "x").unwrap();
             cluster.settle();
-            // Whoever is next must have it.
+            // The next leader must hold the entry.
             let next = node(1 + round % cluster.nodes.len() as u64);
             cluster.isolate(leader);
             for _ in 0..4 * 40 {
@@ -595,7 +595,7 @@ fn section_5_4_3_leaders_are_complete() {
     });
 }
 
-/// §5.5: requests are idempotent: each message twice changes nothing.
+/// §5.5: requests are idempotent: delivering each message twice changes nothing.
 #[test]
 fn section_5_5_messages_may_come_twice() {
     each_size(|mut cluster| {
@@ -615,7 +615,7 @@ fn section_5_5_messages_may_come_twice() {
     });
 }
 
-/// §7: a follower too far behind gets a snapshot instead of the entries that are gone.
+/// §7: a follower that is too far behind gets a snapshot instead of the compacted entries.
 #[test]
 fn section_7_a_slow_follower_gets_a_snapshot() {
     each_led(|mut cluster| {
@@ -634,11 +634,11 @@ fn section_7_a_slow_follower_gets_a_snapshot() {
     });
 }
 
-/// §7: a snapshot that describes a prefix of the follower's log leaves the entries after it alone; one that does not
-/// fit the log replaces it.
+/// §7: a snapshot that describes a prefix of the follower's log leaves the later entries alone; a snapshot that doesn't
+/// match the log replaces it.
 #[test]
 fn section_7_a_snapshot_and_the_log() {
-    // The follower's log, the snapshot's end, and what is left of the log.
+    // The follower's log, the snapshot's last entry, and the rest of the log.
     let table: [(&[u64], EntryId, &[u64]); 5] = [
         (&[1, 1, 2, 2], id(2, 3), &[1, 1, 2, 2]),
         (&[1, 1, 2, 2], id(3, 3), &[]),
@@ -674,7 +674,7 @@ fn section_7_a_snapshot_and_the_log() {
             cluster.raft(node(1)).last_id().index,
             Index(expected as u64)
         );
-        // What is known to be committed is never replaced again.
+        // A snapshot never replaces entries known to be committed.
         assert!(!cluster.raft_mut(node(1)).install(&meta));
     }
 }
@@ -702,7 +702,7 @@ fn section_8_no_read_before_the_own_no_op() {
     });
 }
 
-/// §8: before it serves a read, a leader checks with a majority that it has not been deposed.
+/// §8: before a leader serves a read, it checks with a majority that it has not been deposed.
 #[test]
 fn section_8_reads_ask_a_majority() {
     each_led(|mut cluster| {

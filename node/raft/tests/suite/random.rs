@@ -1,8 +1,8 @@
-//! Disasters by the thousand, at the level of the core alone: no state machine, no clock, no disk but a list.
+//! Thousands of random faults against the core alone: no state machine, no clock, and a list as the disk.
 //!
-//! A seed draws the members, the settings and a few hundred events: ticks, messages that arrive late, twice, out of
-//! order or never, slow disks, crashes, partitions, membership changes, transfers, compactions, reads. After each the
-//! [oracle](crate::oracle) looks at everything; at the end all faults stop, and the group must come to agree.
+//! A seed draws the members, the settings and the events: ticks, messages that arrive late, twice, out of order or
+//! never, slow disks, crashes, partitions, membership changes, transfers, compactions, reads. After each event the
+//! [oracle](crate::oracle) checks the nodes; at the end all faults stop, and the members must agree.
 //!
 //! A failure prints its seed. `RAFT_SEED=7 cargo test -p shardkv-raft --test suite random -- --nocapture` replays it
 //! and prints its last events; `RAFT_SEEDS=100000` runs more of them.
@@ -19,7 +19,7 @@ const SEEDS: u64 = if cfg!(debug_assertions) { 200 } else { 3_000 };
 const EVENTS: u32 = 2_000;
 const NODES: u64 = 6;
 
-/// A read that was asked for, and what was committed anywhere at that moment.
+/// A pending read, and the number of entries that were committed anywhere when it was requested.
 struct Asked {
     at: NodeId,
     ticket: ReadTicket,
@@ -30,12 +30,12 @@ struct World {
     dice: ChaCha8Rng,
     cluster: Cluster,
     reads: Vec<Asked>,
-    /// Messages that arrive when everybody has forgotten them.
+    /// Messages that arrive very late.
     attic: Vec<Envelope>,
-    /// With leases all clocks must run about equally fast.
+    /// True if all nodes tick together: with leases all clocks must run about equally fast.
     lockstep: bool,
     proposals: u64,
-    /// Which kinds of faults this seed has: without some, others are reached that they would hide.
+    /// A bit for each kind of fault that this seed has. Some kinds hide others, so no seed needs to have all.
     faults: u32,
 }
 
@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    /// A message arrives: mostly in order, sometimes an overtaking one, sometimes one that will come again.
+    /// Delivers a message: mostly in order, sometimes ahead of earlier ones, sometimes one that arrives again later.
     fn arrive(&mut self) {
         let ahead = self.cluster.wire.len().min(8);
         let at = if self.draw(4) == 0 {
@@ -183,7 +183,7 @@ impl World {
         self.hand_in(envelope);
     }
 
-    /// A message that everybody had forgotten.
+    /// Delivers a very late message.
     fn find_in_attic(&mut self) {
         let at = self.draw(self.attic.len());
         if at < self.attic.len() {
@@ -203,7 +203,7 @@ impl World {
         }
     }
 
-    /// Alone, or with one other, so that it goes on proposing what will be overwritten.
+    /// Isolates the leader, alone or with one other node, so that it appends entries that will be overwritten.
     fn cut_off_leader(&mut self) {
         let Some(leader) = self.cluster.leader() else {
             return;
@@ -251,7 +251,7 @@ impl World {
         }
     }
 
-    /// Linearizable reads: whatever was committed before a read was asked for must be in its answer.
+    /// Checks that reads are linearizable: a read's answer includes all entries committed before its request.
     fn answer_reads(&mut self) {
         for node in self.cluster.nodes.values_mut() {
             let leads = node
@@ -315,8 +315,8 @@ impl World {
         }
     }
 
-    /// No faults any more: within ten election timeouts there is one leader, and what it is told gets applied by
-    /// every member.
+    /// Ends all faults and checks that within ten election timeouts one node leads, and that every member applies its
+    /// proposal.
     fn recover(&mut self) -> Result<(), String> {
         self.cluster.heal();
         for id in self.cluster.ids() {
@@ -408,7 +408,7 @@ fn random_disasters_break_no_invariant() {
     }
 }
 
-/// The checks are worth something only if they find known bugs.
+/// Checks that the tests find known bugs.
 #[cfg(feature = "bugs")]
 mod known_bugs {
     use raft::{Bug, Bugs};
@@ -417,7 +417,7 @@ mod known_bugs {
 
     fn is_found(bug: Bug, seeds: u64) {
         let caught = |seed: &u64| {
-            // A bug may show as a broken assertion, too.
+            // A failed assertion also counts as found.
             let ran = std::panic::catch_unwind(|| {
                 run(*seed, EVENTS, false, |options| {
                     options.bugs = Bugs::new(Some(bug))

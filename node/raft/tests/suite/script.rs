@@ -1,8 +1,8 @@
-//! Runs the scripts in `tests/goldens`: one scenario a file, with the conversation that it causes.
+//! Runs the scripts in `tests/goldens`: one scenario a file, with the messages and events that it causes.
 //!
-//! Nothing happens in a script but what it says: no time passes, no message arrives. Nodes are numbers. A line of
-//! output like `n1 → n2 t3 vote last=5@t2` is a message at the moment when it *arrives*; `5@t2` is the entry of
-//! term 2 at index 5. Regenerate with `UPDATE_GOLDENFILES=1 cargo test -p shardkv-raft --test suite`, and read the diff.
+//! Time passes and messages arrive only when a script says so. Nodes are numbers. A line of output like
+//! `n1 → n2 t3 vote last=5@t2` is a message at the moment when it *arrives*; `5@t2` is the entry of term 2 at index 5.
+//! Regenerate with `UPDATE_GOLDENFILES=1 cargo test -p shardkv-raft --test suite`, and read the diff.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -37,7 +37,7 @@ type Said = Result<String, Box<dyn Error>>;
 struct Script {
     cluster: Cluster,
     options: Options,
-    /// The script forges messages, so what the oracle says counts for nothing.
+    /// True if the script forges messages, so that the oracle's violations don't count.
     lies: bool,
 }
 
@@ -184,7 +184,7 @@ impl Script {
                 self.cluster.raft_mut(at).handle_snapshot_failed(to);
                 self.cluster.turn(at);
             }
-            // Looking.
+            // Inspection.
             "status" => return self.status(args),
             "log" => return self.log(args),
             "progress" => return self.progress(id(args)?),
@@ -220,7 +220,7 @@ impl Script {
         Ok(())
     }
 
-    /// `voters=3 learners=1 spare=1`: members numbered from 1, then nodes that no group knows yet.
+    /// Creates the cluster of `voters=3 learners=1 spare=1`: members numbered from 1, then nodes outside of the group.
     fn make_cluster(&mut self, args: &mut ArgumentConsumer<'_>) -> Result<(), Box<dyn Error>> {
         let count = key(args, "voters")?.unwrap_or(3);
         let learners: u64 = key(args, "learners")?.unwrap_or(0);
@@ -263,7 +263,8 @@ impl Script {
         })
     }
 
-    /// The messages on the wire that match `kind from= to= last=`, in order; `last=1` is the newest of them alone.
+    /// Handles the messages on the wire that match `kind from= to= first= last=`, in order; `last=1` selects only the
+    /// newest.
     fn take(&mut self, args: &mut ArgumentConsumer<'_>, what: &str) -> Said {
         let from = key(args, "from")?.map(NodeId);
         let to = key(args, "to")?.map(NodeId);
@@ -299,7 +300,7 @@ impl Script {
         for envelope in taken {
             match what {
                 "deliver" => {
-                    // A refusal is told in the story.
+                    // The story shows a refusal.
                     let _ = self.cluster.deliver(envelope);
                 }
                 "drop" => writeln!(out, "{} is lost", show::envelope(&envelope))?,
@@ -309,7 +310,8 @@ impl Script {
         Ok(out)
     }
 
-    /// `send append from=2 to=1 term=3 prev=4@2 log=5@3 commit=4`: a message that no honest node may have sent.
+    /// Delivers a forged message, which perhaps no correct node would send:
+    /// `send append from=2 to=1 term=3 prev=4@2 log=5@3 commit=4`.
     fn forge(&mut self, args: &mut ArgumentConsumer<'_>) -> Said {
         self.lies = true;
         let kind = word(args)?;
@@ -381,7 +383,7 @@ impl Script {
             NodeId(number(args, "from", 0)?),
             NodeId(number(args, "to", 0)?),
         );
-        // `at` is who gets it, if that is not whom it is for.
+        // `at` is the node that gets the message, if that is not the receiver in it.
         let at = NodeId(number(args, "at", to.0)?);
         let envelope = Envelope {
             from,
@@ -422,7 +424,7 @@ impl Script {
         Ok(out)
     }
 
-    /// What the disks hold.
+    /// Prints the content of the disks.
     fn log(&self, args: &mut ArgumentConsumer<'_>) -> Said {
         let mut out = String::new();
         for id in self.ids(args)? {
@@ -460,7 +462,7 @@ fn parse_id(word: &str) -> Result<NodeId, Box<dyn Error>> {
     Ok(NodeId(word.parse()?))
 }
 
-/// `5@2`: index 5 of term 2.
+/// Parses an entry id such as `5@2`: index 5 of term 2.
 fn parse_entry_id(text: &str) -> Result<EntryId, Box<dyn Error>> {
     let (index, term) = text.split_once('@').ok_or("an entry is index@term")?;
     Ok(EntryId::new(Term(term.parse()?), Index(index.parse()?)))
@@ -485,7 +487,7 @@ where
     Ok(args.take_key(name).map(str::parse).transpose()?)
 }
 
-/// A number, where `max` is the greatest.
+/// Parses a number; `max` is the greatest.
 fn number(
     args: &mut ArgumentConsumer<'_>,
     name: &str,

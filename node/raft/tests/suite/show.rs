@@ -1,10 +1,10 @@
-//! How the goldens print things.
+//! The text forms of messages, entries and batches in the goldens.
 
 use std::fmt::Write as _;
 
 use raft::{Entry, Envelope, LogBatch, Message, Payload, SnapshotStatus};
 
-/// A message's name in scripts.
+/// Returns a message's name in scripts.
 pub(crate) fn kind(message: &Message) -> &'static str {
     match message {
         Message::PreVote { .. } => "prevote",

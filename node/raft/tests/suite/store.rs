@@ -1,4 +1,4 @@
-//! A log in memory that is honest about durability: what `write` took is there after a crash, nothing else is.
+//! A log in memory with exact durability: after a crash it holds the batches of `write` and nothing else.
 
 use std::ops::RangeInclusive;
 
@@ -32,7 +32,7 @@ impl MemoryStore {
         Index(self.base.last.index.0 + self.entries.len() as u64)
     }
 
-    /// The stored entry at `index`, if it is not compacted.
+    /// Returns the stored entry at `index`, if it is not compacted.
     pub(crate) fn get(&self, index: Index) -> Option<&Entry> {
         let position = index.0.checked_sub(self.base.last.index.0 + 1)?;
         self.entries.get(usize::try_from(position).unwrap())
@@ -45,7 +45,7 @@ impl MemoryStore {
         self.get(index).map(|entry| entry.id.term)
     }
 
-    /// Whether `id` would survive a crash: as an entry, or as a part of what was compacted.
+    /// Returns true if `id` would survive a crash, as an entry or within the compacted prefix.
     pub(crate) fn holds(&self, id: EntryId) -> bool {
         id.index < self.base.last.index || self.term_at(id.index) == Some(id.term)
     }

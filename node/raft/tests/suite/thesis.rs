@@ -1,4 +1,4 @@
-//! Sentences of Diego Ongaro's thesis ("Consensus: Bridging Theory and Practice"), each in our words.
+//! Claims of Diego Ongaro's thesis ("Consensus: Bridging Theory and Practice"), each in our words.
 
 use raft::{
     ChangeError, MembershipChange, Message, Options, ProposeError, ReadTicket, Role, Term,
@@ -20,8 +20,8 @@ fn learner(number: u64) -> MembershipChange {
     }
 }
 
-/// §3.10: the leader stops taking proposals, brings the target up to date, and orders it to campaign; the target wins
-/// although the others have just heard the old leader.
+/// §3.10: the leader refuses proposals, brings the target up to date, and tells it to campaign; the target wins
+/// although the other servers have just heard the old leader.
 #[test]
 fn section_3_10_leadership_is_transferred() {
     each_led(|mut cluster| {
@@ -39,7 +39,7 @@ fn section_3_10_leadership_is_transferred() {
     });
 }
 
-/// §3.10: a transfer that doesn't succeed within about an election timeout is aborted, and proposals pass again.
+/// §3.10: the leader aborts a transfer after about an election timeout and accepts proposals again.
 #[test]
 fn section_3_10_a_transfer_is_aborted() {
     each_led(|mut cluster| {
@@ -78,8 +78,7 @@ fn section_3_10_targets() {
     });
 }
 
-/// §4.1: a server uses the latest membership in its log, whether committed or not, and falls back when it is removed
-/// from the log.
+/// §4.1: a server uses the latest membership in its log, committed or not, and the one before when it is truncated.
 #[test]
 fn section_4_1_the_latest_membership_counts() {
     each_led(|mut cluster| {
@@ -104,8 +103,8 @@ fn section_4_1_the_latest_membership_counts() {
     });
 }
 
-/// §4.1: a change begins only after the one before is committed; and only after the leader has committed in its own
-/// term (Ongaro's correction of 2015).
+/// §4.1: a change begins only after the previous change is committed, and only after the leader has committed an entry
+/// of its own term (Ongaro's correction of 2015).
 #[test]
 fn section_4_1_one_change_at_a_time() {
     each_led(|mut cluster| {
@@ -137,7 +136,7 @@ fn section_4_2_1_learners_catch_up_first() {
         add_spare(&mut cluster, 9);
         cluster.change(node(1), &learner(9)).unwrap();
         assert_eq!(cluster.raft(node(1)).membership().quorum(), quorum);
-        // It never answered, so it can't be made a voter.
+        // The learner never answered, so it can't become a voter.
         cluster.isolate(node(9));
         cluster.settle();
         let promote = MembershipChange::Promote { node: node(9) };
@@ -155,7 +154,7 @@ fn section_4_2_1_learners_catch_up_first() {
     });
 }
 
-/// §4.2.2: a leader that is removed leads until that is committed, without counting itself, and then steps down.
+/// §4.2.2: a removed leader leads until its removal is committed, without counting itself, and then steps down.
 #[test]
 fn section_4_2_2_a_removed_leader_steps_down() {
     each_led(|mut cluster| {
@@ -173,7 +172,7 @@ fn section_4_2_2_a_removed_leader_steps_down() {
     });
 }
 
-/// §4.2.3: those who hear a leader ignore requests for votes, so that a removed server can't disrupt.
+/// §4.2.3: servers that hear a leader ignore requests for votes, so that a removed server can't disrupt the group.
 #[test]
 fn section_4_2_3_removed_servers_cant_disrupt() {
     each_led(|mut cluster| {
@@ -186,7 +185,7 @@ fn section_4_2_3_removed_servers_cant_disrupt() {
         for round in 0..400 {
             cluster.tick_all(1);
             cluster.settle();
-            // Even with a vote, and a later term.
+            // The same for a vote request of a later term.
             let vote = Message::Vote {
                 last: id(9, 99),
                 transfer: false,
@@ -208,7 +207,7 @@ fn section_6_2_a_leader_without_a_majority_steps_down() {
         };
         each_size_with(&options, |mut cluster| {
             cluster.elect(node(1));
-            // One short of a majority still answers.
+            // With the leader, one server less than a majority answers.
             let reachable = cluster.nodes.len() / 2 - 1;
             for peer in 2 + reachable as u64..=cluster.nodes.len() as u64 {
                 cluster.isolate(node(peer));
@@ -224,7 +223,7 @@ fn section_6_2_a_leader_without_a_majority_steps_down() {
     }
 }
 
-/// §6.4: one round of heartbeats confirms all reads that came before it; no entry is written for them.
+/// §6.4: one round of heartbeats confirms all earlier reads; no entry is written for them.
 #[test]
 fn section_6_4_reads_share_a_round() {
     each_led(|mut cluster| {
@@ -242,7 +241,7 @@ fn section_6_4_reads_share_a_round() {
     });
 }
 
-/// §6.4: a deposed leader never serves what its successor has overtaken.
+/// §6.4: a deposed leader never serves a read that lacks its successor's entries.
 #[test]
 fn section_6_4_a_deposed_leader_serves_nothing() {
     each_led(|mut cluster| {
@@ -262,7 +261,7 @@ fn section_6_4_a_deposed_leader_serves_nothing() {
     });
 }
 
-/// §6.4.1: with leases a read needs no messages while a majority's answers are fresh; the lease ends by itself.
+/// §6.4.1: with leases a read needs no messages while a majority's answers are fresh; the lease expires by itself.
 #[test]
 fn section_6_4_1_leases() {
     let options = Options {
@@ -282,7 +281,7 @@ fn section_6_4_1_leases() {
             cluster.wire.clear();
             at_once
         };
-        // Heartbeats alone keep it up, at every moment.
+        // Heartbeats alone keep the lease valid, after every tick.
         for _ in 0..100 {
             cluster.tick_all(1);
             cluster.settle();
@@ -301,7 +300,7 @@ fn section_6_4_1_leases() {
     assert!(refused.validate().is_err(), "leases need CheckQuorum");
 }
 
-/// §9.6: a server that asks for a pre-vote doesn't raise its term, and nobody raises theirs because of it.
+/// §9.6: a pre-vote raises neither the sender's term nor the receivers'.
 #[test]
 fn section_9_6_pre_votes_change_no_term() {
     each_led(|mut cluster| {
@@ -321,10 +320,10 @@ fn section_9_6_pre_votes_change_no_term() {
     });
 }
 
-/// §9.6: a pre-vote is granted only by those who hear no leader and whose log is no further.
+/// §9.6: a server grants a pre-vote only if it hears no leader and the candidate's log is at least as up to date.
 #[test]
 fn section_9_6_who_grants_a_pre_vote() {
-    // For how many ticks the leader was silent, the candidate's last entry, and whether the pre-vote is granted.
+    // The ticks since the leader was heard, the candidate's last entry, and true if the pre-vote is granted.
     let table = [
         (0, id(1, 1), false),
         (39, id(1, 9), false),
@@ -356,7 +355,7 @@ fn section_9_6_who_grants_a_pre_vote() {
     }
 }
 
-/// §10.2.1: a leader sends an entry while its own disk writes it; a majority of others is enough to commit it.
+/// §10.2.1: a leader sends an entry while its own disk writes it; a majority without the leader is enough to commit it.
 #[test]
 fn section_10_2_1_the_leader_writes_in_parallel() {
     each_led(|mut cluster| {
