@@ -1,5 +1,6 @@
 //! Invalid bytes on every port. The node answers what it can, and keeps running.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -83,15 +84,19 @@ async fn garbage_on_every_port_harms_nobody() {
 }
 
 pub(crate) async fn http_get(from: SocketAddr, path: &str) -> String {
-    let mut stream = TcpStream::connect(from).await.unwrap();
+    try_http_get(from, path).await.unwrap()
+}
+
+/// [`http_get`] of a server that may end meanwhile.
+pub(crate) async fn try_http_get(from: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(from).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {from}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     tokio::time::timeout(Duration::from_secs(30), stream.read_to_string(&mut answer))
         .await
-        .expect("an answer ends")
-        .unwrap();
-    answer
+        .expect("an answer ends")?;
+    Ok(answer)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
