@@ -107,10 +107,6 @@ bench: build ## Measure puts and gets, one to three groups, and shards that move
 	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" \
 		REBALANCE="$(abspath $(bin))/examples/rebalance" deploy/bench.sh
 
-.PHONY: bench-micro
-bench-micro: deps ## Measure single functions (codecs, apply, rebalance) with criterion
-	$(CARGO) bench --bench '*'
-
 .PHONY: fuzz
 fuzz: deps ## Fuzz each decoder for SECONDS=60; installs cargo-fuzz (a minute) if missing
 	@CARGO="$(CARGO)" .ci/fuzz "$(SECONDS)"
