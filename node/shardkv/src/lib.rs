@@ -99,6 +99,7 @@ mod machine;
 mod mover;
 mod outcome;
 mod ownership;
+mod pull;
 mod query;
 mod records;
 mod scan;

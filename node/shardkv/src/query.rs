@@ -8,7 +8,7 @@ use replica::{GroupKind, Keyspace, StateReader};
 use types::{ShardId, ShardSet, shard_of};
 
 use crate::bug::{Bug, Bugs};
-use crate::install::pull;
+use crate::pull::pull;
 use crate::scan::{Range, scan};
 use crate::{
     Genesis, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, Query, Response,

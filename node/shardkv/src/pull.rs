@@ -1,0 +1,138 @@
+//! The source's half of a hand-off: cuts a fenced shard into chunks, which the destination pulls one after the other.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use raft::StoreError;
+use replica::{Keyspace, StateReader};
+use types::{ConfigNum, ShardId};
+
+use crate::bug::{Bug, Bugs};
+use crate::ownership::Fence;
+use crate::{Chunk, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Next, Ownership, ShardState, keys};
+
+/// The most pairs, and the most session records, of a chunk.
+const MAX_CHUNK_PAIRS: usize = 16_384;
+const MAX_CHUNK_SESSIONS: usize = 4_096;
+
+/// Returns the chunk of `shard` that follows `after`, if the shard is fenced here by `config`.
+pub(crate) fn pull(
+    state: &dyn StateReader,
+    ownership: &Ownership,
+    genesis: &Genesis,
+    (shard, config): (ShardId, ConfigNum),
+    after: &Cursor,
+    max_bytes: u32,
+    bugs: Bugs,
+) -> Result<Result<Chunk, KvError>, StoreError> {
+    if shard.0 >= genesis.shards {
+        let shards = genesis.shards;
+        return Ok(Err(KvError::NoShard { shard, shards }));
+    }
+    let pulls = |state: &ShardState| matches!(state, ShardState::Pulling { .. });
+    let busy = bugs.has(Bug::PullingGroupServesNoPulls)
+        && ownership.shards.values().any(|shard| pulls(&shard.state));
+    let clock = match (ownership.fence(shard, config), ownership.shards.get(&shard)) {
+        (Fence::Here, Some(fenced)) if !busy => fenced.clock,
+        (Fence::Past, _) => return Ok(Err(KvError::ShardGone { shard, config })),
+        _ => return Ok(Err(KvError::ShardNotReady { shard })),
+    };
+    let mut cutter = Cutter {
+        state,
+        shard,
+        room: max_bytes.clamp(1, MAX_SCAN_BYTES) as usize,
+        pairs: Vec::new(),
+        sessions: Vec::new(),
+    };
+    let next = match cutter.cut(after, bugs)? {
+        Some(cursor) => Next::Chunk(cursor),
+        None => Next::Done {
+            clock,
+            ttl_ms: genesis.session_ttl_ms,
+        },
+    };
+    Ok(Ok(Chunk {
+        shard,
+        config,
+        after: after.clone(),
+        pairs: cutter.pairs,
+        sessions: cutter.sessions,
+        next,
+    }))
+}
+
+/// Gathers a chunk: pairs, then session records, until `room` bytes are used up.
+struct Cutter<'a> {
+    state: &'a dyn StateReader,
+    shard: ShardId,
+    room: usize,
+    pairs: Vec<(Bytes, Bytes)>,
+    sessions: Vec<(types::ClientId, Bytes)>,
+}
+
+impl Cutter<'_> {
+    /// Returns the cursor at which the next chunk begins; `None` if this chunk is the last.
+    fn cut(&mut self, after: &Cursor, bugs: Bugs) -> Result<Option<Cursor>, StoreError> {
+        let after_session = match after {
+            Cursor::Data(key) => {
+                if !self.cut_pairs(key)? {
+                    let last = self.pairs.last().map(|(key, _)| key.clone());
+                    return Ok(last.map(Cursor::Data));
+                }
+                None
+            }
+            Cursor::Sessions(client) => *client,
+        };
+        if bugs.has(Bug::SessionsStayBehind) {
+            return Ok(None);
+        }
+        if self.room == 0 {
+            return Ok(Some(Cursor::Sessions(after_session)));
+        }
+        // The bare prefix is no session's key, so the start is excluded like any other.
+        let from = match after_session {
+            Some(client) => keys::session(self.shard, client),
+            None => keys::shard_start(self.shard),
+        };
+        let from = Bound::Excluded(from.as_ref());
+        let (page, whole) = self.page(Keyspace::Sessions, from, MAX_CHUNK_SESSIONS)?;
+        for (stored, record) in page {
+            let (_, client) = keys::split_session(&stored)
+                .ok_or_else(|| StoreError::Damaged("a session's key is malformed".to_owned()))?;
+            self.sessions.push((client, record));
+        }
+        let last = self.sessions.last().map(|(client, _)| *client);
+        Ok((!whole).then_some(Cursor::Sessions(last)))
+    }
+
+    /// Returns true if the chunk now holds the shard's last pair.
+    fn cut_pairs(&mut self, after: &[u8]) -> Result<bool, StoreError> {
+        // No user's key is empty, so the start is excluded like any other.
+        let from = keys::data(self.shard, after);
+        let from = Bound::Excluded(from.as_ref());
+        let (page, whole) = self.page(Keyspace::Data, from, MAX_CHUNK_PAIRS)?;
+        for (stored, value) in page {
+            let (_, key) = keys::split_data(stored)
+                .ok_or_else(|| StoreError::Damaged("a key without a shard is stored".to_owned()))?;
+            self.pairs.push((key, value));
+        }
+        Ok(whole)
+    }
+
+    /// Reads the shard's next pairs and subtracts their bytes from `room`. The flag is true if they are the last.
+    fn page(
+        &mut self,
+        space: Keyspace,
+        from: Bound<&[u8]>,
+        limit: usize,
+    ) -> Result<(Vec<(Bytes, Bytes)>, bool), StoreError> {
+        let end = keys::shard_start(ShardId(self.shard.0 + 1));
+        let bounds = (from, Bound::Excluded(end.as_ref()));
+        let page = self.state.scan(space, bounds, limit, self.room)?;
+        let sizes = page.iter().map(|(key, value)| key.len() + value.len());
+        let bytes: usize = sizes.sum();
+        let whole = page.len() < limit && bytes < self.room;
+        self.room = self.room.saturating_sub(bytes);
+        Ok((page, whole))
+    }
+}
