@@ -10,7 +10,7 @@ use types::{ConfigDelta, ConfigError, ConfigNum, Gid, ShardConfig};
 /// default; other values are for tests and simulations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryLimits {
-    /// This many configurations before the latest are kept for people's questions, also when all groups have passed them.
+    /// This many configurations before the latest are kept for `Query`, even after all groups have passed them.
     pub keep: u64,
     /// Configurations that no group needs are dropped in batches of this many, so that the oldest isn't rewritten each time.
     pub step: u64,

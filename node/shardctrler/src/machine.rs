@@ -342,7 +342,7 @@ impl Shardctrler {
         Ok(Response::Reported)
     }
 
-    /// Drops configurations that nobody needs: neither a group, nor people as long as there is room.
+    /// Drops the configurations that no group needs, except the newest, which are kept for queries while there is room.
     fn forget_passed(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
         let latest = self.history.latest().num();
         let oldest = self.history.oldest().num();
@@ -422,11 +422,11 @@ impl Shardctrler {
         }))
     }
 
-    /// The configuration to give whole to one who has `num`, if it needs one.
+    /// Returns the configuration to send whole to a caller that has `num`; `None` if deltas are enough.
     fn begin(&self, num: ConfigNum, gid: Option<Gid>) -> Option<ConfigNum> {
         let (latest, oldest) = (self.history.latest().num(), self.history.oldest().num());
         let begin = match gid {
-            // What isn't tracked owns nothing now, and has nothing to hand over.
+            // An untracked group owns nothing now, and has nothing to hand over.
             Some(gid) if num == ConfigNum(0) => {
                 self.progress.get(&gid).map_or(latest, |it| it.settled)
             }

@@ -75,8 +75,8 @@ impl Share {
     }
 }
 
-/// The owner of each shard after a rebalance over `gids`. `owners` are the owners before; `moved` are the shards that
-/// were moved by hand. See the module's documentation. Without groups, nobody owns anything.
+/// Returns the owner of each shard after a rebalance over `gids`. `owners` are the owners before; `moved` are the shards that
+/// were moved by hand. See the module's documentation. Without groups, no shard has an owner.
 pub fn rebalance(
     owners: &[Gid],
     gids: impl IntoIterator<Item = Gid>,
@@ -157,7 +157,7 @@ fn allow(total: usize, shares: &mut [Share]) {
     }
 }
 
-/// Notes for each group that gives which runs of it nobody moved by hand.
+/// Collects, for each group with a surplus, its shards that were moved by hand (`held`) and its runs of the others (`free`).
 fn collect_free(owners: &[Gid], shares: &mut [Share], moved: &BTreeSet<ShardId>) {
     for (gid, run) in runs(owners) {
         let Some(share) = share_of(shares, gid).filter(|share| share.surplus() > 0) else {

@@ -67,7 +67,7 @@ fn check(owners: &[Gid], gids: &[Gid], moved: &BTreeSet<ShardId>) -> Vec<Gid> {
     let touched = |it: &&ShardId| owners[it.0 as usize] != after[it.0 as usize];
     let touched = moved.iter().filter(touched).count();
     assert_eq!(touched, fewest_touched(owners, gids, moved));
-    // What is even already stays.
+    // An assignment that is already even doesn't change.
     assert_eq!(rebalance(&after, gids.iter().copied(), moved), after);
     after
 }

@@ -84,7 +84,7 @@ fn cut_flipped_and_random_bytes_are_refused_or_commands() {
         let before = replica.state.pairs().clone();
         let valid = Command::decode(operation.clone());
         if let Ok(command) = &valid {
-            // What is accepted means something definite.
+            // An accepted operation has one meaning: it survives re-encoding.
             assert_eq!(Command::decode(command.encode()).as_ref(), Ok(command));
         }
         let response = replica.apply_bytes(1, 100, operation);
@@ -279,7 +279,7 @@ fn cut_and_flipped_steps_are_refused_or_steps() {
             _ if *replica.state.pairs() != before => {
                 taken += 1;
                 assert!(valid.is_ok() || Command::decode(operation).is_ok());
-                // What was taken can be read again.
+                // A restart reads back the ownership that the operation changed.
                 let live = replica.machine.ownership();
                 replica.restart();
                 assert_eq!(replica.machine.ownership(), live);

@@ -191,7 +191,7 @@ impl World {
         for group in &mut self.groups {
             let owns = owners.contains(&group.gid);
             group.involved |= owns;
-            // Who owns nothing may have left, and who is there may have moved.
+            // A group that owns nothing may have left, and a present group's addresses may have changed.
             if owns || self.random.one_in(2) {
                 let port = 1 + self.random.below(2);
                 groups.insert(group.gid, vec![format!("{}:{port}", group.gid)]);

@@ -137,7 +137,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
         .map_err(|error| translate_io(&format!("can't sync {}", dir.display()), &error))
 }
 
-/// Removes a directory with all it holds; one that is not there is fine.
+/// Removes a directory with all its contents. An absent directory is no error.
 pub(crate) fn remove_tree(dir: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(dir) {
         Ok(()) => Ok(()),

@@ -96,7 +96,7 @@ const STALL_POLL: Duration = Duration::from_millis(1);
 /// Writes `batch`, and never waits inside `RocksDB`, which while its buffers are full and a full disk keeps
 /// them from being flushed waits for ever: the caller would hang with it.
 pub(crate) fn write(db: &DB, batch: WriteBatch, options: &WriteOptions) -> Result<(), StoreError> {
-    // A write consumes its batch, and one that was refused for a stall is tried again.
+    // A write consumes its batch, but a write that is refused for a stall is retried, so keep the bytes.
     let data = batch.data().to_vec();
     let mut outcome = db.write_opt(batch, options);
     let start = Instant::now();

@@ -125,7 +125,7 @@ pub enum BindError {
     Store(#[from] StoreError),
 }
 
-/// The first final error, given to every later call: after a failed sync nobody knows what the disk holds.
+/// Keeps the first final error and returns it to every later call: after a failed sync, the disk's contents are unknown.
 #[derive(Debug, Default)]
 pub(crate) struct Latch(OnceLock<StoreError>);
 

@@ -28,7 +28,7 @@ struct Inner {
     durable: EntryId,
     /// Counts the restores: a flush of a state that was replaced meanwhile says nothing of the new one.
     generation: u64,
-    /// The latest request; an earlier one that was not begun is covered by it.
+    /// The latest request. It replaces an earlier request that was not begun.
     wanted: Option<(Arc<Instance>, EntryId)>,
     running: bool,
     /// The last flush failed for lack of space.
@@ -91,7 +91,7 @@ impl Flusher {
         inner.full.clone().map_or(Ok(()), Err)
     }
 
-    /// The state was replaced by one that is durable up to `durable`.
+    /// Records that a restore replaced the state, and that the new state is durable up to `durable`.
     pub(crate) fn replaced(&self, durable: EntryId) {
         let mut inner = self.shared.lock();
         inner.durable = durable;

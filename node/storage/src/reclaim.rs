@@ -23,7 +23,7 @@ use rocksdb::{CompactOptions, Range};
 use crate::error::Latch;
 use crate::state::Instance;
 
-/// The most ranges of a keyspace that wait; more are replaced by one that covers them.
+/// The most pending ranges of a keyspace. A single range that covers them all replaces them beyond this number.
 const MAX_RANGES: usize = 1_024;
 /// Two ranges with no more than this between them are compacted as one: a file has about this size, and one that both
 /// touch would be written twice.

@@ -78,7 +78,7 @@ struct Remains {
 impl Drop for Remains {
     fn drop(&mut self) {
         if self.doomed.load(Ordering::Acquire) {
-            // What stays is removed at the next start.
+            // The next start removes the files that this call could not.
             let _ = remove_tree(&self.dir);
         }
     }
@@ -506,7 +506,7 @@ impl StateStore for RocksState {
         let (instance, applied) = restore.finish()?;
         instance.spare();
         if let Err(error) = set_current(&self.directory, self.number + 1) {
-            // It may name the new one or the old: neither may go, and nobody may go on.
+            // The file may name the new instance or the old one, so both are kept, and every later call fails.
             return Err(self.latch.keep(StoreError::Io(error.to_string())));
         }
         let old = std::mem::replace(&mut self.instance, instance);

@@ -120,7 +120,7 @@ impl<'a> Scan<'a> {
         let mut span = None;
         // The end of the payload so far, for the number may lie across two fragments; `None` between writes.
         let mut open: Option<Vec<u8>> = None;
-        // Where the write begins that is being read.
+        // The position at which the current write begins.
         let mut begin = 0;
         loop {
             self.skip_trailer();
