@@ -10,7 +10,7 @@
 //! | number | varint: the chunk's place in the snapshot, from zero |
 //! | records | until the chunk's end |
 //!
-//! and a record is either a pair (keyspace tag 1 to 3, key, value: length-prefixed) or, as the very last
+//! and a record is either a pair (table tag 1 to 3, key, value: length-prefixed) or, as the very last
 //! record of the last chunk, the trailer: tag 0, the [`Applied`] record, the number of pairs, and the CRC-32
 //! of all pairs' encodings in order. The trailer is what tells a whole snapshot from a part of one; the
 //! numbers and the rule that keys only ascend tell a repeated or a swapped chunk.
@@ -21,7 +21,7 @@ use bytes::Bytes;
 use raft::{EntryId, Index, Membership, SnapshotMeta, StoreError, Term};
 use types::{DecodeError, LogTime, Reader, Writer};
 
-use crate::{Applied, Keyspace, SNAPSHOT_CHUNK_BYTES};
+use crate::{Applied, SNAPSHOT_CHUNK_BYTES, Table};
 
 const CHUNK_VERSION: u8 = 1;
 const APPLIED_VERSION: u8 = 1;
@@ -30,7 +30,7 @@ const TRAILER: u8 = 0;
 const HEADER_BYTES: usize = 5;
 
 /// A pair of a snapshot.
-pub type Pair = (Keyspace, Bytes, Bytes);
+pub type Pair = (Table, Bytes, Bytes);
 
 impl Applied {
     /// The record as bytes: version, term, index, time, membership.
@@ -75,8 +75,8 @@ impl Applied {
     }
 }
 
-impl Keyspace {
-    /// The byte that stands for the keyspace in a chunk. Part of the format.
+impl Table {
+    /// The byte that stands for the table in a chunk. Part of the format.
     pub const fn tag(self) -> u8 {
         match self {
             Self::Meta => 1,
@@ -85,9 +85,9 @@ impl Keyspace {
         }
     }
 
-    /// The keyspace of a tag.
+    /// The table of a tag.
     pub fn from_tag(tag: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|space| space.tag() == tag)
+        Self::ALL.into_iter().find(|table| table.tag() == tag)
     }
 }
 
@@ -113,10 +113,10 @@ impl ChunkEncoder {
         }
     }
 
-    /// Adds a pair. Pairs come in ascending order of keyspace and key. Gives a chunk when one is full.
-    pub fn pair(&mut self, space: Keyspace, key: &[u8], value: &[u8]) -> Option<Bytes> {
+    /// Adds a pair. Pairs come in ascending order of table and key. Gives a chunk when one is full.
+    pub fn pair(&mut self, table: Table, key: &[u8], value: &[u8]) -> Option<Bytes> {
         let mut record = Writer::with_capacity(key.len() + value.len() + 16);
-        record.byte(space.tag()).bytes(key).bytes(value);
+        record.byte(table.tag()).bytes(key).bytes(value);
         let record = record.finish();
         self.running.update(&record);
         self.pairs += 1;
@@ -160,7 +160,7 @@ pub struct ChunkDecoder {
     next: u64,
     pairs: u64,
     running: crc32fast::Hasher,
-    last_key: Option<(Keyspace, Bytes)>,
+    last_key: Option<(Table, Bytes)>,
     trailer: Option<Applied>,
 }
 
@@ -198,24 +198,24 @@ impl ChunkDecoder {
                 self.trailer(body)?;
                 break;
             }
-            let space = Keyspace::from_tag(tag)
-                .ok_or_else(|| damaged(format!("unknown keyspace tag {tag} in a snapshot")))?;
+            let table = Table::from_tag(tag)
+                .ok_or_else(|| damaged(format!("unknown table tag {tag} in a snapshot")))?;
             let key = body.bytes("snapshot key").map_err(decode)?;
             let value = body.bytes("snapshot value").map_err(decode)?;
-            self.verify(space, &key, &value)?;
-            pairs.push((space, key, value));
+            self.verify(table, &key, &value)?;
+            pairs.push((table, key, value));
         }
         Ok(pairs)
     }
 
-    fn verify(&mut self, space: Keyspace, key: &Bytes, value: &[u8]) -> Result<(), StoreError> {
-        let place = (space, key.clone());
+    fn verify(&mut self, table: Table, key: &Bytes, value: &[u8]) -> Result<(), StoreError> {
+        let place = (table, key.clone());
         if self.last_key.as_ref().is_some_and(|last| *last >= place) {
             return Err(damaged("the keys of a snapshot do not ascend"));
         }
         self.last_key = Some(place);
         let mut record = Writer::with_capacity(key.len() + value.len() + 16);
-        record.byte(space.tag()).bytes(key).bytes(value);
+        record.byte(table.tag()).bytes(key).bytes(value);
         self.running.update(&record.finish());
         self.pairs += 1;
         Ok(())
@@ -300,7 +300,7 @@ mod tests {
         let mut chunks = Vec::new();
         for n in 0..pairs {
             let key = format!("{n:08}");
-            chunks.extend(encoder.pair(Keyspace::Data, key.as_bytes(), &vec![7; size]));
+            chunks.extend(encoder.pair(Table::Data, key.as_bytes(), &vec![7; size]));
         }
         chunks.push(encoder.finish());
         chunks

@@ -7,7 +7,7 @@ use raft::StoreError;
 use types::{DecodeError, MAX_SHARDS, Reader, Writer};
 
 use crate::session::SessionLimits;
-use crate::{Keyspace, StateReader, WriteBatch};
+use crate::{StateReader, Table, WriteBatch};
 
 /// How far in the future a session's birth may lie, in milliseconds, before it is refused. Part of the
 /// format: replicas that disagreed would diverge.
@@ -144,13 +144,13 @@ impl Genesis {
     /// otherwise.
     pub fn to_batch(&self) -> WriteBatch {
         let mut batch = WriteBatch::default();
-        batch.put(Keyspace::Meta, Bytes::from_static(KEY), self.encode());
+        batch.put(Table::Meta, Bytes::from_static(KEY), self.encode());
         batch
     }
 
     /// What a group's state was created with; `None` for an empty state.
     pub fn load(state: &dyn StateReader) -> Result<Option<Self>, StoreError> {
-        let Some(record) = state.get(Keyspace::Meta, KEY)? else {
+        let Some(record) = state.get(Table::Meta, KEY)? else {
             return Ok(None);
         };
         let genesis = Self::decode(record)

@@ -113,6 +113,6 @@ pub use replica::Replica;
 pub use service::{Answer, Outlet, Refusal, Request, RequestId};
 pub use status::Status;
 pub use store::{
-    Applied, Keyspace, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore,
+    Applied, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore, Table,
     View, WriteBatch,
 };

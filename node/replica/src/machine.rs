@@ -4,7 +4,7 @@ use bytes::Bytes;
 use raft::{EntryId, StoreError};
 use types::LogTime;
 
-use crate::store::{Keyspace, StateReader, WriteBatch};
+use crate::store::{StateReader, Table, WriteBatch};
 
 /// A deterministic state machine: the same operations in the same order give the same state and the same
 /// responses on every replica, whatever the machine's options, clock or version.
@@ -74,26 +74,26 @@ impl<'a> Transaction<'a> {
     }
 
     /// The value of a key.
-    pub fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        match self.batch.get(space, key) {
+    pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match self.batch.get(table, key) {
             Some(change) => Ok(change),
-            None => self.below.get(space, key),
+            None => self.below.get(table, key),
         }
     }
 
     /// Sets a key.
-    pub fn put(&mut self, space: Keyspace, key: Bytes, value: Bytes) {
-        self.batch.put(space, key, value);
+    pub fn put(&mut self, table: Table, key: Bytes, value: Bytes) {
+        self.batch.put(table, key, value);
     }
 
     /// Removes a key.
-    pub fn remove(&mut self, space: Keyspace, key: Bytes) {
-        self.batch.remove(space, key);
+    pub fn remove(&mut self, table: Table, key: Bytes) {
+        self.batch.remove(table, key);
     }
 
     /// Removes all keys in `[start, end)`.
-    pub fn clear(&mut self, space: Keyspace, start: Bytes, end: Bytes) {
-        self.batch.clear(space, start, end);
+    pub fn clear(&mut self, table: Table, start: Bytes, end: Bytes) {
+        self.batch.clear(table, start, end);
     }
 
     /// What was written.

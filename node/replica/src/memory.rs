@@ -24,7 +24,7 @@ use raft::{
 
 use crate::chunk::{ChunkDecoder, ChunkEncoder};
 use crate::{
-    Applied, Keyspace, PageSource, SnapshotSource, StateReader, StateStore, View, WriteBatch,
+    Applied, PageSource, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch,
 };
 
 /// A log in memory.
@@ -222,7 +222,7 @@ impl LogStore for MemoryLog {
     }
 }
 
-type Pairs = BTreeMap<(Keyspace, Bytes), Bytes>;
+type Pairs = BTreeMap<(Table, Bytes), Bytes>;
 
 /// A state in memory.
 ///
@@ -314,7 +314,7 @@ impl MemoryState {
     }
 
     /// All pairs as of the last commit, for comparing replicas.
-    pub fn pairs(&self) -> &BTreeMap<(Keyspace, Bytes), Bytes> {
+    pub fn pairs(&self) -> &BTreeMap<(Table, Bytes), Bytes> {
         &self.pairs
     }
 
@@ -331,9 +331,9 @@ impl MemoryState {
 }
 
 fn apply(pairs: &mut Pairs, batch: &WriteBatch) {
-    for (space, start, end) in &batch.cleared {
+    for (table, start, end) in &batch.cleared {
         if start < end {
-            let range = (*space, start.clone())..(*space, end.clone());
+            let range = (*table, start.clone())..(*table, end.clone());
             let doomed: Vec<_> = pairs.range(range).map(|(key, _)| key.clone()).collect();
             for key in doomed {
                 pairs.remove(&key);
@@ -349,23 +349,23 @@ fn apply(pairs: &mut Pairs, batch: &WriteBatch) {
 }
 
 impl StateReader for MemoryState {
-    fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let place = (space, Bytes::copy_from_slice(key));
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let place = (table, Bytes::copy_from_slice(key));
         Ok(self.pairs.get(&place).cloned())
     }
 
     fn scan(
         &self,
-        space: Keyspace,
+        table: Table,
         bounds: (Bound<&[u8]>, Bound<&[u8]>),
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         let (start, end) = bounds;
         let from = match start {
-            Bound::Included(key) => Bound::Included((space, Bytes::copy_from_slice(key))),
-            Bound::Excluded(key) => Bound::Excluded((space, Bytes::copy_from_slice(key))),
-            Bound::Unbounded => Bound::Included((space, Bytes::new())),
+            Bound::Included(key) => Bound::Included((table, Bytes::copy_from_slice(key))),
+            Bound::Excluded(key) => Bound::Excluded((table, Bytes::copy_from_slice(key))),
+            Bound::Unbounded => Bound::Included((table, Bytes::new())),
         };
         let before_end = |key: &[u8]| match end {
             Bound::Included(end) => key <= end,
@@ -376,7 +376,7 @@ impl StateReader for MemoryState {
         let mut bytes = 0;
         // Only the lower bound goes to `range`: it panics on bounds that cross.
         for ((of, key), value) in self.pairs.range((from, Bound::Unbounded)) {
-            if *of != space || !before_end(key) || found.len() >= limit {
+            if *of != table || !before_end(key) || found.len() >= limit {
                 break;
             }
             found.push((key.clone(), value.clone()));
@@ -388,17 +388,17 @@ impl StateReader for MemoryState {
         Ok(found)
     }
 
-    fn view(&self, space: Keyspace, start: Bytes, end: Bytes) -> Result<View, StoreError> {
+    fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
         let inside = |key: &Bytes| start <= *key && *key < end;
-        let pairs = self.pairs.range((space, start.clone())..);
-        let pairs = pairs.take_while(|((of, key), _)| *of == space && inside(key));
+        let pairs = self.pairs.range((table, start.clone())..);
+        let pairs = pairs.take_while(|((of, key), _)| *of == table && inside(key));
         let pairs = pairs.map(|((_, key), value)| (key.clone(), value.clone()));
         Ok(View::new(Copied(pairs.collect())))
     }
 
-    fn estimate_bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+    fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
         let bounds = (Bound::Included(start), Bound::Excluded(end));
-        let pairs = self.scan(space, bounds, usize::MAX, usize::MAX)?;
+        let pairs = self.scan(table, bounds, usize::MAX, usize::MAX)?;
         let size = |(key, value): &(Bytes, Bytes)| key.len() + value.len();
         Ok(pairs.iter().map(size).sum::<usize>() as u64)
     }
@@ -478,7 +478,7 @@ impl StateStore for MemoryState {
                 let pairs = pairs.into_iter();
                 staging
                     .pairs
-                    .extend(pairs.map(|(space, key, value)| ((space, key), value)));
+                    .extend(pairs.map(|(table, key, value)| ((table, key), value)));
                 Ok(())
             }
             Err(error) => {
@@ -529,7 +529,7 @@ struct MemorySnapshot {
     meta: SnapshotMeta,
     /// `None` after the last chunk.
     encoder: Option<ChunkEncoder>,
-    after: Option<(Keyspace, Bytes)>,
+    after: Option<(Table, Bytes)>,
 }
 
 impl SnapshotSource for MemorySnapshot {

@@ -14,7 +14,7 @@ use raft::{
 use types::NodeId;
 
 use crate::bug::Bug;
-use crate::{Keyspace, Refusal, Replica, SnapshotSource, StateMachine, WriteBatch};
+use crate::{Refusal, Replica, SnapshotSource, StateMachine, Table, WriteBatch};
 
 /// A sender that hears nothing for this many heartbeat intervals sends its window again.
 const RESEND_AFTER_HEARTBEATS: u32 = 2;
@@ -302,7 +302,7 @@ impl<M: StateMachine> Replica<M> {
         if self.options.bugs.has(Bug::SnapshotWithoutSessions) {
             let mut forget = WriteBatch::default();
             forget.clear(
-                Keyspace::Sessions,
+                Table::Sessions,
                 Bytes::new(),
                 Bytes::from_static(&[0xff; 24]),
             );

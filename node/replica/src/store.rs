@@ -1,10 +1,10 @@
-//! What a state machine's data rests on: ordered keys in a few keyspaces, written in atomic batches
+//! What a state machine's data rests on: ordered keys in a few tables, written in atomic batches
 //! together with the position they correspond to.
 //!
 //! # The contract
 //!
 //! - [`StateStore::commit`] is visible at once and atomic, but *not* durable: after a crash the state is
-//!   that of some earlier commit, whole (never half a batch, never one keyspace newer than another).
+//!   that of some earlier commit, whole (never half a batch, never one table newer than another).
 //!   [`StateStore::durable`] tells which commit that would be at least; the log behind it must be kept.
 //! - `Applied` travels in the same batch as the data, so data and position never disagree.
 //! - Replacing the state by a snapshot is staged: until [`StateStore::finish_restore`] returns `Ok`, a
@@ -19,9 +19,9 @@ use bytes::Bytes;
 use raft::{EntryId, Membership, SnapshotMeta, StoreError};
 use types::LogTime;
 
-/// A family of keys. `RocksDB` keeps each in a column family of its own.
+/// A named set of ordered keys. `RocksDB` keeps each table in a column family of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Keyspace {
+pub enum Table {
     /// Facts about the state as a whole: the applied position, the genesis, shard states.
     Meta,
     /// Users' data: shard (4 bytes, big-endian), then the key.
@@ -30,7 +30,7 @@ pub enum Keyspace {
     Sessions,
 }
 
-impl Keyspace {
+impl Table {
     /// All of them, in the order of a snapshot.
     pub const ALL: [Self; 3] = [Self::Meta, Self::Data, Self::Sessions];
 }
@@ -49,23 +49,23 @@ pub struct Applied {
 /// Reads the state as of the last commit.
 pub trait StateReader {
     /// The value of a key.
-    fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
     /// The pairs between two bounds in key order: at most `limit` of them, stopping after the one that
     /// reaches `max_bytes` of keys and values (so at least one, if there is one).
     fn scan(
         &self,
-        space: Keyspace,
+        table: Table,
         bounds: (Bound<&[u8]>, Bound<&[u8]>),
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
     /// The pairs of `[start, end)` in key order as of the last commit, to be read while commits go on.
-    fn view(&self, space: Keyspace, start: Bytes, end: Bytes) -> Result<View, StoreError>;
+    fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError>;
 
     /// About how many bytes the pairs of `[start, end)` take, as of about now; cheap, and never for decisions.
-    fn estimate_bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> Result<u64, StoreError>;
+    fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError>;
 }
 
 /// Pairs as of one moment, read page by page with constant memory. It may be sent to another thread; reading may wait for
@@ -158,27 +158,27 @@ pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 #[derive(Clone, Debug, Default)]
 pub struct WriteBatch {
     /// Ranges whose keys are removed before the puts and removals below take effect.
-    pub cleared: Vec<(Keyspace, Bytes, Bytes)>,
+    pub cleared: Vec<(Table, Bytes, Bytes)>,
     /// A key's new value, or `None` to remove it.
-    pub changes: BTreeMap<(Keyspace, Bytes), Option<Bytes>>,
+    pub changes: BTreeMap<(Table, Bytes), Option<Bytes>>,
 }
 
 impl WriteBatch {
     /// Sets a key.
-    pub fn put(&mut self, space: Keyspace, key: Bytes, value: Bytes) {
-        self.changes.insert((space, key), Some(value));
+    pub fn put(&mut self, table: Table, key: Bytes, value: Bytes) {
+        self.changes.insert((table, key), Some(value));
     }
 
     /// Removes a key.
-    pub fn remove(&mut self, space: Keyspace, key: Bytes) {
-        self.changes.insert((space, key), None);
+    pub fn remove(&mut self, table: Table, key: Bytes) {
+        self.changes.insert((table, key), None);
     }
 
     /// Removes all keys in `[start, end)`, changes of this batch included.
-    pub fn clear(&mut self, space: Keyspace, start: Bytes, end: Bytes) {
+    pub fn clear(&mut self, table: Table, start: Bytes, end: Bytes) {
         self.changes
-            .retain(|(of, key), _| *of != space || *key < start || *key >= end);
-        self.cleared.push((space, start, end));
+            .retain(|(of, key), _| *of != table || *key < start || *key >= end);
+        self.cleared.push((table, start, end));
     }
 
     /// Whether there is nothing to write.
@@ -187,13 +187,13 @@ impl WriteBatch {
     }
 
     /// What this batch says of a key: `None` nothing, `Some(None)` removed, `Some(Some(_))` its value.
-    pub fn get(&self, space: Keyspace, key: &[u8]) -> Option<Option<Bytes>> {
+    pub fn get(&self, table: Table, key: &[u8]) -> Option<Option<Bytes>> {
         // A lookup by borrowed parts would need a key type of its own; `Bytes` from a slice is one copy.
-        if let Some(change) = self.changes.get(&(space, Bytes::copy_from_slice(key))) {
+        if let Some(change) = self.changes.get(&(table, Bytes::copy_from_slice(key))) {
             return Some(change.clone());
         }
-        let cleared = |(of, start, end): &(Keyspace, Bytes, Bytes)| {
-            *of == space && key >= start.as_ref() && key < end.as_ref()
+        let cleared = |(of, start, end): &(Table, Bytes, Bytes)| {
+            *of == table && key >= start.as_ref() && key < end.as_ref()
         };
         self.cleared.iter().any(cleared).then_some(None)
     }

@@ -18,8 +18,8 @@ use raft::{
 };
 use replica::memory::{MemoryLog, MemoryState};
 use replica::{
-    Answer, Applying, Keyspace, Options, Outlet, Refusal, Replica, Request, RequestId,
-    StateMachine, StateReader, Transaction, WriteBatch, initialise,
+    Answer, Applying, Options, Outlet, Refusal, Replica, Request, RequestId, StateMachine,
+    StateReader, Table, Transaction, WriteBatch, initialise,
 };
 use types::{LogTime, NodeId};
 
@@ -41,16 +41,12 @@ impl StateMachine for Journal {
         state: &mut Transaction<'_>,
     ) -> Result<Bytes, StoreError> {
         let mut value = state
-            .get(Keyspace::Data, b"journal")?
+            .get(Table::Data, b"journal")?
             .unwrap_or_default()
             .to_vec();
         value.extend_from_slice(&operation);
         let value = Bytes::from(value);
-        state.put(
-            Keyspace::Data,
-            Bytes::from_static(b"journal"),
-            value.clone(),
-        );
+        state.put(Table::Data, Bytes::from_static(b"journal"), value.clone());
         Ok(value)
     }
 
@@ -59,7 +55,7 @@ impl StateMachine for Journal {
     }
 
     fn query(&self, (): &(), state: &dyn StateReader) -> Result<Bytes, StoreError> {
-        Ok(state.get(Keyspace::Data, b"journal")?.unwrap_or_default())
+        Ok(state.get(Table::Data, b"journal")?.unwrap_or_default())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The one owner of the layout of keys in the controllers' state.
 //!
-//! | keyspace | key | value |
+//! | table | key | value |
 //! |---|---|---|
 //! | `Meta` | `shardkv/genesis` | [`crate::Genesis`], written by `replica` |
 //! | `Meta` | `shardctrler/oldest` | the oldest configuration that is kept; none: configuration 0 |
@@ -9,7 +9,7 @@
 //! | `Meta` | `shardctrler/moved/`, shard (u32, big-endian) | nothing: the shard is where a `Move` put it |
 //! | `Sessions` | 0 (u32), birth, nonce (u64 each, big-endian) | a session's record |
 //!
-//! There is one session table for all. Its records stand under shard 0, so that the keyspace looks the same in
+//! There is one session table for all. Its records stand under shard 0, so that the table `Sessions` looks the same in
 //! every kind of group. `Data` is empty.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
-use replica::{Applying, Keyspace, StateMachine, StateReader, Transaction};
+use replica::{Applying, StateMachine, StateReader, Table, Transaction};
 use types::{ConfigDelta, ConfigError, ConfigNum, DecodeError, Gid, ShardConfig, ShardId};
 
 use crate::bug::{Bug, Bugs};
@@ -182,8 +182,8 @@ impl StateMachine for Shardctrler {
         for (client, record) in self.sessions.drain_dirty() {
             let key = keys::session(client);
             match record {
-                Some(record) => state.put(Keyspace::Sessions, key, record),
-                None => state.remove(Keyspace::Sessions, key),
+                Some(record) => state.put(Table::Sessions, key, record),
+                None => state.remove(Table::Sessions, key),
             }
         }
         Ok(())
@@ -247,7 +247,7 @@ impl Shardctrler {
         let moved_shards = delta.moves.iter().map(|step| step.run.count).sum();
         let num = delta.num;
         let record = self.history.push(delta).map_err(impossible)?;
-        state.put(Keyspace::Meta, keys::delta(num), record);
+        state.put(Table::Meta, keys::delta(num), record);
         self.track(&latest, &plan, state);
         self.hold(&latest, &plan, state);
         self.forget_passed(state)?;
@@ -289,12 +289,12 @@ impl Shardctrler {
                 left_in: None,
             });
             progress.left_in = None;
-            state.put(Keyspace::Meta, keys::group(*gid), progress.encode());
+            state.put(Table::Meta, keys::group(*gid), progress.encode());
         }
         for gid in old.keys().filter(|gid| !new.contains_key(gid)) {
             let progress = self.progress.entry(*gid).or_default();
             progress.left_in = Some(num);
-            state.put(Keyspace::Meta, keys::group(*gid), progress.encode());
+            state.put(Table::Meta, keys::group(*gid), progress.encode());
         }
     }
 
@@ -305,11 +305,11 @@ impl Shardctrler {
         let touched: Vec<ShardId> = self.moved.iter().copied().filter(touched).collect();
         for shard in touched {
             self.moved.remove(&shard);
-            state.remove(Keyspace::Meta, keys::moved(shard));
+            state.remove(Table::Meta, keys::moved(shard));
         }
         if let Some(shard) = plan.moved {
             self.moved.insert(shard);
-            state.put(Keyspace::Meta, keys::moved(shard), Bytes::new());
+            state.put(Table::Meta, keys::moved(shard), Bytes::new());
         }
     }
 
@@ -334,9 +334,9 @@ impl Shardctrler {
         progress.settled = settled;
         if progress.left_in.is_some_and(|left_in| settled >= left_in) {
             self.progress.remove(&gid);
-            state.remove(Keyspace::Meta, keys::group(gid));
+            state.remove(Table::Meta, keys::group(gid));
         } else {
-            state.put(Keyspace::Meta, keys::group(gid), progress.encode());
+            state.put(Table::Meta, keys::group(gid), progress.encode());
         }
         self.forget_passed(state)?;
         Ok(Response::Reported)
@@ -364,10 +364,10 @@ impl Shardctrler {
             return Ok(());
         }
         for gone in self.history.cut(target).map_err(impossible)? {
-            state.remove(Keyspace::Meta, keys::delta(gone));
+            state.remove(Table::Meta, keys::delta(gone));
         }
         let record = self.history.oldest().encode();
-        state.put(Keyspace::Meta, Bytes::from_static(keys::OLDEST), record);
+        state.put(Table::Meta, Bytes::from_static(keys::OLDEST), record);
         Ok(())
     }
 
@@ -440,7 +440,7 @@ impl Shardctrler {
 }
 
 fn load_history(state: &dyn StateReader, shards: u32) -> Result<History, StoreError> {
-    let oldest = match state.get(Keyspace::Meta, keys::OLDEST)? {
+    let oldest = match state.get(Table::Meta, keys::OLDEST)? {
         Some(record) => ShardConfig::decode(record)
             .map_err(|error| damaged("the oldest configuration", &error))?,
         None if shards == 0 => return Ok(History::empty(0)),
@@ -454,7 +454,7 @@ fn load_history(state: &dyn StateReader, shards: u32) -> Result<History, StoreEr
         return Err(StoreError::Damaged(what));
     }
     let mut deltas = Vec::new();
-    each(state, Keyspace::Meta, keys::DELTAS, |key, record| {
+    each(state, Table::Meta, keys::DELTAS, |key, record| {
         let bytes = record.len();
         let delta = ConfigDelta::decode(record).map_err(|error| damaged("a delta", &error))?;
         if keys::split_u64(key) != Some(delta.num.0) {
@@ -469,7 +469,7 @@ fn load_history(state: &dyn StateReader, shards: u32) -> Result<History, StoreEr
 
 fn load_progress(state: &dyn StateReader) -> Result<BTreeMap<Gid, GroupProgress>, StoreError> {
     let mut progress = BTreeMap::new();
-    each(state, Keyspace::Meta, keys::GROUPS, |key, record| {
+    each(state, Table::Meta, keys::GROUPS, |key, record| {
         let gid = keys::split_u64(key).ok_or_else(|| malformed("a group's"))?;
         let record =
             GroupProgress::decode(record).map_err(|error| damaged("a group's progress", &error))?;
@@ -481,7 +481,7 @@ fn load_progress(state: &dyn StateReader) -> Result<BTreeMap<Gid, GroupProgress>
 
 fn load_moved(state: &dyn StateReader) -> Result<BTreeSet<ShardId>, StoreError> {
     let mut moved = BTreeSet::new();
-    each(state, Keyspace::Meta, keys::MOVED, |key, _| {
+    each(state, Table::Meta, keys::MOVED, |key, _| {
         let shard = keys::split_u32(key).ok_or_else(|| malformed("a moved shard's"))?;
         moved.insert(ShardId(shard));
         Ok(())
@@ -491,7 +491,7 @@ fn load_moved(state: &dyn StateReader) -> Result<BTreeSet<ShardId>, StoreError> 
 
 fn load_sessions(state: &dyn StateReader) -> Result<SessionTable<Outcome>, StoreError> {
     let mut sessions = SessionTable::default();
-    each(state, Keyspace::Sessions, &[], |key, record| {
+    each(state, Table::Sessions, &[], |key, record| {
         let client = keys::split_session(key).ok_or_else(|| malformed("a session's"))?;
         sessions
             .load(client, record)
@@ -503,7 +503,7 @@ fn load_sessions(state: &dyn StateReader) -> Result<SessionTable<Outcome>, Store
 /// Reads all pairs whose keys start with `prefix`; the keys come without it.
 fn each(
     state: &dyn StateReader,
-    space: Keyspace,
+    table: Table,
     prefix: &[u8],
     mut take: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
@@ -511,7 +511,7 @@ fn each(
     let mut after = Bound::Included(Bytes::copy_from_slice(prefix));
     loop {
         let bounds = (after.as_ref().map(Bytes::as_ref), Bound::Unbounded);
-        let page = state.scan(space, bounds, limit, max_bytes)?;
+        let page = state.scan(table, bounds, limit, max_bytes)?;
         let Some((last, _)) = page.last() else {
             return Ok(());
         };

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use common::{GENESIS, Random, Replica, join, leave, move_shard, report, session};
-use replica::{Keyspace, StateMachine, StateStore};
+use replica::{StateMachine, StateStore, Table};
 use shardctrler::{Change, Command, CtrlError, Response, SessionRef, Shardctrler};
 use types::{ClientId, ConfigNum, Gid, LogTime, Sequence, ShardId};
 
@@ -187,30 +187,30 @@ fn full_state() -> Replica {
 #[test]
 fn damaged_records_are_told_and_never_panic() {
     let replica = full_state();
-    let all = |space| {
+    let all = |table| {
         use std::ops::Bound::Unbounded;
         let bounds = (Unbounded, Unbounded);
-        let pairs = replica::StateReader::scan(&replica.state, space, bounds, 1_000, 1 << 20);
+        let pairs = replica::StateReader::scan(&replica.state, table, bounds, 1_000, 1 << 20);
         pairs
             .unwrap()
             .into_iter()
-            .map(move |(key, value)| (space, key, value))
+            .map(move |(key, value)| (table, key, value))
     };
-    let records: Vec<_> = all(Keyspace::Meta).chain(all(Keyspace::Sessions)).collect();
+    let records: Vec<_> = all(Table::Meta).chain(all(Table::Sessions)).collect();
     assert!(records.len() > 60);
     let (mut told, mut tried) = (0, 0);
     for seed in 0..6_000 {
         let mut random = Random(seed);
-        let (space, key, value) = &records[random.below(records.len() as u64) as usize];
+        let (table, key, value) = &records[random.below(records.len() as u64) as usize];
         let mut state = replica.state.clone();
         let mut batch = replica::WriteBatch::default();
         match random.below(4) {
-            0 => batch.remove(*space, key.clone()),
+            0 => batch.remove(*table, key.clone()),
             1 => {
-                batch.remove(*space, key.clone());
-                batch.put(*space, damage(&mut random, key), value.clone());
+                batch.remove(*table, key.clone());
+                batch.put(*table, damage(&mut random, key), value.clone());
             }
-            _ => batch.put(*space, key.clone(), damage(&mut random, value)),
+            _ => batch.put(*table, key.clone(), damage(&mut random, value)),
         }
         let applied = state.applied();
         state.commit(batch, applied).unwrap();

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use raft::StoreError;
-use replica::{Keyspace, Transaction};
+use replica::{Table, Transaction};
 use types::ShardId;
 
 use crate::outcome::Outcome;
@@ -22,25 +22,25 @@ pub(crate) fn execute(
             if let Some(refused) = too_large(value.len(), limit) {
                 return Ok(refused);
             }
-            state.put(Keyspace::Data, at, value.clone());
+            state.put(Table::Data, at, value.clone());
             Written::Put
         }
         Write::Append { suffix, .. } => {
-            let before = state.get(Keyspace::Data, &at)?;
+            let before = state.get(Table::Data, &at)?;
             let length = before.as_ref().map_or(0, Bytes::len) + suffix.len();
             if let Some(refused) = too_large(length, limit) {
                 return Ok(refused);
             }
-            state.put(Keyspace::Data, at, joined(before, suffix, length));
+            state.put(Table::Data, at, joined(before, suffix, length));
             Written::Append {
                 length: length as u64,
             }
         }
         Write::Delete { .. } => {
-            let existed = state.get(Keyspace::Data, &at)?.is_some();
+            let existed = state.get(Table::Data, &at)?.is_some();
             // An absent key needs no tombstone.
             if existed {
-                state.remove(Keyspace::Data, at);
+                state.remove(Table::Data, at);
             }
             Written::Delete { existed }
         }
@@ -49,10 +49,10 @@ pub(crate) fn execute(
             if let Some(refused) = too_large(new.as_ref().map_or(0, Bytes::len), limit) {
                 return Ok(refused);
             }
-            let swapped = state.get(Keyspace::Data, &at)? == *expected;
+            let swapped = state.get(Table::Data, &at)? == *expected;
             match new {
-                Some(value) if swapped => state.put(Keyspace::Data, at, value.clone()),
-                None if swapped && expected.is_some() => state.remove(Keyspace::Data, at),
+                Some(value) if swapped => state.put(Table::Data, at, value.clone()),
+                None if swapped && expected.is_some() => state.remove(Table::Data, at),
                 _ => {}
             }
             Written::CompareAndSwap { swapped }

@@ -1,6 +1,6 @@
 //! The layout of keys in the state. No other module knows it.
 //!
-//! | keyspace | key | value |
+//! | table | key | value |
 //! |---|---|---|
 //! | `Meta` | `shardkv/genesis` | [`crate::Genesis`] |
 //! | `Meta` | `shardkv/group` | the group's gid, its controller, and its accepted configuration |

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
-use replica::{Applying, GroupKind, Keyspace, StateMachine, StateReader, Transaction};
+use replica::{Applying, GroupKind, StateMachine, StateReader, Table, Transaction};
 use types::{ClientId, ShardId, shard_of};
 
 use crate::bug::{Bug, Bugs};
@@ -28,9 +28,9 @@ type Tables = BTreeMap<ShardId, SessionTable<Outcome>>;
 /// The sharded key-value store as a [`StateMachine`].
 ///
 /// Invariants, between batches:
-/// - `sessions` holds exactly the records of [`Keyspace::Sessions`], and no empty table; no table's clock is behind the
+/// - `sessions` holds exactly the records of [`Table::Sessions`], and no empty table; no table's clock is behind the
 ///   shard's;
-/// - `ownership` is what the records of [`Keyspace::Meta`] say;
+/// - `ownership` is what the records of [`Table::Meta`] say;
 /// - an absent shard has neither data nor sessions;
 /// - `dirty` is empty.
 ///
@@ -117,7 +117,7 @@ impl StateMachine for ShardKv {
         };
         self.ownership = Arc::new(records::load(state, &genesis)?);
         let start = Bytes::new();
-        each_pair(state, Keyspace::Sessions, start, None, |key, record| {
+        each_pair(state, Table::Sessions, start, None, |key, record| {
             self.load_session(key, record)
         })
     }
@@ -187,8 +187,8 @@ impl StateMachine for ShardKv {
             for (client, record) in table.drain_dirty() {
                 let key = keys::session(shard, client);
                 match record {
-                    Some(record) => state.put(Keyspace::Sessions, key, record),
-                    None => state.remove(Keyspace::Sessions, key),
+                    Some(record) => state.put(Table::Sessions, key, record),
+                    None => state.remove(Table::Sessions, key),
                 }
             }
             if table.is_empty() {
@@ -260,12 +260,12 @@ impl ShardKv {
     fn install(&mut self, chunk: Chunk, state: &mut Transaction<'_>) -> Result<(), StoreError> {
         let shard = chunk.shard;
         for (key, value) in chunk.pairs {
-            state.put(Keyspace::Data, keys::data(shard, &key), value);
+            state.put(Table::Data, keys::data(shard, &key), value);
         }
         let table = table_of(&mut self.sessions, &self.ownership, shard);
         for (client, record) in chunk.sessions {
             let key = keys::session(shard, client);
-            state.put(Keyspace::Sessions, key, record.clone());
+            state.put(Table::Sessions, key, record.clone());
             load_record(table, shard, client, record)?;
         }
         if table.is_empty() {
@@ -276,9 +276,9 @@ impl ShardKv {
 
     /// Deletes all of a shard's data and sessions, including what this batch wrote.
     fn clear(&mut self, shard: ShardId, state: &mut Transaction<'_>) {
-        for space in [Keyspace::Data, Keyspace::Sessions] {
+        for table in [Table::Data, Table::Sessions] {
             let end = keys::shard_start(ShardId(shard.0 + 1));
-            state.clear(space, keys::shard_start(shard), end);
+            state.clear(table, keys::shard_start(shard), end);
         }
         self.sessions.remove(&shard);
     }

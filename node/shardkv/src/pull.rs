@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{Keyspace, StateReader};
+use replica::{StateReader, Table};
 use types::{ConfigNum, ShardId};
 
 use crate::bug::{Bug, Bugs};
@@ -95,7 +95,7 @@ impl Cutter<'_> {
             None => keys::shard_start(self.shard),
         };
         let from = Bound::Excluded(from.as_ref());
-        let (page, whole) = self.page(Keyspace::Sessions, from, MAX_CHUNK_SESSIONS)?;
+        let (page, whole) = self.page(Table::Sessions, from, MAX_CHUNK_SESSIONS)?;
         for (stored, record) in page {
             let (_, client) = keys::split_session(&stored)
                 .ok_or_else(|| StoreError::Damaged("a session's key is malformed".to_owned()))?;
@@ -110,7 +110,7 @@ impl Cutter<'_> {
         // No user's key is empty, so the start is excluded like any other.
         let from = keys::data(self.shard, after);
         let from = Bound::Excluded(from.as_ref());
-        let (page, whole) = self.page(Keyspace::Data, from, MAX_CHUNK_PAIRS)?;
+        let (page, whole) = self.page(Table::Data, from, MAX_CHUNK_PAIRS)?;
         for (stored, value) in page {
             let (_, key) = keys::split_data(stored)
                 .ok_or_else(|| StoreError::Damaged("a key without a shard is stored".to_owned()))?;
@@ -122,13 +122,13 @@ impl Cutter<'_> {
     /// Reads the shard's next pairs and subtracts their bytes from `room`. The flag is true if they are the last.
     fn page(
         &mut self,
-        space: Keyspace,
+        table: Table,
         from: Bound<&[u8]>,
         limit: usize,
     ) -> Result<(Vec<(Bytes, Bytes)>, bool), StoreError> {
         let end = keys::shard_start(ShardId(self.shard.0 + 1));
         let bounds = (from, Bound::Excluded(end.as_ref()));
-        let page = self.state.scan(space, bounds, limit, self.room)?;
+        let page = self.state.scan(table, bounds, limit, self.room)?;
         let sizes = page.iter().map(|(key, value)| key.len() + value.len());
         let bytes: usize = sizes.sum();
         let whole = page.len() < limit && bytes < self.room;

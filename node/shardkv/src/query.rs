@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{GroupKind, Keyspace, StateReader};
+use replica::{GroupKind, StateReader, Table};
 use types::{ShardId, ShardSet, shard_of};
 
 use crate::bug::{Bug, Bugs};
@@ -72,7 +72,7 @@ impl Asked<'_> {
         if let Err(error) = check_key(key).and_then(|()| self.check_read(shard)) {
             return Ok(Err(error));
         }
-        let value = self.state.get(Keyspace::Data, &keys::data(shard, key))?;
+        let value = self.state.get(Table::Data, &keys::data(shard, key))?;
         Ok(Ok(Response::Value(value)))
     }
 
@@ -110,7 +110,7 @@ impl Asked<'_> {
         let end = range.stored_end(shard);
         // Crossed bounds are an empty range, not an error.
         let end = end.max(start.clone());
-        let view = self.state.view(Keyspace::Data, start, end)?;
+        let view = self.state.view(Table::Data, start, end)?;
         Ok(Ok(Response::View(view)))
     }
 
@@ -134,7 +134,7 @@ impl Asked<'_> {
             Bound::Excluded(end.as_ref()),
         );
         let (limit, max_bytes) = (MAX_SCAN_PAIRS as usize, MAX_SCAN_BYTES as usize);
-        let page = self.state.scan(Keyspace::Data, bounds, limit, max_bytes)?;
+        let page = self.state.scan(Table::Data, bounds, limit, max_bytes)?;
         let read = page.iter().map(|(key, value)| key.len() + value.len());
         let read: usize = read.sum();
         let more = page.len() >= limit || read >= max_bytes;
@@ -157,7 +157,7 @@ impl Asked<'_> {
                 keys::shard_start(shard),
                 keys::shard_start(ShardId(shard.0 + 1)),
             );
-            sizes.push(self.state.estimate_bytes(Keyspace::Data, &start, &end)?);
+            sizes.push(self.state.estimate_bytes(Table::Data, &start, &end)?);
         }
         Ok(Ok(Response::Sizes(sizes)))
     }

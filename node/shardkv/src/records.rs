@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{GroupKind, Keyspace, StateReader, Transaction};
+use replica::{GroupKind, StateReader, Table, Transaction};
 use types::{ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, Writer};
 
 use crate::codec::known;
@@ -39,7 +39,7 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         }
     }
     let mut ownership = Ownership::default();
-    if let Some(record) = state.get(Keyspace::Meta, keys::GROUP)? {
+    if let Some(record) = state.get(Table::Meta, keys::GROUP)? {
         load_group(&mut ownership, record).map_err(|error| damaged("the group's", &error))?;
     }
     each_with_prefix(state, keys::SHARDS, |key, record| {
@@ -75,8 +75,8 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
 /// Writes the records that a step changed.
 pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transaction<'_>) {
     let mut set = |key, record: Option<Bytes>| match record {
-        Some(record) => state.put(Keyspace::Meta, key, record),
-        None => state.remove(Keyspace::Meta, key),
+        Some(record) => state.put(Table::Meta, key, record),
+        None => state.remove(Table::Meta, key),
     };
     if changed.group {
         set(Bytes::from_static(keys::GROUP), encode_group(ownership));
@@ -98,10 +98,10 @@ pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transa
     }
 }
 
-/// Calls `each` with all pairs of a keyspace that lie in `[start, end)`, in order; no `end` is no bound.
+/// Calls `each` with all pairs of a table that lie in `[start, end)`, in order; no `end` is no bound.
 pub(crate) fn each_pair(
     state: &dyn StateReader,
-    space: Keyspace,
+    table: Table,
     start: Bytes,
     end: Option<&Bytes>,
     mut each: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
@@ -111,7 +111,7 @@ pub(crate) fn each_pair(
     let (limit, max_bytes) = PAGE;
     loop {
         let bounds = (from.as_ref().map(Bytes::as_ref), end);
-        let page = state.scan(space, bounds, limit, max_bytes)?;
+        let page = state.scan(table, bounds, limit, max_bytes)?;
         let Some((last, _)) = page.last() else {
             return Ok(());
         };
@@ -129,7 +129,7 @@ fn each_with_prefix(
 ) -> Result<(), StoreError> {
     let end = keys::prefix_end(prefix);
     let start = Bytes::from_static(prefix);
-    each_pair(state, Keyspace::Meta, start, Some(&end), each)
+    each_pair(state, Table::Meta, start, Some(&end), each)
 }
 
 fn damaged(whose: &str, why: &dyn std::fmt::Display) -> StoreError {

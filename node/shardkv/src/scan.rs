@@ -16,7 +16,7 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{Keyspace, StateReader};
+use replica::{StateReader, Table};
 use types::{ShardId, ShardSet};
 
 use crate::{MAX_SCAN_BYTES, MAX_SCAN_PAIRS, keys};
@@ -125,7 +125,7 @@ fn first_shard_from(
 ) -> Result<Option<ShardId>, StoreError> {
     let start = keys::shard_start(shard);
     let bounds = (Bound::Included(start.as_ref()), Bound::Unbounded);
-    let found = state.scan(Keyspace::Data, bounds, 1, 1)?;
+    let found = state.scan(Table::Data, bounds, 1, 1)?;
     match found.into_iter().next() {
         None => Ok(None),
         Some((stored, _)) => split(stored).map(|(shard, _)| Some(shard)),
@@ -178,7 +178,7 @@ impl Cursor {
             return Ok(value);
         }
         state
-            .get(Keyspace::Data, &keys::data(self.shard, key))?
+            .get(Table::Data, &keys::data(self.shard, key))?
             .ok_or_else(|| StoreError::Damaged("a scanned key has no value".to_owned()))
     }
 
@@ -190,7 +190,7 @@ impl Cursor {
             from.as_ref().map(Bytes::as_ref),
             Bound::Excluded(self.end.as_ref()),
         );
-        let page = state.scan(Keyspace::Data, bounds, self.limit, self.max_bytes)?;
+        let page = state.scan(Table::Data, bounds, self.limit, self.max_bytes)?;
         let bytes: usize = page
             .iter()
             .map(|(key, value)| key.len() + value.len())

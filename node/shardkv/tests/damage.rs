@@ -12,7 +12,7 @@ use bytes::Bytes;
 use common::{GENESIS, Random, Replica, SHARDS_GENESIS, append, cas, delete, put, session};
 use raft::StoreError;
 use replica::memory::MemoryState;
-use replica::{Applied, Keyspace, StateMachine, StateStore, WriteBatch};
+use replica::{Applied, StateMachine, StateStore, Table, WriteBatch};
 use shardkv::{Chunk, Command, Cursor, KvError, Next, Query, Response, ShardKv, Step};
 use types::{
     ClientId, ClusterId, ConfigDelta, ConfigNum, DecodeError, Gid, LogTime, ShardId, ShardMove,
@@ -455,7 +455,7 @@ fn damaged_records_are_found_at_reload() {
         .state
         .pairs()
         .iter()
-        .filter(|((space, key), _)| *space == Keyspace::Meta && key != "shardkv/genesis")
+        .filter(|((table, key), _)| *table == Table::Meta && key != "shardkv/genesis")
         .map(|((_, key), value)| (key.clone(), value.clone()))
         .collect();
     let ownership = busy.machine.ownership();
@@ -469,12 +469,12 @@ fn damaged_records_are_found_at_reload() {
     let reload = |key: &Bytes, change: Option<(Bytes, Bytes)>| {
         let mut state = MemoryState::new();
         let mut batch = WriteBatch::default();
-        for ((space, key), value) in busy.state.pairs() {
-            batch.put(*space, key.clone(), value.clone());
+        for ((table, key), value) in busy.state.pairs() {
+            batch.put(*table, key.clone(), value.clone());
         }
-        batch.remove(Keyspace::Meta, key.clone());
+        batch.remove(Table::Meta, key.clone());
         if let Some((key, value)) = change {
-            batch.put(Keyspace::Meta, key, value);
+            batch.put(Table::Meta, key, value);
         }
         state.commit(batch, Applied::default()).unwrap();
         let mut machine = ShardKv::new();

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use common::{GENESIS, Replica, SHARDS_GENESIS, append, bytes, delete, put, session};
 use raft::StoreError;
 use replica::memory::MemoryState;
-use replica::{Applied, GroupKind, Keyspace, StateMachine, StateStore};
+use replica::{Applied, GroupKind, StateMachine, StateStore, Table};
 use shardkv::{
     Chunk, Cursor, Genesis, KvError, Next, Ownership, Query, Response, ShardKv, ShardState, Step,
     Written, user_key,
@@ -129,7 +129,7 @@ impl Group {
     fn stored(&self) -> usize {
         let prefix = SHARD.0.to_be_bytes();
         let pairs = self.replica.state.pairs().keys();
-        let own = pairs.filter(|(space, key)| *space != Keyspace::Meta && key.starts_with(&prefix));
+        let own = pairs.filter(|(table, key)| *table != Table::Meta && key.starts_with(&prefix));
         own.count()
     }
 

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use common::clients::{MAX_VALUE, Model, Source};
 use common::{Random, Replica, SHARDS_GENESIS};
-use replica::Keyspace;
+use replica::Table;
 use shardkv::Bug;
 use shardkv::{Command, Cursor, Genesis, KvError, Query, Response, ShardState, Step};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId, ShardSet, shard_of};
@@ -478,13 +478,13 @@ impl World {
             assert_eq!(ownership.shards.len(), group.served().len());
             assert!(ownership.owed.is_empty() && ownership.left.is_empty());
             assert_eq!(*ownership.groups, *self.config.groups());
-            for ((space, key), value) in group.replica.state.pairs() {
-                if *space == Keyspace::Meta {
+            for ((table, key), value) in group.replica.state.pairs() {
+                if *table == Table::Meta {
                     continue;
                 }
                 let shard = ShardId(u32::from_be_bytes(key[..4].try_into().unwrap()));
                 assert!(group.served().contains(&shard), "{shard} was left behind");
-                if *space == Keyspace::Data {
+                if *table == Table::Data {
                     data.insert(shardkv::user_key(key.clone()), value.clone());
                 }
             }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use common::{GENESIS, Replica, append, bytes, cas, delete, put, session};
 use raft::StoreError;
 use replica::memory::MemoryState;
-use replica::{Applied, Keyspace, StateMachine, StateStore, Transaction, WriteBatch};
+use replica::{Applied, StateMachine, StateStore, Table, Transaction, WriteBatch};
 use shardkv::{
     Command, Genesis, KvError, MAX_BIRTH_AHEAD_MS, MAX_KEY_BYTES, Query, Response, SessionRef,
     ShardKv, Write, Written,
@@ -230,7 +230,7 @@ fn a_shard_without_writes_forgets_too() {
         replica.apply(2 + GENESIS.session_ttl_ms + n, None, put("one", "v"));
     }
     assert_eq!(replica.machine.session_count(), 0);
-    let left = |(space, _): &&(Keyspace, Bytes)| *space == Keyspace::Sessions;
+    let left = |(table, _): &&(Table, Bytes)| *table == Table::Sessions;
     assert_eq!(replica.state.pairs().keys().filter(left).count(), 0);
 }
 
@@ -315,7 +315,7 @@ fn damaged_session_records_are_found_at_reload() {
         .state
         .pairs()
         .iter()
-        .find(|((space, _), _)| *space == Keyspace::Sessions)
+        .find(|((table, _), _)| *table == Table::Sessions)
         .map(|((_, key), record)| (key.clone(), record.clone()))
         .unwrap();
     let mut far = key.to_vec();
@@ -328,7 +328,7 @@ fn damaged_session_records_are_found_at_reload() {
     for (key, record) in damaged {
         let mut state = MemoryState::new();
         let mut batch: WriteBatch = GENESIS.to_batch();
-        batch.put(Keyspace::Sessions, key, record);
+        batch.put(Table::Sessions, key, record);
         state.commit(batch, Applied::default()).unwrap();
         let reloaded = ShardKv::new().reload(&state);
         assert!(matches!(reloaded, Err(StoreError::Damaged(_))));

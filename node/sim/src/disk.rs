@@ -20,7 +20,7 @@ use raft::{
     StoreError,
 };
 use replica::memory::{MemoryLog, MemoryState};
-use replica::{Applied, Keyspace, StateStore, WriteBatch};
+use replica::{Applied, StateStore, Table, WriteBatch};
 use types::Writer;
 
 pub use handles::{LogHandle, StateHandle};
@@ -358,7 +358,7 @@ impl Disk {
     }
 
     /// Returns all pairs of the state.
-    pub fn pairs(&self) -> Vec<((Keyspace, Bytes), Bytes)> {
+    pub fn pairs(&self) -> Vec<((Table, Bytes), Bytes)> {
         let inner = self.lock();
         let pairs = inner.state.pairs().iter();
         pairs
@@ -448,8 +448,8 @@ impl Inner {
         let pairs = self.state.pairs();
         // Ranges may overlap. A pair that is both cleared and changed is subtracted below.
         let mut cleared = BTreeMap::new();
-        for (space, start, end) in batch.cleared.iter().filter(|(_, a, b)| a < b) {
-            let range = (*space, start.clone())..(*space, end.clone());
+        for (table, start, end) in batch.cleared.iter().filter(|(_, a, b)| a < b) {
+            let range = (*table, start.clone())..(*table, end.clone());
             cleared.extend(pairs.range(range));
         }
         for (place, value) in cleared {
@@ -488,9 +488,9 @@ fn power() -> StoreError {
     StoreError::Io("simulated power cut".to_owned())
 }
 
-fn pair_digest(place: &(Keyspace, Bytes), value: &[u8]) -> u64 {
-    let space = place.0 as u64;
-    mix(digest(&place.1).rotate_left(17) ^ digest(value).wrapping_add(space))
+fn pair_digest(place: &(Table, Bytes), value: &[u8]) -> u64 {
+    let table = place.0 as u64;
+    mix(digest(&place.1).rotate_left(17) ^ digest(value).wrapping_add(table))
 }
 
 fn sum(state: &MemoryState) -> u64 {

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use raft::MembershipChange;
-use replica::Keyspace;
+use replica::Table;
 use shardkv::Query;
 use types::{ConfigNum, Gid, ShardId, ShardSet};
 
@@ -408,9 +408,7 @@ impl World {
     fn markers_once(&self) -> Step {
         for host in &self.hosts[..self.kv_hosts] {
             let data = host.disk.pairs();
-            let data = data
-                .iter()
-                .filter(|((space, _), _)| *space == Keyspace::Data);
+            let data = data.iter().filter(|((table, _), _)| *table == Table::Data);
             let mut marks = BTreeSet::new();
             for ((_, key), value) in data {
                 let starts = value.split_inclusive(|byte| *byte == b'>');
@@ -436,15 +434,15 @@ impl World {
             let Some(ownership) = self.shard_checker.group(gid) else {
                 continue;
             };
-            for ((space, key), _) in host.disk.pairs() {
+            for ((table, key), _) in host.disk.pairs() {
                 let shard = key
                     .first_chunk::<4>()
                     .map(|it| ShardId(u32::from_be_bytes(*it)));
                 let stray = shard.is_none_or(|shard| !ownership.shards.contains_key(&shard));
-                if space != Keyspace::Meta && stray {
+                if table != Table::Meta && stray {
                     return Err(Violation::new(
                         "nothing is left behind",
-                        format!("host {} of {gid} keeps {space:?} {key:?}", host.number),
+                        format!("host {} of {gid} keeps {table:?} {key:?}", host.number),
                     ));
                 }
             }

@@ -178,7 +178,7 @@ impl Script {
             return 0;
         };
         let pairs = host.disk.pairs();
-        let size = |((_, key), value): &((replica::Keyspace, bytes::Bytes), bytes::Bytes)| {
+        let size = |((_, key), value): &((replica::Table, bytes::Bytes), bytes::Bytes)| {
             key.len() + value.len()
         };
         pairs.iter().map(size).sum()

@@ -8,7 +8,7 @@
 //! FLOOR         how many log writes were acknowledged: two slots, overwritten in turn
 //! log/          a RocksDB: entries, hard state, base; every write is synced
 //! state/CURRENT which of the state directories is in force
-//! state/<n>/    a RocksDB: the state machine's keyspaces and the applied position, in one atomic batch each
+//! state/<n>/    a RocksDB: the state machine's tables and the applied position, in one atomic batch each
 //! ```
 //!
 //! [`open`] makes one when the directory is empty, with a random node id, and otherwise opens it; it

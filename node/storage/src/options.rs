@@ -31,7 +31,7 @@ pub struct StorageOptions {
     /// Memory for log entries that are not in a table file yet, in bytes, twice while one is being
     /// written. Reduced on small disks.
     pub log_write_buffer_bytes: usize,
-    /// The same for each keyspace of the state; all together take at most twice this.
+    /// The same for each table of the state; all together take at most twice this.
     pub state_write_buffer_bytes: usize,
     /// Memory for cached blocks of both databases, in bytes.
     pub block_cache_bytes: usize,

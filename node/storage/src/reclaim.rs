@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::Keyspace;
+use replica::Table;
 use rocksdb::{CompactOptions, Range};
 
 use crate::error::Latch;
 use crate::state::Instance;
 
-/// The most pending ranges of a keyspace. A single range that covers them all replaces them beyond this number.
+/// The most pending ranges of a table. A single range that covers them all replaces them beyond this number.
 const MAX_RANGES: usize = 1_024;
 /// Two ranges with no more than this between them are compacted as one: a file has about this size, and one that both
 /// touch would be written twice.
@@ -58,7 +58,7 @@ struct Inner {
 struct Job {
     instance: Arc<Instance>,
     due: Instant,
-    ranges: BTreeMap<Keyspace, Ranges>,
+    ranges: BTreeMap<Table, Ranges>,
 }
 
 impl Reclaimer {
@@ -86,7 +86,7 @@ impl Reclaimer {
     pub(crate) fn cleared(
         &self,
         instance: &Arc<Instance>,
-        space: Keyspace,
+        table: Table,
         start: &Bytes,
         end: &Bytes,
     ) {
@@ -94,7 +94,7 @@ impl Reclaimer {
         inner.add(
             instance,
             self.shared.linger,
-            space,
+            table,
             (start.clone(), end.clone()),
         );
         self.shared.changed.notify_all();
@@ -134,7 +134,7 @@ impl Inner {
         &mut self,
         instance: &Arc<Instance>,
         linger: Duration,
-        space: Keyspace,
+        table: Table,
         range: (Bytes, Bytes),
     ) {
         let job = self.waiting.get_or_insert_with(|| Job {
@@ -142,7 +142,7 @@ impl Inner {
             due: Instant::now() + linger,
             ranges: BTreeMap::new(),
         });
-        let ranges = job.ranges.entry(space).or_default();
+        let ranges = job.ranges.entry(table).or_default();
         ranges.push(range);
         if ranges.len() > MAX_RANGES {
             *ranges = join(mem::take(ranges), |_, _| 0);
@@ -205,9 +205,9 @@ impl Shared {
             Ok(()) => {}
             // Later, when there is space.
             Err(StoreError::Full(_)) => {
-                for (space, ranges) in job.ranges {
+                for (table, ranges) in job.ranges {
                     for range in ranges {
-                        inner.add(&job.instance, self.linger.max(RETRY), space, range);
+                        inner.add(&job.instance, self.linger.max(RETRY), table, range);
                     }
                 }
             }
@@ -220,12 +220,12 @@ impl Shared {
 
     fn compact(&self, job: &Job, epoch: u64) -> Result<(), StoreError> {
         let db = job.instance.db();
-        // First the tombstones get to the disk, all keyspaces as of one commit.
+        // First the tombstones get to the disk, all tables as of one commit.
         job.instance.flush()?;
         let mut options = CompactOptions::default();
         options.set_exclusive_manual_compaction(false);
-        for (space, ranges) in &job.ranges {
-            let family = job.instance.family(*space)?;
+        for (table, ranges) in &job.ranges {
+            let family = job.instance.family(*table)?;
             let between = |start: &Bytes, end: &Bytes| {
                 let sizes = db.get_approximate_sizes_cf(family, &[Range::new(start, end)]);
                 sizes.first().copied().unwrap_or(0)

@@ -46,8 +46,8 @@ impl Restore {
 
     fn add(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
-        for (space, key, value) in self.decoder.chunk(chunk)? {
-            batch.put_cf(self.instance.family(space)?, key, value);
+        for (table, key, value) in self.decoder.chunk(chunk)? {
+            batch.put_cf(self.instance.family(table)?, key, value);
         }
         engine::write(self.instance.db(), batch, &engine::unlogged())
     }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use raft::{SnapshotMeta, StoreError};
 use replica::chunk::ChunkEncoder;
-use replica::{Applied, Keyspace, SnapshotSource};
+use replica::{Applied, SnapshotSource, Table};
 use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::error::translate;
@@ -81,8 +81,8 @@ fn read(instance: &Instance, applied: Applied, ready: &SyncSender<()>, send: &Sy
         return;
     }
     let mut encoder = ChunkEncoder::new(applied);
-    for space in Keyspace::ALL {
-        let family = match instance.family(space) {
+    for table in Table::ALL {
+        let family = match instance.family(table) {
             Ok(family) => family,
             Err(error) => {
                 let _ = send.send(Err(error));
@@ -95,7 +95,7 @@ fn read(instance: &Instance, applied: Applied, ready: &SyncSender<()>, send: &Sy
         options.set_readahead_size(1 << 20);
         for pair in snapshot.iterator_cf_opt(family, options, IteratorMode::Start) {
             let outcome = match pair {
-                Ok((key, value)) => encoder.pair(space, &key, &value).map(Ok),
+                Ok((key, value)) => encoder.pair(table, &key, &value).map(Ok),
                 Err(error) => Some(Err(translate(&error))),
             };
             if let Some(outcome) = outcome {

@@ -1,7 +1,7 @@
 //! The state machine's data on `RocksDB`.
 //!
 //! `state/<n>/` holds a database; `state/CURRENT` names the one in force and is replaced by a rename. Each
-//! keyspace is a column family; the default one holds the position (`applied`) and the format's version. A
+//! table is a column family; the default one holds the position (`applied`) and the format's version. A
 //! commit is one batch over all of them, without a write-ahead log, and they are flushed together: what a
 //! crash leaves is one commit, whole.
 
@@ -15,7 +15,7 @@ use bytes::Bytes;
 use raft::{EntryId, SnapshotMeta, StoreError};
 use replica::memory::{check_commit, no_restore};
 use replica::{
-    Applied, Keyspace, SnapshotSource, StateReader, StateStore, View, WriteBatch as Changes,
+    Applied, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch as Changes,
 };
 use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, Direction, FlushOptions, IteratorMode, ReadOptions,
@@ -84,11 +84,11 @@ impl Drop for Remains {
     }
 }
 
-fn family_name(space: Keyspace) -> &'static str {
-    match space {
-        Keyspace::Meta => "meta",
-        Keyspace::Data => "data",
-        Keyspace::Sessions => "sessions",
+fn family_name(table: Table) -> &'static str {
+    match table {
+        Table::Meta => "meta",
+        Table::Data => "data",
+        Table::Sessions => "sessions",
     }
 }
 
@@ -105,7 +105,7 @@ impl Instance {
             engine.create_if_missing(create);
             engine.create_missing_column_families(create);
             engine.set_error_if_exists(create);
-            let names = Keyspace::ALL.map(family_name);
+            let names = Table::ALL.map(family_name);
             let families = [DEFAULT]
                 .into_iter()
                 .chain(names)
@@ -153,15 +153,15 @@ impl Instance {
             .ok_or_else(|| StoreError::Damaged(format!("the state has no column family {name}")))
     }
 
-    pub(crate) fn family(&self, space: Keyspace) -> Result<&ColumnFamily, StoreError> {
-        self.family_named(family_name(space))
+    pub(crate) fn family(&self, table: Table) -> Result<&ColumnFamily, StoreError> {
+        self.family_named(family_name(table))
     }
 
     /// Writes all that is in memory to the disk, all column families as of one commit, and waits for it.
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
         let mut families = vec![self.family_named(DEFAULT)?];
-        for space in Keyspace::ALL {
-            families.push(self.family(space)?);
+        for table in Table::ALL {
+            families.push(self.family(table)?);
         }
         let mut options = FlushOptions::default();
         options.set_wait(true);
@@ -312,15 +312,15 @@ impl RocksState {
     }
 
     /// Takes note of what a commit put, and of the ranges that it cleared and that were not empty.
-    fn account(&mut self, changes: &Changes, cleared: &[&(Keyspace, Bytes, Bytes)]) {
+    fn account(&mut self, changes: &Changes, cleared: &[&(Table, Bytes, Bytes)]) {
         let tally = self.tally.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for (space, start, end) in cleared {
-            tally.cleared(*space, start, end);
-            self.reclaimer.cleared(&self.instance, *space, start, end);
+        for (table, start, end) in cleared {
+            tally.cleared(*table, start, end);
+            self.reclaimer.cleared(&self.instance, *table, start, end);
         }
-        for ((space, key), change) in &changes.changes {
+        for ((table, key), change) in &changes.changes {
             if let Some(value) = change {
-                tally.put(*space, key, value);
+                tally.put(*table, key, value);
             }
         }
     }
@@ -329,14 +329,14 @@ impl RocksState {
     fn clear(
         &self,
         batch: &mut WriteBatch,
-        space: Keyspace,
+        table: Table,
         start: &Bytes,
         end: &Bytes,
     ) -> Result<bool, StoreError> {
         if start >= end {
             return Ok(false);
         }
-        let family = self.instance.family(space)?;
+        let family = self.instance.family(table)?;
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(end.as_ref());
         options.fill_cache(false);
@@ -359,9 +359,9 @@ impl RocksState {
 }
 
 impl StateReader for RocksState {
-    fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.latch.check()?;
-        let family = self.instance.family(space)?;
+        let family = self.instance.family(table)?;
         let found = self.instance.db.get_pinned_cf(family, key);
         let value = found.map_err(|error| self.fail(&error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
@@ -369,7 +369,7 @@ impl StateReader for RocksState {
 
     fn scan(
         &self,
-        space: Keyspace,
+        table: Table,
         bounds: (Bound<&[u8]>, Bound<&[u8]>),
         limit: usize,
         max_bytes: usize,
@@ -395,7 +395,7 @@ impl StateReader for RocksState {
         if let Some(end) = end {
             options.set_iterate_upper_bound(end);
         }
-        let family = self.instance.family(space)?;
+        let family = self.instance.family(table)?;
         let from = IteratorMode::From(&start, Direction::Forward);
         let mut bytes = 0;
         for pair in self.instance.db.iterator_cf_opt(family, options, from) {
@@ -409,20 +409,20 @@ impl StateReader for RocksState {
         Ok(found)
     }
 
-    fn view(&self, space: Keyspace, start: Bytes, end: Bytes) -> Result<View, StoreError> {
+    fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
         self.latch.check()?;
-        let view = RocksView::take(Arc::clone(&self.instance), space, start, end)?;
+        let view = RocksView::take(Arc::clone(&self.instance), table, start, end)?;
         Ok(View::new(view))
     }
 
-    fn estimate_bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+    fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
         self.latch.check()?;
-        let family = self.instance.family(space)?;
+        let family = self.instance.family(table)?;
         let ranges = [rocksdb::Range::new(start, end)];
         let sizes = self.instance.db.get_approximate_sizes_cf(family, &ranges);
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
         tally.durable(self.flusher.durable().index);
-        Ok(sizes.first().copied().unwrap_or(0) + tally.bytes(space, start, end))
+        Ok(sizes.first().copied().unwrap_or(0) + tally.bytes(table, start, end))
     }
 }
 
@@ -445,8 +445,8 @@ impl StateStore for RocksState {
                 cleared.push(range);
             }
         }
-        for ((space, key), change) in &changes.changes {
-            let family = self.instance.family(*space)?;
+        for ((table, key), change) in &changes.changes {
+            let family = self.instance.family(*table)?;
             match change {
                 Some(value) => batch.put_cf(family, key, value),
                 None => batch.delete_cf(family, key),

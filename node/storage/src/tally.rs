@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::mem;
 
 use raft::{EntryId, Index};
-use replica::Keyspace;
+use replica::Table;
 
-/// Ranges begin and end where these bytes of a key change: whoever divides a keyspace puts a number of 32 bits first.
+/// Ranges begin and end where these bytes of a key change: whoever divides a table puts a number of 32 bits first.
 const PREFIX_BYTES: usize = 4;
 
 type Prefix = [u8; PREFIX_BYTES];
-type Sums = BTreeMap<(Keyspace, Prefix), u64>;
+type Sums = BTreeMap<(Table, Prefix), u64>;
 
 /// Bytes of keys and values that were put and, as far as we know, not flushed.
 ///
@@ -38,15 +38,15 @@ fn prefix(key: &[u8]) -> Prefix {
 
 impl Tally {
     /// A pair was put.
-    pub(crate) fn put(&mut self, space: Keyspace, key: &[u8], value: &[u8]) {
+    pub(crate) fn put(&mut self, table: Table, key: &[u8], value: &[u8]) {
         let bytes = (key.len() + value.len()) as u64;
-        *self.recent.entry((space, prefix(key))).or_default() += bytes;
+        *self.recent.entry((table, prefix(key))).or_default() += bytes;
     }
 
     /// A range was cleared.
-    pub(crate) fn cleared(&mut self, space: Keyspace, start: &[u8], end: &[u8]) {
+    pub(crate) fn cleared(&mut self, table: Table, start: &[u8], end: &[u8]) {
         let inside =
-            |of: &(Keyspace, Prefix)| of.0 == space && of.1 >= prefix(start) && of.1 < prefix(end);
+            |of: &(Table, Prefix)| of.0 == table && of.1 >= prefix(start) && of.1 < prefix(end);
         self.recent.retain(|of, _| !inside(of));
         if let Some((_, sums)) = &mut self.flushing {
             sums.retain(|of, _| !inside(of));
@@ -72,12 +72,12 @@ impl Tally {
     }
 
     /// The bytes of `[start, end)`, give or take what shares the first bytes of either.
-    pub(crate) fn bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> u64 {
+    pub(crate) fn bytes(&self, table: Table, start: &[u8], end: &[u8]) -> u64 {
         let inside = |sums: &Sums| -> u64 {
-            let from = sums.range((space, prefix(start))..);
+            let from = sums.range((table, prefix(start))..);
             // The end's own prefix counts only if the end lies within it.
-            let within = |of: &(Keyspace, Prefix)| {
-                of.0 == space
+            let within = |of: &(Table, Prefix)| {
+                of.0 == table
                     && (of.1 < prefix(end) || end.len() > PREFIX_BYTES && of.1 == prefix(end))
             };
             from.take_while(|(of, _)| within(of))
@@ -101,7 +101,7 @@ mod tests {
 
     fn bytes(tally: &Tally, shard: u32) -> u64 {
         tally.bytes(
-            Keyspace::Data,
+            Table::Data,
             &shard.to_be_bytes(),
             &(shard + 1).to_be_bytes(),
         )
@@ -109,7 +109,7 @@ mod tests {
 
     fn put(tally: &mut Tally, shard: u32) {
         let key = [&shard.to_be_bytes()[..], b"123456"].concat();
-        tally.put(Keyspace::Data, &key, &[0; 90]);
+        tally.put(Table::Data, &key, &[0; 90]);
     }
 
     #[test]
@@ -119,9 +119,9 @@ mod tests {
         put(&mut tally, 3);
         put(&mut tally, 4);
         assert_eq!([2, 3, 4].map(|shard| bytes(&tally, shard)), [0, 200, 100]);
-        assert_eq!(tally.bytes(Keyspace::Sessions, &[0; 4], &[9; 4]), 0);
-        assert_eq!(tally.bytes(Keyspace::Data, &[0; 4], &[9; 4]), 300);
-        assert_eq!(tally.bytes(Keyspace::Data, &[0; 4], &[0, 0, 0, 4, 1]), 300);
+        assert_eq!(tally.bytes(Table::Sessions, &[0; 4], &[9; 4]), 0);
+        assert_eq!(tally.bytes(Table::Data, &[0; 4], &[9; 4]), 300);
+        assert_eq!(tally.bytes(Table::Data, &[0; 4], &[0, 0, 0, 4, 1]), 300);
         tally.flushing(upto(5));
         put(&mut tally, 4);
         tally.durable(Index(4));
@@ -144,8 +144,8 @@ mod tests {
         for shard in [1, 2, 3] {
             put(&mut tally, shard);
         }
-        tally.cleared(Keyspace::Data, &2u32.to_be_bytes(), &3u32.to_be_bytes());
-        tally.cleared(Keyspace::Sessions, &[0; 4], &[9; 4]);
+        tally.cleared(Table::Data, &2u32.to_be_bytes(), &3u32.to_be_bytes());
+        tally.cleared(Table::Sessions, &[0; 4], &[9; 4]);
         assert_eq!([1, 2, 3].map(|shard| bytes(&tally, shard)), [200, 0, 200]);
     }
 }

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{Keyspace, PageSource};
+use replica::{PageSource, Table};
 use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::error::translate;
@@ -31,7 +31,7 @@ impl RocksView {
     /// Takes the view: when this returns, later commits are not in it.
     pub(crate) fn take(
         instance: Arc<Instance>,
-        space: Keyspace,
+        table: Table,
         start: Bytes,
         end: Bytes,
     ) -> Result<Self, StoreError> {
@@ -39,7 +39,7 @@ impl RocksView {
         let (send, pages) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("state-view".into())
-            .spawn(move || read(&instance, space, (&start, &end), &ready, &send))
+            .spawn(move || read(&instance, table, (&start, &end), &ready, &send))
             .map_err(|error| StoreError::Io(format!("can't start a thread: {error}")))?;
         taken
             .recv()
@@ -72,7 +72,7 @@ impl PageSource for RocksView {
 
 fn read(
     instance: &Instance,
-    space: Keyspace,
+    table: Table,
     (start, end): (&Bytes, &Bytes),
     ready: &SyncSender<()>,
     send: &SyncSender<Page>,
@@ -81,7 +81,7 @@ fn read(
     if ready.send(()).is_err() || start >= end {
         return;
     }
-    let family = match instance.family(space) {
+    let family = match instance.family(table) {
         Ok(family) => family,
         Err(error) => {
             // A receiver that is gone doesn't want to know.

@@ -9,7 +9,7 @@ use types::{LogTime, NodeId};
 
 use super::Random;
 use crate::memory::MemoryState;
-use crate::{Applied, Keyspace, StateReader, StateStore, View, WriteBatch};
+use crate::{Applied, StateReader, StateStore, Table, View, WriteBatch};
 
 /// Makes, crashes and reopens states.
 pub trait Harness {
@@ -53,7 +53,7 @@ pub fn all<H: Harness>(harness: &mut H) {
     random_walks_agree_with_the_model(harness, 0..6);
 }
 
-type Content = BTreeMap<(Keyspace, Bytes), Bytes>;
+type Content = BTreeMap<(Table, Bytes), Bytes>;
 type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 fn applied(index: u64) -> Applied {
@@ -73,39 +73,39 @@ fn numbered(n: u64) -> Bytes {
 }
 
 /// All of a state, read page by page.
-pub fn content(state: &impl StateStore) -> BTreeMap<(Keyspace, Bytes), Bytes> {
+pub fn content(state: &impl StateStore) -> BTreeMap<(Table, Bytes), Bytes> {
     let mut all = Content::new();
-    for space in Keyspace::ALL {
+    for table in Table::ALL {
         let mut after: Option<Bytes> = None;
         loop {
             let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
             let page = state
-                .scan(space, (from, Bound::Unbounded), 100, usize::MAX)
+                .scan(table, (from, Bound::Unbounded), 100, usize::MAX)
                 .expect("a state can be scanned");
             let Some((last, _)) = page.last() else { break };
             after = Some(last.clone());
-            all.extend(page.into_iter().map(|(key, value)| ((space, key), value)));
+            all.extend(page.into_iter().map(|(key, value)| ((table, key), value)));
         }
     }
     all
 }
 
-/// A commit whose pairs tell its number in all keyspaces.
+/// A commit whose pairs tell its number in all tables.
 fn stamp(index: u64) -> WriteBatch {
     let mut batch = WriteBatch::default();
-    for space in Keyspace::ALL {
-        batch.put(space, text("stamp"), numbered(index));
-        batch.put(space, numbered(index), Bytes::from(vec![7; 100]));
+    for table in Table::ALL {
+        batch.put(table, text("stamp"), numbered(index));
+        batch.put(table, numbered(index), Bytes::from(vec![7; 100]));
     }
     batch
 }
 
 fn stamped(upto: u64) -> Content {
     let mut all = Content::new();
-    for space in Keyspace::ALL {
+    for table in Table::ALL {
         for index in 1..=upto {
-            all.insert((space, numbered(index)), Bytes::from(vec![7; 100]));
-            all.insert((space, text("stamp")), numbered(index));
+            all.insert((table, numbered(index)), Bytes::from(vec![7; 100]));
+            all.insert((table, text("stamp")), numbered(index));
         }
     }
     all
@@ -133,13 +133,13 @@ fn large(last: u64) -> (Content, raft::SnapshotMeta, Vec<Bytes>) {
     let mut batch = WriteBatch::default();
     for n in 0..1_000 {
         batch.put(
-            Keyspace::Data,
+            Table::Data,
             numbered(n),
             Bytes::from(vec![(n % 251) as u8; 1_000]),
         );
     }
-    batch.put(Keyspace::Meta, text("only"), text("meta"));
-    batch.put(Keyspace::Sessions, Bytes::new(), Bytes::new());
+    batch.put(Table::Meta, text("only"), text("meta"));
+    batch.put(Table::Sessions, Bytes::new(), Bytes::new());
     model.commit(batch, applied(last)).unwrap();
     let (meta, chunks) = chunks(&mut model);
     assert!(chunks.len() > 3);
@@ -156,27 +156,27 @@ pub fn an_empty_state_is_empty<H: Harness>(harness: &mut H) {
     assert_eq!(state.applied(), Applied::default());
 }
 
-/// A commit is visible at once, in all keyspaces, with its position; keyspaces do not mix.
+/// A commit is visible at once, in all tables, with its position; tables do not mix.
 pub fn commits_are_visible_and_whole<H: Harness>(harness: &mut H) {
     let mut state = harness.create();
     let mut batch = WriteBatch::default();
-    batch.put(Keyspace::Data, text("k"), text("data"));
-    batch.put(Keyspace::Meta, text("k"), text("meta"));
-    batch.put(Keyspace::Data, Bytes::new(), Bytes::new());
+    batch.put(Table::Data, text("k"), text("data"));
+    batch.put(Table::Meta, text("k"), text("meta"));
+    batch.put(Table::Data, Bytes::new(), Bytes::new());
     state.commit(batch, applied(3)).unwrap();
     assert_eq!(state.applied(), applied(3));
-    assert_eq!(state.get(Keyspace::Data, b"k"), Ok(Some(text("data"))));
-    assert_eq!(state.get(Keyspace::Meta, b"k"), Ok(Some(text("meta"))));
-    assert_eq!(state.get(Keyspace::Sessions, b"k"), Ok(None));
-    assert_eq!(state.get(Keyspace::Data, b""), Ok(Some(Bytes::new())));
+    assert_eq!(state.get(Table::Data, b"k"), Ok(Some(text("data"))));
+    assert_eq!(state.get(Table::Meta, b"k"), Ok(Some(text("meta"))));
+    assert_eq!(state.get(Table::Sessions, b"k"), Ok(None));
+    assert_eq!(state.get(Table::Data, b""), Ok(Some(Bytes::new())));
     let mut batch = WriteBatch::default();
-    batch.remove(Keyspace::Data, text("k"));
-    batch.remove(Keyspace::Data, text("never there"));
+    batch.remove(Table::Data, text("k"));
+    batch.remove(Table::Data, text("never there"));
     state.commit(batch, applied(4)).unwrap();
-    assert_eq!(state.get(Keyspace::Data, b"k"), Ok(None));
+    assert_eq!(state.get(Table::Data, b"k"), Ok(None));
     state.commit(WriteBatch::default(), applied(5)).unwrap();
     assert_eq!(state.applied(), applied(5), "an empty batch still moves on");
-    assert_eq!(state.get(Keyspace::Meta, b"k"), Ok(Some(text("meta"))));
+    assert_eq!(state.get(Table::Meta, b"k"), Ok(Some(text("meta"))));
 }
 
 /// Clears take effect before the puts and removals of the same batch, exactly within `[start, end)`.
@@ -185,21 +185,21 @@ pub fn clears_come_before_changes<H: Harness>(harness: &mut H) {
         let mut state = harness.create();
         let mut batch = WriteBatch::default();
         for n in 0..count {
-            batch.put(Keyspace::Data, numbered(n), text("old"));
-            batch.put(Keyspace::Sessions, numbered(n), text("old"));
+            batch.put(Table::Data, numbered(n), text("old"));
+            batch.put(Table::Sessions, numbered(n), text("old"));
         }
         state.commit(batch, applied(1)).unwrap();
         let mut batch = WriteBatch::default();
-        batch.put(Keyspace::Data, numbered(3), text("dropped"));
-        batch.clear(Keyspace::Data, numbered(2), numbered(count - 2));
-        batch.put(Keyspace::Data, numbered(5), text("new"));
-        batch.clear(Keyspace::Data, numbered(8), numbered(8));
-        batch.clear(Keyspace::Data, numbered(9), numbered(1));
+        batch.put(Table::Data, numbered(3), text("dropped"));
+        batch.clear(Table::Data, numbered(2), numbered(count - 2));
+        batch.put(Table::Data, numbered(5), text("new"));
+        batch.clear(Table::Data, numbered(8), numbered(8));
+        batch.clear(Table::Data, numbered(9), numbered(1));
         state.commit(batch, applied(2)).unwrap();
         let check = |state: &H::State| {
             let found = state
                 .scan(
-                    Keyspace::Data,
+                    Table::Data,
                     (Bound::Unbounded, Bound::Unbounded),
                     100,
                     usize::MAX,
@@ -216,7 +216,7 @@ pub fn clears_come_before_changes<H: Harness>(harness: &mut H) {
             .into();
             assert_eq!(found, expected);
             assert_eq!(
-                state.get(Keyspace::Sessions, &numbered(3)),
+                state.get(Table::Sessions, &numbered(3)),
                 Ok(Some(text("old")))
             );
         };
@@ -242,13 +242,13 @@ pub fn scans_keep_their_bounds<H: Harness>(harness: &mut H) {
     let mut state = harness.create();
     let mut batch = WriteBatch::default();
     for n in 0..10 {
-        batch.put(Keyspace::Data, numbered(n), Bytes::from(vec![0; 94]));
+        batch.put(Table::Data, numbered(n), Bytes::from(vec![0; 94]));
     }
     state.commit(batch, applied(1)).unwrap();
     let (two, five) = (numbered(2), numbered(5));
     let (two, five): (&[u8], &[u8]) = (&two, &five);
     let scan = |bounds, limit, bytes| -> Vec<u64> {
-        let found = state.scan(Keyspace::Data, bounds, limit, bytes).unwrap();
+        let found = state.scan(Table::Data, bounds, limit, bytes).unwrap();
         found
             .iter()
             .map(|(key, _)| std::str::from_utf8(key).unwrap().parse().unwrap())
@@ -337,8 +337,8 @@ pub fn a_snapshot_stays_while_commits_go_on<H: Harness>(harness: &mut H) {
     let mut source = state.snapshot().unwrap();
     fill(&mut state, 51..=60);
     let mut batch = WriteBatch::default();
-    for space in Keyspace::ALL {
-        batch.clear(space, Bytes::new(), Bytes::from_static(&[0xff]));
+    for table in Table::ALL {
+        batch.clear(table, Bytes::new(), Bytes::from_static(&[0xff]));
     }
     state.commit(batch, applied(61)).unwrap();
     state.flush().unwrap();
@@ -359,9 +359,9 @@ pub fn a_large_snapshot_comes_in_chunks<H: Harness>(harness: &mut H) {
     let mut state = harness.create();
     let mut batch = WriteBatch::default();
     for n in 0..2_000 {
-        batch.put(Keyspace::Data, numbered(n), Bytes::from(vec![1; 1_000]));
+        batch.put(Table::Data, numbered(n), Bytes::from(vec![1; 1_000]));
     }
-    batch.put(Keyspace::Data, numbered(1_000), vec![2; 700_000].into());
+    batch.put(Table::Data, numbered(1_000), vec![2; 700_000].into());
     state.commit(batch, applied(1)).unwrap();
     let (_, chunks) = chunks(&mut state);
     assert!((8..=12).contains(&chunks.len()), "{} chunks", chunks.len());
@@ -387,8 +387,8 @@ fn pages(view: &View) -> Vec<(Bytes, Bytes)> {
 fn wide(state: &mut impl StateStore, index: u64, fill: u8) {
     let mut batch = WriteBatch::default();
     for n in 0..4_000 {
-        batch.put(Keyspace::Data, numbered(n), Bytes::from(vec![fill; 1_000]));
-        batch.put(Keyspace::Sessions, numbered(n), text("other"));
+        batch.put(Table::Data, numbered(n), Bytes::from(vec![fill; 1_000]));
+        batch.put(Table::Sessions, numbered(n), text("other"));
     }
     state.commit(batch, applied(index)).unwrap();
 }
@@ -405,7 +405,7 @@ pub fn a_view_is_a_cut_of_one_moment<H: Harness>(harness: &mut H) {
     wide(&mut state, 1, 1);
     let view = |state: &H::State| {
         let (start, end) = (numbered(100), numbered(3_900));
-        state.view(Keyspace::Data, start, end).unwrap()
+        state.view(Table::Data, start, end).unwrap()
     };
     let first = view(&state);
     let begun = view(&state);
@@ -414,8 +414,8 @@ pub fn a_view_is_a_cut_of_one_moment<H: Harness>(harness: &mut H) {
     wide(&mut state, 2, 2);
     let second = view(&state);
     let mut batch = WriteBatch::default();
-    batch.clear(Keyspace::Data, Bytes::new(), Bytes::from_static(&[0xff]));
-    batch.put(Keyspace::Data, numbered(200), text("after"));
+    batch.clear(Table::Data, Bytes::new(), Bytes::from_static(&[0xff]));
+    batch.put(Table::Data, numbered(200), text("after"));
     state.commit(batch, applied(3)).unwrap();
     state.flush().unwrap();
     assert_eq!(pages(&first), wide_pairs(100..3_900, 1));
@@ -425,42 +425,31 @@ pub fn a_view_is_a_cut_of_one_moment<H: Harness>(harness: &mut H) {
     assert_eq!(pages(&view(&state)), [(numbered(200), text("after"))]);
 }
 
-/// From the start, which is in it, to the end, which is not; empty and crossed ranges have nothing; keyspaces don't mix.
+/// From the start, which is in it, to the end, which is not; empty and crossed ranges have nothing; tables don't mix.
 pub fn a_view_keeps_its_bounds<H: Harness>(harness: &mut H) {
     let mut state = harness.create();
     let mut batch = WriteBatch::default();
     for n in 0..10 {
-        batch.put(Keyspace::Data, numbered(n), text("data"));
-        batch.put(Keyspace::Meta, numbered(n), text("meta"));
+        batch.put(Table::Data, numbered(n), text("data"));
+        batch.put(Table::Meta, numbered(n), text("meta"));
     }
-    batch.put(
-        Keyspace::Data,
-        Bytes::from_static(&[0xff, 0xff]),
-        text("last"),
-    );
+    batch.put(Table::Data, Bytes::from_static(&[0xff, 0xff]), text("last"));
     state.commit(batch, applied(1)).unwrap();
-    let keys = |space, start: Bytes, end: Bytes| -> Vec<Bytes> {
-        let pairs = pages(&state.view(space, start, end).unwrap());
+    let keys = |table, start: Bytes, end: Bytes| -> Vec<Bytes> {
+        let pairs = pages(&state.view(table, start, end).unwrap());
         pairs.into_iter().map(|(key, _)| key).collect()
     };
     let all: Vec<Bytes> = (0..10).map(numbered).collect();
     let end = Bytes::from_static(&[0xff]);
-    assert_eq!(keys(Keyspace::Data, Bytes::new(), end.clone()), all);
-    assert_eq!(keys(Keyspace::Data, numbered(2), numbered(5)), all[2..5]);
-    assert_eq!(
-        keys(Keyspace::Data, text("0000015"), numbered(3)),
-        all[2..3]
-    );
-    assert!(keys(Keyspace::Sessions, Bytes::new(), end).is_empty());
+    assert_eq!(keys(Table::Data, Bytes::new(), end.clone()), all);
+    assert_eq!(keys(Table::Data, numbered(2), numbered(5)), all[2..5]);
+    assert_eq!(keys(Table::Data, text("0000015"), numbered(3)), all[2..3]);
+    assert!(keys(Table::Sessions, Bytes::new(), end).is_empty());
     for (start, end) in [(5, 5), (5, 2), (20, 30)] {
-        let found = keys(Keyspace::Data, numbered(start), numbered(end));
+        let found = keys(Table::Data, numbered(start), numbered(end));
         assert_eq!(found, Vec::<Bytes>::new(), "{start}..{end}");
     }
-    let meta = pages(
-        &state
-            .view(Keyspace::Meta, numbered(3), numbered(4))
-            .unwrap(),
-    );
+    let meta = pages(&state.view(Table::Meta, numbered(3), numbered(4)).unwrap());
     assert_eq!(meta, [(numbered(3), text("meta"))]);
 }
 
@@ -472,7 +461,7 @@ pub fn a_view_outlives_a_restore_and_may_be_dropped_early<H: Harness>(harness: &
     wide(&mut state, 1, 1);
     let view = |state: &H::State| {
         let (start, end) = (numbered(0), numbered(4_000));
-        state.view(Keyspace::Data, start, end).unwrap()
+        state.view(Table::Data, start, end).unwrap()
     };
     let (whole, dropped, unread) = (view(&state), view(&state), view(&state));
     dropped.next_page().unwrap().unwrap();
@@ -497,7 +486,7 @@ pub fn estimates_are_about_right<H: Harness>(harness: &mut H) {
     let range = |shard: u32| (shard.to_be_bytes(), (shard + 1).to_be_bytes());
     let estimate = |state: &H::State, shard| {
         let (start, end) = range(shard);
-        state.estimate_bytes(Keyspace::Data, &start, &end).unwrap()
+        state.estimate_bytes(Table::Data, &start, &end).unwrap()
     };
     assert_eq!(estimate(&state, 7), 0);
     let mut random = Random(1);
@@ -510,7 +499,7 @@ pub fn estimates_are_about_right<H: Harness>(harness: &mut H) {
             let value: Vec<u8> = (0..125)
                 .flat_map(|_| random.below(u64::MAX).to_be_bytes())
                 .collect();
-            batch.put(Keyspace::Data, key.into(), value.into());
+            batch.put(Table::Data, key.into(), value.into());
         }
         index += 1;
         state.commit(batch, applied(index)).unwrap();
@@ -533,7 +522,7 @@ pub fn estimates_are_about_right<H: Harness>(harness: &mut H) {
     check(&state, "opened again");
     let mut batch = WriteBatch::default();
     let (start, end) = range(7);
-    batch.clear(Keyspace::Data, start.to_vec().into(), end.to_vec().into());
+    batch.clear(Table::Data, start.to_vec().into(), end.to_vec().into());
     state.commit(batch, applied(index + 1)).unwrap();
     state.flush().unwrap();
     harness.reclaim(&mut state);
@@ -568,7 +557,7 @@ pub fn a_restore_replaces_the_state_durably<H: Harness>(harness: &mut H) {
     state.flush().unwrap();
     let state = harness.crash(state);
     assert_eq!(state.applied(), applied(80));
-    assert_eq!(state.get(Keyspace::Data, b"stamp"), Ok(Some(numbered(80))));
+    assert_eq!(state.get(Table::Data, b"stamp"), Ok(Some(numbered(80))));
     // Backwards too: the log decides what is newer, not the store.
     let (expected, meta, chunks) = large(5);
     let mut state = state;
@@ -755,12 +744,12 @@ pub fn random_walks_agree_with_the_model<H: Harness>(harness: &mut H, seeds: std
 fn random_batch(random: &mut Random) -> WriteBatch {
     let mut batch = WriteBatch::default();
     for _ in 0..random.below(12) {
-        let space = Keyspace::ALL[usize::try_from(random.below(3)).unwrap()];
+        let table = Table::ALL[usize::try_from(random.below(3)).unwrap()];
         let key = numbered(random.below(60));
         match random.below(8) {
-            0 => batch.clear(space, key, numbered(random.below(60))),
-            1 | 2 => batch.remove(space, key),
-            _ => batch.put(space, key, numbered(random.below(1_000_000))),
+            0 => batch.clear(table, key, numbered(random.below(60))),
+            1 | 2 => batch.remove(table, key),
+            _ => batch.put(table, key, numbered(random.below(1_000_000))),
         }
     }
     batch

@@ -166,15 +166,15 @@ impl Replica {
 
     /// Everything that is stored.
     pub fn stored(&self) -> Vec<(Bytes, Bytes)> {
-        use replica::{Keyspace, StateReader};
+        use replica::{StateReader, Table};
         use std::ops::Bound::Unbounded;
-        let all = |space| {
+        let all = |table| {
             let bounds = (Unbounded, Unbounded);
             self.state
-                .scan(space, bounds, usize::MAX, usize::MAX)
+                .scan(table, bounds, usize::MAX, usize::MAX)
                 .unwrap()
         };
-        Keyspace::ALL.into_iter().flat_map(all).collect()
+        Table::ALL.into_iter().flat_map(all).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use replica::{Keyspace, StateReader};
+use replica::{StateReader, Table};
 use shardkv::{
     Action, ActionId, ActionOutcome, Genesis, Mover, MoverOptions, Query, Response, SessionRef,
     Step, Write,
@@ -228,8 +228,8 @@ impl Clients {
         let mut found = BTreeSet::new();
         for (gid, member) in &cluster.members {
             let all = (Bound::Unbounded, Bound::Unbounded);
-            let scan = |space| member.replica.state.scan(space, all, 1 << 20, 1 << 30);
-            for (stored, value) in scan(Keyspace::Data).unwrap() {
+            let scan = |table| member.replica.state.scan(table, all, 1 << 20, 1 << 30);
+            for (stored, value) in scan(Table::Data).unwrap() {
                 let key = shardkv::user_key(stored);
                 let shard = shard_of(&key, cluster.config.shards());
                 assert_eq!(cluster.config.owner(shard), *gid, "{key:?} was left behind");
@@ -238,7 +238,7 @@ impl Clients {
                 assert_eq!(value, expected.concat(), "{key:?}");
                 found.insert(key);
             }
-            for (stored, _) in scan(Keyspace::Sessions).unwrap() {
+            for (stored, _) in scan(Table::Sessions).unwrap() {
                 let shard = ShardId(u32::from_be_bytes(stored[..4].try_into().unwrap()));
                 assert_eq!(cluster.config.owner(shard), *gid, "a session of {shard}");
             }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::{
     Entry, EntryId, Index, LogBatch, LogReader, LogState, LogStore, SnapshotMeta, StoreError,
 };
-use replica::{Applied, Keyspace, SnapshotSource, StateReader, StateStore, View, WriteBatch};
+use replica::{Applied, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch};
 
 use super::{Disk, DiskEvent, power, sum};
 
@@ -62,26 +62,26 @@ impl LogStore for LogHandle {
 pub struct StateHandle(pub(super) Disk);
 
 impl StateReader for StateHandle {
-    fn get(&self, space: Keyspace, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.0.lock().state.get(space, key)
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.0.lock().state.get(table, key)
     }
 
     fn scan(
         &self,
-        space: Keyspace,
+        table: Table,
         bounds: (Bound<&[u8]>, Bound<&[u8]>),
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.0.lock().state.scan(space, bounds, limit, max_bytes)
+        self.0.lock().state.scan(table, bounds, limit, max_bytes)
     }
 
-    fn view(&self, space: Keyspace, start: Bytes, end: Bytes) -> Result<View, StoreError> {
-        self.0.lock().state.view(space, start, end)
+    fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
+        self.0.lock().state.view(table, start, end)
     }
 
-    fn estimate_bytes(&self, space: Keyspace, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
-        self.0.lock().state.estimate_bytes(space, start, end)
+    fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+        self.0.lock().state.estimate_bytes(table, start, end)
     }
 }
 

@@ -92,38 +92,38 @@ struct State {
 impl replica::StateReader for State {
     fn get(
         &self,
-        space: replica::Keyspace,
+        table: replica::Table,
         key: &[u8],
     ) -> Result<Option<bytes::Bytes>, raft::StoreError> {
-        self.state.get(space, key)
+        self.state.get(table, key)
     }
 
     fn scan(
         &self,
-        space: replica::Keyspace,
+        table: replica::Table,
         bounds: (std::ops::Bound<&[u8]>, std::ops::Bound<&[u8]>),
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(bytes::Bytes, bytes::Bytes)>, raft::StoreError> {
-        self.state.scan(space, bounds, limit, max_bytes)
+        self.state.scan(table, bounds, limit, max_bytes)
     }
 
     fn view(
         &self,
-        space: replica::Keyspace,
+        table: replica::Table,
         start: bytes::Bytes,
         end: bytes::Bytes,
     ) -> Result<replica::View, raft::StoreError> {
-        self.state.view(space, start, end)
+        self.state.view(table, start, end)
     }
 
     fn estimate_bytes(
         &self,
-        space: replica::Keyspace,
+        table: replica::Table,
         start: &[u8],
         end: &[u8],
     ) -> Result<u64, raft::StoreError> {
-        self.state.estimate_bytes(space, start, end)
+        self.state.estimate_bytes(table, start, end)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use raft::{Index, LogStore};
-use replica::{Keyspace, StateReader, StateStore};
+use replica::{StateReader, StateStore, Table};
 
 use crate::support::{applied, batch, entry, open, put, read};
 
@@ -85,11 +85,11 @@ fn a_killed_process_forgets_nothing_that_it_acknowledged() {
         assert!(applied >= durable, "{applied} is left of {durable}");
         for index in 1..=applied {
             let key = format!("{index:08}");
-            let value = opened.state.get(Keyspace::Data, key.as_bytes()).unwrap();
+            let value = opened.state.get(Table::Data, key.as_bytes()).unwrap();
             assert_eq!(value, Some(format!("{index:0>2000}").into()));
         }
         let after = format!("{:08}", applied + 1);
-        assert_eq!(opened.state.get(Keyspace::Data, after.as_bytes()), Ok(None));
+        assert_eq!(opened.state.get(Table::Data, after.as_bytes()), Ok(None));
     }
     assert!(acknowledged.1 > 0, "the state was flushed at times");
 }

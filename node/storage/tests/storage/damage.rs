@@ -281,7 +281,7 @@ fn a_damaged_state_is_refused_or_latched() {
                 let whole = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
                 let found = replica::StateReader::scan(
                     &opened.state,
-                    replica::Keyspace::Data,
+                    replica::Table::Data,
                     whole,
                     usize::MAX,
                     usize::MAX,

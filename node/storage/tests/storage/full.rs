@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use raft::{Index, LogStore, StoreError};
-use replica::{Keyspace, StateReader, StateStore};
+use replica::{StateReader, StateStore, Table};
 use shardkv_storage::{Opened, StorageOptions};
 use tempfile::TempDir;
 
@@ -133,7 +133,7 @@ fn a_nearly_full_disk_refuses_before_it_is_full() {
         }
         assert_eq!(read(&opened.log, 21..=21), [entry(21, 1_000)]);
         assert_eq!(opened.state.applied(), applied(2));
-        assert_eq!(opened.state.get(Keyspace::Data, b"00000003"), Ok(None));
+        assert_eq!(opened.state.get(Table::Data, b"00000003"), Ok(None));
         opened.state.flush().unwrap();
         mount.empty();
         opened.log.write(&batch(22..=22, 1_000)).unwrap();
@@ -214,7 +214,7 @@ fn a_state_on_a_really_full_disk_recovers_when_space_returns() {
         let held = opened.state.applied().last.index.0;
         assert_eq!(held, index);
         let key = format!("{held:08}");
-        let value = opened.state.get(Keyspace::Data, key.as_bytes()).unwrap();
+        let value = opened.state.get(Table::Data, key.as_bytes()).unwrap();
         assert_eq!(value, Some(noise(held).into()), "reads go on");
         assert!(opened.state.durable().index.0 <= held);
         mount.empty();
@@ -234,7 +234,7 @@ fn a_state_on_a_really_full_disk_recovers_when_space_returns() {
         assert_eq!(opened.state.applied(), applied(held + 1));
         for index in 1..=held {
             let key = format!("{index:08}");
-            let value = opened.state.get(Keyspace::Data, key.as_bytes()).unwrap();
+            let value = opened.state.get(Table::Data, key.as_bytes()).unwrap();
             assert_eq!(value, Some(noise(index).into()));
         }
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use replica::conformance::Random;
-use replica::{Keyspace, StateReader, StateStore, WriteBatch};
+use replica::{StateReader, StateStore, Table, WriteBatch};
 use shardkv_storage::{Opened, StorageOptions};
 
 use crate::support::applied;
@@ -52,20 +52,16 @@ impl Disk {
             while value.len() < VALUE_BYTES {
                 value.extend(self.random.below(u64::MAX).to_be_bytes());
             }
-            batch.put(Keyspace::Data, key(shard, n), value.into());
-            batch.put(
-                Keyspace::Sessions,
-                key(shard, n),
-                Bytes::from_static(b"seen"),
-            );
+            batch.put(Table::Data, key(shard, n), value.into());
+            batch.put(Table::Sessions, key(shard, n), Bytes::from_static(b"seen"));
             self.commit(batch);
         }
     }
 
     fn clear(&mut self, shard: u32) {
         let mut batch = WriteBatch::default();
-        for space in [Keyspace::Data, Keyspace::Sessions] {
-            batch.clear(space, start(shard), start(shard + 1));
+        for table in [Table::Data, Table::Sessions] {
+            batch.clear(table, start(shard), start(shard + 1));
         }
         self.commit(batch);
     }
@@ -93,7 +89,7 @@ impl Disk {
         let view = self
             .opened
             .state
-            .view(Keyspace::Data, start(shard), start(shard + 1))
+            .view(Table::Data, start(shard), start(shard + 1))
             .unwrap();
         let mut keys = 0;
         while let Some(page) = view.next_page().unwrap() {
@@ -195,7 +191,7 @@ fn what_a_view_shows_is_reclaimed_after_it() {
     let view = disk
         .opened
         .state
-        .view(Keyspace::Data, start(0), start(1))
+        .view(Table::Data, start(0), start(1))
         .unwrap();
     for shard in 0..2 {
         disk.clear(shard);

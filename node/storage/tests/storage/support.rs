@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use raft::{Entry, EntryId, Index, LogBatch, LogReader, Payload, Term};
-use replica::{Applied, Keyspace, WriteBatch};
+use replica::{Applied, Table, WriteBatch};
 use shardkv_storage::{OpenError, Opened, StorageOptions};
 use types::LogTime;
 
@@ -40,7 +40,7 @@ pub(crate) fn applied(index: u64) -> Applied {
 
 pub(crate) fn put(key: u64, value: impl Into<Bytes>) -> WriteBatch {
     let mut batch = WriteBatch::default();
-    batch.put(Keyspace::Data, format!("{key:08}").into(), value.into());
+    batch.put(Table::Data, format!("{key:08}").into(), value.into());
     batch
 }
 
