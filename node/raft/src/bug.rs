@@ -7,6 +7,9 @@
 /// True if this build can be made to misbehave. The product asserts at compile time that it can't.
 pub const BUGS_COMPILED_IN: bool = cfg!(feature = "bugs");
 
+/// True if each input is followed by a check of all invariants: in debug builds and in the simulator's builds.
+pub(crate) const CHECKS_INVARIANTS: bool = cfg!(any(debug_assertions, feature = "bugs"));
+
 /// A mistake that a known system made, and that Raft can make again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {

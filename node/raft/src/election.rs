@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 use types::NodeId;
 
 use crate::bug::Bug;
+use crate::leading::Leading;
 use crate::progress::Progress;
-use crate::raft::Leading;
 use crate::{EntryId, HardState, Message, Payload, ProgressState, Raft, Role, StepError, Term};
 
 /// The most pre-votes that a broken connection starts; after them only the election timeout does.
 const MAX_HINT_TRIES: u32 = 6;
-/// The bound of the random delay before the first such pre-vote, in ticks; it doubles with each try, up to three times.
-/// Random, so that followers don't collide.
-const HINT_JITTER_TICKS: u32 = 4;
+/// The bound of the random delay before the first such pre-vote, in ticks. The bound doubles with each of the next three
+/// tries. The delay is random so that followers don't collide.
+const FIRST_HINT_JITTER_TICKS: u32 = 4;
 
 /// The state of elections that a node keeps in every role.
 #[derive(Debug, Default)]
@@ -104,7 +104,7 @@ impl Raft {
 
     fn schedule_hint(&mut self) {
         if self.election.hint_countdown.is_none() && self.election.hint_tries < MAX_HINT_TRIES {
-            let spread = HINT_JITTER_TICKS << self.election.hint_tries.min(3);
+            let spread = FIRST_HINT_JITTER_TICKS << self.election.hint_tries.min(3);
             self.election.hint_tries += 1;
             self.election.hint_countdown = Some(self.random_below(spread));
         }

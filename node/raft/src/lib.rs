@@ -199,6 +199,7 @@ mod bug;
 mod change;
 mod election;
 mod entry;
+mod leading;
 mod log;
 mod membership;
 mod message;
@@ -210,6 +211,7 @@ mod raft;
 mod reads;
 mod ready;
 mod replication;
+mod step;
 mod store;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
@@ -223,10 +225,11 @@ pub use membership::{
 pub use message::{Envelope, Message, SnapshotChunk, SnapshotMeta, SnapshotStatus};
 pub use options::{Options, OptionsError};
 pub use position::{EntryId, Index, Term};
-pub use raft::{Raft, RecoverError, StepError, Stepped};
+pub use raft::{Raft, RecoverError};
 pub use reads::ReadError;
 pub use ready::{Persist, Persisted, ReadGrant, ReadTicket, Ready};
 pub use replication::ProposeError;
+pub use step::{StepError, Stepped};
 pub use store::{HardState, LogBatch, LogReader, LogState, LogStore, StoreError};
 
 /// The role of a member in its group.

@@ -14,7 +14,9 @@ pub struct Options {
     pub max_append_bytes: usize,
     /// The most unanswered appends to one follower.
     pub max_inflight_appends: usize,
-    /// The bytes of unanswered appends to one follower at which the leader sends no more of them.
+    /// The leader sends no append with entries to a follower while at least this many bytes of them are unanswered. The
+    /// last append may exceed the bound, so at most this and one append are in flight, as with etcd's
+    /// `MaxInflightBytes`.
     pub max_inflight_bytes: usize,
     /// The most bytes of entries that may be proposed and not yet committed.
     pub max_uncommitted_bytes: usize,

@@ -9,8 +9,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use types::NodeId;
 
-use crate::bug::Bug;
+use crate::bug::{Bug, CHECKS_INVARIANTS};
 use crate::election::Election;
+use crate::leading::Leading;
 use crate::log::RaftLog;
 use crate::output::Outbox;
 use crate::progress::Progress;
@@ -18,11 +19,8 @@ use crate::reads::Reads;
 use crate::store::{LogReader, LogState, StoreError};
 use crate::{
     EntryId, Envelope, HardState, Index, Membership, Message, Options, OptionsError, ProgressState,
-    Role, SnapshotMeta, Term,
+    Role, SnapshotMeta, StepError, Stepped, Term,
 };
-
-/// True if each input is followed by a check of all invariants: in debug builds and in the simulator's builds.
-pub(crate) const CHECKS_INVARIANTS: bool = cfg!(any(debug_assertions, feature = "bugs"));
 
 /// One member of a group: consensus without I/O.
 ///
@@ -61,70 +59,6 @@ pub struct Raft {
     /// The greatest commit index in the appends of leaders since the start.
     pub(crate) leader_commit: Option<Index>,
     random: ChaCha8Rng,
-}
-
-/// The state that a leader keeps for its term.
-#[derive(Debug, Default)]
-pub(crate) struct Leading {
-    /// The index of the no-op that begins the term.
-    pub(crate) first_index: Index,
-    /// Ticks since the last heartbeat.
-    pub(crate) heartbeat_elapsed: u32,
-    pub(crate) heartbeat_due: bool,
-    /// The target of a leadership transfer, and the ticks since it began.
-    pub(crate) transfer: Option<(NodeId, u32)>,
-    /// A `TimeoutNow` left in this term. A delayed one could elect another leader during the lease, so leases are off
-    /// for the rest of this term.
-    pub(crate) transferred: bool,
-    /// The index and size of each entry that is proposed and not committed.
-    pub(crate) uncommitted: std::collections::VecDeque<(Index, usize)>,
-    pub(crate) uncommitted_bytes: usize,
-}
-
-/// The result of a message: done, or left for the driver to handle.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Stepped {
-    /// Raft handled the message.
-    Done,
-    /// A snapshot message of the current term, for the driver's snapshot transfer.
-    Snapshot(Envelope),
-    /// A node asks to be added to the group.
-    JoinRequest {
-        /// The node that asks.
-        node: NodeId,
-        /// The node's address.
-        address: String,
-    },
-}
-
-/// The reason for refusing a message. Nothing changed except, perhaps, the term.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StepError {
-    /// The message is for another node: the sender has a stale address.
-    #[error("message for {to}, but this is {this}")]
-    NotForThisNode {
-        /// The receiver in the message.
-        to: NodeId,
-        /// This node.
-        this: NodeId,
-    },
-    /// The message contradicts itself or facts that this node knows for certain.
-    #[error("malformed message from {from}: {what}")]
-    Malformed {
-        /// The sender.
-        from: NodeId,
-        /// The contradiction.
-        what: &'static str,
-    },
-    /// The message would overwrite a committed entry: the sender has another history. The operator should check that no
-    /// disk was restored from a copy and no node id is used twice.
-    #[error("{from} contradicts the committed entry {committed}")]
-    ContradictsCommitted {
-        /// The sender.
-        from: NodeId,
-        /// The committed entry.
-        committed: EntryId,
-    },
 }
 
 impl Raft {
