@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shardkv_client::{Gid, ShardId};
-use types::check_addresses;
+use types::{BadAddresses, check_addresses};
 
 /// The longest duration that an option accepts: 30 days.
 const MAX_DURATION_MS: u64 = 86_400_000 * 30;
@@ -27,8 +27,8 @@ pub(crate) enum ParseError {
     #[error("write a group as GID=HOST:PORT,..., such as 3=10.0.0.7:7400")]
     Group,
     /// An address of a group is wrong, or is listed twice.
-    #[error("{0}")]
-    Addresses(String),
+    #[error(transparent)]
+    Addresses(#[from] BadAddresses),
     /// The text is no duration.
     #[error("a duration is a whole number with the unit ms, s, m or h, such as 10s")]
     Duration,
@@ -78,7 +78,7 @@ pub(crate) fn parse_group(text: &str) -> Result<(Gid, Vec<String>), ParseError> 
         .split(',')
         .map(|it| it.trim().to_owned())
         .collect();
-    check_addresses(&addresses).map_err(ParseError::Addresses)?;
+    check_addresses(&addresses)?;
     Ok((parse_gid(gid)?, addresses))
 }
 

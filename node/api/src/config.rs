@@ -97,9 +97,7 @@ pub fn shards_from_wire(wire: &[v1::ShardRun]) -> Result<ShardSet, ConfigError> 
         first: ShardId(run.first),
         count: run.count,
     };
-    ShardSet::from_runs(wire.iter().map(run)).map_err(|_| {
-        ConfigError::Invalid("shard runs out of order, empty or overlapping".to_owned())
-    })
+    ShardSet::from_runs(wire.iter().map(run)).map_err(|_| ConfigError::ShardRuns)
 }
 
 #[cfg(test)]

@@ -18,85 +18,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use types::{ConfigNum, Gid, ShardConfig};
+use types::{Gid, ShardConfig};
 
 use crate::Time;
 use crate::attempts::Attempts;
 use crate::backoff::Backoff;
 use crate::bug::{Bug, Bugs};
-use crate::refusal::{Action, Failure, Refused, Rejection, Repeat};
+use crate::refusal::{Failure, Rejection, Repeat};
 use crate::route::owner;
 use crate::sequences::{Name, SequenceAllocator, Stamp};
 
+mod call;
+#[cfg(test)]
+pub(crate) mod harness;
+mod invariants;
+mod results;
+#[cfg(test)]
+mod tests;
+
+pub use call::{Call, Consequence, Ended, Limits, Reroute, Tracked};
+
 /// The number of calls that may wait for their shard, in multiples of `max_in_flight`, before they keep other calls out.
 const MAX_DELAYED: usize = 8;
-
-/// Up to this many calls the invariants are checked after every mutation, beyond it after every so many mutations.
-const CHECKED_EACH_TIME: usize = 128;
-
-/// A caller's request, as far as the engine needs to know it.
-pub trait Call {
-    /// Returns the hash of the key, which decides the shard.
-    fn hash(&self) -> u64;
-    /// Returns the number of bytes that the call counts against the bounds.
-    fn cost(&self) -> usize;
-    /// Returns the right to make the call again.
-    fn repeat(&self) -> Repeat;
-    /// Returns the moment after which the caller expects an error.
-    fn deadline(&self) -> Time;
-    /// Returns true if the caller has gone away.
-    fn is_abandoned(&self) -> bool {
-        false
-    }
-    /// Gives back the call's share of the bytes in flight, because it waits for its shard.
-    fn release_budget(&mut self) {}
-}
-
-/// A call and the memory of its attempts.
-#[derive(Debug)]
-pub struct Tracked<C> {
-    /// The call.
-    pub call: C,
-    /// Its attempts so far.
-    pub attempts: Attempts,
-}
-
-/// A call that ended without an answer.
-#[derive(Debug)]
-pub struct Ended<C> {
-    /// The call.
-    pub call: C,
-    /// The reason.
-    pub failure: Failure,
-}
-
-/// The bounds of one stream.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The most calls that are sent and not answered.
-    pub max_in_flight: usize,
-    /// The most sequences of a session from the oldest unfinished write to the newest.
-    pub max_unacknowledged: usize,
-    /// The most calls in one batch.
-    pub max_batch_items: usize,
-    /// A batch ends before the call that would exceed this many bytes.
-    pub max_batch_bytes: usize,
-}
-
-/// The consequences of a batch of results for the connection.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Consequence {
-    /// True if the node served at least one call, or refused it as a leader does.
-    pub served: bool,
-    /// Set if this node is the wrong one.
-    pub reroute: Option<Reroute>,
-    /// A later configuration than the known one, which the node has.
-    pub behind: Option<ConfigNum>,
-}
-
-/// The order to ask another node: the one at this address, if the node named one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reroute(pub Option<Arc<str>>);
 
 #[derive(Debug)]
 struct Pending<C> {
@@ -362,153 +305,6 @@ impl<C: Call> PendingCalls<C> {
         items
     }
 
-    /// Takes in a batch of results. Returns the answered calls with their answers, and the consequences for the connection.
-    /// An answer to an earlier attempt is as good as one to the latest, because both carry the same name; a refusal of an
-    /// earlier attempt says nothing about the later one, and is ignored.
-    pub fn handle_results<A>(
-        &mut self,
-        now: Time,
-        results: impl IntoIterator<Item = (u64, Result<A, Refused>)>,
-    ) -> (Vec<(C, A)>, Consequence) {
-        let mut consequence = Consequence::default();
-        let mut answered = Vec::new();
-        for (id, result) in results {
-            match result {
-                Ok(answer) => {
-                    if let Some(call) = self.answered(id, &mut consequence) {
-                        answered.push((call, answer));
-                    }
-                }
-                Err(refused) if self.is_on_wire(id) => {
-                    self.refused(now, id, refused, &mut consequence);
-                }
-                Err(_) => {}
-            }
-        }
-        self.check_invariants();
-        (answered, consequence)
-    }
-
-    fn is_on_wire(&self, id: u64) -> bool {
-        self.pending.get(&id).is_some_and(|it| it.on_wire)
-    }
-
-    fn answered(&mut self, id: u64, consequence: &mut Consequence) -> Option<C> {
-        // An answer without an attempt, or to a call that was given up, is of no use.
-        if !self.pending.get(&id)?.sent {
-            return None;
-        }
-        consequence.served = true;
-        self.busy.reset();
-        let late = !self.is_on_wire(id);
-        let it = self.take(id)?;
-        if late {
-            self.forget_ended();
-            if self.bugs.has(Bug::DropsLateAnswer) {
-                return None;
-            }
-        }
-        Some(it.call)
-    }
-
-    /// Acts on the refusal of one call.
-    fn refused(
-        &mut self,
-        now: Time,
-        id: u64,
-        Refused { refusal, message }: Refused,
-        consequence: &mut Consequence,
-    ) {
-        let Some(Pending { it, on_wire, .. }) = self.pending.get_mut(&id) else {
-            return;
-        };
-        self.on_wire -= usize::from(*on_wire);
-        *on_wire = false;
-        let verdict = refusal.judge();
-        let repeat = it.call.repeat();
-        it.attempts
-            .failed(repeat, verdict.doubt, message, self.bugs);
-        consequence.served |= !matches!(verdict.action, Action::Reroute(_));
-        if let Action::Reroute(hint) = &verdict.action
-            && (hint.is_some() || consequence.reroute.is_none())
-        {
-            consequence.reroute = Some(Reroute(hint.clone()));
-        }
-        if repeat == Repeat::Never && it.attempts.doubt && self.may_not_repeat() {
-            self.end(id, |_| Failure::Unrepeatable);
-            return;
-        }
-        match verdict.action {
-            Action::Reroute(_) => {
-                if self.stays(id) {
-                    self.ready.push_back(id);
-                }
-            }
-            Action::WrongGroup(num) => {
-                if num > self.config.num() {
-                    consequence.behind = consequence.behind.max(Some(num));
-                }
-                self.turned_away(now, id, Duration::ZERO);
-            }
-            Action::AwaitShard(pause) => self.turned_away(now, id, pause),
-            Action::Wait(pause) => {
-                let pause = self.busy.pause_at_least(now, pause);
-                self.delay(now + pause, id);
-            }
-            Action::RenewSession => self.session_expired(now, id),
-            Action::Fail(rejection) => self.end(id, |attempts| attempts.rejected(rejection)),
-        }
-    }
-
-    fn may_not_repeat(&self) -> bool {
-        !self.bugs.has(Bug::RepeatsUnrepeatable)
-    }
-
-    /// Delays a call whose shard isn't served at the node, so that it doesn't keep calls of other shards out.
-    fn turned_away(&mut self, now: Time, id: u64, asked: Duration) {
-        let spare = self.delayed.len() < MAX_DELAYED * self.limits.max_in_flight;
-        let Some(Pending { it, .. }) = self.pending.get_mut(&id) else {
-            return;
-        };
-        if spare {
-            it.call.release_budget();
-        }
-        let age = it.attempts.turn_away(now);
-        let pause = self.busy.pause_of(age, asked);
-        self.delay(now + pause, id);
-    }
-
-    /// Schedules another attempt at `at`, or moves the call if another group owns its shard.
-    fn delay(&mut self, at: Time, id: u64) {
-        if self.stays(id) {
-            self.delayed.insert((at, id));
-        }
-    }
-
-    /// Moves a refused call away if another group owns its shard. Returns true if the call stays.
-    fn stays(&mut self, id: u64) -> bool {
-        let ours = |it: &Pending<C>| self.is_ours(&it.it.call);
-        if self.pending.get(&id).is_some_and(ours) {
-            return true;
-        }
-        let it = self.take(id);
-        self.moved.extend(it);
-        false
-    }
-
-    fn session_expired(&mut self, now: Time, id: u64) {
-        let Some(Pending { it, .. }) = self.pending.get_mut(&id) else {
-            return;
-        };
-        if let Err(failure) = it.attempts.rename(self.bugs) {
-            self.end(id, |_| failure);
-        } else {
-            // The pause keeps the client from asking a node that refuses every session without end.
-            let pause = self.busy.pause_at_least(now, Duration::ZERO);
-            self.delay(now + pause, id);
-        }
-    }
-
     /// Notes that another copy of a call that is on the wire went out, whose result won't be heard: the call is in doubt.
     pub fn note_copy(&mut self, id: u64) {
         if let Some(Pending { it, .. }) = self.pending.get_mut(&id) {
@@ -642,47 +438,4 @@ impl<C: Call> PendingCalls<C> {
         self.on_wire -= usize::from(pending.on_wire);
         Some(pending.it)
     }
-
-    /// Panics if an invariant is broken, in debug builds and in the simulator.
-    fn check_invariants(&mut self) {
-        if !cfg!(any(debug_assertions, feature = "bugs")) {
-            return;
-        }
-        self.mutations += 1;
-        if self.pending.len() > CHECKED_EACH_TIME
-            && !self.mutations.is_multiple_of(CHECKED_EACH_TIME)
-        {
-            return;
-        }
-        let mut queued_in: BTreeMap<u64, usize> = BTreeMap::new();
-        let delayed = self.delayed.iter().map(|(_, id)| id);
-        let queued = self.ready.iter().chain(&self.unnamed).chain(delayed);
-        for id in queued.filter(|id| self.pending.contains_key(id)) {
-            *queued_in.entry(*id).or_default() += 1;
-        }
-        let mut on_wire = 0;
-        for (id, pending) in &self.pending {
-            let places = queued_in.get(id).copied().unwrap_or(0);
-            let expected = usize::from(!pending.on_wire);
-            assert_eq!(places, expected, "call {id} is in {places} queues");
-            assert!(
-                pending.on_wire || self.is_ours(&pending.it.call),
-                "call {id} waits at a group that does not own its shard"
-            );
-            let named = pending.it.call.repeat() == Repeat::ByName;
-            assert!(
-                !pending.on_wire || !named || pending.it.attempts.name.is_some(),
-                "call {id} was sent without its name"
-            );
-            on_wire += usize::from(pending.on_wire);
-        }
-        assert_eq!(on_wire, self.on_wire, "the count of sent calls is wrong");
-        assert!(
-            on_wire <= self.limits.max_in_flight,
-            "too many calls in flight"
-        );
-    }
 }
-
-#[cfg(test)]
-pub(crate) mod tests;

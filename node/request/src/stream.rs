@@ -392,7 +392,7 @@ impl<C: Call> BatchStream<C> {
 mod tests {
     use super::*;
     use crate::Jitter;
-    use crate::pending::tests::{Item, config, options};
+    use crate::pending::harness::{Item, config, options};
 
     fn stream() -> BatchStream<Item> {
         BatchStream::new(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use replica::session::SessionRef;
-use types::{ConfigDelta, ConfigNum, Gid, Sequence, ShardConfig, ShardId};
+use types::{BadAddresses, ConfigDelta, ConfigNum, Gid, Sequence, ShardConfig, ShardId};
 
 /// A change with the session that makes it exactly once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -138,12 +138,12 @@ pub enum CtrlError {
     #[error("no group is named: name at least one")]
     NoGroups,
     /// Addresses of a group that can't be used.
-    #[error("{gid}: {why}")]
+    #[error("{gid}: {reason}")]
     BadAddresses {
         /// The group.
         gid: Gid,
         /// The reason.
-        why: String,
+        reason: BadAddresses,
     },
     /// Two groups claim an address.
     #[error("{address} belongs to {owner}: a node is part of one group")]

@@ -187,8 +187,10 @@ fn walk<'a>(
             let moved = owners.get_mut(range);
             let Some(moved) = moved.filter(|run| run.iter().all(|owner| *owner == step.from))
             else {
-                let what = format!("the move of {} in configuration {num}", step.run.first);
-                return Err(ConfigError::Invalid(what));
+                return Err(ConfigError::NotOwned {
+                    first: step.run.first,
+                    from: step.from,
+                });
             };
             moved.fill(step.to);
         }

@@ -46,7 +46,8 @@ fn check_join(groups: &BTreeMap<Gid, Vec<String>>) -> Result<(), CtrlError> {
         });
     }
     for (gid, addresses) in groups {
-        check_addresses(addresses).map_err(|why| CtrlError::BadAddresses { gid: *gid, why })?;
+        check_addresses(addresses)
+            .map_err(|reason| CtrlError::BadAddresses { gid: *gid, reason })?;
     }
     match twice(groups) {
         Some((address, owner)) => Err(CtrlError::AddressTaken { address, owner }),

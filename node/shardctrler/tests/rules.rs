@@ -194,9 +194,9 @@ fn joins_that_make_no_sense_are_refused() {
     ];
     for bad in bad {
         match replica.refused(&join_as(4, bad)) {
-            CtrlError::BadAddresses { gid, why } => {
+            CtrlError::BadAddresses { gid, reason } => {
                 assert_eq!(gid, Gid(4));
-                assert!(!why.is_empty());
+                assert!(!reason.to_string().is_empty());
             }
             other => panic!("{bad:?}: {other:?}"),
         }

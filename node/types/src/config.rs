@@ -1,20 +1,16 @@
 //! The numbered, immutable configurations of the controllers, which give each shard its owner.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use crate::addresses::{BadAddresses, check_addresses, decode_addresses, encode_addresses};
 use crate::{ConfigNum, DecodeError, Gid, Reader, ShardId, ShardRun, ShardSet, Writer};
 
 /// The most shards of a cluster.
 pub const MAX_SHARDS: u32 = 1_000_000;
 /// The most replica groups of a cluster.
 pub const MAX_GROUPS: usize = 10_000;
-/// The most addresses of a group.
-pub const MAX_GROUP_ADDRESSES: usize = 16;
-/// The most bytes of an address.
-pub const MAX_ADDRESS_BYTES: usize = 512;
-
 /// The version byte of an encoded configuration, and of an encoded delta.
 const VERSION: u8 = 1;
 
@@ -62,13 +58,45 @@ pub enum ConfigError {
         /// The number of the configuration after the delta.
         delta: ConfigNum,
     },
-    /// An invariant of [`ShardConfig`] would break.
-    #[error("not a configuration: {0}")]
-    Invalid(String),
-}
-
-fn invalid<T>(what: impl Into<String>) -> Result<T, ConfigError> {
-    Err(ConfigError::Invalid(what.into()))
+    /// The configuration has no shards, or more than [`MAX_SHARDS`].
+    #[error("not a configuration: a cluster has 1 to {MAX_SHARDS} shards, not {0}")]
+    ShardCount(u64),
+    /// The configuration has more than [`MAX_GROUPS`] groups.
+    #[error("not a configuration: more than {MAX_GROUPS} groups")]
+    TooManyGroups,
+    /// A group has the id [`Gid::NONE`].
+    #[error("not a configuration: gid 0 is no group")]
+    NoGroup,
+    /// A group can't have its addresses.
+    #[error("not a configuration: {gid}: {reason}")]
+    Addresses {
+        /// The group.
+        gid: Gid,
+        /// The reason.
+        reason: BadAddresses,
+    },
+    /// The owner of a shard is not one of the groups.
+    #[error("not a configuration: {0} owns shards and is no group")]
+    UnknownOwner(Gid),
+    /// A delta leads to configuration 0, which is the first.
+    #[error("not a configuration: nothing leads to configuration 0")]
+    NumberZero,
+    /// A delta moves shards that don't exist, or out of order, or to no other group.
+    #[error("not a configuration: the move of {0} is empty, out of order, or to no other group")]
+    BadMove(ShardId),
+    /// A delta moves shards from a group that doesn't own them.
+    #[error(
+        "not a configuration: the shards that move from {from}, {first} the first, are not all its own"
+    )]
+    NotOwned {
+        /// The first shard of the move.
+        first: ShardId,
+        /// The owner before, according to the delta.
+        from: Gid,
+    },
+    /// Runs of shards are empty, overlap, or are out of order.
+    #[error("shard runs are out of order, empty or overlapping")]
+    ShardRuns,
 }
 
 impl ShardConfig {
@@ -92,7 +120,7 @@ impl ShardConfig {
         for (count, owner) in owners {
             let length = list.len() + count as usize;
             if length > MAX_SHARDS as usize {
-                return invalid(format!("more than {MAX_SHARDS} shards"));
+                return Err(ConfigError::ShardCount(length as u64));
             }
             list.resize(length, owner);
         }
@@ -107,20 +135,21 @@ impl ShardConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         if self.owners.is_empty() {
-            return invalid("no shards");
+            return Err(ConfigError::ShardCount(0));
         }
         if self.groups.len() > MAX_GROUPS {
-            return invalid(format!("more than {MAX_GROUPS} groups"));
+            return Err(ConfigError::TooManyGroups);
         }
         for (gid, addresses) in &self.groups {
             if *gid == Gid::NONE {
-                return invalid("gid 0 is no group");
+                return Err(ConfigError::NoGroup);
             }
-            check_addresses(addresses).or_else(|why| invalid(format!("{gid}: {why}")))?;
+            check_addresses(addresses)
+                .map_err(|reason| ConfigError::Addresses { gid: *gid, reason })?;
         }
         let foreign = |owner: &&Gid| **owner != Gid::NONE && !self.groups.contains_key(owner);
         match self.owners.iter().find(foreign) {
-            Some(owner) => invalid(format!("{owner} owns shards and is no group")),
+            Some(owner) => Err(ConfigError::UnknownOwner(*owner)),
             None => Ok(()),
         }
     }
@@ -187,10 +216,16 @@ impl ShardConfig {
         for ShardMove { run, from, to } in &delta.moves {
             let range = run.first.0 as usize..run.end().0 as usize;
             let Some(owners) = next.owners.get_mut(range) else {
-                return invalid(format!("shards from {} on don't exist", run.first));
+                return Err(ConfigError::BadMove(run.first));
             };
-            if run.count == 0 || from == to || owners.iter().any(|owner| owner != from) {
-                return invalid(format!("the move of {} is not {from}'s to make", run.first));
+            if run.count == 0 || from == to {
+                return Err(ConfigError::BadMove(run.first));
+            }
+            if owners.iter().any(|owner| owner != from) {
+                return Err(ConfigError::NotOwned {
+                    first: run.first,
+                    from: *from,
+                });
             }
             owners.fill(*to);
         }
@@ -330,72 +365,27 @@ impl ConfigDelta {
     /// Refuses a delta that no configuration could take.
     pub fn check(&self) -> Result<(), ConfigError> {
         if self.num == ConfigNum(0) {
-            return invalid("nothing leads to configuration 0");
+            return Err(ConfigError::NumberZero);
         }
         for (gid, addresses) in &self.groups {
             if *gid == Gid::NONE {
-                return invalid("gid 0 is no group");
+                return Err(ConfigError::NoGroup);
             }
             if let Some(addresses) = addresses {
-                check_addresses(addresses).or_else(|why| invalid(format!("{gid}: {why}")))?;
+                check_addresses(addresses)
+                    .map_err(|reason| ConfigError::Addresses { gid: *gid, reason })?;
             }
         }
         let mut next = ShardId(0);
         for ShardMove { run, from, to } in &self.moves {
             let fits = run.first >= next && run.count > 0 && run.count <= MAX_SHARDS;
             if !fits || run.end() > ShardId(MAX_SHARDS) || from == to || *to == Gid::NONE {
-                return invalid(format!("the move of {}", run.first));
+                return Err(ConfigError::BadMove(run.first));
             }
             next = run.end();
         }
         Ok(())
     }
-}
-
-/// Checks that a group has 1 to [`MAX_GROUP_ADDRESSES`] distinct addresses, each `host:port`. The error says why not.
-pub fn check_addresses(addresses: &[String]) -> Result<(), String> {
-    if addresses.is_empty() || addresses.len() > MAX_GROUP_ADDRESSES {
-        return Err(format!(
-            "a group has 1 to {MAX_GROUP_ADDRESSES} addresses, not {}",
-            addresses.len()
-        ));
-    }
-    for address in addresses {
-        let port = address
-            .rsplit_once(':')
-            .filter(|(host, _)| !host.is_empty());
-        let port = port.and_then(|(_, port)| port.parse::<u16>().ok());
-        let odd = |c: char| c.is_whitespace() || c.is_control();
-        if address.len() > MAX_ADDRESS_BYTES || port.is_none() || address.contains(odd) {
-            return Err(format!(
-                "`{address}` is not an address: write it as host:port"
-            ));
-        }
-    }
-    let distinct: BTreeSet<&String> = addresses.iter().collect();
-    if distinct.len() != addresses.len() {
-        return Err("an address is there twice".to_owned());
-    }
-    Ok(())
-}
-
-fn encode_addresses(out: &mut Writer, addresses: &[String]) {
-    out.number(addresses.len() as u64);
-    for address in addresses {
-        out.bytes(address.as_bytes());
-    }
-}
-
-fn decode_addresses(input: &mut Reader) -> Result<Vec<String>, DecodeError> {
-    let count = input.count("addresses")?;
-    let mut addresses = Vec::with_capacity(count.min(MAX_GROUP_ADDRESSES));
-    for _ in 0..count {
-        let address = input.bytes("address")?;
-        let address =
-            std::str::from_utf8(&address).map_err(|_| DecodeError::OutOfRange("address"))?;
-        addresses.push(address.to_owned());
-    }
-    Ok(addresses)
 }
 
 fn known_version(input: &mut Reader, what: &'static str) -> Result<(), DecodeError> {
@@ -492,26 +482,6 @@ mod tests {
                     ConfigDelta::decode(changed),
                 );
             }
-        }
-    }
-
-    #[test]
-    fn addresses_are_host_and_port_and_distinct() {
-        let check = |list: &[&str]| {
-            let list: Vec<String> = list.iter().map(|it| (*it).to_owned()).collect();
-            check_addresses(&list).is_ok()
-        };
-        assert!(check(&["a:1", "[::1]:2", "a.b.svc:3"]));
-        for bad in [
-            &[][..],
-            &["a"],
-            &[":1"],
-            &["a:1", "a:1"],
-            &["a b:1"],
-            &["a:70000"],
-            &[""],
-        ] {
-            assert!(!check(bad), "{bad:?}");
         }
     }
 }

@@ -46,17 +46,16 @@
 //! # Ok::<(), DecodeError>(())
 //! ```
 
+mod addresses;
 mod codec;
 mod config;
 mod hash;
 mod ids;
 mod shard_set;
 
+pub use addresses::{BadAddresses, MAX_ADDRESS_BYTES, MAX_GROUP_ADDRESSES, check_addresses};
 pub use codec::{DecodeError, Reader, Writer};
-pub use config::{
-    ConfigDelta, ConfigError, MAX_ADDRESS_BYTES, MAX_GROUP_ADDRESSES, MAX_GROUPS, MAX_SHARDS,
-    ShardConfig, ShardMove, check_addresses,
-};
+pub use config::{ConfigDelta, ConfigError, MAX_GROUPS, MAX_SHARDS, ShardConfig, ShardMove};
 pub use hash::{hash_key, hashed_part, shard_of};
 pub use ids::{ClientId, ClusterId, ConfigNum, Gid, LogTime, NodeId, Sequence, ShardId};
 pub use shard_set::{ShardRun, ShardSet};

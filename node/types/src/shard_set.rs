@@ -116,12 +116,16 @@ impl ShardSet {
     }
 }
 
-/// Collects shards in ascending order. A shard that is out of order or repeated is ignored.
+/// Collects shards in any order; a repeated shard counts once. A number beyond the last that a run can hold, which no
+/// cluster has, is left out.
 impl FromIterator<ShardId> for ShardSet {
     fn from_iter<I: IntoIterator<Item = ShardId>>(shards: I) -> Self {
+        let mut shards: Vec<ShardId> = shards.into_iter().collect();
+        shards.sort_unstable();
+        shards.dedup();
         let mut set = Self::default();
         for first in shards {
-            // An error means out of order or repeated.
+            // The shards ascend, so only a number that no run can hold is refused.
             let _ = set.push(ShardRun { first, count: 1 });
         }
         set
@@ -162,6 +166,15 @@ mod tests {
         }
         assert_eq!(ShardSet::all(3), set(&[0, 1, 2]));
         assert!(ShardSet::all(0).is_empty());
+    }
+
+    #[test]
+    fn shards_are_collected_in_any_order() {
+        let expected = set(&[0, 1, 2, 5, 7, 8]);
+        assert_eq!(set(&[7, 2, 0, 8, 5, 1]), expected);
+        assert_eq!(set(&[8, 7, 7, 5, 2, 1, 0, 8]), expected);
+        assert_eq!(set(&[u32::MAX - 1]).len(), 1);
+        assert!(set(&[]).is_empty());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 use raft::{Envelope, Index, MembershipChange, Options, ReadTicket, Role};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use std::error::Error;
 use types::NodeId;
 
 use crate::cluster::{Cluster, node, voters};
@@ -308,16 +309,16 @@ impl World {
         }
     }
 
-    fn verdict(&self) -> Result<(), String> {
+    fn verdict(&self) -> Result<(), Box<dyn Error>> {
         match self.cluster.oracle.violations.first() {
-            Some(wrong) => Err(wrong.clone()),
+            Some(wrong) => Err(wrong.clone().into()),
             None => Ok(()),
         }
     }
 
     /// Ends all faults and checks that within ten election timeouts one node leads, and that every member applies its
     /// proposal.
-    fn recover(&mut self) -> Result<(), String> {
+    fn recover(&mut self) -> Result<(), Box<dyn Error>> {
         self.cluster.heal();
         for id in self.cluster.ids() {
             self.cluster.node_mut(id).slow = false;
@@ -352,14 +353,19 @@ impl World {
         for member in members {
             let applied = self.cluster.node(member).state.last().map(|entry| entry.id);
             if applied != Some(last) {
-                return Err(format!("{member} has come to {applied:?}, not to {last}"));
+                return Err(format!("{member} has come to {applied:?}, not to {last}").into());
             }
         }
         Ok(())
     }
 }
 
-fn run(seed: u64, events: u32, tell: bool, change: impl Fn(&mut Options)) -> Result<(), String> {
+fn run(
+    seed: u64,
+    events: u32,
+    tell: bool,
+    change: impl Fn(&mut Options),
+) -> Result<(), Box<dyn Error>> {
     let mut world = World::new(seed, change);
     world.cluster.quiet = !tell;
     let result = world.play(events);
@@ -373,7 +379,7 @@ fn run(seed: u64, events: u32, tell: bool, change: impl Fn(&mut Options)) -> Res
 }
 
 impl World {
-    fn play(&mut self, events: u32) -> Result<(), String> {
+    fn play(&mut self, events: u32) -> Result<(), Box<dyn Error>> {
         for number in 0..events {
             self.event();
             if number % 20 == 0 {

@@ -7,7 +7,7 @@ use types::Gid;
 
 use super::{Bug, Bugs};
 use crate::leader::GroupLeader;
-use crate::pending::tests::{HERE, Harness, Item, not_leader};
+use crate::pending::harness::{HERE, Harness, Item, not_leader};
 use crate::refusal::{Refusal, Rejection, Repeat};
 
 /// Returns true if a write without a session is sent twice although its first attempt may have taken effect.

@@ -97,8 +97,7 @@ impl Configs {
         }
         // The number comes from the network and decides the size of an allocation.
         if !(1..=MAX_SHARDS).contains(&shards) {
-            let what = format!("{shards} shards");
-            return Err(ConfigError::Invalid(what).into());
+            return Err(ConfigError::ShardCount(shards.into()).into());
         }
         let mut recent = self.lock_recent();
         let mut config = match &before {

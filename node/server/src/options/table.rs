@@ -105,7 +105,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(LOG, "max_entry_bytes", "BYTES", "8388608", "The most bytes of operations in one log entry; at most 33554432"),
     row(LOG, "max_append_bytes", "BYTES", "1048576", "The most bytes of entries in one message to a follower"),
     row(LOG, "max_inflight_appends", "COUNT", "16", "The most unanswered appends to one follower"),
-    row(LOG, "max_inflight_append_bytes", "BYTES", "8388608", "The most bytes of unanswered appends to one follower"),
+    row(LOG, "max_inflight_append_bytes", "BYTES", "8388608", "The bytes of unanswered appends to one follower at which the leader pauses; the last append may exceed it"),
     row(LOG, "max_uncommitted_bytes", "BYTES", "67108864", "The most bytes of entries that are not committed yet; beyond it writes are refused as Overloaded"),
     row(LOG, "max_cached_bytes", "BYTES", "33554432", "The bytes of log entries kept in memory for followers that are a little behind"),
     row(LOG, "max_apply_bytes", "BYTES", "4194304", "The most bytes of entries applied in one step"),
