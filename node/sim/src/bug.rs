@@ -3,8 +3,6 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::scenario::Scenario;
-
 /// A known bug, in the crate that can make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Bug {
@@ -53,14 +51,6 @@ impl Bug {
             .chain(shardctrler.map(Self::Shardctrler))
             .chain(request::Bug::ALL.into_iter().map(Self::Request))
             .collect()
-    }
-
-    /// Puts the bug back in a scenario.
-    pub fn put_back(self, scenario: &mut Scenario) {
-        scenario.bug = Some(self);
-        if let Self::Request(bug) = self {
-            scenario.client.bugs = request::Bugs::with(bug);
-        }
     }
 
     /// Returns the switches of the consensus core.

@@ -24,6 +24,7 @@ use request::{Attempts, LeaderTable, Repeat, Time, Tracked};
 use shardkv::{Query, Write};
 use types::{Gid, NodeId, hash_key};
 
+use crate::caller::Caller;
 use crate::history::{History, Mark};
 use crate::machine::Question;
 use crate::network::HostId;
@@ -40,7 +41,7 @@ pub use options::ClientOptions;
 pub struct Outgoing {
     /// The destination.
     pub to: HostId,
-    /// The id of the request, with the client's number in the high bits.
+    /// The id of the request, which names the client.
     pub id: RequestId,
     /// The request.
     pub request: Request<Question>,
@@ -172,11 +173,6 @@ fn covers(query: &Query, key: &[u8], shards: u32) -> bool {
         Query::Scan { shards: only, .. } => Routes::covers(only.as_ref(), key, shards),
         _ => true,
     }
-}
-
-/// Returns the client's number in the id of a request.
-pub const fn client_of(id: RequestId) -> u64 {
-    id.0 >> 40
 }
 
 /// Returns the key with this number.
@@ -328,7 +324,7 @@ impl Client {
 
     fn next_id(&mut self) -> RequestId {
         self.sent += 1;
-        RequestId((self.number << 40) | self.sent)
+        Caller::Client(self.number).request(self.sent)
     }
 
     fn start(&mut self, around: &mut Surroundings<'_>) {

@@ -7,17 +7,13 @@ use replica::{Answer, Refusal, Request, RequestId};
 use shardctrler::{Change, Command, CtrlError, Response};
 use types::{ClientId, Gid, LogTime, Sequence, ShardId};
 
+use crate::caller::Caller;
 use crate::client::{Outgoing, Surroundings};
-use crate::host::address;
-use crate::invariants::Violation;
 use crate::machine::{Outcome, Reply};
-use crate::network::HostId;
+use crate::network::{HostId, address};
 use crate::queue::{MILLI, Micros};
-use crate::rng::{Concern, SimRng};
-use crate::world::{Event, Step, World};
-
-/// The lowest client number of config clients' requests. The config client's own number is added.
-pub(crate) const CONFIG_CLIENTS: u64 = 1 << 22;
+use crate::rng::SimRng;
+use crate::violation::Violation;
 
 /// The time without an answer after which another controller is tried.
 const PATIENCE: Micros = 200 * MILLI;
@@ -190,7 +186,7 @@ impl ConfigClient {
             }
         };
         self.sent += 1;
-        let id = RequestId(((CONFIG_CLIENTS + self.number) << 40) | self.sent);
+        let id = Caller::ConfigClient(self.number).request(self.sent);
         self.asked.insert(id);
         around.out.push(Outgoing {
             to: self.target,
@@ -345,99 +341,5 @@ impl ConfigClient {
             response,
             at: now,
         });
-    }
-}
-
-impl World {
-    /// Creates the config clients, and queues the first join at the first of them.
-    pub(crate) fn start_config_clients(&mut self) {
-        let Some(cluster) = &self.scenario.cluster else {
-            return;
-        };
-        let groups: BTreeMap<Gid, Vec<HostId>> = self.groups[..cluster.groups]
-            .iter()
-            .map(|group| (group.gid, group.hosts.clone().collect()))
-            .collect();
-        let seed = self.scenario.seed;
-        let shards = self.scenario.genesis.shards;
-        for number in 0..cluster.config_clients {
-            let stream = u32::try_from(number).unwrap_or(0);
-            let rng = SimRng::new(seed, Concern::ConfigClient(stream));
-            let (number, groups) = (number as u64, groups.clone());
-            let config_client = ConfigClient::new(number, groups, shards, cluster.changes, rng);
-            self.config_clients.push(config_client);
-            self.config_client_due.push(Micros::MAX);
-        }
-        let joined: Vec<Gid> = groups.keys().copied().take(cluster.joined).collect();
-        if let Some(first) = self.config_clients.first_mut()
-            && !joined.is_empty()
-        {
-            let join = first.join(joined);
-            first.order(join);
-        }
-        for number in 0..self.config_clients.len() {
-            self.plan_config_client(number);
-        }
-    }
-
-    pub(crate) fn config_client_wakes(&mut self, number: usize) {
-        if self.config_client_due[number] > self.now {
-            return;
-        }
-        self.config_client_due[number] = Micros::MAX;
-        let mut out = Vec::new();
-        let mut around = Surroundings {
-            now: self.now,
-            history: &mut self.history,
-            addresses: &self.nodes,
-            hosts: self.kv_hosts,
-            controllers: self.kv_hosts..self.hosts.len(),
-            shards: self.scenario.genesis.shards,
-            out: &mut out,
-        };
-        self.config_clients[number].wake(&mut around);
-        for outgoing in out {
-            self.send_request(outgoing);
-        }
-        self.plan_config_client(number);
-    }
-
-    pub(crate) fn config_client_answered(
-        &mut self,
-        number: usize,
-        id: RequestId,
-        outcome: Outcome,
-    ) -> Step {
-        let Some(config_client) = self.config_clients.get_mut(number) else {
-            return Ok(());
-        };
-        let mut out = Vec::new();
-        let around = Surroundings {
-            now: self.now,
-            history: &mut self.history,
-            addresses: &self.nodes,
-            hosts: self.kv_hosts,
-            controllers: self.kv_hosts..self.hosts.len(),
-            shards: self.scenario.genesis.shards,
-            out: &mut out,
-        };
-        let before = config_client.done.len();
-        config_client.answered(id, outcome, &around)?;
-        if self.tracing
-            && let Some(over) = self.config_clients[number].done.get(before)
-        {
-            self.print(&format!("config client {number}: {over:?}"));
-        }
-        self.plan_config_client(number);
-        Ok(())
-    }
-
-    pub(crate) fn plan_config_client(&mut self, number: usize) {
-        let due = self.config_clients[number].due();
-        if due < self.config_client_due[number] {
-            let due = due.max(self.now + 1);
-            self.config_client_due[number] = due;
-            self.queue.push(due, Event::ConfigClient { number });
-        }
     }
 }

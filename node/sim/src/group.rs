@@ -1,16 +1,14 @@
 //! The Raft groups of a world, with their hosts and checkers.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
-use raft::{Membership, Role, Term};
+use raft::Term;
 use replica::{Genesis, GroupKind, RequestId};
-use types::{Gid, NodeId};
+use types::Gid;
 
 use crate::invariants::InvariantChecker;
 use crate::network::HostId;
 use crate::scenario::Scenario;
-use crate::world::World;
 
 /// The number of a group in its world.
 pub(crate) type GroupId = usize;
@@ -75,46 +73,4 @@ pub(crate) fn lay_out(scenario: &Scenario) -> Vec<Group> {
 pub(crate) fn kv_hosts(groups: &[Group]) -> usize {
     let replicas = groups.iter().filter(|group| group.gid != Gid::NONE);
     replicas.map(|group| group.hosts.len()).sum()
-}
-
-impl World {
-    /// Returns the host of a group's leader in the highest term.
-    pub(crate) fn leader(&self, group: GroupId) -> Option<HostId> {
-        let leading = self.hosts[self.groups[group].hosts.clone()]
-            .iter()
-            .filter_map(|host| {
-                let status = host.process.as_ref()?.status();
-                (status.role == Role::Leader && !host.paused).then_some((status.term, host.number))
-            });
-        leading.max().map(|(_, number)| number)
-    }
-
-    /// Returns the nodes on a group's hosts.
-    pub(crate) fn present(&self, group: GroupId) -> BTreeSet<NodeId> {
-        let hosts = &self.hosts[self.groups[group].hosts.clone()];
-        hosts.iter().map(|host| host.node).collect()
-    }
-
-    /// Returns a group's membership if it is certain: every member is on a host, and every member's log ends with it.
-    pub(crate) fn settled(&self, group: GroupId) -> Option<Membership> {
-        let hosts = &self.hosts[self.groups[group].hosts.clone()];
-        if hosts.iter().any(|host| host.disk.is_damaged()) {
-            return None;
-        }
-        let ends: Vec<(NodeId, Membership)> = hosts
-            .iter()
-            .map(|host| (host.node, host.disk.last_membership()))
-            .collect();
-        let of = |node: NodeId| {
-            let end = ends.iter().find(|(other, _)| *other == node);
-            end.map(|(_, membership)| membership)
-        };
-        let agreed = ends.iter().find(|(_, membership)| {
-            !membership.is_empty()
-                && membership
-                    .members()
-                    .all(|(node, _)| of(node) == Some(membership))
-        });
-        agreed.map(|(_, membership)| membership.clone())
-    }
 }

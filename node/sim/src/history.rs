@@ -6,8 +6,8 @@ use bytes::Bytes;
 use shardkv::{Write, Written};
 use types::{ClientId, Sequence};
 
-use crate::invariants::Violation;
 use crate::linear::{Action, Operation, Value, Verdict, check, explain};
+use crate::violation::Violation;
 
 /// The place of an operation in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

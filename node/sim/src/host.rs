@@ -12,7 +12,7 @@ use crate::group::GroupId;
 use crate::invariants::Progress;
 use crate::machine::{Outcome, Question, Reply};
 use crate::mover_driver::MoverDriver;
-use crate::network::HostId;
+use crate::network::{HostId, address};
 use crate::queue::Micros;
 use crate::recorder::{Journal, Recorder};
 
@@ -144,17 +144,6 @@ impl Host {
         self.journal = Arc::default();
         self.disk.crash(now);
     }
-}
-
-/// Returns the address of a host.
-pub(crate) fn address(number: HostId) -> String {
-    format!("host-{number}:7000")
-}
-
-/// Returns the host of an address.
-pub(crate) fn host_at(address: &str) -> Option<HostId> {
-    let (host, _) = address.strip_prefix("host-")?.split_once(':')?;
-    host.parse().ok()
 }
 
 /// Collects the messages and answers of a process, each with its delay after the start of the step.

@@ -36,27 +36,7 @@ use types::NodeId;
 use crate::disk::{Disk, DiskEvent};
 use crate::recorder::AppliedOperation;
 use crate::rng::digest;
-
-/// A violated invariant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// The name of the invariant.
-    pub invariant: &'static str,
-    /// The observation that contradicts it.
-    pub detail: String,
-}
-
-impl Violation {
-    /// Creates a violation.
-    pub fn new(invariant: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            invariant,
-            detail: detail.into(),
-        }
-    }
-}
-
-type Check = Result<(), Violation>;
+use crate::violation::{Checked, Violation};
 
 /// An entry as first written: a digest of its content, and its predecessor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +76,7 @@ pub struct Progress {
 
 impl InvariantChecker {
     /// Checks a message that leaves a node.
-    pub fn sent(&mut self, envelope: &Envelope) -> Check {
+    pub fn sent(&mut self, envelope: &Envelope) -> Checked {
         let Envelope { from, term, to, .. } = envelope;
         let known = self.wire_terms.entry(*from).or_default();
         if *term < *known {
@@ -117,7 +97,7 @@ impl InvariantChecker {
         }
     }
 
-    fn voted(&mut self, voter: NodeId, term: Term, candidate: NodeId) -> Check {
+    fn voted(&mut self, voter: NodeId, term: Term, candidate: NodeId) -> Checked {
         let first = *self.votes.entry((voter, term)).or_insert(candidate);
         if first == candidate {
             return Ok(());
@@ -128,7 +108,7 @@ impl InvariantChecker {
         ))
     }
 
-    fn leads(&mut self, term: Term, node: NodeId) -> Check {
+    fn leads(&mut self, term: Term, node: NodeId) -> Checked {
         let first = *self.leaders.entry(term).or_insert(node);
         if first == node {
             return Ok(());
@@ -140,7 +120,7 @@ impl InvariantChecker {
     }
 
     /// Checks a change that a node made to its disk.
-    pub fn wrote(&mut self, node: NodeId, event: DiskEvent) -> Check {
+    pub fn wrote(&mut self, node: NodeId, event: DiskEvent) -> Checked {
         match event {
             DiskEvent::HardState { before, after } => check_hard_state(node, before, after),
             DiskEvent::Appended {
@@ -163,7 +143,7 @@ impl InvariantChecker {
         }
     }
 
-    fn appended(&mut self, node: NodeId, prev: Option<EntryId>, entry: &Entry) -> Check {
+    fn appended(&mut self, node: NodeId, prev: Option<EntryId>, entry: &Entry) -> Checked {
         let found = Written {
             content: content(entry),
             prev,
@@ -185,7 +165,7 @@ impl InvariantChecker {
         ))
     }
 
-    fn state(&mut self, node: NodeId, last: EntryId, digest: u64) -> Check {
+    fn state(&mut self, node: NodeId, last: EntryId, digest: u64) -> Checked {
         let first = *self.states.entry(last.index).or_insert((last, digest));
         if first == (last, digest) {
             return Ok(());
@@ -234,7 +214,7 @@ impl InvariantChecker {
         progress: &mut Progress,
         disk: &Disk,
         disk_of: impl Fn(NodeId) -> Option<Disk>,
-    ) -> Check {
+    ) -> Checked {
         let node = status.node;
         if status.commit_index < progress.commit || status.last_applied < progress.applied {
             return Err(Violation::new(
@@ -279,7 +259,7 @@ impl InvariantChecker {
         Ok(())
     }
 
-    fn committed(&mut self, status: &Status, before: Index, disk: &Disk) -> Check {
+    fn committed(&mut self, status: &Status, before: Index, disk: &Disk) -> Checked {
         let node = status.node;
         for entry in disk.entries(before.next()..=status.commit_index) {
             let index = entry.id.index;
@@ -300,7 +280,7 @@ impl InvariantChecker {
         status: &Status,
         disk: &Disk,
         disk_of: impl Fn(NodeId) -> Option<Disk>,
-    ) -> Check {
+    ) -> Checked {
         let Some(id) = self.committed.get(&status.commit_index) else {
             return Ok(());
         };
@@ -323,7 +303,7 @@ impl InvariantChecker {
 
     /// Checks, after a truncation or an appended membership, that the last membership is in force and is the only
     /// uncommitted change.
-    pub fn membership_changed(&self, status: &Status, disk: &Disk) -> Check {
+    pub fn membership_changed(&self, status: &Status, disk: &Disk) -> Checked {
         if status.last_index != disk.last_index() || disk.is_damaged() {
             return Ok(());
         }
@@ -350,7 +330,7 @@ impl InvariantChecker {
     }
 
     /// Checks that a leader counts replicas only for entries of its own term (Raft §5.4.2).
-    fn check_own_term(&self, status: &Status) -> Check {
+    fn check_own_term(&self, status: &Status) -> Checked {
         match self.committed.get(&status.commit_index) {
             Some(id) if id.term != status.term => Err(Violation::new(
                 "only entries of the leader's term are committed by counting",
@@ -360,7 +340,7 @@ impl InvariantChecker {
         }
     }
 
-    fn check_complete(&self, status: &Status, disk: &Disk) -> Check {
+    fn check_complete(&self, status: &Status, disk: &Disk) -> Checked {
         let Some((_, last)) = self.committed.last_key_value() else {
             return Ok(());
         };
@@ -395,7 +375,7 @@ fn check_view(
     progress: &mut Progress,
     disk: &Disk,
     disk_of: impl Fn(NodeId) -> Option<Disk>,
-) -> Check {
+) -> Checked {
     for (node, matched, _) in &status.progress {
         let (Some(id), Some(other)) = (disk.entry_id(*matched), disk_of(*node)) else {
             continue;
@@ -412,7 +392,7 @@ fn check_view(
     Ok(())
 }
 
-fn check_position(status: &Status, disk: &Disk) -> Check {
+fn check_position(status: &Status, disk: &Disk) -> Checked {
     let (applied, _) = disk.position();
     if status.membership.is_empty() || disk.holds(applied) {
         return Ok(());
@@ -423,7 +403,7 @@ fn check_position(status: &Status, disk: &Disk) -> Check {
     ))
 }
 
-fn check_hard_state(node: NodeId, before: HardState, after: HardState) -> Check {
+fn check_hard_state(node: NodeId, before: HardState, after: HardState) -> Checked {
     let changed = before.vote.is_some() && before.vote != after.vote;
     if after.term > before.term || (after.term == before.term && !changed) {
         return Ok(());

@@ -64,28 +64,30 @@
 )]
 
 pub mod bug;
+pub mod caller;
 pub mod client;
 pub mod config_client;
 pub mod disk;
-mod faults;
+mod event;
+pub mod fault;
 mod group;
 pub mod history;
 mod host;
 pub mod invariants;
 pub mod linear;
-mod liveness;
 pub mod machine;
 mod mover_driver;
 mod moves;
 pub mod network;
-mod process;
 pub mod queue;
 pub mod recorder;
+pub mod report;
 pub mod rng;
 pub mod runner;
 pub mod scenario;
 pub mod script;
 pub mod shard_checker;
 pub mod traffic;
+pub mod violation;
 pub mod world;
 pub mod write_checker;

@@ -11,14 +11,14 @@ use replica::{Answer, Refusal, Request, RequestId, Status};
 use shardkv::{Action, ActionId, ActionOutcome, Mover, Query, Response, Step as ShardStep};
 use types::{ClusterId, ConfigNum, Gid};
 
-use crate::host::{Input, host_at};
+use crate::caller::MOVERS;
+use crate::event::Event;
+use crate::host::Input;
 use crate::machine::{Outcome, Question, Reply, to_ctrl, to_kv};
-use crate::network::HostId;
+use crate::network::{HostId, host_at};
 use crate::queue::{MILLI, Micros};
-use crate::world::{Event, Step, World};
-
-/// The lowest client number of movers' requests. The host's number is added.
-pub(crate) const MOVERS: u64 = 1 << 21;
+use crate::violation::Checked as Step;
+use crate::world::World;
 
 /// The controllers' incarnation.
 pub(crate) const CONTROLLERS: ClusterId = ClusterId(0xc0);
@@ -103,7 +103,7 @@ impl World {
             mover_driver.asked.clear();
         }
         if let Some(fatal) = mover_driver.fatal() {
-            return Err(crate::invariants::Violation::new(
+            return Err(crate::violation::Violation::new(
                 "groups can follow the controllers",
                 format!("host {number}: {fatal}"),
             ));

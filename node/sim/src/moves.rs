@@ -12,7 +12,7 @@ use crate::config_client::{Changed, ConfigClient};
 use crate::machine::to_ctrl;
 use crate::network::HostId;
 use crate::script::Script;
-use crate::world::Step;
+use crate::violation::Checked;
 
 impl Script {
     /// Returns the hosts of a group, or of the controllers for [`Gid::NONE`].
@@ -30,7 +30,7 @@ impl Script {
     }
 
     /// Starts all processes of a group.
-    pub fn start_group(&mut self, gid: Gid) -> Step {
+    pub fn start_group(&mut self, gid: Gid) -> Checked {
         self.hosts_of(gid)
             .into_iter()
             .try_for_each(|host| self.start(host))

@@ -8,6 +8,17 @@ use crate::rng::SimRng;
 /// The number of an address at which a node can run.
 pub type HostId = usize;
 
+/// Returns the address of a host.
+pub fn address(number: HostId) -> String {
+    format!("host-{number}:7000")
+}
+
+/// Returns the host of an address.
+pub fn host_at(address: &str) -> Option<HostId> {
+    let (host, _) = address.strip_prefix("host-")?.split_once(':')?;
+    host.parse().ok()
+}
+
 /// The behaviour of links that are not cut. Shares are of a million messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkOptions {

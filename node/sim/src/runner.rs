@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use crate::bug::Bug;
-use crate::invariants::Violation;
+use crate::report::{Failure, Report};
 use crate::scenario::Scenario;
-use crate::world::{Failure, Report, World};
+use crate::violation::Violation;
+use crate::world::World;
 
 /// A seed whose world violated an invariant.
 #[derive(Clone, Debug)]
@@ -50,13 +51,13 @@ pub struct Plan {
 pub fn run_seed(seed: u64, bug: Option<Bug>, tracing: bool) -> Result<Report, Failure> {
     let mut scenario = Scenario::draw(seed);
     if let Some(bug) = bug {
-        bug.put_back(&mut scenario);
+        scenario.put_back(bug);
     }
     if tracing {
         println!("{scenario:#?}");
     }
     let caught = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(scenario)?;
+        let mut world = World::begin(scenario)?;
         world.set_tracing(tracing);
         world.run()
     }));

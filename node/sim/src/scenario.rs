@@ -10,51 +10,10 @@ use shardkv::{Genesis, MoverOptions};
 use crate::bug::Bug;
 use crate::client::ClientOptions;
 use crate::disk::DiskOptions;
+use crate::fault::{Faults, Recurrence};
 use crate::network::LinkOptions;
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::rng::{Concern, SimRng};
-
-/// The frequency and the duration of a fault. The simulator draws the actual values around these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recurrence {
-    /// The mean time between two faults.
-    pub every: Micros,
-    /// The longest duration of a fault.
-    pub lasts: Micros,
-}
-
-/// The faults of a world. A class that is `None` never happens.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Faults {
-    /// Partitions of all shapes.
-    pub partitions: Option<Recurrence>,
-    /// Hints that a connection broke when none did.
-    pub false_hints: Option<Recurrence>,
-    /// Nodes killed between two steps, or inside one, and down for a while.
-    pub crashes: Option<Recurrence>,
-    /// All nodes of one group killed at once, and down for a while.
-    pub outages: Option<Recurrence>,
-    /// All nodes killed at once.
-    pub blackouts: Option<Recurrence>,
-    /// Paused processes.
-    pub pauses: Option<Recurrence>,
-    /// Slow disks.
-    pub slow_disks: Option<Recurrence>,
-    /// Disks without space.
-    pub full_disks: Option<Recurrence>,
-    /// Disks that come back empty.
-    pub wipes: Option<Recurrence>,
-    /// Records that become unreadable.
-    pub damage: Option<Recurrence>,
-    /// Wall clocks that jump.
-    pub clock_jumps: Option<Recurrence>,
-    /// Membership changes: members added, promoted, removed.
-    pub membership: Option<Recurrence>,
-    /// Leadership transfers.
-    pub transfers: Option<Recurrence>,
-    /// Leaders cut off, killed or paused, so that terms pass quickly.
-    pub leader_faults: Option<Recurrence>,
-}
 
 /// The settings of a world.
 #[derive(Clone, Debug)]
@@ -205,6 +164,14 @@ impl Scenario {
         scenario.draw_cluster(&mut SimRng::new(seed, Concern::Cluster));
         scenario.settle(&mut rng);
         scenario
+    }
+
+    /// Puts a known bug back.
+    pub fn put_back(&mut self, bug: Bug) {
+        self.bug = Some(bug);
+        if let Bug::Request(bug) = bug {
+            self.client.bugs = request::Bugs::with(bug);
+        }
     }
 
     fn draw_options(&mut self, rng: &mut SimRng) {

@@ -8,13 +8,14 @@ use raft::{Index, Membership, Role};
 use replica::{Request, RequestId, Status};
 use types::NodeId;
 
-use crate::invariants::Violation;
 use crate::machine::{Outcome, to_kv};
 use crate::network::{HostId, LinkOptions};
 use crate::queue::{MILLI, Micros};
+use crate::report::{Failure, Report};
 use crate::scenario::Scenario;
 use crate::traffic::Traffic;
-use crate::world::{Failure, Report, Step, World};
+use crate::violation::{Checked, Violation};
+use crate::world::World;
 
 /// A world and the calls that control it.
 pub struct Script {
@@ -26,7 +27,7 @@ pub struct Script {
 impl Script {
     /// Starts a world. Only the faults in the scenario happen by themselves.
     pub fn new(scenario: Scenario) -> Result<Self, Failure> {
-        World::new(scenario).map(|world| Self {
+        World::begin(scenario).map(|world| Self {
             world,
             disconnected: BTreeSet::new(),
         })
@@ -119,7 +120,7 @@ impl Script {
     }
 
     /// Starts a host's process.
-    pub fn start(&mut self, host: HostId) -> Step {
+    pub fn start(&mut self, host: HostId) -> Checked {
         self.world.start(host)
     }
 

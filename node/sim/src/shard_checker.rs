@@ -24,11 +24,9 @@ use shardctrler::Response;
 use shardkv::{Ownership, Shard, ShardState};
 use types::{ClientId, ConfigNum, Gid, Sequence, ShardConfig, ShardId};
 
-use crate::invariants::Violation;
 use crate::machine::Reply;
 use crate::recorder::AppliedOperation;
-
-type Check = Result<(), Violation>;
+use crate::violation::{Checked, Violation};
 
 /// The owners of all shards by all logs.
 #[derive(Debug, Default)]
@@ -47,7 +45,7 @@ pub struct ShardChecker {
 
 impl ShardChecker {
     /// Takes an operation that the first replica of a group applied.
-    pub fn applied(&mut self, gid: Gid, operation: &AppliedOperation) -> Check {
+    pub fn applied(&mut self, gid: Gid, operation: &AppliedOperation) -> Checked {
         if let Some(config) = &operation.config {
             self.configured(config)?;
         }
@@ -60,7 +58,7 @@ impl ShardChecker {
         Ok(())
     }
 
-    fn configured(&mut self, config: &Arc<ShardConfig>) -> Check {
+    fn configured(&mut self, config: &Arc<ShardConfig>) -> Checked {
         let last = self.latest();
         if config.num() != last.next() {
             return Err(Violation::new(
@@ -79,7 +77,7 @@ impl ShardChecker {
         Ok(())
     }
 
-    fn changed(&mut self, operation: &AppliedOperation, response: &Response) -> Check {
+    fn changed(&mut self, operation: &AppliedOperation, response: &Response) -> Checked {
         let command = shardctrler::Command::decode(operation.operation.clone());
         let Some(session) = command.ok().and_then(|command| command.session) else {
             return Ok(());
@@ -98,7 +96,7 @@ impl ShardChecker {
         ))
     }
 
-    fn owned(&mut self, gid: Gid, after: &Arc<Ownership>) -> Check {
+    fn owned(&mut self, gid: Gid, after: &Arc<Ownership>) -> Checked {
         let before = self.groups.insert(gid, Arc::clone(after));
         let before = before.unwrap_or_default();
         if Arc::ptr_eq(&before, after) {
@@ -137,7 +135,7 @@ impl ShardChecker {
         shard: ShardId,
         old: Option<&Shard>,
         new: Option<&Shard>,
-    ) -> Check {
+    ) -> Checked {
         let (old, new) = (old.map(|shard| &shard.state), new.map(|shard| &shard.state));
         if let Some(ShardState::Serving { .. }) = old {
             self.serving.remove(&shard);
@@ -155,7 +153,7 @@ impl ShardChecker {
         }
     }
 
-    fn serve(&mut self, gid: Gid, shard: ShardId, config: ConfigNum) -> Check {
+    fn serve(&mut self, gid: Gid, shard: ShardId, config: ConfigNum) -> Checked {
         let owner = self.configs.get(&config).map(|it| it.owner(shard));
         if owner != Some(gid) {
             return Err(Violation::new(
@@ -182,7 +180,7 @@ impl ShardChecker {
         Ok(())
     }
 
-    fn install(&mut self, gid: Gid, (shard, config): (ShardId, ConfigNum)) -> Check {
+    fn install(&mut self, gid: Gid, (shard, config): (ShardId, ConfigNum)) -> Checked {
         let fence = self.fenced.get(&(shard, config));
         if fence.is_none_or(|(_, to)| *to != gid) {
             return Err(Violation::new(
@@ -199,7 +197,7 @@ impl ShardChecker {
         Ok(())
     }
 
-    fn delete(&mut self, gid: Gid, shard: ShardId, config: ConfigNum) -> Check {
+    fn delete(&mut self, gid: Gid, shard: ShardId, config: ConfigNum) -> Checked {
         self.deleted.insert((shard, config));
         if self.installed.contains_key(&(shard, config)) {
             return Ok(());
@@ -251,7 +249,7 @@ impl ShardChecker {
 }
 
 /// Checks that the groups' shares differ by at most one, so that no group has zero shards while another has two.
-fn check_balance(config: &ShardConfig) -> Check {
+fn check_balance(config: &ShardConfig) -> Checked {
     let mut shares: BTreeMap<Gid, u64> = config.groups().keys().map(|gid| (*gid, 0)).collect();
     for (count, owner) in config.owner_runs() {
         *shares.entry(owner).or_default() += u64::from(count);

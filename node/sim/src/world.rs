@@ -5,101 +5,56 @@
 //! server does. Time passes for a host only through its disk. A poll that wrote for 3 ms keeps the host busy for 3 ms,
 //! and the messages after that write leave 3 ms later.
 //!
-//! Further methods of [`World`] are in `process` (the life of processes), `traffic` (messages, requests, answers),
-//! `faults` and `liveness`.
+//! This file holds the state of a world, the questions that its parts ask about it, and the schedule of events. The
+//! behaviour is in the modules below, each of which calls only this file and the modules above it in the table:
+//!
+//! | module | behaviour |
+//! |---|---|
+//! | `send` | messages, requests and answers leave, and the network decides when they arrive |
+//! | `partition` | links are cut |
+//! | `admin` | the administrator changes memberships and transfers leaderships |
+//! | `process` | a process starts, works, and crashes |
+//! | `receive` | requests and answers arrive, and clients act |
+//! | `faults` | faults begin and end |
+//! | `recovery` | finds what has not recovered yet |
+//! | `liveness` | the phase without faults |
+//! | `final_checks` | the checks after it |
+//! | `run` | the loop that takes each event and calls the modules above |
 
-use std::collections::BTreeMap;
+mod admin;
+mod faults;
+mod final_checks;
+mod liveness;
+mod partition;
+mod process;
+mod receive;
+mod recovery;
+mod run;
+mod send;
 
-use raft::{Envelope, Membership};
-use replica::{Request, RequestId, Status, initialise};
-use types::NodeId;
+use std::collections::{BTreeMap, BTreeSet};
+
+use raft::{Membership, Role};
+use replica::{RequestId, Status};
+use types::{Gid, NodeId};
 
 use crate::client::Client;
 use crate::config_client::ConfigClient;
 use crate::disk::Disk;
-use crate::faults::Fault;
+use crate::event::Event;
+use crate::fault::Fault;
 use crate::group::{Group, GroupId, kv_hosts, lay_out};
 use crate::history::History;
-use crate::host::{Clock, Host, Input};
-use crate::invariants::Violation;
-use crate::liveness::Ending;
-use crate::machine::{Outcome, Question};
+use crate::host::{Clock, Host};
+use crate::machine::Outcome;
 use crate::network::{HostId, Network};
 use crate::queue::{Micros, Queue};
-use crate::rng::{Concern, SimRng, mix};
+use crate::report::Report;
+use crate::rng::{Concern, SimRng};
 use crate::scenario::Scenario;
 use crate::shard_checker::ShardChecker;
 use crate::traffic::Traffic;
 use crate::write_checker::WriteChecker;
-
-/// The most search steps for the history of one key.
-const CHECK_BUDGET: u64 = 300_000;
-
-pub(crate) type Step = Result<(), Violation>;
-
-/// An event at a moment of virtual time.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A process's timer ticks.
-    Tick { host: HostId, incarnation: u64 },
-    /// A process is free again and has work.
-    Work { host: HostId, incarnation: u64 },
-    /// A message reaches an address.
-    Arrive { host: HostId, envelope: Envelope },
-    /// A request reaches an address.
-    Ask {
-        host: HostId,
-        id: RequestId,
-        request: Request<Question>,
-    },
-    /// A request reaches a node that forwards it.
-    Forward {
-        id: RequestId,
-        request: Request<Question>,
-    },
-    /// An answer reaches the sender of its request.
-    Answer { id: RequestId, outcome: Outcome },
-    /// A process receives the hint that a connection to `node` broke.
-    Hint {
-        host: HostId,
-        incarnation: u64,
-        node: NodeId,
-    },
-    /// A client is due.
-    Client { number: usize },
-    /// A config client is due.
-    ConfigClient { number: usize },
-    /// A mover's driver is due.
-    RunningAction { host: HostId, incarnation: u64 },
-    /// A process starts.
-    Start { host: HostId, incarnation: u64 },
-    /// A paused process continues.
-    Resume { host: HostId, incarnation: u64 },
-    /// A fault begins and schedules its next occurrence.
-    Fault(Fault),
-    /// A fault ends.
-    Mend(Fault, HostId),
-    /// The liveness phase checks the recovery.
-    Probe,
-}
-
-/// The result of a world that violated no invariant.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// The number of occurrences of each kind of event.
-    pub counts: BTreeMap<&'static str, u64>,
-    /// A digest of the times of all events, in order. It is equal for equal worlds.
-    pub fingerprint: u64,
-}
-
-/// A violated invariant, and its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The virtual time in microseconds.
-    pub at: Micros,
-    /// The violation.
-    pub violation: Violation,
-}
 
 /// One simulated cluster.
 pub struct World {
@@ -140,40 +95,42 @@ pub struct World {
     pub(crate) traffic: Traffic,
 }
 
+/// The stage of the liveness phase.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Faults still happen.
+    #[default]
+    Not,
+    /// One group is down. Everything that doesn't need it must recover.
+    Without(GroupId),
+    /// Clients still start operations.
+    Open,
+    /// Clients finish their operations, and nodes rejoin.
+    Recovering,
+    /// A client reads each key once more.
+    Reading,
+}
+
 impl World {
-    /// Creates a world, initialises the members, and starts all processes.
-    pub fn new(scenario: Scenario) -> Result<Self, Failure> {
+    /// Creates a world in which nothing has happened yet.
+    pub fn new(scenario: Scenario) -> Self {
         let seed = scenario.seed;
-        let mut node_rng = SimRng::new(seed, Concern::Nodes);
         let groups = lay_out(&scenario);
-        let mut hosts = Vec::new();
-        for (group, number) in (0..).zip(&groups).flat_map(|(at, group)| {
-            let numbers = group.hosts.clone();
-            numbers.map(move |number| (at, number))
-        }) {
-            hosts.push(draw_host(number, group, &scenario, &mut node_rng));
-        }
-        let network = Network::new(
-            scenario.links.clone(),
-            hosts.len(),
-            SimRng::new(seed, Concern::Network),
-        );
-        let clients: Vec<Client> = (0..scenario.clients)
-            .map(|number| {
-                let stream = u32::try_from(number).unwrap_or(0);
-                let rng = SimRng::new(seed, Concern::Client(stream));
-                Client::new(number as u64, scenario.client.clone(), 0, rng)
-            })
-            .collect();
-        let mut world = Self {
+        let mut node_rng = SimRng::new(seed, Concern::Nodes);
+        let hosts = draw_hosts(&scenario, &groups, &mut node_rng);
+        let rng = SimRng::new(seed, Concern::Network);
+        let network = Network::new(scenario.links.clone(), hosts.len(), rng);
+        let clients = clients(&scenario);
+        let config_clients = config_clients(&scenario, &groups);
+        Self {
             now: 0,
             queue: Queue::default(),
             nodes: hosts.iter().map(|host| (host.node, host.number)).collect(),
             hosts,
             network,
             kv_hosts: kv_hosts(&groups),
-            config_clients: Vec::new(),
-            config_client_due: Vec::new(),
+            config_client_due: vec![Micros::MAX; config_clients.len()],
+            config_clients,
             groups,
             write_checker: WriteChecker::default(),
             shard_checker: ShardChecker::default(),
@@ -194,11 +151,6 @@ impl World {
             stage: Ending::Not,
             traffic: Traffic::default(),
             scenario,
-        };
-        let begun = world.begin();
-        match begun {
-            Ok(()) => Ok(world),
-            Err(violation) => Err(Failure { at: 0, violation }),
         }
     }
 
@@ -207,171 +159,50 @@ impl World {
         self.tracing = tracing;
     }
 
-    fn begin(&mut self) -> Step {
-        for group in &mut self.groups {
-            let voters = || self.hosts[group.hosts.clone()].iter().take(group.members);
-            let named = voters().map(|host| (host.node, host.address.clone()));
-            let membership = Membership::of_voters(named);
-            let genesis = group.genesis.to_batch();
-            for host in voters() {
-                let (mut log, mut state) = host.disk.open();
-                initialise(&mut log, &mut state, &membership, genesis.clone()).map_err(
-                    |error| Violation::new("an empty disk can be initialised", error.to_string()),
-                )?;
-                for event in host.disk.take_journal() {
-                    group.invariants.wrote(host.node, event)?;
-                }
-            }
-        }
-        for number in 0..self.hosts.len() {
-            self.start(number)?;
-        }
-        for number in 0..self.clients.len() {
-            self.plan_client(number);
-        }
-        self.start_config_clients();
-        self.plan_faults();
-        Ok(())
-    }
-
-    /// Runs the phase with faults, then the liveness phase.
-    pub fn run(&mut self) -> Result<Report, Failure> {
-        let duration = self.scenario.duration;
-        self.run_until(duration)?;
-        self.run_end()
-    }
-
-    /// Runs the liveness phase and the last checks.
-    pub(crate) fn run_end(&mut self) -> Result<Report, Failure> {
-        let result = self.end();
-        self.judge(result)?;
-        while !self.ended {
-            self.step()?;
-        }
-        let result = self.conclude();
-        self.judge(result)?;
-        Ok(self.report.clone())
-    }
-
-    /// Runs all events until `until`.
-    pub fn run_until(&mut self, until: Micros) -> Result<(), Failure> {
-        loop {
-            match self.queue.pop() {
-                Some((at, event)) if at <= until => {
-                    self.now = at;
-                    let result = self.happen(event);
-                    self.judge(result)?;
-                }
-                Some((at, event)) => {
-                    // The event is later. It goes last among the events of its moment, in every run alike.
-                    self.queue.push(at, event);
-                    break;
-                }
-                None => break,
-            }
-        }
-        self.now = until;
-        Ok(())
-    }
-
-    /// Runs the next event.
-    pub fn step(&mut self) -> Result<(), Failure> {
-        let Some((at, event)) = self.queue.pop() else {
-            let still = Violation::new("liveness", "no event is left in the queue");
-            return self.judge(Err(still));
-        };
-        self.now = at;
-        let result = self.happen(event);
-        self.judge(result)
-    }
-
-    fn judge(&self, result: Step) -> Result<(), Failure> {
-        result.map_err(|violation| {
-            if self.tracing {
-                self.print(&format!("!! {}: {}", violation.invariant, violation.detail));
-            }
-            Failure {
-                at: self.now,
-                violation,
-            }
-        })
-    }
-
-    fn happen(&mut self, event: Event) -> Step {
-        self.report.fingerprint = mix(self.report.fingerprint ^ self.now);
-        match event {
-            Event::Tick { host, incarnation } => self.ticked(host, incarnation),
-            Event::Work { host, incarnation } => {
-                if self.hosts[host].incarnation != incarnation {
-                    return Ok(());
-                }
-                self.hosts[host].work_due = false;
-                self.wake(host)
-            }
-            Event::Arrive { host, envelope } => {
-                let here = self.hosts[host].node;
-                if envelope.to != here && envelope.to != NodeId(0) {
-                    self.count("messages for a node that is gone");
-                    return Ok(());
-                }
-                self.take_in(host, Input::Message(envelope))
-            }
-            Event::Ask { host, id, request } => self.asked(host, id, request),
-            Event::Forward { id, request } => self.forwarded(id, request),
-            Event::Answer { id, outcome } => self.answered(id, outcome),
-            Event::Hint {
-                host,
-                incarnation,
-                node,
-            } => {
-                if self.hosts[host].incarnation == incarnation {
-                    self.take_in(host, Input::Hint(node))
-                } else {
-                    Ok(())
-                }
-            }
-            Event::Client { number } => {
-                self.client_wakes(number);
-                Ok(())
-            }
-            Event::ConfigClient { number } => {
-                self.config_client_wakes(number);
-                Ok(())
-            }
-            Event::RunningAction { host, incarnation } => {
-                let up = self.hosts[host].is_up();
-                if self.hosts[host].incarnation != incarnation || !up {
-                    return Ok(());
-                }
-                self.mover_due(host)
-            }
-            Event::Start { host, incarnation } => {
-                if self.hosts[host].incarnation == incarnation {
-                    self.start(host)
-                } else {
-                    Ok(())
-                }
-            }
-            Event::Resume { host, incarnation } => {
-                if self.hosts[host].incarnation == incarnation {
-                    self.resume(host)
-                } else {
-                    Ok(())
-                }
-            }
-            Event::Fault(fault) => {
-                self.fault(fault);
-                Ok(())
-            }
-            Event::Mend(fault, host) => self.mend(fault, host),
-            Event::Probe => self.probe(),
-        }
-    }
-
     /// Returns the status of a host's process, if one runs.
     pub fn status(&self, number: HostId) -> Option<Status> {
         let process = self.hosts.get(number)?.process.as_ref()?;
         Some(process.status())
+    }
+
+    /// Returns the host of a group's leader in the highest term.
+    pub(crate) fn leader(&self, group: GroupId) -> Option<HostId> {
+        let leading = self.hosts[self.groups[group].hosts.clone()]
+            .iter()
+            .filter_map(|host| {
+                let status = host.process.as_ref()?.status();
+                (status.role == Role::Leader && !host.paused).then_some((status.term, host.number))
+            });
+        leading.max().map(|(_, number)| number)
+    }
+
+    /// Returns the nodes on a group's hosts.
+    pub(crate) fn present(&self, group: GroupId) -> BTreeSet<NodeId> {
+        let hosts = &self.hosts[self.groups[group].hosts.clone()];
+        hosts.iter().map(|host| host.node).collect()
+    }
+
+    /// Returns a group's membership if it is certain: every member is on a host, and every member's log ends with it.
+    pub(crate) fn settled(&self, group: GroupId) -> Option<Membership> {
+        let hosts = &self.hosts[self.groups[group].hosts.clone()];
+        if hosts.iter().any(|host| host.disk.is_damaged()) {
+            return None;
+        }
+        let ends: Vec<(NodeId, Membership)> = hosts
+            .iter()
+            .map(|host| (host.node, host.disk.last_membership()))
+            .collect();
+        let of = |node: NodeId| {
+            let end = ends.iter().find(|(other, _)| *other == node);
+            end.map(|(_, membership)| membership)
+        };
+        let agreed = ends.iter().find(|(_, membership)| {
+            !membership.is_empty()
+                && membership
+                    .members()
+                    .all(|(node, _)| of(node) == Some(membership))
+        });
+        agreed.map(|(_, membership)| membership.clone())
     }
 
     /// Returns the virtual time.
@@ -384,10 +215,47 @@ impl World {
         self.traffic
     }
 
-    /// Checks the clients' history so far.
-    pub fn check_history(&self) -> Result<(), Violation> {
-        self.history
-            .check(CHECK_BUDGET, |name| self.write_checker.place(name))
+    /// Draws a group. Draws no number if there is only one.
+    pub(crate) fn draw_group(&mut self) -> GroupId {
+        if self.groups.len() < 2 {
+            return 0;
+        }
+        self.rng.index(self.groups.len())
+    }
+
+    /// Schedules a client's next step, unless an earlier step is scheduled.
+    pub(crate) fn plan_client(&mut self, number: usize) {
+        let due = self.clients[number].due();
+        if due < self.client_due[number] {
+            let due = due.max(self.now + 1);
+            self.client_due[number] = due;
+            self.queue.push(due, Event::Client { number });
+        }
+    }
+
+    pub(crate) fn plan_config_client(&mut self, number: usize) {
+        let due = self.config_clients[number].due();
+        if due < self.config_client_due[number] {
+            let due = due.max(self.now + 1);
+            self.config_client_due[number] = due;
+            self.queue.push(due, Event::ConfigClient { number });
+        }
+    }
+
+    pub(crate) fn plan_work(&mut self, number: HostId) {
+        let host = &mut self.hosts[number];
+        if !host.work_due {
+            host.work_due = true;
+            let work = Event::Work {
+                host: number,
+                incarnation: host.incarnation,
+            };
+            self.queue.push(host.busy_until.max(self.now + 1), work);
+        }
+    }
+
+    fn mend_after(&mut self, fault: Fault, what: usize, lasts: Micros) {
+        self.queue.push(self.now + lasts, Event::Mend(fault, what));
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
@@ -408,6 +276,17 @@ impl World {
     }
 }
 
+fn draw_hosts(scenario: &Scenario, groups: &[Group], rng: &mut SimRng) -> Vec<Host> {
+    let numbers = |(at, group): (GroupId, &Group)| {
+        let hosts = group.hosts.clone();
+        hosts.map(move |number| (at, number))
+    };
+    let numbers = groups.iter().enumerate().flat_map(numbers);
+    numbers
+        .map(|(group, number)| draw_host(number, group, scenario, rng))
+        .collect()
+}
+
 fn draw_host(number: HostId, group: GroupId, scenario: &Scenario, rng: &mut SimRng) -> Host {
     let stream = u32::try_from(number).unwrap_or(0);
     let disk = Disk::new(
@@ -419,6 +298,41 @@ fn draw_host(number: HostId, group: GroupId, scenario: &Scenario, rng: &mut SimR
         drift: spread(rng, scenario.drift.into()),
     };
     Host::new(number, group, draw_node(rng), disk, clock)
+}
+
+fn clients(scenario: &Scenario) -> Vec<Client> {
+    let create = |number: usize| {
+        let stream = u32::try_from(number).unwrap_or(0);
+        let rng = SimRng::new(scenario.seed, Concern::Client(stream));
+        Client::new(number as u64, scenario.client.clone(), 0, rng)
+    };
+    (0..scenario.clients).map(create).collect()
+}
+
+/// Creates the config clients, and queues the first join at the first of them.
+fn config_clients(scenario: &Scenario, groups: &[Group]) -> Vec<ConfigClient> {
+    let Some(cluster) = &scenario.cluster else {
+        return Vec::new();
+    };
+    let groups: BTreeMap<Gid, Vec<HostId>> = groups[..cluster.groups]
+        .iter()
+        .map(|group| (group.gid, group.hosts.clone().collect()))
+        .collect();
+    let create = |number: usize| {
+        let stream = u32::try_from(number).unwrap_or(0);
+        let rng = SimRng::new(scenario.seed, Concern::ConfigClient(stream));
+        let (number, shards) = (number as u64, scenario.genesis.shards);
+        ConfigClient::new(number, groups.clone(), shards, cluster.changes, rng)
+    };
+    let mut config_clients: Vec<ConfigClient> = (0..cluster.config_clients).map(create).collect();
+    let joined: Vec<Gid> = groups.keys().copied().take(cluster.joined).collect();
+    if let Some(first) = config_clients.first_mut()
+        && !joined.is_empty()
+    {
+        let join = first.join(joined);
+        first.order(join);
+    }
+    config_clients
 }
 
 /// Draws a number from `-most` to `most`.

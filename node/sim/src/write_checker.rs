@@ -6,10 +6,10 @@ use shardkv::{Response, Written};
 use types::{ClientId, Gid, NodeId, Sequence};
 
 use crate::history::Name;
-use crate::invariants::Violation;
 use crate::machine::Reply;
 use crate::recorder::AppliedOperation;
 use crate::rng::digest;
+use crate::violation::Violation;
 
 /// The writes that took effect. The world passes each operation once, when the first replica of a group applies it.
 #[derive(Debug, Default)]

@@ -10,11 +10,11 @@ use types::{ClientId, ConfigNum, Gid, NodeId};
 
 use super::streams::{Sent, Stream, encode, time};
 use super::{Call, Client, Operation, Surroundings, Timing, What};
-use crate::host::address;
-use crate::invariants::Violation;
 use crate::machine::{Outcome, Reply};
+use crate::network::address;
 use crate::queue::{Micros, SECOND};
 use crate::rng::SimRng;
+use crate::violation::Violation;
 
 /// The age at which a session is replaced by a client that never replaces sessions.
 pub(super) const FOR_EVER: Micros = 1_000_000 * SECOND;

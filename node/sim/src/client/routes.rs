@@ -8,8 +8,8 @@ use replica::{Answer, Request, RequestId};
 use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet, shard_of};
 
 use super::{Outgoing, Surroundings};
-use crate::host::address;
 use crate::machine::{Outcome, Reply, to_ctrl};
+use crate::network::address;
 use crate::queue::{MILLI, Micros};
 use crate::rng::SimRng;
 

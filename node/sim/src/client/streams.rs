@@ -10,9 +10,8 @@ use types::{ClientId, Gid, LogTime, Sequence};
 
 use super::{Call, Client, ClientOptions, Outgoing, Surroundings, What};
 use crate::history::Name;
-use crate::host::{address, host_at};
 use crate::machine::{Question, to_kv};
-use crate::network::HostId;
+use crate::network::{HostId, address, host_at};
 use crate::queue::{MILLI, Micros};
 use crate::rng::digest;
 

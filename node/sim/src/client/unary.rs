@@ -12,8 +12,8 @@ use types::{ClientId, Gid};
 use super::answers::FOR_EVER;
 use super::streams::{Sent, encode, session_of, time};
 use super::{Client, ClientOptions, Outgoing, Surroundings};
-use crate::host::host_at;
 use crate::machine::Outcome;
+use crate::network::host_at;
 use crate::queue::{MILLI, Micros};
 
 /// The pause while something is missing: an owner, a session, a configuration.

@@ -6,20 +6,21 @@ use raft::{Index, Payload, StoreError};
 use replica::{Refusal, Replica, Request, Status};
 use types::{Gid, NodeId};
 
-use crate::bug::Bug;
+use super::{World, draw_node};
+use crate::bug::{Bug, ProcessBug};
 use crate::disk::DiskEvent;
+use crate::event::Event;
 use crate::host::{Input, Leaving};
-use crate::invariants::Violation;
 use crate::machine::{Machine, Reply};
 use crate::mover_driver::{MoverDriver, describe_step};
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros};
 use crate::recorder::{Recorder, drain};
-use crate::world::{Event, Step, World};
+use crate::violation::{Checked, Violation};
 
 impl World {
     /// Starts a process on a host's disk. A damaged disk that refuses is replaced by an empty disk.
-    pub(crate) fn start(&mut self, number: HostId) -> Step {
+    pub(crate) fn start(&mut self, number: HostId) -> Checked {
         let seed = self.node_rng.number();
         if self.hosts[number].process.is_some() {
             return Ok(());
@@ -60,7 +61,7 @@ impl World {
         self.wake(number)
     }
 
-    pub(crate) fn recover(
+    pub(super) fn recover(
         &mut self,
         number: HostId,
         seed: u64,
@@ -127,7 +128,7 @@ impl World {
     }
 
     /// Hints to most other hosts of the group that the connection to `node` broke.
-    pub(crate) fn spread_hint(&mut self, host: HostId, node: NodeId) {
+    pub(super) fn spread_hint(&mut self, host: HostId, node: NodeId) {
         let peers = self.groups[self.hosts[host].group].hosts.clone();
         for other in peers.filter(|other| *other != host) {
             let delay = self.rng.magnitude(100, 100 * MILLI);
@@ -142,7 +143,23 @@ impl World {
         }
     }
 
-    pub(crate) fn resume(&mut self, number: HostId) -> Step {
+    /// Replaces a disk by an empty disk with a new node id.
+    pub(super) fn wipe(&mut self, number: HostId) {
+        self.count("wiped disks");
+        let keeps = self.scenario.bug == Some(Bug::Process(ProcessBug::WipedDiskKeepsIdentity));
+        let node = if keeps {
+            self.hosts[number].node
+        } else {
+            draw_node(&mut self.node_rng)
+        };
+        self.trace(number, || format!("gets an empty disk, and becomes {node}"));
+        self.nodes.remove(&self.hosts[number].node);
+        self.nodes.insert(node, number);
+        self.hosts[number].node = node;
+        self.hosts[number].disk.wipe();
+    }
+
+    pub(super) fn resume(&mut self, number: HostId) -> Checked {
         if !self.hosts[number].paused {
             return Ok(());
         }
@@ -152,7 +169,7 @@ impl World {
         self.wake(number)
     }
 
-    pub(crate) fn ticked(&mut self, number: HostId, incarnation: u64) -> Step {
+    pub(super) fn ticked(&mut self, number: HostId, incarnation: u64) -> Checked {
         let host = &mut self.hosts[number];
         if host.incarnation != incarnation || host.process.is_none() {
             return Ok(());
@@ -170,7 +187,7 @@ impl World {
         self.wake(number)
     }
 
-    pub(crate) fn take_in(&mut self, number: HostId, input: Input) -> Step {
+    pub(super) fn take_in(&mut self, number: HostId, input: Input) -> Checked {
         let host = &mut self.hosts[number];
         if host.process.is_none() {
             return Ok(());
@@ -190,7 +207,7 @@ impl World {
     }
 
     /// Runs a step of a process now, or schedules it for when the host is free.
-    pub(crate) fn wake(&mut self, number: HostId) -> Step {
+    pub(super) fn wake(&mut self, number: HostId) -> Checked {
         let host = &mut self.hosts[number];
         if !host.is_up() || host.work_due {
             return Ok(());
@@ -208,7 +225,7 @@ impl World {
     }
 
     /// Runs one step of a process: passes it the owed ticks and the inbox, polls it once, and sends what leaves it.
-    pub(crate) fn work(&mut self, number: HostId) -> Step {
+    pub(super) fn work(&mut self, number: HostId) -> Checked {
         let host = &mut self.hosts[number];
         let Some(mut process) = host.process.take() else {
             return Ok(());
@@ -272,7 +289,7 @@ impl World {
     }
 
     /// Passes all that a process wrote and applied to the checkers.
-    pub(crate) fn observe_disk(&mut self, number: HostId) -> Step {
+    pub(super) fn observe_disk(&mut self, number: HostId) -> Checked {
         let host = &mut self.hosts[number];
         for event in host.disk.take_journal() {
             if matches!(event, DiskEvent::Reset(_)) {
@@ -309,7 +326,7 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn worked(&mut self, number: HostId, result: Result<(), StoreError>) -> Step {
+    pub(super) fn worked(&mut self, number: HostId, result: Result<(), StoreError>) -> Checked {
         if self.hosts[number].disk.is_dead() {
             let down = self.rng.magnitude(MILLI, 2_000 * MILLI);
             self.count("crashes inside a step");
@@ -369,19 +386,7 @@ impl World {
         self.run_mover_actions(number, &status)
     }
 
-    pub(crate) fn plan_work(&mut self, number: HostId) {
-        let host = &mut self.hosts[number];
-        if !host.work_due {
-            host.work_due = true;
-            let work = Event::Work {
-                host: number,
-                incarnation: host.incarnation,
-            };
-            self.queue.push(host.busy_until.max(self.now + 1), work);
-        }
-    }
-
-    pub(crate) fn check_bounds(&self, status: &Status) -> Step {
+    pub(super) fn check_bounds(&self, status: &Status) -> Checked {
         let limit = self.scenario.replica.max_pending_requests;
         if status.pending_requests > limit {
             return Err(Violation::new(

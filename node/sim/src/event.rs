@@ -1,0 +1,55 @@
+//! The events of a world.
+
+use raft::Envelope;
+use replica::{Request, RequestId};
+use types::NodeId;
+
+use crate::fault::Fault;
+use crate::machine::{Outcome, Question};
+use crate::network::HostId;
+
+/// An event at a moment of virtual time.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A process's timer ticks.
+    Tick { host: HostId, incarnation: u64 },
+    /// A process is free again and has work.
+    Work { host: HostId, incarnation: u64 },
+    /// A message reaches an address.
+    Arrive { host: HostId, envelope: Envelope },
+    /// A request reaches an address.
+    Ask {
+        host: HostId,
+        id: RequestId,
+        request: Request<Question>,
+    },
+    /// A request reaches a node that forwards it.
+    Forward {
+        id: RequestId,
+        request: Request<Question>,
+    },
+    /// An answer reaches the sender of its request.
+    Answer { id: RequestId, outcome: Outcome },
+    /// A process receives the hint that a connection to `node` broke.
+    Hint {
+        host: HostId,
+        incarnation: u64,
+        node: NodeId,
+    },
+    /// A client is due.
+    Client { number: usize },
+    /// A config client is due.
+    ConfigClient { number: usize },
+    /// A mover's driver is due.
+    RunningAction { host: HostId, incarnation: u64 },
+    /// A process starts.
+    Start { host: HostId, incarnation: u64 },
+    /// A paused process continues.
+    Resume { host: HostId, incarnation: u64 },
+    /// A fault begins and schedules its next occurrence.
+    Fault(Fault),
+    /// A fault ends.
+    Mend(Fault, HostId),
+    /// The liveness phase checks the recovery.
+    Probe,
+}

@@ -1,0 +1,111 @@
+//! The administrator, who changes memberships and transfers leaderships.
+//!
+//! Administrators must follow the rule of lost disks (see `faults`): they change a membership only while it is settled,
+//! and one change at a time. Pushy ones don't wait.
+
+use raft::{Membership, MembershipChange};
+use replica::{Answer, Request, RequestId};
+
+use super::World;
+use crate::group::GroupId;
+use crate::machine::Outcome;
+
+impl World {
+    // --- the administrator ---
+
+    pub(super) fn admin_is_waiting(&self, group: GroupId) -> bool {
+        let changing = self.groups[group].changing;
+        changing.is_some_and(|(id, host, incarnation)| {
+            let host = &self.hosts[host];
+            // The request is still in flight, or waits in the process that it was sent to.
+            host.incarnation == incarnation || host.asked.contains_key(&id)
+        })
+    }
+
+    /// Requests a membership change. Most are sensible, some are not.
+    pub(super) fn change_membership(&mut self) {
+        let group = self.draw_group();
+        let known = if self.scenario.pushy_admin {
+            let leader = self.leader(group).and_then(|leader| self.status(leader));
+            leader.map(|status| status.membership)
+        } else {
+            self.settled(group)
+                .filter(|_| !self.admin_is_waiting(group))
+        };
+        let Some(membership) = known else {
+            return;
+        };
+        let changes = if self.scenario.pushy_admin {
+            self.rng.between(1, 3)
+        } else {
+            1
+        };
+        for _ in 0..changes {
+            if let Some(change) = self.draw_change(group, &membership) {
+                self.request_change(group, change);
+            }
+        }
+    }
+
+    fn draw_change(&mut self, group: GroupId, membership: &Membership) -> Option<MembershipChange> {
+        let hosts = self.groups[group].hosts.clone();
+        let host = hosts.start + self.rng.index(hosts.len());
+        let (node, address) = (self.hosts[host].node, self.hosts[host].address.clone());
+        let voters = membership.voters().count();
+        match membership.get(node) {
+            None => Some(MembershipChange::AddLearner { node, address }),
+            Some(_) if self.rng.chance(50_000) => {
+                Some(MembershipChange::AddLearner { node, address })
+            }
+            Some(_) if !membership.is_voter(node) && self.rng.chance(800_000) => {
+                Some(MembershipChange::Promote { node })
+            }
+            Some(_) if membership.is_voter(node) && voters < 2 => None,
+            Some(_) => Some(MembershipChange::Remove { node }),
+        }
+    }
+
+    /// Sends a change to the leader.
+    pub(super) fn request_change(&mut self, group: GroupId, change: MembershipChange) {
+        let waits = self.admin_is_waiting(group) && !self.scenario.pushy_admin;
+        let Some(leader) = self.leader(group).filter(|_| !waits) else {
+            return;
+        };
+        self.count("membership changes asked");
+        self.trace(leader, || format!("the administrator asks: {change:?}"));
+        let id = self.admin_request(leader, Request::ChangeMembership(change));
+        self.groups[group].changing = Some((id, leader, self.hosts[leader].incarnation));
+    }
+
+    pub(super) fn transfer(&mut self) {
+        let group = self.draw_group();
+        let Some(leader) = self.leader(group) else {
+            return;
+        };
+        self.count("transfers asked");
+        let hosts = self.groups[group].hosts.clone();
+        let target = hosts.start + self.rng.index(hosts.len());
+        let target = self.rng.coin().then(|| self.hosts[target].node);
+        let host = if self.rng.chance(900_000) {
+            leader
+        } else {
+            hosts.start + self.rng.index(hosts.len())
+        };
+        self.trace(host, || format!("is asked to hand over to {target:?}"));
+        self.admin_request(host, Request::TransferLeadership(target));
+    }
+
+    pub(super) fn admin_answered(&mut self, id: RequestId, outcome: Outcome) {
+        for group in &mut self.groups {
+            if group.changing.is_some_and(|(changing, ..)| changing == id) {
+                group.changing = None;
+            }
+        }
+        match &outcome {
+            Ok(Answer::MembershipChanged(_)) => self.count("membership changes done"),
+            Ok(Answer::LeadershipTransferred(_)) => self.count("transfers done"),
+            _ => {}
+        }
+        self.mailbox.insert(id, outcome);
+    }
+}

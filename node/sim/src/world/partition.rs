@@ -1,0 +1,87 @@
+//! Cut links, and what breaks with them.
+
+use std::collections::BTreeSet;
+
+use raft::{Envelope, Message};
+
+use super::World;
+use crate::event::Event;
+use crate::fault::Fault;
+use crate::network::{HostId, draw_cuts};
+use crate::queue::{MILLI, Micros};
+
+impl World {
+    pub(super) fn partition(&mut self, lasts: Micros) {
+        let group = self.draw_group();
+        let leader = self.leader(group);
+        let cut = draw_cuts(&mut self.rng, self.hosts.len(), leader);
+        self.count("partitions");
+        self.cut(cut);
+        if self.rng.chance(300_000) {
+            for host in 0..self.hosts.len() {
+                self.hosts[host].unreachable = self.rng.chance(300_000);
+            }
+        }
+        self.mend_after(Fault::Partition, self.cuts, lasts);
+    }
+
+    /// Isolates a host, alone or with one companion, as a minority.
+    pub(super) fn cut_off(&mut self, host: HostId, companion: HostId, lasts: Micros) {
+        let side = |other: HostId| other == host || other == companion;
+        let hosts = 0..self.hosts.len();
+        let cut: BTreeSet<(HostId, HostId)> = hosts
+            .clone()
+            .flat_map(|a| hosts.clone().map(move |b| (a, b)))
+            .filter(|(a, b)| side(*a) != side(*b))
+            .collect();
+        self.cut(cut);
+        self.mend_after(Fault::Partition, self.cuts, lasts);
+    }
+
+    /// Isolates a new leader, in some worlds, before its first messages leave.
+    pub(super) fn ambush(&mut self, host: HostId, messages: &[(Micros, Envelope)]) {
+        let term = messages.iter().find_map(|(_, envelope)| {
+            matches!(envelope.message, Message::Append { .. }).then_some(envelope.term)
+        });
+        let group = self.hosts[host].group;
+        let ambushed = self.groups[group].ambushed;
+        let Some(term) = term.filter(|term| *term > ambushed && !self.ending) else {
+            return;
+        };
+        self.groups[group].ambushed = term;
+        if self.rng.chance(self.scenario.ambushes) {
+            self.count("leaders ambushed");
+            let lasts = self.rng.between(300 * MILLI, 900 * MILLI);
+            let hosts = self.groups[group].hosts.clone();
+            let companion = hosts.start + self.rng.index(hosts.len());
+            self.cut_off(host, companion, lasts);
+        }
+    }
+
+    pub(super) fn cut(&mut self, cut: BTreeSet<(HostId, HostId)>) {
+        self.trace(0, || format!("the network cuts {cut:?}"));
+        // Some connections over a cut link break after a while.
+        for (from, to) in &cut {
+            if self.rng.chance(500_000) {
+                let hint = Event::Hint {
+                    host: *from,
+                    incarnation: self.hosts[*from].incarnation,
+                    node: self.hosts[*to].node,
+                };
+                let delay = self.rng.magnitude(MILLI, 1_000 * MILLI);
+                self.queue.push(self.now + delay, hint);
+            }
+        }
+        self.network.set_cuts(cut);
+        self.cuts += 1;
+        // Some clients lose their connections too, and reconnect elsewhere at once.
+        for number in 0..self.clients.len() {
+            if self.rng.coin() {
+                let host = self.rng.index(self.kv_hosts);
+                let now = self.now;
+                self.clients[number].lost_connection(host, now);
+                self.plan_client(number);
+            }
+        }
+    }
+}

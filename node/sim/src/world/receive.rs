@@ -1,0 +1,160 @@
+//! Requests and answers that arrive, and the clients that are due.
+
+use replica::{Refusal, Request, RequestId};
+use shardkv::Query;
+use types::shard_of;
+
+use super::World;
+use crate::caller::Caller;
+use crate::client::{Client, Surroundings};
+use crate::config_client::ConfigClient;
+use crate::event::Event;
+use crate::host::Input;
+use crate::machine::{Outcome, Question};
+use crate::network::HostId;
+use crate::queue::Micros;
+use crate::violation::Checked;
+
+impl World {
+    pub(super) fn asked(
+        &mut self,
+        number: HostId,
+        id: RequestId,
+        request: Request<Question>,
+    ) -> Checked {
+        if self.hosts[number].process.is_none() {
+            // No process runs: the caller learns at once that the request had no effect.
+            let outcome = Err(Refusal::NotLeader { leader: None });
+            if let Caller::Mover(_) = Caller::of(id) {
+                self.answer_from(number, 0, id, outcome);
+                return Ok(());
+            }
+            let at = self.now + self.network.delay();
+            self.queue.push(at, Event::Answer { id, outcome });
+            return Ok(());
+        }
+        self.trace(number, || format!("receives request {id:x?}: {request:?}"));
+        self.take_in(number, Input::Request(id, request))
+    }
+
+    /// Forwards a request to the leader of the group that owns its shard now.
+    pub(super) fn forwarded(&mut self, id: RequestId, request: Request<Question>) -> Checked {
+        let key = match &request {
+            Request::Write { operation, .. } => {
+                let command = shardkv::Command::decode(operation.clone());
+                command.ok().map(|command| command.write.key().clone())
+            }
+            Request::Read(Question::Kv(Query::Get { key })) => Some(key.clone()),
+            _ => None,
+        };
+        let shards = self.scenario.genesis.shards;
+        let owner = self.shard_checker.config().zip(key);
+        let owner = owner.map(|(config, key)| config.owner(shard_of(&key, shards)));
+        let group = self.groups.iter().position(|it| Some(it.gid) == owner);
+        match group.and_then(|group| self.leader(group)) {
+            Some(leader) => self.asked(leader, id, request),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn answered(&mut self, id: RequestId, outcome: Outcome) -> Checked {
+        let number = match Caller::of(id) {
+            Caller::Client(number) => number,
+            Caller::Administrator => {
+                self.admin_answered(id, outcome);
+                return Ok(());
+            }
+            Caller::Mover(host) => return self.action_answered(host, id, outcome),
+            Caller::ConfigClient(number) => {
+                let number = usize::try_from(number).unwrap_or(usize::MAX);
+                return self.config_client_answered(number, id, outcome);
+            }
+        };
+        let number = usize::try_from(number).unwrap_or(usize::MAX);
+        self.with_client(number, |client, around| {
+            client.answered(id, outcome, around)
+        })
+    }
+
+    pub(super) fn client_wakes(&mut self, number: usize) {
+        if self.client_due[number] > self.now {
+            return;
+        }
+        self.client_due[number] = Micros::MAX;
+        self.with_client(number, Client::wake);
+    }
+
+    /// Lets a client act, sends its requests, and schedules its next step.
+    fn with_client<R>(
+        &mut self,
+        number: usize,
+        act: impl FnOnce(&mut Client, &mut Surroundings<'_>) -> R,
+    ) -> R {
+        let mut out = Vec::new();
+        let mut around = Surroundings {
+            now: self.now,
+            history: &mut self.history,
+            addresses: &self.nodes,
+            hosts: self.kv_hosts,
+            controllers: self.kv_hosts..self.hosts.len(),
+            shards: self.scenario.genesis.shards,
+            out: &mut out,
+        };
+        let result = act(&mut self.clients[number], &mut around);
+        for outgoing in out {
+            self.send_request(outgoing);
+        }
+        self.plan_client(number);
+        result
+    }
+
+    pub(super) fn config_client_wakes(&mut self, number: usize) {
+        if self.config_client_due[number] > self.now {
+            return;
+        }
+        self.config_client_due[number] = Micros::MAX;
+        self.with_config_client(number, ConfigClient::wake);
+    }
+
+    fn config_client_answered(
+        &mut self,
+        number: usize,
+        id: RequestId,
+        outcome: Outcome,
+    ) -> Checked {
+        let before = self.config_clients[number].done.len();
+        self.with_config_client(number, |config_client, around| {
+            config_client.answered(id, outcome, around)
+        })?;
+        if self.tracing
+            && let Some(over) = self.config_clients[number].done.get(before)
+        {
+            self.print(&format!("config client {number}: {over:?}"));
+        }
+        Ok(())
+    }
+
+    /// Lets a config client act, sends its requests, and schedules its next step.
+    fn with_config_client<R>(
+        &mut self,
+        number: usize,
+        act: impl FnOnce(&mut ConfigClient, &mut Surroundings<'_>) -> R,
+    ) -> R {
+        let mut out = Vec::new();
+        let mut around = Surroundings {
+            now: self.now,
+            history: &mut self.history,
+            addresses: &self.nodes,
+            hosts: self.kv_hosts,
+            controllers: self.kv_hosts..self.hosts.len(),
+            shards: self.scenario.genesis.shards,
+            out: &mut out,
+        };
+        let result = act(&mut self.config_clients[number], &mut around);
+        for outgoing in out {
+            self.send_request(outgoing);
+        }
+        self.plan_config_client(number);
+        result
+    }
+}

@@ -1,0 +1,149 @@
+//! Finds what has not recovered yet in the liveness phase.
+
+use std::collections::BTreeSet;
+
+use types::{ConfigNum, Gid, ShardId, ShardSet};
+
+use super::World;
+use crate::client::Client;
+use crate::group::GroupId;
+use crate::mover_driver::MoverDriver;
+
+impl World {
+    /// Describes what has not recovered yet.
+    pub(super) fn missing(&self) -> Option<String> {
+        let mut groups = 0..self.groups.len();
+        if let Some(missing) = groups.find_map(|group| self.missing_of(group)) {
+            return Some(missing);
+        }
+        let busy = self.clients.iter().find(|client| !client.is_idle());
+        let busy = busy.map(Client::describe);
+        busy.or_else(|| self.unsettled())
+    }
+
+    /// Describes what has not recovered yet in a group.
+    fn missing_of(&self, group: GroupId) -> Option<String> {
+        let gid = self.groups[group].gid;
+        let Some(leader) = self.leader(group) else {
+            return Some(format!("{gid} has no leader"));
+        };
+        let Some(status) = self.status(leader) else {
+            return Some("the leader is gone".to_owned());
+        };
+        let voters: BTreeSet<_> = status.membership.voters().collect();
+        if voters != self.present(group) {
+            return Some(format!(
+                "the members of {gid} are {}, present are {:?}",
+                status.membership,
+                self.present(group)
+            ));
+        }
+        for host in &self.hosts[self.groups[group].hosts.clone()] {
+            let Some(other) = self.status(host.number) else {
+                return Some(format!("host {} is down", host.number));
+            };
+            if !host.asked.is_empty() {
+                return Some(format!(
+                    "host {} owes answers to {:x?}",
+                    host.number, host.asked
+                ));
+            }
+            if other.leader != Some(status.node) || other.last_applied != status.last_index {
+                return Some(format!(
+                    "host {} applied {} of {}, in {} under {:?}",
+                    host.number, other.last_applied, status.last_index, other.term, other.leader
+                ));
+            }
+        }
+        None
+    }
+
+    /// Describes a shard or a group that hasn't reached the latest configuration; `None` if all have.
+    pub(crate) fn unsettled(&self) -> Option<String> {
+        if let Some(busy) = self
+            .config_clients
+            .iter()
+            .find(|config_client| !config_client.is_idle())
+        {
+            return Some(busy.describe());
+        }
+        let config = self.shard_checker.config()?;
+        for group in self.groups.iter().filter(|group| group.gid != Gid::NONE) {
+            let gid = group.gid;
+            let Some(ownership) = self.shard_checker.group(gid) else {
+                return Some(format!("{gid} has no configuration"));
+            };
+            if ownership.config != config.num() || ownership.settled() != config.num() {
+                let leader = self.leader(self.hosts[group.hosts.start].group);
+                let mover_driver =
+                    leader.and_then(|leader| self.hosts[leader].mover_driver.as_ref());
+                return Some(format!(
+                    "{gid} has settled {} of {}, of which {} are accepted: {:?}, owed {:?}; running actions: {}",
+                    ownership.settled(),
+                    config.num(),
+                    ownership.config,
+                    ownership.shards,
+                    ownership.owed,
+                    mover_driver.map_or_else(String::new, MoverDriver::describe)
+                ));
+            }
+            let serves: ShardSet = ownership.shards.keys().copied().collect();
+            if serves != config.owned_by(gid) {
+                return Some(format!(
+                    "{gid} serves {serves}, and owns {}",
+                    config.owned_by(gid)
+                ));
+            }
+        }
+        self.unreported(config.num())
+    }
+
+    /// Describes a group that the controllers take for unsettled.
+    fn unreported(&self, latest: ConfigNum) -> Option<String> {
+        let group = self
+            .groups
+            .iter()
+            .position(|group| group.gid == Gid::NONE)?;
+        let leader = self.hosts[self.leader(group)?].process.as_ref()?;
+        let progress = leader.machine().machine().as_ctrl()?.progress();
+        let mut late = progress
+            .iter()
+            .filter(|(_, progress)| progress.settled != latest || progress.left_in.is_some());
+        let (gid, progress) = late.next()?;
+        Some(format!(
+            "the controllers have {progress:?} of {gid}, at {latest}"
+        ))
+    }
+
+    /// Describes what has not recovered although it doesn't need `down`.
+    pub(super) fn missing_without(&self, down: GroupId) -> Option<String> {
+        if let Some(busy) = self
+            .config_clients
+            .iter()
+            .find(|config_client| !config_client.is_idle())
+        {
+            return Some(busy.describe());
+        }
+        let gone = self.groups[down].gid;
+        let config = self.shard_checker.config()?;
+        for group in &self.groups[..self.groups.len() - 1] {
+            let ownership = self.shard_checker.group(group.gid);
+            let accepted = ownership.map_or(ConfigNum(0), |it| it.config);
+            if group.gid != gone && accepted != config.num() {
+                return Some(format!(
+                    "{} accepted {accepted} of {}",
+                    group.gid,
+                    config.num()
+                ));
+            }
+        }
+        let shards = (0..config.shards()).map(ShardId);
+        let mut free = shards.filter(|shard| !self.shard_checker.concerns(gone, *shard));
+        let waits =
+            free.find(|shard| !self.shard_checker.is_served(*shard, config.owner(*shard)))?;
+        Some(format!(
+            "{waits} is not served by its owner {}",
+            config.owner(waits)
+        ))
+    }
+}

@@ -1,0 +1,187 @@
+//! The loop of a world: takes each event from the queue, in the order of virtual time, and handles it.
+
+use raft::Membership;
+use replica::initialise;
+use types::NodeId;
+
+use super::World;
+use crate::event::Event;
+use crate::host::Input;
+use crate::queue::Micros;
+use crate::report::{Failure, Report};
+use crate::rng::mix;
+use crate::scenario::Scenario;
+use crate::violation::{Checked, Violation};
+
+impl World {
+    /// Creates a world, initialises the members, and starts all processes.
+    pub(crate) fn begin(scenario: Scenario) -> Result<Self, Failure> {
+        let mut world = Self::new(scenario);
+        let started = world.start_all();
+        world.judge(started)?;
+        Ok(world)
+    }
+
+    fn start_all(&mut self) -> Checked {
+        for group in &mut self.groups {
+            let voters = || self.hosts[group.hosts.clone()].iter().take(group.members);
+            let named = voters().map(|host| (host.node, host.address.clone()));
+            let membership = Membership::of_voters(named);
+            let genesis = group.genesis.to_batch();
+            for host in voters() {
+                let (mut log, mut state) = host.disk.open();
+                initialise(&mut log, &mut state, &membership, genesis.clone()).map_err(
+                    |error| Violation::new("an empty disk can be initialised", error.to_string()),
+                )?;
+                for event in host.disk.take_journal() {
+                    group.invariants.wrote(host.node, event)?;
+                }
+            }
+        }
+        for number in 0..self.hosts.len() {
+            self.start(number)?;
+        }
+        for number in 0..self.clients.len() {
+            self.plan_client(number);
+        }
+        for number in 0..self.config_clients.len() {
+            self.plan_config_client(number);
+        }
+        self.plan_faults();
+        Ok(())
+    }
+
+    /// Runs the phase with faults, then the liveness phase.
+    pub(crate) fn run(&mut self) -> Result<Report, Failure> {
+        let duration = self.scenario.duration;
+        self.run_until(duration)?;
+        self.run_end()
+    }
+
+    /// Runs the liveness phase and the last checks.
+    pub(crate) fn run_end(&mut self) -> Result<Report, Failure> {
+        let result = self.end();
+        self.judge(result)?;
+        while !self.ended {
+            self.step()?;
+        }
+        let result = self.conclude();
+        self.judge(result)?;
+        Ok(self.report.clone())
+    }
+
+    /// Runs all events until `until`.
+    pub(crate) fn run_until(&mut self, until: Micros) -> Result<(), Failure> {
+        loop {
+            match self.queue.pop() {
+                Some((at, event)) if at <= until => {
+                    self.now = at;
+                    let result = self.happen(event);
+                    self.judge(result)?;
+                }
+                Some((at, event)) => {
+                    // The event is later. It goes last among the events of its moment, in every run alike.
+                    self.queue.push(at, event);
+                    break;
+                }
+                None => break,
+            }
+        }
+        self.now = until;
+        Ok(())
+    }
+
+    /// Runs the next event.
+    pub(super) fn step(&mut self) -> Result<(), Failure> {
+        let Some((at, event)) = self.queue.pop() else {
+            let still = Violation::new("liveness", "no event is left in the queue");
+            return self.judge(Err(still));
+        };
+        self.now = at;
+        let result = self.happen(event);
+        self.judge(result)
+    }
+
+    fn judge(&self, result: Checked) -> Result<(), Failure> {
+        result.map_err(|violation| {
+            if self.tracing {
+                self.print(&format!("!! {}: {}", violation.invariant, violation.detail));
+            }
+            Failure {
+                at: self.now,
+                violation,
+            }
+        })
+    }
+
+    fn happen(&mut self, event: Event) -> Checked {
+        self.report.fingerprint = mix(self.report.fingerprint ^ self.now);
+        match event {
+            Event::Tick { host, incarnation } => self.ticked(host, incarnation),
+            Event::Work { host, incarnation } => {
+                if self.hosts[host].incarnation != incarnation {
+                    return Ok(());
+                }
+                self.hosts[host].work_due = false;
+                self.wake(host)
+            }
+            Event::Arrive { host, envelope } => {
+                let here = self.hosts[host].node;
+                if envelope.to != here && envelope.to != NodeId(0) {
+                    self.count("messages for a node that is gone");
+                    return Ok(());
+                }
+                self.take_in(host, Input::Message(envelope))
+            }
+            Event::Ask { host, id, request } => self.asked(host, id, request),
+            Event::Forward { id, request } => self.forwarded(id, request),
+            Event::Answer { id, outcome } => self.answered(id, outcome),
+            Event::Hint {
+                host,
+                incarnation,
+                node,
+            } => {
+                if self.hosts[host].incarnation == incarnation {
+                    self.take_in(host, Input::Hint(node))
+                } else {
+                    Ok(())
+                }
+            }
+            Event::Client { number } => {
+                self.client_wakes(number);
+                Ok(())
+            }
+            Event::ConfigClient { number } => {
+                self.config_client_wakes(number);
+                Ok(())
+            }
+            Event::RunningAction { host, incarnation } => {
+                let up = self.hosts[host].is_up();
+                if self.hosts[host].incarnation != incarnation || !up {
+                    return Ok(());
+                }
+                self.mover_due(host)
+            }
+            Event::Start { host, incarnation } => {
+                if self.hosts[host].incarnation == incarnation {
+                    self.start(host)
+                } else {
+                    Ok(())
+                }
+            }
+            Event::Resume { host, incarnation } => {
+                if self.hosts[host].incarnation == incarnation {
+                    self.resume(host)
+                } else {
+                    Ok(())
+                }
+            }
+            Event::Fault(fault) => {
+                self.fault(fault);
+                Ok(())
+            }
+            Event::Mend(fault, host) => self.mend(fault, host),
+            Event::Probe => self.probe(),
+        }
+    }
+}
