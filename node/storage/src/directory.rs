@@ -7,22 +7,22 @@ use std::sync::Arc;
 
 use raft::StoreError;
 
-use crate::error::{OpenError, translate_io};
+use crate::error::{LogDamage, OpenError, StateDamage, translate_io};
 
-/// A data directory that this process holds. Whatever keeps files open in it keeps this alive, so that the
-/// lock outlives the last of them.
+/// A data directory that this process has locked. Each owner of open files in it holds an [`Arc`] of this, so the lock
+/// outlives the last open file.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
-    /// Locked as long as it is open; the kernel lets go when the process dies.
+    /// Locked as long as it is open. The kernel unlocks it when the process dies.
     lock: File,
 }
 
 impl Directory {
-    /// Makes `path` if need be, and takes its lock.
+    /// Makes the directory if it does not exist, and locks it.
     pub(crate) fn lock(path: &Path) -> Result<Arc<Self>, OpenError> {
-        let io = |what: &str, error: &io::Error| OpenError::Io {
-            context: format!("can't {what} {}", path.display()),
+        let io = |action: &str, error: &io::Error| OpenError::Io {
+            context: format!("can't {action} {}", path.display()),
             message: error.to_string(),
         };
         fs::create_dir_all(path).map_err(|error| io("make the data directory", &error))?;
@@ -59,12 +59,12 @@ impl Directory {
         self.path.join("state")
     }
 
-    /// An open file on the directory's file system.
+    /// Returns an open file on the directory's file system.
     pub(crate) fn file(&self) -> &File {
         &self.lock
     }
 
-    /// Removes what an interrupted first start left.
+    /// Removes the stores of an interrupted first start.
     pub(crate) fn clear_stores(&self) -> Result<(), OpenError> {
         for dir in [self.log_dir(), self.state_dir()] {
             remove_tree(&dir).map_err(|error| self.failed("remove an unfinished start", error))?;
@@ -72,15 +72,15 @@ impl Directory {
         Ok(())
     }
 
-    /// The first of our stores' names that exists without an identity, or any other file.
-    pub(crate) fn strange_content(&self) -> Result<Option<String>, OpenError> {
+    /// Returns the name of a file that must not exist in a directory without `IDENTITY`, if there is one.
+    pub(crate) fn unexpected_file(&self) -> Result<Option<String>, OpenError> {
         let entries = fs::read_dir(&self.path)
             .map_err(|error| self.failed("list", translate_io("read_dir", &error)))?;
         for entry in entries {
             let entry =
                 entry.map_err(|error| self.failed("list", translate_io("entry", &error)))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            // `lost+found` is what a fresh ext4 volume has.
+            // A new ext4 volume contains `lost+found`.
             if !["LOCK", "IDENTITY.new", "lost+found"].contains(&name.as_str()) {
                 return Ok(Some(name));
             }
@@ -88,36 +88,36 @@ impl Directory {
         Ok(None)
     }
 
-    pub(crate) fn log_damaged(&self, what: String) -> OpenError {
+    pub(crate) fn log_damaged(&self, damage: LogDamage) -> OpenError {
         OpenError::LogDamaged {
             dir: self.path.clone(),
-            what,
+            damage,
         }
     }
 
-    pub(crate) fn state_damaged(&self, what: String) -> OpenError {
+    pub(crate) fn state_damaged(&self, damage: StateDamage) -> OpenError {
         OpenError::StateDamaged {
             dir: self.path.clone(),
-            what,
+            damage,
         }
     }
 
-    /// An error of writing or listing, as an error of opening.
-    pub(crate) fn failed(&self, context: &str, error: StoreError) -> OpenError {
+    /// Turns the error of an `action` in this directory into an error of opening.
+    pub(crate) fn failed(&self, action: &str, error: StoreError) -> OpenError {
         match error {
-            StoreError::Full(what) => OpenError::Full {
+            StoreError::Full(message) => OpenError::Full {
                 dir: self.path.clone(),
-                what,
+                message,
             },
             StoreError::Io(message) | StoreError::Damaged(message) => OpenError::Io {
-                context: format!("can't {context} in {}", self.path.display()),
+                context: format!("can't {action} in {}", self.path.display()),
                 message,
             },
         }
     }
 }
 
-/// Makes `content` the whole of the file `name` in `dir`, durably and atomically.
+/// Replaces the file `name` in `dir` by `content`, durably and atomically.
 pub(crate) fn replace_file(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
     let (temporary, target) = (dir.join(format!("{name}.new")), dir.join(name));
     let write = || {
@@ -137,7 +137,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), StoreError> {
         .map_err(|error| translate_io(&format!("can't sync {}", dir.display()), &error))
 }
 
-/// Removes a directory with all its contents. An absent directory is no error.
+/// Removes a directory with all its contents. An absent directory is not an error.
 pub(crate) fn remove_tree(dir: &Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(dir) {
         Ok(()) => Ok(()),

@@ -1,12 +1,12 @@
-//! The durable count of acknowledged log writes, which detects the loss of the last of them.
+//! The file `FLOOR`: the number of acknowledged log writes, which detects the loss of the last of them.
 //!
 //! The file has two slots, each in a sector of its own: the number (8 bytes, little-endian) and its CRC-32.
-//! The number `n` goes to slot `n % 2`, so a torn write leaves the one before. It is written after the
-//! log's sync and before the caller is told, and never synced: the page cache survives a killed process, and
-//! after a power cut the number may be too low, which only makes the check weaker, but never too high.
+//! The number `n` goes to slot `n % 2`, so a torn write leaves the number before. The number is written after the
+//! log's sync and before the caller gets its answer, and never synced. The page cache survives a killed process. After
+//! a power cut the number may be too low, which only weakens the check; it is never too high.
 //!
-//! A third slot holds the number of the last write that is in table files for sure: opening the log puts all
-//! it finds there. Write-ahead logs up to that number may linger, whole or in part; they are of no use.
+//! A third slot holds the number of the last write that is certainly in table files: opening the log flushes
+//! everything that it finds to them. Write-ahead logs up to that number may linger, whole or in part, and are not needed.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,27 +14,27 @@ use std::os::unix::fs::FileExt;
 use raft::StoreError;
 
 use crate::directory::{Directory, sync_dir};
-use crate::error::{OpenError, translate_io};
+use crate::error::{LogDamage, OpenError, translate_io};
 
 const NAME: &str = "FLOOR";
 /// The offsets of the slots. A disk writes a sector of 512 bytes whole; 4096 leaves room for larger sectors.
 const SLOTS: [u64; 2] = [0, 4_096];
-const SETTLED: u64 = 8_192;
+const FLUSHED: u64 = 8_192;
 const SLOT_BYTES: usize = 12;
 
-/// The open file.
+/// The open file `FLOOR`.
 #[derive(Debug)]
 pub(crate) struct Floor {
     file: File,
-    written: u64,
-    settled: u64,
+    acknowledged: u64,
+    flushed: u64,
 }
 
-/// Makes the file of a new directory, at zero.
+/// Makes the file of a new directory, with the number zero.
 pub(crate) fn create(directory: &Directory) -> Result<(), OpenError> {
     let make = || {
         let file = File::create(directory.path().join(NAME))?;
-        for slot in [SLOTS[0], SLOTS[1], SETTLED] {
+        for slot in [SLOTS[0], SLOTS[1], FLUSHED] {
             file.write_all_at(&encode(0), slot)?;
         }
         file.sync_all()
@@ -60,62 +60,63 @@ fn decode(slot: [u8; SLOT_BYTES]) -> Option<u64> {
 }
 
 impl Floor {
-    /// Opens the file. A missing one, or one with no readable slot, is damage: it was there before any
-    /// promise was made.
+    /// Opens the file. A missing file, or one with no readable slot, is damage: the file exists before the node acknowledges
+    /// anything.
     pub(crate) fn open(directory: &Directory) -> Result<Self, OpenError> {
         let file = File::options()
             .read(true)
             .write(true)
             .open(directory.path().join(NAME))
-            .map_err(|error| directory.log_damaged(format!("its file FLOOR: {error}")))?;
+            .map_err(|error| directory.log_damaged(LogDamage::FloorUnreadable(error)))?;
         let read = |at: u64| {
             let mut slot = [0; SLOT_BYTES];
             file.read_exact_at(&mut slot, at).ok()?;
             decode(slot)
         };
-        let written =
-            SLOTS.into_iter().filter_map(read).max().ok_or_else(|| {
-                directory.log_damaged("its file FLOOR has no readable slot".into())
-            })?;
-        let settled = read(SETTLED)
-            .ok_or_else(|| directory.log_damaged("its file FLOOR is damaged".into()))?;
+        let acknowledged = SLOTS
+            .into_iter()
+            .filter_map(read)
+            .max()
+            .ok_or_else(|| directory.log_damaged(LogDamage::FloorDamaged))?;
+        let flushed =
+            read(FLUSHED).ok_or_else(|| directory.log_damaged(LogDamage::FloorDamaged))?;
         Ok(Self {
             file,
-            written,
-            settled,
+            acknowledged,
+            flushed,
         })
     }
 
     /// Returns a lower bound of the number of acknowledged log writes.
-    pub(crate) fn get(&self) -> u64 {
-        self.written
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged
     }
 
-    /// Up to which write the log is in table files for sure.
-    pub(crate) fn settled(&self) -> u64 {
-        self.settled
+    /// Returns the number of the last write that is certainly in table files.
+    pub(crate) fn flushed(&self) -> u64 {
+        self.flushed
     }
 
-    /// Notes, durably, that the log is in table files up to write `number`.
-    pub(crate) fn settle(&mut self, number: u64) -> Result<(), StoreError> {
-        if number == self.settled {
+    /// Records, durably, that the log is in table files up to write `number`.
+    pub(crate) fn set_flushed(&mut self, number: u64) -> Result<(), StoreError> {
+        if number == self.flushed {
             return Ok(());
         }
         self.file
-            .write_all_at(&encode(number), SETTLED)
+            .write_all_at(&encode(number), FLUSHED)
             .and_then(|()| self.file.sync_data())
             .map_err(|error| translate_io("can't write FLOOR", &error))?;
-        self.settled = number;
+        self.flushed = number;
         Ok(())
     }
 
-    /// Notes that log write `number` is durable.
-    pub(crate) fn raise(&mut self, number: u64) -> Result<(), StoreError> {
+    /// Records that log write `number` is durable.
+    pub(crate) fn acknowledge(&mut self, number: u64) -> Result<(), StoreError> {
         let slot = SLOTS.get(usize::from(number % 2 == 1)).copied();
         self.file
             .write_all_at(&encode(number), slot.unwrap_or_default())
             .map_err(|error| translate_io("can't write FLOOR", &error))?;
-        self.written = number;
+        self.acknowledged = number;
         Ok(())
     }
 }
@@ -125,18 +126,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torn_slot_leaves_the_one_before() {
+    fn a_torn_slot_leaves_the_number_before() {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::lock(dir.path()).unwrap();
         create(&directory).unwrap();
         let mut floor = Floor::open(&directory).unwrap();
-        assert_eq!(floor.get(), 0);
+        assert_eq!(floor.acknowledged(), 0);
         for number in 1..=7 {
-            floor.raise(number).unwrap();
-            assert_eq!(Floor::open(&directory).unwrap().get(), number);
+            floor.acknowledge(number).unwrap();
+            assert_eq!(Floor::open(&directory).unwrap().acknowledged(), number);
         }
         floor.file.write_all_at(&[0xaa; 5], SLOTS[1]).unwrap();
-        assert_eq!(Floor::open(&directory).unwrap().get(), 6);
+        assert_eq!(Floor::open(&directory).unwrap().acknowledged(), 6);
         floor.file.write_all_at(&[0xaa; 5], SLOTS[0]).unwrap();
         assert!(matches!(
             Floor::open(&directory),

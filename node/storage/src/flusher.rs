@@ -1,8 +1,8 @@
-//! The thread that makes the state durable, and what is known to be durable.
+//! A thread that makes the state durable, and the position up to which it is durable.
 //!
-//! A flush covers the commits before its start, so the position is taken *before* `RocksDB` is told to flush
-//! and published after it returns. `RocksDB` also flushes by itself when its buffers are full; nobody counts
-//! those, which makes the published position too low at times and never too high.
+//! A flush covers the commits before its start, so the thread takes the position *before* it tells `RocksDB` to
+//! flush, and publishes it after the flush returns. `RocksDB` also flushes by itself when its buffers are full. The
+//! thread does not see those flushes, so the published position is sometimes too low and never too high.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,9 +10,9 @@ use std::thread::JoinHandle;
 use raft::{EntryId, StoreError};
 
 use crate::error::Latch;
-use crate::state::Instance;
+use crate::state_db::StateDb;
 
-/// Flushes in the background; stops with its last owner.
+/// Flushes in the background. Dropping it stops the thread.
 pub(crate) struct Flusher {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -26,24 +26,24 @@ struct Shared {
 
 struct Inner {
     durable: EntryId,
-    /// Counts the restores: a flush of a state that was replaced meanwhile says nothing of the new one.
-    generation: u64,
-    /// The latest request. It replaces an earlier request that was not begun.
-    wanted: Option<(Arc<Instance>, EntryId)>,
+    /// The number of restores so far. A flush that began before the last restore says nothing about the new state.
+    restores: u64,
+    /// The latest request. It replaces an earlier request that the thread has not begun.
+    requested: Option<(Arc<StateDb>, EntryId)>,
     running: bool,
-    /// The last flush failed for lack of space.
+    /// The error of the last flush if the disk was full.
     full: Option<StoreError>,
     stop: bool,
 }
 
 impl Flusher {
-    /// Starts the thread; `durable` is what the state held when it was opened.
+    /// Starts the thread. `durable` is the position of the state when it was opened.
     pub(crate) fn start(durable: EntryId, latch: Arc<Latch>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             inner: Mutex::new(Inner {
                 durable,
-                generation: 0,
-                wanted: None,
+                restores: 0,
+                requested: None,
                 running: false,
                 full: None,
                 stop: false,
@@ -63,24 +63,24 @@ impl Flusher {
         })
     }
 
-    /// Returns the last entry that a crash now is sure to leave.
+    /// Returns the last entry whose effect is certain to survive a crash now.
     pub(crate) fn durable(&self) -> EntryId {
         self.shared.lock().durable
     }
 
-    /// Asks for a flush of all up to `upto`, and returns.
-    pub(crate) fn want(&self, instance: &Arc<Instance>, upto: EntryId) {
+    /// Requests a flush of all commits up to `last`, without waiting for it.
+    pub(crate) fn request(&self, db: &Arc<StateDb>, last: EntryId) {
         let mut inner = self.shared.lock();
-        if inner.durable != upto {
-            inner.wanted = Some((Arc::clone(instance), upto));
+        if inner.durable != last {
+            inner.requested = Some((Arc::clone(db), last));
             self.shared.changed.notify_all();
         }
     }
 
-    /// Waits until nothing is wanted or running. The error of the last flush, if it failed.
+    /// Waits until no flush is requested or running. Returns the error of the last flush, if it failed.
     pub(crate) fn wait(&self) -> Result<(), StoreError> {
         let mut inner = self.shared.lock();
-        while inner.running || inner.wanted.is_some() {
+        while inner.running || inner.requested.is_some() {
             inner = self
                 .shared
                 .changed
@@ -95,8 +95,8 @@ impl Flusher {
     pub(crate) fn replaced(&self, durable: EntryId) {
         let mut inner = self.shared.lock();
         inner.durable = durable;
-        inner.generation += 1;
-        inner.wanted = None;
+        inner.restores += 1;
+        inner.requested = None;
         inner.full = None;
         self.shared.changed.notify_all();
     }
@@ -107,14 +107,14 @@ impl Drop for Flusher {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported when it happened.
+            // The panic hook has already reported a panic of the thread.
             let _ = thread.join();
         }
     }
 }
 
 impl Shared {
-    /// No code panics while holding the lock, and every field is valid at each step.
+    /// Takes the lock. Poison is ignored: no code panics while it holds the lock, and each field is valid at each step.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,24 +122,24 @@ impl Shared {
     fn run(&self) {
         let mut inner = self.lock();
         while !inner.stop {
-            let Some((instance, upto)) = inner.wanted.take() else {
+            let Some((db, last)) = inner.requested.take() else {
                 inner = self
                     .changed
                     .wait(inner)
                     .unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
-            let generation = inner.generation;
+            let restores = inner.restores;
             inner.running = true;
             drop(inner);
-            let outcome = instance.flush();
-            drop(instance);
+            let outcome = db.flush();
+            drop(db);
             inner = self.lock();
             inner.running = false;
-            if generation == inner.generation {
+            if restores == inner.restores {
                 match outcome {
                     Ok(()) => {
-                        inner.durable = upto;
+                        inner.durable = last;
                         inner.full = None;
                     }
                     Err(error @ StoreError::Full(_)) => inner.full = Some(error),

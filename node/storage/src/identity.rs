@@ -1,4 +1,4 @@
-//! The identity of a node: a readable text file in which a flipped bit is detected.
+//! The file `IDENTITY`: the identity of a node, as text with a checksum, so that a flipped bit is detected.
 //!
 //! ```text
 //! shardkv data directory, format 1
@@ -10,8 +10,8 @@
 //! checksum 1a2b3c4d
 //! ```
 //!
-//! The lines from `cluster` to `name` are there once the directory is bound. The checksum is the CRC-32 of
-//! everything before its line.
+//! The lines from `cluster` to `name` exist once the directory is bound. The checksum is the CRC-32 of everything
+//! before its line.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use raft::StoreError;
 use types::{ClusterId, Gid, NodeId};
 
 use crate::directory::{Directory, replace_file};
-use crate::error::{BindError, OpenError, translate_io};
+use crate::error::{BindError, IdentityDamage, OpenError, translate_io};
 
 const FORMAT: u32 = 1;
 const HEADER: &str = "shardkv data directory, format ";
 const NAME: &str = "IDENTITY";
-/// The longest name of a cluster, in bytes.
+/// The maximum length of a cluster's name.
 const MAX_NAME_BYTES: usize = 256;
 
 /// The identity of a node, as its data directory holds it.
@@ -55,7 +55,7 @@ struct Record {
 }
 
 impl Identity {
-    /// This node's id: random, made with the directory, never changed.
+    /// Returns the node's id: random, made with the directory, never changed.
     pub fn node(&self) -> NodeId {
         self.record.node
     }
@@ -65,8 +65,8 @@ impl Identity {
         self.record.binding.as_ref()
     }
 
-    /// Writes down, durably and for ever, where this node belongs. Binding again to the same is fine;
-    /// another cluster, group or name is refused and changes nothing.
+    /// Binds the node to a cluster and a group, durably and for ever. Binding it again to the same cluster, group and name
+    /// succeeds; anything else is refused and changes nothing.
     pub fn bind(&mut self, cluster: ClusterId, gid: Gid, name: &str) -> Result<(), BindError> {
         if name.is_empty() || name.len() > MAX_NAME_BYTES || name.contains(char::is_control) {
             return Err(BindError::BadName {
@@ -101,19 +101,19 @@ impl Identity {
     pub(crate) fn open(directory: Arc<Directory>) -> Result<Self, OpenError> {
         let path = directory.path().join(NAME);
         let record = match fs::read(&path) {
-            Ok(content) => parse(&content).map_err(|error| match error {
+            Ok(content) => decode(&content).map_err(|error| match error {
                 Unreadable::Version(found) => OpenError::Version {
                     dir: directory.path().to_owned(),
                     found,
                     known: FORMAT,
                 },
-                Unreadable::Damaged(what) => OpenError::IdentityDamaged {
+                Unreadable::Damaged(damage) => OpenError::IdentityDamaged {
                     dir: directory.path().to_owned(),
-                    what: what.to_owned(),
+                    damage,
                 },
             })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if let Some(found) = directory.strange_content()? {
+                if let Some(found) = directory.unexpected_file()? {
                     return Err(OpenError::NoIdentity {
                         dir: directory.path().to_owned(),
                         found,
@@ -134,7 +134,7 @@ impl Identity {
                 context: "can't draw a random node id".to_owned(),
                 message: error.to_string(),
             })?;
-            // Zero is never a node.
+            // Zero is not a node id.
             if random != 0 {
                 break NodeId(random);
             }
@@ -154,7 +154,7 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Returns true if the stores were created. Before that, the node has promised nothing.
+    /// Returns true if the stores were created. Before that, the node has acknowledged nothing.
     pub(crate) fn initialised(&self) -> bool {
         self.record.initialised
     }
@@ -167,7 +167,7 @@ impl Identity {
     }
 
     fn write(&mut self, record: Record) -> Result<(), StoreError> {
-        replace_file(self.directory.path(), NAME, print(&record).as_bytes())?;
+        replace_file(self.directory.path(), NAME, encode(&record).as_bytes())?;
         self.record = record;
         Ok(())
     }
@@ -176,17 +176,23 @@ impl Identity {
 #[derive(Debug, PartialEq, Eq)]
 enum Unreadable {
     Version(String),
-    Damaged(&'static str),
+    Damaged(IdentityDamage),
 }
 
-fn print(record: &Record) -> String {
+impl From<IdentityDamage> for Unreadable {
+    fn from(damage: IdentityDamage) -> Self {
+        Self::Damaged(damage)
+    }
+}
+
+fn encode(record: &Record) -> String {
     let initialised = if record.initialised { "yes" } else { "no" };
     let mut text = format!(
         "{HEADER}{FORMAT}\nnode {:016x}\ninitialised {initialised}\n",
         record.node.0
     );
     if let Some(Binding { cluster, gid, name }) = &record.binding {
-        // Writing to a string can't fail.
+        // Writing to a string never fails.
         let _ = write!(
             text,
             "cluster {:016x}\ngid {}\nname {name}\n",
@@ -198,14 +204,11 @@ fn print(record: &Record) -> String {
     text
 }
 
-fn parse(content: &[u8]) -> Result<Record, Unreadable> {
-    let damaged = Unreadable::Damaged;
-    let text = str::from_utf8(content).map_err(|_| damaged("it is not text"))?;
-    // The version comes first: another one may have another checksum.
-    let (first, _) = text.split_once('\n').ok_or(damaged("it is cut"))?;
-    let version = first
-        .strip_prefix(HEADER)
-        .ok_or(damaged("its first line is not ours"))?;
+fn decode(content: &[u8]) -> Result<Record, Unreadable> {
+    let text = str::from_utf8(content).map_err(|_| IdentityDamage::NotText)?;
+    // Check the version first, because another version may have another checksum.
+    let (first, _) = text.split_once('\n').ok_or(IdentityDamage::Cut)?;
+    let version = first.strip_prefix(HEADER).ok_or(IdentityDamage::Header)?;
     if version != FORMAT.to_string() {
         return Err(Unreadable::Version(version.to_owned()));
     }
@@ -213,10 +216,10 @@ fn parse(content: &[u8]) -> Result<Record, Unreadable> {
         .strip_suffix('\n')
         .and_then(|text| text.rsplit_once('\n'))
         .and_then(|(body, last)| Some((body, last.strip_prefix("checksum ")?)))
-        .ok_or(damaged("it ends without a checksum"))?;
+        .ok_or(IdentityDamage::NoChecksum)?;
     let covered = content.get(..=body.len()).unwrap_or_default();
     if format!("{:08x}", crc32fast::hash(covered)) != checksum {
-        return Err(damaged("its checksum does not match"));
+        return Err(IdentityDamage::Checksum.into());
     }
     let mut lines = body.lines().skip(1);
     let mut field = |name: &str| {
@@ -227,11 +230,11 @@ fn parse(content: &[u8]) -> Result<Record, Unreadable> {
     let node = field("node")
         .and_then(|id| u64::from_str_radix(id, 16).ok())
         .filter(|id| *id != 0)
-        .ok_or(damaged("it has no node id"))?;
+        .ok_or(IdentityDamage::NoNode)?;
     let initialised = match field("initialised") {
         Some("yes") => true,
         Some("no") => false,
-        _ => return Err(damaged("it does not say whether it is initialised")),
+        _ => return Err(IdentityDamage::NoInitialised.into()),
     };
     let binding = match field("cluster") {
         None => None,
@@ -244,7 +247,7 @@ fn parse(content: &[u8]) -> Result<Record, Unreadable> {
                     gid: Gid(gid),
                     name: name.to_owned(),
                 }),
-                _ => return Err(damaged("its binding is incomplete")),
+                _ => return Err(IdentityDamage::Binding.into()),
             }
         }
     };
@@ -277,26 +280,26 @@ mod tests {
         fresh.binding = None;
         fresh.initialised = false;
         for record in [bound(), fresh] {
-            assert_eq!(parse(print(&record).as_bytes()), Ok(record));
+            assert_eq!(decode(encode(&record).as_bytes()), Ok(record));
         }
     }
 
     #[test]
     fn every_changed_byte_and_every_cut_is_refused() {
-        let text = print(&bound());
+        let text = encode(&bound());
         for at in 0..text.len() {
             let mut bytes = text.clone().into_bytes();
             bytes[at] ^= 1;
-            assert!(parse(&bytes).is_err(), "byte {at}");
-            assert!(parse(&text.as_bytes()[..at]).is_err(), "cut {at}");
+            assert!(decode(&bytes).is_err(), "byte {at}");
+            assert!(decode(&text.as_bytes()[..at]).is_err(), "cut {at}");
         }
     }
 
     #[test]
     fn another_version_is_named() {
-        let text = print(&bound()).replace("format 1", "format 12");
+        let text = encode(&bound()).replace("format 1", "format 12");
         assert_eq!(
-            parse(text.as_bytes()),
+            decode(text.as_bytes()),
             Err(Unreadable::Version("12".to_owned()))
         );
     }

@@ -4,12 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Called after each synced write of the log with how long it took, for a histogram.
+/// Receives the duration of each synced write of the log, for a histogram.
 #[derive(Clone)]
 pub struct SyncObserver(Arc<dyn Fn(Duration) + Send + Sync>);
 
 impl SyncObserver {
-    /// Calls `observer` from the thread that writes the log: it should only count.
+    /// Wraps `observer`. The thread that writes the log calls it, so it should only count.
     pub fn new(observer: impl Fn(Duration) + Send + Sync + 'static) -> Self {
         Self(Arc::new(observer))
     }
@@ -25,20 +25,20 @@ impl fmt::Debug for SyncObserver {
     }
 }
 
-/// Settings of a node's storage. Nothing of it is part of the format: all may change between starts.
+/// Settings of a node's storage. None is part of the format on the disk, so all may change between starts.
 #[derive(Clone, Debug)]
 pub struct StorageOptions {
-    /// Memory for log entries that are not in a table file yet, in bytes, twice while one is being
-    /// written. Reduced on small disks.
+    /// Memory for log entries that are not in a table file yet, in bytes. It is used twice while a file is being written.
+    /// Reduced on small disks.
     pub log_write_buffer_bytes: usize,
-    /// The same for each table of the state; all together take at most twice this.
+    /// The same for each table of the state. All tables together use at most twice this.
     pub state_write_buffer_bytes: usize,
     /// Memory for cached blocks of both databases, in bytes.
     pub block_cache_bytes: usize,
     /// The most files that each database keeps open.
     pub max_open_files: i32,
-    /// Below this many free bytes the disk counts as nearly full. `None`: a tenth of the disk, at most
-    /// 512 MiB. A quarter of it is the hard reserve, below which even Raft's own writes are refused.
+    /// Below this many free bytes the disk counts as nearly full. `None` means a tenth of the disk, at most
+    /// 512 MiB. A quarter of this is the hard reserve, below which even Raft's own writes are refused.
     pub low_space_bytes: Option<u64>,
     /// The time for which cleared ranges of the state are collected before a compaction reclaims their space.
     pub reclaim_after: Duration,

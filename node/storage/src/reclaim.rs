@@ -1,13 +1,12 @@
-//! Giving back the space of what was cleared.
+//! Reclaims the space of cleared ranges.
 //!
-//! A cleared range is a tombstone: its bytes stay on the disk, and are read over, until a compaction meets them, which on
-//! its own may be never. So cleared ranges are collected for a moment, written out together with their tombstones, and
-//! compacted by a thread of their own, one after the other, in `RocksDB`'s pool of low priority, beside its own
-//! compactions and never instead of them. What a snapshot or a view can still see stays until it is gone; then `RocksDB`
-//! drops it by itself.
+//! Clearing a range writes a tombstone. The range's bytes stay on the disk, and reads skip over them, until a compaction
+//! meets the tombstone, which may never happen by itself. So a thread collects cleared ranges for a moment, flushes them
+//! together with their tombstones, and compacts them one after the other, in `RocksDB`'s pool of low priority, beside
+//! `RocksDB`'s own compactions. What a snapshot or a view can still see stays; `RocksDB` drops it after the snapshot is gone.
 //!
-//! Files that lie wholly within a cleared range are not simply deleted, though `RocksDB` can do that: a snapshot would lose what
-//! it shows, and a range that was filled again meanwhile would lose its new content.
+//! `RocksDB` could delete files that lie wholly within a cleared range. That is not used: a snapshot would lose what it
+//! shows, and a range that was filled again meanwhile would lose its new content.
 
 use std::collections::BTreeMap;
 use std::mem;
@@ -21,17 +20,17 @@ use replica::Table;
 use rocksdb::{CompactOptions, Range};
 
 use crate::error::Latch;
-use crate::state::Instance;
+use crate::state_db::StateDb;
 
-/// The most pending ranges of a table. A single range that covers them all replaces them beyond this number.
+/// The most pending ranges of a table. Beyond this number, one range that covers them all replaces them.
 const MAX_RANGES: usize = 1_024;
-/// Two ranges with no more than this between them are compacted as one: a file has about this size, and one that both
-/// touch would be written twice.
+/// Two ranges with no more than this between them are compacted as one: a file has about this size, and a file that both
+/// ranges touch would be written twice.
 const JOIN_BYTES: u64 = 64 << 20;
 
 type Ranges = Vec<(Bytes, Bytes)>;
 
-/// Compacts in the background; stops with its owner.
+/// Compacts in the background. Dropping it stops the thread.
 pub(crate) struct Reclaimer {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -41,34 +40,35 @@ struct Shared {
     inner: Mutex<Inner>,
     changed: Condvar,
     latch: Arc<Latch>,
-    linger: Duration,
+    delay: Duration,
 }
 
 #[derive(Default)]
 struct Inner {
-    /// The range to compact next.
+    /// The ranges to compact next.
     waiting: Option<Job>,
     /// The database that is being compacted.
-    running: Option<Arc<Instance>>,
-    /// Counts what ends a job early: its failure then says nothing.
-    epoch: u64,
+    running: Option<Arc<StateDb>>,
+    /// The number of cancellations so far. The outcome of a job that began before the last one is ignored.
+    cancellations: u64,
     stop: bool,
 }
 
+/// Cleared ranges of one database, and the time at which to compact them.
 struct Job {
-    instance: Arc<Instance>,
+    db: Arc<StateDb>,
     due: Instant,
     ranges: BTreeMap<Table, Ranges>,
 }
 
 impl Reclaimer {
-    /// Starts the thread. Ranges are collected for `linger` before they are compacted.
-    pub(crate) fn start(linger: Duration, latch: Arc<Latch>) -> std::io::Result<Self> {
+    /// Starts the thread. It collects ranges for `delay` before it compacts them.
+    pub(crate) fn start(delay: Duration, latch: Arc<Latch>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             inner: Mutex::default(),
             changed: Condvar::new(),
             latch,
-            linger,
+            delay,
         });
         let thread = std::thread::Builder::new()
             .name("state-reclaim".into())
@@ -82,25 +82,14 @@ impl Reclaimer {
         })
     }
 
-    /// The range was cleared by a commit that was written to `instance`.
-    pub(crate) fn cleared(
-        &self,
-        instance: &Arc<Instance>,
-        table: Table,
-        start: &Bytes,
-        end: &Bytes,
-    ) {
+    /// Adds a range that a commit cleared in `db`.
+    pub(crate) fn add(&self, db: &Arc<StateDb>, table: Table, start: &Bytes, end: &Bytes) {
         let mut inner = self.shared.lock();
-        inner.add(
-            instance,
-            self.shared.linger,
-            table,
-            (start.clone(), end.clone()),
-        );
+        inner.add(db, self.shared.delay, table, (start.clone(), end.clone()));
         self.shared.changed.notify_all();
     }
 
-    /// Waits until nothing waits or runs.
+    /// Waits until no range waits and none is being compacted.
     pub(crate) fn wait(&self) {
         let mut inner = self.shared.lock();
         while inner.waiting.is_some() || inner.running.is_some() {
@@ -109,9 +98,9 @@ impl Reclaimer {
         }
     }
 
-    /// The state was replaced: what was cleared in the old one is gone with it.
-    pub(crate) fn replaced(&self) {
-        self.shared.lock().end_early();
+    /// Drops all ranges, because a restore replaced the database that they belong to.
+    pub(crate) fn cancel(&self) {
+        self.shared.lock().cancel();
     }
 }
 
@@ -119,27 +108,21 @@ impl Drop for Reclaimer {
     fn drop(&mut self) {
         let mut inner = self.shared.lock();
         inner.stop = true;
-        inner.end_early();
+        inner.cancel();
         drop(inner);
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported when it happened.
+            // The panic hook has already reported a panic of the thread.
             let _ = thread.join();
         }
     }
 }
 
 impl Inner {
-    fn add(
-        &mut self,
-        instance: &Arc<Instance>,
-        linger: Duration,
-        table: Table,
-        range: (Bytes, Bytes),
-    ) {
+    fn add(&mut self, db: &Arc<StateDb>, delay: Duration, table: Table, range: (Bytes, Bytes)) {
         let job = self.waiting.get_or_insert_with(|| Job {
-            instance: Arc::clone(instance),
-            due: Instant::now() + linger,
+            db: Arc::clone(db),
+            due: Instant::now() + delay,
             ranges: BTreeMap::new(),
         });
         let ranges = job.ranges.entry(table).or_default();
@@ -149,18 +132,18 @@ impl Inner {
         }
     }
 
-    fn end_early(&mut self) {
+    fn cancel(&mut self) {
         self.waiting = None;
-        self.epoch += 1;
-        if let Some(instance) = self.running.take() {
-            // Nobody writes to it any more.
-            instance.db().cancel_all_background_work(false);
+        self.cancellations += 1;
+        if let Some(db) = self.running.take() {
+            // The store no longer writes to this database.
+            db.db().cancel_all_background_work(false);
         }
     }
 }
 
 impl Shared {
-    /// No code panics while holding the lock, and every field is valid at each step.
+    /// Takes the lock. Poison is ignored: no code panics while it holds the lock, and each field is valid at each step.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -186,28 +169,28 @@ impl Shared {
         }
     }
 
-    /// Does the job that waits, without the lock.
+    /// Runs the waiting job, and releases the lock meanwhile.
     fn work<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
         let Some(job) = inner.waiting.take() else {
             return inner;
         };
-        inner.running = Some(Arc::clone(&job.instance));
-        let epoch = inner.epoch;
+        inner.running = Some(Arc::clone(&job.db));
+        let cancellations = inner.cancellations;
         drop(inner);
-        let outcome = self.compact(&job, epoch);
+        let outcome = self.compact(&job, cancellations);
         inner = self.lock();
         self.changed.notify_all();
-        if inner.epoch != epoch {
+        if inner.cancellations != cancellations {
             return inner;
         }
         inner.running = None;
         match outcome {
             Ok(()) => {}
-            // Later, when there is space.
+            // Try again later: the disk may have space then.
             Err(StoreError::Full(_)) => {
                 for (table, ranges) in job.ranges {
                     for range in ranges {
-                        inner.add(&job.instance, self.linger.max(RETRY), table, range);
+                        inner.add(&job.db, self.delay.max(RETRY), table, range);
                     }
                 }
             }
@@ -218,20 +201,20 @@ impl Shared {
         inner
     }
 
-    fn compact(&self, job: &Job, epoch: u64) -> Result<(), StoreError> {
-        let db = job.instance.db();
-        // First the tombstones get to the disk, all tables as of one commit.
-        job.instance.flush()?;
+    fn compact(&self, job: &Job, cancellations: u64) -> Result<(), StoreError> {
+        let db = job.db.db();
+        // Flush first, so that the tombstones are on the disk, all tables as of one commit.
+        job.db.flush()?;
         let mut options = CompactOptions::default();
         options.set_exclusive_manual_compaction(false);
         for (table, ranges) in &job.ranges {
-            let family = job.instance.family(*table)?;
+            let family = job.db.column_family(*table)?;
             let between = |start: &Bytes, end: &Bytes| {
                 let sizes = db.get_approximate_sizes_cf(family, &[Range::new(start, end)]);
                 sizes.first().copied().unwrap_or(0)
             };
             for (start, end) in join(ranges.clone(), between) {
-                if self.lock().epoch != epoch {
+                if self.lock().cancellations != cancellations {
                     return Ok(());
                 }
                 db.compact_range_cf_opt(family, Some(start), Some(end), &options);
@@ -241,11 +224,11 @@ impl Shared {
     }
 }
 
-/// The shortest pause before a job that found no space is tried again.
+/// The shortest pause before a job that failed on a full disk is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The same ranges in order, those that overlap, touch, or have little `between` them (from the end of one to the start of
-/// the next) as one.
+/// Sorts ranges, and joins those that overlap, touch, or have at most [`JOIN_BYTES`] between them. `between` returns the bytes
+/// from the end of one range to the start of the next.
 fn join(mut ranges: Ranges, between: impl Fn(&Bytes, &Bytes) -> u64) -> Ranges {
     ranges.sort();
     let mut joined: Ranges = Vec::new();

@@ -1,4 +1,4 @@
-//! Building a state from a snapshot's chunks, beside the one in force.
+//! Builds a state from the chunks of a snapshot, beside the state in use.
 
 use std::sync::Arc;
 
@@ -9,37 +9,37 @@ use rocksdb::WriteBatch;
 
 use crate::engine;
 use crate::space::{Disk, Writer};
-use crate::state::Instance;
+use crate::state_db::StateDb;
 
-/// A state that is being received. Dropped unfinished, it removes its directory.
+/// A state that is being received. Dropping it unfinished removes its directory.
 pub(crate) struct Restore {
-    instance: Arc<Instance>,
+    db: Arc<StateDb>,
     decoder: ChunkDecoder,
-    /// The first error: a stream that lost a chunk can't become whole again.
-    broken: Option<StoreError>,
+    /// The first error. Every later call fails with it, because a stream that lost a chunk can't become whole again.
+    failed: Option<StoreError>,
 }
 
 impl Restore {
-    /// Starts with an empty `instance`.
-    pub(crate) fn new(instance: Arc<Instance>, meta: &SnapshotMeta) -> Self {
-        instance.doom();
+    /// Starts with an empty `db`.
+    pub(crate) fn new(db: Arc<StateDb>, meta: &SnapshotMeta) -> Self {
+        db.mark_obsolete();
         Self {
-            instance,
+            db,
             decoder: ChunkDecoder::new(meta.clone()),
-            broken: None,
+            failed: None,
         }
     }
 
     /// Adds a chunk.
     pub(crate) fn chunk(&mut self, chunk: &[u8], disk: &Disk) -> Result<(), StoreError> {
-        if let Some(error) = &self.broken {
+        if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        // Before decoding, so that the same chunk can come again when there is space.
+        // Checked before decoding, so that the caller can pass the same chunk again when the disk has space.
         disk.check(Writer::State, 4 * chunk.len())?;
         let outcome = self.add(chunk);
         if let Err(error) = &outcome {
-            self.broken = Some(error.clone());
+            self.failed = Some(error.clone());
         }
         outcome
     }
@@ -47,19 +47,19 @@ impl Restore {
     fn add(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         for (table, key, value) in self.decoder.chunk(chunk)? {
-            batch.put_cf(self.instance.family(table)?, key, value);
+            batch.put_cf(self.db.column_family(table)?, key, value);
         }
-        engine::write(self.instance.db(), batch, &engine::unlogged())
+        engine::write(self.db.db(), batch, &engine::unlogged())
     }
 
-    /// Verifies that the snapshot is whole and makes it durable. It is not in force yet.
-    pub(crate) fn finish(self) -> Result<(Arc<Instance>, Applied), StoreError> {
-        if let Some(error) = self.broken {
+    /// Verifies that the snapshot is complete and makes it durable. `CURRENT` does not name it yet.
+    pub(crate) fn finish(self) -> Result<(Arc<StateDb>, Applied), StoreError> {
+        if let Some(error) = self.failed {
             return Err(error);
         }
         let applied = self.decoder.finish()?;
-        self.instance.put_applied(&applied)?;
-        self.instance.flush()?;
-        Ok((self.instance, applied))
+        self.db.put_applied(&applied)?;
+        self.db.flush()?;
+        Ok((self.db, applied))
     }
 }

@@ -1,7 +1,7 @@
-//! Reading a state as of one moment, while commits go on.
+//! Reads a whole state as of one moment, while commits go on.
 //!
-//! A `RocksDB` snapshot borrows its database, and a [`SnapshotSource`] must own what it reads. So a thread
-//! holds both, and hands over one chunk at a time: at most two chunks are in memory.
+//! A `RocksDB` snapshot borrows its database, but a [`SnapshotSource`] must own what it reads. So a thread holds both, and
+//! hands over one chunk at a time: at most two chunks are in memory.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,7 +14,7 @@ use replica::{Applied, SnapshotSource, Table};
 use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::error::translate;
-use crate::state::Instance;
+use crate::state_db::StateDb;
 
 type Chunk = Result<Bytes, StoreError>;
 
@@ -27,17 +27,19 @@ pub(crate) struct RocksSnapshot {
 }
 
 impl RocksSnapshot {
-    /// Takes the snapshot: when this returns, later commits are not in it.
-    pub(crate) fn take(instance: Arc<Instance>, applied: Applied) -> Result<Self, StoreError> {
+    /// Takes the snapshot. Commits after this call returns are not in it.
+    pub(crate) fn take(db: Arc<StateDb>, applied: Applied) -> Result<Self, StoreError> {
         let meta = applied.meta();
         let (ready, taken) = sync_channel(0);
         let (send, chunks) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("state-snapshot".into())
-            .spawn(move || read(&instance, applied, &ready, &send))
-            .map_err(|error| StoreError::Io(format!("can't start a thread: {error}")))?;
+            .spawn(move || read(&db, applied, &ready, &send))
+            .map_err(|error| {
+                StoreError::Io(format!("can't start the snapshot's thread: {error}"))
+            })?;
         if taken.recv().is_err() {
-            return Err(StoreError::Io("the snapshot's thread died".into()));
+            return Err(StoreError::Io("the snapshot's thread ended early".into()));
         }
         Ok(Self {
             meta,
@@ -59,7 +61,7 @@ impl SnapshotSource for RocksSnapshot {
         if let Ok(chunk) = chunks.recv() {
             return chunk.map(Some);
         }
-        // The thread is done: it sent the last chunk, or an error, before this.
+        // The thread has ended: it sent the last chunk or an error before.
         self.chunks = None;
         Ok(None)
     }
@@ -67,7 +69,7 @@ impl SnapshotSource for RocksSnapshot {
 
 impl Drop for RocksSnapshot {
     fn drop(&mut self) {
-        // Without a receiver the thread stops at its next chunk.
+        // Without a receiver the thread stops at its next chunk. Wait for it: it holds the directory's lock.
         self.chunks = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -75,14 +77,14 @@ impl Drop for RocksSnapshot {
     }
 }
 
-fn read(instance: &Instance, applied: Applied, ready: &SyncSender<()>, send: &SyncSender<Chunk>) {
-    let snapshot = instance.db().snapshot();
+fn read(db: &StateDb, applied: Applied, ready: &SyncSender<()>, send: &SyncSender<Chunk>) {
+    let snapshot = db.db().snapshot();
     if ready.send(()).is_err() {
         return;
     }
     let mut encoder = ChunkEncoder::new(applied);
     for table in Table::ALL {
-        let family = match instance.family(table) {
+        let family = match db.column_family(table) {
             Ok(family) => family,
             Err(error) => {
                 let _ = send.send(Err(error));
@@ -90,7 +92,7 @@ fn read(instance: &Instance, applied: Applied, ready: &SyncSender<()>, send: &Sy
             }
         };
         let mut options = ReadOptions::default();
-        // Reading everything once must not push out what is in use.
+        // A single read of everything must not evict the blocks that other reads use.
         options.fill_cache(false);
         options.set_readahead_size(1 << 20);
         for pair in snapshot.iterator_cf_opt(family, options, IteratorMode::Start) {
@@ -106,6 +108,6 @@ fn read(instance: &Instance, applied: Applied, ready: &SyncSender<()>, send: &Sy
             }
         }
     }
-    // A receiver that is gone does not want the last chunk either.
+    // Sending fails if the receiver is dropped, and then the chunk isn't needed.
     let _ = send.send(Ok(encoder.finish()));
 }

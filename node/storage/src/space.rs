@@ -1,4 +1,4 @@
-//! The free space of the disk, and the reserve.
+//! The free space of the disk, and the reserves that writes must leave.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,7 @@ pub struct Space {
     pub free_bytes: u64,
     /// Bytes of the whole file system.
     pub total_bytes: u64,
-    /// Nearly full: refuse what doesn't free space.
+    /// True if the disk is nearly full: then the server refuses writes that don't free space.
     pub low: bool,
 }
 
@@ -34,17 +34,17 @@ pub struct Sizes {
     pub state_bytes: u64,
 }
 
-/// A handle that tells how full the disk under a data directory is. Clones are cheap.
+/// A handle that measures the disk under a data directory. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Disk {
     directory: Arc<Directory>,
     low_bytes: u64,
 }
 
-/// The writer that asks for space. The state has the smaller reserve, because the log must be refused first.
+/// The store that wants to write. The state has the smaller reserve, because the log must be refused first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Writer {
-    /// The log: refused first, so that the state can still take what was committed.
+    /// The log: refused first, so that the state can still apply committed entries.
     Log,
     /// The state.
     State,
@@ -68,11 +68,11 @@ impl Disk {
         Ok(disk)
     }
 
-    /// The options with buffers that fit the disk: what is in a buffer must fit the hard reserve, or it
-    /// could not be written out when space is short.
-    pub(crate) fn fitting(&self, options: &StorageOptions) -> StorageOptions {
-        let most = usize::try_from(self.hard_bytes() / 4).unwrap_or(usize::MAX);
-        let fit = |wanted: usize| wanted.min(most).max(MIN_WRITE_BUFFER_BYTES);
+    /// Returns the options with buffers reduced to fit the hard reserve: the content of a full buffer must still fit the
+    /// disk when space is short.
+    pub(crate) fn fit_buffers(&self, options: &StorageOptions) -> StorageOptions {
+        let max = usize::try_from(self.hard_bytes() / 4).unwrap_or(usize::MAX);
+        let fit = |wanted: usize| wanted.min(max).max(MIN_WRITE_BUFFER_BYTES);
         StorageOptions {
             log_write_buffer_bytes: fit(options.log_write_buffer_bytes),
             state_write_buffer_bytes: fit(options.state_write_buffer_bytes),
@@ -92,7 +92,7 @@ impl Disk {
         })
     }
 
-    /// Measures the stores: reads the sizes of a few dozen files.
+    /// Measures the stores. Reads the sizes of a few dozen files.
     pub fn sizes(&self) -> Sizes {
         Sizes {
             log_bytes: tree_bytes(&self.directory.log_dir()),
@@ -100,11 +100,12 @@ impl Disk {
         }
     }
 
+    /// Returns the hard reserve, below which the stores refuse their own writes.
     fn hard_bytes(&self) -> u64 {
         self.low_bytes / 4
     }
 
-    /// Refuses a write of about `bytes` if it would eat the writer's reserve.
+    /// Refuses a write of about `bytes` that would leave less than the writer's reserve.
     pub(crate) fn check(&self, writer: Writer, bytes: usize) -> Result<(), StoreError> {
         let reserve = match writer {
             Writer::Log => self.hard_bytes(),
@@ -121,7 +122,7 @@ impl Disk {
     }
 }
 
-/// Bytes of all files under `dir`. Files may vanish meanwhile; those count nothing.
+/// Returns the bytes of all files under `dir`. A file that vanishes meanwhile counts nothing.
 fn tree_bytes(dir: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else {
         return 0;

@@ -1,15 +1,10 @@
 //! The state machine's data on `RocksDB`.
 //!
-//! `state/<n>/` holds a database; `state/CURRENT` names the one in force and is replaced by a rename. Each
-//! table is a column family; the default one holds the position (`applied`) and the format's version. A
-//! commit is one batch over all of them, without a write-ahead log, and they are flushed together: what a
-//! crash leaves is one commit, whole.
+//! `state/<n>/` holds a database (see [`crate::state_db`]). `state/CURRENT` names the one in use, and a rename
+//! replaces that file.
 
 use std::ops::Bound;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::{fs, io};
 
 use bytes::Bytes;
 use raft::{EntryId, SnapshotMeta, StoreError};
@@ -17,38 +12,32 @@ use replica::memory::{check_commit, no_restore};
 use replica::{
     Applied, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch as Changes,
 };
-use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, Direction, FlushOptions, IteratorMode, ReadOptions,
-    WriteBatch, WriteOptions,
-};
+use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 
-use crate::directory::{Directory, remove_tree, replace_file, sync_dir};
-use crate::engine;
-use crate::error::{Latch, OpenError, translate, translate_io};
+use crate::directory::{Directory, sync_dir};
+use crate::error::{Latch, OpenError, StateDamage, translate, translate_io};
 use crate::flusher::Flusher;
 use crate::options::StorageOptions;
 use crate::reclaim::Reclaimer;
 use crate::restore::Restore;
 use crate::snapshot::RocksSnapshot;
 use crate::space::{Disk, Writer};
-use crate::tally::Tally;
+use crate::state_db::{StateDb, add_applied};
+use crate::unflushed::UnflushedBytes;
 use crate::view::RocksView;
+use crate::{current, engine};
 
-const APPLIED: &[u8] = b"applied";
-const VERSION: &[u8] = b"version";
-const FORMAT: u8 = 1;
-const DEFAULT: &str = "default";
-const CURRENT: &str = "CURRENT";
-/// A range with at most this many keys is cleared key by key: cheaper to read over than a range tombstone.
+/// A range with at most this many keys is cleared key by key, which costs later reads less than a range tombstone.
 const POINT_DELETES: usize = 128;
 
-/// A durable state. See the module's text for its layout and the crate's for its promises.
+/// A durable state. The crate's documentation says what survives which failure.
 pub struct RocksState {
-    /// First, so that both stop before the rest goes.
+    /// The two threads are declared first, so that they stop before the database is dropped.
     reclaimer: Reclaimer,
     flusher: Flusher,
-    instance: Arc<Instance>,
+    db: Arc<StateDb>,
     restore: Option<Restore>,
+    /// The number in the name of the directory in use.
     number: u64,
     applied: Applied,
     directory: Arc<Directory>,
@@ -56,151 +45,8 @@ pub struct RocksState {
     options: StorageOptions,
     write_options: WriteOptions,
     latch: Arc<Latch>,
-    /// Behind a lock only because a reader forgets what was flushed.
-    tally: Mutex<Tally>,
-}
-
-/// One open database and its directory, shared with the snapshots that read it.
-pub(crate) struct Instance {
-    /// Before `remains`: the database is closed before its directory goes.
-    db: DB,
-    remains: Remains,
-}
-
-/// Removes the directory when the last user is gone, if it is not in force any more.
-struct Remains {
-    dir: PathBuf,
-    doomed: AtomicBool,
-    /// The lock outlives all files in the directory.
-    _directory: Arc<Directory>,
-}
-
-impl Drop for Remains {
-    fn drop(&mut self) {
-        if self.doomed.load(Ordering::Acquire) {
-            // The next start removes the files that this call could not.
-            let _ = remove_tree(&self.dir);
-        }
-    }
-}
-
-fn family_name(table: Table) -> &'static str {
-    match table {
-        Table::Meta => "meta",
-        Table::Data => "data",
-        Table::Sessions => "sessions",
-    }
-}
-
-impl Instance {
-    fn open(
-        directory: &Arc<Directory>,
-        number: u64,
-        create: bool,
-        options: &StorageOptions,
-    ) -> Result<Arc<Self>, StoreError> {
-        let dir = directory.state_dir().join(number.to_string());
-        let open = || {
-            let mut engine = engine::state(options)?;
-            engine.create_if_missing(create);
-            engine.create_missing_column_families(create);
-            engine.set_error_if_exists(create);
-            let names = Table::ALL.map(family_name);
-            let families = [DEFAULT]
-                .into_iter()
-                .chain(names)
-                .map(|name| ColumnFamilyDescriptor::new(name, engine.clone()));
-            DB::open_cf_descriptors(&engine, &dir, families)
-        };
-        let db = open().map_err(|error| translate(&error))?;
-        Ok(Arc::new(Self {
-            db,
-            remains: Remains {
-                dir,
-                doomed: AtomicBool::new(false),
-                _directory: Arc::clone(directory),
-            },
-        }))
-    }
-
-    /// Makes an empty one, durable but not in force.
-    fn create(
-        directory: &Arc<Directory>,
-        number: u64,
-        options: &StorageOptions,
-    ) -> Result<Arc<Self>, StoreError> {
-        let state_dir = directory.state_dir();
-        fs::create_dir_all(&state_dir)
-            .map_err(|error| translate_io("can't make the state's directory", &error))?;
-        remove_tree(&state_dir.join(number.to_string()))?;
-        let instance = Self::open(directory, number, true, options)?;
-        let mut batch = WriteBatch::default();
-        batch.put(VERSION, [FORMAT]);
-        engine::write(&instance.db, batch, &engine::unlogged())?;
-        instance.put_applied(&Applied::default())?;
-        instance.flush()?;
-        sync_dir(&state_dir)?;
-        Ok(instance)
-    }
-
-    pub(crate) fn db(&self) -> &DB {
-        &self.db
-    }
-
-    fn family_named(&self, name: &str) -> Result<&ColumnFamily, StoreError> {
-        self.db
-            .cf_handle(name)
-            .ok_or_else(|| StoreError::Damaged(format!("the state has no column family {name}")))
-    }
-
-    pub(crate) fn family(&self, table: Table) -> Result<&ColumnFamily, StoreError> {
-        self.family_named(family_name(table))
-    }
-
-    /// Writes all that is in memory to the disk, all column families as of one commit, and waits for it.
-    pub(crate) fn flush(&self) -> Result<(), StoreError> {
-        let mut families = vec![self.family_named(DEFAULT)?];
-        for table in Table::ALL {
-            families.push(self.family(table)?);
-        }
-        let mut options = FlushOptions::default();
-        options.set_wait(true);
-        self.db
-            .flush_cfs_opt(&families, &options)
-            .map_err(|error| translate(&error))
-    }
-
-    pub(crate) fn put_applied(&self, applied: &Applied) -> Result<(), StoreError> {
-        // Not `put_opt`: after a burst of chunks the database may be stalled, which is no failure of the disk.
-        let mut batch = WriteBatch::default();
-        batch.put(APPLIED, applied.encode());
-        engine::write(&self.db, batch, &engine::unlogged())
-    }
-
-    fn read_applied(&self) -> Result<Applied, StoreError> {
-        let get = |key| self.db.get(key).map_err(|error| translate(&error));
-        match get(VERSION)?.as_deref() {
-            Some([FORMAT]) => {}
-            found => {
-                return Err(StoreError::Damaged(format!(
-                    "the state's version is {found:?}, this program knows {FORMAT}"
-                )));
-            }
-        }
-        let value = get(APPLIED)?
-            .ok_or_else(|| StoreError::Damaged("the state's position is missing".into()))?;
-        Applied::decode(value.into())
-            .map_err(|error| StoreError::Damaged(format!("the state's position: {error}")))
-    }
-
-    /// The directory goes when the last user is gone.
-    pub(crate) fn doom(&self) {
-        self.remains.doomed.store(true, Ordering::Release);
-    }
-
-    fn spare(&self) {
-        self.remains.doomed.store(false, Ordering::Release);
-    }
+    /// Behind a lock because [`StateReader::estimate_bytes`], which takes `&self`, drops what was flushed meanwhile.
+    unflushed: Mutex<UnflushedBytes>,
 }
 
 /// Makes the state of a new data directory.
@@ -208,47 +54,10 @@ pub(crate) fn create(
     directory: &Arc<Directory>,
     options: &StorageOptions,
 ) -> Result<(), OpenError> {
-    Instance::create(directory, 1, options)
-        .and_then(|_| set_current(directory, 1))
+    StateDb::create(directory, 1, options)
+        .and_then(|_| current::write(directory, 1))
         .and_then(|()| sync_dir(directory.path()))
         .map_err(|error| directory.failed("make the state", error))
-}
-
-fn set_current(directory: &Directory, number: u64) -> Result<(), StoreError> {
-    let text = format!("{number}\n");
-    let checksum = crc32fast::hash(text.as_bytes());
-    let text = format!("{text}{checksum:08x}\n");
-    replace_file(&directory.state_dir(), CURRENT, text.as_bytes())
-}
-
-fn get_current(directory: &Directory) -> Result<u64, String> {
-    let path = directory.state_dir().join(CURRENT);
-    let text = fs::read_to_string(path).map_err(|error| format!("its file CURRENT: {error}"))?;
-    let number = text.split_once('\n').and_then(|(number, checksum)| {
-        let expected = format!(
-            "{:08x}\n",
-            crc32fast::hash(format!("{number}\n").as_bytes())
-        );
-        (checksum == expected).then(|| number.parse().ok())?
-    });
-    number.ok_or_else(|| "its file CURRENT is damaged".to_owned())
-}
-
-/// Removes what was being staged or was to be removed when the process ended.
-fn remove_leftovers(directory: &Directory, current: u64) -> io::Result<()> {
-    let kept = [current.to_string(), CURRENT.to_owned()];
-    for entry in fs::read_dir(directory.state_dir())? {
-        let entry = entry?;
-        if kept.iter().any(|name| entry.file_name() == name.as_str()) {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 impl RocksState {
@@ -257,21 +66,20 @@ impl RocksState {
         disk: Disk,
         options: &StorageOptions,
     ) -> Result<Self, OpenError> {
-        let number = get_current(&directory).map_err(|what| directory.state_damaged(what))?;
-        remove_leftovers(&directory, number).map_err(|error| {
+        let number = current::read(&directory)
+            .map_err(|error| directory.state_damaged(StateDamage::Current(error)))?;
+        current::remove_leftovers(&directory, number).map_err(|error| {
             directory.failed(
                 "remove an unfinished restore",
                 translate_io("state", &error),
             )
         })?;
-        let read = || {
-            let instance = Instance::open(&directory, number, false, options)?;
-            let applied = instance.read_applied()?;
-            Ok((instance, applied))
-        };
-        let (instance, applied) = read().map_err(|error| match error {
+        let opened = StateDb::open(&directory, number, options);
+        let (db, applied) = opened.map_err(|error| match error {
             StoreError::Full(_) => directory.failed("open the state", error),
-            StoreError::Io(what) | StoreError::Damaged(what) => directory.state_damaged(what),
+            StoreError::Io(text) | StoreError::Damaged(text) => {
+                directory.state_damaged(StateDamage::Database(text))
+            }
         })?;
         let latch = Arc::new(Latch::default());
         let flusher = Flusher::start(applied.last, Arc::clone(&latch)).map_err(|error| {
@@ -284,7 +92,7 @@ impl RocksState {
         Ok(Self {
             reclaimer,
             flusher,
-            instance,
+            db,
             restore: None,
             number,
             applied,
@@ -293,16 +101,17 @@ impl RocksState {
             options: options.clone(),
             write_options: engine::unlogged(),
             latch,
-            tally: Mutex::default(),
+            unflushed: Mutex::default(),
         })
     }
 
-    /// Waits until a flush that was started is done: for tests, and for a stop that is in no hurry.
+    /// Waits until a flush that was started is done. Tests and an orderly stop use it.
     pub fn wait_flushed(&self) -> Result<(), StoreError> {
         self.flusher.wait()
     }
 
-    /// Waits until the space of what was cleared so far is given back: for tests. What a snapshot or a view can see stays.
+    /// Waits until the space of all ranges cleared so far is reclaimed, except what a snapshot or a view can still see.
+    /// Tests use it.
     pub fn wait_reclaimed(&self) {
         self.reclaimer.wait();
     }
@@ -311,21 +120,22 @@ impl RocksState {
         self.latch.keep(translate(error))
     }
 
-    /// Takes note of what a commit put, and of the ranges that it cleared and that were not empty.
+    /// Counts the bytes that a commit put, and hands the ranges that it cleared and that were not empty to the reclaimer.
     fn account(&mut self, changes: &Changes, cleared: &[&(Table, Bytes, Bytes)]) {
-        let tally = self.tally.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let unflushed = self.unflushed.get_mut();
+        let unflushed = unflushed.unwrap_or_else(PoisonError::into_inner);
         for (table, start, end) in cleared {
-            tally.cleared(*table, start, end);
-            self.reclaimer.cleared(&self.instance, *table, start, end);
+            unflushed.clear(*table, start, end);
+            self.reclaimer.add(&self.db, *table, start, end);
         }
         for ((table, key), change) in &changes.changes {
             if let Some(value) = change {
-                tally.put(*table, key, value);
+                unflushed.put(*table, key, value);
             }
         }
     }
 
-    /// Clears a range: key by key where that is few, otherwise with one tombstone. Returns whether there was anything.
+    /// Clears a range: key by key if the keys are few, otherwise with one tombstone. Returns true if it had any keys.
     fn clear(
         &self,
         batch: &mut WriteBatch,
@@ -336,22 +146,22 @@ impl RocksState {
         if start >= end {
             return Ok(false);
         }
-        let family = self.instance.family(table)?;
+        let family = self.db.column_family(table)?;
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(end.as_ref());
         options.fill_cache(false);
         let from = IteratorMode::From(start, Direction::Forward);
-        let mut doomed = Vec::new();
-        for pair in self.instance.db.iterator_cf_opt(family, options, from) {
+        let mut keys = Vec::new();
+        for pair in self.db.db().iterator_cf_opt(family, options, from) {
             let (key, _) = pair.map_err(|error| self.fail(&error))?;
-            doomed.push(key);
-            if doomed.len() > POINT_DELETES {
+            keys.push(key);
+            if keys.len() > POINT_DELETES {
                 batch.delete_range_cf(family, start, end);
                 return Ok(true);
             }
         }
-        let found = !doomed.is_empty();
-        for key in doomed {
+        let found = !keys.is_empty();
+        for key in keys {
             batch.delete_cf(family, key);
         }
         Ok(found)
@@ -361,8 +171,8 @@ impl RocksState {
 impl StateReader for RocksState {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.latch.check()?;
-        let family = self.instance.family(table)?;
-        let found = self.instance.db.get_pinned_cf(family, key);
+        let family = self.db.column_family(table)?;
+        let found = self.db.db().get_pinned_cf(family, key);
         let value = found.map_err(|error| self.fail(&error))?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
@@ -395,10 +205,10 @@ impl StateReader for RocksState {
         if let Some(end) = end {
             options.set_iterate_upper_bound(end);
         }
-        let family = self.instance.family(table)?;
+        let family = self.db.column_family(table)?;
         let from = IteratorMode::From(&start, Direction::Forward);
         let mut bytes = 0;
-        for pair in self.instance.db.iterator_cf_opt(family, options, from) {
+        for pair in self.db.db().iterator_cf_opt(family, options, from) {
             let (key, value) = pair.map_err(|error| self.fail(&error))?;
             bytes += key.len() + value.len();
             found.push((Bytes::from(key), Bytes::from(value)));
@@ -411,18 +221,21 @@ impl StateReader for RocksState {
 
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
         self.latch.check()?;
-        let view = RocksView::take(Arc::clone(&self.instance), table, start, end)?;
+        let view = RocksView::take(Arc::clone(&self.db), table, start, end)?;
         Ok(View::new(view))
     }
 
     fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
         self.latch.check()?;
-        let family = self.instance.family(table)?;
+        let family = self.db.column_family(table)?;
         let ranges = [rocksdb::Range::new(start, end)];
-        let sizes = self.instance.db.get_approximate_sizes_cf(family, &ranges);
-        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
-        tally.durable(self.flusher.durable().index);
-        Ok(sizes.first().copied().unwrap_or(0) + tally.bytes(table, start, end))
+        let sizes = self.db.db().get_approximate_sizes_cf(family, &ranges);
+        let mut unflushed = self
+            .unflushed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        unflushed.drop_flushed(self.flusher.durable().index);
+        Ok(sizes.first().copied().unwrap_or(0) + unflushed.bytes(table, start, end))
     }
 }
 
@@ -446,15 +259,15 @@ impl StateStore for RocksState {
             }
         }
         for ((table, key), change) in &changes.changes {
-            let family = self.instance.family(*table)?;
+            let family = self.db.column_family(*table)?;
             match change {
                 Some(value) => batch.put_cf(family, key, value),
                 None => batch.delete_cf(family, key),
             }
         }
-        batch.put(APPLIED, applied.encode());
+        add_applied(&mut batch, &applied);
         self.disk.check(Writer::State, batch.size_in_bytes())?;
-        engine::write(&self.instance.db, batch, &self.write_options)
+        engine::write(self.db.db(), batch, &self.write_options)
             .map_err(|error| self.latch.keep(error))?;
         self.applied = applied;
         self.account(&changes, &cleared);
@@ -463,10 +276,11 @@ impl StateStore for RocksState {
 
     fn start_flush(&mut self) -> Result<(), StoreError> {
         self.latch.check()?;
-        let tally = self.tally.get_mut().unwrap_or_else(PoisonError::into_inner);
-        tally.durable(self.flusher.durable().index);
-        tally.flushing(self.applied.last);
-        self.flusher.want(&self.instance, self.applied.last);
+        let unflushed = self.unflushed.get_mut();
+        let unflushed = unflushed.unwrap_or_else(PoisonError::into_inner);
+        unflushed.drop_flushed(self.flusher.durable().index);
+        unflushed.start_flush(self.applied.last);
+        self.flusher.request(&self.db, self.applied.last);
         Ok(())
     }
 
@@ -477,20 +291,19 @@ impl StateStore for RocksState {
 
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, StoreError> {
         self.latch.check()?;
-        let instance = Arc::clone(&self.instance);
-        let snapshot = RocksSnapshot::take(instance, self.applied.clone())?;
+        let snapshot = RocksSnapshot::take(Arc::clone(&self.db), self.applied.clone())?;
         Ok(Box::new(snapshot))
     }
 
     fn begin_restore(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
         self.latch.check()?;
-        // First the old one, which has the same directory.
+        // An earlier restore uses the same directory, so drop it first.
         self.restore = None;
         self.disk
             .check(Writer::State, self.options.state_write_buffer_bytes)?;
-        let instance = Instance::create(&self.directory, self.number + 1, &self.options)
+        let db = StateDb::create(&self.directory, self.number + 1, &self.options)
             .map_err(|error| self.latch.keep(error))?;
-        self.restore = Some(Restore::new(instance, meta));
+        self.restore = Some(Restore::new(db, meta));
         Ok(())
     }
 
@@ -503,18 +316,18 @@ impl StateStore for RocksState {
     fn finish_restore(&mut self) -> Result<(), StoreError> {
         self.latch.check()?;
         let restore = self.restore.take().ok_or_else(no_restore)?;
-        let (instance, applied) = restore.finish()?;
-        instance.spare();
-        if let Err(error) = set_current(&self.directory, self.number + 1) {
-            // The file may name the new instance or the old one, so both are kept, and every later call fails.
+        let (db, applied) = restore.finish()?;
+        db.mark_current();
+        if let Err(error) = current::write(&self.directory, self.number + 1) {
+            // The file may name the new database or the old one, so both are kept, and every later call fails.
             return Err(self.latch.keep(StoreError::Io(error.to_string())));
         }
-        let old = std::mem::replace(&mut self.instance, instance);
-        old.doom();
+        let old = std::mem::replace(&mut self.db, db);
+        old.mark_obsolete();
         self.number += 1;
         self.flusher.replaced(applied.last);
-        self.reclaimer.replaced();
-        self.tally = Mutex::default();
+        self.reclaimer.cancel();
+        self.unflushed = Mutex::default();
         self.applied = applied;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A range as of one moment, for whoever reads it while commits go on.
+//! Reads a range as of one moment, while commits go on.
 //!
 //! As in [`crate::snapshot`], a thread holds the `RocksDB` snapshot and hands over one page at a time.
 
@@ -12,25 +12,25 @@ use replica::{PageSource, Table};
 use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::error::translate;
-use crate::state::Instance;
+use crate::state_db::StateDb;
 
-/// The size that a page aims at.
+/// A page ends with the pair that reaches this size.
 const PAGE_BYTES: usize = 256 << 10;
 
 type Page = Result<Vec<(Bytes, Bytes)>, StoreError>;
 
-/// A range that is being read. As long as it lives, what it can see stays on the disk: its owner bounds how many there are
-/// and how long they are kept.
+/// A range that is being read. While the view lives, everything that it can see stays on the disk, so its owner bounds the
+/// number of views and their lifetime.
 pub(crate) struct RocksView {
-    /// `None` only while it is dropped.
+    /// `None` only while the view is being dropped.
     pages: Option<Receiver<Page>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl RocksView {
-    /// Takes the view: when this returns, later commits are not in it.
+    /// Takes the view. Commits after this call returns are not in it.
     pub(crate) fn take(
-        instance: Arc<Instance>,
+        db: Arc<StateDb>,
         table: Table,
         start: Bytes,
         end: Bytes,
@@ -39,11 +39,11 @@ impl RocksView {
         let (send, pages) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("state-view".into())
-            .spawn(move || read(&instance, table, (&start, &end), &ready, &send))
-            .map_err(|error| StoreError::Io(format!("can't start a thread: {error}")))?;
+            .spawn(move || read(&db, table, (&start, &end), &ready, &send))
+            .map_err(|error| StoreError::Io(format!("can't start the view's thread: {error}")))?;
         taken
             .recv()
-            .map_err(|_| StoreError::Io("the view's thread died".into()))?;
+            .map_err(|_| StoreError::Io("the view's thread ended early".into()))?;
         Ok(Self {
             pages: Some(pages),
             thread: Some(thread),
@@ -53,10 +53,10 @@ impl RocksView {
 
 impl Drop for RocksView {
     fn drop(&mut self) {
-        // Without a receiver the thread stops at its next page. It is waited for, because it holds the directory's lock.
+        // Without a receiver the thread stops at its next page. Wait for it: it holds the directory's lock.
         self.pages = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread was reported when it happened.
+            // The panic hook has already reported a panic of the thread.
             let _ = thread.join();
         }
     }
@@ -64,33 +64,33 @@ impl Drop for RocksView {
 
 impl PageSource for RocksView {
     fn next_page(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError> {
-        // Without a sender the thread is done: it sent the last page, or an error, before.
+        // Without a sender the thread has ended: it sent the last page or an error before.
         let page = self.pages.as_ref().and_then(|pages| pages.recv().ok());
         page.transpose()
     }
 }
 
 fn read(
-    instance: &Instance,
+    db: &StateDb,
     table: Table,
     (start, end): (&Bytes, &Bytes),
     ready: &SyncSender<()>,
     send: &SyncSender<Page>,
 ) {
-    let snapshot = instance.db().snapshot();
+    let snapshot = db.db().snapshot();
     if ready.send(()).is_err() || start >= end {
         return;
     }
-    let family = match instance.family(table) {
+    let family = match db.column_family(table) {
         Ok(family) => family,
         Err(error) => {
-            // A receiver that is gone doesn't want to know.
+            // Sending fails if the view is dropped, and then the error isn't needed.
             let _ = send.send(Err(error));
             return;
         }
     };
     let mut options = ReadOptions::default();
-    // Reading everything once must not push out what is in use.
+    // A single read of everything must not evict the blocks that other reads use.
     options.fill_cache(false);
     options.set_readahead_size(1 << 20);
     options.set_iterate_upper_bound(end.as_ref());

@@ -1,30 +1,31 @@
 //! Reads `RocksDB`'s write-ahead logs before `RocksDB` does, to tell a torn write from damage.
 //!
-//! `RocksDB` can either refuse to open at any wrong checksum, and so also after a power cut that tore the last
-//! write and left a hole in it; or stop silently at the first one, whatever followed. Neither will do. This
-//! reader knows what `RocksDB` can't: that each of our writes was synced before the next one began, and that each
-//! carries its number. Hence
+//! `RocksDB` offers two ways to recover, and neither is enough. It can refuse to open at any wrong checksum, and so also
+//! after a power cut that tore the last write and left a hole in it. Or it can stop silently at the first wrong checksum,
+//! whatever follows. This reader knows two facts that `RocksDB` doesn't: each write of the log was synced before the next
+//! one began, and each carries its number. Hence:
 //!
-//! - a write that *begins* after a broken place in its file proves that what broke was durable: damage;
-//! - a number that does not follow the one before it, also from file to file, proves that writes between are lost
-//!   (files of before the log was last opened are no part of this: they are in tables, and being deleted);
-//! - a broken place that nothing follows is the last write, which `FLOOR` then tells acknowledged or not.
+//! - A write that *begins* after a broken place in its file proves that the broken write was durable. That is damage.
+//! - A number that does not follow the number before it, also from file to file, proves that writes between are lost.
+//!   That is damage too. Files whose writes are all in table files don't count: `RocksDB` is deleting them.
+//! - A broken place that nothing follows is the last write, and may be cut. `FLOOR` then tells if it was acknowledged.
 //!
-//! Then `RocksDB` may stop at the first broken place, and its log files may be recycled: overwriting a file
-//! makes a sync about twice as fast as growing one, and leaves old records behind the new ones, which carry
+//! After this check `RocksDB` may stop at the first broken place, and may recycle its log files. Overwriting a file
+//! makes a sync about twice as fast as growing one. It leaves old records behind the new ones; the old records carry
 //! another file's number.
 //!
 //! # The format
 //!
 //! Blocks of 32 KiB hold fragments: checksum (masked CRC-32C of all that follows), length (2 bytes), type (1), low
 //! half of the file's number (4), payload; little-endian. Fewer bytes than a header at the end of a block are
-//! zero. A write is one FULL fragment, or FIRST, MIDDLE..., LAST. What is not of this format counts as broken.
+//! zero. A write is one FULL fragment, or FIRST, MIDDLE..., LAST. Everything else counts as broken.
 
 use std::fs;
 use std::path::Path;
 
 use raft::StoreError;
 
+use crate::crc32c;
 use crate::error::translate_io;
 
 const BLOCK: usize = 32 << 10;
@@ -37,9 +38,26 @@ const LAST: u8 = 8;
 const NUMBER_PREFIX: [u8; 5] = [1, 2, b'm', b'n', 8];
 const TAIL: usize = NUMBER_PREFIX.len() + 8;
 
-/// Checks all write-ahead logs in `dir`, knowing that the writes up to number `settled` are in tables.
-/// [`StoreError::Damaged`] says where an acknowledged write is broken.
-pub(crate) fn check(dir: &Path, settled: u64) -> Result<(), StoreError> {
+/// A proof that a durable write is lost or broken. A torn last write gives no such proof: it may be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum WalDamage {
+    #[error(
+        "the write at byte {broken} is broken, and another one begins at byte {next}: the broken write was synced \
+         before that, so it is damaged and not torn"
+    )]
+    BrokenBeforeNext { broken: usize, next: usize },
+    #[error("write {found} follows write {before}: the writes between are lost or out of order")]
+    Gap { before: u64, found: u64 },
+    #[error(
+        "the file starts with write {found}, but the file before it ends with write {before}: the writes between \
+         are lost"
+    )]
+    GapBetweenFiles { before: u64, found: u64 },
+}
+
+/// Checks all write-ahead logs in `dir`. The writes up to number `flushed` are in table files.
+/// [`StoreError::Damaged`] says where a durable write is broken or lost.
+pub(crate) fn check(dir: &Path, flushed: u64) -> Result<(), StoreError> {
     let mut files = Vec::new();
     let entries = || fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>();
     let failed = |error| translate_io("can't read the write-ahead log", &error);
@@ -52,7 +70,7 @@ pub(crate) fn check(dir: &Path, settled: u64) -> Result<(), StoreError> {
     }
     files.sort();
     let mut chain = Chain {
-        settled,
+        flushed,
         last: None,
     };
     for (number, path) in files {
@@ -60,43 +78,47 @@ pub(crate) fn check(dir: &Path, settled: u64) -> Result<(), StoreError> {
         Scan::new(&data, number)
             .run()
             .and_then(|span| chain.add(span))
-            .map_err(|what| StoreError::Damaged(format!("{}: {what}", path.display())))?;
+            .map_err(|damage| StoreError::Damaged(format!("{}: {damage}", path.display())))?;
     }
     Ok(())
 }
 
-/// The numbers of the first and the last write of a file.
+/// The numbers of the first and the last write of a file; `None` if it has no numbered write.
 type Span = Option<(u64, u64)>;
 
-/// The sequence that the files must form.
+/// The numbers of the files read so far. Each file must continue the numbers of the file before it.
 struct Chain {
-    settled: u64,
+    flushed: u64,
     last: Option<u64>,
 }
 
 impl Chain {
-    fn add(&mut self, span: Span) -> Result<(), String> {
+    fn add(&mut self, span: Span) -> Result<(), WalDamage> {
         let Some((first, last)) = span else {
             return Ok(());
         };
-        if last <= self.settled {
+        if last <= self.flushed {
             return Ok(());
         }
         if let Some(before) = self.last
             && first != before + 1
         {
-            return Err(format!(
-                "it starts with write {first}, after write {before}"
-            ));
+            return Err(WalDamage::GapBetweenFiles {
+                before,
+                found: first,
+            });
         }
         self.last = Some(last);
         Ok(())
     }
 }
 
+/// Reads the writes of one file.
 struct Scan<'a> {
     data: &'a [u8],
+    /// The low half of the file's number, as each fragment carries it.
     file: [u8; 4],
+    /// The position of the next fragment.
     at: usize,
 }
 
@@ -115,10 +137,10 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Walks over all writes of the file.
-    fn run(mut self) -> Result<Span, String> {
+    /// Reads all writes of the file, and drops a torn last one.
+    fn run(mut self) -> Result<Span, WalDamage> {
         let mut span = None;
-        // The end of the payload so far, for the number may lie across two fragments; `None` between writes.
+        // The end of the payload so far, because the number may lie across two fragments; `None` between writes.
         let mut open: Option<Vec<u8>> = None;
         // The position at which the current write begins.
         let mut begin = 0;
@@ -133,7 +155,7 @@ impl<'a> Scan<'a> {
             let mut tail = match (fragment.kind, open.take()) {
                 (FULL | FIRST, None) => Vec::new(),
                 (MIDDLE | LAST, Some(tail)) => tail,
-                // A fragment that does not fit here: what should be before it, or after it, is gone.
+                // This fragment does not fit here: the one that belongs before it or after it is missing.
                 _ => break,
             };
             self.at += HEADER + fragment.payload.len();
@@ -141,20 +163,21 @@ impl<'a> Scan<'a> {
             let surplus = tail.len().saturating_sub(TAIL);
             tail.drain(..surplus);
             if matches!(fragment.kind, FULL | LAST) {
-                follow(&mut span, &tail)?;
+                extend_span(&mut span, &tail)?;
             } else {
                 open = Some(tail);
             }
         }
         match self.next_beginning(self.at) {
-            Some(next) => Err(format!(
-                "the write at byte {begin} is broken, and another one begins at byte {next}"
-            )),
+            Some(next) => Err(WalDamage::BrokenBeforeNext {
+                broken: begin,
+                next,
+            }),
             None => Ok(span),
         }
     }
 
-    /// Moves over the rest of a block that is too short for a header.
+    /// Skips the rest of a block if it is too short for a header.
     fn skip_trailer(&mut self) {
         let left = BLOCK - self.at % BLOCK;
         if left < HEADER {
@@ -162,7 +185,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The fragment at `at`, if there is a good one of this file.
+    /// Returns the fragment at `at` if it is whole and belongs to this file.
     fn fragment(&self, at: usize) -> Option<Fragment<'a>> {
         let header = self.data.get(at..at + HEADER)?;
         let (sum, covered) = header.split_first_chunk::<4>()?;
@@ -176,17 +199,17 @@ impl<'a> Scan<'a> {
             return None;
         }
         let payload = self.data.get(at + HEADER..at + HEADER + length)?;
-        let found = crc32c(crc32c(0, covered), payload);
+        let found = crc32c::extend(crc32c::extend(0, covered), payload);
         (mask(found) == u32::from_le_bytes(*sum)).then_some(Fragment {
             kind: *kind,
             payload,
         })
     }
 
-    /// Returns the beginning of the next write at or after `from`. It may be at any byte, because the lengths there can't be
-    /// trusted.
+    /// Returns the position at or after `from` where the next write begins. It may be any byte, because the lengths behind a
+    /// broken place can't be trusted.
     fn next_beginning(&self, from: usize) -> Option<usize> {
-        // Comparing the header's plain fields first makes this a fast search.
+        // The search is fast because it compares the type and the file's number before it computes a checksum.
         (from..self.data.len().saturating_sub(HEADER - 1)).find(|at| {
             matches!(self.data.get(at + 6), Some(&(FULL | FIRST)))
                 && self.data.get(at + 7..at + HEADER) == Some(&self.file)
@@ -195,100 +218,38 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Checks that the write that ends with `tail` follows the one before in its file.
-fn follow(span: &mut Span, tail: &[u8]) -> Result<(), String> {
+/// Adds the write that ends with `tail` to the span, and checks that its number follows the one before.
+fn extend_span(span: &mut Span, tail: &[u8]) -> Result<(), WalDamage> {
     let number = tail
         .strip_prefix(&NUMBER_PREFIX)
         .and_then(|number| number.try_into().ok());
-    // The very first write of a log, which makes it, has no number.
+    // The first write of a log, which makes it, has no number.
     let Some(number) = number.map(u64::from_le_bytes) else {
         return Ok(());
     };
     *span = match *span {
         None => Some((number, number)),
         Some((first, last)) if number == last + 1 => Some((first, number)),
-        Some((_, last)) => return Err(format!("write {number} follows write {last}")),
+        Some((_, before)) => {
+            return Err(WalDamage::Gap {
+                before,
+                found: number,
+            });
+        }
     };
     Ok(())
 }
 
+/// Masks a checksum as `RocksDB` does before it stores one.
 fn mask(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// CRC-32C of eight bytes at a time, by tables.
-fn crc32c(start: u32, data: &[u8]) -> u32 {
-    let mut crc = !start;
-    let look = |table: usize, byte: u32| {
-        let row = TABLES.get(table).map_or(&[0; 256], |row| row);
-        row.get((byte & 0xff) as usize).copied().unwrap_or(0)
-    };
-    let (words, rest) = data.as_chunks::<8>();
-    for [a, b, c, d, e, f, g, h] in words {
-        let low = crc ^ u32::from_le_bytes([*a, *b, *c, *d]);
-        let high = u32::from_le_bytes([*e, *f, *g, *h]);
-        crc = look(7, low)
-            ^ look(6, low >> 8)
-            ^ look(5, low >> 16)
-            ^ look(4, low >> 24)
-            ^ look(3, high)
-            ^ look(2, high >> 8)
-            ^ look(1, high >> 16)
-            ^ look(0, high >> 24);
-    }
-    for byte in rest {
-        crc = (crc >> 8) ^ look(0, crc ^ u32::from(*byte));
-    }
-    !crc
-}
-
-static TABLES: [[u32; 256]; 8] = tables();
-
-#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)]
-const fn tables() -> [[u32; 256]; 8] {
-    let mut tables = [[0u32; 256]; 8];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            let carry = crc & 1 == 1;
-            crc >>= 1;
-            if carry {
-                crc ^= 0x82f6_3b78;
-            }
-            bit += 1;
-        }
-        tables[0][byte] = crc;
-        byte += 1;
-    }
-    let mut table = 1;
-    while table < 8 {
-        let mut byte = 0;
-        while byte < 256 {
-            let before = tables[table - 1][byte];
-            tables[table][byte] = (before >> 8) ^ tables[0][(before & 0xff) as usize];
-            byte += 1;
-        }
-        table += 1;
-    }
-    tables
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_checksum_is_crc32c() {
-        // RFC 3720, B.4.
-        assert_eq!(crc32c(0, &[0; 32]), 0x8a91_36aa);
-        assert_eq!(crc32c(0, &[0xff; 32]), 0x62a8_ab43);
-        assert_eq!(crc32c(0, b"123456789"), 0xe306_9283);
-        assert_eq!(crc32c(crc32c(0, b"1234"), b"56789"), 0xe306_9283);
-    }
-
-    /// A file of `writes`, each of `size` bytes before its number; also where each begins.
+    /// Makes a file of `writes`, each of `size` bytes before its number. Returns it, and the position of each write.
     fn file(number: u32, writes: std::ops::Range<u64>, size: usize) -> (Vec<u8>, Vec<usize>) {
         let (mut data, mut begins) = (Vec::new(), Vec::new());
         for write in writes {
@@ -303,7 +264,7 @@ mod tests {
                     data.resize(data.len() + left, 0);
                     continue;
                 }
-                let (part, after) = rest.split_at(rest.len().min(left - HEADER));
+                let (fragment, after) = rest.split_at(rest.len().min(left - HEADER));
                 let kind = match (first, after.is_empty()) {
                     (true, true) => FULL,
                     (true, false) => FIRST,
@@ -315,21 +276,21 @@ mod tests {
                 }
                 let mut covered = vec![kind];
                 covered.extend(number.to_le_bytes());
-                let sum = mask(crc32c(crc32c(0, &covered), part));
+                let sum = mask(crc32c::extend(crc32c::extend(0, &covered), fragment));
                 data.extend(sum.to_le_bytes());
-                data.extend(u16::try_from(part.len()).unwrap().to_le_bytes());
+                data.extend(u16::try_from(fragment.len()).unwrap().to_le_bytes());
                 data.extend(covered);
-                data.extend(part);
+                data.extend(fragment);
                 (rest, first) = (after, false);
             }
         }
         (data, begins)
     }
 
-    /// The last write of `files`, of which those up to `settled` are in tables.
-    fn run_from(settled: u64, files: &[(u64, &[u8])]) -> Result<Option<u64>, String> {
+    /// Checks `files`, of which the writes up to `flushed` are in tables. Returns the number of the last write.
+    fn run_from(flushed: u64, files: &[(u64, &[u8])]) -> Result<Option<u64>, WalDamage> {
         let mut chain = Chain {
-            settled,
+            flushed,
             last: None,
         };
         for (number, data) in files {
@@ -338,7 +299,7 @@ mod tests {
         Ok(chain.last)
     }
 
-    fn run(files: &[(u64, &[u8])]) -> Result<Option<u64>, String> {
+    fn run(files: &[(u64, &[u8])]) -> Result<Option<u64>, WalDamage> {
         run_from(0, files)
     }
 
@@ -351,11 +312,11 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_write_is_no_damage_wherever_it_tears() {
+    fn a_last_write_torn_at_any_byte_is_not_damage() {
         let (data, begins) = file(3, 1..8, 50_000);
         for cut in (begins[6]..data.len()).step_by(997) {
             assert_eq!(run(&[(3, &data[..cut])]), Ok(Some(6)), "cut {cut}");
-            // A hole: later pages reached the disk and this one did not.
+            // A hole: later pages reached the disk, and this page did not.
             let mut holed = data.clone();
             let end = (cut + 4_096).min(data.len());
             holed[cut..end].fill(0);
@@ -369,7 +330,7 @@ mod tests {
         for at in (0..begins[6]).step_by(7) {
             let mut bad = data.clone();
             bad[at] ^= 0x10;
-            // Only what fills a block's end may change unseen.
+            // Only a change in the padding at the end of a block may go unnoticed.
             let outcome = run(&[(3, &bad)]);
             assert!(
                 outcome.is_err() || outcome == run(&[(3, &data)]),
@@ -379,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn old_records_of_a_recycled_file_are_its_end() {
+    fn a_recycled_file_ends_where_its_old_records_begin() {
         let (mut data, _) = file(3, 1..40, 3_000);
         let (new, _) = file(9, 100..110, 2_500);
         data[..new.len()].copy_from_slice(&new);
@@ -391,10 +352,14 @@ mod tests {
         let (one, begins) = file(3, 1..10, 1_000);
         let (two, _) = file(4, 10..20, 1_000);
         assert_eq!(run(&[(3, &one), (4, &two)]), Ok(Some(19)));
-        // The end of the first is lost, which alone would look torn.
+        // The end of the first file is lost. Without the second file it would look torn.
         let cut = &one[..begins[8]];
-        assert!(run(&[(3, cut), (4, &two)]).is_err());
-        // Unless all of it is in tables, whatever is left of it.
+        let gap = WalDamage::GapBetweenFiles {
+            before: 8,
+            found: 10,
+        };
+        assert_eq!(run(&[(3, cut), (4, &two)]), Err(gap));
+        // A file does not count if all its writes are in tables.
         assert_eq!(run_from(9, &[(3, cut), (4, &two)]), Ok(Some(19)));
     }
 }

@@ -1,5 +1,5 @@
-//! The suite of `replica::conformance` on `RocksDB`. Closing flushes neither store, so for them it is a crash
-//! of the process; `crash.rs` kills real ones.
+//! The suite of `replica::conformance` on `RocksDB`. Closing flushes neither store, so for them it equals a crash
+//! of the process. `crash.rs` kills real processes.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::open;
 
-/// Keeps the directories of all stores that a suite made, each named by its order.
+/// Keeps the directories of all stores that a suite made. Their names are numbers.
 struct Disks {
     root: TempDir,
     made: usize,
@@ -175,7 +175,7 @@ impl conformance::state::Harness for States {
     fn create(&mut self) -> State {
         let dir = self.0.next();
         let mut opened = open(&dir).unwrap();
-        // A state without its log is refused, unless a snapshot is being installed.
+        // Opening refuses a state without its log, unless a snapshot is being installed.
         let mark = raft::EntryId::default();
         raft::LogStore::begin_install(&mut opened.log, mark).unwrap();
         State {

@@ -1,4 +1,4 @@
-//! Real processes, really killed.
+//! Tests that kill real processes.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -11,7 +11,8 @@ use crate::support::{applied, batch, entry, open, put, read};
 
 const DIR: &str = "SHARDKV_STORAGE_TEST_DIR";
 
-/// Not a test by itself: what the killed process does. It writes for ever and says what was acknowledged.
+/// The process that the next test kills. It writes for ever, and prints what was acknowledged. Without the variable in the
+/// environment it does nothing.
 #[test]
 fn child_process_that_writes() {
     let Some(dir) = std::env::var_os(DIR) else {
@@ -73,7 +74,7 @@ fn a_killed_process_forgets_nothing_that_it_acknowledged() {
             }
         }
         child.wait().unwrap();
-        assert!(killed, "the child ended by itself");
+        assert!(killed, "the child ended before it was killed");
         let mut opened = open(dir.path()).unwrap();
         let held = opened.log.load().unwrap();
         let (last, durable) = acknowledged;
@@ -82,7 +83,10 @@ fn a_killed_process_forgets_nothing_that_it_acknowledged() {
         let expected: Vec<_> = (1..=last).map(|index| entry(index, 500)).collect();
         assert_eq!(read(&opened.log, 1..=last), expected);
         let applied = opened.state.applied().last.index.0;
-        assert!(applied >= durable, "{applied} is left of {durable}");
+        assert!(
+            applied >= durable,
+            "the state is at {applied}, but {durable} was durable"
+        );
         for index in 1..=applied {
             let key = format!("{index:08}");
             let value = opened.state.get(Table::Data, key.as_bytes()).unwrap();
@@ -91,12 +95,12 @@ fn a_killed_process_forgets_nothing_that_it_acknowledged() {
         let after = format!("{:08}", applied + 1);
         assert_eq!(opened.state.get(Table::Data, after.as_bytes()), Ok(None));
     }
-    assert!(acknowledged.1 > 0, "the state was flushed at times");
+    assert!(acknowledged.1 > 0, "the state was never flushed");
 }
 
-/// Write-ahead logs that were overwritten several times: old records lie behind the new ones.
+/// Write-ahead logs are overwritten several times, so old records lie behind the new ones.
 #[test]
-fn recycled_files_lose_nothing_and_bring_nothing_back() {
+fn recycled_files_lose_no_entry_and_restore_no_old_one() {
     let dir = tempfile::tempdir().unwrap();
     let options = shardkv_storage::StorageOptions {
         log_write_buffer_bytes: 256 << 10,

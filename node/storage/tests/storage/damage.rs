@@ -1,4 +1,4 @@
-//! Damage to what was acknowledged is found; a torn write that nobody was promised is not mistaken for it.
+//! Damage to acknowledged writes is found, and a torn write that was not acknowledged is not mistaken for damage.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -14,7 +14,7 @@ use crate::support::{applied, batch, copy_tree, entry, files, open, put, read};
 const ENTRIES: u64 = 150;
 const SIZE: usize = 1_000;
 
-/// A directory with acknowledged entries in several batches, a vote in the last one; closed.
+/// Makes a directory with acknowledged entries in several batches and a vote in the last write, and closes it.
 fn written(dir: &Path) {
     let mut log = open(dir).unwrap().log;
     for first in (1..=ENTRIES).step_by(3) {
@@ -31,7 +31,7 @@ fn written(dir: &Path) {
     .unwrap();
 }
 
-/// Opening either refuses, or nothing is lost.
+/// Opens the directory. Returns true if that was refused; otherwise asserts that nothing is lost.
 fn refused_or_whole(dir: &Path, what: &str) -> bool {
     match open(dir) {
         Err(OpenError::LogDamaged { .. }) => true,
@@ -41,7 +41,7 @@ fn refused_or_whole(dir: &Path, what: &str) -> bool {
             assert_eq!(
                 (held.last_index, held.hard_state.vote),
                 (Index(ENTRIES), Some(NodeId(8))),
-                "{what}: acknowledged writes are gone and nobody was told"
+                "{what}: acknowledged writes are lost, and opening did not refuse"
             );
             let expected: Vec<_> = (1..=ENTRIES).map(|index| entry(index, SIZE)).collect();
             assert_eq!(read(&opened.log, 1..=ENTRIES), expected, "{what}");
@@ -79,7 +79,7 @@ fn a_flipped_byte_in_the_write_ahead_log_is_found() {
     written(&root.path().join("good"));
     let (refused, tried) = damage_everywhere(root.path(), ".log", 4_001);
     assert!(tried >= 60, "{tried} places tried");
-    assert_eq!(refused, tried, "every byte of it was acknowledged");
+    assert_eq!(refused, tried, "every byte of the file was acknowledged");
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn a_flipped_byte_in_a_table_is_found_or_harmless() {
     let root = tempfile::tempdir().unwrap();
     let good = root.path().join("good");
     written(&good);
-    // Opening writes what the write-ahead log holds to a table.
+    // Opening writes the content of the write-ahead log to a table file.
     drop(open(&good).unwrap());
     let (refused, tried) = damage_everywhere(root.path(), ".sst", 3_001);
     assert!(tried >= 60, "{tried} places tried");
@@ -148,7 +148,7 @@ fn a_lost_file_is_found() {
         }
         assert!(refused_or_whole(&copy, name));
     }
-    // An older log under the same identity, as a restored backup would be.
+    // An older log under the same identity, like a restored backup.
     let (older, newer) = (root.path().join("older"), root.path().join("newer"));
     copy_tree(&good, &older);
     copy_tree(&good, &newer);
@@ -162,7 +162,7 @@ fn a_lost_file_is_found() {
     assert!(refused_or_whole(&newer, "an older log"));
 }
 
-/// A power cut in the middle of a write: the record is incomplete and `FLOOR` does not count it.
+/// A power cut in the middle of a write leaves an incomplete record that `FLOOR` does not count.
 #[test]
 fn a_torn_write_that_was_not_acknowledged_is_dropped() {
     let root = tempfile::tempdir().unwrap();
@@ -170,16 +170,16 @@ fn a_torn_write_that_was_not_acknowledged_is_dropped() {
     written(&good);
     let floor = fs::read(good.join("FLOOR")).unwrap();
     let (name, before) = files(&good.join("log"), |name| name.ends_with(".log")).remove(0);
-    // The same writes once more, and one on top, give the same file with the torn record to be.
+    // The same writes and one more give the same file, followed by the record that is torn below.
     let longer = root.path().join("longer");
     copy_tree(&good, &longer);
     let path = longer.join("log").join(&name);
     {
-        // Written by a process that did not replay: append to a fresh twin instead.
+        // Opening `longer` would replay its log to another file. So a fresh twin makes the longer file.
         let twin = root.path().join("twin");
         written_and(&twin, ENTRIES + 1..=ENTRIES + 40);
         let (twin_name, _) = files(&twin.join("log"), |name| name.ends_with(".log")).remove(0);
-        assert_eq!(twin_name, name, "twins name their files alike");
+        assert_eq!(twin_name, name, "the twin names its files alike");
         fs::copy(twin.join("log").join(&name), &path).unwrap();
     }
     let after = fs::metadata(&path).unwrap().len();
@@ -202,7 +202,7 @@ fn a_torn_write_that_was_not_acknowledged_is_dropped() {
         let refused = refused_or_whole(&copy, &format!("torn at {cut} of {before}..{after}"));
         assert!(!refused, "torn at {cut} of {before}..{after}");
     }
-    // The file has its length, and one page of the torn write never reached the disk.
+    // The file has its full length, but one page of the torn write never reached the disk.
     for hole in (before + 10..after).step_by(7_000) {
         let _ = fs::remove_dir_all(&copy);
         copy_tree(&longer, &copy);
@@ -218,7 +218,7 @@ fn a_torn_write_that_was_not_acknowledged_is_dropped() {
     }
 }
 
-/// As `written`, and one more batch.
+/// Makes a directory as `written` does, with one more batch.
 fn written_and(dir: &Path, more: std::ops::RangeInclusive<u64>) {
     let mut log = open(dir).unwrap().log;
     for first in (1..=ENTRIES).step_by(3) {
@@ -296,7 +296,7 @@ fn a_damaged_state_is_refused_or_latched() {
             }
         }
     }
-    assert!(noticed > 5, "{noticed} flips were noticed");
+    assert!(noticed > 5, "only {noticed} flips were noticed");
     let _ = fs::remove_dir_all(&copy);
     copy_tree(&good, &copy);
     fs::write(copy.join("state/CURRENT"), "2\n00000000\n").unwrap();

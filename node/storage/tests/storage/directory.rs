@@ -1,4 +1,4 @@
-//! Tests of data directories, and of the refused ones.
+//! Tests that open and refuse data directories.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use types::{ClusterId, Gid};
 use crate::support::{applied, batch, open, put};
 
 #[test]
-fn a_directory_keeps_its_identity_and_each_has_another() {
+fn a_directory_keeps_its_identity_and_no_two_share_one() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let first = open(one.path()).unwrap().identity.node();
     assert_ne!(first.0, 0);
@@ -23,9 +23,9 @@ fn two_processes_cannot_share_a_directory() {
     let dir = tempfile::tempdir().unwrap();
     let opened = open(dir.path()).unwrap();
     assert!(matches!(open(dir.path()), Err(OpenError::Locked { .. })));
-    // Any part of it holds the lock.
+    // Each part of an opened directory holds the lock.
     let mut state = opened.state;
-    // More than the snapshot's thread reads ahead.
+    // Commit more than the snapshot's thread reads ahead.
     for index in 1..=8 {
         state
             .commit(put(index, vec![7; 300_000]), applied(index))
@@ -109,7 +109,7 @@ fn a_damaged_or_foreign_identity_is_refused() {
 fn an_interrupted_first_start_is_finished() {
     let dir = tempfile::tempdir().unwrap();
     let node = open(dir.path()).unwrap().identity.node();
-    // As if the stores were half made: the identity says that nothing was promised.
+    // Simulate half-made stores: the identity says that the node is not initialised.
     let path = dir.path().join("IDENTITY");
     let text = fs::read_to_string(&path).unwrap();
     let body = text[..text.find("checksum").unwrap()].replace("initialised yes", "initialised no");
@@ -139,7 +139,7 @@ fn leftovers_of_a_restore_are_removed() {
 }
 
 #[test]
-fn sizes_and_syncs_are_told() {
+fn sizes_and_syncs_are_measured() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -161,7 +161,7 @@ fn sizes_and_syncs_are_told() {
         .unwrap();
     opened.state.flush().unwrap();
     let after = opened.disk.sizes();
-    assert_eq!(syncs.load(Ordering::Relaxed), 1, "one sync a batch");
+    assert_eq!(syncs.load(Ordering::Relaxed), 1, "one sync for each batch");
     assert!(after.log_bytes >= before.log_bytes + 1_000_000);
     assert!(after.state_bytes > before.state_bytes);
     let space = opened.disk.space().unwrap();

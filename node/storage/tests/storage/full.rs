@@ -1,4 +1,5 @@
-//! A disk that is really full, and then is not any more. Needs root to mount one; says so and passes otherwise.
+//! Tests with a disk that becomes full and then has space again. They need root to mount it; without root they print that
+//! they are skipped, and pass.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::support::{applied, batch, entry, put, read};
 
-/// A small file system of its own, unmounted when dropped.
+/// A small mounted file system. Dropping it unmounts it.
 struct Mount {
     _root: TempDir,
     path: PathBuf,
@@ -34,7 +35,7 @@ impl Mount {
             eprintln!("skipped: there is no mkfs.ext4");
             return None;
         }
-        // The loop device keeps the image's blocks after its name is gone.
+        // The loop device keeps the image's blocks after the file is deleted.
         Self::at(&["-o", "loop", image.to_str().unwrap()])
     }
 
@@ -46,10 +47,10 @@ impl Mount {
         match done {
             Ok(output) if output.status.success() => Some(Self { _root: root, path }),
             Ok(output) => {
-                let why = String::from_utf8_lossy(&output.stderr).into_owned();
+                let reason = String::from_utf8_lossy(&output.stderr).into_owned();
                 eprintln!(
                     "skipped: can't mount a small disk (not root?): {}",
-                    why.trim()
+                    reason.trim()
                 );
                 None
             }
@@ -118,12 +119,12 @@ fn a_nearly_full_disk_refuses_before_it_is_full() {
         opened.log.write(&batch(1..=20, 1_000)).unwrap();
         opened.state.commit(put(1, "one"), applied(1)).unwrap();
         assert!(!opened.disk.space().unwrap().low);
-        // Below the first reserve: a warning, and everything still works.
+        // Below the first reserve the disk counts as low, and the stores still write.
         mount.fill(&opened, 4 << 20);
         assert!(opened.disk.space().unwrap().low);
         opened.log.write(&batch(21..=21, 1_000)).unwrap();
         opened.state.commit(put(2, "two"), applied(2)).unwrap();
-        // Below the second: refused with nothing written, reads go on, and what is committed can be flushed.
+        // Below the second reserve the stores refuse and write nothing, reads continue, and commits can be flushed.
         mount.fill(&opened, 500 << 10);
         for _ in 0..3 {
             let refused = opened.log.write(&batch(22..=22, 1_000));
@@ -146,7 +147,7 @@ fn a_nearly_full_disk_refuses_before_it_is_full() {
     }
 }
 
-/// Without any reserve: the disk itself says no, in the middle of a write.
+/// Without a reserve the disk itself refuses, in the middle of a write.
 #[test]
 fn a_log_on_a_really_full_disk_recovers_when_space_returns() {
     for mount in mounts() {
@@ -155,7 +156,6 @@ fn a_log_on_a_really_full_disk_recovers_when_space_returns() {
         for round in 0..3 {
             mount.fill(&opened, 200 << 10);
             let error = loop {
-                // The contents are random enough that no file system packs them.
                 match opened.log.write(&batch(last + 1..=last + 7, 3_000)) {
                     Ok(()) => last += 7,
                     Err(error) => break error,
@@ -193,7 +193,7 @@ fn a_state_on_a_really_full_disk_recovers_when_space_returns() {
         opened.state.flush().unwrap();
         mount.fill(&opened, 0);
         let mut index = 1;
-        // Refused either by a commit or by the flush; nothing else may happen.
+        // Either a commit or a flush must fail, with `Full`.
         let error = loop {
             index += 1;
             if let Err(error) = opened
@@ -215,10 +215,10 @@ fn a_state_on_a_really_full_disk_recovers_when_space_returns() {
         assert_eq!(held, index);
         let key = format!("{held:08}");
         let value = opened.state.get(Table::Data, key.as_bytes()).unwrap();
-        assert_eq!(value, Some(noise(held).into()), "reads go on");
+        assert_eq!(value, Some(noise(held).into()), "reads must continue");
         assert!(opened.state.durable().index.0 <= held);
         mount.empty();
-        // RocksDB looks every few seconds whether there is space again.
+        // RocksDB checks every few seconds for free space.
         let deadline = Instant::now() + Duration::from_mins(1);
         while let Err(error) = opened.state.flush() {
             assert!(matches!(error, StoreError::Full(_)), "{error}");

@@ -1,6 +1,6 @@
-//! The stores on real disks: one binary, because each links `RocksDB`.
+//! Tests of the stores on real disks. They are one binary, because each binary links `RocksDB`, which takes long.
 
-// Helpers of tests aren't recognised as tests.
+// Clippy does not recognise the helper functions as test code.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

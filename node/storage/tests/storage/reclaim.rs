@@ -1,4 +1,4 @@
-//! Space returns after ranges are cleared, as when a shard has moved away.
+//! Tests that the space of cleared ranges is reclaimed, as after a shard has moved away.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::support::applied;
 const SHARDS: u32 = 8;
 const PAIRS: u64 = 200;
 const VALUE_BYTES: usize = 8_000;
-/// Bytes of a full shard, which no compression makes smaller.
+/// The bytes of a full shard. Its random values can't be compressed.
 const SHARD_BYTES: u64 = PAIRS * VALUE_BYTES as u64;
 
 /// An opened directory and the position of its last commit.
@@ -28,7 +28,7 @@ impl Disk {
         let root = tempfile::tempdir().unwrap();
         let options = StorageOptions {
             reclaim_after,
-            // Small, so that what is here fills many files, as gigabytes do with the usual ones.
+            // Small, so that this test fills many files, as gigabytes do with the default.
             state_write_buffer_bytes: 1 << 20,
             ..StorageOptions::default()
         };
@@ -80,7 +80,7 @@ impl Disk {
                 self.bytes()
             );
             self.opened.state.wait_reclaimed();
-            // The pause between two questions; nothing depends on its length.
+            // A pause between two checks. Nothing depends on its length.
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -110,14 +110,14 @@ fn key(shard: u32, n: u64) -> Bytes {
 }
 
 #[test]
-fn twenty_rounds_of_moving_everything_away_and_back_leave_no_waste() {
+fn twenty_rounds_of_clearing_and_filling_leave_no_waste() {
     let mut disk = Disk::new(Duration::from_millis(20));
     for round in 0..20 {
         for shard in 0..SHARDS {
             disk.fill(shard);
         }
         disk.opened.state.start_flush().unwrap();
-        // Every other shard, then all: neighbours stay, and later nothing does.
+        // Clear every other shard, so that its neighbours stay; in the next round clear all.
         let step = if round % 2 == 0 { 2 } else { 1 };
         for shard in (0..SHARDS).step_by(step) {
             disk.clear(shard);
@@ -145,13 +145,14 @@ fn twenty_rounds_of_moving_everything_away_and_back_leave_no_waste() {
     for shard in 0..SHARDS {
         disk.clear(shard);
     }
-    // RocksDB's own records of all the files that came and went.
+    // The rest is RocksDB's own records of all the files that it made and deleted.
     disk.shrinks_to(1_000_000);
 }
 
-/// Without anybody who flushes, and with no further commit: a group that is idle after its shards left.
+/// Space is reclaimed without a flush by the caller and without another commit, as in a group that is idle after its shards
+/// left.
 #[test]
-fn space_returns_without_a_flush_from_outside() {
+fn space_is_reclaimed_without_a_flush_by_the_caller() {
     let mut disk = Disk::new(Duration::ZERO);
     for shard in 0..SHARDS {
         disk.fill(shard);
@@ -165,7 +166,7 @@ fn space_returns_without_a_flush_from_outside() {
 
 /// A range that is filled again before its space is reclaimed keeps its new content.
 #[test]
-fn what_came_back_stays() {
+fn a_range_that_is_filled_again_stays() {
     let mut disk = Disk::new(Duration::ZERO);
     for _ in 0..5 {
         for shard in 0..2 {
@@ -180,9 +181,9 @@ fn what_came_back_stays() {
     }
 }
 
-/// A view keeps what it shows; when it is gone, that goes too.
+/// A view keeps the pairs that it shows. They are reclaimed after the view is dropped.
 #[test]
-fn what_a_view_shows_is_reclaimed_after_it() {
+fn pairs_of_a_view_are_reclaimed_after_it() {
     let mut disk = Disk::new(Duration::ZERO);
     for shard in 0..3 {
         disk.fill(shard);
@@ -206,9 +207,9 @@ fn what_a_view_shows_is_reclaimed_after_it() {
     disk.shrinks_to(SHARD_BYTES + SHARD_BYTES * 3 / 10);
 }
 
-/// A state that is closed, or replaced, in the middle of it closes at once and whole.
+/// A state that is closed or replaced during a reclaim does not wait for it and is not damaged.
 #[test]
-fn closing_and_restoring_don_t_wait_for_it() {
+fn closing_and_restoring_do_not_wait_for_a_reclaim() {
     let mut disk = Disk::new(Duration::ZERO);
     for shard in 0..SHARDS {
         disk.fill(shard);
@@ -237,7 +238,7 @@ fn closing_and_restoring_don_t_wait_for_it() {
     } = disk;
     drop(opened);
     let opened = shardkv_storage::open(root.path(), &StorageOptions::default());
-    // There is no log behind this state, which the next start would refuse; that it is not damaged is what counts.
+    // Opening refuses this state, because it has no log. It must not find damage in the state itself.
     assert!(!matches!(
         opened,
         Err(shardkv_storage::OpenError::StateDamaged { .. }

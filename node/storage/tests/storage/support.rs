@@ -44,7 +44,7 @@ pub(crate) fn put(key: u64, value: impl Into<Bytes>) -> WriteBatch {
     batch
 }
 
-/// Copies a directory that nobody has open.
+/// Copies a directory that no store has open.
 pub(crate) fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -58,7 +58,7 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// The files of `dir` whose names match, with their sizes, largest first.
+/// Returns the files of `dir` whose names match, with their sizes, largest first.
 pub(crate) fn files(dir: &Path, matches: impl Fn(&str) -> bool) -> Vec<(String, u64)> {
     let mut found: Vec<_> = fs::read_dir(dir)
         .unwrap()

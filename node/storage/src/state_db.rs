@@ -1,0 +1,186 @@
+//! One open database of the state, and the directory that holds it.
+//!
+//! Each table is a column family; the default one holds the position (`applied`) and the format's version. A
+//! commit is one batch over all of them, without a write-ahead log, and they are flushed together: a crash
+//! leaves exactly one commit, never half of one.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use raft::StoreError;
+use replica::{Applied, Table};
+use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, WriteBatch};
+
+use crate::directory::{Directory, remove_tree, sync_dir};
+use crate::engine;
+use crate::error::{translate, translate_io};
+use crate::options::StorageOptions;
+
+const APPLIED: &[u8] = b"applied";
+const VERSION: &[u8] = b"version";
+const FORMAT: u8 = 1;
+const DEFAULT: &str = "default";
+
+/// One open database of the state. The store shares it with the snapshots and views that read it.
+pub(crate) struct StateDb {
+    /// Declared before `dir`, so that the database is closed before its directory is removed.
+    db: DB,
+    dir: StateDir,
+}
+
+/// A directory `state/<n>/`. The last user removes it if it is obsolete.
+struct StateDir {
+    path: PathBuf,
+    obsolete: AtomicBool,
+    /// Keeps the data directory locked as long as a file in it is open.
+    _directory: Arc<Directory>,
+}
+
+impl Drop for StateDir {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire) {
+            // The next start removes the files that this call could not.
+            let _ = remove_tree(&self.path);
+        }
+    }
+}
+
+fn column_family_name(table: Table) -> &'static str {
+    match table {
+        Table::Meta => "meta",
+        Table::Data => "data",
+        Table::Sessions => "sessions",
+    }
+}
+
+/// Adds the position to a batch.
+pub(crate) fn add_applied(batch: &mut WriteBatch, applied: &Applied) {
+    batch.put(APPLIED, applied.encode());
+}
+
+impl StateDb {
+    /// Opens the database `state/<number>/` and reads its position.
+    pub(crate) fn open(
+        directory: &Arc<Directory>,
+        number: u64,
+        options: &StorageOptions,
+    ) -> Result<(Arc<Self>, Applied), StoreError> {
+        let db = Self::open_or_create(directory, number, false, options)?;
+        let applied = db.read_applied()?;
+        Ok((db, applied))
+    }
+
+    /// Makes an empty database, durably. `CURRENT` does not name it yet.
+    pub(crate) fn create(
+        directory: &Arc<Directory>,
+        number: u64,
+        options: &StorageOptions,
+    ) -> Result<Arc<Self>, StoreError> {
+        let state_dir = directory.state_dir();
+        fs::create_dir_all(&state_dir)
+            .map_err(|error| translate_io("can't make the state's directory", &error))?;
+        remove_tree(&state_dir.join(number.to_string()))?;
+        let db = Self::open_or_create(directory, number, true, options)?;
+        let mut batch = WriteBatch::default();
+        batch.put(VERSION, [FORMAT]);
+        engine::write(&db.db, batch, &engine::unlogged())?;
+        db.put_applied(&Applied::default())?;
+        db.flush()?;
+        sync_dir(&state_dir)?;
+        Ok(db)
+    }
+
+    fn open_or_create(
+        directory: &Arc<Directory>,
+        number: u64,
+        create: bool,
+        options: &StorageOptions,
+    ) -> Result<Arc<Self>, StoreError> {
+        let path = directory.state_dir().join(number.to_string());
+        let open = || {
+            let mut engine = engine::state_options(options)?;
+            engine.create_if_missing(create);
+            engine.create_missing_column_families(create);
+            engine.set_error_if_exists(create);
+            let column_families = [DEFAULT]
+                .into_iter()
+                .chain(Table::ALL.map(column_family_name))
+                .map(|name| ColumnFamilyDescriptor::new(name, engine.clone()));
+            DB::open_cf_descriptors(&engine, &path, column_families)
+        };
+        let db = open().map_err(|error| translate(&error))?;
+        Ok(Arc::new(Self {
+            db,
+            dir: StateDir {
+                path,
+                obsolete: AtomicBool::new(false),
+                _directory: Arc::clone(directory),
+            },
+        }))
+    }
+
+    pub(crate) fn db(&self) -> &DB {
+        &self.db
+    }
+
+    /// Returns the column family of a table.
+    pub(crate) fn column_family(&self, table: Table) -> Result<&ColumnFamily, StoreError> {
+        self.column_family_named(column_family_name(table))
+    }
+
+    fn column_family_named(&self, name: &str) -> Result<&ColumnFamily, StoreError> {
+        self.db
+            .cf_handle(name)
+            .ok_or_else(|| StoreError::Damaged(format!("the state has no column family {name}")))
+    }
+
+    /// Writes everything in memory to the disk, all column families as of one commit, and waits for it.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        let mut column_families = vec![self.column_family_named(DEFAULT)?];
+        for table in Table::ALL {
+            column_families.push(self.column_family(table)?);
+        }
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.db
+            .flush_cfs_opt(&column_families, &options)
+            .map_err(|error| translate(&error))
+    }
+
+    /// Writes the position alone.
+    pub(crate) fn put_applied(&self, applied: &Applied) -> Result<(), StoreError> {
+        // Not `DB::put_opt`: after many chunks the database may be stalled, which `engine::write` waits out.
+        let mut batch = WriteBatch::default();
+        add_applied(&mut batch, applied);
+        engine::write(&self.db, batch, &engine::unlogged())
+    }
+
+    fn read_applied(&self) -> Result<Applied, StoreError> {
+        let get = |key| self.db.get(key).map_err(|error| translate(&error));
+        match get(VERSION)?.as_deref() {
+            Some([FORMAT]) => {}
+            found => {
+                return Err(StoreError::Damaged(format!(
+                    "the state's format version is {found:?}, this program knows {FORMAT}"
+                )));
+            }
+        }
+        let value = get(APPLIED)?
+            .ok_or_else(|| StoreError::Damaged("the state's position is missing".into()))?;
+        Applied::decode(value.into()).map_err(|error| {
+            StoreError::Damaged(format!("the state's position can't be read: {error}"))
+        })
+    }
+
+    /// Lets the last user remove the directory.
+    pub(crate) fn mark_obsolete(&self) {
+        self.dir.obsolete.store(true, Ordering::Release);
+    }
+
+    /// Takes back [`StateDb::mark_obsolete`].
+    pub(crate) fn mark_current(&self) {
+        self.dir.obsolete.store(false, Ordering::Release);
+    }
+}
