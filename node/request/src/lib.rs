@@ -3,7 +3,7 @@
 //! A request must reach the leader of the group that owns its key. On the way leaders change, shards move, connections break
 //! and nodes refuse. This crate has the rules by which a client goes on: which node it asks next, which hints it follows, what
 //! it may repeat, how long it waits, when it gives up, and what it can say about a write whose answer is missing. The client
-//! library, the nodes' forwarding and the simulator's clients drive the same code, so the simulator's seeds test the rules that
+//! library, the nodes' forwarding, the driver of a group's mover and the simulator's clients drive the same code, so the simulator's seeds test the rules that
 //! the product runs.
 //!
 //! # The driver

@@ -37,11 +37,19 @@ pub enum Bug {
     DeadGroupFreezesAll,
     /// A group that waits for shards gives none away meanwhile.
     PullingGroupServesNoPulls,
+    /// A source that left the cluster, but isn't drained, counts as having deleted the shard.
+    LeftTakenForDrained,
+    /// A late answer to an abandoned call is taken for the answer to the pending call of the same kind.
+    LateAnswerTaken,
+    /// A leader hint is followed for ever, also after the node that it names has refused or fallen silent.
+    HintFollowedForEver,
+    /// An action whose answer was lost stays pending for ever.
+    LostAnswerKeepsSlot,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
         Self::SessionsStayBehind,
@@ -56,6 +64,10 @@ impl Bug {
         Self::DeleteToldOnce,
         Self::DeadGroupFreezesAll,
         Self::PullingGroupServesNoPulls,
+        Self::LeftTakenForDrained,
+        Self::LateAnswerTaken,
+        Self::HintFollowedForEver,
+        Self::LostAnswerKeepsSlot,
     ];
 }
 
@@ -84,5 +96,22 @@ impl Bugs {
     #[allow(clippy::unused_self)]
     pub(crate) const fn has(self, _bug: Bug) -> bool {
         false
+    }
+
+    /// Returns the bug of the request engine that stands for [`Bug::HintFollowedForEver`]: none, in the product.
+    #[cfg(feature = "bugs")]
+    pub(crate) fn of_requests(self) -> request::Bugs {
+        if self.has(Bug::HintFollowedForEver) {
+            request::Bugs::with(request::Bug::FollowsStaleHint)
+        } else {
+            request::Bugs::NONE
+        }
+    }
+
+    /// Returns the bug of the request engine that stands for [`Bug::HintFollowedForEver`]: none, in the product.
+    #[cfg(not(feature = "bugs"))]
+    #[allow(clippy::unused_self)]
+    pub(crate) const fn of_requests(self) -> request::Bugs {
+        request::Bugs::NONE
     }
 }

@@ -96,7 +96,7 @@ mod execute;
 mod install;
 mod keys;
 mod machine;
-mod mover;
+pub mod mover;
 mod outcome;
 mod ownership;
 mod pull;
@@ -114,7 +114,7 @@ pub use command::{
     Written,
 };
 pub use machine::ShardKv;
-pub use mover::{Action, ActionId, Mover, MoverOptions, Outcome as ActionOutcome};
+pub use mover::MoverOptions;
 pub use ownership::{Ownership, QueuedStep, Shard, ShardState};
 pub use query::user_key;
 pub use replica::session::SessionRef;

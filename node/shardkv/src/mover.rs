@@ -32,6 +32,7 @@
 mod backoff;
 mod configs;
 mod deletes;
+mod driver;
 mod lanes;
 mod outbox;
 mod pace;
@@ -48,6 +49,7 @@ use crate::bug::Bugs;
 use crate::{Chunk, Cursor, Ownership, ShardState, Step};
 use configs::Configs;
 use deletes::Deletes;
+pub use driver::{Answer, CallId, Driver, DriverOptions, Effect, Request};
 use outbox::{Errand, Outbox, Turn};
 use pulls::Pulls;
 use reports::Reports;
@@ -224,7 +226,7 @@ impl Mover {
         }
         self.ownership = Some(Arc::clone(ownership));
         let mut ended = std::mem::take(&mut self.ended);
-        ended.extend(self.outbox.overdue(now_ms));
+        ended.extend(self.outbox.overdue(now_ms, self.bugs));
         self.outbox.begin_turn();
         let mut turn = Turn {
             now: now_ms,
@@ -268,7 +270,7 @@ impl Mover {
         self.pulls.poll(&mut turn);
         self.deletes.poll(&mut turn);
         self.reports.poll(&mut turn);
-        self.outbox.take()
+        self.outbox.take(self.bugs)
     }
 
     /// Takes the outcome of an action. Call [`Mover::poll`] next.

@@ -25,9 +25,9 @@
 //! send copies to other nodes, send late, and outlive their sessions. They route by configurations that they fetched
 //! and that may be old.
 //!
-//! Config clients ([`config_client`]) join groups, remove them and move shards. The mover of each group's leader runs
-//! over the same network (`mover_driver`), so its calls are lost, duplicated and cut off like all others. Steps of a
-//! hand-off may enter a log a second time, late.
+//! Config clients ([`config_client`]) join groups, remove them and move shards. The mover of each group's leader and its
+//! driver run over the same network (`mover_driver`), so their calls are lost, duplicated and cut off like all others.
+//! Steps of a hand-off may enter a log a second time, late.
 //!
 //! # Phases
 //!

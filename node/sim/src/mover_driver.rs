@@ -1,58 +1,45 @@
-//! The driver of a mover: runs the actions of a leader's mover over the simulated network.
+//! The mover of a host: carries out the proposals and calls of its [`Driver`] over the simulated network.
 //!
-//! It works like the server's driver. It pulls a chunk of a shard from any node of the source, follows redirects to the
-//! leader of the source or of the controllers, tries another node when no answer comes, and fails the action at its
-//! deadline. Requests and answers are lost, delayed, duplicated and cut off like all others.
+//! The driver is the server's, so the seeds test which node it asks next, what it makes of late and missing answers, and
+//! how it settles with sources that are gone. Requests and answers are lost, delayed, duplicated and cut off like all
+//! others.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use raft::Role;
-use replica::{Answer, Refusal, Request, RequestId, Status};
-use shardkv::{Action, ActionId, ActionOutcome, Mover, Query, Response, Step as ShardStep};
+use replica::{Refusal, Request, RequestId, Status};
+use request::Refused;
+use shardkv::mover::{Answer, CallId, Driver, DriverOptions, Effect, Request as MoverRequest};
+use shardkv::{MoverOptions, Query, Response, Step as ShardStep};
 use types::{ClusterId, ConfigNum, Gid};
 
 use crate::caller::MOVERS;
 use crate::event::Event;
 use crate::host::Input;
 use crate::machine::{Outcome, Question, Reply, to_ctrl, to_kv};
-use crate::network::{HostId, host_at};
+use crate::network::{HostId, address, host_at};
 use crate::queue::{MILLI, Micros};
-use crate::violation::Checked as Step;
+use crate::rng::{Concern, SimRng};
+use crate::violation::{Checked as Step, Violation};
 use crate::world::World;
 
 /// The controllers' incarnation.
 pub(crate) const CONTROLLERS: ClusterId = ClusterId(0xc0);
 
-/// The longest time of an action.
-const DEADLINE: Micros = 1_500 * MILLI;
-/// The longest time of a query for new configurations.
-const LONG_POLL: Micros = 400 * MILLI;
-/// The time without an answer after which another node is tried.
-const PATIENCE: Micros = 250 * MILLI;
-/// The pause before a retry after an empty answer, or a refusal without a hint.
-const PAUSE: Micros = 20 * MILLI;
 /// The most configurations in an answer.
 const DELTAS: u32 = 3;
 
-/// A host's mover and its running actions.
+/// A host's mover, and its calls on the network.
 #[derive(Debug)]
 pub(crate) struct MoverDriver {
-    mover: Mover,
-    open: BTreeMap<ActionId, RunningAction>,
-    asked: BTreeMap<RequestId, ActionId>,
-    sent: u64,
+    driver: Driver,
+    /// The calls of the driver's requests, for as long as the host leads. An answer to an abandoned call is passed on too.
+    sent: BTreeMap<RequestId, CallId>,
+    /// The number of requests that the host's processes sent.
+    requests: u64,
     /// The time of the next scheduled poll.
     due: Micros,
-}
-
-#[derive(Debug)]
-struct RunningAction {
-    action: Action,
-    /// The nodes that can serve the action; `target` is the next one to try.
-    hosts: Vec<HostId>,
-    target: HostId,
-    ask_at: Micros,
-    deadline: Micros,
 }
 
 impl MoverDriver {
@@ -61,111 +48,112 @@ impl MoverDriver {
     pub(crate) fn new(
         gid: Gid,
         shards: u32,
-        options: shardkv::MoverOptions,
+        options: MoverOptions,
+        driver: DriverOptions,
         bug: Option<shardkv::Bug>,
         before: Option<Self>,
     ) -> Self {
         Self {
-            mover: Mover::with_bug(gid, shards, options, bug),
-            open: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            sent: before.map_or(0, |before| before.sent),
+            driver: Driver::with_bug(gid, shards, options, driver, bug),
+            sent: BTreeMap::new(),
+            requests: before.map_or(0, |before| before.requests),
             due: Micros::MAX,
         }
     }
 
-    /// Returns the reason why the group can't follow the controllers any more, if there is one.
-    pub(crate) fn fatal(&self) -> Option<&str> {
-        self.mover.fatal()
+    /// Describes the pending actions.
+    pub(crate) fn describe(&self) -> String {
+        let actions: Vec<_> = self.driver.pending_actions().collect();
+        format!("{actions:?}")
     }
 
-    /// Describes the running actions.
-    pub(crate) fn describe(&self) -> String {
-        let actions: Vec<&Action> = self.open.values().map(|running| &running.action).collect();
-        format!("{actions:?}")
+    fn new_request(&mut self, number: HostId) -> RequestId {
+        self.requests += 1;
+        RequestId(((MOVERS + number as u64) << 40) | self.requests)
+    }
+}
+
+/// Draws the options of a process's driver. Some drivers give up a call before the mover gives up its slot, others after.
+pub(crate) fn draw_options(controllers: Vec<String>, seed: u64) -> DriverOptions {
+    let mut rng = SimRng::new(seed, Concern::Mover);
+    DriverOptions {
+        first_node: rng.index(controllers.len().max(7)),
+        controllers,
+        call_timeout_ms: rng.magnitude(150, 1_500),
+        propose_timeout_ms: 1_500,
+        news_wait_ms: 0,
     }
 }
 
 impl World {
-    /// Polls a host's mover, and begins the actions that it returns.
+    /// Polls a host's mover, and carries out the effects.
     pub(crate) fn run_mover_actions(&mut self, number: HostId, status: &Status) -> Step {
         let host = &mut self.hosts[number];
-        let (Some(mover_driver), Some(process)) = (&mut host.mover_driver, &host.process) else {
+        let (Some(mover), Some(process)) = (&mut host.mover_driver, &host.process) else {
             return Ok(());
         };
         let leads = status.role == Role::Leader;
         let ownership = process.machine().machine().ownership().filter(|_| leads);
-        let actions = mover_driver
-            .mover
-            .poll(self.now / MILLI, ownership.as_ref());
+        let effects = mover.driver.poll(self.now / MILLI, ownership.as_ref());
         if !leads {
-            mover_driver.open.clear();
-            mover_driver.asked.clear();
+            mover.sent.clear();
         }
-        if let Some(fatal) = mover_driver.fatal() {
-            return Err(crate::violation::Violation::new(
+        if let Some(fatal) = mover.driver.mover().fatal() {
+            return Err(Violation::new(
                 "groups can follow the controllers",
                 format!("host {number}: {fatal}"),
             ));
         }
-        for (id, action) in actions {
-            self.begin_action(number, id, action);
+        for effect in effects {
+            self.carry_out(number, effect);
         }
         self.plan_mover(number);
         Ok(())
     }
 
-    fn begin_action(&mut self, number: HostId, id: ActionId, action: Action) {
-        self.trace(number, || format!("mover {id:?}: {}", describe(&action)));
-        let (hosts, patience): (Vec<HostId>, Micros) = match &action {
-            Action::FetchConfigs { .. } => ((self.kv_hosts..self.hosts.len()).collect(), LONG_POLL),
-            Action::Report { .. } => ((self.kv_hosts..self.hosts.len()).collect(), DEADLINE),
-            Action::Pull { addresses, .. } | Action::Delete { addresses, .. } => {
-                let known = addresses.iter().filter_map(|it| host_at(it));
-                (known.collect(), DEADLINE)
+    fn carry_out(&mut self, number: HostId, effect: Effect) {
+        match effect {
+            Effect::Propose { id, step, .. } => {
+                self.trace(number, || {
+                    format!("mover {id:?}: proposes {}", describe_step(&step))
+                });
+                let request = write(step.encode(), step.frees_space());
+                self.echo(number, &request);
+                // The host's own process takes the request in its next step.
+                let id = self.name_call(number, id);
+                self.hosts[number]
+                    .inbox
+                    .push_back(Input::Request(id, request));
+                self.plan_work(number);
             }
-            Action::Propose(_) => (vec![number], DEADLINE),
-        };
-        let target = self.rng.pick(&hosts).copied().unwrap_or(number);
-        let running = RunningAction {
-            action,
-            hosts,
-            target,
-            ask_at: self.now,
-            deadline: self.now + patience,
-        };
-        if let Some(mover_driver) = &mut self.hosts[number].mover_driver {
-            mover_driver.open.insert(id, running);
-        }
-        self.ask_for(number, id);
-    }
-
-    /// Sends the request of a running action.
-    fn ask_for(&mut self, number: HostId, id: ActionId) {
-        let Some((to, request)) = self.question(number, id) else {
-            return;
-        };
-        if to == number {
-            let name = self.name_call(number, id);
-            self.echo(number, &request);
-            let input = Input::Request(name, request);
-            // The host's own process takes the request in its next step.
-            self.hosts[number].inbox.push_back(input);
-            self.plan_work(number);
-            return;
-        }
-        let arrivals = self.network.arrivals(number, to, self.now);
-        for at in arrivals.into_iter().flatten() {
-            let name = self.name_call(number, id);
-            let request = request.clone();
-            self.queue.push(
-                at,
-                Event::Ask {
-                    host: to,
-                    id: name,
-                    request,
-                },
-            );
+            Effect::Call {
+                id,
+                address,
+                request,
+                ..
+            } => {
+                self.trace(number, || {
+                    format!("mover {id:?}: asks {address}: {request:?}")
+                });
+                let request = self.convert(request);
+                let Some(to) = host_at(&address) else {
+                    return;
+                };
+                let arrivals = self.network.arrivals(number, to, self.now);
+                for at in arrivals.into_iter().flatten() {
+                    let id = self.name_call(number, id);
+                    let request = request.clone();
+                    self.queue.push(
+                        at,
+                        Event::Ask {
+                            host: to,
+                            id,
+                            request,
+                        },
+                    );
+                }
+            }
+            Effect::Failed(why) => self.trace(number, || format!("mover: failed: {why}")),
         }
     }
 
@@ -176,11 +164,10 @@ impl World {
         if !self.rng.chance(echoes) || self.ending {
             return;
         }
-        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
+        let Some(mover) = &mut self.hosts[number].mover_driver else {
             return;
         };
-        mover_driver.sent += 1;
-        let id = RequestId(((MOVERS + number as u64) << 40) | mover_driver.sent);
+        let id = mover.new_request(number);
         let at = self.now + self.rng.magnitude(MILLI, 2_000 * MILLI);
         let request = request.clone();
         self.queue.push(
@@ -193,209 +180,114 @@ impl World {
         );
     }
 
-    /// Returns the request of a running action and its target, and schedules the retry.
-    fn question(&mut self, number: HostId, id: ActionId) -> Option<(HostId, Request<Question>)> {
-        let local = self.rng.coin();
-        let now = self.now;
-        let gid = self.groups[self.hosts[number].group].gid;
-        let running = self.hosts[number]
-            .mover_driver
-            .as_mut()?
-            .open
-            .get_mut(&id)?;
-        running.ask_at = now + PATIENCE;
-        let request = match &running.action {
-            Action::FetchConfigs { after } => {
+    fn name_call(&mut self, number: HostId, call: CallId) -> RequestId {
+        let Some(mover) = &mut self.hosts[number].mover_driver else {
+            return RequestId(0);
+        };
+        let id = mover.new_request(number);
+        mover.sent.insert(id, call);
+        id
+    }
+
+    /// Converts a request of the driver into one of the state machine that answers it.
+    fn convert(&mut self, request: MoverRequest) -> Request<Question> {
+        match request {
+            MoverRequest::Configs { gid, after, .. } => {
                 let query = shardctrler::Query::After {
-                    num: *after,
+                    num: after,
                     limit: DELTAS,
                     gid: Some(gid),
                 };
                 // Configurations never change, so any controller may return those that it knows. The first query must
                 // reach the leader, because the oldest kept configuration changes.
-                to_ctrl(if local && *after > ConfigNum(0) {
+                to_ctrl(if self.rng.coin() && after > ConfigNum(0) {
                     Request::ReadLocal(query)
                 } else {
                     Request::Read(query)
                 })
             }
-            Action::Report { settled } => {
-                let change = shardctrler::Change::Report {
-                    gid,
-                    settled: *settled,
-                };
+            MoverRequest::ListGroups => {
+                to_ctrl(Request::Read(shardctrler::Query::Config { num: None }))
+            }
+            MoverRequest::Report { gid, settled, .. } => {
                 let command = shardctrler::Command {
                     session: None,
-                    change,
+                    change: shardctrler::Change::Report { gid, settled },
                 };
                 write(command.encode(), true)
             }
-            Action::Pull {
+            MoverRequest::Pull {
                 shard,
                 config,
                 after,
                 max_bytes,
                 ..
             } => to_kv(Request::ReadLocal(Query::Pull {
-                shard: *shard,
-                config: *config,
-                after: after.clone(),
-                max_bytes: *max_bytes,
+                shard,
+                config,
+                after,
+                max_bytes,
             })),
-            Action::Delete { shard, config, .. } => {
-                let step = ShardStep::Delete {
-                    shard: *shard,
-                    config: *config,
-                };
+            MoverRequest::Delete { shard, config, .. } => {
+                let step = ShardStep::Delete { shard, config };
                 write(step.encode(), step.frees_space())
             }
-            Action::Propose(step) => {
-                running.ask_at = Micros::MAX;
-                write(step.encode(), step.frees_space())
-            }
-        };
-        let target = self.hosts[number]
-            .mover_driver
-            .as_ref()?
-            .open
-            .get(&id)?
-            .target;
-        Some((target, request))
+        }
     }
 
-    fn name_call(&mut self, number: HostId, action: ActionId) -> RequestId {
-        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
-            return RequestId(0);
-        };
-        mover_driver.sent += 1;
-        let id = RequestId(((MOVERS + number as u64) << 40) | mover_driver.sent);
-        mover_driver.asked.insert(id, action);
-        id
-    }
-
-    /// Takes in an answer to a mover's driver.
+    /// Passes an answer to a mover's driver.
     pub(crate) fn action_answered(
         &mut self,
         number: HostId,
         id: RequestId,
         outcome: Outcome,
     ) -> Step {
-        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
-            return Ok(());
-        };
-        let Some(action) = mover_driver.asked.remove(&id) else {
-            return Ok(());
-        };
-        let Some(running) = mover_driver.open.get_mut(&action) else {
-            return Ok(());
-        };
-        let end = match outcome {
-            Err(Refusal::NotLeader { leader } | Refusal::Unknown { leader })
-                if !matches!(running.action, Action::Propose(_)) =>
-            {
-                let known = leader.and_then(|node| self.nodes.get(&node).copied());
-                running.target = match known.filter(|host| *host != running.target) {
-                    Some(host) => host,
-                    None => self.rng.pick(&running.hosts).copied().unwrap_or(number),
+        let shards = self.scenario.genesis.shards;
+        let nodes = &self.nodes;
+        let answer = match outcome {
+            Ok(replica::Answer::Machine(reply)) => answer(reply, shards),
+            Ok(_) => Err(refused("the answer is of another kind".to_owned())),
+            Err(refusal) => {
+                let hint = |leader: Option<types::NodeId>| {
+                    let host = nodes.get(&leader?)?;
+                    Some(Arc::from(address(*host)))
                 };
-                running.ask_at = self.now + if known.is_some() { 1 } else { PAUSE };
-                None
-            }
-            Err(refusal) => Some(ActionOutcome::Failed(refusal.to_string())),
-            Ok(answer) => {
-                let shards = self.scenario.genesis.shards;
-                Some(verdict(&running.action, answer, shards))
+                let message = refusal.to_string();
+                let refusal = match refusal {
+                    Refusal::NotLeader { leader } => {
+                        request::Refusal::NotLeader { hint: hint(leader) }
+                    }
+                    Refusal::Unknown { leader } => {
+                        request::Refusal::OutcomeUnknown { hint: hint(leader) }
+                    }
+                    Refusal::Stopping => request::Refusal::Unavailable,
+                    _ => overloaded(),
+                };
+                Err(Refused { refusal, message })
             }
         };
-        match end {
-            Some(ActionOutcome::Configs {
-                full: None, deltas, ..
-            }) if deltas.is_empty() && running.deadline > self.now => {
-                running.ask_at = self.now + PAUSE;
-                self.plan_mover(number);
-                Ok(())
-            }
-            Some(outcome) => self.end_action(number, action, outcome),
-            None => {
-                self.plan_mover(number);
-                Ok(())
-            }
-        }
-    }
-
-    fn end_action(&mut self, number: HostId, id: ActionId, outcome: ActionOutcome) -> Step {
-        self.trace(number, || {
-            format!("mover {id:?} ends: {}", describe_outcome(&outcome))
-        });
-        if let Some(mover_driver) = &mut self.hosts[number].mover_driver
-            && mover_driver.open.remove(&id).is_some()
-        {
-            mover_driver.asked.retain(|_, action| *action != id);
-            mover_driver.mover.ended(id, outcome);
-        }
-        self.poll_mover(number)
-    }
-
-    /// Ends actions that are past their deadline, repeats requests that are due, and polls the mover.
-    pub(crate) fn mover_due(&mut self, number: HostId) -> Step {
-        let now = self.now;
-        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
+        let Some(mover) = &mut self.hosts[number].mover_driver else {
             return Ok(());
         };
-        mover_driver.due = Micros::MAX;
-        let late = |running: &&RunningAction| running.deadline <= now || running.ask_at <= now;
-        let late: Vec<(ActionId, bool)> = mover_driver
-            .open
-            .iter()
-            .filter(|(_, running)| late(running))
-            .map(|(id, running)| (*id, running.deadline <= now))
-            .collect();
-        for (id, over) in late {
-            if over {
-                let outcome = self.without_answer(number, id);
-                self.end_action(number, id, outcome)?;
-            } else {
-                self.turn(number, id);
-                self.ask_for(number, id);
-            }
-        }
+        let Some(call) = mover.sent.remove(&id) else {
+            return Ok(());
+        };
+        mover.driver.handle_answer(call, answer);
         self.poll_mover(number)
     }
 
-    /// Returns the outcome of an action at its deadline. A query for configurations then counts as answered without
-    /// news.
-    fn without_answer(&self, number: HostId, id: ActionId) -> ActionOutcome {
-        let mover_driver = self.hosts[number].mover_driver.as_ref();
-        let running = mover_driver.and_then(|mover_driver| mover_driver.open.get(&id));
-        match running.map(|running| &running.action) {
-            Some(Action::FetchConfigs { .. }) => ActionOutcome::Configs {
-                controller: CONTROLLERS,
-                shards: self.scenario.genesis.shards,
-                full: None,
-                deltas: Vec::new(),
-            },
-            _ => ActionOutcome::Failed("no answer in time".to_owned()),
+    /// Polls a mover whose time has come.
+    pub(crate) fn mover_due(&mut self, number: HostId) -> Step {
+        if let Some(mover) = &mut self.hosts[number].mover_driver {
+            mover.due = Micros::MAX;
         }
-    }
-
-    /// Draws the next node to try, in most cases another one.
-    fn turn(&mut self, number: HostId, id: ActionId) {
-        let again = self.rng.chance(300_000);
-        let Some(mover_driver) = &mut self.hosts[number].mover_driver else {
-            return;
-        };
-        if let Some(running) = mover_driver.open.get_mut(&id)
-            && !again
-            && let Some(host) = self.rng.pick(&running.hosts)
-        {
-            running.target = *host;
-        }
+        self.poll_mover(number)
     }
 
     /// Schedules a mover anew after a pause, in which its events were dropped.
     pub(crate) fn wake_mover(&mut self, number: HostId) {
-        if let Some(mover_driver) = &mut self.hosts[number].mover_driver {
-            mover_driver.due = Micros::MAX;
+        if let Some(mover) = &mut self.hosts[number].mover_driver {
+            mover.due = Micros::MAX;
         }
         self.plan_mover(number);
     }
@@ -408,22 +300,16 @@ impl World {
     }
 
     fn plan_mover(&mut self, number: HostId) {
-        let now = self.now;
         let host = &mut self.hosts[number];
-        let Some(mover_driver) = &mut host.mover_driver else {
+        let Some(mover) = &mut host.mover_driver else {
             return;
         };
-        let calls = mover_driver
-            .open
-            .values()
-            .map(|running| running.ask_at.min(running.deadline));
-        let own = mover_driver.mover.next_due().map(|due| due * MILLI);
-        let Some(due) = calls.chain(own).min() else {
+        let Some(due) = mover.driver.next_due() else {
             return;
         };
-        let due = due.max(now + 1);
-        if due < mover_driver.due {
-            mover_driver.due = due;
+        let due = (due * MILLI).max(self.now + 1);
+        if due < mover.due {
+            mover.due = due;
             let incarnation = host.incarnation;
             self.queue.push(
                 due,
@@ -443,57 +329,40 @@ fn write(operation: bytes::Bytes, frees_space: bool) -> Request<Question> {
     }
 }
 
-/// Converts an answer into the outcome of an action.
-fn verdict(action: &Action, answer: Answer<Reply>, shards: u32) -> ActionOutcome {
-    let Answer::Machine(reply) = answer else {
-        return ActionOutcome::Failed("the answer is of another kind".to_owned());
-    };
-    match (action, reply) {
-        (Action::Pull { .. }, Reply::Kv(Response::Chunk(chunk))) => ActionOutcome::Pulled(*chunk),
-        (Action::Delete { .. } | Action::Propose(_), Reply::Kv(Response::Stepped))
-        | (Action::Report { .. }, Reply::Ctrl(shardctrler::Response::Reported)) => {
-            ActionOutcome::Done
+/// Converts the answer of a state machine.
+fn answer(reply: Reply, shards: u32) -> Result<Answer, Refused> {
+    Ok(match reply {
+        Reply::Kv(Response::Chunk(chunk)) => Answer::Chunk(*chunk),
+        Reply::Kv(Response::Stepped) => Answer::Stepped,
+        Reply::Kv(Response::Refused(error)) => return Err(refused(error.to_string())),
+        Reply::Ctrl(shardctrler::Response::Reported) => Answer::Reported,
+        Reply::Ctrl(shardctrler::Response::Configs(configs)) => Answer::Configs {
+            controller: CONTROLLERS,
+            shards,
+            full: configs.full.map(|full| (*full).clone()),
+            deltas: configs.deltas,
+        },
+        Reply::Ctrl(shardctrler::Response::Config(latest)) => Answer::Groups {
+            controller: CONTROLLERS,
+            gids: latest.progress.keys().copied().collect(),
+        },
+        Reply::Ctrl(shardctrler::Response::Refused(error)) => {
+            return Err(refused(error.to_string()));
         }
-        (Action::FetchConfigs { .. }, Reply::Ctrl(shardctrler::Response::Configs(configs))) => {
-            ActionOutcome::Configs {
-                controller: CONTROLLERS,
-                shards,
-                full: configs.full.map(|full| (*full).clone()),
-                deltas: configs.deltas,
-            }
-        }
-        (_, Reply::Kv(Response::Refused(error))) => ActionOutcome::Failed(error.to_string()),
-        (_, Reply::Ctrl(shardctrler::Response::Refused(error))) => {
-            ActionOutcome::Failed(error.to_string())
-        }
-        (_, other) => ActionOutcome::Failed(format!("was answered {other:?}")),
-    }
+        other => return Err(refused(format!("was answered {other:?}"))),
+    })
 }
 
-/// Describes an action in one line.
-fn describe(action: &Action) -> String {
-    match action {
-        Action::FetchConfigs { after } => format!("fetches the configurations after {after}"),
-        Action::Pull {
-            shard,
-            config,
-            source,
-            after,
-            ..
-        } => format!("pulls {shard} of configuration {config} from {source} after {after:?}"),
-        Action::Delete {
-            shard,
-            config,
-            source,
-            ..
-        } => format!("asks {source} to delete {shard} of configuration {config}"),
-        Action::Propose(step) => format!("proposes {}", describe_step(step)),
-        Action::Report { settled } => report(*settled),
-    }
+/// Returns the refusal by a state machine.
+fn refused(message: String) -> Refused {
+    let refusal = overloaded();
+    Refused { refusal, message }
 }
 
-fn report(settled: ConfigNum) -> String {
-    format!("reports that {settled} is settled")
+fn overloaded() -> request::Refusal {
+    request::Refusal::Overloaded {
+        retry_after: request::Time::ZERO,
+    }
 }
 
 /// Describes a step in one line.
@@ -512,22 +381,5 @@ pub(crate) fn describe_step(step: &ShardStep) -> String {
         ),
         ShardStep::Delete { shard, config } => format!("Delete {shard} of {config}"),
         ShardStep::Deleted { shard, config } => format!("Deleted {shard} of {config}"),
-    }
-}
-
-fn describe_outcome(outcome: &ActionOutcome) -> String {
-    match outcome {
-        ActionOutcome::Configs { full, deltas, .. } => {
-            let nums: Vec<ConfigNum> = deltas.iter().map(|delta| delta.num).collect();
-            format!(
-                "configurations {nums:?}, full {:?}",
-                full.as_ref().map(types::ShardConfig::num)
-            )
-        }
-        ActionOutcome::Pulled(chunk) => {
-            format!("{} pairs, then {:?}", chunk.pairs.len(), chunk.next)
-        }
-        ActionOutcome::Done => "done".to_owned(),
-        ActionOutcome::Failed(why) => format!("failed: {why}"),
     }
 }

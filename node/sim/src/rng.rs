@@ -25,6 +25,8 @@ pub enum Concern {
     Cluster,
     /// A config client's changes.
     ConfigClient(u32),
+    /// The options of a mover's driver.
+    Mover,
 }
 
 impl Concern {
@@ -37,6 +39,7 @@ impl Concern {
             Self::Disk(number) => (1 << 32) | number as u64,
             Self::Client(number) => (2 << 32) | number as u64,
             Self::Cluster => 5,
+            Self::Mover => 6,
             Self::ConfigClient(number) => (3 << 32) | number as u64,
         }
     }

@@ -82,6 +82,10 @@ fn common_bugs_are_found_in_few_seeds() {
         Bug::Shardkv(shardkv::Bug::DeleteToldOnce),
         Bug::Shardkv(shardkv::Bug::DeadGroupFreezesAll),
         Bug::Shardkv(shardkv::Bug::PullingGroupServesNoPulls),
+        Bug::Shardkv(shardkv::Bug::LeftTakenForDrained),
+        Bug::Shardkv(shardkv::Bug::LateAnswerTaken),
+        Bug::Shardkv(shardkv::Bug::HintFollowedForEver),
+        Bug::Shardkv(shardkv::Bug::LostAnswerKeepsSlot),
         Bug::Shardctrler(shardctrler::Bug::HistoryCutTooEarly),
     ] {
         let plan = Plan {

@@ -10,7 +10,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use types::Gid;
 
-use super::{Destination, Forwarder, Repeat, call, once, own_group, reach, repeat_of_write};
+use super::{Destination, Forwarder, Repeat, call, once, own_group, repeat_of_write};
 
 /// A request to the controllers, answered with [`ControllerRequest::Answer`].
 pub(crate) trait ControllerRequest: Clone + Send {
@@ -33,21 +33,6 @@ pub(crate) async fn controllers<R: ControllerRequest>(
 ) -> Result<R::Answer, ErrorDetail> {
     let repeat = request.repeat();
     call(
-        forwarder,
-        || Ok(controller_group(forwarder)),
-        repeat,
-        |channel, _| request.clone().send_to(client(channel)),
-    )
-    .await
-}
-
-/// Sends this node's own request to the controllers' leader, outside of the bounds for clients' requests.
-pub(crate) async fn controllers_at_once<R: ControllerRequest>(
-    forwarder: &Forwarder,
-    request: R,
-) -> Result<R::Answer, ErrorDetail> {
-    let repeat = request.repeat();
-    reach(
         forwarder,
         || Ok(controller_group(forwarder)),
         repeat,

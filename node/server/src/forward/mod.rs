@@ -36,7 +36,7 @@ use tonic::{Request, Status};
 use types::{ConfigNum, Gid};
 
 pub(crate) use channels::{ChannelError, Channels};
-pub(crate) use ctrl::{ControllerRequest, controllers, controllers_at_once};
+pub(crate) use ctrl::{ControllerRequest, controllers};
 pub(crate) use kv::{export, item, open_session, own_group, scan};
 pub(crate) use leaders::Leaders;
 pub(crate) use request::Repeat;
@@ -202,7 +202,7 @@ where
 }
 
 /// Calls the leader of the group that `route` returns, which is asked again before each attempt.
-pub(crate) async fn reach<T, F>(
+async fn reach<T, F>(
     forwarder: &Forwarder,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     repeat: Repeat,
@@ -376,6 +376,11 @@ impl<'a> Forwarded<'a> {
         let late = || errors::unavailable("no answer came in time", 100);
         self.last.take().unwrap_or_else(late)
     }
+}
+
+/// Converts a failed call for the request engine.
+pub(crate) fn refused_by(status: &Status) -> Refused {
+    refused(status, error_detail(status))
 }
 
 /// Converts a failed attempt for the request engine. An answer without a typed error comes from the transport, or from

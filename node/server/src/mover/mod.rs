@@ -1,52 +1,60 @@
-//! Moves shards while this node leads its group: passes the state machine's ownership to the [`Mover`], carries out its
-//! actions, and reports their outcomes to it.
+//! Moves shards while this node leads its group: passes the state machine's ownership to the mover's [`Driver`], and
+//! carries out its effects.
 //!
-//! The mover decides what to do and when to retry. This module holds only clocks, connections and timeouts.
+//! The driver decides what to do, which node to ask, and when to give up. This module holds only the clock, the
+//! connections and the tasks.
 
-mod actions;
+mod calls;
 mod feed;
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use raft::Role;
-use shardkv::{Action, ActionId, ActionOutcome, Mover, MoverOptions, Ownership};
+use shardkv::mover::{Answer, CallId, Driver, DriverOptions, Effect};
+use shardkv::{MoverOptions, Ownership};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use types::{Gid, NodeId};
 
+use crate::configs::follow::first_turn;
 use crate::exit::{ExitCode, Fatal};
 use crate::forward::Forwarder;
 use crate::lifecycle::{Lifecycle, View};
 use crate::metrics::Metrics;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
-use actions::Actions;
-pub(crate) use feed::Group;
+use calls::Calls;
+
+/// The maximum wait for the outcome of a proposal. It is shorter than the mover's own timeout.
+const PROPOSE_TIMEOUT_MS: u64 = 25_000;
+/// The maximum time that a fetch waits for a new configuration.
+const NEWS_WAIT_MS: u64 = 20_000;
 
 /// The mover of a node's group, shared with the service that shows why a shard waits.
 #[derive(Debug)]
 pub(crate) struct SharedMover {
     /// `None` before the node knows its group.
-    mover: std::sync::Mutex<Option<Mover>>,
+    driver: std::sync::Mutex<Option<Driver>>,
     since: Instant,
 }
 
 impl Default for SharedMover {
     fn default() -> Self {
         Self {
-            mover: std::sync::Mutex::new(None),
+            driver: std::sync::Mutex::new(None),
             since: Instant::now(),
         }
     }
 }
 
 impl SharedMover {
-    /// Locks the mover. Returns it with the time by its clock.
-    pub(crate) fn lock(&self) -> (MutexGuard<'_, Option<Mover>>, u64) {
+    /// Locks the mover's driver. Returns it with the time by its clock.
+    pub(crate) fn lock(&self) -> (MutexGuard<'_, Option<Driver>>, u64) {
         // A mover that panicked may be inconsistent, but it holds nothing that must survive.
-        let mover = self.mover.lock().unwrap_or_else(PoisonError::into_inner);
-        (mover, self.now_ms())
+        let driver = self.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        (driver, self.now_ms())
     }
 
     fn now_ms(&self) -> u64 {
@@ -54,7 +62,7 @@ impl SharedMover {
     }
 }
 
-/// The handles that the mover's driver uses.
+/// The handles that the mover uses.
 pub(crate) struct Handles {
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) replica: Arc<ReplicaHandle>,
@@ -64,6 +72,16 @@ pub(crate) struct Handles {
     pub(crate) mover: Arc<SharedMover>,
 }
 
+/// The group that the mover works for.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) node: NodeId,
+    pub(crate) gid: Gid,
+    pub(crate) controllers: Vec<String>,
+    /// The maximum time that one step waits for another group.
+    pub(crate) timeout: Duration,
+}
+
 /// Moves shards for as long as the future is polled.
 pub(crate) async fn drive(handles: Handles, group: Group, options: MoverOptions) {
     let mut view = handles.lifecycle.watch();
@@ -71,17 +89,22 @@ pub(crate) async fn drive(handles: Handles, group: Group, options: MoverOptions)
     let Some(genesis) = known.ok().and_then(|view| view.genesis) else {
         return;
     };
-    let shards = genesis.shards;
-    let mover = Mover::new(group.gid, shards, options);
-    *handles.mover.lock().0 = Some(mover);
-    let driver = Driver {
+    let driver_options = DriverOptions {
+        first_node: first_turn(group.node, &group.controllers),
+        controllers: group.controllers,
+        call_timeout_ms: u64::try_from(group.timeout.as_millis()).unwrap_or(u64::MAX),
+        propose_timeout_ms: PROPOSE_TIMEOUT_MS,
+        news_wait_ms: NEWS_WAIT_MS,
+    };
+    let driver = Driver::new(group.gid, genesis.shards, options, driver_options);
+    *handles.mover.lock().0 = Some(driver);
+    let runner = Runner {
         ownership: handles.routing.watch_ownership(),
-        actions: Arc::new(Actions::new(
+        calls: Arc::new(Calls::new(
             handles.replica,
-            handles.routing,
             handles.forwarder,
             Arc::clone(&handles.metrics),
-            group,
+            group.timeout,
         )),
         running: JoinSet::new(),
         lifecycle: handles.lifecycle,
@@ -89,43 +112,49 @@ pub(crate) async fn drive(handles: Handles, group: Group, options: MoverOptions)
         mover: handles.mover,
         view,
     };
-    driver.run().await;
+    runner.run().await;
 }
 
-struct Driver {
+/// The result of a task: an answer, unless the driver no longer waits for it.
+type Answered = Option<(CallId, Result<Answer, request::Refused>)>;
+
+struct Runner {
     lifecycle: Arc<Lifecycle>,
     metrics: Arc<Metrics>,
     mover: Arc<SharedMover>,
     view: watch::Receiver<View>,
     ownership: watch::Receiver<Arc<Ownership>>,
-    actions: Arc<Actions>,
-    running: JoinSet<(ActionId, ActionOutcome)>,
+    calls: Arc<Calls>,
+    running: JoinSet<Answered>,
 }
 
-/// The result of one poll of the mover.
+/// The result of one poll of the driver.
 struct Polled {
-    actions: Vec<(ActionId, Action)>,
-    /// The time until the mover has work without new input.
+    effects: Vec<Effect>,
+    now_ms: u64,
+    /// The time until the driver has work without new input.
     idle: Option<Duration>,
     fatal: Option<String>,
 }
 
-impl Driver {
+impl Runner {
     async fn run(mut self) {
         loop {
             let leads = leads(&self.view.borrow_and_update());
             let ownership = leads.then(|| Arc::clone(&self.ownership.borrow_and_update()));
             if !leads {
                 self.running.abort_all();
-                self.actions.forget();
+                self.calls.forget();
             }
-            let polled = self.poll(ownership.as_ref());
+            let Some(polled) = self.poll(ownership.as_ref()) else {
+                return;
+            };
             if let Some(fatal) = polled.fatal {
                 let fatal = Fatal::message(ExitCode::WrongIdentity, fatal);
                 return self.lifecycle.fail(fatal);
             }
-            for (id, action) in polled.actions {
-                Arc::clone(&self.actions).start(id, action, &mut self.running);
+            for effect in polled.effects {
+                self.carry_out(effect, polled.now_ms);
             }
             if !self.wait(polled.idle).await {
                 return;
@@ -133,21 +162,44 @@ impl Driver {
         }
     }
 
-    fn poll(&self, ownership: Option<&Arc<Ownership>>) -> Polled {
-        let (mut mover, now) = self.mover.lock();
-        let Some(mover) = mover.as_mut() else {
-            return Polled {
-                actions: Vec::new(),
-                idle: None,
-                fatal: None,
-            };
-        };
-        let actions = mover.poll(now, ownership);
-        let due = mover.next_due();
-        Polled {
-            actions,
-            idle: due.map(|due| Duration::from_millis(due.saturating_sub(now))),
-            fatal: mover.fatal().map(str::to_owned),
+    fn poll(&self, ownership: Option<&Arc<Ownership>>) -> Option<Polled> {
+        let (mut driver, now_ms) = self.mover.lock();
+        let driver = driver.as_mut()?;
+        let effects = driver.poll(now_ms, ownership);
+        let due = driver.next_due();
+        Some(Polled {
+            effects,
+            now_ms,
+            idle: due.map(|due| Duration::from_millis(due.saturating_sub(now_ms))),
+            fatal: driver.mover().fatal().map(str::to_owned),
+        })
+    }
+
+    /// Starts an effect. A proposal is in the replica's queue when this returns, so that proposals enter the log in order.
+    fn carry_out(&mut self, effect: Effect, now_ms: u64) {
+        let calls = Arc::clone(&self.calls);
+        let left = |until_ms: u64| Duration::from_millis(until_ms.saturating_sub(now_ms));
+        match effect {
+            Effect::Propose { id, step, until_ms } => {
+                let pending = self.calls.submit(&step);
+                let applied = async move { (id, calls.applied(pending).await) };
+                let applied = tokio::time::timeout(left(until_ms), applied);
+                self.running.spawn(async { applied.await.ok() });
+            }
+            Effect::Call {
+                id,
+                address,
+                request,
+                until_ms,
+            } => {
+                let answered = async move { (id, calls.send(&address, request).await) };
+                let answered = tokio::time::timeout(left(until_ms), answered);
+                self.running.spawn(async { answered.await.ok() });
+            }
+            Effect::Failed(why) => {
+                self.metrics.handoff.failures.inc();
+                tracing::debug!("a step of a hand-off failed: {why}");
+            }
         }
     }
 
@@ -161,10 +213,8 @@ impl Driver {
         };
         tokio::select! {
             Some(ended) = self.running.join_next() => {
-                // The mover has already forgotten an aborted action.
-                if let Ok((id, outcome)) = ended {
-                    self.report(id, outcome);
-                }
+                // An aborted task has no answer, and the driver expects none.
+                self.pass_answers(ended.ok().flatten());
             }
             changed = self.view.changed() => return changed.is_ok(),
             changed = self.ownership.changed() => return changed.is_ok(),
@@ -173,21 +223,15 @@ impl Driver {
         true
     }
 
-    /// Reports one outcome to the mover, and all others that are there by now.
-    fn report(&mut self, id: ActionId, outcome: ActionOutcome) {
-        let mut ended = vec![(id, outcome)];
-        while let Some(more) = self.running.try_join_next() {
-            ended.extend(more.ok());
-        }
-        let (mut mover, _) = self.mover.lock();
-        for (id, outcome) in ended {
-            if let ActionOutcome::Failed(why) = &outcome {
-                self.metrics.handoff.failures.inc();
-                tracing::debug!("a step of a hand-off failed: {why}");
+    /// Passes an answer to the driver, and all others that are there by now.
+    fn pass_answers(&mut self, first: Answered) {
+        let (mut driver, _) = self.mover.lock();
+        let mut next = Some(first);
+        while let Some(answered) = next {
+            if let (Some((id, answer)), Some(driver)) = (answered, driver.as_mut()) {
+                driver.handle_answer(id, answer);
             }
-            if let Some(mover) = mover.as_mut() {
-                mover.ended(id, outcome);
-            }
+            next = self.running.try_join_next().map(|it| it.ok().flatten());
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use api::v1::{ErrorDetail, ShardStatus, ShardsRequest, ShardsResponse};
 use api::{errors, v1};
 use bytes::Bytes;
+use shardkv::mover::Driver;
 use shardkv::{GroupKind, Ownership, Query, Response, Shard, ShardState};
 use types::{ConfigNum, Gid, LogTime, ShardId};
 
@@ -48,8 +49,8 @@ pub(crate) async fn shards(
     } else {
         estimates(replica, &ownership, &listed).await?
     };
-    let (mover, now_ms) = mover.lock();
-    let mover = mover.as_ref();
+    let (driver, now_ms) = mover.lock();
+    let mover = driver.as_ref().map(Driver::mover);
     let status = |shard: &ShardId| {
         let size = sizes.get(shard).copied().unwrap_or_default();
         let waits_for = mover.and_then(|mover| mover.waits_for(now_ms, *shard));

@@ -6,7 +6,7 @@ use types::{ConfigNum, ShardId};
 
 use super::{Action, ActionId, MoverOptions, Outcome};
 use crate::Ownership;
-use crate::bug::Bugs;
+use crate::bug::{Bug, Bugs};
 
 /// A hand-off: of which configuration, of which shard. Ordered by age.
 pub(super) type HandOff = (ConfigNum, ShardId);
@@ -81,7 +81,10 @@ impl Outbox {
     }
 
     /// Returns a failure for each pending action whose deadline has passed.
-    pub(super) fn overdue(&self, now: u64) -> Vec<(ActionId, Outcome)> {
+    pub(super) fn overdue(&self, now: u64, bugs: Bugs) -> Vec<(ActionId, Outcome)> {
+        if bugs.has(Bug::LostAnswerKeepsSlot) {
+            return Vec::new();
+        }
         let late = self.under_way.iter().filter(|(_, (_, at))| *at <= now);
         late.map(|(id, _)| (*id, Outcome::Failed("no answer".to_owned())))
             .collect()
@@ -94,8 +97,12 @@ impl Outbox {
     }
 
     /// Ends the turn and returns the actions to start.
-    pub(super) fn take(&mut self) -> Vec<(ActionId, Action)> {
-        if let Some(first) = self.under_way.values().map(|(_, at)| *at).min() {
+    pub(super) fn take(&mut self, bugs: Bugs) -> Vec<(ActionId, Action)> {
+        let deadlines = self.under_way.values().map(|(_, at)| *at);
+        if let Some(first) = deadlines
+            .min()
+            .filter(|_| !bugs.has(Bug::LostAnswerKeepsSlot))
+        {
             self.wake(first);
         }
         std::mem::take(&mut self.actions)

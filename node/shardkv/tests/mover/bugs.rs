@@ -4,7 +4,8 @@ use types::{ConfigNum, Gid, ShardId};
 
 use crate::stage::{SHARDS, Stage, configs, delta, part, whole};
 use shardkv::Bug;
-use shardkv::{Mover, MoverOptions, Step};
+use shardkv::mover::Mover;
+use shardkv::{MoverOptions, Step};
 
 fn mover(bug: Bug) -> Mover {
     Mover::with_bug(Gid(1), SHARDS, MoverOptions::default(), Some(bug))

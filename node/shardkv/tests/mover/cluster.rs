@@ -5,10 +5,8 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use replica::{StateReader, Table};
-use shardkv::{
-    Action, ActionId, ActionOutcome, Genesis, Mover, MoverOptions, Query, Response, SessionRef,
-    Step, Write,
-};
+use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
+use shardkv::{Genesis, MoverOptions, Query, Response, SessionRef, Step, Write};
 use types::{
     ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, Sequence, ShardConfig, ShardId,
     shard_of,

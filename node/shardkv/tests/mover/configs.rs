@@ -3,7 +3,7 @@
 use types::{ClusterId, ConfigNum, Gid, ShardConfig};
 
 use crate::stage::{SHARDS, Stage, configs, delta, failed, mover};
-use shardkv::ActionOutcome;
+use shardkv::mover::Outcome as ActionOutcome;
 
 /// Configurations `from` to `to`, in which shard 0 goes to and fro between groups 8 and 9.
 fn others(from: u64, to: u64) -> Vec<types::ConfigDelta> {
@@ -259,7 +259,7 @@ fn other_controllers_are_fatal() {
 
 #[test]
 fn another_groups_state_is_fatal() {
-    let other = shardkv::Mover::new(Gid(2), SHARDS, shardkv::MoverOptions::default());
+    let other = shardkv::mover::Mover::new(Gid(2), SHARDS, shardkv::MoverOptions::default());
     let mut stage = Stage::after(other, &[]);
     assert_eq!(stage.turn(), [""; 0]);
     let why = stage.mover.fatal().unwrap();

@@ -10,10 +10,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use goldenscript::{ArgumentConsumer, Command};
-use shardkv::{
-    Action, ActionId, ActionOutcome, MoverOptions, Ownership, Query, Response, SessionRef,
-    ShardState, Write,
-};
+use shardkv::mover::{Action, ActionId, Outcome as ActionOutcome};
+use shardkv::{MoverOptions, Ownership, Query, Response, SessionRef, ShardState, Write};
 use types::{ClientId, Gid, LogTime, Sequence, ShardId};
 
 use crate::cluster::Cluster;

@@ -3,7 +3,8 @@
 use types::{ConfigDelta, Gid};
 
 use crate::stage::{SHARDS, Stage, delta, failed, mover, part, whole};
-use shardkv::{Action, ActionOutcome, Mover, MoverOptions};
+use shardkv::MoverOptions;
+use shardkv::mover::{Action, Mover, Outcome as ActionOutcome};
 
 fn mover_of(options: MoverOptions) -> Mover {
     Mover::new(Gid(1), SHARDS, options)

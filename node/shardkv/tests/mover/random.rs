@@ -7,9 +7,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use shardkv::{
-    Action, ActionId, ActionOutcome, Chunk, Cursor, Mover, MoverOptions, ShardState, Step,
-};
+use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
+use shardkv::{Chunk, Cursor, MoverOptions, ShardState, Step};
 use types::{ConfigDelta, ConfigNum, Gid, ShardId, ShardMove, ShardRun};
 
 use crate::common::Random;

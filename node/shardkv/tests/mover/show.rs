@@ -1,6 +1,7 @@
 //! The notation of actions in tests.
 
-use shardkv::{Action, Chunk, Cursor, Next, Step};
+use shardkv::mover::Action;
+use shardkv::{Chunk, Cursor, Next, Step};
 use types::{ConfigNum, ShardId};
 
 pub(crate) fn action(action: &Action) -> String {

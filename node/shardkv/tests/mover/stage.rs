@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use shardkv::{
-    Action, ActionId, ActionOutcome, Chunk, Cursor, Genesis, Mover, MoverOptions, Next, Response,
-    ShardState, Step,
-};
+use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
+use shardkv::{Chunk, Cursor, Genesis, MoverOptions, Next, Response, ShardState, Step};
 use types::{
     ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId, ShardMove, ShardRun,
     shard_of,

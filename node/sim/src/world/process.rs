@@ -12,8 +12,8 @@ use crate::disk::DiskEvent;
 use crate::event::Event;
 use crate::host::{Input, Leaving};
 use crate::machine::{Machine, Reply};
-use crate::mover_driver::{MoverDriver, describe_step};
-use crate::network::HostId;
+use crate::mover_driver::{MoverDriver, describe_step, draw_options};
+use crate::network::{HostId, address};
 use crate::queue::{MILLI, Micros};
 use crate::recorder::{Recorder, drain};
 use crate::violation::{Checked, Violation};
@@ -66,6 +66,7 @@ impl World {
         number: HostId,
         seed: u64,
     ) -> Result<(), replica::RecoverError> {
+        let controllers = (self.kv_hosts..self.hosts.len()).map(address);
         let host = &mut self.hosts[number];
         host.disk.begin(self.now);
         let (log, state) = host.disk.open();
@@ -89,6 +90,7 @@ impl World {
                 group.gid,
                 self.scenario.genesis.shards,
                 cluster.mover,
+                draw_options(controllers.collect(), seed),
                 bug,
                 before,
             ));

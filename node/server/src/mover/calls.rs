@@ -1,0 +1,195 @@
+//! Carries out the proposals and calls of the mover's driver.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::v1::handoff_client::HandoffClient;
+use api::v1::shardctrler_client::ShardctrlerClient;
+use api::v1::{DeleteShardRequest, ErrorDetail, PullRequest, QueryRequest, ReportRequest};
+use request::{Refusal, Refused};
+use shardkv::mover::{Answer, Request};
+use shardkv::{Chunk, Response, Step};
+use tonic::Status;
+use tonic::transport::Channel;
+use types::{ClusterId, Gid};
+
+use super::feed::Fetcher;
+use crate::convert::kv;
+use crate::forward::{ChannelError, ControllerRequest, Forwarder, once, refused_by};
+use crate::metrics::Metrics;
+use crate::replica_handle::{PendingAnswer, ReplicaHandle};
+
+/// Carries out proposals and calls for one group.
+pub(crate) struct Calls {
+    replica: Arc<ReplicaHandle>,
+    forwarder: Arc<Forwarder>,
+    metrics: Arc<Metrics>,
+    fetcher: Fetcher,
+}
+
+impl Calls {
+    /// `patience` is the maximum time that a controller may take to accept a watch.
+    pub(crate) fn new(
+        replica: Arc<ReplicaHandle>,
+        forwarder: Arc<Forwarder>,
+        metrics: Arc<Metrics>,
+        patience: Duration,
+    ) -> Self {
+        Self {
+            fetcher: Fetcher::new(Arc::clone(&forwarder), patience),
+            replica,
+            forwarder,
+            metrics,
+        }
+    }
+
+    /// Drops the watch of the controllers, because this node doesn't lead any more.
+    pub(crate) fn forget(&self) {
+        self.fetcher.forget();
+    }
+
+    /// Puts a step into the replica's queue.
+    pub(crate) fn submit(&self, step: &Step) -> Result<PendingAnswer, ErrorDetail> {
+        self.replica.submit_step(kv::step(step))
+    }
+
+    /// Waits until a step was applied here.
+    pub(crate) async fn applied(
+        &self,
+        pending: Result<PendingAnswer, ErrorDetail>,
+    ) -> Result<Answer, Refused> {
+        let replica = &self.replica;
+        let Ok(result) = pending.map_err(api::refused)?.await else {
+            return Err(Refused {
+                refusal: Refusal::OutcomeUnknown { hint: None },
+                message: "the outcome of the step is unknown".to_owned(),
+            });
+        };
+        let response = kv::outcome(result, |node| replica.address_or_empty(node));
+        match response.map_err(api::refused)? {
+            Response::Stepped => Ok(Answer::Stepped),
+            _ => Err(api::refused(kv::mismatch())),
+        }
+    }
+
+    /// Sends a request to a node, and waits for the answer.
+    pub(crate) async fn send(&self, address: &str, request: Request) -> Result<Answer, Refused> {
+        if let Request::Configs {
+            gid,
+            after,
+            wait_ms,
+        } = request
+        {
+            let wait = Duration::from_millis(wait_ms);
+            let fetched = self.fetcher.fetch(address, gid, after, wait).await;
+            return fetched.map_err(|error| Refused {
+                refusal: Refusal::ConnectionLost,
+                message: error.to_string(),
+            });
+        }
+        let channels = &self.forwarder.channels;
+        let channel = channels
+            .get(address)
+            .await
+            .map_err(|error| unsent(&error))?;
+        match self.send_over(channel, request).await {
+            Ok(answer) => answer,
+            Err(status) => {
+                if api::error_detail(&status).is_none() {
+                    // The next connection resolves the name again.
+                    channels.discard(address);
+                }
+                Err(refused_by(&status))
+            }
+        }
+    }
+
+    /// Returns an error of the call, or the answer, which may be malformed.
+    async fn send_over(
+        &self,
+        channel: Channel,
+        request: Request,
+    ) -> Result<Result<Answer, Refused>, Status> {
+        let handoff = HandoffClient::new(channel.clone());
+        let controllers = ShardctrlerClient::new(channel);
+        match request {
+            // A watch, which the fetcher keeps.
+            Request::Configs { .. } => Err(Status::internal("a fetch is no call")),
+            Request::Pull {
+                controller,
+                source,
+                shard,
+                config,
+                after,
+                max_bytes,
+            } => {
+                let request = PullRequest {
+                    cluster_id: controller.0,
+                    gid: source.0,
+                    shard: shard.0,
+                    config_num: config.0,
+                    after: after.encode(),
+                    max_bytes,
+                };
+                let mut handoff = handoff.max_decoding_message_size(usize::MAX);
+                let chunk = handoff.pull(once(request)).await?.into_inner().chunk;
+                let received = &self.metrics.handoff.received_bytes;
+                received.inc_by(chunk.len() as u64);
+                let chunk = Chunk::decode(chunk).map(Answer::Chunk);
+                Ok(chunk.map_err(|error| malformed(&error)))
+            }
+            Request::Delete {
+                controller,
+                source,
+                shard,
+                config,
+            } => {
+                let request = DeleteShardRequest {
+                    cluster_id: controller.0,
+                    gid: source.0,
+                    shard: shard.0,
+                    config_num: config.0,
+                };
+                let mut handoff = handoff;
+                handoff.delete(once(request)).await?;
+                Ok(Ok(Answer::Stepped))
+            }
+            Request::Report {
+                controller,
+                gid,
+                settled,
+            } => {
+                let request = ReportRequest {
+                    gid: gid.0,
+                    settled: settled.0,
+                    cluster_id: controller.0,
+                };
+                request.send_to(controllers).await?;
+                Ok(Ok(Answer::Reported))
+            }
+            Request::ListGroups => {
+                let controllers = controllers.max_decoding_message_size(usize::MAX);
+                let latest = QueryRequest { num: -1 }.send_to(controllers).await?;
+                let gids = latest.progress.iter().map(|it| Gid(it.gid));
+                Ok(Ok(Answer::Groups {
+                    controller: ClusterId(latest.cluster_id),
+                    gids: gids.collect(),
+                }))
+            }
+        }
+    }
+}
+
+fn unsent(error: &ChannelError) -> Refused {
+    Refused {
+        refusal: Refusal::NotSent,
+        message: error.to_string(),
+    }
+}
+
+fn malformed(error: &types::DecodeError) -> Refused {
+    Refused {
+        refusal: Refusal::ConnectionLost,
+        message: error.to_string(),
+    }
+}

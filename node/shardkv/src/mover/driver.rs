@@ -1,0 +1,633 @@
+//! The mover's driver: turns the mover's actions into calls, and the answers into outcomes.
+//!
+//! The driver is pure as well. It decides which node of another group is asked, in which order the nodes follow each
+//! other, how long an answer may take, and what a refusal means. Its own driver (the server's tasks, or the simulator's
+//! network) only proposes steps, sends calls, and passes answers and the time in.
+//!
+//! # The contract
+//!
+//! - Call [`Driver::poll`] as [`super`] demands it of [`Mover::poll`], after [`Driver::handle_answer`] instead of
+//!   [`Mover::ended`], and when [`Driver::next_due`] is reached. Carry out the returned effects in order.
+//! - Pass each answer to [`Driver::handle_answer`]. An answer that comes late, twice or never does no harm: each call ends
+//!   at its deadline at the latest, and an answer without a pending call is dropped.
+//! - After a poll without an ownership, the pending calls may be cancelled.
+//!
+//! # Which node is asked
+//!
+//! Deletes, reports and queries go to the leader of the source or of the controllers, pulls and fetches to any node. The
+//! node that answered last is asked first, then the node that a refusal names, then the others in turn. These guesses, and
+//! the meaning of a refusal, are the request engine's ([`request`]). An action that another node may serve at once is
+//! repeated there at once. Every longer pause is the mover's: the action fails, and the mover starts it anew.
+//!
+//! # Sources that are gone
+//!
+//! A source that left the cluster is stopped once it is drained: the controllers list a group that gave shards away until
+//! it has reported, through its log, that all of them are deleted. If such a source doesn't answer a delete, the driver asks
+//! the controllers. If they no longer list the source, the shard is deleted. That the source *left* proves nothing: until it
+//! is drained it holds shards that only its own log may delete.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use request::{Jitter, Leader, LeaderTable, Next as NextStep, Policy, Refused, Repeat, SingleCall};
+use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
+
+use super::{Action, ActionId, Mover, MoverOptions, Outcome};
+use crate::bug::{Bug, Bugs};
+use crate::{Chunk, Cursor, Ownership, Step};
+
+/// The rules of an action's calls. All may be repeated. The pauses don't matter: an action that needs a pause fails.
+const POLICY: Policy = Policy {
+    max_attempts: 4,
+    reports_delays: true,
+    min_backoff: Duration::from_millis(1),
+    max_backoff: Duration::from_millis(1),
+    doubling: true,
+    bugs: request::Bugs::NONE,
+};
+
+/// Options of a mover's driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriverOptions {
+    /// The addresses of the controllers.
+    pub controllers: Vec<String>,
+    /// The position of the address that is asked first, so that not all nodes ask the same one.
+    pub first_node: usize,
+    /// The longest time that an action waits for another group, in milliseconds.
+    pub call_timeout_ms: u64,
+    /// The longest time until a proposal's outcome counts as unknown, in milliseconds. Must be below 30 seconds.
+    pub propose_timeout_ms: u64,
+    /// The time for which a controller may wait for a new configuration before it answers, in milliseconds. Together with
+    /// `call_timeout_ms` it must be below a minute.
+    pub news_wait_ms: u64,
+}
+
+/// The driver's identifier of a proposal or a call; passed back with the answer. Never used twice by one driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// An effect that the driver's own driver carries out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Propose a step to this group's log. Steps enter the log in the order of the effects.
+    Propose {
+        /// The id of the answer.
+        id: CallId,
+        /// The step.
+        step: Step,
+        /// The time from which no answer is awaited.
+        until_ms: u64,
+    },
+    /// Send a request to a node, which must not forward it.
+    Call {
+        /// The id of the answer.
+        id: CallId,
+        /// The node's address.
+        address: Arc<str>,
+        /// The request.
+        request: Request,
+        /// The time from which no answer is awaited.
+        until_ms: u64,
+    },
+    /// Count an action that failed for this reason, and log it. The mover repeats the action.
+    Failed(String),
+}
+
+/// A request to a node of another group or to a controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Any controller: the configurations after `after`.
+    Configs {
+        /// The group that asks.
+        gid: Gid,
+        /// The group's configuration.
+        after: ConfigNum,
+        /// The time for which the controller may wait for news, in milliseconds.
+        wait_ms: u64,
+    },
+    /// Any node of the source: the next chunk of a shard.
+    Pull {
+        /// The controllers of both groups.
+        controller: ClusterId,
+        /// The group that has the shard.
+        source: Gid,
+        /// The shard.
+        shard: ShardId,
+        /// The configuration that moves it.
+        config: ConfigNum,
+        /// The cursor up to which the shard has arrived.
+        after: Cursor,
+        /// The approximate size of the chunk.
+        max_bytes: u32,
+    },
+    /// The source's leader: delete a shard.
+    Delete {
+        /// The controllers of both groups.
+        controller: ClusterId,
+        /// The group that is to delete the shard.
+        source: Gid,
+        /// The shard.
+        shard: ShardId,
+        /// The configuration that moved it.
+        config: ConfigNum,
+    },
+    /// The controllers' leader: take a progress report.
+    Report {
+        /// The controllers that are meant.
+        controller: ClusterId,
+        /// The group that reports.
+        gid: Gid,
+        /// The value of [`Ownership::settled`].
+        settled: ConfigNum,
+    },
+    /// The controllers' leader: list the groups that are part of the cluster, or that left and aren't drained.
+    ListGroups,
+}
+
+/// The answer to a proposal or a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// [`Effect::Propose`]: the step was applied here. [`Request::Delete`]: the source has deleted the shard, now or before.
+    Stepped,
+    /// [`Request::Configs`]: as [`Outcome::Configs`].
+    Configs {
+        /// The controllers' incarnation.
+        controller: ClusterId,
+        /// The number of shards of the cluster.
+        shards: u32,
+        /// The oldest kept configuration, if the one that follows the group's is no longer kept.
+        full: Option<ShardConfig>,
+        /// The configurations that follow.
+        deltas: Vec<ConfigDelta>,
+    },
+    /// [`Request::Pull`]: the chunk.
+    Chunk(Chunk),
+    /// [`Request::Report`]: accepted.
+    Reported,
+    /// [`Request::ListGroups`]: the groups.
+    Groups {
+        /// The controllers' incarnation.
+        controller: ClusterId,
+        /// The groups.
+        gids: BTreeSet<Gid>,
+    },
+}
+
+/// A mover with its pending calls. See the module's documentation.
+///
+/// # Invariants
+///
+/// - Each pending call belongs to one action, and each action has one pending call.
+/// - Each pending call has a deadline, at which it ends.
+#[derive(Debug)]
+pub struct Driver {
+    gid: Gid,
+    mover: Mover,
+    options: DriverOptions,
+    bugs: Bugs,
+    pending: BTreeMap<CallId, Pending>,
+    answers: Vec<(CallId, Result<Answer, Refused>)>,
+    effects: Vec<Effect>,
+    next_id: u64,
+    /// The leaders, for requests that only a leader serves.
+    leaders: Nodes,
+    /// The nodes that answered last, for requests that any node serves.
+    members: Nodes,
+}
+
+/// An action whose call is pending.
+#[derive(Debug)]
+struct Pending {
+    id: ActionId,
+    action: Action,
+    attempts: SingleCall,
+    /// The node that was asked; `None` for a proposal.
+    node: Option<Leader>,
+    /// The reason why the delete failed, while the controllers are asked if the source is drained.
+    undeleted: Option<String>,
+    /// The deadline.
+    until: u64,
+}
+
+impl Driver {
+    /// Creates a driver, with a mover without pending actions, for group `gid`, which was created for `shards` shards.
+    pub fn new(gid: Gid, shards: u32, mover: MoverOptions, options: DriverOptions) -> Self {
+        let mover = Mover::new(gid, shards, mover);
+        Self::of(gid, mover, options, Bugs::default())
+    }
+
+    /// Creates a driver with a known bug put back, for the simulator.
+    #[cfg(feature = "bugs")]
+    pub fn with_bug(
+        gid: Gid,
+        shards: u32,
+        mover: MoverOptions,
+        options: DriverOptions,
+        bug: Option<Bug>,
+    ) -> Self {
+        let mover = Mover::with_bug(gid, shards, mover, bug);
+        Self::of(gid, mover, options, Bugs::new(bug))
+    }
+
+    fn of(gid: Gid, mover: Mover, options: DriverOptions, bugs: Bugs) -> Self {
+        let nodes = || Nodes::new(options.first_node, bugs);
+        Self {
+            gid,
+            mover,
+            bugs,
+            pending: BTreeMap::new(),
+            answers: Vec::new(),
+            effects: Vec::new(),
+            next_id: 0,
+            leaders: nodes(),
+            members: nodes(),
+            options,
+        }
+    }
+
+    /// Returns the mover, which says why a shard waits and if the node must stop.
+    pub fn mover(&self) -> &Mover {
+        &self.mover
+    }
+
+    /// Returns the actions whose calls are pending.
+    pub fn pending_actions(&self) -> impl Iterator<Item = &Action> {
+        self.pending.values().map(|pending| &pending.action)
+    }
+
+    /// Returns the time at which [`Driver::poll`] has work without new input, if any.
+    pub fn next_due(&self) -> Option<u64> {
+        if !self.answers.is_empty() {
+            return Some(0);
+        }
+        let deadlines = self.pending.values().map(|pending| pending.until);
+        let first = deadlines.min().filter(|_| self.ends_lost_calls());
+        first.into_iter().chain(self.mover.next_due()).min()
+    }
+
+    /// Takes the answer to a proposal or a call. Call [`Driver::poll`] next.
+    pub fn handle_answer(&mut self, id: CallId, answer: Result<Answer, Refused>) {
+        if self.pending.contains_key(&id) {
+            self.answers.push((id, answer));
+        } else if self.bugs.has(Bug::LateAnswerTaken)
+            && let Ok(answer) = answer
+        {
+            let mut present = self.pending.iter().filter(|(_, it)| it.fits(&answer));
+            if let Some((id, _)) = present.next() {
+                self.answers.push((*id, Ok(answer)));
+            }
+        }
+    }
+
+    /// Returns the effects to carry out now. The arguments are those of [`Mover::poll`].
+    pub fn poll(&mut self, now_ms: u64, ownership: Option<&Arc<Ownership>>) -> Vec<Effect> {
+        let answers = std::mem::take(&mut self.answers);
+        if let Some(ownership) = ownership {
+            for (id, answer) in answers {
+                if let Some(pending) = self.pending.remove(&id) {
+                    self.answered(now_ms, ownership, pending, answer);
+                }
+            }
+            self.end_lost_calls(now_ms, ownership);
+        } else {
+            self.pending.clear();
+        }
+        for (id, action) in self.mover.poll(now_ms, ownership) {
+            if let Some(ownership) = ownership {
+                self.start(now_ms, ownership, id, action);
+            }
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    fn start(&mut self, now: u64, ownership: &Ownership, id: ActionId, action: Action) {
+        let timeout = self.options.call_timeout_ms;
+        let patience = match &action {
+            Action::Propose(_) => self.options.propose_timeout_ms,
+            Action::FetchConfigs { .. } => self.options.news_wait_ms.saturating_add(timeout),
+            // The other half is for the question if the source is drained.
+            Action::Delete { .. } => timeout / 2,
+            Action::Pull { .. } | Action::Report { .. } => timeout,
+        };
+        let pending = Pending {
+            id,
+            action,
+            attempts: attempts(),
+            node: None,
+            undeleted: None,
+            until: now.saturating_add(patience),
+        };
+        if let Action::Propose(step) = &pending.action {
+            let (step, until_ms) = (step.clone(), pending.until);
+            let id = self.insert(pending);
+            self.effects.push(Effect::Propose { id, step, until_ms });
+        } else {
+            self.call(now, ownership, pending);
+        }
+    }
+
+    fn insert(&mut self, pending: Pending) -> CallId {
+        let id = CallId(self.next_id);
+        self.next_id += 1;
+        self.pending.insert(id, pending);
+        id
+    }
+
+    /// Sends an action's request to the next node.
+    fn call(&mut self, now: u64, ownership: &Ownership, mut pending: Pending) {
+        let Some(request) = self.request(ownership, &pending) else {
+            let why = "the group follows no controllers yet".to_owned();
+            return self.fail(now, ownership, pending, why);
+        };
+        let (gid, addresses) = match &pending.action {
+            Action::Pull {
+                source, addresses, ..
+            }
+            | Action::Delete {
+                source, addresses, ..
+            } if pending.undeleted.is_none() => (*source, addresses),
+            _ => (Gid::NONE, &self.options.controllers),
+        };
+        let nodes = if pending.needs_leader() {
+            &self.leaders
+        } else {
+            &self.members
+        };
+        let Some(node) = nodes.next(gid, addresses) else {
+            let why = match gid {
+                Gid::NONE => "no controllers are configured".to_owned(),
+                gid => format!("no address of {gid} is known"),
+            };
+            return self.fail(now, ownership, pending, why);
+        };
+        pending.attempts.handle_sent();
+        let (address, until_ms) = (Arc::clone(&node.address), pending.until);
+        pending.node = Some(node);
+        let id = self.insert(pending);
+        self.effects.push(Effect::Call {
+            id,
+            address,
+            request,
+            until_ms,
+        });
+    }
+
+    /// Returns the request of an action. Only a fetch is possible before the group follows controllers.
+    fn request(&self, ownership: &Ownership, pending: &Pending) -> Option<Request> {
+        let gid = self.gid;
+        if pending.undeleted.is_some() {
+            return Some(Request::ListGroups);
+        }
+        Some(match &pending.action {
+            Action::FetchConfigs { after } => Request::Configs {
+                gid,
+                after: *after,
+                wait_ms: self.options.news_wait_ms,
+            },
+            Action::Pull {
+                shard,
+                config,
+                source,
+                after,
+                max_bytes,
+                ..
+            } => Request::Pull {
+                controller: ownership.controller?,
+                source: *source,
+                shard: *shard,
+                config: *config,
+                after: after.clone(),
+                max_bytes: *max_bytes,
+            },
+            Action::Delete {
+                shard,
+                config,
+                source,
+                ..
+            } => Request::Delete {
+                controller: ownership.controller?,
+                source: *source,
+                shard: *shard,
+                config: *config,
+            },
+            Action::Report { settled } => Request::Report {
+                controller: ownership.controller?,
+                gid,
+                settled: *settled,
+            },
+            // A proposal is not a call.
+            Action::Propose(_) => return None,
+        })
+    }
+
+    fn answered(
+        &mut self,
+        now: u64,
+        ownership: &Ownership,
+        pending: Pending,
+        answer: Result<Answer, Refused>,
+    ) {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(refused) => return self.refused(now, ownership, pending, refused),
+        };
+        if let Some(node) = &pending.node {
+            self.nodes(&pending).found(node);
+        }
+        if !pending.fits(&answer) {
+            let why = "the answer is of another kind: a bug in this version".to_owned();
+            return self.fail(now, ownership, pending, why);
+        }
+        let outcome = match answer {
+            Answer::Groups { controller, gids } => {
+                let is_own = ownership.controller == Some(controller);
+                if !is_own || gids.contains(&pending.source()) {
+                    let why = "the source is not drained".to_owned();
+                    return self.fail(now, ownership, pending, why);
+                }
+                Outcome::Done
+            }
+            Answer::Stepped | Answer::Reported => Outcome::Done,
+            Answer::Chunk(chunk) => Outcome::Pulled(chunk),
+            Answer::Configs {
+                controller,
+                shards,
+                full,
+                deltas,
+            } => Outcome::Configs {
+                controller,
+                shards,
+                full,
+                deltas,
+            },
+        };
+        self.mover.ended(pending.id, outcome);
+    }
+
+    /// Handles a refusal: asks another node at once if that may do, otherwise fails the action.
+    fn refused(&mut self, now: u64, ownership: &Ownership, mut pending: Pending, refused: Refused) {
+        let Some(node) = pending.node.take() else {
+            return self.fail(now, ownership, pending, refused.message);
+        };
+        let why = format!("{}: {}", node.address, refused.message);
+        let needs_leader = pending.needs_leader();
+        let nodes = self.nodes(&pending);
+        let hint = refused.refusal.hint().cloned();
+        let followed = hint.is_some_and(|hint| nodes.follow(&node, &hint));
+        let time = Duration::from_millis(now);
+        let next = pending
+            .attempts
+            .handle_refusal(time, refused, None, followed);
+        let (at_once, leader_failed) = match next {
+            NextStep::Retry {
+                pause,
+                leader_failed,
+            } => (pause.is_zero(), leader_failed),
+            NextStep::AwaitConfig { leader_failed, .. } => (false, leader_failed),
+            NextStep::Report | NextStep::Fail(_) => (false, false),
+        };
+        if !followed && (leader_failed || !needs_leader) {
+            nodes.failed(&node);
+        }
+        if at_once {
+            self.call(now, ownership, pending);
+        } else {
+            self.fail(now, ownership, pending, why);
+        }
+    }
+
+    /// Returns true unless [`Bug::LostAnswerKeepsSlot`] was put back.
+    fn ends_lost_calls(&self) -> bool {
+        !self.bugs.has(Bug::LostAnswerKeepsSlot)
+    }
+
+    /// Fails the actions whose calls got no answer in time. Another node is asked next.
+    fn end_lost_calls(&mut self, now: u64, ownership: &Ownership) {
+        if !self.ends_lost_calls() {
+            return;
+        }
+        let lost = self.pending.iter().filter(|(_, it)| it.until <= now);
+        let lost: Vec<CallId> = lost.map(|(id, _)| *id).collect();
+        for id in lost {
+            let Some(mut pending) = self.pending.remove(&id) else {
+                continue;
+            };
+            let why = match pending.node.take() {
+                None => "the outcome of the step is unknown".to_owned(),
+                Some(node) => {
+                    self.nodes(&pending).failed(&node);
+                    format!("{}: no answer in time", node.address)
+                }
+            };
+            self.fail(now, ownership, pending, why);
+        }
+    }
+
+    /// Fails an action, unless it is a delete whose source may be drained.
+    fn fail(&mut self, now: u64, ownership: &Ownership, mut pending: Pending, why: String) {
+        if let Action::Delete { source, .. } = &pending.action
+            && pending.undeleted.is_none()
+            && ownership.left.contains(source)
+        {
+            if self.bugs.has(Bug::LeftTakenForDrained) {
+                return self.mover.ended(pending.id, Outcome::Done);
+            }
+            pending.undeleted = Some(why);
+            pending.attempts = attempts();
+            pending.until = now.saturating_add(self.options.call_timeout_ms / 2);
+            return self.call(now, ownership, pending);
+        }
+        let why = pending.undeleted.unwrap_or(why);
+        self.effects.push(Effect::Failed(why.clone()));
+        self.mover.ended(pending.id, Outcome::Failed(why));
+    }
+
+    fn nodes(&mut self, pending: &Pending) -> &mut Nodes {
+        if pending.needs_leader() {
+            &mut self.leaders
+        } else {
+            &mut self.members
+        }
+    }
+}
+
+impl Pending {
+    /// Returns the source of a pull or a delete; [`Gid::NONE`] otherwise.
+    fn source(&self) -> Gid {
+        match &self.action {
+            Action::Pull { source, .. } | Action::Delete { source, .. } => *source,
+            _ => Gid::NONE,
+        }
+    }
+
+    fn needs_leader(&self) -> bool {
+        matches!(self.action, Action::Delete { .. } | Action::Report { .. })
+    }
+
+    /// Returns true if `answer` answers this call.
+    fn fits(&self, answer: &Answer) -> bool {
+        match answer {
+            Answer::Groups { .. } => self.undeleted.is_some(),
+            Answer::Stepped => match self.action {
+                Action::Delete { .. } => self.undeleted.is_none(),
+                Action::Propose(_) => true,
+                _ => false,
+            },
+            Answer::Configs { .. } => matches!(self.action, Action::FetchConfigs { .. }),
+            Answer::Chunk(_) => matches!(self.action, Action::Pull { .. }),
+            Answer::Reported => matches!(self.action, Action::Report { .. }),
+        }
+    }
+}
+
+fn attempts() -> SingleCall {
+    SingleCall::new(Repeat::Freely, POLICY, Jitter::new(0))
+}
+
+/// The nodes of each group, and the guess which of them serves.
+#[derive(Debug)]
+struct Nodes {
+    guesses: LeaderTable,
+    /// The number of failures of each group's nodes.
+    failures: BTreeMap<Gid, usize>,
+    /// The position of the address that is asked first.
+    first: usize,
+}
+
+impl Nodes {
+    fn new(first: usize, bugs: Bugs) -> Self {
+        Self {
+            guesses: LeaderTable::new(bugs.of_requests()),
+            failures: BTreeMap::new(),
+            first,
+        }
+    }
+
+    /// Returns the node to ask next.
+    fn next(&self, gid: Gid, addresses: &[String]) -> Option<Leader> {
+        let failures = self.failures.get(&gid).copied().unwrap_or_default();
+        let turn = self.first.wrapping_add(failures);
+        self.guesses.next(gid, addresses, turn)
+    }
+
+    /// Records that a node answered.
+    fn found(&mut self, node: &Leader) {
+        self.guesses.found(node.gid, &node.address);
+    }
+
+    /// Drops a node that refused and named another one. Returns true if that one is asked next.
+    fn follow(&mut self, node: &Leader, hint: &Arc<str>) -> bool {
+        self.guesses.failed(node, Some(hint))
+    }
+
+    /// Drops a node that can't serve, so that the next one is asked.
+    fn failed(&mut self, node: &Leader) {
+        self.guesses.failed(node, None);
+        let failures = self.failures.entry(node.gid).or_default();
+        *failures = failures.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,387 @@
+use std::collections::BTreeSet;
+
+use request::Refusal;
+
+use super::*;
+use crate::{Next, Shard, ShardState};
+use types::LogTime;
+
+const OWN: Gid = Gid(1);
+const SOURCE: Gid = Gid(2);
+const CONTROLLER: ClusterId = ClusterId(0xc0);
+const SHARD: ShardId = ShardId(4);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A driver that leads its group. Its ownership never changes by itself.
+struct Stage {
+    driver: Driver,
+    ownership: Arc<Ownership>,
+    now: u64,
+    /// Pending calls: id, address, request.
+    calls: Vec<(CallId, String, Request)>,
+    proposals: Vec<(CallId, Step)>,
+    failures: Vec<String>,
+}
+
+fn addresses(name: &str) -> Vec<String> {
+    (1..=3)
+        .map(|number| format!("{name}-{number}:7000"))
+        .collect()
+}
+
+fn options() -> DriverOptions {
+    DriverOptions {
+        controllers: addresses("ctrl"),
+        first_node: 0,
+        call_timeout_ms: 1_000,
+        propose_timeout_ms: 5_000,
+        news_wait_ms: 2_000,
+    }
+}
+
+/// The ownership of a group whose shard is on its way.
+fn pulling() -> Ownership {
+    let shard = Shard {
+        state: ShardState::Pulling {
+            config: ConfigNum(3),
+            source: SOURCE,
+            after: Cursor::default(),
+            bytes: 0,
+        },
+        queue: std::collections::VecDeque::new(),
+        since: LogTime(0),
+        clock: LogTime(0),
+    };
+    Ownership {
+        gid: OWN,
+        controller: Some(CONTROLLER),
+        config: ConfigNum(3),
+        shards: [(SHARD, Arc::new(shard))].into_iter().collect(),
+        groups: Arc::new([(SOURCE, addresses("g2"))].into()),
+        ..Ownership::default()
+    }
+}
+
+/// The ownership of a group that waits for the confirmation of a delete, for each of these shards.
+fn deleting(shards: &[u32]) -> Ownership {
+    let owed = shards
+        .iter()
+        .map(|it| ((ShardId(*it), ConfigNum(3)), SOURCE));
+    Ownership {
+        shards: crate::ShardMap::default(),
+        owed: owed.collect(),
+        ..pulling()
+    }
+}
+
+fn left(mut ownership: Ownership) -> Ownership {
+    ownership.left.insert(SOURCE);
+    ownership
+}
+
+impl Stage {
+    fn new(ownership: Ownership) -> Self {
+        Self::with(
+            Driver::new(OWN, 10, MoverOptions::default(), options()),
+            ownership,
+        )
+    }
+
+    fn with(driver: Driver, ownership: Ownership) -> Self {
+        let mut stage = Self {
+            driver,
+            ownership: Arc::new(ownership),
+            now: 1_000,
+            calls: Vec::new(),
+            proposals: Vec::new(),
+            failures: Vec::new(),
+        };
+        stage.poll();
+        stage
+    }
+
+    fn poll(&mut self) {
+        for effect in self.driver.poll(self.now, Some(&self.ownership)) {
+            match effect {
+                Effect::Call {
+                    id,
+                    address,
+                    request,
+                    ..
+                } => self.calls.push((id, address.to_string(), request)),
+                Effect::Propose { id, step, .. } => self.proposals.push((id, step)),
+                Effect::Failed(why) => self.failures.push(why),
+            }
+        }
+    }
+
+    /// Lets the time pass.
+    fn pass(&mut self, ms: u64) {
+        let end = self.now + ms;
+        while let Some(due) = self.driver.next_due().filter(|due| *due <= end) {
+            self.now = self.now.max(due);
+            self.poll();
+        }
+        self.now = end;
+    }
+
+    /// Takes the pending call that `wanted` accepts, and its node's address.
+    fn take(&mut self, wanted: impl Fn(&Request) -> bool) -> (CallId, String) {
+        let at = self.calls.iter().position(|(_, _, it)| wanted(it));
+        let at = at.unwrap_or_else(|| panic!("no such call in {:?}", self.calls));
+        let (id, address, _) = self.calls.remove(at);
+        (id, address)
+    }
+
+    fn answer(&mut self, id: CallId, answer: Answer) {
+        self.driver.handle_answer(id, Ok(answer));
+        self.poll();
+    }
+
+    fn refuse(&mut self, id: CallId, refusal: Refusal) {
+        let message = "said so".to_owned();
+        self.driver
+            .handle_answer(id, Err(Refused { refusal, message }));
+        self.poll();
+    }
+
+    fn confirms(&self, shard: u32) -> bool {
+        let config = ConfigNum(3);
+        let shard = ShardId(shard);
+        let confirmed = Step::Deleted { shard, config };
+        self.proposals.iter().any(|(_, step)| *step == confirmed)
+    }
+}
+
+fn is_pull(request: &Request) -> bool {
+    matches!(request, Request::Pull { .. })
+}
+
+fn is_delete(request: &Request) -> bool {
+    matches!(request, Request::Delete { .. })
+}
+
+fn is_delete_of(number: u32) -> impl Fn(&Request) -> bool {
+    move |it| matches!(it, Request::Delete { shard, .. } if shard.0 == number)
+}
+
+#[cfg(feature = "bugs")]
+fn is_report(request: &Request) -> bool {
+    matches!(request, Request::Report { .. })
+}
+
+fn is_list(request: &Request) -> bool {
+    *request == Request::ListGroups
+}
+
+fn not_leader(hint: Option<&str>) -> Refusal {
+    Refusal::NotLeader {
+        hint: hint.map(Arc::from),
+    }
+}
+
+fn groups(controller: ClusterId, gids: &[u64]) -> Answer {
+    Answer::Groups {
+        controller,
+        gids: gids.iter().map(|gid| Gid(*gid)).collect::<BTreeSet<_>>(),
+    }
+}
+
+fn last_chunk() -> Answer {
+    Answer::Chunk(Chunk {
+        shard: SHARD,
+        config: ConfigNum(3),
+        after: Cursor::default(),
+        pairs: Vec::new(),
+        sessions: Vec::new(),
+        next: Next::Done {
+            clock: LogTime(1),
+            ttl_ms: 1_000,
+        },
+    })
+}
+
+#[test]
+fn a_chunk_becomes_a_proposal() {
+    let mut stage = Stage::new(pulling());
+    let (pull, _) = stage.take(is_pull);
+    stage.answer(pull, last_chunk());
+    assert!(matches!(
+        stage.proposals.as_slice(),
+        [(_, Step::Install(_))]
+    ));
+    assert_eq!(stage.failures, [""; 0]);
+}
+
+#[test]
+fn a_refusal_is_followed_to_the_named_leader_which_is_asked_first_from_then_on() {
+    let mut stage = Stage::new(deleting(&[1, 2]));
+    let (first, address) = stage.take(is_delete_of(1));
+    assert_eq!(address, "g2-1:7000");
+    stage.refuse(first, not_leader(Some("g2-3:7000")));
+    let (second, address) = stage.take(is_delete_of(1));
+    assert_eq!(address, "g2-3:7000", "at once");
+    stage.answer(second, Answer::Stepped);
+    assert!(stage.confirms(1));
+    let (other, address) = stage.take(is_delete_of(2));
+    assert_eq!(address, "g2-1:7000", "it was sent before");
+    stage.refuse(other, not_leader(None));
+    let (_, address) = stage.take(is_delete_of(2));
+    assert_eq!(address, "g2-3:7000");
+}
+
+#[test]
+fn hints_that_lead_in_a_circle_end_the_action() {
+    let mut stage = Stage::new(deleting(&[1]));
+    let mut asked = Vec::new();
+    while let Some(at) = stage.calls.iter().position(|(_, _, it)| is_delete(it)) {
+        let (id, address, _) = stage.calls.remove(at);
+        let other = if address == "g2-1:7000" {
+            "g2-2:7000"
+        } else {
+            "g2-1:7000"
+        };
+        asked.push(address);
+        stage.refuse(id, not_leader(Some(other)));
+    }
+    assert_eq!(asked.len(), 4, "{asked:?}");
+    assert_eq!(stage.failures.len(), 1);
+    stage.pass(10);
+    stage.take(is_delete);
+}
+
+#[test]
+fn a_silent_node_ends_the_action_and_another_is_asked_next() {
+    let mut stage = Stage::new(pulling());
+    let (lost, address) = stage.take(is_pull);
+    assert_eq!(address, "g2-1:7000");
+    stage.pass(999);
+    assert_eq!(stage.failures, [""; 0]);
+    stage.pass(1);
+    let silent = "g2-1:7000: no answer in time".to_owned();
+    assert!(stage.failures.contains(&silent), "{:?}", stage.failures);
+    stage.pass(10);
+    let (_, address) = stage.take(is_pull);
+    assert_eq!(address, "g2-2:7000");
+    stage.answer(lost, last_chunk());
+    assert!(stage.proposals.is_empty(), "the late answer is dropped");
+}
+
+#[test]
+fn a_node_that_has_not_applied_the_fence_is_not_asked_again_at_once() {
+    let mut stage = Stage::new(pulling());
+    let (id, _) = stage.take(is_pull);
+    let retry_after = SECOND;
+    stage.refuse(id, Refusal::ShardNotReady { retry_after });
+    assert_eq!(stage.failures, ["g2-1:7000: said so"]);
+    stage.pass(10);
+    let (_, address) = stage.take(is_pull);
+    assert_eq!(address, "g2-2:7000");
+}
+
+#[test]
+fn a_source_that_left_is_done_only_when_the_own_controllers_say_that_it_is_drained() {
+    for (answer, drained) in [
+        (groups(CONTROLLER, &[1, 3]), true),
+        (groups(CONTROLLER, &[1, 2]), false),
+        (groups(ClusterId(8), &[1, 3]), false),
+    ] {
+        let mut stage = Stage::new(left(deleting(&[1])));
+        stage.take(is_delete);
+        stage.pass(500);
+        let (list, address) = stage.take(is_list);
+        assert_eq!(address, "ctrl-1:7000");
+        stage.answer(list, answer);
+        assert_eq!(stage.confirms(1), drained);
+        assert_eq!(stage.failures.is_empty(), drained);
+    }
+}
+
+#[test]
+fn the_controllers_are_not_asked_about_a_source_that_is_still_there() {
+    let mut stage = Stage::new(deleting(&[1]));
+    stage.take(is_delete);
+    stage.pass(500);
+    assert_eq!(stage.failures, ["g2-1:7000: no answer in time"]);
+    assert!(!stage.calls.iter().any(|(_, _, it)| is_list(it)));
+}
+
+#[test]
+fn an_answer_of_another_kind_fails_the_action() {
+    let mut stage = Stage::new(left(deleting(&[1])));
+    let (id, _) = stage.take(is_delete);
+    stage.answer(id, Answer::Reported);
+    stage.take(is_list);
+    assert!(!stage.confirms(1));
+}
+
+#[test]
+fn the_end_of_leadership_drops_all_calls() {
+    let mut stage = Stage::new(pulling());
+    let (pull, _) = stage.take(is_pull);
+    assert!(stage.driver.poll(stage.now, None).is_empty());
+    assert_eq!(stage.driver.pending_actions().count(), 0);
+    stage.answer(pull, last_chunk());
+    assert!(stage.proposals.is_empty());
+    stage.take(is_pull);
+}
+
+#[test]
+fn proposals_with_unknown_outcome_end() {
+    let mut stage = Stage::new(pulling());
+    let (pull, _) = stage.take(is_pull);
+    stage.answer(pull, last_chunk());
+    stage.pass(5_000);
+    let unknown = "the outcome of the step is unknown";
+    assert!(stage.failures.iter().any(|why| why == unknown));
+}
+
+#[cfg(feature = "bugs")]
+mod bugs {
+    use super::*;
+
+    fn with(bug: Bug, ownership: Ownership) -> Stage {
+        let driver = Driver::with_bug(OWN, 10, MoverOptions::default(), options(), Some(bug));
+        Stage::with(driver, ownership)
+    }
+
+    #[test]
+    fn left_taken_for_drained() {
+        let mut stage = with(Bug::LeftTakenForDrained, left(deleting(&[1])));
+        stage.pass(500);
+        stage.poll();
+        assert!(stage.confirms(1));
+    }
+
+    #[test]
+    fn late_answer_taken() {
+        let mut stage = with(Bug::LateAnswerTaken, deleting(&[1, 2]));
+        let (late, _) = stage.take(is_delete_of(1));
+        stage.pass(600);
+        let (other, _) = stage.take(is_delete_of(2));
+        assert!(other > late);
+        stage.answer(late, Answer::Stepped);
+        assert!(stage.confirms(1) || stage.confirms(2));
+    }
+
+    #[test]
+    fn hint_followed_for_ever() {
+        let mut stage = with(Bug::HintFollowedForEver, deleting(&[1]));
+        let (id, _) = stage.take(is_report);
+        stage.refuse(id, not_leader(Some("ctrl-9:7000")));
+        for _ in 0..5 {
+            let (id, address) = stage.take(is_report);
+            assert_eq!(address, "ctrl-9:7000");
+            stage.refuse(id, Refusal::NotSent);
+            stage.pass(1_000);
+        }
+    }
+
+    #[test]
+    fn lost_answer_keeps_slot() {
+        let mut stage = with(Bug::LostAnswerKeepsSlot, deleting(&[1]));
+        stage.take(is_delete);
+        stage.pass(60_000);
+        assert!(!stage.calls.iter().any(|(_, _, it)| is_delete(it)));
+    }
+}
