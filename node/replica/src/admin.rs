@@ -1,9 +1,9 @@
-//! Membership changes and leadership transfers: those that are asked for, and those that the leader makes by itself
-//! when a member comes back with an empty disk.
+//! Membership changes and leadership transfers: those that an operator requests, and those that the leader makes by itself
+//! when a member returns with an empty disk.
 //!
-//! A wiped disk comes back as a new node at a known address. It asks to be let in; the leader adds it as a learner
-//! that *replaces* the old member. From there the log itself says what is to be done, so that any later leader goes on:
-//! when the learner has caught up, the other members at its address are removed, and it becomes a voter.
+//! A node with a wiped disk returns as a new node at a known address. It asks to be added, and the leader adds it as a
+//! learner that *replaces* the old member. The membership records the replacement, so any later leader continues: when the
+//! learner has caught up, the leader removes the other members at its address and promotes it to a voter.
 
 use raft::{
     ChangeError, EntryId, Index, MemberKind, MembershipChange, ProposeError, Raft, Role,
@@ -13,7 +13,7 @@ use types::NodeId;
 
 use crate::{Answer, Outlet, Refusal, RequestId};
 
-/// Membership changes and transfers that wait for their end.
+/// The membership changes and transfers that are not answered yet.
 #[derive(Debug, Default)]
 pub(crate) struct Admin {
     changes: Vec<Change>,
@@ -25,7 +25,7 @@ pub(crate) struct Admin {
 struct Change {
     request: RequestId,
     entry: EntryId,
-    /// It was this very entry that got committed at its index, not another leader's.
+    /// True if this entry was committed at its index, and not another leader's.
     committed: bool,
 }
 
@@ -73,9 +73,9 @@ impl Admin {
         Ok(())
     }
 
-    /// A node that is no member asks to be let in. Only one at the address of a member that is silent is let in by
-    /// itself; an unknown address is an operator's to add.
-    pub(crate) fn asked_to_join(raft: &mut Raft, node: NodeId, address: &str) {
+    /// Handles the request of a node to be added to the group. The leader adds it only if it has the address of a silent
+    /// member; only an operator adds a node at an unknown address.
+    pub(crate) fn handle_join_request(raft: &mut Raft, node: NodeId, address: &str) {
         if raft.role() != Role::Leader || raft.membership().get(node).is_some() {
             return;
         }
@@ -87,7 +87,7 @@ impl Admin {
         let alive = here
             .iter()
             .any(|(id, _)| *id == raft.node() || raft.is_active(*id));
-        // A voter, or a learner that was about to take a voter's place.
+        // A voter, or a learner that replaces a voter.
         let has_a_vote =
             |member: &raft::Member| member.kind == MemberKind::Voter || member.replaces.is_some();
         let elector = here.iter().find(|(_, member)| has_a_vote(member));
@@ -96,7 +96,7 @@ impl Admin {
                 node,
                 replaces: *replaces,
             },
-            // In the place of a learner comes a learner.
+            // A learner replaces a learner.
             (None, Some(_)) => MembershipChange::AddLearner {
                 node,
                 address: address.to_owned(),
@@ -104,31 +104,31 @@ impl Admin {
             (None, None) => return,
         };
         if !alive {
-            // A change that is busy now is tried again when the node asks again.
+            // If another change is in progress, the node asks again later.
             let _ = raft.change_membership(&change);
         }
     }
 
-    /// Goes on with replacements.
+    /// Makes the next step of a replacement, if one is due.
     pub(crate) fn tick(raft: &mut Raft) {
         if raft.role() != Role::Leader {
             return;
         }
         if let Some(change) = next_replacement_step(raft) {
-            // Refused while another change is on its way or the learner is behind: the next tick tries again.
+            // Refused while another change is in progress or the learner is behind; the next tick tries again.
             let _ = raft.change_membership(&change);
         }
     }
 
-    /// A membership entry is being applied.
-    pub(crate) fn committed(&mut self, entry: EntryId) {
+    /// Notes that the membership entry `entry` is committed.
+    pub(crate) fn mark_committed(&mut self, entry: EntryId) {
         for change in &mut self.changes {
             change.committed |= change.entry == entry;
         }
     }
 
-    /// Entries up to `applied` are applied, one by one.
-    pub(crate) fn applied<R>(
+    /// Answers the changes whose index is at most `applied`.
+    pub(crate) fn answer_applied<R>(
         &mut self,
         applied: Index,
         leader: Option<NodeId>,
@@ -146,16 +146,16 @@ impl Admin {
         });
     }
 
-    /// A snapshot skipped the entries up to `last`: gives back the changes among them.
-    pub(crate) fn overtaken(&mut self, last: Index) -> Vec<RequestId> {
+    /// Takes the changes up to `last`, whose entries a snapshot skipped.
+    pub(crate) fn take_skipped(&mut self, last: Index) -> Vec<RequestId> {
         let skipped = self
             .changes
             .extract_if(.., |change| change.entry.index <= last);
         skipped.map(|change| change.request).collect()
     }
 
-    /// Answers transfers that came to an end.
-    pub(crate) fn settle<R>(&mut self, raft: &Raft, outlet: &mut dyn Outlet<R>) {
+    /// Answers the transfers if none is in progress any more.
+    pub(crate) fn answer_transfers<R>(&mut self, raft: &Raft, outlet: &mut dyn Outlet<R>) {
         if self.transfers.is_empty() || raft.is_transferring() {
             return;
         }
@@ -171,8 +171,9 @@ impl Admin {
         }
     }
 
-    /// At an index that is committed, applying tells whose entry it was; of the others nothing is known.
-    pub(crate) fn leadership_lost<R>(&mut self, raft: &Raft, outlet: &mut dyn Outlet<R>) {
+    /// Answers the changes whose entries are not known to be committed, because this node lost leadership. The other changes
+    /// are answered when the entry at their index is applied.
+    pub(crate) fn fail_uncommitted<R>(&mut self, raft: &Raft, outlet: &mut dyn Outlet<R>) {
         let (commit, leader) = (raft.commit_index(), raft.leader());
         self.changes.retain(|change| {
             let decided = change.entry.index <= commit;
@@ -183,7 +184,8 @@ impl Admin {
         });
     }
 
-    pub(crate) fn fail_all(&mut self) -> Vec<RequestId> {
+    /// Takes all changes and transfers.
+    pub(crate) fn take_all(&mut self) -> Vec<RequestId> {
         self.changes
             .drain(..)
             .map(|change| change.request)
@@ -192,8 +194,8 @@ impl Admin {
     }
 }
 
-/// What comes next for a learner that takes a lost disk's place: first the others at its address go, then it votes. In
-/// this order, because a voter that is gone only makes the quorum larger.
+/// Returns the next change for a learner that replaces a member with a lost disk: first remove the other members at its
+/// address, then promote it. In this order, because a voter that is gone only makes the quorum larger.
 fn next_replacement_step(raft: &Raft) -> Option<MembershipChange> {
     let membership = raft.membership();
     membership

@@ -1,9 +1,9 @@
-//! Committed entries take effect: many at once, in one batch of the state store, with their position.
+//! Applying committed entries: many at once, in one batch of the state store, with their position.
 
 use raft::{Entry, EntryId, Payload, StoreError};
 
 use crate::entry::OperationBatch;
-use crate::waiting::by_index_only;
+use crate::pending::by_index_only;
 use crate::{Answer, Applying, Outlet, Refusal, Replica, RequestId, StateMachine, Transaction};
 
 impl<M: StateMachine> Replica<M> {
@@ -21,13 +21,13 @@ impl<M: StateMachine> Replica<M> {
         let by_index = by_index_only(&self.options);
         for entry in entries {
             self.compaction.count(&entry);
-            overtaken.extend(self.writes.overtaken(entry.id, by_index));
+            overtaken.extend(self.writes.take_overtaken(entry.id, by_index));
             applied.last = entry.id;
             match entry.payload {
                 Payload::Noop => {}
                 Payload::Membership(membership) => {
                     applied.membership = membership;
-                    self.admin.committed(entry.id);
+                    self.admin.mark_committed(entry.id);
                 }
                 Payload::Command(data) => {
                     let batch = OperationBatch::decode(data)
@@ -50,8 +50,8 @@ impl<M: StateMachine> Replica<M> {
         }
         self.machine.finish_batch(&mut transaction)?;
         let batch = transaction.into_batch();
-        // The machine's caches are ahead of the state now, and these entries won't be handed out again: a batch that can't
-        // be committed can only be applied anew, after a restart.
+        // The machine's caches are ahead of the state now, and Raft won't hand these entries out again. So a failed commit
+        // is final: only a restart can apply the entries again.
         self.state
             .commit(batch, applied.clone())
             .map_err(final_error)?;
@@ -63,7 +63,8 @@ impl<M: StateMachine> Replica<M> {
         for request in overtaken {
             outlet.answer(request, Err(Refusal::Unknown { leader }));
         }
-        self.admin.applied(self.applied.last.index, leader, outlet);
+        self.admin
+            .answer_applied(self.applied.last.index, leader, outlet);
         Ok(())
     }
 }
@@ -77,7 +78,8 @@ fn final_error(error: StoreError) -> StoreError {
     }
 }
 
-/// Skipping an entry that this version can't read would make this replica differ from those that can.
+/// Returns the error of an entry that this version can't read. The replica must not skip the entry, because its state would
+/// differ from that of replicas that can read it.
 fn unreadable(id: EntryId, error: &types::DecodeError) -> StoreError {
     StoreError::Damaged(format!(
         "log entry {id} can't be read by this version ({error}): upgrade this node"

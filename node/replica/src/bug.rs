@@ -1,6 +1,7 @@
-//! Known bugs of the replicated log's runtime that tests and the simulator put back, one at a time, to show that their checks find them.
+//! Known bugs of the replicated log's runtime that tests and the simulator put back, one at a time, to show that their
+//! checks find them.
 //!
-//! The switch exists only where the feature `bugs` is on, which the product never has: [`BUGS_COMPILED_IN`] lets a binary
+//! The switch exists only with the feature `bugs`, which the product never enables: [`BUGS_COMPILED_IN`] lets a binary
 //! refuse to compile with it.
 
 /// True if this build can be made to misbehave. The product asserts at compile time that it can't.
@@ -46,13 +47,13 @@ impl Bugs {
         Self { bug }
     }
 
-    /// Returns true if `bug` was put back: never, in the product.
+    /// Returns true if `bug` was put back; always false in the product.
     #[cfg(feature = "bugs")]
     pub fn has(self, bug: Bug) -> bool {
         self.bug == Some(bug)
     }
 
-    /// Returns true if `bug` was put back: never, in the product.
+    /// Returns true if `bug` was put back; always false in the product.
     #[cfg(not(feature = "bugs"))]
     #[allow(clippy::unused_self)]
     pub const fn has(self, _bug: Bug) -> bool {

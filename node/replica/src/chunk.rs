@@ -12,10 +12,10 @@
 //!
 //! and a record is either a pair (table tag 1 to 3, key, value: length-prefixed) or, as the very last
 //! record of the last chunk, the trailer: tag 0, the [`Applied`] record, the number of pairs, and the CRC-32
-//! of all pairs' encodings in order. The trailer is what tells a whole snapshot from a part of one; the
-//! numbers and the rule that keys only ascend tell a repeated or a swapped chunk.
+//! of all pairs' encodings in order. The trailer distinguishes a whole snapshot from a part of one. The chunk
+//! numbers, and the rule that keys ascend, reveal a repeated or swapped chunk.
 //!
-//! Nothing here does I/O. Decoding never panics: whatever does not fit is [`StoreError::Damaged`].
+//! Nothing here does I/O. Decoding never panics: any other input is [`StoreError::Damaged`].
 
 use bytes::Bytes;
 use raft::{EntryId, Index, Membership, SnapshotMeta, StoreError, Term};
@@ -26,14 +26,14 @@ use crate::{Applied, SNAPSHOT_CHUNK_BYTES, Table};
 const CHUNK_VERSION: u8 = 1;
 const APPLIED_VERSION: u8 = 1;
 const TRAILER: u8 = 0;
-/// Version and checksum.
+/// The bytes of the version and the checksum.
 const HEADER_BYTES: usize = 5;
 
 /// A pair of a snapshot.
 pub type Pair = (Table, Bytes, Bytes);
 
 impl Applied {
-    /// The record as bytes: version, term, index, time, membership.
+    /// Encodes the record: version, term, index, time, membership.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(64);
         out.byte(APPLIED_VERSION)
@@ -44,7 +44,7 @@ impl Applied {
         out.finish()
     }
 
-    /// Reads what [`Applied::encode`] wrote.
+    /// Decodes the output of [`Applied::encode`].
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         let version = input.byte("applied version")?;
@@ -66,7 +66,7 @@ impl Applied {
         })
     }
 
-    /// What a snapshot of a state at this position covers.
+    /// Returns the last entry and the membership that a snapshot at this position covers.
     pub fn meta(&self) -> SnapshotMeta {
         SnapshotMeta {
             last: self.last,
@@ -76,7 +76,7 @@ impl Applied {
 }
 
 impl Table {
-    /// The byte that stands for the table in a chunk. Part of the format.
+    /// Returns the byte of the table in a chunk, which is part of the format.
     pub const fn tag(self) -> u8 {
         match self {
             Self::Meta => 1,
@@ -85,7 +85,7 @@ impl Table {
         }
     }
 
-    /// The table of a tag.
+    /// Returns the table of a tag.
     pub fn from_tag(tag: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|table| table.tag() == tag)
     }
@@ -102,7 +102,7 @@ pub struct ChunkEncoder {
 }
 
 impl ChunkEncoder {
-    /// For a snapshot of a state at `applied`.
+    /// Creates the encoder of a snapshot at `applied`.
     pub fn new(applied: Applied) -> Self {
         Self {
             applied,
@@ -113,7 +113,7 @@ impl ChunkEncoder {
         }
     }
 
-    /// Adds a pair. Pairs come in ascending order of table and key. Gives a chunk when one is full.
+    /// Adds a pair. Pairs come in ascending order of table and key. Returns a chunk when one is full.
     pub fn pair(&mut self, table: Table, key: &[u8], value: &[u8]) -> Option<Bytes> {
         let mut record = Writer::with_capacity(key.len() + value.len() + 16);
         record.byte(table.tag()).bytes(key).bytes(value);
@@ -127,7 +127,7 @@ impl ChunkEncoder {
         })
     }
 
-    /// The last chunk, with the trailer.
+    /// Returns the last chunk, with the trailer.
     pub fn finish(mut self) -> Bytes {
         self.body
             .byte(TRAILER)
@@ -165,7 +165,7 @@ pub struct ChunkDecoder {
 }
 
 impl ChunkDecoder {
-    /// For the snapshot that `meta` describes.
+    /// Creates the decoder of the snapshot that `meta` describes.
     pub fn new(meta: SnapshotMeta) -> Self {
         Self {
             meta,
@@ -177,7 +177,7 @@ impl ChunkDecoder {
         }
     }
 
-    /// The pairs of the next chunk. After an error the decoder is useless: the snapshot starts over.
+    /// Decodes the pairs of the next chunk. After an error the snapshot must start over with a new decoder.
     pub fn chunk(&mut self, chunk: &[u8]) -> Result<Vec<Pair>, StoreError> {
         if self.trailer.is_some() {
             return Err(damaged("a snapshot chunk follows the last one"));
@@ -246,14 +246,14 @@ impl ChunkDecoder {
         Ok(())
     }
 
-    /// The state's position, if the snapshot is whole.
+    /// Returns the position of the state if the snapshot is whole.
     pub fn finish(self) -> Result<Applied, StoreError> {
         self.trailer
             .ok_or_else(|| damaged(format!("a snapshot ends after {} chunks", self.next)))
     }
 }
 
-/// Checks the version and the checksum, and gives the rest.
+/// Checks the version and the checksum of a chunk. Returns a reader of the rest.
 fn open(chunk: &[u8]) -> Result<Reader, StoreError> {
     let mut input = Reader::new(Bytes::copy_from_slice(chunk));
     let version = input.byte("chunk version").map_err(decode)?;

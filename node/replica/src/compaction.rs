@@ -1,5 +1,5 @@
-//! When the log is cut: after it has grown by a threshold, below what the state holds durably, and not so close to
-//! its end that a follower that was away for a moment would need a snapshot.
+//! Compaction of the log: after it has grown by a threshold, below the index that the state holds durably, and far enough
+//! from the log's end that a follower that was away for a moment needs no snapshot.
 
 use std::collections::VecDeque;
 
@@ -8,16 +8,16 @@ use raft::{Entry, Index, StoreError};
 use crate::bug::Bug;
 use crate::{Replica, StateMachine};
 
-/// Marks kept per threshold: the log is cut at a mark.
+/// The number of marks per threshold. The replica cuts the log at a mark.
 const MARKS: u64 = 8;
 
-/// How the log grew: the bytes of all entries up to some of them.
+/// The growth of the log: for some indexes, the bytes of all entries up to each.
 #[derive(Debug)]
 pub(crate) struct Compaction {
     marks: VecDeque<(Index, u64)>,
     /// Bytes of entries applied since the start.
     bytes: u64,
-    /// `bytes` when the state was last asked to become durable.
+    /// The value of `bytes` when the last flush of the state was started.
     flushed: u64,
 }
 
@@ -30,13 +30,13 @@ impl Compaction {
         }
     }
 
-    /// An entry is being applied.
+    /// Counts an entry that is being applied.
     pub(crate) fn count(&mut self, entry: &Entry) {
         self.bytes += entry.size() as u64;
         self.marks.push_back((entry.id.index, self.bytes));
     }
 
-    /// Forgets marks that are so close together that one will do.
+    /// Drops marks that are closer together than needed.
     fn thin(&mut self, threshold: u64) {
         let apart = (threshold / MARKS).max(1);
         while self.marks.len() > 2 {
@@ -53,7 +53,7 @@ impl Compaction {
         }
     }
 
-    /// The index up to which the log may go so that about half a threshold of it stays.
+    /// Returns the index up to which the log may be cut so that about half a threshold of bytes stays.
     fn target(&self, threshold: u64) -> Index {
         let enough = |(_, bytes): &&(Index, u64)| self.bytes - bytes >= threshold / 2;
         self.marks
@@ -71,7 +71,7 @@ impl Compaction {
 }
 
 impl<M: StateMachine> Replica<M> {
-    /// Asks for durability when the log has grown, and cuts what is durable.
+    /// Starts a flush of the state when the log has grown by the threshold, and cuts the log below the durable index.
     pub(crate) fn compact(&mut self) -> Result<(), StoreError> {
         let threshold = self.options.compact_after_bytes;
         self.compaction.thin(threshold);
@@ -83,8 +83,8 @@ impl<M: StateMachine> Replica<M> {
         if self.options.bugs.has(Bug::CompactAboveDurable) {
             durable = self.applied.last.index;
         }
-        // A follower that receives a snapshot goes on with the entries right after it: cutting them would make it
-        // need another one, again and again.
+        // A follower that receives a snapshot continues with the entries right after it. If they were cut, it would need
+        // another snapshot, again and again.
         let target = self
             .compaction
             .target(threshold)

@@ -1,12 +1,12 @@
-//! What every store must do, as plain functions that a store's tests call with a harness.
+//! The conformance suite of stores: plain functions that a store's tests call with a harness.
 //!
-//! The suite holds a store to the words of [`raft::LogStore`] and [`StateStore`](crate::StateStore): it
-//! drives the store, crashes it at each step, and compares what it finds with a model. A function returns
-//! if the store behaves, and panics with what was wrong if it doesn't; call each from a test of its own,
-//! or all with [`log::all`] and [`state::all`].
+//! The suite checks the contracts of [`raft::LogStore`] and [`StateStore`](crate::StateStore). It drives the
+//! store, crashes it at each step, and compares its content with a model. A function returns if the store
+//! conforms, and panics with the difference if it doesn't. Call each function from a test of its own, or all
+//! with [`log::all`] and [`state::all`].
 //!
-//! The suite does not inject faults of the disk (damage, a full disk): how those are made depends on the
-//! store, so each store tests them itself.
+//! The suite does not inject faults of the disk (damage, a full disk). Their injection depends on the store, so
+//! each store tests them itself.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ pub mod state;
 pub struct Random(pub u64);
 
 impl Random {
-    /// A number below `bound`, which must not be zero.
+    /// Returns a number below `bound`, which must not be zero.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -1,5 +1,5 @@
-//! What a log entry of a replica carries: many operations, with the log time and the limits that the leader
-//! stamped. One entry a batch, so that a batch costs one record in the log and one message to each follower.
+//! The content of a log entry: a batch of operations, with the log time and the value limit that the leader stamped. A
+//! batch costs one record in the log and one message to each follower.
 
 use bytes::Bytes;
 use types::{DecodeError, LogTime, Reader, Writer};
@@ -15,7 +15,7 @@ pub(crate) struct OperationBatch {
     pub(crate) operations: Vec<Bytes>,
 }
 
-/// How many bytes an operation adds to a batch beside its own, at most.
+/// The most bytes that an operation adds to a batch beside its own.
 pub(crate) const OPERATION_OVERHEAD_BYTES: usize = 5;
 
 impl OperationBatch {

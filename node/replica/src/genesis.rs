@@ -1,4 +1,4 @@
-//! What is chosen when a group is created.
+//! The fixed settings of a group, chosen when it is created.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use types::{DecodeError, MAX_SHARDS, Reader, Writer};
 use crate::session::SessionLimits;
 use crate::{StateReader, Table, WriteBatch};
 
-/// How far in the future a session's birth may lie, in milliseconds, before it is refused. Part of the
-/// format: replicas that disagreed would diverge.
+/// The longest time by which a session's birth may lie in the future, in milliseconds. Part of the format: replicas with
+/// other values would diverge.
 pub const MAX_BIRTH_AHEAD_MS: u64 = 60_000;
 
 /// The version byte of the stored record.
@@ -19,23 +19,23 @@ const RECORD_VERSION: u8 = 2;
 /// The record's key, in `Meta`.
 const KEY: &[u8] = b"shardkv/genesis";
 
-/// What a group is for.
+/// The purpose of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GroupKind {
-    /// A store of one group, without a controller: it owns all shards from the start.
+    /// The only group of a cluster without controllers; it owns all shards from the start.
     #[default]
     Standalone,
-    /// A replica group among others: it owns what the controller gives it.
+    /// A replica group that owns the shards that the controllers assign to it.
     Shards,
-    /// The controllers' own group: it keeps the configurations.
+    /// The group of the controllers, which keeps the configurations.
     Controller,
 }
 
 impl GroupKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 3] = [Self::Standalone, Self::Shards, Self::Controller];
 
-    /// Its name, in files, options and messages for people.
+    /// Returns the name that files, options and messages use.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Standalone => "standalone",
@@ -59,17 +59,17 @@ impl fmt::Display for GroupKind {
     }
 }
 
-/// What is chosen when a group is created, kept in its state, and never changed: replicas that disagreed on
-/// it would diverge.
+/// The settings that are chosen when a group is created and never change. The group's state holds them, because replicas
+/// with other settings would diverge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Genesis {
-    /// What the group is for.
+    /// The purpose of the group.
     pub kind: GroupKind,
     /// The cluster's number of shards: 1 to 1,000,000.
     pub shards: u32,
-    /// A session that was silent for this long is forgotten, in milliseconds of log time: a second to a
-    /// year. A client can repeat a write for half of it less [`MAX_BIRTH_AHEAD_MS`] (if the groups' clocks
-    /// are that far apart), so in production it is many minutes.
+    /// The time after which a silent session is forgotten, in milliseconds of log time: a second to a year. A client can
+    /// repeat a write for half of it, less [`MAX_BIRTH_AHEAD_MS`] if the groups' clocks differ by that much. So in
+    /// production it should be many minutes.
     pub session_ttl_ms: u64,
     /// The most sessions that a shard remembers: 1 to 1,048,576.
     pub max_sessions_per_shard: u32,
@@ -77,17 +77,17 @@ pub struct Genesis {
     pub max_results_per_session: u32,
 }
 
-/// A choice that is out of its range.
+/// A setting that is out of range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} must be {least} to {most}, not {value}")]
 pub struct GenesisError {
-    /// Which one.
+    /// The name of the setting.
     pub field: &'static str,
-    /// What was given.
+    /// The value that was given.
     pub value: u64,
-    /// The least that is allowed.
+    /// The least allowed value.
     pub least: u64,
-    /// The most that is allowed.
+    /// The greatest allowed value.
     pub most: u64,
 }
 
@@ -104,7 +104,7 @@ impl Default for Genesis {
 }
 
 impl Genesis {
-    /// Refuses what is out of range.
+    /// Refuses a setting that is out of range.
     pub fn validate(&self) -> Result<(), GenesisError> {
         let ranges = [
             ("shards", u64::from(self.shards), 1, u64::from(MAX_SHARDS)),
@@ -140,15 +140,14 @@ impl Genesis {
         Ok(())
     }
 
-    /// The first content of a group's state. What it holds must be valid: [`Genesis::load`] refuses it
-    /// otherwise.
+    /// Returns the first content of a group's state. The settings must be valid: [`Genesis::load`] refuses others.
     pub fn to_batch(&self) -> WriteBatch {
         let mut batch = WriteBatch::default();
         batch.put(Table::Meta, Bytes::from_static(KEY), self.encode());
         batch
     }
 
-    /// What a group's state was created with; `None` for an empty state.
+    /// Reads the settings from a group's state; `None` for an empty state.
     pub fn load(state: &dyn StateReader) -> Result<Option<Self>, StoreError> {
         let Some(record) = state.get(Table::Meta, KEY)? else {
             return Ok(None);
@@ -161,7 +160,7 @@ impl Genesis {
         Ok(Some(genesis))
     }
 
-    /// The bounds of every session table.
+    /// Returns the bounds of every session table.
     pub fn session_limits(&self) -> SessionLimits {
         SessionLimits {
             ttl_ms: self.session_ttl_ms,

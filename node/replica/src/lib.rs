@@ -10,8 +10,8 @@
 //!   ticks ─────▶ raft ──┘                        └─▶ committed entries ─▶ one state batch ─▶ answers
 //! ```
 //!
-//! Everything that gathered in the queues between two polls shares one log entry, one write and one state batch. Under load
-//! this makes large batches; without load no timer delays a request.
+//! All requests that arrive between two polls share one log entry, one write and one state batch. Under load this makes
+//! large batches; without load no timer delays a request.
 //!
 //! # Guarantees
 //!
@@ -81,7 +81,7 @@
 //! - Give two replicas one directory, or an empty directory the id of a lost one.
 //! - Let time pass without ticks and without [`Replica::handle_pause`].
 //!
-//! The simulator runs this code unchanged; that is why no part of it reads a clock.
+//! The simulator runs this code unchanged. Therefore no part of it reads a clock.
 
 mod admin;
 mod apply;
@@ -95,6 +95,7 @@ mod genesis;
 mod machine;
 pub mod memory;
 mod options;
+mod pending;
 mod recover;
 mod replica;
 mod service;
@@ -102,7 +103,6 @@ pub mod session;
 mod snapshots;
 mod status;
 mod store;
-mod waiting;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use genesis::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};

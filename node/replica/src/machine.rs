@@ -1,4 +1,4 @@
-//! What a state machine is to the log under it.
+//! The state machine of a replica: the trait, the position of an operation, and the transaction that it writes to.
 
 use bytes::Bytes;
 use raft::{EntryId, StoreError};
@@ -9,19 +9,19 @@ use crate::store::{StateReader, Table, WriteBatch};
 /// A deterministic state machine: the same operations in the same order give the same state and the same
 /// responses on every replica, whatever the machine's options, clock or version.
 ///
-/// It keeps its data in the [`StateReader`] it is given and only caches beside it.
+/// The machine keeps its data in the [`StateReader`] that each method receives, and may cache parts of it.
 pub trait StateMachine: Send {
-    /// A question that changes nothing.
+    /// A query, which changes nothing.
     type Query: Send;
-    /// What operations and questions are answered with. Refusals are values of it: `Err` is for the disk.
+    /// The response to an operation or a query. A refusal is a response, too: `Err` reports a failure of the disk.
     type Response: Send;
 
     /// Rebuilds all caches: after a start and after a snapshot was installed.
     fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError>;
 
-    /// The refusal that an operation can be given before it is proposed, going by what was applied here. Only for what
-    /// may be refused at any time, because other attempts of it are judged anew: it keeps out of the log what would only
-    /// be refused there. Most machines have none.
+    /// Returns a refusal of an operation that needs no log entry, judged by the state applied here. It saves the log from
+    /// operations that would only be refused when applied. A machine may refuse only what it may refuse at any time,
+    /// because later attempts of the operation are judged anew. Most machines refuse nothing early.
     fn refuse_early(&self, _operation: &Bytes) -> Option<Self::Response> {
         None
     }
@@ -34,11 +34,11 @@ pub trait StateMachine: Send {
         state: &mut Transaction<'_>,
     ) -> Result<Self::Response, StoreError>;
 
-    /// Called once after the operations of a batch, before it is committed: writes down what `apply` kept
-    /// in caches, so that many operations of one session cost one record.
+    /// Writes the changes that `apply` kept in caches. The replica calls it once after the operations of a batch and before
+    /// the commit, so that many operations of one session cost one record.
     fn finish_batch(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError>;
 
-    /// Answers a question from the state as of the last commit.
+    /// Answers a query from the state as of the last commit.
     fn query(
         &self,
         query: &Self::Query,
@@ -46,10 +46,10 @@ pub trait StateMachine: Send {
     ) -> Result<Self::Response, StoreError>;
 }
 
-/// Where and when an operation is applied: the same on every replica.
+/// The log position and log time of an operation that is applied, which are the same on every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applying {
-    /// The entry that carries it.
+    /// The entry that carries the operation.
     pub entry: EntryId,
     /// The log time that the leader stamped.
     pub time: LogTime,
@@ -65,7 +65,7 @@ pub struct Transaction<'a> {
 }
 
 impl<'a> Transaction<'a> {
-    /// Nothing written yet, over `below`.
+    /// Creates an empty transaction over `below`.
     pub fn new(below: &'a dyn StateReader) -> Self {
         Self {
             below,
@@ -73,7 +73,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         match self.batch.get(table, key) {
             Some(change) => Ok(change),
@@ -96,7 +96,7 @@ impl<'a> Transaction<'a> {
         self.batch.clear(table, start, end);
     }
 
-    /// What was written.
+    /// Returns the changes.
     pub fn into_batch(self) -> WriteBatch {
         self.batch
     }

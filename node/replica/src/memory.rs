@@ -1,16 +1,16 @@
 //! Stores in memory with the crash behaviour of a disk: for the simulator and for tests.
 //!
-//! They are deterministic and never fail by themselves; whoever wants faults wraps them. What a crash
-//! would leave is explicit:
+//! They are deterministic and never fail by themselves; the simulator wraps them to inject faults. The effect of a crash
+//! is explicit:
 //!
 //! - [`MemoryLog`] is durable at the end of every successful [`LogStore::write`] and
 //!   [`LogStore::begin_install`]. A compaction is durable with the next write; a crash before may or may
 //!   not undo it ([`MemoryLog::crash`]).
 //! - [`MemoryState`] keeps its durable image and the commits since then. A flush moves commits into the
-//!   image; a crash keeps the image and, as a disk that flushes by itself would, any number of the oldest
-//!   commits after it ([`MemoryState::crash`]).
+//!   image. A crash keeps the image and any number of the oldest commits after it, as a disk that flushes by
+//!   itself would ([`MemoryState::crash`]).
 //!
-//! A clone of either is an independent copy of the disk *and* of what is not on it yet.
+//! A clone of either is an independent copy of the disk *and* of the changes that are not durable yet.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, RangeInclusive};
@@ -31,8 +31,8 @@ use crate::{
 ///
 /// # Invariants
 ///
-/// - The entries are contiguous and start right after `base`, unless someone damaged them.
-/// - `uncompacted` is what the last unsynced compaction dropped, and nothing was written since.
+/// - The entries are contiguous and start right after `base`, unless a test damaged them.
+/// - `uncompacted` holds the entries that the last unsynced compaction dropped, and nothing was written since.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryLog {
     hard_state: HardState,
@@ -43,13 +43,12 @@ pub struct MemoryLog {
 }
 
 impl MemoryLog {
-    /// An empty log.
+    /// Creates an empty log.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// What the disk holds after a crash now. With `undo_compaction`, a compaction that no write
-    /// followed is lost.
+    /// Returns the log after a crash. With `undo_compaction`, a compaction that no write followed is lost.
     #[must_use]
     pub fn crash(mut self, undo_compaction: bool) -> Self {
         if let Some((base, mut dropped)) = self.uncompacted.take()
@@ -61,22 +60,22 @@ impl MemoryLog {
         self
     }
 
-    /// The entries, by index.
+    /// Returns the entries by index.
     pub fn stored(&self) -> &BTreeMap<Index, Entry> {
         &self.entries
     }
 
-    /// The hard state.
+    /// Returns the hard state.
     pub fn hard_state(&self) -> HardState {
         self.hard_state
     }
 
-    /// What was compacted.
+    /// Returns the base: the last compacted entry with the membership.
     pub fn base(&self) -> &SnapshotMeta {
         &self.base
     }
 
-    /// The last entry's index, or the base's.
+    /// Returns the index of the last entry, or of the base if the log is empty.
     pub fn last_index(&self) -> Index {
         self.entries
             .keys()
@@ -85,8 +84,8 @@ impl MemoryLog {
             .unwrap_or(self.base.last.index)
     }
 
-    /// Loses an entry as a bad sector would: reading it, or opening a log in whose middle it lay, is
-    /// [`StoreError::Damaged`]. Returns whether it was there.
+    /// Loses an entry, as a bad sector would. Reading it fails with [`StoreError::Damaged`], as does opening a log in whose
+    /// middle it was. Returns true if the log held the entry.
     pub fn damage(&mut self, index: Index) -> bool {
         self.entries.remove(&index).is_some()
     }
@@ -100,8 +99,8 @@ impl MemoryLog {
     }
 }
 
-/// Refuses entries that would leave a gap, overlap what is compacted, or are not contiguous: the log
-/// starts after `base` and ends at `last`. For every store's `write`.
+/// Refuses entries that would leave a gap, overlap compacted entries, or are not contiguous. The log starts after `base`
+/// and ends at `last`. Every store's `write` calls this.
 pub fn check_append(base: Index, last: Index, entries: &[Entry]) -> Result<(), StoreError> {
     let Some(first) = entries.first() else {
         return Ok(());
@@ -125,8 +124,8 @@ pub fn check_append(base: Index, last: Index, entries: &[Entry]) -> Result<(), S
     Ok(())
 }
 
-/// Refuses a compaction to an entry that the log ends before, or holds under another term. For every
-/// store's `compact`; `stored` is the term of the log's entry at that index.
+/// Refuses a compaction to an entry that lies after the log's end, or that the log holds with another term. Every store's
+/// `compact` calls this; `stored` is the log's entry at that index.
 pub fn check_compact(base: EntryId, stored: Option<EntryId>) -> Result<(), StoreError> {
     if stored == Some(base) {
         return Ok(());
@@ -190,7 +189,7 @@ impl LogStore for MemoryLog {
             self.installing = None;
         }
         if let Some(first) = batch.entries.first() {
-            // The conflicting suffix goes, whether or not as many entries replace it (Raft §5.3).
+            // The whole conflicting suffix is dropped, even if fewer entries replace it (Raft §5.3).
             self.entries.split_off(&first.id.index);
         }
         for entry in &batch.entries {
@@ -232,12 +231,12 @@ type Pairs = BTreeMap<(Table, Bytes), Bytes>;
 /// - `flushing` is at most the number of `unflushed` commits.
 #[derive(Debug, Default)]
 pub struct MemoryState {
-    /// Shared with snapshots: a commit copies it only while one is alive.
+    /// The pairs as of the last commit, shared with snapshots: a commit copies them only while a snapshot exists.
     pairs: Arc<Pairs>,
     applied: Applied,
     durable: Image,
     unflushed: VecDeque<(WriteBatch, Applied)>,
-    /// How many of `unflushed` the flush in progress will make durable.
+    /// The number of unflushed commits that the flush in progress will make durable.
     flushing: usize,
     deferred: bool,
     staging: Option<Staging>,
@@ -257,7 +256,7 @@ struct Staging {
 }
 
 impl Clone for MemoryState {
-    /// A copy without what is being staged: a restore belongs to the store that began it.
+    /// Copies the state without a restore in progress, which belongs to the store that began it.
     fn clone(&self) -> Self {
         Self {
             pairs: Arc::clone(&self.pairs),
@@ -272,35 +271,35 @@ impl Clone for MemoryState {
 }
 
 impl MemoryState {
-    /// An empty state.
+    /// Creates an empty state.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether [`StateStore::start_flush`] only begins, and the owner ends it with
-    /// [`MemoryState::complete_flush`]. Off at first: then it is done when it returns.
+    /// Defers flushes, so that [`StateStore::start_flush`] only begins one and [`MemoryState::complete_flush`] ends it. By
+    /// default a flush is complete when `start_flush` returns.
     pub fn set_deferred_flush(&mut self, deferred: bool) {
         self.deferred = deferred;
     }
 
-    /// Ends the flush in progress: what was committed when it began is durable.
+    /// Ends the flush in progress: the commits before its start are durable.
     pub fn complete_flush(&mut self) {
         let commits = std::mem::take(&mut self.flushing);
         self.make_durable(commits);
     }
 
-    /// Whether a flush has begun and not ended.
+    /// Returns true if a flush has begun and not ended.
     pub fn is_flushing(&self) -> bool {
         self.flushing > 0
     }
 
-    /// How many commits are not durable.
+    /// Returns the number of commits that are not durable.
     pub fn unflushed(&self) -> usize {
         self.unflushed.len()
     }
 
-    /// What the disk holds after a crash now: the durable image and the `extra` oldest commits after it
-    /// (more than there are means all), which the disk may have written by itself.
+    /// Returns the state after a crash: the durable image and at most `extra` of the oldest commits after it, which the disk
+    /// may have written by itself.
     #[must_use]
     pub fn crash(mut self, extra: usize) -> Self {
         self.make_durable(extra);
@@ -313,7 +312,7 @@ impl MemoryState {
         }
     }
 
-    /// All pairs as of the last commit, for comparing replicas.
+    /// Returns all pairs as of the last commit, for comparing replicas.
     pub fn pairs(&self) -> &BTreeMap<(Table, Bytes), Bytes> {
         &self.pairs
     }
@@ -393,7 +392,7 @@ impl StateReader for MemoryState {
         let pairs = self.pairs.range((table, start.clone())..);
         let pairs = pairs.take_while(|((of, key), _)| *of == table && inside(key));
         let pairs = pairs.map(|((_, key), value)| (key.clone(), value.clone()));
-        Ok(View::new(Copied(pairs.collect())))
+        Ok(View::new(CopiedPairs(pairs.collect())))
     }
 
     fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
@@ -404,13 +403,13 @@ impl StateReader for MemoryState {
     }
 }
 
-/// Pairs of a range as they were; cheap, because their memory is shared.
-struct Copied(VecDeque<(Bytes, Bytes)>);
+/// The pairs of a range at the moment of the copy, which is cheap because the pairs share their memory.
+struct CopiedPairs(VecDeque<(Bytes, Bytes)>);
 
-/// How many pairs a page of a view has.
+/// The number of pairs in a page of a view.
 const VIEW_PAGE_PAIRS: usize = 64;
 
-impl PageSource for Copied {
+impl PageSource for CopiedPairs {
     fn next_page(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError> {
         let count = VIEW_PAGE_PAIRS.min(self.0.len());
         Ok((count > 0).then(|| self.0.drain(..count).collect()))
@@ -508,7 +507,8 @@ impl StateStore for MemoryState {
     }
 }
 
-/// Refuses a commit that would move the state's position back: it is applied already. For every store.
+/// Refuses a commit that would move the state's position back: its effect is in the state already. Every store's `commit`
+/// calls this.
 pub fn check_commit(current: &Applied, next: &Applied) -> Result<(), StoreError> {
     if next.last.index < current.last.index || next.time < current.time {
         return Err(StoreError::Damaged(format!(
@@ -519,7 +519,7 @@ pub fn check_commit(current: &Applied, next: &Applied) -> Result<(), StoreError>
     Ok(())
 }
 
-/// The error of a chunk without a [`StateStore::begin_restore`]. For every store.
+/// Returns the error of every store for a chunk without a [`StateStore::begin_restore`].
 pub fn no_restore() -> StoreError {
     StoreError::Damaged("no restore was begun".to_owned())
 }

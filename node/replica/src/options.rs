@@ -1,15 +1,15 @@
-//! What can be set about a replica.
+//! A replica's settings and their validation.
 
 use raft::OptionsError;
 
 use crate::bug::Bugs;
 
-/// A replica's settings: bounds, each with the error that reaching it gives.
+/// A replica's settings. A bound names the refusal that a request gets when the bound is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Raft's own.
+    /// The settings of Raft.
     pub raft: raft::Options,
-    /// How long a tick is, in milliseconds: the driver calls `tick` this often.
+    /// The length of a tick in milliseconds: the interval at which the driver calls `tick`.
     pub tick_ms: u32,
     /// The most bytes of operations in one log entry; also the largest operation (`TooLarge`).
     pub max_entry_bytes: usize,
@@ -19,16 +19,16 @@ pub struct Options {
     pub max_pending_bytes: usize,
     /// The largest value, in bytes; stamped into the log.
     pub max_value_bytes: u32,
-    /// Compact the log when it has grown by this many bytes since the last time; half as much stays in it for
-    /// followers that are a little behind.
+    /// The replica compacts the log when it has grown by this many bytes since the last compaction. It keeps half as many
+    /// bytes for followers that are slightly behind.
     pub compact_after_bytes: u64,
-    /// The most snapshot chunks on their way to one follower without an answer.
+    /// The most unanswered snapshot chunks to one follower.
     pub snapshot_window: usize,
-    /// The most snapshots that are sent at once.
+    /// The most snapshots that the leader sends at the same time.
     pub max_snapshots: usize,
-    /// Where this replica is reached by the other members.
+    /// The address at which the other members reach this replica.
     pub address: String,
-    /// The known bug that was put back; none outside of tests and the simulator.
+    /// The known bug to put back; none outside of tests and the simulator.
     pub bugs: Bugs,
 }
 

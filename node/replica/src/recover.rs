@@ -1,10 +1,10 @@
-//! How a replica begins: from nothing, from a group's first membership, or from what its disk holds.
+//! The start of a replica: with empty stores, with a group's first membership, or from the stores of an earlier process.
 //!
-//! The state and the log are two stores that can't be written together. Their order is: an install marks the log,
-//! replaces the state, resets the log; a compaction cuts the log only below what the state holds durably. So when a
-//! node opens its disk, the state's position must lie in the log. If it lies past it, either an install was cut short
-//! (the mark says so, and it is finished), or entries that this node may have acknowledged are gone: then it must not
-//! vote, and doesn't start.
+//! The state and the log are two stores that can't be written together. An install marks the log, replaces the state, and
+//! resets the log, in this order. A compaction cuts the log only below the index that the state holds durably. So when a
+//! node opens its disk, the state's position must lie in the log. If it lies after the log's end, there are two cases. A
+//! mark in the log says that a crash interrupted an install; the replica finishes it. Without the mark, entries that this
+//! node may have acknowledged are lost; the node must not vote, and doesn't start.
 
 use raft::{
     EntryId, HardState, Index, LogBatch, LogState, LogStore, Membership, Raft, SnapshotMeta,
@@ -14,11 +14,11 @@ use types::NodeId;
 
 use crate::{Applied, Options, Replica, StateMachine, StateStore, WriteBatch};
 
-/// A group begins as if it had been restored from a snapshot that ends here, so that a member that joins later
-/// with an empty disk gets the genesis by a snapshot, never by replay.
+/// The last entry of the snapshot from which every group seems to be restored. A member that joins later with an empty
+/// disk therefore gets the genesis by a snapshot, never by replay.
 const BEGINNING: EntryId = EntryId::new(Term(1), Index(1));
 
-/// Why a replica can't start from what its stores hold. It must not vote then.
+/// The reason that a replica can't start from its stores. It must not vote then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecoverError {
     /// The stores failed or contradict each other.
@@ -38,7 +38,7 @@ impl From<raft::RecoverError> for RecoverError {
     }
 }
 
-/// Writes a group's beginning into empty stores, durably: the first membership, and the state machine's genesis.
+/// Writes the first membership and the state machine's genesis into empty stores, durably.
 pub fn initialise(
     log: &mut dyn LogStore,
     state: &mut dyn StateStore,
@@ -78,8 +78,8 @@ pub fn initialise(
 }
 
 impl<M: StateMachine> Replica<M> {
-    /// Starts from what the stores hold. Empty stores (not initialised) give a replica that never votes and asks
-    /// to join with [`raft::Message::JoinRequest`] to `NodeId(0)`: "whoever is at the configured peers".
+    /// Starts a replica from its stores. With empty stores (not initialised) the replica never votes, and asks to join with
+    /// [`raft::Message::JoinRequest`] to `NodeId(0)`, which stands for the nodes at the configured peers.
     ///
     /// `seed` feeds election timeouts only; it must differ between members.
     pub fn recover(
@@ -119,7 +119,7 @@ impl<M: StateMachine> Replica<M> {
     }
 }
 
-/// Finishes an install that a crash cut short after the state was replaced.
+/// Finishes an install that a crash interrupted after the state was replaced.
 fn finish_install(
     log: &mut dyn LogStore,
     stored: &mut LogState,

@@ -1,4 +1,4 @@
-//! The replica itself: its doors, and the loop that does what is due.
+//! One member of a group: its inputs, and [`Replica::poll`], which does all work that is due.
 
 use raft::{
     Envelope, LogStore, MemberKind, ProposeError, Raft, ReadError, Role, Stepped, StoreError, Term,
@@ -8,24 +8,24 @@ use types::{LogTime, NodeId};
 use crate::admin::Admin;
 use crate::compaction::Compaction;
 use crate::entry::OperationBatch;
+use crate::pending::{PendingReads, PendingWrites, by_index_only};
 use crate::snapshots::Snapshots;
-use crate::waiting::{Reads, Writes, by_index_only};
 use crate::{
     Answer, Applied, Options, Outlet, Refusal, Request, RequestId, StateMachine, StateStore, Status,
 };
 
-/// Rounds of work in one `poll`, so that a busy replica looks at its inbox now and then.
+/// The most rounds of work in one `poll`, so that the driver of a busy replica handles its inbox in between.
 const MAX_ROUNDS: usize = 8;
-/// A replica that is no member asks to be let in this often, in ticks.
+/// The interval in ticks at which a replica that is no member asks to be added.
 const JOIN_REQUEST_TICKS: u32 = 50;
 
-/// A request and its end.
+/// A request with its answer or refusal.
 type Finished<R> = (RequestId, Result<Answer<R>, Refusal>);
 
 /// One member of a group: a log, a state machine, and the requests that wait for them.
 ///
-/// Synchronous and without I/O but for the stores it was given: a driver feeds it messages, requests and ticks, and
-/// calls [`poll`](Self::poll), which drains all of it with one write.
+/// It is synchronous, and its stores do its only I/O. A driver passes messages, requests and ticks in, and calls
+/// [`poll`](Self::poll), which handles all of them with one write.
 pub struct Replica<M: StateMachine> {
     pub(crate) options: Options,
     pub(crate) raft: Raft,
@@ -33,23 +33,23 @@ pub struct Replica<M: StateMachine> {
     pub(crate) state: Box<dyn StateStore>,
     pub(crate) machine: M,
     pub(crate) applied: Applied,
-    pub(crate) writes: Writes,
-    pub(crate) reads: Reads<M::Query>,
+    pub(crate) writes: PendingWrites,
+    pub(crate) reads: PendingReads<M::Query>,
     pub(crate) admin: Admin,
     pub(crate) snapshots: Snapshots,
     pub(crate) compaction: Compaction,
-    /// Questions about this replica's own state.
+    /// Queries of this replica's own state.
     local: Vec<(RequestId, M::Query)>,
-    /// Answers that were ready before `poll` was called.
-    pub(crate) early: Vec<Finished<M::Response>>,
-    /// A write that a full disk refused; tried again with each poll.
+    /// The answers that are ready, for the next `poll`.
+    pub(crate) finished: Vec<Finished<M::Response>>,
+    /// A write that a full disk refused; each poll tries it again.
     unwritten: Option<Box<raft::Persist>>,
     /// The greatest log time stamped or applied.
     stamped: LogTime,
     now: LogTime,
     disk_low: bool,
     stopping: bool,
-    /// The term in which this replica leads, as of the last look.
+    /// The term in which this replica led at the end of the last poll.
     leading: Option<Term>,
     ticks_to_join_request: u32,
 }
@@ -68,13 +68,13 @@ impl<M: StateMachine> Replica<M> {
             raft,
             log,
             machine,
-            writes: Writes::default(),
-            reads: Reads::default(),
+            writes: PendingWrites::default(),
+            reads: PendingReads::default(),
             admin: Admin::default(),
             snapshots: Snapshots::default(),
             compaction: Compaction::new(applied.last.index),
             local: Vec::new(),
-            early: Vec::new(),
+            finished: Vec::new(),
             unwritten: None,
             stamped: applied.time,
             now: LogTime(0),
@@ -88,10 +88,10 @@ impl<M: StateMachine> Replica<M> {
         })
     }
 
-    /// Takes a request in. It is answered through the outlet of this or a later [`Replica::poll`].
+    /// Accepts a request. The next or a later [`Replica::poll`] answers it through its outlet.
     pub fn submit(&mut self, id: RequestId, request: Request<M::Query>) {
         if let Err(refusal) = self.admit(id, request) {
-            self.early.push((id, Err(refusal)));
+            self.finished.push((id, Err(refusal)));
         }
     }
 
@@ -100,7 +100,7 @@ impl<M: StateMachine> Replica<M> {
             return Err(Refusal::Stopping);
         }
         if let Request::ReadLocal(query) = request {
-            // A node that waits to be let in, or for its first snapshot, has nothing to tell.
+            // A node that waits to be added, or for its first snapshot, has no state.
             if self.applied == Applied::default() {
                 return Err(Refusal::NotLeader {
                     leader: self.raft.leader(),
@@ -125,7 +125,7 @@ impl<M: StateMachine> Replica<M> {
             }
             Request::Write { operation, .. } => match self.machine.refuse_early(&operation) {
                 Some(refusal) => {
-                    self.early.push((id, Ok(Answer::Machine(refusal))));
+                    self.finished.push((id, Ok(Answer::Machine(refusal))));
                     Ok(())
                 }
                 None => self.writes.push(id, operation, &self.options),
@@ -136,7 +136,7 @@ impl<M: StateMachine> Replica<M> {
             }
             Request::LogTime => {
                 let time = self.log_time();
-                self.early.push((id, Ok(Answer::LogTime(time))));
+                self.finished.push((id, Ok(Answer::LogTime(time))));
                 Ok(())
             }
             Request::ChangeMembership(change) => self.admin.change(&mut self.raft, id, &change),
@@ -155,18 +155,18 @@ impl<M: StateMachine> Replica<M> {
         })
     }
 
-    /// Requests that a leader's loss concerns.
-    fn led_requests(&self) -> usize {
-        self.writes.len() + self.reads.len() + self.admin.len() + self.early.len()
+    /// Returns the number of requests that fail when this replica loses leadership.
+    fn leader_requests(&self) -> usize {
+        self.writes.len() + self.reads.len() + self.admin.len() + self.finished.len()
     }
 
     fn pending_requests(&self) -> usize {
-        self.led_requests() + self.local.len()
+        self.leader_requests() + self.local.len()
     }
 
-    /// Takes a message of a peer in. A message that can't be right is refused and changes nothing.
+    /// Handles a message of a peer. It refuses a malformed message, which changes nothing.
     pub fn receive(&mut self, envelope: Envelope) -> Result<(), raft::StepError> {
-        // While a full disk keeps a write back nothing can be promised, so nothing is listened to: others take over.
+        // While a full disk delays a write, this replica can promise nothing. It ignores messages, so that others take over.
         if self.unwritten.is_some() {
             return Ok(());
         }
@@ -174,18 +174,18 @@ impl<M: StateMachine> Replica<M> {
             Stepped::Done => {}
             Stepped::Snapshot(envelope) => self.snapshots.receive(envelope),
             Stepped::JoinRequest { node, address } => {
-                Admin::asked_to_join(&mut self.raft, node, &address);
+                Admin::handle_join_request(&mut self.raft, node, &address);
             }
         }
         Ok(())
     }
 
-    /// Lets one tick of time pass. `now` is the wall clock in milliseconds, which only a leader uses, and only to
-    /// stamp its log.
+    /// Advances time by one tick. `now` is the wall clock in milliseconds, which only a leader uses, and only to stamp its
+    /// log.
     pub fn tick(&mut self, now: LogTime) {
         self.now = now;
         if self.unwritten.is_some() {
-            // Ticks that Raft doesn't see must not lengthen a lease: others elect a leader meanwhile.
+            // Ticks that Raft doesn't receive must not extend a lease: others may elect a leader meanwhile.
             self.raft.handle_pause();
             return;
         }
@@ -196,27 +196,28 @@ impl<M: StateMachine> Replica<M> {
         self.ask_to_join();
     }
 
-    /// More time passed than ticks were given, because the process was paused, say: call it before anything else then.
+    /// Invalidates leases after time passed without ticks, for example while the process was paused. Call it before any
+    /// other input.
     pub fn handle_pause(&mut self) {
         self.raft.handle_pause();
     }
 
-    /// The connection to `node` broke: if it leads, pre-vote soon.
+    /// Handles a broken connection to `node`. If `node` leads, this replica asks for pre-votes soon.
     pub fn handle_disconnect(&mut self, node: NodeId) {
         self.raft.handle_disconnect(node);
         self.snapshots.resend_to(node);
     }
 
-    /// Whether a disk is nearly full: then writes that don't free space are refused.
+    /// Records that a disk is nearly full, or no longer is. While it is, the replica refuses writes that free no space.
     pub fn set_disk_low(&mut self, low: bool) {
         self.disk_low = low;
     }
 
-    /// Does all the work that is due: sends, makes durable with one write, sends what waited for that, applies,
-    /// answers. An error other than `Full` is final: the replica must not be used any more, and its node stops.
-    /// After `Full` nothing of the write happened; a later poll tries it again.
+    /// Does all work that is due: sends messages, makes entries durable with one write, sends the messages that waited for
+    /// the write, applies entries, and answers requests. An error other than `Full` is final: the replica must not be used
+    /// any more, and its node stops. After `Full` nothing of the write happened; a later poll tries it again.
     pub fn poll(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
-        for (id, result) in self.early.drain(..) {
+        for (id, result) in self.finished.drain(..) {
             outlet.answer(id, result);
         }
         for (id, query) in std::mem::take(&mut self.local) {
@@ -235,11 +236,11 @@ impl<M: StateMachine> Replica<M> {
             self.round(outlet)?;
             self.notice_leadership(outlet);
         }
-        self.admin.settle(&self.raft, outlet);
+        self.admin.answer_transfers(&self.raft, outlet);
         self.compact()
     }
 
-    /// One turn of Raft: messages leave, one write, messages that waited leave, entries are applied, reads answered.
+    /// Carries out one [`raft::Ready`], in the order that Raft demands.
     fn round(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
         let ready = self.raft.poll_ready(&*self.log)?;
         for envelope in ready.messages {
@@ -250,10 +251,10 @@ impl<M: StateMachine> Replica<M> {
             None => Ok(()),
         };
         for grant in ready.reads {
-            self.reads.granted(grant.ticket, grant.index);
+            self.reads.grant(grant.ticket, grant.index);
         }
         for node in ready.snapshots_wanted {
-            self.snapshots.wanted(node);
+            self.snapshots.want(node);
         }
         if !ready.committed.is_empty() {
             self.apply(ready.committed, outlet)?;
@@ -288,8 +289,8 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// Puts what is queued into the log: one entry for as many operations as fit. Others wait for room, or for the end
-    /// of a transfer.
+    /// Proposes the queued operations, as many in one entry as fit. They wait while Raft has no room or transfers
+    /// leadership.
     fn propose(&mut self) {
         while self.writes.has_queued()
             && self.raft.role() == Role::Leader
@@ -306,7 +307,7 @@ impl<M: StateMachine> Replica<M> {
             match self.raft.propose(batch.encode()) {
                 Ok(id) => {
                     self.stamped = time;
-                    self.writes.proposed(id, count);
+                    self.writes.mark_proposed(id, count);
                 }
                 Err(
                     ProposeError::NotLeader { .. }
@@ -317,7 +318,7 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// The leader's log time of now: it never goes back, whatever the clocks of leaders do.
+    /// Returns the present log time of the leader. It never goes back, even if the clocks of leaders differ.
     fn log_time(&self) -> LogTime {
         self.now.max(self.stamped).max(self.applied.time)
     }
@@ -327,48 +328,48 @@ impl<M: StateMachine> Replica<M> {
             return;
         }
         match self.raft.read_index() {
-            Ok(ticket) => self.reads.asked(ticket),
-            // A new leader knows soon what is committed; `notice_leadership` answers if it isn't one any more.
+            Ok(ticket) => self.reads.mark_asked(ticket),
+            // A new leader is ready after its first commit. If this replica lost leadership, `notice_leadership` answers.
             Err(ReadError::NotReady | ReadError::NotLeader { .. }) => {}
         }
     }
 
     fn answer_reads(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
-        for (id, query) in self.reads.answerable(self.applied.last.index) {
+        for (id, query) in self.reads.take_answerable(self.applied.last.index) {
             let response = self.machine.query(&query, &*self.state)?;
             outlet.answer(id, Ok(Answer::Machine(response)));
         }
         Ok(())
     }
 
-    /// Tells the waiting requests when leadership is lost, even if it was won again in a later term at once.
+    /// Answers the requests that fail because leadership was lost, even if this replica won it again in a later term.
     fn notice_leadership(&mut self, outlet: &mut dyn Outlet<M::Response>) {
         let leading = (self.raft.role() == Role::Leader).then(|| self.raft.term());
-        // Leadership may come and go between two polls, with requests taken in meanwhile.
-        let left_behind = leading.is_none() && self.led_requests() > 0;
-        if leading == self.leading && !left_behind {
+        // Leadership may begin and end between two polls, with requests accepted meanwhile.
+        let stranded = leading.is_none() && self.leader_requests() > 0;
+        if leading == self.leading && !stranded {
             return;
         }
-        let lost = self.leading.is_some() || left_behind;
+        let lost = self.leading.is_some() || stranded;
         self.leading = leading;
         if !lost || by_index_only(&self.options) {
             return;
         }
         let leader = self.raft.leader();
-        let (untouched, unknown) = self.writes.fail(self.raft.commit_index());
-        for id in untouched.into_iter().chain(self.reads.fail()) {
+        let (not_proposed, unknown) = self.writes.take_failed(self.raft.commit_index());
+        for id in not_proposed.into_iter().chain(self.reads.take_failed()) {
             outlet.answer(id, Err(Refusal::NotLeader { leader }));
         }
         for id in unknown {
             outlet.answer(id, Err(Refusal::Unknown { leader }));
         }
-        self.admin.leadership_lost(&self.raft, outlet);
+        self.admin.fail_uncommitted(&self.raft, outlet);
         self.snapshots.stop_sending();
     }
 
     fn ask_to_join(&mut self) {
-        // A learner without a leader may be one by its own log only: the entry that let it in may have been lost with
-        // the leader that sent it, and then nobody else knows of it.
+        // A learner without a leader may be a learner by its own log only: the entry that added it may have been lost with
+        // the leader that sent it, and then no other node knows the learner.
         let member = self.raft.membership().get(self.raft.node());
         let leads = self.raft.leader().is_some();
         if member.is_some_and(|member| member.kind == MemberKind::Voter || leads) {
@@ -382,34 +383,34 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// Whether `poll` left work that needs no input: call it again, after looking at the inbox.
+    /// Returns true if `poll` left work that needs no input. The driver handles its inbox and calls `poll` again.
     pub fn needs_poll(&self) -> bool {
         let blocked = self.unwritten.is_some();
-        !self.early.is_empty()
+        !self.finished.is_empty()
             || !self.local.is_empty()
             || !blocked && (self.raft.needs_poll() || self.snapshots.has_work())
     }
 
-    /// Refuses new requests from now on with `Stopping`, answers all that wait, and makes the state durable.
+    /// Makes the state durable for an orderly stop. Refuses all pending and all later requests with `Stopping`.
     pub fn stop(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
         self.stopping = true;
-        for (id, result) in self.early.drain(..) {
+        for (id, result) in self.finished.drain(..) {
             outlet.answer(id, result);
         }
-        let (untouched, unknown) = self.writes.fail(raft::Index(0));
-        let waiting = untouched
+        let (not_proposed, unknown) = self.writes.take_failed(raft::Index(0));
+        let pending = not_proposed
             .into_iter()
             .chain(unknown)
-            .chain(self.reads.fail_all())
+            .chain(self.reads.take_all())
             .chain(self.local.drain(..).map(|(id, _)| id))
-            .chain(self.admin.fail_all());
-        for id in waiting {
+            .chain(self.admin.take_all());
+        for id in pending {
             outlet.answer(id, Err(Refusal::Stopping));
         }
         self.state.flush()
     }
 
-    /// How things stand.
+    /// Returns the status of this replica.
     pub fn status(&self) -> Status {
         Status {
             node: self.raft.node(),
@@ -431,12 +432,12 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// The state as of the last applied entry, for checks and metrics.
+    /// Returns the state as of the last applied entry, for checks and metrics.
     pub fn state(&self) -> &dyn StateStore {
         &*self.state
     }
 
-    /// The state machine.
+    /// Returns the state machine.
     pub fn machine(&self) -> &M {
         &self.machine
     }

@@ -1,33 +1,34 @@
-//! The words between a replica and whoever drives it: requests, answers, refusals, and the outlet.
+//! Requests to a replica, their answers and refusals, and the outlet through which the replica gives them to its driver.
 
 use bytes::Bytes;
 use raft::{Envelope, Index, MembershipChange, MembershipError};
 use types::NodeId;
 
-/// The driver's name for a request; the replica only gives it back with the answer.
+/// The driver's id of a request, which the replica returns with the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// What is asked of a replica.
+/// A request to a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<Q> {
-    /// An encoded operation of the state machine, to be proposed.
+    /// Proposes an encoded operation of the state machine.
     Write {
         /// The operation.
         operation: Bytes,
-        /// It frees space, so a nearly full disk does not refuse it.
+        /// True if the operation frees space, so that a nearly full disk does not refuse it.
         frees_space: bool,
     },
-    /// A linearizable question.
+    /// Answers a query linearizably.
     Read(Q),
-    /// A question about this replica's own state as of the last applied entry, whoever leads: right only for what can't
-    /// become wrong, or where staleness is meant.
+    /// Answers a query from this replica's own state as of the last applied entry, on the leader and on followers. Use it
+    /// only for facts that never change, or where a stale answer is acceptable.
     ReadLocal(Q),
-    /// The log time of now, for a session's birth. Leader only.
+    /// Returns the present log time, for a session's birth. Only the leader answers.
     LogTime,
-    /// One membership change; answered when it is committed.
+    /// Changes the membership by one step; answered when the change is committed.
     ChangeMembership(MembershipChange),
-    /// Hand leadership to a voter, or to the one whose log is furthest; answered when this replica learns that another leads.
+    /// Transfers leadership to this voter, or else to the voter with the longest log; answered when this replica learns that
+    /// another node leads.
     TransferLeadership(Option<NodeId>),
 }
 
@@ -40,33 +41,33 @@ pub enum Answer<R> {
     LogTime(types::LogTime),
     /// A membership change was committed here.
     MembershipChanged(Index),
-    /// Leadership went to this node.
+    /// This other node leads now.
     LeadershipTransferred(NodeId),
 }
 
 /// A request that was not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// This replica doesn't lead. Nothing was done; ask the leader.
+    /// This replica doesn't lead. Nothing was done; send the request to the leader.
     #[error("not the leader")]
     NotLeader {
-        /// The leader, as far as it is known.
+        /// The leader, if this replica knows it.
         leader: Option<NodeId>,
     },
     /// Leadership was lost after the write was proposed: it may or may not take effect. Retry with the
     /// same client id and sequence.
     #[error("leadership was lost before the outcome was known")]
     Unknown {
-        /// The new leader, as far as it is known.
+        /// The new leader, if this replica knows it.
         leader: Option<NodeId>,
     },
-    /// Leadership is being handed over. Nothing was done.
+    /// The leader is transferring leadership. Nothing was done; retry.
     #[error("leadership is being transferred")]
     Transferring,
     /// A bound is reached. Nothing was done; back off.
     #[error("overloaded: {what} is at its limit of {limit}")]
     Overloaded {
-        /// Which bound.
+        /// The bound, such as `pending requests`.
         what: &'static str,
         /// Its value.
         limit: u64,
@@ -82,7 +83,7 @@ pub enum Refusal {
     /// The disk is nearly full: only reads and deletes are served. Nothing was done.
     #[error("the disk is nearly full: free space or delete keys")]
     DiskFull,
-    /// The membership change makes no sense now.
+    /// The present membership doesn't allow the change.
     #[error(transparent)]
     Membership(#[from] MembershipError),
     /// Another membership change is not committed yet, or the leader has not committed in its term yet.
@@ -91,22 +92,22 @@ pub enum Refusal {
     /// A learner is too far behind to be made a voter: wait until it has caught up.
     #[error("the learner is {behind} entries behind: promote it when it has caught up")]
     NotCaughtUp {
-        /// How many entries it lacks.
+        /// The number of entries that it lacks.
         behind: u64,
     },
     /// The transfer's target can't lead.
     #[error("can't hand over: {0}")]
     BadTransfer(&'static str),
-    /// The replica stops. Nothing is known of what was proposed.
+    /// The replica stops. A write that was proposed may or may not take effect.
     #[error("the node is stopping")]
     Stopping,
 }
 
-/// Where a replica puts what leaves it. Called from within [`crate::Replica::poll`], so that messages that
-/// needn't wait for the disk are on their way while it writes.
+/// Takes the messages and answers of a replica. [`crate::Replica::poll`] calls it while it works, so that messages that
+/// needn't wait for the disk leave before the write.
 pub trait Outlet<R> {
-    /// A message to another member. Losing it is allowed.
+    /// Sends a message to another member. The message may be lost.
     fn send(&mut self, envelope: Envelope);
-    /// The end of a request: called exactly once for each.
+    /// Answers a request. The replica calls it exactly once for each request.
     fn answer(&mut self, request: RequestId, result: Result<Answer<R>, Refusal>);
 }

@@ -2,17 +2,17 @@
 //!
 //! A client names each write by its [`ClientId`] and a [`Sequence`], and repeats a write under the same
 //! name until it knows the outcome. Copies of a write may arrive late, twice, in any order, and through
-//! different leaders. The state machine keeps one [`SessionTable`] for each shard, asks it about every
-//! write ([`SessionTable::admit`]), and tells it what an executed write did ([`SessionTable::record`]).
+//! different leaders. The state machine keeps one [`SessionTable`] for each shard, asks it to admit every
+//! write ([`SessionTable::admit`]), and records the result of an executed write ([`SessionTable::record`]).
 //! The table is part of the replicated state: it is written in the same batch as the data, it is in every
 //! snapshot, and it moves with its shard.
 //!
 //! # Why no write is executed twice
 //!
-//! Results can't be kept for ever, so a table forgets. The danger is a copy that arrives after its
-//! session was forgotten: it looks like the first write of a new session. A sequence doesn't tell the two
-//! apart, because a client counts over all shards and the first number that a shard sees may be any. So a
-//! client id carries the log time of its birth, and a session that is absent is judged by its age.
+//! A table can't keep results for ever, so it forgets sessions. The danger is a copy that arrives after its
+//! session was forgotten: it looks like the first write of a new session. The sequence can't distinguish the
+//! two cases, because a client numbers its writes over all shards, so the first number at a shard may be any.
+//! Therefore a client id carries the log time of its birth, and the table judges an absent session by its age.
 //!
 //! Let `now` be the table's clock: the greatest log time it was ever given. Then:
 //!
@@ -32,31 +32,29 @@
 //! A table that is full refuses; it never makes room by evicting, which would break step 3.
 //!
 //! A session that is present but silent for longer than the time to live is answered as if it was
-//! forgotten already (step 3 says that its absence would be answered the same). So *when* records are
-//! removed is nobody's business: [`SessionTable::expire`] does a bounded amount of work whenever the
-//! state machine likes, as long as that depends on the log alone, because removals change the bytes of
-//! the state.
+//! forgotten already (by step 3, its absence would be answered the same). So the moment of the removal
+//! changes no answer: [`SessionTable::expire`] does a bounded amount of work whenever the state machine
+//! calls it. The calls must depend on the log alone, because removals change the bytes of the state.
 //!
-//! # What is refused, and the margins
+//! # Refusals and margins
 //!
-//! No write is refused as expired unless `ttl` has passed since its session's birth, as seen by the
-//! greatest clock that the shard ever had. The clocks of groups differ by what their leaders' wall clocks
-//! differ (beyond [`SessionLimits::max_birth_ahead_ms`] sessions don't work between them at all, and the
-//! error says so). So a client that opens a new session at half the time to live, and finishes what is in
-//! flight under the old name, can repeat each write for at least `ttl / 2 - max_birth_ahead`: four minutes
-//! with the defaults of ten and one. A write that is still unanswered then gets an error, never a second
-//! execution.
+//! No write is refused as expired unless `ttl` has passed since its session's birth, by the greatest clock
+//! that the shard ever had. The clocks of groups differ as much as the wall clocks of their leaders. (Beyond
+//! [`SessionLimits::max_birth_ahead_ms`] sessions don't work between the groups at all, and the error says
+//! so.) So a client that opens a new session at half the time to live, and finishes the writes in flight under
+//! the old name, can repeat each write for at least `ttl / 2 - max_birth_ahead`: four minutes with the
+//! defaults of ten and one. A write that is still unanswered then gets an error, never a second execution.
 //!
 //! Refusals are of two kinds. [`SessionRefusal::Expired`], [`Stale`](SessionRefusal::Stale) and
 //! [`BadSequence`](SessionRefusal::BadSequence) are final: by the steps above, every later copy is refused
-//! too. [`FromFuture`](SessionRefusal::FromFuture) and the two limits speak of this attempt only: another
-//! copy may be executed later, when time has passed or room was made, so a client with copies under way
-//! goes on repeating the write, and otherwise doesn't know its outcome.
+//! too. [`FromFuture`](SessionRefusal::FromFuture) and the two limits concern this attempt only: another
+//! copy may be executed later, after time has passed or room was made. So a client with copies in flight
+//! must repeat the write, or it doesn't know the outcome.
 //!
-//! # What it doesn't do
+//! # Not done here
 //!
-//! It doesn't decide which outcomes are worth remembering, it doesn't know shards, and it stores nothing:
-//! it gives out records ([`SessionTable::drain_dirty`]) and takes them back ([`SessionTable::load`]).
+//! The table doesn't decide which results to remember, knows no shards, and stores nothing: the state machine
+//! writes the records of [`SessionTable::drain_dirty`] and reads them back with [`SessionTable::load`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,7 +67,7 @@ mod tests;
 /// The version byte of a session's record.
 const RECORD_VERSION: u8 = 1;
 
-/// Names one write of a client.
+/// The name of one write of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionRef {
     /// The session.
@@ -82,7 +80,7 @@ pub struct SessionRef {
 }
 
 impl SessionRef {
-    /// Appends the session of an operation, or that it has none.
+    /// Appends the session of an operation, or the absence of one, to a record.
     pub fn encode(session: Option<Self>, out: &mut Writer) {
         let Some(session) = session else {
             out.byte(0);
@@ -95,7 +93,7 @@ impl SessionRef {
             .number(session.acked_below.0);
     }
 
-    /// Reads what [`SessionRef::encode`] wrote.
+    /// Decodes the output of [`SessionRef::encode`].
     pub fn decode(input: &mut Reader) -> Result<Option<Self>, DecodeError> {
         if !input.flag("session")? {
             return Ok(None);
@@ -111,20 +109,20 @@ impl SessionRef {
     }
 }
 
-/// What a session remembers of an executed write. Small: a table may hold very many.
+/// The result of an executed write that a session remembers. It should be small: a table may hold very many.
 pub trait Remembered: Clone {
-    /// Appends it to a record.
+    /// Appends the result to a record.
     fn encode(&self, out: &mut Writer);
-    /// Reads what `encode` wrote.
+    /// Decodes the output of `encode`.
     fn decode(input: &mut Reader) -> Result<Self, DecodeError>;
 }
 
 /// The bounds of a table. Part of the replicated state: replicas that disagreed would diverge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// A session that was silent for longer is forgotten, in milliseconds of log time.
+    /// The time to live in milliseconds of log time: the table forgets a session that was silent for longer.
     pub ttl_ms: u64,
-    /// How far ahead of the table's clock a birth may lie, in milliseconds.
+    /// The longest time by which a birth may lie ahead of the table's clock, in milliseconds.
     pub max_birth_ahead_ms: u64,
     /// The most sessions of a table.
     pub max_sessions: u32,
@@ -132,25 +130,25 @@ pub struct SessionLimits {
     pub max_results: u32,
 }
 
-/// What to do with a write.
+/// The table's decision about a write.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Admission<R> {
-    /// It was not executed before: execute it, and give what it did to [`SessionTable::record`].
+    /// The write was not executed before: execute it, and pass the result to [`SessionTable::record`].
     Execute(Permit),
-    /// It was executed before, and did this.
+    /// The write was executed before, with this result.
     Replay(R),
-    /// It must not be executed now.
+    /// The write must not be executed now.
     Refuse(SessionRefusal),
 }
 
-/// Leave to execute one write. Dropping it without a record is right only if nothing was executed.
+/// The permission to execute one write. Drop it without a record only if nothing was executed.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "an executed write must be recorded, or a copy of it is executed again"]
 pub struct Permit {
     write: SessionRef,
 }
 
-/// Why a table refuses a write. The table is unchanged.
+/// The reason for refusing a write. The table is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionRefusal {
     /// The session is, or may be, forgotten. Final; the write may have been executed before.
@@ -161,10 +159,10 @@ pub enum SessionRefusal {
         "the session was born {ahead_ms} ms ahead of this group's log: check the nodes' clocks"
     )]
     FromFuture {
-        /// How far, in milliseconds.
+        /// The distance in milliseconds.
         ahead_ms: u64,
     },
-    /// The client said before that it has this write's answer. Final.
+    /// The client acknowledged the answer to this write before. Final.
     #[error("write {sequence} was acknowledged before: all below {acked_below} were")]
     Stale {
         /// The write's number.
@@ -172,7 +170,7 @@ pub enum SessionRefusal {
         /// The session's lowest unacknowledged number.
         acked_below: Sequence,
     },
-    /// The numbers make no sense: zero, or acknowledged beyond the write itself. Final.
+    /// The sequence is zero, or the acknowledged bound lies beyond it. Final.
     #[error("bad session numbers: sequence {sequence}, acknowledged below {acked_below}")]
     BadSequence {
         /// The write's number.
@@ -230,8 +228,8 @@ impl<R> Default for SessionTable<R> {
 }
 
 impl<R: Remembered> SessionTable<R> {
-    /// Decides about a write that the log carries at `time`. Only a replay changes the table (it counts as
-    /// use, and takes the acknowledgement in); an execution does when it is recorded.
+    /// Decides about a write that the log carries at `time`. A replay changes the table: it counts as use, and its
+    /// acknowledgement is noted. An execution changes the table only when it is recorded.
     pub fn admit(
         &mut self,
         write: SessionRef,
@@ -254,8 +252,8 @@ impl<R: Remembered> SessionTable<R> {
         }
     }
 
-    /// Remembers what an admitted write did. Right after its execution: no other call comes between.
-    // By value, because a permit is used up.
+    /// Records the result of an admitted write. Call it right after the execution, before any other call.
+    // The permit is passed by value because it is used up.
     #[allow(clippy::needless_pass_by_value)]
     pub fn record(&mut self, permit: Permit, result: R) {
         let Permit { write } = permit;
@@ -265,8 +263,8 @@ impl<R: Remembered> SessionTable<R> {
         self.check_invariants(write.client);
     }
 
-    /// Forgets sessions that were silent for longer than the time to live, the longest silent first, and at
-    /// most `at_most` of them. Returns how many. Costs a look when there is none.
+    /// Forgets at most `at_most` sessions that were silent for longer than the time to live, the longest silent first.
+    /// Returns the number of forgotten sessions. Takes constant time when there is none.
     pub fn expire(&mut self, time: LogTime, limits: &SessionLimits, at_most: usize) -> usize {
         self.raise_clock(time);
         for forgotten in 0..at_most {
@@ -290,25 +288,25 @@ impl<R: Remembered> SessionTable<R> {
         self.clock = self.clock.max(time);
     }
 
-    /// The greatest time that the table was given since it was made. Within one log it needs no record,
-    /// because the next write's time isn't smaller. A table that moves to another log takes it along, raised
-    /// to the time of the entry that fenced the shard (after a restart it may be less than what the table
-    /// decided by), and the new home keeps it durably.
+    /// Returns the greatest time that the table has received since it was created. Within one log the clock needs no
+    /// record, because the next write's time isn't smaller. A table that moves to another log carries its clock along,
+    /// raised to the time of the entry that fenced the shard, because after a restart the clock may be less than the time
+    /// of earlier decisions. The destination keeps the clock durably.
     pub fn clock(&self) -> LogTime {
         self.clock
     }
 
-    /// How many sessions it holds.
+    /// Returns the number of sessions.
     pub fn len(&self) -> usize {
         self.sessions.len()
     }
 
-    /// Whether it holds no session.
+    /// Returns true if the table holds no session.
     pub fn is_empty(&self) -> bool {
         self.sessions.is_empty()
     }
 
-    /// The sessions that changed since the last call: the record of each, or `None` for one that is gone.
+    /// Takes the sessions that changed since the last call: the record of each, or `None` for a removed session.
     pub fn drain_dirty(&mut self) -> Vec<(ClientId, Option<Bytes>)> {
         let dirty = std::mem::take(&mut self.dirty);
         dirty
@@ -317,17 +315,17 @@ impl<R: Remembered> SessionTable<R> {
             .collect()
     }
 
-    /// The records of all sessions, for handing the table over together with its clock.
+    /// Returns the records of all sessions. A shard moves with these records and with the clock.
     pub fn records(&self) -> impl Iterator<Item = (ClientId, Bytes)> + '_ {
         self.sessions
             .iter()
             .map(|(client, session)| (*client, session.encode()))
     }
 
-    /// Takes a record in, in place of what the table held of this client. It isn't dirty afterwards.
+    /// Loads the record of a session, in place of the table's session of this client. The session isn't dirty afterwards.
     ///
-    /// The clock stays: a session that was born ahead of it was last used ahead of it too, so a record
-    /// doesn't tell what the clock was, and a replica that restarted must not differ from one that didn't.
+    /// The clock stays. A session that was born ahead of the clock was also last used ahead of it, so a record doesn't
+    /// determine the clock, and a replica that restarted must not differ from one that didn't.
     pub fn load(&mut self, client: ClientId, record: Bytes) -> Result<(), DecodeError> {
         let session = Session::decode(client, record)?;
         if let Some(old) = self.sessions.get(&client) {
@@ -339,8 +337,7 @@ impl<R: Remembered> SessionTable<R> {
         Ok(())
     }
 
-    /// Panics if the table contradicts its invariants, as far as a change of one session could break them. Does nothing in
-    /// the product's build.
+    /// Panics if the change of one session broke an invariant of the table. Does nothing in the product's build.
     fn check_invariants(&self, changed: ClientId) {
         if !cfg!(any(debug_assertions, feature = "bugs")) {
             return;
@@ -369,7 +366,7 @@ impl<R: Remembered> SessionTable<R> {
         );
     }
 
-    /// `Ok(None)` to execute, `Ok(Some(_))` to replay.
+    /// Returns `Ok(None)` for a write to execute and `Ok(Some(_))` for a write to replay.
     fn judge(
         &self,
         write: SessionRef,
@@ -401,8 +398,8 @@ impl<R: Remembered> SessionTable<R> {
         if let Some(result) = session.results.get(&sequence) {
             return Ok(Some(result.clone()));
         }
-        // The lowest unanswered write always has room, or results above it could keep it out for ever: they
-        // are only dropped once it is answered.
+        // The lowest unanswered write always has room. Otherwise the results above it, which are dropped only after it
+        // is answered, could keep it out for ever.
         let is_lowest = sequence <= acked_below.max(session.acked_below);
         if !is_lowest && session.is_full(acked_below, limits.max_results) {
             return Err(SessionRefusal::TooManyResults {
@@ -412,7 +409,7 @@ impl<R: Remembered> SessionTable<R> {
         Ok(None)
     }
 
-    /// Whether an absent session is surely new, and has room.
+    /// Refuses a write of an absent session, unless the session is certainly new and has room.
     fn judge_absent(&self, client: ClientId, limits: &SessionLimits) -> Result<(), SessionRefusal> {
         if self.clock.since(client.birth) > limits.ttl_ms {
             return Err(SessionRefusal::Expired);
@@ -432,7 +429,7 @@ impl<R: Remembered> SessionTable<R> {
         Ok(())
     }
 
-    /// Marks a session as used now, makes it if it is new, and takes the acknowledgement of `write` in.
+    /// Marks the session of `write` as used now, creates it if it is new, and drops the results that `write` acknowledges.
     fn touch(&mut self, write: SessionRef) -> &mut Session<R> {
         let SessionRef {
             client,
@@ -465,16 +462,16 @@ impl<R: Remembered> SessionTable<R> {
 }
 
 impl<R: Remembered> Session<R> {
-    /// Whether there is no room for one more result once those below `acked_below` are dropped.
+    /// Returns true if there is no room for one more result after those below `acked_below` are dropped.
     fn is_full(&self, acked_below: Sequence, max_results: u32) -> bool {
         let max_results = max_results as usize;
-        // Counting is needed only in the rare case that the results would not fit as they are.
+        // Counting is needed only in the rare case that the present results fill the table.
         self.results.len() >= max_results
             && self.results.range(acked_below..).count() >= max_results
     }
 
-    /// Version, last use, acknowledged bound, then the results with the distance of each number to the one
-    /// before.
+    /// Encodes the version, the last use, the acknowledged bound, and the results, each with the distance of its number
+    /// from the number before.
     fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(16 + 4 * self.results.len());
         out.byte(RECORD_VERSION)

@@ -1,8 +1,8 @@
-//! Snapshots on their way: a sender for each follower that needs one, and one receiver.
+//! The transfer of snapshots: a sender for each follower that needs a snapshot, and one receiver.
 //!
-//! A snapshot goes in numbered chunks with a bounded window. The receiver answers with the number that it needs next,
-//! so a lost chunk or a broken connection costs a resend of the window and not a new start. The receiver stages chunks
-//! beside its state and puts them in force all at once.
+//! The sender sends a snapshot in numbered chunks with a bounded window. The receiver answers with the number that it needs
+//! next, so a lost chunk or a broken connection costs a resend of the window and not a new start. The receiver stages
+//! chunks beside its state and replaces the state once all have arrived.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,9 +16,9 @@ use types::NodeId;
 use crate::bug::Bug;
 use crate::{Refusal, Replica, SnapshotSource, StateMachine, Table, WriteBatch};
 
-/// A sender that hears nothing for this many heartbeat intervals sends its window again.
+/// The number of heartbeat intervals without an answer after which a sender sends its window again.
 const RESEND_AFTER_HEARTBEATS: u32 = 2;
-/// A sender that hears nothing for this many heartbeat intervals gives up and lets go of its view of the state.
+/// The number of heartbeat intervals without an answer after which a sender gives up and drops its view of the state.
 const GIVE_UP_AFTER_HEARTBEATS: u32 = 100;
 
 #[derive(Default)]
@@ -33,7 +33,7 @@ pub(crate) struct Snapshots {
 
 struct Sender {
     source: Box<dyn SnapshotSource>,
-    /// Chunks on their way, the oldest first.
+    /// The unanswered chunks, oldest first.
     window: VecDeque<SnapshotChunk>,
     next_number: u64,
     exhausted: bool,
@@ -48,8 +48,8 @@ struct Receiving {
 }
 
 impl Snapshots {
-    /// A follower can't be helped with entries.
-    pub(crate) fn wanted(&mut self, node: NodeId) {
+    /// Records that `node` needs a snapshot, because the entries that it needs are compacted.
+    pub(crate) fn want(&mut self, node: NodeId) {
         if !self.senders.contains_key(&node) {
             self.wanted.insert(node);
         }
@@ -74,7 +74,8 @@ impl Snapshots {
         self.wanted.clear();
     }
 
-    /// No entry after this may be cut while snapshots are on their way.
+    /// Returns the last index of the oldest snapshot that is being sent. The log keeps the entries after it, because the
+    /// follower needs them next.
     pub(crate) fn oldest_sent(&self) -> Index {
         self.senders
             .values()
@@ -119,7 +120,7 @@ impl Sender {
         }
     }
 
-    /// Reads on until the window is full; returns what is to be sent.
+    /// Reads chunks until the window is full. Returns the chunks to send.
     fn fill(&mut self, window: usize) -> Result<Vec<SnapshotChunk>, StoreError> {
         let mut out: Vec<SnapshotChunk> = Vec::new();
         if std::mem::take(&mut self.resend) {
@@ -143,8 +144,8 @@ impl Sender {
         Ok(out)
     }
 
-    /// The receiver needs `next`: everything before has arrived. False if it must start over, because it lost what it
-    /// had. An answer that was overtaken by a later one says nothing.
+    /// Records that the receiver has all chunks before `next`. Returns false if the receiver must start over, because it lost
+    /// its chunks. An answer that arrives after a later answer changes nothing.
     fn acknowledged(&mut self, next: u64) -> bool {
         self.silent_ticks = 0;
         while self
@@ -158,10 +159,11 @@ impl Sender {
 }
 
 impl<M: StateMachine> Replica<M> {
-    /// Takes in what came of snapshots, opens those that are wanted, and sends what the windows allow.
+    /// Handles the snapshot messages that arrived, opens the snapshots that followers need, and sends the chunks for which the
+    /// windows have room.
     pub(crate) fn pump_snapshots(&mut self) -> Result<(), StoreError> {
         while let Some(envelope) = self.snapshots.inbox.pop_front() {
-            // It waited here for a moment: its term may be over.
+            // The term may have ended while the message waited here.
             if envelope.term != self.raft.term() {
                 continue;
             }
@@ -236,7 +238,7 @@ impl<M: StateMachine> Replica<M> {
         Ok(())
     }
 
-    /// Stages one chunk and says how far the snapshot has come.
+    /// Stages one chunk. Returns the status of the snapshot and the number of the chunk that is needed next.
     fn stage_chunk(
         &mut self,
         from: NodeId,
@@ -280,7 +282,7 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// A snapshot that can't be staged is no reason to stop, if the disk itself is well.
+    /// Gives up a snapshot that can't be staged. Only a failure of the disk itself stops the replica.
     fn restore_failed(&mut self, error: StoreError) -> Result<(SnapshotStatus, u64), StoreError> {
         self.snapshots.receiving = None;
         match error {
@@ -289,12 +291,12 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// Puts the staged snapshot in force: first the state, durably, then the log's new beginning. A crash between the
-    /// two is told from a lost log by the mark that is written first.
+    /// Replaces the state by the staged snapshot, durably, and then resets the log to start after it. The mark that is written
+    /// first distinguishes a crash between the two from a lost log.
     fn install(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
         self.snapshots.receiving = None;
-        // A log that has the snapshot's last entry will not be reset, so nothing would clear the mark, and later the mark
-        // would excuse a log that really was lost.
+        // A log that has the snapshot's last entry is not reset, so nothing would clear the mark. Later the mark would hide
+        // that a log was really lost.
         if !self.raft.holds_durably(meta.last) {
             self.log.begin_install(meta.last)?;
         }
@@ -315,12 +317,13 @@ impl<M: StateMachine> Replica<M> {
         self.snapshots.installed += 1;
         let next = EntryId::new(meta.last.term, meta.last.index.next());
         let leader = self.raft.leader();
-        let skipped = self.writes.overtaken(next, true);
+        let skipped = self.writes.take_overtaken(next, true);
         for request in skipped
             .into_iter()
-            .chain(self.admin.overtaken(meta.last.index))
+            .chain(self.admin.take_skipped(meta.last.index))
         {
-            self.early.push((request, Err(Refusal::Unknown { leader })));
+            self.finished
+                .push((request, Err(Refusal::Unknown { leader })));
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What a replica tells of itself.
+//! The status of a replica.
 
 use raft::{EntryId, Index, Membership, ProgressState, Role, Term};
 use types::NodeId;
@@ -8,35 +8,35 @@ use types::NodeId;
 pub struct Status {
     /// This replica.
     pub node: NodeId,
-    /// What it does in the group.
+    /// Its role in the group.
     pub role: Role,
     /// Its term.
     pub term: Term,
-    /// Who leads, as far as it knows.
+    /// The leader, if this replica knows it.
     pub leader: Option<NodeId>,
     /// The greatest index known to be committed.
     pub commit_index: Index,
     /// The greatest index applied.
     pub last_applied: Index,
-    /// The term of the entry there.
+    /// The term of the entry at `last_applied`.
     pub applied_term: Term,
-    /// The greatest index known to be committed in the group, be it here or not: as leader its own, else what leaders told
-    /// since this replica started. `None` as long as none is known to be right.
+    /// The greatest index known to be committed in the group, even beyond this replica's log: on the leader its own commit
+    /// index, on others the greatest in a leader's appends since this replica started. `None` while none is known.
     pub group_commit: Option<Index>,
-    /// The log starts after this entry.
+    /// The last compacted entry, after which the log starts.
     pub compacted: EntryId,
     /// The log's last index.
     pub last_index: Index,
     /// The membership in force: the latest in the log.
     pub membership: Membership,
-    /// The leader's view of the others; empty elsewhere.
+    /// The match index and the state of each follower on the leader; empty on other replicas.
     pub progress: Vec<(NodeId, Index, ProgressState)>,
     /// Requests that wait for an answer.
     pub pending_requests: usize,
-    /// Elections that this replica started since it started.
+    /// The number of elections that this replica has begun since its process started.
     pub elections_started: u64,
-    /// Snapshots that it sent and installed since it started.
+    /// The numbers of snapshots that it sent and installed since its process started.
     pub snapshots: (u64, u64),
-    /// Whether it refuses writes because a disk is nearly full.
+    /// True if it refuses writes because a disk is nearly full.
     pub disk_low: bool,
 }

@@ -1,14 +1,14 @@
-//! What a state machine's data rests on: ordered keys in a few tables, written in atomic batches
-//! together with the position they correspond to.
+//! The store of a state machine's data: ordered keys in a few tables, written in atomic batches together with the log
+//! position of the data.
 //!
 //! # The contract
 //!
-//! - [`StateStore::commit`] is visible at once and atomic, but *not* durable: after a crash the state is
-//!   that of some earlier commit, whole (never half a batch, never one table newer than another).
-//!   [`StateStore::durable`] tells which commit that would be at least; the log behind it must be kept.
-//! - `Applied` travels in the same batch as the data, so data and position never disagree.
-//! - Replacing the state by a snapshot is staged: until [`StateStore::finish_restore`] returns `Ok`, a
-//!   crash leaves the old state; after it, the new one, durably.
+//! - [`StateStore::commit`] is visible at once and atomic, but *not* durable. After a crash the state is
+//!   that of some earlier commit, whole: never half a batch, never one table newer than another. That
+//!   commit is not older than [`StateStore::durable`]; the log after it must be kept.
+//! - `Applied` is written in the same batch as the data, so data and position never disagree.
+//! - A restore from a snapshot is staged. Until [`StateStore::finish_restore`] returns `Ok`, a crash leaves
+//!   the old state; afterwards the new state is durable.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,7 +31,7 @@ pub enum Table {
 }
 
 impl Table {
-    /// All of them, in the order of a snapshot.
+    /// All tables, in the order of a snapshot.
     pub const ALL: [Self; 3] = [Self::Meta, Self::Data, Self::Sessions];
 }
 
@@ -48,11 +48,11 @@ pub struct Applied {
 
 /// Reads the state as of the last commit.
 pub trait StateReader {
-    /// The value of a key.
+    /// Returns the value of a key.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
 
-    /// The pairs between two bounds in key order: at most `limit` of them, stopping after the one that
-    /// reaches `max_bytes` of keys and values (so at least one, if there is one).
+    /// Returns the pairs between two bounds in key order: at most `limit` pairs, ending with the pair that reaches
+    /// `max_bytes` of keys and values. So it returns at least one pair if there is one.
     fn scan(
         &self,
         table: Table,
@@ -61,33 +61,33 @@ pub trait StateReader {
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
 
-    /// The pairs of `[start, end)` in key order as of the last commit, to be read while commits go on.
+    /// Returns a view of the pairs of `[start, end)` in key order as of the last commit. Later commits don't change it.
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError>;
 
-    /// About how many bytes the pairs of `[start, end)` take, as of about now; cheap, and never for decisions.
+    /// Estimates the present bytes of the pairs of `[start, end)`. Cheap; no decision of the protocol may depend on it.
     fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError>;
 }
 
-/// Pairs as of one moment, read page by page with constant memory. It may be sent to another thread; reading may wait for
-/// the disk.
+/// Pairs as of one moment, read page by page with constant memory. A reader may move it to another thread; reading may wait
+/// for the disk.
 pub trait PageSource: Send {
-    /// The next pairs; `None` after the last.
+    /// Returns the next pairs; `None` after the last.
     fn next_page(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError>;
 }
 
-/// A [`PageSource`] to pass around.
+/// A [`PageSource`] that can be cloned. All clones share one cursor.
 #[derive(Clone)]
 pub struct View(Arc<Mutex<dyn PageSource>>);
 
 impl View {
-    /// A view of these pages.
+    /// Creates a view of these pages.
     pub fn new(source: impl PageSource + 'static) -> Self {
         Self(Arc::new(Mutex::new(source)))
     }
 
-    /// As [`PageSource::next_page`].
+    /// Returns the next pairs, as [`PageSource::next_page`].
     pub fn next_page(&self) -> Result<Option<Vec<(Bytes, Bytes)>>, StoreError> {
-        // A source that panicked is not read again: the error ends its reader.
+        // A source whose reader panicked is not read again.
         let mut source = self
             .0
             .lock()
@@ -102,7 +102,7 @@ impl fmt::Debug for View {
     }
 }
 
-/// A view equals itself alone.
+/// A view equals only its clones.
 impl PartialEq for View {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -111,47 +111,47 @@ impl PartialEq for View {
 
 impl Eq for View {}
 
-/// The durable home of a state machine's data.
+/// The durable store of a state machine's data.
 pub trait StateStore: StateReader + Send {
-    /// The position of the last commit.
+    /// Returns the position of the last commit.
     fn applied(&self) -> Applied;
 
-    /// The position that would survive a crash now. Never behind a finished restore.
+    /// Returns the position that would survive a crash now. Never before that of a finished restore.
     fn durable(&self) -> EntryId;
 
     /// Makes `batch` and `applied` visible, atomically.
     fn commit(&mut self, batch: WriteBatch, applied: Applied) -> Result<(), StoreError>;
 
-    /// Starts making all commits so far durable and may return before that is done; `durable` tells.
+    /// Starts to make all commits so far durable. It may return before they are; `durable` shows the progress.
     fn start_flush(&mut self) -> Result<(), StoreError>;
 
-    /// Makes all commits so far durable before it returns: for an orderly stop.
+    /// Makes all commits so far durable before it returns, for an orderly stop.
     fn flush(&mut self) -> Result<(), StoreError>;
 
-    /// A consistent view of the state as of the last commit. It stays readable while commits go on.
+    /// Returns a consistent view of the state as of the last commit. Later commits don't change it.
     fn snapshot(&mut self) -> Result<Box<dyn SnapshotSource>, StoreError>;
 
-    /// Starts staging a replacement of the whole state. An unfinished one is dropped.
+    /// Starts to stage a replacement of the whole state. An unfinished replacement is dropped.
     fn begin_restore(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError>;
 
-    /// Stages the next chunk, as [`SnapshotSource::next_chunk`] gave it.
+    /// Stages the next chunk of [`SnapshotSource::next_chunk`].
     fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), StoreError>;
 
-    /// Puts the staged state in force, durably. [`StoreError::Damaged`] if what was staged is not a whole
-    /// snapshot that ends at the `meta` of its start; the old state then stays.
+    /// Replaces the state by the staged state, durably. Fails with [`StoreError::Damaged`] if the staged chunks are not a
+    /// whole snapshot that ends at the `meta` of its start; the old state stays then.
     fn finish_restore(&mut self) -> Result<(), StoreError>;
 }
 
 /// A consistent view of a state, read chunk by chunk with constant memory.
 pub trait SnapshotSource: Send {
-    /// What it covers.
+    /// Returns the last entry and the membership that the snapshot covers.
     fn meta(&self) -> &SnapshotMeta;
 
-    /// The next chunk (about [`SNAPSHOT_CHUNK_BYTES`], more only for one larger pair), `None` after the last.
+    /// Returns the next chunk, of about [`SNAPSHOT_CHUNK_BYTES`] or more for one larger pair; `None` after the last.
     fn next_chunk(&mut self) -> Result<Option<Bytes>, StoreError>;
 }
 
-/// The size that a chunk of a snapshot aims at.
+/// The approximate size of a snapshot's chunk.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 
 /// Changes that become visible together. Later changes win over earlier ones.
@@ -181,14 +181,14 @@ impl WriteBatch {
         self.cleared.push((table, start, end));
     }
 
-    /// Whether there is nothing to write.
+    /// Returns true if there is nothing to write.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.cleared.is_empty()
     }
 
-    /// What this batch says of a key: `None` nothing, `Some(None)` removed, `Some(Some(_))` its value.
+    /// Returns the change of a key: `None` without a change, `Some(None)` for a removal, `Some(Some(_))` for a new value.
     pub fn get(&self, table: Table, key: &[u8]) -> Option<Option<Bytes>> {
-        // A lookup by borrowed parts would need a key type of its own; `Bytes` from a slice is one copy.
+        // A lookup without the copy of the key would need a key type of its own.
         if let Some(change) = self.changes.get(&(table, Bytes::copy_from_slice(key))) {
             return Some(change.clone());
         }

@@ -1,4 +1,4 @@
-//! A group of replicas in one process on a perfect network: what a driver sees of them. Faults are the simulator's.
+//! A group of replicas in one process on a perfect network: as a driver sees them. The simulator injects faults.
 
 #![allow(
     clippy::unwrap_used,
@@ -59,7 +59,7 @@ impl StateMachine for Journal {
     }
 }
 
-/// A log that outlives its replica, and can be full.
+/// A log that survives its replica, and can be full.
 #[derive(Clone, Default)]
 struct SharedLog {
     log: Arc<Mutex<MemoryLog>>,
@@ -165,7 +165,7 @@ impl Cluster {
         self.replicas.insert(NodeId(node), replica);
     }
 
-    /// Polls and delivers until nobody has anything to say.
+    /// Polls and delivers until no replica sends a message.
     fn settle(&mut self) {
         loop {
             for replica in self.replicas.values_mut() {
@@ -189,7 +189,7 @@ impl Cluster {
             for node in to.into_iter().filter(|node| *node != envelope.from) {
                 if let Some(replica) = self.replicas.get_mut(&node) {
                     replica.receive(envelope.clone()).unwrap();
-                    // A replica that refuses to listen still must be polled.
+                    // A replica that ignores messages must still be polled.
                     let _ = replica.poll(&mut self.outputs);
                 }
             }
@@ -448,7 +448,7 @@ fn an_unknown_address_is_not_let_in_by_itself() {
     for _ in 0..300 {
         cluster.tick();
     }
-    // Nor has it anything to tell, and being asked doesn't hurt it.
+    // It has no state to answer from, and a query changes nothing.
     let asked = cluster.submit(NodeId(9), Request::ReadLocal(()));
     cluster.settle();
     assert!(matches!(

@@ -20,7 +20,7 @@ fuzz_target!(|input: (Vec<u8>, Vec<Vec<u8>>)| {
         framed.extend(crc32fast::hash(&body).to_le_bytes());
         framed.extend(&body);
         let chunk = if body.len() % 2 == 0 { framed } else { body };
-        // After an error the snapshot starts over.
+        // After an error the snapshot starts over with a new decoder.
         if decoder.chunk(&chunk).is_err() {
             return;
         }

@@ -1,4 +1,4 @@
-//! The suite of logs.
+//! The conformance suite of log stores.
 
 use bytes::Bytes;
 use raft::{
@@ -15,14 +15,14 @@ pub trait Harness {
     /// The log under test.
     type Log: LogStore;
 
-    /// A new, empty log on a disk of its own.
+    /// Creates an empty log on a disk of its own.
     fn create(&mut self) -> Self::Log;
 
-    /// Crashes: what was not durable is gone. Opens again.
+    /// Crashes the log, so that changes that were not durable are lost, and opens it again.
     fn crash(&mut self, log: Self::Log) -> Self::Log;
 }
 
-/// Runs all of the suite.
+/// Runs the whole suite.
 pub fn all<H: Harness>(harness: &mut H) {
     an_empty_log_is_empty(harness);
     entries_survive_a_crash(harness);
@@ -73,7 +73,7 @@ fn reopened<H: Harness>(harness: &mut H, log: H::Log) -> (H::Log, LogState) {
     (log, state)
 }
 
-/// A new log has no entries, no base, no vote; also after a crash.
+/// A new log has no entries, no base and no vote, also after a crash.
 pub fn an_empty_log_is_empty<H: Harness>(harness: &mut H) {
     let mut log = harness.create();
     assert_eq!(log.load(), Ok(LogState::default()));
@@ -81,7 +81,7 @@ pub fn an_empty_log_is_empty<H: Harness>(harness: &mut H) {
     assert_eq!(state, LogState::default());
 }
 
-/// What `write` returned for is there after a crash, batch by batch.
+/// Each batch whose `write` returned survives a crash.
 pub fn entries_survive_a_crash<H: Harness>(harness: &mut H) {
     let mut log = harness.create();
     log.load().unwrap();
@@ -94,7 +94,7 @@ pub fn entries_survive_a_crash<H: Harness>(harness: &mut H) {
     }
 }
 
-/// An append drops everything at and after its first index, also when it is shorter than what it drops.
+/// An append drops all entries at and after its first index, even if it has fewer entries.
 pub fn overwriting_truncates<H: Harness>(harness: &mut H) {
     let mut log = harness.create();
     log.load().unwrap();
@@ -112,7 +112,7 @@ pub fn overwriting_truncates<H: Harness>(harness: &mut H) {
     let (mut log, state) = reopened(harness, log);
     assert_eq!(state.last_index, Index(101));
     check(&log);
-    // What was dropped does not come back when the log grows over it again.
+    // Dropped entries don't return when the log grows over their indexes again.
     log.write(&append(3, 102..=103)).unwrap();
     let (log, state) = reopened(harness, log);
     assert_eq!(state.last_index, Index(103));
@@ -312,7 +312,7 @@ pub fn a_reset_replaces_the_log<H: Harness>(harness: &mut H) {
     }
 }
 
-/// The mark of an installation survives until the reset, and not longer.
+/// The mark of an install survives until the reset, and not longer.
 pub fn an_install_mark_survives<H: Harness>(harness: &mut H) {
     let mut log = harness.create();
     log.load().unwrap();
@@ -447,7 +447,7 @@ fn random_step(
 mod tests {
     use super::*;
 
-    /// Crashes keep or lose an unsynced compaction, in turn.
+    /// A crash keeps an unsynced compaction and the next crash loses it, in turn.
     struct Memory(bool);
 
     impl Harness for Memory {

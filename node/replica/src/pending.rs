@@ -1,8 +1,9 @@
-//! The requests that wait: writes for their turn and for their commit, reads for a quorum's word.
+//! The pending requests: writes that wait to be proposed and committed, and reads that wait for the confirmation of a
+//! quorum.
 //!
 //! # Invariants
 //!
-//! - A request is in exactly one of the queues here, or was answered.
+//! - Every request that is not answered is in exactly one of the queues here.
 //! - `proposed` ascends by index. An answer is matched by the whole [`EntryId`]: at the same index another leader's
 //!   entry may have been committed, and its outcome is not this request's.
 
@@ -15,9 +16,9 @@ use crate::bug::Bug;
 use crate::entry::OPERATION_OVERHEAD_BYTES;
 use crate::{Options, Refusal, RequestId};
 
-/// Writes on their way into the log and to their commit.
+/// The writes that are queued for the log, or proposed and not applied.
 #[derive(Debug, Default)]
-pub(crate) struct Writes {
+pub(crate) struct PendingWrites {
     queued: VecDeque<(RequestId, Bytes)>,
     proposed: VecDeque<Proposed>,
     count: usize,
@@ -31,7 +32,7 @@ struct Proposed {
     bytes: usize,
 }
 
-impl Writes {
+impl PendingWrites {
     pub(crate) fn len(&self) -> usize {
         self.count
     }
@@ -62,7 +63,7 @@ impl Writes {
         Ok(())
     }
 
-    /// As many queued operations as one entry may hold, at least one, in order.
+    /// Returns as many queued operations as fit an entry of `max_bytes`, in order, and at least one.
     pub(crate) fn next_batch(&self, max_bytes: usize) -> Vec<Bytes> {
         let mut bytes = 0;
         let fits = |(_, operation): &&(RequestId, Bytes)| {
@@ -76,8 +77,8 @@ impl Writes {
             .collect()
     }
 
-    /// The first `count` queued operations went into the entry `id`.
-    pub(crate) fn proposed(&mut self, id: EntryId, count: usize) {
+    /// Records that the entry `id` carries the first `count` queued operations.
+    pub(crate) fn mark_proposed(&mut self, id: EntryId, count: usize) {
         let taken: Vec<(RequestId, Bytes)> =
             self.queued.drain(..count.min(self.queued.len())).collect();
         let bytes = taken.iter().map(|(_, operation)| operation.len()).sum();
@@ -89,7 +90,7 @@ impl Writes {
         });
     }
 
-    /// The requests whose operations the entry `id` carries, in its order. Empty if they are not ours.
+    /// Takes the requests whose operations the entry `id` carries, in its order. Empty if another replica proposed it.
     pub(crate) fn take(&mut self, id: EntryId, by_index_only: bool) -> Vec<RequestId> {
         let ours = |proposed: &mut Proposed| {
             proposed.id == id || (by_index_only && proposed.id.index == id.index)
@@ -102,9 +103,9 @@ impl Writes {
         proposed.requests
     }
 
-    /// The entry `id` is applied next: gives back the writes whose place in the log it took, or that a snapshot
-    /// skipped. Without this they would wait for ever, and everything proposed later behind them.
-    pub(crate) fn overtaken(&mut self, id: EntryId, by_index_only: bool) -> Vec<RequestId> {
+    /// Takes the writes that can no longer be answered, because the entry `id` is applied next. Another entry is committed at
+    /// their index, or a snapshot skipped it. Otherwise they and all later writes would wait for ever.
+    pub(crate) fn take_overtaken(&mut self, id: EntryId, by_index_only: bool) -> Vec<RequestId> {
         let mut unknown = Vec::new();
         let overtaken = |proposed: &mut Proposed| {
             proposed.id.index < id.index
@@ -118,9 +119,9 @@ impl Writes {
         unknown
     }
 
-    /// Leadership is lost: gives back the writes that were not proposed, and those whose entry is not known to be
-    /// committed. Of the others the log has an entry at their index: theirs, or one that overtakes them.
-    pub(crate) fn fail(&mut self, commit: Index) -> (Vec<RequestId>, Vec<RequestId>) {
+    /// Takes the writes that the loss of leadership ends: those that were not proposed, and those whose entry is not known to
+    /// be committed. The others wait for the entry at their index, which is theirs or overtakes them.
+    pub(crate) fn take_failed(&mut self, commit: Index) -> (Vec<RequestId>, Vec<RequestId>) {
         let mut unknown = Vec::new();
         while let Some(proposed) = self
             .proposed
@@ -130,10 +131,10 @@ impl Writes {
             self.bytes -= proposed.bytes;
             unknown.extend(proposed.requests);
         }
-        (self.fail_queued(), unknown)
+        (self.take_queued(), unknown)
     }
 
-    pub(crate) fn fail_queued(&mut self) -> Vec<RequestId> {
+    fn take_queued(&mut self) -> Vec<RequestId> {
         self.count -= self.queued.len();
         self.bytes -= self
             .queued
@@ -148,16 +149,16 @@ impl Writes {
     }
 }
 
-/// Reads on their way to a quorum's word and to the state that they may be answered from.
+/// The reads that wait for the confirmation of a quorum, or for the state to apply their index.
 #[derive(Debug)]
-pub(crate) struct Reads<Q> {
+pub(crate) struct PendingReads<Q> {
     queued: Vec<(RequestId, Q)>,
     asked: VecDeque<(ReadTicket, Vec<(RequestId, Q)>)>,
     granted: VecDeque<(Index, Vec<(RequestId, Q)>)>,
     count: usize,
 }
 
-impl<Q> Default for Reads<Q> {
+impl<Q> Default for PendingReads<Q> {
     fn default() -> Self {
         Self {
             queued: Vec::new(),
@@ -168,7 +169,7 @@ impl<Q> Default for Reads<Q> {
     }
 }
 
-impl<Q> Reads<Q> {
+impl<Q> PendingReads<Q> {
     pub(crate) fn len(&self) -> usize {
         self.count
     }
@@ -182,8 +183,8 @@ impl<Q> Reads<Q> {
         !self.queued.is_empty()
     }
 
-    /// All queued reads wait for `ticket` from now on.
-    pub(crate) fn asked(&mut self, ticket: ReadTicket) {
+    /// Records that all queued reads wait for `ticket`.
+    pub(crate) fn mark_asked(&mut self, ticket: ReadTicket) {
         let queued = std::mem::take(&mut self.queued);
         match self.asked.back_mut() {
             Some((last, reads)) if *last == ticket => reads.extend(queued),
@@ -191,14 +192,15 @@ impl<Q> Reads<Q> {
         }
     }
 
-    pub(crate) fn granted(&mut self, ticket: ReadTicket, index: Index) {
+    /// Records that a quorum confirmed all reads up to `ticket`, which may be answered once `index` is applied.
+    pub(crate) fn grant(&mut self, ticket: ReadTicket, index: Index) {
         while let Some((_, reads)) = self.asked.pop_front_if(|(asked, _)| *asked <= ticket) {
             self.granted.push_back((index, reads));
         }
     }
 
-    /// Reads that may be answered from a state that has applied `index`.
-    pub(crate) fn answerable(&mut self, applied: Index) -> Vec<(RequestId, Q)> {
+    /// Takes the reads that may be answered from a state that has applied the entries up to `applied`.
+    pub(crate) fn take_answerable(&mut self, applied: Index) -> Vec<(RequestId, Q)> {
         let mut reads = Vec::new();
         while let Some((_, more)) = self.granted.pop_front_if(|(index, _)| *index <= applied) {
             reads.extend(more);
@@ -207,8 +209,8 @@ impl<Q> Reads<Q> {
         reads
     }
 
-    /// Leadership is lost: gives back what no quorum vouched for.
-    pub(crate) fn fail(&mut self) -> Vec<RequestId> {
+    /// Takes the reads that no quorum confirmed, because leadership was lost.
+    pub(crate) fn take_failed(&mut self) -> Vec<RequestId> {
         let asked = self.asked.drain(..).flat_map(|(_, reads)| reads);
         let failed: Vec<RequestId> = self
             .queued
@@ -220,9 +222,9 @@ impl<Q> Reads<Q> {
         failed
     }
 
-    /// All of them.
-    pub(crate) fn fail_all(&mut self) -> Vec<RequestId> {
-        let mut failed = self.fail();
+    /// Takes all reads.
+    pub(crate) fn take_all(&mut self) -> Vec<RequestId> {
+        let mut failed = self.take_failed();
         failed.extend(
             self.granted
                 .drain(..)
@@ -234,7 +236,7 @@ impl<Q> Reads<Q> {
     }
 }
 
-/// Whether answers are matched by index alone: a bug that the simulator puts back.
+/// Returns true if answers are matched by index alone, a bug that the simulator puts back.
 pub(crate) fn by_index_only(options: &Options) -> bool {
     options.bugs.has(Bug::AnswerByIndexOnly)
 }
