@@ -107,6 +107,10 @@ bench: build ## Measure puts and gets, one to three groups, and shards that move
 	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" \
 		REBALANCE="$(abspath $(bin))/examples/rebalance" deploy/bench.sh
 
+.PHONY: bench-micro
+bench-micro: deps ## Measure single functions with criterion: codecs, apply, rebalance (minutes; ARGS=codec/put: those that match)
+	@.ci/build $(CARGO) bench --bench '*' -- $(ARGS)
+
 .PHONY: fuzz
 fuzz: deps ## Fuzz each decoder for SECONDS=60; installs cargo-fuzz (a minute) if missing
 	@CARGO="$(CARGO)" .ci/fuzz "$(SECONDS)"
