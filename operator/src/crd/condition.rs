@@ -20,7 +20,7 @@ pub struct Verdict {
     pub holds: Option<bool>,
     /// One word in camel case, for programs.
     pub reason: &'static str,
-    /// A sentence for people.
+    /// A sentence that explains the reason.
     pub message: String,
 }
 

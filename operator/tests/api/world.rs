@@ -558,7 +558,7 @@ fn timeless(mut object: Value, namespace: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Writes all objects of a namespace into a file, for people.
+/// Writes all objects of a namespace into a file, which helps to debug a failed test.
 async fn dump(client: &Client, namespace: &str, writes: &[Write]) -> std::path::PathBuf {
     let mut text = "# What the operator wrote:\n".to_owned();
     for write in writes {
