@@ -278,7 +278,7 @@ fn find_member(
     name: &str,
     group: Option<Gid>,
 ) -> Result<(Option<Gid>, NodeId), Failure> {
-    // Several ids may have lived at one address. The leader knows which of them is a member now.
+    // Several nodes may have used one address. The leader knows which of them is a member now.
     let mut views: Vec<&NodeStatus> = nodes
         .iter()
         .filter_map(|(_, status)| status.as_ref().ok())
@@ -292,7 +292,7 @@ fn find_member(
     let found = members.find(|(_, it)| it.address == name || Some(it.node_id) == id);
     match (found, id) {
         (Some((gid, member)), _) => Ok((Some(gid), member.node_id)),
-        // The group itself answers for a node that it doesn't know.
+        // The leader of the group refuses a node that is not a member.
         (None, Some(id)) => Ok((group, id)),
         (None, None) => Err(bad_member(name)),
     }

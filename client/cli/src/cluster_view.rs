@@ -37,7 +37,7 @@ pub(crate) async fn groups(client: &Client, view: &ConfigView, exact: bool) -> G
     configured(client, view.config.num()).await;
     let mut groups = client.shards(&ShardSet::default(), exact).await;
     for group in &view.progress {
-        // A group that left is missing in the client's configuration; the configuration before it left has its addresses.
+        // A group that left is missing in the client's configuration. The configuration before has its addresses.
         let left_in = group.left_in.filter(|_| !view.is_drained(group.gid));
         let Some(before) = left_in.and_then(|num| num.0.checked_sub(1)) else {
             continue;

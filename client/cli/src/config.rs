@@ -117,7 +117,7 @@ pub(crate) async fn run(
             for (gid, addresses) in groups {
                 if distinct.insert(*gid, addresses.clone()).is_some() {
                     return Err(Failure::usage(
-                        format!("{gid} is there twice"),
+                        format!("{gid} is listed twice"),
                         "give each group once, with all its addresses",
                     ));
                 }
@@ -145,7 +145,7 @@ async fn changed(
     out: &mut dyn Write,
     change: impl AsyncFn() -> Result<ConfigChange, Error>,
 ) -> Result<Exit, Failure> {
-    // What moves is seen by comparing with the configuration before.
+    // The moves are the differences from the configuration before.
     let before = if wait.wait {
         Some(client.controller().query(None).await?.config)
     } else {
@@ -213,7 +213,7 @@ pub(crate) async fn wait_until_settled(
     }
 }
 
-/// Writes the latest configuration, and then changes as they come.
+/// Writes the latest configuration, and then each change when it happens.
 async fn watch(
     controller: &Controller,
     format: Format,
@@ -227,11 +227,11 @@ async fn watch(
     while let Some(event) = events.next().await {
         let delta = match event? {
             ConfigEvent::Delta(delta) => {
-                // What the controllers tell follows; if not, the line still says what they told.
+                // Deltas of the controllers always apply. If one does not, the printed line is still the delta that they sent.
                 let _ = config.apply(&delta);
                 delta
             }
-            // What lay between is not kept any more.
+            // The controllers no longer keep the deltas between.
             ConfigEvent::Full(full) => {
                 let mut delta = ConfigDelta::between(&config, full.groups(), full.owners());
                 delta.num = full.num();
@@ -300,7 +300,7 @@ fn delta_json(delta: &ConfigDelta) -> Value {
     json!({"num": delta.num.0, "groups": groups, "moves": moves})
 }
 
-/// An owner as text, unless there is none.
+/// Formats an owner; `None` if there is none.
 fn owner(gid: Gid) -> Option<String> {
     (gid != Gid::NONE).then(|| gid.to_string())
 }
@@ -400,7 +400,7 @@ fn map_json(map: &ConfigView) -> Value {
     })
 }
 
-/// Neighbouring shards with the same owner.
+/// A run of neighbouring shards with the same owner.
 fn owners_json(config: &ShardConfig) -> Vec<Value> {
     let mut first = 0;
     let mut runs = Vec::new();

@@ -1,4 +1,4 @@
-//! Bytes as text. Keys and values are bytes; terminals, arguments and JSON are text.
+//! Encodes bytes as text. Keys and values are bytes; terminals, arguments and JSON are text.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -99,7 +99,7 @@ fn escape(bytes: &[u8]) -> String {
 }
 
 fn push_hex_escape(out: &mut String, byte: u8) {
-    // Writing to a String can't fail.
+    // Writing to a String never fails.
     let _ = write!(out, "\\x{byte:02x}");
 }
 

@@ -1,4 +1,4 @@
-//! Text that tests compare with a file, so that a change of an interface shows in review.
+//! Compares text with a golden file, so that a review shows each change of an interface.
 
 use std::path::Path;
 

@@ -67,7 +67,7 @@ pub fn run() -> ExitCode {
     match runtime(&cli.command) {
         Ok(runtime) => {
             let result = dispatch(cli, &runtime);
-            // A thread that still waits for standard input must not keep the process.
+            // A thread that still waits for standard input must not delay the exit.
             runtime.shutdown_background();
             finish(result)
         }
@@ -110,7 +110,7 @@ fn dispatch(cli: Cli, runtime: &Runtime) -> Result<Exit, Failure> {
     let command = match cli.command {
         Command::Shell => return shell::run(global, runtime),
         Command::Completion { shell } => {
-            // Into memory first: the generator panics when its reader goes away (`completion bash | head`).
+            // Generate into memory first: the generator panics when its reader closes the pipe (`completion bash | head`).
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "shardkv", &mut script);
             io::stdout().write_all(&script)?;
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn help_matches_the_golden() {
-        // Wide enough that nothing wraps: terminals differ.
+        // Wide enough that nothing wraps, because the golden file must not depend on the terminal.
         let mut command = Cli::command().term_width(0);
         command.build();
         let mut help = String::new();

@@ -77,7 +77,7 @@ impl MoveTracker {
                 view.config_num >= config.num() && !view.pulling.contains_key(shard)
             })
         };
-        // Settled groups have no shard on its way, even if a group did not answer.
+        // When all groups have settled, all shards have arrived, even if a group did not answer.
         let done = is_settled(view);
         let moved = if done {
             self.seen.len()
@@ -159,7 +159,7 @@ impl MoveProgressBar {
     /// Shows the progress.
     pub(crate) fn show(&mut self, moving: &MoveProgress) {
         if let Some(bar) = &self.bar {
-            // A bar without a length would look complete.
+            // A bar of length 0 would look complete.
             bar.set_length(moving.to_move.max(1).into());
             bar.set_position(moving.moved.into());
             bar.set_message(moving.line());

@@ -55,7 +55,7 @@ pub(crate) fn group_of(
 pub(crate) async fn configured(client: &Client, num: ConfigNum) {
     let mut configs = client.configs();
     let known = configs.wait_for(|config| config.as_ref().is_some_and(|it| it.num() >= num));
-    // On a timeout the caller goes on with the configuration that the client has.
+    // On a timeout the caller continues with the configuration that the client has.
     let _ = timeout(CONFIG_PATIENCE, known).await;
 }
 

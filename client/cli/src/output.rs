@@ -1,4 +1,4 @@
-//! Output formats: the only module that knows them, so that all commands look the same.
+//! The output formats. Only this module knows them, so that all commands look the same.
 
 use std::io::{self, Write};
 
@@ -186,7 +186,7 @@ impl Table {
         Ok(())
     }
 
-    /// A column's width in characters, and whether all its cells are numbers.
+    /// A column's width in characters, and a flag that is true if all its cells are numbers.
     fn shape(&self, column: usize) -> (usize, bool) {
         let cells = || self.rows.iter().filter_map(|row| row.get(column));
         let width = cells().map(|cell| cell.chars().count()).max().unwrap_or(0);
@@ -227,7 +227,7 @@ pub(crate) fn size(bytes: u64) -> String {
         unit += 1;
         shift += 10;
     }
-    // Tenths by whole numbers: exact, and no float formatting.
+    // Integer arithmetic gives exact tenths.
     let tenths = (u128::from(bytes) * 10) >> shift;
     format!(
         "{}.{} {}",

@@ -65,7 +65,7 @@ pub(crate) async fn run(
     loop {
         let view = view(client, args).await?;
         if live {
-            // Home, and clear what is below when the table is written: no flicker.
+            // Move the cursor home, and clear the rest of the screen after the table is written. This avoids flicker.
             write!(out, "\x1b[H\x1b[J")?;
         }
         write_view(&view, args, global.output, out)?;
@@ -130,7 +130,7 @@ impl Row {
         }
     }
 
-    /// Merges another row with an equal report.
+    /// Adds another row with an equal report.
     fn add(&mut self, row: &Self) {
         self.shards.extend(&row.shards);
         if let (Some(sum), Some(said)) = (&mut self.said, &row.said) {
@@ -150,8 +150,8 @@ impl Row {
 }
 
 impl View {
-    /// A row for each shard and each group that has to do with it; shards of groups that say nothing, or of nobody,
-    /// have a row too.
+    /// Makes a row for each shard and each group that reports it. A shard without an owner, or whose owner did not answer,
+    /// has a row too.
     fn rows(&self, only: Option<Gid>) -> Vec<Row> {
         let wanted = |gid: &Gid| only.is_none_or(|only| only == *gid);
         let mut rows = Vec::new();
@@ -316,7 +316,7 @@ fn age(age: Duration) -> String {
     }
 }
 
-/// All of it, for programs: a row for each shard and group.
+/// Makes the JSON output: a row for each shard and group.
 fn view_json(view: &View, rows: &[Row]) -> Value {
     let groups: Vec<Value> = view
         .groups
@@ -339,7 +339,7 @@ fn view_json(view: &View, rows: &[Row]) -> Value {
     })
 }
 
-/// A row of one shard, which all are before they are put together.
+/// Makes a row of one shard. Equal rows are merged later.
 fn row_json(row: &Row) -> Option<Value> {
     let shard = row.shards.first()?.0;
     let gid = (row.gid != Gid::NONE).then_some(row.gid.0);

@@ -63,7 +63,7 @@ pub(crate) fn write_status(nodes: &Nodes, format: Format, out: &mut dyn Write) -
     }
 }
 
-/// The nodes with their groups: the controllers first, then by gid; nodes of which nobody knows the group last.
+/// Returns the nodes with their groups: the controllers first, then by gid, and nodes of unknown groups last.
 fn by_group(nodes: &Nodes) -> Vec<(Option<Gid>, &String, &Result<NodeStatus, Error>)> {
     let listed = nodes.iter();
     let mut sorted: Vec<_> = listed
@@ -73,7 +73,7 @@ fn by_group(nodes: &Nodes) -> Vec<(Option<Gid>, &String, &Result<NodeStatus, Err
     sorted
 }
 
-/// All of it, for programs. `leader` is that of the first group with shards; `leaders` has those of all groups by name.
+/// Makes the JSON output. `leader` is that of the first group with shards; `leaders` has those of all groups by name.
 fn status_json(nodes: &Nodes) -> Value {
     let leaders: BTreeMap<Gid, &String> = gids(nodes)
         .into_iter()

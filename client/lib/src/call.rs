@@ -29,7 +29,7 @@ pub(crate) struct Call {
 impl Call {
     /// Reports that no stream takes the call, because the client's runtime is shutting down.
     pub(crate) fn close(self, maybe_applied: bool) {
-        // The caller may have gone away.
+        // The caller may have dropped its future.
         let _ = self.answer.send(Err(Error::Closed { maybe_applied }));
     }
 }

@@ -405,7 +405,7 @@ impl Client {
         let call = match stream.calls.try_send(call) {
             Ok(()) => return Ok(()),
             Err(mpsc::error::TrySendError::Closed(call)) => {
-                // Its group has just left; the call goes to the group that owns the shard now.
+                // The group has just left. Send the call to the group that owns the shard now.
                 self.core.pool.pass_on(call);
                 return Ok(());
             }

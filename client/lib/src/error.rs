@@ -116,7 +116,7 @@ pub enum Error {
         maybe_applied: bool,
     },
     /// This client doesn't understand an answer: the versions don't match, or the address is not a node of `ShardKV`.
-    #[error("unexpected answer: {message}; check that client and nodes are of matching versions")]
+    #[error("unexpected answer: {message}; check that the versions of client and nodes match")]
     Protocol {
         /// The fault of the answer.
         message: String,
@@ -160,13 +160,46 @@ impl Error {
     }
 }
 
+/// An option of [`crate::ClientOptions`] that can't work. The text says which values can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidOption {
+    /// There is no address.
+    #[error("addresses is empty: give at least one host:port")]
+    NoAddress,
+    /// The number of connections is out of range.
+    #[error("connections must be from 1 to 64")]
+    Connections,
+    /// The timeout of requests is too short.
+    #[error("request_timeout must be at least 1 ms")]
+    RequestTimeout,
+    /// The timeout of connecting is too short.
+    #[error("connect_timeout must be at least 1 ms")]
+    ConnectTimeout,
+    /// The shortest pause is zero, or longer than the longest.
+    #[error("min_backoff must be more than 0 and at most max_backoff")]
+    Backoff,
+    /// No call may be in flight.
+    #[error("max_in_flight must be at least 1")]
+    MaxInFlight,
+    /// No byte may be in flight.
+    #[error("max_in_flight_bytes must be at least 1")]
+    MaxInFlightBytes,
+    /// No write may be unacknowledged.
+    #[error("max_unacknowledged must be at least 1")]
+    MaxUnacknowledged,
+    /// No call fits a message.
+    #[error("max_batch_items must be at least 1")]
+    MaxBatchItems,
+}
+
 /// The reason why a client could not be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
     /// A setting can't work.
     #[error("bad option: {0}")]
-    Options(String),
+    Options(#[from] InvalidOption),
     /// An address is malformed.
     #[error("bad address {address:?}: {reason}")]
     Address {

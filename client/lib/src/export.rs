@@ -96,7 +96,7 @@ impl Export {
             Some((event, cutter))
         });
         Self {
-            // A caller that polls after the end gets `None`, no panic.
+            // A poll after the end returns `None` and does not panic.
             events: events.fuse().boxed(),
         }
     }

@@ -93,7 +93,7 @@ pub use client::Client;
 pub use controller::{
     ConfigChange, ConfigEvent, ConfigView, ConfigWatch, Controller, GroupProgress,
 };
-pub use error::{ConnectError, Error};
+pub use error::{ConnectError, Error, InvalidOption};
 pub use export::{Export, ExportEvent, ExportOptions};
 pub use options::{ClientOptions, Mode};
 pub use scan::{Pair, Scan, ScanOptions};

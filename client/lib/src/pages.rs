@@ -1,4 +1,4 @@
-//! Streams of pages from a group's leader, and the way on when one breaks: the common part of scans and exports.
+//! Streams of pages from a group's leader, and the recovery when a stream breaks: the common part of scans and exports.
 
 use std::time::Duration;
 
@@ -86,12 +86,12 @@ pub(crate) struct Trouble {
     pub(crate) last: Option<String>,
 }
 
-/// The way on after a stream broke.
+/// The next step after a stream broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Ask again after a pause.
     Again(Duration),
-    /// Route anew: this configuration gives a shard to another group. The pause is for the case that it is known already.
+    /// Route anew: this configuration gives a shard to another group. If the configuration is known already, wait for the pause.
     Elsewhere(ConfigNum, Duration),
 }
 
@@ -105,7 +105,7 @@ impl Trouble {
         }
     }
 
-    /// Ends the trouble, because a page came.
+    /// Clears the failures, because a page arrived.
     pub(crate) fn over(&mut self) {
         self.since = None;
         self.backoff.reset();
@@ -121,7 +121,7 @@ impl Trouble {
         self.since.map_or(Duration::ZERO, age)
     }
 
-    /// Judges the end of a stream whose reader is routed by configuration `planned`.
+    /// Decides the next step after a stream ended. `planned` is the configuration by which the reader was routed.
     pub(crate) fn judge(
         &mut self,
         router: &Router,
@@ -139,7 +139,7 @@ impl Trouble {
             (Action::WrongGroup(num), leader) => {
                 if let Some(leader) = leader {
                     if router.has(num) {
-                        // The group hasn't learnt it yet, or the address is another group's now.
+                        // The group has not accepted the configuration yet, or the address belongs to another group now.
                         router.failed(leader, None);
                     }
                     router.refresh(num, &leader.address);

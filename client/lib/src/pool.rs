@@ -19,7 +19,7 @@ use crate::route::{Router, Slot};
 use crate::stream::{Passage, StreamTask};
 use crate::{ClientOptions, Mode};
 
-/// The number of streams that a call tries if the one that it was sent to has just ended.
+/// The number of streams that a call tries. A stream may just have ended when the call is sent to it.
 const MAX_TRIES: usize = 3;
 
 pub(crate) struct GroupPool {
@@ -39,7 +39,7 @@ pub(crate) struct PooledGroup {
     pub(crate) transport: Transport,
 }
 
-/// The way in which a group's calls travel.
+/// The transport of a group's calls.
 pub(crate) enum Transport {
     Batch {
         streams: Vec<StreamSender>,
@@ -50,9 +50,9 @@ pub(crate) enum Transport {
 
 /// The two inputs of a stream's task. They close together.
 pub(crate) struct StreamSender {
-    /// Calls from callers, who wait when it is full.
+    /// Calls from callers. A caller waits when the queue is full.
     pub(crate) calls: mpsc::Sender<Tracked<Call>>,
-    /// Calls from other streams, which can't wait. Each of them was admitted there.
+    /// Calls from other streams, which must not wait. Each of them was admitted by its first stream.
     moved: mpsc::UnboundedSender<Tracked<Call>>,
 }
 
@@ -198,7 +198,7 @@ impl PooledGroup {
         deadline: Instant,
     ) -> Option<OwnedSemaphorePermit> {
         let most = self.budget_bytes;
-        // A call that exceeds the whole budget goes alone.
+        // A call that exceeds the whole budget waits until it is alone.
         let cost = u32::try_from(cost).unwrap_or(most).min(most);
         if let Ok(permit) = Arc::clone(&self.budget).try_acquire_many_owned(cost) {
             return Some(permit);

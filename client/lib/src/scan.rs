@@ -144,7 +144,7 @@ impl Scan {
             Some((next, merge))
         });
         Self {
-            // A caller that polls after the end gets `None`, no panic.
+            // A poll after the end returns `None` and does not panic.
             pairs: pairs.fuse().boxed(),
         }
     }
@@ -159,7 +159,7 @@ struct Merge {
     /// The time that the next pair may take, retries included.
     timeout: Duration,
     trouble: Trouble,
-    /// The least key that was not returned yet may be this one.
+    /// The lower bound of the keys that were not returned yet.
     start: Bytes,
     end: Bytes,
     left: Option<u64>,
@@ -186,7 +186,7 @@ struct Source {
     trouble: Trouble,
 }
 
-/// The reason why a source can't go on by itself.
+/// The reason why a source can't continue by itself.
 enum Stop {
     Elsewhere(ConfigNum, Duration),
     Failed(Error),
@@ -270,7 +270,7 @@ impl Merge {
             self.heads.clear();
             self.router.configured_at(num, pause).await;
         }
-        // A source whose head is in the heap already has none to raise.
+        // If the source's head is in the heap already, there is nothing to add.
         for (at, source) in self.sources.iter_mut().enumerate() {
             if source.head.is_none() {
                 let next = source.raise_head();
@@ -296,7 +296,7 @@ impl Merge {
         let owned = runs.into_iter().filter(|(gid, _)| *gid != Gid::NONE);
         let source = |(gid, shards)| Source {
             gid,
-            // Nodes that don't know shards have all of them.
+            // A node that doesn't know shards serves all keys.
             shards: if is_single(&config) {
                 Vec::new()
             } else {

@@ -114,7 +114,7 @@ impl Unary {
         self.router.unless_superseded(leader, attempt).await
     }
 
-    /// Takes in a failed attempt, and waits until the next may begin.
+    /// Handles a failed attempt, and waits until the next may begin.
     async fn failed(
         &self,
         call: &mut SingleCall,
@@ -155,7 +155,8 @@ impl Unary {
         Ok(())
     }
 
-    /// Names a write, after opening a session if there is none, the current one gets old or its window is full.
+    /// Gives a write its client id and sequence. Opens a session first if there is none, the current one gets old, or its
+    /// window is full.
     async fn name(&self, leader: &Leader, channel: &Channel) -> Result<Name, Status> {
         let group = self.pool.group(leader.gid);
         let Transport::Unary(sessions) = &group.transport else {
@@ -175,7 +176,7 @@ impl Unary {
             match allocator.allocate(now) {
                 Ok(name) => {
                     if let (true, Ok(_alone)) = (renew, opening.try_lock()) {
-                        // The old session is good for a while, so a failure does no harm yet.
+                        // The old session stays valid for a while, so this failure can be ignored.
                         let _ = self.open_session(sessions, leader, channel).await;
                     }
                     return Ok(name);

@@ -17,7 +17,7 @@ pub(super) struct Latencies(Histogram<u64>);
 impl Latencies {
     /// Makes an empty set.
     pub(super) fn new() -> Self {
-        // The bounds and digits are constants that the histogram accepts; the smallest one is a fallback without panic.
+        // The histogram accepts these constants. The fallback avoids a panic.
         let histogram = Histogram::new_with_bounds(1, MAX_LATENCY_NS, 3)
             .or_else(|_| Histogram::new(3))
             .unwrap_or_else(|_| unreachable!("three digits are allowed"));
@@ -32,7 +32,7 @@ impl Latencies {
 
     /// Adds all of another.
     pub(super) fn merge(&mut self, other: &Self) {
-        // Equal bounds always add.
+        // Adding histograms with equal bounds never fails.
         let _ = self.0.add(&other.0);
     }
 
@@ -43,10 +43,10 @@ impl Latencies {
 
     /// The figures of one row, over `seconds`.
     pub(super) fn row(&self, seconds: f64) -> Row {
-        #[allow(clippy::cast_precision_loss, reason = "figures for people")]
+        #[allow(clippy::cast_precision_loss, reason = "figures to show")]
         let micros = |nanos: u64| nanos as f64 / 1e3;
         let at = |quantile| micros(self.0.value_at_quantile(quantile));
-        #[allow(clippy::cast_precision_loss, reason = "figures for people")]
+        #[allow(clippy::cast_precision_loss, reason = "figures to show")]
         let per_second = self.count() as f64 / seconds.max(1e-9);
         Row {
             count: self.count(),

@@ -110,7 +110,7 @@ pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Fa
         Mode::Batch => shardkv_client::Mode::Batch,
     };
     let client = global.client_with(mode, args.connections.into())?;
-    // The first call finds the leader; without one there is nothing to measure.
+    // The first call finds the leader. Fail here if there is none.
     client.get(args.key_prefix.clone() + "0").await?;
     let history = match &args.record {
         Some(path) => {
@@ -141,7 +141,7 @@ pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Fa
         () = show_progress(&shared) => {}
         () = follow_moves(&shared) => {}
         () = interrupted() => {
-            // What is in flight ends, so that the history is complete; its timeout bounds that.
+            // Wait for the operations in flight, so that the history is complete. Their timeout bounds the wait.
             eprintln!("interrupted: waiting for what is in flight");
             shared.stop.store(true, Ordering::Relaxed);
             tokio::select! {
@@ -150,7 +150,7 @@ pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Fa
             }
         }
     }
-    // A run that ended within its warm-up measured nothing.
+    // A run that ends within its warm-up has measured nothing.
     let warmed_up = cpu_of_warmup.is_finished();
     let cpu = if warmed_up {
         cpu_of_warmup.await.ok()
@@ -444,7 +444,7 @@ async fn interrupted() {
     tokio::select! {
         Ok(()) = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
-        // Without signals there is nothing to wait for.
+        // If signals can't be caught, the load ends by itself only.
         else => std::future::pending().await,
     }
 }
@@ -492,7 +492,7 @@ fn report(shared: &Shared, cpu: Duration) -> Report {
     all.merge(&writes);
     let failures = locked(&shared.failures);
     let count = all.count() + failures.count;
-    #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+    #[allow(clippy::cast_precision_loss, reason = "a figure to show")]
     let cpu_us = cpu.as_secs_f64() * 1e6 / (count.max(1) as f64);
     let some = |latencies: &Latencies| (latencies.count() > 0).then(|| latencies.row(seconds));
     let gap =

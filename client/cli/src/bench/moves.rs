@@ -131,7 +131,7 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+#[allow(clippy::cast_precision_loss, reason = "figures to show")]
 fn ms(nanos: u64) -> f64 {
     nanos as f64 / 1e6
 }
@@ -187,7 +187,7 @@ impl Moves {
                         self.configured(&config, true, Instant::now());
                     }
                 }
-                // Controllers that can't be reached for a moment have no news.
+                // If the controllers can't be reached, try again at the next poll.
                 () = sleep(POLL) => if let Ok(view) = controller.query(None).await {
                     self.configured(&view.config, !is_settled(&view), Instant::now());
                 },
@@ -233,7 +233,7 @@ impl Moves {
         let moved = watched.moved.load(Ordering::Relaxed);
         let during = self.during.load(Ordering::Relaxed);
         let until = self.during_until.load(Ordering::Relaxed);
-        // What began before the end of a move overlaps it.
+        // A write that began before the end of a move overlaps the move.
         let overlaps = |began: u64| moved && (during || began < until);
         if overlaps(last) {
             let gap = at.saturating_sub(last);
@@ -265,7 +265,7 @@ impl Moves {
         let moved_shards = seen.moves.iter().filter_map(|(shard, moved)| {
             let watched = self.shards.get(*shard as usize)?;
             let last = watched.last_ack.load(Ordering::Relaxed);
-            // A pause that is not over.
+            // This pause has not ended.
             let open = if moving && last > 0 {
                 end.saturating_sub(last)
             } else {
@@ -391,7 +391,7 @@ mod tests {
         };
         assert_eq!((shard.shard, shard.from, shard.to), (1, Some(2), Some(1)));
         assert_eq!(shard.moves, 1);
-        // From 61 ms, when it still moved, to 301 ms; what comes later is no matter of the move.
+        // The pause lasts from 61 ms, when the shard still moved, to 301 ms. Later pauses are not caused by the move.
         assert!((shard.write_gap_ms - 240.0).abs() < 1.0, "{shard:?}");
         assert!((shard.slowest_write_ms - 40.0).abs() < 1.0, "{shard:?}");
     }

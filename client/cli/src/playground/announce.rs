@@ -9,7 +9,7 @@ use super::layout::{Layout, NodeLayout};
 use crate::exit::Failure;
 use crate::output::{Format, Table, json_line};
 
-/// Tells that the cluster is ready, with what a person or a script needs next.
+/// Announces that the cluster is ready, with the addresses and commands that a user or a script needs next.
 pub(super) fn announce(
     dir: &Path,
     layout: &Layout,
@@ -19,7 +19,7 @@ pub(super) fn announce(
 ) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     if format == Format::Json {
-        // Controllers come first and are nobody's first thought.
+        // The controllers come first in the layout, but users connect to the other groups first.
         let leader = leaders.iter().find(|node| node.gid != 0);
         let names: Vec<&String> = leaders.iter().map(|node| &node.name).collect();
         let mut ready = json!({

@@ -1,8 +1,8 @@
 //! The playground itself: the parent of the nodes.
 //!
-//! One loop owns everything. It waits for whatever comes first: a node that ends, an order, a line that is typed, leaders
-//! (at the start), news of groups that join and leave, or the word to stop. Orders are carried out one after the other;
-//! only `scale`, which takes as long as the shards take, goes on beside them ([`super::scale`]).
+//! One loop owns all state. It waits for the next event: the end of a node, an order, a line typed at the prompt, the first
+//! leaders, a report about groups that join and leave, or a request to stop. It executes orders one after the other; only
+//! `scale`, which lasts as long as the shards move, runs beside them ([`super::scale`]).
 
 use std::future::pending;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -81,7 +81,7 @@ async fn run_in(
         format,
         _lock: lock,
     };
-    // Signals are caught from before the first node runs, so that none is left behind.
+    // Catch signals before the first node starts, so that a signal never leaves a node running.
     let stop = stop_requested()?;
     let ran = match cluster.nodes.start_all() {
         Ok(()) => cluster.serve(stop).await,
@@ -96,7 +96,7 @@ struct Cluster {
     client: Client,
     /// The leaders at the moment when all groups first had one; empty before.
     leaders: Vec<NodeLayout>,
-    /// Works on the groups, once there are leaders, if there are controllers.
+    /// Joins and removes groups, once there are leaders, if there are controllers.
     scaler: Option<Scaler>,
     plan_number: u64,
     waiters: Vec<Waiter>,
@@ -132,14 +132,14 @@ enum After {
 }
 
 impl Cluster {
-    /// Runs until the end, good or bad.
+    /// Runs until a stop is requested or a failure.
     async fn serve(&mut self, mut stop: StopRequest) -> Result<(), Failure> {
         let listener = control::listen(&self.nodes.dir)?;
         self.spinner = self.start_spinner();
         let deadline = Instant::now() + self.nodes.start_timeout;
         loop {
             let event = self.event(&mut stop, &listener, deadline).await;
-            // Even an order that takes its time can be cut short.
+            // A signal also interrupts an order that takes long.
             let after = tokio::select! {
                 biased;
                 after = self.handle(event) => after?,
@@ -221,7 +221,7 @@ impl Cluster {
             Event::Late => return Err(self.late()),
             Event::News(news) => self.news(news).await?,
             Event::Order(mut stream) => {
-                // A caller that asks nonsense or leaves is its own problem.
+                // Ignore a caller that sends an invalid request or disconnects.
                 if let Ok(request) = control::receive(&mut stream).await {
                     return self.order(request, stream).await;
                 }
@@ -231,7 +231,7 @@ impl Cluster {
         Ok(After::Next)
     }
 
-    /// A node ended without our word.
+    /// Handles the unexpected end of a node.
     fn ended(&mut self, name: &str, status: io::Result<ExitStatus>) -> Result<(), Failure> {
         let ended = self.nodes.ended(name, status)?;
         if !self.nodes.layout.ready {
@@ -242,7 +242,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// All groups have leaders: now the groups join, or everything is ready.
+    /// Handles the first leaders: lets the groups join, or announces that the playground is ready.
     fn led(&mut self, leaders: Vec<NodeLayout>) -> Result<(), Failure> {
         self.leaders = leaders;
         if self.nodes.layout.is_sharded() {
@@ -300,7 +300,7 @@ impl Cluster {
                 }
                 self.nodes.save()?;
                 self.replan();
-                // Groups that were leaving when the playground was stopped may take their time.
+                // Groups that were leaving when the playground was stopped may need long, so don't wait for them.
                 let layout = &self.nodes.layout;
                 if layout.groups.iter().any(|it| it.stage == Stage::Leaving) {
                     self.get_ready()?;
@@ -342,7 +342,7 @@ impl Cluster {
                     bar.show(moving);
                     true
                 }
-                // Who left doesn't wait any more; the groups move all the same.
+                // A caller that disconnected no longer waits; the change continues.
                 Waiter::Caller(stream) => control::answer(stream, &news).await.is_ok(),
             };
             if there {
@@ -352,7 +352,7 @@ impl Cluster {
         self.waiters = staying;
     }
 
-    /// Everybody who waits is told that the groups are as asked.
+    /// Answers all waiters: the groups are as requested.
     async fn scaled(&mut self) {
         let groups = self.nodes.layout.groups.iter();
         let members = groups.filter(|group| group.gid != 0);
@@ -399,7 +399,7 @@ impl Cluster {
         Ok(After::Next)
     }
 
-    /// Does what a person typed.
+    /// Executes a line typed at the prompt.
     async fn typed(&mut self, line: &str) -> Result<After, Failure> {
         let mut out = io::stderr();
         let result = match prompt::parse(line, &mut out) {
@@ -440,7 +440,7 @@ impl Cluster {
         Ok(Reply::Done { node, pid })
     }
 
-    /// Begins to change the number of groups that share the shards.
+    /// Starts to change the number of groups that share the shards.
     fn scale(&mut self, groups: u16) -> Result<(), Failure> {
         let layout = &mut self.nodes.layout;
         if !layout.is_sharded() {

@@ -1,4 +1,4 @@
-//! Orders to a playground that runs: one line of JSON each way over a socket in its folder.
+//! Sends orders to a running playground: one line of JSON each way, over a socket in its folder.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,12 +34,12 @@ pub(super) enum Order {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Request {
     pub(super) order: Order,
-    /// A name, an address or a leader; not looked at for what is done to the cluster.
+    /// A name, an address or a leader. Ignored for orders on the cluster.
     pub(super) node: String,
 }
 
 impl Request {
-    /// An order to the cluster.
+    /// Makes an order on the cluster.
     pub(super) fn to_all(order: Order) -> Self {
         Self {
             order,
@@ -52,13 +52,13 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Reply {
-    /// Shards are on their way.
+    /// Shards are moving.
     Progress(MoveProgress),
     /// Done, to this node, which has (or had) this process.
     Done { node: String, pid: Option<u32> },
     /// These groups share the shards now.
     Scaled { groups: Vec<String> },
-    /// Not done.
+    /// The playground refused the order or could not execute it.
     Refused { message: String, next: String },
 }
 
@@ -73,7 +73,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// `/proc/self/fd` when the folder's is too long.
 struct SocketPath {
     path: PathBuf,
-    /// Keeps the folder open that `path` goes through.
+    /// Keeps the folder open that `path` refers to.
     _folder: Option<std::fs::File>,
 }
 
@@ -122,7 +122,7 @@ pub(super) async fn receive(stream: &mut UnixStream) -> io::Result<Request> {
     Ok(serde_json::from_str(&line)?)
 }
 
-/// A result as an answer.
+/// Converts a result to an answer.
 pub(super) fn reply(result: Result<Reply, Failure>) -> Reply {
     result.unwrap_or_else(|failure| {
         let (message, next) = failure.into_words();
@@ -130,14 +130,14 @@ pub(super) fn reply(result: Result<Reply, Failure>) -> Reply {
     })
 }
 
-/// Answers a connection. Whoever doesn't read its answers has left.
+/// Answers a connection. Fails if the caller does not read the answer in time.
 pub(super) async fn answer(stream: &mut UnixStream, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
     timeout(ANSWER_TIMEOUT, stream.write_all(&line)).await?
 }
 
-/// Gives an order to the playground in `dir` and returns its answer, which is never `Progress` nor `Refused`.
+/// Sends an order to the playground in `dir` and returns its answer, which is never `Progress` nor `Refused`.
 pub(super) async fn ask(
     dir: &Path,
     request: &Request,

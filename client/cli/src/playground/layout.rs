@@ -5,7 +5,7 @@
 //! DIR/playground.lock    locked while a playground runs here
 //! DIR/control.sock       see [`super::control`]
 //! DIR/node-1/            the first node's data; with several groups ctrl-1/, g1-1/, ...
-//! DIR/node-1.log         what it wrote
+//! DIR/node-1.log         its output
 //! ```
 
 use std::fs::{self, File, TryLockError};
@@ -104,7 +104,7 @@ struct AnyLayout {
 }
 
 impl Kind {
-    /// As a node's `--role` wants it.
+    /// Returns the value of a node's `--role`.
     pub(super) fn role(self) -> &'static str {
         match self {
             Self::Standalone => "standalone",
@@ -128,7 +128,7 @@ impl GroupLayout {
         }
     }
 
-    /// The name of one of its nodes, counted from 1.
+    /// Returns the name of a node of the group. The numbers start at 1.
     fn node_name(&self, number: u16) -> String {
         match self.kind {
             Kind::Standalone => format!("node-{number}"),
@@ -138,13 +138,13 @@ impl GroupLayout {
 }
 
 impl Layout {
-    /// The layout that `dir` has, or a new one as the arguments say.
+    /// Reads the layout of `dir`, or makes a new one by the arguments.
     pub(super) fn open(dir: &Path, args: &StartArgs) -> Result<Self, Failure> {
         let Some(mut layout) = Self::load(dir)? else {
             return Self::create(dir, args);
         };
         layout.agrees(dir, args)?;
-        // The folder may have been moved.
+        // The folder may have been moved since, so compute the paths anew.
         for node in &mut layout.nodes {
             node.data_dir = dir.join(&node.name);
             node.log = dir.join(format!("{}.log", node.name));
@@ -293,7 +293,7 @@ impl Layout {
         self.endpoints = addresses.join(",");
     }
 
-    /// Adds `count` new groups that are to join, and returns their names.
+    /// Adds `count` new groups that will join, and returns their names.
     pub(super) fn grow(&mut self, dir: &Path, count: u64) -> Result<Vec<String>, Failure> {
         let taken: Vec<&str> = self
             .nodes
@@ -313,7 +313,7 @@ impl Layout {
         Ok(names)
     }
 
-    /// Has the `count` newest groups leave.
+    /// Makes the `count` newest groups leave.
     pub(super) fn shrink(&mut self, count: usize) {
         let staying =
             |group: &&mut GroupLayout| group.kind == Kind::Shards && group.stage != Stage::Leaving;
@@ -324,7 +324,7 @@ impl Layout {
             .for_each(|group| group.stage = Stage::Leaving);
     }
 
-    /// Forgets a group and its nodes, which have ended.
+    /// Removes a group and its nodes, which have ended.
     pub(super) fn remove(&mut self, group: &str) {
         self.groups.retain(|it| it.name != group);
         self.nodes.retain(|node| node.group != group);
@@ -402,7 +402,7 @@ impl Layout {
         Ok(Some(layout))
     }
 
-    /// Like [`Self::load`], where there must be one.
+    /// Reads the file in `dir`, and fails if there is none.
     pub(super) fn existing(dir: &Path) -> Result<Self, Failure> {
         Self::load(dir)?.ok_or_else(|| {
             Failure::usage(
@@ -412,7 +412,7 @@ impl Layout {
         })
     }
 
-    /// Writes the file, so that a reader sees the old one or the new one and nothing between.
+    /// Writes the file atomically: a reader sees the old content or the new one.
     pub(super) fn save(&self, dir: &Path) -> Result<(), Failure> {
         let path = dir.join(FILE);
         let write = || {
@@ -427,7 +427,7 @@ impl Layout {
     }
 }
 
-/// A folder that no other playground uses meanwhile.
+/// A lock on a folder, which keeps other playgrounds out.
 #[derive(Debug)]
 pub(super) struct Lock {
     _file: File,
@@ -516,7 +516,7 @@ mod tests {
         assert_eq!(made.controllers().len(), 3);
         assert_eq!(made.endpoints.split(',').count(), 5);
 
-        // Growing and shrinking: no gid comes twice.
+        // No gid is used twice while the number of groups grows and shrinks.
         assert_eq!(made.grow(dir, 2).unwrap(), ["g3", "g4"]);
         assert_eq!(addresses(&made).len(), 14);
         made.shrink(1);

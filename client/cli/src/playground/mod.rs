@@ -1,12 +1,12 @@
 //! A whole cluster on this machine: real `shardkv-node` processes on loopback.
 //!
-//! One process, the playground, starts the nodes as its children, waits until they have a leader, and stops them when it
-//! is told to. It restarts nothing by itself. What it did stands in `playground.json` in its folder ([`layout`]), so that
-//! scripts find addresses, logs and process ids, and so that the same cluster comes back at the same addresses.
+//! One process, the playground, starts the nodes as its children, waits until they have a leader, and stops them on
+//! request. It restarts nothing by itself. It records the nodes in `playground.json` in its folder ([`layout`]). There
+//! scripts find addresses, logs and process ids, and a later start restores the same cluster at the same addresses.
 //!
 //! The other commands (`kill`, `stop`, `cont`, `term`, `restart`, `down`) ask the playground through a socket in the folder
 //! ([`control`]) and return when it is done: after `kill` the process is gone, after `restart` the node answers. Only the
-//! parent of a process knows when it has ended, so signals never hit a stranger that got the number of a dead node.
+//! parent of a process knows when it has ended, so a signal never hits another process that got the id of a dead node.
 //!
 //! With `--groups` there are controllers, and groups that share the shards. The playground joins the groups, and `scale`
 //! changes their number while everything runs ([`scale`]): new groups are started and join; the newest leave, are waited
@@ -123,7 +123,7 @@ struct NodeArgs {
     dir: DirArgs,
 }
 
-/// Runs a playground until it is stopped, or does something to one.
+/// Runs a playground until it is stopped, or runs a command on a running one.
 pub(crate) async fn run(args: &PlaygroundArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
     let Some(command) = &args.command else {
         return cluster::run(&args.start, global.output).await;

@@ -1,4 +1,4 @@
-//! The nodes' processes, and the layout that says which there are: what is done to one is written down at once.
+//! The processes of the nodes, and the layout that lists them. Each change of a process is saved to the layout at once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -34,7 +34,7 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// None runs yet.
+    /// Makes the nodes of a layout. None runs yet.
     pub(super) fn new(
         dir: PathBuf,
         layout: Layout,
@@ -98,12 +98,12 @@ impl Nodes {
         self.save()
     }
 
-    /// Waits until any process ends without our word; forever if there is none. Can be cancelled.
+    /// Waits until a process ends unexpectedly; for ever if none does. Cancel-safe.
     pub(super) async fn any_end(&mut self) -> (String, io::Result<ExitStatus>) {
         any_end(&mut self.children).await
     }
 
-    /// Takes note of a process that ended by itself, and says what that means.
+    /// Records that a process ended by itself, and reports it.
     pub(super) fn ended(
         &mut self,
         name: &str,
@@ -126,7 +126,7 @@ impl Nodes {
         ))
     }
 
-    /// Takes note that a node has no process. Returns the one that it had.
+    /// Records that a node has no process. Returns the process that it had.
     fn forget(&mut self, name: &str) -> Result<Option<u32>, Failure> {
         self.children.remove(name);
         let pid = self.note_pid(name, None);
@@ -172,7 +172,7 @@ impl Nodes {
         self.forget(name)
     }
 
-    /// Stops a node in good order, if it runs.
+    /// Stops a node gracefully, if it runs.
     async fn stop(&mut self, name: &str) -> Result<Option<u32>, Failure> {
         let patience = self.stop_timeout;
         let Some(child) = self.children.get_mut(name) else {
@@ -244,7 +244,7 @@ impl Nodes {
         outcome
     }
 
-    /// Stops the nodes of a group, removes their data and forgets them.
+    /// Stops the nodes of a group, and removes their data and the group.
     pub(super) async fn remove_group(&mut self, group: &str) -> Result<(), Failure> {
         let nodes: Vec<NodeLayout> = self.layout.nodes_of(group).cloned().collect();
         let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
@@ -269,7 +269,7 @@ impl Nodes {
     }
 }
 
-/// Reports on standard error how a node stopped, unless it did well.
+/// Reports on standard error that a node did not stop gracefully.
 fn tell_how(
     name: &str,
     stopped: io::Result<(ExitStatus, bool)>,
@@ -287,7 +287,7 @@ fn tell_how(
     Ok(())
 }
 
-/// Removes all that is in a data folder, but not the folder, which may be a mount point.
+/// Removes the content of a data folder, but not the folder, which may be a mount point.
 fn wipe_data(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -12,7 +12,7 @@ use crate::exit::Failure;
 /// The folder of a playground.
 pub(super) struct Place {
     pub(super) dir: PathBuf,
-    /// A folder that nobody asked to keep.
+    /// A temporary folder, which is removed at the end.
     temporary: Option<tempfile::TempDir>,
 }
 
@@ -39,7 +39,7 @@ impl Place {
         })
     }
 
-    /// Removes what nobody wants. After a failure the logs are wanted.
+    /// Removes a temporary folder. After a failure it stays, because its logs explain the failure.
     pub(super) fn close(self, well: bool) {
         match self.temporary {
             None => eprintln!("the data stays in {}", self.dir.display()),
@@ -49,7 +49,7 @@ impl Place {
     }
 }
 
-/// Ends when a person or a program wants the playground to stop; says what happened.
+/// A future that ends when a user or a program stops the playground. Its value names the cause.
 pub(super) type StopRequest = Pin<Box<dyn Future<Output = &'static str>>>;
 
 /// Catches the signals that end a playground.

@@ -1,4 +1,4 @@
-//! Ports on loopback.
+//! Chooses ports on loopback.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::net::TcpListener;
@@ -16,7 +16,7 @@ pub(super) struct Pair {
     pub(super) metrics: u16,
 }
 
-/// The ports of `nodes` nodes from `base` on: first those of the services, then those of the metrics.
+/// Returns the ports of `nodes` nodes from `base` on: first the ports of the services, then the ports of the metrics.
 pub(super) fn from_base(base: u16, nodes: u16) -> Result<Vec<Pair>, Failure> {
     let last = nodes
         .checked_mul(2)
@@ -38,12 +38,12 @@ pub(super) fn from_base(base: u16, nodes: u16) -> Result<Vec<Pair>, Failure> {
         .collect())
 }
 
-/// Ports of `nodes` nodes that nobody listens on now, all different, and none of them in `taken`, which are addresses.
+/// Finds free, distinct ports for `nodes` nodes. None of them is a port of the addresses `taken`.
 pub(super) fn free(nodes: u16, taken: &[&str]) -> Result<Vec<Pair>, Failure> {
     let wanted = usize::from(nodes) * 2;
     let span = u64::from(PORTS.end - PORTS.start);
     let start = RandomState::new().build_hasher().finish() % span;
-    // All stay bound until all are found, so that none is found twice.
+    // Each port stays bound until all are found, so that no port is found twice.
     let mut held = Vec::new();
     let mut ports = Vec::new();
     for step in 0..span {
@@ -73,7 +73,7 @@ pub(super) fn free(nodes: u16, taken: &[&str]) -> Result<Vec<Pair>, Failure> {
         .collect())
 }
 
-/// Refuses addresses that somebody listens on.
+/// Fails if a process listens on one of these addresses.
 pub(super) fn check_free<'a>(
     addresses: impl IntoIterator<Item = &'a String>,
 ) -> Result<(), Failure> {

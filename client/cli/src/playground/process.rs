@@ -1,4 +1,4 @@
-//! One node's process.
+//! The process of one node.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// The node's program: what was asked for, or beside our own, or in PATH.
+    /// Finds the node's program: as requested, or beside this program, or in PATH.
     pub(super) fn find(asked: Option<&Path>) -> Result<PathBuf, Failure> {
         const NAME: &str = "shardkv-node";
         if let Some(path) = asked {
@@ -63,9 +63,9 @@ impl Program {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
-            // Ctrl-C in a terminal goes to a whole process group: the nodes wait for our word instead.
+            // Ctrl-C in a terminal signals a whole process group. A group of its own lets the playground stop the node instead.
             .process_group(0);
-        // A node reads its options from variables too; those of the person's shell are not meant for it.
+        // A node also reads options from the environment. Variables of the user's shell must not change it.
         let ours = std::env::vars_os().map(|(name, _)| name);
         for name in ours.filter(|name| name.as_encoded_bytes().starts_with(b"SHARDKV_")) {
             command.env_remove(name);
@@ -74,7 +74,7 @@ impl Program {
     }
 }
 
-/// The options that say what a node is in its cluster.
+/// Returns the options that define a node's place in its cluster.
 fn place_in_cluster(layout: &Layout, node: &NodeLayout) -> Vec<String> {
     let mut args = Vec::new();
     let mut option = |name: &str, value: String| args.extend([name.to_owned(), value]);
@@ -108,11 +108,11 @@ fn signal_pid(id: u32, signal: Signal) -> io::Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-/// Asks a child to stop, and kills it when it doesn't in time. Returns how it ended, and whether it had to be killed.
+/// Asks a child to stop, and kills it if it does not stop in time. Returns its exit status, and true if it was killed.
 pub(super) async fn stop(child: &mut Child, patience: Duration) -> io::Result<(ExitStatus, bool)> {
     if child.id().is_some() {
         signal(child, Signal::TERM)?;
-        // A frozen process takes no other signal.
+        // A frozen process handles no other signal.
         signal(child, Signal::CONT)?;
     }
     if let Ok(ended) = timeout(patience, child.wait()).await {
@@ -139,7 +139,7 @@ pub(super) fn state(id: u32, node: &NodeLayout) -> &'static str {
         return "gone";
     }
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything; the state follows the last one.
+    // The name in parentheses may contain parentheses; the state follows the last one.
     match stat
         .rsplit_once(") ")
         .and_then(|(_, rest)| rest.chars().next())
@@ -150,7 +150,7 @@ pub(super) fn state(id: u32, node: &NodeLayout) -> &'static str {
     }
 }
 
-/// Stops a node that is no child of ours, and waits until it is gone.
+/// Stops a node that is not a child of this process, and waits until it is gone.
 pub(super) async fn stop_orphan(id: u32, node: &NodeLayout, patience: Duration) -> io::Result<()> {
     let gone = async {
         while state(id, node) != "gone" {
@@ -171,7 +171,7 @@ pub(super) async fn stop_orphan(id: u32, node: &NodeLayout, patience: Duration) 
     Ok(())
 }
 
-/// The last lines of a log, for an error message.
+/// Returns the last lines of a log, for an error message.
 pub(super) fn log_tail(path: &Path) -> String {
     const BYTES: u64 = 2_048;
     const LINES: usize = 8;
@@ -235,7 +235,7 @@ mod tests {
         assert!(place_in_cluster(&alone, &alone.nodes[0]).is_empty());
     }
 
-    /// A program that ignores its arguments and does what `script` says.
+    /// Makes a program that ignores its arguments and runs `script`.
     fn program(dir: &Path, script: &str) -> Program {
         use std::os::unix::fs::PermissionsExt as _;
         let binary = dir.join("program");

@@ -71,7 +71,7 @@ pub(super) enum Typed {
 }
 
 impl Typed {
-    /// The order that it gives, unless it only asks.
+    /// Returns the order of this command; `None` if it only shows something.
     pub(super) fn request(self) -> Option<Request> {
         let (order, node) = match self {
             Self::Status => return None,
@@ -87,7 +87,7 @@ impl Typed {
     }
 }
 
-/// The command on a line; `None` on a blank line, and on one that asked for help, which is written to `out`.
+/// Parses a line. Returns `None` for a blank line and for a request for help, which is written to `out`.
 pub(super) fn parse(line: &str, out: &mut dyn io::Write) -> Result<Option<Typed>, Failure> {
     let words: Vec<&str> = line.split_whitespace().collect();
     if words.is_empty() {
@@ -108,16 +108,16 @@ pub(super) fn parse(line: &str, out: &mut dyn io::Write) -> Result<Option<Typed>
     }
 }
 
-/// Lines as they are typed.
+/// Reads the lines typed at the prompt.
 pub(super) struct Prompt {
     lines: mpsc::Receiver<String>,
-    /// True if a person types, so that a prompt is shown.
+    /// True at a terminal: then a prompt is shown.
     person: bool,
 }
 
 impl Prompt {
-    /// Reads standard input if a person sits there, or if its end means something. A playground in the background of a
-    /// terminal doesn't read: the kernel would stop it.
+    /// Reads standard input at a terminal, or if its end stops the playground. A playground in the background of a terminal
+    /// does not read, because the kernel would stop it.
     pub(super) fn open(end_matters: bool) -> Option<Self> {
         let person = io::stdin().is_terminal() && io::stderr().is_terminal() && in_foreground();
         if !person && !end_matters {
@@ -142,12 +142,12 @@ impl Prompt {
         Some(Self { lines, person })
     }
 
-    /// The next line; `None` when the input has ended.
+    /// Returns the next line; `None` at the end of the input.
     pub(super) async fn next(&mut self) -> Option<String> {
         self.lines.recv().await
     }
 
-    /// Shows that a line may be typed.
+    /// Shows the prompt.
     pub(super) fn show(&self) {
         if self.person {
             eprint!("playground> ");

@@ -28,7 +28,7 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// The groups to join and the groups to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Counts plans.
+    /// The number of this plan.
     pub(super) number: u64,
     /// The groups to join, with their nodes' addresses.
     pub(super) joining: BTreeMap<Gid, Vec<String>>,
@@ -62,11 +62,11 @@ pub(super) enum News {
     Drained(Gid),
     /// The progress, or the obstacle.
     Progress(MoveProgress),
-    /// All is done that the plan of this number asks for, and every shard is where it belongs.
+    /// The plan of this number is complete, and every shard is at its target.
     Settled(u64),
 }
 
-/// The task, and the way to it. It advances while its news are awaited.
+/// A handle of the task. The task runs only while [`Self::news`] is polled.
 pub(super) struct Scaler {
     plans: watch::Sender<Plan>,
     news: mpsc::Receiver<News>,
@@ -74,7 +74,7 @@ pub(super) struct Scaler {
 }
 
 impl Scaler {
-    /// The task with its first plan.
+    /// Makes the task with its first plan.
     pub(super) fn new(client: Client, plan: Plan) -> Self {
         let (plans, planned) = watch::channel(plan);
         let (sender, news) = mpsc::channel(16);
@@ -95,12 +95,12 @@ impl Scaler {
         self.plans.send_replace(plan);
     }
 
-    /// The next news. Can be cancelled.
+    /// Returns the next report. Cancel-safe.
     pub(super) async fn news(&mut self) -> Option<News> {
         tokio::select! {
             biased;
             news = self.news.recv() => news,
-            // It lives as long as we do.
+            // The task never ends before this handle.
             () = &mut self.task => None,
         }
     }
@@ -114,9 +114,9 @@ struct Worker {
 
 /// The worker's action after a step.
 enum Next {
-    /// Looks again in a moment.
+    /// Checks again after a pause.
     Again,
-    /// Waits until the plan is another one.
+    /// Waits for another plan.
     Rest,
 }
 
@@ -150,11 +150,11 @@ impl Worker {
     }
 
     async fn tell(&self, news: News) {
-        // The playground may be gone; then so are we, at the next plan.
+        // If the playground is gone, this task ends when it waits for the next plan.
         let _ = self.news.send(news).await;
     }
 
-    /// One step towards the plan.
+    /// Makes one step towards the plan.
     async fn step(&mut self, plan: &Plan) -> Result<Next, Failure> {
         let headless = self.headless(plan).await;
         if !headless.is_empty() {
@@ -201,7 +201,7 @@ impl Worker {
         self.tell(News::Progress(moving)).await;
     }
 
-    /// Groups that are to join and have no leader yet.
+    /// Returns the groups that must join and have no leader yet.
     async fn headless(&self, plan: &Plan) -> Vec<String> {
         let mut headless = Vec::new();
         for (gid, addresses) in &plan.joining {

@@ -1,4 +1,4 @@
-//! Looking at a playground, waiting for it, giving it orders.
+//! The commands on a running playground: show it, wait for it, send it orders.
 
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(50);
 /// Time for which `down` waits for nodes without a playground.
 const ORPHAN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A client of a playground's nodes, for questions to each.
+/// Makes a client of a playground's nodes, for status calls to each.
 pub(super) fn client(layout: &Layout) -> Result<Client, Failure> {
     let options = ClientOptions {
         request_timeout: STATUS_TIMEOUT,
@@ -104,7 +104,7 @@ pub(super) async fn until_led(
     }
 }
 
-/// The node that `name` means: its name, its address, or the leader of a group.
+/// Finds the node that `name` identifies: by its name, by its address, or as the leader of a group.
 pub(super) async fn find(
     client: &Client,
     layout: &Layout,
@@ -147,21 +147,21 @@ pub(super) async fn find(
     })
 }
 
-/// The group that `leader` alone means: the only one, or the first that has shards.
+/// Returns the group of the name `leader`: the only one, or the first that has shards.
 fn first_group(layout: &Layout) -> Option<&str> {
     let mut groups = layout.groups.iter();
     let group = groups.find(|group| group.kind != Kind::Controller)?;
     Some(&group.name)
 }
 
-/// `playground status`.
+/// Runs `playground status`.
 pub(super) async fn status(dir: &Path, format: Format) -> Result<Exit, Failure> {
     let layout = Layout::existing(dir)?;
     let mut out = io::stdout().lock();
     show(&client(&layout)?, &layout, format, &mut out).await
 }
 
-/// Writes how the nodes are. It fails when a group has no leader.
+/// Writes the state of the nodes. Fails if a group has no leader.
 pub(super) async fn show(
     client: &Client,
     layout: &Layout,
@@ -267,7 +267,7 @@ fn status_json(layout: &Layout, statuses: &[Option<NodeStatus>]) -> Value {
     })
 }
 
-/// `playground wait`: the playground may not even have begun.
+/// Runs `playground wait`. The playground may not have started yet.
 pub(super) async fn wait(dir: &Path, patience: Duration, format: Format) -> Result<Exit, Failure> {
     let deadline = Instant::now() + patience;
     let late = |what: &str| {
@@ -319,7 +319,7 @@ pub(super) async fn wait(dir: &Path, patience: Duration, format: Format) -> Resu
     Ok(Exit::Ok)
 }
 
-/// Gives an order to one node, through the playground.
+/// Sends an order for one node to the playground.
 pub(super) async fn order(
     dir: &Path,
     node: &str,
@@ -335,7 +335,7 @@ pub(super) async fn order(
     write_reply(&reply, format, &mut io::stdout().lock())
 }
 
-/// `playground scale`: returns when the shards are where they belong, and the nodes of groups that left are gone.
+/// Runs `playground scale`: returns when all shards are at their targets and the nodes of groups that left are gone.
 pub(super) async fn scale(dir: &Path, groups: u16, format: Format) -> Result<Exit, Failure> {
     Layout::existing(dir)?;
     let request = Request::to_all(Order::Scale { groups });
@@ -390,7 +390,7 @@ pub(super) async fn down(dir: &Path) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// Nodes whose processes run although they are recorded by a playground that may be gone.
+/// Returns the nodes whose processes still run. The playground that recorded them may be gone.
 pub(super) fn left_over(layout: &Layout) -> Vec<(&NodeLayout, u32)> {
     let recorded = layout
         .nodes

@@ -11,17 +11,17 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::Validator;
 use rustyline::{CompletionType, Config, Context, Helper};
 
-/// Lines that are kept.
+/// The number of lines that the history keeps.
 const HISTORY_LINES: usize = 2_000;
 
-/// rustyline with our settings. A line that starts with a blank is not kept, so that a secret needn't be.
+/// A line editor with a history. The history omits lines that start with a blank, so that a user can keep secrets out of it.
 pub(super) struct Editor {
     editor: rustyline::Editor<Words, DefaultHistory>,
     history: Option<PathBuf>,
 }
 
 impl Editor {
-    /// An editor with the history of earlier shells.
+    /// Makes an editor with the history of earlier shells.
     pub(super) fn new() -> Result<Self, ReadlineError> {
         let config = Config::builder()
             .max_history_size(HISTORY_LINES)?
@@ -36,13 +36,13 @@ impl Editor {
         }));
         let history = history_path();
         if let Some(path) = &history {
-            // There is none the first time.
+            // The first time the file does not exist.
             let _ = editor.load_history(path);
         }
         Ok(Self { editor, history })
     }
 
-    /// The next line.
+    /// Reads the next line.
     pub(super) fn read(&mut self, prompt: &str) -> Result<String, ReadlineError> {
         self.editor.readline(prompt)
     }
@@ -58,12 +58,13 @@ impl Drop for Editor {
         {
             return;
         }
-        // A history that can't be kept is no reason to bother anyone who is leaving.
+        // Losing the history is harmless, so leaving the shell reports no error.
         let _ = self.editor.append_history(path);
     }
 }
 
-/// `$SHARDKV_HISTORY` (empty: none), else where the XDG base directories want state.
+/// Returns the path of the history: `$SHARDKV_HISTORY` (empty: no history), or else a file in the state directory of the XDG
+/// base directories.
 fn history_path() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(path) = std::env::var_os("SHARDKV_HISTORY") {
@@ -75,7 +76,7 @@ fn history_path() -> Option<PathBuf> {
     Some(state.join("shardkv/history"))
 }
 
-/// Completes commands and their arguments; hints what was typed before.
+/// Completes commands and their arguments, and suggests earlier lines.
 struct Words {
     hinter: HistoryHinter,
 }

@@ -1,4 +1,4 @@
-//! The interactive client: the same verbs at a prompt.
+//! The interactive client: the commands on keys at a prompt.
 //!
 //! At a terminal there is line editing, a history file and completion; an error is shown and the next line is read. With
 //! standard input from a file or pipe there is no prompt; every line runs, and the exit code is that of the first that
@@ -49,12 +49,12 @@ enum ShellCommand {
     Kv(KvCommand),
     #[command(flatten)]
     Admin(AdminCommand),
-    /// Choose how results are written from here on
+    /// Choose the format of all later results
     Output {
         /// The format
         format: Format,
     },
-    /// Choose how keys and values are written from here on
+    /// Choose the encoding of all later keys and values
     Encoding {
         /// The encoding
         encoding: Encoding,
@@ -73,7 +73,7 @@ enum After {
 
 /// Reads commands until the end of the input or `quit`.
 pub(crate) fn run(global: GlobalArgs, runtime: &Runtime) -> Result<Exit, Failure> {
-    // The client starts its tasks on the runtime that it is made in.
+    // The client starts its tasks on the runtime in which it is made.
     let client = {
         let _within = runtime.enter();
         global.client()?
@@ -153,7 +153,7 @@ impl Shell<'_> {
             let exit = match self.line(&line) {
                 Ok(After::Quit) => break,
                 Ok(After::Next(exit)) => exit,
-                // The reader of the output has gone away.
+                // The reader of the output has closed it.
                 Err(failure) if failure.exit() == Exit::Ok => break,
                 Err(failure) => {
                     let exit = failure.exit();
@@ -198,7 +198,7 @@ impl Shell<'_> {
             ShellCommand::Admin(command) => {
                 let run = crate::admin::run(&command, &self.client, &self.global, out);
                 match self.runtime.block_on(interruptible(run)) {
-                    // That is how one leaves what never ends.
+                    // Ctrl-C is the normal end of a command that never ends by itself.
                     Err(failure)
                         if failure.exit() == Exit::OutcomeUnknown && command.only_asks() =>
                     {
@@ -221,7 +221,7 @@ impl Shell<'_> {
     }
 }
 
-/// The command in `words`, or `None` if it asked for help, which is written to `out`.
+/// Parses a command. Returns `None` for a request for help, which is written to `out`.
 fn parse(words: Vec<OsString>, out: &mut dyn Write) -> Result<Option<ShellCommand>, Failure> {
     match Line::try_parse_from(words) {
         Ok(line) => Ok(Some(line.command)),
@@ -231,7 +231,7 @@ fn parse(words: Vec<OsString>, out: &mut dyn Write) -> Result<Option<ShellComman
         }
         Err(error) => {
             let text = error.render().to_string();
-            // clap ends with a usage and a pointer to --help, which is no command here.
+            // clap appends a usage and a pointer to --help, which the shell does not have.
             let first = text.split("\n\nUsage:").next().unwrap_or(&text);
             let first = first.strip_prefix("error: ").unwrap_or(first).trim_end();
             Err(Failure::usage(
@@ -256,7 +256,7 @@ async fn interruptible(
     }
 }
 
-/// All words that can start a line, for completion.
+/// Returns all words that can start a line, for completion.
 fn command_names() -> Vec<String> {
     let line = <Line as clap::CommandFactory>::command();
     let mut names: Vec<String> = line
@@ -269,7 +269,7 @@ fn command_names() -> Vec<String> {
     names
 }
 
-/// The words that may follow `first`: options and named values.
+/// Returns the words that may follow `first`: options and named values.
 fn argument_names(first: &str) -> Vec<String> {
     let line = <Line as clap::CommandFactory>::command();
     if first == "help" {

@@ -1,4 +1,4 @@
-//! From a line to words: the quoting rules of the interactive shell.
+//! Splits a line into words, by the quoting rules of the interactive shell.
 //!
 //! Blanks separate words. Single quotes keep everything between them. Elsewhere a backslash escapes: `\n \t \r \\ \" \'`,
 //! a blank, `#`, and `\xNN` for any byte; double quotes keep blanks together. `#` before a word starts a comment. What
@@ -9,18 +9,18 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use crate::encoding::hex_digit;
 
-/// A line that is no list of words.
+/// A reason that a line can't be split into words.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum WordError {
     /// A quote or an escape is open at the end.
     #[error("the line ends inside {0}")]
     Open(&'static str),
     /// A backslash before something that isn't special.
-    #[error(r"\{0} is no escape; write a backslash as \\, or put the word in single quotes")]
+    #[error(r"\{0} is not an escape; write a backslash as \\, or put the word in single quotes")]
     Escape(char),
 }
 
-/// The words of a line.
+/// Splits a line into words.
 pub(super) fn split(line: &[u8]) -> Result<Vec<OsString>, WordError> {
     let mut words = Vec::new();
     let mut word: Option<Vec<u8>> = None;

@@ -21,7 +21,7 @@ use crate::global::GlobalArgs;
 use crate::output::Format;
 use crate::range::{RangeArgs, scan_options};
 
-/// Bytes of a shard that are held in memory; more go to a temporary file.
+/// The most bytes of a shard that are held in memory. The rest goes to a temporary file.
 const MAX_HELD_BYTES: usize = 8 << 20;
 
 /// The arguments of `export`.
@@ -65,7 +65,7 @@ pub(crate) async fn export(
         out.flush()?;
         summary
     };
-    // JSON is for programs, which read it where they find an import's: on standard output, unless the pairs are there.
+    // Programs read the JSON summary from standard output, as with `import`, unless the pairs go there.
     if args.file.is_some() && global.output == Format::Json {
         summary.write("exported", global.output, &mut io::stdout().lock())?;
     } else {
@@ -74,11 +74,11 @@ pub(crate) async fn export(
     Ok(Exit::Ok)
 }
 
-/// Writes to a temporary file in the same folder, and gives it its name when it is complete and on the disk.
+/// Writes to a temporary file in the same folder, and renames it when it is complete and on the disk.
 async fn to_file(path: &Path, events: Export, format: FileFormat) -> Result<Summary, Failure> {
     let failed = |error: &io::Error| Failure::file("write", path, error);
     if path.exists() && !path.is_file() {
-        // A pipe or a device is written as it is.
+        // Write to a pipe or a device directly.
         let file = File::options()
             .write(true)
             .open(path)
@@ -108,11 +108,11 @@ async fn to_file(path: &Path, events: Export, format: FileFormat) -> Result<Summ
     Ok(summary)
 }
 
-/// The records that have arrived of the present shard.
+/// The records of the current shard that have arrived.
 struct Held {
     lines: SpooledTempFile,
     records: u64,
-    /// Of keys and values.
+    /// Bytes of keys and values.
     bytes: u64,
 }
 
@@ -125,7 +125,7 @@ impl Held {
         }
     }
 
-    /// Forgets it all.
+    /// Drops all records.
     fn void(&mut self) -> io::Result<()> {
         self.lines.set_len(0)?;
         self.lines.seek(SeekFrom::Start(0))?;
@@ -143,7 +143,7 @@ impl Held {
         self.lines.write_all(&lines)
     }
 
-    /// Writes it all, and returns how many bytes of lines that was.
+    /// Writes all records, and returns the bytes of their lines.
     fn write_to(&mut self, out: &mut dyn Write) -> io::Result<u64> {
         self.lines.seek(SeekFrom::Start(0))?;
         io::copy(&mut self.lines, out)

@@ -1,8 +1,8 @@
-//! The formats of files: which one a file has, and their lines.
+//! The formats of files: the choice of a format, and its lines.
 
 use std::path::Path;
 
-use super::record::{BadLine, Record};
+use super::record::{LineError, Record};
 use super::{jsonl, tsv};
 
 /// A file's format.
@@ -15,19 +15,19 @@ pub(crate) enum FileFormat {
 }
 
 impl FileFormat {
-    /// The format of a file: what was asked for, or what its name says, or JSON Lines.
-    pub(crate) fn of(asked: Option<Self>, path: Option<&Path>) -> Self {
+    /// Returns the format of a file: the requested one, or else the one that its extension names, or else JSON Lines.
+    pub(crate) fn of(requested: Option<Self>, path: Option<&Path>) -> Self {
         let extension = path
             .and_then(Path::extension)
             .and_then(|extension| extension.to_str());
-        asked.unwrap_or(match extension {
+        requested.unwrap_or(match extension {
             Some("tsv" | "txt" | "tab") => Self::Tsv,
             _ => Self::Jsonl,
         })
     }
 
-    /// The record on `line` (without its newline), or `None` if the line is blank.
-    pub(crate) fn decode(self, line: &[u8]) -> Result<Option<Record>, BadLine> {
+    /// Decodes `line`, which has no newline. Returns `None` if the line is blank.
+    pub(crate) fn decode(self, line: &[u8]) -> Result<Option<Record>, LineError> {
         if line.trim_ascii().is_empty() && (self == Self::Jsonl || line.is_empty()) {
             return Ok(None);
         }
@@ -36,7 +36,7 @@ impl FileFormat {
             Self::Tsv => tsv::decode(line)?,
         };
         if record.key.is_empty() {
-            return Err(BadLine::new("the key is empty"));
+            return Err(LineError::EmptyKey);
         }
         Ok(Some(record))
     }
@@ -56,10 +56,10 @@ mod tests {
     use super::*;
     use crate::random::Random;
 
-    /// Bytes with a bias to what the formats treat specially.
-    fn nasty_bytes(random: &mut Random, least: u64) -> Vec<u8> {
+    /// Draws bytes, with a bias to bytes that the formats treat specially.
+    fn nasty_bytes(random: &mut Random, min_length: u64) -> Vec<u8> {
         const SPECIAL: &[u8] = b"\t\n\r\\\"{}tnr\x00\x1b\x7f\xff\xc3\xa9 ";
-        let length = least + random.below(24);
+        let length = min_length + random.below(24);
         (0..length)
             .map(|_| match random.below(3) {
                 0 => u8::try_from(random.below(256)).unwrap(),
@@ -79,13 +79,10 @@ mod tests {
                 let mut line = Vec::new();
                 format.encode(&key, &value, &mut line);
                 assert_eq!(line.pop(), Some(b'\n'));
-                assert!(!line.contains(&b'\n'), "one record a line");
-                let decoded = format.decode(&line);
-                assert_eq!(
-                    decoded,
-                    Ok(Some(Record { key, value })),
-                    "{format:?}, round {round}"
-                );
+                assert!(!line.contains(&b'\n'), "one line for each record");
+                let decoded = format.decode(&line).unwrap();
+                let expected = Some(Record { key, value });
+                assert_eq!(decoded, expected, "{format:?}, round {round}");
             }
         }
     }
@@ -100,12 +97,15 @@ mod tests {
                 refused += u32::from(format.decode(&line).is_err());
             }
         }
-        assert!(refused > 50_000, "noise is refused: {refused}");
+        assert!(
+            refused > 50_000,
+            "most random lines must be refused, but only {refused} were"
+        );
     }
 
     #[test]
     fn names_tell_formats() {
-        let of = |asked, path: &str| FileFormat::of(asked, Some(Path::new(path)));
+        let of = |requested, path: &str| FileFormat::of(requested, Some(Path::new(path)));
         assert_eq!(of(None, "a.tsv"), FileFormat::Tsv);
         assert_eq!(of(None, "a.jsonl"), FileFormat::Jsonl);
         assert_eq!(of(None, "a"), FileFormat::Jsonl);

@@ -1,4 +1,4 @@
-//! From a file to a cluster.
+//! Import from a file to a cluster.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -21,10 +21,10 @@ use crate::client_error::call_failure;
 use crate::exit::{Exit, Failure};
 use crate::global::GlobalArgs;
 
-/// Lines that are parsed ahead of the writes.
+/// The most lines that are parsed ahead of the writes.
 const QUEUE_RECORDS: usize = 1_024;
 
-/// Bounds the bytes of records from when they are parsed until they are written.
+/// Bounds the bytes of records that are parsed and not written yet.
 struct Budget {
     kib: Arc<Semaphore>,
     total_kib: u32,
@@ -39,11 +39,11 @@ impl Budget {
         }
     }
 
-    /// Waits until a record of this size fits. One that is larger than all there is waits until it is alone.
+    /// Waits until a record of this size fits. A record larger than the whole budget waits until it is alone.
     fn wait_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let kib = u32::try_from(bytes / 1_024 + 1).unwrap_or(u32::MAX);
         let acquire = Arc::clone(&self.kib).acquire_many_owned(kib.min(self.total_kib));
-        // Only a closed semaphore refuses, and nobody closes it.
+        // Only a closed semaphore fails, and this one is never closed.
         futures::executor::block_on(acquire).ok()
     }
 }
@@ -95,7 +95,7 @@ pub(crate) struct ImportArgs {
     max_line_bytes: u64,
 }
 
-/// A record with where it stands.
+/// A record with its place in the input.
 struct Item {
     record: Record,
     line: u64,
@@ -107,12 +107,12 @@ struct Item {
 /// A result of the reader, in the order of the lines.
 enum Parsed {
     Item(Item),
-    /// A line that is no record.
+    /// A line that is not a record.
     Bad {
         line: u64,
         what: String,
     },
-    /// The input can't be read on.
+    /// The input can't be read any further.
     Broken(Failure),
 }
 
@@ -153,7 +153,7 @@ pub(crate) async fn import(
     Ok(Exit::Ok)
 }
 
-/// Parses lines until the input or the interest in them ends.
+/// Parses lines until the end of the input, or until the writer stops.
 fn read_lines(
     mut input: impl BufRead,
     format: FileFormat,
@@ -215,7 +215,7 @@ fn read_lines(
     }
 }
 
-/// A write that ended.
+/// A completed write.
 struct Done {
     key: Bytes,
     line: u64,
@@ -226,9 +226,9 @@ struct Done {
     _memory: Option<OwnedSemaphorePermit>,
 }
 
-/// The writes in flight and what came of the others.
+/// The writes in flight, and the outcome of the completed ones.
 struct Writes {
-    /// No key is written twice at once, so that the last line of a key wins.
+    /// At most one write of a key is in flight, so that the last line of a key wins.
     keys: HashSet<Bytes>,
     progress: Progress,
     /// The failed write that stands first in the input.
@@ -259,8 +259,8 @@ impl Writes {
     }
 }
 
-/// Writes records as they come, bounded in flight. After the first failure nothing more is sent, and what is in flight
-/// ends.
+/// Writes the records, with a bounded number in flight. After the first failure it sends no more, and waits for the writes
+/// in flight.
 async fn write_records<P, F>(
     args: &ImportArgs,
     mut parsed: mpsc::Receiver<Parsed>,
@@ -345,7 +345,7 @@ where
     if let Some((line, error)) = writes.failed {
         let next = format!("when the cluster answers again, continue with --from-line {line}");
         let failure = call_failure(&error).context(&format!("line {line} was not acknowledged"));
-        // A record that the cluster refuses is refused again: its own advice is the better one.
+        // The cluster would refuse this record again, so continuing from it does not help. Keep the advice of the error.
         return Err(if failure.exit() == Exit::Refused {
             failure
         } else {

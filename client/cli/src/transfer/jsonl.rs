@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{BadLine, Record};
+use super::record::{LineError, Record};
 use crate::encoding::Encoding;
 
-/// All names that are understood. An unknown one is refused, never dropped: it may be a misspelt `value`.
+/// The fields of a record. An unknown field is refused, never dropped: it may be a misspelt `value`.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line<'a> {
@@ -25,41 +25,32 @@ struct Line<'a> {
     value_hex: Option<Cow<'a, str>>,
 }
 
-/// The record on a line.
-pub(super) fn decode(line: &[u8]) -> Result<Record, BadLine> {
-    let line: Line<'_> = serde_json::from_slice(line)
-        .map_err(|error| BadLine::new(format!("not a record in JSON: {error}")))?;
+/// Decodes a line.
+pub(super) fn decode(line: &[u8]) -> Result<Record, LineError> {
+    let line: Line<'_> = serde_json::from_slice(line)?;
     Ok(Record {
         key: field("key", [line.key, line.key_base64, line.key_hex])?,
         value: field("value", [line.value, line.value_base64, line.value_hex])?,
     })
 }
 
-/// The bytes of a field, which stands in exactly one of three encodings.
-fn field(name: &str, texts: [Option<Cow<'_, str>>; 3]) -> Result<Vec<u8>, BadLine> {
+/// Decodes a field, which is given in exactly one of three encodings.
+fn field(name: &'static str, texts: [Option<Cow<'_, str>>; 3]) -> Result<Vec<u8>, LineError> {
     let encodings = [Encoding::Utf8, Encoding::Base64, Encoding::Hex];
     let mut given = encodings
         .into_iter()
         .zip(texts)
         .filter_map(|(encoding, text)| Some((encoding, text?)));
     let Some((encoding, text)) = given.next() else {
-        return Err(BadLine::new(format!(
-            r#"there is no "{name}" (or "{name}_base64", "{name}_hex")"#
-        )));
+        return Err(LineError::MissingField(name));
     };
     if given.next().is_some() {
-        return Err(BadLine::new(format!(
-            r#""{name}" is given twice, in two encodings"#
-        )));
+        return Err(LineError::RepeatedField(name));
     }
-    encoding.decode(&text).ok_or_else(|| {
-        BadLine::new(format!(
-            r#""{name}" is not in the encoding that its name says"#
-        ))
-    })
+    encoding.decode(&text).ok_or(LineError::Encoding(name))
 }
 
-/// Adds the line of a record, without newline.
+/// Adds the line of a record to `out`, without a newline.
 pub(super) fn encode(key: &[u8], value: &[u8], out: &mut Vec<u8>) {
     let mut line = Line::default();
     match std::str::from_utf8(key) {
@@ -70,7 +61,7 @@ pub(super) fn encode(key: &[u8], value: &[u8], out: &mut Vec<u8>) {
         Ok(text) => line.value = Some(text.into()),
         Err(_) => line.value_base64 = Some(Encoding::Base64.show(value).into()),
     }
-    // Text fields written to memory: nothing of it can fail.
+    // Writing text fields to memory never fails.
     let _ = serde_json::to_writer(out, &line);
 }
 

@@ -1,4 +1,4 @@
-//! Progress on standard error, where a person watches, and the summary at the end.
+//! Shows progress on standard error at a terminal, and a summary at the end.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// `total_bytes`: how much there is to read, if that is known.
+    /// Starts a bar. `total_bytes` is the size of the input, if it is known.
     pub(super) fn start(total_bytes: Option<u64>) -> Self {
         let bar = match total_bytes {
             _ if !io::stderr().is_terminal() => ProgressBar::hidden(),
@@ -40,12 +40,12 @@ impl Progress {
         }
     }
 
-    /// One more record is done; `position` is how far in the input that is, in bytes.
+    /// Counts one more record. `position` is the position in the input, in bytes.
     pub(super) fn record(&mut self, bytes: u64, position: u64) {
         self.records(1, bytes, position);
     }
 
-    /// More records are done; `position` is how far in the input or output that is, in bytes.
+    /// Counts more records. `position` is the position in the input or output, in bytes.
     pub(super) fn records(&mut self, records: u64, bytes: u64, position: u64) {
         let before = self.records / 1_024;
         self.records += records;
@@ -57,11 +57,11 @@ impl Progress {
         }
     }
 
-    /// Ends the bar and returns what was done.
+    /// Removes the bar and returns the figures.
     pub(super) fn finish(self, skipped: u64, longest_gap: Duration) -> Summary {
         self.bar.finish_and_clear();
         let seconds = self.started.elapsed().as_secs_f64();
-        #[allow(clippy::cast_precision_loss, reason = "a rate for people")]
+        #[allow(clippy::cast_precision_loss, reason = "a rate to show")]
         let rate = self.records as f64 / seconds.max(1e-9);
         Summary {
             records: self.records,
@@ -79,20 +79,20 @@ impl Progress {
 #[derive(Debug, Serialize)]
 pub(super) struct Summary {
     records: u64,
-    /// Of keys and values.
+    /// Bytes of keys and values.
     bytes: u64,
     skipped: u64,
     seconds: f64,
     records_per_second: f64,
-    /// The longest time between two acknowledgements (import) or parts of a shard (export).
+    /// The longest time between two acknowledgements (import) or two pages of a shard (export).
     longest_gap_ms: f64,
-    /// Only of an export.
+    /// Only for an export.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     cuts: Option<Cuts>,
 }
 
 impl Summary {
-    /// The summary of an export that was cut so.
+    /// Adds the snapshots of an export to the summary.
     pub(super) fn of(mut self, cuts: Cuts) -> Self {
         self.cuts = Some(cuts);
         self
@@ -133,7 +133,7 @@ pub(super) struct Cuts {
 }
 
 impl Cuts {
-    /// For people, behind what was exported.
+    /// Describes the snapshots for a terminal, after the summary.
     pub(super) fn line(self) -> String {
         let anew = match self.restarts {
             0 => String::new(),

@@ -1,22 +1,18 @@
 //! A record as `key TAB value` with four escapes.
 
-use super::record::{BadLine, Record};
+use super::record::{LineError, Record};
 
-/// The record on a line.
-pub(super) fn decode(line: &[u8]) -> Result<Record, BadLine> {
+/// Decodes a line.
+pub(super) fn decode(line: &[u8]) -> Result<Record, LineError> {
     if line.ends_with(b"\r") {
-        return Err(BadLine::new(
-            r"the line ends with CR LF: convert the file with `tr -d '\r'`, or write a carriage return that belongs to the value as \r",
-        ));
+        return Err(LineError::CarriageReturn);
     }
     let mut fields = line.split(|&byte| byte == b'\t');
     let (Some(key), Some(value), rest) = (fields.next(), fields.next(), fields.next()) else {
-        return Err(BadLine::new("there is no TAB between key and value"));
+        return Err(LineError::NoTab);
     };
     if rest.is_some() {
-        return Err(BadLine::new(
-            r"there is a second TAB: write a tab inside a value as \t",
-        ));
+        return Err(LineError::SecondTab);
     }
     Ok(Record {
         key: unescape(key)?,
@@ -24,7 +20,7 @@ pub(super) fn decode(line: &[u8]) -> Result<Record, BadLine> {
     })
 }
 
-/// Adds the line of a record, without newline.
+/// Adds the line of a record to `out`, without a newline.
 pub(super) fn encode(key: &[u8], value: &[u8], out: &mut Vec<u8>) {
     escape(key, out);
     out.push(b'\t');
@@ -43,7 +39,7 @@ fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn unescape(field: &[u8]) -> Result<Vec<u8>, BadLine> {
+fn unescape(field: &[u8]) -> Result<Vec<u8>, LineError> {
     let mut out = Vec::with_capacity(field.len());
     let mut bytes = field.iter();
     while let Some(&byte) = bytes.next() {
@@ -56,17 +52,8 @@ fn unescape(field: &[u8]) -> Result<Vec<u8>, BadLine> {
             Some(b'n') => b'\n',
             Some(b'r') => b'\r',
             Some(b'\\') => b'\\',
-            Some(other) => {
-                return Err(BadLine::new(format!(
-                    r"\{} is no escape: write a backslash as \\",
-                    other.escape_ascii()
-                )));
-            }
-            None => {
-                return Err(BadLine::new(
-                    r"a field ends with a lone backslash: write it as \\",
-                ));
-            }
+            Some(other) => return Err(LineError::UnknownEscape(*other)),
+            None => return Err(LineError::LoneBackslash),
         });
     }
     Ok(out)
@@ -92,8 +79,8 @@ mod tests {
             (&b"no tab"[..], "no TAB"),
             (b"a\tb\tc", "second TAB"),
             (b"a\tb\r", "CR LF"),
-            (b"a\t\\q", r"\q is no escape"),
-            (b"a\t\\\xff", r"\\xff is no escape"),
+            (b"a\t\\q", r"\q is not an escape"),
+            (b"a\t\\\xff", r"\\xff is not an escape"),
             (b"a\\\tb", "lone backslash"),
         ] {
             let error = decode(line).unwrap_err().to_string();

@@ -121,7 +121,7 @@ fn groups_come_and_go_and_every_record_stays() {
     };
     assert_eq!(keys(&cluster.shards()), RECORDS as u64);
 
-    // A third group joins; it gets its share and nobody else moves.
+    // A third group joins. It gets its share, and no shard moves between the others.
     let scaled = cluster.control(&["scale", "3"]).json();
     assert_eq!(scaled["groups"], serde_json::json!(["g1", "g2", "g3"]));
     let shares = cluster.shares();
@@ -132,7 +132,7 @@ fn groups_come_and_go_and_every_record_stays() {
     assert_eq!(keys(&cluster.shards()), RECORDS as u64);
     assert_eq!(cluster.export(), records);
 
-    // The two newest leave: their nodes and data are gone, and their ids are not used again.
+    // The two newest groups leave: their nodes and data are removed, and their ids are not used again.
     cluster.control(&["scale", "1"]).ok();
     assert_eq!(cluster.nodes(), ["ctrl-1", "g1-1"]);
     assert!(!Path::new(&cluster.dir).join("g3-1").exists());
@@ -148,7 +148,7 @@ fn groups_come_and_go_and_every_record_stays() {
         "in key order"
     );
 
-    // The same cluster comes back with its groups.
+    // A restart brings back the same cluster with its groups.
     assert_eq!(cluster.playground.end(), Some(0));
     let again = Playground::start(&["--dir", &cluster.dir, "--", "--disk-reserve-bytes", "0"]);
     let again = Cluster {
@@ -166,7 +166,7 @@ fn the_configuration_is_shown_and_changed() {
     let Some(cluster) = Cluster::start(folder.path()) else {
         return;
     };
-    // Moves.
+    // Move single shards.
     let before = cluster.kv(&["config", "query", "-o", "json"]).json();
     let owner = |config: &Value| config["owners"][0]["gid"].as_u64().unwrap();
     let other = if owner(&before) == 1 { "g2" } else { "g1" };
@@ -185,7 +185,7 @@ fn the_configuration_is_shown_and_changed() {
     assert_eq!(unchanged["changed"], false);
     cluster.shards();
 
-    // An old configuration is kept; a future one and an unknown group are refused with a next step.
+    // An old configuration can be read. A future one and an unknown group are refused with a next step.
     let old = before["num"].to_string();
     assert_eq!(
         cluster.kv(&["config", "query", &old, "-o", "json"]).json()["num"],
@@ -292,7 +292,7 @@ fn a_load_tells_what_it_notices_of_moving_shards() {
             ],
         )
     });
-    // Once there are its keys, the load runs.
+    // The load is running once its keys exist.
     while cluster
         .kv(&["scan", "--prefix", "bench/", "-n", "1"])
         .ok()

@@ -69,7 +69,7 @@ fn finish(mut command: Command, input: &[u8]) -> Ran {
     let mut child = piped.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    // A command that doesn't read its input closes it: that is no trouble of ours.
+    // A command that doesn't read its input closes it, so ignore the error.
     let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();

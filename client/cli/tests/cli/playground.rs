@@ -44,7 +44,7 @@ fn a_cluster_survives_what_is_done_to_it_and_keeps_its_data() {
     let endpoints = at.as_str();
     kv(endpoints, &["put", "a", "before"]).ok();
 
-    // The same folder can't be used twice.
+    // A second playground can't use the same folder.
     let binary = node_binary().unwrap();
     let twice = [
         "playground",
@@ -55,7 +55,7 @@ fn a_cluster_survives_what_is_done_to_it_and_keeps_its_data() {
     ];
     run(&twice).failed(1, "runs in");
 
-    // A crash of the leader: another one leads, and the data is there.
+    // After a crash of the leader another node leads, and the data is kept.
     let killed = control(&dir, &["kill", "leader"]).json()["node"]
         .as_str()
         .unwrap()
@@ -71,7 +71,7 @@ fn a_cluster_survives_what_is_done_to_it_and_keeps_its_data() {
     control(&dir, &["restart", &killed]).ok();
     assert_eq!(process_of(&dir, &killed), "running");
 
-    // Frozen and thawed.
+    // Freeze and resume a node.
     control(&dir, &["stop", &killed]).ok();
     assert_eq!(process_of(&dir, &killed), "frozen");
     kv(endpoints, &["put", "a", "after"]).ok();
@@ -79,7 +79,7 @@ fn a_cluster_survives_what_is_done_to_it_and_keeps_its_data() {
     assert_eq!(process_of(&dir, &killed), "running");
     control(&dir, &["kill", "node-9"]).failed(1, "no node");
 
-    // An orderly stop, and the same cluster again.
+    // Stop gracefully, and start the same cluster again.
     control(&dir, &["term", &killed]).ok();
     assert_eq!(process_of(&dir, &killed), "gone");
     control(&dir, &["down"]).ok();

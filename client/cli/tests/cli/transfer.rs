@@ -67,7 +67,7 @@ fn what_goes_in_comes_out_byte_by_byte() {
         "TSV in, TSV out"
     );
 
-    // The same through JSON Lines and pipes, under other keys.
+    // The same with JSON Lines and pipes, under other keys.
     kv(at, &["export", "--file", &json, "--prefix", "transfer/"]).ok();
     let lines = fs::read_to_string(&json).unwrap();
     assert!(

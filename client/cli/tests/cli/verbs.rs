@@ -225,7 +225,7 @@ fn a_load_that_is_told_to_stop_reports_what_it_did() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // The file grows by blocks: when it has one, the load runs.
+    // The file grows in blocks. When it has one, the load is running.
     while std::fs::metadata(&path).map_or(0, |file| file.len()) == 0 {
         std::thread::sleep(Duration::from_millis(5));
     }

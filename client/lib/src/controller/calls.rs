@@ -1,4 +1,4 @@
-//! Calls of the controllers: which node is asked, under which name, and the way on when it fails.
+//! Calls of the controllers: chooses the node and the name of a call, and the next node when one fails.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -95,7 +95,7 @@ pub(crate) struct ControllerCalls {
 struct Place {
     /// The node that answered last, or that was named as the leader.
     good: Option<Arc<str>>,
-    /// The turn of the next node if none is known to be good.
+    /// The position of the next node to try if no node is known to answer.
     turn: usize,
 }
 
@@ -110,11 +110,11 @@ impl ControllerCalls {
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
-        // Each change under this lock is one assignment, so a poisoned lock is as good.
+        // Each change under this lock is one assignment, so a poisoned lock protects valid data.
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the address to ask: the one that was good before, or the next of all.
+    /// Returns the address to ask: the node that answered last, or the next of all nodes.
     pub(super) fn address(&self) -> Arc<str> {
         let mut place = self.place();
         if let Some(good) = &place.good {
@@ -134,8 +134,8 @@ impl ControllerCalls {
         self.place().good = Some(Arc::clone(address));
     }
 
-    /// Notes that the node at `address` is of no use: asks the node that it named from now on, or the next. Returns true if the
-    /// named one is followed.
+    /// Records that the node at `address` can't answer. The next call goes to the node that it named, or to the next node.
+    /// Returns true if the named node is used.
     pub(super) fn bad(&self, address: &Arc<str>, hint: Option<&str>) -> bool {
         let mut place = self.place();
         if place.good.as_ref().is_some_and(|good| good != address) {
@@ -168,7 +168,7 @@ impl ControllerCalls {
         loop {
             let address = self.address();
             let attempt = self.attempt(&address, &mut call, &request);
-            // A node that hangs must not take all the time.
+            // A node that hangs must not use up the whole time limit.
             let until = deadline.min(Instant::now() + options.connect_timeout * 2);
             let answer = timeout_at(until, attempt).await;
             let answer = answer.unwrap_or_else(|_| {
@@ -190,7 +190,7 @@ impl ControllerCalls {
         }
     }
 
-    /// Takes in a failed attempt. Returns the pause before the next.
+    /// Handles a failed attempt. Returns the pause before the next.
     fn failed(
         &self,
         call: &mut SingleCall,
@@ -232,7 +232,7 @@ impl ControllerCalls {
         request.send(service, stamp.map(session_to_wire)).await
     }
 
-    /// Names a change, after opening a session if there is no good one.
+    /// Gives a change its client id and sequence, after opening a session if there is no valid one.
     async fn name(&self, mut service: Service) -> Result<Name, Status> {
         let UnarySessions {
             allocator, opening, ..

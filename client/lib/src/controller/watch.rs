@@ -28,7 +28,7 @@ pub enum ConfigEvent {
     Delta(ConfigDelta),
 }
 
-/// The configurations as they are made: a [`Stream`], to be read with [`futures::StreamExt`] or [`futures::TryStreamExt`].
+/// The configurations in order, each as soon as it exists: a [`Stream`], to be read with [`futures::StreamExt`] or [`futures::TryStreamExt`].
 pub struct ConfigWatch {
     events: BoxStream<'static, Result<ConfigEvent, Error>>,
 }
@@ -56,7 +56,7 @@ impl ConfigWatch {
             Some((event, watching))
         });
         Self {
-            // A caller that polls after the end gets `None`, no panic.
+            // A poll after the end returns `None` and does not panic.
             events: events.fuse().boxed(),
         }
     }
@@ -74,7 +74,7 @@ struct Watching {
     calls: Arc<ControllerCalls>,
     clock: Clock,
     backoff: Backoff,
-    /// The configuration up to which events were taken in.
+    /// The configuration of the last event.
     have: ConfigNum,
     stream: Option<(Arc<str>, Streaming<WatchResponse>)>,
     news: VecDeque<ConfigEvent>,
@@ -101,7 +101,7 @@ impl Watching {
                 self.calls.bad(&address, None);
             }
             match api::refused_status(&status).refusal.judge().action {
-                // Another node may have it.
+                // Another node may have this configuration.
                 Action::Fail(Rejection::NotFound { .. }) => {}
                 Action::Fail(rejection) => return Some(Err(failure::rejected(rejection, false))),
                 _ => {}

@@ -39,7 +39,7 @@ impl Channels {
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<(Arc<str>, Slot), Channel>> {
-        // Each change under this lock is one call, so a poisoned lock is as good.
+        // Each change under this lock is one call, so a poisoned lock protects valid data.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -54,7 +54,7 @@ impl Channels {
             return Ok(channel.clone());
         }
         let endpoint = endpoint(address, &self.options)?;
-        // The connector's own timeout covers TCP only, not a peer that accepts and is silent then.
+        // The connector's own timeout covers TCP only, not a peer that accepts the connection and then stays silent.
         let channel = match timeout(self.options.connect_timeout, endpoint.connect()).await {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return Err(ChannelError::Refused(root_cause(&error))),
@@ -87,7 +87,7 @@ fn endpoint(address: &str, options: &ClientOptions) -> Result<Endpoint, ConnectE
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true)
-        // The defaults of 64 KB would stop a batch stream at every round trip.
+        // The default windows of 64 KB would make a batch stream wait in every round trip.
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(8 << 20))
 }

@@ -1,6 +1,6 @@
 //! Routing: the group that owns a key, that group's leader, and the connection to it.
 //!
-//! A [`Router`] knows the cluster's configuration, keeps a guess who leads for each group, and holds the connections. The
+//! A [`Router`] knows the cluster's configuration, keeps a guess of each group's leader, and holds the connections. The
 //! configuration comes from a watch that the router keeps open. The rules of guesses and searches are the request engine's
 //! ([`request::GroupLeader`], [`request::LeaderSearch`]); this module asks the nodes.
 //!
@@ -48,7 +48,7 @@ use crate::clock::Clock;
 use crate::options::parse_address;
 use crate::{ClientOptions, ConnectError};
 
-/// Knows the configuration, the leaders and the connections: see the head of its module in `route/mod.rs`. Cheap to clone.
+/// Holds the configuration, the leaders and the connections: see the documentation of this module. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Router {
     inner: Arc<Inner>,
@@ -76,7 +76,7 @@ pub(crate) type Mark = MetadataValue<Ascii>;
 /// The cluster's id as calls carry it, once a node of the cluster has told it.
 pub(crate) type ClusterMark = Arc<OnceLock<Mark>>;
 
-/// Marks each call as one that is not to be forwarded, and with the cluster and the group that it is meant for: by now the
+/// Marks each call as not to be forwarded, and with its destination's cluster and group, because by now the
 /// address may be another group's. Nodes that tell no cluster may have another gid than the one that stands for them here, so
 /// calls to them carry no group.
 #[derive(Clone, Debug)]
@@ -180,7 +180,7 @@ impl Router {
         }
     }
 
-    /// Returns the configurations as they come; `None` until the first is known.
+    /// Returns a receiver of the configurations; `None` until the first is known.
     pub(crate) fn configs(&self) -> watch::Receiver<Option<Arc<ShardConfig>>> {
         self.inner.configs.clone()
     }
@@ -210,24 +210,24 @@ impl Router {
         });
     }
 
-    /// Returns the group's leader: the guess, or the result of a search. `outage` is the time for which the caller has been
-    /// looking in vain: the longer, the more patient a search is with slow nodes.
+    /// Returns the group's leader: the guess, or the result of a search. `outage` is the time for which the caller has found
+    /// no leader: the longer it is, the longer a search waits for slow nodes.
     pub(crate) async fn leader(&self, gid: Gid, outage: Duration) -> Result<Leader, RouteError> {
         let group = self.group(gid)?;
         let found = group.leader(self, gid, outage).await;
         if found.is_err() {
-            // Perhaps the group has other addresses by now, or is gone.
+            // The group may have other addresses now, or may have left.
             self.doubt();
         }
         found
     }
 
-    /// Notes that the configuration may be old, and its watch silent.
+    /// Reports that the configuration may be old, and its watch silent.
     fn doubt(&self) {
         self.inner.wanted.send_modify(|wanted| wanted.doubts += 1);
     }
 
-    /// Drops the guess that `leader` leads: it does not, or can't be reached. `hint` is the leader's address as that node named it.
+    /// Drops the guess that `leader` leads, because it does not lead or can't be reached. `hint` is the leader's address as that node named it.
     /// Returns true if the hint is followed.
     pub(crate) fn failed(&self, leader: &Leader, hint: Option<&str>) -> bool {
         self.group(leader.gid)
@@ -366,7 +366,7 @@ impl Router {
     }
 
     fn groups(&self) -> MutexGuard<'_, BTreeMap<Gid, Arc<Group>>> {
-        // Each change under this lock is one call, so a poisoned lock is as good.
+        // Each change under this lock is one call, so a poisoned lock protects valid data.
         self.inner
             .groups
             .lock()

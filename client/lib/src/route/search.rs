@@ -1,4 +1,4 @@
-//! The leader of a group: the guess, and the search for a leader.
+//! Finds the leader of a group: keeps a guess, and searches when the guess fails.
 //!
 //! All known nodes of the group are asked for their status at the same time; [`LeaderSearch`] evaluates the answers. Groups are
 //! searched independently of each other.
@@ -21,7 +21,7 @@ use super::{Leader, RouteError, Router, Slot, StatusError, plausible, short};
 #[derive(Default)]
 pub(super) struct Group {
     state: Mutex<State>,
-    /// Held while a leader is searched for, so that many calls ask once.
+    /// Held during a search for the leader, so that many calls share one search.
     searching: tokio::sync::Mutex<()>,
 }
 
@@ -33,7 +33,7 @@ struct State {
 }
 
 impl State {
-    /// Returns the result of a fruitless search that began at `asked` or later.
+    /// Returns the result of a search that found no leader and began at `asked` or later.
     fn fruitless_since(&self, asked: Time) -> Option<&RouteError> {
         let (began, error) = self.fruitless.as_ref()?;
         (*began >= asked).then_some(error)
@@ -42,7 +42,7 @@ impl State {
 
 impl Group {
     fn state(&self) -> MutexGuard<'_, State> {
-        // No method leaves the state half changed, so a poisoned lock is as good.
+        // No method leaves the state half changed, so a poisoned lock protects valid data.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -125,7 +125,7 @@ impl Group {
         self.state().leader.failed(leader, hint.as_ref())
     }
 
-    /// Makes one round of questions to all known nodes. Returns the leader's address and term.
+    /// Asks all known nodes once. Returns the leader's address and term.
     async fn search(
         &self,
         router: &Router,
@@ -157,7 +157,7 @@ impl Group {
         Ok(search.finish(gid)?)
     }
 
-    /// Learns the members that a node of this group names.
+    /// Adds the members that a node of this group names.
     fn hear(&self, router: &Router, gid: Gid, status: &StatusResponse) {
         let members = status.members.iter().map(|it| it.address.as_str());
         let heard = members.chain([status.leader_address.as_str()]);
@@ -193,7 +193,7 @@ impl Group {
     }
 }
 
-/// Converts the part of a status that tells who leads.
+/// Converts the part of a status that names the leader.
 fn report(status: &StatusResponse) -> Report {
     Report {
         own_address: short(&status.address),
@@ -226,7 +226,7 @@ impl Router {
         let group = self.group(current.gid).ok()?;
         let newer = group.newer_leader(self, current).await;
         if newer.is_none() {
-            // Perhaps other groups own its shards by now, and it was the node that would have told.
+            // Other groups may own its shards now, and the lost node may have been the source of that news.
             self.doubt();
         }
         newer
@@ -241,7 +241,7 @@ impl Router {
         let superseded = async {
             loop {
                 sleep(self.options().silence_timeout).await;
-                // A group that left gets no other leader.
+                // A group that left elects no other leader.
                 if self.group(leader.gid).is_err() || self.newer_leader(leader).await.is_some() {
                     return;
                 }
@@ -254,7 +254,7 @@ impl Router {
         }
     }
 
-    /// Returns a node's status, and learns the members of its group that it names.
+    /// Returns a node's status, and adds the members of its group that it names.
     pub(crate) async fn survey(&self, address: &Arc<str>) -> Result<StatusResponse, StatusError> {
         let status = self.status(address).await?;
         let gid = Gid(status.gid);

@@ -1,7 +1,7 @@
 //! The watch of the configuration: one task with one open `Shardctrler.Watch`.
 //!
-//! Every node serves the watch, so any address will do. Addresses are tried one after the other, the next as soon as one fails or
-//! is silent for a moment. The first node that answers is kept until its stream ends, it turns out to be behind (a group knows
+//! Every node serves the watch, so any address works. Addresses are tried one after the other; the next is tried when one fails
+//! or is silent for a moment. The first node that answers is kept until its stream ends, it turns out to be behind (a group knows
 //! a later configuration), or no node leads at the addresses of the configuration.
 //!
 //! # Invariants
@@ -37,13 +37,13 @@ const STAGGER: Duration = Duration::from_millis(50);
 /// The time that an open watch may take to deliver a configuration that a group already has.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The least time for which a doubtful watch is kept, so that an election doesn't make the client run from node to node.
+/// The least time for which a doubtful watch is kept, so that an election doesn't make the client switch between nodes.
 const TRUST: Duration = Duration::from_secs(1);
 
 /// The interval at which nodes that don't know `Shardctrler` are asked again: they may be upgraded.
 const UPGRADE: Duration = Duration::from_secs(5);
 
-/// The findings of the users of a configuration about it.
+/// Reports from the users of a configuration, which show that it may be old.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wanted {
     /// The latest configuration that a group has.
@@ -57,7 +57,7 @@ pub(crate) struct Wanted {
 /// The group of a cluster whose nodes don't know `Shardctrler`.
 const SINGLE: Gid = Gid(1);
 
-/// Returns true if the client made the configuration up, because the nodes know none.
+/// Returns true if the client made the configuration itself, because the nodes don't know configurations.
 pub(crate) fn is_single(config: &ShardConfig) -> bool {
     config.num() == ConfigNum(0) && !config.groups().is_empty()
 }
@@ -107,7 +107,7 @@ enum WatchError {
     Refused(String),
     #[error("no answer")]
     NoAnswer,
-    #[error("the watch ended at once")]
+    #[error("the watch ended before its first message")]
     Empty,
     #[error("{address}: {error}")]
     At {
@@ -120,16 +120,16 @@ enum WatchError {
     Ended,
     #[error("the watch is behind")]
     Behind,
-    #[error("nobody needs it any more")]
-    Unneeded,
+    #[error("the client is closed")]
+    Closed,
     #[error("the node belongs to another cluster")]
     OtherCluster,
     #[error(transparent)]
     Config(#[from] types::ConfigError),
     #[error("the node doesn't know the number of shards")]
     UnknownShards,
-    #[error("the node tells of {told} shards, and the cluster has {known}")]
-    OtherShards { told: u32, known: u32 },
+    #[error("the node names {named} shards, but the cluster has {known}")]
+    OtherShards { named: u32, known: u32 },
 }
 
 impl Watcher {
@@ -221,7 +221,7 @@ impl Watcher {
         }
     }
 
-    /// Takes the messages of a watch until it ends or is of no use any more. Returns the reason.
+    /// Applies the messages of a watch until the watch ends or is behind. Returns the reason.
     async fn follow(&mut self, opened: Opened) -> WatchError {
         let Opened { mut stream, first } = opened;
         let since = Instant::now();
@@ -251,7 +251,7 @@ impl Watcher {
                     Err(status) => return WatchError::Refused(status.message().to_owned()),
                 },
                 changed = self.wanted.changed() => if changed.is_err() {
-                    return WatchError::Unneeded;
+                    return WatchError::Closed;
                 },
                 () = sleep_until(leave.unwrap_or(since)), if leave.is_some() => {
                     return WatchError::Behind;
@@ -384,7 +384,7 @@ fn checked(config: &ShardConfig, shards: u32) -> Result<(), WatchError> {
         return Ok(());
     }
     Err(WatchError::OtherShards {
-        told: shards,
+        named: shards,
         known: config.shards(),
     })
 }

@@ -18,7 +18,7 @@ pub(super) enum Link {
 }
 
 pub(super) struct ConnectFailure {
-    /// The leader that was found and not reached.
+    /// The leader that was found but could not be reached.
     pub(super) leader: Option<Leader>,
     pub(super) why: String,
 }
@@ -28,9 +28,9 @@ pub(super) struct Up {
     pub(super) channel: Channel,
     pub(super) outbox: mpsc::Sender<BatchRequest>,
     pub(super) input: Input,
-    /// The request for a session that is under way.
+    /// The request for a session in progress.
     pub(super) opening: Option<BoxFuture<'static, SessionResult>>,
-    /// The question to the other nodes whether one of them leads a later term.
+    /// The status calls to the other nodes, one of which may lead in a later term.
     pub(super) asking: Option<BoxFuture<'static, bool>>,
 }
 
@@ -70,7 +70,7 @@ impl Up {
             ..
         } = self;
         tokio::select! {
-            // The node's last message comes first: it tells why the outbox closed.
+            // Read the node's last message first: it says why the outbox closed.
             biased;
             message = input.next() => Event::Message(message),
             result = finished(opening) => Event::Session(result.map(Response::into_inner)),
@@ -96,7 +96,7 @@ impl Input {
     }
 }
 
-/// Waits for the result of a request that may be under way; for ever, if none is.
+/// Waits for the result of a request in progress; for ever, if there is none.
 async fn finished<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
     let Some(request) = slot else {
         return std::future::pending().await;

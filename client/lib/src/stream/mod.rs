@@ -7,8 +7,8 @@
 //!
 //! # Groups
 //!
-//! Each group has streams of its own: task, queue, connection, sessions. So a group or a shard that stalls can't hold up calls
-//! for other groups, whatever they wait for: a place in the queue, the window of a session, or the connection. The price is
+//! Each group has streams of its own: task, queue, connection, sessions. So a group or a shard that stalls can't delay calls
+//! for other groups, whatever those calls wait for: a place in the queue, the window of a session, or the connection. The price is
 //! one session for each group and stream, which costs the cluster a record in each shard that it writes to.
 //!
 //! When the configuration gives a shard to another group, the calls that wait for the shard are passed on to that group's
@@ -38,13 +38,13 @@ use crate::clock::{Clock, jitter};
 use crate::failure::{self, mismatch};
 use crate::route::{Leader, Router, Slot};
 
-/// The interval at which deadlines are checked: they are kept to within this.
+/// The interval between checks of deadlines, and so the greatest delay of a timeout.
 const SWEEP: Duration = Duration::from_millis(10);
 
-/// The messages that wait for the connection. Few, so that later ones grow.
+/// The most messages that wait for the connection. Few, so that the next message collects more calls.
 const OUTBOX: usize = 2;
 
-/// The way from a stream to the streams of other groups.
+/// Passes calls from a stream to the streams of other groups.
 pub(crate) trait Passage: Send + Sync {
     /// Takes another configuration: resources of groups that left it are dropped.
     fn reconfigure(&self, config: &ShardConfig);
@@ -126,7 +126,7 @@ impl StreamTask {
                 () = sleep_until(wake_at), if due.is_some() => {}
             }
             self.perform();
-            // Before calls are admitted: a stream that passed one on knows this configuration already.
+            // Apply the configuration before admitting calls: a stream that passed a call on has applied it already.
             self.reconfigure();
             for call in incoming.drain(..) {
                 self.engine.admit(call);
@@ -148,7 +148,7 @@ impl StreamTask {
         self.engine.reconfigure(config);
     }
 
-    /// Performs the orders of the engine.
+    /// Executes the effects that the engine returned.
     fn perform(&mut self) {
         while let Some(effect) = self.engine.poll_effect() {
             match effect {
@@ -187,14 +187,14 @@ impl StreamTask {
                 },
                 Effect::End(Ended { call, failure }) => {
                     let error = failure::error(failure, call.timeout);
-                    // The caller may have gone away.
+                    // The caller may have dropped its future.
                     let _ = call.answer.send(Err(error));
                 }
             }
         }
     }
 
-    /// Sends the ready calls, as far as the connection takes them.
+    /// Sends the ready calls while the connection accepts messages.
     fn send(&mut self, now: Time) {
         let Link::Up(up) = &mut self.link else {
             return;
@@ -265,7 +265,7 @@ impl StreamTask {
     /// Hands the answers of a message to their callers.
     fn results(&mut self, now: Time, message: BatchResponse) {
         let results = message.results.into_iter().filter_map(|result| {
-            // A kind of result that this version doesn't know answers nothing.
+            // Ignore a kind of result that this version doesn't know.
             let response = from_wire(result.response?);
             Some((result.id, response.map_err(api::refused)))
         });
@@ -274,7 +274,7 @@ impl StreamTask {
         }
     }
 
-    /// Takes in the end of the stream.
+    /// Handles the end of the stream.
     fn ended(&mut self, now: Time, status: &Status) {
         if let Link::Up(up) = &self.link {
             self.router.suspect(&up.leader.address, self.slot, status);
@@ -291,7 +291,7 @@ fn deliver(call: Call, answer: Answer) {
     } else {
         Err(mismatch(call.request.is_write()))
     };
-    // The caller may have gone away.
+    // The caller may have dropped its future.
     let _ = call.answer.send(result);
 }
 

@@ -35,7 +35,7 @@ async fn configurations_are_changed_and_asked_for() {
         moved_shards: 1,
     };
     assert_eq!(change, Ok(expected));
-    // Handles and their futures go to other tasks.
+    // Handles and their futures can be sent to other tasks.
     let elsewhere = controller.clone();
     let joining = tokio::spawn(async move { elsewhere.join(group(3)).await });
     assert_eq!(joining.await.unwrap().unwrap().num, ConfigNum(3));

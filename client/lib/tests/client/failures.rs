@@ -235,7 +235,7 @@ async fn bytes_in_flight_are_bounded() {
         for write in writes {
             write.await.unwrap().unwrap();
         }
-        // More than the whole budget goes alone.
+        // A call larger than the whole budget is sent alone.
         client.put("huge", vec![0; 500_000]).await.unwrap();
         assert_eq!(cluster.world().most_outstanding, 4);
     }
@@ -247,7 +247,7 @@ async fn callers_that_go_away_leave_nothing_behind() {
         let cluster = Cluster::start(1);
         let client = Client::connect(in_mode(&cluster, mode)).await.unwrap();
         client.put("a", "1").await.unwrap();
-        // Each gives up while it is on the wire; in sum far more than the window of 512.
+        // Each caller gives up while its call is on the wire. Together they are far more than the window of 512.
         for _ in 0..3 {
             cluster.freeze(0);
             let writes: Vec<_> = (0..400)
@@ -280,7 +280,7 @@ async fn other_programs_on_the_addresses_do_no_harm() {
             .addresses
             .insert(0, listener.local_addr().unwrap().to_string());
     }
-    // The silent one accepts (in its backlog) and never says a word; the other says nonsense.
+    // One node accepts connections (in its backlog) and never answers; the other answers nonsense.
     std::thread::spawn(move || {
         for connection in garbage.incoming() {
             let Ok(mut connection) = connection else {

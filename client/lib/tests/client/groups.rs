@@ -65,7 +65,7 @@ async fn calls_go_straight_to_the_owner() {
 async fn an_address_that_is_another_clusters_now_is_left() {
     for mode in MODES {
         let cluster = Cluster::start(3);
-        // It says that it leads group 1, but not ours.
+        // This node leads group 1 of another cluster.
         cluster.world().strangers.insert(0);
         let client = Client::connect(in_mode(&cluster, mode)).await.unwrap();
         let writer = client.clone();
@@ -113,7 +113,7 @@ async fn moving_shards_fail_no_call_and_double_none() {
             let goal = round * 150;
             until("progress", || cluster.world().applied >= goal).await;
             let owner = |shard: u64| (shard + round) % 3 + 1;
-            // Controllers are ahead of the groups for a while, and shards take their time.
+            // For a while the controllers are ahead of the groups, and shards are moving.
             cluster.world().deaf.extend([Gid(1), Gid(2)]);
             cluster.assign([0, 1, 2, 3, 4, 5, 6, 7].map(owner));
             let waited = cluster.world().turned_away + 3;
@@ -163,7 +163,7 @@ async fn a_write_in_doubt_is_settled_at_the_new_owner_under_its_name() {
 async fn a_group_that_knows_better_is_asked_for_its_configuration() {
     for mode in MODES {
         let cluster = Cluster::groups(&[1, 1]);
-        // The only address of the options hears no news from now on.
+        // From now on the node at the only address of the options gets no new configuration.
         cluster.world().stuck.insert(1, ConfigNum(1));
         let client = Client::connect(ClientOptions {
             mode,
@@ -253,7 +253,7 @@ async fn a_shard_on_its_way_stalls_no_other_of_its_group() {
         cluster.world().pulling.insert(ShardId(0));
         let stalled = put_all(&client, (0..200).map(|_| key_in(0, 0)));
         let applied = cluster.world().applied;
-        // Shard 2 is the same group's.
+        // The same group owns shard 2.
         let fine = put_all(&client, (0..400).map(|_| key_in(2, 0)));
         for put in try_join_all(fine).await.unwrap() {
             put.expect("the other shard is well");
@@ -279,7 +279,7 @@ async fn calls_to_a_silent_group_that_left_go_where_its_shards_are() {
         let client = Client::connect(options).await.unwrap();
         client.put(key_in(0, 0), "warm up").await.unwrap();
         cluster.freeze(0);
-        // Some on the wire, some in the lane, some before it.
+        // Some calls are on the wire, some in the stream, some wait before it.
         let stalled = put_all(&client, (0..300).map(|n| key_in(0, n)));
         until("some are sent", || cluster.world().outstanding > 0).await;
         cluster.leave(Gid(1), Gid(2));

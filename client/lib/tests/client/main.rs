@@ -1,6 +1,6 @@
 //! The client against real gRPC servers that misbehave: it must hide failures that a retry cures, and report the others truly.
 
-// All of this is test code, but only the bodies of tests are exempt by themselves.
+// Clippy does not recognise the helper functions as test code.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod controller;

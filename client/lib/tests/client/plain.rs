@@ -158,7 +158,7 @@ async fn scans_return_their_range_and_go_on_after_each_break() {
 #[tokio::test]
 async fn nodes_are_asked_directly() {
     let mut cluster = Cluster::start(3);
-    // One address is enough: the others are learnt.
+    // One address is enough: the client learns the others.
     let client = Client::connect(ClientOptions::new([&cluster.addresses[1]]))
         .await
         .unwrap();
@@ -187,7 +187,7 @@ async fn nodes_are_asked_directly() {
     let refused = leader.change_membership(change).await.unwrap_err();
     assert!(matches!(refused, Error::BadRequest { field, .. } if field == "promote"));
 
-    // One node by two names is listed once.
+    // A node with two names is listed once.
     let alias = cluster.addresses[1].replace("127.0.0.1", "localhost");
     let by_alias = Client::connect(ClientOptions::new([alias])).await.unwrap();
     by_alias.leader().await.unwrap();

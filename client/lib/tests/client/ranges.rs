@@ -86,7 +86,7 @@ async fn a_scan_goes_on_where_its_shards_went() {
                 cluster.world().deaf.insert(Gid(2));
                 cluster.assign([2, 2, 2, 2, 3, 3, 3, 3]);
             }
-            // Those that were read before it may still come; then it must wait.
+            // Pairs that were read before may still arrive; then the scan must wait.
             260 => cluster.world().accept(),
             _ => {}
         }
@@ -185,7 +185,7 @@ async fn a_shard_that_moves_begins_anew_at_its_new_owner() {
     let shard = ShardId(0);
     let own = |n: &u32| shard_of(&key(*n)) == shard;
     let first = (0..KEYS).find(own).unwrap();
-    // Who leads is known before the node says nothing any more.
+    // The client learns the leader before the node falls silent.
     assert!(client.get(key(first)).await.unwrap().is_some());
     cluster.freeze(0);
     let mut export = client.export(ExportOptions::default());

@@ -205,7 +205,7 @@ impl Cluster {
     /// Kills a node: its connections break, and the calls that it was serving are lost.
     pub(crate) fn kill(&mut self, node: usize) {
         if let Some(runtime) = self.nodes[node].take() {
-            // In a thread, because a runtime can't wait for another; joined, because the node must be dead on return.
+            // In a thread, because a runtime can't block on another. Joined, because the node must have stopped on return.
             let over = move || runtime.shutdown_timeout(Duration::from_secs(5));
             std::thread::spawn(over).join().unwrap();
         }
@@ -220,7 +220,7 @@ impl Cluster {
         let address: SocketAddr = self.addresses[node].parse().unwrap();
         let incoming = {
             let _within = runtime.enter();
-            // A killed node's socket may take a moment to go away.
+            // The socket of a killed node may stay bound for a moment.
             let start = Instant::now();
             loop {
                 match TcpIncoming::bind(address) {
@@ -437,7 +437,7 @@ impl World {
         if strikes(message, faults.lose_answer) {
             return Served::Broken;
         }
-        // Answers come in any order.
+        // Answers arrive in any order.
         results.reverse();
         Served::Answers(results)
     }

@@ -201,7 +201,7 @@ impl Kv for Node {
         let request = request.into_inner();
         let shard = ShardId(request.shard);
         self.must_own(&[shard])?;
-        // The cut: what comes later isn't in it.
+        // Later writes are not part of this cut.
         let range = (request.start, request.end);
         let cut = self.world().range(&range, &[shard], usize::MAX);
         let (out, answers) = mpsc::channel(1);
@@ -245,7 +245,7 @@ impl Kv for Node {
             .flat_map(|run| (run.first..run.first + run.count).map(ShardId))
             .collect();
         if shards.is_empty() {
-            // As before there were groups: all of it.
+            // Like a node that does not know groups: export everything.
             assert!(self.world().older, "shards are named");
             shards = (0..SHARDS).map(ShardId).collect();
         }
@@ -305,7 +305,7 @@ impl Kv for Node {
             while let Ok(Some(message)) = incoming.message().await {
                 node.received(message.items.len());
                 held += message.items.len();
-                // A node reads on while it thinks.
+                // A node reads the next messages while it handles one.
                 let mut waiting = vec![message];
                 let thawed = node.thawed();
                 tokio::pin!(thawed);
