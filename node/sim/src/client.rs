@@ -10,62 +10,41 @@
 //! The engine may report that an operation certainly had no effect. The history then checks that no log carries it.
 
 mod answers;
+mod attempt;
+mod connection;
+mod context;
+mod operation;
 mod options;
 mod routes;
 mod streams;
 mod unary;
+mod workload;
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use bytes::Bytes;
 use replica::{Request, RequestId};
-use request::{Attempts, LeaderTable, Repeat, Time, Tracked};
-use shardkv::{Query, Write};
-use types::{Gid, NodeId, hash_key};
+use request::{LeaderTable, Refusal, Refused, Rejection, Repeat, Time};
+use shardkv::{Command, Query, SessionRef, Write};
+use types::{Gid, NodeId};
 
 use crate::caller::Caller;
-use crate::history::{History, Mark};
-use crate::machine::Question;
-use crate::network::HostId;
-use crate::queue::{MILLI, Micros};
-use crate::rng::SimRng;
+use crate::history::Name;
+use crate::machine::{Question, to_kv};
+use crate::network::{HostId, address};
+use crate::queue::{MILLI, Micros, SECOND};
+use crate::rng::{SimRng, digest};
+use attempt::{Sessions, Unary};
+use connection::{Sent, Stream};
+use operation::{Call, Operation, What, covers};
 use routes::Routes;
-use streams::{Sent, Stream};
-use unary::{Sessions, Unary};
 
+pub use context::{Outgoing, Surroundings};
+pub use operation::{Step, Timing, key};
 pub use options::ClientOptions;
 
-/// A request on its way to a host.
-#[derive(Clone, Debug)]
-pub struct Outgoing {
-    /// The destination.
-    pub to: HostId,
-    /// The id of the request, which names the client.
-    pub id: RequestId,
-    /// The request.
-    pub request: Request<Question>,
-    /// The delay before it leaves.
-    pub delay: Micros,
-}
-
-/// The inputs and outputs of a client: what it may read of the world, and its requests.
-pub struct Surroundings<'a> {
-    /// The time.
-    pub now: Micros,
-    /// The history of all operations.
-    pub history: &'a mut History,
-    /// The host of each node.
-    pub addresses: &'a BTreeMap<NodeId, HostId>,
-    /// The number of hosts of replica groups, which come first.
-    pub hosts: usize,
-    /// The controllers' hosts; empty in a world of one group.
-    pub controllers: Range<HostId>,
-    /// The number of shards.
-    pub shards: u32,
-    /// The requests that leave the client.
-    pub out: &'a mut Vec<Outgoing>,
-}
+/// The age at which a session is replaced by a client that never replaces sessions.
+const FOR_EVER: Micros = 1_000_000 * SECOND;
 
 /// One client.
 #[derive(Debug)]
@@ -99,85 +78,6 @@ pub struct Client {
     stopping: bool,
     script: Vec<Step>,
     timings: Vec<Timing>,
-}
-
-/// The duration of an answered request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// The key.
-    pub key: Bytes,
-    /// The time of its start.
-    pub began: Micros,
-    /// The time until its answer.
-    pub took: Micros,
-}
-
-/// An operation that a scripted client does, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// A write.
-    Write(Write),
-    /// A read of a key.
-    Get(Bytes),
-}
-
-#[derive(Debug)]
-struct Operation {
-    what: What,
-    marks: Vec<(Bytes, Mark)>,
-    began: Micros,
-}
-
-#[derive(Clone, Debug)]
-enum What {
-    /// A write, with a session or without.
-    Write(Write, Repeat),
-    Read(Query),
-}
-
-/// An operation as the engine sees it.
-#[derive(Debug)]
-struct Call {
-    number: u64,
-    hash: u64,
-    repeat: Repeat,
-    deadline: Micros,
-    abandoned: bool,
-}
-
-impl request::Call for Call {
-    fn hash(&self) -> u64 {
-        self.hash
-    }
-
-    fn cost(&self) -> usize {
-        1
-    }
-
-    fn repeat(&self) -> Repeat {
-        self.repeat
-    }
-
-    fn deadline(&self) -> Time {
-        Time::from_micros(self.deadline)
-    }
-
-    fn is_abandoned(&self) -> bool {
-        self.abandoned
-    }
-}
-
-/// Returns true if a query covers a key.
-fn covers(query: &Query, key: &[u8], shards: u32) -> bool {
-    match query {
-        Query::Scan { shards: only, .. } => Routes::covers(only.as_ref(), key, shards),
-        _ => true,
-    }
-}
-
-/// Returns the key with this number.
-pub fn key(number: u64) -> Bytes {
-    Bytes::from(format!("key{number:02}"))
 }
 
 impl Client {
@@ -224,7 +124,7 @@ impl Client {
         self.options.sessionless = 0;
         self.options.deadline = Micros::MAX;
         for unary in self.unaries.values_mut() {
-            if unary.repeat() != Repeat::Never {
+            if unary.repeat != Repeat::Never {
                 unary.deadline = Micros::MAX;
             }
         }
@@ -278,41 +178,9 @@ impl Client {
         )
     }
 
-    /// Returns the moment at which the client wants to be woken next.
-    pub fn due(&self) -> Micros {
-        if self.diverted.is_some() {
-            return self.now;
-        }
-        let streams = self.streams_due();
-        let wants = !self.stopping || !self.script.is_empty();
-        let has_room = self.operations.len() < self.options.pipeline.max(1);
-        let start = (wants && has_room).then_some(self.next_start);
-        streams
-            .into_iter()
-            .chain(self.unaries_due())
-            .chain(start)
-            .chain(self.routes.due().filter(|_| !self.is_idle()))
-            .min()
-            .unwrap_or(Micros::MAX)
-    }
-
-    /// Does what is due.
-    pub fn wake(&mut self, around: &mut Surroundings<'_>) {
-        let now = around.now;
-        self.now = now;
-        if let Some(host) = self.diverted.take() {
-            self.divert(host, around);
-        }
-        self.watch_streams(around);
-        if self.routes.due().is_some_and(|due| due <= now) {
-            self.refresh(around);
-        }
-        let wants = !self.stopping || !self.script.is_empty();
-        if wants && self.next_start <= now && self.operations.len() < self.options.pipeline.max(1) {
-            self.start(around);
-        }
-        self.advance_unaries(around);
-        self.pump(around);
+    fn next_id(&mut self) -> RequestId {
+        self.sent += 1;
+        Caller::Client(self.number).request(self.sent)
     }
 
     /// Asks for a newer configuration.
@@ -320,156 +188,6 @@ impl Client {
         let id = self.next_id();
         let patience = self.options.patience;
         self.routes.refresh(id, patience, &mut self.rng, around);
-    }
-
-    fn next_id(&mut self) -> RequestId {
-        self.sent += 1;
-        Caller::Client(self.number).request(self.sent)
-    }
-
-    fn start(&mut self, around: &mut Surroundings<'_>) {
-        let now = around.now;
-        let (least, most) = self.options.think;
-        self.next_start = now + self.rng.between(least, most);
-        if self.script.is_empty() && self.rng.chance(self.options.silences) {
-            self.next_start = now + self.options.silence;
-            return;
-        }
-        if self.routes.config(around).is_none() {
-            self.refresh(around);
-            return;
-        }
-        let Some(what) = self.draw(around) else {
-            self.refresh(around);
-            return;
-        };
-        let Some((key, gid)) = self.route(&what, around) else {
-            self.refresh(around);
-            // A scripted operation must not be dropped.
-            self.put_back(what);
-            return;
-        };
-        let marks = match &what {
-            What::Write(write, _) => {
-                vec![(write.key().clone(), around.history.invoke_write(write))]
-            }
-            What::Read(Query::Get { key }) => {
-                vec![(key.clone(), around.history.invoke_get(key.clone()))]
-            }
-            What::Read(query) => (0..self.options.keys)
-                .filter(|number| covers(query, &self::key(*number), around.shards))
-                .map(|number| {
-                    let key = self::key(number);
-                    (key.clone(), around.history.invoke_get(key))
-                })
-                .collect(),
-        };
-        let repeat = match &what {
-            What::Write(_, repeat) => *repeat,
-            What::Read(_) => Repeat::Freely,
-        };
-        let scan = matches!(what, What::Read(Query::Scan { .. }));
-        self.started += 1;
-        let call = Call {
-            number: self.started,
-            hash: hash_key(&key),
-            repeat,
-            deadline: now.saturating_add(self.options.deadline),
-            abandoned: false,
-        };
-        self.operations.insert(
-            self.started,
-            Operation {
-                what,
-                marks,
-                began: now,
-            },
-        );
-        if !scan && self.rng.chance(self.options.unary) {
-            self.start_unary(self.started, repeat, call.deadline);
-            return;
-        }
-        let attempts = Attempts::default();
-        self.admit(gid, Tracked { call, attempts }, around);
-    }
-
-    fn put_back(&mut self, what: What) {
-        let step = match what {
-            What::Write(write, Repeat::ByName) if self.stopping => Step::Write(write),
-            What::Read(Query::Get { key }) if self.stopping => Step::Get(key),
-            _ => return,
-        };
-        self.script.insert(0, step);
-    }
-
-    /// Draws the next operation. Returns `None` if no group is known that could serve it.
-    fn draw(&mut self, around: &Surroundings<'_>) -> Option<What> {
-        if !self.script.is_empty() {
-            return Some(match self.script.remove(0) {
-                Step::Write(write) => What::Write(write, Repeat::ByName),
-                Step::Get(key) => What::Read(Query::Get { key }),
-            });
-        }
-        let key = key(self.rng.below(self.options.keys));
-        if self.rng.chance(self.options.reads) {
-            return self.draw_read(key, around).map(What::Read);
-        }
-        let write = self.draw_write(key);
-        // Only writes with unique bytes, because the checker finds a write without a session by its bytes.
-        let unique = !matches!(
-            write,
-            Write::Delete { .. } | Write::CompareAndSwap { new: None, .. }
-        );
-        if unique && self.rng.chance(self.options.sessionless) {
-            return Some(What::Write(write, Repeat::Never));
-        }
-        Some(What::Write(write, Repeat::ByName))
-    }
-
-    fn draw_read(&mut self, key: Bytes, around: &Surroundings<'_>) -> Option<Query> {
-        if !self.rng.chance(self.options.scans) {
-            return Some(Query::Get { key });
-        }
-        let limit = if self.rng.coin() { 1_000 } else { 2 };
-        let (_, shards) = self.routes.any_group(&mut self.rng, around)?;
-        let mut keys = (0..self.options.keys).map(self::key);
-        if !keys.any(|key| Routes::covers(shards.as_ref(), &key, around.shards)) {
-            return Some(Query::Get { key });
-        }
-        Some(Query::Scan {
-            start: Bytes::from_static(b"key"),
-            end: Bytes::from_static(b"kez"),
-            limit,
-            max_bytes: 1 << 20,
-            shards,
-        })
-    }
-
-    fn draw_write(&mut self, key: Bytes) -> Write {
-        // A unique mark, so that a value shows its writer and a repeated append is visible.
-        let mut value = format!("<{}.{}>", self.number, self.started + 1).into_bytes();
-        let seen = self.seen.get(&key).cloned().flatten();
-        let long = seen.as_ref().is_some_and(|value| value.len() > 200);
-        match self.rng.below(10) {
-            0..=4 if !long => Write::Append {
-                key,
-                suffix: value.into(),
-            },
-            5 | 6 => {
-                let expected = seen;
-                let new = (!self.rng.chance(150_000)).then(|| value.into());
-                Write::CompareAndSwap { key, expected, new }
-            }
-            7 => Write::Delete { key },
-            _ => {
-                let padding = usize::try_from(self.rng.below(self.options.padding + 1));
-                value.resize(value.len() + padding.unwrap_or(0), b'.');
-                Write::Put {
-                    key,
-                    value: value.into(),
-                }
-            }
-        }
     }
 
     /// Returns the key that decides the owner, and the owner by the known configuration.
@@ -484,5 +202,78 @@ impl Client {
         };
         let gid = self.routes.owner(&key, around)?;
         Some((key, gid))
+    }
+
+    /// Encodes an operation under its name, and tells the history by which name the log will know it.
+    fn encode(
+        &self,
+        number: u64,
+        session: Option<SessionRef>,
+        around: &mut Surroundings<'_>,
+    ) -> Option<Request<Question>> {
+        let operation = self.operations.get(&number)?;
+        let (write, repeat) = match &operation.what {
+            What::Read(query) => return Some(to_kv(Request::Read(query.clone()))),
+            What::Write(write, repeat) => (write, *repeat),
+        };
+        let frees_space = matches!(write, Write::Delete { .. });
+        let command = Command {
+            session,
+            write: write.clone(),
+        };
+        let encoded = command.encode();
+        if let Some((_, mark)) = operation.marks.first() {
+            let name = match (session, repeat) {
+                (Some(session), Repeat::ByName) => Name::Numbered(session.client, session.sequence),
+                _ => Name::Digest(digest(&encoded)),
+            };
+            around.history.name(*mark, name);
+        }
+        Some(Request::Write {
+            operation: encoded,
+            frees_space,
+        })
+    }
+
+    /// Converts a refusal of the replica.
+    fn refused(&mut self, refusal: &replica::Refusal, around: &Surroundings<'_>) -> Refused {
+        let hint = |leader: &Option<NodeId>| {
+            let host = around.addresses.get(leader.as_ref()?)?;
+            Some(address(*host).into())
+        };
+        let converted = match refusal {
+            replica::Refusal::NotLeader { leader } => Refusal::NotLeader { hint: hint(leader) },
+            replica::Refusal::Unknown { leader } => Refusal::OutcomeUnknown { hint: hint(leader) },
+            replica::Refusal::Stopping => Refusal::Unavailable,
+            replica::Refusal::TooLarge { .. } => Refusal::Rejected(Rejection::BadRequest {
+                field: "request".to_owned(),
+                message: refusal.to_string(),
+            }),
+            _ => Refusal::Overloaded {
+                retry_after: Time::from_millis(self.rng.between(10, 80)),
+            },
+        };
+        Refused {
+            refusal: converted,
+            message: refusal.to_string(),
+        }
+    }
+
+    /// Ends an operation without an answer. `maybe` is true if it may have taken effect.
+    fn give_up(&mut self, number: u64, maybe: bool, around: &mut Surroundings<'_>) {
+        let Some(operation) = self.end(number) else {
+            return;
+        };
+        if !maybe || matches!(operation.what, What::Read(_)) {
+            for (_, mark) in operation.marks {
+                around.history.never(mark);
+            }
+        }
+    }
+
+    fn end(&mut self, number: u64) -> Option<Operation> {
+        self.requests.retain(|_, sent| sent.number != number);
+        self.unaries.remove(&number);
+        self.operations.remove(&number)
     }
 }

@@ -1,8 +1,7 @@
 //! A linearizability checker: the search of Wing and Gong with Lowe's cache of visited states, one key at a time.
 //!
 //! Linearizability composes: a history is linearizable if the history of each key is. So the search runs key
-//! by key, over a model with one optional value. The model represents a value by its digest and its length. The
-//! digest is FNV-1a, which an append continues, so the model's state is two words.
+//! by key, over the model of one optional value.
 //!
 //! An operation may be next if no other pending operation *returned* before this operation was invoked. The search
 //! takes one such operation, compares the model's result with the recorded outcome, and continues; at a dead end it
@@ -20,124 +19,13 @@
 //! The search has a budget of steps. When it runs out, the verdict is [`Verdict::Unknown`], which the simulator counts
 //! as a failure: a check that gives up silently is no check.
 
+mod model;
+
 use std::collections::BTreeSet;
 
 use crate::rng::mix;
 
-/// A key's value in the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Value {
-    fnv: u64,
-    length: u64,
-}
-
-impl Value {
-    /// The empty value.
-    pub const EMPTY: Self = Self {
-        fnv: 0xcbf2_9ce4_8422_2325,
-        length: 0,
-    };
-
-    /// Returns the model value of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self::EMPTY.append(bytes)
-    }
-
-    /// Returns this value with `bytes` appended.
-    #[must_use]
-    pub fn append(self, bytes: &[u8]) -> Self {
-        let fnv = bytes.iter().fold(self.fnv, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        Self {
-            fnv,
-            length: self.length + bytes.len() as u64,
-        }
-    }
-}
-
-/// An operation on a key and its outcome. An outcome of `None` is unknown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Reads the value.
-    Get {
-        /// The value that was read.
-        value: Option<Value>,
-    },
-    /// Sets the value.
-    Put {
-        /// The new value.
-        value: Value,
-    },
-    /// Appends to the value.
-    Append {
-        /// The appended bytes.
-        suffix: Vec<u8>,
-        /// The length afterwards.
-        length: Option<u64>,
-    },
-    /// Removes the key.
-    Delete {
-        /// True if the key had a value.
-        existed: Option<bool>,
-    },
-    /// Replaces the value if it is as expected.
-    CompareAndSwap {
-        /// The expected value.
-        expected: Option<Value>,
-        /// The value that replaces it.
-        new: Option<Value>,
-        /// True if the value was as expected.
-        swapped: Option<bool>,
-    },
-}
-
-impl Action {
-    /// Returns the state after this action on `state`, or `None` if the recorded outcome doesn't fit.
-    #[allow(
-        clippy::option_option,
-        reason = "no next state, and a next state without a value, are two answers"
-    )]
-    fn step(&self, state: Option<Value>) -> Option<Option<Value>> {
-        match self {
-            Self::Get { value } => (*value == state).then_some(state),
-            Self::Put { value } => Some(Some(*value)),
-            Self::Append { suffix, length } => {
-                let next = state.unwrap_or(Value::EMPTY).append(suffix);
-                length
-                    .is_none_or(|length| length == next.length)
-                    .then_some(Some(next))
-            }
-            Self::Delete { existed } => existed
-                .is_none_or(|existed| existed == state.is_some())
-                .then_some(None),
-            Self::CompareAndSwap {
-                expected,
-                new,
-                swapped,
-            } => {
-                let fits = *expected == state;
-                swapped
-                    .is_none_or(|swapped| swapped == fits)
-                    .then_some(if fits { *new } else { state })
-            }
-        }
-    }
-}
-
-/// An operation of one key's history.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Operation {
-    /// The moment of its invocation. All moments of a history differ.
-    pub invoked: u64,
-    /// The moment of its return; `None` if the outcome never became known.
-    pub returned: Option<u64>,
-    /// The action and its outcome.
-    pub action: Action,
-    /// The probable place in the order. The search tries lower hints first. Wrong hints cost time, but don't change the
-    /// verdict.
-    pub hint: Option<u64>,
-}
+pub use model::{Action, Operation, Value};
 
 /// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,7 +131,7 @@ impl<'a> Search<'a> {
 
     fn run(&mut self) -> Verdict {
         loop {
-            self.take_idle();
+            self.take_unchanging();
             if self.due == 0 {
                 return Verdict::Linearizable(self.steps);
             }
@@ -293,25 +181,25 @@ impl<'a> Search<'a> {
     }
 
     /// Takes all operations that may be next, fit, and change nothing.
-    fn take_idle(&mut self) {
+    fn take_unchanging(&mut self) {
         let (before, first) = (self.state, self.first);
         let mut taken = Vec::new();
         loop {
             let state = self.state;
-            let idle: Vec<usize> = self
+            let unchanging: Vec<usize> = self
                 .candidates()
                 .filter(|number| {
                     let operation = self.operations[*number];
                     operation.returned.is_some() && operation.action.step(state) == Some(state)
                 })
                 .collect();
-            if idle.is_empty() {
+            if unchanging.is_empty() {
                 break;
             }
-            for number in &idle {
+            for number in &unchanging {
                 self.mark(*number);
             }
-            taken.extend(idle);
+            taken.extend(unchanging);
         }
         if !taken.is_empty() {
             self.path.push(Taken {
@@ -351,7 +239,7 @@ impl<'a> Search<'a> {
         let Some(next) = self.operations[number].action.step(before) else {
             return false;
         };
-        let set = self.set ^ name(number);
+        let set = self.set ^ bits(number);
         if !self.tried.insert((set, next)) {
             return false;
         }
@@ -372,7 +260,7 @@ impl<'a> Search<'a> {
 
     fn mark(&mut self, number: usize) {
         self.done[number] = true;
-        self.set ^= name(number);
+        self.set ^= bits(number);
         if self.operations[number].returned.is_some() {
             self.due -= 1;
         }
@@ -384,7 +272,7 @@ impl<'a> Search<'a> {
     fn undo(&mut self, taken: Taken) -> Vec<usize> {
         for number in taken.done {
             self.done[number] = false;
-            self.set ^= name(number);
+            self.set ^= bits(number);
             if self.operations[number].returned.is_some() {
                 self.due += 1;
             }
@@ -396,7 +284,8 @@ impl<'a> Search<'a> {
     }
 }
 
-fn name(number: usize) -> u64 {
+/// Returns the number of an operation in the exclusive or that identifies a set.
+fn bits(number: usize) -> u64 {
     mix(number as u64 + 1)
 }
 

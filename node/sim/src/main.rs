@@ -61,19 +61,24 @@ enum Command {
     },
 }
 
-fn parse_seeds(text: &str) -> Result<Range<u64>, String> {
-    let explain =
-        || format!("{text:?} is not a range of seeds. Write START..END, such as 0..1000.");
-    let (start, end) = text.split_once("..").ok_or_else(explain)?;
-    let start: u64 = start.parse().map_err(|_| explain())?;
-    let end: u64 = end.parse().map_err(|_| explain())?;
-    if start < end {
-        Ok(start..end)
-    } else {
-        Err(format!(
-            "the range {text} is empty. Its start must be below its end."
-        ))
+/// A range of seeds that can't be run.
+#[derive(Debug, thiserror::Error)]
+enum SeedsError {
+    #[error("{0:?} is not a range of seeds. Write START..END, such as 0..1000.")]
+    Malformed(String),
+    #[error("The range {0} is empty. Its start must be below its end.")]
+    Empty(String),
+}
+
+fn parse_seeds(text: &str) -> Result<Range<u64>, SeedsError> {
+    let number = |text: &str| text.parse::<u64>().ok();
+    let ends = text.split_once("..");
+    let ends = ends.and_then(|(start, end)| Some(number(start)?..number(end)?));
+    let seeds = ends.ok_or_else(|| SeedsError::Malformed(text.to_owned()))?;
+    if seeds.is_empty() {
+        return Err(SeedsError::Empty(text.to_owned()));
     }
+    Ok(seeds)
 }
 
 fn main() -> ExitCode {

@@ -6,18 +6,16 @@ use bytes::Bytes;
 use replica::{Answer, RequestId};
 use request::{OpenedSession, Refusal, Refused, Rejection, Time};
 use shardkv::{KvError, Query, Response, Write};
-use types::{ClientId, ConfigNum, Gid, NodeId};
+use types::{ClientId, ConfigNum, Gid};
 
-use super::streams::{Sent, Stream, encode, time};
-use super::{Call, Client, Operation, Surroundings, Timing, What};
+use super::connection::{Sent, Stream, encode, time};
+use super::context::Surroundings;
+use super::operation::{Call, Operation, Timing, What};
+use super::{Client, FOR_EVER};
 use crate::machine::{Outcome, Reply};
-use crate::network::address;
-use crate::queue::{Micros, SECOND};
+use crate::queue::Micros;
 use crate::rng::SimRng;
 use crate::violation::Violation;
-
-/// The age at which a session is replaced by a client that never replaces sessions.
-pub(super) const FOR_EVER: Micros = 1_000_000 * SECOND;
 
 impl Client {
     /// Takes in an answer.
@@ -261,51 +259,5 @@ impl Client {
             }
             self.give_up(sent.number, true, around);
         }
-    }
-
-    /// Converts a refusal of the replica.
-    pub(super) fn refused(
-        &mut self,
-        refusal: &replica::Refusal,
-        around: &Surroundings<'_>,
-    ) -> Refused {
-        let hint = |leader: &Option<NodeId>| {
-            let host = around.addresses.get(leader.as_ref()?)?;
-            Some(address(*host).into())
-        };
-        let converted = match refusal {
-            replica::Refusal::NotLeader { leader } => Refusal::NotLeader { hint: hint(leader) },
-            replica::Refusal::Unknown { leader } => Refusal::OutcomeUnknown { hint: hint(leader) },
-            replica::Refusal::Stopping => Refusal::Unavailable,
-            replica::Refusal::TooLarge { .. } => Refusal::Rejected(Rejection::BadRequest {
-                field: "request".to_owned(),
-                message: refusal.to_string(),
-            }),
-            _ => Refusal::Overloaded {
-                retry_after: Time::from_millis(self.rng.between(10, 80)),
-            },
-        };
-        Refused {
-            refusal: converted,
-            message: refusal.to_string(),
-        }
-    }
-
-    /// Ends an operation without an answer. `maybe` is true if it may have taken effect.
-    pub(super) fn give_up(&mut self, number: u64, maybe: bool, around: &mut Surroundings<'_>) {
-        let Some(operation) = self.end(number) else {
-            return;
-        };
-        if !maybe || matches!(operation.what, What::Read(_)) {
-            for (_, mark) in operation.marks {
-                around.history.never(mark);
-            }
-        }
-    }
-
-    fn end(&mut self, number: u64) -> Option<Operation> {
-        self.requests.retain(|_, sent| sent.number != number);
-        self.unaries.remove(&number);
-        self.operations.remove(&number)
     }
 }

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use replica::{Answer, Request, RequestId};
-use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet, shard_of};
+use types::{ConfigNum, Gid, ShardConfig, ShardSet, shard_of};
 
-use super::{Outgoing, Surroundings};
+use super::context::{Outgoing, Surroundings};
 use crate::machine::{Outcome, Reply, to_ctrl};
 use crate::network::address;
 use crate::queue::{MILLI, Micros};
@@ -137,11 +137,5 @@ impl Routes {
             self.config = Some(answer.config);
         }
         newer
-    }
-
-    /// Returns true if a scan of these shards covers a key.
-    pub(super) fn covers(shards: Option<&ShardSet>, key: &[u8], count: u32) -> bool {
-        let shard: ShardId = shard_of(key, count);
-        shards.is_none_or(|shards| shards.contains(shard))
     }
 }

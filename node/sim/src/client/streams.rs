@@ -1,101 +1,22 @@
-//! A client's connections: carries the orders and the batches of the request engine to hosts.
+//! Drives the streams of a client: carries the effects and the batches of the request engine to hosts.
 
-use replica::{Request, RequestId};
-use request::{
-    BatchStream, Effect, Ended, Jitter, Leader, Limits, Refusal, Refused, Repeat, Stamp,
-    StreamOptions, Time, Tracked,
-};
-use shardkv::{Command, SessionRef, Write};
-use types::{ClientId, Gid, LogTime, Sequence};
+use replica::Request;
+use request::{BatchStream, Effect, Ended, Jitter, Refusal, Refused, Repeat, Time, Tracked};
+use types::Gid;
 
-use super::{Call, Client, ClientOptions, Outgoing, Surroundings, What};
-use crate::history::Name;
-use crate::machine::{Question, to_kv};
-use crate::network::{HostId, address, host_at};
+use super::Client;
+use super::connection::{Sent, Stream, session_of, stream_options, time};
+use super::context::{Outgoing, Surroundings};
+use super::operation::Call;
+use crate::machine::Question;
+use crate::network::{HostId, address};
 use crate::queue::{MILLI, Micros};
-use crate::rng::digest;
 
 /// The interval at which deadlines and silence are checked.
 const SWEEP: Micros = 20 * MILLI;
 
 /// The time without a leader after which the configuration is doubted.
 const DOUBT_AFTER: Time = Time::from_millis(200);
-
-/// The engine of one group and its connection.
-#[derive(Debug)]
-pub(super) struct Stream {
-    pub(super) engine: BatchStream<Call>,
-    /// The node that the stream is connected to.
-    pub(super) leader: Option<Leader>,
-    /// The number of the connection.
-    pub(super) connection: u64,
-    /// The request for a session that is in flight.
-    pub(super) opening: Option<RequestId>,
-    /// The connections that were lost to silence since the last answer.
-    pub(super) losses: u32,
-}
-
-/// A request in flight.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sent {
-    /// The operation.
-    pub(super) number: u64,
-    /// The group of its stream.
-    pub(super) gid: Gid,
-    /// The engine's id of the call.
-    pub(super) call: u64,
-    /// The connection that it was sent on; `None` for a copy.
-    pub(super) connection: Option<u64>,
-    pub(super) at: Micros,
-}
-
-impl Stream {
-    pub(super) fn host(&self) -> Option<HostId> {
-        host_at(&self.leader.as_ref()?.address)
-    }
-}
-
-pub(super) fn time(now: Micros) -> Time {
-    Time::from_micros(now)
-}
-
-/// Encodes a session's identity for the engine, which doesn't look into it.
-pub(super) fn encode(client: ClientId) -> bytes::Bytes {
-    [client.birth.0.to_be_bytes(), client.nonce.to_be_bytes()]
-        .concat()
-        .into()
-}
-
-fn decode(bytes: &[u8]) -> Option<ClientId> {
-    let (birth, nonce) = bytes.split_first_chunk()?;
-    Some(ClientId {
-        birth: LogTime(u64::from_be_bytes(*birth)),
-        nonce: u64::from_be_bytes(nonce.try_into().ok()?),
-    })
-}
-
-pub(super) fn session_of(stamp: &Stamp) -> Option<SessionRef> {
-    Some(SessionRef {
-        client: decode(&stamp.client_id)?,
-        sequence: Sequence(stamp.sequence),
-        acked_below: Sequence(stamp.acked_below),
-    })
-}
-
-fn stream_options(options: &ClientOptions) -> StreamOptions {
-    StreamOptions {
-        limits: Limits {
-            max_in_flight: 64,
-            max_unacknowledged: 64,
-            max_batch_items: 8,
-            max_batch_bytes: 1 << 20,
-        },
-        min_backoff: Time::from_millis(5),
-        max_backoff: Time::from_millis(100),
-        silence_timeout: time(options.patience),
-        bugs: options.bugs,
-    }
-}
 
 impl Client {
     /// Gives a call to the stream of a group.
@@ -356,37 +277,6 @@ impl Client {
             request,
             delay,
         });
-    }
-
-    /// Encodes an operation under its name, and tells the history by which name the log will know it.
-    pub(super) fn encode(
-        &self,
-        number: u64,
-        session: Option<SessionRef>,
-        around: &mut Surroundings<'_>,
-    ) -> Option<Request<Question>> {
-        let operation = self.operations.get(&number)?;
-        let (write, repeat) = match &operation.what {
-            What::Read(query) => return Some(to_kv(Request::Read(query.clone()))),
-            What::Write(write, repeat) => (write, *repeat),
-        };
-        let frees_space = matches!(write, Write::Delete { .. });
-        let command = Command {
-            session,
-            write: write.clone(),
-        };
-        let encoded = command.encode();
-        if let Some((_, mark)) = operation.marks.first() {
-            let name = match (session, repeat) {
-                (Some(session), Repeat::ByName) => Name::Numbered(session.client, session.sequence),
-                _ => Name::Digest(digest(&encoded)),
-            };
-            around.history.name(*mark, name);
-        }
-        Some(Request::Write {
-            operation: encoded,
-            frees_space,
-        })
     }
 }
 

@@ -1,78 +1,19 @@
 //! Operations that a client makes attempt by attempt, as a unary call of the library or a call that a node forwards.
 
-use std::sync::Arc;
-
 use replica::{Answer, Request, RequestId};
-use request::{
-    Jitter, Leader, Name, Next, Policy, Refusal, Refused, Repeat, SequenceAllocator, SingleCall,
-    Time,
-};
-use types::{ClientId, Gid};
+use request::{Jitter, Leader, Name, Next, Policy, Refusal, Refused, Repeat, SingleCall, Time};
+use types::ClientId;
 
-use super::answers::FOR_EVER;
-use super::streams::{Sent, encode, session_of, time};
-use super::{Client, ClientOptions, Outgoing, Surroundings};
+use super::attempt::{Opening, Unary};
+use super::connection::{Sent, encode, session_of, time};
+use super::context::{Outgoing, Surroundings};
+use super::{Client, FOR_EVER};
 use crate::machine::Outcome;
 use crate::network::host_at;
 use crate::queue::{MILLI, Micros};
 
 /// The pause while something is missing: an owner, a session, a configuration.
 const PAUSE: Micros = 20 * MILLI;
-
-/// The sessions of a client's unary writes.
-#[derive(Debug)]
-pub(super) struct Sessions {
-    allocator: Arc<SequenceAllocator>,
-    /// The request for a session that is in flight.
-    opening: Option<Opening>,
-}
-
-#[derive(Debug)]
-struct Opening {
-    id: RequestId,
-    /// The target node of that request.
-    leader: Leader,
-    asked: Micros,
-}
-
-/// A unary operation.
-#[derive(Debug)]
-pub(super) struct Unary {
-    engine: SingleCall,
-    repeat: Repeat,
-    pub(super) deadline: Micros,
-    /// The attempt in flight: its request, its target node, and its time.
-    attempt: Option<(RequestId, Leader, Micros)>,
-    retry_at: Micros,
-}
-
-impl Sessions {
-    pub(super) fn new(options: &ClientOptions) -> Self {
-        Self {
-            allocator: SequenceAllocator::new(64, options.bugs),
-            opening: None,
-        }
-    }
-
-    /// Returns true if this is the request for a session.
-    pub(super) fn is_opening(&self, id: RequestId) -> bool {
-        self.opening.as_ref().is_some_and(|it| it.id == id)
-    }
-}
-
-impl Unary {
-    pub(super) fn repeat(&self) -> Repeat {
-        self.repeat
-    }
-
-    fn due(&self, patience: Micros) -> Micros {
-        let next = match &self.attempt {
-            Some((_, _, sent)) => sent.saturating_add(patience),
-            None => self.retry_at,
-        };
-        next.min(self.deadline)
-    }
-}
 
 impl Client {
     /// Begins a unary operation, by the rules of the library or of a node that forwards.
@@ -304,16 +245,4 @@ impl Client {
 
 fn micros(pause: Time) -> Micros {
     u64::try_from(pause.as_micros()).unwrap_or(Micros::MAX)
-}
-
-impl Sent {
-    fn unary(number: u64, gid: Gid, at: Micros) -> Self {
-        Self {
-            number,
-            gid,
-            call: 0,
-            connection: None,
-            at,
-        }
-    }
 }
