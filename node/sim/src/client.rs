@@ -29,22 +29,22 @@ use shardkv::{Command, Query, SessionRef, Write};
 use types::{Gid, NodeId};
 
 use crate::caller::Caller;
-use crate::history::Name;
+use crate::history::WriteId;
 use crate::machine::{Question, to_kv};
 use crate::network::{HostId, address};
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::rng::{SimRng, digest};
 use attempt::{Sessions, Unary};
 use connection::{Sent, Stream};
-use operation::{Call, Operation, What, covers};
+use operation::{Body, Call, Operation, covers};
 use routes::Routes;
 
-pub use context::{Outgoing, Surroundings};
-pub use operation::{Step, Timing, key};
+pub use context::{ClientContext, Outgoing};
+pub use operation::{ScriptedOperation, Timing, key};
 pub use options::ClientOptions;
 
 /// The age at which a session is replaced by a client that never replaces sessions.
-const FOR_EVER: Micros = 1_000_000 * SECOND;
+const UNLIMITED_AGE: Micros = 1_000_000 * SECOND;
 
 /// One client.
 #[derive(Debug)]
@@ -72,11 +72,11 @@ pub struct Client {
     next_start: Micros,
     next_sweep: Micros,
     /// The host to which all connections go next, after all broke.
-    diverted: Option<HostId>,
+    reconnect_at: Option<HostId>,
     /// The last seen value of each key, for compare-and-swap.
     seen: BTreeMap<Bytes, Option<Bytes>>,
     stopping: bool,
-    script: Vec<Step>,
+    script: Vec<ScriptedOperation>,
     timings: Vec<Timing>,
 }
 
@@ -100,7 +100,7 @@ impl Client {
             connections: 0,
             next_start: start,
             next_sweep: 0,
-            diverted: None,
+            reconnect_at: None,
             seen: BTreeMap::new(),
             stopping: false,
             script: Vec::new(),
@@ -109,7 +109,7 @@ impl Client {
     }
 
     /// Runs these operations in order, as fast as the pipeline allows, and draws no more random operations.
-    pub fn script(&mut self, steps: impl IntoIterator<Item = Step>) {
+    pub fn script(&mut self, steps: impl IntoIterator<Item = ScriptedOperation>) {
         self.script.extend(steps);
         self.stopping = true;
         self.next_start = 0;
@@ -142,7 +142,7 @@ impl Client {
     /// Notes that all connections broke: goes on at `host` at once.
     pub fn lost_connection(&mut self, host: HostId, now: Micros) {
         self.now = now;
-        self.diverted = Some(host);
+        self.reconnect_at = Some(host);
     }
 
     /// Returns true if nothing is in flight or due.
@@ -165,7 +165,7 @@ impl Client {
         let whats: Vec<_> = self
             .operations
             .values()
-            .map(|operation| &operation.what)
+            .map(|operation| &operation.body)
             .collect();
         format!(
             "client {} has configuration {}, connected to {:?}, in flight {whats:?}",
@@ -184,23 +184,23 @@ impl Client {
     }
 
     /// Asks for a newer configuration.
-    fn refresh(&mut self, around: &mut Surroundings<'_>) {
+    fn refresh(&mut self, context: &mut ClientContext<'_>) {
         let id = self.next_id();
         let patience = self.options.patience;
-        self.routes.refresh(id, patience, &mut self.rng, around);
+        self.routes.refresh(id, patience, &mut self.rng, context);
     }
 
     /// Returns the key that decides the owner, and the owner by the known configuration.
-    fn route(&self, what: &What, around: &Surroundings<'_>) -> Option<(Bytes, Gid)> {
-        let key = match what {
-            What::Write(write, _) => write.key().clone(),
-            What::Read(Query::Get { key }) => key.clone(),
+    fn route(&self, body: &Body, context: &ClientContext<'_>) -> Option<(Bytes, Gid)> {
+        let key = match body {
+            Body::Write(write, _) => write.key().clone(),
+            Body::Read(Query::Get { key }) => key.clone(),
             // All shards of a scan belonged to one group when it was drawn.
-            What::Read(query) => (0..self.options.keys)
+            Body::Read(query) => (0..self.options.keys)
                 .map(key)
-                .find(|key| covers(query, key, around.shards))?,
+                .find(|key| covers(query, key, context.shards))?,
         };
-        let gid = self.routes.owner(&key, around)?;
+        let gid = self.routes.owner(&key, context)?;
         Some((key, gid))
     }
 
@@ -209,12 +209,12 @@ impl Client {
         &self,
         number: u64,
         session: Option<SessionRef>,
-        around: &mut Surroundings<'_>,
+        context: &mut ClientContext<'_>,
     ) -> Option<Request<Question>> {
         let operation = self.operations.get(&number)?;
-        let (write, repeat) = match &operation.what {
-            What::Read(query) => return Some(to_kv(Request::Read(query.clone()))),
-            What::Write(write, repeat) => (write, *repeat),
+        let (write, repeat) = match &operation.body {
+            Body::Read(query) => return Some(to_kv(Request::Read(query.clone()))),
+            Body::Write(write, repeat) => (write, *repeat),
         };
         let frees_space = matches!(write, Write::Delete { .. });
         let command = Command {
@@ -222,12 +222,14 @@ impl Client {
             write: write.clone(),
         };
         let encoded = command.encode();
-        if let Some((_, mark)) = operation.marks.first() {
+        if let Some((_, record)) = operation.records.first() {
             let name = match (session, repeat) {
-                (Some(session), Repeat::ByName) => Name::Numbered(session.client, session.sequence),
-                _ => Name::Digest(digest(&encoded)),
+                (Some(session), Repeat::ByName) => {
+                    WriteId::Numbered(session.client, session.sequence)
+                }
+                _ => WriteId::Digest(digest(&encoded)),
             };
-            around.history.name(*mark, name);
+            context.history.set_write_id(*record, name);
         }
         Some(Request::Write {
             operation: encoded,
@@ -236,9 +238,13 @@ impl Client {
     }
 
     /// Converts a refusal of the replica.
-    fn refused(&mut self, refusal: &replica::Refusal, around: &Surroundings<'_>) -> Refused {
+    fn convert_refusal(
+        &mut self,
+        refusal: &replica::Refusal,
+        context: &ClientContext<'_>,
+    ) -> Refused {
         let hint = |leader: &Option<NodeId>| {
-            let host = around.addresses.get(leader.as_ref()?)?;
+            let host = context.addresses.get(leader.as_ref()?)?;
             Some(address(*host).into())
         };
         let converted = match refusal {
@@ -260,13 +266,13 @@ impl Client {
     }
 
     /// Ends an operation without an answer. `maybe` is true if it may have taken effect.
-    fn give_up(&mut self, number: u64, maybe: bool, around: &mut Surroundings<'_>) {
+    fn give_up(&mut self, number: u64, maybe: bool, context: &mut ClientContext<'_>) {
         let Some(operation) = self.end(number) else {
             return;
         };
-        if !maybe || matches!(operation.what, What::Read(_)) {
-            for (_, mark) in operation.marks {
-                around.history.never(mark);
+        if !maybe || matches!(operation.body, Body::Read(_)) {
+            for (_, record) in operation.records {
+                context.history.mark_void(record);
             }
         }
     }

@@ -8,7 +8,7 @@ use shardctrler::{Change, Command, CtrlError, Response};
 use types::{ClientId, Gid, LogTime, Sequence, ShardId};
 
 use crate::caller::Caller;
-use crate::client::{Outgoing, Surroundings};
+use crate::client::{ClientContext, Outgoing};
 use crate::machine::{Outcome, Reply};
 use crate::network::{HostId, address};
 use crate::queue::{MILLI, Micros};
@@ -51,7 +51,7 @@ pub(crate) struct ConfigClient {
     script: VecDeque<Change>,
     /// The groups in the configuration, as far as this client knows.
     joined: BTreeSet<Gid>,
-    pub(crate) done: Vec<Changed>,
+    pub(crate) finished: Vec<Changed>,
 }
 
 impl ConfigClient {
@@ -79,12 +79,12 @@ impl ConfigClient {
             burst: 0,
             script: VecDeque::new(),
             joined: BTreeSet::new(),
-            done: Vec::new(),
+            finished: Vec::new(),
         }
     }
 
     /// Queues a change.
-    pub(crate) fn order(&mut self, change: Change) {
+    pub(crate) fn queue(&mut self, change: Change) {
         self.script.push_back(change);
     }
 
@@ -130,43 +130,43 @@ impl ConfigClient {
     }
 
     /// Does what is due.
-    pub(crate) fn wake(&mut self, around: &mut Surroundings<'_>) {
+    pub(crate) fn wake(&mut self, context: &mut ClientContext<'_>) {
         if self.change.is_none() {
             let next = self.script.pop_front();
-            if next.is_none() && self.next_at > around.now {
+            if next.is_none() && self.next_at > context.now {
                 return;
             }
-            self.change = Some(next.unwrap_or_else(|| self.draw(around.now)));
-            self.number_it();
-        } else if self.retry_at <= around.now {
+            self.change = Some(next.unwrap_or_else(|| self.draw(context.now)));
+            self.next_sequence();
+        } else if self.retry_at <= context.now {
             if !self.asked.is_empty() {
-                self.elsewhere(around);
+                self.draw_target(context);
             }
         } else {
             return;
         }
-        self.ask(around);
+        self.send(context);
     }
 
-    fn number_it(&mut self) {
+    fn next_sequence(&mut self) {
         if let Some((_, sequence)) = &mut self.session {
             *sequence = sequence.next();
         }
         self.asked.clear();
     }
 
-    fn elsewhere(&mut self, around: &Surroundings<'_>) {
-        let controllers = &around.controllers;
+    fn draw_target(&mut self, context: &ClientContext<'_>) {
+        let controllers = &context.controllers;
         self.target = controllers.start + self.rng.index(controllers.len());
     }
 
-    fn ask(&mut self, around: &mut Surroundings<'_>) {
+    fn send(&mut self, context: &mut ClientContext<'_>) {
         let Some(change) = self.change.clone() else {
             return;
         };
-        self.retry_at = around.now + PATIENCE;
-        if !around.controllers.contains(&self.target) {
-            self.elsewhere(around);
+        self.retry_at = context.now + PATIENCE;
+        if !context.controllers.contains(&self.target) {
+            self.draw_target(context);
         }
         let request = match self.session {
             None => Request::LogTime,
@@ -188,7 +188,7 @@ impl ConfigClient {
         self.sent += 1;
         let id = Caller::ConfigClient(self.number).request(self.sent);
         self.asked.insert(id);
-        around.out.push(Outgoing {
+        context.out.push(Outgoing {
             to: self.target,
             id,
             request,
@@ -253,17 +253,19 @@ impl ConfigClient {
         &mut self,
         id: RequestId,
         outcome: Outcome,
-        around: &Surroundings<'_>,
+        context: &ClientContext<'_>,
     ) -> Result<(), Violation> {
         if !self.asked.contains(&id) {
             return Ok(());
         }
         match outcome {
-            Ok(Answer::LogTime(birth)) => self.opened(birth, around.now),
+            Ok(Answer::LogTime(birth)) => self.session_opened(birth, context.now),
             Ok(Answer::Machine(Reply::Ctrl(Response::Refused(error)))) => {
-                return self.refused(id, &error, around.now);
+                return self.refused(id, &error, context.now);
             }
-            Ok(Answer::Machine(Reply::Ctrl(response))) => self.over(Some(response), around.now),
+            Ok(Answer::Machine(Reply::Ctrl(response))) => {
+                self.finish_change(Some(response), context.now)
+            }
             Ok(other) => {
                 return Err(Violation::new(
                     "answers fit their requests",
@@ -271,24 +273,24 @@ impl ConfigClient {
                 ));
             }
             Err(Refusal::NotLeader { leader } | Refusal::Unknown { leader }) => {
-                let known = leader.and_then(|node| around.addresses.get(&node));
+                let known = leader.and_then(|node| context.addresses.get(&node));
                 if let Some(host) = known.filter(|host| **host != self.target) {
                     self.target = *host;
-                    self.retry_at = around.now + MILLI;
+                    self.retry_at = context.now + MILLI;
                 } else {
-                    self.elsewhere(around);
-                    self.retry_at = around.now + self.rng.between(5 * MILLI, 50 * MILLI);
+                    self.draw_target(context);
+                    self.retry_at = context.now + self.rng.between(5 * MILLI, 50 * MILLI);
                 }
             }
             Err(_) => {
-                self.elsewhere(around);
-                self.retry_at = around.now + self.rng.between(10 * MILLI, 80 * MILLI);
+                self.draw_target(context);
+                self.retry_at = context.now + self.rng.between(10 * MILLI, 80 * MILLI);
             }
         }
         Ok(())
     }
 
-    fn opened(&mut self, birth: LogTime, now: Micros) {
+    fn session_opened(&mut self, birth: LogTime, now: Micros) {
         if self.session.is_none() {
             let nonce = self.rng.number();
             self.session = Some((ClientId { birth, nonce }, Sequence(1)));
@@ -305,14 +307,14 @@ impl ConfigClient {
                 if let Some(join @ Change::Join { .. }) = &self.change {
                     self.script.push_front(join.clone());
                 }
-                self.over(None, now);
+                self.finish_change(None, now);
             }
             CtrlError::SessionLimit { .. } => {
                 self.asked.remove(&id);
                 self.retry_at = now + 50 * MILLI;
             }
             CtrlError::UnknownGroup(_) | CtrlError::LastGroup | CtrlError::HistoryFull { .. } => {
-                self.over(Some(Response::Refused(error.clone())), now);
+                self.finish_change(Some(Response::Refused(error.clone())), now);
             }
             error => {
                 return Err(Violation::new(
@@ -324,7 +326,7 @@ impl ConfigClient {
         Ok(())
     }
 
-    fn over(&mut self, response: Option<Response>, now: Micros) {
+    fn finish_change(&mut self, response: Option<Response>, now: Micros) {
         let Some(change) = self.change.take() else {
             return;
         };
@@ -336,7 +338,7 @@ impl ConfigClient {
                 _ => {}
             }
         }
-        self.done.push(Changed {
+        self.finished.push(Changed {
             change,
             response,
             at: now,

@@ -31,7 +31,7 @@ pub(crate) enum Event {
     /// An answer reaches the sender of its request.
     Answer { id: RequestId, outcome: Outcome },
     /// A process receives the hint that a connection to `node` broke.
-    Hint {
+    Disconnect {
         host: HostId,
         incarnation: u64,
         node: NodeId,
@@ -47,9 +47,9 @@ pub(crate) enum Event {
     /// A paused process continues.
     Resume { host: HostId, incarnation: u64 },
     /// A fault begins and schedules its next occurrence.
-    Fault(Fault),
+    BeginFault(Fault),
     /// A fault ends.
-    Mend(Fault, HostId),
+    EndFault(Fault, HostId),
     /// The liveness phase checks the recovery.
-    Probe,
+    CheckRecovery,
 }

@@ -8,7 +8,7 @@ pub enum Fault {
     /// Links are cut.
     Partition,
     /// A process hears that a connection broke, when none did.
-    FalseHint,
+    FalseDisconnect,
     /// A process is killed.
     Crash,
     /// One group is killed or cut off.
@@ -39,7 +39,7 @@ impl Fault {
     /// All classes, in the order in which a world schedules their first faults.
     pub const ALL: [Self; 14] = [
         Self::Partition,
-        Self::FalseHint,
+        Self::FalseDisconnect,
         Self::Crash,
         Self::Blackout,
         Self::Pause,
@@ -70,7 +70,7 @@ pub struct Faults {
     /// Partitions of all shapes.
     pub partitions: Option<Recurrence>,
     /// Hints that a connection broke when none did.
-    pub false_hints: Option<Recurrence>,
+    pub false_disconnects: Option<Recurrence>,
     /// Nodes killed between two steps, or inside one, and down for a while.
     pub crashes: Option<Recurrence>,
     /// All nodes of one group killed at once, and down for a while.
@@ -102,7 +102,7 @@ impl Faults {
     pub fn recurrence(&self, fault: Fault) -> Option<Recurrence> {
         match fault {
             Fault::Partition => self.partitions,
-            Fault::FalseHint => self.false_hints,
+            Fault::FalseDisconnect => self.false_disconnects,
             Fault::Crash => self.crashes,
             Fault::Outage => self.outages,
             Fault::Blackout => self.blackouts,

@@ -23,7 +23,7 @@ pub(crate) struct Group {
     pub(crate) members: usize,
     pub(crate) invariants: InvariantChecker,
     /// The last term whose leader might have been ambushed.
-    pub(crate) ambushed: Term,
+    pub(crate) isolated: Term,
     /// The unanswered membership change: its id, the host that it was sent to, and the incarnation of that host.
     pub(crate) changing: Option<(RequestId, HostId, u64)>,
 }
@@ -36,7 +36,7 @@ impl Group {
             hosts,
             members,
             invariants: InvariantChecker::default(),
-            ambushed: Term(0),
+            isolated: Term(0),
             changing: None,
         }
     }

@@ -11,11 +11,11 @@ use crate::violation::Violation;
 
 /// The place of an operation in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mark(usize);
+pub struct RecordId(usize);
 
 /// The identity of a write in a log: its session and sequence, or a digest of its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Name {
+pub enum WriteId {
     /// A write with a session.
     Numbered(ClientId, Sequence),
     /// A write without a session.
@@ -25,7 +25,7 @@ pub enum Name {
 #[derive(Debug)]
 struct Record {
     key: Bytes,
-    name: Option<Name>,
+    write: Option<WriteId>,
     operation: Operation,
     /// True if the operation certainly had no effect. It is left out of the search.
     void: bool,
@@ -45,7 +45,7 @@ impl History {
     }
 
     /// Records the invocation of a write.
-    pub fn invoke_write(&mut self, write: &Write) -> Mark {
+    pub fn invoke_write(&mut self, write: &Write) -> RecordId {
         let action = match write {
             Write::Put { value, .. } => Action::Put {
                 value: Value::of(value),
@@ -65,15 +65,15 @@ impl History {
     }
 
     /// Records the invocation of a read.
-    pub fn invoke_get(&mut self, key: Bytes) -> Mark {
+    pub fn invoke_get(&mut self, key: Bytes) -> RecordId {
         self.invoke(key, Action::Get { value: None })
     }
 
-    fn invoke(&mut self, key: Bytes, action: Action) -> Mark {
+    fn invoke(&mut self, key: Bytes, action: Action) -> RecordId {
         let invoked = self.now();
         self.records.push(Record {
             key,
-            name: None,
+            write: None,
             operation: Operation {
                 invoked,
                 returned: None,
@@ -82,20 +82,20 @@ impl History {
             },
             void: false,
         });
-        Mark(self.records.len() - 1)
+        RecordId(self.records.len() - 1)
     }
 
     /// Sets the identity of a write in the log.
-    pub fn name(&mut self, mark: Mark, name: Name) {
-        if let Some(record) = self.records.get_mut(mark.0) {
-            record.name = Some(name);
+    pub fn set_write_id(&mut self, id: RecordId, write: WriteId) {
+        if let Some(record) = self.records.get_mut(id.0) {
+            record.write = Some(write);
         }
     }
 
     /// Records the acknowledgement of a write. Fails if the answer is of another kind than the write.
-    pub fn return_written(&mut self, mark: Mark, written: Written) -> Result<(), Violation> {
+    pub fn return_written(&mut self, id: RecordId, written: Written) -> Result<(), Violation> {
         let moment = self.now();
-        let Some(record) = self.records.get_mut(mark.0) else {
+        let Some(record) = self.records.get_mut(id.0) else {
             return Ok(());
         };
         record.operation.returned = Some(moment);
@@ -124,9 +124,9 @@ impl History {
     }
 
     /// Records the value that a read returned.
-    pub fn return_value(&mut self, mark: Mark, found: Option<&[u8]>) -> Result<(), Violation> {
+    pub fn return_value(&mut self, id: RecordId, found: Option<&[u8]>) -> Result<(), Violation> {
         let moment = self.now();
-        let Some(record) = self.records.get_mut(mark.0) else {
+        let Some(record) = self.records.get_mut(id.0) else {
             return Ok(());
         };
         record.operation.returned = Some(moment);
@@ -141,8 +141,8 @@ impl History {
     }
 
     /// Marks an operation that certainly has no effect, now or later.
-    pub fn never(&mut self, mark: Mark) {
-        if let Some(record) = self.records.get_mut(mark.0) {
+    pub fn mark_void(&mut self, id: RecordId) {
+        if let Some(record) = self.records.get_mut(id.0) {
             record.void = true;
         }
     }
@@ -165,13 +165,17 @@ impl History {
 
     /// Checks each key's operations for linearizability, with a budget of search steps for each key. `place` returns
     /// the position of a write in the order of the logs.
-    pub fn check(&self, budget: u64, place: impl Fn(Name) -> Option<u64>) -> Result<(), Violation> {
+    pub fn check(
+        &self,
+        budget: u64,
+        place: impl Fn(WriteId) -> Option<u64>,
+    ) -> Result<(), Violation> {
         let mut keys: BTreeMap<&Bytes, Vec<Operation>> = BTreeMap::new();
         for record in self.records.iter().filter(|record| record.void) {
             // Deletes of a key without a session have equal bytes, so a digest can't tell them apart.
             let name = record
-                .name
-                .filter(|name| matches!(name, Name::Numbered(..)));
+                .write
+                .filter(|name| matches!(name, WriteId::Numbered(..)));
             if let Some(at) = name.and_then(&place) {
                 return Err(Violation::new(
                     "a refused write has no effect",
@@ -185,7 +189,7 @@ impl History {
         for record in self.records.iter().filter(|record| !record.void) {
             let part = keys.entry(&record.key).or_default();
             let mut operation = record.operation.clone();
-            operation.hint = record.name.and_then(&place);
+            operation.hint = record.write.and_then(&place);
             part.push(operation);
         }
         for (key, part) in keys {

@@ -55,7 +55,7 @@ pub(crate) enum Input {
     /// A client's request.
     Request(RequestId, Request<Question>),
     /// A hint that the connection to a node broke.
-    Hint(NodeId),
+    Disconnect(NodeId),
 }
 
 /// A host, and the state of the process on it.
@@ -82,11 +82,11 @@ pub(crate) struct Host {
     pub(crate) paused: bool,
     pub(crate) disk_low: bool,
     /// True if the log was truncated or got a membership since the last check.
-    pub(crate) look_at_membership: bool,
+    pub(crate) check_membership: bool,
     /// True if clients can't reach the host.
     pub(crate) unreachable: bool,
     /// The unanswered requests of the process, each with the last committed index at its arrival.
-    pub(crate) asked: BTreeMap<RequestId, Index>,
+    pub(crate) open_requests: BTreeMap<RequestId, Index>,
     pub(crate) progress: Progress,
     pub(crate) journal: Journal,
     /// The driver of the mover, or `None` where no shards move.
@@ -116,9 +116,9 @@ impl Host {
             work_due: false,
             paused: false,
             disk_low: false,
-            look_at_membership: false,
+            check_membership: false,
             unreachable: false,
-            asked: BTreeMap::new(),
+            open_requests: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
             mover_driver: None,
@@ -131,7 +131,7 @@ impl Host {
     }
 
     /// Drops the process and all its state in memory.
-    pub(crate) fn take_down(&mut self, now: Micros) {
+    pub(crate) fn stop(&mut self, now: Micros) {
         self.process = None;
         self.incarnation += 1;
         self.inbox.clear();
@@ -139,7 +139,7 @@ impl Host {
         self.busy_until = now;
         self.work_due = false;
         self.paused = false;
-        self.asked.clear();
+        self.open_requests.clear();
         self.progress = Progress::default();
         self.journal = Arc::default();
         self.disk.crash(now);
@@ -147,13 +147,13 @@ impl Host {
 }
 
 /// Collects the messages and answers of a process, each with its delay after the start of the step.
-pub(crate) struct Leaving<'a> {
+pub(crate) struct ProcessOutput<'a> {
     disk: &'a Disk,
     pub(crate) messages: Vec<(Micros, Envelope)>,
     pub(crate) answers: Vec<(Micros, RequestId, Outcome)>,
 }
 
-impl<'a> Leaving<'a> {
+impl<'a> ProcessOutput<'a> {
     pub(crate) fn new(disk: &'a Disk) -> Self {
         Self {
             disk,
@@ -163,7 +163,7 @@ impl<'a> Leaving<'a> {
     }
 }
 
-impl Outlet<Reply> for Leaving<'_> {
+impl Outlet<Reply> for ProcessOutput<'_> {
     fn send(&mut self, envelope: Envelope) {
         if let Some(after) = self.disk.departure() {
             self.messages.push((after, envelope));

@@ -7,7 +7,7 @@ use replica::{Request, RequestId};
 use shardctrler::Change;
 use types::{Gid, ShardConfig, ShardId};
 
-use crate::client::{Client, Step as ClientStep, Timing};
+use crate::client::{Client, ScriptedOperation, Timing};
 use crate::config_client::{Changed, ConfigClient};
 use crate::machine::to_ctrl;
 use crate::network::HostId;
@@ -47,7 +47,7 @@ impl Script {
     /// Queues a change at a config client.
     pub fn order(&mut self, config_client: usize, change: Change) {
         if let Some(it) = self.world_mut().config_clients.get_mut(config_client) {
-            it.order(change);
+            it.queue(change);
             self.world_mut().plan_config_client(config_client);
         }
     }
@@ -56,7 +56,7 @@ impl Script {
     pub fn changes(&self, config_client: usize) -> &[Changed] {
         let config_client = self.world().config_clients.get(config_client);
         config_client
-            .map(|it| it.done.as_slice())
+            .map(|it| it.finished.as_slice())
             .unwrap_or_default()
     }
 
@@ -98,7 +98,7 @@ impl Script {
     }
 
     /// Gives a client these operations to run in order. From now on it starts no others.
-    pub fn tell(&mut self, client: usize, steps: impl IntoIterator<Item = ClientStep>) {
+    pub fn tell(&mut self, client: usize, steps: impl IntoIterator<Item = ScriptedOperation>) {
         if let Some(it) = self.world_mut().clients.get_mut(client) {
             it.script(steps);
             self.world_mut().plan_client(client);

@@ -33,7 +33,7 @@ pub struct LinkOptions {
     /// The share of messages that arrive twice.
     pub duplication: u32,
     /// The longest extra delay of the second copy.
-    pub echo_by: Micros,
+    pub duplicate_late_by: Micros,
     /// True if messages on one link overtake each other. Otherwise each link keeps their order.
     pub reordering: bool,
 }
@@ -46,7 +46,7 @@ impl Default for LinkOptions {
             late_by: 0,
             loss: 0,
             duplication: 0,
-            echo_by: 0,
+            duplicate_late_by: 0,
             reordering: false,
         }
     }
@@ -81,7 +81,7 @@ impl Network {
         }
         let first = self.arrival(from, to, at);
         let second = self.rng.chance(self.options.duplication).then(|| {
-            let echo = self.rng.below(self.options.echo_by + 1);
+            let echo = self.rng.below(self.options.duplicate_late_by + 1);
             self.delay() + at + echo
         });
         [Some(first), second]

@@ -49,12 +49,12 @@ pub struct Scenario {
     /// The capacity of an inbox, in messages and requests.
     pub inbox: usize,
     /// True if the administrator doesn't wait for earlier membership changes.
-    pub pushy_admin: bool,
+    pub impatient_admin: bool,
     /// True if leaders change often and clients are busy.
     pub stormy: bool,
     /// The share, of a million, of new leaders that are cut off with one companion before their first message leaves. A
     /// few of these in a row are figure 8 of the Raft paper.
-    pub ambushes: u32,
+    pub isolated_leaders: u32,
     /// The replica groups among which shards move, or `None` for one group that owns all shards.
     pub cluster: Option<Cluster>,
     /// The known bug that is put back.
@@ -116,9 +116,9 @@ impl Scenario {
             drift: 0,
             catch_up_ticks: 1,
             inbox: 4_096,
-            pushy_admin: false,
+            impatient_admin: false,
             stormy: false,
-            ambushes: 0,
+            isolated_leaders: 0,
             cluster: None,
             bug: None,
         }
@@ -326,7 +326,7 @@ impl Scenario {
         if rng.coin() {
             links.duplication = small(rng.magnitude(1_000, 200_000));
             if rng.coin() {
-                links.echo_by = rng.magnitude(MILLI, 2 * SECOND);
+                links.duplicate_late_by = rng.magnitude(MILLI, 2 * SECOND);
             }
         }
         links.reordering = rng.coin();
@@ -349,7 +349,7 @@ impl Scenario {
         let shorter = (50 * MILLI, 4 * SECOND);
         self.faults = Faults {
             partitions: maybe(500_000, long, shorter),
-            false_hints: maybe(300_000, (100 * MILLI, 3 * SECOND), (1, 1)),
+            false_disconnects: maybe(300_000, (100 * MILLI, 3 * SECOND), (1, 1)),
             crashes: maybe(500_000, long, shorter),
             outages: None,
             blackouts: maybe(250_000, rare, (10 * MILLI, SECOND)),
@@ -389,7 +389,7 @@ impl Scenario {
         self.links.late_by = rng.between(100 * MILLI, SECOND);
         if rng.coin() {
             self.links.duplication = 300_000;
-            self.links.echo_by = rng.between(100 * MILLI, SECOND);
+            self.links.duplicate_late_by = rng.between(100 * MILLI, SECOND);
         }
         if rng.coin() {
             self.replica.compact_after_bytes = rng.magnitude(128, 512);
@@ -400,8 +400,8 @@ impl Scenario {
             self.faults.leader_faults = None;
             self.faults.pauses = None;
             self.links.duplication = 300_000;
-            self.links.echo_by = rng.between(100 * MILLI, SECOND);
-            self.ambushes = small(rng.between(300_000, 900_000));
+            self.links.duplicate_late_by = rng.between(100 * MILLI, SECOND);
+            self.isolated_leaders = small(rng.between(300_000, 900_000));
             self.replica.raft.check_quorum = rng.coin();
             self.replica.raft.lease_reads &= self.replica.raft.check_quorum;
         }
@@ -463,7 +463,7 @@ impl Scenario {
             self.members = self.hosts;
         }
         if self.faults.wipes.is_none() && self.faults.damage.is_none() {
-            self.pushy_admin = rng.coin();
+            self.impatient_admin = rng.coin();
         }
         if self.genesis.max_sessions_per_shard < 100 {
             // The table has room again when sessions expire. A short lifetime keeps the liveness phase from waiting.

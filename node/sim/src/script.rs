@@ -159,7 +159,7 @@ impl Script {
 
     /// Returns the answer to a request, if it has arrived.
     pub fn answer(&self, id: RequestId) -> Option<&Outcome> {
-        self.world.mailbox.get(&id)
+        self.world.admin_answers.get(&id)
     }
 
     /// Returns the traffic so far.
@@ -200,7 +200,7 @@ impl Script {
     /// Runs the liveness phase that ends every world: faults stop, and the cluster must recover within ten simulated
     /// seconds.
     pub fn finish(mut self) -> Result<Report, Failure> {
-        self.world.run_end()
+        self.world.run_liveness_phase()
     }
 
     /// Creates a failure that the test itself found.

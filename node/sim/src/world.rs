@@ -79,36 +79,36 @@ pub struct World {
     /// The number of requests of the administrator so far.
     pub(crate) admin_sent: u64,
     /// The number of partitions so far. A partition heals only if no later one replaced it.
-    pub(crate) cuts: usize,
+    pub(crate) partitions: usize,
     /// The answers to the administrator.
-    pub(crate) mailbox: BTreeMap<RequestId, Outcome>,
+    pub(crate) admin_answers: BTreeMap<RequestId, Outcome>,
     pub(crate) report: Report,
     pub(crate) tracing: bool,
     /// True once the liveness phase has begun.
     pub(crate) ending: bool,
     pub(crate) ended: bool,
-    pub(crate) ending_since: Micros,
+    pub(crate) phase_since: Micros,
     /// The number of configurations that were not settled when the liveness phase began.
-    pub(crate) backlog: u64,
-    pub(crate) stage: Ending,
+    pub(crate) unsettled_configs: u64,
+    pub(crate) phase: Phase,
     /// The messages and bytes sent so far, for tests that bound them.
     pub(crate) traffic: Traffic,
 }
 
 /// The stage of the liveness phase.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Ending {
+pub(crate) enum Phase {
     /// Faults still happen.
     #[default]
-    Not,
+    Faults,
     /// One group is down. Everything that doesn't need it must recover.
-    Without(GroupId),
+    OneGroupDown(GroupId),
     /// Clients still start operations.
-    Open,
+    ClientsActive,
     /// Clients finish their operations, and nodes rejoin.
     Recovering,
     /// A client reads each key once more.
-    Reading,
+    FinalReads,
 }
 
 impl World {
@@ -140,15 +140,15 @@ impl World {
             rng: SimRng::new(seed, Concern::Faults),
             node_rng,
             admin_sent: 0,
-            cuts: 0,
-            mailbox: BTreeMap::new(),
+            partitions: 0,
+            admin_answers: BTreeMap::new(),
             report: Report::default(),
             tracing: false,
             ending: false,
             ended: false,
-            ending_since: 0,
-            backlog: 0,
-            stage: Ending::Not,
+            phase_since: 0,
+            unsettled_configs: 0,
+            phase: Phase::Faults,
             traffic: Traffic::default(),
             scenario,
         }
@@ -177,13 +177,13 @@ impl World {
     }
 
     /// Returns the nodes on a group's hosts.
-    pub(crate) fn present(&self, group: GroupId) -> BTreeSet<NodeId> {
+    pub(crate) fn nodes_of(&self, group: GroupId) -> BTreeSet<NodeId> {
         let hosts = &self.hosts[self.groups[group].hosts.clone()];
         hosts.iter().map(|host| host.node).collect()
     }
 
     /// Returns a group's membership if it is certain: every member is on a host, and every member's log ends with it.
-    pub(crate) fn settled(&self, group: GroupId) -> Option<Membership> {
+    pub(crate) fn stable_membership(&self, group: GroupId) -> Option<Membership> {
         let hosts = &self.hosts[self.groups[group].hosts.clone()];
         if hosts.iter().any(|host| host.disk.is_damaged()) {
             return None;
@@ -254,8 +254,9 @@ impl World {
         }
     }
 
-    fn mend_after(&mut self, fault: Fault, what: usize, lasts: Micros) {
-        self.queue.push(self.now + lasts, Event::Mend(fault, what));
+    fn end_fault_after(&mut self, fault: Fault, what: usize, lasts: Micros) {
+        self.queue
+            .push(self.now + lasts, Event::EndFault(fault, what));
     }
 
     pub(crate) fn count(&mut self, what: &'static str) {
@@ -330,7 +331,7 @@ fn config_clients(scenario: &Scenario, groups: &[Group]) -> Vec<ConfigClient> {
         && !joined.is_empty()
     {
         let join = first.join(joined);
-        first.order(join);
+        first.queue(join);
     }
     config_clients
 }

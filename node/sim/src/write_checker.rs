@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use shardkv::{Response, Written};
 use types::{ClientId, Gid, NodeId, Sequence};
 
-use crate::history::Name;
+use crate::history::WriteId;
 use crate::machine::Reply;
 use crate::recorder::AppliedOperation;
 use crate::rng::digest;
@@ -17,7 +17,7 @@ pub struct WriteChecker {
     outcomes: BTreeMap<(ClientId, Sequence), Written>,
     /// The position of each write in the order of all logs. The writes of one shard are in their true order even when
     /// it moves between logs, because a shard is installed only after its fence was applied.
-    places: BTreeMap<Name, u64>,
+    positions: BTreeMap<WriteId, u64>,
 }
 
 impl WriteChecker {
@@ -40,14 +40,14 @@ impl WriteChecker {
                 ),
             ));
         };
-        let next = self.places.len() as u64;
+        let next = self.positions.len() as u64;
         let Some(session) = command.session else {
-            let name = Name::Digest(digest(&operation.operation));
-            self.places.entry(name).or_insert(next);
+            let name = WriteId::Digest(digest(&operation.operation));
+            self.positions.entry(name).or_insert(next);
             return Ok(());
         };
-        let name = Name::Numbered(session.client, session.sequence);
-        self.places.entry(name).or_insert(next);
+        let name = WriteId::Numbered(session.client, session.sequence);
+        self.positions.entry(name).or_insert(next);
         let name = (session.client, session.sequence);
         let first = *self.outcomes.entry(name).or_insert(*written);
         if first == *written {
@@ -63,8 +63,8 @@ impl WriteChecker {
     }
 
     /// Returns the position of a write in the order of the logs.
-    pub fn place(&self, name: Name) -> Option<u64> {
-        self.places.get(&name).copied()
+    pub fn position(&self, name: WriteId) -> Option<u64> {
+        self.positions.get(&name).copied()
     }
 
     /// Returns the number of writes with a session that took effect.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use shardctrler::Change;
 use shardkv::Write;
-use shardkv_sim::client::Step;
+use shardkv_sim::client::ScriptedOperation;
 use shardkv_sim::queue::{MILLI, Micros};
 use shardkv_sim::scenario::Scenario;
 use shardkv_sim::script::Script;
@@ -57,7 +57,7 @@ fn run(with_move: bool) -> (BTreeMap<ShardId, Micros>, Micros) {
     let (mine, theirs) = (of(Gid(1)), of(Gid(2)));
     let (moving, stays) = (mine[0], [mine[1], theirs[0]]);
     let put = |shard, number, bytes| {
-        Step::Write(Write::Put {
+        ScriptedOperation::Write(Write::Put {
             key: key_of(shard, number),
             value: vec![b'.'; bytes].into(),
         })

@@ -9,9 +9,9 @@ use shardkv::{KvError, Query, Response, Write};
 use types::{ClientId, ConfigNum, Gid};
 
 use super::connection::{Sent, Stream, encode, time};
-use super::context::Surroundings;
-use super::operation::{Call, Operation, Timing, What};
-use super::{Client, FOR_EVER};
+use super::context::ClientContext;
+use super::operation::{Body, Call, Operation, Timing};
+use super::{Client, UNLIMITED_AGE};
 use crate::machine::{Outcome, Reply};
 use crate::queue::Micros;
 use crate::rng::SimRng;
@@ -23,35 +23,37 @@ impl Client {
         &mut self,
         id: RequestId,
         outcome: Outcome,
-        around: &mut Surroundings<'_>,
+        context: &mut ClientContext<'_>,
     ) -> Result<(), Violation> {
-        self.now = around.now;
+        self.now = context.now;
         let opening = |stream: &Stream| stream.opening == Some(id);
         let opener = self.streams.iter().find(|(_, stream)| opening(stream));
         if let Some(gid) = opener.map(|(gid, _)| *gid) {
-            self.opened(gid, outcome, around);
+            self.session_opened(gid, outcome, context);
         } else if self.routes.is_asked(id) {
-            if self.routes.answered(outcome, around.now) {
-                self.reconfigure(around);
+            if self.routes.answered(outcome, context.now) {
+                self.reconfigure(context);
             }
         } else if self.sessions.is_opening(id) {
-            self.unary_opened(outcome, around);
+            self.unary_opened(outcome, context);
         } else if let Some(sent) = self.requests.remove(&id) {
-            self.heard(id, sent, outcome, around)?;
+            self.request_answered(id, sent, outcome, context)?;
         }
-        self.pump(around);
+        self.run_streams(context);
         Ok(())
     }
 
-    fn heard(
+    fn request_answered(
         &mut self,
         id: RequestId,
         sent: Sent,
         outcome: Outcome,
-        around: &mut Surroundings<'_>,
+        context: &mut ClientContext<'_>,
     ) -> Result<(), Violation> {
         let result = match outcome {
-            Ok(Answer::Machine(Reply::Kv(Response::Refused(error)))) => Err(self.rejected(&error)?),
+            Ok(Answer::Machine(Reply::Kv(Response::Refused(error)))) => {
+                Err(self.convert_error(&error)?)
+            }
             Ok(Answer::Machine(Reply::Kv(response))) => Ok(response),
             Ok(other) => {
                 return Err(Violation::new(
@@ -59,12 +61,12 @@ impl Client {
                     format!("an operation was answered {other:?}"),
                 ));
             }
-            Err(refusal) => Err(self.refused(&refusal, around)),
+            Err(refusal) => Err(self.convert_refusal(&refusal, context)),
         };
         if self.unaries.contains_key(&sent.number) {
             match result {
-                Ok(response) => self.served(sent.number, response, around)?,
-                Err(refused) => self.unary_refused(sent.number, id, refused, around),
+                Ok(response) => self.succeeded(sent.number, response, context)?,
+                Err(refused) => self.unary_refused(sent.number, id, refused, context),
             }
             return Ok(());
         }
@@ -84,48 +86,48 @@ impl Client {
             },
             Ok(_) => None,
         };
-        let now = time(around.now);
+        let now = time(context.now);
         let answered = stream.engine.handle_results(now, [(sent.call, result)]);
         if let Some(num) = moved {
-            self.moved(sent, num, around);
+            self.wrong_group(sent, num, context);
         }
         for (call, response) in answered {
-            self.served(call.number, response, around)?;
+            self.succeeded(call.number, response, context)?;
         }
         Ok(())
     }
 
-    fn opened(&mut self, gid: Gid, outcome: Outcome, around: &mut Surroundings<'_>) {
+    fn session_opened(&mut self, gid: Gid, outcome: Outcome, context: &mut ClientContext<'_>) {
         let result = match outcome {
             Ok(Answer::LogTime(birth)) => {
                 let nonce = self.rng.number();
-                let half = self.options.renew_after.unwrap_or(FOR_EVER);
+                let half = self.options.renew_after.unwrap_or(UNLIMITED_AGE);
                 Ok(OpenedSession {
                     client_id: encode(ClientId { birth, nonce }),
                     ttl: time(half * 2),
                 })
             }
             Ok(_) => return,
-            Err(refusal) => Err(self.refused(&refusal, around)),
+            Err(refusal) => Err(self.convert_refusal(&refusal, context)),
         };
         if let Some(stream) = self.streams.get_mut(&gid) {
             stream.opening = None;
-            stream.engine.handle_session(time(around.now), result);
+            stream.engine.handle_session(time(context.now), result);
         }
     }
 
-    fn served(
+    fn succeeded(
         &mut self,
         number: u64,
         response: Response,
-        around: &mut Surroundings<'_>,
+        context: &mut ClientContext<'_>,
     ) -> Result<(), Violation> {
         match response {
             Response::Written(written) => {
                 let Some(operation) = self.end(number) else {
                     return Ok(());
                 };
-                if let What::Write(write, _) = &operation.what {
+                if let Body::Write(write, _) = &operation.body {
                     let now_known = match write {
                         Write::Put { key, value } => Some((key.clone(), Some(value.clone()))),
                         Write::Delete { key } => Some((key.clone(), None)),
@@ -133,9 +135,9 @@ impl Client {
                     };
                     self.seen.extend(now_known);
                 }
-                self.time(&operation, around.now);
-                for (_, mark) in operation.marks {
-                    around.history.return_written(mark, written)?;
+                self.record_timing(&operation, context.now);
+                for (_, record) in operation.records {
+                    context.history.return_written(record, written)?;
                 }
                 Ok(())
             }
@@ -143,14 +145,14 @@ impl Client {
                 let Some(operation) = self.end(number) else {
                     return Ok(());
                 };
-                self.time(&operation, around.now);
-                for (key, mark) in operation.marks {
-                    around.history.return_value(mark, value.as_deref())?;
+                self.record_timing(&operation, context.now);
+                for (key, record) in operation.records {
+                    context.history.return_value(record, value.as_deref())?;
                     self.seen.insert(key, value.clone());
                 }
                 Ok(())
             }
-            Response::Page { pairs, more } => self.paged(number, &pairs, more, around),
+            Response::Page { pairs, more } => self.page_returned(number, &pairs, more, context),
             other => Err(Violation::new(
                 "an answer is of its question",
                 format!("{other:?}"),
@@ -158,8 +160,8 @@ impl Client {
         }
     }
 
-    fn time(&mut self, operation: &Operation, now: Micros) {
-        if let Some((key, _)) = operation.marks.first() {
+    fn record_timing(&mut self, operation: &Operation, now: Micros) {
+        if let Some((key, _)) = operation.records.first() {
             self.timings.push(Timing {
                 key: key.clone(),
                 began: operation.began,
@@ -168,12 +170,12 @@ impl Client {
         }
     }
 
-    fn paged(
+    fn page_returned(
         &mut self,
         number: u64,
         pairs: &[(Bytes, Bytes)],
         more: bool,
-        around: &mut Surroundings<'_>,
+        context: &mut ClientContext<'_>,
     ) -> Result<(), Violation> {
         let Some(operation) = self.end(number) else {
             return Ok(());
@@ -181,13 +183,13 @@ impl Client {
         if pairs.is_sorted_by(|a, b| a.0 < b.0) {
             let found: BTreeMap<&Bytes, &Bytes> = pairs.iter().map(|(k, v)| (k, v)).collect();
             let last = found.last_key_value().map(|(key, _)| (*key).clone());
-            for (key, mark) in operation.marks {
+            for (key, record) in operation.records {
                 let covered = !more || last.as_ref().is_some_and(|last| key <= *last);
                 if covered {
                     let value = found.get(&key).map(|value| &value[..]);
-                    around.history.return_value(mark, value)?;
+                    context.history.return_value(record, value)?;
                 } else {
-                    around.history.never(mark);
+                    context.history.mark_void(record);
                 }
             }
             return Ok(());
@@ -199,7 +201,7 @@ impl Client {
     }
 
     /// Converts a refusal of the state machine.
-    fn rejected(&mut self, error: &KvError) -> Result<Refused, Violation> {
+    fn convert_error(&mut self, error: &KvError) -> Result<Refused, Violation> {
         let millis = |rng: &mut SimRng, least, most| Time::from_millis(rng.between(least, most));
         let refusal = match error {
             KvError::SessionExpired => Refusal::SessionExpired,
@@ -230,14 +232,14 @@ impl Client {
     }
 
     /// The shard is elsewhere: one of the two has an old configuration.
-    fn moved(&mut self, sent: Sent, num: ConfigNum, around: &mut Surroundings<'_>) {
+    fn wrong_group(&mut self, sent: Sent, num: ConfigNum, context: &mut ClientContext<'_>) {
         if self.rng.chance(200_000) {
-            self.refresh(around);
+            self.refresh(context);
         }
         let scan = self
             .operations
             .get(&sent.number)
-            .is_some_and(|operation| matches!(operation.what, What::Read(Query::Scan { .. })));
+            .is_some_and(|operation| matches!(operation.body, Body::Read(Query::Scan { .. })));
         let stranger = num <= self.routes.num() && self.rng.chance(200_000);
         let Some(stream) = self.streams.get_mut(&sent.gid) else {
             return;
@@ -248,7 +250,9 @@ impl Client {
                 refusal: Refusal::WrongGroup { config_num: num },
                 message: "the node is of another group".to_owned(),
             };
-            stream.engine.handle_stream_ended(time(around.now), refused);
+            stream
+                .engine
+                .handle_stream_ended(time(context.now), refused);
         }
         if scan {
             // Its shards aren't one group's any more.
@@ -257,7 +261,7 @@ impl Client {
                     call.abandoned |= call.number == sent.number;
                 });
             }
-            self.give_up(sent.number, true, around);
+            self.give_up(sent.number, true, context);
         }
     }
 }

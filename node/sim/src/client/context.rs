@@ -25,7 +25,7 @@ pub struct Outgoing {
 }
 
 /// The inputs and outputs of a client: what it may read of the world, and its requests.
-pub struct Surroundings<'a> {
+pub struct ClientContext<'a> {
     /// The time.
     pub now: Micros,
     /// The history of all operations.

@@ -5,7 +5,7 @@ use request::{Repeat, Time};
 use shardkv::{Query, Write};
 use types::{ShardSet, shard_of};
 
-use crate::history::Mark;
+use crate::history::RecordId;
 use crate::queue::Micros;
 
 /// The duration of an answered request.
@@ -21,7 +21,7 @@ pub struct Timing {
 
 /// An operation that a scripted client does, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum ScriptedOperation {
     /// A write.
     Write(Write),
     /// A read of a key.
@@ -31,14 +31,14 @@ pub enum Step {
 /// An operation in flight.
 #[derive(Debug)]
 pub(super) struct Operation {
-    pub(super) what: What,
-    pub(super) marks: Vec<(Bytes, Mark)>,
+    pub(super) body: Body,
+    pub(super) records: Vec<(Bytes, RecordId)>,
     pub(super) began: Micros,
 }
 
 /// The write or the query of an operation.
 #[derive(Clone, Debug)]
-pub(super) enum What {
+pub(super) enum Body {
     /// A write, with a session or without.
     Write(Write, Repeat),
     /// A query.

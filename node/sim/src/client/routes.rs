@@ -7,7 +7,7 @@ use std::sync::Arc;
 use replica::{Answer, Request, RequestId};
 use types::{ConfigNum, Gid, ShardConfig, ShardSet, shard_of};
 
-use super::context::{Outgoing, Surroundings};
+use super::context::{ClientContext, Outgoing};
 use crate::machine::{Outcome, Reply, to_ctrl};
 use crate::network::address;
 use crate::queue::{MILLI, Micros};
@@ -28,22 +28,22 @@ pub(super) struct Routes {
 
 impl Routes {
     /// Returns the known configuration. In a world without controllers it is one group that has all hosts and shards.
-    pub(super) fn config(&self, around: &Surroundings<'_>) -> Option<Arc<ShardConfig>> {
-        if !around.controllers.is_empty() {
+    pub(super) fn config(&self, context: &ClientContext<'_>) -> Option<Arc<ShardConfig>> {
+        if !context.controllers.is_empty() {
             return self.config.clone();
         }
-        let addresses = (0..around.hosts).map(address).collect();
+        let addresses = (0..context.hosts).map(address).collect();
         let groups = [(ONLY, addresses)].into();
-        let config = ShardConfig::new(ConfigNum(0), groups, [(around.shards, ONLY)]);
+        let config = ShardConfig::new(ConfigNum(0), groups, [(context.shards, ONLY)]);
         config.ok().map(Arc::new)
     }
 
     /// Returns the owner of a key's shard, as far as is known.
-    pub(super) fn owner(&self, key: &[u8], around: &Surroundings<'_>) -> Option<Gid> {
-        if around.controllers.is_empty() {
+    pub(super) fn owner(&self, key: &[u8], context: &ClientContext<'_>) -> Option<Gid> {
+        if context.controllers.is_empty() {
             return Some(ONLY);
         }
-        let owner = self.config.as_ref()?.owner(shard_of(key, around.shards));
+        let owner = self.config.as_ref()?.owner(shard_of(key, context.shards));
         (owner != Gid::NONE).then_some(owner)
     }
 
@@ -57,9 +57,9 @@ impl Routes {
     pub(super) fn any_group(
         &self,
         rng: &mut SimRng,
-        around: &Surroundings<'_>,
+        context: &ClientContext<'_>,
     ) -> Option<(Gid, Option<ShardSet>)> {
-        if around.controllers.is_empty() {
+        if context.controllers.is_empty() {
             return Some((ONLY, None));
         }
         let config = self.config.as_ref()?;
@@ -69,8 +69,8 @@ impl Routes {
     }
 
     /// Returns the addresses of a group's nodes.
-    pub(super) fn addresses(&self, gid: Gid, around: &Surroundings<'_>) -> Vec<String> {
-        let config = self.config(around);
+    pub(super) fn addresses(&self, gid: Gid, context: &ClientContext<'_>) -> Vec<String> {
+        let config = self.config(context);
         let addresses = config.as_ref().and_then(|it| it.groups().get(&gid));
         addresses.cloned().unwrap_or_default()
     }
@@ -81,13 +81,14 @@ impl Routes {
         id: RequestId,
         patience: Micros,
         rng: &mut SimRng,
-        around: &mut Surroundings<'_>,
+        context: &mut ClientContext<'_>,
     ) {
-        if self.asked.is_some_and(|(_, again)| around.now < again) || around.controllers.is_empty()
+        if self.asked.is_some_and(|(_, again)| context.now < again)
+            || context.controllers.is_empty()
         {
             return;
         }
-        self.asked = Some((id, around.now + patience));
+        self.asked = Some((id, context.now + patience));
         let query = shardctrler::Query::Config { num: None };
         // A local read at any controller may return an old configuration.
         let local = rng.coin();
@@ -96,8 +97,8 @@ impl Routes {
         } else {
             Request::Read(query)
         };
-        let to = around.controllers.start + rng.index(around.controllers.len());
-        around.out.push(Outgoing {
+        let to = context.controllers.start + rng.index(context.controllers.len());
+        context.out.push(Outgoing {
             to,
             id,
             request: to_ctrl(request),

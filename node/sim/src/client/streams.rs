@@ -6,7 +6,7 @@ use types::Gid;
 
 use super::Client;
 use super::connection::{Sent, Stream, session_of, stream_options, time};
-use super::context::{Outgoing, Surroundings};
+use super::context::{ClientContext, Outgoing};
 use super::operation::Call;
 use crate::machine::Question;
 use crate::network::{HostId, address};
@@ -16,12 +16,12 @@ use crate::queue::{MILLI, Micros};
 const SWEEP: Micros = 20 * MILLI;
 
 /// The time without a leader after which the configuration is doubted.
-const DOUBT_AFTER: Time = Time::from_millis(200);
+const REFRESH_AFTER: Time = Time::from_millis(200);
 
 impl Client {
     /// Gives a call to the stream of a group.
-    pub(super) fn admit(&mut self, gid: Gid, it: Tracked<Call>, around: &Surroundings<'_>) {
-        let Some(config) = self.routes.config(around) else {
+    pub(super) fn admit(&mut self, gid: Gid, it: Tracked<Call>, context: &ClientContext<'_>) {
+        let Some(config) = self.routes.config(context) else {
             return;
         };
         let (options, rng) = (&self.options, &mut self.rng);
@@ -41,8 +41,8 @@ impl Client {
     }
 
     /// Gives the known configuration to all streams.
-    pub(super) fn reconfigure(&mut self, around: &Surroundings<'_>) {
-        let Some(config) = self.routes.config(around) else {
+    pub(super) fn reconfigure(&mut self, context: &ClientContext<'_>) {
+        let Some(config) = self.routes.config(context) else {
             return;
         };
         for stream in self.streams.values_mut() {
@@ -63,8 +63,8 @@ impl Client {
 
     /// Ends calls that are late, and connections whose oldest request got no answer: the network lost a message, which
     /// breaks a real connection.
-    pub(super) fn watch_streams(&mut self, around: &mut Surroundings<'_>) {
-        let now = around.now;
+    pub(super) fn watch_streams(&mut self, context: &mut ClientContext<'_>) {
+        let now = context.now;
         if now < self.next_sweep {
             return;
         }
@@ -86,30 +86,30 @@ impl Client {
     }
 
     /// Breaks all connections, and goes on at `host`.
-    pub(super) fn divert(&mut self, host: HostId, around: &mut Surroundings<'_>) {
+    pub(super) fn reconnect(&mut self, host: HostId, context: &mut ClientContext<'_>) {
         for stream in self.streams.values_mut() {
             if stream.engine.is_up() {
                 stream
                     .engine
-                    .handle_stream_ended(time(around.now), lost("the connection broke"));
+                    .handle_stream_ended(time(context.now), lost("the connection broke"));
             }
         }
-        self.perform_all(around);
+        self.perform_effects(context);
         for gid in self.streams.keys() {
             self.leaders.found(*gid, &address(host));
         }
     }
 
     /// Carries out all pending effects of the engines.
-    pub(super) fn pump(&mut self, around: &mut Surroundings<'_>) {
+    pub(super) fn run_streams(&mut self, context: &mut ClientContext<'_>) {
         loop {
             for stream in self.streams.values_mut() {
-                stream.engine.handle_time(time(around.now));
+                stream.engine.handle_time(time(context.now));
             }
-            let performed = self.perform_all(around);
+            let performed = self.perform_effects(context);
             let gids: Vec<Gid> = self.streams.keys().copied().collect();
             for gid in gids {
-                self.send(gid, around);
+                self.send(gid, context);
             }
             if !performed {
                 return;
@@ -117,7 +117,7 @@ impl Client {
         }
     }
 
-    fn perform_all(&mut self, around: &mut Surroundings<'_>) -> bool {
+    fn perform_effects(&mut self, context: &mut ClientContext<'_>) -> bool {
         let mut performed = false;
         let gids: Vec<Gid> = self.streams.keys().copied().collect();
         for gid in gids {
@@ -127,20 +127,20 @@ impl Client {
                 .and_then(|stream| stream.engine.poll_effect())
             {
                 performed = true;
-                self.perform(gid, effect, around);
+                self.perform(gid, effect, context);
             }
         }
         performed
     }
 
-    fn perform(&mut self, gid: Gid, effect: Effect<Call>, around: &mut Surroundings<'_>) {
+    fn perform(&mut self, gid: Gid, effect: Effect<Call>, context: &mut ClientContext<'_>) {
         match effect {
             Effect::Connect { outage } => {
-                if outage >= DOUBT_AFTER {
+                if outage >= REFRESH_AFTER {
                     // Perhaps the group has left, as the library thinks when a search finds no leader.
-                    self.refresh(around);
+                    self.refresh(context);
                 }
-                self.connect(gid, around);
+                self.connect(gid, context);
             }
             Effect::LeaderFailed { hint } => {
                 let stream = self.streams.get(&gid);
@@ -154,38 +154,38 @@ impl Client {
                     stream.opening = None;
                 }
             }
-            Effect::OpenSession => self.open_session(gid, around),
+            Effect::OpenSession => self.open_session(gid, context),
             Effect::AskForNewerLeader => {
                 // Perhaps the group has left.
-                self.refresh(around);
+                self.refresh(context);
                 let newer = self.rng.coin();
                 if let Some(stream) = self.streams.get_mut(&gid) {
-                    stream.engine.handle_newer_leader(time(around.now), newer);
+                    stream.engine.handle_newer_leader(time(context.now), newer);
                 }
             }
             Effect::FetchConfig(num) => {
                 self.routes.want(num);
-                self.refresh(around);
+                self.refresh(context);
             }
             // A scan that was given up is not passed on.
             Effect::Move(it) if !self.operations.contains_key(&it.call.number) => {}
             Effect::Move(it) => {
-                if let Some(config) = self.routes.config(around) {
+                if let Some(config) = self.routes.config(context) {
                     let owner = request::owner(&config, it.call.hash);
-                    self.admit(owner, it, around);
+                    self.admit(owner, it, context);
                 }
             }
             Effect::End(Ended { call, failure }) => {
-                self.give_up(call.number, failure.maybe_applied(), around);
+                self.give_up(call.number, failure.maybe_applied(), context);
             }
         }
     }
 
-    fn connect(&mut self, gid: Gid, around: &mut Surroundings<'_>) {
-        let addresses = self.routes.addresses(gid, around);
+    fn connect(&mut self, gid: Gid, context: &mut ClientContext<'_>) {
+        let addresses = self.routes.addresses(gid, context);
         let turn = self.rng.index(addresses.len());
         let leader = self.leaders.next(gid, &addresses, turn);
-        let now = time(around.now);
+        let now = time(context.now);
         let Some(stream) = self.streams.get_mut(&gid) else {
             return;
         };
@@ -198,18 +198,18 @@ impl Client {
             stream
                 .engine
                 .handle_connect_failed(now, "no node of the group is known");
-            self.refresh(around);
+            self.refresh(context);
         }
     }
 
-    fn open_session(&mut self, gid: Gid, around: &mut Surroundings<'_>) {
+    fn open_session(&mut self, gid: Gid, context: &mut ClientContext<'_>) {
         let id = self.next_id();
         let Some(stream) = self.streams.get_mut(&gid) else {
             return;
         };
         stream.opening = Some(id);
         if let Some(to) = stream.host() {
-            around.out.push(Outgoing {
+            context.out.push(Outgoing {
                 to,
                 id,
                 request: Request::LogTime,
@@ -219,7 +219,7 @@ impl Client {
     }
 
     /// Sends the calls of a group that are ready.
-    fn send(&mut self, gid: Gid, around: &mut Surroundings<'_>) {
+    fn send(&mut self, gid: Gid, context: &mut ClientContext<'_>) {
         loop {
             let Some(stream) = self.streams.get_mut(&gid) else {
                 return;
@@ -229,7 +229,7 @@ impl Client {
             };
             let batch = stream
                 .engine
-                .poll_batch(time(around.now), |id, call, stamp| {
+                .poll_batch(time(context.now), |id, call, stamp| {
                     (id, call.number, call.repeat, stamp)
                 });
             if batch.is_empty() {
@@ -237,7 +237,7 @@ impl Client {
             }
             for (call, number, repeat, stamp) in batch {
                 let session = stamp.as_ref().and_then(session_of);
-                let Some(request) = self.encode(number, session, around) else {
+                let Some(request) = self.encode(number, session, context) else {
                     continue;
                 };
                 let mut sent = Sent {
@@ -245,14 +245,14 @@ impl Client {
                     gid,
                     call,
                     connection: Some(connection),
-                    at: around.now,
+                    at: context.now,
                 };
-                self.request(host, sent, request.clone(), 0, around);
+                self.request(host, sent, request.clone(), 0, context);
                 if repeat != Repeat::Never && self.rng.chance(self.options.copies) {
-                    let host = self.rng.index(around.hosts);
+                    let host = self.rng.index(context.hosts);
                     let delay = self.rng.magnitude(1, self.options.copies_late_by);
                     sent.connection = None;
-                    self.request(host, sent, request, delay, around);
+                    self.request(host, sent, request, delay, context);
                     if let Some(stream) = self.streams.get_mut(&gid) {
                         stream.engine.note_copy(call);
                     }
@@ -267,11 +267,11 @@ impl Client {
         sent: Sent,
         request: Request<Question>,
         delay: Micros,
-        around: &mut Surroundings<'_>,
+        context: &mut ClientContext<'_>,
     ) {
         let id = self.next_id();
         self.requests.insert(id, sent);
-        around.out.push(Outgoing {
+        context.out.push(Outgoing {
             to,
             id,
             request,

@@ -6,8 +6,8 @@ use types::ClientId;
 
 use super::attempt::{Opening, Unary};
 use super::connection::{Sent, encode, session_of, time};
-use super::context::{Outgoing, Surroundings};
-use super::{Client, FOR_EVER};
+use super::context::{ClientContext, Outgoing};
+use super::{Client, UNLIMITED_AGE};
 use crate::machine::Outcome;
 use crate::network::host_at;
 use crate::queue::{MILLI, Micros};
@@ -44,8 +44,8 @@ impl Client {
     }
 
     /// Makes the attempts that are due, and ends those that got no answer.
-    pub(super) fn advance_unaries(&mut self, around: &mut Surroundings<'_>) {
-        let (now, patience) = (around.now, self.options.patience);
+    pub(super) fn advance_unaries(&mut self, context: &mut ClientContext<'_>) {
+        let (now, patience) = (context.now, self.options.patience);
         let due = self
             .unaries
             .iter()
@@ -57,43 +57,43 @@ impl Client {
             };
             if unary.deadline <= now {
                 let failure = unary.engine.handle_deadline();
-                self.give_up(number, failure.maybe_applied(), around);
+                self.give_up(number, failure.maybe_applied(), context);
             } else if unary.attempt.is_some() {
                 let lost = Refused {
                     refusal: Refusal::ConnectionLost,
                     message: "no answer came".to_owned(),
                 };
-                self.unary_failed(number, lost, around);
+                self.unary_failed(number, lost, context);
             } else {
-                self.attempt(number, around);
+                self.attempt(number, context);
             }
         }
     }
 
-    fn attempt(&mut self, number: u64, around: &mut Surroundings<'_>) {
-        let now = around.now;
+    fn attempt(&mut self, number: u64, context: &mut ClientContext<'_>) {
+        let now = context.now;
         let operation = self.operations.get(&number);
-        let route = operation.and_then(|it| self.route(&it.what, around));
+        let route = operation.and_then(|it| self.route(&it.body, context));
         let asked = route.and_then(|(_, gid)| {
-            let addresses = self.routes.addresses(gid, around);
+            let addresses = self.routes.addresses(gid, context);
             let turn = self.rng.index(addresses.len());
             let leader = self.leaders.next(gid, &addresses, turn)?;
             Some((gid, host_at(&leader.address)?, leader))
         });
         let Some((gid, host, leader)) = asked else {
-            self.refresh(around);
+            self.refresh(context);
             if let Some(unary) = self.unaries.get_mut(&number) {
                 unary.retry_at = now + PAUSE;
             }
             return;
         };
-        if !self.name(number, &leader, around) {
+        if !self.assign_sequence(number, &leader, context) {
             return;
         }
         let unary = self.unaries.get(&number);
         let name = unary.and_then(|unary| unary.engine.attempts.name.as_ref());
         let session = name.and_then(Name::stamp).as_ref().and_then(session_of);
-        let Some(request) = self.encode(number, session, around) else {
+        let Some(request) = self.encode(number, session, context) else {
             return;
         };
         let id = self.next_id();
@@ -102,7 +102,7 @@ impl Client {
             unary.attempt = Some((id, leader, now));
         }
         self.requests.insert(id, Sent::unary(number, gid, now));
-        around.out.push(Outgoing {
+        context.out.push(Outgoing {
             to: host,
             id,
             request,
@@ -111,7 +111,12 @@ impl Client {
     }
 
     /// Names an operation if it needs a name. Returns false if it must wait for a session.
-    fn name(&mut self, number: u64, leader: &Leader, around: &mut Surroundings<'_>) -> bool {
+    fn assign_sequence(
+        &mut self,
+        number: u64,
+        leader: &Leader,
+        context: &mut ClientContext<'_>,
+    ) -> bool {
         let Some(unary) = self.unaries.get_mut(&number) else {
             return false;
         };
@@ -120,18 +125,18 @@ impl Client {
         }
         let name = &mut unary.engine.attempts.name;
         if name.is_none() {
-            *name = self.sessions.allocator.allocate(time(around.now)).ok();
+            *name = self.sessions.allocator.allocate(time(context.now)).ok();
         }
         let named = name.is_some();
         if !named {
-            unary.retry_at = around.now + PAUSE;
+            unary.retry_at = context.now + PAUSE;
         }
         let wanted = {
             let sequences = self.sessions.allocator.sequences();
-            sequences.wants_session(time(around.now))
+            sequences.wants_session(time(context.now))
         };
         if let Some(opening) = &self.sessions.opening
-            && around.now >= opening.asked + self.options.patience
+            && context.now >= opening.asked + self.options.patience
         {
             self.leaders.failed(&opening.leader, None);
             self.sessions.opening = None;
@@ -144,9 +149,9 @@ impl Client {
             self.sessions.opening = Some(Opening {
                 id,
                 leader: leader.clone(),
-                asked: around.now,
+                asked: context.now,
             });
-            around.out.push(Outgoing {
+            context.out.push(Outgoing {
                 to,
                 id,
                 request: Request::LogTime,
@@ -157,21 +162,21 @@ impl Client {
     }
 
     /// Takes in the answer to the request for a session of unary writes.
-    pub(super) fn unary_opened(&mut self, outcome: Outcome, around: &Surroundings<'_>) {
+    pub(super) fn unary_opened(&mut self, outcome: Outcome, context: &ClientContext<'_>) {
         let Some(opening) = self.sessions.opening.take() else {
             return;
         };
         match outcome {
             Ok(Answer::LogTime(birth)) => {
                 let nonce = self.rng.number();
-                let half = self.options.renew_after.unwrap_or(FOR_EVER);
+                let half = self.options.renew_after.unwrap_or(UNLIMITED_AGE);
                 let client = encode(ClientId { birth, nonce });
                 let mut sequences = self.sessions.allocator.sequences();
                 sequences.session_opened(time(opening.asked), client, time(half * 2));
             }
             Ok(_) => {}
             Err(refusal) => {
-                let refused = self.refused(&refusal, around);
+                let refused = self.convert_refusal(&refusal, context);
                 let hint = refused.refusal.hint();
                 self.leaders.failed(&opening.leader, hint);
             }
@@ -184,18 +189,18 @@ impl Client {
         number: u64,
         id: RequestId,
         refused: Refused,
-        around: &mut Surroundings<'_>,
+        context: &mut ClientContext<'_>,
     ) {
         let unary = self.unaries.get(&number);
         let attempt = unary.and_then(|unary| unary.attempt.as_ref());
         // A refusal says nothing about later attempts.
         if attempt.is_some_and(|(current, _, _)| *current == id) {
-            self.unary_failed(number, refused, around);
+            self.unary_failed(number, refused, context);
         }
     }
 
-    fn unary_failed(&mut self, number: u64, refused: Refused, around: &mut Surroundings<'_>) {
-        let now = around.now;
+    fn unary_failed(&mut self, number: u64, refused: Refused, context: &mut ClientContext<'_>) {
+        let now = context.now;
         let Some(unary) = self.unaries.get_mut(&number) else {
             return;
         };
@@ -227,10 +232,10 @@ impl Client {
                     self.leaders.failed(&leader, None);
                 }
                 self.routes.want(num);
-                self.refresh(around);
+                self.refresh(context);
             }
-            Next::Report => self.give_up(number, doubt, around),
-            Next::Fail(failure) => self.give_up(number, failure.maybe_applied(), around),
+            Next::Report => self.give_up(number, doubt, context),
+            Next::Fail(failure) => self.give_up(number, failure.maybe_applied(), context),
         }
         if self
             .unaries
@@ -238,7 +243,7 @@ impl Client {
             .is_some_and(|it| it.engine.failures() % 8 == 7)
         {
             // Perhaps the group has left.
-            self.refresh(around);
+            self.refresh(context);
         }
     }
 }

@@ -6,14 +6,14 @@ use shardkv::{Query, Write};
 use types::hash_key;
 
 use super::Client;
-use super::context::Surroundings;
-use super::operation::{Call, Operation, Step, What, covers, key, scan_covers};
+use super::context::ClientContext;
+use super::operation::{Body, Call, Operation, ScriptedOperation, covers, key, scan_covers};
 use crate::queue::Micros;
 
 impl Client {
     /// Returns the moment at which the client wants to be woken next.
     pub fn due(&self) -> Micros {
-        if self.diverted.is_some() {
+        if self.reconnect_at.is_some() {
             return self.now;
         }
         let streams = self.streams_due();
@@ -30,66 +30,66 @@ impl Client {
     }
 
     /// Does what is due.
-    pub fn wake(&mut self, around: &mut Surroundings<'_>) {
-        let now = around.now;
+    pub fn wake(&mut self, context: &mut ClientContext<'_>) {
+        let now = context.now;
         self.now = now;
-        if let Some(host) = self.diverted.take() {
-            self.divert(host, around);
+        if let Some(host) = self.reconnect_at.take() {
+            self.reconnect(host, context);
         }
-        self.watch_streams(around);
+        self.watch_streams(context);
         if self.routes.due().is_some_and(|due| due <= now) {
-            self.refresh(around);
+            self.refresh(context);
         }
         let wants = !self.stopping || !self.script.is_empty();
         if wants && self.next_start <= now && self.operations.len() < self.options.pipeline.max(1) {
-            self.start(around);
+            self.start_operation(context);
         }
-        self.advance_unaries(around);
-        self.pump(around);
+        self.advance_unaries(context);
+        self.run_streams(context);
     }
 
-    fn start(&mut self, around: &mut Surroundings<'_>) {
-        let now = around.now;
+    fn start_operation(&mut self, context: &mut ClientContext<'_>) {
+        let now = context.now;
         let (least, most) = self.options.think;
         self.next_start = now + self.rng.between(least, most);
         if self.script.is_empty() && self.rng.chance(self.options.silences) {
             self.next_start = now + self.options.silence;
             return;
         }
-        if self.routes.config(around).is_none() {
-            self.refresh(around);
+        if self.routes.config(context).is_none() {
+            self.refresh(context);
             return;
         }
-        let Some(what) = self.draw(around) else {
-            self.refresh(around);
+        let Some(body) = self.draw(context) else {
+            self.refresh(context);
             return;
         };
-        let Some((key, gid)) = self.route(&what, around) else {
-            self.refresh(around);
+        let Some((key, gid)) = self.route(&body, context) else {
+            self.refresh(context);
             // A scripted operation must not be dropped.
-            self.put_back(what);
+            self.put_back(body);
             return;
         };
-        let marks = match &what {
-            What::Write(write, _) => {
-                vec![(write.key().clone(), around.history.invoke_write(write))]
+        let records = match &body {
+            Body::Write(write, _) => {
+                vec![(write.key().clone(), context.history.invoke_write(write))]
             }
-            What::Read(Query::Get { key }) => {
-                vec![(key.clone(), around.history.invoke_get(key.clone()))]
+            Body::Read(Query::Get { key }) => {
+                vec![(key.clone(), context.history.invoke_get(key.clone()))]
             }
-            What::Read(query) => (0..self.options.keys)
-                .filter(|number| covers(query, &self::key(*number), around.shards))
+            Body::Read(query) => (0..self.options.keys)
+                .filter(|number| covers(query, &self::key(*number), context.shards))
                 .map(|number| {
                     let key = self::key(number);
-                    (key.clone(), around.history.invoke_get(key))
+                    (key.clone(), context.history.invoke_get(key))
                 })
                 .collect(),
         };
-        let repeat = match &what {
-            What::Write(_, repeat) => *repeat,
-            What::Read(_) => Repeat::Freely,
+        let repeat = match &body {
+            Body::Write(_, repeat) => *repeat,
+            Body::Read(_) => Repeat::Freely,
         };
-        let scan = matches!(what, What::Read(Query::Scan { .. }));
+        let scan = matches!(body, Body::Read(Query::Scan { .. }));
         self.started += 1;
         let call = Call {
             number: self.started,
@@ -101,8 +101,8 @@ impl Client {
         self.operations.insert(
             self.started,
             Operation {
-                what,
-                marks,
+                body,
+                records,
                 began: now,
             },
         );
@@ -111,29 +111,29 @@ impl Client {
             return;
         }
         let attempts = Attempts::default();
-        self.admit(gid, Tracked { call, attempts }, around);
+        self.admit(gid, Tracked { call, attempts }, context);
     }
 
-    fn put_back(&mut self, what: What) {
-        let step = match what {
-            What::Write(write, Repeat::ByName) if self.stopping => Step::Write(write),
-            What::Read(Query::Get { key }) if self.stopping => Step::Get(key),
+    fn put_back(&mut self, body: Body) {
+        let step = match body {
+            Body::Write(write, Repeat::ByName) if self.stopping => ScriptedOperation::Write(write),
+            Body::Read(Query::Get { key }) if self.stopping => ScriptedOperation::Get(key),
             _ => return,
         };
         self.script.insert(0, step);
     }
 
     /// Draws the next operation. Returns `None` if no group is known that could serve it.
-    fn draw(&mut self, around: &Surroundings<'_>) -> Option<What> {
+    fn draw(&mut self, context: &ClientContext<'_>) -> Option<Body> {
         if !self.script.is_empty() {
             return Some(match self.script.remove(0) {
-                Step::Write(write) => What::Write(write, Repeat::ByName),
-                Step::Get(key) => What::Read(Query::Get { key }),
+                ScriptedOperation::Write(write) => Body::Write(write, Repeat::ByName),
+                ScriptedOperation::Get(key) => Body::Read(Query::Get { key }),
             });
         }
         let key = key(self.rng.below(self.options.keys));
         if self.rng.chance(self.options.reads) {
-            return self.draw_read(key, around).map(What::Read);
+            return self.draw_read(key, context).map(Body::Read);
         }
         let write = self.draw_write(key);
         // Only writes with unique bytes, because the checker finds a write without a session by its bytes.
@@ -142,19 +142,19 @@ impl Client {
             Write::Delete { .. } | Write::CompareAndSwap { new: None, .. }
         );
         if unique && self.rng.chance(self.options.sessionless) {
-            return Some(What::Write(write, Repeat::Never));
+            return Some(Body::Write(write, Repeat::Never));
         }
-        Some(What::Write(write, Repeat::ByName))
+        Some(Body::Write(write, Repeat::ByName))
     }
 
-    fn draw_read(&mut self, key: Bytes, around: &Surroundings<'_>) -> Option<Query> {
+    fn draw_read(&mut self, key: Bytes, context: &ClientContext<'_>) -> Option<Query> {
         if !self.rng.chance(self.options.scans) {
             return Some(Query::Get { key });
         }
         let limit = if self.rng.coin() { 1_000 } else { 2 };
-        let (_, shards) = self.routes.any_group(&mut self.rng, around)?;
+        let (_, shards) = self.routes.any_group(&mut self.rng, context)?;
         let mut keys = (0..self.options.keys).map(self::key);
-        if !keys.any(|key| scan_covers(shards.as_ref(), &key, around.shards)) {
+        if !keys.any(|key| scan_covers(shards.as_ref(), &key, context.shards)) {
             return Some(Query::Get { key });
         }
         Some(Query::Scan {

@@ -18,24 +18,24 @@ impl World {
         changing.is_some_and(|(id, host, incarnation)| {
             let host = &self.hosts[host];
             // The request is still in flight, or waits in the process that it was sent to.
-            host.incarnation == incarnation || host.asked.contains_key(&id)
+            host.incarnation == incarnation || host.open_requests.contains_key(&id)
         })
     }
 
     /// Requests a membership change. Most are sensible, some are not.
     pub(super) fn change_membership(&mut self) {
         let group = self.draw_group();
-        let known = if self.scenario.pushy_admin {
+        let known = if self.scenario.impatient_admin {
             let leader = self.leader(group).and_then(|leader| self.status(leader));
             leader.map(|status| status.membership)
         } else {
-            self.settled(group)
+            self.stable_membership(group)
                 .filter(|_| !self.admin_is_waiting(group))
         };
         let Some(membership) = known else {
             return;
         };
-        let changes = if self.scenario.pushy_admin {
+        let changes = if self.scenario.impatient_admin {
             self.rng.between(1, 3)
         } else {
             1
@@ -67,7 +67,7 @@ impl World {
 
     /// Sends a change to the leader.
     pub(super) fn request_change(&mut self, group: GroupId, change: MembershipChange) {
-        let waits = self.admin_is_waiting(group) && !self.scenario.pushy_admin;
+        let waits = self.admin_is_waiting(group) && !self.scenario.impatient_admin;
         let Some(leader) = self.leader(group).filter(|_| !waits) else {
             return;
         };
@@ -106,6 +106,6 @@ impl World {
             Ok(Answer::LeadershipTransferred(_)) => self.count("transfers done"),
             _ => {}
         }
-        self.mailbox.insert(id, outcome);
+        self.admin_answers.insert(id, outcome);
     }
 }

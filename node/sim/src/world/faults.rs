@@ -26,12 +26,12 @@ impl World {
             let after = self
                 .rng
                 .between(recurrence.every / 4, recurrence.every * 7 / 4);
-            self.queue.push(self.now + after, Event::Fault(fault));
+            self.queue.push(self.now + after, Event::BeginFault(fault));
         }
     }
 
     /// Begins a fault.
-    pub(super) fn fault(&mut self, fault: Fault) {
+    pub(super) fn begin_fault(&mut self, fault: Fault) {
         let Some(recurrence) = self
             .scenario
             .faults
@@ -47,16 +47,16 @@ impl World {
         let host = self.rng.index(self.hosts.len());
         match fault {
             Fault::Partition => self.partition(lasts),
-            Fault::FalseHint => {
+            Fault::FalseDisconnect => {
                 let of = self.rng.index(self.hosts.len());
-                let hint = Event::Hint {
+                let disconnect = Event::Disconnect {
                     host,
                     incarnation: self.hosts[host].incarnation,
                     node: self.hosts[of].node,
                 };
-                self.queue.push(self.now, hint);
+                self.queue.push(self.now, disconnect);
             }
-            Fault::Crash => self.strike_down(host, lasts),
+            Fault::Crash => self.kill(host, lasts),
             Fault::Outage => self.outage(lasts),
             Fault::Blackout => self.blackout(lasts),
             Fault::Pause => self.pause(host, lasts),
@@ -65,7 +65,7 @@ impl World {
                 self.trace(host, || format!("disk slower by {slow_by} us"));
                 self.count("slow disks");
                 self.hosts[host].disk.set_slow_by(slow_by);
-                self.mend_after(fault, host, lasts.max(100 * MILLI));
+                self.end_fault_after(fault, host, lasts.max(100 * MILLI));
             }
             Fault::FullDisk => self.fill_disk(host, lasts),
             Fault::Wipe => self.lose_disk(host, lasts, false),
@@ -81,9 +81,9 @@ impl World {
     }
 
     /// Ends a fault at a host. For a partition, `host` is the partition's number.
-    pub(super) fn mend(&mut self, fault: Fault, host: HostId) -> Checked {
+    pub(super) fn end_fault(&mut self, fault: Fault, host: HostId) -> Checked {
         match fault {
-            Fault::Partition if host == self.cuts => {
+            Fault::Partition if host == self.partitions => {
                 if !self.network.is_whole() {
                     self.trace(0, || "the network heals".to_owned());
                 }
@@ -113,7 +113,7 @@ impl World {
         self.count("leaders struck");
         match self.rng.below(5) {
             0 => self.pause(leader, lasts),
-            1 | 2 => self.strike_down(leader, lasts),
+            1 | 2 => self.kill(leader, lasts),
             _ => {
                 let companion = self.rng.index(self.hosts.len() * 2);
                 self.cut_off(leader, companion, lasts);
@@ -122,7 +122,7 @@ impl World {
     }
 
     /// Kills a process: now, or at one of its next writes or messages.
-    fn strike_down(&mut self, host: HostId, lasts: Micros) {
+    fn kill(&mut self, host: HostId, lasts: Micros) {
         if self.hosts[host].process.is_none() {
             return;
         }
@@ -147,7 +147,7 @@ impl World {
                 .filter(|(a, b)| hosts.contains(a) != hosts.contains(b))
                 .collect();
             self.cut(cut);
-            self.mend_after(Fault::Partition, self.cuts, lasts);
+            self.end_fault_after(Fault::Partition, self.partitions, lasts);
             return;
         }
         for host in hosts {
@@ -193,7 +193,7 @@ impl World {
             self.set_disk_low(host, true);
         }
         self.hosts[host].disk.set_full(full);
-        self.mend_after(Fault::FullDisk, host, lasts);
+        self.end_fault_after(Fault::FullDisk, host, lasts);
     }
 
     fn set_disk_low(&mut self, host: HostId, low: bool) {
@@ -207,7 +207,7 @@ impl World {
     /// Wipes a disk at once, or damages a record, which the next start finds.
     fn lose_disk(&mut self, host: HostId, lasts: Micros, damage: bool) {
         let group = self.hosts[host].group;
-        let Some(membership) = self.settled(group) else {
+        let Some(membership) = self.stable_membership(group) else {
             return;
         };
         // The disk of a learner that the leader is about to promote must not be lost at that moment.

@@ -16,7 +16,7 @@ const CHECK_BUDGET: u64 = 300_000;
 
 impl World {
     /// Runs the last checks: equal states in each group, nothing left behind, and a linearizable history.
-    pub(super) fn conclude(&mut self) -> Checked {
+    pub(super) fn check_end(&mut self) -> Checked {
         for group in &self.groups {
             let mut first = None;
             for host in &self.hosts[group.hosts.clone()] {
@@ -33,8 +33,8 @@ impl World {
                 }
             }
         }
-        self.nothing_left_behind()?;
-        self.markers_once()?;
+        self.check_stray_data()?;
+        self.check_unique_marks()?;
         let checked = self.check_history();
         if self.tracing && checked.is_err() {
             for number in 0..self.scenario.client.keys {
@@ -74,7 +74,7 @@ impl World {
     }
 
     /// Checks that no replica holds data or sessions of a shard that isn't its group's.
-    fn nothing_left_behind(&self) -> Checked {
+    fn check_stray_data(&self) -> Checked {
         for host in &self.hosts[..self.kv_hosts] {
             let gid = self.groups[host.group].gid;
             let Some(ownership) = self.shard_checker.group(gid) else {
@@ -97,7 +97,7 @@ impl World {
     }
 
     /// Checks that no mark is twice in a host's data. Each write of a client carries a unique mark.
-    fn markers_once(&self) -> Checked {
+    fn check_unique_marks(&self) -> Checked {
         for host in &self.hosts[..self.kv_hosts] {
             let data = host.disk.pairs();
             let data = data.iter().filter(|((table, _), _)| *table == Table::Data);
@@ -122,6 +122,6 @@ impl World {
     /// Checks the clients' history so far.
     pub(super) fn check_history(&self) -> Result<(), Violation> {
         self.history
-            .check(CHECK_BUDGET, |name| self.write_checker.place(name))
+            .check(CHECK_BUDGET, |name| self.write_checker.position(name))
     }
 }

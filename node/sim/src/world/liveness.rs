@@ -7,8 +7,8 @@
 
 use raft::MembershipChange;
 
-use super::{Ending, World};
-use crate::client::{Step as ClientStep, key};
+use super::{Phase, World};
+use crate::client::{ScriptedOperation, key};
 use crate::event::Event;
 use crate::group::GroupId;
 use crate::network::LinkOptions;
@@ -16,19 +16,19 @@ use crate::queue::{MILLI, Micros, SECOND};
 use crate::violation::{Checked, Violation};
 
 /// The longest time of the recovery, without the part that [`World::recovery`] adds.
-const RECOVERY: Micros = 10 * SECOND;
+const RECOVERY_LIMIT: Micros = 10 * SECOND;
 /// The interval between two probes.
-const PROBE: Micros = 50 * MILLI;
+const CHECK_INTERVAL: Micros = 50 * MILLI;
 /// The time for which clients start operations after the faults end.
-const LAST_ORDERS: Micros = 500 * MILLI;
+const CLIENTS_ACTIVE_FOR: Micros = 500 * MILLI;
 
 impl World {
     /// Stops all faults and begins the liveness phase.
-    pub(super) fn end(&mut self) -> Checked {
+    pub(super) fn begin_liveness_phase(&mut self) -> Checked {
         self.ending = true;
-        self.backlog = self.count_backlog();
-        self.ending_since = self.now;
-        self.stage = Ending::Open;
+        self.unsettled_configs = self.count_unsettled();
+        self.phase_since = self.now;
+        self.phase = Phase::ClientsActive;
         if self.tracing {
             self.print("-- faults end");
         }
@@ -39,9 +39,9 @@ impl World {
             ..LinkOptions::default()
         });
         let restart_all = self.rng.coin();
-        let missing = self.draw_missing();
+        let missing = self.draw_down_group();
         if let Some(group) = missing {
-            self.stage = Ending::Without(group);
+            self.phase = Phase::OneGroupDown(group);
         }
         for number in 0..self.hosts.len() {
             let host = &mut self.hosts[number];
@@ -63,17 +63,18 @@ impl World {
                 self.resume(number)?;
             }
         }
-        self.queue.push(self.now + PROBE, Event::Probe);
+        self.queue
+            .push(self.now + CHECK_INTERVAL, Event::CheckRecovery);
         Ok(())
     }
 
     /// Checks the recovery, and advances the stage.
-    pub(super) fn probe(&mut self) -> Checked {
-        let since = self.now - self.ending_since;
-        if let Ending::Without(group) = self.stage {
-            return self.probe_without(group, since);
+    pub(super) fn check_recovery(&mut self) -> Checked {
+        let since = self.now - self.phase_since;
+        if let Phase::OneGroupDown(group) = self.phase {
+            return self.check_recovery_without(group, since);
         }
-        if self.stage == Ending::Open && since >= LAST_ORDERS {
+        if self.phase == Phase::ClientsActive && since >= CLIENTS_ACTIVE_FOR {
             for number in 0..self.clients.len() {
                 self.clients[number].finish(self.now);
                 self.plan_client(number);
@@ -81,22 +82,22 @@ impl World {
             for config_client in &mut self.config_clients {
                 config_client.finish();
             }
-            self.stage = Ending::Recovering;
+            self.phase = Phase::Recovering;
         }
         for group in 0..self.groups.len() {
-            self.let_in(group);
+            self.rejoin_next_host(group);
         }
-        let missing = self.missing();
-        match (self.stage, missing) {
-            (Ending::Recovering, None) => {
+        let missing = self.unrecovered();
+        match (self.phase, missing) {
+            (Phase::Recovering, None) => {
                 let keys = self.scenario.client.keys;
                 if let Some(client) = self.clients.first_mut() {
-                    client.script((0..keys).map(|number| ClientStep::Get(key(number))));
+                    client.script((0..keys).map(|number| ScriptedOperation::Get(key(number))));
                     self.plan_client(0);
                 }
-                self.stage = Ending::Reading;
+                self.phase = Phase::FinalReads;
             }
-            (Ending::Reading, None) => {
+            (Phase::FinalReads, None) => {
                 self.ended = true;
                 return Ok(());
             }
@@ -105,50 +106,52 @@ impl World {
             }
             _ => {}
         }
-        self.queue.push(self.now + PROBE, Event::Probe);
+        self.queue
+            .push(self.now + CHECK_INTERVAL, Event::CheckRecovery);
         Ok(())
     }
 
     /// Checks everything that doesn't need `group`. Restarts the group once all of that has recovered.
-    fn probe_without(&mut self, group: GroupId, since: Micros) -> Checked {
-        if since >= LAST_ORDERS {
+    fn check_recovery_without(&mut self, group: GroupId, since: Micros) -> Checked {
+        if since >= CLIENTS_ACTIVE_FOR {
             for config_client in &mut self.config_clients {
                 config_client.finish();
             }
         }
         for other in (0..self.groups.len()).filter(|other| *other != group) {
-            self.let_in(other);
+            self.rejoin_next_host(other);
         }
-        match self.missing_without(group) {
+        match self.unrecovered_without(group) {
             Some(missing) if since > self.recovery() => {
                 let gid = self.groups[group].gid;
                 let detail = format!("while {gid} is down: {missing}");
                 return Err(Violation::new("liveness", detail));
             }
-            None if since >= LAST_ORDERS => {
+            None if since >= CLIENTS_ACTIVE_FOR => {
                 self.count("groups that the others did without");
                 for host in self.groups[group].hosts.clone() {
                     self.start(host)?;
                 }
-                self.stage = Ending::Open;
-                self.ending_since = self.now;
-                self.backlog = self.count_backlog();
+                self.phase = Phase::ClientsActive;
+                self.phase_since = self.now;
+                self.unsettled_configs = self.count_unsettled();
             }
             _ => {}
         }
-        self.queue.push(self.now + PROBE, Event::Probe);
+        self.queue
+            .push(self.now + CHECK_INTERVAL, Event::CheckRecovery);
         Ok(())
     }
 
     /// Draws the group that stays down in the first stage, in some worlds.
-    fn draw_missing(&mut self) -> Option<GroupId> {
+    fn draw_down_group(&mut self) -> Option<GroupId> {
         let cluster = self.scenario.cluster.as_ref()?;
         let group = self.rng.index(cluster.groups);
         cluster.survives_without.then_some(group)
     }
 
     /// Returns the number of configurations that the slowest group has not settled.
-    fn count_backlog(&self) -> u64 {
+    fn count_unsettled(&self) -> u64 {
         let settled = self.groups.iter().filter_map(|group| {
             let ownership = self.shard_checker.group(group.gid)?;
             Some(ownership.settled().0)
@@ -165,12 +168,12 @@ impl World {
         let pause = pause.map_or(0, |cluster| {
             Micros::from(cluster.mover.max_retry_ms) * MILLI
         });
-        RECOVERY + pause * self.backlog
+        RECOVERY_LIMIT + pause * self.unsettled_configs
     }
 
     /// Requests the next membership change, as the administrator, that makes a host of `group` a voter.
-    fn let_in(&mut self, group: GroupId) {
-        let Some(membership) = self.settled(group) else {
+    fn rejoin_next_host(&mut self, group: GroupId) {
+        let Some(membership) = self.stable_membership(group) else {
             return;
         };
         for number in self.groups[group].hosts.clone() {

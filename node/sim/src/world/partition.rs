@@ -22,7 +22,7 @@ impl World {
                 self.hosts[host].unreachable = self.rng.chance(300_000);
             }
         }
-        self.mend_after(Fault::Partition, self.cuts, lasts);
+        self.end_fault_after(Fault::Partition, self.partitions, lasts);
     }
 
     /// Isolates a host, alone or with one companion, as a minority.
@@ -35,22 +35,22 @@ impl World {
             .filter(|(a, b)| side(*a) != side(*b))
             .collect();
         self.cut(cut);
-        self.mend_after(Fault::Partition, self.cuts, lasts);
+        self.end_fault_after(Fault::Partition, self.partitions, lasts);
     }
 
     /// Isolates a new leader, in some worlds, before its first messages leave.
-    pub(super) fn ambush(&mut self, host: HostId, messages: &[(Micros, Envelope)]) {
+    pub(super) fn isolate_new_leader(&mut self, host: HostId, messages: &[(Micros, Envelope)]) {
         let term = messages.iter().find_map(|(_, envelope)| {
             matches!(envelope.message, Message::Append { .. }).then_some(envelope.term)
         });
         let group = self.hosts[host].group;
-        let ambushed = self.groups[group].ambushed;
-        let Some(term) = term.filter(|term| *term > ambushed && !self.ending) else {
+        let isolated = self.groups[group].isolated;
+        let Some(term) = term.filter(|term| *term > isolated && !self.ending) else {
             return;
         };
-        self.groups[group].ambushed = term;
-        if self.rng.chance(self.scenario.ambushes) {
-            self.count("leaders ambushed");
+        self.groups[group].isolated = term;
+        if self.rng.chance(self.scenario.isolated_leaders) {
+            self.count("leaders isolated");
             let lasts = self.rng.between(300 * MILLI, 900 * MILLI);
             let hosts = self.groups[group].hosts.clone();
             let companion = hosts.start + self.rng.index(hosts.len());
@@ -63,17 +63,17 @@ impl World {
         // Some connections over a cut link break after a while.
         for (from, to) in &cut {
             if self.rng.chance(500_000) {
-                let hint = Event::Hint {
+                let disconnect = Event::Disconnect {
                     host: *from,
                     incarnation: self.hosts[*from].incarnation,
                     node: self.hosts[*to].node,
                 };
                 let delay = self.rng.magnitude(MILLI, 1_000 * MILLI);
-                self.queue.push(self.now + delay, hint);
+                self.queue.push(self.now + delay, disconnect);
             }
         }
         self.network.set_cuts(cut);
-        self.cuts += 1;
+        self.partitions += 1;
         // Some clients lose their connections too, and reconnect elsewhere at once.
         for number in 0..self.clients.len() {
             if self.rng.coin() {

@@ -10,7 +10,7 @@ use super::{World, draw_node};
 use crate::bug::{Bug, ProcessBug};
 use crate::disk::DiskEvent;
 use crate::event::Event;
-use crate::host::{Input, Leaving};
+use crate::host::{Input, ProcessOutput};
 use crate::machine::{Machine, Reply};
 use crate::mover_driver::{MoverDriver, describe_step, draw_options};
 use crate::network::{HostId, address};
@@ -113,12 +113,12 @@ impl World {
     pub(crate) fn crash(&mut self, number: HostId, down: Option<Micros>) {
         let node = self.hosts[number].node;
         let was_up = self.hosts[number].process.is_some();
-        self.hosts[number].take_down(self.now);
+        self.hosts[number].stop(self.now);
         let incarnation = self.hosts[number].incarnation;
         if was_up {
             self.count("crashes");
             self.trace(number, || format!("crashes, down for {down:?}"));
-            self.spread_hint(number, node);
+            self.report_disconnect(number, node);
         }
         if let Some(down) = down {
             let start = Event::Start {
@@ -130,17 +130,17 @@ impl World {
     }
 
     /// Hints to most other hosts of the group that the connection to `node` broke.
-    pub(super) fn spread_hint(&mut self, host: HostId, node: NodeId) {
+    pub(super) fn report_disconnect(&mut self, host: HostId, node: NodeId) {
         let peers = self.groups[self.hosts[host].group].hosts.clone();
         for other in peers.filter(|other| *other != host) {
             let delay = self.rng.magnitude(100, 100 * MILLI);
             if self.rng.chance(800_000) {
-                let hint = Event::Hint {
+                let disconnect = Event::Disconnect {
                     host: other,
                     incarnation: self.hosts[other].incarnation,
                     node,
                 };
-                self.queue.push(self.now + delay, hint);
+                self.queue.push(self.now + delay, disconnect);
             }
         }
     }
@@ -171,7 +171,7 @@ impl World {
         self.wake(number)
     }
 
-    pub(super) fn ticked(&mut self, number: HostId, incarnation: u64) -> Checked {
+    pub(super) fn tick(&mut self, number: HostId, incarnation: u64) -> Checked {
         let host = &mut self.hosts[number];
         if host.incarnation != incarnation || host.process.is_none() {
             return Ok(());
@@ -189,7 +189,7 @@ impl World {
         self.wake(number)
     }
 
-    pub(super) fn take_in(&mut self, number: HostId, input: Input) -> Checked {
+    pub(super) fn deliver(&mut self, number: HostId, input: Input) -> Checked {
         let host = &mut self.hosts[number];
         if host.process.is_none() {
             return Ok(());
@@ -215,7 +215,7 @@ impl World {
             return Ok(());
         }
         if host.busy_until <= self.now {
-            return self.work(number);
+            return self.step_process(number);
         }
         host.work_due = true;
         let work = Event::Work {
@@ -227,7 +227,7 @@ impl World {
     }
 
     /// Runs one step of a process: passes it the owed ticks and the inbox, polls it once, and sends what leaves it.
-    pub(super) fn work(&mut self, number: HostId) -> Checked {
+    pub(super) fn step_process(&mut self, number: HostId) -> Checked {
         let host = &mut self.hosts[number];
         let Some(mut process) = host.process.take() else {
             return Ok(());
@@ -257,15 +257,15 @@ impl World {
                         Request::ReadLocal(_) => Index(0),
                         _ => invariants.last_committed().index,
                     };
-                    host.asked.insert(id, committed);
+                    host.open_requests.insert(id, committed);
                     process.submit(id, request);
                 }
-                Input::Hint(node) => process.handle_disconnect(node),
+                Input::Disconnect(node) => process.handle_disconnect(node),
             }
         }
-        let mut leaving = Leaving::new(&host.disk);
+        let mut leaving = ProcessOutput::new(&host.disk);
         let result = process.poll(&mut leaving);
-        let Leaving {
+        let ProcessOutput {
             messages, answers, ..
         } = leaving;
         let busy = host.disk.elapsed().max(20);
@@ -278,16 +278,16 @@ impl World {
             ));
         }
         self.observe_disk(number)?;
-        if self.scenario.ambushes > 0 {
-            self.ambush(number, &messages);
+        if self.scenario.isolated_leaders > 0 {
+            self.isolate_new_leader(number, &messages);
         }
         for (after, envelope) in messages {
-            self.leave(number, after, envelope)?;
+            self.send_message(number, after, envelope)?;
         }
         for (after, id, outcome) in answers {
-            self.reply(number, after, id, outcome)?;
+            self.send_answer(number, after, id, outcome)?;
         }
-        self.worked(number, result)
+        self.after_poll(number, result)
     }
 
     /// Passes all that a process wrote and applied to the checkers.
@@ -302,7 +302,7 @@ impl World {
             } = &event
             {
                 let changes = |entry: &raft::Entry| matches!(entry.payload, Payload::Membership(_));
-                host.look_at_membership |= *truncated || entries.iter().any(changes);
+                host.check_membership |= *truncated || entries.iter().any(changes);
             }
             if matches!(event, DiskEvent::Compacted { .. }) {
                 *self.report.counts.entry("compactions").or_default() += 1;
@@ -328,7 +328,7 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn worked(&mut self, number: HostId, result: Result<(), StoreError>) -> Checked {
+    pub(super) fn after_poll(&mut self, number: HostId, result: Result<(), StoreError>) -> Checked {
         if self.hosts[number].disk.is_dead() {
             let down = self.rng.magnitude(MILLI, 2_000 * MILLI);
             self.count("crashes inside a step");
@@ -376,7 +376,7 @@ impl World {
             });
         self.hosts[number].progress = progress;
         checked?;
-        if std::mem::take(&mut self.hosts[number].look_at_membership) {
+        if std::mem::take(&mut self.hosts[number].check_membership) {
             self.groups[group]
                 .invariants
                 .membership_changed(&status, &disk)?;

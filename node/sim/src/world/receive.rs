@@ -6,7 +6,7 @@ use types::shard_of;
 
 use super::World;
 use crate::caller::Caller;
-use crate::client::{Client, Surroundings};
+use crate::client::{Client, ClientContext};
 use crate::config_client::ConfigClient;
 use crate::event::Event;
 use crate::host::Input;
@@ -16,7 +16,7 @@ use crate::queue::Micros;
 use crate::violation::Checked;
 
 impl World {
-    pub(super) fn asked(
+    pub(super) fn request_arrived(
         &mut self,
         number: HostId,
         id: RequestId,
@@ -26,7 +26,7 @@ impl World {
             // No process runs: the caller learns at once that the request had no effect.
             let outcome = Err(Refusal::NotLeader { leader: None });
             if let Caller::Mover(_) = Caller::of(id) {
-                self.answer_from(number, 0, id, outcome);
+                self.transmit_answer(number, 0, id, outcome);
                 return Ok(());
             }
             let at = self.now + self.network.delay();
@@ -34,11 +34,11 @@ impl World {
             return Ok(());
         }
         self.trace(number, || format!("receives request {id:x?}: {request:?}"));
-        self.take_in(number, Input::Request(id, request))
+        self.deliver(number, Input::Request(id, request))
     }
 
     /// Forwards a request to the leader of the group that owns its shard now.
-    pub(super) fn forwarded(&mut self, id: RequestId, request: Request<Question>) -> Checked {
+    pub(super) fn forward_request(&mut self, id: RequestId, request: Request<Question>) -> Checked {
         let key = match &request {
             Request::Write { operation, .. } => {
                 let command = shardkv::Command::decode(operation.clone());
@@ -52,12 +52,12 @@ impl World {
         let owner = owner.map(|(config, key)| config.owner(shard_of(&key, shards)));
         let group = self.groups.iter().position(|it| Some(it.gid) == owner);
         match group.and_then(|group| self.leader(group)) {
-            Some(leader) => self.asked(leader, id, request),
+            Some(leader) => self.request_arrived(leader, id, request),
             None => Ok(()),
         }
     }
 
-    pub(super) fn answered(&mut self, id: RequestId, outcome: Outcome) -> Checked {
+    pub(super) fn answer_arrived(&mut self, id: RequestId, outcome: Outcome) -> Checked {
         let number = match Caller::of(id) {
             Caller::Client(number) => number,
             Caller::Administrator => {
@@ -71,12 +71,12 @@ impl World {
             }
         };
         let number = usize::try_from(number).unwrap_or(usize::MAX);
-        self.with_client(number, |client, around| {
-            client.answered(id, outcome, around)
+        self.with_client(number, |client, context| {
+            client.answered(id, outcome, context)
         })
     }
 
-    pub(super) fn client_wakes(&mut self, number: usize) {
+    pub(super) fn wake_client(&mut self, number: usize) {
         if self.client_due[number] > self.now {
             return;
         }
@@ -88,10 +88,10 @@ impl World {
     fn with_client<R>(
         &mut self,
         number: usize,
-        act: impl FnOnce(&mut Client, &mut Surroundings<'_>) -> R,
+        act: impl FnOnce(&mut Client, &mut ClientContext<'_>) -> R,
     ) -> R {
         let mut out = Vec::new();
-        let mut around = Surroundings {
+        let mut context = ClientContext {
             now: self.now,
             history: &mut self.history,
             addresses: &self.nodes,
@@ -100,7 +100,7 @@ impl World {
             shards: self.scenario.genesis.shards,
             out: &mut out,
         };
-        let result = act(&mut self.clients[number], &mut around);
+        let result = act(&mut self.clients[number], &mut context);
         for outgoing in out {
             self.send_request(outgoing);
         }
@@ -108,7 +108,7 @@ impl World {
         result
     }
 
-    pub(super) fn config_client_wakes(&mut self, number: usize) {
+    pub(super) fn wake_config_client(&mut self, number: usize) {
         if self.config_client_due[number] > self.now {
             return;
         }
@@ -122,12 +122,12 @@ impl World {
         id: RequestId,
         outcome: Outcome,
     ) -> Checked {
-        let before = self.config_clients[number].done.len();
-        self.with_config_client(number, |config_client, around| {
-            config_client.answered(id, outcome, around)
+        let before = self.config_clients[number].finished.len();
+        self.with_config_client(number, |config_client, context| {
+            config_client.answered(id, outcome, context)
         })?;
         if self.tracing
-            && let Some(over) = self.config_clients[number].done.get(before)
+            && let Some(over) = self.config_clients[number].finished.get(before)
         {
             self.print(&format!("config client {number}: {over:?}"));
         }
@@ -138,10 +138,10 @@ impl World {
     fn with_config_client<R>(
         &mut self,
         number: usize,
-        act: impl FnOnce(&mut ConfigClient, &mut Surroundings<'_>) -> R,
+        act: impl FnOnce(&mut ConfigClient, &mut ClientContext<'_>) -> R,
     ) -> R {
         let mut out = Vec::new();
-        let mut around = Surroundings {
+        let mut context = ClientContext {
             now: self.now,
             history: &mut self.history,
             addresses: &self.nodes,
@@ -150,7 +150,7 @@ impl World {
             shards: self.scenario.genesis.shards,
             out: &mut out,
         };
-        let result = act(&mut self.config_clients[number], &mut around);
+        let result = act(&mut self.config_clients[number], &mut context);
         for outgoing in out {
             self.send_request(outgoing);
         }

@@ -11,9 +11,9 @@ use crate::mover_driver::MoverDriver;
 
 impl World {
     /// Describes what has not recovered yet.
-    pub(super) fn missing(&self) -> Option<String> {
+    pub(super) fn unrecovered(&self) -> Option<String> {
         let mut groups = 0..self.groups.len();
-        if let Some(missing) = groups.find_map(|group| self.missing_of(group)) {
+        if let Some(missing) = groups.find_map(|group| self.unrecovered_in(group)) {
             return Some(missing);
         }
         let busy = self.clients.iter().find(|client| !client.is_idle());
@@ -22,7 +22,7 @@ impl World {
     }
 
     /// Describes what has not recovered yet in a group.
-    fn missing_of(&self, group: GroupId) -> Option<String> {
+    fn unrecovered_in(&self, group: GroupId) -> Option<String> {
         let gid = self.groups[group].gid;
         let Some(leader) = self.leader(group) else {
             return Some(format!("{gid} has no leader"));
@@ -31,21 +31,21 @@ impl World {
             return Some("the leader is gone".to_owned());
         };
         let voters: BTreeSet<_> = status.membership.voters().collect();
-        if voters != self.present(group) {
+        if voters != self.nodes_of(group) {
             return Some(format!(
                 "the members of {gid} are {}, present are {:?}",
                 status.membership,
-                self.present(group)
+                self.nodes_of(group)
             ));
         }
         for host in &self.hosts[self.groups[group].hosts.clone()] {
             let Some(other) = self.status(host.number) else {
                 return Some(format!("host {} is down", host.number));
             };
-            if !host.asked.is_empty() {
+            if !host.open_requests.is_empty() {
                 return Some(format!(
                     "host {} owes answers to {:x?}",
-                    host.number, host.asked
+                    host.number, host.open_requests
                 ));
             }
             if other.leader != Some(status.node) || other.last_applied != status.last_index {
@@ -116,7 +116,7 @@ impl World {
     }
 
     /// Describes what has not recovered although it doesn't need `down`.
-    pub(super) fn missing_without(&self, down: GroupId) -> Option<String> {
+    pub(super) fn unrecovered_without(&self, down: GroupId) -> Option<String> {
         if let Some(busy) = self
             .config_clients
             .iter()

@@ -18,7 +18,7 @@ impl World {
     pub(crate) fn begin(scenario: Scenario) -> Result<Self, Failure> {
         let mut world = Self::new(scenario);
         let started = world.start_all();
-        world.judge(started)?;
+        world.fail_now(started)?;
         Ok(world)
     }
 
@@ -55,18 +55,18 @@ impl World {
     pub(crate) fn run(&mut self) -> Result<Report, Failure> {
         let duration = self.scenario.duration;
         self.run_until(duration)?;
-        self.run_end()
+        self.run_liveness_phase()
     }
 
     /// Runs the liveness phase and the last checks.
-    pub(crate) fn run_end(&mut self) -> Result<Report, Failure> {
-        let result = self.end();
-        self.judge(result)?;
+    pub(crate) fn run_liveness_phase(&mut self) -> Result<Report, Failure> {
+        let result = self.begin_liveness_phase();
+        self.fail_now(result)?;
         while !self.ended {
             self.step()?;
         }
-        let result = self.conclude();
-        self.judge(result)?;
+        let result = self.check_end();
+        self.fail_now(result)?;
         Ok(self.report.clone())
     }
 
@@ -76,8 +76,8 @@ impl World {
             match self.queue.pop() {
                 Some((at, event)) if at <= until => {
                     self.now = at;
-                    let result = self.happen(event);
-                    self.judge(result)?;
+                    let result = self.handle(event);
+                    self.fail_now(result)?;
                 }
                 Some((at, event)) => {
                     // The event is later. It goes last among the events of its moment, in every run alike.
@@ -95,14 +95,14 @@ impl World {
     pub(super) fn step(&mut self) -> Result<(), Failure> {
         let Some((at, event)) = self.queue.pop() else {
             let still = Violation::new("liveness", "no event is left in the queue");
-            return self.judge(Err(still));
+            return self.fail_now(Err(still));
         };
         self.now = at;
-        let result = self.happen(event);
-        self.judge(result)
+        let result = self.handle(event);
+        self.fail_now(result)
     }
 
-    fn judge(&self, result: Checked) -> Result<(), Failure> {
+    fn fail_now(&self, result: Checked) -> Result<(), Failure> {
         result.map_err(|violation| {
             if self.tracing {
                 self.print(&format!("!! {}: {}", violation.invariant, violation.detail));
@@ -114,10 +114,10 @@ impl World {
         })
     }
 
-    fn happen(&mut self, event: Event) -> Checked {
+    fn handle(&mut self, event: Event) -> Checked {
         self.report.fingerprint = mix(self.report.fingerprint ^ self.now);
         match event {
-            Event::Tick { host, incarnation } => self.ticked(host, incarnation),
+            Event::Tick { host, incarnation } => self.tick(host, incarnation),
             Event::Work { host, incarnation } => {
                 if self.hosts[host].incarnation != incarnation {
                     return Ok(());
@@ -131,28 +131,28 @@ impl World {
                     self.count("messages for a node that is gone");
                     return Ok(());
                 }
-                self.take_in(host, Input::Message(envelope))
+                self.deliver(host, Input::Message(envelope))
             }
-            Event::Ask { host, id, request } => self.asked(host, id, request),
-            Event::Forward { id, request } => self.forwarded(id, request),
-            Event::Answer { id, outcome } => self.answered(id, outcome),
-            Event::Hint {
+            Event::Ask { host, id, request } => self.request_arrived(host, id, request),
+            Event::Forward { id, request } => self.forward_request(id, request),
+            Event::Answer { id, outcome } => self.answer_arrived(id, outcome),
+            Event::Disconnect {
                 host,
                 incarnation,
                 node,
             } => {
                 if self.hosts[host].incarnation == incarnation {
-                    self.take_in(host, Input::Hint(node))
+                    self.deliver(host, Input::Disconnect(node))
                 } else {
                     Ok(())
                 }
             }
             Event::Client { number } => {
-                self.client_wakes(number);
+                self.wake_client(number);
                 Ok(())
             }
             Event::ConfigClient { number } => {
-                self.config_client_wakes(number);
+                self.wake_config_client(number);
                 Ok(())
             }
             Event::RunningAction { host, incarnation } => {
@@ -176,12 +176,12 @@ impl World {
                     Ok(())
                 }
             }
-            Event::Fault(fault) => {
-                self.fault(fault);
+            Event::BeginFault(fault) => {
+                self.begin_fault(fault);
                 Ok(())
             }
-            Event::Mend(fault, host) => self.mend(fault, host),
-            Event::Probe => self.probe(),
+            Event::EndFault(fault, host) => self.end_fault(fault, host),
+            Event::CheckRecovery => self.check_recovery(),
         }
     }
 }

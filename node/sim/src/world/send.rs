@@ -16,7 +16,12 @@ use crate::traffic::describe;
 use crate::violation::{Checked, Violation};
 
 impl World {
-    pub(super) fn leave(&mut self, from: HostId, after: Micros, envelope: Envelope) -> Checked {
+    pub(super) fn send_message(
+        &mut self,
+        from: HostId,
+        after: Micros,
+        envelope: Envelope,
+    ) -> Checked {
         let group = self.hosts[from].group;
         self.groups[group].invariants.sent(&envelope)?;
         self.traffic.count(&envelope);
@@ -49,14 +54,14 @@ impl World {
         }
     }
 
-    pub(super) fn reply(
+    pub(super) fn send_answer(
         &mut self,
         from: HostId,
         after: Micros,
         id: RequestId,
         outcome: Outcome,
     ) -> Checked {
-        let Some(committed) = self.hosts[from].asked.remove(&id) else {
+        let Some(committed) = self.hosts[from].open_requests.remove(&id) else {
             return Err(Violation::new(
                 "a request is answered once",
                 format!("host {from} answered {id:?}, which is not an open request: {outcome:?}"),
@@ -64,7 +69,7 @@ impl World {
         };
         self.check_fresh(from, committed, &outcome)?;
         self.trace(from, || format!("answers {id:x?}: {outcome:?}"));
-        self.answer_from(from, after, id, outcome);
+        self.transmit_answer(from, after, id, outcome);
         Ok(())
     }
 
@@ -90,7 +95,7 @@ impl World {
     }
 
     /// Sends an answer to the sender of the request.
-    pub(super) fn answer_from(
+    pub(super) fn transmit_answer(
         &mut self,
         from: HostId,
         after: Micros,

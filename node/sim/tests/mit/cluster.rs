@@ -89,7 +89,7 @@ impl Cluster {
             late_by: 2_000_000,
             loss: 100_000,
             duplication: 50_000,
-            echo_by: 500_000,
+            duplicate_late_by: 500_000,
             reordering: true,
         }
     }

@@ -8,7 +8,7 @@ use raft::Role;
 use replica::{Answer, Request};
 use shardctrler::{Change, Query, QueryAnswer, Response};
 use shardkv::Write;
-use shardkv_sim::client::Step;
+use shardkv_sim::client::ScriptedOperation;
 use shardkv_sim::machine::Reply;
 use shardkv_sim::queue::MILLI;
 use shardkv_sim::scenario::Scenario;
@@ -193,7 +193,7 @@ impl Shards {
 
     /// Runs operations on the own client, and waits until they finish.
     #[track_caller]
-    pub(crate) fn run(&mut self, steps: Vec<Step>) {
+    pub(crate) fn run(&mut self, steps: Vec<ScriptedOperation>) {
         self.script.tell(OWN, steps);
         let idle = |script: &Script| script.is_idle(OWN);
         let served = self.script.run_until(30_000, idle).unwrap();
@@ -216,7 +216,7 @@ impl Shards {
             let value = self.content(bytes);
             self.model.insert(key.clone(), value.clone());
             let value = value.into();
-            steps.push(Step::Write(Write::Put { key, value }));
+            steps.push(ScriptedOperation::Write(Write::Put { key, value }));
         }
         self.run(steps);
     }
@@ -228,7 +228,7 @@ impl Shards {
             let suffix = self.content(0);
             self.model.entry(key.clone()).or_default().extend(&suffix);
             let suffix = suffix.into();
-            steps.push(Step::Write(Write::Append { key, suffix }));
+            steps.push(ScriptedOperation::Write(Write::Append { key, suffix }));
         }
         self.run(steps);
     }
@@ -237,7 +237,7 @@ impl Shards {
     #[track_caller]
     pub(crate) fn check_all(&mut self) {
         let keys: Vec<Bytes> = self.model.keys().cloned().collect();
-        self.run(keys.iter().cloned().map(Step::Get).collect());
+        self.run(keys.iter().cloned().map(ScriptedOperation::Get).collect());
         for (key, value) in &self.model {
             let seen = self.script.seen(OWN, key);
             assert_eq!(seen.as_deref(), Some(&value[..]), "{key:?}");
