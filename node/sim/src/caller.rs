@@ -6,7 +6,7 @@ use crate::network::HostId;
 
 /// The lowest sender number of each kind, in ascending order. Clients count from 0.
 const ADMINISTRATOR: u64 = 1 << 20;
-pub(crate) const MOVERS: u64 = 1 << 21;
+const MOVERS: u64 = 1 << 21;
 const CONFIG_CLIENTS: u64 = 1 << 22;
 
 /// The bits of a request's id that count the requests of its sender.

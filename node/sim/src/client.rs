@@ -1,4 +1,4 @@
-//! A simulated client: drives the product's request engine, and does worse.
+//! A simulated client: drives the product's request engine, and misbehaves in ways that the client library never does.
 //!
 //! Sessions, sequences, retries, back-off, deadlines and the choice of the next node are the engine's (`request`), as
 //! in the client library. This driver stands for the network and the application: it draws operations, carries the

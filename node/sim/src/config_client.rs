@@ -218,7 +218,7 @@ impl ConfigClient {
                 let first = self.rng.pick(&outside).copied().unwrap_or(gid);
                 self.join(if many { outside } else { vec![first] })
             }
-            // The same group with other addresses.
+            // Joins the same group with other addresses.
             3 => {
                 let mut change = self.join([gid]);
                 if let Change::Join { groups } = &mut change
@@ -264,7 +264,7 @@ impl ConfigClient {
                 return self.refused(id, &error, context.now);
             }
             Ok(Answer::Machine(Reply::Ctrl(response))) => {
-                self.finish_change(Some(response), context.now)
+                self.finish_change(Some(response), context.now);
             }
             Ok(other) => {
                 return Err(Violation::new(

@@ -231,7 +231,7 @@ impl Disk {
         let mut inner = self.lock();
         inner.damaged = true;
         let stored: Vec<Index> = inner.log.stored().keys().copied().collect();
-        // Not the last record: this store has no durable-index floor and would take it for a torn tail.
+        // The last record is spared, because this store has no durable-index floor and would take it for a torn tail.
         let middle = stored.len().saturating_sub(1);
         if middle > 0 {
             let at = inner.rng.index(middle);

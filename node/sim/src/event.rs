@@ -11,9 +11,9 @@ use crate::network::HostId;
 /// An event at a moment of virtual time.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A process's timer ticks.
+    /// The timer of a process ticks.
     Tick { host: HostId, incarnation: u64 },
-    /// A process is free again and has work.
+    /// A process has finished its last step and has work.
     Work { host: HostId, incarnation: u64 },
     /// A message reaches an address.
     Arrive { host: HostId, envelope: Envelope },
@@ -30,7 +30,7 @@ pub(crate) enum Event {
     },
     /// An answer reaches the sender of its request.
     Answer { id: RequestId, outcome: Outcome },
-    /// A process receives the hint that a connection to `node` broke.
+    /// A process learns that its connection to `node` broke.
     Disconnect {
         host: HostId,
         incarnation: u64,
@@ -40,8 +40,8 @@ pub(crate) enum Event {
     Client { number: usize },
     /// A config client is due.
     ConfigClient { number: usize },
-    /// A mover's driver is due.
-    RunningAction { host: HostId, incarnation: u64 },
+    /// A mover is due.
+    Mover { host: HostId, incarnation: u64 },
     /// A process starts.
     Start { host: HostId, incarnation: u64 },
     /// A paused process continues.

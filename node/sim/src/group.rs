@@ -22,7 +22,7 @@ pub(crate) struct Group {
     /// The number of hosts that are members at first. The others have empty disks.
     pub(crate) members: usize,
     pub(crate) invariants: InvariantChecker,
-    /// The last term whose leader might have been ambushed.
+    /// The last term in which the new leader could have been isolated.
     pub(crate) isolated: Term,
     /// The unanswered membership change: its id, the host that it was sent to, and the incarnation of that host.
     pub(crate) changing: Option<(RequestId, HostId, u64)>,

@@ -9,7 +9,7 @@ use types::{ClientId, Sequence};
 use crate::linear::{Action, Operation, Value, Verdict, check, explain};
 use crate::violation::Violation;
 
-/// The place of an operation in the history.
+/// The number of an operation in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecordId(usize);
 

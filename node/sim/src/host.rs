@@ -11,7 +11,7 @@ use crate::disk::Disk;
 use crate::group::GroupId;
 use crate::invariants::Progress;
 use crate::machine::{Outcome, Question, Reply};
-use crate::mover_driver::MoverDriver;
+use crate::mover::Mover;
 use crate::network::{HostId, address};
 use crate::queue::Micros;
 use crate::recorder::{Journal, Recorder};
@@ -54,7 +54,7 @@ pub(crate) enum Input {
     Message(Envelope),
     /// A client's request.
     Request(RequestId, Request<Question>),
-    /// A hint that the connection to a node broke.
+    /// The news that the connection to a node broke.
     Disconnect(NodeId),
 }
 
@@ -89,8 +89,8 @@ pub(crate) struct Host {
     pub(crate) open_requests: BTreeMap<RequestId, Index>,
     pub(crate) progress: Progress,
     pub(crate) journal: Journal,
-    /// The driver of the mover, or `None` where no shards move.
-    pub(crate) mover_driver: Option<MoverDriver>,
+    /// The mover, or `None` where no shards move.
+    pub(crate) mover: Option<Mover>,
 }
 
 impl Host {
@@ -121,7 +121,7 @@ impl Host {
             open_requests: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
-            mover_driver: None,
+            mover: None,
         }
     }
 
@@ -146,7 +146,7 @@ impl Host {
     }
 }
 
-/// Collects the messages and answers of a process, each with its delay after the start of the step.
+/// The messages and answers of a process in one step, each with its delay after the start of the step.
 pub(crate) struct ProcessOutput<'a> {
     disk: &'a Disk,
     pub(crate) messages: Vec<(Micros, Envelope)>,

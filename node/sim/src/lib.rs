@@ -1,7 +1,7 @@
 //! A deterministic simulator of whole clusters under faults.
 //!
-//! It runs `raft`, `replica`, `shardkv`, `shardctrler` and `request` unchanged. Only their surroundings are simulated:
-//! network, disks, clocks, and the applications behind the clients.
+//! It runs `raft`, `replica`, `shardkv`, `shardctrler` and `request` unchanged. Only the network, the disks, the clocks, and
+//! the applications behind the clients are simulated.
 //!
 //! # Worlds and seeds
 //!
@@ -26,7 +26,7 @@
 //! and that may be old.
 //!
 //! Config clients ([`config_client`]) join groups, remove them and move shards. The mover of each group's leader and its
-//! driver run over the same network (`mover_driver`), so their calls are lost, duplicated and cut off like all others.
+//! driver run over the same network ([`mod@mover`]), so their calls are lost, duplicated and cut off like all others.
 //! Steps of a hand-off may enter a log a second time, late.
 //!
 //! # Phases
@@ -53,6 +53,22 @@
 //! `bugs`, which the product is never built with, lets the crates under test make them again. `shardkv-sim bugs` puts
 //! each one back and checks that it is found.
 //!
+//! # Layers
+//!
+//! Each module uses only modules of its own row and of the rows below it:
+//!
+//! | layer | modules |
+//! |---|---|
+//! | programs | `main`; [`runner`] runs many seeds, [`script`] and `moves` let a test control one world |
+//! | the world | `world/*`: behaviour, from the sending of messages up to the loop over events; [`world`]: state |
+//! | parts of a world | [`scenario`]; `group`, `host` |
+//! | actors | [`client`], [`config_client`], [`mod@mover`] |
+//! | checkers | [`invariants`], [`shard_checker`], [`write_checker`]; [`history`] over [`linear`] |
+//! | the simulated environment | [`disk`], [`network`], [`machine`] and its [`recorder`]; [`caller`], `event` |
+//! | basics | [`rng`], [`queue`], [`violation`], [`report`], [`bug`], [`fault`], [`traffic`] |
+//!
+//! Actors and checkers don't know the world: they get what they need, and return requests, effects or violations.
+//!
 //! # Limits
 //!
 //! The simulator doesn't run the stores on `RocksDB`, the server's event loop or the wire format; other tests do. A
@@ -76,7 +92,7 @@ mod host;
 pub mod invariants;
 pub mod linear;
 pub mod machine;
-mod mover_driver;
+mod mover;
 mod moves;
 pub mod network;
 pub mod queue;

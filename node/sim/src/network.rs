@@ -133,7 +133,7 @@ impl Network {
         self.cut = cut;
     }
 
-    /// Mends all links.
+    /// Restores all links.
     pub fn heal(&mut self) {
         self.cut.clear();
     }
@@ -168,23 +168,23 @@ pub fn draw_cuts(
         return cut;
     };
     match rng.below(6) {
-        // One host alone.
+        // Isolates one host.
         0 => rest.iter().for_each(|other| both(first, *other, &mut cut)),
-        // Two sides.
+        // Separates two sides.
         1 => {
             let (left, right) = order.split_at(order.len() / 2);
             for (a, b) in left.iter().flat_map(|a| right.iter().map(move |b| (a, b))) {
                 both(*a, *b, &mut cut);
             }
         }
-        // Two sides, and `first` as the only bridge between them.
+        // Separates two sides, and keeps `first` as the only bridge between them.
         2 => {
             let (left, right) = rest.split_at(rest.len() / 2);
             for (a, b) in left.iter().flat_map(|a| right.iter().map(move |b| (a, b))) {
                 both(*a, *b, &mut cut);
             }
         }
-        // A host that only receives, or only sends.
+        // Lets one host only receive, or only send.
         3 => {
             let speaks = rng.coin();
             for other in rest {
@@ -195,7 +195,7 @@ pub fn draw_cuts(
                 });
             }
         }
-        // One link, both ways or one way.
+        // Cuts one link, both ways or one way.
         4 => {
             if let Some(other) = rest.first() {
                 cut.insert((first, *other));
@@ -204,7 +204,7 @@ pub fn draw_cuts(
                 }
             }
         }
-        // Any links.
+        // Cuts links at random.
         _ => {
             let share = u32::try_from(rng.between(100_000, 600_000)).unwrap_or(300_000);
             for from in 0..hosts {

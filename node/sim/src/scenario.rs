@@ -79,7 +79,7 @@ pub struct Cluster {
     /// The limits of the controllers' history.
     pub history: HistoryLimits,
     /// The share, of a million, of hand-off steps that enter a log a second time, later.
-    pub echoes: u32,
+    pub repeated_steps: u32,
     /// The share, of a million, of delayed requests that are forwarded to the shard's owner at that time.
     pub forwards: u32,
     /// True if one group stays down in the liveness phase until everything that doesn't need it has recovered.
@@ -137,7 +137,7 @@ impl Scenario {
             config_clients: 1,
             changes: None,
             history: HistoryLimits::default(),
-            echoes: 0,
+            repeated_steps: 0,
             forwards: 0,
             survives_without: false,
         });
@@ -270,7 +270,7 @@ impl Scenario {
             config_clients: large(rng.between(1, 2)),
             changes: Some(rng.magnitude(50 * MILLI, 2 * SECOND)),
             history,
-            echoes: if rng.coin() {
+            repeated_steps: if rng.coin() {
                 small(rng.magnitude(10_000, 300_000))
             } else {
                 0
@@ -395,7 +395,7 @@ impl Scenario {
             self.replica.compact_after_bytes = rng.magnitude(128, 512);
         }
         if self.hosts >= 4 && rng.chance(700_000) {
-            // Other partitions would mend the cuts too early, and long pauses would prevent elections.
+            // Other partitions would restore the links too early, and long pauses would prevent elections.
             self.faults.partitions = None;
             self.faults.leader_faults = None;
             self.faults.pauses = None;

@@ -74,7 +74,7 @@ impl Script {
         self.world.hosts.len()
     }
 
-    /// Cuts or mends all links of a host to other hosts. Clients still reach it.
+    /// Cuts or restores all links of a host to other hosts. Clients still reach it.
     pub fn set_connected(&mut self, host: HostId, connected: bool) {
         if connected {
             self.disconnected.remove(&host);

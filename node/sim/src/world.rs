@@ -13,6 +13,7 @@
 //! | `send` | messages, requests and answers leave, and the network decides when they arrive |
 //! | `partition` | links are cut |
 //! | `admin` | the administrator changes memberships and transfers leaderships |
+//! | `mover` | movers act, and get answers |
 //! | `process` | a process starts, works, and crashes |
 //! | `receive` | requests and answers arrive, and clients act |
 //! | `faults` | faults begin and end |
@@ -25,6 +26,7 @@ mod admin;
 mod faults;
 mod final_checks;
 mod liveness;
+mod mover;
 mod partition;
 mod process;
 mod receive;
@@ -84,9 +86,7 @@ pub struct World {
     pub(crate) admin_answers: BTreeMap<RequestId, Outcome>,
     pub(crate) report: Report,
     pub(crate) tracing: bool,
-    /// True once the liveness phase has begun.
-    pub(crate) ending: bool,
-    pub(crate) ended: bool,
+    /// The time at which the liveness phase began, or began again.
     pub(crate) phase_since: Micros,
     /// The number of configurations that were not settled when the liveness phase began.
     pub(crate) unsettled_configs: u64,
@@ -95,11 +95,10 @@ pub struct World {
     pub(crate) traffic: Traffic,
 }
 
-/// The stage of the liveness phase.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The phase of a world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// Faults still happen.
-    #[default]
+    /// Faults happen. All later phases are without faults.
     Faults,
     /// One group is down. Everything that doesn't need it must recover.
     OneGroupDown(GroupId),
@@ -109,6 +108,8 @@ pub(crate) enum Phase {
     Recovering,
     /// A client reads each key once more.
     FinalReads,
+    /// The cluster has recovered.
+    Done,
 }
 
 impl World {
@@ -144,8 +145,6 @@ impl World {
             admin_answers: BTreeMap::new(),
             report: Report::default(),
             tracing: false,
-            ending: false,
-            ended: false,
             phase_since: 0,
             unsettled_configs: 0,
             phase: Phase::Faults,
@@ -157,6 +156,11 @@ impl World {
     /// Switches the trace of all events on standard output.
     pub fn set_tracing(&mut self, tracing: bool) {
         self.tracing = tracing;
+    }
+
+    /// Returns true before the liveness phase.
+    pub(crate) fn faults_happen(&self) -> bool {
+        self.phase == Phase::Faults
     }
 
     /// Returns the status of a host's process, if one runs.

@@ -231,7 +231,7 @@ impl Client {
         Ok(Refused { refusal, message })
     }
 
-    /// The shard is elsewhere: one of the two has an old configuration.
+    /// Handles the refusal of a node whose group doesn't own the shard: the client or the node has an old configuration.
     fn wrong_group(&mut self, sent: Sent, num: ConfigNum, context: &mut ClientContext<'_>) {
         if self.rng.chance(200_000) {
             self.refresh(context);
@@ -245,7 +245,7 @@ impl Client {
             return;
         };
         if stranger && stream.engine.is_up() {
-            // Perhaps the node isn't of the group that it was taken for, which real calls name.
+            // Real calls name their group, and a node of another group refuses them. Such a refusal ends the stream.
             let refused = Refused {
                 refusal: Refusal::WrongGroup { config_num: num },
                 message: "the node is of another group".to_owned(),
@@ -255,7 +255,7 @@ impl Client {
                 .handle_stream_ended(time(context.now), refused);
         }
         if scan {
-            // Its shards aren't one group's any more.
+            // The shards of the scan no longer belong to one group.
             for stream in self.streams.values_mut() {
                 stream.engine.update_calls(|call: &mut Call| {
                     call.abandoned |= call.number == sent.number;

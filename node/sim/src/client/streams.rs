@@ -74,7 +74,7 @@ impl Client {
             stream.engine.handle_sweep(time(now));
             let current = |it: &&Sent| it.connection == Some(stream.connection);
             let oldest = self.requests.values().filter(current).map(|it| it.at).min();
-            // Longer each time: requests that are still queued would only hold the later ones up.
+            // The patience doubles with each loss, because requests that are still queued would delay the later ones.
             let patience = patience << stream.losses.min(4);
             if stream.engine.is_up() && oldest.is_some_and(|at| now >= at + patience) {
                 stream.losses += 1;
@@ -137,7 +137,7 @@ impl Client {
         match effect {
             Effect::Connect { outage } => {
                 if outage >= REFRESH_AFTER {
-                    // Perhaps the group has left, as the library thinks when a search finds no leader.
+                    // The group may have left. The library refreshes too when a search finds no leader.
                     self.refresh(context);
                 }
                 self.connect(gid, context);
@@ -156,7 +156,7 @@ impl Client {
             }
             Effect::OpenSession => self.open_session(gid, context),
             Effect::AskForNewerLeader => {
-                // Perhaps the group has left.
+                // The group may have left.
                 self.refresh(context);
                 let newer = self.rng.coin();
                 if let Some(stream) = self.streams.get_mut(&gid) {
@@ -167,7 +167,7 @@ impl Client {
                 self.routes.want(num);
                 self.refresh(context);
             }
-            // A scan that was given up is not passed on.
+            // A scan that the client gave up is not moved.
             Effect::Move(it) if !self.operations.contains_key(&it.call.number) => {}
             Effect::Move(it) => {
                 if let Some(config) = self.routes.config(context) {

@@ -242,7 +242,7 @@ impl Client {
             .get(&number)
             .is_some_and(|it| it.engine.failures() % 8 == 7)
         {
-            // Perhaps the group has left.
+            // The group may have left.
             self.refresh(context);
         }
     }

@@ -136,7 +136,7 @@ impl Client {
             return self.draw_read(key, context).map(Body::Read);
         }
         let write = self.draw_write(key);
-        // Only writes with unique bytes, because the checker finds a write without a session by its bytes.
+        // Only writes with unique bytes go without a session, because the checker finds such a write by its bytes.
         let unique = !matches!(
             write,
             Write::Delete { .. } | Write::CompareAndSwap { new: None, .. }

@@ -1,7 +1,7 @@
 //! The administrator, who changes memberships and transfers leaderships.
 //!
-//! Administrators must follow the rule of lost disks (see `faults`): they change a membership only while it is settled,
-//! and one change at a time. Pushy ones don't wait.
+//! Administrators must follow the rule of lost disks (see `faults`): they change a membership only while it is stable,
+//! and one change at a time. An impatient administrator doesn't wait.
 
 use raft::{Membership, MembershipChange};
 use replica::{Answer, Request, RequestId};
@@ -11,8 +11,6 @@ use crate::group::GroupId;
 use crate::machine::Outcome;
 
 impl World {
-    // --- the administrator ---
-
     pub(super) fn admin_is_waiting(&self, group: GroupId) -> bool {
         let changing = self.groups[group].changing;
         changing.is_some_and(|(id, host, incarnation)| {

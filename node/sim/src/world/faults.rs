@@ -2,7 +2,7 @@
 //!
 //! Each class of faults recurs: a fault begins, schedules its end, and schedules the next fault of its class. A group
 //! may lose data only by losing a quorum of disks. So disks are lost one at a time, and only while the group is
-//! *settled*: every member is on some host, and every member's log ends with the same membership. Administrators must
+//! *stable*: every member is on some host, and every member's log ends with the same membership. Administrators must
 //! follow the same rule.
 
 use raft::MemberKind;
@@ -36,7 +36,7 @@ impl World {
             .scenario
             .faults
             .recurrence(fault)
-            .filter(|_| !self.ending)
+            .filter(|_| self.faults_happen())
         else {
             return;
         };

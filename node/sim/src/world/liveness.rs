@@ -17,7 +17,7 @@ use crate::violation::{Checked, Violation};
 
 /// The longest time of the recovery, without the part that [`World::recovery`] adds.
 const RECOVERY_LIMIT: Micros = 10 * SECOND;
-/// The interval between two probes.
+/// The interval between two checks of the recovery.
 const CHECK_INTERVAL: Micros = 50 * MILLI;
 /// The time for which clients start operations after the faults end.
 const CLIENTS_ACTIVE_FOR: Micros = 500 * MILLI;
@@ -25,7 +25,6 @@ const CLIENTS_ACTIVE_FOR: Micros = 500 * MILLI;
 impl World {
     /// Stops all faults and begins the liveness phase.
     pub(super) fn begin_liveness_phase(&mut self) -> Checked {
-        self.ending = true;
         self.unsettled_configs = self.count_unsettled();
         self.phase_since = self.now;
         self.phase = Phase::ClientsActive;
@@ -68,7 +67,7 @@ impl World {
         Ok(())
     }
 
-    /// Checks the recovery, and advances the stage.
+    /// Checks the recovery, and advances the phase.
     pub(super) fn check_recovery(&mut self) -> Checked {
         let since = self.now - self.phase_since;
         if let Phase::OneGroupDown(group) = self.phase {
@@ -98,7 +97,7 @@ impl World {
                 self.phase = Phase::FinalReads;
             }
             (Phase::FinalReads, None) => {
-                self.ended = true;
+                self.phase = Phase::Done;
                 return Ok(());
             }
             (_, Some(missing)) if since > self.recovery() => {
@@ -143,7 +142,7 @@ impl World {
         Ok(())
     }
 
-    /// Draws the group that stays down in the first stage, in some worlds.
+    /// Draws the group that stays down at first, in some worlds.
     fn draw_down_group(&mut self) -> Option<GroupId> {
         let cluster = self.scenario.cluster.as_ref()?;
         let group = self.rng.index(cluster.groups);

@@ -45,7 +45,7 @@ impl World {
         });
         let group = self.hosts[host].group;
         let isolated = self.groups[group].isolated;
-        let Some(term) = term.filter(|term| *term > isolated && !self.ending) else {
+        let Some(term) = term.filter(|term| *term > isolated && self.faults_happen()) else {
             return;
         };
         self.groups[group].isolated = term;

@@ -12,7 +12,7 @@ use crate::disk::DiskEvent;
 use crate::event::Event;
 use crate::host::{Input, ProcessOutput};
 use crate::machine::{Machine, Reply};
-use crate::mover_driver::{MoverDriver, describe_step, draw_options};
+use crate::mover::{Mover, describe_step, draw_driver};
 use crate::network::{HostId, address};
 use crate::queue::{MILLI, Micros};
 use crate::recorder::{Recorder, drain};
@@ -84,16 +84,15 @@ impl World {
         if let Some(cluster) = &self.scenario.cluster
             && group.gid != Gid::NONE
         {
-            let before = host.mover_driver.take();
-            let bug = self.scenario.bug.and_then(Bug::shardkv);
-            host.mover_driver = Some(MoverDriver::new(
+            let driver = draw_driver(
                 group.gid,
                 self.scenario.genesis.shards,
                 cluster.mover,
-                draw_options(controllers.collect(), seed),
-                bug,
-                before,
-            ));
+                controllers.collect(),
+                seed,
+                self.scenario.bug.and_then(Bug::shardkv),
+            );
+            host.mover = Some(Mover::new(number, driver, host.mover.take()));
         }
         let machine = Recorder::new(machine, host.journal.clone());
         let mut process = Replica::recover(
@@ -233,7 +232,7 @@ impl World {
             return Ok(());
         };
         host.disk.begin(self.now);
-        // Ticks come first: a leader that stood still must notice the pause before it serves from a lease.
+        // Ticks come first: a paused leader must notice the pause before it serves from a lease.
         let owed = std::mem::take(&mut host.owed_ticks);
         let ticks = owed.min(self.scenario.catch_up_ticks.max(1));
         if owed > ticks {
@@ -385,7 +384,7 @@ impl World {
         if has_work {
             self.plan_work(number);
         }
-        self.run_mover_actions(number, &status)
+        self.run_mover(number, &status)
     }
 
     pub(super) fn check_bounds(&self, status: &Status) -> Checked {

@@ -64,7 +64,7 @@ impl World {
                 self.admin_answered(id, outcome);
                 return Ok(());
             }
-            Caller::Mover(host) => return self.action_answered(host, id, outcome),
+            Caller::Mover(host) => return self.mover_answered(host, id, outcome),
             Caller::ConfigClient(number) => {
                 let number = usize::try_from(number).unwrap_or(usize::MAX);
                 return self.config_client_answered(number, id, outcome);

@@ -7,7 +7,7 @@ use types::{ConfigNum, Gid, ShardId, ShardSet};
 use super::World;
 use crate::client::Client;
 use crate::group::GroupId;
-use crate::mover_driver::MoverDriver;
+use crate::mover::Mover;
 
 impl World {
     /// Describes what has not recovered yet.
@@ -75,8 +75,7 @@ impl World {
             };
             if ownership.config != config.num() || ownership.settled() != config.num() {
                 let leader = self.leader(self.hosts[group.hosts.start].group);
-                let mover_driver =
-                    leader.and_then(|leader| self.hosts[leader].mover_driver.as_ref());
+                let mover = leader.and_then(|leader| self.hosts[leader].mover.as_ref());
                 return Some(format!(
                     "{gid} has settled {} of {}, of which {} are accepted: {:?}, owed {:?}; running actions: {}",
                     ownership.settled(),
@@ -84,7 +83,7 @@ impl World {
                     ownership.config,
                     ownership.shards,
                     ownership.owed,
-                    mover_driver.map_or_else(String::new, MoverDriver::describe)
+                    mover.map_or_else(String::new, Mover::describe)
                 ));
             }
             let serves: ShardSet = ownership.shards.keys().copied().collect();

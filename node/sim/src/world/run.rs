@@ -4,7 +4,7 @@ use raft::Membership;
 use replica::initialise;
 use types::NodeId;
 
-use super::World;
+use super::{Phase, World};
 use crate::event::Event;
 use crate::host::Input;
 use crate::queue::Micros;
@@ -62,7 +62,7 @@ impl World {
     pub(crate) fn run_liveness_phase(&mut self) -> Result<Report, Failure> {
         let result = self.begin_liveness_phase();
         self.fail_now(result)?;
-        while !self.ended {
+        while self.phase != Phase::Done {
             self.step()?;
         }
         let result = self.check_end();
@@ -80,7 +80,7 @@ impl World {
                     self.fail_now(result)?;
                 }
                 Some((at, event)) => {
-                    // The event is later. It goes last among the events of its moment, in every run alike.
+                    // The event is later than `until`. It becomes the last of its moment, in each run of the seed.
                     self.queue.push(at, event);
                     break;
                 }
@@ -155,7 +155,7 @@ impl World {
                 self.wake_config_client(number);
                 Ok(())
             }
-            Event::RunningAction { host, incarnation } => {
+            Event::Mover { host, incarnation } => {
                 let up = self.hosts[host].is_up();
                 if self.hosts[host].incarnation != incarnation || !up {
                     return Ok(());
