@@ -59,7 +59,7 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | programs | `main`; [`runner`] runs many seeds, [`script`] and `moves` let a test control one world |
+//! | programs | `main`; [`runner`] runs many seeds, [`script`] lets a test control one world |
 //! | the world | `world/*`: behaviour, from the sending of messages up to the loop over events; [`world`]: state |
 //! | parts of a world | [`scenario`]; `group`, `host` |
 //! | actors | [`client`], [`config_client`], [`mod@mover`] |
@@ -93,7 +93,6 @@ pub mod invariants;
 pub mod linear;
 pub mod machine;
 mod mover;
-mod moves;
 pub mod network;
 pub mod queue;
 pub mod recorder;

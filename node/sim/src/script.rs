@@ -2,6 +2,8 @@
 //!
 //! All invariants are checked as in any other world. A violation is returned as a [`Failure`] with its name.
 
+mod groups;
+
 use std::collections::BTreeSet;
 
 use raft::{Index, Membership, Role};

@@ -7,11 +7,11 @@ use replica::{Request, RequestId};
 use shardctrler::Change;
 use types::{Gid, ShardConfig, ShardId};
 
+use super::Script;
 use crate::client::{Client, ScriptedOperation, Timing};
 use crate::config_client::{Changed, ConfigClient};
 use crate::machine::to_ctrl;
 use crate::network::HostId;
-use crate::script::Script;
 use crate::violation::Checked;
 
 impl Script {
