@@ -36,6 +36,8 @@ mod cluster_view;
 mod config;
 mod encoding;
 mod exit;
+#[doc(hidden)]
+pub mod fuzzing;
 mod global;
 #[cfg(test)]
 mod golden;

@@ -44,7 +44,7 @@ struct Line {
 }
 
 #[derive(Debug, Subcommand)]
-enum ShellCommand {
+pub(crate) enum ShellCommand {
     #[command(flatten)]
     Kv(KvCommand),
     #[command(flatten)]
@@ -169,13 +169,8 @@ impl Shell<'_> {
     }
 
     fn line(&mut self, line: &[u8]) -> Result<After, Failure> {
-        let words = words::split(line)
-            .map_err(|error| Failure::usage(error.to_string(), "`help` shows how to quote"))?;
-        if words.is_empty() {
-            return Ok(After::Next(Exit::Ok));
-        }
         let mut out = io::BufWriter::new(io::stdout().lock());
-        let Some(command) = parse(words, &mut out)? else {
+        let Some(command) = parse(line, &mut out)? else {
             out.flush()?;
             return Ok(After::Next(Exit::Ok));
         };
@@ -221,8 +216,12 @@ impl Shell<'_> {
     }
 }
 
-/// Parses a command. Returns `None` for a request for help, which is written to `out`.
-fn parse(words: Vec<OsString>, out: &mut dyn Write) -> Result<Option<ShellCommand>, Failure> {
+/// Parses a line. Returns `None` if the line is blank, or asked for help, which is written to `out`.
+pub(crate) fn parse(line: &[u8], out: &mut dyn Write) -> Result<Option<ShellCommand>, Failure> {
+    let words = split(line)?;
+    if words.is_empty() {
+        return Ok(None);
+    }
     match Line::try_parse_from(words) {
         Ok(line) => Ok(Some(line.command)),
         Err(error) if !error.use_stderr() => {
@@ -240,6 +239,12 @@ fn parse(words: Vec<OsString>, out: &mut dyn Write) -> Result<Option<ShellComman
             ))
         }
     }
+}
+
+/// Splits a line into words by the quoting rules of the shell.
+pub(crate) fn split(line: &[u8]) -> Result<Vec<OsString>, Failure> {
+    words::split(line)
+        .map_err(|error| Failure::usage(error.to_string(), "`help` shows how to quote"))
 }
 
 /// Runs a command until it ends or Ctrl-C is pressed.
@@ -302,7 +307,7 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Result<Option<ShellCommand>, Failure> {
-        parse(words::split(line.as_bytes()).unwrap(), &mut Vec::new())
+        parse(line.as_bytes(), &mut Vec::new())
     }
 
     #[test]
@@ -338,7 +343,7 @@ mod tests {
     #[test]
     fn help_is_written_and_errors_point_to_it() {
         let mut out = Vec::new();
-        assert!(parse(vec!["help".into()], &mut out).unwrap().is_none());
+        assert!(parse(b"help", &mut out).unwrap().is_none());
         let help = String::from_utf8(out).unwrap();
         for name in ["get", "cas", "status", "quit", "Quoting"] {
             assert!(help.contains(name), "{help}");

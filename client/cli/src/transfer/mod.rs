@@ -26,4 +26,5 @@ mod record;
 mod tsv;
 
 pub(crate) use export::{ExportArgs, export};
+pub(crate) use format::FileFormat;
 pub(crate) use import::{ImportArgs, import};
