@@ -33,11 +33,13 @@ pub enum Fault {
     Transfer,
     /// A leader is cut off, killed or paused.
     DisturbLeader,
+    /// A group that left and is drained is stopped.
+    Retirement,
 }
 
 impl Fault {
     /// All classes, in the order in which a world schedules their first faults.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Partition,
         Self::FalseDisconnect,
         Self::Crash,
@@ -52,6 +54,7 @@ impl Fault {
         Self::Transfer,
         Self::DisturbLeader,
         Self::Outage,
+        Self::Retirement,
     ];
 }
 
@@ -95,6 +98,9 @@ pub struct Faults {
     pub transfers: Option<Recurrence>,
     /// Leaders cut off, killed or paused, so that terms pass quickly.
     pub leader_faults: Option<Recurrence>,
+    /// Groups that are stopped as soon as they have left and are drained, as an operator does, although another group
+    /// still waits for the answer to a delete.
+    pub retirements: Option<Recurrence>,
 }
 
 impl Faults {
@@ -115,6 +121,7 @@ impl Faults {
             Fault::Membership => self.membership,
             Fault::Transfer => self.transfers,
             Fault::DisturbLeader => self.leader_faults,
+            Fault::Retirement => self.retirements,
         }
     }
 }

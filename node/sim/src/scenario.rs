@@ -289,6 +289,9 @@ impl Scenario {
             2..6 => self.skew_ms = self.skew_ms.min(self.genesis.session_ttl_ms / 8),
             _ => {}
         }
+        let every = rng.between(5 * MILLI, 50 * MILLI);
+        let lasts = rng.magnitude(SECOND, 8 * SECOND);
+        self.faults.retirements = rng.coin().then_some(Recurrence { every, lasts });
     }
 
     /// Sets clocks apart by up to a session's lifetime, and repeats writes: a group with a fast clock forgets a
@@ -352,6 +355,7 @@ impl Scenario {
             false_disconnects: maybe(300_000, (100 * MILLI, 3 * SECOND), (1, 1)),
             crashes: maybe(500_000, long, shorter),
             outages: None,
+            retirements: None,
             blackouts: maybe(250_000, rare, (10 * MILLI, SECOND)),
             pauses: maybe(400_000, long, shorter),
             slow_disks: maybe(400_000, long, (10 * MILLI, SECOND)),

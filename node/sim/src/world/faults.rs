@@ -77,6 +77,7 @@ impl World {
             Fault::Membership => self.change_membership(),
             Fault::Transfer => self.transfer(),
             Fault::DisturbLeader => self.disturb_leader(lasts),
+            Fault::Retirement => self.retire(lasts),
         }
     }
 
@@ -154,6 +155,21 @@ impl World {
             if self.hosts[host].process.is_some() && self.rng.chance(900_000) {
                 self.crash(host, Some(lasts));
             }
+        }
+    }
+
+    /// Stops a group that is drained while another group waits for the answer to a delete.
+    fn retire(&mut self, lasts: Micros) {
+        let Some(group) = self.drained_and_awaited() else {
+            return;
+        };
+        let hosts = self.groups[group].hosts.clone();
+        if hosts.clone().all(|host| self.hosts[host].process.is_none()) {
+            return;
+        }
+        self.count("drained groups stopped");
+        for host in hosts {
+            self.crash(host, Some(lasts));
         }
     }
 

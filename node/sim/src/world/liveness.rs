@@ -142,9 +142,16 @@ impl World {
         Ok(())
     }
 
-    /// Draws the group that stays down at first, in some worlds.
+    /// Draws the group that stays down at first, in some worlds. A drained group from which another awaits an answer is
+    /// preferred.
     fn draw_down_group(&mut self) -> Option<GroupId> {
         let cluster = self.scenario.cluster.as_ref()?;
+        if self.scenario.faults.retirements.is_some()
+            && let Some(drained) = self.drained_and_awaited()
+        {
+            self.count("drained groups that the others did without");
+            return Some(drained);
+        }
         let group = self.rng.index(cluster.groups);
         cluster.survives_without.then_some(group)
     }

@@ -10,6 +10,32 @@ use crate::group::GroupId;
 use crate::mover::Mover;
 
 impl World {
+    /// Returns a group that left and is drained, but from which another group still awaits the answer to a delete.
+    pub(super) fn drained_and_awaited(&self) -> Option<GroupId> {
+        let mut groups = 0..self.groups.len();
+        groups.find(|group| {
+            let gid = self.groups[*group].gid;
+            self.awaits(gid).is_some() && self.is_drained(gid)
+        })
+    }
+
+    /// Returns true if the controllers' leader no longer lists a group.
+    fn is_drained(&self, gid: Gid) -> bool {
+        let controllers = self.groups.iter().position(|it| it.gid == Gid::NONE);
+        let leader = controllers.and_then(|controllers| self.leader(controllers));
+        let process = leader.and_then(|leader| self.hosts[leader].process.as_ref());
+        let machine = process.and_then(|process| process.machine().machine().as_ctrl());
+        machine.is_some_and(|machine| !machine.progress().contains_key(&gid))
+    }
+
+    /// Returns a group that awaits the answer of `source` to a delete.
+    fn awaits(&self, source: Gid) -> Option<Gid> {
+        let gids = self.groups.iter().map(|group| group.gid);
+        let mut ownerships = gids.filter_map(|gid| Some((gid, self.shard_checker.group(gid)?)));
+        let awaits = ownerships.find(|(_, it)| it.owed.values().any(|gid| *gid == source));
+        awaits.map(|(gid, _)| gid)
+    }
+
     /// Describes what has not recovered yet.
     pub(super) fn unrecovered(&self) -> Option<String> {
         let mut groups = 0..self.groups.len();
@@ -135,6 +161,13 @@ impl World {
                     config.num()
                 ));
             }
+        }
+        if let Some(gid) = self.awaits(gone)
+            && self.is_drained(gone)
+        {
+            return Some(format!(
+                "{gid} awaits an answer of {gone}, which is drained"
+            ));
         }
         let shards = (0..config.shards()).map(ShardId);
         let mut free = shards.filter(|shard| !self.shard_checker.concerns(gone, *shard));
