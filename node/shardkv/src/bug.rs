@@ -32,7 +32,7 @@ pub enum Bug {
     /// The source is asked to delete before the install is committed.
     DeleteBeforeInstall,
     /// A delete that got no answer is not sent again.
-    DeleteToldOnce,
+    DeleteSentOnce,
     /// The next configuration is accepted only when all shards are settled.
     DeadGroupFreezesAll,
     /// A group that waits for shards gives none away meanwhile.
@@ -61,7 +61,7 @@ impl Bug {
         Self::FencedShardServesReads,
         Self::QueueKeepsNewestOnly,
         Self::DeleteBeforeInstall,
-        Self::DeleteToldOnce,
+        Self::DeleteSentOnce,
         Self::DeadGroupFreezesAll,
         Self::PullingGroupServesNoPulls,
         Self::LeftTakenForDrained,

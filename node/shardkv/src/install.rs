@@ -1,24 +1,40 @@
 //! The destination's half of a hand-off: checks a chunk before it is installed.
 
 use replica::session::SessionTable;
-use types::shard_of;
+use types::{ClientId, DecodeError, ShardId, shard_of};
 
 use crate::outcome::Outcome;
 use crate::{Chunk, Cursor, MAX_KEY_BYTES, Next};
 
+/// The reason why a chunk is refused. The source made a mistake, so a retry brings the same chunk.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ChunkError {
+    #[error("a chunk of {0} has a key that isn't the shard's, is empty or is too long")]
+    WrongKey(ShardId),
+    #[error("a chunk of {0} is out of order")]
+    OutOfOrder(ShardId),
+    #[error("a chunk of {shard} has a bad record of session {client}: {error}")]
+    BadSession {
+        shard: ShardId,
+        client: ClientId,
+        error: DecodeError,
+    },
+    #[error("a chunk of {0} doesn't end at the cursor that it names as the next")]
+    WrongEnd(ShardId),
+}
+
 /// Refuses a chunk that no source would have cut. Chunks come from another group, and once installed they are
 /// indistinguishable from what clients wrote.
-pub(crate) fn check_chunk(chunk: &Chunk, shards: u32) -> Result<(), String> {
+pub(crate) fn check_chunk(chunk: &Chunk, shards: u32) -> Result<(), ChunkError> {
     let Chunk { shard, after, .. } = chunk;
-    let broken = |what: &str| Err(format!("a part of {shard} {what}"));
     let mut last = after.clone();
     for (key, _) in &chunk.pairs {
         if key.is_empty() || key.len() > MAX_KEY_BYTES || shard_of(key, shards) != *shard {
-            return broken("has a key that isn't the shard's");
+            return Err(ChunkError::WrongKey(*shard));
         }
         let cursor = Cursor::Data(key.clone());
         if cursor <= last {
-            return broken("is out of order");
+            return Err(ChunkError::OutOfOrder(*shard));
         }
         last = cursor;
     }
@@ -29,11 +45,16 @@ pub(crate) fn check_chunk(chunk: &Chunk, shards: u32) -> Result<(), String> {
     for (client, record) in &chunk.sessions {
         let cursor = Cursor::Sessions(Some(*client));
         if cursor <= last {
-            return broken("is out of order");
+            return Err(ChunkError::OutOfOrder(*shard));
         }
         last = cursor;
         if let Err(error) = table.load(*client, record.clone()) {
-            return broken(&format!("has a bad record of session {client}: {error}"));
+            let (shard, client) = (*shard, *client);
+            return Err(ChunkError::BadSession {
+                shard,
+                client,
+                error,
+            });
         }
     }
     let Next::Chunk(next) = &chunk.next else {
@@ -43,6 +64,6 @@ pub(crate) fn check_chunk(chunk: &Chunk, shards: u32) -> Result<(), String> {
     if next > after && (*next == last || data_ends) {
         Ok(())
     } else {
-        broken("doesn't go on where it ends")
+        Err(ChunkError::WrongEnd(*shard))
     }
 }

@@ -5,7 +5,7 @@
 //! | `Meta` | `shardkv/genesis` | [`crate::Genesis`] |
 //! | `Meta` | `shardkv/group` | the group's gid, its controller, and its accepted configuration |
 //! | `Meta` | `shardkv/shard/`, shard (u32, big-endian) | a [`crate::Shard`]; none in a standalone group |
-//! | `Meta` | `shardkv/owed/`, shard, configuration (u64, big-endian) | the source that is owed a delete |
+//! | `Meta` | `shardkv/owed/`, shard, configuration (u64, big-endian) | the source of a pending delete |
 //! | `Meta` | `shardkv/address/`, gid (u64, big-endian) | a group's addresses |
 //! | `Data` | shard (u32, big-endian), user's key | user's value |
 //! | `Sessions` | shard (u32, big-endian), birth, nonce (u64 each, big-endian) | a session's record |
@@ -19,9 +19,9 @@ use types::{ClientId, ConfigNum, Gid, LogTime, ShardId};
 /// The key of the group's record, in `Meta`.
 pub(crate) const GROUP: &[u8] = b"shardkv/group";
 
-/// The prefix of the keys of shards' records, in `Meta`. The next two are those of owed deletes and of addresses.
+/// The prefix of the keys of shards' records, in `Meta`. The next two are those of pending deletes and of addresses.
 pub(crate) const SHARDS: &[u8] = b"shardkv/shard/";
-pub(crate) const OWED: &[u8] = b"shardkv/owed/";
+pub(crate) const PENDING_DELETES: &[u8] = b"shardkv/owed/";
 pub(crate) const ADDRESSES: &[u8] = b"shardkv/address/";
 
 const SHARD_BYTES: usize = 4;
@@ -79,16 +79,20 @@ pub(crate) fn split_shard_record(stored: &[u8]) -> Option<ShardId> {
     Some(ShardId(u32::from_be_bytes(shard)))
 }
 
-/// Returns the key of an owed delete's record, in `Meta`.
-pub(crate) fn owed_record((shard, config): (ShardId, ConfigNum)) -> Bytes {
-    [OWED, &shard.0.to_be_bytes(), &config.0.to_be_bytes()]
-        .concat()
-        .into()
+/// Returns the key of a pending delete's record, in `Meta`.
+pub(crate) fn pending_delete((shard, config): (ShardId, ConfigNum)) -> Bytes {
+    [
+        PENDING_DELETES,
+        &shard.0.to_be_bytes(),
+        &config.0.to_be_bytes(),
+    ]
+    .concat()
+    .into()
 }
 
-/// Returns the shard and the configuration of an [`owed_record`].
-pub(crate) fn split_owed_record(stored: &[u8]) -> Option<(ShardId, ConfigNum)> {
-    let (shard, config) = stored.strip_prefix(OWED)?.split_first_chunk()?;
+/// Returns the shard and the configuration of an [`pending_delete`].
+pub(crate) fn split_pending_delete(stored: &[u8]) -> Option<(ShardId, ConfigNum)> {
+    let (shard, config) = stored.strip_prefix(PENDING_DELETES)?.split_first_chunk()?;
     let config = config.try_into().ok()?;
     Some((
         ShardId(u32::from_be_bytes(*shard)),
@@ -123,21 +127,21 @@ mod tests {
         let (shard, config, gid) = (ShardId(0x0102_0304), ConfigNum(u64::MAX - 1), Gid(9));
         let keys = [
             (shard_record(shard), SHARDS),
-            (owed_record((shard, config)), OWED),
+            (pending_delete((shard, config)), PENDING_DELETES),
             (address_record(gid), ADDRESSES),
         ];
         for (key, prefix) in &keys {
             assert!(key.as_ref() > *prefix && *key < prefix_end(prefix));
         }
-        let [shards, owed, addresses] = keys.map(|(key, _)| key);
+        let [shards, deletes, addresses] = keys.map(|(key, _)| key);
         assert_eq!(split_shard_record(&shards), Some(shard));
-        assert_eq!(split_owed_record(&owed), Some((shard, config)));
+        assert_eq!(split_pending_delete(&deletes), Some((shard, config)));
         assert_eq!(split_address_record(&addresses), Some(gid));
-        for key in [&shards, &owed, &addresses] {
+        for key in [&shards, &deletes, &addresses] {
             for length in 0..key.len() {
                 let cut = &key[..length];
                 assert_eq!(split_shard_record(cut), None);
-                assert_eq!(split_owed_record(cut), None);
+                assert_eq!(split_pending_delete(cut), None);
                 assert_eq!(split_address_record(cut), None);
             }
         }

@@ -43,7 +43,7 @@
 //! 3. The entry with the last chunk makes the shard served. Data, sessions and their clock become visible at
 //!    that moment.
 //! 4. The destination asks the source to delete the shard ([`Step::Delete`]). The source clears its ranges and
-//!    confirms. The destination, which owed the source that request, records the confirmation ([`Step::Deleted`]). Both are settled.
+//!    confirms. The destination, whose delete was pending, records the confirmation ([`Step::Deleted`]). Both are settled.
 //!
 //! A shard that is due elsewhere before that keeps its later steps in a queue. The states, what leaves each of
 //! them, and what becomes of a step that isn't due stand in the module `ownership`; who proposes the steps in the module `mover`.

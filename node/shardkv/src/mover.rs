@@ -23,7 +23,7 @@
 //!
 //! Each is in a module of its own: configurations from the controllers into the log (`configs`), shards from their sources
 //! into the log (`pulls`), delete requests to the sources (`deletes`), progress reports to the controllers (`reports`).
-//! Configurations never wait for the other three. Requests to other groups are scheduled by `lanes`, so that a group that
+//! Configurations never wait for the other three. Requests to other groups are scheduled by `scheduler`, so that a group that
 //! doesn't answer delays only its own shards.
 //!
 //! Everything has a bound: deltas and chunks held, pending actions, bytes a second. A failed action is retried after a
@@ -33,11 +33,11 @@ mod backoff;
 mod configs;
 mod deletes;
 mod driver;
-mod lanes;
 mod outbox;
 mod pace;
 mod pulls;
 mod reports;
+mod scheduler;
 
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ use crate::{Chunk, Cursor, Ownership, ShardState, Step};
 use configs::Configs;
 use deletes::Deletes;
 pub use driver::{Answer, CallId, Driver, DriverOptions, Effect, Request};
-use outbox::{Errand, Outbox, Turn};
+use outbox::{Outbox, Purpose, Turn};
 use pulls::Pulls;
 use reports::Reports;
 
@@ -238,22 +238,22 @@ impl Mover {
             fatal: &mut self.fatal,
         };
         for (id, outcome) in ended {
-            let Some(errand) = turn.out.end(id) else {
+            let Some(purpose) = turn.out.end(id) else {
                 continue;
             };
-            match errand {
-                Errand::Fetch => self
+            match purpose {
+                Purpose::Fetch => self
                     .configs
                     .fetched(self.gid, self.shards, &mut turn, outcome),
-                Errand::Begin => self.configs.begun(&turn, &outcome),
-                Errand::Configure(num) => self.configs.configured(&turn, num, &outcome),
-                Errand::ProveLeadership => self.configs.proved(self.gid, &mut turn, &outcome),
-                Errand::Pull => self.pulls.pulled(&turn, id, outcome),
-                Errand::Install(task) => self.pulls.installed(&turn, id, task, &outcome),
-                Errand::Delete => self.deletes.told(&turn, id, outcome),
-                Errand::Deleted(task) => self.deletes.noted(&turn, id, task, &outcome),
-                Errand::Report(settled) => self.reports.ended(&turn, settled, &outcome),
-                Errand::Whatever => {}
+                Purpose::Begin => self.configs.begun(&turn, &outcome),
+                Purpose::Configure(num) => self.configs.configured(&turn, num, &outcome),
+                Purpose::ProveLeadership => self.configs.proved(self.gid, &mut turn, &outcome),
+                Purpose::Pull => self.pulls.pulled(&turn, id, outcome),
+                Purpose::Install(task) => self.pulls.installed(&turn, id, task, &outcome),
+                Purpose::Delete => self.deletes.delete_ended(&turn, id, outcome),
+                Purpose::Deleted(task) => self.deletes.record_ended(&turn, id, task, &outcome),
+                Purpose::Report(settled) => self.reports.ended(&turn, settled, &outcome),
+                Purpose::Ignored => {}
             }
         }
         if ownership.controller.is_some() && ownership.gid != self.gid {
@@ -308,10 +308,10 @@ impl Mover {
                 None => why,
             });
         }
-        let mut owed = ownership
-            .owed
+        let mut deletes = ownership
+            .pending_deletes
             .range((shard, ConfigNum(0))..=(shard, ConfigNum(u64::MAX)));
-        owed.find_map(|((_, config), source)| {
+        deletes.find_map(|((_, config), source)| {
             let why = self.deletes.why((*config, shard), *source, now_ms)?;
             Some(format!("{source} has to delete it: {why}"))
         })

@@ -1,4 +1,4 @@
-//! A group's view of shards: the state of each shard, its queued steps, and deletes owed to sources.
+//! A group's view of shards: the state of each shard, its queued steps, and deletes that sources have not confirmed.
 //!
 //! # The life of a shard in a group
 //!
@@ -16,7 +16,7 @@
 //! After each change the next step in the shard's queue is taken in the same entry: a shard that arrives and is due
 //! elsewhere is fenced without being served, and one that was deleted and is due back is pulled. A step of any other
 //! configuration than the one that the state names changes nothing: config numbers are compared exactly. An installed
-//! shard whose source hasn't confirmed the delete is *owed* to the source; that is kept beside the state, because the
+//! shard whose source hasn't confirmed the delete has a *pending delete*, which is kept beside the state, because the
 //! shard may go on moving meanwhile.
 //!
 //! # Steps that aren't due
@@ -30,7 +30,7 @@
 //! | `Configure` | it is of the group's controller and the next after the accepted one | nothing if it was before or a later one; refused if it is another controller's, or gives and takes what the group doesn't lack and have |
 //! | `Install` | the shard is pulling for just this configuration and has arrived just up to where the chunk starts | nothing |
 //! | `Delete` | the shard is fenced by just this configuration | nothing if it was before; refused as not ready if the fence is yet to come |
-//! | `Deleted` | the delete is owed | nothing |
+//! | `Deleted` | the delete is pending | nothing |
 //!
 //! A fence is yet to come if the configuration isn't accepted here, or if the shard's state or a step in its queue is of
 //! that configuration or an earlier one. Otherwise the group is past the fence for good, because configurations only rise.
@@ -41,7 +41,7 @@
 //! - A queue takes turns between going and coming, and its first step doesn't fit the state (it would have been taken):
 //!   so a serving shard has none, a pulling shard's first goes, a fenced one's first comes.
 //! - `groups` has an address for each group that a hand-off needs: sources of shards that are pulled or will be, and
-//!   those to whom a delete is owed. `left` is a part of it, and each of `left` is needed.
+//!   those of pending deletes. `left` is a part of it, and each of `left` is needed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -115,7 +115,7 @@ pub struct Ownership {
     /// The shards that aren't absent.
     pub shards: ShardMap,
     /// Deletes that the source, by its gid, has not confirmed.
-    pub owed: BTreeMap<(ShardId, ConfigNum), Gid>,
+    pub pending_deletes: BTreeMap<(ShardId, ConfigNum), Gid>,
     /// Addresses of the groups of the accepted configuration and of groups that a hand-off still needs. Behind a pointer
     /// because there may be thousands, and few steps change them.
     pub groups: Arc<BTreeMap<Gid, Vec<String>>>,
@@ -179,8 +179,8 @@ impl Ownership {
 
     /// Returns the latest configuration up to which the group has completed every hand-off. Cheap for any number of shards.
     pub fn settled(&self) -> ConfigNum {
-        let owed = self.owed.keys().map(|(_, config)| *config).min();
-        let first = self.shards.unfinished().into_iter().chain(owed).min();
+        let deletes = self.pending_deletes.keys().map(|(_, config)| *config).min();
+        let first = self.shards.unfinished().into_iter().chain(deletes).min();
         first.map_or(self.config, |first| ConfigNum(first.0.saturating_sub(1)))
     }
 
@@ -209,4 +209,50 @@ impl Ownership {
             Fence::Past
         }
     }
+
+    /// Refuses a shard that contradicts the group's configuration, because its steps would never complete.
+    pub(crate) fn check_shard(&self, shard: &Shard) -> Result<(), ShardError> {
+        let mut last = shard.state.config();
+        for step in &shard.queue {
+            if step.config <= last || (step.from == self.gid) == (step.to == self.gid) {
+                return Err(ShardError::Queue);
+            }
+            last = step.config;
+        }
+        if self.controller.is_none() || last > self.config {
+            return Err(ShardError::UnknownConfig);
+        }
+        Ok(())
+    }
+
+    /// Panics if an invariant is broken, in debug builds and in the simulator. Of the shards it checks those that changed.
+    pub(crate) fn check_invariants(&self, changed: &BTreeSet<ShardId>) {
+        if !cfg!(any(debug_assertions, feature = "bugs")) {
+            return;
+        }
+        for shard in changed.iter().filter_map(|shard| self.shards.get(shard)) {
+            assert_eq!(self.check_shard(shard), Ok(()), "{shard:?}");
+            let first = shard.queue.front();
+            let fits = first.is_some_and(|step| match &shard.state {
+                ShardState::Serving { .. } | ShardState::Fenced { .. } => step.from == self.gid,
+                ShardState::Pulling { .. } => step.to == self.gid,
+            });
+            let serves = matches!(shard.state, ShardState::Serving { .. });
+            assert!(!fits && !(serves && first.is_some()), "{shard:?}");
+        }
+        let known = |(_, config): &(ShardId, ConfigNum)| *config <= self.config;
+        assert!(self.pending_deletes.keys().all(known), "a delete too early");
+        let listed = |gid| self.groups.contains_key(gid);
+        assert!(self.left.iter().all(listed), "a group without address left");
+    }
+}
+
+/// The contradiction of a shard to its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ShardError {
+    /// The configurations of its queue don't rise, or a step doesn't concern the group.
+    #[error("its queue makes no sense")]
+    Queue,
+    #[error("it is of a configuration that the group doesn't know")]
+    UnknownConfig,
 }

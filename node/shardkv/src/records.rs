@@ -1,4 +1,4 @@
-//! [`Ownership`] as records: one for the group, one for each shard that isn't absent, one for each owed delete and one for
+//! [`Ownership`] as records: one for the group, one for each shard that isn't absent, one for each pending delete and one for
 //! each group's addresses. A step writes the records that it changes; a start reads all.
 
 use std::collections::VecDeque;
@@ -47,15 +47,18 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         let shard = shard.ok_or_else(|| damaged("a shard's", &"no such shard"))?;
         let record =
             decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
-        check_shard(&ownership, &record).map_err(|why| damaged(&format!("{shard}'s"), &why))?;
+        ownership
+            .check_shard(&record)
+            .map_err(|error| damaged(&format!("{shard}'s"), &error))?;
         ownership.shards.insert(shard, Arc::new(record));
         Ok(())
     })?;
-    each_with_prefix(state, keys::OWED, |key, record| {
-        let owed = keys::split_owed_record(key).filter(|(shard, _)| shard.0 < genesis.shards);
-        let owed = owed.ok_or_else(|| damaged("an owed delete's", &"no such shard"))?;
-        let source = decode_owed(record).map_err(|error| damaged("an owed delete's", &error))?;
-        ownership.owed.insert(owed, source);
+    each_with_prefix(state, keys::PENDING_DELETES, |key, record| {
+        let pending = keys::split_pending_delete(key).filter(|(shard, _)| shard.0 < genesis.shards);
+        let pending = pending.ok_or_else(|| damaged("a pending delete's", &"no such shard"))?;
+        let source =
+            decode_pending_delete(record).map_err(|error| damaged("a pending delete's", &error))?;
+        ownership.pending_deletes.insert(pending, source);
         Ok(())
     })?;
     each_with_prefix(state, keys::ADDRESSES, |key, record| {
@@ -86,9 +89,12 @@ pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transa
         let record = record.map(|shard| encode_shard(shard));
         set(keys::shard_record(*shard), record);
     }
-    for owed in &changed.owed {
-        let record = ownership.owed.get(owed).map(|source| encode_owed(*source));
-        set(keys::owed_record(*owed), record);
+    for pending in &changed.pending_deletes {
+        let record = ownership
+            .pending_deletes
+            .get(pending)
+            .map(|source| encode_pending_delete(*source));
+        set(keys::pending_delete(*pending), record);
     }
     for gid in &changed.groups {
         let left = ownership.left.contains(gid);
@@ -229,28 +235,13 @@ fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
     })
 }
 
-/// Refuses a shard's record that contradicts the group's, because its steps would never complete.
-fn check_shard(group: &Ownership, shard: &Shard) -> Result<(), &'static str> {
-    let mut last = shard.state.config();
-    for step in &shard.queue {
-        if step.config <= last || (step.from == group.gid) == (step.to == group.gid) {
-            return Err("its queue makes no sense");
-        }
-        last = step.config;
-    }
-    if group.controller.is_none() || last > group.config {
-        return Err("it is of a configuration that the group doesn't know");
-    }
-    Ok(())
-}
-
-fn encode_owed(source: Gid) -> Bytes {
+fn encode_pending_delete(source: Gid) -> Bytes {
     let mut out = Writer::default();
     out.byte(VERSION).number(source.0);
     out.finish()
 }
 
-fn decode_owed(record: Bytes) -> Result<Gid, DecodeError> {
+fn decode_pending_delete(record: Bytes) -> Result<Gid, DecodeError> {
     let mut input = versioned(record)?;
     let source = Gid(input.number("source")?);
     input.finish()?;
@@ -306,7 +297,7 @@ mod tests {
                 clock: LogTime(2),
             };
             assert_eq!(decode_shard(encode_shard(&shard)), Ok(shard.clone()));
-            check_shard(&group, &shard)
+            group.check_shard(&shard)
         };
         assert_eq!(check(&[]), Ok(()));
         assert_eq!(check(&[step(6, 2, 1), step(9, 1, 2)]), Ok(()));

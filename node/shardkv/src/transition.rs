@@ -31,7 +31,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Changed {
     pub(crate) group: bool,
     pub(crate) shards: BTreeSet<ShardId>,
-    pub(crate) owed: BTreeSet<(ShardId, ConfigNum)>,
+    pub(crate) pending_deletes: BTreeSet<(ShardId, ConfigNum)>,
     pub(crate) groups: BTreeSet<Gid>,
 }
 
@@ -64,7 +64,9 @@ impl Ownership {
                 Fence::Past => Verdict::Idle,
                 Fence::Ahead => Verdict::Refused(KvError::ShardNotReady { shard: *shard }),
             },
-            Step::Deleted { shard, config } => due_if(self.owed.contains_key(&(*shard, *config))),
+            Step::Deleted { shard, config } => {
+                due_if(self.pending_deletes.contains_key(&(*shard, *config)))
+            }
         }
     }
 
@@ -102,20 +104,21 @@ impl Ownership {
                 self.settle(*shard, slot, time, &mut changed);
             }
             Step::Deleted { shard, config } => {
-                let owed = (*shard, *config);
-                changed.owed.insert(owed);
-                if let Some(source) = self.owed.remove(&owed) {
+                let delete = (*shard, *config);
+                changed.pending_deletes.insert(delete);
+                if let Some(source) = self.pending_deletes.remove(&delete) {
                     self.prune([source].into(), &mut changed);
                 }
             }
         }
+        self.check_invariants(&changed.shards);
         changed
     }
 
     /// Returns true if the group may begin at configuration `num`. A group that holds no shard and owes no delete takes part in
     /// no hand-off, so the controllers may have dropped the configurations between its own and `num`.
     fn can_begin(&self, gid: Gid, controller: ClusterId, num: ConfigNum) -> bool {
-        let has_nothing = self.shards.is_empty() && self.owed.is_empty();
+        let has_nothing = self.shards.is_empty() && self.pending_deletes.is_empty();
         let same = self.controller == Some(controller) && self.gid == gid;
         self.controller.is_none() || (same && has_nothing && num > self.config)
     }
@@ -175,7 +178,7 @@ impl Ownership {
         }
         match check_chunk(chunk, genesis.shards) {
             Ok(()) => Verdict::Due,
-            Err(why) => nonsense(&why),
+            Err(error) => nonsense(&error.to_string()),
         }
     }
 
@@ -243,8 +246,8 @@ impl Ownership {
                     slot.clock = clock_here(*clock, *ttl_ms, genesis.session_ttl_ms);
                 }
                 slot.change(ShardState::Serving { config }, time);
-                self.owed.insert((chunk.shard, config), source);
-                changed.owed.insert((chunk.shard, config));
+                self.pending_deletes.insert((chunk.shard, config), source);
+                changed.pending_deletes.insert((chunk.shard, config));
             }
         }
         self.settle(chunk.shard, slot, time, changed);
@@ -310,7 +313,7 @@ impl Ownership {
     /// candidate is known to be needed: mostly that is soon, and there may be very many shards.
     fn prune(&mut self, mut candidates: BTreeSet<Gid>, changed: &mut Changed) {
         candidates.retain(|gid| self.left.contains(gid));
-        let owed = self.owed.values().copied();
+        let deletes = self.pending_deletes.values().copied();
         let coming = self.shards.unfinished_shards().flat_map(|(_, shard)| {
             let pulled = match &shard.state {
                 ShardState::Pulling { source, .. } => Some(*source),
@@ -319,7 +322,7 @@ impl Ownership {
             let due = shard.queue.iter().filter(|step| step.to == self.gid);
             pulled.into_iter().chain(due.map(|step| step.from))
         });
-        for needed in owed.chain(coming) {
+        for needed in deletes.chain(coming) {
             if candidates.is_empty() {
                 return;
             }

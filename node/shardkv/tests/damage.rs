@@ -383,7 +383,7 @@ fn parts_that_no_source_would_cut_are_refused() {
             chunk.next = Next::Chunk(next.clone());
         }
     };
-    let goes_on = "doesn't go on where it ends";
+    let goes_on = "doesn't end at the cursor";
     refused(
         &|chunk| chunk.next = Next::Chunk(Cursor::Sessions(None)),
         goes_on,
@@ -459,10 +459,11 @@ fn damaged_records_are_found_at_reload() {
         .map(|((_, key), value)| (key.clone(), value.clone()))
         .collect();
     let ownership = busy.machine.ownership();
-    let known = 1 + ownership.shards.len() + ownership.owed.len() + ownership.groups.len();
+    let known =
+        1 + ownership.shards.len() + ownership.pending_deletes.len() + ownership.groups.len();
     assert_eq!(records.len(), known);
     assert!(
-        ownership.owed.len() == 1 && ownership.shards.len() == 4,
+        ownership.pending_deletes.len() == 1 && ownership.shards.len() == 4,
         "{ownership:?}"
     );
 

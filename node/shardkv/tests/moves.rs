@@ -311,7 +311,7 @@ fn two_groups_that_pull_from_each_other_both_finish() {
     );
     b.install_from(&a, 2);
     assert_eq!(b.state(), "fenced3", "it was never served there");
-    assert_eq!(b.ownership().owed.len(), 1);
+    assert_eq!(b.ownership().pending_deletes.len(), 1);
     assert_eq!(
         a.pull(3, Cursor::default(), 100),
         not_ready(),

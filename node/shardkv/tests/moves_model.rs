@@ -240,7 +240,7 @@ impl World {
                 }
             }
         }
-        for ((shard, config), source) in &ownership.owed {
+        for ((shard, config), source) in &ownership.pending_deletes {
             let step = Step::Delete {
                 shard: *shard,
                 config: *config,
@@ -457,7 +457,7 @@ impl World {
                 assert_eq!(self.tell(number, &step), Response::Stepped);
             }
         }
-        for ((shard, config), source) in &ownership.owed {
+        for ((shard, config), source) in &ownership.pending_deletes {
             let (shard, config) = (*shard, *config);
             let to = source.0 as usize - 1;
             if self.tell(to, &Step::Delete { shard, config }) == Response::Stepped {
@@ -476,7 +476,7 @@ impl World {
                 self.config.owned_by(group.gid).shards().collect()
             );
             assert_eq!(ownership.shards.len(), group.served().len());
-            assert!(ownership.owed.is_empty() && ownership.left.is_empty());
+            assert!(ownership.pending_deletes.is_empty() && ownership.left.is_empty());
             assert_eq!(*ownership.groups, *self.config.groups());
             for ((table, key), value) in group.replica.state.pairs() {
                 if *table == Table::Meta {

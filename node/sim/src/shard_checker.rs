@@ -103,9 +103,9 @@ impl ShardChecker {
             return Ok(());
         }
         for key in after
-            .owed
+            .pending_deletes
             .keys()
-            .filter(|key| !before.owed.contains_key(key))
+            .filter(|key| !before.pending_deletes.contains_key(key))
         {
             self.install(gid, *key)?;
         }
@@ -229,7 +229,11 @@ impl ShardChecker {
     /// Returns true if a group holds or owes a shard, or owns it in a configuration that it hasn't accepted yet.
     pub fn concerns(&self, gid: Gid, shard: ShardId) -> bool {
         let has = |it: &Arc<Ownership>| {
-            it.shards.contains_key(&shard) || it.owed.keys().any(|(owed, _)| *owed == shard)
+            it.shards.contains_key(&shard)
+                || it
+                    .pending_deletes
+                    .keys()
+                    .any(|(pending, _)| *pending == shard)
         };
         let group = self.groups.get(&gid);
         let accepted = group.map_or(ConfigNum(0), |it| it.config);

@@ -79,7 +79,7 @@ fn common_bugs_are_found_in_few_seeds() {
         Bug::Shardkv(shardkv::Bug::FencedShardServesReads),
         Bug::Shardkv(shardkv::Bug::QueueKeepsNewestOnly),
         Bug::Shardkv(shardkv::Bug::DeleteBeforeInstall),
-        Bug::Shardkv(shardkv::Bug::DeleteToldOnce),
+        Bug::Shardkv(shardkv::Bug::DeleteSentOnce),
         Bug::Shardkv(shardkv::Bug::DeadGroupFreezesAll),
         Bug::Shardkv(shardkv::Bug::PullingGroupServesNoPulls),
         Bug::Shardkv(shardkv::Bug::LeftTakenForDrained),

@@ -27,7 +27,7 @@ struct Overview {
     serving: u64,
     pulling: u64,
     fenced: u64,
-    owed: u64,
+    pending_deletes: u64,
     /// Shards with gauges of their own.
     shown: BTreeSet<ShardId>,
 }
@@ -51,9 +51,9 @@ impl Overview {
             }
             it.show(*shard);
         }
-        for (shard, _) in ownership.owed.keys() {
+        for (shard, _) in ownership.pending_deletes.keys() {
             if !ownership.shards.contains_key(shard) {
-                it.owed += 1;
+                it.pending_deletes += 1;
                 it.show(*shard);
             }
         }
@@ -68,7 +68,7 @@ impl Overview {
             ("serving", self.serving),
             ("pulling", self.pulling),
             ("fenced", self.fenced),
-            ("owed", self.owed),
+            ("owed", self.pending_deletes),
         ]
     }
 
@@ -166,9 +166,11 @@ mod tests {
                 .insert(ShardId(number), Arc::clone(&serving));
         }
         ownership.shards.insert(last, fenced);
-        ownership.owed.insert((ShardId(6_000), config), Gid(2));
+        ownership
+            .pending_deletes
+            .insert((ShardId(6_000), config), Gid(2));
         let overview = Overview::of(&ownership);
-        let counts = (overview.serving, overview.fenced, overview.owed);
+        let counts = (overview.serving, overview.fenced, overview.pending_deletes);
         assert_eq!(counts, (5_000, 1, 1));
         assert_eq!(overview.shown.len(), MAX_SHARDS);
         assert!(overview.shown.contains(&last) && overview.shown.contains(&ShardId(6_000)));

@@ -16,6 +16,8 @@ pub(crate) struct FileError {
     pub(crate) reason: String,
 }
 
+impl std::error::Error for FileError {}
+
 impl fmt::Display for FileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {

@@ -2,17 +2,15 @@ use super::table::ROWS;
 use super::*;
 
 /// Parses a command line without the environment: tests run in one process and must not share it.
-fn values(args: &[&str], file: &str) -> Result<Values, String> {
+fn values(args: &[&str], file: &str) -> anyhow::Result<Values> {
     let args = [&["shardkv-node"], args].concat();
-    let matches = read::command()
-        .try_get_matches_from(args)
-        .map_err(|error| error.to_string())?;
-    let settings = file::parse(file).map_err(|error| error.to_string())?;
+    let matches = read::command().try_get_matches_from(args)?;
+    let settings = file::parse(file)?;
     Ok(Values::merge(&matches, "node.yaml", settings))
 }
 
-fn options(args: &[&str], file: &str) -> Result<Options, String> {
-    build(&mut values(args, file)?).map_err(|error| error.to_string())
+fn options(args: &[&str], file: &str) -> anyhow::Result<Options> {
+    Ok(build(&mut values(args, file)?)?)
 }
 
 #[test]
@@ -142,7 +140,7 @@ fn a_bad_value_names_its_place() {
         ),
     ];
     for (args, file, needle) in cases {
-        let error = options(args, file).unwrap_err();
+        let error = options(args, file).unwrap_err().to_string();
         assert!(error.contains(needle), "{args:?} {file:?}: {error}");
     }
 }
@@ -195,7 +193,7 @@ fn a_role_says_which_group_and_whose_controllers() {
         ),
     ];
     for (arguments, place) in refused {
-        let error = with(arguments).unwrap_err();
+        let error = with(arguments).unwrap_err().to_string();
         assert!(error.starts_with(place), "{arguments:?}: {error}");
     }
 }

@@ -71,21 +71,23 @@ pub(crate) async fn shards(
 
 /// Returns the shards that the group owns, pulls, gives away, or still has to have deleted at their source.
 pub(crate) fn concerned(ownership: &Ownership) -> BTreeSet<ShardId> {
-    let owed = ownership.owed.keys().map(|(shard, _)| *shard);
-    ownership.shards.keys().copied().chain(owed).collect()
+    let deletes = ownership.pending_deletes.keys().map(|(shard, _)| *shard);
+    ownership.shards.keys().copied().chain(deletes).collect()
 }
 
 /// Returns the state of a shard, without its size.
 pub(crate) fn describe(ownership: &Ownership, shard: ShardId) -> ShardStatus {
-    let mut owed = ownership
-        .owed
+    let mut deletes = ownership
+        .pending_deletes
         .range((shard, ConfigNum(0))..=(shard, ConfigNum(u64::MAX)));
-    let owed = owed.next().map(|((_, config), source)| (*config, *source));
+    let delete = deletes
+        .next()
+        .map(|((_, config), source)| (*config, *source));
     let mut status = ShardStatus {
         shard: shard.0,
         ..ShardStatus::default()
     };
-    if let Some((config, source)) = owed {
+    if let Some((config, source)) = delete {
         status.set_state(v1::ShardState::Owed);
         status.config_num = config.0;
         status.other_gid = source.0;
@@ -233,7 +235,7 @@ mod tests {
                 (ShardId(1), shard(pulling)),
                 (ShardId(2), shard(fenced)),
             ]),
-            owed: BTreeMap::from([((ShardId(3), ConfigNum(2)), Gid(6))]),
+            pending_deletes: BTreeMap::from([((ShardId(3), ConfigNum(2)), Gid(6))]),
             ..Ownership::default()
         };
         let told = |shard| {

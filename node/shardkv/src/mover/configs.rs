@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
 use super::backoff::Backoff;
-use super::outbox::{Errand, Turn};
+use super::outbox::{Purpose, Turn};
 use super::{Action, Outcome, PROPOSE_PATIENCE_MS};
 use crate::bug::Bug;
 use crate::{Ownership, Step};
@@ -37,6 +37,17 @@ pub(super) struct Configs {
     lost: bool,
     propose: Backoff,
     doubt: Option<Doubt>,
+}
+
+/// The reason why a fetch brought nothing. Each fetch is repeated after a pause.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("{0}")]
+    Failed(String),
+    #[error("not an answer to FetchConfigs")]
+    OtherKind,
+    #[error("the controllers sent configuration {num} where {next} was to follow")]
+    Gap { num: ConfigNum, next: ConfigNum },
 }
 
 /// The configuration that the group begins with.
@@ -105,13 +116,13 @@ impl Configs {
         self.fetching = true;
         self.fetch_at = turn.now.saturating_add(QUIET_MS);
         turn.ask(
-            Errand::Fetch,
+            Purpose::Fetch,
             FETCH_PATIENCE_MS,
             Action::FetchConfigs { after },
         );
     }
 
-    /// Handles the outcome of [`Errand::Fetch`].
+    /// Handles the outcome of [`Purpose::Fetch`].
     pub(super) fn fetched(&mut self, gid: Gid, shards: u32, turn: &mut Turn<'_>, outcome: Outcome) {
         self.fetching = false;
         let result = match outcome {
@@ -121,18 +132,18 @@ impl Configs {
                 full,
                 deltas,
             } => {
-                if let Some(why) = stranger(turn.ownership, controller, shards, theirs) {
+                if let Some(why) = mismatch(turn.ownership, controller, shards, theirs) {
                     *turn.fatal = Some(why);
                     return;
                 }
                 self.take_in(gid, turn, controller, full, deltas)
             }
-            Outcome::Failed(why) => Err(why),
-            other => Err(format!("not an answer to FetchConfigs: {other:?}")),
+            Outcome::Failed(why) => Err(FetchError::Failed(why)),
+            Outcome::Pulled(_) | Outcome::Done => Err(FetchError::OtherKind),
         };
         match result {
             Ok(()) => self.fetch.succeed(),
-            Err(why) => self.fetch.fail(turn.now, &why, turn.options),
+            Err(error) => self.fetch.fail(turn.now, &error.to_string(), turn.options),
         }
     }
 
@@ -143,7 +154,7 @@ impl Configs {
         controller: ClusterId,
         full: Option<ShardConfig>,
         deltas: Vec<ConfigDelta>,
-    ) -> Result<(), String> {
+    ) -> Result<(), FetchError> {
         self.drop_accepted(turn.ownership);
         let follows = turn.ownership.controller.is_some();
         let begin = match full {
@@ -173,10 +184,10 @@ impl Configs {
                 break;
             }
             if delta.num > next {
-                return Err(format!(
-                    "the controllers sent configuration {} where {next} was to follow",
-                    delta.num
-                ));
+                return Err(FetchError::Gap {
+                    num: delta.num,
+                    next,
+                });
             }
             if delta.num == next {
                 self.deltas.push_back(delta);
@@ -201,7 +212,7 @@ impl Configs {
             num: begin.num,
             groups: begin.groups.clone(),
         };
-        turn.ask(Errand::Begin, PROPOSE_PATIENCE_MS, Action::Propose(step));
+        turn.ask(Purpose::Begin, PROPOSE_PATIENCE_MS, Action::Propose(step));
     }
 
     fn propose_deltas(&mut self, turn: &mut Turn<'_>) {
@@ -222,14 +233,14 @@ impl Configs {
         let next = self.deltas.iter().filter(|delta| delta.num > last);
         for delta in next.take(most.saturating_sub(self.proposed.len())) {
             self.proposed.insert(delta.num);
-            let errand = Errand::Configure(delta.num);
+            let purpose = Purpose::Configure(delta.num);
             let delta = delta.clone();
             let step = Step::Configure { controller, delta };
-            turn.ask(errand, PROPOSE_PATIENCE_MS, Action::Propose(step));
+            turn.ask(purpose, PROPOSE_PATIENCE_MS, Action::Propose(step));
         }
     }
 
-    /// Handles the outcome of [`Errand::Begin`].
+    /// Handles the outcome of [`Purpose::Begin`].
     pub(super) fn begun(&mut self, turn: &Turn<'_>, outcome: &Outcome) {
         self.drop_accepted(turn.ownership);
         match &mut self.begin {
@@ -242,7 +253,7 @@ impl Configs {
         }
     }
 
-    /// Handles the outcome of [`Errand::Configure`].
+    /// Handles the outcome of [`Purpose::Configure`].
     pub(super) fn configured(&mut self, turn: &Turn<'_>, num: ConfigNum, outcome: &Outcome) {
         self.proposed.remove(&num);
         if turn.ownership.config >= num {
@@ -268,13 +279,13 @@ impl Configs {
             config: ConfigNum(0),
         };
         turn.ask(
-            Errand::ProveLeadership,
+            Purpose::ProveLeadership,
             PROPOSE_PATIENCE_MS,
             Action::Propose(step),
         );
     }
 
-    /// Handles the outcome of [`Errand::ProveLeadership`].
+    /// Handles the outcome of [`Purpose::ProveLeadership`].
     pub(super) fn proved(&mut self, gid: Gid, turn: &mut Turn<'_>, outcome: &Outcome) {
         let Some(doubt) = &mut self.doubt else {
             return;
@@ -308,7 +319,7 @@ pub(super) fn refusal(outcome: &Outcome) -> String {
 }
 
 /// Returns the reason that the group can't follow these controllers, if there is one.
-fn stranger(
+fn mismatch(
     ownership: &Ownership,
     controller: ClusterId,
     shards: u32,
@@ -335,7 +346,7 @@ fn contradiction(gid: Gid, ownership: &Ownership, full: &ShardConfig) -> Option<
     if ownership.controller.is_some() && config >= oldest {
         return None;
     }
-    if !ownership.shards.is_empty() || !ownership.owed.is_empty() {
+    if !ownership.shards.is_empty() || !ownership.pending_deletes.is_empty() {
         return Some(format!(
             "{gid} has shards as of configuration {config}, but the controllers' oldest is {oldest}: \
              what happened between is lost; was the controllers' or this group's state restored from a backup?"

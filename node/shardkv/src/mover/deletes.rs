@@ -6,8 +6,8 @@ use types::{ConfigNum, Gid};
 
 use super::backoff::Backoff;
 use super::configs::refusal;
-use super::lanes::Lanes;
-use super::outbox::{Errand, HandOff, Turn};
+use super::outbox::{HandOff, Purpose, Turn};
+use super::scheduler::Scheduler;
 use super::{ASK_PATIENCE_MS, Action, ActionId, Outcome, PROPOSE_PATIENCE_MS};
 use crate::bug::Bug;
 use crate::{Ownership, Step};
@@ -17,8 +17,8 @@ const MAX_CONCURRENT: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Deletes {
-    lanes: Lanes,
-    under_way: BTreeMap<HandOff, Delete>,
+    scheduler: Scheduler,
+    pending: BTreeMap<HandOff, Delete>,
     log: Backoff,
     filled: Option<ConfigNum>,
     stale: bool,
@@ -36,8 +36,8 @@ struct Delete {
 impl Default for Deletes {
     fn default() -> Self {
         Self {
-            lanes: Lanes::new(MAX_CONCURRENT),
-            under_way: BTreeMap::new(),
+            scheduler: Scheduler::new(MAX_CONCURRENT),
+            pending: BTreeMap::new(),
             log: Backoff::default(),
             filled: None,
             stale: false,
@@ -45,36 +45,36 @@ impl Default for Deletes {
     }
 }
 
-fn is_owed(ownership: &Ownership, (config, shard): HandOff) -> bool {
-    ownership.owed.contains_key(&(shard, config))
+fn is_pending(ownership: &Ownership, (config, shard): HandOff) -> bool {
+    ownership.pending_deletes.contains_key(&(shard, config))
 }
 
 impl Deletes {
     pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
         self.stale |= turn.news;
-        let (lanes, ownership) = (&mut self.lanes, turn.ownership);
-        self.under_way.retain(|task, _| {
-            let goes_on = is_owed(ownership, *task);
+        let (scheduler, ownership) = (&mut self.scheduler, turn.ownership);
+        self.pending.retain(|task, _| {
+            let goes_on = is_pending(ownership, *task);
             if !goes_on {
-                lanes.finish(*task);
+                scheduler.finish(*task);
             }
             goes_on
         });
         if self.filled != Some(ownership.config) {
-            self.fill_lanes(turn);
+            self.fill_queues(turn);
         }
-        let tasks: Vec<HandOff> = self.under_way.keys().copied().collect();
+        let tasks: Vec<HandOff> = self.pending.keys().copied().collect();
         for task in tasks {
             self.advance(turn, task);
         }
         self.fill_slots(turn);
-        self.lanes.wake(turn);
+        self.scheduler.wake(turn);
     }
 
-    fn fill_lanes(&mut self, turn: &Turn<'_>) {
-        let owed = turn.ownership.owed.iter();
-        let tasks = owed.map(|((shard, config), source)| ((*config, *shard), *source));
-        self.lanes.refresh(tasks);
+    fn fill_queues(&mut self, turn: &Turn<'_>) {
+        let pending = turn.ownership.pending_deletes.iter();
+        let tasks = pending.map(|((shard, config), source)| ((*config, *shard), *source));
+        self.scheduler.refresh(tasks);
         self.filled = Some(turn.ownership.config);
         self.stale = false;
     }
@@ -82,19 +82,19 @@ impl Deletes {
     fn fill_slots(&mut self, turn: &mut Turn<'_>) {
         loop {
             let ownership = turn.ownership;
-            let still = |task| is_owed(ownership, task);
-            if let Some((task, source)) = self.lanes.start(turn.now, still) {
+            let still = |task| is_pending(ownership, task);
+            if let Some((task, source)) = self.scheduler.start(turn.now, still) {
                 let delete = Delete {
                     source,
                     confirmed: false,
                     proposed: None,
                 };
-                self.under_way.insert(task, delete);
+                self.pending.insert(task, delete);
                 self.advance(turn, task);
-            } else if let Some(task) = self.lanes.make_room(turn) {
-                self.under_way.remove(&task);
-            } else if self.stale && self.lanes.have_use_for_more(turn) {
-                self.fill_lanes(turn);
+            } else if let Some(task) = self.scheduler.make_room(turn) {
+                self.pending.remove(&task);
+            } else if self.stale && self.scheduler.have_use_for_more(turn) {
+                self.fill_queues(turn);
             } else {
                 return;
             }
@@ -102,26 +102,26 @@ impl Deletes {
     }
 
     fn advance(&mut self, turn: &mut Turn<'_>, task: HandOff) {
-        let Some(delete) = self.under_way.get_mut(&task) else {
+        let Some(delete) = self.pending.get_mut(&task) else {
             return;
         };
         let (config, shard) = task;
         if delete.confirmed {
             if delete.proposed.is_none() && turn.reached(self.log.until()) {
                 let action = Action::Propose(Step::Deleted { shard, config });
-                let id = turn.ask(Errand::Deleted(task), PROPOSE_PATIENCE_MS, action);
+                let id = turn.ask(Purpose::Deleted(task), PROPOSE_PATIENCE_MS, action);
                 delete.proposed = Some(id);
             }
             return;
         }
-        if self.lanes.is_asking(task) {
+        if self.scheduler.is_asking(task) {
             return;
         }
         let source = delete.source;
         let Some(addresses) = turn.ownership.groups.get(&source).cloned() else {
             let why = "its address is not known";
-            self.lanes.fail(task, turn.now, why, turn.options);
-            self.under_way.remove(&task);
+            self.scheduler.fail(task, turn.now, why, turn.options);
+            self.pending.remove(&task);
             return;
         };
         let action = Action::Delete {
@@ -130,43 +130,43 @@ impl Deletes {
             source,
             addresses,
         };
-        let id = turn.ask(Errand::Delete, ASK_PATIENCE_MS, action);
-        self.lanes.asked(task, id, turn.now);
+        let id = turn.ask(Purpose::Delete, ASK_PATIENCE_MS, action);
+        self.scheduler.asked(task, id, turn.now);
     }
 
-    /// Handles the outcome of [`Errand::Delete`].
-    pub(super) fn told(&mut self, turn: &Turn<'_>, id: ActionId, outcome: Outcome) {
+    /// Handles the outcome of [`Purpose::Delete`].
+    pub(super) fn delete_ended(&mut self, turn: &Turn<'_>, id: ActionId, outcome: Outcome) {
         let result = match outcome {
             Outcome::Done => Ok(()),
-            Outcome::Failed(_) if turn.bugs.has(Bug::DeleteToldOnce) => Ok(()),
+            Outcome::Failed(_) if turn.bugs.has(Bug::DeleteSentOnce) => Ok(()),
             Outcome::Failed(why) => Err(why),
             other => Err(format!("not an answer to Delete: {other:?}")),
         };
         match result {
             Ok(()) => {
-                if let Some(task) = self.lanes.answered(id)
-                    && let Some(delete) = self.under_way.get_mut(&task)
+                if let Some(task) = self.scheduler.answered(id)
+                    && let Some(delete) = self.pending.get_mut(&task)
                 {
                     delete.confirmed = true;
                 }
             }
             Err(why) => {
-                if let Some(task) = self.lanes.failed(id, turn.now, &why, turn.options) {
-                    self.under_way.remove(&task);
+                if let Some(task) = self.scheduler.failed(id, turn.now, &why, turn.options) {
+                    self.pending.remove(&task);
                 }
             }
         }
     }
 
-    /// Handles the outcome of [`Errand::Deleted`].
-    pub(super) fn noted(
+    /// Handles the outcome of [`Purpose::Deleted`].
+    pub(super) fn record_ended(
         &mut self,
         turn: &Turn<'_>,
         id: ActionId,
         task: HandOff,
         outcome: &Outcome,
     ) {
-        let Some(delete) = self.under_way.get_mut(&task) else {
+        let Some(delete) = self.pending.get_mut(&task) else {
             return;
         };
         if delete
@@ -176,7 +176,7 @@ impl Deletes {
         {
             return;
         }
-        if is_owed(turn.ownership, task) {
+        if is_pending(turn.ownership, task) {
             self.log.fail(turn.now, &refusal(outcome), turn.options);
         } else {
             self.log.succeed();
@@ -185,9 +185,9 @@ impl Deletes {
 
     /// Returns the reason, for display, that a source hasn't confirmed a delete yet.
     pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
-        if self.under_way.get(&task).is_some_and(|it| it.confirmed) {
+        if self.pending.get(&task).is_some_and(|it| it.confirmed) {
             return self.log.why(now).map(|why| format!("own log: {why}"));
         }
-        self.lanes.why(task, source, now)
+        self.scheduler.why(task, source, now)
     }
 }

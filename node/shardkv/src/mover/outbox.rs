@@ -13,7 +13,7 @@ pub(super) type HandOff = (ConfigNum, ShardId);
 
 /// The purpose of an action.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Errand {
+pub(super) enum Purpose {
     Fetch,
     Begin,
     Configure(ConfigNum),
@@ -24,7 +24,7 @@ pub(super) enum Errand {
     Deleted(HandOff),
     Report(ConfigNum),
     /// The mover ignores the outcome.
-    Whatever,
+    Ignored,
 }
 
 /// The actions to start and the pending actions.
@@ -33,7 +33,7 @@ pub(super) struct Outbox {
     next_id: u64,
     actions: Vec<(ActionId, Action)>,
     /// Pending actions with their deadlines.
-    under_way: BTreeMap<ActionId, (Errand, u64)>,
+    pending: BTreeMap<ActionId, (Purpose, u64)>,
     due: Option<u64>,
 }
 
@@ -51,11 +51,11 @@ pub(super) struct Turn<'a> {
 
 impl Turn<'_> {
     /// Adds an action. If it has no outcome after `patience` milliseconds, it counts as failed.
-    pub(super) fn ask(&mut self, errand: Errand, patience: u64, action: Action) -> ActionId {
+    pub(super) fn ask(&mut self, purpose: Purpose, patience: u64, action: Action) -> ActionId {
         let id = ActionId(self.out.next_id);
         self.out.next_id += 1;
         let deadline = self.now.saturating_add(patience);
-        self.out.under_way.insert(id, (errand, deadline));
+        self.out.pending.insert(id, (purpose, deadline));
         self.out.actions.push((id, action));
         id
     }
@@ -72,12 +72,12 @@ impl Turn<'_> {
 impl Outbox {
     /// Returns true if the action is pending.
     pub(super) fn expects(&self, id: ActionId) -> bool {
-        self.under_way.contains_key(&id)
+        self.pending.contains_key(&id)
     }
 
     /// Removes an action that ended, and returns its purpose if it was pending.
-    pub(super) fn end(&mut self, id: ActionId) -> Option<Errand> {
-        self.under_way.remove(&id).map(|(errand, _)| errand)
+    pub(super) fn end(&mut self, id: ActionId) -> Option<Purpose> {
+        self.pending.remove(&id).map(|(purpose, _)| purpose)
     }
 
     /// Returns a failure for each pending action whose deadline has passed.
@@ -85,20 +85,20 @@ impl Outbox {
         if bugs.has(Bug::LostAnswerKeepsSlot) {
             return Vec::new();
         }
-        let late = self.under_way.iter().filter(|(_, (_, at))| *at <= now);
+        let late = self.pending.iter().filter(|(_, (_, at))| *at <= now);
         late.map(|(id, _)| (*id, Outcome::Failed("no answer".to_owned())))
             .collect()
     }
 
     /// Forgets all pending actions.
     pub(super) fn forget(&mut self) {
-        self.under_way.clear();
+        self.pending.clear();
         self.due = None;
     }
 
     /// Ends the turn and returns the actions to start.
     pub(super) fn take(&mut self, bugs: Bugs) -> Vec<(ActionId, Action)> {
-        let deadlines = self.under_way.values().map(|(_, at)| *at);
+        let deadlines = self.pending.values().map(|(_, at)| *at);
         if let Some(first) = deadlines
             .min()
             .filter(|_| !bugs.has(Bug::LostAnswerKeepsSlot))

@@ -9,25 +9,25 @@ use types::{ConfigNum, Gid, ShardId};
 
 use super::backoff::Backoff;
 use super::configs::refusal;
-use super::lanes::Lanes;
-use super::outbox::{Errand, HandOff, Turn};
+use super::outbox::{HandOff, Purpose, Turn};
 use super::pace::Pace;
+use super::scheduler::Scheduler;
 use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
 use crate::bug::Bug;
 use crate::{Chunk, Cursor, Next, Ownership, ShardState, Step};
 
 #[derive(Debug)]
 pub(super) struct Pulls {
-    lanes: Lanes,
-    under_way: BTreeMap<HandOff, Pull>,
+    scheduler: Scheduler,
+    pending: BTreeMap<HandOff, Pull>,
     pace: Pace,
     /// The time at which the rate limit allows the next chunk; for display.
     paced_until: u64,
     /// Failures of proposals to the group's own log.
     log: Backoff,
-    /// The configuration as of which the lanes were filled.
+    /// The configuration as of which the queues were filled.
     filled: Option<ConfigNum>,
-    /// True if the ownership has changed since the lanes were filled.
+    /// True if the ownership has changed since the queues were filled.
     stale: bool,
 }
 
@@ -61,9 +61,9 @@ fn arrived(ownership: &Ownership, (num, shard): HandOff) -> Option<&Cursor> {
 impl Pulls {
     pub(super) fn new(options: &MoverOptions) -> Self {
         Self {
-            lanes: Lanes::new(slots(options)),
-            under_way: BTreeMap::new(),
-            pace: Pace::new(options.max_bytes_per_second, part_bytes(options)),
+            scheduler: Scheduler::new(slots(options)),
+            pending: BTreeMap::new(),
+            pace: Pace::new(options.max_bytes_per_second, chunk_bytes(options)),
             paced_until: 0,
             log: Backoff::default(),
             filled: None,
@@ -73,8 +73,8 @@ impl Pulls {
 
     /// Forgets all pulls when leadership is lost. The rate limit stays, or each change of leaders would allow a burst.
     pub(super) fn forget(&mut self, options: &MoverOptions) {
-        self.lanes = Lanes::new(slots(options));
-        self.under_way.clear();
+        self.scheduler = Scheduler::new(slots(options));
+        self.pending.clear();
         self.log.succeed();
         self.filled = None;
         self.stale = false;
@@ -82,31 +82,31 @@ impl Pulls {
 
     pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
         self.stale |= turn.news;
-        let (lanes, ownership) = (&mut self.lanes, turn.ownership);
-        self.under_way.retain(|task, _| {
+        let (scheduler, ownership) = (&mut self.scheduler, turn.ownership);
+        self.pending.retain(|task, _| {
             let goes_on = arrived(ownership, *task).is_some();
             if !goes_on {
-                lanes.finish(*task);
+                scheduler.finish(*task);
             }
             goes_on
         });
         if self.filled != Some(ownership.config) {
-            self.fill_lanes(turn);
+            self.fill_queues(turn);
         }
         if !turn.reached(self.log.until()) {
             return;
         }
-        let tasks: Vec<HandOff> = self.under_way.keys().copied().collect();
+        let tasks: Vec<HandOff> = self.pending.keys().copied().collect();
         for task in tasks {
             self.advance(turn, task);
         }
         self.fill_slots(turn);
-        self.lanes.wake(turn);
+        self.scheduler.wake(turn);
     }
 
-    fn fill_lanes(&mut self, turn: &Turn<'_>) {
+    fn fill_queues(&mut self, turn: &Turn<'_>) {
         let shards = turn.ownership.shards.unfinished_shards();
-        self.lanes
+        self.scheduler
             .refresh(shards.filter_map(|(shard, it)| match it.state {
                 ShardState::Pulling { config, source, .. } => Some(((config, *shard), source)),
                 _ => None,
@@ -119,19 +119,19 @@ impl Pulls {
         loop {
             let ownership = turn.ownership;
             let still = |task| arrived(ownership, task).is_some();
-            if let Some((task, source)) = self.lanes.start(turn.now, still) {
+            if let Some((task, source)) = self.scheduler.start(turn.now, still) {
                 let pull = Pull {
                     source,
                     asked: Cursor::default(),
                     ready: None,
                     install: None,
                 };
-                self.under_way.insert(task, pull);
+                self.pending.insert(task, pull);
                 self.advance(turn, task);
-            } else if let Some(task) = self.lanes.make_room(turn) {
-                self.under_way.remove(&task);
-            } else if self.stale && self.lanes.have_use_for_more(turn) {
-                self.fill_lanes(turn);
+            } else if let Some(task) = self.scheduler.make_room(turn) {
+                self.pending.remove(&task);
+            } else if self.stale && self.scheduler.have_use_for_more(turn) {
+                self.fill_queues(turn);
             } else {
                 return;
             }
@@ -143,7 +143,7 @@ impl Pulls {
         let Some(after) = arrived(turn.ownership, task) else {
             return;
         };
-        let Some(pull) = self.under_way.get_mut(&task) else {
+        let Some(pull) = self.pending.get_mut(&task) else {
             return;
         };
         if pull.install.is_none()
@@ -152,7 +152,7 @@ impl Pulls {
         {
             pull.install = Some(install(turn, task, pull.source, chunk));
         }
-        if pull.ready.is_some() || self.lanes.is_asking(task) {
+        if pull.ready.is_some() || self.scheduler.is_asking(task) {
             return;
         }
         let from = match &pull.install {
@@ -166,11 +166,11 @@ impl Pulls {
         let source = pull.source;
         let Some(addresses) = turn.ownership.groups.get(&source).cloned() else {
             let why = "its address is not known";
-            self.lanes.fail(task, turn.now, why, turn.options);
-            self.under_way.remove(&task);
+            self.scheduler.fail(task, turn.now, why, turn.options);
+            self.pending.remove(&task);
             return;
         };
-        let max_bytes = part_bytes(turn.options);
+        let max_bytes = chunk_bytes(turn.options);
         if let Err(at) = self.pace.take(turn.now, max_bytes) {
             self.paced_until = at;
             turn.reached(at);
@@ -185,17 +185,17 @@ impl Pulls {
             after: from,
             max_bytes,
         };
-        let id = turn.ask(Errand::Pull, ASK_PATIENCE_MS, action);
-        self.lanes.asked(task, id, turn.now);
+        let id = turn.ask(Purpose::Pull, ASK_PATIENCE_MS, action);
+        self.scheduler.asked(task, id, turn.now);
     }
 
-    /// Handles the outcome of [`Errand::Pull`].
+    /// Handles the outcome of [`Purpose::Pull`].
     pub(super) fn pulled(&mut self, turn: &Turn<'_>, id: ActionId, outcome: Outcome) {
         let came = match &outcome {
             Outcome::Pulled(chunk) => chunk.content_bytes(),
             _ => 0,
         };
-        self.pace.came(part_bytes(turn.options), came);
+        self.pace.came(chunk_bytes(turn.options), came);
         let result = match outcome {
             Outcome::Pulled(chunk) => Ok(chunk),
             Outcome::Failed(why) => Err(why),
@@ -203,29 +203,29 @@ impl Pulls {
         };
         match result {
             Ok(chunk) => {
-                let Some(task) = self.lanes.answered(id) else {
+                let Some(task) = self.scheduler.answered(id) else {
                     return;
                 };
-                let Some(pull) = self.under_way.get_mut(&task) else {
+                let Some(pull) = self.pending.get_mut(&task) else {
                     return;
                 };
                 if is_right(&chunk, task, &pull.asked) {
                     pull.ready = Some(chunk);
                 } else {
                     let why = "it sent another chunk than the one requested";
-                    self.lanes.fail(task, turn.now, why, turn.options);
-                    self.under_way.remove(&task);
+                    self.scheduler.fail(task, turn.now, why, turn.options);
+                    self.pending.remove(&task);
                 }
             }
             Err(why) => {
-                if let Some(task) = self.lanes.failed(id, turn.now, &why, turn.options) {
-                    self.under_way.remove(&task);
+                if let Some(task) = self.scheduler.failed(id, turn.now, &why, turn.options) {
+                    self.pending.remove(&task);
                 }
             }
         }
     }
 
-    /// Handles the outcome of [`Errand::Install`].
+    /// Handles the outcome of [`Purpose::Install`].
     pub(super) fn installed(
         &mut self,
         turn: &Turn<'_>,
@@ -233,7 +233,7 @@ impl Pulls {
         task: HandOff,
         outcome: &Outcome,
     ) {
-        let Some(pull) = self.under_way.get_mut(&task) else {
+        let Some(pull) = self.pending.get_mut(&task) else {
             return;
         };
         let Some(install) = pull.install.take_if(|install| install.id == id) else {
@@ -243,19 +243,19 @@ impl Pulls {
             self.log.succeed();
             return;
         }
-        // The next hand-off in the lane may succeed, if the log refused only this chunk.
+        // The next hand-off in the queue may succeed, if the log refused only this chunk.
         self.log.fail(turn.now, &refusal(outcome), turn.options);
-        self.lanes.requeue(task);
-        self.under_way.remove(&task);
+        self.scheduler.requeue(task);
+        self.pending.remove(&task);
     }
 
     /// Returns the reason, for display, that a shard that is pulled makes no progress.
     pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
-        let pull = self.under_way.get(&task);
+        let pull = self.pending.get(&task);
         if pull.is_some_and(|pull| pull.install.is_some()) {
             return None;
         }
-        if !self.lanes.is_asking(task) {
+        if !self.scheduler.is_asking(task) {
             if let Some(why) = self.log.why(now) {
                 return Some(format!("own log: {why}"));
             }
@@ -263,7 +263,7 @@ impl Pulls {
                 return Some("paced: the limit of bytes a second is reached".to_owned());
             }
         }
-        self.lanes.why(task, source, now)
+        self.scheduler.why(task, source, now)
     }
 }
 
@@ -271,7 +271,7 @@ fn slots(options: &MoverOptions) -> usize {
     options.max_concurrent_pulls as usize
 }
 
-fn part_bytes(options: &MoverOptions) -> u32 {
+fn chunk_bytes(options: &MoverOptions) -> u32 {
     options.chunk_bytes.max(1)
 }
 
@@ -291,15 +291,15 @@ fn install(turn: &mut Turn<'_>, task: HandOff, source: Gid, chunk: Chunk) -> Ins
         Next::Done { .. } => None,
     };
     if next.is_none() && turn.bugs.has(Bug::DeleteBeforeInstall) {
-        tell_too_early(turn, task, source);
+        delete_too_early(turn, task, source);
     }
     let action = Action::Propose(Step::Install(chunk));
-    let id = turn.ask(Errand::Install(task), PROPOSE_PATIENCE_MS, action);
+    let id = turn.ask(Purpose::Install(task), PROPOSE_PATIENCE_MS, action);
     Install { id, after, next }
 }
 
 /// Puts back [`Bug::DeleteBeforeInstall`]: requests the delete before the install is committed.
-fn tell_too_early(turn: &mut Turn<'_>, (config, shard): (ConfigNum, ShardId), source: Gid) {
+fn delete_too_early(turn: &mut Turn<'_>, (config, shard): (ConfigNum, ShardId), source: Gid) {
     let addresses = turn.ownership.groups.get(&source).cloned();
     let action = Action::Delete {
         shard,
@@ -307,5 +307,5 @@ fn tell_too_early(turn: &mut Turn<'_>, (config, shard): (ConfigNum, ShardId), so
         source,
         addresses: addresses.unwrap_or_default(),
     };
-    turn.ask(Errand::Whatever, ASK_PATIENCE_MS, action);
+    turn.ask(Purpose::Ignored, ASK_PATIENCE_MS, action);
 }

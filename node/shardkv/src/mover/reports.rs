@@ -3,7 +3,7 @@
 use types::ConfigNum;
 
 use super::backoff::Backoff;
-use super::outbox::{Errand, Turn};
+use super::outbox::{Purpose, Turn};
 use super::{ASK_PATIENCE_MS, Action, Outcome};
 
 /// The shortest interval between reports, in milliseconds.
@@ -44,11 +44,11 @@ impl Reports {
             return;
         }
         self.reporting = true;
-        let errand = Errand::Report(settled);
-        turn.ask(errand, ASK_PATIENCE_MS, Action::Report { settled });
+        let purpose = Purpose::Report(settled);
+        turn.ask(purpose, ASK_PATIENCE_MS, Action::Report { settled });
     }
 
-    /// Handles the outcome of [`Errand::Report`].
+    /// Handles the outcome of [`Purpose::Report`].
     pub(super) fn ended(&mut self, turn: &Turn<'_>, settled: ConfigNum, outcome: &Outcome) {
         self.reporting = false;
         match outcome {

@@ -254,10 +254,13 @@ fn assert_recorded(before: &Ownership, after: &Ownership, changed: &Changed) {
         let same = before.shards.get(&shard) == after.shards.get(&shard);
         assert!(same || changed.shards.contains(&shard), "{shard}");
     }
-    let owed = before.owed.keys().chain(after.owed.keys());
-    for key in owed {
-        let same = before.owed.get(key) == after.owed.get(key);
-        assert!(same || changed.owed.contains(key), "{key:?}");
+    let pending = before
+        .pending_deletes
+        .keys()
+        .chain(after.pending_deletes.keys());
+    for key in pending {
+        let same = before.pending_deletes.get(key) == after.pending_deletes.get(key);
+        assert!(same || changed.pending_deletes.contains(key), "{key:?}");
     }
     for gid in before.groups.keys().chain(after.groups.keys()) {
         let of = |ownership: &Ownership| {
@@ -377,15 +380,18 @@ fn settled_stays_below_what_is_unfinished() {
     ] {
         assert_eq!(ownership_of(state).settled(), ConfigNum(settled), "{state}");
     }
-    let mut owing = ownership_of("pulling5,go7");
-    take(&mut owing, &step("last5"), 60);
-    assert_eq!(name(&owing), "fenced7");
-    assert_eq!(owing.owed, [((SHARD, ConfigNum(5)), OTHER)].into());
-    assert_eq!(owing.settled(), ConfigNum(4));
-    take(&mut owing, &step("deleted5"), 60);
-    assert_eq!(owing.settled(), ConfigNum(6));
-    take(&mut owing, &step("delete7"), 60);
-    assert_eq!(owing.settled(), ConfigNum(9));
+    let mut deleting = ownership_of("pulling5,go7");
+    take(&mut deleting, &step("last5"), 60);
+    assert_eq!(name(&deleting), "fenced7");
+    assert_eq!(
+        deleting.pending_deletes,
+        [((SHARD, ConfigNum(5)), OTHER)].into()
+    );
+    assert_eq!(deleting.settled(), ConfigNum(4));
+    take(&mut deleting, &step("deleted5"), 60);
+    assert_eq!(deleting.settled(), ConfigNum(6));
+    take(&mut deleting, &step("delete7"), 60);
+    assert_eq!(deleting.settled(), ConfigNum(9));
 }
 
 /// A configuration in which `gone` aren't any more.
@@ -408,7 +414,7 @@ fn addresses_are_kept_as_long_as_a_hand_off_needs_them() {
     assert_eq!(*ownership.groups, all_groups());
     assert_eq!(ownership.left, [OTHER, THIRD].into());
     take(&mut ownership, &step("last5"), 60);
-    assert_eq!(ownership.left, [OTHER, THIRD].into(), "a delete is owed");
+    assert_eq!(ownership.left, [OTHER, THIRD].into(), "a delete is pending");
     take(&mut ownership, &step("deleted5"), 60);
     assert_eq!(ownership.left, [THIRD].into());
     assert!(!ownership.groups.contains_key(&OTHER));
@@ -449,9 +455,11 @@ fn a_group_that_has_nothing_may_begin_again_further_on() {
     }
     let serving = ownership_of("serving5");
     assert_eq!(judge(&serving, begin(CONTROLLER, 12)), Verdict::Idle);
-    let mut owing = absent.clone();
-    owing.owed.insert((SHARD, ConfigNum(5)), OTHER);
-    assert_eq!(judge(&owing, begin(CONTROLLER, 12)), Verdict::Idle);
+    let mut deleting = absent.clone();
+    deleting
+        .pending_deletes
+        .insert((SHARD, ConfigNum(5)), OTHER);
+    assert_eq!(judge(&deleting, begin(CONTROLLER, 12)), Verdict::Idle);
 
     let step = begin(CONTROLLER, 12);
     assert_eq!(judge(&absent, step.clone()), Verdict::Due);

@@ -21,9 +21,9 @@ fn delete_before_install() {
 }
 
 #[test]
-fn delete_told_once() {
+fn delete_sent_once() {
     let moves = [delta(1, &[(4, 1, 2, 1)])];
-    let mut stage = Stage::after(mover(Bug::DeleteToldOnce), &moves);
+    let mut stage = Stage::after(mover(Bug::DeleteSentOnce), &moves);
     stage.apply(&Step::Install(part(4, 1, 0, 1, 10)));
     stage.moves();
     stage.fail("tell g2 to delete s4@1");
@@ -31,7 +31,11 @@ fn delete_told_once() {
     assert_eq!(stage.moves(), [noted]);
     stage.commit(noted);
     let ownership = stage.group.machine.ownership();
-    assert!(!ownership.owed.contains_key(&(ShardId(4), ConfigNum(1))));
+    assert!(
+        !ownership
+            .pending_deletes
+            .contains_key(&(ShardId(4), ConfigNum(1)))
+    );
 }
 
 #[test]

@@ -47,7 +47,11 @@ fn a_source_is_told_until_it_confirms() {
     stage.commit(noted);
     stage.turn();
     let ownership = stage.group.machine.ownership();
-    assert!(!ownership.owed.contains_key(&(ShardId(0), ConfigNum(1))));
+    assert!(
+        !ownership
+            .pending_deletes
+            .contains_key(&(ShardId(0), ConfigNum(1)))
+    );
 }
 
 #[test]
@@ -79,8 +83,13 @@ fn a_source_that_refuses_delays_nobody_else() {
         stage.turn();
     }
     let ownership = stage.group.machine.ownership();
-    assert!(ownership.owed.values().all(|source| *source == Gid(2)));
-    assert_eq!(ownership.owed.len(), 10);
+    assert!(
+        ownership
+            .pending_deletes
+            .values()
+            .all(|source| *source == Gid(2))
+    );
+    assert_eq!(ownership.pending_deletes.len(), 10);
 }
 
 #[test]
@@ -96,7 +105,7 @@ fn a_silent_source_delays_nobody_else() {
         .group
         .machine
         .ownership()
-        .owed
+        .pending_deletes
         .values()
         .any(|source| *source == Gid(3))
     {

@@ -273,13 +273,13 @@ fn changes(before: &Ownership, after: &Ownership) -> Vec<String> {
         };
         changes.push(format!("{shard} {state}{behind}"));
     }
-    for ((shard, config), source) in &after.owed {
-        if !before.owed.contains_key(&(*shard, *config)) {
+    for ((shard, config), source) in &after.pending_deletes {
+        if !before.pending_deletes.contains_key(&(*shard, *config)) {
             changes.push(format!("owes {source} the delete of {shard}@{config}"));
         }
     }
-    for ((shard, config), source) in &before.owed {
-        if !after.owed.contains_key(&(*shard, *config)) {
+    for ((shard, config), source) in &before.pending_deletes {
+        if !after.pending_deletes.contains_key(&(*shard, *config)) {
             changes.push(format!("owes {source} nothing for {shard}@{config}"));
         }
     }

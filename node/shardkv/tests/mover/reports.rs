@@ -23,7 +23,7 @@ fn progress_is_told_at_once_and_the_rest_now_and_then() {
     stage.pass(200);
     let (shard, config) = (ShardId(0), ConfigNum(1));
     stage.apply(&Step::Install(part(0, 1, 0, 1, 10)));
-    assert_eq!(reports(stage.turn()), [""; 0], "the delete is owed");
+    assert_eq!(reports(stage.turn()), [""; 0], "the delete is pending");
     stage.pass(200);
     stage.apply(&Step::Deleted { shard, config });
     assert_eq!(reports(stage.turn()), ["report 1"]);

@@ -32,7 +32,8 @@ impl World {
     fn awaits(&self, source: Gid) -> Option<Gid> {
         let gids = self.groups.iter().map(|group| group.gid);
         let mut ownerships = gids.filter_map(|gid| Some((gid, self.shard_checker.group(gid)?)));
-        let awaits = ownerships.find(|(_, it)| it.owed.values().any(|gid| *gid == source));
+        let awaits =
+            ownerships.find(|(_, it)| it.pending_deletes.values().any(|gid| *gid == source));
         awaits.map(|(gid, _)| gid)
     }
 
@@ -103,12 +104,12 @@ impl World {
                 let leader = self.leader(self.hosts[group.hosts.start].group);
                 let mover = leader.and_then(|leader| self.hosts[leader].mover.as_ref());
                 return Some(format!(
-                    "{gid} has settled {} of {}, of which {} are accepted: {:?}, owed {:?}; running actions: {}",
+                    "{gid} has settled {} of {}, of which {} are accepted: {:?}, pending deletes {:?}; running actions: {}",
                     ownership.settled(),
                     config.num(),
                     ownership.config,
                     ownership.shards,
-                    ownership.owed,
+                    ownership.pending_deletes,
                     mover.map_or_else(String::new, Mover::describe)
                 ));
             }

@@ -64,12 +64,12 @@ fn pulling() -> Ownership {
 
 /// The ownership of a group that waits for the confirmation of a delete, for each of these shards.
 fn deleting(shards: &[u32]) -> Ownership {
-    let owed = shards
+    let pending = shards
         .iter()
         .map(|it| ((ShardId(*it), ConfigNum(3)), SOURCE));
     Ownership {
         shards: crate::ShardMap::default(),
-        owed: owed.collect(),
+        pending_deletes: pending.collect(),
         ..pulling()
     }
 }

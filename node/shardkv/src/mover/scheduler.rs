@@ -1,11 +1,11 @@
 //! The scheduler of hand-offs: one queue for each source, so that a source that doesn't answer delays only its own shards.
 //!
 //! There is a bounded number of slots. A hand-off holds one while it is worked on, and has at most one pending request to
-//! its source. Hand-offs without a slot wait in the lane (the queue) of their source, the oldest configuration first. A free
-//! slot goes to the lane that holds the fewest slots, and among equals to the one with the oldest front. A failure sends
-//! the hand-off to the back of its lane and pauses the whole lane. After the pause one hand-off of the lane is tried, and
+//! its source. Hand-offs without a slot wait in the queue of their source, the oldest configuration first. A free
+//! slot goes to the queue that holds the fewest slots, and among equals to the one with the oldest front. A failure sends
+//! the hand-off to the back of its queue and pauses the whole queue. After the pause one hand-off of the queue is tried, and
 //! the others follow only when it succeeds. A hand-off whose answer is late loses its slot if another source's hand-off
-//! could use it; the lane then pauses until that answer arrives or fails.
+//! could use it; the queue then pauses until that answer arrives or fails.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,22 +19,22 @@ use super::{ActionId, MoverOptions};
 const PATIENCE_MS: u64 = 500;
 
 #[derive(Debug)]
-pub(super) struct Lanes {
+pub(super) struct Scheduler {
     slots: usize,
-    by_source: BTreeMap<Gid, Lane>,
+    by_source: BTreeMap<Gid, SourceQueue>,
     working: BTreeMap<HandOff, Slot>,
     /// Requests whose slots were given to other hand-offs.
-    given_up: BTreeMap<ActionId, Gid>,
+    abandoned: BTreeMap<ActionId, Gid>,
     started: u64,
 }
 
 #[derive(Debug, Default)]
-struct Lane {
+struct SourceQueue {
     waiting: VecDeque<HandOff>,
     working: usize,
-    given_up: usize,
+    abandoned: usize,
     backoff: Backoff,
-    /// The value of `started` at the lane's last start, so that equal lanes take turns.
+    /// The value of `started` at the queue's last start, so that equal queues take turns.
     last_started: u64,
 }
 
@@ -45,20 +45,20 @@ struct Slot {
     asked: Option<(ActionId, u64)>,
 }
 
-impl Lane {
+impl SourceQueue {
     fn is_open(&self, now: u64) -> bool {
         let trying = self.backoff.is_failing() && self.working > 0;
-        !self.waiting.is_empty() && !trying && self.given_up == 0 && now >= self.backoff.until()
+        !self.waiting.is_empty() && !trying && self.abandoned == 0 && now >= self.backoff.until()
     }
 }
 
-impl Lanes {
+impl Scheduler {
     pub(super) fn new(slots: usize) -> Self {
         Self {
             slots: slots.max(1),
             by_source: BTreeMap::new(),
             working: BTreeMap::new(),
-            given_up: BTreeMap::new(),
+            abandoned: BTreeMap::new(),
             started: 0,
         }
     }
@@ -71,9 +71,9 @@ impl Lanes {
                 new.entry(source).or_default().insert(task);
             }
         }
-        for (source, lane) in &mut self.by_source {
+        for (source, queue) in &mut self.by_source {
             let tasks = new.entry(*source).or_default();
-            lane.waiting.retain(|task| tasks.remove(task));
+            queue.waiting.retain(|task| tasks.remove(task));
         }
         for (source, tasks) in new {
             self.by_source
@@ -82,8 +82,9 @@ impl Lanes {
                 .waiting
                 .extend(tasks);
         }
-        self.by_source
-            .retain(|_, lane| !lane.waiting.is_empty() || lane.working > 0 || lane.given_up > 0);
+        self.by_source.retain(|_, queue| {
+            !queue.waiting.is_empty() || queue.working > 0 || queue.abandoned > 0
+        });
     }
 
     /// Gives a free slot to the next hand-off that is `still` to be done, if there are both.
@@ -94,14 +95,14 @@ impl Lanes {
     ) -> Option<(HandOff, Gid)> {
         while self.has_free_slot() {
             let source = self.next_open(now)?;
-            let lane = self.by_source.get_mut(&source)?;
-            let task = lane.waiting.pop_front()?;
+            let queue = self.by_source.get_mut(&source)?;
+            let task = queue.waiting.pop_front()?;
             if self.working.contains_key(&task) || !still(task) {
                 continue;
             }
             self.started += 1;
-            lane.last_started = self.started;
-            lane.working += 1;
+            queue.last_started = self.started;
+            queue.working += 1;
             let asked = None;
             self.working.insert(task, Slot { source, asked });
             return Some((task, source));
@@ -123,9 +124,12 @@ impl Lanes {
     }
 
     fn next_open(&self, now: u64) -> Option<Gid> {
-        let open = self.by_source.iter().filter(|(_, lane)| lane.is_open(now));
-        let next =
-            open.min_by_key(|(_, lane)| (lane.working, lane.waiting.front(), lane.last_started));
+        let open = self
+            .by_source
+            .iter()
+            .filter(|(_, queue)| queue.is_open(now));
+        let next = open
+            .min_by_key(|(_, queue)| (queue.working, queue.waiting.front(), queue.last_started));
         next.map(|(source, _)| *source)
     }
 
@@ -149,18 +153,18 @@ impl Lanes {
 
     /// Records an answer of a source. Returns the hand-off of the request, if it still has its slot.
     pub(super) fn answered(&mut self, id: ActionId) -> Option<HandOff> {
-        if let Some(source) = self.given_up.remove(&id) {
-            if let Some(lane) = self.by_source.get_mut(&source) {
-                lane.given_up -= 1;
-                lane.backoff.succeed();
+        if let Some(source) = self.abandoned.remove(&id) {
+            if let Some(queue) = self.by_source.get_mut(&source) {
+                queue.abandoned -= 1;
+                queue.backoff.succeed();
             }
             return None;
         }
         let task = self.asker(id)?;
         let slot = self.working.get_mut(&task)?;
         slot.asked = None;
-        if let Some(lane) = self.by_source.get_mut(&slot.source) {
-            lane.backoff.succeed();
+        if let Some(queue) = self.by_source.get_mut(&slot.source) {
+            queue.backoff.succeed();
         }
         Some(task)
     }
@@ -173,10 +177,10 @@ impl Lanes {
         why: &str,
         options: &MoverOptions,
     ) -> Option<HandOff> {
-        if let Some(source) = self.given_up.remove(&id) {
-            if let Some(lane) = self.by_source.get_mut(&source) {
-                lane.given_up -= 1;
-                lane.backoff.fail(now, why, options);
+        if let Some(source) = self.abandoned.remove(&id) {
+            if let Some(queue) = self.by_source.get_mut(&source) {
+                queue.abandoned -= 1;
+                queue.backoff.fail(now, why, options);
             }
             return None;
         }
@@ -185,18 +189,18 @@ impl Lanes {
         Some(task)
     }
 
-    /// Takes the slot of a hand-off that can't continue because of its source, and pauses the source's lane.
+    /// Takes the slot of a hand-off that can't continue because of its source, and pauses the source's queue.
     pub(super) fn fail(&mut self, task: HandOff, now: u64, why: &str, options: &MoverOptions) {
-        if let Some(lane) = self.take_slot(task) {
-            lane.backoff.fail(now, why, options);
-            lane.waiting.push_back(task);
+        if let Some(queue) = self.take_slot(task) {
+            queue.backoff.fail(now, why, options);
+            queue.waiting.push_back(task);
         }
     }
 
-    /// Takes the slot of a hand-off and puts it at the back of its lane.
+    /// Takes the slot of a hand-off and puts it at the back of its queue.
     pub(super) fn requeue(&mut self, task: HandOff) {
-        if let Some(lane) = self.take_slot(task) {
-            lane.waiting.push_back(task);
+        if let Some(queue) = self.take_slot(task) {
+            queue.waiting.push_back(task);
         }
     }
 
@@ -205,11 +209,11 @@ impl Lanes {
         self.take_slot(task);
     }
 
-    fn take_slot(&mut self, task: HandOff) -> Option<&mut Lane> {
+    fn take_slot(&mut self, task: HandOff) -> Option<&mut SourceQueue> {
         let slot = self.working.remove(&task)?;
-        let lane = self.by_source.get_mut(&slot.source)?;
-        lane.working -= 1;
-        Some(lane)
+        let queue = self.by_source.get_mut(&slot.source)?;
+        queue.working -= 1;
+        Some(queue)
     }
 
     /// If no slot is free, takes one whose request is late, if a hand-off of another source could use it. Returns the hand-off
@@ -221,7 +225,7 @@ impl Lanes {
         let open: Vec<Gid> = self
             .by_source
             .iter()
-            .filter(|(_, lane)| lane.is_open(turn.now))
+            .filter(|(_, queue)| queue.is_open(turn.now))
             .map(|(source, _)| *source)
             .take(2)
             .collect();
@@ -236,34 +240,34 @@ impl Lanes {
         }
         let why = format!("no answer within {PATIENCE_MS} ms");
         self.fail(task, turn.now, &why, turn.options);
-        self.given_up.insert(id, source);
-        self.by_source.get_mut(&source)?.given_up += 1;
+        self.abandoned.insert(id, source);
+        self.by_source.get_mut(&source)?.abandoned += 1;
         Some(task)
     }
 
     /// Schedules a turn at the end of the next pause.
     pub(super) fn wake(&self, turn: &mut Turn<'_>) {
-        for lane in self
+        for queue in self
             .by_source
             .values()
-            .filter(|lane| !lane.waiting.is_empty())
+            .filter(|queue| !queue.waiting.is_empty())
         {
-            if lane.given_up == 0 && lane.backoff.until() > turn.now {
-                turn.reached(lane.backoff.until());
+            if queue.abandoned == 0 && queue.backoff.until() > turn.now {
+                turn.reached(queue.backoff.until());
             }
         }
     }
 
     /// Returns the reason, for display, that a hand-off from this source makes no progress.
     pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
-        let lane = self.by_source.get(&source);
+        let queue = self.by_source.get(&source);
         if let Some(slot) = self.working.get(&task) {
             let (_, since) = slot.asked?;
             let waited = now.saturating_sub(since);
             let slow = waited >= PATIENCE_MS;
             return slow.then(|| format!("{source}: no answer for {waited} ms"));
         }
-        if let Some(why) = lane.and_then(|lane| lane.backoff.why(now)) {
+        if let Some(why) = queue.and_then(|queue| queue.backoff.why(now)) {
             return Some(format!("{source}: {why}"));
         }
         Some(format!("waits for one of {} slots", self.slots))
