@@ -130,6 +130,48 @@ impl Host {
         self.process.is_some() && !self.paused
     }
 
+    /// Passes the owed ticks to the process, at most `most` of them. Reports a pause if it drops some.
+    pub(crate) fn pass_ticks(&mut self, process: &mut Process, now: Micros, most: u32) {
+        let owed = std::mem::take(&mut self.owed_ticks);
+        let ticks = owed.min(most);
+        if owed > ticks {
+            process.handle_pause();
+        }
+        for _ in 0..ticks {
+            process.tick(self.clock.wall(now));
+        }
+    }
+
+    /// Passes the whole inbox to the process. `committed` is the last committed index of the group. Returns the error of
+    /// the first message that the process refused.
+    pub(crate) fn pass_inbox(
+        &mut self,
+        process: &mut Process,
+        committed: Index,
+    ) -> Option<raft::StepError> {
+        let mut refused = None;
+        while let Some(input) = self.inbox.pop_front() {
+            match input {
+                Input::Message(envelope) => {
+                    if let Err(error) = process.receive(envelope) {
+                        refused = refused.or(Some(error));
+                    }
+                }
+                Input::Request(id, request) => {
+                    let fresh_from = match request {
+                        // A local read may return old data.
+                        Request::ReadLocal(_) => Index(0),
+                        _ => committed,
+                    };
+                    self.open_requests.insert(id, fresh_from);
+                    process.submit(id, request);
+                }
+                Input::Disconnect(node) => process.handle_disconnect(node),
+            }
+        }
+        refused
+    }
+
     /// Drops the process and all its state in memory.
     pub(crate) fn stop(&mut self, now: Micros) {
         self.process = None;

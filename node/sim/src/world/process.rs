@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use raft::{Index, Payload, StoreError};
-use replica::{Refusal, Replica, Request, Status};
+use raft::{Payload, StoreError};
+use replica::{Refusal, Replica, Status};
 use types::{Gid, NodeId};
 
 use super::{World, draw_node};
@@ -233,40 +233,14 @@ impl World {
         };
         host.disk.begin(self.now);
         // Ticks come first: a paused leader must notice the pause before it serves from a lease.
-        let owed = std::mem::take(&mut host.owed_ticks);
-        let ticks = owed.min(self.scenario.catch_up_ticks.max(1));
-        if owed > ticks {
-            process.handle_pause();
-        }
-        for _ in 0..ticks {
-            process.tick(host.clock.wall(self.now));
-        }
-        let mut refused = None;
-        while let Some(input) = host.inbox.pop_front() {
-            match input {
-                Input::Message(envelope) => {
-                    if let Err(error) = process.receive(envelope) {
-                        refused = refused.or(Some(error));
-                    }
-                }
-                Input::Request(id, request) => {
-                    let invariants = &self.groups[host.group].invariants;
-                    let committed = match request {
-                        // A local read may return old data.
-                        Request::ReadLocal(_) => Index(0),
-                        _ => invariants.last_committed().index,
-                    };
-                    host.open_requests.insert(id, committed);
-                    process.submit(id, request);
-                }
-                Input::Disconnect(node) => process.handle_disconnect(node),
-            }
-        }
-        let mut leaving = ProcessOutput::new(&host.disk);
-        let result = process.poll(&mut leaving);
+        host.pass_ticks(&mut process, self.now, self.scenario.catch_up_ticks.max(1));
+        let committed = self.groups[host.group].invariants.last_committed().index;
+        let refused = host.pass_inbox(&mut process, committed);
+        let mut output = ProcessOutput::new(&host.disk);
+        let result = process.poll(&mut output);
         let ProcessOutput {
             messages, answers, ..
-        } = leaving;
+        } = output;
         let busy = host.disk.elapsed().max(20);
         host.busy_until = self.now + busy;
         host.process = Some(process);
