@@ -78,7 +78,8 @@ fn run(with_move: bool) -> (BTreeMap<ShardId, Micros>, Micros) {
         script.order(0, Change::Move { shard, gid });
     }
     let first = script.timings(2).len();
-    script.tell(2, (0..20).map(|number| put(moving, number, 100)));
+    // More writes than fit in the time until the movers know the configuration, so that some wait for the move.
+    script.tell(2, (0..100).map(|number| put(moving, number, 100)));
     let idle = |script: &Script| (0..3).all(|client| script.is_idle(client));
     assert!(script.run_until(20_000, idle).unwrap());
     assert_eq!(script.hand_offs() > before, with_move, "it moved meanwhile");
