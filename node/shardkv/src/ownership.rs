@@ -237,8 +237,12 @@ impl Ownership {
                 ShardState::Serving { .. } | ShardState::Fenced { .. } => step.from == self.gid,
                 ShardState::Pulling { .. } => step.to == self.gid,
             });
+            assert!(!fits, "a step that is due waits: {shard:?}");
             let serves = matches!(shard.state, ShardState::Serving { .. });
-            assert!(!fits && !(serves && first.is_some()), "{shard:?}");
+            assert!(
+                !serves || first.is_none(),
+                "a served shard waits: {shard:?}"
+            );
         }
         let known = |(_, config): &(ShardId, ConfigNum)| *config <= self.config;
         assert!(self.pending_deletes.keys().all(known), "a delete too early");
