@@ -1,4 +1,4 @@
-//! The way to the Kubernetes API: which cluster, and a count of all that is asked of it.
+//! Connects to the Kubernetes API and counts all requests to it.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,35 +15,37 @@ use tower::{Layer, Service};
 use crate::metrics::Metrics;
 use crate::options::ClusterOptions;
 
-/// Why there is no way to a cluster. All of these need a person.
+/// Reason why no client can be created. A retry doesn't help: the user must change the configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Nothing says which cluster.
+    /// Neither the options nor the environment name a cluster.
     #[error(
         "no Kubernetes cluster is configured: {0}. Set KUBECONFIG or --kubeconfig; in a pod, mount its service account's token"
     )]
     NoCluster(String),
-    /// The file that was named can't be used.
+    /// The kubeconfig can't be used.
     #[error(
-        "{file}: {reason}. Check --kubeconfig and --context; `kubectl config get-contexts` lists what there is"
+        "{file}: {reason}. Check --kubeconfig and --context; `kubectl config get-contexts` lists the contexts"
     )]
     Kubeconfig {
-        /// Which file.
+        /// Path of the file.
         file: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
     /// The credentials can't be used.
-    #[error("the credentials for {cluster} can't be used: {reason}")]
+    #[error(
+        "the credentials for {cluster} can't be used: {reason}. Check the user of the kubeconfig's context"
+    )]
     Credentials {
-        /// The cluster's address.
+        /// Address of the cluster.
         cluster: String,
-        /// What is wrong with them.
+        /// The problem.
         reason: String,
     },
 }
 
-/// A client of the cluster that the options, or the surroundings, name. Says nothing to it yet. All requests are counted.
+/// Returns a client of the cluster that the options or the environment name. Sends no request yet. Counts all requests.
 pub async fn connect(
     options: &ClusterOptions,
     metrics: &Arc<Metrics>,
@@ -51,14 +53,14 @@ pub async fn connect(
     let mut config = configuration(options).await?;
     config.connect_timeout = Some(Duration::from_secs(5));
     let cluster = config.cluster_url.to_string();
-    let counted = Counted {
+    let count = CountLayer {
         metrics: Arc::clone(metrics),
     };
     let builder = ClientBuilder::try_from(config).map_err(|error| ConnectError::Credentials {
         cluster,
         reason: error.to_string(),
     })?;
-    Ok(builder.with_layer(&counted).build())
+    Ok(builder.with_layer(&count).build())
 }
 
 async fn configuration(options: &ClusterOptions) -> Result<Config, ConnectError> {
@@ -70,7 +72,7 @@ async fn configuration(options: &ClusterOptions) -> Result<Config, ConnectError>
         context: context.clone(),
         ..KubeConfigOptions::default()
     };
-    let wrong = |reason: &dyn std::fmt::Display| ConnectError::Kubeconfig {
+    let invalid = |reason: &dyn std::fmt::Display| ConnectError::Kubeconfig {
         file: kubeconfig.as_ref().map_or_else(
             || "the kubeconfig".to_owned(),
             |file| file.display().to_string(),
@@ -79,13 +81,13 @@ async fn configuration(options: &ClusterOptions) -> Result<Config, ConnectError>
     };
     match kubeconfig {
         Some(file) => {
-            let file = Kubeconfig::read_from(file).map_err(|error| wrong(&error))?;
+            let file = Kubeconfig::read_from(file).map_err(|error| invalid(&error))?;
             let config = Config::from_custom_kubeconfig(file, &choice).await;
-            config.map_err(|error| wrong(&error))
+            config.map_err(|error| invalid(&error))
         }
         None if context.is_some() => {
             let config = Config::from_kubeconfig(&choice).await;
-            config.map_err(|error| wrong(&error))
+            config.map_err(|error| invalid(&error))
         }
         None => {
             let config = Config::infer().await;
@@ -94,19 +96,19 @@ async fn configuration(options: &ClusterOptions) -> Result<Config, ConnectError>
     }
 }
 
-/// Counts requests by what they ask for and what came of them.
-struct Counted {
+/// A layer that counts requests by verb, resource and status.
+struct CountLayer {
     metrics: Arc<Metrics>,
 }
 
-/// A service whose requests are counted.
+/// A service that counts its requests.
 #[derive(Clone)]
 struct Counting<S> {
     inner: S,
     metrics: Arc<Metrics>,
 }
 
-impl<S> Layer<S> for Counted {
+impl<S> Layer<S> for CountLayer {
     type Service = Counting<S>;
 
     fn layer(&self, inner: S) -> Counting<S> {
@@ -131,7 +133,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (verb, resource) = asked(
+        let (verb, resource) = verb_and_resource(
             request.method(),
             request.uri().path(),
             request.uri().query(),
@@ -147,15 +149,15 @@ where
     }
 }
 
-/// What a request asks for, in the words of roles: a verb, and a resource with its subresource.
-fn asked(method: &Method, path: &str, query: Option<&str>) -> (&'static str, String) {
+/// Returns a request's verb, and its resource with the subresource, as RBAC roles name them.
+fn verb_and_resource(method: &Method, path: &str, query: Option<&str>) -> (&'static str, String) {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     // `/api/v1/...` or `/apis/<group>/<version>/...`.
     let parts = match parts.as_slice() {
         ["apis", _, _, rest @ ..] | ["api", _, rest @ ..] => rest,
         other => other,
     };
-    // A namespace is where a resource lies, or the resource itself.
+    // A namespace in the path contains the resource, or is the resource.
     let parts = match parts {
         ["namespaces", _, rest @ ..] if !rest.is_empty() => rest,
         other => other,
@@ -239,7 +241,7 @@ mod tests {
             (Method::GET, "/version", "list", "version"),
         ] {
             let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
-            let named = asked(&method, path, Some(query));
+            let named = verb_and_resource(&method, path, Some(query));
             assert_eq!(named, (verb, resource.to_owned()), "{uri}");
         }
     }

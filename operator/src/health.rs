@@ -1,4 +1,4 @@
-//! What watches the operator is told: whether it is ready, and its metrics.
+//! Readiness and metrics of the operator, for its HTTP endpoint.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,36 +7,38 @@ use probes::endpoint::{NotReady, Probe};
 
 use crate::metrics::Metrics;
 
-/// How the process is. One that stands by is ready.
+/// Readiness of the process. A replica that stands by for the Lease is ready.
 #[derive(Debug)]
 pub struct Health {
     metrics: Arc<Metrics>,
-    /// What it waits for before it can do its part.
-    waits: Mutex<Option<String>>,
+    /// Reason why the process isn't ready.
+    not_ready: Mutex<Option<String>>,
 }
 
 impl Health {
-    /// Of a process that has just started, and isn't ready.
+    /// Returns the health of a process that has just started and isn't ready.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             metrics,
-            waits: Mutex::new(Some("it has just started".to_owned())),
+            not_ready: Mutex::new(Some("the operator has just started".to_owned())),
         }
     }
 
-    /// It waits for something.
-    pub fn waits(&self, why: &str) {
-        *self.lock() = Some(why.to_owned());
+    /// Reports the process as not ready, for the given reason.
+    pub fn set_not_ready(&self, reason: &str) {
+        *self.lock() = Some(reason.to_owned());
     }
 
-    /// It acts, or can as soon as it is its turn.
-    pub fn ready(&self) {
+    /// Reports the process as ready: it acts, or will act as soon as it holds the Lease.
+    pub fn set_ready(&self) {
         *self.lock() = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<String>> {
-        // Nothing is left half done under this lock.
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+        // Every change under this lock is complete, so a poisoned lock is safe to use.
+        self.not_ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -46,7 +48,7 @@ impl Probe for Health {
     }
 
     fn ready(&self) -> Result<(), NotReady> {
-        let waits = self.lock().clone();
-        waits.map_or(Ok(()), |why| Err(NotReady::new(why)))
+        let reason = self.lock().clone();
+        reason.map_or(Ok(()), |reason| Err(NotReady::new(reason)))
     }
 }

@@ -1,20 +1,21 @@
-//! Who of several operators acts: the holder of a Lease.
+//! Leader election among replicas of the operator: the replica that holds a Lease acts.
 //!
-//! # How it works
+//! # Protocol
 //!
-//! The holder renews the Lease every [`Timing::retry`]. One who waits looks at it as often, and takes it when it has no holder or
-//! hasn't changed for as long as it is good ([`Timing::duration`]), by the *watcher's own* clock: the times that stand in
-//! the Lease are for people. Every write names the version that it is based on, so of two who take it one is refused.
+//! The holder renews the Lease every [`Timing::retry`]. A waiting replica reads the Lease as often. It takes the Lease when the
+//! Lease has no holder, or hasn't changed for its validity ([`Timing::duration`]). The waiting replica measures that time on
+//! *its own* clock and never compares with the times in the Lease. Every write names the resource version that it is based on,
+//! so if two replicas take the Lease, the API server refuses one of them.
 //!
-//! A holder that couldn't renew for [`Timing::deadline`] stops acting before anyone else may begin, and says so by
-//! returning from [`Elector::hold`]: the deadline counts from the *begin* of the last renewal that went well, others count from when they
-//! saw it.
+//! A holder that couldn't renew the Lease for [`Timing::deadline`] stops acting, and [`Elector::hold`] returns, before another
+//! replica may act: the deadline counts from the *start* of the last successful renewal, and the others count from the moment
+//! when they saw that renewal.
 //!
-//! # Why it is our own
+//! # Why the operator has its own implementation
 //!
-//! The crate that is there for this compares the times in the Lease with its own wall clock, so that a clock that runs ahead
-//! takes a good Lease away; renews and releases without naming a version, so that it may overwrite one that took over; and
-//! goes on telling its user that it leads for as long as the API server can't be reached.
+//! The crate that exists for this purpose compares the times in the Lease with its own wall clock, so a replica whose clock
+//! runs ahead takes a valid Lease away. It renews and releases without naming a resource version, so it may overwrite the
+//! write of a replica that took over. And it goes on reporting leadership while the API server can't be reached.
 
 use std::time::Duration;
 
@@ -25,17 +26,17 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, ResourceExt as _};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-/// What the writes are attributed to.
+/// Field manager of all writes.
 const MANAGER: &str = crate::reconcile::FIELD_MANAGER;
 
-/// How often, and for how long.
+/// Times of the election.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// How long a Lease is good after its last renewal.
+    /// Validity of the Lease after its last renewal.
     pub duration: Duration,
-    /// How long a holder goes on without a renewal. Less than `duration`, so that two never act at once.
+    /// Time that a holder acts without a renewal. Less than `duration`, so that two replicas never act at the same time.
     pub deadline: Duration,
-    /// How often a holder renews, and others look.
+    /// Interval in which the holder renews the Lease, and other replicas read it.
     pub retry: Duration,
 }
 
@@ -49,18 +50,40 @@ impl Default for Timing {
     }
 }
 
-/// Why a holder holds no more.
+/// Reason why a replica lost the Lease.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Lost {
-    /// The Lease names another.
+    /// The Lease names another holder.
     #[error("`{0}` holds the Lease now")]
     Taken(String),
-    /// It couldn't be renewed in time, so another may hold it by now.
+    /// The Lease couldn't be renewed in time, so another replica may hold it by now.
     #[error("the Lease couldn't be renewed for {0:?}: {1}")]
     Unrenewed(Duration, String),
 }
 
-/// One who wants to hold the Lease.
+/// Reason why an attempt to acquire the Lease failed. The next attempt may succeed.
+#[derive(Debug, thiserror::Error)]
+enum AcquireError {
+    /// Another replica holds the Lease.
+    #[error("`{0}` holds the Lease")]
+    HeldBy(String),
+    /// The API server refused the request or can't be reached.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+/// Reason why an attempt to renew the Lease failed.
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    /// The Lease is lost. Don't retry.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    /// The API server refused the request or can't be reached. Retry until the deadline.
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+/// A replica that takes part in the election.
 #[derive(Debug)]
 pub struct Elector {
     api: Api<Lease>,
@@ -69,35 +92,35 @@ pub struct Elector {
     watch: Watch,
 }
 
-/// What one who waits has seen of the Lease.
+/// A waiting replica's observation of the Lease.
 #[derive(Debug)]
 struct Watch {
     identity: String,
-    /// What was seen last of a Lease of another, and since when it stands so.
-    seen: Option<(Seen, Instant)>,
+    /// The last renewal by another replica, and the time when this replica first saw it.
+    seen: Option<(Renewal, Instant)>,
 }
 
-/// The Lease as we wrote it.
+/// A held Lease, as this replica wrote it last.
 #[derive(Debug)]
 pub struct Held {
     lease: Lease,
     renewed: Instant,
 }
 
-/// What changes with every renewal.
-type Seen = (Option<String>, Option<MicroTime>);
+/// Fields that change with every renewal: holder and renewal time.
+type Renewal = (Option<String>, Option<MicroTime>);
 
-/// What can be done about the Lease now.
+/// A waiting replica's decision about the Lease.
 #[derive(Debug, PartialEq)]
-enum Chance {
-    /// It is free, ours from before, or was given up.
+enum Decision {
+    /// Take it: it has no holder, has expired, or this replica held it before.
     Take,
-    /// Another holds it.
+    /// Wait: the named replica holds it.
     Wait(String),
 }
 
 impl Elector {
-    /// One who goes by `identity`. No two that run at the same time may share one.
+    /// Returns a replica named `identity`. Two replicas that run at the same time must have different names.
     pub fn new(client: Client, namespace: &str, name: &str, identity: &str) -> Self {
         Self {
             api: Api::namespaced(client, namespace),
@@ -110,31 +133,33 @@ impl Elector {
         }
     }
 
-    /// With other times than the usual ones.
+    /// Replaces the default times.
     #[must_use]
     pub fn with_timing(self, timing: Timing) -> Self {
         Self { timing, ..self }
     }
 
-    /// Waits until the Lease is ours. Failures are logged and tried again; `told` hears each change of what it waits for.
-    pub async fn acquire(&mut self, mut told: impl FnMut(&str)) -> Held {
+    /// Waits until this replica holds the Lease. Retries after failures. Calls `report` whenever the reason for waiting changes.
+    pub async fn acquire(&mut self, mut report: impl FnMut(&str)) -> Held {
         let mut last = String::new();
         loop {
-            let waits = match timeout(self.timing.deadline, self.attempt()).await {
-                Ok(Ok(Ok(held))) => return held,
-                Ok(Ok(Err(holder))) => format!("`{holder}` holds the Lease {}", self.name),
-                Ok(Err(error)) => self.explain(&error),
+            let reason = match timeout(self.timing.deadline, self.attempt()).await {
+                Ok(Ok(held)) => return held,
+                Ok(Err(AcquireError::HeldBy(holder))) => {
+                    format!("`{holder}` holds the Lease {}", self.name)
+                }
+                Ok(Err(AcquireError::Api(error))) => self.explain(&error),
                 Err(_) => "the Kubernetes API doesn't answer".to_owned(),
             };
-            if waits != last {
-                told(&waits);
-                last = waits;
+            if reason != last {
+                report(&reason);
+                last = reason;
             }
             sleep(self.timing.retry).await;
         }
     }
 
-    /// Renews the Lease for as long as that goes well.
+    /// Renews the Lease until it is lost, and returns the reason.
     pub async fn hold(&self, held: &mut Held) -> Lost {
         loop {
             sleep(self.timing.retry).await;
@@ -144,7 +169,7 @@ impl Elector {
         }
     }
 
-    /// Gives the Lease up, so that another needn't wait for it to run out. Best effort, and bounded.
+    /// Releases the Lease, so that another replica needn't wait until it expires. Gives up after [`Timing::retry`].
     pub async fn release(&self, held: Held) {
         let mut lease = held.lease;
         lease.spec = Some(LeaseSpec {
@@ -156,12 +181,12 @@ impl Elector {
         });
         let released = timeout(self.timing.retry, self.replace(&lease)).await;
         if !matches!(released, Ok(Ok(_))) {
-            tracing::info!("the Lease wasn't given up; it runs out by itself");
+            tracing::info!("the Lease couldn't be released; it expires by itself");
         }
     }
 
-    /// Takes the Lease, or says who holds it.
-    async fn attempt(&mut self) -> Result<Result<Held, String>, kube::Error> {
+    /// Takes the Lease if it has no other holder.
+    async fn attempt(&mut self) -> Result<Held, AcquireError> {
         let begun = Instant::now();
         let lease = match self.api.get_opt(&self.name).await? {
             None => self.create().await?,
@@ -169,17 +194,17 @@ impl Elector {
                 .watch
                 .judge(lease.spec.as_ref(), begun, self.timing.duration)
             {
-                Chance::Wait(holder) => return Ok(Err(holder)),
-                Chance::Take => self.replace(&self.taken(lease)).await?,
+                Decision::Wait(holder) => return Err(AcquireError::HeldBy(holder)),
+                Decision::Take => self.replace(&self.taken(lease)).await?,
             },
         };
-        Ok(Ok(Held {
+        Ok(Held {
             lease,
             renewed: begun,
-        }))
+        })
     }
 
-    /// The Lease as it is when we have taken it.
+    /// Returns the Lease with this replica as its holder.
     fn taken(&self, mut lease: Lease) -> Lease {
         let before = lease.spec.unwrap_or_default();
         let changes = before.holder_identity.as_deref() != Some(&self.watch.identity);
@@ -201,21 +226,21 @@ impl Elector {
         lease
     }
 
-    /// One renewal, tried until it succeeds or the Lease is lost.
+    /// Renews the Lease once. Retries until the renewal succeeds or the Lease is lost.
     async fn renew(&self, held: &mut Held) -> Result<(), Lost> {
         let deadline = held.renewed + self.timing.deadline;
         let mut last = "no answer".to_owned();
         loop {
             let begun = Instant::now();
-            let renewed = timeout_at(deadline, self.renewal(&held.lease)).await;
+            let renewed = timeout_at(deadline, self.try_renew(&held.lease)).await;
             match renewed {
-                Ok(Ok(Ok(lease))) => {
+                Ok(Ok(lease)) => {
                     held.lease = lease;
                     held.renewed = begun;
                     return Ok(());
                 }
-                Ok(Ok(Err(taken))) => return Err(taken),
-                Ok(Err(error)) => last = error.to_string(),
+                Ok(Err(RenewError::Lost(lost))) => return Err(lost),
+                Ok(Err(RenewError::Api(error))) => last = error.to_string(),
                 Err(_) => {}
             }
             tracing::warn!("the Lease can't be renewed: {last}");
@@ -228,15 +253,15 @@ impl Elector {
         }
     }
 
-    /// One attempt at a renewal. Somebody who changed the Lease without taking it doesn't matter.
-    async fn renewal(&self, lease: &Lease) -> Result<Result<Lease, Lost>, kube::Error> {
+    /// Tries once to renew the Lease. Succeeds even if somebody changed the Lease without taking it.
+    async fn try_renew(&self, lease: &Lease) -> Result<Lease, RenewError> {
         match self.replace(&renewed(lease.clone())).await {
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-            done => return Ok(Ok(done?)),
+            done => return Ok(done?),
         }
         let Some(now) = self.api.get_opt(&self.name).await? else {
-            // Deleted by a person; whoever creates it first holds it.
-            return Ok(Ok(self.create().await?));
+            // A user deleted the Lease; the replica that creates it first holds it.
+            return Ok(self.create().await?);
         };
         let holder = now
             .spec
@@ -244,9 +269,9 @@ impl Elector {
             .and_then(|spec| spec.holder_identity.clone());
         if holder.as_ref() != Some(&self.watch.identity) {
             let nobody = || "nobody".to_owned();
-            return Ok(Err(Lost::Taken(holder.unwrap_or_else(nobody))));
+            return Err(Lost::Taken(holder.unwrap_or_else(nobody)).into());
         }
-        Ok(Ok(self.replace(&renewed(now)).await?))
+        Ok(self.replace(&renewed(now)).await?)
     }
 
     async fn create(&self) -> Result<Lease, kube::Error> {
@@ -264,7 +289,7 @@ impl Elector {
         self.api.create(&params, &self.taken(empty)).await
     }
 
-    /// Writes the Lease if it is still the version that `lease` was read as.
+    /// Writes the Lease if its resource version is still that of `lease`.
     async fn replace(&self, lease: &Lease) -> Result<Lease, kube::Error> {
         let params = PostParams {
             field_manager: Some(MANAGER.to_owned()),
@@ -277,14 +302,14 @@ impl Elector {
         let namespace = self.api.namespace().unwrap_or_default();
         match error {
             kube::Error::Api(status) if status.code == 403 => format!(
-                "no right to the Lease {} in namespace {namespace}: {}; grant get, create and update of leases.coordination.k8s.io",
+                "the operator may not use the Lease {} in namespace {namespace}: {}; grant get, create and update of leases.coordination.k8s.io",
                 self.name, status.message
             ),
             kube::Error::Api(status) if status.code == 404 => format!(
-                "there is no namespace {namespace} for the Lease: create it, or choose another by --lease-namespace"
+                "the Lease's namespace {namespace} doesn't exist: create it, or choose another with --lease-namespace"
             ),
             kube::Error::Api(status) if status.code == 409 => {
-                "another was quicker to take the Lease".to_owned()
+                "another replica took the Lease first".to_owned()
             }
             error => format!("the Lease can't be read or taken: {error}"),
         }
@@ -292,28 +317,28 @@ impl Elector {
 }
 
 impl Watch {
-    /// Judges a Lease that is there. It is good for as long as it says, and for `least` at least.
-    fn judge(&mut self, spec: Option<&LeaseSpec>, now: Instant, least: Duration) -> Chance {
+    /// Decides about an existing Lease. A Lease of another replica is valid for the time in its spec, but at least for `least`.
+    fn judge(&mut self, spec: Option<&LeaseSpec>, now: Instant, least: Duration) -> Decision {
         let Some(spec) = spec else {
-            return Chance::Take;
+            return Decision::Take;
         };
         let holder = spec.holder_identity.clone().unwrap_or_default();
         if holder.is_empty() || holder == self.identity {
-            return Chance::Take;
+            return Decision::Take;
         }
-        let seen: Seen = (spec.holder_identity.clone(), spec.renew_time.clone());
+        let seen: Renewal = (spec.holder_identity.clone(), spec.renew_time.clone());
         let since = match &self.seen {
             Some((before, since)) if *before == seen => *since,
             _ => now,
         };
         self.seen = Some((seen, since));
-        // Within reason: a Lease can be edited.
-        let good = spec.lease_duration_seconds.unwrap_or(0).clamp(1, 120);
-        let good = Duration::from_secs(good.unsigned_abs().into()).max(least);
-        if now.duration_since(since) > good {
-            Chance::Take
+        // The upper bound limits the wait: anyone may edit a Lease.
+        let valid = spec.lease_duration_seconds.unwrap_or(0).clamp(1, 120);
+        let valid = Duration::from_secs(valid.unsigned_abs().into()).max(least);
+        if now.duration_since(since) > valid {
+            Decision::Take
         } else {
-            Chance::Wait(holder)
+            Decision::Wait(holder)
         }
     }
 }
@@ -348,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_nobody_or_of_our_own_is_taken_at_once() {
+    fn a_lease_without_another_holder_is_taken_at_once() {
         let now = Instant::now();
         for spec in [
             None,
@@ -358,19 +383,19 @@ mod tests {
         ] {
             assert_eq!(
                 watch().judge(spec.as_ref(), now, LEAST),
-                Chance::Take,
+                Decision::Take,
                 "{spec:?}"
             );
         }
     }
 
     #[test]
-    fn one_of_another_is_good_for_as_long_as_it_was_seen_to_change() {
-        let wait = Chance::Wait("other".to_owned());
+    fn a_lease_of_another_replica_is_valid_until_it_stays_unchanged() {
+        let wait = Decision::Wait("other".to_owned());
         let begun = Instant::now();
         let at = |seconds| begun + Duration::from_secs(seconds);
         let mut watch = watch();
-        // However old it says it is: the other's clock may be wrong.
+        // The age in the Lease doesn't matter: the holder's clock may be wrong.
         assert_eq!(
             watch.judge(Some(&lease("other", 0, 15)), at(0), LEAST),
             wait
@@ -390,26 +415,27 @@ mod tests {
         );
         assert_eq!(
             watch.judge(Some(&lease("other", 9, 15)), at(32), LEAST),
-            Chance::Take
+            Decision::Take
         );
         assert_eq!(
             watch.judge(Some(&lease("third", 9, 15)), at(32), LEAST),
-            Chance::Wait("third".to_owned())
+            Decision::Wait("third".to_owned())
         );
     }
 
     #[test]
-    fn what_a_lease_says_of_its_length_counts_within_reason() {
-        for (said, good) in [(-5, 15), (0, 15), (15, 15), (60, 60), (i32::MAX, 120)] {
+    fn the_duration_in_a_lease_counts_within_bounds() {
+        for (duration, valid) in [(-5, 15), (0, 15), (15, 15), (60, 60), (i32::MAX, 120)] {
             let begun = Instant::now();
             let mut watch = watch();
-            watch.judge(Some(&lease("other", 0, said)), begun, LEAST);
-            let end = begun + Duration::from_secs(good);
-            let still = watch.judge(Some(&lease("other", 0, said)), end, LEAST);
-            assert_eq!(still, Chance::Wait("other".to_owned()), "{said}");
+            let lease = lease("other", 0, duration);
+            watch.judge(Some(&lease), begun, LEAST);
+            let end = begun + Duration::from_secs(valid);
+            let still = watch.judge(Some(&lease), end, LEAST);
+            assert_eq!(still, Decision::Wait("other".to_owned()), "{duration}");
             let after = end + Duration::from_millis(1);
-            let now = watch.judge(Some(&lease("other", 0, said)), after, LEAST);
-            assert_eq!(now, Chance::Take, "{said}");
+            let now = watch.judge(Some(&lease), after, LEAST);
+            assert_eq!(now, Decision::Take, "{duration}");
         }
     }
 }

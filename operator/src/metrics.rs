@@ -1,4 +1,4 @@
-//! What the operator counts, for `/metrics`.
+//! Metrics of the operator, served at `/metrics`.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -32,20 +32,20 @@ const CONDITIONS: [&str; 4] = [
     condition::PAUSED,
 ];
 
-/// How a round of reconciliation ended.
+/// Outcome of a round of reconciliation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// Nothing was to be done.
+    /// Nothing had to change.
     Idle,
-    /// Something was written, or is going on.
+    /// The round wrote something, or a change is in progress.
     Busy,
-    /// The API server refused something.
+    /// The API server refused a write.
     Refused,
-    /// It was cut short by an error.
+    /// An error ended the round.
     Failed,
-    /// It took too long and was given up.
+    /// The round exceeded its time limit.
     TimedOut,
-    /// It met a bug of the operator.
+    /// The round panicked: a bug of the operator.
     Panicked,
 }
 
@@ -62,7 +62,7 @@ impl Outcome {
     }
 }
 
-/// All figures. Cheap to update; read by scrapers.
+/// All metrics. Updates are cheap.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -80,7 +80,7 @@ pub struct Metrics {
     conditions: Family<ConditionLabels, Gauge>,
     shards_moving: Family<ClusterLabels, Gauge>,
     config_num: Family<ClusterLabels, Gauge<i64>>,
-    /// The clusters that have figures of their own.
+    /// The clusters that have series of their own.
     shown: Mutex<BTreeSet<ClusterLabels>>,
 }
 
@@ -133,7 +133,7 @@ impl Default for Metrics {
         let mut metrics = Self {
             registry: Registry::with_prefix("shardkv_operator"),
             rounds: Family::default(),
-            // From 1 ms to 65 s: a round is given up long before.
+            // Buckets from 1 ms to 65 s. The calls within a round have shorter time limits.
             round_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
             requests: Family::default(),
             writes: Family::default(),
@@ -160,65 +160,65 @@ impl Metrics {
         let r = &mut self.registry;
         r.register(
             "reconciles",
-            "Rounds over a cluster, by how they ended: idle, busy, refused, failed, timed_out, panicked",
+            "Rounds of reconciliation, by outcome: idle, busy, refused, failed, timed_out, panicked",
             self.rounds.clone(),
         );
         r.register_with_unit(
             "reconcile",
-            "Rounds over a cluster, from begin to end",
+            "Duration of a round of reconciliation",
             Unit::Seconds,
             self.round_seconds.clone(),
         );
         r.register(
             "api_requests",
-            "Requests to the Kubernetes API, by verb, resource and HTTP status (0: no answer)",
+            "Requests to the Kubernetes API, by verb, resource and HTTP status (0: no response)",
             self.requests.clone(),
         );
         r.register(
             "writes",
-            "Objects that were written, by verb and kind",
+            "Writes of Kubernetes objects, by verb and kind",
             self.writes.clone(),
         );
         r.register(
             "store_calls",
-            "Questions and orders to stores, by result: ok, unreachable, refused",
+            "Calls to stores, by call and result: ok, unreachable, refused",
             self.store_calls.clone(),
         );
         r.register_with_unit(
             "store_call",
-            "Questions and orders to stores, from begin to end",
+            "Duration of a call to a store",
             Unit::Seconds,
             self.store_seconds.clone(),
         );
         r.register(
             "store_failures",
-            "Rounds in which a store didn't answer, or refused",
+            "Rounds in which a store didn't answer, or refused a change",
             self.store_failures.clone(),
         );
         r.register(
             "watch_failures",
-            "Watches of the Kubernetes API that broke off; each is begun anew after a pause",
+            "Failed watches of the Kubernetes API; the operator restarts each after a backoff",
             self.watch_failures.clone(),
         );
         r.register(
             "leader",
-            "1 while this replica acts, 0 while it stands by",
+            "1 while this replica leads and acts, 0 while it stands by",
             self.leader.clone(),
         );
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
-        r.register("build", "Which operator this is", Info::new(version));
+        r.register("build", "Version of the operator", Info::new(version));
     }
 
     fn register_clusters(&mut self) {
         let r = &mut self.registry;
         r.register(
             "clusters",
-            "ShardKvClusters that are looked after",
+            "Number of ShardKvClusters that the operator manages",
             self.clusters.clone(),
         );
         r.register(
             "groups",
-            "Groups of a cluster by phase, when it was last looked at",
+            "Groups of a cluster by phase, at its last round",
             self.groups.clone(),
         );
         r.register(
@@ -228,37 +228,37 @@ impl Metrics {
         );
         r.register(
             "shards_moving",
-            "Shards of a cluster that are on their way",
+            "Shards of a cluster that are moving between groups",
             self.shards_moving.clone(),
         );
         r.register(
             "config_num",
-            "The number of a cluster's configuration",
+            "Number of a cluster's latest configuration",
             self.config_num.clone(),
         );
     }
 
-    /// All figures as `OpenMetrics` text.
+    /// Returns all metrics as `OpenMetrics` text.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
         let mut out = String::new();
         encode(&mut out, &self.registry)?;
         Ok(out)
     }
 
-    /// A round for one cluster is over.
+    /// Counts a finished round.
     pub fn round_ended(&self, outcome: Outcome, took: Duration) {
         let outcome = outcome.name();
         self.rounds.get_or_create(&OutcomeLabel { outcome }).inc();
         self.round_seconds.observe(took.as_secs_f64());
     }
 
-    /// An object was written: `verb` is one of `apply`, `patch`, `delete`, `status`.
+    /// Counts a write of an object. `verb` is one of `apply`, `patch`, `delete`, `status`.
     pub fn object_written(&self, verb: &'static str, kind: &str) {
         let kind = kind.to_owned();
         self.writes.get_or_create(&WriteLabels { verb, kind }).inc();
     }
 
-    /// The API server was asked for something; `code` is the HTTP status, or 0 if there was no answer.
+    /// Counts a request to the API server. `code` is the HTTP status, or 0 if there was no response.
     pub fn request(&self, verb: &'static str, resource: String, code: u16) {
         let labels = RequestLabels {
             verb,
@@ -268,12 +268,12 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
     }
 
-    /// The controllers of a store didn't answer, or refused.
+    /// Counts a round in which the controllers of a store didn't answer, or refused a change.
     pub fn store_failed(&self) {
         self.store_failures.inc();
     }
 
-    /// A store was asked for something.
+    /// Counts a call to a store.
     pub fn store_call(&self, call: &'static str, result: &'static str, took: Duration) {
         self.store_calls
             .get_or_create(&CallLabels { call, result })
@@ -281,17 +281,17 @@ impl Metrics {
         self.store_seconds.observe(took.as_secs_f64());
     }
 
-    /// A watch broke off.
+    /// Counts a failed watch.
     pub fn watch_failed(&self) {
         self.watch_failures.inc();
     }
 
-    /// Whether this replica acts.
+    /// Records that this replica began or ceased to lead.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
     }
 
-    /// What a cluster's status says from now on.
+    /// Updates a cluster's metrics from its status.
     pub fn cluster_seen(&self, namespace: &str, name: &str, status: &ShardKvClusterStatus) {
         let labels = ClusterLabels {
             namespace: namespace.to_owned(),
@@ -322,17 +322,17 @@ impl Metrics {
         self.count(&shown);
     }
 
-    /// A cluster is gone, and its figures with it.
+    /// Removes the metrics of a deleted cluster.
     pub fn cluster_gone(&self, namespace: &str, name: &str) {
         self.retain(|(its_namespace, its_name)| (its_namespace, its_name) != (namespace, name));
     }
 
-    /// Forgets the figures of clusters that are gone: of all for whose namespace and name `there` says no.
-    pub fn retain(&self, there: impl Fn((&str, &str)) -> bool) {
+    /// Keeps only the metrics of clusters for whose namespace and name `exists` returns true.
+    pub fn retain(&self, exists: impl Fn((&str, &str)) -> bool) {
         let mut shown = self.shown();
-        let gone = |labels: &&ClusterLabels| !there((&labels.namespace, &labels.name));
-        let gone: Vec<ClusterLabels> = shown.iter().filter(gone).cloned().collect();
-        for labels in gone {
+        let deleted = |labels: &&ClusterLabels| !exists((&labels.namespace, &labels.name));
+        let deleted: Vec<ClusterLabels> = shown.iter().filter(deleted).cloned().collect();
+        for labels in deleted {
             for (_, label) in PHASES {
                 self.groups.remove(&labels.group(label));
             }
@@ -352,7 +352,7 @@ impl Metrics {
     }
 
     fn shown(&self) -> MutexGuard<'_, BTreeSet<ClusterLabels>> {
-        // Nothing is left half done under this lock.
+        // Every change under this lock is complete, so a poisoned lock is safe to use.
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_has_figures_until_it_is_gone() {
+    fn a_deleted_cluster_has_no_metrics() {
         let metrics = Metrics::default();
         let status = json!({
             "groups": [
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_is_counted_by_what_it_was() {
+    fn counters_have_labels() {
         let metrics = Metrics::default();
         metrics.round_ended(Outcome::Busy, Duration::from_millis(3));
         metrics.object_written("apply", "StatefulSet");

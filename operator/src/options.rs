@@ -1,41 +1,41 @@
-//! The command line: what can be asked, with help that teaches by examples.
+//! Command line options, with help texts and examples.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use probes::telemetry::LogFormat;
+use probes::telemetry::{InvalidFilter, LogFormat};
 
 const EXAMPLES: &str = "\
 Examples:
   shardkv-operator crd | kubectl apply --server-side -f -    install the resource's definition
   shardkv-operator                                           run against the cluster of your kubeconfig
   shardkv-operator --watch-namespace team-a --log-format human
-  shardkv-operator --leader-elect=false                      the only one, on your own machine
+  shardkv-operator --leader-elect=false                      a single operator on your own machine
   curl localhost:8080/readyz
 
-Each option can be set in the environment too: --watch-namespace is SHARDKV_OPERATOR_WATCH_NAMESPACE, and so on.
+Each option also has an environment variable: SHARDKV_OPERATOR_WATCH_NAMESPACE sets --watch-namespace, and so on.
 
 Exit codes:
-  0  an orderly stop
-  1  something unforeseen; the log says what
-  2  the options can't be used, or no Kubernetes cluster is configured
-  3  another replica leads, or may: nothing was done since; start again";
+  0  orderly stop
+  1  unexpected failure; the log names the cause
+  2  the options are invalid, or no Kubernetes cluster is configured
+  3  the Lease was lost: another replica may act now, and this one has stopped; start it again";
 
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "shardkv-operator",
-    about = "Makes running stores of ShardKvCluster resources, and keeps them so",
+    about = "Runs the stores that ShardKvCluster resources describe",
     version,
     after_help = EXAMPLES,
     args_conflicts_with_subcommands = true
 )]
 pub struct Cli {
-    /// What is run when no command is given.
+    /// Options of `run`, which is the default command.
     #[command(flatten)]
     pub run: RunOptions,
-    /// What is asked.
+    /// The command.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -43,7 +43,7 @@ pub struct Cli {
 /// All commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the operator; also what happens without a command
+    /// Run the operator (the default command)
     #[command(after_help = EXAMPLES)]
     Run(Box<RunOptions>),
     /// Print the definition of the resource, for `kubectl apply --server-side -f -`
@@ -51,16 +51,16 @@ pub enum Command {
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  source <(shardkv-operator completion bash)")]
     Completion {
-        /// Which shell
+        /// The shell
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
 }
 
-/// How the operator runs.
+/// Options of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunOptions {
-    /// Look only at resources of these namespaces; give it again or separate them by commas. Without it, at all
+    /// Watch only these namespaces. Repeat the option or separate names by commas. By default the operator watches all
     #[arg(
         long = "watch-namespace",
         env = "SHARDKV_OPERATOR_WATCH_NAMESPACE",
@@ -69,7 +69,7 @@ pub struct RunOptions {
         value_parser = namespace
     )]
     watch_namespaces: Vec<String>,
-    /// Where /metrics, /livez and /readyz are served
+    /// Address that serves /metrics, /livez and /readyz
     #[arg(
         long,
         env = "SHARDKV_OPERATOR_LISTEN",
@@ -77,7 +77,7 @@ pub struct RunOptions {
         default_value = "0.0.0.0:8080"
     )]
     pub listen: SocketAddr,
-    /// How many clusters are looked after at the same time
+    /// Maximum number of clusters that are reconciled at the same time
     #[arg(
         long,
         env = "SHARDKV_OPERATOR_CONCURRENCY",
@@ -86,23 +86,23 @@ pub struct RunOptions {
         value_parser = clap::value_parser!(u16).range(1..=64)
     )]
     pub concurrency: u16,
-    /// How this operator and its like agree on who acts.
+    /// Leader election among replicas of the operator.
     #[command(flatten)]
     pub lease: LeaseOptions,
-    /// Which Kubernetes cluster.
+    /// The Kubernetes cluster.
     #[command(flatten)]
     pub cluster: ClusterOptions,
-    /// What is logged.
+    /// Log format and filter.
     #[command(flatten)]
     pub log: LogOptions,
 }
 
-/// How operators agree on who acts.
+/// Options of leader election among replicas of the operator.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Several replicas")]
+#[command(next_help_heading = "Leader election")]
 pub struct LeaseOptions {
-    /// Act only while holding a Lease, so that several replicas can stand by. Its renewal every 5 s is all that an operator
-    /// without work writes
+    /// Act only while holding a Lease, so that other replicas can stand by. An idle operator writes nothing but the
+    /// Lease's renewal every 5 s
     #[arg(
         long,
         env = "SHARDKV_OPERATOR_LEADER_ELECT",
@@ -114,7 +114,7 @@ pub struct LeaseOptions {
         action = ArgAction::Set
     )]
     pub leader_elect: bool,
-    /// The Lease's name: the same for all operators of which one is to act
+    /// Name of the Lease. Operators with the same Lease elect one that acts
     #[arg(
         long,
         env = "SHARDKV_OPERATOR_LEASE_NAME",
@@ -122,7 +122,7 @@ pub struct LeaseOptions {
         default_value = "shardkv-operator"
     )]
     pub lease_name: String,
-    /// The Lease's namespace; the operator's own by default
+    /// Namespace of the Lease; by default the operator's own
     #[arg(
         long,
         env = "SHARDKV_OPERATOR_LEASE_NAMESPACE",
@@ -130,37 +130,37 @@ pub struct LeaseOptions {
         value_parser = namespace
     )]
     pub lease_namespace: Option<String>,
-    /// The holder's name in the Lease; the pod's by default
+    /// This replica's name in the Lease; by default the pod's name
     #[arg(long, env = "SHARDKV_OPERATOR_IDENTITY", value_name = "NAME")]
     pub identity: Option<String>,
-    /// Set by the downward API.
+    /// Namespace of the pod, from the downward API.
     #[arg(long, env = "POD_NAMESPACE", hide = true)]
     pod_namespace: Option<String>,
-    /// Set by the downward API.
+    /// Name of the pod, from the downward API.
     #[arg(long, env = "POD_NAME", hide = true)]
     pod_name: Option<String>,
 }
 
-/// Which Kubernetes cluster.
+/// Options that select the Kubernetes cluster.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Which Kubernetes cluster")]
+#[command(next_help_heading = "Kubernetes cluster")]
 pub struct ClusterOptions {
-    /// The file with clusters and credentials; by default $KUBECONFIG, ~/.kube/config, or the account of the pod
+    /// File with clusters and credentials; by default $KUBECONFIG, ~/.kube/config, or the pod's service account
     #[arg(long, env = "SHARDKV_OPERATOR_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
-    /// The context of the file; by default its current one
+    /// Context in the kubeconfig; by default its current context
     #[arg(long, env = "SHARDKV_OPERATOR_CONTEXT", value_name = "NAME")]
     pub context: Option<String>,
 }
 
-/// What is logged, and how.
+/// Options of the log.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Logs")]
 pub struct LogOptions {
-    /// How log lines look; json by default in a pod, human elsewhere
+    /// Format of log lines; by default json in a pod, human elsewhere
     #[arg(long, env = "SHARDKV_OPERATOR_LOG_FORMAT", value_enum)]
     log_format: Option<Format>,
-    /// Which log lines: a level, or levels by module such as `info,shardkv_operator=debug`
+    /// Log level, or levels by module such as `info,shardkv_operator=debug`
     #[arg(
         long,
         env = "SHARDKV_OPERATOR_LOG_FILTER",
@@ -171,20 +171,20 @@ pub struct LogOptions {
     pub log_filter: String,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// For people
+    /// Readable text
     Human,
-    /// A JSON object a line
+    /// One JSON object per line
     Json,
 }
 
 impl RunOptions {
-    /// The namespaces to look at, each once; empty for all.
+    /// Returns the namespaces to watch, sorted and without duplicates. An empty list means all namespaces.
     pub fn namespaces(&self) -> Vec<String> {
         let mut names = self.watch_namespaces.clone();
-        // An empty variable means none.
+        // An empty environment variable names no namespace.
         names.retain(|name| !name.is_empty());
         names.sort_unstable();
         names.dedup();
@@ -193,42 +193,51 @@ impl RunOptions {
 }
 
 impl LeaseOptions {
-    /// The Lease's namespace; `fallback` is the one of the credentials.
+    /// Returns the Lease's namespace; `fallback` is the default namespace of the credentials.
     pub fn namespace(&self, fallback: &str) -> String {
-        let told = [&self.lease_namespace, &self.pod_namespace];
-        let mut told = told.into_iter().flatten().filter(|name| !name.is_empty());
-        told.next().cloned().unwrap_or_else(|| fallback.to_owned())
+        let configured = first_non_empty([&self.lease_namespace, &self.pod_namespace]);
+        configured.unwrap_or_else(|| fallback.to_owned())
     }
 
-    /// The holder's name in the Lease: not shared by two processes that run at the same time.
+    /// Returns this replica's name in the Lease. Two processes that run at the same time must have different names.
     pub fn identity(&self) -> String {
-        let told = [&self.identity, &self.pod_name];
-        let mut told = told.into_iter().flatten().filter(|name| !name.is_empty());
-        told.next().cloned().unwrap_or_else(|| {
+        first_non_empty([&self.identity, &self.pod_name]).unwrap_or_else(|| {
             let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
             format!("{}-{}", host.trim(), std::process::id())
         })
     }
 }
 
+fn first_non_empty<const N: usize>(values: [&Option<String>; N]) -> Option<String> {
+    let mut values = values.into_iter().flatten().filter(|it| !it.is_empty());
+    values.next().cloned()
+}
+
 impl LogOptions {
-    /// How log lines look.
+    /// Returns the format of log lines.
     pub fn format(&self) -> LogFormat {
         match self.log_format {
             Some(Format::Json) => LogFormat::Json,
-            // Kubernetes sets this in every container.
+            // Kubernetes sets this variable in every container.
             None if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() => LogFormat::Json,
             Some(Format::Human) | None => LogFormat::Human,
         }
     }
 }
 
-fn filter(text: &str) -> Result<String, String> {
-    probes::telemetry::check_filter(text).map_err(|error| error.to_string())?;
+fn filter(text: &str) -> Result<String, InvalidFilter> {
+    probes::telemetry::check_filter(text)?;
     Ok(text.to_owned())
 }
 
-fn namespace(text: &str) -> Result<String, String> {
+/// A text that can't be the name of a namespace.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the name of a namespace consists of a-z, 0-9 and '-', at most 63 characters, without '-' at its ends"
+)]
+struct InvalidNamespace;
+
+fn namespace(text: &str) -> Result<String, InvalidNamespace> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let good = text.len() <= 63
         && text.chars().all(inner)
@@ -237,7 +246,7 @@ fn namespace(text: &str) -> Result<String, String> {
     if good {
         Ok(text.to_owned())
     } else {
-        Err("a namespace's name consists of a-z, 0-9 and '-', 63 at most".to_owned())
+        Err(InvalidNamespace)
     }
 }
 
@@ -258,12 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn run_is_what_happens_without_a_command() {
+    fn run_is_the_default_command() {
         for args in [&[][..], &["run"]] {
             let options = run(args);
             assert_eq!(options.listen.port(), 8080);
@@ -278,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_may_be_given_in_any_way() {
+    fn namespaces_are_repeated_or_separated_by_commas() {
         for args in [
             &["--watch-namespace", "b,a"][..],
             &[
@@ -294,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_election_can_be_switched() {
+    fn leader_election_can_be_turned_on_and_off() {
         for (args, on) in [
             (&["--leader-elect=false"][..], false),
             (&["--leader-elect"], true),
@@ -305,24 +314,24 @@ mod tests {
     }
 
     #[test]
-    fn the_lease_lies_where_the_operator_does_unless_told() {
+    fn the_lease_is_in_the_namespace_of_the_pod_by_default() {
         let own = run(&["--pod-namespace", "own", "--pod-name", "pod-1"]).lease;
         assert_eq!(
             (own.namespace("x"), own.identity()),
             ("own".into(), "pod-1".into())
         );
-        let told = run(&[
+        let configured = run(&[
             "--pod-namespace",
             "own",
             "--lease-namespace",
-            "told",
+            "other",
             "--identity",
             "me",
         ])
         .lease;
         assert_eq!(
-            (told.namespace("x"), told.identity()),
-            ("told".into(), "me".into())
+            (configured.namespace("x"), configured.identity()),
+            ("other".into(), "me".into())
         );
         let outside = run(&["--pod-namespace", "", "--pod-name", ""]).lease;
         assert_eq!(outside.namespace("x"), "x");

@@ -1,4 +1,4 @@
-//! What the program does with its command line.
+//! The program: parses the command line and runs the command.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -10,10 +10,10 @@ use crate::options::{Cli, Command, RunOptions};
 use crate::run::{self, End};
 use crate::{crd, yaml};
 
-/// Names are resolved on threads that may block; few at a time, so that the process stays small.
+/// Limit of the threads that resolve names. Few, so that the process uses little memory.
 const MAX_BLOCKING_THREADS: usize = 8;
 
-/// Does what the process' command line asks.
+/// Runs the command of the process' command line and returns the exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
@@ -40,7 +40,7 @@ fn definition() -> Result<Vec<u8>, yaml::YamlError> {
 fn print(text: Result<Vec<u8>, yaml::YamlError>) -> ExitCode {
     match text {
         Ok(text) => {
-            // Nobody may be reading.
+            // An error means that the reader has closed the pipe.
             let _ = io::stdout().write_all(&text);
             ExitCode::SUCCESS
         }
@@ -52,17 +52,17 @@ fn start(options: RunOptions) -> ExitCode {
     if let Err(error) = probes::telemetry::start(options.log.format(), &options.log.log_filter) {
         return fail(&format!("--log-filter: {error}"), End::BadOptions);
     }
-    // One thread: an operator waits nearly all the time, and each thread costs memory.
+    // One thread is enough: the operator waits nearly all the time, and each thread costs memory.
     let runtime = Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("no runtime can be made: {error}"), End::Failed),
+        Err(error) => return fail(&format!("the runtime can't start: {error}"), End::Failed),
     };
     let end = runtime.block_on(run::run(options));
-    // What hangs on a dead connection must not keep the process.
+    // A task that hangs on a dead connection must not keep the process alive.
     runtime.shutdown_background();
     match end {
         Ok(()) => ExitCode::SUCCESS,

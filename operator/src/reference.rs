@@ -1,11 +1,11 @@
 //! The reference of the resource, generated from its definition: `docs/reference.md`.
 //!
-//! Fields, types, bounds, defaults, rules and descriptions come from the schema. Reasons and events aren't in the schema: they are
-//! tables here, which tests compare with the code that reports them.
+//! Fields, types, bounds, defaults, rules and descriptions come from the schema. Reasons and events aren't in the schema: the
+//! module `catalog` lists them, and tests compare it with the code that reports them.
 
+mod catalog;
 #[cfg(test)]
 mod tests;
-mod told;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -160,7 +160,7 @@ impl Page {
     fn reasons(&mut self) {
         self.line("\n## Conditions\n");
         self.line("`kubectl wait --for=condition=Available skv/demo` waits for a condition. Each has a message that says more than its reason.");
-        for (of, means, reasons) in told::REASONS {
+        for (of, means, reasons) in catalog::REASONS {
             self.line(&format!("\n### {of}\n\n{means}"));
             self.table(&["Status", "Reason", "Meaning"]);
             for (status, reason, meaning) in *reasons {
@@ -176,7 +176,7 @@ impl Page {
             "`kubectl events --for skv/demo` lists them. The operator reports each step that changed something once.",
         );
         self.table(&["Type", "Reason", "When"]);
-        for (kind, reason, when) in told::EVENTS {
+        for (kind, reason, when) in catalog::EVENTS {
             let reason = format!("`{reason}`");
             self.row(&[*kind, reason.as_str(), when]);
         }

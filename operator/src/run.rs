@@ -1,25 +1,27 @@
-//! The operator as a process: it waits for its turn, watches, and looks at each cluster in rounds.
+//! The operator's process: acquires the Lease, watches resources, and reconciles each cluster in rounds.
 //!
-//! # When a cluster is looked at
+//! # Start of a round
 //!
-//! - when its resource changes in a way that asks for something: its spec (the generation), that it is to be deleted, its
-//!   finalizers, labels or annotations. Our own writes of its status are none of these, so a round doesn't make the next;
-//! - when one of its StatefulSets changes, in any way: readiness of pods is told there;
-//! - when the last round said so: [`Pace`] tells how long it waits at most. So everything else that may be changed under our
-//!   hands is found and mended within one idle pause.
+//! A round for a cluster starts:
 //!
-//! What happens within a moment makes one round. Of one cluster there is one round at a time, of all together
-//! [`crate::options::RunOptions::concurrency`].
+//! - when its resource changes in a way that may need an answer: the spec (its generation), the deletion timestamp, finalizers,
+//!   labels or annotations. The operator's own writes of the status don't count, so a round doesn't start the next;
+//! - when one of its StatefulSets changes in any way: the readiness of pods is recorded there;
+//! - when the last round asked for it: [`Pace`] bounds the time until then. So the operator finds and repairs every other
+//!   change within one idle pause.
 //!
-//! # What is kept in memory
+//! Changes within a short time start one round together. At most one round runs for a cluster, and at most
+//! [`crate::options::RunOptions::concurrency`] for all clusters together.
 //!
-//! The watches keep the *metadata* of resources only, and nothing of StatefulSets; a round reads what it needs. This keeps the
-//! process small, and one resource that can't be understood from blinding the operator to all others.
+//! # Memory
 //!
-//! # How it ends
+//! The watches keep the *metadata* of resources only, and nothing of StatefulSets; a round reads what it needs. So the process
+//! stays small, and a resource that can't be parsed doesn't stop the operator from seeing the others.
 //!
-//! On SIGTERM or SIGINT no round begins any more, those that run may finish for [`FINISH`], and the Lease is given up. When the
-//! Lease is lost everything stops at once, and the process ends: Kubernetes starts it again, and it stands by.
+//! # End of the process
+//!
+//! On SIGTERM or SIGINT no round starts any more, running rounds may finish for [`FINISH`], and the Lease is released. When the
+//! Lease is lost, everything stops at once and the process ends: Kubernetes starts it again, and it stands by.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
@@ -47,33 +49,33 @@ use crate::reconcile::{Context, FIELD_MANAGER, Pace, error_policy, reconcile};
 use crate::store::{LiveStore, Store};
 use crate::watches::{self, Seen};
 
-/// How long rounds that run may take when the process is to end. Less than the 30 s that a pod has.
+/// Time that running rounds have to finish after a signal. Less than the 30 s that Kubernetes gives a pod.
 const FINISH: Duration = Duration::from_secs(20);
-/// A round that takes longer is given up. What it waits for is bounded in time too, so this is for what nobody thought of.
+/// Time limit of a round. Every call in a round has its own limit, so only a bug reaches this one.
 const MAX_ROUND: Duration = Duration::from_mins(2);
-/// How often is looked whether what is missing is there.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How long one look may take.
-const LOOK: Duration = Duration::from_secs(10);
+/// Interval between checks of the API server.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Time limit of one check of the API server.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the process ends; the number is its exit code.
+/// Reason for the end of the process; the number is its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum End {
-    /// Something unforeseen.
+    /// Unexpected failure.
     Failed = 1,
-    /// The options can't be used, or there is no cluster.
+    /// The options are invalid, or no cluster is configured.
     BadOptions = 2,
-    /// Another acts now, or may.
+    /// The Lease is lost: another replica may act now.
     LeaseLost = 3,
 }
 
-/// Why the process ends, if not because it was asked to.
+/// Failure that ends the process.
 #[derive(Debug)]
 pub struct Stop {
-    /// Which exit code.
+    /// Exit code.
     pub end: End,
-    /// What happened, and what to do.
+    /// Cause and remedy.
     pub error: anyhow::Error,
 }
 
@@ -86,7 +88,7 @@ impl Stop {
     }
 }
 
-/// Runs until it is told to stop, or can't go on.
+/// Runs the operator until a signal stops it, or it fails.
 pub async fn run(options: RunOptions) -> Result<(), Stop> {
     let stop = signals()?;
     let metrics = Arc::new(Metrics::default());
@@ -95,7 +97,7 @@ pub async fn run(options: RunOptions) -> Result<(), Stop> {
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         let error = anyhow::Error::new(error).context(format!(
-            "{} can't be listened on: choose another by --listen",
+            "the operator can't listen on {}: choose another address with --listen",
             options.listen
         ));
         Stop::new(End::BadOptions, error)
@@ -118,7 +120,7 @@ pub async fn run(options: RunOptions) -> Result<(), Stop> {
     operator.work().await
 }
 
-/// True as soon as the process was asked to end.
+/// Returns a channel that becomes true when SIGTERM or SIGINT arrives.
 fn signals() -> Result<watch::Receiver<bool>, Stop> {
     use tokio::signal::unix::{SignalKind, signal};
     let on = |kind| signal(kind).map_err(|error| Stop::new(End::Failed, error));
@@ -132,7 +134,7 @@ fn signals() -> Result<watch::Receiver<bool>, Stop> {
         };
         tracing::info!("{name}: the operator finishes");
         stop.send_replace(true);
-        // A second one has its usual effect no more; but what finishes is bounded in time.
+        // Keeps the handlers installed: a second signal has no effect. The time to finish is bounded anyway.
         std::future::pending::<()>().await;
     });
     Ok(stopped)
@@ -170,10 +172,10 @@ impl Operator {
         ended
     }
 
-    /// Waits until all is there that is needed, and for the turn of this replica.
+    /// Waits until the API server is ready and this replica holds the Lease. Returns none without leader election.
     async fn begin(&self) -> Option<(Elector, Held)> {
-        self.prepared().await;
-        self.health.ready();
+        self.wait_for_api_server().await;
+        self.health.set_ready();
         let lease = &self.options.lease;
         if !lease.leader_elect {
             return None;
@@ -181,39 +183,40 @@ impl Operator {
         let namespace = lease.namespace(self.client.default_namespace());
         let client = self.client.clone();
         let mut elector = Elector::new(client, &namespace, &lease.lease_name, &self.identity);
-        let told = |why: &str| tracing::info!("standing by: {why}");
-        let held = elector.acquire(told).await;
-        tracing::info!(identity = self.identity, "the Lease is ours");
+        let report = |reason: &str| tracing::info!("standing by: {reason}");
+        let held = elector.acquire(report).await;
+        tracing::info!(identity = self.identity, "this replica holds the Lease");
         Some((elector, held))
     }
 
-    /// Waits until the resource is known to the cluster and may be read.
-    async fn prepared(&self) {
+    /// Waits until the API server has the resource's definition and lets this operator read resources.
+    async fn wait_for_api_server(&self) {
         let mut last = String::new();
-        while let Err(why) = self.check_api_server().await {
-            if why != last {
-                tracing::warn!("waiting: {why}");
-                self.health.waits(&why);
-                last = why;
+        while let Err(error) = self.check_api_server().await {
+            let reason = error.to_string();
+            if reason != last {
+                tracing::warn!("waiting: {reason}");
+                self.health.set_not_ready(&reason);
+                last = reason;
             }
-            sleep(LOOK_AGAIN).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 
-    async fn check_api_server(&self) -> Result<(), String> {
-        let few = ListParams::default().limit(1);
+    async fn check_api_server(&self) -> Result<(), ApiServerError> {
+        let first = ListParams::default().limit(1);
         for namespace in scopes(&self.options.namespaces()) {
             let api = watches::api::<ShardKvCluster>(&self.client, namespace);
-            match timeout(LOOK, api.list_metadata(&few)).await {
+            match timeout(CHECK_TIMEOUT, api.list_metadata(&first)).await {
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(missing(&error)),
-                Err(_) => return Err("the Kubernetes API doesn't answer".to_owned()),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => return Err(ApiServerError::NoAnswer),
             }
         }
         Ok(())
     }
 
-    /// Looks after clusters until it is asked to stop, or `lost` says that it must.
+    /// Reconciles clusters until a signal arrives, or until `lost` completes.
     async fn act(&self, lost: impl Future<Output = Stop>) -> Result<(), Stop> {
         self.metrics.leads(true);
         let mut working = self.controller();
@@ -226,7 +229,7 @@ impl Operator {
                 why = &mut lost => Err(why),
                 finished = timeout(FINISH, &mut working) => {
                     if finished.is_err() {
-                        tracing::warn!("rounds were cut short: they took longer than {FINISH:?}");
+                        tracing::warn!("running rounds were cancelled: they took longer than {FINISH:?}");
                     }
                     Ok(())
                 }
@@ -263,72 +266,77 @@ impl Operator {
     }
 }
 
-/// Watches, and looks at each cluster in rounds, until `stop` is true, or nobody can make it so. Rounds that run by then are
-/// finished.
+/// Watches resources and reconciles each cluster in rounds, until `stop` is true or its sender is dropped. Running rounds
+/// finish first.
 pub async fn watch_and_reconcile<S: Store>(
     context: Arc<Context<S>>,
     namespaces: Vec<String>,
     concurrency: u16,
     stop: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(concurrency.into()));
+    let permits = Arc::new(Semaphore::new(concurrency.into()));
     let watched = scopes(&namespaces).map(|namespace| {
-        let (places, no_more) = (Arc::clone(&places), Arc::clone(&places));
+        let (permits, closing) = (Arc::clone(&permits), Arc::clone(&permits));
         let mut stop = stop.clone();
         let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;
-            // Those that wait for a place don't begin any more.
-            no_more.close();
+            // Rounds that wait for a permit don't start any more.
+            closing.close();
         };
         watches::controller(&context.client, namespace, &context.metrics)
             .graceful_shutdown_on(stopped)
             .run(
-                move |seen, context| in_turn(seen, context, Arc::clone(&places)).map(Ok),
+                move |seen, context| with_permit(seen, context, Arc::clone(&permits)).map(Ok),
                 |_, never: &Infallible, _| match *never {},
                 Arc::clone(&context),
             )
-            // A cluster that is gone by the time of its round is no news.
+            // Ignores the error for a cluster that was deleted before its round.
             .for_each(async |_| ())
     });
     future::join_all(watched).await;
 }
 
-/// The namespaces to watch; `None` is all.
+/// Returns the namespaces to watch; `None` means all.
 fn scopes(namespaces: &[String]) -> impl Iterator<Item = Option<&str>> {
     let all = namespaces.is_empty().then_some(None);
     namespaces.iter().map(|name| Some(name.as_str())).chain(all)
 }
 
-async fn in_turn<S: Store>(
+async fn with_permit<S: Store>(
     seen: Arc<Seen>,
     context: Arc<Context<S>>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 ) -> Action {
-    match places.acquire().await {
-        Ok(_place) => reconcile_once(&seen, context).await,
+    match permits.acquire().await {
+        Ok(_permit) => reconcile_once(&seen, context).await,
         Err(_) => Action::await_change(),
     }
 }
 
-/// One round for one cluster; see [`reconcile`]. It always says when the next is due, whatever happens in it.
+/// Runs one round for one cluster; see [`reconcile`]. Returns the time of the next round even after a timeout or a panic.
 async fn reconcile_once<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> Action {
     let (namespace, name) = (seen.namespace().unwrap_or_default(), seen.name_any());
     let span = tracing::info_span!("round", namespace, name);
     let begun = Instant::now();
     let work = timeout(MAX_ROUND, reconcile_seen(seen, &context)).instrument(span);
-    let cut = match AssertUnwindSafe(work).catch_unwind().await {
+    let outcome = match AssertUnwindSafe(work).catch_unwind().await {
         Ok(Ok(action)) => return action,
         Ok(Err(_)) => Outcome::TimedOut,
-        // The panic itself is a log line already. Other clusters go on.
+        // The panic hook has logged the panic. Other clusters go on.
         Err(_) => Outcome::Panicked,
     };
-    context.metrics.round_ended(cut, begun.elapsed());
-    tracing::error!(namespace, name, outcome = ?cut, "a round was given up; the next follows in a minute");
+    context.metrics.round_ended(outcome, begun.elapsed());
+    tracing::error!(
+        namespace,
+        name,
+        ?outcome,
+        "the round was aborted; the next starts in a minute"
+    );
     Action::requeue(Duration::from_mins(1))
 }
 
 async fn reconcile_seen<S: Store>(seen: &Seen, context: &Arc<Context<S>>) -> Action {
-    // Which resource it is is all that a round takes from here.
+    // A round uses only the resource's identity and reads the rest from the API server.
     let resource = Arc::new(ShardKvCluster {
         metadata: seen.metadata.clone(),
         spec: ShardKvClusterSpec::default(),
@@ -340,34 +348,47 @@ async fn reconcile_seen<S: Store>(seen: &Seen, context: &Arc<Context<S>>) -> Act
     }
 }
 
-/// What stands in the way of watching, and what to do about it.
-fn missing(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) if status.code == 404 => {
-            "the definition of ShardKvCluster isn't installed: run \
-            `shardkv-operator crd | kubectl apply --server-side -f -`, or install the chart"
-                .to_owned()
+/// Reason why the operator can't watch yet, with the remedy. The operator retries until the reason is gone.
+#[derive(Debug, thiserror::Error)]
+enum ApiServerError {
+    #[error("the Kubernetes API doesn't answer")]
+    NoAnswer,
+    #[error(
+        "the definition of ShardKvCluster isn't installed: run \
+        `shardkv-operator crd | kubectl apply --server-side -f -`, or install the chart"
+    )]
+    NoDefinition,
+    #[error(
+        "the operator may not read ShardKvClusters: {0}; install the roles of the chart or of deploy/operator.yaml, \
+        or watch fewer namespaces with --watch-namespace"
+    )]
+    Forbidden(String),
+    #[error(
+        "the Kubernetes API rejects the credentials: {0}; check the kubeconfig or the service account"
+    )]
+    Unauthorized(String),
+    #[error("the Kubernetes API can't be reached: {0}")]
+    Unreachable(kube::Error),
+}
+
+impl From<kube::Error> for ApiServerError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 404 => Self::NoDefinition,
+            kube::Error::Api(status) if status.code == 403 => Self::Forbidden(status.message),
+            kube::Error::Api(status) if status.code == 401 => Self::Unauthorized(status.message),
+            error => Self::Unreachable(error),
         }
-        kube::Error::Api(status) if status.code == 403 => format!(
-            "no right to read ShardKvClusters: {}; install the roles of the chart or of deploy/operator.yaml, \
-            or look at fewer namespaces by --watch-namespace",
-            status.message
-        ),
-        kube::Error::Api(status) if status.code == 401 => format!(
-            "the Kubernetes API doesn't know these credentials: {}; check the kubeconfig or the service account",
-            status.message
-        ),
-        error => format!("the Kubernetes API can't be reached: {error}"),
     }
 }
 
 fn unexpected(ended: Result<(), tokio::task::JoinError>) -> Stop {
-    let why = match ended {
+    let reason = match ended {
         Ok(()) => "the watches have ended".to_owned(),
         Err(error) => error.to_string(),
     };
     Stop::new(
         End::Failed,
-        anyhow::anyhow!("{why}: that is a bug of the operator; please report it"),
+        anyhow::anyhow!("{reason}: this is a bug of the operator; please report it"),
     )
 }

@@ -1,66 +1,66 @@
-//! From a resource to a cluster that makes sense: the second of reconcile's five steps.
+//! Checks a resource and converts it into a [`Cluster`].
 //!
-//! The API server has checked all of this already, if it has the definition that belongs to this operator. It may have an older
-//! one, and what slips through must become a condition for people, and no panic, endless loop or half-built cluster.
+//! An API server whose definition matches this operator has checked all of this already. It may have an older definition; an
+//! invalid resource then becomes a condition of the resource, not a panic, an endless loop or a half-built cluster.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 
 use crate::crd::{Amount, ShardKvCluster, ShardKvClusterSpec};
 
-/// A cluster to build. The fields that need no check are read from `spec`.
+/// A valid cluster. Fields that need no check are read from `spec`.
 ///
 /// Invariants: names and uid are not empty; `groups` and `shards` are at least 1; `replicas` and `controllers` are 1, 3, 5 or 7.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    /// The resource's name.
+    /// Name of the resource.
     pub name: String,
-    /// The namespace of the resource and all of its objects.
+    /// Namespace of the resource and all of its objects.
     pub namespace: String,
-    /// Makes the resource the owner of its objects, so that they go with it.
+    /// Makes the resource the owner of its objects, so that Kubernetes deletes them with it.
     pub owner: OwnerReference,
-    /// How many groups are asked for.
+    /// Number of groups that the spec asks for.
     pub groups: u32,
-    /// How many nodes a group has.
+    /// Number of nodes of a group.
     pub replicas: i32,
-    /// How many controllers there are.
+    /// Number of controllers.
     pub controllers: i32,
-    /// How many shards there are.
+    /// Number of shards.
     pub shards: u32,
-    /// Everything else.
+    /// The whole spec.
     pub spec: ShardKvClusterSpec,
 }
 
-/// Why a resource is no cluster.
+/// Reason why a resource is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     /// The object has never been stored by an API server.
-    #[error("metadata.{0} is missing: is this object stored?")]
+    #[error("metadata.{0} is missing: the API server has not stored this object")]
     Incomplete(&'static str),
-    /// The name can't be part of a service's name.
-    #[error("`{0}` can't be the name of services: begin with a letter, then a-z, 0-9 and '-'")]
+    /// The name can't be part of the name of a service.
+    #[error("services can't be named after `{0}`: begin with a letter, and use a-z, 0-9 and '-'")]
     Name(String),
-    /// A number is out of its bounds.
+    /// A number is out of bounds.
     #[error("{field} is {value} and must be {expected}")]
     Number {
-        /// Where, as a path in the resource.
+        /// Path of the field in the resource.
         field: &'static str,
-        /// What stands there.
+        /// Value of the field.
         value: i32,
-        /// What may.
+        /// Allowed values.
         expected: &'static str,
     },
-    /// An amount is none.
+    /// A text isn't a quantity of Kubernetes.
     #[error("{field} is `{value}` and must be an amount such as 500m, 2 or 4Gi")]
     Amount {
-        /// Where, as a path in the resource.
+        /// Path of the field in the resource.
         field: String,
-        /// What stands there.
+        /// Value of the field.
         value: String,
     },
 }
 
-/// Checks a resource.
+/// Checks a resource and returns its cluster.
 pub fn validate(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
     let meta = &resource.metadata;
     let spec = &resource.spec;
@@ -68,7 +68,7 @@ pub fn validate(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
     if !is_service_name(&name) {
         return Err(Invalid::Name(name));
     }
-    amounts(spec)?;
+    check_amounts(spec)?;
     Ok(Cluster {
         name,
         namespace: meta
@@ -86,8 +86,8 @@ pub fn validate(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
     })
 }
 
-/// What a resource's objects are called, for one that is to be deleted, however little sense its numbers make: those that make
-/// none are the least that there can be.
+/// Returns the cluster of a resource that is being deleted, so that its objects can be found by name. Accepts invalid
+/// numbers and replaces each by the least valid one.
 pub fn identify(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
     let meta = &resource.metadata;
     let spec = &resource.spec;
@@ -126,8 +126,8 @@ fn odd(field: &'static str, value: i32) -> Result<i32, Invalid> {
     })
 }
 
-/// The API server can't say what is wrong with an amount that it meets in a pod's template.
-fn amounts(spec: &ShardKvClusterSpec) -> Result<(), Invalid> {
+/// Checks all amounts. For an invalid amount in a pod template the API server's error would not name the field.
+fn check_amounts(spec: &ShardKvClusterSpec) -> Result<(), Invalid> {
     let size = |field: &str, size: &str| (field.to_owned(), Amount(size.to_owned()));
     let sizes = [
         size("spec.storage.size", &spec.storage.size),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_a_cluster() {
+    fn the_defaults_are_valid() {
         let cluster = validate(&stored(ShardKvClusterSpec::default())).unwrap();
         assert_eq!(
             (cluster.groups, cluster.replicas, cluster.shards),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_older_definition_lets_through_is_refused() {
+    fn resources_that_an_older_definition_accepts_are_refused() {
         let bad = |change: fn(&mut ShardKvCluster), needle: &str| {
             let mut resource = stored(ShardKvClusterSpec::default());
             change(&mut resource);

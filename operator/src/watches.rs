@@ -1,4 +1,4 @@
-//! What is watched, and how that becomes rounds; see [`crate::run`].
+//! Watches of the Kubernetes API, which start rounds of reconciliation; see [`crate::run`].
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
@@ -18,19 +18,19 @@ use kube::{Client, Resource, ResourceExt as _};
 use crate::crd::ShardKvCluster;
 use crate::metrics::Metrics;
 
-/// What happens within this time makes one round.
+/// Events of a cluster within this time start one round.
 const DEBOUNCE: Duration = Duration::from_millis(150);
-/// How many objects a list brings at once.
+/// Number of objects per page of a list.
 const PAGE: u32 = 100;
-/// Selects objects that the operator made.
+/// Selects objects that the operator created.
 const OURS: &str = "app.kubernetes.io/managed-by=shardkv-operator";
-/// `kubectl apply` keeps the whole resource here.
+/// Annotation in which `kubectl apply` stores the whole resource.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// What is kept of a resource.
+/// The part of a resource that the watches keep in memory: its metadata.
 pub(crate) type Seen = PartialObjectMeta<ShardKvCluster>;
 
-/// The objects of a kind in a namespace, or in all.
+/// Returns the API for objects of a kind in a namespace, or in all namespaces.
 pub(crate) fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -41,7 +41,7 @@ where
     }
 }
 
-/// Asks for rounds over the clusters of a namespace, or of all.
+/// Returns a controller that starts rounds for the clusters of a namespace, or of all namespaces.
 pub(crate) fn controller(
     client: &Client,
     namespace: Option<&str>,
@@ -64,13 +64,13 @@ pub(crate) fn controller(
         .with_config(Config::default().debounce(DEBOUNCE))
 }
 
-/// Drops what nobody looks at.
+/// Drops metadata that no code reads, to save memory.
 fn trim(seen: &mut Seen) {
     seen.metadata.managed_fields = None;
     seen.annotations_mut().remove(LAST_APPLIED);
 }
 
-/// Changes with all that a round may answer to. Not with the status.
+/// Hashes everything whose change starts a round. The status is left out.
 fn trigger_hash(seen: &Seen) -> u64 {
     let mut hasher = DefaultHasher::new();
     seen.metadata.generation.hash(&mut hasher);
@@ -81,7 +81,7 @@ fn trigger_hash(seen: &Seen) -> u64 {
     hasher.finish()
 }
 
-/// A watch that broke off begins anew, after a pause that grows, and holds up no other watch.
+/// Restarts a failed watch with exponential backoff. Other watches go on meanwhile.
 fn with_backoff<K>(
     watch: impl Stream<Item = watcher::Result<K>> + Send + 'static,
     metrics: &Arc<Metrics>,
@@ -93,28 +93,29 @@ where
     watch.default_backoff().filter(move |seen| {
         if let Err(error) = seen {
             metrics.watch_failed();
-            tracing::warn!("a watch broke off and begins anew: {error}");
+            tracing::warn!("a watch of the Kubernetes API failed and is restarted: {error}");
         }
         future::ready(seen.is_ok())
     })
 }
 
-/// Forgets the figures of clusters that are gone.
+/// Removes the metrics of deleted clusters.
 fn forget_deleted(
-    there: Store<Seen>,
+    existing: Store<Seen>,
     namespace: Option<&str>,
     metrics: &Arc<Metrics>,
 ) -> impl FnMut(&watcher::Result<Event<Seen>>) + Send + 'static {
     let (namespace, metrics) = (namespace.map(str::to_owned), Arc::clone(metrics));
     move |event| match event {
-        Ok(Event::Delete(gone)) => {
-            metrics.cluster_gone(&gone.namespace().unwrap_or_default(), &gone.name_any());
+        Ok(Event::Delete(deleted)) => {
+            let namespace = deleted.namespace().unwrap_or_default();
+            metrics.cluster_gone(&namespace, &deleted.name_any());
         }
         Ok(Event::InitDone) => metrics.retain(|(of, name)| {
             let elsewhere = namespace
                 .as_deref()
                 .is_some_and(|namespace| namespace != of);
-            elsewhere || there.get(&ObjectRef::new(name).within(of)).is_some()
+            elsewhere || existing.get(&ObjectRef::new(name).within(of)).is_some()
         }),
         _ => {}
     }
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_is_asked_for_by_everything_but_the_status() {
+    fn every_change_but_one_of_the_status_starts_a_round() {
         let before = json!({
             "name": "a", "generation": 1, "resourceVersion": "5", "finalizers": ["f"],
             "labels": {"l": "1"}, "annotations": {"a": "1"},

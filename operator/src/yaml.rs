@@ -1,9 +1,9 @@
-//! YAML out and in: the only module that knows the YAML library.
+//! Reads and writes YAML. No other module uses the YAML library.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A value that has no form in YAML, or text that isn't what it should be.
+/// A value that can't be written as YAML, or a text that can't be read as the expected type.
 #[derive(Debug, thiserror::Error)]
 #[error("YAML: {0}")]
 pub struct YamlError(String);
@@ -20,9 +20,9 @@ impl From<serde_json::Error> for YamlError {
     }
 }
 
-/// The value as one document, without `---` in front.
+/// Returns the value as one document, without a leading `---`.
 pub fn write<T: Serialize>(value: &T) -> Result<String, YamlError> {
-    // By way of JSON, whose maps are sorted: the order of keys then depends on no declaration.
+    // JSON's maps are sorted, so the order of keys doesn't depend on the order of fields in Rust.
     let value = serde_json::to_value(value)?;
     Ok(serde_yaml::to_string(&value)?)
 }
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_back() {
+    fn a_written_value_can_be_read_back() {
         let map = BTreeMap::from([("a".to_owned(), vec![1, 2]), ("b".to_owned(), vec![])]);
         let text = write(&map).unwrap();
         assert_eq!(text, "a:\n- 1\n- 2\nb: []\n");

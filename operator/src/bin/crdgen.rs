@@ -1,5 +1,5 @@
-//! Writes what is generated from our resources into a checkout: `crdgen [folder]`, by default the current one. The definitions go
-//! into `crds/`, their reference to `docs/reference.md`.
+//! Generates files from the resource's Rust types: `crdgen [folder]` writes the definitions into `crds/` and their reference
+//! to `docs/reference.md` of a checkout, by default the current folder.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The account of the pods. They call no Kubernetes API: it has no rights, and no token is mounted.
+//! Service account of the pods. They don't call the Kubernetes API, so the account has no rights and no token is mounted.
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 
@@ -6,13 +6,13 @@ use super::{meta, names};
 use crate::validate::Cluster;
 
 pub(super) fn build(cluster: &Cluster) -> Option<ServiceAccount> {
-    let wish = &cluster.spec.service_account;
-    if wish.name.is_some() {
+    let spec = &cluster.spec.service_account;
+    if spec.name.is_some() {
         return None;
     }
     let mut metadata = meta(cluster, names::node(cluster), names::selector(cluster));
-    if !wish.annotations.is_empty() {
-        metadata.annotations = Some(wish.annotations.clone());
+    if !spec.annotations.is_empty() {
+        metadata.annotations = Some(spec.annotations.clone());
     }
     Some(ServiceAccount {
         metadata,
@@ -21,7 +21,7 @@ pub(super) fn build(cluster: &Cluster) -> Option<ServiceAccount> {
     })
 }
 
-/// The name of the account that the pods run as.
+/// Returns the name of the account that the pods run as.
 pub(super) fn name(cluster: &Cluster) -> String {
     let given = cluster.spec.service_account.name.clone();
     given.unwrap_or_else(|| names::node(cluster))

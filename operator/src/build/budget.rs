@@ -1,7 +1,7 @@
-//! Protection from evictions: one node of a group at a time, whatever its size.
+//! Pod disruption budget: at most one node of a part is evicted at a time, whatever the number of its nodes.
 //!
-//! A group of one may be evicted as well. Forbidding it would block the drain of its machine for ever, and whoever runs one copy
-//! has chosen that it may be away.
+//! This allows the eviction of a group's only node. A stricter budget would block the drain of its machine for ever, and a user
+//! who runs a single copy accepts that it may be unavailable.
 
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -21,7 +21,7 @@ pub(super) fn build(cluster: &Cluster, part: Component) -> Option<PodDisruptionB
             spec: Some(PodDisruptionBudgetSpec {
                 max_unavailable: Some(IntOrString::Int(1)),
                 selector: Some(matching(labels)),
-                // A pod that isn't ready holds nothing up: else a group that never comes up would block the drain of a machine.
+                // Pods that aren't ready may be evicted: otherwise a group that never becomes ready would block the drain of a machine.
                 unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
                 ..PodDisruptionBudgetSpec::default()
             }),

@@ -1,11 +1,11 @@
-//! The options file of all nodes. What differs between pods stands in their environment instead.
+//! Options file of all nodes. Settings that differ between pods are environment variables instead.
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::{meta, names};
 use crate::validate::Cluster;
 
-/// The file's name in the map, and in the folder where it is mounted.
+/// Name of the file in the config map, and in the folder where it is mounted.
 pub(super) const FILE: &str = "node.yaml";
 
 pub(super) fn build(cluster: &Cluster) -> ConfigMap {
@@ -16,15 +16,15 @@ pub(super) fn build(cluster: &Cluster) -> ConfigMap {
     }
 }
 
-/// The file, `option: value` lines in order. Pods carry it in an annotation too: they start anew when it changes.
+/// Returns the file: sorted lines `option: value`. The pod template has it in an annotation too, so a change restarts the pods.
 pub(super) fn text(cluster: &Cluster) -> String {
     let lines = cluster.spec.options.settings();
     let lines = lines.into_iter().map(|(key, value)| {
-        // Numbers and booleans stand as they are; the schema admits no quote in the one text.
+        // Numbers and booleans need no quotes. The schema allows no quote in the filter, the only text.
         let quote = if key == "log_filter" { "\"" } else { "" };
         format!("{key}: {quote}{value}{quote}\n")
     });
-    std::iter::once("# What spec.options of the ShardKvCluster says.\n".to_owned())
+    std::iter::once("# From spec.options of the ShardKvCluster.\n".to_owned())
         .chain(lines)
         .collect()
 }

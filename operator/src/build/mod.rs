@@ -1,9 +1,9 @@
-//! The objects that a cluster consists of: the third of reconcile's five steps, pure, one file a kind.
+//! Builds the Kubernetes objects of a cluster. Pure, one file per kind.
 //!
-//! What is built is all that server-side apply is to own, and nothing else: fields that the API server defaults or other
-//! controllers write are left out, so that applying the same cluster twice changes nothing.
+//! The built objects contain exactly the fields that the operator owns by server-side apply. They leave out fields that the API
+//! server defaults or other controllers write, so that applying the same cluster twice changes nothing.
 //!
-//! A group's objects are built for the gids that [`crate::plan`] says exist, never for `1..=groups`.
+//! A group's objects are built for the gids that [`crate::plan`] returns, never for `1..=groups`.
 
 mod account;
 mod budget;
@@ -26,38 +26,38 @@ use crate::plan::Stage;
 use crate::validate::Cluster;
 pub use names::Component;
 
-/// Where nodes serve clients and each other.
+/// Port on which nodes serve clients and each other.
 pub const CLIENT_PORT: i32 = 7400;
-/// Where nodes serve `/metrics`, `/livez` and `/readyz`.
+/// Port on which nodes serve `/metrics`, `/livez` and `/readyz`.
 pub const METRICS_PORT: i32 = 7401;
-/// The annotation of a group's StatefulSet that says how far its life is; see [`Stage`].
+/// Annotation of a group's StatefulSet with the group's [`Stage`].
 pub const STAGE_ANNOTATION: &str = "shardkv.io/stage";
 
-/// What all pods of a cluster share.
+/// Objects that all pods of a cluster share.
 #[derive(Clone, Debug)]
 pub struct Common {
     /// The options file.
     pub config: ConfigMap,
-    /// The account, unless the user has brought one.
+    /// The service account, unless the spec names an existing one.
     pub account: Option<ServiceAccount>,
-    /// Who may talk to the pods, and to whom they may talk.
+    /// Allowed connections from and to the pods.
     pub network: NetworkPolicy,
-    /// Where clients connect.
+    /// The service for clients.
     pub client: Service,
 }
 
-/// What the controllers, or a group, consist of.
+/// Objects of the controllers, or of a group.
 #[derive(Clone, Debug)]
 pub struct Nodes {
-    /// Gives each pod its name.
+    /// The headless service, which gives each pod its DNS name.
     pub service: Service,
     /// The pods and their volumes.
     pub set: StatefulSet,
-    /// Protection from evictions, if it is wanted.
+    /// Protection from evictions, if enabled.
     pub budget: Option<PodDisruptionBudget>,
 }
 
-/// The objects that there is one of, however many groups there are.
+/// Builds the objects that exist once per cluster.
 pub fn common(cluster: &Cluster) -> Common {
     Common {
         config: config::build(cluster),
@@ -67,12 +67,12 @@ pub fn common(cluster: &Cluster) -> Common {
     }
 }
 
-/// The controllers' objects.
+/// Builds the controllers' objects.
 pub fn controllers(cluster: &Cluster) -> Nodes {
     nodes(cluster, Component::Controller, None)
 }
 
-/// A group's objects.
+/// Builds a group's objects.
 pub fn group(cluster: &Cluster, gid: u64, stage: Stage) -> Nodes {
     nodes(cluster, Component::Group(gid), Some(stage))
 }
@@ -85,7 +85,7 @@ fn nodes(cluster: &Cluster, part: Component, stage: Option<Stage>) -> Nodes {
     }
 }
 
-/// What stands at the head of every object.
+/// Returns the metadata of an object.
 fn meta(cluster: &Cluster, name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),

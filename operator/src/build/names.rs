@@ -1,26 +1,26 @@
 //! Names and labels.
 //!
-//! Every object is called after the resource with a suffix of its own: `-controller`, `-group-<gid>`, `-client`, `-node`,
-//! `-config`. No suffix is the end of another, and nothing is called like the resource alone; so two resources of a
-//! namespace can't want the same name, whatever they are called (`a` and `a-group-1`, say).
+//! The name of every object is the resource's name with a suffix: `-controller`, `-group-<gid>`, `-client`, `-node`, `-config`.
+//! No suffix ends with another suffix, and no object has the resource's name alone. So the objects of two resources in a
+//! namespace never have the same name, even for resources such as `a` and `a-group-1`.
 //!
-//! The tightest limit is that of a StatefulSet, 52 characters: its pods carry its name and a hash of ten in a label of
-//! at most 63. A resource's name that is too long for that is cut, and told apart by a hash of the whole.
+//! A StatefulSet has the shortest limit, 52 characters: a label of its pods, at most 63 characters long, holds its name and a
+//! hash of ten. A resource's name that is too long is cut and gets a hash of the whole name.
 
 use std::collections::BTreeMap;
 
 use crate::validate::Cluster;
 
-/// The longest part that the resource's name has in other names: 52, less `-group-` and a gid of ten digits.
+/// Maximum length of [`base`]: 52, less `-group-` and a gid of ten digits.
 const MAX_BASE: usize = 35;
 
-/// The name of the claim of a node's volume.
+/// Name of the claim of a node's volume.
 pub(super) const CLAIM: &str = "data";
 
-/// The label of a group's number.
+/// Label with a group's gid.
 pub const GID_LABEL: &str = "shardkv.io/gid";
 
-/// Who keeps what: the part of a cluster that pods belong to.
+/// Part of a cluster that a pod belongs to: the controllers, or a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Component {
     /// The controllers.
@@ -38,7 +38,7 @@ impl Component {
     }
 }
 
-/// What names begin with.
+/// Returns the common prefix of all names of a cluster's objects.
 pub fn base(cluster: &Cluster) -> String {
     let name = &cluster.name;
     if name.len() <= MAX_BASE {
@@ -49,14 +49,14 @@ pub fn base(cluster: &Cluster) -> String {
     format!("{}-{:010x}", kept.trim_end_matches('-'), hash >> 24)
 }
 
-/// FNV-1a: stable for ever, which `std`'s hasher doesn't promise to be.
+/// Returns the FNV-1a hash. Its values never change, which the standard library's hasher doesn't guarantee.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// Of a StatefulSet, its headless service and its disruption budget.
+/// Returns the name of a part's StatefulSet, headless service and disruption budget.
 pub fn part(cluster: &Cluster, part: Component) -> String {
     match part {
         Component::Controller => format!("{}-controller", base(cluster)),
@@ -64,46 +64,46 @@ pub fn part(cluster: &Cluster, part: Component) -> String {
     }
 }
 
-/// The part that an object is called after; the reverse of [`part`].
+/// Returns the part that an object's name belongs to: the inverse of [`part`].
 pub fn part_of(cluster: &Cluster, name: &str) -> Option<Component> {
     let suffix = name.strip_prefix(&base(cluster))?.strip_prefix('-')?;
     let found = match suffix.strip_prefix("group-") {
         Some(gid) => Component::Group(gid.parse().ok()?),
         None => Component::Controller,
     };
-    // No other spelling of a number, and nothing behind.
+    // Refuses other spellings of the number, and further suffixes.
     (part(cluster, found) == name).then_some(found)
 }
 
-/// The part that a volume belongs to, by the name that Kubernetes gives it: the claim's, the StatefulSet's and the ordinal.
+/// Returns the part that a volume belongs to. Kubernetes names a volume after the claim, the StatefulSet and the ordinal.
 pub fn part_of_volume(cluster: &Cluster, name: &str) -> Option<Component> {
     let pod = name.strip_prefix(CLAIM)?.strip_prefix('-')?;
     part_of_pod(cluster, pod)
 }
 
-/// The part that a pod belongs to, by its name.
+/// Returns the part that a pod belongs to, from its name.
 pub fn part_of_pod(cluster: &Cluster, name: &str) -> Option<Component> {
     let (set, ordinal) = name.rsplit_once('-')?;
     let number: u32 = ordinal.parse().ok()?;
     (number.to_string() == ordinal).then(|| part_of(cluster, set))?
 }
 
-/// Of the service for clients.
+/// Returns the name of the service for clients.
 pub fn client(cluster: &Cluster) -> String {
     format!("{}-client", base(cluster))
 }
 
-/// Of what all pods share: account and network policy.
+/// Returns the name of the pods' service account and network policy.
 pub fn node(cluster: &Cluster) -> String {
     format!("{}-node", base(cluster))
 }
 
-/// Of the options file.
+/// Returns the name of the options file's config map.
 pub fn config(cluster: &Cluster) -> String {
     format!("{}-config", base(cluster))
 }
 
-/// The addresses of a part's nodes, in the order of their pods.
+/// Returns the addresses of a part's nodes, in the order of their pods.
 pub fn addresses(cluster: &Cluster, of: Component) -> Vec<String> {
     let count = match of {
         Component::Controller => cluster.controllers,
@@ -114,7 +114,7 @@ pub fn addresses(cluster: &Cluster, of: Component) -> Vec<String> {
     (0..count).map(pod).collect()
 }
 
-/// The address of one pod. Without the cluster's domain, so that it needn't be known.
+/// Returns the address of a pod. Leaves out the domain of the Kubernetes cluster, which the operator doesn't know.
 pub(super) fn address(cluster: &Cluster, service: &str, pod: &str) -> String {
     format!(
         "{pod}.{service}.{}.svc:{}",
@@ -123,7 +123,7 @@ pub(super) fn address(cluster: &Cluster, service: &str, pod: &str) -> String {
     )
 }
 
-/// What selects all pods of a cluster. Never changes: selectors can't.
+/// Returns the labels that select all pods of a cluster. They must never change, because selectors are immutable.
 pub fn selector(cluster: &Cluster) -> BTreeMap<String, String> {
     let pairs = [
         ("app.kubernetes.io/name", "shardkv".to_owned()),
@@ -132,14 +132,14 @@ pub fn selector(cluster: &Cluster) -> BTreeMap<String, String> {
     pairs.map(|(key, value)| (key.to_owned(), value)).into()
 }
 
-/// What selects the pods of all groups.
+/// Returns the labels that select the pods of all groups.
 pub fn groups_selector(cluster: &Cluster) -> BTreeMap<String, String> {
     let mut labels = selector(cluster);
     labels.insert("app.kubernetes.io/component".to_owned(), "group".to_owned());
     labels
 }
 
-/// What selects the pods of a part.
+/// Returns the labels that select the pods of a part.
 pub fn part_selector(cluster: &Cluster, part: Component) -> BTreeMap<String, String> {
     let mut labels = selector(cluster);
     labels.insert(
@@ -152,7 +152,7 @@ pub fn part_selector(cluster: &Cluster, part: Component) -> BTreeMap<String, Str
     labels
 }
 
-/// These labels, and those that say who made the object.
+/// Adds the labels that mark an object as created by this operator.
 pub(super) fn owned(mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
     let more = [("part-of", "shardkv"), ("managed-by", "shardkv-operator")];
     labels.extend(more.map(|(key, value)| (format!("app.kubernetes.io/{key}"), value.to_owned())));
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn resources_that_look_like_each_others_objects_share_no_name() {
+    fn objects_of_similarly_named_resources_have_different_names() {
         let long = "a".repeat(60);
         let resources = [
             "a",
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn names_tell_their_parts() {
+    fn the_part_can_be_read_from_a_name() {
         for resource in ["a", "a-group-1", "controller", &"x".repeat(60)] {
             let cluster = named(resource);
             for of in [
@@ -258,7 +258,7 @@ mod tests {
             let longest = addresses(&cluster, Component::Group(GREATEST_GID));
             assert!(longest.iter().all(|address| address.len() <= 512));
         }
-        // Where it is cut, a dash must not stand before the dash of the hash.
+        // A cut name must not end with a dash before the dash of the hash.
         let dashed = named(&format!("{}-----{}", "x".repeat(20), "y".repeat(30)));
         assert!(!base(&dashed).contains("--"), "{}", base(&dashed));
     }

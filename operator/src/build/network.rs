@@ -1,7 +1,7 @@
-//! Who may talk to the pods, and to whom they may talk.
+//! Network policy of the pods.
 //!
-//! In: clients and peers at the one port, scrapers and kubelets at the other; from anywhere, because applications live in any
-//! namespace. Out: the cluster's own pods and name servers. A node has no business elsewhere.
+//! Ingress: clients and peers at the client port, Prometheus and kubelets at the metrics port, from anywhere, because
+//! applications run in any namespace. Egress: the cluster's own pods, and DNS servers. Nodes open no other connections.
 
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer,

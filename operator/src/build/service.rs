@@ -1,4 +1,4 @@
-//! Services: a headless one for each part, which gives its pods names, and one for clients.
+//! Services: a headless service for each part, which gives the pods DNS names, and a service for clients.
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -7,8 +7,8 @@ use super::names::{self, Component};
 use super::{CLIENT_PORT, METRICS_PORT, meta};
 use crate::validate::Cluster;
 
-/// Names for the pods of a part. Also for those that aren't ready: a group elects its first leader, and so becomes ready,
-/// only when its nodes find each other.
+/// Builds the headless service of a part. It also names pods that aren't ready: nodes must find each other to elect the first
+/// leader, and become ready only after that.
 pub(super) fn headless(cluster: &Cluster, part: Component) -> Service {
     let labels = names::part_selector(cluster, part);
     Service {
@@ -27,7 +27,8 @@ pub(super) fn headless(cluster: &Cluster, part: Component) -> Service {
     }
 }
 
-/// Where applications connect: any ready node of any group answers any key, and passes on what isn't its own.
+/// Builds the service for applications. It selects the ready nodes of all groups: each serves any key, and forwards requests
+/// for keys of other groups.
 pub(super) fn client(cluster: &Cluster) -> Service {
     Service {
         metadata: meta(cluster, names::client(cluster), names::selector(cluster)),
@@ -45,7 +46,7 @@ fn port(name: &str, number: i32) -> ServicePort {
     ServicePort {
         name: Some(name.to_owned()),
         port: number,
-        // By name, as the pods call it.
+        // The name of the port in the pods.
         target_port: Some(IntOrString::String(name.to_owned())),
         protocol: Some("TCP".to_owned()),
         app_protocol: (name == "grpc").then(|| "kubernetes.io/h2c".to_owned()),

@@ -1,10 +1,10 @@
-//! The StatefulSet of the controllers, or of a group.
+//! StatefulSet of the controllers, or of a group.
 //!
-//! - All pods start at once: a group of three that starts one by one would wait for a leader that can't be elected. They are
-//!   replaced one by one, each when the one before is ready.
-//! - A pod that ends first leaves the services' endpoints (the pause before it is told to stop), then hands leadership over by
-//!   itself: the node does so on SIGTERM.
-//! - Volumes are never deleted by Kubernetes: the operator does, when the user has said so and nothing is left in them.
+//! - All pods start at the same time: if they started one by one, the first pod of three would never become ready, because one
+//!   node can't elect a leader. A rolling update replaces one pod at a time, and waits until it is ready.
+//! - A pod that stops is first removed from the services' endpoints (the pause before SIGTERM). On SIGTERM the node transfers
+//!   its leadership.
+//! - Kubernetes never deletes the volumes. The operator deletes them when the spec says so and they hold no needed data.
 
 use std::collections::BTreeMap;
 
@@ -29,11 +29,11 @@ use super::{CLIENT_PORT, METRICS_PORT, STAGE_ANNOTATION, account, config, matchi
 use crate::plan::Stage;
 use crate::validate::Cluster;
 
-/// The image's user, and the group of its files.
+/// User and group id that the node runs as.
 const USER: i64 = 65_532;
-/// Seconds between the pod's leaving the endpoints and its being told to stop.
+/// Pause between the pod's removal from the endpoints and SIGTERM, in seconds.
 const LEAVE_SECONDS: i64 = 2;
-/// Seconds until it is killed: the pause, the node's own orderly stop (at most 5), and room.
+/// Time until the pod is killed, in seconds: the pause, the node's own orderly stop (at most 5), and a margin.
 const GRACE_SECONDS: i64 = 30;
 const OPTIONS: &str = "options";
 const OPTIONS_FOLDER: &str = "/etc/shardkv";
@@ -85,10 +85,10 @@ fn template(
     part: Component,
     labels: BTreeMap<String, String>,
 ) -> PodTemplateSpec {
-    let wish = &cluster.spec.pod_template;
-    let mut all = wish.labels.clone();
+    let spec = &cluster.spec.pod_template;
+    let mut all = spec.labels.clone();
     all.extend(names::owned(labels));
-    let mut annotations = wish.annotations.clone();
+    let mut annotations = spec.annotations.clone();
     annotations.insert("shardkv.io/options".to_owned(), config::text(cluster));
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -149,12 +149,13 @@ fn pod(cluster: &Cluster, part: Component) -> PodSpec {
     }
 }
 
-/// Server-side apply takes an empty list for one that we own.
+/// Returns none for an empty list, because server-side apply would make the operator the owner of an empty list.
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
 }
 
-/// The nodes of a part on different machines, where that is possible. A must would leave pods pending on small clusters.
+/// Returns an affinity that prefers different machines for the nodes of a part. A strict rule would leave pods pending on small
+/// clusters.
 fn apart(cluster: &Cluster, part: Component) -> Affinity {
     Affinity {
         pod_anti_affinity: Some(PodAntiAffinity {
@@ -184,8 +185,8 @@ fn spread(cluster: &Cluster, part: Component) -> Vec<TopologySpreadConstraint> {
             ..TopologySpreadConstraint::default()
         }]
     };
-    let wish = cluster.spec.scheduling.topology_spread_constraints.clone();
-    let mut constraints = wish.unwrap_or_else(default);
+    let wanted = cluster.spec.scheduling.topology_spread_constraints.clone();
+    let mut constraints = wanted.unwrap_or_else(default);
     for constraint in &mut constraints {
         constraint.label_selector.get_or_insert_with(|| own.clone());
     }
@@ -228,7 +229,7 @@ fn node(cluster: &Cluster, part: Component) -> Container {
             mount(names::CLAIM, "/data", None),
             mount(OPTIONS, OPTIONS_FOLDER, Some(true)),
         ]),
-        // Reading a long log can take minutes; what follows begins when the node answers at all.
+        // A node that reads a long log may need minutes to start. The other probes begin after the startup probe succeeds.
         startup_probe: Some(probe("/livez", 2, 300)),
         liveness_probe: Some(probe("/livez", 10, 6)),
         readiness_probe: Some(probe("/readyz", 2, 3)),
@@ -241,7 +242,7 @@ fn node(cluster: &Cluster, part: Component) -> Container {
             }),
             ..Lifecycle::default()
         }),
-        // A node that gives up says why in its last line: `kubectl describe pod` shows it.
+        // `kubectl describe pod` then shows the last log lines of a failed node, which name the cause.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
@@ -256,7 +257,8 @@ fn node(cluster: &Cluster, part: Component) -> Container {
     }
 }
 
-/// Who the node is. Everything that pods of a part share but the pod's own name is spelt out, so that the golden files show it.
+/// Returns a node's environment variables. Only the pod's name is a reference; all other values are literal, so that the golden
+/// files show them.
 fn environment(cluster: &Cluster, part: Component) -> Vec<EnvVar> {
     let name = names::part(cluster, part);
     let mut variables = vec![
@@ -271,7 +273,7 @@ fn environment(cluster: &Cluster, part: Component) -> Vec<EnvVar> {
             }),
             ..EnvVar::default()
         },
-        // Kubernetes puts in the pod's name, which is why that variable comes first.
+        // Kubernetes expands POD_NAME, which must therefore come earlier in the list.
         set("ADVERTISE", names::address(cluster, &name, "$(POD_NAME)")),
         set(
             "CLUSTER_NAME",
@@ -331,7 +333,7 @@ fn claim(
     PersistentVolumeClaim {
         metadata: ObjectMeta {
             name: Some(names::CLAIM.to_owned()),
-            // By these the operator finds a group's volumes again. No owner: they outlive the resource.
+            // The operator finds a group's volumes by these labels. Without an owner they outlive the resource.
             labels: Some(names::owned(labels)),
             ..ObjectMeta::default()
         },

@@ -1,5 +1,5 @@
-//! The objects as golden YAML: `tests/clusters/<scenario>.yaml` holds a resource, `tests/objects/<scenario>.yaml` what is built
-//! for it. After a change of the builders write them anew with `UPDATE_GOLDENFILES=1` and read the difference.
+//! Golden tests of the built objects: `tests/clusters/<scenario>.yaml` holds a resource, `tests/objects/<scenario>.yaml` its
+//! objects. After a change of the builders, regenerate the files with `UPDATE_GOLDENFILES=1` and review the difference.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::crd::{ShardKvCluster, ShardKvClusterSpec};
 use crate::validate::validate;
 use crate::yaml;
 
-/// A cluster of defaults.
+/// Returns a cluster with the default spec.
 pub(crate) fn named(name: &str) -> Cluster {
     let mut resource = ShardKvCluster::new(name, ShardKvClusterSpec::default());
     resource.metadata.namespace = Some("default".to_owned());
@@ -52,13 +52,13 @@ fn objects(cluster: &Cluster) -> String {
     add(&mut out, &network);
     add(&mut out, &client);
     add_nodes(&mut out, &controllers(cluster));
-    // One group shows all: they differ in their number alone, as another test makes sure.
+    // One group is enough: groups differ only in their gid, which another test checks.
     add_nodes(&mut out, &group(cluster, 7, Stage::Member));
     out
 }
 
 #[test]
-fn objects_are_as_in_the_golden_files() {
+fn objects_match_the_golden_files() {
     let update = std::env::var_os("UPDATE_GOLDENFILES").is_some();
     let mut scenarios = 0;
     for entry in std::fs::read_dir(folder("clusters")).unwrap() {
@@ -77,7 +77,7 @@ fn objects_are_as_in_the_golden_files() {
             .position(|(new, old)| new != old);
         assert!(
             text == expected,
-            "{} differs from line {}: UPDATE_GOLDENFILES=1 writes it anew",
+            "{} differs at line {}: UPDATE_GOLDENFILES=1 regenerates it",
             golden.display(),
             at.map_or(0, |at| at + 1),
         );
@@ -86,12 +86,12 @@ fn objects_are_as_in_the_golden_files() {
     let goldens = std::fs::read_dir(folder("objects")).unwrap().count();
     assert!(
         scenarios > 0 && goldens == scenarios,
-        "a golden file without its scenario"
+        "a golden file has no scenario"
     );
 }
 
 #[test]
-fn groups_differ_in_their_number_alone() {
+fn groups_differ_only_in_their_gid() {
     let cluster = named("demo");
     let text = |gid| {
         let mut out = String::new();
@@ -103,7 +103,7 @@ fn groups_differ_in_their_number_alone() {
 }
 
 #[test]
-fn what_selects_pods_stands_on_the_pods_and_never_on_those_of_others() {
+fn a_selector_matches_only_its_own_pods() {
     let (one, two) = (named("demo"), named("demo-2"));
     let parts = [
         Component::Controller,
@@ -154,7 +154,7 @@ fn changed_options_change_the_pods() {
 }
 
 #[test]
-fn every_option_that_pods_are_given_is_one_of_the_nodes() {
+fn nodes_know_every_option_of_the_pods() {
     let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/server/src/options/table.rs");
     let table = std::fs::read_to_string(table).unwrap();
     let resource: ShardKvCluster =

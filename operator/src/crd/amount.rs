@@ -1,4 +1,4 @@
-//! How much of something: Kubernetes' quantities.
+//! Quantities of Kubernetes: amounts of CPU, memory and storage.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,17 +7,17 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// An amount such as `500m`, `2` or `4Gi`. What isn't one is refused here, because the API server can't say what is wrong when it
-/// meets one in a pod's template.
+/// An amount such as `500m`, `2` or `4Gi`. The operator checks amounts itself, because for an invalid amount in a pod template
+/// the API server's error doesn't name the field.
 #[derive(Serialize, Clone, Debug, PartialEq, Eq)]
 pub struct Amount(pub String);
 
-/// Digits with at most one point, and a unit or an exponent. Nothing negative: nobody can have less than nothing.
+/// Digits with at most one point, then a unit or an exponent. Negative amounts are not allowed.
 const PATTERN: &str = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]{1,2})?$";
 const MAX_LENGTH: usize = 32;
 
 impl Amount {
-    /// Whether it is one. A definition that is older than the operator may let other texts through.
+    /// Returns true if the text is an amount. A definition older than the operator may accept other texts.
     pub fn is_valid(&self) -> bool {
         let text = self.0.as_str();
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
@@ -47,7 +47,7 @@ impl fmt::Display for Amount {
 }
 
 impl<'de> Deserialize<'de> for Amount {
-    /// From a text or a number: people write `cpu: 2`.
+    /// Reads a text or a number: users write `cpu: 2`.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Any;
         impl Visitor<'_> for Any {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_are_told_from_other_texts() {
+    fn only_amounts_are_valid() {
         for good in [
             "0", "2", "2.", ".5", "1.5Gi", "500m", "10k", "1e3", "1E-2", "3E", "7Ei", "100n",
         ] {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_amounts_too() {
+    fn numbers_are_read_as_amounts() {
         let amounts: Vec<Amount> = serde_json::from_value(json!([2, -1, 0.5, "4Gi"])).unwrap();
         let texts: Vec<&str> = amounts.iter().map(|it| it.0.as_str()).collect();
         assert_eq!(texts, ["2", "-1", "0.5", "4Gi"]);

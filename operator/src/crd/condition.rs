@@ -1,31 +1,31 @@
-//! Conditions: what people and `kubectl wait` look at.
+//! Conditions of a cluster, which users read and `kubectl wait` waits for.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-/// Every key can be read and written.
+/// Type of the condition: every key can be read and written.
 pub const AVAILABLE: &str = "Available";
-/// Something is being changed.
+/// Type of the condition: a change is in progress.
 pub const PROGRESSING: &str = "Progressing";
-/// Something needs a look.
+/// Type of the condition: something is wrong and needs attention.
 pub const DEGRADED: &str = "Degraded";
-/// Nothing is changed because the user asked so.
+/// Type of the condition: the operator changes nothing because `spec.paused` is true.
 pub const PAUSED: &str = "Paused";
 
-/// What holds of a cluster now.
+/// New value of a condition, without its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// One of the types above.
+    /// Type of the condition: one of the constants above.
     pub of: &'static str,
-    /// Whether it is so; `None` when that can't be told.
+    /// Status: true, false, or `None` for unknown.
     pub holds: Option<bool>,
-    /// One word in camel case, for programs.
+    /// Reason as one word in camel case, for programs.
     pub reason: &'static str,
     /// A sentence that explains the reason.
     pub message: String,
 }
 
-/// The conditions from now on. Each keeps the time of its last transition unless it really changes, so that nothing is
-/// written when nothing has changed; conditions of other types stay as they are.
+/// Returns the new conditions. A condition whose status is unchanged keeps the time of its last transition, so that the
+/// operator writes nothing when nothing has changed. Conditions of other types stay as they are.
 pub fn merge(
     before: &[Condition],
     verdicts: &[Verdict],
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_transition_changes_the_time() {
+    fn only_a_change_of_the_status_changes_the_time() {
         let first = merge(&[], &[available(Some(true), "a")], Some(1), &at(1));
         assert_eq!(
             (first[0].status.as_str(), &first[0].last_transition_time),
@@ -85,13 +85,16 @@ mod tests {
         );
         let same = merge(&first, &[available(Some(true), "a")], Some(1), &at(2));
         assert_eq!(same, first, "nothing to write");
-        let told = merge(&first, &[available(Some(true), "b")], Some(2), &at(2));
+        let new_message = merge(&first, &[available(Some(true), "b")], Some(2), &at(2));
         assert_eq!(
-            (told[0].message.as_str(), told[0].observed_generation),
+            (
+                new_message[0].message.as_str(),
+                new_message[0].observed_generation
+            ),
             ("b", Some(2))
         );
-        assert_eq!(told[0].last_transition_time, at(1));
-        let unknown = merge(&told, &[available(None, "c")], Some(2), &at(3));
+        assert_eq!(new_message[0].last_transition_time, at(1));
+        let unknown = merge(&new_message, &[available(None, "c")], Some(2), &at(3));
         assert_eq!(
             (unknown[0].status.as_str(), &unknown[0].last_transition_time),
             ("Unknown", &at(3))
@@ -99,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn each_type_stands_once_and_those_of_others_stay() {
+    fn a_type_occurs_once_and_other_types_stay() {
         let paused = Verdict {
             of: PAUSED,
             holds: Some(false),

@@ -1,12 +1,12 @@
 //! The resource `ShardKvCluster`, as users write it and as the API server checks and stores it.
 //!
-//! Three layers refuse what makes no sense, each where it is seen first: the schema (types, bounds, defaults), the rules (what depends
-//! on several fields, or on what was there before), and [`crate::validate`] (once more, for definitions older than the operator).
-//! Every list, map and string that a rule reads is bounded, because the API server estimates the cost of a rule by the largest
-//! value that the schema admits, and refuses a definition that is too dear.
+//! Three layers check a resource: the schema (types, bounds, defaults), the rules (conditions on several fields, or on the old
+//! and the new value), and [`crate::validate`] (all of it again, for a definition older than the operator). Every list, map and
+//! string that a rule reads is bounded, because the API server estimates the cost of a rule by the largest value that the schema
+//! allows, and refuses a definition whose rules cost too much.
 //!
-//! A field that an operator doesn't know is ignored by it, never an error: a newer definition must not blind an older operator.
-//! Misspelt fields are refused where people make them, by the strict validation of `kubectl` and of the API server.
+//! The operator ignores fields that it doesn't know: with a newer definition, an older operator must still read the resource.
+//! The strict validation of `kubectl` and of the API server refuses misspelt fields.
 
 mod amount;
 pub mod condition;
@@ -40,10 +40,10 @@ pub use status::{GroupPhase, GroupStatus, ShardKvClusterStatus};
 
 use crate::yaml::{self, YamlError};
 
-/// The API group of the resource, and the prefix of our labels and annotations.
+/// API group of the resource, and prefix of the operator's labels and annotations.
 pub const GROUP: &str = "shardkv.io";
 
-/// The definitions to install: file names and their text.
+/// Returns the definitions to install: file names with their text.
 pub fn definitions() -> Result<Vec<(String, String)>, YamlError> {
     let definition = ShardKvCluster::crd();
     let header = "# Generated from operator/src/crd by `cargo run -p shardkv-operator --bin crdgen`: do not edit.\n";

@@ -13,7 +13,7 @@ fn the_page_is_fresh() {
     );
 }
 
-/// What a file of reconciliation consists of, up to its tests.
+/// Returns the code of a file of `src/reconcile`, without its tests.
 fn code(file: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/reconcile");
     let text = std::fs::read_to_string(folder.join(file)).unwrap();
@@ -22,8 +22,8 @@ fn code(file: &str) -> String {
 }
 
 #[test]
-fn every_reason_that_is_told_is_explained_and_no_other() {
-    let explained = told::REASONS.iter().flat_map(|(.., reasons)| *reasons);
+fn the_catalog_lists_exactly_the_reported_reasons() {
+    let explained = catalog::REASONS.iter().flat_map(|(.., reasons)| *reasons);
     let explained: BTreeSet<String> = explained
         .map(|(_, reason, _)| (*reason).to_owned())
         .collect();
@@ -34,30 +34,31 @@ fn every_reason_that_is_told_is_explained_and_no_other() {
             && text.starts_with(|c: char| c.is_ascii_uppercase())
             && text.chars().all(|c| c.is_ascii_alphabetic())
     };
-    let told: BTreeSet<String> = quoted.filter(is_word).map(str::to_owned).collect();
-    assert_eq!(told, explained);
+    let reported: BTreeSet<String> = quoted.filter(is_word).map(str::to_owned).collect();
+    assert_eq!(reported, explained);
 }
 
 #[test]
-fn every_event_that_is_told_is_explained_and_no_other() {
-    let explained = told::EVENTS.iter();
+fn the_catalog_lists_exactly_the_reported_events() {
+    let explained = catalog::EVENTS.iter();
     let explained = explained.filter(|(_, reason, _)| !reason.contains(' '));
     let explained: BTreeSet<(String, String)> = explained
         .map(|(kind, reason, _)| ((*kind).to_owned(), (*reason).to_owned()))
         .collect();
     let code = code("actions.rs") + &code("mod.rs");
-    let mut told = BTreeSet::new();
+    let mut reported = BTreeSet::new();
     for (call, kind) in [("events.step(", "Normal"), ("events.warn(", "Warning")] {
         let second = |rest: &str| rest.split(',').nth(1).map(|it| it.trim().to_owned());
         let reasons = code.split(call).skip(1).filter_map(second);
         let quoted = reasons.filter(|reason| reason.starts_with('"'));
-        told.extend(quoted.map(|reason| (kind.to_owned(), reason.trim_matches('"').to_owned())));
+        let quoted = quoted.map(|reason| (kind.to_owned(), reason.trim_matches('"').to_owned()));
+        reported.extend(quoted);
     }
-    assert_eq!(told, explained);
+    assert_eq!(reported, explained);
 }
 
 #[test]
-fn every_field_of_ours_has_a_row_and_those_of_kubernetes_a_link() {
+fn own_fields_have_rows_and_fields_of_kubernetes_have_links() {
     let page = page().unwrap();
     for row in [
         "| `groups` | integer, 1 to 1000 | Number of groups that share the data.",
@@ -77,6 +78,6 @@ fn every_field_of_ours_has_a_row_and_those_of_kubernetes_a_link() {
     }
     assert!(
         !page.contains("nodeAffinity"),
-        "what Kubernetes explains is not explained here"
+        "the page doesn't repeat the reference of Kubernetes"
     );
 }

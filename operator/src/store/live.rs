@@ -103,12 +103,12 @@ impl LiveStore {
     ) -> Result<T, StoreError> {
         let begun = Instant::now();
         let result = work.await;
-        let told = match &result {
+        let outcome = match &result {
             Ok(_) => "ok",
             Err(StoreError::Unreachable(_)) => "unreachable",
             Err(StoreError::Refused(_)) => "refused",
         };
-        self.metrics.store_call(call, told, begun.elapsed());
+        self.metrics.store_call(call, outcome, begun.elapsed());
         result
     }
 }
@@ -118,14 +118,14 @@ impl Store for LiveStore {
         let view = async {
             let client = self.client(cluster)?;
             let controller = client.with_timeout(VIEW).controller();
-            let told = controller.query(None).await.map_err(|it| refusal(&it))?;
-            let mut view = view(&told);
-            if !told.is_settled(told.latest) {
+            let config = controller.query(None).await.map_err(|it| refusal(&it))?;
+            let mut view = view(&config);
+            if !config.is_settled(config.latest) {
                 let client = client.with_timeout(MOVES);
                 let all = ShardSet::default();
                 let shards = client.shards(&all, false);
                 let shards = timeout(MOVES, shards).await.unwrap_or_default();
-                view.moving = moving(&told, &shards);
+                view.moving = moving(&config, &shards);
             }
             Ok(view)
         };
@@ -249,8 +249,8 @@ fn change(done: ConfigChange) -> Change {
 }
 
 /// Converts the controllers' answer into a view, without the number of moving shards.
-fn view(told: &ConfigView) -> View {
-    let config = &told.config;
+fn view(answer: &ConfigView) -> View {
+    let config = &answer.config;
     let members: BTreeSet<u64> = config.groups().keys().map(|gid| gid.0).collect();
     let mut shards: BTreeMap<u64, u32> = members.iter().map(|gid| (*gid, 0)).collect();
     for (count, owner) in config.owner_runs() {
@@ -259,7 +259,8 @@ fn view(told: &ConfigView) -> View {
         }
     }
     // The controllers may list a drained group for a while.
-    let busy = told.progress.iter().filter(|it| !told.is_drained(it.gid));
+    let busy = answer.progress.iter();
+    let busy = busy.filter(|it| !answer.is_drained(it.gid));
     View {
         plan: plan::Progress {
             num: config.num().0,
@@ -273,12 +274,13 @@ fn view(told: &ConfigView) -> View {
 
 /// Returns the number of shards that their owner in the configuration doesn't serve yet. All shards of a group that
 /// doesn't answer count, unless the controllers know that the group has settled.
-fn moving(told: &ConfigView, said: &BTreeMap<Gid, Result<GroupShards, Error>>) -> u32 {
-    let config = &told.config;
-    let behind = told.progress.iter().filter(|it| it.settled < told.latest);
+fn moving(answer: &ConfigView, reports: &BTreeMap<Gid, Result<GroupShards, Error>>) -> u32 {
+    let config = &answer.config;
+    let behind = answer.progress.iter();
+    let behind = behind.filter(|it| it.settled < answer.latest);
     let behind = behind.filter(|it| config.groups().contains_key(&it.gid));
     let missing = behind.map(|it| {
-        let serves: BTreeSet<_> = match said.get(&it.gid) {
+        let serves: BTreeSet<_> = match reports.get(&it.gid) {
             Some(Ok(group)) => {
                 let serving =
                     |shard: &&shardkv_client::ShardStatus| shard.state == ShardState::Serving;
@@ -310,12 +312,12 @@ fn is_of(part: Component, status: &NodeStatus) -> bool {
 /// Returns the health of a part of `all` nodes from the nodes that answered.
 fn health<'a>(all: usize, nodes: impl Iterator<Item = (&'a str, &'a NodeStatus)>) -> Health {
     let nodes: Vec<_> = nodes.collect();
-    let believes = |status: &NodeStatus, leader: NodeId, term: u64| {
+    let follows = |status: &NodeStatus, leader: NodeId, term: u64| {
         status.leader_id == Some(leader) && status.term == term
     };
     let leads = |(_, leader): &&(&str, &NodeStatus)| {
         let followers = nodes.iter();
-        let followers = followers.filter(|(_, it)| believes(it, leader.node_id, leader.term));
+        let followers = followers.filter(|(_, it)| follows(it, leader.node_id, leader.term));
         leader.role == Role::Leader && followers.count() * 2 > all
     };
     // Troubles of nodes that start or catch up are left out: they pass, their text changes between rounds, and the pods

@@ -1,14 +1,14 @@
 //! All conditions and events that the operator reports.
 
 /// A condition: its type, its meaning, and its reasons, each with a status and a meaning.
-type Told = (
+type ConditionEntry = (
     &'static str,
     &'static str,
     &'static [(&'static str, &'static str, &'static str)],
 );
 
 /// All conditions with all reasons.
-pub(super) const REASONS: &[Told] = &[
+pub(super) const REASONS: &[ConditionEntry] = &[
     (
         "Available",
         "True if every key can be read and written.",
