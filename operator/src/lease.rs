@@ -239,7 +239,7 @@ impl Elector {
                     held.renewed = begun;
                     return Ok(());
                 }
-                Ok(Err(RenewError::Lost(lost))) => return Err(lost),
+                Ok(Err(RenewError::Lost(reason))) => return Err(reason),
                 Ok(Err(RenewError::Api(error))) => last = error.to_string(),
                 Err(_) => {}
             }

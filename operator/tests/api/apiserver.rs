@@ -1,4 +1,4 @@
-//! A kube-apiserver with its etcd, on loopback ports that nobody else has.
+//! A kube-apiserver with etcd, on free loopback ports.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,12 +13,13 @@ use kube::{Client, Config};
 
 use crate::definition;
 
-/// Much longer than it takes, which is three seconds.
+/// Time limit of the start, which takes about three seconds.
 const START: Duration = Duration::from_mins(1);
-/// Who may do everything.
+/// Token of a user with all rights.
 pub(crate) const ADMIN: &str = "the-admin";
 
-/// Runs both, and when nobody holds its standard input any more, ends both and cleans up: also when the test's process was killed.
+/// Starts both programs. Kills them and cleans up when its standard input is closed, which also happens when the test's process
+/// is killed.
 const KEEPER: &str = r#"
 folder=$1
 "$2/etcd" --data-dir="$folder/etcd" --unsafe-no-fsync --listen-client-urls="$4" --advertise-client-urls="$4" \
@@ -40,7 +41,7 @@ mv "$folder"/*.log "$folder/.."
 rm -rf "$folder"
 "#;
 
-/// Accounts of programs are watched, people aren't: see the test of the operator's rights.
+/// Audits the requests of service accounts only: see the test of the operator's rights.
 const AUDIT_POLICY: &str = "
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -50,7 +51,7 @@ rules:
 - {level: None}
 ";
 
-/// Runs until it is dropped, or its process ends in whatever way.
+/// A running API server. It stops when the value is dropped, or the test's process ends.
 pub(crate) struct ApiServer {
     port: u16,
     folder: PathBuf,
@@ -58,13 +59,13 @@ pub(crate) struct ApiServer {
 }
 
 impl ApiServer {
-    /// The one that all tests share, with the definitions installed.
+    /// Returns the server that all tests share, with the definitions installed.
     pub(crate) fn shared() -> &'static Self {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
         SHARED.get_or_init(|| {
             let server = Self::start();
             let config = server.config(ADMIN);
-            // Tests have runtimes of their own, which end before this server does.
+            // Each test has its own runtime, which ends before this server.
             on_another_thread(async move {
                 definition::install(&Client::try_from(config).unwrap()).await;
             });
@@ -72,7 +73,7 @@ impl ApiServer {
         })
     }
 
-    /// Starts one, and waits until it is ready.
+    /// Starts a server and waits until it is ready.
     pub(crate) fn start() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -94,7 +95,7 @@ impl ApiServer {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            // An interrupt from the keyboard must reach it by way of its input only, so that it cleans up.
+            // Ctrl-C must not reach the script directly: it cleans up when its input is closed.
             .process_group(0)
             .spawn()
             .unwrap();
@@ -107,12 +108,12 @@ impl ApiServer {
         server
     }
 
-    /// Where logs, keys and the audit's log are.
+    /// Returns the folder with logs, keys and the audit log.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// How somebody connects.
+    /// Returns the configuration of a client with this token.
     pub(crate) fn config(&self, token: &str) -> Config {
         let url = format!("https://127.0.0.1:{}", self.port);
         let mut config = Config::new(url.parse().unwrap());
@@ -121,12 +122,12 @@ impl ApiServer {
         config
     }
 
-    /// The certificate with which it is trusted.
+    /// Returns the path of the server's certificate, which clients trust.
     pub(crate) fn certificate(&self) -> PathBuf {
         self.folder.join("certificates/apiserver.crt")
     }
 
-    /// A connection of somebody who may do everything. Belongs to the runtime that it is made in.
+    /// Returns a client with all rights. It belongs to the runtime in which it is created.
     pub(crate) fn admin(&self) -> Client {
         Client::try_from(self.config(ADMIN)).unwrap()
     }
@@ -157,7 +158,7 @@ impl Drop for ApiServer {
 fn is_ready(config: Config) -> bool {
     on_another_thread(async move {
         let request = hyper::Request::get("/readyz").body(Vec::new()).unwrap();
-        // A certificate that is half written is no configuration yet.
+        // The certificate may be incomplete while the server writes it.
         let Ok(client) = Client::try_from(config) else {
             return false;
         };
@@ -167,7 +168,7 @@ fn is_ready(config: Config) -> bool {
     })
 }
 
-/// Runs something to its end, wherever it is called: inside of a runtime too.
+/// Runs a future to its end on a new thread. May be called within a runtime.
 pub(crate) fn on_another_thread<T: Send>(work: impl Future<Output = T> + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -180,12 +181,12 @@ pub(crate) fn on_another_thread<T: Send>(work: impl Future<Output = T> + Send) -
     })
 }
 
-/// Where tests leave what people read when one failed.
+/// Returns the folder for the dumps of failed tests.
 pub(crate) fn results() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("api")
 }
 
-/// The folder of Kubernetes' programs.
+/// Returns the folder with the programs of Kubernetes.
 pub(crate) fn programs() -> PathBuf {
     let cache = std::env::var_os("SHARDKV_KUBE_CACHE").map_or_else(
         || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/shardkv-kube"),
@@ -217,7 +218,7 @@ fn make_key(path: &Path) {
         .status();
     assert!(
         made.is_ok_and(|status| status.success()),
-        "openssl makes the key of the accounts: is it installed?"
+        "openssl, which makes the key of the accounts, failed: is it installed?"
     );
 }
 

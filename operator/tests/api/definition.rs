@@ -1,4 +1,4 @@
-//! What the API server makes of the resource's definition: it is taken, and it refuses, defaults and keeps what it is to.
+//! Tests of the resource's definition: the API server accepts it, sets defaults, and refuses invalid resources.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,12 +13,12 @@ use crate::raw::{self, Answer};
 
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
-/// Where the resources of a namespace are.
+/// Returns the API path of a namespace's resources.
 pub(crate) fn clusters(namespace: &str) -> String {
     format!("/apis/shardkv.io/v1alpha1/namespaces/{namespace}/shardkvclusters")
 }
 
-/// A resource as a user writes it.
+/// Returns a resource as a user writes it.
 pub(crate) fn resource(name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "shardkv.io/v1alpha1",
@@ -28,7 +28,7 @@ pub(crate) fn resource(name: &str, spec: &Value) -> Value {
     })
 }
 
-/// Makes a namespace.
+/// Creates a namespace.
 pub(crate) async fn namespace(client: &Client, name: &str, labels: &Value) {
     let metadata = json!({"name": name, "labels": labels});
     let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
@@ -60,7 +60,7 @@ pub(crate) async fn install_one(client: &Client, definition: &Value) {
             conditions.any(|it| it["type"] == wanted && it["status"] == "True")
         };
         assert!(!holds("NonStructuralSchema"), "{conditions:?}");
-        // Established is said a moment before it is served everywhere.
+        // The condition becomes true a moment before the resource is served.
         let served = holds("Established")
             && raw::get(client, "/apis/shardkv.io/v1alpha1/shardkvclusters")
                 .await
@@ -74,7 +74,7 @@ pub(crate) async fn install_one(client: &Client, definition: &Value) {
     }
 }
 
-/// What would become of a new resource.
+/// Creates a resource in a dry run.
 async fn try_create(client: &Client, spec: &Value) -> Answer {
     try_create_named(client, "demo", spec).await
 }
@@ -85,11 +85,11 @@ async fn try_create_named(client: &Client, name: &str, spec: &Value) -> Answer {
 }
 
 #[tokio::test]
-async fn the_least_object_becomes_the_default() {
+async fn an_empty_spec_gets_the_defaults() {
     let client = ApiServer::shared().admin();
     for least in [
         json!({}),
-        // Helm charts and templates write nulls and empty maps where nothing is given.
+        // Helm charts and templates write nulls and empty maps for missing values.
         json!({"groups": null, "image": null, "controllers": null, "storage": null, "options": null, "paused": null,
             "resources": null, "scheduling": null, "podTemplate": null, "imagePullPolicy": null}),
         json!({"controllers": {}, "storage": {}, "options": {}, "scheduling": {}, "podTemplate": {},
@@ -104,7 +104,7 @@ async fn the_least_object_becomes_the_default() {
 }
 
 #[tokio::test]
-async fn defaults_are_stored_so_that_a_newer_operator_changes_nobodys_cluster() {
+async fn defaults_are_stored_so_that_a_newer_operator_changes_no_cluster() {
     let client = ApiServer::shared().admin();
     let stored = try_create(&client, &json!({})).await.good();
     let default = serde_json::to_value(ShardKvClusterSpec::default()).unwrap();
@@ -145,7 +145,7 @@ struct Bounded {
     schema: Value,
 }
 
-/// All fields of ours, by their paths; `0` stands for the item of a list, and `key` for the value of a map.
+/// Collects all own fields with their paths; `0` stands for the item of a list, and `key` for the value of a map.
 fn fields(path: &[String], schema: &Value, found: &mut Vec<Bounded>) {
     const FOREIGN: [&str; 3] = ["affinity", "tolerations", "topologySpreadConstraints"];
     found.push(Bounded {
@@ -173,7 +173,7 @@ fn fields(path: &[String], schema: &Value, found: &mut Vec<Bounded>) {
     }
 }
 
-/// A spec in which one field has this value.
+/// Returns a spec in which one field has this value.
 fn with(path: &[String], value: Value) -> Value {
     path.iter()
         .rev()
@@ -205,7 +205,7 @@ fn whole(number: &Value) -> i64 {
     number.as_f64().unwrap() as i64
 }
 
-/// Values just inside and just outside of each bound of a field.
+/// Returns values just inside and just outside of each bound of a field.
 fn edges(Bounded { path, schema }: &Bounded) -> (Vec<Value>, Vec<Value>) {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     let of = |name: &str| schema.get(name).filter(|it| it.is_number());
@@ -231,13 +231,13 @@ fn edges(Bounded { path, schema }: &Bounded) -> (Vec<Value>, Vec<Value>) {
         bad.push(json!("no such thing"));
     }
     if let Some(values) = schema["enum"].as_array() {
-        // Where nothing may be given the list has a null.
+        // The list contains null if the field is optional.
         good.extend(values.iter().filter(|it| it.is_string()).cloned());
         bad.push(json!("NoSuchThing"));
     }
     if let Some(most) = schema["maxProperties"].as_u64() {
         bad.push(map(most + 1));
-        // Quantities and labels, by what is checked elsewhere.
+        // The values are valid as quantities and as labels.
         good.push(map(most));
     }
     if let Some(most) = schema["maxItems"].as_u64() {
@@ -262,7 +262,7 @@ fn edges(Bounded { path, schema }: &Bounded) -> (Vec<Value>, Vec<Value>) {
 }
 
 #[tokio::test]
-async fn every_bound_holds_and_is_told_by_the_name_of_the_field() {
+async fn every_bound_holds_and_its_error_names_the_field() {
     let client = ApiServer::shared().admin();
     let mut all = Vec::new();
     fields(&[], &schema()["properties"]["spec"], &mut all);
@@ -271,7 +271,7 @@ async fn every_bound_holds_and_is_told_by_the_name_of_the_field() {
         let (good, bad) = edges(field);
         for value in good {
             let mut spec = with(&field.path, value.clone());
-            // Its own rule holds it to the interval of heartbeats.
+            // A rule compares the election timeout with the heartbeat interval.
             if field.path.ends_with(&["electionTimeoutMs".to_owned()]) {
                 spec["options"]["heartbeatIntervalMs"] = json!(10);
             }
@@ -303,7 +303,7 @@ async fn every_bound_holds_and_is_told_by_the_name_of_the_field() {
     assert!(passed > 40 && refused > 80, "{passed}, {refused}");
 }
 
-/// The messages of all rules of the definition.
+/// Collects the messages of all rules of the definition.
 fn messages(schema: &Value, found: &mut BTreeSet<String>) {
     let rules = schema["x-kubernetes-validations"].as_array();
     for rule in rules.into_iter().flatten() {
@@ -317,14 +317,14 @@ fn messages(schema: &Value, found: &mut BTreeSet<String>) {
 #[tokio::test]
 async fn every_rule_refuses_its_bad_object_with_its_message() {
     let client = ApiServer::shared().admin();
-    let mut untold = BTreeSet::new();
-    messages(&schema(), &mut untold);
-    let mut tell = |answer: &Answer, what: &Value| {
+    let mut unbroken = BTreeSet::new();
+    messages(&schema(), &mut unbroken);
+    let mut breaks = |answer: &Answer, what: &Value| {
         let message = answer.refused().to_owned();
-        let before = untold.len();
-        untold.retain(|rule| !message.contains(rule.as_str()));
-        // Each example is for a rule of its own.
-        assert!(untold.len() < before, "{what}: {message}");
+        let before = unbroken.len();
+        unbroken.retain(|rule| !message.contains(rule.as_str()));
+        // Each example breaks another rule.
+        assert!(unbroken.len() < before, "{what}: {message}");
     };
     for spec in [
         json!({"replicasPerGroup": 4}),
@@ -334,9 +334,9 @@ async fn every_rule_refuses_its_bad_object_with_its_message() {
         json!({"podTemplate": {"labels": {"app.kubernetes.io/name": "x"}}}),
         json!({"podTemplate": {"annotations": {"shardkv.io/x": "x"}}}),
     ] {
-        tell(&try_create(&client, &spec).await, &spec);
+        breaks(&try_create(&client, &spec).await, &spec);
     }
-    tell(
+    breaks(
         &try_create_named(&client, "1demo", &json!({})).await,
         &json!("1demo"),
     );
@@ -362,14 +362,14 @@ async fn every_rule_refuses_its_bad_object_with_its_message() {
         json!({"options": {"sessionTtlMs": 1000}}),
         json!({"options": {"maxSessionsPerShard": 6}}),
     ] {
-        tell(&change("rules-of-none", &spec).await, &spec);
+        breaks(&change("rules-of-none", &spec).await, &spec);
     }
     assert!(
-        untold.is_empty(),
-        "rules that no object here breaks: {untold:?}"
+        unbroken.is_empty(),
+        "no object here breaks these rules: {unbroken:?}"
     );
 
-    // What is there can neither be changed nor taken away; the message is the same.
+    // A fixed field can neither be changed nor removed; the message is the same.
     for (field, spec) in [
         ("storage.className", json!({"storage": {"className": "b"}})),
         ("storage.className", json!({"storage": {"className": null}})),
@@ -382,9 +382,9 @@ async fn every_rule_refuses_its_bad_object_with_its_message() {
         ),
     ] {
         let answer = change("rules-of-all", &spec).await;
-        let told = format!("{field} can't be changed");
+        let expected = format!("{field} can't be changed");
         assert!(
-            answer.refused().contains(&told),
+            answer.refused().contains(&expected),
             "{spec}: {}",
             answer.message()
         );
@@ -403,7 +403,7 @@ async fn every_rule_refuses_its_bad_object_with_its_message() {
 }
 
 #[tokio::test]
-async fn names_are_such_that_services_can_be_called_after_them() {
+async fn names_must_be_valid_in_names_of_services() {
     let client = ApiServer::shared().admin();
     let long = "a".repeat(253);
     for good in ["a", "a-1", "demo", "x9", long.as_str()] {

@@ -1,4 +1,4 @@
-//! Who acts, of several operators: the Lease passes on, and nobody goes on who may have lost it.
+//! Leader election: another replica takes over the Lease, and a replica that may have lost the Lease stops.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::apiserver::{ADMIN, ApiServer};
 use crate::definition::namespace;
-use crate::gate::{Cut, Gate, Gated};
+use crate::faults::{Fault, FaultInjector, FaultLayer};
 use crate::raw;
 
 const TIMING: Timing = Timing {
@@ -20,7 +20,7 @@ const TIMING: Timing = Timing {
     deadline: Duration::from_secs(2),
     retry: Duration::from_millis(300),
 };
-/// Much longer than anything here takes.
+/// Time limit of a wait; every wait is much shorter.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Place {
@@ -38,13 +38,13 @@ impl Place {
         }
     }
 
-    /// One who wants the Lease, and the way of its writes.
-    fn elector(&self, identity: &str) -> (Elector, Arc<Gate>) {
-        let gate = Gate::new();
+    /// Returns a replica that takes part in the election, and the fault injector of its writes.
+    fn elector(&self, identity: &str) -> (Elector, Arc<FaultInjector>) {
+        let faults = FaultInjector::new();
         let client = ClientBuilder::try_from(ApiServer::shared().config(ADMIN)).unwrap();
-        let client = client.with_layer(&Gated(Arc::clone(&gate))).build();
+        let client = client.with_layer(&FaultLayer(Arc::clone(&faults))).build();
         let elector = Elector::new(client, self.namespace, "lease", identity);
-        (elector.with_timing(TIMING), gate)
+        (elector.with_timing(TIMING), faults)
     }
 
     fn path(&self) -> String {
@@ -61,7 +61,7 @@ impl Place {
         changed.good();
     }
 
-    /// Waits for another time of renewal.
+    /// Waits until the Lease is renewed.
     async fn renewed(&self) {
         let before = self.spec().await["renewTime"].clone();
         while self.spec().await["renewTime"] == before {
@@ -80,12 +80,12 @@ async fn acquired(elector: &mut Elector) -> Held {
 }
 
 #[tokio::test]
-async fn it_passes_on_when_its_holder_gives_it_up_or_is_gone() {
+async fn another_replica_takes_a_released_or_expired_lease() {
     let place = Place::new("lease-passes").await;
     let [(mut first, _), (mut second, _), (mut third, _)] =
         ["first", "second", "third"].map(|it| place.elector(it));
     let mut held = acquired(&mut first).await;
-    let mut heard = Vec::new();
+    let mut reports = Vec::new();
     let renewals = async {
         let begun = Instant::now();
         while begun.elapsed() < TIMING.duration * 2 {
@@ -93,19 +93,19 @@ async fn it_passes_on_when_its_holder_gives_it_up_or_is_gone() {
         }
     };
     tokio::select! {
-        _ = second.acquire(|why| heard.push(why.to_owned())) => panic!("two hold it"),
+        _ = second.acquire(|reason| reports.push(reason.to_owned())) => panic!("two hold it"),
         lost = first.hold(&mut held) => panic!("{lost}"),
         () = soon("renewals", renewals) => {}
     }
-    assert_eq!(heard, ["`first` holds the Lease lease"], "once");
+    assert_eq!(reports, ["`first` holds the Lease lease"], "once");
     first.release(held).await;
-    // Nobody has to wait for what was given up.
+    // A released Lease can be taken at once.
     drop(acquired(&mut second).await);
     let begun = Instant::now();
     acquired(&mut third).await;
     assert!(
         begun.elapsed() >= TIMING.duration,
-        "the second might have acted still"
+        "the second replica might still have acted"
     );
     let spec = place.spec().await;
     assert_eq!(spec["holderIdentity"], "third");
@@ -113,17 +113,21 @@ async fn it_passes_on_when_its_holder_gives_it_up_or_is_gone() {
 }
 
 #[tokio::test]
-async fn who_comes_back_under_its_name_goes_on_at_once() {
+async fn a_restarted_replica_of_the_same_name_takes_its_lease_at_once() {
     let place = Place::new("lease-comes-back").await;
     drop(acquired(&mut place.elector("pod").0).await);
     let begun = Instant::now();
     acquired(&mut place.elector("pod").0).await;
     assert!(begun.elapsed() < TIMING.duration);
-    assert_eq!(place.spec().await["leaseTransitions"], 1, "it is the same");
+    assert_eq!(
+        place.spec().await["leaseTransitions"],
+        1,
+        "the same holder is no transition"
+    );
 }
 
 #[tokio::test]
-async fn one_who_was_overruled_stops() {
+async fn a_holder_stops_when_the_lease_names_another() {
     let place = Place::new("lease-overruled").await;
     let (mut elector, _) = place.elector("me");
     let mut held = acquired(&mut elector).await;
@@ -135,19 +139,19 @@ async fn one_who_was_overruled_stops() {
     assert_eq!(
         place.spec().await["holderIdentity"],
         "other",
-        "and leaves it"
+        "the former holder doesn't write"
     );
 }
 
 #[tokio::test]
-async fn one_who_can_t_renew_stops_before_another_begins() {
+async fn a_holder_that_can_t_renew_stops_before_another_acts() {
     let place = Place::new("lease-alone").await;
-    let (mut cut_off, gate) = place.elector("cut-off");
-    let mut held = acquired(&mut cut_off).await;
-    gate.cut_at(2, Cut::LosesRequest);
+    let (mut isolated, faults) = place.elector("isolated");
+    let mut held = acquired(&mut isolated).await;
+    faults.inject_at(2, Fault::LoseRequest);
     let (mut other, _) = place.elector("other");
     let lost = async {
-        let lost = soon("the loss", cut_off.hold(&mut held)).await;
+        let lost = soon("the loss", isolated.hold(&mut held)).await;
         (lost, Instant::now())
     };
     let taken = async {
@@ -160,19 +164,19 @@ async fn one_who_can_t_renew_stops_before_another_begins() {
 }
 
 #[tokio::test]
-async fn what_doesn_t_take_it_away_doesn_t_end_it() {
+async fn other_changes_of_the_lease_don_t_end_it() {
     let place = Place::new("lease-kept").await;
-    let (mut elector, gate) = place.elector("me");
+    let (mut elector, faults) = place.elector("me");
     let mut held = acquired(&mut elector).await;
     let troubles = async {
         place
             .change(json!({"metadata": {"labels": {"a": "b"}}}))
             .await;
         place.renewed().await;
-        // A renewal that took effect, though its answer was lost.
-        gate.cut_at(1, Cut::LosesAnswer);
+        // A renewal takes effect and its response is lost.
+        faults.inject_at(1, Fault::LoseResponse);
         place.renewed().await;
-        assert!(gate.mend());
+        assert!(faults.heal());
         place.renewed().await;
         raw::delete(&place.admin, &place.path(), &Value::Null)
             .await

@@ -1,12 +1,11 @@
-//! The operator against a real API server, with etcd and without anything that runs pods.
+//! Tests of the operator with a real API server and etcd, but without kubelets and controllers.
 //!
-//! One [`ApiServer`](apiserver::ApiServer) serves all tests of a run, each in a namespace of its own. What a kubelet, the controllers of
-//! StatefulSets and the garbage collector would do, as far as the operator sees it, a test does by itself, when it wants
-//! ([`World`](world::World)). The stores are faked behind the operator's trait for them, around the real state machine of the
-//! controllers ([`Stores`](stores::Stores)). Every write passes a [`Gate`](gate::Gate), which counts, and cuts the operator off after the
-//! one that a test names.
+//! One [`ApiServer`](apiserver::ApiServer) serves all tests of a run, each in its own namespace. A [`World`](world::World) does
+//! the work of kubelets, the StatefulSet controller and the garbage collector, as far as the operator sees it, whenever the test
+//! asks for it. Fake stores implement the operator's trait around the real state machine of the controllers
+//! ([`Stores`](stores::Stores)). Every write passes a [`FaultInjector`](faults::FaultInjector), which counts writes and injects faults.
 //!
-//! The programs come from `deploy/kube/build`; `make test-api` sees to that.
+//! `make test-api` builds the API server and etcd by `deploy/kube/build`.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,17 +16,17 @@
 )]
 
 mod apiserver;
-mod gate;
+mod faults;
 mod raw;
 mod stores;
 mod world;
 
-mod deaths;
+mod crashes;
 mod definition;
-mod endings;
+mod deletion;
 mod lease;
 mod objects;
-mod older;
+mod older_definition;
 mod program;
 mod rounds;
 mod subresources;

@@ -1,4 +1,4 @@
-//! Objects that stand in files: each must be what the API server takes.
+//! Objects in files: the API server must accept each of them.
 
 use std::path::{Path, PathBuf};
 
@@ -10,12 +10,12 @@ use crate::apiserver::ApiServer;
 use crate::definition::namespace;
 use crate::raw;
 
-/// The folder of the whole project.
+/// Returns the root folder of the project.
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// All documents of a YAML file, or of all of a folder, with the names of their files.
+/// Returns all documents of a YAML file, or of all YAML files in a folder, with their paths.
 pub(crate) fn documents(of: &Path) -> Vec<(PathBuf, Value)> {
     let mut found = Vec::new();
     let files = if of.is_dir() {
@@ -43,7 +43,7 @@ pub(crate) fn documents(of: &Path) -> Vec<(PathBuf, Value)> {
     found
 }
 
-/// Where an object of this kind is; all that our files have.
+/// Returns the API path of an object. Supports the kinds that the project's files use.
 pub(crate) fn path_of(object: &Value, namespace: &str) -> String {
     let version = object["apiVersion"].as_str().unwrap();
     let base = if version.contains('/') {
@@ -76,7 +76,7 @@ async fn dry_run(client: &Client, object: &Value, namespace: &str) -> raw::Answe
 }
 
 #[tokio::test]
-async fn samples_are_taken_as_they_are() {
+async fn samples_are_accepted() {
     let client = ApiServer::shared().admin();
     for (file, object) in documents(&root().join("deploy/samples")) {
         let answer = dry_run(&client, &object, "default").await;
@@ -89,7 +89,7 @@ async fn samples_are_taken_as_they_are() {
 }
 
 #[tokio::test]
-async fn what_is_built_is_taken_without_a_warning_and_its_pods_too_where_they_are_restricted() {
+async fn built_objects_and_their_pods_are_accepted_in_a_restricted_namespace() {
     let client = ApiServer::shared().admin();
     let restricted = json!({"pod-security.kubernetes.io/enforce": "restricted", "pod-security.kubernetes.io/warn": "restricted"});
     namespace(&client, "prod", &restricted).await;
@@ -103,7 +103,7 @@ async fn what_is_built_is_taken_without_a_warning_and_its_pods_too_where_they_ar
     .good();
     let mut pods = 0;
     for (file, mut object) in documents(&root().join("operator/tests/objects")) {
-        // Whatever namespace it is for.
+        // The golden files have different namespaces.
         object["metadata"]["namespace"] = json!("prod");
         let answer = dry_run(&client, &object, "prod").await;
         assert!(
@@ -112,15 +112,16 @@ async fn what_is_built_is_taken_without_a_warning_and_its_pods_too_where_they_ar
             file.display()
         );
         if object["kind"] == "StatefulSet" {
-            take_pod(&client, &object).await;
+            accepts_pod(&client, &object).await;
             pods += 1;
         }
     }
     assert!(pods >= 6, "{pods}");
 }
 
-/// Would a pod of this StatefulSet be taken? Its account must be there, as the admission of accounts has no dry run.
-async fn take_pod(client: &Client, set: &Value) {
+/// Checks that a pod of this StatefulSet would be accepted. Creates its account first, because admission reads the account even
+/// in a dry run.
+async fn accepts_pod(client: &Client, set: &Value) {
     let template = &set["spec"]["template"];
     let account = template["spec"]["serviceAccountName"].as_str().unwrap();
     let object =
@@ -130,7 +131,7 @@ async fn take_pod(client: &Client, set: &Value) {
     let name = format!("{}-0", set["metadata"]["name"].as_str().unwrap());
     let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"], "spec": template["spec"]});
     pod["metadata"]["name"] = json!(name);
-    // As the StatefulSet's controller mounts the volumes that it makes.
+    // The StatefulSet controller mounts the claims that it creates.
     let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
     for claim in set["spec"]["volumeClaimTemplates"].as_array().unwrap() {
         let name = claim["metadata"]["name"].as_str().unwrap();

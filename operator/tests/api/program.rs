@@ -1,7 +1,7 @@
 //! The real program, with the account and the rights that the manifest gives it.
 //!
-//! All that it asks of the API server is in the server's audit log. In the end that is compared with what it is granted: nothing that
-//! it isn't, and nothing that it never needs.
+//! The audit log of the API server records all requests of the program. At the end the test compares them with the granted
+//! rights: every request must be granted, and every right must be used.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -22,11 +22,11 @@ use crate::raw;
 use crate::rounds::small;
 use crate::world::World;
 
-/// Much longer than anything here takes; the longest is a Lease that runs out, 20 seconds.
+/// Time limit of a wait. The longest wait is for a Lease that expires, 20 seconds.
 const PATIENCE: Duration = Duration::from_mins(2);
 const ACCOUNT: &str = "system:serviceaccount:shardkv-system:shardkv-operator";
 
-/// Runs it, tells its number, and ends it when nobody holds its own input any more.
+/// Starts the program, prints its process id, and kills it when the script's standard input is closed.
 const KEEPER: &str = r#"
 log=$1
 shift
@@ -75,9 +75,9 @@ impl Program {
         }
     }
 
-    /// What a probe is answered; an empty text if nobody answers.
-    fn ask(&self, path: &str) -> String {
-        let ask = || -> std::io::Result<String> {
+    /// Returns the HTTP response to a probe, or an empty text if there is none.
+    fn http_get(&self, path: &str) -> String {
+        let get = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(self.address)?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
             write!(
@@ -88,18 +88,18 @@ impl Program {
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         };
-        ask().unwrap_or_default()
+        get().unwrap_or_default()
     }
 
     fn is_ready(&self) -> bool {
-        self.ask("/readyz").starts_with("HTTP/1.1 200")
+        self.http_get("/readyz").starts_with("HTTP/1.1 200")
     }
 
     fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Megabytes of memory.
+    /// Returns the resident memory in megabytes.
     fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id)).unwrap();
         let line = status.lines().find(|it| it.starts_with("VmRSS:")).unwrap();
@@ -107,18 +107,18 @@ impl Program {
         kilobytes.parse::<u64>().unwrap() / 1024
     }
 
-    /// Asks it to end.
+    /// Sends SIGTERM.
     fn terminate(&self) {
-        let told = Command::new("kill").arg(self.id.to_string()).status();
-        assert!(told.unwrap().success());
+        let sent = Command::new("kill").arg(self.id.to_string()).status();
+        assert!(sent.unwrap().success());
     }
 
     fn runs(&self) -> bool {
-        // A process that ended and that nobody waited for has no command line any more.
+        // A zombie process has no command line.
         fs::read(format!("/proc/{}/cmdline", self.id)).is_ok_and(|it| !it.is_empty())
     }
 
-    /// Kills it, without a chance to do anything more.
+    /// Kills the program by SIGKILL.
     fn kill(&mut self) {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
@@ -149,7 +149,7 @@ fn kubeconfig_of(server: &ApiServer, token: &str) -> String {
     config.to_string()
 }
 
-/// Waits for something, but not for ever.
+/// Waits for a condition. Fails the test after [`PATIENCE`].
 async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let end = Instant::now() + PATIENCE;
     while !holds().await {
@@ -158,7 +158,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
     }
 }
 
-/// Applies the manifest of those who have no Helm, all but the definition and the Deployment, and gives a token of the account.
+/// Applies `deploy/operator.yaml` without the definition and the Deployment, and returns a token of the account.
 async fn granted(admin: &Client) -> String {
     for object in manifest() {
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
@@ -192,23 +192,23 @@ async fn holder(admin: &Client) -> Value {
 }
 
 #[tokio::test]
-async fn the_program_runs_with_the_rights_that_it_is_given_and_needs_all_of_them() {
+async fn the_program_needs_exactly_its_granted_rights() {
     let server = ApiServer::start();
     let admin = server.admin();
     let token = granted(&admin).await;
-    waits_takes_over_and_ends(&server, &admin, &token).await;
-    // Pods that answer can't be had here: the rest of a life, in this process, with the same rights.
-    lives(&server, &admin, &token).await;
+    starts_takes_over_and_stops(&server, &admin, &token).await;
+    // No pods run here, so the remaining transitions run in this process with fake stores and the same rights.
+    run_transitions(&server, &admin, &token).await;
     compare(&server, &admin).await;
 }
 
-async fn waits_takes_over_and_ends(server: &ApiServer, admin: &Client, token: &str) {
+async fn starts_takes_over_and_stops(server: &ApiServer, admin: &Client, token: &str) {
     let mut first = Program::start(server, "first", token);
     until("the first waits", async || {
-        first.ask("/readyz").contains("503") && first.log().contains("waiting: ")
+        first.http_get("/readyz").contains("503") && first.log().contains("waiting: ")
     })
     .await;
-    assert!(first.ask("/livez").starts_with("HTTP/1.1 200"));
+    assert!(first.http_get("/livez").starts_with("HTTP/1.1 200"));
     install(admin).await;
     until("the first is ready", async || first.is_ready()).await;
     let first_holds = async || holder(admin).await["holderIdentity"] == "first";
@@ -238,7 +238,7 @@ async fn waits_takes_over_and_ends(server: &ApiServer, admin: &Client, token: &s
         holder(admin).await["holderIdentity"] == "second"
     })
     .await;
-    world.ask(&json!({"groups": 2})).await;
+    world.patch_spec(&json!({"groups": 2})).await;
     let there = async || world.object("statefulsets", "group-2").await.is_some();
     until("the second acts", there).await;
     idles(server, admin, &world, &second).await;
@@ -257,14 +257,14 @@ async fn waits_takes_over_and_ends(server: &ApiServer, admin: &Client, token: &s
     until("the third ends", async || !third.runs()).await;
 }
 
-/// With nothing to do it renews its Lease, and writes nothing else.
+/// Checks that an idle operator renews its Lease and writes nothing else.
 async fn idles(server: &ApiServer, admin: &Client, world: &World, program: &Program) {
-    let told = async || {
+    let reported = async || {
         let resource = world.resource().await.unwrap();
         resource["status"]["observedGeneration"] == resource["metadata"]["generation"]
             && resource["status"]["groups"].as_array().map(Vec::len) == Some(2)
     };
-    until("the status is told", told).await;
+    until("the status is written", reported).await;
     let renewals = async |number: usize| {
         for _ in 0..number {
             let last = holder(admin).await["renewTime"].clone();
@@ -274,73 +274,73 @@ async fn idles(server: &ApiServer, admin: &Client, world: &World, program: &Prog
             .await;
         }
     };
-    // What was on its way is done.
+    // Earlier requests complete within one renewal.
     renewals(1).await;
     let before = audited(server).len();
     renewals(2).await;
     let asked = audited(server).split_off(before);
     let verbs: BTreeSet<&str> = asked.iter().map(|it| it.verb.as_str()).collect();
-    assert!(verbs.contains("list"), "it looks: {verbs:?}");
-    let writes: Vec<&Asked> = asked.iter().filter(|it| it.writes()).collect();
+    assert!(verbs.contains("list"), "it reads: {verbs:?}");
+    let writes: Vec<&ApiRequest> = asked.iter().filter(|it| it.writes()).collect();
     assert!(
         writes.iter().all(|it| it.resource == "leases"),
         "{writes:?}"
     );
-    // Code that isn't optimised is larger.
+    // Unoptimised code is larger.
     let most = if cfg!(debug_assertions) { 60 } else { 30 };
     let memory = program.memory();
     assert!(memory < most, "{memory} MB");
 }
 
-async fn lives(server: &ApiServer, admin: &Client, token: &str) {
+async fn run_transitions(server: &ApiServer, admin: &Client, token: &str) {
     namespace(admin, "life", &json!({})).await;
     let mut world = World::at(server.config(ADMIN), "life", "demo");
     world.operated_by(server.config(token));
     let mut spec = small(2);
     spec["storage"] = json!({"onGroupRemoval": "Delete", "onClusterDeletion": "Delete"});
     world.create(&spec).await;
-    world.rest().await;
+    world.settle().await;
     world
-        .ask(&json!({"groups": 3, "image": "other", "options": {"leaseReads": true}}))
+        .patch_spec(&json!({"groups": 3, "image": "other", "options": {"leaseReads": true}}))
         .await;
-    world.rest().await;
+    world.settle().await;
     world
-        .ask(&json!({"groups": 1, "podDisruptionBudget": {"enabled": false}}))
+        .patch_spec(&json!({"groups": 1, "podDisruptionBudget": {"enabled": false}}))
         .await;
-    world.rest().await;
-    // What is lost is asked for by its name.
+    world.settle().await;
+    // The operator reads a lost object by its name.
     for (plural, suffix) in [("configmaps", "config"), ("services", "client")] {
         let path = world.path_of(plural, suffix);
         raw::delete(&world.admin, &path, &Value::Null).await.good();
     }
-    world.rest().await;
+    world.settle().await;
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
 }
 
-/// One request of the operator, in the words of roles.
+/// A request of the operator, named as in RBAC roles.
 #[derive(Debug)]
-struct Asked {
+struct ApiRequest {
     group: String,
-    /// With the subresource.
+    /// Resource with subresource.
     resource: String,
     verb: String,
     code: i64,
 }
 
-impl Asked {
+impl ApiRequest {
     fn writes(&self) -> bool {
         !matches!(self.verb.as_str(), "get" | "list" | "watch")
     }
 }
 
-/// All that the account asked for so far.
-fn audited(server: &ApiServer) -> Vec<Asked> {
+/// Returns all requests of the account so far.
+fn audited(server: &ApiServer) -> Vec<ApiRequest> {
     let log = File::open(server.folder().join("audit.log")).unwrap();
     let mut asked = Vec::new();
     for line in BufReader::new(log).lines() {
-        // The last line may not be whole yet.
+        // The last line may be incomplete.
         let Ok(event) = serde_json::from_str::<Value>(&line.unwrap()) else {
             continue;
         };
@@ -354,7 +354,7 @@ fn audited(server: &ApiServer) -> Vec<Asked> {
             Some(part) => format!("{}/{part}", text(&what["resource"])),
             None => text(&what["resource"]),
         };
-        asked.push(Asked {
+        asked.push(ApiRequest {
             group: text(&what["apiGroup"]),
             resource,
             verb: text(&event["verb"]),
@@ -366,7 +366,7 @@ fn audited(server: &ApiServer) -> Vec<Asked> {
 
 type Rights = BTreeSet<(String, String, String)>;
 
-/// What the roles of the operator grant.
+/// Returns the rights that the operator's roles grant.
 fn rights() -> Rights {
     let own = ["shardkv-operator", "shardkv-operator-leader"];
     let texts = |list: &Value| -> Vec<String> {
@@ -394,14 +394,14 @@ fn rights() -> Rights {
 }
 
 async fn compare(server: &ApiServer, admin: &Client) {
-    // A request of ours, so that the log has all that came before it.
+    // Makes a request, so that the log contains all earlier requests.
     raw::get(admin, "/version").await.good();
     let asked = audited(server);
-    let denied: Vec<&Asked> = asked.iter().filter(|it| it.code == 403).collect();
+    let denied: Vec<&ApiRequest> = asked.iter().filter(|it| it.code == 403).collect();
     assert!(denied.is_empty(), "denied: {denied:?}");
     let mut used = Rights::new();
     for it in asked {
-        // What server-side apply makes anew has to be allowed as a creation, too.
+        // Server-side apply that creates an object needs the right to create, too.
         let creates = it.verb == "patch" && it.code == 201;
         for verb in [Some(it.verb), creates.then(|| "create".to_owned())] {
             let right = verb.map(|verb| (it.group.clone(), it.resource.clone(), verb));
@@ -410,7 +410,7 @@ async fn compare(server: &ApiServer, admin: &Client) {
     }
     let rights = rights();
     let beyond: Vec<_> = used.difference(&rights).collect();
-    assert!(beyond.is_empty(), "used, though not granted: {beyond:?}");
+    assert!(beyond.is_empty(), "used, but not granted: {beyond:?}");
     let idle: Vec<_> = rights.difference(&used).collect();
-    assert!(idle.is_empty(), "granted, though never used: {idle:?}");
+    assert!(idle.is_empty(), "granted, but never used: {idle:?}");
 }

@@ -1,4 +1,4 @@
-//! Requests as curl would send them, with all that the API server says: warnings, tables, refusals.
+//! Raw HTTP requests to the API server, with access to warnings, tables and errors.
 
 use http_body_util::BodyExt;
 use hyper::Request;
@@ -6,24 +6,24 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::Value;
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// The status of HTTP.
+    /// HTTP status.
     pub(crate) status: u16,
-    /// What `kubectl` prints as warnings.
+    /// Warnings, which `kubectl` prints.
     pub(crate) warnings: Vec<String>,
-    /// The object, or the refusal.
+    /// The object, or the error.
     pub(crate) body: Value,
 }
 
 impl Answer {
-    /// What people are told when they are refused.
+    /// Returns the message of an error.
     pub(crate) fn message(&self) -> &str {
         self.body["message"].as_str().unwrap_or_default()
     }
 
-    /// The object, which must have been given without a warning.
+    /// Returns the object. Fails the test after an error or a warning.
     #[track_caller]
     pub(crate) fn good(self) -> Value {
         assert!((200..300).contains(&self.status), "{self:?}");
@@ -31,7 +31,7 @@ impl Answer {
         self.body
     }
 
-    /// The message of a refusal.
+    /// Returns the message of an error. Fails the test after a success.
     #[track_caller]
     pub(crate) fn refused(&self) -> &str {
         assert!((400..600).contains(&self.status), "{self:?}");
@@ -39,7 +39,7 @@ impl Answer {
     }
 }
 
-/// Sends one request; the content is JSON, whatever kind of patch it may be.
+/// Sends a request. The content is JSON for every kind of patch.
 pub(crate) async fn send(
     client: &Client,
     method: &str,
@@ -79,35 +79,35 @@ pub(crate) async fn get(client: &Client, path: &str) -> Answer {
     send(client, "GET", path, JSON, JSON, &Value::Null).await
 }
 
-/// Reads what `kubectl get` prints.
+/// Reads the table that `kubectl get` prints.
 pub(crate) async fn table(client: &Client, path: &str) -> Answer {
     let accept = "application/json;as=Table;v=v1;g=meta.k8s.io";
     send(client, "GET", path, JSON, accept, &Value::Null).await
 }
 
-/// Creates.
+/// Creates an object.
 pub(crate) async fn post(client: &Client, path: &str, content: &Value) -> Answer {
     send(client, "POST", path, JSON, JSON, content).await
 }
 
-/// Replaces.
+/// Replaces an object.
 pub(crate) async fn put(client: &Client, path: &str, content: &Value) -> Answer {
     send(client, "PUT", path, JSON, JSON, content).await
 }
 
-/// Changes the fields that are named.
+/// Changes the fields in `content`, by a merge patch.
 pub(crate) async fn merge(client: &Client, path: &str, content: &Value) -> Answer {
     let kind = "application/merge-patch+json";
     send(client, "PATCH", path, kind, JSON, content).await
 }
 
-/// Server-side apply; the path names the field manager.
+/// Applies an object on the server side; the path names the field manager.
 pub(crate) async fn apply(client: &Client, path: &str, content: &Value) -> Answer {
     let kind = "application/apply-patch+yaml";
     send(client, "PATCH", path, kind, JSON, content).await
 }
 
-/// Deletes.
+/// Deletes an object.
 pub(crate) async fn delete(client: &Client, path: &str, options: &Value) -> Answer {
     send(client, "DELETE", path, JSON, JSON, options).await
 }

@@ -1,4 +1,4 @@
-//! Rounds of a living cluster: they come to rest, put right what others change, and leave alone what isn't theirs.
+//! Rounds of a running cluster: they settle, revert changes by others, and leave foreign objects and fields alone.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,59 +13,59 @@ use crate::definition::namespace;
 use crate::raw;
 use crate::world::{Round, World};
 
-/// A small cluster: one node of each kind, and shards that two, three and four groups share evenly.
+/// Returns the spec of a small cluster: one node per part, and a number of shards that two, three and four groups share evenly.
 pub(crate) fn small(groups: u32) -> Value {
     json!({"groups": groups, "replicasPerGroup": 1, "controllers": {"replicas": 1}, "shards": 12})
 }
 
-/// A small cluster at rest.
-pub(crate) async fn resting(test: &str, groups: u32) -> World {
+/// Returns a settled small cluster.
+pub(crate) async fn settled(test: &str, groups: u32) -> World {
     let mut world = World::new(test, &small(groups)).await;
-    world.rest().await;
+    world.settle().await;
     world
 }
 
 #[tokio::test]
-async fn a_cluster_comes_to_rest_and_then_nothing_is_written() {
+async fn a_settled_cluster_is_not_written() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clusters");
     let mut scenarios = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         let scenario: Value = yaml::read(&text).unwrap();
-        comes_to_rest(&scenario["metadata"]["name"], &scenario["spec"]).await;
+        settles_and_stays(&scenario["metadata"]["name"], &scenario["spec"]).await;
         scenarios += 1;
     }
     assert!(scenarios >= 3);
-    // Amounts that the API server writes in another way.
+    // Amounts that the API server stores in another form.
     let odd = json!({"requests": {"memory": "1024Mi", "cpu": "1000m", "ephemeral-storage": "0.5Gi"},
         "limits": {"memory": "2147483648", "cpu": "2.50", "hugepages-2Mi": "0"}});
     let odd = json!({"resources": odd, "storage": {"size": "1024Mi"}, "controllers": {"size": "2048M", "resources": odd}});
-    comes_to_rest(&json!("odd"), &odd).await;
-    // Things that somebody writes out though they are the defaults, or empty.
+    settles_and_stays(&json!("odd"), &odd).await;
+    // Fields that are set to their defaults, or to empty values.
     let wordy = json!({"scheduling": {"tolerations": [], "nodeSelector": {}, "affinity": {"podAntiAffinity": {}},
         "topologySpreadConstraints": []}, "imagePullSecrets": [], "podTemplate": {"labels": {"a": ""}, "annotations": {"a": ""}},
         "serviceAccount": {"annotations": {"a": "b"}}});
-    comes_to_rest(&json!("wordy"), &wordy).await;
+    settles_and_stays(&json!("wordy"), &wordy).await;
 }
 
-async fn comes_to_rest(name: &Value, spec: &Value) {
+async fn settles_and_stays(name: &Value, spec: &Value) {
     let name = name.as_str().unwrap();
     let place = format!("rest-{}", &name[..name.len().min(10)]);
     let admin = ApiServer::shared().admin();
     namespace(&admin, &place, &json!({})).await;
     let mut world = World::empty(&place, name);
     world.create(spec).await;
-    world.rest().await;
-    let rest = world.gate.count();
+    world.settle().await;
+    let rest = world.faults.count();
     for _ in 0..3 {
-        world.well().await;
+        world.round_succeeds().await;
     }
-    // Nor does another operator, who remembers nothing.
+    // A new operator without memory writes nothing either.
     world.restart();
     for _ in 0..3 {
-        world.well().await;
+        world.round_succeeds().await;
     }
-    let more = world.gate.writes_after(rest);
+    let more = world.faults.writes_after(rest);
     assert!(more.is_empty(), "{name}: {more:#?}");
 
     let resource = world.resource().await.unwrap();
@@ -106,8 +106,8 @@ async fn comes_to_rest(name: &Value, spec: &Value) {
 }
 
 #[tokio::test]
-async fn what_somebody_changes_or_deletes_is_put_right() {
-    let mut world = resting("drift", 2).await;
+async fn changes_and_deletions_by_others_are_reverted() {
+    let mut world = settled("drift", 2).await;
     let good = world.objects().await;
     let changes = [
         (
@@ -150,10 +150,10 @@ async fn what_somebody_changes_or_deletes_is_put_right() {
     for (plural, suffix, change) in changes {
         let path = world.path_of(plural, suffix);
         raw::merge(&world.admin, &path, &change).await.good();
-        world.rest().await;
+        world.settle().await;
         same(&good, &world.objects().await, &format!("{change}"));
     }
-    // What hangs on nobody's data is made again when it is deleted.
+    // Deleted objects without data are created again.
     for (plural, suffix) in [
         ("services", "client"),
         ("services", "controller"),
@@ -165,7 +165,7 @@ async fn what_somebody_changes_or_deletes_is_put_right() {
     ] {
         let path = world.path_of(plural, suffix);
         raw::delete(&world.admin, &path, &Value::Null).await.good();
-        world.rest().await;
+        world.settle().await;
         same(
             &good,
             &world.objects().await,
@@ -175,14 +175,14 @@ async fn what_somebody_changes_or_deletes_is_put_right() {
 }
 
 #[tokio::test]
-async fn a_stateful_set_that_somebody_deletes_comes_back_to_its_volumes() {
-    let mut world = resting("vandals", 2).await;
+async fn a_deleted_stateful_set_is_created_again_with_its_volumes() {
+    let mut world = settled("deleted-sets", 2).await;
     let good = world.objects().await;
-    world.vandals = true;
+    world.allow_deletions = true;
     for suffix in ["group-1", "controller"] {
         let path = world.path_of("statefulsets", suffix);
         raw::delete(&world.admin, &path, &Value::Null).await.good();
-        world.rest().await;
+        world.settle().await;
         same(
             &good,
             &world.objects().await,
@@ -191,7 +191,7 @@ async fn a_stateful_set_that_somebody_deletes_comes_back_to_its_volumes() {
     }
 }
 
-/// Compares two states of a world, and tells which objects differ.
+/// Compares the objects of two runs and reports differences.
 #[track_caller]
 pub(crate) fn same(
     expected: &std::collections::BTreeMap<String, Value>,
@@ -219,9 +219,9 @@ pub(crate) fn same(
 }
 
 #[tokio::test]
-async fn what_others_add_stays() {
-    let mut world = resting("additions", 1).await;
-    let rest = world.gate.count();
+async fn additions_by_others_stay() {
+    let mut world = settled("additions", 1).await;
+    let rest = world.faults.count();
     let label = json!({"metadata": {"labels": {"example.com/team": "a"}, "annotations": {"example.com/note": "b"}}});
     let kinds = [
         ("statefulsets", "group-1"),
@@ -234,14 +234,14 @@ async fn what_others_add_stays() {
             .await
             .good();
     }
-    world.rest().await;
-    let written = world.gate.writes_after(rest);
+    world.settle().await;
+    let written = world.faults.writes_after(rest);
     assert!(written.is_empty(), "{written:#?}");
-    // Nor are they lost when the operator has something to write itself.
+    // They also stay when the operator writes the objects.
     world
-        .ask(&json!({"image": "other", "serviceAccount": {"annotations": {"x": "y"}}}))
+        .patch_spec(&json!({"image": "other", "serviceAccount": {"annotations": {"x": "y"}}}))
         .await;
-    world.rest().await;
+    world.settle().await;
     for (plural, suffix) in kinds {
         let object = world.object(plural, suffix).await.unwrap();
         assert_eq!(
@@ -261,22 +261,22 @@ async fn what_others_add_stays() {
 }
 
 #[tokio::test]
-async fn what_is_not_asked_for_any_more_is_taken_away() {
+async fn fields_removed_from_the_spec_are_removed_from_objects() {
     let mut world = World::new("removals", &small(1)).await;
     world
-        .ask(
+        .patch_spec(
             &json!({"podTemplate": {"labels": {"team": "a"}}, "options": {"leaseReads": true},
             "scheduling": {"nodeSelector": {"disk": "ssd"}, "priorityClassName": "high"}}),
         )
         .await;
-    world.rest().await;
+    world.settle().await;
     let set = world.object("statefulsets", "group-1").await.unwrap();
     assert_eq!(set["spec"]["template"]["metadata"]["labels"]["team"], "a");
     world
-        .ask(&json!({"podTemplate": null, "options": null, "scheduling": null, "podDisruptionBudget": {"enabled": false},
+        .patch_spec(&json!({"podTemplate": null, "options": null, "scheduling": null, "podDisruptionBudget": {"enabled": false},
             "serviceAccount": {"name": "mine"}}))
         .await;
-    world.rest().await;
+    world.settle().await;
     let set = world.object("statefulsets", "group-1").await.unwrap();
     let template = &set["spec"]["template"];
     assert_eq!(template["metadata"]["labels"].get("team"), None);
@@ -300,7 +300,7 @@ async fn what_is_not_asked_for_any_more_is_taken_away() {
 }
 
 #[tokio::test]
-async fn an_object_of_somebody_else_is_never_touched() {
+async fn foreign_objects_are_never_touched() {
     let mut world = World::new("taken", &small(1)).await;
     let own = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "demo-config",
         "labels": {"app.kubernetes.io/name": "shardkv", "app.kubernetes.io/instance": "demo"}}, "data": {"mine": "yes"}});
@@ -310,7 +310,7 @@ async fn an_object_of_somebody_else_is_never_touched() {
     let services = format!("/api/v1/namespaces/{}/services", world.namespace);
     raw::post(&world.admin, &services, &set).await.good();
     for _ in 0..4 {
-        world.well().await;
+        world.round_succeeds().await;
         world.tick().await;
     }
     let found = world.object("configmaps", "config").await.unwrap();
@@ -322,12 +322,12 @@ async fn an_object_of_somebody_else_is_never_touched() {
         message.contains("ConfigMap demo-config") && message.contains("Service demo-client"),
         "{message}"
     );
-    // Nothing is written again and again in vain.
-    let rest = world.gate.count();
+    // The operator doesn't repeat its writes.
+    let rest = world.faults.count();
     for _ in 0..3 {
-        world.well().await;
+        world.round_succeeds().await;
     }
-    assert_eq!(world.gate.count(), rest);
+    assert_eq!(world.faults.count(), rest);
     raw::delete(&world.admin, &format!("{path}/demo-config"), &Value::Null)
         .await
         .good();
@@ -338,64 +338,71 @@ async fn an_object_of_somebody_else_is_never_touched() {
     )
     .await
     .good();
-    world.rest().await;
+    world.settle().await;
     assert_eq!(world.condition("Degraded").await.1, "False");
     assert_eq!(world.condition("Available").await.1, "True");
 }
 
 #[tokio::test]
-async fn what_the_api_server_refuses_is_told_and_mended_with_the_spec() {
-    let mut world = resting("refused", 1).await;
+async fn a_refused_write_is_reported_until_the_spec_is_repaired() {
+    let mut world = settled("refused", 1).await;
     let before = world.objects().await;
     let more_than_the_limit = json!({"resources": {"requests": {"memory": "2Gi"}}});
-    world.ask(&more_than_the_limit).await;
-    world.rest().await;
+    world.patch_spec(&more_than_the_limit).await;
+    world.settle().await;
     let (reason, status, message) = world.condition("Degraded").await;
     assert_eq!((reason.as_str(), status.as_str()), ("ApplyRefused", "True"));
     assert!(message.contains("memory limit"), "{message}");
     assert_eq!(
         world.condition("Available").await.1,
         "True",
-        "what runs goes on"
+        "running pods go on"
     );
     world
-        .ask(&json!({"resources": {"requests": {"memory": "256Mi"}}}))
+        .patch_spec(&json!({"resources": {"requests": {"memory": "256Mi"}}}))
         .await;
-    world.rest().await;
+    world.settle().await;
     same(&before, &world.objects().await, "as before");
 }
 
 #[tokio::test]
-async fn fields_that_another_program_claims_are_taken_back() {
-    let mut world = resting("claims", 1).await;
+async fn fields_that_another_manager_takes_are_taken_back() {
+    let mut world = settled("claims", 1).await;
     let good = world.objects().await;
     let path = world.path_of("statefulsets", "group-1");
     let other = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "demo-group-1"},
         "spec": {"replicas": 5, "minReadySeconds": 7}});
     let apply = format!("{path}?fieldManager=other&force=true");
     raw::apply(&world.admin, &apply, &other).await.good();
-    world.rest().await;
+    world.settle().await;
     let set = world.object("statefulsets", "group-1").await.unwrap();
-    assert_eq!(set["spec"]["replicas"], 1, "ours");
-    assert_eq!(set["spec"]["minReadySeconds"], 7, "nobody else's");
+    assert_eq!(set["spec"]["replicas"], 1, "owned by the operator");
+    assert_eq!(
+        set["spec"]["minReadySeconds"], 7,
+        "owned by the other manager"
+    );
     let none = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "demo-group-1"}});
     raw::apply(&world.admin, &apply, &none).await.good();
-    world.rest().await;
-    same(&good, &world.objects().await, "when the other lets go");
+    world.settle().await;
+    same(
+        &good,
+        &world.objects().await,
+        "after the other manager gave up its fields",
+    );
 }
 
 #[tokio::test]
-async fn what_users_write_at_the_same_moment_is_not_lost() {
-    let mut world = resting("moment", 1).await;
+async fn a_concurrent_change_of_the_spec_is_not_lost() {
+    let mut world = settled("moment", 1).await;
     let (admin, path) = (world.admin.clone(), world.path());
     let more = async move {
         let three = json!({"spec": {"groups": 3}});
         raw::merge(&admin, &path, &three).await.good();
     };
-    // Between the look and the status that is told of it.
-    world.gate.interfere("PATCH", "demo/status", more);
-    world.ask(&json!({"groups": 2})).await;
-    world.rest().await;
+    // Between the round's read of the resource and its write of the status.
+    world.faults.interfere("PATCH", "demo/status", more);
+    world.patch_spec(&json!({"groups": 2})).await;
+    world.settle().await;
     assert_eq!(world.store(|it| it.members()).len(), 3);
     let resource = world.resource().await.unwrap();
     assert_eq!(resource["spec"]["groups"], 3);
@@ -406,13 +413,13 @@ async fn what_users_write_at_the_same_moment_is_not_lost() {
 }
 
 #[tokio::test]
-async fn groups_are_scaled_by_the_scale_subresource() {
-    let mut world = resting("scaled", 1).await;
+async fn the_scale_subresource_changes_the_number_of_groups() {
+    let mut world = settled("scaled", 1).await;
     for groups in [3, 2, 4, 1] {
         let path = format!("{}/scale", world.path());
         let scale = json!({"spec": {"replicas": groups}});
         raw::merge(&world.admin, &path, &scale).await.good();
-        world.rest().await;
+        world.settle().await;
         let scale = raw::get(&world.admin, &path).await.good();
         assert_eq!(scale["status"]["replicas"], groups);
         let members = world.store(|it| it.members());
@@ -432,17 +439,17 @@ async fn groups_are_scaled_by_the_scale_subresource() {
 }
 
 #[tokio::test]
-async fn a_paused_cluster_is_left_as_it_is() {
-    let mut world = resting("paused", 1).await;
+async fn a_paused_cluster_is_not_changed() {
+    let mut world = settled("paused", 1).await;
     let before = world.objects().await;
     world
-        .ask(&json!({"paused": true, "groups": 3, "image": "other"}))
+        .patch_spec(&json!({"paused": true, "groups": 3, "image": "other"}))
         .await;
     let path = world.path_of("services", "client");
     raw::delete(&world.admin, &path, &Value::Null).await.good();
-    let rest = world.gate.count();
-    world.rest().await;
-    let written = world.gate.writes_after(rest);
+    let rest = world.faults.count();
+    world.settle().await;
+    let written = world.faults.writes_after(rest);
     let to_children = written
         .iter()
         .filter(|it| !it.path.contains("shardkvclusters") && !it.path.contains("events"));
@@ -451,41 +458,41 @@ async fn a_paused_cluster_is_left_as_it_is() {
     assert_eq!(world.condition("Available").await.1, "True");
     assert!(world.object("services", "client").await.is_none());
     world
-        .ask(&json!({"paused": false, "groups": 1, "image": null}))
+        .patch_spec(&json!({"paused": false, "groups": 1, "image": null}))
         .await;
-    world.rest().await;
-    same(&before, &world.objects().await, "when it goes on");
-    // It can be deleted while it is paused.
-    world.ask(&json!({"paused": true})).await;
-    world.rest().await;
+    world.settle().await;
+    same(&before, &world.objects().await, "after the pause");
+    // A paused cluster can be deleted.
+    world.patch_spec(&json!({"paused": true})).await;
+    world.settle().await;
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
 }
 
 #[tokio::test]
-async fn a_cluster_that_begins_paused_creates_nothing() {
+async fn a_cluster_that_starts_paused_has_no_objects() {
     let mut spec = small(1);
     spec["paused"] = json!(true);
     let mut world = World::new("born-paused", &spec).await;
-    world.rest().await;
+    world.settle().await;
     let objects: Vec<_> = world.objects().await.into_keys().collect();
     assert_eq!(objects, ["resource"]);
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
 }
 
 #[tokio::test]
-async fn a_store_that_does_not_answer_is_a_condition() {
-    let mut world = resting("unreachable", 2).await;
+async fn an_unreachable_store_is_reported() {
+    let mut world = settled("unreachable", 2).await;
     let before = world.objects().await;
     world.store(|it| it.unreachable = true);
-    world.ask(&json!({"groups": 3})).await;
-    let rest = world.gate.count();
-    world.rest().await;
-    // Once it is told, it is told; and nothing else is tried.
-    let written = world.gate.writes_after(rest);
+    world.patch_spec(&json!({"groups": 3})).await;
+    let rest = world.faults.count();
+    world.settle().await;
+    // The operator reports it once and writes nothing else.
+    let written = world.faults.writes_after(rest);
     assert!(
         written
             .iter()
@@ -500,20 +507,24 @@ async fn a_store_that_does_not_answer_is_a_condition() {
     );
     assert_eq!(world.condition("Available").await.1, "Unknown");
     world.store(|it| it.unreachable = false);
-    world.ask(&json!({"groups": 2})).await;
-    world.rest().await;
-    same(&before, &world.objects().await, "when it answers again");
+    world.patch_spec(&json!({"groups": 2})).await;
+    world.settle().await;
+    same(
+        &before,
+        &world.objects().await,
+        "after the store answers again",
+    );
 }
 
 #[tokio::test]
-async fn two_operators_at_once_do_no_harm() {
-    // A lease that has run out unnoticed, say.
+async fn two_operators_at_the_same_time_do_no_harm() {
+    // This happens if a holder doesn't notice that its Lease has expired.
     let mut world = World::new("rivals", &small(3)).await;
     let mut rival = World::empty(&world.namespace, "demo");
     rival.stores = Arc::clone(&world.stores);
     rival.restart();
     for groups in [3, 1, 2] {
-        world.ask(&json!({"groups": groups})).await;
+        world.patch_spec(&json!({"groups": groups})).await;
         for _ in 0..30 {
             let (one, two) = tokio::join!(world.round(), rival.round());
             for round in [one, two] {
@@ -521,8 +532,8 @@ async fn two_operators_at_once_do_no_harm() {
             }
             world.tick().await;
         }
-        world.rest().await;
-        rival.rest().await;
+        world.settle().await;
+        rival.settle().await;
         assert_eq!(world.store(|it| it.members()).len(), groups);
     }
     let members: Vec<u64> = world.store(|it| it.members()).into_keys().collect();

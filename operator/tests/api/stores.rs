@@ -1,7 +1,7 @@
-//! Stores without nodes: the controllers' state machine is the real one, and groups do what it says when a test lets time pass.
+//! Fake stores: the real state machine of the controllers, with simulated groups that move shards in [`Model::tick`].
 //!
-//! Every shard's data lie with one group. They go where the configuration wants them when both groups run, and only then do
-//! groups report that they have settled. So a group that is deleted too early has data, and the test sees it.
+//! Each shard's data belong to one group. They move to the owner in the configuration while both groups run, and only then do
+//! the groups report that they have settled. So a group that is deleted too early still has data, and the test detects it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -17,21 +17,21 @@ use shardkv_operator::store::{Change, Health, Store, StoreError, View};
 use shardkv_operator::validate::Cluster;
 use types::{Gid, LogTime, ShardId};
 
-use crate::gate::Gate;
+use crate::faults::FaultInjector;
 
 /// The store of one cluster.
 pub(crate) struct Model {
     machine: Shardctrler,
     state: MemoryState,
-    /// Who has each shard's data; 0 for nobody, while it is empty.
+    /// The group that has each shard's data; 0 for a shard without data.
     holders: Vec<u64>,
     /// The parts whose nodes run.
     up: BTreeSet<Component>,
-    /// Nobody gets an answer.
+    /// No request is answered.
     pub(crate) unreachable: bool,
     /// No shard moves.
     pub(crate) frozen: bool,
-    /// What nodes say is wrong with them.
+    /// Problems that nodes report.
     pub(crate) troubles: BTreeMap<Component, BTreeMap<String, String>>,
 }
 
@@ -94,7 +94,7 @@ impl Model {
         }
     }
 
-    /// Time passes: these parts run. Returns whether anything changed.
+    /// Advances time while the nodes of these parts run. Returns true if anything changed.
     pub(crate) fn tick(&mut self, up: BTreeSet<Component>) -> bool {
         let mut changed = self.up != up;
         self.up = up;
@@ -111,7 +111,7 @@ impl Model {
                 changed = true;
             }
         }
-        // Reports come later than moves.
+        // Groups report in the tick after the moves.
         if changed {
             return true;
         }
@@ -131,7 +131,7 @@ impl Model {
         changed
     }
 
-    /// Whether a group has all that it is to have, and nothing else.
+    /// Returns true if a group has exactly the shards that the configuration gives it.
     fn is_done(&self, gid: u64) -> bool {
         let latest = self.machine.latest();
         let mut holders = self.holders.iter().enumerate();
@@ -141,12 +141,12 @@ impl Model {
         })
     }
 
-    /// Whether anything would be lost if the group were.
+    /// Returns true if the loss of the group would lose data.
     pub(crate) fn needs(&self, gid: u64) -> bool {
         self.machine.progress().contains_key(&Gid(gid)) || self.holders.contains(&gid)
     }
 
-    /// The groups of the configuration, with the number of shards of each.
+    /// Returns the groups of the configuration, with the number of shards of each.
     pub(crate) fn members(&self) -> BTreeMap<u64, u32> {
         let latest = self.machine.latest();
         let groups = latest.groups().keys();
@@ -156,13 +156,13 @@ impl Model {
             .collect()
     }
 
-    /// The addresses that the configuration has.
+    /// Returns a group's addresses in the configuration.
     pub(crate) fn addresses(&self, gid: u64) -> Vec<String> {
         let groups = self.machine.latest();
         groups.groups().get(&Gid(gid)).cloned().unwrap_or_default()
     }
 
-    /// The number of the latest configuration.
+    /// Returns the number of the latest configuration.
     pub(crate) fn num(&self) -> u64 {
         self.machine.latest().num().0
     }
@@ -191,7 +191,7 @@ impl Model {
     }
 }
 
-/// The stores of all clusters, whoever operates them. They outlive the operator.
+/// The stores of all clusters. They outlive a crash of the operator.
 #[derive(Default)]
 pub(crate) struct Stores {
     models: Mutex<BTreeMap<(String, String), Model>>,
@@ -207,12 +207,12 @@ impl Stores {
     }
 }
 
-/// What one operator has in its hands.
+/// An operator's access to the stores.
 #[derive(Clone)]
 pub(crate) struct FakeStore {
     pub(crate) stores: Arc<Stores>,
-    pub(crate) gate: Arc<Gate>,
-    /// The clusters that were forgotten.
+    pub(crate) faults: Arc<FaultInjector>,
+    /// The clusters whose connections the operator closed.
     pub(crate) forgotten: Arc<Mutex<Vec<String>>>,
 }
 
@@ -228,7 +228,7 @@ impl FakeStore {
         let path = format!("{} {gids:?}", names::base(cluster));
         let change = || self.stores.with(cluster, |model| model.apply(request));
         let lost = || Err(StoreError::Unreachable("the answer was lost".to_owned()));
-        self.gate
+        self.faults
             .store(verb, &path, change)
             .await
             .unwrap_or_else(lost)

@@ -1,4 +1,4 @@
-//! What `kubectl` and other programs do with a resource: print it, scale it, write its status, apply it side by side.
+//! Uses of the resource by `kubectl` and other programs: print it, scale it, write its status, apply it with several managers.
 
 use kube::Client;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::apiserver::ApiServer;
 use crate::definition::{clusters, namespace, resource};
 use crate::raw;
 
-/// A resource in a namespace of its own, and its path.
+/// Creates a resource in its own namespace and returns its path.
 async fn created(name: &str, spec: &Value) -> (Client, String) {
     let client = ApiServer::shared().admin();
     namespace(&client, name, &json!({})).await;
@@ -44,7 +44,7 @@ fn status() -> Value {
 }
 
 #[tokio::test]
-async fn the_table_tells_the_state_at_a_glance() {
+async fn the_table_shows_the_state() {
     let (client, path) = created("table", &json!({})).await;
     let columns = |table: &Value, key: &str| -> Vec<Value> {
         let columns = table["columnDefinitions"].as_array().unwrap();
@@ -115,7 +115,7 @@ async fn the_table_tells_the_state_at_a_glance() {
 }
 
 #[tokio::test]
-async fn it_is_listed_by_its_short_name_and_among_all() {
+async fn the_resource_has_a_short_name_and_the_category_all() {
     let client = ApiServer::shared().admin();
     let list = raw::get(&client, "/apis/shardkv.io/v1alpha1").await.good();
     let names: Vec<_> = list["resources"].as_array().unwrap().iter().collect();
@@ -151,12 +151,12 @@ async fn scaling_changes_the_number_of_groups_within_its_bounds() {
     let stored = raw::get(&client, &path).await.good();
     assert_eq!(stored["spec"]["groups"], 4);
     assert_eq!(stored["metadata"]["generation"], 2);
-    // What an autoscaler read before is old now.
+    // The version that an autoscaler read before is outdated now.
     let late = raw::put(&client, &path_of_scale, &scale).await;
     assert_eq!(late.status, 409, "{late:?}");
     for replicas in [0, -1, 1001] {
-        let wish = json!({"spec": {"replicas": replicas}});
-        let answer = raw::merge(&client, &path_of_scale, &wish).await;
+        let patch = json!({"spec": {"replicas": replicas}});
+        let answer = raw::merge(&client, &path_of_scale, &patch).await;
         let message = answer.refused();
         assert!(
             message.contains("spec.groups") || message.contains("spec.replicas"),
@@ -166,7 +166,7 @@ async fn scaling_changes_the_number_of_groups_within_its_bounds() {
 }
 
 #[tokio::test]
-async fn status_and_spec_are_written_apart() {
+async fn status_and_spec_are_written_separately() {
     let (client, path) = created("apart", &json!({})).await;
     let both = json!({"spec": {"groups": 9}, "status": {"configNum": 5}});
     let stored = raw::merge(&client, &format!("{path}/status"), &both)
@@ -176,14 +176,14 @@ async fn status_and_spec_are_written_apart() {
     assert_eq!(stored["status"]["configNum"], 5);
     assert_eq!(
         stored["metadata"]["generation"], 1,
-        "news are no change of what is asked for"
+        "a status update doesn't change the generation"
     );
     let both = json!({"spec": {"groups": 3}, "status": {"configNum": 6}});
     let stored = raw::merge(&client, &path, &both).await.good();
     assert_eq!(stored["spec"]["groups"], 3);
     assert_eq!(stored["status"]["configNum"], 5);
     assert_eq!(stored["metadata"]["generation"], 2);
-    // An operator that restarts must not begin with a status that a user has written.
+    // The operator must not start with a status that a user wrote.
     let mut object = resource("born", &json!({}));
     object["status"] = json!({"lastGid": 7});
     let born = raw::post(&client, &clusters("apart"), &object).await.good();
@@ -208,7 +208,7 @@ async fn lists_of_the_status_are_merged_by_their_keys() {
     )
     .await
     .good();
-    // Another program adds a condition of its own.
+    // Another program adds its own condition.
     let other = condition("Inspected", "True", "Fine");
     apply("two", json!({"conditions": [other]})).await.good();
     let stored = apply(

@@ -1,4 +1,4 @@
-//! A cluster in a namespace, with an operator that works when it is told to, and a time that passes when it is told to.
+//! A cluster in a namespace, with an operator whose rounds a test starts, and with time that a test advances.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -18,11 +18,11 @@ use shardkv_operator::yaml;
 
 use crate::apiserver::{ADMIN, ApiServer, on_another_thread, results};
 use crate::definition::{clusters, namespace, resource};
-use crate::gate::{Gate, Gated, Write};
+use crate::faults::{FaultInjector, FaultLayer, Write};
 use crate::raw;
 use crate::stores::{FakeStore, Model, Stores};
 
-/// The kinds of objects that a cluster consists of, and its volumes, as paths below those of a namespace.
+/// The kinds of a cluster's objects and volumes: API prefix and plural.
 const KINDS: [(&str, &str); 7] = [
     ("/apis/apps/v1", "statefulsets"),
     ("/apis/networking.k8s.io/v1", "networkpolicies"),
@@ -33,55 +33,55 @@ const KINDS: [(&str, &str); 7] = [
     ("/api/v1", "services"),
 ];
 
-/// The rounds after which a world that hasn't come to rest never will.
+/// Limit of rounds until the cluster settles.
 const MAX_ROUNDS: usize = 60;
 
-/// How a round ended.
+/// Outcome of a round.
 #[derive(Debug)]
 pub(crate) enum Round {
-    /// Well, or with an error.
+    /// The round completed, with or without an error.
     Ended(Result<(), ReconcileError>),
-    /// Its connections broke.
-    CutOff,
-    /// The operator died, and another one has been started.
-    Died,
-    /// There is no resource to look at.
-    Gone,
+    /// A fault broke the connections.
+    Disconnected,
+    /// The operator crashed, and a new one was started.
+    Crashed,
+    /// The resource doesn't exist.
+    NoResource,
 }
 
-/// One cluster, and all that surrounds it.
+/// A cluster with its operator and store.
 pub(crate) struct World {
     pub(crate) namespace: String,
     pub(crate) name: String,
-    /// Somebody who may do everything, and isn't counted.
+    /// Client with all rights, whose writes aren't counted.
     pub(crate) admin: Client,
-    pub(crate) gate: Arc<Gate>,
+    pub(crate) faults: Arc<FaultInjector>,
     pub(crate) stores: Arc<Stores>,
-    /// What the operator forgot of its connections.
+    /// The clusters whose connections the operator closed.
     pub(crate) forgotten: Arc<Mutex<Vec<String>>>,
     admin_config: Config,
-    /// Who operates.
+    /// Credentials of the operator.
     config: Config,
     context: Arc<Context<FakeStore>>,
-    /// The cluster as it was last seen.
+    /// The cluster in the last round.
     cluster: Option<Cluster>,
     watch: Watch,
-    /// Whether the test itself deletes what the operator mustn't.
-    pub(crate) vandals: bool,
+    /// Turns the check of deletions off: the test itself deletes objects that the operator must not delete.
+    pub(crate) allow_deletions: bool,
 }
 
-/// What was seen, to see what must never happen.
+/// Objects of the last tick, to detect forbidden deletions.
 #[derive(Default)]
 struct Watch {
-    /// The groups' StatefulSets, and volumes by gid: names with uids.
+    /// Uids of the groups' StatefulSets and volumes, by gid.
     sets: BTreeMap<u64, String>,
     volumes: BTreeMap<u64, BTreeSet<String>>,
-    /// Gids whose StatefulSet was deleted because they were drained.
-    gone: BTreeSet<u64>,
+    /// Gids of drained groups whose StatefulSet was deleted.
+    removed: BTreeSet<u64>,
 }
 
 impl World {
-    /// A world with a cluster called `demo` that nobody has seen yet.
+    /// Creates a namespace with a cluster `demo`. No round has run yet.
     pub(crate) async fn new(test: &str, spec: &Value) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -92,21 +92,21 @@ impl World {
         world
     }
 
-    /// The one of a name in a namespace that the test has made. Its resource isn't there yet.
+    /// Returns the world of a cluster in an existing namespace, without creating the resource.
     pub(crate) fn empty(namespace: &str, name: &str) -> Self {
         Self::at(ApiServer::shared().config(ADMIN), namespace, name)
     }
 
-    /// The same with an API server of the test's own, as somebody who may do everything.
+    /// Like [`Self::empty`], with the test's own API server. `config` has all rights.
     pub(crate) fn at(config: Config, namespace: &str, name: &str) -> Self {
-        let (gate, stores) = (Gate::new(), Arc::default());
+        let (faults, stores) = (FaultInjector::new(), Arc::default());
         let forgotten: Arc<Mutex<Vec<String>>> = Arc::default();
-        let context = context(&config, &gate, &stores, &forgotten);
+        let context = context(&config, &faults, &stores, &forgotten);
         Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             admin: Client::try_from(config.clone()).unwrap(),
-            gate,
+            faults,
             stores,
             forgotten,
             admin_config: config.clone(),
@@ -114,11 +114,11 @@ impl World {
             context,
             cluster: None,
             watch: Watch::default(),
-            vandals: false,
+            allow_deletions: false,
         }
     }
 
-    /// Has somebody else operate, with rights of their own.
+    /// Replaces the operator by one with other credentials.
     pub(crate) fn operated_by(&mut self, config: Config) {
         self.config = config;
         self.restart();
@@ -131,45 +131,45 @@ impl World {
         raw::post(&self.admin, &path, &object).await.good();
     }
 
-    /// Where the resource is.
+    /// Returns the API path of the resource.
     pub(crate) fn path(&self) -> String {
         format!("{}/{}", clusters(&self.namespace), self.name)
     }
 
-    /// Where an object of the cluster is: a plural, and what its name ends with.
+    /// Returns the API path of an object of the cluster, from its plural and the suffix of its name.
     pub(crate) fn path_of(&self, plural: &str, suffix: &str) -> String {
         let (group, _) = KINDS.iter().find(|(_, it)| *it == plural).unwrap();
         let (namespace, name) = (&self.namespace, &self.name);
         format!("{group}/namespaces/{namespace}/{plural}/{name}-{suffix}")
     }
 
-    /// An object of the cluster, if it is there.
+    /// Reads an object of the cluster, if it exists.
     pub(crate) async fn object(&self, plural: &str, suffix: &str) -> Option<Value> {
         let answer = raw::get(&self.admin, &self.path_of(plural, suffix)).await;
         (answer.status != 404).then(|| answer.good())
     }
 
-    /// The resource, if it is there.
+    /// Reads the resource, if it exists.
     pub(crate) async fn resource(&self) -> Option<Value> {
         let answer = raw::get(&self.admin, &self.path()).await;
         (answer.status != 404).then(|| answer.good())
     }
 
-    /// Changes what the resource asks for.
-    pub(crate) async fn ask(&self, spec: &Value) {
+    /// Changes the resource's spec by a merge patch.
+    pub(crate) async fn patch_spec(&self, spec: &Value) {
         raw::merge(&self.admin, &self.path(), &json!({"spec": spec}))
             .await
             .good();
     }
 
-    /// Has the resource deleted.
+    /// Deletes the resource.
     pub(crate) async fn delete(&self) {
         raw::delete(&self.admin, &self.path(), &Value::Null)
             .await
             .good();
     }
 
-    /// Reason, status and message of a condition.
+    /// Returns reason, status and message of a condition.
     pub(crate) async fn condition(&self, of: &str) -> (String, String, String) {
         let resource = self.resource().await.expect("the resource");
         let conditions = resource["status"]["conditions"].as_array();
@@ -180,7 +180,7 @@ impl World {
         (text("reason"), text("status"), text("message"))
     }
 
-    /// The phases of the status, by gid.
+    /// Returns the phases in the status, by gid.
     pub(crate) async fn phases(&self) -> BTreeMap<u64, String> {
         let resource = self.resource().await.expect("the resource");
         let groups = resource["status"]["groups"]
@@ -193,44 +193,44 @@ impl World {
             .collect()
     }
 
-    /// What the store's model says or does.
+    /// Reads or changes the store's model.
     pub(crate) fn store<T>(&self, act: impl FnOnce(&mut Model) -> T) -> T {
         let cluster = self.cluster.as_ref().expect("a round has been");
         self.stores.with(cluster, act)
     }
 
-    /// Another operator takes over, who remembers nothing.
+    /// Replaces the operator by a new one without memory.
     pub(crate) fn restart(&mut self) {
-        self.context = context(&self.config, &self.gate, &self.stores, &self.forgotten);
+        self.context = context(&self.config, &self.faults, &self.stores, &self.forgotten);
     }
 
-    /// The operator looks once at the cluster.
+    /// Runs one round for the cluster.
     pub(crate) async fn round(&mut self) -> Round {
         let Some(resource) = self.resource().await else {
-            return Round::Gone;
+            return Round::NoResource;
         };
         let resource: ShardKvCluster = serde_json::from_value(resource).unwrap();
         self.cluster = Some(identify(&resource).unwrap());
         let (resource, context) = (Arc::new(resource), Arc::clone(&self.context));
         let result = tokio::select! {
             biased;
-            () = self.gate.death() => None,
+            () = self.faults.crash() => None,
             result = Box::pin(reconcile(resource, context)) => Some(result),
         };
         let Some(result) = result else {
-            self.gate.mend();
+            self.faults.heal();
             self.restart();
-            return Round::Died;
+            return Round::Crashed;
         };
-        if self.gate.mend() {
-            return Round::CutOff;
+        if self.faults.heal() {
+            return Round::Disconnected;
         }
         Round::Ended(result.map(|_| ()))
     }
 
-    /// A round that must end well.
+    /// Runs one round, which must succeed.
     #[track_caller]
-    pub(crate) fn well(&mut self) -> impl Future<Output = ()> {
+    pub(crate) fn round_succeeds(&mut self) -> impl Future<Output = ()> {
         let caller = std::panic::Location::caller();
         async move {
             let round = self.round().await;
@@ -238,26 +238,28 @@ impl World {
         }
     }
 
-    /// Rounds and time, until nothing is written and nothing happens any more. Every round must end well that wasn't cut off.
-    pub(crate) async fn rest(&mut self) {
+    /// Runs rounds and ticks until nothing is written and nothing changes any more. Every round without a fault must succeed.
+    pub(crate) async fn settle(&mut self) {
         for _ in 0..MAX_ROUNDS {
-            // What is refused is tried again at leisure; it makes no difference.
-            let before = self.gate.accepted();
+            // Refused writes don't count: the operator retries them later, without effect.
+            let before = self.faults.accepted();
             let whole = match self.round().await {
                 Round::Ended(result) => result.map(|()| true).unwrap(),
-                Round::CutOff | Round::Died => false,
-                Round::Gone => true,
+                Round::Disconnected | Round::Crashed => false,
+                Round::NoResource => true,
             };
-            let wrote = self.gate.accepted() != before;
+            let wrote = self.faults.accepted() != before;
             if !self.tick().await && whole && !wrote {
                 return;
             }
         }
-        let writes = self.gate.writes_after(self.gate.count().saturating_sub(5));
-        panic!("no rest in {MAX_ROUNDS} rounds; the last writes: {writes:#?}");
+        let writes = self
+            .faults
+            .writes_after(self.faults.count().saturating_sub(5));
+        panic!("not settled after {MAX_ROUNDS} rounds; the last writes: {writes:#?}");
     }
 
-    /// Lists a kind: the objects of this cluster.
+    /// Lists this cluster's objects of a kind.
     async fn list(&self, plural: &str) -> Vec<Value> {
         let (group, _) = KINDS.iter().find(|(_, it)| *it == plural).unwrap();
         let Some(cluster) = &self.cluster else {
@@ -272,13 +274,13 @@ impl World {
         list["items"].as_array().unwrap().clone()
     }
 
-    /// Time passes: what Kubernetes and the store would do by themselves is done. Returns whether anything changed.
+    /// Does one step of the work of Kubernetes and the store. Returns true if anything changed.
     pub(crate) async fn tick(&mut self) -> bool {
         let resource = self.resource().await;
         let mut changed = self.collect(resource.as_ref()).await;
         let sets = self.list("statefulsets").await;
         let claims = self.list("persistentvolumeclaims").await;
-        self.look_out(resource.as_ref(), &sets, &claims);
+        self.check_deletions(resource.as_ref(), &sets, &claims);
         let mut up = BTreeSet::new();
         for set in &sets {
             changed |= self.run(set, &claims).await;
@@ -300,8 +302,8 @@ impl World {
         changed
     }
 
-    /// What must never be seen, is not.
-    fn look_out(&mut self, resource: Option<&Value>, sets: &[Value], claims: &[Value]) {
+    /// Checks that no group was deleted before it was drained, and no gid was used twice.
+    fn check_deletions(&mut self, resource: Option<&Value>, sets: &[Value], claims: &[Value]) {
         let now: BTreeMap<u64, String> = sets
             .iter()
             .filter_map(|set| Some((gid(set)?, text(set, "uid"))))
@@ -313,14 +315,14 @@ impl World {
             }
         }
         let ends = resource.is_none_or(is_terminating);
-        if !ends && !self.vandals && self.cluster.is_some() {
+        if !ends && !self.allow_deletions && self.cluster.is_some() {
             for (gid, uid) in &self.watch.sets {
                 if now.get(gid) != Some(uid) {
                     assert!(
                         !self.store(|it| it.needs(*gid)),
                         "group {gid} was deleted and is not drained"
                     );
-                    self.watch.gone.insert(*gid);
+                    self.watch.removed.insert(*gid);
                 }
             }
             for (gid, before) in &self.watch.volumes {
@@ -331,7 +333,10 @@ impl World {
                 );
             }
             for gid in now.keys() {
-                assert!(!self.watch.gone.contains(gid), "gid {gid} was used again");
+                assert!(
+                    !self.watch.removed.contains(gid),
+                    "gid {gid} was used again"
+                );
             }
         }
         self.watch.sets = now;
@@ -344,7 +349,7 @@ impl World {
         format!("{group}/namespaces/{namespace}/{plural}/{name}")
     }
 
-    /// What the controller of StatefulSets and kubelets do: volumes and ready pods, without the pods.
+    /// Does the work of the StatefulSet controller and kubelets: creates volumes and reports ready pods, without pods.
     async fn run(&self, set: &Value, claims: &[Value]) -> bool {
         let mut changed = false;
         let replicas = set["spec"]["replicas"].as_u64().unwrap();
@@ -394,7 +399,7 @@ impl World {
         changed || stale
     }
 
-    /// What the garbage collector does, when the resource goes or is gone: owned objects go.
+    /// Does the work of the garbage collector: deletes the objects of a deleted resource.
     async fn collect(&self, resource: Option<&Value>) -> bool {
         let foreground = |object: &Value| {
             let finalizers = object["metadata"]["finalizers"].as_array();
@@ -431,7 +436,7 @@ impl World {
         changed
     }
 
-    /// Everything that there is, without what differs from one time to another: names of objects, and objects.
+    /// Returns all objects by name, without the fields that differ between runs.
     pub(crate) async fn objects(&self) -> BTreeMap<String, Value> {
         let mut found = BTreeMap::new();
         for (_, plural) in KINDS {
@@ -452,28 +457,28 @@ impl Drop for World {
         if !std::thread::panicking() {
             return;
         }
-        let writes = self.gate.writes_after(0);
-        // Its connection belongs to a runtime that may be at its end.
+        let writes = self.faults.writes_after(0);
+        // The client belongs to a runtime that may have ended.
         let (config, namespace) = (self.admin_config.clone(), self.namespace.clone());
         let path = on_another_thread(async move {
             let client = Client::try_from(config).unwrap();
             dump(&client, &namespace, &writes).await
         });
-        eprintln!("what was there: {}", path.display());
+        eprintln!("the objects of the cluster: {}", path.display());
     }
 }
 
 fn context(
     config: &Config,
-    gate: &Arc<Gate>,
+    faults: &Arc<FaultInjector>,
     stores: &Arc<Stores>,
     forgotten: &Arc<Mutex<Vec<String>>>,
 ) -> Arc<Context<FakeStore>> {
     let client = ClientBuilder::try_from(config.clone()).unwrap();
-    let client = client.with_layer(&Gated(Arc::clone(gate))).build();
+    let client = client.with_layer(&FaultLayer(Arc::clone(faults))).build();
     let store = FakeStore {
         stores: Arc::clone(stores),
-        gate: Arc::clone(gate),
+        faults: Arc::clone(faults),
         forgotten: Arc::clone(forgotten),
     };
     let reporter = Reporter {
@@ -506,7 +511,7 @@ fn is_terminating(object: &Value) -> bool {
     object["metadata"]["deletionTimestamp"].is_string()
 }
 
-/// Removes what differs between two worlds in which the same happened.
+/// Removes the fields that differ between two equal runs.
 fn timeless(mut object: Value, namespace: &str) -> Value {
     let generation = object["metadata"]["generation"].clone();
     let current = |status: &mut Value| {
@@ -528,7 +533,7 @@ fn timeless(mut object: Value, namespace: &str) -> Value {
         metadata.remove(field);
     }
     if let Some(annotations) = object["metadata"]["annotations"].as_object_mut() {
-        // A hash of what contains the namespace.
+        // A hash that depends on the namespace.
         annotations.remove("shardkv.io/applied");
     }
     for owner in object["metadata"]["ownerReferences"]
@@ -547,7 +552,7 @@ fn timeless(mut object: Value, namespace: &str) -> Value {
         current(condition);
     }
     if object["status"]["configNum"].is_number() {
-        // Groups that joined one by one made more configurations than those that joined together.
+        // Groups that join one by one need more configurations than groups that join together.
         object["status"]["configNum"] = Value::Null;
     }
     if object["spec"]["clusterIP"] != "None" {
@@ -560,7 +565,7 @@ fn timeless(mut object: Value, namespace: &str) -> Value {
 
 /// Writes all objects of a namespace into a file, which helps to debug a failed test.
 async fn dump(client: &Client, namespace: &str, writes: &[Write]) -> std::path::PathBuf {
-    let mut text = "# What the operator wrote:\n".to_owned();
+    let mut text = "# Writes of the operator:\n".to_owned();
     for write in writes {
         let _ = writeln!(text, "# {} {}", write.verb, write.path);
     }

@@ -1,24 +1,25 @@
 //! A `ShardKvCluster`, as its user sees it.
 
+use anyhow::Context as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, ResourceExt as _};
 use serde_json::{Value, json};
 use shardkv_operator::crd::{GroupPhase, GroupStatus, ShardKvCluster, ShardKvClusterStatus};
 
 use crate::space::Space;
-use crate::tools::{holds, image, until};
+use crate::tools::{holds, image, must, until};
 
-/// A cluster that a scenario made.
+/// A cluster that a scenario created.
 #[derive(Clone)]
 pub(crate) struct Cluster {
-    /// Its namespace.
+    /// Namespace of the resource.
     pub(crate) space: Space,
-    /// Its name.
+    /// Name of the resource.
     pub(crate) name: String,
 }
 
 impl Cluster {
-    /// Asks for a cluster: small, unless `spec` says otherwise, and deleted with its volumes.
+    /// Creates the resource of a small cluster, with the fields of `spec`. Its volumes are deleted with it.
     pub(crate) async fn create(space: &Space, name: &str, spec: Value) -> Self {
         let small = |memory: &str| json!({"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"memory": memory}});
         let mut whole = json!({
@@ -42,30 +43,30 @@ impl Cluster {
         }
     }
 
-    /// The resource as it is now.
-    pub(crate) async fn get(&self) -> Result<ShardKvCluster, String> {
+    /// Reads the resource.
+    pub(crate) async fn get(&self) -> anyhow::Result<ShardKvCluster> {
         let api: Api<ShardKvCluster> = self.space.api();
-        api.get(&self.name).await.map_err(|error| error.to_string())
+        Ok(api.get(&self.name).await?)
     }
 
-    /// The status as it is now.
-    pub(crate) async fn status(&self) -> Result<ShardKvClusterStatus, String> {
-        self.get().await?.status.ok_or("no status".to_owned())
+    /// Reads the status.
+    pub(crate) async fn status(&self) -> anyhow::Result<ShardKvClusterStatus> {
+        self.get().await?.status.context("no status")
     }
 
-    /// Waits until the resource says that all is as asked: this many groups, all serving, nothing moving, nothing wrong.
+    /// Waits until the status reports this many groups, all serving, without moving shards or problems.
     pub(crate) async fn settled(&self, groups: i32) {
         until(
             &format!("{} settles with {groups} groups", self.name),
             async || {
                 let resource = self.get().await?;
-                settled(&resource, groups).map_err(|why| format!("{why}: {:?}", resource.status))
+                settled(&resource, groups).with_context(|| format!("{:?}", resource.status))
             },
         )
         .await;
     }
 
-    /// Waits for a condition to be so and to mention something, said about the latest generation of the resource.
+    /// Waits until a condition of the latest generation has this status, and a message that contains `mentions`.
     pub(crate) async fn condition(&self, of: &str, status: &str, mentions: &str) -> Condition {
         until(
             &format!("{} of {} is {status}", of, self.name),
@@ -74,13 +75,13 @@ impl Cluster {
                 let condition = condition(&resource, of)?;
                 let found = condition.status == status && condition.message.contains(mentions);
                 holds(found, format!("{condition:?}"))?;
-                Ok::<_, String>(condition)
+                Ok(condition)
             },
         )
         .await
     }
 
-    /// Waits until a group is in this phase, or one behind it.
+    /// Waits until a group is in this phase or a later one.
     pub(crate) async fn reaches(&self, gid: i64, phase: GroupPhase) {
         until(
             &format!("group {gid} of {} is {phase:?}", self.name),
@@ -89,21 +90,21 @@ impl Cluster {
                 let found = status.groups.iter().find(|group| group.gid == gid);
                 match found {
                     Some(group) => holds(group.phase >= phase, format!("{group:?}")),
-                    None => holds(phase >= GroupPhase::Draining, "not there yet"),
+                    None => holds(phase >= GroupPhase::Draining, "the group doesn't exist yet"),
                 }
             },
         )
         .await;
     }
 
-    /// `kubectl scale`.
+    /// Runs `kubectl scale`.
     pub(crate) async fn scale(&self, groups: i32) {
         let of = format!("skv/{}", self.name);
         let to = format!("--replicas={groups}");
         self.space.kubectl(&["scale", &of, &to]).await;
     }
 
-    /// `kubectl patch`, merging.
+    /// Runs `kubectl patch` with a merge patch.
     pub(crate) async fn patch(&self, patch: &Value) {
         let of = format!("skv/{}", self.name);
         let patch = patch.to_string();
@@ -112,55 +113,49 @@ impl Cluster {
             .await;
     }
 
-    /// `kubectl delete`, until it is gone.
+    /// Runs `kubectl delete` and waits until the cluster's pods are deleted.
     pub(crate) async fn delete(&self) {
         let of = format!("skv/{}", self.name);
         self.space.kubectl(&["delete", &of, "--timeout=150s"]).await;
         self.space.no_pods(&self.labels()).await;
     }
 
-    /// What selects all of its pods.
+    /// Returns the selector of all pods of the cluster.
     pub(crate) fn labels(&self) -> String {
         format!("app.kubernetes.io/instance={}", self.name)
     }
 
-    /// What selects the pods of a group.
+    /// Returns the selector of a group's pods.
     pub(crate) fn group_labels(&self, gid: i64) -> String {
         format!("{},shardkv.io/gid={gid}", self.labels())
     }
 
-    /// Where clients connect, as the status says.
+    /// Returns the endpoint for clients in the status.
     pub(crate) async fn endpoint(&self) -> String {
-        let status = self
-            .status()
-            .await
-            .unwrap_or_else(|error| panic!("{error}"));
+        let status = must(self.status().await);
         status.endpoint.expect("a running cluster has an endpoint")
     }
 
-    /// Runs the command line against it in the client pod.
-    pub(crate) async fn try_shardkv(&self, args: &[&str], input: &[u8]) -> Result<String, String> {
+    /// Runs the CLI in the client pod, against this cluster.
+    pub(crate) async fn try_shardkv(&self, args: &[&str], input: &[u8]) -> anyhow::Result<String> {
         let endpoint = self.endpoint().await;
         let global = ["--endpoints", &endpoint, "--timeout-ms", "60000"];
         self.space.shardkv(&[&global, args].concat(), input).await
     }
 
-    /// Runs a command that must succeed.
+    /// Runs the CLI in the client pod. The command must succeed.
     pub(crate) async fn shardkv(&self, args: &[&str]) -> String {
-        self.try_shardkv(args, b"")
-            .await
-            .unwrap_or_else(|error| panic!("{error}"))
+        must(self.try_shardkv(args, b"").await)
     }
 
     /// Writes `count` pairs under `prefix`.
     pub(crate) async fn import(&self, prefix: &str, count: usize) {
         let text = pairs(prefix, count).concat();
-        self.try_shardkv(&["import", "--format", "tsv", "-"], text.as_bytes())
-            .await
-            .unwrap_or_else(|error| panic!("{error}"));
+        let import = ["import", "--format", "tsv", "-"];
+        must(self.try_shardkv(&import, text.as_bytes()).await);
     }
 
-    /// Sees that exactly the pairs that [`Self::import`] wrote are there.
+    /// Checks that the store has exactly the pairs that [`Self::import`] wrote.
     pub(crate) async fn holds_import(&self, prefix: &str, count: usize) {
         let text = self
             .shardkv(&["export", "--format", "tsv", "--prefix", prefix])
@@ -176,10 +171,9 @@ impl Cluster {
         );
     }
 
-    /// The uids of the pods with these labels, by name.
-    pub(crate) async fn uids(&self, labels: &str) -> Result<Vec<(String, String)>, String> {
-        let pods = self.space.pods(labels).await;
-        let pods = pods.map_err(|error| error.to_string())?;
+    /// Returns names and uids of the pods with these labels.
+    pub(crate) async fn uids(&self, labels: &str) -> anyhow::Result<Vec<(String, String)>> {
+        let pods = self.space.pods(labels).await?;
         Ok(pods
             .iter()
             .map(|pod| (pod.name_any(), pod.uid().unwrap_or_default()))
@@ -187,23 +181,23 @@ impl Cluster {
     }
 }
 
-/// Pairs as TSV lines, in order.
+/// Returns sorted pairs as TSV lines.
 fn pairs(prefix: &str, count: usize) -> Vec<String> {
     let pair = |number| format!("{prefix}{number:06}\tvalue {number} of {prefix}\n");
     (0..count).map(pair).collect()
 }
 
-/// What a condition says, if it is about the latest generation.
-pub(crate) fn condition(resource: &ShardKvCluster, of: &str) -> Result<Condition, String> {
-    let status = resource.status.as_ref().ok_or("no status")?;
+/// Returns a condition. Fails if it belongs to an older generation of the resource.
+pub(crate) fn condition(resource: &ShardKvCluster, of: &str) -> anyhow::Result<Condition> {
+    let status = resource.status.as_ref().context("no status")?;
     let condition = status.conditions.iter().find(|it| it.type_ == of);
-    let condition = condition.ok_or_else(|| format!("no condition {of}"))?;
+    let condition = condition.with_context(|| format!("no condition {of}"))?;
     let current = condition.observed_generation == resource.metadata.generation;
     holds(current, format!("{of} is about an older generation"))?;
     Ok(condition.clone())
 }
 
-fn settled(resource: &ShardKvCluster, groups: i32) -> Result<(), String> {
+fn settled(resource: &ShardKvCluster, groups: i32) -> anyhow::Result<()> {
     for (of, wanted) in [
         ("Available", "True"),
         ("Progressing", "False"),
@@ -212,7 +206,7 @@ fn settled(resource: &ShardKvCluster, groups: i32) -> Result<(), String> {
         let condition = condition(resource, of)?;
         holds(condition.status == wanted, format!("{condition:?}"))?;
     }
-    let status = resource.status.as_ref().ok_or("no status")?;
+    let status = resource.status.as_ref().context("no status")?;
     holds(status.replicas == Some(groups), "another number of groups")?;
     holds(status.shards_moving.unwrap_or(0) == 0, "shards are moving")?;
     let serving = |group: &GroupStatus| {
@@ -229,7 +223,7 @@ fn settled(resource: &ShardKvCluster, groups: i32) -> Result<(), String> {
     holds(shards == resource.spec.shards, "shards without a group")
 }
 
-/// Writes the fields of `over` into `base`, objects into objects.
+/// Merges the fields of `over` into `base`, recursively.
 fn merge(base: &mut Value, over: Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {

@@ -1,4 +1,4 @@
-//! Everything that explains a failure, in one folder.
+//! Writes the logs, events and objects of a failed scenario into a folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use crate::operator;
 use crate::space::Space;
 use crate::tools::{checkout, try_run};
 
-/// Writes logs, events and objects of a scenario's namespaces and of the operator, and prints where.
+/// Writes logs, events and objects of a scenario's namespaces and of the operator, and prints the folder.
 pub(crate) async fn dump(scenario: &str, space: &Space) {
     let folder = folder(scenario);
     for namespace in space
@@ -29,7 +29,7 @@ pub(crate) async fn dump(scenario: &str, space: &Space) {
     println!("logs, events and objects: {}", folder.display());
 }
 
-/// Where the files of a scenario go: those of failures, and recorded histories.
+/// Creates and returns the folder for a scenario's files: recorded histories, and the dump of a failure.
 pub(crate) fn folder(scenario: &str) -> PathBuf {
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| checkout("target"));
     let folder = Path::new(&target).join("e2e").join(scenario);
@@ -79,7 +79,7 @@ async fn logs(below: &Path, namespace: &str) {
             "--tail=20000",
         ];
         write(&below.join(format!("{name}.log")), &args).await;
-        // Of what ran before a restart, if there was one.
+        // The log before the last restart, if there was one.
         let before = [&args[..], &["--previous"]].concat();
         if let Ok(text) = try_run("kubectl", &before).await {
             let _ = fs::write(below.join(format!("{name}.previous.log")), text);
@@ -87,9 +87,10 @@ async fn logs(below: &Path, namespace: &str) {
     }
 }
 
-/// Into a file what `kubectl` says, or why it doesn't.
+/// Writes the output of `kubectl`, or its error, into a file.
 async fn write(file: &Path, args: &[&str]) {
-    let text = try_run("kubectl", args).await.unwrap_or_else(|error| error);
+    let output = try_run("kubectl", args).await;
+    let text = output.unwrap_or_else(|error| format!("{error:#}"));
     if let Err(error) = fs::write(file, text) {
         println!("{}: {error}", file.display());
     }

@@ -1,4 +1,4 @@
-//! Pods that die, and pods that can't start.
+//! Pods that are killed, and pods that can't start.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::scenario::{Company, scenario};
 use crate::tools::{holds, say, until};
 
 #[test]
-fn a_whole_group_dies_and_a_bad_image_is_taken_back() {
+fn a_cluster_survives_the_loss_of_a_group_s_pods_and_a_bad_image() {
     scenario("failures", Company::SideBySide, async |space| {
         let spec = json!({"groups": 2, "controllers": {"replicas": 3}});
         let cluster = Cluster::create(&space, "demo", spec).await;
@@ -28,7 +28,7 @@ fn a_whole_group_dies_and_a_bad_image_is_taken_back() {
     });
 }
 
-/// All pods of a group at once. The other group goes on; what this one had acknowledged is there afterwards.
+/// Kills all pods of a group at once. The other group serves meanwhile, and no acknowledged write is lost.
 async fn group_dies(cluster: &Cluster) {
     say("kill all pods of group 1");
     let labels = cluster.group_labels(1);
@@ -47,17 +47,17 @@ async fn group_dies(cluster: &Cluster) {
     cluster.settled(2).await;
 }
 
-/// An image that nobody has: at most one node of each group, and one controller, is lost to it, and nobody has to clean up.
+/// Rolls out an image that doesn't exist: it stops at most one node of each group and one controller, and needs no manual repair.
 async fn bad_image(cluster: &Cluster, load: &Load) {
     say("a bad image");
     let good = cluster.get().await.unwrap().spec.image;
     let bad = "shardkv:no-such-version";
     cluster.patch(&json!({"spec": {"image": bad}})).await;
-    let told = cluster.condition("Degraded", "True", bad).await;
-    say(&format!("Degraded: {}: {}", told.reason, told.message));
+    let degraded = cluster.condition("Degraded", "True", bad).await;
+    let (reason, message) = (degraded.reason, degraded.message);
+    say(&format!("Degraded: {reason}: {message}"));
     until("a pod of each part waits for the bad image", async || {
-        let pods = cluster.space.pods(&cluster.labels()).await;
-        let pods = pods.map_err(|error| error.to_string())?;
+        let pods = cluster.space.pods(&cluster.labels()).await?;
         let image = |pod: &&k8s_openapi::api::core::v1::Pod| {
             pod.spec
                 .as_ref()

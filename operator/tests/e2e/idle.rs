@@ -1,4 +1,4 @@
-//! What an operator costs that has nothing to do.
+//! Cost of an idle operator: memory and writes.
 
 use serde_json::json;
 
@@ -19,7 +19,7 @@ fn an_idle_operator_is_small_and_writes_nothing() {
         cluster.settled(1).await;
         let idle = |line: &str| line.contains(r#"outcome="idle""#);
         let rounds = async || operator.metric("shardkv_operator_reconciles", idle).await;
-        // Renewing the lease is how an operator says that it lives.
+        // The renewal of the Lease is the only write of an idle operator.
         let writes = |line: &str| {
             let verbs = ["create", "update", "patch", "apply", "delete"];
             verbs
@@ -33,14 +33,14 @@ fn an_idle_operator_is_small_and_writes_nothing() {
                 .await
         };
         let settled = rounds().await;
-        until("a round in which nothing is to be done", async || {
+        until("an idle round completes", async || {
             holds(rounds().await > settled, "no round")
         })
         .await;
 
         let (began, written, before) = (rounds().await, writes().await, space.versions().await);
-        assert!(written > 0.0, "it made the cluster");
-        until("three rounds more", async || {
+        assert!(written > 0.0, "the operator created the cluster");
+        until("three more rounds complete", async || {
             let done = rounds().await - began;
             holds(done >= 3.0, format!("{done} rounds"))
         })
@@ -52,11 +52,11 @@ fn an_idle_operator_is_small_and_writes_nothing() {
             "requests that write"
         );
         let held = operator.working_set_bytes().await;
-        say(&format!("it holds {held} bytes"));
+        say(&format!("working set: {held} bytes"));
         assert!(held < MOST_BYTES, "{held} bytes");
         if machines::are_ours() {
             let resident = operator.resident_bytes().await;
-            say(&format!("with its program {resident} bytes"));
+            say(&format!("resident memory: {resident} bytes"));
             assert!(resident < MOST_BYTES, "{resident} bytes");
         }
         cluster.delete().await;

@@ -1,11 +1,11 @@
-//! The operator, installed in another way.
+//! Installation of the operator by plain manifests instead of Helm.
 
 use serde_json::json;
 
 use crate::cluster::Cluster;
 use crate::operator::{self, NAME, NAMESPACE, Operator};
 use crate::scenario::{Company, scenario};
-use crate::tools::{checkout, feed, run, say};
+use crate::tools::{checkout, feed, must, run, say};
 
 #[test]
 fn plain_manifests_take_over_from_helm() {
@@ -45,7 +45,7 @@ fn plain_manifests_take_over_from_helm() {
     });
 }
 
-/// Applies or deletes `deploy/operator.yaml`, with the image under test. The definition is left when the rest is deleted.
+/// Applies or deletes `deploy/operator.yaml`, with the image under test. Never deletes the definition.
 async fn manifests(verb: &str) {
     let file = checkout("deploy/operator.yaml");
     let text = std::fs::read_to_string(&file).expect("deploy/operator.yaml");
@@ -60,7 +60,5 @@ async fn manifests(verb: &str) {
     if verb == "apply" {
         args.push("--server-side");
     }
-    feed("kubectl", &args, text.as_bytes())
-        .await
-        .unwrap_or_else(|error| panic!("{error}"));
+    must(feed("kubectl", &args, text.as_bytes()).await);
 }

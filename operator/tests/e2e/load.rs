@@ -1,4 +1,4 @@
-//! Recorded load: a pod that writes and reads until it is told to stop, and the judgement on what it saw.
+//! Recorded load: a pod that writes and reads until it is stopped, and the check of its history.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,14 +9,14 @@ use crate::cluster::Cluster;
 use crate::dump;
 use crate::tools::{checkout, holds, run, until};
 
-/// A pod that makes load. Its history is its log.
+/// A pod that generates load and writes its history to its log.
 pub(crate) struct Load {
     cluster: Cluster,
     name: String,
 }
 
 impl Load {
-    /// Starts load on a cluster, away from these machines, and returns when it runs.
+    /// Starts load on a cluster, on none of these machines, and returns when it runs.
     ///
     /// A hundred operations a second are few enough that the log of three minutes isn't rotated (10 MiB), and many enough that each
     /// shard is written several times a second. An operation may take a minute with all of its retries, and none may fail.
@@ -40,7 +40,7 @@ impl Load {
         load
     }
 
-    /// Waits until operations end that hadn't ended before this call.
+    /// Waits until operations complete after this call.
     pub(crate) async fn goes_on(&self) {
         let before = self.last_line().await.unwrap_or_default();
         until(&format!("the load {} goes on", self.name), async || {
@@ -55,7 +55,7 @@ impl Load {
     /// in the store.
     pub(crate) async fn finish(self) {
         self.is_running().await;
-        // A running pod ends in order, and keeps its log, when its time is up.
+        // The deadline stops the pod in an orderly way, and keeps its log.
         let space = &self.cluster.space;
         let end = r#"{"spec": {"activeDeadlineSeconds": 1}}"#;
         space
@@ -70,16 +70,17 @@ impl Load {
         let (history, report): (Vec<&str>, Vec<&str>) =
             log.lines().partition(|line| line.starts_with('{'));
         println!("{}", report.join("\n"));
-        assert!(!report.is_empty(), "a load that ends in order reports");
+        assert!(!report.is_empty(), "the load ended without a report");
         let bad = history
             .iter()
             .find(|line| !line.contains(r#""outcome":"ok""#));
         assert!(bad.is_none(), "an operation failed: {bad:?}");
-        self.judge(&history.join("\n")).await;
+        self.check(&history.join("\n")).await;
         space.kubectl(&["delete", "pod", &self.name]).await;
     }
 
-    async fn judge(&self, history: &str) {
+    /// Checks by porcupine that the history is linearizable and the store has every write.
+    async fn check(&self, history: &str) {
         let prefix = format!("load/{}/", self.name);
         let pairs = self.cluster.shardkv(&["export", "--prefix", &prefix]).await;
         let folder = dump::folder(&self.cluster.space.name);
@@ -104,21 +105,21 @@ impl Load {
                 .space
                 .kubectl(&["logs", &self.name, "--tail=200"])
                 .await;
-            let said: Vec<&str> = log
+            let errors: Vec<&str> = log
                 .lines()
                 .filter(|line| !line.contains(r#""outcome":"ok""#))
                 .collect();
-            panic!("the load {} ended early: {}", self.name, said.join("\n"));
+            panic!("the load {} ended early: {}", self.name, errors.join("\n"));
         }
     }
 
-    async fn phase(&self) -> Result<String, String> {
-        let pod = self.cluster.space.api::<Pod>().get(&self.name).await;
-        let status = pod.map_err(|error| error.to_string())?.status;
-        Ok(status.and_then(|status| status.phase).unwrap_or_default())
+    async fn phase(&self) -> anyhow::Result<String> {
+        let pod = self.cluster.space.api::<Pod>().get(&self.name).await?;
+        let phase = pod.status.and_then(|status| status.phase);
+        Ok(phase.unwrap_or_default())
     }
 
-    async fn last_line(&self) -> Result<String, String> {
+    async fn last_line(&self) -> anyhow::Result<String> {
         let args = ["logs", &self.name, "--tail=1"];
         self.cluster.space.try_kubectl(&args).await
     }

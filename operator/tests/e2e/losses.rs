@@ -1,4 +1,4 @@
-//! Machines that are lost: one for two minutes, and all at once.
+//! Loss of machines: one for two minutes, and all at once.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn a_machine_is_lost_for_two_minutes() {
         let operator = Operator::new(&space.client);
         let spec = json!({"groups": 2, "controllers": {"replicas": 3}});
         let cluster = Cluster::create(&space, "demo", spec).await;
-        // The worst one to lose: that of the operator.
+        // The loss of the active operator's machine is the worst case.
         let machine = operator.machine().await;
         let old = operator.pod().await.name_any();
         space.start_client(&[&machine]).await;
@@ -35,8 +35,9 @@ fn a_machine_is_lost_for_two_minutes() {
         load.goes_on().await;
         machines::is_ready(&space.client, &machine, false).await;
         load.goes_on().await;
-        say(&format!("noticed after {} s", killed.elapsed().as_secs()));
-        // The other one stands by on another machine: no pod has to be evicted and replaced first.
+        let seconds = killed.elapsed().as_secs();
+        say(&format!("{machine} is not ready after {seconds} s"));
+        // The other operator stands by on another machine, so it acts before any pod is evicted and replaced.
         until("the other operator holds the Lease", async || {
             let pod = operator.pod().await.name_any();
             holds(pod != old, pod)
@@ -46,11 +47,12 @@ fn a_machine_is_lost_for_two_minutes() {
             "another operator after {} s",
             killed.elapsed().as_secs()
         ));
-        let told = cluster.condition("Degraded", "True", "Pods ready").await;
-        say(&format!("Degraded: {}: {}", told.reason, told.message));
+        let degraded = cluster.condition("Degraded", "True", "Pods ready").await;
+        let (reason, message) = (degraded.reason, degraded.message);
+        say(&format!("Degraded: {reason}: {message}"));
         cluster.condition("Available", "True", "").await;
         let left = Duration::from_mins(2).saturating_sub(killed.elapsed());
-        // The scenario itself: two minutes. Nothing below depends on them.
+        // The machine is lost for two minutes. Nothing below depends on the exact time.
         tokio::time::sleep(left).await;
         load.goes_on().await;
 

@@ -1,14 +1,14 @@
-//! End to end: the operator and real stores on a real Kubernetes of three machines, with nothing faked.
+//! End-to-end tests: the operator and real stores on a real Kubernetes of three machines, without fakes.
 //!
-//! `make e2e` runs these; see `run.sh` for what they need. Each [scenario](scenario::scenario) gets a namespace of its own, which
-//! admits only pods of the profile `restricted`, and shares the operator, which Helm installs once. Two scenarios run side by side
-//! unless one says that it wants to be [alone](scenario::Company::Alone): those that take a machine or the operator away from all others.
-//! When one fails, logs, events and objects of its namespaces are in `target/e2e/<scenario>/`.
+//! `make e2e` runs these tests; `run.sh` lists the requirements. Each [scenario](scenario::scenario) gets its own namespace, which
+//! admits only pods of the profile `restricted`. All scenarios share the operator, which Helm installs once. Two scenarios run side
+//! by side, unless one must run [alone](scenario::Company::Alone) because it stops a machine or the operator. When a scenario
+//! fails, logs, events and objects of its namespaces are in `target/e2e/<scenario>/`.
 //!
-//! What stands for users is what users have: `kubectl`, `helm`, and pods that run `shardkv`. A [`Load`](load::Load) is such a pod; it
-//! records what it called and was answered, and porcupine judges whether that was linearizable and no write was lost.
+//! The tests use the tools of users: `kubectl`, `helm`, and pods that run `shardkv`. A [`Load`](load::Load) is such a pod; it
+//! records its calls and their results, and porcupine checks that the history is linearizable and no write was lost.
 //!
-//! Nothing sleeps for a guess: every wait is for a condition, with a bound that only a bug reaches.
+//! No test sleeps for a guessed time: every wait is for a condition, with a time limit that only a bug reaches.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,6 +31,6 @@ mod tools;
 mod failures;
 mod idle;
 mod installs;
+mod isolation;
 mod losses;
-mod neighbours;
 mod scaling;

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use anyhow::{Context as _, bail};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DeleteParams;
@@ -11,31 +12,30 @@ use kube::{Api, Client, ResourceExt as _};
 
 use crate::tools::{checkout, holds, run, say, try_run, until};
 
-/// Where it runs.
+/// Namespace of the operator.
 pub(crate) const NAMESPACE: &str = "shardkv-system";
-/// The Helm release and the Deployment.
+/// Name of the Helm release, the Deployment and the Lease.
 pub(crate) const NAME: &str = "shardkv-operator";
 
 /// Installs the operator by Helm, once in a run.
 pub(crate) fn install_once() {
-    static INSTALLED: OnceLock<Result<(), String>> = OnceLock::new();
-    let outcome = INSTALLED.get_or_init(install);
-    assert_eq!(outcome, &Ok(()), "the operator can't be installed");
+    static INSTALLED: OnceLock<anyhow::Result<()>> = OnceLock::new();
+    if let Err(error) = INSTALLED.get_or_init(install) {
+        panic!("the operator can't be installed: {error:#}");
+    }
 }
 
 /// Installs or upgrades the operator by Helm. Returns Helm's error output if that fails.
-pub(crate) fn install() -> Result<(), String> {
-    let output = Command::new("helm")
-        .args(helm_install())
-        .output()
-        .map_err(|error| format!("helm: {error}"))?;
-    if output.status.success() {
-        return Ok(());
+pub(crate) fn install() -> anyhow::Result<()> {
+    let output = Command::new("helm").args(helm_install()).output();
+    let output = output.context("helm")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr));
     }
-    Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    Ok(())
 }
 
-/// The arguments that install or upgrade it.
+/// Returns the arguments of `helm` that install or upgrade the operator.
 pub(crate) fn helm_install() -> Vec<String> {
     let image = image();
     let (repository, tag) = image.rsplit_once(':').expect("OPERATOR_IMAGE has a tag");
@@ -57,13 +57,13 @@ pub(crate) fn helm_install() -> Vec<String> {
     words.chain(settings).collect()
 }
 
-/// Its image.
+/// Returns the operator's image.
 pub(crate) fn image() -> String {
     std::env::var("OPERATOR_IMAGE")
         .unwrap_or_else(|_| format!("shardkv-operator:{}", env!("CARGO_PKG_VERSION")))
 }
 
-/// The operator that works, of the two that run: the holder of the Lease.
+/// The active one of the two replicas of the operator: the holder of the Lease.
 pub(crate) struct Operator {
     pods: Api<Pod>,
     leases: Api<Lease>,
@@ -77,44 +77,43 @@ impl Operator {
         }
     }
 
-    /// The pod that holds the Lease, is ready, and isn't about to end.
+    /// Waits until a pod holds the Lease, is ready and isn't being deleted, and returns it.
     pub(crate) async fn pod(&self) -> Pod {
         until("an operator holds the Lease and is ready", async || {
-            let lease = self.leases.get(NAME).await;
-            let lease = lease.map_err(|error| error.to_string())?;
+            let lease = self.leases.get(NAME).await?;
             let holder = lease.spec.and_then(|spec| spec.holder_identity);
             let holder = holder.filter(|name| !name.is_empty());
-            let holder = holder.ok_or("the Lease has no holder")?;
-            let pod = self.pods.get_opt(&holder).await;
-            let pod = pod.map_err(|error| error.to_string())?;
+            let holder = holder.context("the Lease has no holder")?;
+            let pod = self.pods.get_opt(&holder).await?;
             pod.filter(is_ready)
-                .ok_or(format!("{holder} holds the Lease and isn't ready"))
+                .with_context(|| format!("{holder} holds the Lease and isn't ready"))
         })
         .await
     }
 
-    /// The machine that it runs on.
+    /// Returns the machine that the active replica runs on.
     pub(crate) async fn machine(&self) -> String {
         let spec = self.pod().await.spec;
-        spec.and_then(|spec| spec.node_name).expect("it is ready")
+        let machine = spec.and_then(|spec| spec.node_name);
+        machine.expect("a ready pod has a machine")
     }
 
-    /// Ends it without a warning. Returns when it is gone, not when there is another.
+    /// Deletes the active replica's pod without a grace period. Returns when the pod is deleted, maybe before another acts.
     pub(crate) async fn kill(&self) {
         let pod = self.pod().await;
         let name = pod.name_any();
         let at_once = DeleteParams::default().grace_period(0);
         self.pods.delete(&name, &at_once).await.unwrap();
-        until("the operator's pod is gone", async || {
-            let now = self.pods.get_opt(&name).await;
-            let now = now.map_err(|error| error.to_string())?;
-            holds(now.is_none_or(|now| now.uid() != pod.uid()), "still there")
+        until("the operator's pod is deleted", async || {
+            let now = self.pods.get_opt(&name).await?;
+            let deleted = now.is_none_or(|now| now.uid() != pod.uid());
+            holds(deleted, "the pod still exists")
         })
         .await;
         say(&format!("killed {name}"));
     }
 
-    /// The sum of all samples of a metric whose line is `counted`. A counter that never counted isn't told.
+    /// Returns the sum of all samples of a metric whose line is `counted`. A counter without samples is 0.
     pub(crate) async fn metric(&self, name: &str, counted: impl Fn(&str) -> bool) -> f64 {
         let pod = self.pod().await.name_any();
         let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{pod}:8080/proxy/metrics");
@@ -131,7 +130,7 @@ impl Operator {
             .sum()
     }
 
-    /// What it holds in memory, in bytes, as the kubelet counts it: without what is only a part of its program's file.
+    /// Returns the working set in bytes, as the kubelet measures it: without clean pages of the program's file.
     pub(crate) async fn working_set_bytes(&self) -> f64 {
         let pod = self.pod().await.name_any();
         let machine = self.machine().await;
@@ -141,14 +140,14 @@ impl Operator {
             let sample = text.lines().find(|line| {
                 line.starts_with("container_memory_working_set_bytes{") && line.contains(&pod)
             });
-            // Behind the value stands the time of the measurement.
+            // The time of the measurement follows the value.
             let value = sample.and_then(|line| line.split(' ').nth(1)?.parse().ok());
-            value.ok_or("no figure of it".to_owned())
+            value.context("no sample for the operator's pod")
         })
         .await
     }
 
-    /// What it has in memory of everything, in bytes, as the kernel of this machine counts it.
+    /// Returns the resident memory in bytes, as the kernel of this machine counts it.
     pub(crate) async fn resident_bytes(&self) -> f64 {
         let uid = self.pod().await.uid().unwrap();
         let processes = fs::read_dir("/proc").unwrap().flatten();

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the end-to-end tests: `make e2e`. Without KUBECONFIG on the three-node Kubernetes of deploy/kube, which is started, and ended
-# again unless it ran already; with KUBECONFIG on that one, with the images IMAGE and OPERATOR_IMAGE. Arguments go to
-# the test program: names of tests, --nocapture. Without any, the charts' lives come first.
+# Runs the end-to-end tests: `make e2e`. With KUBECONFIG they use that Kubernetes, with the images IMAGE and OPERATOR_IMAGE.
+# Without KUBECONFIG they use the three-node Kubernetes of deploy/kube; the script starts it if needed, and then stops it at the
+# end. Arguments go to the test program: names of tests, --nocapture. Without arguments the lifecycle tests of the charts run first.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -13,7 +13,7 @@ tested=""
 
 say() { printf 'e2e: %s\n' "$*"; }
 
-# What scenarios leave that were interrupted. Clusters go first, while there is an operator to let them go.
+# Deletes what interrupted scenarios left. Clusters first, while the operator can finish their deletion.
 remove_leftovers() {
     local namespace
     for namespace in $(kubectl get namespaces --selector shardkv.io/e2e=true -o jsonpath='{.items[*].metadata.name}'); do
@@ -56,5 +56,5 @@ if [ $# -eq 0 ]; then
     .ci/charts/lifecycle
 fi
 tested=1
-# Two at a time: what they do is mostly wait for pods.
+# Two scenarios at a time: they mostly wait for pods.
 ${CARGO:-cargo} test --release -p shardkv-operator --test e2e -- --test-threads=2 "$@"

@@ -1,4 +1,4 @@
-//! Groups come and go under load, while the operator dies again and again.
+//! Groups are added and removed under load, while the operator is killed repeatedly.
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::api::ListParams;
@@ -12,13 +12,13 @@ use crate::scenario::{Company, scenario};
 use crate::tools::{holds, say, until};
 
 #[test]
-fn groups_come_and_go_under_load_while_the_operator_is_killed() {
+fn groups_scale_under_load_while_the_operator_is_killed() {
     scenario("scaling", Company::SideBySide, async |space| {
         let operator = Operator::new(&space.client);
         let spec = json!({"groups": 2, "controllers": {"replicas": 3}});
         let cluster = Cluster::create(&space, "demo", spec).await;
         space.start_client(&[]).await;
-        // Killed while the pods of the very first groups start.
+        // Kills the operator while the pods of the first groups start.
         operator.kill().await;
         cluster.settled(2).await;
         cluster.import("kept/", 500).await;
@@ -46,22 +46,22 @@ fn groups_come_and_go_under_load_while_the_operator_is_killed() {
         load.goes_on().await;
         load.finish().await;
         cluster.holds_import("kept/", 500).await;
-        // A number that was given is never given again.
+        // Gids are never used again.
         assert_eq!(cluster.status().await.unwrap().last_gid, Some(3));
         cluster.delete().await;
     });
 }
 
-/// The resource says that volumes of a removed group are deleted.
+/// Waits until the volumes of a removed group are deleted, as the spec asks.
 async fn no_volumes(cluster: &Cluster, gid: i64) {
     let labels = ListParams::default().labels(&cluster.group_labels(gid));
-    until("the group's volumes are gone", async || {
+    until("the group's volumes are deleted", async || {
         let claims = cluster
             .space
             .api::<PersistentVolumeClaim>()
             .list(&labels)
             .await;
-        let left = claims.map_err(|error| error.to_string())?.items.len();
+        let left = claims?.items.len();
         holds(left == 0, format!("{left} are left"))
     })
     .await;

@@ -1,4 +1,4 @@
-//! What surrounds every scenario.
+//! Runs a scenario: sets it up, reports its failure, and cleans up.
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::{PoisonError, RwLock};
@@ -11,20 +11,20 @@ use crate::space::Space;
 use crate::tools::say;
 use crate::{dump, operator, surroundings};
 
-/// Whether others may run at the same time.
+/// Concurrency of a scenario with others.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Company {
-    /// They may: this one hurts only what is its own.
+    /// Runs next to other scenarios: it disturbs only its own objects.
     SideBySide,
-    /// This one takes away what all share.
+    /// Runs alone: it stops machines or the operator, which all scenarios share.
     Alone,
 }
 
-/// Held by those side by side to read, and by those alone to write.
+/// Scenarios that run side by side hold the read lock; a scenario that runs alone holds the write lock.
 static PEACE: RwLock<()> = RwLock::new(());
 
-/// Runs a scenario in a namespace of its own, once all machines and the operator are ready. If it fails, everything about it is
-/// written to files, and whatever it has left dead is started again for the next one.
+/// Runs a scenario in its own namespace, once all machines and the operator are ready. If the scenario fails, writes logs and
+/// objects to files, and starts again what the scenario has stopped, for the next one.
 pub(crate) fn scenario(name: &'static str, company: Company, body: impl AsyncFnOnce(Space)) {
     let shared = || PEACE.read().unwrap_or_else(PoisonError::into_inner);
     let alone = || PEACE.write().unwrap_or_else(PoisonError::into_inner);
@@ -41,11 +41,11 @@ pub(crate) fn scenario(name: &'static str, company: Company, body: impl AsyncFnO
     let began = Instant::now();
     let failure = runtime.block_on(async {
         let space = Space::create(name).await;
-        let whole = async {
-            surroundings::are_whole(&space.client).await;
+        let steps = async {
+            surroundings::are_ready(&space.client).await;
             body(space.clone()).await;
         };
-        let outcome = AssertUnwindSafe(whole).catch_unwind().await;
+        let outcome = AssertUnwindSafe(steps).catch_unwind().await;
         if outcome.is_err() {
             dump::dump(name, &space).await;
             surroundings::repair().await;

@@ -8,21 +8,21 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::tools::{feed, image, run, try_run, until};
+use crate::tools::{feed, image, must, run, try_run, until};
 
-/// A namespace of a scenario. Clones are the same.
+/// A namespace of a scenario. Clones refer to the same namespace.
 #[derive(Clone)]
 pub(crate) struct Space {
-    /// Its name.
+    /// Name of the namespace.
     pub(crate) name: String,
-    /// The API server.
+    /// Client of the API server.
     pub(crate) client: Client,
-    /// All namespaces of the scenario.
+    /// Names of all namespaces of the scenario.
     all: Arc<Mutex<Vec<String>>>,
 }
 
 impl Space {
-    /// Makes the first namespace of a scenario. What an interrupted run left under that name goes first.
+    /// Creates the first namespace of a scenario. Deletes the namespace first if an interrupted run left it.
     pub(crate) async fn create(scenario: &str) -> Self {
         let client = Client::try_default()
             .await
@@ -31,7 +31,7 @@ impl Space {
         Self::named(format!("e2e-{scenario}"), client, all).await
     }
 
-    /// Makes one more.
+    /// Creates another namespace of the scenario.
     pub(crate) async fn another(&self, suffix: &str) -> Self {
         let name = format!("{}-{suffix}", self.name);
         Self::named(name, self.client.clone(), self.all.clone()).await
@@ -39,15 +39,13 @@ impl Space {
 
     async fn named(name: String, client: Client, all: Arc<Mutex<Vec<String>>>) -> Self {
         all.lock().unwrap().push(name.clone());
-        remove(&name)
-            .await
-            .unwrap_or_else(|error| panic!("{error}"));
+        must(remove(&name).await);
         let manifest = json!({
             "apiVersion": "v1",
             "kind": "Namespace",
             "metadata": {"name": name, "labels": {
                 "pod-security.kubernetes.io/enforce": "restricted",
-                // By this `run.sh` finds what an interrupted run left.
+                // `run.sh` finds namespaces of interrupted runs by this label.
                 "shardkv.io/e2e": "true",
             }},
         });
@@ -56,35 +54,33 @@ impl Space {
         space
     }
 
-    /// The names of all namespaces of the scenario.
+    /// Returns the names of all namespaces of the scenario.
     pub(crate) fn names(&self) -> Vec<String> {
         self.all.lock().unwrap().clone()
     }
 
-    /// Removes all namespaces of the scenario. Says what can't be removed, and fails nothing by it: the scenario is over.
+    /// Removes all namespaces of the scenario. Only prints errors, because the scenario is over.
     pub(crate) async fn remove(&self) {
         for name in self.names() {
             if let Err(error) = remove(&name).await {
-                println!("{name} can't be removed: {error}");
+                println!("{name} can't be removed: {error:#}");
             }
         }
     }
 
-    /// `kubectl apply`.
+    /// Runs `kubectl apply`, which must succeed.
     pub(crate) async fn apply(&self, manifest: &Value) {
         let text = manifest.to_string();
-        feed("kubectl", &["apply", "-f", "-"], text.as_bytes())
-            .await
-            .unwrap_or_else(|error| panic!("{error}"));
+        must(feed("kubectl", &["apply", "-f", "-"], text.as_bytes()).await);
     }
 
-    /// `kubectl` in this namespace.
+    /// Runs `kubectl` in this namespace. The command must succeed.
     pub(crate) async fn kubectl(&self, args: &[&str]) -> String {
         run("kubectl", &self.args(args)).await
     }
 
-    /// `kubectl` in this namespace, which may fail.
-    pub(crate) async fn try_kubectl(&self, args: &[&str]) -> Result<String, String> {
+    /// Runs `kubectl` in this namespace.
+    pub(crate) async fn try_kubectl(&self, args: &[&str]) -> anyhow::Result<String> {
         try_run("kubectl", &self.args(args)).await
     }
 
@@ -92,7 +88,7 @@ impl Space {
         [&["--namespace", &self.name], args].concat()
     }
 
-    /// The objects of a kind in this namespace.
+    /// Returns the API for objects of a kind in this namespace.
     pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<Scope = kube::core::NamespaceResourceScope>,
@@ -101,18 +97,18 @@ impl Space {
         Api::namespaced(self.client.clone(), &self.name)
     }
 
-    /// The pods with these labels.
+    /// Lists the pods with these labels.
     pub(crate) async fn pods(&self, labels: &str) -> Result<Vec<Pod>, kube::Error> {
         let list = ListParams::default().labels(labels);
         Ok(self.api::<Pod>().list(&list).await?.items)
     }
 
-    /// Starts the pod that [`Self::shardkv`] runs commands in, away from these machines.
+    /// Starts the client pod, in which [`Self::shardkv`] runs commands, on none of these machines.
     ///
-    /// The image has no shell and no sleep: `shardkv shell` waits on its standard input, which nobody closes.
+    /// The image has no shell and no sleep: the pod runs `shardkv shell`, whose standard input stays open.
     pub(crate) async fn start_client(&self, away_from: &[&str]) {
         let mut manifest = self.pod("client", away_from, &["shell"]);
-        // As the first process of its container it isn't ended by SIGTERM.
+        // SIGTERM doesn't end the first process of a container.
         manifest["spec"]["terminationGracePeriodSeconds"] = 1.into();
         self.apply(&manifest).await;
         self.kubectl(&[
@@ -124,13 +120,13 @@ impl Space {
         .await;
     }
 
-    /// Runs the command line in the client pod, with this standard input.
-    pub(crate) async fn shardkv(&self, args: &[&str], input: &[u8]) -> Result<String, String> {
+    /// Runs the CLI in the client pod, with this standard input.
+    pub(crate) async fn shardkv(&self, args: &[&str], input: &[u8]) -> anyhow::Result<String> {
         let exec = ["exec", "-i", "client", "--", "shardkv"];
         feed("kubectl", &self.args(&[&exec, args].concat()), input).await
     }
 
-    /// A pod that runs the command line, as the profile `restricted` wants it.
+    /// Returns the manifest of a pod that runs the CLI and satisfies the profile `restricted`.
     pub(crate) fn pod(&self, name: &str, away_from: &[&str], command: &[&str]) -> Value {
         let command = [&["shardkv"], command].concat();
         let affinity = (!away_from.is_empty()).then(|| {
@@ -168,8 +164,8 @@ impl Space {
 
     /// Waits until no pod with these labels is left.
     pub(crate) async fn no_pods(&self, labels: &str) {
-        until("the end of all pods", async || {
-            let pods = self.pods(labels).await.map_err(|error| error.to_string())?;
+        until("all pods are deleted", async || {
+            let pods = self.pods(labels).await?;
             let left: Vec<_> = pods
                 .into_iter()
                 .filter_map(|pod| pod.metadata.name)
@@ -179,7 +175,7 @@ impl Space {
         .await;
     }
 
-    /// Of each object of our kinds in this namespace its version, by kind and name.
+    /// Returns the resource version of each object in this namespace, by kind and name. Covers the operator's kinds and events.
     pub(crate) async fn versions(&self) -> BTreeMap<String, String> {
         let kinds = "skv,statefulset,service,configmap,serviceaccount,networkpolicy,poddisruptionbudget,pvc,event.events.k8s.io";
         let columns = r#"jsonpath={range .items[*]}{.kind}/{.metadata.name} {.metadata.resourceVersion}{"\n"}{end}"#;
@@ -191,10 +187,10 @@ impl Space {
     }
 }
 
-/// Removes a namespace: first the clusters in it, by their operator, then the rest.
-async fn remove(name: &str) -> Result<(), String> {
-    let gone = ["get", "namespace", name, "--ignore-not-found", "-o", "name"];
-    if try_run("kubectl", &gone).await?.is_empty() {
+/// Removes a namespace. Deletes its clusters first, while the operator can finish their deletion.
+async fn remove(name: &str) -> anyhow::Result<()> {
+    let get = ["get", "namespace", name, "--ignore-not-found", "-o", "name"];
+    if try_run("kubectl", &get).await?.is_empty() {
         return Ok(());
     }
     let clusters = [

@@ -1,5 +1,5 @@
-//! The surroundings that all scenarios share: every machine and the operator. Each scenario begins with them whole, and
-//! repairs them if it fails, so that one failure doesn't bring about others.
+//! Machines and operator, which all scenarios share. Each scenario starts when they are ready, and repairs them if it fails, so
+//! that one failure doesn't cause others.
 
 use std::collections::BTreeSet;
 
@@ -12,13 +12,11 @@ use crate::machines;
 use crate::operator;
 use crate::tools::{holds, say, until};
 
-/// Fails the scenario before it begins unless every machine is ready and the operator is fully available. What has just been
-/// started again gets the usual time to become ready.
-pub(crate) async fn are_whole(client: &Client) {
+/// Waits until every machine is ready and the operator is fully available. Fails the scenario before its start otherwise.
+pub(crate) async fn are_ready(client: &Client) {
     let nodes = Api::<Node>::all(client.clone());
     until("before the scenario: all machines are ready", async || {
-        let nodes = nodes.list(&ListParams::default()).await;
-        let nodes = nodes.map_err(|error| error.to_string())?.items;
+        let nodes = nodes.list(&ListParams::default()).await?.items;
         let unready: BTreeSet<_> = nodes
             .iter()
             .filter(|node| !is_usable(node))
@@ -34,8 +32,7 @@ pub(crate) async fn are_whole(client: &Client) {
     until(
         "before the scenario: the operator is available",
         async || {
-            let deployment = deployments.get(operator::NAME).await;
-            let deployment = deployment.map_err(|error| error.to_string())?;
+            let deployment = deployments.get(operator::NAME).await?;
             let wanted = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
             let available = deployment
                 .status
@@ -50,18 +47,18 @@ pub(crate) async fn are_whole(client: &Client) {
     .await;
 }
 
-/// Starts whatever a failed scenario has left dead: Kubernetes itself, machines, the operator. Never fails, because the
-/// scenario's own failure must be the one that is reported.
+/// Starts what a failed scenario has stopped: the control plane, machines, the operator. Never fails, because the test must
+/// report the failure of the scenario itself.
 pub(crate) async fn repair() {
     if machines::are_ours() {
         machines::start_all().await;
     }
     if let Err(error) = operator::install() {
-        say(&format!("the operator can't be installed again: {error}"));
+        say(&format!("the operator can't be installed again: {error:#}"));
     }
 }
 
-/// Returns whether a machine is ready and takes pods.
+/// Returns true if a machine is ready and accepts pods.
 fn is_usable(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|status| &status.conditions);
     let ready = conditions

@@ -1,21 +1,21 @@
-//! The operator dies, or loses its connections, at each write of each transition; and the end is always the same.
+//! The operator crashes, or loses its connections, at each write of each transition, and always reaches the same final state.
 //!
-//! A cluster's life is lived through again and again: in the first one nothing happens, in the `n`th one each of its transitions is
-//! disturbed at its `n`th write. After each transition the world must be as it was in the first life at that time.
+//! A test runs a sequence of transitions of a cluster many times. The first run has no faults; in run `n` each transition has a
+//! fault at its `n`th write. After each transition the objects must be the same as in the first run.
 
 use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use crate::gate::Cut;
+use crate::faults::Fault;
 use crate::rounds::{same, small};
 use crate::world::World;
 
-/// How many lives are lived side by side.
-const SIDE_BY_SIDE: usize = 4;
+/// Number of runs at the same time.
+const CONCURRENT_RUNS: usize = 4;
 
-/// What happens to a cluster.
+/// A change of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transition {
     Create,
@@ -29,19 +29,19 @@ enum Transition {
 
 use Transition::{CancelScaleIn, Change, Create, Delete, DeleteDuringScaleOut, ScaleIn, ScaleOut};
 
-/// A cluster's life.
+/// A sequence of transitions.
 #[derive(Clone, Copy)]
-struct Life {
+struct Sequence {
     name: &'static str,
-    /// What becomes of the volumes of groups that go, and of all in the end.
+    /// Retention of the volumes of removed groups, and of all volumes in the end.
     volumes: [&'static str; 2],
     transitions: &'static [Transition],
-    /// From which transition on it is disturbed.
+    /// Index of the first transition with faults.
     from: usize,
 }
 
 impl Transition {
-    /// Brings about what the transition begins with.
+    /// Brings the cluster into the state that the transition starts from.
     async fn before(self, world: &mut World) {
         let half_way = match self {
             CancelScaleIn => json!({"groups": 2}),
@@ -49,8 +49,8 @@ impl Transition {
             _ => return,
         };
         world.store(|it| it.frozen = true);
-        world.ask(&half_way).await;
-        world.rest().await;
+        world.patch_spec(&half_way).await;
+        world.settle().await;
         let phases: Vec<String> = world.phases().await.into_values().collect();
         let phase = match self {
             CancelScaleIn => "Draining",
@@ -59,21 +59,21 @@ impl Transition {
         assert!(phases.iter().any(|it| it == phase), "{phases:?}");
     }
 
-    /// The user asks for it.
+    /// Makes the user's change that starts the transition.
     async fn begin(self, world: &mut World) {
         match self {
             Create => {}
             Change => {
                 world
-                    .ask(&json!({"image": "other", "podDisruptionBudget": {"enabled": false}, "options": {"leaseReads": true}}))
+                    .patch_spec(&json!({"image": "other", "podDisruptionBudget": {"enabled": false}, "options": {"leaseReads": true}}))
                     .await;
             }
-            ScaleOut => world.ask(&json!({"groups": 3})).await,
+            ScaleOut => world.patch_spec(&json!({"groups": 3})).await,
             CancelScaleIn => {
                 world.store(|it| it.frozen = false);
-                world.ask(&json!({"groups": 3})).await;
+                world.patch_spec(&json!({"groups": 3})).await;
             }
-            ScaleIn => world.ask(&json!({"groups": 1})).await,
+            ScaleIn => world.patch_spec(&json!({"groups": 1})).await,
             Delete | DeleteDuringScaleOut => world.delete().await,
         }
     }
@@ -82,7 +82,7 @@ impl Transition {
         matches!(self, Delete | DeleteDuringScaleOut)
     }
 
-    /// What must be there in the end, in the first life too.
+    /// Checks the state after the transition.
     fn check(self, end: &End) {
         let names = |kind: &str| -> Vec<&str> {
             let names = end.objects.keys();
@@ -111,17 +111,17 @@ impl Transition {
     }
 }
 
-/// How the world is after a transition.
+/// State after a transition.
 struct End {
     objects: BTreeMap<String, Value>,
     members: BTreeMap<u64, u32>,
-    /// How many writes it took.
+    /// Number of writes of the transition.
     writes: usize,
 }
 
-impl Life {
-    /// Lives through so many transitions.
-    async fn live(self, transitions: usize, cut: Option<(usize, Cut)>) -> Vec<End> {
+impl Sequence {
+    /// Runs the first `transitions` transitions, each with the given fault.
+    async fn run(self, transitions: usize, fault: Option<(usize, Fault)>) -> Vec<End> {
         let mut spec = small(2);
         let [removed, deleted] = self.volumes;
         spec["storage"] = json!({"onGroupRemoval": removed, "onClusterDeletion": deleted});
@@ -130,17 +130,17 @@ impl Life {
         for (number, transition) in self.transitions[..transitions].iter().enumerate() {
             transition.before(&mut world).await;
             transition.begin(&mut world).await;
-            let before = world.gate.count();
-            let cut = cut.filter(|_| number >= self.from);
-            if let Some((write, cut)) = cut {
-                world.gate.cut_at(write, cut);
+            let before = world.faults.count();
+            let fault = fault.filter(|_| number >= self.from);
+            if let Some((write, fault)) = fault {
+                world.faults.inject_at(write, fault);
             }
-            world.rest().await;
-            world.gate.forget_cut();
+            world.settle().await;
+            world.faults.cancel();
             let end = End {
                 objects: world.objects().await,
                 members: world.store(|it| it.members()),
-                writes: world.gate.count() - before,
+                writes: world.faults.count() - before,
             };
             transition.check(&end);
             ends.push(end);
@@ -148,28 +148,28 @@ impl Life {
         ends
     }
 
-    /// Lives it again for every write, with this way to fail.
-    async fn again(self, way: fn(usize) -> Cut) {
-        let first = self.live(self.transitions.len(), None).await;
+    /// Runs the sequence once for every write, with a fault at that write.
+    async fn run_with_faults(self, way: fn(usize) -> Fault) {
+        let first = self.run(self.transitions.len(), None).await;
         let volumes = |end: &End| {
             let names = end.objects.keys();
             names.filter(|it| it.starts_with("persistent")).count()
         };
-        // The last transition leaves volumes only if it is to; before it there are those of groups that are gone, or there aren't.
+        // The last transition leaves volumes exactly if the policy retains them.
         let last = first.last().unwrap();
         assert_eq!(volumes(last) > 0, self.volumes[1] == "Retain");
         let most = first[self.from..].iter().map(|end| end.writes).max();
-        // What comes after the last transition with so many writes wouldn't be disturbed.
+        // Transitions after the last one with enough writes would have no fault.
         let transitions = |number| {
             let disturbed = first.iter().rposition(|end| end.writes >= number);
             disturbed.unwrap() + 1
         };
-        let lives = (1..=most.unwrap()).map(async |number| {
-            let cut = Some((number, way(number)));
-            (number, self.live(transitions(number), cut).await)
+        let runs = (1..=most.unwrap()).map(async |number| {
+            let fault = Some((number, way(number)));
+            (number, self.run(transitions(number), fault).await)
         });
-        let mut lives = futures::stream::iter(lives).buffer_unordered(SIDE_BY_SIDE);
-        while let Some((number, ends)) = lives.next().await {
+        let mut runs = futures::stream::iter(runs).buffer_unordered(CONCURRENT_RUNS);
+        while let Some((number, ends)) = runs.next().await {
             for ((transition, first), end) in self.transitions.iter().zip(&first).zip(&ends) {
                 let what = format!("{transition:?}, {:?} at write {number}", way(number));
                 assert_eq!(first.members, end.members, "{what}");
@@ -179,20 +179,20 @@ impl Life {
     }
 }
 
-fn dies(_: usize) -> Cut {
-    Cut::Dies
+fn crashes(_: usize) -> Fault {
+    Fault::Crash
 }
 
-/// To lose the request of a write is, for the world, to lose the answer to the one before: by turns is enough.
-fn loses(write: usize) -> Cut {
+/// A lost request has the same effect as the lost response to the write before it, so alternating between them is enough.
+fn disconnects(write: usize) -> Fault {
     match write % 2 {
-        0 => Cut::LosesRequest,
-        _ => Cut::LosesAnswer,
+        0 => Fault::LoseRequest,
+        _ => Fault::LoseResponse,
     }
 }
 
-const TO_THE_FULL: Life = Life {
-    name: "full-life",
+const ALL_TRANSITIONS: Sequence = Sequence {
+    name: "crash-all",
     volumes: ["Delete", "Retain"],
     transitions: &[
         Create,
@@ -204,41 +204,41 @@ const TO_THE_FULL: Life = Life {
     ],
     from: 0,
 };
-const OTHERWISE: Life = Life {
-    name: "other-life",
+const ALL_TRANSITIONS_RETAIN: Sequence = Sequence {
+    name: "disconnect-all",
     volumes: ["Retain", "Delete"],
     transitions: &[Create, Change, ScaleOut, CancelScaleIn, ScaleIn, Delete],
     from: 0,
 };
-const CUT_SHORT: Life = Life {
-    name: "short-life",
+const DELETION: Sequence = Sequence {
+    name: "crash-deletion",
     volumes: ["Retain", "Delete"],
     transitions: &[Create, Delete],
     from: 1,
 };
-const NIPPED: Life = Life {
-    name: "nipped-life",
+const DELETION_DURING_SCALE_OUT: Sequence = Sequence {
+    name: "disconnect-deletion",
     volumes: ["Delete", "Delete"],
     transitions: &[Create, DeleteDuringScaleOut],
     from: 1,
 };
 
 #[tokio::test]
-async fn it_dies_at_each_write_of_a_life() {
-    TO_THE_FULL.again(dies).await;
+async fn crashes_at_each_write_of_all_transitions() {
+    ALL_TRANSITIONS.run_with_faults(crashes).await;
 }
 
 #[tokio::test]
-async fn its_connections_break_at_each_write_of_a_life() {
-    OTHERWISE.again(loses).await;
+async fn disconnects_at_each_write_of_all_transitions() {
+    ALL_TRANSITIONS_RETAIN.run_with_faults(disconnects).await;
 }
 
 #[tokio::test]
-async fn it_dies_at_each_write_of_a_deletion() {
-    CUT_SHORT.again(dies).await;
+async fn crashes_at_each_write_of_a_deletion() {
+    DELETION.run_with_faults(crashes).await;
 }
 
 #[tokio::test]
-async fn its_connections_break_at_each_write_of_a_deletion_during_a_scale_out() {
-    NIPPED.again(loses).await;
+async fn disconnects_at_each_write_of_a_deletion_during_a_scale_out() {
+    DELETION_DURING_SCALE_OUT.run_with_faults(disconnects).await;
 }

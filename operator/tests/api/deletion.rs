@@ -1,4 +1,4 @@
-//! How clusters end, and what of them stays.
+//! Deletion of clusters and groups, and retention of their volumes.
 
 use std::collections::BTreeSet;
 
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use crate::apiserver::ApiServer;
 use crate::definition::namespace;
-use crate::gate::Write;
+use crate::faults::Write;
 use crate::raw;
 use crate::rounds::{resting, same, small};
 use crate::world::{Round, World};
 
-/// The deletions and the last change of the resource, in their order.
+/// Returns the deletions and the removal of the resource's finalizer, in order.
 fn steps(writes: &[Write]) -> Vec<String> {
     let paths = writes
         .iter()
@@ -31,14 +31,14 @@ fn steps(writes: &[Write]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_cluster_goes_in_order() {
-    let mut world = resting("order", 2).await;
-    let before = world.gate.count();
+async fn a_cluster_is_deleted_in_order() {
+    let mut world = settled("order", 2).await;
+    let before = world.faults.count();
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
     assert_eq!(*world.forgotten.lock().unwrap(), ["demo"]);
-    let writes = world.gate.writes_after(before);
+    let writes = world.faults.writes_after(before);
     let steps = steps(&writes);
     let at = |step: &str| {
         let position = steps.iter().position(|it| it == step);
@@ -63,14 +63,14 @@ async fn a_cluster_goes_in_order() {
 }
 
 #[tokio::test]
-async fn what_is_deleted_is_named_by_its_uid_and_version() {
-    let mut world = resting("precise", 2).await;
-    let before = world.gate.count();
-    world.ask(&json!({"groups": 1})).await;
-    world.rest().await;
+async fn deletions_have_preconditions() {
+    let mut world = settled("precise", 2).await;
+    let before = world.faults.count();
+    world.patch_spec(&json!({"groups": 1})).await;
+    world.settle().await;
     world.delete().await;
-    world.rest().await;
-    let writes = world.gate.writes_after(before);
+    world.settle().await;
+    let writes = world.faults.writes_after(before);
     let deletions: Vec<_> = writes
         .iter()
         .filter(|write| write.verb == "DELETE")
@@ -86,9 +86,9 @@ async fn what_is_deleted_is_named_by_its_uid_and_version() {
 }
 
 #[tokio::test]
-async fn a_group_that_changes_at_the_last_moment_is_looked_at_again() {
-    let mut world = resting("last-moment", 2).await;
-    world.ask(&json!({"groups": 1})).await;
+async fn a_concurrent_change_prevents_the_deletion_of_a_group() {
+    let mut world = settled("last-moment", 2).await;
+    world.patch_spec(&json!({"groups": 1})).await;
     let (admin, path) = (
         world.admin.clone(),
         world.path_of("statefulsets", "group-2"),
@@ -98,34 +98,34 @@ async fn a_group_that_changes_at_the_last_moment_is_looked_at_again() {
         let (admin, path) = (admin.clone(), path.clone());
         async move { drop(raw::merge(&admin, &path, &label).await.good()) }
     };
-    world.gate.interfere("DELETE", "statefulsets", somebody);
-    // The round in which it would be deleted is the one in which it gets the label.
+    world.faults.interfere("DELETE", "statefulsets", somebody);
+    // The group gets the label in the round that tries to delete it.
     for _ in 0..20 {
         let round = world.round().await;
         assert!(matches!(round, Round::Ended(Ok(()))), "{round:?}");
         let set = raw::get(&admin, &path).await;
-        assert_eq!(set.status, 200, "deleted though it had changed");
+        assert_eq!(set.status, 200, "deleted although it had changed");
         if set.body["metadata"]["labels"]["example.com/keep"].is_string() {
-            world.rest().await;
+            world.settle().await;
             assert!(world.object("statefulsets", "group-2").await.is_none());
             return;
         }
         world.tick().await;
     }
-    panic!("nobody tried to delete it");
+    panic!("the operator didn't try to delete it");
 }
 
 #[tokio::test]
-async fn deletion_asks_nobody_and_waits_for_nobody() {
+async fn deletion_needs_neither_the_store_nor_the_objects() {
     // The store doesn't answer.
-    let mut world = resting("deaf", 2).await;
+    let mut world = settled("deaf", 2).await;
     world.store(|it| it.unreachable = true);
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
-    // Everything is gone already.
-    let mut world = resting("bare", 2).await;
-    world.vandals = true;
+    // All objects are deleted already.
+    let mut world = settled("bare", 2).await;
+    world.allow_deletions = true;
     for name in world.objects().await.keys() {
         let Some((plural, object)) = name.split_once('/') else {
             continue;
@@ -134,70 +134,70 @@ async fn deletion_asks_nobody_and_waits_for_nobody() {
         raw::delete(&world.admin, &path, &Value::Null).await;
     }
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
-    // It was never begun.
+    // No round has created anything.
     let mut world = World::new("unborn", &small(1)).await;
     world.delete().await;
-    assert!(matches!(world.round().await, Round::Gone));
-    // It makes no sense any more, as far as this operator understands it; another one has made it.
-    let mut world = resting("half", 1).await;
-    world.well().await;
+    assert!(matches!(world.round().await, Round::NoResource));
+    // A cluster is deleted right after a round.
+    let mut world = settled("half", 1).await;
+    world.round_succeeds().await;
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
 }
 
 #[tokio::test]
-async fn a_deletion_in_the_foreground_ends_too() {
-    let mut world = resting("foreground", 2).await;
+async fn foreground_deletion_completes() {
+    let mut world = settled("foreground", 2).await;
     let options = json!({"propagationPolicy": "Foreground"});
     raw::delete(&world.admin, &world.path(), &options)
         .await
         .good();
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
     let left: Vec<_> = world.objects().await.into_keys().collect();
     assert_eq!(left.len(), 3, "{left:?}");
 }
 
 #[tokio::test]
-async fn objects_may_be_left_running() {
-    let mut world = resting("orphans", 2).await;
+async fn orphan_deletion_leaves_the_objects() {
+    let mut world = settled("orphans", 2).await;
     let before = world.objects().await.len();
     let options = json!({"propagationPolicy": "Orphan"});
     raw::delete(&world.admin, &world.path(), &options)
         .await
         .good();
-    world.well().await;
+    world.round_succeeds().await;
     let resource = world.resource().await.unwrap();
     assert_eq!(
         resource["metadata"]["finalizers"],
         json!(["orphan"]),
         "the garbage collector does the rest"
     );
-    world.well().await;
+    world.round_succeeds().await;
     assert_eq!(world.objects().await.len(), before);
 }
 
 #[tokio::test]
-async fn volumes_of_groups_that_go_stay_or_go_as_is_asked() {
+async fn volumes_of_removed_groups_follow_the_policy() {
     for (policy, left) in [("Retain", 4), ("Delete", 2)] {
         let mut spec = small(3);
         spec["storage"] = json!({"onGroupRemoval": policy});
         let mut world = World::new("volumes", &spec).await;
-        world.rest().await;
-        world.ask(&json!({"groups": 1})).await;
-        world.rest().await;
+        world.settle().await;
+        world.patch_spec(&json!({"groups": 1})).await;
+        world.settle().await;
         let names: Vec<_> = world.objects().await.into_keys().collect();
         let volumes = names
             .iter()
             .filter(|it| it.starts_with("persistent"))
             .count();
         assert_eq!(volumes, left, "{policy}: {names:?}");
-        // Whatever became of them, their numbers are used up.
-        world.ask(&json!({"groups": 2})).await;
-        world.rest().await;
+        // Gids of removed groups are never used again.
+        world.patch_spec(&json!({"groups": 2})).await;
+        world.settle().await;
         assert_eq!(
             world.phases().await.into_keys().collect::<Vec<_>>(),
             [1, 4],
@@ -207,28 +207,28 @@ async fn volumes_of_groups_that_go_stay_or_go_as_is_asked() {
 }
 
 #[tokio::test]
-async fn a_cluster_of_the_same_name_takes_up_the_volumes_that_were_left() {
-    let mut world = resting("again", 3).await;
-    world.ask(&json!({"groups": 2})).await;
-    world.rest().await;
+async fn a_new_cluster_of_the_same_name_uses_the_retained_volumes() {
+    let mut world = settled("again", 3).await;
+    world.patch_spec(&json!({"groups": 2})).await;
+    world.settle().await;
     let before = world.objects().await;
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
     world.create(&small(2)).await;
     world.restart();
-    world.rest().await;
+    world.settle().await;
     let (mut before, mut after) = (before, world.objects().await);
     let numbers = |objects: &mut std::collections::BTreeMap<String, Value>| {
         let status = objects.get_mut("resource").unwrap();
         std::mem::take(&mut status["status"]["lastGid"])
     };
-    // The first resource knew of the group that is gone; the second sees its volume.
+    // The first resource knew the removed group; the second sees only its volume.
     numbers(&mut before);
     numbers(&mut after);
     same(&before, &after, "the same groups");
-    world.ask(&json!({"groups": 3})).await;
-    world.rest().await;
+    world.patch_spec(&json!({"groups": 3})).await;
+    world.settle().await;
     assert_eq!(
         world.phases().await.into_keys().collect::<Vec<_>>(),
         [1, 2, 4]
@@ -236,11 +236,11 @@ async fn a_cluster_of_the_same_name_takes_up_the_volumes_that_were_left() {
 }
 
 #[tokio::test]
-async fn neighbours_are_left_alone() {
+async fn other_clusters_and_their_volumes_are_not_touched() {
     let admin = ApiServer::shared().admin();
     let spec = json!({"groups": 2, "replicasPerGroup": 1, "controllers": {"replicas": 1}, "shards": 12,
         "storage": {"onGroupRemoval": "Delete", "onClusterDeletion": "Delete"}});
-    // Names that look like each other's objects.
+    // Names of resources that equal names of another resource's objects.
     let places = [
         ("street", "demo"),
         ("street", "demo-group-1"),
@@ -257,11 +257,11 @@ async fn neighbours_are_left_alone() {
         worlds.push(world);
     }
     for world in &mut worlds {
-        world.rest().await;
+        world.settle().await;
     }
     let strangers = [
         ("data-demo-group-1-0-of-mine", json!({})),
-        // Labels alone make nothing ours.
+        // Labels alone don't make a volume the operator's.
         (
             "mine",
             json!({"app.kubernetes.io/name": "shardkv", "app.kubernetes.io/instance": "demo",
@@ -279,22 +279,22 @@ async fn neighbours_are_left_alone() {
         before.push(world.objects().await);
     }
     let demo = &mut worlds[0];
-    demo.ask(&json!({"groups": 1})).await;
-    demo.rest().await;
-    demo.ask(&json!({"groups": 3})).await;
-    demo.rest().await;
+    demo.patch_spec(&json!({"groups": 1})).await;
+    demo.settle().await;
+    demo.patch_spec(&json!({"groups": 3})).await;
+    demo.settle().await;
     demo.delete().await;
-    demo.rest().await;
+    demo.settle().await;
     assert!(demo.resource().await.is_none());
     for (world, before) in worlds[1..].iter().zip(&before) {
         let what = format!("{} in {}", world.name, world.namespace);
         same(before, &world.objects().await, &what);
     }
     for world in &mut worlds[1..] {
-        let count = world.gate.count();
-        world.rest().await;
+        let count = world.faults.count();
+        world.settle().await;
         assert_eq!(
-            world.gate.count(),
+            world.faults.count(),
             count,
             "{} had something to do",
             world.name

@@ -1,4 +1,5 @@
-//! A definition that is older than the operator, which has no rules and no bounds: what slips through becomes a condition.
+//! An older definition, without rules and bounds: the operator reports invalid resources that the API server accepts as a
+//! condition.
 
 use serde_json::{Value, json};
 use shardkv_operator::crd::definitions;
@@ -9,7 +10,7 @@ use crate::definition::{install, install_one, namespace};
 use crate::rounds::small;
 use crate::world::{Round, World};
 
-/// Takes all bounds and rules from a schema; types stay.
+/// Removes all bounds and rules from a schema; types stay.
 fn without_bounds(schema: &mut Value) {
     match schema {
         Value::Object(map) => {
@@ -34,7 +35,7 @@ fn without_bounds(schema: &mut Value) {
 }
 
 #[tokio::test]
-async fn what_an_older_definition_lets_through_is_told_and_can_be_mended_and_deleted() {
+async fn invalid_resources_are_reported_and_can_be_repaired_and_deleted() {
     let server = ApiServer::start();
     let config = server.config(ADMIN);
     let admin = server.admin();
@@ -44,7 +45,7 @@ async fn what_an_older_definition_lets_through_is_told_and_can_be_mended_and_del
     install_one(&admin, &old).await;
     namespace(&admin, "older", &json!({})).await;
 
-    for (name, spec, told) in [
+    for (name, spec, problem) in [
         ("groups", json!({"groups": 0}), "spec.groups is 0"),
         (
             "replicas",
@@ -75,54 +76,56 @@ async fn what_an_older_definition_lets_through_is_told_and_can_be_mended_and_del
     ] {
         let mut world = World::at(config.clone(), "older", name);
         world.create(&spec).await;
-        world.rest().await;
+        world.settle().await;
         let (reason, status, message) = world.condition("Degraded").await;
         assert_eq!((reason.as_str(), status.as_str()), ("InvalidSpec", "True"));
-        assert!(message.contains(told), "{message}");
-        assert_eq!(world.objects().await.len(), 1, "nothing is made of it");
-        let count = world.gate.count();
+        assert!(message.contains(problem), "{message}");
+        assert_eq!(world.objects().await.len(), 1, "no object is created");
+        let count = world.faults.count();
         for _ in 0..3 {
-            world.well().await;
+            world.round_succeeds().await;
         }
-        assert_eq!(world.gate.count(), count, "and nothing is written again");
+        assert_eq!(world.faults.count(), count, "and nothing is written again");
         if name != "1st" {
-            world.ask(&small(1)).await;
+            world.patch_spec(&small(1)).await;
             let repaired = json!({"resources": null, "storage": null});
-            world.ask(&repaired).await;
-            world.rest().await;
+            world.patch_spec(&repaired).await;
+            world.settle().await;
             assert_eq!(world.condition("Available").await.1, "True", "{name}");
         }
         world.delete().await;
-        world.rest().await;
+        world.settle().await;
         assert!(world.resource().await.is_none(), "{name}");
     }
 
-    // One that was good and is made bad: what runs goes on, and it can be deleted.
+    // A valid resource becomes invalid: its objects stay, and it can be deleted.
     let mut world = World::at(config.clone(), "older", "demo");
     world.create(&small(2)).await;
-    world.rest().await;
+    world.settle().await;
     let good = world.objects().await;
-    world.ask(&json!({"groups": 0})).await;
-    world.rest().await;
+    world.patch_spec(&json!({"groups": 0})).await;
+    world.settle().await;
     assert_eq!(world.condition("Degraded").await.0, "InvalidSpec");
     assert_eq!(world.objects().await.len(), good.len());
-    // A definition with bounds comes, and then the user mends it.
+    // The definition with bounds is installed, then the user repairs the resource.
     install(&admin).await;
     let round = world.round().await;
     assert!(matches!(round, Round::Ended(Ok(()))), "{round:?}");
-    world.ask(&json!({"groups": 2})).await;
-    world.rest().await;
-    crate::rounds::same(&good, &world.objects().await, "mended");
-    // What Kubernetes can't change is refused, and told.
+    world.patch_spec(&json!({"groups": 2})).await;
+    world.settle().await;
+    crate::rounds::same(&good, &world.objects().await, "repaired");
+    // Kubernetes refuses a change of immutable fields, and the operator reports it.
     install_one(&admin, &old).await;
-    world.ask(&json!({"storage": {"size": "20Gi"}})).await;
-    world.rest().await;
+    world
+        .patch_spec(&json!({"storage": {"size": "20Gi"}}))
+        .await;
+    world.settle().await;
     let (reason, _, message) = world.condition("Degraded").await;
     assert_eq!(reason, "ApplyRefused");
     assert!(message.contains("updates to statefulset spec"), "{message}");
     assert_eq!(world.condition("Available").await.1, "True");
-    world.ask(&json!({"groups": 0})).await;
+    world.patch_spec(&json!({"groups": 0})).await;
     world.delete().await;
-    world.rest().await;
+    world.settle().await;
     assert!(world.resource().await.is_none());
 }

@@ -1,4 +1,4 @@
-//! Clusters beside each other, and applications that use them.
+//! Several clusters do not affect each other, and example applications use them.
 
 use serde_json::json;
 
@@ -6,14 +6,14 @@ use crate::cluster::Cluster;
 use crate::machines;
 use crate::scenario::{Company, scenario};
 use crate::space::Space;
-use crate::tools::{checkout, feed, holds, say, until};
+use crate::tools::{checkout, feed, holds, must, say, until};
 
 #[test]
-fn clusters_of_one_namespace_and_of_two_are_strangers() {
-    scenario("neighbours", Company::SideBySide, async |space| {
+fn clusters_in_one_and_in_two_namespaces_are_isolated() {
+    scenario("isolation", Company::SideBySide, async |space| {
         let other = space.another("other").await;
         let small = json!({"replicasPerGroup": 1});
-        // The examples look for a `demo`. The second is called like an object of the first.
+        // The examples use a cluster `demo`. The second cluster has the name of an object of the first.
         let clusters = [
             Cluster::create(&space, "demo", small.clone()).await,
             Cluster::create(&space, "demo-group-1", small.clone()).await,
@@ -25,23 +25,23 @@ fn clusters_of_one_namespace_and_of_two_are_strangers() {
             cluster.settled(1).await;
         }
         for (number, cluster) in clusters.iter().enumerate() {
-            cluster.shardkv(&["put", "who", &number.to_string()]).await;
+            cluster.shardkv(&["put", "id", &number.to_string()]).await;
         }
-        // By its full name a service is reached from other namespaces too.
+        // Pods of other namespaces reach a service by its full name.
         for (number, cluster) in clusters.iter().enumerate() {
-            assert_eq!(who(cluster, cluster).await, number.to_string());
-            assert_eq!(who(cluster, &clusters[0]).await, number.to_string());
+            assert_eq!(id(cluster, cluster).await, number.to_string());
+            assert_eq!(id(cluster, &clusters[0]).await, number.to_string());
         }
-        // One scales and one goes; the others notice nothing.
+        // One cluster scales and one is deleted; the others are not affected.
         let [scaled, deleted, left] = clusters;
         scaled.scale(2).await;
         deleted.delete().await;
         scaled.settled(2).await;
         left.settled(1).await;
-        assert_eq!(who(&scaled, &scaled).await, "0");
-        assert_eq!(who(&left, &left).await, "2");
+        assert_eq!(id(&scaled, &scaled).await, "0");
+        assert_eq!(id(&left, &left).await, "2");
         let claims = ["get", "pvc", "-o", "name", "--selector", &deleted.labels()];
-        until("the volumes of the deleted one are gone", async || {
+        until("the deleted cluster's volumes are deleted", async || {
             let left = space.try_kubectl(&claims).await?;
             holds(left.is_empty(), left)
         })
@@ -54,18 +54,15 @@ fn clusters_of_one_namespace_and_of_two_are_strangers() {
     });
 }
 
-/// What a cluster says of itself, asked from the client pod beside another one.
-async fn who(of: &Cluster, from: &Cluster) -> String {
+/// Reads a cluster's key `id` from the client pod in the namespace of `from`.
+async fn id(of: &Cluster, from: &Cluster) -> String {
     let endpoint = of.endpoint().await;
-    let args = ["--endpoints", &endpoint, "get", "who"];
-    let answer = from.space.shardkv(&args, b"").await;
-    answer
-        .unwrap_or_else(|error| panic!("{error}"))
-        .trim()
-        .to_owned()
+    let args = ["--endpoints", &endpoint, "get", "id"];
+    let answer = must(from.space.shardkv(&args, b"").await);
+    answer.trim().to_owned()
 }
 
-/// Runs an example application as its page says, beside the cluster `demo`.
+/// Runs an example application as its documentation says, in the namespace of the cluster `demo`.
 async fn application(space: &Space, language: &str) {
     let variable = format!("EXAMPLE_{}_IMAGE", language.to_uppercase());
     let default = format!("shardkv-example-{language}:{}", env!("CARGO_PKG_VERSION"));
@@ -79,14 +76,12 @@ async fn application(space: &Space, language: &str) {
     assert!(text.contains(&default), "{file} has no image {default}");
     let text = text.replace(&default, &image);
     let args = ["apply", "--namespace", &space.name, "-f", "-"];
-    feed("kubectl", &args, text.as_bytes())
-        .await
-        .unwrap_or_else(|error| panic!("{error}"));
+    must(feed("kubectl", &args, text.as_bytes()).await);
     let job = format!("job/example-{language}");
     until(&format!("the example in {language} ends"), async || {
         let ended = "jsonpath={.status.succeeded} {.status.failed}";
         let ended = space.try_kubectl(&["get", &job, "-o", ended]).await?;
-        holds(!ended.trim().is_empty(), "it runs")
+        holds(!ended.trim().is_empty(), "the example still runs")
     })
     .await;
     let log = space.kubectl(&["logs", &job]).await;
