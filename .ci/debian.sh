@@ -47,7 +47,7 @@ install_missing() { # function, a remark on the time that it takes
     missing=()
     "$1"
     if [ ${#missing[@]} -gt 0 ]; then
-        say "installed, but not usable: ${missing[*]}. See in $0 what is tried." >&2
+        say "installed, but not usable: ${missing[*]}. $0 lists the checks." >&2
         exit 1
     fi
     say "done"

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # Used by those who source this.
-# What the scripts of this folder share.
+# shellcheck disable=SC2034 # Used by the scripts that source this file.
+# Paths and functions of the scripts in this folder.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 here=$root/.ci/charts
 export PATH="${SHARDKV_KUBE_CACHE:-$HOME/.cache/shardkv-kube}/bin:$PATH"
-# Nothing here talks to a cluster, and nothing that a person has configured may change what is rendered.
+# The scripts contact no cluster, and the user's configuration must not change the rendered charts.
 unset KUBECONFIG HELM_NAMESPACE HELM_KUBECONTEXT
 export HELM_CONFIG_HOME=/nonexistent HELM_PLUGINS=/nonexistent HELM_DATA_HOME=/nonexistent
 

@@ -1,6 +1,6 @@
-// Compose checks deploy/compose.yaml without an engine: against the published schema of compose files, by the library that
-// docker compose itself uses, and against what a cluster needs: that every node is told its own peers, that its data
-// outlives its container, and that the groups are joined with the addresses that they have.
+// Compose checks deploy/compose.yaml without a container engine. It validates the file by the library of docker compose, and
+// checks the requirements of a cluster: each node has the right peers, its data outlive its container, and the groups join with
+// the right addresses.
 package main
 
 import (
@@ -60,7 +60,7 @@ func check(path string) (int, error) {
 		slices.Sort(addresses)
 		argument := group + "=" + strings.Join(addresses, ",")
 		if group != "0" && !slices.Contains(join.Command, argument) {
-			return 0, fmt.Errorf("service join does not say %s", argument)
+			return 0, fmt.Errorf("service join lacks the argument %s", argument)
 		}
 		for _, address := range addresses {
 			name := strings.TrimSuffix(address, ":7400")

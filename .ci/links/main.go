@@ -1,5 +1,5 @@
-// Checks the links between the repository's Markdown files: each file and each heading that a link names must exist. It also holds
-// ARCHITECTURE.md to the length of a map.
+// Checks the links between the repository's Markdown files: each file and each heading that a link names must exist. Also limits the
+// length of ARCHITECTURE.md.
 //
 //	cd .ci/links && go run . ../..
 package main
@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// The longest that ARCHITECTURE.md may be: ten minutes of reading. What is longer belongs into docs/internals.
+// Limit of words of ARCHITECTURE.md: ten minutes of reading. Details belong in docs/internals.
 const mapWords = 2000
 
 var (
@@ -39,10 +39,10 @@ func main() {
 	if len(problems) > 0 {
 		os.Exit(1)
 	}
-	fmt.Printf("links: %d Markdown files, every link leads somewhere\n", files)
+	fmt.Printf("links: %d Markdown files, every link has a target\n", files)
 }
 
-// Returns the problems of all Markdown files below root, and how many files there are.
+// Returns the problems of all Markdown files below root, and the number of files.
 func check(root string) (problems []string, files int, err error) {
 	err = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -73,7 +73,7 @@ func check(root string) (problems []string, files int, err error) {
 	return problems, files, err
 }
 
-// Returns why a link of a file leads nowhere, or nothing. Links to other sites and to pages of the hosting site are not followed.
+// Returns the problem of a link, or an empty text. Links to other sites and to pages of the hosting site are not followed.
 func follow(root, from, target string) string {
 	if strings.Contains(target, "://") || strings.HasPrefix(target, "mailto:") || strings.HasPrefix(target, "../blob/") {
 		return ""

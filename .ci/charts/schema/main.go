@@ -1,8 +1,8 @@
-// Schema keeps the chart of a cluster and the definition of the resource together: the chart's values are the fields of the spec, so
-// their schema is made from the definition, and what the chart renders can be compared with it.
+// Schema keeps the chart of a cluster consistent with the definition of the resource: it generates the schema of the chart's values from
+// the definition, and extracts specs that `run` compares.
 //
 //	schema values DEFINITION      the JSON schema of the chart's values
-//	schema defaults DEFINITION    the spec that the API server makes of an empty one
+//	schema defaults DEFINITION    an empty spec with the API server's defaults
 //	schema spec FILE              the spec of a ShardKvCluster (`-` for standard input)
 package main
 
@@ -72,7 +72,7 @@ func read(path string) (node, error) {
 	return document, nil
 }
 
-// object follows a path of keys.
+// object returns the mapping at a path of keys.
 func object(it node, path ...string) (node, error) {
 	for _, key := range path {
 		next, ok := it[key].(node)
@@ -125,8 +125,8 @@ func fill(schema node, value any) any {
 	return fields
 }
 
-// prune leaves out what is empty: to the operator it is the same as what isn't there, but for affinity and spread, which tests of the
-// chart look at.
+// prune removes empty values: the operator treats them like missing values, except for affinity and spread, which the chart's tests
+// check.
 func prune(value any) any {
 	switch value := value.(type) {
 	case node:

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// rules are those of the definition that a JSON schema can say, or nil for those that are left to the API server. Rules about what was
-// there before are always left to it.
+// rules are the rules of the definition, each with its conversion to JSON schema, or nil if only the API server can check it. Only the
+// API server checks rules that compare with the old value.
 var rules = map[string]func(node) error{
 	"self % 2 == 1": odd,
 	"self.all(key, !key.startsWith('shardkv.io/'))":                                          noPrefix("shardkv.io/"),
@@ -22,14 +22,14 @@ var rules = map[string]func(node) error{
 // kept are the keywords that mean the same in a definition and in a JSON schema.
 var kept = []string{"description", "enum", "maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties", "pattern", "required", "type"}
 
-// known are the keywords that need no place in the chart's schema.
+// known are the keywords that the chart's schema leaves out.
 var known = []string{"default", "format", "title", "x-kubernetes-list-map-keys", "x-kubernetes-list-type", "x-kubernetes-map-type"}
 
-// foreign are the fields whose inside is Kubernetes' own: its structure is checked, but its long descriptions are left out.
+// foreign are the fields of Kubernetes' own types: their structure is checked, but their long descriptions are left out.
 var foreign = []string{"affinity", "tolerations", "topologySpreadConstraints"}
 
-// values makes the schema of the chart's values: all fields of the spec, the image in the parts that charts have, and what the chart
-// adds.
+// values returns the schema of the chart's values: all fields of the spec, the image as repository, tag and digest, and the chart's
+// own values.
 func values(definition node) (any, error) {
 	schema, err := specSchema(definition)
 	if err != nil {
@@ -42,7 +42,7 @@ func values(definition node) (any, error) {
 	properties := converted["properties"].(node)
 	policy := properties["imagePullPolicy"]
 	if policy == nil || properties["image"] == nil {
-		return nil, fmt.Errorf("image and imagePullPolicy are gone: say here what the chart's image becomes")
+		return nil, fmt.Errorf("the spec has no image and imagePullPolicy any more: change here how the chart's image is converted")
 	}
 	delete(properties, "image")
 	delete(properties, "imagePullPolicy")
@@ -54,12 +54,12 @@ func values(definition node) (any, error) {
 	}
 	converted["$schema"] = "http://json-schema.org/draft-07/schema#"
 	converted["title"] = "shardkv"
-	converted["description"] = "Values of the chart shardkv. Made from the resource's definition by `make manifests`: do not edit."
+	converted["description"] = "Values of the chart shardkv. Generated from the resource's definition by `make manifests`: do not edit."
 	converted["required"] = []string{"image"}
 	return converted, nil
 }
 
-// own are the values that are no fields of the spec.
+// own returns the schema of the chart's values that are not fields of the spec.
 func own(pullPolicy any) node {
 	text := func(description, pattern string) node {
 		return node{"type": "string", "description": description, "pattern": pattern}
@@ -71,27 +71,27 @@ func own(pullPolicy any) node {
 		return node{"type": "object", "description": description, "additionalProperties": false, "properties": properties}
 	}
 	image := closed("The image of all nodes.", node{
-		"repository": text("Where it is, without a tag.", "^[^@ ]+$"),
-		"tag":        text("Its tag; empty for the chart's appVersion.", "^([A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$"),
-		"digest":     text("Its digest; goes before the tag.", "^(sha256:[0-9a-f]{64})?$"),
+		"repository": text("Repository of the image, without a tag.", "^[^@ ]+$"),
+		"tag":        text("Tag of the image; empty for the chart's appVersion.", "^([A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$"),
+		"digest":     text("Digest of the image; overrides the tag.", "^(sha256:[0-9a-f]{64})?$"),
 		"pullPolicy": pullPolicy,
 	})
 	image["required"] = []string{"repository"}
 	return node{
 		"global":       node{"type": "object", "description": "Values that a parent chart shares with all; not used here."},
-		"nameOverride": text("The resource's name, instead of the release's.", "^([a-z]([-a-z0-9]{0,33}[a-z0-9])?)?$"),
+		"nameOverride": text("Name of the resource; empty for the release's name.", "^([a-z]([-a-z0-9]{0,33}[a-z0-9])?)?$"),
 		"labels":       texts("Labels of the resource."),
 		"annotations":  texts("Annotations of the resource."),
 		"image":        image,
 		"test": closed("The pod of `helm test`.", node{
-			"timeoutMs": node{"type": "integer", "minimum": 1000, "maximum": 600000, "description": "How long each of its steps may take, in milliseconds."},
-			"resources": node{"type": "object", "description": "What each of its containers may use."},
-			"labels":    texts("Its labels."),
+			"timeoutMs": node{"type": "integer", "minimum": 1000, "maximum": 600000, "description": "Time limit of each step, in milliseconds."},
+			"resources": node{"type": "object", "description": "CPU and memory of each container of the pod."},
+			"labels":    texts("Labels of the pod."),
 		}),
 	}
 }
 
-// convert makes a JSON schema of a schema of the definition.
+// convert converts a schema of the definition to JSON schema.
 func convert(path string, from node, described bool) (node, error) {
 	to := node{}
 	for _, keyword := range slices.Sorted(maps.Keys(from)) {
