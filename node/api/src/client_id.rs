@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use types::{ClientId, LogTime};
 
-/// The 16 bytes of a client id: birth, then nonce, big-endian.
+/// Returns the 16 bytes of a client id: birth, then nonce, big-endian.
 pub fn encode_client_id(client: ClientId) -> Bytes {
     let mut out = BytesMut::with_capacity(16);
     out.put_u64(client.birth.0);
@@ -11,7 +11,7 @@ pub fn encode_client_id(client: ClientId) -> Bytes {
     out.freeze()
 }
 
-/// The client id in `bytes`, or `None` unless there are exactly 16.
+/// Returns the client id in `bytes`, or `None` unless there are exactly 16.
 pub fn decode_client_id(mut bytes: &[u8]) -> Option<ClientId> {
     (bytes.len() == 16).then(|| ClientId {
         birth: LogTime(bytes.get_u64()),

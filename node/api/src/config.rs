@@ -13,7 +13,7 @@ fn group(gid: Gid, addresses: &[String]) -> v1::GroupAddresses {
     }
 }
 
-/// A configuration as a message.
+/// Converts a configuration to a message.
 pub fn config_to_wire(config: &ShardConfig) -> v1::ShardConfig {
     let groups = config.groups().iter();
     v1::ShardConfig {
@@ -28,7 +28,7 @@ pub fn config_to_wire(config: &ShardConfig) -> v1::ShardConfig {
     }
 }
 
-/// The configuration of a message, if it is one.
+/// Converts a message to a configuration. Refuses a message that is none.
 pub fn config_from_wire(wire: v1::ShardConfig) -> Result<ShardConfig, ConfigError> {
     let groups = wire.groups.into_iter();
     ShardConfig::new(
@@ -38,7 +38,7 @@ pub fn config_from_wire(wire: v1::ShardConfig) -> Result<ShardConfig, ConfigErro
     )
 }
 
-/// A delta as a message.
+/// Converts a delta to a message.
 pub fn delta_to_wire(delta: &ConfigDelta) -> v1::ConfigDelta {
     let groups = delta.groups.iter();
     v1::ConfigDelta {
@@ -59,7 +59,7 @@ pub fn delta_to_wire(delta: &ConfigDelta) -> v1::ConfigDelta {
     }
 }
 
-/// The delta of a message, if it is one.
+/// Converts a message to a delta. Refuses a message that is none.
 pub fn delta_from_wire(wire: v1::ConfigDelta) -> Result<ConfigDelta, ConfigError> {
     let groups = wire.groups.into_iter().map(|it| {
         let addresses = (!it.addresses.is_empty()).then_some(it.addresses);
@@ -82,7 +82,7 @@ pub fn delta_from_wire(wire: v1::ConfigDelta) -> Result<ConfigDelta, ConfigError
     Ok(delta)
 }
 
-/// A set of shards as messages.
+/// Converts a set of shards to messages.
 pub fn shards_to_wire(shards: &ShardSet) -> Vec<v1::ShardRun> {
     let run = |run: &ShardRun| v1::ShardRun {
         first: run.first.0,
@@ -91,7 +91,7 @@ pub fn shards_to_wire(shards: &ShardSet) -> Vec<v1::ShardRun> {
     shards.runs().iter().map(run).collect()
 }
 
-/// The set of shards of messages: runs in order that don't overlap.
+/// Converts messages to a set of shards. Refuses runs that are empty, out of order, or overlap.
 pub fn shards_from_wire(wire: &[v1::ShardRun]) -> Result<ShardSet, ConfigError> {
     let run = |run: &v1::ShardRun| ShardRun {
         first: ShardId(run.first),

@@ -1,4 +1,4 @@
-//! Errors travel as a gRPC status with a typed detail in its metadata.
+//! Typed errors as a gRPC status, which carries the encoded detail in its metadata.
 
 use prost::Message as _;
 use tonic::metadata::MetadataValue;
@@ -9,7 +9,7 @@ use crate::v1::{ErrorDetail, error_detail::Kind};
 /// The metadata key that carries an encoded [`ErrorDetail`].
 pub const ERROR_METADATA_KEY: &str = "shardkv-error-bin";
 
-/// The status of a typed error: the code says in gRPC's terms what the detail says in ours.
+/// Returns the status of a typed error. Its code repeats the kind of the error in gRPC's terms.
 pub fn error_status(detail: &ErrorDetail) -> Status {
     let mut status = Status::new(code(detail.kind.as_ref()), detail.message.clone());
     let value = MetadataValue::from_bytes(&detail.encode_to_vec());
@@ -17,7 +17,7 @@ pub fn error_status(detail: &ErrorDetail) -> Status {
     status
 }
 
-/// The typed detail of a status, if it carries one.
+/// Returns the typed detail of a status, if it carries one.
 pub fn error_detail(status: &Status) -> Option<ErrorDetail> {
     let value = status.metadata().get_bin(ERROR_METADATA_KEY)?;
     ErrorDetail::decode(value.to_bytes().ok()?).ok()

@@ -13,7 +13,7 @@ fn detail(message: String, kind: Kind) -> ErrorDetail {
     }
 }
 
-/// This node does not lead and did nothing. `leader_address` is empty when no leader is known.
+/// Returns the error of a node that does not lead and did nothing. `leader_address` is empty when no leader is known.
 pub fn not_leader(leader_address: &str) -> ErrorDetail {
     let message = if leader_address.is_empty() {
         "this node does not lead and knows no leader now: retry, or ask another node".to_owned()
@@ -24,7 +24,7 @@ pub fn not_leader(leader_address: &str) -> ErrorDetail {
     detail(message, Kind::NotLeader(NotLeader { leader_address }))
 }
 
-/// The key's shard is another group's since configuration `config_num`; nothing was done.
+/// Returns the error of a key whose shard another group owns since configuration `config_num`; nothing was done.
 pub fn wrong_group(config_num: u64) -> ErrorDetail {
     detail(
         format!("this group does not own the key's shard: route by configuration {config_num}"),
@@ -32,7 +32,7 @@ pub fn wrong_group(config_num: u64) -> ErrorDetail {
     )
 }
 
-/// The key's shard is on its way to this group; nothing was done.
+/// Returns the error of a key whose shard is being moved to this group; nothing was done.
 pub fn shard_not_ready(retry_after_ms: u32) -> ErrorDetail {
     detail(
         format!("the key's shard is being moved here: retry in {retry_after_ms} ms"),
@@ -40,7 +40,7 @@ pub fn shard_not_ready(retry_after_ms: u32) -> ErrorDetail {
     )
 }
 
-/// `what` reached its `limit`; nothing was done.
+/// Returns the error of `what` having reached its `limit`; nothing was done.
 pub fn overloaded(what: &str, limit: u64, retry_after_ms: u32) -> ErrorDetail {
     detail(
         format!("overloaded: {what} reached the limit of {limit}: retry in {retry_after_ms} ms"),
@@ -52,7 +52,7 @@ pub fn overloaded(what: &str, limit: u64, retry_after_ms: u32) -> ErrorDetail {
     )
 }
 
-/// `what` has `size` bytes, more than `limit`; nothing was done.
+/// Returns the error of `what` with `size` bytes, more than `limit`; nothing was done.
 pub fn too_large(what: &str, size: u64, limit: u64) -> ErrorDetail {
     detail(
         format!("{what} of {size} bytes exceeds the limit of {limit} bytes: send less"),
@@ -64,7 +64,7 @@ pub fn too_large(what: &str, size: u64, limit: u64) -> ErrorDetail {
     )
 }
 
-/// The write's session was forgotten; the write was not applied now.
+/// Returns the error of a write whose session is forgotten; the write was not applied now.
 pub fn session_expired() -> ErrorDetail {
     detail(
         "the session expired: open a new one; this write may have been applied before".to_owned(),
@@ -72,7 +72,7 @@ pub fn session_expired() -> ErrorDetail {
     )
 }
 
-/// The request is meant for another cluster; nothing was done.
+/// Returns the error of a request for another cluster; nothing was done.
 pub fn wrong_cluster(expected: &str, actual: &str) -> ErrorDetail {
     detail(
         format!("this node belongs to cluster {actual}, not {expected}: check the addresses"),
@@ -83,7 +83,7 @@ pub fn wrong_cluster(expected: &str, actual: &str) -> ErrorDetail {
     )
 }
 
-/// `field` is wrong, as `why` tells; nothing was done and repeating it won't help.
+/// Returns the error of a wrong `field`, with the reason `why`; nothing was done, and a retry fails, too.
 pub fn bad_request(field: &str, why: impl std::fmt::Display) -> ErrorDetail {
     detail(
         format!("{field}: {why}"),
@@ -93,7 +93,7 @@ pub fn bad_request(field: &str, why: impl std::fmt::Display) -> ErrorDetail {
     )
 }
 
-/// The write may or may not take effect. `leader_address` is empty when no leader is known.
+/// Returns the error of a write that may or may not take effect. `leader_address` is empty when no leader is known.
 pub fn outcome_unknown(leader_address: &str) -> ErrorDetail {
     detail(
         "leadership was lost before the outcome was known: retry with the same session and sequence"
@@ -104,7 +104,7 @@ pub fn outcome_unknown(leader_address: &str) -> ErrorDetail {
     )
 }
 
-/// The disk is nearly full; nothing was done.
+/// Returns the error of a nearly full disk; nothing was done.
 pub fn disk_full() -> ErrorDetail {
     detail(
         "the disk is nearly full, so only reads and deletes are served: free space or delete keys"
@@ -113,7 +113,7 @@ pub fn disk_full() -> ErrorDetail {
     )
 }
 
-/// The node can't serve now, as `why` tells.
+/// Returns the error of a node that can't serve now, with the reason `why`.
 pub fn unavailable(why: impl std::fmt::Display, retry_after_ms: u32) -> ErrorDetail {
     detail(
         format!("{why}: ask another node, or retry in {retry_after_ms} ms"),
@@ -121,13 +121,13 @@ pub fn unavailable(why: impl std::fmt::Display, retry_after_ms: u32) -> ErrorDet
     )
 }
 
-/// `what`, which the request names, isn't there; nothing was done.
+/// Returns the error of a request that names `what`, which doesn't exist; nothing was done.
 pub fn not_found(what: impl std::fmt::Display) -> ErrorDetail {
     let what = what.to_string();
     detail(what.clone(), Kind::NotFound(NotFound { what }))
 }
 
-/// The request contradicts how things stand, as `what` tells; nothing was done.
+/// Returns the error of a request that the present state doesn't allow, with the reason `what`; nothing was done.
 pub fn conflict(what: impl std::fmt::Display) -> ErrorDetail {
     let what = what.to_string();
     detail(what.clone(), Kind::Conflict(Conflict { what }))

@@ -1,8 +1,8 @@
 //! The public surface of `ShardKV`: the generated `shardkv.v1` types and services, and the few
 //! conversions that every user of them needs.
 //!
-//! This is the one home of protobuf. Wire types stop at the edge: nothing below the server and the
-//! client library knows them.
+//! No other crate compiles protobuf. Wire types stop at the edge: only the server and the client
+//! library use them.
 
 /// The generated package `shardkv.v1`.
 #[allow(
@@ -30,17 +30,16 @@ pub use config::{
 pub use error::{ERROR_METADATA_KEY, error_detail, error_status};
 pub use refusal::{refused, refused_status};
 
-/// A call with this metadata is never forwarded to another node: forwarded calls have it, and clients that route by
-/// themselves set it.
+/// Forbids a node to forward the call. Forwarded calls carry it, and clients that route by themselves set it.
 pub const NO_FORWARD_METADATA_KEY: &str = "shardkv-no-forward";
 
 /// The group that a call of the `Kv` service is meant for, in decimal digits. A node of another group refuses it with
-/// `WrongGroup`, whatever it owns. Optional: who sends none takes what the address leads to.
+/// `WrongGroup`, even if it owns the key. Optional: without it, any group at the address answers.
 pub const GID_METADATA_KEY: &str = "shardkv-gid";
 
-/// The cluster that a call of the `Kv` service is meant for, as `WatchResponse.cluster_id` tells it, in 16 hexadecimal
-/// digits. A node of another cluster refuses it with `WrongCluster`: addresses are used again, and both clusters have a
-/// group 1. Optional as [`GID_METADATA_KEY`].
+/// The cluster that a call of the `Kv` service is meant for, as in `WatchResponse.cluster_id`, in 16 hexadecimal digits.
+/// A node of another cluster refuses it with `WrongCluster`. It matters because addresses are reused, and both clusters
+/// have a group 1. Optional as [`GID_METADATA_KEY`].
 pub const CLUSTER_METADATA_KEY: &str = "shardkv-cluster";
 
 /// The encoded file descriptors, for server reflection.

@@ -1,4 +1,4 @@
-//! The errors of the wire in the terms of the request engine.
+//! Conversion of the wire's errors to the refusals of the request engine.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ pub fn refused_status(status: &Status) -> Refused {
     }
     let described = || format!("{}: {}", status.code().description(), status.message());
     let refusal = match status.code() {
-        // The other end runs, but not as a node of this version.
+        // The server runs, but is not a node of this version.
         Code::Unimplemented
         | Code::InvalidArgument
         | Code::Unauthenticated

@@ -1,6 +1,6 @@
 //! The pause before the next attempt.
 //!
-//! The pause grows with the *age of the trouble*, not with the number of attempts: a fixed share of it, between two bounds,
+//! The pause grows with the *time since the first failure*, not with the number of attempts: a share of it, between bounds,
 //! with jitter. With a share of an eighth a client finds a new leader at most about a fifth later than it could have,
 //! whether the election took 50 ms or 5 s. With a share of one the pause doubles. Jitter keeps many clients from coming at
 //! the same instant.
@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use crate::Time;
 
-/// The trouble that a call or a connection is in, and the pauses that follow from it.
+/// The failures of a call or a connection, and the pauses between its attempts.
 #[derive(Debug)]
 pub struct Backoff {
     min: Duration,
     max: Duration,
-    /// The pause is the trouble's age divided by this.
+    /// The divisor of the time since the first failure, which gives the pause.
     divisor: u32,
     since: Option<Time>,
     jitter: Jitter,
 }
 
 impl Backoff {
-    /// Creates a backoff whose pauses are an eighth of the trouble's age, from `min` to `max`.
+    /// Creates a backoff whose pauses are an eighth of the time since the first failure, from `min` to `max`.
     pub fn new(min: Duration, max: Duration, jitter: Jitter) -> Self {
         Self {
             min,
@@ -32,14 +32,14 @@ impl Backoff {
         }
     }
 
-    /// Makes each pause as long as the trouble's age, so that pauses double: for callers with few attempts.
+    /// Makes each pause as long as the time since the first failure, so that pauses double, for callers with few attempts.
     #[must_use]
     pub fn doubling(mut self) -> Self {
         self.divisor = 1;
         self
     }
 
-    /// Ends the trouble, after a success.
+    /// Forgets the failures, after a success.
     pub fn reset(&mut self) {
         self.since = None;
     }
@@ -59,7 +59,7 @@ impl Backoff {
         own.max(self.stretch(asked))
     }
 
-    /// Returns the pause of one call whose shard has kept it waiting for `age`, independently of other calls' trouble. A node
+    /// Returns the pause of one call whose shard has kept it waiting for `age`, independently of the failures of other calls. A node
     /// may ask for more.
     pub fn pause_of(&mut self, age: Duration, asked: Duration) -> Duration {
         self.stretch(asked.max(age / self.divisor))

@@ -1,4 +1,4 @@
-//! The guess who leads a group.
+//! The assumed leader of a group.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::bug::{Bug, Bugs};
 /// The most addresses of a group that are learnt beside those of the configuration.
 pub const MAX_LEARNT: usize = 32;
 
-/// The most groups whose leaders a [`LeaderTable`] remembers; a missing guess costs another question.
+/// The most groups whose leaders a [`LeaderTable`] remembers; a missing guess costs another request.
 const MAX_GUESSES: usize = 16_384;
 
-/// A guess who leads a group.
+/// An assumed leader of a group: a guess.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
     /// The group.
@@ -26,7 +26,7 @@ pub struct Leader {
     pub epoch: u64,
 }
 
-/// The current guess who leads one group, and the addresses that its members told of.
+/// The current guess for one group, and the addresses that its members named.
 ///
 /// # Invariants
 ///
@@ -86,7 +86,7 @@ impl GroupLeader {
         self.learnt.clear();
     }
 
-    /// Makes `address` the guess: a node there says that it leads in `term`, or served as a leader does.
+    /// Makes `address` the guess: the node there claims to lead in `term`, or served as a leader does.
     pub fn found(&mut self, gid: Gid, address: Arc<str>, term: u64) -> Leader {
         self.term = self.term.max(term);
         self.epoch += 1;
@@ -142,7 +142,7 @@ impl LeaderTable {
     }
 
     /// Returns the node to ask next of a group whose nodes are at `addresses`: the guess first, then the others in turn. `turn`
-    /// is the number of nodes that were asked in vain.
+    /// is the number of nodes that failed before.
     pub fn next<A: AsRef<str>>(&self, gid: Gid, addresses: &[A], turn: usize) -> Option<Leader> {
         let group = self.groups.get(&gid);
         if let Some(guess) = group.and_then(GroupLeader::guess) {

@@ -80,7 +80,7 @@ pub struct PendingCalls<C> {
 }
 
 impl<C: Call> PendingCalls<C> {
-    /// Creates the empty book of a stream to group `gid`.
+    /// Creates the calls of a new stream to group `gid`, none yet.
     pub fn new(
         limits: Limits,
         backoff: Backoff,
@@ -214,7 +214,7 @@ impl<C: Call> PendingCalls<C> {
         }
     }
 
-    /// Takes another configuration: calls whose shards moved to other groups leave.
+    /// Adopts another configuration. Calls whose shards moved to other groups leave.
     pub fn reconfigure(&mut self, config: Arc<ShardConfig>) {
         self.config = config;
         self.move_away();
@@ -305,7 +305,7 @@ impl<C: Call> PendingCalls<C> {
         items
     }
 
-    /// Notes that another copy of a call that is on the wire went out, whose result won't be heard: the call is in doubt.
+    /// Notes that another copy of a call on the wire left, whose result will not arrive: the call is in doubt.
     pub fn note_copy(&mut self, id: u64) {
         if let Some(Pending { it, .. }) = self.pending.get_mut(&id) {
             it.attempts.doubt |= it.call.repeat() != Repeat::Freely;
@@ -409,7 +409,7 @@ impl<C: Call> PendingCalls<C> {
         self.check_invariants();
     }
 
-    /// Fails the largest call on the wire: a message was too large for the other end, and this call must not hold up the
+    /// Fails the largest call on the wire, because a message was too large for the server, and this call must not delay the
     /// others until its deadline.
     pub fn fail_largest(&mut self, rejection: Rejection) {
         let largest = self

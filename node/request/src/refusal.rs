@@ -47,7 +47,7 @@ pub enum Refusal {
     ConnectionLost,
     /// The request certainly never left this process.
     NotSent,
-    /// A message exceeds the other end's limit or this one's.
+    /// A message exceeds the limit of the server or of the client.
     MessageTooLarge {
         /// The transport's text.
         message: String,
@@ -101,7 +101,7 @@ pub enum Rejection {
         /// The node's text.
         message: String,
     },
-    /// The other end speaks another protocol or another version of this one.
+    /// The server speaks another protocol or another version of this one.
     Protocol {
         /// The transport's or the node's text.
         message: String,

@@ -1,7 +1,7 @@
 //! One round of questions to all known nodes of a group: which of them leads, and in which term.
 //!
-//! All nodes are asked for their status at the same time. A node that says that *it* leads is believed, the one of the highest
-//! term if there are several. The statements of nodes about other nodes are only hints: a follower goes on naming a dead
+//! The search asks all nodes for their status at the same time, and accepts the claim of a node that *it* leads: the claim
+//! with the highest term, if there are several. The statements of nodes about other nodes are only hints: a follower goes on naming a dead
 //! leader until it notices. A node that hangs does not hold up the round, which ends soon after the first answers.
 
 use std::collections::BTreeSet;
@@ -18,12 +18,12 @@ const GRACE: Duration = Duration::from_millis(5);
 /// The least time that slower nodes get after the first has answered.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// The answer of a node that was asked for its status.
+/// A node's answer about its status.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The address that the node calls its own.
     pub own_address: Arc<str>,
-    /// True if the node says that it leads.
+    /// True if the node claims to lead.
     pub leads: bool,
     /// Its term.
     pub term: u64,
@@ -57,7 +57,7 @@ pub struct LeaderSearch {
     /// The driver's time without a leader: the longer, the more time slow nodes get.
     outage: Duration,
     known_term: u64,
-    /// The addresses that are asked.
+    /// The addresses of the nodes to ask.
     known: BTreeSet<Arc<str>>,
     best: Option<(Arc<str>, u64)>,
     /// A leader at an address that isn't its own: several nodes may share that address, so the next connection may lead to

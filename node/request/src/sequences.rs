@@ -1,13 +1,13 @@
 //! Sessions and sequences: the names that make writes exactly once.
 //!
-//! A write is named by a session and a sequence, and every retry of it carries the same name. This module gives names,
-//! remembers which writes are unfinished, and decides when a session is too old to name new writes.
+//! A write is named by a session and a sequence, and every retry of it carries the same name. This module allocates
+//! names, tracks the unfinished writes, and replaces a session that is too old for new writes.
 //!
 //! # Why sessions are replaced long before they expire
 //!
 //! A shard that doesn't know a session decides by the session's *birth*. If the birth is within the time to live, the session
 //! is new; otherwise the shard may have forgotten it, and refuses its writes. So frequent use does not keep a session alive
-//! everywhere: a shard that it reaches for the first time late in its life refuses it. New writes therefore use a fresh session
+//! at every shard: a shard that it first reaches after the time to live refuses it. New writes therefore use a fresh session
 //! after half the time to live. A write that was named before keeps its name: under another name a retry could be applied
 //! twice.
 //!
@@ -16,7 +16,7 @@
 //! `acked_below` (the fence) can't pass the oldest unfinished write of a session, so one write that waits stops all later
 //! writes of the session once the window is full. Therefore each stream to each group has its own sessions: a group that stalls
 //! holds up no other group. A write that moves to another group keeps its name, because its first attempt may have taken
-//! effect; only if no attempt can have, it gives its name back and gets a fresh one at the other group. So at most a few writes
+//! effect. Only if no attempt can have taken effect, the write returns its name and gets a new one at the other group. So at most a few writes
 //! in doubt, whose shard is being moved, keep a session's window full. When they do, another session is opened beside it.
 
 use std::collections::VecDeque;
@@ -31,7 +31,7 @@ use crate::bug::{Bug, Bugs};
 /// With this many sessions open, the allocator waits for a full window instead of opening another session.
 const MAX_OPEN: usize = 4;
 
-/// The shortest time to live that is believed. A node that says 0 must not make clients open sessions without end.
+/// The shortest time to live of a session. A node that returns 0 must not make clients open sessions without end.
 const MIN_TTL: Duration = Duration::from_millis(100);
 
 /// A session, by the allocator's own key, and a sequence in it.
@@ -122,7 +122,7 @@ impl Sequences {
     pub fn allocate(&mut self, now: Time) -> Result<Number, Blocked> {
         let (window, bugs) = (self.window, self.bugs);
         let current = self.open.back_mut().filter(|open| {
-            // Half the life for opening another session, a quarter more for when that takes long.
+            // After half the time to live another session is opened, which may take a quarter more.
             !open.expired && open.age(now) < open.ttl * 3 / 4
         });
         let Some(current) = current else {
@@ -157,7 +157,7 @@ impl Sequences {
         Some(Stamp {
             client_id: open.client_id.clone(),
             sequence: number.sequence,
-            // With a fence that passed the write (a bug), the node would refuse the numbers as nonsense.
+            // With a fence that passed the write (a bug), the node would refuse the numbers.
             acked_below: acked_below.min(number.sequence),
         })
     }

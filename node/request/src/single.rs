@@ -2,7 +2,7 @@
 //! node forwards.
 //!
 //! The driver asks the node that a [`crate::LeaderTable`] or a search gives it, reports a failed attempt with
-//! [`SingleCall::handle_refusal`], and does what the returned [`Next`] says.
+//! [`SingleCall::handle_refusal`], and follows the returned [`Next`].
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub enum Next {
     Retry {
         /// The pause.
         pause: Duration,
-        /// True if the node that was asked must not be believed to lead.
+        /// True if the node that refused is no longer the assumed leader.
         leader_failed: bool,
     },
     /// Try again as soon as this configuration is known, or after the pause if it already is.
@@ -51,7 +51,7 @@ pub enum Next {
         num: ConfigNum,
         /// The pause if it is known.
         pause: Duration,
-        /// True if the node that was asked must not be believed to lead: it hasn't heard of the configuration that is known
+        /// True if the node that refused is no longer the assumed leader: it hasn't heard of the configuration that is known
         /// here, or its address is another group's now.
         leader_failed: bool,
     },

@@ -70,7 +70,7 @@ pub struct StreamOptions {
     pub min_backoff: Duration,
     /// The longest pause before a retry.
     pub max_backoff: Duration,
-    /// After this time without an answer, although calls wait, the other nodes are asked for a newer leader.
+    /// The time without an answer to pending calls after which the stream asks the other nodes for a newer leader.
     pub silence_timeout: Duration,
     /// The bug that was put back, if any.
     pub bugs: Bugs,
@@ -154,7 +154,7 @@ impl<C: Call> BatchStream<C> {
         self.collect();
     }
 
-    /// Notes that a copy of a sent call went out whose result won't be heard.
+    /// Notes that another copy of a sent call left, whose result will not arrive.
     pub fn note_copy(&mut self, id: u64) {
         self.calls.note_copy(id);
     }
@@ -379,7 +379,7 @@ impl<C: Call> BatchStream<C> {
         self.connect_at = now + pause;
     }
 
-    /// Turns calls that left the book into effects.
+    /// Turns the calls that ended or moved into effects.
     fn collect(&mut self) {
         let moved = self.calls.take_moved().into_iter().map(Effect::Move);
         self.effects.extend(moved);

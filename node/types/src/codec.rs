@@ -155,7 +155,7 @@ impl Reader {
         Ok(self.input.split_to(length))
     }
 
-    /// Reads the number of elements that follow. An error if the remaining input is too short for one byte each.
+    /// Reads the number of elements that follow. Fails if the remaining input is too short for one byte each.
     pub fn count(&mut self, what: &'static str) -> Result<usize, DecodeError> {
         let count =
             usize::try_from(self.number(what)?).map_err(|_| DecodeError::OutOfRange(what))?;
