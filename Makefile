@@ -1,8 +1,8 @@
-# One target a habit; CI runs the same ones. `make` alone prints them.
+# One target per task; CI runs the same targets. `make` without a target prints them.
 #
-# Everything is built in one optimised profile, so that nothing is compiled twice. Builds without `-p`
-# cover the default members: the product and its tests. The simulator is always built by an invocation of
-# its own, because cargo unifies features per invocation and the simulator switches known bugs on.
+# All builds use one optimised profile, so that nothing is compiled twice. Builds without `-p` cover the
+# default members: the product and its tests. The simulator is always built by a separate invocation,
+# because cargo unifies features per invocation and the simulator turns the features for known bugs on.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -30,7 +30,7 @@ help: ## Print this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
-deps: ## Install what the build needs from Debian (nothing to do when it is there)
+deps: ## Install the Debian packages that the build needs (does nothing if all are installed)
 	@.ci/deps
 
 .PHONY: fresh
@@ -38,7 +38,7 @@ fresh: ## Prove the README's commands in minimal roots of Debian bookworm and tr
 	@.ci/fresh $(ARGS)
 
 .PHONY: build
-build: deps ## Build the node and the command line, optimised
+build: deps ## Build the node and the CLI, optimised
 	@echo "Building: 3 to 6 minutes on two cores, and 10 to 20 more the first time, for RocksDB (C++; ccache keeps its objects)."
 	@.ci/build $(CARGO) build --release
 
@@ -50,7 +50,7 @@ test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
 	@.ci/build $(CARGO) test --release
 
 .PHONY: test-operator
-test-operator: ## Run the operator's tests, and see that crds/ is what the code says
+test-operator: ## Run the operator's tests, and check that crds/ matches the code
 	$(CARGO) test --release -p shardkv-operator
 
 .PHONY: test-api
@@ -98,11 +98,11 @@ advisories: deps ## Check dependencies for known vulnerabilities (fetches the Ru
 	$(CARGO) deny check advisories
 
 .PHONY: demo
-demo: build checker ## See groups join and leave under load, a leader die, and nothing be lost
+demo: build checker ## Show groups that join and leave under load, and a killed leader, without a lost write
 	@PATH="$(abspath $(bin)):$$PATH" INPUT="$(INPUT)" deploy/demo.sh
 
 .PHONY: bench
-bench: build ## Measure puts and gets, one to three groups, and shards that move, beside the limits of disk and network
+bench: build ## Measure puts and gets, one to three groups, and moves of shards, compared with the limits of disk and network
 	$(CARGO) build --release -p shardctrler --example rebalance
 	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" \
 		REBALANCE="$(abspath $(bin))/examples/rebalance" deploy/bench.sh
@@ -126,7 +126,7 @@ example-python: build ## Run the plain gRPC client in Python against a playgroun
 	@PATH="$(abspath $(bin)):$$PATH" VENV="$(abspath $(bin)/../python)" deploy/examples/playground.sh deploy/examples/python/run.sh
 
 .PHONY: example-rust
-example-rust: build ## Run the Rust application against the same
+example-rust: build ## Run the Rust application against a playground of two groups
 	$(CARGO) build --release -p shardkv-example
 	@PATH="$(abspath $(bin)):$$PATH" deploy/examples/playground.sh shardkv-example
 
@@ -140,15 +140,15 @@ images: build ## Make the images of node, operator and examples, and load them i
 	@deploy/kube/images
 
 .PHONY: kube-down
-kube-down: ## End the Kubernetes of `make kube-up`, and remove its data; programs and images stay in the cache
+kube-down: ## Stop the Kubernetes of `make kube-up`, and remove its data; programs and images stay in the cache
 	@deploy/kube/down
 
 .PHONY: kube-demo
-kube-demo: images checker ## See the same on Kubernetes: helm install, kubectl scale, and a machine lost; with KUBECONFIG on that cluster
+kube-demo: images checker ## Show the same on Kubernetes: helm install, kubectl scale, and a killed machine; uses the cluster of KUBECONFIG if set
 	@PATH="$(abspath $(bin)):$$PATH" INPUT="$(INPUT)" deploy/kube-demo.sh
 
 .PHONY: e2e
-e2e: images checker ## Run the end-to-end tests on Kubernetes (about 12 minutes); with KUBECONFIG on that cluster
+e2e: images checker ## Run the end-to-end tests on Kubernetes (about 12 minutes); uses the cluster of KUBECONFIG if set
 	@SHARDKV_CHECKER="$(abspath $(bin))/shardkv-porcupine" CARGO="$(CARGO)" operator/tests/e2e/run.sh
 
 .PHONY: charts
@@ -157,7 +157,7 @@ charts: ## Check charts/ and the manifests in deploy/: fresh, well formed, teste
 	@.ci/charts/run
 
 .PHONY: manifests
-manifests: ## Renew what is generated: crds/, the charts' copies of it, and deploy/operator.yaml
+manifests: ## Generate crds/, the charts' copies of it, the schema of charts/shardkv, and deploy/operator.yaml
 	$(CARGO) run --release -p shardkv-operator --bin crdgen
 	@deploy/kube/build helm
 	@.ci/charts/generate
@@ -167,9 +167,9 @@ sim: ## Simulate disasters: make sim SEEDS=0..1000
 	$(CARGO) run --release -p shardkv-sim -- run --seeds $(SEEDS)
 
 .PHONY: sim-bugs
-sim-bugs: ## Put known bugs back, one at a time, and show that the simulator finds each
+sim-bugs: ## Turn known bugs on, one at a time, and show that the simulator finds each
 	$(CARGO) run --release -p shardkv-sim -- bugs
 
 .PHONY: clean-free
-clean-free: ## Free disk space: drop our own build results, keep the dependencies' (RocksDB)
+clean-free: ## Free disk space: delete the workspace's build results, keep those of dependencies (RocksDB)
 	$(CARGO) clean --workspace

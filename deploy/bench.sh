@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The benchmark, of real nodes on this machine, beside what the disk and gRPC could do at best:
+# The benchmark of real nodes on this machine, compared with the limits of the disk and of gRPC:
 #
 # - one group of three at 1, 16, 64 and 256 clients, put and get, unary and batch;
 # - one, two and three groups of three;
-# - shards of 1 MB and 100 MB that move: how long they can't be written, and what writes of the others notice;
-# - the controllers' rebalance by scale.
+# - moves of shards of 1 MB and 100 MB: the time without writes to the shard, and the latency of writes to other shards;
+# - the controllers' rebalance, by number of groups and shards.
 #
-# `make bench` builds and runs it. The clients share the machine with the nodes, so that only the ratios of one run mean
-# something; and groups that share two cores can't be faster than one.
+# `make bench` builds and runs it. The clients share the machine with the nodes, so compare only figures of the same run;
+# and several groups that share two cores can't be faster than one group.
 #
 # SECONDS_EACH=5 seconds for each point; BENCH_DIR=DIR for the data (default: the temporary directory);
 # BENCH_JSON=FILE for the results as JSON Lines (default: target/bench.jsonl); REBALANCE=FILE is the example `rebalance`
@@ -33,7 +33,7 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
-# A figure of a row of a report: row, figure.
+# Prints a figure of a row of a report: row, figure.
 figure() { sed -E "s/.*\"$1\":\{([^}]*)\}.*/\1/; s/.*\"$2\":([0-9.e+-]+).*/\1/"; }
 
 : >"$json"
@@ -45,7 +45,7 @@ echo_64=$(figure echo_unary per_second <"$work/limits.json")
 printf '  write 4 KiB + fdatasync: %.0f/s growing file, %.0f/s recycled file\n' "$append" "$overwrite"
 printf '  gRPC echo, 256 bytes, 64 clients, unary: %.0f/s\n\n' "$echo_64"
 
-# Starts a playground with these options, and points the command line at it.
+# Starts a playground with these options, and sets the CLI's endpoints to its nodes.
 start() {
     shardkv playground "$@" --dir "$SHARDKV_PLAYGROUND_DIR" >"$work/playground.log" 2>&1 </dev/null &
     playground=$!
@@ -63,7 +63,7 @@ stop() {
     rm -rf "$SHARDKV_PLAYGROUND_DIR"
 }
 
-# One point: its report goes into point.json, and into the results.
+# Measures one point: writes its report to point.json, and appends it to the results.
 measure() { # options of bench...
     shardkv bench --duration "${seconds}s" --output json "$@" >"$work/point.json"
     cat "$work/point.json" >>"$json"
@@ -89,7 +89,7 @@ for op in put get; do
                 "$(figure $row p50_us <"$work/point.json")" "$(figure $row p99_us <"$work/point.json")" \
                 "$(figure $row max_us <"$work/point.json")" "$echo_64" "$append" |
                 awk '{
-                    # A row without a log entry has nothing to do with fsync.
+                    # Reads write no log entry, so they need no fsync.
                     fsync = $1 == "put" ? sprintf("%.2f", $4 / $9) : "-"
                     printf "%-6s %-6s %8d %10.0f %9.2f %9.2f %9.2f %11.2f %13s\n", $1, $2, $3, $4, $5 / 1000, $6 / 1000, $7 / 1000, $4 / $8, fsync
                 }'
@@ -122,7 +122,7 @@ printf '\nA shard moves between two groups of three, 200 writes/s to it and 500 
 printf '%-12s %13s %14s %11s %18s %18s\n' BYTES 'WRITE GAP ms' 'GAP BEFORE ms' 'ARRIVED ms' 'OTHERS p99 before' 'OTHERS p99 during'
 shardkv bench handoff --sizes 1MB,100MB --output json >"$work/handoff.json"
 cat "$work/handoff.json" >>"$json"
-# A line each.
+# Puts each hand-off on its own line.
 sed -E 's/.*"handoffs":\[//; s/\},\{"shard"/},\n{"shard"/g' "$work/handoff.json" | while IFS= read -r moved; do
     number() { sed -nE "s/.*\"$1\":([0-9.]+).*/\1/p" <<<"$moved"; }
     printf '%s %s %s %s %s %s\n' "$(number bytes)" "$(number write_gap_ms)" "$(number gap_before_ms)" "$(number arrived_ms)" \
@@ -132,7 +132,7 @@ done
 stop
 
 printf '\nThe rebalance of the controllers, by scale\n'
-"${REBALANCE:?is the program of the rebalance}" --output json >"$work/rebalance.json"
+"${REBALANCE:?must name the program of the rebalance}" --output json >"$work/rebalance.json"
 cat "$work/rebalance.json" >>"$json"
 "$REBALANCE"
 printf '\nAs JSON Lines: %s\n' "$json"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The demo: three controllers and two replica groups of three, each node a real process, take real input. Under load a
+# The demo: three controllers and two replica groups of three, each node a real process, import real data. Under load a
 # third group joins, a leader is killed, and the first group leaves; no record is lost and no write is applied twice.
 # `make demo` builds and runs it. INPUT=file.tsv imports `key<TAB>value` lines instead of this machine's packages.
-# Ends with 0 only if everything that was acknowledged and imported is there, byte for byte.
+# Exits with 0 only if the store has all acknowledged and imported data, byte for byte.
 set -euo pipefail
 export LC_ALL=C
 
@@ -37,20 +37,20 @@ fail() {
 }
 indented() { sed 's/^/    /'; }
 
-# Starts a load of this name that lasts this long, and returns when it runs. Its history and its report get that name.
+# Starts a load, and returns when it runs. Its history and its report are named after it.
 start_load() { # name, duration
     shardkv bench --clients 16 --rate 1500 --duration "$2" --warmup 0s --read-ratio 0.3 --writes put,append,delete,cas \
         --key-space 400 --key-prefix "demo-load/$1/" --value-bytes 32 --max-errors 0 --moves \
         --record "$work/$1.jsonl" >"$work/$1.report" 2>"$work/$1.errors" &
     load=$!
-    # The history is written in blocks: once there is one, the load runs.
+    # The history is written in blocks: the first block shows that the load runs.
     until [ -s "$work/$1.jsonl" ]; do
         kill -0 "$load" 2>/dev/null || fail "the load ended early: $(cat "$work/$1.report" "$work/$1.errors")"
         sleep 0.1
     done
 }
 
-# Waits for the load's end, shows what its writes noticed, and has its history judged.
+# Waits for the end of the load, prints the pauses that its writes saw, and checks its history.
 finish_load() { # name
     wait "$load" || fail "operations failed: $(cat "$work/$1.report" "$work/$1.errors")"
     load=""
@@ -58,7 +58,7 @@ finish_load() { # name
     printf '    The pause of each shard that moved (a shard gets about 90 writes a second, so some of it is chance):\n'
     sed -n '/^SHARD /,$p' "$work/$1.report" | indented
     shardkv export --prefix "demo-load/$1/" --file "$work/$1.pairs" 2>/dev/null
-    printf '    Was every read right, and is every write there once? An independent checker (porcupine) says:\n    '
+    printf '    An independent checker (porcupine) checks that every read is right, and every write is there exactly once:\n    '
     shardkv-porcupine -timeout 120s -at-least 1000 -then "$work/$1.pairs" "$work/$1.jsonl"
 }
 
@@ -66,12 +66,12 @@ if [ -n "${INPUT:-}" ]; then
     input=$INPUT
     [ -r "$input" ] || fail "can't read INPUT=$input"
 else
-    command -v dpkg-query >/dev/null || fail "no dpkg here: give INPUT=file.tsv with key<TAB>value lines"
+    command -v dpkg-query >/dev/null || fail "this machine has no dpkg: set INPUT=file.tsv, with key<TAB>value lines"
     input=$work/packages.tsv
     # A backslash is written as two in TSV.
     dpkg-query -W -f '${binary:Package}\t${binary:Summary}\n' | sed 's/\\/\\\\/g' >"$input"
 fi
-# What must be there in the end: of each key the last line.
+# The expected data at the end: the last line of each key.
 awk -F '\t' 'NF { last[$1] = $0 } END { for (key in last) print last[key] }' "$input" | sort >"$work/expected.tsv"
 records=$(wc -l <"$work/expected.tsv")
 [ "$records" -gt 0 ] || fail "the input is empty"
@@ -80,7 +80,7 @@ say "Start three controllers and two groups of three, nine processes in all, and
 shardkv playground --controllers 3 --groups 2 --replicas 3 --shards 12 --dir "$SHARDKV_PLAYGROUND_DIR" --start-timeout 120s \
     >"$work/playground.log" 2>&1 </dev/null &
 playground=$!
-shardkv playground wait --timeout 120s | indented || fail "it did not start: $(tail -20 "$work/playground.log")"
+shardkv playground wait --timeout 120s | indented || fail "the nodes did not start: $(tail -20 "$work/playground.log")"
 SHARDKV_ENDPOINTS=$(sed -nE 's/.*"endpoints": *"([^"]+)".*/\1/p' "$SHARDKV_PLAYGROUND_DIR/playground.json")
 export SHARDKV_ENDPOINTS
 shardkv config query | indented
@@ -88,14 +88,14 @@ shardkv config query | indented
 say "Import $records records from ${INPUT:-the package list of this machine}"
 shardkv import "$input" --format tsv
 
-say "Read some back; each key lies in a shard, each shard in a group"
+say "Read some keys; each key belongs to a shard, each shard to a group"
 awk -v every="$((records / 3 + 1))" 'NR % every == 1' "$work/expected.tsv" | cut -f 1 | while IFS= read -r key; do
-    # Keys with escapes are for export to compare, not for a command line.
+    # Skips keys with escapes; the comparison of the export covers them.
     case $key in *\\*) continue ;; esac
     printf '    %s = %s\n' "$key" "$(shardkv get "$key")"
 done
 
-say "Under load (16 clients, reads and all kinds of writes): a third group joins, and gets a third of the shards"
+say "Under load (16 clients, reads and all kinds of writes): a third group joins and receives a third of the shards"
 start_load join 15s
 shardkv playground scale 3 2>&1 | tr '\r' '\n' | indented
 finish_load join
@@ -110,7 +110,7 @@ shardkv config leave 1 --wait 2>&1 | tr '\r' '\n' | indented
 finish_load leave
 shardkv config query | indented
 
-say "Nothing is left in group 1: kill -9 all of it"
+say "Group 1 has no data any more: kill -9 all its nodes"
 for node in g1-1 g1-2 g1-3; do
     shardkv playground kill "$node" | indented
 done
@@ -126,6 +126,6 @@ printf '    %s records, all equal\n' "$records"
 
 say "Stop the nodes"
 shardkv playground down
-wait "$playground" || fail "the playground did not stop in good order: $(tail -5 "$work/playground.log")"
+wait "$playground" || fail "the playground did not stop in an orderly way: $(tail -5 "$work/playground.log")"
 playground=""
 printf '    done: nothing was lost\n'

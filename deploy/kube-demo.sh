@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The demo on Kubernetes: install the operator, ask for a cluster of two groups, import real input, and then, under load, scale to
-# three groups, delete the pod of a leader, kill a whole machine, and scale back to two. No operation fails, every read
-# is right, and in the end everything that was imported is there, byte for byte.
-# `make kube-demo` builds and runs it. Without KUBECONFIG it starts the three-node Kubernetes of deploy/kube, and stops it again; with
-# KUBECONFIG it uses that cluster, with the images IMAGE and OPERATOR_IMAGE. INPUT=file.tsv imports `key<TAB>value` lines.
+# The demo on Kubernetes: installs the operator, creates a cluster of two groups, imports real data, and then, under load, scales to
+# three groups, deletes the pod of a leader, kills a whole machine, and scales back to two. No operation fails, every read
+# is right, and at the end the store has all imported data, byte for byte.
+# `make kube-demo` builds and runs it. Without KUBECONFIG it starts the three-node Kubernetes of deploy/kube, and stops it at the end;
+# with KUBECONFIG it uses that cluster, with the images IMAGE and OPERATOR_IMAGE. INPUT=file.tsv imports `key<TAB>value` lines.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ name=demo
 namespace=shop
 operator_namespace=shardkv-system
 work=$(mktemp -d -t shardkv-kube-demo.XXXXXX)
-# What this run made, and so takes away again.
+# Objects that this run created, and removes at the end.
 started_kubernetes=""
 installed_operator=""
 made_namespace=""
@@ -28,7 +28,7 @@ fail() {
 }
 indented() { sed 's/^/    /'; }
 in_shop() { kubectl --namespace "$namespace" "$@"; }
-# The command line, inside of the cluster.
+# Runs the CLI in the client pod.
 shardkv() { in_shop exec -i client -- shardkv "$@"; }
 pod_of() { in_shop get pod "$1" -o jsonpath="$2"; }
 
@@ -59,7 +59,7 @@ clean_up() {
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 
-# Everything that explains a failure, into the work folder.
+# Writes logs, events and objects into the work folder, to explain a failure.
 dump() {
     local pod
     in_shop get skv,all,pvc,pdb,configmap,endpointslices -o yaml >"$work/objects.yaml" 2>&1
@@ -72,7 +72,7 @@ dump() {
     kubectl --namespace "$operator_namespace" logs --selector app.kubernetes.io/name=shardkv-operator --prefix --tail=-1 >"$work/operator.log" 2>&1
 }
 
-# Asks once a second until a command succeeds.
+# Runs a command once a second until it succeeds.
 until_true() { # seconds, what for, command...
     local deadline=$((SECONDS + $1)) what=$2
     shift 2
@@ -82,18 +82,18 @@ until_true() { # seconds, what for, command...
     done
 }
 
-# Waits for what the resource says about its latest generation. kubectl compares the generations.
+# Waits for a condition of the resource's latest generation; kubectl compares the generations.
 await() { # condition, seconds
     in_shop wait "skv/$name" --for="$1" --timeout="$2s" >/dev/null ||
         fail "$1: not in $2 s; $(in_shop get skv "$name" -o jsonpath='{range .status.conditions[*]}{.type}={.status} {.message}; {end}')"
 }
 
-# From here on each change of the resource's row is shown.
+# Starts to print each change of the resource's row.
 start_watching() {
     kubectl --namespace "$namespace" get skv "$name" --watch > >(tee "$work/rows" | sed -u 's/^/    /') 2>/dev/null &
     watcher=$!
 }
-# Ends that when the row of what holds now was shown.
+# Stops printing after the row of the current state.
 finish_watching() {
     reason=$(in_shop get skv "$name" -o jsonpath='{.status.conditions[?(@.type=="Progressing")].reason}')
     until_true 10 "the row that says $reason" last_row_says "$reason"
@@ -107,7 +107,7 @@ stop_watching() {
     watcher=""
 }
 
-# A pod that runs the command line, as the profile `restricted` wants it.
+# Prints the manifest of a pod that runs the CLI and satisfies the profile `restricted`.
 client_pod() { # name, machine or nothing, arguments...
     local pod=$1 machine=$2 command
     shift 2
@@ -133,7 +133,7 @@ spec:
 POD
 }
 
-# Starts a pod that makes load until it is told to stop, and returns when the load runs. The history goes into the pod's log.
+# Starts a pod that generates load until it is stopped, and returns when the load runs. The pod's log is the history.
 start_load() { # name
     client_pod "$1" "$client_machine" --timeout-ms 30000 bench --clients 8 --rate 150 --duration 10m --warmup 0s --read-ratio 0.3 \
         --writes put,append,delete,cas --key-space 100 --key-prefix "demo-load/$1/" --value-bytes 32 --max-errors 0 --moves \
@@ -147,10 +147,10 @@ load_runs() {
 }
 load_ended() { [[ $(pod_of "$1" '{.status.phase}') =~ Failed|Succeeded ]]; }
 
-# Ends the load, shows what its writes noticed, and has its history judged.
+# Stops the load, prints the pauses that its writes saw, and checks its history.
 finish_load() { # name
     [ "$(pod_of "$1" '{.status.phase}')" = Running ] || fail "the load ended early: $(in_shop logs "$1" --tail=20 | grep -v '^{')"
-    # A running pod ends in order, and keeps its log, when its time is up.
+    # The deadline stops the pod in an orderly way, and keeps its log.
     in_shop patch pod "$1" --patch '{"spec": {"activeDeadlineSeconds": 1}}' >/dev/null
     until_true 90 "the end of the load" load_ended "$1"
     in_shop logs "$1" >"$work/$1.log"
@@ -161,18 +161,18 @@ finish_load() { # name
     fi
     grep -E '^(all|longest time without an acknowledged write)|shards moved in|^(WRITES|before|during|since)' "$work/$1.report" | indented
     shardkv export --prefix "demo-load/$1/" >"$work/$1.pairs" 2>/dev/null
-    printf '    Was every read right, and is every write there once? An independent checker (porcupine) says:\n    '
+    printf '    An independent checker (porcupine) checks that every read is right, and every write is there exactly once:\n    '
     shardkv-porcupine -timeout 120s -at-least 1000 -then "$work/$1.pairs" "$work/$1.jsonl"
 }
 
-# Kills a machine as a power cut would: its kubelet and all of its containers. On somebody else's Kubernetes only the pods.
+# Kills a machine, like a power failure: its kubelet and all of its containers. On another Kubernetes, kills only the pods.
 kill_node() {
     if [ -n "$own" ]; then
         dead_node=$1
         deploy/kube/node kill "${1#node}" | indented
         return
     fi
-    printf '    This Kubernetes is not ours: instead of the machine, all pods of the store on it are killed.\n'
+    printf '    This Kubernetes is not the one of deploy/kube: instead of the machine, all pods of the store on it are killed.\n'
     in_shop delete pods --selector app.kubernetes.io/instance="$name" --field-selector spec.nodeName="$1" --grace-period=0 --force 2>/dev/null | indented
 }
 revive_node() {
@@ -181,7 +181,7 @@ revive_node() {
     dead_node=""
 }
 
-# A machine with pods of the store but without the client, if there is one. An operator may be on it: the other one takes over.
+# Prints a machine with pods of the store but without the client, if there is one. An operator may run on it: the other takes over.
 choose_victim() {
     local machine
     for machine in $(in_shop get pods --selector shardkv.io/gid -o jsonpath='{.items[*].spec.nodeName}' | tr ' ' '\n' | sort -u); do
@@ -197,12 +197,12 @@ prepare_input() {
         input=$INPUT
         [ -r "$input" ] || fail "can't read INPUT=$input"
     else
-        command -v dpkg-query >/dev/null || fail "no dpkg here: give INPUT=file.tsv with key<TAB>value lines"
+        command -v dpkg-query >/dev/null || fail "this machine has no dpkg: set INPUT=file.tsv, with key<TAB>value lines"
         input=$work/packages.tsv
         # A backslash is written as two in TSV.
         dpkg-query -W -f '${binary:Package}\t${binary:Summary}\n' | sed 's/\\/\\\\/g' >"$input"
     fi
-    # What must be there in the end: of each key the last line.
+    # The expected data at the end: the last line of each key.
     awk -F '\t' 'NF { last[$1] = $0 } END { for (key in last) print last[key] }' "$input" | sort >"$work/expected.tsv"
     records=$(wc -l <"$work/expected.tsv")
     [ "$records" -gt 0 ] || fail "the input is empty"
@@ -219,9 +219,9 @@ start_kubernetes() {
     own=1
     export KUBECONFIG=$cache/run/admin.kubeconfig
     if kubectl get --raw /readyz >/dev/null 2>&1; then
-        say "Use the three-node Kubernetes that runs already"
+        say "Use the running three-node Kubernetes"
     else
-        say "Start a three-node Kubernetes of real binaries (\`make kube-down\` would stop it)"
+        say "Start a three-node Kubernetes of real binaries (\`make kube-down\` stops it)"
         started_kubernetes=1
         deploy/kube/up | indented
     fi
@@ -267,7 +267,7 @@ RESOURCE
 }
 
 start_client() {
-    # The image has no shell and no sleep. `shardkv shell` waits on its standard input, which nobody closes.
+    # The image has no shell and no sleep: the pod runs `shardkv shell`, whose standard input stays open.
     client_machine=""
     client_pod client "" shell | kubectl apply -f - >/dev/null
     in_shop wait pod/client --for=condition=Ready --timeout=60s >/dev/null
@@ -303,7 +303,7 @@ say "A client pod in the cluster writes and reads through gRPC at $endpoint"
 start_client
 shardkv put greeting hello | indented
 printf '    greeting = %s\n' "$(shardkv get greeting)"
-[ "$(shardkv get greeting)" = hello ] || fail "a value that was written isn't read"
+[ "$(shardkv get greeting)" = hello ] || fail "a read didn't return the written value"
 shardkv delete greeting | indented
 
 say "Import $records records from ${INPUT:-the package list of this machine}"
@@ -339,13 +339,13 @@ if [ -n "$dead_node" ]; then
     show_groups
 fi
 
-say "While it is away: kubectl scale back to 2 groups"
+say "While the machine is down: kubectl scale back to 2 groups"
 scale 2 240
 show_groups
 finish_load load-in
 
 if [ -n "$dead_node" ]; then
-    say "The machine comes back"
+    say "Start the machine again"
     revive_node
     until_true 120 "all machines" kubectl wait nodes --all --for=condition=Ready --timeout=1s >/dev/null 2>&1
 fi
@@ -360,11 +360,11 @@ if ! diff "$work/expected.tsv" "$work/exported.tsv" >"$work/differences"; then
 fi
 printf '    %s records, all equal\n' "$records"
 
-say "Delete the cluster; its volumes stay, because the resource says so"
+say "Delete the cluster; its volumes stay, because its spec retains them"
 in_shop delete pod client load-out load-in --grace-period=1 >/dev/null
 in_shop delete skv "$name" --timeout=120s | indented
 in_shop get pvc | indented
-# Three of the controllers and six of the groups that were left; those of the group that was removed went with it.
+# Three volumes of the controllers and six of the remaining groups; the volumes of the removed group were deleted with it.
 [ "$(in_shop get pvc -o name | wc -l)" -eq 9 ] || fail "there should be 9 volume claims"
 pods_are_gone() { [ -z "$(in_shop get pods -o name)" ]; }
 until_true 120 "the end of all pods" pods_are_gone

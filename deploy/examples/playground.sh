@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command against a playground of two groups on this machine: playground.sh COMMAND... finds its nodes in
-# SHARDKV_ENDPOINTS, the controller's too, because every node answers every key. `shardkv` must be on the PATH.
+# Runs a command against a playground of two groups on this machine: `playground.sh COMMAND...`. The command finds the nodes, with the
+# controller, in SHARDKV_ENDPOINTS; every node serves every key. `shardkv` must be on the PATH.
 set -euo pipefail
 
 work=$(mktemp -d -t shardkv-example.XXXXXX)

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # Used by the parts.
-# All parts of the cluster, and how they end.
+# shellcheck disable=SC2034 # Used by the sourced parts.
+# Sources all parts of the cluster, and tears the cluster down.
 
 # shellcheck source=lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -21,7 +21,7 @@ cni_plugins=/usr/lib/cni
 [ -x "$cni_plugins/bridge" ] || cni_plugins=/opt/cni/bin
 busybox=$(command -v busybox || true)
 
-# What there still is of a cluster, besides its data: nothing, after tear_down.
+# Lists what exists of a cluster besides its data: nothing after tear_down.
 leftovers() {
     members "" | sed 's/^/process /'
     awk -v state="$state/" -v run="$run/" 'index($5, state) == 1 || index($5, run) == 1 { print "mount " $5 }' /proc/self/mountinfo
@@ -32,10 +32,10 @@ leftovers() {
     { iptables-save; ip6tables-save; } 2>/dev/null | grep -E 'KUBE-' | sed 's/^/rule /' || true
 }
 
-# Ends and removes all but the data. Safe at any time, and twice.
+# Stops and removes everything but the data. May be called at any time, and repeatedly.
 tear_down() {
     local node
-    # etcd and the API server may finish what they write; for everything else it is a power failure.
+    # etcd and the API server may finish their writes; for everything else this is like a power failure.
     for node in "${nodes[@]}"; do
         stop "node$node"
     done
@@ -48,12 +48,12 @@ tear_down() {
     done
     network_down
     remove_cgroups ""
-    # The kubelet links the pods' logs from here, wherever they are.
+    # The kubelet always links the pods' logs from this folder.
     if [ -d /var/log/containers ]; then
         find /var/log/containers -lname "$run/*" -delete
         rmdir --ignore-fail-on-non-empty /var/log/containers
     fi
-    # What else is made without being asked for, at fixed places; a kubelet that isn't ours would need its own.
+    # Files that the programs create at fixed places. Another kubelet on this machine needs its own socket.
     grep -lsF "$state/" /var/lib/cni/results/* | xargs -r rm -f || true
     if ! pgrep -r D,R,S -x kubelet >/dev/null; then
         rm -f /var/lib/kubelet/device-plugins/kubelet.sock

@@ -28,7 +28,7 @@ certificates_up() {
     : >"$pki/complete"
 }
 
-# A key and a certificate: name, subject, and alternative names if it serves.
+# Creates a key and a certificate: name, subject, and alternative names for a server.
 certificate() {
     local name=$1 subject=$2 names=${3:-}
     openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "$subject" \

@@ -1,10 +1,10 @@
 # shellcheck shell=bash
 # etcd, the API server, the controllers and the scheduler.
 
-# A lost node is noticed after this long, and its pods are replaced after this long again; Kubernetes' defaults are 40 s and 5 min.
+# Time until a lost node is noticed, and again until its pods are replaced; Kubernetes' defaults are 40 s and 5 min.
 grace_seconds=16
 toleration_seconds=20
-# How many nodes a second may lose their pods. It must not be 1. While no node is ready yet, the node controller stops evictions
+# Number of nodes per second whose pods may be evicted. It must not be 1. While no node is ready yet, the node controller stops evictions
 # with a limiter whose rate is reported as 1; when it goes on, it puts in a limiter of the rate wanted here only if that
 # differs from the reported one (client-go's rate_limited_queue.go and throttle.go, v1.34). So with 1 a lost node's pods may
 # stay "Running" for ever, depending on the order in which nodes register.
@@ -19,7 +19,7 @@ control_plane_up() {
 }
 
 start_etcd() {
-    # It isn't the database under test: no waiting for the disk.
+    # etcd isn't the database under test, so it needn't wait for the disk.
     start etcd etcd --name etcd --data-dir "$run/etcd" --unsafe-no-fsync --log-level warn \
         --listen-client-urls http://127.0.0.1:12379 --advertise-client-urls http://127.0.0.1:12379 \
         --listen-peer-urls http://127.0.0.1:12380 --initial-advertise-peer-urls http://127.0.0.1:12380 \
@@ -46,7 +46,7 @@ start_apiserver() {
 }
 
 start_controllers() {
-    # There is one of each, so nobody to elect, and nothing to wait for after a restart.
+    # Only one of each runs, so there is no election, and no wait for a lease after a restart.
     start kube-controller-manager kube-controller-manager \
         --kubeconfig "$run/kube-controller-manager.kubeconfig" \
         --authentication-kubeconfig "$run/kube-controller-manager.kubeconfig" \

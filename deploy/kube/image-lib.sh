@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # Used by those who source this.
-# Images as archives in the cache, and how they get into the nodes. An archive is built by hand where a layer of one or two files is
-# all that there is to it.
+# shellcheck disable=SC2034 # Used by the scripts that source this file.
+# Stores images as archives in the cache, and imports them into the nodes. Writes the archives of images with only one or two files
+# directly, without a Dockerfile.
 
 archives=$cache/images
 pause_image=docker.io/library/pause:0.1.0
 busybox_image=docker.io/library/busybox:1
 
-# The two images without which no pod and no volume can be: the holder of a pod's namespaces, and a shell.
+# The two images that every pod and every volume needs: the process that holds a pod's namespaces, and a shell.
 images_up() {
     mkdir -p "$archives"
     rm -rf "$cache"/basic.??????
@@ -28,7 +28,7 @@ busybox_layer() {
     printf 'root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$1/etc/passwd"
 }
 
-# Writes an archive if its program changed: name, image, program, command, and the function that fills the layer.
+# Writes an archive if its program has changed: name, image, program, command, and the function that fills the layer.
 archive_of() {
     local name=$1 image=$2 program=$3 command=$4 fill=$5 stamp work digest
     stamp=$(cat "$program" "$kube_dir/image-lib.sh" | sha256sum | cut -d' ' -f1)
@@ -50,7 +50,7 @@ JSON
     rm -rf "$work"
 }
 
-# Whether there is an archive of this name that was made from this.
+# Succeeds if an archive of this name exists that was made from the same inputs.
 archive_is() { [ -e "$archives/$1.tar" ] && [ "$(cat "$archives/$1.stamp" 2>/dev/null)" = "$2" ]; }
 
 archive_keep() {
@@ -59,7 +59,7 @@ archive_keep() {
     printf '%s\n' "$2" >"$archives/$1.stamp"
 }
 
-# Imports into a node the archives that it doesn't have yet.
+# Imports the archives that a node doesn't have yet.
 images_load() {
     local node=$1 archive name loaded=$run/node$1/images
     mkdir -p "$loaded"
@@ -67,7 +67,7 @@ images_load() {
         name=$(basename "$archive" .stamp)
         if ! cmp -s "$archive" "$loaded/$name.stamp"; then
             node_ctr "$node" images import "$archives/$name.tar" >"$logs/node$node-import.log" 2>&1 ||
-                { tail -n 5 "$logs/node$node-import.log" >&2; die "node$node doesn't take the image $name"; }
+                { tail -n 5 "$logs/node$node-import.log" >&2; die "node$node can't import the image $name"; }
             cp "$archive" "$loaded/$name.stamp"
         fi
     done

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # Used by those who source this.
-# What all scripts of this folder share: where things lie, how they talk and wait, and how processes are started and ended.
+# shellcheck disable=SC2034 # Used by the scripts that source this file.
+# Shared by all scripts of this folder: paths, output, waiting, and the start and end of processes.
 
 kube_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${SHARDKV_KUBE_CACHE:-${HOME:-/root}/.cache/shardkv-kube}
-# What survives `down --keep` and a reboot: keys, etcd, containerd's and the kubelets' folders, volumes, logs.
+# Survives `down --keep` and a reboot: keys, etcd, containerd's and the kubelets' folders, volumes, logs.
 run=$cache/run
-# What doesn't: sockets, the containers' mounts, settings to restore. There is one bridge, thus one cluster a machine.
+# Doesn't survive: sockets, the containers' mounts, settings to restore. There is one bridge, so one cluster per machine.
 state=/run/shardkv-kube
 logs=$run/logs
 pki=$run/pki
@@ -31,17 +31,17 @@ require_root() {
     [ "$(id -u)" -eq 0 ] || die "this needs root (namespaces, mounts and a bridge): try sudo -E $0"
 }
 
-# Whether KUBECONFIG names a cluster that isn't ours; then that one is used, and none is started.
+# Succeeds if KUBECONFIG names another cluster; the scripts then use it, and start none.
 foreign_cluster() { [ -n "${KUBECONFIG:-}" ] && ! [ "$KUBECONFIG" -ef "$run/admin.kubeconfig" ] && [ "$KUBECONFIG" != "$run/admin.kubeconfig" ]; }
 
-# One caller at a time changes the cluster; the daemons must not inherit the lock.
+# Lets one caller at a time change the cluster. The daemons must not inherit the lock.
 take_lock() {
     mkdir -p "$cache"
     exec 8>"$cache/run.lock"
     flock -n 8 || { say "another up, down or node is running: waiting for it"; flock 8; }
 }
 
-# Runs a stage and prints what it took.
+# Runs a stage and prints its duration.
 stage() {
     local name=$1 started=${EPOCHREALTIME/./}
     shift
@@ -50,8 +50,8 @@ stage() {
     printf 'kube: %-24s %3d.%d s\n' "$name" $((tenths / 10)) $((tenths % 10))
 }
 
-# Every process of ours is in a control group below this one, from before it runs its program until it ends. So the kernel keeps
-# the record of what is ours, and nothing can be missed, or mistaken, when this script itself was killed.
+# Every process of the cluster is in a control group below this one, from before it runs its program until it ends. So the kernel
+# keeps the list of processes, which stays complete and correct even if this script is killed.
 cgroup=shardkv-kube
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
     processes=/sys/fs/cgroup
@@ -75,8 +75,8 @@ start() {
     local name=$1
     shift
     mkdir -p "$processes/$cgroup/$name" "$logs"
-    # It is born in its group, and without our open files: they would keep whoever reads our output waiting, and hold locks, ours
-    # and the callers'.
+    # The process starts in its group, and without this script's open files: otherwise a reader of the script's output would wait for
+    # the process to end, and the process would hold locks of the script and its callers.
     (
         local descriptor
         echo $BASHPID >"$processes/$cgroup/$name/cgroup.procs"
@@ -90,12 +90,12 @@ start() {
     )
 }
 
-# Sends a signal to all processes of a name (none: all of ours), and waits until they have ended, for some seconds.
+# Sends a signal to all processes of a name (empty: of the cluster), and waits some seconds until they have ended.
 signal() {
     local signal=$1 name=$2 seconds=$3 deadline pids
     deadline=$((SECONDS + seconds))
     while mapfile -t pids < <(members "$name") && [ ${#pids[@]} -gt 0 ]; do
-        # A process that has just ended is no error; one that was just forked gets its signal in the next round.
+        # A process that has just ended is no error; a process that was just forked gets its signal in the next iteration.
         kill "-$signal" "${pids[@]}" 2>/dev/null || true
         [ $SECONDS -lt $deadline ] || return 1
         sleep 0.05
@@ -109,14 +109,14 @@ stop() {
 remove_cgroups() {
     local folder
     for folder in "${hierarchies[@]/%//$cgroup/$1}"; do
-        # The kernel takes a moment to let go of a group whose last process has ended.
+        # The kernel needs a moment to release a group after its last process has ended.
         eventually 5 remove_folders "$folder" || complain "the control group $folder could not be removed"
     done
 }
 
 remove_folders() { [ ! -d "$1" ] || find "$1" -depth -type d -exec rmdir {} +; }
 
-# Tries a command until it succeeds, for some seconds.
+# Retries a command until it succeeds, for some seconds.
 eventually() {
     local deadline=$((SECONDS + $1))
     shift
@@ -126,8 +126,8 @@ eventually() {
     done
 }
 
-# The same for what a daemon of ours brings about: seconds, the condition in words, the daemon, and the command. Says what the
-# daemon logged last if it ended, or was too late.
+# Waits for a condition that a daemon must fulfil: seconds, name of the condition, daemon, and the command that checks it. Prints the
+# end of the daemon's log if the daemon ended, or the time is over.
 wait_for() {
     local seconds=$1 what=$2 name=$3 deadline log=$logs/${3//\//-}.log why=""
     deadline=$((SECONDS + $1))
@@ -144,7 +144,7 @@ wait_for() {
     done
 }
 
-# Whether http://address/path answers with 200.
+# Succeeds if http://address/path answers with status 200.
 http_ok() {
     local status
     exec 7<>"/dev/tcp/${1/://}" || return 1

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# One bridge on which the API server, the nodes and the pods have their addresses, and which nothing leaves.
+# A bridge with the addresses of the API server, the nodes and the pods, without routes to other networks.
 
-# What Kubernetes needs of the kernel, and what the kubelet sets without asking. All is put back at the end.
+# Kernel settings that Kubernetes needs, and those that the kubelet changes by itself. All are restored at the end.
 settings=(net.ipv4.ip_forward=1 net.bridge.bridge-nf-call-iptables=1
     vm.overcommit_memory vm.panic_on_oom kernel.panic kernel.panic_on_oops
     kernel.keys.root_maxkeys kernel.keys.root_maxbytes)
@@ -18,7 +18,7 @@ network_up() {
     fi
     ip address replace "$host_ip/16" dev "$bridge"
     ip link set "$bridge" up
-    # Else a packet to a service that isn't programmed yet would take the default route.
+    # Without this route a packet to a service that isn't programmed yet would take the default route.
     ip route replace "$service_range" dev "$bridge"
     fence
 }
@@ -56,7 +56,7 @@ restore_settings() {
     fi
 }
 
-# Pods reach each other and the host, whatever other rules there are; nothing gets from them to a network outside, nor back.
+# Lets pods reach each other and the host regardless of other rules. Blocks traffic between pods and outside networks.
 fence() {
     rules_down
     iptables-restore --wait 10 --noflush <<RULES
@@ -76,7 +76,7 @@ COMMIT
 RULES
 }
 
-# Removes our chains and kube-proxy's, and the rules that lead to them; all others stay as they are.
+# Removes the chains of these scripts and of kube-proxy, and the rules that jump to them. Other rules stay.
 rules_down() {
     local family
     for family in ip ip6; do
@@ -86,8 +86,8 @@ rules_down() {
     done
 }
 
-# Turns a listing of all rules into the commands that remove ours: the rules of other chains, then the contents of ours (naming
-# a chain empties it), then the chains.
+# Converts a listing of all rules into the commands that remove the cluster's: first its rules in other chains, then the contents of its
+# chains (naming a chain empties it), then the chains.
 removal() {
     awk '
         function ours(chain) { return chain ~ /^(KUBE|SHARDKV-KUBE)(-|$)/ }
@@ -104,7 +104,7 @@ network_down() {
     rules_down
     ip route flush "$service_range" dev "$bridge" 2>/dev/null || true
     if ip link show "$bridge" >/dev/null 2>&1; then
-        # A pod's end of a pair goes with its namespace, in the background; ours would be left for that long.
+        # The kernel removes a pod's end of a pair with its namespace, in the background; this end would remain until then.
         local port
         for port in /sys/class/net/"$bridge"/brif/*; do
             if [ -e "$port" ]; then

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# A node: containerd and a kubelet, with folders, sockets, an address and a range of pods' addresses of their own.
+# A node: containerd and a kubelet, with their own folders, sockets, address and range of pod addresses.
 
 node_ip() { printf '10.244.0.%d' $((10 + $1)); }
 
@@ -37,14 +37,14 @@ node_wait() {
     wait_for 60 "node$1 is Ready" "node$1/kubelet" node_ready "$1"
 }
 
-# Asks the kubelet first: after a kill, the API server believes for a while in the node that was.
+# Asks the kubelet first: after a kill, the API server reports the old node as ready for a while.
 node_ready() {
     http_ok "$(node_ip "$1"):10248" /healthz &&
         [ "$(admin get node "node$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ] &&
         ! admin get node "node$1" -o 'jsonpath={.spec.taints[*].key}' | grep -E 'not-ready|unreachable'
 }
 
-# As if the machine had lost its power: no program of the node gets to do anything, and its addresses answer no more.
+# Kills a node like a power failure: all programs of the node are killed at once, and its addresses don't answer any more.
 node_kill() {
     local node=$1
     stop "node$node"
@@ -52,10 +52,10 @@ node_kill() {
     ip address delete "$(node_ip "$node")/16" dev "$bridge" 2>/dev/null || true
 }
 
-# Removes what a reboot would: mounts, namespaces and sockets. The pods' files and volumes stay.
+# Removes mounts, namespaces and sockets, like a reboot. The pods' files and volumes stay.
 node_clean() {
     local node=$1 file address folder
-    # A container's supervisor has its socket in /run/containerd, whatever is configured; its bundle says where.
+    # A container's shim always has its socket in /run/containerd; the bundle contains its address.
     for file in "$state/node$node"/containerd/io.containerd.runtime.v2.task/k8s.io/*/address; do
         if [ -e "$file" ]; then
             address=$(<"$file")
@@ -82,7 +82,7 @@ containerd_config() {
 version = 2
 root = "$folder/containerd"
 state = "$state/node$node/containerd"
-# Their file systems aren't here, or their folders would be shared by all nodes.
+# These plugins are disabled: their file systems are missing here, or all nodes would share their folders.
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
     "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"]
@@ -94,7 +94,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "$pause_image"
   netns_mounts_under_state_dir = true
-  # Where root may not lower a score (CAP_SYS_RESOURCE), no container would start without this.
+  # Without this setting no container starts where root may not lower an OOM score (CAP_SYS_RESOURCE).
   restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "$cni_plugins"
@@ -126,7 +126,7 @@ JSON
 
 kubelet_config() {
     local node=$1 folder=$run/node$1
-    # Each node's pods have a root of their own: a kubelet removes the groups of pods that it doesn't know.
+    # Each node's pods have their own root control group, because a kubelet removes the groups of pods that it doesn't know.
     mkdir -p "${hierarchies[@]/%//$cgroup/node$node/pods}"
     cat >"$folder/kubelet.yaml" <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -155,11 +155,11 @@ failSwapOn: false
 makeIPTablesUtilChains: false
 oomScoreAdj: 0
 maxPods: 60
-# With the controllers' grace period: a lost node is noticed quickly, a slow one not lost at once.
+# With the controllers' grace period, Kubernetes notices a lost node quickly, and doesn't mark a slow node as lost at once.
 nodeStatusUpdateFrequency: 4s
 nodeLeaseDurationSeconds: 12
-# The nodes share the machine's disk and memory with everything else: nothing is evicted, and no image dropped, because of others.
-# The disk's size can't be found everywhere either.
+# The nodes share the machine's disk and memory with other programs, whose use must not cause evictions or the removal of images.
+# On some machines the kubelet can't determine the size of the disk either.
 localStorageCapacityIsolation: false
 imageGCHighThresholdPercent: 100
 evictionHard:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What a cluster has besides: the service network, names, and volumes. One process each serves all nodes.
+# Services of the cluster: the service network (kube-proxy), DNS (CoreDNS) and volumes. One process each serves all nodes.
 
 services_start() {
     start_proxy
@@ -7,7 +7,7 @@ services_start() {
     start_storage
 }
 
-# kube-proxy waits for the object of a node before it works.
+# kube-proxy starts its work only after the Node object exists.
 services_wait() {
     wait_for 30 "service rules" kube-proxy http_ok 127.0.0.1:10256 /healthz
     wait_for 30 "cluster DNS" coredns http_ok "$host_ip:8181" /ready
@@ -46,8 +46,8 @@ COREFILE
     start coredns coredns -conf "$run/Corefile"
 }
 
-# Volumes are folders of the node; a pod that is created and ended there makes and removes them. They are of the type `local`
-# and not `hostPath`, so that the kubelet gives them to a pod's fsGroup as it does with a disk.
+# Volumes are folders of the node; a helper pod on the node creates and removes them. They have the type `local` instead of
+# `hostPath`, so that the kubelet sets their group to a pod's fsGroup, as for a disk.
 start_storage() {
     cat >"$run/storage.json" <<JSON
 {"nodePathMap": [

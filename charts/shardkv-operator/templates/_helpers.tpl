@@ -3,20 +3,20 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* What objects are called. Suffixes such as -metrics follow, so it has at most 50 characters. */}}
+{{/* Base of the objects' names. At most 50 characters, because suffixes such as -metrics follow. */}}
 {{- define "shardkv-operator.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
 {{- default $full .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
-{{/* What selects the operator's pods. Never changes: a Deployment's selector can't. */}}
+{{/* Labels that select the operator's pods. They must never change, because a Deployment's selector is immutable. */}}
 {{- define "shardkv-operator.selector" -}}
 app.kubernetes.io/name: {{ include "shardkv-operator.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
-{{/* Of objects. What users add can't take the place of what is here. */}}
+{{/* Labels of objects. The user's labels can't replace these. */}}
 {{- define "shardkv-operator.labels" -}}
 {{- $own := include "shardkv-operator.selector" . | fromYaml }}
 {{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") }}
@@ -27,7 +27,7 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- toYaml (merge $own .Values.commonLabels) }}
 {{- end }}
 
-{{/* Of pods: without what changes with every version of the chart, so that pods change when their work does. */}}
+{{/* Labels of pods, without the chart's version, so that a new version of the chart alone doesn't restart the pods. */}}
 {{- define "shardkv-operator.podLabels" -}}
 {{- $own := include "shardkv-operator.selector" . | fromYaml }}
 {{- $_ := set $own "app.kubernetes.io/component" "operator" }}
@@ -36,7 +36,8 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{/*
-The head of an object: a dict of root, and where wanted suffix (of its name), namespace, everywhere (no namespace), labels and annotations.
+Metadata of an object. Takes a dict of root, and optionally suffix (of the name), namespace, everywhere (no namespace), labels and
+annotations.
 */}}
 {{- define "shardkv-operator.metadata" -}}
 {{- $annotations := merge (dict) (default dict .annotations) .root.Values.commonAnnotations -}}

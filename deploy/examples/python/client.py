@@ -14,8 +14,8 @@ import grpc
 from shardkv.v1 import kv_pb2 as pb
 from shardkv.v1 import kv_pb2_grpc as rpc
 
-# A node that is gone without a word (its machine died) is noticed in seconds. Then the channel connects anew: behind a
-# service of Kubernetes, to another node.
+# The channel notices a lost node, whose machine failed without closing its connections, within seconds. It then connects again: to
+# another node if the address is a service of Kubernetes.
 CHANNEL = [
     ("grpc.keepalive_time_ms", 5000),
     ("grpc.keepalive_timeout_ms", 2000),
@@ -23,7 +23,7 @@ CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
-# The same request, under the same number, may be sent again after these.
+# After these errors the client may send the same request again, with the same sequence number.
 PASSING = {"not_leader", "wrong_group", "shard_not_ready", "overloaded", "outcome_unknown", "unavailable"}
 
 
@@ -74,7 +74,7 @@ class ShardKv:
         start, end = prefix, _after(prefix)
         deadline = time.monotonic() + self._timeout
         while True:
-            # A scan that breaks off goes on behind the last key that came.
+            # An interrupted scan continues after the last received key.
             try:
                 for page in self._kv.Scan(pb.ScanRequest(start=start, end=end), timeout=self._timeout):
                     for pair in page.pairs:
@@ -90,7 +90,7 @@ class ShardKv:
 
     def _next(self):
         self._sequence += 1
-        # One write at a time: all before this one were answered.
+        # Only one write is in flight, so all earlier writes were answered.
         return pb.Session(client_id=self._client_id, sequence=self._sequence, acked_below=self._sequence)
 
     def _call(self, method, request):
@@ -118,7 +118,7 @@ def _raise_unless_passing(error):
             if kind not in PASSING:
                 raise ShardKvError(kind, detail.message) from error
             return
-    # No node said this: the connection broke, or time ran out on the way.
+    # The error doesn't come from a node: the connection broke, or the deadline passed.
     if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         raise error
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what the example runs on.
+# Prepares the Python environment of the example.
 #
 #   prepare.sh VENV       a virtual environment with grpcio, and VENV/stub with the generated stub
 #   prepare.sh VENV APP   also a folder with all that the example needs, for an image with Python 3.11

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the example against the cluster at SHARDKV_ENDPOINTS. VENV=DIR is where grpcio is installed; that happens once.
+# Runs the example against the cluster at SHARDKV_ENDPOINTS. Installs grpcio into VENV=DIR once.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)

@@ -1,10 +1,10 @@
-//! A small application that uses `ShardKV` from Rust, to read and to copy.
+//! A small example application that uses `ShardKV` from Rust.
 //!
-//! It connects to `SHARDKV_ENDPOINTS` (in Kubernetes: the client service, `demo-client:7400`), does one of everything, and
-//! compares each answer with what it must be. It exits with 0 only if all are right.
+//! It connects to `SHARDKV_ENDPOINTS` (in Kubernetes: the client service, `demo-client:7400`), calls each operation once, and
+//! compares each answer with the expected one. It exits with 0 only if all answers are right.
 //!
-//! The library finds groups, leaders and moved shards by itself, repeats what may be repeated, and waits while the store
-//! starts: so there is no retry in here.
+//! The library finds groups, leaders and moved shards, retries where a retry is safe, and waits while the store starts. So this
+//! application contains no retries.
 
 use std::time::Duration;
 
@@ -12,21 +12,21 @@ use anyhow::{Context as _, Result, ensure};
 use futures::TryStreamExt as _;
 use shardkv_client::{Client, ClientOptions, ScanOptions};
 
-/// Enough that each of a few groups gets some.
+/// Number of keys: enough that each of a few groups owns some.
 const KEYS: usize = 200;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let endpoints = std::env::var("SHARDKV_ENDPOINTS")
         .context("set SHARDKV_ENDPOINTS to host:port, such as demo-client:7400")?;
-    // Each pod writes keys of its own, and deletes them in the end.
+    // Each pod writes its own keys, and deletes them at the end.
     let name = std::env::var("HOSTNAME").unwrap_or_else(|_| std::process::id().to_string());
     let prefix = format!("example-rust/{name}/");
     let options = ClientOptions {
         request_timeout: Duration::from_secs(30),
         ..ClientOptions::new(endpoints.split(',').map(str::trim))
     };
-    // `lazy` reaches nobody yet: an application may start before its store does.
+    // `lazy` opens no connection yet: an application may start before its store.
     let client = Client::lazy(options)?;
 
     one_key(&client, &prefix).await?;
