@@ -86,7 +86,7 @@
 //! # What it doesn't do
 //!
 //! The machine does no I/O except through the reader and the transaction that the replica passes in. It reads no clock and
-//! sends no messages: a [`Mover`] returns actions, and its driver carries them out. The controllers, not this crate, choose
+//! sends no messages: a [`mover::Driver`] returns effects, which the server carries out. The controllers, not this crate, choose
 //! the owner of each shard.
 
 mod bug;

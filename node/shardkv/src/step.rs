@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use types::{ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
 
-/// An operation by which shards move. The group's leader proposes it for its [`crate::Mover`]. Each step is idempotent: a
+/// An operation by which shards move. The group's leader proposes it for its [`crate::mover::Mover`]. Each step is idempotent: a
 /// step that arrives twice, late or out of turn changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {

@@ -26,16 +26,19 @@
 //! the controllers. If they no longer list the source, the shard is deleted. That the source *left* proves nothing: until it
 //! is drained it holds shards that only its own log may delete.
 
+mod nodes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use request::{Jitter, Leader, LeaderTable, Next as NextStep, Policy, Refused, Repeat, SingleCall};
+use request::{Jitter, Leader, Next as NextStep, Policy, Refused, Repeat, SingleCall};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
 use super::{Action, ActionId, Mover, MoverOptions, Outcome};
 use crate::bug::{Bug, Bugs};
 use crate::{Chunk, Cursor, Ownership, Step};
+use nodes::Nodes;
 
 /// The rules of an action's calls. All may be repeated. The pauses don't matter: an action that needs a pause fails.
 const POLICY: Policy = Policy {
@@ -583,50 +586,6 @@ impl Pending {
 
 fn attempts() -> SingleCall {
     SingleCall::new(Repeat::Freely, POLICY, Jitter::new(0))
-}
-
-/// The nodes of each group, and the guess which of them serves.
-#[derive(Debug)]
-struct Nodes {
-    guesses: LeaderTable,
-    /// The number of failures of each group's nodes.
-    failures: BTreeMap<Gid, usize>,
-    /// The position of the address that is asked first.
-    first: usize,
-}
-
-impl Nodes {
-    fn new(first: usize, bugs: Bugs) -> Self {
-        Self {
-            guesses: LeaderTable::new(bugs.of_requests()),
-            failures: BTreeMap::new(),
-            first,
-        }
-    }
-
-    /// Returns the node to ask next.
-    fn next(&self, gid: Gid, addresses: &[String]) -> Option<Leader> {
-        let failures = self.failures.get(&gid).copied().unwrap_or_default();
-        let turn = self.first.wrapping_add(failures);
-        self.guesses.next(gid, addresses, turn)
-    }
-
-    /// Records that a node answered.
-    fn found(&mut self, node: &Leader) {
-        self.guesses.found(node.gid, &node.address);
-    }
-
-    /// Drops a node that refused and named another one. Returns true if that one is asked next.
-    fn follow(&mut self, node: &Leader, hint: &Arc<str>) -> bool {
-        self.guesses.failed(node, Some(hint))
-    }
-
-    /// Drops a node that can't serve, so that the next one is asked.
-    fn failed(&mut self, node: &Leader) {
-        self.guesses.failed(node, None);
-        let failures = self.failures.entry(node.gid).or_default();
-        *failures = failures.wrapping_add(1);
-    }
 }
 
 #[cfg(test)]
