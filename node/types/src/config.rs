@@ -17,7 +17,8 @@ const VERSION: u8 = 1;
 /// A configuration: the groups with the addresses of their nodes, and each shard's owner.
 ///
 /// Invariants: every owner is [`Gid::NONE`] or one of the groups; there are at most [`MAX_SHARDS`] shards,
-/// [`MAX_GROUPS`] groups; each group has 1 to [`MAX_GROUP_ADDRESSES`] addresses; no group is [`Gid::NONE`].
+/// [`MAX_GROUPS`] groups; each group has 1 to [`MAX_GROUP_ADDRESSES`](crate::MAX_GROUP_ADDRESSES) addresses; no group is
+/// [`Gid::NONE`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardConfig {
     num: ConfigNum,
