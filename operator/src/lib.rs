@@ -32,6 +32,7 @@ pub mod health;
 pub mod lease;
 pub mod metrics;
 pub mod options;
+pub mod parts;
 pub mod plan;
 pub mod program;
 pub mod reconcile;

@@ -31,6 +31,28 @@ pub struct Cluster {
     pub spec: ShardKvClusterSpec,
 }
 
+/// Goal that a resource sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Run this many groups; at least 1.
+    Run(u32),
+    /// Change nothing.
+    Pause,
+    /// Delete the cluster.
+    Delete,
+}
+
+/// The cluster that a resource asks for, and the goal for it.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// The cluster. If the resource is invalid, only its names are used.
+    pub cluster: Cluster,
+    /// The goal.
+    pub intent: Intent,
+    /// The reason why nothing is changed, if the resource is invalid. A resource that is being deleted counts as valid.
+    pub invalid: Option<Invalid>,
+}
+
 /// Reason why a resource is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
@@ -101,6 +123,31 @@ pub fn identify(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
         controllers: odd("spec.controllers.replicas", spec.controllers.replicas).unwrap_or(1),
         shards: positive("spec.shards", spec.shards).unwrap_or(1),
         spec: spec.clone(),
+    })
+}
+
+/// Interprets a resource. Fails only if the resource was never stored by an API server.
+pub fn desired(resource: &ShardKvCluster) -> Result<Desired, Invalid> {
+    let names = identify(resource)?;
+    if resource.metadata.deletion_timestamp.is_some() {
+        return Ok(Desired {
+            cluster: names,
+            intent: Intent::Delete,
+            invalid: None,
+        });
+    }
+    let (cluster, intent, invalid) = match validate(resource) {
+        Ok(cluster) if cluster.spec.paused => (cluster, Intent::Pause, None),
+        Ok(cluster) => {
+            let groups = cluster.groups;
+            (cluster, Intent::Run(groups), None)
+        }
+        Err(why) => (names, Intent::Pause, Some(why)),
+    };
+    Ok(Desired {
+        cluster,
+        intent,
+        invalid,
     })
 }
 

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 
+pub use crate::parts::Component;
 use crate::validate::Cluster;
 
 /// Maximum length of [`base`]: 52, less `-group-` and a gid of ten digits.
@@ -20,21 +21,11 @@ pub(super) const CLAIM: &str = "data";
 /// Label with a group's gid.
 pub const GID_LABEL: &str = "shardkv.io/gid";
 
-/// Part of a cluster that a pod belongs to: the controllers, or a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Component {
-    /// The controllers.
-    Controller,
-    /// A group, by its gid.
-    Group(u64),
-}
-
-impl Component {
-    fn component(self) -> &'static str {
-        match self {
-            Self::Controller => "controller",
-            Self::Group(_) => "group",
-        }
+/// Returns the value of the label for the part's kind.
+fn component(part: Component) -> &'static str {
+    match part {
+        Component::Controller => "controller",
+        Component::Group(_) => "group",
     }
 }
 
@@ -144,12 +135,18 @@ pub fn part_selector(cluster: &Cluster, part: Component) -> BTreeMap<String, Str
     let mut labels = selector(cluster);
     labels.insert(
         "app.kubernetes.io/component".to_owned(),
-        part.component().to_owned(),
+        component(part).to_owned(),
     );
     if let Component::Group(gid) = part {
         labels.insert(GID_LABEL.to_owned(), gid.to_string());
     }
     labels
+}
+
+/// Formats labels as a selector for the API server.
+pub fn formatted(labels: &BTreeMap<String, String>) -> String {
+    let pairs = labels.iter().map(|(key, value)| format!("{key}={value}"));
+    pairs.collect::<Vec<_>>().join(",")
 }
 
 /// Adds the labels that mark an object as created by this operator.

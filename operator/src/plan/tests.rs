@@ -4,9 +4,12 @@
 mod table;
 mod world;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use world::{World, round, run};
 
 use super::*;
+use crate::crd::Retention;
 
 /// A step of a simulated lifecycle.
 #[derive(Clone, Copy, Debug)]

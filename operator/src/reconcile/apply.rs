@@ -1,412 +1,231 @@
-//! The fourth step: writes the objects that differ, and performs the actions that the plan allows now, in its order.
+//! The fifth step: performs the prepared writes in order, and writes the status. Holds the clients, and decides nothing
+//! beyond the plan's conditions.
 //!
-//! An object that already matches isn't written. The operator never changes an object that isn't the cluster's own.
 //! Just before a deletion the operator reads the object again: it must be the same object, still marked as leaving, and
-//! the controllers must still report that the group holds nothing.
+//! the controllers must still report that the group holds nothing. Just before a creation it reads the name again: an
+//! object of the cluster that has lost its labels isn't in the observation.
 
-use std::collections::BTreeSet;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 
-use super::Memory;
-use super::dereference::{Snapshot, bounded, gid, object, stage};
+use super::applied::{Applied, Written};
+use super::build::{Prepared, Step, Write};
+use super::context::{Context, ReconcileError};
 use super::events::Events;
-use super::objects::{Failure, Kind, Objects, Wanted, is_owned_by};
-use super::resource::Handle;
-use crate::build::{self, Component, Nodes, STAGE_ANNOTATION, names};
-use crate::crd::Retention;
-use crate::plan::{Action, Intent, Object, Plan, Stage};
-use crate::store::{Store, StoreError};
-use crate::validate::Cluster;
+use super::notes;
+use super::objects::{Failure, Objects};
+use super::observe::bounded;
+use super::observed::{Observed, object, stage};
+use super::wanted::{Comparison, Wanted, is_owned_by};
+use crate::build::{STAGE_ANNOTATION, names};
+use crate::crd::{ShardKvCluster, ShardKvClusterStatus};
+use crate::parts::{Component, Kind};
+use crate::plan::{Object, Stage};
+use crate::store::Store;
+use crate::validate::{Desired, Intent};
 
-/// Result of the step.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Applied {
-    /// True if anything was changed.
-    pub(super) acted: bool,
-    /// True if pods are replaced because of a change.
-    pub(super) rolled: bool,
-    /// True if the observed state had changed, so that the next round should follow soon.
-    pub(super) unsettled: bool,
-    /// Objects that must disappear first, as readable text.
-    pub(super) waits: Vec<String>,
-    /// Refused changes and failed requests.
-    pub(super) problems: Vec<Problem>,
+/// Performs the writes of one round.
+pub(super) struct Writer<'a, S> {
+    context: &'a Context<S>,
+    objects: Objects<'a>,
+    events: Events<'a>,
+    desired: &'a Desired,
+    observed: &'a Observed,
+    /// The resource as last read or written; its version is the precondition of the next write.
+    resource: ShardKvCluster,
 }
 
-/// A problem that needs attention from a person.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Problem {
-    /// Reason of the condition.
-    pub(super) reason: &'static str,
-    /// Description of the problem and its remedy.
-    pub(super) message: String,
-}
+impl<'a, S: Store> Writer<'a, S> {
+    pub(super) fn new(
+        context: &'a Context<S>,
+        desired: &'a Desired,
+        observed: &'a Observed,
+    ) -> Self {
+        let namespace = &desired.cluster.namespace;
+        Self {
+            context,
+            objects: Objects::new(&context.client, &context.metrics, namespace),
+            events: Events::new(&context.client, &context.reporter, &observed.resource),
+            desired,
+            observed,
+            resource: observed.resource.clone(),
+        }
+    }
 
-/// Inputs and results of the writes of one round.
-pub(super) struct Apply<'a, 'h, S> {
-    pub(super) objects: &'a Objects<'a>,
-    pub(super) store: &'a S,
-    pub(super) cluster: &'a Cluster,
-    pub(super) events: &'a Events,
-    pub(super) memory: &'a Memory,
-    pub(super) intent: Intent,
-    pub(super) resource: &'a mut Handle<'h>,
-    pub(super) snapshot: &'a mut Snapshot,
-    pub(super) done: Applied,
-}
-
-impl<S: Store> Apply<'_, '_, S> {
-    /// Performs the writes that are allowed now.
-    pub(super) async fn run(mut self, plan: &Plan) -> Result<Applied, kube::Error> {
-        match self.intent {
-            Intent::Pause => {}
-            Intent::Delete => self.delete(plan).await?,
-            Intent::Run(_) => {
-                self.common().await?;
-                self.actions(&plan.actions).await?;
-                if plan.lost.is_empty() {
-                    self.refresh().await?;
-                    self.sweep(&self.strays(plan)).await?;
-                }
+    /// Performs the writes that the results so far allow. Returns an error only if the rest of the round is pointless.
+    pub(super) async fn apply(&mut self, prepared: Prepared) -> Result<Applied, kube::Error> {
+        let mut applied = Applied::default();
+        for step in prepared.steps {
+            if !applied.allows(&step.action) {
+                continue;
             }
+            let Step { action, writes } = step;
+            let results = self.perform(writes).await?;
+            for note in notes::of(&action, self.desired, self.observed, &results) {
+                self.events.publish(note).await;
+            }
+            applied.results.push((action, results));
         }
-        Ok(self.done)
+        Ok(applied)
     }
 
-    /// Removes leftovers of incomplete deletions before the resource is released.
-    async fn delete(&mut self, plan: &Plan) -> Result<(), kube::Error> {
-        let (last, first): (Vec<_>, Vec<_>) = plan
-            .actions
-            .iter()
-            .cloned()
-            .partition(|action| *action == Action::RemoveFinalizer);
-        self.actions(&first).await?;
-        self.sweep(&self.strays(plan)).await?;
-        let Applied {
-            unsettled,
-            waits,
-            problems,
-            ..
-        } = &self.done;
-        if !unsettled && waits.is_empty() && problems.is_empty() {
-            self.actions(&last).await?;
-        }
-        Ok(())
-    }
-
-    async fn actions(&mut self, actions: &[Action]) -> Result<(), kube::Error> {
-        for action in actions {
-            let result = self.act(action).await;
-            let creates = matches!(
-                action,
-                Action::CreateControllers | Action::CreateGroup { .. }
-            );
-            // A failed creation doesn't block other actions; every other action depends on its predecessors.
-            if !self.settle(result)? && !creates {
+    /// Performs the writes of an action up to the first that fails.
+    async fn perform(&mut self, writes: Vec<Write>) -> Result<Vec<Written>, kube::Error> {
+        let mut results = Vec::new();
+        for write in writes {
+            let result = settle(self.write(write).await)?;
+            let failed = result.failed();
+            results.push(result);
+            if failed {
                 break;
             }
         }
-        Ok(())
+        Ok(results)
     }
 
-    /// Records the result of a step and returns true on success. Returns an error only if the rest of the round is
-    /// pointless.
-    pub(super) fn settle(&mut self, result: Result<(), Failure>) -> Result<bool, kube::Error> {
-        let Err(failure) = result else {
-            return Ok(true);
+    async fn write(&mut self, write: Write) -> Result<Written, Failure> {
+        let store = &self.context.store;
+        let cluster = &self.desired.cluster;
+        match write {
+            Write::Finalizers(finalizers) => {
+                let changed = self.objects.set_finalizers(&self.resource, &finalizers);
+                self.resource = changed.await?;
+            }
+            Write::Status(status) => return self.set_status(&status).await,
+            Write::Create(wanted) => return self.create(wanted).await,
+            Write::Apply(wanted, live) => return self.replace(wanted, &live).await,
+            Write::Known(result) => return Ok(result),
+            Write::SetStage(live, stage) => {
+                let objects = &self.objects;
+                objects
+                    .annotate(Kind::Set, &live, STAGE_ANNOTATION, stage.name())
+                    .await?;
+            }
+            Write::Join(gids) => {
+                let change = bounded(store.join(cluster, &gids)).await?;
+                return Ok(Written::Configured(change));
+            }
+            Write::Leave(gids) => {
+                let change = bounded(store.leave(cluster, &gids)).await?;
+                return Ok(Written::Configured(change));
+            }
+            Write::Confirm(part) => {
+                self.confirm_deletable(part, None).await?;
+                return Ok(Written::Unchanged);
+            }
+            Write::DeleteSet(part, planned) => {
+                let live = self.confirm_deletable(part, Some(&planned)).await?;
+                self.objects.delete(Kind::Set, &live, true).await?;
+            }
+            Write::Delete(kind, live) => self.objects.delete(kind, &live, false).await?,
+            Write::DeleteVolume { name, uid } => {
+                return match self.objects.delete_volume(&name, &uid).await {
+                    Err(Failure::Race) => Ok(Written::Vanished),
+                    result => result.map(|()| Written::Changed),
+                };
+            }
+        }
+        Ok(Written::Changed)
+    }
+
+    /// Creates an object that wasn't observed, unless its name belongs to another owner. The cluster's own object that
+    /// has lost its labels is brought up to date.
+    async fn create(&self, wanted: Wanted) -> Result<Written, Failure> {
+        let Some(live) = self.objects.get(wanted.kind, &wanted.name).await? else {
+            self.objects.apply(wanted, None).await?;
+            return Ok(Written::Created);
         };
-        match failure {
-            Failure::Race => self.done.unsettled = true,
-            Failure::Wait(message) => self.done.waits.push(message),
-            Failure::Refused(message) => self.problem("ApplyRefused", message),
-            Failure::Taken(message) => self.problem("NameTaken", message),
-            Failure::Store(StoreError::Refused(message)) => {
-                self.problem("Refused", format!("the controllers refuse: {message}"));
-            }
-            Failure::Store(error) => self.problem("StoreUnreachable", error.to_string()),
-            Failure::Kube(error) => return Err(error),
-        }
-        Ok(false)
-    }
-
-    fn problem(&mut self, reason: &'static str, message: String) {
-        self.done.problems.push(Problem { reason, message });
-    }
-
-    /// Applies the objects that all pods share.
-    async fn common(&mut self) -> Result<(), kube::Error> {
-        let common = build::common(self.cluster);
-        let account = common.account.as_ref();
-        let account = account.map(|account| Wanted::new(Kind::Account, account));
-        let others = [
-            Wanted::new(Kind::Config, &common.config),
-            Wanted::new(Kind::Network, &common.network),
-            Wanted::new(Kind::Service, &common.client),
-        ];
-        for wanted in account.into_iter().chain(others) {
-            let result = self.ensure(wanted).await.map(|_| ());
-            self.settle(result)?;
-        }
-        Ok(())
-    }
-
-    /// Brings the objects of all existing `StatefulSet`s up to date.
-    async fn refresh(&mut self) -> Result<(), kube::Error> {
-        let sets: Vec<_> = self
-            .snapshot
-            .sets
-            .iter()
-            .map(|(part, set)| (*part, set.clone()))
-            .collect();
-        for (part, set) in sets {
-            if set.object.terminating {
-                let name = names::part(self.cluster, part);
-                self.done
-                    .waits
-                    .push(format!("StatefulSet {name} is being deleted"));
-                continue;
-            }
-            let stage = set.stage;
-            let nodes = match part {
-                Component::Controller => build::controllers(self.cluster),
-                Component::Group(gid) => build::group(self.cluster, gid, stage),
-            };
-            for kind in [Kind::Service, Kind::Budget, Kind::Set] {
-                let result = self.one_of(&nodes, kind).await;
-                self.done.rolled |= kind == Kind::Set && matches!(result, Ok(true));
-                self.settle(result.map(|_| ()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Creates the objects of a part, the `StatefulSet` last: the objects that pods need exist when the pods start, and
-    /// only a part with a `StatefulSet` counts as existing. Returns true if the `StatefulSet` was created or changed.
-    pub(super) async fn create(&mut self, nodes: &Nodes) -> Result<bool, Failure> {
-        self.one_of(nodes, Kind::Service).await?;
-        self.one_of(nodes, Kind::Budget).await?;
-        self.one_of(nodes, Kind::Set).await
-    }
-
-    async fn one_of(&mut self, nodes: &Nodes, kind: Kind) -> Result<bool, Failure> {
-        match kind {
-            Kind::Service => self.ensure(Wanted::new(kind, &nodes.service)).await,
-            Kind::Set => self.ensure(Wanted::new(kind, &nodes.set)).await,
-            _ => {
-                if let Some(budget) = &nodes.budget {
-                    self.ensure(Wanted::new(kind, budget)).await
-                } else {
-                    // The budget isn't wanted any more.
-                    self.drop(kind, &nodes.set.name_any()).await
-                }
-            }
+        let owner = &self.desired.cluster.owner;
+        match wanted.compare(owner, &live, &self.observed.fruitless)? {
+            Comparison::Differs => self.replace(wanted, &live).await,
+            Comparison::Settled(result) => Ok(result),
         }
     }
 
-    /// Applies an object; returns true if that changed anything.
-    async fn ensure(&mut self, wanted: Result<Wanted, serde_json::Error>) -> Result<bool, Failure> {
-        let mut wanted = wanted?;
-        let key = (wanted.kind, wanted.name.clone());
-        let live = match self.snapshot.children.get(&key) {
-            Some(live) => Some(live.clone()),
-            // The object has another owner, has lost its labels, or doesn't exist.
-            None => self.objects.get(wanted.kind, &wanted.name).await?,
-        };
-        if let Some(live) = &live {
-            self.claim(wanted.kind, live)?;
-            wanted.keep_stage(live);
-            if wanted.is_in(live)? || self.is_fruitless(&wanted, live) {
-                return Ok(false);
-            }
-        }
-        let hash = wanted.hash().to_owned();
-        let object = self.objects.apply(wanted, live.as_ref()).await?;
+    /// Applies an object over the live one, and remembers if that changed nothing.
+    async fn replace(&self, wanted: Wanted, live: &DynamicObject) -> Result<Written, Failure> {
+        let (key, hash) = (wanted.key(), wanted.hash().to_owned());
+        let object = self.objects.apply(wanted, Some(live)).await?;
         let version = object.resource_version();
-        let changed = live.is_none_or(|live| live.resource_version() != version);
+        let changed = live.resource_version() != version;
         let fruitless = (!changed).then(|| (hash, version.unwrap_or_default()));
-        self.memory
-            .of(self.objects.namespace, &self.cluster.name, |it| {
-                it.set_fruitless(key.clone(), fruitless);
-            });
-        self.done.acted |= changed;
-        self.snapshot.children.insert(key, object);
-        Ok(changed)
-    }
-
-    /// Checks that the operator may write an object.
-    fn claim(&self, kind: Kind, live: &DynamicObject) -> Result<(), Failure> {
-        let called = format!("{} {}", kind.name(), live.name_any());
-        let owner = &self.cluster.owner;
-        if is_owned_by(live, &owner.uid) {
-            return match live.metadata.deletion_timestamp {
-                Some(_) => Err(Failure::Wait(format!("{called} is being deleted"))),
-                None => Ok(()),
-            };
-        }
-        let owners = live.owner_references();
-        let same_name = |it: &OwnerReference| it.kind == owner.kind && it.name == owner.name;
-        if owners.iter().any(same_name) {
-            return Err(Failure::Wait(format!(
-                "{called} is left of a cluster of the same name, and will be removed by Kubernetes"
-            )));
-        }
-        let of = owners.first().map_or(String::new(), |owner| {
-            format!(" (of {} {})", owner.kind, owner.name)
-        });
-        Err(Failure::Taken(format!("{called}{of}")))
-    }
-
-    /// Returns true if the same content was already applied to this version of the object without effect: something
-    /// else, such as an admission webhook, always alters it.
-    fn is_fruitless(&self, wanted: &Wanted, live: &DynamicObject) -> bool {
-        let tried = (
-            wanted.hash().to_owned(),
-            live.resource_version().unwrap_or_default(),
-        );
-        let key = (wanted.kind, wanted.name.clone());
-        self.memory
-            .of(self.objects.namespace, &self.cluster.name, |it| {
-                it.is_fruitless(&key, &tried)
-            })
-    }
-
-    /// Deletes an object that the resource owns, if it exists; returns true if it did.
-    pub(super) async fn drop(&mut self, kind: Kind, name: &str) -> Result<bool, Failure> {
-        let key = (kind, name.to_owned());
-        let Some(live) = self.snapshot.children.get(&key) else {
-            return Ok(false);
-        };
-        if live.metadata.deletion_timestamp.is_some() {
-            return Ok(false);
-        }
-        self.objects.delete(kind, live, false).await?;
-        self.done.acted = true;
-        self.snapshot.children.remove(&key);
-        Ok(true)
-    }
-
-    /// Returns the services and budgets without a `StatefulSet`, left by an interrupted deletion or creation.
-    fn strays(&self, plan: &Plan) -> Vec<(Kind, String)> {
-        let deleting = self.intent == Intent::Delete;
-        let view = self
-            .snapshot
-            .view
-            .as_ref()
-            .and_then(|view| view.as_ref().ok());
-        let mut needed: BTreeSet<u64> = BTreeSet::new();
-        if let Some(view) = view {
-            needed.extend(view.plan.members.iter().chain(view.plan.settled.keys()));
-        }
-        needed.extend(plan.actions.iter().filter_map(|action| match action {
-            Action::CreateGroup { gid, .. } => Some(*gid),
-            _ => None,
-        }));
-        let goes = |part: Component| match gid(part) {
-            _ if self.snapshot.sets.contains_key(&part) => false,
-            // Only the controllers know if a group is needed.
-            Some(gid) => deleting || (view.is_some() && !needed.contains(&gid)),
-            None => deleting,
-        };
-        let names = self.snapshot.children.keys();
-        names
-            .filter(|(kind, name)| {
-                matches!(kind, Kind::Service | Kind::Budget)
-                    && names::part_of(self.cluster, name).is_some_and(goes)
-            })
-            .cloned()
-            .collect()
-    }
-
-    async fn sweep(&mut self, strays: &[(Kind, String)]) -> Result<(), kube::Error> {
-        for (kind, name) in strays {
-            let result = self.drop(*kind, name).await.map(|_| ());
-            self.settle(result)?;
-        }
-        Ok(())
-    }
-
-    /// Changes the stage annotation of a group's `StatefulSet`.
-    pub(super) async fn set_stage(&mut self, group: u64, to: Stage) -> Result<(), Failure> {
-        let part = Component::Group(group);
-        let key = (Kind::Set, names::part(self.cluster, part));
-        let live = self.snapshot.children.get(&key).ok_or(Failure::Race)?;
-        let changed = self
-            .objects
-            .annotate(Kind::Set, live, STAGE_ANNOTATION, to.name())
-            .await?;
-        self.done.acted = true;
-        if let Some(set) = self.snapshot.sets.get_mut(&part) {
-            set.stage = to;
-            set.object = object(&changed);
-        }
-        self.snapshot.children.insert(key, changed);
-        Ok(())
+        let cluster = &self.desired.cluster;
+        let memory = &self.context.memory;
+        memory.set_fruitless(&cluster.namespace, &cluster.name, key, fruitless);
+        Ok(if changed {
+            Written::Changed
+        } else {
+            Written::Unchanged
+        })
     }
 
     /// Re-reads a part's `StatefulSet`. Returns it if it is still the planned one and, unless the cluster is being
     /// deleted, if the controllers still report that the group holds nothing.
-    pub(super) async fn confirm_deletable(
+    async fn confirm_deletable(
         &self,
         part: Component,
         planned: Option<&Object>,
     ) -> Result<DynamicObject, Failure> {
-        let name = names::part(self.cluster, part);
+        let cluster = &self.desired.cluster;
+        let name = names::part(cluster, part);
         let live = self.objects.get(Kind::Set, &name).await?;
         let live = live.ok_or(Failure::Race)?;
         let now = object(&live);
         let same = planned.is_none_or(|planned| planned.uid == now.uid);
-        let ours = is_owned_by(&live, &self.cluster.owner.uid);
-        if !same || !ours || now.terminating {
+        if !same || !is_owned_by(&live, &cluster.owner.uid) || now.terminating {
             return Err(Failure::Race);
         }
-        if self.intent == Intent::Delete {
+        if self.desired.intent == Intent::Delete {
             return Ok(live);
         }
-        let view = bounded(self.store.view(self.cluster)).await?.plan;
-        // Controllers that know no group have lost their data; see `plan`.
-        let empty = gid(part).is_some_and(|gid| {
-            !view.members.is_empty()
-                && !view.members.contains(&gid)
-                && !view.settled.contains_key(&gid)
-        });
-        if empty && stage(&live) == Stage::Leaving {
+        let view = bounded(self.context.store.view(cluster)).await?.plan;
+        let drained = part.gid().is_some_and(|gid| view.proves_drained(gid));
+        if drained && stage(&live) == Stage::Leaving {
             Ok(live)
         } else {
             Err(Failure::Race)
         }
     }
 
-    /// Deletes a part's `StatefulSet`, and then its service and budget.
-    pub(super) async fn remove(
+    async fn set_status(&mut self, status: &ShardKvClusterStatus) -> Result<Written, Failure> {
+        if self.resource.status.as_ref() == Some(status) {
+            return Ok(Written::Unchanged);
+        }
+        self.resource = self.objects.set_status(&self.resource, status).await?;
+        Ok(Written::Changed)
+    }
+
+    /// Writes the status if it differs, and publishes what it changed.
+    pub(super) async fn report(
         &mut self,
-        part: Component,
-        planned: &Object,
-    ) -> Result<(), Failure> {
-        let live = self.confirm_deletable(part, Some(planned)).await?;
-        self.objects.delete(Kind::Set, &live, true).await?;
-        self.done.acted = true;
-        let name = names::part(self.cluster, part);
-        self.snapshot.children.remove(&(Kind::Set, name.clone()));
-        self.snapshot.sets.remove(&part);
-        self.drop(Kind::Service, &name).await?;
-        self.drop(Kind::Budget, &name).await?;
-        Ok(())
+        status: &ShardKvClusterStatus,
+    ) -> Result<Written, ReconcileError> {
+        let before = self.resource.status.clone().unwrap_or_default();
+        let result = settle(self.set_status(status).await)?;
+        if let Written::Refused(why) = result {
+            return Err(ReconcileError::Refused(why));
+        }
+        if result == Written::Changed
+            && let Some(note) = notes::of_status(&before, status)
+        {
+            self.events.publish(note).await;
+        }
+        if !result.failed() {
+            let cluster = &self.desired.cluster;
+            let metrics = &self.context.metrics;
+            metrics.cluster_seen(&cluster.namespace, &cluster.name, status);
+        }
+        Ok(result)
     }
+}
 
-    /// Returns name and uid of the volumes of some parts, without volumes that are being deleted.
-    pub(super) fn volumes(&self, of: impl Fn(Component) -> bool) -> Vec<(String, String)> {
-        let volumes = self.snapshot.volumes.iter();
-        volumes
-            .filter(|volume| of(volume.part) && !volume.terminating)
-            .map(|volume| (volume.name.clone(), volume.uid.clone()))
-            .collect()
-    }
-
-    /// Returns true if volumes of removed groups are retained.
-    pub(super) fn retains_groups(&self) -> bool {
-        self.cluster.spec.storage.on_group_removal == Retention::Retain
-    }
+/// Converts a failure into a result. Returns an error only if the rest of the round is pointless.
+fn settle(result: Result<Written, Failure>) -> Result<Written, kube::Error> {
+    Ok(match result {
+        Ok(result) => result,
+        Err(Failure::Race) => Written::Raced,
+        Err(Failure::Refused(message)) => Written::Refused(message),
+        Err(Failure::Store(error)) => Written::Store(error),
+        Err(Failure::Kube(error)) => return Err(error),
+    })
 }

@@ -5,20 +5,25 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 
+use super::notes::Note;
 use crate::crd::ShardKvCluster;
 
 /// Maximum length of a note, as the API server accepts it.
 const MAX_NOTE: usize = 1_000;
 
 /// Publishes events about one resource.
-pub(super) struct Events {
-    client: Client,
-    reporter: Reporter,
+pub(super) struct Events<'a> {
+    client: &'a Client,
+    reporter: &'a Reporter,
     about: ObjectReference,
 }
 
-impl Events {
-    pub(super) fn new(client: Client, reporter: Reporter, resource: &ShardKvCluster) -> Self {
+impl<'a> Events<'a> {
+    pub(super) fn new(
+        client: &'a Client,
+        reporter: &'a Reporter,
+        resource: &ShardKvCluster,
+    ) -> Self {
         Self {
             client,
             reporter,
@@ -26,28 +31,23 @@ impl Events {
         }
     }
 
-    /// Publishes a completed step. `action` and `reason` are words in camel case, `note` is a sentence.
-    pub(super) async fn step(&self, action: &str, reason: &str, note: String) {
-        self.publish(EventType::Normal, action, reason, note).await;
-    }
-
-    /// Publishes a warning that needs attention; the parameters are those of `step`.
-    pub(super) async fn warn(&self, action: &str, reason: &str, note: String) {
-        self.publish(EventType::Warning, action, reason, note).await;
-    }
-
-    async fn publish(&self, type_: EventType, action: &str, reason: &str, note: String) {
+    /// Publishes a note.
+    pub(super) async fn publish(&self, note: Note) {
         let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(truncated(note)),
-            action: action.to_owned(),
+            type_: if note.warns {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
+            reason: note.reason.clone(),
+            note: Some(truncated(note.text)),
+            action: note.action.to_owned(),
             secondary: None,
         };
         // Each event gets a new recorder: a reused one treats events that differ only in their notes as duplicates.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
         if let Err(error) = recorder.publish(&event, &self.about).await {
-            tracing::warn!(%error, reason, "an event could not be told");
+            tracing::warn!(%error, reason = note.reason, "an event could not be told");
         }
     }
 }

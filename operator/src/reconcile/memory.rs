@@ -1,12 +1,13 @@
 //! Memory between rounds: times of shard movements to detect a stall, failure counts, and writes without effect. No
 //! decision depends on it; an operator that has just started has an empty memory and decides alike.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::movement::Movement;
-use super::objects::Kind;
+use super::wanted::{Key, Tried};
+use crate::store::View;
 
 /// First pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -21,28 +22,13 @@ pub struct Memory {
 
 /// Memory of one cluster.
 #[derive(Debug, Default)]
-pub(super) struct Recollection {
+struct Recollection {
     /// Number of consecutive failed rounds.
     failures: u32,
     /// Observed movement of shards.
-    pub(super) movement: Movement,
-    /// Applied content that changed nothing: its hash, and the version of the object.
-    fruitless: BTreeMap<(Kind, String), (String, String)>,
-}
-
-impl Recollection {
-    /// Returns true if this content was applied to this version of the object and changed nothing.
-    pub(super) fn is_fruitless(&self, key: &(Kind, String), tried: &(String, String)) -> bool {
-        self.fruitless.get(key) == Some(tried)
-    }
-
-    /// Records an apply: `tried` if it changed nothing, `None` if it did.
-    pub(super) fn set_fruitless(&mut self, key: (Kind, String), tried: Option<(String, String)>) {
-        match tried {
-            Some(tried) => self.fruitless.insert(key, tried),
-            None => self.fruitless.remove(&key),
-        };
-    }
+    movement: Movement,
+    /// Applied content that changed nothing.
+    fruitless: BTreeMap<Key, Tried>,
 }
 
 impl Memory {
@@ -68,13 +54,42 @@ impl Memory {
         self.lock().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// Reads or changes the memory of a cluster.
-    pub(super) fn of<T>(
+    /// Records the controllers' report. Returns the groups that aren't done if shards are to move and nothing has moved
+    /// for too long.
+    pub(super) fn stalled(
         &self,
         namespace: &str,
         name: &str,
-        change: impl FnOnce(&mut Recollection) -> T,
-    ) -> T {
+        view: &View,
+        now: Instant,
+    ) -> Option<BTreeSet<u64>> {
+        self.of(namespace, name, |it| it.movement.observe(view, now))
+    }
+
+    /// Returns the content that was applied to a version of an object and changed nothing.
+    pub(super) fn fruitless(&self, namespace: &str, name: &str) -> BTreeMap<Key, Tried> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let clusters = self.lock();
+        let found = clusters.get(&key);
+        found.map(|it| it.fruitless.clone()).unwrap_or_default()
+    }
+
+    /// Records an apply: `tried` if it changed nothing, `None` if it did.
+    pub(super) fn set_fruitless(
+        &self,
+        namespace: &str,
+        name: &str,
+        object: Key,
+        tried: Option<Tried>,
+    ) {
+        self.of(namespace, name, |it| match tried {
+            Some(tried) => it.fruitless.insert(object, tried),
+            None => it.fruitless.remove(&object),
+        });
+    }
+
+    /// Reads or changes the memory of a cluster.
+    fn of<T>(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Recollection) -> T) -> T {
         let mut clusters = self.lock();
         let key = (namespace.to_owned(), name.to_owned());
         change(clusters.entry(key).or_default())

@@ -1,6 +1,7 @@
 //! Access to a cluster's objects in the API server: reads, writes, and the meaning of refusals.
 //!
-//! Every write names the object that was read, so that it never touches a replacement.
+//! Every write names the object that was read, and the resource's version, so that it never touches a replacement: if
+//! somebody else has written since, the write fails and the next round reads again.
 
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -12,157 +13,24 @@ use kube::api::{
     PropagationPolicy,
 };
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{FIELD_MANAGER, differ};
-use crate::build::{STAGE_ANNOTATION, names};
+use super::wanted::Wanted;
+use crate::crd::{ShardKvCluster, ShardKvClusterStatus};
 use crate::metrics::Metrics;
+use crate::parts::Kind;
 use crate::store::StoreError;
 
-/// Annotation with a hash of the content that was applied last.
-pub(super) const APPLIED_ANNOTATION: &str = "shardkv.io/applied";
-
-/// A kind of object that clusters consist of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    Config,
-    Account,
-    Network,
-    Service,
-    Budget,
-    Set,
-}
-
-impl Kind {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Config,
-        Self::Account,
-        Self::Network,
-        Self::Service,
-        Self::Budget,
-        Self::Set,
-    ];
-
-    fn resource(self) -> ApiResource {
-        match self {
-            Self::Config => ApiResource::erase::<ConfigMap>(&()),
-            Self::Account => ApiResource::erase::<ServiceAccount>(&()),
-            Self::Network => ApiResource::erase::<NetworkPolicy>(&()),
-            Self::Service => ApiResource::erase::<Service>(&()),
-            Self::Budget => ApiResource::erase::<PodDisruptionBudget>(&()),
-            Self::Set => ApiResource::erase::<StatefulSet>(&()),
-        }
-    }
-
-    /// Returns the name of the kind.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Config => "ConfigMap",
-            Self::Account => "ServiceAccount",
-            Self::Network => "NetworkPolicy",
-            Self::Service => "Service",
-            Self::Budget => "PodDisruptionBudget",
-            Self::Set => "StatefulSet",
-        }
-    }
-}
-
-/// An object as the operator wants it.
-#[derive(Clone, Debug)]
-pub(super) struct Wanted {
-    pub(super) kind: Kind,
-    pub(super) name: String,
-    value: Value,
-    hash: String,
-}
-
-impl Wanted {
-    /// Builds it from an object of [`crate::build`].
-    pub(super) fn new<K: Resource + Serialize>(
-        kind: Kind,
-        object: &K,
-    ) -> Result<Self, serde_json::Error> {
-        let value = serde_json::to_value(object)?;
-        let mut hashed = value.clone();
-        // The stage changes independently, and a new stage doesn't mean that other content is to be applied.
-        let annotations = hashed.pointer_mut("/metadata/annotations");
-        if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
-            annotations.remove(STAGE_ANNOTATION);
-        }
-        Ok(Self {
-            kind,
-            name: object.name_any(),
-            hash: format!("{:016x}", names::fnv1a(hashed.to_string().as_bytes())),
-            value,
-        })
-    }
-
-    /// Returns a hash of the wanted content.
-    pub(super) fn hash(&self) -> &str {
-        &self.hash
-    }
-
-    /// Keeps the live object's stage: only the action for the stage changes it.
-    pub(super) fn keep_stage(&mut self, live: &DynamicObject) {
-        if let Some(stage) = live.annotations().get(STAGE_ANNOTATION) {
-            self.annotate(STAGE_ANNOTATION, stage);
-        }
-    }
-
-    /// Returns true if the live object already matches.
-    pub(super) fn is_in(&self, live: &DynamicObject) -> Result<bool, serde_json::Error> {
-        if live.annotations().get(APPLIED_ANNOTATION) != Some(&self.hash) {
-            return Ok(false);
-        }
-        let mut wanted = self.value.clone();
-        if let Some(wanted) = wanted.as_object_mut() {
-            // Objects from a list carry no type.
-            wanted.remove("apiVersion");
-            wanted.remove("kind");
-        }
-        Ok(differ::contains(&serde_json::to_value(live)?, &wanted))
-    }
-
-    /// Returns the request body. An object that exists must still be the same one; a deleted one isn't created again.
-    fn body(mut self, live: Option<&DynamicObject>) -> Value {
-        let hash = self.hash.clone();
-        self.annotate(APPLIED_ANNOTATION, &hash);
-        if let (Some(live), Some(metadata)) = (live, self.metadata()) {
-            metadata.insert("uid".to_owned(), json!(live.uid()));
-            // Only a `StatefulSet` carries more than the built content: its stage.
-            if live.annotations().contains_key(STAGE_ANNOTATION) {
-                metadata.insert("resourceVersion".to_owned(), json!(live.resource_version()));
-            }
-        }
-        self.value
-    }
-
-    fn annotate(&mut self, key: &str, text: &str) {
-        let annotations = self
-            .metadata()
-            .map(|metadata| metadata.entry("annotations").or_insert_with(|| json!({})));
-        if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
-            annotations.insert(key.to_owned(), json!(text));
-        }
-    }
-
-    fn metadata(&mut self) -> Option<&mut serde_json::Map<String, Value>> {
-        self.value.get_mut("metadata")?.as_object_mut()
-    }
-}
+/// Field manager of all fields that the operator applies.
+pub const FIELD_MANAGER: &str = "shardkv-operator";
 
 /// Failure of a single write or request.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// The object or the store has changed since it was read. The next round reads again.
     Race,
-    /// Another object must disappear first, which happens by itself.
-    Wait(String),
     /// The API server refuses, and will refuse again until a person changes something.
     Refused(String),
-    /// The name belongs to an object of another owner.
-    Taken(String),
     /// The store's controllers refuse or don't answer.
     Store(StoreError),
     /// The API server doesn't answer, or sends an unusable answer.
@@ -198,14 +66,31 @@ impl From<serde_json::Error> for Failure {
 
 /// Access to the objects of one namespace.
 pub(super) struct Objects<'a> {
-    pub(super) client: &'a Client,
-    pub(super) namespace: &'a str,
-    pub(super) metrics: &'a Metrics,
+    client: &'a Client,
+    metrics: &'a Metrics,
+    namespace: &'a str,
 }
 
-impl Objects<'_> {
+impl<'a> Objects<'a> {
+    pub(super) fn new(client: &'a Client, metrics: &'a Metrics, namespace: &'a str) -> Self {
+        Self {
+            client,
+            metrics,
+            namespace,
+        }
+    }
+
     fn api(&self, kind: Kind) -> Api<DynamicObject> {
-        Api::namespaced_with(self.client.clone(), self.namespace, &kind.resource())
+        Api::namespaced_with(self.client.clone(), self.namespace, &resource(kind))
+    }
+
+    fn resources(&self) -> Api<ShardKvCluster> {
+        Api::namespaced(self.client.clone(), self.namespace)
+    }
+
+    /// Reads a resource; `None` if it doesn't exist.
+    pub(super) async fn resource(&self, name: &str) -> Result<Option<ShardKvCluster>, kube::Error> {
+        self.resources().get_opt(name).await
     }
 
     /// Lists all objects of all kinds with these labels.
@@ -257,7 +142,7 @@ impl Objects<'_> {
         wanted: Wanted,
         live: Option<&DynamicObject>,
     ) -> Result<DynamicObject, Failure> {
-        let (kind, name) = (wanted.kind, wanted.name.clone());
+        let (kind, name) = wanted.key();
         let mut parameters = PatchParams::apply(FIELD_MANAGER);
         // A creation must not override the fields of an object that somebody else creates at the same moment.
         parameters.force = live.is_some();
@@ -274,23 +159,17 @@ impl Objects<'_> {
         live: &DynamicObject,
         key: &str,
         text: &str,
-    ) -> Result<DynamicObject, Failure> {
+    ) -> Result<(), Failure> {
         let patch = json!({"metadata": {
             "uid": live.uid(),
             "resourceVersion": live.resource_version(),
             "annotations": {key: text},
         }});
-        let parameters = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
+        let patch = Patch::Merge(patch);
         let name = live.name_any();
-        let object = self
-            .api(kind)
-            .patch(&name, &parameters, &Patch::Merge(patch))
-            .await?;
+        self.api(kind).patch(&name, &merging(), &patch).await?;
         self.metrics.object_written("patch", kind.name());
-        Ok(object)
+        Ok(())
     }
 
     /// Deletes an object, if it is still this one; with `version`, only if it is unchanged. Its dependents are deleted
@@ -317,6 +196,65 @@ impl Objects<'_> {
             .object_written("delete", "PersistentVolumeClaim");
         Ok(())
     }
+
+    /// Replaces the finalizers of this version of a resource, and returns the changed one.
+    pub(super) async fn set_finalizers(
+        &self,
+        live: &ShardKvCluster,
+        finalizers: &[String],
+    ) -> Result<ShardKvCluster, Failure> {
+        let patch = Patch::Merge(json!({"metadata": {
+            "uid": live.uid(),
+            "resourceVersion": live.resource_version(),
+            "finalizers": finalizers,
+        }}));
+        let name = live.name_any();
+        let changed = self.resources().patch(&name, &merging(), &patch).await?;
+        self.metrics.object_written("patch", "ShardKvCluster");
+        Ok(changed)
+    }
+
+    /// Writes the status of this version of a resource, and returns the changed one.
+    pub(super) async fn set_status(
+        &self,
+        live: &ShardKvCluster,
+        status: &ShardKvClusterStatus,
+    ) -> Result<ShardKvCluster, Failure> {
+        let name = live.name_any();
+        let patch = Patch::Apply(json!({
+            "apiVersion": ShardKvCluster::api_version(&()),
+            "kind": ShardKvCluster::kind(&()),
+            "metadata": {
+                "name": name,
+                "uid": live.uid(),
+                "resourceVersion": live.resource_version(),
+            },
+            "status": status,
+        }));
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let api = self.resources();
+        let changed = api.patch_status(&name, &parameters, &patch).await?;
+        self.metrics.object_written("status", "ShardKvCluster");
+        Ok(changed)
+    }
+}
+
+fn resource(kind: Kind) -> ApiResource {
+    match kind {
+        Kind::Config => ApiResource::erase::<ConfigMap>(&()),
+        Kind::Account => ApiResource::erase::<ServiceAccount>(&()),
+        Kind::Network => ApiResource::erase::<NetworkPolicy>(&()),
+        Kind::Service => ApiResource::erase::<Service>(&()),
+        Kind::Budget => ApiResource::erase::<PodDisruptionBudget>(&()),
+        Kind::Set => ApiResource::erase::<StatefulSet>(&()),
+    }
+}
+
+fn merging() -> PatchParams {
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    }
 }
 
 fn precisely(uid: Option<String>, resource_version: Option<String>) -> DeleteParams {
@@ -328,10 +266,4 @@ fn precisely(uid: Option<String>, resource_version: Option<String>) -> DeletePar
         }),
         ..DeleteParams::default()
     }
-}
-
-/// Returns true if the object's controller is the owner with this uid.
-pub(super) fn is_owned_by(object: &DynamicObject, uid: &str) -> bool {
-    let mut owners = object.owner_references().iter();
-    owners.any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }

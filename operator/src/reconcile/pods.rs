@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
-use crate::build::{Component, names};
+use crate::build::names;
+use crate::parts::Component;
 use crate::validate::Cluster;
 
 /// Seconds for which an unscheduled pod is normal: volumes are created and machines are added.

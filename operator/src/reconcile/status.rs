@@ -1,116 +1,55 @@
-//! The last step: computes the status. Pure: its inputs are the observed state, the plan and the result of apply.
+//! The last step: computes the status, and the pause before the next round. Pure: its inputs are the observed state,
+//! the plan and the result of apply.
 //!
 //! The status claims only known facts. Figures of a store that doesn't answer keep their last values, because they
 //! still help users; the cluster's availability is then unknown.
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::apply::Applied;
+use super::applied::{Applied, Written};
 use super::conditions;
-use super::dereference::{Snapshot, gid, selector};
-use crate::build::{CLIENT_PORT, Component, names};
-use crate::crd::condition::{self, DEGRADED, PAUSED, Verdict};
+use super::context::Pace;
+use super::facts::Facts;
+use crate::build::{CLIENT_PORT, names};
+use crate::crd::condition::{self, AVAILABLE, DEGRADED, PROGRESSING};
 use crate::crd::{GroupStatus, ShardKvClusterStatus};
-use crate::plan::{Intent, Plan};
-use crate::store::View;
-use crate::validate::{Cluster, Invalid};
+use crate::metrics::Outcome;
+use crate::parts::Component;
 
-/// Inputs of a status.
-pub(super) struct Facts<'a> {
-    pub(super) cluster: &'a Cluster,
-    pub(super) intent: Intent,
-    /// Generation of the spec that this round acted on.
-    pub(super) generation: Option<i64>,
-    /// Previous status.
-    pub(super) before: &'a ShardKvClusterStatus,
-    /// Observed state before any action of this round.
-    pub(super) snapshot: &'a Snapshot,
-    pub(super) plan: &'a Plan,
-    pub(super) applied: &'a Applied,
-    /// Groups without movement, if that lasts too long.
-    pub(super) stalled: Option<BTreeSet<u64>>,
-}
-
-impl Facts<'_> {
-    /// Returns the controllers' answer, if there is one.
-    pub(super) fn view(&self) -> Option<&View> {
-        self.snapshot
-            .view
-            .as_ref()
-            .and_then(|view| view.as_ref().ok())
-    }
-
-    /// Returns true if the controllers have ever answered.
-    pub(super) fn was_known(&self) -> bool {
-        self.before.config_num.is_some()
-    }
-}
-
-/// Computes the new status.
+/// Computes the new status. For an invalid resource only the conditions change: one describes the error.
 pub(super) fn status(facts: &Facts<'_>, now: &Time) -> ShardKvClusterStatus {
-    let Facts {
-        cluster, before, ..
-    } = facts;
-    let view = facts.view();
+    let before = facts.observed.status();
+    let generation = facts.observed.resource.metadata.generation;
     let verdicts = conditions::verdicts(facts);
-    ShardKvClusterStatus {
-        observed_generation: facts.generation,
-        conditions: condition::merge(&before.conditions, &verdicts, facts.generation, now),
-        groups: groups(facts),
-        last_gid: before.last_gid,
-        config_num: view.map_or(before.config_num, |view| Some(signed(view.plan.num))),
-        shards_moving: view.map_or(before.shards_moving, |view| Some(small(view.moving))),
-        replicas: view.map_or(before.replicas.or(Some(0)), |view| {
-            Some(small(view.plan.members.len()))
-        }),
-        selector: Some(selector(&names::groups_selector(cluster))),
-        endpoint: Some(format!(
-            "{}.{}.svc:{CLIENT_PORT}",
-            names::client(cluster),
-            cluster.namespace
-        )),
-    }
-}
-
-/// Computes the status of an invalid resource: the previous status stays, and a condition describes the error.
-pub(super) fn invalid(
-    before: &ShardKvClusterStatus,
-    generation: Option<i64>,
-    why: &Invalid,
-    now: &Time,
-) -> ShardKvClusterStatus {
-    let message = format!("{why}. Nothing is changed until it is corrected.");
-    let verdict = |of, holds| Verdict {
-        of,
-        holds,
-        reason: "InvalidSpec",
-        message: message.clone(),
-    };
-    let verdicts = [
-        verdict(condition::AVAILABLE, None),
-        verdict(condition::PROGRESSING, Some(false)),
-        verdict(DEGRADED, Some(true)),
-        Verdict {
-            of: PAUSED,
-            holds: Some(false),
-            reason: "Running",
-            message: String::new(),
-        },
-    ];
-    ShardKvClusterStatus {
+    let status = ShardKvClusterStatus {
         observed_generation: generation,
         conditions: condition::merge(&before.conditions, &verdicts, generation, now),
-        ..before.clone()
+        ..before
+    };
+    if facts.desired.invalid.is_some() {
+        return status;
+    }
+    let view = facts.view();
+    let cluster = facts.cluster();
+    let client = names::client(cluster);
+    ShardKvClusterStatus {
+        groups: groups(facts, &status.groups),
+        last_gid: status.last_gid.max(facts.plan.recorded_gid().map(signed)),
+        config_num: view.map_or(status.config_num, |view| Some(signed(view.plan.num))),
+        shards_moving: view.map_or(status.shards_moving, |view| Some(small(view.moving))),
+        replicas: view.map_or(status.replicas.or(Some(0)), |view| {
+            Some(small(view.plan.members.len()))
+        }),
+        selector: Some(names::formatted(&names::groups_selector(cluster))),
+        endpoint: Some(format!("{client}.{}.svc:{CLIENT_PORT}", cluster.namespace)),
+        ..status
     }
 }
 
-fn groups(facts: &Facts<'_>) -> Vec<GroupStatus> {
-    let known = |gid: u64| {
-        let mut groups = facts.before.groups.iter();
-        groups.find(|group| group.gid == signed(gid))
-    };
+fn groups(facts: &Facts<'_>, before: &[GroupStatus]) -> Vec<GroupStatus> {
+    let known = |gid: u64| before.iter().find(|group| group.gid == signed(gid));
     let shards = |gid: u64| match facts.view() {
         Some(view) => small(view.shards.get(&gid).copied().unwrap_or(0)),
         None => known(gid).map_or(0, |group| group.shards),
@@ -118,34 +57,47 @@ fn groups(facts: &Facts<'_>) -> Vec<GroupStatus> {
     let phases = facts.plan.phases.iter();
     let groups = phases.map(|(gid, phase)| {
         let part = Component::Group(*gid);
+        let health = facts.observed.health.get(&part);
         GroupStatus {
             gid: signed(*gid),
             phase: *phase,
-            ready_replicas: facts.snapshot.sets.get(&part).map_or(0, |set| set.ready),
-            leader: facts
-                .snapshot
-                .health
-                .get(&part)
-                .and_then(|it| it.leader.clone()),
+            ready_replicas: facts.set(part).map_or(0, |set| set.ready),
+            leader: health.and_then(|health| health.leader.clone()),
             shards: shards(*gid),
         }
     });
     groups.collect()
 }
 
-/// Returns the groups that own shards, by the latest configuration.
-pub(super) fn owners(view: &View) -> impl Iterator<Item = u64> {
-    let owners = view.shards.iter().filter(|(_, shards)| **shards > 0);
-    owners.map(|(gid, _)| *gid)
-}
-
-/// Formats parts as text, such as `controllers, group 1`.
-pub(super) fn listed(parts: impl Iterator<Item = Component>) -> String {
-    let name = |part| match gid(part) {
-        None => "controllers".to_owned(),
-        Some(gid) => format!("group {gid}"),
+/// Returns the outcome of the round and the pause before the next. `written` is the result of writing the status.
+/// Refused changes are retried at the idle pace: only a person can resolve them.
+pub(super) fn next(
+    status: &ShardKvClusterStatus,
+    applied: &Applied,
+    written: &Written,
+    pace: Pace,
+) -> (Outcome, Duration) {
+    let is = |type_: &str, holds: &str| {
+        let mut conditions = status.conditions.iter();
+        conditions.any(|it| it.type_ == type_ && it.status == holds)
     };
-    parts.map(name).collect::<Vec<_>>().join(", ")
+    let soon = pace.idle.min(pace.busy * 5);
+    let changing = applied.changed() || applied.outdated();
+    let progressing = is(PROGRESSING, "True");
+    let problems = applied.problems();
+    let refused = problems.iter().any(|it| it.reason != "StoreUnreachable");
+    let idle = is(AVAILABLE, "True") && is(DEGRADED, "False");
+    match (changing, progressing) {
+        // Somebody else has written the resource since.
+        _ if *written == Written::Raced => (Outcome::Busy, pace.busy),
+        (true, _) if refused => (Outcome::Refused, pace.busy),
+        (false, true) if refused => (Outcome::Refused, soon),
+        (false, false) if refused => (Outcome::Refused, pace.idle),
+        (true, _) | (_, true) => (Outcome::Busy, pace.busy),
+        (false, false) if idle => (Outcome::Idle, pace.idle),
+        // The store may recover without a change of any object.
+        (false, false) => (Outcome::Idle, soon),
+    }
 }
 
 fn signed(number: u64) -> i64 {

@@ -1,31 +1,34 @@
 //! Table of statuses: the observed state on the left, the output of `kubectl get` and `kubectl describe` on the right.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod rules;
+mod writes;
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 
-use super::apply::{Applied, Problem};
-use super::dereference::{ObservedSet, Snapshot, Volume, observed};
+use super::Pace;
+use super::applied::{Applied, Written};
+use super::facts::Facts;
+use super::observed::{Observed, ObservedSet, Volume};
 use super::pods::Trouble;
-use super::status::{Facts, invalid, status};
-use super::{Pace, next};
-use crate::build::Component;
+use super::status::{next, status};
 use crate::build::tests::named;
-use crate::crd::{GroupPhase, GroupStatus, ShardKvClusterStatus};
+use crate::crd::{
+    GroupPhase, GroupStatus, ShardKvCluster, ShardKvClusterSpec, ShardKvClusterStatus,
+};
 use crate::metrics::Outcome;
-use crate::plan::{self, Intent, Object, Stage};
+use crate::parts::{Component, Kind};
+use crate::plan::{self, Action, Object, Plan, Stage};
 use crate::store::{Health, StoreError, View};
-use crate::validate::{Cluster, Invalid};
+use crate::validate::{Desired, Intent, Invalid};
 
 /// A cluster `a` with three nodes of each kind, and its observed state.
 struct Scene {
-    cluster: Cluster,
-    intent: Intent,
-    before: ShardKvClusterStatus,
-    snapshot: Snapshot,
+    desired: Desired,
+    observed: Observed,
     applied: Applied,
-    stalled: Option<BTreeSet<u64>>,
 }
 
 fn set(stage: Stage, ready: i32) -> ObservedSet {
@@ -54,32 +57,36 @@ fn led(pod: &str) -> Health {
 impl Scene {
     /// Returns a scene in which no object has been created yet.
     fn new() -> Self {
+        let mut resource = ShardKvCluster::new("a", ShardKvClusterSpec::default());
+        resource.metadata.generation = Some(7);
+        resource.metadata.finalizers = Some(vec![super::FINALIZER.to_owned()]);
         Self {
-            cluster: named("a"),
-            intent: Intent::Run(2),
-            before: ShardKvClusterStatus::default(),
-            snapshot: Snapshot::default(),
+            desired: Desired {
+                cluster: named("a"),
+                intent: Intent::Run(2),
+                invalid: None,
+            },
+            observed: Observed::new(resource),
             applied: Applied::default(),
-            stalled: None,
         }
     }
 
     /// Returns a scene in which two groups serve six shards each, as they did before.
     fn serving() -> Self {
         let mut scene = Self::new();
-        scene.snapshot.sets = [
+        scene.observed.sets = [
             (Component::Controller, set(Stage::Member, 3)),
             (Component::Group(1), set(Stage::Member, 3)),
             (Component::Group(2), set(Stage::Member, 3)),
         ]
         .into();
-        scene.snapshot.health = [
+        scene.observed.health = [
             (Component::Controller, led("a-controller-0")),
             (Component::Group(1), led("a-group-1-0")),
             (Component::Group(2), led("a-group-2-1")),
         ]
         .into();
-        scene.snapshot.view = Some(Ok(View {
+        scene.observed.view = Some(Ok(View {
             plan: plan::Progress {
                 num: 5,
                 members: [1, 2].into(),
@@ -88,31 +95,43 @@ impl Scene {
             shards: [(1, 6), (2, 6)].into(),
             moving: 0,
         }));
-        scene.before = scene.told();
+        scene.observed.resource.status = Some(scene.told());
         scene
     }
 
     fn view(&mut self) -> &mut View {
-        self.snapshot.view.as_mut().unwrap().as_mut().unwrap()
+        self.observed.view.as_mut().unwrap().as_mut().unwrap()
     }
 
     fn set(&mut self, part: Component) -> &mut ObservedSet {
-        self.snapshot.sets.get_mut(&part).unwrap()
+        self.observed.sets.get_mut(&part).unwrap()
+    }
+
+    /// Sets the results of an apply step in which these writes of shared objects were tried.
+    fn tried(&mut self, results: Vec<Written>) {
+        let results = results.into_iter();
+        let update = Action::UpdateShared(Kind::Config);
+        let results = results.map(|result| (update.clone(), vec![result]));
+        self.applied.results = results.collect();
+    }
+
+    fn plan(&self) -> Plan {
+        plan::decide(&self.observed.state(&self.desired))
+    }
+
+    fn facts<'a>(&'a self, plan: &'a Plan) -> Facts<'a> {
+        Facts {
+            desired: &self.desired,
+            observed: &self.observed,
+            plan,
+            applied: &self.applied,
+        }
     }
 
     fn told(&self) -> ShardKvClusterStatus {
-        let seen = observed(&self.cluster, self.intent, &self.snapshot, &self.before);
-        let facts = Facts {
-            cluster: &self.cluster,
-            intent: self.intent,
-            generation: Some(7),
-            before: &self.before,
-            snapshot: &self.snapshot,
-            plan: &plan::decide(&seen),
-            applied: &self.applied,
-            stalled: self.stalled.clone(),
-        };
-        status(&facts, &Time(Timestamp::from_second(1_000).unwrap()))
+        let plan = self.plan();
+        let now = Time(Timestamp::from_second(1_000).unwrap());
+        status(&self.facts(&plan), &now)
     }
 
     /// Checks the conditions `Available`, `Progressing` and `Degraded`, each with its reason, and a part of one
@@ -142,12 +161,12 @@ fn a_cluster_that_is_created() {
     let creating = ["False Creating", "True Creating", "False AsExpected"];
     scene.shows(creating, "The controllers are being created.");
     // Its pods start, and the controllers don't answer yet: nothing is wrong with that.
-    scene.snapshot.sets = [
+    scene.observed.sets = [
         (Component::Controller, set(Stage::Member, 1)),
         (Component::Group(1), set(Stage::New, 0)),
     ]
     .into();
-    scene.snapshot.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
+    scene.observed.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
     let message = "Waiting for the controllers to answer. Pods ready: 1 of 3 of a-controller, 0 of 3 of a-group-1.";
     let told = scene.shows(creating, message);
     assert_eq!((told.replicas, told.config_num), (Some(0), None));
@@ -156,10 +175,10 @@ fn a_cluster_that_is_created() {
     scene.set(Component::Controller).ready = 3;
     let cut_off = ["False Creating", "True Creating", "True StoreUnreachable"];
     scene.shows(cut_off, "can the operator reach port 7400");
-    scene.snapshot.view = Some(Ok(View::default()));
+    scene.observed.view = Some(Ok(View::default()));
     scene.shows(creating, "Waiting for groups to elect leaders and join.");
     // A configuration alone doesn't serve keys.
-    scene.snapshot.view = Some(Ok(View {
+    scene.observed.view = Some(Ok(View {
         plan: plan::Progress {
             num: 1,
             members: [1].into(),
@@ -168,7 +187,7 @@ fn a_cluster_that_is_created() {
         shards: [(1, 12)].into(),
         moving: 12,
     }));
-    scene.snapshot.health = [(Component::Group(1), led("a-group-1-0"))].into();
+    scene.observed.health = [(Component::Group(1), led("a-group-1-0"))].into();
     let told = scene.shows(creating, "Waiting for them to serve their shards.");
     assert_eq!((told.replicas, told.shards_moving), (Some(1), Some(12)));
     assert_eq!(told.groups[0].phase, GroupPhase::Joining);
@@ -195,17 +214,17 @@ fn a_cluster_at_rest() {
     assert_eq!(told.endpoint.as_deref(), Some("a-client.default.svc:7400"));
     let selector = told.selector.as_deref().unwrap();
     assert!(selector.contains("app.kubernetes.io/component=group"));
-    assert_eq!(told, scene.before, "nothing to write");
+    assert_eq!(told, scene.observed.status(), "nothing to write");
 }
 
 #[test]
 fn groups_that_come_and_go() {
     let mut scene = Scene::serving();
-    scene.intent = Intent::Run(3);
+    scene.desired.intent = Intent::Run(3);
     let out = ["True AllServing", "True ScalingOut", "False AsExpected"];
     scene.shows(out, "There are 2 groups; 3 are wanted.");
     scene
-        .snapshot
+        .observed
         .sets
         .insert(Component::Group(3), set(Stage::New, 1));
     scene.shows(
@@ -214,15 +233,15 @@ fn groups_that_come_and_go() {
     );
 
     let mut scene = Scene::serving();
-    scene.intent = Intent::Run(1);
+    scene.desired.intent = Intent::Run(1);
     let back = ["True AllServing", "True ScalingIn", "False AsExpected"];
     scene.shows(back, "group 2 is Draining.");
     scene.set(Component::Group(2)).stage = Stage::Leaving;
-    let led_by = scene.snapshot.health.remove(&Component::Group(1)).unwrap();
+    let led_by = scene.observed.health.remove(&Component::Group(1)).unwrap();
     let headless = ["False NoLeader", "True ScalingIn", "False AsExpected"];
     let message = "No group is let go while no leader is seen in group 1.";
     scene.shows(headless, message);
-    scene.snapshot.health.insert(Component::Group(1), led_by);
+    scene.observed.health.insert(Component::Group(1), led_by);
     let view = scene.view();
     view.plan.num = 6;
     view.plan.members = [1].into();
@@ -231,9 +250,9 @@ fn groups_that_come_and_go() {
     let told = scene.shows(back, "group 2 is Draining. 4 shards are on their way.");
     assert_eq!(told.replicas, Some(1));
     // The group owns nothing any more, but other groups wait for its shards.
-    let led_by = scene.snapshot.health.remove(&Component::Group(2)).unwrap();
+    let led_by = scene.observed.health.remove(&Component::Group(2)).unwrap();
     scene.shows(headless, "is seen in group 2");
-    scene.snapshot.health.insert(Component::Group(2), led_by);
+    scene.observed.health.insert(Component::Group(2), led_by);
     let view = scene.view();
     view.plan.settled = [(1, 6)].into();
     view.moving = 0;
@@ -243,7 +262,7 @@ fn groups_that_come_and_go() {
 #[test]
 fn a_store_that_does_not_answer() {
     let mut scene = Scene::serving();
-    scene.snapshot.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
+    scene.observed.view = Some(Err(StoreError::Unreachable("refused".to_owned())));
     let message = "The controllers don't answer. Their pods are ready";
     let told = scene.shows(
         [
@@ -254,10 +273,14 @@ fn a_store_that_does_not_answer() {
         message,
     );
     let kept = |it: &ShardKvClusterStatus| (it.config_num, it.replicas, it.shards_moving);
-    assert_eq!(kept(&told), kept(&scene.before));
-    assert_eq!(told.groups, scene.before.groups, "what was last known");
+    assert_eq!(kept(&told), kept(&scene.observed.status()));
+    assert_eq!(
+        told.groups,
+        scene.observed.status().groups,
+        "what was last known"
+    );
     // Without an answer of the nodes, the leader is unknown.
-    scene.snapshot.health.clear();
+    scene.observed.health.clear();
     assert_eq!(scene.told().groups[0].leader, None);
 }
 
@@ -265,7 +288,7 @@ fn a_store_that_does_not_answer() {
 fn a_group_without_a_leader() {
     let mut scene = Scene::serving();
     scene
-        .snapshot
+        .observed
         .health
         .insert(Component::Group(2), Health::default());
     scene.set(Component::Group(2)).ready = 1;
@@ -307,7 +330,7 @@ fn pods_that_do_not_run() {
         pod: "a-group-1-2".to_owned(),
         why: "ImagePullBackOff of b:1".to_owned(),
     };
-    scene.snapshot.pods = [(Component::Group(1), vec![trouble])].into();
+    scene.observed.pods = [(Component::Group(1), vec![trouble])].into();
     let stuck = ["True AllServing", "True RollingOut", "True PodsNotReady"];
     scene.shows(stuck, "Pod a-group-1-2: ImagePullBackOff of b:1.");
 }
@@ -321,7 +344,7 @@ fn shards_that_move_or_do_not() {
     scene.view().moving = 0;
     scene.view().plan.settled.insert(2, 4);
     scene.shows(moving, "All shards have arrived; group 2 tidies up.");
-    scene.stalled = Some([2].into());
+    scene.observed.stalled = Some([2].into());
     scene.shows(
         ["True AllServing", "True Rebalancing", "True Stalled"],
         "Waiting for group 2: look at the logs",
@@ -337,22 +360,19 @@ fn shards_that_move_or_do_not() {
 #[test]
 fn what_is_refused_and_what_is_lost() {
     let mut scene = Scene::serving();
-    let problem = |reason, message: &str| Problem {
-        reason,
-        message: message.to_owned(),
-    };
-    scene.applied.problems = vec![
-        problem("ApplyRefused", "StatefulSet.apps \"a-group-1\" is invalid"),
-        problem("NameTaken", "Service a-client"),
-        problem("NameTaken", "ConfigMap a-config (of Deployment b)"),
-    ];
+    let refused = Written::Refused("StatefulSet.apps \"a-group-1\" is invalid".to_owned());
+    scene.tried(vec![
+        refused.clone(),
+        Written::Taken("Service a-client".to_owned()),
+        Written::Taken("ConfigMap a-config (of Deployment b)".to_owned()),
+    ]);
     let taken = ["True AllServing", "False Stable", "True NameTaken"];
     scene.shows(
         taken,
         "Service a-client, ConfigMap a-config (of Deployment b): what is there",
     );
     scene.shows(taken, "is invalid.");
-    scene.applied.problems.truncate(1);
+    scene.tried(vec![refused]);
     scene.shows(
         ["True AllServing", "False Stable", "True ApplyRefused"],
         "is invalid.",
@@ -367,10 +387,10 @@ fn what_is_refused_and_what_is_lost() {
     );
     // Only volumes are left of the groups.
     scene
-        .snapshot
+        .observed
         .sets
         .retain(|part, _| *part == Component::Controller);
-    scene.snapshot.volumes = vec![Volume {
+    scene.observed.volumes = vec![Volume {
         part: Component::Group(2),
         name: "data-a-group-2-0".to_owned(),
         uid: "u".to_owned(),
@@ -385,11 +405,15 @@ fn what_is_refused_and_what_is_lost() {
 #[test]
 fn what_disappears_first() {
     let mut scene = Scene::new();
-    scene.applied.waits = vec!["ConfigMap a-config is being deleted".to_owned()];
+    scene.tried(vec![Written::Waits(
+        "ConfigMap a-config is being deleted".to_owned(),
+    )]);
     let creating = ["False Creating", "True Creating", "False AsExpected"];
     scene.shows(creating, "ConfigMap a-config is being deleted.");
     let mut scene = Scene::serving();
-    scene.applied.waits = vec!["Service a-client is being deleted".to_owned()];
+    scene.tried(vec![Written::Waits(
+        "Service a-client is being deleted".to_owned(),
+    )]);
     scene.shows(
         ["True AllServing", "True Creating", "False AsExpected"],
         "Service a-client is being deleted; it is created again then.",
@@ -399,7 +423,7 @@ fn what_disappears_first() {
 #[test]
 fn a_pause_and_the_end() {
     let mut scene = Scene::serving();
-    scene.intent = Intent::Pause;
+    scene.desired.intent = Intent::Pause;
     scene.set(Component::Group(2)).stage = Stage::Leaving;
     let told = scene.shows(
         ["True AllServing", "False Paused", "False AsExpected"],
@@ -409,9 +433,9 @@ fn a_pause_and_the_end() {
     assert_eq!(paused.unwrap().status, "True");
 
     let mut scene = Scene::serving();
-    scene.intent = Intent::Delete;
-    scene.snapshot.view = None;
-    scene.snapshot.health.clear();
+    scene.desired.intent = Intent::Delete;
+    scene.observed.view = None;
+    scene.observed.health.clear();
     let told = scene.shows(
         ["False Deleting", "True Deleting", "False AsExpected"],
         "3 StatefulSets are left.",
@@ -421,14 +445,20 @@ fn a_pause_and_the_end() {
 
 #[test]
 fn a_spec_that_makes_no_sense() {
-    let before = Scene::serving().before;
-    let why = Invalid::Name("a.b".to_owned());
-    let now = Time(Timestamp::from_second(2_000).unwrap());
-    let told = invalid(&before, Some(8), &why, &now);
+    let mut scene = Scene::serving();
+    let before = scene.observed.status();
+    // Only the resource of an invalid cluster is read.
+    let mut resource = scene.observed.resource.clone();
+    resource.metadata.generation = Some(8);
+    scene.observed = Observed::new(resource);
+    scene.desired.intent = Intent::Pause;
+    scene.desired.invalid = Some(Invalid::Name("a.b".to_owned()));
+    let told = scene.told();
     assert_eq!(
         (told.observed_generation, &told.groups),
         (Some(8), &before.groups)
     );
+    assert_eq!(told.config_num, before.config_num);
     let shown: Vec<_> = told
         .conditions
         .iter()
@@ -448,18 +478,23 @@ fn a_spec_that_makes_no_sense() {
 #[test]
 fn how_soon_is_looked_again() {
     let seconds = |scene: &Scene| {
-        let (outcome, pause) = next(&scene.told(), &scene.applied, Pace::default());
+        let (outcome, pause) = next(
+            &scene.told(),
+            &scene.applied,
+            &Written::Unchanged,
+            Pace::default(),
+        );
         (outcome, pause.as_secs())
     };
     let mut scene = Scene::serving();
     assert_eq!(seconds(&scene), (Outcome::Idle, 15));
-    scene.applied.unsettled = true;
+    scene.tried(vec![Written::Raced]);
     assert_eq!(seconds(&scene), (Outcome::Busy, 1));
-    scene.applied.unsettled = false;
+    scene.tried(Vec::new());
     scene.view().moving = 1;
     assert_eq!(seconds(&scene), (Outcome::Busy, 1));
     scene.view().moving = 0;
-    scene.snapshot.health.clear();
+    scene.observed.health.clear();
     assert_eq!(
         seconds(&scene),
         (Outcome::Idle, 5),
@@ -467,12 +502,10 @@ fn how_soon_is_looked_again() {
     );
 
     let mut scene = Scene::serving();
-    let message = String::new();
-    let reason = "ApplyRefused";
-    scene.applied.problems = vec![Problem { reason, message }];
+    scene.tried(vec![Written::Refused(String::new())]);
     assert_eq!(seconds(&scene), (Outcome::Refused, 15));
     scene.view().moving = 1;
     assert_eq!(seconds(&scene), (Outcome::Refused, 5));
-    scene.applied.acted = true;
+    scene.tried(vec![Written::Refused(String::new()), Written::Changed]);
     assert_eq!(seconds(&scene), (Outcome::Refused, 1));
 }

@@ -27,7 +27,7 @@ fn the_catalog_lists_exactly_the_reported_reasons() {
     let explained: BTreeSet<String> = explained
         .map(|(_, reason, _)| (*reason).to_owned())
         .collect();
-    let code = code("conditions.rs") + &code("status.rs");
+    let code = code("conditions.rs");
     let quoted = code.split('"').skip(1).step_by(2);
     let is_word = |text: &&str| {
         text.len() > 3
@@ -45,9 +45,9 @@ fn the_catalog_lists_exactly_the_reported_events() {
     let explained: BTreeSet<(String, String)> = explained
         .map(|(kind, reason, _)| ((*kind).to_owned(), (*reason).to_owned()))
         .collect();
-    let code = code("actions.rs") + &code("mod.rs");
+    let code = code("notes.rs");
     let mut reported = BTreeSet::new();
-    for (call, kind) in [("events.step(", "Normal"), ("events.warn(", "Warning")] {
+    for (call, kind) in [("Note::step(", "Normal"), ("Note::warning(", "Warning")] {
         let second = |rest: &str| rest.split(',').nth(1).map(|it| it.trim().to_owned());
         let reasons = code.split(call).skip(1).filter_map(second);
         let quoted = reasons.filter(|reason| reason.starts_with('"'));

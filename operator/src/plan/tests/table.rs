@@ -1,10 +1,11 @@
 //! Table of single observations and the decision for each.
 
 use super::*;
+use crate::parts::{Component, Kind};
 
 /// Returns an observed state. `sets` lists `gid stage` of each `StatefulSet`; the suffix `!` means no leader, `~` means
 /// that it is being deleted.
-fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> Observed {
+fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> State {
     let sets = sets.split_terminator(',').map(|text| {
         let (gid, stage) = text.trim().split_once(' ').unwrap();
         let gid: u64 = gid.parse().unwrap();
@@ -29,8 +30,10 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> Ob
             },
         )
     });
-    Observed {
+    State {
         intent: Intent::Run(wanted),
+        has_finalizer: true,
+        orphans: false,
         on_group_removal: Retention::Retain,
         on_cluster_deletion: Retention::Retain,
         recorded_gid: 9,
@@ -42,6 +45,7 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> Ob
         controller_volumes: true,
         sets: sets.collect(),
         volumes: BTreeSet::new(),
+        satellites: BTreeSet::new(),
         store: Some(Progress {
             num: 5,
             members: members.iter().copied().collect(),
@@ -50,8 +54,14 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> Ob
     }
 }
 
+/// Formats phases and actions, without updates of existing objects.
 fn shown(plan: &Plan) -> String {
     let action = |action: &Action| match action {
+        Action::AddFinalizer => "add finalizer".to_owned(),
+        Action::UpdateShared(kind) => format!("update {}", kind.name()),
+        Action::Update(part, kind) => format!("update {} of {part:?}", kind.name()),
+        Action::DeleteStray(part, kind) => format!("sweep {} of {part:?}", kind.name()),
+        Action::ReleaseOrphans => "release".to_owned(),
         Action::RecordGid(gid) => format!("record {gid}"),
         Action::CreateControllers => "create controllers".to_owned(),
         Action::CreateGroup { gid, stage } => format!("create {gid} {}", stage.name()),
@@ -69,7 +79,8 @@ fn shown(plan: &Plan) -> String {
         .iter()
         .map(|(gid, phase)| format!("{gid} {phase:?}"));
     let phases: Vec<_> = phases.collect();
-    let actions: Vec<_> = plan.actions.iter().map(action).collect();
+    let changes = plan.actions.iter().filter(|action| !action.updates());
+    let actions: Vec<_> = changes.map(action).collect();
     format!("{} => {}", phases.join(", "), actions.join(", "))
 }
 
@@ -78,7 +89,7 @@ fn each_row_of_the_table() {
     let member = &[(1, 5)][..];
     let two = &[(1, 5), (2, 5)][..];
     #[rustfmt::skip]
-    let rows: &[(&str, Observed, &str)] = &[
+    let rows: &[(&str, State, &str)] = &[
         ("nothing to do", world(1, "1 member", &[1], member), "1 Serving => "),
         ("a member that waits for shards", world(1, "1 member", &[1], &[(1, 4)]), "1 Joining => "),
         ("the gid after all others", world(2, "1 member", &[1], member), "1 Serving => create 10 new"),
@@ -217,4 +228,106 @@ fn what_is_deleted_goes_in_order_and_needs_no_store() {
     );
     (seen.controllers, seen.controller_volumes) = (None, false);
     assert_eq!(shown(&decide(&seen)), " => end");
+}
+
+#[test]
+fn a_running_cluster_is_kept_up_to_date() {
+    let mut seen = world(2, "1 member, 2 member~", &[1, 2], &[(1, 5), (2, 5)]);
+    let updates = |seen: &State| -> Vec<Action> {
+        let actions = decide(seen).actions.into_iter();
+        actions.filter(Action::updates).collect()
+    };
+    let mut expected: Vec<_> = Kind::SHARED.map(Action::UpdateShared).into();
+    for part in [Component::Controller, Component::Group(1)] {
+        expected.extend(Kind::OF_PART.map(|kind| Action::Update(part, kind)));
+    }
+    // The end of a `StatefulSet` is waited for.
+    expected.push(Action::Update(Component::Group(2), Kind::Set));
+    assert_eq!(updates(&seen), expected);
+    seen.intent = Intent::Pause;
+    assert_eq!(decide(&seen).actions, []);
+    seen.intent = Intent::Delete;
+    assert_eq!(updates(&seen), []);
+}
+
+#[test]
+fn shared_objects_come_before_groups_and_sweeps_last() {
+    let mut seen = world(2, "1 member", &[1], &[(1, 5)]);
+    seen.has_finalizer = false;
+    seen.satellites = [(Component::Group(4), Kind::Service)].into();
+    let actions = decide(&seen).actions;
+    let at = |action: &Action| actions.iter().position(|it| it == action).unwrap();
+    let create = at(&Action::CreateGroup {
+        gid: 10,
+        stage: Stage::New,
+    });
+    assert_eq!(at(&Action::AddFinalizer), 0);
+    assert!(at(&Action::UpdateShared(Kind::Service)) < create);
+    assert!(create < at(&Action::Update(Component::Controller, Kind::Service)));
+    assert_eq!(
+        at(&Action::DeleteStray(Component::Group(4), Kind::Service)),
+        actions.len() - 1
+    );
+}
+
+#[test]
+fn what_has_no_stateful_set_and_is_not_needed_is_swept() {
+    let satellites = |seen: &mut State| {
+        let parts = [1, 2, 3, 4, 10].map(Component::Group);
+        let parts = parts.into_iter().chain([Component::Controller]);
+        seen.satellites = parts.map(|part| (part, Kind::Service)).collect();
+    };
+    let swept = |seen: &State| -> Vec<Component> {
+        let actions = decide(seen).actions.into_iter();
+        let parts = actions.filter_map(|action| match action {
+            Action::DeleteStray(part, _) => Some(part),
+            _ => None,
+        });
+        parts.collect()
+    };
+    // 1 exists, 2 is a member, 3 hands over, 10 is created: 4 alone is a stray.
+    let mut seen = world(4, "1 member", &[1, 2], &[(1, 5), (2, 5), (3, 4)]);
+    satellites(&mut seen);
+    assert_eq!(swept(&seen), [Component::Group(4)]);
+    // Only the controllers know.
+    seen.store = None;
+    assert_eq!(swept(&seen), []);
+    seen.intent = Intent::Delete;
+    let all = [2, 3, 4, 10].map(Component::Group);
+    assert_eq!(swept(&seen), all);
+    seen.controllers = None;
+    assert_eq!(swept(&seen)[0], Component::Controller);
+}
+
+#[test]
+fn the_finalizer_comes_first_and_goes_last() {
+    let mut seen = world(1, "1 member", &[1], &[(1, 5)]);
+    seen.has_finalizer = false;
+    assert_eq!(shown(&decide(&seen)), "1 Serving => add finalizer");
+    seen.intent = Intent::Delete;
+    let released = decide(&seen);
+    assert_eq!(released, Plan::default(), "others keep the resource");
+    seen.has_finalizer = true;
+    seen.orphans = true;
+    assert_eq!(shown(&decide(&seen)), " => release");
+    seen.orphans = false;
+    seen.sets.clear();
+    (seen.controllers, seen.controller_volumes) = (None, false);
+    seen.satellites = [(Component::Controller, Kind::Budget)].into();
+    assert_eq!(
+        shown(&decide(&seen)),
+        " => sweep PodDisruptionBudget of Controller, end"
+    );
+    assert_eq!(Action::RemoveFinalizer.needs(), Needs::All);
+}
+
+#[test]
+fn lost_groups_stop_upkeep_too_and_the_finalizer_stays_guarded() {
+    let mut seen = world(2, "1 member, 2 member", &[1], &[(1, 5)]);
+    seen.controllers = None;
+    seen.satellites = [(Component::Group(4), Kind::Service)].into();
+    let plan = decide(&seen);
+    assert_eq!((plan.lost, plan.actions), ([2].into(), Vec::new()));
+    seen.has_finalizer = false;
+    assert_eq!(decide(&seen).actions, [Action::AddFinalizer]);
 }

@@ -7,7 +7,7 @@ const MAX_ROUNDS: usize = 200;
 
 pub(super) struct World {
     /// State that the operator observes. Its store is hidden until the controllers run.
-    pub(super) seen: Observed,
+    pub(super) seen: State,
     store: Progress,
     /// True while no group hands over shards.
     pub(super) frozen: bool,
@@ -28,8 +28,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(retention: Retention, kill: Option<usize>, late: bool) -> Self {
         Self {
-            seen: Observed {
+            seen: State {
                 intent: Intent::Run(1),
+                has_finalizer: true,
+                orphans: false,
                 on_group_removal: retention,
                 on_cluster_deletion: retention,
                 recorded_gid: 0,
@@ -37,6 +39,7 @@ impl World {
                 controller_volumes: false,
                 sets: BTreeMap::new(),
                 volumes: BTreeSet::new(),
+                satellites: BTreeSet::new(),
                 store: None,
             },
             store: Progress::default(),
@@ -139,6 +142,10 @@ impl World {
                     ..object.clone()
                 });
             }
+            Action::AddFinalizer | Action::ReleaseOrphans | Action::DeleteStray(..) => {
+                unreachable!("the world has its finalizer and no strays")
+            }
+            Action::UpdateShared(_) | Action::Update(..) => unreachable!("no change"),
             Action::RemoveFinalizer => {
                 assert!(deleting && self.seen.sets.is_empty() && self.seen.controllers.is_none());
                 self.finished = true;
@@ -230,7 +237,9 @@ pub(super) fn run(world: &mut World) {
 pub(super) fn round(world: &mut World) -> usize {
     let plan = decide(&world.seen);
     assert!(plan.lost.is_empty(), "{:?}", plan.lost);
-    for action in &plan.actions {
+    // Updates change nothing in this world.
+    let changes = || plan.actions.iter().filter(|action| !action.updates());
+    for action in changes() {
         let dies = world.kills.contains(&world.done);
         world.done += 1;
         let asks = matches!(action, Action::Join(_) | Action::Leave(_));
@@ -244,5 +253,5 @@ pub(super) fn round(world: &mut World) -> usize {
         }
     }
     world.tick();
-    plan.actions.len()
+    changes().count()
 }

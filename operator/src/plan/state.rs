@@ -1,0 +1,114 @@
+//! The plan's input: the state of a cluster, as far as decisions depend on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::crd::Retention;
+use crate::parts::{Component, Kind};
+use crate::validate::Intent;
+
+/// Lifecycle stage of a group, stored in the annotation of its `StatefulSet`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The group has never been seen in the configuration.
+    New,
+    /// The group has been seen in the configuration.
+    Member,
+    /// The group is to leave, or has left.
+    Leaving,
+}
+
+impl Stage {
+    /// All stages.
+    pub const ALL: [Self; 3] = [Self::New, Self::Member, Self::Leaving];
+
+    /// Returns the annotation's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Member => "member",
+            Self::Leaving => "leaving",
+        }
+    }
+
+    /// Returns the stage that an annotation names. An unknown or missing value counts as a member: members are never
+    /// deleted unless the user asks for it.
+    pub fn of(annotation: Option<&str>) -> Self {
+        let stage = Self::ALL
+            .into_iter()
+            .find(|stage| Some(stage.name()) == annotation);
+        stage.unwrap_or(Self::Member)
+    }
+}
+
+/// State of a cluster, as far as decisions depend on it.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// Goal that the resource sets.
+    pub intent: Intent,
+    /// True if the resource has the operator's finalizer.
+    pub has_finalizer: bool,
+    /// True if the resource is being deleted and its objects are to stay (`kubectl delete --cascade=orphan`).
+    pub orphans: bool,
+    /// Retention of a group's volumes when the group is removed.
+    pub on_group_removal: Retention,
+    /// Retention of all volumes when the resource is deleted.
+    pub on_cluster_deletion: Retention,
+    /// The greatest gid that the status records; 0 for none.
+    pub recorded_gid: u64,
+    /// The controllers' `StatefulSet`.
+    pub controllers: Option<Object>,
+    /// True if the controllers have volumes that aren't being deleted.
+    pub controller_volumes: bool,
+    /// The groups' `StatefulSet`s, by gid.
+    pub sets: BTreeMap<u64, Set>,
+    /// Gids with volumes that aren't being deleted.
+    pub volumes: BTreeSet<u64>,
+    /// The parts' services and disruption budgets, with or without a `StatefulSet`.
+    pub satellites: BTreeSet<(Component, Kind)>,
+    /// Progress that the controllers report; `None` when they don't answer.
+    pub store: Option<Progress>,
+}
+
+/// Identity and version of an object when it was observed; a deletion uses them as preconditions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Uid of the object.
+    pub uid: String,
+    /// Resource version of the object.
+    pub version: String,
+    /// True if the object is already being deleted.
+    pub terminating: bool,
+}
+
+/// A group's `StatefulSet`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// The `StatefulSet` as an object.
+    pub object: Object,
+    /// Lifecycle stage of the group.
+    pub stage: Stage,
+    /// True if the group has a leader, and so a quorum.
+    pub has_leader: bool,
+    /// True if the status calls the group serving: it has received its first shards.
+    pub has_served: bool,
+}
+
+/// Report of the controllers: the latest configuration, and the progress of each group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The configuration's number.
+    pub num: u64,
+    /// The groups in the configuration.
+    pub members: BTreeSet<u64>,
+    /// The latest configuration that each group has fully carried out. Covers members, and groups that left and aren't
+    /// drained.
+    pub settled: BTreeMap<u64, u64>,
+}
+
+impl Progress {
+    /// Returns true if the controllers prove that a group holds nothing: the configuration doesn't name it, and it has
+    /// nothing left to hand over. Controllers that know no group have lost their data, so they prove nothing.
+    pub fn proves_drained(&self, gid: u64) -> bool {
+        !self.members.is_empty() && !self.members.contains(&gid) && !self.settled.contains_key(&gid)
+    }
+}

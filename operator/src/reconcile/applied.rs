@@ -1,0 +1,135 @@
+//! The results of the apply step, and the conclusions from them. Pure.
+
+use crate::parts::Kind;
+use crate::plan::{Action, Needs};
+use crate::store::{Change, StoreError};
+
+/// Result of one write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// The object was created.
+    Created,
+    /// The object was changed or deleted.
+    Changed,
+    /// The controllers took a change of the configuration.
+    Configured(Change),
+    /// Nothing had to be changed.
+    Unchanged,
+    /// The object to delete was gone, or another one had its name.
+    Vanished,
+    /// The object or the store has changed since it was observed. The next round observes it again.
+    Raced,
+    /// Another object must disappear first, which happens by itself.
+    Waits(String),
+    /// The API server refuses, and will refuse again until a person changes something.
+    Refused(String),
+    /// The name belongs to an object of another owner.
+    Taken(String),
+    /// The store's controllers refuse or don't answer.
+    Store(StoreError),
+}
+
+impl Written {
+    /// Returns true if the write took effect.
+    pub(super) fn changed(&self) -> bool {
+        matches!(self, Self::Created | Self::Changed | Self::Configured(_))
+    }
+
+    /// Returns true if the action can't go on.
+    pub(super) fn failed(&self) -> bool {
+        !self.changed() && !matches!(self, Self::Unchanged | Self::Vanished)
+    }
+
+    /// Returns true if the observed state had changed, so that the next round should follow soon.
+    fn outdated(&self) -> bool {
+        matches!(self, Self::Vanished | Self::Raced)
+    }
+}
+
+/// Results of all actions that were begun, in their order: one for each write.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Applied {
+    pub(super) results: Vec<(Action, Vec<Written>)>,
+}
+
+/// A problem that needs attention from a person.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// Reason of the condition.
+    pub(super) reason: &'static str,
+    /// Description of the problem.
+    pub(super) message: String,
+}
+
+impl Applied {
+    /// Returns true if the results so far allow an action of the same plan.
+    pub(super) fn allows(&self, action: &Action) -> bool {
+        let failed = |results: &[Written]| results.iter().any(Written::failed);
+        let mut begun = self.results.iter();
+        match action.needs() {
+            _ if begun.any(|(it, results)| *it == Action::AddFinalizer && failed(results)) => false,
+            Needs::Nothing => true,
+            Needs::Changes => !self.results.iter().any(|(earlier, results)| {
+                earlier.needs() == Needs::Changes && !earlier.creates() && failed(results)
+            }),
+            Needs::Untouched(part) => !self.results.iter().any(|(earlier, results)| {
+                earlier.touches() == Some(part) && results.iter().any(Written::changed)
+            }),
+            Needs::All => !self.written().any(|it| it.failed() || it.outdated()),
+        }
+    }
+
+    fn written(&self) -> impl Iterator<Item = &Written> {
+        self.results.iter().flat_map(|(_, results)| results)
+    }
+
+    /// Returns true if anything was changed.
+    pub(super) fn changed(&self) -> bool {
+        self.written().any(Written::changed)
+    }
+
+    /// Returns true if the observed state had changed, so that the next round should follow soon.
+    pub(super) fn outdated(&self) -> bool {
+        self.written().any(Written::outdated)
+    }
+
+    /// Returns true if pods are replaced because of a change.
+    pub(super) fn rolled(&self) -> bool {
+        let mut results = self.results.iter();
+        results.any(|(action, results)| {
+            matches!(action, Action::Update(_, Kind::Set)) && results.iter().any(Written::changed)
+        })
+    }
+
+    /// Returns true if the operator has given up the resource.
+    pub(super) fn released(&self) -> bool {
+        let mut results = self.results.iter();
+        results.any(|(action, results)| action.releases() && results.iter().any(Written::changed))
+    }
+
+    /// Returns the objects that must disappear first, as readable text.
+    pub(super) fn waits(&self) -> Vec<&str> {
+        let waits = self.written().filter_map(|it| match it {
+            Written::Waits(message) => Some(message.as_str()),
+            _ => None,
+        });
+        waits.collect()
+    }
+
+    /// Returns refused changes and failed requests.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let problem = |it: &Written| {
+            let (reason, message) = match it {
+                Written::Refused(message) => ("ApplyRefused", message.clone()),
+                Written::Taken(message) => ("NameTaken", message.clone()),
+                Written::Store(error @ StoreError::Refused(_)) => ("Refused", error.to_string()),
+                Written::Store(error @ StoreError::Unreachable(_)) => {
+                    ("StoreUnreachable", error.to_string())
+                }
+                _ => return None,
+            };
+            Some(Problem { reason, message })
+        };
+        self.written().filter_map(problem).collect()
+    }
+}

@@ -1,0 +1,209 @@
+//! Texts of events: what an action did, for users. Pure.
+
+use kube::ResourceExt;
+
+use super::applied::Written;
+use super::observed::Observed;
+use crate::build::names;
+use crate::crd::condition::DEGRADED;
+use crate::crd::{Retention, ShardKvClusterStatus};
+use crate::parts::Component;
+use crate::plan::{Action, Stage};
+use crate::store::Change;
+use crate::validate::{Desired, Intent};
+
+/// An event to publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Note {
+    /// True if the event needs attention.
+    pub(super) warns: bool,
+    /// Word in camel case: the activity.
+    pub(super) action: &'static str,
+    /// Word in camel case: the step that is done.
+    pub(super) reason: String,
+    /// A sentence.
+    pub(super) text: String,
+}
+
+impl Note {
+    fn step(action: &'static str, reason: &str, text: impl Into<String>) -> Self {
+        Self {
+            warns: false,
+            action,
+            reason: reason.to_owned(),
+            text: text.into(),
+        }
+    }
+
+    fn warning(action: &'static str, reason: &str, text: impl Into<String>) -> Self {
+        Self {
+            warns: true,
+            ..Self::step(action, reason, text)
+        }
+    }
+}
+
+/// Returns the events of an action with these results of its writes: none unless all writes succeeded.
+pub(super) fn of(
+    action: &Action,
+    desired: &Desired,
+    observed: &Observed,
+    results: &[Written],
+) -> Vec<Note> {
+    if results.iter().any(Written::failed) {
+        return Vec::new();
+    }
+    // The `StatefulSet` is written last. One that only changed was there already, without its labels.
+    let created = results.last() == Some(&Written::Created);
+    let note = match action {
+        Action::CreateControllers if created => controllers_created(desired),
+        Action::CreateGroup { gid, stage } if created => group_created(*gid, *stage),
+        Action::Join(gids) => joined(gids, configured(results)),
+        Action::Leave(gids) => left(gids, configured(results)),
+        Action::DeleteVolumes(gid) => volumes_deleted(observed, Component::Group(*gid)),
+        Action::DeleteControllerVolumes => volumes_deleted(observed, Component::Controller),
+        Action::DeleteGroup(gid, _) => return group_removed(desired, observed, *gid),
+        Action::DeleteControllers(_) => Note::step(
+            "Delete",
+            "ControllersRemoved",
+            "The controllers are deleted.",
+        ),
+        Action::RemoveFinalizer => cluster_deleted(desired, observed),
+        _ => return Vec::new(),
+    };
+    vec![note]
+}
+
+/// Returns the event of a status: the cluster becomes degraded, the reason changes, or the cluster recovers.
+pub(super) fn of_status(before: &ShardKvClusterStatus, now: &ShardKvClusterStatus) -> Option<Note> {
+    let degraded = |status: &ShardKvClusterStatus| {
+        let mut conditions = status.conditions.iter();
+        conditions
+            .find(|it| it.type_ == DEGRADED && it.status == "True")
+            .cloned()
+    };
+    match (degraded(before), degraded(now)) {
+        (was, Some(is)) if was.as_ref().map(|was| &was.reason) != Some(&is.reason) => {
+            Some(Note::warning("Look", &is.reason, is.message))
+        }
+        (Some(was), None) => {
+            let text = format!("{} is over.", was.reason);
+            Some(Note::step("Look", "Recovered", text))
+        }
+        _ => None,
+    }
+}
+
+fn controllers_created(desired: &Desired) -> Note {
+    let text = match desired.cluster.controllers {
+        1 => "1 controller is created.".to_owned(),
+        count => format!("{count} controllers are created."),
+    };
+    Note::step("Create", "ControllersCreated", text)
+}
+
+fn group_created(gid: u64, stage: Stage) -> Note {
+    if stage == Stage::New {
+        let text = format!("Group {gid} is created. It joins when it has a leader.");
+        return Note::step("Create", "GroupCreated", text);
+    }
+    let text = format!(
+        "The StatefulSet of group {gid} was gone, though the group is still part of the cluster: it is created again."
+    );
+    Note::warning("Create", "GroupRestored", text)
+}
+
+fn configured(results: &[Written]) -> Change {
+    let changes = results.iter().filter_map(|result| match result {
+        Written::Configured(change) => Some(*change),
+        _ => None,
+    });
+    changes.last().unwrap_or_default()
+}
+
+fn joined(gids: &[u64], change: Change) -> Note {
+    let text = format!(
+        "{} joined in configuration {}; moving: {}.",
+        groups(gids),
+        change.num,
+        counted(change.moved, "shard")
+    );
+    Note::step("Join", "Joining", text)
+}
+
+fn left(gids: &[u64], change: Change) -> Note {
+    let text = format!(
+        "{} left in configuration {}; moving to other groups: {}.",
+        groups(gids),
+        change.num,
+        counted(change.moved, "shard")
+    );
+    Note::step("Leave", "Leaving", text)
+}
+
+fn volumes_deleted(observed: &Observed, part: Component) -> Note {
+    let of = match part {
+        Component::Controller => "the controllers".to_owned(),
+        Component::Group(gid) => format!("group {gid}"),
+    };
+    let volumes = observed.volumes_of(|of| of == part).len();
+    let text = format!("Deleted {} of {of}.", counted(volumes, "volume"));
+    Note::step("Delete", "VolumesDeleted", text)
+}
+
+fn group_removed(desired: &Desired, observed: &Observed, gid: u64) -> Vec<Note> {
+    if desired.intent == Intent::Delete {
+        let text = format!("Group {gid} is deleted.");
+        return vec![Note::step("Delete", "GroupRemoved", text)];
+    }
+    let part = Component::Group(gid);
+    let drained = format!("Group {gid} has handed over all that it had.");
+    let removed = format!("Group {gid} is deleted; its number is never used again.");
+    let mut notes = vec![
+        Note::step("Leave", "Drained", drained),
+        Note::step("Delete", "GroupRemoved", removed),
+    ];
+    let kept = observed.volumes_of(|of| of == part).len();
+    let retains = desired.cluster.spec.storage.on_group_removal == Retention::Retain;
+    if retains && kept > 0 {
+        let labels = names::formatted(&names::part_selector(&desired.cluster, part));
+        let text = format!(
+            "Group {gid} leaves {} behind that nothing needs: `kubectl delete pvc -l {labels}`",
+            counted(kept, "volume")
+        );
+        notes.push(Note::step("Retain", "VolumesRetained", text));
+    }
+    notes
+}
+
+fn cluster_deleted(desired: &Desired, observed: &Observed) -> Note {
+    let name = observed.resource.name_any();
+    let text = match observed.volumes_of(|_| true).len() {
+        0 => format!("Cluster {name} is deleted."),
+        count => {
+            let labels = names::formatted(&names::selector(&desired.cluster));
+            format!(
+                "Cluster {name} is deleted. It leaves {} with all data, for a cluster of the same name, or until `kubectl delete pvc -l {labels}`",
+                counted(count, "volume")
+            )
+        }
+    };
+    Note::step("Delete", "ClusterDeleted", text)
+}
+
+/// Formats a count with its noun: `1 shard`, `2 shards`.
+fn counted(count: impl TryInto<u64>, what: &str) -> String {
+    match count.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {what}"),
+        count => format!("{count} {what}s"),
+    }
+}
+
+/// Formats groups as the beginning of a sentence.
+fn groups(gids: &[u64]) -> String {
+    let list: Vec<String> = gids.iter().map(u64::to_string).collect();
+    match list.as_slice() {
+        [gid] => format!("Group {gid}"),
+        _ => format!("Groups {}", list.join(", ")),
+    }
+}

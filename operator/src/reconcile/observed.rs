@@ -1,0 +1,248 @@
+//! The observed state of a cluster: the value that a round starts from. Pure.
+//!
+//! This module decides which objects belong to a cluster. Children are objects whose controller is the resource, by
+//! uid: an object that only resembles a child, or belonged to a deleted resource of the same name, isn't a child.
+//! Volumes have no owner, because they outlive the resource; the name that Kubernetes gives them and the labels
+//! identify them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+
+use super::pods::{self, Trouble};
+use super::wanted::{Key, Tried, is_owned_by};
+use crate::build::{STAGE_ANNOTATION, names};
+use crate::crd::{GroupPhase, ShardKvCluster, ShardKvClusterStatus};
+use crate::parts::{Component, Kind};
+use crate::plan::{Object, Set, Stage, State};
+use crate::store::{Health, StoreError, View};
+use crate::validate::{Cluster, Desired};
+
+/// Finalizer that keeps the resource until its groups are deleted in order.
+pub const FINALIZER: &str = "shardkv.io/drain";
+
+/// Usual time until pods are ready, with a margin.
+const STARTING_SECONDS: i64 = 60;
+
+/// Observed state of a cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Observed {
+    /// The resource.
+    pub(super) resource: ShardKvCluster,
+    /// Objects that the resource owns.
+    pub(super) children: BTreeMap<Key, DynamicObject>,
+    /// Relevant facts of its `StatefulSet`s.
+    pub(super) sets: BTreeMap<Component, ObservedSet>,
+    /// The cluster's volumes.
+    pub(super) volumes: Vec<Volume>,
+    /// Pods that don't run, with the reasons.
+    pub(super) pods: BTreeMap<Component, Vec<Trouble>>,
+    /// Answer of the controllers; `None` if they weren't asked.
+    pub(super) view: Option<Result<View, StoreError>>,
+    /// Health of the nodes.
+    pub(super) health: BTreeMap<Component, Health>,
+    /// Groups that aren't done although shards are to move and nothing has moved for too long.
+    pub(super) stalled: Option<BTreeSet<u64>>,
+    /// Content that was applied to a version of an object without effect.
+    pub(super) fruitless: BTreeMap<Key, Tried>,
+}
+
+/// Relevant facts of a `StatefulSet`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ObservedSet {
+    pub(super) object: Object,
+    pub(super) stage: Stage,
+    /// Number of pods wanted.
+    pub(super) replicas: i32,
+    pub(super) ready: i32,
+    /// Number of pods of the latest revision; `None` once all pods are of that revision, and ready.
+    pub(super) rolling: Option<i32>,
+    /// True if the `StatefulSet` is so new that pods that aren't ready are still starting.
+    pub(super) young: bool,
+}
+
+/// A volume of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Volume {
+    pub(super) part: Component,
+    pub(super) name: String,
+    pub(super) uid: String,
+    pub(super) terminating: bool,
+}
+
+impl Observed {
+    /// Returns the observed state of a resource of which nothing else was read.
+    pub(super) fn new(resource: ShardKvCluster) -> Self {
+        Self {
+            resource,
+            children: BTreeMap::new(),
+            sets: BTreeMap::new(),
+            volumes: Vec::new(),
+            pods: BTreeMap::new(),
+            view: None,
+            health: BTreeMap::new(),
+            stalled: None,
+            fruitless: BTreeMap::new(),
+        }
+    }
+
+    /// Adds an object that has the cluster's labels, if it is a child.
+    pub(super) fn add_object(
+        &mut self,
+        cluster: &Cluster,
+        kind: Kind,
+        object: DynamicObject,
+        now: &Time,
+    ) -> Result<(), serde_json::Error> {
+        if !is_owned_by(&object, &cluster.owner.uid) {
+            return Ok(());
+        }
+        let name = object.name_any();
+        if let (Kind::Set, Some(part)) = (kind, names::part_of(cluster, &name)) {
+            let set: StatefulSet = serde_json::from_value(serde_json::to_value(&object)?)?;
+            self.sets.insert(part, observe_set(&set, now));
+        }
+        self.children.insert((kind, name), object);
+        Ok(())
+    }
+
+    /// Sets the cluster's volumes and pods from the lists of objects that have its labels.
+    pub(super) fn add_pods(
+        &mut self,
+        cluster: &Cluster,
+        volumes: &[PersistentVolumeClaim],
+        pods: &[Pod],
+        now: &Time,
+    ) {
+        let volumes = volumes.iter();
+        self.volumes = volumes.filter_map(|it| volume(cluster, it)).collect();
+        self.pods = pods::troubles(cluster, pods, now);
+    }
+
+    /// Returns the current status.
+    pub(super) fn status(&self) -> ShardKvClusterStatus {
+        self.resource.status.clone().unwrap_or_default()
+    }
+
+    /// Returns true if the operator's finalizer is set.
+    pub(super) fn has_finalizer(&self) -> bool {
+        self.resource.finalizers().iter().any(|it| it == FINALIZER)
+    }
+
+    /// Returns true if the resource is marked for deletion and its objects are to stay (`kubectl delete
+    /// --cascade=orphan`).
+    pub(super) fn orphans(&self) -> bool {
+        let finalizers = self.resource.finalizers();
+        self.resource.metadata.deletion_timestamp.is_some()
+            && finalizers.iter().any(|it| it == "orphan")
+    }
+
+    /// Returns the controllers' answer, if there is one.
+    pub(super) fn view(&self) -> Option<&View> {
+        self.view.as_ref().and_then(|view| view.as_ref().ok())
+    }
+
+    /// Returns the volumes of some parts, without those that are being deleted.
+    pub(super) fn volumes_of(&self, of: impl Fn(Component) -> bool) -> Vec<&Volume> {
+        let volumes = self.volumes.iter();
+        volumes
+            .filter(|volume| of(volume.part) && !volume.terminating)
+            .collect()
+    }
+
+    /// Returns the plan's input.
+    pub(super) fn state(&self, desired: &Desired) -> State {
+        let cluster = &desired.cluster;
+        let recorded = self.resource.status.as_ref().and_then(|it| it.last_gid);
+        let sets = self.sets.iter();
+        let sets = sets.filter_map(|(part, set)| Some((part.gid()?, self.set(*part, set)?)));
+        let volumes = self.volumes_of(|_| true);
+        let controllers = self.sets.get(&Component::Controller);
+        let satellites = self.children.keys().filter_map(|(kind, name)| {
+            let is_satellite = matches!(kind, Kind::Service | Kind::Budget);
+            let part = names::part_of(cluster, name).filter(|_| is_satellite)?;
+            Some((part, *kind))
+        });
+        State {
+            intent: desired.intent,
+            has_finalizer: self.has_finalizer(),
+            orphans: self.orphans(),
+            on_group_removal: cluster.spec.storage.on_group_removal,
+            on_cluster_deletion: cluster.spec.storage.on_cluster_deletion,
+            recorded_gid: recorded.and_then(|gid| gid.try_into().ok()).unwrap_or(0),
+            controllers: controllers.map(|set| set.object.clone()),
+            controller_volumes: volumes.iter().any(|it| it.part == Component::Controller),
+            sets: sets.collect(),
+            volumes: volumes.iter().filter_map(|it| it.part.gid()).collect(),
+            satellites: satellites.collect(),
+            store: self.view().map(|view| view.plan.clone()),
+        }
+    }
+
+    fn set(&self, part: Component, set: &ObservedSet) -> Option<Set> {
+        let gid = part.gid()?;
+        let status = self.resource.status.as_ref();
+        let mut groups = status.iter().flat_map(|status| &status.groups);
+        let health = self.health.get(&part);
+        Some(Set {
+            object: set.object.clone(),
+            stage: set.stage,
+            has_leader: health.is_some_and(|health| health.leader.is_some()),
+            has_served: groups
+                .any(|it| u64::try_from(it.gid) == Ok(gid) && it.phase == GroupPhase::Serving),
+        })
+    }
+}
+
+/// Returns the plan's view of an object.
+pub(super) fn object(meta: &impl ResourceExt) -> Object {
+    Object {
+        uid: meta.uid().unwrap_or_default(),
+        version: meta.resource_version().unwrap_or_default(),
+        terminating: meta.meta().deletion_timestamp.is_some(),
+    }
+}
+
+/// Returns the stage in an object's annotation.
+pub(super) fn stage(object: &impl ResourceExt) -> Stage {
+    let annotations = object.annotations();
+    Stage::of(annotations.get(STAGE_ANNOTATION).map(String::as_str))
+}
+
+fn observe_set(set: &StatefulSet, now: &Time) -> ObservedSet {
+    let born = set.metadata.creation_timestamp.as_ref();
+    let age = born.map(|born| now.0.as_second() - born.0.as_second());
+    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
+    let replicas = replicas.unwrap_or(1);
+    let status = set.status.clone().unwrap_or_default();
+    // Without a status, no Kubernetes controller has handled the `StatefulSet` yet; other fields already show that it
+    // is new.
+    let unseen = status.observed_generation < set.metadata.generation;
+    let updated = status.updated_replicas.unwrap_or(0);
+    // The revisions are equal again when all pods are of the latest revision, and ready.
+    let mixed = status.update_revision != status.current_revision;
+    let rolling = (status.observed_generation.is_some() && (unseen || mixed))
+        .then_some(if unseen { 0 } else { updated });
+    ObservedSet {
+        object: object(set),
+        stage: stage(set),
+        replicas,
+        ready: status.ready_replicas.unwrap_or(0),
+        rolling,
+        young: age.is_some_and(|age| age < STARTING_SECONDS),
+    }
+}
+
+fn volume(cluster: &Cluster, claim: &PersistentVolumeClaim) -> Option<Volume> {
+    let name = claim.name_any();
+    Some(Volume {
+        part: names::part_of_volume(cluster, &name)?,
+        uid: claim.uid()?,
+        terminating: claim.metadata.deletion_timestamp.is_some(),
+        name,
+    })
+}
