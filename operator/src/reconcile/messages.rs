@@ -36,7 +36,7 @@ pub(super) fn paused(facts: &Facts<'_>) -> Message {
 }
 
 pub(super) fn running(_: &Facts<'_>) -> Message {
-    Some("spec.paused is false.".to_owned())
+    when(true, "spec.paused is false.")
 }
 
 // Available: every key can be read and written.
@@ -82,7 +82,10 @@ pub(super) fn keys_wait(facts: &Facts<'_>) -> Message {
 }
 
 pub(super) fn all_serving(_: &Facts<'_>) -> Message {
-    Some("The controllers answer, and every group that owns shards has a leader.".to_owned())
+    when(
+        true,
+        "The controllers answer, and every group that owns shards has a leader.",
+    )
 }
 
 // Progressing: a change is in progress.
@@ -181,7 +184,7 @@ pub(super) fn rolled(facts: &Facts<'_>) -> Message {
 }
 
 pub(super) fn stable(_: &Facts<'_>) -> Message {
-    Some("All groups serve their shards.".to_owned())
+    when(true, "All groups serve their shards.")
 }
 
 fn phases(facts: &Facts<'_>, wanted: &[GroupPhase]) -> Option<String> {
@@ -371,5 +374,5 @@ pub(super) fn missing_pods(facts: &Facts<'_>) -> Message {
 }
 
 pub(super) fn as_expected(_: &Facts<'_>) -> Message {
-    Some("Nothing is wrong.".to_owned())
+    when(true, "Nothing is wrong.")
 }

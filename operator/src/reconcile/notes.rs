@@ -114,11 +114,11 @@ fn group_created(gid: u64, stage: Stage) -> Note {
 }
 
 fn configured(results: &[Written]) -> Change {
-    let changes = results.iter().filter_map(|result| match result {
+    let mut changes = results.iter().filter_map(|result| match result {
         Written::Configured(change) => Some(*change),
         _ => None,
     });
-    changes.last().unwrap_or_default()
+    changes.next_back().unwrap_or_default()
 }
 
 fn joined(gids: &[u64], change: Change) -> Note {
