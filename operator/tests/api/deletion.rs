@@ -8,7 +8,7 @@ use crate::apiserver::ApiServer;
 use crate::definition::namespace;
 use crate::faults::Write;
 use crate::raw;
-use crate::rounds::{resting, same, small};
+use crate::rounds::{same, settled, small};
 use crate::world::{Round, World};
 
 /// Returns the deletions and the removal of the resource's finalizer, in order.

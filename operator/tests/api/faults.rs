@@ -117,7 +117,7 @@ impl FaultInjector {
     }
 
     /// Waits until a fault crashes the operator.
-    pub(crate) async fn death(&self) {
+    pub(crate) async fn crash(&self) {
         let _ = self.crashed.subscribe().wait_for(|crashed| *crashed).await;
     }
 

@@ -155,8 +155,8 @@ async fn scaling_changes_the_number_of_groups_within_its_bounds() {
     let late = raw::put(&client, &path_of_scale, &scale).await;
     assert_eq!(late.status, 409, "{late:?}");
     for replicas in [0, -1, 1001] {
-        let patch = json!({"spec": {"replicas": replicas}});
-        let answer = raw::merge(&client, &path_of_scale, &patch).await;
+        let change = json!({"spec": {"replicas": replicas}});
+        let answer = raw::merge(&client, &path_of_scale, &change).await;
         let message = answer.refused();
         assert!(
             message.contains("spec.groups") || message.contains("spec.replicas"),

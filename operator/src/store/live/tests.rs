@@ -5,7 +5,7 @@ use crate::build::tests::named;
 
 /// Returns a configuration from its number, runs of shards (count, owner), and progress of groups (gid, settled, left
 /// in).
-fn told(num: u64, owners: &[(u32, u64)], progress: &[(u64, u64, u64)]) -> ConfigView {
+fn config_view(num: u64, owners: &[(u32, u64)], progress: &[(u64, u64, u64)]) -> ConfigView {
     let groups = owners.iter().filter(|(_, gid)| *gid != 0);
     let groups = groups.map(|(_, gid)| (Gid(*gid), vec![format!("g{gid}:1")]));
     let owners = owners.iter().map(|(count, gid)| (*count, Gid(*gid)));
@@ -73,13 +73,13 @@ fn node(id: u64, role: Role, term: u64, leader: u64) -> NodeStatus {
 }
 
 #[test]
-fn what_controllers_say_is_told_without_groups_that_are_drained() {
-    let told = told(
+fn the_view_leaves_out_drained_groups() {
+    let answer = config_view(
         7,
         &[(5, 1), (2, 2), (1, 1)],
         &[(1, 7, 0), (2, 6, 0), (3, 5, 6), (4, 6, 6)],
     );
-    let view = view(&told);
+    let view = view(&answer);
     assert_eq!(view.plan.num, 7);
     assert_eq!(view.plan.members, [1, 2].into());
     assert_eq!(
@@ -92,23 +92,23 @@ fn what_controllers_say_is_told_without_groups_that_are_drained() {
 
 #[test]
 fn a_store_that_no_group_has_joined_has_neither_members_nor_shards() {
-    assert_eq!(view(&told(0, &[(8, 0)], &[])), View::default());
+    assert_eq!(view(&config_view(0, &[(8, 0)], &[])), View::default());
 }
 
 #[test]
-fn a_member_without_shards_counts_as_one() {
+fn a_member_without_shards_is_a_member() {
     let groups = [Gid(1), Gid(2)].map(|gid| (gid, vec![format!("g{}:1", gid.0)]));
-    let mut told = told(1, &[(8, 1)], &[(1, 1, 0), (2, 1, 0)]);
-    told.config = ShardConfig::new(ConfigNum(1), groups.into(), [(8, Gid(1))]).unwrap();
-    assert_eq!(view(&told).shards, [(1, 8), (2, 0)].into());
+    let mut answer = config_view(1, &[(8, 1)], &[(1, 1, 0), (2, 1, 0)]);
+    answer.config = ShardConfig::new(ConfigNum(1), groups.into(), [(8, Gid(1))]).unwrap();
+    assert_eq!(view(&answer).shards, [(1, 8), (2, 0)].into());
 }
 
 #[test]
-fn shards_are_on_their_way_until_their_new_owner_serves_them() {
+fn a_shard_is_moving_until_its_new_owner_serves_it() {
     use ShardState::{Fenced, Owed, Pulling, Serving};
     // Each group owns four shards; group 2 joined in configuration 2.
     let owners = [(4, 1), (4, 2)];
-    let behind = told(2, &owners, &[(1, 1, 0), (2, 1, 0)]);
+    let behind = config_view(2, &owners, &[(1, 1, 0), (2, 1, 0)]);
     let pulls = group(2, &[(4, Serving), (5, Pulling)]);
     let gives = group(
         1,
@@ -129,47 +129,47 @@ fn shards_are_on_their_way_until_their_new_owner_serves_them() {
             }),
         )
     };
-    for (name, told, said, moving_now) in [
+    for (name, answer, reports, moving_now) in [
         (
-            "all is done",
-            told(2, &owners, &[(1, 2, 0), (2, 2, 0)]),
+            "all groups have settled",
+            config_view(2, &owners, &[(1, 2, 0), (2, 2, 0)]),
             vec![],
             0,
         ),
         (
-            "one serves, one is pulled, of two it hasn't heard",
+            "the new owner serves one shard, pulls one, and doesn't know two",
             behind.clone(),
             vec![gives.clone(), pulls.clone()],
             3,
         ),
         (
-            "the new owner has not heard of it",
+            "the new owner doesn't know the configuration",
             behind.clone(),
             vec![gives.clone(), group(2, &[])],
             4,
         ),
         (
-            "the new owner is silent",
+            "the new owner doesn't answer",
             behind.clone(),
             vec![gives, silent(2)],
             4,
         ),
-        ("nobody answers", behind, vec![], 8),
+        ("no group answers", behind, vec![], 8),
         (
             "only the new owner is behind",
-            told(2, &owners, &[(1, 2, 0), (2, 1, 0)]),
+            config_view(2, &owners, &[(1, 2, 0), (2, 1, 0)]),
             vec![pulls],
             3,
         ),
         (
-            "one that left is behind; what it had moves to the others",
-            told(3, &[(8, 1)], &[(1, 2, 0), (2, 2, 3)]),
+            "a group that left is behind; its shards move to the others",
+            config_view(3, &[(8, 1)], &[(1, 2, 0), (2, 2, 3)]),
             vec![group(1, &[(0, Serving)])],
             7,
         ),
     ] {
         assert_eq!(
-            moving(&told, &said.into_iter().collect()),
+            moving(&answer, &reports.into_iter().collect()),
             moving_now,
             "{name}"
         );
@@ -177,7 +177,7 @@ fn shards_are_on_their_way_until_their_new_owner_serves_them() {
 }
 
 #[test]
-fn one_leads_when_it_says_so_and_a_majority_agrees() {
+fn a_leader_needs_a_majority_that_follows_it() {
     use Role::{Candidate, Follower, Leader};
     for (name, all, nodes, leader) in [
         (
@@ -197,13 +197,13 @@ fn one_leads_when_it_says_so_and_a_majority_agrees() {
             Some("b"),
         ),
         (
-            "alone it has no quorum",
+            "one of three is no quorum",
             3,
             vec![node(1, Leader, 5, 1)],
             None,
         ),
         (
-            "alone in a group of one it has",
+            "one of one is a quorum",
             1,
             vec![node(1, Leader, 1, 1)],
             Some("a"),
@@ -215,7 +215,7 @@ fn one_leads_when_it_says_so_and_a_majority_agrees() {
             None,
         ),
         (
-            "nobody leads",
+            "no node leads",
             3,
             vec![
                 node(1, Candidate, 6, 0),
@@ -225,7 +225,7 @@ fn one_leads_when_it_says_so_and_a_majority_agrees() {
             None,
         ),
         (
-            "an old leader that doesn't know it yet",
+            "an old leader that hasn't stepped down yet",
             3,
             vec![
                 node(1, Leader, 5, 1),
@@ -260,17 +260,17 @@ fn one_leads_when_it_says_so_and_a_majority_agrees() {
             vec![node(1, Leader, 5, 1), node(2, Follower, 5, 1)],
             None,
         ),
-        ("nobody answers", 3, vec![], None),
+        ("no node answers", 3, vec![], None),
     ] {
-        let told = health(all, ["a", "b", "c"].into_iter().zip(&nodes));
-        assert_eq!(told.leader.as_deref(), leader, "{name}");
-        assert_eq!(told.answering as usize, nodes.len(), "{name}");
-        assert!(told.troubles.is_empty(), "{name}");
+        let answer = health(all, ["a", "b", "c"].into_iter().zip(&nodes));
+        assert_eq!(answer.leader.as_deref(), leader, "{name}");
+        assert_eq!(answer.answering as usize, nodes.len(), "{name}");
+        assert!(answer.troubles.is_empty(), "{name}");
     }
 }
 
 #[test]
-fn only_what_does_not_pass_is_wrong_with_nodes() {
+fn only_lasting_problems_are_troubles() {
     let full = NodeStatus {
         disk_full: true,
         ..node(1, Role::Leader, 1, 1)
@@ -280,18 +280,18 @@ fn only_what_does_not_pass_is_wrong_with_nodes() {
         ..node(2, Role::Follower, 1, 1)
     };
     let well = node(3, Role::Follower, 1, 1);
-    let told = health(
+    let answer = health(
         3,
         [("a", &full), ("b", &starting), ("c", &well)].into_iter(),
     );
     assert_eq!(
-        told.troubles,
+        answer.troubles,
         [("a".to_owned(), DISK_FULL.to_owned())].into()
     );
 }
 
 #[test]
-fn a_stranger_at_an_old_address_is_not_believed() {
+fn the_status_of_another_group_s_node_is_ignored() {
     let shards = node(1, Role::Leader, 1, 1);
     let controller = NodeStatus {
         kind: GroupKind::Controller,
@@ -314,7 +314,7 @@ fn a_stranger_at_an_old_address_is_not_believed() {
 }
 
 #[test]
-fn a_no_is_told_from_no_answer() {
+fn errors_are_refused_or_unreachable() {
     let text = || "x".to_owned();
     let refused = [
         Error::Conflict {
@@ -382,7 +382,7 @@ fn a_pod_is_the_first_label_of_its_address() {
 }
 
 #[tokio::test]
-async fn a_cluster_has_one_client_for_as_long_as_it_is_in_use() {
+async fn a_cluster_keeps_one_client_while_it_is_in_use() {
     let store = LiveStore::new(Arc::default());
     let keys = || {
         let mut names: Vec<_> = store.lock().keys().map(|key| key.name.clone()).collect();
@@ -401,11 +401,15 @@ async fn a_cluster_has_one_client_for_as_long_as_it_is_in_use() {
     use_at(&a, 1);
     assert_eq!(keys(), ["a", "b"]);
     use_at(&c, 2);
-    assert_eq!(keys(), ["a", "c"], "nobody has used b");
+    assert_eq!(keys(), ["a", "c"], "b is unused");
     let mut again = a.clone();
     again.owner.uid = "another".to_owned();
     use_at(&again, 2);
-    assert_eq!(keys(), ["a", "a", "c"], "it was made anew");
+    assert_eq!(
+        keys(),
+        ["a", "a", "c"],
+        "the recreated resource has its own client"
+    );
     store.forget(&a);
     store.forget(&b);
     assert_eq!(keys(), ["a", "c"]);
