@@ -80,6 +80,8 @@ lint: deps ## Check formatting, clippy and documentation (warnings are errors), 
 	$(CARGO) clippy --release --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-sim --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-operator -p shardkv-example --all-targets -- -D warnings
+	$(CARGO) clippy --release -p shardkv-operator --test api --test e2e -- -D warnings
+	$(CARGO) clippy --release --test processes -- -D warnings
 	@$(MAKE) doc
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
