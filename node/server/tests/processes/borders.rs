@@ -153,8 +153,7 @@ async fn what_a_node_passes_on_at_once_is_bounded() {
         Box::pin(async move { kv.get(GetRequest { key }).await })
     };
     let (first, waiting) = match futures::future::select(ask(), ask()).await {
-        futures::future::Either::Left(done) => done,
-        futures::future::Either::Right(done) => done,
+        futures::future::Either::Left(done) | futures::future::Either::Right(done) => done,
     };
     let refused = first.unwrap_err();
     assert!(
@@ -189,7 +188,7 @@ async fn disk_returns_when_shards_leave() {
         let mut text = String::with_capacity(VALUE_BYTES);
         while text.len() < VALUE_BYTES {
             state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            text.push_str(&format!("{:08x}", state >> 32));
+            text.extend([format!("{:08x}", state >> 32)]);
         }
         text
     };

@@ -1,4 +1,4 @@
-//! Nodes with names, like the pods of a StatefulSet: a name doesn't resolve until its pod runs, and resolves to another
+//! Nodes with names, like the pods of a `StatefulSet`: a name doesn't resolve until its pod runs, and resolves to another
 //! address after each restart.
 
 use std::fmt::Write as _;

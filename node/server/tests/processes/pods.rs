@@ -127,8 +127,8 @@ async fn a_group_that_lost_all_its_volumes_serves_nothing_as_if_it_were_empty() 
         let running: Vec<u16> = (0..3).filter(|&node| group.runs(node)).collect();
         match running[..] {
             [] => Ok(()),
-            [last] => {
-                let said = try_http_get(group.metrics(last), "/readyz").await;
+            [survivor] => {
+                let said = try_http_get(group.metrics(survivor), "/readyz").await;
                 let said = said.map_err(|error| error.to_string())?;
                 holds(said.contains("503"), said)
             }
@@ -205,11 +205,7 @@ async fn a_client_needs_one_address_for_the_nodes_of_all_groups() {
     world.settled().await;
     load.answered(200).await;
     let client = behind(front).await;
-    let mut all: Vec<String> = world
-        .groups
-        .iter()
-        .flat_map(|group| group.addresses())
-        .collect();
+    let mut all: Vec<String> = world.groups.iter().flat_map(Cluster::addresses).collect();
     all.sort_unstable();
     assert_eq!(found(&client).await, all);
 

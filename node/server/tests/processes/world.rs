@@ -130,20 +130,20 @@ impl Plain {
         }
     }
 
-    fn session(&mut self) -> Option<Session> {
+    fn session(&mut self) -> Session {
         self.sequence += 1;
-        Some(Session {
+        Session {
             client_id: self.client_id.clone(),
             sequence: self.sequence,
             acked_below: self.sequence,
-        })
+        }
     }
 
     pub(crate) async fn put(&mut self, key: &str, value: &str) {
         let request = PutRequest {
             key: key.to_owned().into(),
             value: value.to_owned().into(),
-            session: self.session(),
+            session: Some(self.session()),
         };
         let ask = |mut kv: KvClient<Channel>| {
             let request = request.clone();
@@ -156,7 +156,7 @@ impl Plain {
         let request = AppendRequest {
             key: key.to_owned().into(),
             suffix: suffix.to_owned().into(),
-            session: self.session(),
+            session: Some(self.session()),
         };
         let ask = |mut kv: KvClient<Channel>| {
             let request = request.clone();
@@ -258,7 +258,8 @@ impl Appenders {
 pub(crate) async fn check_appended(counts: &BTreeMap<String, u64>, plain: &Plain) {
     for (key, count) in counts {
         assert!(*count > 0, "{key}: the writers were never served");
-        let expected: String = (0..*count).map(|number| format!("{number},")).collect();
+        let numbers = (0..*count).map(|number| number.to_string() + ",");
+        let expected: String = numbers.collect();
         assert_eq!(plain.get(key).await.as_deref(), Some(expected.as_str()));
     }
 }
