@@ -15,10 +15,11 @@
 //!    definition into `crds/`, and its [`reference`](mod@reference) into `docs/`.
 //! 2. [`validate`] converts the resource into a [`validate::Cluster`]. It checks every bound again, because the API server may
 //!    have a definition older than the operator. All later steps take only the cluster.
-//! 3. [`build`] returns the objects of the cluster, one file per kind.
-//! 4. [`plan`] compares the existing objects and the report of the store's controllers (from [`store`]) with the spec. It
+//! 3. [`plan`] compares the existing objects and the report of the store's controllers (from [`store`]) with the spec. It
 //!    returns each group's phase and the next actions.
-//! 5. [`reconcile`] carries the actions out and writes the status; [`metrics`] counts.
+//! 4. [`build`] returns the objects of the cluster, one file per kind.
+//! 5. [`reconcile`] leads a round through these steps: it observes, performs the writes that the actions need, and writes the
+//!    status; [`metrics`] counts.
 //!
 //! # What it doesn't do
 //!

@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::ServiceAccount;
 
-use super::{meta, names};
+use super::meta::meta;
+use super::names;
 use crate::validate::Cluster;
 
 pub(super) fn build(cluster: &Cluster) -> Option<ServiceAccount> {

@@ -6,8 +6,9 @@
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::names::{self, Component};
-use super::{matching, meta};
+use super::meta::{matching, meta};
+use super::names;
+use crate::parts::Component;
 use crate::validate::Cluster;
 
 pub(super) fn build(cluster: &Cluster, part: Component) -> Option<PodDisruptionBudget> {

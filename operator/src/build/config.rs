@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
-use super::{meta, names};
+use super::meta::meta;
+use super::names;
 use crate::validate::Cluster;
 
 /// Name of the file in the config map, and in the folder where it is mounted.

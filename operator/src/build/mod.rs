@@ -8,8 +8,10 @@
 mod account;
 mod budget;
 mod config;
+mod meta;
 pub mod names;
 mod network;
+mod ports;
 mod service;
 mod stateful_set;
 #[cfg(test)]
@@ -19,19 +21,12 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
-use std::collections::BTreeMap;
 
+pub use crate::parts::Component;
 use crate::plan::Stage;
 use crate::validate::Cluster;
-pub use names::Component;
-
-/// Port on which nodes serve clients and each other.
-pub const CLIENT_PORT: i32 = 7400;
-/// Port on which nodes serve `/metrics`, `/livez` and `/readyz`.
-pub const METRICS_PORT: i32 = 7401;
-/// Annotation of a group's StatefulSet with the group's [`Stage`].
-pub const STAGE_ANNOTATION: &str = "shardkv.io/stage";
+pub use names::STAGE_ANNOTATION;
+pub use ports::{CLIENT_PORT, METRICS_PORT};
 
 /// Objects that all pods of a cluster share.
 #[derive(Clone, Debug)]
@@ -82,23 +77,5 @@ fn nodes(cluster: &Cluster, part: Component, stage: Option<Stage>) -> Nodes {
         service: service::headless(cluster, part),
         set: stateful_set::build(cluster, part, stage),
         budget: budget::build(cluster, part),
-    }
-}
-
-/// Returns the metadata of an object.
-fn meta(cluster: &Cluster, name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(name),
-        namespace: Some(cluster.namespace.clone()),
-        labels: Some(names::owned(labels)),
-        owner_references: Some(vec![cluster.owner.clone()]),
-        ..ObjectMeta::default()
-    }
-}
-
-fn matching(labels: BTreeMap<String, String>) -> LabelSelector {
-    LabelSelector {
-        match_labels: Some(labels),
-        ..LabelSelector::default()
     }
 }

@@ -9,7 +9,8 @@
 
 use std::collections::BTreeMap;
 
-pub use crate::parts::Component;
+use super::ports::CLIENT_PORT;
+use crate::parts::Component;
 use crate::validate::Cluster;
 
 /// Maximum length of [`base`]: 52, less `-group-` and a gid of ten digits.
@@ -20,6 +21,9 @@ pub(super) const CLAIM: &str = "data";
 
 /// Label with a group's gid.
 pub const GID_LABEL: &str = "shardkv.io/gid";
+
+/// Annotation of a group's StatefulSet with the group's [`Stage`](crate::plan::Stage).
+pub const STAGE_ANNOTATION: &str = "shardkv.io/stage";
 
 /// Returns the value of the label for the part's kind.
 fn component(part: Component) -> &'static str {
@@ -107,11 +111,7 @@ pub fn addresses(cluster: &Cluster, of: Component) -> Vec<String> {
 
 /// Returns the address of a pod. Leaves out the domain of the Kubernetes cluster, which the operator doesn't know.
 pub(super) fn address(cluster: &Cluster, service: &str, pod: &str) -> String {
-    format!(
-        "{pod}.{service}.{}.svc:{}",
-        cluster.namespace,
-        super::CLIENT_PORT
-    )
+    format!("{pod}.{service}.{}.svc:{}", cluster.namespace, CLIENT_PORT)
 }
 
 /// Returns the labels that select all pods of a cluster. They must never change, because selectors are immutable.

@@ -9,7 +9,9 @@ use k8s_openapi::api::networking::v1::{
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{CLIENT_PORT, METRICS_PORT, matching, meta, names};
+use super::meta::{matching, meta};
+use super::names;
+use super::ports::{CLIENT_PORT, METRICS_PORT};
 use crate::validate::Cluster;
 
 pub(super) fn build(cluster: &Cluster) -> NetworkPolicy {

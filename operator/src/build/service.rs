@@ -3,8 +3,10 @@
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::names::{self, Component};
-use super::{CLIENT_PORT, METRICS_PORT, meta};
+use super::meta::meta;
+use super::names;
+use super::ports::{CLIENT_PORT, METRICS_PORT};
+use crate::parts::Component;
 use crate::validate::Cluster;
 
 /// Builds the headless service of a part. It also names pods that aren't ready: nodes must find each other to elect the first

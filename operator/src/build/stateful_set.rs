@@ -24,8 +24,11 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::names::{self, Component};
-use super::{CLIENT_PORT, METRICS_PORT, STAGE_ANNOTATION, account, config, matching, meta};
+use super::meta::{matching, meta};
+use super::names::{self, STAGE_ANNOTATION};
+use super::ports::{CLIENT_PORT, METRICS_PORT};
+use super::{account, config};
+use crate::parts::Component;
 use crate::plan::Stage;
 use crate::validate::Cluster;
 

@@ -1,6 +1,7 @@
 //! Golden tests of the built objects: `tests/clusters/<scenario>.yaml` holds a resource, `tests/objects/<scenario>.yaml` its
 //! objects. After a change of the builders, regenerate the files with `UPDATE_GOLDENFILES=1` and review the difference.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;

@@ -14,9 +14,10 @@ use shardkv_client::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Change, Health, Store, StoreError, View};
-use crate::build::{Component, names};
+use super::interface::{Change, Health, Store, StoreError, View};
+use crate::build::names;
 use crate::metrics::Metrics;
+use crate::parts::Component;
 use crate::plan;
 use crate::validate::Cluster;
 

@@ -1,0 +1,85 @@
+//! The trait for requests to a cluster's store, and the types of its answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+
+use crate::parts::Component;
+use crate::plan;
+use crate::validate::Cluster;
+
+/// Client side of a cluster's store, reached at its controllers' and nodes' addresses.
+///
+/// Every call has a time limit, even if the store hangs. A change that timed out may still take effect later, exactly
+/// once.
+pub trait Store: Send + Sync + 'static {
+    /// Returns the latest configuration and the progress of the groups. Linearizable: asks the controllers each time.
+    fn view(&self, cluster: &Cluster) -> impl Future<Output = Result<View, StoreError>> + Send;
+
+    /// Returns the health of each part, as its nodes report it. Leaves out nodes that don't answer.
+    fn health(
+        &self,
+        cluster: &Cluster,
+        parts: &BTreeSet<Component>,
+    ) -> impl Future<Output = BTreeMap<Component, Health>> + Send;
+
+    /// Adds groups to the configuration, with the addresses that [`crate::build::names::addresses`] gives their nodes.
+    fn join(
+        &self,
+        cluster: &Cluster,
+        gids: &[u64],
+    ) -> impl Future<Output = Result<Change, StoreError>> + Send;
+
+    /// Removes groups from the configuration. The controllers refuse to remove the last group.
+    fn leave(
+        &self,
+        cluster: &Cluster,
+        gids: &[u64],
+    ) -> impl Future<Output = Result<Change, StoreError>> + Send;
+
+    /// Closes connections to a cluster that the operator no longer manages.
+    fn forget(&self, cluster: &Cluster);
+}
+
+/// Report of the controllers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Input of the plan: the number of the latest configuration, its groups, and the progress of each.
+    pub plan: plan::Progress,
+    /// Number of shards that the configuration gives to each of its groups.
+    pub shards: BTreeMap<u64, u32>,
+    /// Number of shards that have not arrived at the group that the configuration assigns, as reported by their new
+    /// owners.
+    pub moving: u32,
+}
+
+/// Health of the nodes of a group or of the controllers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Pod of the leader. Set only if a majority of the part's nodes name this leader in the same term; so there is a
+    /// quorum.
+    pub leader: Option<String>,
+    /// Number of nodes that answered.
+    pub answering: u32,
+    /// Lasting problems of nodes as readable text, by pod: a full disk.
+    pub troubles: BTreeMap<String, String>,
+}
+
+/// Result of a change of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Number of the new configuration, or of the latest one if nothing changed.
+    pub num: u64,
+    /// Number of shards that have a new owner.
+    pub moved: u32,
+}
+
+/// Failure of a request to the store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// No controller answered in time. Usual while pods start. A change may still take effect.
+    #[error("the controllers don't answer: {0}")]
+    Unreachable(String),
+    /// The controllers refuse; the message says why, and what to do.
+    #[error("the controllers refuse: {0}")]
+    Refused(String),
+}
