@@ -8,10 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{GroupKind, StateReader, Table, Transaction};
-use types::{ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, Writer};
+use types::{ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, Writer, encode_addresses};
 
 use crate::codec::known;
-use crate::step_codec::{decode_addresses, decode_cursor, encode_addresses, encode_cursor};
+use crate::step_codec::{decode_cursor, decode_valid_addresses, encode_cursor};
 use crate::transition::Changed;
 use crate::{Genesis, Ownership, QueuedStep, Shard, ShardState, keys};
 
@@ -258,7 +258,7 @@ fn encode_addresses_of_group(addresses: &[String], left: bool) -> Bytes {
 fn decode_group(record: Bytes) -> Result<(Vec<String>, bool), DecodeError> {
     let mut input = versioned(record)?;
     let left = input.flag("whether the group left")?;
-    let addresses = decode_addresses(&mut input)?;
+    let addresses = decode_valid_addresses(&mut input)?;
     input.finish()?;
     Ok((addresses, left))
 }

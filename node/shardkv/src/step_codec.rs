@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use types::{
-    ClientId, ClusterId, ConfigDelta, ConfigNum, DecodeError, Gid, LogTime, MAX_GROUP_ADDRESSES,
-    MAX_GROUPS, Reader, ShardId, Writer, check_addresses,
+    ClientId, ClusterId, ConfigDelta, ConfigNum, DecodeError, Gid, LogTime, MAX_GROUPS, Reader,
+    ShardId, Writer, check_addresses, decode_addresses, encode_addresses,
 };
 
 use crate::codec::{self, known};
@@ -291,7 +291,7 @@ fn decode_groups(input: &mut Reader) -> Result<BTreeMap<Gid, Vec<String>>, Decod
     let mut groups = BTreeMap::new();
     for _ in 0..count {
         let gid = Gid(input.number("gid")?);
-        let before = groups.insert(gid, decode_addresses(input)?);
+        let before = groups.insert(gid, decode_valid_addresses(input)?);
         if gid == Gid::NONE || before.is_some() {
             return Err(DecodeError::OutOfRange("gid"));
         }
@@ -299,22 +299,9 @@ fn decode_groups(input: &mut Reader) -> Result<BTreeMap<Gid, Vec<String>>, Decod
     Ok(groups)
 }
 
-pub(crate) fn encode_addresses(out: &mut Writer, addresses: &[String]) {
-    out.number(addresses.len() as u64);
-    for address in addresses {
-        out.bytes(address.as_bytes());
-    }
-}
-
-pub(crate) fn decode_addresses(input: &mut Reader) -> Result<Vec<String>, DecodeError> {
-    let count = input.count("addresses")?;
-    let mut addresses = Vec::with_capacity(count.min(MAX_GROUP_ADDRESSES));
-    for _ in 0..count.min(MAX_GROUP_ADDRESSES + 1) {
-        let address = input.bytes("address")?;
-        let address =
-            std::str::from_utf8(&address).map_err(|_| DecodeError::OutOfRange("address"))?;
-        addresses.push(address.to_owned());
-    }
+/// Reads a group's addresses, and refuses invalid ones.
+pub(crate) fn decode_valid_addresses(input: &mut Reader) -> Result<Vec<String>, DecodeError> {
+    let addresses = decode_addresses(input)?;
     check_addresses(&addresses).map_err(|_| DecodeError::OutOfRange("addresses"))?;
     Ok(addresses)
 }

@@ -54,14 +54,16 @@ fn is_address(text: &str) -> bool {
     text.len() <= MAX_ADDRESS_BYTES && !text.contains(odd) && parts.is_some_and(valid)
 }
 
-pub(crate) fn encode_addresses(out: &mut Writer, addresses: &[String]) {
+/// Writes a group's addresses.
+pub fn encode_addresses(out: &mut Writer, addresses: &[String]) {
     out.number(addresses.len() as u64);
     for address in addresses {
         out.bytes(address.as_bytes());
     }
 }
 
-pub(crate) fn decode_addresses(input: &mut Reader) -> Result<Vec<String>, DecodeError> {
+/// Reads a group's addresses; [`check_addresses`] tells if they are valid.
+pub fn decode_addresses(input: &mut Reader) -> Result<Vec<String>, DecodeError> {
     let count = input.count("addresses")?;
     let mut addresses = Vec::with_capacity(count.min(MAX_GROUP_ADDRESSES));
     for _ in 0..count {

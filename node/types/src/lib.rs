@@ -53,7 +53,10 @@ mod hash;
 mod ids;
 mod shard_set;
 
-pub use addresses::{BadAddresses, MAX_ADDRESS_BYTES, MAX_GROUP_ADDRESSES, check_addresses};
+pub use addresses::{
+    BadAddresses, MAX_ADDRESS_BYTES, MAX_GROUP_ADDRESSES, check_addresses, decode_addresses,
+    encode_addresses,
+};
 pub use codec::{DecodeError, Reader, Writer};
 pub use config::{ConfigDelta, ConfigError, MAX_GROUPS, MAX_SHARDS, ShardConfig, ShardMove};
 pub use hash::{hash_key, hashed_part, shard_of};

@@ -8,11 +8,14 @@ use types::Gid;
 
 use crate::bug::Bugs;
 
+/// The most groups whose failures are counted. Beyond it all counts restart, which costs some requests.
+const MAX_COUNTED: usize = 16_384;
+
 /// The nodes of each group, and the guess which of them serves.
 #[derive(Debug)]
 pub(super) struct Nodes {
     guesses: LeaderTable,
-    /// The number of failures of each group's nodes.
+    /// The number of failures of each group's nodes, for at most [`MAX_COUNTED`] groups.
     failures: BTreeMap<Gid, usize>,
     /// The position of the address that is asked first.
     first: usize,
@@ -47,7 +50,29 @@ impl Nodes {
     /// Drops a node that can't serve, so that the next one is asked.
     pub(super) fn failed(&mut self, node: &Leader) {
         self.guesses.failed(node, None);
+        if self.failures.len() >= MAX_COUNTED && !self.failures.contains_key(&node.gid) {
+            self.failures.clear();
+        }
         let failures = self.failures.entry(node.gid).or_default();
         *failures = failures.wrapping_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_counted_for_a_bounded_number_of_groups() {
+        let mut nodes = Nodes::new(0, Bugs::default());
+        let addresses = ["a:1".to_owned(), "b:1".to_owned()];
+        for gid in 1..=MAX_COUNTED as u64 + 1 {
+            let first = nodes.next(Gid(gid), &addresses).unwrap();
+            nodes.failed(&first);
+            let second = nodes.next(Gid(gid), &addresses).unwrap();
+            assert_ne!(first.address, second.address, "the next node is asked");
+            assert!(nodes.failures.len() <= MAX_COUNTED);
+        }
+        assert_eq!(nodes.failures.len(), 1);
     }
 }
