@@ -23,8 +23,8 @@
 //!
 //! Each is in a module of its own: configurations from the controllers into the log (`configs`), shards from their sources
 //! into the log (`pulls`), delete requests to the sources (`deletes`), progress reports to the controllers (`reports`).
-//! Configurations never wait for the other three. Requests to other groups are scheduled by `scheduler`, so that a group that
-//! doesn't answer delays only its own shards.
+//! Configurations never wait for the other three. `scheduler` gives each other group slots of its own, so that a group that is
+//! slow or doesn't answer delays only its own shards.
 //!
 //! Everything has a bound: deltas and chunks held, pending actions, bytes a second. A failed action is retried after a
 //! backoff that doubles, and an action without an outcome fails at its deadline.
@@ -62,12 +62,12 @@ const PROPOSE_PATIENCE_MS: u64 = 30_000;
 /// Options of a mover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MoverOptions {
-    /// The most shards that are pulled at the same time; 0 counts as 1.
+    /// The most shards that are pulled from each source at the same time; 0 counts as 1.
     pub max_concurrent_pulls: u32,
     /// The most bytes that all pulls together receive in a second; 0 for no limit. After a pause a tenth of it, or one chunk,
-    /// may come at once.
+    /// may come at once, and one chunk of each source that is on trial.
     pub max_bytes_per_second: u64,
-    /// About how many bytes of a shard travel and are proposed at once. With the largest value on top it must fit into an
+    /// About how many bytes of a shard travel and are proposed at once; fewer if there are very many sources. With the largest value on top it must fit into an
     /// entry of the log.
     pub chunk_bytes: u32,
     /// The shortest pause before something that failed is tried again; it doubles with each failure.
@@ -79,7 +79,7 @@ pub struct MoverOptions {
 impl Default for MoverOptions {
     fn default() -> Self {
         Self {
-            max_concurrent_pulls: 4,
+            max_concurrent_pulls: 2,
             max_bytes_per_second: 64 << 20,
             chunk_bytes: 512 << 10,
             min_retry_ms: 10,
@@ -248,7 +248,7 @@ impl Mover {
                 Purpose::Begin => self.configs.begun(&turn, &outcome),
                 Purpose::Configure(num) => self.configs.configured(&turn, num, &outcome),
                 Purpose::ProveLeadership => self.configs.proved(self.gid, &mut turn, &outcome),
-                Purpose::Pull => self.pulls.pulled(&turn, id, outcome),
+                Purpose::Pull { paid } => self.pulls.pulled(&turn, id, paid, outcome),
                 Purpose::Install(task) => self.pulls.installed(&turn, id, task, &outcome),
                 Purpose::Delete => self.deletes.delete_ended(&turn, id, outcome),
                 Purpose::Deleted(task) => self.deletes.record_ended(&turn, id, task, &outcome),

@@ -69,7 +69,7 @@ pub struct NodeOptions {
     #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub snapshot_bytes_per_second: Option<i64>,
 
-    /// Limit of shards that a group pulls at the same time.
+    /// Limit of shards that a group pulls from each other group at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub handoff_max_concurrent: Option<i64>,

@@ -36,11 +36,6 @@ impl Backoff {
         self.why.clear();
     }
 
-    /// Returns true if the last attempt failed.
-    pub(super) fn is_failing(&self) -> bool {
-        self.failures > 0
-    }
-
     /// Returns the time before which there must be no attempt.
     pub(super) fn until(&self) -> u64 {
         self.until

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use types::{ConfigNum, Gid};
+use types::Gid;
 
 use super::backoff::Backoff;
 use super::configs::refusal;
@@ -12,7 +12,7 @@ use super::{ASK_PATIENCE_MS, Action, ActionId, Outcome, PROPOSE_PATIENCE_MS};
 use crate::bug::Bug;
 use crate::{Ownership, Step};
 
-/// The most hand-offs whose deletes are requested at the same time.
+/// The most hand-offs whose deletes are requested from each source at the same time.
 const MAX_CONCURRENT: usize = 16;
 
 #[derive(Debug)]
@@ -20,8 +20,6 @@ pub(super) struct Deletes {
     scheduler: Scheduler,
     pending: BTreeMap<HandOff, Delete>,
     log: Backoff,
-    filled: Option<ConfigNum>,
-    stale: bool,
 }
 
 #[derive(Debug)]
@@ -39,8 +37,6 @@ impl Default for Deletes {
             scheduler: Scheduler::new(MAX_CONCURRENT),
             pending: BTreeMap::new(),
             log: Backoff::default(),
-            filled: None,
-            stale: false,
         }
     }
 }
@@ -51,7 +47,6 @@ fn is_pending(ownership: &Ownership, (config, shard): HandOff) -> bool {
 
 impl Deletes {
     pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
-        self.stale |= turn.news;
         let (scheduler, ownership) = (&mut self.scheduler, turn.ownership);
         self.pending.retain(|task, _| {
             let goes_on = is_pending(ownership, *task);
@@ -60,44 +55,23 @@ impl Deletes {
             }
             goes_on
         });
-        if self.filled != Some(ownership.config) {
-            self.fill_queues(turn);
+        if scheduler.needs_refresh(turn) {
+            let pending = ownership.pending_deletes.iter();
+            let tasks = pending.map(|((shard, config), source)| ((*config, *shard), *source));
+            scheduler.refresh(tasks);
+        }
+        let still = |task| is_pending(ownership, task);
+        for (task, source) in scheduler.start(turn, still) {
+            let delete = Delete {
+                source,
+                confirmed: false,
+                proposed: None,
+            };
+            self.pending.insert(task, delete);
         }
         let tasks: Vec<HandOff> = self.pending.keys().copied().collect();
         for task in tasks {
             self.advance(turn, task);
-        }
-        self.fill_slots(turn);
-        self.scheduler.wake(turn);
-    }
-
-    fn fill_queues(&mut self, turn: &Turn<'_>) {
-        let pending = turn.ownership.pending_deletes.iter();
-        let tasks = pending.map(|((shard, config), source)| ((*config, *shard), *source));
-        self.scheduler.refresh(tasks);
-        self.filled = Some(turn.ownership.config);
-        self.stale = false;
-    }
-
-    fn fill_slots(&mut self, turn: &mut Turn<'_>) {
-        loop {
-            let ownership = turn.ownership;
-            let still = |task| is_pending(ownership, task);
-            if let Some((task, source)) = self.scheduler.start(turn.now, still) {
-                let delete = Delete {
-                    source,
-                    confirmed: false,
-                    proposed: None,
-                };
-                self.pending.insert(task, delete);
-                self.advance(turn, task);
-            } else if let Some(task) = self.scheduler.make_room(turn) {
-                self.pending.remove(&task);
-            } else if self.stale && self.scheduler.have_use_for_more(turn) {
-                self.fill_queues(turn);
-            } else {
-                return;
-            }
         }
     }
 

@@ -18,7 +18,10 @@ pub(super) enum Purpose {
     Begin,
     Configure(ConfigNum),
     ProveLeadership,
-    Pull,
+    Pull {
+        /// The bytes that the rate limit granted.
+        paid: u32,
+    },
     Install(HandOff),
     Delete,
     Deleted(HandOff),

@@ -29,7 +29,7 @@ impl Pace {
     }
 
     /// Takes `bytes` for a request, or returns the time at which they will be available. The caller corrects the amount by
-    /// [`Pace::came`].
+    /// [`Pace::came`]. A request of no bytes waits until the bytes that came before it are made up for.
     pub(super) fn take(&mut self, now: u64, bytes: u32) -> Result<(), u64> {
         if self.rate == 0 {
             return Ok(());

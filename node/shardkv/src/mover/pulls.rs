@@ -1,7 +1,8 @@
 //! Pulls: the chunks of shards are fetched from their sources and proposed to the group's log.
 //!
 //! While one chunk is being replicated the next one is fetched, so at most two chunks of each shard with a slot are in
-//! memory.
+//! memory. All slots of all sources share [`MEMORY_BYTES`] equally: with many sources the chunks are smaller. So the memory
+//! is bounded, and a source without answers withholds nothing from the others.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,12 @@ use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PA
 use crate::bug::Bug;
 use crate::{Chunk, Cursor, Next, Ownership, ShardState, Step};
 
+/// The bytes that the requested chunks of all slots may have in memory together. Each chunk may exceed its share by one
+/// value.
+const MEMORY_BYTES: u64 = 64 << 20;
+/// The most chunks of a slot that are in memory.
+const CHUNKS_PER_SLOT: u64 = 2;
+
 #[derive(Debug)]
 pub(super) struct Pulls {
     scheduler: Scheduler,
@@ -25,10 +32,6 @@ pub(super) struct Pulls {
     paced_until: u64,
     /// Failures of proposals to the group's own log.
     log: Backoff,
-    /// The configuration as of which the queues were filled.
-    filled: Option<ConfigNum>,
-    /// True if the ownership has changed since the queues were filled.
-    stale: bool,
 }
 
 /// A shard that has a slot.
@@ -66,8 +69,6 @@ impl Pulls {
             pace: Pace::new(options.max_bytes_per_second, chunk_bytes(options)),
             paced_until: 0,
             log: Backoff::default(),
-            filled: None,
-            stale: false,
         }
     }
 
@@ -76,12 +77,9 @@ impl Pulls {
         self.scheduler = Scheduler::new(slots(options));
         self.pending.clear();
         self.log.succeed();
-        self.filled = None;
-        self.stale = false;
     }
 
     pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
-        self.stale |= turn.news;
         let (scheduler, ownership) = (&mut self.scheduler, turn.ownership);
         self.pending.retain(|task, _| {
             let goes_on = arrived(ownership, *task).is_some();
@@ -90,52 +88,38 @@ impl Pulls {
             }
             goes_on
         });
-        if self.filled != Some(ownership.config) {
-            self.fill_queues(turn);
+        if scheduler.needs_refresh(turn) {
+            let shards = ownership.shards.unfinished_shards();
+            scheduler.refresh(shards.filter_map(|(shard, it)| match it.state {
+                ShardState::Pulling { config, source, .. } => Some(((config, *shard), source)),
+                _ => None,
+            }));
         }
         if !turn.reached(self.log.until()) {
             return;
+        }
+        let still = |task| arrived(ownership, task).is_some();
+        for (task, source) in scheduler.start(turn, still) {
+            let pull = Pull {
+                source,
+                asked: Cursor::default(),
+                ready: None,
+                install: None,
+            };
+            self.pending.insert(task, pull);
         }
         let tasks: Vec<HandOff> = self.pending.keys().copied().collect();
         for task in tasks {
             self.advance(turn, task);
         }
-        self.fill_slots(turn);
-        self.scheduler.wake(turn);
     }
 
-    fn fill_queues(&mut self, turn: &Turn<'_>) {
-        let shards = turn.ownership.shards.unfinished_shards();
-        self.scheduler
-            .refresh(shards.filter_map(|(shard, it)| match it.state {
-                ShardState::Pulling { config, source, .. } => Some(((config, *shard), source)),
-                _ => None,
-            }));
-        self.filled = Some(turn.ownership.config);
-        self.stale = false;
-    }
-
-    fn fill_slots(&mut self, turn: &mut Turn<'_>) {
-        loop {
-            let ownership = turn.ownership;
-            let still = |task| arrived(ownership, task).is_some();
-            if let Some((task, source)) = self.scheduler.start(turn.now, still) {
-                let pull = Pull {
-                    source,
-                    asked: Cursor::default(),
-                    ready: None,
-                    install: None,
-                };
-                self.pending.insert(task, pull);
-                self.advance(turn, task);
-            } else if let Some(task) = self.scheduler.make_room(turn) {
-                self.pending.remove(&task);
-            } else if self.stale && self.scheduler.have_use_for_more(turn) {
-                self.fill_queues(turn);
-            } else {
-                return;
-            }
-        }
+    /// Returns the size of the chunks to request, so that all slots fit into [`MEMORY_BYTES`].
+    fn request_bytes(&self, options: &MoverOptions) -> u32 {
+        let slots = self.scheduler.slots() as u64 * self.scheduler.sources() as u64;
+        let share = MEMORY_BYTES / (CHUNKS_PER_SLOT * slots.max(1));
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        chunk_bytes(options).min(share.max(1))
     }
 
     /// Performs the next action for a shard that has a slot.
@@ -143,6 +127,7 @@ impl Pulls {
         let Some(after) = arrived(turn.ownership, task) else {
             return;
         };
+        let max_bytes = self.request_bytes(turn.options);
         let Some(pull) = self.pending.get_mut(&task) else {
             return;
         };
@@ -170,8 +155,13 @@ impl Pulls {
             self.pending.remove(&task);
             return;
         };
-        let max_bytes = chunk_bytes(turn.options);
-        if let Err(at) = self.pace.take(turn.now, max_bytes) {
+        // A source on trial pays when its chunk arrives: it may be gone, and must not use up what the others could receive.
+        let paid = if self.scheduler.is_proven(source) {
+            max_bytes
+        } else {
+            0
+        };
+        if let Err(at) = self.pace.take(turn.now, paid) {
             self.paced_until = at;
             turn.reached(at);
             return;
@@ -185,17 +175,17 @@ impl Pulls {
             after: from,
             max_bytes,
         };
-        let id = turn.ask(Purpose::Pull, ASK_PATIENCE_MS, action);
+        let id = turn.ask(Purpose::Pull { paid }, ASK_PATIENCE_MS, action);
         self.scheduler.asked(task, id, turn.now);
     }
 
-    /// Handles the outcome of [`Purpose::Pull`].
-    pub(super) fn pulled(&mut self, turn: &Turn<'_>, id: ActionId, outcome: Outcome) {
+    /// Handles the outcome of [`Purpose::Pull`]. The rate limit has granted `paid` bytes for the request.
+    pub(super) fn pulled(&mut self, turn: &Turn<'_>, id: ActionId, paid: u32, outcome: Outcome) {
         let came = match &outcome {
             Outcome::Pulled(chunk) => chunk.content_bytes(),
             _ => 0,
         };
-        self.pace.came(chunk_bytes(turn.options), came);
+        self.pace.came(paid, came);
         let result = match outcome {
             Outcome::Pulled(chunk) => Ok(chunk),
             Outcome::Failed(why) => Err(why),

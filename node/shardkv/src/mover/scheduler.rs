@@ -1,41 +1,47 @@
-//! The scheduler of hand-offs: one queue for each source, so that a source that doesn't answer delays only its own shards.
+//! The scheduler of hand-offs: one queue for each source, with slots of its own, so that a source that is slow or doesn't
+//! answer delays only its own shards.
 //!
-//! There is a bounded number of slots. A hand-off holds one while it is worked on, and has at most one pending request to
-//! its source. Hand-offs without a slot wait in the queue of their source, the oldest configuration first. A free
-//! slot goes to the queue that holds the fewest slots, and among equals to the one with the oldest front. A failure sends
-//! the hand-off to the back of its queue and pauses the whole queue. After the pause one hand-off of the queue is tried, and
-//! the others follow only when it succeeds. A hand-off whose answer is late loses its slot if another source's hand-off
-//! could use it; the queue then pauses until that answer arrives or fails.
+//! A hand-off holds a slot of its source while it is worked on, and has at most one pending request. The others wait in the
+//! queue of their source, the oldest configuration first. No source ever uses another's slots, so nothing is taken back
+//! from a slow source: its answers count whenever they come before the request's deadline.
+//!
+//! A source has to prove that it answers: its first request is on trial, and its other slots open with the answer. A failure
+//! sends the hand-off to the back of its queue, pauses the queue, and puts the source on trial again.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use types::Gid;
+use types::{ConfigNum, Gid};
 
 use super::backoff::Backoff;
 use super::outbox::{HandOff, Turn};
 use super::{ActionId, MoverOptions};
 
-/// The time, in milliseconds, that a source has to answer while other hand-offs wait for the slot.
-const PATIENCE_MS: u64 = 500;
+/// The time without an answer, in milliseconds, from which the status calls a source slow.
+const SLOW_AFTER_MS: u64 = 500;
+/// The shortest interval, in milliseconds, between two searches for hand-offs under one configuration while known ones wait.
+const SEARCH_INTERVAL_MS: u64 = 20;
 
 #[derive(Debug)]
 pub(super) struct Scheduler {
+    /// The slots of each source.
     slots: usize,
     by_source: BTreeMap<Gid, SourceQueue>,
     working: BTreeMap<HandOff, Slot>,
-    /// Requests whose slots were given to other hand-offs.
-    abandoned: BTreeMap<ActionId, Gid>,
-    started: u64,
+    /// The configuration of the last search for hand-offs.
+    searched: Option<ConfigNum>,
+    /// True if the ownership has changed since the last search.
+    stale: bool,
+    /// The earliest time of the next search, unless the configuration changes or no hand-off waits.
+    next_search: u64,
 }
 
 #[derive(Debug, Default)]
 struct SourceQueue {
     waiting: VecDeque<HandOff>,
     working: usize,
-    abandoned: usize,
+    /// True if the source has answered since the queue's creation and since its last failure.
+    is_proven: bool,
     backoff: Backoff,
-    /// The value of `started` at the queue's last start, so that equal queues take turns.
-    last_started: u64,
 }
 
 #[derive(Debug)]
@@ -46,21 +52,43 @@ struct Slot {
 }
 
 impl SourceQueue {
-    fn is_open(&self, now: u64) -> bool {
-        let trying = self.backoff.is_failing() && self.working > 0;
-        !self.waiting.is_empty() && !trying && self.abandoned == 0 && now >= self.backoff.until()
+    fn has_free_slot(&self, slots: usize) -> bool {
+        self.working < if self.is_proven { slots } else { 1 }
+    }
+
+    fn answered(&mut self) {
+        self.is_proven = true;
+        self.backoff.succeed();
     }
 }
 
 impl Scheduler {
+    /// Creates a scheduler with this number of slots for each source; 0 counts as 1.
     pub(super) fn new(slots: usize) -> Self {
         Self {
             slots: slots.max(1),
             by_source: BTreeMap::new(),
             working: BTreeMap::new(),
-            abandoned: BTreeMap::new(),
-            started: 0,
+            searched: None,
+            stale: false,
+            next_search: 0,
         }
+    }
+
+    /// Returns true if the caller has to search the ownership for hand-offs and pass them to [`Scheduler::refresh`]. A search
+    /// costs as much as there are unfinished hand-offs, and the ownership changes with every chunk.
+    pub(super) fn needs_refresh(&mut self, turn: &mut Turn<'_>) -> bool {
+        self.stale |= turn.news;
+        if self.searched == Some(turn.ownership.config) {
+            let some_wait = self.by_source.values().any(|it| !it.waiting.is_empty());
+            if !self.stale || some_wait && !turn.reached(self.next_search) {
+                return false;
+            }
+        }
+        self.searched = Some(turn.ownership.config);
+        self.stale = false;
+        self.next_search = turn.now.saturating_add(SEARCH_INTERVAL_MS);
+        true
     }
 
     /// Replaces the set of waiting hand-offs by `tasks`. Hand-offs that wait already keep their places.
@@ -82,55 +110,50 @@ impl Scheduler {
                 .waiting
                 .extend(tasks);
         }
-        self.by_source.retain(|_, queue| {
-            !queue.waiting.is_empty() || queue.working > 0 || queue.abandoned > 0
-        });
+        self.by_source
+            .retain(|_, queue| !queue.waiting.is_empty() || queue.working > 0);
     }
 
-    /// Gives a free slot to the next hand-off that is `still` to be done, if there are both.
+    /// Gives free slots to hand-offs that are `still` to be done. Schedules a turn at the end of each pause.
     pub(super) fn start(
         &mut self,
-        now: u64,
+        turn: &mut Turn<'_>,
         still: impl Fn(HandOff) -> bool,
-    ) -> Option<(HandOff, Gid)> {
-        while self.has_free_slot() {
-            let source = self.next_open(now)?;
-            let queue = self.by_source.get_mut(&source)?;
-            let task = queue.waiting.pop_front()?;
-            if self.working.contains_key(&task) || !still(task) {
-                continue;
+    ) -> Vec<(HandOff, Gid)> {
+        let mut started = Vec::new();
+        for (source, queue) in &mut self.by_source {
+            while queue.has_free_slot(self.slots) {
+                if queue.waiting.is_empty() || !turn.reached(queue.backoff.until()) {
+                    break;
+                }
+                let next = queue.waiting.pop_front();
+                let next = next.filter(|it| !self.working.contains_key(it) && still(*it));
+                let Some(task) = next else {
+                    continue;
+                };
+                queue.working += 1;
+                let (source, asked) = (*source, None);
+                self.working.insert(task, Slot { source, asked });
+                started.push((task, source));
             }
-            self.started += 1;
-            queue.last_started = self.started;
-            queue.working += 1;
-            let asked = None;
-            self.working.insert(task, Slot { source, asked });
-            return Some((task, source));
         }
-        None
+        started
     }
 
-    pub(super) fn has_free_slot(&self) -> bool {
-        self.working.len() < self.slots
+    /// Returns the number of sources with hand-offs.
+    pub(super) fn sources(&self) -> usize {
+        self.by_source.len()
     }
 
-    /// Returns true if a hand-off that isn't known yet could get a slot: a free one, or one whose source is slow. While all
-    /// slots are busy there is no need to search for more hand-offs.
-    pub(super) fn have_use_for_more(&self, turn: &mut Turn<'_>) -> bool {
-        let asked = self.working.values().filter_map(|slot| slot.asked);
-        let oldest = asked.map(|(_, since)| since).min();
-        self.has_free_slot()
-            || oldest.is_some_and(|since| turn.reached(since.saturating_add(PATIENCE_MS)))
+    /// Returns the slots of each source.
+    pub(super) fn slots(&self) -> usize {
+        self.slots
     }
 
-    fn next_open(&self, now: u64) -> Option<Gid> {
-        let open = self
-            .by_source
-            .iter()
-            .filter(|(_, queue)| queue.is_open(now));
-        let next = open
-            .min_by_key(|(_, queue)| (queue.working, queue.waiting.front(), queue.last_started));
-        next.map(|(source, _)| *source)
+    /// Returns true if the source has answered since its last failure.
+    pub(super) fn is_proven(&self, source: Gid) -> bool {
+        let queue = self.by_source.get(&source);
+        queue.is_some_and(|queue| queue.is_proven)
     }
 
     /// Records a request to the source of a hand-off that has a slot.
@@ -153,18 +176,11 @@ impl Scheduler {
 
     /// Records an answer of a source. Returns the hand-off of the request, if it still has its slot.
     pub(super) fn answered(&mut self, id: ActionId) -> Option<HandOff> {
-        if let Some(source) = self.abandoned.remove(&id) {
-            if let Some(queue) = self.by_source.get_mut(&source) {
-                queue.abandoned -= 1;
-                queue.backoff.succeed();
-            }
-            return None;
-        }
         let task = self.asker(id)?;
         let slot = self.working.get_mut(&task)?;
         slot.asked = None;
         if let Some(queue) = self.by_source.get_mut(&slot.source) {
-            queue.backoff.succeed();
+            queue.answered();
         }
         Some(task)
     }
@@ -177,13 +193,6 @@ impl Scheduler {
         why: &str,
         options: &MoverOptions,
     ) -> Option<HandOff> {
-        if let Some(source) = self.abandoned.remove(&id) {
-            if let Some(queue) = self.by_source.get_mut(&source) {
-                queue.abandoned -= 1;
-                queue.backoff.fail(now, why, options);
-            }
-            return None;
-        }
         let task = self.asker(id)?;
         self.fail(task, now, why, options);
         Some(task)
@@ -192,6 +201,7 @@ impl Scheduler {
     /// Takes the slot of a hand-off that can't continue because of its source, and pauses the source's queue.
     pub(super) fn fail(&mut self, task: HandOff, now: u64, why: &str, options: &MoverOptions) {
         if let Some(queue) = self.take_slot(task) {
+            queue.is_proven = false;
             queue.backoff.fail(now, why, options);
             queue.waiting.push_back(task);
         }
@@ -216,60 +226,21 @@ impl Scheduler {
         Some(queue)
     }
 
-    /// If no slot is free, takes one whose request is late, if a hand-off of another source could use it. Returns the hand-off
-    /// that lost its slot.
-    pub(super) fn make_room(&mut self, turn: &mut Turn<'_>) -> Option<HandOff> {
-        if self.has_free_slot() {
-            return None;
-        }
-        let open: Vec<Gid> = self
-            .by_source
-            .iter()
-            .filter(|(_, queue)| queue.is_open(turn.now))
-            .map(|(source, _)| *source)
-            .take(2)
-            .collect();
-        let slow = self.working.iter().filter_map(|(task, slot)| {
-            let (id, since) = slot.asked?;
-            let wanted = open.iter().any(|source| *source != slot.source);
-            wanted.then_some((since, id, *task, slot.source))
-        });
-        let (since, id, task, source) = slow.min()?;
-        if !turn.reached(since.saturating_add(PATIENCE_MS)) {
-            return None;
-        }
-        let why = format!("no answer within {PATIENCE_MS} ms");
-        self.fail(task, turn.now, &why, turn.options);
-        self.abandoned.insert(id, source);
-        self.by_source.get_mut(&source)?.abandoned += 1;
-        Some(task)
-    }
-
-    /// Schedules a turn at the end of the next pause.
-    pub(super) fn wake(&self, turn: &mut Turn<'_>) {
-        for queue in self
-            .by_source
-            .values()
-            .filter(|queue| !queue.waiting.is_empty())
-        {
-            if queue.abandoned == 0 && queue.backoff.until() > turn.now {
-                turn.reached(queue.backoff.until());
-            }
-        }
-    }
-
     /// Returns the reason, for display, that a hand-off from this source makes no progress.
     pub(super) fn why(&self, task: HandOff, source: Gid, now: u64) -> Option<String> {
-        let queue = self.by_source.get(&source);
         if let Some(slot) = self.working.get(&task) {
             let (_, since) = slot.asked?;
             let waited = now.saturating_sub(since);
-            let slow = waited >= PATIENCE_MS;
+            let slow = waited >= SLOW_AFTER_MS;
             return slow.then(|| format!("{source}: no answer for {waited} ms"));
         }
+        let queue = self.by_source.get(&source);
         if let Some(why) = queue.and_then(|queue| queue.backoff.why(now)) {
             return Some(format!("{source}: {why}"));
         }
-        Some(format!("waits for one of {} slots", self.slots))
+        Some(match self.slots {
+            1 => format!("waits for the slot of {source}"),
+            slots => format!("waits for one of the {slots} slots of {source}"),
+        })
     }
 }

@@ -20,4 +20,5 @@ mod pulls;
 mod random;
 mod reports;
 mod show;
+mod sources;
 mod stage;

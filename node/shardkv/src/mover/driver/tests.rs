@@ -215,18 +215,22 @@ fn a_chunk_becomes_a_proposal() {
 
 #[test]
 fn a_refusal_is_followed_to_the_named_leader_which_is_asked_first_from_then_on() {
-    let mut stage = Stage::new(deleting(&[1, 2]));
-    let (first, address) = stage.take(is_delete_of(1));
+    let mut stage = Stage::new(deleting(&[1, 2, 3]));
+    let (alone, address) = stage.take(is_delete_of(1));
+    assert_eq!(address, "g2-1:7000");
+    stage.answer(alone, Answer::Stepped);
+    assert!(stage.confirms(1));
+    let (first, address) = stage.take(is_delete_of(2));
     assert_eq!(address, "g2-1:7000");
     stage.refuse(first, not_leader(Some("g2-3:7000")));
-    let (second, address) = stage.take(is_delete_of(1));
+    let (second, address) = stage.take(is_delete_of(2));
     assert_eq!(address, "g2-3:7000", "at once");
     stage.answer(second, Answer::Stepped);
-    assert!(stage.confirms(1));
-    let (other, address) = stage.take(is_delete_of(2));
+    assert!(stage.confirms(2));
+    let (other, address) = stage.take(is_delete_of(3));
     assert_eq!(address, "g2-1:7000", "it was sent before");
     stage.refuse(other, not_leader(None));
-    let (_, address) = stage.take(is_delete_of(2));
+    let (_, address) = stage.take(is_delete_of(3));
     assert_eq!(address, "g2-3:7000");
 }
 
