@@ -75,6 +75,7 @@ mod parts;
 mod peers;
 mod random;
 mod readiness;
+mod reads;
 mod replica_handle;
 mod replies;
 mod routing;

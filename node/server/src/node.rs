@@ -131,7 +131,7 @@ impl Node {
         announce(&parts.peers, &sockets, content);
         let (close, stop) = oneshot::channel::<()>();
         let serving = tokio::spawn({
-            let services = parts.services(disk.clone());
+            let services = parts.services(disk.clone(), state.reads());
             async move {
                 let stop = async {
                     // A dropped sender also stops the server.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use shardkv::GroupKind;
-use storage::Disk;
+use storage::{Disk, StateReads};
 use tokio::sync::oneshot;
 
 use crate::admission::Admission;
@@ -22,6 +22,7 @@ use crate::mover::{self, SharedMover};
 use crate::options::Options;
 use crate::peers::Peers;
 use crate::readiness::ReadinessProbe;
+use crate::reads::Readers;
 use crate::replica_handle::ReplicaHandle;
 use crate::replies::Deliveries;
 use crate::routing::Routing;
@@ -122,7 +123,7 @@ impl Parts {
     }
 
     /// Creates the gRPC services.
-    pub(crate) fn services(&self, disk: Disk) -> Services {
+    pub(crate) fn services(&self, disk: Disk, state: StateReads) -> Services {
         Services {
             kv: self.kv_service(),
             ctrl: self.ctrl_service(),
@@ -130,6 +131,7 @@ impl Parts {
                 Arc::clone(&self.replica),
                 Arc::clone(&self.routing),
                 Arc::clone(&self.metrics),
+                Readers::new(state, Arc::clone(&self.metrics)),
             ),
             admin: AdminService {
                 replica: Arc::clone(&self.replica),

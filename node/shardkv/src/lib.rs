@@ -81,7 +81,8 @@
 //! The machine answers from the state as of the last commit. The replica ensures that this is recent enough (`ReadIndex`).
 //! `Get` is one lookup. `Scan` merges the shards into the order of users' keys, page by page; what that
 //! costs stands in the module `scan`. A page is one consistent cut, a whole scan isn't. `Export` gives a view
-//! of one shard as of one moment. All three need the shards to be served here, as of that state.
+//! of one shard as of one moment. All three need the shards to be served here, as of that state. Chunks of fenced shards
+//! ([`read_chunk`]) need a state alone, so the server reads them on other threads than the replica's.
 //!
 //! # What it doesn't do
 //!
@@ -116,6 +117,7 @@ pub use command::{
 pub use machine::ShardKv;
 pub use mover::MoverOptions;
 pub use ownership::{Ownership, QueuedStep, Shard, ShardState};
+pub use pull::read_chunk;
 pub use query::user_key;
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};

@@ -9,16 +9,30 @@ use types::{ConfigNum, ShardId};
 
 use crate::bug::{Bug, Bugs};
 use crate::ownership::Fence;
-use crate::{Chunk, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Next, Ownership, ShardState, keys};
+use crate::{Chunk, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Next, keys, records};
 
 /// The most pairs, and the most session records, of a chunk.
 const MAX_CHUNK_PAIRS: usize = 16_384;
 const MAX_CHUNK_SESSIONS: usize = 4_096;
 
-/// Returns the chunk of `shard` that follows `after`, if the shard is fenced here by `config`.
+/// Answers [`crate::Query::Pull`] from a state as of one commit, without the state machine, so that any thread can do it.
+pub fn read_chunk(
+    state: &dyn StateReader,
+    hand_off: (ShardId, ConfigNum),
+    after: &Cursor,
+    max_bytes: u32,
+) -> Result<Result<Chunk, KvError>, StoreError> {
+    match Genesis::load(state)? {
+        Some(genesis) => pull(state, &genesis, hand_off, after, max_bytes, Bugs::default()),
+        // The node waits for its first snapshot.
+        None => Ok(Err(KvError::ShardNotReady { shard: hand_off.0 })),
+    }
+}
+
+/// Returns the chunk of `shard` that follows `after`, if the shard is fenced here by `config`. Reads the fence from the same
+/// state as the chunk: a later commit may clear the shard.
 pub(crate) fn pull(
     state: &dyn StateReader,
-    ownership: &Ownership,
     genesis: &Genesis,
     (shard, config): (ShardId, ConfigNum),
     after: &Cursor,
@@ -29,11 +43,9 @@ pub(crate) fn pull(
         let shards = genesis.shards;
         return Ok(Err(KvError::NoShard { shard, shards }));
     }
-    let pulls = |state: &ShardState| matches!(state, ShardState::Pulling { .. });
-    let busy = bugs.has(Bug::PullingGroupServesNoPulls)
-        && ownership.shards.values().any(|shard| pulls(&shard.state));
+    let ownership = records::load_shard(state, genesis, shard)?;
     let clock = match (ownership.fence(shard, config), ownership.shards.get(&shard)) {
-        (Fence::Here, Some(fenced)) if !busy => fenced.clock,
+        (Fence::Here, Some(fenced)) => fenced.clock,
         (Fence::Past, _) => return Ok(Err(KvError::ShardGone { shard, config })),
         _ => return Ok(Err(KvError::ShardNotReady { shard })),
     };

@@ -49,15 +49,12 @@ impl Asked<'_> {
                 after,
                 max_bytes,
             } => {
-                let chunk = pull(
-                    self.state,
-                    self.ownership,
-                    self.genesis,
-                    (*shard, *config),
-                    after,
-                    *max_bytes,
-                    self.bugs,
-                )?;
+                if self.serves_no_pulls() {
+                    return Ok(Response::Refused(KvError::ShardNotReady { shard: *shard }));
+                }
+                let hand_off = (*shard, *config);
+                let (state, genesis, bugs) = (self.state, self.genesis, self.bugs);
+                let chunk = pull(state, genesis, hand_off, after, *max_bytes, bugs)?;
                 Ok(chunk.map(|chunk| Response::Chunk(Box::new(chunk))))
             }
             Query::Export { shard, start, end } => self.export(*shard, Range { start, end }),
@@ -65,6 +62,13 @@ impl Asked<'_> {
             Query::Sizes { shards } => self.sizes(shards),
         }?;
         Ok(answer.unwrap_or_else(Response::Refused))
+    }
+
+    /// Puts back [`Bug::PullingGroupServesNoPulls`].
+    fn serves_no_pulls(&self) -> bool {
+        let pulls = |state: &ShardState| matches!(state, ShardState::Pulling { .. });
+        let mut shards = self.ownership.shards.values();
+        self.bugs.has(Bug::PullingGroupServesNoPulls) && shards.any(|shard| pulls(&shard.state))
     }
 
     fn get(&self, key: &Bytes) -> Result<Result<Response, KvError>, StoreError> {

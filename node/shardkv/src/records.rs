@@ -8,7 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{GroupKind, StateReader, Table, Transaction};
-use types::{ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, Writer, encode_addresses};
+use types::{
+    ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer, encode_addresses,
+};
 
 use crate::codec::known;
 use crate::step_codec::{decode_cursor, decode_valid_addresses, encode_cursor};
@@ -72,6 +74,27 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         }
         Ok(())
     })?;
+    Ok(ownership)
+}
+
+/// Reads the part of a group's ownership that one shard needs: the group's record and the shard's.
+pub(crate) fn load_shard(
+    state: &dyn StateReader,
+    genesis: &Genesis,
+    shard: ShardId,
+) -> Result<Ownership, StoreError> {
+    if genesis.kind != GroupKind::Shards {
+        return load(state, genesis);
+    }
+    let mut ownership = Ownership::default();
+    if let Some(record) = state.get(Table::Meta, keys::GROUP)? {
+        load_group(&mut ownership, record).map_err(|error| damaged("the group's", &error))?;
+    }
+    if let Some(record) = state.get(Table::Meta, &keys::shard_record(shard))? {
+        let record =
+            decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
+        ownership.shards.insert(shard, Arc::new(record));
+    }
     Ok(ownership)
 }
 

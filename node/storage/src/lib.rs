@@ -60,6 +60,7 @@ mod identity;
 mod log;
 mod log_codec;
 mod options;
+mod reader;
 mod reclaim;
 mod restore;
 mod snapshot;
@@ -77,6 +78,7 @@ pub use error::{BindError, CurrentError, IdentityDamage, LogDamage, OpenError, S
 pub use identity::{Binding, Identity};
 pub use log::RocksLog;
 pub use options::{StorageOptions, SyncObserver};
+pub use reader::StateReads;
 pub use space::{Disk, Sizes, Space};
 pub use state::RocksState;
 

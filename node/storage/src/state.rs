@@ -18,6 +18,7 @@ use crate::directory::{Directory, sync_dir};
 use crate::error::{Latch, OpenError, StateDamage, translate, translate_io};
 use crate::flusher::Flusher;
 use crate::options::StorageOptions;
+use crate::reader::{ScanRange, StateReads, take};
 use crate::reclaim::Reclaimer;
 use crate::restore::Restore;
 use crate::snapshot::RocksSnapshot;
@@ -47,6 +48,7 @@ pub struct RocksState {
     latch: Arc<Latch>,
     /// Behind a lock because [`StateReader::estimate_bytes`], which takes `&self`, drops what was flushed meanwhile.
     unflushed: Mutex<UnflushedBytes>,
+    reads: StateReads,
 }
 
 /// Makes the state of a new data directory.
@@ -90,6 +92,7 @@ impl RocksState {
                 directory.failed("start a thread", translate_io("state-reclaim", &error))
             })?;
         Ok(Self {
+            reads: StateReads::new(&db, Arc::clone(&latch)),
             reclaimer,
             flusher,
             db,
@@ -103,6 +106,11 @@ impl RocksState {
             latch,
             unflushed: Mutex::default(),
         })
+    }
+
+    /// Returns a handle that reads the state on any thread.
+    pub fn reads(&self) -> StateReads {
+        self.reads.clone()
     }
 
     /// Waits until a flush that was started is done. Tests and an orderly stop use it.
@@ -185,38 +193,13 @@ impl StateReader for RocksState {
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         self.latch.check()?;
-        // The smallest key after `key` is `key` with a zero byte.
-        let after = |key: &[u8]| [key, &[0]].concat();
-        let start = match bounds.0 {
-            Bound::Included(key) => key.to_vec(),
-            Bound::Excluded(key) => after(key),
-            Bound::Unbounded => Vec::new(),
+        let Some(range) = ScanRange::new(bounds).filter(|_| limit > 0) else {
+            return Ok(Vec::new());
         };
-        let end = match bounds.1 {
-            Bound::Included(key) => Some(after(key)),
-            Bound::Excluded(key) => Some(key.to_vec()),
-            Bound::Unbounded => None,
-        };
-        let mut found = Vec::new();
-        if limit == 0 || end.as_ref().is_some_and(|end| *end <= start) {
-            return Ok(found);
-        }
-        let mut options = ReadOptions::default();
-        if let Some(end) = end {
-            options.set_iterate_upper_bound(end);
-        }
         let family = self.db.column_family(table)?;
-        let from = IteratorMode::From(&start, Direction::Forward);
-        let mut bytes = 0;
-        for pair in self.db.db().iterator_cf_opt(family, options, from) {
-            let (key, value) = pair.map_err(|error| self.fail(&error))?;
-            bytes += key.len() + value.len();
-            found.push((Bytes::from(key), Bytes::from(value)));
-            if found.len() >= limit || bytes >= max_bytes {
-                break;
-            }
-        }
-        Ok(found)
+        let from = IteratorMode::From(&range.start, Direction::Forward);
+        let pairs = self.db.db().iterator_cf_opt(family, range.options, from);
+        take(pairs, limit, max_bytes).map_err(|error| self.fail(&error))
     }
 
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
@@ -323,6 +306,7 @@ impl StateStore for RocksState {
             return Err(self.latch.keep(StoreError::Io(error.to_string())));
         }
         let old = std::mem::replace(&mut self.db, db);
+        self.reads.replace(&self.db);
         old.mark_obsolete();
         self.number += 1;
         self.flusher.replaced(applied.last);

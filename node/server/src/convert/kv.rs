@@ -203,7 +203,7 @@ fn membership_error(error: &MembershipError) -> ErrorDetail {
     errors::bad_request(field, error)
 }
 
-fn kv_error(error: &KvError) -> ErrorDetail {
+pub(crate) fn kv_error(error: &KvError) -> ErrorDetail {
     match error {
         KvError::KeySize { size: 0, .. } => errors::bad_request("key", error),
         KvError::KeySize { size, limit } => errors::too_large("key", *size, *limit),

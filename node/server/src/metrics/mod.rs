@@ -68,7 +68,7 @@ pub(crate) struct Metrics {
 }
 
 /// Metrics of moving shards.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HandoffMetrics {
     pub(crate) config_num: Gauge,
     pub(crate) settled: Gauge,
@@ -76,6 +76,21 @@ pub(crate) struct HandoffMetrics {
     pub(crate) received_bytes: Counter,
     pub(crate) failures: Counter,
     pub(crate) watchers: Gauge,
+    pub(crate) read_seconds: Histogram,
+}
+
+impl HandoffMetrics {
+    fn new() -> Self {
+        Self {
+            config_num: Gauge::default(),
+            settled: Gauge::default(),
+            sent_bytes: Counter::default(),
+            received_bytes: Counter::default(),
+            failures: Counter::default(),
+            watchers: Gauge::default(),
+            read_seconds: seconds(),
+        }
+    }
 }
 
 /// Metrics that are read from the replica at each tick.
@@ -119,7 +134,7 @@ impl Metrics {
             forwarded: Counter::default(),
             forward_failures: Counter::default(),
             replica: ReplicaMetrics::default(),
-            handoff: HandoffMetrics::default(),
+            handoff: HandoffMetrics::new(),
             shards: ShardMetrics::default(),
         };
         metrics.register_requests();
@@ -320,6 +335,12 @@ impl Metrics {
             "Chunks of shards received from other groups",
             Unit::Bytes,
             m.received_bytes.clone(),
+        );
+        r.register_with_unit(
+            "handoff_read",
+            "Latency of reading a chunk of a shard from the state",
+            Unit::Seconds,
+            m.read_seconds.clone(),
         );
         r.register(
             "handoff_failures",

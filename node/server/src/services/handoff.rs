@@ -5,19 +5,18 @@ use std::sync::Arc;
 use api::errors;
 use api::v1::handoff_server::Handoff;
 use api::v1::{self, ErrorDetail};
-use shardkv::{Cursor, GroupKind, Query, Response as Outcome, Step};
+use replica::StateReader;
+use shardkv::{Cursor, GroupKind, Response as Outcome, Step, read_chunk};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use types::{ClusterId, ConfigNum, ShardId};
 
 use crate::convert::kv;
-use crate::machine::MachineRequest;
 use crate::metrics::Metrics;
+use crate::reads::Readers;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
-/// The maximum number of chunks of shards that are read and sent at the same time.
-const MAX_PULLS: usize = 64;
 /// The maximum number of deletes at the same time, for all groups.
 const MAX_DELETES: usize = 1_024;
 
@@ -26,7 +25,7 @@ pub(crate) struct HandoffService {
     replica: Arc<ReplicaHandle>,
     routing: Arc<Routing>,
     metrics: Arc<Metrics>,
-    pulls: Semaphore,
+    readers: Readers,
     deletes: Semaphore,
 }
 
@@ -35,12 +34,13 @@ impl HandoffService {
         replica: Arc<ReplicaHandle>,
         routing: Arc<Routing>,
         metrics: Arc<Metrics>,
+        readers: Readers,
     ) -> Self {
         Self {
             replica,
             routing,
             metrics,
-            pulls: Semaphore::new(MAX_PULLS),
+            readers,
             deletes: Semaphore::new(MAX_DELETES),
         }
     }
@@ -65,33 +65,21 @@ impl HandoffService {
         }
     }
 
-    async fn ask(&self, request: MachineRequest, changes: bool) -> Result<Outcome, ErrorDetail> {
-        let replica = &self.replica;
-        let answer = replica.submit_step(request)?;
-        let result = replica.answered(answer, changes).await?;
-        kv::outcome(result, |node| replica.address_or_empty(node))
-    }
-
     async fn send(&self, request: v1::PullRequest) -> Result<v1::PullResponse, ErrorDetail> {
         self.check(request.cluster_id, request.gid)?;
-        let full = |_| errors::overloaded("pulls of shards", MAX_PULLS as u64, 100);
-        let _place = self.pulls.try_acquire().map_err(full)?;
+        self.replica.check_running()?;
         let after = Cursor::decode(request.after);
         let after = after.map_err(|error| errors::bad_request("after", error))?;
-        let query = Query::Pull {
-            shard: ShardId(request.shard),
-            config: ConfigNum(request.config_num),
-            after,
-            max_bytes: request.max_bytes,
+        let hand_off = (ShardId(request.shard), ConfigNum(request.config_num));
+        let max_bytes = request.max_bytes;
+        let read = move |state: &dyn StateReader| {
+            let chunk = read_chunk(state, hand_off, &after, max_bytes)?;
+            Ok(chunk.map(|chunk| chunk.encode()))
         };
-        match self.ask(kv::read_local(query), false).await? {
-            Outcome::Chunk(chunk) => {
-                let chunk = chunk.encode();
-                self.metrics.handoff.sent_bytes.inc_by(chunk.len() as u64);
-                Ok(v1::PullResponse { chunk })
-            }
-            _ => Err(kv::mismatch()),
-        }
+        let chunk = self.readers.read(read).await?;
+        let chunk = chunk.map_err(|error| kv::kv_error(&error))?;
+        self.metrics.handoff.sent_bytes.inc_by(chunk.len() as u64);
+        Ok(v1::PullResponse { chunk })
     }
 
     async fn clear(
@@ -105,7 +93,10 @@ impl HandoffService {
             shard: ShardId(request.shard),
             config: ConfigNum(request.config_num),
         };
-        match self.ask(kv::step(&step), true).await? {
+        let replica = &self.replica;
+        let answer = replica.submit_step(kv::step(&step))?;
+        let result = replica.answered(answer, true).await?;
+        match kv::outcome(result, |node| replica.address_or_empty(node))? {
             Outcome::Stepped => Ok(v1::DeleteShardResponse {}),
             _ => Err(kv::mismatch()),
         }

@@ -15,7 +15,8 @@
 //! # Which node is asked
 //!
 //! Deletes, reports and queries go to the leader of the source or of the controllers, pulls and fetches to any node. The
-//! node that answered last is asked first, then the node that a refusal names, then the others in turn. These guesses, and
+//! node that answered last is asked first, then the node that a refusal names, then the others in turn. A pull goes to the
+//! source's leader last, which has more to do than its followers, or at once if a follower hasn't applied the fence. These guesses, and
 //! the meaning of a refusal, are the request engine's ([`request`]). An action that another node may serve at once is
 //! repeated there at once. Every longer pause is the mover's: the action fails, and the mover starts it anew.
 //!
@@ -32,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use request::{Jitter, Leader, Next as NextStep, Policy, Refused, Repeat, SingleCall};
+use request::{Jitter, Leader, Next as NextStep, Policy, Refusal, Refused, Repeat, SingleCall};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
 use super::{Action, ActionId, Mover, MoverOptions, Outcome};
@@ -338,7 +339,7 @@ impl Driver {
     }
 
     /// Sends an action's request to the next node.
-    fn call(&mut self, now: u64, ownership: &Ownership, mut pending: Pending) {
+    fn call(&mut self, now: u64, ownership: &Ownership, pending: Pending) {
         let Some(request) = self.request(ownership, &pending) else {
             let why = "the group follows no controllers yet".to_owned();
             return self.fail(now, ownership, pending, why);
@@ -352,18 +353,26 @@ impl Driver {
             } if pending.undeleted.is_none() => (*source, addresses),
             _ => (Gid::NONE, &self.options.controllers),
         };
-        let nodes = if pending.needs_leader() {
-            &self.leaders
-        } else {
-            &self.members
+        let node = match &pending.action {
+            Action::Pull { .. } => {
+                let leader = self.leaders.guess(gid);
+                let leader = leader.as_ref().map(|leader| &*leader.address);
+                self.members.next_but(gid, addresses, leader)
+            }
+            _ if pending.needs_leader() => self.leaders.next(gid, addresses),
+            _ => self.members.next(gid, addresses),
         };
-        let Some(node) = nodes.next(gid, addresses) else {
+        let Some(node) = node else {
             let why = match gid {
                 Gid::NONE => "no controllers are configured".to_owned(),
                 gid => format!("no address of {gid} is known"),
             };
             return self.fail(now, ownership, pending, why);
         };
+        self.send(pending, node, request);
+    }
+
+    fn send(&mut self, mut pending: Pending, node: Leader, request: Request) {
         pending.attempts.handle_sent();
         let (address, until_ms) = (Arc::clone(&node.address), pending.until);
         pending.node = Some(node);
@@ -436,7 +445,12 @@ impl Driver {
             Err(refused) => return self.refused(now, ownership, pending, refused),
         };
         if let Some(node) = &pending.node {
-            self.nodes(&pending).found(node);
+            let leads = self.leaders.guess(node.gid);
+            let leads = leads.is_some_and(|leader| leader.address == node.address);
+            match &pending.action {
+                Action::Pull { .. } if !leads => self.members.found_follower(node),
+                _ => self.nodes(&pending).found(node),
+            }
         }
         if !pending.fits(&answer) {
             let why = "the answer is of another kind: a bug in this version".to_owned();
@@ -474,6 +488,15 @@ impl Driver {
             return self.fail(now, ownership, pending, refused.message);
         };
         let why = format!("{}: {}", node.address, refused.message);
+        if matches!(refused.refusal, Refusal::ShardNotReady { .. })
+            && let Action::Pull { .. } = &pending.action
+            && let Some(leader) = self.leaders.guess(node.gid)
+            && leader.address != node.address
+            && let Some(request) = self.request(ownership, &pending)
+        {
+            // The follower hasn't applied the fence yet. The leader is the first to apply it.
+            return self.send(pending, leader, request);
+        }
         let needs_leader = pending.needs_leader();
         let nodes = self.nodes(&pending);
         let hint = refused.refusal.hint().cloned();

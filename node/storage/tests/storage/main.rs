@@ -14,5 +14,6 @@ mod crash;
 mod damage;
 mod directory;
 mod full;
+mod reads;
 mod reclaim;
 mod support;

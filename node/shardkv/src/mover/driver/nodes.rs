@@ -17,6 +17,8 @@ pub(super) struct Nodes {
     guesses: LeaderTable,
     /// The number of failures of each group's nodes, for at most [`MAX_COUNTED`] groups.
     failures: BTreeMap<Gid, usize>,
+    /// The number of failures of each group's nodes since one that doesn't lead answered.
+    in_row: BTreeMap<Gid, usize>,
     /// The position of the address that is asked first.
     first: usize,
 }
@@ -26,20 +28,59 @@ impl Nodes {
         Self {
             guesses: LeaderTable::new(bugs.of_requests()),
             failures: BTreeMap::new(),
+            in_row: BTreeMap::new(),
             first,
         }
     }
 
     /// Returns the node to ask next.
     pub(super) fn next(&self, gid: Gid, addresses: &[String]) -> Option<Leader> {
+        self.guesses.next(gid, addresses, self.turn(gid))
+    }
+
+    fn turn(&self, gid: Gid) -> usize {
         let failures = self.failures.get(&gid).copied().unwrap_or_default();
-        let turn = self.first.wrapping_add(failures);
-        self.guesses.next(gid, addresses, turn)
+        self.first.wrapping_add(failures)
+    }
+
+    /// Returns the node to ask next, as [`Nodes::next`], but the node at `leader` only once as many nodes have failed in a row
+    /// as there are others.
+    pub(super) fn next_but(
+        &self,
+        gid: Gid,
+        addresses: &[String],
+        leader: Option<&str>,
+    ) -> Option<Leader> {
+        let node = self.next(gid, addresses)?;
+        if leader != Some(&*node.address) {
+            return Some(node);
+        }
+        let others = addresses.iter().filter(|it| it.as_str() != &*node.address);
+        let failed = self.in_row.get(&gid).copied().unwrap_or_default();
+        let turn = self.turn(gid).checked_rem(others.clone().count());
+        match turn.and_then(|turn| others.clone().nth(turn)) {
+            Some(other) if failed < others.count() => Some(Leader {
+                address: other.as_str().into(),
+                ..node
+            }),
+            _ => Some(node),
+        }
+    }
+
+    /// Returns the node that answered last, if it hasn't failed since.
+    pub(super) fn guess(&self, gid: Gid) -> Option<Leader> {
+        self.guesses.next::<&str>(gid, &[], 0)
     }
 
     /// Records that a node answered.
     pub(super) fn found(&mut self, node: &Leader) {
         self.guesses.found(node.gid, &node.address);
+    }
+
+    /// Records that a node which doesn't lead answered.
+    pub(super) fn found_follower(&mut self, node: &Leader) {
+        self.in_row.remove(&node.gid);
+        self.found(node);
     }
 
     /// Drops a node that refused and named another one. Returns true if that one is asked next.
@@ -52,9 +93,12 @@ impl Nodes {
         self.guesses.failed(node, None);
         if self.failures.len() >= MAX_COUNTED && !self.failures.contains_key(&node.gid) {
             self.failures.clear();
+            self.in_row.clear();
         }
         let failures = self.failures.entry(node.gid).or_default();
         *failures = failures.wrapping_add(1);
+        let in_row = self.in_row.entry(node.gid).or_default();
+        *in_row = in_row.saturating_add(1);
     }
 }
 

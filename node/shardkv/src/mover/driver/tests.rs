@@ -1,7 +1,5 @@
 use std::collections::BTreeSet;
 
-use request::Refusal;
-
 use super::*;
 use crate::{Next, Shard, ShardState};
 use types::LogTime;
@@ -281,6 +279,71 @@ fn a_node_that_has_not_applied_the_fence_is_not_asked_again_at_once() {
     stage.pass(10);
     let (_, address) = stage.take(is_pull);
     assert_eq!(address, "g2-2:7000");
+}
+
+/// A driver that knows that node 1 of the source leads: it has confirmed a delete. Shards 5 and 6 are on their way.
+fn knows_the_leader() -> Stage {
+    let mut ownership = deleting(&[1]);
+    let pulls = pulling();
+    let shard = pulls.shards.get(&SHARD).unwrap();
+    ownership.shards = [5, 6]
+        .map(|it| (ShardId(it), Arc::clone(shard)))
+        .into_iter()
+        .collect();
+    let mut stage = Stage::new(ownership);
+    let (delete, address) = stage.take(is_delete);
+    assert_eq!(address, "g2-1:7000");
+    stage.answer(delete, Answer::Stepped);
+    stage
+}
+
+#[test]
+fn a_pull_goes_to_the_leader_last() {
+    let mut stage = knows_the_leader();
+    // The first pull was sent before the leader was known.
+    let (first, address) = stage.take(is_pull);
+    assert_eq!(address, "g2-1:7000");
+    stage.refuse(first, Refusal::Unavailable);
+    stage.pass(10);
+    for expected in ["g2-2:7000", "g2-3:7000", "g2-1:7000", "g2-2:7000"] {
+        let (id, address) = stage.take(is_pull);
+        assert_eq!(address, expected);
+        stage.refuse(id, Refusal::Unavailable);
+        stage.pass(1_000);
+    }
+}
+
+#[test]
+fn a_pull_leaves_the_node_that_turns_out_to_lead() {
+    let mut stage = knows_the_leader();
+    let (first, address) = stage.take(is_pull);
+    assert_eq!(address, "g2-1:7000");
+    let Answer::Chunk(mut chunk) = last_chunk() else {
+        panic!("another answer");
+    };
+    chunk.shard = ShardId(5);
+    chunk.next = Next::Chunk(Cursor::Data("k".into()));
+    stage.answer(first, Answer::Chunk(chunk));
+    let (_, address) = stage.take(is_pull);
+    assert_ne!(address, "g2-1:7000");
+}
+
+#[test]
+fn a_follower_that_has_not_applied_the_fence_is_followed_by_the_leader_at_once() {
+    let mut stage = knows_the_leader();
+    let (first, _) = stage.take(is_pull);
+    stage.refuse(first, Refusal::Unavailable);
+    stage.pass(10);
+    let (id, address) = stage.take(is_pull);
+    assert_eq!(address, "g2-2:7000");
+    let failures = stage.failures.len();
+    let retry_after = SECOND;
+    stage.refuse(id, Refusal::ShardNotReady { retry_after });
+    let (id, address) = stage.take(is_pull);
+    assert_eq!(address, "g2-1:7000", "at once");
+    assert_eq!(stage.failures.len(), failures);
+    stage.refuse(id, Refusal::ShardNotReady { retry_after });
+    assert_eq!(stage.failures.len(), failures + 1, "once");
 }
 
 #[test]
