@@ -10,7 +10,7 @@
 //! | number | varint: the chunk's place in the snapshot, from zero |
 //! | records | until the chunk's end |
 //!
-//! and a record is either a pair (table tag 1 to 3, key, value: length-prefixed) or, as the very last
+//! and a record is either a pair (table tag 1 to 4, key, value: length-prefixed) or, as the very last
 //! record of the last chunk, the trailer: tag 0, the [`Applied`] record, the number of pairs, and the CRC-32
 //! of all pairs' encodings in order. The trailer distinguishes a whole snapshot from a part of one. The chunk
 //! numbers, and the rule that keys ascend, reveal a repeated or swapped chunk.
@@ -82,6 +82,7 @@ impl Table {
             Self::Meta => 1,
             Self::Data => 2,
             Self::Sessions => 3,
+            Self::Journal => 4,
         }
     }
 

@@ -71,7 +71,7 @@
 //!
 //! // A silent session is forgotten. Its copies are still refused, because its birth lies too far back.
 //! let later = LogTime(700_000);
-//! assert_eq!(table.expire(later, &limits, 10), 1);
+//! assert_eq!(table.expire(later, &limits, 10).len(), 1);
 //! assert_eq!(table.admit(write(2, 2), later, &limits), Admission::Refuse(SessionRefusal::Expired));
 //! ```
 //!

@@ -264,23 +264,27 @@ impl<R: Remembered> SessionTable<R> {
     }
 
     /// Forgets at most `at_most` sessions that were silent for longer than the time to live, the longest silent first.
-    /// Returns the number of forgotten sessions. Takes constant time when there is none.
-    pub fn expire(&mut self, time: LogTime, limits: &SessionLimits, at_most: usize) -> usize {
+    /// Returns the forgotten sessions. Takes constant time when there is none.
+    pub fn expire(
+        &mut self,
+        time: LogTime,
+        limits: &SessionLimits,
+        at_most: usize,
+    ) -> Vec<ClientId> {
         self.raise_clock(time);
-        for forgotten in 0..at_most {
-            let Some(&(last_used, client)) = self.by_last_used.first() else {
-                return forgotten;
-            };
-            if self.clock.since(last_used) <= limits.ttl_ms {
-                return forgotten;
-            }
+        let mut forgotten = Vec::new();
+        while forgotten.len() < at_most
+            && let Some(&(last_used, client)) = self.by_last_used.first()
+            && self.clock.since(last_used) > limits.ttl_ms
+        {
             debug_assert!(self.clock.since(client.birth) > limits.ttl_ms);
             self.by_last_used.pop_first();
             self.sessions.remove(&client);
             self.dirty.insert(client);
             self.check_invariants(client);
+            forgotten.push(client);
         }
-        at_most
+        forgotten
     }
 
     /// Brings the clock to at least `time`.
@@ -335,6 +339,18 @@ impl<R: Remembered> SessionTable<R> {
         self.sessions.insert(client, session);
         self.check_invariants(client);
         Ok(())
+    }
+
+    /// Removes a session whose record is gone: the counterpart of [`SessionTable::load`]. The session isn't dirty afterwards.
+    ///
+    /// Only a table that serves no writes may lose a session this way, because its copies would look new (step 4): it is a
+    /// copy that follows another table, which forgot the session by its own clock.
+    pub fn unload(&mut self, client: ClientId) {
+        if let Some(old) = self.sessions.remove(&client) {
+            self.by_last_used.remove(&(old.last_used, client));
+        }
+        self.dirty.remove(&client);
+        self.check_invariants(client);
     }
 
     /// Panics if the change of one session broke an invariant of the table. Does nothing in the product's build.

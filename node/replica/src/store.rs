@@ -28,11 +28,13 @@ pub enum Table {
     Data,
     /// Session tables: shard (4 bytes, big-endian), then the client id.
     Sessions,
+    /// Names of rows that changed while their shard was copied: shard (4 bytes, big-endian), then generation and name.
+    Journal,
 }
 
 impl Table {
     /// All tables, in the order of a snapshot.
-    pub const ALL: [Self; 3] = [Self::Meta, Self::Data, Self::Sessions];
+    pub const ALL: [Self; 4] = [Self::Meta, Self::Data, Self::Sessions, Self::Journal];
 }
 
 /// The position that a state corresponds to.

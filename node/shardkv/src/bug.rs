@@ -45,10 +45,30 @@ pub enum Bug {
     HintFollowedForEver,
     /// An action whose answer was lost stays pending for ever.
     LostAnswerKeepsSlot,
+    /// A journal doesn't name what changes later in the batch that begins it.
+    JournalMissesFirstBatch,
+    /// A journal doesn't name removed pairs.
+    JournalMissesDeletes,
+    /// A journal doesn't name cleared ranges.
+    JournalMissesRangeClears,
+    /// A journal names sessions when their records are written at the end of the batch, not in the entries that change them.
+    JournalNamesSessionsLate,
+    /// A journal doesn't name sessions that expire.
+    JournalMissesExpiry,
+    /// A replica that hasn't applied the beginning of a journal answers base parts of its copy.
+    CopyBeginsEarly,
+    /// A replica that hasn't applied the seal of a generation answers its pages.
+    SealNotApplied,
+    /// The seal of a generation drops those before, although the destination's log may lack them.
+    JournalDropsEarly,
+    /// A page that continues a generation skips a row.
+    PageSkipsRow,
+    /// A snapshot lacks the names of journals. The test takes them out of the state, because snapshots are the store's.
+    SnapshotWithoutJournal,
 }
 
 impl Bug {
-    /// All bugs of this crate.
+    /// All bugs that the server's use of this crate can show.
     pub const ALL: [Self; 18] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
@@ -68,6 +88,20 @@ impl Bug {
         Self::LateAnswerTaken,
         Self::HintFollowedForEver,
         Self::LostAnswerKeepsSlot,
+    ];
+
+    /// The bugs of journals, which nothing in the server uses yet.
+    pub const OF_JOURNALS: [Self; 10] = [
+        Self::JournalMissesFirstBatch,
+        Self::JournalMissesDeletes,
+        Self::JournalMissesRangeClears,
+        Self::JournalNamesSessionsLate,
+        Self::JournalMissesExpiry,
+        Self::CopyBeginsEarly,
+        Self::SealNotApplied,
+        Self::JournalDropsEarly,
+        Self::PageSkipsRow,
+        Self::SnapshotWithoutJournal,
     ];
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use replica::session::SessionRef;
 use types::{DecodeError, Reader, Writer};
 
-use crate::{Command, Step, Write};
+use crate::{Command, JournalStep, Step, Write, journal};
 
 /// The version byte of every operation.
 pub(crate) const VERSION: u8 = 1;
@@ -26,12 +26,17 @@ pub(crate) enum Operation {
     Command(Command),
     /// A step of a hand-off.
     Step(Step),
+    /// A step of a journal.
+    Journal(JournalStep),
 }
 
 impl Operation {
     /// Decodes the output of [`Command::encode`] or [`Step::encode`].
     pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
         match input.get(1) {
+            Some(kind) if *kind >= journal::FIRST_KIND => {
+                JournalStep::decode(input).map(Self::Journal)
+            }
             Some(kind) if *kind > COMPARE_AND_SWAP => Step::decode(input).map(Self::Step),
             _ => Command::decode(input).map(Self::Command),
         }

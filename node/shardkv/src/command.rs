@@ -4,7 +4,7 @@ use bytes::Bytes;
 use replica::session::SessionRef;
 use types::{ConfigNum, Sequence, ShardId, ShardSet};
 
-use crate::{Chunk, Cursor};
+use crate::{Chunk, CopyRequest, Cursor, JournalError, Part};
 
 /// A write with the session that makes it exactly once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,9 @@ pub enum Query {
         /// reaches this size, so it exceeds it by at most one of these.
         max_bytes: u32,
     },
+    /// The next part of a copy of a shard that has a journal here. Correct on any replica ([`replica::Request::ReadLocal`]),
+    /// because each checks that it has applied enough.
+    Copy(CopyRequest),
     /// All pairs in `[start, end)` of one shard, which must be served here, as of one moment. The view holds stored keys: the
     /// server converts each by [`crate::user_key`].
     Export {
@@ -122,6 +125,8 @@ pub enum Response {
     },
     /// `Pull`.
     Chunk(Box<Chunk>),
+    /// `Copy`.
+    Part(Box<Part>),
     /// `Export`: a view of the pairs, to be read outside the replica's thread.
     View(replica::View),
     /// `Count`: the counts of one page.
@@ -250,6 +255,14 @@ pub enum KvError {
         /// The configuration that the request names.
         config: ConfigNum,
     },
+    /// A step or a request of a copy can't be carried out.
+    #[error("{shard} can't be copied so: {error}")]
+    Journal {
+        /// The shard.
+        shard: ShardId,
+        /// The reason.
+        error: JournalError,
+    },
     /// There is no such shard.
     #[error("there is no {shard}: the cluster has {shards} shards, from 0 on")]
     NoShard {
@@ -313,6 +326,7 @@ impl KvError {
             | Self::WrongGroup { .. }
             | Self::ShardNotReady { .. }
             | Self::ShardGone { .. }
+            | Self::Journal { .. }
             | Self::NoShard { .. } => false,
         }
     }

@@ -2,45 +2,43 @@
 
 use bytes::{Bytes, BytesMut};
 use raft::StoreError;
-use replica::{Table, Transaction};
-use types::ShardId;
 
+use crate::journal::Rows;
 use crate::outcome::Outcome;
-use crate::{Write, Written, keys};
+use crate::{Write, Written};
 
 /// Carries out a write. The caller has checked the key and that no copy of the write was carried out before.
 pub(crate) fn execute(
     write: &Write,
-    shard: ShardId,
     max_value_bytes: u32,
-    state: &mut Transaction<'_>,
+    rows: &mut Rows<'_, '_>,
 ) -> Result<Outcome, StoreError> {
-    let at = keys::data(shard, write.key());
+    let key = write.key();
     let limit = u64::from(max_value_bytes);
     let written = match write {
         Write::Put { value, .. } => {
             if let Some(refused) = too_large(value.len(), limit) {
                 return Ok(refused);
             }
-            state.put(Table::Data, at, value.clone());
+            rows.put(key, value.clone());
             Written::Put
         }
         Write::Append { suffix, .. } => {
-            let before = state.get(Table::Data, &at)?;
+            let before = rows.get(key)?;
             let length = before.as_ref().map_or(0, Bytes::len) + suffix.len();
             if let Some(refused) = too_large(length, limit) {
                 return Ok(refused);
             }
-            state.put(Table::Data, at, joined(before, suffix, length));
+            rows.put(key, joined(before, suffix, length));
             Written::Append {
                 length: length as u64,
             }
         }
         Write::Delete { .. } => {
-            let existed = state.get(Table::Data, &at)?.is_some();
+            let existed = rows.get(key)?.is_some();
             // An absent key needs no tombstone.
             if existed {
-                state.remove(Table::Data, at);
+                rows.remove(key);
             }
             Written::Delete { existed }
         }
@@ -49,10 +47,10 @@ pub(crate) fn execute(
             if let Some(refused) = too_large(new.as_ref().map_or(0, Bytes::len), limit) {
                 return Ok(refused);
             }
-            let swapped = state.get(Table::Data, &at)? == *expected;
+            let swapped = rows.get(key)? == *expected;
             match new {
-                Some(value) if swapped => state.put(Table::Data, at, value.clone()),
-                None if swapped && expected.is_some() => state.remove(Table::Data, at),
+                Some(value) if swapped => rows.put(key, value.clone()),
+                None if swapped && expected.is_some() => rows.remove(key),
                 _ => {}
             }
             Written::CompareAndSwap { swapped }

@@ -7,8 +7,11 @@
 //! | `Meta` | `shardkv/shard/`, shard (u32, big-endian) | a [`crate::Shard`]; none in a standalone group |
 //! | `Meta` | `shardkv/owed/`, shard, configuration (u64, big-endian) | the source of a pending delete |
 //! | `Meta` | `shardkv/address/`, gid (u64, big-endian) | a group's addresses |
+//! | `Meta` | `shardkv/journal/`, shard | a [`crate::Journal`] |
+//! | `Meta` | `shardkv/target/`, shard | a [`crate::Target`], while it differs from the owner |
 //! | `Data` | shard (u32, big-endian), user's key | user's value |
 //! | `Sessions` | shard (u32, big-endian), birth, nonce (u64 each, big-endian) | a session's record |
+//! | `Journal` | shard (u32, big-endian), generation (u64, big-endian), name of a change | empty |
 //!
 //! All that belongs to a shard has the shard's prefix, so a shard is a range that can be copied, counted
 //! and cleared as one. In `Meta`, names that start with `shardkv/` are this crate's.
@@ -24,6 +27,10 @@ pub(crate) const SHARDS: &[u8] = b"shardkv/shard/";
 pub(crate) const PENDING_DELETES: &[u8] = b"shardkv/owed/";
 pub(crate) const ADDRESSES: &[u8] = b"shardkv/address/";
 
+/// The prefixes of the keys of journals' and targets' records, in `Meta`.
+pub(crate) const JOURNALS: &[u8] = b"shardkv/journal/";
+pub(crate) const TARGETS: &[u8] = b"shardkv/target/";
+
 const SHARD_BYTES: usize = 4;
 const SESSION_BYTES: usize = SHARD_BYTES + 16;
 
@@ -38,6 +45,16 @@ pub(crate) fn data(shard: ShardId, key: &[u8]) -> Bytes {
 /// Returns the first key of a shard's range, in `Data` and in `Sessions`. The range ends where the next shard's begins.
 pub(crate) fn shard_start(shard: ShardId) -> Bytes {
     Bytes::copy_from_slice(&shard.0.to_be_bytes())
+}
+
+/// Returns the range of stored keys of the users' keys of `[start, end)`; an empty `end` is the shard's end.
+pub(crate) fn data_range(shard: ShardId, start: &[u8], end: &[u8]) -> (Bytes, Bytes) {
+    let to = if end.is_empty() {
+        shard_start(ShardId(shard.0 + 1))
+    } else {
+        data(shard, end)
+    };
+    (data(shard, start), to)
 }
 
 /// Splits a key of `Data` into shard and user's key, which shares its memory. `None` if the key is too short.
@@ -77,6 +94,37 @@ pub(crate) fn shard_record(shard: ShardId) -> Bytes {
 pub(crate) fn split_shard_record(stored: &[u8]) -> Option<ShardId> {
     let shard = stored.strip_prefix(SHARDS)?.try_into().ok()?;
     Some(ShardId(u32::from_be_bytes(shard)))
+}
+
+/// Returns the key of the record of a shard's journal, in `Meta`.
+pub(crate) fn journal_record(shard: ShardId) -> Bytes {
+    [JOURNALS, &shard.0.to_be_bytes()].concat().into()
+}
+
+/// Returns the key of the record of a shard's target, in `Meta`.
+pub(crate) fn target_record(shard: ShardId) -> Bytes {
+    [TARGETS, &shard.0.to_be_bytes()].concat().into()
+}
+
+/// Returns the shard of a [`journal_record`] or a [`target_record`], whose prefix is `prefix`.
+pub(crate) fn split_prefixed(stored: &[u8], prefix: &[u8]) -> Option<ShardId> {
+    let shard = stored.strip_prefix(prefix)?.try_into().ok()?;
+    Some(ShardId(u32::from_be_bytes(shard)))
+}
+
+/// Returns the key of a name in a generation of a shard's journal, in `Journal`. The empty name gives the start of the
+/// generation's range, which ends where the next generation's begins.
+pub(crate) fn journal_name(shard: ShardId, generation: u64, name: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(SHARD_BYTES + 8 + name.len());
+    out.put_u32(shard.0);
+    out.put_u64(generation);
+    out.put_slice(name);
+    out.freeze()
+}
+
+/// Returns the name in a [`journal_name`], sharing its memory.
+pub(crate) fn split_journal_name(mut stored: Bytes) -> Option<Bytes> {
+    (stored.len() > SHARD_BYTES + 8).then(|| stored.split_off(SHARD_BYTES + 8))
 }
 
 /// Returns the key of a pending delete's record, in `Meta`.

@@ -95,6 +95,7 @@ mod codec;
 mod command;
 mod execute;
 mod install;
+mod journal;
 mod keys;
 mod machine;
 pub mod mover;
@@ -113,6 +114,11 @@ pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
     Written,
+};
+pub use journal::{
+    CopyCursor, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalStep, Journals,
+    MAX_GENERATIONS, MAX_JOURNALS, MAX_NAMED_BYTES, Part, PartNext, Position, RowChange, Target,
+    Upto,
 };
 pub use machine::ShardKv;
 pub use mover::MoverOptions;

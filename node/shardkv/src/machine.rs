@@ -12,8 +12,9 @@ use types::{ClientId, ShardId, shard_of};
 use crate::bug::{Bug, Bugs};
 use crate::codec::Operation;
 use crate::execute::execute;
+use crate::journal::{Journals, Rows, Target};
 use crate::outcome::Outcome;
-use crate::query::{Asked, check_key};
+use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
 use crate::transition::Verdict;
 use crate::{Chunk, Command, Genesis, KvError, Ownership, Query, Response, ShardState, Step, keys};
@@ -30,7 +31,7 @@ type Tables = BTreeMap<ShardId, SessionTable<Outcome>>;
 /// Invariants, between batches:
 /// - `sessions` holds exactly the records of [`Table::Sessions`], and no empty table; no table's clock is behind the
 ///   shard's;
-/// - `ownership` is what the records of [`Table::Meta`] say;
+/// - `ownership` and `journals` are what the records of [`Table::Meta`] say;
 /// - an absent shard has neither data nor sessions;
 /// - `dirty` is empty.
 ///
@@ -42,6 +43,7 @@ pub struct ShardKv {
     sessions: Tables,
     dirty: BTreeSet<ShardId>,
     ownership: Arc<Ownership>,
+    journals: Journals,
     bugs: Bugs,
 }
 
@@ -75,6 +77,38 @@ impl ShardKv {
         Arc::clone(&self.ownership)
     }
 
+    /// Returns the journals of shards that are copied from here, as of the last applied entry.
+    pub fn journals(&self) -> &Journals {
+        &self.journals
+    }
+
+    /// Sets the target of a shard that is served here; `None` if it is to stay. For the entry that brings a configuration.
+    pub fn set_target(
+        &mut self,
+        shard: ShardId,
+        target: Option<Target>,
+        state: &mut Transaction<'_>,
+    ) {
+        if self.ownership.check_served(shard).is_ok() {
+            self.journals.set_target(shard, target, state);
+        }
+    }
+
+    /// Removes the pairs of `[start, end)` of a shard that is served here, by one change of the state; an empty `end` is the
+    /// shard's end. For operations that remove many pairs; no write of clients does.
+    pub fn clear_range(
+        &mut self,
+        shard: ShardId,
+        (start, end): (&Bytes, &Bytes),
+        state: &mut Transaction<'_>,
+    ) -> Result<(), KvError> {
+        check_bound(start)?;
+        check_bound(end)?;
+        self.ownership.check_served(shard)?;
+        Rows::new(shard, &mut self.journals, state).clear(start, end);
+        Ok(())
+    }
+
     /// Returns the genesis, or an error that stops the node. A state without a genesis has no log: its replica waits for a
     /// snapshot, which contains one. If an operation arrived before that and were refused, this replica would lose what other
     /// replicas keep.
@@ -86,7 +120,13 @@ impl ShardKv {
     /// Removes some expired sessions from the write's own table and from one other, which rotates with the entry's index, so
     /// that a shard without writes forgets sessions too. The choice and the number depend on the log alone. Sessions of shards
     /// that aren't served don't change, because they are being copied.
-    fn forget_some(&mut self, own: ShardId, at: Applying, genesis: &Genesis) {
+    fn forget_some(
+        &mut self,
+        own: ShardId,
+        at: Applying,
+        genesis: &Genesis,
+        state: &mut Transaction<'_>,
+    ) {
         let limits = genesis.session_limits();
         let visited = at.entry.index.0 % u64::from(genesis.shards.max(1));
         let visited = u32::try_from(visited).map_or(own, ShardId);
@@ -94,10 +134,14 @@ impl ShardKv {
             if shard != own && self.ownership.check_served(shard).is_err() {
                 continue;
             }
-            if let Some(table) = self.sessions.get_mut(&shard)
-                && table.expire(at.time, &limits, EXPIRED_PER_WRITE) > 0
-            {
+            let Some(table) = self.sessions.get_mut(&shard) else {
+                continue;
+            };
+            for client in table.expire(at.time, &limits, EXPIRED_PER_WRITE) {
                 self.dirty.insert(shard);
+                if !self.bugs.has(Bug::JournalMissesExpiry) {
+                    Rows::new(shard, &mut self.journals, state).name_session(client);
+                }
             }
         }
     }
@@ -113,9 +157,11 @@ impl StateMachine for ShardKv {
         self.genesis = Genesis::load(state)?;
         let Some(genesis) = self.genesis else {
             self.ownership = Arc::default();
+            self.journals = Journals::default();
             return Ok(());
         };
         self.ownership = Arc::new(records::load(state, &genesis)?);
+        self.journals = Journals::load(state, genesis.shards, self.bugs)?;
         let start = Bytes::new();
         each_pair(state, Table::Sessions, start, None, |key, record| {
             self.load_session(key, record)
@@ -147,6 +193,10 @@ impl StateMachine for ShardKv {
         let command = match Operation::decode(operation) {
             Ok(Operation::Command(command)) => command,
             Ok(Operation::Step(step)) => return self.step(at, step, &genesis, state),
+            Ok(Operation::Journal(step)) => {
+                let stepped = self.journals.step(at, step, &self.ownership, state);
+                return Ok(stepped.map_or_else(Response::Refused, |()| Response::Stepped));
+            }
             Err(error) => return Ok(Response::Refused(KvError::Malformed(error.to_string()))),
         };
         let key = command.write.key();
@@ -157,16 +207,22 @@ impl StateMachine for ShardKv {
         if let Err(error) = self.check_write(shard, &genesis) {
             return Ok(Response::Refused(error));
         }
-        self.forget_some(shard, at, &genesis);
+        self.forget_some(shard, at, &genesis, state);
+        let mut rows = Rows::new(shard, &mut self.journals, state);
         let Some(session) = command.session else {
-            return execute(&command.write, shard, at.max_value_bytes, state).map(Response::from);
+            return execute(&command.write, at.max_value_bytes, &mut rows).map(Response::from);
         };
         self.dirty.insert(shard);
         let doubles = self.bugs.has(Bug::RetryAppliedTwice);
         let forgets = self.bugs.has(Bug::AbsentSessionIsNew);
         let table = table_of(&mut self.sessions, &self.ownership, shard);
-        let mut run = || execute(&command.write, shard, at.max_value_bytes, state);
-        match table.admit(session, at.time, &genesis.session_limits()) {
+        let admission = table.admit(session, at.time, &genesis.session_limits());
+        // A replay changes the session, too: it counts as use.
+        if !matches!(admission, Admission::Refuse(_)) {
+            rows.name_session(session.client);
+        }
+        let mut run = || execute(&command.write, at.max_value_bytes, &mut rows);
+        match admission {
             Admission::Execute(permit) => {
                 let outcome = run()?;
                 table.record(permit, outcome);
@@ -186,6 +242,9 @@ impl StateMachine for ShardKv {
             };
             for (client, record) in table.drain_dirty() {
                 let key = keys::session(shard, client);
+                if self.bugs.has(Bug::JournalNamesSessionsLate) {
+                    self.journals.name_session_late(shard, client, state);
+                }
                 match record {
                     Some(record) => state.put(Table::Sessions, key, record),
                     None => state.remove(Table::Sessions, key),
@@ -195,6 +254,7 @@ impl StateMachine for ShardKv {
                 self.sessions.remove(&shard);
             }
         }
+        self.journals.finish_batch(state);
         Ok(())
     }
 
@@ -203,6 +263,7 @@ impl StateMachine for ShardKv {
         let asked = Asked {
             state,
             ownership: &self.ownership,
+            journals: &self.journals,
             genesis: &genesis,
             bugs: self.bugs,
         };
@@ -248,6 +309,8 @@ impl ShardKv {
         let ownership = Arc::make_mut(&mut self.ownership);
         let changed = ownership.take(&step, at.time, genesis, self.bugs);
         records::store(&self.ownership, &changed, state);
+        self.journals
+            .follow(&changed.shards, &self.ownership, state);
         match step {
             Step::Install(chunk) => self.install(chunk, state)?,
             Step::Delete { shard, .. } => self.clear(shard, state),

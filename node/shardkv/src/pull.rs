@@ -5,7 +5,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{StateReader, Table};
-use types::{ConfigNum, ShardId};
+use types::{ClientId, ConfigNum, ShardId};
 
 use crate::bug::{Bug, Bugs};
 use crate::ownership::Fence;
@@ -49,13 +49,8 @@ pub(crate) fn pull(
         (Fence::Past, _) => return Ok(Err(KvError::ShardGone { shard, config })),
         _ => return Ok(Err(KvError::ShardNotReady { shard })),
     };
-    let mut cutter = Cutter {
-        state,
-        shard,
-        room: max_bytes.clamp(1, MAX_SCAN_BYTES) as usize,
-        pairs: Vec::new(),
-        sessions: Vec::new(),
-    };
+    let room = max_bytes.clamp(1, MAX_SCAN_BYTES) as usize;
+    let mut cutter = Cutter::new(state, shard, room);
     let next = match cutter.cut(after, bugs)? {
         Some(cursor) => Next::Chunk(cursor),
         None => Next::Done {
@@ -74,17 +69,35 @@ pub(crate) fn pull(
 }
 
 /// Gathers a chunk: pairs, then session records, until `room` bytes are used up.
-struct Cutter<'a> {
+pub(crate) struct Cutter<'a> {
     state: &'a dyn StateReader,
     shard: ShardId,
     room: usize,
     pairs: Vec<(Bytes, Bytes)>,
-    sessions: Vec<(types::ClientId, Bytes)>,
+    sessions: Vec<(ClientId, Bytes)>,
 }
 
-impl Cutter<'_> {
+/// A chunk's pairs and session records.
+pub(crate) type Rows = (Vec<(Bytes, Bytes)>, Vec<(ClientId, Bytes)>);
+
+impl<'a> Cutter<'a> {
+    pub(crate) fn new(state: &'a dyn StateReader, shard: ShardId, room: usize) -> Self {
+        Self {
+            state,
+            shard,
+            room,
+            pairs: Vec::new(),
+            sessions: Vec::new(),
+        }
+    }
+
+    /// Returns the rows that were gathered.
+    pub(crate) fn into_rows(self) -> Rows {
+        (self.pairs, self.sessions)
+    }
+
     /// Returns the cursor at which the next chunk begins; `None` if this chunk is the last.
-    fn cut(&mut self, after: &Cursor, bugs: Bugs) -> Result<Option<Cursor>, StoreError> {
+    pub(crate) fn cut(&mut self, after: &Cursor, bugs: Bugs) -> Result<Option<Cursor>, StoreError> {
         let after_session = match after {
             Cursor::Data(key) => {
                 if !self.cut_pairs(key)? {

@@ -11,14 +11,15 @@ use crate::bug::{Bug, Bugs};
 use crate::pull::pull;
 use crate::scan::{Range, scan};
 use crate::{
-    Genesis, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, Query, Response,
-    ShardState, keys,
+    Genesis, Journals, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, Query,
+    Response, ShardState, journal, keys,
 };
 
 /// The inputs from which a query is answered.
 pub(crate) struct Asked<'a> {
     pub(crate) state: &'a dyn StateReader,
     pub(crate) ownership: &'a Ownership,
+    pub(crate) journals: &'a Journals,
     pub(crate) genesis: &'a Genesis,
     pub(crate) bugs: Bugs,
 }
@@ -56,6 +57,11 @@ impl Asked<'_> {
                 let (state, genesis, bugs) = (self.state, self.genesis, self.bugs);
                 let chunk = pull(state, genesis, hand_off, after, *max_bytes, bugs)?;
                 Ok(chunk.map(|chunk| Response::Chunk(Box::new(chunk))))
+            }
+            Query::Copy(request) => {
+                let held = (self.journals, self.ownership);
+                let part = journal::read(self.state, held, self.genesis, request, self.bugs)?;
+                Ok(part.map(|part| Response::Part(Box::new(part))))
             }
             Query::Export { shard, start, end } => self.export(*shard, Range { start, end }),
             Query::Count { shard, after } => self.count(*shard, after),
@@ -211,7 +217,7 @@ fn check_bounds(range: Range<'_>) -> Result<(), KvError> {
 }
 
 /// A scan's bound may be empty, and the smallest bound after the longest key has one byte more.
-fn check_bound(bound: &Bytes) -> Result<(), KvError> {
+pub(crate) fn check_bound(bound: &Bytes) -> Result<(), KvError> {
     check_size(bound, 0, MAX_KEY_BYTES + 1)
 }
 

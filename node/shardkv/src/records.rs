@@ -151,7 +151,7 @@ pub(crate) fn each_pair(
     }
 }
 
-fn each_with_prefix(
+pub(crate) fn each_with_prefix(
     state: &dyn StateReader,
     prefix: &'static [u8],
     each: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,

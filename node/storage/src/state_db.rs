@@ -52,6 +52,7 @@ fn column_family_name(table: Table) -> &'static str {
         Table::Meta => "meta",
         Table::Data => "data",
         Table::Sessions => "sessions",
+        Table::Journal => "journal",
     }
 }
 

@@ -180,9 +180,9 @@ fn a_silent_session_is_refused_whether_it_was_removed_or_not() {
         let mut table = SessionTable::default();
         execute(&mut table, write(c, 1, 1), 1_500, 1);
         let late = 1_500 + TTL + 1;
-        assert_eq!(table.expire(LogTime(late - 1), &LIMITS, 9), 0);
+        assert_eq!(table.expire(LogTime(late - 1), &LIMITS, 9).len(), 0);
         if removed {
-            assert_eq!(table.expire(LogTime(late), &LIMITS, 9), 1);
+            assert_eq!(table.expire(LogTime(late), &LIMITS, 9).len(), 1);
             assert!(table.is_empty());
         }
         for sequence in [1, 2] {
@@ -221,7 +221,7 @@ fn a_birth_ahead_of_the_log_does_not_shorten_memory() {
     let c = client(100 + AHEAD, 1);
     execute(&mut table, write(c, 1, 1), 100, 7);
     let late = LogTime(100 + TTL + 1);
-    assert_eq!(table.expire(late, &LIMITS, 9), 0);
+    assert_eq!(table.expire(late, &LIMITS, 9).len(), 0);
     assert_eq!(
         table.admit(write(c, 1, 1), late, &LIMITS),
         Admission::Replay(7)
@@ -244,7 +244,7 @@ fn the_clock_does_not_run_backwards_with_a_move() {
     let c = client(1_000, 1);
     execute(&mut source, write(c, 1, 1), 1_000, 7);
     let forgotten_at = LogTime(1_001 + TTL);
-    assert_eq!(source.expire(forgotten_at, &LIMITS, 9), 1);
+    assert_eq!(source.expire(forgotten_at, &LIMITS, 9).len(), 1);
 
     let mut destination = SessionTable::<u64>::default();
     for (client, record) in source.records() {
@@ -291,7 +291,7 @@ fn full_tables_refuse_and_never_evict() {
         refusal(&mut table, one_more, 20),
         SessionRefusal::TooManySessions { .. }
     ));
-    assert_eq!(table.expire(LogTime(21 + TTL), &LIMITS, 3), 3);
+    assert_eq!(table.expire(LogTime(21 + TTL), &LIMITS, 3).len(), 3);
     execute(&mut table, write(client(30, 99), 1, 1), 21 + TTL, 1);
 }
 

@@ -217,7 +217,7 @@ pub(crate) fn kv_error(error: &KvError) -> ErrorDetail {
         KvError::SessionLimit { what, limit, .. } => errors::overloaded(what, *limit, 1_000),
         KvError::WrongGroup { config, .. } => errors::wrong_group(config.0),
         KvError::ShardNotReady { .. } => errors::shard_not_ready(20),
-        KvError::ShardGone { .. } => errors::conflict(error),
+        KvError::ShardGone { .. } | KvError::Journal { .. } => errors::conflict(error),
         KvError::NoShard { .. } => errors::not_found(error),
         KvError::Malformed(_) => errors::bad_request("request", error),
     }

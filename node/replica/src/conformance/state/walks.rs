@@ -56,7 +56,7 @@ pub fn random_walks_agree_with_the_model<H: Harness>(harness: &mut H, seeds: std
 fn random_batch(random: &mut Random) -> WriteBatch {
     let mut batch = WriteBatch::default();
     for _ in 0..random.below(12) {
-        let table = Table::ALL[usize::try_from(random.below(3)).unwrap()];
+        let table = Table::ALL[usize::try_from(random.below(4)).unwrap()];
         let key = numbered(random.below(60));
         match random.below(8) {
             0 => batch.clear(table, key, numbered(random.below(60))),

@@ -71,7 +71,7 @@ impl World {
                 let at_most = self.random.below(4) as usize;
                 let now = LogTime(self.log_time);
                 self.greatest = self.greatest.max(self.log_time);
-                self.seen.forgotten += self.table.expire(now, &LIMITS, at_most) as u64;
+                self.seen.forgotten += self.table.expire(now, &LIMITS, at_most).len() as u64;
             }
             95 => self.reopen(),
             96 => {

@@ -1,0 +1,359 @@
+//! The journal of a shard that is copied while it is served: the names of all rows that changed since the copy began.
+//!
+//! # How a copy follows a shard
+//!
+//! The data of a shard go to its next owner while the present owner, the *source*, serves it. All steps of the journal are
+//! entries of the source's log ([`JournalStep`]):
+//!
+//! 1. `Begin` starts a journal. Its id is the index of that entry. From there on, each entry that changes a row of the shard
+//!    (a pair or a session) also *names* the row in the journal's open *generation*.
+//! 2. The destination reads *base parts*: the rows in key order, as of any state at or after `Begin`. No common
+//!    snapshot is needed, because what changes later is named.
+//! 3. `Seal` closes the open generation and opens the next. The destination then reads the *pages* of the closed generation: for
+//!    each name the row as it is now, or its absence, as of any state at or after the seal.
+//! 4. `Drop` forgets generations that the destination's log has.
+//! 5. The configuration that takes the shard away fences it, and thereby seals the last generation. After its pages the copy
+//!    equals the shard.
+//!
+//! One cursor ([`CopyCursor`]) orders base parts, then generations. A part is taken only at exactly its cursor.
+//!
+//! # Why the copy equals the shard at the fence
+//!
+//! Take a row, and its last change before the fence. If the change was applied before or in the entry `Begin`, each base part that
+//! covers the row shows it. Otherwise it is named in exactly one generation `g`, in its own entry, hence before the seal of `g`.
+//! The pages of `g` come from states at or after that seal, so they show this change, or absence. A later part that has the row, of `g`
+//! or of a later generation, comes from a state at or after the same seal, and shows the same. An earlier part is overwritten, because the
+//! cursor only moves forward.
+//!
+//! # Names follow the entry
+//!
+//! Replicas cut the log into different batches, and write sessions' records once a batch. If a session were named when its record is
+//! written, one replica would name it before a seal and another after it. So the entry that changes a session names
+//! it, also when the session expires, and also in a shard that the entry doesn't write to. The record itself is written in the
+//! same commit at the latest, so a replica that has committed the seal has the record, too.
+//!
+//! A name is a blind put: whether it is there already is not looked up. A cleared range has one name, and its page says that
+//! the range is cleared and then lists its present rows.
+//!
+//! # End and bounds
+//!
+//! A journal ends by the log alone: when the shard's target changes, when the shard leaves for another group, when `Expire` finds
+//! that it was not renewed for [`JOURNAL_TTL_MS`] of log time, when its names exceed [`MAX_NAMED_BYTES`] (each mention counts), or when the
+//! shard is deleted. It is part of the state and so of each snapshot. After its end the copy is useless.
+//!
+//! # State of the work
+//!
+//! The machine applies these steps and answers these queries, and `tests/journal_model.rs` attacks them. Nothing in the server
+//! proposes or asks them yet, and no configuration sets a target ([`crate::ShardKv::set_target`]): shards still move as the
+//! module `ownership` says.
+
+mod codec;
+mod part;
+mod rows;
+mod step;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use raft::{Index, StoreError};
+use replica::{StateReader, Table, Transaction};
+use types::{ClientId, ConfigNum, Gid, LogTime, ShardId};
+
+pub(crate) use part::read;
+pub use part::{CopyCursor, CopyRequest, Part, PartNext, Position, RowChange, Upto};
+pub(crate) use rows::Rows;
+pub(crate) use step::FIRST_KIND;
+pub use step::JournalStep;
+
+use crate::bug::{Bug, Bugs};
+use crate::{Ownership, ShardState, keys, records};
+use rows::Name;
+
+/// A journal that was not renewed for this long, in milliseconds of log time, may be expired.
+pub const JOURNAL_TTL_MS: u64 = 600_000;
+/// The most bytes of names that a journal holds. Each mention of a row counts.
+pub const MAX_NAMED_BYTES: u64 = 256 << 20;
+/// The most journals of a group.
+pub const MAX_JOURNALS: usize = 1_024;
+/// The most generations that a journal keeps, the open one included.
+pub const MAX_GENERATIONS: u64 = 64;
+
+/// The assumed bytes of a name beside the row's key.
+const NAME_OVERHEAD_BYTES: u64 = 16;
+
+/// The group that the controllers want for a shard, and since which configuration. The number names the target: it changes only
+/// when the shard's target does, and is never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The group.
+    pub to: Gid,
+    /// The configuration that made it the target.
+    pub since: ConfigNum,
+}
+
+/// The journal of one shard.
+///
+/// Invariants: `first <= open`, and `named` has exactly the kept generations, `first` to `open`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Journal {
+    /// The index of the entry that began it.
+    pub id: Index,
+    /// The target for whose copy it was begun.
+    pub target: Target,
+    /// The oldest generation that is kept. Generations count from 1.
+    pub first: u64,
+    /// The generation that takes names.
+    pub open: u64,
+    /// The configuration that fenced the shard, which sealed the open generation for good.
+    pub fence: Option<ConfigNum>,
+    /// The log time at which it was begun or last renewed.
+    pub renewed: LogTime,
+    /// The bytes of names of each kept generation; each mention of a row counts.
+    pub named: BTreeMap<u64, u64>,
+}
+
+impl Journal {
+    /// Returns true if the generation takes no more names.
+    pub fn is_sealed(&self, generation: u64) -> bool {
+        generation < self.open || (generation == self.open && self.fence.is_some())
+    }
+
+    /// Returns the bytes of all names; each mention counts.
+    pub fn named_bytes(&self) -> u64 {
+        self.named.values().sum()
+    }
+}
+
+/// The reason for refusing a step or a request of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    /// The destination follows another target than the source. It tries again with the latest configuration.
+    #[error("the copy is for another target than {accepted:?}, which this group has accepted")]
+    OtherTarget {
+        /// The target here, if it isn't this group itself.
+        accepted: Option<Target>,
+    },
+    /// The group has as many journals as it may. Another attempt may succeed.
+    #[error("{limit} journals are the limit: retry later")]
+    TooManyJournals {
+        /// The bound.
+        limit: usize,
+    },
+    /// The destination has to read and drop generations before another is sealed.
+    #[error("{limit} generations are the limit: drop some first")]
+    TooManyGenerations {
+        /// The bound.
+        limit: u64,
+    },
+    /// This replica doesn't know the journal: it is behind, or the journal ended. Ask the leader, after a read of the index.
+    #[error("journal {journal} isn't known here: it is yet to begin here, or it ended")]
+    Unknown {
+        /// The journal's id.
+        journal: Index,
+    },
+    /// The journal ended, and another has begun. The copy is useless.
+    #[error("journal {journal} ended: drop the copy and begin anew")]
+    Ended {
+        /// The journal's id.
+        journal: Index,
+    },
+    /// The generation isn't sealed at this replica yet. Another replica may answer.
+    #[error("generation {generation} isn't sealed here yet: retry")]
+    NotSealed {
+        /// The generation.
+        generation: u64,
+    },
+    /// The generation was dropped, which the destination's log asked for.
+    #[error("generation {generation} was dropped: the copy has it")]
+    Dropped {
+        /// The generation.
+        generation: u64,
+    },
+    /// The cursor's name is none that a source gives.
+    #[error("the cursor makes no sense")]
+    BadCursor,
+}
+
+/// The journals of a group, and the targets of the shards that it serves.
+///
+/// Invariants, between batches: both maps are what the records of [`Table::Meta`] say; `dirty` is empty; each journal's
+/// shard is served here, or fenced for just its destination; the names of [`Table::Journal`] are those of kept generations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Journals {
+    journals: BTreeMap<ShardId, Journal>,
+    targets: BTreeMap<ShardId, Target>,
+    /// Shards whose journal's record is to be written at the end of the batch.
+    dirty: BTreeSet<ShardId>,
+    bugs: Bugs,
+}
+
+impl Journals {
+    /// Reads the records.
+    pub(crate) fn load(
+        state: &dyn StateReader,
+        shards: u32,
+        bugs: Bugs,
+    ) -> Result<Self, StoreError> {
+        let mut loaded = Self {
+            bugs,
+            ..Self::default()
+        };
+        records::each_with_prefix(state, keys::JOURNALS, |key, record| {
+            let shard = known_shard(key, keys::JOURNALS, shards)?;
+            let journal = Journal::decode(record).map_err(|error| damaged(&error))?;
+            loaded.journals.insert(shard, journal);
+            Ok(())
+        })?;
+        records::each_with_prefix(state, keys::TARGETS, |key, record| {
+            let shard = known_shard(key, keys::TARGETS, shards)?;
+            let target = Target::decode(record).map_err(|error| damaged(&error))?;
+            loaded.targets.insert(shard, target);
+            Ok(())
+        })?;
+        Ok(loaded)
+    }
+
+    /// Returns the journal of a shard.
+    pub fn get(&self, shard: ShardId) -> Option<&Journal> {
+        self.journals.get(&shard)
+    }
+
+    /// Iterates over all journals, by shard.
+    pub fn iter(&self) -> impl Iterator<Item = (ShardId, &Journal)> {
+        self.journals
+            .iter()
+            .map(|(shard, journal)| (*shard, journal))
+    }
+
+    /// Returns the target of a shard that is served here and is to go.
+    pub fn target(&self, shard: ShardId) -> Option<Target> {
+        self.targets.get(&shard).copied()
+    }
+
+    /// Returns the journal of a shard if it has this id.
+    pub(crate) fn find(&self, shard: ShardId, id: Index) -> Result<&Journal, JournalError> {
+        match self.journals.get(&shard) {
+            Some(journal) if journal.id == id => Ok(journal),
+            Some(journal) if journal.id > id => Err(JournalError::Ended { journal: id }),
+            _ => Err(JournalError::Unknown { journal: id }),
+        }
+    }
+
+    /// Sets the target of a shard, or that it stays. A journal for another target ends, unless the shard is fenced already.
+    pub(crate) fn set_target(
+        &mut self,
+        shard: ShardId,
+        target: Option<Target>,
+        state: &mut Transaction<'_>,
+    ) {
+        let key = keys::target_record(shard);
+        match target {
+            Some(target) => {
+                self.targets.insert(shard, target);
+                state.put(Table::Meta, key, target.encode());
+            }
+            None if self.targets.remove(&shard).is_some() => state.remove(Table::Meta, key),
+            None => {}
+        }
+        let stale = |journal: &Journal| journal.fence.is_none() && Some(journal.target) != target;
+        if self.journals.get(&shard).is_some_and(stale) {
+            self.end(shard, state);
+        }
+    }
+
+    /// Follows the states of shards that a step of a move changed: a fence seals the open generation, and a journal whose shard goes
+    /// elsewhere or is absent ends.
+    pub(crate) fn follow(
+        &mut self,
+        changed: &BTreeSet<ShardId>,
+        ownership: &Ownership,
+        state: &mut Transaction<'_>,
+    ) {
+        for shard in changed {
+            let now = ownership.state(*shard);
+            let fenced = self.get(*shard).is_some_and(|journal| journal.fence.is_some());
+            if matches!(now, Some(ShardState::Serving { .. })) && !fenced {
+                continue;
+            }
+            if self.targets.remove(shard).is_some() {
+                state.remove(Table::Meta, keys::target_record(*shard));
+            }
+            let Some(journal) = self.journals.get_mut(shard) else {
+                continue;
+            };
+            match now {
+                Some(ShardState::Fenced { config, to })
+                    if *to == journal.target.to
+                        && journal.fence.is_none_or(|fence| fence == *config) =>
+                {
+                    journal.fence = Some(*config);
+                    self.dirty.insert(*shard);
+                }
+                _ => self.end(*shard, state),
+            }
+        }
+    }
+
+    /// Names a change in the open generation of its shard's journal, if there is one.
+    fn name(&mut self, shard: ShardId, name: &Name<'_>, state: &mut Transaction<'_>) {
+        let Some(journal) = self.journals.get_mut(&shard) else {
+            return;
+        };
+        let first_batch = journal.named_bytes() == 0 && self.dirty.contains(&shard);
+        if journal.fence.is_some() || (self.bugs.has(Bug::JournalMissesFirstBatch) && first_batch) {
+            return;
+        }
+        let name = name.encode();
+        let bytes = name.len() as u64 + NAME_OVERHEAD_BYTES;
+        let key = keys::journal_name(shard, journal.open, &name);
+        *journal.named.entry(journal.open).or_default() += bytes;
+        let full = journal.named_bytes() > MAX_NAMED_BYTES;
+        self.dirty.insert(shard);
+        if full {
+            self.end(shard, state);
+        } else {
+            state.put(Table::Journal, key, Bytes::new());
+        }
+    }
+
+    /// Names a session at the end of the batch, as [`Bug::JournalNamesSessionsLate`] does.
+    pub(crate) fn name_session_late(
+        &mut self,
+        shard: ShardId,
+        client: ClientId,
+        state: &mut Transaction<'_>,
+    ) {
+        self.name(shard, &Name::Session(client), state);
+    }
+
+    /// Ends a shard's journal: all names go.
+    fn end(&mut self, shard: ShardId, state: &mut Transaction<'_>) {
+        if self.journals.remove(&shard).is_none() {
+            return;
+        }
+        self.dirty.insert(shard);
+        let end = keys::shard_start(ShardId(shard.0 + 1));
+        state.clear(Table::Journal, keys::shard_start(shard), end);
+    }
+
+    /// Writes the records of the journals that the batch changed. They depend on the log alone, however it is cut into batches.
+    pub(crate) fn finish_batch(&mut self, state: &mut Transaction<'_>) {
+        for shard in std::mem::take(&mut self.dirty) {
+            let key = keys::journal_record(shard);
+            match self.journals.get(&shard) {
+                Some(journal) => state.put(Table::Meta, key, journal.encode()),
+                None => state.remove(Table::Meta, key),
+            }
+        }
+    }
+}
+
+fn known_shard(key: &[u8], prefix: &[u8], shards: u32) -> Result<ShardId, StoreError> {
+    keys::split_prefixed(key, prefix)
+        .filter(|shard| shard.0 < shards)
+        .ok_or_else(|| damaged(&"no such shard"))
+}
+
+fn damaged(why: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Damaged(format!("the record of a journal or a target: {why}"))
+}

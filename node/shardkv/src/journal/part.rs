@@ -1,0 +1,367 @@
+//! Parts of a copy: base parts and pages, read at the source by one cursor.
+
+use std::ops::Bound;
+
+use bytes::Bytes;
+use raft::{Index, StoreError};
+use replica::{StateReader, Table};
+use types::{ClientId, LogTime, ShardId};
+
+use super::rows::Name;
+use super::{Journal, JournalError, Journals};
+use crate::bug::{Bug, Bugs};
+use crate::pull::Cutter;
+use crate::{Cursor, Genesis, KvError, MAX_SCAN_BYTES, Ownership, keys};
+
+/// The most changes of a page.
+const MAX_CHANGES: usize = 16_384;
+/// The most names of one read.
+const MAX_NAMES: usize = 1_024;
+
+/// The request of a copy for its next part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyRequest {
+    /// The shard.
+    pub shard: ShardId,
+    /// The id of its journal.
+    pub journal: Index,
+    /// The cursor up to which the copy has arrived.
+    pub after: CopyCursor,
+    /// The approximate size in bytes, at most [`MAX_SCAN_BYTES`]. The part ends with the row that reaches this size.
+    pub max_bytes: u32,
+}
+
+/// A position in a copy. The order is that of sending: base parts, then generations.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CopyCursor {
+    /// The base has arrived up to here.
+    Base(Cursor),
+    /// The base and all generations before this one have arrived, and of this one all up to the position.
+    Page {
+        /// The generation.
+        generation: u64,
+        /// The position in it.
+        after: Position,
+    },
+}
+
+/// A position in a generation. The source gives it; the destination only keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The last name that has arrived, or the name of the range that is arriving; empty at the start.
+    pub name: Bytes,
+    /// How much of it has arrived.
+    pub upto: Upto,
+}
+
+/// How much of a name has arrived. The order is that of sending.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Upto {
+    /// Of a range: its clear, and its rows up to this user's key; the empty key is before the first.
+    Row(Bytes),
+    /// All.
+    #[default]
+    End,
+}
+
+/// The next part of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The shard.
+    pub shard: ShardId,
+    /// The id of its journal.
+    pub journal: Index,
+    /// The cursor up to which the copy must have arrived before.
+    pub after: CopyCursor,
+    /// The changes to apply, in this order.
+    pub changes: Vec<RowChange>,
+    /// The continuation.
+    pub next: PartNext,
+}
+
+/// A change that a part makes to a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowChange {
+    /// A user's key has this value now, or is absent.
+    Pair(Bytes, Option<Bytes>),
+    /// A session has this record now, or is absent.
+    Session(ClientId, Option<Bytes>),
+    /// The pairs of `[start, end)` are removed; those that exist follow. An empty `end` is the shard's end.
+    Clear {
+        /// The first user's key.
+        start: Bytes,
+        /// The first user's key after the range.
+        end: Bytes,
+    },
+}
+
+/// The continuation after a part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PartNext {
+    /// The next part begins after this cursor.
+    At(CopyCursor),
+    /// The copy is the shard at its fence.
+    Done {
+        /// The session table's clock at the fence (see `replica::session`).
+        clock: LogTime,
+        /// The source's time to live of sessions, in milliseconds.
+        ttl_ms: u64,
+    },
+}
+
+impl Default for CopyCursor {
+    fn default() -> Self {
+        Self::Base(Cursor::default())
+    }
+}
+
+impl CopyCursor {
+    fn page(generation: u64) -> Self {
+        Self::Page {
+            generation,
+            after: Position::default(),
+        }
+    }
+}
+
+/// Returns the next part of a copy. Correct on any replica that has applied what the request asks for: the journal's beginning for
+/// a base part, the seal of the generation for a page. Both are checked against the state that the part is read from.
+pub(crate) fn read(
+    state: &dyn StateReader,
+    (journals, ownership): (&Journals, &Ownership),
+    genesis: &Genesis,
+    request: &CopyRequest,
+    bugs: Bugs,
+) -> Result<Result<Part, KvError>, StoreError> {
+    let shard = request.shard;
+    let refused = |error| Ok(Err(KvError::Journal { shard, error }));
+    let room = request.max_bytes.clamp(1, MAX_SCAN_BYTES) as usize;
+    let part = |changes, next| Part {
+        shard,
+        journal: request.journal,
+        after: request.after.clone(),
+        changes,
+        next,
+    };
+    let journal = match journals.find(shard, request.journal) {
+        Ok(journal) => Some(journal),
+        Err(_) if bugs.has(Bug::CopyBeginsEarly) => None,
+        Err(error) => return refused(error),
+    };
+    let (generation, after) = match (&request.after, journal) {
+        (CopyCursor::Base(after), _) => {
+            let (changes, next) = base(state, shard, after, room)?;
+            let next = next.map_or(CopyCursor::page(1), CopyCursor::Base);
+            return Ok(Ok(part(changes, PartNext::At(next))));
+        }
+        (CopyCursor::Page { generation, after }, Some(_)) => (*generation, after),
+        (CopyCursor::Page { .. }, None) => {
+            let journal = request.journal;
+            return refused(JournalError::Unknown { journal });
+        }
+    };
+    let Some(journal) = journal else {
+        let journal = request.journal;
+        return refused(JournalError::Unknown { journal });
+    };
+    if let Err(error) = check_generation(journal, generation, bugs) {
+        return refused(error);
+    }
+    let mut page = Page {
+        state,
+        shard,
+        generation,
+        room,
+        changes: Vec::new(),
+        bugs,
+    };
+    let next = match page.read(after)? {
+        Err(error) => return refused(error),
+        Ok(Some(after)) => PartNext::At(CopyCursor::Page { generation, after }),
+        Ok(None) if generation == journal.open && journal.fence.is_some() => PartNext::Done {
+            clock: ownership
+                .shards
+                .get(&shard)
+                .map_or(LogTime(0), |shard| shard.clock),
+            ttl_ms: genesis.session_ttl_ms,
+        },
+        Ok(None) => PartNext::At(CopyCursor::page(generation + 1)),
+    };
+    Ok(Ok(part(page.changes, next)))
+}
+
+fn check_generation(journal: &Journal, generation: u64, bugs: Bugs) -> Result<(), JournalError> {
+    if generation < journal.first {
+        return Err(JournalError::Dropped { generation });
+    }
+    let open = bugs.has(Bug::SealNotApplied) && generation == journal.open;
+    if open || journal.is_sealed(generation) {
+        Ok(())
+    } else {
+        Err(JournalError::NotSealed { generation })
+    }
+}
+
+/// Reads the rows after a cursor of the base. Returns the cursor after them; `None` if they are the last.
+fn base(
+    state: &dyn StateReader,
+    shard: ShardId,
+    after: &Cursor,
+    room: usize,
+) -> Result<(Vec<RowChange>, Option<Cursor>), StoreError> {
+    let mut cutter = Cutter::new(state, shard, room);
+    let next = cutter.cut(after, Bugs::default())?;
+    let (pairs, sessions) = cutter.into_rows();
+    let pairs = pairs
+        .into_iter()
+        .map(|(key, value)| RowChange::Pair(key, Some(value)));
+    let sessions = sessions
+        .into_iter()
+        .map(|(client, record)| RowChange::Session(client, Some(record)));
+    Ok((pairs.chain(sessions).collect(), next))
+}
+
+/// Gathers a page: the present rows of a generation's names, until `room` bytes are used up.
+struct Page<'a> {
+    state: &'a dyn StateReader,
+    shard: ShardId,
+    generation: u64,
+    room: usize,
+    changes: Vec<RowChange>,
+    bugs: Bugs,
+}
+
+impl Page<'_> {
+    /// Returns the position after the page; `None` if the page ends the generation.
+    fn read(
+        &mut self,
+        after: &Position,
+    ) -> Result<Result<Option<Position>, JournalError>, StoreError> {
+        let mut at = after.clone();
+        let mut skips = self.bugs.has(Bug::PageSkipsRow) && !at.name.is_empty();
+        loop {
+            if let Upto::Row(after) = &at.upto {
+                let name = at.name.clone();
+                let Some(Name::Range { start, end }) = Name::decode(&name) else {
+                    return Ok(Err(JournalError::BadCursor));
+                };
+                let last = self.read_range(start, end, &after.clone())?;
+                at.upto = last.map_or(Upto::End, Upto::Row);
+                if self.is_full() {
+                    return Ok(Ok(Some(at)));
+                }
+                continue;
+            }
+            let names = self.names(&at.name)?;
+            if names.is_empty() {
+                return Ok(Ok(None));
+            }
+            for name in names {
+                at = Position {
+                    name,
+                    upto: Upto::End,
+                };
+                if std::mem::take(&mut skips) {
+                    continue;
+                }
+                if self.read_name(&at.name)? {
+                    at.upto = Upto::Row(Bytes::new());
+                    break;
+                }
+                if self.is_full() {
+                    return Ok(Ok(Some(at)));
+                }
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.room == 0 || self.changes.len() >= MAX_CHANGES
+    }
+
+    fn use_room(&mut self, bytes: usize) {
+        self.room = self.room.saturating_sub(bytes.max(1));
+    }
+
+    /// Returns the names after `after`, in order.
+    fn names(&self, after: &[u8]) -> Result<Vec<Bytes>, StoreError> {
+        // No name is empty, so the start is excluded like any other.
+        let from = keys::journal_name(self.shard, self.generation, after);
+        let end = keys::journal_name(self.shard, self.generation.saturating_add(1), &[]);
+        let bounds = (
+            Bound::Excluded(from.as_ref()),
+            Bound::Excluded(end.as_ref()),
+        );
+        let stored = self
+            .state
+            .scan(Table::Journal, bounds, MAX_NAMES, self.room)?;
+        stored
+            .into_iter()
+            .map(|(key, _)| keys::split_journal_name(key).ok_or_else(bad_name))
+            .collect()
+    }
+
+    /// Adds the present row of a name. Returns true if the name is a range, whose rows are to follow.
+    fn read_name(&mut self, name: &Bytes) -> Result<bool, StoreError> {
+        let (change, bytes) = match Name::decode(name).ok_or_else(bad_name)? {
+            Name::Pair(key) => {
+                let value = self.state.get(Table::Data, &keys::data(self.shard, key))?;
+                let bytes = value.as_ref().map_or(0, Bytes::len);
+                (RowChange::Pair(name.slice_ref(key), value), bytes)
+            }
+            Name::Session(client) => {
+                let key = keys::session(self.shard, client);
+                let record = self.state.get(Table::Sessions, &key)?;
+                let bytes = record.as_ref().map_or(0, Bytes::len);
+                (RowChange::Session(client, record), bytes)
+            }
+            Name::Range { start, end } => {
+                let (start, end) = (name.slice_ref(start), name.slice_ref(end));
+                (RowChange::Clear { start, end }, 0)
+            }
+        };
+        let is_range = matches!(change, RowChange::Clear { .. });
+        self.changes.push(change);
+        self.use_room(name.len() + bytes);
+        Ok(is_range)
+    }
+
+    /// Adds the present pairs of a cleared range after a key. Returns the last of them, unless they end the range.
+    fn read_range(
+        &mut self,
+        start: &[u8],
+        end: &[u8],
+        after: &Bytes,
+    ) -> Result<Option<Bytes>, StoreError> {
+        if self.is_full() {
+            return Ok(Some(after.clone()));
+        }
+        let (from, to) = keys::data_range(self.shard, start, end);
+        let resumed = keys::data(self.shard, after);
+        let from = if after.is_empty() {
+            Bound::Included(from.as_ref())
+        } else {
+            Bound::Excluded(resumed.as_ref())
+        };
+        let limit = MAX_CHANGES.saturating_sub(self.changes.len());
+        let bounds = (from, Bound::Excluded(to.as_ref()));
+        let page = self.state.scan(Table::Data, bounds, limit, self.room)?;
+        let count = page.len();
+        let sizes = page.iter().map(|(key, value)| key.len() + value.len());
+        let bytes: usize = sizes.sum();
+        let whole = count < limit && bytes < self.room;
+        let mut last = after.clone();
+        for (stored, value) in page {
+            let (_, key) = keys::split_data(stored)
+                .ok_or_else(|| StoreError::Damaged("a key without a shard is stored".to_owned()))?;
+            last = key.clone();
+            self.changes.push(RowChange::Pair(key, Some(value)));
+        }
+        self.room = self.room.saturating_sub(bytes);
+        Ok((!whole).then_some(last))
+    }
+}
+
+fn bad_name() -> StoreError {
+    StoreError::Damaged("a name of a journal is malformed".to_owned())
+}

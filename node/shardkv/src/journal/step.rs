@@ -1,0 +1,267 @@
+//! The steps of journals, as operations of the source's log.
+
+use bytes::Bytes;
+use raft::Index;
+use replica::{Applying, Table, Transaction};
+use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
+
+use super::{
+    JOURNAL_TTL_MS, Journal, JournalError, Journals, MAX_GENERATIONS, MAX_JOURNALS, Target,
+};
+use crate::bug::Bug;
+use crate::codec::{self, known};
+use crate::{KvError, Ownership, keys};
+
+/// The least kind byte of these steps.
+pub(crate) const FIRST_KIND: u8 = BEGIN;
+
+const BEGIN: u8 = 32;
+const SEAL: u8 = 33;
+const DROP: u8 = 34;
+const RENEW: u8 = 35;
+const EXPIRE: u8 = 36;
+
+/// An operation on the journal of a shard. Each is idempotent: one that arrives twice, late or out of turn changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JournalStep {
+    /// Begins a journal for the copy of the shard's target. Refused unless the shard is served here and this is exactly the
+    /// accepted target.
+    Begin {
+        /// The shard.
+        shard: ShardId,
+        /// The target.
+        target: Target,
+    },
+    /// Closes the open generation, if it is just this one, and opens the next.
+    Seal {
+        /// The shard.
+        shard: ShardId,
+        /// The journal's id.
+        journal: Index,
+        /// The generation.
+        generation: u64,
+    },
+    /// Drops this generation and all before it. The destination's log has all of them.
+    Drop {
+        /// The shard.
+        shard: ShardId,
+        /// The journal's id.
+        journal: Index,
+        /// The generation.
+        generation: u64,
+    },
+    /// The destination still copies.
+    Renew {
+        /// The shard.
+        shard: ShardId,
+        /// The journal's id.
+        journal: Index,
+    },
+    /// Ends the journal, if by log time it was not renewed for [`JOURNAL_TTL_MS`]. The leader proposes it; its clock decides nothing.
+    Expire {
+        /// The shard.
+        shard: ShardId,
+        /// The journal's id.
+        journal: Index,
+    },
+}
+
+impl JournalStep {
+    /// Encodes the step for a proposal.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Writer::default();
+        let (kind, shard, numbers) = match *self {
+            Self::Begin { shard, target } => (BEGIN, shard, [target.to.0, target.since.0]),
+            Self::Seal {
+                shard,
+                journal,
+                generation,
+            } => (SEAL, shard, [journal.0, generation]),
+            Self::Drop {
+                shard,
+                journal,
+                generation,
+            } => (DROP, shard, [journal.0, generation]),
+            Self::Renew { shard, journal } => (RENEW, shard, [journal.0, 0]),
+            Self::Expire { shard, journal } => (EXPIRE, shard, [journal.0, 0]),
+        };
+        out.byte(codec::VERSION).byte(kind).number(shard.0.into());
+        for number in numbers {
+            out.number(number);
+        }
+        out.finish()
+    }
+
+    /// Decodes the output of [`JournalStep::encode`].
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        known(
+            "operation version",
+            input.byte("operation version")?,
+            codec::VERSION,
+        )?;
+        let kind = input.byte("operation kind")?;
+        let shard = ShardId(input.number_u32("shard")?);
+        let first = input.number("journal")?;
+        let second = input.number("generation")?;
+        input.finish()?;
+        let (journal, generation) = (Index(first), second);
+        if matches!(kind, RENEW | EXPIRE) && second != 0 {
+            return Err(DecodeError::OutOfRange("generation"));
+        }
+        Ok(match kind {
+            BEGIN => Self::Begin {
+                shard,
+                target: Target {
+                    to: Gid(first),
+                    since: ConfigNum(second),
+                },
+            },
+            SEAL => Self::Seal {
+                shard,
+                journal,
+                generation,
+            },
+            DROP => Self::Drop {
+                shard,
+                journal,
+                generation,
+            },
+            RENEW => Self::Renew { shard, journal },
+            EXPIRE => Self::Expire { shard, journal },
+            value => {
+                return Err(DecodeError::Unknown {
+                    what: "operation kind",
+                    value: value.into(),
+                });
+            }
+        })
+    }
+}
+
+impl Journals {
+    /// Applies a step, if it is due.
+    pub(crate) fn step(
+        &mut self,
+        at: Applying,
+        step: JournalStep,
+        ownership: &Ownership,
+        state: &mut Transaction<'_>,
+    ) -> Result<(), KvError> {
+        let refused = |shard| move |error| KvError::Journal { shard, error };
+        match step {
+            JournalStep::Begin { shard, target } => {
+                ownership.check_served(shard)?;
+                self.begin(at, shard, target).map_err(refused(shard))
+            }
+            JournalStep::Seal {
+                shard,
+                journal,
+                generation,
+            } => self
+                .seal(shard, journal, generation, state)
+                .map_err(refused(shard)),
+            JournalStep::Drop {
+                shard,
+                journal,
+                generation,
+            } => {
+                self.find(shard, journal).map_err(refused(shard))?;
+                self.drop_through(shard, generation, state);
+                Ok(())
+            }
+            JournalStep::Renew { shard, journal } => {
+                self.find(shard, journal).map_err(refused(shard))?;
+                if let Some(journal) = self.journals.get_mut(&shard) {
+                    journal.renewed = journal.renewed.max(at.time);
+                    self.dirty.insert(shard);
+                }
+                Ok(())
+            }
+            JournalStep::Expire { shard, journal } => {
+                let silent = |journal: &Journal| {
+                    journal.fence.is_none() && at.time.since(journal.renewed) > JOURNAL_TTL_MS
+                };
+                if self.find(shard, journal).is_ok_and(silent) {
+                    self.end(shard, state);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn begin(&mut self, at: Applying, shard: ShardId, target: Target) -> Result<(), JournalError> {
+        let accepted = self.target(shard);
+        if accepted != Some(target) {
+            return Err(JournalError::OtherTarget { accepted });
+        }
+        // A journal for another target would have ended with the change of the target.
+        if self.journals.contains_key(&shard) {
+            return Ok(());
+        }
+        if self.journals.len() >= MAX_JOURNALS {
+            let limit = MAX_JOURNALS;
+            return Err(JournalError::TooManyJournals { limit });
+        }
+        let journal = Journal {
+            id: at.entry.index,
+            target,
+            first: 1,
+            open: 1,
+            fence: None,
+            renewed: at.time,
+            named: [(1, 0)].into(),
+        };
+        self.journals.insert(shard, journal);
+        self.dirty.insert(shard);
+        Ok(())
+    }
+
+    fn seal(
+        &mut self,
+        shard: ShardId,
+        id: Index,
+        generation: u64,
+        state: &mut Transaction<'_>,
+    ) -> Result<(), JournalError> {
+        self.find(shard, id)?;
+        let Some(journal) = self.journals.get_mut(&shard) else {
+            return Ok(());
+        };
+        if journal.open != generation || journal.fence.is_some() {
+            return Ok(());
+        }
+        let limit = MAX_GENERATIONS;
+        if journal.open - journal.first + 1 >= limit {
+            return Err(JournalError::TooManyGenerations { limit });
+        }
+        journal.open += 1;
+        journal.named.insert(journal.open, 0);
+        self.dirty.insert(shard);
+        if self.bugs.has(Bug::JournalDropsEarly) {
+            clear_names(shard, 0, generation, state);
+        }
+        Ok(())
+    }
+
+    /// Drops the sealed generations up to `generation`. The last one, which a fence sealed, stays until the shard is deleted.
+    fn drop_through(&mut self, shard: ShardId, generation: u64, state: &mut Transaction<'_>) {
+        let Some(journal) = self.journals.get_mut(&shard) else {
+            return;
+        };
+        if generation < journal.first || generation >= journal.open {
+            return;
+        }
+        clear_names(shard, journal.first, generation + 1, state);
+        journal.first = generation + 1;
+        journal.named = journal.named.split_off(&journal.first);
+        self.dirty.insert(shard);
+    }
+}
+
+/// Removes the names of the generations of `[from, to)`.
+fn clear_names(shard: ShardId, from: u64, to: u64, state: &mut Transaction<'_>) {
+    let start = keys::journal_name(shard, from, &[]);
+    let end = keys::journal_name(shard, to, &[]);
+    state.clear(Table::Journal, start, end);
+}
