@@ -271,7 +271,9 @@ impl Journals {
     ) {
         for shard in changed {
             let now = ownership.state(*shard);
-            let fenced = self.get(*shard).is_some_and(|journal| journal.fence.is_some());
+            let fenced = self
+                .get(*shard)
+                .is_some_and(|journal| journal.fence.is_some());
             if matches!(now, Some(ShardState::Serving { .. })) && !fenced {
                 continue;
             }
