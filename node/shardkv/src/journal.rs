@@ -49,6 +49,7 @@
 
 mod codec;
 mod part;
+mod part_codec;
 mod rows;
 mod step;
 
@@ -180,7 +181,7 @@ pub enum JournalError {
 /// shard is served here, or fenced for just its destination; the names of [`Table::Journal`] are those of kept generations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Journals {
-    journals: BTreeMap<ShardId, Journal>,
+    by_shard: BTreeMap<ShardId, Journal>,
     targets: BTreeMap<ShardId, Target>,
     /// Shards whose journal's record is to be written at the end of the batch.
     dirty: BTreeSet<ShardId>,
@@ -201,7 +202,7 @@ impl Journals {
         records::each_with_prefix(state, keys::JOURNALS, |key, record| {
             let shard = known_shard(key, keys::JOURNALS, shards)?;
             let journal = Journal::decode(record).map_err(|error| damaged(&error))?;
-            loaded.journals.insert(shard, journal);
+            loaded.by_shard.insert(shard, journal);
             Ok(())
         })?;
         records::each_with_prefix(state, keys::TARGETS, |key, record| {
@@ -215,12 +216,12 @@ impl Journals {
 
     /// Returns the journal of a shard.
     pub fn get(&self, shard: ShardId) -> Option<&Journal> {
-        self.journals.get(&shard)
+        self.by_shard.get(&shard)
     }
 
     /// Iterates over all journals, by shard.
     pub fn iter(&self) -> impl Iterator<Item = (ShardId, &Journal)> {
-        self.journals
+        self.by_shard
             .iter()
             .map(|(shard, journal)| (*shard, journal))
     }
@@ -232,7 +233,7 @@ impl Journals {
 
     /// Returns the journal of a shard if it has this id.
     pub(crate) fn find(&self, shard: ShardId, id: Index) -> Result<&Journal, JournalError> {
-        match self.journals.get(&shard) {
+        match self.by_shard.get(&shard) {
             Some(journal) if journal.id == id => Ok(journal),
             Some(journal) if journal.id > id => Err(JournalError::Ended { journal: id }),
             _ => Err(JournalError::Unknown { journal: id }),
@@ -255,8 +256,9 @@ impl Journals {
             None if self.targets.remove(&shard).is_some() => state.remove(Table::Meta, key),
             None => {}
         }
-        let stale = |journal: &Journal| journal.fence.is_none() && Some(journal.target) != target;
-        if self.journals.get(&shard).is_some_and(stale) {
+        let outdated =
+            |journal: &Journal| journal.fence.is_none() && Some(journal.target) != target;
+        if self.by_shard.get(&shard).is_some_and(outdated) {
             self.end(shard, state);
         }
     }
@@ -280,7 +282,7 @@ impl Journals {
             if self.targets.remove(shard).is_some() {
                 state.remove(Table::Meta, keys::target_record(*shard));
             }
-            let Some(journal) = self.journals.get_mut(shard) else {
+            let Some(journal) = self.by_shard.get_mut(shard) else {
                 continue;
             };
             match now {
@@ -298,11 +300,12 @@ impl Journals {
 
     /// Names a change in the open generation of its shard's journal, if there is one.
     fn name(&mut self, shard: ShardId, name: &Name<'_>, state: &mut Transaction<'_>) {
-        let Some(journal) = self.journals.get_mut(&shard) else {
+        let Some(journal) = self.by_shard.get_mut(&shard) else {
             return;
         };
-        let first_batch = journal.named_bytes() == 0 && self.dirty.contains(&shard);
-        if journal.fence.is_some() || (self.bugs.has(Bug::JournalMissesFirstBatch) && first_batch) {
+        let in_first_batch = || journal.named_bytes() == 0 && self.dirty.contains(&shard);
+        let forgets = self.bugs.has(Bug::JournalMissesFirstBatch) && in_first_batch();
+        if journal.fence.is_some() || forgets {
             return;
         }
         let name = name.encode();
@@ -330,7 +333,7 @@ impl Journals {
 
     /// Ends a shard's journal: all names go.
     fn end(&mut self, shard: ShardId, state: &mut Transaction<'_>) {
-        if self.journals.remove(&shard).is_none() {
+        if self.by_shard.remove(&shard).is_none() {
             return;
         }
         self.dirty.insert(shard);
@@ -342,7 +345,7 @@ impl Journals {
     pub(crate) fn finish_batch(&mut self, state: &mut Transaction<'_>) {
         for shard in std::mem::take(&mut self.dirty) {
             let key = keys::journal_record(shard);
-            match self.journals.get(&shard) {
+            match self.by_shard.get(&shard) {
                 Some(journal) => state.put(Table::Meta, key, journal.encode()),
                 None => state.remove(Table::Meta, key),
             }

@@ -2,9 +2,9 @@
 //!
 //! # What it is
 //!
-//! [`ShardKv`] is a [`replica::StateMachine`]. Its state lives in three tables ([`replica::Table`])
+//! [`ShardKv`] is a [`replica::StateMachine`]. Its state lives in four tables ([`replica::Table`])
 //! whose layout the module `keys` owns: users' pairs under their shard, the session records under their
-//! shard, and facts: the [`Genesis`], which is written once when the group is created, and how each shard
+//! shard, the journals of shards that are copied, and facts: the [`Genesis`], which is written once when the group is created, and how each shard
 //! stands ([`Ownership`]). It is deterministic: equal logs give equal bytes, however entries are grouped into
 //! batches and however often a replica restarts.
 //!

@@ -29,7 +29,7 @@ const OVERHEAD_BYTES: usize = 96;
 const PAIR_OVERHEAD_BYTES: usize = 8;
 const SESSION_OVERHEAD_BYTES: usize = 24;
 
-const CHECKSUM_BYTES: usize = 4;
+pub(crate) const CHECKSUM_BYTES: usize = 4;
 
 impl Step {
     /// Encodes the step for a proposal.
@@ -231,7 +231,7 @@ fn begin_step(out: &mut Writer, kind: u8) -> &mut Writer {
 }
 
 /// Verifies the checksum at the end of `input` and returns the content before it.
-fn checked(mut input: Bytes) -> Result<Bytes, DecodeError> {
+pub(crate) fn checked(mut input: Bytes) -> Result<Bytes, DecodeError> {
     let Some(at) = input.len().checked_sub(CHECKSUM_BYTES) else {
         return Err(DecodeError::Truncated("checksum"));
     };
@@ -265,11 +265,11 @@ pub(crate) fn decode_cursor(input: &mut Reader) -> Result<Cursor, DecodeError> {
     })
 }
 
-fn encode_client(out: &mut Writer, client: ClientId) -> &mut Writer {
+pub(crate) fn encode_client(out: &mut Writer, client: ClientId) -> &mut Writer {
     out.number(client.birth.0).number(client.nonce)
 }
 
-fn decode_client(input: &mut Reader) -> Result<ClientId, DecodeError> {
+pub(crate) fn decode_client(input: &mut Reader) -> Result<ClientId, DecodeError> {
     Ok(ClientId {
         birth: LogTime(input.number("session birth")?),
         nonce: input.number("session nonce")?,

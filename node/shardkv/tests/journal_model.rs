@@ -10,6 +10,7 @@
 
 mod common;
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ const GENESIS: Genesis = Genesis {
     shards: SHARDS,
     ..SHARDS_GENESIS
 };
-/// The operations before the fence.
+/// The most operations before the fence; at least half of them happen.
 const OPERATIONS: u64 = 700;
 
 /// An operation of the source's log.
@@ -340,12 +341,10 @@ impl World {
             return;
         }
         let [a, b] = &mut self.nodes;
-        if a.applied > b.applied {
-            b.restore(a);
-        } else if b.applied > a.applied {
-            a.restore(b);
-        } else {
-            return;
+        match a.applied.cmp(&b.applied) {
+            Ordering::Greater => b.restore(a),
+            Ordering::Less => a.restore(b),
+            Ordering::Equal => return,
         }
         self.count("restored");
     }
@@ -403,6 +402,13 @@ impl World {
             return;
         };
         let after = self.copy.cursor.clone();
+        // A leader of the source that has sealed the generation says so.
+        let newest = self.nodes[self.newest()].machine().journals().get(SHARD);
+        if let CopyCursor::Page { generation, .. } = &after
+            && newest.is_some_and(|journal| !journal.is_sealed(*generation))
+        {
+            return;
+        }
         let request = CopyRequest {
             shard: SHARD,
             journal,
@@ -449,6 +455,10 @@ impl World {
     /// The controllers cut, and the copy becomes the shard.
     fn finish(&mut self) {
         self.aim();
+        // Sessions that change just before the fence aren't named again.
+        for _ in 0..self.random.below(6) {
+            self.write();
+        }
         self.configure(&[SOURCE, DESTINATION]);
         for _ in 0..20 {
             self.write();
@@ -510,7 +520,7 @@ impl World {
 
 fn run(seed: u64, bug: Option<Bug>) -> BTreeMap<&'static str, u64> {
     let mut world = World::new(seed, bug);
-    for _ in 0..OPERATIONS {
+    for _ in 0..OPERATIONS - world.random.below(OPERATIONS / 2) {
         world.act();
     }
     world.finish();

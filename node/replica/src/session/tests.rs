@@ -239,6 +239,24 @@ fn a_birth_ahead_of_the_log_does_not_shorten_memory() {
 }
 
 #[test]
+fn a_copy_follows_removals() {
+    let mut source = SessionTable::default();
+    let mut copy = SessionTable::<u64>::default();
+    for nonce in 1..=3 {
+        execute(&mut source, write(client(1_000, nonce), 1, 1), 1_000, 7);
+    }
+    for (client, record) in source.records() {
+        copy.load(client, record).unwrap();
+    }
+    copy.unload(client(1_000, 2));
+    copy.unload(client(1_000, 9));
+    assert_eq!(copy.len(), 2);
+    assert!(copy.drain_dirty().is_empty());
+    assert_eq!(copy.expire(LogTime(1_001 + TTL), &LIMITS, 9).len(), 2);
+    assert!(copy.is_empty());
+}
+
+#[test]
 fn the_clock_does_not_run_backwards_with_a_move() {
     let mut source = SessionTable::default();
     let c = client(1_000, 1);

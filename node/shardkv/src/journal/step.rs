@@ -172,7 +172,7 @@ impl Journals {
             }
             JournalStep::Renew { shard, journal } => {
                 self.find(shard, journal).map_err(refused(shard))?;
-                if let Some(journal) = self.journals.get_mut(&shard) {
+                if let Some(journal) = self.by_shard.get_mut(&shard) {
                     journal.renewed = journal.renewed.max(at.time);
                     self.dirty.insert(shard);
                 }
@@ -196,10 +196,10 @@ impl Journals {
             return Err(JournalError::OtherTarget { accepted });
         }
         // A journal for another target would have ended with the change of the target.
-        if self.journals.contains_key(&shard) {
+        if self.by_shard.contains_key(&shard) {
             return Ok(());
         }
-        if self.journals.len() >= MAX_JOURNALS {
+        if self.by_shard.len() >= MAX_JOURNALS {
             let limit = MAX_JOURNALS;
             return Err(JournalError::TooManyJournals { limit });
         }
@@ -212,7 +212,7 @@ impl Journals {
             renewed: at.time,
             named: [(1, 0)].into(),
         };
-        self.journals.insert(shard, journal);
+        self.by_shard.insert(shard, journal);
         self.dirty.insert(shard);
         Ok(())
     }
@@ -225,7 +225,7 @@ impl Journals {
         state: &mut Transaction<'_>,
     ) -> Result<(), JournalError> {
         self.find(shard, id)?;
-        let Some(journal) = self.journals.get_mut(&shard) else {
+        let Some(journal) = self.by_shard.get_mut(&shard) else {
             return Ok(());
         };
         if journal.open != generation || journal.fence.is_some() {
@@ -246,7 +246,7 @@ impl Journals {
 
     /// Drops the sealed generations up to `generation`. The last one, which a fence sealed, stays until the shard is deleted.
     fn drop_through(&mut self, shard: ShardId, generation: u64, state: &mut Transaction<'_>) {
-        let Some(journal) = self.journals.get_mut(&shard) else {
+        let Some(journal) = self.by_shard.get_mut(&shard) else {
             return;
         };
         if generation < journal.first || generation >= journal.open {

@@ -1,0 +1,247 @@
+//! The encoding of parts and of their cursors, which travel between groups. A part ends with a checksum over all before it, as a
+//! chunk does.
+
+use bytes::Bytes;
+use raft::Index;
+use types::{DecodeError, LogTime, Reader, ShardId, Writer};
+
+use super::{CopyCursor, Part, PartNext, Position, RowChange, Upto};
+use crate::codec::known;
+use crate::step_codec::{
+    CHECKSUM_BYTES, checked, decode_client, decode_cursor, encode_client, encode_cursor,
+};
+
+const VERSION: u8 = 1;
+
+const ABSENT_PAIR: u8 = 0;
+const PAIR: u8 = 1;
+const ABSENT_SESSION: u8 = 2;
+const SESSION: u8 = 3;
+const CLEAR: u8 = 4;
+
+impl Part {
+    /// Encodes the part, with its checksum.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Writer::default();
+        out.byte(VERSION)
+            .number(self.shard.0.into())
+            .number(self.journal.0);
+        encode_copy_cursor(&mut out, &self.after);
+        out.number(self.changes.len() as u64);
+        for change in &self.changes {
+            encode_change(&mut out, change);
+        }
+        match &self.next {
+            PartNext::At(cursor) => encode_copy_cursor(out.byte(0), cursor),
+            PartNext::Done { clock, ttl_ms } => {
+                out.byte(1).number(clock.0).number(*ttl_ms);
+            }
+        }
+        let content = out.finish();
+        let checksum = crc32fast::hash(&content);
+        let mut out = Writer::with_capacity(content.len() + CHECKSUM_BYTES);
+        out.raw(&content).raw(&checksum.to_be_bytes());
+        out.finish()
+    }
+
+    /// Decodes the output of [`Part::encode`]. Keys and values share the input's memory.
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(checked(input)?);
+        known("part version", input.byte("part version")?, VERSION)?;
+        let shard = ShardId(input.number_u32("shard")?);
+        let journal = Index(input.number("journal")?);
+        let after = decode_copy_cursor(&mut input)?;
+        // The list grows with the changes that are really present: so many as the count says would take far more memory than the input.
+        let mut changes = Vec::new();
+        for _ in 0..input.count("changes")? {
+            changes.push(decode_change(&mut input)?);
+        }
+        let next = if input.flag("end of the copy")? {
+            PartNext::Done {
+                clock: LogTime(input.number("clock")?),
+                ttl_ms: input.number("time to live")?,
+            }
+        } else {
+            PartNext::At(decode_copy_cursor(&mut input)?)
+        };
+        input.finish()?;
+        Ok(Self {
+            shard,
+            journal,
+            after,
+            changes,
+            next,
+        })
+    }
+
+    /// Returns the bytes of keys, values and session records.
+    pub fn content_bytes(&self) -> u64 {
+        let bytes = self.changes.iter().map(|change| match change {
+            RowChange::Pair(key, value) => key.len() + value.as_ref().map_or(0, Bytes::len),
+            RowChange::Session(_, record) => record.as_ref().map_or(0, Bytes::len),
+            RowChange::Clear { start, end } => start.len() + end.len(),
+        });
+        bytes.sum::<usize>() as u64
+    }
+}
+
+impl CopyCursor {
+    /// Encodes the cursor.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Writer::default();
+        out.byte(VERSION);
+        encode_copy_cursor(&mut out, self);
+        out.finish()
+    }
+
+    /// Decodes the output of [`CopyCursor::encode`].
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        known("cursor version", input.byte("cursor version")?, VERSION)?;
+        let cursor = decode_copy_cursor(&mut input)?;
+        input.finish()?;
+        Ok(cursor)
+    }
+}
+
+fn encode_copy_cursor(out: &mut Writer, cursor: &CopyCursor) {
+    match cursor {
+        CopyCursor::Base(cursor) => encode_cursor(out.byte(0), cursor),
+        CopyCursor::Page { generation, after } => {
+            out.byte(1).number(*generation).bytes(&after.name);
+            match &after.upto {
+                Upto::Row(key) => out.byte(0).bytes(key),
+                Upto::End => out.byte(1),
+            };
+        }
+    }
+}
+
+fn decode_copy_cursor(input: &mut Reader) -> Result<CopyCursor, DecodeError> {
+    if !input.flag("kind of cursor")? {
+        return decode_cursor(input).map(CopyCursor::Base);
+    }
+    let generation = input.number("generation")?;
+    let name = input.bytes("name")?;
+    let upto = if input.flag("end of the name")? {
+        Upto::End
+    } else {
+        Upto::Row(input.bytes("key")?)
+    };
+    let after = Position { name, upto };
+    Ok(CopyCursor::Page { generation, after })
+}
+
+fn encode_change(out: &mut Writer, change: &RowChange) {
+    match change {
+        RowChange::Pair(key, None) => out.byte(ABSENT_PAIR).bytes(key),
+        RowChange::Pair(key, Some(value)) => out.byte(PAIR).bytes(key).bytes(value),
+        RowChange::Session(client, None) => encode_client(out.byte(ABSENT_SESSION), *client),
+        RowChange::Session(client, Some(record)) => {
+            encode_client(out.byte(SESSION), *client).bytes(record)
+        }
+        RowChange::Clear { start, end } => out.byte(CLEAR).bytes(start).bytes(end),
+    };
+}
+
+fn decode_change(input: &mut Reader) -> Result<RowChange, DecodeError> {
+    Ok(match input.byte("change")? {
+        ABSENT_PAIR => RowChange::Pair(input.bytes("key")?, None),
+        PAIR => RowChange::Pair(input.bytes("key")?, Some(input.bytes("value")?)),
+        ABSENT_SESSION => RowChange::Session(decode_client(input)?, None),
+        SESSION => RowChange::Session(decode_client(input)?, Some(input.bytes("session")?)),
+        CLEAR => RowChange::Clear {
+            start: input.bytes("start")?,
+            end: input.bytes("end")?,
+        },
+        value => {
+            return Err(DecodeError::Unknown {
+                what: "change",
+                value: value.into(),
+            });
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Cursor;
+    use types::ClientId;
+
+    fn cursors() -> Vec<CopyCursor> {
+        let client = ClientId {
+            birth: LogTime(300),
+            nonce: u64::MAX,
+        };
+        let page = |generation, name: &'static [u8], upto| CopyCursor::Page {
+            generation,
+            after: Position {
+                name: Bytes::from_static(name),
+                upto,
+            },
+        };
+        vec![
+            CopyCursor::default(),
+            CopyCursor::Base(Cursor::Data(Bytes::from_static(b"k"))),
+            CopyCursor::Base(Cursor::Sessions(None)),
+            CopyCursor::Base(Cursor::Sessions(Some(client))),
+            page(1, b"", Upto::End),
+            page(1, b"\x00k", Upto::End),
+            page(1, b"\x02\x00\x00", Upto::Row(Bytes::new())),
+            page(1, b"\x02\x00\x00", Upto::Row(Bytes::from_static(b"k"))),
+            page(1, b"\x02\x00\x00", Upto::End),
+            page(2, b"", Upto::End),
+        ]
+    }
+
+    #[test]
+    fn cursors_are_ordered_as_parts_are_sent_and_decode() {
+        assert!(cursors().is_sorted());
+        for cursor in cursors() {
+            assert_eq!(CopyCursor::decode(cursor.encode()), Ok(cursor));
+        }
+    }
+
+    #[test]
+    fn parts_decode_to_what_was_encoded_and_damage_is_found() {
+        let client = ClientId {
+            birth: LogTime(300),
+            nonce: 9,
+        };
+        let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
+        let mut part = Part {
+            shard: ShardId(300),
+            journal: Index(70_000),
+            after: CopyCursor::default(),
+            changes: vec![
+                RowChange::Pair(key.clone(), Some(value.clone())),
+                RowChange::Pair(key.clone(), None),
+                RowChange::Session(client, Some(value)),
+                RowChange::Session(client, None),
+                RowChange::Clear {
+                    start: key,
+                    end: Bytes::new(),
+                },
+            ],
+            next: PartNext::Done {
+                clock: LogTime(8),
+                ttl_ms: 600_000,
+            },
+        };
+        assert_eq!(part.content_bytes(), 3 + 5 + 3 + 5 + 3);
+        assert_eq!(Part::decode(part.encode()), Ok(part.clone()));
+        for cursor in cursors() {
+            part.next = PartNext::At(cursor.clone());
+            part.after = cursor;
+            let encoded = part.encode();
+            assert_eq!(Part::decode(encoded.clone()), Ok(part.clone()));
+            for at in 0..encoded.len() {
+                assert!(Part::decode(encoded.slice(..at)).is_err());
+                let mut damaged = encoded.to_vec();
+                damaged[at] ^= 1;
+                assert!(Part::decode(damaged.into()).is_err());
+            }
+        }
+    }
+}
