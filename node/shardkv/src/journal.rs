@@ -175,7 +175,7 @@ pub enum JournalError {
     BadCursor,
 }
 
-/// The journals of a group, and the targets of the shards that it serves.
+/// The journals of a group, and the targets of the shards that are to go from here.
 ///
 /// Invariants, between batches: both maps are what the records of [`Table::Meta`] say; `dirty` is empty; each journal's
 /// shard is served here, or fenced for just its destination; the names of [`Table::Journal`] are those of kept generations.
@@ -226,7 +226,7 @@ impl Journals {
             .map(|(shard, journal)| (*shard, journal))
     }
 
-    /// Returns the target of a shard that is served here and is to go.
+    /// Returns the target of a shard that is to go from here, as of the accepted configuration.
     pub fn target(&self, shard: ShardId) -> Option<Target> {
         self.targets.get(&shard).copied()
     }
@@ -240,7 +240,8 @@ impl Journals {
         }
     }
 
-    /// Sets the target of a shard, or that it stays. A journal for another target ends, unless the shard is fenced already.
+    /// Sets the target that the accepted configuration has for a shard; `None` if the shard isn't to go from here. A journal for
+    /// another target ends, unless the shard is fenced: then its last generation is yet to be read.
     pub(crate) fn set_target(
         &mut self,
         shard: ShardId,
@@ -278,9 +279,6 @@ impl Journals {
                 .is_some_and(|journal| journal.fence.is_some());
             if matches!(now, Some(ShardState::Serving { .. })) && !fenced {
                 continue;
-            }
-            if self.targets.remove(shard).is_some() {
-                state.remove(Table::Meta, keys::target_record(*shard));
             }
             let Some(journal) = self.by_shard.get_mut(shard) else {
                 continue;

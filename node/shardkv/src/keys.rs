@@ -8,7 +8,7 @@
 //! | `Meta` | `shardkv/owed/`, shard, configuration (u64, big-endian) | the source of a pending delete |
 //! | `Meta` | `shardkv/address/`, gid (u64, big-endian) | a group's addresses |
 //! | `Meta` | `shardkv/journal/`, shard | a [`crate::Journal`] |
-//! | `Meta` | `shardkv/target/`, shard | a [`crate::Target`], while it differs from the owner |
+//! | `Meta` | `shardkv/target/`, shard | a [`crate::Target`], if the shard is to go from here |
 //! | `Data` | shard (u32, big-endian), user's key | user's value |
 //! | `Sessions` | shard (u32, big-endian), birth, nonce (u64 each, big-endian) | a session's record |
 //! | `Journal` | shard (u32, big-endian), generation (u64, big-endian), name of a change | empty |

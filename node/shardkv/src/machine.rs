@@ -82,16 +82,16 @@ impl ShardKv {
         &self.journals
     }
 
-    /// Sets the target of a shard that is served here; `None` if it is to stay. For the entry that brings a configuration.
+    /// Sets the target that the accepted configuration has for a shard; `None` if another group owns the shard, or this group is the
+    /// target, too. The entry that brings a configuration sets the targets that it changes, after the shards' states: a fence
+    /// must find the journal.
     pub fn set_target(
         &mut self,
         shard: ShardId,
         target: Option<Target>,
         state: &mut Transaction<'_>,
     ) {
-        if self.ownership.check_served(shard).is_ok() {
-            self.journals.set_target(shard, target, state);
-        }
+        self.journals.set_target(shard, target, state);
     }
 
     /// Removes the pairs of `[start, end)` of a shard that is served here, by one change of the state; an empty `end` is the
