@@ -57,7 +57,8 @@ pub struct ClientOptions {
     /// The most calls of one stream that are sent and not answered. Further calls wait. Calls that wait for their shard to be
     /// moved don't count, up to eight times as many.
     pub max_in_flight: usize,
-    /// The most bytes of keys and values in all unanswered calls of the client to one group. Further calls wait.
+    /// The most bytes of keys and values in all unanswered calls of the client to one group. Further calls wait. Calls that
+    /// wait for their shard to be moved don't count, up to as many bytes again.
     pub max_in_flight_bytes: usize,
     /// The most writes of a session from the oldest unanswered one to the newest. Must be less than the cluster's
     /// `max_results_per_session` (1024 by default).

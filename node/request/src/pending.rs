@@ -47,6 +47,8 @@ struct Pending<C> {
     on_wire: bool,
     /// True if the call was sent at least once.
     sent: bool,
+    /// True if the call gave back its share of the bytes in flight.
+    released: bool,
 }
 
 /// The unanswered calls of one batch stream to one group.
@@ -59,6 +61,7 @@ struct Pending<C> {
 /// - No call waits here whose shard belongs to another group in the known configuration.
 /// - At most `max_in_flight` calls are on the wire. [`PendingCalls::room`] bounds the other calls. Those that wait for their
 ///   shard count extra, up to [`MAX_DELAYED`] times `max_in_flight`, so that they don't keep calls for other shards out.
+/// - Calls that gave back their share of the bytes in flight have at most `max_delayed_bytes`.
 #[derive(Debug)]
 pub struct PendingCalls<C> {
     gid: Gid,
@@ -73,6 +76,8 @@ pub struct PendingCalls<C> {
     moved: Vec<Tracked<C>>,
     ended: Vec<Ended<C>>,
     on_wire: usize,
+    /// The bytes of the calls that gave back their shares of the bytes in flight.
+    released_bytes: usize,
     allocator: Arc<SequenceAllocator>,
     session_wanted: bool,
     busy: Backoff,
@@ -101,6 +106,7 @@ impl<C: Call> PendingCalls<C> {
             moved: Vec::new(),
             ended: Vec::new(),
             on_wire: 0,
+            released_bytes: 0,
             allocator: SequenceAllocator::new(limits.max_unacknowledged, bugs),
             session_wanted: false,
             busy: backoff,
@@ -196,6 +202,7 @@ impl<C: Call> PendingCalls<C> {
             it,
             on_wire: false,
             sent: false,
+            released: false,
         };
         self.pending.insert(id, pending);
         self.enqueue(id);
@@ -436,6 +443,9 @@ impl<C: Call> PendingCalls<C> {
     fn take(&mut self, id: u64) -> Option<Tracked<C>> {
         let pending = self.pending.remove(&id)?;
         self.on_wire -= usize::from(pending.on_wire);
+        if pending.released {
+            self.released_bytes -= pending.it.call.cost();
+        }
         Some(pending.it)
     }
 }

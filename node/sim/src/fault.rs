@@ -7,6 +7,8 @@ use crate::queue::Micros;
 pub enum Fault {
     /// Links are cut.
     Partition,
+    /// The links between one group and all others are slow.
+    SlowGroup,
     /// A process hears that a connection broke, when none did.
     FalseDisconnect,
     /// A process is killed.
@@ -39,7 +41,7 @@ pub enum Fault {
 
 impl Fault {
     /// All classes, in the order in which a world schedules their first faults.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Partition,
         Self::FalseDisconnect,
         Self::Crash,
@@ -55,6 +57,7 @@ impl Fault {
         Self::DisturbLeader,
         Self::Outage,
         Self::Retirement,
+        Self::SlowGroup,
     ];
 }
 
@@ -74,6 +77,8 @@ pub struct Faults {
     pub partitions: Option<Recurrence>,
     /// Hints that a connection broke when none did.
     pub false_disconnects: Option<Recurrence>,
+    /// Slow links between one group and all others.
+    pub slow_groups: Option<Recurrence>,
     /// Nodes killed between two steps, or inside one, and down for a while.
     pub crashes: Option<Recurrence>,
     /// All nodes of one group killed at once, and down for a while.
@@ -108,6 +113,7 @@ impl Faults {
     pub fn recurrence(&self, fault: Fault) -> Option<Recurrence> {
         match fault {
             Fault::Partition => self.partitions,
+            Fault::SlowGroup => self.slow_groups,
             Fault::FalseDisconnect => self.false_disconnects,
             Fault::Crash => self.crashes,
             Fault::Outage => self.outages,

@@ -32,8 +32,8 @@
 //! # Phases
 //!
 //! In the first phase faults happen: partitions, crashes within a step, pauses, full, slow, wiped and damaged disks,
-//! clock jumps, membership changes and leadership transfers, outages of whole groups and of the controllers, drained
-//! groups that are stopped for good before all others have heard of it.
+//! clock jumps, membership changes and leadership transfers, outages of whole groups and of the controllers, groups with slow
+//! links, drained groups that are stopped for good before all others have heard of it.
 //!
 //! The second phase is the liveness phase, without faults. Within ten simulated seconds (and the longest pause of a
 //! mover for each configuration that was not settled) each group must have a leader, every operation must finish, hosts

@@ -1,6 +1,7 @@
 //! The network between addresses: it cuts, delays, loses, duplicates and reorders messages.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::queue::Micros;
 use crate::rng::SimRng;
@@ -59,6 +60,8 @@ pub struct Network {
     rng: SimRng,
     /// Directed links that carry nothing.
     cut: BTreeSet<(HostId, HostId)>,
+    /// Hosts whose links to all other hosts are slow, and the extra delay of each message.
+    slow: Option<(Range<HostId>, Micros)>,
     /// The arrival of the last message on each link that keeps order, by sender, then receiver.
     last_arrival: Vec<Vec<Micros>>,
 }
@@ -70,6 +73,7 @@ impl Network {
             options,
             rng,
             cut: BTreeSet::new(),
+            slow: None,
             last_arrival: vec![vec![0; hosts]; hosts],
         }
     }
@@ -82,13 +86,13 @@ impl Network {
         let first = self.arrival(from, to, at);
         let second = self.rng.chance(self.options.duplication).then(|| {
             let echo = self.rng.below(self.options.duplicate_late_by + 1);
-            self.delay() + at + echo
+            self.delay() + at + self.slowness(from, to) + echo
         });
         [Some(first), second]
     }
 
     fn arrival(&mut self, from: HostId, to: HostId, at: Micros) -> Micros {
-        let arrival = at + self.delay();
+        let arrival = at + self.delay() + self.slowness(from, to);
         if self.options.reordering {
             return arrival;
         }
@@ -101,6 +105,13 @@ impl Network {
         };
         *last = arrival.max(*last);
         *last
+    }
+
+    fn slowness(&self, from: HostId, to: HostId) -> Micros {
+        match &self.slow {
+            Some((hosts, by)) if hosts.contains(&from) != hosts.contains(&to) => *by,
+            _ => 0,
+        }
     }
 
     /// Draws the delay of a message. Clients' traffic, which crosses no link, uses it directly.
@@ -136,6 +147,11 @@ impl Network {
     /// Restores all links.
     pub fn heal(&mut self) {
         self.cut.clear();
+    }
+
+    /// Slows the links between these hosts and all others, and only these. `None` ends it.
+    pub fn set_slow(&mut self, slow: Option<(Range<HostId>, Micros)>) {
+        self.slow = slow;
     }
 
     /// Sets the behaviour of links from now on.

@@ -292,6 +292,9 @@ impl Scenario {
         let every = rng.between(5 * MILLI, 50 * MILLI);
         let lasts = rng.magnitude(SECOND, 8 * SECOND);
         self.faults.retirements = rng.coin().then_some(Recurrence { every, lasts });
+        let every = rng.magnitude(500 * MILLI, 5 * SECOND);
+        let lasts = rng.magnitude(SECOND, 8 * SECOND);
+        self.faults.slow_groups = rng.chance(400_000).then_some(Recurrence { every, lasts });
     }
 
     /// Sets clocks apart by up to a session's lifetime, and repeats writes: a group with a fast clock forgets a
@@ -356,6 +359,7 @@ impl Scenario {
             crashes: maybe(500_000, long, shorter),
             outages: None,
             retirements: None,
+            slow_groups: None,
             blackouts: maybe(250_000, rare, (10 * MILLI, SECOND)),
             pauses: maybe(400_000, long, shorter),
             slow_disks: maybe(400_000, long, (10 * MILLI, SECOND)),

@@ -27,6 +27,7 @@ fn the_first_seeds_keep_every_promise() {
         "configurations",
         "shards handed over",
         "outages of a group",
+        "slow groups",
         "groups that the others did without",
     ] {
         assert!(summary.counts.contains_key(what), "no {what} in 40 worlds");

@@ -55,6 +55,8 @@ pub struct Limits {
     pub max_batch_items: usize,
     /// A batch ends before the call that would exceed this many bytes.
     pub max_batch_bytes: usize,
+    /// The most bytes of calls that wait for their shard and have given back their share of the bytes in flight.
+    pub max_delayed_bytes: usize,
 }
 
 /// The consequences of a batch of results for the connection.

@@ -27,6 +27,7 @@ impl<C: Call> PendingCalls<C> {
             *queued_in.entry(*id).or_default() += 1;
         }
         let mut on_wire = 0;
+        let mut released_bytes = 0;
         for (id, pending) in &self.pending {
             let places = queued_in.get(id).copied().unwrap_or(0);
             let expected = usize::from(!pending.on_wire);
@@ -41,8 +42,19 @@ impl<C: Call> PendingCalls<C> {
                 "call {id} was sent without its name"
             );
             on_wire += usize::from(pending.on_wire);
+            if pending.released {
+                released_bytes += pending.it.call.cost();
+            }
         }
         assert_eq!(on_wire, self.on_wire, "the count of sent calls is wrong");
+        assert_eq!(
+            released_bytes, self.released_bytes,
+            "the count of bytes that calls gave back is wrong"
+        );
+        assert!(
+            released_bytes <= self.limits.max_delayed_bytes,
+            "too many bytes wait for their shard"
+        );
         assert!(
             on_wire <= self.limits.max_in_flight,
             "too many calls in flight"

@@ -113,10 +113,13 @@ impl<C: Call> PendingCalls<C> {
     /// Delays a call whose shard isn't served at the node, so that it doesn't keep calls of other shards out.
     fn turned_away(&mut self, now: Time, id: u64, asked: Duration) {
         let spare = self.delayed.len() < MAX_DELAYED * self.limits.max_in_flight;
-        let Some(Pending { it, .. }) = self.pending.get_mut(&id) else {
+        let spare_bytes = self.limits.max_delayed_bytes - self.released_bytes;
+        let Some(Pending { it, released, .. }) = self.pending.get_mut(&id) else {
             return;
         };
-        if spare {
+        if spare && !*released && it.call.cost() <= spare_bytes {
+            *released = true;
+            self.released_bytes += it.call.cost();
             it.call.release_budget();
         }
         let age = it.attempts.turn_away(now);

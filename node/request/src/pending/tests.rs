@@ -334,6 +334,33 @@ fn calls_that_wait_for_their_shard_are_bounded_and_so_is_the_wire() {
 }
 
 #[test]
+fn the_bytes_of_calls_that_wait_for_their_shard_are_bounded() {
+    let limits = Limits {
+        max_delayed_bytes: 10_000,
+        ..LIMITS
+    };
+    let mut it = Harness::new(limits);
+    it.open_session("first");
+    for _ in 0..20 {
+        it.put_of(1_000);
+        for (id, _) in it.send() {
+            it.refuse(id, not_ready(1_000));
+        }
+    }
+    assert_eq!(it.holding_budget(), 10, "ten have given their bytes back");
+    it.now += Duration::from_secs(5);
+    let sent = it.send();
+    assert_eq!(sent.len(), 20);
+    for (id, _) in &sent[..4] {
+        it.done(*id);
+    }
+    for (id, _) in &sent[4..] {
+        it.refuse(*id, not_ready(1_000));
+    }
+    assert_eq!(it.holding_budget(), 6, "four more may");
+}
+
+#[test]
 fn news_of_a_later_configuration_is_passed_on() {
     let mut it = Harness::with_session();
     it.put();

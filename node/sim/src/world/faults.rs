@@ -58,6 +58,7 @@ impl World {
             }
             Fault::Crash => self.kill(host, lasts),
             Fault::Outage => self.outage(lasts),
+            Fault::SlowGroup => self.slow_group(lasts),
             Fault::Blackout => self.blackout(lasts),
             Fault::Pause => self.pause(host, lasts),
             Fault::SlowDisk => {
@@ -93,6 +94,7 @@ impl World {
                     host.unreachable = false;
                 }
             }
+            Fault::SlowGroup => self.network.set_slow(None),
             Fault::SlowDisk => self.hosts[host].disk.set_slow_by(0),
             Fault::FullDisk => {
                 self.trace(host, || "disk has space".to_owned());
@@ -156,6 +158,17 @@ impl World {
                 self.crash(host, Some(lasts));
             }
         }
+    }
+
+    /// Delays all messages between one group and the others by less than a second, so that it answers, but late.
+    fn slow_group(&mut self, lasts: Micros) {
+        let group = self.draw_group();
+        let by = self.rng.between(100 * MILLI, 900 * MILLI);
+        self.count("slow groups");
+        self.trace(0, || format!("links of group {group} slower by {by} us"));
+        let hosts = self.groups[group].hosts.clone();
+        self.network.set_slow(Some((hosts, by)));
+        self.end_fault_after(Fault::SlowGroup, 0, lasts);
     }
 
     /// Stops a group that is drained while another group waits for the answer to a delete.

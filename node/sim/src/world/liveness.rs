@@ -32,6 +32,7 @@ impl World {
             self.print("-- faults end");
         }
         self.network.heal();
+        self.network.set_slow(None);
         let reordering = self.scenario.links.reordering;
         self.network.set_options(LinkOptions {
             reordering,
