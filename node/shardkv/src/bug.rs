@@ -65,6 +65,24 @@ pub enum Bug {
     PageSkipsRow,
     /// A snapshot lacks the names of journals. The test takes them out of the state, because snapshots are the store's.
     SnapshotWithoutJournal,
+    /// A part of a copy is taken wherever the copy is.
+    LatePartTaken,
+    /// A part of another journal's copy is taken.
+    OtherJournalsPartTaken,
+    /// A source whose journal ended says at the cut that the copy is complete.
+    EndedCopyUsed,
+    /// A copy that turned out to be useless at the cut is served.
+    UselessCopyServed,
+    /// The rows of a dropped copy stay.
+    DropKeepsRows,
+    /// A late drop of a copy clears the rows of a shard that was cut meanwhile.
+    DropHitsCompleting,
+    /// A session that a part says is absent stays in the session table.
+    AbsentSessionKept,
+    /// Sessions of a copy expire by the destination's clock.
+    SessionsExpireInCopy,
+    /// A copy begins where an earlier stay of the shard is still fenced.
+    CopyIntoFencedRange,
 }
 
 impl Bug {
@@ -102,6 +120,19 @@ impl Bug {
         Self::JournalDropsEarly,
         Self::PageSkipsRow,
         Self::SnapshotWithoutJournal,
+    ];
+
+    /// The bugs of copies at the destination, which nothing in the server uses yet.
+    pub const OF_COPIES: [Self; 9] = [
+        Self::LatePartTaken,
+        Self::OtherJournalsPartTaken,
+        Self::EndedCopyUsed,
+        Self::UselessCopyServed,
+        Self::DropKeepsRows,
+        Self::DropHitsCompleting,
+        Self::AbsentSessionKept,
+        Self::SessionsExpireInCopy,
+        Self::CopyIntoFencedRange,
     ];
 }
 

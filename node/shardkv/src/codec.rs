@@ -7,7 +7,7 @@ use bytes::Bytes;
 use replica::session::SessionRef;
 use types::{DecodeError, Reader, Writer};
 
-use crate::{Command, JournalStep, Step, Write, journal};
+use crate::{Command, JournalStep, Step, Write, copy, journal};
 
 /// The version byte of every operation.
 pub(crate) const VERSION: u8 = 1;
@@ -34,7 +34,7 @@ impl Operation {
     /// Decodes the output of [`Command::encode`] or [`Step::encode`].
     pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
         match input.get(1) {
-            Some(kind) if *kind >= journal::FIRST_KIND => {
+            Some(kind) if (journal::FIRST_KIND..copy::FIRST_KIND).contains(kind) => {
                 JournalStep::decode(input).map(Self::Journal)
             }
             Some(kind) if *kind > COMPARE_AND_SWAP => Step::decode(input).map(Self::Step),

@@ -96,7 +96,8 @@ pub enum Query {
         /// As in `Scan`.
         end: Bytes,
     },
-    /// The exact number of pairs and bytes of a shard after a key, page by page. Any shard that isn't absent is counted.
+    /// The exact number of pairs and bytes of a shard after a key, page by page. Any shard that isn't absent and isn't copied
+    /// here is counted.
     Count {
         /// The shard.
         shard: ShardId,

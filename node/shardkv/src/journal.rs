@@ -44,8 +44,7 @@
 //! # State of the work
 //!
 //! The machine applies these steps and answers these queries, and `tests/journal_model.rs` attacks them. Nothing in the server
-//! proposes or asks them yet, and no configuration sets a target ([`crate::ShardKv::set_target`]): shards still move as the
-//! module `ownership` says.
+//! proposes or asks them yet, and no configuration plans a move ([`crate::ShardKv::plan`]): shards still move without a copy.
 
 mod codec;
 mod part;
@@ -58,17 +57,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use raft::{Index, StoreError};
 use replica::{StateReader, Table, Transaction};
-use types::{ClientId, ConfigNum, Gid, LogTime, ShardId};
+use types::{ClientId, ConfigNum, LogTime, ShardId};
 
 pub(crate) use part::read;
 pub use part::{CopyCursor, CopyRequest, Part, PartNext, Position, RowChange, Upto};
+pub(crate) use part_codec::{decode_copy_cursor, encode_copy_cursor};
 pub(crate) use rows::Rows;
 pub(crate) use step::FIRST_KIND;
 pub use step::JournalStep;
 
 use crate::bug::{Bug, Bugs};
-use crate::{Ownership, ShardState, keys, records};
-use rows::Name;
+use crate::transition::Changed;
+use crate::{CopyId, Ownership, ShardState, Target, keys, records};
+pub(crate) use rows::Name;
 
 /// A journal that was not renewed for this long, in milliseconds of log time, may be expired.
 pub const JOURNAL_TTL_MS: u64 = 600_000;
@@ -81,16 +82,6 @@ pub const MAX_GENERATIONS: u64 = 64;
 
 /// The assumed bytes of a name beside the row's key.
 const NAME_OVERHEAD_BYTES: u64 = 16;
-
-/// The group that the controllers want for a shard, and since which configuration. The number names the target: it changes only
-/// when the shard's target does, and is never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The group.
-    pub to: Gid,
-    /// The configuration that made it the target.
-    pub since: ConfigNum,
-}
 
 /// The journal of one shard.
 ///
@@ -175,14 +166,13 @@ pub enum JournalError {
     BadCursor,
 }
 
-/// The journals of a group, and the targets of the shards that are to go from here.
+/// The journals of a group.
 ///
-/// Invariants, between batches: both maps are what the records of [`Table::Meta`] say; `dirty` is empty; each journal's
+/// Invariants, between batches: they are what the records of [`Table::Meta`] say; `dirty` is empty; each journal's
 /// shard is served here, or fenced for just its destination; the names of [`Table::Journal`] are those of kept generations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Journals {
     by_shard: BTreeMap<ShardId, Journal>,
-    targets: BTreeMap<ShardId, Target>,
     /// Shards whose journal's record is to be written at the end of the batch.
     dirty: BTreeSet<ShardId>,
     bugs: Bugs,
@@ -205,12 +195,6 @@ impl Journals {
             loaded.by_shard.insert(shard, journal);
             Ok(())
         })?;
-        records::each_with_prefix(state, keys::TARGETS, |key, record| {
-            let shard = known_shard(key, keys::TARGETS, shards)?;
-            let target = Target::decode(record).map_err(|error| damaged(&error))?;
-            loaded.targets.insert(shard, target);
-            Ok(())
-        })?;
         Ok(loaded)
     }
 
@@ -226,11 +210,6 @@ impl Journals {
             .map(|(shard, journal)| (*shard, journal))
     }
 
-    /// Returns the target of a shard that is to go from here, as of the accepted configuration.
-    pub fn target(&self, shard: ShardId) -> Option<Target> {
-        self.targets.get(&shard).copied()
-    }
-
     /// Returns the journal of a shard if it has this id.
     pub(crate) fn find(&self, shard: ShardId, id: Index) -> Result<&Journal, JournalError> {
         match self.by_shard.get(&shard) {
@@ -240,33 +219,27 @@ impl Journals {
         }
     }
 
-    /// Sets the target that the accepted configuration has for a shard; `None` if the shard isn't to go from here. A journal for
-    /// another target ends, unless the shard is fenced: then its last generation is yet to be read.
-    pub(crate) fn set_target(
+    /// Follows the ownership that a step changed: a fence seals the open generation, and a journal ends if its shard goes
+    /// elsewhere or is absent. A journal for another target than the accepted one ends, unless the shard is fenced: then its last
+    /// generation is yet to be read.
+    pub(crate) fn follow(
         &mut self,
-        shard: ShardId,
-        target: Option<Target>,
+        changed: &Changed,
+        ownership: &Ownership,
         state: &mut Transaction<'_>,
     ) {
-        let key = keys::target_record(shard);
-        match target {
-            Some(target) => {
-                self.targets.insert(shard, target);
-                state.put(Table::Meta, key, target.encode());
+        self.follow_shards(&changed.shards, ownership, state);
+        for shard in &changed.planned {
+            let target = ownership.target_from_here(*shard);
+            let outdated =
+                |journal: &Journal| journal.fence.is_none() && Some(journal.target) != target;
+            if self.get(*shard).is_some_and(outdated) {
+                self.end(*shard, state);
             }
-            None if self.targets.remove(&shard).is_some() => state.remove(Table::Meta, key),
-            None => {}
-        }
-        let outdated =
-            |journal: &Journal| journal.fence.is_none() && Some(journal.target) != target;
-        if self.by_shard.get(&shard).is_some_and(outdated) {
-            self.end(shard, state);
         }
     }
 
-    /// Follows the states of shards that a step of a move changed: a fence seals the open generation, and a journal whose shard goes
-    /// elsewhere or is absent ends.
-    pub(crate) fn follow(
+    fn follow_shards(
         &mut self,
         changed: &BTreeSet<ShardId>,
         ownership: &Ownership,
@@ -293,6 +266,17 @@ impl Journals {
                 }
                 _ => self.end(*shard, state),
             }
+        }
+    }
+
+    /// Returns the journal that a copy follows.
+    pub(crate) fn of_copy(&self, shard: ShardId, copy: CopyId) -> Result<&Journal, JournalError> {
+        let journal = self.find(shard, copy.journal)?;
+        if journal.target.since == copy.since {
+            Ok(journal)
+        } else {
+            let journal = copy.journal;
+            Err(JournalError::Ended { journal })
         }
     }
 
@@ -358,5 +342,5 @@ fn known_shard(key: &[u8], prefix: &[u8], shards: u32) -> Result<ShardId, StoreE
 }
 
 fn damaged(why: &dyn std::fmt::Display) -> StoreError {
-    StoreError::Damaged(format!("the record of a journal or a target: {why}"))
+    StoreError::Damaged(format!("a journal's record: {why}"))
 }

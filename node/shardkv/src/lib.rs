@@ -93,6 +93,7 @@
 mod bug;
 mod codec;
 mod command;
+mod copy;
 mod execute;
 mod install;
 mod journal;
@@ -108,6 +109,7 @@ mod scan;
 mod shard_map;
 mod step;
 mod step_codec;
+mod targets;
 mod transition;
 
 pub use bug::{BUGS_COMPILED_IN, Bug};
@@ -115,10 +117,10 @@ pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
     Written,
 };
+pub use copy::{CopyId, CopyStep};
 pub use journal::{
     CopyCursor, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalStep, Journals,
-    MAX_GENERATIONS, MAX_JOURNALS, MAX_NAMED_BYTES, Part, PartNext, Position, RowChange, Target,
-    Upto,
+    MAX_GENERATIONS, MAX_JOURNALS, MAX_NAMED_BYTES, Part, PartNext, Position, RowChange, Upto,
 };
 pub use machine::ShardKv;
 pub use mover::MoverOptions;
@@ -129,3 +131,4 @@ pub use replica::session::SessionRef;
 pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use shard_map::{Iter as ShardMapIter, ShardMap};
 pub use step::{Chunk, Cursor, Next, Step};
+pub use targets::{PlannedMove, Target};

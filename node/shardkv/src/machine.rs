@@ -7,17 +7,21 @@ use bytes::Bytes;
 use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, GroupKind, StateMachine, StateReader, Table, Transaction};
-use types::{ClientId, ShardId, shard_of};
+use types::{ClientId, DecodeError, ShardId, shard_of};
 
 use crate::bug::{Bug, Bugs};
 use crate::codec::Operation;
+use crate::copy::store_part;
 use crate::execute::execute;
-use crate::journal::{Journals, Rows, Target};
+use crate::journal::{Journals, Rows};
 use crate::outcome::Outcome;
 use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
-use crate::transition::Verdict;
-use crate::{Chunk, Command, Genesis, KvError, Ownership, Query, Response, ShardState, Step, keys};
+use crate::transition::{Changed, Verdict};
+use crate::{
+    Chunk, Command, CopyStep, Genesis, KvError, Ownership, Part, PlannedMove, Query, Response,
+    ShardState, Step, keys,
+};
 
 /// The most expired sessions that one write removes from one table. It exceeds the one session that a write may add, so
 /// that tables shrink.
@@ -82,16 +86,18 @@ impl ShardKv {
         &self.journals
     }
 
-    /// Sets the target that the accepted configuration has for a shard; `None` if another group owns the shard, or this group is the
-    /// target, too. The entry that brings a configuration sets the targets that it changes, after the shards' states: a fence
+    /// Sets the move that the accepted configuration plans for a shard; `None` if owner and target are the same, or neither is this
+    /// group. The entry that brings a configuration sets the plans that it changes, after the shards' states: a fence
     /// must find the journal.
-    pub fn set_target(
+    pub fn plan(
         &mut self,
         shard: ShardId,
-        target: Option<Target>,
+        planned: Option<PlannedMove>,
         state: &mut Transaction<'_>,
     ) {
-        self.journals.set_target(shard, target, state);
+        let mut changed = Changed::default();
+        Arc::make_mut(&mut self.ownership).plan(shard, planned, &mut changed);
+        self.follow(&changed, state);
     }
 
     /// Removes the pairs of `[start, end)` of a shard that is served here, by one change of the state; an empty `end` is the
@@ -131,7 +137,7 @@ impl ShardKv {
         let visited = at.entry.index.0 % u64::from(genesis.shards.max(1));
         let visited = u32::try_from(visited).map_or(own, ShardId);
         for shard in [own, visited] {
-            if shard != own && self.ownership.check_served(shard).is_err() {
+            if shard != own && self.ownership.check_served(shard).is_err() && !self.expires(shard) {
                 continue;
             }
             let Some(table) = self.sessions.get_mut(&shard) else {
@@ -308,15 +314,47 @@ impl ShardKv {
         }
         let ownership = Arc::make_mut(&mut self.ownership);
         let changed = ownership.take(&step, at.time, genesis, self.bugs);
-        records::store(&self.ownership, &changed, state);
-        self.journals
-            .follow(&changed.shards, &self.ownership, state);
+        self.follow(&changed, state);
         match step {
             Step::Install(chunk) => self.install(chunk, state)?,
-            Step::Delete { shard, .. } => self.clear(shard, state),
-            Step::Begin { .. } | Step::Configure { .. } | Step::Deleted { .. } => {}
+            Step::Copy(CopyStep::Take(part)) => self.take_part(part, state)?,
+            Step::Begin { .. }
+            | Step::Configure { .. }
+            | Step::Delete { .. }
+            | Step::Deleted { .. }
+            | Step::Copy(_) => {}
         }
         Ok(Response::Stepped)
+    }
+
+    /// Brings records, rows and journals in line with an ownership that changed.
+    fn follow(&mut self, changed: &Changed, state: &mut Transaction<'_>) {
+        records::store(&self.ownership, changed, state);
+        for shard in &changed.cleared {
+            self.clear(*shard, state);
+        }
+        self.journals.follow(changed, &self.ownership, state);
+    }
+
+    /// Returns true if sessions of the shard expire although it isn't served, as [`Bug::SessionsExpireInCopy`] has it.
+    fn expires(&self, shard: ShardId) -> bool {
+        let copying = matches!(
+            self.ownership.state(shard),
+            Some(ShardState::Copying { .. })
+        );
+        copying && self.bugs.has(Bug::SessionsExpireInCopy)
+    }
+
+    /// Stores a part of a copy among the shard's data and sessions. Clients can't see them until the shard is served.
+    fn take_part(&mut self, part: Part, state: &mut Transaction<'_>) -> Result<(), StoreError> {
+        let shard = part.shard;
+        let table = table_of(&mut self.sessions, &self.ownership, shard);
+        store_part(part, table, state, self.bugs)
+            .map_err(|(client, error)| bad_record(shard, client, &error))?;
+        if table.is_empty() {
+            self.sessions.remove(&shard);
+        }
+        Ok(())
     }
 
     /// Stores a chunk among the shard's data and sessions. Clients can't see them until the shard is served.
@@ -380,11 +418,14 @@ fn load_record(
     client: ClientId,
     record: Bytes,
 ) -> Result<(), StoreError> {
-    table.load(client, record).map_err(|error| {
-        StoreError::Damaged(format!(
-            "the record of session {client} in {shard}: {error}"
-        ))
-    })
+    let loaded = table.load(client, record);
+    loaded.map_err(|error| bad_record(shard, client, &error))
+}
+
+fn bad_record(shard: ShardId, client: ClientId, error: &DecodeError) -> StoreError {
+    StoreError::Damaged(format!(
+        "the record of session {client} in {shard}: {error}"
+    ))
 }
 
 fn refused(refusal: SessionRefusal, shard: ShardId) -> KvError {

@@ -299,7 +299,10 @@ impl Mover {
                 self.pulls.why((*config, shard), *source, now_ms)
             }
             ShardState::Fenced { to, .. } => Some(format!("{to} has to fetch it and confirm")),
-            ShardState::Serving { .. } => None,
+            ShardState::Completing { source, .. } => {
+                Some(format!("the rest of the copy has to come from {source}"))
+            }
+            ShardState::Copying { .. } | ShardState::Serving { .. } => None,
         });
         let behind = here.and_then(|here| here.queue.front());
         if let Some(why) = waits {

@@ -9,6 +9,11 @@
 //! |---|---|---|---|
 //! | absent | isn't | `Configure` that gives it from nobody | serving |
 //! | absent | | `Configure` that gives it from a group | pulling |
+//! | absent | | `Copy(Start)` of a planned move | copying |
+//! | copying | arrives, unseen, while the source serves it | `Configure` that gives it from the source | completing |
+//! | copying | | `Copy(Drop)` of this copy, or another plan | absent |
+//! | completing | the rest arrives, unseen | the part that ends the copy | serving |
+//! | completing | | `Copy(Restart)`: the copy is useless | pulling |
 //! | pulling | arrives, unseen | the last `Install` of its configuration | serving |
 //! | serving | is served | `Configure` that gives it to a group | fenced |
 //! | fenced | is kept, unchanged, for the new owner | `Delete` of its configuration | absent |
@@ -31,6 +36,10 @@
 //! | `Install` | the shard is pulling for just this configuration and has arrived just up to where the chunk starts | nothing |
 //! | `Delete` | the shard is fenced by just this configuration | nothing if it was before; refused as not ready if the fence is yet to come |
 //! | `Deleted` | the delete is pending | nothing |
+//! | `Copy(Start)` | the shard is absent, and the accepted configuration plans just this move | nothing |
+//! | `Copy(Take)` | the copy is just the part's and has arrived just up to where the part starts; a part that ends it: completing | nothing |
+//! | `Copy(Drop)` | copying, and the copy is just this one | nothing |
+//! | `Copy(Restart)` | completing, and configuration and copy are just these | nothing |
 //!
 //! A fence is yet to come if the configuration isn't accepted here, or if the shard's state or a step in its queue is of
 //! that configuration or an earlier one. Otherwise the group is past the fence for good, because configurations only rise.
@@ -48,7 +57,7 @@ use std::sync::Arc;
 
 use types::{ClusterId, ConfigNum, Gid, LogTime, ShardId};
 
-use crate::{Cursor, KvError, ShardMap};
+use crate::{CopyCursor, CopyId, Cursor, KvError, PlannedMove, ShardMap};
 
 /// A shard's state in a group. A shard that is absent has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +75,30 @@ pub enum ShardState {
         source: Gid,
         /// The cursor up to which the shard has arrived.
         after: Cursor,
+        /// Bytes of keys, values and session records that have arrived.
+        bytes: u64,
+    },
+    /// It is copied while another group serves it.
+    Copying {
+        /// The group that serves it.
+        source: Gid,
+        /// The copy.
+        copy: CopyId,
+        /// The cursor up to which the copy has arrived.
+        cursor: CopyCursor,
+        /// Bytes of keys, values and session records that have arrived.
+        bytes: u64,
+    },
+    /// It was copied, and this group owns it now: the rest of the copy is on its way here.
+    Completing {
+        /// The configuration that gives it.
+        config: ConfigNum,
+        /// The group that has the shard.
+        source: Gid,
+        /// The copy.
+        copy: CopyId,
+        /// The cursor up to which the copy has arrived.
+        cursor: CopyCursor,
         /// Bytes of keys, values and session records that have arrived.
         bytes: u64,
     },
@@ -114,6 +147,9 @@ pub struct Ownership {
     pub config: ConfigNum,
     /// The shards that aren't absent.
     pub shards: ShardMap,
+    /// The shards whose target differs from their owner in the accepted configuration, where this group is one of the two. Behind a
+    /// pointer because there may be many, and few steps change them.
+    pub planned: Arc<BTreeMap<ShardId, PlannedMove>>,
     /// Deletes that the source, by its gid, has not confirmed.
     pub pending_deletes: BTreeMap<(ShardId, ConfigNum), Gid>,
     /// Addresses of the groups of the accepted configuration and of groups that a hand-off still needs. Behind a pointer
@@ -135,12 +171,14 @@ pub(crate) enum Fence {
 }
 
 impl ShardState {
-    /// Returns the configuration that led to this state.
+    /// Returns the configuration that led to this state: that of a copy made this group the target.
     pub fn config(&self) -> ConfigNum {
         match self {
             Self::Serving { config }
             | Self::Pulling { config, .. }
+            | Self::Completing { config, .. }
             | Self::Fenced { config, .. } => *config,
+            Self::Copying { copy, .. } => copy.since,
         }
     }
 }
@@ -172,8 +210,12 @@ impl Ownership {
     pub fn check_served(&self, shard: ShardId) -> Result<(), KvError> {
         match self.state(shard) {
             Some(ShardState::Serving { .. }) => Ok(()),
-            Some(ShardState::Pulling { .. }) => Err(KvError::ShardNotReady { shard }),
-            Some(ShardState::Fenced { .. }) | None => Err(self.wrong_group(shard)),
+            Some(ShardState::Pulling { .. } | ShardState::Completing { .. }) => {
+                Err(KvError::ShardNotReady { shard })
+            }
+            Some(ShardState::Copying { .. } | ShardState::Fenced { .. }) | None => {
+                Err(self.wrong_group(shard))
+            }
         }
     }
 
@@ -201,6 +243,10 @@ impl Ownership {
         };
         if matches!(shard.state, ShardState::Fenced { config: of, .. } if of == config) {
             return Fence::Here;
+        }
+        // A copy begins where the shard is absent.
+        if matches!(shard.state, ShardState::Copying { .. }) {
+            return Fence::Past;
         }
         // Configurations rise through the queue, so the state's is the least.
         if shard.state.config() <= config {
@@ -235,7 +281,8 @@ impl Ownership {
             let first = shard.queue.front();
             let fits = first.is_some_and(|step| match &shard.state {
                 ShardState::Serving { .. } | ShardState::Fenced { .. } => step.from == self.gid,
-                ShardState::Pulling { .. } => step.to == self.gid,
+                ShardState::Pulling { .. } | ShardState::Completing { .. } => step.to == self.gid,
+                ShardState::Copying { .. } => true,
             });
             assert!(!fits, "a step that is due waits: {shard:?}");
             let serves = matches!(shard.state, ShardState::Serving { .. });

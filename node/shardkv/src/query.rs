@@ -131,6 +131,7 @@ impl Asked<'_> {
     ) -> Result<Result<Response, KvError>, StoreError> {
         let present = self.check_shard(shard).and_then(|()| {
             let state = self.ownership.state(shard);
+            let state = state.filter(|state| !matches!(state, ShardState::Copying { .. }));
             state.ok_or_else(|| self.ownership.wrong_group(shard))
         });
         if let Err(error) = check_bound(after).and_then(|()| present.map(|_| ())) {

@@ -13,9 +13,11 @@ use types::{
 };
 
 use crate::codec::known;
+use crate::copy::{decode_copy_id, encode_copy_id};
+use crate::journal::{decode_copy_cursor, encode_copy_cursor};
 use crate::step_codec::{decode_cursor, decode_valid_addresses, encode_cursor};
 use crate::transition::Changed;
-use crate::{Genesis, Ownership, QueuedStep, Shard, ShardState, keys};
+use crate::{CopyCursor, CopyId, Genesis, Ownership, QueuedStep, Shard, ShardState, keys, targets};
 
 /// The version byte of each record.
 const VERSION: u8 = 1;
@@ -23,6 +25,8 @@ const VERSION: u8 = 1;
 const SERVING: u8 = 0;
 const PULLING: u8 = 1;
 const FENCED: u8 = 2;
+const COPYING: u8 = 3;
+const COMPLETING: u8 = 4;
 
 /// The most records, and the approximate bytes, of one read.
 const PAGE: (usize, usize) = (4_096, 1 << 20);
@@ -55,6 +59,7 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         ownership.shards.insert(shard, Arc::new(record));
         Ok(())
     })?;
+    targets::load(&mut ownership, state, genesis)?;
     each_with_prefix(state, keys::PENDING_DELETES, |key, record| {
         let pending = keys::split_pending_delete(key).filter(|(shard, _)| shard.0 < genesis.shards);
         let pending = pending.ok_or_else(|| damaged("a pending delete's", &"no such shard"))?;
@@ -111,6 +116,10 @@ pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transa
         let record = ownership.shards.get(shard);
         let record = record.map(|shard| encode_shard(shard));
         set(keys::shard_record(*shard), record);
+    }
+    for shard in &changed.planned {
+        let record = ownership.planned.get(shard).map(|planned| planned.encode());
+        set(keys::target_record(*shard), record);
     }
     for pending in &changed.pending_deletes {
         let record = ownership
@@ -203,6 +212,26 @@ fn encode_shard(shard: &Shard) -> Bytes {
             encode_cursor(&mut out, after);
             out.number(*bytes);
         }
+        ShardState::Copying {
+            source,
+            copy,
+            cursor,
+            bytes,
+        } => {
+            // The number of the target is that of the state.
+            out.byte(COPYING).number(copy.since.0).number(source.0);
+            encode_copy(&mut out, *copy, cursor, *bytes);
+        }
+        ShardState::Completing {
+            config,
+            source,
+            copy,
+            cursor,
+            bytes,
+        } => {
+            out.byte(COMPLETING).number(config.0).number(source.0);
+            encode_copy(&mut out, *copy, cursor, *bytes);
+        }
         ShardState::Fenced { config, to } => {
             out.byte(FENCED).number(config.0).number(to.0);
         }
@@ -228,6 +257,27 @@ fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
             after: decode_cursor(&mut input)?,
             bytes: input.number("bytes")?,
         },
+        COPYING => {
+            let source = Gid(input.number("source")?);
+            let (copy, cursor, bytes) = decode_copy(&mut input)?;
+            ShardState::Copying {
+                source,
+                copy,
+                cursor,
+                bytes,
+            }
+        }
+        COMPLETING => {
+            let source = Gid(input.number("source")?);
+            let (copy, cursor, bytes) = decode_copy(&mut input)?;
+            ShardState::Completing {
+                config,
+                source,
+                copy,
+                cursor,
+                bytes,
+            }
+        }
         FENCED => ShardState::Fenced {
             config,
             to: Gid(input.number("destination")?),
@@ -256,6 +306,18 @@ fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
         since,
         clock,
     })
+}
+
+fn encode_copy(out: &mut Writer, copy: CopyId, cursor: &CopyCursor, bytes: u64) {
+    encode_copy_id(out, copy);
+    encode_copy_cursor(out, cursor);
+    out.number(bytes);
+}
+
+fn decode_copy(input: &mut Reader) -> Result<(CopyId, CopyCursor, u64), DecodeError> {
+    let copy = decode_copy_id(input)?;
+    let cursor = decode_copy_cursor(input)?;
+    Ok((copy, cursor, input.number("bytes")?))
 }
 
 fn encode_pending_delete(source: Gid) -> Bytes {
@@ -295,6 +357,7 @@ fn versioned(record: Bytes) -> Result<Reader, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use raft::Index;
 
     #[test]
     fn queues_that_would_never_end_are_found() {
@@ -332,6 +395,37 @@ mod tests {
             &[step(6, 2, 1), step(10, 1, 2)],
         ] {
             assert!(check(nonsense).is_err(), "{nonsense:?}");
+        }
+    }
+
+    #[test]
+    fn records_of_copies_decode_to_what_was_encoded() {
+        let copy = CopyId {
+            since: ConfigNum(5),
+            journal: Index(300),
+        };
+        let (source, cursor, bytes) = (Gid(7), CopyCursor::default(), 70_000);
+        let copying = ShardState::Copying {
+            source,
+            copy,
+            cursor: cursor.clone(),
+            bytes,
+        };
+        let completing = ShardState::Completing {
+            config: ConfigNum(6),
+            source,
+            copy,
+            cursor,
+            bytes,
+        };
+        for state in [copying, completing] {
+            let shard = Shard {
+                state,
+                queue: VecDeque::new(),
+                since: LogTime(1),
+                clock: LogTime(2),
+            };
+            assert_eq!(decode_shard(encode_shard(&shard)), Ok(shard));
         }
     }
 }

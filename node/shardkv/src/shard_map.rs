@@ -156,7 +156,11 @@ impl Page {
 fn unfinished(shard: &Shard) -> Option<ConfigNum> {
     match shard.state {
         ShardState::Serving { .. } => shard.queue.front().map(|step| step.config),
-        ShardState::Pulling { config, .. } | ShardState::Fenced { config, .. } => Some(config),
+        // A copy isn't a step of a configuration: its owner is settled.
+        ShardState::Copying { .. } => None,
+        ShardState::Pulling { config, .. }
+        | ShardState::Completing { config, .. }
+        | ShardState::Fenced { config, .. } => Some(config),
     }
 }
 

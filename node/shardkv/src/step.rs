@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use types::{ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
 
+use crate::CopyStep;
+
 /// An operation by which shards move. The group's leader proposes it for its [`crate::mover::Mover`]. Each step is idempotent: a
 /// step that arrives twice, late or out of turn changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,13 +50,18 @@ pub enum Step {
         /// The configuration that moved it.
         config: ConfigNum,
     },
+    /// A step of the copy of a shard that another group still serves, or served until the cut.
+    Copy(CopyStep),
 }
 
 impl Step {
-    /// Returns true if a nearly full disk accepts the step: all but `Install`, so that a group can give shards away to free
-    /// space.
+    /// Returns true if a nearly full disk accepts the step: all but those that begin or store what comes from other groups, so that
+    /// a group can give shards away to free space.
     pub fn frees_space(&self) -> bool {
-        !matches!(self, Self::Install(_))
+        !matches!(
+            self,
+            Self::Install(_) | Self::Copy(CopyStep::Start { .. } | CopyStep::Take(_))
+        )
     }
 }
 

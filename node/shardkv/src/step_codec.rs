@@ -13,7 +13,7 @@ use types::{
 };
 
 use crate::codec::{self, known};
-use crate::{Chunk, Cursor, Next, Step};
+use crate::{Chunk, CopyStep, Cursor, Next, Step, copy};
 
 const BEGIN: u8 = 5;
 const CONFIGURE: u8 = 6;
@@ -68,12 +68,16 @@ impl Step {
                     .number(shard.0.into())
                     .number(config.0);
             }
+            Self::Copy(step) => return step.encode(),
         }
         out.finish()
     }
 
     /// Decodes the output of [`Step::encode`]. Keys and values share the input's memory.
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        if input.get(1).is_some_and(|kind| *kind >= copy::FIRST_KIND) {
+            return CopyStep::decode(input).map(Self::Copy);
+        }
         let mut input = Reader::new(input);
         known(
             "operation version",

@@ -33,6 +33,9 @@ pub(crate) struct Changed {
     pub(crate) shards: BTreeSet<ShardId>,
     pub(crate) pending_deletes: BTreeSet<(ShardId, ConfigNum)>,
     pub(crate) groups: BTreeSet<Gid>,
+    pub(crate) planned: BTreeSet<ShardId>,
+    /// Shards whose rows and sessions go.
+    pub(crate) cleared: BTreeSet<ShardId>,
 }
 
 impl Ownership {
@@ -67,6 +70,7 @@ impl Ownership {
             Step::Deleted { shard, config } => {
                 due_if(self.pending_deletes.contains_key(&(*shard, *config)))
             }
+            Step::Copy(step) => self.judge_copy(step, genesis, bugs),
         }
     }
 
@@ -101,6 +105,7 @@ impl Ownership {
                 let mut slot = self.slot(*shard);
                 slot.state = None;
                 slot.clock = LogTime(0);
+                changed.cleared.insert(*shard);
                 self.settle(*shard, slot, time, &mut changed);
             }
             Step::Deleted { shard, config } => {
@@ -110,6 +115,7 @@ impl Ownership {
                     self.prune([source].into(), &mut changed);
                 }
             }
+            Step::Copy(step) => self.take_copy(step, time, genesis, bugs, &mut changed),
         }
         self.check_invariants(&changed.shards);
         changed
@@ -156,7 +162,10 @@ impl Ownership {
         };
         match shard.queue.back() {
             Some(step) => step.to == self.gid,
-            None => !matches!(shard.state, ShardState::Fenced { .. }),
+            None => !matches!(
+                shard.state,
+                ShardState::Fenced { .. } | ShardState::Copying { .. }
+            ),
         }
     }
 
@@ -246,14 +255,25 @@ impl Ownership {
                     slot.clock = clock_here(*clock, *ttl_ms, genesis.session_ttl_ms);
                 }
                 slot.change(ShardState::Serving { config }, time);
-                self.pending_deletes.insert((chunk.shard, config), source);
-                changed.pending_deletes.insert((chunk.shard, config));
+                self.owe_delete(chunk.shard, config, source, changed);
             }
         }
         self.settle(chunk.shard, slot, time, changed);
     }
 
-    fn slot(&self, shard: ShardId) -> Slot {
+    /// Records that the source is to delete a shard that was installed here.
+    pub(crate) fn owe_delete(
+        &mut self,
+        shard: ShardId,
+        config: ConfigNum,
+        source: Gid,
+        changed: &mut Changed,
+    ) {
+        self.pending_deletes.insert((shard, config), source);
+        changed.pending_deletes.insert((shard, config));
+    }
+
+    pub(crate) fn slot(&self, shard: ShardId) -> Slot {
         let Some(shard) = self.shards.get(&shard) else {
             return Slot::default();
         };
@@ -266,11 +286,23 @@ impl Ownership {
     }
 
     /// Applies the queued steps that fit the state, and puts the shard back.
-    fn settle(&mut self, shard: ShardId, mut slot: Slot, time: LogTime, changed: &mut Changed) {
+    pub(crate) fn settle(
+        &mut self,
+        shard: ShardId,
+        mut slot: Slot,
+        time: LogTime,
+        changed: &mut Changed,
+    ) {
         while let Some(step) = slot.queue.front()
             && let Some(next) = self.state_after(slot.state.as_ref(), *step)
         {
             slot.queue.pop_front();
+            // The copy is of another source.
+            if matches!(slot.state, Some(ShardState::Copying { .. }))
+                && matches!(next, ShardState::Pulling { .. })
+            {
+                changed.cleared.insert(shard);
+            }
             if matches!(next, ShardState::Fenced { .. }) {
                 slot.clock = slot.clock.max(time);
             }
@@ -295,13 +327,27 @@ impl Ownership {
     fn state_after(&self, state: Option<&ShardState>, step: QueuedStep) -> Option<ShardState> {
         let QueuedStep { config, from, to } = step;
         match state {
-            None if to == self.gid && from == Gid::NONE => Some(ShardState::Serving { config }),
-            None if to == self.gid => Some(ShardState::Pulling {
+            Some(ShardState::Copying {
+                source,
+                copy,
+                cursor,
+                bytes,
+            }) if to == self.gid && from == *source => Some(ShardState::Completing {
                 config,
                 source: from,
-                after: Cursor::default(),
-                bytes: 0,
+                copy: *copy,
+                cursor: cursor.clone(),
+                bytes: *bytes,
             }),
+            None if to == self.gid && from == Gid::NONE => Some(ShardState::Serving { config }),
+            None | Some(ShardState::Copying { .. }) if to == self.gid => {
+                Some(ShardState::Pulling {
+                    config,
+                    source: from,
+                    after: Cursor::default(),
+                    bytes: 0,
+                })
+            }
             Some(ShardState::Serving { .. }) if from == self.gid => {
                 Some(ShardState::Fenced { config, to })
             }
@@ -316,7 +362,9 @@ impl Ownership {
         let deletes = self.pending_deletes.values().copied();
         let coming = self.shards.unfinished_shards().flat_map(|(_, shard)| {
             let pulled = match &shard.state {
-                ShardState::Pulling { source, .. } => Some(*source),
+                ShardState::Pulling { source, .. } | ShardState::Completing { source, .. } => {
+                    Some(*source)
+                }
                 _ => None,
             };
             let due = shard.queue.iter().filter(|step| step.to == self.gid);
@@ -338,15 +386,15 @@ impl Ownership {
 
 /// A shard while it changes.
 #[derive(Default)]
-struct Slot {
-    state: Option<ShardState>,
+pub(crate) struct Slot {
+    pub(crate) state: Option<ShardState>,
     queue: VecDeque<QueuedStep>,
     since: LogTime,
-    clock: LogTime,
+    pub(crate) clock: LogTime,
 }
 
 impl Slot {
-    fn change(&mut self, state: ShardState, time: LogTime) {
+    pub(crate) fn change(&mut self, state: ShardState, time: LogTime) {
         self.state = Some(state);
         self.since = time;
     }
@@ -355,7 +403,7 @@ impl Slot {
 /// Converts the source's session clock to this group's time to live. A table may have forgotten the sessions that were born
 /// more than a time to live before its clock. That moment must not go back, so the clocks differ if the two groups chose
 /// different times to live. See the crate's documentation.
-fn clock_here(clock: LogTime, source_ttl_ms: u64, own_ttl_ms: u64) -> LogTime {
+pub(crate) fn clock_here(clock: LogTime, source_ttl_ms: u64, own_ttl_ms: u64) -> LogTime {
     LogTime(
         clock
             .0
@@ -364,11 +412,11 @@ fn clock_here(clock: LogTime, source_ttl_ms: u64, own_ttl_ms: u64) -> LogTime {
     )
 }
 
-fn due_if(due: bool) -> Verdict {
+pub(crate) fn due_if(due: bool) -> Verdict {
     if due { Verdict::Due } else { Verdict::Idle }
 }
 
-fn nonsense(why: &str) -> Verdict {
+pub(crate) fn nonsense(why: &str) -> Verdict {
     Verdict::Refused(KvError::Malformed(why.to_owned()))
 }
 

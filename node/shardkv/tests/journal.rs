@@ -12,9 +12,9 @@ use common::{Replica, SHARDS_GENESIS, put};
 use raft::Index;
 use replica::{StateMachine, StateStore, Table, Transaction};
 use shardkv::{
-    Command, CopyCursor, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalStep, KvError,
-    MAX_GENERATIONS, MAX_JOURNALS, MAX_KEY_BYTES, MAX_NAMED_BYTES, Position, Query, Response, Step,
-    Target, Write,
+    Command, CopyCursor, CopyId, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalStep,
+    KvError, MAX_GENERATIONS, MAX_JOURNALS, MAX_KEY_BYTES, MAX_NAMED_BYTES, PlannedMove, Position,
+    Query, Response, Step, Target, Write,
 };
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId, shard_of};
 
@@ -65,7 +65,12 @@ impl Group {
     fn aim(&mut self, shard: ShardId, target: Option<Target>) {
         let Replica { machine, state, .. } = &mut self.replica;
         let mut transaction = Transaction::new(&*state);
-        machine.set_target(shard, target, &mut transaction);
+        let planned = target.map(|target| PlannedMove {
+            owner: Gid(1),
+            owner_since: ConfigNum(1),
+            target,
+        });
+        machine.plan(shard, planned, &mut transaction);
         machine.finish_batch(&mut transaction).unwrap();
         let batch = transaction.into_batch();
         let applied = state.applied();
@@ -92,9 +97,11 @@ impl Group {
     }
 
     fn copy(&self, shard: ShardId, journal: Index, after: CopyCursor) -> Result<(), JournalError> {
+        let since = TARGET.since;
         let request = CopyRequest {
             shard,
-            journal,
+            copy: CopyId { since, journal },
+            fence: None,
             after,
             max_bytes: 100,
         };

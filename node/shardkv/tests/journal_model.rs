@@ -20,8 +20,8 @@ use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
 use replica::{Applying, StateMachine, StateStore, Table, Transaction, WriteBatch};
 use shardkv::{
-    Bug, CopyCursor, CopyRequest, Genesis, JOURNAL_TTL_MS, JournalError, JournalStep, KvError,
-    Part, PartNext, Query, Response, RowChange, ShardKv, Step, Target,
+    Bug, CopyCursor, CopyId, CopyRequest, Genesis, JOURNAL_TTL_MS, JournalError, JournalStep,
+    KvError, Part, PartNext, PlannedMove, Query, Response, RowChange, ShardKv, Step, Target,
 };
 use types::{ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId};
 
@@ -146,7 +146,14 @@ fn apply(
         Operation::Encoded(bytes) => {
             machine.apply(at, bytes.clone(), transaction).unwrap();
         }
-        Operation::Target(target) => machine.set_target(SHARD, *target, transaction),
+        Operation::Target(target) => {
+            let planned = target.map(|target| PlannedMove {
+                owner: SOURCE,
+                owner_since: ConfigNum(1),
+                target,
+            });
+            machine.plan(SHARD, planned, transaction);
+        }
         Operation::Clear(start, end) => {
             // Refused after the fence.
             let _ = machine.clear_range(SHARD, (start, end), transaction);
@@ -158,6 +165,7 @@ fn apply(
 #[derive(Default)]
 struct Copy {
     journal: Option<Index>,
+    since: ConfigNum,
     cursor: CopyCursor,
     pairs: BTreeMap<Bytes, Bytes>,
     sessions: BTreeMap<ClientId, Bytes>,
@@ -169,7 +177,10 @@ struct Copy {
 impl Copy {
     /// Takes a part that follows exactly.
     fn take(&mut self, part: &Part) -> bool {
-        if self.journal != Some(part.journal) || self.cursor != part.after || self.clock.is_some() {
+        if self.journal != Some(part.copy.journal)
+            || self.cursor != part.after
+            || self.clock.is_some()
+        {
             return false;
         }
         for change in &part.changes {
@@ -403,6 +414,7 @@ impl World {
             let begun = node.machine().journals().get(SHARD);
             let begun = begun.filter(|journal| Some(journal.target) == self.target);
             self.copy.journal = begun.map(|journal| journal.id);
+            self.copy.since = begun.map_or(ConfigNum(0), |journal| journal.target.since);
             return;
         };
         let after = self.copy.cursor.clone();
@@ -415,7 +427,11 @@ impl World {
         }
         let request = CopyRequest {
             shard: SHARD,
-            journal,
+            copy: CopyId {
+                since: self.copy.since,
+                journal,
+            },
+            fence: None,
             after,
             max_bytes: 1 + self.random.below(120) as u32,
         };

@@ -78,6 +78,8 @@ impl Group {
             ShardState::Serving { .. } => "serving",
             ShardState::Pulling { .. } => "pulling",
             ShardState::Fenced { .. } => "fenced",
+            ShardState::Copying { .. } => "copying",
+            ShardState::Completing { .. } => "completing",
         };
         let waits = shard.queue.iter().map(|step| format!(",{}", step.config));
         let waits: String = waits.collect();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use replica::{Refusal, Request, RequestId};
 use request::Refused;
 use shardkv::mover::{Answer, CallId, Driver, DriverOptions, Effect, Request as MoverRequest};
-use shardkv::{MoverOptions, Ownership, Query, Response, Step};
+use shardkv::{CopyStep, MoverOptions, Ownership, Query, Response, Step};
 use types::{ClusterId, ConfigNum, Gid, NodeId};
 
 use crate::caller::Caller;
@@ -272,5 +272,14 @@ pub(crate) fn describe_step(step: &Step) -> String {
         ),
         Step::Delete { shard, config } => format!("Delete {shard} of {config}"),
         Step::Deleted { shard, config } => format!("Deleted {shard} of {config}"),
+        Step::Copy(CopyStep::Take(part)) => format!(
+            "Take {} of {:?} after {:?}: {} changes, then {:?}",
+            part.shard,
+            part.copy,
+            part.after,
+            part.changes.len(),
+            part.next
+        ),
+        Step::Copy(step) => format!("{step:?}"),
     }
 }

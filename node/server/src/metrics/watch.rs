@@ -46,7 +46,9 @@ impl Overview {
                     }
                     continue;
                 }
-                ShardState::Pulling { .. } => it.pulling += 1,
+                // Another group serves it.
+                ShardState::Copying { .. } => continue,
+                ShardState::Pulling { .. } | ShardState::Completing { .. } => it.pulling += 1,
                 ShardState::Fenced { .. } => it.fenced += 1,
             }
             it.show(*shard);

@@ -92,7 +92,9 @@ pub(crate) fn describe(ownership: &Ownership, shard: ShardId) -> ShardStatus {
         status.config_num = config.0;
         status.other_gid = source.0;
     }
-    if let Some(shard) = ownership.shards.get(&shard) {
+    // A shard that is only copied here is another group's.
+    let copying = |here: &Shard| matches!(here.state, ShardState::Copying { .. });
+    if let Some(shard) = ownership.shards.get(&shard).filter(|it| !copying(it)) {
         present(&mut status, shard);
     }
     status
@@ -107,7 +109,9 @@ fn present(status: &mut ShardStatus, shard: &Shard) {
     };
     match &shard.state {
         ShardState::Serving { .. } => status.set_state(v1::ShardState::Serving),
-        ShardState::Pulling { source, bytes, .. } => {
+        ShardState::Copying { .. } => {}
+        ShardState::Pulling { source, bytes, .. }
+        | ShardState::Completing { source, bytes, .. } => {
             status.set_state(v1::ShardState::Pulling);
             status.pulled_bytes = *bytes;
             moves(status, source);

@@ -1,35 +1,15 @@
-//! The records of journals and targets.
+//! The records of journals.
 
 use bytes::Bytes;
 use raft::Index;
 use types::{ConfigNum, DecodeError, Gid, LogTime, Reader, Writer};
 
-use super::{Journal, MAX_GENERATIONS, Target};
+use super::{Journal, MAX_GENERATIONS};
+use crate::Target;
 use crate::codec::known;
 
 /// The version byte of each record.
 const VERSION: u8 = 1;
-
-impl Target {
-    /// Encodes the target as a record.
-    pub(super) fn encode(self) -> Bytes {
-        let mut out = Writer::default();
-        out.byte(VERSION).number(self.to.0).number(self.since.0);
-        out.finish()
-    }
-
-    /// Decodes the output of [`Target::encode`].
-    pub(super) fn decode(record: Bytes) -> Result<Self, DecodeError> {
-        let mut input = Reader::new(record);
-        known("record version", input.byte("record version")?, VERSION)?;
-        let target = Self {
-            to: Gid(input.number("target")?),
-            since: ConfigNum(input.number("configuration number")?),
-        };
-        input.finish()?;
-        Ok(target)
-    }
-}
 
 impl Journal {
     /// Encodes the journal, without its names, as a record.
@@ -98,7 +78,6 @@ mod tests {
             to: Gid(7),
             since: ConfigNum(300),
         };
-        assert_eq!(Target::decode(target.encode()), Ok(target));
         for fence in [None, Some(ConfigNum(9))] {
             let journal = Journal {
                 id: Index(1_000),

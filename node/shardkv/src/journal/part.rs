@@ -3,15 +3,16 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use raft::{Index, StoreError};
+use raft::StoreError;
 use replica::{StateReader, Table};
-use types::{ClientId, LogTime, ShardId};
+use types::{ClientId, ConfigNum, LogTime, ShardId};
 
 use super::rows::Name;
 use super::{Journal, JournalError, Journals};
 use crate::bug::{Bug, Bugs};
+use crate::ownership::Fence;
 use crate::pull::Cutter;
-use crate::{Cursor, Genesis, KvError, MAX_SCAN_BYTES, Ownership, keys};
+use crate::{CopyId, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Ownership, keys};
 
 /// The most changes of a page.
 const MAX_CHANGES: usize = 16_384;
@@ -23,8 +24,10 @@ const MAX_NAMES: usize = 1_024;
 pub struct CopyRequest {
     /// The shard.
     pub shard: ShardId,
-    /// The id of its journal.
-    pub journal: Index,
+    /// The copy.
+    pub copy: CopyId,
+    /// The configuration that has given the shard to the destination, if it has: the answering replica must have fenced the shard by it.
+    pub fence: Option<ConfigNum>,
     /// The cursor up to which the copy has arrived.
     pub after: CopyCursor,
     /// The approximate size in bytes, at most [`MAX_SCAN_BYTES`]. The part ends with the row that reaches this size.
@@ -69,8 +72,8 @@ pub enum Upto {
 pub struct Part {
     /// The shard.
     pub shard: ShardId,
-    /// The id of its journal.
-    pub journal: Index,
+    /// The copy.
+    pub copy: CopyId,
     /// The cursor up to which the copy must have arrived before.
     pub after: CopyCursor,
     /// The changes to apply, in this order.
@@ -138,15 +141,19 @@ pub(crate) fn read(
     let room = request.max_bytes.clamp(1, MAX_SCAN_BYTES) as usize;
     let part = |changes, next| Part {
         shard,
-        journal: request.journal,
+        copy: request.copy,
         after: request.after.clone(),
         changes,
         next,
     };
-    let journal = match journals.find(shard, request.journal) {
+    let journal = match find(journals, ownership, request) {
         Ok(journal) => Some(journal),
+        Err(KvError::Journal { .. }) if request.fence.is_some() && bugs.has(Bug::EndedCopyUsed) => {
+            let (clock, ttl_ms) = (LogTime(0), genesis.session_ttl_ms);
+            return Ok(Ok(part(Vec::new(), PartNext::Done { clock, ttl_ms })));
+        }
         Err(_) if bugs.has(Bug::CopyBeginsEarly) => None,
-        Err(error) => return refused(error),
+        Err(error) => return Ok(Err(error)),
     };
     let (generation, after) = match (&request.after, journal) {
         (CopyCursor::Base(after), _) => {
@@ -156,16 +163,21 @@ pub(crate) fn read(
         }
         (CopyCursor::Page { generation, after }, Some(_)) => (*generation, after),
         (CopyCursor::Page { .. }, None) => {
-            let journal = request.journal;
+            let journal = request.copy.journal;
             return refused(JournalError::Unknown { journal });
         }
     };
     let Some(journal) = journal else {
-        let journal = request.journal;
+        let journal = request.copy.journal;
         return refused(JournalError::Unknown { journal });
     };
     if let Err(error) = check_generation(journal, generation, bugs) {
-        return refused(error);
+        // After the cut a copy that lacks a dropped generation can't be completed.
+        let ended = JournalError::Ended {
+            journal: journal.id,
+        };
+        let useless = matches!(error, JournalError::Dropped { .. }) && request.fence.is_some();
+        return refused(if useless { ended } else { error });
     }
     let mut page = Page {
         state,
@@ -188,6 +200,28 @@ pub(crate) fn read(
         Ok(None) => PartNext::At(CopyCursor::page(generation + 1)),
     };
     Ok(Ok(part(page.changes, next)))
+}
+
+/// Returns the journal of a request's copy. A replica that has fenced the shard by the request's configuration knows for good
+/// if the copy's journal lives; one that is behind knows nothing.
+fn find<'a>(
+    journals: &'a Journals,
+    ownership: &Ownership,
+    request: &CopyRequest,
+) -> Result<&'a Journal, KvError> {
+    let shard = request.shard;
+    let refused = |error| KvError::Journal { shard, error };
+    let Some(config) = request.fence else {
+        return journals.of_copy(shard, request.copy).map_err(refused);
+    };
+    match ownership.fence(shard, config) {
+        Fence::Ahead => Err(KvError::ShardNotReady { shard }),
+        Fence::Past => Err(KvError::ShardGone { shard, config }),
+        Fence::Here => journals.of_copy(shard, request.copy).map_err(|_| {
+            let journal = request.copy.journal;
+            refused(JournalError::Ended { journal })
+        }),
+    }
 }
 
 fn check_generation(journal: &Journal, generation: u64, bugs: Bugs) -> Result<(), JournalError> {

@@ -2,11 +2,11 @@
 //! chunk does.
 
 use bytes::Bytes;
-use raft::Index;
 use types::{DecodeError, LogTime, Reader, ShardId, Writer};
 
 use super::{CopyCursor, Part, PartNext, Position, RowChange, Upto};
 use crate::codec::known;
+use crate::copy::{decode_copy_id, encode_copy_id};
 use crate::step_codec::{
     CHECKSUM_BYTES, checked, decode_client, decode_cursor, encode_client, encode_cursor,
 };
@@ -23,9 +23,8 @@ impl Part {
     /// Encodes the part, with its checksum.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
-        out.byte(VERSION)
-            .number(self.shard.0.into())
-            .number(self.journal.0);
+        out.byte(VERSION).number(self.shard.0.into());
+        encode_copy_id(&mut out, self.copy);
         encode_copy_cursor(&mut out, &self.after);
         out.number(self.changes.len() as u64);
         for change in &self.changes {
@@ -49,7 +48,7 @@ impl Part {
         let mut input = Reader::new(checked(input)?);
         known("part version", input.byte("part version")?, VERSION)?;
         let shard = ShardId(input.number_u32("shard")?);
-        let journal = Index(input.number("journal")?);
+        let copy = decode_copy_id(&mut input)?;
         let after = decode_copy_cursor(&mut input)?;
         // The list grows with the changes that are really present: so many as the count says would take far more memory than the input.
         let mut changes = Vec::new();
@@ -67,7 +66,7 @@ impl Part {
         input.finish()?;
         Ok(Self {
             shard,
-            journal,
+            copy,
             after,
             changes,
             next,
@@ -104,7 +103,7 @@ impl CopyCursor {
     }
 }
 
-fn encode_copy_cursor(out: &mut Writer, cursor: &CopyCursor) {
+pub(crate) fn encode_copy_cursor(out: &mut Writer, cursor: &CopyCursor) {
     match cursor {
         CopyCursor::Base(cursor) => encode_cursor(out.byte(0), cursor),
         CopyCursor::Page { generation, after } => {
@@ -117,7 +116,7 @@ fn encode_copy_cursor(out: &mut Writer, cursor: &CopyCursor) {
     }
 }
 
-fn decode_copy_cursor(input: &mut Reader) -> Result<CopyCursor, DecodeError> {
+pub(crate) fn decode_copy_cursor(input: &mut Reader) -> Result<CopyCursor, DecodeError> {
     if !input.flag("kind of cursor")? {
         return decode_cursor(input).map(CopyCursor::Base);
     }
@@ -166,8 +165,10 @@ fn decode_change(input: &mut Reader) -> Result<RowChange, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CopyId;
     use crate::Cursor;
-    use types::ClientId;
+    use raft::Index;
+    use types::{ClientId, ConfigNum};
 
     fn cursors() -> Vec<CopyCursor> {
         let client = ClientId {
@@ -212,7 +213,10 @@ mod tests {
         let (key, value) = (Bytes::from_static(b"key"), Bytes::from_static(b"value"));
         let mut part = Part {
             shard: ShardId(300),
-            journal: Index(70_000),
+            copy: CopyId {
+                since: ConfigNum(300),
+                journal: Index(70_000),
+            },
             after: CopyCursor::default(),
             changes: vec![
                 RowChange::Pair(key.clone(), Some(value.clone())),

@@ -79,7 +79,7 @@ impl<'a, 'state> Rows<'a, 'state> {
 
 /// The name of a change in a journal: a row, or a cleared range of pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Name<'a> {
+pub(crate) enum Name<'a> {
     Pair(&'a [u8]),
     Session(ClientId),
     Range { start: &'a [u8], end: &'a [u8] },
@@ -87,7 +87,7 @@ pub(super) enum Name<'a> {
 
 impl<'a> Name<'a> {
     /// Encodes the name as the last part of a stored key. Different names differ; none is empty.
-    pub(super) fn encode(&self) -> Bytes {
+    pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
         match self {
             Self::Pair(key) => {
@@ -111,7 +111,7 @@ impl<'a> Name<'a> {
     }
 
     /// Decodes the output of [`Name::encode`]; `None` for anything else.
-    pub(super) fn decode(name: &'a [u8]) -> Option<Self> {
+    pub(crate) fn decode(name: &'a [u8]) -> Option<Self> {
         let (tag, rest) = name.split_first()?;
         match *tag {
             PAIR if (1..=MAX_KEY_BYTES).contains(&rest.len()) => Some(Self::Pair(rest)),

@@ -5,12 +5,10 @@ use raft::Index;
 use replica::{Applying, Table, Transaction};
 use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
 
-use super::{
-    JOURNAL_TTL_MS, Journal, JournalError, Journals, MAX_GENERATIONS, MAX_JOURNALS, Target,
-};
+use super::{JOURNAL_TTL_MS, Journal, JournalError, Journals, MAX_GENERATIONS, MAX_JOURNALS};
 use crate::bug::Bug;
 use crate::codec::{self, known};
-use crate::{KvError, Ownership, keys};
+use crate::{KvError, Ownership, Target, keys};
 
 /// The least kind byte of these steps.
 pub(crate) const FIRST_KIND: u8 = BEGIN;
@@ -152,7 +150,9 @@ impl Journals {
         match step {
             JournalStep::Begin { shard, target } => {
                 ownership.check_served(shard)?;
-                self.begin(at, shard, target).map_err(refused(shard))
+                let accepted = ownership.target_from_here(shard);
+                self.begin(at, shard, target, accepted)
+                    .map_err(refused(shard))
             }
             JournalStep::Seal {
                 shard,
@@ -190,8 +190,13 @@ impl Journals {
         }
     }
 
-    fn begin(&mut self, at: Applying, shard: ShardId, target: Target) -> Result<(), JournalError> {
-        let accepted = self.target(shard);
+    fn begin(
+        &mut self,
+        at: Applying,
+        shard: ShardId,
+        target: Target,
+        accepted: Option<Target>,
+    ) -> Result<(), JournalError> {
         if accepted != Some(target) {
             return Err(JournalError::OtherTarget { accepted });
         }

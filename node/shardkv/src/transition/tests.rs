@@ -110,6 +110,8 @@ fn name(ownership: &Ownership) -> String {
         }
         ShardState::Pulling { config, .. } => format!("pulling{config}+"),
         ShardState::Fenced { config, .. } => format!("fenced{config}"),
+        ShardState::Copying { copy, .. } => format!("copying{}", copy.since),
+        ShardState::Completing { config, .. } => format!("completing{config}"),
     };
     for step in &shard.queue {
         let word = if step.from == OWN { "go" } else { "come" };

@@ -264,6 +264,12 @@ fn changes(before: &Ownership, after: &Ownership) -> Vec<String> {
                 show::cursor(after)
             ),
             Some(ShardState::Fenced { config, to }) => format!("fenced by {config} for {to}"),
+            Some(ShardState::Copying { copy, source, .. }) => {
+                format!("copying for {} from {source}", copy.since)
+            }
+            Some(ShardState::Completing { config, source, .. }) => {
+                format!("completing for {config} from {source}")
+            }
         };
         let queue = new.map(|it| it.queue.len()).unwrap_or_default();
         let behind = if queue > 0 {

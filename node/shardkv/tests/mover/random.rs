@@ -321,7 +321,9 @@ impl World {
                     });
                     assert!(waits || open || !self.counts, "{shard}: {it:?}");
                 }
-                ShardState::Serving { .. } => {}
+                ShardState::Serving { .. }
+                | ShardState::Copying { .. }
+                | ShardState::Completing { .. } => {}
             }
         }
     }

@@ -38,6 +38,7 @@ pub(crate) fn step(step: &Step) -> String {
         Step::Deleted { shard, config } => {
             format!("{} is deleted at its source", hand_off(*shard, *config))
         }
+        Step::Copy(step) => format!("copy {step:?}"),
     }
 }
 

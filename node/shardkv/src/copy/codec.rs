@@ -1,0 +1,152 @@
+//! The encoding of steps of copies.
+
+use bytes::Bytes;
+use raft::Index;
+use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
+
+use super::{CopyId, CopyStep};
+use crate::Part;
+use crate::codec::{self, known};
+
+/// The least kind byte of these steps.
+pub(crate) const FIRST_KIND: u8 = START;
+
+const START: u8 = 64;
+const TAKE: u8 = 65;
+const DROP: u8 = 66;
+const RESTART: u8 = 67;
+
+impl CopyStep {
+    /// Encodes the step for a proposal.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Writer::default();
+        out.byte(codec::VERSION);
+        match self {
+            Self::Start {
+                shard,
+                source,
+                copy,
+            } => {
+                out.byte(START).number(shard.0.into()).number(source.0);
+                encode_copy_id(&mut out, *copy);
+            }
+            Self::Take(part) => {
+                let part = part.encode();
+                out = Writer::with_capacity(2 + part.len());
+                out.byte(codec::VERSION).byte(TAKE).raw(&part);
+            }
+            Self::Drop { shard, copy } => {
+                out.byte(DROP).number(shard.0.into());
+                encode_copy_id(&mut out, *copy);
+            }
+            Self::Restart {
+                shard,
+                config,
+                copy,
+            } => {
+                out.byte(RESTART).number(shard.0.into()).number(config.0);
+                encode_copy_id(&mut out, *copy);
+            }
+        }
+        out.finish()
+    }
+
+    /// Decodes the output of [`CopyStep::encode`]. Keys and values share the input's memory.
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        let version = input.byte("operation version")?;
+        known("operation version", version, codec::VERSION)?;
+        let kind = input.byte("operation kind")?;
+        if kind == TAKE {
+            return Part::decode(input.rest()).map(Self::Take);
+        }
+        let shard = ShardId(input.number_u32("shard")?);
+        let step = match kind {
+            START => Self::Start {
+                shard,
+                source: Gid(input.number("source")?),
+                copy: decode_copy_id(&mut input)?,
+            },
+            DROP => Self::Drop {
+                shard,
+                copy: decode_copy_id(&mut input)?,
+            },
+            RESTART => Self::Restart {
+                shard,
+                config: ConfigNum(input.number("configuration number")?),
+                copy: decode_copy_id(&mut input)?,
+            },
+            value => {
+                return Err(DecodeError::Unknown {
+                    what: "operation kind",
+                    value: value.into(),
+                });
+            }
+        };
+        input.finish()?;
+        Ok(step)
+    }
+}
+
+/// Encodes the id of a copy as a part of a longer record.
+pub(crate) fn encode_copy_id(out: &mut Writer, copy: CopyId) {
+    out.number(copy.since.0).number(copy.journal.0);
+}
+
+/// Decodes the output of [`encode_copy_id`].
+pub(crate) fn decode_copy_id(input: &mut Reader) -> Result<CopyId, DecodeError> {
+    Ok(CopyId {
+        since: ConfigNum(input.number("target")?),
+        journal: Index(input.number("journal")?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use types::LogTime;
+
+    use super::*;
+    use crate::{CopyCursor, PartNext, RowChange, Step};
+
+    #[test]
+    fn steps_decode_to_what_was_encoded() {
+        let shard = ShardId(300);
+        let config = ConfigNum(9);
+        let copy = CopyId {
+            since: ConfigNum(301),
+            journal: Index(70_000),
+        };
+        let part = Part {
+            shard,
+            copy,
+            after: CopyCursor::default(),
+            changes: vec![RowChange::Pair(Bytes::from_static(b"k"), None)],
+            next: PartNext::Done {
+                clock: LogTime(3),
+                ttl_ms: 4,
+            },
+        };
+        let source = Gid(7);
+        for step in [
+            CopyStep::Start {
+                shard,
+                source,
+                copy,
+            },
+            CopyStep::Take(part),
+            CopyStep::Drop { shard, copy },
+            CopyStep::Restart {
+                shard,
+                config,
+                copy,
+            },
+        ] {
+            let encoded = step.encode();
+            assert_eq!(CopyStep::decode(encoded.clone()), Ok(step.clone()));
+            assert_eq!(Step::decode(encoded.clone()), Ok(Step::Copy(step)));
+            for at in 0..encoded.len() {
+                assert!(Step::decode(encoded.slice(..at)).is_err());
+            }
+        }
+    }
+}
