@@ -137,6 +137,8 @@ impl Row {
             sum.keys += said.keys;
             sum.bytes += said.bytes;
             sum.pulled_bytes += said.pulled_bytes;
+            sum.whole_bytes += said.whole_bytes;
+            sum.bytes_per_second += said.bytes_per_second;
             sum.handoff_age = sum.handoff_age.max(said.handoff_age);
         }
     }
@@ -283,14 +285,24 @@ fn keys(said: &ShardStatus) -> String {
     grouped(said.keys)
 }
 
-/// Describes the hand-off of a shard: the other group and the bytes that have arrived.
+/// Describes the hand-off of a shard: the other group, the bytes that have arrived, the pace and the time left.
 fn hand_off(said: &ShardStatus) -> String {
     let Some(other) = said.other_gid else {
         return String::new();
     };
     match said.state {
         ShardState::Pulling if said.pulled_bytes > 0 => {
-            format!("from {other}, {} arrived", size(said.pulled_bytes))
+            let of = if said.whole_bytes > said.pulled_bytes {
+                format!(" of {}", size(said.whole_bytes))
+            } else {
+                String::new()
+            };
+            let pace = said.time_left().map_or_else(String::new, |left| {
+                let pace = size(said.bytes_per_second);
+                format!(", {pace}/s, {} left", age(left))
+            });
+            let pulled = size(said.pulled_bytes);
+            format!("from {other}, {pulled}{of} arrived{pace}")
         }
         ShardState::Pulling => format!("from {other}"),
         ShardState::Fenced => format!("to {other}"),
@@ -356,6 +368,9 @@ fn row_json(row: &Row) -> Option<Value> {
         "keys": said.keys,
         "bytes": said.bytes,
         "pulled_bytes": said.pulled_bytes,
+        "whole_bytes": said.whole_bytes,
+        "bytes_per_second": said.bytes_per_second,
+        "time_left_ms": said.time_left().map(|left| left.as_millis()),
         "handoff_age_ms": said.handoff_age.map(|age| age.as_millis()),
         "waits_for": said.waits_for,
         "queued": numbers(&said.queued),
@@ -380,6 +395,8 @@ mod tests {
             waits_for: None,
             queued: Vec::new(),
             pulled_bytes: 0,
+            whole_bytes: 0,
+            bytes_per_second: 0,
         }
     }
 
@@ -405,6 +422,8 @@ mod tests {
             other_gid: Some(Gid(1)),
             handoff_age: Some(Duration::from_millis(1_200)),
             pulled_bytes: 20_480,
+            whole_bytes: 102_400,
+            bytes_per_second: 40_960,
             keys: 500,
             bytes: 20_480,
             waits_for: Some("the next part from g1".into()),

@@ -277,6 +277,12 @@ pub struct NodeStatus {
     pub log_bytes: u64,
     /// The state's size on disk, in bytes.
     pub state_bytes: u64,
+    /// The free bytes of the file system under its data directory.
+    pub disk_free_bytes: u64,
+    /// All bytes of that file system; 0 if the node can't measure it.
+    pub disk_total_bytes: u64,
+    /// The bytes that must stay free. With less, the node refuses writes.
+    pub disk_reserve_bytes: u64,
     /// True if it refuses writes because its disk is nearly full.
     pub disk_full: bool,
     /// The reason why it can't serve, if it can't.
@@ -340,6 +346,9 @@ fn node_status(it: StatusResponse) -> NodeStatus {
         shards: it.shards,
         log_bytes: it.log_bytes,
         state_bytes: it.state_bytes,
+        disk_free_bytes: it.disk_free_bytes,
+        disk_total_bytes: it.disk_total_bytes,
+        disk_reserve_bytes: it.disk_reserve_bytes,
         disk_full: it.disk_full,
         trouble: text(it.trouble),
         kind: match kind {

@@ -41,6 +41,21 @@ pub struct ShardStatus {
     pub queued: Vec<ConfigNum>,
     /// The bytes that have arrived of a shard that is being pulled.
     pub pulled_bytes: u64,
+    /// The source's estimate of the bytes of a shard that is being pulled; 0 unless the answering node pulls it now.
+    pub whole_bytes: u64,
+    /// The bytes of it that arrive per second, on average.
+    pub bytes_per_second: u64,
+}
+
+impl ShardStatus {
+    /// Returns the time until the rest of a shard has arrived at the present pace, if it arrives.
+    pub fn time_left(&self) -> Option<Duration> {
+        let left = self.whole_bytes.saturating_sub(self.pulled_bytes);
+        let ms = left
+            .saturating_mul(1_000)
+            .checked_div(self.bytes_per_second)?;
+        (self.whole_bytes > 0).then(|| Duration::from_millis(ms))
+    }
 }
 
 /// The state of a shard in a group.
@@ -105,5 +120,7 @@ fn shard_status(it: v1::ShardStatus) -> ShardStatus {
         waits_for: (!it.waits_for.is_empty()).then_some(it.waits_for),
         queued: it.queued.into_iter().map(ConfigNum).collect(),
         pulled_bytes: it.pulled_bytes,
+        whole_bytes: it.whole_bytes,
+        bytes_per_second: it.bytes_per_second,
     }
 }

@@ -18,7 +18,7 @@ use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::metrics::watch::ShardWatch;
-use crate::mover::{self, SharedMover};
+use crate::mover::{self, RoomWatch, SharedMover};
 use crate::options::Options;
 use crate::peers::Peers;
 use crate::readiness::ReadinessProbe;
@@ -226,7 +226,7 @@ impl Parts {
 
     /// Starts the tasks that run beside the replica.
     pub(crate) fn start_tasks(&self, disk: Disk) {
-        tokio::spawn(disk::watch(Arc::clone(&self.inbox), disk));
+        tokio::spawn(disk::watch(Arc::clone(&self.inbox), disk.clone()));
         tokio::spawn({
             let deliveries = Arc::clone(&self.deliveries);
             async move { deliveries.deliver().await }
@@ -252,11 +252,19 @@ impl Parts {
                 patience: self.options.handoff.timeout,
             };
             tokio::spawn(follower.run());
-            self.start_mover();
+            self.start_mover(disk);
         }
     }
 
-    fn start_mover(&self) {
+    fn start_mover(&self, disk: Disk) {
+        let room = RoomWatch {
+            lifecycle: Arc::clone(&self.lifecycle),
+            forwarder: Arc::clone(&self.forwarder),
+            metrics: Arc::clone(&self.metrics),
+            mover: Arc::clone(&self.mover),
+            disk,
+        };
+        tokio::spawn(room.run());
         let handles = mover::Handles {
             lifecycle: Arc::clone(&self.lifecycle),
             replica: Arc::clone(&self.replica),

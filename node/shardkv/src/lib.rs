@@ -125,7 +125,7 @@ pub use journal::{
 pub use machine::ShardKv;
 pub use mover::MoverOptions;
 pub use ownership::{Ownership, QueuedStep, Shard, ShardState};
-pub use pull::read_chunk;
+pub use pull::{estimate_shard, read_chunk};
 pub use query::user_key;
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};

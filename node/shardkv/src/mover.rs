@@ -37,6 +37,7 @@ mod outbox;
 mod pace;
 mod pulls;
 mod reports;
+mod room;
 mod scheduler;
 
 use std::sync::Arc;
@@ -53,6 +54,7 @@ pub use driver::{Answer, CallId, Driver, DriverOptions, Effect, Request};
 use outbox::{Outbox, Purpose, Turn};
 use pulls::Pulls;
 use reports::Reports;
+pub use room::{Progress, Room};
 
 /// The deadline of `Pull`, `Delete` and `Report`, in milliseconds from their start.
 const ASK_PATIENCE_MS: u64 = 10_000;
@@ -278,6 +280,25 @@ impl Mover {
         if self.outbox.expects(id) {
             self.ended.push((id, outcome));
         }
+    }
+
+    /// Sets the room for shards on the disks of the group; `None` while it isn't known. A shard that doesn't fit isn't begun.
+    pub fn set_room(&mut self, room: Option<Room>) {
+        self.pulls.set_room(room);
+    }
+
+    /// Takes a source's estimate of the bytes of a shard that is pulled.
+    pub fn shard_measured(&mut self, shard: ShardId, config: ConfigNum, bytes: u64) {
+        self.pulls.measured((config, shard), bytes);
+    }
+
+    /// Returns the progress of a shard that is pulled and has a slot.
+    pub fn progress(&self, now_ms: u64, shard: ShardId) -> Option<Progress> {
+        let here = self.ownership.as_ref()?.shards.get(&shard)?;
+        let ShardState::Pulling { config, bytes, .. } = here.state else {
+            return None;
+        };
+        self.pulls.progress((config, shard), bytes, now_ms)
     }
 
     /// Returns the time at which [`Mover::poll`] has work without new input, if any.

@@ -29,6 +29,19 @@ pub fn read_chunk(
     }
 }
 
+/// Estimates the bytes of a shard, from the same state as its chunks.
+pub fn estimate_shard(state: &dyn StateReader, shard: ShardId) -> Result<u64, StoreError> {
+    let (start, end) = (
+        keys::shard_start(shard),
+        keys::shard_start(ShardId(shard.0.saturating_add(1))),
+    );
+    let mut bytes = 0;
+    for table in [Table::Data, Table::Sessions] {
+        bytes += state.estimate_bytes(table, &start, &end)?;
+    }
+    Ok(bytes)
+}
+
 /// Returns the chunk of `shard` that follows `after`, if the shard is fenced here by `config`. Reads the fence from the same
 /// state as the chunk: a later commit may clear the shard.
 pub(crate) fn pull(

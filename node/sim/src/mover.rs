@@ -223,7 +223,10 @@ pub(crate) fn convert_outcome(
 /// Converts the answer of a state machine.
 fn convert_reply(reply: Reply, shards: u32) -> Result<Answer, Refused> {
     Ok(match reply {
-        Reply::Kv(Response::Chunk(chunk)) => Answer::Chunk(*chunk),
+        Reply::Kv(Response::Chunk(chunk)) => Answer::Chunk {
+            shard_bytes: chunk.content_bytes(),
+            chunk: *chunk,
+        },
         Reply::Kv(Response::Stepped) => Answer::Stepped,
         Reply::Kv(Response::Refused(error)) => return Err(refused(error.to_string())),
         Reply::Ctrl(shardctrler::Response::Reported) => Answer::Reported,

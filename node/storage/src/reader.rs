@@ -13,6 +13,7 @@ use rocksdb::{DB, DBIteratorWithThreadMode, Direction, IteratorMode, ReadOptions
 
 use crate::error::{Latch, translate};
 use crate::state_db::StateDb;
+use crate::unflushed::UnflushedBytes;
 
 /// A cloneable handle for reads of the state on any thread. It doesn't keep the state open.
 #[derive(Clone)]
@@ -20,13 +21,19 @@ pub struct StateReads {
     /// The database in use, which a restore replaces.
     current: Arc<Mutex<Weak<StateDb>>>,
     latch: Arc<Latch>,
+    unflushed: Arc<Mutex<UnflushedBytes>>,
 }
 
 impl StateReads {
-    pub(crate) fn new(db: &Arc<StateDb>, latch: Arc<Latch>) -> Self {
+    pub(crate) fn new(
+        db: &Arc<StateDb>,
+        latch: Arc<Latch>,
+        unflushed: Arc<Mutex<UnflushedBytes>>,
+    ) -> Self {
         Self {
             current: Arc::new(Mutex::new(Arc::downgrade(db))),
             latch,
+            unflushed,
         }
     }
 
@@ -51,6 +58,7 @@ impl StateReads {
             snapshot: db.db().snapshot(),
             db: &db,
             latch: &self.latch,
+            unflushed: &self.unflushed,
         })
     }
 }
@@ -60,6 +68,7 @@ struct Moment<'a> {
     snapshot: Snapshot<'a>,
     db: &'a StateDb,
     latch: &'a Latch,
+    unflushed: &'a Mutex<UnflushedBytes>,
 }
 
 impl StateReader for Moment<'_> {
@@ -101,7 +110,9 @@ impl StateReader for Moment<'_> {
         let family = self.db.column_family(table)?;
         let ranges = [rocksdb::Range::new(start, end)];
         let sizes = self.db.db().get_approximate_sizes_cf(family, &ranges);
-        Ok(sizes.first().copied().unwrap_or(0))
+        let unflushed = self.unflushed.lock();
+        let unflushed = unflushed.unwrap_or_else(PoisonError::into_inner);
+        Ok(sizes.first().copied().unwrap_or(0) + unflushed.bytes(table, start, end))
     }
 }
 

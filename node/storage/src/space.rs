@@ -21,6 +21,8 @@ pub struct Space {
     pub free_bytes: u64,
     /// Bytes of the whole file system.
     pub total_bytes: u64,
+    /// Bytes that are kept free: with less, the disk is nearly full.
+    pub reserve_bytes: u64,
     /// True if the disk is nearly full: then the server refuses writes that don't free space.
     pub low: bool,
 }
@@ -88,6 +90,7 @@ impl Disk {
         Ok(Space {
             free_bytes,
             total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
+            reserve_bytes: self.low_bytes,
             low: free_bytes < self.low_bytes,
         })
     }

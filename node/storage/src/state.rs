@@ -46,8 +46,8 @@ pub struct RocksState {
     options: StorageOptions,
     write_options: WriteOptions,
     latch: Arc<Latch>,
-    /// Behind a lock because [`StateReader::estimate_bytes`], which takes `&self`, drops what was flushed meanwhile.
-    unflushed: Mutex<UnflushedBytes>,
+    /// Shared with reads on other threads.
+    unflushed: Arc<Mutex<UnflushedBytes>>,
     reads: StateReads,
 }
 
@@ -91,8 +91,9 @@ impl RocksState {
             Reclaimer::start(options.reclaim_after, Arc::clone(&latch)).map_err(|error| {
                 directory.failed("start a thread", translate_io("state-reclaim", &error))
             })?;
+        let unflushed = Arc::default();
         Ok(Self {
-            reads: StateReads::new(&db, Arc::clone(&latch)),
+            reads: StateReads::new(&db, Arc::clone(&latch), Arc::clone(&unflushed)),
             reclaimer,
             flusher,
             db,
@@ -104,7 +105,7 @@ impl RocksState {
             options: options.clone(),
             write_options: engine::unlogged(),
             latch,
-            unflushed: Mutex::default(),
+            unflushed,
         })
     }
 
@@ -130,8 +131,8 @@ impl RocksState {
 
     /// Counts the bytes that a commit put, and hands the ranges that it cleared and that were not empty to the reclaimer.
     fn account(&mut self, changes: &Changes, cleared: &[&(Table, Bytes, Bytes)]) {
-        let unflushed = self.unflushed.get_mut();
-        let unflushed = unflushed.unwrap_or_else(PoisonError::into_inner);
+        let unflushed = self.unflushed.lock();
+        let mut unflushed = unflushed.unwrap_or_else(PoisonError::into_inner);
         for (table, start, end) in cleared {
             unflushed.clear(*table, start, end);
             self.reclaimer.add(&self.db, *table, start, end);
@@ -259,8 +260,8 @@ impl StateStore for RocksState {
 
     fn start_flush(&mut self) -> Result<(), StoreError> {
         self.latch.check()?;
-        let unflushed = self.unflushed.get_mut();
-        let unflushed = unflushed.unwrap_or_else(PoisonError::into_inner);
+        let unflushed = self.unflushed.lock();
+        let mut unflushed = unflushed.unwrap_or_else(PoisonError::into_inner);
         unflushed.drop_flushed(self.flusher.durable().index);
         unflushed.start_flush(self.applied.last);
         self.flusher.request(&self.db, self.applied.last);
@@ -311,7 +312,10 @@ impl StateStore for RocksState {
         self.number += 1;
         self.flusher.replaced(applied.last);
         self.reclaimer.cancel();
-        self.unflushed = Mutex::default();
+        *self
+            .unflushed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = UnflushedBytes::default();
         self.applied = applied;
         Ok(())
     }

@@ -76,6 +76,7 @@ pub(crate) struct HandoffMetrics {
     pub(crate) received_bytes: Counter,
     pub(crate) failures: Counter,
     pub(crate) watchers: Gauge,
+    pub(crate) room_bytes: Gauge,
     pub(crate) read_seconds: Histogram,
 }
 
@@ -88,6 +89,7 @@ impl HandoffMetrics {
             received_bytes: Counter::default(),
             failures: Counter::default(),
             watchers: Gauge::default(),
+            room_bytes: Gauge::default(),
             read_seconds: seconds(),
         }
     }
@@ -335,6 +337,12 @@ impl Metrics {
             "Chunks of shards received from other groups",
             Unit::Bytes,
             m.received_bytes.clone(),
+        );
+        r.register_with_unit(
+            "handoff_room",
+            "Space for shards on the voter that has the least, as the leader knows it; 0 on other nodes",
+            Unit::Bytes,
+            m.room_bytes.clone(),
         );
         r.register_with_unit(
             "handoff_read",

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::v1;
 use api::v1::handoff_client::HandoffClient;
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{DeleteShardRequest, ErrorDetail, PullRequest, QueryRequest, ReportRequest};
@@ -132,11 +133,12 @@ impl Calls {
                     max_bytes,
                 };
                 let mut handoff = handoff.max_decoding_message_size(usize::MAX);
-                let chunk = handoff.pull(once(request)).await?.into_inner().chunk;
+                let v1::PullResponse { chunk, shard_bytes } =
+                    handoff.pull(once(request)).await?.into_inner();
                 let received = &self.metrics.handoff.received_bytes;
                 received.inc_by(chunk.len() as u64);
-                let chunk = Chunk::decode(chunk).map(Answer::Chunk);
-                Ok(chunk.map_err(|error| malformed(&error)))
+                let chunk = Chunk::decode(chunk).map_err(|error| malformed(&error));
+                Ok(chunk.map(|chunk| Answer::Chunk { chunk, shard_bytes }))
             }
             Request::Delete {
                 controller,

@@ -6,6 +6,7 @@
 
 mod calls;
 mod feed;
+mod room;
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 use calls::Calls;
+pub(crate) use room::RoomWatch;
 
 /// The maximum wait for the outcome of a proposal. It is shorter than the mover's own timeout.
 const PROPOSE_TIMEOUT_MS: u64 = 25_000;

@@ -83,12 +83,19 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::StatusResponse>, Status> {
         let disk = self.disk.clone();
         // The sizes are read from the file system.
-        let sizes = tokio::task::spawn_blocking(move || disk.sizes())
+        let measured = tokio::task::spawn_blocking(move || (disk.sizes(), disk.space()));
+        let (sizes, space) = measured
             .await
             .map_err(|error| self.metrics.reject(&errors::unavailable(error, 100)))?;
         let mut response = self.node_status(&self.replica.view());
         response.log_bytes = sizes.log_bytes;
         response.state_bytes = sizes.state_bytes;
+        // A disk that can't be measured is reported as one without space.
+        if let Ok(space) = space {
+            response.disk_free_bytes = space.free_bytes;
+            response.disk_total_bytes = space.total_bytes;
+            response.disk_reserve_bytes = space.reserve_bytes;
+        }
         Ok(Response::new(response))
     }
 

@@ -6,7 +6,7 @@ use api::errors;
 use api::v1::handoff_server::Handoff;
 use api::v1::{self, ErrorDetail};
 use replica::StateReader;
-use shardkv::{Cursor, GroupKind, Response as Outcome, Step, read_chunk};
+use shardkv::{Cursor, GroupKind, Response as Outcome, Step, estimate_shard, read_chunk};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use types::{ClusterId, ConfigNum, ShardId};
@@ -73,13 +73,14 @@ impl HandoffService {
         let hand_off = (ShardId(request.shard), ConfigNum(request.config_num));
         let max_bytes = request.max_bytes;
         let read = move |state: &dyn StateReader| {
+            let shard_bytes = estimate_shard(state, hand_off.0)?;
             let chunk = read_chunk(state, hand_off, &after, max_bytes)?;
-            Ok(chunk.map(|chunk| chunk.encode()))
+            Ok(chunk.map(|chunk| (chunk.encode(), shard_bytes)))
         };
-        let chunk = self.readers.read(read).await?;
-        let chunk = chunk.map_err(|error| kv::kv_error(&error))?;
+        let read = self.readers.read(read).await?;
+        let (chunk, shard_bytes) = read.map_err(|error| kv::kv_error(&error))?;
         self.metrics.handoff.sent_bytes.inc_by(chunk.len() as u64);
-        Ok(v1::PullResponse { chunk })
+        Ok(v1::PullResponse { chunk, shard_bytes })
     }
 
     async fn clear(

@@ -54,7 +54,11 @@ pub(crate) async fn shards(
     let status = |shard: &ShardId| {
         let size = sizes.get(shard).copied().unwrap_or_default();
         let waits_for = mover.and_then(|mover| mover.waits_for(now_ms, *shard));
+        let progress = mover.and_then(|mover| mover.progress(now_ms, *shard));
+        let progress = progress.unwrap_or_default();
         ShardStatus {
+            whole_bytes: progress.whole_bytes,
+            bytes_per_second: progress.bytes_per_second,
             keys: size.keys,
             bytes: size.bytes,
             waits_for: waits_for.unwrap_or_default(),

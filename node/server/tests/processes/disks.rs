@@ -7,10 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
-use shardkv_client::{Error, ScanOptions};
+use shardkv_client::{Error, ScanOptions, ShardSet};
 
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{holds, until};
+use crate::world::{Plain, World, channel};
 
 /// A small file system in memory, unmounted when dropped.
 struct SmallDisk {
@@ -249,4 +250,58 @@ async fn a_log_that_is_damaged_in_the_middle_takes_no_part_and_says_why() {
             status.trouble.is_none() && status.last_applied > 500
         })
         .await;
+}
+
+/// A shard that doesn't fit on the disk of one voter of its new group is not begun, and comes once it fits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_comes_only_if_each_voter_has_room_for_it() {
+    let mut world = World::start(1, 1).await;
+    let at_one = channel(world.group(1), 0).await;
+    world.join(1, at_one.clone()).await;
+    let mut plain = Plain::new(at_one.clone()).await;
+    for n in 0..100 {
+        plain.put(&format!("k{n}"), &"v".repeat(1_000)).await;
+    }
+    let mut group = Cluster::prepare(world.group_setup(2, 3));
+    group.start_node(0);
+    group.start_node(1);
+    // With less than a quarter of the reserve the node would stop.
+    let reserve = 2 * group.status(0).await.disk_free_bytes;
+    group.set("disk-reserve-bytes", &reserve.to_string());
+    group.start_node(2);
+    let full = group.address(2).to_string();
+    until("the group has a leader that knows it", async || {
+        let status = group.status(0).await;
+        holds(status.leader_id.is_some(), format!("{status:?}"))
+    })
+    .await;
+    world.groups.push(group);
+    world.join(2, at_one).await;
+    let wanted = format!("no room: the disk of {full} takes 0 more bytes");
+    let group = world.group(2);
+    until("the status says which disk is full", async || {
+        let mut waits = Vec::new();
+        for node in 0..3 {
+            let shards = group.admin(node).shards(&ShardSet::default(), false).await;
+            let shards = shards.map_err(|error| error.to_string())?.shards;
+            assert!(shards.iter().all(|it| it.pulled_bytes == 0), "{shards:?}");
+            waits.extend(shards.into_iter().filter_map(|it| it.waits_for));
+        }
+        let found = waits.iter().any(|why| why.starts_with(&wanted));
+        holds(found, format!("{waits:?}"))
+    })
+    .await;
+    let status = group.status(2).await;
+    assert!(status.disk_free_bytes > 0 && status.disk_total_bytes > status.disk_free_bytes);
+    assert_eq!(status.disk_reserve_bytes, reserve);
+
+    let group = &mut world.groups[1];
+    group.kill(2);
+    group.set("disk-reserve-bytes", "0");
+    group.start_node(2);
+    world.settled().await;
+    for n in 0..100 {
+        let value = plain.get(&format!("k{n}")).await;
+        assert_eq!(value, Some("v".repeat(1_000)));
+    }
 }

@@ -36,7 +36,7 @@ use std::time::Duration;
 use request::{Jitter, Leader, Next as NextStep, Policy, Refusal, Refused, Repeat, SingleCall};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
-use super::{Action, ActionId, Mover, MoverOptions, Outcome};
+use super::{Action, ActionId, Mover, MoverOptions, Outcome, Room};
 use crate::bug::{Bug, Bugs};
 use crate::{Chunk, Cursor, Ownership, Step};
 use nodes::Nodes;
@@ -165,8 +165,13 @@ pub enum Answer {
         /// The configurations that follow.
         deltas: Vec<ConfigDelta>,
     },
-    /// [`Request::Pull`]: the chunk.
-    Chunk(Chunk),
+    /// [`Request::Pull`].
+    Chunk {
+        /// The chunk.
+        chunk: Chunk,
+        /// The source's estimate of the bytes of the whole shard.
+        shard_bytes: u64,
+    },
     /// [`Request::Report`]: accepted.
     Reported,
     /// [`Request::ListGroups`]: the groups.
@@ -253,6 +258,11 @@ impl Driver {
     /// Returns the mover, which says why a shard waits and if the node must stop.
     pub fn mover(&self) -> &Mover {
         &self.mover
+    }
+
+    /// Sets the room for shards on the disks of the group, as [`Mover::set_room`].
+    pub fn set_room(&mut self, room: Option<Room>) {
+        self.mover.set_room(room);
     }
 
     /// Returns the actions whose calls are pending.
@@ -466,7 +476,11 @@ impl Driver {
                 Outcome::Done
             }
             Answer::Stepped | Answer::Reported => Outcome::Done,
-            Answer::Chunk(chunk) => Outcome::Pulled(chunk),
+            Answer::Chunk { chunk, shard_bytes } => {
+                let (shard, config) = (chunk.shard, chunk.config);
+                self.mover.shard_measured(shard, config, shard_bytes);
+                Outcome::Pulled(chunk)
+            }
             Answer::Configs {
                 controller,
                 shards,
@@ -601,7 +615,7 @@ impl Pending {
                 _ => false,
             },
             Answer::Configs { .. } => matches!(self.action, Action::FetchConfigs { .. }),
-            Answer::Chunk(_) => matches!(self.action, Action::Pull { .. }),
+            Answer::Chunk { .. } => matches!(self.action, Action::Pull { .. }),
             Answer::Reported => matches!(self.action, Action::Report { .. }),
         }
     }

@@ -12,6 +12,7 @@ use super::backoff::Backoff;
 use super::configs::refusal;
 use super::outbox::{HandOff, Purpose, Turn};
 use super::pace::Pace;
+use super::room::{Progress, Room};
 use super::scheduler::Scheduler;
 use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
 use crate::bug::Bug;
@@ -32,6 +33,9 @@ pub(super) struct Pulls {
     paced_until: u64,
     /// Failures of proposals to the group's own log.
     log: Backoff,
+    /// Shards that don't fit on the group's disks.
+    full: Backoff,
+    room: Option<Room>,
 }
 
 /// A shard that has a slot.
@@ -43,6 +47,10 @@ struct Pull {
     /// A chunk that waits for the one before it.
     ready: Option<Chunk>,
     install: Option<Install>,
+    /// The source's estimate of the bytes of the whole shard.
+    whole_bytes: Option<u64>,
+    /// The time at which the shard got its slot, and the bytes that had arrived by then.
+    since: (u64, u64),
 }
 
 /// A chunk whose proposal is pending.
@@ -61,6 +69,13 @@ fn arrived(ownership: &Ownership, (num, shard): HandOff) -> Option<&Cursor> {
     }
 }
 
+fn arrived_bytes(ownership: &Ownership, (num, shard): HandOff) -> u64 {
+    match ownership.shards.get(&shard).map(|shard| &shard.state) {
+        Some(ShardState::Pulling { config, bytes, .. }) if *config == num => *bytes,
+        _ => 0,
+    }
+}
+
 impl Pulls {
     pub(super) fn new(options: &MoverOptions) -> Self {
         Self {
@@ -69,7 +84,30 @@ impl Pulls {
             pace: Pace::new(options.max_bytes_per_second, chunk_bytes(options)),
             paced_until: 0,
             log: Backoff::default(),
+            full: Backoff::default(),
+            room: None,
         }
+    }
+
+    pub(super) fn set_room(&mut self, room: Option<Room>) {
+        self.room = room;
+    }
+
+    pub(super) fn measured(&mut self, task: HandOff, bytes: u64) {
+        if let Some(pull) = self.pending.get_mut(&task) {
+            pull.whole_bytes = Some(bytes);
+        }
+    }
+
+    /// Returns the progress of a shard with a slot, of which `bytes` have arrived.
+    pub(super) fn progress(&self, task: HandOff, bytes: u64, now: u64) -> Option<Progress> {
+        let pull = self.pending.get(&task)?;
+        let (since, before) = pull.since;
+        let arrived = bytes.saturating_sub(before).saturating_mul(1_000);
+        Some(Progress {
+            whole_bytes: pull.whole_bytes.unwrap_or_default(),
+            bytes_per_second: arrived / now.saturating_sub(since).max(1),
+        })
     }
 
     /// Forgets all pulls when leadership is lost. The rate limit stays, or each change of leaders would allow a burst.
@@ -77,6 +115,7 @@ impl Pulls {
         self.scheduler = Scheduler::new(slots(options));
         self.pending.clear();
         self.log.succeed();
+        self.full.succeed();
     }
 
     pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
@@ -98,20 +137,45 @@ impl Pulls {
         if !turn.reached(self.log.until()) {
             return;
         }
-        let still = |task| arrived(ownership, task).is_some();
-        for (task, source) in scheduler.start(turn, still) {
-            let pull = Pull {
-                source,
-                asked: Cursor::default(),
-                ready: None,
-                install: None,
-            };
-            self.pending.insert(task, pull);
+        if turn.reached(self.full.until()) {
+            self.start(turn);
         }
         let tasks: Vec<HandOff> = self.pending.keys().copied().collect();
         for task in tasks {
             self.advance(turn, task);
         }
+    }
+
+    fn start(&mut self, turn: &mut Turn<'_>) {
+        let ownership = turn.ownership;
+        let still = |task| arrived(ownership, task).is_some();
+        for (task, source) in self.scheduler.start(turn, still) {
+            let pull = Pull {
+                source,
+                asked: Cursor::default(),
+                ready: None,
+                install: None,
+                whole_bytes: None,
+                since: (turn.now, arrived_bytes(ownership, task)),
+            };
+            self.pending.insert(task, pull);
+        }
+    }
+
+    /// Returns the reason that a shard of which nothing has arrived doesn't fit on the group's disks, together with what is
+    /// still to arrive of the shards that have begun.
+    fn lacks_room(&self, turn: &Turn<'_>, task: HandOff) -> Option<String> {
+        let room = self.room.as_ref()?;
+        let whole = |pull: &Pull| pull.whole_bytes.unwrap_or_default();
+        let begun =
+            self.pending.iter().map(
+                |(other, pull)| match arrived_bytes(turn.ownership, *other) {
+                    0 if pull.install.is_none() => 0,
+                    arrived => whole(pull).saturating_sub(arrived),
+                },
+            );
+        let own = self.pending.get(&task).map_or(0, whole);
+        room.lacks(begun.fold(own, u64::saturating_add))
     }
 
     /// Returns the size of the chunks to request, so that all slots fit into [`MEMORY_BYTES`].
@@ -127,6 +191,20 @@ impl Pulls {
         let Some(after) = arrived(turn.ownership, task) else {
             return;
         };
+        let is_first = |pull: &Pull| {
+            let ready = pull.ready.as_ref();
+            ready.is_some_and(|chunk| chunk.after == Cursor::default()) && pull.install.is_none()
+        };
+        if *after == Cursor::default() && self.pending.get(&task).is_some_and(is_first) {
+            if let Some(why) = self.lacks_room(turn, task) {
+                self.full.fail(turn.now, &why, turn.options);
+                turn.reached(self.full.until());
+                self.scheduler.requeue(task);
+                self.pending.remove(&task);
+                return;
+            }
+            self.full.succeed();
+        }
         let max_bytes = self.request_bytes(turn.options);
         let Some(pull) = self.pending.get_mut(&task) else {
             return;
@@ -248,6 +326,9 @@ impl Pulls {
         if !self.scheduler.is_asking(task) {
             if let Some(why) = self.log.why(now) {
                 return Some(format!("own log: {why}"));
+            }
+            if let Some(why) = self.full.why(now).filter(|_| pull.is_none()) {
+                return Some(why);
             }
             if pull.is_some() && self.paced_until > now {
                 return Some("paced: the limit of bytes a second is reached".to_owned());

@@ -1,10 +1,10 @@
 //! Shards that come.
 
-use types::{ConfigDelta, Gid};
+use types::{ConfigDelta, ConfigNum, Gid, ShardId};
 
 use crate::stage::{SHARDS, Stage, delta, failed, mover, part, whole};
 use shardkv::MoverOptions;
-use shardkv::mover::{Action, Mover, Outcome as ActionOutcome};
+use shardkv::mover::{Action, Mover, Outcome as ActionOutcome, Progress, Room};
 
 fn mover_of(options: MoverOptions) -> Mover {
     Mover::new(Gid(1), SHARDS, options)
@@ -399,4 +399,92 @@ fn reasons_tell_what_a_fenced_shard_waits_for() {
         "g3 has to fetch it and confirm; configuration 3 is queued behind"
     );
     assert_eq!(stage.waits_for(1), None, "absent");
+}
+
+/// The mover's room, as the server tells it.
+fn room(bytes: u64) -> Room {
+    let node = "n:1".to_owned();
+    Room { node, bytes }
+}
+
+#[test]
+fn a_shard_that_does_not_fit_on_the_disks_is_not_begun() {
+    let mut stage = Stage::after(mover(), &from_two());
+    stage.mover.set_room(Some(room(1_000)));
+    stage.moves();
+    let measured = |stage: &mut Stage, shard, bytes| {
+        let mover = &mut stage.mover;
+        mover.shard_measured(ShardId(shard), ConfigNum(1), bytes);
+    };
+    measured(&mut stage, 0, 1_001);
+    stage.end("pull s0@1 from g2 after start", whole(0, 1));
+    let moves = stage.moves();
+    assert!(moves.iter().all(|it| !it.contains("install")), "{moves:?}");
+    assert_eq!(
+        stage.waits_for(0).unwrap(),
+        "no room: the disk of n:1 takes 1000 more bytes of shards, 1001 are needed: enlarge it, or move fewer shards here; \
+         next try in 10 ms"
+    );
+    // A smaller one of another source fits.
+    measured(&mut stage, 10, 1_000);
+    let pulls = bring(&mut stage, 10, 1, 3);
+    assert!(stage.serves(10));
+    assert!(pulls.iter().any(|it| it.contains("from g3")), "{pulls:?}");
+    // Once there is room, the large one comes.
+    stage.mover.set_room(Some(room(2_000)));
+    for _ in 0..40 {
+        let open: Vec<String> = stage.open.values().map(crate::show::action).collect();
+        for action in open {
+            if let Some(rest) = action.strip_prefix("pull s") {
+                let shard: u32 = rest.split_once('@').unwrap().0.parse().unwrap();
+                measured(&mut stage, shard, if shard == 0 { 1_001 } else { 100 });
+                stage.end(&action, whole(shard, 1));
+            } else if action.contains("install") {
+                stage.commit(&action);
+            }
+        }
+        stage.turn();
+        stage.pass(10);
+    }
+    assert!((0..20).all(|shard| stage.serves(shard)));
+}
+
+#[test]
+fn shards_that_are_on_their_way_count_as_if_they_were_here() {
+    let mut stage = Stage::after(mover(), &from_one());
+    stage.mover.set_room(Some(room(1_000)));
+    stage.moves();
+    bring(&mut stage, 0, 1, 2);
+    for shard in [1, 2] {
+        let mover = &mut stage.mover;
+        mover.shard_measured(ShardId(shard), ConfigNum(1), 600);
+        let first = ActionOutcome::Pulled(part(shard, 1, 0, 9, 10));
+        stage.end(&format!("pull s{shard}@1 from g2 after start"), first);
+    }
+    let moves = stage.moves();
+    let installs = moves.iter().filter(|it| it.contains("install"));
+    assert_eq!(installs.count(), 1, "two have 1200 bytes: {moves:?}");
+    let why = stage.waits_for(2).unwrap();
+    assert!(why.contains("1200 are needed"), "{why}");
+}
+
+#[test]
+fn the_progress_of_a_pull_is_known() {
+    let mut stage = Stage::after(mover(), &[delta(1, &[(4, 1, 2, 1)])]);
+    let progress = |stage: &Stage| stage.mover.progress(stage.now, ShardId(4));
+    stage.moves();
+    assert_eq!(progress(&stage), Some(Progress::default()));
+    stage.mover.shard_measured(ShardId(4), ConfigNum(1), 5_000);
+    let first = ActionOutcome::Pulled(part(4, 1, 0, 3, 994));
+    stage.end("pull s4@1 from g2 after start", first);
+    let install = stage.moves().remove(0);
+    stage.commit(&install);
+    stage.pass(500);
+    let arrived = part(4, 1, 0, 3, 994).content_bytes();
+    let known = Progress {
+        whole_bytes: 5_000,
+        bytes_per_second: 2 * arrived,
+    };
+    assert_eq!(progress(&stage), Some(known));
+    assert_eq!(stage.mover.progress(stage.now, ShardId(5)), None);
 }

@@ -35,6 +35,8 @@ fn group(gid: u64, shards: &[(u32, ShardState)]) -> (Gid, Result<GroupShards, Er
         waits_for: None,
         queued: Vec::new(),
         pulled_bytes: 0,
+        whole_bytes: 0,
+        bytes_per_second: 0,
     };
     let shards = GroupShards {
         gid: Gid(gid),
@@ -64,6 +66,9 @@ fn node(id: u64, role: Role, term: u64, leader: u64) -> NodeStatus {
         shards: 8,
         log_bytes: 0,
         state_bytes: 0,
+        disk_free_bytes: 0,
+        disk_total_bytes: 0,
+        disk_reserve_bytes: 0,
         disk_full: false,
         trouble: None,
         kind: GroupKind::Shards,

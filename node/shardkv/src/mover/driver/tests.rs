@@ -186,7 +186,7 @@ fn groups(controller: ClusterId, gids: &[u64]) -> Answer {
 }
 
 fn last_chunk() -> Answer {
-    Answer::Chunk(Chunk {
+    let chunk = Chunk {
         shard: SHARD,
         config: ConfigNum(3),
         after: Cursor::default(),
@@ -196,7 +196,9 @@ fn last_chunk() -> Answer {
             clock: LogTime(1),
             ttl_ms: 1_000,
         },
-    })
+    };
+    let shard_bytes = 0;
+    Answer::Chunk { chunk, shard_bytes }
 }
 
 #[test]
@@ -318,12 +320,13 @@ fn a_pull_leaves_the_node_that_turns_out_to_lead() {
     let mut stage = knows_the_leader();
     let (first, address) = stage.take(is_pull);
     assert_eq!(address, "g2-1:7000");
-    let Answer::Chunk(mut chunk) = last_chunk() else {
+    let Answer::Chunk { mut chunk, .. } = last_chunk() else {
         panic!("another answer");
     };
     chunk.shard = ShardId(5);
     chunk.next = Next::Chunk(Cursor::Data("k".into()));
-    stage.answer(first, Answer::Chunk(chunk));
+    let shard_bytes = 0;
+    stage.answer(first, Answer::Chunk { chunk, shard_bytes });
     let (_, address) = stage.take(is_pull);
     assert_ne!(address, "g2-1:7000");
 }
