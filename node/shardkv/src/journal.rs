@@ -60,7 +60,7 @@ use replica::{StateReader, Table, Transaction};
 use types::{ClientId, ConfigNum, LogTime, ShardId};
 
 pub(crate) use part::read;
-pub use part::{CopyCursor, CopyRequest, Part, PartNext, Position, RowChange, Upto};
+pub use part::{CopyCursor, CopyRequest, Part, PartNext, Position, RowChange, Upto, read_part};
 pub(crate) use part_codec::{decode_copy_cursor, encode_copy_cursor};
 pub(crate) use rows::Rows;
 pub(crate) use step::FIRST_KIND;
@@ -195,6 +195,23 @@ impl Journals {
             loaded.by_shard.insert(shard, journal);
             Ok(())
         })?;
+        Ok(loaded)
+    }
+
+    /// Reads the record of one shard's journal.
+    pub(crate) fn load_shard(
+        state: &dyn StateReader,
+        shard: ShardId,
+        bugs: Bugs,
+    ) -> Result<Self, StoreError> {
+        let mut loaded = Self {
+            bugs,
+            ..Self::default()
+        };
+        if let Some(record) = state.get(Table::Meta, &keys::journal_record(shard))? {
+            let journal = Journal::decode(record).map_err(|error| damaged(&error))?;
+            loaded.by_shard.insert(shard, journal);
+        }
         Ok(loaded)
     }
 

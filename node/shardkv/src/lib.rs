@@ -82,7 +82,7 @@
 //! `Get` is one lookup. `Scan` merges the shards into the order of users' keys, page by page; what that
 //! costs stands in the module `scan`. A page is one consistent cut, a whole scan isn't. `Export` gives a view
 //! of one shard as of one moment. All three need the shards to be served here, as of that state. Chunks of fenced shards
-//! ([`read_chunk`]) need a state alone, so the server reads them on other threads than the replica's.
+//! ([`read_chunk`]) and parts of copies ([`read_part`]) need a state alone, so the server reads them on other threads than the replica's.
 //!
 //! # What it doesn't do
 //!
@@ -121,6 +121,7 @@ pub use copy::{CopyId, CopyStep};
 pub use journal::{
     CopyCursor, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalStep, Journals,
     MAX_GENERATIONS, MAX_JOURNALS, MAX_NAMED_BYTES, Part, PartNext, Position, RowChange, Upto,
+    read_part,
 };
 pub use machine::ShardKv;
 pub use mover::MoverOptions;

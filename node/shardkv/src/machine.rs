@@ -269,7 +269,6 @@ impl StateMachine for ShardKv {
         let asked = Asked {
             state,
             ownership: &self.ownership,
-            journals: &self.journals,
             genesis: &genesis,
             bugs: self.bugs,
         };

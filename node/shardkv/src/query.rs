@@ -11,15 +11,14 @@ use crate::bug::{Bug, Bugs};
 use crate::pull::pull;
 use crate::scan::{Range, scan};
 use crate::{
-    Genesis, Journals, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, Query,
-    Response, ShardState, journal, keys,
+    Genesis, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, Query, Response,
+    ShardState, journal, keys,
 };
 
 /// The inputs from which a query is answered.
 pub(crate) struct Asked<'a> {
     pub(crate) state: &'a dyn StateReader,
     pub(crate) ownership: &'a Ownership,
-    pub(crate) journals: &'a Journals,
     pub(crate) genesis: &'a Genesis,
     pub(crate) bugs: Bugs,
 }
@@ -59,8 +58,7 @@ impl Asked<'_> {
                 Ok(chunk.map(|chunk| Response::Chunk(Box::new(chunk))))
             }
             Query::Copy(request) => {
-                let held = (self.journals, self.ownership);
-                let part = journal::read(self.state, held, self.genesis, request, self.bugs)?;
+                let part = journal::read(self.state, self.genesis, request, self.bugs)?;
                 Ok(part.map(|part| Response::Part(Box::new(part))))
             }
             Query::Export { shard, start, end } => self.export(*shard, Range { start, end }),

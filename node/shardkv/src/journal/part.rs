@@ -12,7 +12,7 @@ use super::{Journal, JournalError, Journals};
 use crate::bug::{Bug, Bugs};
 use crate::ownership::Fence;
 use crate::pull::Cutter;
-use crate::{CopyId, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Ownership, keys};
+use crate::{CopyId, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Ownership, keys, records};
 
 /// The most changes of a page.
 const MAX_CHANGES: usize = 16_384;
@@ -127,16 +127,30 @@ impl CopyCursor {
     }
 }
 
+/// Answers [`crate::Query::Copy`] from a state as of one commit, without the state machine, so that any thread can do it.
+pub fn read_part(
+    state: &dyn StateReader,
+    request: &CopyRequest,
+) -> Result<Result<Part, KvError>, StoreError> {
+    let shard = request.shard;
+    match Genesis::load(state)? {
+        Some(genesis) => read(state, &genesis, request, Bugs::default()),
+        // The node waits for its first snapshot.
+        None => Ok(Err(KvError::ShardNotReady { shard })),
+    }
+}
+
 /// Returns the next part of a copy. Correct on any replica that has applied what the request asks for: the journal's beginning for
-/// a base part, the seal of the generation for a page. Both are checked against the state that the part is read from.
+/// a base part, the seal of the generation for a page. Both are read from the same state as the part.
 pub(crate) fn read(
     state: &dyn StateReader,
-    (journals, ownership): (&Journals, &Ownership),
     genesis: &Genesis,
     request: &CopyRequest,
     bugs: Bugs,
 ) -> Result<Result<Part, KvError>, StoreError> {
     let shard = request.shard;
+    let ownership = &records::load_shard(state, genesis, shard)?;
+    let journals = &Journals::load_shard(state, shard, bugs)?;
     let refused = |error| Ok(Err(KvError::Journal { shard, error }));
     let room = request.max_bytes.clamp(1, MAX_SCAN_BYTES) as usize;
     let part = |changes, next| Part {
