@@ -17,6 +17,8 @@ TEST_SEEDS ?= 0..1000
 INPUT ?=
 # Seconds for each point of `make bench`.
 BENCH_SECONDS ?= 5
+# Sizes of the shards that `make bench` moves under load: MOVE_SIZES=1MB is a quick run.
+MOVE_SIZES ?= 1MB,100MB,1GB
 # Seconds for each fuzz target of `make fuzz`.
 SECONDS ?= 60
 
@@ -106,7 +108,7 @@ demo: build checker ## Show groups that join and leave under load, and a killed 
 .PHONY: bench
 bench: build ## Measure puts and gets, one to three groups, and moves of shards, compared with the limits of disk and network
 	$(CARGO) build --release -p shardctrler --example rebalance
-	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" \
+	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" MOVE_SIZES="$(MOVE_SIZES)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" \
 		REBALANCE="$(abspath $(bin))/examples/rebalance" deploy/bench.sh
 
 .PHONY: bench-micro

@@ -3,19 +3,22 @@
 #
 # - one group of three at 1, 16, 64 and 256 clients, put and get, unary and batch;
 # - one, two and three groups of three;
-# - moves of shards of 1 MB and 100 MB: the time without writes to the shard, and the latency of writes to other shards;
+# - moves of shards of 1 MB, 100 MB and 1 GB: the longest time without a write of the moving shard, and the throughput and latency
+#   of writes to other shards;
 # - the controllers' rebalance, by number of groups and shards.
 #
 # `make bench` builds and runs it. The clients share the machine with the nodes, so compare only figures of the same run;
 # and several groups that share two cores can't be faster than one group.
 #
 # SECONDS_EACH=5 seconds for each point; BENCH_DIR=DIR for the data (default: the temporary directory);
+# MOVE_SIZES=1MB,100MB,1GB for the sizes of moving shards (MOVE_SIZES=1MB is quick; 1GB needs 10 GB of disk and some minutes);
 # BENCH_JSON=FILE for the results as JSON Lines (default: target/bench.jsonl); REBALANCE=FILE is the example `rebalance`
 # of shardctrler.
 set -euo pipefail
 export LC_ALL=C
 
 seconds=${SECONDS_EACH:-5}
+move_sizes=${MOVE_SIZES:-1MB,100MB,1GB}
 json=${BENCH_JSON:-target/bench.jsonl}
 work=$(mktemp -d -p "${BENCH_DIR:-${TMPDIR:-/tmp}}" shardkv-bench.XXXXXX)
 export SHARDKV_PLAYGROUND_DIR=$work/cluster
@@ -118,16 +121,23 @@ for groups in 1 2 3; do
     done
 done
 
-printf '\nA shard moves between two groups of three, 200 writes/s to it and 500 to the others\n'
-printf '%-12s %13s %14s %11s %18s %18s\n' BYTES 'WRITE GAP ms' 'GAP BEFORE ms' 'ARRIVED ms' 'OTHERS p99 before' 'OTHERS p99 during'
-shardkv bench handoff --sizes 1MB,100MB --output json >"$work/handoff.json"
-cat "$work/handoff.json" >>"$json"
-# Puts each hand-off on its own line.
-sed -E 's/.*"handoffs":\[//; s/\},\{"shard"/},\n{"shard"/g' "$work/handoff.json" | while IFS= read -r moved; do
-    number() { sed -nE "s/.*\"$1\":([0-9.]+).*/\1/p" <<<"$moved"; }
-    printf '%s %s %s %s %s %s\n' "$(number bytes)" "$(number write_gap_ms)" "$(number gap_before_ms)" "$(number arrived_ms)" \
-        "$(figure others_before p99_us <<<"$moved")" "$(figure others_during p99_us <<<"$moved")" |
-        awk '{ printf "%-12d %13.1f %14.1f %11.1f %15.2f ms %15.2f ms\n", $1, $2, $3, $4, $5 / 1000, $6 / 1000 }'
+printf '\nShards of %s move between groups of three, under load: 200 writes/s to the moving shard, and to the others\n' "$move_sizes"
+printf 'as many as 16 writers can make (closed), or half of that (open); THROUGHPUT and P99 are of the other shards\n'
+printf '%-14s %-7s %6s %13s %14s %13s %11s %11s %12s %11s\n' BYTES LOAD MOVES 'WRITE GAP ms' 'GAP BEFORE ms' 'WRITE P99 ms' \
+    'ARRIVED ms' 'THROUGHPUT' 'P99 before' 'P99 during'
+shardkv bench moves --size "$move_sizes" --duration "${seconds}s" --output json >"$work/moves.json" 2>"$work/moves.log" || {
+    cat "$work/moves.log" >&2
+    exit 1
+}
+cat "$work/moves.json" >>"$json"
+# Puts each measured load on its own line.
+sed -E 's/.*"moves":\[//; s/\},\{"bytes"/},\n{"bytes"/g' "$work/moves.json" | while IFS= read -r moved; do
+    number() { sed -nE "s/^[^}]*\"$1\":([0-9.]+).*/\1/p" <<<"$moved"; }
+    printf '%s %s %s %s %s %s %s %s %s %s\n' "$(number bytes)" "$(sed -nE 's/.*"load":"([a-z]+)".*/\1/p' <<<"$moved")" \
+        "$(number moves)" "$(number write_gap_ms)" "$(number gap_before_ms)" "$(figure moving_during p99_us <<<"$moved")" \
+        "$(number arrived_ms)" "$(number others_throughput_ratio)" "$(figure others_before p99_us <<<"$moved")" \
+        "$(figure others_during p99_us <<<"$moved")" |
+        awk '{ printf "%-14d %-7s %6d %13.1f %14.1f %13.1f %11.1f %9.0f %% %9.2f ms %8.2f ms\n", $1, $2, $3, $4, $5, $6 / 1000, $7, $8 * 100, $9 / 1000, $10 / 1000 }'
 done
 stop
 

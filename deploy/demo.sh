@@ -54,7 +54,7 @@ start_load() { # name, duration
 finish_load() { # name
     wait "$load" || fail "operations failed: $(cat "$work/$1.report" "$work/$1.errors")"
     load=""
-    grep -E '^(all|longest time without an acknowledged write)|shards moved in|^(WRITES|before|during|since)' "$work/$1.report" | indented
+    grep -E '^(all|longest time without an acknowledged write|longest pause of a shard)|shards moved in|^(WRITES|before|during|since)' "$work/$1.report" | indented
     printf '    The pause of each shard that moved (a shard gets about 90 writes a second, so some of it is chance):\n'
     sed -n '/^SHARD /,$p' "$work/$1.report" | indented
     shardkv export --prefix "demo-load/$1/" --file "$work/$1.pairs" 2>/dev/null

@@ -159,7 +159,7 @@ finish_load() { # name
     if grep -qv '"outcome":"ok"' "$work/$1.jsonl"; then
         fail "operations failed: $(grep -v '"outcome":"ok"' "$work/$1.jsonl" | head -3)"
     fi
-    grep -E '^(all|longest time without an acknowledged write)|shards moved in|^(WRITES|before|during|since)' "$work/$1.report" | indented
+    grep -E '^(all|longest time without an acknowledged write|longest pause of a shard)|shards moved in|^(WRITES|before|during|since)' "$work/$1.report" | indented
     shardkv export --prefix "demo-load/$1/" >"$work/$1.pairs" 2>/dev/null
     printf '    An independent checker (porcupine) checks that every read is right, and every write is there exactly once:\n    '
     shardkv-porcupine -timeout 120s -at-least 1000 -then "$work/$1.pairs" "$work/$1.jsonl"

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::history::{History, now_ns};
 use super::latencies::Latencies;
-use super::moves::Moves;
+use super::move_watch::MoveWatch;
 use super::operation::{Answer, Operation, Shape, Source, WriteKind};
 use super::report::Report;
 use crate::client_error::call_failure;
@@ -123,7 +123,7 @@ pub(super) async fn run(args: &LoadArgs, global: &GlobalArgs) -> Result<Exit, Fa
         preload(&client, &shape).await?;
     }
     let moves = if args.moves {
-        Some(Moves::start(&client).await?)
+        Some(MoveWatch::start(&client).await?)
     } else {
         None
     };
@@ -211,7 +211,7 @@ struct Shared {
     failures: Mutex<Failures>,
     reads: Gaps,
     writes: Gaps,
-    moves: Option<Moves>,
+    moves: Option<MoveWatch>,
 }
 
 /// Figures of some tasks.
@@ -253,7 +253,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn new(args: LoadArgs, client: Client, history: Option<History>, moves: Option<Moves>) -> Self {
+    fn new(
+        args: LoadArgs,
+        client: Client,
+        history: Option<History>,
+        moves: Option<MoveWatch>,
+    ) -> Self {
         let slots = SLOTS.min(args.clients as usize);
         let begin = Instant::now();
         Self {
@@ -436,8 +441,8 @@ async fn wait(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// Ends when the load is to end early: Ctrl-C or SIGTERM.
-async fn interrupted() {
+/// Ends when the program is to end early: Ctrl-C or SIGTERM.
+pub(super) async fn interrupted() {
     let Ok(mut terminate) = signal(SignalKind::terminate()) else {
         return std::future::pending().await;
     };

@@ -9,8 +9,8 @@
 //!
 //! # Shards that move
 //!
-//! With `--moves` the report separates writes of moving shards from writes of others ([`moves`]), while the user changes the
-//! groups. `bench handoff` moves a shard of a chosen size by itself, and measures that ([`handoff`]).
+//! `bench moves` moves shards of chosen sizes by itself, and measures their write gaps and the effect on the others ([`moves`]).
+//! With `--moves` any other load reports the same of the shards that the user moves meanwhile ([`move_watch`]).
 //!
 //! # The history file
 //!
@@ -38,11 +38,11 @@
 //! or SIGTERM, which wait for what is in flight.
 
 mod echo;
-mod handoff;
 mod history;
 mod latencies;
 mod limits;
 mod load;
+mod move_watch;
 mod moves;
 mod operation;
 mod report;
@@ -59,7 +59,7 @@ use crate::global::GlobalArgs;
     after_help = "Examples:\n  shardkv bench --clients 64 --duration 10s\n  shardkv bench --mode unary --clients 256 --read-ratio 1 --preload --output json\n  \
     shardkv bench --rate 500 --duration 1m\n  shardkv bench --clients 8 --key-space 5 --writes put,append,delete,cas --record history.jsonl\n  \
     shardkv bench --duration 30s --moves        while `shardkv config join` or `leave` runs\n  \
-    shardkv bench handoff --sizes 1MB,100MB\n  \
+    shardkv bench moves --size 1MB,100MB,1GB\n  \
     shardkv bench limits --dir /var/lib/shardkv"
 )]
 pub(crate) struct BenchArgs {
@@ -91,20 +91,33 @@ enum BenchCommand {
         after_help = "Examples:\n  shardkv bench limits\n  shardkv bench limits --dir /var/lib/shardkv --clients 64 --output json"
     )]
     Limits(limits::LimitsArgs),
-    /// Move a shard under load, and measure its write pause and the latency of the other shards
+    /// Move shards of chosen sizes under load, and measure their write gaps and the effect on other shards
     #[command(
-        after_help = "Examples:\n  shardkv bench handoff\n  shardkv bench handoff --sizes 1MB,10MB,100MB --output json\n\n\
-        It needs a cluster of at least two groups. The shard is filled for the purpose and cleared afterwards; it stays with\n\
-        the group that it was moved to."
+        after_help = "Examples:\n  shardkv bench moves\n  shardkv bench moves --size 1MB,100MB,1GB --output json\n  \
+        shardkv bench moves --size 10MB --rate 1000 --other-rate 2000 --duration 10s\n\n\
+        It needs a cluster of at least two groups, and disk space for three times the size. For each size it fills a shard and\n\
+        moves it between two groups under two loads: `closed` (other shards are written as fast as --clients writers can) and\n\
+        `open` (other shards are written at a fixed rate, by default half of that). At the end it deletes its keys and moves the\n\
+        shard back.\n\n\
+        How to read the report:\n  \
+        WRITE GAP           the longest time without an acknowledged write of the moving shard that overlaps a move. Compare it\n                      \
+        with GAP BEFORE, which is chance: --rate 200 makes gaps of at least 5 ms\n  \
+        WRITE P99           the 99th percentile of writes of the moving shard, from the request to move until all is settled\n  \
+        ARRIVED             the time until the new owner serves the shard (median of the moves)\n  \
+        SETTLED             the time until the former owner has deleted the shard\n  \
+        OTHERS' THROUGHPUT  during the moves, as a share of the baseline. Only the closed load shows it\n  \
+        OTHERS' P99         during the moves. Compare it with P99 BEFORE, in the open load\n\n\
+        Latency counts from a write's scheduled time, so a pause can't hide. Nodes on this machine share it with the load: then\n\
+        compare only figures of one run."
     )]
-    Handoff(handoff::HandoffArgs),
+    Moves(moves::MovesArgs),
 }
 
 /// Measures, and writes the result to standard output.
 pub(crate) async fn run(args: &BenchArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
     match &args.command {
         Some(BenchCommand::Limits(args)) => limits::run(args, global.output).await,
-        Some(BenchCommand::Handoff(args)) => handoff::run(args, global).await,
+        Some(BenchCommand::Moves(args)) => moves::run(args, global).await,
         None => load::run(&args.load, global).await,
     }
 }

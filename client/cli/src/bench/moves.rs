@@ -1,398 +1,184 @@
-//! The effect of moving shards on a load: the pause of each shard that moves, and the latency of the others.
+//! Moves shards of chosen sizes under load, and measures the effect: `bench moves`.
 //!
-//! A task watches the controllers. Shards whose owner changes while the load runs are *moved*; from then on until every
-//! group has settled, time is *during*. Each write that is acknowledged is counted by what its shard is at that moment, so
-//! that a write that waited for a moving shard counts as one. Of shards that moved only what overlaps a move counts:
-//! otherwise a pause would be lost among the chances of a long load.
+//! # Course
+//!
+//! For each size, a shard is filled: its keys share a `{tag}`, so all of them are in this shard. Then two loads run, one after
+//! the other. Under each load there is a *baseline* without moves. Then the shard is moved to another group, back, and so on,
+//! until the moves have taken as long as the baseline. So a small shard, whose move takes less than a second, is moved several
+//! times, and a large one once. At the end the keys are deleted, and the shard is moved back to its first owner.
+//!
+//! | load | writes to the moving shard | writes to all other shards |
+//! |---|---|---|
+//! | `closed` | on a schedule | by `--clients` writers, each as fast as it gets answers: the full load, and the throughput |
+//! | `open` | on a schedule | on a schedule: half of the baseline throughput of the first closed load, or `--other-rate` |
+//!
+//! A scheduled write is made at its time, whether or not earlier ones were answered, and its latency counts from that time.
+//! Otherwise a pause would delay the writes that should have measured it.
+//!
+//! # Bounds
+//!
+//! Latencies are kept in histograms, and at most [`load::WRITERS`] scheduled writes are in flight. When all of them wait, later
+//! writes start late, and their latency still counts from their scheduled time.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod cluster;
+mod load;
+mod record;
+mod report;
+
+use std::io;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use serde::Serialize;
-use shardkv_client::{Client, ConfigEvent, Gid, ShardConfig};
+use clap::Args;
+use shardkv_client::Client;
 use tokio::time::{Instant, sleep};
-use types::shard_of;
 
-use super::latencies::{Latencies, Row, table};
-use crate::cluster_view::is_settled;
-use crate::exit::Failure;
-use crate::output::Table;
+use self::cluster::{Chosen, Fill, Moved};
+use self::load::{Load, Pace};
+use self::report::{Measured, Report};
+use super::load::interrupted;
+use super::operation::Shape;
+use crate::exit::{Exit, Failure};
+use crate::global::GlobalArgs;
+use crate::output::{grouped, size};
+use crate::parse::{byte_size, duration};
 
-/// Interval between polls of the controllers until all groups have settled.
-const POLL: Duration = Duration::from_millis(50);
-/// Clusters of more shards are not watched shard by shard.
-const MAX_WATCHED_SHARDS: u32 = 100_000;
+/// The pause between two moves, and after the last: writes that waited for the move are answered meanwhile.
+const BETWEEN_MOVES: Duration = Duration::from_millis(500);
 
-/// Counts writes by shard.
-pub(super) struct Moves {
-    begin: Instant,
-    first: ShardConfig,
-    shards: Vec<Watched>,
-    during: AtomicBool,
-    /// The end of the last *during* period, in nanoseconds since the beginning.
-    during_until: AtomicU64,
-    seen: Mutex<Seen>,
+/// The arguments of `bench moves`.
+#[derive(Debug, Args)]
+pub(super) struct MovesArgs {
+    /// The sizes of a shard to move, one after the other: bytes, or with kB, MB or GB
+    #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = byte_size, default_value = "1MB,100MB")]
+    size: Vec<u64>,
+    /// The size of a value of the moving shard, in bytes; other shards get values of at most 256 bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 4_096, value_parser = clap::value_parser!(u32).range(1..=(1 << 20)))]
+    value_bytes: u32,
+    /// Writes a second to the shard that moves
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// Writes a second to all other shards together, in the open load; default: half of what the closed load reached
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    other_rate: Option<u32>,
+    /// Number of concurrent writes to other shards, in the closed load
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    clients: u32,
+    /// Duration of each baseline; moves are repeated until they have taken as long
+    #[arg(long, value_parser = duration, default_value = "5s")]
+    duration: Duration,
+    /// The most moves under one load
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    max_moves: u32,
+    /// Time limit of one move
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "10m")]
+    patience: Duration,
 }
 
-/// A shard. Times are nanoseconds since the beginning.
-#[derive(Default)]
-struct Watched {
-    moved: AtomicBool,
-    last_ack: AtomicU64,
-    longest_gap: AtomicU64,
-    longest_write: AtomicU64,
-}
-
-/// The latest configuration, and the figures.
-struct Seen {
-    config: ShardConfig,
-    moves: BTreeMap<u32, Moved>,
-    began: Option<Instant>,
-    lasted: Duration,
-    before: Writes,
-    others: Writes,
-    moved: Writes,
-}
-
-/// The moves of a shard: how many, and the last one's owners.
-#[derive(Clone, Copy)]
-struct Moved {
-    count: u32,
-    from: Gid,
-    to: Gid,
-}
-
-/// Writes of one kind.
-struct Writes {
-    latencies: Latencies,
-    /// The start of the first write and the acknowledgement of the last.
-    span: Option<(Instant, Instant)>,
-}
-
-impl Writes {
-    fn new() -> Self {
-        Self {
-            latencies: Latencies::new(),
-            span: None,
-        }
-    }
-
-    fn add(&mut self, start: Instant, end: Instant) {
-        self.latencies.add(end - start);
-        let first = self.span.map_or(start, |(first, _)| first.min(start));
-        self.span = Some((first, end));
-    }
-
-    fn row(&self) -> Option<Row> {
-        let (first, last) = self.span?;
-        Some(self.latencies.row((last - first).as_secs_f64()))
-    }
-}
-
-/// The effect of the moved shards on the load.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct MovesReport {
-    pub(super) config_before: u64,
-    pub(super) config_after: u64,
-    /// Seconds during which shards moved, until every group had settled.
-    pub(super) seconds: f64,
-    /// Writes of all shards before the first move.
-    pub(super) before: Option<Row>,
-    /// Writes of shards that did not move, while others did.
-    pub(super) others: Option<Row>,
-    /// Writes of the shards that moved, while shards moved.
-    pub(super) moved: Option<Row>,
-    pub(super) moved_shards: Vec<MovedShard>,
-}
-
-/// A shard that moved.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct MovedShard {
-    pub(super) shard: u32,
-    /// Number of moves of the shard; the owners are those of the last move.
-    pub(super) moves: u32,
-    /// Its owner before; null: nobody.
-    pub(super) from: Option<u64>,
-    pub(super) to: Option<u64>,
-    /// The longest time without an acknowledged write of it that overlaps a move.
-    pub(super) write_gap_ms: f64,
-    /// The slowest write of it that overlaps a move.
-    pub(super) slowest_write_ms: f64,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-#[allow(clippy::cast_precision_loss, reason = "figures to show")]
-fn ms(nanos: u64) -> f64 {
-    nanos as f64 / 1e6
-}
-
-impl Moves {
-    /// Watches from now on.
-    pub(super) async fn start(client: &Client) -> Result<Self, Failure> {
-        let first = client.controller().query(None).await?.config;
-        Self::new(first)
-    }
-
-    fn new(first: ShardConfig) -> Result<Self, Failure> {
-        if first.shards() > MAX_WATCHED_SHARDS {
-            return Err(Failure::usage(
-                format!("the cluster has more than {MAX_WATCHED_SHARDS} shards"),
-                "leave --moves out",
-            ));
-        }
-        Ok(Self {
-            begin: Instant::now(),
-            shards: (0..first.shards()).map(|_| Watched::default()).collect(),
-            during: AtomicBool::new(false),
-            during_until: AtomicU64::new(0),
-            seen: Mutex::new(Seen {
-                config: first.clone(),
-                moves: BTreeMap::new(),
-                began: None,
-                lasted: Duration::ZERO,
-                before: Writes::new(),
-                others: Writes::new(),
-                moved: Writes::new(),
-            }),
-            first,
-        })
-    }
-
-    /// Follows the controllers; never ends.
-    pub(super) async fn follow(&self, client: &Client) {
-        let controller = client.controller();
-        let mut config = self.first.clone();
-        let mut events = controller.watch(config.num());
-        loop {
-            tokio::select! {
-                Some(Ok(event)) = events.next() => {
-                    let followed = match event {
-                        ConfigEvent::Delta(delta) => config.apply(&delta).is_ok(),
-                        ConfigEvent::Full(full) => {
-                            config = full;
-                            true
-                        }
-                    };
-                    if followed {
-                        self.configured(&config, true, Instant::now());
-                    }
-                }
-                // If the controllers can't be reached, try again at the next poll.
-                () = sleep(POLL) => if let Ok(view) = controller.query(None).await {
-                    self.configured(&view.config, !is_settled(&view), Instant::now());
-                },
-            }
-        }
-    }
-
-    fn configured(&self, config: &ShardConfig, moving: bool, now: Instant) {
-        let mut seen = locked(&self.seen);
-        if config.num() > seen.config.num() {
-            let before = std::mem::replace(&mut seen.config, config.clone());
-            let owners = before.owners().iter().zip(config.owners());
-            for (shard, (watched, (from, to))) in (0..).zip(self.shards.iter().zip(owners)) {
-                if from != to {
-                    let count = seen.moves.get(&shard).map_or(0, |moved| moved.count) + 1;
-                    let (from, to) = (*from, *to);
-                    seen.moves.insert(shard, Moved { count, from, to });
-                    watched.moved.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-        let before = self.during.swap(moving, Ordering::Relaxed);
-        match (before, moving) {
-            (false, true) => seen.began = Some(now),
-            (true, false) => {
-                let until = nanos(now - self.begin);
-                self.during_until.store(until, Ordering::Relaxed);
-                let began = seen.began.take();
-                seen.lasted += began.map(|at| now - at).unwrap_or_default();
-            }
-            _ => {}
-        }
-    }
-
-    /// A write of `key` that was started at `start` has been acknowledged.
-    pub(super) fn acknowledged(&self, key: &[u8], start: Instant, now: Instant) {
-        let shard = shard_of(key, self.first.shards());
-        let Some(watched) = self.shards.get(shard.0 as usize) else {
-            return;
+/// Measures each size and writes the report.
+pub(super) async fn run(args: &MovesArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
+    let client = global.client()?;
+    let mut report = Report {
+        value_bytes: args.value_bytes,
+        rate: args.rate,
+        other_rate: args.other_rate,
+        clients: args.clients,
+        moves: Vec::new(),
+    };
+    for (number, bytes) in (0..).zip(&args.size) {
+        let config = client.controller().query(None).await?.config;
+        let chosen = Chosen::of(&config, number)?;
+        let value_bytes = args.value_bytes as usize;
+        let noise = Shape::noise(value_bytes, *bytes);
+        let fill = Fill::new(&chosen, *bytes, noise.slice(..value_bytes));
+        say(&format!(
+            "{}: filling shard {} of {} with {} keys",
+            size(fill.bytes()),
+            chosen.shard.0,
+            chosen.from,
+            grouped(fill.keys)
+        ));
+        let measured = tokio::select! {
+            measured = measure(args, &client, &chosen, &fill, &mut report) => measured,
+            () = interrupted() => Err(Failure::failed(
+                "interrupted before all sizes were measured",
+                "repeat the command with fewer sizes (--size) or a shorter --duration",
+            )),
         };
-        let at = nanos(now - self.begin);
-        let last = watched.last_ack.fetch_max(at, Ordering::Relaxed);
-        let moved = watched.moved.load(Ordering::Relaxed);
-        let during = self.during.load(Ordering::Relaxed);
-        let until = self.during_until.load(Ordering::Relaxed);
-        // A write that began before the end of a move overlaps the move.
-        let overlaps = |began: u64| moved && (during || began < until);
-        if overlaps(last) {
-            let gap = at.saturating_sub(last);
-            watched.longest_gap.fetch_max(gap, Ordering::Relaxed);
-        }
-        let started = nanos(start - self.begin);
-        if overlaps(started) {
-            let slow = nanos(now - start);
-            watched.longest_write.fetch_max(slow, Ordering::Relaxed);
-        }
-        let mut seen = locked(&self.seen);
-        if overlaps(started) {
-            seen.moved.add(start, now);
-        } else if during && !moved {
-            seen.others.add(start, now);
-        } else if seen.moves.is_empty() {
-            seen.before.add(start, now);
-        }
+        say("deleting the keys, and moving the shard back");
+        let cleared = tokio::select! {
+            cleared = cluster::restore(&client, &chosen, &fill, args.patience) => cleared,
+            () = interrupted() => Ok(()),
+        };
+        measured?;
+        cleared?;
     }
-
-    /// Returns the figures so far.
-    pub(super) fn report(&self, now: Instant) -> MovesReport {
-        let end = nanos(now - self.begin);
-        let seen = locked(&self.seen);
-        let under_way = seen.began.map(|at| now - at).unwrap_or_default();
-        let during = (seen.lasted + under_way).as_secs_f64();
-        let owner = |gid: Gid| (gid != Gid::NONE).then_some(gid.0);
-        let moving = self.during.load(Ordering::Relaxed);
-        let moved_shards = seen.moves.iter().filter_map(|(shard, moved)| {
-            let watched = self.shards.get(*shard as usize)?;
-            let last = watched.last_ack.load(Ordering::Relaxed);
-            // This pause has not ended.
-            let open = if moving && last > 0 {
-                end.saturating_sub(last)
-            } else {
-                0
-            };
-            let longest = watched.longest_gap.load(Ordering::Relaxed);
-            Some(MovedShard {
-                shard: *shard,
-                moves: moved.count,
-                from: owner(moved.from),
-                to: owner(moved.to),
-                write_gap_ms: ms(longest.max(open)),
-                slowest_write_ms: ms(watched.longest_write.load(Ordering::Relaxed)),
-            })
-        });
-        MovesReport {
-            config_before: self.first.num().0,
-            config_after: seen.config.num().0,
-            seconds: during,
-            before: seen.before.row(),
-            others: seen.others.row(),
-            moved: seen.moved.row(),
-            moved_shards: moved_shards.collect(),
-        }
-    }
+    report.write(global.output, &mut io::stdout().lock())?;
+    Ok(Exit::Ok)
 }
 
-impl MovesReport {
-    /// Writes the report as tables.
-    pub(super) fn write(&self, out: &mut dyn std::io::Write) -> std::io::Result<()> {
-        if self.moved_shards.is_empty() {
-            return writeln!(out, "no shard moved");
-        }
-        writeln!(
-            out,
-            "\n{} shards moved in {:.1} s, from configuration {} to {}",
-            self.moved_shards.len(),
-            self.seconds,
-            self.config_before,
-            self.config_after
-        )?;
-        let rows = [
-            ("before", &self.before),
-            ("during, shards that stay", &self.others),
-            ("during, shards that move", &self.moved),
-        ];
-        let rows: Vec<(&str, &Row)> = rows
-            .into_iter()
-            .filter_map(|(name, row)| Some((name, row.as_ref()?)))
-            .collect();
-        table("WRITES", &rows).write(out)?;
-        writeln!(out)?;
-        let mut shards = Table::new(&[
-            "SHARD",
-            "FROM",
-            "TO",
-            "MOVES",
-            "PAUSE ms",
-            "SLOWEST WRITE ms",
-        ]);
-        let owner = |gid: Option<u64>| gid.map_or("nobody".to_owned(), |gid| format!("g{gid}"));
-        for shard in &self.moved_shards {
-            shards.row(vec![
-                shard.shard.to_string(),
-                owner(shard.from),
-                owner(shard.to),
-                shard.moves.to_string(),
-                format!("{:.1}", shard.write_gap_ms),
-                format!("{:.1}", shard.slowest_write_ms),
-            ]);
-        }
-        shards.write(out)
-    }
+/// Reports a step on standard error: the results alone go to standard output.
+fn say(step: &str) {
+    eprintln!("{step}");
 }
 
-#[cfg(test)]
-mod tests {
-    use shardkv_client::ConfigNum;
+/// Fills the shard and measures both loads.
+async fn measure(
+    args: &MovesArgs,
+    client: &Client,
+    chosen: &Chosen,
+    fill: &Fill,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    fill.put(client, chosen).await?;
+    let clients = Pace::Closed(args.clients);
+    let closed = under_load(args, client, chosen, fill, clients).await?;
+    let reached = closed.others_before.per_second;
+    report.moves.push(closed);
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rate between 1 and a million"
+    )]
+    let half = (reached / 2.0).clamp(1.0, 1e6) as u32;
+    let rate = *report.other_rate.get_or_insert(half);
+    let open = under_load(args, client, chosen, fill, Pace::Open(rate)).await?;
+    report.moves.push(open);
+    Ok(())
+}
 
-    use super::*;
-
-    fn config(num: u64, owners: &[u64]) -> ShardConfig {
-        let groups = owners
-            .iter()
-            .map(|gid| (Gid(*gid), vec![format!("h{gid}:1")]));
-        let runs = owners.iter().map(|gid| (1, Gid(*gid)));
-        ShardConfig::new(ConfigNum(num), groups.collect(), runs).unwrap()
-    }
-
-    #[test]
-    fn writes_are_counted_by_what_their_shard_is() {
-        let moves = Moves::new(config(1, &[1, 2])).unwrap();
-        let at = |ms: u64| moves.begin + Duration::from_millis(ms);
-        let write = |shard: u32, from: u64, to: u64| {
-            let mut keys = (0..).map(|n| format!("k{n}"));
-            let key = keys.find(|key| shard_of(key.as_bytes(), 2).0 == shard);
-            moves.acknowledged(key.unwrap().as_bytes(), at(from), at(to));
+/// Measures one load: the baseline, then the moves.
+async fn under_load(
+    args: &MovesArgs,
+    client: &Client,
+    chosen: &Chosen,
+    fill: &Fill,
+    pace: Pace,
+) -> Result<Measured, Failure> {
+    let name = pace.name();
+    say(&format!("{name} load: baseline of {:?}", args.duration));
+    let load = Load::start(client, chosen, fill, args.rate, pace);
+    sleep(args.duration).await;
+    load.record.end_baseline(Instant::now());
+    let mut done: Vec<Moved> = Vec::new();
+    let mut taken = Duration::ZERO;
+    while done.is_empty() || (taken < args.duration && done.len() < args.max_moves as usize) {
+        let [from, to] = match done.len() % 2 {
+            0 => [chosen.from, chosen.to],
+            _ => [chosen.to, chosen.from],
         };
-        write(0, 0, 5);
-        write(1, 5, 10);
-        moves.configured(&config(2, &[1, 1]), true, at(10));
-        write(0, 10, 20);
-        write(1, 20, 60);
-        write(1, 60, 61);
-        moves.configured(&config(2, &[1, 1]), false, at(70));
-        write(0, 70, 561);
-        write(1, 300, 301);
-        write(1, 560, 561);
-        let report = moves.report(at(561));
-        let count = |row: &Option<Row>| row.as_ref().unwrap().count;
-        assert_eq!(
-            [
-                count(&report.before),
-                count(&report.others),
-                count(&report.moved)
-            ],
-            [2, 1, 2],
-            "what comes after is neither"
-        );
-        assert!((report.seconds - 0.060).abs() < 1e-3, "{report:?}");
-        let [shard] = &report.moved_shards[..] else {
-            panic!("{report:?}")
-        };
-        assert_eq!((shard.shard, shard.from, shard.to), (1, Some(2), Some(1)));
-        assert_eq!(shard.moves, 1);
-        // The pause lasts from 61 ms, when the shard still moved, to 301 ms. Later pauses are not caused by the move.
-        assert!((shard.write_gap_ms - 240.0).abs() < 1.0, "{shard:?}");
-        assert!((shard.slowest_write_ms - 40.0).abs() < 1.0, "{shard:?}");
+        let number = done.len() + 1;
+        say(&format!("{name} load: move {number}, from {from} to {to}"));
+        load.record.begin_move(Instant::now());
+        let moved = cluster::move_to(client, chosen.shard, to, args.patience).await?;
+        load.record.end_move(Instant::now());
+        sleep(BETWEEN_MOVES).await;
+        taken += moved.settled;
+        done.push(moved);
     }
+    if done.len() % 2 == 1 {
+        // The next load begins at the first owner again. This move is not measured.
+        cluster::move_to(client, chosen.shard, chosen.from, args.patience).await?;
+    }
+    let figures = load.finish().await;
+    Ok(Measured::new(fill, chosen, name, &done, figures))
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::latencies::{Row, table};
-use super::moves::MovesReport;
+use super::move_watch::MovesReport;
 use crate::output::{Format, grouped, json_line};
 
 /// The result of a load.
@@ -96,7 +96,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::latencies::Latencies;
-    use super::super::moves::MovedShard;
+    use super::super::move_watch::{MovedShard, Pause};
     use super::*;
 
     fn report(errors: bool) -> Report {
@@ -144,6 +144,8 @@ mod tests {
             before: Some(latencies.row(2.0)),
             others: Some(latencies.row(2.0)),
             moved: None,
+            longest_moved: Some(Pause { shard: 4, ms: 12.0 }),
+            longest_stayed: None,
             moved_shards: vec![shard(4, Some(1), 12.0), shard(17, None, 3.25)],
         }
     }

@@ -240,35 +240,46 @@ fn a_load_tells_what_it_notices_of_moving_shards() {
     let Some(cluster) = Cluster::start(folder.path()) else {
         return;
     };
-    let handoff = cluster
+    let owners = cluster.kv(&["config", "query", "-o", "json"]).json()["owners"].clone();
+    let report = cluster
         .kv(&[
             "bench",
-            "handoff",
-            "--sizes",
+            "moves",
+            "--size",
             "100kB,200kB",
-            "--steady",
+            "--duration",
             "200ms",
+            "--clients",
+            "2",
             "-o",
             "json",
         ])
         .json();
-    let handoffs = handoff["handoffs"].as_array().unwrap();
-    assert_eq!(handoffs.len(), 2);
-    for it in handoffs {
+    let measured = report["moves"].as_array().unwrap();
+    let loads: Vec<&str> = measured
+        .iter()
+        .map(|it| it["load"].as_str().unwrap())
+        .collect();
+    assert_eq!(loads, ["closed", "open", "closed", "open"]);
+    for it in measured {
         assert_eq!(it["failed_writes"], 0, "{it}");
+        assert!(it["moves"].as_u64() > Some(0), "{it}");
         assert!(it["write_gap_ms"].as_f64() > Some(0.0), "{it}");
         assert!(
             it["settled_ms"].as_f64() >= it["arrived_ms"].as_f64(),
             "{it}"
         );
-        assert_ne!(it["from"], it["to"]);
+        for kind in ["moving", "others"] {
+            for time in ["before", "during"] {
+                let row = &it[format!("{kind}_{time}")];
+                assert!(row["count"].as_u64() > Some(0), "{kind}_{time}: {it}");
+            }
+        }
     }
-    assert!(
-        cluster
-            .export()
-            .iter()
-            .all(|line| line.starts_with("handoff-others/"))
-    );
+    // Nothing stays behind: no key, and no shard at another owner.
+    assert!(cluster.export().is_empty());
+    let now = cluster.kv(&["config", "query", "-o", "json"]).json();
+    assert_eq!(now["owners"], owners);
 
     let at = cluster.endpoints();
     let load = std::thread::spawn(move || {
