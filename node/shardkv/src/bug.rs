@@ -81,6 +81,8 @@ pub enum Bug {
     AbsentSessionKept,
     /// Sessions of a copy expire by the destination's clock.
     SessionsExpireInCopy,
+    /// A generation is dropped at the source when it was received, before the destination's log has it.
+    GenerationDroppedEarly,
     /// A copy begins where an earlier stay of the shard is still fenced.
     CopyIntoFencedRange,
 }

@@ -1,6 +1,7 @@
 //! Commands, queries and responses of the state machine.
 
 use bytes::Bytes;
+use raft::Index;
 use replica::session::SessionRef;
 use types::{ConfigNum, Sequence, ShardId, ShardSet};
 
@@ -144,6 +145,11 @@ pub enum Response {
     /// A [`crate::Step`] was applied, or changed nothing because it was applied before or isn't due. [`crate::Ownership`]
     /// shows which.
     Stepped,
+    /// [`crate::JournalStep::Begin`]: the journal has begun, now or before.
+    Begun {
+        /// The journal's id.
+        journal: Index,
+    },
     /// A write took effect, now or when it was first applied.
     Written(Written),
     /// The request was refused and changed nothing.

@@ -19,8 +19,8 @@ use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
 use crate::transition::{Changed, Verdict};
 use crate::{
-    Chunk, Command, CopyStep, Genesis, KvError, Ownership, Part, PlannedMove, Query, Response,
-    ShardState, Step, keys,
+    Chunk, Command, CopyStep, Genesis, JournalStep, KvError, Ownership, Part, PlannedMove, Query,
+    Response, ShardState, Step, keys,
 };
 
 /// The most expired sessions that one write removes from one table. It exceeds the one session that a write may add, so
@@ -201,7 +201,11 @@ impl StateMachine for ShardKv {
             Ok(Operation::Step(step)) => return self.step(at, step, &genesis, state),
             Ok(Operation::Journal(step)) => {
                 let stepped = self.journals.step(at, step, &self.ownership, state);
-                return Ok(stepped.map_or_else(Response::Refused, |()| Response::Stepped));
+                return Ok(match (stepped, step) {
+                    (Err(error), _) => Response::Refused(error),
+                    (Ok(()), JournalStep::Begin { shard, .. }) => self.begun(shard),
+                    (Ok(()), _) => Response::Stepped,
+                });
             }
             Err(error) => return Ok(Response::Refused(KvError::Malformed(error.to_string()))),
         };
@@ -324,6 +328,14 @@ impl ShardKv {
             | Step::Copy(_) => {}
         }
         Ok(Response::Stepped)
+    }
+
+    /// Returns the answer to a step that began a journal, now or before.
+    fn begun(&self, shard: ShardId) -> Response {
+        let journal = self.journals.get(shard);
+        journal.map_or(Response::Stepped, |journal| Response::Begun {
+            journal: journal.id,
+        })
     }
 
     /// Brings records, rows and journals in line with an ownership that changed.

@@ -19,11 +19,12 @@
 //!   Otherwise the mover concludes that the proposal had no effect, and proposes again.
 //! - When [`Mover::fatal`] returns a reason, stop the node with it.
 //!
-//! # The mover's four tasks
+//! # The mover's five tasks
 //!
 //! Each is in a module of its own: configurations from the controllers into the log (`configs`), shards from their sources
-//! into the log (`pulls`), delete requests to the sources (`deletes`), progress reports to the controllers (`reports`).
-//! Configurations never wait for the other three. `scheduler` gives each other group slots of its own, so that a group that is
+//! into the log (`pulls`), copies of shards that their
+//! sources still serve (`copies`), delete requests to the sources (`deletes`), progress reports to the controllers (`reports`).
+//! Configurations never wait for the others. `scheduler` gives each other group slots of its own, so that a group that is
 //! slow or doesn't answer delays only its own shards.
 //!
 //! Everything has a bound: deltas and chunks held, pending actions, bytes a second. A failed action is retried after a
@@ -31,6 +32,7 @@
 
 mod backoff;
 mod configs;
+mod copies;
 mod deletes;
 mod driver;
 mod outbox;
@@ -42,13 +44,18 @@ mod scheduler;
 
 use std::sync::Arc;
 
+use raft::Index;
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
 #[cfg(feature = "bugs")]
 use crate::bug::Bug;
 use crate::bug::Bugs;
-use crate::{Chunk, Cursor, Ownership, ShardState, Step};
+use crate::{
+    Chunk, CopyRequest, Cursor, JournalError, JournalStep, Ownership, Part, PlannedMove,
+    ShardState, Step,
+};
 use configs::Configs;
+use copies::Copies;
 use deletes::Deletes;
 pub use driver::{Answer, CallId, Driver, DriverOptions, Effect, Request};
 use outbox::{Outbox, Purpose, Turn};
@@ -133,6 +140,33 @@ pub enum Action {
     /// Propose a step to this group's own log. Ends when the step was applied here, can't be applied, or its outcome can't
     /// be known.
     Propose(Step),
+    /// Ask the source for the next part of a copy. Any of its nodes that has applied what the request names can give it.
+    Copy {
+        /// The group that serves the shard, or has fenced it.
+        source: Gid,
+        /// Addresses of the source's nodes.
+        addresses: Vec<String>,
+        /// The request.
+        request: CopyRequest,
+    },
+    /// Ask the source's leader to carry out a step of a journal.
+    Journal {
+        /// The group that serves the shard.
+        source: Gid,
+        /// Addresses of the source's nodes.
+        addresses: Vec<String>,
+        /// The step.
+        step: JournalStep,
+    },
+    /// Tell the controllers that a copy has caught up, so that they may cut. They compare each field with their configuration.
+    ReportCut {
+        /// The shard.
+        shard: ShardId,
+        /// The planned move that the copy is for.
+        planned: PlannedMove,
+        /// The journal that the copy follows.
+        journal: Index,
+    },
     /// Report the group's progress to the controllers.
     Report {
         /// The value of [`Ownership::settled`].
@@ -156,7 +190,14 @@ pub enum Outcome {
     },
     /// `Pull`: the chunk.
     Pulled(Chunk),
-    /// `Delete`: the source has deleted the shard, now or before. `Propose`: applied. `Report`: accepted.
+    /// `Copy`: the part.
+    Part(Part),
+    /// `Journal` that begins one: the journal's id.
+    Begun(Index),
+    /// `Copy` or `Journal`: the source's state machine refused it. For `Journal` that is the answer of its log.
+    Refused(JournalError),
+    /// `Delete`: the source has deleted the shard, now or before. `Propose`: applied. `Report` and `ReportCut`: accepted. `Journal`:
+    /// applied.
     Done,
     /// The action failed for this reason, which is only displayed; the mover retries it after a backoff.
     Failed(String),
@@ -175,6 +216,7 @@ pub struct Mover {
     outbox: Outbox,
     configs: Configs,
     pulls: Pulls,
+    copies: Copies,
     deletes: Deletes,
     reports: Reports,
     fatal: Option<String>,
@@ -193,6 +235,7 @@ impl Mover {
             outbox: Outbox::default(),
             configs: Configs::default(),
             pulls: Pulls::new(&options),
+            copies: Copies::new(&options),
             deletes: Deletes::default(),
             reports: Reports::default(),
             fatal: None,
@@ -252,6 +295,9 @@ impl Mover {
                 Purpose::ProveLeadership => self.configs.proved(self.gid, &mut turn, &outcome),
                 Purpose::Pull { paid } => self.pulls.pulled(&turn, id, paid, outcome),
                 Purpose::Install(task) => self.pulls.installed(&turn, id, task, &outcome),
+                Purpose::Copy { shard, paid } => {
+                    self.copies.ended(&turn, id, (shard, paid), outcome);
+                }
                 Purpose::Delete => self.deletes.delete_ended(&turn, id, outcome),
                 Purpose::Deleted(task) => self.deletes.record_ended(&turn, id, task, &outcome),
                 Purpose::Report(settled) => self.reports.ended(&turn, settled, &outcome),
@@ -270,6 +316,7 @@ impl Mover {
         }
         self.configs.poll(self.gid, &mut turn);
         self.pulls.poll(&mut turn);
+        self.copies.poll(&mut turn);
         self.deletes.poll(&mut turn);
         self.reports.poll(&mut turn);
         self.outbox.take(self.bugs)
@@ -320,9 +367,7 @@ impl Mover {
                 self.pulls.why((*config, shard), *source, now_ms)
             }
             ShardState::Fenced { to, .. } => Some(format!("{to} has to fetch it and confirm")),
-            ShardState::Completing { source, .. } => {
-                Some(format!("the rest of the copy has to come from {source}"))
-            }
+            ShardState::Completing { source, .. } => self.copies.why(shard, *source, now_ms),
             ShardState::Copying { .. } | ShardState::Serving { .. } => None,
         });
         let behind = here.and_then(|here| here.queue.front());
@@ -358,6 +403,7 @@ impl Mover {
             self.outbox.forget();
             self.configs = Configs::default();
             self.pulls.forget(&self.options);
+            self.copies.forget(&self.options);
             self.deletes = Deletes::default();
             self.reports = Reports::default();
         }

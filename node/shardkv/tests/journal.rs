@@ -79,7 +79,7 @@ impl Group {
 
     fn step(&mut self, step: JournalStep) -> Result<(), JournalError> {
         match self.replica.apply_bytes(self.time, 100, step.encode()) {
-            Response::Stepped => Ok(()),
+            Response::Stepped | Response::Begun { .. } => Ok(()),
             Response::Refused(KvError::Journal { error, .. }) => Err(error),
             other => panic!("{other:?}"),
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use replica::{Refusal, Request, RequestId};
 use request::Refused;
 use shardkv::mover::{Answer, CallId, Driver, DriverOptions, Effect, Request as MoverRequest};
-use shardkv::{CopyStep, MoverOptions, Ownership, Query, Response, Step};
+use shardkv::{CopyStep, KvError, MoverOptions, Ownership, Query, Response, Step};
 use types::{ClusterId, ConfigNum, Gid, NodeId};
 
 use crate::caller::Caller;
@@ -183,6 +183,10 @@ pub(crate) fn convert_request(request: MoverRequest, rng: &mut SimRng) -> Reques
             after,
             max_bytes,
         })),
+        MoverRequest::Copy { request, .. } => to_kv(Request::ReadLocal(Query::Copy(request))),
+        MoverRequest::Journal { step, .. } => write(step.encode(), true),
+        // The controllers don't take these reports yet, and refuse what is no operation.
+        MoverRequest::ReportCut { .. } => write(bytes::Bytes::new(), true),
         MoverRequest::Delete { shard, config, .. } => step_request(&Step::Delete { shard, config }),
     }
 }
@@ -227,6 +231,9 @@ fn convert_reply(reply: Reply, shards: u32) -> Result<Answer, Refused> {
             shard_bytes: chunk.content_bytes(),
             chunk: *chunk,
         },
+        Reply::Kv(Response::Part(part)) => Answer::Part(*part),
+        Reply::Kv(Response::Begun { journal }) => Answer::Begun(journal),
+        Reply::Kv(Response::Refused(KvError::Journal { error, .. })) => Answer::Refused(error),
         Reply::Kv(Response::Stepped) => Answer::Stepped,
         Reply::Kv(Response::Refused(error)) => return Err(refused(error.to_string())),
         Reply::Ctrl(shardctrler::Response::Reported) => Answer::Reported,

@@ -169,6 +169,10 @@ impl Calls {
                 request.send_to(controllers).await?;
                 Ok(Ok(Answer::Reported))
             }
+            // No configuration plans a move yet, so no mover asks for a copy.
+            Request::Copy { .. } | Request::Journal { .. } | Request::ReportCut { .. } => Err(
+                Status::unimplemented("copies of served shards are not in use"),
+            ),
             Request::ListGroups => {
                 let controllers = controllers.max_decoding_message_size(usize::MAX);
                 let latest = QueryRequest { num: -1 }.send_to(controllers).await?;

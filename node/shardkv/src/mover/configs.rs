@@ -139,7 +139,11 @@ impl Configs {
                 self.take_in(gid, turn, controller, full, deltas)
             }
             Outcome::Failed(why) => Err(FetchError::Failed(why)),
-            Outcome::Pulled(_) | Outcome::Done => Err(FetchError::OtherKind),
+            Outcome::Pulled(_)
+            | Outcome::Part(_)
+            | Outcome::Begun(_)
+            | Outcome::Refused(_)
+            | Outcome::Done => Err(FetchError::OtherKind),
         };
         match result {
             Ok(()) => self.fetch.succeed(),
@@ -314,7 +318,11 @@ pub(super) fn refusal(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Failed(why) => why.clone(),
         Outcome::Done => "the step was applied and changed nothing".to_owned(),
-        Outcome::Configs { .. } | Outcome::Pulled(_) => "not an answer to Propose".to_owned(),
+        Outcome::Configs { .. }
+        | Outcome::Pulled(_)
+        | Outcome::Part(_)
+        | Outcome::Begun(_)
+        | Outcome::Refused(_) => "not an answer to Propose".to_owned(),
     }
 }
 

@@ -27,18 +27,20 @@
 //! the controllers. If they no longer list the source, the shard is deleted. That the source *left* proves nothing: until it
 //! is drained it holds shards that only its own log may delete.
 
+mod messages;
 mod nodes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use request::{Jitter, Leader, Next as NextStep, Policy, Refusal, Refused, Repeat, SingleCall};
-use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
+use types::Gid;
 
 use super::{Action, ActionId, Mover, MoverOptions, Outcome, Room};
 use crate::bug::{Bug, Bugs};
-use crate::{Chunk, Cursor, Ownership, Step};
+use crate::{JournalError, Ownership, Step};
+pub use messages::{Answer, Request};
 use nodes::Nodes;
 
 /// The rules of an action's calls. All may be repeated. The pauses don't matter: an action that needs a pause fails.
@@ -96,91 +98,6 @@ pub enum Effect {
     },
     /// Count an action that failed for this reason, and log it. The mover repeats the action.
     Failed(String),
-}
-
-/// A request to a node of another group or to a controller.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Any controller: the configurations after `after`.
-    Configs {
-        /// The group that asks.
-        gid: Gid,
-        /// The group's configuration.
-        after: ConfigNum,
-        /// The time for which the controller may wait for news, in milliseconds.
-        wait_ms: u64,
-    },
-    /// Any node of the source: the next chunk of a shard.
-    Pull {
-        /// The controllers of both groups.
-        controller: ClusterId,
-        /// The group that has the shard.
-        source: Gid,
-        /// The shard.
-        shard: ShardId,
-        /// The configuration that moves it.
-        config: ConfigNum,
-        /// The cursor up to which the shard has arrived.
-        after: Cursor,
-        /// The approximate size of the chunk.
-        max_bytes: u32,
-    },
-    /// The source's leader: delete a shard.
-    Delete {
-        /// The controllers of both groups.
-        controller: ClusterId,
-        /// The group that is to delete the shard.
-        source: Gid,
-        /// The shard.
-        shard: ShardId,
-        /// The configuration that moved it.
-        config: ConfigNum,
-    },
-    /// The controllers' leader: take a progress report.
-    Report {
-        /// The controllers that are meant.
-        controller: ClusterId,
-        /// The group that reports.
-        gid: Gid,
-        /// The value of [`Ownership::settled`].
-        settled: ConfigNum,
-    },
-    /// The controllers' leader: list the groups that are part of the cluster, or that left and aren't drained.
-    ListGroups,
-}
-
-/// The answer to a proposal or a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// [`Effect::Propose`]: the step was applied here. [`Request::Delete`]: the source has deleted the shard, now or before.
-    Stepped,
-    /// [`Request::Configs`]: as [`Outcome::Configs`].
-    Configs {
-        /// The controllers' incarnation.
-        controller: ClusterId,
-        /// The number of shards of the cluster.
-        shards: u32,
-        /// The oldest kept configuration, if the one that follows the group's is no longer kept.
-        full: Option<ShardConfig>,
-        /// The configurations that follow.
-        deltas: Vec<ConfigDelta>,
-    },
-    /// [`Request::Pull`].
-    Chunk {
-        /// The chunk.
-        chunk: Chunk,
-        /// The source's estimate of the bytes of the whole shard.
-        shard_bytes: u64,
-    },
-    /// [`Request::Report`]: accepted.
-    Reported,
-    /// [`Request::ListGroups`]: the groups.
-    Groups {
-        /// The controllers' incarnation.
-        controller: ClusterId,
-        /// The groups.
-        gids: BTreeSet<Gid>,
-    },
 }
 
 /// A mover with its pending calls. See the module's documentation.
@@ -322,7 +239,11 @@ impl Driver {
             Action::FetchConfigs { .. } => self.options.news_wait_ms.saturating_add(timeout),
             // The other half is for the question if the source is drained.
             Action::Delete { .. } => timeout / 2,
-            Action::Pull { .. } | Action::Report { .. } => timeout,
+            Action::Pull { .. }
+            | Action::Copy { .. }
+            | Action::Journal { .. }
+            | Action::ReportCut { .. }
+            | Action::Report { .. } => timeout,
         };
         let pending = Pending {
             id,
@@ -358,13 +279,19 @@ impl Driver {
             Action::Pull {
                 source, addresses, ..
             }
+            | Action::Copy {
+                source, addresses, ..
+            }
+            | Action::Journal {
+                source, addresses, ..
+            }
             | Action::Delete {
                 source, addresses, ..
             } if pending.undeleted.is_none() => (*source, addresses),
             _ => (Gid::NONE, &self.options.controllers),
         };
         let node = match &pending.action {
-            Action::Pull { .. } => {
+            Action::Pull { .. } | Action::Copy { .. } => {
                 let leader = self.leaders.guess(gid);
                 let leader = leader.as_ref().map(|leader| &*leader.address);
                 self.members.next_but(gid, addresses, leader)
@@ -433,6 +360,28 @@ impl Driver {
                 shard: *shard,
                 config: *config,
             },
+            Action::Copy {
+                source, request, ..
+            } => Request::Copy {
+                controller: ownership.controller?,
+                source: *source,
+                request: request.clone(),
+            },
+            Action::Journal { source, step, .. } => Request::Journal {
+                controller: ownership.controller?,
+                source: *source,
+                step: *step,
+            },
+            Action::ReportCut {
+                shard,
+                planned,
+                journal,
+            } => Request::ReportCut {
+                controller: ownership.controller?,
+                shard: *shard,
+                planned: *planned,
+                journal: *journal,
+            },
             Action::Report { settled } => Request::Report {
                 controller: ownership.controller?,
                 gid,
@@ -458,7 +407,9 @@ impl Driver {
             let leads = self.leaders.guess(node.gid);
             let leads = leads.is_some_and(|leader| leader.address == node.address);
             match &pending.action {
-                Action::Pull { .. } if !leads => self.members.found_follower(node),
+                Action::Pull { .. } | Action::Copy { .. } if !leads => {
+                    self.members.found_follower(node);
+                }
                 _ => self.nodes(&pending).found(node),
             }
         }
@@ -466,7 +417,18 @@ impl Driver {
             let why = "the answer is of another kind: a bug in this version".to_owned();
             return self.fail(now, ownership, pending, why);
         }
+        if let Answer::Refused(JournalError::Unknown { .. } | JournalError::NotSealed { .. }) =
+            answer
+            && let Some(node) = &pending.node
+            && let Some(leader) = self.asks_leader_next(&pending, node)
+            && let Some(request) = self.request(ownership, &pending)
+        {
+            return self.send(pending, leader, request);
+        }
         let outcome = match answer {
+            Answer::Part(part) => Outcome::Part(part),
+            Answer::Begun(journal) => Outcome::Begun(journal),
+            Answer::Refused(error) => Outcome::Refused(error),
             Answer::Groups { controller, gids } => {
                 let is_own = ownership.controller == Some(controller);
                 if !is_own || gids.contains(&pending.source()) {
@@ -503,9 +465,7 @@ impl Driver {
         };
         let why = format!("{}: {}", node.address, refused.message);
         if matches!(refused.refusal, Refusal::ShardNotReady { .. })
-            && let Action::Pull { .. } = &pending.action
-            && let Some(leader) = self.leaders.guess(node.gid)
-            && leader.address != node.address
+            && let Some(leader) = self.asks_leader_next(&pending, &node)
             && let Some(request) = self.request(ownership, &pending)
         {
             // The follower hasn't applied the fence yet. The leader is the first to apply it.
@@ -535,6 +495,14 @@ impl Driver {
         } else {
             self.fail(now, ownership, pending, why);
         }
+    }
+
+    /// Returns the leader, if another node was asked for a chunk or a part. A follower may not have applied yet what the request
+    /// names.
+    fn asks_leader_next(&self, pending: &Pending, asked: &Leader) -> Option<Leader> {
+        let reads = matches!(pending.action, Action::Pull { .. } | Action::Copy { .. });
+        let leader = self.leaders.guess(asked.gid);
+        leader.filter(|leader| reads && leader.address != asked.address)
     }
 
     /// Returns true unless [`Bug::LostAnswerKeepsSlot`] was put back.
@@ -602,7 +570,13 @@ impl Pending {
     }
 
     fn needs_leader(&self) -> bool {
-        matches!(self.action, Action::Delete { .. } | Action::Report { .. })
+        matches!(
+            self.action,
+            Action::Delete { .. }
+                | Action::Journal { .. }
+                | Action::ReportCut { .. }
+                | Action::Report { .. }
+        )
     }
 
     /// Returns true if `answer` answers this call.
@@ -611,12 +585,22 @@ impl Pending {
             Answer::Groups { .. } => self.undeleted.is_some(),
             Answer::Stepped => match self.action {
                 Action::Delete { .. } => self.undeleted.is_none(),
-                Action::Propose(_) => true,
+                Action::Propose(_) | Action::Journal { .. } => true,
                 _ => false,
             },
             Answer::Configs { .. } => matches!(self.action, Action::FetchConfigs { .. }),
             Answer::Chunk { .. } => matches!(self.action, Action::Pull { .. }),
-            Answer::Reported => matches!(self.action, Action::Report { .. }),
+            Answer::Part(_) => matches!(self.action, Action::Copy { .. }),
+            Answer::Begun(_) => matches!(self.action, Action::Journal { .. }),
+            Answer::Refused(_) => {
+                matches!(self.action, Action::Copy { .. } | Action::Journal { .. })
+            }
+            Answer::Reported => {
+                matches!(
+                    self.action,
+                    Action::Report { .. } | Action::ReportCut { .. }
+                )
+            }
         }
     }
 }

@@ -26,6 +26,12 @@ pub(super) enum Purpose {
     Delete,
     Deleted(HandOff),
     Report(ConfigNum),
+    /// A proposal, a report or a request of a copy.
+    Copy {
+        shard: ShardId,
+        /// The bytes that the rate limit granted.
+        paid: u32,
+    },
     /// The mover ignores the outcome.
     Ignored,
 }

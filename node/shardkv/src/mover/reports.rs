@@ -60,7 +60,7 @@ impl Reports {
                 self.stale = true;
                 self.backoff.fail(turn.now, why, turn.options);
             }
-            Outcome::Configs { .. } | Outcome::Pulled(_) => {
+            _ => {
                 self.stale = true;
                 let why = "not an answer to Report";
                 self.backoff.fail(turn.now, why, turn.options);

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 
 use bytes::Bytes;
-use replica::{StateReader, Table};
+use replica::{StateMachine, StateReader, StateStore, Table, Transaction};
 use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
-use shardkv::{Genesis, MoverOptions, Query, Response, SessionRef, Step, Write};
+use shardkv::{
+    CopyStep, Genesis, KvError, MoverOptions, PartNext, PlannedMove, Query, Response, SessionRef,
+    Step, Target, Write,
+};
 use types::{
     ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, Sequence, ShardConfig, ShardId,
     shard_of,
@@ -33,6 +36,15 @@ pub(crate) struct Cluster {
     pub(crate) deltas: Vec<ConfigDelta>,
     pub(crate) members: BTreeMap<Gid, Member>,
     pub(crate) settled: BTreeMap<Gid, ConfigNum>,
+    /// The present plans, and those that each configuration changes.
+    pub(crate) planned: BTreeMap<ShardId, PlannedMove>,
+    plans: BTreeMap<ConfigNum, BTreeMap<ShardId, Option<PlannedMove>>>,
+    owner_since: BTreeMap<ShardId, ConfigNum>,
+    /// The cuts that a report made.
+    pub(crate) cuts: u64,
+    /// The copies that were completed, and those that were useless at the cut.
+    pub(crate) completed: u64,
+    pub(crate) restarted: u64,
 }
 
 impl Cluster {
@@ -49,10 +61,51 @@ impl Cluster {
             deltas: Vec::new(),
             members: (1..=groups).map(|it| (Gid(it), member(Gid(it)))).collect(),
             settled: BTreeMap::new(),
+            planned: BTreeMap::new(),
+            plans: BTreeMap::new(),
+            owner_since: BTreeMap::new(),
+            cuts: 0,
+            completed: 0,
+            restarted: 0,
         }
     }
 
-    /// The next configuration.
+    /// The next configuration, which plans moves. A shard whose target is its owner isn't planned to move.
+    pub(crate) fn aim(&mut self, shards: &[(ShardId, Gid)]) {
+        self.give(&[]);
+        let num = self.config.num();
+        for (shard, to) in shards {
+            let planned = PlannedMove {
+                owner: self.config.owner(*shard),
+                owner_since: self.owner_since[shard],
+                target: Target {
+                    to: *to,
+                    since: num,
+                },
+            };
+            let planned = (planned.owner != *to).then_some(planned);
+            self.plan(*shard, planned);
+        }
+    }
+
+    fn plan(&mut self, shard: ShardId, planned: Option<PlannedMove>) {
+        match planned {
+            Some(planned) => self.planned.insert(shard, planned),
+            None => self.planned.remove(&shard),
+        };
+        let plans = self.plans.entry(self.config.num()).or_default();
+        plans.insert(shard, planned);
+    }
+
+    /// The controllers apply a report.
+    fn report_cut(&mut self, shard: ShardId, planned: &PlannedMove) {
+        if self.planned.get(&shard) == Some(planned) {
+            self.give(&[(shard, planned.target.to)]);
+            self.cuts += 1;
+        }
+    }
+
+    /// The next configuration, which changes owners.
     pub(crate) fn give(&mut self, shards: &[(ShardId, Gid)]) {
         let address = |gid: Gid| (gid, vec![format!("{gid}:7000")]);
         let groups = self.members.keys().map(|gid| address(*gid)).collect();
@@ -63,6 +116,10 @@ impl Cluster {
         let delta = ConfigDelta::between(&self.config, &groups, &owners);
         self.config.apply(&delta).unwrap();
         self.deltas.push(delta);
+        for (shard, _) in shards {
+            self.owner_since.insert(*shard, self.config.num());
+            self.plan(*shard, None);
+        }
     }
 
     /// Polls a group's mover and returns its actions.
@@ -118,6 +175,34 @@ impl Cluster {
                 let (shard, config) = (*shard, *config);
                 self.apply(*source, &Step::Delete { shard, config })
             }
+            Action::Copy {
+                source, request, ..
+            } => {
+                let query = Query::Copy(request.clone());
+                match self.up(*source).map(|source| source.query(&query)) {
+                    Some(Response::Part(part)) => ActionOutcome::Part(*part),
+                    Some(Response::Refused(KvError::Journal { error, .. })) => {
+                        ActionOutcome::Refused(error)
+                    }
+                    response => refusal(response),
+                }
+            }
+            Action::Journal { source, step, .. } => {
+                let (now, step) = (self.now, step.encode());
+                let source = self.up(*source);
+                match source.map(|source| source.apply_bytes(now, 1 << 20, step)) {
+                    Some(Response::Begun { journal }) => ActionOutcome::Begun(journal),
+                    Some(Response::Stepped) => ActionOutcome::Done,
+                    Some(Response::Refused(KvError::Journal { error, .. })) => {
+                        ActionOutcome::Refused(error)
+                    }
+                    response => refusal(response),
+                }
+            }
+            Action::ReportCut { shard, planned, .. } => {
+                self.report_cut(*shard, planned);
+                ActionOutcome::Done
+            }
             Action::Propose(step) => self.apply(gid, step),
             Action::Report { settled } => {
                 self.settled.insert(gid, *settled);
@@ -134,9 +219,44 @@ impl Cluster {
 
     fn apply(&mut self, gid: Gid, step: &Step) -> ActionOutcome {
         let now = self.now;
+        if let Step::Configure { delta, .. } = step {
+            return self.configure(gid, delta.num, step);
+        }
+        match step {
+            Step::Copy(CopyStep::Take(part)) if matches!(part.next, PartNext::Done { .. }) => {
+                self.completed += 1;
+            }
+            Step::Copy(CopyStep::Restart { .. }) => self.restarted += 1,
+            _ => {}
+        }
         match self.up(gid).map(|group| group.step(now, step)) {
             Some(Response::Stepped) => ActionOutcome::Done,
             response => refusal(response),
+        }
+    }
+
+    /// A configuration and the plans that it changes are one entry.
+    fn configure(&mut self, gid: Gid, num: ConfigNum, step: &Step) -> ActionOutcome {
+        let (now, plans) = (self.now, self.plans.get(&num).cloned());
+        let Some(group) = self.up(gid) else {
+            return refusal(None);
+        };
+        let is_next = group.machine.ownership().config.next() == num;
+        let response = group.step(now, step);
+        if is_next && response == Response::Stepped {
+            let mut transaction = Transaction::new(&group.state);
+            for (shard, planned) in plans.into_iter().flatten() {
+                let own = |planned: &PlannedMove| planned.owner == gid || planned.target.to == gid;
+                let planned = planned.filter(own);
+                group.machine.plan(shard, planned, &mut transaction);
+            }
+            group.machine.finish_batch(&mut transaction).unwrap();
+            let (batch, applied) = (transaction.into_batch(), group.state.applied());
+            group.state.commit(batch, applied).unwrap();
+        }
+        match response {
+            Response::Stepped => ActionOutcome::Done,
+            other => refusal(Some(other)),
         }
     }
 
@@ -144,7 +264,7 @@ impl Cluster {
         self.members.get_mut(&gid).unwrap().mover.ended(id, outcome);
     }
 
-    fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.members.values().all(|member| {
             let ownership = member.replica.machine.ownership();
             ownership.settled() == self.config.num()
@@ -162,7 +282,7 @@ fn refusal(response: Option<Response>) -> ActionOutcome {
 
 /// Writes of clients, some of which are sent again and again, to whomever.
 #[derive(Default)]
-struct Clients {
+pub(crate) struct Clients {
     sent: VecDeque<(SessionRef, Bytes)>,
     acknowledged: BTreeMap<Bytes, Vec<Sequence>>,
     /// The groups' answers, each of which must be the first one's.
@@ -171,7 +291,7 @@ struct Clients {
 }
 
 impl Clients {
-    fn write(&mut self, cluster: &mut Cluster, random: &mut Random) {
+    pub(crate) fn write(&mut self, cluster: &mut Cluster, random: &mut Random) {
         let (session, key) = if random.one_in(3) && !self.sent.is_empty() {
             let at = random.below(self.sent.len() as u64);
             self.sent[usize::try_from(at).unwrap()].clone()
@@ -222,7 +342,7 @@ impl Clients {
     }
 
     /// Everything acknowledged is there once, where it belongs, and nowhere else.
-    fn check(&self, cluster: &Cluster) {
+    pub(crate) fn check(&self, cluster: &Cluster) {
         let mut found = BTreeSet::new();
         for (gid, member) in &cluster.members {
             let all = (Bound::Unbounded, Bound::Unbounded);
@@ -246,15 +366,15 @@ impl Clients {
 }
 
 /// The cluster with outcomes on their way, and what goes wrong with them.
-struct Weather {
-    cluster: Cluster,
-    random: Random,
-    told: Vec<(Gid, ActionId, Action)>,
-    trouble: bool,
+pub(crate) struct Weather {
+    pub(crate) cluster: Cluster,
+    pub(crate) random: Random,
+    pub(crate) told: Vec<(Gid, ActionId, Action)>,
+    pub(crate) trouble: bool,
 }
 
 impl Weather {
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.cluster.now += 1 + self.random.below(5);
         let gids: Vec<Gid> = self.cluster.members.keys().copied().collect();
         for gid in gids {

@@ -217,6 +217,9 @@ impl Script {
                     chunk.sessions.len(),
                     show::next(&chunk.next)
                 ),
+                ActionOutcome::Part(_) | ActionOutcome::Begun(_) | ActionOutcome::Refused(_) => {
+                    format!("{outcome:?}")
+                }
                 ActionOutcome::Done => "done".to_owned(),
                 ActionOutcome::Failed(why) => format!("failed: {why}"),
             };

@@ -14,6 +14,7 @@ mod common;
 mod bugs;
 mod cluster;
 mod configs;
+mod copies;
 mod deletes;
 mod goldens;
 mod pulls;

@@ -259,6 +259,9 @@ impl World {
                 self.answer(source, ActionOutcome::Pulled(chunk))
             }
             Action::Delete { source, .. } => self.answer(source, ActionOutcome::Done),
+            Action::Copy { .. } | Action::Journal { .. } | Action::ReportCut { .. } => {
+                panic!("no move is planned")
+            }
         };
         if !self.chance(self.trouble.lost) {
             let at = self.stage.now + delay + self.random.below(10);

@@ -25,6 +25,14 @@ pub(crate) fn action(action: &Action) -> String {
             ..
         } => format!("tell {source} to delete {}", hand_off(*shard, *config)),
         Action::Propose(proposed) => format!("propose: {}", step(proposed)),
+        Action::Copy {
+            source, request, ..
+        } => format!(
+            "copy {} from {source} after {:?}",
+            request.shard, request.after
+        ),
+        Action::Journal { source, step, .. } => format!("tell {source}: {step:?}"),
+        Action::ReportCut { shard, .. } => format!("tell the controllers that {shard} may be cut"),
         Action::Report { settled } => format!("report {settled}"),
     }
 }

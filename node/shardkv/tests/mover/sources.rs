@@ -123,6 +123,9 @@ impl World {
                 other => (LOG_MS, failed(&format!("{other:?}"))),
             },
             Action::Delete { .. } | Action::Report { .. } => (CALL_MS, ActionOutcome::Done),
+            Action::Copy { .. } | Action::Journal { .. } | Action::ReportCut { .. } => {
+                panic!("no move is planned")
+            }
         })
     }
 

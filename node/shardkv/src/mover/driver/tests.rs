@@ -1,8 +1,12 @@
 use std::collections::BTreeSet;
 
+use raft::Index;
+use types::{ClusterId, ConfigNum, LogTime, ShardId};
+
 use super::*;
-use crate::{Next, Shard, ShardState};
-use types::LogTime;
+use crate::{
+    Chunk, CopyCursor, CopyId, CopyStep, Cursor, Next, PlannedMove, Shard, ShardState, Target,
+};
 
 const OWN: Gid = Gid(1);
 const SOURCE: Gid = Gid(2);
@@ -347,6 +351,85 @@ fn a_follower_that_has_not_applied_the_fence_is_followed_by_the_leader_at_once()
     assert_eq!(stage.failures.len(), failures);
     stage.refuse(id, Refusal::ShardNotReady { retry_after });
     assert_eq!(stage.failures.len(), failures + 1, "once");
+}
+
+/// The ownership of a group that is to copy the shard, and of one that does.
+fn planned() -> Ownership {
+    let planned = PlannedMove {
+        owner: SOURCE,
+        owner_since: ConfigNum(1),
+        target: Target {
+            to: OWN,
+            since: ConfigNum(3),
+        },
+    };
+    Ownership {
+        planned: Arc::new([(SHARD, planned)].into()),
+        shards: [].into_iter().collect(),
+        ..pulling()
+    }
+}
+
+fn copying() -> Ownership {
+    let shard = Shard {
+        state: ShardState::Copying {
+            source: SOURCE,
+            copy: CopyId {
+                since: ConfigNum(3),
+                journal: Index(9),
+            },
+            cursor: CopyCursor::default(),
+            bytes: 0,
+        },
+        queue: std::collections::VecDeque::new(),
+        since: LogTime(0),
+        clock: LogTime(0),
+    };
+    Ownership {
+        shards: [(SHARD, Arc::new(shard))].into_iter().collect(),
+        ..planned()
+    }
+}
+
+fn is_journal(request: &Request) -> bool {
+    matches!(request, Request::Journal { .. })
+}
+
+fn is_copy(request: &Request) -> bool {
+    matches!(request, Request::Copy { .. })
+}
+
+#[test]
+fn a_journal_begins_at_the_leader_and_its_copy_in_the_own_log() {
+    let mut stage = Stage::new(planned());
+    let (id, _) = stage.take(is_journal);
+    stage.refuse(id, not_leader(Some("g2-3:7000")));
+    let (id, address) = stage.take(is_journal);
+    assert_eq!(address, "g2-3:7000");
+    stage.answer(id, Answer::Begun(Index(9)));
+    let starts = |step: &Step| match step {
+        Step::Copy(CopyStep::Start { copy, .. }) => copy.journal == Index(9),
+        _ => false,
+    };
+    assert!(stage.proposals.iter().any(|(_, step)| starts(step)));
+}
+
+#[test]
+fn a_follower_that_does_not_know_the_journal_is_followed_by_the_leader_at_once() {
+    let mut stage = Stage::new(copying());
+    // A new leader renews the journal.
+    let (id, leader) = stage.take(is_journal);
+    stage.answer(id, Answer::Stepped);
+    let (id, address) = stage.take(is_copy);
+    assert_ne!(address, leader);
+    let journal = Index(9);
+    stage.answer(id, Answer::Refused(JournalError::Unknown { journal }));
+    let (id, address) = stage.take(is_copy);
+    assert_eq!(address, leader);
+    stage.answer(id, Answer::Refused(JournalError::Ended { journal }));
+    let drops = |step: &Step| matches!(step, Step::Copy(CopyStep::Drop { .. }));
+    assert!(stage.proposals.iter().any(|(_, step)| drops(step)));
+    assert!(stage.failures.is_empty());
 }
 
 #[test]

@@ -1,0 +1,465 @@
+//! Copies: shards whose target is this group are copied while their owners serve them, and completed after the cut.
+//!
+//! A copy goes through these steps, each of which the mover repeats until it sees its effect:
+//!
+//! 1. A journal begins at the source, the copy begins in the own log, and the base arrives part by part. While one part goes
+//!    through the log the next one is fetched.
+//! 2. The open generation is sealed at the source, and its pages arrive. That is a round. A generation that the own log has is
+//!    dropped at the source, and the journal is renewed every minute.
+//! 3. The copy has caught up once a round was small, or after [`MAX_ROUNDS`]. Then it needs a round a second, and the controllers
+//!    are told each second that they may cut.
+//! 4. After the cut the rest comes from a replica of the source that has applied the fence. If the source's journal has ended, the
+//!    copy is useless, and the own log restarts the transfer as a pull of the whole shard.
+//!
+//! A copy holds one of its source's slots until it has caught up. Copies that have caught up or were cut do without, up to
+//! [`MAX_WITHOUT_SLOT`] for each source, because little is left of them.
+
+mod task;
+
+use std::collections::BTreeMap;
+
+use types::{ConfigNum, Gid, ShardId};
+
+use super::backoff::Backoff;
+use super::configs::refusal;
+use super::outbox::{HandOff, Purpose, Turn};
+use super::pace::Pace;
+use super::scheduler::Scheduler;
+use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
+use crate::{CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, PartNext, Step};
+use task::{Ask, Proposal, Stage, Task, stage};
+
+/// A generation of at most this many bytes leaves little to do at the cut.
+const SMALL_ROUND_BYTES: u64 = 64 << 10;
+/// So does one that the copy's pace makes up for in this many milliseconds.
+const SMALL_ROUND_MS: u64 = 20;
+/// The most rounds before a copy counts as caught up, however fast the shard changes.
+const MAX_ROUNDS: u32 = 3;
+/// The interval of the rounds and of the reports of a copy that has caught up, in milliseconds.
+const ROUND_INTERVAL_MS: u64 = 1_000;
+/// The interval of renewals of a journal, in milliseconds. A journal lives for ten minutes without.
+const RENEW_INTERVAL_MS: u64 = 60_000;
+/// The most copies of a source that are driven without a slot.
+const MAX_WITHOUT_SLOT: usize = 64;
+/// The bytes that the requested parts of all copies may have in memory together.
+const MEMORY_BYTES: u64 = 32 << 20;
+/// The most parts of a copy that are in memory.
+const PARTS_PER_COPY: u64 = 2;
+
+#[derive(Debug)]
+pub(super) struct Copies {
+    scheduler: Scheduler,
+    tasks: BTreeMap<ShardId, Task>,
+    pace: Pace,
+    /// Failures of proposals to the group's own log.
+    log: Backoff,
+}
+
+impl Copies {
+    pub(super) fn new(options: &MoverOptions) -> Self {
+        Self {
+            scheduler: Scheduler::new(options.max_concurrent_pulls as usize),
+            tasks: BTreeMap::new(),
+            pace: Pace::new(options.max_bytes_per_second, options.chunk_bytes.max(1)),
+            log: Backoff::default(),
+        }
+    }
+
+    /// Forgets all copies when leadership is lost. The rate limit stays, or each change of leaders would allow a burst.
+    pub(super) fn forget(&mut self, options: &MoverOptions) {
+        self.scheduler = Scheduler::new(options.max_concurrent_pulls as usize);
+        self.tasks.clear();
+        self.log.succeed();
+    }
+
+    pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
+        let (scheduler, ownership) = (&mut self.scheduler, turn.ownership);
+        self.tasks.retain(|shard, task| {
+            let goes_on = stage(ownership, *shard).is_some_and(|it| it.key(*shard) == task.key);
+            if !goes_on && task.has_slot {
+                scheduler.finish(task.key);
+            }
+            goes_on
+        });
+        if scheduler.needs_refresh(turn) {
+            self.refresh(turn);
+        }
+        if !turn.reached(self.log.until()) {
+            return;
+        }
+        let still = |(since, shard): HandOff| {
+            stage(ownership, shard).is_some_and(|it| it.key(shard) == (since, shard))
+        };
+        for (key, source) in self.scheduler.start(turn, still) {
+            let (_, shard) = key;
+            self.tasks
+                .insert(shard, Task::new(key, source, true, turn.now));
+        }
+        let shards: Vec<ShardId> = self.tasks.keys().copied().collect();
+        for shard in shards {
+            self.advance(turn, shard);
+        }
+    }
+
+    /// Finds the shards to copy. Those that were cut are driven at once.
+    fn refresh(&mut self, turn: &Turn<'_>) {
+        let ownership = turn.ownership;
+        let cut = ownership.shards.unfinished_shards();
+        let cut: Vec<ShardId> = cut.map(|(shard, _)| *shard).collect();
+        for shard in cut {
+            if let Some(it @ Stage::Completing { source, .. }) = stage(ownership, shard)
+                && !self.tasks.contains_key(&shard)
+                && self.may_do_without_slot(source)
+            {
+                let task = Task::new(it.key(shard), source, false, turn.now);
+                self.tasks.insert(shard, task);
+            }
+        }
+        let tasks = &self.tasks;
+        let without_slot = |shard: &ShardId| tasks.get(shard).is_some_and(|it| !it.has_slot);
+        let planned = ownership.planned.keys();
+        let planned = planned.filter(|shard| !without_slot(shard));
+        let waiting = planned.filter_map(|shard| {
+            let stage = stage(ownership, *shard)?;
+            Some((stage.key(*shard), stage.source()))
+        });
+        self.scheduler.refresh(waiting);
+    }
+
+    fn may_do_without_slot(&self, source: Gid) -> bool {
+        let tasks = self.tasks.values();
+        let without = tasks.filter(|task| task.source == source && !task.has_slot);
+        without.count() < MAX_WITHOUT_SLOT
+    }
+
+    /// Returns the size of the parts to request, so that all copies fit into [`MEMORY_BYTES`].
+    fn request_bytes(&self, options: &MoverOptions) -> u32 {
+        let slots = self.scheduler.slots() as u64 * self.scheduler.sources() as u64;
+        let copies = slots.max(self.tasks.len() as u64).max(1);
+        let share = MEMORY_BYTES / (PARTS_PER_COPY * copies);
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        options.chunk_bytes.max(1).min(share.max(1))
+    }
+
+    /// Performs the next actions for a shard.
+    fn advance(&mut self, turn: &mut Turn<'_>, shard: ShardId) {
+        let Some(stage) = stage(turn.ownership, shard) else {
+            return;
+        };
+        let Some(task) = self.tasks.get_mut(&shard) else {
+            return;
+        };
+        if task.proposal.is_none()
+            && let Some(step) = task.next_step(shard, &stage)
+        {
+            propose(turn, task, shard, step);
+        }
+        if let Stage::Copying { copy, planned, .. } = stage
+            && task.has_caught_up
+            && task.report.is_none()
+            && turn.reached(task.report_at)
+        {
+            let purpose = Purpose::Copy { shard, paid: 0 };
+            let action = Action::ReportCut {
+                shard,
+                planned,
+                journal: copy.journal,
+            };
+            task.report = Some(turn.ask(purpose, ASK_PATIENCE_MS, action));
+        }
+        if task.ask.is_some() || !turn.reached(task.backoff.until()) {
+            return;
+        }
+        match stage {
+            Stage::Absent(planned) if task.journal.is_none() => {
+                let target = planned.target;
+                let step = JournalStep::Begin { shard, target };
+                self.ask_journal(turn, shard, Ask::Begin, step);
+            }
+            Stage::Absent(_) => {}
+            Stage::Copying { copy, cursor, .. } => self.follow(turn, shard, copy, cursor),
+            Stage::Completing {
+                config,
+                copy,
+                cursor,
+                ..
+            } => {
+                let held = task.useless != Some(copy);
+                if let Some(after) = task.next_cursor(cursor).filter(|_| held) {
+                    let fence = Some(config);
+                    self.ask_part(turn, (shard, copy), fence, after);
+                }
+            }
+        }
+    }
+
+    /// Asks the source for what a copy needs next: upkeep of its journal, a seal, or a part.
+    fn follow(&mut self, turn: &mut Turn<'_>, shard: ShardId, copy: CopyId, cursor: &CopyCursor) {
+        let Some(task) = self.tasks.get_mut(&shard) else {
+            return;
+        };
+        if task.useless == Some(copy) {
+            return;
+        }
+        let journal = copy.journal;
+        if let Some((ask, step)) = task.next_upkeep(turn, shard, journal, cursor) {
+            return self.ask_journal(turn, shard, ask, step);
+        }
+        let Some(after) = task.next_cursor(cursor) else {
+            return;
+        };
+        let generation = match &after {
+            CopyCursor::Page { generation, .. } => *generation,
+            CopyCursor::Base(_) => 0,
+        };
+        if generation <= task.sealed {
+            return self.ask_part(turn, (shard, copy), None, after);
+        }
+        if task.has_caught_up && !turn.reached(task.round_at) {
+            return;
+        }
+        task.round_at = turn.now.saturating_add(ROUND_INTERVAL_MS);
+        let step = JournalStep::Seal {
+            shard,
+            journal,
+            generation,
+        };
+        self.ask_journal(turn, shard, Ask::Seal(generation), step);
+    }
+
+    fn ask_journal(&mut self, turn: &mut Turn<'_>, shard: ShardId, ask: Ask, step: JournalStep) {
+        let Some((source, addresses)) = self.addresses(turn, shard) else {
+            return;
+        };
+        let action = Action::Journal {
+            source,
+            addresses,
+            step,
+        };
+        self.start_ask(turn, shard, ask, 0, action);
+    }
+
+    fn ask_part(
+        &mut self,
+        turn: &mut Turn<'_>,
+        (shard, copy): (ShardId, CopyId),
+        fence: Option<ConfigNum>,
+        after: CopyCursor,
+    ) {
+        let request = CopyRequest {
+            shard,
+            copy,
+            fence,
+            after,
+            max_bytes: self.request_bytes(turn.options),
+        };
+        let Some((source, addresses)) = self.addresses(turn, shard) else {
+            return;
+        };
+        let has_slot = self.tasks.get(&shard).is_some_and(|task| task.has_slot);
+        // A source on trial pays when its part arrives. What little is left of a copy that was cut doesn't wait.
+        let waits = has_slot && self.scheduler.is_proven(source);
+        let paid = if waits { request.max_bytes } else { 0 };
+        let granted = self.pace.take(turn.now, paid);
+        if has_slot && let Err(at) = granted {
+            turn.reached(at);
+            return;
+        }
+        let ask = Ask::Part {
+            after: request.after.clone(),
+        };
+        let action = Action::Copy {
+            source,
+            addresses,
+            request,
+        };
+        self.start_ask(turn, shard, ask, paid, action);
+    }
+
+    fn addresses(&mut self, turn: &Turn<'_>, shard: ShardId) -> Option<(Gid, Vec<String>)> {
+        let source = self.tasks.get(&shard)?.source;
+        let addresses = turn.ownership.groups.get(&source).cloned();
+        if addresses.is_none() {
+            self.fail(turn, shard, "its address is not known");
+        }
+        Some((source, addresses?))
+    }
+
+    fn start_ask(
+        &mut self,
+        turn: &mut Turn<'_>,
+        shard: ShardId,
+        ask: Ask,
+        paid: u32,
+        action: Action,
+    ) {
+        let Some(task) = self.tasks.get_mut(&shard) else {
+            return;
+        };
+        let id = turn.ask(Purpose::Copy { shard, paid }, ASK_PATIENCE_MS, action);
+        task.ask = Some((id, ask));
+        if task.has_slot {
+            self.scheduler.asked(task.key, id, turn.now);
+        }
+    }
+
+    /// Handles the outcome of [`Purpose::Copy`]: of a proposal, of a report, or of a request to the source.
+    pub(super) fn ended(
+        &mut self,
+        turn: &Turn<'_>,
+        id: ActionId,
+        (shard, paid): (ShardId, u32),
+        outcome: Outcome,
+    ) {
+        let came = match &outcome {
+            Outcome::Part(part) => part.content_bytes(),
+            _ => 0,
+        };
+        self.pace.came(paid, came);
+        let Some(task) = self.tasks.get_mut(&shard) else {
+            return;
+        };
+        if task.report == Some(id) {
+            task.report = None;
+            task.report_at = turn.now.saturating_add(ROUND_INTERVAL_MS);
+        } else if task.proposal.as_ref().is_some_and(|it| it.id == id) {
+            self.proposed(turn, shard, &outcome);
+        } else if let Some((_, ask)) = task.ask.take_if(|(of, _)| *of == id) {
+            self.answered(turn, (id, shard), ask, outcome);
+        }
+    }
+
+    fn proposed(&mut self, turn: &Turn<'_>, shard: ShardId, outcome: &Outcome) {
+        let Some(task) = self.tasks.get_mut(&shard) else {
+            return;
+        };
+        let Some(proposal) = task.proposal.take() else {
+            return;
+        };
+        if turn.ownership.state(shard) == proposal.before.as_ref() {
+            self.log.fail(turn.now, &refusal(outcome), turn.options);
+            task.ready = None;
+            return;
+        }
+        self.log.succeed();
+        task.took(turn.now, &proposal);
+        let (key, source, holds) = (task.key, task.source, task.has_slot);
+        let is_dropped = task.useless.is_some();
+        let moves_out = task.has_caught_up && self.may_do_without_slot(source);
+        if holds && (is_dropped || moves_out) {
+            self.scheduler.finish(key);
+        }
+        if is_dropped {
+            self.tasks.remove(&shard);
+        } else if let Some(task) = self.tasks.get_mut(&shard) {
+            task.has_slot = holds && !moves_out;
+        }
+    }
+
+    fn answered(
+        &mut self,
+        turn: &Turn<'_>,
+        (id, shard): (ActionId, ShardId),
+        ask: Ask,
+        outcome: Outcome,
+    ) {
+        let Some(task) = self.tasks.get_mut(&shard) else {
+            return;
+        };
+        let mut useless = false;
+        match (ask, outcome) {
+            (Ask::Begin, Outcome::Begun(journal)) => {
+                task.journal = Some(journal);
+                task.renew_at = turn.now.saturating_add(RENEW_INTERVAL_MS);
+            }
+            (Ask::Seal(generation), Outcome::Done) => task.sealed = generation,
+            (Ask::Drop(generation), Outcome::Done) => task.dropped = generation,
+            (Ask::Renew, Outcome::Done) => {
+                task.renew_at = turn.now.saturating_add(RENEW_INTERVAL_MS);
+            }
+            (Ask::Part { after }, Outcome::Part(part)) => {
+                let leads_on = match &part.next {
+                    PartNext::At(next) => *next > after,
+                    PartNext::Done { .. } => true,
+                };
+                if part.shard != shard || part.after != after || !leads_on {
+                    return self.fail(turn, shard, "it sent another part than the one requested");
+                }
+                task.ready = Some(part);
+            }
+            // A journal's steps are answered by the source's log, and a later journal proves the end of an earlier one.
+            (
+                Ask::Seal(_) | Ask::Drop(_) | Ask::Renew,
+                Outcome::Refused(JournalError::Unknown { .. } | JournalError::Ended { .. }),
+            )
+            | (Ask::Part { .. }, Outcome::Refused(JournalError::Ended { .. })) => useless = true,
+            (Ask::Part { .. }, Outcome::Refused(JournalError::Unknown { .. })) => {
+                // The replica may only be behind. The source's log knows.
+                let asked_just_now = turn.now.saturating_add(RENEW_INTERVAL_MS - 1_000);
+                if task.renew_at > asked_just_now {
+                    return self.fail(turn, shard, "the replica doesn't know the journal yet");
+                }
+                task.renew_at = 0;
+            }
+            (_, Outcome::Refused(error)) => return self.fail(turn, shard, &error.to_string()),
+            (_, Outcome::Failed(why)) => return self.fail(turn, shard, &why),
+            (_, other) => {
+                let why = format!("not an answer to the request of a copy: {other:?}");
+                return self.fail(turn, shard, &why);
+            }
+        }
+        if useless {
+            let stage = stage(turn.ownership, shard);
+            task.useless = stage.and_then(|stage| stage.copy());
+        }
+        task.backoff.succeed();
+        if task.has_slot {
+            self.scheduler.answered(id);
+        }
+    }
+
+    /// Pauses a shard that can't continue because of its source. One with a slot loses it.
+    fn fail(&mut self, turn: &Turn<'_>, shard: ShardId, why: &str) {
+        let Some(task) = self.tasks.get_mut(&shard) else {
+            return;
+        };
+        if task.has_slot {
+            let key = task.key;
+            self.scheduler.fail(key, turn.now, why, turn.options);
+            self.tasks.remove(&shard);
+        } else {
+            task.backoff.fail(turn.now, why, turn.options);
+        }
+    }
+
+    /// Returns the reason, for display, that a shard makes no progress.
+    pub(super) fn why(&self, shard: ShardId, source: Gid, now: u64) -> Option<String> {
+        let Some(task) = self.tasks.get(&shard) else {
+            return Some(format!("waits for one of the slots of {source}"));
+        };
+        if let Some(why) = self.log.why(now) {
+            return Some(format!("own log: {why}"));
+        }
+        if let Some(why) = task.backoff.why(now) {
+            return Some(format!("{source}: {why}"));
+        }
+        let key = task.key;
+        task.has_slot
+            .then(|| self.scheduler.why(key, source, now))
+            .flatten()
+    }
+}
+
+fn propose(turn: &mut Turn<'_>, task: &mut Task, shard: ShardId, step: CopyStep) {
+    let take = match &step {
+        CopyStep::Take(part) => Some((part.next.clone(), part.content_bytes())),
+        _ => None,
+    };
+    let purpose = Purpose::Copy { shard, paid: 0 };
+    let action = Action::Propose(Step::Copy(step));
+    task.proposal = Some(Proposal {
+        id: turn.ask(purpose, PROPOSE_PATIENCE_MS, action),
+        before: turn.ownership.state(shard).cloned(),
+        take,
+    });
+}

@@ -1,0 +1,129 @@
+//! Requests to other groups and to controllers, and the answers.
+
+use std::collections::BTreeSet;
+
+use raft::Index;
+use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
+
+use crate::{Chunk, CopyRequest, Cursor, JournalError, JournalStep, Part, PlannedMove};
+
+/// A request to a node of another group or to a controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Any controller: the configurations after `after`.
+    Configs {
+        /// The group that asks.
+        gid: Gid,
+        /// The group's configuration.
+        after: ConfigNum,
+        /// The time for which the controller may wait for news, in milliseconds.
+        wait_ms: u64,
+    },
+    /// Any node of the source: the next chunk of a shard.
+    Pull {
+        /// The controllers of both groups.
+        controller: ClusterId,
+        /// The group that has the shard.
+        source: Gid,
+        /// The shard.
+        shard: ShardId,
+        /// The configuration that moves it.
+        config: ConfigNum,
+        /// The cursor up to which the shard has arrived.
+        after: Cursor,
+        /// The approximate size of the chunk.
+        max_bytes: u32,
+    },
+    /// The source's leader: delete a shard.
+    Delete {
+        /// The controllers of both groups.
+        controller: ClusterId,
+        /// The group that is to delete the shard.
+        source: Gid,
+        /// The shard.
+        shard: ShardId,
+        /// The configuration that moved it.
+        config: ConfigNum,
+    },
+    /// Any node of the source: the next part of a copy.
+    Copy {
+        /// The controllers of both groups.
+        controller: ClusterId,
+        /// The group that serves the shard, or has fenced it.
+        source: Gid,
+        /// The request.
+        request: CopyRequest,
+    },
+    /// The source's leader: a step of a journal.
+    Journal {
+        /// The controllers of both groups.
+        controller: ClusterId,
+        /// The group that serves the shard.
+        source: Gid,
+        /// The step.
+        step: JournalStep,
+    },
+    /// The controllers' leader: a copy has caught up, so cut if this move is still planned exactly so.
+    ReportCut {
+        /// The controllers that are meant.
+        controller: ClusterId,
+        /// The shard.
+        shard: ShardId,
+        /// The planned move.
+        planned: PlannedMove,
+        /// The journal that the copy follows.
+        journal: Index,
+    },
+    /// The controllers' leader: take a progress report.
+    Report {
+        /// The controllers that are meant.
+        controller: ClusterId,
+        /// The group that reports.
+        gid: Gid,
+        /// The value of [`crate::Ownership::settled`].
+        settled: ConfigNum,
+    },
+    /// The controllers' leader: list the groups that are part of the cluster, or that left and aren't drained.
+    ListGroups,
+}
+
+/// The answer to a proposal or a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// [`super::Effect::Propose`]: the step was applied here. [`Request::Journal`]: it was applied there. [`Request::Delete`]: the source has
+    /// deleted the shard, now or before.
+    Stepped,
+    /// [`Request::Configs`]: as [`crate::mover::Outcome::Configs`].
+    Configs {
+        /// The controllers' incarnation.
+        controller: ClusterId,
+        /// The number of shards of the cluster.
+        shards: u32,
+        /// The oldest kept configuration, if the one that follows the group's is no longer kept.
+        full: Option<ShardConfig>,
+        /// The configurations that follow.
+        deltas: Vec<ConfigDelta>,
+    },
+    /// [`Request::Pull`].
+    Chunk {
+        /// The chunk.
+        chunk: Chunk,
+        /// The source's estimate of the bytes of the whole shard.
+        shard_bytes: u64,
+    },
+    /// [`Request::Copy`]: the part.
+    Part(Part),
+    /// [`Request::Journal`] that begins one: the journal's id.
+    Begun(Index),
+    /// [`Request::Copy`] or [`Request::Journal`]: the source's state machine refused it.
+    Refused(JournalError),
+    /// [`Request::Report`] or [`Request::ReportCut`]: accepted.
+    Reported,
+    /// [`Request::ListGroups`]: the groups.
+    Groups {
+        /// The controllers' incarnation.
+        controller: ClusterId,
+        /// The groups.
+        gids: BTreeSet<Gid>,
+    },
+}
