@@ -37,8 +37,8 @@
 //!
 //! # End and bounds
 //!
-//! A journal ends by the log alone: when the shard's target changes, when the shard leaves for another group, when `Expire` finds
-//! that it was not renewed for [`JOURNAL_TTL_MS`] of log time, when its names exceed [`MAX_NAMED_BYTES`] (each mention counts), or when the
+//! A journal ends by the log alone: when the shard's target changes, when the shard leaves for another group, when a write finds
+//! that it was not renewed for [`JOURNAL_TTL_MS`] of log time (each write looks at its own shard's journal and, in turn, at one other), when its names exceed [`MAX_NAMED_BYTES`] (each mention counts), or when the
 //! shard is deleted. It is part of the state and so of each snapshot. After its end the copy is useless.
 //!
 //! # State of the work
@@ -71,7 +71,7 @@ use crate::transition::Changed;
 use crate::{CopyId, Ownership, ShardState, Target, keys, records};
 pub(crate) use rows::Name;
 
-/// A journal that was not renewed for this long, in milliseconds of log time, may be expired.
+/// A journal that was not renewed for this long, in milliseconds of log time, ends with the next write that finds it so.
 pub const JOURNAL_TTL_MS: u64 = 600_000;
 /// The most bytes of names that a journal holds. Each mention of a row counts.
 pub const MAX_NAMED_BYTES: u64 = 256 << 20;

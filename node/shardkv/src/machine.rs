@@ -123,8 +123,9 @@ impl ShardKv {
             .ok_or_else(|| StoreError::Damaged("the state has no genesis record".to_owned()))
     }
 
-    /// Removes some expired sessions from the write's own table and from one other, which rotates with the entry's index, so
-    /// that a shard without writes forgets sessions too. The choice and the number depend on the log alone. Sessions of shards
+    /// Removes some expired sessions from the write's own table and from one other, and ends the journals of the two shards if they
+    /// are expired. The other one rotates with the entry's index, so
+    /// that a shard without writes forgets, too. The choice and the number depend on the log alone. Sessions of shards
     /// that aren't served don't change, because they are being copied.
     fn forget_some(
         &mut self,
@@ -140,6 +141,7 @@ impl ShardKv {
             if shard != own && self.ownership.check_served(shard).is_err() && !self.expires(shard) {
                 continue;
             }
+            self.journals.expire(shard, at.time, state);
             let Some(table) = self.sessions.get_mut(&shard) else {
                 continue;
             };

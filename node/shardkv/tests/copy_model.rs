@@ -529,7 +529,6 @@ impl World {
                 generation: generation - 1,
             },
             (8, _) => JournalStep::Renew { shard, journal },
-            (9..=11, _) => JournalStep::Expire { shard, journal },
             _ => return,
         };
         self.propose(1 - at, step.encode());

@@ -225,7 +225,7 @@ fn pages_exist_from_their_seal_to_their_drop() {
     assert_eq!(group.copy(shard, journal, page(limit + 2)), Ok(()));
     group.step(seal(limit + 2)).unwrap();
     group.time += JOURNAL_TTL_MS + 1;
-    group.step(JournalStep::Expire { shard, journal }).unwrap();
+    group.replica.apply(group.time, None, put("k", "v"));
     group.aim(shard, None);
     let fenced = group.journal(shard).unwrap();
     assert_eq!((fenced.open, fenced.fence), (limit + 2, Some(ConfigNum(2))));
@@ -255,16 +255,17 @@ fn a_fence_for_another_group_ends_the_journal() {
 fn a_journal_expires_by_log_time_unless_it_is_renewed() {
     let mut group = Group::new(1);
     let (shard, journal) = (SHARD, group.begin(SHARD));
-    let expire = JournalStep::Expire { shard, journal };
+    let write = |group: &mut Group| group.replica.apply(group.time, None, put("k", "v"));
     group.time += JOURNAL_TTL_MS;
-    group.step(expire).unwrap();
+    write(&mut group);
     group.step(JournalStep::Renew { shard, journal }).unwrap();
     group.time += JOURNAL_TTL_MS;
-    group.step(expire).unwrap();
+    write(&mut group);
     assert!(group.journal(shard).is_some());
     group.time += 1;
-    group.step(expire).unwrap();
+    write(&mut group);
     assert_eq!(group.journal(shard), None);
+    assert_eq!(group.names(), 0, "this write isn't named");
     let unknown = Err(JournalError::Unknown { journal });
     assert_eq!(group.step(JournalStep::Renew { shard, journal }), unknown);
 }
@@ -354,7 +355,6 @@ fn steps_decode_to_what_was_encoded() {
             generation,
         },
         JournalStep::Renew { shard, journal },
-        JournalStep::Expire { shard, journal },
     ] {
         let encoded = step.encode();
         assert_eq!(JournalStep::decode(encoded.clone()), Ok(step));

@@ -389,7 +389,6 @@ impl World {
             },
             (35, _) => return self.retarget(None),
             (36 | 37, _) => JournalStep::Renew { shard, journal },
-            (38, _) => JournalStep::Expire { shard, journal },
             _ => return,
         };
         self.propose(step.encode());

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use raft::Index;
 use replica::{Applying, Table, Transaction};
-use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
+use types::{ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer};
 
 use super::{JOURNAL_TTL_MS, Journal, JournalError, Journals, MAX_GENERATIONS, MAX_JOURNALS};
 use crate::bug::Bug;
@@ -17,7 +17,6 @@ const BEGIN: u8 = 32;
 const SEAL: u8 = 33;
 const DROP: u8 = 34;
 const RENEW: u8 = 35;
-const EXPIRE: u8 = 36;
 
 /// An operation on the journal of a shard. Each is idempotent: one that arrives twice, late or out of turn changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,13 +54,6 @@ pub enum JournalStep {
         /// The journal's id.
         journal: Index,
     },
-    /// Ends the journal, if by log time it was not renewed for [`JOURNAL_TTL_MS`]. The leader proposes it; its clock decides nothing.
-    Expire {
-        /// The shard.
-        shard: ShardId,
-        /// The journal's id.
-        journal: Index,
-    },
 }
 
 impl JournalStep {
@@ -81,7 +73,6 @@ impl JournalStep {
                 generation,
             } => (DROP, shard, [journal.0, generation]),
             Self::Renew { shard, journal } => (RENEW, shard, [journal.0, 0]),
-            Self::Expire { shard, journal } => (EXPIRE, shard, [journal.0, 0]),
         };
         out.byte(codec::VERSION).byte(kind).number(shard.0.into());
         for number in numbers {
@@ -104,7 +95,7 @@ impl JournalStep {
         let second = input.number("generation")?;
         input.finish()?;
         let (journal, generation) = (Index(first), second);
-        if matches!(kind, RENEW | EXPIRE) && second != 0 {
+        if kind == RENEW && second != 0 {
             return Err(DecodeError::OutOfRange("generation"));
         }
         Ok(match kind {
@@ -126,7 +117,6 @@ impl JournalStep {
                 generation,
             },
             RENEW => Self::Renew { shard, journal },
-            EXPIRE => Self::Expire { shard, journal },
             value => {
                 return Err(DecodeError::Unknown {
                     what: "operation kind",
@@ -178,15 +168,16 @@ impl Journals {
                 }
                 Ok(())
             }
-            JournalStep::Expire { shard, journal } => {
-                let silent = |journal: &Journal| {
-                    journal.fence.is_none() && at.time.since(journal.renewed) > JOURNAL_TTL_MS
-                };
-                if self.find(shard, journal).is_ok_and(silent) {
-                    self.end(shard, state);
-                }
-                Ok(())
-            }
+        }
+    }
+
+    /// Ends the shard's journal if it was not renewed for [`JOURNAL_TTL_MS`] before log time `now`. A fenced shard's stays.
+    pub(crate) fn expire(&mut self, shard: ShardId, now: LogTime, state: &mut Transaction<'_>) {
+        let is_silent = |journal: &Journal| {
+            journal.fence.is_none() && now.since(journal.renewed) > JOURNAL_TTL_MS
+        };
+        if self.get(shard).is_some_and(is_silent) {
+            self.end(shard, state);
         }
     }
 
