@@ -7,7 +7,10 @@ use api::{decode_client_id, errors};
 use bytes::Bytes;
 use raft::{MembershipChange, MembershipError};
 use replica::{Answer, Refusal, Request};
-use shardkv::{Command, KvError, MAX_KEY_BYTES, Query, Response, SessionRef, Step, Write, Written};
+use shardkv::{
+    Command, JournalError, JournalStep, KvError, MAX_KEY_BYTES, Query, Response, SessionRef, Step,
+    Write, Written,
+};
 use types::{NodeId, Sequence};
 
 use crate::machine::{self, MachineRequest, MachineResult};
@@ -109,6 +112,14 @@ pub(crate) fn step(step: &Step) -> MachineRequest {
     }
 }
 
+/// Converts a step of a journal. It is accepted on a nearly full disk, because moves free space.
+pub(crate) fn journal_step(step: JournalStep) -> MachineRequest {
+    Request::Write {
+        operation: step.encode(),
+        frees_space: true,
+    }
+}
+
 fn key(key: Bytes) -> Result<Bytes, ErrorDetail> {
     if key.is_empty() {
         return Err(errors::bad_request("key", "it is empty"));
@@ -166,6 +177,20 @@ pub(crate) fn outcome(
         Ok(Answer::Machine(machine::Response::Shards(response))) => Ok(response),
         Ok(_) => Err(mismatch()),
         Err(refusal) => Err(refused(&refusal, address)),
+    }
+}
+
+/// Returns the state machine's answer to a step of a journal, or its refusal; or the typed error of another refusal.
+pub(crate) fn journal_outcome(
+    result: MachineResult,
+    address: impl Fn(NodeId) -> String,
+) -> Result<Result<Response, JournalError>, ErrorDetail> {
+    match result {
+        Ok(Answer::Machine(machine::Response::Shards(Response::Refused(KvError::Journal {
+            error,
+            ..
+        })))) => Ok(Err(error)),
+        result => outcome(result, address).map(Ok),
     }
 }
 

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::v1;
 use api::v1::handoff_client::HandoffClient;
 use api::v1::shardctrler_client::ShardctrlerClient;
-use api::v1::{DeleteShardRequest, ErrorDetail, PullRequest, QueryRequest, ReportRequest};
+use api::v1::{self, DeleteShardRequest, ErrorDetail, PullRequest, QueryRequest, ReportRequest};
+use bytes::Bytes;
+use raft::Index;
 use request::{Refusal, Refused};
 use shardkv::mover::{Answer, Request};
-use shardkv::{Chunk, Response, Step};
+use shardkv::{Chunk, CopyRequest, JournalError, Part, Response, Step};
 use tonic::Status;
 use tonic::transport::Channel;
 use types::{ClusterId, Gid};
@@ -71,6 +72,37 @@ impl Calls {
             Response::Stepped => Ok(Answer::Stepped),
             _ => Err(api::refused(kv::mismatch())),
         }
+    }
+
+    /// Asks for the next part of a copy.
+    async fn copy(
+        &self,
+        handoff: HandoffClient<Channel>,
+        (cluster_id, gid): (u64, u64),
+        request: CopyRequest,
+    ) -> Result<Result<Answer, Refused>, Status> {
+        let request = v1::CopyRequest {
+            cluster_id,
+            gid,
+            shard: request.shard.0,
+            target_since: request.copy.since.0,
+            journal: request.copy.journal.0,
+            fence: request.fence.map(|config| config.0),
+            after: request.after.encode(),
+            max_bytes: request.max_bytes,
+        };
+        let mut handoff = handoff.max_decoding_message_size(usize::MAX);
+        let answer = handoff.copy(once(request)).await?.into_inner().answer;
+        Ok(match answer {
+            Some(v1::copy_response::Answer::Part(part)) => {
+                let received = &self.metrics.handoff.received_bytes;
+                received.inc_by(part.len() as u64);
+                let part = Part::decode(part).map(Answer::Part);
+                part.map_err(|error| malformed(&error))
+            }
+            Some(v1::copy_response::Answer::Refused(error)) => refused_by_journal(error),
+            None => Err(api::refused(kv::mismatch())),
+        })
     }
 
     /// Sends a request to a node, and waits for the answer.
@@ -169,10 +201,32 @@ impl Calls {
                 request.send_to(controllers).await?;
                 Ok(Ok(Answer::Reported))
             }
-            // No configuration plans a move yet, so no mover asks for a copy.
-            Request::Copy { .. } | Request::Journal { .. } | Request::ReportCut { .. } => Err(
-                Status::unimplemented("copies of served shards are not in use"),
-            ),
+            Request::Copy {
+                controller,
+                source,
+                request,
+            } => {
+                let (cluster_id, gid) = (controller.0, source.0);
+                self.copy(handoff, (cluster_id, gid), request).await
+            }
+            Request::Journal {
+                controller,
+                source,
+                step,
+            } => {
+                let request = v1::JournalRequest {
+                    cluster_id: controller.0,
+                    gid: source.0,
+                    step: step.encode(),
+                };
+                let mut handoff = handoff;
+                let answer = handoff.journal(once(request)).await?.into_inner().answer;
+                Ok(stepped(answer))
+            }
+            // No configuration plans a move yet, so no copy is reported.
+            Request::ReportCut { .. } => Err(Status::unimplemented(
+                "the controllers take no reports of copies yet",
+            )),
             Request::ListGroups => {
                 let controllers = controllers.max_decoding_message_size(usize::MAX);
                 let latest = QueryRequest { num: -1 }.send_to(controllers).await?;
@@ -184,6 +238,20 @@ impl Calls {
             }
         }
     }
+}
+
+fn stepped(answer: Option<v1::journal_response::Answer>) -> Result<Answer, Refused> {
+    match answer {
+        Some(v1::journal_response::Answer::Journal(0)) => Ok(Answer::Stepped),
+        Some(v1::journal_response::Answer::Journal(journal)) => Ok(Answer::Begun(Index(journal))),
+        Some(v1::journal_response::Answer::Refused(error)) => refused_by_journal(error),
+        None => Err(api::refused(kv::mismatch())),
+    }
+}
+
+fn refused_by_journal(error: Bytes) -> Result<Answer, Refused> {
+    let error = JournalError::decode(error).map(Answer::Refused);
+    error.map_err(|error| malformed(&error))
 }
 
 fn unsent(error: &ChannelError) -> Refused {

@@ -5,8 +5,12 @@ use std::sync::Arc;
 use api::errors;
 use api::v1::handoff_server::Handoff;
 use api::v1::{self, ErrorDetail};
+use raft::Index;
 use replica::StateReader;
-use shardkv::{Cursor, GroupKind, Response as Outcome, Step, estimate_shard, read_chunk};
+use shardkv::{
+    CopyCursor, CopyId, CopyRequest, Cursor, GroupKind, JournalStep, KvError, Response as Outcome,
+    Step, estimate_shard, read_chunk, read_part,
+};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use types::{ClusterId, ConfigNum, ShardId};
@@ -20,6 +24,9 @@ use crate::routing::Routing;
 /// The maximum number of deletes at the same time, for all groups.
 const MAX_DELETES: usize = 1_024;
 
+/// The maximum number of steps of journals at the same time, for all groups.
+const MAX_JOURNAL_STEPS: usize = 1_024;
+
 /// The service.
 pub(crate) struct HandoffService {
     replica: Arc<ReplicaHandle>,
@@ -27,6 +34,7 @@ pub(crate) struct HandoffService {
     metrics: Arc<Metrics>,
     readers: Readers,
     deletes: Semaphore,
+    journal_steps: Semaphore,
 }
 
 impl HandoffService {
@@ -42,6 +50,7 @@ impl HandoffService {
             metrics,
             readers,
             deletes: Semaphore::new(MAX_DELETES),
+            journal_steps: Semaphore::new(MAX_JOURNAL_STEPS),
         }
     }
 
@@ -104,6 +113,63 @@ impl HandoffService {
     }
 }
 
+/// The answers to the destinations of copies.
+impl HandoffService {
+    async fn send_part(&self, request: v1::CopyRequest) -> Result<v1::CopyResponse, ErrorDetail> {
+        self.check(request.cluster_id, request.gid)?;
+        self.replica.check_running()?;
+        let after = CopyCursor::decode(request.after);
+        let request = CopyRequest {
+            shard: ShardId(request.shard),
+            copy: CopyId {
+                since: ConfigNum(request.target_since),
+                journal: Index(request.journal),
+            },
+            fence: request.fence.map(ConfigNum),
+            after: after.map_err(|error| errors::bad_request("after", error))?,
+            max_bytes: request.max_bytes,
+        };
+        let read = move |state: &dyn StateReader| {
+            let part = read_part(state, &request)?;
+            Ok(part.map(|part| part.encode()))
+        };
+        let answer = match self.readers.read(read).await? {
+            Ok(part) => {
+                self.metrics.handoff.sent_bytes.inc_by(part.len() as u64);
+                v1::copy_response::Answer::Part(part)
+            }
+            Err(KvError::Journal { error, .. }) => {
+                v1::copy_response::Answer::Refused(error.encode())
+            }
+            Err(error) => return Err(kv::kv_error(&error)),
+        };
+        let answer = Some(answer);
+        Ok(v1::CopyResponse { answer })
+    }
+
+    async fn step_journal(
+        &self,
+        request: v1::JournalRequest,
+    ) -> Result<v1::JournalResponse, ErrorDetail> {
+        self.check(request.cluster_id, request.gid)?;
+        let step = JournalStep::decode(request.step);
+        let step = step.map_err(|error| errors::bad_request("step", error))?;
+        let full = |_| errors::overloaded("steps of journals", MAX_JOURNAL_STEPS as u64, 100);
+        let _place = self.journal_steps.try_acquire().map_err(full)?;
+        let replica = &self.replica;
+        let answer = replica.submit_step(kv::journal_step(step))?;
+        let result = replica.answered(answer, true).await?;
+        let answer = match kv::journal_outcome(result, |node| replica.address_or_empty(node))? {
+            Ok(Outcome::Begun { journal }) => v1::journal_response::Answer::Journal(journal.0),
+            Ok(Outcome::Stepped) => v1::journal_response::Answer::Journal(0),
+            Ok(_) => return Err(kv::mismatch()),
+            Err(error) => v1::journal_response::Answer::Refused(error.encode()),
+        };
+        let answer = Some(answer);
+        Ok(v1::JournalResponse { answer })
+    }
+}
+
 #[tonic::async_trait]
 impl Handoff for HandoffService {
     async fn pull(
@@ -111,6 +177,26 @@ impl Handoff for HandoffService {
         request: Request<v1::PullRequest>,
     ) -> Result<Response<v1::PullResponse>, Status> {
         match self.send(request.into_inner()).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(error) => Err(self.metrics.reject(&error)),
+        }
+    }
+
+    async fn copy(
+        &self,
+        request: Request<v1::CopyRequest>,
+    ) -> Result<Response<v1::CopyResponse>, Status> {
+        match self.send_part(request.into_inner()).await {
+            Ok(response) => Ok(Response::new(response)),
+            Err(error) => Err(self.metrics.reject(&error)),
+        }
+    }
+
+    async fn journal(
+        &self,
+        request: Request<v1::JournalRequest>,
+    ) -> Result<Response<v1::JournalResponse>, Status> {
+        match self.step_journal(request.into_inner()).await {
             Ok(response) => Ok(Response::new(response)),
             Err(error) => Err(self.metrics.reject(&error)),
         }
