@@ -43,8 +43,9 @@
 //!
 //! # State of the work
 //!
-//! The machine applies these steps and answers these queries, and `tests/journal_model.rs` attacks them. Nothing in the server
-//! proposes or asks them yet, and no configuration plans a move ([`crate::ShardKv::plan`]): shards still move without a copy.
+//! The machine applies these steps and answers these queries, the module `copy` is the destination's half, and the mover drives both.
+//! `tests/journal_model.rs`, `tests/copy_model.rs` and `tests/mover/copies.rs` attack them. But no configuration plans a move yet
+//! ([`crate::ShardKv::plan`]): shards still move without a copy.
 
 mod codec;
 mod part;

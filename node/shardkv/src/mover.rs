@@ -59,6 +59,7 @@ use copies::Copies;
 use deletes::Deletes;
 pub use driver::{Answer, CallId, Driver, DriverOptions, Effect, Request};
 use outbox::{Outbox, Purpose, Turn};
+use pace::Pace;
 use pulls::Pulls;
 use reports::Reports;
 pub use room::{Progress, Room};
@@ -73,7 +74,7 @@ const PROPOSE_PATIENCE_MS: u64 = 30_000;
 pub struct MoverOptions {
     /// The most shards that are pulled from each source at the same time; 0 counts as 1.
     pub max_concurrent_pulls: u32,
-    /// The most bytes that all pulls together receive in a second; 0 for no limit. After a pause a tenth of it, or one chunk,
+    /// The most bytes that all pulls and copies together receive in a second; 0 for no limit. After a pause a tenth of it, or one chunk,
     /// may come at once, and one chunk of each source that is on trial.
     pub max_bytes_per_second: u64,
     /// About how many bytes of a shard travel and are proposed at once; fewer if there are very many sources. With the largest value on top it must fit into an
@@ -214,6 +215,8 @@ pub struct Mover {
     ownership: Option<Arc<Ownership>>,
     ended: Vec<(ActionId, Outcome)>,
     outbox: Outbox,
+    /// The rate limit of pulls and copies. It stays when leadership is lost, or each change of leaders would allow a burst.
+    pace: Pace,
     configs: Configs,
     pulls: Pulls,
     copies: Copies,
@@ -233,6 +236,7 @@ impl Mover {
             ownership: None,
             ended: Vec::new(),
             outbox: Outbox::default(),
+            pace: Pace::new(options.max_bytes_per_second, options.chunk_bytes.max(1)),
             configs: Configs::default(),
             pulls: Pulls::new(&options),
             copies: Copies::new(&options),
@@ -279,6 +283,7 @@ impl Mover {
             news,
             options: &self.options,
             bugs: self.bugs,
+            pace: &mut self.pace,
             out: &mut self.outbox,
             fatal: &mut self.fatal,
         };
@@ -293,10 +298,10 @@ impl Mover {
                 Purpose::Begin => self.configs.begun(&turn, &outcome),
                 Purpose::Configure(num) => self.configs.configured(&turn, num, &outcome),
                 Purpose::ProveLeadership => self.configs.proved(self.gid, &mut turn, &outcome),
-                Purpose::Pull { paid } => self.pulls.pulled(&turn, id, paid, outcome),
+                Purpose::Pull { paid } => self.pulls.pulled(&mut turn, id, paid, outcome),
                 Purpose::Install(task) => self.pulls.installed(&turn, id, task, &outcome),
                 Purpose::Copy { shard, paid } => {
-                    self.copies.ended(&turn, id, (shard, paid), outcome);
+                    self.copies.ended(&mut turn, id, (shard, paid), outcome);
                 }
                 Purpose::Delete => self.deletes.delete_ended(&turn, id, outcome),
                 Purpose::Deleted(task) => self.deletes.record_ended(&turn, id, task, &outcome),

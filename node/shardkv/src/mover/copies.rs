@@ -23,7 +23,6 @@ use types::{ConfigNum, Gid, ShardId};
 use super::backoff::Backoff;
 use super::configs::refusal;
 use super::outbox::{HandOff, Purpose, Turn};
-use super::pace::Pace;
 use super::scheduler::Scheduler;
 use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
 use crate::{CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, PartNext, Step};
@@ -50,7 +49,6 @@ const PARTS_PER_COPY: u64 = 2;
 pub(super) struct Copies {
     scheduler: Scheduler,
     tasks: BTreeMap<ShardId, Task>,
-    pace: Pace,
     /// Failures of proposals to the group's own log.
     log: Backoff,
 }
@@ -60,12 +58,11 @@ impl Copies {
         Self {
             scheduler: Scheduler::new(options.max_concurrent_pulls as usize),
             tasks: BTreeMap::new(),
-            pace: Pace::new(options.max_bytes_per_second, options.chunk_bytes.max(1)),
             log: Backoff::default(),
         }
     }
 
-    /// Forgets all copies when leadership is lost. The rate limit stays, or each change of leaders would allow a burst.
+    /// Forgets all copies when leadership is lost.
     pub(super) fn forget(&mut self, options: &MoverOptions) {
         self.scheduler = Scheduler::new(options.max_concurrent_pulls as usize);
         self.tasks.clear();
@@ -260,7 +257,7 @@ impl Copies {
         // A source on trial pays when its part arrives. What little is left of a copy that was cut doesn't wait.
         let waits = has_slot && self.scheduler.is_proven(source);
         let paid = if waits { request.max_bytes } else { 0 };
-        let granted = self.pace.take(turn.now, paid);
+        let granted = turn.pace.take(turn.now, paid);
         if has_slot && let Err(at) = granted {
             turn.reached(at);
             return;
@@ -306,7 +303,7 @@ impl Copies {
     /// Handles the outcome of [`Purpose::Copy`]: of a proposal, of a report, or of a request to the source.
     pub(super) fn ended(
         &mut self,
-        turn: &Turn<'_>,
+        turn: &mut Turn<'_>,
         id: ActionId,
         (shard, paid): (ShardId, u32),
         outcome: Outcome,
@@ -315,7 +312,7 @@ impl Copies {
             Outcome::Part(part) => part.content_bytes(),
             _ => 0,
         };
-        self.pace.came(paid, came);
+        turn.pace.came(paid, came);
         let Some(task) = self.tasks.get_mut(&shard) else {
             return;
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use types::{ConfigNum, ShardId};
 
+use super::pace::Pace;
 use super::{Action, ActionId, MoverOptions, Outcome};
 use crate::Ownership;
 use crate::bug::{Bug, Bugs};
@@ -54,6 +55,8 @@ pub(super) struct Turn<'a> {
     pub(super) news: bool,
     pub(super) options: &'a MoverOptions,
     pub(super) bugs: Bugs,
+    /// The rate limit of all that comes from other groups.
+    pub(super) pace: &'a mut Pace,
     pub(super) out: &'a mut Outbox,
     pub(super) fatal: &'a mut Option<String>,
 }

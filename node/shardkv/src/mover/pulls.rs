@@ -11,7 +11,6 @@ use types::{ConfigNum, Gid, ShardId};
 use super::backoff::Backoff;
 use super::configs::refusal;
 use super::outbox::{HandOff, Purpose, Turn};
-use super::pace::Pace;
 use super::room::{Progress, Room};
 use super::scheduler::Scheduler;
 use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
@@ -28,7 +27,6 @@ const CHUNKS_PER_SLOT: u64 = 2;
 pub(super) struct Pulls {
     scheduler: Scheduler,
     pending: BTreeMap<HandOff, Pull>,
-    pace: Pace,
     /// The time at which the rate limit allows the next chunk; for display.
     paced_until: u64,
     /// Failures of proposals to the group's own log.
@@ -81,7 +79,6 @@ impl Pulls {
         Self {
             scheduler: Scheduler::new(slots(options)),
             pending: BTreeMap::new(),
-            pace: Pace::new(options.max_bytes_per_second, chunk_bytes(options)),
             paced_until: 0,
             log: Backoff::default(),
             full: Backoff::default(),
@@ -110,7 +107,7 @@ impl Pulls {
         })
     }
 
-    /// Forgets all pulls when leadership is lost. The rate limit stays, or each change of leaders would allow a burst.
+    /// Forgets all pulls when leadership is lost.
     pub(super) fn forget(&mut self, options: &MoverOptions) {
         self.scheduler = Scheduler::new(slots(options));
         self.pending.clear();
@@ -239,7 +236,7 @@ impl Pulls {
         } else {
             0
         };
-        if let Err(at) = self.pace.take(turn.now, paid) {
+        if let Err(at) = turn.pace.take(turn.now, paid) {
             self.paced_until = at;
             turn.reached(at);
             return;
@@ -258,12 +255,18 @@ impl Pulls {
     }
 
     /// Handles the outcome of [`Purpose::Pull`]. The rate limit has granted `paid` bytes for the request.
-    pub(super) fn pulled(&mut self, turn: &Turn<'_>, id: ActionId, paid: u32, outcome: Outcome) {
+    pub(super) fn pulled(
+        &mut self,
+        turn: &mut Turn<'_>,
+        id: ActionId,
+        paid: u32,
+        outcome: Outcome,
+    ) {
         let came = match &outcome {
             Outcome::Pulled(chunk) => chunk.content_bytes(),
             _ => 0,
         };
-        self.pace.came(paid, came);
+        turn.pace.came(paid, came);
         let result = match outcome {
             Outcome::Pulled(chunk) => Ok(chunk),
             Outcome::Failed(why) => Err(why),
