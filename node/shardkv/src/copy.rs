@@ -171,7 +171,9 @@ impl Ownership {
                     ),
                     PartNext::At(next),
                 ) => {
-                    *cursor = next.clone().max(cursor.clone());
+                    if next > cursor {
+                        cursor.clone_from(next);
+                    }
                     *bytes += part.content_bytes();
                 }
                 (

@@ -45,6 +45,9 @@
 //! 4. The destination asks the source to delete the shard ([`Step::Delete`]). The source clears its ranges and
 //!    confirms. The destination, whose delete was pending, records the confirmation ([`Step::Deleted`]). Both are settled.
 //!
+//! A move that the controllers have only planned is prepared by a copy, while the owner serves the shard: the modules `journal` and
+//! `copy`. No configuration plans a move yet.
+//!
 //! A shard that is due elsewhere before that keeps its later steps in a queue. The states, what leaves each of
 //! them, and what becomes of a step that isn't due stand in the module `ownership`; who proposes the steps in the module `mover`.
 //!
@@ -72,6 +75,9 @@
 //! 5. *What may be forgotten stays so.* What steps 3 and 4 there need is that sessions born before `clock - ttl`
 //!    are refused for ever. Groups may have been created with different times to live, so the clock changes by the
 //!    difference when it moves, and that moment is the same before and after.
+//!
+//! A shard may also arrive as a copy. When its last part is taken, it equals the shard at the fence (the module `journal` has the proof),
+//! sessions included, and the clock comes with that part. So steps 2 to 5 hold for it as for chunks.
 //!
 //! Hence the tables of a shard, one after the other, are one table in the sense of that argument. Limits of
 //! sessions and results may differ between groups: a table that is over them refuses, it never drops.

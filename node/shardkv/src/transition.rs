@@ -97,6 +97,9 @@ impl Ownership {
                 changed.groups.extend(groups.keys());
                 self.groups = Arc::new(groups.clone());
                 self.left.clear();
+                // They are of an older configuration.
+                changed.planned.extend(self.planned.keys());
+                self.planned = Arc::default();
                 changed.group = true;
             }
             Step::Configure { delta, .. } => self.configure(delta, time, bugs, &mut changed),

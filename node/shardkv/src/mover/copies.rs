@@ -6,8 +6,8 @@
 //!    through the log the next one is fetched.
 //! 2. The open generation is sealed at the source, and its pages arrive. That is a round. A generation that the own log has is
 //!    dropped at the source, and the journal is renewed every minute.
-//! 3. The copy has caught up once a round was small, or after [`MAX_ROUNDS`]. Then it needs a round a second, and the controllers
-//!    are told each second that they may cut.
+//! 3. The copy has caught up once a round was small, or after [`MAX_ROUNDS`]. Then it needs a round a second, and as long as the rounds
+//!    succeed the controllers are told each second that they may cut.
 //! 4. After the cut the rest comes from a replica of the source that has applied the fence. If the source's journal has ended, the
 //!    copy is useless, and the own log restarts the transfer as a pull of the whole shard.
 //!
@@ -36,6 +36,8 @@ const SMALL_ROUND_MS: u64 = 20;
 const MAX_ROUNDS: u32 = 3;
 /// The interval of the rounds and of the reports of a copy that has caught up, in milliseconds.
 const ROUND_INTERVAL_MS: u64 = 1_000;
+/// The time after a round for which a copy counts as close behind its source, in milliseconds.
+const CLOSE_FOR_MS: u64 = 3 * ROUND_INTERVAL_MS;
 /// The interval of renewals of a journal, in milliseconds. A journal lives for ten minutes without.
 const RENEW_INTERVAL_MS: u64 = 60_000;
 /// The most copies of a source that are driven without a slot.
@@ -152,8 +154,8 @@ impl Copies {
             propose(turn, task, shard, step);
         }
         if let Stage::Copying { copy, planned, .. } = stage
-            && task.has_caught_up
             && task.report.is_none()
+            && task.is_close_behind(turn.now)
             && turn.reached(task.report_at)
         {
             let purpose = Purpose::Copy { shard, paid: 0 };

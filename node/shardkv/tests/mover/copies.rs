@@ -229,6 +229,36 @@ fn a_copy_that_has_caught_up_is_reported_each_second_and_renewed_each_minute() {
 }
 
 #[test]
+fn a_copy_whose_source_falls_silent_is_not_reported_any_more() {
+    let mut stage = planned(&[4], MoverOptions::default());
+    settle(&mut stage, answer);
+    let silent = |action: &Action| match action {
+        Action::ReportCut { .. } => Some(ActionOutcome::Done),
+        _ => None,
+    };
+    let mut reports = 0;
+    for _ in 0..30 {
+        stage.now += 1_000;
+        let said = settle(&mut stage, silent);
+        reports += count(&said, "controllers that s4 may be cut");
+    }
+    assert!((1..=2).contains(&reports), "{reports}");
+    // The source answers again, and the requests that it didn't answer have ended.
+    stage.now += 10_000;
+    settle(&mut stage, silent);
+    stage.open.clear();
+    stage.now += 10_000;
+    settle(&mut stage, answer);
+    stage.now += 1_000;
+    let said = settle(&mut stage, answer);
+    assert_eq!(
+        count(&said, "controllers that s4 may be cut"),
+        1,
+        "{said:?}"
+    );
+}
+
+#[test]
 fn copies_that_have_caught_up_leave_the_slots_to_others() {
     let options = MoverOptions {
         max_concurrent_pulls: 1,

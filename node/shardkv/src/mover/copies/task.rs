@@ -6,7 +6,7 @@ use types::{ConfigNum, Gid, ShardId};
 use super::super::ActionId;
 use super::super::backoff::Backoff;
 use super::super::outbox::{HandOff, Turn};
-use super::{MAX_ROUNDS, ROUND_INTERVAL_MS, SMALL_ROUND_BYTES, SMALL_ROUND_MS};
+use super::{CLOSE_FOR_MS, MAX_ROUNDS, ROUND_INTERVAL_MS, SMALL_ROUND_BYTES, SMALL_ROUND_MS};
 use crate::bug::Bug;
 use crate::{
     CopyCursor, CopyId, CopyStep, JournalStep, Ownership, Part, PartNext, PlannedMove, ShardState,
@@ -131,6 +131,8 @@ pub(super) struct Task {
     pub(super) renew_at: u64,
     pub(super) round_at: u64,
     pub(super) report_at: u64,
+    /// The time from which the last round is too old for a report.
+    close_until: u64,
     started: u64,
     /// The bytes that arrived since `started`.
     bytes: u64,
@@ -159,6 +161,7 @@ impl Task {
             renew_at: now,
             round_at: now,
             report_at: now,
+            close_until: 0,
             started: now,
             bytes: 0,
             rounds: 0,
@@ -250,6 +253,11 @@ impl Task {
         (generation > self.dropped).then_some((Ask::Drop(generation), step))
     }
 
+    /// Returns true if little is left to do at a cut now: the copy has caught up, and its last round was not long ago.
+    pub(super) fn is_close_behind(&self, now: u64) -> bool {
+        self.has_caught_up && now < self.close_until
+    }
+
     /// Counts a step that the own log has.
     pub(super) fn took(&mut self, now: u64, proposal: &Proposal) {
         let Some((next, bytes)) = &proposal.take else {
@@ -286,6 +294,7 @@ impl Task {
             || self.rounds >= MAX_ROUNDS;
         if self.has_caught_up {
             self.round_at = now.saturating_add(ROUND_INTERVAL_MS);
+            self.close_until = now.saturating_add(CLOSE_FOR_MS);
         }
     }
 }
