@@ -116,9 +116,8 @@ async fn invalid_resources_are_reported_and_can_be_repaired_and_deleted() {
     crate::rounds::same(&good, &world.objects().await, "repaired");
     // Kubernetes refuses a change of immutable fields, and the operator reports it.
     install_one(&admin, &old).await;
-    world
-        .patch_spec(&json!({"storage": {"size": "20Gi"}}))
-        .await;
+    let larger = json!({"storage": {"size": "20Gi"}});
+    world.patch_spec_once_allowed(&larger).await;
     world.settle().await;
     let (reason, _, message) = world.condition("Degraded").await;
     assert_eq!(reason, "ApplyRefused");

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use kube::client::ClientBuilder;
 use kube::runtime::events::Reporter;
@@ -15,6 +16,7 @@ use shardkv_operator::metrics::Metrics;
 use shardkv_operator::reconcile::{Context, Pace, ReconcileError, reconcile};
 use shardkv_operator::validate::{Cluster, identify};
 use shardkv_operator::yaml;
+use tokio::time::sleep;
 
 use crate::apiserver::{ADMIN, ApiServer, on_another_thread, results};
 use crate::definition::{clusters, namespace, resource};
@@ -160,6 +162,20 @@ impl World {
         raw::merge(&self.admin, &self.path(), &json!({"spec": spec}))
             .await
             .good();
+    }
+
+    /// Changes the resource's spec as soon as the API server accepts it. The server follows a changed definition a moment after
+    /// it has stored it.
+    pub(crate) async fn patch_spec_once_allowed(&self, spec: &Value) {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let answer = raw::merge(&self.admin, &self.path(), &json!({"spec": spec})).await;
+            if answer.status != 422 || Instant::now() >= until {
+                answer.good();
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Deletes the resource.
