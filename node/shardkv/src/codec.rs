@@ -7,10 +7,8 @@ use bytes::Bytes;
 use replica::session::SessionRef;
 use types::{DecodeError, Reader, Writer};
 
+use crate::encoding::{VERSION, known};
 use crate::{Command, JournalStep, Step, Write, copy, journal};
-
-/// The version byte of every operation.
-pub(crate) const VERSION: u8 = 1;
 
 const PUT: u8 = 1;
 const APPEND: u8 = 2;
@@ -126,16 +124,5 @@ fn decode_optional(input: &mut Reader, what: &'static str) -> Result<Option<Byte
         input.bytes(what).map(Some)
     } else {
         Ok(None)
-    }
-}
-
-pub(crate) fn known(what: &'static str, found: u8, expected: u8) -> Result<(), DecodeError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(DecodeError::Unknown {
-            what,
-            value: found.into(),
-        })
     }
 }

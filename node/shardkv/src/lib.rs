@@ -100,6 +100,7 @@ mod bug;
 mod codec;
 mod command;
 mod copy;
+mod encoding;
 mod execute;
 mod install;
 mod journal;

@@ -12,8 +12,8 @@ use types::{
     ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer, encode_addresses,
 };
 
-use crate::codec::known;
 use crate::copy::{decode_copy_id, encode_copy_id};
+use crate::encoding::known;
 use crate::journal::{decode_copy_cursor, encode_copy_cursor};
 use crate::step_codec::{decode_cursor, decode_valid_addresses, encode_cursor};
 use crate::transition::Changed;

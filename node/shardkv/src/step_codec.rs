@@ -12,7 +12,7 @@ use types::{
     ShardId, Writer, check_addresses, decode_addresses, encode_addresses,
 };
 
-use crate::codec::{self, known};
+use crate::encoding::{self, checked, known, with_checksum};
 use crate::{Chunk, CopyStep, Cursor, Next, Step, copy};
 
 const BEGIN: u8 = 5;
@@ -28,8 +28,6 @@ const CURSOR_VERSION: u8 = 1;
 const OVERHEAD_BYTES: usize = 96;
 const PAIR_OVERHEAD_BYTES: usize = 8;
 const SESSION_OVERHEAD_BYTES: usize = 24;
-
-pub(crate) const CHECKSUM_BYTES: usize = 4;
 
 impl Step {
     /// Encodes the step for a proposal.
@@ -82,7 +80,7 @@ impl Step {
         known(
             "operation version",
             input.byte("operation version")?,
-            codec::VERSION,
+            encoding::VERSION,
         )?;
         let step = match input.byte("operation kind")? {
             BEGIN => Self::Begin {
@@ -142,11 +140,7 @@ impl Chunk {
                 out.byte(1).number(clock.0).number(*ttl_ms);
             }
         }
-        let content = out.finish();
-        let checksum = crc32fast::hash(&content);
-        let mut out = Writer::with_capacity(content.len() + CHECKSUM_BYTES);
-        out.raw(&content).raw(&checksum.to_be_bytes());
-        out.finish()
+        with_checksum(&out.finish())
     }
 
     /// Decodes the output of [`Chunk::encode`]. Keys and values share the input's memory.
@@ -231,20 +225,7 @@ impl Cursor {
 }
 
 fn begin_step(out: &mut Writer, kind: u8) -> &mut Writer {
-    out.byte(codec::VERSION).byte(kind)
-}
-
-/// Verifies the checksum at the end of `input` and returns the content before it.
-pub(crate) fn checked(mut input: Bytes) -> Result<Bytes, DecodeError> {
-    let Some(at) = input.len().checked_sub(CHECKSUM_BYTES) else {
-        return Err(DecodeError::Truncated("checksum"));
-    };
-    let checksum = input.split_off(at);
-    if crc32fast::hash(&input).to_be_bytes() == checksum.as_ref() {
-        Ok(input)
-    } else {
-        Err(DecodeError::OutOfRange("checksum"))
-    }
+    out.byte(encoding::VERSION).byte(kind)
 }
 
 pub(crate) fn encode_cursor(out: &mut Writer, cursor: &Cursor) {

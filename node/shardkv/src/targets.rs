@@ -11,7 +11,7 @@ use raft::StoreError;
 use replica::StateReader;
 use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
 
-use crate::codec::known;
+use crate::encoding::known;
 use crate::transition::Changed;
 use crate::{Genesis, Ownership, ShardState, keys, records};
 

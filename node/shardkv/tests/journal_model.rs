@@ -360,7 +360,7 @@ impl World {
         self.count("restored");
     }
 
-    /// What the leaders of both groups propose.
+    /// Makes the proposals that the leaders of both groups would make.
     fn steer(&mut self) {
         let shard = SHARD;
         let Some(journal) = self.copy.journal else {

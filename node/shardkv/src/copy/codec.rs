@@ -6,7 +6,7 @@ use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
 
 use super::{CopyId, CopyStep};
 use crate::Part;
-use crate::codec::{self, known};
+use crate::encoding::{self, known};
 
 /// The least kind byte of these steps.
 pub(crate) const FIRST_KIND: u8 = START;
@@ -20,7 +20,7 @@ impl CopyStep {
     /// Encodes the step for a proposal.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
-        out.byte(codec::VERSION);
+        out.byte(encoding::VERSION);
         match self {
             Self::Start {
                 shard,
@@ -33,7 +33,7 @@ impl CopyStep {
             Self::Take(part) => {
                 let part = part.encode();
                 out = Writer::with_capacity(2 + part.len());
-                out.byte(codec::VERSION).byte(TAKE).raw(&part);
+                out.byte(encoding::VERSION).byte(TAKE).raw(&part);
             }
             Self::Drop { shard, copy } => {
                 out.byte(DROP).number(shard.0.into());
@@ -55,7 +55,7 @@ impl CopyStep {
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         let version = input.byte("operation version")?;
-        known("operation version", version, codec::VERSION)?;
+        known("operation version", version, encoding::VERSION)?;
         let kind = input.byte("operation kind")?;
         if kind == TAKE {
             return Part::decode(input.rest()).map(Self::Take);

@@ -6,7 +6,7 @@ use types::{ConfigNum, DecodeError, Gid, LogTime, Reader, Writer};
 
 use super::{Journal, JournalError, MAX_GENERATIONS};
 use crate::Target;
-use crate::codec::known;
+use crate::encoding::known;
 
 /// The version byte of each record.
 const VERSION: u8 = 1;

@@ -53,11 +53,11 @@ pub enum CopyCursor {
 pub struct Position {
     /// The last name that has arrived, or the name of the range that is arriving; empty at the start.
     pub name: Bytes,
-    /// How much of it has arrived.
+    /// The part of it that has arrived.
     pub upto: Upto,
 }
 
-/// How much of a name has arrived. The order is that of sending.
+/// The part of a name that has arrived. The order is that of sending.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Upto {
     /// Of a range: its clear, and its rows up to this user's key; the empty key is before the first.

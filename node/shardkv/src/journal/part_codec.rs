@@ -5,11 +5,9 @@ use bytes::Bytes;
 use types::{DecodeError, LogTime, Reader, ShardId, Writer};
 
 use super::{CopyCursor, Part, PartNext, Position, RowChange, Upto};
-use crate::codec::known;
 use crate::copy::{decode_copy_id, encode_copy_id};
-use crate::step_codec::{
-    CHECKSUM_BYTES, checked, decode_client, decode_cursor, encode_client, encode_cursor,
-};
+use crate::encoding::{checked, known, with_checksum};
+use crate::step_codec::{decode_client, decode_cursor, encode_client, encode_cursor};
 
 const VERSION: u8 = 1;
 
@@ -36,11 +34,7 @@ impl Part {
                 out.byte(1).number(clock.0).number(*ttl_ms);
             }
         }
-        let content = out.finish();
-        let checksum = crc32fast::hash(&content);
-        let mut out = Writer::with_capacity(content.len() + CHECKSUM_BYTES);
-        out.raw(&content).raw(&checksum.to_be_bytes());
-        out.finish()
+        with_checksum(&out.finish())
     }
 
     /// Decodes the output of [`Part::encode`]. Keys and values share the input's memory.

@@ -7,7 +7,7 @@ use types::{ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer};
 
 use super::{JOURNAL_TTL_MS, Journal, JournalError, Journals, MAX_GENERATIONS, MAX_JOURNALS};
 use crate::bug::Bug;
-use crate::codec::{self, known};
+use crate::encoding::{self, known};
 use crate::{KvError, Ownership, Target, keys};
 
 /// The least kind byte of these steps.
@@ -74,7 +74,9 @@ impl JournalStep {
             } => (DROP, shard, [journal.0, generation]),
             Self::Renew { shard, journal } => (RENEW, shard, [journal.0, 0]),
         };
-        out.byte(codec::VERSION).byte(kind).number(shard.0.into());
+        out.byte(encoding::VERSION)
+            .byte(kind)
+            .number(shard.0.into());
         for number in numbers {
             out.number(number);
         }
@@ -87,7 +89,7 @@ impl JournalStep {
         known(
             "operation version",
             input.byte("operation version")?,
-            codec::VERSION,
+            encoding::VERSION,
         )?;
         let kind = input.byte("operation kind")?;
         let shard = ShardId(input.number_u32("shard")?);

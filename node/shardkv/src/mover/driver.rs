@@ -39,8 +39,8 @@ use types::Gid;
 
 use super::{Action, ActionId, Mover, MoverOptions, Outcome, Room};
 use crate::bug::{Bug, Bugs};
-use crate::{JournalError, Ownership, Step};
-pub use messages::{Answer, Request};
+use crate::{JournalError, Ownership};
+pub use messages::{Answer, CallId, Effect, Request};
 use nodes::Nodes;
 
 /// The rules of an action's calls. All may be repeated. The pauses don't matter: an action that needs a pause fails.
@@ -67,37 +67,6 @@ pub struct DriverOptions {
     /// The time for which a controller may wait for a new configuration before it answers, in milliseconds. Together with
     /// `call_timeout_ms` it must be below a minute.
     pub news_wait_ms: u64,
-}
-
-/// The driver's identifier of a proposal or a call; passed back with the answer. Never used twice by one driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CallId(pub u64);
-
-/// An effect that the driver's own driver carries out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Propose a step to this group's log. Steps enter the log in the order of the effects.
-    Propose {
-        /// The id of the answer.
-        id: CallId,
-        /// The step.
-        step: Step,
-        /// The time from which no answer is awaited.
-        until_ms: u64,
-    },
-    /// Send a request to a node, which must not forward it.
-    Call {
-        /// The id of the answer.
-        id: CallId,
-        /// The node's address.
-        address: Arc<str>,
-        /// The request.
-        request: Request,
-        /// The time from which no answer is awaited.
-        until_ms: u64,
-    },
-    /// Count an action that failed for this reason, and log it. The mover repeats the action.
-    Failed(String),
 }
 
 /// A mover with its pending calls. See the module's documentation.

@@ -1,11 +1,43 @@
-//! Requests to other groups and to controllers, and the answers.
+//! The driver's effects: proposals, and requests to other groups and to controllers, with the answers.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use raft::Index;
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
-use crate::{Chunk, CopyRequest, Cursor, JournalError, JournalStep, Part, PlannedMove};
+use crate::{Chunk, CopyRequest, Cursor, JournalError, JournalStep, Part, PlannedMove, Step};
+
+/// The driver's identifier of a proposal or a call; passed back with the answer. Never used twice by one driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// An effect that the driver's own driver carries out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Propose a step to this group's log. Steps enter the log in the order of the effects.
+    Propose {
+        /// The id of the answer.
+        id: CallId,
+        /// The step.
+        step: Step,
+        /// The time from which no answer is awaited.
+        until_ms: u64,
+    },
+    /// Send a request to a node, which must not forward it.
+    Call {
+        /// The id of the answer.
+        id: CallId,
+        /// The node's address.
+        address: Arc<str>,
+        /// The request.
+        request: Request,
+        /// The time from which no answer is awaited.
+        until_ms: u64,
+    },
+    /// Count an action that failed for this reason, and log it. The mover repeats the action.
+    Failed(String),
+}
 
 /// A request to a node of another group or to a controller.
 #[derive(Clone, Debug, PartialEq, Eq)]

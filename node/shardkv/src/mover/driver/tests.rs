@@ -5,7 +5,7 @@ use types::{ClusterId, ConfigNum, LogTime, ShardId};
 
 use super::*;
 use crate::{
-    Chunk, CopyCursor, CopyId, CopyStep, Cursor, Next, PlannedMove, Shard, ShardState, Target,
+    Chunk, CopyCursor, CopyId, CopyStep, Cursor, Next, PlannedMove, Shard, ShardState, Step, Target,
 };
 
 const OWN: Gid = Gid(1);
