@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use shardkv_client::{
-    Client, ConfigNum, ConfigView, Error, Gid, GroupShards, Role, ShardId, ShardSet, ShardState,
+    Client, ConfigNum, ConfigView, Error, Gid, GroupShards, ShardId, ShardSet, ShardState,
 };
 
 use crate::exit::Failure;
@@ -32,46 +32,10 @@ impl GroupView {
     }
 }
 
-/// Asks every group that is part of the cluster, or left and is not drained yet, for its shards.
+/// Asks every group that is part of the cluster, leaving ones included, for its shards.
 pub(crate) async fn groups(client: &Client, view: &ConfigView, exact: bool) -> Groups {
     configured(client, view.config.num()).await;
-    let mut groups = client.shards(&ShardSet::default(), exact).await;
-    for group in &view.progress {
-        // A group that left is missing in the client's configuration. The configuration before has its addresses.
-        let left_in = group.left_in.filter(|_| !view.is_drained(group.gid));
-        let Some(before) = left_in.and_then(|num| num.0.checked_sub(1)) else {
-            continue;
-        };
-        let said = match client.controller().query(Some(ConfigNum(before))).await {
-            Ok(view) => {
-                let addresses = view.config.groups().get(&group.gid);
-                ask_group(client, addresses.map_or(&[], Vec::as_slice), exact).await
-            }
-            Err(error) => Err(error),
-        };
-        groups.insert(group.gid, said);
-    }
-    groups
-}
-
-/// Asks the leader among these nodes for the shards of its group.
-async fn ask_group(
-    client: &Client,
-    addresses: &[String],
-    exact: bool,
-) -> Result<GroupShards, Error> {
-    for address in addresses {
-        let Ok(admin) = client.admin(address) else {
-            continue;
-        };
-        match admin.status().await {
-            Ok(status) if status.role == Role::Leader => {
-                return admin.shards(&ShardSet::default(), exact).await;
-            }
-            _ => {}
-        }
-    }
-    Err(Error::NotLeader { leader: None })
+    client.shards(&ShardSet::default(), exact).await
 }
 
 /// Returns the progress of every group that answers.
@@ -83,9 +47,10 @@ pub(crate) async fn views(client: &Client, view: &ConfigView) -> BTreeMap<Gid, G
         .collect()
 }
 
-/// Returns true if every group has completed the hand-offs of the view's configuration.
+/// Returns true if every shard is at its target, and every group has completed the hand-offs of the view's configuration.
 pub(crate) fn is_settled(view: &ConfigView) -> bool {
-    view.is_settled(view.config.num())
+    let num = view.config.num();
+    view.is_settled(num) && view.is_reached(num)
 }
 
 /// Refuses a group that is not part of the cluster and has nothing left to do.

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use shardkv_client::{
     Client, ConfigChange, ConfigDelta, ConfigEvent, ConfigNum, ConfigView, Controller, Error, Gid,
-    ShardConfig, ShardId,
+    ShardConfig, ShardId, ShardMove,
 };
 use tokio::time::{Instant, sleep};
 
@@ -233,7 +233,8 @@ async fn watch(
             }
             // The controllers no longer keep the deltas between.
             ConfigEvent::Full(full) => {
-                let mut delta = ConfigDelta::between(&config, full.groups(), full.owners());
+                let mut delta =
+                    ConfigDelta::new(&config, full.groups(), full.targets(), full.owners());
                 delta.num = full.num();
                 config = full;
                 delta
@@ -253,12 +254,21 @@ fn write_delta(delta: &ConfigDelta, format: Format, out: &mut dyn Write) -> io::
 }
 
 fn delta_line(delta: &ConfigDelta) -> String {
-    let groups = delta.groups.iter().map(|(gid, addresses)| match addresses {
-        Some(addresses) => format!("{gid} at {}", addresses.join(",")),
-        None => format!("{gid} left"),
+    let groups = delta.groups.iter().map(|(gid, group)| match group {
+        Some(group) if group.leaving => format!("{gid} leaves"),
+        Some(group) => format!("{gid} at {}", group.addresses.join(",")),
+        None => format!("{gid} is drained"),
     });
     let mut parts: Vec<String> = groups.collect();
-    let shards: u32 = delta.moves.iter().map(|it| it.run.count).sum();
+    let count = |moves: &[ShardMove]| -> u32 { moves.iter().map(|it| it.run.count).sum() };
+    let targets = count(&delta.targets);
+    if targets > 0 {
+        parts.push(format!(
+            "{} shards get another target",
+            grouped(targets.into())
+        ));
+    }
+    let shards = count(&delta.moves);
     parts.push(format!("{} shards move", grouped(shards.into())));
     let mut flows: BTreeMap<(Gid, Gid), u32> = BTreeMap::new();
     for it in &delta.moves {
@@ -283,21 +293,25 @@ fn delta_json(delta: &ConfigDelta) -> Value {
     let groups: Vec<Value> = delta
         .groups
         .iter()
-        .map(|(gid, addresses)| json!({"gid": gid.0, "addresses": addresses}))
-        .collect();
-    let moves: Vec<Value> = delta
-        .moves
-        .iter()
-        .map(|it| {
+        .map(|(gid, group)| {
             json!({
-                "first": it.run.first.0,
-                "count": it.run.count,
-                "from": (it.from != Gid::NONE).then_some(it.from.0),
-                "to": it.to.0,
+                "gid": gid.0,
+                "addresses": group.as_ref().map(|it| &it.addresses),
+                "leaving": group.as_ref().is_some_and(|it| it.leaving),
             })
         })
         .collect();
-    json!({"num": delta.num.0, "groups": groups, "moves": moves})
+    let step = |it: &ShardMove| {
+        json!({
+            "first": it.run.first.0,
+            "count": it.run.count,
+            "from": (it.from != Gid::NONE).then_some(it.from.0),
+            "to": it.to.0,
+        })
+    };
+    let moves: Vec<Value> = delta.moves.iter().map(step).collect();
+    let targets: Vec<Value> = delta.targets.iter().map(step).collect();
+    json!({"num": delta.num.0, "groups": groups, "targets": targets, "moves": moves})
 }
 
 /// Formats an owner; `None` if there is none.
@@ -323,35 +337,27 @@ fn write_map(map: &ConfigView, format: Format, out: &mut dyn Write) -> io::Resul
         grouped(config.groups().len() as u64),
         map.oldest
     )?;
-    let mut table = Table::new(&["GROUP", "SHARDS", "SETTLED", "WHICH", "ADDRESSES"]);
+    let mut table = Table::new(&["GROUP", "SHARDS", "TARGET", "SETTLED", "WHICH", "ADDRESSES"]);
     let settled = |gid: &Gid| {
         let progress = map.progress.iter().find(|it| it.gid == *gid);
         progress
             .map(|it| it.settled.to_string())
             .unwrap_or_default()
     };
-    for (gid, addresses) in config.groups() {
+    for (gid, group) in config.groups() {
         let shards = config.owned_by(*gid);
+        let targets = config.targets().iter().filter(|it| *it == gid).count();
         table.row(vec![
             gid.to_string(),
             grouped(shards.len()),
+            if group.leaving {
+                "leaves".to_owned()
+            } else {
+                grouped(targets as u64)
+            },
             settled(gid),
             shorten(&shards.to_string()),
-            addresses.join(","),
-        ]);
-    }
-    for it in &map.progress {
-        let Some(left_in) = it
-            .left_in
-            .filter(|_| !config.groups().contains_key(&it.gid))
-        else {
-            continue;
-        };
-        table.row(vec![
-            it.gid.to_string(),
-            "0".to_owned(),
-            it.settled.to_string(),
-            format!("left in {left_in}, drains"),
+            group.addresses.join(","),
         ]);
     }
     let nobody = config.owned_by(Gid::NONE);
@@ -359,6 +365,7 @@ fn write_map(map: &ConfigView, format: Format, out: &mut dyn Write) -> io::Resul
         table.row(vec![
             "nobody".to_owned(),
             grouped(nobody.len()),
+            String::new(),
             String::new(),
             shorten(&nobody.to_string()),
         ]);
@@ -372,22 +379,24 @@ fn map_json(map: &ConfigView) -> Value {
     let groups: Vec<Value> = config
         .groups()
         .iter()
-        .map(|(gid, addresses)| {
+        .map(|(gid, group)| {
             json!({
                 "gid": gid.0,
-                "addresses": addresses,
+                "incarnation": group.incarnation.0,
+                "leaving": group.leaving,
+                "addresses": group.addresses,
                 "shards": config.owned_by(*gid).len(),
+                "targets": config.targets().iter().filter(|it| *it == gid).count(),
                 "settled": progress(gid).map(|it| it.settled.0),
             })
         })
         .collect();
-    let left: Vec<Value> = map
-        .progress
+    let leaving = config.groups().iter().filter(|(_, group)| group.leaving);
+    let leaving: Vec<u64> = leaving.map(|(gid, _)| gid.0).collect();
+    let drained: Vec<Value> = map
+        .drained
         .iter()
-        .filter_map(|it| {
-            let left_in = it.left_in?;
-            Some(json!({"gid": it.gid.0, "left_in": left_in.0, "settled": it.settled.0}))
-        })
+        .map(|(gid, incarnation)| json!({"gid": gid.0, "incarnation": incarnation.0}))
         .collect();
     json!({
         "num": config.num().0,
@@ -395,18 +404,21 @@ fn map_json(map: &ConfigView) -> Value {
         "oldest": map.oldest.0,
         "shards": config.shards(),
         "groups": groups,
-        "leaving": left,
+        "leaving": leaving,
+        "drained": drained,
+        "moving": config.moving(),
         "owners": owners_json(config),
     })
 }
 
-/// A run of neighbouring shards with the same owner.
+/// A run of neighbouring shards with the same owner and target.
 fn owners_json(config: &ShardConfig) -> Vec<Value> {
     let mut first = 0;
     let mut runs = Vec::new();
-    for (count, gid) in config.owner_runs() {
-        let gid = (gid != Gid::NONE).then_some(gid.0);
-        runs.push(json!({"first": first, "count": count, "gid": gid}));
+    for (count, row) in config.row_runs() {
+        let gid = (row.owner != Gid::NONE).then_some(row.owner.0);
+        let target = (row.target != Gid::NONE).then_some(row.target.0);
+        runs.push(json!({"first": first, "count": count, "gid": gid, "target": target}));
         first += count;
     }
     runs
@@ -415,28 +427,34 @@ fn owners_json(config: &ShardConfig) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shardkv_client::GroupProgress;
+    use shardkv_client::{Group, GroupProgress, Incarnation};
 
     fn map() -> ConfigView {
         let address = |gid: u64| vec![format!("127.0.0.1:74{gid}1"), format!("127.0.0.1:74{gid}2")];
         let groups = [1, 2].map(|gid| (Gid(gid), address(gid)));
         let mut runs = vec![(1_000, Gid(1)), (1_000, Gid(2)), (3, Gid::NONE)];
         runs.extend((0..60).map(|n| (1, Gid(1 + n % 2))));
-        let progress = |gid, settled, left_in: Option<u64>| GroupProgress {
+        let progress = |gid, settled| GroupProgress {
             gid: Gid(gid),
             settled: ConfigNum(settled),
-            left_in: left_in.map(ConfigNum),
+            due: ConfigNum(7),
         };
+        // Group 3 leaves, and has given all its shards away.
+        let config = ShardConfig::new(ConfigNum(7), groups.into(), runs).unwrap();
+        let mut groups = config.groups().clone();
+        let leaving = Group {
+            leaving: true,
+            ..vec!["127.0.0.1:7431".to_owned()].into()
+        };
+        groups.insert(Gid(3), leaving);
+        let config = ShardConfig::from_rows(ConfigNum(7), groups, config.row_runs()).unwrap();
         ConfigView {
             cluster_id: shardkv_client::ClusterId(1),
-            config: ShardConfig::new(ConfigNum(7), groups.into(), runs).unwrap(),
+            config,
             latest: ConfigNum(9),
             oldest: ConfigNum(3),
-            progress: vec![
-                progress(1, 7, None),
-                progress(2, 6, None),
-                progress(3, 6, Some(7)),
-            ],
+            progress: vec![progress(1, 7), progress(2, 6), progress(3, 6)],
+            drained: [(Gid(4), Incarnation(2))].into(),
         }
     }
 

@@ -45,16 +45,17 @@ impl MoveTracker {
         }
     }
 
-    /// Adds the shards whose owner differs from the previous configuration.
+    /// Adds the shards whose owner differs from the previous configuration, or is to change.
     fn follow(&mut self, now: &ShardConfig) {
         if now.num() == self.config.num() {
             return;
         }
-        let owners = self.config.owners().iter().zip(now.owners());
+        let rows = self.config.rows().zip(now.rows());
         let moved = (0..)
             .map(ShardId)
-            .zip(owners)
-            .filter_map(|(shard, (before, now))| (before != now).then_some(shard));
+            .zip(rows)
+            .filter(|(_, (before, now))| before.owner != now.owner || now.is_moving())
+            .map(|(shard, _)| shard);
         self.seen.extend(moved);
         self.config = now.clone();
     }
@@ -73,9 +74,10 @@ impl MoveTracker {
         }
         let arrived = |shard: &&ShardId| {
             let view = groups.get(&config.owner(**shard));
-            view.is_some_and(|view| {
-                view.config_num >= config.num() && !view.pulling.contains_key(shard)
-            })
+            !config.row(**shard).is_moving()
+                && view.is_some_and(|view| {
+                    view.config_num >= config.num() && !view.pulling.contains_key(shard)
+                })
         };
         // When all groups have settled, all shards have arrived, even if a group did not answer.
         let done = is_settled(view);
@@ -89,18 +91,21 @@ impl MoveTracker {
             to_move: count(self.seen.len()),
             moved: count(moved),
             pulled_bytes: pulled.sum(),
-            waits_for: behind(config.num(), &view.progress).join(", "),
+            waits_for: behind(config, &view.progress).join(", "),
         };
         (moving, done)
     }
 }
 
 /// Lists the groups that have work left, and the work.
-fn behind(num: ConfigNum, progress: &[GroupProgress]) -> Vec<String> {
-    let line = |group: &GroupProgress| match group.left_in {
-        Some(left_in) if group.settled < left_in => Some(format!("{} to be drained", group.gid)),
-        None if group.settled < num => Some(format!("{} to settle", group.gid)),
-        _ => None,
+fn behind(config: &ShardConfig, progress: &[GroupProgress]) -> Vec<String> {
+    let line = |group: &GroupProgress| {
+        let known = config.groups().get(&group.gid);
+        match known.is_some_and(|known| known.leaving) {
+            true => Some(format!("{} to be drained", group.gid)),
+            false if group.settled < config.num() => Some(format!("{} to settle", group.gid)),
+            false => None,
+        }
     };
     progress.iter().filter_map(line).collect()
 }
@@ -187,6 +192,7 @@ impl MoveProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use shardkv_client::ConfigDelta;
 
     fn config(num: u64, owners: &[(u32, u64)]) -> ShardConfig {
         let groups = owners
@@ -203,6 +209,7 @@ mod tests {
             latest: config.num(),
             oldest: ConfigNum(0),
             progress: progress.to_vec(),
+            drained: BTreeMap::new(),
         }
     }
 
@@ -213,11 +220,11 @@ mod tests {
         }
     }
 
-    fn progress(gid: u64, settled: u64, left_in: Option<u64>) -> GroupProgress {
+    fn progress(gid: u64, settled: u64) -> GroupProgress {
         GroupProgress {
             gid: Gid(gid),
             settled: ConfigNum(settled),
-            left_in: left_in.map(ConfigNum),
+            due: ConfigNum(0),
         }
     }
 
@@ -225,7 +232,7 @@ mod tests {
     fn shards_arrive_and_groups_settle() {
         let mut tracker = MoveTracker::new(config(1, &[(8, 1)]));
         let after = config(2, &[(4, 1), (4, 2)]);
-        let slow = [progress(1, 1, None), progress(2, 1, None)];
+        let slow = [progress(1, 1), progress(2, 1)];
         let mut look = |groups: &[(u64, GroupView)], progress: &[GroupProgress]| {
             let groups = groups.iter().map(|(gid, view)| (Gid(*gid), view.clone()));
             let (moving, done) = tracker.look(&view(&after, progress), &groups.collect());
@@ -248,12 +255,12 @@ mod tests {
             look(&[(2, says(2, &[(5, 2_048), (7, 0)]))], &slow).0,
             "2 of 4 shards moved; 2.0 KiB arrived of those under way; waiting for g1 to settle, g2 to settle"
         );
-        let (line, done) = look(&[(2, says(2, &[]))], &[progress(1, 1, None)]);
+        let (line, done) = look(&[(2, says(2, &[]))], &[progress(1, 1)]);
         assert_eq!(
             (line.as_str(), done),
             ("4 of 4 shards moved; waiting for g1 to settle", false)
         );
-        let settled = [progress(1, 2, None), progress(2, 2, None)];
+        let settled = [progress(1, 2), progress(2, 2)];
         assert_eq!(
             look(&[(2, says(2, &[]))], &settled),
             ("4 of 4 shards moved".into(), true)
@@ -261,19 +268,20 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_left_is_waited_for_until_it_is_drained() {
+    fn a_leaving_group_is_waited_for_until_it_is_drained() {
         let mut tracker = MoveTracker::new(config(4, &[(1, 1), (1, 2)]));
-        let after = config(5, &[(2, 1)]);
+        let mut after = tracker.config.clone();
+        let mut groups = after.groups().clone();
+        groups.get_mut(&Gid(2)).unwrap().leaving = true;
+        let leave = ConfigDelta::new(&after, &groups, &[Gid(1); 2], after.owners());
+        after.apply(&leave).unwrap();
         let groups = BTreeMap::from([(Gid(1), says(5, &[]))]);
-        let mut look = |settled| {
-            let progress = [progress(1, 5, None), progress(2, settled, Some(5))];
-            tracker.look(&view(&after, &progress), &groups)
-        };
-        let (moving, done) = look(4);
+        let progress = [progress(1, 5), progress(2, 5)];
+        let (moving, done) = tracker.look(&view(&after, &progress), &groups);
         assert_eq!(
-            (moving.waits_for.as_str(), done),
-            ("g2 to be drained", false)
+            (moving.waits_for.as_str(), moving.moved, done),
+            ("g2 to be drained", 0, false)
         );
-        assert!(look(5).1);
+        assert!(tracker.look(&view(&config(6, &[(2, 1)]), &[]), &groups).1);
     }
 }

@@ -99,6 +99,6 @@ pub use options::{ClientOptions, Mode};
 pub use scan::{Pair, Scan, ScanOptions};
 pub use shards::{GroupShards, ShardState, ShardStatus};
 pub use types::{
-    ClusterId, ConfigDelta, ConfigNum, Gid, NodeId, ShardConfig, ShardId, ShardMove, ShardRun,
-    ShardSet,
+    Assignment, ClusterId, ConfigDelta, ConfigNum, Gid, Group, Incarnation, NodeId, ShardConfig,
+    ShardId, ShardMove, ShardRun, ShardSet,
 };

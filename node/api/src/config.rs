@@ -1,82 +1,121 @@
 //! Configurations on the wire.
 
 use types::{
-    ConfigDelta, ConfigError, ConfigNum, Gid, ShardConfig, ShardId, ShardMove, ShardRun, ShardSet,
+    Assignment, ConfigDelta, ConfigError, ConfigNum, Gid, Group, Incarnation, ShardConfig, ShardId,
+    ShardMove, ShardRun, ShardSet,
 };
 
 use crate::v1;
 
-fn group(gid: Gid, addresses: &[String]) -> v1::GroupAddresses {
+fn group_to_wire(gid: Gid, group: &Group) -> v1::GroupAddresses {
     v1::GroupAddresses {
         gid: gid.0,
-        addresses: addresses.to_vec(),
+        addresses: group.addresses.clone(),
+        incarnation: group.incarnation.0,
+        leaving: group.leaving,
     }
+}
+
+fn group_from_wire(wire: v1::GroupAddresses) -> (Gid, Group) {
+    let group = Group {
+        addresses: wire.addresses,
+        incarnation: Incarnation(wire.incarnation),
+        leaving: wire.leaving,
+    };
+    (Gid(wire.gid), group)
 }
 
 /// Converts a configuration to a message.
 pub fn config_to_wire(config: &ShardConfig) -> v1::ShardConfig {
     let groups = config.groups().iter();
+    let rows = config.row_runs().into_iter();
     v1::ShardConfig {
         num: config.num().0,
         groups: groups
-            .map(|(gid, addresses)| group(*gid, addresses))
+            .map(|(gid, group)| group_to_wire(*gid, group))
             .collect(),
-        owners: config
-            .owner_runs()
-            .map(|(count, gid)| v1::OwnerRun { count, gid: gid.0 })
+        owners: rows
+            .map(|(count, row)| v1::OwnerRun {
+                count,
+                gid: row.owner.0,
+                owner_since: row.owner_since.0,
+                previous: row.previous.0,
+                target: row.target.0,
+                target_since: row.target_since.0,
+            })
             .collect(),
     }
 }
 
 /// Converts a message to a configuration. Refuses a message that is none.
 pub fn config_from_wire(wire: v1::ShardConfig) -> Result<ShardConfig, ConfigError> {
-    let groups = wire.groups.into_iter();
-    ShardConfig::new(
+    let row = |run: v1::OwnerRun| {
+        let row = Assignment {
+            owner: Gid(run.gid),
+            owner_since: ConfigNum(run.owner_since),
+            previous: Gid(run.previous),
+            target: Gid(run.target),
+            target_since: ConfigNum(run.target_since),
+        };
+        (run.count, row)
+    };
+    ShardConfig::from_rows(
         ConfigNum(wire.num),
-        groups.map(|it| (Gid(it.gid), it.addresses)).collect(),
-        wire.owners.into_iter().map(|run| (run.count, Gid(run.gid))),
+        wire.groups.into_iter().map(group_from_wire).collect(),
+        wire.owners.into_iter().map(row),
     )
 }
 
-/// Converts a delta to a message.
-pub fn delta_to_wire(delta: &ConfigDelta) -> v1::ConfigDelta {
-    let groups = delta.groups.iter();
-    v1::ConfigDelta {
-        num: delta.num.0,
-        groups: groups
-            .map(|(gid, addresses)| group(*gid, addresses.as_deref().unwrap_or_default()))
-            .collect(),
-        moves: delta
-            .moves
-            .iter()
-            .map(|it| v1::ShardMove {
-                first: it.run.first.0,
-                count: it.run.count,
-                from: it.from.0,
-                to: it.to.0,
-            })
-            .collect(),
-    }
+fn moves_to_wire(moves: &[ShardMove]) -> Vec<v1::ShardMove> {
+    let to_wire = |it: &ShardMove| v1::ShardMove {
+        first: it.run.first.0,
+        count: it.run.count,
+        from: it.from.0,
+        to: it.to.0,
+    };
+    moves.iter().map(to_wire).collect()
 }
 
-/// Converts a message to a delta. Refuses a message that is none.
-pub fn delta_from_wire(wire: v1::ConfigDelta) -> Result<ConfigDelta, ConfigError> {
-    let groups = wire.groups.into_iter().map(|it| {
-        let addresses = (!it.addresses.is_empty()).then_some(it.addresses);
-        (Gid(it.gid), addresses)
-    });
-    let moves = wire.moves.into_iter().map(|it| ShardMove {
+fn moves_from_wire(moves: Vec<v1::ShardMove>) -> Vec<ShardMove> {
+    let from_wire = |it: v1::ShardMove| ShardMove {
         run: ShardRun {
             first: ShardId(it.first),
             count: it.count,
         },
         from: Gid(it.from),
         to: Gid(it.to),
+    };
+    moves.into_iter().map(from_wire).collect()
+}
+
+/// A delta as a message.
+pub fn delta_to_wire(delta: &ConfigDelta) -> v1::ConfigDelta {
+    let group = |(gid, group): (&Gid, &Option<Group>)| match group {
+        Some(group) => group_to_wire(*gid, group),
+        None => v1::GroupAddresses {
+            gid: gid.0,
+            ..v1::GroupAddresses::default()
+        },
+    };
+    v1::ConfigDelta {
+        num: delta.num.0,
+        groups: delta.groups.iter().map(group).collect(),
+        moves: moves_to_wire(&delta.moves),
+        targets: moves_to_wire(&delta.targets),
+    }
+}
+
+/// The delta of a message, if it is one.
+pub fn delta_from_wire(wire: v1::ConfigDelta) -> Result<ConfigDelta, ConfigError> {
+    let groups = wire.groups.into_iter().map(|it| {
+        let (gid, group) = group_from_wire(it);
+        (gid, (!group.addresses.is_empty()).then_some(group))
     });
     let delta = ConfigDelta {
         num: ConfigNum(wire.num),
         groups: groups.collect(),
-        moves: moves.collect(),
+        targets: moves_from_wire(wire.targets),
+        moves: moves_from_wire(wire.moves),
     };
     delta.check()?;
     Ok(delta)
@@ -125,6 +164,14 @@ mod tests {
             &[Gid(2); 4],
         );
         assert_eq!(delta_from_wire(delta_to_wire(&left)), Ok(left));
+        // Targets alone, of a group that is leaving.
+        let mut groups = config.groups().clone();
+        groups.get_mut(&Gid(1)).unwrap().leaving = true;
+        let targets = ConfigDelta::new(&config, &groups, &[Gid(2); 4], config.owners());
+        assert!(targets.moves.is_empty());
+        config.apply(&targets).unwrap();
+        assert_eq!(delta_from_wire(delta_to_wire(&targets)), Ok(targets));
+        assert_eq!(config_from_wire(config_to_wire(&config)), Ok(config));
         assert!(config_from_wire(v1::ShardConfig::default()).is_err());
         assert!(delta_from_wire(v1::ConfigDelta::default()).is_err());
         let shards = ShardSet::all(3);

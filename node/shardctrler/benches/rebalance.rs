@@ -29,7 +29,14 @@ fn changes(criterion: &mut Criterion) {
             let scale = format!("{shards}x{groups}");
             group.bench_function(BenchmarkId::new(name, scale), |bencher| {
                 let moved = BTreeSet::new();
-                bencher.iter(|| rebalance(&before.owners, after.iter().copied(), &moved));
+                bencher.iter(|| {
+                    rebalance(
+                        &before.owners,
+                        &before.owners,
+                        after.iter().copied(),
+                        &moved,
+                    )
+                });
             });
         }
     }

@@ -130,12 +130,17 @@ fn measure(controller: &mut Controller, change: &'static str, command: Change) -
     match &command {
         Change::Join { groups } => gids.extend(groups.keys()),
         Change::Leave { gids: left } => gids.retain(|gid| !left.contains(gid)),
-        Change::Move { .. } | Change::Report { .. } => {}
+        Change::Move { .. } | Change::Report { .. } | Change::Cut { .. } => {}
     }
     let moved = BTreeSet::new();
     let times = (0..RUNS).map(|_| {
         let started = Instant::now();
-        let after = rebalance(before.owners(), gids.iter().copied(), &moved);
+        let after = rebalance(
+            before.targets(),
+            before.owners(),
+            gids.iter().copied(),
+            &moved,
+        );
         let took = started.elapsed();
         assert_eq!(after.len(), shards as usize);
         took
@@ -143,7 +148,7 @@ fn measure(controller: &mut Controller, change: &'static str, command: Change) -
     let rebalance = median(times.collect());
     let apply = controller.apply(command);
     let after = controller.machine.latest();
-    let delta = ConfigDelta::between(&before, after.groups(), after.owners());
+    let delta = ConfigDelta::new(&before, after.groups(), after.targets(), after.owners());
     Measured {
         shards,
         groups,

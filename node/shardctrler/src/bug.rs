@@ -13,11 +13,26 @@ pub enum Bug {
     RetryAppliedTwice,
     /// The controllers forget configurations that a group has not passed.
     HistoryCutTooEarly,
+    /// A group counts as drained as soon as it is told to leave.
+    LeavingCountsAsDrained,
+    /// A group that joins after it was drained gets the incarnation that it had before.
+    IncarnationReused,
+    /// A cut that was meant for an older target gives the shard to the present one.
+    CutForOlderTarget,
+    /// The owner of a shard changes although its last change isn't settled.
+    CutBeforeRest,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 2] = [Self::RetryAppliedTwice, Self::HistoryCutTooEarly];
+    pub const ALL: [Self; 6] = [
+        Self::RetryAppliedTwice,
+        Self::HistoryCutTooEarly,
+        Self::LeavingCountsAsDrained,
+        Self::IncarnationReused,
+        Self::CutForOlderTarget,
+        Self::CutBeforeRest,
+    ];
 }
 
 /// The bug that was put back, if any. Empty in the product.

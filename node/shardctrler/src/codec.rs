@@ -7,17 +7,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use replica::session::SessionRef;
-use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
+use types::{ConfigNum, DecodeError, Gid, Incarnation, JournalId, Reader, ShardId, Writer};
 
-use crate::{Change, Command, GroupProgress};
+use crate::{Change, Command, Cut, Drained, GroupProgress};
 
 const VERSION: u8 = 1;
-const PROGRESS_VERSION: u8 = 1;
+const PROGRESS_VERSION: u8 = 2;
+const DRAINED_VERSION: u8 = 1;
 
 const JOIN: u8 = 1;
 const LEAVE: u8 = 2;
 const MOVE: u8 = 3;
 const REPORT: u8 = 4;
+const CUT: u8 = 5;
 
 impl Command {
     /// The bytes to propose.
@@ -27,6 +29,7 @@ impl Command {
             Change::Leave { .. } => LEAVE,
             Change::Move { .. } => MOVE,
             Change::Report { .. } => REPORT,
+            Change::Cut { .. } => CUT,
         };
         let mut out = Writer::with_capacity(64);
         out.byte(VERSION).byte(kind);
@@ -53,6 +56,12 @@ impl Command {
             Change::Report { gid, settled } => {
                 out.number(gid.0).number(settled.0);
             }
+            Change::Cut { cuts } => {
+                out.number(cuts.len() as u64);
+                for (shard, cut) in cuts {
+                    encode_cut(out.number(shard.0.into()), cut);
+                }
+            }
         }
         out.finish()
     }
@@ -62,7 +71,7 @@ impl Command {
         let mut input = Reader::new(input);
         known(&mut input, "operation version", VERSION)?;
         let kind = input.byte("operation kind")?;
-        if !(JOIN..=REPORT).contains(&kind) {
+        if !(JOIN..=CUT).contains(&kind) {
             return Err(DecodeError::Unknown {
                 what: "operation kind",
                 value: kind.into(),
@@ -76,10 +85,11 @@ impl Command {
                 shard: ShardId(input.number_u32("shard")?),
                 gid: Gid(input.number("gid")?),
             },
-            _ => Change::Report {
+            REPORT => Change::Report {
                 gid: Gid(input.number("gid")?),
                 settled: ConfigNum(input.number("settled configuration")?),
             },
+            _ => decode_cuts(&mut input)?,
         };
         input.finish()?;
         Ok(Self { session, change })
@@ -89,25 +99,77 @@ impl Command {
 impl GroupProgress {
     pub(crate) fn encode(self) -> Bytes {
         let mut out = Writer::with_capacity(24);
-        out.byte(PROGRESS_VERSION).number(self.settled.0);
-        match self.left_in {
-            Some(num) => out.byte(1).number(num.0),
-            None => out.byte(0),
-        };
+        out.byte(PROGRESS_VERSION)
+            .number(self.settled.0)
+            .number(self.due.0);
         out.finish()
     }
 
     pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         known(&mut input, "progress version", PROGRESS_VERSION)?;
-        let settled = ConfigNum(input.number("settled configuration")?);
-        let left_in = input
-            .flag("left")?
-            .then(|| input.number("left in").map(ConfigNum))
-            .transpose()?;
+        let progress = Self {
+            settled: ConfigNum(input.number("settled configuration")?),
+            due: ConfigNum(input.number("due configuration")?),
+        };
         input.finish()?;
-        Ok(Self { settled, left_in })
+        Ok(progress)
     }
+}
+
+impl Drained {
+    pub(crate) fn encode(self) -> Bytes {
+        let mut out = Writer::with_capacity(24);
+        out.byte(DRAINED_VERSION)
+            .number(self.incarnation.0)
+            .number(self.gone_in.0);
+        out.finish()
+    }
+
+    pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        known(&mut input, "drained version", DRAINED_VERSION)?;
+        let drained = Self {
+            incarnation: Incarnation(input.number("incarnation")?),
+            gone_in: ConfigNum(input.number("gone in")?),
+        };
+        input.finish()?;
+        Ok(drained)
+    }
+}
+
+fn encode_cut(out: &mut Writer, cut: &Cut) {
+    out.number(cut.owner.0)
+        .number(cut.owner_incarnation.0)
+        .number(cut.owner_since.0)
+        .number(cut.target.0)
+        .number(cut.target_incarnation.0)
+        .number(cut.target_since.0)
+        .number(cut.journal.0);
+}
+
+fn decode_cuts(input: &mut Reader) -> Result<Change, DecodeError> {
+    let mut cuts = BTreeMap::new();
+    for _ in 0..input.count("cuts")? {
+        let shard = ShardId(input.number_u32("shard")?);
+        if cuts
+            .last_key_value()
+            .is_some_and(|(last, _)| *last >= shard)
+        {
+            return Err(DecodeError::OutOfRange("shard"));
+        }
+        let cut = Cut {
+            owner: Gid(input.number("owner")?),
+            owner_incarnation: Incarnation(input.number("owner incarnation")?),
+            owner_since: ConfigNum(input.number("owner since")?),
+            target: Gid(input.number("target")?),
+            target_incarnation: Incarnation(input.number("target incarnation")?),
+            target_since: ConfigNum(input.number("target since")?),
+            journal: JournalId(input.number("journal")?),
+        };
+        cuts.insert(shard, cut);
+    }
+    Ok(Change::Cut { cuts })
 }
 
 fn decode_join(input: &mut Reader) -> Result<Change, DecodeError> {

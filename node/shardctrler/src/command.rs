@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use replica::session::SessionRef;
-use types::{BadAddresses, ConfigDelta, ConfigNum, Gid, Sequence, ShardConfig, ShardId};
+use types::{
+    BadAddresses, ConfigDelta, ConfigNum, Gid, Incarnation, JournalId, Sequence, ShardConfig,
+    ShardId,
+};
 
 /// A change with the session that makes it exactly once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,7 +18,7 @@ pub struct Command {
     pub change: Change,
 }
 
-/// A change of the configuration, or a group's progress report.
+/// A change of the configuration, or a group's report. People change targets; groups report, and owners follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Adds groups, or gives groups other addresses, and rebalances.
@@ -23,16 +26,16 @@ pub enum Change {
         /// The nodes of each group.
         groups: BTreeMap<Gid, Vec<String>>,
     },
-    /// Takes groups away, and rebalances.
+    /// Takes all shards from groups, and rebalances. Each is gone once it is drained.
     Leave {
         /// The groups.
         gids: BTreeSet<Gid>,
     },
-    /// Gives one shard to a group, until a rebalance must touch it.
+    /// Makes a group the target of one shard, until a rebalance must touch it.
     Move {
         /// The shard.
         shard: ShardId,
-        /// The new owner.
+        /// The new target.
         gid: Gid,
     },
     /// A group has completed all hand-offs of the configurations up to `settled`. Needs no session: the greatest value counts.
@@ -42,6 +45,33 @@ pub enum Change {
         /// The last configuration that the group has settled.
         settled: ConfigNum,
     },
+    /// Shards whose targets are ready to become their owners. Needs no session: each cut names exactly the state that it ends, so
+    /// it takes effect once at most.
+    Cut {
+        /// The shards; at most [`crate::MAX_CUTS`].
+        cuts: BTreeMap<ShardId, Cut>,
+    },
+}
+
+/// The exact state of a shard in which its target may become its owner. It proves nothing by itself: if any field differs from the
+/// latest configuration when the cut is applied, the shard's owner doesn't change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The owner.
+    pub owner: Gid,
+    /// The owner's incarnation.
+    pub owner_incarnation: Incarnation,
+    /// The configuration that made it the owner.
+    pub owner_since: ConfigNum,
+    /// The target.
+    pub target: Gid,
+    /// The target's incarnation.
+    pub target_incarnation: Incarnation,
+    /// The configuration that made it the target.
+    pub target_since: ConfigNum,
+    /// The owner's journal whose copy the target has. The configurations don't name journals, so there is nothing to compare it with
+    /// here: owner and target compare it when they take the configuration up.
+    pub journal: JournalId,
 }
 
 /// A read of the configurations.
@@ -81,11 +111,19 @@ pub enum Response {
         num: ConfigNum,
         /// True if the change made a configuration.
         changed: bool,
-        /// The number of shards with another owner in it.
+        /// The number of shards with another target in it.
         moved_shards: u32,
     },
     /// `Report`.
     Reported,
+    /// `Cut`.
+    Cut {
+        /// The latest configuration.
+        num: ConfigNum,
+        /// The number of shards whose owner changed in it. It is 0 if none was in the state that the cut named, or if the last cut
+        /// was less than a tenth of a second ago: the caller repeats what still holds.
+        cut: u32,
+    },
     /// The request was refused and changed nothing.
     Refused(CtrlError),
 }
@@ -99,8 +137,28 @@ pub struct QueryAnswer {
     pub latest: ConfigNum,
     /// The oldest that is kept.
     pub oldest: ConfigNum,
-    /// Of every group that is part of the cluster, or left and is not drained yet.
+    /// Of every group that is part of the latest configuration, leaving ones included.
     pub progress: BTreeMap<Gid, GroupProgress>,
+    /// The last drained incarnation of each gid, for the groups that were drained last.
+    pub drained: BTreeMap<Gid, Drained>,
+}
+
+impl QueryAnswer {
+    /// Returns true if this incarnation of a group is known to have left and to hold nothing that is needed. Only this, and never a
+    /// group's absence, permits to delete its data.
+    pub fn is_drained(&self, gid: Gid, incarnation: Incarnation) -> bool {
+        let last = self.drained.get(&gid);
+        last.is_some_and(|last| last.incarnation >= incarnation)
+    }
+}
+
+/// A group that left and handed over all that it had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// The incarnation; all earlier ones of this gid are drained too.
+    pub incarnation: Incarnation,
+    /// The first configuration without it.
+    pub gone_in: ConfigNum,
 }
 
 /// The progress of a group.
@@ -108,9 +166,15 @@ pub struct QueryAnswer {
 pub struct GroupProgress {
     /// The group has completed all hand-offs of the configurations up to this one.
     pub settled: ConfigNum,
-    /// The configuration in which it left; `None` while it is part of the cluster. It is drained, and forgotten, when
-    /// `settled` reaches this.
-    pub left_in: Option<ConfigNum>,
+    /// The last configuration that gave it a shard or took one from it. The group has nothing to do once `settled` reaches this.
+    pub due: ConfigNum,
+}
+
+impl GroupProgress {
+    /// Returns true if the group has carried out all changes of owners that concern it.
+    pub fn is_settled(self) -> bool {
+        self.settled >= self.due
+    }
 }
 
 /// The configurations that a caller lacks.
@@ -131,6 +195,9 @@ pub enum CtrlError {
     /// No such group.
     #[error("{0} is not part of the cluster: `config query` shows the groups")]
     UnknownGroup(Gid),
+    /// The group is leaving, and takes no shards.
+    #[error("{0} is leaving, so it takes no shards: let it join again first")]
+    Leaving(Gid),
     /// Gid 0.
     #[error("gid 0 means nobody: number groups from 1")]
     GidZero,
@@ -156,6 +223,12 @@ pub enum CtrlError {
     /// Too many groups.
     #[error("{limit} groups are the limit")]
     TooManyGroups {
+        /// The bound.
+        limit: u64,
+    },
+    /// Too many cuts at once.
+    #[error("a change cuts at most {limit} shards")]
+    TooManyCuts {
         /// The bound.
         limit: u64,
     },
@@ -251,11 +324,13 @@ impl CtrlError {
     pub fn is_final(&self) -> bool {
         match self {
             Self::UnknownGroup(_)
+            | Self::Leaving(_)
             | Self::GidZero
             | Self::NoGroups
             | Self::BadAddresses { .. }
             | Self::AddressTaken { .. }
             | Self::TooManyGroups { .. }
+            | Self::TooManyCuts { .. }
             | Self::NoShard { .. }
             | Self::LastGroup
             | Self::Compacted { .. }

@@ -4,14 +4,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use types::{ConfigDelta, ConfigError, ConfigNum, Gid, ShardConfig};
+use types::{ConfigDelta, ConfigError, ConfigNum, ShardConfig};
 
 /// Limits of the history. Every replica of a group must have the same, or they diverge. The product uses the
 /// default; other values are for tests and simulations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryLimits {
-    /// This many configurations before the latest are kept for `Query`, even after all groups have passed them.
+    /// This many of people's changes are kept for `Query`, even after all groups have passed them.
     pub keep: u64,
+    /// At most this many cuts are kept for that. Cuts are many while shards move, and people look for their own changes: so each has
+    /// a limit of its own.
+    pub keep_cuts: u64,
     /// Configurations that no group needs are dropped in batches of this many, so that the oldest isn't rewritten each time.
     pub step: u64,
     /// With this many configurations before the latest, changes are refused until the groups that are behind catch up.
@@ -24,6 +27,7 @@ impl Default for HistoryLimits {
     fn default() -> Self {
         Self {
             keep: 64,
+            keep_cuts: 1_024,
             step: 16,
             max: 4_096,
             max_bytes: 32 << 20,
@@ -141,6 +145,24 @@ impl History {
         Ok(record)
     }
 
+    /// Returns the oldest configuration to keep so that `keep` of people's changes are kept, but not more than `cuts` cuts.
+    pub(crate) fn recent(&self, mut keep: u64, mut cuts: u64) -> ConfigNum {
+        let mut recent = self.latest.num();
+        for kept in self.deltas.iter().rev() {
+            let left = if kept.delta.is_cut() {
+                &mut cuts
+            } else {
+                &mut keep
+            };
+            if *left == 0 {
+                break;
+            }
+            *left -= 1;
+            recent = ConfigNum(kept.delta.num.0.saturating_sub(1));
+        }
+        recent
+    }
+
     /// Forgets what was before `num`, which is kept. Returns the numbers of the deltas that are gone.
     pub(crate) fn cut(&mut self, num: ConfigNum) -> Result<Vec<ConfigNum>, ConfigError> {
         let (Some(steps), Some(oldest)) = (self.steps_to(num), self.at(num)?) else {
@@ -160,45 +182,14 @@ impl History {
     }
 }
 
-/// The configuration to which deltas lead. [`ShardConfig::apply`] checks the whole after each; this does it once.
+/// Returns the configuration to which deltas lead.
 fn walk<'a>(
     from: &ShardConfig,
     deltas: impl IntoIterator<Item = &'a ConfigDelta>,
 ) -> Result<ShardConfig, ConfigError> {
-    let mut num = from.num();
-    let mut groups = from.groups().clone();
-    let mut owners = from.owners().to_vec();
+    let mut config = from.clone();
     for delta in deltas {
-        if delta.num != num.next() {
-            return Err(ConfigError::Number {
-                config: num,
-                delta: delta.num,
-            });
-        }
-        num = delta.num;
-        for (gid, addresses) in &delta.groups {
-            match addresses {
-                Some(addresses) => groups.insert(*gid, addresses.clone()),
-                None => groups.remove(gid),
-            };
-        }
-        for step in &delta.moves {
-            let range = step.run.first.0 as usize..step.run.end().0 as usize;
-            let moved = owners.get_mut(range);
-            let Some(moved) = moved.filter(|run| run.iter().all(|owner| *owner == step.from))
-            else {
-                return Err(ConfigError::NotOwned {
-                    first: step.run.first,
-                    from: step.from,
-                });
-            };
-            moved.fill(step.to);
-        }
+        config.apply(delta)?;
     }
-    let runs = owners.chunk_by(|a, b| a == b);
-    let runs = runs.map(|run| {
-        let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
-        (count, run.first().copied().unwrap_or(Gid::NONE))
-    });
-    ShardConfig::new(num, groups, runs)
+    Ok(config)
 }

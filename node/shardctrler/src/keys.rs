@@ -6,7 +6,9 @@
 //! | `Meta` | `shardctrler/oldest` | the oldest configuration that is kept; none: configuration 0 |
 //! | `Meta` | `shardctrler/delta/`, number (u64, big-endian) | what leads to that configuration |
 //! | `Meta` | `shardctrler/group/`, gid (u64, big-endian) | how far the group is |
-//! | `Meta` | `shardctrler/moved/`, shard (u32, big-endian) | nothing: the shard is where a `Move` put it |
+//! | `Meta` | `shardctrler/drained/`, gid (u64, big-endian) | the last incarnation that was drained |
+//! | `Meta` | `shardctrler/moved/`, shard (u32, big-endian) | nothing: the shard's target is where a `Move` put it |
+//! | `Meta` | `shardctrler/last-cut` | the log time of the last `Cut` that made a configuration |
 //! | `Sessions` | 0 (u32), birth, nonce (u64 each, big-endian) | a session's record |
 //!
 //! There is one session table for all. Its records stand under shard 0, so that the table `Sessions` looks the same in
@@ -21,6 +23,10 @@ pub(crate) const OLDEST: &[u8] = b"shardctrler/oldest";
 pub(crate) const DELTAS: &[u8] = b"shardctrler/delta/";
 /// The prefix of the keys of groups' progress.
 pub(crate) const GROUPS: &[u8] = b"shardctrler/group/";
+/// The prefix of the keys of drained groups.
+pub(crate) const DRAINED: &[u8] = b"shardctrler/drained/";
+/// The log time of the last cut, in `Meta`.
+pub(crate) const LAST_CUT: &[u8] = b"shardctrler/last-cut";
 /// The prefix of the keys of moved shards.
 pub(crate) const MOVED: &[u8] = b"shardctrler/moved/";
 
@@ -34,6 +40,11 @@ pub(crate) fn delta(num: ConfigNum) -> Bytes {
 /// Returns the key of a group's progress, in `Meta`.
 pub(crate) fn group(gid: Gid) -> Bytes {
     prefixed(GROUPS, &gid.0.to_be_bytes())
+}
+
+/// Returns the key of the last drained incarnation of a group, in `Meta`.
+pub(crate) fn drained(gid: Gid) -> Bytes {
+    prefixed(DRAINED, &gid.0.to_be_bytes())
 }
 
 /// Returns the key of the record that a shard was moved, in `Meta`.

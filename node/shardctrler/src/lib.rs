@@ -13,29 +13,35 @@
 //! 2. Changes that no configuration would allow are refused (`rules::check`).
 //! 3. The session table tells a new change from a retry. A retry gets the answer of the first attempt, refusals included;
 //!    the module `outcome` gives the reason.
-//! 4. The rules give the groups and the owners of the next configuration (`rules::plan`). A change that names many groups
+//! 4. The rules give the groups and the *targets* of the next configuration (`rules::plan`). A change that names many groups
 //!    is carried out whole or not at all, and a change without effect makes no configuration. When groups join
-//!    or leave, the shards are rebalanced ([`rebalance()`]): evenly, with the fewest moves, and without moving a shard that a
-//!    `Move` placed, unless it must.
-//! 5. The delta is written and takes effect.
+//!    or leave, the targets are rebalanced ([`rebalance()`]): evenly, with the fewest changes, and without touching a shard that
+//!    a `Move` placed, unless it must.
+//! 5. The *owners* of shards at rest follow at once; the others follow when groups report, or by a [`Change::Cut`] (the module
+//!    `configure`).
+//! 6. The delta is written and takes effect.
 //!
-//! Groups carry out configurations by themselves: each follows the deltas and moves its shards at its own pace. Nothing here
-//! waits for them, so the configurations may be many steps ahead of a group that is down.
+//! Groups carry out configurations by themselves: each follows the deltas and moves its shards at its own pace. People's changes
+//! never wait for them, but the owner of a shard changes only once the change before is settled.
+//!
+//! # Groups that leave
+//!
+//! A group that was told to leave stays in the configurations, marked as leaving, until it owns no shard, has none fenced and owes
+//! nothing. Then the next configuration is without it, and its incarnation is recorded as drained
+//! ([`QueryAnswer::is_drained`]). A group that joins again while it is leaving is the same group; after that it is another
+//! incarnation. A group's absence proves nothing.
 //!
 //! # History
 //!
-//! A group that is behind needs each delta after its configuration, because it may have to hand on a shard that it gains by
-//! one delta and loses by the next. So groups report their progress ([`Change::Report`]): a group has *settled* a
-//! configuration when it has completed all hand-offs of the configurations up to it. [`GroupProgress`] is tracked for every
-//! group of the cluster. A group that left is tracked until it is *drained*: it has settled the configuration in
-//! which it left, so its shards are with their new owners.
+//! A group that is behind continues with the deltas after its configuration. So groups report their progress
+//! ([`Change::Report`]): a group has *settled* a configuration when it has completed all hand-offs of the configurations up to
+//! it. [`GroupProgress`] is tracked for every group, leaving ones included, with the last configuration that concerned it.
 //!
-//! Configurations before the least settled one are dropped, except for the last few, which are kept for operators
-//! ([`HistoryLimits`]). While a group stays behind, the history grows, until further changes are refused
-//! with [`CtrlError::HistoryFull`], which names the group.
+//! Configurations before the least settled one are dropped, except for the last few changes of people, which are kept for
+//! operators, with a limit of its own for the cuts among them ([`HistoryLimits`]). While a group stays behind, the history grows,
+//! until further changes are refused with [`CtrlError::HistoryFull`], which names the group.
 //!
-//! A group that joins has settled the configuration before, which asked nothing of it. A group that joins again before it is
-//! drained keeps its progress, because its earlier hand-offs are still to be done.
+//! A group that joins has settled the configuration before, which asked nothing of it.
 //!
 //! # The first configuration of a group
 //!
@@ -54,8 +60,10 @@
 mod bug;
 mod codec;
 mod command;
+mod configure;
 mod history;
 mod keys;
+mod load;
 mod machine;
 mod outcome;
 mod rebalance;
@@ -63,7 +71,7 @@ mod rules;
 
 pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use command::{
-    Change, Command, Configs, CtrlError, GroupProgress, Query, QueryAnswer, Response,
+    Change, Command, Configs, CtrlError, Cut, Drained, GroupProgress, Query, QueryAnswer, Response,
 };
 pub use history::HistoryLimits;
 pub use machine::Shardctrler;
@@ -73,6 +81,16 @@ pub use replica::{Genesis, GroupKind};
 
 /// The most deltas in an answer to [`Query::After`]; a greater limit counts as this one.
 pub const MAX_DELTAS: u32 = 1_024;
+
+/// The most shards of a [`Change::Cut`].
+pub const MAX_CUTS: usize = 1_024;
+
+/// The shortest time between two configurations that [`Change::Cut`] makes, in milliseconds of log time: ten a second at most.
+pub const MIN_CUT_INTERVAL_MS: u64 = 100;
+
+/// The most gids whose last drained incarnation is remembered. Beyond it those that were drained the longest ago are forgotten:
+/// then their data are never reported as free to delete.
+pub const MAX_DRAINED: usize = 10_000;
 
 /// Deltas in an answer to [`Query::After`] end before this many bytes, as stored; but one is always there.
 pub const MAX_ANSWER_BYTES: usize = 1 << 20;

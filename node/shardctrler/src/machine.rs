@@ -1,50 +1,50 @@
 //! The state machine.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, StateMachine, StateReader, Table, Transaction};
-use types::{ConfigDelta, ConfigError, ConfigNum, DecodeError, Gid, ShardConfig, ShardId};
+use types::{ConfigDelta, ConfigError, ConfigNum, Gid, LogTime, ShardConfig, ShardId};
 
 use crate::bug::{Bug, Bugs};
 use crate::history::{History, HistoryLimits};
 use crate::outcome::{Outcome, Refusal};
-use crate::rules::{self, Plan};
+use crate::rules;
 use crate::{
-    Change, Command, Configs, CtrlError, Genesis, GroupKind, GroupProgress, MAX_ANSWER_BYTES,
-    MAX_DELTAS, Query, QueryAnswer, Response, keys,
+    Change, Command, Configs, CtrlError, Drained, Genesis, GroupKind, GroupProgress,
+    MAX_ANSWER_BYTES, MAX_DELTAS, Query, QueryAnswer, Response, keys, load,
 };
 
 /// The most forgotten sessions that one change removes: more than the one that it may add, so that the table shrinks.
 const EXPIRED_PER_CHANGE: usize = 2;
-
-/// The most records, and the approximate bytes, of one read of a reload.
-const RELOAD_PAGE: (usize, usize) = (4_096, 1 << 20);
 
 /// The controllers' configurations as a [`StateMachine`].
 ///
 /// Invariants, between batches:
 /// - all fields but `limits` are what the records say ([`crate`] tells which), and the session table has nothing that
 ///   isn't written;
-/// - `progress` has every group of the latest configuration, with no `left_in`, and beside them only groups that left and
-///   aren't drained; no `settled` is above the latest configuration or below the oldest;
-/// - every shard in `moved` has an owner.
+/// - `progress` has exactly the groups of the latest configuration; no `settled` is above the latest configuration or below the
+///   oldest;
+/// - `drained` has at most [`crate::MAX_DRAINED`] gids; a group of the latest configuration is of a later incarnation;
+/// - every shard in `moved` has a target.
 ///
 /// If a batch's commit fails, the caches are ahead of the state: nothing may be applied before
 /// [`StateMachine::reload`].
 #[derive(Debug)]
 pub struct Shardctrler {
-    limits: HistoryLimits,
+    pub(crate) limits: HistoryLimits,
     genesis: Option<Genesis>,
-    history: History,
-    progress: BTreeMap<Gid, GroupProgress>,
-    moved: BTreeSet<ShardId>,
+    pub(crate) history: History,
+    pub(crate) progress: BTreeMap<Gid, GroupProgress>,
+    pub(crate) drained: BTreeMap<Gid, Drained>,
+    pub(crate) moved: BTreeSet<ShardId>,
+    /// The log time of the last [`Change::Cut`] that made a configuration.
+    pub(crate) last_cut: LogTime,
     sessions: SessionTable<Outcome>,
-    bugs: Bugs,
+    pub(crate) bugs: Bugs,
 }
 
 impl Default for Shardctrler {
@@ -66,7 +66,9 @@ impl Shardctrler {
             genesis: None,
             history: History::empty(0),
             progress: BTreeMap::new(),
+            drained: BTreeMap::new(),
             moved: BTreeSet::new(),
+            last_cut: LogTime(0),
             sessions: SessionTable::default(),
             bugs: Bugs::NONE,
         }
@@ -97,12 +99,17 @@ impl Shardctrler {
         self.history.oldest().num()
     }
 
-    /// Returns the progress of every group that is part of the cluster, or left and is not drained yet.
+    /// Returns the progress of every group that is part of the cluster, leaving ones included.
     pub fn progress(&self) -> &BTreeMap<Gid, GroupProgress> {
         &self.progress
     }
 
-    /// The shards that are where a `Move` put them, because no rebalance had to touch them since.
+    /// Returns the last drained incarnation of each gid, for the groups that were drained last.
+    pub fn drained(&self) -> &BTreeMap<Gid, Drained> {
+        &self.drained
+    }
+
+    /// The shards whose targets are where a `Move` put them, because no rebalance had to touch them since.
     pub fn moved(&self) -> &BTreeSet<ShardId> {
         &self.moved
     }
@@ -135,10 +142,12 @@ impl StateMachine for Shardctrler {
             )));
         }
         let shards = self.genesis.map_or(0, |genesis| genesis.shards);
-        self.history = load_history(state, shards)?;
-        self.progress = load_progress(state)?;
-        self.moved = load_moved(state)?;
-        self.sessions = load_sessions(state)?;
+        self.history = load::load_history(state, shards)?;
+        self.progress = load::load_progress(state)?;
+        self.drained = load::load_drained(state)?;
+        self.moved = load::load_moved(state)?;
+        self.last_cut = load::load_last_cut(state)?;
+        self.sessions = load::load_sessions(state)?;
         self.check()
     }
 
@@ -156,8 +165,10 @@ impl StateMachine for Shardctrler {
         if let Err(error) = rules::check(&change, genesis.shards) {
             return Ok(Response::Refused(error));
         }
-        if let Change::Report { gid, settled } = change {
-            return self.report(gid, settled, state);
+        match change {
+            Change::Report { gid, settled } => return self.report(gid, settled, state),
+            Change::Cut { cuts } => return self.cut(&cuts, at.time, state),
+            Change::Join { .. } | Change::Leave { .. } | Change::Move { .. } => {}
         }
         let limits = genesis.session_limits();
         self.sessions.expire(at.time, &limits, EXPIRED_PER_CHANGE);
@@ -202,20 +213,25 @@ impl Shardctrler {
     /// Refuses records that don't fit each other.
     fn check(&self) -> Result<(), StoreError> {
         let latest = self.history.latest();
-        let untracked = |gid: &&Gid| !self.progress.contains_key(gid);
-        if let Some(gid) = latest.groups().keys().find(untracked) {
-            return Err(StoreError::Damaged(format!("{gid} has no progress")));
+        if !latest.groups().keys().eq(self.progress.keys()) {
+            let what = "the groups with progress aren't those of the configuration";
+            return Err(StoreError::Damaged(what.to_owned()));
         }
         for (gid, it) in &self.progress {
-            let member = latest.groups().contains_key(gid);
-            let left = it.left_in.unwrap_or_default();
-            if it.left_in.is_none() != member || it.settled.max(left) > latest.num() {
+            if it.settled.max(it.due) > latest.num() {
                 return Err(StoreError::Damaged(format!(
                     "the progress of {gid}: {it:?}"
                 )));
             }
         }
-        let nobodys = |shard: &&ShardId| latest.owner(**shard) == Gid::NONE;
+        for (gid, it) in &self.drained {
+            let group = latest.groups().get(gid);
+            let again = group.is_some_and(|group| group.incarnation <= it.incarnation);
+            if again || it.gone_in > latest.num() {
+                return Err(StoreError::Damaged(format!("the end of {gid}: {it:?}")));
+            }
+        }
+        let nobodys = |shard: &&ShardId| latest.target(**shard) == Gid::NONE;
         match self.moved.iter().find(nobodys) {
             Some(shard) => Err(StoreError::Damaged(format!("{shard} was moved to nobody"))),
             None => Ok(()),
@@ -229,7 +245,8 @@ impl Shardctrler {
         state: &mut Transaction<'_>,
     ) -> Result<Outcome, StoreError> {
         let latest = self.latest();
-        let plan = match rules::plan(change, &latest, &self.moved) {
+        let plan = rules::plan(change, &latest, &self.moved, |gid| self.incarnation(gid));
+        let plan = match plan {
             Ok(Some(plan)) => plan,
             Ok(None) => {
                 return Ok(Outcome::Changed {
@@ -243,14 +260,12 @@ impl Shardctrler {
         if let Some(full) = self.full() {
             return Ok(Outcome::Refused(full));
         }
-        let delta = ConfigDelta::between(&latest, &plan.groups, &plan.owners);
-        let moved_shards = delta.moves.iter().map(|step| step.run.count).sum();
+        let owners = self.owners_at_rest(&latest, &plan.targets);
+        let delta = self.delta(&latest, &plan, &owners);
+        let moved_shards = delta.targets.iter().map(|step| step.run.count).sum();
         let num = delta.num;
-        let record = self.history.push(delta).map_err(impossible)?;
-        state.put(Table::Meta, keys::delta(num), record);
-        self.track(&latest, &plan, state);
         self.hold(&latest, &plan, state);
-        self.forget_passed(state)?;
+        self.push(delta, state)?;
         Ok(Outcome::Changed {
             num,
             changed: true,
@@ -259,7 +274,7 @@ impl Shardctrler {
     }
 
     /// Returns the reason that there can be no further configuration now, if there is one.
-    fn full(&self) -> Option<Refusal> {
+    pub(crate) fn full(&self) -> Option<Refusal> {
         let HistoryLimits { max, max_bytes, .. } = self.limits;
         if self.history.len() < max && self.history.bytes() < max_bytes {
             return None;
@@ -276,41 +291,6 @@ impl Shardctrler {
     fn furthest_behind(&self) -> Option<(Gid, GroupProgress)> {
         let groups = self.progress.iter().map(|(gid, it)| (*gid, *it));
         groups.min_by_key(|(gid, it)| (it.settled, *gid))
-    }
-
-    /// Takes up groups that came, and notes which left.
-    fn track(&mut self, before: &ShardConfig, plan: &Plan, state: &mut Transaction<'_>) {
-        let num = before.num().next();
-        let (old, new) = (before.groups(), &plan.groups);
-        for gid in new.keys().filter(|gid| !old.contains_key(gid)) {
-            // One that left and isn't drained has still to do what it had; the others have had nothing to do so far.
-            let progress = self.progress.entry(*gid).or_insert(GroupProgress {
-                settled: before.num(),
-                left_in: None,
-            });
-            progress.left_in = None;
-            state.put(Table::Meta, keys::group(*gid), progress.encode());
-        }
-        for gid in old.keys().filter(|gid| !new.contains_key(gid)) {
-            let progress = self.progress.entry(*gid).or_default();
-            progress.left_in = Some(num);
-            state.put(Table::Meta, keys::group(*gid), progress.encode());
-        }
-    }
-
-    /// Notes a shard that was moved by hand, and forgets those that a rebalance had to touch.
-    fn hold(&mut self, before: &ShardConfig, plan: &Plan, state: &mut Transaction<'_>) {
-        let owner = |shard: &ShardId| plan.owners.get(shard.0 as usize).copied();
-        let touched = |shard: &ShardId| owner(shard) != Some(before.owner(*shard));
-        let touched: Vec<ShardId> = self.moved.iter().copied().filter(touched).collect();
-        for shard in touched {
-            self.moved.remove(&shard);
-            state.remove(Table::Meta, keys::moved(shard));
-        }
-        if let Some(shard) = plan.moved {
-            self.moved.insert(shard);
-            state.put(Table::Meta, keys::moved(shard), Bytes::new());
-        }
     }
 
     /// Takes in how far a group is. News of a group that isn't waited for, and old news, change nothing.
@@ -332,34 +312,32 @@ impl Shardctrler {
             return Ok(Response::Reported);
         }
         progress.settled = settled;
-        if progress.left_in.is_some_and(|left_in| settled >= left_in) {
-            self.progress.remove(&gid);
-            state.remove(Table::Meta, keys::group(gid));
-        } else {
-            state.put(Table::Meta, keys::group(gid), progress.encode());
-        }
+        state.put(Table::Meta, keys::group(gid), progress.encode());
         self.forget_passed(state)?;
+        self.follow(state)?;
         Ok(Response::Reported)
     }
 
     /// Drops the configurations that no group needs, except the newest, which are kept for queries while there is room.
-    fn forget_passed(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
+    pub(crate) fn forget_passed(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
         let latest = self.history.latest().num();
         let oldest = self.history.oldest().num();
         let HistoryLimits {
-            mut keep,
+            keep,
+            keep_cuts,
             mut step,
             max,
             max_bytes,
         } = self.limits;
         let mut passed = self.furthest_behind().map_or(latest, |(_, it)| it.settled);
+        let mut recent = self.history.recent(keep, keep_cuts);
         if self.history.len() >= max || self.history.bytes() >= max_bytes {
-            (keep, step) = (0, 1);
+            (recent, step) = (latest, 1);
         }
         if self.bugs.has(Bug::HistoryCutTooEarly) {
-            (passed, keep, step) = (latest, 0, 1);
+            (passed, recent, step) = (latest, latest, 1);
         }
-        let target = passed.min(ConfigNum(latest.0.saturating_sub(keep)));
+        let target = passed.min(recent);
         if target.0.saturating_sub(oldest.0) < step.max(1) {
             return Ok(());
         }
@@ -382,6 +360,7 @@ impl Shardctrler {
             latest: self.history.latest().num(),
             oldest: self.history.oldest().num(),
             progress: self.progress.clone(),
+            drained: self.drained.clone(),
         })))
     }
 
@@ -439,105 +418,11 @@ impl Shardctrler {
     }
 }
 
-fn load_history(state: &dyn StateReader, shards: u32) -> Result<History, StoreError> {
-    let oldest = match state.get(Table::Meta, keys::OLDEST)? {
-        Some(record) => ShardConfig::decode(record)
-            .map_err(|error| damaged("the oldest configuration", &error))?,
-        None if shards == 0 => return Ok(History::empty(0)),
-        None => ShardConfig::empty(shards),
-    };
-    if oldest.shards() != shards {
-        let what = format!(
-            "the oldest configuration has {} shards, the genesis {shards}",
-            oldest.shards()
-        );
-        return Err(StoreError::Damaged(what));
-    }
-    let mut deltas = Vec::new();
-    each(state, Table::Meta, keys::DELTAS, |key, record| {
-        let bytes = record.len();
-        let delta = ConfigDelta::decode(record).map_err(|error| damaged("a delta", &error))?;
-        if keys::split_u64(key) != Some(delta.num.0) {
-            return Err(malformed("a delta's"));
-        }
-        deltas.push((delta, bytes));
-        Ok(())
-    })?;
-    History::new(oldest, deltas)
-        .map_err(|error| StoreError::Damaged(format!("the configurations: {error}")))
-}
-
-fn load_progress(state: &dyn StateReader) -> Result<BTreeMap<Gid, GroupProgress>, StoreError> {
-    let mut progress = BTreeMap::new();
-    each(state, Table::Meta, keys::GROUPS, |key, record| {
-        let gid = keys::split_u64(key).ok_or_else(|| malformed("a group's"))?;
-        let record =
-            GroupProgress::decode(record).map_err(|error| damaged("a group's progress", &error))?;
-        progress.insert(Gid(gid), record);
-        Ok(())
-    })?;
-    Ok(progress)
-}
-
-fn load_moved(state: &dyn StateReader) -> Result<BTreeSet<ShardId>, StoreError> {
-    let mut moved = BTreeSet::new();
-    each(state, Table::Meta, keys::MOVED, |key, _| {
-        let shard = keys::split_u32(key).ok_or_else(|| malformed("a moved shard's"))?;
-        moved.insert(ShardId(shard));
-        Ok(())
-    })?;
-    Ok(moved)
-}
-
-fn load_sessions(state: &dyn StateReader) -> Result<SessionTable<Outcome>, StoreError> {
-    let mut sessions = SessionTable::default();
-    each(state, Table::Sessions, &[], |key, record| {
-        let client = keys::split_session(key).ok_or_else(|| malformed("a session's"))?;
-        sessions
-            .load(client, record)
-            .map_err(|error| damaged("a session", &error))
-    })?;
-    Ok(sessions)
-}
-
-/// Reads all pairs whose keys start with `prefix`; the keys come without it.
-fn each(
-    state: &dyn StateReader,
-    table: Table,
-    prefix: &[u8],
-    mut take: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    let (limit, max_bytes) = RELOAD_PAGE;
-    let mut after = Bound::Included(Bytes::copy_from_slice(prefix));
-    loop {
-        let bounds = (after.as_ref().map(Bytes::as_ref), Bound::Unbounded);
-        let page = state.scan(table, bounds, limit, max_bytes)?;
-        let Some((last, _)) = page.last() else {
-            return Ok(());
-        };
-        after = Bound::Excluded(last.clone());
-        for (key, record) in page {
-            let Some(rest) = key.strip_prefix(prefix) else {
-                return Ok(());
-            };
-            take(rest, record)?;
-        }
-    }
-}
-
-fn damaged(what: &str, error: &DecodeError) -> StoreError {
-    StoreError::Damaged(format!("the record of {what}: {error}"))
-}
-
-fn malformed(whose: &str) -> StoreError {
-    StoreError::Damaged(format!("{whose} key is malformed"))
-}
-
 /// Configurations that follow the rules always fit: what doesn't was damaged in memory or is a bug, and going on would
 /// spread it.
 // By value, as `map_err` wants it.
 #[allow(clippy::needless_pass_by_value)]
-fn impossible(error: ConfigError) -> StoreError {
+pub(crate) fn impossible(error: ConfigError) -> StoreError {
     StoreError::Damaged(format!("the configurations in memory: {error}"))
 }
 

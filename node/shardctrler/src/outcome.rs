@@ -31,6 +31,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     UnknownGroup(Gid),
+    Leaving(Gid),
     AddressTaken {
         address: String,
         owner: Gid,
@@ -67,6 +68,7 @@ impl From<Refusal> for CtrlError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::UnknownGroup(gid) => Self::UnknownGroup(gid),
+            Refusal::Leaving(gid) => Self::Leaving(gid),
             Refusal::AddressTaken { address, owner } => Self::AddressTaken { address, owner },
             Refusal::TooManyGroups { limit } => Self::TooManyGroups { limit },
             Refusal::LastGroup => Self::LastGroup,
@@ -101,6 +103,7 @@ impl Remembered for Outcome {
             }
             Self::Refused(Refusal::TooManyGroups { limit }) => out.byte(3).number(*limit),
             Self::Refused(Refusal::LastGroup) => out.byte(4),
+            Self::Refused(Refusal::Leaving(gid)) => out.byte(6).number(gid.0),
             Self::Refused(Refusal::HistoryFull {
                 limit,
                 waits_for,
@@ -138,6 +141,7 @@ impl Remembered for Outcome {
                 waits_for: Gid(input.number("gid")?),
                 settled: ConfigNum(input.number("settled configuration")?),
             }),
+            6 => Self::Refused(Refusal::Leaving(Gid(input.number("gid")?))),
             value => {
                 return Err(DecodeError::Unknown {
                     what: "outcome",

@@ -1,19 +1,30 @@
-//! The rules of changes: which are allowed, and the configuration that each makes.
+//! The rules of changes: which are allowed, and the groups and targets that each makes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use types::{Gid, MAX_GROUPS, ShardConfig, ShardId, check_addresses};
+use types::{Gid, Group, Incarnation, MAX_GROUPS, ShardConfig, ShardId, check_addresses};
 
 use crate::outcome::Refusal;
-use crate::{Change, CtrlError, rebalance};
+use crate::{Change, CtrlError, Cut, MAX_CUTS, rebalance};
 
-/// The next configuration.
-#[derive(Debug, PartialEq, Eq)]
+/// The groups and targets of the next configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    pub(crate) groups: BTreeMap<Gid, Vec<String>>,
-    pub(crate) owners: Vec<Gid>,
-    /// A shard that is now where a `Move` put it.
+    pub(crate) groups: BTreeMap<Gid, Group>,
+    pub(crate) targets: Vec<Gid>,
+    /// A shard whose target is now where a `Move` put it.
     pub(crate) moved: Option<ShardId>,
+}
+
+impl Plan {
+    /// Returns the plan that leaves groups and targets as they are.
+    pub(crate) fn same(latest: &ShardConfig) -> Self {
+        Self {
+            groups: latest.groups().clone(),
+            targets: latest.targets().to_vec(),
+            moved: None,
+        }
+    }
 }
 
 /// Refuses what no configuration of a cluster of `shards` shards allows. Depends on nothing else.
@@ -29,7 +40,23 @@ pub(crate) fn check(change: &Change, shards: u32) -> Result<(), CtrlError> {
             shard: *shard,
             shards,
         }),
+        Change::Cut { cuts } => check_cuts(cuts, shards),
         Change::Leave { .. } | Change::Move { .. } | Change::Report { .. } => Ok(()),
+    }
+}
+
+fn check_cuts(cuts: &BTreeMap<ShardId, Cut>, shards: u32) -> Result<(), CtrlError> {
+    if cuts.len() > MAX_CUTS {
+        return Err(CtrlError::TooManyCuts {
+            limit: MAX_CUTS as u64,
+        });
+    }
+    match cuts.keys().find(|shard| shard.0 >= shards) {
+        Some(shard) => Err(CtrlError::NoShard {
+            shard: *shard,
+            shards,
+        }),
+        None => Ok(()),
     }
 }
 
@@ -68,18 +95,19 @@ fn twice(groups: &BTreeMap<Gid, Vec<String>>) -> Option<(String, Gid)> {
     None
 }
 
-/// Returns the configuration that a change that passed [`check`] makes; `None` if the change has no effect, as a report
-/// never has. `moved` are the shards that a `Move` placed where they are.
+/// Returns the groups and targets that a change which passed [`check`] makes; `None` if the change has no effect, as a report or
+/// a cut never has. `moved` are the shards whose targets a `Move` set; `incarnation` is for each group that isn't part yet.
 pub(crate) fn plan(
     change: &Change,
     latest: &ShardConfig,
     moved: &BTreeSet<ShardId>,
+    incarnation: impl Fn(Gid) -> Incarnation,
 ) -> Result<Option<Plan>, Refusal> {
     match change {
-        Change::Join { groups } => plan_join(groups, latest, moved),
-        Change::Leave { gids } => plan_leave(gids, latest, moved).map(Some),
+        Change::Join { groups } => plan_join(groups, latest, moved, incarnation),
+        Change::Leave { gids } => plan_leave(gids, latest, moved),
         Change::Move { shard, gid } => plan_move(*shard, *gid, latest),
-        Change::Report { .. } => Ok(None),
+        Change::Report { .. } | Change::Cut { .. } => Ok(None),
     }
 }
 
@@ -87,42 +115,44 @@ fn plan_join(
     joining: &BTreeMap<Gid, Vec<String>>,
     latest: &ShardConfig,
     moved: &BTreeSet<ShardId>,
+    incarnation: impl Fn(Gid) -> Incarnation,
 ) -> Result<Option<Plan>, Refusal> {
-    let mut groups = latest.groups().clone();
-    let mut changed = false;
+    let mut plan = Plan::same(latest);
     for (gid, addresses) in joining {
-        match groups.get_mut(gid) {
-            Some(known) if same_addresses(known, addresses) => {}
-            Some(known) => {
-                known.clone_from(addresses);
-                changed = true;
-            }
-            None => {
-                groups.insert(*gid, addresses.clone());
-                changed = true;
-            }
+        let group = plan.groups.entry(*gid).or_insert_with(|| Group {
+            addresses: addresses.clone(),
+            incarnation: incarnation(*gid),
+            leaving: false,
+        });
+        // One that joins again while it leaves has its data still: it is the same group.
+        group.leaving = false;
+        if !same_addresses(&group.addresses, addresses) {
+            group.addresses.clone_from(addresses);
         }
     }
-    if !changed {
+    if plan.groups == *latest.groups() {
         return Ok(None);
     }
-    if groups.len() > MAX_GROUPS {
+    if plan.groups.len() > MAX_GROUPS {
         return Err(Refusal::TooManyGroups {
             limit: MAX_GROUPS as u64,
         });
     }
-    refuse_taken(joining, &groups)?;
-    // Other addresses are no reason to move a shard.
-    let owners = if groups.len() == latest.groups().len() {
-        latest.owners().to_vec()
-    } else {
-        rebalance(latest.owners(), groups.keys().copied(), moved)
-    };
-    Ok(Some(Plan {
-        groups,
-        owners,
-        moved: None,
-    }))
+    refuse_taken(joining, &plan.groups)?;
+    plan.rebalance(latest, moved);
+    Ok(Some(plan))
+}
+
+impl Plan {
+    /// Gives each shard a target among the groups that aren't leaving. If these are the same as before, nothing changes: other
+    /// addresses are no reason to move a shard.
+    fn rebalance(&mut self, latest: &ShardConfig, moved: &BTreeSet<ShardId>) {
+        let members = self.groups.iter().filter(|(_, group)| !group.leaving);
+        let members: BTreeSet<Gid> = members.map(|(gid, _)| *gid).collect();
+        if !latest.members().eq(members.iter().copied()) {
+            self.targets = rebalance(latest.targets(), latest.owners(), members, moved);
+        }
+    }
 }
 
 /// The order of a group's addresses means nothing.
@@ -134,12 +164,13 @@ fn same_addresses(known: &[String], given: &[String]) -> bool {
 /// Refuses an address of a joining group that a group which isn't joining has.
 fn refuse_taken(
     joining: &BTreeMap<Gid, Vec<String>>,
-    groups: &BTreeMap<Gid, Vec<String>>,
+    groups: &BTreeMap<Gid, Group>,
 ) -> Result<(), Refusal> {
     let claimed: BTreeSet<&String> = joining.values().flatten().collect();
     let staying = groups.iter().filter(|(gid, _)| !joining.contains_key(gid));
-    for (gid, addresses) in staying {
-        if let Some(address) = addresses.iter().find(|address| claimed.contains(address)) {
+    for (gid, group) in staying {
+        let mut addresses = group.addresses.iter();
+        if let Some(address) = addresses.find(|address| claimed.contains(address)) {
             return Err(Refusal::AddressTaken {
                 address: address.clone(),
                 owner: *gid,
@@ -153,38 +184,35 @@ fn plan_leave(
     gids: &BTreeSet<Gid>,
     latest: &ShardConfig,
     moved: &BTreeSet<ShardId>,
-) -> Result<Plan, Refusal> {
-    let mut groups = latest.groups().clone();
+) -> Result<Option<Plan>, Refusal> {
+    let mut plan = Plan::same(latest);
     for gid in gids {
-        if groups.remove(gid).is_none() {
+        let Some(group) = plan.groups.get_mut(gid) else {
             return Err(Refusal::UnknownGroup(*gid));
-        }
+        };
+        group.leaving = true;
     }
-    if groups.is_empty() {
+    if plan.groups.values().all(|group| group.leaving) {
         return Err(Refusal::LastGroup);
     }
-    let owners = rebalance(latest.owners(), groups.keys().copied(), moved);
-    Ok(Plan {
-        groups,
-        owners,
-        moved: None,
-    })
+    if plan.groups == *latest.groups() {
+        return Ok(None);
+    }
+    plan.rebalance(latest, moved);
+    Ok(Some(plan))
 }
 
 fn plan_move(shard: ShardId, gid: Gid, latest: &ShardConfig) -> Result<Option<Plan>, Refusal> {
-    if !latest.groups().contains_key(&gid) {
-        return Err(Refusal::UnknownGroup(gid));
+    match latest.groups().get(&gid) {
+        None => return Err(Refusal::UnknownGroup(gid)),
+        Some(group) if group.leaving => return Err(Refusal::Leaving(gid)),
+        Some(_) if latest.target(shard) == gid => return Ok(None),
+        Some(_) => {}
     }
-    if latest.owner(shard) == gid {
-        return Ok(None);
+    let mut plan = Plan::same(latest);
+    if let Some(target) = plan.targets.get_mut(shard.0 as usize) {
+        *target = gid;
     }
-    let mut owners = latest.owners().to_vec();
-    if let Some(owner) = owners.get_mut(shard.0 as usize) {
-        *owner = gid;
-    }
-    Ok(Some(Plan {
-        groups: latest.groups().clone(),
-        owners,
-        moved: Some(shard),
-    }))
+    plan.moved = Some(shard);
+    Ok(Some(plan))
 }

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use common::{GENESIS, Random, Replica, join, leave, move_shard, report, session};
 use replica::{StateMachine, StateStore, Table};
-use shardctrler::{Change, Command, CtrlError, Response, SessionRef, Shardctrler};
-use types::{ClientId, ConfigNum, Gid, LogTime, Sequence, ShardId};
+use shardctrler::{Change, Command, CtrlError, Cut, Response, SessionRef, Shardctrler};
+use types::{ClientId, ConfigNum, Gid, Incarnation, JournalId, LogTime, Sequence, ShardId};
 
 /// A number of any width.
 fn number(random: &mut Random) -> u64 {
@@ -31,7 +31,7 @@ fn text(random: &mut Random) -> String {
 }
 
 fn random_change(random: &mut Random) -> Change {
-    match random.below(4) {
+    match random.below(5) {
         0 => {
             let mut groups = BTreeMap::new();
             for _ in 0..random.below(5) {
@@ -48,10 +48,26 @@ fn random_change(random: &mut Random) -> Change {
             shard: ShardId(number(random) as u32),
             gid: Gid(number(random)),
         },
-        _ => Change::Report {
+        3 => Change::Report {
             gid: Gid(number(random)),
             settled: ConfigNum(number(random)),
         },
+        _ => {
+            let count = random.below(5);
+            let cut = |random: &mut Random| Cut {
+                owner: Gid(number(random)),
+                owner_incarnation: Incarnation(number(random)),
+                owner_since: ConfigNum(number(random)),
+                target: Gid(number(random)),
+                target_incarnation: Incarnation(number(random)),
+                target_since: ConfigNum(number(random)),
+                journal: JournalId(number(random)),
+            };
+            let cuts = (0..count).map(|_| (ShardId(number(random) as u32), cut(random)));
+            Change::Cut {
+                cuts: cuts.collect(),
+            }
+        }
     }
 }
 
@@ -121,7 +137,7 @@ fn noise_is_no_command() {
         let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
         if random.one_in(2) && length > 2 {
             bytes[0] = 1;
-            bytes[1] = random.below(6) as u8;
+            bytes[1] = random.below(7) as u8;
         }
         let _ = Command::decode(bytes.into());
     }
@@ -146,6 +162,7 @@ fn every_command_is_applied_or_refused() {
                 Response::Refused(_) => "refused",
                 Response::Changed { .. } => "changed",
                 Response::Reported => "reported",
+                Response::Cut { .. } => "cut",
                 other => panic!("{other:?}"),
             };
             *kinds.entry(kind).or_default() += 1;
@@ -172,12 +189,21 @@ fn full_state() -> Replica {
     replica.apply(session(1_000_000, 3, 1), join(&[4]));
     replica.apply(session(1_000_000, 4, 1), leave(&[1, 2, 3, 4]));
     for turn in 0..100 {
-        let owner = replica.latest().owner(ShardId(0));
+        let owner = replica.latest().target(ShardId(0));
         replica.done(&move_shard(0, if owner == Gid(3) { 2 } else { 3 }));
         if turn == 97 {
             replica.settle();
         }
     }
+    replica.done(&leave(&[4]));
+    replica.settle();
+    replica.done(&move_shard(0, 1));
+    replica.settle();
+    replica.done(&move_shard(0, 2));
+    // Not settled yet: this one needs a cut.
+    replica.done(&move_shard(0, 3));
+    let cut = replica.cut_now(0);
+    assert_eq!(replica.cut([cut]).0, 1);
     replica.done(&leave(&[1]));
     replica.apply(None, report(1, 90));
     assert!(replica.machine.oldest() > ConfigNum(0));

@@ -2,6 +2,7 @@
 //! log, in which concurrent clerks' operations lie in a random order with retries in between. The simulator runs clerks
 //! against a whole controller group.
 //!
+//! Where the originals look at owners, these look at targets: owners follow when groups report, and there are none here.
 //! One scenario differs on purpose: there the last group may leave, here it is refused.
 
 // The numbers here are small, and helpers of tests may panic as tests do.
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::{GENESIS, Random, Replica, assert_balanced, leave, move_shard};
 use shardctrler::{Change, Command, CtrlError, GroupProgress, Response, SessionRef};
-use types::{ClientId, Gid, LogTime, Sequence, ShardConfig, ShardId};
+use types::{ClientId, ConfigNum, Gid, LogTime, Sequence, ShardConfig, ShardId};
 
 const SHARDS: u32 = 10;
 
@@ -96,7 +97,7 @@ impl Controllers {
     fn check(&self, gids: &[u64]) {
         let config = self.query();
         let expected: Vec<Gid> = gids.iter().copied().map(Gid).collect();
-        let found: Vec<Gid> = config.groups().keys().copied().collect();
+        let found: Vec<Gid> = config.members().collect();
         assert_eq!(found, expected);
         assert_balanced(&config);
         let num = config.num().0;
@@ -139,12 +140,12 @@ fn join_one(gid: u64) -> Change {
     join(&[(gid, &[&format!("{gid}a")])])
 }
 
-/// Every shard that a group of these had in the one configuration it has in the other.
+/// Every shard whose target was one of these groups in the one configuration has it in the other.
 #[track_caller]
 fn assert_kept(gids: &[u64], before: &ShardConfig, after: &ShardConfig) {
-    for (shard, owner) in (0..).map(ShardId).zip(before.owners()) {
-        if gids.contains(&owner.0) {
-            assert_eq!(after.owner(shard), *owner, "{shard} moved without need");
+    for (shard, target) in (0..).map(ShardId).zip(before.targets()) {
+        if gids.contains(&target.0) {
+            assert_eq!(after.target(shard), *target, "{shard} moved without need");
         }
     }
 }
@@ -165,8 +166,8 @@ mod basic {
         step(&mut ctl, join(&[(1, &["x", "y", "z"])]), &[1]);
         step(&mut ctl, join(&[(2, &["a", "b", "c"])]), &[1, 2]);
         let config = ctl.query();
-        assert_eq!(config.groups()[&Gid(1)], ["x:7000", "y:7000", "z:7000"]);
-        assert_eq!(config.groups()[&Gid(2)], ["a:7000", "b:7000", "c:7000"]);
+        assert_eq!(config.addresses(Gid(1)), ["x:7000", "y:7000", "z:7000"]);
+        assert_eq!(config.addresses(Gid(2)), ["a:7000", "b:7000", "c:7000"]);
         step(&mut ctl, leave(&[1]), &[2]);
         let last = ctl.submit(None, leave(&[2]));
         assert_eq!(last, Response::Refused(CtrlError::LastGroup));
@@ -193,11 +194,11 @@ mod basic {
             let before = ctl.query();
             ctl.submit(None, move_shard(shard, target(shard)));
             let grew = ctl.query().num() > before.num();
-            assert_eq!(grew, before.owner(ShardId(shard)).0 != target(shard));
+            assert_eq!(grew, before.target(ShardId(shard)).0 != target(shard));
         }
         let after = ctl.query();
         for shard in 0..SHARDS {
-            assert_eq!(after.owner(ShardId(shard)).0, target(shard));
+            assert_eq!(after.target(ShardId(shard)).0, target(shard));
         }
         ctl.changed(leave(&[503]));
         ctl.check(&[504]);
@@ -257,13 +258,13 @@ mod multi {
         ctl.changed(join(&[(3, &["j", "k", "l"])]));
         ctl.check(&[1, 2, 3]);
         let config = ctl.query();
-        assert_eq!(config.groups()[&Gid(1)], ["x:7000", "y:7000", "z:7000"]);
-        assert_eq!(config.groups()[&Gid(2)], ["a:7000", "b:7000", "c:7000"]);
-        assert_eq!(config.groups()[&Gid(3)], ["j:7000", "k:7000", "l:7000"]);
+        assert_eq!(config.addresses(Gid(1)), ["x:7000", "y:7000", "z:7000"]);
+        assert_eq!(config.addresses(Gid(2)), ["a:7000", "b:7000", "c:7000"]);
+        assert_eq!(config.addresses(Gid(3)), ["j:7000", "k:7000", "l:7000"]);
         ctl.changed(leave(&[1, 3]));
         ctl.check(&[2]);
         assert_eq!(
-            ctl.query().groups()[&Gid(2)],
+            ctl.query().addresses(Gid(2)),
             ["a:7000", "b:7000", "c:7000"]
         );
         ctl.check_same_on_all(2);
@@ -305,10 +306,10 @@ mod multi {
         let more: Vec<u64> = (0..5).map(|i| i + 2000).collect();
         let joined = ctl.changed(all(&more));
         // New groups take from the old ones, and nothing goes between the old ones.
-        for (shard, owner) in (0..).map(ShardId).zip(before.owners()) {
-            let now = joined.owner(shard);
+        for (shard, target) in (0..).map(ShardId).zip(before.targets()) {
+            let now = joined.target(shard);
             assert!(
-                now == *owner || more.contains(&now.0),
+                now == *target || more.contains(&now.0),
                 "{shard} moved without need"
             );
         }
@@ -338,6 +339,10 @@ mod multi {
         assert_eq!(ctl.submit(session(1), leave(&[2])), left);
         ctl.check(&[1, 2]);
         let progress = ctl.replicas[0].machine.progress();
-        assert_eq!(progress[&Gid(2)], GroupProgress::default());
+        let expected = GroupProgress {
+            settled: ConfigNum(0),
+            due: ConfigNum(1),
+        };
+        assert_eq!(progress[&Gid(2)], expected);
     }
 }

@@ -14,11 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::{GENESIS, Random, Replica, addresses, assert_balanced};
-use shardctrler::{Change, Command, CtrlError, HistoryLimits, Query, Response, SessionRef};
-use types::{ClientId, ConfigNum, Gid, LogTime, Sequence, ShardConfig, ShardId};
+use shardctrler::{Change, Command, CtrlError, Cut, HistoryLimits, Query, Response, SessionRef};
+use types::{
+    ClientId, ConfigNum, Gid, Incarnation, JournalId, LogTime, Sequence, ShardConfig, ShardId,
+};
 
 const LIMITS: HistoryLimits = HistoryLimits {
     keep: 3,
+    keep_cuts: 4,
     step: 2,
     max: 12,
     max_bytes: 100_000,
@@ -27,8 +30,13 @@ const LIMITS: HistoryLimits = HistoryLimits {
 /// The specification of the controllers, written as plainly as possible: nothing is ever forgotten.
 struct Model {
     configs: Vec<Arc<ShardConfig>>,
-    /// Of members, and of those that left and aren't drained: how far they are, and when they left.
-    waited: BTreeMap<Gid, (u64, Option<u64>)>,
+    /// Of all groups of the latest configuration: how far they are, and the last configuration that concerned them.
+    waited: BTreeMap<Gid, (u64, u64)>,
+    /// Every incarnation of each gid that ever was.
+    lives: BTreeMap<Gid, BTreeSet<Incarnation>>,
+    drained: BTreeMap<Gid, (Incarnation, u64)>,
+    /// When the last cut was made.
+    last_cut: Option<u64>,
     /// Each change of a session that was carried out, and its answer.
     answered: BTreeMap<(ClientId, Sequence), Response>,
 }
@@ -38,6 +46,9 @@ impl Model {
         Self {
             configs: vec![Arc::new(ShardConfig::empty(GENESIS.shards))],
             waited: BTreeMap::new(),
+            lives: BTreeMap::new(),
+            drained: BTreeMap::new(),
+            last_cut: None,
             answered: BTreeMap::new(),
         }
     }
@@ -50,9 +61,15 @@ impl Model {
         self.latest().num().0
     }
 
-    /// The groups that a change leads to, or why it isn't allowed. All generated addresses are well formed.
-    fn groups_after(&self, change: &Change) -> Result<BTreeMap<Gid, Vec<String>>, CtrlError> {
-        let mut groups = self.latest().groups().clone();
+    /// The groups that a change leads to, each with whether it is leaving, or why it isn't allowed. All generated addresses
+    /// are well formed.
+    fn groups_after(&self, change: &Change) -> Result<Groups, CtrlError> {
+        let mut groups: Groups = self
+            .latest()
+            .groups()
+            .iter()
+            .map(|(gid, group)| (*gid, (group.addresses.clone(), group.leaving)))
+            .collect();
         match change {
             Change::Join { groups: joining } => {
                 if joining.is_empty() {
@@ -66,8 +83,9 @@ impl Model {
                         refuse_common(*other, theirs, addresses)?;
                     }
                 }
-                groups.extend(joining.clone());
-                for (other, theirs) in &groups {
+                let joined = joining.iter();
+                groups.extend(joined.map(|(gid, list)| (*gid, (list.clone(), false))));
+                for (other, (theirs, _)) in &groups {
                     if !joining.contains_key(other) {
                         for addresses in joining.values() {
                             refuse_common(*other, theirs, addresses)?;
@@ -83,9 +101,10 @@ impl Model {
                     return Err(CtrlError::GidZero);
                 }
                 for gid in gids {
-                    groups.remove(gid).ok_or(CtrlError::UnknownGroup(*gid))?;
+                    let group = groups.get_mut(gid);
+                    group.ok_or(CtrlError::UnknownGroup(*gid))?.1 = true;
                 }
-                if groups.is_empty() {
+                if groups.values().all(|(_, leaving)| *leaving) {
                     return Err(CtrlError::LastGroup);
                 }
             }
@@ -97,11 +116,13 @@ impl Model {
                     let (shard, shards) = (*shard, GENESIS.shards);
                     return Err(CtrlError::NoShard { shard, shards });
                 }
-                if !groups.contains_key(gid) {
-                    return Err(CtrlError::UnknownGroup(*gid));
+                match groups.get(gid) {
+                    None => return Err(CtrlError::UnknownGroup(*gid)),
+                    Some((_, true)) => return Err(CtrlError::Leaving(*gid)),
+                    Some(_) => {}
                 }
             }
-            Change::Report { .. } => {}
+            Change::Report { .. } | Change::Cut { .. } => {}
         }
         Ok(groups)
     }
@@ -123,9 +144,17 @@ impl Model {
                 return;
             }
         };
-        let owner_changes =
-            matches!(change, Change::Move { shard, gid } if before.owner(*shard) != *gid);
-        if groups == *before.groups() && !owner_changes {
+        let target_changes =
+            matches!(change, Change::Move { shard, gid } if before.target(*shard) != *gid);
+        let same = |groups: &Groups| {
+            let known = before.groups().iter();
+            known
+                .map(|(gid, group)| (gid, &group.addresses, group.leaving))
+                .eq(groups
+                    .iter()
+                    .map(|(gid, (list, leaving))| (gid, list, *leaving)))
+        };
+        if same(&groups) && !target_changes {
             let same = Response::Changed {
                 num: before.num(),
                 changed: false,
@@ -150,40 +179,180 @@ impl Model {
             assert_eq!(now, before);
             return;
         }
-        let moved = common::moves(before.owners(), now.owners());
+        let moved = common::moves(before.targets(), now.targets());
         let changed = Response::Changed {
             num: before.num().next(),
             changed: true,
             moved_shards: moved as u32,
         };
         assert_eq!(*response, changed, "{change:?}");
-        assert_eq!(now.num(), before.num().next());
-        assert_eq!(*now.groups(), groups);
+        let members = |groups: &Groups| -> Vec<Gid> {
+            let members = groups.iter().filter(|(_, (_, leaving))| !leaving);
+            members.map(|(gid, _)| *gid).collect()
+        };
         match change {
             Change::Move { shard, gid } => {
-                assert_eq!(now.owner(*shard), *gid);
+                assert_eq!(now.target(*shard), *gid);
                 assert_eq!(moved, 1);
             }
-            _ if groups.keys().eq(before.groups().keys()) => assert_eq!(moved, 0),
+            _ if before.members().eq(members(&groups)) => assert_eq!(moved, 0),
             _ => assert_balanced(&now),
         }
-        self.configs.push(now);
-        self.track(&groups, &before);
+        self.take(&groups, &now, None);
     }
 
-    fn track(&mut self, groups: &BTreeMap<Gid, Vec<String>>, before: &ShardConfig) {
-        let num = self.num();
-        for gid in groups.keys() {
-            self.waited.entry(*gid).or_insert((num - 1, None)).1 = None;
+    /// Checks that the owners of the next configuration are those of shards at rest, or those of `cut` alone; and that the groups
+    /// are the planned ones without the drained ones. Takes the configuration in.
+    fn take(&mut self, groups: &Groups, now: &Arc<ShardConfig>, cut: Option<&BTreeSet<ShardId>>) {
+        let before = Arc::clone(self.configs.last().unwrap());
+        let num = before.num().next();
+        assert_eq!(now.num(), num);
+        for (shard, (was, is)) in (0..).map(ShardId).zip(before.rows().zip(now.rows())) {
+            let at_rest = match cut {
+                Some(cut) => cut.contains(&shard),
+                None => was.owner == Gid::NONE || self.waited[&was.owner].0 >= was.owner_since.0,
+            };
+            let owner = if at_rest { is.target } else { was.owner };
+            assert_eq!(is.owner, owner, "{shard}: {was:?} to {is:?}");
+            let changed = |changed: bool, since| if changed { num } else { since };
+            assert_eq!(
+                is.owner_since,
+                changed(was.owner != is.owner, was.owner_since)
+            );
+            assert_eq!(
+                is.target_since,
+                changed(was.target != is.target, was.target_since)
+            );
+            let previous = if was.owner == is.owner {
+                was.previous
+            } else {
+                was.owner
+            };
+            assert_eq!(is.previous, previous);
         }
-        for gid in before.groups().keys() {
-            if !groups.contains_key(gid) {
-                self.waited.get_mut(gid).unwrap().1 = Some(num);
+        let owning: BTreeSet<Gid> = before.owners().iter().copied().collect();
+        for (gid, (addresses, leaving)) in groups {
+            let done = self
+                .waited
+                .get(gid)
+                .is_none_or(|(settled, due)| settled >= due);
+            let Some(group) = now.groups().get(gid) else {
+                assert!(
+                    *leaving && !owning.contains(gid) && done,
+                    "{gid} goes too early"
+                );
+                let incarnation = before.groups()[gid].incarnation;
+                self.drained.insert(*gid, (incarnation, num.0));
+                self.waited.remove(gid);
+                continue;
+            };
+            assert!(
+                !*leaving || owning.contains(gid) || !done,
+                "{gid} stays too long"
+            );
+            assert_eq!((&group.addresses, group.leaving), (addresses, *leaving));
+            match before.groups().get(gid) {
+                Some(known) => assert_eq!(group.incarnation, known.incarnation),
+                None => {
+                    assert_eq!(group.incarnation, Incarnation(num.0));
+                    assert!(
+                        self.lives
+                            .entry(*gid)
+                            .or_default()
+                            .insert(group.incarnation)
+                    );
+                    self.waited.insert(*gid, (num.0 - 1, num.0 - 1));
+                }
             }
         }
+        assert!(now.groups().keys().all(|gid| groups.contains_key(gid)));
+        for (was, is) in before.owners().iter().zip(now.owners()) {
+            for gid in [was, is] {
+                if was != is
+                    && let Some((_, due)) = self.waited.get_mut(gid)
+                {
+                    *due = num.0;
+                }
+            }
+        }
+        self.configs.push(Arc::clone(now));
     }
 
-    fn report(&mut self, gid: Gid, settled: u64, response: &Response) {
+    /// The groups of the latest configuration, as a change would leave them that changes none.
+    fn same_groups(&self) -> Groups {
+        let report = Change::Report {
+            gid: Gid(1),
+            settled: ConfigNum(0),
+        };
+        self.groups_after(&report).unwrap()
+    }
+
+    /// Takes in what a report or a cut made, if it made a configuration.
+    fn follow(&mut self, now: &Arc<ShardConfig>, cut: Option<&BTreeSet<ShardId>>, full: bool) {
+        let before = Arc::clone(self.configs.last().unwrap());
+        if now.num() != before.num() {
+            assert!(!full, "a configuration beyond the bound");
+            assert_eq!(now.targets(), before.targets());
+            self.take(&self.same_groups(), now, cut);
+            return;
+        }
+        assert_eq!(*now, before);
+        if full || cut.is_some_and(BTreeSet::is_empty) {
+            return;
+        }
+        assert!(cut.is_none(), "the cut was due");
+        let moves = before
+            .rows()
+            .any(|row| row.is_moving() && self.waited[&row.owner].0 >= row.owner_since.0);
+        assert!(!moves, "a shard at rest isn't at its target");
+        let owning: BTreeSet<Gid> = before.owners().iter().copied().collect();
+        for (gid, group) in before.groups() {
+            let (settled, due) = self.waited[gid];
+            assert!(
+                !group.leaving || owning.contains(gid) || settled < due,
+                "{gid} is drained"
+            );
+        }
+    }
+
+    fn cut(
+        &mut self,
+        cuts: &BTreeMap<ShardId, Cut>,
+        response: &Response,
+        now: &Arc<ShardConfig>,
+        (time, was_full): (u64, bool),
+    ) -> &'static str {
+        let before = Arc::clone(self.configs.last().unwrap());
+        let fits = |(shard, cut): (&ShardId, &Cut)| {
+            let row = before.row(*shard);
+            let incarnation = |gid| before.groups().get(&gid).map(|group| group.incarnation);
+            let fits = row.is_moving()
+                && (row.owner, row.owner_since) == (cut.owner, cut.owner_since)
+                && (row.target, row.target_since) == (cut.target, cut.target_since)
+                && incarnation(cut.owner) == Some(cut.owner_incarnation)
+                && incarnation(cut.target) == Some(cut.target_incarnation);
+            fits.then_some(*shard)
+        };
+        let mut due: BTreeSet<ShardId> = cuts.iter().filter_map(fits).collect();
+        let early = self.last_cut.is_some_and(|last| time < last + 100);
+        if early || was_full {
+            due.clear();
+        }
+        self.follow(now, Some(&due), was_full);
+        let expected = Response::Cut {
+            num: now.num(),
+            cut: due.len() as u32,
+        };
+        assert_eq!(*response, expected);
+        if due.is_empty() {
+            return "void";
+        }
+        self.last_cut = Some(time);
+        "cut"
+    }
+
+    fn report(&mut self, gid: Gid, settled: u64, response: &Response, replica: &Replica) {
+        let now = replica.machine.latest();
         if gid == Gid::NONE {
             assert_eq!(*response, Response::Refused(CtrlError::GidZero));
             return;
@@ -195,20 +364,36 @@ impl Model {
             return;
         }
         assert_eq!(*response, Response::Reported);
-        if let Some((known, left)) = self.waited.get_mut(&gid) {
-            *known = settled.max(*known);
-            if left.is_some_and(|left| *known >= left) {
-                self.waited.remove(&gid);
-            }
-        }
+        let Some((known, _)) = self.waited.get_mut(&gid).filter(|it| it.0 < settled) else {
+            assert_eq!(now.as_ref(), self.latest());
+            return;
+        };
+        *known = settled;
+        // What is kept afterwards tells whether there was room, because the report forgets first.
+        let furthest = self.waited.values().map(|(settled, _)| *settled).min();
+        let full = self.num() - furthest.unwrap_or(0) >= LIMITS.max;
+        self.follow(&now, None, full);
     }
 
     /// Checks an answer, and takes the change in if it was carried out now.
-    fn check(&mut self, command: &Command, response: &Response, replica: &Replica) -> &'static str {
+    /// `was_full` is true if there was no room for another configuration.
+    fn check(
+        &mut self,
+        command: &Command,
+        response: &Response,
+        replica: &Replica,
+        was_full: bool,
+    ) -> &'static str {
         let now = replica.machine.latest();
-        if let Change::Report { gid, settled } = command.change {
-            self.report(gid, settled.0, response);
-            return "reported";
+        match &command.change {
+            Change::Report { gid, settled } => {
+                self.report(*gid, settled.0, response, replica);
+                return "reported";
+            }
+            Change::Cut { cuts } => {
+                return self.cut(cuts, response, &now, (replica.time, was_full));
+            }
+            _ => {}
         }
         // Carried out before the history was let go: what it was then doesn't matter, only that it was full.
         let oldest = replica.machine.oldest().0;
@@ -245,15 +430,18 @@ impl Model {
     fn check_state(&self, replica: &Replica) {
         let found = replica.machine.progress().iter();
         let found: Vec<_> = found
-            .map(|(gid, it)| (*gid, (it.settled.0, it.left_in.map(|num| num.0))))
+            .map(|(gid, it)| (*gid, (it.settled.0, it.due.0)))
             .collect();
         let waited: Vec<_> = self.waited.iter().map(|(gid, it)| (*gid, *it)).collect();
         assert_eq!(found, waited);
+        let drained = replica.machine.drained().iter();
+        let drained = drained.map(|(gid, it)| (*gid, (it.incarnation, it.gone_in.0)));
+        assert_eq!(drained.collect::<BTreeMap<_, _>>(), self.drained);
         let (latest, oldest) = (self.num(), replica.machine.oldest().0);
         let furthest = self.waited.values().map(|(settled, _)| *settled).min();
         let furthest = furthest.unwrap_or(latest);
         assert!(oldest <= furthest, "{oldest} is kept, {furthest} is needed");
-        let needless = furthest.min(latest.saturating_sub(LIMITS.keep));
+        let needless = furthest.min(self.recent());
         assert!(needless < oldest + LIMITS.step);
         assert!(latest - oldest <= LIMITS.max);
         for num in 0..=latest + 1 {
@@ -279,6 +467,24 @@ impl Model {
         for num in 0..=latest {
             self.check_after(replica, num, None);
         }
+    }
+
+    /// The oldest configuration that people may want: the last few of their changes, and not too many cuts.
+    fn recent(&self) -> u64 {
+        let (mut changes, mut cuts) = (0, 0);
+        for (at, pair) in self.configs.windows(2).enumerate().rev() {
+            let same =
+                pair[0].targets() == pair[1].targets() && pair[0].groups() == pair[1].groups();
+            if same {
+                cuts += 1;
+            } else {
+                changes += 1;
+            }
+            if changes > LIMITS.keep || cuts > LIMITS.keep_cuts {
+                return at as u64 + 1;
+            }
+        }
+        0
     }
 
     /// One who has a configuration gets to the latest.
@@ -312,6 +518,9 @@ impl Model {
     }
 }
 
+/// Groups with their addresses, and whether they are leaving.
+type Groups = BTreeMap<Gid, (Vec<String>, bool)>;
+
 fn refuse_common(owner: Gid, theirs: &[String], addresses: &[String]) -> Result<(), CtrlError> {
     match theirs.iter().find(|it| addresses.contains(it)) {
         Some(address) => Err(CtrlError::AddressTaken {
@@ -342,7 +551,7 @@ impl Source {
         }
         let change = self.change(model);
         let session = match change {
-            Change::Report { .. } => None,
+            Change::Report { .. } | Change::Cut { .. } => None,
             _ if self.random.one_in(4) => None,
             _ => Some(self.session(time)),
         };
@@ -356,7 +565,7 @@ impl Source {
 
     fn change(&mut self, model: &Model) -> Change {
         let gid = Gid(self.random.below(8));
-        match self.random.below(12) {
+        match self.random.below(14) {
             0 | 1 => {
                 let count = self.random.below(3) + u64::from(!self.random.one_in(8));
                 let groups = (0..count).map(|_| self.group()).collect();
@@ -372,6 +581,7 @@ impl Source {
                 shard: ShardId(self.random.below(u64::from(GENESIS.shards) + 1) as u32),
                 gid,
             },
+            6 | 7 => self.cuts(model),
             _ => {
                 let settled = match self.random.below(10) {
                     0 => model.num() + 1,
@@ -384,6 +594,38 @@ impl Source {
                 Change::Report { gid, settled }
             }
         }
+    }
+
+    /// Cuts of some of the shards that move, now and then with a field that is wrong.
+    fn cuts(&mut self, model: &Model) -> Change {
+        let config = model.latest();
+        let mut cuts = BTreeMap::new();
+        for (shard, row) in (0..).map(ShardId).zip(config.rows()) {
+            if !row.is_moving() || self.random.one_in(3) {
+                continue;
+            }
+            let incarnation = |gid| config.groups()[&gid].incarnation;
+            let mut cut = Cut {
+                owner: row.owner,
+                owner_incarnation: incarnation(row.owner),
+                owner_since: row.owner_since,
+                target: row.target,
+                target_incarnation: incarnation(row.target),
+                target_since: row.target_since,
+                journal: JournalId(self.random.below(9)),
+            };
+            match self.random.below(30) {
+                0 => cut.owner = Gid(self.random.below(8)),
+                1 => cut.owner_incarnation.0 ^= 1,
+                2 => cut.owner_since.0 ^= 1,
+                3 => cut.target = Gid(self.random.below(8)),
+                4 => cut.target_incarnation.0 ^= 1,
+                5 => cut.target_since.0 ^= 1,
+                _ => {}
+            }
+            cuts.insert(shard, cut);
+        }
+        Change::Cut { cuts }
     }
 
     /// A group with its usual addresses, rarely others, and rarely those of another group.
@@ -419,16 +661,17 @@ impl Source {
     }
 }
 
-#[test]
-fn random_histories_are_what_the_model_says() {
+/// Lives through one random history for each seed; returns how often each kind of answer was given, and the most configurations
+/// that were forgotten.
+fn live(
+    seeds: std::ops::Range<u64>,
+    new: impl Fn() -> Replica,
+) -> (BTreeMap<&'static str, u32>, u64) {
     let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
     let mut most_forgotten = 0;
-    for seed in 0..100 {
-        let mut replica = Replica::with_limits(GENESIS, LIMITS);
-        let mut others = [
-            Replica::with_limits(GENESIS, LIMITS),
-            Replica::with_limits(GENESIS, LIMITS),
-        ];
+    for seed in seeds {
+        let mut replica = new();
+        let mut others = [new(), new()];
         let mut model = Model::new();
         let mut source = Source {
             random: Random(seed),
@@ -439,7 +682,10 @@ fn random_histories_are_what_the_model_says() {
         let mut waiting: Vec<Vec<bytes::Bytes>> = vec![Vec::new(), Vec::new()];
         for _ in 0..300 {
             if source.random.one_in(20) {
-                replica.time += source.random.below(4_000);
+                replica.time += match source.random.below(3) {
+                    0 => source.random.below(12_000),
+                    _ => source.random.below(150),
+                };
                 for (other, waiting) in others.iter_mut().zip(&mut waiting) {
                     other.batch(waiting);
                     waiting.clear();
@@ -447,8 +693,9 @@ fn random_histories_are_what_the_model_says() {
                 }
             }
             let command = source.command(replica.time, &model);
+            let kept = replica.machine.latest().num().0 - replica.machine.oldest().0;
             let response = replica.apply_bytes(command.encode());
-            let kind = model.check(&command, &response, &replica);
+            let kind = model.check(&command, &response, &replica, kept >= LIMITS.max);
             *seen.entry(kind).or_default() += 1;
             if source.random.one_in(10) {
                 replica.restart();
@@ -474,10 +721,33 @@ fn random_histories_are_what_the_model_says() {
         }
         most_forgotten = most_forgotten.max(replica.machine.oldest().0);
     }
+    (seen, most_forgotten)
+}
+
+#[test]
+fn random_histories_are_what_the_model_says() {
+    let (seen, most_forgotten) = live(0..100, || Replica::with_limits(GENESIS, LIMITS));
     for kind in [
-        "executed", "replayed", "refused", "reported", "full", "stale", "expired",
+        "executed", "replayed", "refused", "reported", "full", "stale", "expired", "cut", "void",
     ] {
         assert!(seen.get(kind).is_some_and(|count| *count > 50), "{seen:?}");
     }
     assert!(most_forgotten > 20, "{most_forgotten}");
+}
+
+/// The model finds each bug of the rules of owners, targets and groups.
+#[cfg(feature = "bugs")]
+#[test]
+fn the_model_finds_known_bugs() {
+    use shardctrler::Bug;
+    for bug in [
+        Bug::LeavingCountsAsDrained,
+        Bug::IncarnationReused,
+        Bug::CutForOlderTarget,
+        Bug::CutBeforeRest,
+    ] {
+        let new = || Replica::with_bug(GENESIS, LIMITS, bug);
+        let found = std::panic::catch_unwind(|| live(0..20, new));
+        assert!(found.is_err(), "{bug:?}");
+    }
 }

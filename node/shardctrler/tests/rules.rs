@@ -23,6 +23,13 @@ fn three() -> Replica {
     replica
 }
 
+/// The same, and they have taken all shards up.
+fn three_settled() -> Replica {
+    let mut replica = three();
+    replica.settle();
+    replica
+}
+
 fn unchanged(num: u64) -> Response {
     Response::Changed {
         num: ConfigNum(num),
@@ -40,6 +47,7 @@ fn join_as(gid: u64, addresses: &[&str]) -> Change {
 /// Bounds that a test reaches.
 const TINY: HistoryLimits = HistoryLimits {
     keep: 2,
+    keep_cuts: 2,
     step: 2,
     max: 5,
     max_bytes: 1 << 20,
@@ -53,9 +61,14 @@ fn the_first_join_gives_all_shards() {
     assert_eq!(*empty.config, ShardConfig::empty(10));
     assert_eq!(replica.done(&join(&[4])), (1, 10));
     let answer = replica.config(None);
-    assert_eq!(answer.config.groups(), &groups(&[4]));
+    assert_eq!(answer.config.member_addresses(), groups(&[4]));
     assert_eq!(answer.config.owners(), [Gid(4); 10]);
-    let progress = BTreeMap::from([(Gid(4), GroupProgress::default())]);
+    assert_eq!(answer.config.targets(), [Gid(4); 10]);
+    let progress = GroupProgress {
+        settled: ConfigNum(0),
+        due: ConfigNum(1),
+    };
+    let progress = BTreeMap::from([(Gid(4), progress)]);
     assert_eq!(answer.progress, progress);
 }
 
@@ -72,7 +85,7 @@ fn joins_and_leaves_spread_shards_with_the_fewest_moves() {
     assert_eq!(replica.done(&leave(&[4])), (3, 2));
     assert_balanced(&replica.latest());
     assert_eq!(replica.done(&leave(&[1, 3])), (4, 7));
-    assert_eq!(replica.latest().owners(), [Gid(2); 10]);
+    assert_eq!(replica.latest().targets(), [Gid(2); 10]);
 }
 
 #[test]
@@ -95,9 +108,9 @@ fn what_is_so_already_changes_nothing() {
     turned.get_mut(&Gid(2)).unwrap().reverse();
     let turned = Change::Join { groups: turned };
     assert_eq!(replica.apply(None, turned), unchanged(1));
-    let owner = replica.latest().owner(ShardId(0));
+    let owner = replica.latest().target(ShardId(0));
     assert_eq!(replica.apply(None, move_shard(0, owner.0)), unchanged(1));
-    assert_eq!(replica.latest().groups(), &groups(&[1, 2, 3]));
+    assert_eq!(replica.latest().member_addresses(), groups(&[1, 2, 3]));
     assert!(replica.machine.moved().is_empty());
 }
 
@@ -109,12 +122,12 @@ fn other_addresses_move_no_shard() {
     replica.done(&move_shard(9, 1));
     replica.done(&move_shard(8, 1));
     let moved = replica.latest();
-    assert_eq!(moves(before.owners(), moved.owners()), 2);
+    assert_eq!(moves(before.targets(), moved.targets()), 2);
     assert_eq!(replica.done(&join_as(2, &["new:1", "g2-0:7000"])), (4, 0));
     let after = replica.latest();
-    assert_eq!(after.owners(), moved.owners());
-    assert_eq!(after.groups()[&Gid(2)], ["new:1", "g2-0:7000"]);
-    assert_eq!(after.groups()[&Gid(1)], addresses(1));
+    assert_eq!(after.targets(), moved.targets());
+    assert_eq!(after.addresses(Gid(2)), ["new:1", "g2-0:7000"]);
+    assert_eq!(after.addresses(Gid(1)), addresses(1));
 }
 
 #[test]
@@ -125,26 +138,26 @@ fn groups_may_swap_addresses_in_one_change() {
         groups: swapped.clone(),
     };
     assert_eq!(replica.done(&swap), (2, 0));
-    assert_eq!(replica.latest().groups()[&Gid(1)], swapped[&Gid(1)]);
+    assert_eq!(replica.latest().addresses(Gid(1)), swapped[&Gid(1)]);
 }
 
 #[test]
 fn a_move_is_honoured_until_a_rebalance_must_touch_it() {
     let mut replica = three();
-    let was = replica.latest().owner(ShardId(0));
+    let was = replica.latest().target(ShardId(0));
     let to = if was == Gid(2) { 3 } else { 2 };
     assert_eq!(replica.done(&move_shard(0, to)), (2, 1));
     // A new group: the others give, but not this shard.
     replica.done(&join(&[4]));
     assert_balanced(&replica.latest());
-    assert_eq!(replica.latest().owner(ShardId(0)), Gid(to));
+    assert_eq!(replica.latest().target(ShardId(0)), Gid(to));
     replica.done(&join(&[5]));
     replica.done(&leave(&[4, 5]));
-    assert_eq!(replica.latest().owner(ShardId(0)), Gid(to));
+    assert_eq!(replica.latest().target(ShardId(0)), Gid(to));
     assert!(replica.machine.moved().contains(&ShardId(0)));
     // Its group goes: it must be touched, and nobody holds it where it lands.
     replica.done(&leave(&[to]));
-    assert_ne!(replica.latest().owner(ShardId(0)), Gid(to));
+    assert_ne!(replica.latest().target(ShardId(0)), Gid(to));
     assert!(replica.machine.moved().is_empty());
 }
 
@@ -152,21 +165,25 @@ fn a_move_is_honoured_until_a_rebalance_must_touch_it() {
 fn moved_shards_give_way_when_their_group_has_too_many() {
     let mut replica = three();
     for shard in 0..10 {
-        let owner = replica.latest().owner(ShardId(shard));
+        let owner = replica.latest().target(ShardId(shard));
         if owner != Gid(1) {
             replica.done(&move_shard(shard, 1));
         }
     }
-    assert_eq!(replica.latest().owners(), [Gid(1); 10]);
+    assert_eq!(replica.latest().targets(), [Gid(1); 10]);
     assert_eq!(replica.machine.moved().len(), 6);
     replica.done(&join(&[4]));
     assert_balanced(&replica.latest());
     // Group 1 keeps as many as it may, all of them moved by hand.
-    let held = replica.latest().owned_by(Gid(1));
+    let latest = replica.latest();
+    let held = (0..10)
+        .map(ShardId)
+        .filter(|shard| latest.target(*shard) == Gid(1));
+    let held: Vec<ShardId> = held.collect();
     assert_eq!(held.len(), 3);
     assert!(
-        held.shards()
-            .all(|shard| replica.machine.moved().contains(&shard))
+        held.iter()
+            .all(|shard| replica.machine.moved().contains(shard))
     );
     assert_eq!(replica.machine.moved().len(), 3);
 }
@@ -218,8 +235,10 @@ fn a_node_is_part_of_one_group() {
     twice.insert(Gid(6), addresses(5));
     let twice = Change::Join { groups: twice };
     assert_eq!(replica.refused(&twice), taken("g5-0:7000", 5));
-    // When its group has left, the address is free.
+    // While its group leaves, the address is in use; when it is drained, it is free.
     replica.done(&leave(&[2]));
+    assert_eq!(replica.refused(&theirs), taken("g2-1:7000", 2));
+    replica.settle();
     replica.done(&theirs);
 }
 
@@ -258,6 +277,16 @@ fn leaves_that_make_no_sense_are_refused() {
     replica.done(&leave(&[1, 2]));
     assert_eq!(replica.refused(&leave(&[3])), CtrlError::LastGroup);
     assert_eq!(
+        replica.apply(None, leave(&[1])),
+        unchanged(2),
+        "it leaves already"
+    );
+    assert_eq!(
+        replica.refused(&move_shard(0, 1)),
+        CtrlError::Leaving(Gid(1))
+    );
+    replica.settle();
+    assert_eq!(
         replica.refused(&leave(&[1])),
         CtrlError::UnknownGroup(Gid(1))
     );
@@ -289,11 +318,17 @@ fn moves_that_make_no_sense_are_refused() {
 fn questions_about_the_future_and_the_forgotten_are_refused() {
     let mut replica = Replica::with_limits(GENESIS, TINY);
     replica.done(&join(&[1]));
+    replica.settle();
     for gid in 2..=9 {
         replica.done(&join(&[gid]));
         replica.settle();
     }
     let (latest, oldest) = (ConfigNum(9), replica.machine.oldest());
+    assert_eq!(
+        replica.machine.latest().num(),
+        latest,
+        "each cut followed at once"
+    );
     assert!(oldest > ConfigNum(1) && oldest <= ConfigNum(7), "{oldest}");
     for num in [ConfigNum(10), ConfigNum(u64::MAX)] {
         let error = Response::Refused(CtrlError::Future { num, latest });
@@ -338,52 +373,13 @@ fn news_of_groups_only_adds() {
 }
 
 #[test]
-fn a_group_that_left_is_waited_for_until_it_is_drained() {
-    let mut replica = three();
-    replica.done(&leave(&[2]));
-    let progress = |replica: &Replica| replica.machine.progress().get(&Gid(2)).copied();
-    let left = GroupProgress {
-        settled: ConfigNum(0),
-        left_in: Some(ConfigNum(2)),
-    };
-    assert_eq!(progress(&replica), Some(left));
-    replica.report(2, 1);
-    replica.restart();
-    assert!(progress(&replica).is_some_and(|it| it.settled == ConfigNum(1)));
-    replica.report(2, 2);
-    assert_eq!(progress(&replica), None);
-    // Its last word may come twice.
-    replica.report(2, 2);
-    assert_eq!(progress(&replica), None);
-    replica.restart();
-    assert_eq!(progress(&replica), None);
-}
-
-#[test]
-fn a_group_may_come_back_before_it_is_drained() {
-    let mut replica = three();
-    replica.report(2, 1);
-    replica.done(&leave(&[2]));
-    replica.done(&join(&[2]));
-    let kept = GroupProgress {
-        settled: ConfigNum(1),
-        left_in: None,
-    };
-    assert_eq!(replica.machine.progress()[&Gid(2)], kept);
-    // It is a member: it isn't forgotten, however far it is.
-    replica.report(2, 3);
-    assert_eq!(replica.machine.progress()[&Gid(2)].settled, ConfigNum(3));
-    replica.restart();
-    assert_eq!(replica.machine.progress()[&Gid(2)].left_in, None);
-}
-
-#[test]
 fn history_waits_for_the_group_that_is_furthest_behind() {
     let mut replica = Replica::with_limits(GENESIS, TINY);
     replica.done(&join(&[1, 2]));
     for turn in 0..4 {
-        replica.report(1, replica.machine.latest().num().0);
-        replica.done(&move_shard(0, 1 + (turn + 1) % 2));
+        let latest = replica.machine.latest().num().0;
+        replica.done(&move_shard(9, 1 + turn % 2));
+        replica.report(1, latest);
     }
     assert_eq!(replica.machine.latest().num(), ConfigNum(5));
     let full = CtrlError::HistoryFull {
@@ -430,8 +426,9 @@ fn people_find_the_recent_past() {
     let mut replica = Replica::new(GENESIS);
     let keep = HistoryLimits::default().keep;
     replica.done(&join(&[1, 2]));
+    replica.settle();
     for turn in 0..3 * keep {
-        let to = u64::from(replica.latest().owner(ShardId(0)) == Gid(1)) + 1;
+        let to = u64::from(replica.latest().target(ShardId(0)) == Gid(1)) + 1;
         replica.done(&move_shard(0, to));
         replica.settle();
         let (latest, oldest) = (turn + 2, replica.machine.oldest().0);
@@ -469,6 +466,7 @@ fn one_who_is_too_far_behind_gets_the_oldest_whole() {
         replica.done(&join(&[gid]));
         replica.settle();
     }
+    assert_eq!(replica.machine.latest().num(), ConfigNum(8));
     let oldest = replica.machine.oldest().0;
     for num in 0..oldest {
         let configs = replica.after(num, MAX_DELTAS, None);
@@ -485,10 +483,15 @@ fn one_who_is_too_far_behind_gets_the_oldest_whole() {
 /// Disks are new, the gid isn't: what its predecessor did must not be done again.
 #[test]
 fn a_group_that_has_nothing_begins_where_it_owns_nothing() {
-    let mut replica = three();
-    replica.settle();
+    let mut replica = three_settled();
     replica.done(&leave(&[2]));
     replica.settle();
+    let drained = replica.machine.latest().num();
+    assert_eq!(
+        drained,
+        ConfigNum(3),
+        "one that moves all, and one without it"
+    );
     // It isn't part of the cluster: it begins at the latest.
     let configs = replica.after(0, 9, Some(2));
     assert_eq!(configs.full, Some(replica.latest()));
@@ -498,13 +501,13 @@ fn a_group_that_has_nothing_begins_where_it_owns_nothing() {
     replica.done(&leave(&[4]));
     let configs = replica.after(0, 9, Some(2));
     let full = configs.full.unwrap();
-    assert_eq!(full.num(), ConfigNum(3), "right before it joined");
+    assert_eq!(full.num(), ConfigNum(4), "right before it joined");
     assert!(full.owned_by(Gid(2)).is_empty());
     assert_eq!(configs.deltas.len(), 2);
     // Others, and those who have something, are served as always.
     assert_eq!(replica.after(0, 9, None).full, None);
     assert_eq!(replica.after(1, 9, Some(2)).full, None);
-    assert_eq!(replica.after(1, 9, Some(2)).deltas.len(), 4);
+    assert_eq!(replica.after(1, 9, Some(2)).deltas.len(), 5);
 }
 
 #[test]
@@ -533,7 +536,7 @@ fn answers_end_before_they_are_too_large() {
             let gone: Vec<u64> = gids.iter().map(|gid| gid - 300).collect();
             replica.done(&leave(&gone));
         }
-        total += moves(before.owners(), replica.machine.latest().owners());
+        total += moves(before.targets(), replica.machine.latest().targets());
     }
     assert!(total > 100_000);
     let (mut num, mut asked) = (0, 0);
@@ -570,7 +573,7 @@ fn a_retry_is_answered_as_the_first_time() {
             replica.apply(session(1_000_000, 1, 1), move_shard(0, 3)),
             first
         );
-        assert_eq!(replica.latest().owner(ShardId(0)), Gid(2));
+        assert_eq!(replica.latest().target(ShardId(0)), Gid(2));
         replica.restart();
     }
     // A refusal is an answer as well, also when the reason is gone.
@@ -581,6 +584,7 @@ fn a_retry_is_answered_as_the_first_time() {
         Response::Refused(CtrlError::AddressTaken { .. })
     ));
     replica.done(&leave(&[2]));
+    replica.settle();
     replica.restart();
     assert_eq!(replica.apply(session(1_000_000, 2, 1), taken), refusal);
     assert_eq!(replica.machine.session_count(), 1);

@@ -198,10 +198,10 @@ impl Ownership {
         self.config = delta.num;
         changed.group = true;
         let mut left = BTreeSet::new();
-        for (gid, addresses) in &delta.groups {
+        for (gid, group) in &delta.groups {
             changed.groups.insert(*gid);
-            if let Some(addresses) = addresses {
-                Arc::make_mut(&mut self.groups).insert(*gid, addresses.clone());
+            if let Some(group) = group {
+                Arc::make_mut(&mut self.groups).insert(*gid, group.addresses.clone());
                 self.left.remove(gid);
             } else if self.groups.contains_key(gid) {
                 self.left.insert(*gid);

@@ -124,7 +124,7 @@ fn key(nth: usize) -> Bytes {
 }
 
 fn configure(num: u64, moves: &[(u32, u64, u64)]) -> Step {
-    let addresses = |gid| Some(vec![format!("host{gid}:1"), format!("host{gid}:2")]);
+    let addresses = |gid| Some(vec![format!("host{gid}:1"), format!("host{gid}:2")].into());
     let moves = moves.iter().map(|(shard, from, to)| ShardMove {
         run: ShardRun {
             first: ShardId(*shard),
@@ -143,6 +143,7 @@ fn configure(num: u64, moves: &[(u32, u64, u64)]) -> Step {
                 (Gid(9), None),
             ]
             .into(),
+            targets: Vec::new(),
             moves: moves.collect(),
         },
     }
@@ -424,6 +425,7 @@ fn busy() -> Replica {
         delta: ConfigDelta {
             num: ConfigNum(3),
             groups: [(Gid(2), None)].into(),
+            targets: Vec::new(),
             moves: vec![ShardMove {
                 run: ShardRun {
                     first: SHARD,

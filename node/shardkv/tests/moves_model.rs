@@ -146,7 +146,7 @@ impl World {
             gid: group.gid,
             controller: CONTROLLER,
             num: start.num(),
-            groups: start.groups().clone(),
+            groups: start.member_addresses(),
         };
         self.send(number, Message::Propose(step));
     }
@@ -477,7 +477,7 @@ impl World {
             );
             assert_eq!(ownership.shards.len(), group.served().len());
             assert!(ownership.pending_deletes.is_empty() && ownership.left.is_empty());
-            assert_eq!(*ownership.groups, *self.config.groups());
+            assert_eq!(*ownership.groups, self.config.member_addresses());
             for ((table, key), value) in group.replica.state.pairs() {
                 if *table == Table::Meta {
                     continue;

@@ -66,11 +66,9 @@ impl ShardChecker {
                 format!("configuration {} followed {last}", config.num()),
             ));
         }
-        // Only a change of the set of groups rebalances. Other changes keep the shares, or follow a move.
-        let before = self.config().map(|before| before.groups());
-        let gids =
-            |groups: &BTreeMap<Gid, Vec<String>>| -> Vec<Gid> { groups.keys().copied().collect() };
-        if before.map(gids) != Some(gids(config.groups())) {
+        // Only a change of the groups that take shards rebalances. Other changes keep the targets, or follow a move.
+        let gids = |config: &ShardConfig| -> Vec<Gid> { config.members().collect() };
+        if self.config().map(|before| gids(before)) != Some(gids(config)) {
             check_balance(config)?;
         }
         self.configs.insert(config.num(), Arc::clone(config));
@@ -254,9 +252,9 @@ impl ShardChecker {
 
 /// Checks that the groups' shares differ by at most one, so that no group has zero shards while another has two.
 fn check_balance(config: &ShardConfig) -> Checked {
-    let mut shares: BTreeMap<Gid, u64> = config.groups().keys().map(|gid| (*gid, 0)).collect();
-    for (count, owner) in config.owner_runs() {
-        *shares.entry(owner).or_default() += u64::from(count);
+    let mut shares: BTreeMap<Gid, u64> = config.members().map(|gid| (gid, 0)).collect();
+    for target in config.targets() {
+        *shares.entry(*target).or_default() += 1;
     }
     let least = shares.values().min().copied().unwrap_or_default();
     let most = shares.values().max().copied().unwrap_or_default();

@@ -1,51 +1,89 @@
-//! The numbered, immutable configurations of the controllers, which give each shard its owner.
+//! The numbered, immutable configurations of the controllers: who owns each shard, and who is to own it.
+//!
+//! Each shard has an *owner*, the group that serves it, and a *target*, the group that the controllers want to serve it.
+//! People change targets, and the owner follows by a *cut* once the target is ready. A row ([`Assignment`]) also
+//! says since which configuration owner and target are so, and which group owned the shard before. So a group that lags
+//! can go to the latest configuration at once and still do its part of the last change of each shard's owner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::addresses::{BadAddresses, check_addresses, decode_addresses, encode_addresses};
-use crate::{ConfigNum, DecodeError, Gid, Reader, ShardId, ShardRun, ShardSet, Writer};
+use crate::addresses::{decode_addresses, encode_addresses};
+use crate::{
+    BadAddresses, ConfigDelta, ConfigNum, DecodeError, Gid, Incarnation, Reader, ShardId,
+    ShardMove, ShardSet, Writer, check_addresses,
+};
 
 /// The most shards of a cluster.
 pub const MAX_SHARDS: u32 = 1_000_000;
 /// The most replica groups of a cluster.
 pub const MAX_GROUPS: usize = 10_000;
 /// The version byte of an encoded configuration, and of an encoded delta.
-const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 
-/// A configuration: the groups with the addresses of their nodes, and each shard's owner.
+/// A configuration: the groups with the addresses of their nodes, and each shard's owner and target.
 ///
-/// Invariants: every owner is [`Gid::NONE`] or one of the groups; there are at most [`MAX_SHARDS`] shards,
-/// [`MAX_GROUPS`] groups; each group has 1 to [`MAX_GROUP_ADDRESSES`](crate::MAX_GROUP_ADDRESSES) addresses; no group is
-/// [`Gid::NONE`].
+/// Invariants:
+/// - there are 1 to [`MAX_SHARDS`] shards and at most [`MAX_GROUPS`] groups; no group is [`Gid::NONE`], and each has 1 to
+///   [`crate::MAX_GROUP_ADDRESSES`] addresses;
+/// - a shard has an owner if and only if it has a target; owner and target are groups, and the target isn't leaving;
+/// - the owner before differs from the owner;
+/// - no number of a row and no incarnation is above the configuration's number; where target and owner differ, the target is
+///   the later of the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardConfig {
     num: ConfigNum,
-    groups: BTreeMap<Gid, Vec<String>>,
+    groups: BTreeMap<Gid, Group>,
+    // Columns rather than rows: most callers want the owners alone, as a slice.
     owners: Vec<Gid>,
+    targets: Vec<Gid>,
+    changes: Vec<LastChange>,
 }
 
-/// The changes that turn configuration `num - 1` into configuration `num`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConfigDelta {
-    /// The number of the configuration after the delta; at least 1.
-    pub num: ConfigNum,
-    /// The groups that are new or have new addresses, and `None` for each group that left.
-    pub groups: BTreeMap<Gid, Option<Vec<String>>>,
-    /// The shards that change their owner, in order; neighbours with the same change share a move.
-    pub moves: Vec<ShardMove>,
+/// A replica group of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The `host:port` of each node.
+    pub addresses: Vec<String>,
+    /// Tells this group from earlier groups with the same gid.
+    pub incarnation: Incarnation,
+    /// True if the group has to give all its shards away. It stays in the configurations until it is drained.
+    pub leaving: bool,
 }
 
-/// Consecutive shards that move from one owner to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShardMove {
-    /// The shards that move.
-    pub run: ShardRun,
-    /// The owner before; [`Gid::NONE`] if the shards had no owner.
-    pub from: Gid,
-    /// The owner from now on; never [`Gid::NONE`] and never `from`.
-    pub to: Gid,
+/// A group of these nodes that isn't leaving, and whose incarnation doesn't matter.
+impl From<Vec<String>> for Group {
+    fn from(addresses: Vec<String>) -> Self {
+        Self {
+            addresses,
+            incarnation: Incarnation(0),
+            leaving: false,
+        }
+    }
+}
+
+/// A shard's row in a configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Assignment {
+    /// The group that serves the shard; [`Gid::NONE`] before the first group joins.
+    pub owner: Gid,
+    /// The configuration that made it the owner.
+    pub owner_since: ConfigNum,
+    /// The owner before; [`Gid::NONE`] if `owner` is the first.
+    pub previous: Gid,
+    /// The group that is to serve the shard: it is the owner, or becomes the owner by a cut.
+    pub target: Gid,
+    /// The configuration that made it the target.
+    pub target_since: ConfigNum,
+}
+
+/// The columns of a row beside owner and target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct LastChange {
+    previous: Gid,
+    owner_since: ConfigNum,
+    target_since: ConfigNum,
 }
 
 /// An error in a configuration or a delta. Always a bug or damage, never a transient condition.
@@ -76,23 +114,42 @@ pub enum ConfigError {
         /// The reason.
         reason: BadAddresses,
     },
-    /// The owner of a shard is not one of the groups.
-    #[error("not a configuration: {0} owns shards and is no group")]
-    UnknownOwner(Gid),
+    /// A group has an incarnation that is yet to come, or changes it while it is part of the configurations.
+    #[error("not a configuration: {0} has the incarnation of another group")]
+    Incarnation(Gid),
+    /// A delta removes a group that is none.
+    #[error("not a configuration: {0} goes and is no group")]
+    UnknownGroup(Gid),
+    /// A delta removes an owner, or a target leaves.
+    #[error("not a configuration: {gid} goes and has {shard} still")]
+    InUse {
+        /// The group.
+        gid: Gid,
+        /// The first of its shards.
+        shard: ShardId,
+    },
+    /// The row of a shard breaks an invariant.
+    #[error("not a configuration: {shard}: {reason}")]
+    Row {
+        /// The shard.
+        shard: ShardId,
+        /// The reason.
+        reason: BadRow,
+    },
     /// A delta leads to configuration 0, which is the first.
     #[error("not a configuration: nothing leads to configuration 0")]
     NumberZero,
     /// A delta moves shards that don't exist, or out of order, or to no other group.
     #[error("not a configuration: the move of {0} is empty, out of order, or to no other group")]
     BadMove(ShardId),
-    /// A delta moves shards from a group that doesn't own them.
+    /// A delta moves shards from a group that doesn't have them.
     #[error(
         "not a configuration: the shards that move from {from}, {first} the first, are not all its own"
     )]
     NotOwned {
         /// The first shard of the move.
         first: ShardId,
-        /// The owner before, according to the delta.
+        /// The group before, according to the delta.
         from: Gid,
     },
     /// Runs of shards are empty, overlap, or are out of order.
@@ -100,36 +157,106 @@ pub enum ConfigError {
     ShardRuns,
 }
 
+/// The reason why a shard can't have its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadRow {
+    /// Only one of owner and target is there, or neither is, but numbers are.
+    #[error("it has an owner or a target, but not both")]
+    HalfAssigned,
+    /// The owner is not one of the groups.
+    #[error("its owner {0} is no group")]
+    UnknownOwner(Gid),
+    /// The target is not one of the groups, or is leaving.
+    #[error("its target {0} takes no shards")]
+    BadTarget(Gid),
+    /// The owner isn't the shard's target.
+    #[error("its owner {0} is not its target")]
+    NotTheTarget(Gid),
+    /// A number is that of a later configuration, or a target is older than the owner that it is to follow.
+    #[error("its numbers are out of order")]
+    Numbers,
+    /// The owner before is the owner.
+    #[error("its owner {0} is the owner before, too")]
+    SameOwner(Gid),
+}
+
+impl Assignment {
+    /// Returns true if the shard is to get another owner.
+    pub fn is_moving(&self) -> bool {
+        self.target != self.owner
+    }
+}
+
 impl ShardConfig {
     /// Returns configuration 0: no groups, and no owner of any of the `shards` shards.
     pub fn empty(shards: u32) -> Self {
+        let shards = shards as usize;
         Self {
             num: ConfigNum(0),
             groups: BTreeMap::new(),
-            owners: vec![Gid::NONE; shards as usize],
+            owners: vec![Gid::NONE; shards],
+            targets: vec![Gid::NONE; shards],
+            changes: vec![LastChange::default(); shards],
         }
     }
 
-    /// Creates a configuration of these parts; `owners` are runs of (shard count, owner) that cover all shards in
-    /// order.
+    /// Creates a configuration in which no shard moves and no group leaves, and in which all is so since `num`. `owners`
+    /// are runs of (shard count, owner) that cover all shards in order.
     pub fn new(
         num: ConfigNum,
         groups: BTreeMap<Gid, Vec<String>>,
         owners: impl IntoIterator<Item = (u32, Gid)>,
     ) -> Result<Self, ConfigError> {
-        let mut list = Vec::new();
-        for (count, owner) in owners {
-            let length = list.len() + count as usize;
+        let group = |addresses| Group {
+            addresses,
+            incarnation: Incarnation(num.0),
+            leaving: false,
+        };
+        let groups = groups.into_iter();
+        let groups = groups.map(|(gid, addresses)| (gid, group(addresses)));
+        let rows = owners.into_iter().map(|(count, owner)| {
+            let since = if owner == Gid::NONE {
+                ConfigNum(0)
+            } else {
+                num
+            };
+            let row = Assignment {
+                owner,
+                owner_since: since,
+                previous: Gid::NONE,
+                target: owner,
+                target_since: since,
+            };
+            (count, row)
+        });
+        Self::from_rows(num, groups.collect(), rows)
+    }
+
+    /// Creates a configuration of its parts; `rows` are runs of (shard count, row) that cover all shards in order.
+    pub fn from_rows(
+        num: ConfigNum,
+        groups: BTreeMap<Gid, Group>,
+        rows: impl IntoIterator<Item = (u32, Assignment)>,
+    ) -> Result<Self, ConfigError> {
+        let mut config = Self {
+            num,
+            groups,
+            ..Self::empty(0)
+        };
+        for (count, row) in rows {
+            let length = config.owners.len() + count as usize;
             if length > MAX_SHARDS as usize {
                 return Err(ConfigError::ShardCount(length as u64));
             }
-            list.resize(length, owner);
+            config.owners.resize(length, row.owner);
+            config.targets.resize(length, row.target);
+            let change = LastChange {
+                previous: row.previous,
+                owner_since: row.owner_since,
+                target_since: row.target_since,
+            };
+            config.changes.resize(length, change);
         }
-        let config = Self {
-            num,
-            groups,
-            owners: list,
-        };
         config.check()?;
         Ok(config)
     }
@@ -141,18 +268,39 @@ impl ShardConfig {
         if self.groups.len() > MAX_GROUPS {
             return Err(ConfigError::TooManyGroups);
         }
-        for (gid, addresses) in &self.groups {
-            if *gid == Gid::NONE {
-                return Err(ConfigError::NoGroup);
-            }
-            check_addresses(addresses)
-                .map_err(|reason| ConfigError::Addresses { gid: *gid, reason })?;
+        for (gid, group) in &self.groups {
+            check_group(*gid, group, self.num)?;
         }
-        let foreign = |owner: &&Gid| **owner != Gid::NONE && !self.groups.contains_key(owner);
-        match self.owners.iter().find(foreign) {
-            Some(owner) => Err(ConfigError::UnknownOwner(*owner)),
-            None => Ok(()),
+        for (shard, row) in (0..).map(ShardId).zip(self.rows()) {
+            self.check_row(&row)
+                .map_err(|reason| ConfigError::Row { shard, reason })?;
         }
+        Ok(())
+    }
+
+    fn check_row(&self, row: &Assignment) -> Result<(), BadRow> {
+        if row.owner == Gid::NONE || row.target == Gid::NONE {
+            return if *row == Assignment::default() {
+                Ok(())
+            } else {
+                Err(BadRow::HalfAssigned)
+            };
+        }
+        if !self.groups.contains_key(&row.owner) {
+            return Err(BadRow::UnknownOwner(row.owner));
+        }
+        let is_member = |group: &Group| !group.leaving;
+        if !self.groups.get(&row.target).is_some_and(is_member) {
+            return Err(BadRow::BadTarget(row.target));
+        }
+        let in_order = !row.is_moving() || row.target_since > row.owner_since;
+        if row.owner_since.max(row.target_since) > self.num || !in_order {
+            return Err(BadRow::Numbers);
+        }
+        if row.previous == row.owner {
+            return Err(BadRow::SameOwner(row.owner));
+        }
+        Ok(())
     }
 
     /// Returns the number of the configuration.
@@ -166,9 +314,34 @@ impl ShardConfig {
         u32::try_from(self.owners.len()).unwrap_or(MAX_SHARDS)
     }
 
-    /// Returns the groups with the addresses of their nodes.
-    pub fn groups(&self) -> &BTreeMap<Gid, Vec<String>> {
+    /// Returns the groups, leaving ones included.
+    pub fn groups(&self) -> &BTreeMap<Gid, Group> {
         &self.groups
+    }
+
+    /// Returns the groups that aren't leaving, in order: those that may be targets.
+    pub fn members(&self) -> impl Iterator<Item = Gid> + '_ {
+        let members = self.groups.iter().filter(|(_, group)| !group.leaving);
+        members.map(|(gid, _)| *gid)
+    }
+
+    /// Returns the groups that aren't leaving, with their addresses.
+    pub fn member_addresses(&self) -> BTreeMap<Gid, Vec<String>> {
+        let members = self.groups.iter().filter(|(_, group)| !group.leaving);
+        members
+            .map(|(gid, group)| (*gid, group.addresses.clone()))
+            .collect()
+    }
+
+    /// Returns the addresses of a group's nodes; none if there is no such group.
+    pub fn addresses(&self, gid: Gid) -> &[String] {
+        let group = self.groups.get(&gid);
+        group.map_or(&[], |group| group.addresses.as_slice())
+    }
+
+    /// Returns the addresses of all nodes.
+    pub fn all_addresses(&self) -> impl Iterator<Item = &String> {
+        self.groups.values().flat_map(|group| &group.addresses)
     }
 
     /// Returns the owner of each shard.
@@ -176,10 +349,40 @@ impl ShardConfig {
         &self.owners
     }
 
+    /// Returns the target of each shard.
+    pub fn targets(&self) -> &[Gid] {
+        &self.targets
+    }
+
+    /// Returns the row of each shard.
+    pub fn rows(&self) -> impl Iterator<Item = Assignment> + '_ {
+        let columns = self.owners.iter().zip(&self.targets).zip(&self.changes);
+        columns.map(|((owner, target), change)| row(*owner, *target, change))
+    }
+
+    /// Returns the row of a shard; an empty one if the shard doesn't exist.
+    pub fn row(&self, shard: ShardId) -> Assignment {
+        let at = shard.0 as usize;
+        match (
+            self.owners.get(at),
+            self.targets.get(at),
+            self.changes.get(at),
+        ) {
+            (Some(owner), Some(target), Some(change)) => row(*owner, *target, change),
+            _ => Assignment::default(),
+        }
+    }
+
     /// Returns the owner of a shard; [`Gid::NONE`] if no group owns the shard, or the shard doesn't exist.
     pub fn owner(&self, shard: ShardId) -> Gid {
         let owner = self.owners.get(shard.0 as usize);
         owner.copied().unwrap_or(Gid::NONE)
+    }
+
+    /// Returns the target of a shard; [`Gid::NONE`] if it has none, or the shard doesn't exist.
+    pub fn target(&self, shard: ShardId) -> Gid {
+        let target = self.targets.get(shard.0 as usize);
+        target.copied().unwrap_or(Gid::NONE)
     }
 
     /// Returns the shards that `gid` owns.
@@ -190,6 +393,21 @@ impl ShardConfig {
             .collect()
     }
 
+    /// Returns the number of shards that are to get another owner.
+    pub fn moving(&self) -> u32 {
+        let moving = self.owners.iter().zip(&self.targets);
+        let moving = moving.filter(|(owner, target)| owner != target).count();
+        u32::try_from(moving).unwrap_or(MAX_SHARDS)
+    }
+
+    /// Returns the configuration that all groups must have settled before the targets that configurations up to `num`
+    /// set count as reached; `None` while the owner of such a shard isn't its target.
+    pub fn reached_in(&self, num: ConfigNum) -> Option<ConfigNum> {
+        let rows = self.rows().filter(|row| row.target_since <= num);
+        rows.map(|row| (!row.is_moving()).then_some(row.owner_since))
+            .try_fold(num, |last, since| Some(last.max(since?)))
+    }
+
     /// Returns the runs of neighbouring shards with equal owners as (shard count, owner), over all shards in order.
     pub fn owner_runs(&self) -> impl Iterator<Item = (u32, Gid)> + '_ {
         self.owners.chunk_by(|a, b| a == b).filter_map(|run| {
@@ -198,7 +416,20 @@ impl ShardConfig {
         })
     }
 
-    /// Applies `delta`, which leads to the next configuration. On an error nothing changes.
+    /// Returns the runs of neighbouring shards with equal rows as (shard count, row), over all shards in order.
+    pub fn row_runs(&self) -> Vec<(u32, Assignment)> {
+        let mut runs: Vec<(u32, Assignment)> = Vec::new();
+        for row in self.rows() {
+            match runs.last_mut() {
+                Some((count, last)) if *last == row => *count += 1,
+                _ => runs.push((1, row)),
+            }
+        }
+        runs
+    }
+
+    /// Applies `delta`, which leads to the next configuration. On an error nothing changes. Costs what the delta holds,
+    /// and a look at all shards only if a group leaves.
     pub fn apply(&mut self, delta: &ConfigDelta) -> Result<(), ConfigError> {
         if delta.num != self.num.next() {
             return Err(ConfigError::Number {
@@ -206,33 +437,113 @@ impl ShardConfig {
                 delta: delta.num,
             });
         }
-        let mut next = self.clone();
-        next.num = delta.num;
-        for (gid, addresses) in &delta.groups {
-            match addresses {
-                Some(addresses) => next.groups.insert(*gid, addresses.clone()),
-                None => next.groups.remove(gid),
-            };
+        delta.check()?;
+        let mut groups = (!delta.groups.is_empty()).then(|| self.groups.clone());
+        if let Some(groups) = &mut groups {
+            self.change_groups(groups, delta)?;
         }
-        for ShardMove { run, from, to } in &delta.moves {
-            let range = run.first.0 as usize..run.end().0 as usize;
-            let Some(owners) = next.owners.get_mut(range) else {
-                return Err(ConfigError::BadMove(run.first));
-            };
-            if run.count == 0 || from == to {
-                return Err(ConfigError::BadMove(run.first));
-            }
-            if owners.iter().any(|owner| owner != from) {
-                return Err(ConfigError::NotOwned {
-                    first: run.first,
-                    from: *from,
-                });
-            }
-            owners.fill(*to);
+        let after = groups.as_ref().unwrap_or(&self.groups);
+        self.judge(delta, after)?;
+        if let Some(groups) = groups {
+            self.groups = groups;
         }
-        next.check()?;
-        *self = next;
+        self.num = delta.num;
+        self.take(delta);
         Ok(())
+    }
+
+    /// Takes the delta's changes over into a copy of the groups.
+    fn change_groups(
+        &self,
+        groups: &mut BTreeMap<Gid, Group>,
+        delta: &ConfigDelta,
+    ) -> Result<(), ConfigError> {
+        for (gid, group) in &delta.groups {
+            let known = match group {
+                Some(group) => groups.insert(*gid, group.clone()),
+                None => groups.remove(gid),
+            };
+            let same =
+                |known: &Group| group.as_ref().map(|it| it.incarnation) == Some(known.incarnation);
+            if group.is_none() && known.is_none() {
+                return Err(ConfigError::UnknownGroup(*gid));
+            }
+            if group.is_some() && !known.as_ref().is_none_or(same) {
+                return Err(ConfigError::Incarnation(*gid));
+            }
+        }
+        if groups.len() > MAX_GROUPS {
+            return Err(ConfigError::TooManyGroups);
+        }
+        Ok(())
+    }
+
+    /// Refuses a delta that would break an invariant, given the groups after it.
+    fn judge(&self, delta: &ConfigDelta, groups: &BTreeMap<Gid, Group>) -> Result<(), ConfigError> {
+        let is_member = |gid: &Gid| groups.get(gid).is_some_and(|group| !group.leaving);
+        let row = |shard, reason| Err(ConfigError::Row { shard, reason });
+        for step in &delta.targets {
+            check_run(&self.targets, step)?;
+            if !is_member(&step.to) {
+                return row(step.run.first, BadRow::BadTarget(step.to));
+            }
+            let mut shards = step.run.shards();
+            if step.from == Gid::NONE
+                && let Some(shard) = shards.find(|shard| delta.new_owner(*shard).is_none())
+            {
+                return row(shard, BadRow::HalfAssigned);
+            }
+        }
+        for step in &delta.moves {
+            check_run(&self.owners, step)?;
+            let target = |shard| delta.new_target(shard).unwrap_or(self.target(shard));
+            let mut shards = step.run.shards();
+            if let Some(shard) = shards.find(|shard| target(*shard) != step.to) {
+                return row(shard, BadRow::NotTheTarget(step.to));
+            }
+        }
+        let changed = delta.groups.keys();
+        let gone: BTreeSet<Gid> = changed.copied().filter(|gid| !is_member(gid)).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for (shard, row) in (0..).map(ShardId).zip(self.rows()) {
+            let owner = delta.new_owner(shard).unwrap_or(row.owner);
+            let target = delta.new_target(shard).unwrap_or(row.target);
+            let owns = gone.contains(&owner) && !groups.contains_key(&owner);
+            if owns || gone.contains(&target) {
+                let gid = if owns { owner } else { target };
+                return Err(ConfigError::InUse { gid, shard });
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out the changes of rows, which [`Self::judge`] has allowed.
+    fn take(&mut self, delta: &ConfigDelta) {
+        for step in &delta.targets {
+            for shard in step.run.shards() {
+                let at = shard.0 as usize;
+                if let (Some(target), Some(change)) =
+                    (self.targets.get_mut(at), self.changes.get_mut(at))
+                {
+                    *target = step.to;
+                    change.target_since = delta.num;
+                }
+            }
+        }
+        for step in &delta.moves {
+            for shard in step.run.shards() {
+                let at = shard.0 as usize;
+                if let (Some(owner), Some(change)) =
+                    (self.owners.get_mut(at), self.changes.get_mut(at))
+                {
+                    *owner = step.to;
+                    change.previous = step.from;
+                    change.owner_since = delta.num;
+                }
+            }
+        }
     }
 
     /// Encodes as a record for the disk and the log.
@@ -241,13 +552,18 @@ impl ShardConfig {
         out.byte(VERSION)
             .number(self.num.0)
             .number(self.groups.len() as u64);
-        for (gid, addresses) in &self.groups {
-            out.number(gid.0);
-            encode_addresses(&mut out, addresses);
+        for (gid, group) in &self.groups {
+            encode_group(out.number(gid.0), group);
         }
-        out.number(self.owner_runs().count() as u64);
-        for (count, owner) in self.owner_runs() {
-            out.number(count.into()).number(owner.0);
+        let runs = self.row_runs();
+        out.number(runs.len() as u64);
+        for (count, row) in runs {
+            out.number(count.into())
+                .number(row.owner.0)
+                .number(row.owner_since.0)
+                .number(row.previous.0)
+                .number(row.target.0)
+                .number(row.target_since.0);
         }
         out.finish()
     }
@@ -260,136 +576,75 @@ impl ShardConfig {
         let mut groups = BTreeMap::new();
         for _ in 0..input.count("groups")? {
             let gid = Gid(input.number("gid")?);
-            groups.insert(gid, decode_addresses(&mut input)?);
+            groups.insert(gid, decode_group(&mut input)?);
         }
-        let mut owners = Vec::new();
-        for _ in 0..input.count("owner runs")? {
-            let count = input.number_u32("owner run")?;
-            owners.push((count, Gid(input.number("owner")?)));
+        let mut rows = Vec::new();
+        for _ in 0..input.count("rows")? {
+            let count = input.number_u32("row count")?;
+            let row = Assignment {
+                owner: Gid(input.number("owner")?),
+                owner_since: ConfigNum(input.number("owner since")?),
+                previous: Gid(input.number("owner before")?),
+                target: Gid(input.number("target")?),
+                target_since: ConfigNum(input.number("target since")?),
+            };
+            rows.push((count, row));
         }
         input.finish()?;
-        Self::new(num, groups, owners).map_err(|_| DecodeError::OutOfRange("configuration"))
+        Self::from_rows(num, groups, rows).map_err(|_| DecodeError::OutOfRange("configuration"))
     }
 }
 
-impl ConfigDelta {
-    /// Returns the delta from `before` to a configuration with these groups and owners.
-    pub fn between(
-        before: &ShardConfig,
-        groups: &BTreeMap<Gid, Vec<String>>,
-        owners: &[Gid],
-    ) -> Self {
-        let mut changed: BTreeMap<Gid, Option<Vec<String>>> = groups
-            .iter()
-            .filter(|(gid, addresses)| before.groups.get(gid) != Some(addresses))
-            .map(|(gid, addresses)| (*gid, Some(addresses.clone())))
-            .collect();
-        let left = before.groups.keys().filter(|gid| !groups.contains_key(gid));
-        changed.extend(left.map(|gid| (*gid, None)));
-        let mut moves: Vec<ShardMove> = Vec::new();
-        for ((shard, from), to) in (0..).map(ShardId).zip(&before.owners).zip(owners) {
-            if from == to {
-                continue;
-            }
-            match moves.last_mut() {
-                Some(last) if last.run.end() == shard && (last.from, last.to) == (*from, *to) => {
-                    last.run.count += 1;
-                }
-                _ => moves.push(ShardMove {
-                    run: ShardRun {
-                        first: shard,
-                        count: 1,
-                    },
-                    from: *from,
-                    to: *to,
-                }),
-            }
-        }
-        Self {
-            num: before.num.next(),
-            groups: changed,
-            moves,
-        }
-    }
-
-    /// Encodes as a record for the disk and the log.
-    pub fn encode(&self) -> Bytes {
-        let mut out = Writer::default();
-        out.byte(VERSION)
-            .number(self.num.0)
-            .number(self.groups.len() as u64);
-        for (gid, addresses) in &self.groups {
-            out.number(gid.0);
-            // An empty list means that the group left.
-            encode_addresses(&mut out, addresses.as_deref().unwrap_or_default());
-        }
-        out.number(self.moves.len() as u64);
-        for ShardMove { run, from, to } in &self.moves {
-            out.number(run.first.0.into())
-                .number(run.count.into())
-                .number(from.0)
-                .number(to.0);
-        }
-        out.finish()
-    }
-
-    /// Decodes the output of [`ConfigDelta::encode`].
-    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
-        let mut input = Reader::new(input);
-        known_version(&mut input, "configuration delta version")?;
-        let num = ConfigNum(input.number("configuration number")?);
-        let mut groups = BTreeMap::new();
-        for _ in 0..input.count("groups")? {
-            let gid = Gid(input.number("gid")?);
-            let addresses = decode_addresses(&mut input)?;
-            groups.insert(gid, (!addresses.is_empty()).then_some(addresses));
-        }
-        let mut moves = Vec::new();
-        for _ in 0..input.count("moves")? {
-            moves.push(ShardMove {
-                run: ShardRun {
-                    first: ShardId(input.number_u32("first shard")?),
-                    count: input.number_u32("shard count")?,
-                },
-                from: Gid(input.number("owner before")?),
-                to: Gid(input.number("owner")?),
-            });
-        }
-        input.finish()?;
-        let delta = Self { num, groups, moves };
-        delta
-            .check()
-            .map_err(|_| DecodeError::OutOfRange("configuration delta"))?;
-        Ok(delta)
-    }
-
-    /// Refuses a delta that no configuration could take.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        if self.num == ConfigNum(0) {
-            return Err(ConfigError::NumberZero);
-        }
-        for (gid, addresses) in &self.groups {
-            if *gid == Gid::NONE {
-                return Err(ConfigError::NoGroup);
-            }
-            if let Some(addresses) = addresses {
-                check_addresses(addresses)
-                    .map_err(|reason| ConfigError::Addresses { gid: *gid, reason })?;
-            }
-        }
-        let mut next = ShardId(0);
-        for ShardMove { run, from, to } in &self.moves {
-            let fits = run.first >= next && run.count > 0 && run.count <= MAX_SHARDS;
-            if !fits || run.end() > ShardId(MAX_SHARDS) || from == to || *to == Gid::NONE {
-                return Err(ConfigError::BadMove(run.first));
-            }
-            next = run.end();
-        }
-        Ok(())
+fn row(owner: Gid, target: Gid, change: &LastChange) -> Assignment {
+    Assignment {
+        owner,
+        owner_since: change.owner_since,
+        previous: change.previous,
+        target,
+        target_since: change.target_since,
     }
 }
 
-fn known_version(input: &mut Reader, what: &'static str) -> Result<(), DecodeError> {
+/// Refuses a step of shards that don't exist, or that don't all have its `from` in the column.
+fn check_run(column: &[Gid], step: &ShardMove) -> Result<(), ConfigError> {
+    let range = step.run.first.0 as usize..step.run.end().0 as usize;
+    let shards = column
+        .get(range)
+        .ok_or(ConfigError::BadMove(step.run.first))?;
+    if shards.iter().all(|it| *it == step.from) {
+        return Ok(());
+    }
+    Err(ConfigError::NotOwned {
+        first: step.run.first,
+        from: step.from,
+    })
+}
+
+/// Refuses a group that configuration `num` can't have.
+pub(crate) fn check_group(gid: Gid, group: &Group, num: ConfigNum) -> Result<(), ConfigError> {
+    if gid == Gid::NONE {
+        return Err(ConfigError::NoGroup);
+    }
+    if group.incarnation.0 > num.0 {
+        return Err(ConfigError::Incarnation(gid));
+    }
+    check_addresses(&group.addresses).map_err(|reason| ConfigError::Addresses { gid, reason })
+}
+
+pub(crate) fn encode_group(out: &mut Writer, group: &Group) {
+    encode_addresses(out, &group.addresses);
+    out.number(group.incarnation.0).byte(group.leaving.into());
+}
+
+pub(crate) fn decode_group(input: &mut Reader) -> Result<Group, DecodeError> {
+    Ok(Group {
+        addresses: decode_addresses(input)?,
+        incarnation: Incarnation(input.number("incarnation")?),
+        leaving: input.flag("leaving")?,
+    })
+}
+
+pub(crate) fn known_version(input: &mut Reader, what: &'static str) -> Result<(), DecodeError> {
     match input.byte(what)? {
         VERSION => Ok(()),
         value => Err(DecodeError::Unknown {
@@ -400,89 +655,4 @@ fn known_version(input: &mut Reader, what: &'static str) -> Result<(), DecodeErr
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addresses(gid: u64) -> Vec<String> {
-        (0..3).map(|node| format!("g{gid}-{node}:7000")).collect()
-    }
-
-    fn groups(gids: &[u64]) -> BTreeMap<Gid, Vec<String>> {
-        gids.iter()
-            .map(|gid| (Gid(*gid), addresses(*gid)))
-            .collect()
-    }
-
-    fn gids(owners: &[u64]) -> Vec<Gid> {
-        owners.iter().copied().map(Gid).collect()
-    }
-
-    #[test]
-    fn a_delta_leads_from_one_configuration_to_the_next() {
-        let mut config = ShardConfig::empty(6);
-        let first = ConfigDelta::between(&config, &groups(&[1, 2]), &gids(&[1, 1, 1, 2, 2, 2]));
-        assert_eq!(first.moves.len(), 2, "neighbours go together");
-        config.apply(&first).unwrap();
-        assert_eq!(config.num(), ConfigNum(1));
-        let second = ConfigDelta::between(&config, &groups(&[2, 3]), &gids(&[3, 3, 3, 2, 2, 2]));
-        assert_eq!(second.groups.get(&Gid(1)), Some(&None));
-        let mut next = config.clone();
-        next.apply(&second).unwrap();
-        assert_eq!(next.owners(), gids(&[3, 3, 3, 2, 2, 2]));
-        assert_eq!(next.owned_by(Gid(3)), ShardSet::all(3));
-        assert_eq!(
-            next.groups().keys().copied().collect::<Vec<_>>(),
-            gids(&[2, 3])
-        );
-        for config in [&config, &next] {
-            assert_eq!(ShardConfig::decode(config.encode()).as_ref(), Ok(config));
-        }
-        for delta in [first, second] {
-            assert_eq!(ConfigDelta::decode(delta.encode()).as_ref(), Ok(&delta));
-        }
-    }
-
-    #[test]
-    fn a_delta_that_does_not_fit_changes_nothing() {
-        let mut config = ShardConfig::empty(2);
-        let good = ConfigDelta::between(&config, &groups(&[1]), &gids(&[1, 1]));
-        let mut far = good.clone();
-        far.num = ConfigNum(7);
-        let mut outside = good.clone();
-        outside.moves[0].run.count = 3;
-        let mut foreign = good.clone();
-        foreign.moves[0].to = Gid(9);
-        let mut stolen = good.clone();
-        stolen.moves[0].from = Gid(5);
-        let mut nameless = good.clone();
-        nameless
-            .groups
-            .insert(Gid(4), Some(vec!["nowhere".to_owned()]));
-        for bad in [far, outside, foreign, stolen, nameless] {
-            assert!(config.apply(&bad).is_err(), "{bad:?}");
-            assert_eq!(config, ShardConfig::empty(2));
-        }
-        config.apply(&good).unwrap();
-        assert!(config.apply(&good).is_err(), "once only");
-    }
-
-    #[test]
-    fn bytes_that_are_cut_or_changed_never_panic() {
-        let mut config = ShardConfig::empty(6);
-        let delta = ConfigDelta::between(&config, &groups(&[1, 2]), &gids(&[1, 1, 1, 2, 2, 2]));
-        config.apply(&delta).unwrap();
-        for bytes in [config.encode(), delta.encode()] {
-            for cut in 0..bytes.len() {
-                assert!(ShardConfig::decode(bytes.slice(..cut)).is_err());
-                assert!(ConfigDelta::decode(bytes.slice(..cut)).is_err());
-                let mut changed = bytes.to_vec();
-                changed[cut] ^= 0xff;
-                let changed = Bytes::from(changed);
-                let _ = (
-                    ShardConfig::decode(changed.clone()),
-                    ConfigDelta::decode(changed),
-                );
-            }
-        }
-    }
-}
+mod tests;

@@ -33,6 +33,16 @@ id!(
     ConfigNum(u64), "{}"
 );
 id!(
+    /// Tells a group from earlier groups with the same gid: the number of the configuration in which it joined. A group that
+    /// joins again while it is leaving stays the same; one that joins after it was drained is another. So no incarnation of
+    /// a gid is ever used twice. Zero is no incarnation.
+    Incarnation(u64), "i{}"
+);
+id!(
+    /// The id of the journal of a moving shard: the index of the source's log entry that began it. Zero is no journal.
+    JournalId(u64), "j{}"
+);
+id!(
     /// The id of a shard: a number below the cluster's number of shards, which is fixed at creation.
     ShardId(u32), "s{}"
 );

@@ -49,6 +49,7 @@
 mod addresses;
 mod codec;
 mod config;
+mod config_delta;
 mod hash;
 mod ids;
 mod shard_set;
@@ -58,7 +59,10 @@ pub use addresses::{
     encode_addresses,
 };
 pub use codec::{DecodeError, Reader, Writer};
-pub use config::{ConfigDelta, ConfigError, MAX_GROUPS, MAX_SHARDS, ShardConfig, ShardMove};
+pub use config::{Assignment, BadRow, ConfigError, Group, MAX_GROUPS, MAX_SHARDS, ShardConfig};
+pub use config_delta::{ConfigDelta, ShardMove};
 pub use hash::{hash_key, hashed_part, shard_of};
-pub use ids::{ClientId, ClusterId, ConfigNum, Gid, LogTime, NodeId, Sequence, ShardId};
+pub use ids::{
+    ClientId, ClusterId, ConfigNum, Gid, Incarnation, JournalId, LogTime, NodeId, Sequence, ShardId,
+};
 pub use shard_set::{ShardRun, ShardSet};

@@ -119,9 +119,9 @@ impl Store for LiveStore {
         let view = async {
             let client = self.client(cluster)?;
             let controller = client.with_timeout(VIEW).controller();
-            let config = controller.query(None).await.map_err(|it| refusal(&it))?;
-            let mut view = view(&config);
-            if !config.is_settled(config.latest) {
+            let answer = controller.query(None).await.map_err(|it| refusal(&it))?;
+            let mut view = view(&answer);
+            if !(answer.is_settled(answer.latest) && answer.is_reached(answer.latest)) {
                 let client = client.with_timeout(MOVES);
                 let all = ShardSet::default();
                 let shards = client.shards(&all, false);
@@ -252,7 +252,7 @@ fn change(done: ConfigChange) -> Change {
 /// Converts the controllers' answer into a view, without the number of moving shards.
 fn view(answer: &ConfigView) -> View {
     let config = &answer.config;
-    let members: BTreeSet<u64> = config.groups().keys().map(|gid| gid.0).collect();
+    let members: BTreeSet<u64> = config.members().map(|gid| gid.0).collect();
     let mut shards: BTreeMap<u64, u32> = members.iter().map(|gid| (*gid, 0)).collect();
     for (count, owner) in config.owner_runs() {
         if let Some(sum) = shards.get_mut(&owner.0) {
@@ -273,7 +273,8 @@ fn view(answer: &ConfigView) -> View {
     }
 }
 
-/// Returns the number of shards that their owner in the configuration doesn't serve yet. All shards of a group that
+/// Returns the number of shards that their target doesn't serve yet: those with another owner, and those that their owner
+/// doesn't serve yet. All shards of a group that
 /// doesn't answer count, unless the controllers know that the group has settled.
 fn moving(answer: &ConfigView, reports: &BTreeMap<Gid, Result<GroupShards, Error>>) -> u32 {
     let config = &answer.config;
@@ -295,10 +296,12 @@ fn moving(answer: &ConfigView, reports: &BTreeMap<Gid, Result<GroupShards, Error
             _ => BTreeSet::new(),
         };
         let owners = (0..).map(ShardId).zip(config.owners());
-        let owned = owners.filter(|(_, owner)| **owner == it.gid);
+        let owned =
+            owners.filter(|(shard, owner)| **owner == it.gid && !config.row(*shard).is_moving());
         owned.filter(|(shard, _)| !serves.contains(shard)).count()
     });
-    u32::try_from(missing.sum::<usize>()).unwrap_or(u32::MAX)
+    let missing = u32::try_from(missing.sum::<usize>()).unwrap_or(u32::MAX);
+    missing.saturating_add(config.moving())
 }
 
 /// Returns true if the node that answered belongs to the part. Addresses outlive pods: a node of another group may

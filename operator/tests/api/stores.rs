@@ -149,17 +149,16 @@ impl Model {
     /// Returns the groups of the configuration, with the number of shards of each.
     pub(crate) fn members(&self) -> BTreeMap<u64, u32> {
         let latest = self.machine.latest();
-        let groups = latest.groups().keys();
-        let shards = |gid: &Gid| latest.owners().iter().filter(|it| *it == gid).count();
+        let groups = latest.members();
+        let shards = |gid: &Gid| latest.targets().iter().filter(|it| *it == gid).count();
         groups
-            .map(|gid| (gid.0, u32::try_from(shards(gid)).unwrap()))
+            .map(|gid| (gid.0, u32::try_from(shards(&gid)).unwrap()))
             .collect()
     }
 
     /// Returns a group's addresses in the configuration.
     pub(crate) fn addresses(&self, gid: u64) -> Vec<String> {
-        let groups = self.machine.latest();
-        groups.groups().get(&Gid(gid)).cloned().unwrap_or_default()
+        self.machine.latest().addresses(Gid(gid)).to_vec()
     }
 
     /// Returns the number of the latest configuration.

@@ -172,9 +172,9 @@ impl Worker {
             self.tell(News::Joined(joined)).await;
             return Ok(Next::Rest);
         }
-        let members = view.config.groups();
+        let members: BTreeSet<Gid> = view.config.members().collect();
         let leaving = plan.leaving.iter().copied();
-        let to_leave: Vec<Gid> = leaving.filter(|gid| members.contains_key(gid)).collect();
+        let to_leave: Vec<Gid> = leaving.filter(|gid| members.contains(gid)).collect();
         if !to_leave.is_empty() {
             controller.leave(&to_leave).await?;
             return Ok(Next::Again);

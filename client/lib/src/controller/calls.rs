@@ -123,7 +123,7 @@ impl ControllerCalls {
         let mut all: Vec<Arc<str>> = self.router.configured().collect();
         if let Some(config) = self.router.config() {
             // Nodes of groups forward the calls, in case none of the options' addresses is in use any more.
-            all.extend(config.groups().values().flatten().map(|it| short(it)));
+            all.extend(config.all_addresses().map(|it| short(it)));
         }
         let turn = place.turn % all.len().max(1);
         place.turn = place.turn.wrapping_add(1);

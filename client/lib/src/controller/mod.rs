@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use api::v1::GroupAddresses;
 use tokio::time::sleep;
-use types::{ClusterId, ConfigNum, Gid, ShardConfig, ShardId};
+use types::{ClusterId, ConfigNum, Gid, Incarnation, ShardConfig, ShardId};
 
 pub(crate) use self::calls::ControllerCalls;
 use self::calls::{ConfigAnswer, ConfigRequest};
@@ -61,8 +61,10 @@ pub struct ConfigView {
     pub oldest: ConfigNum,
     /// The id of the cluster: the same as long as the cluster lives.
     pub cluster_id: ClusterId,
-    /// The progress of every group that is part of the cluster, or has left and is not drained yet.
+    /// The progress of every group that is part of the cluster, leaving ones included.
     pub progress: Vec<GroupProgress>,
+    /// The last drained incarnation of each gid, for the groups that were drained last.
+    pub drained: BTreeMap<Gid, Incarnation>,
 }
 
 /// The progress of a group in following the configurations.
@@ -72,8 +74,8 @@ pub struct GroupProgress {
     pub gid: Gid,
     /// The configuration up to which the group has done its part: pulled, handed over and deleted shards.
     pub settled: ConfigNum,
-    /// The configuration in which the group left; `None` while it is part of the cluster.
-    pub left_in: Option<ConfigNum>,
+    /// The last configuration that gave the group a shard or took one from it.
+    pub due: ConfigNum,
 }
 
 /// The effect of a change of the configuration.
@@ -83,26 +85,28 @@ pub struct ConfigChange {
     pub num: ConfigNum,
     /// True if it changed anything.
     pub changed: bool,
-    /// The number of shards that get another owner.
+    /// The number of shards that get another target.
     pub moved_shards: u32,
 }
 
 impl ConfigView {
     /// Returns true if every group has done its part of all configurations up to `num`: every shard is at its owner, and no
-    /// former owner has data of it.
+    /// former owner has data of it. Shards may still have to go on to their targets: see [`ConfigView::is_reached`].
     pub fn is_settled(&self, num: ConfigNum) -> bool {
-        let due = |group: &GroupProgress| group.left_in.map_or(num, |left| left.min(num));
-        self.progress
-            .iter()
-            .all(|group| group.settled >= due(group))
+        self.progress.iter().all(|group| group.settled >= num)
     }
 
-    /// Returns true if a group is not part of the cluster and holds nothing that other groups still need.
+    /// Returns true if the targets that configurations up to `num` set are reached: the shards have these owners, and every
+    /// group has done its part.
+    pub fn is_reached(&self, num: ConfigNum) -> bool {
+        let last = self.config.reached_in(num);
+        last.is_some_and(|last| self.is_settled(last))
+    }
+
+    /// Returns true if the controllers know that a group left and holds nothing that other groups still need. Only this, and
+    /// never its absence, permits to delete its data.
     pub fn is_drained(&self, gid: Gid) -> bool {
-        let waits = |group: &GroupProgress| {
-            group.gid == gid && group.left_in.is_none_or(|left| group.settled < left)
-        };
-        !self.config.groups().contains_key(&gid) && !self.progress.iter().any(waits)
+        !self.config.groups().contains_key(&gid) && self.drained.contains_key(&gid)
     }
 }
 
@@ -127,14 +131,18 @@ impl Controller {
         let progress = answer.progress.into_iter().map(|it| GroupProgress {
             gid: Gid(it.gid),
             settled: ConfigNum(it.settled),
-            left_in: (it.left_in != 0).then_some(ConfigNum(it.left_in)),
+            due: ConfigNum(it.due),
         });
+        let drained = answer.drained.into_iter();
         Ok(ConfigView {
             config: api::config_from_wire(config).map_err(malformed)?,
             latest: ConfigNum(answer.latest),
             oldest: ConfigNum(answer.oldest),
             cluster_id: ClusterId(answer.cluster_id),
             progress: progress.collect(),
+            drained: drained
+                .map(|it| (Gid(it.gid), Incarnation(it.incarnation)))
+                .collect(),
         })
     }
 
@@ -145,11 +153,12 @@ impl Controller {
         let groups = groups.map(|(gid, addresses)| GroupAddresses {
             gid: gid.0,
             addresses,
+            ..GroupAddresses::default()
         });
         self.change(ConfigRequest::Join(groups.collect())).await
     }
 
-    /// Removes groups; their shards go to the other groups. The last group can't leave: [`Error::Conflict`].
+    /// Makes groups leave; their shards go to the other groups, and each is gone once it is drained. The last group can't leave: [`Error::Conflict`].
     pub async fn leave(&self, gids: &[Gid]) -> Result<ConfigChange, Error> {
         let gids = gids.iter().map(|gid| gid.0);
         self.change(ConfigRequest::Leave(gids.collect())).await
@@ -177,7 +186,7 @@ impl Controller {
         ConfigWatch::new(Arc::clone(&self.calls), after)
     }
 
-    /// Waits until every group has done its part of all configurations up to `num`, and calls `progress` a few times a second.
+    /// Waits until the targets that configurations up to `num` set are reached, and calls `progress` a few times a second.
     /// Has no deadline of its own: it fails only when a single query fails, with that error.
     pub async fn wait_settled(
         &self,
@@ -187,7 +196,7 @@ impl Controller {
         loop {
             let view = self.query(None).await?;
             progress(&view);
-            if view.is_settled(num) {
+            if view.is_reached(num) {
                 return Ok(view);
             }
             sleep(SETTLE_POLL).await;
@@ -206,12 +215,12 @@ fn malformed(what: impl std::fmt::Display) -> Error {
 mod tests {
     use super::*;
 
-    fn view(progress: &[(u64, u64, u64)]) -> ConfigView {
+    fn view(progress: &[(u64, u64)], drained: &[u64]) -> ConfigView {
         let groups = [(Gid(1), vec!["a:1".to_owned()])].into();
-        let progress = progress.iter().map(|&(gid, settled, left)| GroupProgress {
+        let progress = progress.iter().map(|&(gid, settled)| GroupProgress {
             gid: Gid(gid),
             settled: ConfigNum(settled),
-            left_in: (left != 0).then_some(ConfigNum(left)),
+            due: ConfigNum(0),
         });
         ConfigView {
             config: ShardConfig::new(ConfigNum(5), groups, [(4, Gid(1))]).unwrap(),
@@ -219,32 +228,31 @@ mod tests {
             oldest: ConfigNum(1),
             cluster_id: ClusterId(1),
             progress: progress.collect(),
+            drained: drained
+                .iter()
+                .map(|gid| (Gid(*gid), Incarnation(1)))
+                .collect(),
         }
     }
 
     #[test]
     fn a_configuration_is_settled_when_every_group_has_done_its_part() {
         for (progress, settled) in [
-            (&[(1, 5, 0)][..], true),
-            (&[(1, 4, 0)], false),
-            (&[(1, 5, 0), (2, 3, 4)], false),
-            (&[(1, 5, 0), (2, 4, 4)], true),
-            (&[(1, 9, 0), (2, 5, 9)], true),
+            (&[(1, 5)][..], true),
+            (&[(1, 4)], false),
+            (&[(1, 5), (2, 4)], false),
             (&[], true),
         ] {
-            let view = view(progress);
+            let view = view(progress, &[]);
             assert_eq!(view.is_settled(ConfigNum(5)), settled, "{progress:?}");
+            assert_eq!(view.is_reached(ConfigNum(5)), settled, "{progress:?}");
         }
     }
 
     #[test]
-    fn a_group_is_drained_when_it_left_and_holds_nothing_that_is_needed() {
-        assert!(
-            !view(&[(1, 5, 0)]).is_drained(Gid(1)),
-            "it is part of the cluster"
-        );
-        assert!(!view(&[(2, 3, 4)]).is_drained(Gid(2)));
-        assert!(view(&[(2, 4, 4)]).is_drained(Gid(2)));
-        assert!(view(&[]).is_drained(Gid(2)), "forgotten");
+    fn a_group_is_drained_only_if_the_controllers_say_so() {
+        assert!(!view(&[(1, 5)], &[1]).is_drained(Gid(1)), "it is back");
+        assert!(!view(&[], &[]).is_drained(Gid(2)), "absence proves nothing");
+        assert!(view(&[], &[2]).is_drained(Gid(2)));
     }
 }

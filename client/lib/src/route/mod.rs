@@ -412,7 +412,7 @@ impl Router {
     pub(crate) fn addresses(&self) -> BTreeSet<Arc<str>> {
         let mut all: BTreeSet<Arc<str>> = self.configured().collect();
         if let Some(config) = self.config() {
-            all.extend(config.groups().values().flatten().map(|it| short(it)));
+            all.extend(config.all_addresses().map(|it| short(it)));
         }
         let groups: Vec<Arc<Group>> = self.groups().values().cloned().collect();
         all.extend(groups.iter().flat_map(|group| group.learnt()));
@@ -424,7 +424,7 @@ impl Router {
         let Some(config) = self.config() else {
             return BTreeSet::new();
         };
-        let listed = config.groups().get(&gid).into_iter().flatten();
+        let listed = config.addresses(gid).iter();
         let listed = listed.map(|it| short(it));
         if config.groups().len() == 1 {
             listed.chain(self.configured()).collect()

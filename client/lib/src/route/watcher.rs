@@ -182,7 +182,7 @@ impl Watcher {
     fn candidates(&mut self) -> Vec<Arc<str>> {
         let mut all: Vec<Arc<str>> = self.options.addresses.iter().map(|it| short(it)).collect();
         if let Some(config) = self.current() {
-            all.extend(config.groups().values().flatten().map(|it| short(it)));
+            all.extend(config.all_addresses().map(|it| short(it)));
         }
         let turn = self.place.turn % all.len().max(1);
         all.rotate_left(turn);

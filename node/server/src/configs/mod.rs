@@ -174,7 +174,7 @@ impl Configs {
 
 /// Returns the number of changes in a step, in shard runs and groups.
 fn changes(delta: &ConfigDelta) -> usize {
-    delta.moves.len() + delta.groups.len()
+    delta.moves.len() + delta.targets.len() + delta.groups.len()
 }
 
 /// Drops the oldest steps beyond the bounds.

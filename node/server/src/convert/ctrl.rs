@@ -112,7 +112,16 @@ pub(crate) fn query_response(answer: &QueryAnswer, cluster: ClusterId) -> v1::Qu
             .map(|(gid, it)| v1::GroupProgress {
                 gid: gid.0,
                 settled: it.settled.0,
-                left_in: it.left_in.map_or(0, |num| num.0),
+                due: it.due.0,
+            })
+            .collect(),
+        drained: answer
+            .drained
+            .iter()
+            .map(|(gid, it)| v1::DrainedGroup {
+                gid: gid.0,
+                incarnation: it.incarnation.0,
+                gone_in: it.gone_in.0,
             })
             .collect(),
     }
@@ -145,7 +154,8 @@ fn ctrl_error(error: &CtrlError) -> ErrorDetail {
         CtrlError::AddressTaken { .. } | CtrlError::LastGroup | CtrlError::HistoryFull { .. } => {
             errors::conflict(error)
         }
-        CtrlError::TooManyGroups { .. } => errors::conflict(error),
+        CtrlError::TooManyGroups { .. } | CtrlError::Leaving(_) => errors::conflict(error),
+        CtrlError::TooManyCuts { .. } => errors::bad_request("cuts", error),
         CtrlError::SessionExpired => errors::session_expired(),
         // The controllers' clock catches up, so the same change succeeds later.
         CtrlError::SessionFromFuture { .. } => errors::unavailable(error, 1_000),
@@ -194,6 +204,7 @@ mod tests {
         let group = |gid| v1::GroupAddresses {
             gid,
             addresses: vec!["a:1".to_owned()],
+            ..v1::GroupAddresses::default()
         };
         let wire = |gids: [u64; 2]| v1::JoinRequest {
             groups: gids.map(group).to_vec(),

@@ -68,9 +68,9 @@ pub(crate) async fn open_session(
             .as_ref()
             .and_then(|it| it.config.groups().iter().next());
         match groups {
-            Some((gid, addresses)) => Ok(Destination {
+            Some((gid, group)) => Ok(Destination {
                 gid: *gid,
-                addresses: addresses.clone(),
+                addresses: group.addresses.clone(),
             }),
             None => Err(errors::unavailable("no group has joined yet", 1_000)),
         }
@@ -155,9 +155,9 @@ fn owner(forwarder: &Forwarder, shard: ShardId) -> Result<Destination, ErrorDeta
         return Ok(own_group(forwarder));
     }
     match config.groups().get(&gid) {
-        Some(addresses) => Ok(Destination {
+        Some(group) => Ok(Destination {
             gid,
-            addresses: addresses.clone(),
+            addresses: group.addresses.clone(),
         }),
         // No group owns it yet.
         None => Err(errors::wrong_group(config.num().0)),

@@ -221,7 +221,7 @@ impl CtrlService {
         let progress = config.groups().keys().map(|gid| v1::GroupProgress {
             gid: gid.0,
             settled: latest,
-            left_in: 0,
+            due: latest,
         });
         Ok(QueryResponse {
             progress: progress.collect(),
@@ -229,6 +229,7 @@ impl CtrlService {
             latest,
             oldest,
             cluster_id: cluster.0,
+            drained: Vec::new(),
         })
     }
 }

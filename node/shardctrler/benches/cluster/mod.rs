@@ -35,7 +35,12 @@ impl Cluster {
 
     /// Makes `gids` the groups, by joins or leaves, and rebalances.
     pub(crate) fn change(&mut self, gids: BTreeSet<Gid>) {
-        self.owners = rebalance(&self.owners, gids.iter().copied(), &BTreeSet::new());
+        self.owners = rebalance(
+            &self.owners,
+            &self.owners,
+            gids.iter().copied(),
+            &BTreeSet::new(),
+        );
         self.gids = gids;
     }
 }

@@ -16,10 +16,10 @@ use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
 use replica::{Applied, Applying, StateMachine, StateStore, Transaction};
 use shardctrler::{
-    Change, Command, Configs, CtrlError, Genesis, GroupKind, HistoryLimits, Query, QueryAnswer,
-    Response, SessionRef, Shardctrler,
+    Change, Command, Configs, CtrlError, Cut, Genesis, GroupKind, HistoryLimits, Query,
+    QueryAnswer, Response, SessionRef, Shardctrler,
 };
-use types::{ClientId, ConfigNum, Gid, LogTime, Sequence, ShardConfig, ShardId};
+use types::{ClientId, ConfigNum, Gid, JournalId, LogTime, Sequence, ShardConfig, ShardId};
 
 /// Small controllers, so that limits are reached.
 pub const GENESIS: Genesis = Genesis {
@@ -34,6 +34,8 @@ pub struct Replica {
     pub machine: Shardctrler,
     pub state: MemoryState,
     limits: HistoryLimits,
+    #[cfg(feature = "bugs")]
+    bug: Option<shardctrler::Bug>,
     pub time: u64,
 }
 
@@ -51,8 +53,19 @@ impl Replica {
             machine: Shardctrler::with_limits(limits),
             state,
             limits,
+            #[cfg(feature = "bugs")]
+            bug: None,
             time: 1_000_000,
         };
+        replica.restart();
+        replica
+    }
+
+    /// The same with a known bug.
+    #[cfg(feature = "bugs")]
+    pub fn with_bug(genesis: Genesis, limits: HistoryLimits, bug: shardctrler::Bug) -> Self {
+        let mut replica = Self::with_limits(genesis, limits);
+        replica.bug = Some(bug);
         replica.restart();
         replica
     }
@@ -60,6 +73,10 @@ impl Replica {
     /// Forgets all but the state.
     pub fn restart(&mut self) {
         self.machine = Shardctrler::with_limits(self.limits);
+        #[cfg(feature = "bugs")]
+        {
+            self.machine = std::mem::take(&mut self.machine).with_bug(self.bug);
+        }
         self.machine.reload(&self.state).unwrap();
     }
 
@@ -125,12 +142,17 @@ impl Replica {
         assert_eq!(self.apply(None, report(gid, settled)), Response::Reported);
     }
 
-    /// Lets every group that is waited for settle at the latest configuration.
+    /// Lets every group settle at the latest configuration, until that makes no further configuration.
     pub fn settle(&mut self) {
-        let latest = self.machine.latest().num().0;
-        let gids: Vec<Gid> = self.machine.progress().keys().copied().collect();
-        for gid in gids {
-            self.report(gid.0, latest);
+        loop {
+            let latest = self.machine.latest().num().0;
+            let gids: Vec<Gid> = self.machine.progress().keys().copied().collect();
+            for gid in gids {
+                self.report(gid.0, latest);
+            }
+            if self.machine.latest().num().0 == latest {
+                return;
+            }
         }
     }
 
@@ -161,6 +183,33 @@ impl Replica {
         match self.query(&query) {
             Response::Configs(configs) => configs,
             other => panic!("{query:?}: {other:?}"),
+        }
+    }
+
+    /// The cut of one shard as it is now, to its target.
+    pub fn cut_now(&self, shard: u32) -> (ShardId, Cut) {
+        let config = self.machine.latest();
+        let row = config.row(ShardId(shard));
+        let incarnation = |gid| config.groups()[&gid].incarnation;
+        let cut = Cut {
+            owner: row.owner,
+            owner_incarnation: incarnation(row.owner),
+            owner_since: row.owner_since,
+            target: row.target,
+            target_incarnation: incarnation(row.target),
+            target_since: row.target_since,
+            journal: JournalId(7),
+        };
+        (ShardId(shard), cut)
+    }
+
+    /// The shards that the cut cuts, and the latest configuration.
+    #[track_caller]
+    pub fn cut(&mut self, cuts: impl IntoIterator<Item = (ShardId, Cut)>) -> (u32, u64) {
+        let cuts = cuts.into_iter().collect();
+        match self.apply(None, Change::Cut { cuts }) {
+            Response::Cut { num, cut } => (cut, num.0),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -226,16 +275,16 @@ pub fn session(birth: u64, sequence: u64, acked_below: u64) -> Option<SessionRef
     })
 }
 
-/// Returns the number of shards of each of a configuration's groups.
+/// Returns the number of shards whose target is each of a configuration's groups that aren't leaving.
 pub fn counts(config: &ShardConfig) -> BTreeMap<Gid, usize> {
-    let mut counts: BTreeMap<Gid, usize> = config.groups().keys().map(|gid| (*gid, 0)).collect();
-    for owner in config.owners() {
-        *counts.entry(*owner).or_default() += 1;
+    let mut counts: BTreeMap<Gid, usize> = config.members().map(|gid| (gid, 0)).collect();
+    for target in config.targets() {
+        *counts.entry(*target).or_default() += 1;
     }
     counts
 }
 
-/// Every shard is owned by a group, and the groups' counts differ by at most one.
+/// Every shard's target is a group that isn't leaving, and the groups' counts differ by at most one.
 #[track_caller]
 pub fn assert_balanced(config: &ShardConfig) {
     let counts = counts(config);
@@ -244,7 +293,7 @@ pub fn assert_balanced(config: &ShardConfig) {
     assert!(most.unwrap() - least.unwrap() <= 1, "{counts:?}");
 }
 
-/// Returns the number of shards that change their owner.
+/// Returns the number of shards that change.
 pub fn moves(before: &[Gid], after: &[Gid]) -> usize {
     let pairs = before.iter().zip(after);
     pairs.filter(|(before, after)| before != after).count()

@@ -168,7 +168,7 @@ impl Configs {
                     self.doubt = Some(Doubt { full, proposed });
                     return Ok(());
                 }
-                Some((full.num(), full.groups().clone()))
+                Some((full.num(), addresses(&full)))
             }
             _ if !follows && self.begin.is_none() => Some((ConfigNum(0), BTreeMap::new())),
             _ => None,
@@ -311,6 +311,14 @@ impl Configs {
         let propose = || self.propose.why(now).map(|why| format!("own log: {why}"));
         fetch.or_else(propose)
     }
+}
+
+/// Returns the addresses of all groups, leaving ones included.
+fn addresses(config: &ShardConfig) -> BTreeMap<Gid, Vec<String>> {
+    let groups = config.groups().iter();
+    groups
+        .map(|(gid, group)| (*gid, group.addresses.clone()))
+        .collect()
 }
 
 /// Returns the reason that a proposal had no effect.

@@ -130,6 +130,7 @@ fn configure(num: u64, from: Gid, to: Gid) -> Step {
         delta: ConfigDelta {
             num: ConfigNum(num),
             groups: BTreeMap::new(),
+            targets: Vec::new(),
             moves: vec![ShardMove { run, from, to }],
         },
     }
@@ -324,6 +325,7 @@ fn a_configuration_of_more_shards_than_the_group_has_is_refused() {
         delta: ConfigDelta {
             num: ACCEPTED.next(),
             groups: BTreeMap::new(),
+            targets: Vec::new(),
             moves: vec![far],
         },
     };
@@ -403,6 +405,7 @@ fn leave(num: u64, gone: &[Gid]) -> Step {
         delta: ConfigDelta {
             num: ConfigNum(num),
             groups: gone.iter().map(|gid| (*gid, None)).collect(),
+            targets: Vec::new(),
             moves: Vec::new(),
         },
     }
@@ -426,7 +429,8 @@ fn addresses_are_kept_as_long_as_a_hand_off_needs_them() {
         controller: CONTROLLER,
         delta: ConfigDelta {
             num: ConfigNum(11),
-            groups: [(THIRD, Some(back.clone()))].into(),
+            groups: [(THIRD, Some(back.clone().into()))].into(),
+            targets: Vec::new(),
             moves: Vec::new(),
         },
     };

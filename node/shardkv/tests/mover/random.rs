@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
 use shardkv::{Chunk, Cursor, MoverOptions, ShardState, Step};
-use types::{ConfigDelta, ConfigNum, Gid, ShardId, ShardMove, ShardRun};
+use types::{ConfigDelta, ConfigNum, Gid, Group, ShardId, ShardMove, ShardRun};
 
 use crate::common::Random;
 use crate::stage::{SHARDS, Stage, configs, failed, key, part};
@@ -117,9 +117,15 @@ impl World {
             }
         }
         let num = ConfigNum(self.deltas.len() as u64 + 1);
-        let groups = (1..=GROUPS).map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")])));
+        let groups = (1..=GROUPS).map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")].into())));
         let groups = groups.filter(|_| num == ConfigNum(1)).collect();
-        self.deltas.push(ConfigDelta { num, groups, moves });
+        let targets = Vec::new();
+        self.deltas.push(ConfigDelta {
+            num,
+            groups,
+            targets,
+            moves,
+        });
     }
 
     /// One event, then a turn.
@@ -448,12 +454,13 @@ fn dead_sources_starve_nobody() {
 impl World {
     /// A first configuration in which others have all, and a second in which this group gets all.
     fn reconfigure_to(&mut self, moves: impl Fn(&Self, Option<Gid>) -> Vec<ShardMove>) {
-        let groups = (1..=GROUPS).map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")])));
-        let groups: BTreeMap<Gid, Option<Vec<String>>> = groups.collect();
+        let groups = (1..=GROUPS).map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")].into())));
+        let groups: BTreeMap<Gid, Option<Group>> = groups.collect();
         for (num, to) in [(1, None), (2, Some(Gid(1)))] {
             let delta = ConfigDelta {
                 num: ConfigNum(num),
                 groups: groups.clone(),
+                targets: Vec::new(),
                 moves: moves(self, to),
             };
             self.deltas.push(delta);

@@ -184,7 +184,7 @@ pub(crate) fn configs(full: Option<ShardConfig>, deltas: &[ConfigDelta]) -> Acti
 pub(crate) fn delta(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
     let gids = moves.iter().flat_map(|(_, _, from, to)| [*from, *to]);
     let gids = gids.filter(|gid| *gid != 0);
-    let groups = gids.map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")])));
+    let groups = gids.map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")].into())));
     let moves = moves.iter().map(|(first, count, from, to)| ShardMove {
         run: ShardRun {
             first: ShardId(*first),
@@ -196,6 +196,7 @@ pub(crate) fn delta(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
     ConfigDelta {
         num: ConfigNum(num),
         groups: groups.collect(),
+        targets: Vec::new(),
         moves: moves.collect(),
     }
 }

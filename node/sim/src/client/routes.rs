@@ -71,8 +71,7 @@ impl Routes {
     /// Returns the addresses of a group's nodes.
     pub(super) fn addresses(&self, gid: Gid, context: &ClientContext<'_>) -> Vec<String> {
         let config = self.config(context);
-        let addresses = config.as_ref().and_then(|it| it.groups().get(&gid));
-        addresses.cloned().unwrap_or_default()
+        config.map_or(Vec::new(), |it| it.addresses(gid).to_vec())
     }
 
     /// Queries a newer configuration, unless a query is in flight. `id` is the id of the query.

@@ -134,7 +134,7 @@ impl World {
         let progress = leader.machine().machine().as_ctrl()?.progress();
         let mut late = progress
             .iter()
-            .filter(|(_, progress)| progress.settled != latest || progress.left_in.is_some());
+            .filter(|(_, progress)| progress.settled != latest);
         let (gid, progress) = late.next()?;
         Some(format!(
             "the controllers have {progress:?} of {gid}, at {latest}"

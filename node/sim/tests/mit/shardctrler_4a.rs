@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shardctrler::{Change, Response};
 use shardkv_sim::scenario::Scenario;
-use types::{ConfigNum, Gid, ShardConfig, ShardId};
+use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet};
 
 use crate::shards::{SHARDS, Shards, gid, setting};
 
@@ -21,18 +21,23 @@ fn clerks(seed: u64, groups: usize, clerks: usize) -> Scenario {
 }
 
 fn moved(before: &ShardConfig, after: &ShardConfig) -> usize {
-    let pairs = before.owners().iter().zip(after.owners());
+    let pairs = before.targets().iter().zip(after.targets());
     pairs.filter(|(old, new)| old != new).count()
 }
 
 /// Checks that a group in both configurations keeps its shards on a leave, and gains none on a join.
 fn check_minimal(before: &ShardConfig, after: &ShardConfig) {
-    for gid in before.groups().keys() {
-        if !after.groups().contains_key(gid) {
+    let meant_for = |config: &ShardConfig, gid: Gid| -> ShardSet {
+        let shards = (0..).map(ShardId).zip(config.targets());
+        let shards = shards.filter(|(_, target)| **target == gid);
+        shards.map(|(shard, _)| shard).collect()
+    };
+    for gid in before.members() {
+        if !after.members().any(|it| it == gid) {
             continue;
         }
-        let (old, new) = (before.owned_by(*gid), after.owned_by(*gid));
-        let joined = after.groups().len() > before.groups().len();
+        let (old, new) = (meant_for(before, gid), meant_for(after, gid));
+        let joined = after.members().count() > before.members().count();
         let kept = if joined {
             new.shards().all(|shard| old.contains(shard))
         } else {
@@ -76,7 +81,7 @@ fn basic() {
     for shard in 0..SHARDS {
         let to = u64::from(shard >= SHARDS / 2);
         shards.move_shard(shard, to);
-        assert_eq!(shards.config().owner(ShardId(shard)), gid(to));
+        assert_eq!(shards.config().target(ShardId(shard)), gid(to));
     }
     shards.leave(&[1]);
     shards.check_shares(&[0]);

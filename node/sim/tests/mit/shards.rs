@@ -160,14 +160,16 @@ impl Shards {
         panic!("no controller answers");
     }
 
-    /// Checks that the shards are spread evenly over exactly these groups.
+    /// Checks that the targets of shards are spread evenly over exactly these groups.
     #[track_caller]
     pub(crate) fn check_shares(&self, numbers: &[u64]) {
         let config = self.config();
         let gids: BTreeSet<Gid> = numbers.iter().copied().map(gid).collect();
-        let joined: BTreeSet<Gid> = config.groups().keys().copied().collect();
+        let joined: BTreeSet<Gid> = config.members().collect();
         assert_eq!(joined, gids);
-        let shares: Vec<u64> = gids.iter().map(|gid| config.owned_by(*gid).len()).collect();
+        let targets = config.targets();
+        let share = |gid: &Gid| targets.iter().filter(|target| *target == gid).count() as u64;
+        let shares: Vec<u64> = gids.iter().map(share).collect();
         let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
         assert!(most - least <= 1, "{shares:?}");
         assert_eq!(shares.iter().sum::<u64>(), u64::from(SHARDS));

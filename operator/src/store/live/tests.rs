@@ -1,25 +1,36 @@
-use shardkv_client::{ClusterId, ConfigNum, GroupProgress, ShardConfig, ShardStatus};
+use shardkv_client::{ClusterId, ConfigNum, Group, GroupProgress, ShardConfig, ShardStatus};
 
 use super::*;
 use crate::build::tests::named;
 
-/// Returns a configuration from its number, runs of shards (count, owner), and progress of groups (gid, settled, left
-/// in).
-fn config_view(num: u64, owners: &[(u32, u64)], progress: &[(u64, u64, u64)]) -> ConfigView {
+/// Returns a configuration from its number, runs of shards (count, owner), and progress of groups (gid, settled, true if it is
+/// leaving).
+fn config_view(num: u64, owners: &[(u32, u64)], progress: &[(u64, u64, bool)]) -> ConfigView {
     let groups = owners.iter().filter(|(_, gid)| *gid != 0);
     let groups = groups.map(|(_, gid)| (Gid(*gid), vec![format!("g{gid}:1")]));
     let owners = owners.iter().map(|(count, gid)| (*count, Gid(*gid)));
-    let progress = progress.iter().map(|&(gid, settled, left)| GroupProgress {
+    let config = ShardConfig::new(ConfigNum(num), groups.collect(), owners).unwrap();
+    let mut groups = config.groups().clone();
+    for (gid, _, _) in progress.iter().filter(|(_, _, leaving)| *leaving) {
+        let leaving = Group {
+            leaving: true,
+            ..vec![format!("g{gid}:1")].into()
+        };
+        groups.insert(Gid(*gid), leaving);
+    }
+    let config = ShardConfig::from_rows(ConfigNum(num), groups, config.row_runs()).unwrap();
+    let progress = progress.iter().map(|&(gid, settled, _)| GroupProgress {
         gid: Gid(gid),
         settled: ConfigNum(settled),
-        left_in: (left != 0).then_some(ConfigNum(left)),
+        due: ConfigNum(0),
     });
     ConfigView {
-        config: ShardConfig::new(ConfigNum(num), groups.collect(), owners).unwrap(),
+        config,
         latest: ConfigNum(num),
         oldest: ConfigNum(0),
         cluster_id: ClusterId(1),
         progress: progress.collect(),
+        drained: BTreeMap::new(),
     }
 }
 
@@ -78,20 +89,16 @@ fn node(id: u64, role: Role, term: u64, leader: u64) -> NodeStatus {
 }
 
 #[test]
-fn the_view_leaves_out_drained_groups() {
+fn a_leaving_group_is_no_member_and_is_waited_for() {
     let answer = config_view(
         7,
         &[(5, 1), (2, 2), (1, 1)],
-        &[(1, 7, 0), (2, 6, 0), (3, 5, 6), (4, 6, 6)],
+        &[(1, 7, false), (2, 6, false), (3, 5, true)],
     );
     let view = view(&answer);
     assert_eq!(view.plan.num, 7);
     assert_eq!(view.plan.members, [1, 2].into());
-    assert_eq!(
-        view.plan.settled,
-        [(1, 7), (2, 6), (3, 5)].into(),
-        "4 is drained"
-    );
+    assert_eq!(view.plan.settled, [(1, 7), (2, 6), (3, 5)].into());
     assert_eq!(view.shards, [(1, 6), (2, 2)].into());
 }
 
@@ -103,7 +110,7 @@ fn a_store_that_no_group_has_joined_has_neither_members_nor_shards() {
 #[test]
 fn a_member_without_shards_is_a_member() {
     let groups = [Gid(1), Gid(2)].map(|gid| (gid, vec![format!("g{}:1", gid.0)]));
-    let mut answer = config_view(1, &[(8, 1)], &[(1, 1, 0), (2, 1, 0)]);
+    let mut answer = config_view(1, &[(8, 1)], &[(1, 1, false), (2, 1, false)]);
     answer.config = ShardConfig::new(ConfigNum(1), groups.into(), [(8, Gid(1))]).unwrap();
     assert_eq!(view(&answer).shards, [(1, 8), (2, 0)].into());
 }
@@ -113,7 +120,7 @@ fn a_shard_is_moving_until_its_new_owner_serves_it() {
     use ShardState::{Fenced, Owed, Pulling, Serving};
     // Each group owns four shards; group 2 joined in configuration 2.
     let owners = [(4, 1), (4, 2)];
-    let behind = config_view(2, &owners, &[(1, 1, 0), (2, 1, 0)]);
+    let behind = config_view(2, &owners, &[(1, 1, false), (2, 1, false)]);
     let pulls = group(2, &[(4, Serving), (5, Pulling)]);
     let gives = group(
         1,
@@ -137,7 +144,7 @@ fn a_shard_is_moving_until_its_new_owner_serves_it() {
     for (name, answer, reports, moving_now) in [
         (
             "all groups have settled",
-            config_view(2, &owners, &[(1, 2, 0), (2, 2, 0)]),
+            config_view(2, &owners, &[(1, 2, false), (2, 2, false)]),
             vec![],
             0,
         ),
@@ -162,13 +169,13 @@ fn a_shard_is_moving_until_its_new_owner_serves_it() {
         ("no group answers", behind, vec![], 8),
         (
             "only the new owner is behind",
-            config_view(2, &owners, &[(1, 2, 0), (2, 1, 0)]),
+            config_view(2, &owners, &[(1, 2, false), (2, 1, false)]),
             vec![pulls],
             3,
         ),
         (
-            "a group that left is behind; its shards move to the others",
-            config_view(3, &[(8, 1)], &[(1, 2, 0), (2, 2, 3)]),
+            "a group that leaves is behind; its shards move to the others",
+            config_view(3, &[(8, 1)], &[(1, 2, false), (2, 2, true)]),
             vec![group(1, &[(0, Serving)])],
             7,
         ),

@@ -145,7 +145,7 @@ impl Shardctrler for Node {
         let progress = |gid: &Gid| GroupProgress {
             gid: gid.0,
             settled: world.settled.get(gid).copied().unwrap_or(latest).0,
-            left_in: 0,
+            due: 0,
         };
         Ok(Response::new(QueryResponse {
             config: Some(api::config_to_wire(&world.config)),
@@ -153,6 +153,7 @@ impl Shardctrler for Node {
             oldest: world.oldest.num().0,
             cluster_id: CLUSTER,
             progress: world.config.groups().keys().map(progress).collect(),
+            drained: Vec::new(),
         }))
     }
 
@@ -160,7 +161,7 @@ impl Shardctrler for Node {
         self.thawed().await;
         let JoinRequest { groups, session } = request.into_inner();
         self.world().change(session, |world| {
-            let mut all = world.config.groups().clone();
+            let mut all = world.config.member_addresses();
             all.extend(groups.into_iter().map(|it| (Gid(it.gid), it.addresses)));
             world.spread(&all);
             Ok(())
@@ -174,7 +175,7 @@ impl Shardctrler for Node {
         self.thawed().await;
         let LeaveRequest { gids, session } = request.into_inner();
         self.world().change(session, |world| {
-            let mut all = world.config.groups().clone();
+            let mut all = world.config.member_addresses();
             all.retain(|gid, _| !gids.contains(&gid.0));
             if all.is_empty() {
                 return Err(api::error_status(&errors::conflict("the last group")));
@@ -195,7 +196,7 @@ impl Shardctrler for Node {
             session,
         } = request.into_inner();
         self.world().change(session, |world| {
-            let groups = world.config.groups().clone();
+            let groups = world.config.member_addresses();
             if !groups.contains_key(&Gid(gid)) {
                 return Err(api::error_status(&errors::not_found(Gid(gid))));
             }

@@ -164,14 +164,14 @@ impl Cluster {
     /// Makes a configuration in which the shards have these owners.
     pub(crate) fn assign(&self, owners: [u64; SHARDS as usize]) {
         let mut world = self.world();
-        let groups = world.config.groups().clone();
+        let groups = world.config.member_addresses();
         world.reconfigure(&groups, &owners.map(Gid));
     }
 
     /// Makes a configuration in which one group has left and another owns its shards.
     pub(crate) fn leave(&self, gone: Gid, to: Gid) {
         let mut world = self.world();
-        let mut groups = world.config.groups().clone();
+        let mut groups = world.config.member_addresses();
         groups.remove(&gone);
         let owners: Vec<Gid> = world.config.owners().to_vec();
         let owners: Vec<Gid> = owners

@@ -1,0 +1,133 @@
+//! Reads the machine's caches from the stored records.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use bytes::Bytes;
+use raft::StoreError;
+use replica::session::SessionTable;
+use replica::{StateReader, Table};
+use types::{ConfigDelta, DecodeError, Gid, LogTime, ShardConfig, ShardId};
+
+use crate::history::History;
+use crate::outcome::Outcome;
+use crate::{Drained, GroupProgress, keys};
+
+/// The most records, and the approximate bytes, of one read of a reload.
+const RELOAD_PAGE: (usize, usize) = (4_096, 1 << 20);
+
+pub(crate) fn load_history(state: &dyn StateReader, shards: u32) -> Result<History, StoreError> {
+    let oldest = match state.get(Table::Meta, keys::OLDEST)? {
+        Some(record) => ShardConfig::decode(record)
+            .map_err(|error| damaged("the oldest configuration", &error))?,
+        None if shards == 0 => return Ok(History::empty(0)),
+        None => ShardConfig::empty(shards),
+    };
+    if oldest.shards() != shards {
+        let what = format!(
+            "the oldest configuration has {} shards, the genesis {shards}",
+            oldest.shards()
+        );
+        return Err(StoreError::Damaged(what));
+    }
+    let mut deltas = Vec::new();
+    each(state, Table::Meta, keys::DELTAS, |key, record| {
+        let bytes = record.len();
+        let delta = ConfigDelta::decode(record).map_err(|error| damaged("a delta", &error))?;
+        if keys::split_u64(key) != Some(delta.num.0) {
+            return Err(malformed("a delta's"));
+        }
+        deltas.push((delta, bytes));
+        Ok(())
+    })?;
+    History::new(oldest, deltas)
+        .map_err(|error| StoreError::Damaged(format!("the configurations: {error}")))
+}
+
+pub(crate) fn load_progress(
+    state: &dyn StateReader,
+) -> Result<BTreeMap<Gid, GroupProgress>, StoreError> {
+    let mut progress = BTreeMap::new();
+    each(state, Table::Meta, keys::GROUPS, |key, record| {
+        let gid = keys::split_u64(key).ok_or_else(|| malformed("a group's"))?;
+        let record =
+            GroupProgress::decode(record).map_err(|error| damaged("a group's progress", &error))?;
+        progress.insert(Gid(gid), record);
+        Ok(())
+    })?;
+    Ok(progress)
+}
+
+pub(crate) fn load_drained(state: &dyn StateReader) -> Result<BTreeMap<Gid, Drained>, StoreError> {
+    let mut drained = BTreeMap::new();
+    each(state, Table::Meta, keys::DRAINED, |key, record| {
+        let gid = keys::split_u64(key).ok_or_else(|| malformed("a drained group's"))?;
+        let record = Drained::decode(record).map_err(|error| damaged("a drained group", &error))?;
+        drained.insert(Gid(gid), record);
+        Ok(())
+    })?;
+    Ok(drained)
+}
+
+pub(crate) fn load_last_cut(state: &dyn StateReader) -> Result<LogTime, StoreError> {
+    let Some(record) = state.get(Table::Meta, keys::LAST_CUT)? else {
+        return Ok(LogTime(0));
+    };
+    let time = keys::split_u64(&record);
+    time.map(LogTime)
+        .ok_or_else(|| StoreError::Damaged("the record of the last cut".to_owned()))
+}
+
+pub(crate) fn load_moved(state: &dyn StateReader) -> Result<BTreeSet<ShardId>, StoreError> {
+    let mut moved = BTreeSet::new();
+    each(state, Table::Meta, keys::MOVED, |key, _| {
+        let shard = keys::split_u32(key).ok_or_else(|| malformed("a moved shard's"))?;
+        moved.insert(ShardId(shard));
+        Ok(())
+    })?;
+    Ok(moved)
+}
+
+pub(crate) fn load_sessions(state: &dyn StateReader) -> Result<SessionTable<Outcome>, StoreError> {
+    let mut sessions = SessionTable::default();
+    each(state, Table::Sessions, &[], |key, record| {
+        let client = keys::split_session(key).ok_or_else(|| malformed("a session's"))?;
+        sessions
+            .load(client, record)
+            .map_err(|error| damaged("a session", &error))
+    })?;
+    Ok(sessions)
+}
+
+/// Reads all pairs whose keys start with `prefix`; the keys come without it.
+fn each(
+    state: &dyn StateReader,
+    table: Table,
+    prefix: &[u8],
+    mut take: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let (limit, max_bytes) = RELOAD_PAGE;
+    let mut after = Bound::Included(Bytes::copy_from_slice(prefix));
+    loop {
+        let bounds = (after.as_ref().map(Bytes::as_ref), Bound::Unbounded);
+        let page = state.scan(table, bounds, limit, max_bytes)?;
+        let Some((last, _)) = page.last() else {
+            return Ok(());
+        };
+        after = Bound::Excluded(last.clone());
+        for (key, record) in page {
+            let Some(rest) = key.strip_prefix(prefix) else {
+                return Ok(());
+            };
+            take(rest, record)?;
+        }
+    }
+}
+
+fn damaged(what: &str, error: &DecodeError) -> StoreError {
+    StoreError::Damaged(format!("the record of {what}: {error}"))
+}
+
+fn malformed(whose: &str) -> StoreError {
+    StoreError::Damaged(format!("{whose} key is malformed"))
+}
