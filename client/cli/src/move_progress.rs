@@ -13,7 +13,7 @@ use crate::output::grouped;
 use crate::output::size;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
-use shardkv_client::{ConfigNum, ConfigView, Gid, GroupProgress, ShardConfig, ShardId};
+use shardkv_client::{ConfigView, Gid, GroupProgress, ShardConfig, ShardId};
 
 /// The progress of the shards that change their owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

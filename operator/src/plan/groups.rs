@@ -8,12 +8,12 @@ use crate::crd::{GroupPhase, Retention};
 use crate::validate::Intent;
 
 /// State of a group; see the table of the module. Variants are in the order in which groups are kept when there are too
-/// many; the last two are never kept.
+/// many; the last three are never kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     /// In the configuration.
     Member,
-    /// Not in the configuration, with shards still to hand over.
+    /// Leaving, with shards still to hand over.
     Left,
     /// Never a member.
     New,
@@ -22,7 +22,10 @@ enum Standing {
     /// Marked as leaving before any group joined. A configuration without groups doesn't prove that the group is
     /// drained.
     Unborn,
-    /// Left, with nothing to hand over.
+    /// Marked as leaving, and unknown to controllers that know other groups: most likely it never joined. Nothing proves
+    /// that it is drained, so its volumes stay.
+    Unknown,
+    /// Left, with nothing to hand over: the controllers say so.
     Drained,
 }
 
@@ -145,9 +148,9 @@ fn standings(seen: &State, store: &Progress) -> BTreeMap<u64, Standing> {
         }
         match seen.sets.get(gid).map(|set| set.stage) {
             Some(Stage::New) => Standing::New,
-            // The last group never leaves, so a configuration without groups doesn't mean that this group is drained:
-            // the controllers may have lost their data.
-            Some(Stage::Leaving) if !store.members.is_empty() => Standing::Drained,
+            // The last group never leaves, so controllers that know no group may have lost their data.
+            Some(Stage::Leaving) if store.proves_drained(*gid) => Standing::Drained,
+            Some(Stage::Leaving) if !store.members.is_empty() => Standing::Unknown,
             Some(Stage::Leaving) if !seen.sets.values().any(|set| set.stage == Stage::Member) => {
                 Standing::Unborn
             }
@@ -211,6 +214,7 @@ impl Next<'_> {
             // The `StatefulSet` is already being deleted. A later round handles its absence.
             Some(set) if set.object.terminating => {}
             Some(set) if standing == Standing::Drained => self.remove(gid, set),
+            Some(set) if standing == Standing::Unknown => self.delete_group(gid, set),
             Some(set) if keep => self.retain(gid, standing, set),
             Some(set) => self.release(gid, standing, set),
         }
@@ -223,9 +227,8 @@ impl Next<'_> {
             .get(&gid)
             .is_some_and(|num| *num >= self.store.num);
         match (standing, keep) {
-            (Standing::Drained | Standing::Unborn, _) | (Standing::New, false) => {
-                GroupPhase::Removing
-            }
+            (Standing::Drained | Standing::Unknown | Standing::Unborn, _)
+            | (Standing::New, false) => GroupPhase::Removing,
             (Standing::New, true) => GroupPhase::Provisioning,
             (Standing::Left, _) | (Standing::Member, false) => GroupPhase::Draining,
             (Standing::Lost, _) => set.map_or(GroupPhase::Joining, guess),
@@ -269,12 +272,23 @@ impl Next<'_> {
     }
 
     fn remove(&mut self, gid: u64, set: &Set) {
-        if self.seen.recorded_gid < gid {
-            self.plan.actions.push(Action::RecordGid(gid));
-        }
+        self.record(gid);
         if self.seen.on_group_removal == Retention::Delete && self.seen.volumes.contains(&gid) {
             self.plan.actions.push(Action::DeleteVolumes(gid));
         }
+        self.delete_group(gid, set);
+    }
+
+    /// Records a gid before the objects that show it are deleted.
+    fn record(&mut self, gid: u64) {
+        let record = Action::RecordGid(gid);
+        if self.seen.recorded_gid < gid && !self.plan.actions.contains(&record) {
+            self.plan.actions.push(record);
+        }
+    }
+
+    fn delete_group(&mut self, gid: u64, set: &Set) {
+        self.record(gid);
         self.plan
             .actions
             .push(Action::DeleteGroup(gid, set.object.clone()));

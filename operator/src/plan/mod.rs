@@ -8,24 +8,24 @@
 //! [`Action`] is everything that a round may write: finalizers, objects, stages, volumes and requests to the
 //! controllers. Their order is part of the plan, and [`Action::needs`] says which of them a failed one blocks.
 //!
-//! The controllers' configuration is the source of truth for membership. It can't distinguish a group that never joined
-//! from one that has left and is drained. The [`Stage`], an annotation of the group's `StatefulSet`, distinguishes
-//! them:
+//! The controllers' configuration is the source of truth for membership. A group that it doesn't contain never joined, or
+//! left, or was forgotten. The controllers say explicitly which groups are drained; the [`Stage`], an annotation of the
+//! group's `StatefulSet`, tells the others apart:
 //!
-//! | in the configuration | left, not drained | stage | the group is |
+//! | in the configuration | drained | stage | the group is |
 //! |---|---|---|---|
 //! | yes | | any | a member |
-//! | no | yes | any | leaving, or joins again if it is wanted again |
-//! | no | no | new | new: joins when it has a leader |
-//! | no | no | leaving | drained: deleted |
-//! | no | no | member | *lost*: the controllers don't know it, though nobody asked it to leave |
+//! | as leaving | | any | leaving, or joins again if it is wanted again |
+//! | no | | new | new: joins when it has a leader |
+//! | no | yes | leaving | drained: deleted, with its volumes if the resource says so |
+//! | no | no | leaving | unknown, most likely it never joined: deleted, but its volumes stay |
+//! | no | | member | *lost*: the controllers don't know it, though nobody asked it to leave |
 //!
 //! # Safety rules
 //!
-//! - The operator deletes a group's objects and volumes only after the group was marked as leaving, the configuration
-//!   doesn't name it, it has nothing left to hand over, and other groups are members. Controllers that lost their disks
-//!   know no groups, so a configuration without groups proves nothing, and a lost group stops all changes until a
-//!   person intervenes.
+//! - The operator deletes a group's volumes only after the group was marked as leaving and the controllers call it drained.
+//!   A group's absence from the configuration proves nothing. Controllers that lost their disks know no groups: then
+//!   a lost group stops all changes until a person intervenes.
 //! - The last group never leaves: a group is asked to leave only when all groups that are to stay are members with a
 //!   leader, and at least one is to stay.
 //! - A gid is never reused. The next gid is above the greatest one visible anywhere (`StatefulSet`s, volumes,

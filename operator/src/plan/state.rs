@@ -98,17 +98,23 @@ pub struct Set {
 pub struct Progress {
     /// The configuration's number.
     pub num: u64,
-    /// The groups in the configuration.
+    /// The groups in the configuration that aren't leaving.
     pub members: BTreeSet<u64>,
-    /// The latest configuration that each group has fully carried out. Covers members, and groups that left and aren't
-    /// drained.
+    /// The latest configuration that each group has fully carried out. Covers members, and groups that are leaving.
     pub settled: BTreeMap<u64, u64>,
+    /// The groups that the controllers explicitly call drained.
+    pub drained: BTreeSet<u64>,
 }
 
 impl Progress {
-    /// Returns true if the controllers prove that a group holds nothing: the configuration doesn't name it, and it has
-    /// nothing left to hand over. Controllers that know no group have lost their data, so they prove nothing.
+    /// Returns true if the group is part of the configuration, as a member or as leaving.
+    pub fn knows(&self, gid: u64) -> bool {
+        self.members.contains(&gid) || self.settled.contains_key(&gid)
+    }
+
+    /// Returns true if the controllers say that a group is drained: it left and holds nothing. Its absence alone proves
+    /// nothing: the controllers may have forgotten it.
     pub fn proves_drained(&self, gid: u64) -> bool {
-        !self.members.is_empty() && !self.members.contains(&gid) && !self.settled.contains_key(&gid)
+        self.drained.contains(&gid) && !self.knows(gid)
     }
 }

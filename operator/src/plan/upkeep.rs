@@ -1,7 +1,7 @@
 //! Planning of upkeep: the objects to bring up to date, and those to sweep.
 
 use super::action::{Action, Plan};
-use super::state::{Object, Progress, State};
+use super::state::{Object, State};
 use crate::parts::{Component, Kind};
 use crate::validate::Intent;
 
@@ -52,9 +52,7 @@ pub(super) fn strays(seen: &State, is_created: impl Fn(u64) -> bool) -> Vec<Acti
         Component::Controller => deleting && seen.controllers.is_none(),
         Component::Group(gid) if seen.sets.contains_key(&gid) => false,
         Component::Group(gid) => {
-            let needed =
-                |store: &Progress| store.members.contains(&gid) || store.settled.contains_key(&gid);
-            let unneeded = seen.store.as_ref().is_some_and(|store| !needed(store));
+            let unneeded = seen.store.as_ref().is_some_and(|store| !store.knows(gid));
             deleting || (unneeded && !is_created(gid))
         }
     };

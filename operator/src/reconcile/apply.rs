@@ -20,7 +20,7 @@ use super::wanted::{Comparison, Wanted, is_owned_by};
 use crate::build::{STAGE_ANNOTATION, names};
 use crate::crd::{ShardKvCluster, ShardKvClusterStatus};
 use crate::parts::{Component, Kind};
-use crate::plan::{Object, Stage};
+use crate::plan::{Object, Progress, Stage};
 use crate::store::Store;
 use crate::validate::{Desired, Intent};
 
@@ -110,11 +110,18 @@ impl<'a, S: Store> Writer<'a, S> {
                 return Ok(Written::Configured(change));
             }
             Write::Confirm(part) => {
-                self.confirm_deletable(part, None).await?;
+                let drained = |view: &Progress, gid| view.proves_drained(gid);
+                self.confirm_deletable(part, None, drained).await?;
                 return Ok(Written::Unchanged);
             }
             Write::DeleteSet(part, planned) => {
-                let live = self.confirm_deletable(part, Some(&planned)).await?;
+                // The volumes of a group that the controllers don't know stay.
+                let unneeded = |view: &Progress, gid| {
+                    view.proves_drained(gid) || (!view.members.is_empty() && !view.knows(gid))
+                };
+                let live = self
+                    .confirm_deletable(part, Some(&planned), unneeded)
+                    .await?;
                 self.objects.delete(Kind::Set, &live, true).await?;
             }
             Write::Delete(kind, live) => self.objects.delete(kind, &live, false).await?,
@@ -160,11 +167,12 @@ impl<'a, S: Store> Writer<'a, S> {
     }
 
     /// Re-reads a part's `StatefulSet`. Returns it if it is still the planned one and, unless the cluster is being
-    /// deleted, if the controllers still report that the group holds nothing.
+    /// deleted, if the controllers' present view still allows it.
     async fn confirm_deletable(
         &self,
         part: Component,
         planned: Option<&Object>,
+        allows: impl Fn(&Progress, u64) -> bool,
     ) -> Result<DynamicObject, Failure> {
         let cluster = &self.desired.cluster;
         let name = names::part(cluster, part);
@@ -179,8 +187,8 @@ impl<'a, S: Store> Writer<'a, S> {
             return Ok(live);
         }
         let view = bounded(self.context.store.view(cluster)).await?.plan;
-        let drained = part.gid().is_some_and(|gid| view.proves_drained(gid));
-        if drained && stage(&live) == Stage::Leaving {
+        let allowed = part.gid().is_some_and(|gid| allows(&view, gid));
+        if allowed && stage(&live) == Stage::Leaving {
             Ok(live)
         } else {
             Err(Failure::Race)

@@ -86,6 +86,7 @@ mod tests {
                 num,
                 members: [1, 2].into(),
                 settled: settled.iter().copied().collect(),
+                drained: BTreeSet::new(),
             },
             shards: BTreeMap::new(),
             moving,

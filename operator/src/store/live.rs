@@ -126,7 +126,7 @@ impl Store for LiveStore {
                 let all = ShardSet::default();
                 let shards = client.shards(&all, false);
                 let shards = timeout(MOVES, shards).await.unwrap_or_default();
-                view.moving = moving(&config, &shards);
+                view.moving = moving(&answer, &shards);
             }
             Ok(view)
         };
@@ -259,14 +259,15 @@ fn view(answer: &ConfigView) -> View {
             *sum += count;
         }
     }
-    // The controllers may list a drained group for a while.
-    let busy = answer.progress.iter();
-    let busy = busy.filter(|it| !answer.is_drained(it.gid));
+    let progress = answer.progress.iter();
+    let drained = answer.drained.keys().copied();
+    let drained = drained.filter(|gid| answer.is_drained(*gid));
     View {
         plan: plan::Progress {
             num: config.num().0,
             members,
-            settled: busy.map(|it| (it.gid.0, it.settled.0)).collect(),
+            settled: progress.map(|it| (it.gid.0, it.settled.0)).collect(),
+            drained: drained.map(|gid| gid.0).collect(),
         },
         shards,
         moving: 0,
@@ -274,8 +275,7 @@ fn view(answer: &ConfigView) -> View {
 }
 
 /// Returns the number of shards that their target doesn't serve yet: those with another owner, and those that their owner
-/// doesn't serve yet. All shards of a group that
-/// doesn't answer count, unless the controllers know that the group has settled.
+/// doesn't serve yet. All shards of a group that doesn't answer count, unless the controllers know that the group has settled.
 fn moving(answer: &ConfigView, reports: &BTreeMap<Gid, Result<GroupShards, Error>>) -> u32 {
     let config = &answer.config;
     let behind = answer.progress.iter();

@@ -176,6 +176,7 @@ impl Model {
                 num: self.num(),
                 members: self.members().into_keys().collect(),
                 settled: progress.map(|(gid, it)| (gid.0, it.settled.0)).collect(),
+                drained: self.machine.drained().keys().map(|gid| gid.0).collect(),
             },
             shards: self.members(),
             moving: u32::try_from(moving).unwrap(),

@@ -50,8 +50,24 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> St
             num: 5,
             members: members.iter().copied().collect(),
             settled: settled.iter().copied().collect(),
+            drained: BTreeSet::new(),
         }),
     }
+}
+
+/// The same, where volumes of removed groups are to be deleted and each group has some.
+fn delete_volumes(mut world: State) -> State {
+    world.on_group_removal = Retention::Delete;
+    world.volumes = world.sets.keys().copied().collect();
+    world
+}
+
+/// The same, with groups that the controllers call drained.
+fn drained(mut world: State, gids: &[u64]) -> State {
+    if let Some(store) = &mut world.store {
+        store.drained = gids.iter().copied().collect();
+    }
+    world
 }
 
 /// Formats phases and actions, without updates of existing objects.
@@ -105,9 +121,11 @@ fn each_row_of_the_table() {
         ("it hands over", world(1, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => "),
         ("it is wanted again before it left", world(2, "1 member, 2 leaving", &[1, 2], two), "1 Serving, 2 Serving => mark 2 member"),
         ("and after", world(2, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => join [2]"),
-        ("drained", world(1, "1 member, 2 leaving", &[1], member), "1 Serving, 2 Removing => delete 2 2"),
-        ("drained, and wanted again too late", world(2, "1 member, 2 leaving", &[1], member), "1 Serving, 2 Removing => delete 2 2, create 10 new"),
-        ("its gid is recorded first", world(1, "1 member, 12 leaving", &[1], member), "1 Serving, 12 Removing => record 12, delete 12 12"),
+        ("drained", drained(world(1, "1 member, 2 leaving", &[1], member), &[2]), "1 Serving, 2 Removing => delete 2 2"),
+        ("drained, and wanted again too late", drained(world(2, "1 member, 2 leaving", &[1], member), &[2]), "1 Serving, 2 Removing => delete 2 2, create 10 new"),
+        ("its gid is recorded first", drained(world(1, "1 member, 12 leaving", &[1], member), &[12]), "1 Serving, 12 Removing => record 12, delete 12 12"),
+        ("absence doesn't prove that it is drained", delete_volumes(world(1, "1 member, 2 leaving", &[1], member)), "1 Serving, 2 Removing => delete 2 2"),
+        ("if it is drained, its volumes go", drained(delete_volumes(world(1, "1 member, 2 leaving", &[1], member)), &[2]), "1 Serving, 2 Removing => delete volumes 2, delete 2 2"),
         ("what is being deleted is waited for", world(1, "1 member, 2 leaving~", &[1], member), "1 Serving, 2 Removing => "),
         ("new ones go before members", world(2, "1 member, 2 member, 3 new", &[1, 2], two), "1 Serving, 2 Serving, 3 Removing => mark 3 leaving"),
         ("a member that leaves goes before one that doesn't", world(1, "1 leaving, 2 member", &[1, 2], two), "1 Draining, 2 Serving => leave [1]"),

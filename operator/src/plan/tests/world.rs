@@ -84,9 +84,8 @@ impl World {
     /// Performs an action; panics if the operator must never ask for it.
     fn act(&mut self, action: &Action) {
         let deleting = self.seen.intent == Intent::Delete;
-        let empty = |world: &Self, gid: &u64| {
-            !world.store.members.contains(gid) && !world.store.settled.contains_key(gid)
-        };
+        let empty = |world: &Self, gid: &u64| !world.store.knows(*gid);
+        let drained = |world: &Self, gid: &u64| world.store.proves_drained(*gid);
         match action {
             Action::RecordGid(gid) => self.seen.recorded_gid = self.seen.recorded_gid.max(*gid),
             Action::CreateControllers => {
@@ -115,7 +114,7 @@ impl World {
             Action::Join(_) | Action::Leave(_) => self.ask(action),
             Action::DeleteVolumes(gid) => {
                 assert!(
-                    deleting || empty(self, gid),
+                    deleting || drained(self, gid),
                     "the volumes of {gid} hold data"
                 );
                 self.seen.volumes.remove(gid);
@@ -206,13 +205,18 @@ impl World {
         if !self.frozen {
             let num = self.store.num;
             let (sets, members) = (&self.seen.sets, &self.store.members);
+            let drained = &mut self.store.drained;
             self.store.settled.retain(|gid, settled| {
                 *settled = if sets.contains_key(gid) {
                     num
                 } else {
                     *settled
                 };
-                members.contains(gid) || *settled < num
+                let stays = members.contains(gid) || *settled < num;
+                if !stays {
+                    drained.insert(*gid);
+                }
+                stays
             });
         }
         self.seen.store = self.seen.controllers.is_some().then(|| self.store.clone());
