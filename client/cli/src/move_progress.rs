@@ -191,8 +191,9 @@ impl MoveProgressBar {
 
 #[cfg(test)]
 mod tests {
+    use shardkv_client::{ConfigDelta, ConfigNum};
+
     use super::*;
-    use shardkv_client::ConfigDelta;
 
     fn config(num: u64, owners: &[(u32, u64)]) -> ShardConfig {
         let groups = owners

@@ -132,7 +132,7 @@ impl Model {
         &mut self,
         change: &Change,
         response: &Response,
-        now: Arc<ShardConfig>,
+        now: &Arc<ShardConfig>,
         oldest: u64,
     ) {
         let before = Arc::clone(self.configs.last().unwrap());
@@ -140,7 +140,7 @@ impl Model {
             Ok(groups) => groups,
             Err(error) => {
                 assert_eq!(*response, Response::Refused(error), "{change:?}");
-                assert_eq!(now, before);
+                assert_eq!(*now, before);
                 return;
             }
         };
@@ -161,7 +161,7 @@ impl Model {
                 moved_shards: 0,
             };
             assert_eq!(*response, same, "{change:?}");
-            assert_eq!(now, before);
+            assert_eq!(*now, before);
             return;
         }
         if let Response::Refused(CtrlError::HistoryFull {
@@ -176,7 +176,7 @@ impl Model {
             assert_eq!(self.waited[waits_for].0, settled.0);
             assert_eq!((oldest, *limit), (settled.0, LIMITS.max));
             assert_eq!(self.num() - oldest, LIMITS.max);
-            assert_eq!(now, before);
+            assert_eq!(*now, before);
             return;
         }
         let moved = common::moves(before.targets(), now.targets());
@@ -196,9 +196,9 @@ impl Model {
                 assert_eq!(moved, 1);
             }
             _ if before.members().eq(members(&groups)) => assert_eq!(moved, 0),
-            _ => assert_balanced(&now),
+            _ => assert_balanced(now),
         }
-        self.take(&groups, &now, None);
+        self.take(&groups, now, None);
     }
 
     /// Checks that the owners of the next configuration are those of shards at rest, or those of `cut` alone; and that the groups
@@ -251,18 +251,17 @@ impl Model {
                 "{gid} stays too long"
             );
             assert_eq!((&group.addresses, group.leaving), (addresses, *leaving));
-            match before.groups().get(gid) {
-                Some(known) => assert_eq!(group.incarnation, known.incarnation),
-                None => {
-                    assert_eq!(group.incarnation, Incarnation(num.0));
-                    assert!(
-                        self.lives
-                            .entry(*gid)
-                            .or_default()
-                            .insert(group.incarnation)
-                    );
-                    self.waited.insert(*gid, (num.0 - 1, num.0 - 1));
-                }
+            if let Some(known) = before.groups().get(gid) {
+                assert_eq!(group.incarnation, known.incarnation);
+            } else {
+                assert_eq!(group.incarnation, Incarnation(num.0));
+                assert!(
+                    self.lives
+                        .entry(*gid)
+                        .or_default()
+                        .insert(group.incarnation)
+                );
+                self.waited.insert(*gid, (num.0 - 1, num.0 - 1));
             }
         }
         assert!(now.groups().keys().all(|gid| groups.contains_key(gid)));
@@ -398,7 +397,7 @@ impl Model {
         // Carried out before the history was let go: what it was then doesn't matter, only that it was full.
         let oldest = replica.machine.oldest().0;
         let Some(session) = command.session else {
-            self.carry_out(&command.change, response, now, oldest);
+            self.carry_out(&command.change, response, &now, oldest);
             return "executed";
         };
         let name = (session.client, session.sequence);
@@ -417,7 +416,7 @@ impl Model {
             assert_eq!(now.as_ref(), self.latest());
             return "replayed";
         }
-        self.carry_out(&command.change, response, now, oldest);
+        self.carry_out(&command.change, response, &now, oldest);
         self.answered.insert(name, response.clone());
         match response {
             Response::Refused(CtrlError::HistoryFull { .. }) => "full",

@@ -440,7 +440,7 @@ impl ShardConfig {
         delta.check()?;
         let mut groups = (!delta.groups.is_empty()).then(|| self.groups.clone());
         if let Some(groups) = &mut groups {
-            self.change_groups(groups, delta)?;
+            change_groups(groups, delta)?;
         }
         let after = groups.as_ref().unwrap_or(&self.groups);
         self.judge(delta, after)?;
@@ -449,32 +449,6 @@ impl ShardConfig {
         }
         self.num = delta.num;
         self.take(delta);
-        Ok(())
-    }
-
-    /// Takes the delta's changes over into a copy of the groups.
-    fn change_groups(
-        &self,
-        groups: &mut BTreeMap<Gid, Group>,
-        delta: &ConfigDelta,
-    ) -> Result<(), ConfigError> {
-        for (gid, group) in &delta.groups {
-            let known = match group {
-                Some(group) => groups.insert(*gid, group.clone()),
-                None => groups.remove(gid),
-            };
-            let same =
-                |known: &Group| group.as_ref().map(|it| it.incarnation) == Some(known.incarnation);
-            if group.is_none() && known.is_none() {
-                return Err(ConfigError::UnknownGroup(*gid));
-            }
-            if group.is_some() && !known.as_ref().is_none_or(same) {
-                return Err(ConfigError::Incarnation(*gid));
-            }
-        }
-        if groups.len() > MAX_GROUPS {
-            return Err(ConfigError::TooManyGroups);
-        }
         Ok(())
     }
 
@@ -603,6 +577,31 @@ fn row(owner: Gid, target: Gid, change: &LastChange) -> Assignment {
         target,
         target_since: change.target_since,
     }
+}
+
+/// Takes the delta's changes over into a copy of the groups.
+fn change_groups(
+    groups: &mut BTreeMap<Gid, Group>,
+    delta: &ConfigDelta,
+) -> Result<(), ConfigError> {
+    for (gid, group) in &delta.groups {
+        let known = match group {
+            Some(group) => groups.insert(*gid, group.clone()),
+            None => groups.remove(gid),
+        };
+        let same =
+            |known: &Group| group.as_ref().map(|it| it.incarnation) == Some(known.incarnation);
+        if group.is_none() && known.is_none() {
+            return Err(ConfigError::UnknownGroup(*gid));
+        }
+        if group.is_some() && !known.as_ref().is_none_or(same) {
+            return Err(ConfigError::Incarnation(*gid));
+        }
+    }
+    if groups.len() > MAX_GROUPS {
+        return Err(ConfigError::TooManyGroups);
+    }
+    Ok(())
 }
 
 /// Refuses a step of shards that don't exist, or that don't all have its `from` in the column.
