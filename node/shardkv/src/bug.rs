@@ -89,7 +89,7 @@ pub enum Bug {
 
 impl Bug {
     /// All bugs that the server's use of this crate can show.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 16] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
         Self::SessionsStayBehind,
@@ -99,16 +99,19 @@ impl Bug {
         Self::ConfigNumAtLeast,
         Self::FenceNotLogged,
         Self::FencedShardServesReads,
-        Self::QueueKeepsNewestOnly,
         Self::DeleteBeforeInstall,
         Self::DeleteSentOnce,
         Self::DeadGroupFreezesAll,
         Self::PullingGroupServesNoPulls,
-        Self::LeftTakenForDrained,
         Self::LateAnswerTaken,
         Self::HintFollowedForEver,
         Self::LostAnswerKeepsSlot,
     ];
+
+    /// The bugs that need configurations which the controllers no longer make: a second change of an owner before the first is
+    /// settled, or a group that is gone before it is drained. Tests of this crate put them back.
+    pub const OF_OLDER_CONTROLLERS: [Self; 2] =
+        [Self::QueueKeepsNewestOnly, Self::LeftTakenForDrained];
 
     /// The bugs of journals, which nothing in the server uses yet.
     pub const OF_JOURNALS: [Self; 10] = [

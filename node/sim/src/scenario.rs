@@ -476,7 +476,7 @@ impl Scenario {
         if self.genesis.max_sessions_per_shard < 100 {
             // The table has room again when sessions expire. A short lifetime keeps the liveness phase from waiting.
             self.genesis.session_ttl_ms = self.genesis.session_ttl_ms.min(2_000);
-            let least = small(3 * self.clients as u64 + 1);
+            let least = small(4 * self.clients as u64 + 1);
             self.genesis.max_sessions_per_shard = self.genesis.max_sessions_per_shard.max(least);
         }
         if self.client.padding > 0 {

@@ -1,7 +1,7 @@
 //! Lab 5 of 2025: the same tests under their new names, and controllers that fail during a change.
 
 use shardkv_sim::scenario::Scenario;
-use types::{ConfigNum, Gid};
+use types::{ConfigNum, Gid, Incarnation};
 
 use crate::shards::{Shards, busy, setting, unreliable};
 
@@ -180,7 +180,15 @@ fn recovery_of_the_controllers_half_way_5b() {
         shards.run_ms(300);
         shards.script.start_group(Gid::NONE).unwrap();
         shards.settle();
-        assert_eq!(shards.config().num(), ConfigNum(2));
+        let config = shards.config();
+        for gid in [Gid(2), Gid(3)] {
+            let joined = config.groups().get(&gid).map(|group| group.incarnation);
+            assert_eq!(
+                joined,
+                Some(Incarnation(2)),
+                "{gid} joined once, in configuration 2"
+            );
+        }
         shards.check_shares(&[0, 1, 2]);
         shards.check_all();
         shards.finish();
