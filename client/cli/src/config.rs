@@ -413,15 +413,22 @@ fn map_json(map: &ConfigView) -> Value {
 
 /// A run of neighbouring shards with the same owner and target.
 fn owners_json(config: &ShardConfig) -> Vec<Value> {
-    let mut first = 0;
-    let mut runs = Vec::new();
+    let mut runs: Vec<(u32, Gid, Gid)> = Vec::new();
     for (count, row) in config.row_runs() {
-        let gid = (row.owner != Gid::NONE).then_some(row.owner.0);
-        let target = (row.target != Gid::NONE).then_some(row.target.0);
-        runs.push(json!({"first": first, "count": count, "gid": gid, "target": target}));
-        first += count;
+        match runs.last_mut() {
+            // Rows of one run may differ in when they changed, which isn't shown.
+            Some(last) if (last.1, last.2) == (row.owner, row.target) => last.0 += count,
+            _ => runs.push((count, row.owner, row.target)),
+        }
     }
-    runs
+    let mut first = 0;
+    let run = |(count, owner, target): (u32, Gid, Gid)| {
+        let gid = |gid: Gid| (gid != Gid::NONE).then_some(gid.0);
+        let run = json!({"first": first, "count": count, "gid": gid(owner), "target": gid(target)});
+        first += count;
+        run
+    };
+    runs.into_iter().map(run).collect()
 }
 
 #[cfg(test)]
