@@ -88,6 +88,7 @@ impl Storm {
             groups: vec![GroupAddresses {
                 gid,
                 addresses: self.world.group(gid).addresses(),
+                ..GroupAddresses::default()
             }],
             session: None,
         };

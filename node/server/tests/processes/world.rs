@@ -62,6 +62,7 @@ impl World {
             groups: vec![GroupAddresses {
                 gid,
                 addresses: self.group(gid).addresses(),
+                ..GroupAddresses::default()
             }],
             session: None,
         };
