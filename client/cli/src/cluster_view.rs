@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use shardkv_client::{
     Client, ConfigNum, ConfigView, Error, Gid, GroupShards, ShardId, ShardSet, ShardState,
+    ShardStatus,
 };
 
 use crate::exit::Failure;
@@ -17,14 +18,16 @@ pub(crate) type Groups = BTreeMap<Gid, Result<GroupShards, Error>>;
 pub(crate) struct GroupView {
     /// The configuration that the group has accepted.
     pub(crate) config_num: ConfigNum,
-    /// The shards that the group is pulling, with the bytes that have arrived.
+    /// The shards that are on their way to the group, with the bytes that have arrived.
     pub(crate) pulling: BTreeMap<ShardId, u64>,
 }
 
 impl GroupView {
     fn of(group: &GroupShards) -> Self {
         let rows = group.shards.iter();
-        let pulling = rows.filter(|row| row.state == ShardState::Pulling);
+        let arrives =
+            |row: &&ShardStatus| matches!(row.state, ShardState::Copying | ShardState::Pulling);
+        let pulling = rows.filter(arrives);
         Self {
             config_num: group.config_num,
             pulling: pulling.map(|row| (row.shard, row.pulled_bytes)).collect(),

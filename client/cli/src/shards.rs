@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use shardkv_client::{
-    Client, ConfigNum, Gid, ShardConfig, ShardId, ShardSet, ShardState, ShardStatus,
-};
+use shardkv_client::{Client, Gid, ShardConfig, ShardId, ShardSet, ShardState, ShardStatus};
 use tokio::time::sleep;
 
 use crate::cluster_view::{Groups, check_known, groups};
@@ -25,7 +23,8 @@ const MAX_SINGLE_ROWS: usize = 32;
 #[command(
     after_help = "Examples:\n  shardkv shards\n  shardkv shards --watch\n  shardkv shards --group 2 --exact\n  \
     shardkv shards --output json | jq '.shards[] | select(.state != \"serving\")'\n\n\
-    STATE is what the group's leader says: serving; pulling: on its way here; fenced: on its way from here, and kept until\n\
+    STATE is what the group's leader says: serving; copying: on its way here, while its owner serves it;\n\
+    pulling: what is left of it is on its way here; fenced: on its way from here, and kept until\n\
     the new owner has it; owed: gone, and the old owner is still to be told. A shard that moves has a row for each group\n\
     that has to do with it. In tables of more than 32 rows, rows that say the same stand together: their keys and bytes are\n\
     added up, and the age is the oldest; --each prevents that. Keys and bytes are estimates that cost nothing, unless --exact counts them."
@@ -186,7 +185,7 @@ fn together(rows: Vec<Row>) -> Vec<Row> {
     let mut merged: Vec<Row> = Vec::new();
     for row in rows {
         let same = row.said.as_ref().map(|it| {
-            let waits = (it.waits_for.clone(), it.queued.clone());
+            let waits = it.waits_for.clone();
             (it.state, it.config_num, it.other_gid, waits)
         });
         let place = *places.entry((row.gid, same)).or_insert(merged.len());
@@ -210,7 +209,7 @@ fn write_view(
     }
     let said = rows.iter().filter_map(|row| row.said.as_ref());
     let under_way = said
-        .filter(|said| said.state == ShardState::Pulling)
+        .filter(|said| matches!(said.state, ShardState::Copying | ShardState::Pulling))
         .count();
     writeln!(
         out,
@@ -269,7 +268,7 @@ fn table(rows: &[Row]) -> Table {
                 size(said.bytes),
                 hand_off(said),
                 said.handoff_age.map(age).unwrap_or_default(),
-                waits(said),
+                said.waits_for.clone().unwrap_or_default(),
             ]);
         }
         table.row(cells);
@@ -291,7 +290,7 @@ fn hand_off(said: &ShardStatus) -> String {
         return String::new();
     };
     match said.state {
-        ShardState::Pulling if said.pulled_bytes > 0 => {
+        ShardState::Copying | ShardState::Pulling if said.pulled_bytes > 0 => {
             let of = if said.whole_bytes > said.pulled_bytes {
                 format!(" of {}", size(said.whole_bytes))
             } else {
@@ -304,18 +303,11 @@ fn hand_off(said: &ShardStatus) -> String {
             let pulled = size(said.pulled_bytes);
             format!("from {other}, {pulled}{of} arrived{pace}")
         }
-        ShardState::Pulling => format!("from {other}"),
+        ShardState::Copying | ShardState::Pulling => format!("from {other}"),
+        ShardState::Serving => format!("is to go to {other}"),
         ShardState::Fenced => format!("to {other}"),
         _ => format!("{other} is to delete"),
     }
-}
-
-fn waits(said: &ShardStatus) -> String {
-    let queued: Vec<String> = said.queued.iter().map(ToString::to_string).collect();
-    let behind =
-        (!queued.is_empty()).then(|| format!("configurations {} wait behind", queued.join(", ")));
-    let parts: Vec<String> = said.waits_for.clone().into_iter().chain(behind).collect();
-    parts.join("; ")
 }
 
 /// Formats a duration for a terminal.
@@ -358,7 +350,6 @@ fn row_json(row: &Row) -> Option<Value> {
     let Some(said) = &row.said else {
         return Some(json!({"shard": shard, "gid": gid, "state": row.state()}));
     };
-    let numbers = |list: &[ConfigNum]| list.iter().map(|num| num.0).collect::<Vec<_>>();
     Some(json!({
         "shard": shard,
         "gid": gid,
@@ -373,13 +364,12 @@ fn row_json(row: &Row) -> Option<Value> {
         "time_left_ms": said.time_left().map(|left| left.as_millis()),
         "handoff_age_ms": said.handoff_age.map(|age| age.as_millis()),
         "waits_for": said.waits_for,
-        "queued": numbers(&said.queued),
     }))
 }
 
 #[cfg(test)]
 mod tests {
-    use shardkv_client::GroupShards;
+    use shardkv_client::{ConfigNum, GroupShards};
 
     use super::*;
 
@@ -393,7 +383,6 @@ mod tests {
             bytes: 40_000,
             handoff_age: None,
             waits_for: None,
-            queued: Vec::new(),
             pulled_bytes: 0,
             whole_bytes: 0,
             bytes_per_second: 0,
@@ -427,7 +416,6 @@ mod tests {
             keys: 500,
             bytes: 20_480,
             waits_for: Some("the next part from g1".into()),
-            queued: vec![ConfigNum(7), ConfigNum(8)],
             ..row(3, ShardState::Pulling)
         };
         let owed = ShardStatus {

@@ -27,7 +27,7 @@ pub struct ShardStatus {
     pub state: ShardState,
     /// The configuration of its latest step.
     pub config_num: ConfigNum,
-    /// The other group of its hand-off: the source or the destination.
+    /// The other group of its move: the source or the destination.
     pub other_gid: Option<Gid>,
     /// The number of its keys; an estimate unless exact figures were asked for.
     pub keys: u64,
@@ -37,11 +37,9 @@ pub struct ShardStatus {
     pub handoff_age: Option<Duration>,
     /// The reason why its hand-off waits, as text to show.
     pub waits_for: Option<String>,
-    /// The configurations whose steps wait behind the present one.
-    pub queued: Vec<ConfigNum>,
-    /// The bytes that have arrived of a shard that is being pulled.
+    /// The bytes that have arrived of a shard that is being copied or pulled.
     pub pulled_bytes: u64,
-    /// The source's estimate of the bytes of a shard that is being pulled; 0 unless the answering node pulls it now.
+    /// The source's estimate of the bytes of a shard that is being copied or pulled; 0 unless the answering node does it now.
     pub whole_bytes: u64,
     /// The bytes of it that arrive per second, on average.
     pub bytes_per_second: u64,
@@ -66,7 +64,9 @@ pub enum ShardState {
     Unknown,
     /// The group serves it.
     Serving,
-    /// The group is pulling it from its former owner.
+    /// The group copies it, or is to copy it, while its owner serves it.
+    Copying,
+    /// The group owns it, and what it lacks is on its way from the former owner.
     Pulling,
     /// The group has fenced it, until the new owner has it.
     Fenced,
@@ -80,6 +80,7 @@ impl ShardState {
         match self {
             Self::Unknown => "unknown",
             Self::Serving => "serving",
+            Self::Copying => "copying",
             Self::Pulling => "pulling",
             Self::Fenced => "fenced",
             Self::Owed => "owed",
@@ -107,6 +108,7 @@ fn shard_status(it: v1::ShardStatus) -> ShardStatus {
         state: match it.state() {
             v1::ShardState::Unspecified => ShardState::Unknown,
             v1::ShardState::Serving => ShardState::Serving,
+            v1::ShardState::Copying => ShardState::Copying,
             v1::ShardState::Pulling => ShardState::Pulling,
             v1::ShardState::Fenced => ShardState::Fenced,
             v1::ShardState::Owed => ShardState::Owed,
@@ -118,7 +120,6 @@ fn shard_status(it: v1::ShardStatus) -> ShardStatus {
         bytes: it.bytes,
         handoff_age: (it.handoff_age_ms != 0).then(|| Duration::from_millis(it.handoff_age_ms)),
         waits_for: (!it.waits_for.is_empty()).then_some(it.waits_for),
-        queued: it.queued.into_iter().map(ConfigNum).collect(),
         pulled_bytes: it.pulled_bytes,
         whole_bytes: it.whole_bytes,
         bytes_per_second: it.bytes_per_second,

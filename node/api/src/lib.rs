@@ -18,6 +18,7 @@ pub mod v1 {
 
 mod client_id;
 mod config;
+mod cut;
 mod error;
 pub mod errors;
 mod refusal;
@@ -27,6 +28,7 @@ pub use config::{
     config_from_wire, config_to_wire, delta_from_wire, delta_to_wire, shards_from_wire,
     shards_to_wire,
 };
+pub use cut::{cut_from_wire, cut_to_wire};
 pub use error::{ERROR_METADATA_KEY, error_detail, error_status};
 pub use refusal::{refused, refused_status};
 

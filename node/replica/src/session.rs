@@ -86,11 +86,8 @@ impl SessionRef {
             out.byte(0);
             return;
         };
-        out.byte(1)
-            .number(session.client.birth.0)
-            .number(session.client.nonce)
-            .number(session.sequence.0)
-            .number(session.acked_below.0);
+        session.client.encode(out.byte(1));
+        out.number(session.sequence.0).number(session.acked_below.0);
     }
 
     /// Decodes the output of [`SessionRef::encode`].
@@ -99,10 +96,7 @@ impl SessionRef {
             return Ok(None);
         }
         Ok(Some(Self {
-            client: ClientId {
-                birth: LogTime(input.number("session birth")?),
-                nonce: input.number("session nonce")?,
-            },
+            client: ClientId::decode(input)?,
             sequence: Sequence(input.number("sequence")?),
             acked_below: Sequence(input.number("acknowledged bound")?),
         }))

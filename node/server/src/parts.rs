@@ -27,7 +27,7 @@ use crate::replica_handle::ReplicaHandle;
 use crate::replies::Deliveries;
 use crate::routing::Routing;
 use crate::services::admin::AdminService;
-use crate::services::ctrl::CtrlService;
+use crate::services::ctrl::{CtrlService, Cuts};
 use crate::services::export::Exporter;
 use crate::services::handoff::HandoffService;
 use crate::services::kv::KvService;
@@ -206,6 +206,7 @@ impl Parts {
                 routing: Arc::clone(&self.routing),
                 admission: Arc::clone(&self.admission),
             },
+            cuts: Cuts::default(),
             controllers: self.options.controllers.clone(),
         }
     }

@@ -11,29 +11,24 @@ pub const BUGS_COMPILED_IN: bool = cfg!(feature = "bugs");
 pub enum Bug {
     /// A retried change is applied again.
     RetryAppliedTwice,
-    /// The controllers forget configurations that a group has not passed.
-    HistoryCutTooEarly,
-    /// A group counts as drained as soon as it is told to leave.
+    /// A leaving group counts as drained as soon as it owns nothing, although it has not handed everything over.
     LeavingCountsAsDrained,
     /// A group that joins after it was drained gets the incarnation that it had before.
     IncarnationReused,
     /// A cut that was meant for an older target gives the shard to the present one.
     CutForOlderTarget,
-    /// The owner of a shard changes although its last change isn't settled.
-    CutBeforeRest,
 }
 
 impl Bug {
     /// The bugs that the simulator puts back.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 3] = [
         Self::RetryAppliedTwice,
-        Self::HistoryCutTooEarly,
         Self::LeavingCountsAsDrained,
         Self::IncarnationReused,
     ];
 
-    /// The bugs of cuts. Nobody proposes cuts in the simulator yet, so the tests of this crate put these back.
-    pub const OF_CUTS: [Self; 2] = [Self::CutForOlderTarget, Self::CutBeforeRest];
+    /// The bugs of cuts, which the tests of this crate put back.
+    pub const OF_CUTS: [Self; 1] = [Self::CutForOlderTarget];
 }
 
 /// The bug that was put back, if any. Empty in the product.

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use replica::session::SessionRef;
-use types::{ConfigNum, DecodeError, Gid, Incarnation, JournalId, Reader, ShardId, Writer};
+use types::{ConfigNum, Cut, DecodeError, Gid, Incarnation, Reader, ShardId, Writer};
 
-use crate::{Change, Command, Cut, Drained, GroupProgress};
+use crate::{Change, Command, Drained, GroupProgress};
 
 const VERSION: u8 = 1;
 const PROGRESS_VERSION: u8 = 2;
@@ -59,7 +59,7 @@ impl Command {
             Change::Cut { cuts } => {
                 out.number(cuts.len() as u64);
                 for (shard, cut) in cuts {
-                    encode_cut(out.number(shard.0.into()), cut);
+                    cut.encode(out.number(shard.0.into()));
                 }
             }
         }
@@ -138,16 +138,6 @@ impl Drained {
     }
 }
 
-fn encode_cut(out: &mut Writer, cut: &Cut) {
-    out.number(cut.owner.0)
-        .number(cut.owner_incarnation.0)
-        .number(cut.owner_since.0)
-        .number(cut.target.0)
-        .number(cut.target_incarnation.0)
-        .number(cut.target_since.0)
-        .number(cut.journal.0);
-}
-
 fn decode_cuts(input: &mut Reader) -> Result<Change, DecodeError> {
     let mut cuts = BTreeMap::new();
     for _ in 0..input.count("cuts")? {
@@ -158,16 +148,7 @@ fn decode_cuts(input: &mut Reader) -> Result<Change, DecodeError> {
         {
             return Err(DecodeError::OutOfRange("shard"));
         }
-        let cut = Cut {
-            owner: Gid(input.number("owner")?),
-            owner_incarnation: Incarnation(input.number("owner incarnation")?),
-            owner_since: ConfigNum(input.number("owner since")?),
-            target: Gid(input.number("target")?),
-            target_incarnation: Incarnation(input.number("target incarnation")?),
-            target_since: ConfigNum(input.number("target since")?),
-            journal: JournalId(input.number("journal")?),
-        };
-        cuts.insert(shard, cut);
+        cuts.insert(shard, Cut::decode(input)?);
     }
     Ok(Change::Cut { cuts })
 }

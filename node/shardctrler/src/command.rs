@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use replica::session::SessionRef;
 use types::{
-    BadAddresses, ConfigDelta, ConfigNum, Gid, Incarnation, JournalId, Sequence, ShardConfig,
-    ShardId,
+    BadAddresses, ConfigDelta, ConfigNum, Cut, Gid, Incarnation, Sequence, ShardConfig, ShardId,
 };
 
 /// A change with the session that makes it exactly once.
@@ -18,7 +17,7 @@ pub struct Command {
     pub change: Change,
 }
 
-/// A change of the configuration, or a group's report. People change targets; groups report, and owners follow.
+/// A change of the configuration, or a group's report. People change targets; groups report their progress, and cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Adds groups, or gives groups other addresses, and rebalances.
@@ -45,33 +44,12 @@ pub enum Change {
         /// The last configuration that the group has settled.
         settled: ConfigNum,
     },
-    /// Shards whose targets are ready to become their owners. Needs no session: each cut names exactly the state that it ends, so
-    /// it takes effect once at most.
+    /// Shards whose targets have a copy that has caught up, so that they may become the owners. Needs no session: each cut names exactly
+    /// the state that it ends, so it takes effect once at most.
     Cut {
-        /// The shards; at most [`crate::MAX_CUTS`].
+        /// The shards; at most [`types::MAX_CUTS`].
         cuts: BTreeMap<ShardId, Cut>,
     },
-}
-
-/// The exact state of a shard in which its target may become its owner. It proves nothing by itself: if any field differs from the
-/// latest configuration when the cut is applied, the shard's owner doesn't change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cut {
-    /// The owner.
-    pub owner: Gid,
-    /// The owner's incarnation.
-    pub owner_incarnation: Incarnation,
-    /// The configuration that made it the owner.
-    pub owner_since: ConfigNum,
-    /// The target.
-    pub target: Gid,
-    /// The target's incarnation.
-    pub target_incarnation: Incarnation,
-    /// The configuration that made it the target.
-    pub target_since: ConfigNum,
-    /// The owner's journal whose copy the target has. The configurations don't name journals, so there is nothing to compare it with
-    /// here: owner and target compare it when they take the configuration up.
-    pub journal: JournalId,
 }
 
 /// A read of the configurations.
@@ -82,18 +60,19 @@ pub enum Query {
         /// The number.
         num: Option<ConfigNum>,
     },
-    /// The deltas after a configuration. Correct on any replica ([`replica::Request::ReadLocal`]): a replica that is behind
-    /// returns fewer deltas, and refuses a caller that is ahead of it with [`CtrlError::Future`]. Only a group without
-    /// configuration (`num` is 0, with a `gid`) must read linearizably ([`replica::Request::Read`]). A stale answer could make
-    /// it begin at the progress of an earlier group with the same gid.
+    /// The deltas after a configuration, or a whole one. Correct on any replica ([`replica::Request::ReadLocal`]): a replica that is
+    /// behind returns fewer deltas, and refuses a caller that is ahead of it with [`CtrlError::Future`]. Only a group without
+    /// configuration (`num` is 0, with a `gid`) must read linearizably ([`replica::Request::Read`]). Such a group compares
+    /// [`Configs::settled`] with the shards that it owns, and thereby finds that it has lost its data. A stale answer could hide that: it
+    /// may be from before the group settled anything, so the group would begin with empty shards.
     After {
         /// The caller's configuration; 0 for none.
         num: ConfigNum,
         /// The most deltas in the answer; more than [`crate::MAX_DELTAS`] count as that many.
         limit: u32,
-        /// The replica group that follows. A group without configuration, or too far behind, is given the configuration at
-        /// which it begins: the one that the controllers know it to have settled, or the latest if the group is unknown.
-        /// So a group with new disks doesn't repeat the hand-offs of an earlier group with the same gid.
+        /// The replica group that follows, if the caller is one. A group without configuration, or with one that is older than the
+        /// oldest kept, is given the latest whole configuration, which says all that the group still has to do. Any other
+        /// caller whose configuration is older than the oldest kept is given the oldest, and the deltas after it.
         gid: Option<Gid>,
     },
 }
@@ -120,8 +99,8 @@ pub enum Response {
     Cut {
         /// The latest configuration.
         num: ConfigNum,
-        /// The number of shards whose owner changed in it. It is 0 if none was in the state that the cut named, or if the last cut
-        /// was less than a tenth of a second ago: the caller repeats what still holds.
+        /// The number of shards whose owner changed in it. It is 0 if none was in the state that the cut named. The caller repeats
+        /// what still holds.
         cut: u32,
     },
     /// The request was refused and changed nothing.
@@ -180,13 +159,16 @@ impl GroupProgress {
 /// The configurations that a caller lacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configs {
-    /// The configuration to begin at. Present if the delta after the caller's configuration is no longer kept (then it is
-    /// the oldest kept one), or if a group has no configuration yet (see [`Query::After`]).
+    /// The configuration to begin at: the latest for a group, the oldest kept one for another caller. Present if the delta after the
+    /// caller's configuration is no longer kept, or if a group has no configuration yet.
     pub full: Option<Arc<ShardConfig>>,
     /// The deltas that follow, without a gap. The first applies to `full`, or to the caller's configuration.
     pub deltas: Vec<ConfigDelta>,
     /// The number of the latest.
     pub latest: ConfigNum,
+    /// The configuration that the asking group has settled. The latest for a group that isn't part of the cluster, which owes
+    /// nothing because only drained groups are dropped, and for a caller that is no group.
+    pub settled: ConfigNum,
 }
 
 /// A refusal by the state machine, which changed nothing.
@@ -259,18 +241,6 @@ pub enum CtrlError {
         /// The oldest that is kept.
         oldest: ConfigNum,
     },
-    /// Too many configurations that a group has not passed yet.
-    #[error(
-        "{limit} configurations wait for {waits_for}, which has settled only {settled}: bring that group back first"
-    )]
-    HistoryFull {
-        /// The bound.
-        limit: u64,
-        /// The group that is furthest behind.
-        waits_for: Gid,
-        /// The configuration that it has settled.
-        settled: ConfigNum,
-    },
     /// As `shardkv::KvError::SessionExpired`.
     #[error("the session expired: open a new one; this change may have been applied before")]
     SessionExpired,
@@ -334,7 +304,6 @@ impl CtrlError {
             | Self::NoShard { .. }
             | Self::LastGroup
             | Self::Compacted { .. }
-            | Self::HistoryFull { .. }
             | Self::SessionExpired
             | Self::StaleSequence { .. }
             | Self::BadSequence { .. }

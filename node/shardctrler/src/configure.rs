@@ -1,34 +1,41 @@
-//! From a plan to the next configuration: owners follow targets, and drained groups go.
+//! From a plan to the next configuration: cuts change owners, and drained groups go.
 //!
 //! # When an owner changes
 //!
-//! A shard is *at rest* once its owner has settled the configuration that made it the owner: it serves the shard, and the
-//! owner before has deleted its copy. Only then may the owner change again. So no group ever has two changes of one shard
-//! before it, and one that lags may go to the latest configuration at once.
+//! Join, Leave and Move change targets. The owner of a shard changes only by a [`Change::Cut`](crate::Change::Cut), by which the target
+//! reports that its copy of the shard has caught up. A shard that nobody has owned is the exception: there is nothing to copy, so its
+//! target becomes its owner in the same configuration.
 //!
-//! The owner of a shard at rest changes in the same configuration as its target, or in the one that a report makes when it comes to
-//! rest. A [`Change::Cut`](crate::Change::Cut) does it on request, if the shard is in exactly the state that the request
-//! names.
+//! A cut takes effect if the shard is in exactly the state that the cut names: owner and target, both incarnations, and since when they
+//! are so. Numbers of owners and targets are never used again, so a report that comes late or twice changes nothing.
+//!
+//! The target reports it only while it has a copy that follows a journal of the owner, and the owner has a journal only while
+//! it serves the shard, which the owner before has fenced by then. So no group ever has two changes of a shard that it has
+//! before it. One that lags may skip any number of configurations: the latest one says all that the group still has to do. Nothing that
+//! the controllers keep waits for a group.
 //!
 //! # When a group is drained
 //!
-//! A group that leaves stays in the configurations while it owns a shard, has one fenced, or is owed a confirmation: until it has
-//! settled the last configuration that gave it a shard or took one from it. Then the next configuration is without it, and its
-//! incarnation is recorded as drained.
+//! A group that leaves stays in the configurations while it owns a shard, has one fenced, or is owed or owes a confirmation. That is so
+//! until it owns nothing and has settled the last configuration that gave it a shard or took one from it
+//! ([`GroupProgress::is_settled`]). Then the next configuration is without it, and its incarnation is recorded as drained.
+//!
+//! So a group's absence from the configurations implies that it has deleted every shard that it gave away: a group settles the
+//! configuration that took a shard from it by deleting its copy. A destination relies on this. It has installed a
+//! shard and waits for the source's confirmation of the delete; if the source is no longer part of the configurations, the
+//! destination counts the delete as confirmed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{Table, Transaction};
-use types::{ConfigDelta, Gid, Group, Incarnation, LogTime, ShardConfig, ShardId};
+use types::{ConfigDelta, Gid, Group, Incarnation, ShardConfig, ShardId};
 
 use crate::bug::Bug;
 use crate::machine::impossible;
 use crate::rules::Plan;
-use crate::{
-    Cut, Drained, GroupProgress, MAX_DRAINED, MIN_CUT_INTERVAL_MS, Response, Shardctrler, keys,
-};
+use crate::{Cut, Drained, GroupProgress, MAX_DRAINED, Response, Shardctrler, keys};
 
 impl Shardctrler {
     /// Returns the incarnation that a group gets if it joins now.
@@ -39,27 +46,12 @@ impl Shardctrler {
         }
     }
 
-    /// Returns the owners after `latest`, given the targets: those of shards at rest change.
-    pub(crate) fn owners_at_rest(&self, latest: &ShardConfig, targets: &[Gid]) -> Vec<Gid> {
-        let rows = latest.rows().zip(targets);
-        let owners = rows.map(|(row, target)| {
-            let settled = self.progress.get(&row.owner).map(|it| it.settled);
-            let at_rest = settled.is_some_and(|settled| settled >= row.owner_since);
-            if row.owner == Gid::NONE || at_rest || self.bugs.has(Bug::CutBeforeRest) {
-                *target
-            } else {
-                row.owner
-            }
-        });
-        owners.collect()
-    }
-
     /// Returns the delta to a configuration with the plan's groups and targets and these owners, without drained groups.
     pub(crate) fn delta(&self, latest: &ShardConfig, plan: &Plan, owners: &[Gid]) -> ConfigDelta {
         let mut groups = plan.groups.clone();
         if groups.values().any(|group| group.leaving) {
             let early = self.bugs.has(Bug::LeavingCountsAsDrained);
-            // One that loses its last shard in this very configuration has to hand it over.
+            // A group that loses its last shard in this very configuration has to hand it over.
             let owning = if early { owners } else { latest.owners() };
             let owning: BTreeSet<Gid> = owning.iter().copied().collect();
             groups.retain(|gid, group| {
@@ -70,16 +62,20 @@ impl Shardctrler {
         ConfigDelta::new(latest, &groups, &plan.targets, owners)
     }
 
-    /// Makes the configuration, if any, that follows from what groups reported: without a change of targets.
-    pub(crate) fn follow(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
+    /// Makes the configuration without a group that has reported, if the group is drained now.
+    pub(crate) fn drop_if_drained(
+        &mut self,
+        gid: Gid,
+        state: &mut Transaction<'_>,
+    ) -> Result<(), StoreError> {
         let latest = self.latest();
-        let leaving = latest.groups().values().any(|group| group.leaving);
-        if (!leaving && latest.moving() == 0) || self.full().is_some() {
+        let is_leaving = latest.groups().get(&gid).is_some_and(|it| it.leaving);
+        let is_settled = self.progress.get(&gid).is_some_and(|it| it.is_settled());
+        if !is_leaving || !is_settled {
             return Ok(());
         }
-        let owners = self.owners_at_rest(&latest, latest.targets());
-        let delta = self.delta(&latest, &Plan::same(&latest), &owners);
-        if delta.moves.is_empty() && delta.groups.is_empty() {
+        let delta = self.delta(&latest, &Plan::same(&latest), latest.owners());
+        if delta.groups.is_empty() {
             return Ok(());
         }
         self.push(delta, state)
@@ -89,7 +85,6 @@ impl Shardctrler {
     pub(crate) fn cut(
         &mut self,
         cuts: &BTreeMap<ShardId, Cut>,
-        time: LogTime,
         state: &mut Transaction<'_>,
     ) -> Result<Response, StoreError> {
         let latest = self.latest();
@@ -97,10 +92,6 @@ impl Shardctrler {
             num: latest.num(),
             cut: 0,
         };
-        let early = self.last_cut != LogTime(0) && time.since(self.last_cut) < MIN_CUT_INTERVAL_MS;
-        if early || self.full().is_some() {
-            return Ok(nothing);
-        }
         let mut owners = latest.owners().to_vec();
         let mut count = 0;
         for (shard, cut) in cuts {
@@ -117,15 +108,12 @@ impl Shardctrler {
         }
         let delta = self.delta(&latest, &Plan::same(&latest), &owners);
         let num = delta.num;
-        self.last_cut = time;
-        let record = Bytes::copy_from_slice(&time.0.to_be_bytes());
-        state.put(Table::Meta, Bytes::from_static(keys::LAST_CUT), record);
         self.push(delta, state)?;
         Ok(Response::Cut { num, cut: count })
     }
 
-    /// Returns true if the shard moves and is in exactly the state that the cut names. The journal is for owner and target to
-    /// compare.
+    /// Returns true if the shard moves and is in exactly the state that the cut names. The journal is for owner and target
+    /// to compare.
     fn is_due(&self, latest: &ShardConfig, shard: ShardId, cut: &Cut) -> bool {
         let row = latest.row(shard);
         let incarnation = |gid| latest.groups().get(&gid).map(|group| group.incarnation);
@@ -146,7 +134,7 @@ impl Shardctrler {
         let num = delta.num;
         let record = self.history.push(delta).map_err(impossible)?;
         state.put(Table::Meta, keys::delta(num), record);
-        self.forget_passed(state)
+        self.forget_old(state)
     }
 
     /// Takes up groups that came, records which are drained, and notes what each has to do.
@@ -221,4 +209,13 @@ impl Shardctrler {
             state.put(Table::Meta, keys::moved(shard), Bytes::new());
         }
     }
+}
+
+/// Returns the owners after a change of targets: the target of each shard that nobody owns, and the owner of every other shard.
+pub(crate) fn first_owners(latest: &ShardConfig, targets: &[Gid]) -> Vec<Gid> {
+    let pairs = latest.owners().iter().zip(targets);
+    let owner = |(owner, target): (&Gid, &Gid)| {
+        if *owner == Gid::NONE { *target } else { *owner }
+    };
+    pairs.map(owner).collect()
 }

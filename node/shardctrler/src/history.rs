@@ -10,16 +10,14 @@ use types::{ConfigDelta, ConfigError, ConfigNum, ShardConfig};
 /// default; other values are for tests and simulations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryLimits {
-    /// This many of people's changes are kept for `Query`, even after all groups have passed them.
+    /// The number of people's changes that are kept, the latest ones.
     pub keep: u64,
-    /// At most this many cuts are kept for that. Cuts are many while shards move, and people look for their own changes: so each has
-    /// a limit of its own.
+    /// The number of cuts that are kept, the latest ones. Cuts are many while shards move, and people look for their own changes: so
+    /// each has a limit of its own. Configurations before the first that exceeds a limit are dropped.
     pub keep_cuts: u64,
-    /// Configurations that no group needs are dropped in batches of this many, so that the oldest isn't rewritten each time.
+    /// Configurations beyond these two limits are dropped in batches of this many, so that the oldest isn't rewritten each time.
     pub step: u64,
-    /// With this many configurations before the latest, changes are refused until the groups that are behind catch up.
-    pub max: u64,
-    /// The same for the bytes of what leads on from the oldest one.
+    /// The most bytes of all deltas, as stored. This limit is exact: a delta that would exceed it drops older ones at once.
     pub max_bytes: usize,
 }
 
@@ -29,7 +27,6 @@ impl Default for HistoryLimits {
             keep: 64,
             keep_cuts: 1_024,
             step: 16,
-            max: 4_096,
             max_bytes: 32 << 20,
         }
     }
@@ -96,16 +93,6 @@ impl History {
         &self.oldest
     }
 
-    /// Bytes of all deltas, as stored.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Returns the number of configurations kept before the latest.
-    pub(crate) fn len(&self) -> u64 {
-        self.deltas.len() as u64
-    }
-
     /// A configuration; `None` if it isn't kept, or isn't there yet. Costs its size and that of the deltas up to it.
     pub(crate) fn at(&self, num: ConfigNum) -> Result<Option<Arc<ShardConfig>>, ConfigError> {
         if num == self.latest.num() {
@@ -145,22 +132,41 @@ impl History {
         Ok(record)
     }
 
-    /// Returns the oldest configuration to keep so that `keep` of people's changes are kept, but not more than `cuts` cuts.
-    pub(crate) fn recent(&self, mut keep: u64, mut cuts: u64) -> ConfigNum {
-        let mut recent = self.latest.num();
+    /// Returns the oldest configuration to keep now. It follows from the limits alone: no group needs what is dropped.
+    pub(crate) fn oldest_to_keep(&self, limits: HistoryLimits) -> ConfigNum {
+        let oldest = self.oldest.num();
+        let within = self.oldest_within(limits);
+        let batch = within.0 - oldest.0 >= limits.step.max(1);
+        if batch || self.bytes > limits.max_bytes {
+            within
+        } else {
+            oldest
+        }
+    }
+
+    /// Returns the oldest configuration from which no limit is exceeded.
+    fn oldest_within(&self, limits: HistoryLimits) -> ConfigNum {
+        let HistoryLimits {
+            mut keep,
+            mut keep_cuts,
+            max_bytes: mut bytes,
+            ..
+        } = limits;
+        let mut oldest = self.latest.num();
         for kept in self.deltas.iter().rev() {
             let left = if kept.delta.is_cut() {
-                &mut cuts
+                &mut keep_cuts
             } else {
                 &mut keep
             };
-            if *left == 0 {
+            if *left == 0 || kept.bytes > bytes {
                 break;
             }
             *left -= 1;
-            recent = ConfigNum(kept.delta.num.0.saturating_sub(1));
+            bytes -= kept.bytes;
+            oldest = ConfigNum(kept.delta.num.0.saturating_sub(1));
         }
-        recent
+        oldest
     }
 
     /// Forgets what was before `num`, which is kept. Returns the numbers of the deltas that are gone.

@@ -8,7 +8,6 @@
 //! | `Meta` | `shardctrler/group/`, gid (u64, big-endian) | how far the group is |
 //! | `Meta` | `shardctrler/drained/`, gid (u64, big-endian) | the last incarnation that was drained |
 //! | `Meta` | `shardctrler/moved/`, shard (u32, big-endian) | nothing: the shard's target is where a `Move` put it |
-//! | `Meta` | `shardctrler/last-cut` | the log time of the last `Cut` that made a configuration |
 //! | `Sessions` | 0 (u32), birth, nonce (u64 each, big-endian) | a session's record |
 //!
 //! There is one session table for all. Its records stand under shard 0, so that the table `Sessions` looks the same in
@@ -25,8 +24,6 @@ pub(crate) const DELTAS: &[u8] = b"shardctrler/delta/";
 pub(crate) const GROUPS: &[u8] = b"shardctrler/group/";
 /// The prefix of the keys of drained groups.
 pub(crate) const DRAINED: &[u8] = b"shardctrler/drained/";
-/// The log time of the last cut, in `Meta`.
-pub(crate) const LAST_CUT: &[u8] = b"shardctrler/last-cut";
 /// The prefix of the keys of moved shards.
 pub(crate) const MOVED: &[u8] = b"shardctrler/moved/";
 

@@ -3,7 +3,8 @@
 //! # What it is
 //!
 //! [`Shardctrler`] is a [`replica::StateMachine`], run by the controllers' own Raft group. A configuration
-//! ([`types::ShardConfig`]) says which groups there are, where their nodes are, and which group owns which shard.
+//! ([`types::ShardConfig`]) says which groups there are, where their nodes are, and for each shard which group serves it, its *owner*,
+//! and which group is to serve it, its *target*.
 //! Configurations are numbered without gaps from 0, which has no groups, and never change. The module `keys` owns the
 //! layout of the state; equal logs give equal bytes, however entries are grouped into batches and however often a replica restarts.
 //!
@@ -17,12 +18,16 @@
 //!    is carried out whole or not at all, and a change without effect makes no configuration. When groups join
 //!    or leave, the targets are rebalanced ([`rebalance()`]): evenly, with the fewest changes, and without touching a shard that
 //!    a `Move` placed, unless it must.
-//! 5. The *owners* of shards at rest follow at once; the others follow when groups report, or by a [`Change::Cut`] (the module
-//!    `configure`).
+//! 5. Shards that nobody has owned get their targets as *owners*. All other owners stay.
 //! 6. The delta is written and takes effect.
 //!
-//! Groups carry out configurations by themselves: each follows the deltas and moves its shards at its own pace. People's changes
-//! never wait for them, but the owner of a shard changes only once the change before is settled.
+//! Groups carry out configurations by themselves, each at its own pace. The target of a shard copies it from the owner. Once the copy
+//! has caught up, the target proposes a [`Change::Cut`], and the next configuration makes it the owner (the module `configure`).
+//! People's changes never wait for groups, and a cut waits for nothing but the report. Yet the owner of a shard changes only after the change before:
+//! the copy needs a journal of the owner, and the owner begins one only while it serves the shard, after the owner before has fenced it.
+//!
+//! The machine doesn't limit how often owners change. The leader's server does, by its own clock: by log time a limit would hold
+//! for as long as a clock was ahead.
 //!
 //! # Groups that leave
 //!
@@ -31,26 +36,27 @@
 //! ([`QueryAnswer::is_drained`]). A group that joins again while it is leaving is the same group; after that it is another
 //! incarnation. A group's absence proves nothing.
 //!
+//! # Progress
+//!
+//! Groups report their progress ([`Change::Report`]): a group has *settled* a configuration when it has completed all hand-offs of
+//! the configurations up to it. [`GroupProgress`] is tracked for every group, leaving ones included, with the last configuration that
+//! concerned it. The ends of leaving groups wait for it; cuts don't. A group that joins has settled the configuration before, which
+//! asked nothing of it.
+//!
 //! # History
 //!
-//! A group that is behind continues with the deltas after its configuration. So groups report their progress
-//! ([`Change::Report`]): a group has *settled* a configuration when it has completed all hand-offs of the configurations up to
-//! it. [`GroupProgress`] is tracked for every group, leaving ones included, with the last configuration that concerned it.
-//!
-//! Configurations before the least settled one are dropped, except for the last few changes of people, which are kept for
-//! operators, with a limit of its own for the cuts among them ([`HistoryLimits`]). While a group stays behind, the history grows,
-//! until further changes are refused with [`CtrlError::HistoryFull`], which names the group.
-//!
-//! A group that joins has settled the configuration before, which asked nothing of it.
+//! The last few changes of people are kept for operators, and the last cuts, within a limit of bytes ([`HistoryLimits`]). No
+//! group holds older configurations back. A group that is behind continues with the deltas after its configuration; if these
+//! are no longer kept, it takes the latest whole configuration. That one is enough, because a group has at most one change of the
+//! owner of each shard before it (the module `configure` has the proof), and a row says when the owner changed, and from which group.
 //!
 //! # The first configuration of a group
 //!
-//! A group whose nodes are empty (new disks) asks for the configurations after 0 and names its gid. It is
-//! given the whole configuration that its gid has settled ([`Query::After`]), and continues from there. Consider the
-//! alternative, the oldest kept configuration: if an earlier group with the same gid had joined and left since, the new group
-//! would repeat that group's hand-offs. It would create empty shards that other groups have long taken over, and wait for
-//! deletes that no group owes it. If the new group owns a shard in the configuration that it is given, then the group has
-//! lost its disks: data are lost, and the group must refuse to continue.
+//! A group whose nodes are empty (new disks) asks for the configurations after 0 and names its gid. It is given the latest
+//! configuration, and the number of the one that its gid has settled ([`Query::After`]). If the group owns a shard since a configuration
+//! up to that number, or gave a shard away by a later one, then it has had the shard and has lost its disks: data are lost, and the group
+//! must refuse to continue. An earlier group with the same gid doesn't matter. It was drained before this one joined, so all that it had
+//! is elsewhere, and what the latest configuration says of the gid is about the present group.
 //!
 //! # What it doesn't do
 //!
@@ -71,22 +77,17 @@ mod rules;
 
 pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use command::{
-    Change, Command, Configs, CtrlError, Cut, Drained, GroupProgress, Query, QueryAnswer, Response,
+    Change, Command, Configs, CtrlError, Drained, GroupProgress, Query, QueryAnswer, Response,
 };
 pub use history::HistoryLimits;
 pub use machine::Shardctrler;
 pub use rebalance::rebalance;
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GroupKind};
+pub use types::{Cut, MAX_CUTS};
 
 /// The most deltas in an answer to [`Query::After`]; a greater limit counts as this one.
 pub const MAX_DELTAS: u32 = 1_024;
-
-/// The most shards of a [`Change::Cut`].
-pub const MAX_CUTS: usize = 1_024;
-
-/// The shortest time between two configurations that [`Change::Cut`] makes, in milliseconds of log time: ten a second at most.
-pub const MIN_CUT_INTERVAL_MS: u64 = 100;
 
 /// The most gids whose last drained incarnation is remembered. Beyond it those that were drained the longest ago are forgotten:
 /// then their data are never reported as free to delete.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use raft::StoreError;
 use replica::session::SessionTable;
 use replica::{StateReader, Table};
-use types::{ConfigDelta, DecodeError, Gid, LogTime, ShardConfig, ShardId};
+use types::{ConfigDelta, DecodeError, Gid, ShardConfig, ShardId};
 
 use crate::history::History;
 use crate::outcome::Outcome;
@@ -67,15 +67,6 @@ pub(crate) fn load_drained(state: &dyn StateReader) -> Result<BTreeMap<Gid, Drai
         Ok(())
     })?;
     Ok(drained)
-}
-
-pub(crate) fn load_last_cut(state: &dyn StateReader) -> Result<LogTime, StoreError> {
-    let Some(record) = state.get(Table::Meta, keys::LAST_CUT)? else {
-        return Ok(LogTime(0));
-    };
-    let time = keys::split_u64(&record);
-    time.map(LogTime)
-        .ok_or_else(|| StoreError::Damaged("the record of the last cut".to_owned()))
 }
 
 pub(crate) fn load_moved(state: &dyn StateReader) -> Result<BTreeSet<ShardId>, StoreError> {

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, StateMachine, StateReader, Table, Transaction};
-use types::{ConfigDelta, ConfigError, ConfigNum, Gid, LogTime, ShardConfig, ShardId};
+use types::{ConfigDelta, ConfigError, ConfigNum, Gid, ShardConfig, ShardId};
 
 use crate::bug::{Bug, Bugs};
+use crate::configure::first_owners;
 use crate::history::{History, HistoryLimits};
-use crate::outcome::{Outcome, Refusal};
+use crate::outcome::Outcome;
 use crate::rules;
 use crate::{
     Change, Command, Configs, CtrlError, Drained, Genesis, GroupKind, GroupProgress,
@@ -26,8 +27,7 @@ const EXPIRED_PER_CHANGE: usize = 2;
 /// Invariants, between batches:
 /// - all fields but `limits` are what the records say ([`crate`] tells which), and the session table has nothing that
 ///   isn't written;
-/// - `progress` has exactly the groups of the latest configuration; no `settled` is above the latest configuration or below the
-///   oldest;
+/// - `progress` has exactly the groups of the latest configuration; no `settled` is above the latest configuration;
 /// - `drained` has at most [`crate::MAX_DRAINED`] gids; a group of the latest configuration is of a later incarnation;
 /// - every shard in `moved` has a target.
 ///
@@ -41,8 +41,6 @@ pub struct Shardctrler {
     pub(crate) progress: BTreeMap<Gid, GroupProgress>,
     pub(crate) drained: BTreeMap<Gid, Drained>,
     pub(crate) moved: BTreeSet<ShardId>,
-    /// The log time of the last [`Change::Cut`] that made a configuration.
-    pub(crate) last_cut: LogTime,
     sessions: SessionTable<Outcome>,
     pub(crate) bugs: Bugs,
 }
@@ -68,7 +66,6 @@ impl Shardctrler {
             progress: BTreeMap::new(),
             drained: BTreeMap::new(),
             moved: BTreeSet::new(),
-            last_cut: LogTime(0),
             sessions: SessionTable::default(),
             bugs: Bugs::NONE,
         }
@@ -146,7 +143,6 @@ impl StateMachine for Shardctrler {
         self.progress = load::load_progress(state)?;
         self.drained = load::load_drained(state)?;
         self.moved = load::load_moved(state)?;
-        self.last_cut = load::load_last_cut(state)?;
         self.sessions = load::load_sessions(state)?;
         self.check()
     }
@@ -167,7 +163,7 @@ impl StateMachine for Shardctrler {
         }
         match change {
             Change::Report { gid, settled } => return self.report(gid, settled, state),
-            Change::Cut { cuts } => return self.cut(&cuts, at.time, state),
+            Change::Cut { cuts } => return self.cut(&cuts, state),
             Change::Join { .. } | Change::Leave { .. } | Change::Move { .. } => {}
         }
         let limits = genesis.session_limits();
@@ -257,10 +253,7 @@ impl Shardctrler {
             }
             Err(refusal) => return Ok(Outcome::Refused(refusal)),
         };
-        if let Some(full) = self.full() {
-            return Ok(Outcome::Refused(full));
-        }
-        let owners = self.owners_at_rest(&latest, &plan.targets);
+        let owners = first_owners(&latest, &plan.targets);
         let delta = self.delta(&latest, &plan, &owners);
         let moved_shards = delta.targets.iter().map(|step| step.run.count).sum();
         let num = delta.num;
@@ -273,27 +266,7 @@ impl Shardctrler {
         })
     }
 
-    /// Returns the reason that there can be no further configuration now, if there is one.
-    pub(crate) fn full(&self) -> Option<Refusal> {
-        let HistoryLimits { max, max_bytes, .. } = self.limits;
-        if self.history.len() < max && self.history.bytes() < max_bytes {
-            return None;
-        }
-        let (waits_for, progress) = self.furthest_behind()?;
-        Some(Refusal::HistoryFull {
-            limit: self.history.len(),
-            waits_for,
-            settled: progress.settled,
-        })
-    }
-
-    /// The group that is furthest behind, of all that are waited for.
-    fn furthest_behind(&self) -> Option<(Gid, GroupProgress)> {
-        let groups = self.progress.iter().map(|(gid, it)| (*gid, *it));
-        groups.min_by_key(|(gid, it)| (it.settled, *gid))
-    }
-
-    /// Takes in how far a group is. News of a group that isn't waited for, and old news, change nothing.
+    /// Takes a group's progress. A report of a group that isn't part of the cluster, and an old one, change nothing.
     fn report(
         &mut self,
         gid: Gid,
@@ -313,35 +286,17 @@ impl Shardctrler {
         }
         progress.settled = settled;
         state.put(Table::Meta, keys::group(gid), progress.encode());
-        self.forget_passed(state)?;
-        self.follow(state)?;
+        self.drop_if_drained(gid, state)?;
         Ok(Response::Reported)
     }
 
-    /// Drops the configurations that no group needs, except the newest, which are kept for queries while there is room.
-    pub(crate) fn forget_passed(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
-        let latest = self.history.latest().num();
-        let oldest = self.history.oldest().num();
-        let HistoryLimits {
-            keep,
-            keep_cuts,
-            mut step,
-            max,
-            max_bytes,
-        } = self.limits;
-        let mut passed = self.furthest_behind().map_or(latest, |(_, it)| it.settled);
-        let mut recent = self.history.recent(keep, keep_cuts);
-        if self.history.len() >= max || self.history.bytes() >= max_bytes {
-            (recent, step) = (latest, 1);
-        }
-        if self.bugs.has(Bug::HistoryCutTooEarly) {
-            (passed, recent, step) = (latest, latest, 1);
-        }
-        let target = passed.min(recent);
-        if target.0.saturating_sub(oldest.0) < step.max(1) {
+    /// Drops the configurations beyond the limits of the history.
+    pub(crate) fn forget_old(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
+        let oldest = self.history.oldest_to_keep(self.limits);
+        if oldest == self.history.oldest().num() {
             return Ok(());
         }
-        for gone in self.history.cut(target).map_err(impossible)? {
+        for gone in self.history.cut(oldest).map_err(impossible)? {
             state.remove(Table::Meta, keys::delta(gone));
         }
         let record = self.history.oldest().encode();
@@ -394,10 +349,13 @@ impl Shardctrler {
             bytes += size;
             deltas.push(ConfigDelta::clone(delta));
         }
+        // A group that isn't part of the cluster owes nothing, because only drained groups are dropped.
+        let progress = gid.and_then(|gid| self.progress.get(&gid));
         Ok(Response::Configs(Configs {
             full,
             deltas,
             latest,
+            settled: progress.map_or(latest, |it| it.settled),
         }))
     }
 
@@ -405,16 +363,11 @@ impl Shardctrler {
     fn begin(&self, num: ConfigNum, gid: Option<Gid>) -> Option<ConfigNum> {
         let (latest, oldest) = (self.history.latest().num(), self.history.oldest().num());
         let begin = match gid {
-            // An untracked group owns nothing now, and has nothing to hand over.
-            Some(gid) if num == ConfigNum(0) => {
-                self.progress.get(&gid).map_or(latest, |it| it.settled)
-            }
-            _ if num >= oldest => return None,
-            Some(gid) => self.progress.get(&gid).map_or(latest, |it| it.settled),
-            None => oldest,
+            Some(_) if num == ConfigNum(0) || num < oldest => latest,
+            None if num < oldest => oldest,
+            _ => return None,
         };
-        // The clamp is for a known bug alone: no group's history is cut.
-        Some(begin.max(oldest)).filter(|begin| *begin > num)
+        Some(begin).filter(|begin| *begin > num)
     }
 }
 

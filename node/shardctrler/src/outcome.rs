@@ -32,19 +32,9 @@ pub(crate) enum Outcome {
 pub(crate) enum Refusal {
     UnknownGroup(Gid),
     Leaving(Gid),
-    AddressTaken {
-        address: String,
-        owner: Gid,
-    },
-    TooManyGroups {
-        limit: u64,
-    },
+    AddressTaken { address: String, owner: Gid },
+    TooManyGroups { limit: u64 },
     LastGroup,
-    HistoryFull {
-        limit: u64,
-        waits_for: Gid,
-        settled: ConfigNum,
-    },
 }
 
 impl From<Outcome> for Response {
@@ -72,15 +62,6 @@ impl From<Refusal> for CtrlError {
             Refusal::AddressTaken { address, owner } => Self::AddressTaken { address, owner },
             Refusal::TooManyGroups { limit } => Self::TooManyGroups { limit },
             Refusal::LastGroup => Self::LastGroup,
-            Refusal::HistoryFull {
-                limit,
-                waits_for,
-                settled,
-            } => Self::HistoryFull {
-                limit,
-                waits_for,
-                settled,
-            },
         }
     }
 }
@@ -103,16 +84,7 @@ impl Remembered for Outcome {
             }
             Self::Refused(Refusal::TooManyGroups { limit }) => out.byte(3).number(*limit),
             Self::Refused(Refusal::LastGroup) => out.byte(4),
-            Self::Refused(Refusal::Leaving(gid)) => out.byte(6).number(gid.0),
-            Self::Refused(Refusal::HistoryFull {
-                limit,
-                waits_for,
-                settled,
-            }) => out
-                .byte(5)
-                .number(*limit)
-                .number(waits_for.0)
-                .number(settled.0),
+            Self::Refused(Refusal::Leaving(gid)) => out.byte(5).number(gid.0),
         };
     }
 
@@ -136,12 +108,7 @@ impl Remembered for Outcome {
                 limit: input.number("limit")?,
             }),
             4 => Self::Refused(Refusal::LastGroup),
-            5 => Self::Refused(Refusal::HistoryFull {
-                limit: input.number("limit")?,
-                waits_for: Gid(input.number("gid")?),
-                settled: ConfigNum(input.number("settled configuration")?),
-            }),
-            6 => Self::Refused(Refusal::Leaving(Gid(input.number("gid")?))),
+            5 => Self::Refused(Refusal::Leaving(Gid(input.number("gid")?))),
             value => {
                 return Err(DecodeError::Unknown {
                     what: "outcome",

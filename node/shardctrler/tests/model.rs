@@ -1,4 +1,4 @@
-//! Random histories against a model: duplicates, restarts at any point, groups that lag, bounds that are reached; and the
+//! Random histories against a model: duplicates, restarts at any point, groups that lag, limits that are reached; and the
 //! same history in other batches gives the same bytes.
 
 // The numbers here are small, and helpers of tests may panic as tests do.
@@ -16,15 +16,15 @@ use std::sync::Arc;
 use common::{GENESIS, Random, Replica, addresses, assert_balanced};
 use shardctrler::{Change, Command, CtrlError, Cut, HistoryLimits, Query, Response, SessionRef};
 use types::{
-    ClientId, ConfigNum, Gid, Incarnation, JournalId, LogTime, Sequence, ShardConfig, ShardId,
+    ClientId, ConfigDelta, ConfigNum, Gid, Incarnation, JournalId, LogTime, Sequence, ShardConfig,
+    ShardId,
 };
 
 const LIMITS: HistoryLimits = HistoryLimits {
     keep: 3,
     keep_cuts: 4,
     step: 2,
-    max: 12,
-    max_bytes: 100_000,
+    max_bytes: 400,
 };
 
 /// The specification of the controllers, written as plainly as possible: nothing is ever forgotten.
@@ -35,8 +35,6 @@ struct Model {
     /// Every incarnation of each gid that ever was.
     lives: BTreeMap<Gid, BTreeSet<Incarnation>>,
     drained: BTreeMap<Gid, (Incarnation, u64)>,
-    /// When the last cut was made.
-    last_cut: Option<u64>,
     /// Each change of a session that was carried out, and its answer.
     answered: BTreeMap<(ClientId, Sequence), Response>,
 }
@@ -48,7 +46,6 @@ impl Model {
             waited: BTreeMap::new(),
             lives: BTreeMap::new(),
             drained: BTreeMap::new(),
-            last_cut: None,
             answered: BTreeMap::new(),
         }
     }
@@ -128,13 +125,7 @@ impl Model {
     }
 
     /// Checks the answer to a change that is carried out now, and takes it in. `now` is the configuration after it.
-    fn carry_out(
-        &mut self,
-        change: &Change,
-        response: &Response,
-        now: &Arc<ShardConfig>,
-        oldest: u64,
-    ) {
+    fn carry_out(&mut self, change: &Change, response: &Response, now: &Arc<ShardConfig>) {
         let before = Arc::clone(self.configs.last().unwrap());
         let groups = match self.groups_after(change) {
             Ok(groups) => groups,
@@ -164,21 +155,6 @@ impl Model {
             assert_eq!(*now, before);
             return;
         }
-        if let Response::Refused(CtrlError::HistoryFull {
-            limit,
-            waits_for,
-            settled,
-        }) = response
-        {
-            // Only if someone is so far behind.
-            let furthest = self.waited.values().map(|(settled, _)| *settled).min();
-            assert_eq!(furthest, Some(settled.0));
-            assert_eq!(self.waited[waits_for].0, settled.0);
-            assert_eq!((oldest, *limit), (settled.0, LIMITS.max));
-            assert_eq!(self.num() - oldest, LIMITS.max);
-            assert_eq!(*now, before);
-            return;
-        }
         let moved = common::moves(before.targets(), now.targets());
         let changed = Response::Changed {
             num: before.num().next(),
@@ -198,21 +174,18 @@ impl Model {
             _ if before.members().eq(members(&groups)) => assert_eq!(moved, 0),
             _ => assert_balanced(now),
         }
-        self.take(&groups, now, None);
+        self.take(&groups, now, &BTreeSet::new());
     }
 
-    /// Checks that the owners of the next configuration are those of shards at rest, or those of `cut` alone; and that the groups
-    /// are the planned ones without the drained ones. Takes the configuration in.
-    fn take(&mut self, groups: &Groups, now: &Arc<ShardConfig>, cut: Option<&BTreeSet<ShardId>>) {
+    /// Checks that the owners of the next configuration are the targets for shards that are cut or that nobody owned, and the same as
+    /// before for all others; and that the groups are the planned ones without the drained ones. Takes the configuration in.
+    fn take(&mut self, groups: &Groups, now: &Arc<ShardConfig>, cut: &BTreeSet<ShardId>) {
         let before = Arc::clone(self.configs.last().unwrap());
         let num = before.num().next();
         assert_eq!(now.num(), num);
         for (shard, (was, is)) in (0..).map(ShardId).zip(before.rows().zip(now.rows())) {
-            let at_rest = match cut {
-                Some(cut) => cut.contains(&shard),
-                None => was.owner == Gid::NONE || self.waited[&was.owner].0 >= was.owner_since.0,
-            };
-            let owner = if at_rest { is.target } else { was.owner };
+            let goes = was.owner == Gid::NONE || cut.contains(&shard);
+            let owner = if goes { is.target } else { was.owner };
             assert_eq!(is.owner, owner, "{shard}: {was:?} to {is:?}");
             let changed = |changed: bool, since| if changed { num } else { since };
             assert_eq!(
@@ -287,23 +260,20 @@ impl Model {
     }
 
     /// Takes in what a report or a cut made, if it made a configuration.
-    fn follow(&mut self, now: &Arc<ShardConfig>, cut: Option<&BTreeSet<ShardId>>, full: bool) {
+    fn follow(&mut self, now: &Arc<ShardConfig>, cut: &BTreeSet<ShardId>) {
         let before = Arc::clone(self.configs.last().unwrap());
         if now.num() != before.num() {
-            assert!(!full, "a configuration beyond the bound");
             assert_eq!(now.targets(), before.targets());
             self.take(&self.same_groups(), now, cut);
+            assert_ne!(
+                (now.groups(), now.owners()),
+                (before.groups(), before.owners()),
+                "it changes nothing"
+            );
             return;
         }
         assert_eq!(*now, before);
-        if full || cut.is_some_and(BTreeSet::is_empty) {
-            return;
-        }
-        assert!(cut.is_none(), "the cut was due");
-        let moves = before
-            .rows()
-            .any(|row| row.is_moving() && self.waited[&row.owner].0 >= row.owner_since.0);
-        assert!(!moves, "a shard at rest isn't at its target");
+        assert!(cut.is_empty(), "the cut was due");
         let owning: BTreeSet<Gid> = before.owners().iter().copied().collect();
         for (gid, group) in before.groups() {
             let (settled, due) = self.waited[gid];
@@ -319,7 +289,6 @@ impl Model {
         cuts: &BTreeMap<ShardId, Cut>,
         response: &Response,
         now: &Arc<ShardConfig>,
-        (time, was_full): (u64, bool),
     ) -> &'static str {
         let before = Arc::clone(self.configs.last().unwrap());
         let fits = |(shard, cut): (&ShardId, &Cut)| {
@@ -332,12 +301,8 @@ impl Model {
                 && incarnation(cut.target) == Some(cut.target_incarnation);
             fits.then_some(*shard)
         };
-        let mut due: BTreeSet<ShardId> = cuts.iter().filter_map(fits).collect();
-        let early = self.last_cut.is_some_and(|last| time < last + 100);
-        if early || was_full {
-            due.clear();
-        }
-        self.follow(now, Some(&due), was_full);
+        let due: BTreeSet<ShardId> = cuts.iter().filter_map(fits).collect();
+        self.follow(now, &due);
         let expected = Response::Cut {
             num: now.num(),
             cut: due.len() as u32,
@@ -346,7 +311,6 @@ impl Model {
         if due.is_empty() {
             return "void";
         }
-        self.last_cut = Some(time);
         "cut"
     }
 
@@ -368,21 +332,11 @@ impl Model {
             return;
         };
         *known = settled;
-        // What is kept afterwards tells whether there was room, because the report forgets first.
-        let furthest = self.waited.values().map(|(settled, _)| *settled).min();
-        let full = self.num() - furthest.unwrap_or(0) >= LIMITS.max;
-        self.follow(&now, None, full);
+        self.follow(&now, &BTreeSet::new());
     }
 
     /// Checks an answer, and takes the change in if it was carried out now.
-    /// `was_full` is true if there was no room for another configuration.
-    fn check(
-        &mut self,
-        command: &Command,
-        response: &Response,
-        replica: &Replica,
-        was_full: bool,
-    ) -> &'static str {
+    fn check(&mut self, command: &Command, response: &Response, replica: &Replica) -> &'static str {
         let now = replica.machine.latest();
         match &command.change {
             Change::Report { gid, settled } => {
@@ -390,14 +344,12 @@ impl Model {
                 return "reported";
             }
             Change::Cut { cuts } => {
-                return self.cut(cuts, response, &now, (replica.time, was_full));
+                return self.cut(cuts, response, &now);
             }
             _ => {}
         }
-        // Carried out before the history was let go: what it was then doesn't matter, only that it was full.
-        let oldest = replica.machine.oldest().0;
         let Some(session) = command.session else {
-            self.carry_out(&command.change, response, &now, oldest);
+            self.carry_out(&command.change, response, &now);
             return "executed";
         };
         let name = (session.client, session.sequence);
@@ -416,10 +368,9 @@ impl Model {
             assert_eq!(now.as_ref(), self.latest());
             return "replayed";
         }
-        self.carry_out(&command.change, response, &now, oldest);
+        self.carry_out(&command.change, response, &now);
         self.answered.insert(name, response.clone());
         match response {
-            Response::Refused(CtrlError::HistoryFull { .. }) => "full",
             Response::Refused(_) => "refused",
             _ => "executed",
         }
@@ -437,12 +388,10 @@ impl Model {
         let drained = drained.map(|(gid, it)| (*gid, (it.incarnation, it.gone_in.0)));
         assert_eq!(drained.collect::<BTreeMap<_, _>>(), self.drained);
         let (latest, oldest) = (self.num(), replica.machine.oldest().0);
-        let furthest = self.waited.values().map(|(settled, _)| *settled).min();
-        let furthest = furthest.unwrap_or(latest);
-        assert!(oldest <= furthest, "{oldest} is kept, {furthest} is needed");
-        let needless = furthest.min(self.recent());
-        assert!(needless < oldest + LIMITS.step);
-        assert!(latest - oldest <= LIMITS.max);
+        let recent = self.recent();
+        assert!(oldest <= recent, "{oldest} is kept, {recent} is wanted");
+        assert!(recent < oldest + LIMITS.step);
+        assert!(self.bytes_from(oldest) <= LIMITS.max_bytes);
         for num in 0..=latest + 1 {
             let query = Query::Config {
                 num: Some(ConfigNum(num)),
@@ -458,37 +407,50 @@ impl Model {
                 other => panic!("{other:?}"),
             }
         }
-        for (gid, (settled, _)) in &self.waited {
-            self.check_after(replica, *settled, Some(*gid));
-            self.check_after(replica, 0, Some(*gid));
-        }
-        self.check_after(replica, 0, Some(Gid(99)));
         for num in 0..=latest {
-            self.check_after(replica, num, None);
+            let groups = self.waited.keys().map(|gid| Some(*gid));
+            for gid in groups.chain([Some(Gid(99)), None]) {
+                self.check_after(replica, num, gid);
+            }
         }
     }
 
-    /// The oldest configuration that people may want: the last few of their changes, and not too many cuts.
+    /// The deltas between all configurations.
+    fn deltas(&self) -> impl DoubleEndedIterator<Item = ConfigDelta> + '_ {
+        self.configs.windows(2).map(|pair| {
+            let (owners, targets) = (pair[1].owners(), pair[1].targets());
+            ConfigDelta::new(&pair[0], pair[1].groups(), targets, owners)
+        })
+    }
+
+    /// The size of all deltas after a configuration.
+    fn bytes_from(&self, num: u64) -> usize {
+        let after = self.deltas().skip(num as usize);
+        after.map(|delta| delta.encode().len()).sum()
+    }
+
+    /// The oldest configuration that people may want: the last few of their changes, not too many cuts, and not too many bytes.
     fn recent(&self) -> u64 {
-        let (mut changes, mut cuts) = (0, 0);
-        for (at, pair) in self.configs.windows(2).enumerate().rev() {
-            let same =
-                pair[0].targets() == pair[1].targets() && pair[0].groups() == pair[1].groups();
-            if same {
+        let (mut changes, mut cuts, mut bytes) = (0, 0, 0);
+        for delta in self.deltas().rev() {
+            if delta.is_cut() {
                 cuts += 1;
             } else {
                 changes += 1;
             }
-            if changes > LIMITS.keep || cuts > LIMITS.keep_cuts {
-                return at as u64 + 1;
+            bytes += delta.encode().len();
+            if changes > LIMITS.keep || cuts > LIMITS.keep_cuts || bytes > LIMITS.max_bytes {
+                return delta.num.0;
             }
         }
         0
     }
 
-    /// One who has a configuration gets to the latest.
+    /// A caller that has a configuration gets to the latest, a group in one step if it is far behind.
     fn check_after(&self, replica: &Replica, num: u64, gid: Option<Gid>) {
         let waited = gid.and_then(|gid| self.waited.get(&gid));
+        let settled = waited.map_or(self.num(), |(settled, _)| *settled);
+        let oldest = replica.machine.oldest();
         let mut mine = ShardConfig::clone(&self.configs[num as usize]);
         for round in 0.. {
             let at = mine.num().0;
@@ -497,15 +459,20 @@ impl Model {
             }
             let configs = replica.after(at, 2, gid.map(|gid| gid.0));
             assert_eq!(configs.latest.0, self.num());
+            assert_eq!(configs.settled.0, settled);
+            let is_whole = configs.full.is_some();
+            let begins = gid.is_some() && at == 0;
+            assert_eq!(is_whole, begins || at < oldest.0, "{gid:?} at {at}");
             if let Some(full) = configs.full {
                 assert_eq!(round, 0);
                 assert_eq!(full, self.configs[full.num().0 as usize]);
                 mine = (*full).clone();
-                match (gid, waited) {
-                    (Some(_), Some((settled, _))) => assert_eq!(full.num().0, *settled),
-                    (Some(_), None) => assert_eq!(full.num().0, self.num()),
-                    (None, _) => assert_eq!(full.num(), replica.machine.oldest()),
-                }
+                let expected = if gid.is_some() {
+                    ConfigNum(self.num())
+                } else {
+                    oldest
+                };
+                assert_eq!(full.num(), expected);
             } else {
                 assert!(!configs.deltas.is_empty());
             }
@@ -692,9 +659,8 @@ fn live(
                 }
             }
             let command = source.command(replica.time, &model);
-            let kept = replica.machine.latest().num().0 - replica.machine.oldest().0;
             let response = replica.apply_bytes(command.encode());
-            let kind = model.check(&command, &response, &replica, kept >= LIMITS.max);
+            let kind = model.check(&command, &response, &replica);
             *seen.entry(kind).or_default() += 1;
             if source.random.one_in(10) {
                 replica.restart();
@@ -727,7 +693,7 @@ fn live(
 fn random_histories_are_what_the_model_says() {
     let (seen, most_forgotten) = live(0..100, || Replica::with_limits(GENESIS, LIMITS));
     for kind in [
-        "executed", "replayed", "refused", "reported", "full", "stale", "expired", "cut", "void",
+        "executed", "replayed", "refused", "reported", "stale", "expired", "cut", "void",
     ] {
         assert!(seen.get(kind).is_some_and(|count| *count > 50), "{seen:?}");
     }
@@ -739,12 +705,7 @@ fn random_histories_are_what_the_model_says() {
 #[test]
 fn the_model_finds_known_bugs() {
     use shardctrler::Bug;
-    for bug in [
-        Bug::LeavingCountsAsDrained,
-        Bug::IncarnationReused,
-        Bug::CutForOlderTarget,
-        Bug::CutBeforeRest,
-    ] {
+    for bug in Bug::ALL.into_iter().chain(Bug::OF_CUTS) {
         let new = || Replica::with_bug(GENESIS, LIMITS, bug);
         let found = std::panic::catch_unwind(|| live(0..20, new));
         assert!(found.is_err(), "{bug:?}");

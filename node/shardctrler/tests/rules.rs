@@ -11,8 +11,7 @@ use common::{
 use replica::memory::MemoryState;
 use replica::{Applied, StateMachine, StateStore};
 use shardctrler::{
-    Change, Command, CtrlError, Genesis, GroupKind, GroupProgress, HistoryLimits, MAX_DELTAS,
-    Query, Response, Shardctrler,
+    Change, Command, CtrlError, Genesis, GroupKind, GroupProgress, Query, Response, Shardctrler,
 };
 use types::{ConfigNum, Gid, MAX_GROUP_ADDRESSES, MAX_GROUPS, Sequence, ShardConfig, ShardId};
 
@@ -20,13 +19,6 @@ use types::{ConfigNum, Gid, MAX_GROUP_ADDRESSES, MAX_GROUPS, Sequence, ShardConf
 fn three() -> Replica {
     let mut replica = Replica::new(GENESIS);
     assert_eq!(replica.done(&join(&[1, 2, 3])), (1, 10));
-    replica
-}
-
-/// The same, and they have taken all shards up.
-fn three_settled() -> Replica {
-    let mut replica = three();
-    replica.settle();
     replica
 }
 
@@ -43,15 +35,6 @@ fn join_as(gid: u64, addresses: &[&str]) -> Change {
     let groups = BTreeMap::from([(Gid(gid), addresses)]);
     Change::Join { groups }
 }
-
-/// Bounds that a test reaches.
-const TINY: HistoryLimits = HistoryLimits {
-    keep: 2,
-    keep_cuts: 2,
-    step: 2,
-    max: 5,
-    max_bytes: 1 << 20,
-};
 
 #[test]
 fn the_first_join_gives_all_shards() {
@@ -238,7 +221,7 @@ fn a_node_is_part_of_one_group() {
     // While its group leaves, the address is in use; when it is drained, it is free.
     replica.done(&leave(&[2]));
     assert_eq!(replica.refused(&theirs), taken("g2-1:7000", 2));
-    replica.settle();
+    replica.arrive();
     replica.done(&theirs);
 }
 
@@ -285,7 +268,7 @@ fn leaves_that_make_no_sense_are_refused() {
         replica.refused(&move_shard(0, 1)),
         CtrlError::Leaving(Gid(1))
     );
-    replica.settle();
+    replica.arrive();
     assert_eq!(
         replica.refused(&leave(&[1])),
         CtrlError::UnknownGroup(Gid(1))
@@ -315,42 +298,6 @@ fn moves_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn questions_about_the_future_and_the_forgotten_are_refused() {
-    let mut replica = Replica::with_limits(GENESIS, TINY);
-    replica.done(&join(&[1]));
-    replica.settle();
-    for gid in 2..=9 {
-        replica.done(&join(&[gid]));
-        replica.settle();
-    }
-    let (latest, oldest) = (ConfigNum(9), replica.machine.oldest());
-    assert_eq!(
-        replica.machine.latest().num(),
-        latest,
-        "each cut followed at once"
-    );
-    assert!(oldest > ConfigNum(1) && oldest <= ConfigNum(7), "{oldest}");
-    for num in [ConfigNum(10), ConfigNum(u64::MAX)] {
-        let error = Response::Refused(CtrlError::Future { num, latest });
-        assert_eq!(replica.query(&Query::Config { num: Some(num) }), error);
-        let (limit, gid) = (1, None);
-        assert_eq!(replica.query(&Query::After { num, limit, gid }), error);
-    }
-    let num = ConfigNum(oldest.0 - 1);
-    let error = Response::Refused(CtrlError::Compacted { num, oldest });
-    assert_eq!(replica.query(&Query::Config { num: Some(num) }), error);
-    let answer = replica.config(Some(oldest.0));
-    assert_eq!((answer.latest, answer.oldest), (latest, oldest));
-    assert_eq!(answer.config.groups().len() as u64, oldest.0);
-    let news = report(1, 10);
-    let error = CtrlError::Future {
-        num: ConfigNum(10),
-        latest,
-    };
-    assert_eq!(replica.refused(&news), error);
-}
-
-#[test]
 fn news_of_groups_only_adds() {
     let mut replica = three();
     assert_eq!(replica.refused(&report(0, 1)), CtrlError::GidZero);
@@ -370,189 +317,6 @@ fn news_of_groups_only_adds() {
     assert_eq!(settled(&replica, 1), Some(2));
     replica.report(9, 2);
     assert_eq!(settled(&replica, 9), None);
-}
-
-#[test]
-fn history_waits_for_the_group_that_is_furthest_behind() {
-    let mut replica = Replica::with_limits(GENESIS, TINY);
-    replica.done(&join(&[1, 2]));
-    for turn in 0..4 {
-        let latest = replica.machine.latest().num().0;
-        replica.done(&move_shard(9, 1 + turn % 2));
-        replica.report(1, latest);
-    }
-    assert_eq!(replica.machine.latest().num(), ConfigNum(5));
-    let full = CtrlError::HistoryFull {
-        limit: 5,
-        waits_for: Gid(2),
-        settled: ConfigNum(0),
-    };
-    let next = move_shard(0, 2);
-    assert_eq!(replica.refused(&next), full);
-    replica.restart();
-    assert_eq!(replica.refused(&next), full);
-    // Refusals that are due anyhow come first, and what changes nothing needs no room.
-    assert_eq!(
-        replica.refused(&move_shard(0, 9)),
-        CtrlError::UnknownGroup(Gid(9))
-    );
-    assert_eq!(replica.apply(None, join(&[1])), unchanged(5));
-    replica.report(2, 1);
-    assert_eq!(replica.machine.oldest(), ConfigNum(1));
-    replica.done(&next);
-}
-
-#[test]
-fn history_is_bounded_in_bytes_too() {
-    let limits = HistoryLimits {
-        max: 1_000,
-        max_bytes: 50,
-        ..TINY
-    };
-    let mut replica = Replica::with_limits(GENESIS, limits);
-    replica.done(&join(&[1, 2]));
-    assert!(matches!(
-        replica.refused(&join(&[3])),
-        CtrlError::HistoryFull { .. }
-    ));
-    replica.report(1, 1);
-    replica.report(2, 1);
-    assert_eq!(replica.machine.oldest(), ConfigNum(1));
-    replica.done(&join(&[3]));
-}
-
-#[test]
-fn people_find_the_recent_past() {
-    let mut replica = Replica::new(GENESIS);
-    let keep = HistoryLimits::default().keep;
-    replica.done(&join(&[1, 2]));
-    replica.settle();
-    for turn in 0..3 * keep {
-        let to = u64::from(replica.latest().target(ShardId(0)) == Gid(1)) + 1;
-        replica.done(&move_shard(0, to));
-        replica.settle();
-        let (latest, oldest) = (turn + 2, replica.machine.oldest().0);
-        assert!(oldest <= latest.saturating_sub(keep));
-        assert!(latest - oldest < keep + HistoryLimits::default().step);
-        assert_eq!(replica.config(Some(oldest)).config.num().0, oldest);
-    }
-    assert!(replica.machine.oldest().0 > keep);
-}
-
-#[test]
-fn deltas_lead_from_what_one_has_to_the_latest() {
-    let mut replica = three();
-    replica.done(&join(&[4]));
-    replica.done(&leave(&[1]));
-    for limit in [1, 2, 3, u32::MAX] {
-        let configs = replica.after(0, limit, None);
-        assert_eq!(configs.full, None);
-        assert_eq!(configs.latest, ConfigNum(3));
-        assert_eq!(configs.deltas.len() as u64, u64::from(limit).min(3));
-        let mut mine = ShardConfig::empty(10);
-        for delta in &configs.deltas {
-            mine.apply(delta).unwrap();
-            assert_eq!(mine, *replica.config(Some(mine.num().0)).config);
-        }
-    }
-    assert!(replica.after(3, 9, None).deltas.is_empty());
-    assert!(replica.after(1, 0, None).deltas.is_empty());
-}
-
-#[test]
-fn one_who_is_too_far_behind_gets_the_oldest_whole() {
-    let mut replica = Replica::with_limits(GENESIS, TINY);
-    for gid in 1..=8 {
-        replica.done(&join(&[gid]));
-        replica.settle();
-    }
-    assert_eq!(replica.machine.latest().num(), ConfigNum(8));
-    let oldest = replica.machine.oldest().0;
-    for num in 0..oldest {
-        let configs = replica.after(num, MAX_DELTAS, None);
-        let mut mine = (*configs.full.unwrap()).clone();
-        assert_eq!(mine.num().0, oldest);
-        for delta in &configs.deltas {
-            mine.apply(delta).unwrap();
-        }
-        assert_eq!(mine, *replica.latest());
-    }
-    assert_eq!(replica.after(oldest, MAX_DELTAS, None).full, None);
-}
-
-/// Disks are new, the gid isn't: what its predecessor did must not be done again.
-#[test]
-fn a_group_that_has_nothing_begins_where_it_owns_nothing() {
-    let mut replica = three_settled();
-    replica.done(&leave(&[2]));
-    replica.settle();
-    let drained = replica.machine.latest().num();
-    assert_eq!(
-        drained,
-        ConfigNum(3),
-        "one that moves all, and one without it"
-    );
-    // It isn't part of the cluster: it begins at the latest.
-    let configs = replica.after(0, 9, Some(2));
-    assert_eq!(configs.full, Some(replica.latest()));
-    assert!(configs.deltas.is_empty());
-    replica.done(&join(&[4]));
-    replica.done(&join(&[2]));
-    replica.done(&leave(&[4]));
-    let configs = replica.after(0, 9, Some(2));
-    let full = configs.full.unwrap();
-    assert_eq!(full.num(), ConfigNum(4), "right before it joined");
-    assert!(full.owned_by(Gid(2)).is_empty());
-    assert_eq!(configs.deltas.len(), 2);
-    // Others, and those who have something, are served as always.
-    assert_eq!(replica.after(0, 9, None).full, None);
-    assert_eq!(replica.after(1, 9, Some(2)).full, None);
-    assert_eq!(replica.after(1, 9, Some(2)).deltas.len(), 5);
-}
-
-#[test]
-fn a_group_of_the_first_configuration_begins_at_nothing() {
-    let replica = three();
-    let configs = replica.after(0, 9, Some(1));
-    assert_eq!(configs.full, None);
-    assert_eq!(configs.deltas.len(), 1);
-}
-
-#[test]
-fn answers_end_before_they_are_too_large() {
-    let genesis = Genesis {
-        shards: 100_000,
-        ..GENESIS
-    };
-    let mut replica = Replica::new(genesis);
-    // Neighbours have different owners, so that each shard is a run of its own.
-    replica.done(&join(&[1, 2]));
-    let mut total = 0;
-    for turn in 0..6 {
-        let gids: Vec<u64> = (10..310).map(|gid| gid + 300 * turn).collect();
-        let before = replica.machine.latest();
-        replica.done(&join(&gids));
-        if turn > 0 {
-            let gone: Vec<u64> = gids.iter().map(|gid| gid - 300).collect();
-            replica.done(&leave(&gone));
-        }
-        total += moves(before.targets(), replica.machine.latest().targets());
-    }
-    assert!(total > 100_000);
-    let (mut num, mut asked) = (0, 0);
-    let latest = replica.machine.latest().num().0;
-    while num < latest {
-        let deltas = replica.after(num, MAX_DELTAS, None).deltas;
-        assert!(!deltas.is_empty());
-        let bytes: usize = deltas.iter().map(|delta| delta.encode().len()).sum();
-        assert!(deltas.len() == 1 || bytes <= shardctrler::MAX_ANSWER_BYTES);
-        num += deltas.len() as u64;
-        asked += 1;
-    }
-    assert!(
-        asked < latest,
-        "{asked} answers for {latest} configurations"
-    );
 }
 
 #[test]
@@ -584,7 +348,7 @@ fn a_retry_is_answered_as_the_first_time() {
         Response::Refused(CtrlError::AddressTaken { .. })
     ));
     replica.done(&leave(&[2]));
-    replica.settle();
+    replica.arrive();
     replica.restart();
     assert_eq!(replica.apply(session(1_000_000, 2, 1), taken), refusal);
     assert_eq!(replica.machine.session_count(), 1);

@@ -7,7 +7,7 @@
 //! 1. *Copying*. [`CopyStep::Start`] begins it, only where the shard is absent, so the range is clear, and only for exactly the
 //!    planned move that this group has accepted. Each [`CopyStep::Take`] stores a part's rows at their final keys, where no request
 //!    sees them, because the source is the owner. A plan that changes drops the copy, and so does [`CopyStep::Drop`].
-//! 2. *Completing*. The configuration that cuts gives the shard to this group. The copy continues at its cursor, up to the
+//! 2. *Completing*. The cut, a configuration, makes this group the shard's owner. The copy continues at its cursor, up to the
 //!    generation that the source's fence sealed. The part that ends it makes the shard served.
 //! 3. If the source has fenced the shard and its journal isn't the copy's, the copy is useless. [`CopyStep::Restart`] then clears the
 //!    rows, and the whole fenced shard is pulled in chunks. The same happens if the cut finds no copy.
@@ -27,28 +27,19 @@
 mod check;
 mod codec;
 
-pub(crate) use codec::{FIRST_KIND, decode_copy_id, encode_copy_id};
+pub(crate) use codec::FIRST_KIND;
 
 use replica::session::SessionTable;
 use replica::{Table, Transaction};
 use types::{ClientId, ConfigNum, DecodeError, Gid, LogTime, ShardId};
 
-use raft::Index;
-
 use crate::bug::{Bug, Bugs};
 use crate::outcome::Outcome;
 use crate::transition::{Changed, Verdict, clock_here, due_if, nonsense};
-use crate::{CopyCursor, Cursor, Genesis, Ownership, Part, PartNext, RowChange, ShardState, keys};
+use crate::{
+    CopyCursor, CopyId, Cursor, Genesis, Ownership, Part, PartNext, RowChange, ShardState, keys,
+};
 use check::check_part;
-
-/// Names a copy, and the journal that it follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CopyId {
-    /// The configuration that made this group the shard's target.
-    pub since: ConfigNum,
-    /// The id of the journal at the source.
-    pub journal: Index,
-}
 
 /// A step of a copy, in the destination's log. Each is idempotent: one that arrives twice, late or out of turn changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,7 +210,7 @@ impl Ownership {
                 }
             }
         }
-        self.settle(shard, slot, time, changed);
+        self.put(shard, slot, changed);
     }
 }
 

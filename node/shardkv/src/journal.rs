@@ -2,8 +2,8 @@
 //!
 //! # How a copy follows a shard
 //!
-//! The data of a shard go to its next owner while the present owner, the *source*, serves it. All steps of the journal are
-//! entries of the source's log ([`JournalStep`]):
+//! The data of a shard go to its target, the *destination*, while its owner, the *source*, serves it. Every move begins so. All steps of
+//! the journal are entries of the source's log ([`JournalStep`]):
 //!
 //! 1. `Begin` starts a journal. Its id is the index of that entry. From there on, each entry that changes a row of the shard
 //!    (a pair or a session) also *names* the row in the journal's open *generation*.
@@ -12,7 +12,7 @@
 //! 3. `Seal` closes the open generation and opens the next. The destination then reads the *pages* of the closed generation: for
 //!    each name the row as it is now, or its absence, as of any state at or after the seal.
 //! 4. `Drop` forgets generations that the destination's log has.
-//! 5. The configuration that takes the shard away fences it, and thereby seals the last generation. After its pages the copy
+//! 5. The configuration that makes the destination the owner fences the shard, and thereby seals the last generation. After its pages the copy
 //!    equals the shard.
 //!
 //! One cursor ([`CopyCursor`]) orders base parts, then generations. A part is taken only at exactly its cursor.
@@ -39,13 +39,10 @@
 //!
 //! A journal ends by the log alone: when the shard's target changes, when the shard leaves for another group, when a write finds
 //! that it was not renewed for [`JOURNAL_TTL_MS`] of log time (each write looks at its own shard's journal and, in turn, at one other), when its names exceed [`MAX_NAMED_BYTES`] (each mention counts), or when the
-//! shard is deleted. It is part of the state and so of each snapshot. After its end the copy is useless.
+//! shard is deleted. A fenced shard's journal ends only with the shard. The journal is part of the state and so of each snapshot. After
+//! its end the copy is useless: before the cut the destination begins anew, and after it pulls the whole fenced shard.
 //!
-//! # State of the work
-//!
-//! The machine applies these steps and answers these queries, the module `copy` is the destination's half, and the mover drives both.
-//! `tests/journal_model.rs`, `tests/copy_model.rs` and `tests/mover/copies.rs` attack them. But no configuration plans a move yet
-//! ([`crate::ShardKv::plan`]): shards still move without a copy.
+//! `tests/journal_model.rs`, `tests/copy_model.rs` and `tests/mover/copies.rs` attack both halves and the mover that drives them.
 
 mod codec;
 mod part;
@@ -69,7 +66,7 @@ pub use step::JournalStep;
 
 use crate::bug::{Bug, Bugs};
 use crate::transition::Changed;
-use crate::{CopyId, Ownership, ShardState, Target, keys, records};
+use crate::{Ownership, ShardState, Target, keys, records};
 pub(crate) use rows::Name;
 
 /// A journal that was not renewed for this long, in milliseconds of log time, ends with the next write that finds it so.
@@ -115,6 +112,15 @@ impl Journal {
     pub fn named_bytes(&self) -> u64 {
         self.named.values().sum()
     }
+}
+
+/// Names a copy, and the journal that it follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CopyId {
+    /// The configuration that made the destination the shard's target.
+    pub since: ConfigNum,
+    /// The id of the journal at the source.
+    pub journal: Index,
 }
 
 /// The reason for refusing a step or a request of a copy.
@@ -167,12 +173,32 @@ pub enum JournalError {
     BadCursor,
 }
 
+/// Limits of a journal. Every replica of a group must have the same, or they diverge. The product uses the default; other values are
+/// for simulations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JournalLimits {
+    /// A journal ends after this many milliseconds of log time without a renewal.
+    pub ttl_ms: u64,
+    /// A journal ends when its names have more bytes than this.
+    pub named_bytes: u64,
+}
+
+impl Default for JournalLimits {
+    fn default() -> Self {
+        Self {
+            ttl_ms: JOURNAL_TTL_MS,
+            named_bytes: MAX_NAMED_BYTES,
+        }
+    }
+}
+
 /// The journals of a group.
 ///
 /// Invariants, between batches: they are what the records of [`Table::Meta`] say; `dirty` is empty; each journal's
 /// shard is served here, or fenced for just its destination; the names of [`Table::Journal`] are those of kept generations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Journals {
+    limits: JournalLimits,
     by_shard: BTreeMap<ShardId, Journal>,
     /// Shards whose journal's record is to be written at the end of the batch.
     dirty: BTreeSet<ShardId>,
@@ -184,9 +210,11 @@ impl Journals {
     pub(crate) fn load(
         state: &dyn StateReader,
         shards: u32,
+        limits: JournalLimits,
         bugs: Bugs,
     ) -> Result<Self, StoreError> {
         let mut loaded = Self {
+            limits,
             bugs,
             ..Self::default()
         };
@@ -312,7 +340,7 @@ impl Journals {
         let bytes = name.len() as u64 + NAME_OVERHEAD_BYTES;
         let key = keys::journal_name(shard, journal.open, &name);
         *journal.named.entry(journal.open).or_default() += bytes;
-        let full = journal.named_bytes() > MAX_NAMED_BYTES;
+        let full = journal.named_bytes() > self.limits.named_bytes;
         self.dirty.insert(shard);
         if full {
             self.end(shard, state);

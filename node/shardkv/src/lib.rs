@@ -32,23 +32,29 @@
 //! # The life of a shard
 //!
 //! All that belongs to a shard has the shard's prefix and sits in a table of its own, so a shard is two
-//! ranges, a table and a record. [`Step`]s move it, and they are entries of the groups' logs like writes:
+//! ranges, a table and a record. A configuration names each shard's *owner*, which serves it, and its *target*, which is to serve it.
+//! The target copies the shard while the owner serves it, and becomes the owner by a cut, once the copy has caught up. All steps
+//! are entries of the groups' logs like writes:
 //!
-//! 1. Both groups' logs get [`Step::Configure`]. At the source that is the fence: what was written before is
-//!    in what moves, what comes after is refused. At the destination the shard is on its way.
-//! 2. The destination asks for one chunk after the other ([`Query::Pull`]). Any replica of the source that has
-//!    applied the fence can answer, because a fenced shard doesn't change. Each chunk goes through the
-//!    destination's log ([`Step::Install`]) and is stored at its final keys, invisible to clients. It is installed only if
-//!    it begins exactly at the cursor in the shard's record, so a chunk may arrive twice or late.
-//! 3. The entry with the last chunk makes the shard served. Data, sessions and their clock become visible at
-//!    that moment.
-//! 4. The destination asks the source to delete the shard ([`Step::Delete`]). The source clears its ranges and
+//! 1. [`Step::Configure`] tells both groups of the planned move. Owner and target are now *source* and *destination*.
+//! 2. The source begins a journal ([`JournalStep::Begin`]), which names each row that changes. The destination begins a copy
+//!    ([`CopyStep::Start`]) and takes its parts ([`CopyStep::Take`]): the rows in key order, then what changed meanwhile, generation by
+//!    generation. They are stored at their final keys, invisible to clients. A part is taken only if it begins exactly at the cursor
+//!    in the shard's record, so a part may arrive twice or late. The modules `journal` and `copy` have the contract.
+//! 3. The destination reports that its copy has caught up ([`mover::Action::ReportCut`]), and the controllers make it the owner.
+//! 4. Both groups' logs get this configuration. At the source that is the fence: what was written before is in what moves, what
+//!    comes after is refused. It also seals the journal's last generation. At the destination the copy is to be completed.
+//! 5. The destination asks for what is left. Any replica of the source that has applied the fence can answer, because a fenced shard
+//!    doesn't change. The entry with the last part makes the shard served. Data, sessions and their clock become visible at that moment.
+//! 6. The destination asks the source to delete the shard ([`Step::Delete`]). The source clears its ranges and
 //!    confirms. The destination, whose delete was pending, records the confirmation ([`Step::Deleted`]). Both are settled.
 //!
-//! A move that the controllers have only planned is prepared by a copy, while the owner serves the shard: the modules `journal` and
-//! `copy`. No configuration plans a move yet.
+//! If the journal had ended at the fence, the destination drops its copy ([`CopyStep::Restart`]) and pulls the whole fenced shard: it asks for
+//! one chunk after the other ([`Query::Pull`]), each goes through its log ([`Step::Install`]), is stored and taken as a part is, and the
+//! last one makes the shard served. A destination that has no copy at the cut pulls, too.
 //!
-//! A shard that is due elsewhere before that keeps its later steps in a queue. The states, what leaves each of
+//! A shard that nobody has owned is served from the configuration that names its first owner. A group that is behind goes to the latest
+//! configuration by one step; the module `configure` says why that is enough. The states, what leaves each of
 //! them, and what becomes of a step that isn't due stand in the module `ownership`; who proposes the steps in the module `mover`.
 //!
 //! # Exactly once across moves
@@ -57,27 +63,28 @@
 //! and copies of a write may arrive in both groups. The argument needs five things more:
 //!
 //! 1. *One history.* At any time at most one group carries out a shard's writes. A configuration has one owner
-//!    of each shard; the owner serves from its last `Install` of that configuration to the `Configure` that
-//!    takes the shard away. The last `Install` holds what a replica gave that had the shard fenced by just this
-//!    configuration, so the owner before had stopped, in its log, for good: it serves the shard again only by
-//!    an `Install` of its own.
+//!    of each shard; the owner serves from the last part or chunk of the shard's arrival for that configuration to the `Configure` that
+//!    takes the shard away. (If nobody has owned the shard, it serves from the `Configure` that gives it.) A last part or chunk is what a
+//!    replica gave that had the shard fenced by just this configuration, so the owner before had stopped, in its log, for good: it serves
+//!    the shard again only by a last part or chunk of its own. A copy alone serves nothing: before the cut its rows are invisible, and
+//!    after the cut only a part from a fenced replica ends it.
 //! 2. *The fence leaves nothing behind.* Data and sessions of a write are in one batch. A write before the
 //!    fence is in both, a write after it in neither: a refusal for the shard's sake is not recorded. Nor is a
 //!    session of a fenced shard forgotten any more. So all replicas give the same chunks, and the chunks together
-//!    are the shard at the fence.
-//! 3. *Each chunk once.* Installed chunks follow each other without gap or overlap, and all are of one fence,
-//!    because config numbers are compared exactly. So a served shard began as the shard at the fence. No chunk
+//!    are the shard at the fence. So is a copy when its last part is taken, sessions included, because each change since the journal began is
+//!    named in it by the entry that makes it (the module `journal` has the proof).
+//! 3. *Each chunk and part once.* Installed chunks follow each other without gap or overlap, and all are of one fence,
+//!    because config numbers are compared exactly. Parts that are taken follow each other in the same way, and all are of one journal, whose
+//!    id is compared exactly. So a served shard began as the shard at the fence. No chunk or part
 //!    can be installed later, because a served shard accepts none.
 //! 4. *The clock goes along.* At the fence it is raised to the entry's time, which no clock by which the table
-//!    decided exceeds, on any replica, restarted or not. The destination keeps it in the shard's record, and
-//!    every table of the shard begins with it: after a restart, and after the table was dropped for being
-//!    empty. So the clock doesn't run backwards where the new log is behind (step 1 there).
+//!    decided exceeds, on any replica, restarted or not. It comes with the last chunk or part. The destination
+//!    keeps it in the shard's record, and every table of the shard begins with it: after a restart, and after the table was dropped for being
+//!    empty. So the clock doesn't run backwards where the new log is behind (step 1 there). Before, no session of a copy or of a pulled
+//!    shard is forgotten by the destination's clock.
 //! 5. *What may be forgotten stays so.* What steps 3 and 4 there need is that sessions born before `clock - ttl`
 //!    are refused for ever. Groups may have been created with different times to live, so the clock changes by the
 //!    difference when it moves, and that moment is the same before and after.
-//!
-//! A shard may also arrive as a copy. When its last part is taken, it equals the shard at the fence (the module `journal` has the proof),
-//! sessions included, and the clock comes with that part. So steps 2 to 5 hold for it as for chunks.
 //!
 //! Hence the tables of a shard, one after the other, are one table in the sense of that argument. Limits of
 //! sessions and results may differ between groups: a table that is over them refuses, it never drops.
@@ -99,7 +106,9 @@
 mod bug;
 mod codec;
 mod command;
+mod configure;
 mod copy;
+mod cursor;
 mod encoding;
 mod execute;
 mod install;
@@ -124,19 +133,21 @@ pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
     Written,
 };
-pub use copy::{CopyId, CopyStep};
+pub use configure::Configure;
+pub use copy::CopyStep;
+pub use cursor::Cursor;
 pub use journal::{
-    CopyCursor, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalStep, Journals,
-    MAX_GENERATIONS, MAX_JOURNALS, MAX_NAMED_BYTES, Part, PartNext, Position, RowChange, Upto,
-    read_part,
+    CopyCursor, CopyId, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalLimits,
+    JournalStep, Journals, MAX_GENERATIONS, MAX_JOURNALS, MAX_NAMED_BYTES, Part, PartNext,
+    Position, RowChange, Upto, read_part,
 };
 pub use machine::ShardKv;
 pub use mover::MoverOptions;
-pub use ownership::{Ownership, QueuedStep, Shard, ShardState};
+pub use ownership::{Ownership, Shard, ShardState};
 pub use pull::{estimate_shard, read_chunk};
 pub use query::user_key;
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use shard_map::{Iter as ShardMapIter, ShardMap};
-pub use step::{Chunk, Cursor, Next, Step};
+pub use step::{Chunk, Next, Step};
 pub use targets::{PlannedMove, Target};

@@ -19,8 +19,8 @@ use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
 use crate::transition::{Changed, Verdict};
 use crate::{
-    Chunk, Command, CopyStep, Genesis, JournalStep, KvError, Ownership, Part, PlannedMove, Query,
-    Response, ShardState, Step, keys,
+    Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KvError, Ownership, Part,
+    PlannedMove, Query, Response, ShardState, Step, keys,
 };
 
 /// The most expired sessions that one write removes from one table. It exceeds the one session that a write may add, so
@@ -48,6 +48,7 @@ pub struct ShardKv {
     dirty: BTreeSet<ShardId>,
     ownership: Arc<Ownership>,
     journals: Journals,
+    journal_limits: JournalLimits,
     bugs: Bugs,
 }
 
@@ -63,6 +64,15 @@ impl ShardKv {
         Self {
             bugs: Bugs::new(bug),
             ..Self::default()
+        }
+    }
+
+    /// A machine with other limits of journals. See [`JournalLimits`]: not for the product.
+    #[must_use]
+    pub fn with_journal_limits(self, journal_limits: JournalLimits) -> Self {
+        Self {
+            journal_limits,
+            ..self
         }
     }
 
@@ -126,7 +136,7 @@ impl ShardKv {
     /// Removes some expired sessions from the write's own table and from one other, and ends the journals of the two shards if they
     /// are expired. The other one rotates with the entry's index, so
     /// that a shard without writes forgets, too. The choice and the number depend on the log alone. Sessions of shards
-    /// that aren't served don't change, because they are being copied.
+    /// that aren't served don't change, because they are on their way.
     fn forget_some(
         &mut self,
         own: ShardId,
@@ -169,7 +179,7 @@ impl StateMachine for ShardKv {
             return Ok(());
         };
         self.ownership = Arc::new(records::load(state, &genesis)?);
-        self.journals = Journals::load(state, genesis.shards, self.bugs)?;
+        self.journals = Journals::load(state, genesis.shards, self.journal_limits, self.bugs)?;
         let start = Bytes::new();
         each_pair(state, Table::Sessions, start, None, |key, record| {
             self.load_session(key, record)
@@ -323,11 +333,7 @@ impl ShardKv {
         match step {
             Step::Install(chunk) => self.install(chunk, state)?,
             Step::Copy(CopyStep::Take(part)) => self.take_part(part, state)?,
-            Step::Begin { .. }
-            | Step::Configure { .. }
-            | Step::Delete { .. }
-            | Step::Deleted { .. }
-            | Step::Copy(_) => {}
+            Step::Configure(_) | Step::Delete { .. } | Step::Deleted { .. } | Step::Copy(_) => {}
         }
         Ok(Response::Stepped)
     }

@@ -21,13 +21,14 @@
 //!
 //! # The mover's five tasks
 //!
-//! Each is in a module of its own: configurations from the controllers into the log (`configs`), shards from their sources
-//! into the log (`pulls`), copies of shards that their
-//! sources still serve (`copies`), delete requests to the sources (`deletes`), progress reports to the controllers (`reports`).
+//! Each is in a module of its own: the latest configuration from the controllers into the log (`configs`), copies of shards that their
+//! sources still serve, with the reports that they have caught up, until the shards are served here (`copies`), whole fenced shards
+//! whose copy was useless (`pulls`), delete requests to the sources (`deletes`), progress reports to the controllers (`reports`).
 //! Configurations never wait for the others. `scheduler` gives each other group slots of its own, so that a group that is
 //! slow or doesn't answer delays only its own shards.
 //!
-//! Everything has a bound: deltas and chunks held, pending actions, bytes a second. A failed action is retried after a
+//! Everything has a bound: deltas, chunks and parts held, pending actions, bytes a second. A shard begins only if the group's disks have
+//! room for it ([`Mover::set_room`]). A failed action is retried after a
 //! backoff that doubles, and an action without an outcome fails at its deadline.
 
 mod backoff;
@@ -42,17 +43,17 @@ mod reports;
 mod room;
 mod scheduler;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use raft::Index;
-use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
+use types::{ClusterId, ConfigDelta, ConfigNum, Cut, Gid, ShardConfig, ShardId};
 
 #[cfg(feature = "bugs")]
 use crate::bug::Bug;
 use crate::bug::Bugs;
 use crate::{
-    Chunk, CopyRequest, Cursor, JournalError, JournalStep, Ownership, Part, PlannedMove,
-    ShardState, Step,
+    Chunk, CopyRequest, Cursor, JournalError, JournalStep, Ownership, Part, ShardState, Step,
 };
 use configs::Configs;
 use copies::Copies;
@@ -72,7 +73,8 @@ const PROPOSE_PATIENCE_MS: u64 = 30_000;
 /// Options of a mover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MoverOptions {
-    /// The most shards that are pulled from each source at the same time; 0 counts as 1.
+    /// The most shards that are pulled from each source at the same time, and the most that are copied and haven't caught up; 0 counts
+    /// as 1.
     pub max_concurrent_pulls: u32,
     /// The most bytes that all pulls and copies together receive in a second; 0 for no limit. After a pause a tenth of it, or one chunk,
     /// may come at once, and one chunk of each source that is on trial.
@@ -109,7 +111,7 @@ pub enum Action {
     /// Ask the controllers for the configurations after `after`. Ends when there are some, or in less than a minute
     /// without any.
     FetchConfigs {
-        /// The group's configuration.
+        /// The latest configuration that the mover knows; 0 for none.
         after: ConfigNum,
     },
     /// Ask the source for the next chunk of a shard. Any of its nodes that has applied the fence can give it.
@@ -159,14 +161,10 @@ pub enum Action {
         /// The step.
         step: JournalStep,
     },
-    /// Tell the controllers that a copy has caught up, so that they may cut. They compare each field with their configuration.
+    /// Tell the controllers that copies have caught up, so that they may cut. They compare each field with their configuration.
     ReportCut {
-        /// The shard.
-        shard: ShardId,
-        /// The planned move that the copy is for.
-        planned: PlannedMove,
-        /// The journal that the copy follows.
-        journal: Index,
+        /// The shards; at most [`types::MAX_CUTS`].
+        cuts: BTreeMap<ShardId, Cut>,
     },
     /// Report the group's progress to the controllers.
     Report {
@@ -184,7 +182,9 @@ pub enum Outcome {
         controller: ClusterId,
         /// The number of shards of the cluster.
         shards: u32,
-        /// The oldest kept configuration, if the one that follows the group's is no longer kept.
+        /// The configuration that the controllers know this group to have settled.
+        settled: ConfigNum,
+        /// The latest configuration, if the group named none, or if the one that follows the group's is no longer kept.
         full: Option<ShardConfig>,
         /// The configurations that follow.
         deltas: Vec<ConfigDelta>,
@@ -204,7 +204,7 @@ pub enum Outcome {
     Failed(String),
 }
 
-/// Returns the next action for each shard that isn't settled. See the module's documentation.
+/// Returns the next action for each shard that isn't settled or that is to come here. See the module's documentation.
 #[derive(Debug)]
 pub struct Mover {
     gid: Gid,
@@ -295,9 +295,8 @@ impl Mover {
                 Purpose::Fetch => self
                     .configs
                     .fetched(self.gid, self.shards, &mut turn, outcome),
-                Purpose::Begin => self.configs.begun(&turn, &outcome),
                 Purpose::Configure(num) => self.configs.configured(&turn, num, &outcome),
-                Purpose::ProveLeadership => self.configs.proved(self.gid, &mut turn, &outcome),
+                Purpose::ProveLeadership => self.configs.proved(&mut turn, &outcome),
                 Purpose::Pull { paid } => self.pulls.pulled(&mut turn, id, paid, outcome),
                 Purpose::Install(task) => self.pulls.installed(&turn, id, task, &outcome),
                 Purpose::Copy { shard, paid } => {
@@ -305,6 +304,7 @@ impl Mover {
                 }
                 Purpose::Delete => self.deletes.delete_ended(&turn, id, outcome),
                 Purpose::Deleted(task) => self.deletes.record_ended(&turn, id, task, &outcome),
+                Purpose::ReportCut => self.copies.reported(&turn),
                 Purpose::Report(settled) => self.reports.ended(&turn, settled, &outcome),
                 Purpose::Ignored => {}
             }
@@ -336,7 +336,13 @@ impl Mover {
 
     /// Sets the room for shards on the disks of the group; `None` while it isn't known. A shard that doesn't fit isn't begun.
     pub fn set_room(&mut self, room: Option<Room>) {
+        self.copies.set_room(room.clone());
         self.pulls.set_room(room);
+    }
+
+    /// Takes a source's estimate of the bytes of a shard that is to be copied.
+    pub fn copy_measured(&mut self, shard: ShardId, bytes: u64) {
+        self.copies.measured(shard, bytes);
     }
 
     /// Takes a source's estimate of the bytes of a shard that is pulled.
@@ -344,13 +350,18 @@ impl Mover {
         self.pulls.measured((config, shard), bytes);
     }
 
-    /// Returns the progress of a shard that is pulled and has a slot.
+    /// Returns the progress of a shard that is on its way here, as far as this replica drives it.
     pub fn progress(&self, now_ms: u64, shard: ShardId) -> Option<Progress> {
         let here = self.ownership.as_ref()?.shards.get(&shard)?;
-        let ShardState::Pulling { config, bytes, .. } = here.state else {
-            return None;
-        };
-        self.pulls.progress((config, shard), bytes, now_ms)
+        match here.state {
+            ShardState::Pulling { config, bytes, .. } => {
+                self.pulls.progress((config, shard), bytes, now_ms)
+            }
+            ShardState::Copying { .. } | ShardState::Completing { .. } => {
+                Some(self.copies.progress(shard, now_ms))
+            }
+            ShardState::Serving { .. } | ShardState::Fenced { .. } => None,
+        }
     }
 
     /// Returns the time at which [`Mover::poll`] has work without new input, if any.
@@ -366,21 +377,20 @@ impl Mover {
     /// no hand-off, or if the replica doesn't lead.
     pub fn waits_for(&self, now_ms: u64, shard: ShardId) -> Option<String> {
         let ownership = self.ownership.as_ref()?;
-        let here = ownership.shards.get(&shard);
-        let waits = here.and_then(|here| match &here.state {
-            ShardState::Pulling { config, source, .. } => {
+        let waits = match ownership.state(shard) {
+            Some(ShardState::Pulling { config, source, .. }) => {
                 self.pulls.why((*config, shard), *source, now_ms)
             }
-            ShardState::Fenced { to, .. } => Some(format!("{to} has to fetch it and confirm")),
-            ShardState::Completing { source, .. } => self.copies.why(shard, *source, now_ms),
-            ShardState::Copying { .. } | ShardState::Serving { .. } => None,
-        });
-        let behind = here.and_then(|here| here.queue.front());
-        if let Some(why) = waits {
-            return Some(match behind {
-                Some(step) => format!("{why}; configuration {} is queued behind", step.config),
-                None => why,
-            });
+            Some(ShardState::Fenced { to, .. }) => {
+                Some(format!("{to} has to fetch it and confirm"))
+            }
+            Some(ShardState::Copying { .. } | ShardState::Completing { .. }) | None => {
+                self.copies.why(ownership, shard, now_ms)
+            }
+            Some(ShardState::Serving { .. }) => None,
+        };
+        if waits.is_some() {
+            return waits;
         }
         let mut deletes = ownership
             .pending_deletes

@@ -1,9 +1,6 @@
-//! A group's view of shards: the state of each shard, its queued steps, and deletes that sources have not confirmed.
+//! A group's view of shards: the state of each shard, the planned moves, and deletes that sources have not confirmed.
 //!
 //! # The life of a shard in a group
-//!
-//! Each shard walks the configurations on its own: the group accepts configuration N+1 at once, and a shard whose step
-//! of an earlier one isn't done keeps the later steps in its queue.
 //!
 //! | state | the shard here | is left by | and becomes |
 //! |---|---|---|---|
@@ -18,11 +15,8 @@
 //! | serving | is served | `Configure` that gives it to a group | fenced |
 //! | fenced | is kept, unchanged, for the new owner | `Delete` of its configuration | absent |
 //!
-//! After each change the next step in the shard's queue is taken in the same entry: a shard that arrives and is due
-//! elsewhere is fenced without being served, and one that was deleted and is due back is pulled. A step of any other
-//! configuration than the one that the state names changes nothing: config numbers are compared exactly. An installed
-//! shard whose source hasn't confirmed the delete has a *pending delete*, which is kept beside the state, because the
-//! shard may go on moving meanwhile.
+//! The state names the configuration that led to it. A step of any other configuration changes nothing: config numbers are compared
+//! exactly. An installed shard whose source hasn't confirmed the delete has a *pending delete*, which is kept beside the state.
 //!
 //! # Steps that aren't due
 //!
@@ -31,8 +25,7 @@
 //!
 //! | step | is due when | otherwise |
 //! |---|---|---|
-//! | `Begin` | the group follows no controller; or it is of the same one, and later than a group is that has nothing and owes nothing | nothing: it was before |
-//! | `Configure` | it is of the group's controller and the next after the accepted one | nothing if it was before or a later one; refused if it is another controller's, or gives and takes what the group doesn't lack and have |
+//! | `Configure` | it follows just the accepted configuration | nothing; refused if it is another controller's, or contradicts what the group has |
 //! | `Install` | the shard is pulling for just this configuration and has arrived just up to where the chunk starts | nothing |
 //! | `Delete` | the shard is fenced by just this configuration | nothing if it was before; refused as not ready if the fence is yet to come |
 //! | `Deleted` | the delete is pending | nothing |
@@ -41,21 +34,19 @@
 //! | `Copy(Drop)` | copying, and the copy is just this one | nothing |
 //! | `Copy(Restart)` | completing, and configuration and copy are just these | nothing |
 //!
-//! A fence is yet to come if the configuration isn't accepted here, or if the shard's state or a step in its queue is of
-//! that configuration or an earlier one. Otherwise the group is past the fence for good, because configurations only rise.
+//! A fence is yet to come if the configuration isn't accepted here, or if the shard's state is of that configuration or an earlier
+//! one. Otherwise the group is past the fence for good, because configurations only rise.
 //!
 //! # Invariants
 //!
-//! - The configurations of a shard rise from its state through its queue, and none is beyond `config`.
-//! - A queue takes turns between going and coming, and its first step doesn't fit the state (it would have been taken):
-//!   so a serving shard has none, a pulling shard's first goes, a fenced one's first comes.
-//! - `groups` has an address for each group that a hand-off needs: sources of shards that are pulled or will be, and
-//!   those of pending deletes. `left` is a part of it, and each of `left` is needed.
+//! - No configuration of a state, a plan or a pending delete is beyond `config`.
+//! - `groups` are those of the accepted configuration. Each group that a hand-off needs is one of them, because the controllers keep a
+//!   group until it is drained. A pending delete of a group that is gone is done.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use types::{ClusterId, ConfigNum, Gid, LogTime, ShardId};
+use types::{ClusterId, ConfigNum, Gid, Group, LogTime, ShardId};
 
 use crate::{CopyCursor, CopyId, Cursor, KvError, PlannedMove, ShardMap};
 
@@ -111,24 +102,11 @@ pub enum ShardState {
     },
 }
 
-/// A step that waits behind the present one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueuedStep {
-    /// The configuration that causes the step.
-    pub config: ConfigNum,
-    /// The owner before.
-    pub from: Gid,
-    /// The owner after. One of the two is this group.
-    pub to: Gid,
-}
-
 /// A shard of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shard {
     /// The present state.
     pub state: ShardState,
-    /// Steps that wait behind the state, oldest first.
-    pub queue: VecDeque<QueuedStep>,
     /// The log time at which it came into this state.
     pub since: LogTime,
     /// A lower bound of the session table's clock (see `replica::session`): it comes with the shard, and is raised to the
@@ -139,7 +117,7 @@ pub struct Shard {
 /// A group's view of all shards. Shared and immutable: each step makes a new value, which copies little (see [`ShardMap`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ownership {
-    /// This group's gid, set by [`crate::Step::Begin`]; [`Gid::NONE`] before.
+    /// This group's gid, set by the first [`crate::Configure`]; [`Gid::NONE`] before.
     pub gid: Gid,
     /// The controllers' incarnation; `None` before the group follows one.
     pub controller: Option<ClusterId>,
@@ -152,11 +130,9 @@ pub struct Ownership {
     pub planned: Arc<BTreeMap<ShardId, PlannedMove>>,
     /// Deletes that the source, by its gid, has not confirmed.
     pub pending_deletes: BTreeMap<(ShardId, ConfigNum), Gid>,
-    /// Addresses of the groups of the accepted configuration and of groups that a hand-off still needs. Behind a pointer
-    /// because there may be thousands, and few steps change them.
-    pub groups: Arc<BTreeMap<Gid, Vec<String>>>,
-    /// The groups in `groups` that the accepted configuration doesn't contain any more.
-    pub left: BTreeSet<Gid>,
+    /// The groups of the accepted configuration, leaving ones included. Behind a pointer because there may be thousands, and few
+    /// steps change them.
+    pub groups: Arc<BTreeMap<Gid, Group>>,
 }
 
 /// A group's progress with respect to one fence of one shard.
@@ -190,7 +166,6 @@ impl Ownership {
             state: ShardState::Serving {
                 config: ConfigNum(0),
             },
-            queue: VecDeque::new(),
             since: LogTime(0),
             clock: LogTime(0),
         });
@@ -199,6 +174,11 @@ impl Ownership {
             shards: all.collect(),
             ..Self::default()
         }
+    }
+
+    /// Returns the addresses of a group's nodes; `None` if the accepted configuration doesn't have the group.
+    pub fn addresses(&self, gid: Gid) -> Option<Vec<String>> {
+        self.groups.get(&gid).map(|group| group.addresses.clone())
     }
 
     /// Returns the state of a shard; `None` if it is absent.
@@ -248,7 +228,6 @@ impl Ownership {
         if matches!(shard.state, ShardState::Copying { .. }) {
             return Fence::Past;
         }
-        // Configurations rise through the queue, so the state's is the least.
         if shard.state.config() <= config {
             Fence::Ahead
         } else {
@@ -258,14 +237,7 @@ impl Ownership {
 
     /// Refuses a shard that contradicts the group's configuration, because its steps would never complete.
     pub(crate) fn check_shard(&self, shard: &Shard) -> Result<(), ShardError> {
-        let mut last = shard.state.config();
-        for step in &shard.queue {
-            if step.config <= last || (step.from == self.gid) == (step.to == self.gid) {
-                return Err(ShardError::Queue);
-            }
-            last = step.config;
-        }
-        if self.controller.is_none() || last > self.config {
+        if self.controller.is_none() || shard.state.config() > self.config {
             return Err(ShardError::UnknownConfig);
         }
         Ok(())
@@ -278,32 +250,20 @@ impl Ownership {
         }
         for shard in changed.iter().filter_map(|shard| self.shards.get(shard)) {
             assert_eq!(self.check_shard(shard), Ok(()), "{shard:?}");
-            let first = shard.queue.front();
-            let fits = first.is_some_and(|step| match &shard.state {
-                ShardState::Serving { .. } | ShardState::Fenced { .. } => step.from == self.gid,
-                ShardState::Pulling { .. } | ShardState::Completing { .. } => step.to == self.gid,
-                ShardState::Copying { .. } => true,
-            });
-            assert!(!fits, "a step that is due waits: {shard:?}");
-            let serves = matches!(shard.state, ShardState::Serving { .. });
-            assert!(
-                !serves || first.is_none(),
-                "a served shard waits: {shard:?}"
-            );
         }
         let known = |(_, config): &(ShardId, ConfigNum)| *config <= self.config;
         assert!(self.pending_deletes.keys().all(known), "a delete too early");
         let listed = |gid| self.groups.contains_key(gid);
-        assert!(self.left.iter().all(listed), "a group without address left");
+        assert!(
+            self.pending_deletes.values().all(listed),
+            "a delete of a group that is gone"
+        );
     }
 }
 
 /// The contradiction of a shard to its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ShardError {
-    /// The configurations of its queue don't rise, or a step doesn't concern the group.
-    #[error("its queue makes no sense")]
-    Queue,
     #[error("it is of a configuration that the group doesn't know")]
     UnknownConfig,
 }

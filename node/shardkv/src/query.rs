@@ -58,6 +58,10 @@ impl Asked<'_> {
                 Ok(chunk.map(|chunk| Response::Chunk(Box::new(chunk))))
             }
             Query::Copy(request) => {
+                if self.serves_no_pulls() {
+                    let shard = request.shard;
+                    return Ok(Response::Refused(KvError::ShardNotReady { shard }));
+                }
                 let part = journal::read(self.state, self.genesis, request, self.bugs)?;
                 Ok(part.map(|part| Response::Part(Box::new(part))))
             }
@@ -70,7 +74,14 @@ impl Asked<'_> {
 
     /// Puts back [`Bug::PullingGroupServesNoPulls`].
     fn serves_no_pulls(&self) -> bool {
-        let pulls = |state: &ShardState| matches!(state, ShardState::Pulling { .. });
+        let pulls = |state: &ShardState| {
+            matches!(
+                state,
+                ShardState::Pulling { .. }
+                    | ShardState::Copying { .. }
+                    | ShardState::Completing { .. }
+            )
+        };
         let mut shards = self.ownership.shards.values();
         self.bugs.has(Bug::PullingGroupServesNoPulls) && shards.any(|shard| pulls(&shard.state))
     }

@@ -1,23 +1,19 @@
 //! [`Ownership`] as records: one for the group, one for each shard that isn't absent, one for each pending delete and one for
 //! each group's addresses. A step writes the records that it changes; a start reads all.
 
-use std::collections::VecDeque;
 use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{GroupKind, StateReader, Table, Transaction};
-use types::{
-    ClusterId, ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer, encode_addresses,
-};
+use types::{ClusterId, ConfigNum, DecodeError, Gid, Group, LogTime, Reader, ShardId, Writer};
 
-use crate::copy::{decode_copy_id, encode_copy_id};
+use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::known;
 use crate::journal::{decode_copy_cursor, encode_copy_cursor};
-use crate::step_codec::{decode_cursor, decode_valid_addresses, encode_cursor};
 use crate::transition::Changed;
-use crate::{CopyCursor, CopyId, Genesis, Ownership, QueuedStep, Shard, ShardState, keys, targets};
+use crate::{CopyCursor, CopyId, Genesis, Ownership, Shard, ShardState, keys, targets};
 
 /// The version byte of each record.
 const VERSION: u8 = 1;
@@ -71,12 +67,9 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
     each_with_prefix(state, keys::ADDRESSES, |key, record| {
         let gid = keys::split_address_record(key);
         let gid = gid.ok_or_else(|| damaged("an address", &"no such group"))?;
-        let (addresses, left) =
+        let group =
             decode_group(record).map_err(|error| damaged(&format!("{gid}'s address"), &error))?;
-        Arc::make_mut(&mut ownership.groups).insert(gid, addresses);
-        if left {
-            ownership.left.insert(gid);
-        }
+        Arc::make_mut(&mut ownership.groups).insert(gid, group);
         Ok(())
     })?;
     Ok(ownership)
@@ -129,9 +122,7 @@ pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transa
         set(keys::pending_delete(*pending), record);
     }
     for gid in &changed.groups {
-        let left = ownership.left.contains(gid);
-        let record = ownership.groups.get(gid);
-        let record = record.map(|addresses| encode_addresses_of_group(addresses, left));
+        let record = ownership.groups.get(gid).map(encode_group_record);
         set(keys::address_record(*gid), record);
     }
 }
@@ -236,12 +227,7 @@ fn encode_shard(shard: &Shard) -> Bytes {
             out.byte(FENCED).number(config.0).number(to.0);
         }
     }
-    out.number(shard.since.0)
-        .number(shard.clock.0)
-        .number(shard.queue.len() as u64);
-    for QueuedStep { config, from, to } in &shard.queue {
-        out.number(config.0).number(from.0).number(to.0);
-    }
+    out.number(shard.since.0).number(shard.clock.0);
     out.finish()
 }
 
@@ -260,6 +246,9 @@ fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
         COPYING => {
             let source = Gid(input.number("source")?);
             let (copy, cursor, bytes) = decode_copy(&mut input)?;
+            if copy.since != config {
+                return Err(DecodeError::OutOfRange("configuration number"));
+            }
             ShardState::Copying {
                 source,
                 copy,
@@ -291,31 +280,22 @@ fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
     };
     let since = LogTime(input.number("time of the state")?);
     let clock = LogTime(input.number("clock")?);
-    let mut queue = VecDeque::new();
-    for _ in 0..input.count("queue")? {
-        queue.push_back(QueuedStep {
-            config: ConfigNum(input.number("configuration number")?),
-            from: Gid(input.number("owner before")?),
-            to: Gid(input.number("owner")?),
-        });
-    }
     input.finish()?;
     Ok(Shard {
         state,
-        queue,
         since,
         clock,
     })
 }
 
 fn encode_copy(out: &mut Writer, copy: CopyId, cursor: &CopyCursor, bytes: u64) {
-    encode_copy_id(out, copy);
+    copy.encode(out);
     encode_copy_cursor(out, cursor);
     out.number(bytes);
 }
 
 fn decode_copy(input: &mut Reader) -> Result<(CopyId, CopyCursor, u64), DecodeError> {
-    let copy = decode_copy_id(input)?;
+    let copy = CopyId::decode(input)?;
     let cursor = decode_copy_cursor(input)?;
     Ok((copy, cursor, input.number("bytes")?))
 }
@@ -333,19 +313,17 @@ fn decode_pending_delete(record: Bytes) -> Result<Gid, DecodeError> {
     Ok(source)
 }
 
-fn encode_addresses_of_group(addresses: &[String], left: bool) -> Bytes {
+fn encode_group_record(group: &Group) -> Bytes {
     let mut out = Writer::default();
-    out.byte(VERSION).byte(left.into());
-    encode_addresses(&mut out, addresses);
+    group.encode(out.byte(VERSION));
     out.finish()
 }
 
-fn decode_group(record: Bytes) -> Result<(Vec<String>, bool), DecodeError> {
+fn decode_group(record: Bytes) -> Result<Group, DecodeError> {
     let mut input = versioned(record)?;
-    let left = input.flag("whether the group left")?;
-    let addresses = decode_valid_addresses(&mut input)?;
+    let group = Group::decode(&mut input)?;
     input.finish()?;
-    Ok((addresses, left))
+    Ok(group)
 }
 
 fn versioned(record: Bytes) -> Result<Reader, DecodeError> {
@@ -358,45 +336,6 @@ fn versioned(record: Bytes) -> Result<Reader, DecodeError> {
 mod tests {
     use super::*;
     use raft::Index;
-
-    #[test]
-    fn queues_that_would_never_end_are_found() {
-        let group = Ownership {
-            gid: Gid(1),
-            controller: Some(ClusterId(5)),
-            config: ConfigNum(9),
-            ..Ownership::default()
-        };
-        let step = |config, from, to| QueuedStep {
-            config: ConfigNum(config),
-            from: Gid(from),
-            to: Gid(to),
-        };
-        let check = |steps: &[QueuedStep]| {
-            let shard = Shard {
-                state: ShardState::Fenced {
-                    config: ConfigNum(5),
-                    to: Gid(2),
-                },
-                queue: steps.iter().copied().collect(),
-                since: LogTime(1),
-                clock: LogTime(2),
-            };
-            assert_eq!(decode_shard(encode_shard(&shard)), Ok(shard.clone()));
-            group.check_shard(&shard)
-        };
-        assert_eq!(check(&[]), Ok(()));
-        assert_eq!(check(&[step(6, 2, 1), step(9, 1, 2)]), Ok(()));
-        for nonsense in [
-            &[step(5, 2, 1)][..],
-            &[step(6, 2, 3)],
-            &[step(6, 1, 1)],
-            &[step(7, 2, 1), step(6, 1, 2)],
-            &[step(6, 2, 1), step(10, 1, 2)],
-        ] {
-            assert!(check(nonsense).is_err(), "{nonsense:?}");
-        }
-    }
 
     #[test]
     fn records_of_copies_decode_to_what_was_encoded() {
@@ -421,7 +360,6 @@ mod tests {
         for state in [copying, completing] {
             let shard = Shard {
                 state,
-                queue: VecDeque::new(),
                 since: LogTime(1),
                 clock: LogTime(2),
             };

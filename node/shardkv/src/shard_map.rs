@@ -152,12 +152,11 @@ impl Page {
     }
 }
 
-/// Returns the oldest configuration whose step isn't done for the shard: that of the state, or else of the queue's front.
+/// Returns the configuration of the shard's state if its step isn't done.
 fn unfinished(shard: &Shard) -> Option<ConfigNum> {
     match shard.state {
-        ShardState::Serving { .. } => shard.queue.front().map(|step| step.config),
         // A copy isn't a step of a configuration: its owner is settled.
-        ShardState::Copying { .. } => None,
+        ShardState::Serving { .. } | ShardState::Copying { .. } => None,
         ShardState::Pulling { config, .. }
         | ShardState::Completing { config, .. }
         | ShardState::Fenced { config, .. } => Some(config),
@@ -197,29 +196,19 @@ impl fmt::Debug for ShardMap {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
-
     use types::{Gid, LogTime};
 
     use super::*;
-    use crate::QueuedStep;
 
     fn shard(config: u64, kind: u64) -> Arc<Shard> {
         let config = ConfigNum(config);
-        let step = QueuedStep {
-            config,
-            from: Gid(1),
-            to: Gid(2),
-        };
         let to = Gid(2);
-        let (state, queue) = match kind {
-            0 => (ShardState::Serving { config }, VecDeque::new()),
-            1 => (ShardState::Serving { config }, [step].into()),
-            _ => (ShardState::Fenced { config, to }, VecDeque::new()),
+        let state = match kind {
+            0 => ShardState::Serving { config },
+            _ => ShardState::Fenced { config, to },
         };
         Arc::new(Shard {
             state,
-            queue,
             since: LogTime(0),
             clock: LogTime(0),
         })

@@ -3,36 +3,17 @@
 //! Clients' writes and these steps share one log, so a step has a place among the writes: what was acknowledged
 //! before a fence is in what moves, and what comes after is refused.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
-use types::{ClientId, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardId};
+use types::{ClientId, ConfigNum, LogTime, ShardId};
 
-use crate::CopyStep;
+use crate::{Configure, CopyStep, Cursor};
 
 /// An operation by which shards move. The group's leader proposes it for its [`crate::mover::Mover`]. Each step is idempotent: a
 /// step that arrives twice, late or out of turn changes nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The group follows this controller from configuration `num` on, in which it owns nothing. Also one that follows it
-    /// already, has nothing, and is further behind than the controllers remember.
-    Begin {
-        /// This group's gid: from here on the group knows which moves concern it.
-        gid: Gid,
-        /// The controllers' incarnation. Later steps of another are refused.
-        controller: ClusterId,
-        /// The configuration.
-        num: ConfigNum,
-        /// The groups of that configuration.
-        groups: BTreeMap<Gid, Vec<String>>,
-    },
-    /// The next configuration. It is the fence of the shards that go: from this entry on they aren't served here.
-    Configure {
-        /// The controllers' incarnation.
-        controller: ClusterId,
-        /// The change from the configuration before.
-        delta: ConfigDelta,
-    },
+    /// A later configuration. It is the fence of the shards that go: from this entry on they aren't served here.
+    Configure(Configure),
     /// The next chunk of a shard that is being pulled. The last chunk completes the installation: data and sessions become
     /// visible at once, and the shard is served.
     Install(Chunk),
@@ -65,15 +46,6 @@ impl Step {
     }
 }
 
-/// A position in a shard's transfer. The order is that of sending.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cursor {
-    /// All users' keys up to this one have arrived; the empty key is the start.
-    Data(Bytes),
-    /// All data has arrived, and the sessions up to this one; `None` before the first.
-    Sessions(Option<ClientId>),
-}
-
 /// A piece of a shard in transfer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -104,10 +76,4 @@ pub enum Next {
         /// session for new that the source has forgotten.
         ttl_ms: u64,
     },
-}
-
-impl Default for Cursor {
-    fn default() -> Self {
-        Self::Data(Bytes::new())
-    }
 }

@@ -1,8 +1,11 @@
 //! Planned moves: the shards whose target differs from their owner, as far as this group is one of the two.
 //!
-//! The controllers change targets at once, and owners only by a cut. Between the two the source serves the shard and keeps a journal
-//! ([`crate::journal`]), and the destination copies it ([`crate::copy`]). Both act only for exactly the planned move that they have
-//! accepted.
+//! Join, Leave and Move change targets at once. Owners change only by a cut, after the target has copied the shard. Between the two the
+//! owner, the *source*, serves the shard and keeps a journal ([`crate::journal`]), and the target, the *destination*, copies it
+//! ([`crate::copy`]). Both act only for exactly the planned move that they have accepted.
+//!
+//! A target may change at any time. Then the destination drops its copy and the source its journal, and nothing else happens. So a move
+//! can be called back until the cut.
 
 use std::sync::Arc;
 

@@ -6,16 +6,17 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use common::{GENESIS, Random, Replica, SHARDS_GENESIS, append, cas, delete, put, session};
-use raft::StoreError;
+use raft::{Index, StoreError};
 use replica::memory::MemoryState;
 use replica::{Applied, StateMachine, StateStore, Table, WriteBatch};
-use shardkv::{Chunk, Command, Cursor, KvError, Next, Query, Response, ShardKv, Step};
+use shardkv::{
+    Chunk, Command, Configure, CopyId, CopyStep, Cursor, KvError, Next, Query, Response, ShardKv,
+    ShardState, Step,
+};
 use types::{
-    ClientId, ClusterId, ConfigDelta, ConfigNum, DecodeError, Gid, LogTime, ShardId, ShardMove,
+    Assignment, ClientId, ClusterId, ConfigNum, DecodeError, Gid, Group, LogTime, ShardId,
     ShardRun, shard_of,
 };
 
@@ -123,51 +124,47 @@ fn key(nth: usize) -> Bytes {
     own.nth(nth).unwrap()
 }
 
-fn configure(num: u64, moves: &[(u32, u64, u64)]) -> Step {
-    let addresses = |gid| Some(vec![format!("host{gid}:1"), format!("host{gid}:2")].into());
-    let moves = moves.iter().map(|(shard, from, to)| ShardMove {
-        run: ShardRun {
-            first: ShardId(*shard),
-            count: 1,
-        },
-        from: Gid(*from),
-        to: Gid(*to),
-    });
-    Step::Configure {
-        controller: CONTROLLER,
-        delta: ConfigDelta {
-            num: ConfigNum(num),
-            groups: [
-                (Gid(1), addresses(1)),
-                (Gid(2), addresses(2)),
-                (Gid(9), None),
-            ]
-            .into(),
-            targets: Vec::new(),
-            moves: moves.collect(),
-        },
+/// A row: the owner and since when, the owner before, the target and since when.
+fn row(owner: (u64, u64), previous: u64, target: (u64, u64)) -> Assignment {
+    Assignment {
+        owner: Gid(owner.0),
+        owner_since: ConfigNum(owner.1),
+        previous: Gid(previous),
+        target: Gid(target.0),
+        target_since: ConfigNum(target.1),
     }
 }
 
-fn begin(gid: u64) -> Step {
-    Step::Begin {
+/// The step of a group from the configuration before to `num`, with these rows of shards.
+fn rows(gid: u64, num: u64, rows: &[(u32, Assignment)]) -> Step {
+    let group = |gid| -> Option<Group> {
+        Some(vec![format!("host{gid}:1"), format!("host{gid}:2")].into())
+    };
+    let rows = rows.iter().map(|(shard, row)| {
+        let (first, count) = (ShardId(*shard), 1);
+        (ShardRun { first, count }, *row)
+    });
+    Step::Configure(Configure {
         gid: Gid(gid),
         controller: CONTROLLER,
-        num: ConfigNum(0),
-        groups: [(Gid(9), vec!["nine:1".to_owned()])].into(),
-    }
+        after: ConfigNum(num - 1),
+        num: ConfigNum(num),
+        groups: [(Gid(1), group(1)), (Gid(2), group(2)), (Gid(9), None)].into(),
+        rows: rows.collect(),
+    })
 }
 
-fn group(gid: u64) -> Replica {
-    let mut group = Replica::new(SHARDS_GENESIS);
-    assert_eq!(group.step(1, &begin(gid)), Response::Stepped);
-    group
+/// The same for shards that change their owner.
+fn configure(gid: u64, num: u64, moves: &[(u32, u64, u64)]) -> Step {
+    let moves = moves.iter();
+    let moves = moves.map(|(shard, from, to)| (*shard, row((*to, num), *from, (*to, num))));
+    rows(gid, num, &moves.collect::<Vec<_>>())
 }
 
 /// All parts of a shard with 20 pairs and 4 sessions.
 fn parts(max_bytes: u32) -> Vec<Chunk> {
-    let mut source = group(2);
-    source.step(1, &configure(1, &[(3, 0, 2)]));
+    let mut source = Replica::new(SHARDS_GENESIS);
+    source.step(1, &configure(2, 1, &[(3, 0, 2)]));
     for n in 0..20 {
         let write = shardkv::Write::Put {
             key: key(n),
@@ -179,7 +176,7 @@ fn parts(max_bytes: u32) -> Vec<Chunk> {
             write,
         );
     }
-    source.step(100, &configure(2, &[(3, 2, 1)]));
+    source.step(100, &configure(2, 2, &[(3, 2, 1)]));
     let mut parts: Vec<Chunk> = Vec::new();
     let mut after = Cursor::default();
     loop {
@@ -203,17 +200,24 @@ fn parts(max_bytes: u32) -> Vec<Chunk> {
 
 /// A group that pulls the shard.
 fn pulling() -> Replica {
-    let mut group = group(1);
-    group.step(1, &configure(1, &[(0, 0, 1), (3, 0, 2), (4, 0, 1)]));
-    group.step(1, &configure(2, &[(3, 2, 1), (4, 1, 2)]));
+    let mut group = Replica::new(SHARDS_GENESIS);
+    let first = configure(1, 1, &[(0, 0, 1), (3, 0, 2), (4, 0, 1)]);
+    for step in [first, configure(1, 2, &[(3, 2, 1), (4, 1, 2)])] {
+        assert_eq!(group.step(1, &step), Response::Stepped);
+    }
     group
 }
 
 fn steps() -> Vec<Step> {
     let (shard, config) = (SHARD, ConfigNum(300));
     let mut steps = vec![
-        begin(1),
-        configure(3, &[(0, 1, 2), (1, 0, 1)]),
+        configure(1, 1, &[]),
+        configure(1, 3, &[(0, 1, 2), (1, 0, 1)]),
+        rows(
+            1,
+            3,
+            &[(0, row((1, 1), 0, (2, 3))), (1, row((2, 3), 0, (1, 3)))],
+        ),
         Step::Delete { shard, config },
         Step::Deleted { shard, config },
     ];
@@ -420,33 +424,43 @@ fn parts_that_no_source_would_cut_are_refused() {
 /// A group with every kind of record.
 fn busy() -> Replica {
     let mut busy = pulling();
-    let leave = Step::Configure {
-        controller: CONTROLLER,
-        delta: ConfigDelta {
-            num: ConfigNum(3),
-            groups: [(Gid(2), None)].into(),
-            targets: Vec::new(),
-            moves: vec![ShardMove {
-                run: ShardRun {
-                    first: SHARD,
-                    count: 1,
-                },
-                from: Gid(1),
-                to: Gid(3),
-            }],
-        },
+    let copy = CopyId {
+        since: ConfigNum(3),
+        journal: Index(7),
     };
-    for part in parts(u32::MAX) {
-        busy.step(100, &Step::Install(part));
+    let starts = |shard| {
+        let (shard, source) = (ShardId(shard), Gid(2));
+        Step::Copy(CopyStep::Start {
+            shard,
+            source,
+            copy,
+        })
+    };
+    let mut steps: Vec<Step> = parts(u32::MAX).into_iter().map(Step::Install).collect();
+    let plan = row((2, 1), 0, (1, 3));
+    let fence = (0, row((2, 3), 1, (2, 3)));
+    steps.extend([
+        rows(1, 3, &[fence, (1, plan), (2, plan)]),
+        starts(1),
+        starts(2),
+        rows(1, 4, &[(2, row((1, 4), 2, (1, 3)))]),
+        // Shard 0 comes and goes again.
+        Step::Delete {
+            shard: ShardId(0),
+            config: ConfigNum(3),
+        },
+        rows(
+            1,
+            5,
+            &[
+                (0, row((1, 5), 2, (1, 5))),
+                (SHARD.0, row((1, 2), 2, (2, 5))),
+            ],
+        ),
+    ]);
+    for step in steps {
+        assert_eq!(busy.step(100, &step), Response::Stepped);
     }
-    // Shard 2 comes and goes again.
-    busy.step(100, &leave);
-    let mut moves = configure(4, &[(2, 2, 1)]);
-    if let Step::Configure { delta, .. } = &mut moves {
-        delta.groups = BTreeMap::new();
-    }
-    busy.step(100, &moves);
-    busy.step(100, &configure(5, &[(2, 1, 2)]));
     busy
 }
 
@@ -461,12 +475,32 @@ fn damaged_records_are_found_at_reload() {
         .map(|((_, key), value)| (key.clone(), value.clone()))
         .collect();
     let ownership = busy.machine.ownership();
-    let known =
-        1 + ownership.shards.len() + ownership.pending_deletes.len() + ownership.groups.len();
-    assert_eq!(records.len(), known);
+    let known = ownership.shards.len()
+        + ownership.planned.len()
+        + ownership.pending_deletes.len()
+        + ownership.groups.len();
+    assert_eq!(records.len(), 1 + known);
     assert!(
-        ownership.pending_deletes.len() == 1 && ownership.shards.len() == 4,
+        ownership.pending_deletes.len() == 1 && ownership.planned.len() == 2,
         "{ownership:?}"
+    );
+    let states: Vec<_> = ownership
+        .shards
+        .values()
+        .map(|shard| &shard.state)
+        .collect();
+    assert!(
+        matches!(
+            states.as_slice(),
+            [
+                ShardState::Pulling { .. },
+                ShardState::Copying { .. },
+                ShardState::Completing { .. },
+                ShardState::Serving { .. },
+                ShardState::Fenced { .. },
+            ]
+        ),
+        "{states:?}"
     );
 
     let reload = |key: &Bytes, change: Option<(Bytes, Bytes)>| {

@@ -5,23 +5,20 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use common::{Replica, SHARDS_GENESIS, put};
 use raft::Index;
-use replica::{StateMachine, StateStore, Table, Transaction};
+use replica::{StateStore, Table};
 use shardkv::{
-    Command, CopyCursor, CopyId, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalStep,
-    KvError, MAX_GENERATIONS, MAX_JOURNALS, MAX_KEY_BYTES, MAX_NAMED_BYTES, PlannedMove, Position,
-    Query, Response, Step, Target, Write,
+    Chunk, Command, Configure, CopyCursor, CopyId, CopyRequest, Cursor, JOURNAL_TTL_MS, Journal,
+    JournalError, JournalStep, KvError, MAX_GENERATIONS, MAX_JOURNALS, MAX_KEY_BYTES,
+    MAX_NAMED_BYTES, Next, Position, Query, Response, Step, Target, Write,
 };
-use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId, shard_of};
+use types::{ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId, shard_of};
 
-const TARGET: Target = Target {
-    to: Gid(2),
-    since: ConfigNum(5),
-};
+const OWN: Gid = Gid(1);
+const OTHER: Gid = Gid(2);
+const THIRD: Gid = Gid(3);
 
 struct Group {
     replica: Replica,
@@ -30,51 +27,52 @@ struct Group {
 }
 
 impl Group {
+    /// A group that serves all shards.
     fn new(shards: u32) -> Self {
+        let mut group = Self::without_shards(shards);
+        group.configure(OWN, OWN);
+        group
+    }
+
+    fn without_shards(shards: u32) -> Self {
         let genesis = shardkv::Genesis {
             shards,
             ..SHARDS_GENESIS
         };
-        let mut group = Self {
+        Self {
             replica: Replica::new(genesis),
             config: ShardConfig::empty(shards),
             time: 1_000,
-        };
-        let begin = Step::Begin {
-            gid: Gid(1),
-            controller: ClusterId(77),
-            num: ConfigNum(0),
-            groups: BTreeMap::new(),
-        };
-        assert_eq!(group.replica.step(1_000, &begin), Response::Stepped);
-        group.configure(Gid(1));
-        group
+        }
     }
 
-    /// Gives all shards to a group.
-    fn configure(&mut self, owner: Gid) {
-        let owners = vec![owner; self.config.shards() as usize];
-        let groups = [(owner, vec![format!("{owner}:1")])].into();
-        let delta = ConfigDelta::between(&self.config, &groups, &owners);
+    /// Makes the next configuration, in which all shards have this target and this owner.
+    fn plan(&mut self, target: Gid, owner: Gid) {
+        let groups = [OWN, OTHER, THIRD].map(|gid| (gid, vec![format!("{gid}:1")].into()));
+        let all = |gid| vec![gid; self.config.shards() as usize];
+        let (targets, owners) = (all(target), all(owner));
+        let delta = ConfigDelta::new(&self.config, &groups.into(), &targets, &owners);
         self.config.apply(&delta).unwrap();
-        let controller = ClusterId(77);
-        let step = Step::Configure { controller, delta };
+    }
+
+    /// Takes up the latest configuration, whatever is between.
+    fn take_up(&mut self) {
+        let ownership = self.replica.machine.ownership();
+        let step = Configure::to(&self.config, OWN, ClusterId(77), &ownership);
+        let step = Step::Configure(step);
         assert_eq!(self.replica.step(self.time, &step), Response::Stepped);
     }
 
-    fn aim(&mut self, shard: ShardId, target: Option<Target>) {
-        let Replica { machine, state, .. } = &mut self.replica;
-        let mut transaction = Transaction::new(&*state);
-        let planned = target.map(|target| PlannedMove {
-            owner: Gid(1),
-            owner_since: ConfigNum(1),
-            target,
-        });
-        machine.plan(shard, planned, &mut transaction);
-        machine.finish_batch(&mut transaction).unwrap();
-        let batch = transaction.into_batch();
-        let applied = state.applied();
-        state.commit(batch, applied).unwrap();
+    fn configure(&mut self, target: Gid, owner: Gid) {
+        self.plan(target, owner);
+        self.take_up();
+    }
+
+    /// The target of all shards.
+    fn target(&self) -> Target {
+        let row = self.config.row(SHARD);
+        let (to, since) = (row.target, row.target_since);
+        Target { to, since }
     }
 
     fn step(&mut self, step: JournalStep) -> Result<(), JournalError> {
@@ -85,9 +83,12 @@ impl Group {
         }
     }
 
+    /// Begins the journal for a copy to the other group.
     fn begin(&mut self, shard: ShardId) -> Index {
-        self.aim(shard, Some(TARGET));
-        let target = TARGET;
+        if self.target().to != OTHER {
+            self.configure(OTHER, OWN);
+        }
+        let target = self.target();
         self.step(JournalStep::Begin { shard, target }).unwrap();
         self.journal(shard).unwrap().id
     }
@@ -97,7 +98,7 @@ impl Group {
     }
 
     fn copy(&self, shard: ShardId, journal: Index, after: CopyCursor) -> Result<(), JournalError> {
-        let since = TARGET.since;
+        let since = self.target().since;
         let request = CopyRequest {
             shard,
             copy: CopyId { since, journal },
@@ -133,44 +134,101 @@ const SHARD: ShardId = ShardId(0);
 #[test]
 fn a_journal_begins_for_exactly_the_accepted_target() {
     let mut group = Group::new(1);
-    let other = Target {
-        since: ConfigNum(4),
-        ..TARGET
-    };
-    let begin = |target| JournalStep::Begin {
-        shard: SHARD,
-        target,
-    };
-    let accepted = None;
-    assert_eq!(
-        group.step(begin(TARGET)),
-        Err(JournalError::OtherTarget { accepted })
-    );
-    group.aim(SHARD, Some(TARGET));
-    let accepted = Some(TARGET);
-    assert_eq!(
-        group.step(begin(other)),
-        Err(JournalError::OtherTarget { accepted })
-    );
-    assert_eq!(group.step(begin(TARGET)), Ok(()));
+    let shard = SHARD;
+    let begin = |target| JournalStep::Begin { shard, target };
+    group.plan(OTHER, OWN);
+    let target = group.target();
+    let refused = |accepted| Err(JournalError::OtherTarget { accepted });
+    assert_eq!(group.step(begin(target)), refused(None));
+    group.take_up();
+    let since = ConfigNum(1);
+    let other = Target { since, ..target };
+    assert_eq!(group.step(begin(other)), refused(Some(target)));
+    assert_eq!(group.step(begin(target)), Ok(()));
     let id = group.journal(SHARD).unwrap().id;
     // A second one changes nothing.
-    assert_eq!(group.step(begin(TARGET)), Ok(()));
+    assert_eq!(group.step(begin(target)), Ok(()));
     assert_eq!(group.journal(SHARD).unwrap().id, id);
-    // It survives a restart, and ends with its target.
+    // It survives a restart, and ends with its target, also if the same group is the target again.
     group.replica.restart();
     assert_eq!(group.journal(SHARD).unwrap().id, id);
-    group.aim(SHARD, Some(other));
+    group.plan(OWN, OWN);
+    group.plan(OTHER, OWN);
+    group.take_up();
     assert_eq!(group.journal(SHARD), None);
+    let journal = id;
     assert_eq!(
         group.copy(SHARD, id, CopyCursor::default()),
-        Err(JournalError::Unknown { journal: id })
+        Err(JournalError::Unknown { journal })
     );
-    assert_eq!(group.step(begin(other)), Ok(()));
+    assert_eq!(group.step(begin(group.target())), Ok(()));
     assert_eq!(
         group.copy(SHARD, id, CopyCursor::default()),
-        Err(JournalError::Ended { journal: id })
+        Err(JournalError::Ended { journal })
     );
+    // Another target ends it, and so does the owner as the target.
+    for to in [THIRD, OWN] {
+        group.begin(SHARD);
+        group.configure(to, OWN);
+        assert_eq!(group.journal(SHARD), None);
+    }
+}
+
+/// A journal proves that the group serves the shard, and so that the owner before has fenced it.
+#[test]
+fn a_journal_begins_only_while_the_shard_is_served() {
+    let mut group = Group::without_shards(1);
+    let (shard, clock) = (SHARD, LogTime(1));
+    let begin = |group: &mut Group| {
+        let target = group.target();
+        let step = JournalStep::Begin { shard, target };
+        group.replica.apply_bytes(1_000, 100, step.encode())
+    };
+    let is_refused = |group: &mut Group, error: KvError| {
+        assert_eq!(begin(group), Response::Refused(error));
+        assert_eq!(group.journal(shard), None);
+    };
+    group.configure(OTHER, OTHER);
+    let wrong_group = |group: &Group| {
+        let config = group.config.num();
+        KvError::WrongGroup { shard, config }
+    };
+    let error = wrong_group(&group);
+    is_refused(&mut group, error);
+    // It waits for the shard, which is to go on.
+    group.configure(OWN, OWN);
+    let config = group.config.num();
+    group.configure(OTHER, OWN);
+    let chunk = |after, next| {
+        Step::Install(Chunk {
+            shard,
+            config,
+            after,
+            pairs: Vec::new(),
+            sessions: Vec::new(),
+            next,
+        })
+    };
+    is_refused(&mut group, KvError::ShardNotReady { shard });
+    let half = Cursor::Sessions(None);
+    let first = chunk(Cursor::default(), Next::Chunk(half.clone()));
+    assert_eq!(group.replica.step(1_000, &first), Response::Stepped);
+    is_refused(&mut group, KvError::ShardNotReady { shard });
+    // It has arrived. That the owner before has not deleted it yet doesn't matter.
+    let ttl_ms = SHARDS_GENESIS.session_ttl_ms;
+    let last = chunk(half, Next::Done { clock, ttl_ms });
+    assert_eq!(group.replica.step(1_000, &last), Response::Stepped);
+    let owes = |group: &Group| !group.replica.machine.ownership().pending_deletes.is_empty();
+    assert!(owes(&group));
+    let id = group.begin(shard);
+    group.replica.step(1_000, &Step::Deleted { shard, config });
+    assert!(!owes(&group));
+    assert_eq!(group.journal(shard).unwrap().id, id);
+    // It is fenced.
+    group.configure(OTHER, OTHER);
+    group.configure(THIRD, OTHER);
+    let error = wrong_group(&group);
+    assert_eq!(begin(&mut group), Response::Refused(error));
 }
 
 #[test]
@@ -221,34 +279,35 @@ fn pages_exist_from_their_seal_to_their_drop() {
     group.step(drop(limit)).unwrap();
     group.step(seal(limit + 1)).unwrap();
     // The fence seals the last one. Nothing is named afterwards, and neither seals nor expiry change anything.
-    group.configure(Gid(2));
+    group.configure(OTHER, OTHER);
     assert_eq!(group.copy(shard, journal, page(limit + 2)), Ok(()));
     group.step(seal(limit + 2)).unwrap();
     group.time += JOURNAL_TTL_MS + 1;
     group.replica.apply(group.time, None, put("k", "v"));
-    group.aim(shard, None);
-    let fenced = group.journal(shard).unwrap();
-    assert_eq!((fenced.open, fenced.fence), (limit + 2, Some(ConfigNum(2))));
+    // The target after the next one doesn't matter.
+    let cut = Some(group.config.num());
+    for target in [THIRD, OWN] {
+        group.configure(target, OTHER);
+        let fenced = group.journal(shard).unwrap();
+        assert_eq!((fenced.open, fenced.fence), (limit + 2, cut));
+    }
 }
 
 #[test]
 fn a_fence_for_another_group_ends_the_journal() {
     let mut group = Group::new(1);
     group.begin(SHARD);
+    let target = group.target();
     group.replica.apply(1_000, None, put("a", "1"));
-    group.configure(Gid(3));
+    group.configure(THIRD, THIRD);
     assert_eq!(group.journal(SHARD), None);
-    // What the configuration says of the target comes after the fence. Nothing begins here meanwhile.
-    let begin = JournalStep::Begin {
-        shard: SHARD,
-        target: TARGET,
-    };
+    assert_eq!(group.names(), 0);
+    let shard = SHARD;
+    let begin = JournalStep::Begin { shard, target };
     assert!(matches!(
         group.replica.apply_bytes(1_000, 100, begin.encode()),
         Response::Refused(KvError::WrongGroup { .. })
     ));
-    group.aim(SHARD, None);
-    assert_eq!(group.names(), 0);
 }
 
 #[test]
@@ -313,11 +372,8 @@ fn a_group_has_a_bounded_number_of_journals() {
     for shard in 1..shards {
         group.begin(ShardId(shard));
     }
-    group.aim(SHARD, Some(TARGET));
-    let begin = JournalStep::Begin {
-        shard: SHARD,
-        target: TARGET,
-    };
+    let (shard, target) = (SHARD, group.target());
+    let begin = JournalStep::Begin { shard, target };
     assert_eq!(
         group.step(begin),
         Err(JournalError::TooManyJournals { limit })
@@ -339,11 +395,10 @@ fn only_the_shard_of_a_journal_is_named() {
 #[test]
 fn steps_decode_to_what_was_encoded() {
     let (shard, journal, generation) = (ShardId(300), Index(70_000), 129);
+    let (to, since) = (Gid(2), ConfigNum(5));
+    let target = Target { to, since };
     for step in [
-        JournalStep::Begin {
-            shard,
-            target: TARGET,
-        },
+        JournalStep::Begin { shard, target },
         JournalStep::Seal {
             shard,
             journal,

@@ -13,8 +13,8 @@ use raft::StoreError;
 use replica::memory::MemoryState;
 use replica::{Applied, GroupKind, StateMachine, StateStore, Table};
 use shardkv::{
-    Chunk, Cursor, Genesis, KvError, Next, Ownership, Query, Response, ShardKv, ShardState, Step,
-    Written, user_key,
+    Chunk, Configure, Cursor, Genesis, KvError, Next, Ownership, Query, Response, ShardKv,
+    ShardState, Step, Written, user_key,
 };
 use types::{
     ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId, ShardSet, shard_of,
@@ -27,6 +27,7 @@ const SHARD: ShardId = ShardId(3);
 
 /// A group, with the log time of its entries.
 struct Group {
+    gid: Gid,
     replica: Replica,
     time: u64,
 }
@@ -37,17 +38,39 @@ impl Group {
     }
 
     fn with(genesis: Genesis, gid: u64, time: u64) -> Self {
-        let mut group = Self {
+        Self {
+            gid: Gid(gid),
             replica: Replica::new(genesis),
             time,
+        }
+    }
+
+    /// Returns the step by which it takes up the configuration.
+    fn step_to(&self, config: &ShardConfig) -> Step {
+        Step::Configure(Configure::to(
+            config,
+            self.gid,
+            CONTROLLER,
+            &self.ownership(),
+        ))
+    }
+
+    /// Takes up the configuration, whatever is between.
+    fn follow(&mut self, config: &ShardConfig) {
+        let step = self.step_to(config);
+        self.take(&step);
+        assert_eq!(self.ownership().config, config.num());
+    }
+
+    /// Asserts that it refuses the configuration, for a reason with these words, and that nothing changes.
+    fn refuse(&mut self, config: &ShardConfig, expected: &str) {
+        let before = self.replica.state.pairs().clone();
+        let step = self.step_to(config);
+        let Response::Refused(KvError::Malformed(why)) = self.step(&step) else {
+            panic!("it must be refused: {step:?}");
         };
-        group.take(&Step::Begin {
-            gid: Gid(gid),
-            controller: CONTROLLER,
-            num: ConfigNum(0),
-            groups: BTreeMap::new(),
-        });
-        group
+        assert!(why.contains(expected), "{why}");
+        assert_eq!(*self.replica.state.pairs(), before);
     }
 
     /// Takes a step that must not be refused.
@@ -68,7 +91,7 @@ impl Group {
         self.replica.machine.ownership()
     }
 
-    /// Returns the shard's state in a word, its configuration, and its queued steps.
+    /// Returns the shard's state in a word, and its configuration.
     fn state(&self) -> String {
         let ownership = self.ownership();
         let Some(shard) = ownership.shards.get(&SHARD) else {
@@ -81,9 +104,7 @@ impl Group {
             ShardState::Copying { .. } => "copying",
             ShardState::Completing { .. } => "completing",
         };
-        let waits = shard.queue.iter().map(|step| format!(",{}", step.config));
-        let waits: String = waits.collect();
-        format!("{word}{}{waits}", shard.state.config())
+        format!("{word}{}", shard.state.config())
     }
 
     fn pull(&self, config: u64, after: Cursor, max_bytes: u32) -> Response {
@@ -140,7 +161,7 @@ impl Group {
     }
 }
 
-/// Configurations by the shards' owners, from 1 on.
+/// Configurations by the shards' owners, from 1 on. A group stays once it has owned something.
 struct Configs(ShardConfig);
 
 impl Configs {
@@ -148,19 +169,40 @@ impl Configs {
         Self(ShardConfig::empty(SHARDS))
     }
 
-    fn next(&mut self, owners: [u64; SHARDS as usize]) -> Step {
-        let groups = owners.map(|gid| (Gid(gid), vec![format!("g{gid}:1")]));
-        let delta = ConfigDelta::between(&self.0, &groups.into(), &owners.map(Gid));
+    fn next(&mut self, owners: [u64; SHARDS as usize]) -> ShardConfig {
+        let mut groups = self.0.member_addresses();
+        groups.extend(owners.map(|gid| (Gid(gid), vec![format!("g{gid}:1")])));
+        let delta = ConfigDelta::between(&self.0, &groups, &owners.map(Gid));
         self.0.apply(&delta).unwrap();
-        Step::Configure {
-            controller: CONTROLLER,
-            delta,
-        }
+        self.0.clone()
     }
 
     /// The next one, in which `gid` has the shard and group 1 all others.
-    fn give(&mut self, gid: u64) -> Step {
+    fn give(&mut self, gid: u64) -> ShardConfig {
         self.next([1, 1, 1, gid, 1])
+    }
+
+    /// The next one, in which owners stay and these are the targets.
+    fn plan(&mut self, targets: [u64; SHARDS as usize]) -> ShardConfig {
+        let mut groups = self.0.groups().clone();
+        for gid in targets {
+            let group = || vec![format!("g{gid}:1")].into();
+            groups.entry(Gid(gid)).or_insert_with(group);
+        }
+        let (targets, owners) = (targets.map(Gid), self.0.owners().to_vec());
+        let delta = ConfigDelta::new(&self.0, &groups, &targets, &owners);
+        self.0.apply(&delta).unwrap();
+        self.0.clone()
+    }
+
+    /// The next one, without a group.
+    fn without(&mut self, gid: u64) -> ShardConfig {
+        let mut groups = self.0.groups().clone();
+        groups.remove(&Gid(gid)).unwrap();
+        let (targets, owners) = (self.0.targets().to_vec(), self.0.owners().to_vec());
+        let delta = ConfigDelta::new(&self.0, &groups, &targets, &owners);
+        self.0.apply(&delta).unwrap();
+        self.0.clone()
     }
 }
 
@@ -169,8 +211,8 @@ fn two(times: [u64; 2]) -> (Group, Group, Configs) {
     let (mut a, mut b) = (Group::new(1, times[0]), Group::new(2, times[1]));
     let mut configs = Configs::new();
     let first = configs.give(1);
-    a.take(&first);
-    b.take(&first);
+    a.follow(&first);
+    b.follow(&first);
     (a, b, configs)
 }
 
@@ -209,8 +251,8 @@ fn a_shard_moves_with_its_data_and_sessions_and_leaves_nothing() {
         a.replica.apply(1_000, None, put(&tagged(n), "value"));
     }
     let second = configs.give(2);
-    a.take(&second);
-    b.take(&second);
+    a.follow(&second);
+    b.follow(&second);
     let get = Query::Get { key: bytes(&key) };
     assert_eq!(a.write(900, 2, append(&key, "y")), wrong_group(2));
     assert_eq!(b.write(900, 2, append(&key, "y")), not_ready());
@@ -248,7 +290,7 @@ fn a_write_behind_the_fence_in_one_batch_is_refused_and_not_remembered() {
         }
         .encode()
     };
-    let operations = [write(1), second.encode(), write(2), write(1)];
+    let operations = [write(1), a.step_to(&second).encode(), write(2), write(1)];
     let steps: Vec<_> = operations
         .into_iter()
         .zip(10..)
@@ -262,7 +304,7 @@ fn a_write_behind_the_fence_in_one_batch_is_refused_and_not_remembered() {
     let responses = a.replica.batch(&steps);
     let expected = [length(1), Response::Stepped, wrong_group(2), wrong_group(2)];
     assert_eq!(responses, expected);
-    b.take(&second);
+    b.follow(&second);
     b.install_from(&a, 2);
     assert_eq!(b.write(900, 1, append(&key, "x")), length(1));
     assert_eq!(b.write(900, 2, append(&key, "x")), length(2));
@@ -279,14 +321,15 @@ fn only_writes_that_would_be_refused_in_the_log_are_kept_out_of_it() {
     let early = |group: &Group| group.replica.machine.refuse_early(&write);
     assert_eq!((early(&a), early(&b)), (None, Some(wrong_group(1))));
     let second = configs.give(2);
-    a.take(&second);
-    b.take(&second);
+    a.follow(&second);
+    b.follow(&second);
     let on_its_way = Response::Refused(KvError::ShardNotReady { shard: SHARD });
     assert_eq!(
         (early(&a), early(&b)),
         (Some(wrong_group(2)), Some(on_its_way))
     );
-    assert_eq!(a.replica.machine.refuse_early(&second.encode()), None);
+    let step = a.step_to(&configs.give(2)).encode();
+    assert_eq!(a.replica.machine.refuse_early(&step), None);
     assert_eq!(
         a.replica.machine.refuse_early(&Bytes::from_static(b"?")),
         None
@@ -297,30 +340,59 @@ fn only_writes_that_would_be_refused_in_the_log_are_kept_out_of_it() {
 
 #[test]
 fn two_groups_that_pull_from_each_other_both_finish() {
-    let (mut a, mut b, mut configs) = two([1_000, 1_000]);
+    let (mut a, mut b) = (Group::new(1, 1_000), Group::new(2, 1_000));
+    let mut configs = Configs::new();
+    let (first, swap) = (configs.next([2, 1, 1, 1, 1]), configs.give(2));
+    let back = configs.next([2, 1, 1, 1, 1]);
+    a.follow(&first);
     let key = key();
     a.write(900, 1, append(&key, "x"));
-    let swap = configs.next([1, 1, 1, 2, 2]);
-    let back = configs.next([2, 1, 1, 1, 1]);
-    for step in [&swap, &back] {
-        a.take(step);
-        b.take(step);
+    b.follow(&first);
+    for group in [&mut a, &mut b] {
+        group.follow(&swap);
     }
-    // The shard goes to B and back before anyone has moved anything.
     assert_eq!(
         (a.state().as_str(), b.state().as_str()),
-        ("fenced2,3", "pulling2,3")
+        ("fenced2", "pulling2")
     );
+    let other = ShardId(0);
+    let has_other = |group: &Group| group.ownership().state(other).cloned();
+    assert!(matches!(has_other(&a), Some(ShardState::Pulling { .. })));
+    assert!(matches!(has_other(&b), Some(ShardState::Fenced { .. })));
+    // Nobody has moved anything, so nothing can go back yet.
+    a.refuse(&back, "takes s0");
+    b.refuse(&back, "gives s0");
     b.install_from(&a, 2);
-    assert_eq!(b.state(), "fenced3", "it was never served there");
+    assert_eq!(b.state(), "serving2");
     assert_eq!(b.ownership().pending_deletes.len(), 1);
+    a.refuse(&back, "takes s0");
     assert_eq!(
-        a.pull(3, Cursor::default(), 100),
+        b.pull(3, Cursor::default(), 100),
         not_ready(),
-        "not its own"
+        "not accepted"
     );
     b.acknowledge(&mut a, 2);
-    assert_eq!((a.state().as_str(), a.stored()), ("pulling3", 0));
+    assert_eq!((a.state().as_str(), a.stored()), ("absent", 0));
+    // A's own pull isn't done, and B's fence stands.
+    a.refuse(&back, "takes s0");
+    b.refuse(&back, "gives s0");
+    let (shard, config) = (other, ConfigNum(2));
+    let pull = Query::Pull {
+        shard,
+        config,
+        after: Cursor::default(),
+        max_bytes: 100,
+    };
+    let Response::Chunk(chunk) = b.replica.query(&pull) else {
+        panic!("it is fenced");
+    };
+    a.take(&Step::Install(*chunk));
+    b.take(&Step::Delete { shard, config });
+    a.take(&Step::Deleted { shard, config });
+    assert_eq!((a.settled(), b.settled()), (2, 2));
+    for group in [&mut a, &mut b] {
+        group.follow(&back);
+    }
     a.install_from(&b, 3);
     a.acknowledge(&mut b, 3);
     assert_eq!(
@@ -335,27 +407,41 @@ fn two_groups_that_pull_from_each_other_both_finish() {
 fn a_chain_is_walked_and_late_steps_of_each_hand_off_change_nothing() {
     let (mut a, mut b, mut configs) = two([1_000, 1_000]);
     let mut c = Group::new(3, 1_000);
-    let first_of_c = Configs::new().give(1);
-    c.take(&first_of_c);
     a.write(900, 1, append(&key(), "x"));
-    let steps = [configs.give(2), configs.give(3)];
-    for step in &steps {
-        for group in [&mut a, &mut b, &mut c] {
-            group.take(step);
-        }
+    let configs = [configs.give(2), configs.give(3)];
+    let [second, third] = &configs;
+    let mut steps = Vec::new();
+    for group in [&mut a, &mut b] {
+        steps.push(group.step_to(second));
+        group.follow(second);
     }
-    assert_eq!(b.state(), "pulling2,3");
-    assert_eq!(b.pull(3, Cursor::default(), 100), not_ready(), "queued");
+    // B doesn't pass on what it doesn't have.
+    b.refuse(third, "takes");
+    assert_eq!(b.pull(3, Cursor::default(), 100), not_ready(), "to come");
+    // C skips what was before.
+    steps.push(c.step_to(third));
+    c.follow(third);
+    assert_eq!((c.state().as_str(), c.settled()), ("pulling3", 2));
     let parts = a.parts(2, 20);
     b.install_from(&a, 2);
+    for group in [&mut a, &mut b] {
+        steps.push(group.step_to(third));
+        group.follow(third);
+    }
+    assert_eq!(
+        (a.state().as_str(), b.state().as_str()),
+        ("fenced2", "fenced3")
+    );
+    // B still owes A, though the shard goes on.
+    assert_eq!((a.settled(), b.settled()), (1, 1));
+    b.acknowledge(&mut a, 2);
+    assert_eq!((a.settled(), b.settled()), (3, 2));
     c.install_from(&b, 3);
     assert_eq!(c.write(900, 1, append(&key(), "x")), length(1));
     assert_eq!(c.write(900, 2, append(&key(), "y")), length(2));
+    assert_eq!((b.state().as_str(), b.settled()), ("fenced3", 2));
     c.acknowledge(&mut b, 3);
-    // B still owes A, though the shard went on.
-    assert_eq!((b.state().as_str(), b.settled()), ("absent", 1));
-    b.acknowledge(&mut a, 2);
-    assert_eq!(b.settled(), 3);
+    assert_eq!((b.state().as_str(), b.settled()), ("absent", 3));
 
     let before: Vec<_> = [&a, &b, &c]
         .map(|group| group.replica.state.pairs().clone())
@@ -365,19 +451,22 @@ fn a_chain_is_walked_and_late_steps_of_each_hand_off_change_nothing() {
             group.take(&Step::Install(part.clone()));
         }
         for step in &steps {
-            group.take(step);
+            match step {
+                Step::Configure(step) if step.gid != group.gid => {
+                    let refused = group.step(&Step::Configure(step.clone()));
+                    assert!(matches!(refused, Response::Refused(KvError::Malformed(_))));
+                }
+                own => group.take(own),
+            }
         }
         for config in [1, 2].map(ConfigNum) {
             let shard = SHARD;
             group.take(&Step::Delete { shard, config });
             group.take(&Step::Deleted { shard, config });
         }
-        group.take(&Step::Begin {
-            gid: Gid(9),
-            controller: ClusterId(9),
-            num: ConfigNum(9),
-            groups: BTreeMap::new(),
-        });
+        let foreign = Configure::to(third, Gid(9), ClusterId(9), &Ownership::default());
+        let refused = group.step(&Step::Configure(foreign));
+        assert!(matches!(refused, Response::Refused(KvError::Malformed(_))));
     }
     let after = [&a, &b, &c].map(|group| group.replica.state.pairs());
     assert!(after.into_iter().eq(&before));
@@ -389,10 +478,10 @@ fn a_dead_group_delays_its_own_shards_only() {
     let mut a = Group::new(1, 1_000);
     let mut configs = Configs::new();
     // Group 3 never says a word.
-    for owners in [[3, 1, 1, 1, 1], [2, 1, 1, 1, 1], [1, 1, 1, 2, 1]] {
-        let step = configs.next(owners);
-        a.take(&step);
-        b.take(&step);
+    for owners in [[3, 1, 1, 1, 1], [2, 1, 1, 1, 1], [2, 1, 1, 2, 1]] {
+        let config = configs.next(owners);
+        a.follow(&config);
+        b.follow(&config);
     }
     a.write(900, 1, append(&key(), "x"));
     let pulls = |group: &Group, shard| {
@@ -407,10 +496,94 @@ fn a_dead_group_delays_its_own_shards_only() {
     assert_eq!(b.write(900, 1, append(&key(), "x")), length(1));
     assert!(pulls(&b, ShardId(0)));
     assert_eq!(b.settled(), 1, "and it is known for what");
-    let left = configs.next([1, 1, 1, 1, 1]);
-    b.take(&left);
+    // What else there is goes on, back and forth.
+    let back = configs.next([2, 1, 1, 1, 1]);
+    for group in [&mut a, &mut b] {
+        group.follow(&back);
+    }
+    a.install_from(&b, 4);
+    a.acknowledge(&mut b, 4);
+    assert_eq!(a.write(900, 2, append(&key(), "y")), length(2));
+    assert_eq!((a.settled(), b.settled()), (4, 1));
+    // Only the shard that waits can't go on.
     let ownership = b.ownership();
-    assert!(ownership.left.contains(&Gid(3)), "{ownership:?}");
+    assert!(ownership.groups.contains_key(&Gid(3)), "{ownership:?}");
+    b.refuse(&configs.next([1, 1, 1, 1, 1]), "takes");
+}
+
+#[test]
+fn a_group_that_is_gone_owes_nothing_any_more() {
+    let (mut a, mut b, mut configs) = two([1_000, 1_000]);
+    let second = configs.next([2, 2, 2, 2, 2]);
+    a.follow(&second);
+    b.follow(&second);
+    for shard in (0..SHARDS).map(ShardId) {
+        let config = ConfigNum(2);
+        let pull = Query::Pull {
+            shard,
+            config,
+            after: Cursor::default(),
+            max_bytes: 100,
+        };
+        let Response::Chunk(chunk) = a.replica.query(&pull) else {
+            panic!("it is fenced");
+        };
+        b.take(&Step::Install(*chunk));
+        a.take(&Step::Delete { shard, config });
+    }
+    // A has deleted all, as the controllers know, but B was never told.
+    assert_eq!((a.settled(), b.settled()), (2, 1));
+    assert_eq!(b.ownership().pending_deletes.len(), 5);
+    b.follow(&configs.without(1));
+    assert_eq!(b.settled(), 3);
+    let ownership = b.ownership();
+    assert!(ownership.pending_deletes.is_empty());
+    let groups: Vec<Gid> = ownership.groups.keys().copied().collect();
+    assert_eq!(groups, [Gid(2)]);
+    b.replica.restart();
+    assert_eq!(b.ownership(), ownership);
+}
+
+#[test]
+fn a_plan_changes_nothing_for_clients_and_may_change_at_any_time() {
+    let (mut a, mut b, mut configs) = two([1_000, 1_000]);
+    let target = |group: &Group| {
+        let ownership = group.ownership();
+        let planned = ownership.planned.get(&SHARD);
+        planned.map(|it| (it.owner.0, it.target.to.0, it.target.since.0))
+    };
+    let to_b = configs.plan([1, 1, 1, 2, 1]);
+    a.follow(&to_b);
+    b.follow(&to_b);
+    assert_eq!((target(&a), target(&b)), (Some((1, 2, 2)), Some((1, 2, 2))));
+    let third = configs.plan([1, 1, 1, 3, 1]);
+    let again = configs.plan([1, 1, 1, 2, 1]);
+    let other = configs.plan([2, 1, 1, 2, 1]);
+    a.follow(&third);
+    b.follow(&again);
+    assert_eq!((target(&a), target(&b)), (Some((1, 3, 3)), Some((1, 2, 4))));
+    a.follow(&other);
+    b.follow(&other);
+    assert_eq!((target(&a), target(&b)), (Some((1, 2, 4)), Some((1, 2, 4))));
+    assert_eq!(
+        (a.state().as_str(), b.state().as_str()),
+        ("serving1", "absent")
+    );
+    assert_eq!(a.write(900, 1, append(&key(), "x")), length(1));
+    assert_eq!(b.write(900, 1, append(&key(), "x")), wrong_group(5));
+    assert_eq!((a.settled(), b.settled()), (5, 5));
+    // The cut, and at the same time the call-back of the other.
+    let cut = configs.give(2);
+    for group in [&mut a, &mut b] {
+        group.follow(&cut);
+        assert_eq!(*group.ownership().planned, BTreeMap::new());
+        let live = group.ownership();
+        group.replica.restart();
+        assert_eq!(group.ownership(), live);
+    }
+    b.install_from(&a, 6);
+    b.acknowledge(&mut a, 6);
+    assert_eq!(b.write(900, 2, append(&key(), "y")), length(2));
 }
 
 #[test]
@@ -428,8 +601,8 @@ fn a_session_that_the_source_forgot_is_not_new_where_the_clock_is_behind() {
     );
     assert_eq!(a.replica.machine.session_count(), 0);
     let second = configs.give(2);
-    a.take(&second);
-    b.take(&second);
+    a.follow(&second);
+    b.follow(&second);
     b.install_from(&a, 2);
     let expired = Response::Refused(KvError::SessionExpired);
     assert_eq!(b.write(birth, 1, append(&key(), "x")), expired);
@@ -442,11 +615,11 @@ fn a_session_that_the_source_forgot_is_not_new_where_the_clock_is_behind() {
     assert_eq!(b.replica.machine.session_count(), 1);
     // And in the next group, whose log is still further behind.
     let mut c = Group::new(3, 50_000);
-    c.take(&Configs::new().give(1));
+    c.follow(&Configs::new().give(1));
     let third = configs.give(3);
-    b.take(&third);
-    c.take(&second);
-    c.take(&third);
+    b.follow(&third);
+    c.follow(&second);
+    c.follow(&third);
     c.install_from(&b, 3);
     assert_eq!(c.write(birth, 1, append(&key(), "x")), expired);
     assert_eq!(c.write(fresh, 1, append(&key(), "z")), length(2));
@@ -457,8 +630,8 @@ fn the_clock_outlives_a_table_that_gets_empty() {
     let ttl = SHARDS_GENESIS.session_ttl_ms;
     let (mut a, mut b, mut configs) = two([200_000, 100_000]);
     let second = configs.give(2);
-    a.take(&second);
-    b.take(&second);
+    a.follow(&second);
+    b.follow(&second);
     b.install_from(&a, 2);
     let expired = Response::Refused(KvError::SessionExpired);
     let old = 200_000 - ttl - 1;
@@ -481,9 +654,9 @@ fn groups_may_remember_sessions_for_different_times() {
         let mut a = Group::with(from, 1, 100_000);
         let mut b = Group::with(to, 2, 100_000);
         let mut configs = Configs::new();
-        for step in [configs.give(1), configs.give(2)] {
-            a.take(&step);
-            b.take(&step);
+        for config in [configs.give(1), configs.give(2)] {
+            a.follow(&config);
+            b.follow(&config);
         }
         b.install_from(&a, 2);
         let oldest = 100_000 - from.session_ttl_ms;
@@ -507,7 +680,7 @@ fn sessions_of_a_fenced_shard_are_not_forgotten() {
     let (mut a, mut b, mut configs) = two([1_000, 1_000]);
     a.write(900, 1, append(&key(), "x"));
     let second = configs.give(2);
-    a.take(&second);
+    a.follow(&second);
     a.time += 10 * SHARDS_GENESIS.session_ttl_ms;
     // Each entry visits another table.
     for n in 0..u64::from(SHARDS) * 2 {
@@ -516,7 +689,7 @@ fn sessions_of_a_fenced_shard_are_not_forgotten() {
         a.replica.apply(a.time + n, None, put(&other.unwrap(), "v"));
     }
     assert_eq!(a.stored(), 2);
-    b.take(&second);
+    b.follow(&second);
     b.install_from(&a, 2);
     assert_eq!(b.write(900, 1, append(&key(), "x")), length(1));
 }
@@ -527,9 +700,9 @@ fn what_was_deleted_stays_deleted_although_it_comes_back() {
     a.replica.apply(1_000, None, put(&tagged(1), "old"));
     a.replica.apply(1_000, None, put(&tagged(2), "old"));
     for (config, to) in [(2, 2), (3, 1)] {
-        let step = configs.give(to);
-        a.take(&step);
-        b.take(&step);
+        let next = configs.give(to);
+        a.follow(&next);
+        b.follow(&next);
         let (from, to) = if to == 2 {
             (&mut a, &mut b)
         } else {
@@ -554,7 +727,7 @@ fn pulls_are_answered_by_what_the_group_knows() {
         "not accepted"
     );
     assert_eq!(a.pull(1, Cursor::default(), 100), not_ready(), "served");
-    a.take(&configs.give(2));
+    a.follow(&configs.give(2));
     assert_eq!(a.pull(3, Cursor::default(), 100), not_ready());
     let Response::Chunk(empty) = a.pull(2, Cursor::default(), 100) else {
         panic!("it is fenced");
@@ -586,8 +759,8 @@ fn parts_are_about_as_large_as_asked() {
         a.write(900 + u64::from(n), 1, put(&tagged(n), &"v".repeat(50)));
     }
     let second = configs.give(2);
-    a.take(&second);
-    b.take(&second);
+    a.follow(&second);
+    b.follow(&second);
     let sizes = |max_bytes| {
         let parts = a.parts(2, max_bytes).into_iter();
         parts.map(|part| part.content_bytes()).collect::<Vec<_>>()
@@ -665,7 +838,7 @@ fn a_shard_is_exported_counted_and_measured() {
     let stored = 91 * (bytes_each + 4);
     assert_eq!(sizes, Response::Sizes(vec![stored, 0]));
 
-    a.take(&configs.give(2));
+    a.follow(&configs.give(2));
     assert_eq!(export(&a, "", ""), wrong_group(2));
     assert_eq!(count(&a, ""), expected(91), "fenced, but here");
     let (shard, config) = (SHARD, ConfigNum(2));
@@ -743,7 +916,7 @@ fn scans_see_what_is_served_and_refuse_what_was_asked_and_is_not() {
         scan(&a, Some(&[4, 5])),
         Response::Refused(KvError::NoShard { .. })
     ));
-    a.take(&configs.give(2));
+    a.follow(&configs.give(2));
     assert_eq!(scan(&a, None), expected(&[0, 1, 2, 4]));
     assert_eq!(scan(&a, Some(&[1, 3])), wrong_group(2));
     assert_eq!(scan(&a, Some(&[0, 4])), expected(&[0, 4]));
@@ -751,24 +924,10 @@ fn scans_see_what_is_served_and_refuse_what_was_asked_and_is_not() {
 
 #[test]
 fn a_standalone_group_serves_all_and_takes_no_step() {
-    let mut alone = Group {
-        replica: Replica::new(GENESIS),
-        time: 1_000,
-    };
-    let before = alone.replica.state.pairs().clone();
-    let begin = Step::Begin {
-        gid: Gid(1),
-        controller: CONTROLLER,
-        num: ConfigNum(0),
-        groups: BTreeMap::new(),
-    };
-    for step in [begin, Configs::new().give(1)] {
-        let Response::Refused(KvError::Malformed(why)) = alone.step(&step) else {
-            panic!("it must be refused");
-        };
-        assert!(why.contains("standalone"), "{why}");
+    let mut alone = Group::with(GENESIS, 1, 1_000);
+    for config in [ShardConfig::empty(SHARDS), Configs::new().give(1)] {
+        alone.refuse(&config, "standalone");
     }
-    assert_eq!(*alone.replica.state.pairs(), before);
     let ownership = alone.ownership();
     assert_eq!((ownership.gid, ownership.config), (Gid::NONE, ConfigNum(0)));
     assert_eq!(ownership.shards.len(), SHARDS as usize);
@@ -778,12 +937,14 @@ fn a_standalone_group_serves_all_and_takes_no_step() {
 
 #[test]
 fn a_group_that_follows_nobody_owns_nothing() {
-    let mut new = Group {
-        replica: Replica::new(SHARDS_GENESIS),
-        time: 1_000,
-    };
+    let mut new = Group::new(1, 1_000);
     assert_eq!(new.write(900, 1, append(&key(), "x")), wrong_group(0));
-    new.take(&Configs::new().give(1));
+    // A configuration that follows another one, which the group hasn't.
+    let mut configs = Configs::new();
+    let mut other = Group::new(1, 1_000);
+    other.follow(&configs.give(1));
+    let later = other.step_to(&configs.give(2));
+    new.take(&later);
     assert_eq!(*new.ownership(), Ownership::default());
     let page = new.replica.query(&Query::Scan {
         start: Bytes::new(),

@@ -313,10 +313,7 @@ impl ConfigClient {
                 self.asked.remove(&id);
                 self.retry_at = now + 50 * MILLI;
             }
-            CtrlError::UnknownGroup(_)
-            | CtrlError::Leaving(_)
-            | CtrlError::LastGroup
-            | CtrlError::HistoryFull { .. } => {
+            CtrlError::UnknownGroup(_) | CtrlError::Leaving(_) | CtrlError::LastGroup => {
                 self.finish_change(Some(Response::Refused(error.clone())), now);
             }
             error => {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::StoreError;
 use replica::{Answer, Applying, Request, StateMachine, StateReader, Transaction};
 use shardctrler::{HistoryLimits, Shardctrler};
-use shardkv::{Ownership, ShardKv};
+use shardkv::{JournalLimits, Ownership, ShardKv};
 use types::ShardConfig;
 
 use crate::bug::Bug;
@@ -43,8 +43,9 @@ pub enum Machine {
 
 impl Machine {
     /// Creates the state machine of a replica group.
-    pub fn kv(bug: Option<Bug>) -> Self {
-        Self::Kv(Box::new(ShardKv::with_bug(bug.and_then(Bug::shardkv))))
+    pub fn kv(bug: Option<Bug>, journals: JournalLimits) -> Self {
+        let machine = ShardKv::with_bug(bug.and_then(Bug::shardkv));
+        Self::Kv(Box::new(machine.with_journal_limits(journals)))
     }
 
     /// Creates the state machine of the controllers.

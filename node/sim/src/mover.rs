@@ -154,15 +154,12 @@ pub(crate) fn convert_request(request: MoverRequest, rng: &mut SimRng) -> Reques
                 gid: Some(gid),
             };
             // Configurations never change, so any controller may return those that it knows. The first query must reach
-            // the leader, because the oldest kept configuration changes.
+            // the leader, because what the group has settled must be recent.
             to_ctrl(if rng.coin() && after > ConfigNum(0) {
                 Request::ReadLocal(query)
             } else {
                 Request::Read(query)
             })
-        }
-        MoverRequest::ListGroups => {
-            to_ctrl(Request::Read(shardctrler::Query::Config { num: None }))
         }
         MoverRequest::Report { gid, settled, .. } => {
             let command = shardctrler::Command {
@@ -185,8 +182,13 @@ pub(crate) fn convert_request(request: MoverRequest, rng: &mut SimRng) -> Reques
         })),
         MoverRequest::Copy { request, .. } => to_kv(Request::ReadLocal(Query::Copy(request))),
         MoverRequest::Journal { step, .. } => write(step.encode(), true),
-        // The controllers don't take these reports yet, and refuse what is no operation.
-        MoverRequest::ReportCut { .. } => write(bytes::Bytes::new(), true),
+        MoverRequest::ReportCut { cuts, .. } => {
+            let command = shardctrler::Command {
+                session: None,
+                change: shardctrler::Change::Cut { cuts },
+            };
+            write(command.encode(), true)
+        }
         MoverRequest::Delete { shard, config, .. } => step_request(&Step::Delete { shard, config }),
     }
 }
@@ -232,20 +234,22 @@ fn convert_reply(reply: Reply, shards: u32) -> Result<Answer, Refused> {
             chunk: *chunk,
         },
         Reply::Kv(Response::Part(part)) => Answer::Part(*part),
-        Reply::Kv(Response::Begun { journal }) => Answer::Begun(journal),
+        Reply::Kv(Response::Begun { journal }) => Answer::Begun {
+            journal,
+            shard_bytes: 0,
+        },
         Reply::Kv(Response::Refused(KvError::Journal { error, .. })) => Answer::Refused(error),
         Reply::Kv(Response::Stepped) => Answer::Stepped,
         Reply::Kv(Response::Refused(error)) => return Err(refused(error.to_string())),
-        Reply::Ctrl(shardctrler::Response::Reported) => Answer::Reported,
+        Reply::Ctrl(shardctrler::Response::Reported | shardctrler::Response::Cut { .. }) => {
+            Answer::Reported
+        }
         Reply::Ctrl(shardctrler::Response::Configs(configs)) => Answer::Configs {
             controller: CONTROLLERS,
             shards,
+            settled: configs.settled,
             full: configs.full.map(|full| (*full).clone()),
             deltas: configs.deltas,
-        },
-        Reply::Ctrl(shardctrler::Response::Config(latest)) => Answer::Groups {
-            controller: CONTROLLERS,
-            gids: latest.progress.keys().copied().collect(),
         },
         Reply::Ctrl(shardctrler::Response::Refused(error)) => {
             return Err(refused(error.to_string()));
@@ -269,8 +273,12 @@ fn overloaded() -> request::Refusal {
 /// Describes a step in one line.
 pub(crate) fn describe_step(step: &Step) -> String {
     match step {
-        Step::Begin { num, .. } => format!("Begin at {num}"),
-        Step::Configure { delta, .. } => format!("Configure {}", delta.num),
+        Step::Configure(step) => {
+            format!(
+                "Configure {} after {}: {:?}",
+                step.num, step.after, step.rows
+            )
+        }
         Step::Install(chunk) => format!(
             "Install {} of {} after {:?}: {} pairs, {} sessions, then {:?}",
             chunk.shard,

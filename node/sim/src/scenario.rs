@@ -5,7 +5,7 @@
 //! disks makes enough.
 
 use shardctrler::HistoryLimits;
-use shardkv::{Genesis, MoverOptions};
+use shardkv::{Genesis, JournalLimits, MoverOptions};
 
 use crate::bug::Bug;
 use crate::client::ClientOptions;
@@ -76,6 +76,8 @@ pub struct Cluster {
     pub config_clients: usize,
     /// The mean time between two drawn changes of a config client, or `None` if it only sends queued changes.
     pub changes: Option<Micros>,
+    /// The limits of journals.
+    pub journals: JournalLimits,
     /// The limits of the controllers' history.
     pub history: HistoryLimits,
     /// The share, of a million, of hand-off steps that enter a log a second time, later.
@@ -136,6 +138,7 @@ impl Scenario {
             mover: MoverOptions::default(),
             config_clients: 1,
             changes: None,
+            journals: JournalLimits::default(),
             history: HistoryLimits::default(),
             repeated_steps: 0,
             forwards: 0,
@@ -227,9 +230,9 @@ impl Scenario {
         self.disks.flush = (MILLI, rng.magnitude(2 * MILLI, SECOND));
     }
 
-    /// Gives half of the worlds several groups.
+    /// Gives most worlds several groups.
     fn draw_cluster(&mut self, rng: &mut SimRng) {
-        if rng.coin() {
+        if rng.chance(350_000) {
             return;
         }
         self.hosts = *rng.pick(&[1, 2, 3, 3, 3, 3]).unwrap_or(&3);
@@ -255,12 +258,27 @@ impl Scenario {
             HistoryLimits {
                 keep: rng.between(1, 4),
                 step: rng.between(1, 4),
-                max: rng.between(8, 64),
+                keep_cuts: rng.between(1, 8),
                 ..HistoryLimits::default()
             }
         } else {
             HistoryLimits::default()
         };
+        let survives_without = rng.chance(300_000);
+        // Journals that end early, also between a report and its cut. While clients write, copies may then never catch up.
+        let mut journals = JournalLimits {
+            named_bytes: match rng.below(2) {
+                0 => rng.magnitude(20, 1_000),
+                _ => JournalLimits::default().named_bytes,
+            },
+            ttl_ms: match rng.below(3) {
+                0 => rng.magnitude(50, 5_000),
+                _ => JournalLimits::default().ttl_ms,
+            },
+        };
+        if survives_without {
+            journals = JournalLimits::default();
+        }
         let groups = large(rng.between(2, 4));
         self.cluster = Some(Cluster {
             groups,
@@ -268,7 +286,8 @@ impl Scenario {
             controllers: *rng.pick(&[1, 3, 3, 3]).unwrap_or(&3),
             mover,
             config_clients: large(rng.between(1, 2)),
-            changes: Some(rng.magnitude(50 * MILLI, 2 * SECOND)),
+            changes: Some(rng.magnitude(80 * MILLI, 2 * SECOND)),
+            journals,
             history,
             repeated_steps: if rng.coin() {
                 small(rng.magnitude(10_000, 300_000))
@@ -276,7 +295,7 @@ impl Scenario {
                 0
             },
             forwards: 500_000,
-            survives_without: rng.chance(300_000),
+            survives_without,
         });
         let lasts = rng.magnitude(100 * MILLI, 4 * SECOND);
         let every = rng.magnitude(500 * MILLI, 5 * SECOND);
@@ -311,7 +330,7 @@ impl Scenario {
         if let Some(cluster) = &mut self.cluster {
             cluster.groups = 2;
             cluster.joined = 2;
-            cluster.changes = Some(rng.between(80 * MILLI, 300 * MILLI));
+            cluster.changes = Some(rng.between(200 * MILLI, 600 * MILLI));
         }
         self.clients = large(rng.between(2, 5));
         let client = &mut self.client;

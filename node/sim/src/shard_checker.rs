@@ -224,7 +224,7 @@ impl ShardChecker {
         self.groups.get(&gid)
     }
 
-    /// Returns true if a group holds or owes a shard, or owns it in a configuration that it hasn't accepted yet.
+    /// Returns true if a group holds or owes a shard, is its target, or owns it in a configuration that it hasn't accepted yet.
     pub fn concerns(&self, gid: Gid, shard: ShardId) -> bool {
         let has = |it: &Arc<Ownership>| {
             it.shards.contains_key(&shard)
@@ -236,7 +236,8 @@ impl ShardChecker {
         let group = self.groups.get(&gid);
         let accepted = group.map_or(ConfigNum(0), |it| it.config);
         let mut to_come = self.configs.range(accepted.next()..);
-        group.is_some_and(has) || to_come.any(|(_, config)| config.owner(shard) == gid)
+        let targeted = self.config().is_some_and(|it| it.target(shard) == gid);
+        targeted || group.is_some_and(has) || to_come.any(|(_, config)| config.owner(shard) == gid)
     }
 
     /// Returns true if a group serves a shard.

@@ -109,6 +109,6 @@ fn the_slowest_write_to_a_shard_that_stays_is_at_most_a_tenth_slower_while_anoth
             "{shard}: {slowest} us while another shard moves, {without} us without"
         );
     }
-    // Writes to the moving shard did wait, so the move overlapped the measurement.
-    assert!(moved > 2 * still, "{moved} {still}");
+    // Some write to the moving shard did wait, so the move overlapped the measurement. It waited for the rest of a copy alone.
+    assert!(moved > still, "{moved} {still}");
 }

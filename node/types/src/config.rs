@@ -185,6 +185,45 @@ impl Assignment {
     pub fn is_moving(&self) -> bool {
         self.target != self.owner
     }
+
+    /// Encodes the row as a part of a record.
+    pub fn encode(&self, out: &mut Writer) {
+        out.number(self.owner.0)
+            .number(self.owner_since.0)
+            .number(self.previous.0)
+            .number(self.target.0)
+            .number(self.target_since.0);
+    }
+
+    /// Decodes the output of [`Assignment::encode`].
+    pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            owner: Gid(input.number("owner")?),
+            owner_since: ConfigNum(input.number("owner since")?),
+            previous: Gid(input.number("owner before")?),
+            target: Gid(input.number("target")?),
+            target_since: ConfigNum(input.number("target since")?),
+        })
+    }
+}
+
+impl Group {
+    /// Encodes the group as a part of a record.
+    pub fn encode(&self, out: &mut Writer) {
+        encode_addresses(out, &self.addresses);
+        out.number(self.incarnation.0).byte(self.leaving.into());
+    }
+
+    /// Decodes the output of [`Group::encode`], and refuses addresses that no group can have.
+    pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        let addresses = decode_addresses(input)?;
+        check_addresses(&addresses).map_err(|_| DecodeError::OutOfRange("addresses"))?;
+        Ok(Self {
+            addresses,
+            incarnation: Incarnation(input.number("incarnation")?),
+            leaving: input.flag("leaving")?,
+        })
+    }
 }
 
 impl ShardConfig {
@@ -527,17 +566,12 @@ impl ShardConfig {
             .number(self.num.0)
             .number(self.groups.len() as u64);
         for (gid, group) in &self.groups {
-            encode_group(out.number(gid.0), group);
+            group.encode(out.number(gid.0));
         }
         let runs = self.row_runs();
         out.number(runs.len() as u64);
         for (count, row) in runs {
-            out.number(count.into())
-                .number(row.owner.0)
-                .number(row.owner_since.0)
-                .number(row.previous.0)
-                .number(row.target.0)
-                .number(row.target_since.0);
+            row.encode(out.number(count.into()));
         }
         out.finish()
     }
@@ -550,18 +584,12 @@ impl ShardConfig {
         let mut groups = BTreeMap::new();
         for _ in 0..input.count("groups")? {
             let gid = Gid(input.number("gid")?);
-            groups.insert(gid, decode_group(&mut input)?);
+            groups.insert(gid, Group::decode(&mut input)?);
         }
         let mut rows = Vec::new();
         for _ in 0..input.count("rows")? {
             let count = input.number_u32("row count")?;
-            let row = Assignment {
-                owner: Gid(input.number("owner")?),
-                owner_since: ConfigNum(input.number("owner since")?),
-                previous: Gid(input.number("owner before")?),
-                target: Gid(input.number("target")?),
-                target_since: ConfigNum(input.number("target since")?),
-            };
+            let row = Assignment::decode(&mut input)?;
             rows.push((count, row));
         }
         input.finish()?;
@@ -628,19 +656,6 @@ pub(crate) fn check_group(gid: Gid, group: &Group, num: ConfigNum) -> Result<(),
         return Err(ConfigError::Incarnation(gid));
     }
     check_addresses(&group.addresses).map_err(|reason| ConfigError::Addresses { gid, reason })
-}
-
-pub(crate) fn encode_group(out: &mut Writer, group: &Group) {
-    encode_addresses(out, &group.addresses);
-    out.number(group.incarnation.0).byte(group.leaving.into());
-}
-
-pub(crate) fn decode_group(input: &mut Reader) -> Result<Group, DecodeError> {
-    Ok(Group {
-        addresses: decode_addresses(input)?,
-        incarnation: Incarnation(input.number("incarnation")?),
-        leaving: input.flag("leaving")?,
-    })
 }
 
 pub(crate) fn known_version(input: &mut Reader, what: &'static str) -> Result<(), DecodeError> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::config::{VERSION, check_group, decode_group, encode_group, known_version};
+use crate::config::{VERSION, check_group, known_version};
 use crate::{
     ConfigError, ConfigNum, DecodeError, Gid, Group, Incarnation, MAX_SHARDS, Reader, ShardConfig,
     ShardId, ShardRun, Writer,
@@ -102,7 +102,7 @@ impl ConfigDelta {
         for (gid, group) in &self.groups {
             out.number(gid.0);
             match group {
-                Some(group) => encode_group(out.byte(1), group),
+                Some(group) => group.encode(out.byte(1)),
                 None => {
                     out.byte(0);
                 }
@@ -122,7 +122,7 @@ impl ConfigDelta {
         for _ in 0..input.count("groups")? {
             let gid = Gid(input.number("gid")?);
             let is_there = input.flag("group")?;
-            let group = is_there.then(|| decode_group(&mut input)).transpose()?;
+            let group = is_there.then(|| Group::decode(&mut input)).transpose()?;
             groups.insert(gid, group);
         }
         let targets = decode_moves(&mut input)?;

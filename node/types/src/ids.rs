@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::{DecodeError, Reader, Writer};
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty), $format:literal) => {
         $(#[$doc])*
@@ -99,6 +101,21 @@ pub struct ClientId {
     pub birth: LogTime,
     /// A random number, so that two sessions opened in the same millisecond differ.
     pub nonce: u64,
+}
+
+impl ClientId {
+    /// Encodes the id as a part of a record.
+    pub fn encode(self, out: &mut Writer) {
+        out.number(self.birth.0).number(self.nonce);
+    }
+
+    /// Decodes the output of [`ClientId::encode`].
+    pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            birth: LogTime(input.number("session birth")?),
+            nonce: input.number("session nonce")?,
+        })
+    }
 }
 
 impl fmt::Display for ClientId {

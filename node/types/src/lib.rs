@@ -50,6 +50,7 @@ mod addresses;
 mod codec;
 mod config;
 mod config_delta;
+mod cut;
 mod hash;
 mod ids;
 mod shard_set;
@@ -61,6 +62,7 @@ pub use addresses::{
 pub use codec::{DecodeError, Reader, Writer};
 pub use config::{Assignment, BadRow, ConfigError, Group, MAX_GROUPS, MAX_SHARDS, ShardConfig};
 pub use config_delta::{ConfigDelta, ShardMove};
+pub use cut::{Cut, MAX_CUTS};
 pub use hash::{hash_key, hashed_part, shard_of};
 pub use ids::{
     ClientId, ClusterId, ConfigNum, Gid, Incarnation, JournalId, LogTime, NodeId, Sequence, ShardId,

@@ -407,7 +407,7 @@ mod tests {
             deltas: deltas.iter().map(|it| api::delta_to_wire(it)).collect(),
             cluster_id: 7,
             shards: 2,
-            latest: 0,
+            ..WatchResponse::default()
         }
     }
 

@@ -27,6 +27,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct WatchMessage {
     pub(crate) cluster: ClusterId,
     pub(crate) shards: u32,
+    /// With `full`, in a watch of a group: the configuration that the group has settled.
+    pub(crate) settled: ConfigNum,
     pub(crate) full: Option<ShardConfig>,
     pub(crate) deltas: Vec<ConfigDelta>,
 }
@@ -133,6 +135,7 @@ impl Feed {
         WatchMessage {
             cluster,
             shards,
+            settled: ConfigNum(0),
             full: None,
             deltas: Vec::new(),
         }
@@ -144,6 +147,7 @@ fn convert(message: WatchResponse) -> Result<WatchMessage, types::ConfigError> {
     Ok(WatchMessage {
         cluster: ClusterId(message.cluster_id),
         shards: message.shards,
+        settled: ConfigNum(message.settled),
         full: message.full.map(config_from_wire).transpose()?,
         deltas: deltas.collect::<Result<_, _>>()?,
     })
@@ -219,6 +223,7 @@ impl Follower {
                 shards,
                 full,
                 deltas,
+                settled: _,
             } = message;
             let configs = self.routing.configs();
             if let Err(error) = configs.advance(cluster, shards, full, deltas) {

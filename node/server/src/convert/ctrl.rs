@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::v1::{self, ErrorDetail};
-use api::{config_to_wire, delta_to_wire, errors};
+use api::{config_to_wire, cut_from_wire, delta_to_wire, errors};
 use replica::{Answer, Request};
-use shardctrler::{Change, Command, Configs, CtrlError, Query, QueryAnswer, Response};
+use shardctrler::{Change, Command, Configs, CtrlError, MAX_CUTS, Query, QueryAnswer, Response};
 use types::{ClusterId, ConfigNum, Gid, NodeId, ShardId};
 
 use crate::convert::kv;
@@ -27,7 +27,7 @@ pub(crate) fn query(wire: v1::QueryRequest) -> Result<MachineRequest, ErrorDetai
 }
 
 /// Returns a read of the steps after a configuration, at this very node. A group that begins asks the leader, because a
-/// state that is behind might give it the configurations of an earlier group with the same gid.
+/// state that is behind might hide from it that it has settled a configuration, and so has lost its data.
 pub(crate) fn after(num: ConfigNum, limit: u32, gid: Option<Gid>) -> MachineRequest {
     let begins = gid.is_some() && num == ConfigNum(0);
     let query = machine::Query::Controller(Query::After { num, limit, gid });
@@ -64,19 +64,46 @@ pub(crate) fn report(
     wire: v1::ReportRequest,
     own: Option<ClusterId>,
 ) -> Result<MachineRequest, ErrorDetail> {
-    let own =
-        own.ok_or_else(|| errors::unavailable("this node does not know its group yet", 100))?;
-    let theirs = ClusterId(wire.cluster_id);
-    if theirs != own {
-        let name = |cluster: ClusterId| format!("controllers {cluster}");
-        return Err(errors::wrong_cluster(&name(theirs), &name(own)));
-    }
+    check_cluster(wire.cluster_id, own)?;
     let (gid, settled) = (Gid(wire.gid), ConfigNum(wire.settled));
     change(None, Change::Report { gid, settled })
 }
 
+/// Returns the write for the cuts that a group reports which follows the controllers `own`. This node is one of these controllers.
+pub(crate) fn cut(
+    wire: &v1::CutRequest,
+    own: Option<ClusterId>,
+) -> Result<MachineRequest, ErrorDetail> {
+    check_cluster(wire.cluster_id, own)?;
+    if wire.cuts.len() > MAX_CUTS {
+        let limit = MAX_CUTS as u64;
+        return Err(ctrl_error(&CtrlError::TooManyCuts { limit }));
+    }
+    let mut cuts = BTreeMap::new();
+    for wire in &wire.cuts {
+        let (shard, cut) = cut_from_wire(wire);
+        if cuts.insert(shard, cut).is_some() {
+            let reason = format!("{shard} is given twice");
+            return Err(errors::bad_request("cuts", reason));
+        }
+    }
+    change(None, Change::Cut { cuts })
+}
+
+/// Refuses a call of a group that follows other controllers than `own`.
+fn check_cluster(theirs: u64, own: Option<ClusterId>) -> Result<(), ErrorDetail> {
+    let own =
+        own.ok_or_else(|| errors::unavailable("this node does not know its group yet", 100))?;
+    let theirs = ClusterId(theirs);
+    if theirs != own {
+        let name = |cluster: ClusterId| format!("controllers {cluster}");
+        return Err(errors::wrong_cluster(&name(theirs), &name(own)));
+    }
+    Ok(())
+}
+
 fn change(session: Option<&v1::Session>, change: Change) -> Result<MachineRequest, ErrorDetail> {
-    // Reports must get through on a full disk, because they let the controllers drop history.
+    // Reports must get through on a full disk: they let leaving groups go, and replace a record of a few bytes.
     let frees_space = matches!(change, Change::Report { .. });
     let session = session.map(kv::session_ref).transpose()?;
     Ok(Request::Write {
@@ -139,6 +166,7 @@ pub(crate) fn watch_response(
         cluster_id: cluster.0,
         shards,
         latest: configs.latest.0,
+        settled: configs.settled.0,
     }
 }
 
@@ -151,10 +179,10 @@ fn ctrl_error(error: &CtrlError) -> ErrorDetail {
         CtrlError::GidZero => errors::bad_request("gid", error),
         CtrlError::NoGroups => errors::bad_request("groups", error),
         CtrlError::BadAddresses { .. } => errors::bad_request("addresses", error),
-        CtrlError::AddressTaken { .. } | CtrlError::LastGroup | CtrlError::HistoryFull { .. } => {
-            errors::conflict(error)
-        }
-        CtrlError::TooManyGroups { .. } | CtrlError::Leaving(_) => errors::conflict(error),
+        CtrlError::AddressTaken { .. }
+        | CtrlError::LastGroup
+        | CtrlError::TooManyGroups { .. }
+        | CtrlError::Leaving(_) => errors::conflict(error),
         CtrlError::TooManyCuts { .. } => errors::bad_request("cuts", error),
         CtrlError::SessionExpired => errors::session_expired(),
         // The controllers' clock catches up, so the same change succeeds later.
@@ -186,16 +214,47 @@ mod tests {
 
     #[test]
     fn news_for_other_controllers_are_refused() {
-        let wire = |cluster_id| v1::ReportRequest {
-            gid: 1,
-            settled: 5,
-            cluster_id,
+        let told = |cluster_id, own| {
+            let progress = v1::ReportRequest {
+                gid: 1,
+                settled: 5,
+                cluster_id,
+            };
+            let cuts = v1::CutRequest {
+                cuts: Vec::new(),
+                cluster_id,
+            };
+            [report(progress, own), cut(&cuts, own)]
         };
-        assert!(report(wire(7), Some(ClusterId(7))).is_ok());
+        assert!(told(7, Some(ClusterId(7))).iter().all(Result::is_ok));
         for (cluster, own) in [(8, Some(ClusterId(7))), (0, Some(ClusterId(7))), (7, None)] {
-            let error = report(wire(cluster), own).unwrap_err();
-            let wrong = matches!(error.kind, Some(Kind::WrongCluster(_)));
-            assert_eq!(wrong, own.is_some(), "{error:?}");
+            for told in told(cluster, own) {
+                let error = told.unwrap_err();
+                let wrong = matches!(error.kind, Some(Kind::WrongCluster(_)));
+                assert_eq!(wrong, own.is_some(), "{error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn cuts_that_name_a_shard_twice_or_too_many_are_refused() {
+        let asked = |shards: &[u32]| {
+            let of = |shard: &u32| v1::ShardCut {
+                shard: *shard,
+                ..v1::ShardCut::default()
+            };
+            let wire = v1::CutRequest {
+                cuts: shards.iter().map(of).collect(),
+                cluster_id: 7,
+            };
+            cut(&wire, Some(ClusterId(7)))
+        };
+        let most: Vec<u32> = (0..1_024).collect();
+        assert!(asked(&most).is_ok());
+        let more: Vec<u32> = (0..=1_024).collect();
+        for bad in [&more[..], &[3, 3]] {
+            let error = asked(bad).unwrap_err();
+            assert!(matches!(error.kind, Some(Kind::BadRequest(_))), "{error:?}");
         }
     }
 

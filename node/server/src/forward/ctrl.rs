@@ -2,8 +2,9 @@
 
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{
-    ConfigChanged, ErrorDetail, JoinRequest, LeaveRequest, MoveRequest, OpenSessionRequest,
-    OpenSessionResponse, QueryRequest, QueryResponse, ReportRequest, ReportResponse,
+    ConfigChanged, CutRequest, CutResponse, ErrorDetail, JoinRequest, LeaveRequest, MoveRequest,
+    OpenSessionRequest, OpenSessionResponse, QueryRequest, QueryResponse, ReportRequest,
+    ReportResponse,
 };
 use shardctrler::GroupKind;
 use tonic::Status;
@@ -80,4 +81,5 @@ controller_request!(JoinRequest => ConfigChanged, join, |it| repeat_of_write(it.
 controller_request!(LeaveRequest => ConfigChanged, leave, |it| repeat_of_write(it.session.as_ref()));
 controller_request!(MoveRequest => ConfigChanged, r#move, |it| repeat_of_write(it.session.as_ref()));
 controller_request!(ReportRequest => ReportResponse, report, |_| Repeat::Freely);
+controller_request!(CutRequest => CutResponse, cut, |_| Repeat::Freely);
 controller_request!(OpenSessionRequest => OpenSessionResponse, open_session, |_| Repeat::Freely);

@@ -28,7 +28,7 @@ impl ShardMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
             "shard_state",
-            "The state of a shard: 1 serving, 2 pulling, 3 fenced, 4 gone and owed to its source",
+            "The state of a shard: 1 serving, 2 pulling, 3 fenced, 4 gone and owed to its source, 5 copied here while its owner serves it",
             self.state.clone(),
         );
         registry.register(
@@ -76,7 +76,7 @@ impl ShardMetrics {
     }
 
     /// Sets the number of shards by state.
-    pub(super) fn count(&self, counts: [(&'static str, u64); 4]) {
+    pub(super) fn count(&self, counts: [(&'static str, u64); 5]) {
         for (kind, count) in counts {
             set(&self.count.get_or_create(&Kind { kind }), count);
         }

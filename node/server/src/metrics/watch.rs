@@ -25,6 +25,7 @@ const LAG: Duration = Duration::from_secs(1);
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Overview {
     serving: u64,
+    copying: u64,
     pulling: u64,
     fenced: u64,
     pending_deletes: u64,
@@ -46,8 +47,7 @@ impl Overview {
                     }
                     continue;
                 }
-                // Another group serves it.
-                ShardState::Copying { .. } => continue,
+                ShardState::Copying { .. } => it.copying += 1,
                 ShardState::Pulling { .. } | ShardState::Completing { .. } => it.pulling += 1,
                 ShardState::Fenced { .. } => it.fenced += 1,
             }
@@ -65,11 +65,12 @@ impl Overview {
         it
     }
 
-    fn counts(&self) -> [(&'static str, u64); 4] {
+    fn counts(&self) -> [(&'static str, u64); 5] {
         [
             ("serving", self.serving),
             ("pulling", self.pulling),
             ("fenced", self.fenced),
+            ("copying", self.copying),
             ("owed", self.pending_deletes),
         ]
     }
@@ -140,7 +141,6 @@ impl ShardWatch {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
 
     use shardkv::Shard;
     use types::{ConfigNum, Gid, LogTime};
@@ -153,7 +153,6 @@ mod tests {
         let shard = |state| {
             Arc::new(Shard {
                 state,
-                queue: VecDeque::new(),
                 since: LogTime(0),
                 clock: LogTime(0),
             })

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::v1::handoff_client::HandoffClient;
 use api::v1::shardctrler_client::ShardctrlerClient;
-use api::v1::{self, DeleteShardRequest, ErrorDetail, PullRequest, QueryRequest, ReportRequest};
+use api::v1::{self, CutRequest, DeleteShardRequest, ErrorDetail, PullRequest, ReportRequest};
 use bytes::Bytes;
 use raft::Index;
 use request::{Refusal, Refused};
@@ -13,7 +13,6 @@ use shardkv::mover::{Answer, Request};
 use shardkv::{Chunk, CopyRequest, JournalError, Part, Response, Step};
 use tonic::Status;
 use tonic::transport::Channel;
-use types::{ClusterId, Gid};
 
 use super::feed::Fetcher;
 use crate::convert::kv;
@@ -220,30 +219,31 @@ impl Calls {
                     step: step.encode(),
                 };
                 let mut handoff = handoff;
-                let answer = handoff.journal(once(request)).await?.into_inner().answer;
-                Ok(stepped(answer))
+                Ok(stepped(handoff.journal(once(request)).await?.into_inner()))
             }
-            // No configuration plans a move yet, so no copy is reported.
-            Request::ReportCut { .. } => Err(Status::unimplemented(
-                "the controllers take no reports of copies yet",
-            )),
-            Request::ListGroups => {
-                let controllers = controllers.max_decoding_message_size(usize::MAX);
-                let latest = QueryRequest { num: -1 }.send_to(controllers).await?;
-                let gids = latest.progress.iter().map(|it| Gid(it.gid));
-                Ok(Ok(Answer::Groups {
-                    controller: ClusterId(latest.cluster_id),
-                    gids: gids.collect(),
-                }))
+            Request::ReportCut { controller, cuts } => {
+                let cuts = cuts
+                    .iter()
+                    .map(|(shard, cut)| api::cut_to_wire(*shard, cut));
+                let request = CutRequest {
+                    cuts: cuts.collect(),
+                    cluster_id: controller.0,
+                };
+                request.send_to(controllers).await?;
+                Ok(Ok(Answer::Reported))
             }
         }
     }
 }
 
-fn stepped(answer: Option<v1::journal_response::Answer>) -> Result<Answer, Refused> {
-    match answer {
+fn stepped(response: v1::JournalResponse) -> Result<Answer, Refused> {
+    let shard_bytes = response.shard_bytes;
+    match response.answer {
         Some(v1::journal_response::Answer::Journal(0)) => Ok(Answer::Stepped),
-        Some(v1::journal_response::Answer::Journal(journal)) => Ok(Answer::Begun(Index(journal))),
+        Some(v1::journal_response::Answer::Journal(journal)) => Ok(Answer::Begun {
+            journal: Index(journal),
+            shard_bytes,
+        }),
         Some(v1::journal_response::Answer::Refused(error)) => refused_by_journal(error),
         None => Err(api::refused(kv::mismatch())),
     }

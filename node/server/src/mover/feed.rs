@@ -75,6 +75,7 @@ impl Fetcher {
         Ok(Answer::Configs {
             controller: message.cluster,
             shards: message.shards,
+            settled: message.settled,
             full: message.full,
             deltas: message.deltas,
         })

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use api::v1::shardctrler_server::Shardctrler;
 use api::v1::{self, ConfigChanged, ErrorDetail, QueryResponse};
 use api::{config_to_wire, errors};
+use raft::Role;
 use shardctrler::{GroupKind, Response as Outcome};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+pub(crate) use super::cuts::Cuts;
 use super::session;
 use super::watch::Watches;
 use crate::configs::{Known, standalone};
@@ -33,6 +35,7 @@ pub(crate) struct CtrlService {
     pub(crate) forwarder: Arc<Forwarder>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watches: Watches,
+    pub(crate) cuts: Cuts,
     /// The addresses of the controllers, for error texts.
     pub(crate) controllers: Vec<String>,
 }
@@ -170,6 +173,32 @@ impl Shardctrler for CtrlService {
             .await
     }
 
+    async fn cut(
+        &self,
+        mut request: Request<v1::CutRequest>,
+    ) -> Result<Response<v1::CutResponse>, Status> {
+        let read = |_: &Self, outcome| match outcome {
+            Outcome::Cut { num, cut } => Some(v1::CutResponse { num: num.0, cut }),
+            _ => None,
+        };
+        let own = self.peers.identity().cluster();
+        let convert = |wire| ctrl::cut(&wire, own);
+        if self.leads_controllers() {
+            let checked = convert(request.get_ref().clone()).map(drop);
+            checked.map_err(|error| self.metrics.reject(&error))?;
+            let cuts = std::mem::take(&mut request.get_mut().cuts);
+            let next = self.cuts.next(cuts).await;
+            request.get_mut().cuts = next.map_err(|error| self.metrics.reject(&error))?;
+            if request.get_ref().cuts.is_empty() {
+                let known = self.routing.configs().known();
+                let num = known.map_or(0, |known| known.config.num().0);
+                return Ok(Response::new(v1::CutResponse { num, cut: 0 }));
+            }
+        }
+        self.answer(request, convert, read, |_| Err(no_controllers()))
+            .await
+    }
+
     async fn open_session(
         &self,
         request: Request<v1::OpenSessionRequest>,
@@ -194,6 +223,14 @@ impl Shardctrler for CtrlService {
 }
 
 impl CtrlService {
+    /// Returns true if this node leads the controllers.
+    fn leads_controllers(&self) -> bool {
+        let view = self.lifecycle.view();
+        let status = view.status.as_ref();
+        self.routing.kind() == GroupKind::Controller
+            && status.is_some_and(|status| status.role == Role::Leader)
+    }
+
     /// Returns the error for a call that must not be forwarded to the controllers.
     fn not_a_controller(&self) -> ErrorDetail {
         let controllers = self.controllers.join(", ");

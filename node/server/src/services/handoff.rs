@@ -159,14 +159,22 @@ impl HandoffService {
         let replica = &self.replica;
         let answer = replica.submit_step(kv::journal_step(step))?;
         let result = replica.answered(answer, true).await?;
+        let mut shard_bytes = 0;
         let answer = match kv::journal_outcome(result, |node| replica.address_or_empty(node))? {
-            Ok(Outcome::Begun { journal }) => v1::journal_response::Answer::Journal(journal.0),
+            Ok(Outcome::Begun { journal }) => {
+                let shard = step.shard();
+                let estimate = move |state: &dyn StateReader| estimate_shard(state, shard);
+                shard_bytes = self.readers.read(estimate).await?;
+                v1::journal_response::Answer::Journal(journal.0)
+            }
             Ok(Outcome::Stepped) => v1::journal_response::Answer::Journal(0),
             Ok(_) => return Err(kv::mismatch()),
             Err(error) => v1::journal_response::Answer::Refused(error.encode()),
         };
-        let answer = Some(answer);
-        Ok(v1::JournalResponse { answer })
+        Ok(v1::JournalResponse {
+            answer: Some(answer),
+            shard_bytes,
+        })
     }
 }
 

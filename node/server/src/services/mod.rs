@@ -4,6 +4,7 @@ pub(crate) mod admin;
 pub(crate) mod answers;
 pub(crate) mod batch;
 pub(crate) mod ctrl;
+mod cuts;
 pub(crate) mod destination;
 pub(crate) mod export;
 pub(crate) mod handoff;

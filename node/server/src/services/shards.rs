@@ -7,7 +7,7 @@ use api::v1::{ErrorDetail, ShardStatus, ShardsRequest, ShardsResponse};
 use api::{errors, v1};
 use bytes::Bytes;
 use shardkv::mover::Driver;
-use shardkv::{GroupKind, Ownership, Query, Response, Shard, ShardState};
+use shardkv::{GroupKind, Ownership, PlannedMove, Query, Response, Shard, ShardState};
 use types::{ConfigNum, Gid, LogTime, ShardId};
 
 use crate::convert::kv;
@@ -73,10 +73,12 @@ pub(crate) async fn shards(
     })
 }
 
-/// Returns the shards that the group owns, pulls, gives away, or still has to have deleted at their source.
+/// Returns the shards that the group owns, copies, pulls, gives away, is to get, or still has to have deleted at their source.
 pub(crate) fn concerned(ownership: &Ownership) -> BTreeSet<ShardId> {
     let deletes = ownership.pending_deletes.keys().map(|(shard, _)| *shard);
-    ownership.shards.keys().copied().chain(deletes).collect()
+    let planned = ownership.planned.keys().copied();
+    let here = ownership.shards.keys().copied();
+    here.chain(deletes).chain(planned).collect()
 }
 
 /// Returns the state of a shard, without its size.
@@ -96,24 +98,35 @@ pub(crate) fn describe(ownership: &Ownership, shard: ShardId) -> ShardStatus {
         status.config_num = config.0;
         status.other_gid = source.0;
     }
-    // A shard that is only copied here is another group's.
-    let copying = |here: &Shard| matches!(here.state, ShardState::Copying { .. });
-    if let Some(shard) = ownership.shards.get(&shard).filter(|it| !copying(it)) {
-        present(&mut status, shard);
+    let planned = ownership.planned.get(&shard);
+    match (ownership.shards.get(&shard), planned) {
+        (Some(here), planned) => present(&mut status, here, planned),
+        (None, Some(planned)) if planned.target.to == ownership.gid => {
+            status.set_state(v1::ShardState::Copying);
+            status.config_num = planned.target.since.0;
+            status.other_gid = planned.owner.0;
+        }
+        _ => {}
     }
     status
 }
 
-fn present(status: &mut ShardStatus, shard: &Shard) {
+fn present(status: &mut ShardStatus, shard: &Shard, planned: Option<&PlannedMove>) {
     status.config_num = shard.state.config().0;
-    status.queued = shard.queue.iter().map(|step| step.config.0).collect();
     let moves = |status: &mut ShardStatus, with: &Gid| {
         status.other_gid = with.0;
         status.handoff_age_ms = wall_clock().since(shard.since);
     };
     match &shard.state {
-        ShardState::Serving { .. } => status.set_state(v1::ShardState::Serving),
-        ShardState::Copying { .. } => {}
+        ShardState::Serving { .. } => {
+            status.set_state(v1::ShardState::Serving);
+            status.other_gid = planned.map_or(0, |planned| planned.target.to.0);
+        }
+        ShardState::Copying { source, bytes, .. } => {
+            status.set_state(v1::ShardState::Copying);
+            status.pulled_bytes = *bytes;
+            moves(status, source);
+        }
         ShardState::Pulling { source, bytes, .. }
         | ShardState::Completing { source, bytes, .. } => {
             status.set_state(v1::ShardState::Pulling);
@@ -205,22 +218,16 @@ async fn ask(replica: &ReplicaHandle, query: Query) -> Result<Response, ErrorDet
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
     use std::sync::Arc;
 
-    use shardkv::QueuedStep;
+    use raft::Index;
+    use shardkv::{CopyCursor, CopyId, Target};
 
     use super::*;
 
     fn shard(state: ShardState) -> Arc<Shard> {
-        let queue = VecDeque::from([QueuedStep {
-            config: ConfigNum(9),
-            from: Gid(1),
-            to: Gid(2),
-        }]);
         Arc::new(Shard {
             state,
-            queue,
             since: LogTime(5),
             clock: LogTime(5),
         })
@@ -237,12 +244,36 @@ mod tests {
             bytes: 33,
         };
         let fenced = ShardState::Fenced { config, to: Gid(8) };
+        let copying = ShardState::Copying {
+            source,
+            copy: CopyId {
+                since: ConfigNum(6),
+                journal: Index(1),
+            },
+            cursor: CopyCursor::default(),
+            bytes: 44,
+        };
+        let moves = |owner, to| PlannedMove {
+            owner: Gid(owner),
+            owner_since: config,
+            target: Target {
+                to: Gid(to),
+                since: ConfigNum(6),
+            },
+        };
         let ownership = Ownership {
             shards: shardkv::ShardMap::from([
                 (ShardId(0), shard(ShardState::Serving { config })),
                 (ShardId(1), shard(pulling)),
                 (ShardId(2), shard(fenced)),
+                (ShardId(4), shard(copying)),
             ]),
+            gid: Gid(1),
+            planned: Arc::new(BTreeMap::from([
+                (ShardId(0), moves(1, 9)),
+                (ShardId(4), moves(7, 1)),
+                (ShardId(5), moves(7, 1)),
+            ])),
             pending_deletes: BTreeMap::from([((ShardId(3), ConfigNum(2)), Gid(6))]),
             ..Ownership::default()
         };
@@ -250,13 +281,14 @@ mod tests {
             let it = describe(&ownership, ShardId(shard));
             (it.state(), it.config_num, it.other_gid, it.pulled_bytes)
         };
-        assert_eq!(told(0), (v1::ShardState::Serving, 4, 0, 0));
+        assert_eq!(told(0), (v1::ShardState::Serving, 4, 9, 0));
         assert_eq!(told(1), (v1::ShardState::Pulling, 4, 7, 33));
         assert_eq!(told(2), (v1::ShardState::Fenced, 4, 8, 0));
         assert_eq!(told(3), (v1::ShardState::Owed, 2, 6, 0));
-        assert_eq!(describe(&ownership, ShardId(1)).queued, [9]);
+        assert_eq!(told(4), (v1::ShardState::Copying, 6, 7, 44));
+        assert_eq!(told(5), (v1::ShardState::Copying, 6, 7, 0));
         assert!(describe(&ownership, ShardId(1)).handoff_age_ms > 0);
         let all: Vec<u32> = concerned(&ownership).iter().map(|it| it.0).collect();
-        assert_eq!(all, [0, 1, 2, 3]);
+        assert_eq!(all, [0, 1, 2, 3, 4, 5]);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A controller reads the steps that a watcher lacks from its own state, whenever that changes. A follower's state may be
 //! behind, but never wrong. A watch ends when its node stops serving, so that the watcher goes to another node. A watcher
-//! that doesn't fetch stops only its own stream.
+//! that doesn't fetch stops only its own stream. A group that follows is told what it has settled, which only controllers know.
 
 use std::sync::Arc;
 
@@ -44,6 +44,11 @@ impl Watches {
         request: &WatchRequest,
     ) -> Result<ReceiverStream<Result<WatchResponse, Status>>, ErrorDetail> {
         self.lifecycle.check_running()?;
+        if request.gid != 0 && self.routing.kind() != GroupKind::Controller {
+            return Err(errors::conflict(
+                "this node is not a controller, and only controllers know what a group has settled: a group must follow them",
+            ));
+        }
         let slot = if request.gid == 0 {
             self.admission.watcher()?
         } else {
@@ -65,7 +70,7 @@ impl Watches {
 struct Watcher {
     handles: Watches,
     have: ConfigNum,
-    /// The replica group that follows, if the watcher is one.
+    /// The replica group for which the watcher follows, if it does.
     group: Option<Gid>,
     /// Given back when the watch ends.
     _slot: OwnedSemaphorePermit,
@@ -121,8 +126,6 @@ impl Watcher {
         let full = response.full.as_ref().map(|full| full.num);
         if let Some(num) = last.or(full) {
             self.have = ConfigNum(num);
-            // A group begins only once.
-            self.group = None;
         }
         let some = last.or(full).is_some();
         Ok((response, some))
@@ -177,6 +180,7 @@ impl Watcher {
             cluster_id: known.cluster.0,
             shards: known.config.shards(),
             latest: latest.0,
+            settled: latest.0,
         })
     }
 }

@@ -86,12 +86,16 @@ impl World {
         client.query(latest).await.unwrap().into_inner()
     }
 
-    /// Waits until all groups have settled the latest configuration, and groups that left are drained.
+    /// Waits until all owners are the targets, all groups have settled the latest configuration, and groups that left are drained.
     pub(crate) async fn settled(&self) -> QueryResponse {
         until("all shards are where they belong", async || {
             let now = self.query().await;
-            let done = now.progress.iter().all(|it| it.settled >= now.latest);
-            holds(done, format!("{:?} of {}", now.progress, now.latest))?;
+            let settled = now.progress.iter().all(|it| it.settled >= now.latest);
+            let config = now.config.clone().unwrap();
+            let arrived = config.owners.iter().all(|run| run.gid == run.target);
+            let drained = !config.groups.iter().any(|group| group.leaving);
+            let done = settled && arrived && drained;
+            holds(done, format!("{:?} of {config:?}", now.progress))?;
             Ok::<_, String>(now)
         })
         .await

@@ -156,6 +156,20 @@ impl Replica {
         }
     }
 
+    /// Lets every shard arrive at its target, and every group settle, until nothing moves and drained groups are gone.
+    #[track_caller]
+    pub fn arrive(&mut self) {
+        self.settle();
+        while self.machine.latest().moving() > 0 {
+            let rows = (0..).zip(self.machine.latest().rows().collect::<Vec<_>>());
+            let moving = rows.filter(|(_, row)| row.is_moving());
+            let cuts: Vec<_> = moving.map(|(shard, _)| self.cut_now(shard)).collect();
+            let count = u32::try_from(cuts.len()).unwrap();
+            assert_eq!(self.cut(cuts).0, count, "all were exact");
+            self.settle();
+        }
+    }
+
     pub fn query(&self, query: &Query) -> Response {
         self.machine.query(query, &self.state).unwrap()
     }

@@ -1,12 +1,11 @@
 //! The encoding of steps of copies.
 
 use bytes::Bytes;
-use raft::Index;
 use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
 
-use super::{CopyId, CopyStep};
-use crate::Part;
+use super::CopyStep;
 use crate::encoding::{self, known};
+use crate::{CopyId, Part};
 
 /// The least kind byte of these steps.
 pub(crate) const FIRST_KIND: u8 = START;
@@ -28,7 +27,7 @@ impl CopyStep {
                 copy,
             } => {
                 out.byte(START).number(shard.0.into()).number(source.0);
-                encode_copy_id(&mut out, *copy);
+                copy.encode(&mut out);
             }
             Self::Take(part) => {
                 let part = part.encode();
@@ -37,7 +36,7 @@ impl CopyStep {
             }
             Self::Drop { shard, copy } => {
                 out.byte(DROP).number(shard.0.into());
-                encode_copy_id(&mut out, *copy);
+                copy.encode(&mut out);
             }
             Self::Restart {
                 shard,
@@ -45,7 +44,7 @@ impl CopyStep {
                 copy,
             } => {
                 out.byte(RESTART).number(shard.0.into()).number(config.0);
-                encode_copy_id(&mut out, *copy);
+                copy.encode(&mut out);
             }
         }
         out.finish()
@@ -65,16 +64,16 @@ impl CopyStep {
             START => Self::Start {
                 shard,
                 source: Gid(input.number("source")?),
-                copy: decode_copy_id(&mut input)?,
+                copy: CopyId::decode(&mut input)?,
             },
             DROP => Self::Drop {
                 shard,
-                copy: decode_copy_id(&mut input)?,
+                copy: CopyId::decode(&mut input)?,
             },
             RESTART => Self::Restart {
                 shard,
                 config: ConfigNum(input.number("configuration number")?),
-                copy: decode_copy_id(&mut input)?,
+                copy: CopyId::decode(&mut input)?,
             },
             value => {
                 return Err(DecodeError::Unknown {
@@ -88,21 +87,9 @@ impl CopyStep {
     }
 }
 
-/// Encodes the id of a copy as a part of a longer record.
-pub(crate) fn encode_copy_id(out: &mut Writer, copy: CopyId) {
-    out.number(copy.since.0).number(copy.journal.0);
-}
-
-/// Decodes the output of [`encode_copy_id`].
-pub(crate) fn decode_copy_id(input: &mut Reader) -> Result<CopyId, DecodeError> {
-    Ok(CopyId {
-        since: ConfigNum(input.number("target")?),
-        journal: Index(input.number("journal")?),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use raft::Index;
     use types::LogTime;
 
     use super::*;

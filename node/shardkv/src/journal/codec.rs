@@ -1,10 +1,10 @@
-//! The records of journals, and their errors, which travel to the destination.
+//! The records of journals, and the ids of copies and the errors, which travel between source and destination.
 
 use bytes::Bytes;
 use raft::Index;
 use types::{ConfigNum, DecodeError, Gid, LogTime, Reader, Writer};
 
-use super::{Journal, JournalError, MAX_GENERATIONS};
+use super::{CopyId, Journal, JournalError, MAX_GENERATIONS};
 use crate::Target;
 use crate::encoding::known;
 
@@ -64,6 +64,21 @@ impl Journal {
             fence,
             renewed,
             named,
+        })
+    }
+}
+
+impl CopyId {
+    /// Encodes the id as a part of a record.
+    pub(crate) fn encode(self, out: &mut Writer) {
+        out.number(self.since.0).number(self.journal.0);
+    }
+
+    /// Decodes the output of [`CopyId::encode`].
+    pub(crate) fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            since: ConfigNum(input.number("target")?),
+            journal: Index(input.number("journal")?),
         })
     }
 }

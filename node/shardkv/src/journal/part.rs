@@ -8,11 +8,11 @@ use replica::{StateReader, Table};
 use types::{ClientId, ConfigNum, LogTime, ShardId};
 
 use super::rows::Name;
-use super::{Journal, JournalError, Journals};
+use super::{CopyId, Journal, JournalError, Journals};
 use crate::bug::{Bug, Bugs};
 use crate::ownership::Fence;
 use crate::pull::Cutter;
-use crate::{CopyId, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Ownership, keys, records};
+use crate::{Cursor, Genesis, KvError, MAX_SCAN_BYTES, Ownership, keys, records};
 
 /// The most changes of a page.
 const MAX_CHANGES: usize = 16_384;

@@ -2,12 +2,11 @@
 //! chunk does.
 
 use bytes::Bytes;
-use types::{DecodeError, LogTime, Reader, ShardId, Writer};
+use types::{ClientId, DecodeError, LogTime, Reader, ShardId, Writer};
 
-use super::{CopyCursor, Part, PartNext, Position, RowChange, Upto};
-use crate::copy::{decode_copy_id, encode_copy_id};
+use super::{CopyCursor, CopyId, Part, PartNext, Position, RowChange, Upto};
+use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::{checked, known, with_checksum};
-use crate::step_codec::{decode_client, decode_cursor, encode_client, encode_cursor};
 
 const VERSION: u8 = 1;
 
@@ -22,7 +21,7 @@ impl Part {
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
         out.byte(VERSION).number(self.shard.0.into());
-        encode_copy_id(&mut out, self.copy);
+        self.copy.encode(&mut out);
         encode_copy_cursor(&mut out, &self.after);
         out.number(self.changes.len() as u64);
         for change in &self.changes {
@@ -42,7 +41,7 @@ impl Part {
         let mut input = Reader::new(checked(input)?);
         known("part version", input.byte("part version")?, VERSION)?;
         let shard = ShardId(input.number_u32("shard")?);
-        let copy = decode_copy_id(&mut input)?;
+        let copy = CopyId::decode(&mut input)?;
         let after = decode_copy_cursor(&mut input)?;
         // The list grows with the changes that are really present: so many as the count says would take far more memory than the input.
         let mut changes = Vec::new();
@@ -127,22 +126,29 @@ pub(crate) fn decode_copy_cursor(input: &mut Reader) -> Result<CopyCursor, Decod
 
 fn encode_change(out: &mut Writer, change: &RowChange) {
     match change {
-        RowChange::Pair(key, None) => out.byte(ABSENT_PAIR).bytes(key),
-        RowChange::Pair(key, Some(value)) => out.byte(PAIR).bytes(key).bytes(value),
-        RowChange::Session(client, None) => encode_client(out.byte(ABSENT_SESSION), *client),
-        RowChange::Session(client, Some(record)) => {
-            encode_client(out.byte(SESSION), *client).bytes(record)
+        RowChange::Pair(key, None) => {
+            out.byte(ABSENT_PAIR).bytes(key);
         }
-        RowChange::Clear { start, end } => out.byte(CLEAR).bytes(start).bytes(end),
-    };
+        RowChange::Pair(key, Some(value)) => {
+            out.byte(PAIR).bytes(key).bytes(value);
+        }
+        RowChange::Session(client, None) => client.encode(out.byte(ABSENT_SESSION)),
+        RowChange::Session(client, Some(record)) => {
+            client.encode(out.byte(SESSION));
+            out.bytes(record);
+        }
+        RowChange::Clear { start, end } => {
+            out.byte(CLEAR).bytes(start).bytes(end);
+        }
+    }
 }
 
 fn decode_change(input: &mut Reader) -> Result<RowChange, DecodeError> {
     Ok(match input.byte("change")? {
         ABSENT_PAIR => RowChange::Pair(input.bytes("key")?, None),
         PAIR => RowChange::Pair(input.bytes("key")?, Some(input.bytes("value")?)),
-        ABSENT_SESSION => RowChange::Session(decode_client(input)?, None),
-        SESSION => RowChange::Session(decode_client(input)?, Some(input.bytes("session")?)),
+        ABSENT_SESSION => RowChange::Session(ClientId::decode(input)?, None),
+        SESSION => RowChange::Session(ClientId::decode(input)?, Some(input.bytes("session")?)),
         CLEAR => RowChange::Clear {
             start: input.bytes("start")?,
             end: input.bytes("end")?,
@@ -159,10 +165,9 @@ fn decode_change(input: &mut Reader) -> Result<RowChange, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::CopyId;
     use crate::Cursor;
     use raft::Index;
-    use types::{ClientId, ConfigNum};
+    use types::ConfigNum;
 
     fn cursors() -> Vec<CopyCursor> {
         let client = ClientId {

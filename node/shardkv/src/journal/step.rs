@@ -5,7 +5,7 @@ use raft::Index;
 use replica::{Applying, Table, Transaction};
 use types::{ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer};
 
-use super::{JOURNAL_TTL_MS, Journal, JournalError, Journals, MAX_GENERATIONS, MAX_JOURNALS};
+use super::{Journal, JournalError, Journals, MAX_GENERATIONS, MAX_JOURNALS};
 use crate::bug::Bug;
 use crate::encoding::{self, known};
 use crate::{KvError, Ownership, Target, keys};
@@ -57,6 +57,16 @@ pub enum JournalStep {
 }
 
 impl JournalStep {
+    /// Returns the shard of the journal.
+    pub fn shard(&self) -> ShardId {
+        match self {
+            Self::Begin { shard, .. }
+            | Self::Seal { shard, .. }
+            | Self::Drop { shard, .. }
+            | Self::Renew { shard, .. } => *shard,
+        }
+    }
+
     /// Encodes the step for a proposal.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::default();
@@ -173,11 +183,11 @@ impl Journals {
         }
     }
 
-    /// Ends the shard's journal if it was not renewed for [`JOURNAL_TTL_MS`] before log time `now`. A fenced shard's stays.
+    /// Ends the shard's journal if it was not renewed for so long before log time `now`. A fenced shard's stays.
     pub(crate) fn expire(&mut self, shard: ShardId, now: LogTime, state: &mut Transaction<'_>) {
-        let is_silent = |journal: &Journal| {
-            journal.fence.is_none() && now.since(journal.renewed) > JOURNAL_TTL_MS
-        };
+        let ttl_ms = self.limits.ttl_ms;
+        let is_silent =
+            |journal: &Journal| journal.fence.is_none() && now.since(journal.renewed) > ttl_ms;
         if self.get(shard).is_some_and(is_silent) {
             self.end(shard, state);
         }

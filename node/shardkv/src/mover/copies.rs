@@ -7,25 +7,30 @@
 //! 2. The open generation is sealed at the source, and its pages arrive. That is a round. A generation that the own log has is
 //!    dropped at the source, and the journal is renewed every minute.
 //! 3. The copy has caught up once a round was small, or after [`MAX_ROUNDS`]. Then it needs a round a second, and as long as the rounds
-//!    succeed the controllers are told each second that they may cut.
+//!    succeed the controllers are told again and again that they may cut. One report names all such copies.
 //! 4. After the cut the rest comes from a replica of the source that has applied the fence. If the source's journal has ended, the
 //!    copy is useless, and the own log restarts the transfer as a pull of the whole shard.
 //!
 //! A copy holds one of its source's slots until it has caught up. Copies that have caught up or were cut do without, up to
 //! [`MAX_WITHOUT_SLOT`] for each source, because little is left of them.
 
+mod sizes;
 mod task;
 
 use std::collections::BTreeMap;
 
-use types::{ConfigNum, Gid, ShardId};
+use types::{ConfigNum, Cut, Gid, MAX_CUTS, ShardId};
 
 use super::backoff::Backoff;
 use super::configs::refusal;
 use super::outbox::{HandOff, Purpose, Turn};
+use super::room::{Progress, Room};
 use super::scheduler::Scheduler;
 use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
-use crate::{CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, PartNext, Step};
+use crate::{
+    CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, Ownership, PartNext, Step,
+};
+use sizes::Sizes;
 use task::{Ask, Proposal, Stage, Task, stage};
 
 /// A generation of at most this many bytes leaves little to do at the cut.
@@ -34,10 +39,12 @@ const SMALL_ROUND_BYTES: u64 = 64 << 10;
 const SMALL_ROUND_MS: u64 = 20;
 /// The most rounds before a copy counts as caught up, however fast the shard changes.
 const MAX_ROUNDS: u32 = 3;
-/// The interval of the rounds and of the reports of a copy that has caught up, in milliseconds.
+/// The interval of the rounds of a copy that has caught up, in milliseconds.
 const ROUND_INTERVAL_MS: u64 = 1_000;
 /// The time after a round for which a copy counts as close behind its source, in milliseconds.
 const CLOSE_FOR_MS: u64 = 3 * ROUND_INTERVAL_MS;
+/// The pause between two reports, in milliseconds.
+const REPORT_INTERVAL_MS: u64 = 200;
 /// The interval of renewals of a journal, in milliseconds. A journal lives for ten minutes without.
 const RENEW_INTERVAL_MS: u64 = 60_000;
 /// The most copies of a source that are driven without a slot.
@@ -53,6 +60,11 @@ pub(super) struct Copies {
     tasks: BTreeMap<ShardId, Task>,
     /// Failures of proposals to the group's own log.
     log: Backoff,
+    sizes: Sizes,
+    /// True while a report is pending.
+    reporting: bool,
+    /// The earliest time of the next report.
+    report_at: u64,
 }
 
 impl Copies {
@@ -61,6 +73,9 @@ impl Copies {
             scheduler: Scheduler::new(options.max_concurrent_pulls as usize),
             tasks: BTreeMap::new(),
             log: Backoff::default(),
+            sizes: Sizes::default(),
+            reporting: false,
+            report_at: 0,
         }
     }
 
@@ -69,12 +84,34 @@ impl Copies {
         self.scheduler = Scheduler::new(options.max_concurrent_pulls as usize);
         self.tasks.clear();
         self.log.succeed();
+        self.reporting = false;
+        self.sizes.full.succeed();
+    }
+
+    pub(super) fn set_room(&mut self, room: Option<Room>) {
+        self.sizes.room = room;
+    }
+
+    pub(super) fn measured(&mut self, shard: ShardId, bytes: u64) {
+        self.sizes.set(shard, bytes);
+    }
+
+    /// Returns the progress of a copy of which `bytes` have arrived.
+    pub(super) fn progress(&self, shard: ShardId, now: u64) -> Progress {
+        let task = self.tasks.get(&shard);
+        Progress {
+            whole_bytes: self.sizes.get(shard).unwrap_or_default(),
+            bytes_per_second: task.map_or(0, |task| task.bytes_per_second(now)),
+        }
     }
 
     pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
         let (scheduler, ownership) = (&mut self.scheduler, turn.ownership);
         self.tasks.retain(|shard, task| {
-            let goes_on = stage(ownership, *shard).is_some_and(|it| it.key(*shard) == task.key);
+            // A copy that was dropped begins anew, with a slot.
+            let goes_on = stage(ownership, *shard).is_some_and(|it| {
+                it.key(*shard) == task.key && (task.useless.is_none() || task.useless == it.copy())
+            });
             if !goes_on && task.has_slot {
                 scheduler.finish(task.key);
             }
@@ -86,6 +123,18 @@ impl Copies {
         if !turn.reached(self.log.until()) {
             return;
         }
+        if turn.reached(self.sizes.full.until()) {
+            self.start(turn);
+        }
+        let shards: Vec<ShardId> = self.tasks.keys().copied().collect();
+        for shard in shards {
+            self.advance(turn, shard);
+        }
+        self.report(turn);
+    }
+
+    fn start(&mut self, turn: &mut Turn<'_>) {
+        let ownership = turn.ownership;
         let still = |(since, shard): HandOff| {
             stage(ownership, shard).is_some_and(|it| it.key(shard) == (since, shard))
         };
@@ -94,10 +143,31 @@ impl Copies {
             self.tasks
                 .insert(shard, Task::new(key, source, true, turn.now));
         }
-        let shards: Vec<ShardId> = self.tasks.keys().copied().collect();
-        for shard in shards {
-            self.advance(turn, shard);
+    }
+
+    /// Tells the controllers which copies are close behind their sources.
+    fn report(&mut self, turn: &mut Turn<'_>) {
+        if self.reporting {
+            return;
         }
+        let cuts = self.tasks.iter().filter_map(|(shard, task)| {
+            let stage = stage(turn.ownership, *shard)?;
+            let cut = stage.cut(turn.ownership)?;
+            task.is_close_behind(turn.now).then_some((*shard, cut))
+        });
+        let cuts: BTreeMap<ShardId, Cut> = cuts.take(MAX_CUTS).collect();
+        if cuts.is_empty() || !turn.reached(self.report_at) {
+            return;
+        }
+        self.reporting = true;
+        let action = Action::ReportCut { cuts };
+        turn.ask(Purpose::ReportCut, ASK_PATIENCE_MS, action);
+    }
+
+    /// Handles the outcome of [`Purpose::ReportCut`]. An accepted report may have changed nothing, so it is repeated all the same.
+    pub(super) fn reported(&mut self, turn: &Turn<'_>) {
+        self.reporting = false;
+        self.report_at = turn.now.saturating_add(REPORT_INTERVAL_MS);
     }
 
     /// Finds the shards to copy. Those that were cut are driven at once.
@@ -123,6 +193,7 @@ impl Copies {
             Some((stage.key(*shard), stage.source()))
         });
         self.scheduler.refresh(waiting);
+        self.sizes.retain(ownership);
     }
 
     fn may_do_without_slot(&self, source: Gid) -> bool {
@@ -148,23 +219,20 @@ impl Copies {
         let Some(task) = self.tasks.get_mut(&shard) else {
             return;
         };
+        if matches!(stage, Stage::Absent(_)) && task.proposal.is_none() {
+            if let Some(why) = self.sizes.lacks_room(turn.ownership, shard) {
+                self.sizes.full.fail(turn.now, &why, turn.options);
+                turn.reached(self.sizes.full.until());
+                self.scheduler.requeue(task.key);
+                self.tasks.remove(&shard);
+                return;
+            }
+            self.sizes.full.succeed();
+        }
         if task.proposal.is_none()
             && let Some(step) = task.next_step(shard, &stage)
         {
             propose(turn, task, shard, step);
-        }
-        if let Stage::Copying { copy, planned, .. } = stage
-            && task.report.is_none()
-            && task.is_close_behind(turn.now)
-            && turn.reached(task.report_at)
-        {
-            let purpose = Purpose::Copy { shard, paid: 0 };
-            let action = Action::ReportCut {
-                shard,
-                planned,
-                journal: copy.journal,
-            };
-            task.report = Some(turn.ask(purpose, ASK_PATIENCE_MS, action));
         }
         if task.ask.is_some() || !turn.reached(task.backoff.until()) {
             return;
@@ -277,7 +345,7 @@ impl Copies {
 
     fn addresses(&mut self, turn: &Turn<'_>, shard: ShardId) -> Option<(Gid, Vec<String>)> {
         let source = self.tasks.get(&shard)?.source;
-        let addresses = turn.ownership.groups.get(&source).cloned();
+        let addresses = turn.ownership.addresses(source);
         if addresses.is_none() {
             self.fail(turn, shard, "its address is not known");
         }
@@ -318,10 +386,7 @@ impl Copies {
         let Some(task) = self.tasks.get_mut(&shard) else {
             return;
         };
-        if task.report == Some(id) {
-            task.report = None;
-            task.report_at = turn.now.saturating_add(ROUND_INTERVAL_MS);
-        } else if task.proposal.as_ref().is_some_and(|it| it.id == id) {
+        if task.proposal.as_ref().is_some_and(|it| it.id == id) {
             self.proposed(turn, shard, &outcome);
         } else if let Some((_, ask)) = task.ask.take_if(|(of, _)| *of == id) {
             self.answered(turn, (id, shard), ask, outcome);
@@ -342,16 +407,12 @@ impl Copies {
         }
         self.log.succeed();
         task.took(turn.now, &proposal);
-        let (key, source, holds) = (task.key, task.source, task.has_slot);
-        let is_dropped = task.useless.is_some();
-        let moves_out = task.has_caught_up && self.may_do_without_slot(source);
-        if holds && (is_dropped || moves_out) {
+        let (key, source) = (task.key, task.source);
+        if task.has_slot && task.has_caught_up && self.may_do_without_slot(source) {
             self.scheduler.finish(key);
-        }
-        if is_dropped {
-            self.tasks.remove(&shard);
-        } else if let Some(task) = self.tasks.get_mut(&shard) {
-            task.has_slot = holds && !moves_out;
+            if let Some(task) = self.tasks.get_mut(&shard) {
+                task.has_slot = false;
+            }
         }
     }
 
@@ -431,10 +492,13 @@ impl Copies {
         }
     }
 
-    /// Returns the reason, for display, that a shard makes no progress.
-    pub(super) fn why(&self, shard: ShardId, source: Gid, now: u64) -> Option<String> {
+    /// Returns the reason, for display, that a shard that is to be copied makes no progress.
+    pub(super) fn why(&self, ownership: &Ownership, shard: ShardId, now: u64) -> Option<String> {
+        let stage = stage(ownership, shard)?;
+        let source = stage.source();
         let Some(task) = self.tasks.get(&shard) else {
-            return Some(format!("waits for one of the slots of {source}"));
+            let full = self.sizes.full.why(now);
+            return full.or_else(|| self.scheduler.why(stage.key(shard), source, now));
         };
         if let Some(why) = self.log.why(now) {
             return Some(format!("own log: {why}"));

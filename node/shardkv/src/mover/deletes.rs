@@ -92,7 +92,7 @@ impl Deletes {
             return;
         }
         let source = delete.source;
-        let Some(addresses) = turn.ownership.groups.get(&source).cloned() else {
+        let Some(addresses) = turn.ownership.addresses(source) else {
             let why = "its address is not known";
             self.scheduler.fail(task, turn.now, why, turn.options);
             self.pending.remove(&task);

@@ -14,18 +14,11 @@
 //!
 //! # Which node is asked
 //!
-//! Deletes, reports and queries go to the leader of the source or of the controllers, pulls and fetches to any node. The
+//! Deletes, steps of journals and reports go to the leader of the source or of the controllers, pulls and fetches to any node. The
 //! node that answered last is asked first, then the node that a refusal names, then the others in turn. A pull goes to the
 //! source's leader last, which has more to do than its followers, or at once if a follower hasn't applied the fence. These guesses, and
 //! the meaning of a refusal, are the request engine's ([`request`]). An action that another node may serve at once is
 //! repeated there at once. Every longer pause is the mover's: the action fails, and the mover starts it anew.
-//!
-//! # Sources that are gone
-//!
-//! A source that left the cluster is stopped once it is drained: the controllers list a group that gave shards away until
-//! it has reported, through its log, that all of them are deleted. If such a source doesn't answer a delete, the driver asks
-//! the controllers. If they no longer list the source, the shard is deleted. That the source *left* proves nothing: until it
-//! is drained it holds shards that only its own log may delete.
 
 mod messages;
 mod nodes;
@@ -99,8 +92,6 @@ struct Pending {
     attempts: SingleCall,
     /// The node that was asked; `None` for a proposal.
     node: Option<Leader>,
-    /// The reason why the delete failed, while the controllers are asked if the source is drained.
-    undeleted: Option<String>,
     /// The deadline.
     until: u64,
 }
@@ -189,7 +180,7 @@ impl Driver {
                     self.answered(now_ms, ownership, pending, answer);
                 }
             }
-            self.end_lost_calls(now_ms, ownership);
+            self.end_lost_calls(now_ms);
         } else {
             self.pending.clear();
         }
@@ -206,9 +197,8 @@ impl Driver {
         let patience = match &action {
             Action::Propose(_) => self.options.propose_timeout_ms,
             Action::FetchConfigs { .. } => self.options.news_wait_ms.saturating_add(timeout),
-            // The other half is for the question if the source is drained.
-            Action::Delete { .. } => timeout / 2,
             Action::Pull { .. }
+            | Action::Delete { .. }
             | Action::Copy { .. }
             | Action::Journal { .. }
             | Action::ReportCut { .. }
@@ -219,7 +209,6 @@ impl Driver {
             action,
             attempts: attempts(),
             node: None,
-            undeleted: None,
             until: now.saturating_add(patience),
         };
         if let Action::Propose(step) = &pending.action {
@@ -227,7 +216,7 @@ impl Driver {
             let id = self.insert(pending);
             self.effects.push(Effect::Propose { id, step, until_ms });
         } else {
-            self.call(now, ownership, pending);
+            self.call(ownership, pending);
         }
     }
 
@@ -239,10 +228,10 @@ impl Driver {
     }
 
     /// Sends an action's request to the next node.
-    fn call(&mut self, now: u64, ownership: &Ownership, pending: Pending) {
+    fn call(&mut self, ownership: &Ownership, pending: Pending) {
         let Some(request) = self.request(ownership, &pending) else {
             let why = "the group follows no controllers yet".to_owned();
-            return self.fail(now, ownership, pending, why);
+            return self.fail(&pending, why);
         };
         let (gid, addresses) = match &pending.action {
             Action::Pull {
@@ -256,7 +245,7 @@ impl Driver {
             }
             | Action::Delete {
                 source, addresses, ..
-            } if pending.undeleted.is_none() => (*source, addresses),
+            } => (*source, addresses),
             _ => (Gid::NONE, &self.options.controllers),
         };
         let node = match &pending.action {
@@ -273,7 +262,7 @@ impl Driver {
                 Gid::NONE => "no controllers are configured".to_owned(),
                 gid => format!("no address of {gid} is known"),
             };
-            return self.fail(now, ownership, pending, why);
+            return self.fail(&pending, why);
         };
         self.send(pending, node, request);
     }
@@ -294,9 +283,6 @@ impl Driver {
     /// Returns the request of an action. Only a fetch is possible before the group follows controllers.
     fn request(&self, ownership: &Ownership, pending: &Pending) -> Option<Request> {
         let gid = self.gid;
-        if pending.undeleted.is_some() {
-            return Some(Request::ListGroups);
-        }
         Some(match &pending.action {
             Action::FetchConfigs { after } => Request::Configs {
                 gid,
@@ -341,15 +327,9 @@ impl Driver {
                 source: *source,
                 step: *step,
             },
-            Action::ReportCut {
-                shard,
-                planned,
-                journal,
-            } => Request::ReportCut {
+            Action::ReportCut { cuts } => Request::ReportCut {
                 controller: ownership.controller?,
-                shard: *shard,
-                planned: *planned,
-                journal: *journal,
+                cuts: cuts.clone(),
             },
             Action::Report { settled } => Request::Report {
                 controller: ownership.controller?,
@@ -384,7 +364,7 @@ impl Driver {
         }
         if !pending.fits(&answer) {
             let why = "the answer is of another kind: a bug in this version".to_owned();
-            return self.fail(now, ownership, pending, why);
+            return self.fail(&pending, why);
         }
         if let Answer::Refused(JournalError::Unknown { .. } | JournalError::NotSealed { .. }) =
             answer
@@ -396,16 +376,16 @@ impl Driver {
         }
         let outcome = match answer {
             Answer::Part(part) => Outcome::Part(part),
-            Answer::Begun(journal) => Outcome::Begun(journal),
-            Answer::Refused(error) => Outcome::Refused(error),
-            Answer::Groups { controller, gids } => {
-                let is_own = ownership.controller == Some(controller);
-                if !is_own || gids.contains(&pending.source()) {
-                    let why = "the source is not drained".to_owned();
-                    return self.fail(now, ownership, pending, why);
+            Answer::Begun {
+                journal,
+                shard_bytes,
+            } => {
+                if let Action::Journal { step, .. } = &pending.action {
+                    self.mover.copy_measured(step.shard(), shard_bytes);
                 }
-                Outcome::Done
+                Outcome::Begun(journal)
             }
+            Answer::Refused(error) => Outcome::Refused(error),
             Answer::Stepped | Answer::Reported => Outcome::Done,
             Answer::Chunk { chunk, shard_bytes } => {
                 let (shard, config) = (chunk.shard, chunk.config);
@@ -415,11 +395,13 @@ impl Driver {
             Answer::Configs {
                 controller,
                 shards,
+                settled,
                 full,
                 deltas,
             } => Outcome::Configs {
                 controller,
                 shards,
+                settled,
                 full,
                 deltas,
             },
@@ -430,7 +412,7 @@ impl Driver {
     /// Handles a refusal: asks another node at once if that may do, otherwise fails the action.
     fn refused(&mut self, now: u64, ownership: &Ownership, mut pending: Pending, refused: Refused) {
         let Some(node) = pending.node.take() else {
-            return self.fail(now, ownership, pending, refused.message);
+            return self.fail(&pending, refused.message);
         };
         let why = format!("{}: {}", node.address, refused.message);
         if matches!(refused.refusal, Refusal::ShardNotReady { .. })
@@ -460,9 +442,9 @@ impl Driver {
             nodes.failed(&node);
         }
         if at_once {
-            self.call(now, ownership, pending);
+            self.call(ownership, pending);
         } else {
-            self.fail(now, ownership, pending, why);
+            self.fail(&pending, why);
         }
     }
 
@@ -480,7 +462,7 @@ impl Driver {
     }
 
     /// Fails the actions whose calls got no answer in time. Another node is asked next.
-    fn end_lost_calls(&mut self, now: u64, ownership: &Ownership) {
+    fn end_lost_calls(&mut self, now: u64) {
         if !self.ends_lost_calls() {
             return;
         }
@@ -497,25 +479,12 @@ impl Driver {
                     format!("{}: no answer in time", node.address)
                 }
             };
-            self.fail(now, ownership, pending, why);
+            self.fail(&pending, why);
         }
     }
 
-    /// Fails an action, unless it is a delete whose source may be drained.
-    fn fail(&mut self, now: u64, ownership: &Ownership, mut pending: Pending, why: String) {
-        if let Action::Delete { source, .. } = &pending.action
-            && pending.undeleted.is_none()
-            && ownership.left.contains(source)
-        {
-            if self.bugs.has(Bug::LeftTakenForDrained) {
-                return self.mover.ended(pending.id, Outcome::Done);
-            }
-            pending.undeleted = Some(why);
-            pending.attempts = attempts();
-            pending.until = now.saturating_add(self.options.call_timeout_ms / 2);
-            return self.call(now, ownership, pending);
-        }
-        let why = pending.undeleted.unwrap_or(why);
+    /// Fails an action.
+    fn fail(&mut self, pending: &Pending, why: String) {
         self.effects.push(Effect::Failed(why.clone()));
         self.mover.ended(pending.id, Outcome::Failed(why));
     }
@@ -530,14 +499,6 @@ impl Driver {
 }
 
 impl Pending {
-    /// Returns the source of a pull or a delete; [`Gid::NONE`] otherwise.
-    fn source(&self) -> Gid {
-        match &self.action {
-            Action::Pull { source, .. } | Action::Delete { source, .. } => *source,
-            _ => Gid::NONE,
-        }
-    }
-
     fn needs_leader(&self) -> bool {
         matches!(
             self.action,
@@ -551,16 +512,14 @@ impl Pending {
     /// Returns true if `answer` answers this call.
     fn fits(&self, answer: &Answer) -> bool {
         match answer {
-            Answer::Groups { .. } => self.undeleted.is_some(),
-            Answer::Stepped => match self.action {
-                Action::Delete { .. } => self.undeleted.is_none(),
-                Action::Propose(_) | Action::Journal { .. } => true,
-                _ => false,
-            },
+            Answer::Stepped => matches!(
+                self.action,
+                Action::Delete { .. } | Action::Propose(_) | Action::Journal { .. }
+            ),
             Answer::Configs { .. } => matches!(self.action, Action::FetchConfigs { .. }),
             Answer::Chunk { .. } => matches!(self.action, Action::Pull { .. }),
             Answer::Part(_) => matches!(self.action, Action::Copy { .. }),
-            Answer::Begun(_) => matches!(self.action, Action::Journal { .. }),
+            Answer::Begun { .. } => matches!(self.action, Action::Journal { .. }),
             Answer::Refused(_) => {
                 matches!(self.action, Action::Copy { .. } | Action::Journal { .. })
             }

@@ -16,7 +16,6 @@ pub(super) type HandOff = (ConfigNum, ShardId);
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Purpose {
     Fetch,
-    Begin,
     Configure(ConfigNum),
     ProveLeadership,
     Pull {
@@ -27,7 +26,8 @@ pub(super) enum Purpose {
     Delete,
     Deleted(HandOff),
     Report(ConfigNum),
-    /// A proposal, a report or a request of a copy.
+    ReportCut,
+    /// A proposal or a request of a copy.
     Copy {
         shard: ShardId,
         /// The bytes that the rate limit granted.

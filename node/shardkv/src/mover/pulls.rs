@@ -224,7 +224,7 @@ impl Pulls {
         };
         let (config, shard) = task;
         let source = pull.source;
-        let Some(addresses) = turn.ownership.groups.get(&source).cloned() else {
+        let Some(addresses) = turn.ownership.addresses(source) else {
             let why = "its address is not known";
             self.scheduler.fail(task, turn.now, why, turn.options);
             self.pending.remove(&task);
@@ -374,7 +374,7 @@ fn install(turn: &mut Turn<'_>, task: HandOff, source: Gid, chunk: Chunk) -> Ins
 
 /// Puts back [`Bug::DeleteBeforeInstall`]: requests the delete before the install is committed.
 fn delete_too_early(turn: &mut Turn<'_>, (config, shard): (ConfigNum, ShardId), source: Gid) {
-    let addresses = turn.ownership.groups.get(&source).cloned();
+    let addresses = turn.ownership.addresses(source);
     let action = Action::Delete {
         shard,
         config,

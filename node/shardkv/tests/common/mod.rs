@@ -9,6 +9,7 @@
 )]
 
 pub mod clients;
+pub mod replicas;
 
 use bytes::Bytes;
 use raft::{EntryId, Index, Term};

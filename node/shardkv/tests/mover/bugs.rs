@@ -43,7 +43,9 @@ fn dead_group_freezes_all() {
     let moves = [delta(1, &[(4, 1, 2, 1)])];
     let mut stage = Stage::after(mover(Bug::DeadGroupFreezesAll), &moves);
     stage.moves();
+    let latest = stage.config.clone();
     let next = [delta(2, &[(5, 1, 0, 1)])];
-    stage.end("fetch configurations after 1", configs(None, &next));
+    let answer = configs(Some(latest), &next);
+    stage.end("fetch configurations after 0", answer);
     assert_eq!(stage.moves(), [""; 0]);
 }

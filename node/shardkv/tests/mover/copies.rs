@@ -1,17 +1,15 @@
 //! Shards that are copied while their owners serve them.
 
 use raft::Index;
-use replica::{StateMachine, StateStore, Transaction};
 use shardkv::mover::{Action, Mover, Outcome as ActionOutcome};
 use shardkv::{
-    CopyCursor, JournalError, JournalStep, MoverOptions, Part, PartNext, PlannedMove, Position,
-    ShardState, Target,
+    CopyCursor, JournalError, JournalStep, MoverOptions, Part, PartNext, Position, ShardState,
 };
-use types::{ConfigNum, Gid, ShardId};
+use types::{ConfigDelta, ConfigNum, Gid, Incarnation, JournalId, ShardId};
 
-use crate::cluster::{Clients, Cluster, Weather};
-use crate::common::{Random, Replica};
-use crate::stage::{SHARDS as STAGE_SHARDS, Stage, delta};
+use crate::cluster::{Cluster, Counts};
+use crate::stage::{SHARDS as STAGE_SHARDS, Stage, delta, group, plan};
+use crate::weather::Weather;
 
 const SHARDS: u32 = 12;
 const GROUPS: u64 = 3;
@@ -23,79 +21,44 @@ fn options() -> MoverOptions {
     }
 }
 
-fn weather(seed: u64) -> Weather {
-    let mut cluster = Cluster::new(GROUPS, SHARDS, options());
+/// Targets change, the controllers cut when they are told or when an old report arrives, groups fail, and clients write.
+fn run(seed: u64, mover: Option<fn(Gid) -> Mover>) -> Counts {
+    let cluster = Cluster::new(GROUPS, SHARDS, options());
+    let mut weather = Weather::new(cluster, seed);
+    if let Some(mover) = mover {
+        for (gid, member) in &mut weather.cluster.members {
+            member.mover = mover(*gid);
+        }
+    }
     let all = (0..SHARDS).map(|shard| (ShardId(shard), Gid(1 + u64::from(shard) % GROUPS)));
     let all: Vec<(ShardId, Gid)> = all.collect();
-    cluster.give(&all);
-    Weather {
-        cluster,
-        random: Random(seed),
-        told: Vec::new(),
-        trouble: true,
-    }
-}
-
-/// Targets change, the controllers cut when they are told or at any time, groups fail, and clients write. Returns the cuts that
-/// followed a report, the copies that were completed, and those that were useless at the cut.
-fn run(seed: u64, make: Option<fn(Gid) -> Mover>) -> [u64; 3] {
-    let mut weather = weather(seed);
-    if let Some(make) = make {
-        for (gid, member) in &mut weather.cluster.members {
-            member.mover = make(*gid);
-        }
-    }
-    let mut clients = Clients::default();
-    for round in 0..2_000 {
+    weather.cluster.controllers.aim(&all);
+    weather.storm(|weather, round| {
         if round % 160 == 50 {
-            let random = &mut weather.random;
-            let moves = (0..SHARDS).map(|shard| (ShardId(shard), Gid(1 + random.below(GROUPS))));
-            let mut moves: Vec<(ShardId, Gid)> = moves.collect();
-            let random = &mut weather.random;
-            moves.retain(|_| random.one_in(3));
-            weather.cluster.aim(&moves);
+            weather.aim(3);
         }
         if round % 160 == 130 && weather.random.one_in(3) {
-            // The controllers cut what has not caught up.
-            let planned = weather.cluster.planned.iter();
-            let cut: Vec<(ShardId, Gid)> =
-                planned.map(|(shard, it)| (*shard, it.target.to)).collect();
-            weather.cluster.give(&cut);
+            weather.cluster.cut_late();
         }
-        clients.write(&mut weather.cluster, &mut weather.random);
-        weather.step();
-        if round % 50 == 49 {
-            for member in weather.cluster.members.values_mut() {
-                member.up = true;
-            }
-        }
-    }
-    weather.trouble = false;
-    let calm = weather.cluster.now;
-    while !weather.cluster.is_settled() || !weather.cluster.planned.is_empty() {
-        weather.step();
-        assert!(
-            weather.cluster.now < calm + 30_000,
-            "seed {seed}: {:?}",
-            weather.cluster.planned
-        );
-    }
-    clients.check(&weather.cluster);
-    let cluster = &weather.cluster;
-    [cluster.cuts, cluster.completed, cluster.restarted]
+    });
+    weather.calm(30_000);
+    weather.cluster.counts
 }
 
 #[test]
 fn planned_moves_end_and_lose_nothing() {
-    let mut seen = [0; 3];
+    let mut seen = Counts::default();
     for seed in 0..20 {
         let of_seed = run(seed, None);
         println!("{seed} {of_seed:?}");
-        for (all, more) in seen.iter_mut().zip(of_seed) {
-            *all += more;
-        }
+        seen += of_seed;
     }
-    let [cuts, completed, restarted] = seen;
+    let Counts {
+        cuts,
+        completed,
+        restarted,
+        ..
+    } = seen;
     assert!(
         cuts > 200 && completed > cuts && restarted * 10 < cuts,
         "{seen:?}"
@@ -106,7 +69,6 @@ fn planned_moves_end_and_lose_nothing() {
 #[test]
 fn a_generation_dropped_too_early_is_noticed() {
     use shardkv::Bug;
-
     fn make(gid: Gid) -> Mover {
         let bug = Some(Bug::GenerationDroppedEarly);
         Mover::with_bug(gid, SHARDS, options(), bug)
@@ -115,27 +77,52 @@ fn a_generation_dropped_too_early_is_noticed() {
     assert!((0..50).any(finds));
 }
 
+/// A shard goes from group 1 to group 2. Group 1 goes down before it has deleted what it kept. Then the shard is to go to group 3.
+#[test]
+fn a_shard_goes_on_although_its_former_owner_is_down() {
+    let shard = ShardId(0);
+    let mut weather = Weather::new(Cluster::new(GROUPS, 1, options()), 1);
+    weather.trouble = false;
+    weather.cluster.controllers.aim(&[(shard, Gid(1))]);
+    weather
+        .clients
+        .write(&mut weather.cluster, &mut weather.random);
+    weather.cluster.controllers.aim(&[(shard, Gid(2))]);
+    let owes = |weather: &Weather| {
+        let ownership = weather.cluster.members[&Gid(2)].replica.machine.ownership();
+        !ownership.pending_deletes.is_empty()
+    };
+    while !owes(&weather) {
+        weather.step();
+    }
+    let first = |weather: &mut Weather, up| {
+        weather.cluster.members.get_mut(&Gid(1)).unwrap().up = up;
+    };
+    first(&mut weather, false);
+    weather.cluster.controllers.aim(&[(shard, Gid(3))]);
+    let end = weather.cluster.now + 15_000;
+    while weather.cluster.config().owner(shard) != Gid(3) {
+        assert!(weather.cluster.now < end, "group 1 isn't needed");
+        weather.step();
+    }
+    first(&mut weather, true);
+    weather.calm(15_000);
+    assert_eq!(weather.cluster.config().owner(shard), Gid(3));
+}
+
 /// A stage whose group is to copy these shards from group 2.
 fn planned(shards: &[u32], options: MoverOptions) -> Stage {
     let mover = Mover::new(Gid(1), STAGE_SHARDS, options);
-    let mut stage = Stage::after(mover, &[delta(1, &[(0, 10, 0, 2)])]);
-    for shard in shards {
-        let planned = PlannedMove {
-            owner: Gid(2),
-            owner_since: ConfigNum(1),
-            target: Target {
-                to: Gid(1),
-                since: ConfigNum(1),
-            },
-        };
-        let Replica { machine, state, .. } = &mut stage.group;
-        let mut transaction = Transaction::new(&*state);
-        machine.plan(ShardId(*shard), Some(planned), &mut transaction);
-        machine.finish_batch(&mut transaction).unwrap();
-        let (batch, applied) = (transaction.into_batch(), state.applied());
-        state.commit(batch, applied).unwrap();
-    }
-    stage
+    let targets: Vec<_> = shards.iter().map(|shard| (*shard, 1, 2, 1)).collect();
+    Stage::after(mover, &[delta(1, &[(0, 10, 0, 2)]), plan(2, &targets)])
+}
+
+/// The report of shards that group 1 is to get from group 2.
+fn report(shards: &[u32]) -> String {
+    let cuts = shards.iter();
+    let cuts = cuts.map(|shard| format!("s{shard} of g2 since 1 may be cut for g1 since 2"));
+    let cuts: Vec<String> = cuts.collect();
+    format!("tell the controllers: {}", cuts.join(", "))
 }
 
 /// The answer of a source whose shards are empty and don't change.
@@ -190,6 +177,33 @@ fn settle(stage: &mut Stage, answer: impl Fn(&Action) -> Option<ActionOutcome>) 
     }
 }
 
+/// Answers what is under way.
+fn answer_all(stage: &mut Stage) {
+    let open: Vec<String> = stage.open.values().map(crate::show::action).collect();
+    for what in open {
+        let mut open = stage.open.values();
+        let action = open.find(|it| crate::show::action(it) == what).unwrap();
+        match (answer(action), action) {
+            (_, Action::Propose(_)) => stage.commit(&what),
+            (Some(outcome), _) => stage.end(&what, outcome),
+            (None, _) => {}
+        }
+    }
+}
+
+fn reports(mut said: Vec<String>) -> Vec<String> {
+    said.retain(|it| it.starts_with("tell the controllers"));
+    said
+}
+
+/// A configuration that cuts shards, each `(first, count, from, to)`.
+fn cut(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
+    ConfigDelta {
+        targets: Vec::new(),
+        ..delta(num, moves)
+    }
+}
+
 fn count(said: &[String], what: &str) -> usize {
     said.iter().filter(|it| it.contains(what)).count()
 }
@@ -203,29 +217,32 @@ fn is_copying(stage: &Stage, shard: u32) -> bool {
 }
 
 #[test]
-fn a_copy_that_has_caught_up_is_reported_each_second_and_renewed_each_minute() {
+fn a_copy_that_has_caught_up_is_reported_while_it_is_close_and_renewed_each_minute() {
     let mut stage = planned(&[4], MoverOptions::default());
     let said = settle(&mut stage, answer);
-    assert!(said[0].starts_with("tell g2: Begin"), "{said:?}");
-    assert!(said[1].starts_with("propose: copy Start"), "{said:?}");
     assert!(
-        said[2].starts_with("copy s4 from g2 after Base"),
+        said[0].starts_with("tell g2 to begin a journal of s4"),
+        "{said:?}"
+    );
+    assert!(said[1].starts_with("propose: begin to copy s4"), "{said:?}");
+    assert!(
+        said[2].starts_with("copy s4 from g2 after start"),
         "{said:?}"
     );
     assert!(is_copying(&stage, 4));
-    assert_eq!(count(&said, "controllers that s4 may be cut"), 1);
-    assert_eq!(stage.moves(), [""; 0], "all is quiet for a second");
+    assert_eq!(count(&said, &report(&[4])), 1);
+    assert_eq!(stage.moves(), [""; 0], "all is quiet for a moment");
     let mut later = Vec::new();
     for _ in 0..120 {
         stage.now += 1_000;
         let said = settle(&mut stage, answer);
-        assert_eq!(count(&said, "controllers that s4 may be cut"), 1);
-        assert!(count(&said, "Seal") <= 1, "{said:?}");
+        assert_eq!(count(&said, &report(&[4])), 1, "{said:?}");
+        assert!(count(&said, "seal") <= 1, "{said:?}");
         later.extend(said);
     }
-    assert!(count(&later, "Seal") > 50, "{later:?}");
-    assert!(count(&later, "Drop") > 50, "{later:?}");
-    assert_eq!(count(&later, "Renew"), 2);
+    assert!(count(&later, "seal") > 50, "{later:?}");
+    assert!(count(&later, "to drop") > 50, "{later:?}");
+    assert_eq!(count(&later, "renew"), 2);
 }
 
 #[test]
@@ -240,7 +257,7 @@ fn a_copy_whose_source_falls_silent_is_not_reported_any_more() {
     for _ in 0..30 {
         stage.now += 1_000;
         let said = settle(&mut stage, silent);
-        reports += count(&said, "controllers that s4 may be cut");
+        reports += count(&said, &report(&[4]));
     }
     assert!((1..=2).contains(&reports), "{reports}");
     // The source answers again, and the requests that it didn't answer have ended.
@@ -251,11 +268,7 @@ fn a_copy_whose_source_falls_silent_is_not_reported_any_more() {
     settle(&mut stage, answer);
     stage.now += 1_000;
     let said = settle(&mut stage, answer);
-    assert_eq!(
-        count(&said, "controllers that s4 may be cut"),
-        1,
-        "{said:?}"
-    );
+    assert_eq!(count(&said, &report(&[4])), 1, "{said:?}");
 }
 
 #[test]
@@ -265,7 +278,7 @@ fn copies_that_have_caught_up_leave_the_slots_to_others() {
         ..MoverOptions::default()
     };
     let mut stage = planned(&[2, 3, 4], options);
-    let begun = |stage: &mut Stage| count(&stage.moves(), "Begin");
+    let begun = |stage: &mut Stage| count(&stage.moves(), "begin a journal");
     assert_eq!(begun(&mut stage), 1, "one slot");
     let first = stage.open.values().find_map(|action| match action {
         Action::Journal { .. } => Some(crate::show::action(action)),
@@ -273,10 +286,133 @@ fn copies_that_have_caught_up_leave_the_slots_to_others() {
     });
     stage.end(&first.unwrap(), ActionOutcome::Begun(Index(9)));
     let said = settle(&mut stage, answer);
-    for shard in [2, 3, 4] {
-        let report = format!("controllers that s{shard} may be cut");
-        assert_eq!(count(&said, &report), 1, "{said:?}");
+    assert_eq!(count(&said, "begin a journal"), 2, "{said:?}");
+    stage.now += 200;
+    let said = settle(&mut stage, answer);
+    assert_eq!(said, [report(&[2, 3, 4])], "one report tells of all");
+}
+
+#[test]
+fn a_shard_that_is_to_come_tells_what_it_waits_for() {
+    let options = MoverOptions {
+        max_concurrent_pulls: 1,
+        ..MoverOptions::default()
+    };
+    let mut stage = planned(&[2, 3], options);
+    stage.moves();
+    assert_eq!(stage.waits_for(2), None);
+    assert_eq!(stage.waits_for(3).unwrap(), "waits for the slot of g2");
+    stage.fail("tell g2 to begin a journal of s2 for g1 since 2");
+    assert_eq!(stage.moves(), [""; 0]);
+    let refused = "g2: connection refused; next try in 10 ms";
+    assert_eq!(stage.waits_for(2).unwrap(), refused);
+    assert_eq!(stage.waits_for(3).unwrap(), refused);
+    settle(&mut stage, answer);
+    stage.now += 10;
+    settle(&mut stage, answer);
+    assert_eq!((stage.waits_for(2), stage.waits_for(3)), (None, None));
+    assert_eq!(stage.waits_for(4), None, "no move of it is planned");
+}
+
+#[test]
+fn a_source_that_refuses_to_begin_is_asked_ever_less_often() {
+    let mut stage = planned(&[2, 3, 4], MoverOptions::default());
+    let mut asked = 0;
+    for _ in 0..1_000 {
+        stage.pass(10);
+        let open = stage.open.values().map(crate::show::action);
+        let begin = open.filter(|it| it.contains("begin a journal"));
+        for what in begin.collect::<Vec<_>>() {
+            stage.fail(&what);
+            asked += 1;
+        }
+        stage.turn();
     }
+    assert!((10..20).contains(&asked), "{asked} in 10 s");
+}
+
+#[test]
+fn a_report_names_exactly_what_it_is_about() {
+    let mut stage = planned(&[4], MoverOptions::default());
+    // Both groups joined again since, or so.
+    let incarnation = |number| Incarnation(number);
+    let groups = [(1, 2), (2, 1)].map(|(gid, number)| {
+        let group = types::Group {
+            incarnation: incarnation(number),
+            ..group(gid)
+        };
+        (Gid(gid), Some(group))
+    });
+    stage.configure(&ConfigDelta {
+        num: ConfigNum(3),
+        groups: groups.into(),
+        ..ConfigDelta::default()
+    });
+    settle(&mut stage, answer);
+    stage.now += 200;
+    let moves = stage.moves();
+    assert_eq!(moves, [report(&[4])]);
+    let cuts = stage.open.values().find_map(|action| match action {
+        Action::ReportCut { cuts } => Some(cuts.clone()),
+        _ => None,
+    });
+    let cut = types::Cut {
+        owner: Gid(2),
+        owner_incarnation: Incarnation(1),
+        owner_since: ConfigNum(1),
+        target: Gid(1),
+        target_incarnation: Incarnation(2),
+        target_since: ConfigNum(2),
+        journal: JournalId(9),
+    };
+    assert_eq!(cuts, Some([(ShardId(4), cut)].into()));
+}
+
+#[test]
+fn a_report_is_repeated_once_it_has_ended() {
+    let mut stage = planned(&[4], MoverOptions::default());
+    settle(&mut stage, answer);
+    for _ in 0..30 {
+        assert_eq!(reports(stage.pass(199)), [""; 0]);
+        answer_all(&mut stage);
+        assert_eq!(reports(stage.pass(1)), [report(&[4])]);
+        answer_all(&mut stage);
+        stage.turn();
+    }
+    stage.pass(200);
+    let rounds_alone = |action: &Action| match action {
+        Action::ReportCut { .. } => None,
+        _ => answer(action),
+    };
+    let mut again = 0;
+    for _ in 0..9 {
+        again += count(&settle(&mut stage, rounds_alone), &report(&[4]));
+        stage.now += 1_000;
+    }
+    assert_eq!(again, 0, "a report without an answer is pending");
+}
+
+#[test]
+fn a_target_that_changes_ends_the_copy() {
+    let mut stage = planned(&[4], MoverOptions::default());
+    settle(&mut stage, answer);
+    stage.configure(&plan(3, &[(4, 1, 1, 3)]));
+    assert!(!is_copying(&stage, 4));
+    stage.now += 1_000;
+    assert_eq!(stage.moves(), [""; 0]);
+    stage.configure(&plan(4, &[(4, 1, 3, 1)]));
+    let said = settle(&mut stage, answer);
+    let begin = "tell g2 to begin a journal of s4 for g1 since 4";
+    assert_eq!(said.first().map(String::as_str), Some(begin));
+    assert!(is_copying(&stage, 4));
+}
+
+#[test]
+fn a_cut_without_a_copy_is_a_pull() {
+    let mut stage = planned(&[4], MoverOptions::default());
+    stage.moves();
+    stage.configure(&cut(3, &[(4, 1, 2, 1)]));
+    assert_eq!(stage.moves(), ["pull s4@3 from g2 after start"]);
 }
 
 #[test]
@@ -294,27 +430,30 @@ fn a_copy_whose_journal_ended_is_dropped_and_begins_anew() {
         _ => answer(action),
     };
     let said = settle(&mut stage, ended);
-    assert_eq!(count(&said, "propose: copy Drop"), 1, "{said:?}");
+    assert_eq!(count(&said, "propose: drop the copy of s4"), 1, "{said:?}");
     assert!(!is_copying(&stage, 4));
     stage.now += 1_000;
     let again = settle(&mut stage, ended);
-    assert_eq!(count(&said, "Begin") + count(&again, "Begin"), 1);
+    assert_eq!(
+        count(&said, "begin a journal") + count(&again, "begin a journal"),
+        1
+    );
 }
 
 #[test]
 fn a_useless_copy_at_the_cut_becomes_a_pull_of_the_whole_shard() {
     let mut stage = planned(&[4], MoverOptions::default());
     settle(&mut stage, answer);
-    stage.configure(delta(2, &[(4, 1, 2, 1)]));
+    stage.configure(&cut(3, &[(4, 1, 2, 1)]));
     let journal = Index(9);
     let ended = |action: &Action| match action {
         Action::Copy { request, .. } => {
-            assert_eq!(request.fence, Some(ConfigNum(2)));
+            assert_eq!(request.fence, Some(ConfigNum(3)));
             Some(ActionOutcome::Refused(JournalError::Ended { journal }))
         }
         _ => answer(action),
     };
     let said = settle(&mut stage, ended);
-    assert_eq!(count(&said, "propose: copy Restart"), 1, "{said:?}");
-    assert_eq!(count(&said, "pull s4@2 from g2 after start"), 1, "{said:?}");
+    assert_eq!(count(&said, "propose: pull s4@3 whole"), 1, "{said:?}");
+    assert_eq!(count(&said, "pull s4@3 from g2 after start"), 1, "{said:?}");
 }

@@ -16,6 +16,7 @@ use types::{ClientId, Gid, LogTime, Sequence, ShardId};
 
 use crate::cluster::Cluster;
 use crate::show;
+use crate::stage::failed;
 
 #[test]
 fn hand_off() {
@@ -27,6 +28,11 @@ fn dead_source() {
     run("dead_source");
 }
 
+#[test]
+fn useless_copy() {
+    run("useless_copy");
+}
+
 fn run(name: &str) {
     // Shown when the script fails.
     println!("If the change is meant: UPDATE_GOLDENFILES=1 cargo test -p shardkv --test mover");
@@ -34,6 +40,7 @@ fn run(name: &str) {
     let mut script = Script {
         cluster: Cluster::new(0, 1, MoverOptions::default()),
         waiting: BTreeMap::new(),
+        held: None,
         writes: Vec::new(),
     };
     goldenscript::run(&mut script, path).unwrap();
@@ -45,6 +52,8 @@ struct Script {
     cluster: Cluster,
     /// Questions to the controllers that wait for news.
     waiting: BTreeMap<(Gid, ActionId), Action>,
+    /// Reports of copies that are on their way, if they come late.
+    held: Option<Vec<(Gid, Action)>>,
     /// The writes so far.
     writes: Vec<shardkv::Command>,
 }
@@ -73,11 +82,22 @@ impl Script {
                 let shards = args.take_key("shards").map_or(Ok(1), str::parse)?;
                 self.cluster = Cluster::new(groups, shards, options);
             }
-            "give" => {
+            "aim" => {
                 let moves = std::iter::from_fn(|| args.next_key());
                 let moves = moves.map(|(it, to)| Ok((ShardId(number("s", it)?), gid(to)?)));
-                self.cluster
-                    .give(&moves.collect::<Result<Vec<_>, Box<dyn Error>>>()?);
+                let moves = moves.collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+                self.cluster.controllers.aim(&moves);
+            }
+            "hold" => self.held = Some(Vec::new()),
+            "deliver" => {
+                for (gid, report) in self.held.take().into_iter().flatten() {
+                    writeln!(said, "{gid}: {}", show::action(&report))?;
+                    self.cluster.carry_out(gid, &report);
+                }
+            }
+            "pass" => {
+                let ms: u64 = args.take_key("ms").ok_or("how long?")?.parse()?;
+                self.cluster.now += ms;
             }
             "down" => self.set_up(who(args)?, false),
             "up" => self.set_up(who(args)?, true),
@@ -201,15 +221,22 @@ impl Script {
         let waiting = self.waiting.extract_if(.., |(of, _), _| *of == gid);
         actions.extend(waiting.map(|((_, id), action)| (id, action)));
         for (id, action) in actions {
+            if let (Some(held), Action::ReportCut { .. }) = (&mut self.held, &action) {
+                writeln!(said, "{gid}: {} -> on its way", show::action(&action))?;
+                held.push((gid, action));
+                self.cluster.ended(gid, id, failed("no answer"));
+                continue;
+            }
             let before = self.ownerships();
             let Some(outcome) = self.cluster.carry_out(gid, &action) else {
                 self.waiting.insert((gid, id), action);
                 continue;
             };
             let shown = match &outcome {
-                ActionOutcome::Configs { deltas, .. } => {
-                    let nums: Vec<String> = deltas.iter().map(|it| it.num.to_string()).collect();
-                    nums.join(", ")
+                ActionOutcome::Configs { full, deltas, .. } => {
+                    let full = full.iter().map(|it| format!("{}, whole", it.num()));
+                    let deltas = deltas.iter().map(|it| it.num.to_string());
+                    full.chain(deltas).collect::<Vec<_>>().join(", ")
                 }
                 ActionOutcome::Pulled(chunk) => format!(
                     "{} pairs, {} sessions, up to {}",
@@ -217,9 +244,13 @@ impl Script {
                     chunk.sessions.len(),
                     show::next(&chunk.next)
                 ),
-                ActionOutcome::Part(_) | ActionOutcome::Begun(_) | ActionOutcome::Refused(_) => {
-                    format!("{outcome:?}")
-                }
+                ActionOutcome::Part(part) => format!(
+                    "{} rows, up to {}",
+                    part.changes.len(),
+                    show::part_next(&part.next)
+                ),
+                ActionOutcome::Begun(journal) => format!("journal {journal}"),
+                ActionOutcome::Refused(error) => format!("refused: {error}"),
                 ActionOutcome::Done => "done".to_owned(),
                 ActionOutcome::Failed(why) => format!("failed: {why}"),
             };
@@ -267,20 +298,38 @@ fn changes(before: &Ownership, after: &Ownership) -> Vec<String> {
                 show::cursor(after)
             ),
             Some(ShardState::Fenced { config, to }) => format!("fenced by {config} for {to}"),
-            Some(ShardState::Copying { copy, source, .. }) => {
-                format!("copying for {} from {source}", copy.since)
-            }
-            Some(ShardState::Completing { config, source, .. }) => {
-                format!("completing for {config} from {source}")
-            }
+            Some(ShardState::Copying {
+                source,
+                bytes,
+                cursor,
+                ..
+            }) => format!(
+                "copying from {source}, has {bytes} bytes up to {}",
+                show::copy_cursor(cursor)
+            ),
+            Some(ShardState::Completing {
+                config,
+                source,
+                bytes,
+                cursor,
+                ..
+            }) => format!(
+                "completing for {config} from {source}, has {bytes} bytes up to {}",
+                show::copy_cursor(cursor)
+            ),
         };
-        let queue = new.map(|it| it.queue.len()).unwrap_or_default();
-        let behind = if queue > 0 {
-            format!(", {queue} queued")
-        } else {
-            String::new()
-        };
-        changes.push(format!("{shard} {state}{behind}"));
+        changes.push(format!("{shard} {state}"));
+    }
+    let shards: BTreeSet<&ShardId> = before.planned.keys().chain(after.planned.keys()).collect();
+    for shard in shards {
+        let (old, new) = (before.planned.get(shard), after.planned.get(shard));
+        if let Some(new) = new.filter(|_| old != new) {
+            let (to, since) = (new.target.to, new.target.since);
+            changes.push(format!(
+                "{shard} is to go from {} to {to} since {since}",
+                new.owner
+            ));
+        }
     }
     for ((shard, config), source) in &after.pending_deletes {
         if !before.pending_deletes.contains_key(&(*shard, *config)) {

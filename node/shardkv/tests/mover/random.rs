@@ -1,7 +1,7 @@
 //! The mover by chance: sources that fail, answers that are lost or late, a log that refuses, leaders that change.
 //!
 //! A world has one group with its real machine, number 1. All else is made up: controllers whose configurations move
-//! shards to and fro between five groups, and what the others answer. After a time of trouble comes one of calm, in which
+//! shards at rest to and fro between five groups, and what the others answer. After a time of trouble comes one of calm, in which
 //! everything must be done.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
 use shardkv::{Chunk, Cursor, MoverOptions, ShardState, Step};
-use types::{ConfigDelta, ConfigNum, Gid, Group, ShardId, ShardMove, ShardRun};
+use types::{ConfigDelta, ConfigNum, Gid, Group, ShardConfig, ShardId};
 
 use crate::common::Random;
-use crate::stage::{SHARDS, Stage, configs, failed, key, part};
+use crate::stage::{SHARDS, Stage, configs, failed, group, key, part};
 
 /// The number of chunks of a shard. Each has [`PART_BYTES`].
 const PARTS: u64 = 3;
@@ -55,7 +55,7 @@ struct World {
     /// Each action's end is told to who asked for it, so that what is under way can be counted from outside.
     counts: bool,
     moods: BTreeMap<Gid, Mood>,
-    owners: Vec<Gid>,
+    config: ShardConfig,
     deltas: Vec<ConfigDelta>,
     /// Outcomes on their way.
     told: BTreeMap<(u64, ActionId), ActionOutcome>,
@@ -81,7 +81,7 @@ impl World {
             trouble,
             counts: trouble.lost == 0 && trouble.deposed == 0,
             moods: gids.map(|gid| (gid, Mood::Well)).collect(),
-            owners: vec![Gid::NONE; SHARDS as usize],
+            config: ShardConfig::empty(SHARDS),
             deltas: Vec::new(),
             told: BTreeMap::new(),
             log: VecDeque::new(),
@@ -95,37 +95,57 @@ impl World {
         self.random.below(1_000) < thousandth
     }
 
-    /// The next configuration: a few shards go somewhere else, more often than not to this group or away from it.
+    /// The next configuration: a few shards at rest go somewhere else, more often than not to this group or away from it.
     fn reconfigure(&mut self) {
-        let mut moves = Vec::new();
         let share = if self.deltas.is_empty() { 1 } else { 20 };
+        let mut owners = self.config.owners().to_vec();
         for shard in 0..SHARDS {
-            let from = self.owners[shard as usize];
             let home = self.random.one_in(2);
             let to = Gid(if home {
                 1
             } else {
                 1 + self.random.below(GROUPS)
             });
-            if self.random.one_in(share) && from != to {
-                self.owners[shard as usize] = to;
-                let run = ShardRun {
-                    first: ShardId(shard),
-                    count: 1,
-                };
-                moves.push(ShardMove { run, from, to });
+            if self.random.one_in(share) && self.is_at_rest(ShardId(shard)) {
+                owners[shard as usize] = to;
             }
         }
-        let num = ConfigNum(self.deltas.len() as u64 + 1);
-        let groups = (1..=GROUPS).map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")].into())));
-        let groups = groups.filter(|_| num == ConfigNum(1)).collect();
-        let targets = Vec::new();
-        self.deltas.push(ConfigDelta {
-            num,
-            groups,
-            targets,
-            moves,
-        });
+        self.push(&owners);
+    }
+
+    /// The next configuration, in which shards have these owners and targets.
+    fn push(&mut self, owners: &[Gid]) {
+        let groups: BTreeMap<Gid, Group> = (1..=GROUPS).map(|gid| (Gid(gid), group(gid))).collect();
+        let delta = ConfigDelta::new(&self.config, &groups, owners, owners);
+        self.config.apply(&delta).unwrap();
+        self.deltas.push(delta);
+    }
+
+    /// Returns true if the last change of the shard's owner is settled.
+    fn is_at_rest(&self, shard: ShardId) -> bool {
+        let row = self.config.row(shard);
+        let ownership = self.stage.group.machine.ownership();
+        let mut deletes = ownership.pending_deletes.keys();
+        let config = row.owner_since;
+        match (row.owner, row.previous) {
+            (Gid(1), _) => {
+                ownership.state(shard) == Some(&ShardState::Serving { config })
+                    && deletes.all(|(of, _)| *of != shard)
+            }
+            (_, Gid(1)) => ownership.config >= config && ownership.state(shard).is_none(),
+            _ => true,
+        }
+    }
+
+    /// The controllers' answer to a fetch.
+    fn answer_fetch(&self, after: ConfigNum) -> ActionOutcome {
+        let full = (after == ConfigNum(0)).then(|| self.config.clone());
+        let deltas = self.deltas.iter().filter(|it| it.num > after);
+        let deltas: Vec<ConfigDelta> = match full {
+            Some(_) => Vec::new(),
+            None => deltas.take(5).cloned().collect(),
+        };
+        configs(full, &deltas)
     }
 
     /// One event, then a turn.
@@ -245,11 +265,9 @@ impl World {
                 }
             }
             Action::FetchConfigs { after } => {
-                let after = usize::try_from(after.0).unwrap();
-                let last = self.deltas.len().min(after + 5);
-                let deltas = &self.deltas[after..last];
-                let wait = if deltas.is_empty() { 200 } else { 2 };
-                (wait, configs(None, deltas))
+                let is_quiet = after == self.config.num();
+                let wait = if is_quiet { 200 } else { 2 };
+                (wait, self.answer_fetch(after))
             }
             Action::Report { .. } => (3, ActionOutcome::Done),
             Action::Pull {
@@ -300,7 +318,7 @@ impl World {
         if self.counts {
             assert!(count(|it| matches!(it, Action::FetchConfigs { .. })) <= 1);
             assert!(count(|it| matches!(it, Action::Report { .. })) <= 1);
-            assert!(count(|it| matches!(it, Action::Propose(Step::Configure { .. }))) <= 8);
+            assert!(count(|it| matches!(it, Action::Propose(Step::Configure(_)))) <= 1);
             for gid in (1..=GROUPS).map(Gid) {
                 let from = |action: &&Action| matches!(action, Action::Pull { source, .. } if *source == gid);
                 let pulls = open.clone().filter(from).count();
@@ -353,7 +371,7 @@ impl World {
 
     fn is_done(&self) -> bool {
         let ownership = self.stage.group.machine.ownership();
-        let latest = ConfigNum(self.deltas.len() as u64);
+        let latest = self.config.num();
         ownership.settled() == latest && self.reported == latest
     }
 
@@ -379,7 +397,7 @@ impl World {
                 self.stage.open
             );
         }
-        for (shard, owner) in (0..).zip(&self.owners) {
+        for (shard, owner) in (0..).zip(self.config.owners()) {
             assert_eq!(self.stage.serves(shard), *owner == Gid(1), "s{shard}");
         }
         self.check_pace();
@@ -418,26 +436,13 @@ fn dead_sources_starve_nobody() {
             for gid in 3..=GROUPS {
                 world.moods.insert(Gid(gid), mood);
             }
-            for shard in 0..SHARDS {
-                let gid = 2 + world.random.below(GROUPS - 1);
-                world.owners[shard as usize] = Gid(gid);
+            let mut owners = Vec::new();
+            for _ in 0..SHARDS {
+                owners.push(Gid(2 + world.random.below(GROUPS - 1)));
             }
-            let runs = |world: &World, to: Option<Gid>| {
-                let owners = (0..).map(ShardId).zip(world.owners.iter().copied());
-                let count = 1;
-                let moves = owners.map(|(first, owner)| ShardMove {
-                    run: ShardRun { first, count },
-                    from: if to.is_some() { owner } else { Gid::NONE },
-                    to: to.unwrap_or(owner),
-                });
-                moves.collect::<Vec<ShardMove>>()
-            };
-            world.reconfigure_to(runs);
-            let mine = world
-                .owners
-                .iter()
-                .filter(|owner| **owner == Gid(2))
-                .count();
+            world.push(&owners);
+            world.push(&vec![Gid(1); owners.len()]);
+            let mine = owners.iter().filter(|owner| **owner == Gid(2)).count();
             let begin = world.stage.now;
             let served = |world: &World| (0..SHARDS).filter(|it| world.stage.serves(*it)).count();
             while served(&world) < mine {
@@ -447,23 +452,6 @@ fn dead_sources_starve_nobody() {
                 let bytes = mine as u64 * PARTS * PART_BYTES as u64;
                 assert!(took < 2 * bytes * 1_000 / RATE, "{took} ms");
             }
-        }
-    }
-}
-
-impl World {
-    /// A first configuration in which others have all, and a second in which this group gets all.
-    fn reconfigure_to(&mut self, moves: impl Fn(&Self, Option<Gid>) -> Vec<ShardMove>) {
-        let groups = (1..=GROUPS).map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")].into())));
-        let groups: BTreeMap<Gid, Option<Group>> = groups.collect();
-        for (num, to) in [(1, None), (2, Some(Gid(1)))] {
-            let delta = ConfigDelta {
-                num: ConfigNum(num),
-                groups: groups.clone(),
-                targets: Vec::new(),
-                moves: moves(self, to),
-            };
-            self.deltas.push(delta);
         }
     }
 }

@@ -39,7 +39,7 @@ fn rapid_progress_is_told_in_steps() {
     stage.turn();
     let mut told = 0;
     for num in 2..1_000 {
-        stage.configure(delta(num, &[(9, 1, 8 + num % 2, 9 - num % 2)]));
+        stage.configure(&delta(num, &[(9, 1, 8 + num % 2, 9 - num % 2)]));
         let shown = [stage.turn(), stage.pass(1), stage.turn()].concat();
         for report in reports(shown) {
             stage.done(&report);

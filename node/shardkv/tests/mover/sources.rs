@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
-use shardkv::{Chunk, Cursor, Genesis, MoverOptions, Next, Response, ShardState, Step};
+use shardkv::{Chunk, Configure, Cursor, Genesis, MoverOptions, Next, Response, ShardState, Step};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId};
 
 use crate::common::{Replica, SHARDS_GENESIS};
@@ -38,21 +38,12 @@ impl World {
         let groups: BTreeMap<Gid, Vec<String>> =
             gids.map(|gid| (gid, vec![format!("{gid}:1")])).collect();
         let mut config = ShardConfig::empty(shards);
-        let first = ConfigDelta::between(&config, &groups, &sources);
-        config.apply(&first).unwrap();
-        let second = ConfigDelta::between(&config, &groups, &vec![SELF; sources.len()]);
-        replica.step(
-            1,
-            &Step::Begin {
-                gid: SELF,
-                controller: CONTROLLER,
-                num: ConfigNum(0),
-                groups: BTreeMap::new(),
-            },
-        );
-        for delta in [first, second] {
-            let controller = CONTROLLER;
-            let accepted = replica.step(2, &Step::Configure { controller, delta });
+        for owners in [&sources, &vec![SELF; sources.len()]] {
+            let delta = ConfigDelta::between(&config, &groups, owners);
+            config.apply(&delta).unwrap();
+            let ownership = replica.machine.ownership();
+            let step = Configure::to(&config, SELF, CONTROLLER, &ownership);
+            let accepted = replica.step(2, &Step::Configure(step));
             assert_eq!(accepted, Response::Stepped);
         }
         Self {

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
-use shardkv::{Chunk, Cursor, Genesis, MoverOptions, Next, Response, ShardState, Step};
+use shardkv::{Chunk, Configure, Cursor, Genesis, MoverOptions, Next, Response, ShardState, Step};
 use types::{
-    ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId, ShardMove, ShardRun,
-    shard_of,
+    Assignment, ClusterId, ConfigDelta, ConfigNum, Gid, Group, LogTime, ShardConfig, ShardId,
+    ShardMove, ShardRun, shard_of,
 };
 
 use crate::common::{Replica, SHARDS_GENESIS};
@@ -31,6 +31,8 @@ pub(crate) struct Stage {
     pub(crate) group: Replica,
     pub(crate) now: u64,
     pub(crate) leads: bool,
+    /// The configuration that the group accepted last by [`Stage::configure`].
+    pub(crate) config: ShardConfig,
     /// Pending actions.
     pub(crate) open: BTreeMap<ActionId, Action>,
 }
@@ -46,28 +48,39 @@ impl Stage {
             group: Replica::new(GENESIS),
             now: 1_000,
             leads: true,
+            config: ShardConfig::empty(SHARDS),
             open: BTreeMap::new(),
         }
     }
 
-    /// A stage whose group has accepted these deltas, with nothing under way but the next fetch.
+    /// A stage whose group has accepted configuration 0 and these deltas, with nothing under way but the next fetch.
     pub(crate) fn after(mover: Mover, deltas: &[ConfigDelta]) -> Self {
         let mut stage = Self::with(mover);
-        stage.apply(&Step::Begin {
-            gid: Gid(1),
-            controller: CONTROLLER,
-            num: ConfigNum(0),
-            groups: BTreeMap::new(),
-        });
+        stage.take_up(ShardConfig::empty(SHARDS));
         for delta in deltas {
-            stage.configure(delta.clone());
+            stage.configure(delta);
         }
         stage
     }
 
-    pub(crate) fn configure(&mut self, delta: ConfigDelta) {
-        let controller = CONTROLLER;
-        self.apply(&Step::Configure { controller, delta });
+    /// The group accepts the next configuration.
+    pub(crate) fn configure(&mut self, delta: &ConfigDelta) {
+        self.take_up(after_delta(&self.config, delta));
+    }
+
+    /// The group accepts any later configuration.
+    pub(crate) fn take_up(&mut self, config: ShardConfig) {
+        let ownership = self.group.machine.ownership();
+        let step = Configure::to(&config, Gid(1), CONTROLLER, &ownership);
+        let response = self.apply(&Step::Configure(step));
+        assert_eq!(response, Response::Stepped);
+        self.config = config;
+    }
+
+    /// The controllers answer the first fetch of a mover: the group's configuration is the latest.
+    pub(crate) fn no_news(&mut self) {
+        let latest = self.config.clone();
+        self.end("fetch configurations after 0", configs(Some(latest), &[]));
     }
 
     /// An entry of the group's log.
@@ -170,22 +183,75 @@ pub(crate) fn failed(why: &str) -> ActionOutcome {
     ActionOutcome::Failed(why.to_owned())
 }
 
-/// An answer of the controllers.
+/// An answer of the controllers, who know of nothing that the group has settled.
 pub(crate) fn configs(full: Option<ShardConfig>, deltas: &[ConfigDelta]) -> ActionOutcome {
+    settled_configs(0, full, deltas)
+}
+
+/// An answer of the controllers, who know that the group has settled configuration `settled`.
+pub(crate) fn settled_configs(
+    settled: u64,
+    full: Option<ShardConfig>,
+    deltas: &[ConfigDelta],
+) -> ActionOutcome {
     ActionOutcome::Configs {
         controller: CONTROLLER,
         shards: SHARDS,
+        settled: ConfigNum(settled),
         full,
         deltas: deltas.to_vec(),
     }
 }
 
-/// A configuration in which some shards move, each `(first, count, from, to)`. Whoever gets or gives one is a group.
+/// A group of one node.
+pub(crate) fn group(gid: u64) -> Group {
+    vec![format!("g{gid}:7000")].into()
+}
+
+/// Returns the configuration after a delta. A shard may come from any group, as if an earlier configuration had made it the owner.
+pub(crate) fn after_delta(before: &ShardConfig, delta: &ConfigDelta) -> ShardConfig {
+    let mut groups = before.groups().clone();
+    for (gid, group) in &delta.groups {
+        match group {
+            Some(group) => groups.insert(*gid, group.clone()),
+            None => groups.remove(gid),
+        };
+    }
+    let mut rows: Vec<Assignment> = before.rows().collect();
+    let each = |moves: &[ShardMove]| -> Vec<(usize, ShardMove)> {
+        let shards = moves.iter();
+        let shards = shards.flat_map(|step| step.run.shards().map(|it| (it.0 as usize, *step)));
+        shards.collect()
+    };
+    for (at, step) in each(&delta.moves) {
+        rows[at].owner = step.to;
+        rows[at].previous = step.from;
+        rows[at].owner_since = delta.num;
+    }
+    for (at, step) in each(&delta.targets) {
+        rows[at].target = step.to;
+        rows[at].target_since = delta.num;
+    }
+    let rows = rows.into_iter().map(|row| (1, row));
+    ShardConfig::from_rows(delta.num, groups, rows).unwrap()
+}
+
+/// A configuration in which some shards change targets and owners at once, each `(first, count, from, to)`. Whoever gets or gives one
+/// is a group.
 pub(crate) fn delta(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
+    let delta = plan(num, moves);
+    ConfigDelta {
+        moves: delta.targets.clone(),
+        ..delta
+    }
+}
+
+/// A configuration in which some shards change targets alone, each `(first, count, from, to)`. Whoever gets or gives one is a group.
+pub(crate) fn plan(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
     let gids = moves.iter().flat_map(|(_, _, from, to)| [*from, *to]);
     let gids = gids.filter(|gid| *gid != 0);
-    let groups = gids.map(|gid| (Gid(gid), Some(vec![format!("g{gid}:7000")].into())));
-    let moves = moves.iter().map(|(first, count, from, to)| ShardMove {
+    let groups = gids.map(|gid| (Gid(gid), Some(group(gid))));
+    let targets = moves.iter().map(|(first, count, from, to)| ShardMove {
         run: ShardRun {
             first: ShardId(*first),
             count: *count,
@@ -196,8 +262,8 @@ pub(crate) fn delta(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
     ConfigDelta {
         num: ConfigNum(num),
         groups: groups.collect(),
-        targets: Vec::new(),
-        moves: moves.collect(),
+        targets: targets.collect(),
+        moves: Vec::new(),
     }
 }
 

@@ -79,7 +79,11 @@ impl World {
             Some(cluster) if group.gid == Gid::NONE => {
                 Machine::ctrl(self.scenario.bug, cluster.history)
             }
-            _ => Machine::kv(self.scenario.bug),
+            _ => {
+                let cluster = self.scenario.cluster.as_ref();
+                let journals = cluster.map(|cluster| cluster.journals);
+                Machine::kv(self.scenario.bug, journals.unwrap_or_default())
+            }
         };
         if let Some(cluster) = &self.scenario.cluster
             && group.gid != Gid::NONE

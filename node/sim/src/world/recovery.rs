@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use types::{ConfigNum, Gid, ShardId, ShardSet};
+use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet};
 
 use super::World;
 use crate::client::Client;
@@ -121,7 +121,29 @@ impl World {
                 ));
             }
         }
+        let moving = (0..config.shards()).map(ShardId);
+        let mut moving = moving.filter(|shard| config.row(*shard).is_moving());
+        if let Some(shard) = moving.next() {
+            return Some(self.describe_move(config, shard));
+        }
+        if let Some((gid, _)) = config.groups().iter().find(|(_, group)| group.leaving) {
+            return Some(format!("{gid} is leaving and not drained"));
+        }
         self.unreported(config.num())
+    }
+
+    /// Describes a shard whose owner isn't its target.
+    fn describe_move(&self, config: &ShardConfig, shard: ShardId) -> String {
+        let row = config.row(shard);
+        let ownership = self.shard_checker.group(row.target);
+        let state = ownership.and_then(|ownership| ownership.state(shard));
+        let hosts = self.groups.iter().find(|group| group.gid == row.target);
+        let leader = hosts.and_then(|group| self.leader(self.hosts[group.hosts.start].group));
+        let mover = leader.and_then(|leader| self.hosts[leader].mover.as_ref());
+        format!(
+            "{shard} isn't at its target: {row:?}, there {state:?}, running actions: {}",
+            mover.map_or_else(String::new, Mover::describe)
+        )
     }
 
     /// Describes a group that the controllers take for unsettled.
@@ -172,11 +194,14 @@ impl World {
         }
         let shards = (0..config.shards()).map(ShardId);
         let mut free = shards.filter(|shard| !self.shard_checker.concerns(gone, *shard));
-        let waits =
-            free.find(|shard| !self.shard_checker.is_served(*shard, config.owner(*shard)))?;
-        Some(format!(
-            "{waits} is not served by its owner {}",
-            config.owner(waits)
-        ))
+        let waits = free.find(|shard| {
+            let row = config.row(*shard);
+            row.is_moving() || !self.shard_checker.is_served(*shard, row.owner)
+        })?;
+        let row = config.row(waits);
+        if row.is_moving() {
+            return Some(self.describe_move(config, waits));
+        }
+        Some(format!("{waits} is not served by its owner {}", row.owner))
     }
 }

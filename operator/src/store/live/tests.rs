@@ -44,7 +44,6 @@ fn group(gid: u64, shards: &[(u32, ShardState)]) -> (Gid, Result<GroupShards, Er
         bytes: 0,
         handoff_age: None,
         waits_for: None,
-        queued: Vec::new(),
         pulled_bytes: 0,
         whole_bytes: 0,
         bytes_per_second: 0,

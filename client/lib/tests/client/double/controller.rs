@@ -6,9 +6,9 @@ use std::time::Instant;
 use api::errors;
 use api::v1::shardctrler_server::Shardctrler;
 use api::v1::{
-    ConfigChanged, GroupProgress, JoinRequest, LeaveRequest, MoveRequest, OpenSessionRequest,
-    OpenSessionResponse, Pair, QueryRequest, QueryResponse, ReportRequest, ReportResponse, Session,
-    WatchRequest, WatchResponse,
+    ConfigChanged, CutRequest, CutResponse, GroupProgress, JoinRequest, LeaveRequest, MoveRequest,
+    OpenSessionRequest, OpenSessionResponse, Pair, QueryRequest, QueryResponse, ReportRequest,
+    ReportResponse, Session, WatchRequest, WatchResponse,
 };
 use bytes::Bytes;
 use shardkv_client::{ConfigNum, Gid, ShardId};
@@ -66,6 +66,7 @@ impl World {
             cluster_id: CLUSTER,
             shards: SHARDS,
             latest: last.0,
+            settled: last.0,
         }
     }
 
@@ -245,6 +246,10 @@ impl Shardctrler for Node {
     }
 
     async fn report(&self, _: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
+        Err(Status::unimplemented("not for clients"))
+    }
+
+    async fn cut(&self, _: Request<CutRequest>) -> Result<Response<CutResponse>, Status> {
         Err(Status::unimplemented("not for clients"))
     }
 

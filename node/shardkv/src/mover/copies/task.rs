@@ -1,7 +1,7 @@
 //! One shard's copy: what the mover knows of it, and its next step.
 
 use raft::Index;
-use types::{ConfigNum, Gid, ShardId};
+use types::{ConfigNum, Cut, Gid, JournalId, ShardId};
 
 use super::super::ActionId;
 use super::super::backoff::Backoff;
@@ -78,6 +78,24 @@ impl Stage<'_> {
         }
     }
 
+    /// Returns the cut that gives the shard to this group, if the copy isn't cut yet.
+    pub(super) fn cut(&self, ownership: &Ownership) -> Option<Cut> {
+        let Self::Copying { planned, copy, .. } = self else {
+            return None;
+        };
+        let incarnation = |gid| ownership.groups.get(&gid).map(|group| group.incarnation);
+        let target = planned.target;
+        Some(Cut {
+            owner: planned.owner,
+            owner_incarnation: incarnation(planned.owner)?,
+            owner_since: planned.owner_since,
+            target: target.to,
+            target_incarnation: incarnation(target.to)?,
+            target_since: target.since,
+            journal: JournalId(copy.journal.0),
+        })
+    }
+
     pub(super) fn source(&self) -> Gid {
         match self {
             Self::Absent(planned) | Self::Copying { planned, .. } => planned.owner,
@@ -120,7 +138,6 @@ pub(super) struct Task {
     pub(super) useless: Option<CopyId>,
     pub(super) ask: Option<(ActionId, Ask)>,
     pub(super) proposal: Option<Proposal>,
-    pub(super) report: Option<ActionId>,
     /// A part that waits for the one before it, or for the cut.
     pub(super) ready: Option<Part>,
     /// The generation that the source has sealed on request.
@@ -130,7 +147,6 @@ pub(super) struct Task {
     pub(super) has_caught_up: bool,
     pub(super) renew_at: u64,
     pub(super) round_at: u64,
-    pub(super) report_at: u64,
     /// The time from which the last round is too old for a report.
     close_until: u64,
     started: u64,
@@ -152,7 +168,6 @@ impl Task {
             useless: None,
             ask: None,
             proposal: None,
-            report: None,
             ready: None,
             sealed: 0,
             dropped: 0,
@@ -160,7 +175,6 @@ impl Task {
             // A new leader doesn't know how long the journal lives.
             renew_at: now,
             round_at: now,
-            report_at: now,
             close_until: 0,
             started: now,
             bytes: 0,
@@ -282,6 +296,11 @@ impl Task {
         if next > generation {
             self.end_round(now);
         }
+    }
+
+    /// Returns the bytes that arrived per second, on average since the copy got its slot.
+    pub(super) fn bytes_per_second(&self, now: u64) -> u64 {
+        self.bytes.saturating_mul(1_000) / now.saturating_sub(self.started).max(1)
     }
 
     fn end_round(&mut self, now: u64) {

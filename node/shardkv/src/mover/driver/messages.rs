@@ -1,12 +1,12 @@
 //! The driver's effects: proposals, and requests to other groups and to controllers, with the answers.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use raft::Index;
-use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
+use types::{ClusterId, ConfigDelta, ConfigNum, Cut, Gid, ShardConfig, ShardId};
 
-use crate::{Chunk, CopyRequest, Cursor, JournalError, JournalStep, Part, PlannedMove, Step};
+use crate::{Chunk, CopyRequest, Cursor, JournalError, JournalStep, Part, Step};
 
 /// The driver's identifier of a proposal or a call; passed back with the answer. Never used twice by one driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,7 +46,7 @@ pub enum Request {
     Configs {
         /// The group that asks.
         gid: Gid,
-        /// The group's configuration.
+        /// The latest configuration that the group's leader knows; 0 for none.
         after: ConfigNum,
         /// The time for which the controller may wait for news, in milliseconds.
         wait_ms: u64,
@@ -95,16 +95,12 @@ pub enum Request {
         /// The step.
         step: JournalStep,
     },
-    /// The controllers' leader: a copy has caught up, so cut if this move is still planned exactly so.
+    /// The controllers' leader: these copies have caught up, so cut each whose move is still planned exactly so.
     ReportCut {
         /// The controllers that are meant.
         controller: ClusterId,
-        /// The shard.
-        shard: ShardId,
-        /// The planned move.
-        planned: PlannedMove,
-        /// The journal that the copy follows.
-        journal: Index,
+        /// The shards; at most [`types::MAX_CUTS`].
+        cuts: BTreeMap<ShardId, Cut>,
     },
     /// The controllers' leader: take a progress report.
     Report {
@@ -115,8 +111,6 @@ pub enum Request {
         /// The value of [`crate::Ownership::settled`].
         settled: ConfigNum,
     },
-    /// The controllers' leader: list the groups that are part of the cluster, or that left and aren't drained.
-    ListGroups,
 }
 
 /// The answer to a proposal or a call.
@@ -131,7 +125,9 @@ pub enum Answer {
         controller: ClusterId,
         /// The number of shards of the cluster.
         shards: u32,
-        /// The oldest kept configuration, if the one that follows the group's is no longer kept.
+        /// The configuration that they know the group to have settled.
+        settled: ConfigNum,
+        /// The latest configuration, if the request named none, or if the one that follows it is no longer kept.
         full: Option<ShardConfig>,
         /// The configurations that follow.
         deltas: Vec<ConfigDelta>,
@@ -145,17 +141,15 @@ pub enum Answer {
     },
     /// [`Request::Copy`]: the part.
     Part(Part),
-    /// [`Request::Journal`] that begins one: the journal's id.
-    Begun(Index),
+    /// [`Request::Journal`] that begins one.
+    Begun {
+        /// The journal's id.
+        journal: Index,
+        /// The source's estimate of the bytes of the whole shard.
+        shard_bytes: u64,
+    },
     /// [`Request::Copy`] or [`Request::Journal`]: the source's state machine refused it.
     Refused(JournalError),
     /// [`Request::Report`] or [`Request::ReportCut`]: accepted.
     Reported,
-    /// [`Request::ListGroups`]: the groups.
-    Groups {
-        /// The controllers' incarnation.
-        controller: ClusterId,
-        /// The groups.
-        gids: BTreeSet<Gid>,
-    },
 }

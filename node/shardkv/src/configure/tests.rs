@@ -1,0 +1,344 @@
+//! Groups that skip configurations end as those that take each, and steps hold only what is news.
+
+use types::{ConfigDelta, Incarnation};
+
+use super::*;
+use crate::bug::Bugs;
+use crate::{Chunk, CopyCursor, CopyId, CopyStep, GroupKind, Next, Part, PartNext, Position, Step};
+
+const CONTROLLER: ClusterId = ClusterId(7);
+const OWN: Gid = Gid(1);
+const GIDS: [Gid; 4] = [OWN, Gid(2), Gid(3), Gid(4)];
+const SHARDS: u32 = 6;
+
+const GENESIS: Genesis = Genesis {
+    kind: GroupKind::Shards,
+    shards: SHARDS,
+    session_ttl_ms: 10_000,
+    max_sessions_per_shard: 6,
+    max_results_per_session: 4,
+};
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.0 >> 33) % bound
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn gid(&mut self) -> Gid {
+        Gid(1 + self.below(GIDS.len() as u64))
+    }
+}
+
+fn shards() -> impl Iterator<Item = ShardId> {
+    (0..SHARDS).map(ShardId)
+}
+
+fn take(ownership: &mut Ownership, step: &Step, time: u64) {
+    assert_eq!(Step::decode(step.encode()).as_ref(), Ok(step));
+    let verdict = ownership.judge(step, &GENESIS, Bugs::default());
+    assert_eq!(verdict, Verdict::Due, "{step:?} {ownership:?}");
+    ownership.take(step, LogTime(time), &GENESIS, Bugs::default());
+}
+
+fn follow(ownership: &mut Ownership, config: &ShardConfig, time: u64) {
+    let step = Configure::to(config, OWN, CONTROLLER, ownership);
+    take(ownership, &Step::Configure(step), time);
+    assert_eq!(ownership.config, config.num());
+    assert_eq!(*ownership.groups, *config.groups());
+    // Nothing of it is news any more.
+    let again = Configure::to(config, OWN, CONTROLLER, ownership);
+    assert_eq!((again.rows, again.groups), (Vec::new(), BTreeMap::new()));
+}
+
+struct World {
+    random: Random,
+    config: ShardConfig,
+    /// Takes each configuration.
+    walks: Ownership,
+    /// Takes some.
+    skips: Ownership,
+    time: u64,
+    skipped: u64,
+    restarted: u64,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        Self {
+            random: Random(seed),
+            config: ShardConfig::empty(SHARDS),
+            walks: Ownership::default(),
+            skips: Ownership::default(),
+            time: 1,
+            skipped: 0,
+            restarted: 0,
+        }
+    }
+
+    /// Returns true if the shard's owner may change to `to`: the owner serves it, as far as the group has a part in it, and a group
+    /// that gets a shard back has deleted it.
+    fn may_change(&self, shard: ShardId, to: Gid) -> bool {
+        let row = self.config.row(shard);
+        let concerns = row.owner == OWN || row.previous == OWN;
+        // Also one that nobody had before isn't given on before its owner has taken it up.
+        if concerns && row.owner_since > self.walks.config {
+            return false;
+        }
+        match self.walks.state(shard) {
+            Some(ShardState::Pulling { .. } | ShardState::Completing { .. }) => false,
+            Some(ShardState::Fenced { .. }) => to != OWN,
+            Some(ShardState::Serving { .. } | ShardState::Copying { .. }) | None => true,
+        }
+    }
+
+    /// Returns true if a group may go: it has nothing, is to get nothing, and nothing comes from it.
+    fn may_go(&self, gid: Gid, targets: &[Gid], owners: &[Gid]) -> bool {
+        let coming = |shard| match self.walks.state(shard) {
+            Some(ShardState::Pulling { source, .. } | ShardState::Completing { source, .. }) => {
+                *source == gid
+            }
+            _ => false,
+        };
+        let gives = |shard| {
+            let row = self.config.row(shard);
+            row.previous == gid && row.owner == OWN && row.owner_since > self.walks.config
+        };
+        let holds = owners.contains(&gid) || self.config.owners().contains(&gid);
+        gid != OWN
+            && !holds
+            && !targets.contains(&gid)
+            && !shards().any(|shard| coming(shard) || gives(shard))
+    }
+
+    /// Makes the next configuration.
+    fn reconfigure(&mut self) {
+        let mut targets = self.config.targets().to_vec();
+        let mut owners = self.config.owners().to_vec();
+        let favourite = self.random.one_in(4).then(|| self.random.gid());
+        for ((shard, target), owner) in shards().zip(&mut targets).zip(&mut owners) {
+            if *target == Gid::NONE || self.random.one_in(3) {
+                *target = favourite.unwrap_or_else(|| self.random.gid());
+            }
+            let first = *owner == Gid::NONE;
+            if first || (self.may_change(shard, *target) && self.random.one_in(6)) {
+                *owner = *target;
+            }
+        }
+        let mut groups = self.config.groups().clone();
+        for gid in GIDS {
+            if self.may_go(gid, &targets, &owners) && self.random.one_in(2) {
+                groups.remove(&gid);
+                continue;
+            }
+            let next = self.config.num().next();
+            let address = format!("{gid}:{}", 1 + self.random.below(2));
+            let group = groups.entry(gid).or_insert_with(|| Group {
+                incarnation: Incarnation(next.0),
+                ..vec![address.clone()].into()
+            });
+            group.addresses = vec![address];
+            group.leaving = !targets.contains(&gid) && self.random.one_in(2);
+        }
+        let delta = ConfigDelta::new(&self.config, &groups, &targets, &owners);
+        self.config.apply(&delta).unwrap();
+    }
+
+    /// Some configurations pass, of which one group takes each, and the other one the last and a few before.
+    fn pass(&mut self) {
+        self.time += 10;
+        let mut walked = self.walks.clone();
+        let count = 1 + self.random.below(6);
+        for left in (0..count).rev() {
+            // What may change depends on the group that lags.
+            self.reconfigure();
+            follow(&mut walked, &self.config, self.time);
+            if left == 0 || self.random.one_in(4) {
+                follow(&mut self.skips, &self.config, self.time);
+            } else {
+                self.skipped += 1;
+            }
+        }
+        self.walks = walked;
+        // A copy whose target changed away and back is gone at one group, and useless at the other.
+        for shard in shards() {
+            if let Some(ShardState::Completing { config, copy, .. }) = self.skips.state(shard)
+                && let Some(ShardState::Pulling { .. }) = self.walks.state(shard)
+            {
+                let row = self.config.row(shard);
+                assert!(row.target != OWN || row.target_since != copy.since);
+                let (config, copy) = (*config, *copy);
+                let step = CopyStep::Restart {
+                    shard,
+                    config,
+                    copy,
+                };
+                take(&mut self.skips, &Step::Copy(step), self.time);
+                self.restarted += 1;
+            }
+        }
+        assert_eq!(self.walks, self.skips);
+    }
+
+    /// Some of what is under way is done, in both groups.
+    fn progress(&mut self) {
+        self.time += 10;
+        let mut steps = Vec::new();
+        for shard in shards() {
+            if self.random.one_in(2)
+                && let Some(step) = self.next_step(shard)
+            {
+                steps.push(step);
+            }
+        }
+        for (shard, config) in self.walks.pending_deletes.keys() {
+            if self.random.one_in(2) {
+                let (shard, config) = (*shard, *config);
+                steps.push(Step::Deleted { shard, config });
+            }
+        }
+        for step in steps {
+            take(&mut self.walks, &step, self.time);
+            take(&mut self.skips, &step, self.time);
+        }
+    }
+
+    fn next_step(&mut self, shard: ShardId) -> Option<Step> {
+        let (clock, ttl_ms) = (LogTime(5), 10_000);
+        Some(match self.walks.state(shard)? {
+            ShardState::Pulling { config, after, .. } => Step::Install(Chunk {
+                shard,
+                config: *config,
+                after: after.clone(),
+                pairs: Vec::new(),
+                sessions: Vec::new(),
+                next: Next::Done { clock, ttl_ms },
+            }),
+            ShardState::Fenced { config, .. } => {
+                let config = *config;
+                Step::Delete { shard, config }
+            }
+            ShardState::Completing { copy, cursor, .. } => {
+                let next = match cursor {
+                    // The base goes first.
+                    CopyCursor::Base(_) => PartNext::At(CopyCursor::Page {
+                        generation: 1,
+                        after: Position::default(),
+                    }),
+                    CopyCursor::Page { .. } => PartNext::Done { clock, ttl_ms },
+                };
+                Step::Copy(CopyStep::Take(Part {
+                    shard,
+                    copy: *copy,
+                    after: cursor.clone(),
+                    changes: Vec::new(),
+                    next,
+                }))
+            }
+            ShardState::Copying { copy, .. } if self.random.one_in(8) => {
+                let copy = *copy;
+                Step::Copy(CopyStep::Drop { shard, copy })
+            }
+            ShardState::Copying { .. } | ShardState::Serving { .. } => return None,
+        })
+    }
+
+    /// Copies of what is planned begin, in both groups.
+    fn copy(&mut self) {
+        for shard in shards() {
+            let planned = self.walks.planned.get(&shard).copied();
+            if let Some(planned) = planned.filter(|it| it.target.to == OWN)
+                && self.walks.state(shard).is_none()
+                && !self.random.one_in(3)
+            {
+                let step = Step::Copy(CopyStep::Start {
+                    shard,
+                    source: planned.owner,
+                    copy: CopyId {
+                        since: planned.target.since,
+                        journal: raft::Index(self.time),
+                    },
+                });
+                take(&mut self.walks, &step, self.time);
+                take(&mut self.skips, &step, self.time);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_group_that_skips_configurations_ends_as_one_that_takes_each() {
+    let (mut skipped, mut restarted, mut states) = (0, 0, BTreeMap::new());
+    for seed in 0..60 {
+        let mut world = World::new(seed);
+        for _ in 0..60 {
+            world.pass();
+            for shard in world.walks.shards.values() {
+                let kind = match shard.state {
+                    ShardState::Serving { .. } => "serving",
+                    ShardState::Pulling { .. } => "pulling",
+                    ShardState::Copying { .. } => "copying",
+                    ShardState::Completing { .. } => "completing",
+                    ShardState::Fenced { .. } => "fenced",
+                };
+                *states.entry(kind).or_insert(0) += 1;
+            }
+            world.progress();
+            world.copy();
+            world.progress();
+            assert_eq!(world.walks, world.skips);
+        }
+        skipped += world.skipped;
+        restarted += world.restarted;
+    }
+    assert!(skipped > 1_000 && restarted > 3, "{skipped} {restarted}");
+    assert!(
+        states.len() == 5 && states.values().all(|it| *it > 100),
+        "{states:?}"
+    );
+}
+
+#[test]
+fn a_step_has_the_rows_that_are_news_in_runs() {
+    let groups = GIDS.map(|gid| (gid, vec![format!("{gid}:1")].into()));
+    let groups: BTreeMap<Gid, Group> = groups.into();
+    let mut config = ShardConfig::empty(SHARDS);
+    let mut next = |targets: [u64; 6], owners: [u64; 6], groups: &BTreeMap<Gid, Group>| {
+        let delta = ConfigDelta::new(&config, groups, &targets.map(Gid), &owners.map(Gid));
+        config.apply(&delta).unwrap();
+        config.clone()
+    };
+    let runs = |step: &Configure| -> Vec<(u32, u32)> {
+        let runs = step.rows.iter();
+        runs.map(|(run, _)| (run.first.0, run.count)).collect()
+    };
+    let mut ownership = Ownership::default();
+    let first = next([1, 1, 2, 1, 3, 3], [1, 1, 2, 1, 3, 3], &groups);
+    let step = Configure::to(&first, OWN, CONTROLLER, &ownership);
+    assert_eq!(runs(&step), [(0, 2), (3, 1)]);
+    assert_eq!(step.groups.len(), 4);
+    follow(&mut ownership, &first, 1);
+    // What others do among themselves, and groups that stay as they are, are no news.
+    next([1, 1, 3, 1, 3, 3], [1, 1, 3, 1, 3, 3], &groups);
+    let mut fewer = groups;
+    fewer.remove(&Gid(4));
+    let third = next([1, 1, 1, 2, 2, 2], [1, 1, 3, 1, 3, 3], &fewer);
+    let step = Configure::to(&third, OWN, CONTROLLER, &ownership);
+    assert_eq!((step.after, step.num), (ConfigNum(1), ConfigNum(3)));
+    assert_eq!(runs(&step), [(2, 1), (3, 1)], "different rows");
+    assert_eq!(step.groups, [(Gid(4), None)].into());
+    follow(&mut ownership, &third, 1);
+    // Each row is as it is in the configuration.
+    for (run, row) in &step.rows {
+        assert!(run.shards().all(|shard| third.row(shard) == *row));
+    }
+}
