@@ -69,12 +69,12 @@ pub struct NodeOptions {
     #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub snapshot_bytes_per_second: Option<i64>,
 
-    /// Limit of shards that a group pulls from each other group at the same time.
+    /// Limit of shards that a group copies from each other group at the same time, and of those that it pulls.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub handoff_max_concurrent: Option<i64>,
 
-    /// Bandwidth of all shards that a group pulls, in bytes per second; 0 for no limit.
+    /// Bandwidth of all copies and pulls of shards of a group together, in bytes per second; 0 for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
     pub handoff_bytes_per_second: Option<i64>,

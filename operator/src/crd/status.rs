@@ -71,7 +71,7 @@ pub struct GroupStatus {
     #[schemars(length(max = 253))]
     pub leader: Option<String>,
 
-    /// Number of shards that the configuration gives it.
+    /// Number of shards that it owns.
     pub shards: i32,
 }
 

@@ -226,13 +226,14 @@ impl Next<'_> {
             .settled
             .get(&gid)
             .is_some_and(|num| *num >= self.store.num);
+        let serves = settled && !self.store.awaiting.contains(&gid);
         match (standing, keep) {
             (Standing::Drained | Standing::Unknown | Standing::Unborn, _)
             | (Standing::New, false) => GroupPhase::Removing,
             (Standing::New, true) => GroupPhase::Provisioning,
             (Standing::Left, _) | (Standing::Member, false) => GroupPhase::Draining,
             (Standing::Lost, _) => set.map_or(GroupPhase::Joining, guess),
-            (Standing::Member, true) if settled || set.is_some_and(|set| set.has_served) => {
+            (Standing::Member, true) if serves || set.is_some_and(|set| set.has_served) => {
                 GroupPhase::Serving
             }
             (Standing::Member, true) => GroupPhase::Joining,

@@ -102,6 +102,8 @@ pub struct Progress {
     pub members: BTreeSet<u64>,
     /// The latest configuration that each group has fully carried out. Covers members, and groups that are leaving.
     pub settled: BTreeMap<u64, u64>,
+    /// The members that own no shard yet, and are to get some.
+    pub awaiting: BTreeSet<u64>,
     /// The groups that the controllers explicitly call drained.
     pub drained: BTreeSet<u64>,
 }

@@ -54,7 +54,7 @@ impl Memory {
         self.lock().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// Records the controllers' report. Returns the groups that aren't done if shards are to move and nothing has moved
+    /// Records the controllers' report. Returns the groups that are waited for if shards are to move and nothing has moved
     /// for too long.
     pub(super) fn stalled(
         &self,

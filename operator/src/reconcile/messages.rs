@@ -62,8 +62,8 @@ pub(super) fn not_serving(facts: &Facts<'_>) -> Message {
 
 pub(super) fn headless(facts: &Facts<'_>) -> Message {
     let view = facts.view()?;
-    // Moving shards may come from groups that own nothing any more.
-    let sources = behind(view).into_iter().filter(|_| view.moving > 0);
+    // Shards that nobody serves yet may come from groups that own nothing any more.
+    let sources = behind(view).into_iter().filter(|_| view.unserved > 0);
     let needed: BTreeSet<u64> = owners(view).into_iter().chain(sources).collect();
     let needed = needed.into_iter().map(Component::Group);
     let headless: Vec<Component> = needed.filter(|part| !facts.is_led(*part)).collect();
@@ -75,10 +75,9 @@ pub(super) fn headless(facts: &Facts<'_>) -> Message {
 }
 
 pub(super) fn keys_wait(facts: &Facts<'_>) -> Message {
-    let moves = facts.view().is_some_and(|view| view.moving > 0);
-    let message =
-        "Shards are on their way, and none has arrived for longer than is usual: their keys wait.";
-    when(facts.observed.stalled.is_some() && moves, message)
+    let waits = facts.view().is_some_and(|view| view.unserved > 0);
+    let message = "Shards are on their way to new owners, and none has arrived for longer than is usual: their keys wait.";
+    when(facts.observed.stalled.is_some() && waits, message)
 }
 
 pub(super) fn all_serving(_: &Facts<'_>) -> Message {
@@ -109,7 +108,9 @@ pub(super) fn creating(facts: &Facts<'_>) -> Message {
 
 pub(super) fn arriving(facts: &Facts<'_>) -> Message {
     let groups = phases(facts, &[GroupPhase::Provisioning, GroupPhase::Joining])?;
-    Some(trimmed(&format!("{groups}. {}", facts.unready())))
+    let moving = facts.view().map(|_| moving(facts)).unwrap_or_default();
+    let sentences = [format!("{groups}."), moving, facts.unready()];
+    Some(joined(&sentences))
 }
 
 pub(super) fn leaving(facts: &Facts<'_>) -> Message {
@@ -164,7 +165,7 @@ pub(super) fn rolling(facts: &Facts<'_>) -> Message {
 
 pub(super) fn rebalancing(facts: &Facts<'_>) -> Message {
     let view = facts.view()?;
-    let moves = view.moving > 0 || !behind(view).is_empty();
+    let moves = view.moving() > 0 || !behind(view).is_empty();
     when(moves, moving(facts))
 }
 
@@ -200,15 +201,39 @@ fn moving(facts: &Facts<'_>) -> String {
         return "The controllers don't answer.".to_owned();
     };
     let behind = behind(view);
-    match view.moving {
-        0 if !behind.is_empty() => {
-            let groups = listed(behind.into_iter().map(Component::Group));
-            format!("All shards have arrived; {groups} tidies up.")
-        }
+    if view.moving() == 0 && !behind.is_empty() {
+        let groups = listed(behind.into_iter().map(Component::Group));
+        return format!("All shards have arrived; {groups} tidies up.");
+    }
+    let unserved = match view.unserved {
         0 => String::new(),
         1 => "1 shard is on its way.".to_owned(),
-        moving => format!("{moving} shards are on their way."),
+        shards => format!("{shards} shards are on their way."),
+    };
+    joined(&[copying(facts, view.copying), unserved])
+}
+
+/// Describes the shards that are to be copied. Their owners serve them, so no key waits for a copy.
+fn copying(facts: &Facts<'_>, shards: u32) -> String {
+    let stalled = facts.observed.stalled.is_some();
+    let (does, hint) = match (stalled, shards) {
+        (_, 0) => return String::new(),
+        (false, 1) => ("is being copied", ""),
+        (false, _) => ("are being copied", ""),
+        (true, 1) => ("waits to be copied", ": see `shardkv shards`"),
+        (true, _) => ("wait to be copied", ": see `shardkv shards`"),
+    };
+    match shards {
+        1 => format!("1 shard {does}; its group serves it meanwhile{hint}."),
+        _ => format!("{shards} shards {does}; their groups serve them meanwhile{hint}."),
     }
+}
+
+/// Joins sentences, some of which may be empty.
+fn joined(sentences: &[String]) -> String {
+    let sentences = sentences.iter().map(String::as_str);
+    let sentences: Vec<&str> = sentences.filter(|it| !it.is_empty()).collect();
+    sentences.join(" ")
 }
 
 /// Describes the groups that are to stay but can't take over shards; empty if all can.

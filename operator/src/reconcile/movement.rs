@@ -21,37 +21,52 @@ pub(super) struct Movement {
 #[derive(Debug)]
 struct Mark {
     num: u64,
-    moving: u32,
+    copying: u32,
+    unserved: u32,
     settled: BTreeMap<u64, u64>,
+    /// Time of the last movement of any kind.
     at: Instant,
+    /// Time at which the number of moving shards last changed.
+    counted_at: Instant,
 }
 
 impl Movement {
-    /// Records an observation. Returns the groups that aren't done if shards are to move and nothing has moved for too
-    /// long.
+    /// Records an observation. Returns the groups that are waited for if shards are to move and nothing has moved for too
+    /// long: those that haven't settled, and those that shards are to be copied between.
     pub(super) fn observe(&mut self, view: &View, now: Instant) -> Option<BTreeSet<u64>> {
         let behind = behind(view);
-        if behind.is_empty() && view.moving == 0 {
+        if behind.is_empty() && view.moving() == 0 {
             self.last = None;
             return None;
         }
         let plan = &view.plan;
         let still = self.last.as_ref().filter(|last| {
-            (last.num, last.moving) == (plan.num, view.moving) && last.settled == plan.settled
+            (last.num, last.copying, last.unserved) == (plan.num, view.copying, view.unserved)
+                && last.settled == plan.settled
         });
         if let Some(still) = still {
             let usual = self.usual.unwrap_or_default();
             let patience = usual.saturating_mul(TIMES_USUAL).max(SHORTEST_STALL);
-            return (now.saturating_duration_since(still.at) > patience).then_some(behind);
+            let stalls = now.saturating_duration_since(still.at) > patience;
+            return stalls.then(|| &behind | &view.copiers);
         }
-        if let Some(last) = self.last.as_ref().filter(|last| last.num == plan.num) {
-            self.learn(last.moving.saturating_sub(view.moving), now, last.at);
+        let mut counted_at = now;
+        if let Some(last) = &self.last {
+            let before = last.copying.saturating_add(last.unserved);
+            let since = last.counted_at;
+            if before == view.moving() {
+                counted_at = since;
+            }
+            // A cut makes a configuration, so shards arrive while the number changes.
+            self.learn(before.saturating_sub(view.moving()), now, since);
         }
         self.last = Some(Mark {
             num: plan.num,
-            moving: view.moving,
+            copying: view.copying,
+            unserved: view.unserved,
             settled: plan.settled.clone(),
             at: now,
+            counted_at,
         });
         None
     }
@@ -86,10 +101,19 @@ mod tests {
                 num,
                 members: [1, 2].into(),
                 settled: settled.iter().copied().collect(),
-                drained: BTreeSet::new(),
+                ..Progress::default()
             },
-            shards: BTreeMap::new(),
-            moving,
+            unserved: moving,
+            ..View::default()
+        }
+    }
+
+    /// Returns a view of shards that are copied from group 1 to group 2, and of shards that group 2 has yet to serve.
+    fn copies(num: u64, copying: u32, unserved: u32) -> View {
+        View {
+            copying,
+            copiers: [1, 2].into(),
+            ..view(num, unserved, &[(1, num), (2, num)])
         }
     }
 
@@ -143,6 +167,36 @@ mod tests {
             (300, at(6), false),
             (599, at(6), false),
             (601, at(6), true),
+        ]);
+    }
+
+    #[test]
+    fn a_stalled_copy_waits_for_owner_and_target() {
+        let mut movement = Movement::default();
+        let start = Instant::now();
+        movement.observe(&copies(5, 3, 0), start);
+        let stalled = movement.observe(&copies(5, 3, 0), start + Duration::from_mins(2));
+        assert_eq!(stalled, Some([1, 2].into()));
+    }
+
+    #[test]
+    fn cuts_are_progress_and_no_arrivals() {
+        // A shard takes 200 seconds to be copied, and one to be served after the cut.
+        looks(&[
+            (0, copies(5, 9, 0), false),
+            (200, copies(6, 8, 1), false),
+            (201, copies(6, 8, 0), false),
+            (400, copies(7, 7, 1), false),
+            (401, copies(7, 7, 0), false),
+            (1000, copies(7, 7, 0), false),
+            (1003, copies(7, 7, 0), true),
+        ]);
+        // Both between two looks.
+        looks(&[
+            (0, copies(5, 9, 0), false),
+            (200, copies(6, 8, 0), false),
+            (799, copies(6, 8, 0), false),
+            (801, copies(6, 8, 0), true),
         ]);
     }
 

@@ -45,7 +45,7 @@ pub(super) struct Observed {
     pub(super) view: Option<Result<View, StoreError>>,
     /// Health of the nodes.
     pub(super) health: BTreeMap<Component, Health>,
-    /// Groups that aren't done although shards are to move and nothing has moved for too long.
+    /// Groups that are waited for, if shards are to move and nothing has moved for too long.
     pub(super) stalled: Option<BTreeSet<u64>>,
     /// Content that was applied to a version of an object without effect.
     pub(super) fruitless: BTreeMap<Key, Tried>,

@@ -38,7 +38,7 @@ pub(super) fn status(facts: &Facts<'_>, now: &Time) -> ShardKvClusterStatus {
         groups: groups(facts, &status.groups),
         last_gid: status.last_gid.max(facts.plan.recorded_gid().map(signed)),
         config_num: view.map_or(status.config_num, |view| Some(signed(view.plan.num))),
-        shards_moving: view.map_or(status.shards_moving, |view| Some(small(view.moving))),
+        shards_moving: view.map_or(status.shards_moving, |view| Some(small(view.moving()))),
         replicas: view.map_or(status.replicas.or(Some(0)), |view| {
             Some(small(view.plan.members.len()))
         }),

@@ -91,10 +91,10 @@ impl Scene {
                 num: 5,
                 members: [1, 2].into(),
                 settled: [(1, 5), (2, 5)].into(),
-                drained: [].into(),
+                ..plan::Progress::default()
             },
             shards: [(1, 6), (2, 6)].into(),
-            moving: 0,
+            ..View::default()
         }));
         scene.observed.resource.status = Some(scene.told());
         scene
@@ -184,10 +184,11 @@ fn a_cluster_that_is_created() {
             num: 1,
             members: [1].into(),
             settled: [(1, 0)].into(),
-            drained: [].into(),
+            ..plan::Progress::default()
         },
         shards: [(1, 12)].into(),
-        moving: 12,
+        unserved: 12,
+        ..View::default()
     }));
     scene.observed.health = [(Component::Group(1), led("a-group-1-0"))].into();
     let told = scene.shows(creating, "Waiting for them to serve their shards.");
@@ -247,8 +248,18 @@ fn groups_that_come_and_go() {
     let view = scene.view();
     view.plan.num = 6;
     view.plan.members = [1].into();
+    view.plan.settled = [(1, 6), (2, 6)].into();
+    view.copying = 6;
+    scene.shows(back, "group 2 is Draining. 6 shards are being copied");
+    // The group is no member any more, but serves its shards until others have them.
+    let led_by = scene.observed.health.remove(&Component::Group(2)).unwrap();
+    scene.shows(headless, "is seen in group 2");
+    scene.observed.health.insert(Component::Group(2), led_by);
+    let view = scene.view();
+    view.copying = 0;
+    view.plan.settled = [(1, 5), (2, 5)].into();
     view.shards = [(1, 12)].into();
-    view.moving = 4;
+    view.unserved = 4;
     let told = scene.shows(back, "group 2 is Draining. 4 shards are on their way.");
     assert_eq!(told.replicas, Some(1));
     // The group owns nothing any more, but other groups wait for its shards.
@@ -257,7 +268,7 @@ fn groups_that_come_and_go() {
     scene.observed.health.insert(Component::Group(2), led_by);
     let view = scene.view();
     view.plan.settled = [(1, 6)].into();
-    view.moving = 0;
+    view.unserved = 0;
     scene.shows(back, "group 2 is Removing");
 }
 
@@ -340,10 +351,16 @@ fn pods_that_do_not_run() {
 #[test]
 fn shards_that_move_or_do_not() {
     let mut scene = Scene::serving();
-    scene.view().moving = 1;
+    scene.view().unserved = 1;
     let moving = ["True AllServing", "True Rebalancing", "False AsExpected"];
     scene.shows(moving, "1 shard is on its way.");
-    scene.view().moving = 0;
+    scene.view().copying = 2;
+    scene.shows(
+        moving,
+        "2 shards are being copied; their groups serve them meanwhile. 1 shard is on its way.",
+    );
+    scene.view().copying = 0;
+    scene.view().unserved = 0;
     scene.view().plan.settled.insert(2, 4);
     scene.shows(moving, "All shards have arrived; group 2 tidies up.");
     scene.observed.stalled = Some([2].into());
@@ -351,8 +368,15 @@ fn shards_that_move_or_do_not() {
         ["True AllServing", "True Rebalancing", "True Stalled"],
         "Waiting for group 2: look at the logs",
     );
-    // Groups that tidy up don't affect availability; shards that don't arrive do.
-    scene.view().moving = 1;
+    // Neither groups that tidy up nor copies affect availability; shards that don't arrive do.
+    scene.view().copying = 3;
+    let message =
+        "3 shards wait to be copied; their groups serve them meanwhile: see `shardkv shards`.";
+    scene.shows(
+        ["True AllServing", "True Rebalancing", "True Stalled"],
+        message,
+    );
+    scene.view().unserved = 1;
     scene.shows(
         ["False Stalled", "True Rebalancing", "True Stalled"],
         "their keys wait",
@@ -493,9 +517,9 @@ fn how_soon_is_looked_again() {
     scene.tried(vec![Written::Raced]);
     assert_eq!(seconds(&scene), (Outcome::Busy, 1));
     scene.tried(Vec::new());
-    scene.view().moving = 1;
+    scene.view().unserved = 1;
     assert_eq!(seconds(&scene), (Outcome::Busy, 1));
-    scene.view().moving = 0;
+    scene.view().unserved = 0;
     scene.observed.health.clear();
     assert_eq!(
         seconds(&scene),
@@ -506,7 +530,7 @@ fn how_soon_is_looked_again() {
     let mut scene = Scene::serving();
     scene.tried(vec![Written::Refused(String::new())]);
     assert_eq!(seconds(&scene), (Outcome::Refused, 15));
-    scene.view().moving = 1;
+    scene.view().unserved = 1;
     assert_eq!(seconds(&scene), (Outcome::Refused, 5));
     scene.tried(vec![Written::Refused(String::new()), Written::Changed]);
     assert_eq!(seconds(&scene), (Outcome::Refused, 1));

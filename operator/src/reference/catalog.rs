@@ -31,7 +31,7 @@ pub(super) const REASONS: &[ConditionEntry] = &[
             (
                 "False",
                 "Stalled",
-                "Shards are moving, and none has arrived for longer than usual: their keys wait.",
+                "Shards are on their way to new owners, and none has arrived for longer than usual: their keys wait. Shards that wait to be copied don't count, because their owners serve them.",
             ),
             (
                 "False",
@@ -87,7 +87,7 @@ pub(super) const REASONS: &[ConditionEntry] = &[
             (
                 "True",
                 "Rebalancing",
-                "Shards are moving, or their old groups delete their copies.",
+                "Shards are copied while their owners serve them, or are on their way to new owners, or their old groups delete their copies.",
             ),
             ("True", "Deleting", "The cluster is being deleted."),
         ],

@@ -45,11 +45,21 @@ pub trait Store: Send + Sync + 'static {
 pub struct View {
     /// Input of the plan: the number of the latest configuration, its groups, and the progress of each.
     pub plan: plan::Progress,
-    /// Number of shards that the configuration gives to each of its groups.
+    /// Number of shards that each group owns: each member, and each leaving group that still owns some.
     pub shards: BTreeMap<u64, u32>,
-    /// Number of shards that have not arrived at the group that the configuration assigns, as reported by their new
-    /// owners.
-    pub moving: u32,
+    /// Number of shards that are to get another owner, and that their owner serves until then.
+    pub copying: u32,
+    /// Owners and targets of the shards that `copying` counts.
+    pub copiers: BTreeSet<u64>,
+    /// Number of shards that their owner doesn't serve yet, as the owners report: requests for their keys wait.
+    pub unserved: u32,
+}
+
+impl View {
+    /// Returns the number of shards that their target doesn't serve yet.
+    pub fn moving(&self) -> u32 {
+        self.copying.saturating_add(self.unserved)
+    }
 }
 
 /// Health of the nodes of a group or of the controllers.
@@ -69,7 +79,7 @@ pub struct Health {
 pub struct Change {
     /// Number of the new configuration, or of the latest one if nothing changed.
     pub num: u64,
-    /// Number of shards that have a new owner.
+    /// Number of shards that have a new target.
     pub moved: u32,
 }
 

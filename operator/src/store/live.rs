@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use shardkv_client::{
-    Client, ClientOptions, ConfigChange, ConfigView, Error, Gid, GroupKind, GroupShards, NodeId,
-    NodeStatus, Role, ShardId, ShardSet, ShardState,
+    Client, ClientOptions, ConfigChange, ConfigNum, ConfigView, Error, Gid, GroupKind, GroupShards,
+    NodeId, NodeStatus, Role, ShardId, ShardSet, ShardState,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -126,7 +126,7 @@ impl Store for LiveStore {
                 let all = ShardSet::default();
                 let shards = client.shards(&all, false);
                 let shards = timeout(MOVES, shards).await.unwrap_or_default();
-                view.moving = moving(&answer, &shards);
+                count_moves(&mut view, &answer, &shards);
             }
             Ok(view)
         };
@@ -249,16 +249,19 @@ fn change(done: ConfigChange) -> Change {
     }
 }
 
-/// Converts the controllers' answer into a view, without the number of moving shards.
+/// Converts the controllers' answer into a view, without the shards that move.
 fn view(answer: &ConfigView) -> View {
     let config = &answer.config;
     let members: BTreeSet<u64> = config.members().map(|gid| gid.0).collect();
     let mut shards: BTreeMap<u64, u32> = members.iter().map(|gid| (*gid, 0)).collect();
     for (count, owner) in config.owner_runs() {
-        if let Some(sum) = shards.get_mut(&owner.0) {
-            *sum += count;
+        if owner != Gid::NONE {
+            *shards.entry(owner.0).or_default() += count;
         }
     }
+    let targets = config.rows().filter(|row| row.is_moving());
+    let targets = targets.map(|row| row.target.0);
+    let awaiting = targets.filter(|gid| shards.get(gid) == Some(&0)).collect();
     let progress = answer.progress.iter();
     let drained = answer.drained.keys().copied();
     let drained = drained.filter(|gid| answer.is_drained(*gid));
@@ -267,41 +270,39 @@ fn view(answer: &ConfigView) -> View {
             num: config.num().0,
             members,
             settled: progress.map(|it| (it.gid.0, it.settled.0)).collect(),
+            awaiting,
             drained: drained.map(|gid| gid.0).collect(),
         },
         shards,
-        moving: 0,
+        ..View::default()
     }
 }
 
-/// Returns the number of shards that their target doesn't serve yet: those with another owner, and those that their owner
-/// doesn't serve yet. All shards of a group that doesn't answer count, unless the controllers know that the group has settled.
-fn moving(answer: &ConfigView, reports: &BTreeMap<Gid, Result<GroupShards, Error>>) -> u32 {
-    let config = &answer.config;
-    let behind = answer.progress.iter();
-    let behind = behind.filter(|it| it.settled < answer.latest);
-    let behind = behind.filter(|it| config.groups().contains_key(&it.gid));
-    let missing = behind.map(|it| {
-        let serves: BTreeSet<_> = match reports.get(&it.gid) {
-            Some(Ok(group)) => {
-                let serving =
-                    |shard: &&shardkv_client::ShardStatus| shard.state == ShardState::Serving;
-                group
-                    .shards
-                    .iter()
-                    .filter(serving)
-                    .map(|it| it.shard)
-                    .collect()
-            }
-            _ => BTreeSet::new(),
-        };
-        let owners = (0..).map(ShardId).zip(config.owners());
-        let owned =
-            owners.filter(|(shard, owner)| **owner == it.gid && !config.row(*shard).is_moving());
-        owned.filter(|(shard, _)| !serves.contains(shard)).count()
-    });
-    let missing = u32::try_from(missing.sum::<usize>()).unwrap_or(u32::MAX);
-    missing.saturating_add(config.moving())
+/// Counts the shards that move. The owner of a shard serves it if the owner has settled the configuration that made it the
+/// owner, or if the owner says so: a group that doesn't answer counts as serving only what the controllers know it to serve.
+fn count_moves(
+    view: &mut View,
+    answer: &ConfigView,
+    reports: &BTreeMap<Gid, Result<GroupShards, Error>>,
+) {
+    let settled = answer.progress.iter().map(|it| (it.gid, it.settled));
+    let settled: BTreeMap<Gid, ConfigNum> = settled.collect();
+    let answers = reports.values().flatten();
+    let served = answers.flat_map(|group| group.shards.iter().map(|shard| (group.gid, shard)));
+    let served = served.filter(|(_, shard)| shard.state == ShardState::Serving);
+    let served: BTreeSet<(Gid, ShardId)> = served.map(|(gid, it)| (gid, it.shard)).collect();
+    for (shard, row) in (0..).map(ShardId).zip(answer.config.rows()) {
+        let known = settled.get(&row.owner);
+        if row.owner == Gid::NONE {
+        } else if known.is_none_or(|settled| *settled < row.owner_since)
+            && !served.contains(&(row.owner, shard))
+        {
+            view.unserved += 1;
+        } else if row.is_moving() {
+            view.copying += 1;
+            view.copiers.extend([row.owner.0, row.target.0]);
+        }
+    }
 }
 
 /// Returns true if the node that answered belongs to the part. Addresses outlive pods: a node of another group may

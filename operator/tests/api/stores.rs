@@ -1,7 +1,8 @@
 //! Fake stores: the real state machine of the controllers, with simulated groups that move shards in [`Model::tick`].
 //!
-//! Each shard's data belong to one group. They move to the owner in the configuration while both groups run, and only then do
-//! the groups report that they have settled. So a group that is deleted too early still has data, and the test detects it.
+//! Each shard's data belong to one group. A shard whose target isn't its owner is cut while both groups run, as the target does
+//! once its copy has caught up. Then the data move to the new owner while both groups run, and only then do the groups report that
+//! they have settled. So a group that is deleted too early still has data, and the test detects it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use shardkv_operator::build::{Component, names};
 use shardkv_operator::plan;
 use shardkv_operator::store::{Change, Health, Store, StoreError, View};
 use shardkv_operator::validate::Cluster;
-use types::{Gid, LogTime, ShardId};
+use types::{Cut, Gid, JournalId, LogTime, MAX_CUTS, ShardConfig, ShardId};
 
 use crate::faults::FaultInjector;
 
@@ -88,7 +89,7 @@ impl Model {
                 num: num.0,
                 moved: moved_shards,
             }),
-            Response::Reported => Ok(Change::default()),
+            Response::Reported | Response::Cut { .. } => Ok(Change::default()),
             Response::Refused(error) => Err(StoreError::Refused(error.to_string())),
             other => panic!("{other:?}"),
         }
@@ -96,28 +97,55 @@ impl Model {
 
     /// Advances time while the nodes of these parts run. Returns true if anything changed.
     pub(crate) fn tick(&mut self, up: BTreeSet<Component>) -> bool {
-        let mut changed = self.up != up;
+        let changed = self.up != up;
         self.up = up;
         let controllers = self.up.contains(&Component::Controller);
         if self.frozen || self.unreachable || !controllers {
             return changed;
         }
+        // One step a tick, so that the operator sees what is between: cuts, then data, then reports.
+        changed || self.cut() || self.hand_over() || self.report()
+    }
+
+    /// Makes targets the owners of the shards that their owners serve, while both groups run.
+    fn cut(&mut self) -> bool {
         let latest = self.machine.latest();
-        for (shard, holder) in self.holders.iter_mut().enumerate() {
-            let owner = latest.owner(ShardId(u32::try_from(shard).unwrap())).0;
+        let shards = (0..).map(ShardId).zip(&self.holders);
+        let served = shards.filter(|(shard, holder)| latest.owner(*shard).0 == **holder);
+        let cuts = served.filter_map(|(shard, _)| Some((shard, cut(&latest, shard)?)));
+        let up = |gid: Gid| self.up.contains(&Component::Group(gid.0));
+        let cuts = cuts.filter(|(_, cut)| up(cut.owner) && up(cut.target));
+        let cuts: BTreeMap<ShardId, Cut> = cuts.take(MAX_CUTS).collect();
+        if cuts.is_empty() {
+            return false;
+        }
+        let num = self.num();
+        self.apply(Request::Cut { cuts }).unwrap();
+        assert!(self.num() > num, "the controllers ignore cuts that hold");
+        true
+    }
+
+    /// Moves data to the owners, while both groups run.
+    fn hand_over(&mut self) -> bool {
+        let latest = self.machine.latest();
+        let mut changed = false;
+        for (shard, holder) in (0..).map(ShardId).zip(&mut self.holders) {
+            let owner = latest.owner(shard).0;
             let up = |gid: u64| gid == 0 || self.up.contains(&Component::Group(gid));
             if *holder != owner && owner != 0 && up(owner) && up(*holder) {
                 *holder = owner;
                 changed = true;
             }
         }
-        // Groups report in the tick after the moves.
-        if changed {
-            return true;
-        }
+        changed
+    }
+
+    /// Reports groups that run and have settled.
+    fn report(&mut self) -> bool {
+        let mut changed = false;
         let waits: Vec<Gid> = self.machine.progress().keys().copied().collect();
         for gid in waits {
-            let settled = latest.num();
+            let settled = self.machine.latest().num();
             let late = self
                 .machine
                 .progress()
@@ -146,7 +174,7 @@ impl Model {
         self.machine.progress().contains_key(&Gid(gid)) || self.holders.contains(&gid)
     }
 
-    /// Returns the groups of the configuration, with the number of shards of each.
+    /// Returns the groups of the configuration that aren't leaving, with the number of shards that each is to have.
     pub(crate) fn members(&self) -> BTreeMap<u64, u32> {
         let latest = self.machine.latest();
         let groups = latest.members();
@@ -169,17 +197,32 @@ impl Model {
     fn view(&self) -> View {
         let progress = self.machine.progress().iter();
         let latest = self.machine.latest();
-        let owners = latest.owners().iter().zip(&self.holders);
-        let moving = owners.filter(|(owner, holder)| owner.0 != **holder).count();
+        let rows = || latest.rows().zip(&self.holders);
+        let unserved = rows().filter(|(row, holder)| row.owner.0 != **holder);
+        let planned = rows().filter(|(row, holder)| row.owner.0 == **holder && row.is_moving());
+        let waiting = planned
+            .clone()
+            .flat_map(|(row, _)| [row.owner.0, row.target.0]);
+        let targets: BTreeSet<u64> = planned.clone().map(|(row, _)| row.target.0).collect();
+        let mut shards: BTreeMap<u64, u32> = latest.members().map(|gid| (gid.0, 0)).collect();
+        for owner in latest.owners().iter().filter(|owner| **owner != Gid::NONE) {
+            *shards.entry(owner.0).or_default() += 1;
+        }
         View {
             plan: plan::Progress {
                 num: self.num(),
                 members: self.members().into_keys().collect(),
                 settled: progress.map(|(gid, it)| (gid.0, it.settled.0)).collect(),
+                awaiting: targets
+                    .into_iter()
+                    .filter(|gid| shards.get(gid) == Some(&0))
+                    .collect(),
                 drained: self.machine.drained().keys().map(|gid| gid.0).collect(),
             },
-            shards: self.members(),
-            moving: u32::try_from(moving).unwrap(),
+            shards,
+            copying: u32::try_from(planned.clone().count()).unwrap(),
+            copiers: waiting.collect(),
+            unserved: u32::try_from(unserved.count()).unwrap(),
         }
     }
 
@@ -189,6 +232,21 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Returns the state in which a moving shard's target becomes its owner; `None` if the shard isn't moving.
+fn cut(config: &ShardConfig, shard: ShardId) -> Option<Cut> {
+    let row = config.row(shard);
+    let incarnation = |gid: Gid| config.groups().get(&gid).map(|group| group.incarnation);
+    row.is_moving().then_some(Cut {
+        owner: row.owner,
+        owner_incarnation: incarnation(row.owner)?,
+        owner_since: row.owner_since,
+        target: row.target,
+        target_incarnation: incarnation(row.target)?,
+        target_since: row.target_since,
+        journal: JournalId(1),
+    })
 }
 
 /// The stores of all clusters. They outlive a crash of the operator.

@@ -50,6 +50,7 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> St
             num: 5,
             members: members.iter().copied().collect(),
             settled: settled.iter().copied().collect(),
+            awaiting: BTreeSet::new(),
             drained: BTreeSet::new(),
         }),
     }
@@ -66,6 +67,14 @@ fn delete_volumes(mut world: State) -> State {
 fn drained(mut world: State, gids: &[u64]) -> State {
     if let Some(store) = &mut world.store {
         store.drained = gids.iter().copied().collect();
+    }
+    world
+}
+
+/// The same, with members that own no shard yet and are to get some.
+fn awaiting(mut world: State, gids: &[u64]) -> State {
+    if let Some(store) = &mut world.store {
+        store.awaiting = gids.iter().copied().collect();
     }
     world
 }
@@ -108,6 +117,7 @@ fn each_row_of_the_table() {
     let rows: &[(&str, State, &str)] = &[
         ("nothing to do", world(1, "1 member", &[1], member), "1 Serving => "),
         ("a member that waits for shards", world(1, "1 member", &[1], &[(1, 4)]), "1 Joining => "),
+        ("a member whose first shards are copied", awaiting(world(2, "1 member, 2 member", &[1, 2], two), &[2]), "1 Serving, 2 Joining => "),
         ("the gid after all others", world(2, "1 member", &[1], member), "1 Serving => create 10 new"),
         ("a new group without a leader waits", world(2, "1 member, 2 new!", &[1], member), "1 Serving, 2 Provisioning => "),
         ("a new group with a leader joins", world(2, "1 member, 2 new", &[1], member), "1 Serving, 2 Provisioning => join [2]"),

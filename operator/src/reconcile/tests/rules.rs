@@ -22,7 +22,7 @@ fn lost(scene: &mut Scene) {
 }
 
 fn stalled(scene: &mut Scene) {
-    scene.view().moving = 1;
+    scene.view().unserved = 1;
     scene.observed.stalled = Some([2].into());
 }
 
@@ -43,6 +43,10 @@ const ROWS: &[Row] = &[
     ("Available", "Creating", "The controllers are being created.", newborn),
     ("Available", "NoLeader", "is seen in group 2", |it| drop(it.observed.health.remove(&Component::Group(2)))),
     ("Available", "Stalled", "their keys wait", stalled),
+    ("Available", "AllServing", "every group that owns shards has a leader", |it| {
+        it.view().copying = 1;
+        it.observed.stalled = Some([1, 2].into());
+    }),
     ("Available", "AllServing", "every group that owns shards has a leader", |_| {}),
     ("Progressing", "InvalidSpec", "`a.b`", invalid),
     ("Progressing", "Paused", "spec.paused is true", |it| it.desired.intent = Intent::Pause),
@@ -61,7 +65,17 @@ const ROWS: &[Row] = &[
         it.desired.intent = Intent::Run(1);
     }),
     ("Progressing", "RollingOut", "1 of 3 pods of a-group-1", |it| it.set(Component::Group(1)).rolling = Some(1)),
-    ("Progressing", "Rebalancing", "1 shard is on its way.", |it| it.view().moving = 1),
+    ("Progressing", "Rebalancing", "1 shard is on its way.", |it| it.view().unserved = 1),
+    ("Progressing", "Rebalancing", "1 shard waits to be copied; its group serves it meanwhile: see", |it| {
+        it.view().copying = 1;
+        it.observed.stalled = Some([1, 2].into());
+    }),
+    ("Progressing", "ScalingOut", "group 2 is Joining. 4 shards are being copied; their groups", |it| {
+        it.observed.resource.status.as_mut().unwrap().groups.clear();
+        it.set(Component::Group(2)).stage = Stage::Member;
+        it.view().plan.awaiting = [2].into();
+        it.view().copying = 4;
+    }),
     ("Progressing", "Starting", "2 of 3 of a-group-1", |it| {
         it.set(Component::Group(1)).ready = 2;
         it.set(Component::Group(1)).young = true;

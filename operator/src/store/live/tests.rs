@@ -1,4 +1,6 @@
-use shardkv_client::{ClusterId, ConfigNum, Group, GroupProgress, ShardConfig, ShardStatus};
+use shardkv_client::{
+    Assignment, ClusterId, ConfigNum, Group, GroupProgress, ShardConfig, ShardStatus,
+};
 
 use super::*;
 use crate::build::tests::named;
@@ -115,7 +117,7 @@ fn a_member_without_shards_is_a_member() {
 }
 
 #[test]
-fn a_shard_is_moving_until_its_new_owner_serves_it() {
+fn a_shard_is_unserved_until_its_new_owner_serves_it() {
     use ShardState::{Fenced, Owed, Pulling, Serving};
     // Each group owns four shards; group 2 joined in configuration 2.
     let owners = [(4, 1), (4, 2)];
@@ -140,7 +142,7 @@ fn a_shard_is_moving_until_its_new_owner_serves_it() {
             }),
         )
     };
-    for (name, answer, reports, moving_now) in [
+    for (name, answer, reports, unserved) in [
         (
             "all groups have settled",
             config_view(2, &owners, &[(1, 2, false), (2, 2, false)]),
@@ -179,12 +181,66 @@ fn a_shard_is_moving_until_its_new_owner_serves_it() {
             7,
         ),
     ] {
-        assert_eq!(
-            moving(&answer, &reports.into_iter().collect()),
-            moving_now,
-            "{name}"
-        );
+        let mut view = view(&answer);
+        count_moves(&mut view, &answer, &reports.into_iter().collect());
+        assert_eq!((view.unserved, view.copying), (unserved, 0), "{name}");
     }
+}
+
+#[test]
+fn a_shard_that_is_to_be_copied_is_served_by_its_owner() {
+    use ShardState::{Copying, Fenced, Pulling, Serving};
+    // Group 1 leaves in configuration 3, which makes group 2 the target of its last shards. Configuration 4 cut one of them.
+    let groups = [(1, true), (2, false), (3, false)].map(|(gid, leaving)| {
+        let group = Group {
+            leaving,
+            ..vec![format!("g{gid}:1")].into()
+        };
+        (Gid(gid), group)
+    });
+    let row = |owner, owner_since, target, target_since| Assignment {
+        owner: Gid(owner),
+        owner_since: ConfigNum(owner_since),
+        previous: Gid(0),
+        target: Gid(target),
+        target_since: ConfigNum(target_since),
+    };
+    let rows = [
+        (3, row(1, 1, 2, 3)),
+        (1, row(2, 4, 2, 3)),
+        (4, row(3, 2, 3, 2)),
+    ];
+    let config = |rows| ShardConfig::from_rows(ConfigNum(4), groups.clone().into(), rows).unwrap();
+    let mut answer = config_view(4, &[(8, 3)], &[(1, 3, true), (2, 3, false), (3, 4, false)]);
+    answer.config = config(rows.to_vec());
+    let counted = |answer: &ConfigView, reports: Vec<_>| {
+        let mut view = view(answer);
+        count_moves(&mut view, answer, &reports.into_iter().collect());
+        view
+    };
+    let serves = group(1, &[(0, Serving), (1, Serving), (2, Serving), (3, Fenced)]);
+    let copies = [(0, Copying), (1, Copying), (2, Copying)];
+    let pulls = group(2, &[copies.as_slice(), &[(3, Pulling)]].concat());
+    let has = group(2, &[copies.as_slice(), &[(3, Serving)]].concat());
+
+    let told = counted(&answer, vec![serves.clone(), pulls]);
+    assert_eq!((told.copying, told.unserved, told.moving()), (3, 1, 4));
+    assert_eq!(told.copiers, [1, 2].into());
+    assert_eq!(told.shards, [(1, 3), (2, 1), (3, 4)].into());
+    assert_eq!(told.plan.awaiting, [].into());
+    let told = counted(&answer, vec![serves, has]);
+    assert_eq!((told.copying, told.unserved), (3, 0));
+    // What a silent group has settled is served.
+    let told = counted(&answer, vec![]);
+    assert_eq!((told.copying, told.unserved), (3, 1));
+
+    // Group 2 owns nothing before its first cut. A shard that nobody serves yet isn't copied, whatever its target.
+    answer.config = config(vec![(4, row(1, 1, 2, 3)), (4, row(3, 2, 2, 4))]);
+    answer.progress[2].settled = ConfigNum(1);
+    let told = counted(&answer, vec![]);
+    assert_eq!((told.copying, told.unserved), (4, 4));
+    assert_eq!(told.shards, [(1, 4), (2, 0), (3, 4)].into());
+    assert_eq!(told.plan.awaiting, [2].into());
 }
 
 #[test]
