@@ -188,8 +188,8 @@ mod tests {
             (201, copies(6, 8, 0), false),
             (400, copies(7, 7, 1), false),
             (401, copies(7, 7, 0), false),
-            (1000, copies(7, 7, 0), false),
-            (1003, copies(7, 7, 0), true),
+            (1002, copies(7, 7, 0), false),
+            (1004, copies(7, 7, 0), true),
         ]);
         // Both between two looks.
         looks(&[

@@ -197,13 +197,17 @@ impl Model {
     fn view(&self) -> View {
         let progress = self.machine.progress().iter();
         let latest = self.machine.latest();
-        let rows = || latest.rows().zip(&self.holders);
-        let unserved = rows().filter(|(row, holder)| row.owner.0 != **holder);
-        let planned = rows().filter(|(row, holder)| row.owner.0 == **holder && row.is_moving());
-        let waiting = planned
-            .clone()
-            .flat_map(|(row, _)| [row.owner.0, row.target.0]);
-        let targets: BTreeSet<u64> = planned.clone().map(|(row, _)| row.target.0).collect();
+        let mut unserved = 0;
+        let mut planned = Vec::new();
+        for (row, holder) in latest.rows().zip(&self.holders) {
+            if row.owner.0 != *holder {
+                unserved += 1;
+            } else if row.is_moving() {
+                planned.push(row);
+            }
+        }
+        let targets: BTreeSet<u64> = planned.iter().map(|row| row.target.0).collect();
+        let owners = planned.iter().map(|row| row.owner.0);
         let mut shards: BTreeMap<u64, u32> = latest.members().map(|gid| (gid.0, 0)).collect();
         for owner in latest.owners().iter().filter(|owner| **owner != Gid::NONE) {
             *shards.entry(owner.0).or_default() += 1;
@@ -220,9 +224,9 @@ impl Model {
                 drained: self.machine.drained().keys().map(|gid| gid.0).collect(),
             },
             shards,
-            copying: u32::try_from(planned.clone().count()).unwrap(),
-            copiers: waiting.collect(),
-            unserved: u32::try_from(unserved.count()).unwrap(),
+            copying: u32::try_from(planned.len()).unwrap(),
+            copiers: owners.chain(targets).collect(),
+            unserved,
         }
     }
 
