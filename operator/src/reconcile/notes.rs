@@ -133,7 +133,7 @@ fn joined(gids: &[u64], change: Change) -> Note {
 
 fn left(gids: &[u64], change: Change) -> Note {
     let text = format!(
-        "{} left in configuration {}; moving to other groups: {}.",
+        "{} told to leave in configuration {}; moving to other groups: {}.",
         groups(gids),
         change.num,
         counted(change.moved, "shard")

@@ -212,15 +212,14 @@ impl Model {
         for owner in latest.owners().iter().filter(|owner| **owner != Gid::NONE) {
             *shards.entry(owner.0).or_default() += 1;
         }
+        let awaiting = targets.iter().filter(|gid| shards.get(gid) == Some(&0));
+        let awaiting = awaiting.copied().collect();
         View {
             plan: plan::Progress {
                 num: self.num(),
                 members: self.members().into_keys().collect(),
                 settled: progress.map(|(gid, it)| (gid.0, it.settled.0)).collect(),
-                awaiting: targets
-                    .into_iter()
-                    .filter(|gid| shards.get(gid) == Some(&0))
-                    .collect(),
+                awaiting,
                 drained: self.machine.drained().keys().map(|gid| gid.0).collect(),
             },
             shards,

@@ -129,6 +129,7 @@ fn each_row_of_the_table() {
         ("nor of one whose StatefulSet is gone", world(1, "2 leaving", &[1, 2], &[(1, 5), (2, 5)]), "1 Serving, 2 Draining => create 1 member"),
         ("one without a leader may go itself", world(1, "1 member, 2 leaving!", &[1, 2], two), "1 Serving, 2 Draining => leave [2]"),
         ("it hands over", world(1, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => "),
+        ("settled isn't drained: it owns shards still", delete_volumes(world(1, "1 member, 2 leaving", &[1], two)), "1 Serving, 2 Draining => "),
         ("it is wanted again before it left", world(2, "1 member, 2 leaving", &[1, 2], two), "1 Serving, 2 Serving => mark 2 member"),
         ("and after", world(2, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => join [2]"),
         ("drained", drained(world(1, "1 member, 2 leaving", &[1], member), &[2]), "1 Serving, 2 Removing => delete 2 2"),
