@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
 use shardkv_client::{
-    Client, ClientOptions, ConfigChange, ConfigNum, ConfigView, Error, Gid, GroupKind, GroupShards,
-    NodeId, NodeStatus, Role, ShardId, ShardSet, ShardState,
+    Assignment, Client, ClientOptions, ConfigChange, ConfigNum, ConfigView, Error, Gid, GroupKind,
+    GroupShards, NodeId, NodeStatus, Role, ShardId, ShardSet, ShardState,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -259,7 +259,7 @@ fn view(answer: &ConfigView) -> View {
             *shards.entry(owner.0).or_default() += count;
         }
     }
-    let targets = config.rows().filter(|row| row.is_moving());
+    let targets = config.rows().filter(Assignment::is_moving);
     let targets = targets.map(|row| row.target.0);
     let awaiting = targets.filter(|gid| shards.get(gid) == Some(&0)).collect();
     let progress = answer.progress.iter();
@@ -291,12 +291,14 @@ fn count_moves(
     let served = answers.flat_map(|group| group.shards.iter().map(|shard| (group.gid, shard)));
     let served = served.filter(|(_, shard)| shard.state == ShardState::Serving);
     let served: BTreeSet<(Gid, ShardId)> = served.map(|(gid, it)| (gid, it.shard)).collect();
-    for (shard, row) in (0..).map(ShardId).zip(answer.config.rows()) {
+    let is_served = |shard: ShardId, row: &Assignment| {
         let known = settled.get(&row.owner);
-        if row.owner == Gid::NONE {
-        } else if known.is_none_or(|settled| *settled < row.owner_since)
-            && !served.contains(&(row.owner, shard))
-        {
+        known.is_some_and(|settled| *settled >= row.owner_since)
+            || served.contains(&(row.owner, shard))
+    };
+    let rows = (0..).map(ShardId).zip(answer.config.rows());
+    for (shard, row) in rows.filter(|(_, row)| row.owner != Gid::NONE) {
+        if !is_served(shard, &row) {
             view.unserved += 1;
         } else if row.is_moving() {
             view.copying += 1;
