@@ -103,8 +103,8 @@ fn check_cluster(theirs: u64, own: Option<ClusterId>) -> Result<(), ErrorDetail>
 }
 
 fn change(session: Option<&v1::Session>, change: Change) -> Result<MachineRequest, ErrorDetail> {
-    // Reports must get through on a full disk: they let leaving groups go, and replace a record of a few bytes.
-    let frees_space = matches!(change, Change::Report { .. });
+    // Reports must get through on a full disk: they let leaving groups go. Their records are small, and the history is bounded.
+    let frees_space = matches!(change, Change::Report { .. } | Change::Cut { .. });
     let session = session.map(kv::session_ref).transpose()?;
     Ok(Request::Write {
         operation: Command { session, change }.encode(),

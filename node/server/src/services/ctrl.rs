@@ -9,9 +9,10 @@ use api::v1::shardctrler_server::Shardctrler;
 use api::v1::{self, ConfigChanged, ErrorDetail, QueryResponse};
 use api::{config_to_wire, errors};
 use raft::Role;
-use shardctrler::{GroupKind, Response as Outcome};
+use shardctrler::{CtrlError, GroupKind, Response as Outcome};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use types::ShardId;
 
 pub(crate) use super::cuts::Cuts;
 use super::session;
@@ -184,7 +185,10 @@ impl Shardctrler for CtrlService {
         let own = self.peers.identity().cluster();
         let convert = |wire| ctrl::cut(&wire, own);
         if self.leads_controllers() {
-            let checked = convert(request.get_ref().clone()).map(drop);
+            let checked = convert(request.get_ref().clone()).and_then(|_| {
+                // The state machine refuses all or nothing, and other groups' reports join this one.
+                self.check_shards(&request.get_ref().cuts)
+            });
             checked.map_err(|error| self.metrics.reject(&error))?;
             let cuts = std::mem::take(&mut request.get_mut().cuts);
             let next = self.cuts.next(cuts).await;
@@ -229,6 +233,19 @@ impl CtrlService {
         let status = view.status.as_ref();
         self.routing.kind() == GroupKind::Controller
             && status.is_some_and(|status| status.role == Role::Leader)
+    }
+
+    /// Refuses a report of a shard that doesn't exist.
+    fn check_shards(&self, cuts: &[v1::ShardCut]) -> Result<(), ErrorDetail> {
+        let genesis = self.lifecycle.view().genesis;
+        let shards = genesis.map_or(0, |genesis| genesis.shards);
+        match cuts.iter().find(|cut| cut.shard >= shards) {
+            None => Ok(()),
+            Some(cut) => {
+                let shard = ShardId(cut.shard);
+                Err(errors::not_found(CtrlError::NoShard { shard, shards }))
+            }
+        }
     }
 
     /// Returns the error for a call that must not be forwarded to the controllers.

@@ -28,7 +28,8 @@ use super::room::{Progress, Room};
 use super::scheduler::Scheduler;
 use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
 use crate::{
-    CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, Ownership, PartNext, Step,
+    CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, Ownership, PartNext,
+    ShardState, Step,
 };
 use sizes::Sizes;
 use task::{Ask, Proposal, Stage, Task, stage};
@@ -153,7 +154,8 @@ impl Copies {
         let cuts = self.tasks.iter().filter_map(|(shard, task)| {
             let stage = stage(turn.ownership, *shard)?;
             let cut = stage.cut(turn.ownership)?;
-            task.is_close_behind(turn.now).then_some((*shard, cut))
+            let is_good = task.useless.is_none() && task.is_close_behind(turn.now);
+            is_good.then_some((*shard, cut))
         });
         let cuts: BTreeMap<ShardId, Cut> = cuts.take(MAX_CUTS).collect();
         if cuts.is_empty() || !turn.reached(self.report_at) {
@@ -170,7 +172,8 @@ impl Copies {
         self.report_at = turn.now.saturating_add(REPORT_INTERVAL_MS);
     }
 
-    /// Finds the shards to copy. Those that were cut are driven at once.
+    /// Finds the shards to copy. Those that were cut are driven at once, however many: nobody serves them, and no more are cut than
+    /// were driven before.
     fn refresh(&mut self, turn: &Turn<'_>) {
         let ownership = turn.ownership;
         let cut = ownership.shards.unfinished_shards();
@@ -178,7 +181,6 @@ impl Copies {
         for shard in cut {
             if let Some(it @ Stage::Completing { source, .. }) = stage(ownership, shard)
                 && !self.tasks.contains_key(&shard)
-                && self.may_do_without_slot(source)
             {
                 let task = Task::new(it.key(shard), source, false, turn.now);
                 self.tasks.insert(shard, task);
@@ -483,6 +485,15 @@ impl Copies {
         let Some(task) = self.tasks.get_mut(&shard) else {
             return;
         };
+        let is_cut = matches!(
+            turn.ownership.state(shard),
+            Some(ShardState::Completing { .. })
+        );
+        if task.has_slot && is_cut {
+            // Nobody serves the shard, so it doesn't queue again.
+            self.scheduler.finish(task.key);
+            task.has_slot = false;
+        }
         if task.has_slot {
             let key = task.key;
             self.scheduler.fail(key, turn.now, why, turn.options);
