@@ -2,7 +2,7 @@
 //! log, in which concurrent clerks' operations lie in a random order with retries in between. The simulator runs clerks
 //! against a whole controller group.
 //!
-//! Where the originals look at owners, these look at targets: owners follow when groups report copies, and there are none here.
+//! These look at targets where the originals look at owners: owners follow when groups report copies, and there are none here.
 //! One scenario differs on purpose: there the last group may leave, here it is refused.
 
 // The numbers here are small, and helpers of tests may panic as tests do.

@@ -19,8 +19,8 @@ use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
 use crate::transition::{Changed, Verdict};
 use crate::{
-    Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KvError, Ownership, Part,
-    PlannedMove, Query, Response, ShardState, Step, keys,
+    Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KvError, Ownership, Part, Query,
+    Response, ShardState, Step, keys,
 };
 
 /// The most expired sessions that one write removes from one table. It exceeds the one session that a write may add, so
@@ -94,20 +94,6 @@ impl ShardKv {
     /// Returns the journals of shards that are copied from here, as of the last applied entry.
     pub fn journals(&self) -> &Journals {
         &self.journals
-    }
-
-    /// Sets the move that the accepted configuration plans for a shard; `None` if owner and target are the same, or neither is this
-    /// group. The entry that brings a configuration sets the plans that it changes, after the shards' states: a fence
-    /// must find the journal.
-    pub fn plan(
-        &mut self,
-        shard: ShardId,
-        planned: Option<PlannedMove>,
-        state: &mut Transaction<'_>,
-    ) {
-        let mut changed = Changed::default();
-        Arc::make_mut(&mut self.ownership).plan(shard, planned, &mut changed);
-        self.follow(&changed, state);
     }
 
     /// Removes the pairs of `[start, end)` of a shard that is served here, by one change of the state; an empty `end` is the

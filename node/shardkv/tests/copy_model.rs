@@ -458,7 +458,6 @@ fn what_is_served_begins_as_the_shard_at_its_fence() {
     check_seen(300, &expected, |seed| run(seed, None));
 }
 
-/// The last one lets the controllers change an owner again before the owner before has deleted the shard.
 #[cfg(feature = "bugs")]
 #[test]
 fn known_bugs_are_found() {
@@ -468,7 +467,7 @@ fn known_bugs_are_found() {
     });
 }
 
-/// What happens before a step of a move that runs straight on otherwise.
+/// A disturbance before a step of a move that runs straight on otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Disturbance {
     /// The target becomes the owner, and the destination again.

@@ -9,7 +9,7 @@ pub const MAX_CUTS: usize = 1_024;
 ///
 /// The target reports it to the controllers once its copy of the shard has caught up. It proves nothing by itself: the controllers
 /// compare it with the latest configuration when they apply the report, and if any field differs, the shard's owner doesn't change.
-/// So a report may come late, twice, or again each second.
+/// So a report may come late, twice, or again and again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The owner.
