@@ -1,4 +1,4 @@
-//! The encoding of operations in the log: clients' writes here, steps in the module `step_codec`.
+//! The encoding of operations in the log: clients' writes here, steps in the module `step`.
 //!
 //! Version and kind come first; the kind tells a write from a step. A client's write continues with a flag for the session,
 //! the session if there is one, the key, and the fields of its kind.

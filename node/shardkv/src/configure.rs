@@ -17,7 +17,7 @@ use types::{
     Assignment, ClusterId, ConfigNum, Gid, Group, LogTime, ShardConfig, ShardId, ShardRun,
 };
 
-use crate::transition::{Changed, Verdict, due_if, nonsense};
+use crate::change::{Changed, Verdict, due_if, nonsense};
 use crate::{Cursor, Genesis, Ownership, PlannedMove, ShardState, Target};
 
 /// A later configuration, as far as it is news to a group.

@@ -34,8 +34,8 @@ use replica::{Table, Transaction};
 use types::{ClientId, ConfigNum, DecodeError, Gid, LogTime, ShardId};
 
 use crate::bug::{Bug, Bugs};
+use crate::change::{Changed, Verdict, clock_here, due_if, nonsense};
 use crate::outcome::Outcome;
-use crate::transition::{Changed, Verdict, clock_here, due_if, nonsense};
 use crate::{
     CopyCursor, CopyId, Cursor, Genesis, Ownership, Part, PartNext, RowChange, ShardState, keys,
 };

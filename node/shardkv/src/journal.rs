@@ -45,8 +45,7 @@
 //! `tests/journal_model.rs`, `tests/copy_model.rs` and `tests/mover/copies.rs` attack both halves and the mover that drives them.
 
 mod codec;
-mod part;
-mod part_codec;
+mod read;
 mod rows;
 mod step;
 
@@ -57,17 +56,15 @@ use raft::{Index, StoreError};
 use replica::{StateReader, Table, Transaction};
 use types::{ClientId, ConfigNum, LogTime, ShardId};
 
-pub(crate) use part::read;
-pub use part::{CopyCursor, CopyRequest, Part, PartNext, Position, RowChange, Upto, read_part};
-pub(crate) use part_codec::{decode_copy_cursor, encode_copy_cursor};
-pub(crate) use rows::Rows;
+pub(crate) use read::read;
+pub use read::read_part;
+pub(crate) use rows::{Name, Rows};
 pub(crate) use step::FIRST_KIND;
 pub use step::JournalStep;
 
 use crate::bug::{Bug, Bugs};
-use crate::transition::Changed;
-use crate::{Ownership, ShardState, Target, keys, records};
-pub(crate) use rows::Name;
+use crate::change::Changed;
+use crate::{CopyId, JournalError, Ownership, ShardState, Target, keys, records};
 
 /// A journal that was not renewed for this long, in milliseconds of log time, ends with the next write that finds it so.
 pub const JOURNAL_TTL_MS: u64 = 600_000;
@@ -112,65 +109,6 @@ impl Journal {
     pub fn named_bytes(&self) -> u64 {
         self.named.values().sum()
     }
-}
-
-/// Names a copy, and the journal that it follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CopyId {
-    /// The configuration that made the destination the shard's target.
-    pub since: ConfigNum,
-    /// The id of the journal at the source.
-    pub journal: Index,
-}
-
-/// The reason for refusing a step or a request of a copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum JournalError {
-    /// The destination follows another target than the source. It tries again with the latest configuration.
-    #[error("the copy is for another target than {accepted:?}, which this group has accepted")]
-    OtherTarget {
-        /// The target here, if it isn't this group itself.
-        accepted: Option<Target>,
-    },
-    /// The group has as many journals as it may. Another attempt may succeed.
-    #[error("{limit} journals are the limit: retry later")]
-    TooManyJournals {
-        /// The bound.
-        limit: usize,
-    },
-    /// The destination has to read and drop generations before another is sealed.
-    #[error("{limit} generations are the limit: drop some first")]
-    TooManyGenerations {
-        /// The bound.
-        limit: u64,
-    },
-    /// This replica doesn't know the journal: it is behind, or the journal ended. Ask the leader, after a read of the index.
-    #[error("journal {journal} isn't known here: it is yet to begin here, or it ended")]
-    Unknown {
-        /// The journal's id.
-        journal: Index,
-    },
-    /// The journal ended, and another has begun. The copy is useless.
-    #[error("journal {journal} ended: drop the copy and begin anew")]
-    Ended {
-        /// The journal's id.
-        journal: Index,
-    },
-    /// The generation isn't sealed at this replica yet. Another replica may answer.
-    #[error("generation {generation} isn't sealed here yet: retry")]
-    NotSealed {
-        /// The generation.
-        generation: u64,
-    },
-    /// The generation was dropped, which the destination's log asked for.
-    #[error("generation {generation} was dropped: the copy has it")]
-    Dropped {
-        /// The generation.
-        generation: u64,
-    },
-    /// The cursor's name is none that a source gives.
-    #[error("the cursor makes no sense")]
-    BadCursor,
 }
 
 /// Limits of a journal. Every replica of a group must have the same, or they diverge. The product uses the default; other values are

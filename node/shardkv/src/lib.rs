@@ -104,6 +104,8 @@
 //! the owner of each shard.
 
 mod bug;
+mod change;
+mod chunk;
 mod codec;
 mod command;
 mod configure;
@@ -118,17 +120,19 @@ mod machine;
 pub mod mover;
 mod outcome;
 mod ownership;
+mod part;
 mod pull;
 mod query;
 mod records;
 mod scan;
+mod shard;
 mod shard_map;
 mod step;
-mod step_codec;
 mod targets;
 mod transition;
 
 pub use bug::{BUGS_COMPILED_IN, Bug};
+pub use chunk::{Chunk, Next};
 pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
     Written,
@@ -137,17 +141,20 @@ pub use configure::Configure;
 pub use copy::CopyStep;
 pub use cursor::Cursor;
 pub use journal::{
-    CopyCursor, CopyId, CopyRequest, JOURNAL_TTL_MS, Journal, JournalError, JournalLimits,
-    JournalStep, Journals, MAX_GENERATIONS, MAX_JOURNALS, MAX_NAMED_BYTES, Part, PartNext,
-    Position, RowChange, Upto, read_part,
+    JOURNAL_TTL_MS, Journal, JournalLimits, JournalStep, Journals, MAX_GENERATIONS, MAX_JOURNALS,
+    MAX_NAMED_BYTES, read_part,
 };
 pub use machine::ShardKv;
 pub use mover::MoverOptions;
-pub use ownership::{Ownership, Shard, ShardState};
+pub use ownership::Ownership;
+pub use part::{
+    CopyCursor, CopyId, CopyRequest, JournalError, Part, PartNext, Position, RowChange, Upto,
+};
 pub use pull::{estimate_shard, read_chunk};
 pub use query::user_key;
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
+pub use shard::{Shard, ShardState};
 pub use shard_map::{Iter as ShardMapIter, ShardMap};
-pub use step::{Chunk, Next, Step};
+pub use step::Step;
 pub use targets::{PlannedMove, Target};

@@ -10,6 +10,7 @@ use replica::{Applying, GroupKind, StateMachine, StateReader, Table, Transaction
 use types::{ClientId, DecodeError, ShardId, shard_of};
 
 use crate::bug::{Bug, Bugs};
+use crate::change::{Changed, Verdict};
 use crate::codec::Operation;
 use crate::copy::store_part;
 use crate::execute::execute;
@@ -17,7 +18,6 @@ use crate::journal::{Journals, Rows};
 use crate::outcome::Outcome;
 use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
-use crate::transition::{Changed, Verdict};
 use crate::{
     Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KvError, Ownership, Part, Query,
     Response, ShardState, Step, keys,

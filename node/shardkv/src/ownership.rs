@@ -48,71 +48,7 @@ use std::sync::Arc;
 
 use types::{ClusterId, ConfigNum, Gid, Group, LogTime, ShardId};
 
-use crate::{CopyCursor, CopyId, Cursor, KvError, PlannedMove, ShardMap};
-
-/// A shard's state in a group. A shard that is absent has none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ShardState {
-    /// It is served here.
-    Serving {
-        /// Since this configuration.
-        config: ConfigNum,
-    },
-    /// It is on its way here.
-    Pulling {
-        /// The configuration that gives it.
-        config: ConfigNum,
-        /// The group that has the shard.
-        source: Gid,
-        /// The cursor up to which the shard has arrived.
-        after: Cursor,
-        /// Bytes of keys, values and session records that have arrived.
-        bytes: u64,
-    },
-    /// It is copied while another group serves it.
-    Copying {
-        /// The group that serves it.
-        source: Gid,
-        /// The copy.
-        copy: CopyId,
-        /// The cursor up to which the copy has arrived.
-        cursor: CopyCursor,
-        /// Bytes of keys, values and session records that have arrived.
-        bytes: u64,
-    },
-    /// It was copied, and this group owns it now: the rest of the copy is on its way here.
-    Completing {
-        /// The configuration that gives it.
-        config: ConfigNum,
-        /// The group that has the shard.
-        source: Gid,
-        /// The copy.
-        copy: CopyId,
-        /// The cursor up to which the copy has arrived.
-        cursor: CopyCursor,
-        /// Bytes of keys, values and session records that have arrived.
-        bytes: u64,
-    },
-    /// It is kept for its new owner.
-    Fenced {
-        /// The configuration that takes it.
-        config: ConfigNum,
-        /// The new owner.
-        to: Gid,
-    },
-}
-
-/// A shard of a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shard {
-    /// The present state.
-    pub state: ShardState,
-    /// The log time at which it came into this state.
-    pub since: LogTime,
-    /// A lower bound of the session table's clock (see `replica::session`): it comes with the shard, and is raised to the
-    /// fencing entry's time when the shard goes.
-    pub clock: LogTime,
-}
+use crate::{KvError, PlannedMove, Shard, ShardMap, ShardState, Target};
 
 /// A group's view of all shards. Shared and immutable: each step makes a new value, which copies little (see [`ShardMap`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -144,19 +80,6 @@ pub(crate) enum Fence {
     Here,
     /// The group is past it: the shard was deleted, or never was here.
     Past,
-}
-
-impl ShardState {
-    /// Returns the configuration that led to this state: that of a copy made this group the target.
-    pub fn config(&self) -> ConfigNum {
-        match self {
-            Self::Serving { config }
-            | Self::Pulling { config, .. }
-            | Self::Completing { config, .. }
-            | Self::Fenced { config, .. } => *config,
-            Self::Copying { copy, .. } => copy.since,
-        }
-    }
 }
 
 impl Ownership {
@@ -204,6 +127,20 @@ impl Ownership {
         let deletes = self.pending_deletes.keys().map(|(_, config)| *config).min();
         let first = self.shards.unfinished().into_iter().chain(deletes).min();
         first.map_or(self.config, |first| ConfigNum(first.0.saturating_sub(1)))
+    }
+
+    /// Returns the target of a shard that is to go from here.
+    pub fn target_from_here(&self, shard: ShardId) -> Option<Target> {
+        let planned = self.planned.get(&shard)?;
+        (planned.owner == self.gid).then_some(planned.target)
+    }
+
+    /// Returns true if the accepted configuration plans that the shard comes here from `source`, for exactly the target since `since`.
+    pub(crate) fn plans_copy(&self, shard: ShardId, source: Gid, since: ConfigNum) -> bool {
+        let to = self.gid;
+        self.planned.get(&shard).is_some_and(|planned| {
+            planned.owner == source && planned.target == Target { to, since }
+        })
     }
 
     pub(crate) fn wrong_group(&self, shard: ShardId) -> KvError {

@@ -9,11 +9,11 @@ use raft::StoreError;
 use replica::{GroupKind, StateReader, Table, Transaction};
 use types::{ClusterId, ConfigNum, DecodeError, Gid, Group, LogTime, Reader, ShardId, Writer};
 
+use crate::change::Changed;
 use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::known;
-use crate::journal::{decode_copy_cursor, encode_copy_cursor};
-use crate::transition::Changed;
-use crate::{CopyCursor, CopyId, Genesis, Ownership, Shard, ShardState, keys, targets};
+use crate::part::{decode_copy_cursor, encode_copy_cursor};
+use crate::{CopyCursor, CopyId, Genesis, Ownership, PlannedMove, Shard, ShardState, keys};
 
 /// The version byte of each record.
 const VERSION: u8 = 1;
@@ -55,7 +55,7 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         ownership.shards.insert(shard, Arc::new(record));
         Ok(())
     })?;
-    targets::load(&mut ownership, state, genesis)?;
+    load_planned(&mut ownership, state, genesis)?;
     each_with_prefix(state, keys::PENDING_DELETES, |key, record| {
         let pending = keys::split_pending_delete(key).filter(|(shard, _)| shard.0 < genesis.shards);
         let pending = pending.ok_or_else(|| damaged("a pending delete's", &"no such shard"))?;
@@ -73,6 +73,24 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         Ok(())
     })?;
     Ok(ownership)
+}
+
+/// Reads the planned moves from their records.
+fn load_planned(
+    ownership: &mut Ownership,
+    state: &dyn StateReader,
+    genesis: &Genesis,
+) -> Result<(), StoreError> {
+    let damaged = |why: &dyn std::fmt::Display| damaged("a planned move's", why);
+    let table = Arc::make_mut(&mut ownership.planned);
+    each_with_prefix(state, keys::TARGETS, |key, record| {
+        let shard = keys::split_prefixed(key, keys::TARGETS)
+            .filter(|shard| shard.0 < genesis.shards)
+            .ok_or_else(|| damaged(&"no such shard"))?;
+        let planned = PlannedMove::decode(record).map_err(|error| damaged(&error))?;
+        table.insert(shard, planned);
+        Ok(())
+    })
 }
 
 /// Reads the part of a group's ownership that one shard needs: the group's record and the shard's.

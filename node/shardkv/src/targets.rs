@@ -7,16 +7,10 @@
 //! A target may change at any time. Then the destination drops its copy and the source its journal, and nothing else happens. So a move
 //! can be called back until the cut.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
-use raft::StoreError;
-use replica::StateReader;
-use types::{ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
+use types::{ConfigNum, DecodeError, Gid, Reader, Writer};
 
 use crate::encoding::known;
-use crate::transition::Changed;
-use crate::{Genesis, Ownership, ShardState, keys, records};
 
 /// The version byte of a record.
 const VERSION: u8 = 1;
@@ -55,7 +49,7 @@ impl PlannedMove {
     }
 
     /// Decodes the output of [`PlannedMove::encode`].
-    fn decode(record: Bytes) -> Result<Self, DecodeError> {
+    pub(crate) fn decode(record: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(record);
         known("record version", input.byte("record version")?, VERSION)?;
         let planned = Self {
@@ -72,65 +66,6 @@ impl PlannedMove {
         }
         Ok(planned)
     }
-}
-
-impl Ownership {
-    /// Returns the target of a shard that is to go from here.
-    pub fn target_from_here(&self, shard: ShardId) -> Option<Target> {
-        let planned = self.planned.get(&shard)?;
-        (planned.owner == self.gid).then_some(planned.target)
-    }
-
-    /// Sets the move that the accepted configuration plans for a shard; `None` if it plans none that concerns this group. A copy for
-    /// another move is dropped.
-    pub(crate) fn plan(
-        &mut self,
-        shard: ShardId,
-        planned: Option<PlannedMove>,
-        changed: &mut Changed,
-    ) {
-        let table = Arc::make_mut(&mut self.planned);
-        match planned {
-            Some(planned) => table.insert(shard, planned),
-            None => table.remove(&shard),
-        };
-        changed.planned.insert(shard);
-        if let Some(ShardState::Copying { source, copy, .. }) = self.state(shard)
-            && !self.plans_copy(shard, *source, copy.since)
-        {
-            self.shards.remove(&shard);
-            changed.shards.insert(shard);
-            changed.cleared.insert(shard);
-        }
-    }
-
-    /// Returns true if the accepted configuration plans that the shard comes here from `source`, for exactly the target since `since`.
-    pub(crate) fn plans_copy(&self, shard: ShardId, source: Gid, since: ConfigNum) -> bool {
-        let to = self.gid;
-        self.planned.get(&shard).is_some_and(|planned| {
-            planned.owner == source && planned.target == Target { to, since }
-        })
-    }
-}
-
-/// Reads the planned moves from their records.
-pub(crate) fn load(
-    ownership: &mut Ownership,
-    state: &dyn StateReader,
-    genesis: &Genesis,
-) -> Result<(), StoreError> {
-    let damaged = |why: &dyn std::fmt::Display| {
-        StoreError::Damaged(format!("a planned move's record: {why}"))
-    };
-    let table = Arc::make_mut(&mut ownership.planned);
-    records::each_with_prefix(state, keys::TARGETS, |key, record| {
-        let shard = keys::split_prefixed(key, keys::TARGETS)
-            .filter(|shard| shard.0 < genesis.shards)
-            .ok_or_else(|| damaged(&"no such shard"))?;
-        let planned = PlannedMove::decode(record).map_err(|error| damaged(&error))?;
-        table.insert(shard, planned);
-        Ok(())
-    })
 }
 
 #[cfg(test)]

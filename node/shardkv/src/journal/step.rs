@@ -5,10 +5,10 @@ use raft::Index;
 use replica::{Applying, Table, Transaction};
 use types::{ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer};
 
-use super::{Journal, JournalError, Journals, MAX_GENERATIONS, MAX_JOURNALS};
+use super::{Journal, Journals, MAX_GENERATIONS, MAX_JOURNALS};
 use crate::bug::Bug;
 use crate::encoding::{self, known};
-use crate::{KvError, Ownership, Target, keys};
+use crate::{JournalError, KvError, Ownership, Target, keys};
 
 /// The least kind byte of these steps.
 pub(crate) const FIRST_KIND: u8 = BEGIN;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::Index;
-use types::{Assignment, ClusterId, Group, Incarnation, ShardRun};
+use types::{Assignment, ClusterId, ConfigNum, Gid, Group, Incarnation, ShardId, ShardRun};
 
 use super::*;
 use crate::{
     Configure, CopyCursor, CopyId, CopyStep, Cursor, GroupKind, Part, PartNext, PlannedMove,
-    Position, Target,
+    Position, Shard, Target,
 };
 
 /// This group, another, and a third.

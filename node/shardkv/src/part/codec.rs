@@ -1,10 +1,12 @@
-//! The encoding of parts and of their cursors, which travel between groups. A part ends with a checksum over all before it, as a
+//! The encoding of parts, of their cursors and of the errors, which travel between groups. A part ends with a checksum over all before it, as a
 //! chunk does.
 
 use bytes::Bytes;
-use types::{ClientId, DecodeError, LogTime, Reader, ShardId, Writer};
+use raft::Index;
+use types::{ClientId, ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer};
 
-use super::{CopyCursor, CopyId, Part, PartNext, Position, RowChange, Upto};
+use super::{CopyCursor, CopyId, JournalError, Part, PartNext, Position, RowChange, Upto};
+use crate::Target;
 use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::{checked, known, with_checksum};
 
@@ -162,12 +164,92 @@ fn decode_change(input: &mut Reader) -> Result<RowChange, DecodeError> {
     })
 }
 
+impl CopyId {
+    /// Encodes the id as a part of a record.
+    pub(crate) fn encode(self, out: &mut Writer) {
+        out.number(self.since.0).number(self.journal.0);
+    }
+
+    /// Decodes the output of [`CopyId::encode`].
+    pub(crate) fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            since: ConfigNum(input.number("target")?),
+            journal: Index(input.number("journal")?),
+        })
+    }
+}
+
+const OTHER_TARGET: u8 = 0;
+const NO_TARGET: u8 = 1;
+const TOO_MANY_JOURNALS: u8 = 2;
+const TOO_MANY_GENERATIONS: u8 = 3;
+const UNKNOWN: u8 = 4;
+const ENDED: u8 = 5;
+const NOT_SEALED: u8 = 6;
+const DROPPED: u8 = 7;
+const BAD_CURSOR: u8 = 8;
+
+impl JournalError {
+    /// Encodes the error for the destination.
+    pub fn encode(&self) -> Bytes {
+        let (kind, first, second) = match *self {
+            Self::OtherTarget {
+                accepted: Some(Target { to, since }),
+            } => (OTHER_TARGET, to.0, since.0),
+            Self::OtherTarget { accepted: None } => (NO_TARGET, 0, 0),
+            Self::TooManyJournals { limit } => (TOO_MANY_JOURNALS, limit as u64, 0),
+            Self::TooManyGenerations { limit } => (TOO_MANY_GENERATIONS, limit, 0),
+            Self::Unknown { journal } => (UNKNOWN, journal.0, 0),
+            Self::Ended { journal } => (ENDED, journal.0, 0),
+            Self::NotSealed { generation } => (NOT_SEALED, generation, 0),
+            Self::Dropped { generation } => (DROPPED, generation, 0),
+            Self::BadCursor => (BAD_CURSOR, 0, 0),
+        };
+        let mut out = Writer::default();
+        out.byte(VERSION).byte(kind).number(first).number(second);
+        out.finish()
+    }
+
+    /// Decodes the output of [`JournalError::encode`].
+    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(input);
+        known("error version", input.byte("error version")?, VERSION)?;
+        let kind = input.byte("kind of error")?;
+        let first = input.number("number of an error")?;
+        let second = input.number("number of an error")?;
+        input.finish()?;
+        let (journal, generation) = (Index(first), first);
+        Ok(match kind {
+            OTHER_TARGET => Self::OtherTarget {
+                accepted: Some(Target {
+                    to: Gid(first),
+                    since: ConfigNum(second),
+                }),
+            },
+            NO_TARGET => Self::OtherTarget { accepted: None },
+            TOO_MANY_JOURNALS => Self::TooManyJournals {
+                limit: usize::try_from(first).map_err(|_| DecodeError::OutOfRange("limit"))?,
+            },
+            TOO_MANY_GENERATIONS => Self::TooManyGenerations { limit: first },
+            UNKNOWN => Self::Unknown { journal },
+            ENDED => Self::Ended { journal },
+            NOT_SEALED => Self::NotSealed { generation },
+            DROPPED => Self::Dropped { generation },
+            BAD_CURSOR => Self::BadCursor,
+            value => {
+                return Err(DecodeError::Unknown {
+                    what: "kind of error",
+                    value: value.into(),
+                });
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Cursor;
-    use raft::Index;
-    use types::ConfigNum;
 
     fn cursors() -> Vec<CopyCursor> {
         let client = ClientId {
@@ -244,6 +326,33 @@ mod tests {
                 let mut damaged = encoded.to_vec();
                 damaged[at] ^= 1;
                 assert!(Part::decode(damaged.into()).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn errors_decode_to_what_was_encoded() {
+        let journal = Index(300);
+        let generation = 70_000;
+        let to = Gid(7);
+        let since = ConfigNum(9);
+        for error in [
+            JournalError::OtherTarget {
+                accepted: Some(Target { to, since }),
+            },
+            JournalError::OtherTarget { accepted: None },
+            JournalError::TooManyJournals { limit: 1_024 },
+            JournalError::TooManyGenerations { limit: 64 },
+            JournalError::Unknown { journal },
+            JournalError::Ended { journal },
+            JournalError::NotSealed { generation },
+            JournalError::Dropped { generation },
+            JournalError::BadCursor,
+        ] {
+            let encoded = error.encode();
+            assert_eq!(JournalError::decode(encoded.clone()), Ok(error));
+            for at in 0..encoded.len() {
+                assert!(JournalError::decode(encoded.slice(..at)).is_err());
             }
         }
     }

@@ -1,20 +1,14 @@
-//! The encoding of steps, and of chunks by themselves, because those travel between groups.
+//! Chunks of a fenced shard in transfer, and their encoding.
 //!
-//! A step is version, kind and its fields. A chunk begins with a version of its own and ends with a checksum over all
-//! before it. A chunk is read from one group's disk and crosses two networks into another group's log, where a flipped
-//! bit would be replicated faithfully.
+//! An encoded chunk begins with a version of its own and ends with a checksum over all before it. A chunk is read from one group's disk and
+//! crosses two networks into another group's log, where a flipped bit would be replicated faithfully.
 
 use bytes::Bytes;
 use types::{ClientId, ConfigNum, DecodeError, LogTime, Reader, ShardId, Writer};
 
+use crate::Cursor;
 use crate::cursor::{decode_cursor, encode_cursor};
-use crate::encoding::{self, checked, known, with_checksum};
-use crate::{Chunk, Configure, CopyStep, Next, Step, copy};
-
-const CONFIGURE: u8 = 6;
-const INSTALL: u8 = 7;
-const DELETE: u8 = 8;
-const DELETED: u8 = 9;
+use crate::encoding::{checked, known, with_checksum};
 
 const CHUNK_VERSION: u8 = 1;
 
@@ -23,64 +17,36 @@ const OVERHEAD_BYTES: usize = 96;
 const PAIR_OVERHEAD_BYTES: usize = 8;
 const SESSION_OVERHEAD_BYTES: usize = 24;
 
-impl Step {
-    /// Encodes the step for a proposal.
-    pub fn encode(&self) -> Bytes {
-        let mut out = Writer::default();
-        match self {
-            Self::Configure(step) => step.encode(begin_step(&mut out, CONFIGURE)),
-            Self::Install(chunk) => {
-                let chunk = chunk.encode();
-                out = Writer::with_capacity(2 + chunk.len());
-                begin_step(&mut out, INSTALL).raw(&chunk);
-            }
-            Self::Delete { shard, config } => {
-                begin_step(&mut out, DELETE)
-                    .number(shard.0.into())
-                    .number(config.0);
-            }
-            Self::Deleted { shard, config } => {
-                begin_step(&mut out, DELETED)
-                    .number(shard.0.into())
-                    .number(config.0);
-            }
-            Self::Copy(step) => return step.encode(),
-        }
-        out.finish()
-    }
+/// A piece of a shard in transfer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The shard.
+    pub shard: ShardId,
+    /// The configuration that moves it.
+    pub config: ConfigNum,
+    /// The cursor up to which the shard must have arrived before.
+    pub after: Cursor,
+    /// Users' keys and values, in key order.
+    pub pairs: Vec<(Bytes, Bytes)>,
+    /// Sessions' records, in order of the clients.
+    pub sessions: Vec<(ClientId, Bytes)>,
+    /// The cursor after this chunk, or the end of the transfer.
+    pub next: Next,
+}
 
-    /// Decodes the output of [`Step::encode`]. Keys and values share the input's memory.
-    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
-        if input.get(1).is_some_and(|kind| *kind >= copy::FIRST_KIND) {
-            return CopyStep::decode(input).map(Self::Copy);
-        }
-        let mut input = Reader::new(input);
-        known(
-            "operation version",
-            input.byte("operation version")?,
-            encoding::VERSION,
-        )?;
-        let step = match input.byte("operation kind")? {
-            CONFIGURE => Self::Configure(Configure::decode(&mut input)?),
-            INSTALL => return Chunk::decode(input.rest()).map(Self::Install),
-            DELETE => Self::Delete {
-                shard: ShardId(input.number_u32("shard")?),
-                config: ConfigNum(input.number("configuration number")?),
-            },
-            DELETED => Self::Deleted {
-                shard: ShardId(input.number_u32("shard")?),
-                config: ConfigNum(input.number("configuration number")?),
-            },
-            value => {
-                return Err(DecodeError::Unknown {
-                    what: "operation kind",
-                    value: value.into(),
-                });
-            }
-        };
-        input.finish()?;
-        Ok(step)
-    }
+/// The continuation after a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The next chunk begins after this cursor.
+    Chunk(Cursor),
+    /// This chunk was the last.
+    Done {
+        /// The session table's clock at the fence (see `replica::session`).
+        clock: LogTime,
+        /// The source's time to live of sessions, in milliseconds. A new owner with a longer time to live must not take a
+        /// session for new that the source has forgotten.
+        ttl_ms: u64,
+    },
 }
 
 impl Chunk {
@@ -165,8 +131,4 @@ impl Chunk {
             + OVERHEAD_BYTES;
         content + overhead
     }
-}
-
-fn begin_step(out: &mut Writer, kind: u8) -> &mut Writer {
-    out.byte(encoding::VERSION).byte(kind)
 }

@@ -1,131 +1,26 @@
-//! Parts of a copy: base parts and pages, read at the source by one cursor.
+//! Reads parts of a copy at the source: base parts and pages, by one cursor.
 
 use std::ops::Bound;
 
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{StateReader, Table};
-use types::{ClientId, ConfigNum, LogTime, ShardId};
+use types::{LogTime, ShardId};
 
 use super::rows::Name;
-use super::{CopyId, Journal, JournalError, Journals};
+use super::{Journal, Journals};
 use crate::bug::{Bug, Bugs};
 use crate::ownership::Fence;
 use crate::pull::Cutter;
-use crate::{Cursor, Genesis, KvError, MAX_SCAN_BYTES, Ownership, keys, records};
+use crate::{
+    CopyCursor, CopyRequest, Cursor, Genesis, JournalError, KvError, MAX_SCAN_BYTES, Ownership,
+    Part, PartNext, Position, RowChange, Upto, keys, records,
+};
 
 /// The most changes of a page.
 const MAX_CHANGES: usize = 16_384;
 /// The most names of one read.
 const MAX_NAMES: usize = 1_024;
-
-/// The request of a copy for its next part.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CopyRequest {
-    /// The shard.
-    pub shard: ShardId,
-    /// The copy.
-    pub copy: CopyId,
-    /// The configuration that has given the shard to the destination, if it has: the answering replica must have fenced the shard by it.
-    pub fence: Option<ConfigNum>,
-    /// The cursor up to which the copy has arrived.
-    pub after: CopyCursor,
-    /// The approximate size in bytes, at most [`MAX_SCAN_BYTES`]. The part ends with the row that reaches this size.
-    pub max_bytes: u32,
-}
-
-/// A position in a copy. The order is that of sending: base parts, then generations.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CopyCursor {
-    /// The base has arrived up to here.
-    Base(Cursor),
-    /// The base and all generations before this one have arrived, and of this one all up to the position.
-    Page {
-        /// The generation.
-        generation: u64,
-        /// The position in it.
-        after: Position,
-    },
-}
-
-/// A position in a generation. The source gives it; the destination only keeps it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
-    /// The last name that has arrived, or the name of the range that is arriving; empty at the start.
-    pub name: Bytes,
-    /// The part of it that has arrived.
-    pub upto: Upto,
-}
-
-/// The part of a name that has arrived. The order is that of sending.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Upto {
-    /// Of a range: its clear, and its rows up to this user's key; the empty key is before the first.
-    Row(Bytes),
-    /// All.
-    #[default]
-    End,
-}
-
-/// The next part of a copy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// The shard.
-    pub shard: ShardId,
-    /// The copy.
-    pub copy: CopyId,
-    /// The cursor up to which the copy must have arrived before.
-    pub after: CopyCursor,
-    /// The changes to apply, in this order.
-    pub changes: Vec<RowChange>,
-    /// The continuation.
-    pub next: PartNext,
-}
-
-/// A change that a part makes to a copy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RowChange {
-    /// A user's key has this value now, or is absent.
-    Pair(Bytes, Option<Bytes>),
-    /// A session has this record now, or is absent.
-    Session(ClientId, Option<Bytes>),
-    /// The pairs of `[start, end)` are removed; those that exist follow. An empty `end` is the shard's end.
-    Clear {
-        /// The first user's key.
-        start: Bytes,
-        /// The first user's key after the range.
-        end: Bytes,
-    },
-}
-
-/// The continuation after a part.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PartNext {
-    /// The next part begins after this cursor.
-    At(CopyCursor),
-    /// The copy is the shard at its fence.
-    Done {
-        /// The session table's clock at the fence (see `replica::session`).
-        clock: LogTime,
-        /// The source's time to live of sessions, in milliseconds.
-        ttl_ms: u64,
-    },
-}
-
-impl Default for CopyCursor {
-    fn default() -> Self {
-        Self::Base(Cursor::default())
-    }
-}
-
-impl CopyCursor {
-    fn page(generation: u64) -> Self {
-        Self::Page {
-            generation,
-            after: Position::default(),
-        }
-    }
-}
 
 /// Answers [`crate::Query::Copy`] from a state as of one commit, without the state machine, so that any thread can do it.
 pub fn read_part(
