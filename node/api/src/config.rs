@@ -102,6 +102,7 @@ pub fn delta_to_wire(delta: &ConfigDelta) -> v1::ConfigDelta {
         groups: delta.groups.iter().map(group).collect(),
         moves: moves_to_wire(&delta.moves),
         targets: moves_to_wire(&delta.targets),
+        resets: moves_to_wire(&delta.resets),
     }
 }
 
@@ -116,6 +117,7 @@ pub fn delta_from_wire(wire: v1::ConfigDelta) -> Result<ConfigDelta, ConfigError
         groups: groups.collect(),
         targets: moves_from_wire(wire.targets),
         moves: moves_from_wire(wire.moves),
+        resets: moves_from_wire(wire.resets),
     };
     delta.check()?;
     Ok(delta)
@@ -171,6 +173,13 @@ mod tests {
         assert!(targets.moves.is_empty());
         config.apply(&targets).unwrap();
         assert_eq!(delta_from_wire(delta_to_wire(&targets)), Ok(targets));
+        // A forgotten group.
+        let mut groups = config.groups().clone();
+        groups.remove(&Gid(1));
+        let forgotten = ConfigDelta::new(&config, &groups, &[Gid(2); 4], &[Gid(2); 4]);
+        let forgotten = forgotten.with_resets(&config, &[Gid(2); 4], &ShardSet::all(2));
+        assert!(!forgotten.resets.is_empty());
+        assert_eq!(delta_from_wire(delta_to_wire(&forgotten)), Ok(forgotten));
         assert_eq!(config_from_wire(config_to_wire(&config)), Ok(config));
         assert!(config_from_wire(v1::ShardConfig::default()).is_err());
         assert!(delta_from_wire(v1::ConfigDelta::default()).is_err());

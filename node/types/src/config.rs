@@ -20,7 +20,7 @@ pub const MAX_SHARDS: u32 = 1_000_000;
 /// The most replica groups of a cluster.
 pub const MAX_GROUPS: usize = 10_000;
 /// The version byte of an encoded configuration, and of an encoded delta.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 /// A configuration: the groups with the addresses of their nodes, and each shard's owner and target.
 ///
@@ -30,7 +30,7 @@ pub(crate) const VERSION: u8 = 2;
 /// - a shard has an owner if and only if it has a target; owner and target are groups, and the target isn't leaving;
 /// - the owner before differs from the owner;
 /// - no number of a row and no incarnation is above the configuration's number; where target and owner differ, the target is
-///   the later of the two.
+///   the later of the two, or as old as an owner that got the shard from nobody because a group was forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardConfig {
     num: ConfigNum,
@@ -70,7 +70,8 @@ pub struct Assignment {
     pub owner: Gid,
     /// The configuration that made it the owner.
     pub owner_since: ConfigNum,
-    /// The owner before; [`Gid::NONE`] if `owner` is the first.
+    /// The owner before; [`Gid::NONE`] if `owner` is the first, or if nobody else has anything of the shard any more because a group
+    /// was forgotten.
     pub previous: Gid,
     /// The group that is to serve the shard: it is the owner, or becomes the owner by a cut.
     pub target: Gid,
@@ -332,7 +333,8 @@ impl ShardConfig {
         if !self.groups.get(&row.target).is_some_and(is_member) {
             return Err(BadRow::BadTarget(row.target));
         }
-        let in_order = !row.is_moving() || row.target_since > row.owner_since;
+        let same = row.previous == Gid::NONE && row.target_since == row.owner_since;
+        let in_order = !row.is_moving() || row.target_since > row.owner_since || same;
         if row.owner_since.max(row.target_since) > self.num || !in_order {
             return Err(BadRow::Numbers);
         }
@@ -515,6 +517,15 @@ impl ShardConfig {
                 return row(shard, BadRow::NotTheTarget(step.to));
             }
         }
+        for step in &delta.resets {
+            check_run(&self.owners, step)?;
+            if !groups.contains_key(&step.to) {
+                return row(step.run.first, BadRow::UnknownOwner(step.to));
+            }
+            if step.from == Gid::NONE {
+                return row(step.run.first, BadRow::HalfAssigned);
+            }
+        }
         let changed = delta.groups.keys();
         let gone: BTreeSet<Gid> = changed.copied().filter(|gid| !is_member(gid)).collect();
         if gone.is_empty() {
@@ -554,6 +565,23 @@ impl ShardConfig {
                     *owner = step.to;
                     change.previous = step.from;
                     change.owner_since = delta.num;
+                }
+            }
+        }
+        for step in &delta.resets {
+            for shard in step.run.shards() {
+                let target = self.target(shard);
+                let at = shard.0 as usize;
+                if let (Some(owner), Some(change)) =
+                    (self.owners.get_mut(at), self.changes.get_mut(at))
+                {
+                    *owner = step.to;
+                    change.previous = Gid::NONE;
+                    change.owner_since = delta.num;
+                    // A move that was planned from the owner before is another now.
+                    if target != step.to {
+                        change.target_since = delta.num;
+                    }
                 }
             }
         }

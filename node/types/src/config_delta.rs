@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::config::{VERSION, check_group, known_version};
 use crate::{
     ConfigError, ConfigNum, DecodeError, Gid, Group, Incarnation, MAX_SHARDS, Reader, ShardConfig,
-    ShardId, ShardRun, Writer,
+    ShardId, ShardRun, ShardSet, Writer,
 };
 
 /// The changes that turn configuration `num - 1` into configuration `num`.
@@ -21,6 +21,10 @@ pub struct ConfigDelta {
     pub targets: Vec<ShardMove>,
     /// The shards that change their owner, likewise. The new owner is the shard's target after the delta.
     pub moves: Vec<ShardMove>,
+    /// The shards of which no other group has anything any more, because a group was forgotten. `to` owns them from now on, and nobody
+    /// owned them before: it serves what it has whole, or nothing. It may be `from`, and need not be the shards' target. No shard is
+    /// among `moves`, too.
+    pub resets: Vec<ShardMove>,
 }
 
 /// Consecutive shards that go from one owner, or target, to another.
@@ -30,7 +34,7 @@ pub struct ShardMove {
     pub run: ShardRun,
     /// The group before; [`Gid::NONE`] if the shards had none.
     pub from: Gid,
-    /// The group from now on; never [`Gid::NONE`] and never `from`.
+    /// The group from now on; never [`Gid::NONE`], and `from` only in [`ConfigDelta::resets`].
     pub to: Gid,
 }
 
@@ -55,6 +59,25 @@ impl ConfigDelta {
             groups: changed,
             targets: changes(before.targets(), targets),
             moves: changes(before.owners(), owners),
+            resets: Vec::new(),
+        }
+    }
+
+    /// Returns the same delta in which these shards are reset rather than moved. `owners` are those of [`ConfigDelta::new`].
+    #[must_use]
+    pub fn with_resets(self, before: &ShardConfig, owners: &[Gid], resets: &ShardSet) -> Self {
+        let row = |shard: ShardId| {
+            let from = before.owner(shard);
+            let to = owners.get(shard.0 as usize).copied().unwrap_or(from);
+            (shard, from, to)
+        };
+        let all = (0..).map(ShardId).zip(owners);
+        let moved = all.filter(|(shard, _)| !resets.contains(*shard));
+        let moved = moved.map(|(shard, _)| row(shard));
+        Self {
+            moves: runs(moved.filter(|(_, from, to)| from != to)),
+            resets: runs(resets.shards().map(row)),
+            ..self
         }
     }
 
@@ -80,7 +103,7 @@ impl ConfigDelta {
 
     /// Returns true if only owners change, to the targets that they had before.
     pub fn is_cut(&self) -> bool {
-        self.groups.is_empty() && self.targets.is_empty()
+        self.groups.is_empty() && self.targets.is_empty() && self.resets.is_empty()
     }
 
     /// Returns the target that the delta gives a shard, if it does.
@@ -90,7 +113,7 @@ impl ConfigDelta {
 
     /// Returns the owner that the delta gives a shard, if it does.
     pub fn new_owner(&self, shard: ShardId) -> Option<Gid> {
-        find(&self.moves, shard)
+        find(&self.moves, shard).or_else(|| find(&self.resets, shard))
     }
 
     /// Encodes as a record for the disk and the log.
@@ -110,6 +133,7 @@ impl ConfigDelta {
         }
         encode_moves(&mut out, &self.targets);
         encode_moves(&mut out, &self.moves);
+        encode_moves(&mut out, &self.resets);
         out.finish()
     }
 
@@ -127,12 +151,14 @@ impl ConfigDelta {
         }
         let targets = decode_moves(&mut input)?;
         let moves = decode_moves(&mut input)?;
+        let resets = decode_moves(&mut input)?;
         input.finish()?;
         let delta = Self {
             num,
             groups,
             targets,
             moves,
+            resets,
         };
         delta
             .check()
@@ -152,30 +178,36 @@ impl ConfigDelta {
                 None => {}
             }
         }
-        check_moves(&self.targets)?;
-        check_moves(&self.moves)
+        check_moves(&self.targets, false)?;
+        check_moves(&self.moves, false)?;
+        check_moves(&self.resets, true)?;
+        let mut reset = self.resets.iter().flat_map(|step| step.run.shards());
+        match reset.find(|shard| find(&self.moves, *shard).is_some()) {
+            Some(shard) => Err(ConfigError::BadMove(shard)),
+            None => Ok(()),
+        }
     }
 }
 
 /// Returns the differences between two columns of equal length.
 fn changes(before: &[Gid], after: &[Gid]) -> Vec<ShardMove> {
+    let pairs = (0..).map(ShardId).zip(before.iter().zip(after));
+    let steps = pairs.map(|(shard, (from, to))| (shard, *from, *to));
+    runs(steps.filter(|(_, from, to)| from != to))
+}
+
+/// Returns steps of single shards, in order, as runs.
+fn runs(steps: impl Iterator<Item = (ShardId, Gid, Gid)>) -> Vec<ShardMove> {
     let mut moves: Vec<ShardMove> = Vec::new();
-    for ((shard, from), to) in (0..).map(ShardId).zip(before).zip(after) {
-        if from == to {
-            continue;
-        }
+    for (first, from, to) in steps {
         match moves.last_mut() {
-            Some(last) if last.run.end() == shard && (last.from, last.to) == (*from, *to) => {
+            Some(last) if last.run.end() == first && (last.from, last.to) == (from, to) => {
                 last.run.count += 1;
             }
-            _ => moves.push(ShardMove {
-                run: ShardRun {
-                    first: shard,
-                    count: 1,
-                },
-                from: *from,
-                to: *to,
-            }),
+            _ => {
+                let run = ShardRun { first, count: 1 };
+                moves.push(ShardMove { run, from, to });
+            }
         }
     }
     moves
@@ -188,11 +220,13 @@ fn find(moves: &[ShardMove], shard: ShardId) -> Option<Gid> {
     (step.run.first <= shard).then_some(step.to)
 }
 
-fn check_moves(moves: &[ShardMove]) -> Result<(), ConfigError> {
+/// Refuses runs that no cluster has, and groups that stay unless they `may_stay`.
+fn check_moves(moves: &[ShardMove], may_stay: bool) -> Result<(), ConfigError> {
     let mut next = ShardId(0);
     for ShardMove { run, from, to } in moves {
         let fits = run.first >= next && run.count > 0 && run.count <= MAX_SHARDS;
-        if !fits || run.end() > ShardId(MAX_SHARDS) || from == to || *to == Gid::NONE {
+        let stays = from == to && !may_stay;
+        if !fits || run.end() > ShardId(MAX_SHARDS) || stays || *to == Gid::NONE {
             return Err(ConfigError::BadMove(run.first));
         }
         next = run.end();

@@ -263,7 +263,7 @@ pub(crate) fn plan(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
         num: ConfigNum(num),
         groups: groups.collect(),
         targets: targets.collect(),
-        moves: Vec::new(),
+        ..ConfigDelta::default()
     }
 }
 

@@ -265,6 +265,97 @@ fn a_delta_that_breaks_an_invariant_changes_nothing() {
 }
 
 #[test]
+fn a_forgotten_group_leaves_shards_to_owners_that_get_them_from_nobody() {
+    let mut config = two();
+    // Group 1 plans to give shard 1, and has just given shard 2 to group 2.
+    for delta in [
+        ConfigDelta {
+            num: ConfigNum(2),
+            targets: vec![step(1, 2, 1, 2)],
+            ..ConfigDelta::default()
+        },
+        ConfigDelta {
+            num: ConfigNum(3),
+            moves: vec![step(2, 1, 1, 2)],
+            ..ConfigDelta::default()
+        },
+    ] {
+        config.apply(&delta).unwrap();
+    }
+    // Group 1 goes. Shard 0 has another target than its new owner, and shard 2 keeps its owner.
+    let mut groups = config.groups().clone();
+    groups.remove(&Gid(1));
+    groups.insert(Gid(3), group(&["c:1"], 4, false));
+    let targets = gids(&[3, 2, 2, 2, 2, 2]);
+    let owners = gids(&[2, 2, 2, 2, 2, 2]);
+    let resets: ShardSet = [0, 1, 2].map(ShardId).into_iter().collect();
+    let delta = ConfigDelta::new(&config, &groups, &targets, &owners);
+    let delta = delta.with_resets(&config, &owners, &resets);
+    assert_eq!(
+        (&delta.moves[..], &delta.resets[..]),
+        (&[][..], &[step(0, 2, 1, 2), step(2, 1, 2, 2)][..])
+    );
+    assert!(!delta.is_cut());
+    assert_eq!(delta.new_owner(ShardId(1)), Some(Gid(2)));
+    assert_eq!(ConfigDelta::decode(delta.encode()).as_ref(), Ok(&delta));
+    let before = config.clone();
+    config.apply(&delta).unwrap();
+    let row = |target, target_since| Assignment {
+        owner: Gid(2),
+        owner_since: ConfigNum(4),
+        previous: Gid::NONE,
+        target: Gid(target),
+        target_since: ConfigNum(target_since),
+    };
+    assert_eq!(config.row(ShardId(0)), row(3, 4));
+    assert_eq!(config.row(ShardId(1)), row(2, 2));
+    assert_eq!(config.row(ShardId(2)), row(2, 2));
+    assert_eq!(config.row(ShardId(3)), before.row(ShardId(3)));
+    assert_eq!(ShardConfig::decode(config.encode()), Ok(config));
+    // A move that was planned from the owner before is another afterwards.
+    let stay = delta.with_resets(&before, &owners, &resets);
+    let kept = ConfigDelta {
+        groups: BTreeMap::new(),
+        targets: Vec::new(),
+        ..stay
+    };
+    let mut moving = before.clone();
+    moving
+        .apply(&ConfigDelta {
+            resets: vec![step(0, 1, 1, 1), step(1, 1, 1, 1)],
+            ..kept
+        })
+        .unwrap();
+    assert_eq!(moving.row(ShardId(1)).target_since, ConfigNum(4));
+    assert_eq!(
+        moving.row(ShardId(0)).target_since,
+        before.row(ShardId(0)).target_since
+    );
+    // Not to strangers, not from others, not twice.
+    let refused = |moves: &[ShardMove], resets: &[ShardMove]| {
+        let delta = ConfigDelta {
+            num: ConfigNum(4),
+            moves: moves.to_vec(),
+            resets: resets.to_vec(),
+            ..ConfigDelta::default()
+        };
+        assert!(before.clone().apply(&delta).is_err(), "{delta:?}");
+    };
+    refused(&[], &[step(0, 1, 1, 9)]);
+    refused(&[], &[step(0, 1, 2, 1)]);
+    refused(&[], &[step(0, 1, 1, 1), step(0, 1, 1, 1)]);
+    refused(&[step(1, 1, 1, 2)], &[step(1, 1, 1, 2)]);
+    let mut nobodys = ShardConfig::empty(1);
+    let reset = ConfigDelta {
+        num: ConfigNum(1),
+        groups: [(Gid(1), Some(group(&["a:1"], 1, false)))].into(),
+        resets: vec![step(0, 1, 0, 1)],
+        ..ConfigDelta::default()
+    };
+    assert!(nobodys.apply(&reset).is_err(), "nobody owned it");
+}
+
+#[test]
 fn rows_that_break_an_invariant_are_no_configuration() {
     let good = Assignment {
         owner: Gid(1),
