@@ -170,7 +170,11 @@ fn measure(controller: &mut Controller, change: &'static str, command: Change) -
     match &command {
         Change::Join { groups } => gids.extend(groups.keys()),
         Change::Leave { gids: left } => gids.retain(|gid| !left.contains(gid)),
-        Change::Move { .. } | Change::Report { .. } | Change::Cut { .. } => {}
+        Change::Move { .. }
+        | Change::Forget { .. }
+        | Change::Retire { .. }
+        | Change::Report { .. }
+        | Change::Cut { .. } => {}
     }
     let moved = BTreeSet::new();
     let times = (0..RUNS).map(|_| {

@@ -17,6 +17,8 @@ pub enum Bug {
     IncarnationReused,
     /// A cut that was meant for an older target gives the shard to the present one.
     CutForOlderTarget,
+    /// A shard begins empty that was on its way to a forgotten group, although the group before has it still.
+    ForgottenShardBeginsEmpty,
 }
 
 impl Bug {
@@ -29,6 +31,9 @@ impl Bug {
 
     /// The bugs of cuts, which the tests of this crate put back.
     pub const OF_CUTS: [Self; 1] = [Self::CutForOlderTarget];
+
+    /// The bugs of forgotten groups, likewise.
+    pub const OF_FORGETTING: [Self; 1] = [Self::ForgottenShardBeginsEmpty];
 }
 
 /// The bug that was put back, if any. Empty in the product.

@@ -13,13 +13,15 @@ use crate::{Change, Command, Drained, GroupProgress};
 
 const VERSION: u8 = 1;
 const PROGRESS_VERSION: u8 = 2;
-const DRAINED_VERSION: u8 = 1;
+const DRAINED_VERSION: u8 = 2;
 
 const JOIN: u8 = 1;
 const LEAVE: u8 = 2;
 const MOVE: u8 = 3;
 const REPORT: u8 = 4;
 const CUT: u8 = 5;
+const FORGET: u8 = 6;
+const RETIRE: u8 = 7;
 
 impl Command {
     /// The bytes to propose.
@@ -30,6 +32,8 @@ impl Command {
             Change::Move { .. } => MOVE,
             Change::Report { .. } => REPORT,
             Change::Cut { .. } => CUT,
+            Change::Forget { .. } => FORGET,
+            Change::Retire { .. } => RETIRE,
         };
         let mut out = Writer::with_capacity(64);
         out.byte(VERSION).byte(kind);
@@ -44,12 +48,7 @@ impl Command {
                     }
                 }
             }
-            Change::Leave { gids } => {
-                out.number(gids.len() as u64);
-                for gid in gids {
-                    out.number(gid.0);
-                }
-            }
+            Change::Leave { gids } => encode_gids(gids, &mut out),
             Change::Move { shard, gid } => {
                 out.number(shard.0.into()).number(gid.0);
             }
@@ -62,6 +61,16 @@ impl Command {
                     cut.encode(out.number(shard.0.into()));
                 }
             }
+            Change::Forget {
+                gids,
+                accept_data_loss,
+            } => {
+                out.byte((*accept_data_loss).into());
+                encode_gids(gids, &mut out);
+            }
+            Change::Retire { gid, incarnation } => {
+                out.number(gid.0).number(incarnation.0);
+            }
         }
         out.finish()
     }
@@ -71,7 +80,7 @@ impl Command {
         let mut input = Reader::new(input);
         known(&mut input, "operation version", VERSION)?;
         let kind = input.byte("operation kind")?;
-        if !(JOIN..=CUT).contains(&kind) {
+        if !(JOIN..=RETIRE).contains(&kind) {
             return Err(DecodeError::Unknown {
                 what: "operation kind",
                 value: kind.into(),
@@ -80,7 +89,9 @@ impl Command {
         let session = SessionRef::decode(&mut input)?;
         let change = match kind {
             JOIN => decode_join(&mut input)?,
-            LEAVE => decode_leave(&mut input)?,
+            LEAVE => Change::Leave {
+                gids: decode_gids(&mut input)?,
+            },
             MOVE => Change::Move {
                 shard: ShardId(input.number_u32("shard")?),
                 gid: Gid(input.number("gid")?),
@@ -89,7 +100,15 @@ impl Command {
                 gid: Gid(input.number("gid")?),
                 settled: ConfigNum(input.number("settled configuration")?),
             },
-            _ => decode_cuts(&mut input)?,
+            CUT => decode_cuts(&mut input)?,
+            FORGET => Change::Forget {
+                accept_data_loss: input.flag("accepted data loss")?,
+                gids: decode_gids(&mut input)?,
+            },
+            _ => Change::Retire {
+                gid: Gid(input.number("gid")?),
+                incarnation: Incarnation(input.number("incarnation")?),
+            },
         };
         input.finish()?;
         Ok(Self { session, change })
@@ -122,7 +141,9 @@ impl Drained {
         let mut out = Writer::with_capacity(24);
         out.byte(DRAINED_VERSION)
             .number(self.incarnation.0)
-            .number(self.gone_in.0);
+            .number(self.gone_in.0)
+            .byte(self.forgotten.into())
+            .byte(self.retired.into());
         out.finish()
     }
 
@@ -132,6 +153,8 @@ impl Drained {
         let drained = Self {
             incarnation: Incarnation(input.number("incarnation")?),
             gone_in: ConfigNum(input.number("gone in")?),
+            forgotten: input.flag("forgotten")?,
+            retired: input.flag("retired")?,
         };
         input.finish()?;
         Ok(drained)
@@ -175,7 +198,14 @@ fn decode_join(input: &mut Reader) -> Result<Change, DecodeError> {
     Ok(Change::Join { groups })
 }
 
-fn decode_leave(input: &mut Reader) -> Result<Change, DecodeError> {
+fn encode_gids(gids: &BTreeSet<Gid>, out: &mut Writer) {
+    out.number(gids.len() as u64);
+    for gid in gids {
+        out.number(gid.0);
+    }
+}
+
+fn decode_gids(input: &mut Reader) -> Result<BTreeSet<Gid>, DecodeError> {
     let mut gids = BTreeSet::new();
     for _ in 0..input.count("groups")? {
         let gid = Gid(input.number("gid")?);
@@ -184,7 +214,7 @@ fn decode_leave(input: &mut Reader) -> Result<Change, DecodeError> {
         }
         gids.insert(gid);
     }
-    Ok(Change::Leave { gids })
+    Ok(gids)
 }
 
 fn known(input: &mut Reader, what: &'static str, expected: u8) -> Result<(), DecodeError> {

@@ -8,6 +8,8 @@ use types::{
     BadAddresses, ConfigDelta, ConfigNum, Cut, Gid, Incarnation, Sequence, ShardConfig, ShardId,
 };
 
+use crate::Loss;
+
 /// A change with the session that makes it exactly once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
@@ -36,6 +38,20 @@ pub enum Change {
         shard: ShardId,
         /// The new target.
         gid: Gid,
+    },
+    /// Removes groups that are gone for good, with all that only they had. See the module `forget`.
+    Forget {
+        /// The groups.
+        gids: BTreeSet<Gid>,
+        /// True if whoever asks knows that data are lost. Without it the change is refused if any are.
+        accept_data_loss: bool,
+    },
+    /// Retires the number of a drained or forgotten group: no group joins under it any more.
+    Retire {
+        /// The group.
+        gid: Gid,
+        /// The last incarnation that is to be drained.
+        incarnation: Incarnation,
     },
     /// A group has completed all hand-offs of the configurations up to `settled`. Needs no session: the greatest value counts.
     Report {
@@ -93,6 +109,15 @@ pub enum Response {
         /// The number of shards with another target in it.
         moved_shards: u32,
     },
+    /// `Forget` was carried out, now or when it was first applied.
+    Forgotten {
+        /// The configuration that it made.
+        num: ConfigNum,
+        /// What was lost.
+        loss: Loss,
+    },
+    /// `Retire` was carried out, now or before.
+    Retired,
     /// `Report`.
     Reported,
     /// `Cut`.
@@ -123,21 +148,25 @@ pub struct QueryAnswer {
 }
 
 impl QueryAnswer {
-    /// Returns true if this incarnation of a group is known to have left and to hold nothing that is needed. Only this, and never a
-    /// group's absence, permits to delete its data.
+    /// Returns true if this incarnation of a group is known to have left and to hold nothing that is needed, or if it was forgotten: then
+    /// someone accepted that its data are lost. Only this, and never a group's absence, permits to delete its data.
     pub fn is_drained(&self, gid: Gid, incarnation: Incarnation) -> bool {
         let last = self.drained.get(&gid);
         last.is_some_and(|last| last.incarnation >= incarnation)
     }
 }
 
-/// A group that left and handed over all that it had.
+/// A group that left and handed over all that it had, or that was forgotten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     /// The incarnation; all earlier ones of this gid are drained too.
     pub incarnation: Incarnation,
     /// The first configuration without it.
     pub gone_in: ConfigNum,
+    /// True if it handed nothing over, because it is gone for good.
+    pub forgotten: bool,
+    /// True if no group may join under this gid any more.
+    pub retired: bool,
 }
 
 /// The progress of a group.
@@ -167,7 +196,7 @@ pub struct Configs {
     /// The number of the latest.
     pub latest: ConfigNum,
     /// The configuration that the asking group has settled. The latest for a group that isn't part of the cluster, which owes
-    /// nothing because only drained groups are dropped, and for a caller that is no group.
+    /// nothing because only drained and forgotten groups are dropped, and for a caller that is no group.
     pub settled: ConfigNum,
 }
 
@@ -225,6 +254,19 @@ pub enum CtrlError {
     /// The change would leave no group to own the shards.
     #[error("the last group can't leave: its shards would have no owner; join another one first")]
     LastGroup,
+    /// The change would lose data.
+    #[error(
+        "data would be lost: {} would begin empty, and {} would go back to earlier owners without later writes: if the group is gone for \
+         good, stop its nodes and accept the loss",
+        .0.emptied, .0.returned
+    )]
+    DataLoss(Loss),
+    /// The group isn't drained.
+    #[error("{0} is not drained: let it leave, and wait until `config query` lists it as drained")]
+    NotDrained(Gid),
+    /// The number of a joining group was retired.
+    #[error("the number of {0} was retired: use a gid that no group ever had")]
+    Retired(Gid),
     /// A configuration that doesn't exist yet.
     #[error("there is no configuration {num} yet: the latest is {latest}")]
     Future {
@@ -303,6 +345,9 @@ impl CtrlError {
             | Self::TooManyCuts { .. }
             | Self::NoShard { .. }
             | Self::LastGroup
+            | Self::DataLoss(_)
+            | Self::NotDrained(_)
+            | Self::Retired(_)
             | Self::Compacted { .. }
             | Self::SessionExpired
             | Self::StaleSequence { .. }

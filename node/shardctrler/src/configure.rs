@@ -24,6 +24,8 @@
 //! configuration that took a shard from it by deleting its copy. A destination relies on this. It has installed a
 //! shard and waits for the source's confirmation of the delete; if the source is no longer part of the configurations, the
 //! destination counts the delete as confirmed.
+//!
+//! A group may also be forgotten because it is gone for good. Then nobody waits for it either: see the module `forget`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -159,7 +161,7 @@ impl Shardctrler {
                 _ => {}
             }
         }
-        let steps = delta.moves.iter();
+        let steps = delta.moves.iter().chain(&delta.resets);
         let concerned: BTreeSet<Gid> = steps.flat_map(|step| [step.from, step.to]).collect();
         for gid in concerned {
             if let Some(progress) = self.progress.get_mut(&gid) {
@@ -180,6 +182,8 @@ impl Shardctrler {
         let drained = Drained {
             incarnation: group.incarnation,
             gone_in: delta.num,
+            forgotten: false,
+            retired: false,
         };
         self.drained.insert(gid, drained);
         state.put(Table::Meta, keys::drained(gid), drained.encode());

@@ -6,7 +6,7 @@
 //! | `Meta` | `shardctrler/oldest` | the oldest configuration that is kept; none: configuration 0 |
 //! | `Meta` | `shardctrler/delta/`, number (u64, big-endian) | what leads to that configuration |
 //! | `Meta` | `shardctrler/group/`, gid (u64, big-endian) | how far the group is |
-//! | `Meta` | `shardctrler/drained/`, gid (u64, big-endian) | the last incarnation that was drained |
+//! | `Meta` | `shardctrler/drained/`, gid (u64, big-endian) | the last incarnation that was drained or forgotten, and whether the gid is retired |
 //! | `Meta` | `shardctrler/moved/`, shard (u32, big-endian) | nothing: the shard's target is where a `Move` put it |
 //! | `Sessions` | 0 (u32), birth, nonce (u64 each, big-endian) | a session's record |
 //!

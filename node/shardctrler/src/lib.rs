@@ -36,6 +36,12 @@
 //! ([`QueryAnswer::is_drained`]). A group that joins again while it is leaving is the same group; after that it is another
 //! incarnation. A group's absence proves nothing.
 //!
+//! # Groups that are gone for good
+//!
+//! A group that is lost can't hand anything over. [`Change::Forget`] removes it, and its shards go on without it: the module
+//! `forget` says where, and what is lost. The number of a group that is drained or forgotten can be retired ([`Change::Retire`]), so that
+//! no group joins under it, for as long as the group is remembered.
+//!
 //! # Progress
 //!
 //! Groups report their progress ([`Change::Report`]): a group has *settled* a configuration when it has completed all hand-offs of
@@ -67,6 +73,7 @@ mod bug;
 mod codec;
 mod command;
 mod configure;
+mod forget;
 mod history;
 mod keys;
 mod load;
@@ -79,6 +86,7 @@ pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use command::{
     Change, Command, Configs, CtrlError, Drained, GroupProgress, Query, QueryAnswer, Response,
 };
+pub use forget::{Loss, MAX_LISTED_RUNS, ShardList};
 pub use history::HistoryLimits;
 pub use machine::Shardctrler;
 pub use rebalance::rebalance;

@@ -12,7 +12,7 @@ use types::{ConfigDelta, ConfigError, ConfigNum, Gid, ShardConfig, ShardId};
 use crate::bug::{Bug, Bugs};
 use crate::configure::first_owners;
 use crate::history::{History, HistoryLimits};
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Refusal};
 use crate::rules;
 use crate::{
     Change, Command, Configs, CtrlError, Drained, Genesis, GroupKind, GroupProgress,
@@ -164,7 +164,11 @@ impl StateMachine for Shardctrler {
         match change {
             Change::Report { gid, settled } => return self.report(gid, settled, state),
             Change::Cut { cuts } => return self.cut(&cuts, state),
-            Change::Join { .. } | Change::Leave { .. } | Change::Move { .. } => {}
+            Change::Join { .. }
+            | Change::Leave { .. }
+            | Change::Move { .. }
+            | Change::Forget { .. }
+            | Change::Retire { .. } => {}
         }
         let limits = genesis.session_limits();
         self.sessions.expire(at.time, &limits, EXPIRED_PER_CHANGE);
@@ -240,6 +244,21 @@ impl Shardctrler {
         change: &Change,
         state: &mut Transaction<'_>,
     ) -> Result<Outcome, StoreError> {
+        match change {
+            Change::Forget {
+                gids,
+                accept_data_loss,
+            } => return self.forget(gids, *accept_data_loss, state),
+            Change::Retire { gid, incarnation } => {
+                return Ok(self.retire(*gid, *incarnation, state));
+            }
+            Change::Join { groups } => {
+                if let Some(gid) = self.retired(groups.keys()) {
+                    return Ok(Outcome::Refused(Refusal::Retired(gid)));
+                }
+            }
+            _ => {}
+        }
         let latest = self.latest();
         let plan = rules::plan(change, &latest, &self.moved, |gid| self.incarnation(gid));
         let plan = match plan {
@@ -349,7 +368,7 @@ impl Shardctrler {
             bytes += size;
             deltas.push(ConfigDelta::clone(delta));
         }
-        // A group that isn't part of the cluster owes nothing, because only drained groups are dropped.
+        // A group that isn't part of the cluster owes nothing, because only drained and forgotten groups are dropped.
         let progress = gid.and_then(|gid| self.progress.get(&gid));
         Ok(Response::Configs(Configs {
             full,

@@ -12,7 +12,7 @@
 use replica::session::Remembered;
 use types::{ConfigNum, DecodeError, Gid, Reader, Writer};
 
-use crate::{CtrlError, Response};
+use crate::{CtrlError, Loss, Response};
 
 /// The outcome of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub(crate) enum Outcome {
         changed: bool,
         moved_shards: u32,
     },
+    /// Groups were forgotten.
+    Forgotten { num: ConfigNum, loss: Loss },
+    /// The number of a group was retired.
+    Retired,
     /// The configurations didn't allow it.
     Refused(Refusal),
 }
@@ -35,6 +39,9 @@ pub(crate) enum Refusal {
     AddressTaken { address: String, owner: Gid },
     TooManyGroups { limit: u64 },
     LastGroup,
+    DataLoss(Loss),
+    NotDrained(Gid),
+    Retired(Gid),
 }
 
 impl From<Outcome> for Response {
@@ -49,6 +56,8 @@ impl From<Outcome> for Response {
                 changed,
                 moved_shards,
             },
+            Outcome::Forgotten { num, loss } => Self::Forgotten { num, loss },
+            Outcome::Retired => Self::Retired,
             Outcome::Refused(refusal) => Self::Refused(refusal.into()),
         }
     }
@@ -62,6 +71,9 @@ impl From<Refusal> for CtrlError {
             Refusal::AddressTaken { address, owner } => Self::AddressTaken { address, owner },
             Refusal::TooManyGroups { limit } => Self::TooManyGroups { limit },
             Refusal::LastGroup => Self::LastGroup,
+            Refusal::DataLoss(loss) => Self::DataLoss(loss),
+            Refusal::NotDrained(gid) => Self::NotDrained(gid),
+            Refusal::Retired(gid) => Self::Retired(gid),
         }
     }
 }
@@ -85,6 +97,17 @@ impl Remembered for Outcome {
             Self::Refused(Refusal::TooManyGroups { limit }) => out.byte(3).number(*limit),
             Self::Refused(Refusal::LastGroup) => out.byte(4),
             Self::Refused(Refusal::Leaving(gid)) => out.byte(5).number(gid.0),
+            Self::Forgotten { num, loss } => {
+                loss.encode(out.byte(6).number(num.0));
+                out
+            }
+            Self::Retired => out.byte(7),
+            Self::Refused(Refusal::DataLoss(loss)) => {
+                loss.encode(out.byte(8));
+                out
+            }
+            Self::Refused(Refusal::NotDrained(gid)) => out.byte(9).number(gid.0),
+            Self::Refused(Refusal::Retired(gid)) => out.byte(10).number(gid.0),
         };
     }
 
@@ -109,6 +132,14 @@ impl Remembered for Outcome {
             }),
             4 => Self::Refused(Refusal::LastGroup),
             5 => Self::Refused(Refusal::Leaving(Gid(input.number("gid")?))),
+            6 => Self::Forgotten {
+                num: ConfigNum(input.number("configuration number")?),
+                loss: Loss::decode(input)?,
+            },
+            7 => Self::Retired,
+            8 => Self::Refused(Refusal::DataLoss(Loss::decode(input)?)),
+            9 => Self::Refused(Refusal::NotDrained(Gid(input.number("gid")?))),
+            10 => Self::Refused(Refusal::Retired(Gid(input.number("gid")?))),
             value => {
                 return Err(DecodeError::Unknown {
                     what: "outcome",

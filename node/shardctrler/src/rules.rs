@@ -31,17 +31,25 @@ impl Plan {
 pub(crate) fn check(change: &Change, shards: u32) -> Result<(), CtrlError> {
     match change {
         Change::Join { groups } => check_join(groups),
-        Change::Leave { gids } if gids.is_empty() => Err(CtrlError::NoGroups),
-        Change::Leave { gids } if gids.contains(&Gid::NONE) => Err(CtrlError::GidZero),
-        Change::Move { gid: Gid::NONE, .. } | Change::Report { gid: Gid::NONE, .. } => {
+        Change::Leave { gids } | Change::Forget { gids, .. } if gids.is_empty() => {
+            Err(CtrlError::NoGroups)
+        }
+        Change::Leave { gids } | Change::Forget { gids, .. } if gids.contains(&Gid::NONE) => {
             Err(CtrlError::GidZero)
         }
+        Change::Move { gid: Gid::NONE, .. }
+        | Change::Report { gid: Gid::NONE, .. }
+        | Change::Retire { gid: Gid::NONE, .. } => Err(CtrlError::GidZero),
         Change::Move { shard, .. } if shard.0 >= shards => Err(CtrlError::NoShard {
             shard: *shard,
             shards,
         }),
         Change::Cut { cuts } => check_cuts(cuts, shards),
-        Change::Leave { .. } | Change::Move { .. } | Change::Report { .. } => Ok(()),
+        Change::Leave { .. }
+        | Change::Move { .. }
+        | Change::Forget { .. }
+        | Change::Retire { .. }
+        | Change::Report { .. } => Ok(()),
     }
 }
 
@@ -96,7 +104,7 @@ fn twice(groups: &BTreeMap<Gid, Vec<String>>) -> Option<(String, Gid)> {
 }
 
 /// Returns the groups and targets that a change which passed [`check`] makes; `None` if the change has no effect, as a report or
-/// a cut never has. `moved` are the shards whose targets a `Move` set; `incarnation` is for each group that isn't part yet.
+/// a cut never has. Forgetting groups has a plan of its own. `moved` are the shards whose targets a `Move` set; `incarnation` is for each group that isn't part yet.
 pub(crate) fn plan(
     change: &Change,
     latest: &ShardConfig,
@@ -107,7 +115,10 @@ pub(crate) fn plan(
         Change::Join { groups } => plan_join(groups, latest, moved, incarnation),
         Change::Leave { gids } => plan_leave(gids, latest, moved),
         Change::Move { shard, gid } => plan_move(*shard, *gid, latest),
-        Change::Report { .. } | Change::Cut { .. } => Ok(None),
+        Change::Forget { .. }
+        | Change::Retire { .. }
+        | Change::Report { .. }
+        | Change::Cut { .. } => Ok(None),
     }
 }
 
@@ -139,18 +150,23 @@ fn plan_join(
         });
     }
     refuse_taken(joining, &plan.groups)?;
-    plan.rebalance(latest, moved);
+    plan.rebalance(latest, latest.owners(), moved);
     Ok(Some(plan))
 }
 
 impl Plan {
     /// Gives each shard a target among the groups that aren't leaving. If these are the same as before, nothing changes: other
-    /// addresses are no reason to move a shard.
-    fn rebalance(&mut self, latest: &ShardConfig, moved: &BTreeSet<ShardId>) {
+    /// addresses are no reason to move a shard. `owners` are the groups that have the data.
+    pub(crate) fn rebalance(
+        &mut self,
+        latest: &ShardConfig,
+        owners: &[Gid],
+        moved: &BTreeSet<ShardId>,
+    ) {
         let members = self.groups.iter().filter(|(_, group)| !group.leaving);
         let members: BTreeSet<Gid> = members.map(|(gid, _)| *gid).collect();
         if !latest.members().eq(members.iter().copied()) {
-            self.targets = rebalance(latest.targets(), latest.owners(), members, moved);
+            self.targets = rebalance(latest.targets(), owners, members, moved);
         }
     }
 }
@@ -198,7 +214,7 @@ fn plan_leave(
     if plan.groups == *latest.groups() {
         return Ok(None);
     }
-    plan.rebalance(latest, moved);
+    plan.rebalance(latest, latest.owners(), moved);
     Ok(Some(plan))
 }
 

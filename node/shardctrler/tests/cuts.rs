@@ -280,6 +280,8 @@ fn a_leaving_group_stays_until_it_owns_fences_and_owes_nothing() {
     assert!(!config.groups().contains_key(&Gid(2)));
     assert!(!replica.machine.progress().contains_key(&Gid(2)));
     let expected = Drained {
+        forgotten: false,
+        retired: false,
         incarnation: Incarnation(1),
         gone_in: ConfigNum(5),
     };

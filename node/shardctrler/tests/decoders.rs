@@ -31,7 +31,7 @@ fn text(random: &mut Random) -> String {
 }
 
 fn random_change(random: &mut Random) -> Change {
-    match random.below(5) {
+    match random.below(7) {
         0 => {
             let mut groups = BTreeMap::new();
             for _ in 0..random.below(5) {
@@ -51,6 +51,14 @@ fn random_change(random: &mut Random) -> Change {
         3 => Change::Report {
             gid: Gid(number(random)),
             settled: ConfigNum(number(random)),
+        },
+        4 => Change::Forget {
+            gids: (0..random.below(5)).map(|_| Gid(number(random))).collect(),
+            accept_data_loss: random.one_in(2),
+        },
+        5 => Change::Retire {
+            gid: Gid(number(random)),
+            incarnation: Incarnation(number(random)),
         },
         _ => {
             let count = random.below(5);

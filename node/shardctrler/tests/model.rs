@@ -14,10 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::{GENESIS, Random, Replica, addresses, assert_balanced};
-use shardctrler::{Change, Command, CtrlError, Cut, HistoryLimits, Query, Response, SessionRef};
+use shardctrler::{
+    Change, Command, CtrlError, Cut, Drained, HistoryLimits, Loss, Query, Response, SessionRef,
+    ShardList,
+};
 use types::{
     ClientId, ConfigDelta, ConfigNum, Gid, Incarnation, JournalId, LogTime, Sequence, ShardConfig,
-    ShardId,
+    ShardId, ShardSet,
 };
 
 const LIMITS: HistoryLimits = HistoryLimits {
@@ -34,7 +37,7 @@ struct Model {
     waited: BTreeMap<Gid, (u64, u64)>,
     /// Every incarnation of each gid that ever was.
     lives: BTreeMap<Gid, BTreeSet<Incarnation>>,
-    drained: BTreeMap<Gid, (Incarnation, u64)>,
+    drained: BTreeMap<Gid, Drained>,
     /// Each change of a session that was carried out, and its answer.
     answered: BTreeMap<(ClientId, Sequence), Response>,
 }
@@ -80,6 +83,10 @@ impl Model {
                         refuse_common(*other, theirs, addresses)?;
                     }
                 }
+                let retired = |gid: &&Gid| self.drained.get(gid).is_some_and(|it| it.retired);
+                if let Some(gid) = joining.keys().find(retired) {
+                    return Err(CtrlError::Retired(*gid));
+                }
                 let joined = joining.iter();
                 groups.extend(joined.map(|(gid, list)| (*gid, (list.clone(), false))));
                 for (other, (theirs, _)) in &groups {
@@ -119,7 +126,21 @@ impl Model {
                     Some(_) => {}
                 }
             }
-            Change::Report { .. } | Change::Cut { .. } => {}
+            Change::Forget { gids, .. } => {
+                if gids.is_empty() {
+                    return Err(CtrlError::NoGroups);
+                }
+                if gids.contains(&Gid::NONE) {
+                    return Err(CtrlError::GidZero);
+                }
+                for gid in gids {
+                    groups.remove(gid).ok_or(CtrlError::UnknownGroup(*gid))?;
+                }
+                if groups.values().all(|(_, leaving)| *leaving) {
+                    return Err(CtrlError::LastGroup);
+                }
+            }
+            Change::Retire { .. } | Change::Report { .. } | Change::Cut { .. } => {}
         }
         Ok(groups)
     }
@@ -135,6 +156,19 @@ impl Model {
                 return;
             }
         };
+        if let Change::Forget {
+            gids,
+            accept_data_loss,
+        } = change
+        {
+            self.forget(gids, *accept_data_loss, &groups, response, now);
+            return;
+        }
+        if let Change::Retire { gid, incarnation } = change {
+            self.retire(*gid, *incarnation, response);
+            assert_eq!(*now, before);
+            return;
+        }
         let target_changes =
             matches!(change, Change::Move { shard, gid } if before.target(*shard) != *gid);
         let same = |groups: &Groups| {
@@ -174,16 +208,110 @@ impl Model {
             _ if before.members().eq(members(&groups)) => assert_eq!(moved, 0),
             _ => assert_balanced(now),
         }
-        self.take(&groups, now, &BTreeSet::new());
+        self.take(&groups, now, &BTreeSet::new(), &BTreeMap::new());
+    }
+
+    /// Checks that each shard that a forgotten group owned or had to hand over goes on without it, and takes that in.
+    fn forget(
+        &mut self,
+        gids: &BTreeSet<Gid>,
+        accept_data_loss: bool,
+        groups: &Groups,
+        response: &Response,
+        now: &Arc<ShardConfig>,
+    ) {
+        let before = Arc::clone(self.configs.last().unwrap());
+        let mut resets = BTreeMap::new();
+        let (mut emptied, mut returned) = (Vec::new(), Vec::new());
+        for (shard, row) in (0..).map(ShardId).zip(before.rows()) {
+            let waits = |gid| {
+                self.waited
+                    .get(&gid)
+                    .is_some_and(|it| it.0 < row.owner_since.0)
+            };
+            if gids.contains(&row.owner) {
+                let back = waits(row.owner) && waits(row.previous) && !gids.contains(&row.previous);
+                let (to, list) = if back {
+                    (row.previous, &mut returned)
+                } else {
+                    (now.target(shard), &mut emptied)
+                };
+                list.push(shard);
+                resets.insert(shard, to);
+            } else if gids.contains(&row.previous) && waits(row.owner) {
+                emptied.push(shard);
+                resets.insert(shard, row.owner);
+            }
+        }
+        let list = |shards: Vec<ShardId>| ShardList {
+            count: shards.len() as u32,
+            listed: shards.into_iter().collect::<ShardSet>(),
+        };
+        let (emptied, returned) = (list(emptied), list(returned));
+        let loss = Loss { emptied, returned };
+        if !accept_data_loss && !resets.is_empty() {
+            let refused = Response::Refused(CtrlError::DataLoss(loss));
+            assert_eq!(*response, refused);
+            assert_eq!(*now, before);
+            return;
+        }
+        let num = before.num().next();
+        assert_eq!(*response, Response::Forgotten { num, loss });
+        if before.members().any(|gid| gids.contains(&gid)) {
+            assert_balanced(now);
+        } else {
+            assert_eq!(now.targets(), before.targets());
+        }
+        self.take(groups, now, &BTreeSet::new(), &resets);
+        for gid in gids {
+            self.waited.remove(gid);
+            let ended = Drained {
+                incarnation: before.groups()[gid].incarnation,
+                gone_in: num,
+                forgotten: true,
+                retired: false,
+            };
+            self.drained.insert(*gid, ended);
+        }
+    }
+
+    fn retire(&mut self, gid: Gid, incarnation: Incarnation, response: &Response) {
+        let is_part = self.latest().groups().contains_key(&gid);
+        let drained = self.drained.get_mut(&gid);
+        let drained = drained.filter(|it| it.incarnation >= incarnation && !is_part);
+        let expected = match drained {
+            _ if gid == Gid::NONE => Response::Refused(CtrlError::GidZero),
+            None => Response::Refused(CtrlError::NotDrained(gid)),
+            Some(drained) => {
+                drained.retired = true;
+                Response::Retired
+            }
+        };
+        assert_eq!(*response, expected);
     }
 
     /// Checks that the owners of the next configuration are the targets for shards that are cut or that nobody owned, and the same as
     /// before for all others; and that the groups are the planned ones without the drained ones. Takes the configuration in.
-    fn take(&mut self, groups: &Groups, now: &Arc<ShardConfig>, cut: &BTreeSet<ShardId>) {
+    /// Shards of `resets` have the owner there, and nobody before.
+    fn take(
+        &mut self,
+        groups: &Groups,
+        now: &Arc<ShardConfig>,
+        cut: &BTreeSet<ShardId>,
+        resets: &BTreeMap<ShardId, Gid>,
+    ) {
         let before = Arc::clone(self.configs.last().unwrap());
         let num = before.num().next();
         assert_eq!(now.num(), num);
         for (shard, (was, is)) in (0..).map(ShardId).zip(before.rows().zip(now.rows())) {
+            if let Some(owner) = resets.get(&shard) {
+                let since = (is.owner_since, is.previous);
+                assert_eq!((is.owner, since), (*owner, (num, Gid::NONE)));
+                let stays = was.target == is.target && !is.is_moving();
+                let since = if stays { was.target_since } else { num };
+                assert_eq!(is.target_since, since);
+                continue;
+            }
             let goes = was.owner == Gid::NONE || cut.contains(&shard);
             let owner = if goes { is.target } else { was.owner };
             assert_eq!(is.owner, owner, "{shard}: {was:?} to {is:?}");
@@ -215,7 +343,13 @@ impl Model {
                     "{gid} goes too early"
                 );
                 let incarnation = before.groups()[gid].incarnation;
-                self.drained.insert(*gid, (incarnation, num.0));
+                let drained = Drained {
+                    incarnation,
+                    gone_in: num,
+                    forgotten: false,
+                    retired: false,
+                };
+                self.drained.insert(*gid, drained);
                 self.waited.remove(gid);
                 continue;
             };
@@ -238,9 +372,10 @@ impl Model {
             }
         }
         assert!(now.groups().keys().all(|gid| groups.contains_key(gid)));
-        for (was, is) in before.owners().iter().zip(now.owners()) {
+        let owners = before.owners().iter().zip(now.owners());
+        for (shard, (was, is)) in (0..).map(ShardId).zip(owners) {
             for gid in [was, is] {
-                if was != is
+                if (was != is || resets.contains_key(&shard))
                     && let Some((_, due)) = self.waited.get_mut(gid)
                 {
                     *due = num.0;
@@ -264,7 +399,7 @@ impl Model {
         let before = Arc::clone(self.configs.last().unwrap());
         if now.num() != before.num() {
             assert_eq!(now.targets(), before.targets());
-            self.take(&self.same_groups(), now, cut);
+            self.take(&self.same_groups(), now, cut, &BTreeMap::new());
             assert_ne!(
                 (now.groups(), now.owners()),
                 (before.groups(), before.owners()),
@@ -371,7 +506,13 @@ impl Model {
         self.carry_out(&command.change, response, &now);
         self.answered.insert(name, response.clone());
         match response {
+            Response::Refused(CtrlError::DataLoss(_)) => "loss",
+            Response::Refused(CtrlError::Retired(_)) => "retired",
             Response::Refused(_) => "refused",
+            Response::Forgotten { loss, .. } if loss.is_empty() => "dropped",
+            Response::Forgotten { loss, .. } if loss.returned.count == 0 => "forgotten",
+            Response::Forgotten { .. } => "returned",
+            Response::Retired => "retires",
             _ => "executed",
         }
     }
@@ -384,9 +525,7 @@ impl Model {
             .collect();
         let waited: Vec<_> = self.waited.iter().map(|(gid, it)| (*gid, *it)).collect();
         assert_eq!(found, waited);
-        let drained = replica.machine.drained().iter();
-        let drained = drained.map(|(gid, it)| (*gid, (it.incarnation, it.gone_in.0)));
-        assert_eq!(drained.collect::<BTreeMap<_, _>>(), self.drained);
+        assert_eq!(*replica.machine.drained(), self.drained);
         let (latest, oldest) = (self.num(), replica.machine.oldest().0);
         let recent = self.recent();
         assert!(oldest <= recent, "{oldest} is kept, {recent} is wanted");
@@ -419,7 +558,15 @@ impl Model {
     fn deltas(&self) -> impl DoubleEndedIterator<Item = ConfigDelta> + '_ {
         self.configs.windows(2).map(|pair| {
             let (owners, targets) = (pair[1].owners(), pair[1].targets());
-            ConfigDelta::new(&pair[0], pair[1].groups(), targets, owners)
+            let rows = (0..).map(ShardId).zip(pair[0].rows().zip(pair[1].rows()));
+            let reset = |(was, is): (types::Assignment, types::Assignment)| {
+                let is_new = is.owner_since == pair[1].num() && is.previous == Gid::NONE;
+                is_new && was.owner != Gid::NONE
+            };
+            let resets = rows.filter(|(_, rows)| reset(*rows));
+            let resets: ShardSet = resets.map(|(shard, _)| shard).collect();
+            let delta = ConfigDelta::new(&pair[0], pair[1].groups(), targets, owners);
+            delta.with_resets(&pair[0], owners, &resets)
         })
     }
 
@@ -531,7 +678,23 @@ impl Source {
 
     fn change(&mut self, model: &Model) -> Change {
         let gid = Gid(self.random.below(8));
-        match self.random.below(14) {
+        match self.random.below(16) {
+            14 => {
+                let gids: BTreeSet<Gid> = (0..=self.random.below(2))
+                    .map(|_| Gid(self.random.below(8)))
+                    .collect();
+                Change::Forget {
+                    gids,
+                    accept_data_loss: !self.random.one_in(3),
+                }
+            }
+            15 => {
+                let known = model.drained.get(&gid).map_or(1, |it| it.incarnation.0);
+                // Seldom what works: the gid is of no use afterwards.
+                let more = u64::from(!self.random.one_in(4));
+                let incarnation = Incarnation(known + more);
+                Change::Retire { gid, incarnation }
+            }
             0 | 1 => {
                 let count = self.random.below(3) + u64::from(!self.random.one_in(8));
                 let groups = (0..count).map(|_| self.group()).collect();
@@ -695,7 +858,23 @@ fn random_histories_are_what_the_model_says() {
     for kind in [
         "executed", "replayed", "refused", "reported", "stale", "expired", "cut", "void",
     ] {
-        assert!(seen.get(kind).is_some_and(|count| *count > 50), "{seen:?}");
+        assert!(
+            seen.get(kind).is_some_and(|count| *count > 50),
+            "{kind}: {seen:?}"
+        );
+    }
+    for kind in [
+        "loss",
+        "retired",
+        "dropped",
+        "forgotten",
+        "returned",
+        "retires",
+    ] {
+        assert!(
+            seen.get(kind).is_some_and(|count| *count > 10),
+            "{kind}: {seen:?}"
+        );
     }
     assert!(most_forgotten > 20, "{most_forgotten}");
 }
@@ -705,7 +884,11 @@ fn random_histories_are_what_the_model_says() {
 #[test]
 fn the_model_finds_known_bugs() {
     use shardctrler::Bug;
-    for bug in Bug::ALL.into_iter().chain(Bug::OF_CUTS) {
+    for bug in Bug::ALL
+        .into_iter()
+        .chain(Bug::OF_CUTS)
+        .chain(Bug::OF_FORGETTING)
+    {
         let new = || Replica::with_bug(GENESIS, LIMITS, bug);
         let found = std::panic::catch_unwind(|| live(0..20, new));
         assert!(found.is_err(), "{bug:?}");

@@ -182,6 +182,9 @@ fn ctrl_error(error: &CtrlError) -> ErrorDetail {
         CtrlError::AddressTaken { .. }
         | CtrlError::LastGroup
         | CtrlError::TooManyGroups { .. }
+        | CtrlError::DataLoss(_)
+        | CtrlError::NotDrained(_)
+        | CtrlError::Retired(_)
         | CtrlError::Leaving(_) => errors::conflict(error),
         CtrlError::TooManyCuts { .. } => errors::bad_request("cuts", error),
         CtrlError::SessionExpired => errors::session_expired(),
