@@ -5,6 +5,23 @@
 //! shard's owner changes only once the owner serves the shard (it has a journal then), and an owner serves a shard only once the owner
 //! before has fenced it. So a group never has more than one change of a shard that it has before it, however far it is behind.
 //!
+//! # Forgotten groups
+//!
+//! A group that is gone for good is forgotten: the controllers drop it, and whoever waited for it goes on without it.
+//!
+//! - A row whose owner changed since, and had nobody before, says that no other group has anything of the shard that is needed. Its owner
+//!   serves what it has whole, that is if it served the shard or had it fenced. A part of it is worth nothing, and is cleared: the
+//!   shard begins empty.
+//! - A shard that is fenced for a group that is gone, and doesn't come back, is deleted: that group had taken it over and given it away,
+//!   and can't say so any more.
+//! - A group that finds itself gone serves nothing from then on. What it served it keeps fenced, for people to look at, and what hadn't
+//!   arrived it clears. A drained group has nothing, so this changes nothing for it.
+//! - A group that joins as another incarnation begins with nothing: what it still has is of a life that ended.
+//!
+//! Rows decide this alone, so it doesn't matter which configurations a group skips.
+//!
+//! # Contradictions
+//!
 //! A row that doesn't fit what the group has of the shard belongs to another history. Then the whole configuration is refused,
 //! because any part of it would be a guess.
 
@@ -18,7 +35,7 @@ use types::{
 };
 
 use crate::change::{Changed, Verdict, due_if, nonsense};
-use crate::{Cursor, Genesis, Ownership, PlannedMove, ShardState, Target};
+use crate::{Cursor, Genesis, Ownership, PlannedMove, Shard, ShardState, Target};
 
 /// A later configuration, as far as it is news to a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,9 +66,10 @@ impl Configure {
         let changed = groups.iter().filter(|(gid, it)| known.get(gid) != Some(it));
         let changed = changed.map(|(gid, group)| (*gid, Some(group.clone())));
         let gone = known.keys().filter(|gid| !groups.contains_key(gid));
+        let life = ownership.life(gid, groups.get(&gid));
         let mut rows: Vec<(ShardRun, Assignment)> = Vec::new();
         for (shard, row) in (0..).map(ShardId).zip(config.rows()) {
-            if !ownership.is_news(gid, shard, &row) {
+            if !ownership.is_news(gid, life, shard, &row) {
                 continue;
             }
             match rows.last_mut() {
@@ -77,6 +95,28 @@ impl Configure {
         let rows = self.rows.iter();
         rows.flat_map(|(run, row)| run.shards().map(move |shard| (shard, row)))
     }
+}
+
+/// The consequence of a row for the state of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum After {
+    /// The state stays.
+    Same,
+    /// The shard is absent, and what was there is cleared.
+    Absent,
+    /// The shard comes into another state.
+    State(ShardState),
+}
+
+/// The part that a configuration gives to this group itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// The same as the accepted one.
+    Continues,
+    /// None: it was drained or forgotten.
+    Ended,
+    /// Another incarnation than in the accepted one, or the first.
+    Begins,
 }
 
 /// The row of a shard contradicts what the group has of the shard.
@@ -117,8 +157,9 @@ impl Ownership {
             }
             next = run.end();
         }
+        let life = self.life_after(step);
         let wrong = |(shard, row): &(ShardId, &Assignment)| {
-            self.state_after(step.gid, *shard, row).is_err()
+            self.state_after(step.gid, life, *shard, row).is_err()
         };
         match step.shards().find(wrong) {
             None => due_if(true),
@@ -142,38 +183,96 @@ impl Ownership {
         time: LogTime,
         changed: &mut Changed,
     ) {
+        let life = self.life_after(step);
         self.gid = step.gid;
         self.controller = Some(step.controller);
         changed.group = true;
-        if !step.groups.is_empty() {
-            self.take_groups(&step.groups, changed);
-        }
+        let gone = self.take_groups(&step.groups, changed);
+        // Before the rows, because this step may fence shards for another group that has the gid of one that is gone.
+        let abandoned = match life {
+            Life::Continues => self.fenced_for(&gone),
+            Life::Ended | Life::Begins => Vec::new(),
+        };
         for (shard, row) in step.shards() {
-            if let Ok(Some(next)) = self.state_after(step.gid, shard, row) {
-                let mut slot = self.slot(shard);
-                // The copy is of another source.
-                if matches!(slot.state, Some(ShardState::Copying { .. }))
-                    && !matches!(next, ShardState::Completing { .. })
-                {
-                    changed.cleared.insert(shard);
-                }
-                if matches!(next, ShardState::Fenced { .. }) {
-                    slot.clock = slot.clock.max(time);
-                }
-                slot.change(next, time);
-                self.put(shard, slot, changed);
+            match self.state_after(step.gid, life, shard, row) {
+                Ok(After::State(next)) => self.enter(shard, next, life, time, changed),
+                Ok(After::Absent) => self.drop_shard(shard, changed),
+                Ok(After::Same) | Err(Contradiction) => {}
             }
             self.plan(shard, planned(step.gid, row), changed);
+        }
+        for shard in abandoned {
+            if matches!(self.state(shard), Some(ShardState::Fenced { .. })) {
+                self.drop_shard(shard, changed);
+            }
         }
         // Last, because what the group lacks depends on what it had accepted.
         self.config = step.num;
     }
 
+    /// Brings a shard into the state to which a row leads. What it had stays only if it is whole, or the beginning of the same copy.
+    fn enter(
+        &mut self,
+        shard: ShardId,
+        next: ShardState,
+        life: Life,
+        time: LogTime,
+        changed: &mut Changed,
+    ) {
+        let mut slot = self.slot(shard);
+        let keeps = match &slot.state {
+            None => true,
+            Some(ShardState::Serving { .. } | ShardState::Fenced { .. }) => life != Life::Begins,
+            Some(ShardState::Copying { .. }) => matches!(next, ShardState::Completing { .. }),
+            Some(ShardState::Pulling { .. } | ShardState::Completing { .. }) => false,
+        };
+        if !keeps {
+            slot.clock = LogTime(0);
+            changed.cleared.insert(shard);
+        } else if matches!(
+            slot.state,
+            Some(ShardState::Serving { .. } | ShardState::Fenced { .. })
+        ) {
+            // Also if the shard stays here, as if it had been fenced in between: the group may have skipped that.
+            slot.clock = slot.clock.max(time);
+        }
+        slot.change(next, time);
+        self.put(shard, slot, changed);
+    }
+
+    fn drop_shard(&mut self, shard: ShardId, changed: &mut Changed) {
+        self.shards.remove(&shard);
+        changed.shards.insert(shard);
+        changed.cleared.insert(shard);
+    }
+
+    /// Returns the shards that are kept for groups which are gone.
+    fn fenced_for(&self, gone: &BTreeSet<Gid>) -> Vec<ShardId> {
+        if gone.is_empty() {
+            return Vec::new();
+        }
+        let waits = |shard: &Shard| match &shard.state {
+            ShardState::Fenced { to, .. } => gone.contains(to),
+            _ => false,
+        };
+        let shards = self.shards.unfinished_shards();
+        let waiting = shards.filter(|(_, shard)| waits(shard));
+        waiting.map(|(shard, _)| *shard).collect()
+    }
+
     /// Takes up the groups, and forgets the deletes that groups owe which are gone. A group goes once it is drained: it has deleted all
-    /// that it gave away. A group with another incarnation has the gid of one that is gone.
-    fn take_groups(&mut self, groups: &BTreeMap<Gid, Option<Group>>, changed: &mut Changed) {
+    /// that it gave away; or once it is forgotten: then it owes nothing any more. A group with another incarnation has the gid of one
+    /// that is gone. Returns the groups that are gone.
+    fn take_groups(
+        &mut self,
+        groups: &BTreeMap<Gid, Option<Group>>,
+        changed: &mut Changed,
+    ) -> BTreeSet<Gid> {
+        if groups.is_empty() {
+            return BTreeSet::new();
+        }
         let known = Arc::make_mut(&mut self.groups);
-        let mut drained = BTreeSet::new();
+        let mut over = BTreeSet::new();
         for (gid, group) in groups {
             let before = match group {
                 Some(group) => known.insert(*gid, group.clone()),
@@ -184,32 +283,79 @@ impl Ownership {
                 group.is_some_and(|it| it.incarnation == before.incarnation)
             };
             if before.is_some_and(|before| !stays(&before)) {
-                drained.insert(*gid);
+                over.insert(*gid);
             }
             changed.groups.insert(*gid);
         }
         self.pending_deletes.retain(|pending, source| {
-            let goes = drained.contains(source);
+            let goes = over.contains(source);
             if goes {
                 changed.pending_deletes.insert(*pending);
             }
             !goes
         });
+        over
+    }
+
+    /// Returns the part that this group has in a configuration in which it is `after`.
+    fn life(&self, gid: Gid, after: Option<&Group>) -> Life {
+        match (self.groups.get(&gid), after) {
+            (Some(before), Some(after)) if before.incarnation == after.incarnation => {
+                Life::Continues
+            }
+            (_, Some(_)) => Life::Begins,
+            (Some(_), None) => Life::Ended,
+            (None, None) => Life::Continues,
+        }
+    }
+
+    fn life_after(&self, step: &Configure) -> Life {
+        match step.groups.get(&step.gid) {
+            None => Life::Continues,
+            Some(group) => self.life(step.gid, group.as_ref()),
+        }
     }
 
     /// Returns true if the row would change something here, or can't be right.
-    fn is_news(&self, gid: Gid, shard: ShardId, row: &Assignment) -> bool {
+    fn is_news(&self, gid: Gid, life: Life, shard: ShardId, row: &Assignment) -> bool {
         planned(gid, row) != self.planned.get(&shard).copied()
-            || self.state_after(gid, shard, row) != Ok(None)
+            || self.state_after(gid, life, shard, row) != Ok(After::Same)
     }
 
-    /// Returns the state into which a row brings a shard of group `gid`; `None` if the state stays.
+    /// Returns the consequence of a row for the state of a shard of group `gid`.
     fn state_after(
         &self,
         gid: Gid,
+        life: Life,
         shard: ShardId,
         row: &Assignment,
-    ) -> Result<Option<ShardState>, Contradiction> {
+    ) -> Result<After, Contradiction> {
+        let (state, comes) = (self.state(shard), row.owner == gid);
+        match life {
+            Life::Continues => self.state_of_row(gid, state, row),
+            Life::Ended if comes => Err(Contradiction),
+            Life::Ended => Ok(match state {
+                None | Some(ShardState::Fenced { .. }) => After::Same,
+                Some(ShardState::Serving { .. }) => After::State(ShardState::Fenced {
+                    config: row.owner_since,
+                    to: row.owner,
+                }),
+                Some(_) => After::Absent,
+            }),
+            Life::Begins => match self.state_of_row(gid, None, row)? {
+                After::Same if state.is_some() => Ok(After::Absent),
+                after => Ok(after),
+            },
+        }
+    }
+
+    /// Returns the consequence of a row for a shard of group `gid` that has this state.
+    fn state_of_row(
+        &self,
+        gid: Gid,
+        state: Option<&ShardState>,
+        row: &Assignment,
+    ) -> Result<After, Contradiction> {
         let (config, source) = (row.owner_since, row.previous);
         let arrives = || match source {
             Gid::NONE => ShardState::Serving { config },
@@ -221,12 +367,14 @@ impl Ownership {
             },
         };
         let comes = row.owner == gid;
-        Ok(Some(match self.state(shard) {
-            None | Some(ShardState::Copying { .. }) if !comes => return Ok(None),
+        Ok(After::State(match state {
+            None | Some(ShardState::Copying { .. }) if !comes => return Ok(After::Same),
             None | Some(ShardState::Copying { .. }) if config <= self.config => {
                 return Err(Contradiction);
             }
             None => arrives(),
+            // Nobody else has anything of it that is needed, because a group was forgotten.
+            Some(state) if comes && source == Gid::NONE && config > state.config() => arrives(),
             Some(ShardState::Copying {
                 source: of,
                 copy,
@@ -234,7 +382,7 @@ impl Ownership {
                 bytes,
             }) => {
                 if *of != source {
-                    return Ok(Some(arrives()));
+                    return Ok(After::State(arrives()));
                 }
                 ShardState::Completing {
                     config,
@@ -258,13 +406,13 @@ impl Ownership {
                 if comes || !(same || later) {
                     return Err(Contradiction);
                 }
-                return Ok(None);
+                return Ok(After::Same);
             }
             Some(state) => {
                 if !comes || state.config() != config {
                     return Err(Contradiction);
                 }
-                return Ok(None);
+                return Ok(After::Same);
             }
         }))
     }

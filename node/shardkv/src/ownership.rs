@@ -9,11 +9,18 @@
 //! | absent | | `Copy(Start)` of a planned move | copying |
 //! | copying | arrives, unseen, while the source serves it | `Configure` that gives it from the source | completing |
 //! | copying | | `Copy(Drop)` of this copy, or another plan | absent |
+//! | copying, completing, pulling | | `Configure` that gives it from nobody, since its source was forgotten | serving, and empty |
 //! | completing | the rest arrives, unseen | the part that ends the copy | serving |
 //! | completing | | `Copy(Restart)`: the copy is useless | pulling |
 //! | pulling | arrives, unseen | the last `Install` of its configuration | serving |
 //! | serving | is served | `Configure` that gives it to a group | fenced |
+//! | serving | | `Configure` that gives it from nobody, since a group was forgotten | serving, since then |
 //! | fenced | is kept, unchanged, for the new owner | `Delete` of its configuration | absent |
+//! | fenced | | `Configure` that gives it from nobody, since the new owner was forgotten | serving |
+//! | fenced | | `Configure` without the new owner | absent |
+//! | serving | | `Configure` without this group | fenced |
+//! | copying, completing, pulling | | `Configure` without this group | absent |
+//! | any | | `Configure` with another incarnation of this group | absent |
 //!
 //! The state names the configuration that led to it. A step of any other configuration changes nothing: config numbers are compared
 //! exactly. An installed shard whose source hasn't confirmed the delete has a *pending delete*, which is kept beside the state.
@@ -41,7 +48,7 @@
 //!
 //! - No configuration of a state, a plan or a pending delete is beyond `config`.
 //! - `groups` are those of the accepted configuration. Each group that a hand-off needs is one of them, because the controllers keep a
-//!   group until it is drained. A pending delete of a group that is gone is done.
+//!   group until it is drained, or else give what it had to others. A pending delete of a group that is gone is done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

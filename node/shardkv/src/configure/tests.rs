@@ -70,6 +70,8 @@ struct World {
     time: u64,
     skipped: u64,
     restarted: u64,
+    returned: u64,
+    emptied: u64,
 }
 
 impl World {
@@ -82,6 +84,8 @@ impl World {
             time: 1,
             skipped: 0,
             restarted: 0,
+            returned: 0,
+            emptied: 0,
         }
     }
 
@@ -120,8 +124,62 @@ impl World {
             && !shards().any(|shard| coming(shard) || gives(shard))
     }
 
+    /// Makes the next configuration without a group that is gone for good, as the controllers do.
+    fn forget(&mut self, gone: Gid) {
+        let mut targets = self.config.targets().to_vec();
+        let mut owners = self.config.owners().to_vec();
+        let mut groups = self.config.groups().clone();
+        groups.remove(&gone);
+        let members: Vec<Gid> = groups
+            .iter()
+            .filter(|(_, group)| !group.leaving)
+            .map(|(gid, _)| *gid)
+            .collect();
+        if members.is_empty() {
+            return;
+        }
+        let mut resets = Vec::new();
+        for ((shard, target), owner) in shards().zip(&mut targets).zip(&mut owners) {
+            let row = self.config.row(shard);
+            if *target == gone {
+                let at = self.random.below(members.len() as u64);
+                *target = members[usize::try_from(at).unwrap()];
+            }
+            let ahead = row.owner_since > self.walks.config;
+            if row.owner == gone {
+                let fenced = matches!(
+                    self.walks.state(shard),
+                    Some(ShardState::Fenced { config, .. }) if *config == row.owner_since
+                );
+                let returns = row.previous == OWN && (ahead || fenced);
+                *owner = if returns { OWN } else { *target };
+                self.returned += u64::from(returns);
+                resets.push(shard);
+            } else if row.previous == gone && row.owner == OWN {
+                let pending = (shard, row.owner_since);
+                let state = self.walks.state(shard);
+                let arrives = matches!(
+                    state,
+                    Some(ShardState::Pulling { .. } | ShardState::Completing { .. })
+                );
+                if ahead || arrives || self.walks.pending_deletes.contains_key(&pending) {
+                    resets.push(shard);
+                    self.emptied += u64::from(arrives);
+                }
+            }
+        }
+        let delta = ConfigDelta::new(&self.config, &groups, &targets, &owners);
+        let resets = resets.into_iter().collect();
+        let delta = delta.with_resets(&self.config, &owners, &resets);
+        self.config.apply(&delta).unwrap();
+    }
+
     /// Makes the next configuration.
     fn reconfigure(&mut self) {
+        let gone = self.random.gid();
+        if gone != OWN && self.config.groups().contains_key(&gone) && self.random.one_in(16) {
+            return self.forget(gone);
+        }
         let mut targets = self.config.targets().to_vec();
         let mut owners = self.config.owners().to_vec();
         let favourite = self.random.one_in(4).then(|| self.random.gid());
@@ -278,6 +336,7 @@ impl World {
 #[test]
 fn a_group_that_skips_configurations_ends_as_one_that_takes_each() {
     let (mut skipped, mut restarted, mut states) = (0, 0, BTreeMap::new());
+    let (mut returned, mut emptied) = (0, 0);
     for seed in 0..60 {
         let mut world = World::new(seed);
         for _ in 0..60 {
@@ -299,7 +358,10 @@ fn a_group_that_skips_configurations_ends_as_one_that_takes_each() {
         }
         skipped += world.skipped;
         restarted += world.restarted;
+        returned += world.returned;
+        emptied += world.emptied;
     }
+    assert!(returned > 20 && emptied > 20, "{returned} {emptied}");
     assert!(skipped > 1_000 && restarted > 3, "{skipped} {restarted}");
     assert!(
         states.len() == 5 && states.values().all(|it| *it > 100),

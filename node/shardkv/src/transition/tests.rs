@@ -38,6 +38,14 @@ fn group(gid: Gid) -> Group {
     vec![format!("{gid}:1")].into()
 }
 
+/// Another group with the same gid.
+fn again(gid: Gid) -> Group {
+    Group {
+        incarnation: Incarnation(10),
+        ..group(gid)
+    }
+}
+
 fn all_groups() -> BTreeMap<Gid, Group> {
     [OWN, OTHER, THIRD]
         .into_iter()
@@ -210,6 +218,52 @@ fn configuration(name: &str) -> Option<Configure> {
     Some(match name {
         // .. the only owner that the shard ever had,
         "nobody-gives" => configure(10, row((OWN, 10), Gid::NONE, (OWN, 10))),
+        // .. the one that goes on without a forgotten group,
+        "nobody-keeps" => configure(10, row((OWN, 5), Gid::NONE, (OWN, 5))),
+        "nobody-gives-on" => configure(10, row((OWN, 10), Gid::NONE, (THIRD, 10))),
+        "nobody-takes" => configure(10, row((THIRD, 10), Gid::NONE, (THIRD, 10))),
+        "other-goes" => Configure {
+            groups: [(OTHER, None)].into(),
+            ..configure(12, row((THIRD, 10), OTHER, (THIRD, 10)))
+        },
+        "other-gives" => Configure {
+            groups: [(OTHER, None)].into(),
+            ..configure(10, row((OWN, 10), Gid::NONE, (OWN, 10)))
+        },
+        // .. whose fence is for the group that has the gid now,
+        "other-begins" => Configure {
+            groups: [(OTHER, Some(again(OTHER)))].into(),
+            ..configure(10, row((OTHER, 10), OWN, (OTHER, 8)))
+        },
+        // .. a forgotten one itself, which may hear of it late, and one that joins again,
+        "own-goes" => Configure {
+            groups: [(OWN, None)].into(),
+            ..configure(10, row((THIRD, 10), Gid::NONE, (THIRD, 10)))
+        },
+        "own-goes-later" => Configure {
+            groups: [(OWN, None)].into(),
+            ..configure(12, row((OTHER, 10), THIRD, (OTHER, 8)))
+        },
+        "own-goes-gives" => Configure {
+            groups: [(OWN, None)].into(),
+            ..configure(10, row((OWN, 10), Gid::NONE, (OWN, 10)))
+        },
+        "own-begins" => Configure {
+            groups: [(OWN, Some(again(OWN)))].into(),
+            ..configure(12, row((THIRD, 10), OWN, (THIRD, 10)))
+        },
+        "own-begins-plan" => Configure {
+            groups: [(OWN, Some(again(OWN)))].into(),
+            ..configure(12, row((THIRD, 10), Gid::NONE, (OWN, 12)))
+        },
+        "own-begins-gives" => Configure {
+            groups: [(OWN, Some(again(OWN)))].into(),
+            ..configure(10, row((OWN, 10), Gid::NONE, (OWN, 10)))
+        },
+        "own-begins-pulls" => Configure {
+            groups: [(OWN, Some(again(OWN)))].into(),
+            ..configure(10, row((OWN, 10), OTHER, (OWN, 8)))
+        },
         // .. the end of a planned move to it,
         "gives" => gives,
         "third-gives" => configure(10, row((OWN, 10), THIRD, (OWN, 8))),
@@ -339,7 +393,20 @@ fn step(name: &str) -> Step {
 /// nothing has arrived, in `pulling5+` more than before.
 const TABLE: &str = "
 step             absent            absent,to1@6      copying6,to1@6      completing7       pulling5       serving5        serving5,to3@8  fenced5
-nobody-gives     serving10         serving10         serving10           !                 !              !               !               !
+nobody-gives     serving10         serving10         serving10           serving10         serving10      serving10       serving10       serving10
+nobody-keeps     !                 !                 !                   !                 pulling5       serving5        serving5        !
+nobody-gives-on  serving10,to3@10  serving10,to3@10  serving10,to3@10    serving10,to3@10  serving10,to3@10 serving10,to3@10 serving10,to3@10 serving10,to3@10
+nobody-takes     absent            absent            absent              !                 !              !               !               fenced5
+other-goes       absent            absent            absent              !                 !              !               !               absent
+other-gives      serving10         serving10         serving10           serving10         serving10      serving10       serving10       serving10
+other-begins     absent            absent            absent              !                 !              fenced10        fenced10        !
+own-goes         absent            absent            absent              absent            absent         fenced10        fenced10        fenced5
+own-goes-later   absent            absent            absent              absent            absent         fenced10        fenced10        fenced5
+own-goes-gives   !                 !                 !                   !                 !              !               !               !
+own-begins       absent            absent            absent              absent            absent         absent          absent          absent
+own-begins-plan  absent,to1@12     absent,to1@12     absent,to1@12       absent,to1@12     absent,to1@12  absent,to1@12   absent,to1@12   absent,to1@12
+own-begins-gives serving10         serving10         serving10           serving10         serving10      serving10       serving10       serving10
+own-begins-pulls pulling10!        pulling10!        pulling10!          pulling10!        pulling10!     pulling10!      pulling10!      pulling10!
 gives            pulling10!        pulling10!        completing10        !                 !              !               !               !
 third-gives      pulling10!        pulling10!        pulling10!          !                 !              !               !               !
 gives-skipped    pulling11!        pulling11!        completing11        !                 !              !               !               !
@@ -415,7 +482,7 @@ fn each_state_takes_each_step_as_the_table_says() {
                     let changed = after.take(&step, LogTime(9_000), &GENESIS, Bugs::default());
                     assert_ne!(after, before, "{state} {step_name} was due");
                     assert_recorded(&before, &after, &changed);
-                    assert_cleared(&before, &after, &changed);
+                    assert_cleared(&before, &after, &step, &changed);
                     if let Step::Configure(step) = &step {
                         assert_follows(&after, step);
                     }
@@ -426,7 +493,7 @@ fn each_state_takes_each_step_as_the_table_says() {
             cells += 1;
         }
     }
-    assert_eq!(cells, 8 * 51);
+    assert_eq!(cells, 8 * 64);
 }
 
 /// All that differs is among what `changed` names, or it would be lost at the next start.
@@ -454,7 +521,7 @@ fn assert_recorded(before: &Ownership, after: &Ownership, changed: &Changed) {
 }
 
 /// The rows of a shard go exactly when the shard does, or when what has arrived is of no use.
-fn assert_cleared(before: &Ownership, after: &Ownership, changed: &Changed) {
+fn assert_cleared(before: &Ownership, after: &Ownership, step: &Step, changed: &Changed) {
     let has_rows = |of: &Ownership| of.state(SHARD).is_some();
     let copied = |of: &Ownership| match of.state(SHARD) {
         Some(ShardState::Copying { copy, .. } | ShardState::Completing { copy, .. }) => Some(*copy),
@@ -467,12 +534,22 @@ fn assert_cleared(before: &Ownership, after: &Ownership, changed: &Changed) {
             Some(ShardState::Completing { .. }),
             Some(ShardState::Serving { .. })
         )
-    );
+    ) && !matches!(step, Step::Configure(_));
+    // A part of a pull is of no use without the source, and nothing is to a group that begins.
+    let was_pulling = matches!(before.state(SHARD), Some(ShardState::Pulling { .. }));
+    let is_pulling = matches!(after.state(SHARD), Some(ShardState::Pulling { .. }));
+    let useless = match step {
+        Step::Configure(step) => {
+            let begins = step.groups.get(&OWN).is_some_and(Option::is_some);
+            (was_pulling && !is_pulling) || (begins && has_rows(before))
+        }
+        _ => false,
+    };
     let dropped = copied(before).is_some() && copied(before) != copied(after) && !ended;
     let goes = has_rows(before) && !has_rows(after);
     assert_eq!(
         changed.cleared.contains(&SHARD),
-        goes || dropped,
+        goes || dropped || useless,
         "{before:?} {after:?}"
     );
 }
