@@ -313,7 +313,12 @@ impl ConfigClient {
                 self.asked.remove(&id);
                 self.retry_at = now + 50 * MILLI;
             }
-            CtrlError::UnknownGroup(_) | CtrlError::Leaving(_) | CtrlError::LastGroup => {
+            CtrlError::UnknownGroup(_)
+            | CtrlError::Leaving(_)
+            | CtrlError::LastGroup
+            | CtrlError::DataLoss(_)
+            | CtrlError::NotDrained(_)
+            | CtrlError::Retired(_) => {
                 self.finish_change(Some(Response::Refused(error.clone())), now);
             }
             error => {
@@ -331,10 +336,12 @@ impl ConfigClient {
             return;
         };
         self.asked.clear();
-        if let Some(Response::Changed { .. }) = &response {
+        if let Some(Response::Changed { .. } | Response::Forgotten { .. }) = &response {
             match &change {
                 Change::Join { groups } => self.joined.extend(groups.keys()),
-                Change::Leave { gids } => self.joined.retain(|gid| !gids.contains(gid)),
+                Change::Leave { gids } | Change::Forget { gids, .. } => {
+                    self.joined.retain(|gid| !gids.contains(gid));
+                }
                 _ => {}
             }
         }

@@ -11,6 +11,7 @@
 //! | one server at a time | when a group begins to serve a shard, no other group's log leaves it served |
 //! | fence, then install | a shard is installed for `n` only after its source fenced it for `n`, once, and by the group that the fence names |
 //! | install, then delete | a source deletes a shard that it fenced for `n` only after it was installed for `n` |
+//! | forgotten groups hold nobody up | a shard that a configuration gives from nobody needs no install, a shard that is fenced for a forgotten group may be deleted, and a forgotten group that doesn't know it yet doesn't count as a server |
 //! | exactly once for changes | a change with a session always gets the same answer |
 //!
 //! From the rows on one server at a time and on fence, install and delete it follows that a shard's data has exactly
@@ -20,9 +21,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use shardctrler::Response;
+use shardctrler::{Change, Command, Response};
 use shardkv::{Ownership, Shard, ShardState};
-use types::{ClientId, ConfigNum, Gid, Sequence, ShardConfig, ShardId};
+use types::{ClientId, ConfigNum, Gid, Incarnation, Sequence, ShardConfig, ShardId};
 
 use crate::machine::Reply;
 use crate::recorder::AppliedOperation;
@@ -41,21 +42,76 @@ pub struct ShardChecker {
     fenced: BTreeMap<(ShardId, ConfigNum), (Gid, Gid)>,
     installed: BTreeMap<(ShardId, ConfigNum), Gid>,
     deleted: BTreeSet<(ShardId, ConfigNum)>,
+    /// The groups that were forgotten.
+    forgotten: BTreeSet<(Gid, Incarnation)>,
 }
 
 impl ShardChecker {
     /// Takes an operation that the first replica of a group applied.
     pub fn applied(&mut self, gid: Gid, operation: &AppliedOperation) -> Checked {
         if let Some(config) = &operation.config {
+            self.forget(operation);
             self.configured(config)?;
         }
-        if let Reply::Ctrl(response @ Response::Changed { .. }) = &operation.response {
+        if let Reply::Ctrl(
+            response @ (Response::Changed { .. } | Response::Forgotten { .. } | Response::Retired),
+        ) = &operation.response
+        {
             self.changed(operation, response)?;
         }
         if let Some(ownership) = &operation.ownership {
             self.owned(gid, ownership)?;
         }
         Ok(())
+    }
+
+    /// Takes in a change that made a configuration, before that, if it forgot groups.
+    fn forget(&mut self, operation: &AppliedOperation) {
+        let command = Command::decode(operation.operation.clone());
+        if let Ok(Command {
+            change: Change::Forget { gids, .. },
+            ..
+        }) = command
+        {
+            for gid in gids {
+                let group = self.config().and_then(|config| config.groups().get(&gid));
+                if let Some(group) = group {
+                    self.forgotten.insert((gid, group.incarnation));
+                }
+            }
+        }
+    }
+
+    /// Returns true if the group that had this gid in configuration `num` was forgotten since.
+    fn is_forgotten_since(&self, gid: Gid, num: ConfigNum) -> bool {
+        let config = self.configs.get(&num);
+        let group = config.and_then(|config| config.groups().get(&gid));
+        group.is_some_and(|group| self.forgotten.contains(&(gid, group.incarnation)))
+    }
+
+    /// Returns true if a group was forgotten, and hasn't joined again.
+    pub fn is_forgotten(&self, gid: Gid) -> bool {
+        let is_part = |config: &Arc<ShardConfig>| config.groups().contains_key(&gid);
+        let was_part = self.forgotten.iter().any(|(gone, _)| *gone == gid);
+        was_part && !self.config().is_some_and(is_part)
+    }
+
+    /// Returns true if a group may give up a shard that it fenced in configuration `num` for `to`, although no group has installed it.
+    fn may_give_up(
+        &self,
+        gid: Gid,
+        shard: ShardId,
+        (num, to): (ConfigNum, Gid),
+        next: Option<&ShardState>,
+    ) -> bool {
+        if let Some(ShardState::Serving { config }) = next {
+            let row = self.configs.get(config).map(|config| config.row(shard));
+            return row.is_some_and(|row| row.owner == gid && row.previous == Gid::NONE);
+        }
+        let config = self.configs.get(&num);
+        // It fenced the shard because it was forgotten itself.
+        let was_part = config.is_some_and(|config| config.groups().contains_key(&gid));
+        !was_part || self.is_forgotten_since(gid, num) || self.is_forgotten_since(to, num)
     }
 
     fn configured(&mut self, config: &Arc<ShardConfig>) -> Checked {
@@ -76,7 +132,7 @@ impl ShardChecker {
     }
 
     fn changed(&mut self, operation: &AppliedOperation, response: &Response) -> Checked {
-        let command = shardctrler::Command::decode(operation.operation.clone());
+        let command = Command::decode(operation.operation.clone());
         let Some(session) = command.ok().and_then(|command| command.session) else {
             return Ok(());
         };
@@ -135,10 +191,14 @@ impl ShardChecker {
         new: Option<&Shard>,
     ) -> Checked {
         let (old, new) = (old.map(|shard| &shard.state), new.map(|shard| &shard.state));
-        if let Some(ShardState::Serving { .. }) = old {
+        if let Some(ShardState::Serving { .. }) = old
+            && self.serving.get(&shard) == Some(&gid)
+        {
             self.serving.remove(&shard);
         }
-        if let Some(ShardState::Fenced { config, .. }) = old {
+        if let Some(ShardState::Fenced { config, to }) = old
+            && !self.may_give_up(gid, shard, (*config, *to), new)
+        {
             self.delete(gid, shard, *config)?;
         }
         match new {
@@ -167,7 +227,9 @@ impl ShardChecker {
                 format!("{other} began to serve {shard} of configuration {config}, then {gid}"),
             ));
         }
-        if let Some(other) = self.serving.insert(shard, gid) {
+        if let Some(other) = self.serving.insert(shard, gid)
+            && !self.hears_nothing(other)
+        {
             return Err(Violation::new(
                 "one server at a time",
                 format!(
@@ -176,6 +238,12 @@ impl ShardChecker {
             ));
         }
         Ok(())
+    }
+
+    /// Returns true if a group was forgotten in the life in which its log has it.
+    fn hears_nothing(&self, gid: Gid) -> bool {
+        let group = self.groups.get(&gid).and_then(|it| it.groups.get(&gid));
+        group.is_some_and(|group| self.forgotten.contains(&(gid, group.incarnation)))
     }
 
     fn install(&mut self, gid: Gid, (shard, config): (ShardId, ConfigNum)) -> Checked {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use shardkv::ShardState;
 use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet};
 
 use super::World;
@@ -100,6 +101,18 @@ impl World {
             let Some(ownership) = self.shard_checker.group(gid) else {
                 return Some(format!("{gid} has no configuration"));
             };
+            // It keeps what it had, and serves nothing.
+            if self.shard_checker.is_forgotten(gid) {
+                let mut states = ownership.shards.values().map(|shard| &shard.state);
+                let fenced = states.all(|state| matches!(state, ShardState::Fenced { .. }));
+                if ownership.config != config.num() || !fenced {
+                    return Some(format!(
+                        "{gid} is forgotten, and has {:?}",
+                        ownership.shards
+                    ));
+                }
+                continue;
+            }
             if ownership.config != config.num() || ownership.settled() != config.num() {
                 let leader = self.leader(self.hosts[group.hosts.start].group);
                 let mover = leader.and_then(|leader| self.hosts[leader].mover.as_ref());

@@ -11,6 +11,7 @@
 )]
 
 mod cluster;
+mod forget;
 mod kvraft_4b_4c;
 mod persistence_3c;
 mod raft_3a;

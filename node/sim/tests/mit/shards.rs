@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::Role;
 use replica::{Answer, Request};
-use shardctrler::{Change, Query, QueryAnswer, Response};
+use shardctrler::{Change, CtrlError, Loss, Query, QueryAnswer, Response};
 use shardkv::Write;
 use shardkv_sim::client::ScriptedOperation;
 use shardkv_sim::machine::Reply;
@@ -127,6 +127,32 @@ impl Shards {
         assert!(matches!(response, Response::Changed { .. }), "{response:?}");
     }
 
+    /// Forgets groups, and returns what is lost. From now on nothing is expected of the keys of shards that begin empty.
+    #[track_caller]
+    pub(crate) fn forget(&mut self, numbers: &[u64]) -> Loss {
+        let gids: BTreeSet<Gid> = numbers.iter().copied().map(gid).collect();
+        let refused = self.change(Change::Forget {
+            gids: gids.clone(),
+            accept_data_loss: false,
+        });
+        let accept_data_loss = true;
+        let response = self.change(Change::Forget {
+            gids,
+            accept_data_loss,
+        });
+        let Response::Forgotten { loss, .. } = response else {
+            panic!("{response:?}");
+        };
+        assert_eq!(
+            refused,
+            Response::Refused(CtrlError::DataLoss(loss.clone()))
+        );
+        let emptied = &loss.emptied.listed;
+        self.model
+            .retain(|key, _| !emptied.contains(shard_of(key, SHARDS)));
+        loss
+    }
+
     pub(crate) fn config(&self) -> Arc<ShardConfig> {
         self.script.config().unwrap()
     }
@@ -221,6 +247,14 @@ impl Shards {
             steps.push(ScriptedOperation::Write(Write::Put { key, value }));
         }
         self.run(steps);
+    }
+
+    #[track_caller]
+    pub(crate) fn put(&mut self, number: usize) {
+        let (key, value) = (key(number), self.content(10));
+        self.model.insert(key.clone(), value.clone());
+        let value = value.into();
+        self.run(vec![ScriptedOperation::Write(Write::Put { key, value })]);
     }
 
     #[track_caller]
