@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use shardkv_client::{
-    Client, ConfigChange, ConfigDelta, ConfigEvent, ConfigNum, ConfigView, Controller, Error, Gid,
-    ShardConfig, ShardId, ShardMove,
+    Client, ConfigChange, ConfigDelta, ConfigEvent, ConfigNum, ConfigView, Controller, Error,
+    Forgotten, Gid, Incarnation, ShardConfig, ShardId, ShardList, ShardMove,
 };
 use tokio::time::{Instant, sleep};
 
@@ -73,6 +73,35 @@ pub(crate) enum ConfigCommand {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Remove groups that are gone for good, with the data that only they had
+    #[command(
+        after_help = "Examples:\n  shardkv config forget 2                      # refused, and says what would be lost\n  \
+        shardkv config forget 2 --accept-data-loss\n\n\
+        Without --accept-data-loss the command forgets only a group that has nothing, for example one that joined with a wrong address.\n\n\
+        For groups whose disks are lost. Use `config leave` for a group that runs: it hands its shards over and loses nothing.\n\
+        Stop the group's nodes first: until a node hears of the change, it serves old data to clients that know it.\n\n\
+        Shards that only these groups had begin empty at other groups. Shards that were on their way to them and had not arrived\n\
+        go back to the groups that have them still. Restore what was lost from a backup with `shardkv import`."
+    )]
+    Forget {
+        /// The groups' ids
+        #[arg(required = true, value_name = "GID", value_parser = parse_gid)]
+        gids: Vec<Gid>,
+        /// Go ahead although the data of shards are lost
+        #[arg(long)]
+        accept_data_loss: bool,
+    },
+    /// Retire the number of a group that is drained, so that no group joins under it again
+    #[command(
+        after_help = "Examples:\n  shardkv config leave 2 --wait && shardkv config retire 2\n\n\
+        Retire a group's number before you delete its volumes: nodes that come back with old volumes, or new ones under the same\n\
+        number, can't join by mistake. The controllers remember the last 10,000 groups that were drained."
+    )]
+    Retire {
+        /// The group's id
+        #[arg(value_parser = parse_gid)]
+        gid: Gid,
+    },
     /// Print each change of the configuration when it happens, until Ctrl-C
     #[command(
         after_help = "Examples:\n  shardkv config watch\n  shardkv config watch --output json | jq .num"
@@ -133,8 +162,56 @@ pub(crate) async fn run(
             let change = async || controller.move_shard(*shard, *gid).await;
             changed(client, wait, global, out, change).await
         }
+        ConfigCommand::Forget {
+            gids,
+            accept_data_loss,
+        } => {
+            let forgotten = controller.forget(gids, *accept_data_loss).await?;
+            write_forgotten(&forgotten, global.output, out)?;
+            Ok(Exit::Ok)
+        }
+        ConfigCommand::Retire { gid } => {
+            let view = controller.query(None).await?;
+            // One that isn't drained is refused with the reason.
+            let incarnation = view.drained.get(gid).copied();
+            let incarnation = incarnation.unwrap_or(Incarnation(view.latest.0));
+            controller.retire(*gid, incarnation).await?;
+            match global.output {
+                Format::Json => json_line(out, &json!({"gid": gid.0, "retired": true}))?,
+                Format::Table | Format::Raw => writeln!(out, "ok: no group joins as {gid} again")?,
+            }
+            Ok(Exit::Ok)
+        }
         ConfigCommand::Watch => watch(&controller, global.output, out).await,
     }
+}
+
+fn write_forgotten(forgotten: &Forgotten, format: Format, out: &mut dyn Write) -> io::Result<()> {
+    let Forgotten {
+        num,
+        emptied,
+        returned,
+    } = forgotten;
+    if format == Format::Json {
+        let list =
+            |list: &ShardList| json!({"count": list.count, "shards": list.listed.to_string()});
+        let line = json!({"num": num.0, "emptied": list(emptied), "returned": list(returned)});
+        return json_line(out, &line);
+    }
+    let list = |list: &ShardList| match list.count {
+        0 => "no shards".to_owned(),
+        count => {
+            let more = u64::from(count) > list.listed.len();
+            let more = if more { ",..." } else { "" };
+            format!("{} shards ({}{more})", grouped(count.into()), list.listed)
+        }
+    };
+    writeln!(
+        out,
+        "ok: configuration {num}; {} begin empty, {} go back to earlier owners",
+        list(emptied),
+        list(returned)
+    )
 }
 
 /// Makes a change, waits for it with `--wait`, and reports it.
@@ -257,7 +334,8 @@ fn delta_line(delta: &ConfigDelta) -> String {
     let groups = delta.groups.iter().map(|(gid, group)| match group {
         Some(group) if group.leaving => format!("{gid} leaves"),
         Some(group) => format!("{gid} at {}", group.addresses.join(",")),
-        None => format!("{gid} is drained"),
+        None if delta.resets.is_empty() => format!("{gid} is drained"),
+        None => format!("{gid} is forgotten"),
     });
     let mut parts: Vec<String> = groups.collect();
     let count = |moves: &[ShardMove]| -> u32 { moves.iter().map(|it| it.run.count).sum() };
@@ -286,7 +364,18 @@ fn delta_line(delta: &ConfigDelta) -> String {
     } else {
         format!(": {}", flows.join(", "))
     };
-    format!("configuration {}: {}{flows}", delta.num, parts.join("; "))
+    let resets = match count(&delta.resets) {
+        0 => String::new(),
+        shards => format!(
+            "; {} shards go on without what only that group had",
+            grouped(shards.into())
+        ),
+    };
+    format!(
+        "configuration {}: {}{flows}{resets}",
+        delta.num,
+        parts.join("; ")
+    )
 }
 
 fn delta_json(delta: &ConfigDelta) -> Value {
@@ -311,7 +400,10 @@ fn delta_json(delta: &ConfigDelta) -> Value {
     };
     let moves: Vec<Value> = delta.moves.iter().map(step).collect();
     let targets: Vec<Value> = delta.targets.iter().map(step).collect();
-    json!({"num": delta.num.0, "groups": groups, "targets": targets, "moves": moves})
+    let resets: Vec<Value> = delta.resets.iter().map(step).collect();
+    json!({
+        "num": delta.num.0, "groups": groups, "targets": targets, "moves": moves, "resets": resets,
+    })
 }
 
 /// Formats an owner; `None` if there is none.

@@ -33,6 +33,10 @@ fn usage_errors_have_code_2() {
         &["config", "join", "0=a:1"],
         &["config", "join", "1=a:1", "1=b:1"],
         &["config", "leave"],
+        &["config", "forget"],
+        &["config", "forget", "0"],
+        &["config", "retire"],
+        &["config", "retire", "1", "2"],
         &["config", "move", "x", "1"],
         &["shards", "--group", "0"],
         &["transfer-leader", "--group", "x"],
@@ -55,6 +59,8 @@ fn nobody_there_is_code_5_and_tells_what_to_do() {
         &["transfer-leader"],
         &["config", "query"],
         &["config", "leave", "1"],
+        &["config", "forget", "1"],
+        &["config", "retire", "1"],
         &["shards"],
     ] {
         let ran = run(&[args, &endpoint[..]].concat());

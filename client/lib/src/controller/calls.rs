@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{
-    self, ConfigChanged, GroupAddresses, JoinRequest, LeaveRequest, MoveRequest,
-    OpenSessionRequest, QueryRequest, QueryResponse,
+    self, ConfigChanged, ForgetRequest, ForgetResponse, GroupAddresses, JoinRequest, LeaveRequest,
+    MoveRequest, OpenSessionRequest, QueryRequest, QueryResponse, RetireRequest,
 };
 use request::{Action, Blocked, Failure, Name, Next, Repeat, SingleCall};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 use tonic::transport::Channel;
-use types::{Gid, ShardId};
+use types::{Gid, Incarnation, ShardId};
 
 use crate::Error;
 use crate::call::session_to_wire;
@@ -30,12 +30,17 @@ pub(super) enum ConfigRequest {
     Join(Vec<GroupAddresses>),
     Leave(Vec<u64>),
     Move(ShardId, Gid),
+    /// With true if data may be lost.
+    Forget(Vec<u64>, bool),
+    Retire(Gid, Incarnation),
 }
 
 /// The answer to a [`ConfigRequest`].
 pub(super) enum ConfigAnswer {
     Config(QueryResponse),
     Changed(ConfigChanged),
+    Forgotten(ForgetResponse),
+    Retired,
 }
 
 impl ConfigRequest {
@@ -78,6 +83,25 @@ impl ConfigRequest {
                     session,
                 };
                 service.r#move(request).await?
+            }
+            Self::Forget(gids, accept_data_loss) => {
+                let request = ForgetRequest {
+                    gids: gids.clone(),
+                    accept_data_loss: *accept_data_loss,
+                    session,
+                };
+                let answer = service.forget(request).await?;
+                return Ok(ConfigAnswer::Forgotten(answer.into_inner()));
+            }
+            Self::Retire(gid, incarnation) => {
+                let (gid, incarnation) = (gid.0, incarnation.0);
+                let request = RetireRequest {
+                    gid,
+                    incarnation,
+                    session,
+                };
+                service.retire(request).await?;
+                return Ok(ConfigAnswer::Retired);
             }
         };
         Ok(ConfigAnswer::Changed(changed.into_inner()))

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::v1::GroupAddresses;
+use api::v1::{self, GroupAddresses};
 use tokio::time::sleep;
-use types::{ClusterId, ConfigNum, Gid, Incarnation, ShardConfig, ShardId};
+use types::{ClusterId, ConfigNum, Gid, Incarnation, ShardConfig, ShardId, ShardSet};
 
 pub(crate) use self::calls::ControllerCalls;
 use self::calls::{ConfigAnswer, ConfigRequest};
@@ -87,6 +87,26 @@ pub struct ConfigChange {
     pub changed: bool,
     /// The number of shards that get another target.
     pub moved_shards: u32,
+}
+
+/// The effect of forgetting groups that are gone for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The configuration without the groups.
+    pub num: ConfigNum,
+    /// The shards that begin empty, except those that their owners had already taken over without having reported it.
+    pub emptied: ShardList,
+    /// The shards that are served again by the groups that had them before, as they were when they were handed over.
+    pub returned: ShardList,
+}
+
+/// Shards, of which only the first runs are listed if there are very many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ShardList {
+    /// The number of shards.
+    pub count: u32,
+    /// The shards that are listed.
+    pub listed: ShardSet,
 }
 
 impl ConfigView {
@@ -169,6 +189,38 @@ impl Controller {
         self.change(ConfigRequest::Move(shard, gid)).await
     }
 
+    /// Removes groups that are gone for good, with all that only they had. Stop their nodes first. If any shard is concerned it is
+    /// [`Error::Conflict`], which says what would be lost, unless `accept_data_loss` is true.
+    pub async fn forget(&self, gids: &[Gid], accept_data_loss: bool) -> Result<Forgotten, Error> {
+        let gids = gids.iter().map(|gid| gid.0).collect();
+        let request = ConfigRequest::Forget(gids, accept_data_loss);
+        let ConfigAnswer::Forgotten(answer) = self.calls.call(self.timeout, request).await? else {
+            return Err(mismatch(true));
+        };
+        let list = |list: Option<v1::ShardList>| {
+            let list = list.unwrap_or_default();
+            Ok(ShardList {
+                count: list.count,
+                listed: api::shards_from_wire(&list.listed).map_err(malformed)?,
+            })
+        };
+        Ok(Forgotten {
+            num: ConfigNum(answer.num),
+            emptied: list(answer.emptied)?,
+            returned: list(answer.returned)?,
+        })
+    }
+
+    /// Retires the gid of a drained or forgotten group: no group joins under it any more. [`Error::Conflict`] unless this incarnation,
+    /// or a later one, is drained ([`ConfigView::drained`]).
+    pub async fn retire(&self, gid: Gid, incarnation: Incarnation) -> Result<(), Error> {
+        let request = ConfigRequest::Retire(gid, incarnation);
+        match self.calls.call(self.timeout, request).await? {
+            ConfigAnswer::Retired => Ok(()),
+            _ => Err(mismatch(true)),
+        }
+    }
+
     async fn change(&self, request: ConfigRequest) -> Result<ConfigChange, Error> {
         match self.calls.call(self.timeout, request).await? {
             ConfigAnswer::Changed(change) => Ok(ConfigChange {
@@ -176,7 +228,7 @@ impl Controller {
                 changed: change.changed,
                 moved_shards: change.moved_shards,
             }),
-            ConfigAnswer::Config(_) => Err(mismatch(true)),
+            _ => Err(mismatch(true)),
         }
     }
 

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::v1::{self, ErrorDetail};
-use api::{config_to_wire, cut_from_wire, delta_to_wire, errors};
+use api::{config_to_wire, cut_from_wire, delta_to_wire, errors, shards_to_wire};
 use replica::{Answer, Request};
-use shardctrler::{Change, Command, Configs, CtrlError, MAX_CUTS, Query, QueryAnswer, Response};
-use types::{ClusterId, ConfigNum, Gid, NodeId, ShardId};
+use shardctrler::{
+    Change, Command, Configs, CtrlError, Loss, MAX_CUTS, Query, QueryAnswer, Response, ShardList,
+};
+use types::{ClusterId, ConfigNum, Gid, Incarnation, NodeId, ShardId};
 
 use crate::convert::kv;
 use crate::machine::{self, MachineRequest, MachineResult};
@@ -57,6 +59,34 @@ pub(crate) fn leave(wire: &v1::LeaveRequest) -> Result<MachineRequest, ErrorDeta
 pub(crate) fn move_shard(wire: &v1::MoveRequest) -> Result<MachineRequest, ErrorDetail> {
     let (shard, gid) = (ShardId(wire.shard), Gid(wire.gid));
     change(wire.session.as_ref(), Change::Move { shard, gid })
+}
+
+pub(crate) fn forget(wire: &v1::ForgetRequest) -> Result<MachineRequest, ErrorDetail> {
+    let gids: BTreeSet<Gid> = wire.gids.iter().copied().map(Gid).collect();
+    let accept_data_loss = wire.accept_data_loss;
+    let forget = Change::Forget {
+        gids,
+        accept_data_loss,
+    };
+    change(wire.session.as_ref(), forget)
+}
+
+pub(crate) fn retire(wire: &v1::RetireRequest) -> Result<MachineRequest, ErrorDetail> {
+    let (gid, incarnation) = (Gid(wire.gid), Incarnation(wire.incarnation));
+    change(wire.session.as_ref(), Change::Retire { gid, incarnation })
+}
+
+/// Converts what was lost with forgotten groups to the wire.
+pub(crate) fn forget_response(num: ConfigNum, loss: &Loss) -> v1::ForgetResponse {
+    let list = |list: &ShardList| v1::ShardList {
+        count: list.count,
+        listed: shards_to_wire(&list.listed),
+    };
+    v1::ForgetResponse {
+        num: num.0,
+        emptied: Some(list(&loss.emptied)),
+        returned: Some(list(&loss.returned)),
+    }
 }
 
 /// Returns the write for a report of a group that follows the controllers `own`. This node is one of these controllers.
@@ -149,6 +179,8 @@ pub(crate) fn query_response(answer: &QueryAnswer, cluster: ClusterId) -> v1::Qu
                 gid: gid.0,
                 incarnation: it.incarnation.0,
                 gone_in: it.gone_in.0,
+                forgotten: it.forgotten,
+                retired: it.retired,
             })
             .collect(),
     }

@@ -2,9 +2,9 @@
 
 use api::v1::shardctrler_client::ShardctrlerClient;
 use api::v1::{
-    ConfigChanged, CutRequest, CutResponse, ErrorDetail, JoinRequest, LeaveRequest, MoveRequest,
-    OpenSessionRequest, OpenSessionResponse, QueryRequest, QueryResponse, ReportRequest,
-    ReportResponse,
+    ConfigChanged, CutRequest, CutResponse, ErrorDetail, ForgetRequest, ForgetResponse,
+    JoinRequest, LeaveRequest, MoveRequest, OpenSessionRequest, OpenSessionResponse, QueryRequest,
+    QueryResponse, ReportRequest, ReportResponse, RetireRequest, RetireResponse,
 };
 use shardctrler::GroupKind;
 use tonic::Status;
@@ -80,6 +80,8 @@ controller_request!(QueryRequest => QueryResponse, query, |_| Repeat::Freely);
 controller_request!(JoinRequest => ConfigChanged, join, |it| repeat_of_write(it.session.as_ref()));
 controller_request!(LeaveRequest => ConfigChanged, leave, |it| repeat_of_write(it.session.as_ref()));
 controller_request!(MoveRequest => ConfigChanged, r#move, |it| repeat_of_write(it.session.as_ref()));
+controller_request!(ForgetRequest => ForgetResponse, forget, |it| repeat_of_write(it.session.as_ref()));
+controller_request!(RetireRequest => RetireResponse, retire, |it| repeat_of_write(it.session.as_ref()));
 controller_request!(ReportRequest => ReportResponse, report, |_| Repeat::Freely);
 controller_request!(CutRequest => CutResponse, cut, |_| Repeat::Freely);
 controller_request!(OpenSessionRequest => OpenSessionResponse, open_session, |_| Repeat::Freely);

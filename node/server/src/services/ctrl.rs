@@ -150,6 +150,32 @@ impl Shardctrler for CtrlService {
         self.change(request, |wire| ctrl::move_shard(&wire)).await
     }
 
+    async fn forget(
+        &self,
+        request: Request<v1::ForgetRequest>,
+    ) -> Result<Response<v1::ForgetResponse>, Status> {
+        let read = |_: &Self, outcome| match outcome {
+            Outcome::Forgotten { num, loss } => Some(ctrl::forget_response(num, &loss)),
+            _ => None,
+        };
+        let convert = |wire| ctrl::forget(&wire);
+        self.answer(request, convert, read, |_| Err(no_controllers()))
+            .await
+    }
+
+    async fn retire(
+        &self,
+        request: Request<v1::RetireRequest>,
+    ) -> Result<Response<v1::RetireResponse>, Status> {
+        let read = |_: &Self, outcome| match outcome {
+            Outcome::Retired => Some(v1::RetireResponse {}),
+            _ => None,
+        };
+        let convert = |wire| ctrl::retire(&wire);
+        self.answer(request, convert, read, |_| Err(no_controllers()))
+            .await
+    }
+
     async fn watch(
         &self,
         request: Request<v1::WatchRequest>,

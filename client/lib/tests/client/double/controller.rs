@@ -6,9 +6,10 @@ use std::time::Instant;
 use api::errors;
 use api::v1::shardctrler_server::Shardctrler;
 use api::v1::{
-    ConfigChanged, CutRequest, CutResponse, GroupProgress, JoinRequest, LeaveRequest, MoveRequest,
-    OpenSessionRequest, OpenSessionResponse, Pair, QueryRequest, QueryResponse, ReportRequest,
-    ReportResponse, Session, WatchRequest, WatchResponse,
+    ConfigChanged, CutRequest, CutResponse, ForgetRequest, ForgetResponse, GroupProgress,
+    JoinRequest, LeaveRequest, MoveRequest, OpenSessionRequest, OpenSessionResponse, Pair,
+    QueryRequest, QueryResponse, ReportRequest, ReportResponse, RetireRequest, RetireResponse,
+    Session, WatchRequest, WatchResponse,
 };
 use bytes::Bytes;
 use shardkv_client::{ConfigNum, Gid, ShardId};
@@ -206,6 +207,14 @@ impl Shardctrler for Node {
             world.reconfigure(&groups, &owners);
             Ok(())
         })
+    }
+
+    async fn forget(&self, _: Request<ForgetRequest>) -> Result<Response<ForgetResponse>, Status> {
+        Err(Status::unimplemented("the double forgets no group"))
+    }
+
+    async fn retire(&self, _: Request<RetireRequest>) -> Result<Response<RetireResponse>, Status> {
+        Err(Status::unimplemented("the double retires no gid"))
     }
 
     type WatchStream = Pages<WatchResponse>;
