@@ -238,6 +238,51 @@ fn the_configuration_is_shown_and_changed() {
 }
 
 #[test]
+fn a_group_that_is_gone_for_good_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(cluster) = Cluster::start(folder.path()) else {
+        return;
+    };
+    let records: Vec<String> = (0..RECORDS)
+        .map(|n| format!("key-{n:05}\tvalue {n}"))
+        .collect();
+    let input = records.join("\n");
+    let import = || {
+        let endpoints = cluster.endpoints();
+        kv_with(&endpoints, &["import", "--format", "tsv"], input.as_bytes()).ok();
+    };
+    import();
+    let kept = |rows: &[Value]| -> u64 {
+        let of_g1 = rows.iter().filter(|row| row["gid"] == 1);
+        of_g1.map(|row| row["keys"].as_u64().unwrap()).sum()
+    };
+    let kept = kept(&cluster.shards());
+    cluster
+        .kv(&["config", "retire", "2"])
+        .failed(7, "not drained");
+    cluster.control(&["kill", "g2-1"]).ok();
+    let refused = cluster.kv(&["config", "forget", "2"]);
+    refused.failed(7, "8 shards (");
+    assert_eq!(cluster.shares(), [(1, 8), (2, 8)], "nothing changed");
+    let forgotten = cluster.kv(&["config", "forget", "2", "--accept-data-loss"]);
+    assert!(forgotten.ok().contains("8 shards ("), "{forgotten:?}");
+    assert_eq!(cluster.shares(), [(1, SHARDS)]);
+    // What the other group had is there, and all keys can be written again.
+    let left = cluster.export();
+    assert_eq!(left.len() as u64, kept);
+    assert!(left.iter().all(|line| records.contains(line)));
+    import();
+    assert_eq!(cluster.export(), records);
+    cluster.shards();
+    // Its number is of no use any more.
+    cluster.kv(&["config", "retire", "2"]).ok();
+    let again = cluster.kv(&["config", "join", "2=127.0.0.1:1"]);
+    again.failed(7, "was retired");
+    cluster.kv(&["config", "forget", "1"]).failed(7, "last");
+    assert_eq!(cluster.playground.end(), Some(0));
+}
+
+#[test]
 fn a_load_tells_what_it_notices_of_moving_shards() {
     let folder = tempfile::tempdir().unwrap();
     let Some(cluster) = Cluster::start(folder.path()) else {
