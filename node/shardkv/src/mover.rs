@@ -31,6 +31,7 @@
 //! room for it ([`Mover::set_room`]). A failed action is retried after a
 //! backoff that doubles, and an action without an outcome fails at its deadline.
 
+mod background;
 mod backoff;
 mod configs;
 mod copies;
@@ -55,6 +56,7 @@ use crate::bug::Bugs;
 use crate::{
     Chunk, CopyRequest, Cursor, JournalError, JournalStep, Ownership, Part, ShardState, Step,
 };
+use background::Background;
 use configs::Configs;
 use copies::Copies;
 use deletes::Deletes;
@@ -217,6 +219,8 @@ pub struct Mover {
     outbox: Outbox,
     /// The rate limit of pulls and copies. It stays when leadership is lost, or each change of leaders would allow a burst.
     pace: Pace,
+    /// The pace of the bases of copies.
+    background: Background,
     configs: Configs,
     pulls: Pulls,
     copies: Copies,
@@ -237,6 +241,7 @@ impl Mover {
             ended: Vec::new(),
             outbox: Outbox::default(),
             pace: Pace::new(options.max_bytes_per_second, options.chunk_bytes.max(1)),
+            background: Background::new(options.max_bytes_per_second, options.chunk_bytes.max(1)),
             configs: Configs::default(),
             pulls: Pulls::new(&options),
             copies: Copies::new(&options),
@@ -284,6 +289,7 @@ impl Mover {
             options: &self.options,
             bugs: self.bugs,
             pace: &mut self.pace,
+            background: &mut self.background,
             out: &mut self.outbox,
             fatal: &mut self.fatal,
         };
@@ -338,6 +344,11 @@ impl Mover {
     pub fn set_room(&mut self, room: Option<Room>) {
         self.copies.set_room(room.clone());
         self.pulls.set_room(room);
+    }
+
+    /// Sets the time for which the group's slowest live follower is behind the leader's log, in milliseconds. Copies slow down for it.
+    pub fn set_lag(&mut self, lag_ms: u64) {
+        self.background.set_lag(lag_ms);
     }
 
     /// Takes a source's estimate of the bytes of a shard that is to be copied.

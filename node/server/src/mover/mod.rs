@@ -6,6 +6,7 @@
 
 mod calls;
 mod feed;
+mod lag;
 mod room;
 
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -27,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 use calls::Calls;
+use lag::Lag;
 pub(crate) use room::RoomWatch;
 
 /// The maximum wait for the outcome of a proposal. It is shorter than the mover's own timeout.
@@ -109,6 +111,7 @@ pub(crate) async fn drive(handles: Handles, group: Group, options: MoverOptions)
             group.timeout,
         )),
         running: JoinSet::new(),
+        lag: Lag::default(),
         lifecycle: handles.lifecycle,
         metrics: handles.metrics,
         mover: handles.mover,
@@ -128,6 +131,7 @@ struct Runner {
     ownership: watch::Receiver<Arc<Ownership>>,
     calls: Arc<Calls>,
     running: JoinSet<Answered>,
+    lag: Lag,
 }
 
 /// The result of one poll of the driver.
@@ -145,6 +149,7 @@ impl Runner {
             let leads = leads(&self.view.borrow_and_update());
             let ownership = leads.then(|| Arc::clone(&self.ownership.borrow_and_update()));
             if !leads {
+                self.lag.forget();
                 self.running.abort_all();
                 self.calls.forget();
             }
@@ -164,9 +169,17 @@ impl Runner {
         }
     }
 
-    fn poll(&self, ownership: Option<&Arc<Ownership>>) -> Option<Polled> {
+    fn poll(&mut self, ownership: Option<&Arc<Ownership>>) -> Option<Polled> {
         let (mut driver, now_ms) = self.mover.lock();
         let driver = driver.as_mut()?;
+        if ownership.is_some()
+            && let Some(status) = &self.view.borrow().status
+        {
+            let lag = self
+                .lag
+                .measure(now_ms, status.last_index, &status.progress);
+            driver.set_lag(lag);
+        }
         let effects = driver.poll(now_ms, ownership);
         let due = driver.next_due();
         Some(Polled {

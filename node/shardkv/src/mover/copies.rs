@@ -326,6 +326,13 @@ impl Copies {
             return;
         };
         let has_slot = self.tasks.get(&shard).is_some_and(|task| task.has_slot);
+        let is_base = matches!(request.after, CopyCursor::Base(_));
+        if is_base && has_slot {
+            if let Err(at) = turn.background.take(turn.now) {
+                turn.reached(at);
+                return;
+            }
+        }
         // A source on trial pays when its part arrives. What little is left of a copy that was cut doesn't wait.
         let waits = has_slot && self.scheduler.is_proven(source);
         let paid = if waits { request.max_bytes } else { 0 };
@@ -385,6 +392,11 @@ impl Copies {
             _ => 0,
         };
         turn.pace.came(paid, came);
+        if let Outcome::Part(part) = &outcome
+            && matches!(part.after, CopyCursor::Base(_))
+        {
+            turn.background.came(came);
+        }
         let Some(task) = self.tasks.get_mut(&shard) else {
             return;
         };
@@ -395,7 +407,7 @@ impl Copies {
         }
     }
 
-    fn proposed(&mut self, turn: &Turn<'_>, shard: ShardId, outcome: &Outcome) {
+    fn proposed(&mut self, turn: &mut Turn<'_>, shard: ShardId, outcome: &Outcome) {
         let Some(task) = self.tasks.get_mut(&shard) else {
             return;
         };
@@ -409,6 +421,10 @@ impl Copies {
         }
         self.log.succeed();
         task.took(turn.now, &proposal);
+        if proposal.is_base() {
+            let took = turn.now.saturating_sub(proposal.since);
+            turn.background.passed(turn.now, took);
+        }
         let (key, source) = (task.key, task.source);
         if task.has_slot && task.has_caught_up && self.may_do_without_slot(source) {
             self.scheduler.finish(key);
@@ -533,6 +549,7 @@ fn propose(turn: &mut Turn<'_>, task: &mut Task, shard: ShardId, step: CopyStep)
     let action = Action::Propose(Step::Copy(step));
     task.proposal = Some(Proposal {
         id: turn.ask(purpose, PROPOSE_PATIENCE_MS, action),
+        since: turn.now,
         before: turn.ownership.state(shard).cloned(),
         take,
     });

@@ -142,6 +142,11 @@ impl Driver {
         self.mover.set_room(room);
     }
 
+    /// Sets the time for which the slowest live follower is behind, as [`Mover::set_lag`].
+    pub fn set_lag(&mut self, lag_ms: u64) {
+        self.mover.set_lag(lag_ms);
+    }
+
     /// Returns the actions whose calls are pending.
     pub fn pending_actions(&self) -> impl Iterator<Item = &Action> {
         self.pending.values().map(|pending| &pending.action)

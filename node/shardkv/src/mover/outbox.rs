@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use types::{ConfigNum, ShardId};
 
+use super::background::Background;
 use super::pace::Pace;
 use super::{Action, ActionId, MoverOptions, Outcome};
 use crate::Ownership;
@@ -57,6 +58,7 @@ pub(super) struct Turn<'a> {
     pub(super) bugs: Bugs,
     /// The rate limit of all that comes from other groups.
     pub(super) pace: &'a mut Pace,
+    pub(super) background: &'a mut Background,
     pub(super) out: &'a mut Outbox,
     pub(super) fatal: &'a mut Option<String>,
 }

@@ -19,13 +19,20 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(rate: u64, request: u32) -> Self {
-        let size = (i128::from(rate) / BURST_PART).max(request.into()) * 1_000;
+        let size = bucket(rate, request);
         Self {
             rate,
             size,
             level: size,
             at: 0,
         }
+    }
+
+    /// Changes the rate. What was taken before stays taken.
+    pub(super) fn set_rate(&mut self, rate: u64, request: u32) {
+        self.rate = rate;
+        self.size = bucket(rate, request);
+        self.add(0);
     }
 
     /// Takes `bytes` for a request, or returns the time at which they will be available. The caller corrects the amount by
@@ -56,4 +63,9 @@ impl Pace {
     fn add(&mut self, thousandths: i128) {
         self.level = self.level.saturating_add(thousandths).min(self.size);
     }
+}
+
+/// Returns the bucket's size, in thousandths of a byte.
+fn bucket(rate: u64, request: u32) -> i128 {
+    (i128::from(rate) / BURST_PART).max(request.into()) * 1_000
 }

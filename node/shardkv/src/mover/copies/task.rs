@@ -118,10 +118,23 @@ pub(super) enum Ask {
 #[derive(Debug)]
 pub(super) struct Proposal {
     pub(super) id: ActionId,
+    /// The time of the proposal.
+    pub(super) since: u64,
     /// The shard's state before. If it is the same afterwards, the step had no effect.
     pub(super) before: Option<ShardState>,
     /// Of a part: its continuation and its bytes.
     pub(super) take: Option<(PartNext, u64)>,
+}
+
+impl Proposal {
+    /// Returns true if the step takes a part of a copy's base, while the shard is served by its owner.
+    pub(super) fn is_base(&self) -> bool {
+        let cursor = match &self.before {
+            Some(ShardState::Copying { cursor, .. }) => cursor,
+            _ => return false,
+        };
+        self.take.is_some() && matches!(cursor, CopyCursor::Base(_))
+    }
 }
 
 /// A copy that is driven.
