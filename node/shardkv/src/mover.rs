@@ -361,6 +361,16 @@ impl Mover {
         self.pulls.measured((config, shard), bytes);
     }
 
+    /// Returns the rate that the bases of all copies share now, in bytes a second.
+    pub fn base_rate(&self) -> u64 {
+        self.background.rate()
+    }
+
+    /// Returns the number of copies, since this mover exists, that were reported after the most rounds although much was left.
+    pub fn hurried_copies(&self) -> u64 {
+        self.copies.hurried
+    }
+
     /// Returns the progress of a shard that is on its way here, as far as this replica drives it.
     pub fn progress(&self, now_ms: u64, shard: ShardId) -> Option<Progress> {
         let here = self.ownership.as_ref()?.shards.get(&shard)?;

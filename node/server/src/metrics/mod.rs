@@ -77,6 +77,8 @@ pub(crate) struct HandoffMetrics {
     pub(crate) failures: Counter,
     pub(crate) watchers: Gauge,
     pub(crate) room_bytes: Gauge,
+    pub(crate) rate_bytes: Gauge,
+    pub(crate) hurried: Counter,
     pub(crate) read_seconds: Histogram,
 }
 
@@ -90,6 +92,8 @@ impl HandoffMetrics {
             failures: Counter::default(),
             watchers: Gauge::default(),
             room_bytes: Gauge::default(),
+            rate_bytes: Gauge::default(),
+            hurried: Counter::default(),
             read_seconds: seconds(),
         }
     }
@@ -343,6 +347,17 @@ impl Metrics {
             "Space for shards on the voter that has the least, as the leader knows it; 0 on other nodes",
             Unit::Bytes,
             m.room_bytes.clone(),
+        );
+        r.register_with_unit(
+            "handoff_rate",
+            "Bytes a second that the bases of all copies to this group may have now, as they yield to its clients; 0 on followers",
+            Unit::Bytes,
+            m.rate_bytes.clone(),
+        );
+        r.register(
+            "handoff_hurried_copies",
+            "Copies reported after the most rounds, because their shards changed faster than the copies followed",
+            m.hurried.clone(),
         );
         r.register_with_unit(
             "handoff_read",

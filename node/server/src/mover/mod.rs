@@ -24,7 +24,7 @@ use crate::configs::follow::first_turn;
 use crate::exit::{ExitCode, Fatal};
 use crate::forward::Forwarder;
 use crate::lifecycle::{Lifecycle, View};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, raise, set};
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 use calls::Calls;
@@ -181,6 +181,10 @@ impl Runner {
             driver.set_lag(lag);
         }
         let effects = driver.poll(now_ms, ownership);
+        let metrics = &self.metrics.handoff;
+        let rate = ownership.map_or(0, |_| driver.mover().base_rate());
+        set(&metrics.rate_bytes, rate);
+        raise(&metrics.hurried, driver.mover().hurried_copies());
         let due = driver.next_due();
         Some(Polled {
             effects,

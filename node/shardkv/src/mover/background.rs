@@ -66,6 +66,11 @@ impl Background {
         self.lag = lag;
     }
 
+    /// Returns the present rate, in bytes a second.
+    pub(super) fn rate(&self) -> u64 {
+        self.rate
+    }
+
     /// Returns the time from which the next part may be requested, if it may not at once.
     pub(super) fn take(&mut self, now: u64) -> Result<(), u64> {
         self.pace.take(now, 0)

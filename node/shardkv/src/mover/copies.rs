@@ -66,6 +66,8 @@ pub(super) struct Copies {
     reporting: bool,
     /// The earliest time of the next report.
     report_at: u64,
+    /// The copies, since the start of the process, that were hurried.
+    pub(super) hurried: u64,
 }
 
 impl Copies {
@@ -77,6 +79,7 @@ impl Copies {
             sizes: Sizes::default(),
             reporting: false,
             report_at: 0,
+            hurried: 0,
         }
     }
 
@@ -327,11 +330,8 @@ impl Copies {
         };
         let has_slot = self.tasks.get(&shard).is_some_and(|task| task.has_slot);
         let is_base = matches!(request.after, CopyCursor::Base(_));
-        if is_base && has_slot {
-            if let Err(at) = turn.background.take(turn.now) {
-                turn.reached(at);
-                return;
-            }
+        if has_slot && is_base && !self.may_go_on(turn, shard, request.max_bytes) {
+            return;
         }
         // A source on trial pays when its part arrives. What little is left of a copy that was cut doesn't wait.
         let waits = has_slot && self.scheduler.is_proven(source);
@@ -350,6 +350,20 @@ impl Copies {
             request,
         };
         self.start_ask(turn, shard, ask, paid, action);
+    }
+
+    /// Returns true if the next part of a base may be requested: the disks have room for the rest, and the clients leave time for it.
+    fn may_go_on(&mut self, turn: &mut Turn<'_>, shard: ShardId, part: u32) -> bool {
+        if !turn.reached(self.sizes.full.until()) {
+            return false;
+        }
+        if let Some(why) = self.sizes.lacks_rest(turn.ownership, shard, part) {
+            self.sizes.full.fail(turn.now, &why, turn.options);
+            turn.reached(self.sizes.full.until());
+            return false;
+        }
+        let granted = turn.background.take(turn.now);
+        granted.map_err(|at| turn.reached(at)).is_ok()
     }
 
     fn addresses(&mut self, turn: &Turn<'_>, shard: ShardId) -> Option<(Gid, Vec<String>)> {
@@ -420,12 +434,15 @@ impl Copies {
             return;
         }
         self.log.succeed();
+        let was_hurried = task.is_hurried;
         task.took(turn.now, &proposal);
+        self.hurried += u64::from(task.is_hurried && !was_hurried);
         if proposal.is_base() {
             let took = turn.now.saturating_sub(proposal.since);
             turn.background.passed(turn.now, took);
         }
         let (key, source) = (task.key, task.source);
+        self.sizes.full.succeed();
         if task.has_slot && task.has_caught_up && self.may_do_without_slot(source) {
             self.scheduler.finish(key);
             if let Some(task) = self.tasks.get_mut(&shard) {
@@ -529,6 +546,11 @@ impl Copies {
         };
         if let Some(why) = self.log.why(now) {
             return Some(format!("own log: {why}"));
+        }
+        if task.has_slot
+            && let Some(why) = self.sizes.full.why(now)
+        {
+            return Some(why);
         }
         if let Some(why) = task.backoff.why(now) {
             return Some(format!("{source}: {why}"));

@@ -1,7 +1,7 @@
 //! Shards that are copied while their owners serve them.
 
 use raft::Index;
-use shardkv::mover::{Action, Mover, Outcome as ActionOutcome};
+use shardkv::mover::{Action, Mover, Outcome as ActionOutcome, Room};
 use shardkv::{
     CopyCursor, JournalError, JournalStep, MoverOptions, Part, PartNext, Position, ShardState,
 };
@@ -243,6 +243,37 @@ fn a_copy_that_has_caught_up_is_reported_while_it_is_close_and_renewed_each_minu
     assert!(count(&later, "seal") > 50, "{later:?}");
     assert!(count(&later, "to drop") > 50, "{later:?}");
     assert_eq!(count(&later, "renew"), 2);
+}
+
+#[test]
+fn a_copy_pauses_while_the_disks_lack_room_for_its_rest() {
+    let mut stage = planned(&[4], MoverOptions::default());
+    let room = |bytes| {
+        let node = "n:1".to_owned();
+        Some(Room { node, bytes })
+    };
+    stage.mover.copy_measured(ShardId(4), 3 << 20);
+    stage.mover.set_room(room(4 << 20));
+    let no_parts = |action: &Action| match action {
+        Action::Copy { .. } => None,
+        other => answer(other),
+    };
+    settle(&mut stage, no_parts);
+    assert!(is_copying(&stage, 4));
+    stage.fail("copy s4 from g2 after start");
+    stage.moves();
+    // Something else fills the disks before the copy goes on.
+    stage.mover.set_room(room(1 << 20));
+    stage.now += 10_000;
+    let said = settle(&mut stage, answer);
+    assert_eq!(count(&said, "copy s4"), 0, "{said:?}");
+    let why = stage.waits_for(4).unwrap();
+    assert!(why.starts_with("no room: the disk of n:1"), "{why}");
+    stage.now += 10_000;
+    stage.mover.set_room(room(4 << 20));
+    let said = settle(&mut stage, answer);
+    assert_eq!(count(&said, "copy s4 from g2 after start"), 1, "{said:?}");
+    assert_eq!(stage.waits_for(4), None);
 }
 
 #[test]

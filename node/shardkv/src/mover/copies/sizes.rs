@@ -55,4 +55,20 @@ impl Sizes {
             .as_ref()?
             .lacks(to_come.fold(own, u64::saturating_add))
     }
+
+    /// Returns the reason that the next part of a base, of `part` bytes, must wait: the disks have filled up since the copy began. `None`
+    /// if what is left of the shard fits.
+    pub(super) fn lacks_rest(
+        &self,
+        ownership: &Ownership,
+        shard: ShardId,
+        part: u32,
+    ) -> Option<String> {
+        let arrived = match ownership.state(shard) {
+            Some(ShardState::Copying { bytes, .. }) => *bytes,
+            _ => 0,
+        };
+        let rest = self.get(shard).unwrap_or_default().saturating_sub(arrived);
+        self.room.as_ref()?.lacks(rest.max(part.into()))
+    }
 }

@@ -129,9 +129,8 @@ pub(super) struct Proposal {
 impl Proposal {
     /// Returns true if the step takes a part of a copy's base, while the shard is served by its owner.
     pub(super) fn is_base(&self) -> bool {
-        let cursor = match &self.before {
-            Some(ShardState::Copying { cursor, .. }) => cursor,
-            _ => return false,
+        let Some(ShardState::Copying { cursor, .. }) = &self.before else {
+            return false;
         };
         self.take.is_some() && matches!(cursor, CopyCursor::Base(_))
     }
@@ -158,6 +157,8 @@ pub(super) struct Task {
     /// The generation that the source has dropped on request.
     pub(super) dropped: u64,
     pub(super) has_caught_up: bool,
+    /// True if it has caught up only because it had the most rounds.
+    pub(super) is_hurried: bool,
     pub(super) renew_at: u64,
     pub(super) round_at: u64,
     /// The time from which the last round is too old for a report.
@@ -185,6 +186,7 @@ impl Task {
             sealed: 0,
             dropped: 0,
             has_caught_up: false,
+            is_hurried: false,
             // A new leader doesn't know how long the journal lives.
             renew_at: now,
             round_at: now,
@@ -321,9 +323,9 @@ impl Task {
         let bytes = std::mem::take(&mut self.round_bytes);
         // The bytes that arrived a millisecond, on the whole.
         let pace = self.bytes / now.saturating_sub(self.started).max(1);
-        self.has_caught_up = bytes <= SMALL_ROUND_BYTES
-            || bytes <= pace.saturating_mul(SMALL_ROUND_MS)
-            || self.rounds >= MAX_ROUNDS;
+        let is_small = bytes <= SMALL_ROUND_BYTES.max(pace.saturating_mul(SMALL_ROUND_MS));
+        self.is_hurried |= !is_small && self.rounds == MAX_ROUNDS;
+        self.has_caught_up = is_small || self.rounds >= MAX_ROUNDS;
         if self.has_caught_up {
             self.round_at = now.saturating_add(ROUND_INTERVAL_MS);
             self.close_until = now.saturating_add(CLOSE_FOR_MS);
