@@ -59,7 +59,7 @@ pub enum Bug {
     JournalDropsEarly,
     /// A page that continues a generation skips a row.
     PageSkipsRow,
-    /// A snapshot lacks the names of journals. The test takes them out of the state, because snapshots are the store's.
+    /// A snapshot lacks the names of journals. Tests and the simulator take them out of the state, because snapshots are the store's.
     SnapshotWithoutJournal,
     /// A part of a copy is taken wherever the copy is.
     LatePartTaken,
@@ -79,14 +79,15 @@ pub enum Bug {
     SessionsExpireInCopy,
     /// A generation is dropped at the source when it was received, before the destination's log has it.
     GenerationDroppedEarly,
-    /// A copy begins where an earlier stay of the shard is still fenced.
+    /// A copy begins where an earlier stay of the shard is still fenced. The mover begins such copies in the simulator only.
     CopyIntoFencedRange,
 }
 
 impl Bug {
-    /// The bugs that the simulator puts back. The others of [`Self::OF_JOURNALS`] and [`Self::OF_COPIES`] need what it doesn't do, or does
-    /// too seldom: the models of this crate find them.
-    pub const ALL: [Self; 29] = [
+    /// The bugs that the simulator puts back: all but two, which the model of journals shows. [`Self::JournalMissesRangeClears`]: no write
+    /// of clients clears a range yet. [`Self::JournalDropsEarly`]: it needs a last page that is lost on its way into the destination's log, with
+    /// a row that no later generation names; the simulator has not found one in thousands of worlds.
+    pub const ALL: [Self; 34] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
         Self::SessionsStayBehind,
@@ -106,16 +107,21 @@ impl Bug {
         Self::JournalMissesFirstBatch,
         Self::JournalMissesDeletes,
         Self::JournalNamesSessionsLate,
+        Self::JournalMissesExpiry,
         Self::CopyBeginsEarly,
         Self::SealNotApplied,
         Self::PageSkipsRow,
+        Self::SnapshotWithoutJournal,
         Self::LatePartTaken,
+        Self::OtherJournalsPartTaken,
         Self::EndedCopyUsed,
         Self::UselessCopyServed,
         Self::DropKeepsRows,
+        Self::DropHitsCompleting,
         Self::AbsentSessionKept,
         Self::SessionsExpireInCopy,
         Self::GenerationDroppedEarly,
+        Self::CopyIntoFencedRange,
     ];
 
     /// The bugs of journals.

@@ -103,6 +103,8 @@ struct Inner {
     slow_by: Micros,
     full: bool,
     damaged: bool,
+    /// True if a restored snapshot lacks the names of journals.
+    forgets_journals: bool,
     /// The operations until the power cut, and true if the last of them still happens.
     crash_after: Option<(u32, bool)>,
     dead: bool,
@@ -128,6 +130,7 @@ impl Disk {
                 slow_by: 0,
                 full: false,
                 damaged: false,
+                forgets_journals: false,
                 crash_after: None,
                 dead: false,
                 journal: Vec::new(),
@@ -239,6 +242,11 @@ impl Disk {
                 inner.log.damage(*index);
             }
         }
+    }
+
+    /// Makes restored snapshots lack the names of journals, as [`shardkv::Bug::SnapshotWithoutJournal`] has it.
+    pub fn restore_without_journals(&self) {
+        self.lock().forgets_journals = true;
     }
 
     /// Returns true if a record is damaged.
@@ -472,6 +480,15 @@ impl Inner {
         let digest = self.state_digest(&position);
         self.journal.push(DiskEvent::Committed { last, digest });
         Ok(())
+    }
+
+    /// Removes the names of journals from the state.
+    fn forget_journals(&mut self) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        let (start, end) = (Bytes::new(), Bytes::from_static(&[0xff; 8]));
+        batch.clear(Table::Journal, start, end);
+        self.state.commit(batch, self.state.applied())?;
+        self.state.flush()
     }
 
     fn state_digest(&self, applied: &Applied) -> u64 {

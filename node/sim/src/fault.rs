@@ -37,11 +37,13 @@ pub enum Fault {
     DisturbLeader,
     /// A group that left and is drained is stopped.
     Retirement,
+    /// A call between groups comes a second time, late.
+    LateCall,
 }
 
 impl Fault {
     /// All classes, in the order in which a world schedules their first faults.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Partition,
         Self::FalseDisconnect,
         Self::Crash,
@@ -58,6 +60,7 @@ impl Fault {
         Self::Outage,
         Self::Retirement,
         Self::SlowGroup,
+        Self::LateCall,
     ];
 }
 
@@ -106,6 +109,8 @@ pub struct Faults {
     /// Groups that are stopped as soon as they have left and are drained, as an operator does, although another group
     /// still waits for the answer to a delete.
     pub retirements: Option<Recurrence>,
+    /// Calls between groups that come a second time. Without this none are kept.
+    pub late_calls: Option<Recurrence>,
 }
 
 impl Faults {
@@ -128,6 +133,7 @@ impl Faults {
             Fault::Transfer => self.transfers,
             Fault::DisturbLeader => self.leader_faults,
             Fault::Retirement => self.retirements,
+            Fault::LateCall => self.late_calls,
         }
     }
 }

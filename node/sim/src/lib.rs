@@ -27,26 +27,28 @@
 //!
 //! Config clients ([`config_client`]) join groups, remove them and move shards. The mover of each group's leader and its
 //! driver run over the same network ([`mod@mover`]), so their calls are lost, duplicated and cut off like all others.
-//! Steps of a hand-off may enter a log a second time, late.
+//! All these calls may come a second time, late: a request, its answer, or a step that was proposed to a log.
 //!
 //! # Phases
 //!
 //! In the first phase faults happen: partitions, crashes within a step, pauses, full, slow, wiped and damaged disks,
 //! clock jumps, membership changes and leadership transfers, outages of whole groups and of the controllers, groups with slow
-//! links, drained groups that are stopped for good before all others have heard of it.
+//! links or without answers, strikes and new targets at the steps of moves, drained groups that are stopped for good before all
+//! others have heard of it.
 //!
 //! The second phase is the liveness phase, without faults. Within ten simulated seconds (and the longest pause of a
 //! mover for each configuration that was not settled) each group must have a leader, every operation must finish, hosts
 //! with lost disks must have rejoined as voters, all replicas of a group must have equal states, and each group must
 //! have settled the latest configuration and hold nothing of shards that it doesn't own. Some worlds have two such
-//! phases: in the first, one group stays down, and everything that doesn't need it must recover.
+//! phases: in the first, some groups and a minority of the hosts of others stay down, and everything that doesn't need these
+//! groups must recover.
 //!
 //! # Checks
 //!
 //! At each step, [`invariants`] checks Raft's guarantees from every disk, message and applied operation; its page lists
-//! them. [`shard_checker`] checks the ownership of shards across groups and controllers, and [`write_checker`] checks
-//! that each write takes effect once over all groups. At the end, a linearizability checker ([`linear`]) searches the
-//! [`history`] of all clients' operations for a valid order.
+//! them. [`shard_checker`] checks the ownership of shards across groups and controllers, [`copy_checker`] checks
+//! that a shard arrives as it was fenced, and [`write_checker`] checks that each write takes effect once over all groups. At the
+//! end, a linearizability checker ([`linear`]) searches the [`history`] of all clients' operations for a valid order.
 //!
 //! # Known bugs
 //!
@@ -62,9 +64,9 @@
 //! |---|---|
 //! | programs | `main`; [`runner`] runs many seeds, [`script`] lets a test control one world |
 //! | the world | `world/*`: behaviour, from the sending of messages up to the loop over events; [`world`]: state |
-//! | parts of a world | [`scenario`]; `group`, `host` |
+//! | parts of a world | [`scenario`]; `group`, `host`, `late_calls` |
 //! | actors | [`client`], [`config_client`], [`mod@mover`] |
-//! | checkers | [`invariants`], [`shard_checker`], [`write_checker`]; [`history`] over [`linear`] |
+//! | checkers | [`invariants`], [`shard_checker`], [`copy_checker`], [`write_checker`]; [`history`] over [`linear`] |
 //! | the simulated environment | [`disk`], [`network`], [`machine`] and its [`recorder`]; [`caller`], `event` |
 //! | basics | [`rng`], [`queue`], [`violation`], [`report`], [`bug`], [`fault`], [`traffic`] |
 //!
@@ -84,6 +86,7 @@ pub mod bug;
 pub mod caller;
 pub mod client;
 pub mod config_client;
+pub mod copy_checker;
 pub mod disk;
 mod event;
 pub mod fault;
@@ -91,6 +94,7 @@ mod group;
 pub mod history;
 mod host;
 pub mod invariants;
+mod late_calls;
 pub mod linear;
 pub mod machine;
 mod mover;

@@ -8,11 +8,16 @@ use std::sync::Arc;
 
 use replica::{Refusal, Request, RequestId};
 use request::Refused;
-use shardkv::mover::{Answer, CallId, Driver, DriverOptions, Effect, Request as MoverRequest};
-use shardkv::{CopyStep, KvError, MoverOptions, Ownership, Query, Response, Step};
+use shardkv::mover::{
+    Answer, CallId, Driver, DriverOptions, Effect, Request as MoverRequest, Room,
+};
+use shardkv::{
+    CopyStep, JournalStep, KvError, MoverOptions, Ownership, Query, Response, ShardState, Step,
+};
 use types::{ClusterId, ConfigNum, Gid, NodeId};
 
 use crate::caller::Caller;
+use crate::late_calls::Subject;
 use crate::machine::{Outcome, Question, Reply, to_ctrl, to_kv};
 use crate::network::{HostId, address};
 use crate::queue::{MILLI, Micros};
@@ -21,6 +26,9 @@ use crate::violation::Violation;
 
 /// The controllers' incarnation.
 const CONTROLLERS: ClusterId = ClusterId(0xc0);
+
+/// The size of a shard as a source tells it. A group has room for any shard or for none.
+const SHARD_BYTES: u64 = 1;
 
 /// The most configurations in an answer.
 const MAX_DELTAS: u32 = 3;
@@ -36,6 +44,8 @@ pub(crate) struct Mover {
     requests: u64,
     /// The time of the next scheduled poll.
     due: Micros,
+    /// True if the mover takes a fenced shard that is to come back for absent, as [`shardkv::Bug::CopyIntoFencedRange`] has it.
+    ignores_fences: bool,
 }
 
 impl Mover {
@@ -48,7 +58,13 @@ impl Mover {
             calls: BTreeMap::new(),
             requests: before.map_or(0, |before| before.requests),
             due: Micros::MAX,
+            ignores_fences: false,
         }
+    }
+
+    /// Lets the mover begin copies where an earlier stay of the shard is still fenced.
+    pub(crate) fn ignore_fences(&mut self) {
+        self.ignores_fences = true;
     }
 
     /// Polls the driver. `ownership` is that of a leader, and `None` on other replicas. Fails if the driver finds that
@@ -58,7 +74,9 @@ impl Mover {
         now: Micros,
         ownership: Option<&Arc<Ownership>>,
     ) -> Result<Vec<Effect>, Violation> {
-        let effects = self.driver.poll(now / MILLI, ownership);
+        let seen = ownership.filter(|_| self.ignores_fences);
+        let seen = seen.map(|it| without_returning(it));
+        let effects = self.driver.poll(now / MILLI, seen.as_ref().or(ownership));
         if ownership.is_none() {
             self.calls.clear();
         }
@@ -84,9 +102,24 @@ impl Mover {
         id
     }
 
-    /// Passes an answer to the driver. Returns false if no call awaits it.
+    /// Returns the id of a request that is sent again, of the same call as `earlier` if that call is remembered.
+    pub(crate) fn repeat_request(&mut self, earlier: RequestId) -> RequestId {
+        match self.calls.get(&earlier).copied() {
+            Some(call) => self.request_of(call),
+            None => self.next_request(),
+        }
+    }
+
+    /// Says if the group's disks have room for shards.
+    pub(crate) fn set_room(&mut self, has_room: bool) {
+        let node = "a host with little space".to_owned();
+        let full = Room { node, bytes: 0 };
+        self.driver.set_room((!has_room).then_some(full));
+    }
+
+    /// Passes an answer to the driver, also one that came before. Returns false if no call awaited it.
     pub(crate) fn handle_answer(&mut self, id: RequestId, answer: Result<Answer, Refused>) -> bool {
-        let Some(call) = self.calls.remove(&id) else {
+        let Some(call) = self.calls.get(&id).copied() else {
             return false;
         };
         self.driver.handle_answer(call, answer);
@@ -115,6 +148,18 @@ impl Mover {
     }
 }
 
+/// Returns an ownership without the fenced shards that are to come back.
+fn without_returning(ownership: &Arc<Ownership>) -> Arc<Ownership> {
+    let mut seen = Ownership::clone(ownership);
+    for (shard, planned) in ownership.planned.iter() {
+        let fenced = matches!(ownership.state(*shard), Some(ShardState::Fenced { .. }));
+        if fenced && planned.target.to == ownership.gid {
+            seen.shards.remove(shard);
+        }
+    }
+    Arc::new(seen)
+}
+
 /// Creates the driver of a process, with options drawn from `seed`.
 pub(crate) fn draw_driver(
     gid: Gid,
@@ -134,8 +179,50 @@ fn draw_options(controllers: Vec<String>, seed: u64) -> DriverOptions {
         first_node: rng.index(controllers.len().max(7)),
         controllers,
         call_timeout_ms: rng.magnitude(150, 1_500),
-        propose_timeout_ms: 1_500,
+        propose_timeout_ms: rng.magnitude(150, 1_500),
         news_wait_ms: 0,
+    }
+}
+
+/// Returns the subject of a request.
+pub(crate) fn subject_of_request(request: &MoverRequest) -> Subject {
+    let of = |kind, shard| Subject { kind, shard };
+    match request {
+        MoverRequest::Pull { shard, .. } => of("pull", Some(*shard)),
+        MoverRequest::Delete { shard, .. } => of("delete", Some(*shard)),
+        MoverRequest::Copy { request, .. } => of("part", Some(request.shard)),
+        MoverRequest::Journal { step, .. } => {
+            let kind = match step {
+                JournalStep::Begin { .. } => "begin",
+                JournalStep::Seal { .. } => "seal",
+                JournalStep::Drop { .. } => "drop of a generation",
+                JournalStep::Renew { .. } => "renew",
+            };
+            of(kind, Some(step.shard()))
+        }
+        MoverRequest::ReportCut { cuts, .. } => of("cut", cuts.keys().next().copied()),
+        MoverRequest::Configs { .. } => of("configurations", None),
+        MoverRequest::Report { .. } => of("report", None),
+    }
+}
+
+/// Returns the subject of a step.
+pub(crate) fn subject_of_step(step: &Step) -> Subject {
+    let of = |kind, shard| Subject { kind, shard };
+    match step {
+        Step::Configure(_) => of("step: configure", None),
+        Step::Install(chunk) => of("step: install", Some(chunk.shard)),
+        Step::Delete { shard, .. } => of("step: delete", Some(*shard)),
+        Step::Deleted { shard, .. } => of("step: deleted", Some(*shard)),
+        Step::Copy(step) => {
+            let kind = match step {
+                CopyStep::Start { .. } => "step: start",
+                CopyStep::Take(_) => "step: take",
+                CopyStep::Drop { .. } => "step: drop",
+                CopyStep::Restart { .. } => "step: restart",
+            };
+            of(kind, Some(step.shard()))
+        }
     }
 }
 
@@ -230,13 +317,13 @@ pub(crate) fn convert_outcome(
 fn convert_reply(reply: Reply, shards: u32) -> Result<Answer, Refused> {
     Ok(match reply {
         Reply::Kv(Response::Chunk(chunk)) => Answer::Chunk {
-            shard_bytes: chunk.content_bytes(),
+            shard_bytes: chunk.content_bytes().max(SHARD_BYTES),
             chunk: *chunk,
         },
         Reply::Kv(Response::Part(part)) => Answer::Part(*part),
         Reply::Kv(Response::Begun { journal }) => Answer::Begun {
             journal,
-            shard_bytes: 0,
+            shard_bytes: SHARD_BYTES,
         },
         Reply::Kv(Response::Refused(KvError::Journal { error, .. })) => Answer::Refused(error),
         Reply::Kv(Response::Stepped) => Answer::Stepped,

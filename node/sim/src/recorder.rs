@@ -1,11 +1,12 @@
 //! A state machine that records what it applies.
 
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use raft::{EntryId, StoreError};
-use replica::{Applying, StateMachine, StateReader, Transaction};
-use shardkv::Ownership;
+use replica::{Applying, StateMachine, StateReader, Table, Transaction, View, WriteBatch};
+use shardkv::{Ownership, Step};
 use types::ShardConfig;
 
 use crate::machine::{Machine, Question, Reply};
@@ -26,6 +27,8 @@ pub struct AppliedOperation {
     pub ownership: Option<Arc<Ownership>>,
     /// The configuration that the operation created.
     pub config: Option<Arc<ShardConfig>>,
+    /// The rows and ranges that a step of a hand-off wrote although it left the ownership as it was.
+    pub idle_writes: usize,
 }
 
 /// The operations that a machine applied, shared with the world.
@@ -56,6 +59,66 @@ impl Recorder {
     }
 }
 
+impl Recorder {
+    /// Applies a step of a hand-off. Returns the number of rows and ranges that it wrote, too.
+    fn step(
+        &mut self,
+        at: Applying,
+        operation: Bytes,
+        state: &mut Transaction<'_>,
+    ) -> Result<(Reply, usize), StoreError> {
+        let (response, batch) = {
+            let below = Below(state);
+            let mut own = Transaction::new(&below);
+            let response = self.inner.apply(at, operation, &mut own)?;
+            (response, own.into_batch())
+        };
+        let WriteBatch { cleared, changes } = batch;
+        let written = cleared.len() + changes.len();
+        for (table, start, end) in cleared {
+            state.clear(table, start, end);
+        }
+        for ((table, key), change) in changes {
+            match change {
+                Some(value) => state.put(table, key, value),
+                None => state.remove(table, key),
+            }
+        }
+        Ok((response, written))
+    }
+}
+
+/// A transaction as the state below another one. State machines only get single keys from it.
+struct Below<'a, 'b>(&'a Transaction<'b>);
+
+impl StateReader for Below<'_, '_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.0.get(table, key)
+    }
+
+    fn scan(
+        &self,
+        _: Table,
+        _: (Bound<&[u8]>, Bound<&[u8]>),
+        _: usize,
+        _: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        Err(only_gets())
+    }
+
+    fn view(&self, _: Table, _: Bytes, _: Bytes) -> Result<View, StoreError> {
+        Err(only_gets())
+    }
+
+    fn estimate_bytes(&self, _: Table, _: &[u8], _: &[u8]) -> Result<u64, StoreError> {
+        Err(only_gets())
+    }
+}
+
+fn only_gets() -> StoreError {
+    StoreError::Io("a transaction has no ranges".to_owned())
+}
+
 impl StateMachine for Recorder {
     type Query = Question;
     type Response = Reply;
@@ -75,7 +138,13 @@ impl StateMachine for Recorder {
         state: &mut Transaction<'_>,
     ) -> Result<Reply, StoreError> {
         let (owned, latest) = (self.inner.ownership(), self.inner.latest());
-        let response = self.inner.apply(at, operation.clone(), state)?;
+        let is_step = owned.is_some() && Step::decode(operation.clone()).is_ok();
+        let (response, written) = if is_step {
+            self.step(at, operation.clone(), state)?
+        } else {
+            (self.inner.apply(at, operation.clone(), state)?, 0)
+        };
+        let is_idle = is_step && self.inner.ownership() == owned;
         let same = |a: &Arc<Ownership>| owned.as_ref().is_some_and(|b| Arc::ptr_eq(a, b));
         let ownership = self.inner.ownership().filter(|now| !same(now));
         let num = latest.map(|config| config.num());
@@ -88,6 +157,7 @@ impl StateMachine for Recorder {
             response: response.clone(),
             ownership,
             config,
+            idle_writes: if is_idle { written } else { 0 },
         });
         Ok(response)
     }

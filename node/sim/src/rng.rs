@@ -27,6 +27,8 @@ pub enum Concern {
     ConfigClient(u32),
     /// The options of a mover's driver.
     Mover,
+    /// Late calls, and faults at the steps of moves.
+    Steps,
 }
 
 impl Concern {
@@ -40,6 +42,7 @@ impl Concern {
             Self::Client(number) => (2 << 32) | number as u64,
             Self::Cluster => 5,
             Self::Mover => 6,
+            Self::Steps => 7,
             Self::ConfigClient(number) => (3 << 32) | number as u64,
         }
     }

@@ -82,10 +82,25 @@ pub struct Cluster {
     pub history: HistoryLimits,
     /// The share, of a million, of hand-off steps that enter a log a second time, later.
     pub repeated_steps: u32,
+    /// The share, of a million, of hand-off steps that enter a log late only.
+    pub late_steps: u32,
+    /// The faults at the steps of moves.
+    pub at_steps: AtSteps,
     /// The share, of a million, of delayed requests that are forwarded to the shard's owner at that time.
     pub forwards: u32,
-    /// True if one group stays down in the liveness phase until everything that doesn't need it has recovered.
-    pub survives_without: bool,
+    /// The number of groups that stay down in the liveness phase until everything that doesn't need them has recovered.
+    pub survives_without: usize,
+}
+
+/// The shares, of a million, of the steps of moves at which a fault happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AtSteps {
+    /// Calls of before that concern the shard come again.
+    pub late_calls: u32,
+    /// A leader that takes part in the move is struck.
+    pub strikes: u32,
+    /// The shard gets another target.
+    pub targets: u32,
 }
 
 impl Scenario {
@@ -141,8 +156,10 @@ impl Scenario {
             journals: JournalLimits::default(),
             history: HistoryLimits::default(),
             repeated_steps: 0,
+            late_steps: 0,
+            at_steps: AtSteps::default(),
             forwards: 0,
-            survives_without: false,
+            survives_without: 0,
         });
         scenario
     }
@@ -264,7 +281,7 @@ impl Scenario {
         } else {
             HistoryLimits::default()
         };
-        let survives_without = rng.chance(300_000);
+        let survives_without = usize::from(rng.chance(300_000));
         // Journals that end early, also between a report and its cut. While clients write, copies may then never catch up.
         let mut journals = JournalLimits {
             named_bytes: match rng.below(2) {
@@ -276,7 +293,7 @@ impl Scenario {
                 _ => JournalLimits::default().ttl_ms,
             },
         };
-        if survives_without {
+        if survives_without > 0 {
             journals = JournalLimits::default();
         }
         let groups = large(rng.between(2, 4));
@@ -294,6 +311,8 @@ impl Scenario {
             } else {
                 0
             },
+            late_steps: 0,
+            at_steps: AtSteps::default(),
             forwards: 500_000,
             survives_without,
         });
@@ -314,6 +333,59 @@ impl Scenario {
         let every = rng.magnitude(500 * MILLI, 5 * SECOND);
         let lasts = rng.magnitude(SECOND, 8 * SECOND);
         self.faults.slow_groups = rng.chance(400_000).then_some(Recurrence { every, lasts });
+        self.draw_steps(rng);
+    }
+
+    /// Draws late calls, and the faults at the steps of moves.
+    fn draw_steps(&mut self, rng: &mut SimRng) {
+        let every = rng.magnitude(2 * MILLI, 200 * MILLI);
+        let has_late_calls = rng.chance(600_000);
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
+        let mut maybe = |share: u32, least: u64, most: u64| {
+            let drawn = small(rng.magnitude(least, most));
+            if rng.chance(share) { drawn } else { 0 }
+        };
+        cluster.late_steps = maybe(500_000, 10_000, 300_000);
+        cluster.at_steps = AtSteps {
+            late_calls: maybe(700_000, 50_000, 800_000),
+            strikes: maybe(500_000, 10_000, 200_000),
+            targets: maybe(400_000, 10_000, 300_000),
+        };
+        if self.hosts == 1 && cluster.groups > 2 && rng.chance(150_000) {
+            // Most groups are dead, and the few others must not wait for them.
+            cluster.groups = 12;
+            cluster.joined = large(rng.between(2, 12));
+            cluster.survives_without = 10;
+            cluster.journals = JournalLimits::default();
+            self.genesis.shards = small(rng.between(6, 16));
+        }
+        if has_late_calls {
+            self.faults.late_calls = Some(Recurrence { every, lasts: 1 });
+        } else {
+            cluster.at_steps.late_calls = 0;
+        }
+        if rng.chance(200_000) {
+            self.copy_busy_shards(rng);
+        }
+    }
+
+    /// Sets many keys, frequent writes and small parts: much changes while a shard is copied, and stays so until the fence.
+    fn copy_busy_shards(&mut self, rng: &mut SimRng) {
+        self.genesis.shards = small(rng.between(1, 3));
+        self.clients = large(rng.between(3, 6));
+        self.client.keys = rng.between(12, 60);
+        self.client.think = (MILLI, rng.between(10 * MILLI, 60 * MILLI));
+        self.client.reads = 200_000;
+        let Some(cluster) = &mut self.cluster else {
+            return;
+        };
+        cluster.journals = JournalLimits::default();
+        cluster.mover.chunk_bytes = small(rng.magnitude(32, 512));
+        cluster.mover.max_bytes_per_second = 0;
+        cluster.changes = Some(rng.between(200 * MILLI, SECOND));
+        cluster.late_steps = small(rng.magnitude(20_000, 300_000));
     }
 
     /// Sets clocks apart by up to a session's lifetime, and repeats writes: a group with a fast clock forgets a
@@ -378,6 +450,7 @@ impl Scenario {
             crashes: maybe(500_000, long, shorter),
             outages: None,
             retirements: None,
+            late_calls: None,
             slow_groups: None,
             blackouts: maybe(250_000, rare, (10 * MILLI, SECOND)),
             pauses: maybe(400_000, long, shorter),

@@ -19,6 +19,7 @@
 //! other, from install to fence.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 use std::sync::Arc;
 
 use shardctrler::{Change, Command, Response};
@@ -44,6 +45,19 @@ pub struct ShardChecker {
     deleted: BTreeSet<(ShardId, ConfigNum)>,
     /// The groups that were forgotten.
     forgotten: BTreeSet<(Gid, Incarnation)>,
+    /// The steps since they were last taken.
+    steps: Vec<MoveStep>,
+}
+
+/// A step of a shard in a group, from one state to another.
+#[derive(Clone, Copy, Debug)]
+pub struct MoveStep {
+    /// The group.
+    pub gid: Gid,
+    /// The shard.
+    pub shard: ShardId,
+    /// True if only the cursor of a copy or of a pull moved.
+    pub only_cursor: bool,
 }
 
 impl ShardChecker {
@@ -191,6 +205,11 @@ impl ShardChecker {
         new: Option<&Shard>,
     ) -> Checked {
         let (old, new) = (old.map(|shard| &shard.state), new.map(|shard| &shard.state));
+        self.steps.push(MoveStep {
+            gid,
+            shard,
+            only_cursor: old.map(discriminant) == new.map(discriminant),
+        });
         if let Some(ShardState::Serving { .. }) = old
             && self.serving.get(&shard) == Some(&gid)
         {
@@ -311,6 +330,11 @@ impl ShardChecker {
     /// Returns true if a group serves a shard.
     pub fn is_served(&self, shard: ShardId, gid: Gid) -> bool {
         self.serving.get(&shard) == Some(&gid)
+    }
+
+    /// Empties and returns the steps of shards.
+    pub fn take_steps(&mut self) -> Vec<MoveStep> {
+        std::mem::take(&mut self.steps)
     }
 
     /// Returns the number of complete hand-offs, from fence to delete.

@@ -17,6 +17,8 @@
 //! | `process` | a process starts, works, and crashes |
 //! | `receive` | requests and answers arrive, and clients act |
 //! | `faults` | faults begin and end |
+//! | `late` | calls between groups come a second time, late |
+//! | `steps` | faults happen at the steps of moves |
 //! | `recovery` | finds what has not recovered yet |
 //! | `liveness` | the phase without faults |
 //! | `final_checks` | the checks after it |
@@ -25,6 +27,7 @@
 mod admin;
 mod faults;
 mod final_checks;
+mod late;
 mod liveness;
 mod mover;
 mod partition;
@@ -33,6 +36,7 @@ mod receive;
 mod recovery;
 mod run;
 mod send;
+mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,14 +44,17 @@ use raft::{Membership, Role};
 use replica::{RequestId, Status};
 use types::{Gid, NodeId};
 
+use crate::bug::Bug;
 use crate::client::Client;
 use crate::config_client::ConfigClient;
+use crate::copy_checker::CopyChecker;
 use crate::disk::Disk;
 use crate::event::Event;
 use crate::fault::Fault;
 use crate::group::{Group, GroupId, kv_hosts, lay_out};
 use crate::history::History;
 use crate::host::{Clock, Host};
+use crate::late_calls::LateCalls;
 use crate::machine::Outcome;
 use crate::network::{HostId, Network};
 use crate::queue::{Micros, Queue};
@@ -69,6 +76,7 @@ pub struct World {
     pub(crate) groups: Vec<Group>,
     pub(crate) write_checker: WriteChecker,
     pub(crate) shard_checker: ShardChecker,
+    pub(crate) copy_checker: CopyChecker,
     /// The number of hosts of replica groups. They come before the controllers' hosts.
     pub(crate) kv_hosts: usize,
     pub(crate) history: History,
@@ -78,6 +86,9 @@ pub struct World {
     pub(crate) config_client_due: Vec<Micros>,
     pub(crate) rng: SimRng,
     pub(crate) node_rng: SimRng,
+    /// Of late calls, and of faults at the steps of moves.
+    pub(crate) step_rng: SimRng,
+    pub(crate) late_calls: LateCalls,
     /// The number of requests of the administrator so far.
     pub(crate) admin_sent: u64,
     /// The number of partitions so far. A partition heals only if no later one replaced it.
@@ -91,6 +102,8 @@ pub struct World {
     /// The number of configurations that were not settled when the liveness phase began.
     pub(crate) unsettled_configs: u64,
     pub(crate) phase: Phase,
+    /// The groups that stay down in that part of the liveness phase.
+    pub(crate) down: BTreeSet<GroupId>,
     /// The messages and bytes sent so far, for tests that bound them.
     pub(crate) traffic: Traffic,
 }
@@ -100,8 +113,8 @@ pub struct World {
 pub(crate) enum Phase {
     /// Faults happen. All later phases are without faults.
     Faults,
-    /// One group is down. Everything that doesn't need it must recover.
-    OneGroupDown(GroupId),
+    /// Some groups are down, and a minority of the others' hosts. Everything that doesn't need these groups must recover.
+    GroupsDown,
     /// Clients still start operations.
     ClientsActive,
     /// Clients finish their operations, and nodes rejoin.
@@ -135,11 +148,14 @@ impl World {
             groups,
             write_checker: WriteChecker::default(),
             shard_checker: ShardChecker::default(),
+            copy_checker: CopyChecker::default(),
             history: History::default(),
             client_due: vec![Micros::MAX; clients.len()],
             clients,
             rng: SimRng::new(seed, Concern::Faults),
             node_rng,
+            step_rng: SimRng::new(seed, Concern::Steps),
+            late_calls: LateCalls::default(),
             admin_sent: 0,
             partitions: 0,
             admin_answers: BTreeMap::new(),
@@ -148,6 +164,7 @@ impl World {
             phase_since: 0,
             unsettled_configs: 0,
             phase: Phase::Faults,
+            down: BTreeSet::new(),
             traffic: Traffic::default(),
             scenario,
         }
@@ -298,6 +315,9 @@ fn draw_host(number: HostId, group: GroupId, scenario: &Scenario, rng: &mut SimR
         scenario.disks.clone(),
         SimRng::new(scenario.seed, Concern::Disk(stream)),
     );
+    if scenario.bug == Some(Bug::Shardkv(shardkv::Bug::SnapshotWithoutJournal)) {
+        disk.restore_without_journals();
+    }
     let clock = Clock {
         skew_ms: spread(rng, scenario.skew_ms),
         drift: spread(rng, scenario.drift.into()),

@@ -29,6 +29,12 @@ fn the_first_seeds_keep_every_promise() {
         "outages of a group",
         "slow groups",
         "groups that the others did without",
+        "shards compared",
+        "requests that came twice, late",
+        "answers that came twice, late",
+        "steps that came late",
+        "strikes at a step of a move",
+        "targets changed at a step of a move",
     ] {
         assert!(summary.counts.contains_key(what), "no {what} in 40 worlds");
     }
@@ -84,6 +90,11 @@ fn common_bugs_are_found_in_few_seeds() {
         Bug::Shardkv(shardkv::Bug::LostAnswerKeepsSlot),
         Bug::Shardkv(shardkv::Bug::JournalMissesFirstBatch),
         Bug::Shardkv(shardkv::Bug::JournalMissesDeletes),
+        Bug::Shardkv(shardkv::Bug::JournalMissesExpiry),
+        Bug::Shardkv(shardkv::Bug::SessionClockStaysBehind),
+        Bug::Shardkv(shardkv::Bug::SessionsExpireInCopy),
+        Bug::Shardkv(shardkv::Bug::LatePartTaken),
+        Bug::Shardkv(shardkv::Bug::ConfigNumAtLeast),
         Bug::Shardkv(shardkv::Bug::JournalNamesSessionsLate),
         Bug::Shardkv(shardkv::Bug::CopyBeginsEarly),
         Bug::Shardkv(shardkv::Bug::PageSkipsRow),

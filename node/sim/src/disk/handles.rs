@@ -150,6 +150,9 @@ impl StateStore for StateHandle {
         let cost = inner.options.flush;
         inner.durably(cost, |inner| {
             inner.state.finish_restore()?;
+            if inner.forgets_journals {
+                inner.forget_journals()?;
+            }
             inner.pairs_digest = sum(&inner.state);
             inner.flush_done = None;
             let applied = inner.state.applied();

@@ -10,6 +10,7 @@ use raft::MemberKind;
 use super::{World, spread};
 use crate::event::Event;
 use crate::fault::Fault;
+use crate::group::GroupId;
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros};
 use crate::violation::Checked;
@@ -79,6 +80,7 @@ impl World {
             Fault::Transfer => self.transfer(),
             Fault::DisturbLeader => self.disturb_leader(lasts),
             Fault::Retirement => self.retire(lasts),
+            Fault::LateCall => self.repeat_any_call(),
         }
     }
 
@@ -110,6 +112,11 @@ impl World {
     /// Cuts off, kills or pauses a leader.
     fn disturb_leader(&mut self, lasts: Micros) {
         let group = self.draw_group();
+        self.disturb_leader_of(group, lasts);
+    }
+
+    /// Cuts off, kills or pauses the leader of a group.
+    pub(super) fn disturb_leader_of(&mut self, group: GroupId, lasts: Micros) {
         let Some(leader) = self.leader(group) else {
             return;
         };
@@ -137,17 +144,24 @@ impl World {
         }
     }
 
-    /// Kills all hosts of one group or most of them, or cuts the group off.
+    /// Kills all hosts of one group or most of them, or cuts the group off: all its links, those to it, or those from it. Then it acts on
+    /// requests, but its answers are lost.
     fn outage(&mut self, lasts: Micros) {
         let group = self.draw_group();
         self.count("outages of a group");
         let hosts = self.groups[group].hosts.clone();
         if self.rng.chance(300_000) {
+            let ways: &[bool] = match self.rng.below(4) {
+                0 | 1 => &[false, true],
+                2 => &[true],
+                _ => &[false],
+            };
             let all = 0..self.hosts.len();
             let cut = all
                 .clone()
                 .flat_map(|a| all.clone().map(move |b| (a, b)))
                 .filter(|(a, b)| hosts.contains(a) != hosts.contains(b))
+                .filter(|(from, _)| ways.contains(&hosts.contains(from)))
                 .collect();
             self.cut(cut);
             self.end_fault_after(Fault::Partition, self.partitions, lasts);

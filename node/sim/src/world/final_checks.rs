@@ -66,6 +66,7 @@ impl World {
             ("messages", self.traffic.messages),
             ("configurations", self.shard_checker.latest().0),
             ("shards handed over", self.shard_checker.hand_offs()),
+            ("shards compared", self.copy_checker.compared()),
         ];
         for (what, count) in totals {
             *self.report.counts.entry(what).or_default() += count;

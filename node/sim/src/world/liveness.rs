@@ -5,13 +5,16 @@
 //! rejoin; and all replicas must hold the same state at the same index. Then a client reads every key once
 //! more, and the checkers search the whole history.
 
+use std::collections::BTreeSet;
+
 use raft::MembershipChange;
+use types::Gid;
 
 use super::{Phase, World};
 use crate::client::{ScriptedOperation, key};
 use crate::event::Event;
 use crate::group::GroupId;
-use crate::network::LinkOptions;
+use crate::network::{HostId, LinkOptions};
 use crate::queue::{MILLI, Micros, SECOND};
 use crate::violation::{Checked, Violation};
 
@@ -39,9 +42,11 @@ impl World {
             ..LinkOptions::default()
         });
         let restart_all = self.rng.coin();
-        let missing = self.draw_down_group();
-        if let Some(group) = missing {
-            self.phase = Phase::OneGroupDown(group);
+        self.down = self.draw_down_groups();
+        let mut stay_down = BTreeSet::new();
+        if !self.down.is_empty() {
+            self.phase = Phase::GroupsDown;
+            stay_down = self.draw_down_hosts();
         }
         for number in 0..self.hosts.len() {
             let host = &mut self.hosts[number];
@@ -54,7 +59,7 @@ impl World {
                 process.set_disk_low(false);
             }
             let must_restart = host.process.is_none() || host.disk.is_damaged();
-            if missing == Some(self.hosts[number].group) {
+            if stay_down.contains(&number) {
                 self.crash(number, None);
             } else if restart_all || must_restart {
                 let down = self.rng.between(0, 200 * MILLI);
@@ -71,8 +76,8 @@ impl World {
     /// Checks the recovery, and advances the phase.
     pub(super) fn check_recovery(&mut self) -> Checked {
         let since = self.now - self.phase_since;
-        if let Phase::OneGroupDown(group) = self.phase {
-            return self.check_recovery_without(group, since);
+        if self.phase == Phase::GroupsDown {
+            return self.check_recovery_without(since);
         }
         if self.phase == Phase::ClientsActive && since >= CLIENTS_ACTIVE_FOR {
             for number in 0..self.clients.len() {
@@ -111,25 +116,31 @@ impl World {
         Ok(())
     }
 
-    /// Checks everything that doesn't need `group`. Restarts the group once all of that has recovered.
-    fn check_recovery_without(&mut self, group: GroupId, since: Micros) -> Checked {
+    /// Checks everything that doesn't need the groups that are down. Restarts all hosts once all of that has recovered.
+    fn check_recovery_without(&mut self, since: Micros) -> Checked {
         if since >= CLIENTS_ACTIVE_FOR {
             for config_client in &mut self.config_clients {
                 config_client.finish();
             }
         }
-        for other in (0..self.groups.len()).filter(|other| *other != group) {
-            self.rejoin_next_host(other);
+        for group in 0..self.groups.len() {
+            if !self.down.contains(&group) {
+                self.rejoin_next_host(group);
+            }
         }
-        match self.unrecovered_without(group) {
+        match self.unrecovered_without() {
             Some(missing) if since > self.recovery() => {
-                let gid = self.groups[group].gid;
-                let detail = format!("while {gid} is down: {missing}");
+                let gids = self.down.iter().map(|group| self.groups[*group].gid);
+                let gids: Vec<Gid> = gids.collect();
+                let detail = format!("while {gids:?} are down: {missing}");
                 return Err(Violation::new("liveness", detail));
             }
             None if since >= CLIENTS_ACTIVE_FOR => {
-                self.count("groups that the others did without");
-                for host in self.groups[group].hosts.clone() {
+                for _ in 0..self.down.len() {
+                    self.count("groups that the others did without");
+                }
+                self.down.clear();
+                for host in 0..self.hosts.len() {
                     self.start(host)?;
                 }
                 self.phase = Phase::ClientsActive;
@@ -143,18 +154,42 @@ impl World {
         Ok(())
     }
 
-    /// Draws the group that stays down at first, in some worlds. A drained group from which another awaits an answer is
+    /// Draws the groups that stay down at first, in some worlds. A drained group from which another awaits an answer is
     /// preferred.
-    fn draw_down_group(&mut self) -> Option<GroupId> {
-        let cluster = self.scenario.cluster.as_ref()?;
+    fn draw_down_groups(&mut self) -> BTreeSet<GroupId> {
+        let Some(cluster) = &self.scenario.cluster else {
+            return BTreeSet::new();
+        };
+        let (groups, count) = (cluster.groups, cluster.survives_without);
         if self.scenario.faults.retirements.is_some()
             && let Some(drained) = self.drained_and_awaited()
         {
             self.count("drained groups that the others did without");
-            return Some(drained);
+            return [drained].into();
         }
-        let group = self.rng.index(cluster.groups);
-        cluster.survives_without.then_some(group)
+        let first = self.rng.index(groups);
+        (0..count).map(|at| (first + at) % groups).collect()
+    }
+
+    /// Draws the hosts that stay down as long as groups do: those of these groups, and in half of the others a minority.
+    fn draw_down_hosts(&mut self) -> BTreeSet<HostId> {
+        let mut down = BTreeSet::new();
+        for group in 0..self.groups.len() {
+            let hosts = self.groups[group].hosts.clone();
+            if self.down.contains(&group) {
+                down.extend(hosts);
+                continue;
+            }
+            let membership = self.stable_membership(group);
+            let voters = membership.map(|it| it.voters().collect::<BTreeSet<_>>());
+            let changes = self.scenario.impatient_admin || self.admin_is_waiting(group);
+            let is_whole = voters == Some(self.nodes_of(group)) && !changes;
+            if hosts.len() > 2 && is_whole && self.step_rng.coin() {
+                self.count("hosts that their groups did without");
+                down.insert(hosts.start + self.step_rng.index(hosts.len()));
+            }
+        }
+        down
     }
 
     /// Returns the number of configurations that the slowest group has not settled.

@@ -3,25 +3,30 @@
 //! Requests and answers of movers are lost, delayed, duplicated and cut off like all others.
 
 use raft::Role;
-use replica::{Request, RequestId, Status};
+use replica::{RequestId, Status};
 use shardkv::mover::Effect;
 
 use super::World;
 use crate::event::Event;
 use crate::host::Input;
-use crate::machine::{Outcome, Question};
-use crate::mover::{convert_outcome, convert_request, describe_step, step_request};
+use crate::machine::Outcome;
+use crate::mover::{
+    convert_outcome, convert_request, describe_step, step_request, subject_of_request,
+    subject_of_step,
+};
 use crate::network::{HostId, host_at};
-use crate::queue::MILLI;
 use crate::violation::Checked;
 
 impl World {
     /// Polls a host's mover, and carries out the effects.
     pub(super) fn run_mover(&mut self, number: HostId, status: &Status) -> Checked {
+        let group = self.groups[self.hosts[number].group].hosts.clone();
+        let has_room = !self.hosts[group].iter().any(|host| host.disk_low);
         let host = &mut self.hosts[number];
         let (Some(mover), Some(process)) = (&mut host.mover, &host.process) else {
             return Ok(());
         };
+        mover.set_room(has_room);
         let leads = status.role == Role::Leader;
         let ownership = process.machine().machine().ownership().filter(|_| leads);
         for effect in mover.poll(self.now, ownership.as_ref())? {
@@ -38,14 +43,18 @@ impl World {
                     format!("mover {id:?}: proposes {}", describe_step(&step))
                 });
                 let request = step_request(&step);
-                self.repeat_later(number, &request);
-                let host = &mut self.hosts[number];
-                if let Some(mover) = &mut host.mover {
+                let Some(mover) = &mut self.hosts[number].mover else {
+                    return;
+                };
+                let id = mover.request_of(id);
+                let subject = subject_of_step(&step);
+                self.keep_call(id, number, subject, &request);
+                if self.propose_late(number, id, subject.shard, &request) {
                     // The host's own process takes the request in its next step.
-                    let id = mover.request_of(id);
-                    host.inbox.push_back(Input::Request(id, request));
+                    let inbox = &mut self.hosts[number].inbox;
+                    inbox.push_back(Input::Request(id, request));
+                    self.plan_work(number);
                 }
-                self.plan_work(number);
             }
             Effect::Call {
                 id,
@@ -56,43 +65,24 @@ impl World {
                 self.trace(number, || {
                     format!("mover {id:?}: asks {address}: {request:?}")
                 });
+                let subject = subject_of_request(&request);
                 let request = convert_request(request, &mut self.rng);
                 let (Some(to), Some(mover)) = (host_at(&address), &mut self.hosts[number].mover)
                 else {
                     return;
                 };
+                let first = mover.request_of(id);
+                let ids = [first, mover.request_of(id)];
+                self.keep_call(first, to, subject, &request);
                 let arrivals = self.network.arrivals(number, to, self.now);
-                for at in arrivals.into_iter().flatten() {
-                    let ask = Event::Ask {
-                        host: to,
-                        id: mover.request_of(id),
-                        request: request.clone(),
-                    };
-                    self.queue.push(at, ask);
+                for (id, at) in ids.into_iter().zip(arrivals) {
+                    let Some(at) = at else { continue };
+                    let (host, request) = (to, request.clone());
+                    self.queue.push(at, Event::Ask { host, id, request });
                 }
             }
             Effect::Failed(why) => self.trace(number, || format!("mover: failed: {why}")),
         }
-    }
-
-    /// Sends some requests to the host a second time, late, because steps must be idempotent. No action waits for the
-    /// second answer.
-    fn repeat_later(&mut self, number: HostId, request: &Request<Question>) {
-        let cluster = self.scenario.cluster.as_ref();
-        let repeated = cluster.map_or(0, |cluster| cluster.repeated_steps);
-        if !self.rng.chance(repeated) || !self.faults_happen() {
-            return;
-        }
-        let Some(mover) = &mut self.hosts[number].mover else {
-            return;
-        };
-        let ask = Event::Ask {
-            host: number,
-            id: mover.next_request(),
-            request: request.clone(),
-        };
-        let at = self.now + self.rng.magnitude(MILLI, 2_000 * MILLI);
-        self.queue.push(at, ask);
     }
 
     /// Passes an answer to a host's mover.

@@ -96,7 +96,11 @@ impl World {
                 seed,
                 self.scenario.bug.and_then(Bug::shardkv),
             );
-            host.mover = Some(Mover::new(number, driver, host.mover.take()));
+            let mut mover = Mover::new(number, driver, host.mover.take());
+            if self.scenario.bug == Some(Bug::Shardkv(shardkv::Bug::CopyIntoFencedRange)) {
+                mover.ignore_fences();
+            }
+            host.mover = Some(mover);
         }
         let machine = Recorder::new(machine, host.journal.clone());
         let mut process = Replica::recover(
@@ -286,7 +290,8 @@ impl World {
             }
             self.groups[host.group].invariants.wrote(host.node, event)?;
         }
-        for operation in drain(&host.journal) {
+        let operations = drain(&host.journal);
+        for operation in &operations {
             if self.tracing {
                 let (entry, response) = (operation.entry, &operation.response);
                 let what = describe_operation(&operation.operation, response);
@@ -295,12 +300,19 @@ impl World {
             let group = &mut self.groups[host.group];
             let first = group
                 .invariants
-                .applied(host.node, &mut host.progress, &operation)?;
+                .applied(host.node, &mut host.progress, operation)?;
             if first {
                 self.write_checker
-                    .applied(group.gid, host.node, &operation)?;
-                self.shard_checker.applied(group.gid, &operation)?;
+                    .applied(group.gid, host.node, operation)?;
+                self.shard_checker.applied(group.gid, operation)?;
             }
+        }
+        let ownership = host.process.as_ref();
+        let ownership = ownership.and_then(|it| it.machine().machine().ownership());
+        if let Some(ownership) = ownership.filter(|_| !host.disk.is_dead()) {
+            let gid = self.groups[host.group].gid;
+            self.copy_checker
+                .applied(gid, &operations, &ownership, &host.disk)?;
         }
         Ok(())
     }

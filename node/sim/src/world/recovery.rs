@@ -176,8 +176,8 @@ impl World {
         ))
     }
 
-    /// Describes what has not recovered although it doesn't need `down`.
-    pub(super) fn unrecovered_without(&self, down: GroupId) -> Option<String> {
+    /// Describes what has not recovered although it doesn't need the groups that are down.
+    pub(super) fn unrecovered_without(&self) -> Option<String> {
         if let Some(busy) = self
             .config_clients
             .iter()
@@ -185,12 +185,13 @@ impl World {
         {
             return Some(busy.describe());
         }
-        let gone = self.groups[down].gid;
+        let gone = self.down.iter().map(|group| self.groups[*group].gid);
+        let gone: BTreeSet<Gid> = gone.collect();
         let config = self.shard_checker.config()?;
         for group in &self.groups[..self.groups.len() - 1] {
             let ownership = self.shard_checker.group(group.gid);
             let accepted = ownership.map_or(ConfigNum(0), |it| it.config);
-            if group.gid != gone && accepted != config.num() {
+            if !gone.contains(&group.gid) && accepted != config.num() {
                 return Some(format!(
                     "{} accepted {accepted} of {}",
                     group.gid,
@@ -198,15 +199,22 @@ impl World {
                 ));
             }
         }
-        if let Some(gid) = self.awaits(gone)
-            && self.is_drained(gone)
-        {
-            return Some(format!(
-                "{gid} awaits an answer of {gone}, which is drained"
-            ));
+        for source in &gone {
+            if let Some(gid) = self.awaits(*source)
+                && !gone.contains(&gid)
+                && self.is_drained(*source)
+            {
+                return Some(format!(
+                    "{gid} awaits an answer of {source}, which is drained"
+                ));
+            }
         }
         let shards = (0..config.shards()).map(ShardId);
-        let mut free = shards.filter(|shard| !self.shard_checker.concerns(gone, *shard));
+        let needs_none = |shard: &ShardId| {
+            let mut gone = gone.iter();
+            !gone.any(|gid| self.shard_checker.concerns(*gid, *shard))
+        };
+        let mut free = shards.filter(needs_none);
         let waits = free.find(|shard| {
             let row = config.row(*shard);
             row.is_moving() || !self.shard_checker.is_served(*shard, row.owner)

@@ -115,6 +115,12 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) -> Checked {
+        self.take_event(event)?;
+        self.strike_steps();
+        Ok(())
+    }
+
+    fn take_event(&mut self, event: Event) -> Checked {
         self.report.fingerprint = mix(self.report.fingerprint ^ self.now);
         match event {
             Event::Tick { host, incarnation } => self.tick(host, incarnation),

@@ -102,6 +102,9 @@ impl World {
         id: RequestId,
         outcome: Outcome,
     ) {
+        if let Caller::Mover(_) = Caller::of(id) {
+            self.keep_answer(id, &outcome);
+        }
         let at = match Caller::of(id) {
             Caller::Mover(host) if host == from => self.now + after,
             Caller::Mover(host) => {
