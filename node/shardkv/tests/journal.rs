@@ -293,6 +293,38 @@ fn pages_exist_from_their_seal_to_their_drop() {
     }
 }
 
+/// A destination that lost its disks begins again. It lacks what it had dropped here, so the journal is of no use to it.
+#[test]
+fn a_journal_of_which_something_was_dropped_does_not_begin_again() {
+    let mut group = Group::new(1);
+    let shard = SHARD;
+    group.begin(shard);
+    let journal = group.journal(shard).unwrap().id;
+    let target = group.target();
+    let begin = JournalStep::Begin { shard, target };
+    let generation = 1;
+    let seal = JournalStep::Seal {
+        shard,
+        journal,
+        generation,
+    };
+    let drop = JournalStep::Drop {
+        shard,
+        journal,
+        generation,
+    };
+    assert_eq!(group.step(seal), Ok(()));
+    assert_eq!(group.step(begin), Ok(()));
+    assert_eq!(group.journal(shard).unwrap().id, journal);
+    assert_eq!(group.step(drop), Ok(()));
+    assert_eq!(group.step(begin), Ok(()));
+    assert!(group.journal(shard).unwrap().id > journal);
+    assert_eq!(
+        group.copy(shard, journal, page(2)),
+        Err(JournalError::Ended { journal })
+    );
+}
+
 #[test]
 fn a_fence_for_another_group_ends_the_journal() {
     let mut group = Group::new(1);

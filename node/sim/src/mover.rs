@@ -234,7 +234,9 @@ pub(crate) fn step_request(step: &Step) -> Request<Question> {
 /// Converts a request of the driver into one to the state machine that answers it.
 pub(crate) fn convert_request(request: MoverRequest, rng: &mut SimRng) -> Request<Question> {
     match request {
-        MoverRequest::Configs { gid, after, .. } => {
+        MoverRequest::Configs {
+            gid, after, begun, ..
+        } => {
             let query = shardctrler::Query::After {
                 num: after,
                 limit: MAX_DELTAS,
@@ -242,7 +244,7 @@ pub(crate) fn convert_request(request: MoverRequest, rng: &mut SimRng) -> Reques
             };
             // Configurations never change, so any controller may return those that it knows. The first query must reach
             // the leader, because what the group has settled must be recent.
-            to_ctrl(if rng.coin() && after > ConfigNum(0) {
+            to_ctrl(if rng.coin() && (begun || after > ConfigNum(0)) {
                 Request::ReadLocal(query)
             } else {
                 Request::Read(query)

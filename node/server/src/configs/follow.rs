@@ -75,19 +75,20 @@ pub(crate) struct Feed {
 
 impl Feed {
     /// Starts to watch the controller at `address` for the configurations after `after`. A group that follows the
-    /// controllers passes its `gid`; other watchers pass [`Gid::NONE`].
+    /// controllers passes its `gid`, and true once it has a configuration; other watchers pass [`Gid::NONE`].
     pub(crate) async fn open(
         channels: &Channels,
         patience: Duration,
         address: &str,
         after: ConfigNum,
-        gid: Gid,
+        (gid, begun): (Gid, bool),
     ) -> Result<Self, FeedError> {
         let channel = channels.get(address).await?;
         let mut client = ShardctrlerClient::new(channel).max_decoding_message_size(usize::MAX);
         let request = once(WatchRequest {
             after: after.0,
             gid: gid.0,
+            begun,
         });
         match timeout(patience, client.watch(request)).await {
             Ok(Ok(stream)) => Ok(Self {
@@ -180,7 +181,8 @@ impl Follower {
             let after = known.map_or(ConfigNum(0), |it| it.config.num());
             let since = Instant::now();
             let channels = &self.forwarder.channels;
-            let feed = Feed::open(channels, self.patience, address, after, Gid::NONE).await;
+            let feed =
+                Feed::open(channels, self.patience, address, after, (Gid::NONE, false)).await;
             let ended = match feed {
                 Ok(mut feed) => self.take_in(&mut feed).await.to_string(),
                 Err(error) => error.to_string(),

@@ -28,10 +28,9 @@ pub(crate) fn query(wire: v1::QueryRequest) -> Result<MachineRequest, ErrorDetai
     Ok(Request::Read(machine::Query::Controller(query)))
 }
 
-/// Returns a read of the steps after a configuration, at this very node. A group that begins asks the leader, because a
+/// Returns a read of the steps after a configuration, at this very node. A group that `begins` asks the leader, because a
 /// state that is behind might hide from it that it has settled a configuration, and so has lost its data.
-pub(crate) fn after(num: ConfigNum, limit: u32, gid: Option<Gid>) -> MachineRequest {
-    let begins = gid.is_some() && num == ConfigNum(0);
+pub(crate) fn after(num: ConfigNum, limit: u32, gid: Option<Gid>, begins: bool) -> MachineRequest {
     let query = machine::Query::Controller(Query::After { num, limit, gid });
     if begins {
         Request::Read(query)

@@ -109,11 +109,12 @@ impl Calls {
         if let Request::Configs {
             gid,
             after,
+            begun,
             wait_ms,
         } = request
         {
             let wait = Duration::from_millis(wait_ms);
-            let fetched = self.fetcher.fetch(address, gid, after, wait).await;
+            let fetched = self.fetcher.fetch(address, (gid, begun), after, wait).await;
             return fetched.map_err(|error| Refused {
                 refusal: Refusal::ConnectionLost,
                 message: error.to_string(),

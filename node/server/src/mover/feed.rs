@@ -53,7 +53,7 @@ impl Fetcher {
     pub(crate) async fn fetch(
         &self,
         address: &str,
-        gid: Gid,
+        group: (Gid, bool),
         after: ConfigNum,
         wait: Duration,
     ) -> Result<Answer, FetchError> {
@@ -65,7 +65,7 @@ impl Fetcher {
         } else {
             let channels = &self.forwarder.channels;
             Kept {
-                feed: Feed::open(channels, self.patience, address, after, gid).await?,
+                feed: Feed::open(channels, self.patience, address, after, group).await?,
                 address: address.to_owned(),
                 last: after,
             }

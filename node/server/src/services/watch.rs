@@ -58,6 +58,7 @@ impl Watches {
             handles: self.clone(),
             have: ConfigNum(request.after),
             group: (request.gid != 0).then_some(Gid(request.gid)),
+            begun: request.begun,
             _slot: slot,
         };
         let (first, _) = watcher.lacking().await?;
@@ -72,6 +73,8 @@ struct Watcher {
     have: ConfigNum,
     /// The replica group for which the watcher follows, if it does.
     group: Option<Gid>,
+    /// True if the group has a configuration.
+    begun: bool,
     /// Given back when the watch ends.
     _slot: OwnedSemaphorePermit,
 }
@@ -137,8 +140,9 @@ impl Watcher {
         let identity = self.handles.peers.identity();
         let cluster = identity.cluster().ok_or_else(unknown)?;
         let shards = replica.view().genesis.ok_or_else(unknown)?.shards;
+        let begins = self.group.is_some() && self.have == ConfigNum(0) && !self.begun;
         let result = replica
-            .ask(ctrl::after(self.have, MAX_DELTAS, self.group))
+            .ask(ctrl::after(self.have, MAX_DELTAS, self.group, begins))
             .await?;
         let empty = || WatchResponse {
             cluster_id: cluster.0,

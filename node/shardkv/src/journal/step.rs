@@ -153,7 +153,7 @@ impl Journals {
             JournalStep::Begin { shard, target } => {
                 ownership.check_served(shard)?;
                 let accepted = ownership.target_from_here(shard);
-                self.begin(at, shard, target, accepted)
+                self.begin(at, (shard, target), accepted, state)
                     .map_err(refused(shard))
             }
             JournalStep::Seal {
@@ -196,16 +196,19 @@ impl Journals {
     fn begin(
         &mut self,
         at: Applying,
-        shard: ShardId,
-        target: Target,
+        (shard, target): (ShardId, Target),
         accepted: Option<Target>,
+        state: &mut Transaction<'_>,
     ) -> Result<(), JournalError> {
         if accepted != Some(target) {
             return Err(JournalError::OtherTarget { accepted });
         }
         // A journal for another target would have ended with the change of the target.
-        if self.by_shard.contains_key(&shard) {
-            return Ok(());
+        match self.by_shard.get(&shard) {
+            Some(journal) if journal.first == 1 => return Ok(()),
+            // The destination begins anew, and has lost what it had dropped here.
+            Some(_) => self.end(shard, state),
+            None => {}
         }
         if self.by_shard.len() >= MAX_JOURNALS {
             let limit = MAX_JOURNALS;

@@ -488,6 +488,15 @@ impl Copies {
                 Outcome::Refused(JournalError::Unknown { .. } | JournalError::Ended { .. }),
             )
             | (Ask::Part { .. }, Outcome::Refused(JournalError::Ended { .. })) => useless = true,
+            // The group has lost what it had dropped at the source. After the cut that would be a wrong view of the own log.
+            (Ask::Part { .. }, Outcome::Refused(JournalError::Dropped { .. }))
+                if matches!(
+                    turn.ownership.state(shard),
+                    Some(ShardState::Copying { .. })
+                ) =>
+            {
+                useless = true;
+            }
             (Ask::Part { .. }, Outcome::Refused(JournalError::Unknown { .. })) => {
                 // The replica may only be behind. The source's log knows.
                 let asked_just_now = turn.now.saturating_add(RENEW_INTERVAL_MS - 1_000);

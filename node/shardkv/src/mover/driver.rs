@@ -292,6 +292,7 @@ impl Driver {
             Action::FetchConfigs { after } => Request::Configs {
                 gid,
                 after: *after,
+                begun: ownership.controller.is_some(),
                 wait_ms: self.options.news_wait_ms,
             },
             Action::Pull {

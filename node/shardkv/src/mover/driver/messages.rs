@@ -48,6 +48,8 @@ pub enum Request {
         gid: Gid,
         /// The latest configuration that the group's leader knows; 0 for none.
         after: ConfigNum,
+        /// True if the group has accepted a configuration. Otherwise the answer must be recent.
+        begun: bool,
         /// The time for which the controller may wait for news, in milliseconds.
         wait_ms: u64,
     },
