@@ -365,6 +365,12 @@ impl Driver {
                 Action::Pull { .. } | Action::Copy { .. } if !leads => {
                     self.members.found_follower(node);
                 }
+                // A controller that is behind this group may stay so for long.
+                Action::FetchConfigs { after }
+                    if answer.latest_config(*after) < ownership.config =>
+                {
+                    self.members.failed(node);
+                }
                 _ => self.nodes(&pending).found(node),
             }
         }

@@ -13,6 +13,7 @@
 mod cluster;
 mod forget;
 mod kvraft_4b_4c;
+mod no_majority;
 mod persistence_3c;
 mod raft_3a;
 mod raft_3b;

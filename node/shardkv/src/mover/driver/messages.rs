@@ -155,3 +155,15 @@ pub enum Answer {
     /// [`Request::Report`] or [`Request::ReportCut`]: accepted.
     Reported,
 }
+
+impl Answer {
+    /// Returns the latest configuration to which an answer to a fetch of those after `after` leads.
+    pub(super) fn latest_config(&self, after: ConfigNum) -> ConfigNum {
+        let Self::Configs { full, deltas, .. } = self else {
+            return after;
+        };
+        let last = deltas.last().map(|delta| delta.num);
+        let full = full.as_ref().map(ShardConfig::num);
+        last.or(full).unwrap_or(after)
+    }
+}
