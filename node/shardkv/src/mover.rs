@@ -69,6 +69,9 @@ pub use room::{Progress, Room};
 
 /// The deadline of `Pull`, `Delete` and `Report`, in milliseconds from their start.
 const ASK_PATIENCE_MS: u64 = 10_000;
+/// The bytes that the requested chunks of all pulls and the requested parts of all copies may have in memory together. Each may exceed its
+/// share by one value.
+const MEMORY_BYTES: u64 = 64 << 20;
 /// The deadline of `Propose`, in milliseconds from its start.
 const PROPOSE_PATIENCE_MS: u64 = 30_000;
 
@@ -202,6 +205,8 @@ pub enum Outcome {
     /// `Delete`: the source has deleted the shard, now or before. `Propose`: applied. `Report` and `ReportCut`: accepted. `Journal`:
     /// applied.
     Done,
+    /// `Copy` or `Journal`: the source has too much to do, for this reason, which is only displayed; the mover retries it after a pause.
+    Busy(String),
     /// The action failed for this reason, which is only displayed; the mover retries it after a backoff.
     Failed(String),
 }
@@ -288,6 +293,8 @@ impl Mover {
             news,
             options: &self.options,
             bugs: self.bugs,
+            pulls: self.pulls.takers(),
+            copies: self.copies.takers(),
             pace: &mut self.pace,
             background: &mut self.background,
             out: &mut self.outbox,
@@ -310,7 +317,7 @@ impl Mover {
                 }
                 Purpose::Delete => self.deletes.delete_ended(&turn, id, outcome),
                 Purpose::Deleted(task) => self.deletes.record_ended(&turn, id, task, &outcome),
-                Purpose::ReportCut => self.copies.reported(&turn),
+                Purpose::ReportCut => self.copies.reported(&turn, &outcome),
                 Purpose::Report(settled) => self.reports.ended(&turn, settled, &outcome),
                 Purpose::Ignored => {}
             }
@@ -431,6 +438,11 @@ impl Mover {
     /// group's state, or shards given to a group that lost them. The node must stop.
     pub fn fatal(&self) -> Option<&str> {
         self.fatal.as_deref()
+    }
+
+    /// Returns true if the outcome of an action is awaited.
+    fn expects(&self, id: ActionId) -> bool {
+        self.outbox.expects(id)
     }
 
     fn forget(&mut self) {

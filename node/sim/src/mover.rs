@@ -329,6 +329,14 @@ fn convert_reply(reply: Reply, shards: u32) -> Result<Answer, Refused> {
         },
         Reply::Kv(Response::Refused(KvError::Journal { error, .. })) => Answer::Refused(error),
         Reply::Kv(Response::Stepped) => Answer::Stepped,
+        Reply::Kv(Response::Refused(error @ KvError::ShardNotReady { .. })) => {
+            return Err(Refused {
+                refusal: request::Refusal::ShardNotReady {
+                    retry_after: request::Time::ZERO,
+                },
+                message: error.to_string(),
+            });
+        }
         Reply::Kv(Response::Refused(error)) => return Err(refused(error.to_string())),
         Reply::Ctrl(shardctrler::Response::Reported | shardctrler::Response::Cut { .. }) => {
             Answer::Reported

@@ -36,6 +36,11 @@ impl Backoff {
         self.why.clear();
     }
 
+    /// Returns the failures since the last success.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Returns the time before which there must be no attempt.
     pub(super) fn until(&self) -> u64 {
         self.until

@@ -115,6 +115,7 @@ impl Configs {
             | Outcome::Part(_)
             | Outcome::Begun(_)
             | Outcome::Refused(_)
+            | Outcome::Busy(_)
             | Outcome::Done => Err(FetchError::OtherKind),
         };
         match result {
@@ -229,6 +230,7 @@ pub(super) fn refusal(outcome: &Outcome) -> String {
         | Outcome::Pulled(_)
         | Outcome::Part(_)
         | Outcome::Begun(_)
+        | Outcome::Busy(_)
         | Outcome::Refused(_) => "not an answer to Propose".to_owned(),
     }
 }

@@ -13,6 +13,9 @@
 //!
 //! A copy holds one of its source's slots until it has caught up. Copies that have caught up or were cut do without, up to
 //! [`MAX_WITHOUT_SLOT`] for each source, because little is left of them.
+//!
+//! A copy that has begun doesn't queue again after a failure: it waits for its own pause without a slot, its journal is renewed, and
+//! then it takes the next free slot. A copy that failed twice in a row leaves every second turn to the queue.
 
 mod sizes;
 mod task;
@@ -21,12 +24,13 @@ use std::collections::BTreeMap;
 
 use types::{ConfigNum, Cut, Gid, MAX_CUTS, ShardId};
 
-use super::backoff::Backoff;
 use super::configs::refusal;
 use super::outbox::{HandOff, Purpose, Turn};
 use super::room::{Progress, Room};
 use super::scheduler::Scheduler;
-use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
+use super::{
+    ASK_PATIENCE_MS, Action, ActionId, MEMORY_BYTES, MoverOptions, Outcome, PROPOSE_PATIENCE_MS,
+};
 use crate::{
     CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, Ownership, PartNext,
     ShardState, Step,
@@ -50,8 +54,8 @@ const REPORT_INTERVAL_MS: u64 = 200;
 const RENEW_INTERVAL_MS: u64 = 60_000;
 /// The most copies of a source that are driven without a slot.
 const MAX_WITHOUT_SLOT: usize = 64;
-/// The bytes that the requested parts of all copies may have in memory together.
-const MEMORY_BYTES: u64 = 32 << 20;
+/// The longest pause between two reports after failures, in milliseconds.
+const MAX_REPORT_PAUSE_MS: u64 = 2_000;
 /// The most parts of a copy that are in memory.
 const PARTS_PER_COPY: u64 = 2;
 
@@ -59,11 +63,11 @@ const PARTS_PER_COPY: u64 = 2;
 pub(super) struct Copies {
     scheduler: Scheduler,
     tasks: BTreeMap<ShardId, Task>,
-    /// Failures of proposals to the group's own log.
-    log: Backoff,
     sizes: Sizes,
     /// True while a report is pending.
     reporting: bool,
+    /// The reports that failed in a row.
+    failed_reports: u32,
     /// The earliest time of the next report.
     report_at: u64,
     /// The copies, since the start of the process, that were hurried.
@@ -75,9 +79,9 @@ impl Copies {
         Self {
             scheduler: Scheduler::new(options.max_concurrent_pulls as usize),
             tasks: BTreeMap::new(),
-            log: Backoff::default(),
             sizes: Sizes::default(),
             reporting: false,
+            failed_reports: 0,
             report_at: 0,
             hurried: 0,
         }
@@ -87,8 +91,9 @@ impl Copies {
     pub(super) fn forget(&mut self, options: &MoverOptions) {
         self.scheduler = Scheduler::new(options.max_concurrent_pulls as usize);
         self.tasks.clear();
-        self.log.succeed();
         self.reporting = false;
+        self.failed_reports = 0;
+        self.report_at = 0;
         self.sizes.full.succeed();
     }
 
@@ -124,9 +129,7 @@ impl Copies {
         if scheduler.needs_refresh(turn) {
             self.refresh(turn);
         }
-        if !turn.reached(self.log.until()) {
-            return;
-        }
+        self.resume(turn);
         if turn.reached(self.sizes.full.until()) {
             self.start(turn);
         }
@@ -146,6 +149,23 @@ impl Copies {
             let (_, shard) = key;
             self.tasks
                 .insert(shard, Task::new(key, source, true, turn.now));
+        }
+    }
+
+    /// Gives free slots to copies that have begun and whose pause is over.
+    fn resume(&mut self, turn: &mut Turn<'_>) {
+        for task in self.tasks.values_mut().filter(|task| task.is_parked) {
+            if !turn.reached(task.backoff.until()) {
+                continue;
+            }
+            let fails_again = task.backoff.failures() > 1;
+            if self
+                .scheduler
+                .resume(turn, task.key, task.source, fails_again)
+            {
+                task.is_parked = false;
+                task.has_slot = true;
+            }
         }
     }
 
@@ -170,9 +190,15 @@ impl Copies {
     }
 
     /// Handles the outcome of [`Purpose::ReportCut`]. An accepted report may have changed nothing, so it is repeated all the same.
-    pub(super) fn reported(&mut self, turn: &Turn<'_>) {
+    pub(super) fn reported(&mut self, turn: &Turn<'_>, outcome: &Outcome) {
         self.reporting = false;
-        self.report_at = turn.now.saturating_add(REPORT_INTERVAL_MS);
+        let failed = &mut self.failed_reports;
+        *failed = match outcome {
+            Outcome::Done => 0,
+            _ => failed.saturating_add(1),
+        };
+        let pause = REPORT_INTERVAL_MS << failed.saturating_sub(1).min(8);
+        self.report_at = turn.now.saturating_add(pause.min(MAX_REPORT_PAUSE_MS));
     }
 
     /// Finds the shards to copy. Those that were cut are driven at once, however many: nobody serves them, and no more are cut than
@@ -180,13 +206,15 @@ impl Copies {
     fn refresh(&mut self, turn: &Turn<'_>) {
         let ownership = turn.ownership;
         let cut = ownership.shards.unfinished_shards();
-        let cut: Vec<ShardId> = cut.map(|(shard, _)| *shard).collect();
-        for shard in cut {
-            if let Some(it @ Stage::Completing { source, .. }) = stage(ownership, shard)
-                && !self.tasks.contains_key(&shard)
+        let cut = cut.map(|(shard, _)| shard);
+        for shard in ownership.planned.keys().chain(cut) {
+            if let Some(stage) = stage(ownership, *shard)
+                && stage.copy().is_some()
+                && !self.tasks.contains_key(shard)
             {
-                let task = Task::new(it.key(shard), source, false, turn.now);
-                self.tasks.insert(shard, task);
+                let mut task = Task::new(stage.key(*shard), stage.source(), false, turn.now);
+                task.is_parked = matches!(stage, Stage::Copying { .. });
+                self.tasks.insert(*shard, task);
             }
         }
         let tasks = &self.tasks;
@@ -203,17 +231,23 @@ impl Copies {
 
     fn may_do_without_slot(&self, source: Gid) -> bool {
         let tasks = self.tasks.values();
-        let without = tasks.filter(|task| task.source == source && !task.has_slot);
+        let without =
+            tasks.filter(|task| task.source == source && !task.has_slot && !task.is_parked);
         without.count() < MAX_WITHOUT_SLOT
     }
 
-    /// Returns the size of the parts to request, so that all copies fit into [`MEMORY_BYTES`].
-    fn request_bytes(&self, options: &MoverOptions) -> u32 {
+    /// Returns the number of copies that share the memory.
+    pub(super) fn takers(&self) -> u64 {
         let slots = self.scheduler.slots() as u64 * self.scheduler.sources() as u64;
-        let copies = slots.max(self.tasks.len() as u64).max(1);
-        let share = MEMORY_BYTES / (PARTS_PER_COPY * copies);
+        let driven = self.tasks.values().filter(|task| !task.is_parked).count();
+        slots.max(driven as u64)
+    }
+
+    /// Returns the size of the parts to request, so that all copies and pulls fit into [`MEMORY_BYTES`].
+    fn request_bytes(&self, turn: &Turn<'_>) -> u32 {
+        let share = MEMORY_BYTES / (PARTS_PER_COPY * (self.takers() + turn.pulls).max(1));
         let share = u32::try_from(share).unwrap_or(u32::MAX);
-        options.chunk_bytes.max(1).min(share.max(1))
+        turn.options.chunk_bytes.max(1).min(share.max(1))
     }
 
     /// Performs the next actions for a shard.
@@ -234,7 +268,11 @@ impl Copies {
             }
             self.sizes.full.succeed();
         }
+        if matches!(stage, Stage::Completing { .. }) {
+            task.is_now_cut(turn);
+        }
         if task.proposal.is_none()
+            && turn.reached(task.log.until())
             && let Some(step) = task.next_step(shard, &stage)
         {
             propose(turn, task, shard, step);
@@ -276,6 +314,9 @@ impl Copies {
         let journal = copy.journal;
         if let Some((ask, step)) = task.next_upkeep(turn, shard, journal, cursor) {
             return self.ask_journal(turn, shard, ask, step);
+        }
+        if task.is_parked {
+            return;
         }
         let Some(after) = task.next_cursor(cursor) else {
             return;
@@ -323,7 +364,7 @@ impl Copies {
             copy,
             fence,
             after,
-            max_bytes: self.request_bytes(turn.options),
+            max_bytes: self.request_bytes(turn),
         };
         let Some((source, addresses)) = self.addresses(turn, shard) else {
             return;
@@ -429,11 +470,12 @@ impl Copies {
             return;
         };
         if turn.ownership.state(shard) == proposal.before.as_ref() {
-            self.log.fail(turn.now, &refusal(outcome), turn.options);
+            let why = refusal(outcome);
+            task.log.fail(turn.now, &why, turn.options);
             task.ready = None;
             return;
         }
-        self.log.succeed();
+        task.log.succeed();
         let was_hurried = task.is_hurried;
         task.took(turn.now, &proposal);
         self.hurried += u64::from(task.is_hurried && !was_hurried);
@@ -506,6 +548,11 @@ impl Copies {
                 task.renew_at = 0;
             }
             (_, Outcome::Refused(error)) => return self.fail(turn, shard, &error.to_string()),
+            (_, Outcome::Busy(why)) => {
+                // It answers, so it keeps what it has, and the copy its slot.
+                task.backoff.fail(turn.now, &why, turn.options);
+                return self.scheduler.paused(id);
+            }
             (_, Outcome::Failed(why)) => return self.fail(turn, shard, &why),
             (_, other) => {
                 let why = format!("not an answer to the request of a copy: {other:?}");
@@ -522,7 +569,7 @@ impl Copies {
         }
     }
 
-    /// Pauses a shard that can't continue because of its source. One with a slot loses it.
+    /// Pauses a shard that can't continue because of its source. One with a slot loses it, and queues again unless its copy has begun.
     fn fail(&mut self, turn: &Turn<'_>, shard: ShardId, why: &str) {
         let Some(task) = self.tasks.get_mut(&shard) else {
             return;
@@ -536,12 +583,17 @@ impl Copies {
             self.scheduler.finish(task.key);
             task.has_slot = false;
         }
-        if task.has_slot {
-            let key = task.key;
+        let key = task.key;
+        if task.has_slot && turn.ownership.state(shard).is_none() {
             self.scheduler.fail(key, turn.now, why, turn.options);
             self.tasks.remove(&shard);
-        } else {
-            task.backoff.fail(turn.now, why, turn.options);
+            return;
+        }
+        task.backoff.fail(turn.now, why, turn.options);
+        if task.has_slot {
+            self.scheduler.release(key, turn.now, why, turn.options);
+            task.has_slot = false;
+            task.is_parked = true;
         }
     }
 
@@ -553,7 +605,7 @@ impl Copies {
             let full = self.sizes.full.why(now);
             return full.or_else(|| self.scheduler.why(stage.key(shard), source, now));
         };
-        if let Some(why) = self.log.why(now) {
+        if let Some(why) = task.log.why(now) {
             return Some(format!("own log: {why}"));
         }
         if task.has_slot

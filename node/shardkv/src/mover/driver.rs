@@ -15,11 +15,14 @@
 //! # Which node is asked
 //!
 //! Deletes, steps of journals and reports go to the leader of the source or of the controllers, pulls and fetches to any node. The
-//! node that answered last is asked first, then the node that a refusal names, then the others in turn. A pull goes to the
-//! source's leader last, which has more to do than its followers, or at once if a follower hasn't applied the fence. These guesses, and
+//! node that answered last is asked first, then the node that a refusal names, then the others in turn. A pull, and a part of a copy
+//! that isn't cut, goes to the source's leader last, which has more to do than its followers, or at once if a follower hasn't applied the
+//! fence. After a cut nobody serves the shard: the rest of its copy comes from the leader, which applies the fence first, and a node
+//! that is silent for a tenth of a second is followed by another (see [`hedges`]). These guesses, and
 //! the meaning of a refusal, are the request engine's ([`request`]). An action that another node may serve at once is
 //! repeated there at once. Every longer pause is the mover's: the action fails, and the mover starts it anew.
 
+mod hedges;
 mod messages;
 mod nodes;
 
@@ -33,6 +36,7 @@ use types::Gid;
 use super::{Action, ActionId, Mover, MoverOptions, Outcome, Room};
 use crate::bug::{Bug, Bugs};
 use crate::{JournalError, Ownership};
+use hedges::Hedge;
 pub use messages::{Answer, CallId, Effect, Request};
 use nodes::Nodes;
 
@@ -66,7 +70,7 @@ pub struct DriverOptions {
 ///
 /// # Invariants
 ///
-/// - Each pending call belongs to one action, and each action has one pending call.
+/// - Each pending call belongs to one action, and each action has a pending call: one, or some to different nodes if it is repeated.
 /// - Each pending call has a deadline, at which it ends.
 #[derive(Debug)]
 pub struct Driver {
@@ -75,6 +79,8 @@ pub struct Driver {
     options: DriverOptions,
     bugs: Bugs,
     pending: BTreeMap<CallId, Pending>,
+    /// The actions whose calls are repeated at other nodes.
+    hedges: BTreeMap<ActionId, Hedge>,
     answers: Vec<(CallId, Result<Answer, Refused>)>,
     effects: Vec<Effect>,
     next_id: u64,
@@ -123,6 +129,7 @@ impl Driver {
             mover,
             bugs,
             pending: BTreeMap::new(),
+            hedges: BTreeMap::new(),
             answers: Vec::new(),
             effects: Vec::new(),
             next_id: 0,
@@ -158,8 +165,9 @@ impl Driver {
             return Some(0);
         }
         let deadlines = self.pending.values().map(|pending| pending.until);
-        let first = deadlines.min().filter(|_| self.ends_lost_calls());
-        first.into_iter().chain(self.mover.next_due()).min()
+        let first = deadlines.min().into_iter().chain(self.next_hedge());
+        let first = first.filter(|_| self.ends_lost_calls());
+        first.chain(self.mover.next_due()).min()
     }
 
     /// Takes the answer to a proposal or a call. Call [`Driver::poll`] next.
@@ -185,11 +193,17 @@ impl Driver {
                     self.answered(now_ms, ownership, pending, answer);
                 }
             }
-            self.end_lost_calls(now_ms);
+            if self.ends_lost_calls() {
+                self.hedge(now_ms, ownership);
+                self.end_lost_calls(now_ms);
+            }
         } else {
             self.pending.clear();
+            self.hedges.clear();
         }
-        for (id, action) in self.mover.poll(now_ms, ownership) {
+        let actions = self.mover.poll(now_ms, ownership);
+        self.drop_unexpected();
+        for (id, action) in actions {
             if let Some(ownership) = ownership {
                 self.start(now_ms, ownership, id, action);
             }
@@ -209,13 +223,13 @@ impl Driver {
             | Action::ReportCut { .. }
             | Action::Report { .. } => timeout,
         };
-        let pending = Pending {
-            id,
-            action,
-            attempts: attempts(),
-            node: None,
-            until: now.saturating_add(patience),
-        };
+        let mut pending = Pending::new(id, action, now.saturating_add(patience));
+        if let Some(hedge) = Hedge::of(&pending.action, now, timeout) {
+            if !pending.is_hurried() {
+                pending.until = hedge.until;
+            }
+            self.hedges.insert(id, hedge);
+        }
         if let Action::Propose(step) = &pending.action {
             let (step, until_ms) = (step.clone(), pending.until);
             let id = self.insert(pending);
@@ -238,22 +252,29 @@ impl Driver {
             let why = "the group follows no controllers yet".to_owned();
             return self.fail(&pending, why);
         };
-        let (gid, addresses) = match &pending.action {
-            Action::Pull {
-                source, addresses, ..
-            }
-            | Action::Copy {
-                source, addresses, ..
-            }
-            | Action::Journal {
-                source, addresses, ..
-            }
-            | Action::Delete {
-                source, addresses, ..
-            } => (*source, addresses),
-            _ => (Gid::NONE, &self.options.controllers),
+        let node = self.next_node(&pending);
+        let Some(node) = node else {
+            let why = match pending.gid() {
+                Gid::NONE => "no controllers are configured".to_owned(),
+                gid => format!("no address of {gid} is known"),
+            };
+            return self.fail(&pending, why);
         };
-        let node = match &pending.action {
+        self.send(pending, node, request);
+    }
+
+    /// Returns the node to ask next.
+    fn next_node(&self, pending: &Pending) -> Option<Leader> {
+        let gid = pending.gid();
+        let addresses = match gid {
+            Gid::NONE => &*self.options.controllers,
+            _ => pending.addresses(),
+        };
+        match &pending.action {
+            Action::Copy { .. } if pending.is_hurried() => {
+                let leader = self.leaders.guess(gid);
+                leader.or_else(|| self.members.next(gid, addresses))
+            }
             Action::Pull { .. } | Action::Copy { .. } => {
                 let leader = self.leaders.guess(gid);
                 let leader = leader.as_ref().map(|leader| &*leader.address);
@@ -261,15 +282,7 @@ impl Driver {
             }
             _ if pending.needs_leader() => self.leaders.next(gid, addresses),
             _ => self.members.next(gid, addresses),
-        };
-        let Some(node) = node else {
-            let why = match gid {
-                Gid::NONE => "no controllers are configured".to_owned(),
-                gid => format!("no address of {gid} is known"),
-            };
-            return self.fail(&pending, why);
-        };
-        self.send(pending, node, request);
+        }
     }
 
     fn send(&mut self, mut pending: Pending, node: Leader, request: Request) {
@@ -371,7 +384,7 @@ impl Driver {
                 {
                     self.members.failed(node);
                 }
-                _ => self.nodes(&pending).found(node),
+                _ => self.nodes(&pending.action).found(node),
             }
         }
         if !pending.fits(&answer) {
@@ -381,7 +394,7 @@ impl Driver {
         if let Answer::Refused(JournalError::Unknown { .. } | JournalError::NotSealed { .. }) =
             answer
             && let Some(node) = &pending.node
-            && let Some(leader) = self.asks_leader_next(&pending, node)
+            && let Some(leader) = self.asks_another(&pending, node)
             && let Some(request) = self.request(ownership, &pending)
         {
             return self.send(pending, leader, request);
@@ -418,7 +431,7 @@ impl Driver {
                 deltas,
             },
         };
-        self.mover.ended(pending.id, outcome);
+        self.end(pending.id, outcome);
     }
 
     /// Handles a refusal: asks another node at once if that may do, otherwise fails the action.
@@ -428,14 +441,15 @@ impl Driver {
         };
         let why = format!("{}: {}", node.address, refused.message);
         if matches!(refused.refusal, Refusal::ShardNotReady { .. })
-            && let Some(leader) = self.asks_leader_next(&pending, &node)
+            && let Some(other) = self.asks_another(&pending, &node)
             && let Some(request) = self.request(ownership, &pending)
         {
-            // The follower hasn't applied the fence yet. The leader is the first to apply it.
-            return self.send(pending, leader, request);
+            // The node hasn't applied the fence yet.
+            return self.send(pending, other, request);
         }
         let needs_leader = pending.needs_leader();
-        let nodes = self.nodes(&pending);
+        let is_busy = matches!(refused.refusal, Refusal::Overloaded { .. });
+        let nodes = self.nodes(&pending.action);
         let hint = refused.refusal.hint().cloned();
         let followed = hint.is_some_and(|hint| nodes.follow(&node, &hint));
         let time = Duration::from_millis(now);
@@ -453,19 +467,43 @@ impl Driver {
         if !followed && (leader_failed || !needs_leader) {
             nodes.failed(&node);
         }
+        if leader_failed && pending.is_hurried() {
+            self.silent(&pending.action, &node);
+        }
         if at_once {
             self.call(ownership, pending);
+        } else if is_busy && self.hedges.contains_key(&pending.id) {
+            self.busy(&pending, why);
         } else {
             self.fail(&pending, why);
         }
     }
 
-    /// Returns the leader, if another node was asked for a chunk or a part. A follower may not have applied yet what the request
-    /// names.
-    fn asks_leader_next(&self, pending: &Pending, asked: &Leader) -> Option<Leader> {
+    /// Returns the node to ask at once after one that hasn't applied yet what a request for a chunk or a part names: the leader after a
+    /// follower. After the leader, which may have been deposed, a shard that nobody serves asks one of the others.
+    fn asks_another(&self, pending: &Pending, asked: &Leader) -> Option<Leader> {
         let reads = matches!(pending.action, Action::Pull { .. } | Action::Copy { .. });
-        let leader = self.leaders.guess(asked.gid);
-        leader.filter(|leader| reads && leader.address != asked.address)
+        let leader = self.leaders.guess(asked.gid).filter(|_| reads)?;
+        let other = match (leader.address == asked.address, pending.is_hurried()) {
+            (true, true) => {
+                let addresses = pending.addresses();
+                self.members
+                    .next_but(asked.gid, addresses, Some(&leader.address))
+            }
+            (false, false) => Some(leader),
+            _ => None,
+        };
+        other.filter(|other| other.address != asked.address && !self.is_asked(pending.id, other))
+    }
+
+    /// Returns true if a call of the action to this node is pending.
+    fn is_asked(&self, id: ActionId, node: &Leader) -> bool {
+        let mut calls = self.pending.values().filter(|it| it.id == id);
+        calls.any(|it| {
+            it.node
+                .as_ref()
+                .is_some_and(|it| it.address == node.address)
+        })
     }
 
     /// Returns true unless [`Bug::LostAnswerKeepsSlot`] was put back.
@@ -475,9 +513,6 @@ impl Driver {
 
     /// Fails the actions whose calls got no answer in time. Another node is asked next.
     fn end_lost_calls(&mut self, now: u64) {
-        if !self.ends_lost_calls() {
-            return;
-        }
         let lost = self.pending.iter().filter(|(_, it)| it.until <= now);
         let lost: Vec<CallId> = lost.map(|(id, _)| *id).collect();
         for id in lost {
@@ -487,7 +522,7 @@ impl Driver {
             let why = match pending.node.take() {
                 None => "the outcome of the step is unknown".to_owned(),
                 Some(node) => {
-                    self.nodes(&pending).failed(&node);
+                    self.silent(&pending.action, &node);
                     format!("{}: no answer in time", node.address)
                 }
             };
@@ -495,14 +530,36 @@ impl Driver {
         }
     }
 
-    /// Fails an action.
-    fn fail(&mut self, pending: &Pending, why: String) {
-        self.effects.push(Effect::Failed(why.clone()));
-        self.mover.ended(pending.id, Outcome::Failed(why));
+    /// Ends an action of a copy whose source is busy, unless another call of it is pending.
+    fn busy(&mut self, pending: &Pending, why: String) {
+        if !self.is_pending(pending.id) {
+            self.end(pending.id, Outcome::Busy(why));
+        }
     }
 
-    fn nodes(&mut self, pending: &Pending) -> &mut Nodes {
-        if pending.needs_leader() {
+    fn is_pending(&self, id: ActionId) -> bool {
+        self.pending.values().any(|it| it.id == id)
+    }
+
+    /// Fails an action, unless another call of it is pending.
+    fn fail(&mut self, pending: &Pending, why: String) {
+        if self.is_pending(pending.id) {
+            return;
+        }
+        self.effects.push(Effect::Failed(why.clone()));
+        self.end(pending.id, Outcome::Failed(why));
+    }
+
+    /// Ends an action with all its calls.
+    fn end(&mut self, id: ActionId, outcome: Outcome) {
+        if self.hedges.remove(&id).is_some() {
+            self.pending.retain(|_, it| it.id != id);
+        }
+        self.mover.ended(id, outcome);
+    }
+
+    fn nodes(&mut self, action: &Action) -> &mut Nodes {
+        if needs_leader(action) {
             &mut self.leaders
         } else {
             &mut self.members
@@ -511,14 +568,45 @@ impl Driver {
 }
 
 impl Pending {
+    fn new(id: ActionId, action: Action, until: u64) -> Self {
+        Self {
+            id,
+            action,
+            attempts: attempts(),
+            node: None,
+            until,
+        }
+    }
+
     fn needs_leader(&self) -> bool {
-        matches!(
-            self.action,
-            Action::Delete { .. }
-                | Action::Journal { .. }
-                | Action::ReportCut { .. }
-                | Action::Report { .. }
-        )
+        needs_leader(&self.action)
+    }
+
+    /// Returns true for a part of a shard that was cut: nobody serves it.
+    fn is_hurried(&self) -> bool {
+        matches!(&self.action, Action::Copy { request, .. } if request.fence.is_some())
+    }
+
+    /// Returns the group that is asked; none for the controllers.
+    fn gid(&self) -> Gid {
+        match &self.action {
+            Action::Pull { source, .. }
+            | Action::Copy { source, .. }
+            | Action::Journal { source, .. }
+            | Action::Delete { source, .. } => *source,
+            _ => Gid::NONE,
+        }
+    }
+
+    /// Returns the addresses of the group that is asked.
+    fn addresses(&self) -> &[String] {
+        match &self.action {
+            Action::Pull { addresses, .. }
+            | Action::Copy { addresses, .. }
+            | Action::Journal { addresses, .. }
+            | Action::Delete { addresses, .. } => addresses,
+            _ => &[],
+        }
     }
 
     /// Returns true if `answer` answers this call.
@@ -543,6 +631,16 @@ impl Pending {
             }
         }
     }
+}
+
+fn needs_leader(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Delete { .. }
+            | Action::Journal { .. }
+            | Action::ReportCut { .. }
+            | Action::Report { .. }
+    )
 }
 
 fn attempts() -> SingleCall {

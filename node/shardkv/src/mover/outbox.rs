@@ -56,6 +56,9 @@ pub(super) struct Turn<'a> {
     pub(super) news: bool,
     pub(super) options: &'a MoverOptions,
     pub(super) bugs: Bugs,
+    /// The pulls and the copies that share the memory for what arrives.
+    pub(super) pulls: u64,
+    pub(super) copies: u64,
     /// The rate limit of all that comes from other groups.
     pub(super) pace: &'a mut Pace,
     pub(super) background: &'a mut Background,
@@ -72,6 +75,13 @@ impl Turn<'_> {
         self.out.pending.insert(id, (purpose, deadline));
         self.out.actions.push((id, action));
         id
+    }
+
+    /// Drops a pending action, and gives back what the rate limit granted for it.
+    pub(super) fn drop(&mut self, id: ActionId) {
+        if let Some(Purpose::Copy { paid, .. } | Purpose::Pull { paid }) = self.out.end(id) {
+            self.pace.came(paid, 0);
+        }
     }
 
     /// Returns true if `at` is reached; otherwise schedules a turn at `at`.

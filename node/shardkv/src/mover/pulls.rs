@@ -1,7 +1,7 @@
 //! Pulls: the chunks of shards are fetched from their sources and proposed to the group's log.
 //!
 //! While one chunk is being replicated the next one is fetched, so at most two chunks of each shard with a slot are in
-//! memory. All slots of all sources share [`MEMORY_BYTES`] equally: with many sources the chunks are smaller. So the memory
+//! memory. All slots of all sources share [`MEMORY_BYTES`] equally, together with the copies: with many sources the chunks are smaller. So the memory
 //! is bounded, and a source without answers withholds nothing from the others.
 
 use std::collections::BTreeMap;
@@ -13,13 +13,12 @@ use super::configs::refusal;
 use super::outbox::{HandOff, Purpose, Turn};
 use super::room::{Progress, Room};
 use super::scheduler::Scheduler;
-use super::{ASK_PATIENCE_MS, Action, ActionId, MoverOptions, Outcome, PROPOSE_PATIENCE_MS};
+use super::{
+    ASK_PATIENCE_MS, Action, ActionId, MEMORY_BYTES, MoverOptions, Outcome, PROPOSE_PATIENCE_MS,
+};
 use crate::bug::Bug;
 use crate::{Chunk, Cursor, Next, Ownership, ShardState, Step};
 
-/// The bytes that the requested chunks of all slots may have in memory together. Each chunk may exceed its share by one
-/// value.
-const MEMORY_BYTES: u64 = 64 << 20;
 /// The most chunks of a slot that are in memory.
 const CHUNKS_PER_SLOT: u64 = 2;
 
@@ -175,12 +174,16 @@ impl Pulls {
         room.lacks(begun.fold(own, u64::saturating_add))
     }
 
-    /// Returns the size of the chunks to request, so that all slots fit into [`MEMORY_BYTES`].
-    fn request_bytes(&self, options: &MoverOptions) -> u32 {
-        let slots = self.scheduler.slots() as u64 * self.scheduler.sources() as u64;
-        let share = MEMORY_BYTES / (CHUNKS_PER_SLOT * slots.max(1));
+    /// Returns the number of slots that share the memory.
+    pub(super) fn takers(&self) -> u64 {
+        self.scheduler.slots() as u64 * self.scheduler.sources() as u64
+    }
+
+    /// Returns the size of the chunks to request, so that all slots and all copies fit into [`MEMORY_BYTES`].
+    fn request_bytes(&self, turn: &Turn<'_>) -> u32 {
+        let share = MEMORY_BYTES / (CHUNKS_PER_SLOT * (self.takers() + turn.copies).max(1));
         let share = u32::try_from(share).unwrap_or(u32::MAX);
-        chunk_bytes(options).min(share.max(1))
+        chunk_bytes(turn.options).min(share.max(1))
     }
 
     /// Performs the next action for a shard that has a slot.
@@ -202,7 +205,7 @@ impl Pulls {
             }
             self.full.succeed();
         }
-        let max_bytes = self.request_bytes(turn.options);
+        let max_bytes = self.request_bytes(turn);
         let Some(pull) = self.pending.get_mut(&task) else {
             return;
         };
@@ -269,7 +272,7 @@ impl Pulls {
         turn.pace.came(paid, came);
         let result = match outcome {
             Outcome::Pulled(chunk) => Ok(chunk),
-            Outcome::Failed(why) => Err(why),
+            Outcome::Failed(why) | Outcome::Busy(why) => Err(why),
             other => Err(format!("not an answer to Pull: {other:?}")),
         };
         match result {

@@ -41,6 +41,8 @@ struct SourceQueue {
     working: usize,
     /// True if the source has answered since the queue's creation and since its last failure.
     is_proven: bool,
+    /// True if the last slot went to a hand-off that had failed before.
+    has_retried: bool,
     backoff: Backoff,
 }
 
@@ -132,12 +134,34 @@ impl Scheduler {
                     continue;
                 };
                 queue.working += 1;
+                queue.has_retried = false;
                 let (source, asked) = (*source, None);
                 self.working.insert(task, Slot { source, asked });
                 started.push((task, source));
             }
         }
         started
+    }
+
+    /// Gives a free slot to a hand-off that left its place in the queue by [`Scheduler::release`], before those that wait there. One
+    /// that `fails_again` leaves every second turn to them. Returns true if it has the slot.
+    pub(super) fn resume(
+        &mut self,
+        turn: &mut Turn<'_>,
+        task: HandOff,
+        source: Gid,
+        fails_again: bool,
+    ) -> bool {
+        let queue = self.by_source.entry(source).or_default();
+        let yields = fails_again && queue.has_retried && !queue.waiting.is_empty();
+        if yields || !queue.has_free_slot(self.slots) || !turn.reached(queue.backoff.until()) {
+            return false;
+        }
+        queue.working += 1;
+        queue.has_retried = fails_again;
+        let asked = None;
+        self.working.insert(task, Slot { source, asked });
+        true
     }
 
     /// Returns the number of sources with hand-offs.
@@ -204,6 +228,22 @@ impl Scheduler {
             queue.is_proven = false;
             queue.backoff.fail(now, why, options);
             queue.waiting.push_back(task);
+        }
+    }
+
+    /// Takes the slot of a hand-off as [`Scheduler::fail`], but the hand-off doesn't queue again.
+    pub(super) fn release(&mut self, task: HandOff, now: u64, why: &str, options: &MoverOptions) {
+        if let Some(queue) = self.take_slot(task) {
+            queue.is_proven = false;
+            queue.backoff.fail(now, why, options);
+        }
+    }
+
+    /// Records that the source refused a request because it is busy. The hand-off keeps its slot.
+    pub(super) fn paused(&mut self, id: ActionId) {
+        let task = self.asker(id);
+        if let Some(slot) = task.and_then(|task| self.working.get_mut(&task)) {
+            slot.asked = None;
         }
     }
 

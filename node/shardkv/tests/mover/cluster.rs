@@ -96,7 +96,8 @@ impl Cluster {
     /// A report arrives late, when the destination has lost the copy of which it tells: each of the shards that may be cut is.
     pub(crate) fn cut_late(&mut self) {
         let shards = self.moving().into_iter();
-        let shards: Vec<ShardId> = shards.filter(|shard| self.is_served(*shard)).collect();
+        let may_be = |shard: &ShardId| self.is_served(*shard) && !self.is_owed(*shard);
+        let shards: Vec<ShardId> = shards.filter(may_be).collect();
         self.controllers.cut(&shards);
     }
 
@@ -108,6 +109,13 @@ impl Cluster {
             config: row.owner_since,
         };
         owner.state(shard) == Some(&serves)
+    }
+
+    /// Returns true if the shard's target still has it fenced from an earlier move. So it had no copy yet of which to tell.
+    fn is_owed(&self, shard: ShardId) -> bool {
+        let target = self.config().row(shard).target;
+        let target = self.members[&target].replica.machine.ownership();
+        matches!(target.state(shard), Some(ShardState::Fenced { .. }))
     }
 
     /// The controllers apply a report. That a copy was reported proves that the owner serves the shard.

@@ -111,7 +111,7 @@ fn a_shard_goes_on_although_its_former_owner_is_down() {
 }
 
 /// A stage whose group is to copy these shards from group 2.
-fn planned(shards: &[u32], options: MoverOptions) -> Stage {
+pub(crate) fn planned(shards: &[u32], options: MoverOptions) -> Stage {
     let mover = Mover::new(Gid(1), STAGE_SHARDS, options);
     let targets: Vec<_> = shards.iter().map(|shard| (*shard, 1, 2, 1)).collect();
     Stage::after(mover, &[delta(1, &[(0, 10, 0, 2)]), plan(2, &targets)])
@@ -126,7 +126,7 @@ fn report(shards: &[u32]) -> String {
 }
 
 /// The answer of a source whose shards are empty and don't change.
-fn answer(action: &Action) -> Option<ActionOutcome> {
+pub(crate) fn answer(action: &Action) -> Option<ActionOutcome> {
     Some(match action {
         Action::Journal {
             step: JournalStep::Begin { .. },
@@ -154,7 +154,10 @@ fn answer(action: &Action) -> Option<ActionOutcome> {
 }
 
 /// Answers what the mover asks and commits what it proposes, until it asks nothing more. Returns what it asked.
-fn settle(stage: &mut Stage, answer: impl Fn(&Action) -> Option<ActionOutcome>) -> Vec<String> {
+pub(crate) fn settle(
+    stage: &mut Stage,
+    answer: impl Fn(&Action) -> Option<ActionOutcome>,
+) -> Vec<String> {
     let mut said = Vec::new();
     loop {
         let now = stage.moves();
@@ -197,14 +200,14 @@ fn reports(mut said: Vec<String>) -> Vec<String> {
 }
 
 /// A configuration that cuts shards, each `(first, count, from, to)`.
-fn cut(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
+pub(crate) fn cut(num: u64, moves: &[(u32, u32, u64, u64)]) -> ConfigDelta {
     ConfigDelta {
         targets: Vec::new(),
         ..delta(num, moves)
     }
 }
 
-fn count(said: &[String], what: &str) -> usize {
+pub(crate) fn count(said: &[String], what: &str) -> usize {
     said.iter().filter(|it| it.contains(what)).count()
 }
 

@@ -252,7 +252,7 @@ impl Script {
                 ActionOutcome::Begun(journal) => format!("journal {journal}"),
                 ActionOutcome::Refused(error) => format!("refused: {error}"),
                 ActionOutcome::Done => "done".to_owned(),
-                ActionOutcome::Failed(why) => format!("failed: {why}"),
+                ActionOutcome::Failed(why) | ActionOutcome::Busy(why) => format!("failed: {why}"),
             };
             writeln!(said, "{gid}: {} -> {shown}", show::action(&action))?;
             for (before, (of, after)) in before.iter().zip(self.ownerships()) {

@@ -10,6 +10,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod begun;
 #[cfg(feature = "bugs")]
 mod bugs;
 mod cluster;

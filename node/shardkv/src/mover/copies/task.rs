@@ -142,8 +142,13 @@ pub(super) struct Task {
     pub(super) key: HandOff,
     pub(super) source: Gid,
     pub(super) has_slot: bool,
-    /// Failures, while it has no slot.
+    /// True if the copy has begun and waits for a slot.
+    pub(super) is_parked: bool,
+    is_cut: bool,
+    /// Failures of requests to the source.
     pub(super) backoff: Backoff,
+    /// Failures of proposals to the own log.
+    pub(super) log: Backoff,
     /// The journal that the source has begun.
     pub(super) journal: Option<Index>,
     /// The copy whose journal has ended.
@@ -177,7 +182,10 @@ impl Task {
             key,
             source,
             has_slot,
+            is_parked: false,
+            is_cut: false,
             backoff: Backoff::default(),
+            log: Backoff::default(),
             journal: None,
             useless: None,
             ask: None,
@@ -195,6 +203,18 @@ impl Task {
             bytes: 0,
             rounds: 0,
             round_bytes: 0,
+        }
+    }
+
+    /// Drops the call and the pause from before the cut, because nobody serves the shard any more.
+    pub(super) fn is_now_cut(&mut self, turn: &mut Turn<'_>) {
+        if !self.is_cut {
+            self.is_cut = true;
+            self.is_parked = false;
+            self.backoff.succeed();
+            if let Some((id, _)) = self.ask.take() {
+                turn.drop(id);
+            }
         }
     }
 

@@ -625,6 +625,8 @@ fn proposals_with_unknown_outcome_end() {
     assert!(stage.failures.iter().any(|why| why == unknown));
 }
 
+mod hedges;
+
 #[cfg(feature = "bugs")]
 mod bugs {
     use super::*;
