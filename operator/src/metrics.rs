@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use probes::telemetry::dropped_lines;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -74,6 +75,7 @@ pub struct Metrics {
     store_seconds: Histogram,
     store_failures: Counter,
     watch_failures: Counter,
+    log_dropped_lines: Counter,
     leader: Gauge,
     clusters: Gauge,
     groups: Family<GroupLabels, Gauge>,
@@ -141,6 +143,7 @@ impl Default for Metrics {
             store_seconds: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             store_failures: Counter::default(),
             watch_failures: Counter::default(),
+            log_dropped_lines: Counter::default(),
             leader: Gauge::default(),
             clusters: Gauge::default(),
             groups: Family::default(),
@@ -201,6 +204,11 @@ impl Metrics {
             self.watch_failures.clone(),
         );
         r.register(
+            "log_dropped_lines",
+            "Log lines that standard error did not take: full, stalled or closed",
+            self.log_dropped_lines.clone(),
+        );
+        r.register(
             "leader",
             "1 while this replica leads and acts, 0 while it stands by",
             self.leader.clone(),
@@ -240,6 +248,8 @@ impl Metrics {
 
     /// Returns all metrics as `OpenMetrics` text.
     pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let dropped = &self.log_dropped_lines;
+        dropped.inc_by(dropped_lines().saturating_sub(dropped.get()));
         let mut out = String::new();
         encode(&mut out, &self.registry)?;
         Ok(out)

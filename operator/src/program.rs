@@ -64,13 +64,15 @@ fn start(options: RunOptions) -> ExitCode {
     let end = runtime.block_on(run::run(options));
     // A task that hangs on a dead connection must not keep the process alive.
     runtime.shutdown_background();
-    match end {
+    let code = match end {
         Ok(()) => ExitCode::SUCCESS,
         Err(stop) => {
             tracing::error!(exit_code = stop.end as u8, "{:#}", stop.error);
             ExitCode::from(stop.end as u8)
         }
-    }
+    };
+    probes::telemetry::flush();
+    code
 }
 
 fn fail(error: &dyn std::fmt::Display, end: End) -> ExitCode {

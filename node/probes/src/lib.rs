@@ -9,4 +9,5 @@
 //! cluster's own network.
 
 pub mod endpoint;
+mod log_queue;
 pub mod telemetry;

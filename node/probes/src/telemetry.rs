@@ -1,10 +1,20 @@
 //! Log lines on standard error, as text or as JSON.
 
 use std::panic;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt;
+
+use crate::log_queue::LogQueue;
+
+/// The time that the last lines may take to be written when the program ends.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// The queue of the process, once logging has started.
+static QUEUE: OnceLock<LogQueue> = OnceLock::new();
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +36,23 @@ pub fn check_filter(filter: &str) -> Result<(), InvalidFilter> {
     Ok(())
 }
 
-/// Starts logging for the process and logs the lines that the filter selects. From then on a panic is logged too.
+/// Starts logging for the process and logs the lines that the filter selects. From then on a panic is logged too. Logging never
+/// waits for the reader of standard error: see [`dropped_lines`]. Call [`flush`] before the process ends.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)?;
+    let queue = LogQueue::start(std::io::stderr())
+        .map_err(|error| anyhow::anyhow!("the thread for log lines can't be started: {error}"))?;
     let lines = fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(queue.clone())
         .with_ansi(false);
     let started = match format {
         LogFormat::Human => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),
     };
     started.map_err(|error| anyhow::anyhow!("logging can't be started: {error}"))?;
+    // Starting twice has failed above.
+    let _ = QUEUE.set(queue);
     panic::set_hook(Box::new(|panic| {
         let place = panic
             .location()
@@ -47,4 +62,16 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<()> {
         tracing::error!(place, "a thread panicked: {message}");
     }));
     Ok(())
+}
+
+/// Returns the number of log lines that were dropped because standard error was full, stalled or closed.
+pub fn dropped_lines() -> u64 {
+    QUEUE.get().map_or(0, LogQueue::dropped)
+}
+
+/// Waits until the lines that were logged are written, for up to a second.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(LAST_LINES);
+    }
 }

@@ -109,13 +109,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::Clean
         }
-        Ok(Invocation::Run(options)) => match start(*options) {
-            Ok(()) => ExitCode::Clean,
-            Err(fatal) => {
-                tracing::error!(exit_code = fatal.code as u8, "{:#}", fatal.error);
-                fatal.code
-            }
-        },
+        Ok(Invocation::Run(options)) => {
+            let code = match start(*options) {
+                Ok(()) => ExitCode::Clean,
+                Err(fatal) => {
+                    tracing::error!(exit_code = fatal.code as u8, "{:#}", fatal.error);
+                    fatal.code
+                }
+            };
+            probes::telemetry::flush();
+            code
+        }
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "shardkv-node: {error}");
             ExitCode::BadOptions

@@ -6,6 +6,7 @@ pub(crate) mod watch;
 
 use api::error_status;
 use api::v1::ErrorDetail;
+use probes::telemetry;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -51,6 +52,7 @@ pub(crate) struct Metrics {
     pub(crate) fsync_seconds: Histogram,
     pub(crate) batch_requests: Histogram,
     pub(crate) rejections: Family<Kind, Counter>,
+    log_dropped_lines: Counter,
     pub(crate) inbox_messages: Gauge,
     pub(crate) inflight_requests: Gauge,
     pub(crate) inflight_bytes: Gauge,
@@ -128,6 +130,7 @@ impl Metrics {
             fsync_seconds: seconds(),
             batch_requests: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             rejections: Family::default(),
+            log_dropped_lines: Counter::default(),
             inbox_messages: Gauge::default(),
             inflight_requests: Gauge::default(),
             inflight_bytes: Gauge::default(),
@@ -177,6 +180,11 @@ impl Metrics {
             "rejections",
             "Requests that got an error, by kind",
             self.rejections.clone(),
+        );
+        r.register(
+            "log_dropped_lines",
+            "Log lines that standard error did not take: full, stalled or closed",
+            self.log_dropped_lines.clone(),
         );
         r.register(
             "inflight_requests",
@@ -395,6 +403,7 @@ impl Metrics {
 
     /// Returns all metrics in the text format.
     pub(crate) fn render(&self) -> Result<String, std::fmt::Error> {
+        raise(&self.log_dropped_lines, telemetry::dropped_lines());
         let mut out = String::new();
         encode(&mut out, &self.registry)?;
         Ok(out)

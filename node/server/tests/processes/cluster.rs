@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -158,8 +159,22 @@ impl Cluster {
 
     /// Starts a node that doesn't run.
     pub(crate) fn start_node(&mut self, node: u16) {
-        let log = self.directory.path().join(format!("node-{node}.log"));
-        let started = Node::start(&self.arguments(node), &log);
+        let started = Node::start(&self.arguments(node), &self.log(node));
+        self.put(node, started);
+    }
+
+    /// Does the same with another standard error.
+    pub(crate) fn start_node_with_stderr(&mut self, node: u16, stderr: Stdio) {
+        let arguments = self.arguments(node);
+        let started = Node::start_with_stderr(&arguments, &self.log(node), stderr);
+        self.put(node, started);
+    }
+
+    fn log(&self, node: u16) -> PathBuf {
+        self.directory.path().join(format!("node-{node}.log"))
+    }
+
+    fn put(&mut self, node: u16, started: Node) {
         let before = self.nodes[usize::from(node)].replace(started);
         assert!(before.is_none(), "node {node} runs already");
     }

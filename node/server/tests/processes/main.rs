@@ -32,6 +32,7 @@ mod bounds;
 mod disks;
 mod faults;
 mod lifecycle;
+mod logs;
 mod names;
 mod pods;
 mod shards;

@@ -40,13 +40,19 @@ impl Node {
         Self::spawn(plain_command("unshare", &wrapped), log)
     }
 
-    fn spawn(mut command: Command, log: &Path) -> Self {
+    /// Does the same with another standard error.
+    pub(crate) fn start_with_stderr(arguments: &[String], log: &Path, stderr: Stdio) -> Self {
+        Self::spawn_with_stderr(command(arguments), log, stderr)
+    }
+
+    fn spawn(command: Command, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).unwrap();
-        let child = command
-            .stdout(out.try_clone().unwrap())
-            .stderr(out)
-            .spawn()
-            .unwrap();
+        Self::spawn_with_stderr(command, log, out.into())
+    }
+
+    fn spawn_with_stderr(mut command: Command, log: &Path, stderr: Stdio) -> Self {
+        let out = File::options().create(true).append(true).open(log).unwrap();
+        let child = command.stdout(out).stderr(stderr).spawn().unwrap();
         Self {
             child,
             log: log.to_owned(),
