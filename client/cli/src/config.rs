@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use shardkv_client::{
-    Client, ConfigChange, ConfigDelta, ConfigEvent, ConfigNum, ConfigView, Controller, Error,
-    Forgotten, Gid, Incarnation, ShardConfig, ShardId, ShardList, ShardMove,
+    Client, ConfigChange, ConfigDelta, ConfigEvent, ConfigNum, ConfigView, Controller,
+    DrainedGroup, Error, Forgotten, Gid, Incarnation, ShardConfig, ShardId, ShardList, ShardMove,
 };
 use tokio::time::{Instant, sleep};
 
@@ -173,7 +173,7 @@ pub(crate) async fn run(
         ConfigCommand::Retire { gid } => {
             let view = controller.query(None).await?;
             // One that isn't drained is refused with the reason.
-            let incarnation = view.drained.get(gid).copied();
+            let incarnation = view.drained.get(gid).map(|it| it.incarnation);
             let incarnation = incarnation.unwrap_or(Incarnation(view.latest.0));
             controller.retire(*gid, incarnation).await?;
             match global.output {
@@ -462,7 +462,25 @@ fn write_map(map: &ConfigView, format: Format, out: &mut dyn Write) -> io::Resul
             shorten(&nobody.to_string()),
         ]);
     }
-    table.write(out)
+    table.write(out)?;
+    write_gone(map, out)
+}
+
+/// Writes the groups that were forgotten or retired. Groups that were drained are many, and need no attention.
+fn write_gone(map: &ConfigView, out: &mut dyn Write) -> io::Result<()> {
+    let gids = |is: fn(&DrainedGroup) -> bool| {
+        let gone = map.drained.iter().filter(|(_, it)| is(it));
+        gone.map(|(gid, _)| gid.to_string()).collect::<Vec<_>>()
+    };
+    for (what, gids) in [
+        ("forgotten", gids(|it| it.forgotten)),
+        ("retired", gids(|it| it.retired)),
+    ] {
+        if !gids.is_empty() {
+            writeln!(out, "\n{what}: {}", gids.join(", "))?;
+        }
+    }
+    Ok(())
 }
 
 fn map_json(map: &ConfigView) -> Value {
@@ -488,7 +506,15 @@ fn map_json(map: &ConfigView) -> Value {
     let drained: Vec<Value> = map
         .drained
         .iter()
-        .map(|(gid, incarnation)| json!({"gid": gid.0, "incarnation": incarnation.0}))
+        .map(|(gid, it)| {
+            json!({
+                "gid": gid.0,
+                "incarnation": it.incarnation.0,
+                "gone_in": it.gone_in.0,
+                "forgotten": it.forgotten,
+                "retired": it.retired,
+            })
+        })
         .collect();
     json!({
         "num": config.num().0,
@@ -526,7 +552,7 @@ fn owners_json(config: &ShardConfig) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shardkv_client::{Group, GroupProgress, Incarnation};
+    use shardkv_client::{Group, GroupProgress};
 
     fn map() -> ConfigView {
         let address = |gid: u64| vec![format!("127.0.0.1:74{gid}1"), format!("127.0.0.1:74{gid}2")];
@@ -553,7 +579,22 @@ mod tests {
             latest: ConfigNum(9),
             oldest: ConfigNum(3),
             progress: vec![progress(1, 7), progress(2, 6), progress(3, 6)],
-            drained: [(Gid(4), Incarnation(2))].into(),
+            drained: [
+                (Gid(4), gone(2, false, false)),
+                (Gid(5), gone(3, true, false)),
+                (Gid(6), gone(4, false, true)),
+                (Gid(7), gone(5, true, true)),
+            ]
+            .into(),
+        }
+    }
+
+    fn gone(incarnation: u64, forgotten: bool, retired: bool) -> DrainedGroup {
+        DrainedGroup {
+            incarnation: Incarnation(incarnation),
+            gone_in: ConfigNum(6),
+            forgotten,
+            retired,
         }
     }
 

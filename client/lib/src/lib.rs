@@ -91,8 +91,8 @@ mod unary;
 pub use admin::{Admin, GroupKind, MemberStatus, MembershipChange, NodeStatus, Role};
 pub use client::Client;
 pub use controller::{
-    ConfigChange, ConfigEvent, ConfigView, ConfigWatch, Controller, Forgotten, GroupProgress,
-    ShardList,
+    ConfigChange, ConfigEvent, ConfigView, ConfigWatch, Controller, DrainedGroup, Forgotten,
+    GroupProgress, ShardList,
 };
 pub use error::{ConnectError, Error, InvalidOption};
 pub use export::{Export, ExportEvent, ExportOptions};

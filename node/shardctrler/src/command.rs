@@ -148,11 +148,11 @@ pub struct QueryAnswer {
 }
 
 impl QueryAnswer {
-    /// Returns true if this incarnation of a group is known to have left and to hold nothing that is needed, or if it was forgotten: then
-    /// someone accepted that its data are lost. Only this, and never a group's absence, permits to delete its data.
+    /// Returns true if this incarnation of a group is known to have left and to hold nothing that is needed. Only this, and never a
+    /// group's absence, permits to delete its data. A forgotten group isn't drained: nothing says that its data are elsewhere.
     pub fn is_drained(&self, gid: Gid, incarnation: Incarnation) -> bool {
         let last = self.drained.get(&gid);
-        last.is_some_and(|last| last.incarnation >= incarnation)
+        last.is_some_and(|last| last.incarnation >= incarnation && !last.forgotten)
     }
 }
 
@@ -262,7 +262,9 @@ pub enum CtrlError {
     )]
     DataLoss(Loss),
     /// The group isn't drained.
-    #[error("{0} is not drained: let it leave, and wait until `config query` lists it as drained")]
+    #[error(
+        "{0} is neither drained nor forgotten: let it leave, and wait until `config query` lists it as drained"
+    )]
     NotDrained(Gid),
     /// The number of a joining group was retired.
     #[error("the number of {0} was retired: use a gid that no group ever had")]

@@ -35,6 +35,13 @@ pub enum Action {
     Join(Vec<u64>),
     /// Ask the controllers to remove these groups.
     Leave(Vec<u64>),
+    /// Ask the controllers to refuse each later `Join` under the gid of a group that was drained or forgotten.
+    Retire {
+        /// The group.
+        gid: u64,
+        /// Its last incarnation.
+        incarnation: u64,
+    },
     /// Delete a group's volumes.
     DeleteVolumes(u64),
     /// Delete a group's objects, if its `StatefulSet` still matches this one.
@@ -81,6 +88,7 @@ impl Action {
             | Self::SetStage { .. }
             | Self::Join(_)
             | Self::Leave(_)
+            | Self::Retire { .. }
             | Self::DeleteVolumes(_)
             | Self::DeleteGroup(..)
             | Self::DeleteControllerVolumes

@@ -8,7 +8,7 @@ use crate::crd::{GroupPhase, Retention};
 use crate::validate::Intent;
 
 /// State of a group; see the table of the module. Variants are in the order in which groups are kept when there are too
-/// many; the last three are never kept.
+/// many; the last four are never kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     /// In the configuration.
@@ -22,6 +22,9 @@ enum Standing {
     /// Marked as leaving before any group joined. A configuration without groups doesn't prove that the group is
     /// drained.
     Unborn,
+    /// Forgotten: a person told the controllers that it is gone for good. Its volumes may hold the only copy of its data, so they
+    /// stay.
+    Forgotten,
     /// Marked as leaving, and unknown to controllers that know other groups: most likely it never joined. Nothing proves
     /// that it is drained, so its volumes stay.
     Unknown,
@@ -147,6 +150,7 @@ fn standings(seen: &State, store: &Progress) -> BTreeMap<u64, Standing> {
             return Standing::Left;
         }
         match seen.sets.get(gid).map(|set| set.stage) {
+            Some(_) if store.proves_forgotten(*gid) => Standing::Forgotten,
             Some(Stage::New) => Standing::New,
             // The last group never leaves, so controllers that know no group may have lost their data.
             Some(Stage::Leaving) if store.proves_drained(*gid) => Standing::Drained,
@@ -214,6 +218,10 @@ impl Next<'_> {
             // The `StatefulSet` is already being deleted. A later round handles its absence.
             Some(set) if set.object.terminating => {}
             Some(set) if standing == Standing::Drained => self.remove(gid, set),
+            Some(set) if standing == Standing::Forgotten && set.stage == Stage::Leaving => {
+                self.retire(gid);
+                self.delete_group(gid, set);
+            }
             Some(set) if standing == Standing::Unknown => self.delete_group(gid, set),
             Some(set) if keep => self.retain(gid, standing, set),
             Some(set) => self.release(gid, standing, set),
@@ -228,7 +236,7 @@ impl Next<'_> {
             .is_some_and(|num| *num >= self.store.num);
         let serves = settled && !self.store.awaiting.contains(&gid);
         match (standing, keep) {
-            (Standing::Drained | Standing::Unknown | Standing::Unborn, _)
+            (Standing::Drained | Standing::Forgotten | Standing::Unknown | Standing::Unborn, _)
             | (Standing::New, false) => GroupPhase::Removing,
             (Standing::New, true) => GroupPhase::Provisioning,
             (Standing::Left, _) | (Standing::Member, false) => GroupPhase::Draining,
@@ -274,6 +282,7 @@ impl Next<'_> {
 
     fn remove(&mut self, gid: u64, set: &Set) {
         self.record(gid);
+        self.retire(gid);
         if self.seen.on_group_removal == Retention::Delete && self.seen.volumes.contains(&gid) {
             self.plan.actions.push(Action::DeleteVolumes(gid));
         }
@@ -285,6 +294,15 @@ impl Next<'_> {
         let record = Action::RecordGid(gid);
         if self.seen.recorded_gid < gid && !self.plan.actions.contains(&record) {
             self.plan.actions.push(record);
+        }
+    }
+
+    /// Retires a removed group's gid, so that no delayed `Join` brings the group back while its objects are deleted.
+    fn retire(&mut self, gid: u64) {
+        if let Some(removed) = self.store.removed(gid).filter(|it| !it.retired) {
+            let incarnation = removed.incarnation;
+            let retire = Action::Retire { gid, incarnation };
+            self.plan.actions.push(retire);
         }
     }
 

@@ -9,22 +9,24 @@
 //! controllers. Their order is part of the plan, and [`Action::needs`] says which of them a failed one blocks.
 //!
 //! The controllers' configuration is the source of truth for membership. A group that it doesn't contain never joined, or
-//! left, or was forgotten. The controllers say explicitly which groups are drained; the [`Stage`], an annotation of the
+//! left, or was forgotten. The controllers say explicitly which groups are drained or forgotten; the [`Stage`], an annotation of the
 //! group's `StatefulSet`, tells the others apart:
 //!
-//! | in the configuration | drained | stage | the group is |
+//! | in the configuration | removed | stage | the group is |
 //! |---|---|---|---|
 //! | yes | | any | a member |
 //! | as leaving | | any | leaving, or joins again if it is wanted again |
+//! | no | forgotten | any | forgotten: retired, marked as leaving and deleted, but its volumes stay |
 //! | no | | new | new: joins when it has a leader |
-//! | no | yes | leaving | drained: deleted, with its volumes if the resource says so |
+//! | no | drained | leaving | drained: retired, then deleted, with its volumes if the resource says so |
 //! | no | no | leaving | unknown, most likely it never joined: deleted, but its volumes stay |
 //! | no | | member | *lost*: the controllers don't know it, though nobody asked it to leave |
 //!
 //! # Safety rules
 //!
-//! - The operator deletes a group's volumes only after the group was marked as leaving and the controllers call it drained.
-//!   A group's absence from the configuration proves nothing. Controllers that lost their disks know no groups: then
+//! - The operator deletes a group's volumes only after the group was marked as leaving, and the controllers call it drained
+//!   and retired: so a `Join` that arrives late is refused. The volumes of a forgotten group stay, because nothing says that its
+//!   data are elsewhere. A group's absence from the configuration proves nothing. Controllers that lost their disks know no groups: then
 //!   a lost group stops all changes until a person intervenes.
 //! - The last group never leaves: a group is asked to leave only when all groups that are to stay are members with a
 //!   leader, and at least one is to stay.
@@ -41,7 +43,7 @@ mod upkeep;
 
 use crate::validate::Intent;
 pub use action::{Action, Needs, Plan};
-pub use state::{Object, Progress, Set, Stage, State};
+pub use state::{Object, Progress, Removed, Set, Stage, State};
 
 /// Returns the phases and the actions for the observed state.
 pub fn decide(seen: &State) -> Plan {

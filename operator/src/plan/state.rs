@@ -104,8 +104,19 @@ pub struct Progress {
     pub settled: BTreeMap<u64, u64>,
     /// The members that own no shard yet, and are to get some.
     pub awaiting: BTreeSet<u64>,
-    /// The groups that the controllers explicitly call drained.
-    pub drained: BTreeSet<u64>,
+    /// The groups that the controllers explicitly call drained or forgotten, with the last incarnation of each.
+    pub removed: BTreeMap<u64, Removed>,
+}
+
+/// A group that the controllers removed from the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The last incarnation that was removed.
+    pub incarnation: u64,
+    /// True if the group handed nothing over, because a person called it gone for good.
+    pub forgotten: bool,
+    /// True if no group may join under the gid any more.
+    pub retired: bool,
 }
 
 impl Progress {
@@ -114,9 +125,24 @@ impl Progress {
         self.members.contains(&gid) || self.settled.contains_key(&gid)
     }
 
+    /// Returns the controllers' record of a group that was drained or forgotten, and isn't part of the configuration.
+    pub fn removed(&self, gid: u64) -> Option<&Removed> {
+        self.removed.get(&gid).filter(|_| !self.knows(gid))
+    }
+
     /// Returns true if the controllers say that a group is drained: it left and holds nothing. Its absence alone proves
-    /// nothing: the controllers may have forgotten it.
+    /// nothing: the controllers may have lost their data. A forgotten group isn't drained: it may have the only copy of its data.
     pub fn proves_drained(&self, gid: u64) -> bool {
-        self.drained.contains(&gid) && !self.knows(gid)
+        self.removed(gid).is_some_and(|it| !it.forgotten)
+    }
+
+    /// Returns true if a person told the controllers that a group is gone for good.
+    pub fn proves_forgotten(&self, gid: u64) -> bool {
+        self.removed(gid).is_some_and(|it| it.forgotten)
+    }
+
+    /// Returns true if a group's volumes may be deleted: it is drained, and no group can join under its gid any more.
+    pub fn permits_deletion(&self, gid: u64) -> bool {
+        self.proves_drained(gid) && self.removed(gid).is_some_and(|it| it.retired)
     }
 }

@@ -2,7 +2,7 @@
 //! beyond the plan's conditions.
 //!
 //! Just before a deletion the operator reads the object again: it must be the same object, still marked as leaving, and
-//! the controllers must still report that the group holds nothing. Just before a creation it reads the name again: an
+//! the controllers must still report that the group holds nothing and is retired. Just before a creation it reads the name again: an
 //! object of the cluster that has lost its labels isn't in the observation.
 
 use kube::ResourceExt;
@@ -109,13 +109,16 @@ impl<'a, S: Store> Writer<'a, S> {
                 let change = bounded(store.leave(cluster, &gids)).await?;
                 return Ok(Written::Configured(change));
             }
+            Write::Retire(gid, incarnation) => {
+                bounded(store.retire(cluster, gid, incarnation)).await?;
+            }
             Write::Confirm(part) => {
-                let drained = |view: &Progress, gid| view.proves_drained(gid);
-                self.confirm_deletable(part, None, drained).await?;
+                let permitted = |view: &Progress, gid| view.permits_deletion(gid);
+                self.confirm_deletable(part, None, permitted).await?;
                 return Ok(Written::Unchanged);
             }
             Write::DeleteSet(part, planned) => {
-                // The volumes of a group that the controllers don't know stay.
+                // The volumes of a group that was forgotten, or that the controllers don't know, stay.
                 let unneeded = |view: &Progress, gid| {
                     view.proves_drained(gid) || (!view.members.is_empty() && !view.knows(gid))
                 };

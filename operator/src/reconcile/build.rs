@@ -48,6 +48,8 @@ pub(super) enum Write {
     Join(Vec<u64>),
     /// Ask the controllers to remove groups.
     Leave(Vec<u64>),
+    /// Ask the controllers to refuse each later `Join` of a group, up to this incarnation.
+    Retire(u64, u64),
     /// Observe once more that a part can be deleted.
     Confirm(Component),
     /// Observe once more that a part can be deleted, and delete its `StatefulSet` if it is still this one.
@@ -102,6 +104,7 @@ impl Builder<'_> {
             Action::SetStage { gid, stage } => vec![self.stage(*gid, *stage)],
             Action::Join(gids) => vec![Write::Join(gids.clone())],
             Action::Leave(gids) => vec![Write::Leave(gids.clone())],
+            Action::Retire { gid, incarnation } => vec![Write::Retire(*gid, *incarnation)],
             Action::DeleteVolumes(gid) => self.volumes(Component::Group(*gid)),
             Action::DeleteControllerVolumes => self.volumes(Component::Controller),
             Action::DeleteGroup(gid, object) => self.removal(Component::Group(*gid), object),

@@ -60,6 +60,10 @@ pub(super) fn of(
         Action::CreateGroup { gid, stage } if created => group_created(*gid, *stage),
         Action::Join(gids) => joined(gids, configured(results)),
         Action::Leave(gids) => left(gids, configured(results)),
+        Action::Retire { gid, .. } => {
+            let text = format!("The controllers refuse each later join of group {gid}.");
+            Note::step("Retire", "Retired", text)
+        }
         Action::DeleteVolumes(gid) => volumes_deleted(observed, Component::Group(*gid)),
         Action::DeleteControllerVolumes => volumes_deleted(observed, Component::Controller),
         Action::DeleteGroup(gid, _) => return group_removed(desired, observed, *gid),
@@ -156,22 +160,38 @@ fn group_removed(desired: &Desired, observed: &Observed, gid: u64) -> Vec<Note> 
         let text = format!("Group {gid} is deleted.");
         return vec![Note::step("Delete", "GroupRemoved", text)];
     }
+    let view = observed.view().map(|view| &view.plan);
+    let drained = view.is_some_and(|view| view.proves_drained(gid));
+    let forgotten = view.is_some_and(|view| view.proves_forgotten(gid));
+    let mut notes = Vec::new();
+    if drained {
+        let text = format!("Group {gid} has handed over all that it had.");
+        notes.push(Note::step("Leave", "Drained", text));
+    }
+    let text = format!("Group {gid} is deleted; its number is never used again.");
+    notes.push(Note::step("Delete", "GroupRemoved", text));
     let part = Component::Group(gid);
-    let drained = format!("Group {gid} has handed over all that it had.");
-    let removed = format!("Group {gid} is deleted; its number is never used again.");
-    let mut notes = vec![
-        Note::step("Leave", "Drained", drained),
-        Note::step("Delete", "GroupRemoved", removed),
-    ];
     let kept = observed.volumes_of(|of| of == part).len();
+    if kept == 0 {
+        return notes;
+    }
+    let labels = names::formatted(&names::part_selector(&desired.cluster, part));
+    let delete = format!("`kubectl delete pvc -l {labels}`");
+    let kept = counted(kept, "volume");
     let retains = desired.cluster.spec.storage.on_group_removal == Retention::Retain;
-    if retains && kept > 0 {
-        let labels = names::formatted(&names::part_selector(&desired.cluster, part));
-        let text = format!(
-            "Group {gid} leaves {} behind that nothing needs: `kubectl delete pvc -l {labels}`",
-            counted(kept, "volume")
-        );
+    if drained && retains {
+        let text = format!("Group {gid} leaves {kept} behind that nothing needs: {delete}");
         notes.push(Note::step("Retain", "VolumesRetained", text));
+    } else if !drained {
+        let why = if forgotten {
+            "was forgotten, and handed nothing over"
+        } else {
+            "is unknown to the controllers"
+        };
+        let text = format!(
+            "Group {gid} {why}: {kept} may hold data that are nowhere else, and stay. Once nobody needs them: {delete}"
+        );
+        notes.push(Note::warning("Retain", "VolumesRetained", text));
     }
     notes
 }

@@ -182,11 +182,21 @@ pub(super) const EVENTS: &[(&str, &str, &str)] = &[
         "Drained",
         "A group has handed over all its shards.",
     ),
+    (
+        "Normal",
+        "Retired",
+        "The controllers refuse each later join under the number of a drained or forgotten group.",
+    ),
     ("Normal", "GroupRemoved", "A group's objects are deleted."),
     (
         "Normal",
         "VolumesRetained",
         "The volumes of a removed group stay; the note says how to delete them.",
+    ),
+    (
+        "Warning",
+        "VolumesRetained",
+        "The volumes of a removed group stay, whatever `spec.storage` says: the group was not drained, so they may hold the only copy of its data.",
     ),
     (
         "Normal",

@@ -36,6 +36,15 @@ pub trait Store: Send + Sync + 'static {
         gids: &[u64],
     ) -> impl Future<Output = Result<Change, StoreError>> + Send;
 
+    /// Retires the gid of a group that was drained or forgotten: the controllers refuse each later `join` of it. They refuse this
+    /// unless the incarnation, or a later one, was removed.
+    fn retire(
+        &self,
+        cluster: &Cluster,
+        gid: u64,
+        incarnation: u64,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+
     /// Closes connections to a cluster that the operator no longer manages.
     fn forget(&self, cluster: &Cluster);
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::{StreamExt as _, stream};
 use shardkv_client::{
     Assignment, Client, ClientOptions, ConfigChange, ConfigNum, ConfigView, Error, Gid, GroupKind,
-    GroupShards, NodeId, NodeStatus, Role, ShardId, ShardSet, ShardState,
+    GroupShards, Incarnation, NodeId, NodeStatus, Role, ShardId, ShardSet, ShardState,
 };
 use tokio::time::{Instant, sleep, timeout};
 
@@ -185,6 +185,20 @@ impl Store for LiveStore {
         self.counted("leave", leave).await
     }
 
+    async fn retire(
+        &self,
+        cluster: &Cluster,
+        gid: u64,
+        incarnation: u64,
+    ) -> Result<(), StoreError> {
+        let retire = async {
+            let controller = self.client(cluster)?.with_timeout(CHANGE).controller();
+            let retired = controller.retire(Gid(gid), Incarnation(incarnation)).await;
+            retired.map_err(|it| refusal(&it))
+        };
+        self.counted("retire", retire).await
+    }
+
     fn forget(&self, cluster: &Cluster) {
         self.lock().remove(&key(cluster));
     }
@@ -263,15 +277,21 @@ fn view(answer: &ConfigView) -> View {
     let targets = targets.map(|row| row.target.0);
     let awaiting = targets.filter(|gid| shards.get(gid) == Some(&0)).collect();
     let progress = answer.progress.iter();
-    let drained = answer.drained.keys().copied();
-    let drained = drained.filter(|gid| answer.is_drained(*gid));
+    let removed = answer.drained.iter().map(|(gid, it)| {
+        let removed = plan::Removed {
+            incarnation: it.incarnation.0,
+            forgotten: it.forgotten,
+            retired: it.retired,
+        };
+        (gid.0, removed)
+    });
     View {
         plan: plan::Progress {
             num: config.num().0,
             members,
             settled: progress.map(|it| (it.gid.0, it.settled.0)).collect(),
             awaiting,
-            drained: drained.map(|gid| gid.0).collect(),
+            removed: removed.collect(),
         },
         shards,
         ..View::default()

@@ -207,6 +207,51 @@ async fn volumes_of_removed_groups_follow_the_policy() {
 }
 
 #[tokio::test]
+async fn volumes_go_only_after_the_gid_is_retired() {
+    let mut spec = small(2);
+    spec["storage"] = json!({"onGroupRemoval": "Delete"});
+    let mut world = World::new("retired", &spec).await;
+    world.settle().await;
+    let rest = world.faults.count();
+    world.patch_spec(&json!({"groups": 1})).await;
+    world.settle().await;
+    let writes = world.faults.writes_after(rest);
+    let first = |verb: &str, part: &str| {
+        let at = |it: &Write| it.verb == verb && it.path.contains(part);
+        writes.iter().position(at).unwrap()
+    };
+    let retired = first("retire", "[2]");
+    assert!(first("leave", "[2]") < retired);
+    assert!(retired < first("DELETE", "persistentvolumeclaims"));
+    assert!(retired < first("DELETE", "statefulsets"));
+    let retires = writes.iter().filter(|it| it.verb == "retire");
+    assert_eq!(retires.count(), 1);
+}
+
+#[tokio::test]
+async fn a_forgotten_group_is_replaced_and_its_volumes_stay() {
+    let mut spec = small(2);
+    spec["storage"] = json!({"onGroupRemoval": "Delete"});
+    let mut world = World::new("forgotten", &spec).await;
+    world.settle().await;
+    world.store(|it| it.forget(2));
+    world.settle().await;
+    let names: Vec<_> = world.objects().await.into_keys().collect();
+    let has = |part: &str| names.iter().any(|it| it.contains(part));
+    assert!(!has("statefulsets/demo-group-2"), "{names:?}");
+    let volumes = names.iter().filter(|it| it.starts_with("persistent"));
+    let kept = volumes.filter(|it| it.contains("demo-group-2-")).count();
+    assert_eq!(kept, 1, "{names:?}");
+    let phases = world.phases().await;
+    assert_eq!(phases.into_keys().collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(world.condition("Degraded").await.1, "False");
+    let reasons = world.event_reasons().await;
+    assert!(reasons.contains("VolumesRetained"), "{reasons:?}");
+    assert!(reasons.contains("Retired"), "{reasons:?}");
+    assert!(!reasons.contains("Drained"), "{reasons:?}");
+}
+
+#[tokio::test]
 async fn a_new_cluster_of_the_same_name_uses_the_retained_volumes() {
     let mut world = settled("again", 3).await;
     world.patch_spec(&json!({"groups": 2})).await;

@@ -517,6 +517,24 @@ async fn an_unreachable_store_is_reported() {
 }
 
 #[tokio::test]
+async fn a_refused_join_is_reported_and_tried_again() {
+    let mut world = settled("unproven", 1).await;
+    let why = "g2 doesn't join: demo-group-2-0:7400: no answer within 1s.";
+    world.store(|it| it.unproven = why.to_owned());
+    world.patch_spec(&json!({"groups": 2})).await;
+    world.settle().await;
+    let (reason, status, message) = world.condition("Degraded").await;
+    assert_eq!((reason.as_str(), status.as_str()), ("Refused", "True"));
+    assert!(message.contains(why), "{message}");
+    assert_eq!(world.phases().await[&2], "Provisioning");
+    assert!(world.event_reasons().await.contains("Refused"));
+    world.store(|it| it.unproven.clear());
+    world.settle().await;
+    assert_eq!(world.phases().await[&2], "Serving");
+    assert_eq!(world.condition("Degraded").await.1, "False");
+}
+
+#[tokio::test]
 async fn two_operators_at_the_same_time_do_no_harm() {
     // This happens if a holder doesn't notice that its Lease has expired.
     let mut world = World::new("rivals", &small(3)).await;

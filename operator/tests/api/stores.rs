@@ -16,7 +16,7 @@ use shardkv_operator::build::{Component, names};
 use shardkv_operator::plan;
 use shardkv_operator::store::{Change, Health, Store, StoreError, View};
 use shardkv_operator::validate::Cluster;
-use types::{Cut, Gid, JournalId, LogTime, MAX_CUTS, ShardConfig, ShardId};
+use types::{Cut, Gid, Incarnation, JournalId, LogTime, MAX_CUTS, ShardConfig, ShardId};
 
 use crate::faults::FaultInjector;
 
@@ -26,12 +26,16 @@ pub(crate) struct Model {
     state: MemoryState,
     /// The group that has each shard's data; 0 for a shard without data.
     holders: Vec<u64>,
+    /// The groups that were forgotten: their volumes may have the only copy of their data.
+    forgotten: BTreeSet<u64>,
     /// The parts whose nodes run.
     up: BTreeSet<Component>,
     /// No request is answered.
     pub(crate) unreachable: bool,
     /// No shard moves.
     pub(crate) frozen: bool,
+    /// The reason why the controllers refuse that groups join; empty if they don't.
+    pub(crate) unproven: String,
     /// Problems that nodes report.
     pub(crate) troubles: BTreeMap<Component, BTreeMap<String, String>>,
 }
@@ -55,9 +59,11 @@ impl Model {
             machine,
             state,
             holders: vec![0; shards as usize],
+            forgotten: BTreeSet::new(),
             up: BTreeSet::new(),
             unreachable: false,
             frozen: false,
+            unproven: String::new(),
             troubles: BTreeMap::new(),
         }
     }
@@ -89,10 +95,27 @@ impl Model {
                 num: num.0,
                 moved: moved_shards,
             }),
-            Response::Reported | Response::Cut { .. } => Ok(Change::default()),
+            Response::Reported | Response::Cut { .. } | Response::Retired => Ok(Change::default()),
+            Response::Forgotten { num, .. } => Ok(Change {
+                num: num.0,
+                moved: 0,
+            }),
             Response::Refused(error) => Err(StoreError::Refused(error.to_string())),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Forgets a group as a person does whose group has lost its disks. Its data are nowhere else, and stay on its volumes.
+    pub(crate) fn forget(&mut self, gid: u64) {
+        let forget = Request::Forget {
+            gids: [Gid(gid)].into(),
+            accept_data_loss: true,
+        };
+        self.apply(forget).unwrap();
+        for holder in self.holders.iter_mut().filter(|holder| **holder == gid) {
+            *holder = 0;
+        }
+        self.forgotten.insert(gid);
     }
 
     /// Advances time while the nodes of these parts run. Returns true if anything changed.
@@ -174,6 +197,13 @@ impl Model {
         self.machine.progress().contains_key(&Gid(gid)) || self.holders.contains(&gid)
     }
 
+    /// Returns true if the group's volumes must stay: it has data, had some when it was forgotten, or may join again.
+    pub(crate) fn needs_volumes(&self, gid: u64) -> bool {
+        let retired = self.machine.drained().get(&Gid(gid));
+        let retired = retired.is_some_and(|it| it.retired);
+        self.needs(gid) || self.forgotten.contains(&gid) || !retired
+    }
+
     /// Returns the groups of the configuration that aren't leaving, with the number of shards that each is to have.
     pub(crate) fn members(&self) -> BTreeMap<u64, u32> {
         let latest = self.machine.latest();
@@ -214,13 +244,21 @@ impl Model {
         }
         let awaiting = targets.iter().filter(|gid| shards.get(gid) == Some(&0));
         let awaiting = awaiting.copied().collect();
+        let removed = self.machine.drained().iter().map(|(gid, it)| {
+            let removed = plan::Removed {
+                incarnation: it.incarnation.0,
+                forgotten: it.forgotten,
+                retired: it.retired,
+            };
+            (gid.0, removed)
+        });
         View {
             plan: plan::Progress {
                 num: self.num(),
                 members: self.members().into_keys().collect(),
                 settled: progress.map(|(gid, it)| (gid.0, it.settled.0)).collect(),
                 awaiting,
-                drained: self.machine.drained().keys().map(|gid| gid.0).collect(),
+                removed: removed.collect(),
             },
             shards,
             copying: u32::try_from(planned.len()).unwrap(),
@@ -328,6 +366,10 @@ impl Store for FakeStore {
     }
 
     async fn join(&self, cluster: &Cluster, gids: &[u64]) -> Result<Change, StoreError> {
+        let unproven = self.stores.with(cluster, |model| model.unproven.clone());
+        if !unproven.is_empty() {
+            return Err(StoreError::Refused(unproven));
+        }
         let nodes = |gid: &u64| (Gid(*gid), names::addresses(cluster, Component::Group(*gid)));
         let groups = gids.iter().map(nodes).collect();
         self.change(cluster, "join", gids, Request::Join { groups })
@@ -338,6 +380,21 @@ impl Store for FakeStore {
         let leaving = gids.iter().copied().map(Gid).collect();
         self.change(cluster, "leave", gids, Request::Leave { gids: leaving })
             .await
+    }
+
+    async fn retire(
+        &self,
+        cluster: &Cluster,
+        gid: u64,
+        incarnation: u64,
+    ) -> Result<(), StoreError> {
+        let retire = Request::Retire {
+            gid: Gid(gid),
+            incarnation: Incarnation(incarnation),
+        };
+        self.change(cluster, "retire", &[gid], retire)
+            .await
+            .map(drop)
     }
 
     fn forget(&self, cluster: &Cluster) {

@@ -344,8 +344,8 @@ impl World {
             for (gid, before) in &self.watch.volumes {
                 let there = volumes.get(gid).is_some_and(|now| now.is_superset(before));
                 assert!(
-                    there || !self.store(|it| it.needs(*gid)),
-                    "volumes of group {gid} were deleted, and it is not drained"
+                    there || !self.store(|it| it.needs_volumes(*gid)),
+                    "volumes of group {gid} were deleted, and it is not drained and retired"
                 );
             }
             for gid in now.keys() {
@@ -450,6 +450,18 @@ impl World {
             changed = true;
         }
         changed
+    }
+
+    /// Returns the reasons of all events in the namespace.
+    pub(crate) async fn event_reasons(&self) -> BTreeSet<String> {
+        let path = format!(
+            "/apis/events.k8s.io/v1/namespaces/{}/events",
+            self.namespace
+        );
+        let events = raw::get(&self.admin, &path).await.good();
+        let events = events["items"].as_array().unwrap().iter();
+        let reasons = events.map(|event| event["reason"].as_str().unwrap().to_owned());
+        reasons.collect()
     }
 
     /// Returns all objects by name, without the fields that differ between runs.

@@ -259,7 +259,7 @@ fn a_group_that_is_gone_for_good_is_forgotten() {
     let kept = kept(&cluster.shards());
     cluster
         .kv(&["config", "retire", "2"])
-        .failed(7, "not drained");
+        .failed(7, "neither drained nor forgotten");
     cluster.control(&["kill", "g2-1"]).ok();
     let refused = cluster.kv(&["config", "forget", "2"]);
     refused.failed(7, "8 shards (");

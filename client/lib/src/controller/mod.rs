@@ -63,8 +63,21 @@ pub struct ConfigView {
     pub cluster_id: ClusterId,
     /// The progress of every group that is part of the cluster, leaving ones included.
     pub progress: Vec<GroupProgress>,
-    /// The last drained incarnation of each gid, for the groups that were drained last.
-    pub drained: BTreeMap<Gid, Incarnation>,
+    /// The groups that were drained or forgotten last, by gid.
+    pub drained: BTreeMap<Gid, DrainedGroup>,
+}
+
+/// A group that left and handed over all that it had, or that was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainedGroup {
+    /// The incarnation; all earlier ones of the gid are gone, too.
+    pub incarnation: Incarnation,
+    /// The first configuration without the group.
+    pub gone_in: ConfigNum,
+    /// True if the group handed nothing over, because it is gone for good. Then it isn't drained: see [`ConfigView::is_drained`].
+    pub forgotten: bool,
+    /// True if no group may join under the gid any more.
+    pub retired: bool,
 }
 
 /// The progress of a group in following the configurations.
@@ -124,9 +137,11 @@ impl ConfigView {
     }
 
     /// Returns true if the controllers know that a group left and holds nothing that other groups still need. Only this, and
-    /// never its absence, permits to delete its data.
+    /// never its absence, permits to delete its data. A forgotten group isn't drained: nothing says that its data are elsewhere.
     pub fn is_drained(&self, gid: Gid) -> bool {
-        !self.config.groups().contains_key(&gid) && self.drained.contains_key(&gid)
+        let removed = self.drained.get(&gid);
+        let drained = removed.is_some_and(|it| !it.forgotten);
+        drained && !self.config.groups().contains_key(&gid)
     }
 }
 
@@ -153,16 +168,22 @@ impl Controller {
             settled: ConfigNum(it.settled),
             due: ConfigNum(it.due),
         });
-        let drained = answer.drained.into_iter();
+        let drained = answer.drained.into_iter().map(|it| {
+            let group = DrainedGroup {
+                incarnation: Incarnation(it.incarnation),
+                gone_in: ConfigNum(it.gone_in),
+                forgotten: it.forgotten,
+                retired: it.retired,
+            };
+            (Gid(it.gid), group)
+        });
         Ok(ConfigView {
             config: api::config_from_wire(config).map_err(malformed)?,
             latest: ConfigNum(answer.latest),
             oldest: ConfigNum(answer.oldest),
             cluster_id: ClusterId(answer.cluster_id),
             progress: progress.collect(),
-            drained: drained
-                .map(|it| (Gid(it.gid), Incarnation(it.incarnation)))
-                .collect(),
+            drained: drained.collect(),
         })
     }
 
@@ -282,8 +303,17 @@ mod tests {
             progress: progress.collect(),
             drained: drained
                 .iter()
-                .map(|gid| (Gid(*gid), Incarnation(1)))
+                .map(|gid| (Gid(*gid), removed(false)))
                 .collect(),
+        }
+    }
+
+    fn removed(forgotten: bool) -> DrainedGroup {
+        DrainedGroup {
+            incarnation: Incarnation(1),
+            gone_in: ConfigNum(2),
+            forgotten,
+            retired: false,
         }
     }
 
@@ -306,5 +336,8 @@ mod tests {
         assert!(!view(&[(1, 5)], &[1]).is_drained(Gid(1)), "it is back");
         assert!(!view(&[], &[]).is_drained(Gid(2)), "absence proves nothing");
         assert!(view(&[], &[2]).is_drained(Gid(2)));
+        let mut forgotten = view(&[], &[]);
+        forgotten.drained = [(Gid(2), removed(true))].into();
+        assert!(!forgotten.is_drained(Gid(2)), "it handed nothing over");
     }
 }

@@ -51,7 +51,7 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> St
             members: members.iter().copied().collect(),
             settled: settled.iter().copied().collect(),
             awaiting: BTreeSet::new(),
-            drained: BTreeSet::new(),
+            removed: BTreeMap::new(),
         }),
     }
 }
@@ -64,9 +64,31 @@ fn delete_volumes(mut world: State) -> State {
 }
 
 /// The same, with groups that the controllers call drained.
-fn drained(mut world: State, gids: &[u64]) -> State {
+fn drained(world: State, gids: &[u64]) -> State {
+    removed(world, gids, false, false)
+}
+
+/// The same, with groups that the controllers call drained and retired.
+fn retired(world: State, gids: &[u64]) -> State {
+    removed(world, gids, false, true)
+}
+
+/// The same, with groups that the controllers call forgotten.
+fn forgotten(world: State, gids: &[u64]) -> State {
+    removed(world, gids, true, false)
+}
+
+fn removed(mut world: State, gids: &[u64], forgotten: bool, retired: bool) -> State {
+    let removed = |gid: &u64| {
+        let removed = Removed {
+            incarnation: gid + 100,
+            forgotten,
+            retired,
+        };
+        (*gid, removed)
+    };
     if let Some(store) = &mut world.store {
-        store.drained = gids.iter().copied().collect();
+        store.removed = gids.iter().map(removed).collect();
     }
     world
 }
@@ -93,6 +115,7 @@ fn shown(plan: &Plan) -> String {
         Action::SetStage { gid, stage } => format!("mark {gid} {}", stage.name()),
         Action::Join(gids) => format!("join {gids:?}"),
         Action::Leave(gids) => format!("leave {gids:?}"),
+        Action::Retire { gid, incarnation } => format!("retire {gid} {incarnation}"),
         Action::DeleteVolumes(gid) => format!("delete volumes {gid}"),
         Action::DeleteGroup(gid, object) => format!("delete {gid} {}", object.uid),
         Action::DeleteControllerVolumes => "delete controller volumes".to_owned(),
@@ -132,11 +155,16 @@ fn each_row_of_the_table() {
         ("settled isn't drained: it owns shards still", delete_volumes(world(1, "1 member, 2 leaving", &[1], two)), "1 Serving, 2 Draining => "),
         ("it is wanted again before it left", world(2, "1 member, 2 leaving", &[1, 2], two), "1 Serving, 2 Serving => mark 2 member"),
         ("and after", world(2, "1 member, 2 leaving", &[1], &[(1, 5), (2, 4)]), "1 Serving, 2 Draining => join [2]"),
-        ("drained", drained(world(1, "1 member, 2 leaving", &[1], member), &[2]), "1 Serving, 2 Removing => delete 2 2"),
-        ("drained, and wanted again too late", drained(world(2, "1 member, 2 leaving", &[1], member), &[2]), "1 Serving, 2 Removing => delete 2 2, create 10 new"),
-        ("its gid is recorded first", drained(world(1, "1 member, 12 leaving", &[1], member), &[12]), "1 Serving, 12 Removing => record 12, delete 12 12"),
+        ("drained", drained(world(1, "1 member, 2 leaving", &[1], member), &[2]), "1 Serving, 2 Removing => retire 2 102, delete 2 2"),
+        ("drained, and wanted again too late", drained(world(2, "1 member, 2 leaving", &[1], member), &[2]), "1 Serving, 2 Removing => retire 2 102, delete 2 2, create 10 new"),
+        ("its gid is recorded first", drained(world(1, "1 member, 12 leaving", &[1], member), &[12]), "1 Serving, 12 Removing => record 12, retire 12 112, delete 12 12"),
         ("absence doesn't prove that it is drained", delete_volumes(world(1, "1 member, 2 leaving", &[1], member)), "1 Serving, 2 Removing => delete 2 2"),
-        ("if it is drained, its volumes go", drained(delete_volumes(world(1, "1 member, 2 leaving", &[1], member)), &[2]), "1 Serving, 2 Removing => delete volumes 2, delete 2 2"),
+        ("if it is drained, its volumes go", drained(delete_volumes(world(1, "1 member, 2 leaving", &[1], member)), &[2]), "1 Serving, 2 Removing => retire 2 102, delete volumes 2, delete 2 2"),
+        ("it is retired once", retired(delete_volumes(world(1, "1 member, 2 leaving", &[1], member)), &[2]), "1 Serving, 2 Removing => delete volumes 2, delete 2 2"),
+        ("a group that joined again isn't drained", retired(world(2, "1 member, 2 member", &[1, 2], two), &[2]), "1 Serving, 2 Serving => "),
+        ("a forgotten group is replaced and marked first", forgotten(delete_volumes(world(2, "1 member, 2 member", &[1], member)), &[2]), "1 Serving, 2 Removing => mark 2 leaving, create 10 new"),
+        ("then deleted, and its volumes stay", forgotten(delete_volumes(world(1, "1 member, 2 leaving", &[1], member)), &[2]), "1 Serving, 2 Removing => retire 2 102, delete 2 2"),
+        ("a new one was forgotten", forgotten(world(1, "1 member, 2 new", &[1], member), &[2]), "1 Serving, 2 Removing => mark 2 leaving"),
         ("what is being deleted is waited for", world(1, "1 member, 2 leaving~", &[1], member), "1 Serving, 2 Removing => "),
         ("new ones go before members", world(2, "1 member, 2 member, 3 new", &[1, 2], two), "1 Serving, 2 Serving, 3 Removing => mark 3 leaving"),
         ("a member that leaves goes before one that doesn't", world(1, "1 leaving, 2 member", &[1, 2], two), "1 Draining, 2 Serving => leave [1]"),

@@ -85,7 +85,7 @@ impl World {
     fn act(&mut self, action: &Action) {
         let deleting = self.seen.intent == Intent::Delete;
         let empty = |world: &Self, gid: &u64| !world.store.knows(*gid);
-        let drained = |world: &Self, gid: &u64| world.store.proves_drained(*gid);
+        let permitted = |world: &Self, gid: &u64| world.store.permits_deletion(*gid);
         match action {
             Action::RecordGid(gid) => self.seen.recorded_gid = self.seen.recorded_gid.max(*gid),
             Action::CreateControllers => {
@@ -111,11 +111,11 @@ impl World {
                 set.stage = *stage;
                 set.object.version = object.version;
             }
-            Action::Join(_) | Action::Leave(_) => self.ask(action),
+            Action::Join(_) | Action::Leave(_) | Action::Retire { .. } => self.ask(action),
             Action::DeleteVolumes(gid) => {
                 assert!(
-                    deleting || drained(self, gid),
-                    "the volumes of {gid} hold data"
+                    deleting || permitted(self, gid),
+                    "the volumes of {gid} hold data, or it may join again"
                 );
                 self.seen.volumes.remove(gid);
             }
@@ -152,12 +152,16 @@ impl World {
         }
     }
 
-    /// Changes the configuration as the controllers do for Join and Leave.
+    /// Changes the configuration as the controllers do for Join, Leave and Retire.
     fn ask(&mut self, action: &Action) {
         let num = self.store.num + 1;
         let mut changed = false;
         match action {
             Action::Join(gids) => {
+                let retired = |gid: &u64| self.store.removed.get(gid).is_some_and(|it| it.retired);
+                if gids.iter().any(retired) {
+                    return;
+                }
                 for gid in gids {
                     changed |= self.store.members.insert(*gid);
                     self.store.settled.entry(*gid).or_insert(num - 1);
@@ -174,6 +178,10 @@ impl World {
                 for gid in gids {
                     changed |= self.store.members.remove(gid);
                 }
+            }
+            Action::Retire { gid, .. } => {
+                let removed = self.store.removed.get_mut(gid).expect("a removed group");
+                removed.retired = true;
             }
             _ => unreachable!("no request"),
         }
@@ -205,7 +213,7 @@ impl World {
         if !self.frozen {
             let num = self.store.num;
             let (sets, members) = (&self.seen.sets, &self.store.members);
-            let drained = &mut self.store.drained;
+            let removed = &mut self.store.removed;
             self.store.settled.retain(|gid, settled| {
                 *settled = if sets.contains_key(gid) {
                     num
@@ -214,7 +222,12 @@ impl World {
                 };
                 let stays = members.contains(gid) || *settled < num;
                 if !stays {
-                    drained.insert(*gid);
+                    let drained = Removed {
+                        incarnation: num,
+                        forgotten: false,
+                        retired: false,
+                    };
+                    removed.insert(*gid, drained);
                 }
                 stays
             });
@@ -246,7 +259,10 @@ pub(super) fn round(world: &mut World) -> usize {
     for action in changes() {
         let dies = world.kills.contains(&world.done);
         world.done += 1;
-        let asks = matches!(action, Action::Join(_) | Action::Leave(_));
+        let asks = matches!(
+            action,
+            Action::Join(_) | Action::Leave(_) | Action::Retire { .. }
+        );
         if dies && asks && world.late {
             world.delayed = Some((3, action.clone()));
         } else {

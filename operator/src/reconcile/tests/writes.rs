@@ -396,8 +396,30 @@ fn events_tell_what_was_done() {
     let object = scene.set(Component::Group(2)).object.clone();
     let remove = Action::DeleteGroup(2, object);
     let results = [changed.clone(), changed.clone(), changed];
-    let removed = ["Drained", "GroupRemoved", "VolumesRetained"];
-    assert_eq!(told(&scene, &remove, &results), removed);
+    let kept = ["GroupRemoved", "VolumesRetained"];
+    assert_eq!(told(&scene, &remove, &results), kept, "nobody knows it");
+    for (forgotten, reasons) in [
+        (false, &["Drained", "GroupRemoved", "VolumesRetained"][..]),
+        (true, &kept),
+    ] {
+        let removed = plan::Removed {
+            incarnation: 1,
+            forgotten,
+            retired: true,
+        };
+        let plan = plan::Progress {
+            members: [1].into(),
+            removed: [(2, removed)].into(),
+            ..plan::Progress::default()
+        };
+        scene.observed.view = Some(Ok(View {
+            plan,
+            ..View::default()
+        }));
+        assert_eq!(told(&scene, &remove, &results), reasons);
+    }
+    let warns = notes::of(&remove, &scene.desired, &scene.observed, &results);
+    assert!(warns.last().is_some_and(|note| note.warns));
     scene.desired.intent = Intent::Delete;
     assert_eq!(told(&scene, &remove, &results), ["GroupRemoved"]);
 }
