@@ -27,7 +27,7 @@ use crate::replica_handle::ReplicaHandle;
 use crate::replies::Deliveries;
 use crate::routing::Routing;
 use crate::services::admin::AdminService;
-use crate::services::ctrl::{CtrlService, Cuts};
+use crate::services::ctrl::{CtrlService, Cuts, Proofs};
 use crate::services::export::Exporter;
 use crate::services::handoff::HandoffService;
 use crate::services::kv::KvService;
@@ -207,6 +207,7 @@ impl Parts {
                 admission: Arc::clone(&self.admission),
             },
             cuts: Cuts::default(),
+            proofs: Proofs::new(Arc::clone(&self.forwarder)),
             controllers: self.options.controllers.clone(),
         }
     }

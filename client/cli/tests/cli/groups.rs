@@ -278,6 +278,17 @@ fn a_group_that_is_gone_for_good_is_forgotten() {
     cluster.kv(&["config", "retire", "2"]).ok();
     let again = cluster.kv(&["config", "join", "2=127.0.0.1:1"]);
     again.failed(7, "was retired");
+    let view = cluster.kv(&["config", "query"]);
+    for gone in ["forgotten: g2", "retired: g2"] {
+        assert!(view.ok().contains(gone), "{view:?}");
+    }
+    // A group must exist.
+    let missing = cluster.kv(&["config", "join", "9=127.0.0.1:1"]);
+    missing.failed(7, "127.0.0.1:1: no connection");
+    cluster
+        .kv(&["config", "join", "9=127.0.0.1:1", "--force"])
+        .ok();
+    cluster.kv(&["config", "forget", "9"]).ok();
     cluster.kv(&["config", "forget", "1"]).failed(7, "last");
     assert_eq!(cluster.playground.end(), Some(0));
 }

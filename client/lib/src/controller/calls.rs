@@ -27,7 +27,8 @@ pub(super) type Service = ShardctrlerClient<Channel>;
 /// A request to the controllers.
 pub(super) enum ConfigRequest {
     Query(i64),
-    Join(Vec<GroupAddresses>),
+    /// With true if the groups need no proof.
+    Join(Vec<GroupAddresses>, bool),
     Leave(Vec<u64>),
     Move(ShardId, Gid),
     /// With true if data may be lost.
@@ -67,9 +68,13 @@ impl ConfigRequest {
                 let answer = service.query(QueryRequest { num: *num }).await?;
                 return Ok(ConfigAnswer::Config(answer.into_inner()));
             }
-            Self::Join(groups) => {
-                let groups = groups.clone();
-                service.join(JoinRequest { groups, session }).await?
+            Self::Join(groups, force) => {
+                let request = JoinRequest {
+                    groups: groups.clone(),
+                    session,
+                    force: *force,
+                };
+                service.join(request).await?
             }
             Self::Leave(gids) => {
                 let gids = gids.clone();

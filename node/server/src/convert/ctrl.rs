@@ -300,6 +300,7 @@ mod tests {
             ..v1::GroupAddresses::default()
         };
         let wire = |gids: [u64; 2]| v1::JoinRequest {
+            force: false,
             groups: gids.map(group).to_vec(),
             session: None,
         };

@@ -172,6 +172,9 @@ impl AdminService {
                 let ownership = self.routing.ownership();
                 response.config_num = ownership.config.0;
                 response.settled = ownership.settled().0;
+                let known = self.routing.configs().known();
+                let controllers = ownership.controller.or(known.map(|known| known.cluster));
+                response.controllers = controllers.map_or(0, |cluster| cluster.0);
             }
             GroupKind::Controller => {
                 let known = self.routing.configs().known();

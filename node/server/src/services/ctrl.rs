@@ -12,9 +12,10 @@ use raft::Role;
 use shardctrler::{CtrlError, GroupKind, Response as Outcome};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use types::ShardId;
+use types::{Gid, ShardId};
 
 pub(crate) use super::cuts::Cuts;
+pub(crate) use super::proof::Proofs;
 use super::session;
 use super::watch::Watches;
 use crate::configs::{Known, standalone};
@@ -37,6 +38,7 @@ pub(crate) struct CtrlService {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) watches: Watches,
     pub(crate) cuts: Cuts,
+    pub(crate) proofs: Proofs,
     /// The addresses of the controllers, for error texts.
     pub(crate) controllers: Vec<String>,
 }
@@ -133,7 +135,13 @@ impl Shardctrler for CtrlService {
         &self,
         request: Request<v1::JoinRequest>,
     ) -> Result<Response<ConfigChanged>, Status> {
-        self.change(request, ctrl::join).await
+        let proven = match self.routing.kind() {
+            GroupKind::Controller => self.prove(request.get_ref()).await,
+            // These forward or refuse the request.
+            GroupKind::Shards | GroupKind::Standalone => Ok(()),
+        };
+        let convert = |wire| proven.and_then(|()| ctrl::join(wire));
+        self.change(request, convert).await
     }
 
     async fn leave(
@@ -259,6 +267,27 @@ impl CtrlService {
         let status = view.status.as_ref();
         self.routing.kind() == GroupKind::Controller
             && status.is_some_and(|status| status.role == Role::Leader)
+    }
+
+    /// Refuses groups that don't exist, unless the caller takes care of that. A node that doesn't lead leaves it to the leader.
+    async fn prove(&self, join: &v1::JoinRequest) -> Result<(), ErrorDetail> {
+        if join.force {
+            return Ok(());
+        }
+        let latest = ctrl::query(v1::QueryRequest { num: -1 });
+        let read = |_: &Self, outcome| match outcome {
+            Outcome::Config(answer) => Some(answer),
+            _ => None,
+        };
+        let answer = self.own(latest, read).await?;
+        let cluster = self.peers.identity().cluster().ok_or_else(kv::mismatch)?;
+        let retired = |gid| answer.drained.get(&gid).is_some_and(|it| it.retired);
+        if join.groups.iter().any(|group| retired(Gid(group.gid))) {
+            // The state machine refuses it, whether or not it exists.
+            return Ok(());
+        }
+        let proof = self.proofs.prove(&join.groups, cluster, &answer.config);
+        proof.await
     }
 
     /// Refuses a report of a shard that doesn't exist.

@@ -11,6 +11,7 @@ pub(crate) mod handoff;
 pub(crate) mod kv;
 pub(crate) mod pages;
 pub(crate) mod peers;
+pub(crate) mod proof;
 pub(crate) mod scan;
 pub(crate) mod session;
 pub(crate) mod shards;

@@ -31,6 +31,7 @@ mod borders;
 mod bounds;
 mod disks;
 mod faults;
+mod joins;
 mod lifecycle;
 mod logs;
 mod names;

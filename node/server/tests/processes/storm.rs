@@ -91,6 +91,7 @@ impl Storm {
                 ..GroupAddresses::default()
             }],
             session: None,
+            force: false,
         };
         self.change(async |mut client| client.join(request.clone()).await.map(drop))
             .await;

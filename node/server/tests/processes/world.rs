@@ -65,6 +65,7 @@ impl World {
                 ..GroupAddresses::default()
             }],
             session: None,
+            force: false,
         };
         let mut client = ShardctrlerClient::new(through);
         let answer = client.join(request).await.unwrap().into_inner();

@@ -161,7 +161,9 @@ impl Shardctrler for Node {
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<ConfigChanged>, Status> {
         self.thawed().await;
-        let JoinRequest { groups, session } = request.into_inner();
+        let JoinRequest {
+            groups, session, ..
+        } = request.into_inner();
         self.world().change(session, |world| {
             let mut all = world.config.member_addresses();
             all.extend(groups.into_iter().map(|it| (Gid(it.gid), it.addresses)));
