@@ -36,7 +36,7 @@ use crate::{
     ShardState, Step,
 };
 use sizes::Sizes;
-use task::{Ask, Proposal, Stage, Task, stage};
+use task::{Ask, Place, Proposal, Stage, Task, stage};
 
 /// A generation of at most this many bytes leaves little to do at the cut.
 const SMALL_ROUND_BYTES: u64 = 64 << 10;
@@ -121,7 +121,7 @@ impl Copies {
             let goes_on = stage(ownership, *shard).is_some_and(|it| {
                 it.key(*shard) == task.key && (task.useless.is_none() || task.useless == it.copy())
             });
-            if !goes_on && task.has_slot {
+            if !goes_on && task.has_slot() {
                 scheduler.finish(task.key);
             }
             goes_on
@@ -148,13 +148,13 @@ impl Copies {
         for (key, source) in self.scheduler.start(turn, still) {
             let (_, shard) = key;
             self.tasks
-                .insert(shard, Task::new(key, source, true, turn.now));
+                .insert(shard, Task::new(key, source, Place::Slot, turn.now));
         }
     }
 
     /// Gives free slots to copies that have begun and whose pause is over.
     fn resume(&mut self, turn: &mut Turn<'_>) {
-        for task in self.tasks.values_mut().filter(|task| task.is_parked) {
+        for task in self.tasks.values_mut().filter(|task| task.is_parked()) {
             if !turn.reached(task.backoff.until()) {
                 continue;
             }
@@ -163,8 +163,7 @@ impl Copies {
                 .scheduler
                 .resume(turn, task.key, task.source, fails_again)
             {
-                task.is_parked = false;
-                task.has_slot = true;
+                task.place = Place::Slot;
             }
         }
     }
@@ -212,13 +211,15 @@ impl Copies {
                 && stage.copy().is_some()
                 && !self.tasks.contains_key(shard)
             {
-                let mut task = Task::new(stage.key(*shard), stage.source(), false, turn.now);
-                task.is_parked = matches!(stage, Stage::Copying { .. });
+                let mut task = Task::new(stage.key(*shard), stage.source(), Place::Free, turn.now);
+                if matches!(stage, Stage::Copying { .. }) {
+                    task.place = Place::Parked;
+                }
                 self.tasks.insert(*shard, task);
             }
         }
         let tasks = &self.tasks;
-        let without_slot = |shard: &ShardId| tasks.get(shard).is_some_and(|it| !it.has_slot);
+        let without_slot = |shard: &ShardId| tasks.get(shard).is_some_and(|it| !it.has_slot());
         let planned = ownership.planned.keys();
         let planned = planned.filter(|shard| !without_slot(shard));
         let waiting = planned.filter_map(|shard| {
@@ -232,14 +233,14 @@ impl Copies {
     fn may_do_without_slot(&self, source: Gid) -> bool {
         let tasks = self.tasks.values();
         let without =
-            tasks.filter(|task| task.source == source && !task.has_slot && !task.is_parked);
+            tasks.filter(|task| task.source == source && !task.has_slot() && !task.is_parked());
         without.count() < MAX_WITHOUT_SLOT
     }
 
     /// Returns the number of copies that share the memory.
     pub(super) fn takers(&self) -> u64 {
         let slots = self.scheduler.slots() as u64 * self.scheduler.sources() as u64;
-        let driven = self.tasks.values().filter(|task| !task.is_parked).count();
+        let driven = self.tasks.values().filter(|task| !task.is_parked()).count();
         slots.max(driven as u64)
     }
 
@@ -315,7 +316,7 @@ impl Copies {
         if let Some((ask, step)) = task.next_upkeep(turn, shard, journal, cursor) {
             return self.ask_journal(turn, shard, ask, step);
         }
-        if task.is_parked {
+        if task.is_parked() {
             return;
         }
         let Some(after) = task.next_cursor(cursor) else {
@@ -369,7 +370,7 @@ impl Copies {
         let Some((source, addresses)) = self.addresses(turn, shard) else {
             return;
         };
-        let has_slot = self.tasks.get(&shard).is_some_and(|task| task.has_slot);
+        let has_slot = self.tasks.get(&shard).is_some_and(Task::has_slot);
         let is_base = matches!(request.after, CopyCursor::Base(_));
         if has_slot && is_base && !self.may_go_on(turn, shard, request.max_bytes) {
             return;
@@ -429,7 +430,7 @@ impl Copies {
         };
         let id = turn.ask(Purpose::Copy { shard, paid }, ASK_PATIENCE_MS, action);
         task.ask = Some((id, ask));
-        if task.has_slot {
+        if task.has_slot() {
             self.scheduler.asked(task.key, id, turn.now);
         }
     }
@@ -485,10 +486,10 @@ impl Copies {
         }
         let (key, source) = (task.key, task.source);
         self.sizes.full.succeed();
-        if task.has_slot && task.has_caught_up && self.may_do_without_slot(source) {
+        if task.has_slot() && task.has_caught_up && self.may_do_without_slot(source) {
             self.scheduler.finish(key);
             if let Some(task) = self.tasks.get_mut(&shard) {
-                task.has_slot = false;
+                task.place = Place::Free;
             }
         }
     }
@@ -564,7 +565,7 @@ impl Copies {
             task.useless = stage.and_then(|stage| stage.copy());
         }
         task.backoff.succeed();
-        if task.has_slot {
+        if task.has_slot() {
             self.scheduler.answered(id);
         }
     }
@@ -578,22 +579,21 @@ impl Copies {
             turn.ownership.state(shard),
             Some(ShardState::Completing { .. })
         );
-        if task.has_slot && is_cut {
+        if task.has_slot() && is_cut {
             // Nobody serves the shard, so it doesn't queue again.
             self.scheduler.finish(task.key);
-            task.has_slot = false;
+            task.place = Place::Free;
         }
         let key = task.key;
-        if task.has_slot && turn.ownership.state(shard).is_none() {
+        if task.has_slot() && turn.ownership.state(shard).is_none() {
             self.scheduler.fail(key, turn.now, why, turn.options);
             self.tasks.remove(&shard);
             return;
         }
         task.backoff.fail(turn.now, why, turn.options);
-        if task.has_slot {
+        if task.has_slot() {
             self.scheduler.release(key, turn.now, why, turn.options);
-            task.has_slot = false;
-            task.is_parked = true;
+            task.place = Place::Parked;
         }
     }
 
@@ -608,7 +608,7 @@ impl Copies {
         if let Some(why) = task.log.why(now) {
             return Some(format!("own log: {why}"));
         }
-        if task.has_slot
+        if task.has_slot()
             && let Some(why) = self.sizes.full.why(now)
         {
             return Some(why);
@@ -617,7 +617,7 @@ impl Copies {
             return Some(format!("{source}: {why}"));
         }
         let key = task.key;
-        task.has_slot
+        task.has_slot()
             .then(|| self.scheduler.why(key, source, now))
             .flatten()
     }

@@ -136,14 +136,23 @@ impl Proposal {
     }
 }
 
+/// The place of a copy among those of its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It has one of the source's slots.
+    Slot,
+    /// It has begun, and waits for a slot.
+    Parked,
+    /// It has caught up or was cut, and needs no slot.
+    Free,
+}
+
 /// A copy that is driven.
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) key: HandOff,
     pub(super) source: Gid,
-    pub(super) has_slot: bool,
-    /// True if the copy has begun and waits for a slot.
-    pub(super) is_parked: bool,
+    pub(super) place: Place,
     is_cut: bool,
     /// Failures of requests to the source.
     pub(super) backoff: Backoff,
@@ -177,12 +186,11 @@ pub(super) struct Task {
 }
 
 impl Task {
-    pub(super) fn new(key: HandOff, source: Gid, has_slot: bool, now: u64) -> Self {
+    pub(super) fn new(key: HandOff, source: Gid, place: Place, now: u64) -> Self {
         Self {
             key,
             source,
-            has_slot,
-            is_parked: false,
+            place,
             is_cut: false,
             backoff: Backoff::default(),
             log: Backoff::default(),
@@ -206,11 +214,21 @@ impl Task {
         }
     }
 
+    pub(super) fn has_slot(&self) -> bool {
+        self.place == Place::Slot
+    }
+
+    pub(super) fn is_parked(&self) -> bool {
+        self.place == Place::Parked
+    }
+
     /// Drops the call and the pause from before the cut, because nobody serves the shard any more.
     pub(super) fn is_now_cut(&mut self, turn: &mut Turn<'_>) {
         if !self.is_cut {
             self.is_cut = true;
-            self.is_parked = false;
+            if self.is_parked() {
+                self.place = Place::Free;
+            }
             self.backoff.succeed();
             if let Some((id, _)) = self.ask.take() {
                 turn.drop(id);
