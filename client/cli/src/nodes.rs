@@ -115,6 +115,7 @@ pub(crate) mod fixtures {
             disk_free_bytes: 0,
             disk_total_bytes: 0,
             disk_reserve_bytes: 0,
+            incoming_bytes: 0,
             disk_full: id == 2,
             trouble: None,
             kind: shardkv_client::GroupKind::Shards,

@@ -283,6 +283,8 @@ pub struct NodeStatus {
     pub disk_total_bytes: u64,
     /// The bytes that must stay free. With less, the node refuses writes.
     pub disk_reserve_bytes: u64,
+    /// The bytes that have arrived of shards on their way to its group, without what changed while they were copied.
+    pub incoming_bytes: u64,
     /// True if it refuses writes because its disk is nearly full.
     pub disk_full: bool,
     /// The reason why it can't serve, if it can't.
@@ -349,6 +351,7 @@ fn node_status(it: StatusResponse) -> NodeStatus {
         disk_free_bytes: it.disk_free_bytes,
         disk_total_bytes: it.disk_total_bytes,
         disk_reserve_bytes: it.disk_reserve_bytes,
+        incoming_bytes: it.incoming_bytes,
         disk_full: it.disk_full,
         trouble: text(it.trouble),
         kind: match kind {

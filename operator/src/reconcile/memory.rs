@@ -54,16 +54,18 @@ impl Memory {
         self.lock().remove(&(namespace.to_owned(), name.to_owned()));
     }
 
-    /// Records the controllers' report. Returns the groups that are waited for if shards are to move and nothing has moved
+    /// Records the controllers' report and the bytes that have arrived at each group. Returns the groups that are waited for if shards are to move and nothing has moved
     /// for too long.
     pub(super) fn stalled(
         &self,
         namespace: &str,
         name: &str,
-        view: &View,
+        (view, incoming): (&View, &BTreeMap<u64, u64>),
         now: Instant,
     ) -> Option<BTreeSet<u64>> {
-        self.of(namespace, name, |it| it.movement.observe(view, now))
+        self.of(namespace, name, |it| {
+            it.movement.observe(view, incoming, now)
+        })
     }
 
     /// Returns the content that was applied to a version of an object and changed nothing.

@@ -24,6 +24,9 @@ struct Mark {
     copying: u32,
     unserved: u32,
     settled: BTreeMap<u64, u64>,
+    /// The most bytes that had arrived at each group of shards on their way to it. A copy that begins anew again and again doesn't exceed
+    /// it.
+    incoming: BTreeMap<u64, u64>,
     /// Time of the last movement of any kind.
     at: Instant,
     /// Time at which the number of moving shards last changed.
@@ -31,20 +34,29 @@ struct Mark {
 }
 
 impl Movement {
-    /// Records an observation. Returns the groups that are waited for if shards are to move and nothing has moved for too
+    /// Records an observation, with the bytes that have arrived at each group that answered. Returns the groups that are waited for if shards are to move and nothing has moved for too
     /// long: those that haven't settled, and those that shards are to be copied between.
-    pub(super) fn observe(&mut self, view: &View, now: Instant) -> Option<BTreeSet<u64>> {
+    pub(super) fn observe(
+        &mut self,
+        view: &View,
+        incoming: &BTreeMap<u64, u64>,
+        now: Instant,
+    ) -> Option<BTreeSet<u64>> {
         let behind = behind(view);
         if behind.is_empty() && view.moving() == 0 {
             self.last = None;
             return None;
         }
         let plan = &view.plan;
-        let still = self.last.as_ref().filter(|last| {
+        let still = self.last.as_mut().filter(|last| {
             (last.num, last.copying, last.unserved) == (plan.num, view.copying, view.unserved)
                 && last.settled == plan.settled
         });
         if let Some(still) = still {
+            if still.takes(incoming) {
+                still.at = now;
+                return None;
+            }
             let usual = self.usual.unwrap_or_default();
             let patience = usual.saturating_mul(TIMES_USUAL).max(SHORTEST_STALL);
             let stalls = now.saturating_duration_since(still.at) > patience;
@@ -65,6 +77,7 @@ impl Movement {
             copying: view.copying,
             unserved: view.unserved,
             settled: plan.settled.clone(),
+            incoming: incoming.clone(),
             at: now,
             counted_at,
         });
@@ -80,6 +93,19 @@ impl Movement {
             Some(usual) => (usual * 3 + each) / 4,
             None => each,
         });
+    }
+}
+
+impl Mark {
+    /// Returns true if more bytes have arrived somewhere than before.
+    fn takes(&mut self, incoming: &BTreeMap<u64, u64>) -> bool {
+        let mut more = false;
+        for (gid, bytes) in incoming {
+            let most = self.incoming.entry(*gid).or_insert(*bytes);
+            more |= bytes > most;
+            *most = (*most).max(*bytes);
+        }
+        more
     }
 }
 
@@ -123,7 +149,8 @@ mod tests {
         let start = Instant::now();
         let mut movement = Movement::default();
         for (second, view, stalled) in looks {
-            let found = movement.observe(view, start + Duration::from_secs(*second));
+            let found =
+                movement.observe(view, &BTreeMap::new(), start + Duration::from_secs(*second));
             assert_eq!(found.is_some(), *stalled, "at {second}");
         }
     }
@@ -141,8 +168,9 @@ mod tests {
         ]);
         let mut movement = Movement::default();
         let start = Instant::now();
-        movement.observe(&still, start);
-        let stalled = movement.observe(&still, start + Duration::from_mins(2));
+        let none = BTreeMap::new();
+        movement.observe(&still, &none, start);
+        let stalled = movement.observe(&still, &none, start + Duration::from_mins(2));
         assert_eq!(stalled, Some([2].into()));
     }
 
@@ -174,9 +202,34 @@ mod tests {
     fn a_stalled_copy_waits_for_owner_and_target() {
         let mut movement = Movement::default();
         let start = Instant::now();
-        movement.observe(&copies(5, 3, 0), start);
-        let stalled = movement.observe(&copies(5, 3, 0), start + Duration::from_mins(2));
+        let none = BTreeMap::new();
+        movement.observe(&copies(5, 3, 0), &none, start);
+        let later = start + Duration::from_mins(2);
+        let stalled = movement.observe(&copies(5, 3, 0), &none, later);
         assert_eq!(stalled, Some([1, 2].into()));
+    }
+
+    /// One shard is copied, for as long as it takes.
+    #[test]
+    fn bytes_that_arrive_are_progress() {
+        let mut movement = Movement::default();
+        let start = Instant::now();
+        let mut stalls = |second, bytes: Option<u64>| {
+            let incoming = bytes.map(|bytes| (2, bytes)).into_iter().collect();
+            let now = start + Duration::from_secs(second);
+            movement.observe(&copies(5, 1, 0), &incoming, now).is_some()
+        };
+        assert!(!stalls(0, Some(10)));
+        assert!(!stalls(50, Some(20)));
+        assert!(!stalls(109, None), "the group doesn't answer");
+        assert!(stalls(111, None));
+        assert!(!stalls(120, Some(21)), "it goes on");
+        assert!(!stalls(179, Some(21)));
+        assert!(stalls(181, Some(21)));
+        // It begins anew, and gets no further than before.
+        assert!(stalls(182, Some(0)));
+        assert!(stalls(200, Some(20)));
+        assert!(!stalls(210, Some(22)));
     }
 
     #[test]

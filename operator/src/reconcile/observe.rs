@@ -77,16 +77,22 @@ async fn query_store<S: Store>(context: &Context<S>, cluster: &Cluster, observed
     let health = context.store.health(cluster, &parts);
     let health = tokio::time::timeout(LONGEST_CALL, health);
     let (view, health) = tokio::join!(bounded(context.store.view(cluster)), health);
+    let health = health.unwrap_or_default();
     match &view {
         Ok(view) => {
             let (namespace, name) = (&cluster.namespace, &cluster.name);
             let memory = &context.memory;
-            observed.stalled = memory.stalled(namespace, name, view, Instant::now());
+            let incoming = health.iter().filter_map(|(part, health)| match part {
+                Component::Group(gid) => Some((*gid, health.incoming_bytes)),
+                Component::Controller => None,
+            });
+            let seen = (view, &incoming.collect());
+            observed.stalled = memory.stalled(namespace, name, seen, Instant::now());
         }
         Err(_) => context.metrics.store_failed(),
     }
     observed.view = Some(view);
-    observed.health = health.unwrap_or_default();
+    observed.health = health;
 }
 
 /// Awaits an answer of the store, with a time limit.

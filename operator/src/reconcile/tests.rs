@@ -51,6 +51,7 @@ fn led(pod: &str) -> Health {
         leader: Some(pod.to_owned()),
         answering: 3,
         troubles: BTreeMap::new(),
+        incoming_bytes: 0,
     }
 }
 

@@ -81,6 +81,8 @@ pub struct Health {
     pub answering: u32,
     /// Lasting problems of nodes as readable text, by pod: a full disk.
     pub troubles: BTreeMap<String, String>,
+    /// Bytes that have arrived of shards on their way to the group, by the node that has applied most.
+    pub incoming_bytes: u64,
 }
 
 /// Result of a change of the configuration.

@@ -351,10 +351,13 @@ fn health<'a>(all: usize, nodes: impl Iterator<Item = (&'a str, &'a NodeStatus)>
     // already show that they aren't ready.
     let full = nodes.iter().filter(|(_, status)| status.disk_full);
     let troubles = full.map(|(pod, _)| ((*pod).to_owned(), DISK_FULL.to_owned()));
+    let latest = nodes.iter().max_by_key(|(_, status)| status.last_applied);
+    let incoming = latest.map(|(_, status)| status.incoming_bytes);
     Health {
         leader: nodes.iter().find(leads).map(|(pod, _)| (*pod).to_owned()),
         answering: u32::try_from(nodes.len()).unwrap_or(u32::MAX),
         troubles: troubles.collect(),
+        incoming_bytes: incoming.unwrap_or_default(),
     }
 }
 

@@ -357,6 +357,7 @@ impl Store for FakeStore {
                 leader: Some(format!("{}-0", names::part(cluster, *part))),
                 answering: u32::try_from(replicas(part)).unwrap(),
                 troubles: model.troubles.get(part).cloned().unwrap_or_default(),
+                incoming_bytes: 0,
             };
             if model.unreachable {
                 return BTreeMap::new();

@@ -439,6 +439,7 @@ mod tests {
             disk_free_bytes: 0,
             disk_total_bytes: 0,
             disk_reserve_bytes: 0,
+            incoming_bytes: 0,
             disk_full: false,
             trouble: None,
             kind: shardkv_client::GroupKind::Shards,

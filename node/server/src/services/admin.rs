@@ -7,7 +7,7 @@ use api::v1::admin_server::Admin;
 use api::v1::{self, ErrorDetail, MemberStatus};
 use raft::{MemberKind, ProgressState, Role};
 use replica::{Answer, Request as ReplicaRequest};
-use shardkv::GroupKind;
+use shardkv::{CopyCursor, GroupKind, Ownership, ShardState};
 use storage::Disk;
 use tonic::{Request, Response, Status};
 use types::NodeId;
@@ -88,6 +88,7 @@ impl Admin for AdminService {
             .await
             .map_err(|error| self.metrics.reject(&errors::unavailable(error, 100)))?;
         let mut response = self.node_status(&self.replica.view());
+        response.incoming_bytes = incoming_bytes(&self.routing.ownership());
         response.log_bytes = sizes.log_bytes;
         response.state_bytes = sizes.state_bytes;
         // A disk that can't be measured is reported as one without space.
@@ -118,6 +119,24 @@ impl Admin for AdminService {
             Err(error) => Err(self.metrics.reject(&error)),
         }
     }
+}
+
+/// Returns the bytes that have arrived of shards on their way to the group. What changed while a shard was copied is left out: a copy that
+/// only follows its source makes no progress.
+fn incoming_bytes(ownership: &Ownership) -> u64 {
+    let planned = ownership.planned.keys();
+    let copied = planned.filter_map(|shard| match ownership.state(*shard)? {
+        ShardState::Copying { cursor, bytes, .. } => Some((cursor, *bytes)),
+        _ => None,
+    });
+    let copied = copied.filter(|(cursor, _)| matches!(cursor, CopyCursor::Base(_)));
+    let owned = ownership.shards.unfinished_shards();
+    let owned = owned.filter_map(|(_, shard)| match &shard.state {
+        ShardState::Pulling { bytes, .. } | ShardState::Completing { bytes, .. } => Some(*bytes),
+        _ => None,
+    });
+    let all = copied.map(|(_, bytes)| bytes).chain(owned);
+    all.fold(0, u64::saturating_add)
 }
 
 impl AdminService {

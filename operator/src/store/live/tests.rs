@@ -81,6 +81,7 @@ fn node(id: u64, role: Role, term: u64, leader: u64) -> NodeStatus {
         disk_free_bytes: 0,
         disk_total_bytes: 0,
         disk_reserve_bytes: 0,
+        incoming_bytes: 0,
         disk_full: false,
         trouble: None,
         kind: GroupKind::Shards,
