@@ -21,9 +21,9 @@ use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
 use replica::{Applied, Applying, StateMachine, StateStore, Transaction};
 use shardctrler::{
-    Change, Command, Cut, Genesis, GroupKind, MAX_CUTS, Response, Shardctrler, rebalance,
+    Change, Command, Genesis, GroupKind, MAX_CUTS, Response, Shardctrler, rebalance,
 };
-use types::{Assignment, ConfigDelta, Gid, JournalId, LogTime, ShardId};
+use types::{ConfigDelta, Gid, JournalId, LogTime, ShardId};
 
 /// Shards and groups.
 const SCALES: [(u32, u64); 6] = [
@@ -83,19 +83,10 @@ impl Controller {
     /// Lets all shards arrive at their targets.
     fn cut(&mut self) {
         let config = self.machine.latest();
-        let incarnation = |gid| config.groups().get(&gid).unwrap().incarnation;
         let rows = (0..).map(ShardId).zip(config.rows());
         let moving = rows.filter(|(_, row)| row.is_moving());
-        let cut = |row: Assignment| Cut {
-            owner: row.owner,
-            owner_incarnation: incarnation(row.owner),
-            owner_since: row.owner_since,
-            target: row.target,
-            target_incarnation: incarnation(row.target),
-            target_since: row.target_since,
-            journal: JournalId(1),
-        };
-        let cuts: Vec<_> = moving.map(|(shard, row)| (shard, cut(row))).collect();
+        let cut = |shard| config.cut_of(shard, JournalId(1)).unwrap();
+        let cuts: Vec<_> = moving.map(|(shard, _)| (shard, cut(shard))).collect();
         for cuts in cuts.chunks(MAX_CUTS) {
             let cuts = cuts.iter().copied().collect();
             self.apply(Change::Cut { cuts });
@@ -107,7 +98,11 @@ impl Controller {
         let settled = self.machine.latest().num();
         let gids: Vec<Gid> = self.machine.progress().keys().copied().collect();
         for gid in gids {
-            self.apply(Change::Report { gid, settled });
+            self.apply(Change::Report {
+                gid,
+                settled,
+                held: settled,
+            });
         }
     }
 

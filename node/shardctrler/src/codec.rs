@@ -12,7 +12,7 @@ use types::{ConfigNum, Cut, DecodeError, Gid, Incarnation, Reader, ShardId, Writ
 use crate::{Change, Command, Drained, GroupProgress};
 
 const VERSION: u8 = 1;
-const PROGRESS_VERSION: u8 = 2;
+const PROGRESS_VERSION: u8 = 3;
 const DRAINED_VERSION: u8 = 2;
 
 const JOIN: u8 = 1;
@@ -52,8 +52,8 @@ impl Command {
             Change::Move { shard, gid } => {
                 out.number(shard.0.into()).number(gid.0);
             }
-            Change::Report { gid, settled } => {
-                out.number(gid.0).number(settled.0);
+            Change::Report { gid, settled, held } => {
+                out.number(gid.0).number(settled.0).number(held.0);
             }
             Change::Cut { cuts } => {
                 out.number(cuts.len() as u64);
@@ -99,6 +99,7 @@ impl Command {
             REPORT => Change::Report {
                 gid: Gid(input.number("gid")?),
                 settled: ConfigNum(input.number("settled configuration")?),
+                held: ConfigNum(input.number("held configuration")?),
             },
             CUT => decode_cuts(&mut input)?,
             FORGET => Change::Forget {
@@ -120,6 +121,7 @@ impl GroupProgress {
         let mut out = Writer::with_capacity(24);
         out.byte(PROGRESS_VERSION)
             .number(self.settled.0)
+            .number(self.held.0)
             .number(self.due.0);
         out.finish()
     }
@@ -129,6 +131,7 @@ impl GroupProgress {
         known(&mut input, "progress version", PROGRESS_VERSION)?;
         let progress = Self {
             settled: ConfigNum(input.number("settled configuration")?),
+            held: ConfigNum(input.number("held configuration")?),
             due: ConfigNum(input.number("due configuration")?),
         };
         input.finish()?;

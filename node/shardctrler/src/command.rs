@@ -53,12 +53,15 @@ pub enum Change {
         /// The last incarnation that is to be drained.
         incarnation: Incarnation,
     },
-    /// A group has completed all hand-offs of the configurations up to `settled`. Needs no session: the greatest value counts.
+    /// A group has completed all hand-offs of the configurations up to `settled`, and a shard became served there by `held`. Needs no
+    /// session: the greatest values count.
     Report {
         /// The group.
         gid: Gid,
         /// The last configuration that the group has settled.
         settled: ConfigNum,
+        /// The latest configuration by which a shard became served there.
+        held: ConfigNum,
     },
     /// Shards whose targets have a copy that has caught up, so that they may become the owners. Needs no session: each cut names exactly
     /// the state that it ends, so it takes effect once at most.
@@ -79,7 +82,7 @@ pub enum Query {
     /// The deltas after a configuration, or a whole one. Correct on any replica ([`replica::Request::ReadLocal`]): a replica that is
     /// behind returns fewer deltas, and refuses a caller that is ahead of it with [`CtrlError::Future`]. Only a group without
     /// configuration (`num` is 0, with a `gid`) must read linearizably ([`replica::Request::Read`]). Such a group compares
-    /// [`Configs::settled`] with the shards that it owns, and thereby finds that it has lost its data. A stale answer could hide that: it
+    /// [`Configs::settled`] and [`Configs::held`] with the shards that it owns, and thereby finds that it has lost its data. A stale answer could hide that: it
     /// may be from before the group settled anything, so the group would begin with empty shards.
     After {
         /// The caller's configuration; 0 for none.
@@ -174,6 +177,8 @@ pub struct Drained {
 pub struct GroupProgress {
     /// The group has completed all hand-offs of the configurations up to this one.
     pub settled: ConfigNum,
+    /// The latest configuration by which a shard became served there. The group may have later ones that wait, and hence have settled less.
+    pub held: ConfigNum,
     /// The last configuration that gave it a shard or took one from it. The group has nothing to do once `settled` reaches this.
     pub due: ConfigNum,
 }
@@ -198,6 +203,9 @@ pub struct Configs {
     /// The configuration that the asking group has settled. The latest for a group that isn't part of the cluster, which owes
     /// nothing because only drained and forgotten groups are dropped, and for a caller that is no group.
     pub settled: ConfigNum,
+    /// The latest configuration by which the asking group has served a shard, as far as it has reported that. A group without data that
+    /// owns a shard since a configuration up to this one, or up to `settled`, has lost its disks.
+    pub held: ConfigNum,
 }
 
 /// A refusal by the state machine, which changed nothing.
@@ -234,6 +242,14 @@ pub enum CtrlError {
     /// Too many groups.
     #[error("{limit} groups are the limit")]
     TooManyGroups {
+        /// The bound.
+        limit: u64,
+    },
+    /// The groups' addresses are too long in sum.
+    #[error(
+        "the addresses of all groups have at most {limit} bytes: use fewer groups or shorter names"
+    )]
+    TooManyAddressBytes {
         /// The bound.
         limit: u64,
     },
@@ -344,6 +360,7 @@ impl CtrlError {
             | Self::BadAddresses { .. }
             | Self::AddressTaken { .. }
             | Self::TooManyGroups { .. }
+            | Self::TooManyAddressBytes { .. }
             | Self::TooManyCuts { .. }
             | Self::NoShard { .. }
             | Self::LastGroup

@@ -32,10 +32,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{Table, Transaction};
-use types::{ConfigDelta, Gid, Group, Incarnation, ShardConfig, ShardId};
+use types::{ConfigDelta, ConfigNum, Gid, Group, Incarnation, ShardConfig, ShardId};
 
 use crate::bug::Bug;
-use crate::machine::impossible;
+use crate::history::impossible;
 use crate::rules::Plan;
 use crate::{Cut, Drained, GroupProgress, MAX_DRAINED, Response, Shardctrler, keys};
 
@@ -148,6 +148,7 @@ impl Shardctrler {
                     let progress = GroupProgress {
                         // It has had nothing to do so far.
                         settled: before.num(),
+                        held: ConfigNum(0),
                         due: before.num(),
                     };
                     self.progress.insert(*gid, progress);
@@ -213,13 +214,4 @@ impl Shardctrler {
             state.put(Table::Meta, keys::moved(shard), Bytes::new());
         }
     }
-}
-
-/// Returns the owners after a change of targets: the target of each shard that nobody owns, and the owner of every other shard.
-pub(crate) fn first_owners(latest: &ShardConfig, targets: &[Gid]) -> Vec<Gid> {
-    let pairs = latest.owners().iter().zip(targets);
-    let owner = |(owner, target): (&Gid, &Gid)| {
-        if *owner == Gid::NONE { *target } else { *owner }
-    };
-    pairs.map(owner).collect()
 }

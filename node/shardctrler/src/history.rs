@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use raft::StoreError;
 use types::{ConfigDelta, ConfigError, ConfigNum, ShardConfig};
 
 /// Limits of the history. Every replica of a group must have the same, or they diverge. The product uses the
@@ -198,4 +199,12 @@ fn walk<'a>(
         config.apply(delta)?;
     }
     Ok(config)
+}
+
+/// Configurations that follow the rules always fit: what doesn't was damaged in memory or is a bug, and going on would
+/// spread it.
+// By value, as `map_err` wants it.
+#[allow(clippy::needless_pass_by_value)]
+pub(crate) fn impossible(error: ConfigError) -> StoreError {
+    StoreError::Damaged(format!("the configurations in memory: {error}"))
 }

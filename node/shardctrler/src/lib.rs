@@ -92,6 +92,7 @@ pub use machine::Shardctrler;
 pub use rebalance::rebalance;
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GroupKind};
+pub use rules::MAX_ALL_ADDRESS_BYTES;
 pub use types::{Cut, MAX_CUTS};
 
 /// The most deltas in an answer to [`Query::After`]; a greater limit counts as this one.

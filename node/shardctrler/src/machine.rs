@@ -7,13 +7,12 @@ use bytes::Bytes;
 use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, StateMachine, StateReader, Table, Transaction};
-use types::{ConfigDelta, ConfigError, ConfigNum, Gid, ShardConfig, ShardId};
+use types::{ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
 use crate::bug::{Bug, Bugs};
-use crate::configure::first_owners;
-use crate::history::{History, HistoryLimits};
+use crate::history::{History, HistoryLimits, impossible};
 use crate::outcome::{Outcome, Refusal};
-use crate::rules;
+use crate::rules::{self, first_owners};
 use crate::{
     Change, Command, Configs, CtrlError, Drained, Genesis, GroupKind, GroupProgress,
     MAX_ANSWER_BYTES, MAX_DELTAS, Query, QueryAnswer, Response, keys, load,
@@ -27,7 +26,7 @@ const EXPIRED_PER_CHANGE: usize = 2;
 /// Invariants, between batches:
 /// - all fields but `limits` are what the records say ([`crate`] tells which), and the session table has nothing that
 ///   isn't written;
-/// - `progress` has exactly the groups of the latest configuration; no `settled` is above the latest configuration;
+/// - `progress` has exactly the groups of the latest configuration; no number of it is above the latest configuration;
 /// - `drained` has at most [`crate::MAX_DRAINED`] gids; a group of the latest configuration is of a later incarnation;
 /// - every shard in `moved` has a target.
 ///
@@ -162,7 +161,9 @@ impl StateMachine for Shardctrler {
             return Ok(Response::Refused(error));
         }
         match change {
-            Change::Report { gid, settled } => return self.report(gid, settled, state),
+            Change::Report { gid, settled, held } => {
+                return self.report(gid, (settled, held), state);
+            }
             Change::Cut { cuts } => return self.cut(&cuts, state),
             Change::Join { .. }
             | Change::Leave { .. }
@@ -218,7 +219,7 @@ impl Shardctrler {
             return Err(StoreError::Damaged(what.to_owned()));
         }
         for (gid, it) in &self.progress {
-            if it.settled.max(it.due) > latest.num() {
+            if it.settled.max(it.due).max(it.held) > latest.num() {
                 return Err(StoreError::Damaged(format!(
                     "the progress of {gid}: {it:?}"
                 )));
@@ -289,21 +290,22 @@ impl Shardctrler {
     fn report(
         &mut self,
         gid: Gid,
-        settled: ConfigNum,
+        (settled, held): (ConfigNum, ConfigNum),
         state: &mut Transaction<'_>,
     ) -> Result<Response, StoreError> {
         let latest = self.history.latest().num();
-        if settled > latest {
-            let num = settled;
+        if settled.max(held) > latest {
+            let num = settled.max(held);
             return Ok(Response::Refused(CtrlError::Future { num, latest }));
         }
         let Some(progress) = self.progress.get_mut(&gid) else {
             return Ok(Response::Reported);
         };
-        if settled <= progress.settled {
+        if settled <= progress.settled && held <= progress.held {
             return Ok(Response::Reported);
         }
-        progress.settled = settled;
+        progress.settled = progress.settled.max(settled);
+        progress.held = progress.held.max(held);
         state.put(Table::Meta, keys::group(gid), progress.encode());
         self.drop_if_drained(gid, state)?;
         Ok(Response::Reported)
@@ -375,6 +377,7 @@ impl Shardctrler {
             deltas,
             latest,
             settled: progress.map_or(latest, |it| it.settled),
+            held: progress.map_or(ConfigNum(0), |it| it.held),
         }))
     }
 
@@ -388,14 +391,6 @@ impl Shardctrler {
         };
         Some(begin).filter(|begin| *begin > num)
     }
-}
-
-/// Configurations that follow the rules always fit: what doesn't was damaged in memory or is a bug, and going on would
-/// spread it.
-// By value, as `map_err` wants it.
-#[allow(clippy::needless_pass_by_value)]
-pub(crate) fn impossible(error: ConfigError) -> StoreError {
-    StoreError::Damaged(format!("the configurations in memory: {error}"))
 }
 
 fn refused(refusal: SessionRefusal) -> CtrlError {

@@ -38,6 +38,7 @@ pub(crate) enum Refusal {
     Leaving(Gid),
     AddressTaken { address: String, owner: Gid },
     TooManyGroups { limit: u64 },
+    TooManyAddressBytes { limit: u64 },
     LastGroup,
     DataLoss(Loss),
     NotDrained(Gid),
@@ -70,6 +71,7 @@ impl From<Refusal> for CtrlError {
             Refusal::Leaving(gid) => Self::Leaving(gid),
             Refusal::AddressTaken { address, owner } => Self::AddressTaken { address, owner },
             Refusal::TooManyGroups { limit } => Self::TooManyGroups { limit },
+            Refusal::TooManyAddressBytes { limit } => Self::TooManyAddressBytes { limit },
             Refusal::LastGroup => Self::LastGroup,
             Refusal::DataLoss(loss) => Self::DataLoss(loss),
             Refusal::NotDrained(gid) => Self::NotDrained(gid),
@@ -108,6 +110,7 @@ impl Remembered for Outcome {
             }
             Self::Refused(Refusal::NotDrained(gid)) => out.byte(9).number(gid.0),
             Self::Refused(Refusal::Retired(gid)) => out.byte(10).number(gid.0),
+            Self::Refused(Refusal::TooManyAddressBytes { limit }) => out.byte(11).number(*limit),
         };
     }
 
@@ -140,6 +143,9 @@ impl Remembered for Outcome {
             8 => Self::Refused(Refusal::DataLoss(Loss::decode(input)?)),
             9 => Self::Refused(Refusal::NotDrained(Gid(input.number("gid")?))),
             10 => Self::Refused(Refusal::Retired(Gid(input.number("gid")?))),
+            11 => Self::Refused(Refusal::TooManyAddressBytes {
+                limit: input.number("limit")?,
+            }),
             value => {
                 return Err(DecodeError::Unknown {
                     what: "outcome",

@@ -7,6 +7,10 @@ use types::{Gid, Group, Incarnation, MAX_GROUPS, ShardConfig, ShardId, check_add
 use crate::outcome::Refusal;
 use crate::{Change, CtrlError, Cut, MAX_CUTS, rebalance};
 
+/// The most bytes of the addresses of all groups together. Every configuration goes to groups and clients in one message, so it must fit
+/// there with its rows.
+pub const MAX_ALL_ADDRESS_BYTES: usize = 8 << 20;
+
 /// The groups and targets of the next configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
@@ -149,6 +153,12 @@ fn plan_join(
             limit: MAX_GROUPS as u64,
         });
     }
+    let addresses = plan.groups.values().flat_map(|group| &group.addresses);
+    if addresses.map(String::len).sum::<usize>() > MAX_ALL_ADDRESS_BYTES {
+        return Err(Refusal::TooManyAddressBytes {
+            limit: MAX_ALL_ADDRESS_BYTES as u64,
+        });
+    }
     refuse_taken(joining, &plan.groups)?;
     plan.rebalance(latest, latest.owners(), moved);
     Ok(Some(plan))
@@ -231,4 +241,13 @@ fn plan_move(shard: ShardId, gid: Gid, latest: &ShardConfig) -> Result<Option<Pl
     }
     plan.moved = Some(shard);
     Ok(Some(plan))
+}
+
+/// Returns the owners after a change of targets: the target of each shard that nobody owns, and the owner of every other shard.
+pub(crate) fn first_owners(latest: &ShardConfig, targets: &[Gid]) -> Vec<Gid> {
+    let pairs = latest.owners().iter().zip(targets);
+    let owner = |(owner, target): (&Gid, &Gid)| {
+        if *owner == Gid::NONE { *target } else { *owner }
+    };
+    pairs.map(owner).collect()
 }

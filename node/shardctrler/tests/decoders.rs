@@ -51,6 +51,7 @@ fn random_change(random: &mut Random) -> Change {
         3 => Change::Report {
             gid: Gid(number(random)),
             settled: ConfigNum(number(random)),
+            held: ConfigNum(number(random)),
         },
         4 => Change::Forget {
             gids: (0..random.below(5)).map(|_| Gid(number(random))).collect(),

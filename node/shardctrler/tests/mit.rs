@@ -341,6 +341,7 @@ mod multi {
         let progress = ctl.replicas[0].machine.progress();
         let expected = GroupProgress {
             settled: ConfigNum(0),
+            held: ConfigNum(0),
             due: ConfigNum(1),
         };
         assert_eq!(progress[&Gid(2)], expected);

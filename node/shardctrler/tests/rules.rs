@@ -49,6 +49,7 @@ fn the_first_join_gives_all_shards() {
     assert_eq!(answer.config.targets(), [Gid(4); 10]);
     let progress = GroupProgress {
         settled: ConfigNum(0),
+        held: ConfigNum(0),
         due: ConfigNum(1),
     };
     let progress = BTreeMap::from([(Gid(4), progress)]);

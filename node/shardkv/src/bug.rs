@@ -81,6 +81,8 @@ pub enum Bug {
     GenerationDroppedEarly,
     /// A copy begins where an earlier stay of the shard is still fenced. The mover begins such copies in the simulator only.
     CopyIntoFencedRange,
+    /// A group that lost its disks counts only what it had settled as lost, not what it served beside a shard that was late.
+    UnsettledLossUnseen,
 }
 
 impl Bug {

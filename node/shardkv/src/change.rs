@@ -26,6 +26,10 @@ pub(crate) struct Changed {
     pub(crate) pending_deletes: BTreeSet<(ShardId, ConfigNum)>,
     pub(crate) groups: BTreeSet<Gid>,
     pub(crate) planned: BTreeSet<ShardId>,
+    /// True if a part of a step arrived, or the parts went.
+    pub(crate) parts: bool,
+    /// The number of parts that went.
+    pub(crate) parts_gone: u32,
     /// Shards whose rows and sessions go.
     pub(crate) cleared: BTreeSet<ShardId>,
 }
@@ -80,6 +84,12 @@ impl Ownership {
     /// Puts a shard back that changed.
     pub(crate) fn put(&mut self, shard: ShardId, slot: Slot, changed: &mut Changed) {
         changed.shards.insert(shard);
+        if let Some(ShardState::Serving { config }) = slot.state
+            && config > self.held
+        {
+            self.held = config;
+            changed.group = true;
+        }
         match slot.state {
             None => self.shards.remove(&shard),
             Some(state) => self.shards.insert(

@@ -17,6 +17,8 @@
 //! - A group that finds itself gone serves nothing from then on. What it served it keeps fenced, for people to look at, and what hadn't
 //!   arrived it clears. A drained group has nothing, so this changes nothing for it.
 //! - A group that joins as another incarnation begins with nothing: what it still has is of a life that ended.
+//! - If another group has the gid since, of other nodes, then its rows don't concern this group. Otherwise nodes of an earlier
+//!   incarnation that still run would serve the other group's shards. The addresses tell: a group that joins again has a node that it had.
 //!
 //! Rows decide this alone, so it doesn't matter which configurations a group skips.
 //!
@@ -26,6 +28,8 @@
 //! because any part of it would be a guess.
 
 mod codec;
+mod news;
+mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,6 +37,9 @@ use std::sync::Arc;
 use types::{
     Assignment, ClusterId, ConfigNum, Gid, Group, LogTime, ShardConfig, ShardId, ShardRun,
 };
+
+pub use news::News;
+pub use parts::{ConfigurePart, ConfigureParts, Whole};
 
 use crate::change::{Changed, Verdict, due_if, nonsense};
 use crate::{Cursor, Genesis, Ownership, PlannedMove, Shard, ShardState, Target};
@@ -55,20 +62,58 @@ pub struct Configure {
 }
 
 impl Configure {
-    /// Returns the step by which group `gid` takes up `config`.
+    /// Returns the step by which group `gid` takes up `config`. Looks at all shards: see [`Self::by_news`].
     pub fn to(
         config: &ShardConfig,
         gid: Gid,
         controller: ClusterId,
         ownership: &Ownership,
     ) -> Self {
-        let (known, groups) = (&ownership.groups, config.groups());
-        let changed = groups.iter().filter(|(gid, it)| known.get(gid) != Some(it));
-        let changed = changed.map(|(gid, group)| (*gid, Some(group.clone())));
-        let gone = known.keys().filter(|gid| !groups.contains_key(gid));
-        let life = ownership.life(gid, groups.get(&gid));
+        let known = ownership.groups.keys().chain(config.groups().keys());
+        let groups: BTreeSet<Gid> = known.copied().collect();
+        let shards = (0..config.shards()).map(ShardId);
+        Self::of(config, gid, controller, ownership, (&groups, shards))
+    }
+
+    /// Returns the same step as [`Self::to`], for a `config` to which `news` lead. Looks only at what changed after the accepted
+    /// configuration, if that is known.
+    pub fn by_news(
+        news: &News,
+        config: &ShardConfig,
+        gid: Gid,
+        controller: ClusterId,
+        ownership: &Ownership,
+    ) -> Self {
+        match news.after(ownership.config) {
+            // A group that ends or begins looks at all that it has.
+            Some((groups, shards)) if !groups.contains(&gid) => {
+                let news = (&groups, shards.into_iter());
+                let step = Self::of(config, gid, controller, ownership, news);
+                if cfg!(any(debug_assertions, feature = "bugs")) {
+                    let whole = Self::to(config, gid, controller, ownership);
+                    assert_eq!(step, whole, "a row that didn't change is news");
+                }
+                step
+            }
+            _ => Self::to(config, gid, controller, ownership),
+        }
+    }
+
+    fn of(
+        config: &ShardConfig,
+        gid: Gid,
+        controller: ClusterId,
+        ownership: &Ownership,
+        (groups, shards): (&BTreeSet<Gid>, impl Iterator<Item = ShardId>),
+    ) -> Self {
+        let change = |gid: &Gid| {
+            let (known, now) = (ownership.groups.get(gid), config.groups().get(gid));
+            (known != now).then(|| (*gid, now.cloned()))
+        };
+        let life = ownership.life(gid, config.groups().get(&gid));
         let mut rows: Vec<(ShardRun, Assignment)> = Vec::new();
-        for (shard, row) in (0..).map(ShardId).zip(config.rows()) {
+        for shard in shards {
+            let row = config.row(shard);
             if !ownership.is_news(gid, life, shard, &row) {
                 continue;
             }
@@ -85,7 +130,7 @@ impl Configure {
             controller,
             after: ownership.config,
             num: config.num(),
-            groups: changed.chain(gone.map(|gid| (*gid, None))).collect(),
+            groups: groups.iter().filter_map(change).collect(),
             rows,
         }
     }
@@ -115,6 +160,10 @@ enum Life {
     Continues,
     /// None: it was drained or forgotten.
     Ended,
+    /// None, and another group has its gid now.
+    Replaced,
+    /// None, as in the accepted one.
+    Outside,
     /// Another incarnation than in the accepted one, or the first.
     Begins,
 }
@@ -184,6 +233,12 @@ impl Ownership {
         changed: &mut Changed,
     ) {
         let life = self.life_after(step);
+        match life {
+            Life::Ended | Life::Replaced => self.former = self.groups.get(&step.gid).cloned(),
+            Life::Begins => self.former = None,
+            Life::Continues | Life::Outside => {}
+        }
+        self.drop_parts(changed);
         self.gid = step.gid;
         self.controller = Some(step.controller);
         changed.group = true;
@@ -191,7 +246,7 @@ impl Ownership {
         // Before the rows, because this step may fence shards for another group that has the gid of one that is gone.
         let abandoned = match life {
             Life::Continues => self.fenced_for(&gone),
-            Life::Ended | Life::Begins => Vec::new(),
+            Life::Ended | Life::Replaced | Life::Outside | Life::Begins => Vec::new(),
         };
         for (shard, row) in step.shards() {
             match self.state_after(step.gid, life, shard, row) {
@@ -199,7 +254,7 @@ impl Ownership {
                 Ok(After::Absent) => self.drop_shard(shard, changed),
                 Ok(After::Same) | Err(Contradiction) => {}
             }
-            self.plan(shard, planned(step.gid, row), changed);
+            self.plan(shard, planned(step.gid, life, row), changed);
         }
         for shard in abandoned {
             if matches!(self.state(shard), Some(ShardState::Fenced { .. })) {
@@ -297,28 +352,35 @@ impl Ownership {
         over
     }
 
-    /// Returns the part that this group has in a configuration in which it is `after`.
+    /// Returns the part that this group has in a configuration in which its gid is that of `after`.
     fn life(&self, gid: Gid, after: Option<&Group>) -> Life {
-        match (self.groups.get(&gid), after) {
-            (Some(before), Some(after)) if before.incarnation == after.incarnation => {
-                Life::Continues
+        let known = self.groups.get(&gid);
+        let incarnation = |group: Option<&Group>| group.map(|it| it.incarnation);
+        let same = incarnation(known) == incarnation(after);
+        match (&self.former, known, after) {
+            (None, Some(_), Some(_)) if same => Life::Continues,
+            (None, Some(before), Some(after)) if !have_common_node(before, after) => Life::Replaced,
+            (None, Some(_), None) => Life::Ended,
+            (None, _, Some(_)) => Life::Begins,
+            (Some(former), _, Some(after)) if !same && have_common_node(former, after) => {
+                Life::Begins
             }
-            (_, Some(_)) => Life::Begins,
-            (Some(_), None) => Life::Ended,
-            (None, None) => Life::Continues,
+            (None, None, None) => Life::Continues,
+            (Some(_), _, _) => Life::Outside,
         }
     }
 
     fn life_after(&self, step: &Configure) -> Life {
-        match step.groups.get(&step.gid) {
-            None => Life::Continues,
-            Some(group) => self.life(step.gid, group.as_ref()),
-        }
+        let after = match step.groups.get(&step.gid) {
+            None => self.groups.get(&step.gid),
+            Some(group) => group.as_ref(),
+        };
+        self.life(step.gid, after)
     }
 
     /// Returns true if the row would change something here, or can't be right.
     fn is_news(&self, gid: Gid, life: Life, shard: ShardId, row: &Assignment) -> bool {
-        planned(gid, row) != self.planned.get(&shard).copied()
+        planned(gid, life, row) != self.planned.get(&shard).copied()
             || self.state_after(gid, life, shard, row) != Ok(After::Same)
     }
 
@@ -333,8 +395,9 @@ impl Ownership {
         let (state, comes) = (self.state(shard), row.owner == gid);
         match life {
             Life::Continues => self.state_of_row(gid, state, row),
+            Life::Outside => Ok(After::Same),
             Life::Ended if comes => Err(Contradiction),
-            Life::Ended => Ok(match state {
+            Life::Ended | Life::Replaced => Ok(match state {
                 None | Some(ShardState::Fenced { .. }) => After::Same,
                 Some(ShardState::Serving { .. }) => After::State(ShardState::Fenced {
                     config: row.owner_since,
@@ -418,9 +481,15 @@ impl Ownership {
     }
 }
 
+/// Returns true if a node of one group is a node of the other.
+fn have_common_node(a: &Group, b: &Group) -> bool {
+    a.addresses.iter().any(|it| b.addresses.contains(it))
+}
+
 /// Returns the move that a row plans, if group `gid` is one of the two.
-fn planned(gid: Gid, row: &Assignment) -> Option<PlannedMove> {
-    let concerns = row.is_moving() && (row.owner == gid || row.target == gid);
+fn planned(gid: Gid, life: Life, row: &Assignment) -> Option<PlannedMove> {
+    let is_part = matches!(life, Life::Continues | Life::Begins);
+    let concerns = is_part && row.is_moving() && (row.owner == gid || row.target == gid);
     concerns.then_some(PlannedMove {
         owner: row.owner,
         owner_since: row.owner_since,

@@ -9,6 +9,8 @@
 //! | `Meta` | `shardkv/address/`, gid (u64, big-endian) | a group's addresses |
 //! | `Meta` | `shardkv/journal/`, shard | a [`crate::Journal`] |
 //! | `Meta` | `shardkv/target/`, shard | a [`crate::Target`], if the shard is to go from here |
+//! | `Meta` | `shardkv/configure` | the head of a step that is too large for one entry, while its parts arrive |
+//! | `Meta` | `shardkv/configure/`, index (u32, big-endian) | a part of it |
 //! | `Data` | shard (u32, big-endian), user's key | user's value |
 //! | `Sessions` | shard (u32, big-endian), birth, nonce (u64 each, big-endian) | a session's record |
 //! | `Journal` | shard (u32, big-endian), generation (u64, big-endian), name of a change | empty |
@@ -22,6 +24,10 @@ use types::{ClientId, ConfigNum, Gid, LogTime, ShardId};
 /// The key of the group's record, in `Meta`.
 pub(crate) const GROUP: &[u8] = b"shardkv/group";
 
+/// The key of the head of a step whose parts arrive, in `Meta`, and the prefix of the keys of the parts.
+pub(crate) const PARTS: &[u8] = b"shardkv/configure";
+const PART: &[u8] = b"shardkv/configure/";
+
 /// The prefix of the keys of shards' records, in `Meta`. The next two are those of pending deletes and of addresses.
 pub(crate) const SHARDS: &[u8] = b"shardkv/shard/";
 pub(crate) const PENDING_DELETES: &[u8] = b"shardkv/owed/";
@@ -33,6 +39,11 @@ pub(crate) const TARGETS: &[u8] = b"shardkv/target/";
 
 const SHARD_BYTES: usize = 4;
 const SESSION_BYTES: usize = SHARD_BYTES + 16;
+
+/// Returns the key of a part of a step, in `Meta`.
+pub(crate) fn part(index: u32) -> Bytes {
+    [PART, &index.to_be_bytes()].concat().into()
+}
 
 /// Returns the stored key of a user's key, in `Data`.
 pub(crate) fn data(shard: ShardId, key: &[u8]) -> Bytes {

@@ -137,7 +137,7 @@ pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
     Written,
 };
-pub use configure::Configure;
+pub use configure::{Configure, ConfigurePart, ConfigureParts, News, Whole};
 pub use copy::CopyStep;
 pub use cursor::Cursor;
 pub use journal::{

@@ -319,7 +319,11 @@ impl ShardKv {
         match step {
             Step::Install(chunk) => self.install(chunk, state)?,
             Step::Copy(CopyStep::Take(part)) => self.take_part(part, state)?,
-            Step::Configure(_) | Step::Delete { .. } | Step::Deleted { .. } | Step::Copy(_) => {}
+            Step::Configure(_)
+            | Step::ConfigurePart(_)
+            | Step::Delete { .. }
+            | Step::Deleted { .. }
+            | Step::Copy(_) => {}
         }
         Ok(Response::Stepped)
     }

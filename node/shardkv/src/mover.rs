@@ -175,6 +175,8 @@ pub enum Action {
     Report {
         /// The value of [`Ownership::settled`].
         settled: ConfigNum,
+        /// The value of [`Ownership::held`].
+        held: ConfigNum,
     },
 }
 
@@ -189,6 +191,8 @@ pub enum Outcome {
         shards: u32,
         /// The configuration that the controllers know this group to have settled.
         settled: ConfigNum,
+        /// The latest configuration by which the controllers know this group to have served a shard.
+        held: ConfigNum,
         /// The latest configuration, if the group named none, or if the one that follows the group's is no longer kept.
         full: Option<ShardConfig>,
         /// The configurations that follow.
@@ -318,7 +322,7 @@ impl Mover {
                 Purpose::Delete => self.deletes.delete_ended(&turn, id, outcome),
                 Purpose::Deleted(task) => self.deletes.record_ended(&turn, id, task, &outcome),
                 Purpose::ReportCut => self.copies.reported(&turn, &outcome),
-                Purpose::Report(settled) => self.reports.ended(&turn, settled, &outcome),
+                Purpose::Report(progress) => self.reports.ended(&turn, progress, &outcome),
                 Purpose::Ignored => {}
             }
         }

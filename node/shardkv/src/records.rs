@@ -13,7 +13,9 @@ use crate::change::Changed;
 use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::known;
 use crate::part::{decode_copy_cursor, encode_copy_cursor};
-use crate::{CopyCursor, CopyId, Genesis, Ownership, PlannedMove, Shard, ShardState, keys};
+use crate::{
+    ConfigureParts, CopyCursor, CopyId, Genesis, Ownership, PlannedMove, Shard, ShardState, keys,
+};
 
 /// The version byte of each record.
 const VERSION: u8 = 1;
@@ -49,13 +51,15 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         let shard = shard.ok_or_else(|| damaged("a shard's", &"no such shard"))?;
         let record =
             decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
-        ownership
-            .check_shard(&record)
-            .map_err(|error| damaged(&format!("{shard}'s"), &error))?;
+        if !ownership.knows(&record) {
+            let why = "it is of a configuration that the group doesn't know";
+            return Err(damaged(&format!("{shard}'s"), &why));
+        }
         ownership.shards.insert(shard, Arc::new(record));
         Ok(())
     })?;
     load_planned(&mut ownership, state, genesis)?;
+    load_parts(&mut ownership, state)?;
     each_with_prefix(state, keys::PENDING_DELETES, |key, record| {
         let pending = keys::split_pending_delete(key).filter(|(shard, _)| shard.0 < genesis.shards);
         let pending = pending.ok_or_else(|| damaged("a pending delete's", &"no such shard"))?;
@@ -91,6 +95,37 @@ fn load_planned(
         table.insert(shard, planned);
         Ok(())
     })
+}
+
+/// Reads the parts of a step that is too large for one entry.
+fn load_parts(ownership: &mut Ownership, state: &dyn StateReader) -> Result<(), StoreError> {
+    let Some(record) = state.get(Table::Meta, keys::PARTS)? else {
+        return Ok(());
+    };
+    let damaged = |why: &dyn std::fmt::Display| damaged("an unfinished step's", why);
+    let head = ConfigureParts::decode_head(record).map_err(|error| damaged(&error))?;
+    let (mut parts, arrived) = head;
+    for index in 0..arrived {
+        let share = state.get(Table::Meta, &keys::part(index))?;
+        let share = share.ok_or_else(|| damaged(&"a part is missing"))?;
+        parts.shares.push(share);
+    }
+    ownership.parts = Some(Arc::new(parts));
+    Ok(())
+}
+
+/// Writes the part that arrived last, or removes the parts that went.
+fn store_parts(ownership: &Ownership, gone: u32, set: &mut impl FnMut(Bytes, Option<Bytes>)) {
+    for index in 0..gone {
+        set(keys::part(index), None);
+    }
+    let parts = ownership.parts.as_deref();
+    let head = parts.map(ConfigureParts::encode_head);
+    set(Bytes::from_static(keys::PARTS), head);
+    if let Some(last) = parts.and_then(|parts| parts.shares.last()) {
+        let index = parts.map_or(0, ConfigureParts::arrived).saturating_sub(1);
+        set(keys::part(index), Some(last.clone()));
+    }
 }
 
 /// Reads the part of a group's ownership that one shard needs: the group's record and the shard's.
@@ -131,6 +166,9 @@ pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transa
     for shard in &changed.planned {
         let record = ownership.planned.get(shard).map(|planned| planned.encode());
         set(keys::target_record(*shard), record);
+    }
+    if changed.parts {
+        store_parts(ownership, changed.parts_gone, &mut set);
     }
     for pending in &changed.pending_deletes {
         let record = ownership
@@ -189,7 +227,12 @@ fn encode_group(ownership: &Ownership) -> Option<Bytes> {
     out.byte(VERSION)
         .number(ownership.gid.0)
         .number(controller.0)
-        .number(ownership.config.0);
+        .number(ownership.config.0)
+        .number(ownership.held.0)
+        .byte(ownership.former.is_some().into());
+    if let Some(former) = &ownership.former {
+        former.encode(&mut out);
+    }
     Some(out.finish())
 }
 
@@ -198,6 +241,10 @@ fn load_group(ownership: &mut Ownership, record: Bytes) -> Result<(), DecodeErro
     ownership.gid = Gid(input.number("gid")?);
     ownership.controller = Some(ClusterId(input.number("controller")?));
     ownership.config = ConfigNum(input.number("configuration number")?);
+    ownership.held = ConfigNum(input.number("configuration number")?);
+    if input.flag("former group")? {
+        ownership.former = Some(Group::decode(&mut input)?);
+    }
     if ownership.gid == Gid::NONE {
         return Err(DecodeError::OutOfRange("gid"));
     }

@@ -7,12 +7,13 @@ use bytes::Bytes;
 use types::{ConfigNum, DecodeError, Reader, ShardId, Writer};
 
 use crate::encoding::{self, known};
-use crate::{Chunk, Configure, CopyStep, copy};
+use crate::{Chunk, Configure, ConfigurePart, CopyStep, copy};
 
 const CONFIGURE: u8 = 6;
 const INSTALL: u8 = 7;
 const DELETE: u8 = 8;
 const DELETED: u8 = 9;
+const CONFIGURE_PART: u8 = 10;
 
 /// An operation by which shards move. The group's leader proposes it for its [`crate::mover::Mover`]. Each step is idempotent: a
 /// step that arrives twice, late or out of turn changes nothing.
@@ -20,6 +21,8 @@ const DELETED: u8 = 9;
 pub enum Step {
     /// A later configuration. It is the fence of the shards that go: from this entry on they aren't served here.
     Configure(Configure),
+    /// A part of such a step that is too large for one entry. The last part carries the step out.
+    ConfigurePart(ConfigurePart),
     /// The next chunk of a shard that is being pulled. The last chunk completes the installation: data and sessions become
     /// visible at once, and the shard is served.
     Install(Chunk),
@@ -56,6 +59,7 @@ impl Step {
         let mut out = Writer::default();
         match self {
             Self::Configure(step) => step.encode(begin_step(&mut out, CONFIGURE)),
+            Self::ConfigurePart(part) => part.encode(begin_step(&mut out, CONFIGURE_PART)),
             Self::Install(chunk) => {
                 let chunk = chunk.encode();
                 out = Writer::with_capacity(2 + chunk.len());
@@ -89,6 +93,7 @@ impl Step {
         )?;
         let step = match input.byte("operation kind")? {
             CONFIGURE => Self::Configure(Configure::decode(&mut input)?),
+            CONFIGURE_PART => Self::ConfigurePart(ConfigurePart::decode(&mut input)?),
             INSTALL => return Chunk::decode(input.rest()).map(Self::Install),
             DELETE => Self::Delete {
                 shard: ShardId(input.number_u32("shard")?),

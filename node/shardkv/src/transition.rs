@@ -16,6 +16,9 @@ impl Ownership {
     pub(crate) fn judge(&self, step: &Step, genesis: &Genesis, bugs: Bugs) -> Verdict {
         match step {
             Step::Configure(step) => self.judge_configure(step, genesis),
+            Step::ConfigurePart(part) => {
+                self.judge_part_of_configure(part, |step| self.judge_configure(step, genesis))
+            }
             Step::Install(chunk) => self.judge_install(chunk, genesis, bugs),
             Step::Delete { shard, config } => match self.fence(*shard, *config) {
                 Fence::Here => Verdict::Due,
@@ -44,6 +47,11 @@ impl Ownership {
         let mut changed = Changed::default();
         match step {
             Step::Configure(step) => self.take_configure(step, time, &mut changed),
+            Step::ConfigurePart(part) => {
+                if let Some(step) = self.take_part_of_configure(part, &mut changed) {
+                    self.take_configure(&step, time, &mut changed);
+                }
+            }
             Step::Install(chunk) => self.install(chunk, time, genesis, bugs, &mut changed),
             Step::Delete { shard, .. } => {
                 let mut slot = self.slot(*shard);

@@ -102,7 +102,7 @@ fn cut_flipped_and_random_bytes_are_refused_or_commands() {
 
 #[test]
 fn unknown_versions_and_kinds_are_refused() {
-    for (position, value) in [(0, 0), (0, 2), (1, 0), (1, 10), (2, 2)] {
+    for (position, value) in [(0, 0), (0, 2), (1, 0), (1, 11), (2, 2)] {
         let mut operation = commands()[0].encode().to_vec();
         operation[position] = value;
         let response = Replica::new(GENESIS).apply_bytes(1, 100, Bytes::from(operation));

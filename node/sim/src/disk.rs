@@ -90,10 +90,6 @@ pub struct Disk {
 }
 
 #[derive(Debug)]
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "the flags are independent faults, and any of them may be on"
-)]
 struct Inner {
     log: MemoryLog,
     state: MemoryState,

@@ -75,7 +75,7 @@ impl Mover {
         ownership: Option<&Arc<Ownership>>,
     ) -> Result<Vec<Effect>, Violation> {
         let seen = ownership.filter(|_| self.ignores_fences);
-        let seen = seen.map(without_returning);
+        let seen = seen.map(|it| without_returning(it));
         let effects = self.driver.poll(now / MILLI, seen.as_ref().or(ownership));
         if ownership.is_none() {
             self.calls.clear();
@@ -210,7 +210,7 @@ pub(crate) fn subject_of_request(request: &MoverRequest) -> Subject {
 pub(crate) fn subject_of_step(step: &Step) -> Subject {
     let of = |kind, shard| Subject { kind, shard };
     match step {
-        Step::Configure(_) => of("step: configure", None),
+        Step::Configure(_) | Step::ConfigurePart(_) => of("step: configure", None),
         Step::Install(chunk) => of("step: install", Some(chunk.shard)),
         Step::Delete { shard, .. } => of("step: delete", Some(*shard)),
         Step::Deleted { shard, .. } => of("step: deleted", Some(*shard)),
@@ -250,10 +250,12 @@ pub(crate) fn convert_request(request: MoverRequest, rng: &mut SimRng) -> Reques
                 Request::Read(query)
             })
         }
-        MoverRequest::Report { gid, settled, .. } => {
+        MoverRequest::Report {
+            gid, settled, held, ..
+        } => {
             let command = shardctrler::Command {
                 session: None,
-                change: shardctrler::Change::Report { gid, settled },
+                change: shardctrler::Change::Report { gid, settled, held },
             };
             write(command.encode(), true)
         }
@@ -345,6 +347,7 @@ fn convert_reply(reply: Reply, shards: u32) -> Result<Answer, Refused> {
             controller: CONTROLLERS,
             shards,
             settled: configs.settled,
+            held: configs.held,
             full: configs.full.map(|full| (*full).clone()),
             deltas: configs.deltas,
         },
@@ -376,6 +379,10 @@ pub(crate) fn describe_step(step: &Step) -> String {
                 step.num, step.after, step.rows
             )
         }
+        Step::ConfigurePart(part) => format!(
+            "Part {} of {} of Configure {}",
+            part.index, part.whole.count, part.whole.num
+        ),
         Step::Install(chunk) => format!(
             "Install {} of {} after {:?}: {} pairs, {} sessions, then {:?}",
             chunk.shard,

@@ -9,10 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::addresses::{decode_addresses, encode_addresses};
 use crate::{
-    BadAddresses, ConfigDelta, ConfigNum, DecodeError, Gid, Incarnation, Reader, ShardId,
-    ShardMove, ShardSet, Writer, check_addresses,
+    Assignment, BadAddresses, BadRow, ConfigDelta, ConfigNum, DecodeError, Gid, Group, Incarnation,
+    Reader, ShardId, ShardMove, ShardSet, Writer, check_addresses,
 };
 
 /// The most shards of a cluster.
@@ -39,44 +38,6 @@ pub struct ShardConfig {
     owners: Vec<Gid>,
     targets: Vec<Gid>,
     changes: Vec<LastChange>,
-}
-
-/// A replica group of a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
-    /// The `host:port` of each node.
-    pub addresses: Vec<String>,
-    /// Tells this group from earlier groups with the same gid.
-    pub incarnation: Incarnation,
-    /// True if the group has to give all its shards away. It stays in the configurations until it is drained.
-    pub leaving: bool,
-}
-
-/// A group of these nodes that isn't leaving, and whose incarnation doesn't matter.
-impl From<Vec<String>> for Group {
-    fn from(addresses: Vec<String>) -> Self {
-        Self {
-            addresses,
-            incarnation: Incarnation(0),
-            leaving: false,
-        }
-    }
-}
-
-/// A shard's row in a configuration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Assignment {
-    /// The group that serves the shard; [`Gid::NONE`] before the first group joins.
-    pub owner: Gid,
-    /// The configuration that made it the owner.
-    pub owner_since: ConfigNum,
-    /// The owner before; [`Gid::NONE`] if `owner` is the first, or if nobody else has anything of the shard any more because a group
-    /// was forgotten.
-    pub previous: Gid,
-    /// The group that is to serve the shard: it is the owner, or becomes the owner by a cut.
-    pub target: Gid,
-    /// The configuration that made it the target.
-    pub target_since: ConfigNum,
 }
 
 /// The columns of a row beside owner and target.
@@ -156,75 +117,6 @@ pub enum ConfigError {
     /// Runs of shards are empty, overlap, or are out of order.
     #[error("shard runs are out of order, empty or overlapping")]
     ShardRuns,
-}
-
-/// The reason why a shard can't have its row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadRow {
-    /// Only one of owner and target is there, or neither is, but numbers are.
-    #[error("it has an owner or a target, but not both")]
-    HalfAssigned,
-    /// The owner is not one of the groups.
-    #[error("its owner {0} is no group")]
-    UnknownOwner(Gid),
-    /// The target is not one of the groups, or is leaving.
-    #[error("its target {0} takes no shards")]
-    BadTarget(Gid),
-    /// The owner isn't the shard's target.
-    #[error("its owner {0} is not its target")]
-    NotTheTarget(Gid),
-    /// A number is that of a later configuration, or a target is older than the owner that it is to follow.
-    #[error("its numbers are out of order")]
-    Numbers,
-    /// The owner before is the owner.
-    #[error("its owner {0} is the owner before, too")]
-    SameOwner(Gid),
-}
-
-impl Assignment {
-    /// Returns true if the shard is to get another owner.
-    pub fn is_moving(&self) -> bool {
-        self.target != self.owner
-    }
-
-    /// Encodes the row as a part of a record.
-    pub fn encode(&self, out: &mut Writer) {
-        out.number(self.owner.0)
-            .number(self.owner_since.0)
-            .number(self.previous.0)
-            .number(self.target.0)
-            .number(self.target_since.0);
-    }
-
-    /// Decodes the output of [`Assignment::encode`].
-    pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
-        Ok(Self {
-            owner: Gid(input.number("owner")?),
-            owner_since: ConfigNum(input.number("owner since")?),
-            previous: Gid(input.number("owner before")?),
-            target: Gid(input.number("target")?),
-            target_since: ConfigNum(input.number("target since")?),
-        })
-    }
-}
-
-impl Group {
-    /// Encodes the group as a part of a record.
-    pub fn encode(&self, out: &mut Writer) {
-        encode_addresses(out, &self.addresses);
-        out.number(self.incarnation.0).byte(self.leaving.into());
-    }
-
-    /// Decodes the output of [`Group::encode`], and refuses addresses that no group can have.
-    pub fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
-        let addresses = decode_addresses(input)?;
-        check_addresses(&addresses).map_err(|_| DecodeError::OutOfRange("addresses"))?;
-        Ok(Self {
-            addresses,
-            incarnation: Incarnation(input.number("incarnation")?),
-            leaving: input.flag("leaving")?,
-        })
-    }
 }
 
 impl ShardConfig {

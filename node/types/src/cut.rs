@@ -1,6 +1,8 @@
 //! The report by which a shard's target becomes its owner.
 
-use crate::{ConfigNum, DecodeError, Gid, Incarnation, JournalId, Reader, Writer};
+use crate::{
+    ConfigNum, DecodeError, Gid, Incarnation, JournalId, Reader, ShardConfig, ShardId, Writer,
+};
 
 /// The most shards of one report.
 pub const MAX_CUTS: usize = 1_024;
@@ -27,6 +29,24 @@ pub struct Cut {
     /// The owner's journal whose copy the target has. The configurations don't name journals, so the controllers have nothing to
     /// compare it with: owner and target compare it when they take the configuration up.
     pub journal: JournalId,
+}
+
+impl ShardConfig {
+    /// Returns the cut that gives a shard, as it is in this configuration, to its target; `None` if nobody owns the shard. A cut of a shard
+    /// whose owner is its target changes nothing.
+    pub fn cut_of(&self, shard: ShardId, journal: JournalId) -> Option<Cut> {
+        let row = self.row(shard);
+        let incarnation = |gid| self.groups().get(&gid).map(|group| group.incarnation);
+        Some(Cut {
+            owner: row.owner,
+            owner_incarnation: incarnation(row.owner)?,
+            owner_since: row.owner_since,
+            target: row.target,
+            target_incarnation: incarnation(row.target)?,
+            target_since: row.target_since,
+            journal,
+        })
+    }
 }
 
 impl Cut {

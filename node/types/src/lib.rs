@@ -47,10 +47,12 @@
 //! ```
 
 mod addresses;
+mod assignment;
 mod codec;
 mod config;
 mod config_delta;
 mod cut;
+mod group;
 mod hash;
 mod ids;
 mod shard_set;
@@ -59,10 +61,12 @@ pub use addresses::{
     BadAddresses, MAX_ADDRESS_BYTES, MAX_GROUP_ADDRESSES, check_addresses, decode_addresses,
     encode_addresses,
 };
+pub use assignment::{Assignment, BadRow};
 pub use codec::{DecodeError, Reader, Writer};
-pub use config::{Assignment, BadRow, ConfigError, Group, MAX_GROUPS, MAX_SHARDS, ShardConfig};
+pub use config::{ConfigError, MAX_GROUPS, MAX_SHARDS, ShardConfig};
 pub use config_delta::{ConfigDelta, ShardMove};
 pub use cut::{Cut, MAX_CUTS};
+pub use group::Group;
 pub use hash::{hash_key, hashed_part, shard_of};
 pub use ids::{
     ClientId, ClusterId, ConfigNum, Gid, Incarnation, JournalId, LogTime, NodeId, Sequence, ShardId,

@@ -175,7 +175,12 @@ impl Model {
                 .get(&gid)
                 .is_some_and(|it| it.settled < settled);
             if late && self.up.contains(&Component::Group(gid.0)) && self.is_done(gid.0) {
-                self.apply(Request::Report { gid, settled }).unwrap();
+                self.apply(Request::Report {
+                    gid,
+                    settled,
+                    held: settled,
+                })
+                .unwrap();
                 changed = true;
             }
         }
@@ -277,17 +282,8 @@ impl Model {
 
 /// Returns the state in which a moving shard's target becomes its owner; `None` if the shard isn't moving.
 fn cut(config: &ShardConfig, shard: ShardId) -> Option<Cut> {
-    let row = config.row(shard);
-    let incarnation = |gid: Gid| config.groups().get(&gid).map(|group| group.incarnation);
-    row.is_moving().then_some(Cut {
-        owner: row.owner,
-        owner_incarnation: incarnation(row.owner)?,
-        owner_since: row.owner_since,
-        target: row.target,
-        target_incarnation: incarnation(row.target)?,
-        target_since: row.target_since,
-        journal: JournalId(1),
-    })
+    let is_moving = config.row(shard).is_moving();
+    config.cut_of(shard, JournalId(1)).filter(|_| is_moving)
 }
 
 /// The stores of all clusters. They outlive a crash of the operator.

@@ -29,6 +29,8 @@ pub(crate) struct WatchMessage {
     pub(crate) shards: u32,
     /// With `full`, in a watch of a group: the configuration that the group has settled.
     pub(crate) settled: ConfigNum,
+    /// Likewise: the latest configuration by which the group has served a shard.
+    pub(crate) held: ConfigNum,
     pub(crate) full: Option<ShardConfig>,
     pub(crate) deltas: Vec<ConfigDelta>,
 }
@@ -137,6 +139,7 @@ impl Feed {
             cluster,
             shards,
             settled: ConfigNum(0),
+            held: ConfigNum(0),
             full: None,
             deltas: Vec::new(),
         }
@@ -149,6 +152,7 @@ fn convert(message: WatchResponse) -> Result<WatchMessage, types::ConfigError> {
         cluster: ClusterId(message.cluster_id),
         shards: message.shards,
         settled: ConfigNum(message.settled),
+        held: ConfigNum(message.held),
         full: message.full.map(config_from_wire).transpose()?,
         deltas: deltas.collect::<Result<_, _>>()?,
     })
@@ -226,6 +230,7 @@ impl Follower {
                 full,
                 deltas,
                 settled: _,
+                held: _,
             } = message;
             let configs = self.routing.configs();
             if let Err(error) = configs.advance(cluster, shards, full, deltas) {

@@ -141,6 +141,7 @@ impl Configs {
             shards: config.shards(),
             latest: latest.0,
             settled: latest.0,
+            held: 0,
             ..v1::WatchResponse::default()
         };
         if after >= latest {

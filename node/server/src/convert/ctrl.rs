@@ -94,8 +94,12 @@ pub(crate) fn report(
     own: Option<ClusterId>,
 ) -> Result<MachineRequest, ErrorDetail> {
     check_cluster(wire.cluster_id, own)?;
-    let (gid, settled) = (Gid(wire.gid), ConfigNum(wire.settled));
-    change(None, Change::Report { gid, settled })
+    let report = Change::Report {
+        gid: Gid(wire.gid),
+        settled: ConfigNum(wire.settled),
+        held: ConfigNum(wire.held),
+    };
+    change(None, report)
 }
 
 /// Returns the write for the cuts that a group reports which follows the controllers `own`. This node is one of these controllers.
@@ -198,6 +202,7 @@ pub(crate) fn watch_response(
         shards,
         latest: configs.latest.0,
         settled: configs.settled.0,
+        held: configs.held.0,
     }
 }
 
@@ -213,6 +218,7 @@ fn ctrl_error(error: &CtrlError) -> ErrorDetail {
         CtrlError::AddressTaken { .. }
         | CtrlError::LastGroup
         | CtrlError::TooManyGroups { .. }
+        | CtrlError::TooManyAddressBytes { .. }
         | CtrlError::DataLoss(_)
         | CtrlError::NotDrained(_)
         | CtrlError::Retired(_)
@@ -252,6 +258,7 @@ mod tests {
             let progress = v1::ReportRequest {
                 gid: 1,
                 settled: 5,
+                held: 5,
                 cluster_id,
             };
             let cuts = v1::CutRequest {

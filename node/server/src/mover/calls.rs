@@ -192,10 +192,12 @@ impl Calls {
                 controller,
                 gid,
                 settled,
+                held,
             } => {
                 let request = ReportRequest {
                     gid: gid.0,
                     settled: settled.0,
+                    held: held.0,
                     cluster_id: controller.0,
                 };
                 request.send_to(controllers).await?;

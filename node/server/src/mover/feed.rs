@@ -76,6 +76,7 @@ impl Fetcher {
             controller: message.cluster,
             shards: message.shards,
             settled: message.settled,
+            held: message.held,
             full: message.full,
             deltas: message.deltas,
         })

@@ -185,6 +185,7 @@ impl Watcher {
             shards: known.config.shards(),
             latest: latest.0,
             settled: latest.0,
+            held: 0,
         })
     }
 }

@@ -203,18 +203,8 @@ impl Replica {
     /// The cut of one shard as it is now, to its target.
     pub fn cut_now(&self, shard: u32) -> (ShardId, Cut) {
         let config = self.machine.latest();
-        let row = config.row(ShardId(shard));
-        let incarnation = |gid| config.groups()[&gid].incarnation;
-        let cut = Cut {
-            owner: row.owner,
-            owner_incarnation: incarnation(row.owner),
-            owner_since: row.owner_since,
-            target: row.target,
-            target_incarnation: incarnation(row.target),
-            target_since: row.target_since,
-            journal: JournalId(7),
-        };
-        (ShardId(shard), cut)
+        let shard = ShardId(shard);
+        (shard, config.cut_of(shard, JournalId(7)).unwrap())
     }
 
     /// The shards that the cut cuts, and the latest configuration.
@@ -273,6 +263,7 @@ pub fn report(gid: u64, settled: u64) -> Change {
     Change::Report {
         gid: Gid(gid),
         settled: ConfigNum(settled),
+        held: ConfigNum(0),
     }
 }
 

@@ -9,7 +9,21 @@ use types::{
 
 use super::Configure;
 
+/// The most bytes of an encoded number, and of what else a step has.
+const NUMBER_BYTES: usize = 10;
+const HEAD_BYTES: usize = 6 * NUMBER_BYTES;
+const GROUP_BYTES: usize = 3 * NUMBER_BYTES + 2;
+const ROW_BYTES: usize = 7 * NUMBER_BYTES;
+
 impl Configure {
+    /// Returns an upper bound of the bytes of the encoded step.
+    pub(super) fn bytes_at_most(&self) -> usize {
+        let groups = self.groups.values().flatten();
+        let addresses = groups.flat_map(|group| &group.addresses);
+        let addresses: usize = addresses.map(|it| it.len() + NUMBER_BYTES).sum();
+        HEAD_BYTES + addresses + self.groups.len() * GROUP_BYTES + self.rows.len() * ROW_BYTES
+    }
+
     /// Encodes the step's fields.
     pub(crate) fn encode(&self, out: &mut Writer) {
         out.number(self.gid.0)

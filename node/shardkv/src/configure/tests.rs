@@ -63,6 +63,8 @@ fn follow(ownership: &mut Ownership, config: &ShardConfig, time: u64) {
 struct World {
     random: Random,
     config: ShardConfig,
+    /// All that led there.
+    news: News,
     /// Takes each configuration.
     walks: Ownership,
     /// Takes some.
@@ -79,6 +81,7 @@ impl World {
         Self {
             random: Random(seed),
             config: ShardConfig::empty(SHARDS),
+            news: News::default(),
             walks: Ownership::default(),
             skips: Ownership::default(),
             time: 1,
@@ -172,6 +175,7 @@ impl World {
         let resets = resets.into_iter().collect();
         let delta = delta.with_resets(&self.config, &owners, &resets);
         self.config.apply(&delta).unwrap();
+        self.news.add(&delta);
     }
 
     /// Makes the next configuration.
@@ -209,6 +213,18 @@ impl World {
         }
         let delta = ConfigDelta::new(&self.config, &groups, &targets, &owners);
         self.config.apply(&delta).unwrap();
+        self.news.add(&delta);
+    }
+
+    /// Checks that a step is the same, whether all shards are looked at or only those that changed.
+    fn check_news(&self, ownership: &Ownership) {
+        let step = Configure::to(&self.config, OWN, CONTROLLER, ownership);
+        for forgotten in [0, ownership.config.0, self.config.num().0] {
+            let mut news = self.news.clone();
+            news.forget(ConfigNum(forgotten));
+            let by_news = Configure::by_news(&news, &self.config, OWN, CONTROLLER, ownership);
+            assert_eq!(by_news, step, "{forgotten}");
+        }
     }
 
     /// Some configurations pass, of which one group takes each, and the other one the last and a few before.
@@ -219,6 +235,8 @@ impl World {
         for left in (0..count).rev() {
             // What may change depends on the group that lags.
             self.reconfigure();
+            self.check_news(&walked);
+            self.check_news(&self.skips);
             follow(&mut walked, &self.config, self.time);
             if left == 0 || self.random.one_in(4) {
                 follow(&mut self.skips, &self.config, self.time);
@@ -403,4 +421,185 @@ fn a_step_has_the_rows_that_are_news_in_runs() {
     for (run, row) in &step.rows {
         assert!(run.shards().all(|shard| third.row(shard) == *row));
     }
+}
+
+/// A group of two of the nodes 1 to 5, which joined in configuration `incarnation`.
+fn incarnation(incarnation: u64, nodes: [u64; 2]) -> Group {
+    Group {
+        incarnation: Incarnation(incarnation),
+        ..nodes.map(|node| format!("node-{node}:1")).to_vec().into()
+    }
+}
+
+/// Configurations in which group 2 owns all shards but those that the own group owns.
+struct Lives {
+    config: ShardConfig,
+    own: Ownership,
+}
+
+impl Lives {
+    /// The own group has nodes 1 and 2, and serves shard 0 since configuration 1.
+    fn new() -> Self {
+        let mut lives = Self {
+            config: ShardConfig::empty(SHARDS),
+            own: Ownership::default(),
+        };
+        lives.next(Some(incarnation(1, [1, 2])), OWN);
+        lives.follow();
+        assert!(lives.own.check_served(ShardId(0)).is_ok());
+        lives
+    }
+
+    /// Makes the next configuration: the gid's group, and the owner of shard 0.
+    fn next(&mut self, own: Option<Group>, owner: Gid) {
+        let mut groups = BTreeMap::from([(Gid(2), incarnation(1, [4, 5]))]);
+        groups.extend(own.map(|own| (OWN, own)));
+        let mut owners = vec![Gid(2); SHARDS as usize];
+        owners[0] = owner;
+        let same = self.config.groups().get(&OWN).map(|it| it.incarnation)
+            == groups.get(&OWN).map(|it| it.incarnation);
+        if !same && self.config.groups().contains_key(&OWN) && groups.contains_key(&OWN) {
+            // A gid is free for a while.
+            self.next(None, Gid(2));
+        }
+        let delta = ConfigDelta::new(&self.config, &groups, &owners, &owners);
+        self.config.apply(&delta).unwrap();
+    }
+
+    fn follow(&mut self) {
+        follow(&mut self.own, &self.config, 1);
+    }
+}
+
+#[test]
+fn nodes_of_an_earlier_incarnation_do_not_take_part_as_another_group_of_their_gid() {
+    for skips in [false, true] {
+        let mut lives = Lives::new();
+        // The group is forgotten, and other nodes join under its gid. It may hear of both at once.
+        lives.next(None, Gid(2));
+        if !skips {
+            lives.follow();
+        }
+        let other = incarnation(3, [3, 4]);
+        lives.next(Some(other.clone()), OWN);
+        lives.follow();
+        assert!(matches!(
+            lives.own.state(ShardId(0)),
+            Some(ShardState::Fenced { .. })
+        ));
+        assert_eq!(lives.own.former, Some(incarnation(1, [1, 2])));
+        // It stays so, also if a node's address goes to the other group.
+        let settled = lives.own.settled();
+        for nodes in [[3, 5], [2, 3]] {
+            let changed = Group {
+                addresses: incarnation(3, nodes).addresses,
+                ..other.clone()
+            };
+            lives.next(Some(changed), OWN);
+            lives.follow();
+            assert!(lives.own.check_served(ShardId(0)).is_err());
+            assert!(lives.own.planned.is_empty());
+        }
+        assert_eq!(lives.own.settled(), settled);
+    }
+}
+
+#[test]
+fn a_group_that_joins_again_with_one_of_its_nodes_begins_with_nothing() {
+    for skips in [false, true] {
+        let mut lives = Lives::new();
+        lives.next(None, Gid(2));
+        if !skips {
+            lives.follow();
+        }
+        lives.next(Some(incarnation(3, [2, 3])), OWN);
+        let step = Configure::to(&lives.config, OWN, CONTROLLER, &lives.own);
+        let mut changed = Changed::default();
+        let mut own = lives.own.clone();
+        own.take_configure(&step, LogTime(1), &mut changed);
+        assert!(changed.cleared.contains(&ShardId(0)), "{changed:?}");
+        lives.follow();
+        assert_eq!(lives.own.former, None);
+        // Group 2 had the shard meanwhile.
+        assert!(matches!(
+            lives.own.state(ShardId(0)),
+            Some(ShardState::Pulling { source: Gid(2), .. })
+        ));
+    }
+}
+
+/// The most shards, in rows that all differ from their neighbours.
+fn scattered() -> (ShardConfig, Genesis) {
+    let genesis = Genesis {
+        shards: types::MAX_SHARDS,
+        ..GENESIS
+    };
+    let groups = GIDS.map(|gid| (gid, incarnation(1, [gid.0, gid.0 + 10])));
+    let rows = (0..types::MAX_SHARDS).map(|shard| {
+        let moves = shard % 2 == 0;
+        let row = Assignment {
+            owner: OWN,
+            owner_since: ConfigNum(1),
+            previous: Gid::NONE,
+            target: if moves { Gid(2) } else { OWN },
+            target_since: ConfigNum(if moves { 2 } else { 1 }),
+        };
+        (1, row)
+    });
+    let config = ShardConfig::from_rows(ConfigNum(2), groups.into(), rows).unwrap();
+    (config, genesis)
+}
+
+#[test]
+fn a_step_with_the_most_shards_comes_in_parts() {
+    let (config, genesis) = scattered();
+    let mut whole = Ownership::default();
+    let step = Configure::to(&config, OWN, CONTROLLER, &whole);
+    let parts = ConfigurePart::cut(&step, 512 << 10).unwrap();
+    assert!(parts.len() > 16, "{}", parts.len());
+    let mut own = Ownership::default();
+    let take = |own: &mut Ownership, part: &ConfigurePart, expected: &Verdict| {
+        let step = Step::ConfigurePart(part.clone());
+        assert_eq!(Step::decode(step.encode()).as_ref(), Ok(&step));
+        let verdict = own.judge(&step, &genesis, Bugs::default());
+        assert_eq!(verdict, *expected, "{:?} {}", part.whole, part.index);
+        if verdict == Verdict::Due {
+            own.take(&step, LogTime(1), &genesis, Bugs::default());
+        }
+    };
+    // Those of another leader with another checksum, and some late ones.
+    let mut other = parts.clone();
+    for part in &mut other {
+        part.whole.checksum ^= 1;
+    }
+    for part in &other {
+        let last = part.index + 1 == part.whole.count;
+        let damaged = nonsense("checksum is out of range");
+        let due = Verdict::Due;
+        if last {
+            let verdict = own.judge(
+                &Step::ConfigurePart(part.clone()),
+                &genesis,
+                Bugs::default(),
+            );
+            assert!(
+                matches!(verdict, Verdict::Refused(_)),
+                "{verdict:?} {damaged:?}"
+            );
+        } else {
+            take(&mut own, part, &due);
+        }
+    }
+    take(&mut own, &parts[1], &Verdict::Idle);
+    for part in &parts {
+        take(&mut own, part, &Verdict::Due);
+        if part.index + 1 < part.whole.count {
+            take(&mut own, part, &Verdict::Idle);
+            assert_eq!((own.config, own.shards.len()), (ConfigNum(0), 0));
+        }
+    }
+    whole.take_configure(&step, LogTime(1), &mut Changed::default());
+    assert_eq!(own, whole);
+    assert_eq!((own.parts.as_ref(), own.shards.len()), (None, 1_000_000));
+    take(&mut own, &parts[0], &Verdict::Idle);
 }

@@ -9,7 +9,7 @@ use super::backoff::Backoff;
 use super::outbox::{Purpose, Turn};
 use super::{Action, Outcome, PROPOSE_PATIENCE_MS};
 use crate::bug::Bug;
-use crate::{Configure, Ownership, Step};
+use crate::{Configure, ConfigurePart, News, Ownership, Step};
 
 /// After an answer without news, the next question comes no earlier than this many milliseconds after the last.
 const QUIET_MS: u64 = 100;
@@ -23,7 +23,15 @@ pub(super) struct Configs {
     fetch_at: u64,
     fetch: Backoff,
     latest: Option<Latest>,
+    /// The parts of a step that is too large for one entry. They go on although later configurations are known: otherwise changes that
+    /// never pause would let none end.
+    parts: Vec<ConfigurePart>,
+    /// The part that was proposed last.
+    part: u32,
     proposed: bool,
+    /// The configuration that the group accepted by a proposal of this mover. Its rows are those of `latest`'s history. Any other accepted
+    /// configuration may be of another one, if the controllers' state was restored: then all rows are compared.
+    in_line: Option<ConfigNum>,
     propose: Backoff,
     /// The reason why the group seems to have lost its data.
     doubt: Option<String>,
@@ -34,6 +42,8 @@ pub(super) struct Configs {
 struct Latest {
     controller: ClusterId,
     config: ShardConfig,
+    /// The changes that led there.
+    news: News,
 }
 
 /// The reason why a fetch brought nothing. Each fetch is repeated after a pause.
@@ -88,6 +98,7 @@ impl Configs {
                 controller,
                 shards: theirs,
                 settled,
+                held,
                 full,
                 deltas,
             } => {
@@ -95,19 +106,27 @@ impl Configs {
                     *turn.fatal = Some(why);
                     return;
                 }
-                let before = self.latest.take().map(|latest| latest.config);
-                let before = before.unwrap_or_else(|| ShardConfig::empty(shards));
-                let known = before.num();
-                let (config, result) = newer(before, full, &deltas, turn.ownership);
+                let before = self.latest.take();
+                let before = before.map(|latest| (latest.config, latest.news));
+                let begin = || (ShardConfig::empty(shards), News::default());
+                let before = before.unwrap_or_else(begin);
+                let known = before.0.num();
+                let ((config, news), result) = newer(before, full, &deltas, turn.ownership);
                 if config.num() > known {
                     // More may be available at once.
                     self.fetch_at = turn.now;
                 }
                 // Only the first answer is sure to be recent.
                 if known == ConfigNum(0) && turn.ownership.controller.is_none() {
-                    self.doubt = lost_data(gid, &config, settled);
+                    let blind = turn.bugs.has(Bug::UnsettledLossUnseen);
+                    let held = if blind { settled } else { held };
+                    self.doubt = lost_data(gid, &config, settled, held);
                 }
-                self.latest = Some(Latest { controller, config });
+                self.latest = Some(Latest {
+                    controller,
+                    config,
+                    news,
+                });
                 result
             }
             Outcome::Failed(why) => Err(FetchError::Failed(why)),
@@ -125,10 +144,16 @@ impl Configs {
     }
 
     fn propose(&mut self, gid: Gid, turn: &mut Turn<'_>) {
-        let Some(Latest { controller, config }) = &self.latest else {
+        let ownership = turn.ownership;
+        let Some(Latest {
+            controller,
+            config,
+            news,
+        }) = &mut self.latest
+        else {
             return;
         };
-        let ownership = turn.ownership;
+        news.forget(ownership.config);
         let is_news = ownership.controller.is_none() || config.num() > ownership.config;
         let frozen = turn.bugs.has(Bug::DeadGroupFreezesAll);
         if self.proposed || !is_news || (frozen && ownership.settled() < ownership.config) {
@@ -138,16 +163,46 @@ impl Configs {
             return;
         }
         self.proposed = true;
-        let step = Configure::to(config, gid, *controller, ownership);
+        let unfinished = self.parts.first().map(|part| part.whole);
+        if let Some(whole) = unfinished.filter(|it| ownership.awaits(*it)) {
+            return self.propose_part(ownership.arrived_parts(whole), turn);
+        }
+        let step = if self.in_line == Some(ownership.config) {
+            Configure::by_news(news, config, gid, *controller, ownership)
+        } else {
+            Configure::to(config, gid, *controller, ownership)
+        };
+        let max_bytes = turn.options.chunk_bytes.max(1) as usize;
+        if let Some(parts) = ConfigurePart::cut(&step, max_bytes) {
+            self.parts = parts;
+            return self.propose_part(0, turn);
+        }
+        self.parts.clear();
         let purpose = Purpose::Configure(step.num);
         let action = Action::Propose(Step::Configure(step));
         turn.ask(purpose, PROPOSE_PATIENCE_MS, action);
     }
 
+    /// Proposes a part of a step that is too large for one entry.
+    fn propose_part(&mut self, index: u32, turn: &mut Turn<'_>) {
+        self.part = index;
+        if let Some(part) = self.parts.get(index as usize) {
+            let purpose = Purpose::Configure(part.whole.num);
+            let action = Action::Propose(Step::ConfigurePart(part.clone()));
+            turn.ask(purpose, PROPOSE_PATIENCE_MS, action);
+        }
+    }
+
     /// Handles the outcome of [`Purpose::Configure`].
     pub(super) fn configured(&mut self, turn: &Turn<'_>, num: ConfigNum, outcome: &Outcome) {
         self.proposed = false;
-        if turn.ownership.controller.is_some() && turn.ownership.config >= num {
+        let is_taken = turn.ownership.controller.is_some() && turn.ownership.config >= num;
+        let last = self.parts.last().map(|part| part.whole);
+        let goes_on = last.is_some_and(|whole| turn.ownership.arrived_parts(whole) > self.part);
+        if is_taken {
+            self.in_line = Some(num).filter(|num| turn.ownership.config == *num);
+        }
+        if is_taken || goes_on {
             self.propose.succeed();
         } else {
             let why = refusal(outcome);
@@ -198,27 +253,35 @@ impl Configs {
 
 /// Returns the newest configuration to which an answer leads, also if something in the answer is wrong.
 fn newer(
-    before: ShardConfig,
+    before: (ShardConfig, News),
     full: Option<ShardConfig>,
     deltas: &[ConfigDelta],
     ownership: &Ownership,
-) -> (ShardConfig, Result<(), FetchError>) {
-    let mut config = match full {
-        Some(full) if full.num() > before.num() => full,
+) -> ((ShardConfig, News), Result<(), FetchError>) {
+    let (mut config, mut news) = match full {
+        Some(full) if full.num() > before.0.num() => {
+            let news = News::since(full.num());
+            (full, news)
+        }
         _ => before,
     };
     for delta in deltas {
-        if delta.num > config.num()
-            && let Err(error) = config.apply(delta)
-        {
-            return (config, Err(error.into()));
+        if delta.num <= config.num() {
+            continue;
         }
+        if let Err(error) = config.apply(delta) {
+            return ((config, news), Err(error.into()));
+        }
+        news.add(delta);
     }
     let (latest, accepted) = (config.num(), ownership.config);
-    if latest < accepted && deltas.is_empty() {
-        return (config, Err(FetchError::Behind { latest, accepted }));
-    }
-    (config, Ok(()))
+    let behind = latest < accepted && deltas.is_empty();
+    let result = if behind {
+        Err(FetchError::Behind { latest, accepted })
+    } else {
+        Ok(())
+    };
+    ((config, news), result)
 }
 
 /// Returns the reason that a proposal had no effect.
@@ -257,18 +320,24 @@ fn mismatch(
     })
 }
 
-/// Returns the reason that a group without any state can't take up `config`: as of `settled`, which the controllers know it to have
-/// settled, it had shards.
-fn lost_data(gid: Gid, config: &ShardConfig, settled: ConfigNum) -> Option<String> {
+/// Returns the reason that a group without any state can't take up `config`: it had shards when it had settled `settled`, or when it
+/// served something by `held`, as the controllers know. One shard that is late must not hide that others were served.
+fn lost_data(
+    gid: Gid,
+    config: &ShardConfig,
+    settled: ConfigNum,
+    held: ConfigNum,
+) -> Option<String> {
+    let known = settled.max(held);
     let rows = (0..).map(ShardId).zip(config.rows());
     let lost = rows.filter(|(_, row)| {
         let (owned, given) = (row.owner == gid, row.previous == gid);
-        (owned && row.owner_since <= settled) || (given && row.owner_since > settled)
+        (owned && row.owner_since <= known) || (given && row.owner_since > settled)
     });
     let shards: ShardSet = lost.map(|(shard, _)| shard).collect();
     (!shards.is_empty()).then(|| {
         format!(
-            "{gid} had the shards {shards} when it had settled configuration {settled}, but this group has nothing: its \
+            "{gid} had the shards {shards} when it had settled configuration {settled} and served some by {held}, but this group has nothing: its \
              data was lost, or another group had its gid; let {gid} leave, and join with a gid that was never used"
         )
     })

@@ -350,10 +350,11 @@ impl Driver {
                 controller: ownership.controller?,
                 cuts: cuts.clone(),
             },
-            Action::Report { settled } => Request::Report {
+            Action::Report { settled, held } => Request::Report {
                 controller: ownership.controller?,
                 gid,
                 settled: *settled,
+                held: *held,
             },
             // A proposal is not a call.
             Action::Propose(_) => return None,
@@ -421,12 +422,14 @@ impl Driver {
                 controller,
                 shards,
                 settled,
+                held,
                 full,
                 deltas,
             } => Outcome::Configs {
                 controller,
                 shards,
                 settled,
+                held,
                 full,
                 deltas,
             },

@@ -6,6 +6,7 @@ use types::{ConfigNum, ShardId};
 
 use super::background::Background;
 use super::pace::Pace;
+use super::reports::Progress;
 use super::{Action, ActionId, MoverOptions, Outcome};
 use crate::Ownership;
 use crate::bug::{Bug, Bugs};
@@ -26,7 +27,7 @@ pub(super) enum Purpose {
     Install(HandOff),
     Delete,
     Deleted(HandOff),
-    Report(ConfigNum),
+    Report(Progress),
     ReportCut,
     /// A proposal or a request of a copy.
     Copy {

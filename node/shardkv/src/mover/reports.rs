@@ -11,11 +11,18 @@ const GAP_MS: u64 = 100;
 /// The longest interval between reports, in milliseconds: the controllers may have lost a report.
 const INTERVAL_MS: u64 = 30_000;
 
+/// The numbers of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Progress {
+    settled: ConfigNum,
+    held: ConfigNum,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     reporting: bool,
     /// The last report that the controllers accepted, and its time.
-    reported: Option<(ConfigNum, u64)>,
+    reported: Option<(Progress, u64)>,
     /// The earliest time of the next report.
     next_at: u64,
     /// True if the ownership has changed since it was last read.
@@ -26,7 +33,9 @@ pub(super) struct Reports {
 impl Reports {
     pub(super) fn poll(&mut self, turn: &mut Turn<'_>) {
         self.stale |= turn.news;
-        if self.reporting || turn.ownership.controller.is_none() {
+        // A group whose gid may be another's has no progress.
+        let is_part = turn.ownership.controller.is_some() && turn.ownership.former.is_none();
+        if self.reporting || !is_part {
             return;
         }
         let repeat_at = self
@@ -38,22 +47,23 @@ impl Reports {
         }
         self.stale = false;
         self.next_at = turn.now.saturating_add(GAP_MS);
-        let settled = turn.ownership.settled();
-        let known = self.reported.is_some_and(|(known, _)| known == settled);
+        let (settled, held) = (turn.ownership.settled(), turn.ownership.held);
+        let progress = Progress { settled, held };
+        let known = self.reported.is_some_and(|(known, _)| known == progress);
         if known && !turn.reached(repeat_at) {
             return;
         }
         self.reporting = true;
-        let purpose = Purpose::Report(settled);
-        turn.ask(purpose, ASK_PATIENCE_MS, Action::Report { settled });
+        let purpose = Purpose::Report(progress);
+        turn.ask(purpose, ASK_PATIENCE_MS, Action::Report { settled, held });
     }
 
     /// Handles the outcome of [`Purpose::Report`].
-    pub(super) fn ended(&mut self, turn: &Turn<'_>, settled: ConfigNum, outcome: &Outcome) {
+    pub(super) fn ended(&mut self, turn: &Turn<'_>, progress: Progress, outcome: &Outcome) {
         self.reporting = false;
         match outcome {
             Outcome::Done => {
-                self.reported = Some((settled, turn.now));
+                self.reported = Some((progress, turn.now));
                 self.backoff.succeed();
             }
             Outcome::Failed(why) => {

@@ -204,7 +204,7 @@ impl Cluster {
                 self.check_accepted(gid, step, &outcome);
                 outcome
             }
-            Action::Report { settled } => {
+            Action::Report { settled, .. } => {
                 self.controllers.settle(gid, *settled);
                 ActionOutcome::Done
             }

@@ -6,8 +6,8 @@ use crate::stage::{
     CONTROLLER, SHARDS, Stage, after_delta, configs, delta, failed, group, mover, plan,
     settled_configs,
 };
-use shardkv::mover::Outcome as ActionOutcome;
-use shardkv::{Configure, Step};
+use shardkv::mover::{Mover, Outcome as ActionOutcome};
+use shardkv::{Configure, MoverOptions, Step};
 
 /// Configurations `from` to `to`, each of which changes the address of group 9.
 fn others(from: u64, to: u64) -> Vec<ConfigDelta> {
@@ -297,6 +297,7 @@ fn other_controllers_are_fatal() {
         controller: ClusterId(0xbad),
         shards: SHARDS,
         settled: ConfigNum(0),
+        held: ConfigNum(0),
         full: None,
         deltas: others(1, 1),
     };
@@ -312,7 +313,7 @@ fn other_controllers_are_fatal() {
 
 #[test]
 fn another_groups_state_is_fatal() {
-    let other = shardkv::mover::Mover::new(Gid(2), SHARDS, shardkv::MoverOptions::default());
+    let other = Mover::new(Gid(2), SHARDS, MoverOptions::default());
     let mut stage = Stage::after(other, &[]);
     assert_eq!(stage.turn(), [""; 0]);
     let why = stage.mover.fatal().unwrap();
@@ -327,6 +328,7 @@ fn another_number_of_shards_is_fatal() {
         controller: ClusterId(0xc0),
         shards: SHARDS + 1,
         settled: ConfigNum(0),
+        held: ConfigNum(0),
         full: None,
         deltas: Vec::new(),
     };
@@ -341,7 +343,7 @@ fn another_number_of_shards_is_fatal() {
 
 /// The answer to a group without any state, whose data the controllers know to have been there, as of configuration 7.
 fn had_all() -> ActionOutcome {
-    settled_configs(7, Some(full(7, 1)), &[])
+    settled_configs((7, 0), Some(full(7, 1)), &[])
 }
 
 #[test]
@@ -372,7 +374,7 @@ fn a_group_that_lost_what_it_was_to_hand_over_is_told_so() {
     stage.turn();
     let mut latest = full(7, 1);
     latest.apply(&delta(8, &[(5, 10, 1, 9)])).unwrap();
-    let answer = settled_configs(7, Some(latest), &[delta(9, &[(15, 85, 1, 9)])]);
+    let answer = settled_configs((7, 0), Some(latest), &[delta(9, &[(15, 85, 1, 9)])]);
     stage.end("fetch configurations after 0", answer);
     let proof = "propose: s0@0 is deleted at its source";
     assert_eq!(stage.turn(), [proof]);
@@ -388,7 +390,7 @@ fn a_group_that_gave_all_away_has_lost_nothing() {
     latest.apply(&delta(8, &[(0, SHARDS, 1, 9)])).unwrap();
     let mut stage = Stage::new();
     stage.turn();
-    let answer = settled_configs(8, Some(latest), &others(9, 9));
+    let answer = settled_configs((8, 0), Some(latest), &others(9, 9));
     stage.end("fetch configurations after 0", answer);
     assert_eq!(
         stage.turn(),
@@ -405,12 +407,80 @@ fn a_group_with_new_disks_takes_what_it_had_not_settled() {
     latest.apply(&delta(8, &[(0, 1, 9, 1)])).unwrap();
     let mut stage = Stage::new();
     stage.turn();
-    let answer = settled_configs(7, Some(latest), &[]);
+    let answer = settled_configs((7, 0), Some(latest), &[]);
     stage.end("fetch configurations after 0", answer);
     assert_eq!(stage.turn()[0], "propose: configuration 8");
     stage.commit("propose: configuration 8");
     assert_eq!(stage.moves(), ["pull s0@8 from g9 after start"]);
     assert_eq!(stage.mover.fatal(), None);
+}
+
+/// The answer to a group without any state that had settled configuration 7, waits for shard 0 since configuration 8, and served shard 1
+/// by configuration 9.
+fn served_beside_a_late_shard() -> ActionOutcome {
+    let mut latest = full(7, 9);
+    latest.apply(&delta(8, &[(0, 1, 9, 1)])).unwrap();
+    latest.apply(&delta(9, &[(1, 1, 9, 1)])).unwrap();
+    settled_configs((7, 9), Some(latest), &[])
+}
+
+#[test]
+fn a_group_that_lost_what_it_served_beside_a_late_shard_is_told_so() {
+    let mut stage = Stage::new();
+    stage.turn();
+    stage.end("fetch configurations after 0", served_beside_a_late_shard());
+    let proof = "propose: s0@0 is deleted at its source";
+    assert_eq!(stage.turn(), [proof]);
+    stage.commit(proof);
+    stage.turn();
+    let why = stage.mover.fatal().unwrap();
+    assert!(why.contains("g1 had the shards 0-1 when"), "{why}");
+}
+
+#[cfg(feature = "bugs")]
+#[test]
+fn the_loss_of_what_was_served_beside_a_late_shard_may_stay_unseen() {
+    let bug = Some(shardkv::Bug::UnsettledLossUnseen);
+    let mover = Mover::with_bug(Gid(1), SHARDS, MoverOptions::default(), bug);
+    let mut stage = Stage::with(mover);
+    stage.turn();
+    stage.end("fetch configurations after 0", served_beside_a_late_shard());
+    assert_eq!(stage.turn()[0], "propose: configuration 9");
+}
+
+#[test]
+fn a_step_that_is_too_large_for_one_entry_is_proposed_in_parts() {
+    let options = MoverOptions {
+        chunk_bytes: 64,
+        ..MoverOptions::default()
+    };
+    let mut stage = Stage::with(Mover::new(Gid(1), SHARDS, options));
+    stage.turn();
+    let rows: Vec<_> = (0..SHARDS)
+        .map(|shard| (shard, 1, 0, 1 + u64::from(shard % 2) * 8))
+        .collect();
+    stage.end(
+        "fetch configurations after 0",
+        configs(None, &[delta(1, &rows)]),
+    );
+    let mut parts = 0;
+    while stage.accepted() == 0 {
+        let turn = stage.turn();
+        let part = turn.iter().find(|it| it.starts_with("propose: part"));
+        let part = part.unwrap_or_else(|| panic!("{turn:?}")).clone();
+        assert!(
+            part.starts_with(&format!("propose: part {parts} of ")),
+            "{part}"
+        );
+        if parts == 2 {
+            // The next leader goes on, or begins anew.
+            stage.group.restart();
+        }
+        stage.commit(&part);
+        parts += 1;
+    }
+    assert!(parts > 5 && stage.serves(0) && stage.serves(2), "{parts}");
+    assert_eq!(stage.group.machine.ownership().parts, None);
 }
 
 #[test]

@@ -78,13 +78,8 @@ impl Controllers {
     /// Returns the shards that a report may cut: those for which it names exactly the present state.
     pub(crate) fn due_cuts(&self, cuts: &BTreeMap<ShardId, Cut>) -> Vec<ShardId> {
         let due = cuts.iter().filter(|(shard, cut)| {
-            let row = self.config.row(**shard);
-            let incarnation = |gid| self.config.groups().get(&gid).map(|it| it.incarnation);
-            row.is_moving()
-                && (row.owner, row.owner_since) == (cut.owner, cut.owner_since)
-                && (row.target, row.target_since) == (cut.target, cut.target_since)
-                && incarnation(row.owner) == Some(cut.owner_incarnation)
-                && incarnation(row.target) == Some(cut.target_incarnation)
+            let now = self.config.cut_of(**shard, cut.journal);
+            self.config.row(**shard).is_moving() && now == Some(**cut)
         });
         due.map(|(shard, _)| *shard).collect()
     }
@@ -134,6 +129,7 @@ impl Controllers {
             controller: ClusterId(0xc0),
             shards: self.config.shards(),
             settled: self.settled.get(&gid).copied().unwrap_or_default(),
+            held: ConfigNum(0),
             full: is_whole.then(|| self.config.clone()),
             deltas: deltas.cloned().collect(),
         })

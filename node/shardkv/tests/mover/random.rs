@@ -183,7 +183,7 @@ impl World {
         if let ActionOutcome::Pulled(chunk) = &outcome {
             self.came.push((self.stage.now, chunk.content_bytes()));
         }
-        if let (Some(Action::Report { settled }), ActionOutcome::Done) =
+        if let (Some(Action::Report { settled, .. }), ActionOutcome::Done) =
             (self.stage.open.get(&id), &outcome)
         {
             self.reported = *settled;

@@ -23,7 +23,10 @@ fn progress_is_told_at_once_and_the_rest_now_and_then() {
     stage.pass(200);
     let (shard, config) = (ShardId(0), ConfigNum(1));
     stage.apply(&Step::Install(part(0, 1, 0, 1, 10)));
-    assert_eq!(reports(stage.turn()), [""; 0], "the delete is pending");
+    // The delete is pending, but the controllers are to know at once that the group has something.
+    assert_eq!(reports(stage.turn()), ["report 0, served by 1"]);
+    stage.done("report 0, served by 1");
+    assert_eq!(reports(stage.turn()), [""; 0]);
     stage.pass(200);
     stage.apply(&Step::Deleted { shard, config });
     assert_eq!(reports(stage.turn()), ["report 1"]);

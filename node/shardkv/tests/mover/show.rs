@@ -49,13 +49,20 @@ pub(crate) fn action(action: &Action) -> String {
             let cuts: Vec<String> = cuts.collect();
             format!("tell the controllers: {}", cuts.join(", "))
         }
-        Action::Report { settled } => format!("report {settled}"),
+        Action::Report { settled, held } if held > settled => {
+            format!("report {settled}, served by {held}")
+        }
+        Action::Report { settled, .. } => format!("report {settled}"),
     }
 }
 
 pub(crate) fn step(step: &Step) -> String {
     match step {
         Step::Configure(step) => format!("configuration {}", step.num),
+        Step::ConfigurePart(part) => format!(
+            "part {} of {} of configuration {}",
+            part.index, part.whole.count, part.whole.num
+        ),
         Step::Install(part) => format!("install {}", chunk(part)),
         Step::Delete { shard, config } => format!("delete {}", hand_off(*shard, *config)),
         Step::Deleted { shard, config } => {

@@ -185,12 +185,12 @@ pub(crate) fn failed(why: &str) -> ActionOutcome {
 
 /// An answer of the controllers, who know of nothing that the group has settled.
 pub(crate) fn configs(full: Option<ShardConfig>, deltas: &[ConfigDelta]) -> ActionOutcome {
-    settled_configs(0, full, deltas)
+    settled_configs((0, 0), full, deltas)
 }
 
-/// An answer of the controllers, who know that the group has settled configuration `settled`.
+/// An answer of the controllers, who know that the group has settled configuration `settled` and has served a shard by `held`.
 pub(crate) fn settled_configs(
-    settled: u64,
+    (settled, held): (u64, u64),
     full: Option<ShardConfig>,
     deltas: &[ConfigDelta],
 ) -> ActionOutcome {
@@ -198,6 +198,7 @@ pub(crate) fn settled_configs(
         controller: CONTROLLER,
         shards: SHARDS,
         settled: ConfigNum(settled),
+        held: ConfigNum(held),
         full,
         deltas: deltas.to_vec(),
     }

@@ -52,7 +52,7 @@ impl World {
     /// One round of a reliable mover.
     pub(crate) fn advance(&mut self, number: usize) {
         let ownership = self.groups[number].ownership();
-        let step = self.groups[number].configure(self.config());
+        let step = self.groups[number].configure(self.config(), &self.deltas);
         if self.tell(number, &step) == Response::Stepped {
             let num = self.config().num();
             assert_eq!(self.groups[number].ownership().config, num);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use shardkv::{Bug, Command, Configure, Genesis, Ownership, Response, Step};
-use types::{ClusterId, Gid, ShardConfig, ShardId};
+use shardkv::{Bug, Command, Configure, Genesis, News, Ownership, Response, Step};
+use types::{ClusterId, ConfigDelta, Gid, ShardConfig, ShardId};
 
 use crate::common::clients::MAX_VALUE;
 use crate::common::{self, Random, Replica, SHARDS_GENESIS};
@@ -80,14 +80,17 @@ impl Group {
         self.replica.machine.ownership()
     }
 
-    /// Returns the step to a configuration, from what it has accepted.
-    pub(crate) fn configure(&self, config: &ShardConfig) -> Step {
-        Step::Configure(Configure::to(
-            config,
-            self.gid,
-            CONTROLLER,
-            &self.ownership(),
-        ))
+    /// Returns the step to a configuration, from what it has accepted. `deltas` lead to the configuration.
+    pub(crate) fn configure(&self, config: &ShardConfig, deltas: &[ConfigDelta]) -> Step {
+        let ownership = self.ownership();
+        let step = Configure::to(config, self.gid, CONTROLLER, &ownership);
+        if config.num() >= ownership.config {
+            let mut news = News::default();
+            deltas.iter().for_each(|delta| news.add(delta));
+            let by_news = Configure::by_news(&news, config, self.gid, CONTROLLER, &ownership);
+            assert_eq!(by_news, step, "what changed is all that is news");
+        }
+        Step::Configure(step)
     }
 
     pub(crate) fn served(&self) -> BTreeSet<ShardId> {

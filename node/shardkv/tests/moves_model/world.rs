@@ -22,6 +22,8 @@ pub(crate) struct World {
     pub(crate) model: Model,
     /// All configurations; the last is the latest.
     pub(crate) configs: Vec<ShardConfig>,
+    /// The deltas that lead from the first to each.
+    pub(crate) deltas: Vec<ConfigDelta>,
     pub(crate) groups: Vec<Group>,
     pub(crate) seen: BTreeMap<&'static str, u64>,
     pub(crate) bug: Option<Bug>,
@@ -39,6 +41,7 @@ impl World {
             clients: Source::new(seed + 1_000_000),
             model: Model::new(ttl.min().unwrap()),
             configs: vec![ShardConfig::empty(SHARDS)],
+            deltas: Vec::new(),
             groups,
             seen: BTreeMap::new(),
             random,
@@ -162,7 +165,7 @@ impl World {
                 known.incarnation
             });
             let member = Member {
-                addresses: vec![format!("{gid}:{port}")],
+                addresses: vec![format!("{gid}:{port}"), format!("{gid}:3")],
                 incarnation,
                 leaving: !is_target && self.random.one_in(2),
             };
@@ -172,6 +175,7 @@ impl World {
         let mut next = before;
         next.apply(&delta).unwrap();
         self.configs.push(next);
+        self.deltas.push(delta);
     }
 
     /// Does at random what a mover might do, and repeats it at times, even much later.
@@ -190,7 +194,9 @@ impl World {
             1 => latest.min(ownership.config.0 + 1),
             _ => latest,
         };
-        let step = self.groups[number].configure(&self.configs[chosen as usize]);
+        let chosen_config = &self.configs[chosen as usize];
+        let deltas = &self.deltas[..chosen as usize];
+        let step = self.groups[number].configure(chosen_config, deltas);
         if chosen > ownership.config.0 + 1 {
             self.count("skipped");
         }

@@ -68,6 +68,7 @@ impl World {
             shards: SHARDS,
             latest: last.0,
             settled: last.0,
+            held: 0,
         }
     }
 

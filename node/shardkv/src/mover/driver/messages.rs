@@ -112,6 +112,8 @@ pub enum Request {
         gid: Gid,
         /// The value of [`crate::Ownership::settled`].
         settled: ConfigNum,
+        /// The value of [`crate::Ownership::held`].
+        held: ConfigNum,
     },
 }
 
@@ -129,6 +131,8 @@ pub enum Answer {
         shards: u32,
         /// The configuration that they know the group to have settled.
         settled: ConfigNum,
+        /// The latest configuration by which they know the group to have served a shard.
+        held: ConfigNum,
         /// The latest configuration, if the request named none, or if the one that follows it is no longer kept.
         full: Option<ShardConfig>,
         /// The configurations that follow.

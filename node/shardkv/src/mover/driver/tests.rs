@@ -539,6 +539,7 @@ fn whatever_configurations_come_the_latest_is_one_proposal() {
         controller: CONTROLLER,
         shards: 10,
         settled: ConfigNum(0),
+        held: ConfigNum(0),
         full: Some(full),
         deltas,
     };

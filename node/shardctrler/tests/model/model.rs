@@ -1,49 +1,29 @@
-//! Random histories against a model: duplicates, restarts at any point, groups that lag, limits that are reached; and the
-//! same history in other batches gives the same bytes.
-
-// The numbers here are small, and helpers of tests may panic as tests do.
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::indexing_slicing,
-    clippy::unwrap_used
-)]
-
-mod common;
+//! The specification of the controllers, as plain as possible.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use common::{GENESIS, Random, Replica, addresses, assert_balanced};
-use shardctrler::{
-    Change, Command, CtrlError, Cut, Drained, HistoryLimits, Loss, Query, Response, SessionRef,
-    ShardList,
-};
+use shardctrler::{Change, Command, CtrlError, Cut, Drained, Loss, Response, ShardList};
 use types::{
-    ClientId, ConfigDelta, ConfigNum, Gid, Incarnation, JournalId, LogTime, Sequence, ShardConfig,
-    ShardId, ShardSet,
+    ClientId, ConfigNum, Gid, Incarnation, LogTime, Sequence, ShardConfig, ShardId, ShardSet,
 };
 
-const LIMITS: HistoryLimits = HistoryLimits {
-    keep: 3,
-    keep_cuts: 4,
-    step: 2,
-    max_bytes: 400,
-};
+use crate::common::{self, GENESIS, Replica, assert_balanced};
 
 /// The specification of the controllers, written as plainly as possible: nothing is ever forgotten.
-struct Model {
-    configs: Vec<Arc<ShardConfig>>,
+pub(crate) struct Model {
+    pub(crate) configs: Vec<Arc<ShardConfig>>,
     /// Of all groups of the latest configuration: how far they are, and the last configuration that concerned them.
-    waited: BTreeMap<Gid, (u64, u64)>,
+    pub(crate) waited: BTreeMap<Gid, (u64, u64)>,
     /// Every incarnation of each gid that ever was.
-    lives: BTreeMap<Gid, BTreeSet<Incarnation>>,
-    drained: BTreeMap<Gid, Drained>,
+    pub(crate) lives: BTreeMap<Gid, BTreeSet<Incarnation>>,
+    pub(crate) drained: BTreeMap<Gid, Drained>,
     /// Each change of a session that was carried out, and its answer.
-    answered: BTreeMap<(ClientId, Sequence), Response>,
+    pub(crate) answered: BTreeMap<(ClientId, Sequence), Response>,
 }
 
 impl Model {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             configs: vec![Arc::new(ShardConfig::empty(GENESIS.shards))],
             waited: BTreeMap::new(),
@@ -53,17 +33,17 @@ impl Model {
         }
     }
 
-    fn latest(&self) -> &ShardConfig {
+    pub(crate) fn latest(&self) -> &ShardConfig {
         self.configs.last().unwrap()
     }
 
-    fn num(&self) -> u64 {
+    pub(crate) fn num(&self) -> u64 {
         self.latest().num().0
     }
 
     /// The groups that a change leads to, each with whether it is leaving, or why it isn't allowed. All generated addresses
     /// are well formed.
-    fn groups_after(&self, change: &Change) -> Result<Groups, CtrlError> {
+    pub(crate) fn groups_after(&self, change: &Change) -> Result<Groups, CtrlError> {
         let mut groups: Groups = self
             .latest()
             .groups()
@@ -146,7 +126,12 @@ impl Model {
     }
 
     /// Checks the answer to a change that is carried out now, and takes it in. `now` is the configuration after it.
-    fn carry_out(&mut self, change: &Change, response: &Response, now: &Arc<ShardConfig>) {
+    pub(crate) fn carry_out(
+        &mut self,
+        change: &Change,
+        response: &Response,
+        now: &Arc<ShardConfig>,
+    ) {
         let before = Arc::clone(self.configs.last().unwrap());
         let groups = match self.groups_after(change) {
             Ok(groups) => groups,
@@ -212,7 +197,7 @@ impl Model {
     }
 
     /// Checks that each shard that a forgotten group owned or had to hand over goes on without it, and takes that in.
-    fn forget(
+    pub(crate) fn forget(
         &mut self,
         gids: &BTreeSet<Gid>,
         accept_data_loss: bool,
@@ -275,7 +260,7 @@ impl Model {
         }
     }
 
-    fn retire(&mut self, gid: Gid, incarnation: Incarnation, response: &Response) {
+    pub(crate) fn retire(&mut self, gid: Gid, incarnation: Incarnation, response: &Response) {
         let is_part = self.latest().groups().contains_key(&gid);
         let drained = self.drained.get_mut(&gid);
         let drained = drained.filter(|it| it.incarnation >= incarnation && !is_part);
@@ -293,7 +278,7 @@ impl Model {
     /// Checks that the owners of the next configuration are the targets for shards that are cut or that nobody owned, and the same as
     /// before for all others; and that the groups are the planned ones without the drained ones. Takes the configuration in.
     /// Shards of `resets` have the owner there, and nobody before.
-    fn take(
+    pub(crate) fn take(
         &mut self,
         groups: &Groups,
         now: &Arc<ShardConfig>,
@@ -386,16 +371,17 @@ impl Model {
     }
 
     /// The groups of the latest configuration, as a change would leave them that changes none.
-    fn same_groups(&self) -> Groups {
+    pub(crate) fn same_groups(&self) -> Groups {
         let report = Change::Report {
             gid: Gid(1),
             settled: ConfigNum(0),
+            held: ConfigNum(0),
         };
         self.groups_after(&report).unwrap()
     }
 
     /// Takes in what a report or a cut made, if it made a configuration.
-    fn follow(&mut self, now: &Arc<ShardConfig>, cut: &BTreeSet<ShardId>) {
+    pub(crate) fn follow(&mut self, now: &Arc<ShardConfig>, cut: &BTreeSet<ShardId>) {
         let before = Arc::clone(self.configs.last().unwrap());
         if now.num() != before.num() {
             assert_eq!(now.targets(), before.targets());
@@ -419,7 +405,7 @@ impl Model {
         }
     }
 
-    fn cut(
+    pub(crate) fn cut(
         &mut self,
         cuts: &BTreeMap<ShardId, Cut>,
         response: &Response,
@@ -449,7 +435,13 @@ impl Model {
         "cut"
     }
 
-    fn report(&mut self, gid: Gid, settled: u64, response: &Response, replica: &Replica) {
+    pub(crate) fn report(
+        &mut self,
+        gid: Gid,
+        settled: u64,
+        response: &Response,
+        replica: &Replica,
+    ) {
         let now = replica.machine.latest();
         if gid == Gid::NONE {
             assert_eq!(*response, Response::Refused(CtrlError::GidZero));
@@ -471,10 +463,15 @@ impl Model {
     }
 
     /// Checks an answer, and takes the change in if it was carried out now.
-    fn check(&mut self, command: &Command, response: &Response, replica: &Replica) -> &'static str {
+    pub(crate) fn check(
+        &mut self,
+        command: &Command,
+        response: &Response,
+        replica: &Replica,
+    ) -> &'static str {
         let now = replica.machine.latest();
         match &command.change {
-            Change::Report { gid, settled } => {
+            Change::Report { gid, settled, .. } => {
                 self.report(*gid, settled.0, response, replica);
                 return "reported";
             }
@@ -516,381 +513,21 @@ impl Model {
             _ => "executed",
         }
     }
-
-    /// Checks that the kept state is correct, that it is all that is needed, and that it isn't more.
-    fn check_state(&self, replica: &Replica) {
-        let found = replica.machine.progress().iter();
-        let found: Vec<_> = found
-            .map(|(gid, it)| (*gid, (it.settled.0, it.due.0)))
-            .collect();
-        let waited: Vec<_> = self.waited.iter().map(|(gid, it)| (*gid, *it)).collect();
-        assert_eq!(found, waited);
-        assert_eq!(*replica.machine.drained(), self.drained);
-        let (latest, oldest) = (self.num(), replica.machine.oldest().0);
-        let recent = self.recent();
-        assert!(oldest <= recent, "{oldest} is kept, {recent} is wanted");
-        assert!(recent < oldest + LIMITS.step);
-        assert!(self.bytes_from(oldest) <= LIMITS.max_bytes);
-        for num in 0..=latest + 1 {
-            let query = Query::Config {
-                num: Some(ConfigNum(num)),
-            };
-            let response = replica.query(&query);
-            match response {
-                Response::Config(answer) => {
-                    assert!((oldest..=latest).contains(&num));
-                    assert_eq!(answer.config, self.configs[num as usize]);
-                }
-                Response::Refused(CtrlError::Compacted { .. }) => assert!(num < oldest),
-                Response::Refused(CtrlError::Future { .. }) => assert!(num > latest),
-                other => panic!("{other:?}"),
-            }
-        }
-        for num in 0..=latest {
-            let groups = self.waited.keys().map(|gid| Some(*gid));
-            for gid in groups.chain([Some(Gid(99)), None]) {
-                self.check_after(replica, num, gid);
-            }
-        }
-    }
-
-    /// The deltas between all configurations.
-    fn deltas(&self) -> impl DoubleEndedIterator<Item = ConfigDelta> + '_ {
-        self.configs.windows(2).map(|pair| {
-            let (owners, targets) = (pair[1].owners(), pair[1].targets());
-            let rows = (0..).map(ShardId).zip(pair[0].rows().zip(pair[1].rows()));
-            let reset = |(was, is): (types::Assignment, types::Assignment)| {
-                let is_new = is.owner_since == pair[1].num() && is.previous == Gid::NONE;
-                is_new && was.owner != Gid::NONE
-            };
-            let resets = rows.filter(|(_, rows)| reset(*rows));
-            let resets: ShardSet = resets.map(|(shard, _)| shard).collect();
-            let delta = ConfigDelta::new(&pair[0], pair[1].groups(), targets, owners);
-            delta.with_resets(&pair[0], owners, &resets)
-        })
-    }
-
-    /// The size of all deltas after a configuration.
-    fn bytes_from(&self, num: u64) -> usize {
-        let after = self.deltas().skip(num as usize);
-        after.map(|delta| delta.encode().len()).sum()
-    }
-
-    /// The oldest configuration that people may want: the last few of their changes, not too many cuts, and not too many bytes.
-    fn recent(&self) -> u64 {
-        let (mut changes, mut cuts, mut bytes) = (0, 0, 0);
-        for delta in self.deltas().rev() {
-            if delta.is_cut() {
-                cuts += 1;
-            } else {
-                changes += 1;
-            }
-            bytes += delta.encode().len();
-            if changes > LIMITS.keep || cuts > LIMITS.keep_cuts || bytes > LIMITS.max_bytes {
-                return delta.num.0;
-            }
-        }
-        0
-    }
-
-    /// A caller that has a configuration gets to the latest, a group in one step if it is far behind.
-    fn check_after(&self, replica: &Replica, num: u64, gid: Option<Gid>) {
-        let waited = gid.and_then(|gid| self.waited.get(&gid));
-        let settled = waited.map_or(self.num(), |(settled, _)| *settled);
-        let oldest = replica.machine.oldest();
-        let mut mine = ShardConfig::clone(&self.configs[num as usize]);
-        for round in 0.. {
-            let at = mine.num().0;
-            if at == self.num() {
-                return;
-            }
-            let configs = replica.after(at, 2, gid.map(|gid| gid.0));
-            assert_eq!(configs.latest.0, self.num());
-            assert_eq!(configs.settled.0, settled);
-            let is_whole = configs.full.is_some();
-            let begins = gid.is_some() && at == 0;
-            assert_eq!(is_whole, begins || at < oldest.0, "{gid:?} at {at}");
-            if let Some(full) = configs.full {
-                assert_eq!(round, 0);
-                assert_eq!(full, self.configs[full.num().0 as usize]);
-                mine = (*full).clone();
-                let expected = if gid.is_some() {
-                    ConfigNum(self.num())
-                } else {
-                    oldest
-                };
-                assert_eq!(full.num(), expected);
-            } else {
-                assert!(!configs.deltas.is_empty());
-            }
-            for delta in &configs.deltas {
-                mine.apply(delta).unwrap();
-                assert_eq!(mine, *self.configs[delta.num.0 as usize]);
-            }
-        }
-    }
 }
 
 /// Groups with their addresses, and whether they are leaving.
-type Groups = BTreeMap<Gid, (Vec<String>, bool)>;
+pub(crate) type Groups = BTreeMap<Gid, (Vec<String>, bool)>;
 
-fn refuse_common(owner: Gid, theirs: &[String], addresses: &[String]) -> Result<(), CtrlError> {
+pub(crate) fn refuse_common(
+    owner: Gid,
+    theirs: &[String],
+    addresses: &[String],
+) -> Result<(), CtrlError> {
     match theirs.iter().find(|it| addresses.contains(it)) {
         Some(address) => Err(CtrlError::AddressTaken {
             address: address.clone(),
             owner,
         }),
         None => Ok(()),
-    }
-}
-
-/// Draws commands as people and groups with unreliable networks would send them.
-struct Source {
-    random: Random,
-    clients: Vec<(ClientId, u64)>,
-    sent: Vec<Command>,
-    /// A group that isn't heard of for a while.
-    silent: Gid,
-}
-
-impl Source {
-    fn command(&mut self, time: u64, model: &Model) -> Command {
-        if !self.sent.is_empty() && self.random.one_in(5) {
-            let at = self.random.below(self.sent.len() as u64) as usize;
-            return self.sent[at].clone();
-        }
-        if self.random.one_in(40) {
-            self.silent = Gid(self.random.below(8));
-        }
-        let change = self.change(model);
-        let session = match change {
-            Change::Report { .. } | Change::Cut { .. } => None,
-            _ if self.random.one_in(4) => None,
-            _ => Some(self.session(time)),
-        };
-        let command = Command { session, change };
-        self.sent.push(command.clone());
-        if self.sent.len() > 20 {
-            self.sent.remove(0);
-        }
-        command
-    }
-
-    fn change(&mut self, model: &Model) -> Change {
-        let gid = Gid(self.random.below(8));
-        match self.random.below(16) {
-            14 => {
-                let gids: BTreeSet<Gid> = (0..=self.random.below(2))
-                    .map(|_| Gid(self.random.below(8)))
-                    .collect();
-                Change::Forget {
-                    gids,
-                    accept_data_loss: !self.random.one_in(3),
-                }
-            }
-            15 => {
-                let known = model.drained.get(&gid).map_or(1, |it| it.incarnation.0);
-                // Seldom what works: the gid is of no use afterwards.
-                let more = u64::from(!self.random.one_in(4));
-                let incarnation = Incarnation(known + more);
-                Change::Retire { gid, incarnation }
-            }
-            0 | 1 => {
-                let count = self.random.below(3) + u64::from(!self.random.one_in(8));
-                let groups = (0..count).map(|_| self.group()).collect();
-                Change::Join { groups }
-            }
-            2 | 3 => {
-                let gids: BTreeSet<Gid> = (0..self.random.below(3))
-                    .map(|_| Gid(self.random.below(8)))
-                    .collect();
-                Change::Leave { gids }
-            }
-            4 | 5 => Change::Move {
-                shard: ShardId(self.random.below(u64::from(GENESIS.shards) + 1) as u32),
-                gid,
-            },
-            6 | 7 => self.cuts(model),
-            _ => {
-                let settled = match self.random.below(10) {
-                    0 => model.num() + 1,
-                    1 | 2 => self.random.below(model.num() + 1),
-                    _ => model.num(),
-                };
-                // News of a silent group is news of another.
-                let gid = if gid == self.silent { Gid(9) } else { gid };
-                let settled = ConfigNum(settled);
-                Change::Report { gid, settled }
-            }
-        }
-    }
-
-    /// Cuts of some of the shards that move, now and then with a field that is wrong.
-    fn cuts(&mut self, model: &Model) -> Change {
-        let config = model.latest();
-        let mut cuts = BTreeMap::new();
-        for (shard, row) in (0..).map(ShardId).zip(config.rows()) {
-            if !row.is_moving() || self.random.one_in(3) {
-                continue;
-            }
-            let incarnation = |gid| config.groups()[&gid].incarnation;
-            let mut cut = Cut {
-                owner: row.owner,
-                owner_incarnation: incarnation(row.owner),
-                owner_since: row.owner_since,
-                target: row.target,
-                target_incarnation: incarnation(row.target),
-                target_since: row.target_since,
-                journal: JournalId(self.random.below(9)),
-            };
-            match self.random.below(30) {
-                0 => cut.owner = Gid(self.random.below(8)),
-                1 => cut.owner_incarnation.0 ^= 1,
-                2 => cut.owner_since.0 ^= 1,
-                3 => cut.target = Gid(self.random.below(8)),
-                4 => cut.target_incarnation.0 ^= 1,
-                5 => cut.target_since.0 ^= 1,
-                _ => {}
-            }
-            cuts.insert(shard, cut);
-        }
-        Change::Cut { cuts }
-    }
-
-    /// A group with its usual addresses, rarely others, and rarely those of another group.
-    fn group(&mut self) -> (Gid, Vec<String>) {
-        let gid = 1 + self.random.below(7);
-        let gid = if self.random.one_in(30) { 0 } else { gid };
-        let addresses = match self.random.below(10) {
-            0 => vec![format!("moved-{gid}-{}:1", self.random.below(2))],
-            1 => addresses(1 + self.random.below(7)),
-            _ => addresses(gid),
-        };
-        (Gid(gid), addresses)
-    }
-
-    fn session(&mut self, time: u64) -> SessionRef {
-        if self.clients.len() < 3 || self.random.one_in(30) {
-            let client = ClientId {
-                birth: LogTime(time),
-                nonce: self.random.next(),
-            };
-            self.clients.push((client, 0));
-        }
-        let at = self.random.below(self.clients.len().min(5) as u64) as usize;
-        let at = self.clients.len() - 1 - at;
-        let (client, sequence) = &mut self.clients[at];
-        *sequence += 1;
-        let acked_below = sequence.saturating_sub(self.random.below(4)).max(1);
-        SessionRef {
-            client: *client,
-            sequence: Sequence(*sequence),
-            acked_below: Sequence(acked_below),
-        }
-    }
-}
-
-/// Lives through one random history for each seed; returns how often each kind of answer was given, and the most configurations
-/// that were forgotten.
-fn live(
-    seeds: std::ops::Range<u64>,
-    new: impl Fn() -> Replica,
-) -> (BTreeMap<&'static str, u32>, u64) {
-    let mut seen: BTreeMap<&str, u32> = BTreeMap::new();
-    let mut most_forgotten = 0;
-    for seed in seeds {
-        let mut replica = new();
-        let mut others = [new(), new()];
-        let mut model = Model::new();
-        let mut source = Source {
-            random: Random(seed),
-            clients: Vec::new(),
-            sent: Vec::new(),
-            silent: Gid(8),
-        };
-        let mut waiting: Vec<Vec<bytes::Bytes>> = vec![Vec::new(), Vec::new()];
-        for _ in 0..300 {
-            if source.random.one_in(20) {
-                replica.time += match source.random.below(3) {
-                    0 => source.random.below(12_000),
-                    _ => source.random.below(150),
-                };
-                for (other, waiting) in others.iter_mut().zip(&mut waiting) {
-                    other.batch(waiting);
-                    waiting.clear();
-                    other.time = replica.time;
-                }
-            }
-            let command = source.command(replica.time, &model);
-            let response = replica.apply_bytes(command.encode());
-            let kind = model.check(&command, &response, &replica);
-            *seen.entry(kind).or_default() += 1;
-            if source.random.one_in(10) {
-                replica.restart();
-            }
-            if source.random.one_in(30) {
-                model.check_state(&replica);
-            }
-            for (other, waiting) in others.iter_mut().zip(&mut waiting) {
-                waiting.push(command.encode());
-                if source.random.one_in(12) {
-                    other.batch(waiting);
-                    waiting.clear();
-                    if source.random.one_in(3) {
-                        other.restart();
-                    }
-                }
-            }
-        }
-        model.check_state(&replica);
-        for (other, waiting) in others.iter_mut().zip(&waiting) {
-            other.batch(waiting);
-            assert_eq!(other.stored(), replica.stored(), "seed {seed}");
-        }
-        most_forgotten = most_forgotten.max(replica.machine.oldest().0);
-    }
-    (seen, most_forgotten)
-}
-
-#[test]
-fn random_histories_are_what_the_model_says() {
-    let (seen, most_forgotten) = live(0..100, || Replica::with_limits(GENESIS, LIMITS));
-    for kind in [
-        "executed", "replayed", "refused", "reported", "stale", "expired", "cut", "void",
-    ] {
-        assert!(
-            seen.get(kind).is_some_and(|count| *count > 50),
-            "{kind}: {seen:?}"
-        );
-    }
-    for kind in [
-        "loss",
-        "retired",
-        "dropped",
-        "forgotten",
-        "returned",
-        "retires",
-    ] {
-        assert!(
-            seen.get(kind).is_some_and(|count| *count > 10),
-            "{kind}: {seen:?}"
-        );
-    }
-    assert!(most_forgotten > 20, "{most_forgotten}");
-}
-
-/// The model finds each bug of the rules of owners, targets and groups.
-#[cfg(feature = "bugs")]
-#[test]
-fn the_model_finds_known_bugs() {
-    use shardctrler::Bug;
-    for bug in Bug::ALL
-        .into_iter()
-        .chain(Bug::OF_CUTS)
-        .chain(Bug::OF_FORGETTING)
-    {
-        let new = || Replica::with_bug(GENESIS, LIMITS, bug);
-        let found = std::panic::catch_unwind(|| live(0..20, new));
-        assert!(found.is_err(), "{bug:?}");
     }
 }
