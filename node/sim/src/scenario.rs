@@ -366,23 +366,24 @@ impl Scenario {
         } else {
             cluster.at_steps.late_calls = 0;
         }
-        if rng.chance(200_000) {
+        if rng.chance(250_000) {
             self.copy_busy_shards(rng);
         }
     }
 
-    /// Sets many keys, frequent writes and small parts: much changes while a shard is copied, and stays so until the fence.
+    /// Sets many keys, frequent writes and parts of several rows: much changes while a shard is copied, and some of it not again
+    /// before the fence.
     fn copy_busy_shards(&mut self, rng: &mut SimRng) {
         self.genesis.shards = small(rng.between(1, 3));
         self.clients = large(rng.between(3, 6));
-        self.client.keys = rng.between(12, 60);
+        self.client.keys = rng.between(30, 120);
         self.client.think = (MILLI, rng.between(10 * MILLI, 60 * MILLI));
         self.client.reads = 200_000;
         let Some(cluster) = &mut self.cluster else {
             return;
         };
         cluster.journals = JournalLimits::default();
-        cluster.mover.chunk_bytes = small(rng.magnitude(32, 512));
+        cluster.mover.chunk_bytes = small(rng.between(200, 1_500));
         cluster.mover.max_bytes_per_second = 0;
         cluster.changes = Some(rng.between(200 * MILLI, SECOND));
         cluster.late_steps = small(rng.magnitude(20_000, 300_000));
