@@ -77,6 +77,10 @@ impl Configure {
 
     /// Returns the same step as [`Self::to`], for a `config` to which `news` lead. Looks only at what changed after the accepted
     /// configuration, if that is known.
+    ///
+    /// # Panics
+    ///
+    /// In debug builds and in those of the simulator, if the two steps differ.
     pub fn by_news(
         news: &News,
         config: &ShardConfig,

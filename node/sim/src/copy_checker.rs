@@ -47,10 +47,10 @@ impl CopyChecker {
                 continue;
             };
             let step = Step::decode(operation.operation.clone());
-            let arrives = |step: &Step| matches!(step, Step::Install(_) | Step::Copy(_));
-            let arrived = step.ok().filter(arrives);
+            let brings_rows = |step: &Step| matches!(step, Step::Install(_) | Step::Copy(_));
+            let arrived = step.ok().filter(brings_rows);
             let arrived = arrived.and_then(|step| subject_of_step(&step).shard);
-            for (shard, it) in ownership.shards.iter() {
+            for (shard, it) in &ownership.shards {
                 let stays = now.shards.get(shard).map(|it| &it.state) == Some(&it.state);
                 if !stays || committed(disk) < operation.entry.index {
                     continue;

@@ -90,6 +90,10 @@ pub struct Disk {
 }
 
 #[derive(Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "the flags are independent faults, and any of them may be on"
+)]
 struct Inner {
     log: MemoryLog,
     state: MemoryState,

@@ -75,7 +75,7 @@ impl Mover {
         ownership: Option<&Arc<Ownership>>,
     ) -> Result<Vec<Effect>, Violation> {
         let seen = ownership.filter(|_| self.ignores_fences);
-        let seen = seen.map(|it| without_returning(it));
+        let seen = seen.map(without_returning);
         let effects = self.driver.poll(now / MILLI, seen.as_ref().or(ownership));
         if ownership.is_none() {
             self.calls.clear();

@@ -430,6 +430,7 @@ impl Copies {
         };
         let id = turn.ask(Purpose::Copy { shard, paid }, ASK_PATIENCE_MS, action);
         task.ask = Some((id, ask));
+        task.asked_for = stage(turn.ownership, shard).and_then(|stage| stage.copy());
         if task.has_slot() {
             self.scheduler.asked(task.key, id, turn.now);
         }
@@ -561,8 +562,11 @@ impl Copies {
             }
         }
         if useless {
-            let stage = stage(turn.ownership, shard);
-            task.useless = stage.and_then(|stage| stage.copy());
+            // A leader that is behind its own log may have asked for an earlier copy.
+            let present = stage(turn.ownership, shard).and_then(|stage| stage.copy());
+            if present == task.asked_for {
+                task.useless = present;
+            }
         }
         task.backoff.succeed();
         if task.has_slot() {

@@ -86,7 +86,9 @@ impl Group {
         let step = Configure::to(config, self.gid, CONTROLLER, &ownership);
         if config.num() >= ownership.config {
             let mut news = News::default();
-            deltas.iter().for_each(|delta| news.add(delta));
+            for delta in deltas {
+                news.add(delta);
+            }
             let by_news = Configure::by_news(&news, config, self.gid, CONTROLLER, &ownership);
             assert_eq!(by_news, step, "what changed is all that is news");
         }

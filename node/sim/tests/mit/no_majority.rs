@@ -17,11 +17,7 @@ fn a_cut_reaches_the_next_leader_of_the_source() {
     shards.put_all(12, 10);
     shards.join(&[1]);
     shards.settle();
-    let from = if shards.config().owner(SHARD) == gid(0) {
-        0
-    } else {
-        1
-    };
+    let from = u64::from(shards.config().owner(SHARD) != gid(0));
     shards.move_shard(SHARD.0, 1 - from);
     let (source, destination) = (gid(from), gid(1 - from));
     let before = shards.config().num();

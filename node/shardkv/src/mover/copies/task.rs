@@ -163,6 +163,8 @@ pub(super) struct Task {
     /// The copy whose journal has ended.
     pub(super) useless: Option<CopyId>,
     pub(super) ask: Option<(ActionId, Ask)>,
+    /// The copy that the group had at the last request.
+    pub(super) asked_for: Option<CopyId>,
     pub(super) proposal: Option<Proposal>,
     /// A part that waits for the one before it, or for the cut.
     pub(super) ready: Option<Part>,
@@ -197,6 +199,7 @@ impl Task {
             journal: None,
             useless: None,
             ask: None,
+            asked_for: None,
             proposal: None,
             ready: None,
             sealed: 0,
