@@ -15,7 +15,7 @@
 //! 5. The configuration that makes the destination the owner fences the shard, and thereby seals the last generation. After its pages the copy
 //!    equals the shard.
 //!
-//! One cursor ([`CopyCursor`]) orders base parts, then generations. A part is taken only at exactly its cursor.
+//! One cursor ([`crate::CopyCursor`]) orders base parts, then generations. A part is taken only at exactly its cursor.
 //!
 //! # Why the copy equals the shard at the fence
 //!
