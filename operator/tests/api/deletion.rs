@@ -224,8 +224,8 @@ async fn volumes_go_only_after_the_gid_is_retired() {
     assert!(first("leave", "[2]") < retired);
     assert!(retired < first("DELETE", "persistentvolumeclaims"));
     assert!(retired < first("DELETE", "statefulsets"));
-    let retires = writes.iter().filter(|it| it.verb == "retire");
-    assert_eq!(retires.count(), 1);
+    let all_retired = writes.iter().filter(|it| it.verb == "retire");
+    assert_eq!(all_retired.count(), 1);
 }
 
 #[tokio::test]
