@@ -242,6 +242,11 @@ impl Ownership {
             Life::Begins => self.former = None,
             Life::Continues | Life::Outside => {}
         }
+        if life != Life::Continues && life != Life::Outside {
+            // It was drained, and owes nothing, or forgotten, and may ask for nothing any more.
+            let owed = std::mem::take(&mut self.pending_deletes);
+            changed.pending_deletes.extend(owed.into_keys());
+        }
         self.drop_parts(changed);
         self.gid = step.gid;
         self.controller = Some(step.controller);
@@ -281,7 +286,12 @@ impl Ownership {
         let mut slot = self.slot(shard);
         let keeps = match &slot.state {
             None => true,
-            Some(ShardState::Serving { .. } | ShardState::Fenced { .. }) => life != Life::Begins,
+            Some(ShardState::Serving { .. }) => life != Life::Begins,
+            // The group to which it went was forgotten, and this group has what that one got. A fence for a group that is still there
+            // is of an older move: the shard went on from there, and its data are lost.
+            Some(ShardState::Fenced { config, to }) => {
+                life != Life::Begins && self.is_gone(*to, *config)
+            }
             Some(ShardState::Copying { .. }) => matches!(next, ShardState::Completing { .. }),
             Some(ShardState::Pulling { .. } | ShardState::Completing { .. }) => false,
         };
@@ -297,6 +307,12 @@ impl Ownership {
         }
         slot.change(next, time);
         self.put(shard, slot, changed);
+    }
+
+    /// Returns true if a group that got a shard by configuration `by` isn't part of the accepted groups any more. Another may have its gid.
+    fn is_gone(&self, gid: Gid, by: ConfigNum) -> bool {
+        let group = self.groups.get(&gid);
+        group.is_none_or(|group| group.incarnation.0 > by.0)
     }
 
     fn drop_shard(&mut self, shard: ShardId, changed: &mut Changed) {

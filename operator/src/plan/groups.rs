@@ -7,6 +7,9 @@ use super::state::{Progress, Set, Stage, State};
 use crate::crd::{GroupPhase, Retention};
 use crate::validate::Intent;
 
+/// The most groups that join at once: the controllers ask each for a proof that it exists. The others join in the next rounds.
+const MAX_JOINS: usize = 64;
+
 /// State of a group; see the table of the module. Variants are in the order in which groups are kept when there are too
 /// many; the last four are never kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,7 +112,7 @@ fn groups(seen: &State, store: &Progress, wanted: u32) -> Plan {
     }
     let Next {
         mut plan,
-        join,
+        mut join,
         leave,
         ..
     } = next;
@@ -124,6 +127,7 @@ fn groups(seen: &State, store: &Progress, wanted: u32) -> Plan {
         plan.actions.push(Action::Leave(leave));
     }
     if !join.is_empty() {
+        join.truncate(MAX_JOINS);
         plan.actions.push(Action::Join(join));
     }
     if seen.intent != Intent::Pause {

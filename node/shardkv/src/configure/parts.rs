@@ -27,6 +27,8 @@ pub struct Whole {
     pub num: ConfigNum,
     /// The number of parts.
     pub count: u32,
+    /// The most bytes of a part: two leaders may have different options.
+    pub part_bytes: u32,
     /// A checksum over all of them: two leaders may make different steps with the same numbers.
     pub checksum: u32,
 }
@@ -68,6 +70,7 @@ impl ConfigurePart {
             after: step.after,
             num: step.num,
             count: u32::try_from(encoded.len().div_ceil(max_bytes)).ok()?,
+            part_bytes: u32::try_from(max_bytes).unwrap_or(u32::MAX),
             checksum: crc32fast::hash(&encoded),
         };
         let starts = (0..encoded.len()).step_by(max_bytes);
@@ -108,6 +111,7 @@ impl Whole {
         out.number(self.after.0)
             .number(self.num.0)
             .number(self.count.into())
+            .number(self.part_bytes.into())
             .number(self.checksum.into());
     }
 
@@ -116,6 +120,7 @@ impl Whole {
             after: ConfigNum(input.number("configuration before")?),
             num: ConfigNum(input.number("configuration number")?),
             count: input.number_u32("parts")?,
+            part_bytes: input.number_u32("size of a part")?,
             checksum: input.number_u32("checksum")?,
         })
     }

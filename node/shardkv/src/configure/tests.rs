@@ -603,3 +603,73 @@ fn a_step_with_the_most_shards_comes_in_parts() {
     assert_eq!((own.parts.as_ref(), own.shards.len()), (None, 1_000_000));
     take(&mut own, &parts[0], &Verdict::Idle);
 }
+
+/// Returns the configuration in which these groups are left and all shards belong to `owner`, from nobody if `reset`.
+fn all_to(before: &ShardConfig, gids: &[Gid], owner: Gid, reset: bool) -> ShardConfig {
+    let mut config = before.clone();
+    let groups = gids.iter().map(|gid| {
+        let address = format!("{gid}:1");
+        let joined = before.groups().get(gid).map(|it| it.incarnation);
+        let group = Group {
+            incarnation: joined.unwrap_or(Incarnation(before.num().next().0)),
+            ..vec![address].into()
+        };
+        (*gid, group)
+    });
+    let owners = [owner; SHARDS as usize];
+    let delta = ConfigDelta::new(before, &groups.collect(), &owners, &owners);
+    let resets = shards().filter(|_| reset).collect();
+    let delta = delta.with_resets(before, &owners, &resets);
+    config.apply(&delta).unwrap();
+    config
+}
+
+/// Takes a configuration. Returns the shards whose content was cleared.
+fn cleared_by(ownership: &mut Ownership, config: &ShardConfig) -> usize {
+    let step = Step::Configure(Configure::to(config, OWN, CONTROLLER, ownership));
+    assert_eq!(
+        ownership.judge(&step, &GENESIS, Bugs::default()),
+        Verdict::Due
+    );
+    let changed = ownership.take(&step, LogTime(1), &GENESIS, Bugs::default());
+    changed.cleared.len()
+}
+
+#[test]
+fn only_a_fence_for_the_forgotten_group_is_served_again() {
+    let (second, third) = (Gid(2), Gid(3));
+    let empty = ShardConfig::empty(SHARDS);
+    let first = all_to(&empty, &[OWN, second, third], OWN, false);
+    let given = all_to(&first, &[OWN, second, third], second, false);
+    let mut group = Ownership::default();
+    for config in [&first, &given] {
+        assert_eq!(cleared_by(&mut group, config), 0);
+    }
+    let mut other = group.clone();
+    // The group that has the shards is forgotten: they come back with all that they had.
+    let back = all_to(&given, &[OWN, third], OWN, true);
+    assert_eq!(cleared_by(&mut group, &back), 0);
+    // They went on to another group, which is forgotten: what this group has is old.
+    let on = all_to(&given, &[OWN, second, third], third, false);
+    let lost = all_to(&on, &[OWN, second], OWN, true);
+    assert_eq!(cleared_by(&mut other, &lost), SHARDS as usize);
+    for group in [group, other] {
+        let serves = |shard| matches!(group.state(shard), Some(ShardState::Serving { .. }));
+        assert!(shards().all(serves));
+    }
+}
+
+#[test]
+fn a_forgotten_group_asks_for_no_deletes() {
+    let second = Gid(2);
+    let empty = ShardConfig::empty(SHARDS);
+    let first = all_to(&empty, &[OWN, second], OWN, false);
+    let mut group = Ownership::default();
+    cleared_by(&mut group, &first);
+    group
+        .pending_deletes
+        .insert((ShardId(0), first.num()), second);
+    let forgotten = all_to(&first, &[second], second, true);
+    cleared_by(&mut group, &forgotten);
+    assert!(group.pending_deletes.is_empty());
+}

@@ -205,6 +205,8 @@ impl Configs {
         if is_taken || goes_on {
             self.propose.succeed();
         } else {
+            // A step that is refused is made anew, for the latest configuration.
+            self.parts.clear();
             let why = refusal(outcome);
             self.propose.fail(turn.now, &why, turn.options);
         }

@@ -396,14 +396,18 @@ impl Copies {
 
     /// Returns true if the next part of a base may be requested: the disks have room for the rest, and the clients leave time for it.
     fn may_go_on(&mut self, turn: &mut Turn<'_>, shard: ShardId, part: u32) -> bool {
-        if !turn.reached(self.sizes.full.until()) {
+        let Some(task) = self.tasks.get_mut(&shard) else {
+            return false;
+        };
+        if !turn.reached(task.full.until()) {
             return false;
         }
         if let Some(why) = self.sizes.lacks_rest(turn.ownership, shard, part) {
-            self.sizes.full.fail(turn.now, &why, turn.options);
-            turn.reached(self.sizes.full.until());
+            task.full.fail(turn.now, &why, turn.options);
+            turn.reached(task.full.until());
             return false;
         }
+        task.full.succeed();
         let granted = turn.background.take(turn.now);
         granted.map_err(|at| turn.reached(at)).is_ok()
     }
@@ -486,7 +490,6 @@ impl Copies {
             turn.background.passed(turn.now, took);
         }
         let (key, source) = (task.key, task.source);
-        self.sizes.full.succeed();
         if task.has_slot() && task.has_caught_up && self.may_do_without_slot(source) {
             self.scheduler.finish(key);
             if let Some(task) = self.tasks.get_mut(&shard) {
@@ -612,9 +615,7 @@ impl Copies {
         if let Some(why) = task.log.why(now) {
             return Some(format!("own log: {why}"));
         }
-        if task.has_slot()
-            && let Some(why) = self.sizes.full.why(now)
-        {
+        if let Some(why) = task.full.why(now) {
             return Some(why);
         }
         if let Some(why) = task.backoff.why(now) {

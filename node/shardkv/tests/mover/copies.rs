@@ -305,6 +305,28 @@ fn a_copy_pauses_while_the_disks_lack_room_for_its_rest() {
 }
 
 #[test]
+fn a_copy_that_fits_goes_on_beside_one_that_does_not() {
+    // Shard 2 comes from another source, and is asked for first.
+    let mover = Mover::new(Gid(1), STAGE_SHARDS, MoverOptions::default());
+    let owners = delta(1, &[(0, 3, 0, 3), (3, 7, 0, 2)]);
+    let mut stage = Stage::after(mover, &[owners, plan(2, &[(2, 1, 3, 1), (4, 1, 2, 1)])]);
+    let node = "n:1".to_owned();
+    stage.mover.copy_measured(ShardId(2), 100 << 20);
+    stage.mover.copy_measured(ShardId(4), 3 << 20);
+    let bytes = 4 << 20;
+    stage.mover.set_room(Some(Room { node, bytes }));
+    let mut said = Vec::new();
+    for _ in 0..20 {
+        said.extend(settle(&mut stage, answer));
+        stage.now += 1_000;
+    }
+    assert!(count(&said, &report(&[4])) > 10, "{said:?}");
+    assert!(!is_copying(&stage, 2));
+    let why = stage.waits_for(2).unwrap();
+    assert!(why.starts_with("no room: the disk of n:1"), "{why}");
+}
+
+#[test]
 fn a_copy_whose_source_falls_silent_is_not_reported_any_more() {
     let mut stage = planned(&[4], MoverOptions::default());
     settle(&mut stage, answer);

@@ -158,6 +158,8 @@ pub(super) struct Task {
     pub(super) backoff: Backoff,
     /// Failures of proposals to the own log.
     pub(super) log: Backoff,
+    /// Looks at the disks that found no room for the rest of its base.
+    pub(super) full: Backoff,
     /// The journal that the source has begun.
     pub(super) journal: Option<Index>,
     /// The copy whose journal has ended.
@@ -196,6 +198,7 @@ impl Task {
             is_cut: false,
             backoff: Backoff::default(),
             log: Backoff::default(),
+            full: Backoff::default(),
             journal: None,
             useless: None,
             ask: None,

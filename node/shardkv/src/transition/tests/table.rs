@@ -333,10 +333,16 @@ pub(super) fn assert_cleared(
     // A part of a pull is of no use without the source, and nothing is to a group that begins.
     let was_pulling = matches!(before.state(SHARD), Some(ShardState::Pulling { .. }));
     let is_pulling = matches!(after.state(SHARD), Some(ShardState::Pulling { .. }));
+    // What was kept for a group that is still there is old, if the shard comes from nobody.
+    let was_old = match before.state(SHARD) {
+        Some(ShardState::Fenced { to, .. }) => after.groups.contains_key(to),
+        _ => false,
+    };
+    let is_served = matches!(after.state(SHARD), Some(ShardState::Serving { .. }));
     let useless = match step {
         Step::Configure(step) => {
             let begins = step.groups.get(&OWN).is_some_and(Option::is_some);
-            (was_pulling && !is_pulling) || (begins && has_rows(before))
+            (was_pulling && !is_pulling) || (was_old && is_served) || (begins && has_rows(before))
         }
         _ => false,
     };
