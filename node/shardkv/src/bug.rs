@@ -86,9 +86,10 @@ pub enum Bug {
 }
 
 impl Bug {
-    /// The bugs that the simulator puts back: all but [`Self::JournalMissesRangeClears`]. No write of clients clears a range yet, so only
-    /// the model of journals can show that one.
-    pub const ALL: [Self; 35] = [
+    /// The bugs that the simulator puts back. [`Self::JournalMissesRangeClears`] isn't one: no write of clients clears a range yet, so only
+    /// the model of journals can show it. Neither are two that tests of the mover show: [`Self::GenerationDroppedEarly`] costs only
+    /// time, because such a copy begins anew, and [`Self::UnsettledLossUnseen`] needs a group that loses all its disks.
+    pub const ALL: [Self; 34] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
         Self::SessionsStayBehind,
@@ -122,7 +123,6 @@ impl Bug {
         Self::DropHitsCompleting,
         Self::AbsentSessionKept,
         Self::SessionsExpireInCopy,
-        Self::GenerationDroppedEarly,
         Self::CopyIntoFencedRange,
     ];
 

@@ -576,6 +576,11 @@ impl Scenario {
             self.replica.max_value_bytes = 100_000;
             self.replica.max_entry_bytes = 200_000;
         }
+        if let Some(cluster) = &self.cluster {
+            // A part and the row that ends it fit into an entry, as the options of a node demand.
+            let part = cluster.mover.chunk_bytes as usize + self.replica.max_value_bytes as usize;
+            self.replica.max_entry_bytes = self.replica.max_entry_bytes.max(part + 1_024);
+        }
     }
 }
 
