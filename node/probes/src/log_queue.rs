@@ -1,6 +1,6 @@
 //! The queue of log lines, and the thread that writes them.
 //!
-//! Who reads a program's standard error is out of its hands: the disk of a log file fills up, the reader of a pipe stalls or goes
+//! A program has no hold on the reader of its standard error: the disk of a log file fills up, the reader of a pipe stalls or goes
 //! away. None of this may stop or delay the program. So a thread of its own writes the lines, from a bounded queue. A line that
 //! finds the queue full, or that can't be written, is dropped and counted.
 

@@ -116,7 +116,7 @@ pub enum Response {
     Forgotten {
         /// The configuration that it made.
         num: ConfigNum,
-        /// What was lost.
+        /// The shards that were lost or given back.
         loss: Loss,
     },
     /// `Retire` was carried out, now or before.

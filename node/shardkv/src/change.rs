@@ -1,4 +1,4 @@
-//! What judging and carrying out a step share: the verdict, the records that change, and changes of single shards.
+//! Code that judging and carrying out a step share: the verdict, the records that change, and changes of single shards.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

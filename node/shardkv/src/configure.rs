@@ -10,8 +10,8 @@
 //! A group that is gone for good is forgotten: the controllers drop it, and whoever waited for it goes on without it.
 //!
 //! - A row whose owner changed since, and had nobody before, says that no other group has anything of the shard that is needed. Its owner
-//!   serves what it has whole, that is if it served the shard or had it fenced. A part of it is worth nothing, and is cleared: the
-//!   shard begins empty.
+//!   serves what it has whole, that is if it served the shard or has it fenced for a group that is gone. A part of it, or a fence of an
+//!   older move, is worth nothing, and is cleared: the shard begins empty.
 //! - A shard that is fenced for a group that is gone, and doesn't come back, is deleted: that group had taken it over and given it away,
 //!   and can't say so any more.
 //! - A group that finds itself gone serves nothing from then on. What it served it keeps fenced, for people to look at, and what hadn't
@@ -20,7 +20,8 @@
 //! - If another group has the gid since, of other nodes, then its rows don't concern this group. Otherwise nodes of an earlier
 //!   incarnation that still run would serve the other group's shards. The addresses tell: a group that joins again has a node that it had.
 //!
-//! Rows decide this alone, so it doesn't matter which configurations a group skips.
+//! Rows and groups decide this alone. So it doesn't matter which configurations a group skips, but for one: if the group of an older
+//! move was forgotten by one that is skipped, its fence looks like one of the last move, and is served.
 //!
 //! # Contradictions
 //!

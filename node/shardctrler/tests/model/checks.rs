@@ -1,4 +1,4 @@
-//! What a replica must keep and answer, by the model.
+//! Checks of a replica against the model: its state and its answers.
 
 use shardctrler::{CtrlError, Query, Response};
 use types::{ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId, ShardSet};

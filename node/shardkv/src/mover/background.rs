@@ -18,7 +18,7 @@ const INTERVAL_MS: u64 = 250;
 const FEW_PARTS: u64 = 2;
 /// The time for which the least delay counts, at least; at most twice as long. In milliseconds.
 const MEMORY_MS: u64 = 300_000;
-/// What a part may take beyond five quarters of the least delay before the group counts as busy, in milliseconds.
+/// The time that a part may take beyond five quarters of the least delay before the group counts as busy, in milliseconds.
 const TOLERANCE_MS: u64 = 2;
 
 /// The pace of bases, for one group's leader.

@@ -6,13 +6,19 @@ use types::{ConfigNum, ShardId};
 
 use super::background::Background;
 use super::pace::Pace;
-use super::reports::Progress;
 use super::{Action, ActionId, MoverOptions, Outcome};
 use crate::Ownership;
 use crate::bug::{Bug, Bugs};
 
 /// A hand-off: of which configuration, of which shard. Ordered by age.
 pub(super) type HandOff = (ConfigNum, ShardId);
+
+/// The numbers of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReportNumbers {
+    pub(super) settled: ConfigNum,
+    pub(super) held: ConfigNum,
+}
 
 /// The purpose of an action.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +33,7 @@ pub(super) enum Purpose {
     Install(HandOff),
     Delete,
     Deleted(HandOff),
-    Report(Progress),
+    Report(ReportNumbers),
     ReportCut,
     /// A proposal or a request of a copy.
     Copy {

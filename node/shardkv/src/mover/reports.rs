@@ -1,9 +1,7 @@
 //! Progress reports to the controllers.
 
-use types::ConfigNum;
-
 use super::backoff::Backoff;
-use super::outbox::{Purpose, Turn};
+use super::outbox::{Purpose, ReportNumbers, Turn};
 use super::{ASK_PATIENCE_MS, Action, Outcome};
 
 /// The shortest interval between reports, in milliseconds.
@@ -11,18 +9,11 @@ const GAP_MS: u64 = 100;
 /// The longest interval between reports, in milliseconds: the controllers may have lost a report.
 const INTERVAL_MS: u64 = 30_000;
 
-/// The numbers of a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Progress {
-    settled: ConfigNum,
-    held: ConfigNum,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     reporting: bool,
     /// The last report that the controllers accepted, and its time.
-    reported: Option<(Progress, u64)>,
+    reported: Option<(ReportNumbers, u64)>,
     /// The earliest time of the next report.
     next_at: u64,
     /// True if the ownership has changed since it was last read.
@@ -48,7 +39,7 @@ impl Reports {
         self.stale = false;
         self.next_at = turn.now.saturating_add(GAP_MS);
         let (settled, held) = (turn.ownership.settled(), turn.ownership.held);
-        let progress = Progress { settled, held };
+        let progress = ReportNumbers { settled, held };
         let known = self.reported.is_some_and(|(known, _)| known == progress);
         if known && !turn.reached(repeat_at) {
             return;
@@ -59,7 +50,7 @@ impl Reports {
     }
 
     /// Handles the outcome of [`Purpose::Report`].
-    pub(super) fn ended(&mut self, turn: &Turn<'_>, progress: Progress, outcome: &Outcome) {
+    pub(super) fn ended(&mut self, turn: &Turn<'_>, progress: ReportNumbers, outcome: &Outcome) {
         self.reporting = false;
         match outcome {
             Outcome::Done => {

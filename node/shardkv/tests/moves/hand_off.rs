@@ -1,4 +1,4 @@
-//! What steps change, in which order, and what becomes of steps that aren't due.
+//! Tests of the changes that steps make, of their order, and of steps that aren't due.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What happens at random: configurations, movers' steps, clients' requests, restarts.
+//! Random events of the model: configurations, movers' steps, clients' requests, restarts.
 
 use std::collections::{BTreeMap, BTreeSet};
 
