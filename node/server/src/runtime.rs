@@ -32,6 +32,8 @@ pub(crate) struct Runtime {
     full: bool,
     /// True if the full disk was logged. The write is tried at every tick, and logged once.
     full_logged: bool,
+    /// True if the replica was told that the disk is nearly full.
+    disk_low: bool,
     leader: Option<NodeId>,
     /// The state that the machine published last.
     published: Option<Published>,
@@ -77,21 +79,7 @@ pub(crate) fn start(
     let (ended, receiver) = oneshot::channel();
     let tick = Duration::from_millis(options.tick_ms.into());
     let clock = Clock::new(tick, options.raft.heartbeat_ticks, Instant::now());
-    let runtime = Runtime {
-        replica,
-        outlet: ReplicaOutlet {
-            transport: Arc::clone(&handles.transport),
-            pending: PendingReplies::default(),
-            answers: Vec::new(),
-        },
-        batch: Batch::default(),
-        clock,
-        full: false,
-        full_logged: false,
-        leader: None,
-        published: None,
-        handles,
-    };
+    let runtime = Runtime::new(replica, clock, handles);
     std::thread::Builder::new()
         .name("replica".to_owned())
         .spawn(move || {
@@ -105,6 +93,25 @@ pub(crate) fn start(
 }
 
 impl Runtime {
+    fn new(replica: Replica<Machine>, clock: Clock, handles: Handles) -> Self {
+        Self {
+            replica,
+            outlet: ReplicaOutlet {
+                transport: Arc::clone(&handles.transport),
+                pending: PendingReplies::default(),
+                answers: Vec::new(),
+            },
+            batch: Batch::default(),
+            clock,
+            full: false,
+            full_logged: false,
+            disk_low: false,
+            leader: None,
+            published: None,
+            handles,
+        }
+    }
+
     fn run(mut self) -> Result<(), StoreError> {
         self.publish();
         self.publish_machine();
@@ -128,7 +135,7 @@ impl Runtime {
             self.batch.len() as u64,
         );
         if let Some(low) = self.batch.disk_low {
-            self.replica.set_disk_low(low);
+            self.set_disk_low(low);
         }
         // After a pause, invalidate everything that depends on elapsed time before handling any input.
         let passed = self.clock.passed(Instant::now());
@@ -180,7 +187,7 @@ impl Runtime {
                         "the disk is full: writes are refused until space is free again: {what}"
                     );
                 }
-                self.replica.set_disk_low(true);
+                self.set_disk_low(true);
                 self.full = true;
                 Ok(())
             }
@@ -188,6 +195,15 @@ impl Runtime {
                 self.handles.deliveries.hand_over(&mut self.outlet.answers);
                 Err(error)
             }
+        }
+    }
+
+    /// Tells the replica whether the disk is nearly full. A change is published at once and not at the next tick, so that a
+    /// client whose write was refused sees the reason in the status.
+    fn set_disk_low(&mut self, low: bool) {
+        self.replica.set_disk_low(low);
+        if std::mem::replace(&mut self.disk_low, low) != low {
+            self.publish();
         }
     }
 
@@ -311,30 +327,4 @@ impl Clock {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ticks_follow_the_time_and_a_pause_is_lost() {
-        let tick = Duration::from_millis(10);
-        let start = Instant::now();
-        let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut clock = Clock::new(tick, 10, start);
-        let passed = |ticks, lost| Passed { ticks, lost };
-        assert_eq!(clock.passed(at(9)), passed(0, false));
-        assert_eq!(clock.passed(at(10)), passed(1, false));
-        assert_eq!(
-            clock.passed(at(39)),
-            passed(2, false),
-            "a late round catches up"
-        );
-        assert_eq!(clock.passed(at(130)), passed(10, false), "up to the bound");
-        assert_eq!(
-            clock.passed(at(60_130)),
-            passed(10, true),
-            "a pause of a minute does not count as a minute of silence"
-        );
-        assert_eq!(clock.next(), at(60_140));
-        assert_eq!(clock.passed(at(60_140)), passed(1, false));
-    }
-}
+mod tests;

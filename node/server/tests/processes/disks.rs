@@ -121,7 +121,9 @@ async fn a_full_disk_refuses_writes_serves_reads_and_deletes_and_recovers() {
     assert!(client.delete("k8").await.unwrap(), "deletes are served");
     assert_eq!(client.get("k8").await.unwrap(), None);
     let leader = cluster.leader().await;
-    assert!(cluster.status(leader).await.disk_full);
+    cluster
+        .status_when(leader, "the status says so", |status| status.disk_full)
+        .await;
 
     fs::remove_file(ballast).unwrap();
     until("writes work again", async || {

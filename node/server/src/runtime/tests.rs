@@ -1,0 +1,126 @@
+use bytes::Bytes;
+use raft::Membership;
+use replica::memory::{MemoryLog, MemoryState};
+use shardkv::{Genesis, GroupKind};
+
+use super::*;
+use crate::identity::Identity;
+use crate::machine::MachineRequest;
+use crate::options::{self, Invocation, Options};
+use crate::parts::Parts;
+
+/// The replica's thread of a group of one node, which the test drives itself. No tick passes by itself.
+struct Driven {
+    parts: Parts,
+    runtime: Runtime,
+    _data: tempfile::TempDir,
+}
+
+fn options(data: &tempfile::TempDir) -> Options {
+    let path = data.path().to_str().unwrap();
+    let args = ["shardkv-node", "--data-dir", path].map(Into::into);
+    match options::parse(args) {
+        Ok(Invocation::Run(options)) => *options,
+        other => panic!("{other:?}"),
+    }
+}
+
+impl Driven {
+    /// Starts a node that leads its group.
+    fn leader() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let options = options(&data);
+        let stored = storage::open(data.path(), &storage::StorageOptions::default());
+        let belongs = (options.gid, options.cluster_name.as_str());
+        let directory = data.path().to_owned();
+        let identity = Identity::new(stored.unwrap().identity, None, true, belongs, directory);
+        let node = identity.node();
+        let mut replica_options = options.replica.clone();
+        replica_options.address = "a:1".to_owned();
+        let (fail, _) = oneshot::channel();
+        let metrics = Arc::new(Metrics::new());
+        let parts = Parts::new(options, "a:1".to_owned(), identity, metrics, fail);
+        let (mut log, mut state) = (MemoryLog::new(), MemoryState::new());
+        let first = Membership::of_voters([(node, "a:1".to_owned())]);
+        let genesis = Genesis::default().to_batch();
+        replica::initialise(&mut log, &mut state, &first, genesis).unwrap();
+        let replica = Replica::recover(
+            replica_options,
+            node,
+            Box::new(log),
+            Box::new(state),
+            Machine::new(GroupKind::Standalone),
+            1,
+        );
+        let hour = Duration::from_hours(1);
+        let clock = Clock::new(hour, 1, Instant::now());
+        let mut runtime = Runtime::new(replica.unwrap(), clock, parts.runtime_handles());
+        while runtime.replica.status().role != raft::Role::Leader {
+            runtime.replica.tick(LogTime(1));
+            runtime.poll().unwrap();
+        }
+        runtime.publish();
+        Self {
+            parts,
+            runtime,
+            _data: data,
+        }
+    }
+
+    /// Submits a request, and runs one round up to the moment before its answers are handed over. Returns the answers.
+    fn round(&mut self, request: MachineRequest) -> Vec<MachineResult> {
+        let permit = self.parts.admission.budget.take(1).unwrap();
+        let (reply, _receiver) = Reply::call(permit);
+        self.parts.inbox.submit([Submission { request, reply }]);
+        self.runtime
+            .handles
+            .inbox
+            .take(&mut self.runtime.batch, Some(Instant::now()));
+        assert!(!self.runtime.take_in());
+        self.runtime.poll().unwrap();
+        let answers = self.runtime.outlet.answers.drain(..);
+        answers.map(|(_, result)| result).collect()
+    }
+
+    fn published_disk_low(&self) -> bool {
+        self.parts.lifecycle.view().status.unwrap().disk_low
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_goes_out_after_the_status_that_explains_it() {
+    let mut driven = Driven::leader();
+    assert!(!driven.published_disk_low());
+    driven.parts.inbox.disk_low(true);
+    let write = replica::Request::Write {
+        operation: Bytes::from_static(b"any"),
+        frees_space: false,
+    };
+    let answers = driven.round(write);
+    assert_eq!(answers, [Err(Refusal::DiskFull)]);
+    assert!(driven.published_disk_low());
+}
+
+#[test]
+fn ticks_follow_the_time_and_a_pause_is_lost() {
+    let tick = Duration::from_millis(10);
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let mut clock = Clock::new(tick, 10, start);
+    let passed = |ticks, lost| Passed { ticks, lost };
+    assert_eq!(clock.passed(at(9)), passed(0, false));
+    assert_eq!(clock.passed(at(10)), passed(1, false));
+    assert_eq!(
+        clock.passed(at(39)),
+        passed(2, false),
+        "a late round catches up"
+    );
+    assert_eq!(clock.passed(at(130)), passed(10, false), "up to the bound");
+    assert_eq!(
+        clock.passed(at(60_130)),
+        passed(10, true),
+        "a pause of a minute does not count as a minute of silence"
+    );
+    assert_eq!(clock.next(), at(60_140));
+    assert_eq!(clock.passed(at(60_140)), passed(1, false));
+}
