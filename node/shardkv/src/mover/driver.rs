@@ -22,33 +22,26 @@
 //! the meaning of a refusal, are the request engine's ([`request`]). An action that another node may serve at once is
 //! repeated there at once. Every longer pause is the mover's: the action fails, and the mover starts it anew.
 
+mod answers;
 mod hedges;
 mod messages;
 mod nodes;
+mod pending;
+mod requests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use request::{Jitter, Leader, Next as NextStep, Policy, Refusal, Refused, Repeat, SingleCall};
+use request::{Leader, Refused};
 use types::Gid;
 
 use super::{Action, ActionId, Mover, MoverOptions, Outcome, Room};
+use crate::Ownership;
 use crate::bug::{Bug, Bugs};
-use crate::{JournalError, Ownership};
 use hedges::Hedge;
 pub use messages::{Answer, CallId, Effect, Request};
 use nodes::Nodes;
-
-/// The rules of an action's calls. All may be repeated. The pauses don't matter: an action that needs a pause fails.
-const POLICY: Policy = Policy {
-    max_attempts: 4,
-    reports_delays: true,
-    min_backoff: Duration::from_millis(1),
-    max_backoff: Duration::from_millis(1),
-    doubling: true,
-    bugs: request::Bugs::NONE,
-};
+use pending::{Pending, needs_leader};
 
 /// Options of a mover's driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,18 +81,6 @@ pub struct Driver {
     leaders: Nodes,
     /// The nodes that answered last, for requests that any node serves.
     members: Nodes,
-}
-
-/// An action whose call is pending.
-#[derive(Debug)]
-struct Pending {
-    id: ActionId,
-    action: Action,
-    attempts: SingleCall,
-    /// The node that was asked; `None` for a proposal.
-    node: Option<Leader>,
-    /// The deadline.
-    until: u64,
 }
 
 impl Driver {
@@ -298,207 +279,6 @@ impl Driver {
         });
     }
 
-    /// Returns the request of an action. Only a fetch is possible before the group follows controllers.
-    fn request(&self, ownership: &Ownership, pending: &Pending) -> Option<Request> {
-        let gid = self.gid;
-        Some(match &pending.action {
-            Action::FetchConfigs { after } => Request::Configs {
-                gid,
-                after: *after,
-                begun: ownership.controller.is_some(),
-                wait_ms: self.options.news_wait_ms,
-            },
-            Action::Pull {
-                shard,
-                config,
-                source,
-                after,
-                max_bytes,
-                ..
-            } => Request::Pull {
-                controller: ownership.controller?,
-                source: *source,
-                shard: *shard,
-                config: *config,
-                after: after.clone(),
-                max_bytes: *max_bytes,
-            },
-            Action::Delete {
-                shard,
-                config,
-                source,
-                ..
-            } => Request::Delete {
-                controller: ownership.controller?,
-                source: *source,
-                shard: *shard,
-                config: *config,
-            },
-            Action::Copy {
-                source, request, ..
-            } => Request::Copy {
-                controller: ownership.controller?,
-                source: *source,
-                request: request.clone(),
-            },
-            Action::Journal { source, step, .. } => Request::Journal {
-                controller: ownership.controller?,
-                source: *source,
-                step: *step,
-            },
-            Action::ReportCut { cuts } => Request::ReportCut {
-                controller: ownership.controller?,
-                cuts: cuts.clone(),
-            },
-            Action::Report { settled, held } => Request::Report {
-                controller: ownership.controller?,
-                gid,
-                settled: *settled,
-                held: *held,
-            },
-            // A proposal is not a call.
-            Action::Propose(_) => return None,
-        })
-    }
-
-    fn answered(
-        &mut self,
-        now: u64,
-        ownership: &Ownership,
-        pending: Pending,
-        answer: Result<Answer, Refused>,
-    ) {
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(refused) => return self.refused(now, ownership, pending, refused),
-        };
-        if let Some(node) = &pending.node {
-            let leads = self.leaders.guess(node.gid);
-            let leads = leads.is_some_and(|leader| leader.address == node.address);
-            match &pending.action {
-                Action::Pull { .. } | Action::Copy { .. } if !leads => {
-                    self.members.found_follower(node);
-                }
-                // A controller that is behind this group may stay so for long.
-                Action::FetchConfigs { after }
-                    if answer.latest_config(*after) < ownership.config =>
-                {
-                    self.members.failed(node);
-                }
-                _ => self.nodes(&pending.action).found(node),
-            }
-        }
-        if !pending.fits(&answer) {
-            let why = "the answer is of another kind: a bug in this version".to_owned();
-            return self.fail(&pending, why);
-        }
-        if let Answer::Refused(JournalError::Unknown { .. } | JournalError::NotSealed { .. }) =
-            answer
-            && let Some(node) = &pending.node
-            && let Some(leader) = self.asks_another(&pending, node)
-            && let Some(request) = self.request(ownership, &pending)
-        {
-            return self.send(pending, leader, request);
-        }
-        let outcome = match answer {
-            Answer::Part(part) => Outcome::Part(part),
-            Answer::Begun {
-                journal,
-                shard_bytes,
-            } => {
-                if let Action::Journal { step, .. } = &pending.action {
-                    self.mover.copy_measured(step.shard(), shard_bytes);
-                }
-                Outcome::Begun(journal)
-            }
-            Answer::Refused(error) => Outcome::Refused(error),
-            Answer::Stepped | Answer::Reported => Outcome::Done,
-            Answer::Chunk { chunk, shard_bytes } => {
-                let (shard, config) = (chunk.shard, chunk.config);
-                self.mover.shard_measured(shard, config, shard_bytes);
-                Outcome::Pulled(chunk)
-            }
-            Answer::Configs {
-                controller,
-                shards,
-                settled,
-                held,
-                full,
-                deltas,
-            } => Outcome::Configs {
-                controller,
-                shards,
-                settled,
-                held,
-                full,
-                deltas,
-            },
-        };
-        self.end(pending.id, outcome);
-    }
-
-    /// Handles a refusal: asks another node at once if that may do, otherwise fails the action.
-    fn refused(&mut self, now: u64, ownership: &Ownership, mut pending: Pending, refused: Refused) {
-        let Some(node) = pending.node.take() else {
-            return self.fail(&pending, refused.message);
-        };
-        let why = format!("{}: {}", node.address, refused.message);
-        if matches!(refused.refusal, Refusal::ShardNotReady { .. })
-            && let Some(other) = self.asks_another(&pending, &node)
-            && let Some(request) = self.request(ownership, &pending)
-        {
-            // The node hasn't applied the fence yet.
-            return self.send(pending, other, request);
-        }
-        let needs_leader = pending.needs_leader();
-        let is_busy = matches!(refused.refusal, Refusal::Overloaded { .. });
-        let nodes = self.nodes(&pending.action);
-        let hint = refused.refusal.hint().cloned();
-        let followed = hint.is_some_and(|hint| nodes.follow(&node, &hint));
-        let time = Duration::from_millis(now);
-        let next = pending
-            .attempts
-            .handle_refusal(time, refused, None, followed);
-        let (at_once, leader_failed) = match next {
-            NextStep::Retry {
-                pause,
-                leader_failed,
-            } => (pause.is_zero(), leader_failed),
-            NextStep::AwaitConfig { leader_failed, .. } => (false, leader_failed),
-            NextStep::Report | NextStep::Fail(_) => (false, false),
-        };
-        if !followed && (leader_failed || !needs_leader) {
-            nodes.failed(&node);
-        }
-        if leader_failed && pending.is_hurried() {
-            self.silent(&pending.action, &node);
-        }
-        if at_once {
-            self.call(ownership, pending);
-        } else if is_busy && self.hedges.contains_key(&pending.id) {
-            self.busy(&pending, why);
-        } else {
-            self.fail(&pending, why);
-        }
-    }
-
-    /// Returns the node to ask at once after one that hasn't applied yet what a request for a chunk or a part names: the leader after a
-    /// follower. After the leader, which may have been deposed, a shard that nobody serves asks one of the others.
-    fn asks_another(&self, pending: &Pending, asked: &Leader) -> Option<Leader> {
-        let reads = matches!(pending.action, Action::Pull { .. } | Action::Copy { .. });
-        let leader = self.leaders.guess(asked.gid).filter(|_| reads)?;
-        let other = match (leader.address == asked.address, pending.is_hurried()) {
-            (true, true) => {
-                let addresses = pending.addresses();
-                self.members
-                    .next_but(asked.gid, addresses, Some(&leader.address))
-            }
-            (false, false) => Some(leader),
-            _ => None,
-        };
-        other.filter(|other| other.address != asked.address && !self.is_asked(pending.id, other))
-    }
-
     /// Returns true if a call of the action to this node is pending.
     fn is_asked(&self, id: ActionId, node: &Leader) -> bool {
         let mut calls = self.pending.values().filter(|it| it.id == id);
@@ -568,86 +348,6 @@ impl Driver {
             &mut self.members
         }
     }
-}
-
-impl Pending {
-    fn new(id: ActionId, action: Action, until: u64) -> Self {
-        Self {
-            id,
-            action,
-            attempts: attempts(),
-            node: None,
-            until,
-        }
-    }
-
-    fn needs_leader(&self) -> bool {
-        needs_leader(&self.action)
-    }
-
-    /// Returns true for a part of a shard that was cut: nobody serves it.
-    fn is_hurried(&self) -> bool {
-        matches!(&self.action, Action::Copy { request, .. } if request.fence.is_some())
-    }
-
-    /// Returns the group that is asked; none for the controllers.
-    fn gid(&self) -> Gid {
-        match &self.action {
-            Action::Pull { source, .. }
-            | Action::Copy { source, .. }
-            | Action::Journal { source, .. }
-            | Action::Delete { source, .. } => *source,
-            _ => Gid::NONE,
-        }
-    }
-
-    /// Returns the addresses of the group that is asked.
-    fn addresses(&self) -> &[String] {
-        match &self.action {
-            Action::Pull { addresses, .. }
-            | Action::Copy { addresses, .. }
-            | Action::Journal { addresses, .. }
-            | Action::Delete { addresses, .. } => addresses,
-            _ => &[],
-        }
-    }
-
-    /// Returns true if `answer` answers this call.
-    fn fits(&self, answer: &Answer) -> bool {
-        match answer {
-            Answer::Stepped => matches!(
-                self.action,
-                Action::Delete { .. } | Action::Propose(_) | Action::Journal { .. }
-            ),
-            Answer::Configs { .. } => matches!(self.action, Action::FetchConfigs { .. }),
-            Answer::Chunk { .. } => matches!(self.action, Action::Pull { .. }),
-            Answer::Part(_) => matches!(self.action, Action::Copy { .. }),
-            Answer::Begun { .. } => matches!(self.action, Action::Journal { .. }),
-            Answer::Refused(_) => {
-                matches!(self.action, Action::Copy { .. } | Action::Journal { .. })
-            }
-            Answer::Reported => {
-                matches!(
-                    self.action,
-                    Action::Report { .. } | Action::ReportCut { .. }
-                )
-            }
-        }
-    }
-}
-
-fn needs_leader(action: &Action) -> bool {
-    matches!(
-        action,
-        Action::Delete { .. }
-            | Action::Journal { .. }
-            | Action::ReportCut { .. }
-            | Action::Report { .. }
-    )
-}
-
-fn attempts() -> SingleCall {
-    SingleCall::new(Repeat::Freely, POLICY, Jitter::new(0))
 }
 
 #[cfg(test)]
