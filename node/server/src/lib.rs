@@ -70,7 +70,6 @@ mod machine;
 mod metrics;
 mod mover;
 mod node;
-mod options;
 mod parts;
 mod peers;
 mod random;
@@ -89,6 +88,7 @@ use std::io::Write as _;
 use anyhow::Context as _;
 pub use exit::ExitCode;
 use exit::Fatal;
+use node_options as options;
 use options::{Invocation, Options};
 
 // The switches that put known bugs back exist for the simulator only.
@@ -103,7 +103,7 @@ const _: () = assert!(
 /// Runs the program with a command line, which begins with the program's name. Returns the exit code, after printing the reason
 /// on standard error.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    match options::parse(args) {
+    match options::parse(args, exit::HELP) {
         Ok(Invocation::Print(text)) => {
             // Standard output may be closed.
             let _ = std::io::stdout().write_all(text.as_bytes());

@@ -156,7 +156,7 @@ fn changed_options_change_the_pods() {
 
 #[test]
 fn nodes_know_every_option_of_the_pods() {
-    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/server/src/options/table.rs");
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/options/src/table.rs");
     let table = std::fs::read_to_string(table).unwrap();
     let resource: ShardKvCluster =
         yaml::read(&std::fs::read_to_string(folder("clusters").join("everything.yaml")).unwrap())

@@ -19,7 +19,7 @@ struct Driven {
 fn options(data: &tempfile::TempDir) -> Options {
     let path = data.path().to_str().unwrap();
     let args = ["shardkv-node", "--data-dir", path].map(Into::into);
-    match options::parse(args) {
+    match options::parse(args, "") {
         Ok(Invocation::Run(options)) => *options,
         other => panic!("{other:?}"),
     }

@@ -1,4 +1,7 @@
 //! The options of a node: from flags, else environment variables, else a YAML file, else defaults.
+//!
+//! A crate of its own, without the node, so that the operator checks options with the node's own parser before it writes
+//! them. Only the types and functions here are public; [`table`] is the one place that names the options.
 
 mod file;
 mod groups;
@@ -14,120 +17,128 @@ use probes::telemetry::{self, LogFormat};
 use shardkv::GroupKind;
 use types::Gid;
 
-pub(crate) use read::OptionError;
+pub use read::OptionError;
 use read::Values;
 
 /// The maximum size of a frame between peers, in bytes. It is a constant and not an option, so that nodes with different
 /// options never refuse each other's entries.
-pub(crate) const MAX_FRAME_BYTES: usize = 64 << 20;
+pub const MAX_FRAME_BYTES: usize = 64 << 20;
 /// The upper limit of `max_entry_bytes`: an entry and an append must fit in a frame.
 const MAX_ENTRY_BYTES: usize = 32 << 20;
 
 /// All options of a node, checked.
 #[derive(Clone, Debug)]
-pub(crate) struct Options {
-    pub(crate) data_dir: PathBuf,
-    pub(crate) cluster_name: String,
-    pub(crate) gid: Gid,
+#[expect(missing_docs, reason = "the table explains each option")]
+pub struct Options {
+    pub data_dir: PathBuf,
+    pub cluster_name: String,
+    pub gid: Gid,
     /// The controllers' addresses. Not empty exactly for groups of the kind shards.
-    pub(crate) controllers: Vec<String>,
-    pub(crate) listen: String,
-    pub(crate) advertise: Option<String>,
+    pub controllers: Vec<String>,
+    pub listen: String,
+    pub advertise: Option<String>,
     /// As given: empty means only this node.
-    pub(crate) peers: Vec<String>,
-    pub(crate) genesis: GenesisOptions,
+    pub peers: Vec<String>,
+    pub genesis: GenesisOptions,
     /// The replica's options. Its address is set when it is known.
-    pub(crate) replica: replica::Options,
-    pub(crate) limits: Limits,
-    pub(crate) network: Network,
-    pub(crate) disk: Disk,
-    pub(crate) handoff: Handoff,
-    pub(crate) max_forwarded: usize,
-    pub(crate) request_timeout: Duration,
-    pub(crate) shutdown_timeout: Duration,
-    pub(crate) metrics_listen: Option<String>,
-    pub(crate) ready_file: Option<PathBuf>,
-    pub(crate) log_format: LogFormat,
-    pub(crate) log_filter: String,
-    pub(crate) rpc_threads: usize,
+    pub replica: replica::Options,
+    pub limits: Limits,
+    pub network: Network,
+    pub disk: Disk,
+    pub handoff: Handoff,
+    pub max_forwarded: usize,
+    pub request_timeout: Duration,
+    pub shutdown_timeout: Duration,
+    pub metrics_listen: Option<String>,
+    pub ready_file: Option<PathBuf>,
+    pub log_format: LogFormat,
+    pub log_filter: String,
+    pub rpc_threads: usize,
 }
 
 /// The values that a group is created with. Values that are not given are not compared with the stored ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct GenesisOptions {
+#[expect(missing_docs, reason = "the table explains each option")]
+pub struct GenesisOptions {
     /// The kind of the group. It always has a value.
-    pub(crate) kind: GroupKind,
-    pub(crate) shards: Option<u32>,
-    pub(crate) session_ttl_ms: Option<u64>,
-    pub(crate) max_sessions_per_shard: Option<u32>,
-    pub(crate) max_results_per_session: Option<u32>,
+    pub kind: GroupKind,
+    pub shards: Option<u32>,
+    pub session_ttl_ms: Option<u64>,
+    pub max_sessions_per_shard: Option<u32>,
+    pub max_results_per_session: Option<u32>,
 }
 
 /// Bounds of clients' requests.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) max_value_bytes: usize,
-    pub(crate) max_request_bytes: usize,
-    pub(crate) max_batch_items: usize,
-    pub(crate) max_stream_inflight_items: usize,
-    pub(crate) max_pending_requests: usize,
-    pub(crate) max_inflight_bytes: usize,
-    pub(crate) max_streams_per_connection: u32,
-    pub(crate) max_connections: usize,
-    pub(crate) scan_page_bytes: u32,
-    pub(crate) scan_page_pairs: u32,
-    pub(crate) max_exports: usize,
-    pub(crate) max_watchers: usize,
+#[expect(missing_docs, reason = "the table explains each option")]
+pub struct Limits {
+    pub max_value_bytes: usize,
+    pub max_request_bytes: usize,
+    pub max_batch_items: usize,
+    pub max_stream_inflight_items: usize,
+    pub max_pending_requests: usize,
+    pub max_inflight_bytes: usize,
+    pub max_streams_per_connection: u32,
+    pub max_connections: usize,
+    pub scan_page_bytes: u32,
+    pub scan_page_pairs: u32,
+    pub max_exports: usize,
+    pub max_watchers: usize,
 }
 
 /// Options of hand-offs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Handoff {
-    pub(crate) mover: shardkv::MoverOptions,
+#[expect(missing_docs, reason = "the table explains each option")]
+pub struct Handoff {
+    pub mover: shardkv::MoverOptions,
     /// The maximum time that one step waits for another group.
-    pub(crate) timeout: Duration,
+    pub timeout: Duration,
 }
 
 /// Options of the network.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Network {
-    pub(crate) connect_timeout: Duration,
-    pub(crate) keepalive_interval: Duration,
-    pub(crate) keepalive_timeout: Duration,
-    pub(crate) handshake_timeout: Duration,
-    pub(crate) stream_window_bytes: u32,
-    pub(crate) connection_window_bytes: u32,
-    pub(crate) peer_queue_bytes: usize,
-    pub(crate) peer_frame_bytes: usize,
+#[expect(missing_docs, reason = "the table explains each option")]
+pub struct Network {
+    pub connect_timeout: Duration,
+    pub keepalive_interval: Duration,
+    pub keepalive_timeout: Duration,
+    pub handshake_timeout: Duration,
+    pub stream_window_bytes: u32,
+    pub connection_window_bytes: u32,
+    pub peer_queue_bytes: usize,
+    pub peer_frame_bytes: usize,
     /// Zero means no limit.
-    pub(crate) snapshot_bytes_per_second: u64,
+    pub snapshot_bytes_per_second: u64,
 }
 
 /// Options of the disk.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Disk {
+#[expect(missing_docs, reason = "the table explains each option")]
+pub struct Disk {
     /// `None`: the store chooses.
-    pub(crate) reserve_bytes: Option<u64>,
-    pub(crate) block_cache_bytes: usize,
-    pub(crate) state_write_buffer_bytes: usize,
-    pub(crate) log_write_buffer_bytes: usize,
-    pub(crate) max_open_files: i32,
+    pub reserve_bytes: Option<u64>,
+    pub block_cache_bytes: usize,
+    pub state_write_buffer_bytes: usize,
+    pub log_write_buffer_bytes: usize,
+    pub max_open_files: i32,
 }
 
 /// The result of reading a command line.
 #[derive(Debug)]
-pub(crate) enum Invocation {
+pub enum Invocation {
     /// Run a node.
     Run(Box<Options>),
     /// Print this text on standard output and exit with success.
     Print(String),
 }
 
-/// Reads a command line, with the environment and the options file.
-pub(crate) fn parse(
+/// Reads a command line, with the environment and the options file. `footer` is the end of the text of `--help`.
+pub fn parse(
     args: impl IntoIterator<Item = std::ffi::OsString>,
+    footer: &'static str,
 ) -> Result<Invocation, OptionError> {
-    let matches = match read::command().try_get_matches_from(args) {
+    let command = read::command().after_help(footer);
+    let matches = match command.try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) => {
             let text = error.render().to_string();
@@ -148,18 +159,35 @@ pub(crate) fn parse(
                 place: path.clone(),
                 reason: format!("can't be read: {error}"),
             })?;
-            file::parse(&text).map_err(|error| OptionError {
-                place: path.clone(),
-                reason: error.to_string(),
-            })?
+            settings(path, &text)?
         }
     };
-    let mut values = Values::merge(&matches, path.as_deref().unwrap_or_default(), settings);
+    let mut values = Values::new(path.as_deref().unwrap_or_default(), settings);
+    values.add_matches(&matches);
     let options = build(&mut values)?;
     if matches.get_flag("print_options") {
         return Ok(Invocation::Print(values.report()));
     }
     Ok(Invocation::Run(Box::new(options)))
+}
+
+/// Checks an options file as a node does that starts with these environment variables and no flags. `path` names the file in
+/// errors.
+pub fn check<'a>(
+    path: &str,
+    text: &str,
+    environment: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> Result<(), OptionError> {
+    let mut values = Values::new(path, settings(path, text)?);
+    values.add_environment(environment);
+    build(&mut values).map(|_| ())
+}
+
+fn settings(path: &str, text: &str) -> Result<Vec<file::Setting>, OptionError> {
+    file::parse(text).map_err(|error| OptionError {
+        place: path.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 fn build(values: &mut Values) -> Result<Options, OptionError> {

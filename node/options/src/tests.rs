@@ -6,7 +6,9 @@ fn values(args: &[&str], file: &str) -> anyhow::Result<Values> {
     let args = [&["shardkv-node"], args].concat();
     let matches = read::command().try_get_matches_from(args)?;
     let settings = file::parse(file)?;
-    Ok(Values::merge(&matches, "node.yaml", settings))
+    let mut values = Values::new("node.yaml", settings);
+    values.add_matches(&matches);
+    Ok(values)
 }
 
 fn options(args: &[&str], file: &str) -> anyhow::Result<Options> {
@@ -159,7 +161,10 @@ fn addresses_of_all_kinds_are_taken() {
 
 #[test]
 fn help_names_every_option_with_unit_and_default() {
-    let help = read::command().render_long_help().to_string();
+    let arguments = ["shardkv-node", "--help"].map(Into::into);
+    let Ok(Invocation::Print(help)) = parse(arguments, "Exit codes:") else {
+        panic!("--help prints a text");
+    };
     for row in ROWS {
         assert!(help.contains(&format!("--{}", row.flag())), "{}", row.key);
         assert!(help.contains(row.unit), "{}", row.key);
@@ -211,4 +216,38 @@ fn small_entries_have_smaller_parts_of_shards() {
     let options = options(&small, "").unwrap();
     let chunk = options.handoff.mover.chunk_bytes;
     assert!((1..50_000).contains(&chunk), "{chunk}");
+}
+
+/// The operator checks a file without a process, and gets the error that the node would end with.
+#[test]
+fn a_file_is_checked_with_the_environment_that_it_will_meet() {
+    let shards = [
+        ("SHARDKV_DATA_DIR", "/d"),
+        ("SHARDKV_ROLE", "shards"),
+        ("SHARDKV_GID", "1"),
+        ("SHARDKV_CONTROLLERS", "a:1,b:1"),
+        ("PATH", "/bin"),
+    ];
+    let with = |file: &str| check("node.yaml", file, shards).map_err(|error| error.to_string());
+    assert_eq!(with("tick_ms: 5\ngid: 0\n"), Ok(()), "the environment wins");
+    let refused = [
+        (
+            "log_filter: a=debgu\n",
+            "node.yaml line 1: log_filter: `a=debgu`",
+        ),
+        (
+            "\ntick_m: 5\n",
+            "node.yaml: line 2: unknown option `tick_m`; did you mean `tick_ms`?",
+        ),
+        (
+            "tick_ms: 0\n",
+            "node.yaml line 1: tick_ms: `0` is not a whole number",
+        ),
+    ];
+    for (file, reason) in refused {
+        let error = with(file).unwrap_err();
+        assert!(error.starts_with(reason), "{error}");
+    }
+    let error = check("node.yaml", "", [("SHARDKV_GID", "1")]).unwrap_err();
+    assert_eq!(error.place, "--data-dir");
 }

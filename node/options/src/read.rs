@@ -34,11 +34,11 @@ pub(crate) struct Given {
 /// A value that is not valid, or a missing one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {reason}")]
-pub(crate) struct OptionError {
+pub struct OptionError {
     /// The flag, the variable, or the file with its line.
-    pub(crate) place: String,
+    pub place: String,
     /// The reason, and a valid value.
-    pub(crate) reason: String,
+    pub reason: String,
 }
 
 /// Builds the command line's grammar from the table.
@@ -51,7 +51,6 @@ pub(crate) fn command() -> Command {
              An option is taken from the command line, else from the environment, else from the file \
              that --config names, else from its default.",
         )
-        .after_help(crate::exit::HELP)
         .arg(
             Arg::new("config")
                 .long("config")
@@ -94,8 +93,8 @@ pub(crate) struct Values {
 }
 
 impl Values {
-    /// Merges the command line (with the environment, which its parser read) and the file's settings.
-    pub(crate) fn merge(matches: &ArgMatches, path: &str, settings: Vec<Setting>) -> Self {
+    /// Takes the settings of a file.
+    pub(crate) fn new(path: &str, settings: Vec<Setting>) -> Self {
         let mut given = BTreeMap::new();
         for Setting { key, value, line } in settings {
             let origin = Origin::File(path.to_owned(), line);
@@ -107,6 +106,14 @@ impl Values {
                 },
             );
         }
+        Self {
+            given,
+            read: BTreeMap::new(),
+        }
+    }
+
+    /// Adds the command line, with the environment, which its parser has read. Both win over the file.
+    pub(crate) fn add_matches(&mut self, matches: &ArgMatches) {
         for row in ROWS {
             let origin = match matches.value_source(row.key) {
                 Some(ValueSource::CommandLine) => Origin::Flag,
@@ -115,12 +122,21 @@ impl Values {
             };
             if let Some(text) = matches.get_one::<String>(row.key) {
                 let text = text.clone();
-                given.insert(row.key, Given { text, origin });
+                self.given.insert(row.key, Given { text, origin });
             }
         }
-        Self {
-            given,
-            read: BTreeMap::new(),
+    }
+
+    /// Adds environment variables. They win over the file; variables of other programs are ignored.
+    pub(crate) fn add_environment<'a>(
+        &mut self,
+        variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) {
+        for (name, text) in variables {
+            if let Some(row) = ROWS.iter().find(|row| row.variable() == name) {
+                let (text, origin) = (text.to_owned(), Origin::Environment);
+                self.given.insert(row.key, Given { text, origin });
+            }
         }
     }
 
