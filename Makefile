@@ -111,6 +111,10 @@ bench: build ## Measure puts and gets, one to three groups, and moves of shards,
 	@PATH="$(abspath $(bin)):$$PATH" SECONDS_EACH="$(BENCH_SECONDS)" MOVE_SIZES="$(MOVE_SIZES)" BENCH_JSON="$(abspath $(bin)/../bench.jsonl)" \
 		REBALANCE="$(abspath $(bin))/examples/rebalance" deploy/bench.sh
 
+.PHONY: scale
+scale: build checker ## Grow from two groups to five and back with 3 GB under load (SCALE_MB=100: quick), and check that nothing is lost
+	@PATH="$(abspath $(bin)):$$PATH" deploy/scale.sh
+
 .PHONY: bench-micro
 bench-micro: deps ## Measure single functions with criterion: codecs, apply, rebalance (minutes; ARGS=codec/put: those that match)
 	@.ci/build $(CARGO) bench --bench '*' -- $(ARGS)

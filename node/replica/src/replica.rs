@@ -410,6 +410,11 @@ impl<M: StateMachine> Replica<M> {
         self.state.flush()
     }
 
+    /// Returns true if this node leads its group, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.raft.role() == Role::Leader
+    }
+
     /// Returns the status of this replica.
     pub fn status(&self) -> Status {
         Status {

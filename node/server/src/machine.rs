@@ -91,6 +91,18 @@ impl Machine {
         }
     }
 
+    /// Returns true for a request for a shard that was cut for this group and isn't served yet.
+    pub(crate) fn awaits(&self, request: &MachineRequest) -> bool {
+        let Self::Shards(machine) = self else {
+            return false;
+        };
+        match request {
+            replica::Request::Write { operation, .. } => machine.awaits_write(operation),
+            replica::Request::Read(Query::Shards(query)) => machine.awaits_read(query),
+            _ => false,
+        }
+    }
+
     /// Returns the published state as of the last applied entry.
     pub(crate) fn published(&self) -> Published {
         match self {

@@ -3,6 +3,8 @@
 //! One round takes all input, advances the clock, polls the replica (which sends, writes once and applies), and hands the
 //! answers over. While the thread waits for the disk, the next round's input gathers: that is how batches form.
 
+mod parking;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +22,7 @@ use crate::readiness::ReadinessProbe;
 use crate::replies::{Deliveries, PendingReplies, Reply};
 use crate::routing::Routing;
 use crate::transport::Transport;
+use parking::Parking;
 
 /// The replica with the state of its thread.
 pub(crate) struct Runtime {
@@ -35,6 +38,7 @@ pub(crate) struct Runtime {
     /// True if the replica was told that the disk is nearly full.
     disk_low: bool,
     leader: Option<NodeId>,
+    parking: Parking,
     /// The state that the machine published last.
     published: Option<Published>,
 }
@@ -107,6 +111,7 @@ impl Runtime {
             full_logged: false,
             disk_low: false,
             leader: None,
+            parking: Parking::default(),
             published: None,
             handles,
         }
@@ -123,7 +128,9 @@ impl Runtime {
                 return self.stop();
             }
             self.poll()?;
-            self.publish_machine();
+            if self.publish_machine() {
+                self.unpark();
+            }
             self.handles.deliveries.hand_over(&mut self.outlet.answers);
         }
     }
@@ -165,11 +172,44 @@ impl Runtime {
                 .batch_requests
                 .observe(f64::from(count));
         }
-        for Submission { request, reply } in self.batch.requests.drain(..) {
+        // Parked requests came first.
+        if passed.ticks > 0 || self.batch.stop {
+            self.unpark();
+        }
+        self.submit();
+        self.batch.stop
+    }
+
+    /// Submits the requests of the batch, but those that wait for a shard.
+    fn submit(&mut self) {
+        let leads = self.replica.leads() && !self.batch.stop;
+        let now = Instant::now();
+        for submission in self.batch.requests.drain(..) {
+            let machine = self.replica.machine();
+            if let Some(Submission { request, reply }) =
+                self.parking.park(machine, leads, now, submission)
+            {
+                let id = self.outlet.pending.insert(reply);
+                self.replica.submit(RequestId(id), request);
+            } else {
+                self.handles.metrics.handoff.parked_requests.inc();
+            }
+        }
+    }
+
+    /// Submits the parked requests that wait no longer.
+    fn unpark(&mut self) {
+        if self.parking.is_empty() {
+            return;
+        }
+        let leads = self.replica.leads() && !self.batch.stop;
+        let released = self
+            .parking
+            .release(self.replica.machine(), leads, Instant::now());
+        for Submission { request, reply } in released {
             let id = self.outlet.pending.insert(reply);
             self.replica.submit(RequestId(id), request);
         }
-        self.batch.stop
     }
 
     fn poll(&mut self) -> Result<(), StoreError> {
@@ -208,14 +248,17 @@ impl Runtime {
     }
 
     /// Publishes the state of the machine when it has changed. It runs before the answers go out, so that a client whose
-    /// request was answered sees it.
-    fn publish_machine(&mut self) {
+    /// request was answered sees it. Returns true if it has changed.
+    fn publish_machine(&mut self) -> bool {
         let latest = self.replica.machine().published();
         let published = self.published.as_ref();
-        if !published.is_some_and(|published| published.is_same(&latest)) {
-            self.handles.routing.update(latest.clone());
-            self.published = Some(latest);
+        if published.is_some_and(|published| published.is_same(&latest)) {
+            return false;
         }
+        self.parking.note(&latest);
+        self.handles.routing.update(latest.clone());
+        self.published = Some(latest);
+        true
     }
 
     fn publish(&mut self) {

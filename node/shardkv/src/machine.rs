@@ -96,6 +96,23 @@ impl ShardKv {
         &self.journals
     }
 
+    /// Returns true for a write to a shard that was cut for this group and isn't served yet: it would be refused now, and served soon.
+    pub fn awaits_write(&self, operation: &Bytes) -> bool {
+        matches!(
+            self.refuse_early(operation),
+            Some(Response::Refused(KvError::ShardNotReady { .. }))
+        )
+    }
+
+    /// Returns true for a read of one key of such a shard.
+    pub fn awaits_read(&self, query: &Query) -> bool {
+        let (Query::Get { key }, Some(genesis)) = (query, self.genesis) else {
+            return false;
+        };
+        let served = self.ownership.check_served(shard_of(key, genesis.shards));
+        matches!(served, Err(KvError::ShardNotReady { .. }))
+    }
+
     /// Removes the pairs of `[start, end)` of a shard that is served here, by one change of the state; an empty `end` is the
     /// shard's end. For operations that remove many pairs; no write of clients does.
     pub fn clear_range(

@@ -81,6 +81,7 @@ pub(crate) struct HandoffMetrics {
     pub(crate) room_bytes: Gauge,
     pub(crate) rate_bytes: Gauge,
     pub(crate) hurried: Counter,
+    pub(crate) parked_requests: Counter,
     pub(crate) read_seconds: Histogram,
 }
 
@@ -96,6 +97,7 @@ impl HandoffMetrics {
             room_bytes: Gauge::default(),
             rate_bytes: Gauge::default(),
             hurried: Counter::default(),
+            parked_requests: Counter::default(),
             read_seconds: seconds(),
         }
     }
@@ -366,6 +368,11 @@ impl Metrics {
             "handoff_hurried_copies",
             "Copies reported after the most rounds, because their shards changed faster than the copies followed",
             m.hurried.clone(),
+        );
+        r.register(
+            "handoff_parked_requests",
+            "Requests that waited at the new owner until a shard that was cut arrived, half a second at most",
+            m.parked_requests.clone(),
         );
         r.register_with_unit(
             "handoff_read",

@@ -1,11 +1,14 @@
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use raft::Membership;
 use replica::memory::{MemoryLog, MemoryState};
-use shardkv::{Genesis, GroupKind};
+use shardkv::{Chunk, Configure, Cursor, Genesis, GroupKind, Next, Ownership, Step};
+use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
 
 use super::*;
 use crate::identity::Identity;
-use crate::machine::MachineRequest;
+use crate::machine::{MachineRequest, Query};
 use crate::options::{self, Invocation, Options};
 use crate::parts::Parts;
 
@@ -28,6 +31,10 @@ fn options(data: &tempfile::TempDir) -> Options {
 impl Driven {
     /// Starts a node that leads its group.
     fn leader() -> Self {
+        Self::leader_of(GroupKind::Standalone)
+    }
+
+    fn leader_of(kind: GroupKind) -> Self {
         let data = tempfile::tempdir().unwrap();
         let options = options(&data);
         let stored = storage::open(data.path(), &storage::StorageOptions::default());
@@ -42,14 +49,19 @@ impl Driven {
         let parts = Parts::new(options, "a:1".to_owned(), identity, metrics, fail);
         let (mut log, mut state) = (MemoryLog::new(), MemoryState::new());
         let first = Membership::of_voters([(node, "a:1".to_owned())]);
-        let genesis = Genesis::default().to_batch();
+        let genesis = Genesis {
+            kind,
+            shards: 1,
+            ..Genesis::default()
+        };
+        let genesis = genesis.to_batch();
         replica::initialise(&mut log, &mut state, &first, genesis).unwrap();
         let replica = Replica::recover(
             replica_options,
             node,
             Box::new(log),
             Box::new(state),
-            Machine::new(GroupKind::Standalone),
+            Machine::new(kind),
             1,
         );
         let hour = Duration::from_hours(1);
@@ -78,8 +90,61 @@ impl Driven {
             .take(&mut self.runtime.batch, Some(Instant::now()));
         assert!(!self.runtime.take_in());
         self.runtime.poll().unwrap();
+        if self.runtime.publish_machine() {
+            self.runtime.unpark();
+            self.runtime.poll().unwrap();
+        }
         let answers = self.runtime.outlet.answers.drain(..);
         answers.map(|(_, result)| result).collect()
+    }
+
+    fn step(&mut self, step: &Step) -> Vec<MachineResult> {
+        self.round(replica::Request::Write {
+            operation: step.encode(),
+            frees_space: true,
+        })
+    }
+
+    fn read(&mut self) -> Vec<MachineResult> {
+        let query = shardkv::Query::Get {
+            key: Bytes::from_static(b"key"),
+        };
+        self.round(replica::Request::Read(Query::Shards(query)))
+    }
+
+    fn ownership(&self) -> Arc<Ownership> {
+        match self.runtime.replica.machine().published() {
+            Published::Ownership(ownership) => ownership,
+            Published::Config(_) => panic!("a group of shards"),
+        }
+    }
+
+    /// Makes the group the owner of its only shard, which another group has fenced.
+    fn cut(&mut self) {
+        let groups = [OWN, OTHER].map(|gid| (gid, vec![format!("{gid}:1")]));
+        let groups = groups.into();
+        let first = ShardConfig::new(ConfigNum(1), BTreeMap::clone(&groups), [(1, OTHER)]).unwrap();
+        let mut second = first.clone();
+        let delta = ConfigDelta::between(&first, &groups, &[OWN]);
+        second.apply(&delta).unwrap();
+        for config in [first, second] {
+            let step = Configure::to(&config, OWN, ClusterId(7), &self.ownership());
+            self.step(&Step::Configure(step));
+        }
+    }
+
+    fn install(&mut self) -> Vec<MachineResult> {
+        self.step(&Step::Install(Chunk {
+            shard: ShardId(0),
+            config: ConfigNum(2),
+            after: Cursor::default(),
+            pairs: Vec::new(),
+            sessions: Vec::new(),
+            next: Next::Done {
+                clock: LogTime(1),
+                ttl_ms: 600_000,
+            },
+        }))
     }
 
     fn published_disk_low(&self) -> bool {
@@ -99,6 +164,56 @@ async fn a_refusal_goes_out_after_the_status_that_explains_it() {
     let answers = driven.round(write);
     assert_eq!(answers, [Err(Refusal::DiskFull)]);
     assert!(driven.published_disk_low());
+}
+
+const OWN: Gid = Gid(1);
+const OTHER: Gid = Gid(2);
+
+fn is_not_ready(answers: &[MachineResult]) -> bool {
+    use shardkv::{KvError, Response as Kv};
+    let refused = |it: &MachineResult| {
+        matches!(
+            it,
+            Ok(Answer::Machine(Response::Shards(Kv::Refused(
+                KvError::ShardNotReady { .. }
+            ))))
+        )
+    };
+    answers.iter().any(refused)
+}
+
+#[tokio::test]
+async fn a_request_for_a_shard_on_its_way_waits_until_the_shard_is_served() {
+    let mut driven = Driven::leader_of(GroupKind::Shards);
+    driven.cut();
+    assert!(driven.read().is_empty());
+    assert_eq!(driven.parts.metrics.handoff.parked_requests.get(), 1);
+    let answers = driven.install();
+    assert_eq!(answers.len(), 2, "of the step and of the read: {answers:?}");
+    assert!(answers.iter().all(Result::is_ok) && !is_not_ready(&answers));
+    assert_eq!(driven.read().len(), 1, "nothing waits any more");
+}
+
+#[tokio::test]
+async fn a_request_waits_half_a_second_at_most_and_few_wait() {
+    let mut driven = Driven::leader_of(GroupKind::Shards);
+    driven.cut();
+    for _ in 0..parking::MAX_PARKED {
+        assert!(driven.read().is_empty());
+    }
+    assert!(is_not_ready(&driven.read()), "one too many");
+    let machine = driven.runtime.replica.machine();
+    let later = Instant::now() + parking::PARK_FOR;
+    let mut release = |leads, now| driven.runtime.parking.release(machine, leads, now).len();
+    assert_eq!(release(true, Instant::now()), 0);
+    assert_eq!(release(true, later), parking::MAX_PARKED);
+    assert!(driven.read().is_empty());
+    let machine = driven.runtime.replica.machine();
+    let released = driven
+        .runtime
+        .parking
+        .release(machine, false, Instant::now());
+    assert_eq!(released.len(), 1, "the node leads no longer");
 }
 
 #[test]
