@@ -95,7 +95,6 @@ impl Parts {
             Arc::clone(&lifecycle),
             Arc::clone(&peers),
             Arc::clone(&routing),
-            Arc::clone(&admission),
             Arc::clone(&metrics),
         ));
         let transport = Arc::new(Transport::new(

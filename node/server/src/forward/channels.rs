@@ -12,8 +12,9 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::options::Network;
 
-/// The most connections that are kept; beyond it the least recently used one is dropped.
-const MAX_KEPT: usize = 256;
+/// The most connections that are kept; beyond it the least recently used one is dropped. A node talks mostly to the leaders of other
+/// groups, so this is enough for a thousand groups.
+const MAX_KEPT: usize = 1_024;
 
 /// The reason why there is no connection to a node. Nothing was sent, and a later attempt may succeed.
 #[derive(Debug, thiserror::Error)]

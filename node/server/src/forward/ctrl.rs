@@ -36,7 +36,7 @@ pub(crate) async fn controllers<R: ControllerRequest>(
     call(
         forwarder,
         || Ok(controller_group(forwarder)),
-        repeat,
+        (repeat, 0),
         |channel, _| request.clone().send_to(client(channel)),
     )
     .await

@@ -16,8 +16,7 @@ use super::{Destination, Forwarder, Repeat, call, once_for, repeat_of_write};
 
 /// Forwards an item to the owner of its key.
 pub(crate) async fn item(forwarder: &Forwarder, item: Item) -> Result<ItemResponse, ErrorDetail> {
-    let _permit = forwarder.admission.budget.take(size(&item))?;
-    let repeat = repeat(&item);
+    let repeat = (repeat(&item), size(&item));
     let route = || owner_of_key(forwarder, key(&item));
     let limit = answer_limit(forwarder);
     call(forwarder, route, repeat, |channel, gid| {
@@ -75,7 +74,7 @@ pub(crate) async fn open_session(
             None => Err(errors::unavailable("no group has joined yet", 1_000)),
         }
     };
-    call(forwarder, route, Repeat::Freely, |channel, gid| {
+    call(forwarder, route, (Repeat::Freely, 0), |channel, gid| {
         let mut client = KvClient::new(channel);
         async move {
             let answer = client
@@ -124,7 +123,7 @@ async fn pages<F>(
 where
     F: Future<Output = Result<Streaming<ScanResponse>, tonic::Status>>,
 {
-    call(forwarder, route, Repeat::Freely, |channel, gid| {
+    call(forwarder, route, (Repeat::Freely, 0), |channel, gid| {
         let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
         ask(client, gid)
     })

@@ -1,8 +1,8 @@
 //! Forwarding: requests that another node must answer are passed to the leader of the group that they belong to.
 //!
 //! A forwarded call says so ([`NO_FORWARD_METADATA_KEY`]) and is answered or refused at the node that gets it, so there is at most
-//! one hop. The bounds: calls that are being forwarded (`max_forwarded`), their bytes (the node's budget), and a few attempts
-//! within the request's own time.
+//! one hop. The bounds: calls that are being forwarded (`max_forwarded`) and their bytes, with a share for each group ([`places`]), and a few
+//! attempts within the request's own time.
 //!
 //! # Retries
 //!
@@ -17,6 +17,7 @@ mod channels;
 mod ctrl;
 mod kv;
 mod leaders;
+mod places;
 
 use std::error::Error as _;
 use std::hash::{BuildHasher as _, RandomState};
@@ -41,7 +42,8 @@ pub(crate) use kv::{export, item, open_session, own_group, scan};
 pub(crate) use leaders::Leaders;
 pub(crate) use request::Repeat;
 
-use crate::admission::Admission;
+use places::{Place, Places};
+
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::options::Options;
@@ -65,14 +67,13 @@ const CONFIG_PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Forwarder {
     pub(crate) channels: Channels,
     pub(crate) leaders: Leaders,
-    calls: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Scans last as long as their callers like, so they have a bound of their own.
     scans: Arc<Semaphore>,
     max_forwarded: usize,
     lifecycle: Arc<Lifecycle>,
     peers: Arc<Peers>,
     routing: Arc<Routing>,
-    admission: Arc<Admission>,
     metrics: Arc<Metrics>,
     controllers: Vec<String>,
     request_timeout: Duration,
@@ -94,29 +95,25 @@ impl Forwarder {
         lifecycle: Arc<Lifecycle>,
         peers: Arc<Peers>,
         routing: Arc<Routing>,
-        admission: Arc<Admission>,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             channels: Channels::new(options.network),
             leaders: Leaders::default(),
-            calls: Arc::new(Semaphore::new(options.max_forwarded)),
+            places: Arc::new(Places::new(
+                options.max_forwarded,
+                options.limits.max_inflight_bytes,
+            )),
             scans: Arc::new(Semaphore::new(options.max_forwarded)),
             max_forwarded: options.max_forwarded,
             lifecycle,
             peers,
             routing,
-            admission,
             metrics,
             controllers: options.controllers.clone(),
             request_timeout: options.request_timeout,
             max_request_bytes: options.limits.max_request_bytes,
         }
-    }
-
-    /// Takes one of the places for forwarded requests.
-    pub(crate) fn call_permit(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
-        self.acquire(&self.calls, "forwarded requests")
     }
 
     /// Takes one of the places for scans over all groups.
@@ -182,19 +179,18 @@ pub(crate) fn repeat_of_write(session: Option<&Session>) -> Repeat {
     }
 }
 
-/// Forwards a client's call: as [`reach`], bounded and counted.
+/// Forwards a client's call, which takes `bytes` of memory: as [`reach`], counted.
 pub(crate) async fn call<T, F>(
     forwarder: &Forwarder,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
-    repeat: Repeat,
+    (repeat, bytes): (Repeat, usize),
     call: impl Fn(Channel, Gid) -> F,
 ) -> Result<T, ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let _permit = forwarder.call_permit()?;
     forwarder.metrics.forwarded.inc();
-    let result = reach(forwarder, route, repeat, call).await;
+    let result = reach(forwarder, route, (repeat, bytes), call).await;
     if result.is_err() {
         forwarder.metrics.forward_failures.inc();
     }
@@ -205,13 +201,13 @@ where
 async fn reach<T, F>(
     forwarder: &Forwarder,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
-    repeat: Repeat,
+    (repeat, bytes): (Repeat, usize),
     call: impl Fn(Channel, Gid) -> F,
 ) -> Result<T, ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let mut attempts = Forwarded::new(forwarder, repeat);
+    let mut attempts = Forwarded::new(forwarder, repeat, bytes);
     let result = attempts.run(route, call).await;
     let doubt = attempts.engine.attempts.doubt && repeat == Repeat::ByName;
     result.map_err(|error| if doubt { in_doubt(error) } else { error })
@@ -223,12 +219,15 @@ struct Forwarded<'a> {
     engine: SingleCall,
     start: Instant,
     deadline: Instant,
+    bytes: usize,
+    /// The place at the group that is asked.
+    place: Option<Place>,
     /// The error of the last attempt, as the client gets it.
     last: Option<ErrorDetail>,
 }
 
 impl<'a> Forwarded<'a> {
-    fn new(forwarder: &'a Forwarder, repeat: Repeat) -> Self {
+    fn new(forwarder: &'a Forwarder, repeat: Repeat, bytes: usize) -> Self {
         let start = Instant::now();
         let jitter = Jitter::new(RandomState::new().hash_one(0));
         Self {
@@ -236,6 +235,8 @@ impl<'a> Forwarded<'a> {
             engine: SingleCall::new(repeat, POLICY, jitter),
             start,
             deadline: start + forwarder.request_timeout,
+            bytes,
+            place: None,
             last: None,
         }
     }
@@ -251,6 +252,7 @@ impl<'a> Forwarded<'a> {
         let forwarder = self.forwarder;
         loop {
             let to = route()?;
+            self.enter(to.gid)?;
             let turn = self.engine.failures() as usize;
             let Some(leader) = forwarder.leaders.next(to.gid, &to.addresses, turn) else {
                 return Err(self.last.take().unwrap_or_else(|| no_node(to.gid)));
@@ -274,6 +276,15 @@ impl<'a> Forwarded<'a> {
                 Err(_) => return Err(self.late()),
             }
         }
+    }
+
+    /// Takes a place at a group, and gives back the place at another one.
+    fn enter(&mut self, gid: Gid) -> Result<(), ErrorDetail> {
+        if self.place.as_ref().is_none_or(|place| place.gid() != gid) {
+            self.place = None;
+            self.place = Some(self.forwarder.places.take(gid, self.bytes)?);
+        }
+        Ok(())
     }
 
     /// Takes in that no connection could be made, and pauses.

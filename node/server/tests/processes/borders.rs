@@ -168,6 +168,57 @@ async fn what_a_node_passes_on_at_once_is_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_group_keeps_nobody_from_another_group() {
+    let mut world = World::start(3, 1).await;
+    let at_one = channel(world.group(1), 0).await;
+    let at_controller = channel(&world.controllers, 0).await;
+    for gid in 1..=3 {
+        world.join(gid, at_controller.clone()).await;
+    }
+    let owners = world.settled().await.config.unwrap().owners;
+    let owners: Vec<u64> = owners
+        .iter()
+        .flat_map(|run| std::iter::repeat_n(run.gid, run.count as usize))
+        .collect();
+    let mut plain = Plain::new(at_one.clone()).await;
+    let of_group = |gid: u64| {
+        let shards = SHARDS.parse().unwrap();
+        let owner = |key: &String| owners[shard_of(key.as_bytes(), shards).0 as usize];
+        let mut names = (0..).map(|n| format!("k{n}"));
+        names.find(|key| owner(key) == gid).unwrap()
+    };
+    let keys = [1, 2, 3].map(of_group);
+    for key in &keys {
+        plain.put(key, key).await;
+    }
+    let [own, healthy, frozen] = keys;
+
+    world.groups[2].node(0).freeze();
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..1_100 {
+        let mut kv = KvClient::new(at_one.clone());
+        let key = frozen.clone().into();
+        waiting.spawn(async move { kv.get(GetRequest { key }).await });
+    }
+    // Beyond the share of a group calls are refused at once.
+    for _ in 0..(1_100 - 256) {
+        let refused = waiting.join_next().await.unwrap().unwrap().unwrap_err();
+        assert!(
+            matches!(kind(&refused), Some(Kind::Overloaded(_))),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(waiting.len(), 256);
+    for key in [own, healthy] {
+        assert_eq!(plain.get(&key).await, Some(key));
+    }
+    world.groups[2].node(0).thaw();
+    while let Some(answer) = waiting.join_next().await {
+        assert_eq!(answer.unwrap().unwrap().into_inner().value, frozen);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn disk_returns_when_shards_leave() {
     const KEYS: u64 = 128;
     const VALUE_BYTES: usize = 64 << 10;

@@ -1,0 +1,190 @@
+//! The places of requests that are being forwarded, by number and by bytes.
+//!
+//! A group that is frozen answers nothing until its calls time out, so each group has a share: a quarter of all places. The last
+//! quarter of the places is for groups that hold few, and a group that holds none always gets one, so that any number of slow groups
+//! leaves room for a healthy one. The node's own keys have the places of [`crate::budget`], which forwarded requests don't take.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use api::errors;
+use api::v1::ErrorDetail;
+use types::Gid;
+
+/// The time after which a client should try again, in milliseconds.
+const RETRY_AFTER_MS: u32 = 20;
+/// One group may hold the whole divided by this.
+const SHARES: usize = 4;
+/// A group holds few places up to the whole divided by this.
+const FEW: usize = 64;
+
+/// The places.
+#[derive(Debug)]
+pub(super) struct Places {
+    most: Held,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct State {
+    all: Held,
+    /// What each group holds, if anything.
+    groups: BTreeMap<Gid, Held>,
+}
+
+/// A number of requests, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Held {
+    calls: usize,
+    bytes: usize,
+}
+
+/// The place of one request, given back on drop.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    gid: Gid,
+    bytes: usize,
+}
+
+impl Places {
+    pub(super) fn new(max_calls: usize, max_bytes: usize) -> Self {
+        Self {
+            most: Held {
+                calls: max_calls,
+                bytes: max_bytes,
+            },
+            state: Mutex::default(),
+        }
+    }
+
+    /// Takes the place of a request of `bytes` to a group, or returns `Overloaded`.
+    pub(super) fn take(self: &Arc<Self>, gid: Gid, bytes: usize) -> Result<Place, ErrorDetail> {
+        let mut state = self.lock();
+        let all = state.all;
+        let own = state.groups.get(&gid).copied().unwrap_or_default();
+        let full = |what: &str, limit: usize| {
+            let group = match gid {
+                Gid::NONE => "the controllers".to_owned(),
+                gid => gid.to_string(),
+            };
+            let what = format!("{what} on their way to {group} or to all groups");
+            errors::overloaded(&what, limit as u64, RETRY_AFTER_MS)
+        };
+        if own.calls > 0 && !admits(all.calls, own.calls, 1, self.most.calls) {
+            return Err(full("forwarded requests", self.most.calls));
+        }
+        if !admits(all.bytes, own.bytes, bytes, self.most.bytes) {
+            return Err(full("bytes of forwarded requests", self.most.bytes));
+        }
+        state.all.add(bytes);
+        state.groups.entry(gid).or_default().add(bytes);
+        drop(state);
+        let places = Arc::clone(self);
+        Ok(Place { places, gid, bytes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns true if a group that holds `own` of `all` that are held may take `more`, of `most` in all.
+fn admits(all: usize, own: usize, more: usize, most: usize) -> bool {
+    let wanted = own.saturating_add(more);
+    let has_few = own == 0 || wanted <= most / FEW;
+    let bound = if has_few { most } else { most - most / SHARES };
+    let is_within_share = own == 0 || wanted <= most / SHARES;
+    is_within_share && all.saturating_add(more) <= bound
+}
+
+impl Place {
+    pub(super) fn gid(&self) -> Gid {
+        self.gid
+    }
+}
+
+impl Held {
+    fn add(&mut self, bytes: usize) {
+        self.calls += 1;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, bytes: usize) {
+        self.calls = self.calls.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.places.lock();
+        state.all.remove(self.bytes);
+        if let Entry::Occupied(mut group) = state.groups.entry(self.gid) {
+            group.get_mut().remove(self.bytes);
+            if group.get().calls == 0 {
+                group.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(calls: usize, bytes: usize) -> Arc<Places> {
+        Arc::new(Places::new(calls, bytes))
+    }
+
+    /// Takes places until one is refused.
+    fn fill(places: &Arc<Places>, gid: u64, bytes: usize) -> Vec<Place> {
+        std::iter::from_fn(|| places.take(Gid(gid), bytes).ok()).collect()
+    }
+
+    #[test]
+    fn one_group_holds_a_quarter_at_most() {
+        let places = places(1_024, 1 << 20);
+        assert_eq!(fill(&places, 3, 0).len(), 256);
+        let held = fill(&places, 3, 0);
+        assert_eq!(held.len(), 256, "places come back");
+        assert!(places.take(Gid(2), 0).is_ok());
+    }
+
+    #[test]
+    fn frozen_groups_leave_room_for_any_other() {
+        let places = places(1_024, 1 << 20);
+        let held: Vec<_> = (10..30).map(|gid| fill(&places, gid, 0)).collect();
+        let count: usize = held.iter().map(Vec::len).sum();
+        assert_eq!(count, 1_024 + 1, "the last group has one of its own");
+        assert_eq!(held.first().unwrap().len(), 256);
+        assert_eq!(fill(&places, 2, 0).len(), 1);
+        drop(held);
+        let held: Vec<_> = (10..20).map(|gid| fill(&places, gid, 0)).collect();
+        assert_eq!(fill(&places, 2, 0).len(), 16);
+        drop(held);
+        assert_eq!(*places.lock(), State::default());
+    }
+
+    #[test]
+    fn bytes_are_shared_in_the_same_way() {
+        let places = places(1_024, 6_400);
+        assert_eq!(fill(&places, 3, 100).len(), 16);
+        let held = fill(&places, 3, 100);
+        assert!(places.take(Gid(2), 4_000).is_ok(), "a large one alone");
+        assert!(places.take(Gid(2), 6_401).is_err(), "larger than all");
+        drop(held);
+    }
+
+    #[test]
+    fn each_group_has_a_place_even_of_one() {
+        let places = places(1, 1);
+        let first = places.take(Gid(1), 1).unwrap();
+        assert!(places.take(Gid(1), 0).is_err());
+        assert!(places.take(Gid(2), 0).is_ok());
+        assert!(places.take(Gid(2), 1).is_err(), "no byte is left");
+        drop(first);
+        assert!(places.take(Gid::NONE, 1).is_ok());
+    }
+}
