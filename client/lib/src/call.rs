@@ -1,5 +1,6 @@
 //! A call between its caller and the wire.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::v1::batch_item::Request as Wire;
@@ -9,7 +10,7 @@ use api::v1::{
 };
 use bytes::Bytes;
 use request::{Repeat, Stamp, Time};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::Error;
 
@@ -22,8 +23,8 @@ pub(crate) struct Call {
     pub(crate) timeout: Duration,
     pub(crate) deadline: Time,
     pub(crate) answer: oneshot::Sender<Result<Answer, Error>>,
-    /// Its share of the bytes in flight, given back when it ends or waits for its shard.
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    /// Its share of the bytes in flight.
+    pub(crate) share: Share,
 }
 
 impl Call {
@@ -56,7 +57,36 @@ impl request::Call for Call {
     }
 
     fn release_budget(&mut self) {
-        self.permit = None;
+        self.share.exchange();
+    }
+}
+
+/// A call's share of its group's bytes in flight, given back when it is dropped. It goes with the call to other groups, so that
+/// the bytes of all calls stay bounded wherever they are.
+#[derive(Debug)]
+pub(crate) struct Share {
+    held: OwnedSemaphorePermit,
+    /// The bytes of calls that wait for their shard, which are bounded separately; `None` once the call has a share of them.
+    waiting: Option<Arc<Semaphore>>,
+}
+
+impl Share {
+    /// Creates the share `held`, which may be exchanged for one of `waiting`.
+    pub(crate) fn new(held: OwnedSemaphorePermit, waiting: &Arc<Semaphore>) -> Self {
+        Self {
+            held,
+            waiting: Some(Arc::clone(waiting)),
+        }
+    }
+
+    /// Gives the share back for one of the bytes of waiting calls, if there is room among them.
+    fn exchange(&mut self) {
+        let Some(waiting) = &self.waiting else { return };
+        let bytes = u32::try_from(self.held.num_permits()).unwrap_or(u32::MAX);
+        if let Ok(held) = Arc::clone(waiting).try_acquire_many_owned(bytes) {
+            self.held = held;
+            self.waiting = None;
+        }
     }
 }
 
@@ -196,4 +226,34 @@ pub(crate) fn from_wire(response: WireResponse) -> Result<Answer, ErrorDetail> {
         WireResponse::CompareAndSwap(it) => Answer::Swapped(it.swapped),
         WireResponse::Error(detail) => return Err(detail),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(held: &Arc<Semaphore>, waiting: &Arc<Semaphore>) -> Share {
+        let held = Arc::clone(held).try_acquire_many_owned(40).unwrap();
+        Share::new(held, waiting)
+    }
+
+    #[test]
+    fn waiting_calls_hold_bytes_too_and_each_byte_once() {
+        let flying = Arc::new(Semaphore::new(100));
+        let waiting = Arc::new(Semaphore::new(100));
+        let mut shares = Vec::new();
+        while flying.available_permits() >= 40 {
+            let mut share = share(&flying, &waiting);
+            share.exchange();
+            share.exchange();
+            shares.push(share);
+            assert!(shares.len() <= 4, "two in flight, and two that wait");
+        }
+        assert_eq!(shares.len(), 4);
+        assert_eq!(flying.available_permits(), 20);
+        assert_eq!(waiting.available_permits(), 20);
+        drop(shares);
+        assert_eq!(flying.available_permits(), 100);
+        assert_eq!(waiting.available_permits(), 100);
+    }
 }

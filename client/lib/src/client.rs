@@ -341,12 +341,12 @@ impl Client {
         let deadline = Instant::now() + self.timeout;
         let hash = types::hash_key(request.key());
         let group = self.group(hash, deadline).await?;
-        let Some(permit) = group.permit(request.cost(), deadline).await else {
+        let Some(share) = group.share(request.cost(), deadline).await else {
             return Err(self.never_sent("bytes in flight (max_in_flight_bytes)"));
         };
         if let Some(unary) = &self.core.unary {
             let answer = unary.call(&request, hash, self.timeout, deadline).await;
-            drop(permit);
+            drop(share);
             return answer;
         }
         let write = request.is_write();
@@ -357,7 +357,7 @@ impl Client {
             timeout: self.timeout,
             deadline: self.core.router.clock().time(deadline),
             answer,
-            permit: Some(permit),
+            share,
         };
         let attempts = Attempts::default();
         self.enqueue(&group, Tracked { call, attempts }, deadline)

@@ -50,9 +50,11 @@
 //! | answer of the node | effect | the call |
 //! |---|---|---|
 //! | `WrongGroup{n}`, n is not known yet | certainly none | waits until configuration n is known (the watch brings it, or the node that has it is asked), and goes to the new owner |
-//! | `WrongGroup{n}`, n is known | certainly none | goes to the same group after a pause: the owner hasn't learnt it yet |
-//! | `ShardNotReady` | certainly none | goes to the same group after the pause that the node asks for |
+//! | `WrongGroup{n}`, n is known | certainly none | waits: the owner hasn't learnt it yet |
+//! | `ShardNotReady` | certainly none | waits, at least for the pause that the node asks for |
 //! | none, the connection broke | in doubt | goes to the owner of the shard at that time, under its name |
+//!
+//! Of the calls that wait for a shard, one asks the group again, with pauses. The others go on when it is served.
 //!
 //! A write keeps its session and sequence for as long as an attempt may have taken effect. The new owner, which got the session's
 //! results with the shard, then recognises it. A write that was certainly refused each time gives its name back, because it

@@ -10,11 +10,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use request::{Bugs, SequenceAllocator, Tracked, owner};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{Instant, timeout_at};
 use types::{Gid, ShardConfig};
 
-use crate::call::Call;
+use crate::call::{Call, Share};
 use crate::route::{Router, Slot};
 use crate::stream::{Passage, StreamTask};
 use crate::{ClientOptions, Mode};
@@ -35,6 +35,8 @@ pub(crate) struct GroupPool {
 pub(crate) struct PooledGroup {
     /// The bytes of calls that may still be in flight.
     budget: Arc<Semaphore>,
+    /// The bytes of calls that may still wait for their shard.
+    waiting: Arc<Semaphore>,
     budget_bytes: u32,
     pub(crate) transport: Transport,
 }
@@ -121,6 +123,7 @@ impl GroupPool {
         let budget_bytes = budget_bytes.min(most);
         Arc::new(PooledGroup {
             budget: Arc::new(Semaphore::new(budget_bytes as usize)),
+            waiting: Arc::new(Semaphore::new(budget_bytes as usize)),
             budget_bytes,
             transport,
         })
@@ -192,18 +195,16 @@ impl PooledGroup {
     }
 
     /// Waits for a share of the bytes in flight. Returns `None` if the deadline passed.
-    pub(crate) async fn permit(
-        &self,
-        cost: usize,
-        deadline: Instant,
-    ) -> Option<OwnedSemaphorePermit> {
+    pub(crate) async fn share(&self, cost: usize, deadline: Instant) -> Option<Share> {
         let most = self.budget_bytes;
         // A call that exceeds the whole budget waits until it is alone.
         let cost = u32::try_from(cost).unwrap_or(most).min(most);
-        if let Ok(permit) = Arc::clone(&self.budget).try_acquire_many_owned(cost) {
-            return Some(permit);
-        }
-        let waiting = Arc::clone(&self.budget).acquire_many_owned(cost);
-        timeout_at(deadline, waiting).await.ok()?.ok()
+        let held = if let Ok(held) = Arc::clone(&self.budget).try_acquire_many_owned(cost) {
+            held
+        } else {
+            let waiting = Arc::clone(&self.budget).acquire_many_owned(cost);
+            timeout_at(deadline, waiting).await.ok()?.ok()?
+        };
+        Some(Share::new(held, &self.waiting))
     }
 }

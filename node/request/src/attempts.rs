@@ -30,13 +30,18 @@ impl Attempts {
         self.last = Some(message);
     }
 
-    /// Notes that the shard wasn't served at the node, so that certainly nothing was done. A write that was never in doubt
-    /// gives its name back, so that it doesn't hold up the writes that were named after it. Returns how long the call has
-    /// been waiting for its shard.
-    pub fn turn_away(&mut self, now: Time) -> Duration {
+    /// Gives back the name of a write that was never in doubt and has to wait, so that it doesn't hold up the writes that were
+    /// named after it.
+    pub(crate) fn give_name_back(&mut self) {
         if !self.doubt {
             self.name = None;
         }
+    }
+
+    /// Notes that the shard wasn't served at the node, so that certainly nothing was done. A write that was never in doubt
+    /// gives its name back. Returns how long the call has been waiting for its shard.
+    pub fn turn_away(&mut self, now: Time) -> Duration {
+        self.give_name_back();
         now.saturating_sub(*self.turned_away.get_or_insert(now))
     }
 

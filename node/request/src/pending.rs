@@ -6,7 +6,8 @@
 //! admit -> unnamed -> ready -> wire -> answered
 //!   |         ^         ^       |
 //!   |         |         +-------+  the connection broke, or the node does not lead
-//!   |         +----- delayed <--+  the node is busy, the session expired, the shard isn't served there
+//!   |         +----- delayed <--+  the node is busy, or the session expired
+//!   |         +----- stalled <--+  the shard isn't served there
 //!   +-> moved: to the stream of another group, from any place but the wire
 //! ```
 //!
@@ -25,7 +26,7 @@ use crate::attempts::Attempts;
 use crate::backoff::Backoff;
 use crate::bug::{Bug, Bugs};
 use crate::refusal::{Failure, Rejection, Repeat};
-use crate::route::owner;
+use crate::route::{owner, shard};
 use crate::sequences::{Name, SequenceAllocator, Stamp};
 
 mod call;
@@ -33,12 +34,15 @@ mod call;
 pub(crate) mod harness;
 mod invariants;
 mod results;
+mod stalled;
 #[cfg(test)]
 mod tests;
 
+use stalled::Stalls;
+
 pub use call::{Call, Consequence, Ended, Limits, Reroute, Tracked};
 
-/// The number of calls that may wait for their shard, in multiples of `max_in_flight`, before they keep other calls out.
+/// The number of calls that may be delayed or wait for their shard, in multiples of `max_in_flight`, before they keep other calls out.
 const MAX_DELAYED: usize = 8;
 
 #[derive(Debug)]
@@ -47,8 +51,6 @@ struct Pending<C> {
     on_wire: bool,
     /// True if the call was sent at least once.
     sent: bool,
-    /// True if the call gave back its share of the bytes in flight.
-    released: bool,
 }
 
 /// The unanswered calls of one batch stream to one group.
@@ -56,12 +58,12 @@ struct Pending<C> {
 /// # Invariants
 ///
 /// - Every admitted call is answered exactly once, at the latest in the first sweep after its deadline, or moved.
-/// - A call is in exactly one of: the unnamed queue, the ready queue, the delayed set, the wire.
+/// - A call is in exactly one of: the unnamed queue, the ready queue, the delayed set, the stalls, the wire.
 /// - A name is finished exactly when its call ends, or gets another name.
 /// - No call waits here whose shard belongs to another group in the known configuration.
 /// - At most `max_in_flight` calls are on the wire. [`PendingCalls::room`] bounds the other calls. Those that wait for their
 ///   shard count extra, up to [`MAX_DELAYED`] times `max_in_flight`, so that they don't keep calls for other shards out.
-/// - Calls that gave back their share of the bytes in flight have at most `max_delayed_bytes`.
+/// - At most one call of a shard that isn't served is repeated at a time.
 #[derive(Debug)]
 pub struct PendingCalls<C> {
     gid: Gid,
@@ -73,11 +75,10 @@ pub struct PendingCalls<C> {
     ready: VecDeque<u64>,
     unnamed: VecDeque<u64>,
     delayed: BTreeSet<(Time, u64)>,
+    stalls: Stalls,
     moved: Vec<Tracked<C>>,
     ended: Vec<Ended<C>>,
     on_wire: usize,
-    /// The bytes of the calls that gave back their shares of the bytes in flight.
-    released_bytes: usize,
     allocator: Arc<SequenceAllocator>,
     session_wanted: bool,
     busy: Backoff,
@@ -103,10 +104,10 @@ impl<C: Call> PendingCalls<C> {
             ready: VecDeque::new(),
             unnamed: VecDeque::new(),
             delayed: BTreeSet::new(),
+            stalls: Stalls::default(),
             moved: Vec::new(),
             ended: Vec::new(),
             on_wire: 0,
-            released_bytes: 0,
             allocator: SequenceAllocator::new(limits.max_unacknowledged, bugs),
             session_wanted: false,
             busy: backoff,
@@ -117,7 +118,8 @@ impl<C: Call> PendingCalls<C> {
     /// Returns the number of calls that may be admitted now.
     pub fn room(&self) -> usize {
         let most = self.limits.max_in_flight;
-        let extra = self.delayed.len().min(MAX_DELAYED * most);
+        let extra = self.delayed.len() + self.stalls.waiting();
+        let extra = extra.min(MAX_DELAYED * most);
         (most + extra).saturating_sub(self.pending.len())
     }
 
@@ -159,9 +161,10 @@ impl<C: Call> PendingCalls<C> {
         self.session_wanted
     }
 
-    /// Returns the moment at which the next delayed call is due.
+    /// Returns the moment at which the next delayed call or probe of a shard is due.
     pub fn next_due(&self) -> Option<Time> {
-        self.delayed.first().map(|(at, _)| *at)
+        let delayed = self.delayed.first().map(|(at, _)| *at);
+        delayed.into_iter().chain(self.stalls.next_due()).min()
     }
 
     /// Returns the earliest deadline of a call.
@@ -202,15 +205,17 @@ impl<C: Call> PendingCalls<C> {
             it,
             on_wire: false,
             sent: false,
-            released: false,
         };
         self.pending.insert(id, pending);
         self.enqueue(id);
         self.check_invariants();
     }
 
-    /// Puts a call into the queue in which it waits to be sent.
+    /// Puts a call into the queue in which it waits to be sent, or for its shard.
     fn enqueue(&mut self, id: u64) {
+        if self.parked(id) {
+            return;
+        }
         let Some(Pending { it, .. }) = self.pending.get(&id) else {
             return;
         };
@@ -223,6 +228,10 @@ impl<C: Call> PendingCalls<C> {
 
     /// Adopts another configuration. Calls whose shards moved to other groups leave.
     pub fn reconfigure(&mut self, config: Arc<ShardConfig>) {
+        let same_shards = config.shards() == self.config.shards();
+        if !same_shards {
+            self.end_stalls();
+        }
         self.config = config;
         self.move_away();
         self.check_invariants();
@@ -264,20 +273,23 @@ impl<C: Call> PendingCalls<C> {
             self.delayed.pop_first();
             self.enqueue(id);
         }
+        while let Some(probe) = self.stalls.next_probe(now) {
+            self.enqueue(probe);
+        }
         if self.unnamed.is_empty() {
             return;
         }
         self.session_wanted = self.allocator.sequences().wants_session(now);
-        while let Some(id) = self.unnamed.front() {
-            let Some(pending) = self.pending.get_mut(id) else {
-                self.unnamed.pop_front();
-                continue;
-            };
-            let Ok(name) = self.allocator.allocate(now) else {
-                break;
-            };
-            pending.it.attempts.name = Some(name);
-            self.ready.push_back(*id);
+        while let Some(id) = self.unnamed.front().copied() {
+            if !self.parked(id)
+                && let Some(pending) = self.pending.get_mut(&id)
+            {
+                let Ok(name) = self.allocator.allocate(now) else {
+                    break;
+                };
+                pending.it.attempts.name = Some(name);
+                self.ready.push_back(id);
+            }
             self.unnamed.pop_front();
         }
         self.check_invariants();
@@ -293,6 +305,9 @@ impl<C: Call> PendingCalls<C> {
             let Some(id) = self.ready.pop_front() else {
                 break;
             };
+            if self.parked(id) {
+                continue;
+            }
             let Some(pending) = self.pending.get_mut(&id) else {
                 continue;
             };
@@ -443,9 +458,8 @@ impl<C: Call> PendingCalls<C> {
     fn take(&mut self, id: u64) -> Option<Tracked<C>> {
         let pending = self.pending.remove(&id)?;
         self.on_wire -= usize::from(pending.on_wire);
-        if pending.released {
-            self.released_bytes -= pending.it.call.cost();
-        }
+        let shard = shard(&self.config, pending.it.call.hash());
+        self.stalls.remove(shard, id);
         Some(pending.it)
     }
 }

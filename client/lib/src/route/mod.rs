@@ -381,24 +381,30 @@ impl Router {
             });
         };
         self.clear(&config);
-        if !config.groups().contains_key(&gid) {
+        let Some(known) = config.groups().get(&gid) else {
             return Err(RouteError::NoGroup {
                 num: config.num(),
                 gid,
             });
-        }
+        };
         let mut groups = self.groups();
-        Ok(Arc::clone(groups.entry(gid).or_default()))
+        let group = groups.entry(gid);
+        Ok(Arc::clone(
+            group.or_insert_with(|| Arc::new(Group::new(known))),
+        ))
     }
 
-    /// Drops the state of groups and addresses that left, once for each configuration.
+    /// Drops the state of groups and addresses that left, once for each configuration. A guess of who leads a group doesn't
+    /// outlive the group's nodes, so that no dead node is asked.
     fn clear(&self, config: &ShardConfig) {
         let mark = config.num().0.saturating_add(1);
         if self.inner.cleared.swap(mark, Ordering::Relaxed) == mark {
             return;
         }
-        self.groups()
-            .retain(|gid, _| config.groups().contains_key(gid));
+        self.groups().retain(|gid, group| {
+            let known = config.groups().get(gid);
+            known.is_some_and(|known| group.is(known))
+        });
         let kept = self.addresses();
         self.inner.channels.retain(|address| kept.contains(address));
     }

@@ -13,13 +13,14 @@ use futures::stream::FuturesUnordered;
 use request::{GroupLeader, LeaderSearch, Report, SUPERSEDED, Time};
 use tokio::time::{sleep, timeout, timeout_at};
 use tonic::Status;
-use types::Gid;
+use types::{Gid, Incarnation};
 
 use super::{Leader, RouteError, Router, Slot, StatusError, plausible, short};
 
 /// The known facts of a group beside the configuration.
-#[derive(Default)]
 pub(super) struct Group {
+    incarnation: Incarnation,
+    addresses: Vec<String>,
     state: Mutex<State>,
     /// Held during a search for the leader, so that many calls share one search.
     searching: tokio::sync::Mutex<()>,
@@ -41,6 +42,21 @@ impl State {
 }
 
 impl Group {
+    /// Creates the state of a group of which only the configuration is known.
+    pub(super) fn new(known: &types::Group) -> Self {
+        Self {
+            incarnation: known.incarnation,
+            addresses: known.addresses.clone(),
+            state: Mutex::default(),
+            searching: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Returns true if this is the state of `known`, not of an earlier group with its gid, nor of one with other nodes.
+    pub(super) fn is(&self, known: &types::Group) -> bool {
+        self.incarnation == known.incarnation && self.addresses == known.addresses
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // No method leaves the state half changed, so a poisoned lock protects valid data.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -291,7 +307,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use tokio::sync::watch;
-    use types::{ConfigNum, ShardConfig};
+    use types::{ConfigDelta, ConfigNum, ShardConfig};
 
     use super::*;
     use crate::ClientOptions;
@@ -393,6 +409,23 @@ mod tests {
         router.failed(&leader, Some("g:1"));
         assert_eq!(all(&router), ["a:1", "b:2", "d:1"], "the group has left");
         assert_eq!(router.addresses_of(Gid(2)).len(), 3, "the only group now");
+    }
+
+    #[test]
+    fn the_leader_of_an_earlier_group_with_the_same_gid_is_not_asked() {
+        let (configs, router) = router(config(1, &[(1, "c:1"), (2, "d:1")]));
+        let leader = found(&router, "e:1", 1);
+        let mut same = (*router.config().unwrap()).clone();
+        let groups = [(G, vec!["c:1".to_owned()])].into();
+        let delta = ConfigDelta::between(&same, &groups, &[G; 2]);
+        same.apply(&delta).unwrap();
+        configs.send_replace(Some(Arc::new(same)));
+        assert!(guessed(&router), "the group is the same");
+        configs.send_replace(Some(config(3, &[(1, "f:1")])));
+        assert!(!guessed(&router));
+        router.failed(&leader, Some("g:1"));
+        let after: Vec<Arc<str>> = router.addresses_of(G).into_iter().collect();
+        assert!(!after.contains(&"c:1".into()), "{after:?}");
     }
 
     #[test]

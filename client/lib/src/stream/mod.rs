@@ -309,7 +309,6 @@ fn stream_options(options: &ClientOptions) -> StreamOptions {
             max_unacknowledged: options.max_unacknowledged,
             max_batch_items: options.max_batch_items,
             max_batch_bytes: options.max_batch_bytes,
-            max_delayed_bytes: options.max_in_flight_bytes,
         },
         min_backoff: options.min_backoff,
         max_backoff: options.max_backoff,

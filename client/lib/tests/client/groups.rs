@@ -268,6 +268,53 @@ async fn a_shard_on_its_way_stalls_no_other_of_its_group() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_call_asks_for_a_shard_on_its_way() {
+    let cluster = Cluster::groups(&[1, 1]);
+    let client = Client::connect(cluster.options()).await.unwrap();
+    client.put(key_in(0, 0), "warm up").await.unwrap();
+    cluster.world().pulling.insert(ShardId(0));
+    let stalled = put_all(&client, (0..300).map(|n| key_in(0, n)));
+    until("it is asked for a while", || {
+        cluster.world().not_ready.len() >= 12
+    })
+    .await;
+    let messages = cluster.world().not_ready.clone();
+    let refusals: u64 = messages.iter().sum();
+    let most = 300 + messages.len() as u64;
+    assert!(refusals <= most, "one call a message: {messages:?}");
+    cluster.world().pulling.clear();
+    for put in try_join_all(stalled).await.unwrap() {
+        put.expect("waiting is not failing");
+    }
+    cluster.check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_of_calls_that_wait_for_their_shard_are_bounded() {
+    let cluster = Cluster::groups(&[1, 1]);
+    let options = ClientOptions {
+        max_in_flight_bytes: 64 << 10,
+        connections: 3,
+        request_timeout: Duration::from_millis(500),
+        ..cluster.options()
+    };
+    let client = Client::connect(options).await.unwrap();
+    cluster.world().pulling.insert(ShardId(0));
+    let puts = (0..200).map(|n| client.put(key_in(0, n), vec![0; 4 << 10]));
+    let mut admitted = 0;
+    for result in join_all(puts).await {
+        let Err(Error::Timeout { last, .. }) = result else {
+            panic!("{result:?}");
+        };
+        admitted += usize::from(!last.contains("max_in_flight_bytes"));
+    }
+    assert!(
+        (16..=30).contains(&admitted),
+        "{admitted} calls of more than 4 KiB at a limit of 64 KiB and as much again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_to_a_silent_group_that_left_go_where_its_shards_are() {
     for mode in MODES {
         let cluster = Cluster::groups(&[1, 1]);

@@ -22,7 +22,8 @@ pub trait Call {
     fn is_abandoned(&self) -> bool {
         false
     }
-    /// Gives back the call's share of the bytes in flight, because it waits for its shard.
+    /// Gives back the call's share of the bytes in flight, because it waits for its shard. The driver bounds the bytes of calls
+    /// that did so. Called each time that the call begins to wait.
     fn release_budget(&mut self) {}
 }
 
@@ -55,8 +56,6 @@ pub struct Limits {
     pub max_batch_items: usize,
     /// A batch ends before the call that would exceed this many bytes.
     pub max_batch_bytes: usize,
-    /// The most bytes of calls that wait for their shard and have given back their share of the bytes in flight.
-    pub max_delayed_bytes: usize,
 }
 
 /// The consequences of a batch of results for the connection.

@@ -91,7 +91,6 @@ pub(crate) const LIMITS: Limits = Limits {
     max_unacknowledged: 512,
     max_batch_items: 256,
     max_batch_bytes: 1 << 20,
-    max_delayed_bytes: 1 << 20,
 };
 
 pub(crate) fn options() -> StreamOptions {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Call, Consequence, MAX_DELAYED, Pending, PendingCalls, Reroute};
+use super::{Call, Consequence, Pending, PendingCalls, Reroute};
 use crate::Time;
 use crate::bug::Bug;
 use crate::refusal::{Action, Failure, Refused, Repeat};
@@ -47,6 +47,7 @@ impl<C: Call> PendingCalls<C> {
         consequence.served = true;
         self.busy.reset();
         let late = !self.is_on_wire(id);
+        self.probe_served(id);
         let it = self.take(id)?;
         if late {
             self.forget_ended();
@@ -98,33 +99,20 @@ impl<C: Call> PendingCalls<C> {
             }
             Action::AwaitShard(pause) => self.turned_away(now, id, pause),
             Action::Wait(pause) => {
+                self.probe_served(id);
                 let pause = self.busy.pause_at_least(now, pause);
                 self.delay(now + pause, id);
             }
-            Action::RenewSession => self.session_expired(now, id),
+            Action::RenewSession => {
+                self.probe_served(id);
+                self.session_expired(now, id);
+            }
             Action::Fail(rejection) => self.end(id, |attempts| attempts.rejected(rejection)),
         }
     }
 
     fn may_not_repeat(&self) -> bool {
         !self.bugs.has(Bug::RepeatsUnrepeatable)
-    }
-
-    /// Delays a call whose shard isn't served at the node, so that it doesn't keep calls of other shards out.
-    fn turned_away(&mut self, now: Time, id: u64, asked: Duration) {
-        let spare = self.delayed.len() < MAX_DELAYED * self.limits.max_in_flight;
-        let spare_bytes = self.limits.max_delayed_bytes - self.released_bytes;
-        let Some(Pending { it, released, .. }) = self.pending.get_mut(&id) else {
-            return;
-        };
-        if spare && !*released && it.call.cost() <= spare_bytes {
-            *released = true;
-            self.released_bytes += it.call.cost();
-            it.call.release_budget();
-        }
-        let age = it.attempts.turn_away(now);
-        let pause = self.busy.pause_of(age, asked);
-        self.delay(now + pause, id);
     }
 
     /// Schedules another attempt at `at`, or moves the call if another group owns its shard.
@@ -135,7 +123,7 @@ impl<C: Call> PendingCalls<C> {
     }
 
     /// Moves a refused call away if another group owns its shard. Returns true if the call stays.
-    fn stays(&mut self, id: u64) -> bool {
+    pub(super) fn stays(&mut self, id: u64) -> bool {
         let ours = |it: &Pending<C>| self.is_ours(&it.it.call);
         if self.pending.get(&id).is_some_and(ours) {
             return true;

@@ -298,7 +298,10 @@ fn a_shard_that_is_being_moved_keeps_no_other_out() {
     for round in 0..8 {
         it.admit(Item::put(AWAY));
         let sent = it.send();
-        it.refuse(sent[0].0, not_ready(100));
+        assert_eq!(sent.len(), usize::from(round == 0), "one asks");
+        for (id, _) in sent {
+            it.refuse(id, not_ready(100));
+        }
         assert!(it.calls.room() >= 4, "round {round}");
         let served = it.put();
         let sent = it.send();
@@ -327,37 +330,106 @@ fn calls_that_wait_for_their_shard_are_bounded_and_so_is_the_wire() {
         assert!(waiting <= 18, "2 and 8 times 2");
     }
     assert_eq!(waiting, 18);
-    assert_eq!(it.holding_budget(), 2);
+    assert_eq!(it.holding_budget(), 0);
     it.now += Duration::from_secs(5);
-    assert_eq!(it.send().len(), 2, "all are due, two may be sent");
+    let probe = it.send();
+    assert_eq!(probe.len(), 1);
+    it.done(probe[0].0);
+    assert_eq!(it.send().len(), 2, "all may be sent, two at a time");
     assert_eq!(it.send().len(), 0);
 }
 
 #[test]
-fn the_bytes_of_calls_that_wait_for_their_shard_are_bounded() {
-    let limits = Limits {
-        max_delayed_bytes: 10_000,
-        ..LIMITS
-    };
-    let mut it = Harness::new(limits);
-    it.open_session("first");
-    for _ in 0..20 {
-        it.put_of(1_000);
+fn one_call_asks_for_a_shard_that_is_not_served_and_the_others_wait_for_it() {
+    let mut it = Harness::with_session();
+    for _ in 0..100 {
+        it.put();
+    }
+    let sent = it.send();
+    assert_eq!(sent.len(), 100);
+    for (id, _) in sent {
+        it.refuse(id, not_ready(5));
+    }
+    let mut asked = 0;
+    let end = it.now + Duration::from_secs(5);
+    while it.now < end {
+        it.now = it.calls.next_due().expect("a probe is due");
+        it.put();
         for (id, _) in it.send() {
-            it.refuse(id, not_ready(1_000));
+            asked += 1;
+            assert_eq!(id, 1, "the oldest call asks");
+            it.refuse(id, not_ready(5));
         }
     }
-    assert_eq!(it.holding_budget(), 10, "ten have given their bytes back");
-    it.now += Duration::from_secs(5);
+    assert!((15..100).contains(&asked), "{asked} probes in 5 s");
+    let other = it.admit(Item::put(AWAY));
     let sent = it.send();
-    assert_eq!(sent.len(), 20);
-    for (id, _) in &sent[..4] {
-        it.done(*id);
+    assert_eq!(sent.len(), 1, "only the call of another shard");
+    it.done(sent[0].0);
+    assert_eq!(it.answered[&other], 1);
+    it.now = it.calls.next_due().unwrap();
+    it.send();
+    it.done(1);
+    let sent: Vec<u64> = it.send().into_iter().map(|(id, _)| id).collect();
+    assert!(sent.len() > 100 && sent.is_sorted(), "all, in their order");
+}
+
+#[test]
+fn another_call_asks_when_the_one_that_asks_ends() {
+    let mut it = Harness::with_session();
+    let first = it.put();
+    it.now += Duration::from_secs(1);
+    let second = it.put();
+    for (id, _) in it.send() {
+        it.refuse(id, not_ready(5));
     }
-    for (id, _) in &sent[4..] {
-        it.refuse(*id, not_ready(1_000));
+    it.now = it.calls.next_due().unwrap();
+    assert_eq!(it.send().len(), 1);
+    it.now += Duration::from_millis(9_500);
+    it.sweep();
+    assert!(it.failed.contains_key(&first));
+    let sent = it.send();
+    assert_eq!(sent.len(), 1, "at once");
+    it.done(sent[0].0);
+    assert_eq!(it.answered[&second], 1);
+    assert_eq!(it.calls.next_due(), None);
+}
+
+#[test]
+fn a_probe_that_meets_no_leader_is_repeated_alone() {
+    let mut it = Harness::with_session();
+    it.put();
+    it.put();
+    for (id, _) in it.send() {
+        it.refuse(id, not_ready(5));
     }
-    assert_eq!(it.holding_budget(), 6, "four more may");
+    it.now = it.calls.next_due().unwrap();
+    assert_eq!(it.send().len(), 1);
+    it.refuse(1, not_leader("b:2"));
+    assert_eq!(it.send().len(), 1);
+    it.lose_connection();
+    let sent: Vec<u64> = it.send().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(sent, [1]);
+    it.calls.reconfigure(without(2, HERE));
+    it.lose_connection();
+    assert_eq!(it.moved.len(), 2, "both go to the new owner");
+    assert!(it.calls.is_empty());
+    assert_eq!(it.calls.next_due(), None);
+}
+
+#[test]
+fn a_call_that_timed_out_before_it_was_sent_tells_what_its_shard_waits_for() {
+    let mut it = Harness::with_session();
+    it.put();
+    it.send();
+    it.refuse(1, not_ready(5));
+    let second = it.put();
+    it.send();
+    it.now += Duration::from_secs(10);
+    it.sweep();
+    let last = Some("said so".to_owned());
+    let failure = Failure::TimedOut { doubt: false, last };
+    assert_eq!(it.failed[&second], failure);
 }
 
 #[test]

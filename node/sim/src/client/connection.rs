@@ -78,7 +78,6 @@ pub(super) fn stream_options(options: &ClientOptions) -> StreamOptions {
             max_unacknowledged: 64,
             max_batch_items: 8,
             max_batch_bytes: 1 << 20,
-            max_delayed_bytes: 1 << 20,
         },
         min_backoff: Time::from_millis(5),
         max_backoff: Time::from_millis(100),

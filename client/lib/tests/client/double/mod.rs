@@ -16,6 +16,7 @@ use api::errors;
 use api::v1::admin_server::AdminServer;
 use api::v1::batch_item::Request as Item;
 use api::v1::batch_result::Response as Outcome;
+use api::v1::error_detail::Kind;
 use api::v1::kv_server::KvServer;
 use api::v1::shardctrler_server::ShardctrlerServer;
 use api::v1::{
@@ -81,6 +82,8 @@ pub(crate) struct World {
     pub(crate) watches: u64,
     /// Refusals of shards that other groups own.
     pub(crate) turned_away: u64,
+    /// For each message with refusals of shards that are being moved, their number.
+    pub(crate) not_ready: Vec<u64>,
     /// Pages of exports that were sent.
     pub(crate) exported: u64,
     /// True if nodes that don't lead name the leader.
@@ -324,6 +327,7 @@ impl World {
             settled: BTreeMap::new(),
             watches: 0,
             turned_away: 0,
+            not_ready: Vec::new(),
             exported: 0,
             hints: false,
             faults: Faults::default(),
@@ -433,6 +437,10 @@ impl World {
                 id: item.id,
                 response: Some(outcome),
             });
+        }
+        let not_ready = results.iter().filter(|it| is_not_ready(it)).count() as u64;
+        if not_ready > 0 {
+            self.not_ready.push(not_ready);
         }
         if strikes(message, faults.lose_answer) {
             return Served::Broken;
@@ -557,6 +565,13 @@ impl World {
 
 pub(crate) fn shard_of(key: &[u8]) -> ShardId {
     types::shard_of(key, SHARDS)
+}
+
+fn is_not_ready(result: &BatchResult) -> bool {
+    let Some(Outcome::Error(error)) = &result.response else {
+        return false;
+    };
+    matches!(error.kind, Some(Kind::ShardNotReady(_)))
 }
 
 fn key_of(item: &Item) -> &Bytes {
