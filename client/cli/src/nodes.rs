@@ -1,6 +1,6 @@
 //! The nodes of a cluster: their statuses, their groups and the groups' leaders.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use shardkv_client::{Client, ConfigNum, Error, Gid, NodeStatus, Role};
@@ -49,6 +49,42 @@ pub(crate) fn group_of(
     }
     let has = |status: &&NodeStatus| status.members.iter().any(|it| it.address == address);
     answers(nodes).find(has).map(|status| status.gid)
+}
+
+/// Returns the contradictions between the nodes: several with one identity, or several clusters with one group.
+pub(crate) fn contradictions(nodes: &Nodes) -> Vec<String> {
+    let mut identities: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+    let mut clusters: BTreeMap<Gid, BTreeMap<&str, Vec<&str>>> = BTreeMap::new();
+    for (address, status) in nodes {
+        let Ok(status) = status else { continue };
+        let same = identities.entry(status.node_id).or_default();
+        same.push(address);
+        if !status.cluster_id.is_empty() {
+            let of_gid = clusters.entry(status.gid).or_default();
+            let members = of_gid.entry(&status.cluster_id).or_default();
+            members.push(address);
+        }
+    }
+    let twice = identities.into_iter().filter(|(_, at)| at.len() > 1);
+    let twice = twice.map(|(node, at)| {
+        let at = at.join(" and ");
+        format!(
+            "{at} have the same identity, {node}: a data directory was copied; stop all but one of them"
+        )
+    });
+    let mixed = clusters.into_iter().filter(|(_, ids)| ids.len() > 1);
+    let mixed = mixed.map(|(gid, ids)| {
+        let ids = ids
+            .iter()
+            .map(|(id, at)| format!("{id} ({})", at.join(", ")));
+        let ids: Vec<String> = ids.collect();
+        format!(
+            "there are several clusters with a group {}: {}; give --endpoints of one of them",
+            group_name(gid),
+            ids.join(" and ")
+        )
+    });
+    twice.chain(mixed).collect()
 }
 
 /// Waits until the client knows configuration `num`, for at most [`CONFIG_PATIENCE`].
@@ -135,6 +171,24 @@ pub(crate) mod fixtures {
 
     fn says(status: NodeStatus) -> (String, Result<NodeStatus, Error>) {
         (status.address.clone(), Ok(status))
+    }
+
+    /// Nodes of two clusters, two of them with one identity.
+    pub(crate) fn mixed() -> Nodes {
+        let stranger = NodeStatus {
+            cluster_id: "other".into(),
+            ..node(1, 3, Role::Leader, Some(3))
+        };
+        let copy = NodeStatus {
+            address: "127.0.0.1:7404".into(),
+            ..node(1, 1, Role::Follower, Some(1))
+        };
+        vec![
+            says(node(1, 1, Role::Leader, Some(1))),
+            says(node(1, 2, Role::Follower, Some(1))),
+            says(stranger),
+            says(copy),
+        ]
     }
 
     /// A standalone group: a leader, a follower, and a stranger that can't be reached.

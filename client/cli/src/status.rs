@@ -8,7 +8,7 @@ use shardkv_client::{Error, Gid, NodeStatus};
 
 use crate::client_error::NEXT_UNREACHABLE;
 use crate::exit::{Exit, Failure};
-use crate::nodes::{Nodes, answers, gids, group_name, group_of, leader_of};
+use crate::nodes::{Nodes, answers, contradictions, gids, group_name, group_of, leader_of};
 use crate::output::{Format, Table, json_line, size};
 
 /// Fails unless in every group at least one node answered and knows a leader: the exit code of `status`.
@@ -17,6 +17,11 @@ pub(crate) fn outlook(nodes: &Nodes) -> Result<Exit, Failure> {
     if groups.is_empty() {
         let message = "no node answered";
         return Err(Failure::new(Exit::Unavailable, message, NEXT_UNREACHABLE));
+    }
+    let contradictions = contradictions(nodes);
+    if !contradictions.is_empty() {
+        let next = "correct this first: a copied data directory can lose acknowledged writes";
+        return Err(Failure::failed(contradictions.join("; "), next));
     }
     let led = |gid: Gid| answers(nodes).any(|it| it.gid == gid && it.leader_id.is_some());
     let headless: Vec<String> = groups
@@ -224,7 +229,7 @@ fn note(status: &NodeStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nodes::fixtures::{one_group, two_groups};
+    use crate::nodes::fixtures::{self, one_group, two_groups};
 
     #[test]
     fn status_matches_the_golden() {
@@ -236,6 +241,17 @@ mod tests {
             }
         }
         crate::golden::check("status.txt", std::str::from_utf8(&out).unwrap());
+    }
+
+    #[test]
+    fn copied_nodes_and_mixed_clusters_are_told() {
+        let failure = outlook(&fixtures::mixed()).unwrap_err();
+        assert_eq!(failure.exit(), Exit::Failed);
+        let text = failure.to_string();
+        let copied = "127.0.0.1:7401 and 127.0.0.1:7404 have the same identity";
+        assert!(text.contains(copied), "{text}");
+        let clusters = "several clusters with a group g1: demo (127.0.0.1:7401, 127.0.0.1:7402, 127.0.0.1:7404) and other (127.0.0.1:7403)";
+        assert!(text.contains(clusters), "{text}");
     }
 
     #[test]

@@ -312,7 +312,7 @@ pub struct MemberStatus {
     pub progress: Option<String>,
 }
 
-fn node_status(it: StatusResponse) -> NodeStatus {
+pub(crate) fn node_status(it: StatusResponse) -> NodeStatus {
     let (role, kind) = (it.role(), it.kind());
     let leads = role == v1::Role::Leader;
     let text = |text: String| (!text.is_empty()).then_some(text);

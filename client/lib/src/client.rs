@@ -427,7 +427,8 @@ impl Client {
     }
 }
 
-/// Drops the second addresses of nodes that answered at two.
+/// Drops the second addresses of nodes that answered at two. Two nodes of one identity, which each answer at an address of their
+/// own, are both listed.
 fn once_each(
     answers: BTreeMap<Arc<str>, Result<NodeStatus, Error>>,
 ) -> Vec<(String, Result<NodeStatus, Error>)> {
@@ -439,7 +440,7 @@ fn once_each(
         }
     }
     let listed = |(address, status): &(Arc<str>, Result<NodeStatus, Error>)| match status {
-        Ok(status) => best.get(&status.node_id) == Some(address),
+        Ok(status) => *status.address == **address || best.get(&status.node_id) == Some(address),
         Err(_) => true,
     };
     let named = |(address, status): (Arc<str>, _)| (address.to_string(), status);
@@ -448,4 +449,35 @@ fn once_each(
 
 fn closed(maybe_applied: bool) -> Error {
     Error::Closed { maybe_applied }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::v1::StatusResponse;
+
+    use super::*;
+    use crate::admin::node_status;
+
+    #[test]
+    fn a_node_with_two_addresses_is_listed_once_and_a_copied_node_twice() {
+        let says = |at: &str, node_id, own: &str| {
+            let address = own.to_owned();
+            let status = node_status(StatusResponse {
+                node_id,
+                address,
+                ..StatusResponse::default()
+            });
+            (Arc::from(at), Ok(status))
+        };
+        let answers = [
+            says("a:1", 1, "a:1"),
+            says("alias:1", 1, "a:1"),
+            says("b:1", 2, "b:1"),
+            says("copy:1", 2, "copy:1"),
+            says("hidden:1", 3, "inner:1"),
+        ];
+        let listed = once_each(answers.into()).into_iter();
+        let listed: Vec<String> = listed.map(|(address, _)| address).collect();
+        assert_eq!(listed, ["a:1", "b:1", "copy:1", "hidden:1"]);
+    }
 }
