@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use shardkv_client::Client;
+use shardkv_client::{Client, Gid};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep_until};
 
@@ -29,6 +29,9 @@ use super::watch::{self, Least};
 use crate::exit::{Exit, Failure};
 use crate::move_progress::{MoveProgress, MoveProgressBar};
 use crate::output::Format;
+
+/// The interval between checks of the logs' sizes.
+const TRIM_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs a playground until it is stopped.
 pub(super) async fn run(args: &StartArgs, format: Format) -> Result<Exit, Failure> {
@@ -74,6 +77,7 @@ async fn run_in(
         ),
         leaders: Vec::new(),
         scaler: None,
+        trim_at: Instant::now() + TRIM_EVERY,
         plan_number: 0,
         waiters: Vec::new(),
         prompt: Prompt::open(args.stop_on_stdin_eof),
@@ -98,6 +102,8 @@ struct Cluster {
     leaders: Vec<NodeLayout>,
     /// Joins and removes groups, once there are leaders, if there are controllers.
     scaler: Option<Scaler>,
+    /// The moment at which the sizes of the logs are checked next.
+    trim_at: Instant,
     plan_number: u64,
     waiters: Vec<Waiter>,
     prompt: Option<Prompt>,
@@ -123,6 +129,7 @@ enum Event {
     News(News),
     Order(UnixStream),
     Typed(String),
+    Trim,
 }
 
 /// The action after an event.
@@ -207,6 +214,7 @@ impl Cluster {
             news = news => Event::News(news),
             leaders = led => Event::Led(leaders),
             () = late => Event::Late,
+            () = sleep_until(self.trim_at) => Event::Trim,
         }
     }
 
@@ -227,6 +235,10 @@ impl Cluster {
                 }
             }
             Event::Typed(line) => return self.typed(&line).await,
+            Event::Trim => {
+                self.nodes.trim_logs();
+                self.trim_at = Instant::now() + TRIM_EVERY;
+            }
         }
         Ok(After::Next)
     }
@@ -306,20 +318,31 @@ impl Cluster {
                     self.get_ready()?;
                 }
             }
-            News::Drained(gid) => {
-                let mut groups = self.nodes.layout.groups.iter();
-                let leaving = groups.find(|it| it.gid == gid.0 && it.stage == Stage::Leaving);
-                if let Some(name) = leaving.map(|group| group.name.clone()) {
-                    self.nodes.remove_group(&name).await?;
-                }
-                self.replan();
-            }
+            News::Drained(gid) => self.left(gid, true).await?,
+            News::Gone(gid) => self.left(gid, false).await?,
             News::Settled(number) if number == self.plan_number => {
                 self.get_ready()?;
                 self.scaled().await;
             }
             News::Settled(_) => {}
         }
+        Ok(())
+    }
+
+    /// Lets a group go that has left the cluster. Only the data of a drained group are removed.
+    async fn left(&mut self, gid: Gid, drained: bool) -> Result<(), Failure> {
+        let mut groups = self.nodes.layout.groups.iter();
+        let leaving = groups.find(|it| it.gid == gid.0 && it.stage == Stage::Leaving);
+        if let Some(name) = leaving.map(|group| group.name.clone()) {
+            self.nodes.remove_group(&name, drained).await?;
+            if !drained {
+                eprintln!(
+                    "{name} is no part of the cluster and wasn't drained: its nodes are stopped, and their data stay in {}",
+                    self.nodes.dir.display()
+                );
+            }
+        }
+        self.replan();
         Ok(())
     }
 

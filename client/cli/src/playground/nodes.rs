@@ -98,6 +98,15 @@ impl Nodes {
         self.save()
     }
 
+    /// Trims the logs that have become too large.
+    pub(super) fn trim_logs(&self) {
+        for node in &self.layout.nodes {
+            if let Err(error) = process::trim_log(&node.log) {
+                eprintln!("can't trim {}: {error}", node.log.display());
+            }
+        }
+    }
+
     /// Waits until a process ends unexpectedly; for ever if none does. Cancel-safe.
     pub(super) async fn any_end(&mut self) -> (String, io::Result<ExitStatus>) {
         any_end(&mut self.children).await
@@ -193,8 +202,23 @@ impl Nodes {
                 .map_err(|error| Failure::file("remove", &node.data_dir, &error))?;
         }
         self.start(name)?;
+        self.until_it_answers(&node).await?;
+        Ok(self.child(name)?.id())
+    }
+
+    /// Waits until the process of a node that was started answers. Another process at its address doesn't count.
+    async fn until_it_answers(&mut self, node: &NodeLayout) -> Result<(), Failure> {
+        let name = &node.name;
         let deadline = Instant::now() + self.start_timeout;
-        while TcpStream::connect(&node.address).await.is_err() {
+        let mut stranger = false;
+        loop {
+            if TcpStream::connect(&node.address).await.is_ok() {
+                let started = self.child(name)?.id();
+                if started.is_some_and(|pid| process::listens(pid, &node.address)) {
+                    return Ok(());
+                }
+                stranger = true;
+            }
             let ended = self.child(name)?.try_wait();
             if let Some(status) = ended.map_err(|error| cant_signal(&error))? {
                 self.forget(name)?;
@@ -207,14 +231,18 @@ impl Nodes {
                 ));
             }
             if Instant::now() >= deadline {
+                let what = if stranger {
+                    "runs, but another process answers at"
+                } else {
+                    "runs, but does not answer at"
+                };
                 return Err(Failure::failed(
-                    format!("{name} runs, but does not answer at {}", node.address),
+                    format!("{name} {what} {}", node.address),
                     format!("read its log: {}", node.log.display()),
                 ));
             }
             sleep(POLL).await;
         }
-        Ok(self.child(name)?.id())
     }
 
     /// Stops all nodes at the same time.
@@ -244,12 +272,12 @@ impl Nodes {
         outcome
     }
 
-    /// Stops the nodes of a group, and removes their data and the group.
-    pub(super) async fn remove_group(&mut self, group: &str) -> Result<(), Failure> {
+    /// Stops the nodes of a group, and removes the group, and their data too if `wipe` is true.
+    pub(super) async fn remove_group(&mut self, group: &str, wipe: bool) -> Result<(), Failure> {
         let nodes: Vec<NodeLayout> = self.layout.nodes_of(group).cloned().collect();
         let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
         self.stop_some(&names).await?;
-        for node in &nodes {
+        for node in nodes.iter().filter(|_| wipe) {
             let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
             match fs::remove_dir_all(&node.data_dir) {
                 Err(error) if !gone(&error) => {
@@ -257,11 +285,13 @@ impl Nodes {
                 }
                 _ => {}
             }
-            match fs::remove_file(&node.log) {
-                Err(error) if !gone(&error) => {
-                    return Err(Failure::file("remove", &node.log, &error));
+            for log in [&node.log, &process::old_log(&node.log)] {
+                match fs::remove_file(log) {
+                    Err(error) if !gone(&error) => {
+                        return Err(Failure::file("remove", log, &error));
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
         }
         self.layout.remove(group);

@@ -1,5 +1,6 @@
 //! The process of one node.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
@@ -133,6 +134,42 @@ pub(super) fn is_node(id: u32, node: &NodeLayout) -> bool {
         .any(|word| word == wanted.as_encoded_bytes())
 }
 
+/// Returns true if process `id` itself accepts connections at `address`, so that whoever answers there is this process.
+pub(super) fn listens(id: u32, address: &str) -> bool {
+    let port = address
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse().ok());
+    let Some(port) = port else { return false };
+    let sockets = listening_sockets(id, port);
+    let Ok(files) = fs::read_dir(format!("/proc/{id}/fd")) else {
+        return false;
+    };
+    let targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    targets
+        .filter_map(|target| target.into_os_string().into_string().ok())
+        .any(|target| sockets.contains(&target))
+}
+
+/// Returns the sockets that listen at a port in the network of process `id`, by the names that `/proc/ID/fd` gives them.
+fn listening_sockets(id: u32, port: u16) -> BTreeSet<String> {
+    const LISTEN: &str = "0A";
+    let socket = |line: &str| {
+        // The fields: number, local address, remote address, state, queues, timers, retransmits, user, timeout, inode.
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (_, local) = fields.next()?.rsplit_once(':')?;
+        let here = u16::from_str_radix(local, 16) == Ok(port);
+        let listening = fields.nth(1)? == LISTEN;
+        let inode = fields.nth(5)?;
+        (here && listening).then(|| format!("socket:[{inode}]"))
+    };
+    let mut found = BTreeSet::new();
+    for table in ["tcp", "tcp6"] {
+        let table = fs::read_to_string(format!("/proc/{id}/net/{table}")).unwrap_or_default();
+        found.extend(table.lines().filter_map(socket));
+    }
+    found
+}
+
 /// Describes the state of a process in one word.
 pub(super) fn state(id: u32, node: &NodeLayout) -> &'static str {
     if !is_node(id, node) {
@@ -169,6 +206,43 @@ pub(super) async fn stop_orphan(id: u32, node: &NodeLayout, patience: Duration) 
         ended(signal_pid(id, Signal::KILL))?;
     }
     Ok(())
+}
+
+/// The size from which a log is trimmed, in bytes.
+const MAX_LOG_BYTES: u64 = 64 << 20;
+
+/// The part of a trimmed log that is kept, in bytes.
+const KEPT_LOG_BYTES: u64 = 1 << 20;
+
+/// Empties a log that has become too large, so that it doesn't fill the disk, and keeps its end beside it. The process goes on
+/// writing at the new end, because it appends. Returns true if the log was too large.
+pub(super) fn trim_log(path: &Path) -> io::Result<bool> {
+    trim(path, MAX_LOG_BYTES, KEPT_LOG_BYTES)
+}
+
+fn trim(path: &Path, most: u64, kept: u64) -> io::Result<bool> {
+    let mut log = match File::options().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        log => log?,
+    };
+    let length = log.metadata()?.len();
+    if length <= most {
+        return Ok(false);
+    }
+    log.seek(SeekFrom::Start(length.saturating_sub(kept)))?;
+    let mut end = Vec::new();
+    (&mut log).take(kept).read_to_end(&mut end)?;
+    // Empty the log first: the disk may be full.
+    log.set_len(0)?;
+    fs::write(old_log(path), end)?;
+    Ok(true)
+}
+
+/// Returns the file with the end of a trimmed log.
+pub(super) fn old_log(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
 }
 
 /// Returns the last lines of a log, for an error message.
@@ -295,10 +369,51 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_is_too_large_is_emptied_and_its_end_is_kept() {
+        use std::io::Write as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.log");
+        assert!(!trim(&path, 10, 4).unwrap(), "no log yet");
+        let mut writer = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .unwrap();
+        writer.write_all(b"0123456789").unwrap();
+        assert!(!trim(&path, 10, 4).unwrap());
+        writer.write_all(b"a").unwrap();
+        assert!(trim(&path, 10, 4).unwrap());
+        writer.write_all(b"next").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"next");
+        assert_eq!(fs::read(old_log(&path)).unwrap(), b"789a");
+    }
+
+    #[test]
     fn strangers_are_not_nodes() {
         let node = node(Path::new("/nowhere"));
         assert!(!is_node(std::process::id(), &node));
         assert_eq!(state(std::process::id(), &node), "gone");
+    }
+
+    #[test]
+    fn only_the_process_that_listens_at_an_address_is_the_one_that_answers() {
+        for host in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(host) else {
+                continue; // No IPv6 here.
+            };
+            let address = listener.local_addr().unwrap().to_string();
+            let own = std::process::id();
+            assert!(listens(own, &address), "{address}");
+            let mut stranger = std::process::Command::new("sleep")
+                .arg("1000")
+                .spawn()
+                .unwrap();
+            assert!(!listens(stranger.id(), &address));
+            stranger.kill().unwrap();
+            stranger.wait().unwrap();
+            drop(listener);
+            assert!(!listens(own, &address), "closed");
+        }
     }
 
     #[test]

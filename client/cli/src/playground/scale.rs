@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{LocalBoxFuture, join_all};
-use shardkv_client::{Client, Gid, Role};
+use shardkv_client::{Client, ConfigView, Gid, Role};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -60,6 +60,8 @@ pub(super) enum News {
     Joined(Vec<Gid>),
     /// Nothing needs this group any more. A new plan is awaited.
     Drained(Gid),
+    /// This group is no part of the cluster, but wasn't drained: it was forgotten, or never joined. A new plan is awaited.
+    Gone(Gid),
     /// The progress, or the obstacle.
     Progress(MoveProgress),
     /// The plan of this number is complete, and every shard is at its target.
@@ -181,8 +183,8 @@ impl Worker {
         }
         let (moving, done) = tracker.look(&view, &views(&self.client, &view).await);
         self.tell(News::Progress(moving)).await;
-        if let Some(gid) = plan.leaving.iter().find(|gid| view.is_drained(**gid)) {
-            self.tell(News::Drained(*gid)).await;
+        if let Some(news) = left(plan, &view) {
+            self.tell(news).await;
             return Ok(Next::Rest);
         }
         if done && plan.leaving.is_empty() {
@@ -215,6 +217,18 @@ impl Worker {
     }
 }
 
+/// Returns the report of the first group that was to leave and has left.
+fn left(plan: &Plan, view: &ConfigView) -> Option<News> {
+    let known = view.config.groups();
+    let gone = |gid: &&Gid| !known.contains_key(gid);
+    let gid = *plan.leaving.iter().find(gone)?;
+    Some(if view.is_drained(gid) {
+        News::Drained(gid)
+    } else {
+        News::Gone(gid)
+    })
+}
+
 async fn leads(client: Client, address: String) -> bool {
     let Ok(admin) = client.admin(&address) else {
         return false;
@@ -225,12 +239,54 @@ async fn leads(client: Client, address: String) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use shardkv_client::{ClusterId, ConfigNum, DrainedGroup, Incarnation, ShardConfig};
+
     use super::*;
 
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
         start: crate::playground::start::StartArgs,
+    }
+
+    fn view(drained: &[(u64, bool)]) -> ConfigView {
+        let group = |gid: u64| (Gid(gid), vec![format!("127.0.0.1:{gid}")]);
+        let groups = [1, 2].map(group).into();
+        let config = ShardConfig::new(ConfigNum(4), groups, [(8, Gid(1))]).unwrap();
+        let drained = drained.iter().map(|(gid, forgotten)| {
+            let group = DrainedGroup {
+                incarnation: Incarnation(1),
+                gone_in: ConfigNum(4),
+                forgotten: *forgotten,
+                retired: false,
+            };
+            (Gid(*gid), group)
+        });
+        ConfigView {
+            cluster_id: ClusterId(1),
+            latest: config.num(),
+            config,
+            oldest: ConfigNum(0),
+            progress: Vec::new(),
+            drained: drained.collect(),
+        }
+    }
+
+    #[test]
+    fn a_group_that_was_forgotten_while_it_left_is_not_waited_for() {
+        let plan = Plan {
+            leaving: [2, 3].map(Gid).into(),
+            ..Plan::default()
+        };
+        let of = |drained: &[(u64, bool)]| left(&plan, &view(drained));
+        assert!(matches!(of(&[(3, false)]), Some(News::Drained(Gid(3)))));
+        assert!(matches!(of(&[(3, true)]), Some(News::Gone(Gid(3)))));
+        assert!(matches!(of(&[]), Some(News::Gone(Gid(3)))), "never joined");
+        let plan = Plan {
+            leaving: [Gid(2)].into(),
+            ..Plan::default()
+        };
+        assert!(left(&plan, &view(&[])).is_none(), "it is still leaving");
     }
 
     #[test]
