@@ -82,7 +82,7 @@ fn escape(bytes: &[u8]) -> String {
                 '\n' => out.push_str("\\n"),
                 '\t' => out.push_str("\\t"),
                 '\r' => out.push_str("\\r"),
-                c if c.is_control() => {
+                c if confuses(c) => {
                     let mut buffer = [0; 4];
                     for byte in c.encode_utf8(&mut buffer).bytes() {
                         push_hex_escape(&mut out, byte);
@@ -96,6 +96,17 @@ fn escape(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// Returns true for characters that change how a terminal shows others, or that are invisible: control characters, the format
+/// characters of Unicode (general category Cf, with the controls of direction), and its separators of lines and paragraphs.
+pub(crate) fn confuses(c: char) -> bool {
+    c.is_control()
+        || matches!(u32::from(c),
+            0xad | 0x600..=0x605 | 0x61c | 0x6dd | 0x70f | 0x890..=0x891 | 0x8e2 | 0x180e
+            | 0x200b..=0x200f | 0x2028..=0x202e | 0x2060..=0x2064 | 0x2066..=0x206f
+            | 0xfeff | 0xfff9..=0xfffb | 0x1_10bd | 0x1_10cd | 0x1_3430..=0x1_343f
+            | 0x1_bca0..=0x1_bca3 | 0x1_d173..=0x1_d17a | 0xe_0001 | 0xe_0020..=0xe_007f)
 }
 
 fn push_hex_escape(out: &mut String, byte: u8) {
@@ -172,6 +183,26 @@ mod tests {
         );
         assert_eq!(Encoding::Hex.show(b"\x00\xff"), "00ff");
         assert_eq!(Encoding::Base64.show(b"\x00\xff"), "AP8=");
+    }
+
+    #[test]
+    fn characters_that_change_how_others_look_are_escaped() {
+        for c in [
+            '\u{202e}',
+            '\u{2066}',
+            '\u{200b}',
+            '\u{feff}',
+            '\u{ad}',
+            '\u{2028}',
+            '\u{e0041}',
+        ] {
+            let shown = Encoding::Utf8.show(format!("a{c}b").as_bytes());
+            assert!(shown.is_ascii() && shown.starts_with(r"a\x"), "{shown}");
+        }
+        assert_eq!(
+            Encoding::Utf8.show("\u{e9}\u{4e00} \u{5d0}".as_bytes()),
+            "\u{e9}\u{4e00} \u{5d0}"
+        );
     }
 
     #[test]

@@ -84,6 +84,11 @@ impl Failure {
         self.exit
     }
 
+    /// Returns the next step.
+    pub(crate) fn next(&self) -> &str {
+        &self.next
+    }
+
     /// Returns the message and the next step.
     pub(crate) fn into_words(self) -> (String, String) {
         (self.message, self.next)

@@ -54,9 +54,15 @@ impl GlobalArgs {
             mode,
             connections,
             request_timeout: Duration::from_millis(self.timeout_ms),
-            ..ClientOptions::new(self.endpoints.iter().map(|address| address.trim()))
+            ..ClientOptions::new(self.addresses())
         };
         Client::lazy(options).map_err(|error| connect_failure(&error))
+    }
+
+    /// Returns the addresses without the empty ones, which a comma at the end leaves.
+    fn addresses(&self) -> impl Iterator<Item = &str> {
+        let trimmed = self.endpoints.iter().map(|address| address.trim());
+        trimmed.filter(|address| !address.is_empty())
     }
 
     /// The style in which results are written.

@@ -1,7 +1,7 @@
 //! The commands on keys: `get put append delete cas scan`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{Read as _, Write};
+use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use futures::StreamExt as _;
 use shardkv_client::Client;
 
+use crate::delete::DeleteArgs;
 use crate::exit::{Exit, Failure};
 use crate::output::{Answer, Style};
 use crate::range::{RangeArgs, scan_options};
@@ -53,12 +54,10 @@ pub(crate) enum KvCommand {
     /// Delete a key
     #[command(
         visible_alias = "del",
-        after_help = "Examples:\n  shardkv delete greeting\n\nExit code 3: the key did not exist."
+        override_usage = "shardkv delete <KEY|--prefix PREFIX>",
+        after_help = "Examples:\n  shardkv delete greeting\n  shardkv delete --prefix user: --yes\n\nDeleting by prefix is not one step: keys that are written meanwhile may be deleted or not. It prints the number of\ndeleted keys.\n\nExit code 3: the key did not exist, or no key begins with the prefix."
     )]
-    Delete {
-        /// The key
-        key: OsString,
-    },
+    Delete(DeleteArgs),
     /// Set or delete a key only if its present value is the expected one (compare and swap)
     #[command(
         override_usage = "shardkv cas <KEY> <--expect VALUE|--expect-file FILE|--expect-absent> <--set VALUE|--set-file FILE|--delete>",
@@ -159,7 +158,7 @@ impl Verbs<'_> {
             KvCommand::Get { key } => self.get(key, out).await,
             KvCommand::Put { key, value } => self.put(key, value, out).await,
             KvCommand::Append { key, value } => self.append(key, value, out).await,
-            KvCommand::Delete { key } => self.delete(key, out).await,
+            KvCommand::Delete(args) => self.delete(args, out).await,
             KvCommand::Cas(args) => self.cas(args, out).await,
             KvCommand::Scan(args) => self.scan(args, out).await,
         }
@@ -191,7 +190,7 @@ impl Verbs<'_> {
     ) -> Result<Exit, Failure> {
         let key = self.bytes(key)?;
         self.client.put(key.clone(), self.value(value)?).await?;
-        self.style.write(out, &Answer::Put { key: &key })?;
+        self.tell(out, &Answer::Put { key: &key })?;
         Ok(Exit::Ok)
     }
 
@@ -203,17 +202,8 @@ impl Verbs<'_> {
     ) -> Result<Exit, Failure> {
         let key = self.bytes(key)?;
         let length = self.client.append(key.clone(), self.value(value)?).await?;
-        self.style
-            .write(out, &Answer::Length { key: &key, length })?;
+        self.tell(out, &Answer::Length { key: &key, length })?;
         Ok(Exit::Ok)
-    }
-
-    async fn delete(&self, key: &OsStr, out: &mut dyn Write) -> Result<Exit, Failure> {
-        let key = self.bytes(key)?;
-        let existed = self.client.delete(key.clone()).await?;
-        self.style
-            .write(out, &Answer::Deleted { key: &key, existed })?;
-        Ok(if existed { Exit::Ok } else { Exit::NotFound })
     }
 
     async fn cas(&self, args: &CasArgs, out: &mut dyn Write) -> Result<Exit, Failure> {
@@ -232,11 +222,12 @@ impl Verbs<'_> {
             .client
             .compare_and_swap(key.clone(), expected, new)
             .await?;
-        self.style
-            .write(out, &Answer::Swapped { key: &key, swapped })?;
+        let answer = Answer::Swapped { key: &key, swapped };
         if swapped {
+            self.tell(out, &answer)?;
             return Ok(Exit::Ok);
         }
+        self.style.write(out, &answer)?;
         Err(Failure::new(
             Exit::CasMismatch,
             format!(
@@ -263,7 +254,20 @@ impl Verbs<'_> {
         Ok(Exit::Ok)
     }
 
-    fn bytes(&self, argument: &OsStr) -> Result<Bytes, Failure> {
+    /// Writes the answer of a write that was done. A full disk behind standard output doesn't make the write fail.
+    pub(crate) fn tell(&self, out: &mut dyn Write, answer: &Answer<'_>) -> Result<(), Failure> {
+        let told = self.style.write(out, answer).and_then(|()| out.flush());
+        told.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => error.into(),
+            _ => Failure::new(
+                Exit::OutcomeUnknown,
+                format!("the write was done, but its answer can't be written: {error}"),
+                "don't repeat the command; check where the output goes, and that the disk has space",
+            ),
+        })
+    }
+
+    pub(crate) fn bytes(&self, argument: &OsStr) -> Result<Bytes, Failure> {
         self.style
             .encoding
             .decode_argument(argument)
@@ -280,7 +284,7 @@ impl Verbs<'_> {
 
     fn argument_or_stdin(&self, argument: &OsStr) -> Result<Bytes, Failure> {
         if self.dash_is_stdin && argument == "-" {
-            return read_limited(std::io::stdin().lock(), Path::new("standard input"));
+            return read_limited(io::stdin().lock(), Path::new("standard input"));
         }
         self.bytes(argument)
     }
@@ -291,7 +295,7 @@ fn read_file(path: &Path) -> Result<Bytes, Failure> {
     read_limited(file, path)
 }
 
-fn read_limited(from: impl std::io::Read, path: &Path) -> Result<Bytes, Failure> {
+fn read_limited(from: impl io::Read, path: &Path) -> Result<Bytes, Failure> {
     let mut bytes = Vec::new();
     from.take(MAX_VALUE_READ_BYTES + 1)
         .read_to_end(&mut bytes)
@@ -312,9 +316,43 @@ fn read_limited(from: impl std::io::Read, path: &Path) -> Result<Bytes, Failure>
 mod tests {
     use super::*;
 
+    /// Standard output on a full disk, behind a buffer.
+    struct Full(io::ErrorKind);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(self.0.into())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_whose_answer_cant_be_written_has_not_failed() {
+        let options = shardkv_client::ClientOptions::new(["127.0.0.1:1"]);
+        let verbs = Verbs {
+            client: &Client::lazy(options).unwrap(),
+            style: Style::default(),
+            dash_is_stdin: false,
+        };
+        let answer = Answer::Length {
+            key: b"k",
+            length: 3,
+        };
+        let full = verbs.tell(&mut Full(io::ErrorKind::StorageFull), &answer);
+        let failure = full.unwrap_err();
+        assert_eq!(failure.exit(), Exit::OutcomeUnknown);
+        let text = failure.to_string();
+        assert!(text.contains("the write was done"), "{text}");
+        let gone = verbs.tell(&mut Full(io::ErrorKind::BrokenPipe), &answer);
+        assert_eq!(gone.unwrap_err().exit(), Exit::Ok);
+    }
+
     #[test]
     fn values_that_never_end_are_refused() {
-        let endless = read_limited(std::io::repeat(0), Path::new("zero"));
+        let endless = read_limited(io::repeat(0), Path::new("zero"));
         assert_eq!(endless.unwrap_err().exit(), Exit::Usage);
     }
 }

@@ -34,13 +34,16 @@ mod bench;
 mod client_error;
 mod cluster_view;
 mod config;
+mod delete;
 mod encoding;
+mod environment;
 mod exit;
 #[doc(hidden)]
 pub mod fuzzing;
 mod global;
 #[cfg(test)]
 mod golden;
+mod interrupt;
 mod kv;
 mod move_progress;
 mod nodes;
@@ -66,6 +69,7 @@ use exit::{Exit, Failure};
 /// Runs the command line of this process, and returns the exit code.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    environment::warn();
     match runtime(&cli.command) {
         Ok(runtime) => {
             let result = dispatch(cli, &runtime);

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, confuses};
 
 /// The format of results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -40,6 +40,8 @@ pub(crate) enum Answer<'a> {
     Length { key: &'a [u8], length: u64 },
     /// `delete`: true if the key existed.
     Deleted { key: &'a [u8], existed: bool },
+    /// `delete --prefix`: the number of keys that existed.
+    DeletedAll { prefix: &'a [u8], deleted: u64 },
     /// `cas`: true if the value was changed.
     Swapped { key: &'a [u8], swapped: bool },
     /// One pair of a scan; no value with `--keys-only`.
@@ -82,6 +84,10 @@ impl Style {
                 bytes("key", key);
                 object.insert("existed".into(), existed.into());
             }
+            Answer::DeletedAll { prefix, deleted } => {
+                bytes("prefix", prefix);
+                object.insert("deleted".into(), deleted.into());
+            }
             Answer::Swapped { key, swapped } => {
                 bytes("key", key);
                 object.insert("swapped".into(), swapped.into());
@@ -106,7 +112,12 @@ impl Style {
             Answer::Put { .. } => writeln!(out, "ok"),
             Answer::Length { length, .. } => writeln!(out, "ok: {length} bytes now"),
             Answer::Deleted { existed: true, .. } => writeln!(out, "ok: deleted"),
-            Answer::Deleted { existed: false, .. } => writeln!(out, "nothing to delete"),
+            Answer::Deleted { existed: false, .. } | Answer::DeletedAll { deleted: 0, .. } => {
+                writeln!(out, "nothing to delete")
+            }
+            Answer::DeletedAll { deleted, .. } => {
+                writeln!(out, "ok: {} keys deleted", grouped(deleted))
+            }
             Answer::Swapped { swapped: true, .. } => writeln!(out, "ok: swapped"),
             Answer::Swapped { swapped: false, .. } => writeln!(out, "not swapped"),
             Answer::Pair { key, value: None } => writeln!(out, "{}", show(key)),
@@ -123,6 +134,7 @@ fn write_raw(out: &mut dyn Write, answer: &Answer<'_>) -> io::Result<()> {
     match *answer {
         Answer::Value { value, .. } => out.write_all(value.unwrap_or_default()),
         Answer::Length { length, .. } => write!(out, "{length}"),
+        Answer::DeletedAll { deleted, .. } => write!(out, "{deleted}"),
         Answer::Put { .. } | Answer::Deleted { .. } | Answer::Swapped { .. } => Ok(()),
         Answer::Pair { key, value } => {
             out.write_all(key)?;
@@ -137,7 +149,20 @@ fn write_raw(out: &mut dyn Write, answer: &Answer<'_>) -> io::Result<()> {
 
 /// Writes `value` as one line of JSON.
 pub(crate) fn json_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, value)?;
+    let text = serde_json::to_string(value)?;
+    if !text.contains(confuses) {
+        return writeln!(out, "{text}");
+    }
+    // Only strings have such characters, and there \u means the same.
+    for c in text.chars() {
+        if confuses(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(out, "\\u{unit:04x}")?;
+            }
+        } else {
+            write!(out, "{c}")?;
+        }
+    }
     out.write_all(b"\n")
 }
 
@@ -281,6 +306,14 @@ mod tests {
                 key,
                 existed: false,
             },
+            Answer::DeletedAll {
+                prefix: key,
+                deleted: 1_234,
+            },
+            Answer::DeletedAll {
+                prefix: key,
+                deleted: 0,
+            },
             Answer::Swapped { key, swapped: true },
             Answer::Swapped {
                 key,
@@ -304,6 +337,17 @@ mod tests {
             }
         }
         crate::golden::check("output.txt", &golden);
+    }
+
+    #[test]
+    fn json_escapes_what_would_confuse_a_terminal() {
+        let mut out = Vec::new();
+        let value = serde_json::json!({"a\u{202e}b": "\u{7f}\u{9b}\u{e0001}\u{e9}"});
+        json_line(&mut out, &value).unwrap();
+        let line = String::from_utf8(out).unwrap();
+        let expected = r#"{"a\u202eb":"\u007f\u009b\udb40\udc01é"}"#;
+        assert_eq!(line.trim_end(), expected);
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), value);
     }
 
     #[test]

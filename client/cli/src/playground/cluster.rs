@@ -245,10 +245,13 @@ impl Cluster {
 
     /// Handles the unexpected end of a node.
     fn ended(&mut self, name: &str, status: io::Result<ExitStatus>) -> Result<(), Failure> {
-        let ended = self.nodes.ended(name, status)?;
-        if !self.nodes.layout.ready {
-            return Err(ended);
-        }
+        let ready = self.nodes.layout.ready;
+        let ended = match self.nodes.ended(name, status) {
+            Ok(ended) if ready => ended,
+            // A full disk, on which the layout can't be saved, must not end the other nodes too.
+            Err(unsaved) if ready => unsaved,
+            Ok(failure) | Err(failure) => return Err(failure),
+        };
         let (message, next) = ended.into_words();
         eprintln!("{message}\n next: {next}");
         Ok(())

@@ -5,7 +5,7 @@
 //! once, and nothing of an attempt that failed.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
+use std::io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,13 +16,18 @@ use tempfile::SpooledTempFile;
 
 use super::format::FileFormat;
 use super::progress::{Cuts, Progress, Summary};
+use super::sniff::is_misleading;
 use crate::exit::{Exit, Failure};
 use crate::global::GlobalArgs;
+use crate::interrupt;
 use crate::output::Format;
 use crate::range::{RangeArgs, scan_options};
 
 /// The most bytes of a shard that are held in memory. The rest goes to a temporary file.
 const MAX_HELD_BYTES: usize = 8 << 20;
+
+/// The bytes by which an import recognizes other formats.
+const HEAD_BYTES: u64 = 1 << 18;
 
 /// The arguments of `export`.
 #[derive(Debug, Args)]
@@ -91,12 +96,24 @@ async fn to_file(path: &Path, events: Export, format: FileFormat) -> Result<Summ
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty());
+    // The temporary file is removed when this function returns, which it doesn't if a signal ends the process.
+    let mut signals = interrupt::signals()?;
     let partial = tempfile::Builder::new()
         .prefix(".shardkv-export-")
         .tempfile_in(folder.unwrap_or(Path::new(".")))
         .map_err(|error| failed(&error))?;
     let mut out = BufWriter::with_capacity(1 << 16, partial);
-    let summary = copy(events, format, &mut out).await?;
+    let copied = tokio::select! {
+        copied = copy(events, format, &mut out) => Some(copied),
+        _ = signals.next() => None,
+    };
+    let Some(summary) = copied else {
+        return Err(Failure::failed(
+            format!("interrupted; {} was not written", path.display()),
+            "repeat the export",
+        ));
+    };
+    let summary = summary?;
     let partial = out.into_inner().map_err(|error| failed(error.error()))?;
     partial
         .as_file()
@@ -143,6 +160,14 @@ impl Held {
         self.lines.write_all(&lines)
     }
 
+    /// Returns the beginning of the lines.
+    fn head(&mut self) -> io::Result<Vec<u8>> {
+        let mut head = Vec::new();
+        self.lines.seek(SeekFrom::Start(0))?;
+        (&mut self.lines).take(HEAD_BYTES).read_to_end(&mut head)?;
+        Ok(head)
+    }
+
     /// Writes all records, and returns the bytes of their lines.
     fn write_to(&mut self, out: &mut dyn Write) -> io::Result<u64> {
         self.lines.seek(SeekFrom::Start(0))?;
@@ -176,6 +201,10 @@ async fn copy(
                     .map_err(|error| cant_hold(&error))?;
             }
             ExportEvent::End { .. } => {
+                if written == 0 && is_misleading(&held.head()?) {
+                    out.write_all(b"\n")?;
+                    written += 1;
+                }
                 written += held.write_to(out)?;
                 progress.records(held.records, held.bytes, written);
                 cuts.shards += 1;
@@ -237,6 +266,19 @@ mod tests {
             text.contains("each of 3 shards as it was at one moment; 1 was begun anew"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_export_is_never_taken_for_another_format() {
+        for key in ["\u{feff}a", "PK\u{3}\u{4}", "a\0"] {
+            let events = [begin(0, 0), pairs(&[key]), end(0)];
+            let mut out = Vec::new();
+            let events = futures::stream::iter(events.map(Ok));
+            copy(events, FileFormat::Tsv, &mut out).await.unwrap();
+            let (mut input, format) = (&out[..], FileFormat::Tsv);
+            assert_eq!(super::super::sniff::begin(&mut input, format).unwrap(), 0);
+            assert!(out.ends_with(format!("{key}\tv\n").as_bytes()));
+        }
     }
 
     #[tokio::test]

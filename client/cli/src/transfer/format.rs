@@ -26,6 +26,14 @@ impl FileFormat {
         })
     }
 
+    /// Returns the name as `--format` takes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Jsonl => "jsonl",
+            Self::Tsv => "tsv",
+        }
+    }
+
     /// Decodes `line`, which has no newline. Returns `None` if the line is blank.
     pub(crate) fn decode(self, line: &[u8]) -> Result<Option<Record>, LineError> {
         if line.trim_ascii().is_empty() && (self == Self::Jsonl || line.is_empty()) {

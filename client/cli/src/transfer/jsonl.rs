@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{LineError, Record};
+use super::record::{LineError, Looks, Record};
 use crate::encoding::Encoding;
 
 /// The fields of a record. An unknown field is refused, never dropped: it may be a misspelt `value`.
@@ -27,7 +27,10 @@ struct Line<'a> {
 
 /// Decodes a line.
 pub(super) fn decode(line: &[u8]) -> Result<Record, LineError> {
-    let line: Line<'_> = serde_json::from_slice(line)?;
+    let line: Line<'_> = serde_json::from_slice(line).map_err(|error| LineError::Json {
+        error,
+        looks: Looks::no_json(line),
+    })?;
     Ok(Record {
         key: field("key", [line.key, line.key_base64, line.key_hex])?,
         value: field("value", [line.value, line.value_base64, line.value_hex])?,
@@ -95,6 +98,10 @@ mod tests {
             (r#"{"key":"a","key_hex":"61","value":""}"#, "twice"),
             (r#"{"key_hex":"6","value":""}"#, "encoding"),
             (r#"{"key":"a","value":"b"} x"#, "trailing"),
+            ("a\tb", "--format tsv"),
+            ("a,b", "CSV"),
+            ("[{}]", "jq -c"),
+            ("x", r#"such as {"key":"a","value":"b"}"#),
         ] {
             let error = decode(line.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(words), "{line}: {error}");

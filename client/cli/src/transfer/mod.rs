@@ -7,6 +7,9 @@
 //! - **TSV** ([`tsv`]): key TAB value. A tab, newline, carriage return or backslash inside is written `\t`, `\n`,
 //!   `\r`, `\\`; all other bytes stand as they are, UTF-8 or not.
 //!
+//! A byte order mark at the beginning is skipped; UTF-16, compressed files and JSON arrays are refused ([`sniff`]). An export whose
+//! first key would be mistaken for one of them begins with an empty line.
+//!
 //! An export that is imported again gives the same pairs, byte for byte.
 //!
 //! An export proceeds shard by shard. Each shard is a consistent snapshot, taken at a moment of its own. If the node is lost
@@ -22,8 +25,11 @@ mod format;
 mod import;
 mod jsonl;
 mod progress;
+mod read;
 mod record;
+mod sniff;
 mod tsv;
+mod write;
 
 pub(crate) use export::{ExportArgs, export};
 pub(crate) use format::FileFormat;

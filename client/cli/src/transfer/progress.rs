@@ -57,6 +57,11 @@ impl Progress {
         }
     }
 
+    /// Writes a line above the bar on standard error.
+    pub(super) fn say(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+
     /// Removes the bar and returns the figures.
     pub(super) fn finish(self, skipped: u64, longest_gap: Duration) -> Summary {
         self.bar.finish_and_clear();

@@ -1,6 +1,6 @@
 //! A record as `key TAB value` with four escapes.
 
-use super::record::{LineError, Record};
+use super::record::{LineError, Looks, Record};
 
 /// Decodes a line.
 pub(super) fn decode(line: &[u8]) -> Result<Record, LineError> {
@@ -9,7 +9,7 @@ pub(super) fn decode(line: &[u8]) -> Result<Record, LineError> {
     }
     let mut fields = line.split(|&byte| byte == b'\t');
     let (Some(key), Some(value), rest) = (fields.next(), fields.next(), fields.next()) else {
-        return Err(LineError::NoTab);
+        return Err(LineError::NoTab(Looks::no_tsv(line)));
     };
     if rest.is_some() {
         return Err(LineError::SecondTab);
@@ -77,6 +77,8 @@ mod tests {
     fn bad_lines_say_what_is_wrong() {
         for (line, words) in [
             (&b"no tab"[..], "no TAB"),
+            (b"a,b", "CSV"),
+            (br#"{"key":"a"}"#, "--format jsonl"),
             (b"a\tb\tc", "second TAB"),
             (b"a\tb\r", "CR LF"),
             (b"a\t\\q", r"\q is not an escape"),

@@ -109,6 +109,29 @@ fn bad_lines_stop_or_are_skipped() {
 }
 
 #[test]
+fn refused_and_overlong_records_are_passed_over() {
+    let Some(at) = shared() else { return };
+    let key = "k".repeat(100_000);
+    let text = format!(
+        "\u{feff}refused/1\tone\n{key}\tv\nrefused/{}\tv\nrefused/2\ttwo\n",
+        "x".repeat(400_000)
+    );
+    let args = ["import", "--format", "tsv", "--max-line-bytes", "300000"];
+    let import = |more: &[&str]| kv_with(at, &[&args, more].concat(), text.as_bytes());
+    import(&[]).failed(7, "--from-line 2");
+    let skipped = import(&["--skip-bad", "-o", "json"]);
+    assert_eq!(
+        (&skipped.json()["records"], &skipped.json()["skipped"]),
+        (&2.into(), &2.into()),
+        "{skipped:?}"
+    );
+    assert_eq!(
+        kv(at, &["scan", "--prefix", "refused/"]).ok(),
+        "refused/1\tone\nrefused/2\ttwo\n"
+    );
+}
+
+#[test]
 fn the_last_line_of_a_key_wins() {
     let Some(at) = shared() else { return };
     let line = |n: u32| format!("{{\"key\":\"last/{}\",\"value\":\"{n}\"}}", n % 3);

@@ -39,6 +39,35 @@ fn verbs_do_what_they_say() {
 }
 
 #[test]
+fn a_prefix_is_deleted_and_counted() {
+    let Some(at) = shared() else { return };
+    let lines: Vec<String> = (0..1_000).map(|n| format!("gone/{n}\t{n}")).collect();
+    let input = lines.join("\n") + "\ngone!\tstays\n";
+    kv_with(at, &["import", "--format", "tsv"], input.as_bytes()).ok();
+    let delete = ["delete", "--prefix", "gone/", "--yes"];
+    assert_eq!(kv(at, &delete).ok(), "ok: 1,000 keys deleted\n");
+    assert_eq!(kv(at, &["scan", "--prefix", "gone"]).ok(), "gone!\tstays\n");
+    let again = kv(at, &[&delete[..], &["-o", "json"]].concat());
+    assert_eq!(again.code, Some(3));
+    let again: Value = serde_json::from_slice(&again.out).unwrap();
+    assert_eq!(again["deleted"], 0);
+}
+
+#[test]
+fn a_write_whose_answer_cant_be_written_is_not_repeated() {
+    let Some(at) = shared() else { return };
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let output = command(&["append", "full", "x", "--endpoints", at])
+        .stdout(full.unwrap())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(6), "{said}");
+    assert!(said.contains("the write was done"), "{said}");
+    assert_eq!(kv(at, &["get", "full"]).ok(), "x\n");
+}
+
+#[test]
 fn bytes_stay_bytes() {
     let Some(at) = shared() else { return };
     let all: Vec<u8> = (0..=255).collect();
