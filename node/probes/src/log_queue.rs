@@ -7,9 +7,9 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -17,6 +17,8 @@ use tracing_subscriber::fmt::MakeWriter;
 const MAX_LINES: usize = 8_192;
 /// The maximum number of bytes of the lines in the queue. A longer line goes into an empty queue only.
 const MAX_BYTES: usize = 4 << 20;
+/// The pause between two attempts to add to a full queue.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// The lines that were dropped, and the bytes in the queue.
 #[derive(Debug, Default)]
@@ -63,11 +65,19 @@ impl LogQueue {
     }
 
     /// Waits until the lines that are in the queue now are written, but no longer than `patience`: their reader may have stalled.
+    /// A full queue is waited for too, because its lines are the last ones before the end of the program.
     pub(crate) fn flush(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
         let (done, wait) = sync_channel(1);
-        if self.lines.try_send(Message::Flush(done)).is_ok() {
-            let _ = wait.recv_timeout(patience);
+        let mut message = Message::Flush(done);
+        while let Err(refused) = self.lines.try_send(message) {
+            match refused {
+                TrySendError::Full(back) if Instant::now() < deadline => message = back,
+                TrySendError::Full(_) | TrySendError::Disconnected(_) => return,
+            }
+            thread::sleep(FULL_PAUSE);
         }
+        let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 
     fn push(&self, line: Vec<u8>) {
@@ -207,6 +217,28 @@ mod tests {
         queue.flush(PATIENCE);
         assert!(reader.hold().ends_with(b"line\nagain\n"));
         assert_eq!(queue.dropped(), dropped);
+    }
+
+    #[test]
+    fn a_flush_waits_for_a_full_queue_and_not_for_ever() {
+        let reader = Reader::default();
+        let queue = LogQueue::start(reader.clone()).unwrap();
+        let held = reader.hold();
+        for _ in 0..2 * MAX_LINES {
+            say(&queue, b"line\n");
+        }
+        let start = Instant::now();
+        queue.flush(Duration::from_millis(50));
+        assert!(start.elapsed() >= Duration::from_millis(50), "it gave up");
+        assert!(held.is_empty(), "the reader has stalled");
+        let lines = 2 * MAX_LINES - usize::try_from(queue.dropped()).unwrap();
+        let flushing = thread::spawn({
+            let queue = queue.clone();
+            move || queue.flush(PATIENCE)
+        });
+        drop(held);
+        flushing.join().unwrap();
+        assert_eq!(reader.hold().len(), lines * b"line\n".len());
     }
 
     #[test]

@@ -69,7 +69,8 @@ pub fn dropped_lines() -> u64 {
     QUEUE.get().map_or(0, LogQueue::dropped)
 }
 
-/// Waits until the lines that were logged are written, for up to a second.
+/// Waits until the lines that were logged are written, for up to a second. Call it before the last line, too: a full queue drops
+/// lines.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush(LAST_LINES);
