@@ -1,11 +1,12 @@
 //! A thin layer over `storage`: opens the data directory, and tells the replica when the disk is nearly full.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use raft::{Index, LogState, LogStore as _, StoreError};
 use shardkv::Genesis;
-use storage::{Disk, OpenError, Opened, StorageOptions, SyncObserver};
+use storage::{DAMAGE_ADVICE, Disk, OpenError, Opened, StorageOptions, SyncObserver};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::bootstrap::check_chosen;
@@ -53,10 +54,7 @@ pub(crate) fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Stores, 
         ..StorageOptions::default()
     };
     let mut opened = storage::open(&options.data_dir, &storage).map_err(refused)?;
-    let genesis = genesis::read(&options.data_dir).map_err(|error| match error {
-        FileError::Io(_) => Fatal::new(ExitCode::DiskFailed, error),
-        FileError::Damaged(_) => Fatal::new(ExitCode::Damaged, error),
-    })?;
+    let genesis = genesis::read(&options.data_dir).map_err(genesis_refused)?;
     let held = opened.log.load().map_err(store_error)?;
     let content = content(
         &held,
@@ -83,16 +81,14 @@ fn content(held: &LogState, bound: bool) -> Content {
 fn check_belonging(options: &Options, opened: &Opened, content: Content) -> Result<(), Fatal> {
     let Some(bound) = opened.identity.binding() else {
         if content == Content::Log {
-            let message = "the data directory has a log but no cluster: keep the disk for \
-                           inspection, and start the node with an empty directory";
-            return Err(Fatal::message(ExitCode::Damaged, message));
+            return Err(damaged("the data directory has a log but no cluster"));
         }
         return Ok(());
     };
     if bound.name != options.cluster_name || bound.gid != options.gid {
         let message = format!(
             "the data directory belongs to cluster {} group {}, but the options name cluster {} group {}: correct \
-             --cluster-name and --gid, or give this node an empty directory",
+             --cluster-name and --gid, or give this node another directory and keep this one",
             bound.name, bound.gid.0, options.cluster_name, options.gid.0
         );
         return Err(Fatal::message(ExitCode::WrongIdentity, message));
@@ -105,24 +101,46 @@ fn check_belonging(options: &Options, opened: &Opened, content: Content) -> Resu
 
 fn refused(error: OpenError) -> Fatal {
     let code = match error {
-        OpenError::Locked { .. } => ExitCode::Unexpected,
+        OpenError::Io { context, message } => {
+            return Fatal::of_system(format!("{context}: {message}"), ExitCode::DiskFailed);
+        }
+        OpenError::Locked { .. } => ExitCode::InUse,
+        OpenError::Foreign { .. } => ExitCode::WrongIdentity,
+        OpenError::Version { .. } => ExitCode::OtherVersion,
+        OpenError::Full { .. } => ExitCode::DiskFull,
         OpenError::NoIdentity { .. }
         | OpenError::IdentityDamaged { .. }
-        | OpenError::Version { .. }
         | OpenError::LogDamaged { .. }
         | OpenError::StateDamaged { .. } => ExitCode::Damaged,
-        OpenError::Full { .. } | OpenError::Io { .. } => ExitCode::DiskFailed,
     };
     Fatal::new(code, error)
 }
 
+fn genesis_refused(error: FileError) -> Fatal {
+    match error {
+        FileError::Io(_) => Fatal::of_system(error, ExitCode::DiskFailed),
+        FileError::Version(_) => Fatal::new(ExitCode::OtherVersion, error),
+        FileError::Damaged(_) => damaged(error),
+    }
+}
+
+/// Returns the error for stored data that are proven to be damaged.
+fn damaged(what: impl Display) -> Fatal {
+    Fatal::message(ExitCode::Damaged, format!("{what}. {DAMAGE_ADVICE}"))
+}
+
 /// Converts a failure of the stores to the error and exit code that end the process.
 pub(crate) fn store_error(error: StoreError) -> Fatal {
-    let code = match error {
-        StoreError::Damaged(_) => ExitCode::Damaged,
-        StoreError::Full(_) | StoreError::Io(_) => ExitCode::DiskFailed,
-    };
-    Fatal::new(code, error)
+    match error {
+        StoreError::Damaged(_) => damaged(error),
+        StoreError::Full(_) => Fatal::message(
+            ExitCode::DiskFull,
+            format!("{error}. Make space, and start again"),
+        ),
+        StoreError::Io(text) => {
+            Fatal::of_system(format!("the stores failed: {text}"), ExitCode::DiskFailed)
+        }
+    }
 }
 
 /// Tells the replica when the disk is nearly full and when it has space again, for as long as the future is polled.
@@ -161,6 +179,7 @@ pub(crate) async fn watch(inbox: Arc<Inbox>, disk: Disk) {
 #[cfg(test)]
 mod tests {
     use raft::{EntryId, HardState, Term};
+    use storage::{IdentityDamage, LogDamage, StateDamage};
 
     use super::*;
 
@@ -191,5 +210,92 @@ mod tests {
             ..LogState::default()
         };
         assert_eq!(content(&log, true), Content::Log);
+    }
+
+    #[test]
+    fn each_error_of_the_stores_has_its_code_and_only_damage_lets_a_disk_be_given_up() {
+        let dir = || "/d".into();
+        let io = |message: &str| OpenError::Io {
+            context: "can't open the log in /d".to_owned(),
+            message: message.to_owned(),
+        };
+        let log_damaged = OpenError::LogDamaged {
+            dir: dir(),
+            damage: LogDamage::FloorDamaged,
+        };
+        let state_damaged = OpenError::StateDamaged {
+            dir: dir(),
+            damage: StateDamage::Current,
+        };
+        let identity_damaged = OpenError::IdentityDamaged {
+            dir: dir(),
+            damage: IdentityDamage::Checksum,
+        };
+        let foreign = |found: &str| (dir(), found.to_owned());
+        let (foreign_dir, thesis) = foreign("thesis.txt");
+        let (lost_dir, log) = foreign("log");
+        let version = OpenError::Version {
+            dir: dir(),
+            found: "2".to_owned(),
+            known: 1,
+        };
+        let full = OpenError::Full {
+            dir: dir(),
+            message: "no space".to_owned(),
+        };
+        let no_identity = OpenError::NoIdentity {
+            dir: lost_dir,
+            found: log,
+        };
+        let foreign = OpenError::Foreign {
+            dir: foreign_dir,
+            found: thesis,
+        };
+        let files = "IO error: While open a file: /d/log/1.sst: Too many open files";
+        let rights = "IO error: While open a file: /d/log/1.sst: Permission denied";
+        let memory = "IO error: While mmap: /d/log/1.log: Cannot allocate memory";
+        let device = "IO error: While pread: /d/log/1.sst: Input/output error";
+        let table = [
+            (refused(log_damaged), ExitCode::Damaged),
+            (refused(state_damaged), ExitCode::Damaged),
+            (refused(identity_damaged), ExitCode::Damaged),
+            (refused(no_identity), ExitCode::Damaged),
+            (refused(foreign), ExitCode::WrongIdentity),
+            (refused(version), ExitCode::OtherVersion),
+            (refused(full), ExitCode::DiskFull),
+            (refused(OpenError::Locked { dir: dir() }), ExitCode::InUse),
+            (refused(io(files)), ExitCode::TooFewFiles),
+            (refused(io(rights)), ExitCode::NoAccess),
+            (refused(io(memory)), ExitCode::TooLittleMemory),
+            (refused(io(device)), ExitCode::DiskFailed),
+            (
+                store_error(StoreError::Io(files.into())),
+                ExitCode::TooFewFiles,
+            ),
+            (
+                store_error(StoreError::Io(device.into())),
+                ExitCode::DiskFailed,
+            ),
+            (
+                store_error(StoreError::Full("x".into())),
+                ExitCode::DiskFull,
+            ),
+            (
+                store_error(StoreError::Damaged("x".into())),
+                ExitCode::Damaged,
+            ),
+            (
+                genesis_refused(FileError::Io(std::io::Error::from_raw_os_error(13))),
+                ExitCode::NoAccess,
+            ),
+        ];
+        for (fatal, code) in table {
+            let text = format!("{:#}", fatal.error);
+            assert_eq!(fatal.code, code, "{text}");
+            let gives_up = text.contains("empty directory");
+            assert_eq!(gives_up, code == ExitCode::Damaged, "{text}");
+            let keeps_first = text.find("Keep the disk") < text.find("empty directory");
+            assert!(!gives_up || keeps_first, "{text}");
+        }
     }
 }

@@ -85,7 +85,6 @@ mod transport;
 use std::ffi::OsString;
 use std::io::Write as _;
 
-use anyhow::Context as _;
 pub use exit::ExitCode;
 use exit::Fatal;
 use node_options as options;
@@ -113,6 +112,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             let code = match start(*options) {
                 Ok(()) => ExitCode::Clean,
                 Err(fatal) => {
+                    // Makes room in a full queue, so that the line below is not dropped.
+                    probes::telemetry::flush();
                     tracing::error!(exit_code = fatal.code as u8, "{:#}", fatal.error);
                     fatal.code
                 }
@@ -142,7 +143,10 @@ fn start(options: Options) -> Result<(), Fatal> {
         .thread_name("network")
         .max_blocking_threads(16)
         .build()
-        .context("the network's threads can't be started")?;
+        .map_err(|error| {
+            let what = format!("the network's threads can't be started: {error}");
+            Fatal::of_system(what, ExitCode::Unexpected)
+        })?;
     let result = runtime.block_on(node::run(options));
     // Tasks that wait for dead connections must not keep the process alive.
     runtime.shutdown_background();

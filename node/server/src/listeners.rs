@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use storage::Cause;
 use tokio::net::TcpListener;
 
 use crate::exit::{ExitCode, Fatal};
@@ -38,7 +39,10 @@ impl Listeners {
 async fn bind(option: &str, address: &str) -> Result<(TcpListener, SocketAddr), Fatal> {
     listen::bind(address).await.map_err(|error| {
         let message = format!("--{option} {address}: {error}");
-        Fatal::message(ExitCode::CannotListen, message)
+        match Cause::of(&message) {
+            Cause::OpenFiles | Cause::Memory => Fatal::of_system(message, ExitCode::CannotListen),
+            _ => Fatal::message(ExitCode::CannotListen, message),
+        }
     })
 }
 

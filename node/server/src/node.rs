@@ -206,7 +206,10 @@ impl Node {
         )
         .map_err(not_recovered)?;
         let ended = runtime::start(replica, &node_options.replica, parts.runtime_handles())
-            .context("the replica's thread can't be started")?;
+            .map_err(|error| {
+                let what = format!("the replica's thread can't be started: {error}");
+                Fatal::of_system(what, ExitCode::Unexpected)
+            })?;
         parts.lifecycle.enter(Phase::Running);
         parts.start_tasks(disk);
         if let Some(path) = &node_options.ready_file {
@@ -387,28 +390,18 @@ fn announce(peers: &Peers, sockets: &Sockets, content: Content) {
 }
 
 fn not_adopted(error: AdoptError) -> Fatal {
-    let code = match &error {
-        AdoptError::Bind(storage::BindError::Store(_)) | AdoptError::File(_) => {
-            ExitCode::DiskFailed
+    match error {
+        AdoptError::Store(error) | AdoptError::Bind(storage::BindError::Store(error)) => {
+            disk::store_error(error)
         }
-        AdoptError::Bind(_) => ExitCode::WrongIdentity,
-        AdoptError::Store(StoreError::Damaged(_)) => ExitCode::Damaged,
-        AdoptError::Store(_) => ExitCode::DiskFailed,
-    };
-    Fatal::new(code, error)
+        AdoptError::File(_) => Fatal::of_system(error, ExitCode::DiskFailed),
+        AdoptError::Bind(_) => Fatal::new(ExitCode::WrongIdentity, error),
+    }
 }
 
 fn not_recovered(error: replica::RecoverError) -> Fatal {
     match error {
-        replica::RecoverError::Store(error) => {
-            let fatal = disk::store_error(error);
-            let advice = "this node refuses to vote. Keep the disk for inspection, and start the node with an \
-                          empty directory: it then rejoins as a new member";
-            match fatal.code {
-                ExitCode::Damaged => Fatal::new(fatal.code, fatal.error.context(advice)),
-                _ => fatal,
-            }
-        }
+        replica::RecoverError::Store(error) => disk::store_error(error),
         replica::RecoverError::Options(error) => Fatal::new(ExitCode::BadOptions, error),
     }
 }

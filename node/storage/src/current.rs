@@ -5,7 +5,7 @@ use std::{fs, io};
 use raft::StoreError;
 
 use crate::directory::{Directory, replace_file};
-use crate::error::CurrentError;
+use crate::error::{OpenError, StateDamage, translate_io};
 
 const NAME: &str = "CURRENT";
 
@@ -21,18 +21,18 @@ pub(crate) fn write(directory: &Directory, number: u64) -> Result<(), StoreError
 }
 
 /// Returns the number of the directory in use.
-pub(crate) fn read(directory: &Directory) -> Result<u64, CurrentError> {
-    let text = fs::read_to_string(directory.state_dir().join(NAME)).map_err(|error| {
-        if error.kind() == io::ErrorKind::InvalidData {
-            CurrentError::Damaged
-        } else {
-            CurrentError::Unreadable(error)
-        }
+pub(crate) fn read(directory: &Directory) -> Result<u64, OpenError> {
+    let damaged = || directory.state_damaged(StateDamage::Current);
+    let path = directory.state_dir().join(NAME);
+    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => damaged(),
+        io::ErrorKind::NotFound => directory.state_damaged(StateDamage::CurrentLost),
+        _ => directory.failed("read state/CURRENT", translate_io("read", &error)),
     })?;
     let number = text.lines().next().and_then(|line| line.parse().ok());
     number
         .filter(|number| encode(*number) == text)
-        .ok_or(CurrentError::Damaged)
+        .ok_or_else(damaged)
 }
 
 /// Removes everything else in `state/`: unfinished restores, and states that a restore replaced.
@@ -60,11 +60,18 @@ mod tests {
     fn every_changed_byte_and_every_cut_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let directory = Directory::lock(dir.path()).unwrap();
-        assert!(matches!(read(&directory), Err(CurrentError::Unreadable(_))));
+        let damage = |read: Result<u64, OpenError>| match read {
+            Err(OpenError::StateDamaged { damage, .. }) => Some(damage),
+            _ => None,
+        };
+        assert!(matches!(
+            damage(read(&directory)),
+            Some(StateDamage::CurrentLost)
+        ));
         fs::create_dir(directory.state_dir()).unwrap();
         write(&directory, 12).unwrap();
         assert_eq!(read(&directory).unwrap(), 12);
-        let damaged = || matches!(read(&directory), Err(CurrentError::Damaged));
+        let damaged = || matches!(damage(read(&directory)), Some(StateDamage::Current));
         let path = directory.state_dir().join(NAME);
         let good = fs::read(&path).unwrap();
         for at in 0..good.len() {

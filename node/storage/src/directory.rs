@@ -72,20 +72,52 @@ impl Directory {
         Ok(())
     }
 
-    /// Returns the name of a file that must not exist in a directory without `IDENTITY`, if there is one.
-    pub(crate) fn unexpected_file(&self) -> Result<Option<String>, OpenError> {
+    /// Refuses a directory without `IDENTITY` that holds anything else.
+    pub(crate) fn check_empty(&self) -> Result<(), OpenError> {
+        let mut foreign = None;
         let entries = fs::read_dir(&self.path)
             .map_err(|error| self.failed("list", translate_io("read_dir", &error)))?;
         for entry in entries {
             let entry =
                 entry.map_err(|error| self.failed("list", translate_io("entry", &error)))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            // A new ext4 volume contains `lost+found`.
-            if !["LOCK", "IDENTITY.new", "lost+found"].contains(&name.as_str()) {
-                return Ok(Some(name));
+            let (dir, found) = (self.path.clone(), name);
+            match found.as_str() {
+                // A new ext4 volume contains `lost+found`.
+                "LOCK" | "IDENTITY.new" | "lost+found" => {}
+                // `IDENTITY` was written before these.
+                "FLOOR" | "GENESIS" | "log" | "state" => {
+                    return Err(OpenError::NoIdentity { dir, found });
+                }
+                _ => foreign = Some(OpenError::Foreign { dir, found }),
             }
         }
-        Ok(None)
+        foreign.map_or(Ok(()), Err)
+    }
+
+    /// Turns an error of opening the log into an error of opening the directory.
+    pub(crate) fn log_failed(&self, error: StoreError) -> OpenError {
+        match error {
+            StoreError::Damaged(text) => self.log_damaged(LogDamage::Content(text)),
+            error => self.failed("open the log", error),
+        }
+    }
+
+    /// Turns an error of opening the state into an error of opening the directory.
+    pub(crate) fn state_failed(&self, error: StoreError) -> OpenError {
+        match error {
+            StoreError::Damaged(text) => self.state_damaged(StateDamage::Database(text)),
+            error => self.failed("open the state", error),
+        }
+    }
+
+    /// Returns the error for a database that another version of this program wrote.
+    pub(crate) fn other_version(dir: PathBuf, found: u8, known: u8) -> OpenError {
+        OpenError::Version {
+            dir,
+            found: found.to_string(),
+            known: known.into(),
+        }
     }
 
     pub(crate) fn log_damaged(&self, damage: LogDamage) -> OpenError {

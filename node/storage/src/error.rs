@@ -7,6 +7,12 @@ use std::sync::OnceLock;
 use raft::{EntryId, Index, StoreError};
 use types::{ClusterId, Gid};
 
+use crate::cause::Cause;
+
+/// What to do about a damaged disk. It comes after the text of an error that proves damage.
+pub const DAMAGE_ADVICE: &str = "This node must not continue under its old identity, so it refuses to vote. Keep the disk:     move the directory aside, or retain the volume. Then check that the group has a leader without this node (`shardkv \
+    status`). Only if it has one, start the node with an empty directory: it rejoins as a new member";
+
 /// A reason that a data directory can't be used. The node must not start with it, and must not vote.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -16,22 +22,27 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
-    /// The directory holds files, but no `IDENTITY`.
+    /// The directory holds files of another program.
     #[error(
-        "{} holds {found} but no IDENTITY: it is not a data directory of this program, or it is \
-         damaged. Give this node an empty directory", .dir.display()
+        "{} holds {found} but no IDENTITY: it is not a data directory of this program. Correct --data-dir, or the \
+         volume that is mounted there", .dir.display()
     )]
-    NoIdentity {
+    Foreign {
         /// The directory.
         dir: PathBuf,
         /// The name of an unexpected file.
         found: String,
     },
+    /// The directory holds the stores of a node, but its `IDENTITY` is lost.
+    #[error("{} holds {found} of a node, but its IDENTITY is lost. {DAMAGE_ADVICE}", .dir.display())]
+    NoIdentity {
+        /// The directory.
+        dir: PathBuf,
+        /// The name of a file that proves it.
+        found: String,
+    },
     /// `IDENTITY` can't be read.
-    #[error(
-        "{}/IDENTITY is damaged: {damage}. Keep the disk for inspection, and start the node with an empty \
-         directory: it then rejoins as a new member", .dir.display()
-    )]
+    #[error("{}/IDENTITY is damaged: {damage}. {DAMAGE_ADVICE}", .dir.display())]
     IdentityDamaged {
         /// The directory.
         dir: PathBuf,
@@ -40,8 +51,8 @@ pub enum OpenError {
     },
     /// The directory was written by another version of this program.
     #[error(
-        "{} has on-disk format {found}, but this program knows {known}: use the version of the program \
-         that wrote it", .dir.display()
+        "{} has on-disk format {found}, but this program knows {known}: nothing is damaged. Use the version of the \
+         program that wrote it", .dir.display()
     )]
     Version {
         /// The directory.
@@ -53,9 +64,8 @@ pub enum OpenError {
     },
     /// The log lacks something that was acknowledged.
     #[error(
-        "the log in {}/log is damaged: {damage}. This node may have forgotten votes or entries that it \
-         acknowledged, so it must not continue under its old identity. Keep the disk for inspection, and \
-         start the node with an empty directory: it then rejoins as a new member", .dir.display()
+        "the log in {}/log is damaged: {damage}. This node may have forgotten votes or entries that it acknowledged. \
+         {DAMAGE_ADVICE}", .dir.display()
     )]
     LogDamaged {
         /// The data directory.
@@ -63,11 +73,8 @@ pub enum OpenError {
         /// The contradiction found.
         damage: LogDamage,
     },
-    /// The state can't be opened.
-    #[error(
-        "the state in {}/state is damaged: {damage}. Keep the disk for inspection, and start the node with \
-         an empty directory: it then rejoins as a new member and receives the state", .dir.display()
-    )]
+    /// The state contradicts its checksums, or a part of it is lost.
+    #[error("the state in {}/state is damaged: {damage}. {DAMAGE_ADVICE}", .dir.display())]
     StateDamaged {
         /// The data directory.
         dir: PathBuf,
@@ -82,8 +89,8 @@ pub enum OpenError {
         /// The text of the error, from the operating system or from the check of the reserve.
         message: String,
     },
-    /// The operating system refused an operation.
-    #[error("{context}: {message}")]
+    /// The operating system refused an operation, which proves nothing about the data.
+    #[error("{context}: {message}. {}", Cause::of(.message).cure())]
     Io {
         /// The operation.
         context: String,
@@ -124,9 +131,9 @@ pub enum IdentityDamage {
 /// A proof that the log lacks something that this node acknowledged.
 #[derive(Debug, thiserror::Error)]
 pub enum LogDamage {
-    /// `FLOOR`, which exists before the node acknowledges anything, can't be opened.
-    #[error("its file FLOOR can't be opened: {0}")]
-    FloorUnreadable(io::Error),
+    /// `FLOOR`, which exists before the node acknowledges anything, is lost.
+    #[error("its file FLOOR is lost")]
+    FloorLost,
     /// `FLOOR` has no slot with a matching checksum.
     #[error("the checksums in its file FLOOR don't match")]
     FloorDamaged,
@@ -146,31 +153,38 @@ pub enum LogDamage {
         /// The last entry applied to the state.
         applied: EntryId,
     },
-    /// The files or their content can't be read. The text says which, and where.
+    /// A file is lost, or its content contradicts its checksums. The text says which, and where.
     #[error("{0}")]
     Content(String),
 }
 
-/// A reason that the state can't be opened.
+/// A proof that the state is damaged.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDamage {
-    /// No directory in use can be told.
-    #[error(transparent)]
-    Current(CurrentError),
-    /// The database can't be read. The text says which part.
+    /// `CURRENT`, which names the state directory in use, is lost.
+    #[error("its file CURRENT is lost")]
+    CurrentLost,
+    /// The content of `CURRENT` is not a number with its checksum.
+    #[error("its file CURRENT is damaged: it must hold a number and the number's checksum")]
+    Current,
+    /// A part of the database is lost, or contradicts its checksums. The text says which part.
     #[error("{0}")]
     Database(String),
 }
 
-/// A reason that `CURRENT` does not tell which state directory is in use.
-#[derive(Debug, thiserror::Error)]
-pub enum CurrentError {
-    /// The operating system refused to read the file. It may be missing.
-    #[error("its file CURRENT can't be read: {0}")]
-    Unreadable(io::Error),
-    /// The content is not a number with its checksum.
-    #[error("its file CURRENT is damaged: it must hold a number and the number's checksum")]
-    Damaged,
+/// A reason that a database can't be used.
+#[derive(Debug)]
+pub(crate) enum VerifyError {
+    /// Another version of this program wrote it.
+    Version(u8),
+    /// Anything else.
+    Store(StoreError),
+}
+
+impl From<StoreError> for VerifyError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 /// A reason that a directory can't be bound to a cluster and a group.
@@ -180,7 +194,7 @@ pub enum BindError {
     #[error(
         "this data directory belongs to cluster {bound_cluster} ({bound_name:?}), group {bound_gid}, and \
          not to cluster {cluster} ({name:?}), group {gid}: check the addresses of the peers, or give this \
-         node an empty directory"
+         node another directory"
     )]
     Mismatch {
         /// The cluster it belongs to.
@@ -230,13 +244,41 @@ impl Latch {
 
 /// Translates an error of `RocksDB`.
 pub(crate) fn translate(error: &rocksdb::Error) -> StoreError {
-    let message = error.as_ref();
+    classify(
+        error.kind() == rocksdb::ErrorKind::Corruption,
+        error.as_ref(),
+    )
+}
+
+/// Translates an error of opening a database that was complete once, so that a missing file is damage.
+pub(crate) fn translate_opening(error: &rocksdb::Error) -> StoreError {
+    classify_opening(
+        error.kind() == rocksdb::ErrorKind::Corruption,
+        error.as_ref(),
+    )
+}
+
+fn classify(corrupt: bool, message: &str) -> StoreError {
+    let text = message.to_owned();
     if is_full(message) {
-        return StoreError::Full(message.to_owned());
+        StoreError::Full(text)
+    } else if corrupt && Cause::of(message) == Cause::Other {
+        StoreError::Damaged(text)
+    } else {
+        // RocksDB calls a file corrupt, too, if it was refused the access to it.
+        StoreError::Io(text)
     }
-    match error.kind() {
-        rocksdb::ErrorKind::Corruption => StoreError::Damaged(message.to_owned()),
-        _ => StoreError::Io(message.to_owned()),
+}
+
+fn classify_opening(corrupt: bool, message: &str) -> StoreError {
+    let missing = [
+        "No such file or directory",
+        "does not exist (create_if_missing is false)",
+    ];
+    let missing = missing.iter().any(|text| message.contains(text));
+    match classify(corrupt, message) {
+        StoreError::Io(text) if missing => StoreError::Damaged(text),
+        error => error,
     }
 }
 
@@ -264,6 +306,8 @@ pub(crate) fn translate_io(context: &str, error: &io::Error) -> StoreError {
 mod tests {
     use super::*;
 
+    type Translated = fn(&str) -> StoreError;
+
     #[test]
     fn only_a_full_disk_is_not_latched() {
         let latch = Latch::default();
@@ -283,5 +327,76 @@ mod tests {
             "IO error: No space left on device: While fdatasync: 000012.log"
         ));
         assert!(!is_full("IO error: Input/output error: While appending"));
+    }
+
+    /// The texts are those that `RocksDB` gives for files that it can't use.
+    #[test]
+    fn only_contradictions_are_damage() {
+        let io = |text: &str| StoreError::Io(text.to_owned());
+        let damaged = |text: &str| StoreError::Damaged(text.to_owned());
+        let table: [(bool, &str, Translated, Translated); 9] = [
+            (
+                false,
+                "IO error: While open a file for random read: /d/log/000012.sst: Too many open files",
+                io,
+                io,
+            ),
+            (
+                true,
+                "Corruption: Can't access /000012.sst: IO error: While stat a file for size: /d/log/000012.sst: \
+                 Permission denied",
+                io,
+                io,
+            ),
+            (
+                true,
+                "Corruption: IO error: While pread offset 0 len 53: /d/log/000012.sst: Input/output error",
+                io,
+                io,
+            ),
+            (
+                false,
+                "IO error: While mmap: /d/log/000012.log: Cannot allocate memory",
+                io,
+                io,
+            ),
+            (
+                false,
+                "IO error: No such file or directory: While opening a file for sequentially reading: \
+                 /d/log/MANIFEST-000005: No such file or directory",
+                io,
+                damaged,
+            ),
+            (
+                false,
+                "Invalid argument: /d/log/CURRENT: does not exist (create_if_missing is false)",
+                io,
+                damaged,
+            ),
+            (
+                true,
+                "Corruption: Can't access /000012.sst: IO error: No such file or directory: While stat a file for \
+                 size: /d/log/000012.sst: No such file or directory",
+                damaged,
+                damaged,
+            ),
+            (
+                true,
+                "Corruption: block checksum mismatch: stored = 1, computed = 2 in /d/log/000012.sst",
+                damaged,
+                damaged,
+            ),
+            (false, "Resource busy: a lock", io, io),
+        ];
+        for (corrupt, text, running, opening) in table {
+            assert_eq!(classify(corrupt, text), running(text), "{text}");
+            assert_eq!(classify_opening(corrupt, text), opening(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn advice_keeps_the_disk_and_asks_for_a_leader_first() {
+        let at = |text: &str| DAMAGE_ADVICE.find(text).unwrap();
+        assert!(at("Keep the disk") < at("has a leader") && at("has a leader") < at("empty"));
     }
 }

@@ -9,6 +9,7 @@
 //! everything that it finds to them. Write-ahead logs up to that number may linger, whole or in part, and are not needed.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
 use raft::StoreError;
@@ -60,26 +61,29 @@ fn decode(slot: [u8; SLOT_BYTES]) -> Option<u64> {
 }
 
 impl Floor {
-    /// Opens the file. A missing file, or one with no readable slot, is damage: the file exists before the node acknowledges
-    /// anything.
+    /// Opens the file. A missing file, or one with no whole slot, is damage: the file exists before the node acknowledges
+    /// anything. A file that the operating system refuses to read proves nothing.
     pub(crate) fn open(directory: &Directory) -> Result<Self, OpenError> {
         let file = File::options()
             .read(true)
             .write(true)
             .open(directory.path().join(NAME))
-            .map_err(|error| directory.log_damaged(LogDamage::FloorUnreadable(error)))?;
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => directory.log_damaged(LogDamage::FloorLost),
+                _ => directory.failed("open FLOOR", translate_io("open", &error)),
+            })?;
         let read = |at: u64| {
             let mut slot = [0; SLOT_BYTES];
-            file.read_exact_at(&mut slot, at).ok()?;
-            decode(slot)
+            match file.read_exact_at(&mut slot, at) {
+                Ok(()) => Ok(decode(slot)),
+                // The file is too short.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+                Err(error) => Err(directory.failed("read FLOOR", translate_io("read", &error))),
+            }
         };
-        let acknowledged = SLOTS
-            .into_iter()
-            .filter_map(read)
-            .max()
-            .ok_or_else(|| directory.log_damaged(LogDamage::FloorDamaged))?;
-        let flushed =
-            read(FLUSHED).ok_or_else(|| directory.log_damaged(LogDamage::FloorDamaged))?;
+        let damaged = || directory.log_damaged(LogDamage::FloorDamaged);
+        let acknowledged = read(SLOTS[0])?.max(read(SLOTS[1])?).ok_or_else(damaged)?;
+        let flushed = read(FLUSHED)?.ok_or_else(damaged)?;
         Ok(Self {
             file,
             acknowledged,

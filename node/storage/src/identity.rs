@@ -113,12 +113,7 @@ impl Identity {
                 },
             })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if let Some(found) = directory.unexpected_file()? {
-                    return Err(OpenError::NoIdentity {
-                        dir: directory.path().to_owned(),
-                        found,
-                    });
-                }
+                directory.check_empty()?;
                 return Self::create(directory);
             }
             Err(error) => {

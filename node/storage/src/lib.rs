@@ -39,6 +39,9 @@
 //!
 //! The state's position is a lower bound too: the log may not end before it.
 //!
+//! An error of the operating system proves nothing: too many open files, a missing right or a broken device is never
+//! called damage ([`Cause`]). A file that is *missing* is damage, because `IDENTITY` says that all were made.
+//!
 //! # A full disk
 //!
 //! There are two reserves. Below the first ([`Space::low`]) the server refuses writes of clients. Below the second this crate
@@ -49,6 +52,7 @@
 //!
 //! It knows nothing about elections, sessions or shards. Its callers decide which entries and ranges are dropped.
 
+mod cause;
 mod crc32c;
 mod current;
 mod directory;
@@ -74,7 +78,8 @@ mod wal;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use error::{BindError, CurrentError, IdentityDamage, LogDamage, OpenError, StateDamage};
+pub use cause::Cause;
+pub use error::{BindError, DAMAGE_ADVICE, IdentityDamage, LogDamage, OpenError, StateDamage};
 pub use identity::{Binding, Identity};
 pub use log::RocksLog;
 pub use options::{StorageOptions, SyncObserver};
@@ -101,7 +106,8 @@ pub struct Opened {
 /// Opens the data directory `dir`, or initialises it if it does not exist or is empty.
 ///
 /// Refuses a directory that another process uses, that has an unknown format version, that holds data
-/// but no `IDENTITY`, or whose content is damaged. [`OpenError`] says which it is and what to do.
+/// but no `IDENTITY`, or whose content is damaged. An operation that the operating system refuses is not damage.
+/// [`OpenError`] says which it is and what to do.
 pub fn open(dir: &Path, options: &StorageOptions) -> Result<Opened, OpenError> {
     let directory = Directory::lock(dir)?;
     let disk = Disk::new(Arc::clone(&directory), options)?;
@@ -134,9 +140,7 @@ fn check_position(
     state: &RocksState,
 ) -> Result<(), OpenError> {
     let applied = state.applied().last;
-    let content = log
-        .load()
-        .map_err(|error| directory.log_damaged(LogDamage::Content(error.to_string())))?;
+    let content = log.load().map_err(|error| directory.log_failed(error))?;
     if content.installing.is_some() || content.last_index >= applied.index {
         return Ok(());
     }

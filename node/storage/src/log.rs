@@ -21,7 +21,7 @@ use replica::memory::{check_append, check_compact};
 use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::directory::Directory;
-use crate::error::{Latch, LogDamage, OpenError, translate};
+use crate::error::{Latch, LogDamage, OpenError, VerifyError, translate, translate_opening};
 use crate::floor::Floor;
 use crate::log_codec::{
     BASE, FORMAT, HARD_STATE, INSTALLING, NUMBER, VERSION, damaged, decode_base, decode_entry,
@@ -78,20 +78,13 @@ impl RocksLog {
         options: &StorageOptions,
     ) -> Result<Self, OpenError> {
         let mut floor = Floor::open(&directory)?;
-        let as_damage = |error: StoreError| match error {
-            StoreError::Full(_) => directory.failed("open the log", error),
-            StoreError::Io(text) | StoreError::Damaged(text) => {
-                directory.log_damaged(LogDamage::Content(text))
-            }
-        };
-        let db = open_db(&directory, options, floor.flushed()).map_err(as_damage)?;
+        let failed = |error| directory.log_failed(error);
+        let db = open_db(&directory, options, floor.flushed()).map_err(failed)?;
         let (number, content) = verify(&db).map_err(|error| match error {
-            VerifyError::Version(found) => OpenError::Version {
-                dir: directory.log_dir(),
-                found: found.to_string(),
-                known: FORMAT.into(),
-            },
-            VerifyError::Store(error) => as_damage(error),
+            VerifyError::Version(found) => {
+                Directory::other_version(directory.log_dir(), found, FORMAT)
+            }
+            VerifyError::Store(error) => failed(error),
         })?;
         if number < floor.acknowledged() {
             return Err(directory.log_damaged(LogDamage::AcknowledgedWritesLost {
@@ -99,7 +92,7 @@ impl RocksLog {
                 last: number,
             }));
         }
-        floor.set_flushed(number).map_err(as_damage)?;
+        floor.set_flushed(number).map_err(failed)?;
         Ok(Self {
             db: Some(db),
             directory,
@@ -360,18 +353,7 @@ fn open_db(
     let dir = directory.log_dir();
     wal::check(&dir, settled)?;
     let open = || DB::open(&engine::log_options(options)?, dir);
-    open().map_err(|error| translate(&error))
-}
-
-enum VerifyError {
-    Version(u8),
-    Store(StoreError),
-}
-
-impl From<StoreError> for VerifyError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
+    open().map_err(|error| translate_opening(&error))
 }
 
 /// Reads and checks everything in the log. Returns the number of the last write, and the content.

@@ -15,7 +15,7 @@ use replica::{
 use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::directory::{Directory, sync_dir};
-use crate::error::{Latch, OpenError, StateDamage, translate, translate_io};
+use crate::error::{Latch, OpenError, VerifyError, translate, translate_io};
 use crate::flusher::Flusher;
 use crate::options::StorageOptions;
 use crate::reader::{ScanRange, StateReads, take};
@@ -26,7 +26,7 @@ use crate::space::{Disk, Writer};
 use crate::state_db::{StateDb, add_applied};
 use crate::unflushed::UnflushedBytes;
 use crate::view::RocksView;
-use crate::{current, engine};
+use crate::{current, engine, state_db};
 
 /// A range with at most this many keys is cleared key by key, which costs later reads less than a range tombstone.
 const POINT_DELETES: usize = 128;
@@ -68,8 +68,7 @@ impl RocksState {
         disk: Disk,
         options: &StorageOptions,
     ) -> Result<Self, OpenError> {
-        let number = current::read(&directory)
-            .map_err(|error| directory.state_damaged(StateDamage::Current(error)))?;
+        let number = current::read(&directory)?;
         current::remove_leftovers(&directory, number).map_err(|error| {
             directory.failed(
                 "remove an unfinished restore",
@@ -78,10 +77,10 @@ impl RocksState {
         })?;
         let opened = StateDb::open(&directory, number, options);
         let (db, applied) = opened.map_err(|error| match error {
-            StoreError::Full(_) => directory.failed("open the state", error),
-            StoreError::Io(text) | StoreError::Damaged(text) => {
-                directory.state_damaged(StateDamage::Database(text))
+            VerifyError::Version(found) => {
+                Directory::other_version(directory.state_dir(), found, state_db::FORMAT)
             }
+            VerifyError::Store(error) => directory.state_failed(error),
         })?;
         let latch = Arc::new(Latch::default());
         let flusher = Flusher::start(applied.last, Arc::clone(&latch)).map_err(|error| {

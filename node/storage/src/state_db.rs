@@ -15,12 +15,13 @@ use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, WriteBatch
 
 use crate::directory::{Directory, remove_tree, sync_dir};
 use crate::engine;
-use crate::error::{translate, translate_io};
+use crate::error::{VerifyError, translate, translate_io, translate_opening};
 use crate::options::StorageOptions;
 
 const APPLIED: &[u8] = b"applied";
 const VERSION: &[u8] = b"version";
-const FORMAT: u8 = 1;
+/// The version of the format.
+pub(crate) const FORMAT: u8 = 1;
 const DEFAULT: &str = "default";
 
 /// One open database of the state. The store shares it with the snapshots and views that read it.
@@ -67,7 +68,7 @@ impl StateDb {
         directory: &Arc<Directory>,
         number: u64,
         options: &StorageOptions,
-    ) -> Result<(Arc<Self>, Applied), StoreError> {
+    ) -> Result<(Arc<Self>, Applied), VerifyError> {
         let db = Self::open_or_create(directory, number, false, options)?;
         let applied = db.read_applied()?;
         Ok((db, applied))
@@ -111,7 +112,8 @@ impl StateDb {
                 .map(|name| ColumnFamilyDescriptor::new(name, engine.clone()));
             DB::open_cf_descriptors(&engine, &path, column_families)
         };
-        let db = open().map_err(|error| translate(&error))?;
+        let translated = if create { translate } else { translate_opening };
+        let db = open().map_err(|error| translated(&error))?;
         Ok(Arc::new(Self {
             db,
             dir: StateDir {
@@ -158,20 +160,17 @@ impl StateDb {
         engine::write(&self.db, batch, &engine::unlogged())
     }
 
-    fn read_applied(&self) -> Result<Applied, StoreError> {
+    fn read_applied(&self) -> Result<Applied, VerifyError> {
         let get = |key| self.db.get(key).map_err(|error| translate(&error));
+        let damaged = |text: &str| StoreError::Damaged(text.to_owned());
         match get(VERSION)?.as_deref() {
             Some([FORMAT]) => {}
-            found => {
-                return Err(StoreError::Damaged(format!(
-                    "the state's format version is {found:?}, this program knows {FORMAT}"
-                )));
-            }
+            Some([found]) => return Err(VerifyError::Version(*found)),
+            _ => return Err(damaged("the state's format version is missing").into()),
         }
-        let value = get(APPLIED)?
-            .ok_or_else(|| StoreError::Damaged("the state's position is missing".into()))?;
+        let value = get(APPLIED)?.ok_or_else(|| damaged("the state's position is missing"))?;
         Applied::decode(value.into()).map_err(|error| {
-            StoreError::Damaged(format!("the state's position can't be read: {error}"))
+            damaged(&format!("the state's position can't be read: {error}")).into()
         })
     }
 

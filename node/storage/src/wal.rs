@@ -20,8 +20,8 @@
 //! half of the file's number (4), payload; little-endian. Fewer bytes than a header at the end of a block are
 //! zero. A write is one FULL fragment, or FIRST, MIDDLE..., LAST. Everything else counts as broken.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use raft::StoreError;
 
@@ -60,7 +60,14 @@ enum WalDamage {
 pub(crate) fn check(dir: &Path, flushed: u64) -> Result<(), StoreError> {
     let mut files = Vec::new();
     let entries = || fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>();
-    let failed = |error| translate_io("can't read the write-ahead log", &error);
+    // A directory that was there, or a file that was listed, is lost.
+    let failed = |error: io::Error| match (
+        error.kind(),
+        translate_io("can't read the write-ahead log", &error),
+    ) {
+        (io::ErrorKind::NotFound, error) => StoreError::Damaged(error.to_string()),
+        (_, error) => error,
+    };
     for entry in entries().map_err(failed)? {
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(".log"));

@@ -136,17 +136,19 @@ impl FirstMembership {
         text
     }
 
-    fn parse(text: &str) -> Result<Self, BadGenesis> {
+    fn parse(text: &str) -> Result<Self, FileError> {
         let bad = |reason: &str| BadGenesis(reason.to_owned());
         let (body, checksum) = text
             .rsplit_once("checksum ")
             .ok_or_else(|| bad("it ends without a checksum"))?;
         if format!("{:08x}\n", crc32fast::hash(body.as_bytes())) != checksum {
-            return Err(bad("its checksum does not match"));
+            return Err(bad("its checksum does not match").into());
         }
         let mut lines = body.lines();
         if lines.next() != Some(HEADER) {
-            return Err(bad("its format is unknown to this version"));
+            // The checksum matches, so this is another format and no damage.
+            let found = body.lines().next().unwrap_or_default().to_owned();
+            return Err(FileError::Version(found));
         }
         let mut field = |name: &str| {
             lines
@@ -171,7 +173,7 @@ impl FirstMembership {
             kind: GroupKind::ALL
                 .into_iter()
                 .find(|it| it.name() == kind)
-                .ok_or_else(|| bad("its kind is unknown to this version"))?,
+                .ok_or_else(|| FileError::Version(format!("kind {kind}")))?,
             shards: small(field("shards")?)?,
             session_ttl_ms: number(field("session_ttl_ms")?)?,
             max_sessions_per_shard: small(field("max_sessions_per_shard")?)?,
@@ -185,13 +187,13 @@ impl FirstMembership {
                     .ok_or_else(|| bad("a line is not a member"))?;
                 Ok((NodeId(id(node)?), address.to_owned()))
             })
-            .collect::<Result<_, _>>()?;
-        Self {
+            .collect::<Result<_, BadGenesis>>()?;
+        let first = Self {
             cluster,
             members,
             genesis,
-        }
-        .checked()
+        };
+        Ok(first.checked()?)
     }
 }
 
@@ -219,18 +221,21 @@ pub(crate) enum FileError {
     /// The operating system refused the access.
     #[error("can't access {NAME} in the data directory: {0}")]
     Io(#[from] io::Error),
-    /// The content is damaged.
+    /// Another version of this program wrote the file.
     #[error(
-        "{NAME} in the data directory is damaged ({0}): keep the disk for inspection, and start the node \
-         with an empty directory: it then rejoins as a new member"
+        "{NAME} in the data directory is unknown to this version ({0}), and not damaged: use the version of the \
+         program that wrote it"
     )]
+    Version(String),
+    /// The content is damaged.
+    #[error("{NAME} in the data directory is damaged ({0})")]
     Damaged(#[from] BadGenesis),
 }
 
 /// Reads the file of a data directory, if there is one.
 pub(crate) fn read(dir: &Path) -> Result<Option<FirstMembership>, FileError> {
     match fs::read_to_string(dir.join(NAME)) {
-        Ok(text) => Ok(Some(FirstMembership::parse(&text)?)),
+        Ok(text) => FirstMembership::parse(&text).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             Err(BadGenesis("it is not text".to_owned()).into())
@@ -289,6 +294,23 @@ mod tests {
         for length in 0..text.len() {
             fs::write(dir.path().join(NAME), &text.as_bytes()[..length]).unwrap();
             assert!(read(dir.path()).is_err(), "cut at {length}");
+        }
+    }
+
+    #[test]
+    fn another_version_is_not_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        for (old, new) in [("format 2", "format 3"), ("kind standalone", "kind other")] {
+            let text = first().print().replace(old, new);
+            let body = &text[..text.find("checksum").unwrap()];
+            let checksum = crc32fast::hash(body.as_bytes());
+            fs::write(
+                dir.path().join(NAME),
+                format!("{body}checksum {checksum:08x}\n"),
+            )
+            .unwrap();
+            let found = read(dir.path());
+            assert!(matches!(found, Err(FileError::Version(_))), "{found:?}");
         }
     }
 

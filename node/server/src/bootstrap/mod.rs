@@ -166,7 +166,7 @@ pub(crate) fn check_chosen(
     if options.kind != stored.kind {
         let message = format!(
             "the option role is {}, but the group was created as {}, which never changes: correct --role, or \
-             give this node an empty directory",
+             give this node another directory and keep this one",
             options.kind, stored.kind
         );
         return Err(Fatal::message(ExitCode::WrongIdentity, message));

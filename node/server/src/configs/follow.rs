@@ -218,7 +218,7 @@ impl Follower {
             if let Some(own) = own.filter(|own| *own != message.shards) {
                 let message = format!(
                     "the controllers' cluster has {} shards, and this node's group was created with {own}: they are \
-                     different clusters; correct --controllers, or give this node an empty directory",
+                     different clusters; correct --controllers, or give this node another directory and keep this one",
                     message.shards
                 );
                 let fatal = Fatal::message(ExitCode::WrongIdentity, message);

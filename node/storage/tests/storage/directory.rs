@@ -80,7 +80,7 @@ fn data_without_an_identity_is_refused() {
     fs::write(other.path().join("thesis.txt"), "mine").unwrap();
     assert!(matches!(
         open(other.path()),
-        Err(OpenError::NoIdentity { found, .. }) if found == "thesis.txt"
+        Err(OpenError::Foreign { found, .. }) if found == "thesis.txt"
     ));
     assert!(other.path().join("thesis.txt").exists());
 }

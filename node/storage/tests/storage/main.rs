@@ -13,6 +13,7 @@ mod conformance;
 mod crash;
 mod damage;
 mod directory;
+mod environment;
 mod full;
 mod reads;
 mod reclaim;
