@@ -72,6 +72,9 @@ pub enum Invalid {
         /// Allowed values.
         expected: &'static str,
     },
+    /// The nodes would refuse the options.
+    #[error("the nodes refuse spec.options: {0}")]
+    Options(node_options::OptionError),
     /// A text isn't a quantity of Kubernetes.
     #[error("{field} is `{value}` and must be an amount such as 500m, 2 or 4Gi")]
     Amount {
@@ -91,6 +94,7 @@ pub fn validate(resource: &ShardKvCluster) -> Result<Cluster, Invalid> {
         return Err(Invalid::Name(name));
     }
     check_amounts(spec)?;
+    check_options(spec)?;
     Ok(Cluster {
         name,
         namespace: meta
@@ -202,6 +206,14 @@ fn check_amounts(spec: &ShardKvClusterSpec) -> Result<(), Invalid> {
     }
 }
 
+/// Checks the options by the parser of the nodes, so that no pod gets options that it would refuse.
+fn check_options(spec: &ShardKvClusterSpec) -> Result<(), Invalid> {
+    // The options of the resource depend on no variable; a node only requires this one.
+    let environment = [("SHARDKV_DATA_DIR", "/data")];
+    let checked = node_options::check("node.yaml", &spec.options.file(), environment);
+    checked.map_err(Invalid::Options)
+}
+
 fn is_service_name(name: &str) -> bool {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -260,6 +272,14 @@ mod tests {
                     .insert("cpu".to_owned(), Amount("many".to_owned()));
             },
             "spec.controllers.resources.limits.cpu is `many`",
+        );
+        bad(
+            |it| it.spec.options.log_filter = Some("info,shardkv_server=debgu".to_owned()),
+            "the nodes refuse spec.options: node.yaml line 2: log_filter: `info,shardkv_server=debgu`",
+        );
+        bad(
+            |it| it.spec.options.heartbeat_interval_ms = Some(200),
+            "--election-timeout-ms: must be at least 3 times heartbeat_interval_ms",
         );
         bad(|it| it.metadata.uid = None, "metadata.uid");
         bad(

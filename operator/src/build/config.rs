@@ -1,4 +1,8 @@
 //! Options file of all nodes. Settings that differ between pods are environment variables instead.
+//!
+//! The config map can't be changed, and its name carries a hash of the file. Changed options are therefore another config map,
+//! which only the pods see that are started with it: a rollout that stops at its first pod leaves all other pods with the
+//! options that they had, also when their containers start again.
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
@@ -10,22 +14,20 @@ use crate::validate::Cluster;
 pub(super) const FILE: &str = "node.yaml";
 
 pub(super) fn build(cluster: &Cluster) -> ConfigMap {
+    let file = cluster.spec.options.file();
     ConfigMap {
-        metadata: meta(cluster, names::config(cluster), names::selector(cluster)),
-        data: Some([(FILE.to_owned(), text(cluster))].into()),
+        metadata: meta(
+            cluster,
+            names::config(cluster, &file),
+            names::selector(cluster),
+        ),
+        data: Some([(FILE.to_owned(), file)].into()),
+        immutable: Some(true),
         ..ConfigMap::default()
     }
 }
 
-/// Returns the file: sorted lines `option: value`. The pod template has it in an annotation too, so a change restarts the pods.
-pub(super) fn text(cluster: &Cluster) -> String {
-    let lines = cluster.spec.options.settings();
-    let lines = lines.into_iter().map(|(key, value)| {
-        // Numbers and booleans need no quotes. The schema allows no quote in the filter, the only text.
-        let quote = if key == "log_filter" { "\"" } else { "" };
-        format!("{key}: {quote}{value}{quote}\n")
-    });
-    std::iter::once("# From spec.options of the ShardKvCluster.\n".to_owned())
-        .chain(lines)
-        .collect()
+/// Returns the name of the config map with the cluster's present options.
+pub fn name(cluster: &Cluster) -> String {
+    names::config(cluster, &cluster.spec.options.file())
 }

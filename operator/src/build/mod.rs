@@ -25,6 +25,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 pub use crate::parts::Component;
 use crate::plan::Stage;
 use crate::validate::Cluster;
+pub use config::name as config_name;
 pub use names::STAGE_ANNOTATION;
 pub use ports::{CLIENT_PORT, METRICS_PORT};
 

@@ -1,6 +1,6 @@
 //! Names and labels.
 //!
-//! The name of every object is the resource's name with a suffix: `-controller`, `-group-<gid>`, `-client`, `-node`, `-config`.
+//! The name of every object is the resource's name with a suffix: `-controller`, `-group-<gid>`, `-client`, `-node`, `-config-<hash>`.
 //! No suffix ends with another suffix, and no object has the resource's name alone. So the objects of two resources in a
 //! namespace never have the same name, even for resources such as `a` and `a-group-1`.
 //!
@@ -93,9 +93,21 @@ pub fn node(cluster: &Cluster) -> String {
     format!("{}-node", base(cluster))
 }
 
-/// Returns the name of the options file's config map.
-pub fn config(cluster: &Cluster) -> String {
-    format!("{}-config", base(cluster))
+/// Returns the name of the config map with this options file.
+pub fn config(cluster: &Cluster, file: &str) -> String {
+    format!(
+        "{}-config-{:09x}",
+        base(cluster),
+        fnv1a(file.as_bytes()) >> 28
+    )
+}
+
+/// Returns true if a config map of this name holds options of the cluster, whichever they are. Older operators wrote one
+/// without a hash.
+pub fn is_config(cluster: &Cluster, name: &str) -> bool {
+    let rest = name.strip_prefix(&base(cluster));
+    let hash = rest.and_then(|rest| rest.strip_prefix("-config"));
+    hash.is_some_and(|hash| hash.is_empty() || hash.starts_with('-'))
 }
 
 /// Returns the addresses of a part's nodes, in the order of their pods.
@@ -173,7 +185,7 @@ mod tests {
             part(cluster, Component::Group(GREATEST_GID)),
             client(cluster),
             node(cluster),
-            config(cluster),
+            config(cluster, "tick_ms: 5\n"),
         ]
     }
 
@@ -198,6 +210,19 @@ mod tests {
             for name in all(&named(resource)) {
                 assert!(seen.insert(name.clone()), "{name} of {resource} is taken");
             }
+        }
+    }
+
+    #[test]
+    fn each_options_file_has_a_name_of_its_own() {
+        let cluster = named("a");
+        let names = ["", "tick_ms: 5\n", "tick_ms: 50\n"].map(|file| config(&cluster, file));
+        assert_eq!(BTreeSet::from(names.clone()).len(), 3, "{names:?}");
+        for name in names.iter().map(String::as_str).chain(["a-config"]) {
+            assert!(is_config(&cluster, name), "{name}");
+        }
+        for other in ["a", "a-configuration", "b-config", "a-client"] {
+            assert!(!is_config(&cluster, other), "{other}");
         }
     }
 

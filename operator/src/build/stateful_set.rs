@@ -91,12 +91,10 @@ fn template(
     let spec = &cluster.spec.pod_template;
     let mut all = spec.labels.clone();
     all.extend(names::owned(labels));
-    let mut annotations = spec.annotations.clone();
-    annotations.insert("shardkv.io/options".to_owned(), config::text(cluster));
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(all),
-            annotations: Some(annotations),
+            annotations: some_map(spec.annotations.clone()),
             ..ObjectMeta::default()
         }),
         spec: Some(pod(cluster, part)),
@@ -135,15 +133,15 @@ fn pod(cluster: &Cluster, part: Component) -> PodSpec {
                 .unwrap_or_else(|| apart(cluster, part)),
         ),
         tolerations: some(scheduling.tolerations.clone()),
-        node_selector: (!scheduling.node_selector.is_empty())
-            .then(|| scheduling.node_selector.clone()),
+        node_selector: some_map(scheduling.node_selector.clone()),
         topology_spread_constraints: some(spread(cluster, part)),
         priority_class_name: scheduling.priority_class_name.clone(),
         containers: vec![node(cluster, part)],
         volumes: Some(vec![Volume {
             name: OPTIONS.to_owned(),
             config_map: Some(ConfigMapVolumeSource {
-                name: names::config(cluster),
+                // Another file has another name, so a change restarts the pods.
+                name: config::name(cluster),
                 ..ConfigMapVolumeSource::default()
             }),
             ..Volume::default()
@@ -155,6 +153,11 @@ fn pod(cluster: &Cluster, part: Component) -> PodSpec {
 /// Returns none for an empty list, because server-side apply would make the operator the owner of an empty list.
 fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
+}
+
+/// Like [`some`], for maps.
+fn some_map<K, V>(map: BTreeMap<K, V>) -> Option<BTreeMap<K, V>> {
+    (!map.is_empty()).then_some(map)
 }
 
 /// Returns an affinity that prefers different machines for the nodes of a part. A strict rule would leave pods pending on small

@@ -155,34 +155,30 @@ fn changed_options_change_the_pods() {
 }
 
 #[test]
-fn nodes_know_every_option_of_the_pods() {
+fn nodes_take_the_options_of_the_pods() {
     let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("../node/options/src/table.rs");
     let table = std::fs::read_to_string(table).unwrap();
     let resource: ShardKvCluster =
         yaml::read(&std::fs::read_to_string(folder("clusters").join("everything.yaml")).unwrap())
             .unwrap();
     let cluster = validate(&resource).unwrap();
-    let mut options: Vec<String> = config::text(&cluster)
-        .lines()
-        .filter_map(|line| Some(line.split_once(": ")?.0.to_owned()))
-        .collect();
-    for part in [Component::Controller, Component::Group(1)] {
-        let pod = stateful_set::build(&cluster, part, None)
-            .spec
-            .unwrap()
-            .template
-            .spec
-            .unwrap();
+    let file = cluster.spec.options.file();
+    assert_eq!(file.lines().count(), 1 + 14, "everything.yaml sets all");
+    for (part, count) in [(Component::Controller, 9), (Component::Group(1), 11)] {
+        let set = stateful_set::build(&cluster, part, None);
+        let pod = set.spec.unwrap().template.spec.unwrap();
         let variables = pod.containers[0].env.clone().unwrap();
-        let option = |variable: &str| Some(variable.strip_prefix("SHARDKV_")?.to_ascii_lowercase());
-        options.extend(variables.iter().filter_map(|it| option(&it.name)));
-    }
-    assert_eq!(
-        options.len(),
-        14 + 9 + 11,
-        "everything.yaml sets every option"
-    );
-    for option in options {
-        assert!(table.contains(&format!(", \"{option}\", ")), "{option}");
+        let options: Vec<(String, String)> = variables
+            .into_iter()
+            .filter(|it| it.name.starts_with("SHARDKV_"))
+            .map(|it| (it.name, it.value.unwrap().replace("$(POD_NAME)", "pod")))
+            .collect();
+        assert_eq!(options.len(), count, "{part:?}");
+        for (name, _) in &options {
+            let option = name["SHARDKV_".len()..].to_ascii_lowercase();
+            assert!(table.contains(&format!(", \"{option}\", ")), "{option}");
+        }
+        let options = options.iter().map(|(name, value)| (&**name, &**value));
+        assert_eq!(node_options::check("node.yaml", &file, options), Ok(()));
     }
 }

@@ -86,6 +86,18 @@ pub struct NodeOptions {
 }
 
 impl NodeOptions {
+    /// Returns the node's options file: sorted lines `option: value`.
+    pub fn file(&self) -> String {
+        let lines = self.settings().into_iter().map(|(key, value)| {
+            // Numbers and booleans need no quotes. The schema allows no quote in the filter, the only text.
+            let quote = if key == "log_filter" { "\"" } else { "" };
+            format!("{key}: {quote}{value}{quote}\n")
+        });
+        std::iter::once("# From spec.options of the ShardKvCluster.\n".to_owned())
+            .chain(lines)
+            .collect()
+    }
+
     /// Returns the lines of the node's options file: names as `shardkv-node` knows them, and values.
     ///
     /// The struct is destructured without `..`, so that no option of the resource can be forgotten here.

@@ -54,6 +54,8 @@ pub enum Action {
     Update(Component, Kind),
     /// Delete a service or a budget without a `StatefulSet`, left by an interrupted deletion or creation.
     DeleteStray(Component, Kind),
+    /// Delete a config map with options that nothing uses any more.
+    DeleteOptions(String),
     /// Remove the finalizer, so that the API server deletes the resource. Everything else has been deleted.
     RemoveFinalizer,
     /// Remove the finalizer and leave all objects running, as the user asked.
@@ -70,6 +72,8 @@ pub enum Needs {
     Changes,
     /// No earlier action has changed the part's `StatefulSet`: the next round compares the changed one.
     Untouched(Component),
+    /// As [`Self::Untouched`], and the config map with the options is there: a pod without it can't start.
+    Options(Component),
     /// All earlier actions succeeded.
     All,
 }
@@ -81,6 +85,7 @@ impl Action {
             Self::AddFinalizer
             | Self::UpdateShared(_)
             | Self::DeleteStray(..)
+            | Self::DeleteOptions(_)
             | Self::ReleaseOrphans => Needs::Nothing,
             Self::RecordGid(_)
             | Self::CreateControllers
@@ -93,6 +98,7 @@ impl Action {
             | Self::DeleteGroup(..)
             | Self::DeleteControllerVolumes
             | Self::DeleteControllers(_) => Needs::Changes,
+            Self::Update(part, Kind::Set) => Needs::Options(*part),
             Self::Update(part, _) => Needs::Untouched(*part),
             Self::RemoveFinalizer => Needs::All,
         }

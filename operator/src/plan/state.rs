@@ -65,6 +65,8 @@ pub struct State {
     pub volumes: BTreeSet<u64>,
     /// The parts' services and disruption budgets, with or without a `StatefulSet`.
     pub satellites: BTreeSet<(Component, Kind)>,
+    /// The config maps with options that neither a pod nor a `StatefulSet` uses, and that aren't the present options.
+    pub unused_options: BTreeSet<String>,
     /// Progress that the controllers report; `None` when they don't answer.
     pub store: Option<Progress>,
 }

@@ -22,6 +22,8 @@ pub(super) fn complete(seen: &State, plan: Plan) -> Plan {
         actions.extend(plan.actions.iter().cloned());
         actions.extend(updates(seen));
         actions.extend(strays(seen, created));
+        let unused = seen.unused_options.iter().cloned();
+        actions.extend(unused.map(Action::DeleteOptions));
     }
     Plan { actions, ..plan }
 }

@@ -1,6 +1,6 @@
 //! The results of the apply step, and the conclusions from them. Pure.
 
-use crate::parts::Kind;
+use crate::parts::{Component, Kind};
 use crate::plan::{Action, Needs};
 use crate::store::{Change, StoreError};
 
@@ -72,11 +72,22 @@ impl Applied {
             Needs::Changes => !self.results.iter().any(|(earlier, results)| {
                 earlier.needs() == Needs::Changes && !earlier.creates() && failed(results)
             }),
-            Needs::Untouched(part) => !self.results.iter().any(|(earlier, results)| {
-                earlier.touches() == Some(part) && results.iter().any(Written::changed)
-            }),
+            Needs::Untouched(part) => !self.has_touched(part),
+            Needs::Options(part) => {
+                let options = Action::UpdateShared(Kind::Config);
+                let missing = |(earlier, results): &(Action, Vec<Written>)| {
+                    *earlier == options && failed(results)
+                };
+                !self.has_touched(part) && !self.results.iter().any(missing)
+            }
             Needs::All => !self.written().any(|it| it.failed() || it.outdated()),
         }
+    }
+
+    fn has_touched(&self, part: Component) -> bool {
+        self.results.iter().any(|(earlier, results)| {
+            earlier.touches() == Some(part) && results.iter().any(Written::changed)
+        })
     }
 
     fn written(&self) -> impl Iterator<Item = &Written> {

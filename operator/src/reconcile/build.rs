@@ -110,6 +110,10 @@ impl Builder<'_> {
             Action::DeleteGroup(gid, object) => self.removal(Component::Group(*gid), object),
             Action::DeleteControllers(object) => self.removal(Component::Controller, object),
             Action::DeleteStray(part, kind) => self.deletion(*part, *kind).into_iter().collect(),
+            Action::DeleteOptions(name) => {
+                let key = (Kind::Config, name.clone());
+                self.deletion_of(&key).into_iter().collect()
+            }
         })
     }
 
@@ -222,8 +226,13 @@ impl Builder<'_> {
 
     /// Deletes a part's object, if it was observed and isn't being deleted already.
     fn deletion(&self, part: Component, kind: Kind) -> Option<Write> {
-        let live = self.child(part, kind);
+        let name = names::part(&self.desired.cluster, part);
+        self.deletion_of(&(kind, name))
+    }
+
+    fn deletion_of(&self, key: &Key) -> Option<Write> {
+        let live = self.observed.children.get(key);
         let live = live.filter(|live| live.metadata.deletion_timestamp.is_none())?;
-        Some(Write::Delete(kind, Box::new(live.clone())))
+        Some(Write::Delete(key.0, Box::new(live.clone())))
     }
 }

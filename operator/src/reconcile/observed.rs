@@ -8,14 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 
 use super::pods::{self, Trouble};
 use super::wanted::{Key, Tried, is_owned_by};
-use crate::build::{STAGE_ANNOTATION, names};
+use crate::build::{STAGE_ANNOTATION, config_name, names};
 use crate::crd::{GroupPhase, ShardKvCluster, ShardKvClusterStatus};
 use crate::parts::{Component, Kind};
 use crate::plan::{Object, Set, Stage, State};
@@ -37,6 +37,8 @@ pub(super) struct Observed {
     pub(super) children: BTreeMap<Key, DynamicObject>,
     /// Relevant facts of its `StatefulSet`s.
     pub(super) sets: BTreeMap<Component, ObservedSet>,
+    /// The config maps that `StatefulSet`s and pods mount.
+    pub(super) mounted: BTreeSet<String>,
     /// The cluster's volumes.
     pub(super) volumes: Vec<Volume>,
     /// Pods that don't run, with the reasons.
@@ -61,6 +63,8 @@ pub(super) struct ObservedSet {
     pub(super) ready: i32,
     /// Number of pods of the latest revision; `None` once all pods are of that revision, and ready.
     pub(super) rolling: Option<i32>,
+    /// True if Kubernetes hasn't handled the latest change yet, so that it may still start a pod as it was before.
+    pub(super) unseen: bool,
     /// True if the `StatefulSet` is so new that pods that aren't ready are still starting.
     pub(super) young: bool,
 }
@@ -81,6 +85,7 @@ impl Observed {
             resource,
             children: BTreeMap::new(),
             sets: BTreeMap::new(),
+            mounted: BTreeSet::new(),
             volumes: Vec::new(),
             pods: BTreeMap::new(),
             view: None,
@@ -105,6 +110,8 @@ impl Observed {
         if let (Kind::Set, Some(part)) = (kind, names::part_of(cluster, &name)) {
             let set: StatefulSet = serde_json::from_value(serde_json::to_value(&object)?)?;
             self.sets.insert(part, observe_set(&set, now));
+            let template = set.spec.and_then(|spec| spec.template.spec);
+            self.mounted.extend(template.iter().flat_map(mounted));
         }
         self.children.insert((kind, name), object);
         Ok(())
@@ -121,6 +128,8 @@ impl Observed {
         let volumes = volumes.iter();
         self.volumes = volumes.filter_map(|it| volume(cluster, it)).collect();
         self.pods = pods::troubles(cluster, pods, now);
+        let specs = pods.iter().filter_map(|pod| pod.spec.as_ref());
+        self.mounted.extend(specs.flat_map(mounted));
     }
 
     /// Returns the current status.
@@ -154,6 +163,26 @@ impl Observed {
             .collect()
     }
 
+    /// Returns the config maps with options that nothing uses: no pod, no `StatefulSet`, and none that is to come.
+    fn unused_options(&self, cluster: &Cluster) -> BTreeSet<String> {
+        if self.sets.values().any(|set| set.unseen) {
+            return BTreeSet::new();
+        }
+        let present = config_name(cluster);
+        let is_unused = |name: &&String| {
+            names::is_config(cluster, name) && **name != present && !self.mounted.contains(*name)
+        };
+        let configs = self
+            .children
+            .keys()
+            .filter(|(kind, _)| *kind == Kind::Config);
+        configs
+            .map(|(_, name)| name)
+            .filter(is_unused)
+            .cloned()
+            .collect()
+    }
+
     /// Returns the plan's input.
     pub(super) fn state(&self, desired: &Desired) -> State {
         let cluster = &desired.cluster;
@@ -179,6 +208,7 @@ impl Observed {
             sets: sets.collect(),
             volumes: volumes.iter().filter_map(|it| it.part.gid()).collect(),
             satellites: satellites.collect(),
+            unused_options: self.unused_options(cluster),
             store: self.view().map(|view| view.plan.clone()),
         }
     }
@@ -233,8 +263,15 @@ fn observe_set(set: &StatefulSet, now: &Time) -> ObservedSet {
         replicas,
         ready: status.ready_replicas.unwrap_or(0),
         rolling,
+        unseen,
         young: age.is_some_and(|age| age < STARTING_SECONDS),
     }
+}
+
+/// Returns the names of the config maps that a pod mounts.
+fn mounted(pod: &PodSpec) -> impl Iterator<Item = String> {
+    let volumes = pod.volumes.iter().flatten();
+    volumes.filter_map(|volume| Some(volume.config_map.as_ref()?.name.clone()))
 }
 
 fn volume(cluster: &Cluster, claim: &PersistentVolumeClaim) -> Option<Volume> {

@@ -16,7 +16,7 @@ use super::pods::Trouble;
 use super::status::{next, status};
 use crate::build::tests::named;
 use crate::crd::{
-    GroupPhase, GroupStatus, ShardKvCluster, ShardKvClusterSpec, ShardKvClusterStatus,
+    GroupPhase, GroupStatus, Retention, ShardKvCluster, ShardKvClusterSpec, ShardKvClusterStatus,
 };
 use crate::metrics::Outcome;
 use crate::parts::{Component, Kind};
@@ -42,6 +42,7 @@ fn set(stage: Stage, ready: i32) -> ObservedSet {
         replicas: 3,
         ready,
         rolling: None,
+        unseen: false,
         young: false,
     }
 }
@@ -61,9 +62,11 @@ impl Scene {
         let mut resource = ShardKvCluster::new("a", ShardKvClusterSpec::default());
         resource.metadata.generation = Some(7);
         resource.metadata.finalizers = Some(vec![super::FINALIZER.to_owned()]);
+        let mut cluster = named("a");
+        cluster.spec.storage.on_cluster_deletion = Retention::Delete;
         Self {
             desired: Desired {
-                cluster: named("a"),
+                cluster,
                 intent: Intent::Run(2),
                 invalid: None,
             },

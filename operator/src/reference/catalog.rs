@@ -136,7 +136,7 @@ pub(super) const REASONS: &[ConditionEntry] = &[
             (
                 "True",
                 "InvalidSpec",
-                "The resource is invalid; the message says what to change.",
+                "The resource is invalid, or nodes would refuse its options; the message says what to change.",
             ),
         ],
     ),

@@ -309,7 +309,8 @@ async fn run_transitions(server: &ApiServer, admin: &Client, token: &str) {
         .await;
     world.settle().await;
     // The operator reads a lost object by its name.
-    for (plural, suffix) in [("configmaps", "config"), ("services", "client")] {
+    let options = world.options();
+    for (plural, suffix) in [("configmaps", options.as_str()), ("services", "client")] {
         let path = world.path_of(plural, suffix);
         raw::delete(&world.admin, &path, &Value::Null).await.good();
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use shardkv_operator::build::{Component, names};
+use shardkv_operator::build::{Component, config_name, names};
 use shardkv_operator::validate::validate;
 use shardkv_operator::yaml;
 
@@ -109,6 +109,7 @@ async fn settles_and_stays(name: &Value, spec: &Value) {
 async fn changes_and_deletions_by_others_are_reverted() {
     let mut world = settled("drift", 2).await;
     let good = world.objects().await;
+    let options = world.options();
     let changes = [
         (
             "statefulsets",
@@ -135,7 +136,11 @@ async fn changes_and_deletions_by_others_are_reverted() {
             "group-1",
             json!({"spec": {"maxUnavailable": 5}}),
         ),
-        ("configmaps", "config", json!({"data": {"node.yaml": ""}})),
+        (
+            "configmaps",
+            options.as_str(),
+            json!({"metadata": {"labels": {"app.kubernetes.io/part-of": "b"}}}),
+        ),
         (
             "networkpolicies",
             "node",
@@ -159,7 +164,7 @@ async fn changes_and_deletions_by_others_are_reverted() {
         ("services", "controller"),
         ("services", "group-1"),
         ("poddisruptionbudgets", "group-1"),
-        ("configmaps", "config"),
+        ("configmaps", options.as_str()),
         ("networkpolicies", "node"),
         ("serviceaccounts", "node"),
     ] {
@@ -223,10 +228,11 @@ async fn additions_by_others_stay() {
     let mut world = settled("additions", 1).await;
     let rest = world.faults.count();
     let label = json!({"metadata": {"labels": {"example.com/team": "a"}, "annotations": {"example.com/note": "b"}}});
+    let options = world.options();
     let kinds = [
         ("statefulsets", "group-1"),
         ("services", "client"),
-        ("configmaps", "config"),
+        ("configmaps", options.as_str()),
         ("serviceaccounts", "node"),
     ];
     for (plural, suffix) in kinds {
@@ -283,7 +289,8 @@ async fn fields_removed_from_the_spec_are_removed_from_objects() {
     assert_eq!(template["spec"].get("nodeSelector"), None);
     assert_eq!(template["spec"].get("priorityClassName"), None);
     assert_eq!(template["spec"]["serviceAccountName"], "mine");
-    let config = world.object("configmaps", "config").await.unwrap();
+    let config = world.object("configmaps", &world.options()).await;
+    let config = config.unwrap();
     assert!(!config["data"].to_string().contains("lease_reads"));
     assert!(
         world
@@ -299,10 +306,67 @@ async fn fields_removed_from_the_spec_are_removed_from_objects() {
     );
 }
 
+/// Pods that started with the options of before keep them, whatever the spec says now.
+#[tokio::test]
+async fn options_are_checked_and_never_changed_in_place() {
+    let mut world = settled("options", 1).await;
+    let (old, before) = (world.options(), world.objects().await);
+    // The API server accepts it. The parser of the nodes doesn't, and nothing is written but the status.
+    let rest = world.faults.count();
+    let typo = json!({"options": {"logFilter": "info,shardkv_server=debgu"}, "image": "other"});
+    world.patch_spec(&typo).await;
+    world.settle().await;
+    let (reason, status, message) = world.condition("Degraded").await;
+    assert_eq!((reason.as_str(), status.as_str()), ("InvalidSpec", "True"));
+    assert!(
+        message.contains("log_filter: `info,shardkv_server=debgu`"),
+        "{message}"
+    );
+    let written = world.faults.writes_after(rest);
+    let to_children = written
+        .iter()
+        .filter(|it| !it.path.contains("shardkvclusters") && !it.path.contains("events"));
+    assert_eq!(to_children.count(), 0, "{written:#?}");
+    let good = json!({"options": {"logFilter": "info"}, "image": null});
+    world.patch_spec(&good).await;
+    world.round_succeeds().await;
+    let new = world.options();
+    let mounted = world.object("statefulsets", "group-1").await.unwrap();
+    let volumes = &mounted["spec"]["template"]["spec"]["volumes"];
+    assert_eq!(volumes[0]["configMap"]["name"], format!("demo-{new}"));
+    // Kubernetes hasn't handled the new template yet, so pods of the old one may still start.
+    world.round_succeeds().await;
+    assert!(world.object("configmaps", &old).await.is_some());
+    // A pod that isn't replaced yet.
+    let pods = format!("/api/v1/namespaces/{}/pods", world.namespace);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "demo-group-1-0", "labels": mounted["spec"]["template"]["metadata"]["labels"]},
+        "spec": {"automountServiceAccountToken": false, "serviceAccountName": "demo-node",
+            "containers": [{"name": "node", "image": "shardkv"}],
+            "volumes": [{"name": "options", "configMap": {"name": format!("demo-{old}")}}]}});
+    raw::post(&world.admin, &pods, &pod).await.good();
+    world.settle().await;
+    let kept = world.object("configmaps", &old).await.expect("in use");
+    assert_eq!(kept["immutable"], true);
+    let now = json!({"gracePeriodSeconds": 0});
+    let path = format!("{pods}/demo-group-1-0");
+    raw::delete(&world.admin, &path, &now).await.good();
+    world.settle().await;
+    assert!(world.object("configmaps", &old).await.is_none());
+    assert!(world.object("configmaps", &new).await.is_some());
+    // Back to the options of before, which are made again.
+    world.patch_spec(&json!({"options": null})).await;
+    world.settle().await;
+    same(&before, &world.objects().await, "as before");
+}
+
 #[tokio::test]
 async fn foreign_objects_are_never_touched() {
     let mut world = World::new("taken", &small(1)).await;
-    let own = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "demo-config",
+    let resource = world.resource().await.unwrap();
+    let cluster = validate(&serde_json::from_value(resource).unwrap()).unwrap();
+    let name = config_name(&cluster);
+    let own = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name,
         "labels": {"app.kubernetes.io/name": "shardkv", "app.kubernetes.io/instance": "demo"}}, "data": {"mine": "yes"}});
     let path = format!("/api/v1/namespaces/{}/configmaps", world.namespace);
     raw::post(&world.admin, &path, &own).await.good();
@@ -313,13 +377,13 @@ async fn foreign_objects_are_never_touched() {
         world.round_succeeds().await;
         world.tick().await;
     }
-    let found = world.object("configmaps", "config").await.unwrap();
+    let found = world.object("configmaps", &world.options()).await.unwrap();
     assert_eq!(found["data"], json!({"mine": "yes"}));
     assert!(found["metadata"].get("ownerReferences").is_none());
     let (reason, status, message) = world.condition("Degraded").await;
     assert_eq!((reason.as_str(), status.as_str()), ("NameTaken", "True"));
     assert!(
-        message.contains("ConfigMap demo-config") && message.contains("Service demo-client"),
+        message.contains(&format!("ConfigMap {name}")) && message.contains("Service demo-client"),
         "{message}"
     );
     // The operator doesn't repeat its writes.
@@ -328,7 +392,7 @@ async fn foreign_objects_are_never_touched() {
         world.round_succeeds().await;
     }
     assert_eq!(world.faults.count(), rest);
-    raw::delete(&world.admin, &format!("{path}/demo-config"), &Value::Null)
+    raw::delete(&world.admin, &format!("{path}/{name}"), &Value::Null)
         .await
         .good();
     raw::delete(

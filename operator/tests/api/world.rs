@@ -10,7 +10,7 @@ use kube::client::ClientBuilder;
 use kube::runtime::events::Reporter;
 use kube::{Client, Config};
 use serde_json::{Value, json};
-use shardkv_operator::build::{Component, names};
+use shardkv_operator::build::{Component, config_name, names};
 use shardkv_operator::crd::ShardKvCluster;
 use shardkv_operator::metrics::Metrics;
 use shardkv_operator::reconcile::{Context, Pace, ReconcileError, reconcile};
@@ -143,6 +143,14 @@ impl World {
         let (group, _) = KINDS.iter().find(|(_, it)| *it == plural).unwrap();
         let (namespace, name) = (&self.namespace, &self.name);
         format!("{group}/namespaces/{namespace}/{plural}/{name}-{suffix}")
+    }
+
+    /// Returns the suffix of the name of the config map with the cluster's options, as of the last round.
+    pub(crate) fn options(&self) -> String {
+        let cluster = self.cluster.as_ref().expect("a round has been");
+        let name = config_name(cluster);
+        let suffix = name.strip_prefix(&format!("{}-", names::base(cluster)));
+        suffix.unwrap().to_owned()
     }
 
     /// Reads an object of the cluster, if it exists.

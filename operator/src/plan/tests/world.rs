@@ -40,6 +40,7 @@ impl World {
                 sets: BTreeMap::new(),
                 volumes: BTreeSet::new(),
                 satellites: BTreeSet::new(),
+                unused_options: BTreeSet::new(),
                 store: None,
             },
             store: Progress::default(),
@@ -141,8 +142,11 @@ impl World {
                     ..object.clone()
                 });
             }
-            Action::AddFinalizer | Action::ReleaseOrphans | Action::DeleteStray(..) => {
-                unreachable!("the world has its finalizer and no strays")
+            Action::AddFinalizer
+            | Action::ReleaseOrphans
+            | Action::DeleteStray(..)
+            | Action::DeleteOptions(_) => {
+                unreachable!("the world has its finalizer, no strays and one options file")
             }
             Action::UpdateShared(_) | Action::Update(..) => unreachable!("no change"),
             Action::RemoveFinalizer => {

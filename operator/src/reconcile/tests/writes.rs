@@ -1,10 +1,12 @@
 //! The steps between plan and status: which writes an action needs, which writes the results allow, and what is told.
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::build::config_name;
 use crate::reconcile::build::{Prepared, Write, build};
 use crate::reconcile::notes;
 use crate::reconcile::wanted::{Comparison, Wanted};
@@ -93,7 +95,7 @@ fn what_is_missing_is_created_with_the_stateful_set_last() {
         all(&prepared),
         [
             "create ServiceAccount a-node",
-            "create ConfigMap a-config",
+            &format!("create ConfigMap {}", config_name(&named("a"))),
             "create NetworkPolicy a-node",
             "create Service a-client",
             "create Service a-controller",
@@ -183,32 +185,34 @@ fn what_is_not_ours_is_kept_off() {
     let compared = |live: &DynamicObject| wanted.compare(&owner, live, &none).unwrap();
     let settled =
         |message: &str, of: fn(String) -> Written| Comparison::Settled(of(message.to_owned()));
-    let good = created(wanted);
+    let (good, name) = (created(wanted), wanted.name.clone());
     assert_eq!(compared(&good), Comparison::Settled(Written::Unchanged));
     let mut free = good.clone();
     free.metadata.owner_references = None;
     assert_eq!(
         compared(&free),
-        settled("ConfigMap a-config", Written::Taken)
+        settled(&format!("ConfigMap {name}"), Written::Taken)
     );
     let mut other = good.clone();
     other.owner_references_mut()[0].kind = "Deployment".to_owned();
     other.owner_references_mut()[0].uid = "other".to_owned();
-    let message = "ConfigMap a-config (of Deployment a)";
-    assert_eq!(compared(&other), settled(message, Written::Taken));
+    let message = format!("ConfigMap {name} (of Deployment a)");
+    assert_eq!(compared(&other), settled(&message, Written::Taken));
     let mut former = good.clone();
     former.owner_references_mut()[0].uid = "former".to_owned();
-    let message = "ConfigMap a-config is left of a cluster of the same name, and will be removed by Kubernetes";
-    assert_eq!(compared(&former), settled(message, Written::Waits));
+    let message = format!(
+        "ConfigMap {name} is left of a cluster of the same name, and will be removed by Kubernetes"
+    );
+    assert_eq!(compared(&former), settled(&message, Written::Waits));
     let mut ends = good.clone();
     ends.metadata.deletion_timestamp = Some(now());
-    let message = "ConfigMap a-config is being deleted";
-    assert_eq!(compared(&ends), settled(message, Written::Waits));
+    let message = format!("ConfigMap {name} is being deleted");
+    assert_eq!(compared(&ends), settled(&message, Written::Waits));
     // Observed as a child, it is told without a request.
     let key = wanted.key();
     scene.observed.children.insert(key.clone(), ends);
     let told = scene.built(Action::UpdateShared(Kind::Config));
-    assert_eq!(told, [Write::Known(Written::Waits(message.to_owned()))]);
+    assert_eq!(told, [Write::Known(Written::Waits(message))]);
     // What was applied to this version in vain isn't applied again.
     let mut altered = good.clone();
     altered.data["data"] = json!({});
@@ -245,6 +249,67 @@ fn deletions_are_confirmed_and_name_what_was_observed() {
     assert_eq!(shown(&scene.built(stray)), [""; 0]);
     scene.desired.intent = Intent::Delete;
     assert_eq!(shown(&scene.built(volumes())), [delete_volume]);
+}
+
+/// A pod as Kubernetes would make it of a `StatefulSet`.
+fn pod_of(set: &DynamicObject) -> Pod {
+    let pod = json!({"metadata": {"name": format!("{}-0", set.name_any())}, "spec": set.data["spec"]["template"]["spec"]});
+    serde_json::from_value(pod).unwrap()
+}
+
+#[test]
+fn options_stay_as_long_as_a_pod_or_a_stateful_set_mounts_them() {
+    let mut scene = Scene::made();
+    let before = config_name(&scene.desired.cluster);
+    let set = scene.observed.children[&(Kind::Set, "a-group-1".to_owned())].clone();
+    scene.desired.cluster.spec.options.lease_reads = Some(true);
+    let after = config_name(&scene.desired.cluster);
+    // The new file is another object, which is written before any StatefulSet mounts it. The old one doesn't change.
+    let mut writes = vec![format!("create ConfigMap {after}")];
+    let sets = ["a-controller", "a-group-1", "a-group-2"];
+    writes.extend(sets.map(|set| format!("apply StatefulSet {set}")));
+    assert_eq!(all(&scene.prepared()), writes);
+    let now_mounts = |scene: &mut Scene, pods: &[Pod]| {
+        let mut made = Scene::new();
+        made.desired = scene.desired.clone();
+        let steps = made.prepared().steps.into_iter();
+        for write in steps.flat_map(|step| step.writes) {
+            let Write::Create(wanted) = write else {
+                panic!("{write:?}");
+            };
+            let object = created(&wanted);
+            let cluster = &made.desired.cluster;
+            made.observed
+                .add_object(cluster, wanted.kind, object, &now())
+                .unwrap();
+        }
+        let key = (Kind::Config, before.clone());
+        let old = scene.observed.children[&key].clone();
+        made.observed.children.insert(key, old);
+        let cluster = &made.desired.cluster;
+        made.observed.add_pods(cluster, &[], pods, &now());
+        made
+    };
+    // A pod that isn't replaced yet may start again at any time.
+    let old_pod = pod_of(&set);
+    let mut rolling = now_mounts(&mut scene, &[old_pod]);
+    assert_eq!(rolling.prepared(), Prepared::default());
+    let mut rolled = now_mounts(&mut scene, &[]);
+    let deletes = [format!("delete ConfigMap {before}")];
+    assert_eq!(all(&rolled.prepared()), deletes);
+    // Kubernetes may not have seen the new template, and make a pod of the old one.
+    rolled.set(Component::Group(2)).unseen = true;
+    assert_eq!(rolled.prepared(), Prepared::default());
+    rolled.set(Component::Group(2)).unseen = false;
+    // A config map of another name isn't options of the cluster.
+    let key = (Kind::Config, before.clone());
+    let other = rolled.observed.children.remove(&key).unwrap();
+    let key = (Kind::Config, "a-dashboard".to_owned());
+    rolled.observed.children.insert(key, other);
+    assert_eq!(rolled.prepared(), Prepared::default());
+    // Nothing is removed while the cluster is paused.
+    rolling.desired.intent = Intent::Pause;
+    assert_eq!(rolling.prepared(), Prepared::default());
 }
 
 #[test]
@@ -331,7 +396,11 @@ fn a_failed_action_blocks_what_depends_on_it() {
     );
     // A failed creation, update or sweep blocks the release of the resource alone.
     assert_eq!(allowed(vec![(&create, refused())]), but_the_end);
-    assert_eq!(allowed(vec![(&update, refused())]), but_the_end);
+    // Pods can't start without their options, so no StatefulSet is told to mount them.
+    let no_rollout = [true, false, true, true, true, true, false];
+    assert_eq!(allowed(vec![(&update, refused())]), no_rollout);
+    let policy = Action::UpdateShared(Kind::Network);
+    assert_eq!(allowed(vec![(&policy, refused())]), but_the_end);
     assert_eq!(allowed(vec![(&stray, Written::Raced)]), but_the_end);
     assert_eq!(allowed(vec![(&leave, refused())]), no_changes);
     assert_eq!(allowed(vec![(&leave, Written::Raced)]), no_changes);
