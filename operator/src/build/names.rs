@@ -142,6 +142,15 @@ pub fn groups_selector(cluster: &Cluster) -> BTreeMap<String, String> {
     labels
 }
 
+/// Returns the labels that select the first pod of each group. An autoscaler multiplies the number of selected pods to get the
+/// number of groups, so it must find one pod for each.
+pub fn scale_selector(cluster: &Cluster) -> BTreeMap<String, String> {
+    let mut labels = groups_selector(cluster);
+    // Kubernetes sets it on the pods of StatefulSets.
+    labels.insert("apps.kubernetes.io/pod-index".to_owned(), "0".to_owned());
+    labels
+}
+
 /// Returns the labels that select the pods of a part.
 pub fn part_selector(cluster: &Cluster, part: Component) -> BTreeMap<String, String> {
     let mut labels = selector(cluster);

@@ -140,6 +140,29 @@ fn a_selector_matches_only_its_own_pods() {
     }
 }
 
+/// An autoscaler multiplies the number of selected pods: that must be the number of groups.
+#[test]
+fn the_scale_selector_finds_one_pod_of_each_group() {
+    let cluster = named("demo");
+    let selector = names::scale_selector(&cluster);
+    let selected = |part: Component| {
+        let set = stateful_set::build(&cluster, part, None).spec.unwrap();
+        let labels = set.template.metadata.unwrap().labels.unwrap();
+        let ordinals = (0..set.replicas.unwrap()).filter(|ordinal| {
+            let mut labels = labels.clone();
+            // The StatefulSet controller adds it.
+            let index = "apps.kubernetes.io/pod-index".to_owned();
+            labels.insert(index, ordinal.to_string());
+            let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
+            selector.iter().all(has)
+        });
+        ordinals.count()
+    };
+    assert_eq!(selected(Component::Group(1)), 1);
+    assert_eq!(selected(Component::Group(11)), 1);
+    assert_eq!(selected(Component::Controller), 0);
+}
+
 #[test]
 fn changed_options_change_the_pods() {
     let mut cluster = named("demo");

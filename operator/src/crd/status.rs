@@ -42,7 +42,7 @@ pub struct ShardKvClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
 
-    /// Selector of the pods of all groups, for autoscalers.
+    /// Selector of the first pod of each group, because autoscalers take the number of selected pods for the number of groups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub selector: Option<String>,

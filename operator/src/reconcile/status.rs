@@ -42,7 +42,7 @@ pub(super) fn status(facts: &Facts<'_>, now: &Time) -> ShardKvClusterStatus {
         replicas: view.map_or(status.replicas.or(Some(0)), |view| {
             Some(small(view.plan.members.len()))
         }),
-        selector: Some(names::formatted(&names::groups_selector(cluster))),
+        selector: Some(names::formatted(&names::scale_selector(cluster))),
         endpoint: Some(format!("{client}.{}.svc:{CLIENT_PORT}", cluster.namespace)),
         ..status
     }

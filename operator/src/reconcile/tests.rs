@@ -219,8 +219,13 @@ fn a_cluster_at_rest() {
     assert_eq!(told.observed_generation, Some(7));
     assert_eq!((told.config_num, told.replicas), (Some(5), Some(2)));
     assert_eq!(told.endpoint.as_deref(), Some("a-client.default.svc:7400"));
-    let selector = told.selector.as_deref().unwrap();
-    assert!(selector.contains("app.kubernetes.io/component=group"));
+    assert_eq!(
+        told.selector.as_deref(),
+        Some(
+            "app.kubernetes.io/component=group,app.kubernetes.io/instance=a,app.kubernetes.io/name=shardkv,\
+            apps.kubernetes.io/pod-index=0"
+        )
+    );
     assert_eq!(told, scene.observed.status(), "nothing to write");
 }
 

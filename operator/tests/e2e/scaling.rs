@@ -31,6 +31,9 @@ fn groups_scale_under_load_while_the_operator_is_killed() {
             operator.kill().await;
         }
         cluster.settled(3).await;
+        // An autoscaler takes the number of these pods for the number of groups.
+        let selector = cluster.status().await.unwrap().selector.unwrap();
+        assert_eq!(space.pods(&selector).await.unwrap().len(), 3, "{selector}");
         load.goes_on().await;
 
         say("scale in to 2 groups");
