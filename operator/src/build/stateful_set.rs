@@ -38,6 +38,7 @@ const USER: i64 = 65_532;
 const LEAVE_SECONDS: i64 = 2;
 /// Time until the pod is killed, in seconds: the pause, the node's own orderly stop (at most 5), and a margin.
 const GRACE_SECONDS: i64 = 30;
+const DATA_FOLDER: &str = "/data";
 const OPTIONS: &str = "options";
 const OPTIONS_FOLDER: &str = "/etc/shardkv";
 
@@ -232,7 +233,7 @@ fn node(cluster: &Cluster, part: Component) -> Container {
         ]),
         resources: Some(resources.into()),
         volume_mounts: Some(vec![
-            mount(names::CLAIM, "/data", None),
+            mount(names::CLAIM, DATA_FOLDER, None),
             mount(OPTIONS, OPTIONS_FOLDER, Some(true)),
         ]),
         // A node that reads a long log may need minutes to start. The other probes begin after the startup probe succeeds.
@@ -285,7 +286,7 @@ fn environment(cluster: &Cluster, part: Component) -> Vec<EnvVar> {
             "CLUSTER_NAME",
             format!("{}/{}", cluster.namespace, names::base(cluster)),
         ),
-        set("DATA_DIR", "/data/node".to_owned()),
+        set("DATA_DIR", format!("{DATA_FOLDER}/node")),
         set("LISTEN", format!("0.0.0.0:{CLIENT_PORT}")),
         set("METRICS_LISTEN", format!("0.0.0.0:{METRICS_PORT}")),
         set("LOG_FORMAT", "json".to_owned()),
@@ -299,9 +300,20 @@ fn environment(cluster: &Cluster, part: Component) -> Vec<EnvVar> {
             variables.push(set("ROLE", "shards".to_owned()));
             variables.push(set("GID", gid.to_string()));
             variables.push(set("CONTROLLERS", controllers));
+            variables.push(temporary_files());
         }
     }
     variables
+}
+
+/// Puts temporary files on the data volume, because the root file system is read-only. `shardkv export` in the pod holds each shard
+/// in one until the shard is complete. The volume has room for a shard, as a volume of fixed size beside it might not.
+fn temporary_files() -> EnvVar {
+    EnvVar {
+        name: "TMPDIR".to_owned(),
+        value: Some(DATA_FOLDER.to_owned()),
+        value_from: None,
+    }
 }
 
 fn set(option: &str, value: String) -> EnvVar {

@@ -28,6 +28,7 @@ mod space;
 mod surroundings;
 mod tools;
 
+mod backup;
 mod failures;
 mod idle;
 mod installs;

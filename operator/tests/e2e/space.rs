@@ -84,6 +84,11 @@ impl Space {
         try_run("kubectl", &self.args(args)).await
     }
 
+    /// Runs `kubectl` in this namespace with this standard input.
+    pub(crate) async fn feed_kubectl(&self, args: &[&str], input: &[u8]) -> anyhow::Result<String> {
+        feed("kubectl", &self.args(args), input).await
+    }
+
     fn args<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
         [&["--namespace", &self.name], args].concat()
     }
@@ -123,7 +128,7 @@ impl Space {
     /// Runs the CLI in the client pod, with this standard input.
     pub(crate) async fn shardkv(&self, args: &[&str], input: &[u8]) -> anyhow::Result<String> {
         let exec = ["exec", "-i", "client", "--", "shardkv"];
-        feed("kubectl", &self.args(&[&exec, args].concat()), input).await
+        self.feed_kubectl(&[&exec, args].concat(), input).await
     }
 
     /// Returns the manifest of a pod that runs the CLI and satisfies the profile `restricted`.
