@@ -12,6 +12,8 @@
 //! left, or was forgotten. The controllers say explicitly which groups are drained or forgotten; the [`Stage`], an annotation of the
 //! group's `StatefulSet`, tells the others apart:
 //!
+//! A stage that somebody removed is read from the group's phase in the status, and written again.
+//!
 //! | in the configuration | removed | stage | the group is |
 //! |---|---|---|---|
 //! | yes | | any | a member |

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::crd::Retention;
+use crate::crd::{GroupPhase, Retention};
 use crate::parts::{Component, Kind};
 use crate::validate::Intent;
 
@@ -30,13 +30,21 @@ impl Stage {
         }
     }
 
-    /// Returns the stage that an annotation names. An unknown or missing value counts as a member: members are never
-    /// deleted unless the user asks for it.
-    pub fn of(annotation: Option<&str>) -> Self {
-        let stage = Self::ALL
+    /// Returns the stage that an annotation names.
+    pub fn named(annotation: &str) -> Option<Self> {
+        Self::ALL
             .into_iter()
-            .find(|stage| Some(stage.name()) == annotation);
-        stage.unwrap_or(Self::Member)
+            .find(|stage| stage.name() == annotation)
+    }
+
+    /// Returns the stage of a group whose annotation somebody removed or garbled, from its phase in the status. Without one
+    /// it counts as a member: members are never deleted unless the user asks for it.
+    pub fn implied(phase: Option<GroupPhase>) -> Self {
+        match phase {
+            Some(GroupPhase::Provisioning) => Self::New,
+            Some(GroupPhase::Draining | GroupPhase::Removing) => Self::Leaving,
+            Some(GroupPhase::Joining | GroupPhase::Serving) | None => Self::Member,
+        }
     }
 }
 

@@ -191,7 +191,7 @@ impl<'a, S: Store> Writer<'a, S> {
         }
         let view = bounded(self.context.store.view(cluster)).await?.plan;
         let allowed = part.gid().is_some_and(|gid| allows(&view, gid));
-        if allowed && stage(&live) == Stage::Leaving {
+        if allowed && stage(&live) == Some(Stage::Leaving) {
             Ok(live)
         } else {
             Err(Failure::Race)

@@ -109,7 +109,8 @@ impl Observed {
         let name = object.name_any();
         if let (Kind::Set, Some(part)) = (kind, names::part_of(cluster, &name)) {
             let set: StatefulSet = serde_json::from_value(serde_json::to_value(&object)?)?;
-            self.sets.insert(part, observe_set(&set, now));
+            let stage = stage(&set).unwrap_or_else(|| Stage::implied(self.phase(part)));
+            self.sets.insert(part, observe_set(&set, stage, now));
             let template = set.spec.and_then(|spec| spec.template.spec);
             self.mounted.extend(template.iter().flat_map(mounted));
         }
@@ -213,17 +214,23 @@ impl Observed {
         }
     }
 
-    fn set(&self, part: Component, set: &ObservedSet) -> Option<Set> {
+    /// Returns the phase of a group in the status.
+    fn phase(&self, part: Component) -> Option<GroupPhase> {
         let gid = part.gid()?;
         let status = self.resource.status.as_ref();
         let mut groups = status.iter().flat_map(|status| &status.groups);
+        let group = groups.find(|it| u64::try_from(it.gid) == Ok(gid));
+        group.map(|group| group.phase)
+    }
+
+    fn set(&self, part: Component, set: &ObservedSet) -> Option<Set> {
+        part.gid()?;
         let health = self.health.get(&part);
         Some(Set {
             object: set.object.clone(),
             stage: set.stage,
             has_leader: health.is_some_and(|health| health.leader.is_some()),
-            has_served: groups
-                .any(|it| u64::try_from(it.gid) == Ok(gid) && it.phase == GroupPhase::Serving),
+            has_served: self.phase(part) == Some(GroupPhase::Serving),
         })
     }
 }
@@ -237,13 +244,13 @@ pub(super) fn object(meta: &impl ResourceExt) -> Object {
     }
 }
 
-/// Returns the stage in an object's annotation.
-pub(super) fn stage(object: &impl ResourceExt) -> Stage {
-    let annotations = object.annotations();
-    Stage::of(annotations.get(STAGE_ANNOTATION).map(String::as_str))
+/// Returns the stage in an object's annotation, unless somebody removed or garbled it.
+pub(super) fn stage(object: &impl ResourceExt) -> Option<Stage> {
+    let annotation = object.annotations().get(STAGE_ANNOTATION)?;
+    Stage::named(annotation)
 }
 
-fn observe_set(set: &StatefulSet, now: &Time) -> ObservedSet {
+fn observe_set(set: &StatefulSet, stage: Stage, now: &Time) -> ObservedSet {
     let born = set.metadata.creation_timestamp.as_ref();
     let age = born.map(|born| now.0.as_second() - born.0.as_second());
     let replicas = set.spec.as_ref().and_then(|spec| spec.replicas);
@@ -259,7 +266,7 @@ fn observe_set(set: &StatefulSet, now: &Time) -> ObservedSet {
         .then_some(if unseen { 0 } else { updated });
     ObservedSet {
         object: object(set),
-        stage: stage(set),
+        stage,
         replicas,
         ready: status.ready_replicas.unwrap_or(0),
         rolling,

@@ -14,6 +14,7 @@ use super::applied::Written;
 use super::differ;
 use crate::build::{STAGE_ANNOTATION, names};
 use crate::parts::Kind;
+use crate::plan::Stage;
 
 /// Annotation with a hash of the content that was applied last.
 pub(super) const APPLIED_ANNOTATION: &str = "shardkv.io/applied";
@@ -115,10 +116,11 @@ impl Wanted {
         self.annotate(APPLIED_ANNOTATION, &hash);
         if let Some(live) = live {
             self.keep_stage(live);
+            let staged = self.kind == Kind::Set;
             if let Some(metadata) = self.metadata() {
                 metadata.insert("uid".to_owned(), json!(live.uid()));
                 // Only a `StatefulSet` carries more than the built content: its stage.
-                if live.annotations().contains_key(STAGE_ANNOTATION) {
+                if staged {
                     metadata.insert("resourceVersion".to_owned(), json!(live.resource_version()));
                 }
             }
@@ -126,10 +128,11 @@ impl Wanted {
         self.value
     }
 
-    /// Keeps the live object's stage: only the action for the stage changes it.
+    /// Keeps the live object's stage: only the action for the stage changes it. One that was removed or garbled is replaced.
     fn keep_stage(&mut self, live: &DynamicObject) {
-        if let Some(stage) = live.annotations().get(STAGE_ANNOTATION) {
-            self.annotate(STAGE_ANNOTATION, stage);
+        let stage = live.annotations().get(STAGE_ANNOTATION);
+        if let Some(stage) = stage.and_then(|it| Stage::named(it)) {
+            self.annotate(STAGE_ANNOTATION, stage.name());
         }
     }
 

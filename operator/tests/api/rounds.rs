@@ -598,6 +598,28 @@ async fn a_refused_join_is_reported_and_tried_again() {
     assert_eq!(world.condition("Degraded").await.1, "False");
 }
 
+/// The stage of a group that never joined looks like that of a member which the controllers have lost, if it is removed.
+#[tokio::test]
+async fn a_removed_stage_is_no_lost_group() {
+    let mut world = settled("stageless", 1).await;
+    world.store(|it| it.unproven = "not yet".to_owned());
+    world.patch_spec(&json!({"groups": 2})).await;
+    world.settle().await;
+    let set = world.path_of("statefulsets", "group-2");
+    let none = json!({"metadata": {"annotations": {"shardkv.io/stage": null}}});
+    raw::merge(&world.admin, &set, &none).await.good();
+    world.restart();
+    world.round_succeeds().await;
+    assert_eq!(world.condition("Degraded").await.0, "Refused");
+    let set = raw::get(&world.admin, &set).await.good();
+    let annotations = &set["metadata"]["annotations"];
+    assert_eq!(annotations["shardkv.io/stage"], "new");
+    world.store(|it| it.unproven.clear());
+    world.settle().await;
+    assert_eq!(world.phases().await[&2], "Serving");
+    assert_eq!(world.condition("Degraded").await.1, "False");
+}
+
 #[tokio::test]
 async fn two_operators_at_the_same_time_do_no_harm() {
     // This happens if a holder doesn't notice that its Lease has expired.

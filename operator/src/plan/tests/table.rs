@@ -260,10 +260,10 @@ fn volumes_of_groups_that_nobody_knows_stop_everything() {
 #[test]
 fn an_unknown_annotation_is_a_member() {
     for stage in Stage::ALL {
-        assert_eq!(Stage::of(Some(stage.name())), stage);
+        assert_eq!(Stage::named(stage.name()), Some(stage));
     }
-    assert_eq!(Stage::of(Some("nonsense")), Stage::Member);
-    assert_eq!(Stage::of(None), Stage::Member);
+    assert_eq!(Stage::named("nonsense"), None);
+    assert_eq!(Stage::implied(None), Stage::Member);
 }
 
 #[test]

@@ -139,6 +139,49 @@ fn what_matches_is_not_written() {
     );
 }
 
+/// A group that hasn't joined yet, and has lost its stage, isn't one that the controllers have lost.
+#[test]
+fn a_removed_stage_is_read_from_the_status_and_written_again() {
+    for (phase, stage) in [
+        (GroupPhase::Provisioning, Stage::New),
+        (GroupPhase::Removing, Stage::Leaving),
+        (GroupPhase::Serving, Stage::Member),
+    ] {
+        for garbled in [None, Some("nonsense")] {
+            let mut scene = Scene::made();
+            let key = (Kind::Set, "a-group-2".to_owned());
+            let mut live = scene.observed.children[&key].clone();
+            live.annotations_mut().remove("shardkv.io/stage");
+            let garbled = garbled.map(|text| ("shardkv.io/stage".to_owned(), text.to_owned()));
+            live.annotations_mut().extend(garbled);
+            scene.observed.resource.status = Some(ShardKvClusterStatus {
+                groups: vec![GroupStatus {
+                    gid: 2,
+                    phase,
+                    ready_replicas: 3,
+                    leader: None,
+                    shards: 0,
+                }],
+                ..ShardKvClusterStatus::default()
+            });
+            let cluster = &scene.desired.cluster;
+            scene
+                .observed
+                .add_object(cluster, Kind::Set, live.clone(), &now())
+                .unwrap();
+            assert_eq!(scene.set(Component::Group(2)).stage, stage);
+            let writes = scene.built(Action::Update(Component::Group(2), Kind::Set));
+            let [Write::Apply(wanted, _)] = writes.as_slice() else {
+                panic!("{writes:?}");
+            };
+            let body = wanted.clone().body(Some(&live));
+            let annotations = &body["metadata"]["annotations"];
+            assert_eq!(annotations["shardkv.io/stage"], stage.name());
+            assert_eq!(body["metadata"]["resourceVersion"], "1");
+        }
+    }
+}
+
 #[test]
 fn what_others_changed_is_applied_over_the_observed_version() {
     let mut scene = Scene::made();
