@@ -25,6 +25,8 @@ pub(super) enum Written {
     Refused(String),
     /// The name belongs to an object of another owner.
     Taken(String),
+    /// A newer operator applied the object last.
+    Outranked(String),
     /// The store's controllers refuse or don't answer.
     Store(StoreError),
 }
@@ -133,6 +135,7 @@ impl Applied {
             let (reason, message) = match it {
                 Written::Refused(message) => ("ApplyRefused", message.clone()),
                 Written::Taken(message) => ("NameTaken", message.clone()),
+                Written::Outranked(message) => ("NewerOperator", message.clone()),
                 Written::Store(error @ StoreError::Refused(_)) => ("Refused", error.to_string()),
                 Written::Store(error @ StoreError::Unreachable(_)) => {
                     ("StoreUnreachable", error.to_string())

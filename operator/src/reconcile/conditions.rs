@@ -90,6 +90,7 @@ pub(super) const RULES: &[Rule] = &[
     problem("InvalidSpec", m::invalid),
     problem("GroupsLost", m::lost),
     problem("NameTaken", m::taken),
+    problem("NewerOperator", m::outranked),
     problem("ApplyRefused", m::apply_refused),
     problem("Refused", m::change_refused),
     problem("PodsNotReady", m::broken_pods),

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use super::facts::{Facts, listed, owners};
 use super::movement::behind;
 use super::observed::ObservedSet;
+use super::wanted::{VERSION, VERSION_ANNOTATION};
 use crate::build::names;
 use crate::crd::GroupPhase;
 use crate::parts::Component;
@@ -301,6 +302,14 @@ pub(super) fn taken(facts: &Facts<'_>) -> Message {
     Some(format!(
         "{objects}: what is there already under these names isn't this cluster's, and is left alone. \
          Delete it, or create the cluster under another name."
+    ))
+}
+
+pub(super) fn outranked(facts: &Facts<'_>) -> Message {
+    let objects = problems(facts, "NewerOperator")?;
+    Some(format!(
+        "{objects}: a newer operator than this one ({VERSION}) wrote this last, so this one doesn't change it: two operators would replace the \
+         pods by turns. Upgrade this operator, or let it take over by removing the annotation {VERSION_ANNOTATION}."
     ))
 }
 

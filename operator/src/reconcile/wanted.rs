@@ -19,6 +19,12 @@ use crate::plan::Stage;
 /// Annotation with a hash of the content that was applied last.
 pub(super) const APPLIED_ANNOTATION: &str = "shardkv.io/applied";
 
+/// Annotation of a `StatefulSet` with the version of the operator that applied its content last.
+pub(super) const VERSION_ANNOTATION: &str = "shardkv.io/operator-version";
+
+/// Version of this operator.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Kind and name of an object.
 pub(super) type Key = (Kind, String);
 
@@ -89,6 +95,12 @@ impl Wanted {
         if in_vain || self.is_in(live)? {
             return Ok(Comparison::Settled(Written::Unchanged));
         }
+        if self.kind == Kind::Set
+            && let Some(newer) = newer_version(live)
+        {
+            let text = format!("{} {} (by {newer})", self.kind.name(), self.name);
+            return Ok(Comparison::Settled(Written::Outranked(text)));
+        }
         Ok(Comparison::Differs)
     }
 
@@ -114,6 +126,9 @@ impl Wanted {
     pub(super) fn body(mut self, live: Option<&DynamicObject>) -> Value {
         let hash = self.hash.clone();
         self.annotate(APPLIED_ANNOTATION, &hash);
+        if self.kind == Kind::Set {
+            self.annotate(VERSION_ANNOTATION, VERSION);
+        }
         if let Some(live) = live {
             self.keep_stage(live);
             let staged = self.kind == Kind::Set;
@@ -148,6 +163,22 @@ impl Wanted {
     fn metadata(&mut self) -> Option<&mut serde_json::Map<String, Value>> {
         self.value.get_mut("metadata")?.as_object_mut()
     }
+}
+
+/// Returns the version of the operator that applied a `StatefulSet` last, if it is newer than this one. Two operators of different
+/// versions, each with its own pod template, would replace the pods by turns: the older one gives way.
+fn newer_version(live: &DynamicObject) -> Option<&str> {
+    let version = live.annotations().get(VERSION_ANNOTATION)?;
+    (numbers(version) > numbers(VERSION)).then_some(version)
+}
+
+/// Returns the numbers of a version such as `1.20.3`, without what follows a `-` or `+`. Other texts are older than any version.
+fn numbers(version: &str) -> Option<Vec<u64>> {
+    let release = version.split(['-', '+']).next()?;
+    release
+        .split('.')
+        .map(|number| number.parse().ok())
+        .collect()
 }
 
 /// Returns true if the object's controller is the owner with this uid.

@@ -109,6 +109,11 @@ pub(super) const REASONS: &[ConditionEntry] = &[
             ),
             (
                 "True",
+                "NewerOperator",
+                "A newer operator has written StatefulSets that this one would write differently. This one doesn't change them.",
+            ),
+            (
+                "True",
                 "ApplyRefused",
                 "The API server refuses an object, most likely because of a quota, a policy or a missing right.",
             ),

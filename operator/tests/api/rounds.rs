@@ -621,6 +621,35 @@ async fn a_removed_stage_is_no_lost_group() {
 }
 
 #[tokio::test]
+async fn an_older_operator_leaves_the_pods_of_a_newer_one() {
+    let mut world = settled("older", 1).await;
+    let set = world.path_of("statefulsets", "group-1");
+    let newer = json!({"metadata": {"annotations": {"shardkv.io/operator-version": "99.0.0"}},
+        "spec": {"template": {"spec": {"terminationGracePeriodSeconds": 45}}}});
+    raw::merge(&world.admin, &set, &newer).await.good();
+    world.settle().await;
+    let live = raw::get(&world.admin, &set).await.good();
+    let grace = "/spec/template/spec/terminationGracePeriodSeconds";
+    assert_eq!(live.pointer(grace), Some(&json!(45)));
+    let (reason, status, message) = world.condition("Degraded").await;
+    assert_eq!(
+        (reason.as_str(), status.as_str()),
+        ("NewerOperator", "True")
+    );
+    assert!(message.contains("demo-group-1 (by 99.0.0)"), "{message}");
+    // Groups come and go all the same.
+    world.patch_spec(&json!({"groups": 2})).await;
+    world.settle().await;
+    assert_eq!(world.phases().await[&2], "Serving");
+    let none = json!({"metadata": {"annotations": {"shardkv.io/operator-version": null}}});
+    raw::merge(&world.admin, &set, &none).await.good();
+    world.settle().await;
+    let live = raw::get(&world.admin, &set).await.good();
+    assert_eq!(live.pointer(grace), Some(&json!(30)));
+    assert_eq!(world.condition("Degraded").await.1, "False");
+}
+
+#[tokio::test]
 async fn two_operators_at_the_same_time_do_no_harm() {
     // This happens if a holder doesn't notice that its Lease has expired.
     let mut world = World::new("rivals", &small(3)).await;

@@ -88,6 +88,7 @@ const ROWS: &[Row] = &[
     ("Degraded", "InvalidSpec", "`a.b`", invalid),
     ("Degraded", "GroupsLost", "The controllers don't know group 1, group 2", lost),
     ("Degraded", "NameTaken", "Service a: what is there", |it| it.tried(vec![Written::Taken("Service a".to_owned())])),
+    ("Degraded", "NewerOperator", "StatefulSet a (by 9.0.0): a newer operator", |it| it.tried(vec![Written::Outranked("StatefulSet a (by 9.0.0)".to_owned())])),
     ("Degraded", "ApplyRefused", "is invalid.", |it| it.tried(vec![Written::Refused("it is invalid".to_owned())])),
     ("Degraded", "Refused", "the controllers refuse: too many.", |it| it.tried(refused(StoreError::Refused("too many".to_owned())))),
     ("Degraded", "PodsNotReady", "Pod p: it crashes.", |it| {

@@ -216,6 +216,41 @@ fn what_others_changed_is_applied_over_the_observed_version() {
     assert_eq!(annotations["shardkv.io/stage"], "leaving");
 }
 
+/// Otherwise two operators, each with its own template, would replace the pods by turns.
+#[test]
+fn an_older_operator_gives_way_to_a_newer_one() {
+    let mut scene = Scene::made();
+    scene.desired.cluster.spec.image = "other".to_owned();
+    let update = Action::Update(Component::Group(1), Kind::Set);
+    let key = (Kind::Set, "a-group-1".to_owned());
+    let version = "shardkv.io/operator-version";
+    let made = scene.observed.children[&key].annotations();
+    assert_eq!(made[version], env!("CARGO_PKG_VERSION"));
+    for (of, gives_way) in [
+        (env!("CARGO_PKG_VERSION"), false),
+        ("0.0.99", false),
+        ("nonsense", false),
+        ("0.1.0-rc.1", false),
+        ("0.10.0", true),
+        ("99.0.0-rc.1", true),
+    ] {
+        let live = scene.observed.children.get_mut(&key).unwrap();
+        live.annotations_mut()
+            .insert(version.to_owned(), of.to_owned());
+        let writes = scene.built(update.clone());
+        let outranked = format!("StatefulSet a-group-1 (by {of})");
+        let expected = Write::Known(Written::Outranked(outranked));
+        assert_eq!(writes == [expected], gives_way, "{of}: {writes:?}");
+    }
+    // What the newer one wrote alike is no difference, and a removed annotation lets the older one take over.
+    scene.desired.cluster.spec.image = named("a").spec.image;
+    assert_eq!(scene.built(update.clone()), []);
+    scene.desired.cluster.spec.image = "other".to_owned();
+    let live = scene.observed.children.get_mut(&key).unwrap();
+    live.annotations_mut().remove(version);
+    assert_eq!(shown(&scene.built(update)), ["apply StatefulSet a-group-1"]);
+}
+
 #[test]
 fn what_is_not_ours_is_kept_off() {
     let mut scene = Scene::new();
