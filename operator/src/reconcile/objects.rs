@@ -5,7 +5,9 @@
 
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Event, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{
@@ -23,6 +25,9 @@ use crate::store::StoreError;
 
 /// Field manager of all fields that the operator applies.
 pub const FIELD_MANAGER: &str = "shardkv-operator";
+
+/// Limit of events read in a round.
+const MAX_EVENTS: u32 = 500;
 
 /// Failure of a single write or request.
 #[derive(Debug)]
@@ -125,6 +130,20 @@ impl<'a> Objects<'a> {
         let api = Api::<Pod>::namespaced(self.client.clone(), self.namespace);
         let parameters = ListParams::default().labels(labels);
         Ok(api.list(&parameters).await?.items)
+    }
+
+    /// Lists what kept Kubernetes from creating pods and volumes of `StatefulSet`s. Empty if the operator may not read events:
+    /// they only explain.
+    pub(super) async fn failed_creations(&self) -> Result<Vec<Event>, kube::Error> {
+        let api = Api::<Event>::namespaced(self.client.clone(), self.namespace);
+        let parameters = ListParams::default()
+            .fields("involvedObject.kind=StatefulSet,reason=FailedCreate")
+            .limit(MAX_EVENTS);
+        match api.list(&parameters).await {
+            Ok(list) => Ok(list.items),
+            Err(kube::Error::Api(status)) if status.code == 403 => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads an object; `None` if it doesn't exist.

@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::context::Context;
 use super::objects::Objects;
 use super::observed::Observed;
+use super::pods;
 use crate::build::names;
 use crate::parts::Component;
 use crate::store::{Store, StoreError};
@@ -65,6 +66,11 @@ async fn list(
         added.map_err(kube::Error::SerdeError)?;
     }
     observed.add_pods(cluster, &volumes, &pods, now);
+    let lacking = observed.lacking();
+    if !lacking.is_empty() {
+        let events = objects.failed_creations().await?;
+        observed.add_unmade(pods::unmade(cluster, &lacking, &pods, &events));
+    }
     Ok(())
 }
 

@@ -60,6 +60,8 @@ pub(super) struct ObservedSet {
     pub(super) stage: Stage,
     /// Number of pods wanted.
     pub(super) replicas: i32,
+    /// Number of pods that exist.
+    pub(super) existing: i32,
     pub(super) ready: i32,
     /// Number of pods of the latest revision; `None` once all pods are of that revision, and ready.
     pub(super) rolling: Option<i32>,
@@ -131,6 +133,22 @@ impl Observed {
         self.pods = pods::troubles(cluster, pods, now);
         let specs = pods.iter().filter_map(|pod| pod.spec.as_ref());
         self.mounted.extend(specs.flat_map(mounted));
+    }
+
+    /// Returns the parts with fewer pods than wanted, with the uids of their `StatefulSet`s.
+    pub(super) fn lacking(&self) -> BTreeMap<Component, String> {
+        let sets = self.sets.iter();
+        let lacking = sets.filter(|(_, set)| set.existing < set.replicas);
+        lacking
+            .map(|(part, set)| (*part, set.object.uid.clone()))
+            .collect()
+    }
+
+    /// Adds pods that Kubernetes can't create.
+    pub(super) fn add_unmade(&mut self, unmade: BTreeMap<Component, Trouble>) {
+        for (part, trouble) in unmade {
+            self.pods.entry(part).or_default().push(trouble);
+        }
     }
 
     /// Returns the current status.
@@ -268,6 +286,7 @@ fn observe_set(set: &StatefulSet, stage: Stage, now: &Time) -> ObservedSet {
         object: object(set),
         stage,
         replicas,
+        existing: status.replicas,
         ready: status.ready_replicas.unwrap_or(0),
         rolling,
         unseen,

@@ -1,9 +1,10 @@
-//! Finds pods that don't run and explains the reason. Pure.
+//! Finds pods that don't run, or can't be created, and explains the reason. Pure.
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::build::names;
@@ -53,6 +54,52 @@ pub(super) fn troubles(
         list.sort_by(|a, b| a.pod.cmp(&b.pod));
     }
     found
+}
+
+/// Returns the pods that Kubernetes can't create, by part: a quota or an admission webhook refuses them or their volumes.
+/// `lacking` are the parts with too few pods, with the uids of their `StatefulSet`s.
+pub(super) fn unmade(
+    cluster: &Cluster,
+    lacking: &BTreeMap<Component, String>,
+    pods: &[Pod],
+    events: &[Event],
+) -> BTreeMap<Component, Trouble> {
+    let find = |(part, uid): (&Component, &String)| {
+        let of_part = |pod: &&Pod| names::part_of_pod(cluster, &pod.name_any()) == Some(*part);
+        let pods = pods.iter().filter(of_part);
+        let newest = pods.filter_map(ResourceExt::creation_timestamp).max();
+        let events = events
+            .iter()
+            .filter(|event| event.involved_object.uid.as_ref() == Some(uid));
+        let last = events.max_by_key(|event| told_at(event))?;
+        // A pod that was created since shows that what was refused then isn't any more.
+        let stands = newest.is_none_or(|newest| told_at(last) >= Some(newest.0));
+        let trouble = || refusal(last.message.as_deref()?);
+        Some((*part, trouble().filter(|_| stands)?))
+    };
+    lacking.iter().filter_map(find).collect()
+}
+
+fn told_at(event: &Event) -> Option<Timestamp> {
+    let last = event.last_timestamp.as_ref().map(|time| time.0);
+    let first = event.event_time.as_ref().map(|time| time.0);
+    last.or(first)
+        .or(event.metadata.creation_timestamp.as_ref().map(|it| it.0))
+}
+
+/// Reads a message of the StatefulSet controller, such as `create Pod a-group-1-0 in StatefulSet a-group-1 failed error: ...`.
+fn refusal(message: &str) -> Option<Trouble> {
+    let (what, why) = message.split_once(" failed error: ")?;
+    let pod = what.split("Pod ").nth(1)?.split_whitespace().next()?;
+    let what = if what.starts_with("create Claim ") {
+        "its volume"
+    } else {
+        "it"
+    };
+    Some(Trouble {
+        pod: pod.to_owned(),
+        why: format!("{what} can't be created: {why}"),
+    })
 }
 
 fn waiting(pod: &Pod) -> Option<String> {
@@ -148,6 +195,52 @@ mod tests {
             assert_eq!(seen(&waiting_for(reason)), BTreeMap::new());
         }
         assert_eq!(seen(&json!({})), BTreeMap::new());
+    }
+
+    #[test]
+    fn what_a_quota_refuses_is_told_until_a_pod_is_created() {
+        let quota = r#"pods "a-group-2-1" is forbidden: exceeded quota: few, requested: pods=1, used: pods=2, limited: pods=2"#;
+        let event = |uid: &str, second: i64, message: &str| -> Event {
+            let last = Timestamp::from_second(second).unwrap().to_string();
+            let event = json!({"metadata": {}, "involvedObject": {"uid": uid}, "message": message, "lastTimestamp": last});
+            serde_json::from_value(event).unwrap()
+        };
+        let pod = |name: &str, second: i64| -> Pod {
+            let made = Timestamp::from_second(second).unwrap().to_string();
+            let pod = json!({"metadata": {"name": name, "creationTimestamp": made}});
+            serde_json::from_value(pod).unwrap()
+        };
+        let of_pod =
+            format!("create Pod a-group-2-1 in StatefulSet a-group-2 failed error: {quota}");
+        let events = [
+            event(
+                "s",
+                100,
+                "create Claim data-a-group-2-1 Pod a-group-2-1 in StatefulSet a-group-2 failed error: too many",
+            ),
+            event("s", 200, &of_pod),
+            event(
+                "of another cluster",
+                900,
+                "create Pod x-0 in StatefulSet x failed error: no",
+            ),
+        ];
+        let lacking = [(Component::Group(2), "s".to_owned())].into();
+        let found = |pods: &[Pod], events: &[Event]| {
+            unmade(&named("a"), &lacking, pods, events)
+                .remove(&Component::Group(2))
+                .map(|trouble| (trouble.pod, trouble.why))
+        };
+        let told = |why: &str| Some(("a-group-2-1".to_owned(), why.to_owned()));
+        let refused = told(&format!("it can't be created: {quota}"));
+        assert_eq!(found(&[], &events), refused);
+        assert_eq!(found(&[pod("a-group-2-0", 200)], &events), refused);
+        assert_eq!(found(&[pod("a-group-2-0", 201)], &events), None, "since");
+        assert_eq!(found(&[pod("a-group-1-0", 300)], &events), refused);
+        let volume = told("its volume can't be created: too many");
+        assert_eq!(found(&[], &events[..1]), volume);
+        assert_eq!(found(&[], &events[2..]), None);
+        assert_eq!(found(&[], &[]), None);
     }
 
     #[test]

@@ -40,6 +40,7 @@ fn set(stage: Stage, ready: i32) -> ObservedSet {
         },
         stage,
         replicas: 3,
+        existing: 3,
         ready,
         rolling: None,
         unseen: false,

@@ -121,7 +121,7 @@ pub(super) const REASONS: &[ConditionEntry] = &[
             (
                 "True",
                 "PodsNotReady",
-                "Pods can't start, can't be scheduled, or are missing for an unknown reason.",
+                "Pods can't be created (a quota), can't start, can't be scheduled, or are missing for an unknown reason.",
             ),
             (
                 "True",

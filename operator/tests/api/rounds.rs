@@ -429,6 +429,31 @@ async fn a_refused_write_is_reported_until_the_spec_is_repaired() {
     same(&before, &world.objects().await, "as before");
 }
 
+/// The StatefulSet controller is refused, not the operator, and says so in an event.
+#[tokio::test]
+async fn pods_that_a_quota_refuses_are_reported() {
+    let mut world = settled("quota", 1).await;
+    let set = world.object("statefulsets", "group-1").await.unwrap();
+    let few = json!({"status": {"replicas": 0, "readyReplicas": 0}});
+    let path = format!("{}/status", world.path_of("statefulsets", "group-1"));
+    raw::merge(&world.admin, &path, &few).await.good();
+    let why = r#"pods "demo-group-1-0" is forbidden: exceeded quota: few"#;
+    let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "refused"}, "type": "Warning",
+        "reason": "FailedCreate", "lastTimestamp": "2026-01-01T00:00:00Z", "firstTimestamp": "2026-01-01T00:00:00Z",
+        "message": format!("create Pod demo-group-1-0 in StatefulSet demo-group-1 failed error: {why}"),
+        "involvedObject": {"apiVersion": "apps/v1", "kind": "StatefulSet", "namespace": world.namespace,
+            "name": "demo-group-1", "uid": set["metadata"]["uid"]}});
+    let events = format!("/api/v1/namespaces/{}/events", world.namespace);
+    raw::post(&world.admin, &events, &event).await.good();
+    world.round_succeeds().await;
+    let (reason, status, message) = world.condition("Degraded").await;
+    assert_eq!((reason.as_str(), status.as_str()), ("PodsNotReady", "True"));
+    assert!(message.contains(why), "{message}");
+    // Pods that exist explain themselves.
+    world.settle().await;
+    assert_eq!(world.condition("Degraded").await.1, "False");
+}
+
 #[tokio::test]
 async fn fields_that_another_manager_takes_are_taken_back() {
     let mut world = settled("claims", 1).await;

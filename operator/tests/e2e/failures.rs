@@ -28,6 +28,38 @@ fn a_cluster_survives_the_loss_of_a_group_s_pods_and_a_bad_image() {
     });
 }
 
+#[test]
+fn a_quota_that_refuses_pods_is_reported() {
+    scenario("quota", Company::SideBySide, async |space| {
+        let small = json!({"replicasPerGroup": 1});
+        let cluster = Cluster::create(&space, "demo", small).await;
+        cluster.settled(1).await;
+        space
+            .apply(&json!({
+                "apiVersion": "v1",
+                "kind": "ResourceQuota",
+                "metadata": {"name": "few", "namespace": space.name},
+                "spec": {"hard": {"pods": "2"}},
+            }))
+            .await;
+        until("the quota counts the pods", async || {
+            let used = "jsonpath={.status.used.pods}";
+            let used = space
+                .try_kubectl(&["get", "quota", "few", "-o", used])
+                .await?;
+            holds(used == "2", used)
+        })
+        .await;
+        cluster.scale(2).await;
+        cluster
+            .condition("Degraded", "True", "exceeded quota: few")
+            .await;
+        space.kubectl(&["delete", "quota", "few"]).await;
+        cluster.settled(2).await;
+        cluster.delete().await;
+    });
+}
+
 /// Kills all pods of a group at once. The other group serves meanwhile, and no acknowledged write is lost.
 async fn group_dies(cluster: &Cluster) {
     say("kill all pods of group 1");
