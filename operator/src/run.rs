@@ -283,7 +283,9 @@ pub async fn watch_and_reconcile<S: Store>(
             // Rounds that wait for a permit don't start any more.
             closing.close();
         };
-        watches::controller(&context.client, namespace, &context.metrics)
+        let forgetful = Arc::clone(&context);
+        let gone = move |namespace: &str, name: &str| forgetful.forget(namespace, name);
+        watches::controller(&context.client, namespace, &context.metrics, gone)
             .graceful_shutdown_on(stopped)
             .run(
                 move |seen, context| with_permit(seen, context, Arc::clone(&permits)).map(Ok),

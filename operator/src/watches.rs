@@ -41,17 +41,19 @@ where
     }
 }
 
-/// Returns a controller that starts rounds for the clusters of a namespace, or of all namespaces.
+/// Returns a controller that starts rounds for the clusters of a namespace, or of all namespaces. Calls `gone` with namespace and
+/// name of each deleted cluster, because no round starts for it any more.
 pub(crate) fn controller(
     client: &Client,
     namespace: Option<&str>,
     metrics: &Arc<Metrics>,
+    gone: impl Fn(&str, &str) + Send + 'static,
 ) -> Controller<Seen> {
     let config = watcher::Config::default().page_size(PAGE);
     let (reader, writer) = reflector::store();
     let resources = watcher(api::<Seen>(client, namespace), config.clone()).modify(trim);
     let resources = reflector::reflector(writer, resources);
-    let resources = resources.inspect(forget_deleted(reader.clone(), namespace, metrics));
+    let resources = resources.inspect(forget_deleted(reader.clone(), namespace, metrics, gone));
     let resources = with_backoff(resources.applied_objects(), metrics);
     let resources = resources.predicate_filter(
         |seen: &Seen| Some(trigger_hash(seen)),
@@ -99,17 +101,18 @@ where
     })
 }
 
-/// Removes the metrics of deleted clusters.
+/// Calls `gone` for deleted clusters, and removes the metrics of those whose deletion was missed.
 fn forget_deleted(
     existing: Store<Seen>,
     namespace: Option<&str>,
     metrics: &Arc<Metrics>,
+    gone: impl Fn(&str, &str) + Send + 'static,
 ) -> impl FnMut(&watcher::Result<Event<Seen>>) + Send + 'static {
     let (namespace, metrics) = (namespace.map(str::to_owned), Arc::clone(metrics));
     move |event| match event {
         Ok(Event::Delete(deleted)) => {
             let namespace = deleted.namespace().unwrap_or_default();
-            metrics.cluster_gone(&namespace, &deleted.name_any());
+            gone(&namespace, &deleted.name_any());
         }
         Ok(Event::InitDone) => metrics.retain(|(of, name)| {
             let elsewhere = namespace

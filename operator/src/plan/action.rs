@@ -9,8 +9,10 @@ use crate::parts::{Component, Kind};
 /// One change. Every action is idempotent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Add the finalizer, which keeps the resource until its groups are deleted in order.
+    /// Add the finalizer, which keeps a deleted resource until its volumes are deleted.
     AddFinalizer,
+    /// Remove the finalizer, because Kubernetes deletes, or keeps, everything by itself when the resource is deleted.
+    DropFinalizer,
     /// Bring an object that all pods share up to date, or create it.
     UpdateShared(Kind),
     /// Record in the status that gids up to this one have been assigned.
@@ -58,8 +60,6 @@ pub enum Action {
     DeleteOptions(String),
     /// Remove the finalizer, so that the API server deletes the resource. Everything else has been deleted.
     RemoveFinalizer,
-    /// Remove the finalizer and leave all objects running, as the user asked.
-    ReleaseOrphans,
 }
 
 /// Condition for performing an action, about the earlier actions of the same plan. No action is performed after the
@@ -86,7 +86,7 @@ impl Action {
             | Self::UpdateShared(_)
             | Self::DeleteStray(..)
             | Self::DeleteOptions(_)
-            | Self::ReleaseOrphans => Needs::Nothing,
+            | Self::DropFinalizer => Needs::Nothing,
             Self::RecordGid(_)
             | Self::CreateControllers
             | Self::CreateGroup { .. }
@@ -125,7 +125,7 @@ impl Action {
 
     /// Returns true if the operator gives up the resource by this action.
     pub fn releases(&self) -> bool {
-        matches!(self, Self::RemoveFinalizer | Self::ReleaseOrphans)
+        matches!(self, Self::RemoveFinalizer | Self::DropFinalizer)
     }
 }
 
@@ -138,7 +138,7 @@ pub struct Plan {
     /// next round.
     pub actions: Vec<Action>,
     /// Former members that the controllers don't know: found by their `StatefulSet`s, or, where there are none, by
-    /// their volumes. While this set isn't empty, the operator changes nothing but a missing finalizer.
+    /// their volumes. While this set isn't empty, the operator changes nothing but the finalizer.
     pub lost: BTreeSet<u64>,
 }
 

@@ -5,17 +5,17 @@ use super::state::State;
 use super::upkeep;
 use crate::crd::{GroupPhase, Retention};
 
-/// Plans the deletion of the cluster: groups first, then controllers, so that no group contacts deleted controllers.
-/// Needs no answer of the store, and waits only for objects to disappear, so it completes even if the pods disappeared
-/// long ago.
+/// Plans the deletion of the cluster. If its volumes stay, Kubernetes deletes the rest, which the resource owns. Otherwise groups
+/// are deleted first, then controllers, so that no group contacts deleted controllers. Needs no answer of the store, and waits only
+/// for objects to disappear, so it completes even if the pods disappeared long ago.
 pub(super) fn plan(seen: &State) -> Plan {
     // Other finalizers keep the resource; the operator has nothing left to do.
     if !seen.has_finalizer {
         return Plan::default();
     }
-    if seen.orphans {
+    if seen.orphans || seen.on_cluster_deletion == Retention::Retain {
         return Plan {
-            actions: vec![Action::ReleaseOrphans],
+            actions: vec![Action::DropFinalizer],
             ..Plan::default()
         };
     }
@@ -36,21 +36,16 @@ pub(super) fn plan(seen: &State) -> Plan {
 
 fn groups(seen: &State) -> Vec<Action> {
     let volumes = seen.volumes.iter().map(|gid| Action::DeleteVolumes(*gid));
-    let volumes = volumes.filter(|_| volumes_go(seen));
     let live = seen.sets.iter().filter(|(_, set)| !set.object.terminating);
     let sets = live.map(|(gid, set)| Action::DeleteGroup(*gid, set.object.clone()));
     volumes.chain(sets).collect()
 }
 
 fn controllers(seen: &State) -> impl Iterator<Item = Action> {
-    let volumes = volumes_go(seen) && seen.controller_volumes;
     let live = seen.controllers.iter().filter(|object| !object.terminating);
+    let volumes = seen.controller_volumes;
     let volumes = volumes.then_some(Action::DeleteControllerVolumes);
     volumes
         .into_iter()
         .chain(live.cloned().map(Action::DeleteControllers))
-}
-
-fn volumes_go(seen: &State) -> bool {
-    seen.on_cluster_deletion == Retention::Delete
 }

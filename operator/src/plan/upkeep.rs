@@ -2,15 +2,20 @@
 
 use super::action::{Action, Plan};
 use super::state::{Object, State};
+use crate::crd::Retention;
 use crate::parts::{Component, Kind};
 use crate::validate::Intent;
 
 /// Completes the plan of a running cluster: the finalizer and the shared objects come before all changes of groups,
-/// upkeep of the parts after them. While groups are lost, nothing but a missing finalizer is changed.
+/// upkeep of the parts after them. While groups are lost, nothing but the finalizer is changed.
 pub(super) fn complete(seen: &State, plan: Plan) -> Plan {
     let mut actions = Vec::new();
-    if !seen.has_finalizer {
-        actions.push(Action::AddFinalizer);
+    // A resource without a finalizer can be deleted where no operator is left: with its namespace, which takes the rights of an
+    // operator of single namespaces away first. Its volumes have no owner, so only their deletion needs the operator.
+    match (seen.has_finalizer, seen.on_cluster_deletion) {
+        (false, Retention::Delete) => actions.push(Action::AddFinalizer),
+        (true, Retention::Retain) => actions.push(Action::DropFinalizer),
+        _ => {}
     }
     if plan.lost.is_empty() {
         let created = |gid: u64| {

@@ -93,7 +93,7 @@ impl Builder<'_> {
     fn writes(&self, action: &Action) -> Result<Vec<Write>, serde_json::Error> {
         Ok(match action {
             Action::AddFinalizer => vec![self.finalizers(true)],
-            Action::RemoveFinalizer | Action::ReleaseOrphans => vec![self.finalizers(false)],
+            Action::RemoveFinalizer | Action::DropFinalizer => vec![self.finalizers(false)],
             Action::RecordGid(gid) => vec![self.recorded(*gid)],
             Action::UpdateShared(kind) => self.shared(*kind)?.into_iter().collect(),
             Action::CreateControllers => self.part(Component::Controller, None)?,

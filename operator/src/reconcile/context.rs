@@ -8,6 +8,7 @@ use kube::runtime::events::Reporter;
 
 use super::memory::Memory;
 use crate::metrics::Metrics;
+use crate::store::Store;
 use crate::validate::Invalid;
 
 /// Dependencies that all rounds share.
@@ -43,6 +44,16 @@ impl<S> Context<S> {
             pace,
             memory: Memory::default(),
         }
+    }
+
+    /// Drops the memory, the metrics and the connections of a cluster that is deleted, or that the operator has released.
+    pub(crate) fn forget(&self, namespace: &str, name: &str)
+    where
+        S: Store,
+    {
+        self.store.forget(namespace, name);
+        self.memory.forget(namespace, name);
+        self.metrics.cluster_gone(namespace, name);
     }
 }
 

@@ -113,11 +113,7 @@ async fn round<S: Store>(
 fn forget<S: Store>(resource: &ShardKvCluster, context: &Context<S>) -> (Outcome, Action) {
     let namespace = resource.namespace().unwrap_or_default();
     let name = resource.name_any();
-    if let Ok(cluster) = validate::identify(resource) {
-        context.store.forget(&cluster);
-    }
-    context.memory.forget(&namespace, &name);
-    context.metrics.cluster_gone(&namespace, &name);
+    context.forget(&namespace, &name);
     (Outcome::Idle, Action::await_change())
 }
 

@@ -11,6 +11,7 @@ use super::objects::Objects;
 use super::observed::Observed;
 use super::pods;
 use crate::build::names;
+use crate::crd::Retention;
 use crate::parts::Component;
 use crate::store::{Store, StoreError};
 use crate::validate::{self, Cluster, Desired, Intent};
@@ -45,7 +46,8 @@ pub(super) async fn observe<S: Store>(
 /// Returns true if the round may change the cluster's objects: the resource is valid, and the operator hasn't released
 /// it and isn't about to.
 fn is_changed(observed: &Observed, desired: &Desired) -> bool {
-    let released = !observed.has_finalizer() || observed.orphans();
+    let retains = desired.cluster.spec.storage.on_cluster_deletion == Retention::Retain;
+    let released = !observed.has_finalizer() || observed.orphans() || retains;
     desired.invalid.is_none() && !(desired.intent == Intent::Delete && released)
 }
 

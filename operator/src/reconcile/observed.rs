@@ -22,7 +22,7 @@ use crate::plan::{Object, Set, Stage, State};
 use crate::store::{Health, StoreError, View};
 use crate::validate::{Cluster, Desired};
 
-/// Finalizer that keeps the resource until its groups are deleted in order.
+/// Finalizer that keeps a deleted resource until its volumes are deleted.
 pub const FINALIZER: &str = "shardkv.io/drain";
 
 /// Usual time until pods are ready, with a margin.

@@ -46,7 +46,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Closes connections to a cluster that the operator no longer manages.
-    fn forget(&self, cluster: &Cluster);
+    fn forget(&self, namespace: &str, name: &str);
 }
 
 /// Report of the controllers.

@@ -199,8 +199,9 @@ impl Store for LiveStore {
         self.counted("retire", retire).await
     }
 
-    fn forget(&self, cluster: &Cluster) {
-        self.lock().remove(&key(cluster));
+    fn forget(&self, namespace: &str, name: &str) {
+        let is_it = |key: &Key| (&*key.namespace, &*key.name) == (namespace, name);
+        self.lock().retain(|key, _| !is_it(key));
     }
 }
 

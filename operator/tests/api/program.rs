@@ -216,7 +216,9 @@ async fn starts_takes_over_and_stops(server: &ApiServer, admin: &Client, token: 
 
     namespace(admin, "program", &json!({})).await;
     let world = World::at(server.config(ADMIN), "program", "demo");
-    world.create(&small(1)).await;
+    let mut spec = small(1);
+    spec["storage"] = json!({"onClusterDeletion": "Delete"});
+    world.create(&spec).await;
     for suffix in ["controller", "group-1"] {
         let there = async || world.object("statefulsets", suffix).await.is_some();
         until(suffix, there).await;

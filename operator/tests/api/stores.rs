@@ -394,7 +394,7 @@ impl Store for FakeStore {
             .map(drop)
     }
 
-    fn forget(&self, cluster: &Cluster) {
-        self.forgotten.lock().unwrap().push(cluster.name.clone());
+    fn forget(&self, _: &str, name: &str) {
+        self.forgotten.lock().unwrap().push(name.to_owned());
     }
 }

@@ -35,7 +35,7 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> St
         has_finalizer: true,
         orphans: false,
         on_group_removal: Retention::Retain,
-        on_cluster_deletion: Retention::Retain,
+        on_cluster_deletion: Retention::Delete,
         recorded_gid: 9,
         controllers: Some(Object {
             uid: "c".to_owned(),
@@ -46,6 +46,7 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> St
         sets: sets.collect(),
         volumes: BTreeSet::new(),
         satellites: BTreeSet::new(),
+        unused_options: BTreeSet::new(),
         store: Some(Progress {
             num: 5,
             members: members.iter().copied().collect(),
@@ -108,7 +109,8 @@ fn shown(plan: &Plan) -> String {
         Action::UpdateShared(kind) => format!("update {}", kind.name()),
         Action::Update(part, kind) => format!("update {} of {part:?}", kind.name()),
         Action::DeleteStray(part, kind) => format!("sweep {} of {part:?}", kind.name()),
-        Action::ReleaseOrphans => "release".to_owned(),
+        Action::DeleteOptions(name) => format!("delete options {name}"),
+        Action::DropFinalizer => "release".to_owned(),
         Action::RecordGid(gid) => format!("record {gid}"),
         Action::CreateControllers => "create controllers".to_owned(),
         Action::CreateGroup { gid, stage } => format!("create {gid} {}", stage.name()),
@@ -270,7 +272,6 @@ fn an_unknown_annotation_is_a_member() {
 fn what_is_deleted_goes_in_order_and_needs_no_store() {
     let mut seen = world(2, "1 member, 2 member~", &[1, 2], &[]);
     seen.intent = Intent::Delete;
-    seen.on_cluster_deletion = Retention::Delete;
     seen.volumes = [1, 7].into();
     seen.store = None;
     assert_eq!(
@@ -376,6 +377,20 @@ fn the_finalizer_comes_first_and_goes_last() {
         " => sweep PodDisruptionBudget of Controller, end"
     );
     assert_eq!(Action::RemoveFinalizer.needs(), Needs::All);
+}
+
+/// Where volumes stay, owner references do all that is left: a deletion must not wait for an operator that may be gone.
+#[test]
+fn a_cluster_whose_volumes_stay_has_no_finalizer() {
+    let mut seen = world(1, "1 member", &[1], &[(1, 5)]);
+    seen.on_cluster_deletion = Retention::Retain;
+    assert_eq!(shown(&decide(&seen)), "1 Serving => release");
+    seen.has_finalizer = false;
+    assert_eq!(shown(&decide(&seen)), "1 Serving => ");
+    // One that an older operator gave it, or the policy of before.
+    seen.has_finalizer = true;
+    seen.intent = Intent::Delete;
+    assert_eq!(shown(&decide(&seen)), " => release");
 }
 
 #[test]

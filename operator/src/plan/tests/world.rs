@@ -30,7 +30,7 @@ impl World {
         Self {
             seen: State {
                 intent: Intent::Run(1),
-                has_finalizer: true,
+                has_finalizer: retention == Retention::Delete,
                 orphans: false,
                 on_group_removal: retention,
                 on_cluster_deletion: retention,
@@ -143,7 +143,7 @@ impl World {
                 });
             }
             Action::AddFinalizer
-            | Action::ReleaseOrphans
+            | Action::DropFinalizer
             | Action::DeleteStray(..)
             | Action::DeleteOptions(_) => {
                 unreachable!("the world has its finalizer, no strays and one options file")
@@ -201,6 +201,12 @@ impl World {
                 None if self.seen.intent == Intent::Delete => {}
                 None => self.ask(&action),
             }
+        }
+        if self.seen.intent == Intent::Delete && !self.seen.has_finalizer {
+            // Kubernetes deletes the objects with their owner.
+            self.seen.sets.clear();
+            self.seen.controllers = None;
+            self.finished = true;
         }
         self.seen.sets.retain(|_, set| !set.object.terminating);
         if self

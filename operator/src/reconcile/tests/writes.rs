@@ -404,7 +404,7 @@ fn the_resource_keeps_what_others_wrote() {
     scene.observed.resource.metadata.finalizers = Some(both);
     let kept = finalizers(&["of others"]);
     assert_eq!(scene.built(Action::RemoveFinalizer), kept);
-    assert_eq!(scene.built(Action::ReleaseOrphans), kept);
+    assert_eq!(scene.built(Action::DropFinalizer), kept);
     let recorded = |scene: &Scene, gid: u64| match scene.built(Action::RecordGid(gid)).pop() {
         Some(Write::Status(status)) => (status.last_gid, status.config_num),
         other => panic!("{other:?}"),
