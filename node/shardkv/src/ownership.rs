@@ -120,6 +120,13 @@ impl Ownership {
         self.groups.get(&gid).map(|group| group.addresses.clone())
     }
 
+    /// Returns this group as the configurations had it last, and the one that the accepted configuration has under its gid, if
+    /// they have no node in common. Then this group was drained or forgotten, and takes no part.
+    pub fn replaced(&self) -> Option<(&Group, &Group)> {
+        let former = self.former.as_ref()?;
+        Some((former, self.groups.get(&self.gid)?))
+    }
+
     /// Returns the state of a shard; `None` if it is absent.
     pub fn state(&self, shard: ShardId) -> Option<&ShardState> {
         self.shards.get(&shard).map(|shard| &shard.state)

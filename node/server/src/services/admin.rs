@@ -202,7 +202,7 @@ impl AdminService {
         }
     }
 
-    /// Returns the reason why the node can't serve, or an empty string if it serves.
+    /// Returns the reason why the node can't serve or its group takes no part, or an empty string.
     fn trouble(&self, view: &View) -> String {
         let plain = match (view.phase, &view.status) {
             (Phase::Starting, _) | (_, None) => "starting: looking for the group",
@@ -213,11 +213,26 @@ impl AdminService {
             (Phase::Running, Some(status)) if status.leader.is_none() => "no leader is known",
             (Phase::Running, Some(_)) => {
                 let unready = self.readiness.check().err();
-                return unready.map_or_else(String::new, |why| why.to_string());
+                let unready = unready.map(|why| why.to_string());
+                let outside = || outside(&self.routing.ownership());
+                return unready.or_else(outside).unwrap_or_default();
             }
         };
         plain.to_owned()
     }
+}
+
+/// Returns why the group takes no part although the configuration has its gid: it was drained or forgotten, and the gid joined again
+/// with other nodes, or with these nodes under new addresses only, which the group can't tell apart.
+fn outside(ownership: &Ownership) -> Option<String> {
+    let (former, now) = ownership.replaced()?;
+    Some(format!(
+        "takes no part: {} was drained or forgotten, and joined again without any of the addresses that these nodes had ({}), as {}. If \
+         these nodes are meant, let it leave, and join with one of the former addresses",
+        ownership.gid,
+        former.addresses.join(", "),
+        now.addresses.join(", "),
+    ))
 }
 
 fn members(status: &replica::Status) -> Vec<MemberStatus> {
@@ -254,5 +269,35 @@ fn name(state: ProgressState) -> &'static str {
         ProgressState::Probe => "probe",
         ProgressState::Replicate => "replicate",
         ProgressState::Snapshot => "snapshot",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use types::{Gid, Group, Incarnation};
+
+    use super::*;
+
+    #[test]
+    fn a_group_that_joined_again_under_new_addresses_says_why_it_takes_no_part() {
+        let group = |incarnation: u64, addresses: &[&str]| Group {
+            addresses: addresses.iter().map(|it| (*it).to_owned()).collect(),
+            incarnation: Incarnation(incarnation),
+            leaving: false,
+        };
+        let mut ownership = Ownership {
+            gid: Gid(2),
+            groups: BTreeMap::from([(Gid(2), group(9, &["c:1", "d:1"]))]).into(),
+            ..Ownership::default()
+        };
+        assert_eq!(outside(&ownership), None, "a member");
+        ownership.former = Some(group(5, &["a:1", "b:1"]));
+        let told = outside(&ownership).unwrap();
+        assert!(told.contains("g2 was drained or forgotten"), "{told}");
+        assert!(told.contains("(a:1, b:1), as c:1, d:1"), "{told}");
+        ownership.groups = BTreeMap::new().into();
+        assert_eq!(outside(&ownership), None, "drained, and nobody has its gid");
     }
 }
