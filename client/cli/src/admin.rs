@@ -92,6 +92,9 @@ pub(crate) enum MemberCommand {
     Remove {
         /// The member: its id as `status` shows it, or its address
         member: String,
+        /// Remove it even if the voters that answer are no quorum then: the group stops until others return, perhaps for ever
+        #[arg(long)]
+        without_live_quorum: bool,
     },
 }
 
@@ -265,9 +268,17 @@ async fn membership_change(
             let (group, node) = find_member(&all_nodes(client).await, member, group)?;
             Ok((group, MembershipChange::Promote(node)))
         }
-        MemberCommand::Remove { member } => {
+        MemberCommand::Remove {
+            member,
+            without_live_quorum,
+        } => {
             let (group, node) = find_member(&all_nodes(client).await, member, group)?;
-            Ok((group, MembershipChange::Remove(node)))
+            let change = if *without_live_quorum {
+                MembershipChange::RemoveWithoutLiveQuorum(node)
+            } else {
+                MembershipChange::Remove(node)
+            };
+            Ok((group, change))
         }
     }
 }

@@ -89,18 +89,23 @@ impl Admin {
         self.ask(true, transfer).await
     }
 
-    /// Makes one membership change and returns the index of its committed entry. The node that is asked must lead.
+    /// Makes one membership change and returns the index of its committed entry. The node that is asked must lead. It refuses a
+    /// change after which the voters that answer are no quorum.
     pub async fn change_membership(&self, change: MembershipChange) -> Result<u64, Error> {
+        let without_live_quorum = matches!(change, MembershipChange::RemoveWithoutLiveQuorum(_));
         let change = match change {
             MembershipChange::AddLearner { node, address } => Change::AddLearner(AddLearner {
                 node_id: node.0,
                 address,
             }),
             MembershipChange::Promote(node) => Change::Promote(node.0),
-            MembershipChange::Remove(node) => Change::Remove(node.0),
+            MembershipChange::Remove(node) | MembershipChange::RemoveWithoutLiveQuorum(node) => {
+                Change::Remove(node.0)
+            }
         };
         let request = ChangeMembershipRequest {
             change: Some(change),
+            without_live_quorum,
         };
         let change = async |mut admin: AdminClient<Channel>| {
             Ok(admin.change_membership(request).await?.into_inner().index)
@@ -168,6 +173,9 @@ pub enum MembershipChange {
     Promote(NodeId),
     /// Removes a member.
     Remove(NodeId),
+    /// Removes a member even if the voters that answer are no quorum then. The group stops until others return, perhaps for
+    /// ever.
+    RemoveWithoutLiveQuorum(NodeId),
 }
 
 /// The role of a node in its group.

@@ -305,6 +305,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_pending_bytes: limits.max_inflight_bytes,
         max_value_bytes: u32::try_from(limits.max_value_bytes).unwrap_or(u32::MAX),
         compact_after_bytes: values.number("compact_after_bytes", 4_096, 1 << 40)?,
+        max_kept_log_bytes: values.number("max_kept_log_bytes", 4_096, 1 << 40)?,
         snapshot_window: values.number("snapshot_window", 1, 1_024)?,
         max_snapshots: values.number("max_snapshots", 1, 1_024)?,
         // A stand-in, so that the check below covers the other options.

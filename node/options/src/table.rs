@@ -110,6 +110,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(LOG, "max_cached_bytes", "BYTES", "33554432", "The bytes of log entries kept in memory for followers that are a little behind"),
     row(LOG, "max_apply_bytes", "BYTES", "4194304", "The most bytes of entries applied in one step"),
     row(LOG, "compact_after_bytes", "BYTES", "67108864", "The log is compacted when it has grown by this much"),
+    row(LOG, "max_kept_log_bytes", "BYTES", "1073741824", "The most bytes of the log that a leader keeps for followers that are behind; more than clients write while a snapshot is transferred"),
     row(LOG, "snapshot_bytes_per_second", "BYTES", "104857600", "The bandwidth of all outgoing snapshots together; 0 for no limit"),
     row(LOG, "snapshot_window", "COUNT", "4", "The most unanswered snapshot chunks to one follower"),
     row(LOG, "max_snapshots", "COUNT", "2", "The most snapshots that are sent at the same time"),

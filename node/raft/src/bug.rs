@@ -35,11 +35,13 @@ pub enum Bug {
     SnapshotKeepsConflictingLog,
     /// A candidate with a shorter log gets a vote.
     VoteIgnoresLog,
+    /// A leader that told another node to campaign goes on renewing its lease.
+    LeaseAfterTimeoutNow,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::VoteNotDurable,
         Self::AckBeforeFsync,
         Self::NoOwnTermNoop,
@@ -51,6 +53,7 @@ impl Bug {
         Self::TwoChangesAtOnce,
         Self::SnapshotKeepsConflictingLog,
         Self::VoteIgnoresLog,
+        Self::LeaseAfterTimeoutNow,
     ];
 }
 

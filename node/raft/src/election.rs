@@ -388,8 +388,10 @@ impl Raft {
                 .transfer
                 .is_some_and(|(target, _)| target == node)
         {
-            self.leading.transferred = true;
-            self.reads.forget_lease();
+            if !self.bug(Bug::LeaseAfterTimeoutNow) {
+                self.leading.transferred = true;
+                self.reads.forget_lease();
+            }
             self.send(node, Message::TimeoutNow);
         }
     }

@@ -54,11 +54,12 @@ pub enum MembershipChange {
         /// The new learner's address.
         address: String,
     },
-    /// Adds a learner at the address of a member whose disk was lost, to replace it.
+    /// Adds a learner at the address of a member whose disk was lost, to replace it. Learners at this address leave in the
+    /// same step: their disks were lost, too, and learners count for no quorum.
     AddReplacement {
         /// The new learner's id.
         node: NodeId,
-        /// The member that the learner replaces.
+        /// The member that the learner replaces. If that is a learner which replaces a voter, the new one replaces the voter.
         replaces: NodeId,
     },
     /// Makes a learner a voter.
@@ -68,6 +69,12 @@ pub enum MembershipChange {
     },
     /// Removes a voter or a learner.
     Remove {
+        /// The member's id.
+        node: NodeId,
+    },
+    /// Removes a voter or a learner, even if the voters that answer the leader are no quorum then, and the group stops until
+    /// others return.
+    RemoveWithoutLiveQuorum {
         /// The member's id.
         node: NodeId,
     },
@@ -178,10 +185,21 @@ impl Membership {
                 let old = self
                     .get(*replaces)
                     .ok_or(MembershipError::NotMember(*replaces))?;
-                next.add_learner(*node, &old.address, Some(*replaces))?;
+                let voter = match old.kind {
+                    MemberKind::Voter => Some(*replaces),
+                    MemberKind::Learner => old.replaces,
+                };
+                if self.members.contains_key(node) {
+                    return Err(MembershipError::AlreadyMember(*node));
+                }
+                next.members.retain(|_, member| {
+                    member.kind == MemberKind::Voter || member.address != old.address
+                });
+                next.add_learner(*node, &old.address, voter)?;
             }
             MembershipChange::Promote { node } => next.promote(*node)?,
-            MembershipChange::Remove { node } => next.remove(*node)?,
+            MembershipChange::Remove { node }
+            | MembershipChange::RemoveWithoutLiveQuorum { node } => next.remove(*node)?,
             MembershipChange::Readdress { node, address } => {
                 check_address(address)?;
                 let member = next

@@ -90,6 +90,8 @@ pub enum Message {
     SnapshotReply {
         /// The last entry that the snapshot covers, which identifies the snapshot.
         snapshot: EntryId,
+        /// The serial of the chunk that this answers.
+        serial: u64,
         /// The number of the next chunk that the receiver needs; the sender resumes there.
         next_chunk: u64,
         /// The state of the transfer.
@@ -111,6 +113,8 @@ pub struct SnapshotChunk {
     pub meta: SnapshotMeta,
     /// The chunk's number, from zero.
     pub number: u64,
+    /// The number of this sending, from zero. A chunk that is sent again gets a new one, and the answer repeats it.
+    pub serial: u64,
     /// True if this is the last chunk.
     pub done: bool,
     /// CRC-32 of `data`.

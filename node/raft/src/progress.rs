@@ -20,16 +20,24 @@ pub(crate) struct Progress {
     pub(crate) state: ProgressState,
     /// Ticks since the last answer of the follower.
     pub(crate) silent_ticks: u32,
+    /// True if the follower answered in this term.
+    pub(crate) answered: bool,
     /// The latest read round that the follower answered.
     pub(crate) read_round: u64,
     /// True if an append is due even if there is no entry to send.
     pub(crate) nudge: bool,
-    probe_sent: bool,
-    /// True if a heartbeat left after the unanswered probe. If the follower answers the heartbeat first, the probe may
-    /// be lost.
-    probe_old: bool,
+    probe: ProbeSent,
     inflight: VecDeque<(Index, usize)>,
     inflight_bytes: usize,
+}
+
+/// The state of the unanswered probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ProbeSent {
+    No,
+    Yes,
+    /// A heartbeat left after the probe. If the follower answers the heartbeat first, the probe may be lost.
+    BeforeHeartbeat,
 }
 
 impl Progress {
@@ -39,19 +47,25 @@ impl Progress {
             next_index,
             state: ProgressState::Probe,
             silent_ticks: 0,
+            answered: false,
             read_round: 0,
             nudge: true,
-            probe_sent: false,
-            probe_old: false,
+            probe: ProbeSent::No,
             inflight: VecDeque::new(),
             inflight_bytes: 0,
         }
     }
 
+    /// Records that the follower answered.
+    pub(crate) fn hear(&mut self) {
+        self.silent_ticks = 0;
+        self.answered = true;
+    }
+
     /// Returns true if the leader may send entries now.
     pub(crate) fn has_room(&self, options: &Options) -> bool {
         match self.state {
-            ProgressState::Probe => !self.probe_sent,
+            ProgressState::Probe => self.probe == ProbeSent::No,
             ProgressState::Replicate => {
                 self.inflight.len() < options.max_inflight_appends
                     && self.inflight_bytes < options.max_inflight_bytes
@@ -71,10 +85,7 @@ impl Progress {
     pub(crate) fn sent(&mut self, last: Index, bytes: usize, empty: bool) {
         self.nudge = false;
         match self.state {
-            ProgressState::Probe => {
-                self.probe_sent = true;
-                self.probe_old = false;
-            }
+            ProgressState::Probe => self.probe = ProbeSent::Yes,
             ProgressState::Replicate if !empty => {
                 self.next_index = last.next();
                 self.inflight.push_back((last, bytes));
@@ -118,17 +129,18 @@ impl Progress {
 
     /// Records that a heartbeat was sent.
     pub(crate) fn heartbeat_sent(&mut self) {
-        self.probe_old = self.probe_sent;
+        if self.probe == ProbeSent::Yes {
+            self.probe = ProbeSent::BeforeHeartbeat;
+        }
     }
 
     /// Records that the follower answered a heartbeat. Earlier appends that it didn't answer may be lost, so an append
     /// is due that asks for its position.
     pub(crate) fn alive(&mut self, last: Index) {
-        self.silent_ticks = 0;
+        self.hear();
         match self.state {
-            ProgressState::Probe if self.probe_old => {
-                self.probe_sent = false;
-                self.probe_old = false;
+            ProgressState::Probe if self.probe == ProbeSent::BeforeHeartbeat => {
+                self.probe = ProbeSent::No;
                 self.nudge = true;
             }
             ProgressState::Replicate => self.nudge |= self.match_index < last,
@@ -142,15 +154,13 @@ impl Progress {
             self.next_index = self.match_index.next();
             self.switch_to(ProgressState::Probe);
         }
-        self.probe_sent = false;
-        self.probe_old = false;
+        self.probe = ProbeSent::No;
         self.nudge = true;
     }
 
     pub(crate) fn switch_to(&mut self, state: ProgressState) {
         self.state = state;
-        self.probe_sent = false;
-        self.probe_old = false;
+        self.probe = ProbeSent::No;
         self.inflight.clear();
         self.inflight_bytes = 0;
     }

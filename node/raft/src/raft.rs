@@ -172,7 +172,7 @@ impl Raft {
             }
             Message::SnapshotReply { .. } if self.role == Role::Leader => {
                 if let Some(progress) = self.progress.get_mut(&from) {
-                    progress.silent_ticks = 0;
+                    progress.hear();
                 }
                 return Ok(Stepped::Snapshot(envelope));
             }
@@ -239,6 +239,7 @@ impl Raft {
             Message::Heartbeat { .. } => Message::HeartbeatReply { read_round: 0 },
             Message::SnapshotChunk(chunk) => Message::SnapshotReply {
                 snapshot: chunk.meta.last,
+                serial: chunk.serial,
                 next_chunk: 0,
                 status: crate::SnapshotStatus::Failed,
             },
@@ -359,6 +360,11 @@ impl Raft {
     pub fn is_active(&self, node: NodeId) -> bool {
         let heard = |progress: &Progress| progress.silent_ticks < self.options.election_ticks;
         self.progress.get(&node).is_some_and(heard)
+    }
+
+    /// Returns true if this node leads, and `node` answered in this term and within an election timeout.
+    pub fn has_answered_lately(&self, node: NodeId) -> bool {
+        self.is_active(node) && self.progress.get(&node).is_some_and(|p| p.answered)
     }
 
     /// Returns true if this node leads and is transferring leadership, so that it refuses proposals.

@@ -212,7 +212,7 @@ impl Raft {
         let Some(progress) = self.progress.get_mut(&from) else {
             return Ok(());
         };
-        progress.silent_ticks = 0;
+        progress.hear();
         if progress.state == ProgressState::Snapshot {
             if match_index < first_kept {
                 return Ok(());
@@ -229,7 +229,7 @@ impl Raft {
     pub(crate) fn handle_rejected(&mut self, from: NodeId, refused: Index, hint: EntryId) {
         let candidate = self.log.highest_possible_match(hint).index;
         if let Some(progress) = self.progress.get_mut(&from) {
-            progress.silent_ticks = 0;
+            progress.hear();
             progress.rejected(refused, candidate);
         }
     }
@@ -338,8 +338,8 @@ impl Raft {
         }
     }
 
-    /// Records that a follower in `Snapshot` installed a snapshot up to `index`, so that the leader sends entries
-    /// again.
+    /// Records that a follower in `Snapshot` durably installed a snapshot up to `index`, so that the leader sends entries
+    /// again. The snapshot has only committed entries, so the follower matches up to there.
     pub fn handle_snapshot_installed(&mut self, node: NodeId, index: Index) {
         if let Some(progress) = self
             .progress
@@ -347,7 +347,8 @@ impl Raft {
             .filter(|p| p.state == ProgressState::Snapshot)
         {
             progress.switch_to(ProgressState::Probe);
-            progress.next_index = index.next().max(progress.match_index.next());
+            progress.match_index = progress.match_index.max(index);
+            progress.next_index = progress.match_index.next();
             progress.nudge = true;
         }
         self.check_invariants();

@@ -40,6 +40,7 @@ impl Admin {
         id: RequestId,
         change: &MembershipChange,
     ) -> Result<(), Refusal> {
+        check_live_quorum(raft, change)?;
         let entry = raft.change_membership(change).map_err(refusal)?;
         self.changes.push(Change {
             request: id,
@@ -87,25 +88,20 @@ impl Admin {
         let alive = here
             .iter()
             .any(|(id, _)| *id == raft.node() || raft.is_active(*id));
-        // A voter, or a learner that replaces a voter.
-        let has_a_vote =
-            |member: &raft::Member| member.kind == MemberKind::Voter || member.replaces.is_some();
-        let elector = here.iter().find(|(_, member)| has_a_vote(member));
-        let change = match (elector, here.first()) {
-            (Some((replaces, _)), _) => MembershipChange::AddReplacement {
-                node,
-                replaces: *replaces,
-            },
-            // A learner replaces a learner.
-            (None, Some(_)) => MembershipChange::AddLearner {
-                node,
-                address: address.to_owned(),
-            },
-            (None, None) => return,
+        // A voter, or a learner that replaces a voter, comes first.
+        let rank = |(_, member): &&(NodeId, &raft::Member)| {
+            (
+                member.kind == MemberKind::Learner,
+                member.replaces.is_none(),
+            )
+        };
+        let Some((replaces, _)) = here.iter().min_by_key(rank) else {
+            return;
         };
         if !alive {
+            let replaces = *replaces;
             // If another change is in progress, the node asks again later.
-            let _ = raft.change_membership(&change);
+            let _ = raft.change_membership(&MembershipChange::AddReplacement { node, replaces });
         }
     }
 
@@ -215,6 +211,26 @@ fn next_replacement_step(raft: &Raft) -> Option<MembershipChange> {
                 _ => None,
             }
         })
+}
+
+/// Refuses a change after which the voters that answer this leader are no quorum. The group could commit nothing more, not
+/// even the change back.
+fn check_live_quorum(raft: &Raft, change: &MembershipChange) -> Result<(), Refusal> {
+    // Raft refuses what is wrong otherwise, with a better reason.
+    let Ok(next) = raft.membership().apply(change) else {
+        return Ok(());
+    };
+    let lives = |node: NodeId| node == raft.node() || raft.has_answered_lately(node);
+    let changes_voters = next.voters().ne(raft.membership().voters());
+    let forced = matches!(change, MembershipChange::RemoveWithoutLiveQuorum { .. });
+    if raft.role() != Role::Leader || forced || !changes_voters || next.has_quorum(lives) {
+        return Ok(());
+    }
+    let live = next.voters().filter(|node| lives(*node)).count();
+    Err(Refusal::NoLiveQuorum {
+        live,
+        quorum: next.quorum(),
+    })
 }
 
 fn refusal(error: ChangeError) -> Refusal {

@@ -69,7 +69,8 @@ impl<M: StateMachine> Replica<M> {
     }
 }
 
-fn final_error(error: StoreError) -> StoreError {
+/// Makes an error final that a later poll must not try to mend.
+pub(crate) fn final_error(error: StoreError) -> StoreError {
     match error {
         StoreError::Full(what) => {
             StoreError::Io(format!("committed entries can't be applied: {what}"))

@@ -16,14 +16,20 @@ pub enum Bug {
     SnapshotWithoutSessions,
     /// Answers are matched by index alone, whatever entry was committed there.
     AnswerByIndexOnly,
+    /// A leader cuts the log that a follower needs after its snapshot.
+    LogCutUnderFollowers,
+    /// A whole window of a snapshot is sent again whenever no answer came for two heartbeat intervals.
+    WindowResentByClock,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 3] = [
+    pub const ALL: [Self; 5] = [
         Self::CompactAboveDurable,
         Self::SnapshotWithoutSessions,
         Self::AnswerByIndexOnly,
+        Self::LogCutUnderFollowers,
+        Self::WindowResentByClock,
     ];
 }
 

@@ -100,6 +100,7 @@ pub struct ChunkEncoder {
     pairs: u64,
     running: crc32fast::Hasher,
     body: Writer,
+    chunk_bytes: usize,
 }
 
 impl ChunkEncoder {
@@ -111,7 +112,15 @@ impl ChunkEncoder {
             pairs: 0,
             running: crc32fast::Hasher::new(),
             body: start_body(0),
+            chunk_bytes: SNAPSHOT_CHUNK_BYTES,
         }
+    }
+
+    /// Sets the approximate size of a chunk, for tests of many small chunks.
+    #[must_use]
+    pub fn with_chunk_bytes(mut self, chunk_bytes: usize) -> Self {
+        self.chunk_bytes = chunk_bytes;
+        self
     }
 
     /// Adds a pair. Pairs come in ascending order of table and key. Returns a chunk when one is full.
@@ -122,7 +131,7 @@ impl ChunkEncoder {
         self.running.update(&record);
         self.pairs += 1;
         self.body.raw(&record);
-        (self.body.len() >= SNAPSHOT_CHUNK_BYTES).then(|| {
+        (self.body.len() >= self.chunk_bytes).then(|| {
             self.number += 1;
             seal(std::mem::replace(&mut self.body, start_body(self.number)))
         })

@@ -10,6 +10,8 @@ use crate::{Replica, StateMachine};
 
 /// The number of marks per threshold. The replica cuts the log at a mark.
 const MARKS: u64 = 8;
+/// The approximate most marks, however much of the log is kept.
+const MOST_MARKS: u64 = 1_024;
 
 /// The growth of the log: for some indexes, the bytes of all entries up to each.
 #[derive(Debug)]
@@ -38,7 +40,11 @@ impl Compaction {
 
     /// Drops marks that are closer together than needed.
     fn thin(&mut self, threshold: u64) {
-        let apart = (threshold / MARKS).max(1);
+        let counted = self
+            .marks
+            .front()
+            .map_or(0, |(_, first)| self.bytes - first);
+        let apart = (threshold / MARKS).max(counted / MOST_MARKS).max(1);
         while self.marks.len() > 2 {
             let (Some((_, before)), Some((_, last))) =
                 (self.marks.get(self.marks.len() - 3), self.marks.back())
@@ -63,6 +69,13 @@ impl Compaction {
             .map_or(Index(0), |(index, _)| *index)
     }
 
+    /// Returns about how many bytes of entries come after `index`, or a little more.
+    fn bytes_after(&self, index: Index) -> u64 {
+        let after = self.marks.partition_point(|(at, _)| *at <= index);
+        let mark = self.marks.get(after.saturating_sub(1));
+        mark.map_or(0, |(_, bytes)| self.bytes - bytes)
+    }
+
     fn forget_before(&mut self, index: Index) {
         while self.marks.get(1).is_some_and(|(next, _)| *next <= index) {
             self.marks.pop_front();
@@ -83,20 +96,47 @@ impl<M: StateMachine> Replica<M> {
         if self.options.bugs.has(Bug::CompactAboveDurable) {
             durable = self.applied.last.index;
         }
-        // A follower that receives a snapshot continues with the entries right after it. If they were cut, it would need
-        // another snapshot, again and again.
-        let target = self
-            .compaction
-            .target(threshold)
-            .min(durable)
-            .min(self.snapshots.oldest_sent());
+        let target = self.compaction.target(threshold).min(durable);
+        self.kept_log.bytes = 0;
+        if target <= self.raft.compacted().index {
+            return Ok(());
+        }
+        let target = self.keep_for_followers(target);
         if target <= self.raft.compacted().index {
             return Ok(());
         }
         if let Some(base) = self.raft.compact(target) {
             self.compaction.forget_before(target);
             self.log.compact(&base)?;
+            let heartbeat_ticks = self.options.raft.heartbeat_ticks;
+            self.snapshots
+                .stop_overtaken(base.last.index, &mut self.raft, heartbeat_ticks);
         }
         Ok(())
+    }
+
+    /// Returns `target`, or the lower index after which the log is kept for followers that are behind.
+    fn keep_for_followers(&mut self, target: Index) -> Index {
+        let threshold = self.options.compact_after_bytes;
+        let limit = if self.disk_low {
+            threshold
+        } else {
+            threshold.max(self.options.max_kept_log_bytes)
+        };
+        let heartbeat_ticks = self.options.raft.heartbeat_ticks;
+        let behind = self
+            .kept_log
+            .wanted(&self.raft, heartbeat_ticks)
+            .filter(|_| !self.options.bugs.has(Bug::LogCutUnderFollowers));
+        let lowest = self
+            .snapshots
+            .sending()
+            .chain(behind)
+            .filter(|index| *index < target && self.compaction.bytes_after(*index) <= limit)
+            .min();
+        let kept = lowest.unwrap_or(target);
+        self.kept_log.bytes =
+            self.compaction.bytes_after(kept) - self.compaction.bytes_after(target);
+        kept
     }
 }

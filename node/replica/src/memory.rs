@@ -24,7 +24,8 @@ use raft::{
 
 use crate::chunk::{ChunkDecoder, ChunkEncoder};
 use crate::{
-    Applied, PageSource, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch,
+    Applied, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore, Table,
+    View, WriteBatch,
 };
 
 /// A log in memory.
@@ -240,6 +241,8 @@ pub struct MemoryState {
     flushing: usize,
     deferred: bool,
     staging: Option<Staging>,
+    /// The approximate size of a snapshot's chunk, or `None` for that of every store.
+    chunk_bytes: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -266,6 +269,7 @@ impl Clone for MemoryState {
             flushing: self.flushing,
             deferred: self.deferred,
             staging: None,
+            chunk_bytes: self.chunk_bytes,
         }
     }
 }
@@ -280,6 +284,11 @@ impl MemoryState {
     /// default a flush is complete when `start_flush` returns.
     pub fn set_deferred_flush(&mut self, deferred: bool) {
         self.deferred = deferred;
+    }
+
+    /// Sets the approximate size of a snapshot's chunk.
+    pub fn set_chunk_bytes(&mut self, chunk_bytes: Option<usize>) {
+        self.chunk_bytes = chunk_bytes;
     }
 
     /// Ends the flush in progress: the commits before its start are durable.
@@ -308,6 +317,7 @@ impl MemoryState {
             applied: self.durable.applied.clone(),
             durable: self.durable,
             deferred: self.deferred,
+            chunk_bytes: self.chunk_bytes,
             ..Self::default()
         }
     }
@@ -451,7 +461,10 @@ impl StateStore for MemoryState {
         Ok(Box::new(MemorySnapshot {
             pairs: Arc::clone(&self.pairs),
             meta: self.applied.meta(),
-            encoder: Some(ChunkEncoder::new(self.applied.clone())),
+            encoder: Some(
+                ChunkEncoder::new(self.applied.clone())
+                    .with_chunk_bytes(self.chunk_bytes.unwrap_or(SNAPSHOT_CHUNK_BYTES)),
+            ),
             after: None,
         }))
     }

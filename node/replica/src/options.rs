@@ -22,6 +22,10 @@ pub struct Options {
     /// The replica compacts the log when it has grown by this many bytes since the last compaction. It keeps half as many
     /// bytes for followers that are slightly behind.
     pub compact_after_bytes: u64,
+    /// The most bytes of the log that a leader keeps for followers that are behind and make progress. It must be more than
+    /// clients write while a snapshot is transferred. If it is less than `compact_after_bytes`, or while a disk is nearly
+    /// full, that takes its place.
+    pub max_kept_log_bytes: u64,
     /// The most unanswered snapshot chunks to one follower.
     pub snapshot_window: usize,
     /// The most snapshots that the leader sends at the same time.
@@ -42,6 +46,7 @@ impl Default for Options {
             max_pending_bytes: 64 << 20,
             max_value_bytes: 1 << 20,
             compact_after_bytes: 64 << 20,
+            max_kept_log_bytes: 1 << 30,
             snapshot_window: 4,
             max_snapshots: 2,
             address: String::new(),

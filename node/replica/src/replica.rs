@@ -8,6 +8,7 @@ use types::{LogTime, NodeId};
 use crate::admin::Admin;
 use crate::compaction::Compaction;
 use crate::entry::OperationBatch;
+use crate::kept_log::KeptLog;
 use crate::pending::{PendingReads, PendingWrites, by_index_only};
 use crate::snapshots::Snapshots;
 use crate::{
@@ -38,6 +39,7 @@ pub struct Replica<M: StateMachine> {
     pub(crate) admin: Admin,
     pub(crate) snapshots: Snapshots,
     pub(crate) compaction: Compaction,
+    pub(crate) kept_log: KeptLog,
     /// Queries of this replica's own state.
     local: Vec<(RequestId, M::Query)>,
     /// The answers that are ready, for the next `poll`.
@@ -47,7 +49,7 @@ pub struct Replica<M: StateMachine> {
     /// The greatest log time stamped or applied.
     stamped: LogTime,
     now: LogTime,
-    disk_low: bool,
+    pub(crate) disk_low: bool,
     stopping: bool,
     /// The term in which this replica led at the end of the last poll.
     leading: Option<Term>,
@@ -73,6 +75,7 @@ impl<M: StateMachine> Replica<M> {
             admin: Admin::default(),
             snapshots: Snapshots::default(),
             compaction: Compaction::new(applied.last.index),
+            kept_log: KeptLog::default(),
             local: Vec::new(),
             finished: Vec::new(),
             unwritten: None,
@@ -191,8 +194,8 @@ impl<M: StateMachine> Replica<M> {
         }
         self.raft.tick();
         Admin::tick(&mut self.raft);
-        self.snapshots
-            .tick(&mut self.raft, self.options.raft.heartbeat_ticks);
+        self.snapshots.tick(&mut self.raft, &self.options);
+        self.kept_log.tick(&self.raft);
         self.ask_to_join();
     }
 
@@ -208,8 +211,17 @@ impl<M: StateMachine> Replica<M> {
         self.snapshots.resend_to(node);
     }
 
+    /// Handles a broken connection that carried snapshot chunks to `node`: those that are not acknowledged are sent again.
+    pub fn handle_snapshot_disconnect(&mut self, node: NodeId) {
+        self.snapshots.resend_to(node);
+    }
+
     /// Records that a disk is nearly full, or no longer is. While it is, the replica refuses writes that free no space.
     pub fn set_disk_low(&mut self, low: bool) {
+        if self.disk_low && !low {
+            // The log may grow again, so the next snapshot isn't overtaken for this reason.
+            self.snapshots.end_pauses();
+        }
         self.disk_low = low;
     }
 
@@ -433,6 +445,7 @@ impl<M: StateMachine> Replica<M> {
             pending_requests: self.pending_requests(),
             elections_started: self.raft.elections_started(),
             snapshots: self.snapshots.counts(),
+            kept_log_bytes: self.kept_log.bytes,
             disk_low: self.disk_low,
         }
     }

@@ -95,6 +95,17 @@ pub enum Refusal {
         /// The number of entries that it lacks.
         behind: u64,
     },
+    /// After the change, the voters that answer now would be no quorum, and the group would stop.
+    #[error(
+        "{live} of the voters that would remain answer, and {quorum} are needed: restore the others first, or force the \
+         change without a live quorum"
+    )]
+    NoLiveQuorum {
+        /// The number of voters after the change that answer now.
+        live: usize,
+        /// The number that is a quorum after the change.
+        quorum: usize,
+    },
     /// The transfer's target can't lead.
     #[error("can't hand over: {0}")]
     BadTransfer(&'static str),

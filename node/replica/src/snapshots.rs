@@ -1,8 +1,8 @@
 //! The transfer of snapshots: a sender for each follower that needs a snapshot, and one receiver.
 //!
 //! The sender sends a snapshot in numbered chunks with a bounded window. The receiver answers with the number that it needs
-//! next, so a lost chunk or a broken connection costs a resend of the window and not a new start. The receiver stages
-//! chunks beside its state and replaces the state once all have arrived.
+//! next, so a lost chunk or a broken connection costs what is lost and not a new start. The receiver stages chunks beside
+//! its state and replaces the state once all have arrived.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -13,32 +13,25 @@ use raft::{
 };
 use types::NodeId;
 
+use crate::apply::final_error;
 use crate::bug::Bug;
-use crate::{Refusal, Replica, SnapshotSource, StateMachine, Table, WriteBatch};
+use crate::sender::{Sender, Verdict};
+use crate::{Options, Refusal, Replica, StateMachine, Table, WriteBatch};
 
-/// The number of heartbeat intervals without an answer after which a sender sends its window again.
-const RESEND_AFTER_HEARTBEATS: u32 = 2;
-/// The number of heartbeat intervals without an answer after which a sender gives up and drops its view of the state.
-const GIVE_UP_AFTER_HEARTBEATS: u32 = 100;
+/// The number of heartbeat intervals before a follower whose snapshot was overtaken gets another.
+const PAUSE_AFTER_OVERTAKEN_HEARTBEATS: u32 = 300;
 
 #[derive(Default)]
 pub(crate) struct Snapshots {
     wanted: BTreeSet<NodeId>,
     senders: BTreeMap<NodeId, Sender>,
+    /// The ticks until followers whose snapshot was overtaken get another.
+    pauses: BTreeMap<NodeId, u32>,
     receiving: Option<Receiving>,
     inbox: VecDeque<Envelope>,
     sent: u64,
     installed: u64,
-}
-
-struct Sender {
-    source: Box<dyn SnapshotSource>,
-    /// The unanswered chunks, oldest first.
-    window: VecDeque<SnapshotChunk>,
-    next_number: u64,
-    exhausted: bool,
-    silent_ticks: u32,
-    resend: bool,
+    overtaken: u64,
 }
 
 struct Receiving {
@@ -50,7 +43,7 @@ struct Receiving {
 impl Snapshots {
     /// Records that `node` needs a snapshot, because the entries that it needs are compacted.
     pub(crate) fn want(&mut self, node: NodeId) {
-        if !self.senders.contains_key(&node) {
+        if !self.senders.contains_key(&node) && !self.pauses.contains_key(&node) {
             self.wanted.insert(node);
         }
     }
@@ -65,96 +58,59 @@ impl Snapshots {
 
     pub(crate) fn resend_to(&mut self, node: NodeId) {
         if let Some(sender) = self.senders.get_mut(&node) {
-            sender.resend = true;
+            sender.lose_all();
         }
     }
 
     pub(crate) fn stop_sending(&mut self) {
         self.senders.clear();
         self.wanted.clear();
+        self.pauses.clear();
     }
 
-    /// Returns the last index of the oldest snapshot that is being sent. The log keeps the entries after it, because the
-    /// follower needs them next.
-    pub(crate) fn oldest_sent(&self) -> Index {
+    pub(crate) fn end_pauses(&mut self) {
+        self.pauses.clear();
+    }
+
+    /// Returns the last index of each snapshot that is being sent. The follower needs the entries after it next.
+    pub(crate) fn sending(&self) -> impl Iterator<Item = Index> {
         self.senders
             .values()
             .map(|sender| sender.source.meta().last.index)
-            .min()
-            .unwrap_or(Index(u64::MAX))
     }
 
-    pub(crate) fn counts(&self) -> (u64, u64) {
-        (self.sent, self.installed)
-    }
-
-    pub(crate) fn tick(&mut self, raft: &mut Raft, heartbeat_ticks: u32) {
-        for sender in self.senders.values_mut() {
-            sender.silent_ticks += 1;
-            sender.resend |= sender.silent_ticks % (heartbeat_ticks * RESEND_AFTER_HEARTBEATS) == 0;
-        }
-        let given_up =
-            |sender: &Sender| sender.silent_ticks > heartbeat_ticks * GIVE_UP_AFTER_HEARTBEATS;
-        let lost: Vec<NodeId> = self
-            .senders
-            .iter()
-            .filter(|(_, sender)| given_up(sender))
-            .map(|(node, _)| *node)
-            .collect();
-        for node in lost {
-            self.senders.remove(&node);
+    /// Stops the snapshots that end before `base`: the log no longer has the entries after them.
+    pub(crate) fn stop_overtaken(&mut self, base: Index, raft: &mut Raft, heartbeat_ticks: u32) {
+        let ends_before = |sender: &Sender| sender.source.meta().last.index < base;
+        let overtaken = self.senders.extract_if(.., |_, sender| ends_before(sender));
+        for node in overtaken.map(|(node, _)| node).collect::<Vec<_>>() {
+            self.overtaken += 1;
+            let pause = heartbeat_ticks * PAUSE_AFTER_OVERTAKEN_HEARTBEATS;
+            self.pauses.insert(node, pause);
             raft.handle_snapshot_failed(node);
         }
     }
-}
 
-impl Sender {
-    fn new(source: Box<dyn SnapshotSource>) -> Self {
-        Self {
-            source,
-            window: VecDeque::new(),
-            next_number: 0,
-            exhausted: false,
-            silent_ticks: 0,
-            resend: false,
-        }
+    /// Returns the numbers of snapshots that were sent, installed here, and overtaken by compaction.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        (self.sent, self.installed, self.overtaken)
     }
 
-    /// Reads chunks until the window is full. Returns the chunks to send.
-    fn fill(&mut self, window: usize) -> Result<Vec<SnapshotChunk>, StoreError> {
-        let mut out: Vec<SnapshotChunk> = Vec::new();
-        if std::mem::take(&mut self.resend) {
-            out.extend(self.window.iter().cloned());
+    pub(crate) fn tick(&mut self, raft: &mut Raft, options: &Options) {
+        self.pauses.retain(|_, ticks| {
+            *ticks = ticks.saturating_sub(1);
+            *ticks > 0
+        });
+        let given_up = self
+            .senders
+            .extract_if(.., |node, sender| {
+                sender.tick(*node, raft, options) == Verdict::GivenUp
+            })
+            .map(|(node, _)| node)
+            .collect::<Vec<_>>();
+        for node in given_up {
+            raft.handle_snapshot_failed(node);
         }
-        while self.window.len() < window && !self.exhausted {
-            let data = self.source.next_chunk()?;
-            self.exhausted = data.is_none();
-            let data = data.unwrap_or_else(Bytes::new);
-            let chunk = SnapshotChunk {
-                meta: self.source.meta().clone(),
-                number: self.next_number,
-                done: self.exhausted,
-                checksum: crc32fast::hash(&data),
-                data,
-            };
-            self.next_number += 1;
-            self.window.push_back(chunk.clone());
-            out.push(chunk);
-        }
-        Ok(out)
-    }
-
-    /// Records that the receiver has all chunks before `next`. Returns false if the receiver must start over, because it lost
-    /// its chunks. An answer that arrives after a later answer changes nothing.
-    fn acknowledged(&mut self, next: u64) -> bool {
-        self.silent_ticks = 0;
-        while self
-            .window
-            .pop_front_if(|chunk| chunk.number < next)
-            .is_some()
-        {}
-        let lost = next == 0 && self.window.front().is_some_and(|chunk| chunk.number > 0);
-        !lost && next <= self.next_number
     }
 }
 
@@ -171,9 +127,20 @@ impl<M: StateMachine> Replica<M> {
                 Message::SnapshotChunk(chunk) => self.take_chunk(envelope.from, &chunk)?,
                 Message::SnapshotReply {
                     snapshot,
+                    serial,
                     next_chunk,
                     status,
-                } => self.take_reply(envelope.from, snapshot, next_chunk, status),
+                } => {
+                    let from = envelope.from;
+                    let expected = self
+                        .snapshots
+                        .senders
+                        .get(&from)
+                        .is_some_and(|sender| sender.source.meta().last == snapshot);
+                    if expected {
+                        self.take_reply(from, snapshot.index, (serial, next_chunk), status);
+                    }
+                }
                 _ => {}
             }
         }
@@ -199,29 +166,27 @@ impl<M: StateMachine> Replica<M> {
         Ok(())
     }
 
+    /// Handles an answer to `serial` that asks for `next_chunk`, in the snapshot that ends at `last`.
     fn take_reply(
         &mut self,
         from: NodeId,
-        snapshot: EntryId,
-        next_chunk: u64,
+        last: Index,
+        (serial, next_chunk): (u64, u64),
         status: SnapshotStatus,
     ) {
         let Some(sender) = self.snapshots.senders.get_mut(&from) else {
             return;
         };
-        if sender.source.meta().last != snapshot {
-            return;
-        }
-        let goes_on = match status {
-            SnapshotStatus::Receiving => sender.acknowledged(next_chunk),
+        let verdict = match status {
+            SnapshotStatus::Receiving => sender.answered(serial, next_chunk, &self.options),
             SnapshotStatus::Installed => {
                 self.snapshots.sent += 1;
-                self.raft.handle_snapshot_installed(from, snapshot.index);
-                false
+                self.raft.handle_snapshot_installed(from, last);
+                Verdict::GivenUp
             }
-            SnapshotStatus::Failed => false,
+            SnapshotStatus::Failed => Verdict::GivenUp,
         };
-        if !goes_on {
+        if verdict == Verdict::GivenUp {
             self.snapshots.senders.remove(&from);
             self.raft.handle_snapshot_failed(from);
         }
@@ -231,6 +196,7 @@ impl<M: StateMachine> Replica<M> {
         let (status, next_chunk) = self.stage_chunk(from, chunk)?;
         let reply = Message::SnapshotReply {
             snapshot: chunk.meta.last,
+            serial: chunk.serial,
             next_chunk,
             status,
         };
@@ -271,12 +237,15 @@ impl<M: StateMachine> Replica<M> {
         receiving.next_number += 1;
         let next_number = receiving.next_number;
         let staged = if chunk.done {
-            self.install(&chunk.meta)
+            self.replace_state(&chunk.meta)
         } else {
             self.state.restore_chunk(&chunk.data)
         };
         match staged {
-            Ok(()) if chunk.done => Ok((SnapshotStatus::Installed, next_number)),
+            Ok(()) if chunk.done => {
+                self.adopt_state(&chunk.meta).map_err(final_error)?;
+                Ok((SnapshotStatus::Installed, next_number))
+            }
             Ok(()) => Ok((SnapshotStatus::Receiving, next_number)),
             Err(error) => self.restore_failed(error),
         }
@@ -291,16 +260,21 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// Replaces the state by the staged snapshot, durably, and then resets the log to start after it. The mark that is written
-    /// first distinguishes a crash between the two from a lost log.
-    fn install(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
+    /// Replaces the state by the staged snapshot, durably. The mark that is written first distinguishes a crash before the log
+    /// starts after the snapshot from a lost log.
+    fn replace_state(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
         self.snapshots.receiving = None;
         // A log that has the snapshot's last entry is not reset, so nothing would clear the mark. Later the mark would hide
         // that a log was really lost.
         if !self.raft.holds_durably(meta.last) {
             self.log.begin_install(meta.last)?;
         }
-        self.state.finish_restore()?;
+        self.state.finish_restore()
+    }
+
+    /// Resets the log to start after the snapshot that replaced the state. An error is final: the machine and the log may
+    /// belong to the old state, and only a restart reads both anew.
+    fn adopt_state(&mut self, meta: &SnapshotMeta) -> Result<(), StoreError> {
         if self.options.bugs.has(Bug::SnapshotWithoutSessions) {
             let mut forget = WriteBatch::default();
             forget.clear(

@@ -35,8 +35,11 @@ pub struct Status {
     pub pending_requests: usize,
     /// The number of elections that this replica has begun since its process started.
     pub elections_started: u64,
-    /// The numbers of snapshots that it sent and installed since its process started.
-    pub snapshots: (u64, u64),
+    /// The numbers of snapshots that it sent, installed, and stopped sending because the log after them was cut, since its
+    /// process started.
+    pub snapshots: (u64, u64, u64),
+    /// The bytes of the log that this leader keeps for followers that are behind.
+    pub kept_log_bytes: u64,
     /// True if it refuses writes because a disk is nearly full.
     pub disk_low: bool,
 }

@@ -32,6 +32,8 @@ pub(crate) struct Batch {
     pub(crate) requests: Vec<Submission>,
     /// Peers whose connections broke.
     pub(crate) disconnected: Vec<NodeId>,
+    /// Peers to whom snapshot chunks were lost, because a connection broke or could not be opened.
+    pub(crate) snapshots_disconnected: Vec<NodeId>,
     /// True if a disk is nearly full; `None` if it was not checked.
     pub(crate) disk_low: Option<bool>,
     /// True if the replica must stop.
@@ -57,7 +59,10 @@ pub(crate) struct Inbox {
 impl Batch {
     /// Returns the number of inputs.
     pub(crate) fn len(&self) -> usize {
-        self.envelopes.len() + self.requests.len() + self.disconnected.len()
+        self.envelopes.len()
+            + self.requests.len()
+            + self.disconnected.len()
+            + self.snapshots_disconnected.len()
     }
 
     fn is_empty(&self) -> bool {
@@ -69,6 +74,7 @@ impl Batch {
         self.envelopes.clear();
         self.requests.clear();
         self.disconnected.clear();
+        self.snapshots_disconnected.clear();
         self.disk_low = None;
         self.stop = false;
         self.envelope_bytes = 0;
@@ -104,6 +110,11 @@ impl Inbox {
     /// Tells the replica that the connection to a peer broke.
     pub(crate) fn disconnected(&self, node: NodeId) {
         self.add(|batch| batch.disconnected.push(node));
+    }
+
+    /// Tells the replica that snapshot chunks to a peer were lost.
+    pub(crate) fn snapshots_disconnected(&self, node: NodeId) {
+        self.add(|batch| batch.snapshots_disconnected.push(node));
     }
 
     /// Tells the replica whether a disk is nearly full.

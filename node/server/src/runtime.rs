@@ -155,6 +155,9 @@ impl Runtime {
                 tracing::debug!(%from, "refused a message: {error}");
             }
         }
+        for node in self.batch.snapshots_disconnected.drain(..) {
+            self.replica.handle_snapshot_disconnect(node);
+        }
         for node in self.batch.disconnected.drain(..) {
             self.replica.handle_disconnect(node);
         }
@@ -291,9 +294,18 @@ impl Runtime {
         );
         metrics.disk_low.set(status.disk_low.into());
         raise(&metrics.elections, status.elections_started);
-        let (sent, installed) = status.snapshots;
+        let (sent, installed, overtaken) = status.snapshots;
         raise(&metrics.snapshots_sent, sent);
         raise(&metrics.snapshots_installed, installed);
+        if overtaken > metrics.snapshots_overtaken.get() {
+            raise(&metrics.snapshots_overtaken, overtaken);
+            tracing::warn!(
+                "a snapshot to a follower was stopped, because clients wrote more than max_kept_log_bytes before it was \
+                 transferred; it is tried again later. If this repeats, raise max_kept_log_bytes or \
+                 snapshot_bytes_per_second"
+            );
+        }
+        set(&metrics.kept_log_bytes, status.kept_log_bytes);
         let (requests, bytes) = self.handles.admission.budget.used();
         set(&self.handles.metrics.inflight_requests, requests as u64);
         set(&self.handles.metrics.inflight_bytes, bytes as u64);

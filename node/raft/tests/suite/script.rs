@@ -370,6 +370,7 @@ impl Script {
                     membership: voters(3),
                 },
                 number: 0,
+                serial: 0,
                 done: true,
                 checksum: 0,
                 data: command(""),

@@ -274,12 +274,16 @@ pub(crate) fn membership_change(
     wire: v1::ChangeMembershipRequest,
 ) -> Result<MembershipChange, ErrorDetail> {
     use v1::change_membership_request::Change;
+    let forced = wire.without_live_quorum;
     match wire.change {
         Some(Change::AddLearner(add)) => Ok(MembershipChange::AddLearner {
             node: NodeId(add.node_id),
             address: add.address,
         }),
         Some(Change::Promote(node)) => Ok(MembershipChange::Promote { node: NodeId(node) }),
+        Some(Change::Remove(node)) if forced => {
+            Ok(MembershipChange::RemoveWithoutLiveQuorum { node: NodeId(node) })
+        }
         Some(Change::Remove(node)) => Ok(MembershipChange::Remove { node: NodeId(node) }),
         None => Err(errors::bad_request("change", "it is missing")),
     }

@@ -92,10 +92,12 @@ fn message_to_wire(message: Message) -> Wire {
         Message::SnapshotChunk(chunk) => Wire::SnapshotChunk(chunk_to_wire(chunk)),
         Message::SnapshotReply {
             snapshot,
+            serial,
             next_chunk,
             status,
         } => Wire::SnapshotReply(v1::SnapshotReply {
             snapshot: id_to_wire(snapshot),
+            serial,
             next_chunk,
             status: status_to_wire(status).into(),
         }),
@@ -127,6 +129,7 @@ fn chunk_to_wire(chunk: SnapshotChunk) -> v1::SnapshotChunk {
         last: id_to_wire(chunk.meta.last),
         membership: membership.finish(),
         number: chunk.number,
+        serial: chunk.serial,
         done: chunk.done,
         checksum: chunk.checksum,
         data: chunk.data,
@@ -209,6 +212,7 @@ fn message_from_wire(term: Term, wire: Wire) -> Result<Message, Malformed> {
         }
         Wire::SnapshotReply(v) => Message::SnapshotReply {
             snapshot: id("snapshot_reply.snapshot", v.snapshot)?,
+            serial: v.serial,
             next_chunk: v.next_chunk,
             status: status(v.status)?,
         },
@@ -291,6 +295,7 @@ fn chunk(wire: v1::SnapshotChunk) -> Result<SnapshotChunk, Malformed> {
             membership,
         },
         number: wire.number,
+        serial: wire.serial,
         done: wire.done,
         checksum: wire.checksum,
         data: wire.data,
@@ -340,12 +345,14 @@ mod tests {
                 membership: membership(),
             },
             number: 4,
+            serial: 6,
             done: true,
             checksum: 77,
             data: Bytes::from_static(b"data"),
         };
         let reply = |status| Message::SnapshotReply {
             snapshot: id(3, 7),
+            serial: 9,
             next_chunk: 5,
             status,
         };

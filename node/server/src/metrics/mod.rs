@@ -120,6 +120,8 @@ pub(crate) struct ReplicaMetrics {
     pub(crate) leader_changes: Counter,
     pub(crate) snapshots_sent: Counter,
     pub(crate) snapshots_installed: Counter,
+    pub(crate) snapshots_overtaken: Counter,
+    pub(crate) kept_log_bytes: Gauge,
 }
 
 impl Metrics {
@@ -301,10 +303,21 @@ impl Metrics {
                 "Snapshots installed here",
                 &m.snapshots_installed,
             ),
+            (
+                "snapshots_overtaken",
+                "Snapshots to followers that were stopped because clients wrote more than max_kept_log_bytes meanwhile",
+                &m.snapshots_overtaken,
+            ),
         ];
         for (name, help, counter) in counters {
             r.register(name, help, counter.clone());
         }
+        r.register_with_unit(
+            "kept_log",
+            "Size of the log that this leader keeps for followers that are behind",
+            Unit::Bytes,
+            m.kept_log_bytes.clone(),
+        );
     }
 
     fn register_handoff(&mut self) {

@@ -127,6 +127,10 @@ impl Link {
                         logged = Some(reason);
                     }
                     self.queue.set_connected(false);
+                    if self.kind == StreamKind::Snapshots {
+                        // The chunks that waited are gone.
+                        self.broke();
+                    }
                 }
             }
             tokio::select! {
@@ -138,9 +142,15 @@ impl Link {
     }
 
     fn broke(&self) {
-        if let (Target::Node(node), StreamKind::Messages) = (&self.target, self.kind) {
-            self.metrics.peer_disconnects.inc();
-            self.inbox.disconnected(*node);
+        let Target::Node(node) = &self.target else {
+            return;
+        };
+        match self.kind {
+            StreamKind::Messages => {
+                self.metrics.peer_disconnects.inc();
+                self.inbox.disconnected(*node);
+            }
+            StreamKind::Snapshots => self.inbox.snapshots_disconnected(*node),
         }
     }
 

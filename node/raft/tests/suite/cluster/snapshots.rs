@@ -61,6 +61,7 @@ impl Cluster {
                 membership: membership.clone(),
             },
             number: 0,
+            serial: 0,
             done: true,
             checksum: 0,
             data: Bytes::new(),
@@ -79,6 +80,7 @@ impl Cluster {
                 let status = self.install(id, &chunk.meta);
                 let reply = Message::SnapshotReply {
                     snapshot: chunk.meta.last,
+                    serial: 0,
                     next_chunk: 1,
                     status,
                 };

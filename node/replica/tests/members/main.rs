@@ -1,0 +1,13 @@
+//! Members that catch up, are replaced and are removed, where time and bandwidth matter.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a failed test should panic"
+)]
+
+mod catching_up;
+mod cluster;
+mod membership;
+mod restart;
