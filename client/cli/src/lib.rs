@@ -134,9 +134,10 @@ fn dispatch(cli: Cli, runtime: &Runtime) -> Result<Exit, Failure> {
                     style: global.style(),
                     dash_is_stdin: true,
                 };
-                let result = verbs.run(command, &mut out).await;
+                // The command's own failure says more than that of a flush after it.
+                let exit = verbs.run(command, &mut out).await?;
                 out.flush()?;
-                result
+                Ok(exit)
             }
             Command::Admin(command) => {
                 let result = admin::run(command, &global.client()?, &global, &mut out).await;

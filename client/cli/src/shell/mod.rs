@@ -174,9 +174,12 @@ impl Shell<'_> {
             out.flush()?;
             return Ok(After::Next(Exit::Ok));
         };
-        let result = self.command(command, &mut out);
-        out.flush()?;
-        result
+        let after = self.command(command, &mut out);
+        let flushed = out.flush();
+        // The command's own failure says more than that of a flush after it.
+        let after = after?;
+        flushed?;
+        Ok(after)
     }
 
     fn command(&mut self, command: ShellCommand, out: &mut dyn Write) -> Result<After, Failure> {
