@@ -8,7 +8,7 @@ use crate::{CopyCursor, JournalError, PartNext, ShardState};
 use types::ShardId;
 
 impl Copies {
-    /// Handles the outcome of [`Purpose::Copy`]: of a proposal, of a report, or of a request to the source.
+    /// Handles the outcome of [`Purpose::Copy`](crate::mover::outbox::Purpose::Copy): of a proposal, of a report, or of a request to the source.
     pub(in crate::mover) fn ended(
         &mut self,
         turn: &mut Turn<'_>,
