@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use api::v1::error_detail::Kind;
 use api::v1::{ErrorDetail, ShardStatus, ShardsRequest, ShardsResponse};
 use api::{errors, v1};
 use bytes::Bytes;
 use shardkv::mover::Driver;
 use shardkv::{GroupKind, Ownership, PlannedMove, Query, Response, Shard, ShardState};
-use types::{ConfigNum, Gid, LogTime, ShardId};
+use types::{ConfigNum, Gid, LogTime, ShardId, ShardSet};
 
 use crate::convert::kv;
 use crate::forward::is_elsewhere;
@@ -39,6 +40,7 @@ pub(crate) async fn shards(
     }
     let wanted = api::shards_from_wire(&request.shards)
         .map_err(|error| errors::bad_request("shards", error))?;
+    catch_up(replica).await?;
     let ownership = routing.ownership();
     let listed: Vec<ShardId> = concerned(&ownership)
         .into_iter()
@@ -71,6 +73,17 @@ pub(crate) async fn shards(
         settled: ownership.settled().0,
         shards: listed.iter().map(status).collect(),
     })
+}
+
+/// Waits until a leader has applied all that its group has committed. Right after a start it may lead before that, and would name a
+/// past configuration. Other nodes answer by what they know.
+async fn catch_up(replica: &ReplicaHandle) -> Result<(), ErrorDetail> {
+    let shards = ShardSet::default();
+    let result = replica.ask(kv::read(Query::Sizes { shards })).await?;
+    match kv::outcome(result, |node| replica.address_or_empty(node)) {
+        Err(error) if !matches!(error.kind, Some(Kind::NotLeader(_))) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the shards that the group owns, copies, pulls, gives away, is to get, or still has to have deleted at their source.
