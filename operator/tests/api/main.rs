@@ -29,4 +29,5 @@ mod objects;
 mod older_definition;
 mod program;
 mod rounds;
+mod safeguards;
 mod subresources;
