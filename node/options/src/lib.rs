@@ -82,6 +82,8 @@ pub struct Limits {
     pub max_connections: usize,
     pub scan_page_bytes: u32,
     pub scan_page_pairs: u32,
+    pub max_scans: usize,
+    pub max_scan_bytes: usize,
     pub max_exports: usize,
     pub max_watchers: usize,
 }
@@ -247,6 +249,8 @@ fn limits(values: &mut Values) -> Result<Limits, OptionError> {
         max_connections: values.number("max_connections", 1, 1 << 20)?,
         scan_page_bytes: values.number("scan_page_bytes", 1, shardkv::MAX_SCAN_BYTES)?,
         scan_page_pairs: values.number("scan_page_pairs", 1, shardkv::MAX_SCAN_PAIRS)?,
+        max_scans: values.number("max_scans", 1, 1 << 20)?,
+        max_scan_bytes: values.number("max_scan_bytes", 1 << 20, 1 << 40)?,
         max_exports: values.number("max_exports", 1, 1_024)?,
         max_watchers: values.number("max_watchers", 1, 1 << 20)?,
     };

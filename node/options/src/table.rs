@@ -93,6 +93,8 @@ pub(crate) const ROWS: &[Row] = &[
     row(BOUNDS, "max_connections", "COUNT", "4096", "The most open connections; further ones are closed at once"),
     row(BOUNDS, "scan_page_bytes", "BYTES", "262144", "A scan is sent in pages that end after the pair that reaches this size"),
     row(BOUNDS, "scan_page_pairs", "COUNT", "1000", "The most pairs in a page of a scan"),
+    row(BOUNDS, "max_scans", "COUNT", "256", "The most open scans of this node's group, and the most over all groups; beyond it they are refused as Overloaded"),
+    row(BOUNDS, "max_scan_bytes", "BYTES", "67108864", "The most bytes of scans' pages that clients have not fetched, read here and at other nodes each; beyond it pages wait, and are refused as Overloaded in the end"),
     row(BOUNDS, "max_exports", "COUNT", "4", "The most exports that are served at the same time; beyond it they are refused as Overloaded"),
     row(BOUNDS, "max_watchers", "COUNT", "1024", "The most watchers of the configuration; beyond it they are refused as Overloaded"),
     row(HANDOFF, "handoff_max_concurrent", "COUNT", "2", "The most shards that are copied from each other group at the same time, and the most that are pulled"),

@@ -115,6 +115,6 @@ pub use replica::Replica;
 pub use service::{Answer, Outlet, Refusal, Request, RequestId};
 pub use status::Status;
 pub use store::{
-    Applied, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore, Table,
-    View, WriteBatch,
+    Applied, Listed, MAX_LISTED_BYTES, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource,
+    StateReader, StateStore, Table, View, WriteBatch,
 };

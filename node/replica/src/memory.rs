@@ -24,8 +24,8 @@ use raft::{
 
 use crate::chunk::{ChunkDecoder, ChunkEncoder};
 use crate::{
-    Applied, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore, Table,
-    View, WriteBatch,
+    Applied, Listed, MAX_LISTED_BYTES, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource,
+    StateReader, StateStore, Table, View, WriteBatch,
 };
 
 /// A log in memory.
@@ -327,6 +327,40 @@ impl MemoryState {
         &self.pairs
     }
 
+    /// Returns the first pairs between two bounds: at most `limit`, ending with the pair that reaches `max_bytes` of its key
+    /// and of the `size` of its value.
+    fn find(
+        &self,
+        table: Table,
+        (start, end): (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+        max_bytes: usize,
+        size: impl Fn(&Bytes) -> usize,
+    ) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+        let from = match start {
+            Bound::Included(key) => Bound::Included((table, Bytes::copy_from_slice(key))),
+            Bound::Excluded(key) => Bound::Excluded((table, Bytes::copy_from_slice(key))),
+            Bound::Unbounded => Bound::Included((table, Bytes::new())),
+        };
+        let before_end = move |key: &[u8]| match end {
+            Bound::Included(end) => key <= end,
+            Bound::Excluded(end) => key < end,
+            Bound::Unbounded => true,
+        };
+        let mut bytes = 0;
+        let mut full = false;
+        // Only the lower bound goes to `range`: it panics on bounds that cross.
+        self.pairs
+            .range((from, Bound::Unbounded))
+            .take_while(move |((of, key), _)| *of == table && before_end(key))
+            .take(limit)
+            .map_while(move |((_, key), value)| {
+                bytes += key.len() + size(value);
+                let past = std::mem::replace(&mut full, bytes >= max_bytes);
+                (!past).then_some((key, value))
+            })
+    }
+
     fn make_durable(&mut self, commits: usize) {
         for _ in 0..commits {
             let Some((batch, applied)) = self.unflushed.pop_front() else {
@@ -357,6 +391,15 @@ fn apply(pairs: &mut Pairs, batch: &WriteBatch) {
     }
 }
 
+/// Returns a value as a list has it.
+fn listed(value: &Bytes) -> Listed {
+    if value.len() > MAX_LISTED_BYTES {
+        Listed::Unread(value.len())
+    } else {
+        Listed::Value(value.clone())
+    }
+}
+
 impl StateReader for MemoryState {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let place = (table, Bytes::copy_from_slice(key));
@@ -370,31 +413,21 @@ impl StateReader for MemoryState {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        let (start, end) = bounds;
-        let from = match start {
-            Bound::Included(key) => Bound::Included((table, Bytes::copy_from_slice(key))),
-            Bound::Excluded(key) => Bound::Excluded((table, Bytes::copy_from_slice(key))),
-            Bound::Unbounded => Bound::Included((table, Bytes::new())),
-        };
-        let before_end = |key: &[u8]| match end {
-            Bound::Included(end) => key <= end,
-            Bound::Excluded(end) => key < end,
-            Bound::Unbounded => true,
-        };
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        // Only the lower bound goes to `range`: it panics on bounds that cross.
-        for ((of, key), value) in self.pairs.range((from, Bound::Unbounded)) {
-            if *of != table || !before_end(key) || found.len() >= limit {
-                break;
-            }
-            found.push((key.clone(), value.clone()));
-            bytes += key.len() + value.len();
-            if bytes >= max_bytes {
-                break;
-            }
-        }
-        Ok(found)
+        let found = self.find(table, bounds, limit, max_bytes, Bytes::len);
+        let pair = |(key, value): (&Bytes, &Bytes)| (key.clone(), value.clone());
+        Ok(found.map(pair).collect())
+    }
+
+    fn list(
+        &self,
+        table: Table,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
+        let found = self.find(table, bounds, limit, max_bytes, |it| listed(it).read());
+        let pair = |(key, value): (&Bytes, &Bytes)| (key.clone(), listed(value));
+        Ok(found.map(pair).collect())
     }
 
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {

@@ -48,6 +48,36 @@ pub struct Applied {
     pub time: LogTime,
 }
 
+/// Only longer values may be left out of a list.
+pub const MAX_LISTED_BYTES: usize = 4_096;
+
+/// The value of a listed key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// The value.
+    Value(Bytes),
+    /// The length of a value that was not read.
+    Unread(usize),
+}
+
+impl Listed {
+    /// Returns the length of the value.
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Value(value) => value.len(),
+            Self::Unread(length) => *length,
+        }
+    }
+
+    /// Returns the number of bytes of the value that were read.
+    pub fn read(&self) -> usize {
+        match self {
+            Self::Value(value) => value.len(),
+            Self::Unread(_) => 0,
+        }
+    }
+}
+
 /// Reads the state as of the last commit.
 pub trait StateReader {
     /// Returns the value of a key.
@@ -62,6 +92,21 @@ pub trait StateReader {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+
+    /// As [`StateReader::scan`], for callers that may not need the values: a store may leave out values longer than
+    /// [`MAX_LISTED_BYTES`] without reading them. `max_bytes` bounds the bytes that are read ([`Listed::read`]).
+    fn list(
+        &self,
+        table: Table,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
+        let pairs = self.scan(table, bounds, limit, max_bytes)?.into_iter();
+        Ok(pairs
+            .map(|(key, value)| (key, Listed::Value(value)))
+            .collect())
+    }
 
     /// Returns a view of the pairs of `[start, end)` in key order as of the last commit. Later commits don't change it.
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError>;

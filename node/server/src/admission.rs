@@ -1,6 +1,7 @@
-//! The bounds on the work that a node accepts at the same time: requests, exports and watches.
+//! The bounds on the work that a node accepts at the same time: requests, scans, exports and watches.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::errors;
 use api::v1::ErrorDetail;
@@ -9,11 +10,21 @@ use types::MAX_GROUPS;
 
 use crate::budget::Budget;
 use crate::options::Limits;
+use crate::page_budget::PageBudget;
 
 /// Admits work up to the limits of the options, and refuses more as `Overloaded`.
 pub(crate) struct Admission {
     /// The budget of unanswered requests.
     pub(crate) budget: Arc<Budget>,
+    /// The budget of pages that are read here.
+    pub(crate) pages: PageBudget,
+    /// The budget of pages that other nodes read. It is a budget of its own, because a scan over all groups waits for pages of
+    /// this node's group, too.
+    pub(crate) relayed_pages: PageBudget,
+    scans: Arc<Semaphore>,
+    /// Slots of their own for scans over all groups, because each needs a scan of this node's group, too.
+    relayed_scans: Arc<Semaphore>,
+    max_scans: usize,
     exports: Arc<Semaphore>,
     max_exports: usize,
     watchers: Arc<Semaphore>,
@@ -24,15 +35,41 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    pub(crate) fn new(limits: &Limits) -> Self {
+    /// Creates the bounds. A page of a scan waits for its share for at most `patience`.
+    pub(crate) fn new(limits: &Limits, patience: Duration) -> Self {
         Self {
             budget: Arc::new(Budget::new(limits)),
+            pages: PageBudget::new(limits.max_scan_bytes, patience),
+            relayed_pages: PageBudget::new(limits.max_scan_bytes, patience),
+            scans: Arc::new(Semaphore::new(limits.max_scans)),
+            relayed_scans: Arc::new(Semaphore::new(limits.max_scans)),
+            max_scans: limits.max_scans,
             exports: Arc::new(Semaphore::new(limits.max_exports)),
             max_exports: limits.max_exports,
             watchers: Arc::new(Semaphore::new(limits.max_watchers)),
             max_watchers: limits.max_watchers,
             group_watchers: Arc::new(Semaphore::new(MAX_GROUPS)),
         }
+    }
+
+    /// Admits a scan of this node's group for as long as the permit lives.
+    pub(crate) fn scan(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
+        acquire(&self.scans, "open scans", self.max_scans)
+    }
+
+    /// Admits a scan over all groups for as long as the permit lives.
+    pub(crate) fn relayed_scan(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
+        acquire(
+            &self.relayed_scans,
+            "open scans over all groups",
+            self.max_scans,
+        )
+    }
+
+    /// Returns the number of open scans, of this node's group and over all groups.
+    pub(crate) fn open_scans(&self) -> usize {
+        let free = self.scans.available_permits() + self.relayed_scans.available_permits();
+        (2 * self.max_scans).saturating_sub(free)
     }
 
     /// Admits an export for as long as the permit lives.

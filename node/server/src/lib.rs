@@ -70,6 +70,7 @@ mod machine;
 mod metrics;
 mod mover;
 mod node;
+mod page_budget;
 mod parts;
 mod peers;
 mod random;

@@ -41,7 +41,6 @@ pub(crate) fn size(request: &MachineRequest) -> usize {
         replica::Request::Write { operation, .. } => operation.len(),
         replica::Request::Read(query) | replica::Request::ReadLocal(query) => match query {
             Query::Shards(shardkv::Query::Get { key }) => key.len(),
-            Query::Shards(shardkv::Query::Scan { start, end, .. }) => start.len() + end.len(),
             _ => 0,
         },
         _ => 0,

@@ -2,7 +2,7 @@
 //!
 //! This is the only file that knows all handles. Every other file takes the handles that it uses.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use shardkv::GroupKind;
 use storage::{Disk, StateReads};
@@ -29,10 +29,10 @@ use crate::routing::Routing;
 use crate::services::admin::AdminService;
 use crate::services::ctrl::{CtrlService, Cuts, Proofs};
 use crate::services::export::Exporter;
-use crate::services::handoff::HandoffService;
+use crate::services::handoff::{self, HandoffService};
 use crate::services::kv::KvService;
 use crate::services::peers::{self, PeerService};
-use crate::services::scan::Scanner;
+use crate::services::scan::{self, Scanner};
 use crate::services::watch::Watches;
 use crate::transport::Transport;
 use crate::{disk, runtime};
@@ -65,7 +65,7 @@ impl Parts {
     ) -> Self {
         let identity = Arc::new(identity);
         let lifecycle = Arc::new(Lifecycle::new(identity.node(), failure));
-        let admission = Arc::new(Admission::new(&options.limits));
+        let admission = Arc::new(Admission::new(&options.limits, options.request_timeout));
         let inbox = Arc::new(Inbox::default());
         let kind = options.genesis.kind;
         let routing = Arc::new(Routing::new(
@@ -123,14 +123,23 @@ impl Parts {
 
     /// Creates the gRPC services.
     pub(crate) fn services(&self, disk: Disk, state: StateReads) -> Services {
+        let readers = Arc::new(Readers::new(
+            state.clone(),
+            scan::read_kind(&self.options.limits),
+            self.metrics.scans.read_seconds.clone(),
+        ));
         Services {
-            kv: self.kv_service(),
+            kv: self.kv_service(Arc::clone(&readers)),
             ctrl: self.ctrl_service(),
             handoff: HandoffService::new(
                 Arc::clone(&self.replica),
                 Arc::clone(&self.routing),
                 Arc::clone(&self.metrics),
-                Readers::new(state, Arc::clone(&self.metrics)),
+                Readers::new(
+                    state,
+                    handoff::READ_KIND,
+                    self.metrics.handoff.read_seconds.clone(),
+                ),
             ),
             admin: AdminService {
                 replica: Arc::clone(&self.replica),
@@ -139,6 +148,7 @@ impl Parts {
                 mover: Arc::clone(&self.mover),
                 readiness: Arc::clone(&self.readiness),
                 metrics: Arc::clone(&self.metrics),
+                readers,
                 disk,
             },
             peers: PeerService::new(
@@ -158,7 +168,7 @@ impl Parts {
         }
     }
 
-    fn kv_service(&self) -> KvService {
+    fn kv_service(&self, readers: Arc<Readers>) -> KvService {
         let seeds = match self.routing.kind() {
             GroupKind::Shards => self.options.controllers.clone(),
             GroupKind::Controller | GroupKind::Standalone => self.peers.initial(),
@@ -171,15 +181,18 @@ impl Parts {
             forwarder: Arc::clone(&self.forwarder),
             metrics: Arc::clone(&self.metrics),
             limits: self.options.limits,
-            scanner: Arc::new(Scanner::new(
-                Arc::clone(&self.replica),
-                Arc::clone(&self.routing),
-                Arc::clone(&self.forwarder),
-                Arc::clone(&self.metrics),
-                self.options.limits,
+            scanner: Arc::new(Scanner {
+                replica: Arc::clone(&self.replica),
+                routing: Arc::clone(&self.routing),
+                forwarder: Arc::clone(&self.forwarder),
+                admission: Arc::clone(&self.admission),
+                metrics: Arc::clone(&self.metrics),
+                readers,
+                limits: self.options.limits,
                 seeds,
-                self.options.request_timeout,
-            )),
+                request_timeout: self.options.request_timeout,
+                all_groups: OnceLock::new(),
+            }),
             exporter: Exporter {
                 replica: Arc::clone(&self.replica),
                 routing: Arc::clone(&self.routing),

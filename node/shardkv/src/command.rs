@@ -57,20 +57,25 @@ pub enum Query {
         /// The key.
         key: Bytes,
     },
-    /// The pairs of all shards in `[start, end)` in key order; an empty `end` is no bound.
+    /// A page of a scan: the pairs of shards in key order.
+    /// [`crate::read_page`] answers it on other threads.
+    Page(PageRequest),
+    /// As `Page`, with values.
     Scan {
-        /// The first key that may be in the page.
+        /// As in [`PageRequest`].
         start: Bytes,
-        /// The first key that is past the scan; empty for none.
+        /// As in [`PageRequest`].
         end: Bytes,
-        /// The most pairs; at least one, at most [`MAX_SCAN_PAIRS`].
+        /// As in [`PageRequest`].
         limit: u32,
-        /// The page ends after the pair that reaches this many bytes of keys and values; at most
-        /// [`MAX_SCAN_BYTES`].
+        /// As in [`PageRequest`].
         max_bytes: u32,
-        /// The shards to read, all of which must be served here; `None` reads all shards that are served here.
+        /// As in [`PageRequest`].
         shards: Option<ShardSet>,
     },
+    /// Reads nothing. Its answer says that this replica led after the query arrived, and that its state has all that was
+    /// committed then. So a read of the state that begins after the answer, on any thread, is linearizable.
+    Confirm,
     /// The next chunk of a shard that is fenced here by configuration `config`. Correct on any replica
     /// ([`replica::Request::ReadLocal`]), because a fenced shard doesn't change.
     Pull {
@@ -112,19 +117,38 @@ pub enum Query {
     },
 }
 
+/// The request of one page of a scan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// The first key that may be in the page.
+    pub start: Bytes,
+    /// The first key that is past the scan; empty for none.
+    pub end: Bytes,
+    /// The most pairs; at least one, at most [`MAX_SCAN_PAIRS`].
+    pub limit: u32,
+    /// The page ends after the pair that reaches this many bytes of keys and values; at most [`MAX_SCAN_BYTES`].
+    pub max_bytes: u32,
+    /// True to leave values out: they are empty, and don't count.
+    pub keys_only: bool,
+    /// The shards to read, all of which must be served here; `None` reads all shards that are served here.
+    pub shards: Option<ShardSet>,
+}
+
 /// An answer of the state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
     /// `Get`: the value, if the key exists.
     Value(Option<Bytes>),
-    /// `Scan`: one page of pairs.
+    /// `Page` and `Scan`.
     Page {
-        /// In key order.
+        /// In key order. Empty only if the range is.
         pairs: Vec<(Bytes, Bytes)>,
         /// True if the range holds more pairs after the last of these. Exact. The next page starts at the last key
         /// with a zero byte appended.
         more: bool,
     },
+    /// `Confirm`.
+    Confirmed,
     /// `Pull`.
     Chunk(Box<Chunk>),
     /// `Copy`.

@@ -94,8 +94,11 @@
 //! The machine answers from the state as of the last commit. The replica ensures that this is recent enough (`ReadIndex`).
 //! `Get` is one lookup. `Scan` merges the shards into the order of users' keys, page by page; what that
 //! costs stands in the module `scan`. A page is one consistent cut, a whole scan isn't. `Export` gives a view
-//! of one shard as of one moment. All three need the shards to be served here, as of that state. Chunks of fenced shards
-//! ([`read_chunk`]) and parts of copies ([`read_part`]) need a state alone, so the server reads them on other threads than the replica's.
+//! of one shard as of one moment. All three need the shards to be served here, as of that state.
+//!
+//! The server reads pages ([`read_page`]), counts ([`read_count`]), chunks of fenced shards ([`read_chunk`]) and parts of copies
+//! ([`read_part`]) on other threads than the replica's, because they need nothing but a state as of one commit. A page is
+//! linearizable if that commit is not older than the answer to a [`Query::Confirm`] that was asked for the page.
 //!
 //! # What it doesn't do
 //!
@@ -134,8 +137,8 @@ mod transition;
 pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use chunk::{Chunk, Next};
 pub use command::{
-    Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Query, Response, Write,
-    Written,
+    Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, PageRequest, Query, Response,
+    Write, Written,
 };
 pub use configure::{Configure, ConfigurePart, ConfigureParts, News, Whole};
 pub use copy::CopyStep;
@@ -151,7 +154,7 @@ pub use part::{
     CopyCursor, CopyId, CopyRequest, JournalError, Part, PartNext, Position, RowChange, Upto,
 };
 pub use pull::{estimate_shard, read_chunk};
-pub use query::user_key;
+pub use query::{read_count, read_page, user_key};
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use shard::{Shard, ShardState};

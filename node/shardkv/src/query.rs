@@ -11,8 +11,8 @@ use crate::bug::{Bug, Bugs};
 use crate::pull::pull;
 use crate::scan::{Range, scan};
 use crate::{
-    Genesis, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, Query, Response,
-    ShardState, journal, keys,
+    Genesis, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, Ownership, PageRequest, Query,
+    Response, ShardState, journal, keys, records,
 };
 
 /// The inputs from which a query is answered.
@@ -29,20 +29,64 @@ pub fn user_key(stored: Bytes) -> Bytes {
     keys::split_data(stored).map_or_else(Bytes::new, |(_, key)| key)
 }
 
+/// Answers [`Query::Page`] from a state as of one commit, without the state machine, so that any thread can do it. The records
+/// of the shards are read from the same state as the pairs: a later commit may fence a shard and clear it.
+pub fn read_page(
+    state: &dyn StateReader,
+    request: &PageRequest,
+) -> Result<Result<Response, KvError>, StoreError> {
+    let genesis = created(state)?;
+    let ownership = records::load_shards(state, &genesis, request.shards.as_ref())?;
+    let asked = Asked {
+        state,
+        ownership: &ownership,
+        genesis: &genesis,
+        bugs: Bugs::default(),
+    };
+    asked.scan(request)
+}
+
+/// Answers [`Query::Count`] from a state as of one commit, as [`read_page`] answers a scan.
+pub fn read_count(
+    state: &dyn StateReader,
+    shard: ShardId,
+    after: &Bytes,
+) -> Result<Result<Response, KvError>, StoreError> {
+    let genesis = created(state)?;
+    let asked = Asked {
+        state,
+        ownership: &records::load_shard(state, &genesis, shard)?,
+        genesis: &genesis,
+        bugs: Bugs::default(),
+    };
+    asked.count(shard, after)
+}
+
+fn created(state: &dyn StateReader) -> Result<Genesis, StoreError> {
+    let damaged = || StoreError::Damaged("the state has no genesis record".to_owned());
+    Genesis::load(state)?.ok_or_else(damaged)
+}
+
 impl Asked<'_> {
     pub(crate) fn answer(&self, query: &Query) -> Result<Response, StoreError> {
         let answer = match query {
             Query::Get { key } => self.get(key),
+            Query::Page(request) => self.scan(request),
             Query::Scan {
                 start,
                 end,
                 limit,
                 max_bytes,
                 shards,
-            } => {
-                let range = Range { start, end };
-                self.scan(range, *limit, *max_bytes, shards.as_ref())
-            }
+            } => self.scan(&PageRequest {
+                start: start.clone(),
+                end: end.clone(),
+                limit: *limit,
+                max_bytes: *max_bytes,
+                keys_only: false,
+                shards: shards.clone(),
+            }),
+            Query::Confirm => Ok(Ok(Response::Confirmed)),
             Query::Pull {
                 shard,
                 config,
@@ -95,14 +139,9 @@ impl Asked<'_> {
         Ok(Ok(Response::Value(value)))
     }
 
-    fn scan(
-        &self,
-        range: Range<'_>,
-        limit: u32,
-        max_bytes: u32,
-        shards: Option<&ShardSet>,
-    ) -> Result<Result<Response, KvError>, StoreError> {
-        let checked = check_bounds(range).and_then(|()| match shards {
+    fn scan(&self, request: &PageRequest) -> Result<Result<Response, KvError>, StoreError> {
+        let range = Range::of(request);
+        let checked = check_bounds(range).and_then(|()| match &request.shards {
             Some(shards) => shards
                 .shards()
                 .try_for_each(|shard| self.check_read(shard))
@@ -113,7 +152,7 @@ impl Asked<'_> {
             Ok(shards) => shards,
             Err(error) => return Ok(Err(error)),
         };
-        let (pairs, more) = scan(self.state, &shards, range, limit, max_bytes)?;
+        let (pairs, more) = scan(self.state, &shards, request)?;
         Ok(Ok(Response::Page { pairs, more }))
     }
 
@@ -154,15 +193,16 @@ impl Asked<'_> {
             Bound::Excluded(end.as_ref()),
         );
         let (limit, max_bytes) = (MAX_SCAN_PAIRS as usize, MAX_SCAN_BYTES as usize);
-        let page = self.state.scan(Table::Data, bounds, limit, max_bytes)?;
-        let read = page.iter().map(|(key, value)| key.len() + value.len());
-        let read: usize = read.sum();
-        let more = page.len() >= limit || read >= max_bytes;
+        let page = self.state.list(Table::Data, bounds, limit, max_bytes)?;
+        let read = page.iter().map(|(key, value)| key.len() + value.read());
+        let more = page.len() >= limit || read.sum::<usize>() >= max_bytes;
+        let bytes = page.iter().map(|(key, value)| key.len() + value.length());
+        let bytes: usize = bytes.sum();
         let prefixes = page.len() * from.len().saturating_sub(after.len());
         let last = page.last().map(|(key, _)| user_key(key.clone()));
         Ok(Ok(Response::Count {
             keys: page.len() as u64,
-            bytes: read.saturating_sub(prefixes) as u64,
+            bytes: bytes.saturating_sub(prefixes) as u64,
             next: last.filter(|_| more),
         }))
     }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::{GroupKind, StateReader, Table, Transaction};
-use types::{ClusterId, ConfigNum, DecodeError, Gid, Group, LogTime, Reader, ShardId, Writer};
+use types::{
+    ClusterId, ConfigNum, DecodeError, Gid, Group, LogTime, Reader, ShardId, ShardSet, Writer,
+};
 
 use crate::change::Changed;
 use crate::cursor::{decode_cursor, encode_cursor};
@@ -145,6 +147,37 @@ pub(crate) fn load_shard(
         let record =
             decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
         ownership.shards.insert(shard, Arc::new(record));
+    }
+    Ok(ownership)
+}
+
+/// Reads the part of a group's ownership that a read of shards needs: the group's record and those of `shards`, or of all shards.
+pub(crate) fn load_shards(
+    state: &dyn StateReader,
+    genesis: &Genesis,
+    shards: Option<&ShardSet>,
+) -> Result<Ownership, StoreError> {
+    if genesis.kind != GroupKind::Shards {
+        return load(state, genesis);
+    }
+    let mut ownership = Ownership::default();
+    if let Some(record) = state.get(Table::Meta, keys::GROUP)? {
+        load_group(&mut ownership, record).map_err(|error| damaged("the group's", &error))?;
+    }
+    let all = ShardSet::all(genesis.shards);
+    for run in shards.unwrap_or(&all).runs() {
+        // The record of the last shard is in the range: its key with a zero byte comes after it.
+        let last = keys::shard_record(ShardId(run.end().0.saturating_sub(1)));
+        let end = Bytes::from([&last[..], &[0]].concat());
+        let start = keys::shard_record(run.first);
+        each_pair(state, Table::Meta, start, Some(&end), |key, record| {
+            let shard = keys::split_shard_record(key);
+            let shard = shard.ok_or_else(|| damaged("a shard's", &"no such shard"))?;
+            let record =
+                decode_shard(record).map_err(|error| damaged(&format!("{shard}'s"), &error))?;
+            ownership.shards.insert(shard, Arc::new(record));
+            Ok(())
+        })?;
     }
     Ok(ownership)
 }

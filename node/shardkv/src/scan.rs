@@ -7,7 +7,11 @@
 //! shard that got more than its share (a scan over keys with one tag).
 //!
 //! Memory holds a page's worth of keys and small values over all cursors, and of larger values
-//! only the page's own (a cursor notes that there is one, and reads it when its turn comes).
+//! only the page's own: a cursor lists keys, and reads a larger value when its turn comes. A page of keys only reads no
+//! value that its store keeps apart.
+//!
+//! A page is bounded in the bytes that it reads, not only in those that it returns. It may always read as much again as its
+//! first keys cost, so that a scan reads at most about twice what a single page over the whole range would.
 //!
 //! A probe skips runs of empty shards, so that a small store with very many shards doesn't pay for each of them.
 
@@ -16,13 +20,13 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{StateReader, Table};
+use replica::{Listed, MAX_LISTED_BYTES, StateReader, Table};
 use types::{ShardId, ShardSet};
 
-use crate::{MAX_SCAN_BYTES, MAX_SCAN_PAIRS, keys};
+use crate::{MAX_SCAN_BYTES, MAX_SCAN_PAIRS, PageRequest, keys};
 
-/// Larger values aren't held by cursors.
-const MAX_HELD_VALUE_BYTES: usize = 4_096;
+/// A page ends when so many bytes were read, if its first keys cost at most half of that.
+const MAX_READ_BYTES: usize = 2 * MAX_SCAN_BYTES as usize;
 
 /// A cursor reads at least this many pairs at once, and at least so many bytes.
 const LEAST_READ: (usize, usize) = (2, 1_024);
@@ -34,7 +38,14 @@ pub(crate) struct Range<'a> {
     pub(crate) end: &'a Bytes,
 }
 
-impl Range<'_> {
+impl<'a> Range<'a> {
+    pub(crate) fn of(request: &'a PageRequest) -> Self {
+        Self {
+            start: &request.start,
+            end: &request.end,
+        }
+    }
+
     /// Returns the end of the range among the stored keys of a shard.
     pub(crate) fn stored_end(&self, shard: ShardId) -> Bytes {
         if self.end.is_empty() {
@@ -47,30 +58,35 @@ impl Range<'_> {
 
 type Pairs = Vec<(Bytes, Bytes)>;
 
-/// Returns the first pairs of `range` over these shards. The flag is true if there are more.
+/// Returns the first pairs of a page over these shards. The flag is true if there are more.
 pub(crate) fn scan(
     state: &dyn StateReader,
     shards: &ShardSet,
-    range: Range<'_>,
-    limit: u32,
-    max_bytes: u32,
+    request: &PageRequest,
 ) -> Result<(Pairs, bool), StoreError> {
+    let range = Range::of(request);
     if !range.end.is_empty() && range.start >= range.end {
         return Ok((Vec::new(), false));
     }
-    let limit = limit.clamp(1, MAX_SCAN_PAIRS) as usize;
-    let max_bytes = max_bytes.clamp(1, MAX_SCAN_BYTES) as usize;
-    let mut heads = open_cursors(state, shards, range, limit, max_bytes)?;
-    let mut pairs = Vec::with_capacity(limit.min(256));
+    let mut page = Page {
+        state,
+        keys_only: request.keys_only,
+        limit: request.limit.clamp(1, MAX_SCAN_PAIRS) as usize,
+        max_bytes: request.max_bytes.clamp(1, MAX_SCAN_BYTES) as usize,
+        read: 0,
+    };
+    let mut heads = page.open_cursors(shards, range)?;
+    let max_read = MAX_READ_BYTES.max(2 * page.read);
+    let mut pairs = Vec::with_capacity(page.limit.min(256));
     let mut bytes = 0;
-    while pairs.len() < limit && bytes < max_bytes {
+    while pairs.len() < page.limit && bytes < page.max_bytes && page.read < max_read {
         let Some(((key, shard), mut cursor)) = heads.pop_first() else {
             break;
         };
-        let value = cursor.take_value(state, &key)?;
+        let value = page.take_value(&mut cursor, &key)?;
         bytes += key.len() + value.len();
         pairs.push((key, value));
-        if let Some(next) = cursor.next_key(state)? {
+        if let Some(next) = page.next_key(&mut cursor)? {
             heads.insert((next, shard), cursor);
         }
     }
@@ -80,63 +96,21 @@ pub(crate) fn scan(
 /// Cursors by their next keys.
 type Heads = BTreeMap<(Bytes, ShardId), Cursor>;
 
-fn open_cursors(
-    state: &dyn StateReader,
-    shards: &ShardSet,
-    range: Range<'_>,
+/// A page that is being read.
+struct Page<'a> {
+    state: &'a dyn StateReader,
+    keys_only: bool,
     limit: usize,
     max_bytes: usize,
-) -> Result<Heads, StoreError> {
-    let mut heads = Heads::new();
-    let count = usize::try_from(shards.len()).unwrap_or(usize::MAX);
-    // Probing pays only where shards are empty: it goes on as long as it skips some.
-    let mut sparse = true;
-    let mut asked = first_asked_from(shards, ShardId(0));
-    while let Some(shard) = asked {
-        let mut cursor = Cursor::new(shard, count, range, limit, max_bytes);
-        let found = cursor.next_key(state)?;
-        asked = first_asked_from(shards, ShardId(shard.0 + 1));
-        if let Some(key) = found {
-            heads.insert((key, shard), cursor);
-        } else if let Some(next) = asked
-            && sparse
-        {
-            let Some(found) = first_shard_from(state, next)? else {
-                break;
-            };
-            sparse = found > next;
-            asked = first_asked_from(shards, found);
-        }
-    }
-    Ok(heads)
+    /// The bytes of keys and values that were read so far.
+    read: usize,
 }
 
-/// Returns the first of `shards` that isn't before `shard`.
-fn first_asked_from(shards: &ShardSet, shard: ShardId) -> Option<ShardId> {
-    let runs = shards.runs();
-    let run = runs.get(runs.partition_point(|run| run.end() <= shard))?;
-    Some(run.first.max(shard))
-}
-
-/// Returns the first shard from `shard` on that holds a pair.
-fn first_shard_from(
-    state: &dyn StateReader,
-    shard: ShardId,
-) -> Result<Option<ShardId>, StoreError> {
-    let start = keys::shard_start(shard);
-    let bounds = (Bound::Included(start.as_ref()), Bound::Unbounded);
-    let found = state.scan(Table::Data, bounds, 1, 1)?;
-    match found.into_iter().next() {
-        None => Ok(None),
-        Some((stored, _)) => split(stored).map(|(shard, _)| Some(shard)),
-    }
-}
-
-/// Reads one shard's part of a range, in order.
+/// One shard's part of a range, which is read in order.
 struct Cursor {
     shard: ShardId,
     /// The pairs that were read and not given, without the larger values.
-    read: VecDeque<(Bytes, Option<Bytes>)>,
+    ahead: VecDeque<(Bytes, Option<Bytes>)>,
     /// The bound from which to continue; `None` when the range is exhausted.
     from: Option<Bound<Bytes>>,
     end: Bytes,
@@ -144,69 +118,127 @@ struct Cursor {
     max_bytes: usize,
 }
 
-impl Cursor {
-    /// Creates one of `shards` cursors of a page.
-    fn new(
-        shard: ShardId,
-        shards: usize,
-        range: Range<'_>,
-        limit: usize,
-        max_bytes: usize,
-    ) -> Self {
+impl Page<'_> {
+    fn open_cursors(&mut self, shards: &ShardSet, range: Range<'_>) -> Result<Heads, StoreError> {
+        let mut heads = Heads::new();
+        let count = usize::try_from(shards.len()).unwrap_or(usize::MAX);
+        // Probing pays only where shards are empty: it goes on as long as it skips some.
+        let mut sparse = true;
+        let mut asked = first_asked_from(shards, ShardId(0));
+        while let Some(shard) = asked {
+            let mut cursor = self.cursor(shard, count, range);
+            let found = self.next_key(&mut cursor)?;
+            asked = first_asked_from(shards, ShardId(shard.0 + 1));
+            if let Some(key) = found {
+                heads.insert((key, shard), cursor);
+            } else if let Some(next) = asked
+                && sparse
+            {
+                let Some(found) = self.first_shard_from(next)? else {
+                    break;
+                };
+                sparse = found > next;
+                asked = first_asked_from(shards, found);
+            }
+        }
+        Ok(heads)
+    }
+
+    /// Creates one of `shards` cursors.
+    fn cursor(&self, shard: ShardId, shards: usize, range: Range<'_>) -> Cursor {
         let (least_limit, least_bytes) = LEAST_READ;
-        Self {
+        Cursor {
             shard,
-            read: VecDeque::new(),
+            ahead: VecDeque::new(),
             from: Some(Bound::Included(keys::data(shard, range.start))),
             end: range.stored_end(shard),
-            limit: limit / shards + least_limit,
-            max_bytes: max_bytes / shards + least_bytes,
+            limit: self.limit / shards + least_limit,
+            max_bytes: self.max_bytes / shards + least_bytes,
         }
     }
 
-    /// Returns the user's key of the next pair without taking the pair.
-    fn next_key(&mut self, state: &dyn StateReader) -> Result<Option<Bytes>, StoreError> {
-        if self.read.is_empty() {
-            self.read_on(state)?;
+    /// Returns the first shard from `shard` on that holds a pair.
+    fn first_shard_from(&mut self, shard: ShardId) -> Result<Option<ShardId>, StoreError> {
+        let start = keys::shard_start(shard);
+        let bounds = (Bound::Included(start.as_ref()), Bound::Unbounded);
+        let found = self.list(bounds, 1, 1)?;
+        match found.into_iter().next() {
+            None => Ok(None),
+            Some((stored, _)) => split(stored).map(|(shard, _)| Some(shard)),
         }
-        Ok(self.read.front().map(|(key, _)| key.clone()))
     }
 
-    /// Takes the next pair, whose key is `key`, and returns its value.
-    fn take_value(&mut self, state: &dyn StateReader, key: &[u8]) -> Result<Bytes, StoreError> {
-        if let Some((_, Some(value))) = self.read.pop_front() {
+    /// Returns the user's key of a cursor's next pair without taking the pair.
+    fn next_key(&mut self, cursor: &mut Cursor) -> Result<Option<Bytes>, StoreError> {
+        if cursor.ahead.is_empty() {
+            self.read_on(cursor)?;
+        }
+        Ok(cursor.ahead.front().map(|(key, _)| key.clone()))
+    }
+
+    /// Takes a cursor's next pair, whose key is `key`, and returns its value.
+    fn take_value(&mut self, cursor: &mut Cursor, key: &[u8]) -> Result<Bytes, StoreError> {
+        let next = cursor.ahead.pop_front();
+        if self.keys_only {
+            return Ok(Bytes::new());
+        }
+        if let Some((_, Some(value))) = next {
             return Ok(value);
         }
-        state
-            .get(Table::Data, &keys::data(self.shard, key))?
-            .ok_or_else(|| StoreError::Damaged("a scanned key has no value".to_owned()))
+        let stored = keys::data(cursor.shard, key);
+        let value = self.state.get(Table::Data, &stored)?;
+        let missing = || StoreError::Damaged("a scanned key has no value".to_owned());
+        let value = value.ok_or_else(missing)?;
+        self.read += value.len();
+        Ok(value)
     }
 
-    fn read_on(&mut self, state: &dyn StateReader) -> Result<(), StoreError> {
-        let Some(from) = self.from.take() else {
+    fn read_on(&mut self, cursor: &mut Cursor) -> Result<(), StoreError> {
+        let Some(from) = cursor.from.take() else {
             return Ok(());
         };
         let bounds = (
             from.as_ref().map(Bytes::as_ref),
-            Bound::Excluded(self.end.as_ref()),
+            Bound::Excluded(cursor.end.as_ref()),
         );
-        let page = state.scan(Table::Data, bounds, self.limit, self.max_bytes)?;
-        let bytes: usize = page
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum();
-        if page.len() >= self.limit || bytes >= self.max_bytes {
-            self.from = page.last().map(|(key, _)| Bound::Excluded(key.clone()));
+        let before = self.read;
+        let found = self.list(bounds, cursor.limit, cursor.max_bytes)?;
+        if found.len() >= cursor.limit || self.read - before >= cursor.max_bytes {
+            cursor.from = found.last().map(|(key, _)| Bound::Excluded(key.clone()));
         }
-        for (stored, value) in page {
+        for (stored, value) in found {
             let (_, key) = split(stored)?;
-            let held = (value.len() <= MAX_HELD_VALUE_BYTES).then_some(value);
-            self.read.push_back((key, held));
+            let held = match value {
+                Listed::Value(value) if value.len() <= MAX_LISTED_BYTES => Some(value),
+                Listed::Value(_) | Listed::Unread(_) => None,
+            };
+            cursor
+                .ahead
+                .push_back((key, held.filter(|_| !self.keys_only)));
         }
-        self.limit = (self.limit * 2).min(MAX_SCAN_PAIRS as usize);
-        self.max_bytes = (self.max_bytes * 2).min(MAX_SCAN_BYTES as usize);
+        cursor.limit = (cursor.limit * 2).min(MAX_SCAN_PAIRS as usize);
+        cursor.max_bytes = (cursor.max_bytes * 2).min(MAX_SCAN_BYTES as usize);
         Ok(())
     }
+
+    fn list(
+        &mut self,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
+        let found = self.state.list(Table::Data, bounds, limit, max_bytes)?;
+        let read = found.iter().map(|(key, value)| key.len() + value.read());
+        self.read += read.sum::<usize>();
+        Ok(found)
+    }
+}
+
+/// Returns the first of `shards` that isn't before `shard`.
+fn first_asked_from(shards: &ShardSet, shard: ShardId) -> Option<ShardId> {
+    let runs = shards.runs();
+    let run = runs.get(runs.partition_point(|run| run.end() <= shard))?;
+    Some(run.first.max(shard))
 }
 
 fn split(stored: Bytes) -> Result<(ShardId, Bytes), StoreError> {

@@ -29,7 +29,6 @@ use api::v1::{ErrorDetail, Session};
 use api::{CLUSTER_METADATA_KEY, GID_METADATA_KEY, NO_FORWARD_METADATA_KEY, error_detail, errors};
 use request::{Bugs, Failure, Jitter, Leader, Next, Policy, Refusal, Refused, SingleCall};
 use shardkv::GroupKind;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
@@ -68,9 +67,6 @@ pub(crate) struct Forwarder {
     pub(crate) channels: Channels,
     pub(crate) leaders: Leaders,
     places: Arc<Places>,
-    /// Scans last as long as their callers like, so they have a bound of their own.
-    scans: Arc<Semaphore>,
-    max_forwarded: usize,
     lifecycle: Arc<Lifecycle>,
     peers: Arc<Peers>,
     routing: Arc<Routing>,
@@ -104,8 +100,6 @@ impl Forwarder {
                 options.max_forwarded,
                 options.limits.max_inflight_bytes,
             )),
-            scans: Arc::new(Semaphore::new(options.max_forwarded)),
-            max_forwarded: options.max_forwarded,
             lifecycle,
             peers,
             routing,
@@ -114,20 +108,6 @@ impl Forwarder {
             request_timeout: options.request_timeout,
             max_request_bytes: options.limits.max_request_bytes,
         }
-    }
-
-    /// Takes one of the places for scans over all groups.
-    pub(crate) fn scan_permit(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
-        self.acquire(&self.scans, "scans over all groups")
-    }
-
-    fn acquire(
-        &self,
-        places: &Arc<Semaphore>,
-        what: &str,
-    ) -> Result<OwnedSemaphorePermit, ErrorDetail> {
-        let full = |_| errors::overloaded(what, self.max_forwarded as u64, 20);
-        Arc::clone(places).try_acquire_owned().map_err(full)
     }
 }
 

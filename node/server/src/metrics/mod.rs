@@ -1,6 +1,7 @@
 //! The node's metrics, under Prometheus' naming conventions.
 
 mod figures;
+mod scans;
 mod shards;
 pub(crate) mod watch;
 
@@ -16,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use figures::Kind;
 pub(crate) use figures::{raise, set};
+use scans::ScanMetrics;
 use shards::ShardMetrics;
 
 /// The methods whose latency is measured.
@@ -66,6 +68,7 @@ pub(crate) struct Metrics {
     pub(crate) forward_failures: Counter,
     pub(crate) replica: ReplicaMetrics,
     pub(crate) handoff: HandoffMetrics,
+    pub(crate) scans: ScanMetrics,
     pub(crate) shards: ShardMetrics,
 }
 
@@ -148,12 +151,14 @@ impl Metrics {
             forward_failures: Counter::default(),
             replica: ReplicaMetrics::default(),
             handoff: HandoffMetrics::new(),
+            scans: ScanMetrics::new(),
             shards: ShardMetrics::default(),
         };
         metrics.register_requests();
         metrics.register_transport();
         metrics.register_replica();
         metrics.register_handoff();
+        metrics.scans.register(&mut metrics.registry);
         metrics.shards.register(&mut metrics.registry);
         metrics
     }

@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::mover::SharedMover;
 use crate::peers::Peers;
 use crate::readiness::ReadinessProbe;
+use crate::reads::Readers;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 use crate::services::shards;
@@ -32,6 +33,7 @@ pub(crate) struct AdminService {
     pub(crate) mover: Arc<SharedMover>,
     pub(crate) readiness: Arc<ReadinessProbe>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) readers: Arc<Readers>,
     pub(crate) disk: Disk,
 }
 
@@ -71,7 +73,13 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::ShardsRequest>,
     ) -> Result<Response<v1::ShardsResponse>, Status> {
-        match shards::shards(&self.replica, &self.routing, &self.mover, request.get_ref()).await {
+        let sources = shards::Sources {
+            replica: &self.replica,
+            readers: &self.readers,
+            routing: &self.routing,
+            mover: &self.mover,
+        };
+        match shards::shards(&sources, request.get_ref()).await {
             Ok(response) => Ok(Response::new(response)),
             Err(error) => Err(self.metrics.reject(&error)),
         }

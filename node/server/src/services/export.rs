@@ -50,8 +50,9 @@ pub(crate) async fn open(
         Ok(view) => drop(tokio::spawn(send(metrics, view, pages, slot))),
         Err(error) if is_elsewhere(&error) && !forbidden => {
             let from = forward::export(&exporter.forwarder, request).await?;
+            let admission = Arc::clone(&exporter.admission);
             tokio::spawn(async move {
-                relay(&metrics, from, pages).await;
+                relay(&metrics, &admission.relayed_pages, from, pages).await;
                 drop(slot);
             });
         }
@@ -73,9 +74,14 @@ async fn take(replica: &ReplicaHandle, request: &ExportRequest) -> Result<View, 
     }
 }
 
-async fn send(metrics: Arc<Metrics>, view: View, pages: PageSender, _slot: OwnedSemaphorePermit) {
+async fn send(
+    metrics: Arc<Metrics>,
+    view: View,
+    mut pages: PageSender,
+    _slot: OwnedSemaphorePermit,
+) {
     loop {
-        // The slot comes first, so that a page is read only when it can be sent.
+        // The request comes first, so that a page is read only when it can be sent.
         let Some(room) = pages.room().await else {
             return;
         };
@@ -84,17 +90,15 @@ async fn send(metrics: Arc<Metrics>, view: View, pages: PageSender, _slot: Owned
             Ok(Ok(Some(page))) => {
                 let pairs = page.into_iter();
                 let pairs = pairs.map(|(stored, value)| (user_key(stored), value));
-                room.send(response(pairs.collect(), false));
+                room.send(response(pairs.collect()), None);
                 continue;
             }
             Ok(Ok(None)) => {
-                drop(room);
                 return pages.end().await;
             }
             Ok(Err(error)) => broken(&error),
             Err(error) => broken(&error),
         };
-        drop(room);
         return pages.fail(metrics.reject(&error)).await;
     }
 }

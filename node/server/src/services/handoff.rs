@@ -17,7 +17,7 @@ use types::{ClusterId, ConfigNum, ShardId};
 
 use crate::convert::kv;
 use crate::metrics::Metrics;
-use crate::reads::Readers;
+use crate::reads::{ReadKind, Readers};
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
@@ -26,6 +26,13 @@ const MAX_DELETES: usize = 1_024;
 
 /// The maximum number of steps of journals at the same time, for all groups.
 const MAX_JOURNAL_STEPS: usize = 1_024;
+
+/// The bounds of reads of moving shards.
+pub(crate) const READ_KIND: ReadKind = ReadKind {
+    what: "reads of moving shards",
+    max_running: 4,
+    max_admitted: 64,
+};
 
 /// The service.
 pub(crate) struct HandoffService {

@@ -1,4 +1,8 @@
 //! `Kv.Scan`: a range in key order, page by page. Each page is a linearizable read of its own.
+//!
+//! The replica's thread only confirms that it leads. Then a reader thread reads the page from the state as of one commit, and
+//! checks in the same state that the shards are served here. So a page costs the replica's thread as much as a point look-up.
+//! A page is read when the caller asks for it, holds a share of a budget until it was fetched, and is dropped when the caller goes.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -7,57 +11,55 @@ use api::errors;
 use api::v1::{ErrorDetail, Pair, ScanRequest, ScanResponse};
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _};
-use shardkv::{GroupKind, MAX_KEY_BYTES, Query, Response as Outcome};
+use shardkv::{
+    GroupKind, MAX_KEY_BYTES, MAX_SCAN_PAIRS, PageRequest, Query, Response as Outcome, read_page,
+};
 use shardkv_client::{Client, ClientOptions, ConnectError, ScanOptions};
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Streaming;
 use types::ShardSet;
 
 use super::pages::{PageSender, Pages, pages};
+use crate::admission::Admission;
 use crate::convert::kv;
 use crate::forward::{self, Forwarder, is_elsewhere};
 use crate::metrics::Metrics;
 use crate::options::Limits;
+use crate::page_budget::{PageBudget, PageShare};
+use crate::reads::{ReadKind, Readers};
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
+/// The approximate memory of a pair beside its key and value, in bytes.
+const PAIR_BYTES: usize = 64;
+
+/// The bounds of reads of pages and of counts.
+pub(crate) const fn read_kind(limits: &Limits) -> ReadKind {
+    ReadKind {
+        what: "reads of scans",
+        // Fewer than cores, so that scans leave some to writes.
+        max_running: 2,
+        max_admitted: limits.max_scans,
+    }
+}
+
 /// Serves scans.
 pub(crate) struct Scanner {
-    replica: Arc<ReplicaHandle>,
-    routing: Arc<Routing>,
-    forwarder: Arc<Forwarder>,
-    metrics: Arc<Metrics>,
-    limits: Limits,
-    /// The addresses that the client below begins with.
-    seeds: Vec<String>,
-    request_timeout: Duration,
+    pub(crate) replica: Arc<ReplicaHandle>,
+    pub(crate) routing: Arc<Routing>,
+    pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) readers: Arc<Readers>,
+    pub(crate) limits: Limits,
+    /// The addresses that the client below begins with: those of the controllers, or of this group's nodes.
+    pub(crate) seeds: Vec<String>,
+    pub(crate) request_timeout: Duration,
     /// A client that reads from all groups; created at the first scan that needs it.
-    all_groups: OnceLock<Result<Client, ConnectError>>,
+    pub(crate) all_groups: OnceLock<Result<Client, ConnectError>>,
 }
 
 impl Scanner {
-    /// Creates a scanner. `seeds` are the addresses of the controllers, or of this group's nodes.
-    pub(crate) fn new(
-        replica: Arc<ReplicaHandle>,
-        routing: Arc<Routing>,
-        forwarder: Arc<Forwarder>,
-        metrics: Arc<Metrics>,
-        limits: Limits,
-        seeds: Vec<String>,
-        request_timeout: Duration,
-    ) -> Self {
-        Self {
-            replica,
-            routing,
-            forwarder,
-            metrics,
-            limits,
-            seeds,
-            request_timeout,
-            all_groups: OnceLock::new(),
-        }
-    }
-
     /// Returns the client that reads from all groups.
     fn all_groups(&self) -> Result<Client, ErrorDetail> {
         let create = || {
@@ -97,12 +99,13 @@ pub(crate) fn open(
         request,
         shards,
     };
+    let admission = &scanner.admission;
     if here {
-        tokio::spawn(scan.here(pages));
+        tokio::spawn(scan.here(pages, admission.scan()?));
     } else if kind == GroupKind::Standalone {
-        tokio::spawn(scan.here_or_at_the_leader(pages));
+        tokio::spawn(scan.here_or_at_the_leader(pages, admission.scan()?));
     } else {
-        let slot = scanner.forwarder.scan_permit()?;
+        let slot = admission.relayed_scan()?;
         scanner.metrics.forwarded.inc();
         tokio::spawn(scan.everywhere(pages, slot));
     }
@@ -140,16 +143,16 @@ enum End {
 }
 
 impl Scan {
-    async fn here(mut self, pages: PageSender) {
-        match self.local(&pages).await {
+    async fn here(mut self, mut pages: PageSender, _slot: OwnedSemaphorePermit) {
+        match self.local(&mut pages).await {
             End::Over => pages.end().await,
             End::Gone => {}
             End::Refused(error) => self.refuse(pages, &error).await,
         }
     }
 
-    async fn here_or_at_the_leader(mut self, pages: PageSender) {
-        let error = match self.local(&pages).await {
+    async fn here_or_at_the_leader(mut self, mut pages: PageSender, _slot: OwnedSemaphorePermit) {
+        let error = match self.local(&mut pages).await {
             End::Over => return pages.end().await,
             End::Gone => return,
             End::Refused(error) => error,
@@ -163,13 +166,22 @@ impl Scan {
             self.left
         };
         match forward::scan(&self.scanner.forwarder, self.request.clone()).await {
-            Ok(stream) => relay(&self.scanner.metrics, stream, pages).await,
+            Ok(stream) => {
+                let scanner = &self.scanner;
+                relay(
+                    &scanner.metrics,
+                    &scanner.admission.relayed_pages,
+                    stream,
+                    pages,
+                )
+                .await;
+            }
             Err(error) => self.refuse(pages, &error).await,
         }
     }
 
     /// Sends the pairs of all groups: a client of its own reads them and merges the results.
-    async fn everywhere(self, pages: PageSender, _slot: OwnedSemaphorePermit) {
+    async fn everywhere(self, mut pages: PageSender, _slot: OwnedSemaphorePermit) {
         let client = match self.scanner.all_groups() {
             Ok(client) => client,
             Err(error) => return self.refuse(pages, &error).await,
@@ -184,23 +196,38 @@ impl Scan {
             let Some(room) = pages.room().await else {
                 return;
             };
-            match self.gather(&mut pairs).await {
-                Ok(page) if page.is_empty() => break,
-                Ok(page) => room.send(response(page, false)),
-                Err(error) => {
-                    drop(room);
-                    return self.refuse(pages, &errors::unavailable(error, 100)).await;
-                }
+            let Some(page) = room.unless_gone(self.gathered(&mut pairs)).await else {
+                return;
+            };
+            match page {
+                Ok(None) => break,
+                Ok(Some((page, share))) => room.send(response(page), Some(share)),
+                Err(error) => return self.refuse(pages, &error).await,
             }
         }
         pages.end().await;
+    }
+
+    /// Returns the next page with its share of the budget; `None` at the end.
+    async fn gathered(
+        &self,
+        pairs: &mut shardkv_client::Scan,
+    ) -> Result<Option<(Pairs, PageShare)>, ErrorDetail> {
+        let page = self.gather(pairs).await;
+        let page = page.map_err(|error| errors::unavailable(error, 100))?;
+        if page.is_empty() {
+            return Ok(None);
+        }
+        let budget = &self.scanner.admission.relayed_pages;
+        let share = budget.take(size(&page)).await?;
+        Ok(Some((page, share)))
     }
 
     /// Returns the next page: at least one pair if there is one, and all further pairs that are there without waiting.
     async fn gather(
         &self,
         pairs: &mut shardkv_client::Scan,
-    ) -> Result<Vec<(Bytes, Bytes)>, shardkv_client::Error> {
+    ) -> Result<Pairs, shardkv_client::Error> {
         let limits = &self.scanner.limits;
         let mut page = Vec::new();
         let mut bytes = 0;
@@ -224,20 +251,22 @@ impl Scan {
     }
 
     /// Sends the pairs of this node's group while the node leads.
-    async fn local(&mut self, pages: &PageSender) -> End {
+    async fn local(&mut self, pages: &mut PageSender) -> End {
         loop {
-            // The slot comes first, so that a page is read only when it can be sent.
             let Some(room) = pages.room().await else {
                 return End::Gone;
             };
-            let (pairs, more) = match self.page().await {
+            let Some(page) = room.unless_gone(self.page()).await else {
+                return End::Gone;
+            };
+            let (pairs, more, share) = match page {
                 Ok(page) => page,
                 Err(error) => return End::Refused(error),
             };
             self.left = self.left.saturating_sub(pairs.len() as u64);
             let next = pairs.last().map(|(key, _)| after(key));
             if !pairs.is_empty() {
-                room.send(response(pairs, self.request.keys_only));
+                room.send(response(pairs), Some(share));
             }
             match next {
                 Some(next) if more && self.left > 0 => self.request.start = next,
@@ -246,50 +275,105 @@ impl Scan {
         }
     }
 
-    async fn page(&self) -> Result<(Vec<(Bytes, Bytes)>, bool), ErrorDetail> {
+    /// Reads the next page. The flag is true if there are more.
+    async fn page(&self) -> Result<(Pairs, bool, PageShare), ErrorDetail> {
+        let scanner = &self.scanner;
+        let request = self.page_request();
+        let mut share = scanner.admission.pages.take(self.most_bytes()).await?;
+        self.confirm().await?;
+        let read = move |state: &dyn replica::StateReader| read_page(state, &request);
+        let page = scanner.readers.read(read).await?;
+        match page.map_err(|error| kv::kv_error(&error))? {
+            Outcome::Page { pairs, more } => {
+                share.shrink(size(&pairs));
+                Ok((pairs, more, share))
+            }
+            _ => Err(kv::mismatch()),
+        }
+    }
+
+    /// Returns when the state here has all that was committed before this call, while this node leads.
+    async fn confirm(&self) -> Result<(), ErrorDetail> {
+        let replica = &self.scanner.replica;
+        let result = replica.ask(kv::read(Query::Confirm)).await?;
+        match kv::outcome(result, |node| replica.address_or_empty(node))? {
+            Outcome::Confirmed => Ok(()),
+            _ => Err(kv::mismatch()),
+        }
+    }
+
+    fn page_request(&self) -> PageRequest {
         let limits = &self.scanner.limits;
         let limit = u32::try_from(self.left).unwrap_or(u32::MAX);
-        let query = Query::Scan {
+        PageRequest {
             start: self.request.start.clone(),
             end: self.request.end.clone(),
             limit: limit.min(limits.scan_page_pairs),
             max_bytes: limits.scan_page_bytes,
+            keys_only: self.request.keys_only,
             shards: self.shards.clone(),
-        };
-        let result = self.scanner.replica.ask(kv::read(query)).await?;
-        match kv::outcome(result, |node| self.scanner.replica.address_or_empty(node))? {
-            Outcome::Page { pairs, more } => Ok((pairs, more)),
-            _ => Err(kv::mismatch()),
         }
+    }
+
+    /// Returns the most bytes that the next page may have, of values within the present limit.
+    fn most_bytes(&self) -> usize {
+        let limits = &self.scanner.limits;
+        let value = if self.request.keys_only {
+            0
+        } else {
+            limits.max_value_bytes
+        };
+        let pairs = limits.scan_page_pairs.min(MAX_SCAN_PAIRS) as usize;
+        limits.scan_page_bytes as usize + MAX_KEY_BYTES + value + pairs * PAIR_BYTES
     }
 }
 
 /// Relays another node's pages, at the pace at which the caller fetches them.
-pub(crate) async fn relay(metrics: &Metrics, mut from: Streaming<ScanResponse>, to: PageSender) {
+pub(crate) async fn relay(
+    metrics: &Metrics,
+    budget: &PageBudget,
+    mut from: Streaming<ScanResponse>,
+    mut to: PageSender,
+) {
     loop {
-        let page = match from.message().await {
-            Ok(Some(page)) => page,
-            Ok(None) => return to.end().await,
-            Err(status) => {
-                let detail = api::error_detail(&status);
-                let broke = || errors::unavailable(status.message(), 100);
-                let detail = detail.unwrap_or_else(broke);
-                return to.fail(metrics.reject(&detail)).await;
+        let Some(room) = to.room().await else {
+            return;
+        };
+        let next = async {
+            match from.message().await {
+                Ok(Some(page)) => {
+                    let bytes = prost::Message::encoded_len(&page);
+                    Ok(Some((page, budget.take(bytes).await?)))
+                }
+                Ok(None) => Ok(None),
+                Err(status) => {
+                    let broke = || errors::unavailable(status.message(), 100);
+                    Err(api::error_detail(&status).unwrap_or_else(broke))
+                }
             }
         };
-        match to.room().await {
-            Some(room) => room.send(page),
-            None => return,
+        let Some(next) = room.unless_gone(next).await else {
+            return;
+        };
+        match next {
+            Ok(Some((page, share))) => room.send(page, Some(share)),
+            Ok(None) => return to.end().await,
+            Err(error) => return to.fail(metrics.reject(&error)).await,
         }
     }
 }
 
+type Pairs = Vec<(Bytes, Bytes)>;
+
+/// Returns the approximate memory of a page, in bytes.
+fn size(pairs: &[(Bytes, Bytes)]) -> usize {
+    let size = |(key, value): &(Bytes, Bytes)| key.len() + value.len() + PAIR_BYTES;
+    pairs.iter().map(size).sum()
+}
+
 /// Converts a page to the wire.
-pub(crate) fn response(pairs: Vec<(Bytes, Bytes)>, keys_only: bool) -> ScanResponse {
-    let pair = |(key, value)| Pair {
-        key,
-        value: if keys_only { Bytes::new() } else { value },
-    };
+pub(crate) fn response(pairs: Vec<(Bytes, Bytes)>) -> ScanResponse {
+    let pair = |(key, value)| Pair { key, value };
     ScanResponse {
         pairs: pairs.into_iter().map(pair).collect(),
     }

@@ -7,13 +7,16 @@ use api::v1::error_detail::Kind;
 use api::v1::{ErrorDetail, ShardStatus, ShardsRequest, ShardsResponse};
 use api::{errors, v1};
 use bytes::Bytes;
+use replica::StateReader;
 use shardkv::mover::Driver;
-use shardkv::{GroupKind, Ownership, PlannedMove, Query, Response, Shard, ShardState};
-use types::{ConfigNum, Gid, LogTime, ShardId, ShardSet};
+use shardkv::{
+    GroupKind, KvError, Ownership, PlannedMove, Query, Response, Shard, ShardState, read_count,
+};
+use types::{ConfigNum, Gid, LogTime, ShardId};
 
 use crate::convert::kv;
-use crate::forward::is_elsewhere;
 use crate::mover::SharedMover;
+use crate::reads::Readers;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
@@ -27,13 +30,25 @@ struct Size {
     bytes: u64,
 }
 
+/// The sources of the answer to `Admin.Shards`.
+pub(crate) struct Sources<'a> {
+    pub(crate) replica: &'a ReplicaHandle,
+    pub(crate) readers: &'a Readers,
+    pub(crate) routing: &'a Routing,
+    pub(crate) mover: &'a SharedMover,
+}
+
 /// Answers `Admin.Shards`.
 pub(crate) async fn shards(
-    replica: &ReplicaHandle,
-    routing: &Routing,
-    mover: &SharedMover,
+    sources: &Sources<'_>,
     request: &ShardsRequest,
 ) -> Result<ShardsResponse, ErrorDetail> {
+    let Sources {
+        replica,
+        readers,
+        routing,
+        mover,
+    } = sources;
     if routing.kind() == GroupKind::Controller {
         let what = "a controller has no shards: send the request to a node of a replica group";
         return Err(errors::conflict(what));
@@ -47,7 +62,7 @@ pub(crate) async fn shards(
         .filter(|shard| wanted.is_empty() || wanted.contains(*shard))
         .collect();
     let sizes = if request.exact {
-        count(replica, &ownership, &listed).await?
+        count(readers, &ownership, &listed).await?
     } else {
         estimates(replica, &ownership, &listed).await?
     };
@@ -78,8 +93,7 @@ pub(crate) async fn shards(
 /// Waits until a leader has applied all that its group has committed. Right after a start it may lead before that, and would name a
 /// past configuration. Other nodes answer by what they know.
 async fn catch_up(replica: &ReplicaHandle) -> Result<(), ErrorDetail> {
-    let shards = ShardSet::default();
-    let result = replica.ask(kv::read(Query::Sizes { shards })).await?;
+    let result = replica.ask(kv::read(Query::Confirm)).await?;
     match kv::outcome(result, |node| replica.address_or_empty(node)) {
         Err(error) if !matches!(error.kind, Some(Kind::NotLeader(_))) => Err(error),
         _ => Ok(()),
@@ -189,13 +203,13 @@ async fn estimates(
 }
 
 async fn count(
-    replica: &ReplicaHandle,
+    readers: &Readers,
     ownership: &Ownership,
     listed: &[ShardId],
 ) -> Result<BTreeMap<ShardId, Size>, ErrorDetail> {
     let mut sizes = BTreeMap::new();
     for shard in listed.iter().filter(|it| ownership.shards.contains_key(it)) {
-        if let Some(size) = count_one(replica, *shard).await? {
+        if let Some(size) = count_one(readers, *shard).await? {
             sizes.insert(*shard, size);
         }
     }
@@ -203,14 +217,15 @@ async fn count(
 }
 
 /// Counts the content of a shard page by page. Returns `None` if the shard goes away meanwhile.
-async fn count_one(replica: &ReplicaHandle, shard: ShardId) -> Result<Option<Size>, ErrorDetail> {
+async fn count_one(readers: &Readers, shard: ShardId) -> Result<Option<Size>, ErrorDetail> {
     let mut size = Size::default();
     let mut after = Bytes::new();
     loop {
-        let answer = match ask(replica, Query::Count { shard, after }).await {
+        let read = move |state: &dyn StateReader| read_count(state, shard, &after);
+        let answer = match readers.read(read).await? {
             Ok(answer) => answer,
-            Err(error) if is_elsewhere(&error) => return Ok(None),
-            Err(error) => return Err(error),
+            Err(KvError::WrongGroup { .. }) => return Ok(None),
+            Err(error) => return Err(kv::kv_error(&error)),
         };
         let Response::Count { keys, bytes, next } = answer else {
             return Err(kv::mismatch());

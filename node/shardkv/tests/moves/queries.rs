@@ -1,7 +1,10 @@
 //! Queries of a shard that moves, and pulls.
 
 use bytes::Bytes;
-use shardkv::{Cursor, KvError, Next, Query, Response, ShardState, Step, user_key};
+use shardkv::{
+    Cursor, KvError, Next, PageRequest, Query, Response, ShardState, Step, read_count, read_page,
+    user_key,
+};
 use types::{ConfigNum, LogTime, ShardId, ShardSet, shard_of};
 
 use crate::common::{SHARDS_GENESIS, bytes, put};
@@ -108,10 +111,13 @@ fn a_shard_is_exported_counted_and_measured() {
 
     let count = |a: &Group, after: &str| {
         let after = bytes(after);
-        a.replica.query(&Query::Count {
+        let alone = read_count(&a.replica.state, SHARD, &after).unwrap();
+        let count = a.replica.query(&Query::Count {
             shard: SHARD,
             after,
-        })
+        });
+        assert_eq!(alone.unwrap_or_else(Response::Refused), count);
+        count
     };
     let bytes_each = (tagged(0).len() + "value".len()) as u64;
     let expected = |keys: u64| Response::Count {
@@ -182,13 +188,19 @@ fn scans_see_what_is_served_and_refuse_what_was_asked_and_is_not() {
         a.replica.apply(1_000, None, put(key, "v"));
     }
     let scan = |a: &Group, shards: Option<&[u32]>| {
-        a.replica.query(&Query::Scan {
+        let request = PageRequest {
             start: Bytes::new(),
             end: Bytes::new(),
             limit: 1_000,
             max_bytes: u32::MAX,
+            keys_only: false,
             shards: shards.map(|shards| shards.iter().copied().map(ShardId).collect()),
-        })
+        };
+        // A state alone gives the same page: the shards' records are in it.
+        let page = read_page(&a.replica.state, &request).unwrap();
+        let answer = a.replica.query(&Query::Page(request));
+        assert_eq!(page.unwrap_or_else(Response::Refused), answer);
+        answer
     };
     let expected = |shards: &[u32]| {
         let own = keys
