@@ -71,6 +71,7 @@ mod snapshot;
 mod space;
 mod state;
 mod state_db;
+mod tables;
 mod unflushed;
 mod view;
 mod wal;

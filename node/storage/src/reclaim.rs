@@ -208,16 +208,17 @@ impl Shared {
         let mut options = CompactOptions::default();
         options.set_exclusive_manual_compaction(false);
         for (table, ranges) in &job.ranges {
-            let family = job.db.column_family(*table)?;
-            let between = |start: &Bytes, end: &Bytes| {
-                let sizes = db.get_approximate_sizes_cf(family, &[Range::new(start, end)]);
-                sizes.first().copied().unwrap_or(0)
-            };
-            for (start, end) in join(ranges.clone(), between) {
-                if self.lock().cancellations != cancellations {
-                    return Ok(());
+            for family in job.db.column_families(*table)? {
+                let between = |start: &Bytes, end: &Bytes| {
+                    let sizes = db.get_approximate_sizes_cf(family, &[Range::new(start, end)]);
+                    sizes.first().copied().unwrap_or(0)
+                };
+                for (start, end) in join(ranges.clone(), between) {
+                    if self.lock().cancellations != cancellations {
+                        return Ok(());
+                    }
+                    db.compact_range_cf_opt(family, Some(start), Some(end), &options);
                 }
-                db.compact_range_cf_opt(family, Some(start), Some(end), &options);
             }
         }
         Ok(())

@@ -7,9 +7,9 @@ use replica::Applied;
 use replica::chunk::ChunkDecoder;
 use rocksdb::WriteBatch;
 
-use crate::engine;
 use crate::space::{Disk, Writer};
 use crate::state_db::StateDb;
+use crate::{engine, tables};
 
 /// A state that is being received. Dropping it unfinished removes its directory.
 pub(crate) struct Restore {
@@ -47,7 +47,7 @@ impl Restore {
     fn add(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         for (table, key, value) in self.decoder.chunk(chunk)? {
-            batch.put_cf(self.db.column_family(table)?, key, value);
+            tables::put(&self.db, &mut batch, table, &key, &value)?;
         }
         engine::write(self.db.db(), batch, &engine::unlogged())
     }

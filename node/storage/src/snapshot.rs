@@ -15,6 +15,7 @@ use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::error::translate;
 use crate::state_db::StateDb;
+use crate::tables::Tables;
 
 type Chunk = Result<Bytes, StoreError>;
 
@@ -78,11 +79,16 @@ impl Drop for RocksSnapshot {
 }
 
 fn read(db: &StateDb, applied: Applied, ready: &SyncSender<()>, send: &SyncSender<Chunk>) {
-    let snapshot = db.db().snapshot();
+    let snapshot = &db.db().snapshot();
     if ready.send(()).is_err() {
         return;
     }
     let mut encoder = ChunkEncoder::new(applied);
+    let tables = Tables {
+        source: snapshot,
+        db,
+        fills_cache: false,
+    };
     for table in Table::ALL {
         let family = match db.column_family(table) {
             Ok(family) => family,
@@ -96,9 +102,14 @@ fn read(db: &StateDb, applied: Applied, ready: &SyncSender<()>, send: &SyncSende
         options.fill_cache(false);
         options.set_readahead_size(1 << 20);
         for pair in snapshot.iterator_cf_opt(family, options, IteratorMode::Start) {
+            let pair = pair.map_err(|error| translate(&error));
+            let pair = pair.and_then(|(key, stored)| {
+                let value = tables.value(table, &key, stored)?;
+                Ok((key, value))
+            });
             let outcome = match pair {
                 Ok((key, value)) => encoder.pair(table, &key, &value).map(Ok),
-                Err(error) => Some(Err(translate(&error))),
+                Err(error) => Some(Err(error)),
             };
             if let Some(outcome) = outcome {
                 let failed = outcome.is_err();

@@ -10,23 +10,24 @@ use bytes::Bytes;
 use raft::{EntryId, SnapshotMeta, StoreError};
 use replica::memory::{check_commit, no_restore};
 use replica::{
-    Applied, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch as Changes,
+    Applied, Listed, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch as Changes,
 };
-use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::directory::{Directory, sync_dir};
 use crate::error::{Latch, OpenError, VerifyError, translate, translate_io};
 use crate::flusher::Flusher;
 use crate::options::StorageOptions;
-use crate::reader::{ScanRange, StateReads, take};
+use crate::reader::StateReads;
 use crate::reclaim::Reclaimer;
 use crate::restore::Restore;
 use crate::snapshot::RocksSnapshot;
 use crate::space::{Disk, Writer};
 use crate::state_db::{StateDb, add_applied};
+use crate::tables::Tables;
 use crate::unflushed::UnflushedBytes;
 use crate::view::RocksView;
-use crate::{current, engine, state_db};
+use crate::{current, engine, state_db, tables};
 
 /// A range with at most this many keys is cleared key by key, which costs later reads less than a range tombstone.
 const POINT_DELETES: usize = 128;
@@ -164,25 +165,30 @@ impl RocksState {
             let (key, _) = pair.map_err(|error| self.fail(&error))?;
             keys.push(key);
             if keys.len() > POINT_DELETES {
-                batch.delete_range_cf(family, start, end);
+                tables::remove_range(&self.db, batch, table, start, end)?;
                 return Ok(true);
             }
         }
-        let found = !keys.is_empty();
-        for key in keys {
-            batch.delete_cf(family, key);
+        for key in &keys {
+            tables::remove(&self.db, batch, table, key)?;
         }
-        Ok(found)
+        Ok(!keys.is_empty())
+    }
+
+    fn tables(&self) -> Tables<'_, DB> {
+        Tables {
+            source: self.db.db(),
+            db: &self.db,
+            fills_cache: true,
+        }
     }
 }
 
 impl StateReader for RocksState {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.latch.check()?;
-        let family = self.db.column_family(table)?;
-        let found = self.db.db().get_pinned_cf(family, key);
-        let value = found.map_err(|error| self.fail(&error))?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        let found = self.tables().get(table, key);
+        found.map_err(|error| self.latch.keep(error))
     }
 
     fn scan(
@@ -193,13 +199,20 @@ impl StateReader for RocksState {
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         self.latch.check()?;
-        let Some(range) = ScanRange::new(bounds).filter(|_| limit > 0) else {
-            return Ok(Vec::new());
-        };
-        let family = self.db.column_family(table)?;
-        let from = IteratorMode::From(&range.start, Direction::Forward);
-        let pairs = self.db.db().iterator_cf_opt(family, range.options, from);
-        take(pairs, limit, max_bytes).map_err(|error| self.fail(&error))
+        let found = self.tables().scan(table, bounds, limit, max_bytes);
+        found.map_err(|error| self.latch.keep(error))
+    }
+
+    fn list(
+        &self,
+        table: Table,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
+        self.latch.check()?;
+        let found = self.tables().list(table, bounds, limit, max_bytes);
+        found.map_err(|error| self.latch.keep(error))
     }
 
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
@@ -210,15 +223,13 @@ impl StateReader for RocksState {
 
     fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
         self.latch.check()?;
-        let family = self.db.column_family(table)?;
-        let ranges = [rocksdb::Range::new(start, end)];
-        let sizes = self.db.db().get_approximate_sizes_cf(family, &ranges);
+        let bytes = self.db.estimate_bytes(table, start, end)?;
         let mut unflushed = self
             .unflushed
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         unflushed.drop_flushed(self.flusher.durable().index);
-        Ok(sizes.first().copied().unwrap_or(0) + unflushed.bytes(table, start, end))
+        Ok(bytes + unflushed.bytes(table, start, end))
     }
 }
 
@@ -242,10 +253,9 @@ impl StateStore for RocksState {
             }
         }
         for ((table, key), change) in &changes.changes {
-            let family = self.db.column_family(*table)?;
             match change {
-                Some(value) => batch.put_cf(family, key, value),
-                None => batch.delete_cf(family, key),
+                Some(value) => tables::put(&self.db, &mut batch, *table, key, value)?,
+                None => tables::remove(&self.db, &mut batch, *table, key)?,
             }
         }
         add_applied(&mut batch, &applied);

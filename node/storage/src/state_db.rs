@@ -5,13 +5,16 @@
 //! leaves exactly one commit, never half of one.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use raft::StoreError;
 use replica::{Applied, Table};
-use rocksdb::{ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, WriteBatch};
+use rocksdb::{
+    ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, IteratorMode, Options, Range,
+    WriteBatch,
+};
 
 use crate::directory::{Directory, remove_tree, sync_dir};
 use crate::engine;
@@ -23,12 +26,16 @@ const VERSION: &[u8] = b"version";
 /// The version of the format.
 pub(crate) const FORMAT: u8 = 1;
 const DEFAULT: &str = "default";
+/// The column family of long values of [`Table::Data`]; see [`crate::tables`].
+const VALUES: &str = "values";
 
 /// One open database of the state. The store shares it with the snapshots and views that read it.
 pub(crate) struct StateDb {
     /// Declared before `dir`, so that the database is closed before its directory is removed.
     db: DB,
     dir: StateDir,
+    /// True if the column family of long values has ever had one, as far as this process knows.
+    has_values: AtomicBool,
 }
 
 /// A directory `state/<n>/`. The last user removes it if it is obsolete.
@@ -55,6 +62,16 @@ fn column_family_name(table: Table) -> &'static str {
         Table::Sessions => "sessions",
         Table::Journal => "journal",
     }
+}
+
+/// Returns true if the database has all column families except that of long values, as an older version made it.
+fn lacks_values(engine: &Options, path: &Path) -> Result<bool, rocksdb::Error> {
+    let names = DB::list_cf(engine, path)?;
+    let has = |name: &str| names.iter().any(|it| it == name);
+    Ok(!has(VALUES)
+        && Table::ALL
+            .iter()
+            .all(|table| has(column_family_name(*table))))
 }
 
 /// Adds the position to a batch.
@@ -104,24 +121,36 @@ impl StateDb {
         let open = || {
             let mut engine = engine::state_options(options)?;
             engine.create_if_missing(create);
-            engine.create_missing_column_families(create);
+            let older = !create && lacks_values(&engine, &path)?;
+            engine.create_missing_column_families(create || older);
             engine.set_error_if_exists(create);
             let column_families = [DEFAULT]
                 .into_iter()
                 .chain(Table::ALL.map(column_family_name))
+                .chain([VALUES])
                 .map(|name| ColumnFamilyDescriptor::new(name, engine.clone()));
             DB::open_cf_descriptors(&engine, &path, column_families)
         };
         let translated = if create { translate } else { translate_opening };
         let db = open().map_err(|error| translated(&error))?;
-        Ok(Arc::new(Self {
+        let db = Self {
             db,
             dir: StateDir {
                 path,
                 obsolete: AtomicBool::new(false),
                 _directory: Arc::clone(directory),
             },
-        }))
+            has_values: AtomicBool::new(false),
+        };
+        let first = db.db.iterator_cf(db.values()?, IteratorMode::Start).next();
+        if first
+            .transpose()
+            .map_err(|error| translate(&error))?
+            .is_some()
+        {
+            db.set_has_values();
+        }
+        Ok(Arc::new(db))
     }
 
     pub(crate) fn db(&self) -> &DB {
@@ -131,6 +160,46 @@ impl StateDb {
     /// Returns the column family of a table.
     pub(crate) fn column_family(&self, table: Table) -> Result<&ColumnFamily, StoreError> {
         self.column_family_named(column_family_name(table))
+    }
+
+    /// Returns the column family of long values.
+    pub(crate) fn values(&self) -> Result<&ColumnFamily, StoreError> {
+        self.column_family_named(VALUES)
+    }
+
+    /// Returns all column families that have a part of a table.
+    pub(crate) fn column_families(&self, table: Table) -> Result<Vec<&ColumnFamily>, StoreError> {
+        let mut families = vec![self.column_family(table)?];
+        if table == Table::Data {
+            families.push(self.values()?);
+        }
+        Ok(families)
+    }
+
+    /// Returns true if there may be long values.
+    pub(crate) fn has_values(&self) -> bool {
+        self.has_values.load(Ordering::Acquire)
+    }
+
+    /// Records that there is a long value, or will be one after the next write.
+    pub(crate) fn set_has_values(&self) {
+        self.has_values.store(true, Ordering::Release);
+    }
+
+    /// Estimates the bytes of a range in files.
+    pub(crate) fn estimate_bytes(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+    ) -> Result<u64, StoreError> {
+        let size = |family: &ColumnFamily| {
+            let sizes = self
+                .db
+                .get_approximate_sizes_cf(family, &[Range::new(start, end)]);
+            sizes.first().copied().unwrap_or(0)
+        };
+        Ok(self.column_families(table)?.into_iter().map(size).sum())
     }
 
     fn column_family_named(&self, name: &str) -> Result<&ColumnFamily, StoreError> {
@@ -143,7 +212,7 @@ impl StateDb {
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
         let mut column_families = vec![self.column_family_named(DEFAULT)?];
         for table in Table::ALL {
-            column_families.push(self.column_family(table)?);
+            column_families.extend(self.column_families(table)?);
         }
         let mut options = FlushOptions::default();
         options.set_wait(true);

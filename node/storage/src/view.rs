@@ -13,6 +13,7 @@ use rocksdb::{IteratorMode, ReadOptions};
 
 use crate::error::translate;
 use crate::state_db::StateDb;
+use crate::tables::Tables;
 
 /// A page ends with the pair that reaches this size.
 const PAGE_BYTES: usize = 256 << 10;
@@ -77,7 +78,7 @@ fn read(
     ready: &SyncSender<()>,
     send: &SyncSender<Page>,
 ) {
-    let snapshot = db.db().snapshot();
+    let snapshot = &db.db().snapshot();
     if ready.send(()).is_err() || start >= end {
         return;
     }
@@ -95,16 +96,26 @@ fn read(
     options.set_readahead_size(1 << 20);
     options.set_iterate_upper_bound(end.as_ref());
     let from = IteratorMode::From(start, rocksdb::Direction::Forward);
+    let tables = Tables {
+        source: snapshot,
+        db,
+        fills_cache: false,
+    };
     let mut page = Vec::new();
     let mut bytes = 0;
     for pair in snapshot.iterator_cf_opt(family, options, from) {
+        let pair = pair.map_err(|error| translate(&error));
+        let pair = pair.and_then(|(key, stored)| {
+            let value = tables.value(table, &key, stored)?;
+            Ok((Bytes::from(key), value))
+        });
         match pair {
             Ok((key, value)) => {
                 bytes += key.len() + value.len();
-                page.push((Bytes::from(key), Bytes::from(value)));
+                page.push((key, value));
             }
             Err(error) => {
-                let _ = send.send(Err(translate(&error)));
+                let _ = send.send(Err(error));
                 return;
             }
         }

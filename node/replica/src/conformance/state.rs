@@ -40,6 +40,7 @@ pub fn all<H: Harness>(harness: &mut H) {
     commits::clears_come_before_changes(harness);
     commits::a_commit_does_not_go_back(harness);
     commits::scans_keep_their_bounds(harness);
+    commits::long_values_are_values_like_others(harness);
     commits::a_crash_leaves_some_whole_commit(harness);
     commits::a_flush_is_durable(harness);
     commits::a_started_flush_covers_what_was_committed(harness);

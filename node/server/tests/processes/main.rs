@@ -36,5 +36,6 @@ mod lifecycle;
 mod logs;
 mod names;
 mod pods;
+mod scans;
 mod shards;
 mod storm;

@@ -112,6 +112,15 @@ impl Node {
     }
 }
 
+impl Node {
+    /// Returns the bytes that the process has read from files so far, from caches or not.
+    pub(crate) fn read_bytes(&self) -> u64 {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
+        let line = io.lines().find_map(|l| l.strip_prefix("rchar: "));
+        line.unwrap().parse().unwrap()
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         // The process may have ended already. A frozen process dies of SIGKILL too.

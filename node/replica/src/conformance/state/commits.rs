@@ -7,7 +7,7 @@ use raft::{EntryId, StoreError};
 
 use super::{Bounds, Content, Harness, applied, content, fill, numbered, stamp, stamped, text};
 use crate::conformance::Random;
-use crate::{Applied, StateReader, StateStore, Table, WriteBatch};
+use crate::{Applied, Listed, MAX_LISTED_BYTES, StateReader, StateStore, Table, WriteBatch};
 
 /// A new state holds no pairs, and no entry is applied.
 pub fn an_empty_state_is_empty<H: Harness>(harness: &mut H) {
@@ -138,6 +138,65 @@ pub fn scans_keep_their_bounds<H: Harness>(harness: &mut H) {
     for (bytes, expected) in [(0, 1), (1, 1), (100, 1), (101, 2), (250, 3)] {
         assert_eq!(scan(whole, all, bytes).len(), expected, "{bytes} bytes");
     }
+}
+
+/// Long values are read, listed, replaced and removed as others are, and only they may be left out of a list.
+pub fn long_values_are_values_like_others<H: Harness>(harness: &mut H) {
+    let mut state = harness.create();
+    let lengths = [0, 24, MAX_LISTED_BYTES, MAX_LISTED_BYTES + 1, 300_000];
+    let mut index = 0;
+    let mut commit = |state: &mut H::State, batch: WriteBatch| {
+        index += 1;
+        state.commit(batch, applied(index)).unwrap();
+    };
+    let value = |length: usize| Bytes::from(vec![7; length]);
+    // Each length follows each other one under the same key.
+    for first in lengths {
+        for second in [lengths.as_slice(), &[usize::MAX]].concat() {
+            for length in [first, second] {
+                let mut batch = WriteBatch::default();
+                if length == usize::MAX {
+                    batch.remove(Table::Data, text("k"));
+                } else {
+                    batch.put(Table::Data, text("k"), value(length));
+                }
+                commit(&mut state, batch);
+                let expected = (length != usize::MAX).then(|| value(length));
+                assert_eq!(state.get(Table::Data, b"k"), Ok(expected.clone()));
+                let whole = (Bound::Unbounded, Bound::Unbounded);
+                let pairs = state.scan(Table::Data, whole, 9, usize::MAX).unwrap();
+                let found = pairs.into_iter().map(|(_, value)| value).next();
+                assert_eq!(found, expected);
+                let listed = state.list(Table::Data, whole, 9, usize::MAX).unwrap();
+                match listed.first() {
+                    Some((_, Listed::Value(value))) => assert_eq!(Some(value), expected.as_ref()),
+                    Some((_, Listed::Unread(left_out))) => {
+                        assert!(length > MAX_LISTED_BYTES);
+                        assert_eq!(*left_out, length);
+                    }
+                    None => assert_eq!(expected, None),
+                }
+            }
+        }
+    }
+    let mut batch = WriteBatch::default();
+    for n in 0..200 {
+        batch.put(Table::Data, numbered(n), value(5_000));
+    }
+    commit(&mut state, batch);
+    state.flush().unwrap();
+    let mut state = harness.crash(state);
+    assert_eq!(state.get(Table::Data, b"000199"), Ok(Some(value(5_000))));
+    // A cleared range takes its long values along, and keys that come back don't find them.
+    let mut batch = WriteBatch::default();
+    batch.clear(Table::Data, numbered(0), numbered(199));
+    commit(&mut state, batch);
+    let mut batch = WriteBatch::default();
+    batch.put(Table::Data, numbered(5), Bytes::new());
+    commit(&mut state, batch);
+    assert_eq!(state.get(Table::Data, b"000004"), Ok(None));
+    assert_eq!(state.get(Table::Data, b"000005"), Ok(Some(Bytes::new())));
+    assert_eq!(state.get(Table::Data, b"000199"), Ok(Some(value(5_000))));
 }
 
 /// After a crash the state is that of one commit, which is not older than `durable` was.

@@ -1,6 +1,9 @@
 //! Random operations in step with a model.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
 
 use super::{Harness, applied, chunks, content, numbered};
 use crate::conformance::Random;
@@ -49,8 +52,21 @@ pub fn random_walks_agree_with_the_model<H: Harness>(harness: &mut H, seeds: std
             }
             assert_eq!(state.applied(), model.applied(), "seed {seed} step {step}");
             assert_eq!(content(&state), *model.pairs(), "seed {seed} step {step}");
+            assert_eq!(lengths(&state), lengths(&model), "seed {seed} step {step}");
         }
     }
+}
+
+/// Returns the keys of a state and the lengths of their values, from a list.
+fn lengths(state: &impl StateStore) -> Vec<(Table, Bytes, usize)> {
+    let mut all = Vec::new();
+    for table in Table::ALL {
+        let whole = (Bound::Unbounded, Bound::Unbounded);
+        let found = state.list(table, whole, usize::MAX, usize::MAX).unwrap();
+        let found = found.into_iter();
+        all.extend(found.map(|(key, value)| (table, key, value.length())));
+    }
+    all
 }
 
 fn random_batch(random: &mut Random) -> WriteBatch {
@@ -61,6 +77,12 @@ fn random_batch(random: &mut Random) -> WriteBatch {
         match random.below(8) {
             0 => batch.clear(table, key, numbered(random.below(60))),
             1 | 2 => batch.remove(table, key),
+            3 => {
+                // Stores may keep long values in another place than short ones.
+                let length = usize::try_from(3_000 + random.below(3_000)).unwrap();
+                let byte = u8::try_from(random.below(256)).unwrap();
+                batch.put(table, key, vec![byte; length].into());
+            }
             _ => batch.put(table, key, numbered(random.below(1_000_000))),
         }
     }
