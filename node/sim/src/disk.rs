@@ -72,6 +72,8 @@ pub struct DiskOptions {
     pub sync: (Micros, Micros),
     /// The shortest and the longest time of a flush of the state.
     pub flush: (Micros, Micros),
+    /// The approximate size of a snapshot's chunk, or `None` for the product's.
+    pub chunk_bytes: Option<usize>,
 }
 
 impl Default for DiskOptions {
@@ -79,6 +81,7 @@ impl Default for DiskOptions {
         Self {
             sync: (100, 800),
             flush: (MILLI, 50 * MILLI),
+            chunk_bytes: None,
         }
     }
 }
@@ -121,6 +124,7 @@ impl Disk {
     pub fn new(options: DiskOptions, rng: SimRng) -> Self {
         let mut state = MemoryState::new();
         state.set_deferred_flush(true);
+        state.set_chunk_bytes(options.chunk_bytes);
         Self {
             inner: Arc::new(Mutex::new(Inner {
                 log: MemoryLog::new(),

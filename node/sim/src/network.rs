@@ -37,6 +37,9 @@ pub struct LinkOptions {
     pub duplicate_late_by: Micros,
     /// True if messages on one link overtake each other. Otherwise each link keeps their order.
     pub reordering: bool,
+    /// The bytes of snapshot chunks that a link carries in a second; `None` for any number. Chunks have a connection of
+    /// their own, so they delay nothing else.
+    pub snapshot_bytes_per_second: Option<u64>,
 }
 
 impl Default for LinkOptions {
@@ -49,6 +52,7 @@ impl Default for LinkOptions {
             duplication: 0,
             duplicate_late_by: 0,
             reordering: false,
+            snapshot_bytes_per_second: None,
         }
     }
 }
@@ -64,6 +68,8 @@ pub struct Network {
     slow: Option<(Range<HostId>, Micros)>,
     /// The arrival of the last message on each link that keeps order, by sender, then receiver.
     last_arrival: Vec<Vec<Micros>>,
+    /// The time until which each link carries the snapshot chunks that were sent.
+    busy_until: Vec<Vec<Micros>>,
 }
 
 impl Network {
@@ -75,6 +81,7 @@ impl Network {
             cut: BTreeSet::new(),
             slow: None,
             last_arrival: vec![vec![0; hosts]; hosts],
+            busy_until: vec![vec![0; hosts]; hosts],
         }
     }
 
@@ -89,6 +96,35 @@ impl Network {
             self.delay() + at + self.slowness(from, to) + echo
         });
         [Some(first), second]
+    }
+
+    /// Returns the arrivals at `to` of a snapshot chunk of `bytes` bytes that `from` sends at `at`: none, one, or two.
+    pub fn chunk_arrivals(
+        &mut self,
+        (from, to): (HostId, HostId),
+        at: Micros,
+        bytes: usize,
+    ) -> [Option<Micros>; 2] {
+        let Some(rate) = self.options.snapshot_bytes_per_second else {
+            return self.arrivals(from, to, at);
+        };
+        let lane = self
+            .busy_until
+            .get_mut(from)
+            .and_then(|row| row.get_mut(to));
+        let Some(lane) = lane else {
+            return [None, None];
+        };
+        let left = at.max(*lane) + bytes as u64 * 1_000_000 / rate.max(1);
+        *lane = left;
+        if self.is_cut(from, to) || self.rng.chance(self.options.loss) {
+            return [None, None];
+        }
+        let twice = self.rng.chance(self.options.duplication);
+        [Some(left), twice.then_some(left)].map(|left| {
+            let left = left?;
+            Some(left + self.delay() + self.slowness(from, to))
+        })
     }
 
     fn arrival(&mut self, from: HostId, to: HostId, at: Micros) -> Micros {

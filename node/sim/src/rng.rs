@@ -29,6 +29,8 @@ pub enum Concern {
     Mover,
     /// Late calls, and faults at the steps of moves.
     Steps,
+    /// The chunks of snapshots and the bandwidth of links.
+    Snapshots,
 }
 
 impl Concern {
@@ -43,6 +45,7 @@ impl Concern {
             Self::Cluster => 5,
             Self::Mover => 6,
             Self::Steps => 7,
+            Self::Snapshots => 8,
             Self::ConfigClient(number) => (3 << 32) | number as u64,
         }
     }

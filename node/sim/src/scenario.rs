@@ -4,6 +4,8 @@
 //! with every fault at once makes too little progress to have something to lose. A world with only crashes and slow
 //! disks makes enough.
 
+mod snapshots;
+
 use shardctrler::HistoryLimits;
 use shardkv::{Genesis, JournalLimits, MoverOptions};
 
@@ -50,6 +52,8 @@ pub struct Scenario {
     pub inbox: usize,
     /// True if the administrator doesn't wait for earlier membership changes.
     pub impatient_admin: bool,
+    /// True if clients go on until all members have caught up, although the faults have ended.
+    pub load_lasts: bool,
     /// True if leaders change often and clients are busy.
     pub stormy: bool,
     /// The share, of a million, of new leaders that are cut off with one companion before their first message leaves. A
@@ -134,6 +138,7 @@ impl Scenario {
             catch_up_ticks: 1,
             inbox: 4_096,
             impatient_admin: false,
+            load_lasts: false,
             stormy: false,
             isolated_leaders: 0,
             cluster: None,
@@ -182,6 +187,7 @@ impl Scenario {
         scenario.draw_faults(&mut rng);
         scenario.draw_clients(&mut rng);
         scenario.draw_cluster(&mut SimRng::new(seed, Concern::Cluster));
+        scenario.draw_snapshots(&mut SimRng::new(seed, Concern::Snapshots));
         scenario.settle(&mut rng);
         scenario
     }

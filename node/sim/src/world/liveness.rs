@@ -39,6 +39,7 @@ impl World {
         let reordering = self.scenario.links.reordering;
         self.network.set_options(LinkOptions {
             reordering,
+            snapshot_bytes_per_second: self.scenario.links.snapshot_bytes_per_second,
             ..LinkOptions::default()
         });
         let restart_all = self.rng.coin();
@@ -68,6 +69,12 @@ impl World {
                 self.resume(number)?;
             }
         }
+        if self.scenario.load_lasts {
+            // It is away long enough to need a snapshot.
+            let away = self.rng.between(SECOND, 2 * SECOND);
+            let number = self.rng.index(self.hosts.len());
+            self.crash(number, Some(away));
+        }
         self.queue
             .push(self.now + CHECK_INTERVAL, Event::CheckRecovery);
         Ok(())
@@ -79,7 +86,23 @@ impl World {
         if self.phase == Phase::GroupsDown {
             return self.check_recovery_without(since);
         }
-        if self.phase == Phase::ClientsActive && since >= CLIENTS_ACTIVE_FOR {
+        if self.phase == Phase::ClientsActive
+            && since >= CLIENTS_ACTIVE_FOR
+            && self.scenario.load_lasts
+        {
+            match self.behind_under_load() {
+                None => {
+                    self.count("worlds that caught up under load");
+                    self.scenario.load_lasts = false;
+                    self.phase_since = self.now;
+                }
+                Some(behind) if since > self.recovery() => {
+                    let detail = format!("under load: {behind}");
+                    return Err(Violation::new("liveness", detail));
+                }
+                Some(_) => {}
+            }
+        } else if self.phase == Phase::ClientsActive && since >= CLIENTS_ACTIVE_FOR {
             for number in 0..self.clients.len() {
                 self.clients[number].finish(self.now);
                 self.plan_client(number);

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use raft::{Index, ProgressState};
 use shardkv::ShardState;
-use types::{ConfigNum, Gid, ShardConfig, ShardId, ShardSet};
+use types::{ConfigNum, Gid, NodeId, ShardConfig, ShardId, ShardSet};
 
 use super::World;
 use crate::client::Client;
 use crate::group::GroupId;
 use crate::mover::Mover;
+
+/// The most entries that a member lacks that has caught up while clients write.
+const CAUGHT_UP_ENTRIES: u64 = 50;
 
 impl World {
     /// Returns a group that left and is drained, but from which another group still awaits the answer to a delete.
@@ -47,6 +51,29 @@ impl World {
         let busy = self.clients.iter().find(|client| !client.is_idle());
         let busy = busy.map(Client::describe);
         busy.or_else(|| self.unsettled())
+    }
+
+    /// Describes a member that has not caught up with its leader, while clients write.
+    pub(super) fn behind_under_load(&self) -> Option<String> {
+        let mut groups = 0..self.groups.len();
+        groups.find_map(|group| {
+            let gid = self.groups[group].gid;
+            let leader = self.leader(group).and_then(|leader| self.status(leader));
+            let Some(status) = leader else {
+                return Some(format!("{gid} has no leader"));
+            };
+            let voters: BTreeSet<_> = status.membership.voters().collect();
+            if voters != self.nodes_of(group) {
+                return Some(format!("the members of {gid} are {}", status.membership));
+            }
+            let behind = |(_, matched, state): &&(NodeId, Index, ProgressState)| {
+                *state != ProgressState::Replicate
+                    || status.last_index.since(*matched) > CAUGHT_UP_ENTRIES
+            };
+            let (node, matched, state) = status.progress.iter().find(behind)?;
+            let last = status.last_index;
+            Some(format!("{node} matches {matched} of {last}, {state:?}"))
+        })
     }
 
     /// Describes what has not recovered yet in a group.

@@ -1,6 +1,6 @@
 //! Messages, requests and answers on their way out: the network decides when each one arrives.
 
-use raft::{Envelope, Index};
+use raft::{Envelope, Index, Message};
 use replica::{Answer, Request, RequestId};
 use shardkv::Response;
 use types::NodeId;
@@ -42,7 +42,14 @@ impl World {
     }
 
     pub(super) fn transmit(&mut self, from: HostId, to: HostId, after: Micros, envelope: Envelope) {
-        let [first, second] = self.network.arrivals(from, to, self.now + after);
+        let at = self.now + after;
+        let [first, second] = match &envelope.message {
+            Message::SnapshotChunk(chunk) => {
+                let bytes = chunk.data.len();
+                self.network.chunk_arrivals((from, to), at, bytes)
+            }
+            _ => self.network.arrivals(from, to, at),
+        };
         if let Some(at) = second {
             self.count("messages duplicated");
             let envelope = envelope.clone();

@@ -91,6 +91,7 @@ impl Cluster {
             duplication: 50_000,
             duplicate_late_by: 500_000,
             reordering: true,
+            snapshot_bytes_per_second: None,
         }
     }
 
