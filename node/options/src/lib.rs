@@ -50,6 +50,7 @@ pub struct Options {
     pub request_timeout: Duration,
     pub shutdown_timeout: Duration,
     pub metrics_listen: Option<String>,
+    pub stall_timeout: Duration,
     pub ready_file: Option<PathBuf>,
     pub log_format: LogFormat,
     pub log_filter: String,
@@ -79,6 +80,8 @@ pub struct Limits {
     pub max_pending_requests: usize,
     pub max_inflight_bytes: usize,
     pub max_streams_per_connection: u32,
+    pub max_pending_resets: usize,
+    pub max_stream_errors: usize,
     pub max_connections: usize,
     pub scan_page_bytes: u32,
     pub scan_page_pairs: u32,
@@ -220,6 +223,7 @@ fn build(values: &mut Values) -> Result<Options, OptionError> {
         request_timeout: millis(values, "request_timeout_ms", 1, 3_600_000)?,
         shutdown_timeout: millis(values, "shutdown_timeout_ms", 1, 600_000)?,
         metrics_listen: metrics_listen(values)?,
+        stall_timeout: millis(values, "stall_timeout_ms", 3_000, 86_400_000)?,
         ready_file: values.text("ready_file").map(PathBuf::from),
         log_format: log_format(values)?,
         log_filter: log_filter(values)?,
@@ -238,6 +242,7 @@ fn genesis(values: &mut Values, kind: GroupKind) -> Result<GenesisOptions, Optio
 }
 
 fn limits(values: &mut Values) -> Result<Limits, OptionError> {
+    let streams = values.number("max_streams_per_connection", 1, 1 << 20)?;
     let limits = Limits {
         max_value_bytes: values.number("max_value_bytes", 1, MAX_ENTRY_BYTES / 4)?,
         max_request_bytes: values.number("max_request_bytes", 1_024, 256 << 20)?,
@@ -245,7 +250,9 @@ fn limits(values: &mut Values) -> Result<Limits, OptionError> {
         max_stream_inflight_items: values.number("max_stream_inflight_items", 1, 1 << 20)?,
         max_pending_requests: values.number("max_pending_requests", 1, 1 << 24)?,
         max_inflight_bytes: values.number("max_inflight_bytes", 1 << 20, 1 << 40)?,
-        max_streams_per_connection: values.number("max_streams_per_connection", 1, 1 << 20)?,
+        max_streams_per_connection: streams,
+        max_pending_resets: max_pending_resets(values, streams)?,
+        max_stream_errors: values.number("max_stream_errors", 1, 1 << 20)?,
         max_connections: values.number("max_connections", 1, 1 << 20)?,
         scan_page_bytes: values.number("scan_page_bytes", 1, shardkv::MAX_SCAN_BYTES)?,
         scan_page_pairs: values.number("scan_page_pairs", 1, shardkv::MAX_SCAN_PAIRS)?,
@@ -263,6 +270,18 @@ fn limits(values: &mut Values) -> Result<Limits, OptionError> {
         return Err(values.error("max_inflight_bytes", "must be at least max_request_bytes"));
     }
     Ok(limits)
+}
+
+/// Reads the limit of cancelled requests. A client that cancels all its requests at once must keep its connection, because
+/// another user of the connection may wait for an answer.
+fn max_pending_resets(values: &mut Values, streams: u32) -> Result<usize, OptionError> {
+    let key = "max_pending_resets";
+    let resets = values.optional_number(key, 1, 1 << 20)?.unwrap_or(streams);
+    if resets < streams {
+        let reason = format!("must be at least max_streams_per_connection, {streams}");
+        return Err(values.error(key, reason));
+    }
+    Ok(usize::try_from(resets).unwrap_or(usize::MAX))
 }
 
 /// Returns the size of the largest operation: a compare-and-swap between two of the largest values under the longest key,

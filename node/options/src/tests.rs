@@ -110,6 +110,16 @@ fn a_bad_value_names_its_place() {
             "--max-request-bytes: must be at least",
         ),
         (
+            &["--data-dir=/d", "--max-pending-resets=100"],
+            "",
+            "--max-pending-resets: must be at least max_streams_per_connection, 1024",
+        ),
+        (
+            &["--data-dir=/d", "--stall-timeout-ms=1"],
+            "",
+            "--stall-timeout-ms: `1` is not a whole number from 3000",
+        ),
+        (
             &["--data-dir=/d", "--listen=nowhere"],
             "",
             "--listen: `nowhere` is not an address",

@@ -41,11 +41,16 @@ pub trait Probe: Send + Sync + 'static {
     /// Returns all metrics as `OpenMetrics` text.
     fn metrics(&self) -> Result<String, fmt::Error>;
 
+    /// Returns an error if only a restart may help. The program counts as alive while it answers, unless it says otherwise.
+    fn alive(&self) -> Result<(), NotReady> {
+        Ok(())
+    }
+
     /// Returns an error if the program can't do its work yet.
     fn ready(&self) -> Result<(), NotReady>;
 }
 
-/// Serves the endpoint for as long as the future is polled. The program counts as alive while it answers.
+/// Serves the endpoint for as long as the future is polled.
 pub async fn serve<P: Probe>(probe: Arc<P>, listener: TcpListener) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -93,15 +98,19 @@ fn answer<B>(probe: &impl Probe, request: &Request<B>) -> Response<Full<Bytes>> 
             }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         },
-        "/livez" => text(StatusCode::OK, "alive\n"),
-        "/readyz" => match probe.ready() {
-            Ok(()) => text(StatusCode::OK, "ready\n"),
-            Err(why) => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("not ready: {why}\n"),
-            ),
-        },
+        "/livez" => health("alive", probe.alive()),
+        "/readyz" => health("ready", probe.ready()),
         _ => text(StatusCode::NOT_FOUND, "try /metrics, /livez or /readyz\n"),
+    }
+}
+
+fn health(what: &str, state: Result<(), NotReady>) -> Response<Full<Bytes>> {
+    match state {
+        Ok(()) => text(StatusCode::OK, format!("{what}\n")),
+        Err(why) => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not {what}: {why}\n"),
+        ),
     }
 }
 
@@ -119,6 +128,22 @@ mod tests {
 
     struct Thing(Result<(), NotReady>);
 
+    struct Hanging;
+
+    impl Probe for Hanging {
+        fn metrics(&self) -> Result<String, fmt::Error> {
+            Ok("# EOF\n".to_owned())
+        }
+
+        fn alive(&self) -> Result<(), NotReady> {
+            Err(NotReady::new("a thread hangs"))
+        }
+
+        fn ready(&self) -> Result<(), NotReady> {
+            self.alive()
+        }
+    }
+
     impl Probe for Thing {
         fn metrics(&self) -> Result<String, fmt::Error> {
             Ok("# EOF\n".to_owned())
@@ -129,7 +154,7 @@ mod tests {
         }
     }
 
-    async fn ask(thing: &Thing, method: Method, path: &str) -> (u16, String) {
+    async fn ask(thing: &impl Probe, method: Method, path: &str) -> (u16, String) {
         let request = Request::builder().method(method).uri(path).body(());
         let response = answer(thing, &request.unwrap());
         let status = response.status().as_u16();
@@ -171,5 +196,7 @@ mod tests {
             let answered = ask(thing, method, path).await;
             assert_eq!(answered, (status, body.to_owned()), "{path}");
         }
+        let answered = ask(&Hanging, Method::GET, "/livez").await;
+        assert_eq!(answered, (503, "not alive: a thread hangs\n".to_owned()));
     }
 }

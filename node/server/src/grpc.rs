@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use api::v1::admin_server::AdminServer;
@@ -10,6 +11,7 @@ use api::v1::kv_server::{KvServer, SERVICE_NAME as KV};
 use api::v1::raft_server::RaftServer;
 use api::v1::shardctrler_server::ShardctrlerServer;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -20,6 +22,7 @@ use crate::lifecycle::Lifecycle;
 use crate::listen;
 use crate::metrics::Metrics;
 use crate::options::{Limits, MAX_FRAME_BYTES, Network};
+use crate::progress::Progress;
 use crate::services::admin::AdminService;
 use crate::services::ctrl::CtrlService;
 use crate::services::handoff::HandoffService;
@@ -31,6 +34,8 @@ use crate::services::typed;
 const SMALL_MESSAGE_BYTES: usize = 64 << 10;
 /// The factor by which a server waits longer for silent callers than callers wait for a silent server.
 const CALLERS_PATIENCE: u32 = 3;
+/// The pause between two looks at the replica's thread.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The service names in `grpc.health.v1`: the whole process, and the service that applications use.
 const HEALTH_NAMES: [&str; 2] = ["", KV];
 
@@ -42,6 +47,7 @@ pub(crate) struct Services {
     pub(crate) admin: AdminService,
     pub(crate) peers: PeerService,
     pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) progress: Arc<Progress>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) limits: Limits,
     pub(crate) network: Network,
@@ -60,6 +66,7 @@ pub(crate) async fn serve(
         admin,
         peers,
         lifecycle,
+        progress,
         metrics,
         limits,
         network,
@@ -89,7 +96,7 @@ pub(crate) async fn serve(
         .build_v1()
         .context("the reflection service can't be built")?;
     let (reporter, health) = health_reporter();
-    let health_task = tokio::spawn(report_health(lifecycle, reporter));
+    let health_task = tokio::spawn(report_health(lifecycle, progress, reporter));
     let result = Server::builder()
         .max_concurrent_streams(limits.max_streams_per_connection)
         .initial_stream_window_size(network.stream_window_bytes)
@@ -99,7 +106,9 @@ pub(crate) async fn serve(
         // caller may be a program that was paused.
         .http2_keepalive_timeout(Some(network.keepalive_timeout * CALLERS_PATIENCE))
         .http2_max_header_list_size(16 << 10)
-        .http2_max_pending_accept_reset_streams(Some(64))
+        .http2_max_pending_accept_reset_streams(Some(limits.max_pending_resets))
+        // Without a number the library sets no limit.
+        .http2_max_local_error_reset_streams(Some(limits.max_stream_errors))
         .layer(MapResponseLayer::new(typed::response::<Body>))
         .add_service(kv)
         .add_service(peers)
@@ -114,12 +123,17 @@ pub(crate) async fn serve(
     result.context("the gRPC server failed")
 }
 
-/// Reports the state of `grpc.health.v1`: serving while the node is a member of a group that has a leader.
-async fn report_health(lifecycle: Arc<Lifecycle>, reporter: HealthReporter) {
+/// Reports the state of `grpc.health.v1`: serving while the node is a member of a group that has a leader, and its replica's
+/// thread doesn't hang.
+async fn report_health(
+    lifecycle: Arc<Lifecycle>,
+    progress: Arc<Progress>,
+    reporter: HealthReporter,
+) {
     let mut view = lifecycle.watch();
     let mut last = None;
     loop {
-        let serving = view.borrow_and_update().is_serving();
+        let serving = view.borrow_and_update().is_serving() && progress.check_ready().is_ok();
         if last != Some(serving) {
             last = Some(serving);
             let status = if serving {
@@ -131,7 +145,8 @@ async fn report_health(lifecycle: Arc<Lifecycle>, reporter: HealthReporter) {
                 reporter.set_service_status(name, status).await;
             }
         }
-        if view.changed().await.is_err() {
+        // A thread that hangs changes nothing, so look at it now and then.
+        if let Ok(Err(_)) = timeout(LOOK_EVERY, view.changed()).await {
             return;
         }
     }

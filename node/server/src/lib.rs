@@ -73,6 +73,7 @@ mod node;
 mod page_budget;
 mod parts;
 mod peers;
+mod progress;
 mod random;
 mod readiness;
 mod reads;

@@ -145,6 +145,7 @@ impl Node {
             let probe = Arc::new(NodeProbe {
                 metrics: Arc::clone(&parts.metrics),
                 readiness: Arc::clone(&parts.readiness),
+                progress: Arc::clone(&parts.progress),
             });
             let task = tokio::spawn(probes::endpoint::serve(probe, listener));
             tasks.push(task.abort_handle());

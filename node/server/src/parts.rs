@@ -21,6 +21,7 @@ use crate::metrics::watch::ShardWatch;
 use crate::mover::{self, RoomWatch, SharedMover};
 use crate::options::Options;
 use crate::peers::Peers;
+use crate::progress::Progress;
 use crate::readiness::ReadinessProbe;
 use crate::reads::Readers;
 use crate::replica_handle::ReplicaHandle;
@@ -49,6 +50,7 @@ pub(crate) struct Parts {
     pub(crate) deliveries: Arc<Deliveries>,
     pub(crate) replica: Arc<ReplicaHandle>,
     pub(crate) readiness: Arc<ReadinessProbe>,
+    pub(crate) progress: Arc<Progress>,
     forwarder: Arc<Forwarder>,
     mover: Arc<SharedMover>,
     pub(crate) transport: Arc<Transport>,
@@ -86,9 +88,11 @@ impl Parts {
             Arc::clone(&inbox),
             options.request_timeout,
         ));
+        let progress = Arc::new(Progress::new(options.stall_timeout));
         let readiness = Arc::new(ReadinessProbe::new(
             Arc::clone(&lifecycle),
             Arc::clone(&routing),
+            Arc::clone(&progress),
         ));
         let forwarder = Arc::new(Forwarder::new(
             &options,
@@ -115,6 +119,7 @@ impl Parts {
             deliveries: Arc::new(Deliveries::default()),
             replica,
             readiness,
+            progress,
             forwarder,
             mover: Arc::new(SharedMover::default()),
             transport,
@@ -162,6 +167,7 @@ impl Parts {
                 self.options.network.handshake_timeout,
             ),
             lifecycle: Arc::clone(&self.lifecycle),
+            progress: Arc::clone(&self.progress),
             metrics: Arc::clone(&self.metrics),
             limits: self.options.limits,
             network: self.options.network,
@@ -232,6 +238,7 @@ impl Parts {
             transport: Arc::clone(&self.transport),
             lifecycle: Arc::clone(&self.lifecycle),
             readiness: Arc::clone(&self.readiness),
+            progress: Arc::clone(&self.progress),
             routing: Arc::clone(&self.routing),
             admission: Arc::clone(&self.admission),
             metrics: Arc::clone(&self.metrics),

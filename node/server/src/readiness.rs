@@ -20,6 +20,7 @@ use raft::{Index, MemberKind, Role};
 use replica::Status;
 
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::progress::{Progress, Stalled};
 use crate::routing::Routing;
 
 /// The maximum lag of a node that has caught up, in entries.
@@ -74,6 +75,8 @@ pub(crate) enum Unready {
     Unconfigured,
     #[error("stopping")]
     Stopping,
+    #[error(transparent)]
+    Stalled(#[from] Stalled),
 }
 
 /// The memory that keeps readiness from flapping.
@@ -95,14 +98,20 @@ pub(crate) struct Readiness {
 pub(crate) struct ReadinessProbe {
     lifecycle: Arc<Lifecycle>,
     routing: Arc<Routing>,
+    progress: Arc<Progress>,
     memory: Mutex<Readiness>,
 }
 
 impl ReadinessProbe {
-    pub(crate) fn new(lifecycle: Arc<Lifecycle>, routing: Arc<Routing>) -> Self {
+    pub(crate) fn new(
+        lifecycle: Arc<Lifecycle>,
+        routing: Arc<Routing>,
+        progress: Arc<Progress>,
+    ) -> Self {
         Self {
             lifecycle,
             routing,
+            progress,
             memory: Mutex::default(),
         }
     }
@@ -115,7 +124,9 @@ impl ReadinessProbe {
             .lifecycle
             .with_view(|view| Facts::of(view.phase, view.status.as_deref(), configured));
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.update(Instant::now(), &facts)
+        memory.update(Instant::now(), &facts)?;
+        // The facts are those of the last round. They say nothing about a thread that hangs.
+        Ok(self.progress.check_ready()?)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::inbox::{Batch, Inbox, Submission};
 use crate::lifecycle::Lifecycle;
 use crate::machine::{Machine, MachineResult, Published, Response};
 use crate::metrics::{Metrics, raise, set};
+use crate::progress::Progress;
 use crate::readiness::ReadinessProbe;
 use crate::replies::{Deliveries, PendingReplies, Reply};
 use crate::routing::Routing;
@@ -50,6 +51,7 @@ pub(crate) struct Handles {
     pub(crate) transport: Arc<Transport>,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) readiness: Arc<ReadinessProbe>,
+    pub(crate) progress: Arc<Progress>,
     pub(crate) routing: Arc<Routing>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Arc<Metrics>,
@@ -121,6 +123,7 @@ impl Runtime {
         self.publish();
         self.publish_machine();
         loop {
+            self.handles.progress.mark();
             let idle = self.full || !self.replica.needs_poll();
             let deadline = idle.then(|| self.clock.next());
             self.handles.inbox.take(&mut self.batch, deadline);

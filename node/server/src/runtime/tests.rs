@@ -1,7 +1,11 @@
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+use std::sync::Mutex;
 
 use bytes::Bytes;
-use raft::Membership;
+use raft::{
+    Entry, EntryId, Index, LogBatch, LogReader, LogState, LogStore, Membership, SnapshotMeta,
+};
 use replica::memory::{MemoryLog, MemoryState};
 use shardkv::{Chunk, Configure, Cursor, Genesis, GroupKind, Next, Ownership, Step};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
@@ -28,6 +32,43 @@ fn options(data: &tempfile::TempDir) -> Options {
     }
 }
 
+/// Returns the parts of a node and its replica, whose group has no other member. `log` wraps its log.
+fn replica_of(
+    data: &tempfile::TempDir,
+    options: Options,
+    kind: GroupKind,
+    log: impl FnOnce(MemoryLog) -> Box<dyn LogStore + Send>,
+) -> (Parts, Replica<Machine>) {
+    let stored = storage::open(data.path(), &storage::StorageOptions::default());
+    let belongs = (options.gid, options.cluster_name.as_str());
+    let directory = data.path().to_owned();
+    let identity = Identity::new(stored.unwrap().identity, None, true, belongs, directory);
+    let node = identity.node();
+    let mut replica_options = options.replica.clone();
+    replica_options.address = "a:1".to_owned();
+    let (fail, _) = oneshot::channel();
+    let metrics = Arc::new(Metrics::new());
+    let parts = Parts::new(options, "a:1".to_owned(), identity, metrics, fail);
+    let (mut stored, mut state) = (MemoryLog::new(), MemoryState::new());
+    let first = Membership::of_voters([(node, "a:1".to_owned())]);
+    let genesis = Genesis {
+        kind,
+        shards: 1,
+        ..Genesis::default()
+    };
+    let genesis = genesis.to_batch();
+    replica::initialise(&mut stored, &mut state, &first, genesis).unwrap();
+    let replica = Replica::recover(
+        replica_options,
+        node,
+        log(stored),
+        Box::new(state),
+        Machine::new(kind),
+        1,
+    );
+    (parts, replica.unwrap())
+}
+
 impl Driven {
     /// Starts a node that leads its group.
     fn leader() -> Self {
@@ -37,36 +78,10 @@ impl Driven {
     fn leader_of(kind: GroupKind) -> Self {
         let data = tempfile::tempdir().unwrap();
         let options = options(&data);
-        let stored = storage::open(data.path(), &storage::StorageOptions::default());
-        let belongs = (options.gid, options.cluster_name.as_str());
-        let directory = data.path().to_owned();
-        let identity = Identity::new(stored.unwrap().identity, None, true, belongs, directory);
-        let node = identity.node();
-        let mut replica_options = options.replica.clone();
-        replica_options.address = "a:1".to_owned();
-        let (fail, _) = oneshot::channel();
-        let metrics = Arc::new(Metrics::new());
-        let parts = Parts::new(options, "a:1".to_owned(), identity, metrics, fail);
-        let (mut log, mut state) = (MemoryLog::new(), MemoryState::new());
-        let first = Membership::of_voters([(node, "a:1".to_owned())]);
-        let genesis = Genesis {
-            kind,
-            shards: 1,
-            ..Genesis::default()
-        };
-        let genesis = genesis.to_batch();
-        replica::initialise(&mut log, &mut state, &first, genesis).unwrap();
-        let replica = Replica::recover(
-            replica_options,
-            node,
-            Box::new(log),
-            Box::new(state),
-            Machine::new(kind),
-            1,
-        );
+        let (parts, replica) = replica_of(&data, options, kind, |log| Box::new(log));
         let hour = Duration::from_hours(1);
         let clock = Clock::new(hour, 1, Instant::now());
-        let mut runtime = Runtime::new(replica.unwrap(), clock, parts.runtime_handles());
+        let mut runtime = Runtime::new(replica, clock, parts.runtime_handles());
         while runtime.replica.status().role != raft::Role::Leader {
             runtime.replica.tick(LogTime(1));
             runtime.poll().unwrap();
@@ -238,4 +253,80 @@ fn ticks_follow_the_time_and_a_pause_is_lost() {
     );
     assert_eq!(clock.next(), at(60_140));
     assert_eq!(clock.passed(at(60_140)), passed(1, false));
+}
+
+/// A log whose writes wait while the test holds the lock, like a disk that doesn't answer.
+struct HeldLog {
+    inner: MemoryLog,
+    disk: Arc<Mutex<()>>,
+}
+
+impl LogReader for HeldLog {
+    fn entries(
+        &self,
+        range: RangeInclusive<Index>,
+        max_bytes: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        self.inner.entries(range, max_bytes)
+    }
+}
+
+impl LogStore for HeldLog {
+    fn load(&mut self) -> Result<LogState, StoreError> {
+        self.inner.load()
+    }
+
+    fn write(&mut self, batch: &LogBatch) -> Result<(), StoreError> {
+        let _disk = self.disk.lock().unwrap();
+        self.inner.write(batch)
+    }
+
+    fn compact(&mut self, base: &SnapshotMeta) -> Result<(), StoreError> {
+        self.inner.compact(base)
+    }
+
+    fn begin_install(&mut self, last: EntryId) -> Result<(), StoreError> {
+        self.inner.begin_install(last)
+    }
+}
+
+/// Waits until the condition holds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[tokio::test]
+async fn a_thread_that_waits_for_the_disk_is_not_ready_and_at_last_not_alive() {
+    let disk = Arc::new(Mutex::new(()));
+    let held = Arc::clone(&disk);
+    let data = tempfile::tempdir().unwrap();
+    let mut options = options(&data);
+    options.stall_timeout = Duration::from_secs(5);
+    let (parts, replica) = replica_of(&data, options, GroupKind::Standalone, move |inner| {
+        Box::new(HeldLog { inner, disk })
+    });
+    let _ended = start(replica, &parts.options.replica, parts.runtime_handles()).unwrap();
+    parts.lifecycle.enter(crate::lifecycle::Phase::Running);
+    until("the node is ready", || parts.readiness.check().is_ok());
+
+    let stuck = held.lock().unwrap();
+    let permit = parts.admission.budget.take(1).unwrap();
+    let (reply, _receiver) = Reply::call(permit);
+    let request = replica::Request::Write {
+        operation: Bytes::from_static(b"any"),
+        frees_space: false,
+    };
+    parts.inbox.submit([Submission { request, reply }]);
+    let stalled = |check| matches!(check, Err(crate::readiness::Unready::Stalled(_)));
+    until("it is not ready", || stalled(parts.readiness.check()));
+    assert_eq!(parts.progress.check_alive(), Ok(()), "not at once");
+    until("it is not alive", || parts.progress.check_alive().is_err());
+    drop(stuck);
+    until("it goes on", || parts.readiness.check().is_ok());
+    assert_eq!(parts.progress.check_alive(), Ok(()));
+    parts.inbox.stop();
 }

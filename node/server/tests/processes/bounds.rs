@@ -10,6 +10,7 @@ use api::v1::{
 };
 use bytes::Bytes;
 use futures::StreamExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -297,4 +298,67 @@ async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
     }
     let response = kv.get(GetRequest { key: "k".into() }).await.unwrap();
     assert!(!response.into_inner().found, "none of them was applied");
+}
+
+/// Builds an HTTP/2 frame.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Returns the headers of a call, without compression: `:method POST`, `:scheme http`, `:path`, `content-type`, `te`.
+fn call_headers(path: &str) -> Vec<u8> {
+    let text = |text: &str| {
+        let mut bytes = vec![u8::try_from(text.len()).unwrap()];
+        bytes.extend(text.as_bytes());
+        bytes
+    };
+    let mut block = vec![0x83, 0x86, 0x04];
+    block.extend(text(path));
+    block.extend([0x0f, 0x10]);
+    block.extend(text("application/grpc"));
+    block.push(0x00);
+    block.extend(text("te"));
+    block.extend(text("trailers"));
+    block
+}
+
+/// A client cancels hundreds of calls before the node has looked at them. Its connection, and so another call on it, goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancelled_calls_do_not_end_the_connection_of_others() {
+    let cluster = Cluster::start(Setup::of(1)).await;
+    let leader = cluster.leader().await;
+    let mut stream = tokio::net::TcpStream::connect(cluster.listen(leader).to_string())
+        .await
+        .unwrap();
+    let headers = call_headers("/shardkv.v1.Kv/Get");
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    for call in 0..500 {
+        let id = 2 * call + 1;
+        bytes.extend(frame(1, 4, id, &headers));
+        // The reason CANCEL.
+        bytes.extend(frame(3, 0, id, &8_u32.to_be_bytes()));
+    }
+    bytes.extend(frame(6, 0, 0, b"are you?"));
+    stream.write_all(&bytes).await.unwrap();
+    let answered = tokio::time::timeout(Duration::from_secs(10), async {
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            stream.read_exact(&mut payload).await.unwrap();
+            let (kind, flags) = (head[3], head[4]);
+            assert_ne!(kind, 7, "GOAWAY: {}", String::from_utf8_lossy(&payload));
+            if (kind, flags) == (6, 1) {
+                return payload;
+            }
+        }
+    });
+    assert_eq!(answered.await.unwrap(), b"are you?");
 }
