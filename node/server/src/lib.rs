@@ -59,6 +59,7 @@ mod convert;
 mod disk;
 mod endpoint;
 mod exit;
+mod files;
 mod forward;
 mod grpc;
 mod identity;
@@ -130,8 +131,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn start(options: Options) -> Result<(), Fatal> {
+fn start(mut options: Options) -> Result<(), Fatal> {
     probes::telemetry::start(options.log_format, &options.log_filter)?;
+    files::share(&mut options)?;
     // With one thread a request needs no further hand-over between threads on its way in and out.
     let mut builder = if options.rpc_threads > 1 {
         let mut builder = tokio::runtime::Builder::new_multi_thread();

@@ -163,6 +163,12 @@ impl Cluster {
         self.put(node, started);
     }
 
+    /// Does the same with a limit of open files.
+    pub(crate) fn start_node_with_files(&mut self, node: u16, limit: u32) {
+        let started = Node::start_with_files(limit, &self.arguments(node), &self.log(node));
+        self.put(node, started);
+    }
+
     /// Does the same with another standard error.
     pub(crate) fn start_node_with_stderr(&mut self, node: u16, stderr: Stdio) {
         let arguments = self.arguments(node);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use shardkv_client::{Error, ScanOptions, ShardSet};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{holds, until};
@@ -306,4 +307,43 @@ async fn a_shard_comes_only_if_each_voter_has_room_for_it() {
         let value = plain.get(&format!("k{n}")).await;
         assert_eq!(value, Some("v".repeat(1_000)));
     }
+}
+
+/// Idle connections take all descriptors that connections may have, and the node goes on: its stores have their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_never_take_the_files_of_the_stores() {
+    let mut cluster = Cluster::prepare(Setup::of(1));
+    cluster.start_node_with_files(0, 500);
+    let client = cluster.client().await;
+    client.put("before", "value").await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..600 {
+        let mut connection = tokio::net::TcpStream::connect(cluster.listen(0))
+            .await
+            .unwrap();
+        // The node may have closed it already.
+        let _ = connection
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .await;
+        idle.push(connection);
+    }
+    // Enough for tables of both databases, which are new files.
+    for n in 0..80 {
+        client.put(format!("k{n}"), vec![7; 1 << 20]).await.unwrap();
+    }
+    assert!(cluster.node(0).is_running());
+    assert!(cluster.node(0).printed().contains("reduced"));
+    drop(idle);
+
+    cluster.kill(0);
+    cluster.start_node_with_files(0, 100);
+    let status = cluster.node(0).exited().await;
+    assert_eq!(status.code(), Some(9), "{}", cluster.node(0).printed());
+    assert!(cluster.node(0).printed().contains("ulimit -n"));
+    cluster.kill(0);
+
+    cluster.start_node(0);
+    let client = cluster.client().await;
+    let before = client.get("before").await.unwrap();
+    assert_eq!(before.as_deref(), Some(&b"value"[..]), "nothing is lost");
 }

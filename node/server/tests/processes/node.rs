@@ -40,6 +40,19 @@ impl Node {
         Self::spawn(plain_command("unshare", &wrapped), log)
     }
 
+    /// Does the same with a limit of open files, which the process can't raise.
+    pub(crate) fn start_with_files(limit: u32, arguments: &[String], log: &Path) -> Self {
+        let shell = "ulimit -n \"$0\" && exec \"$@\"".to_owned();
+        let mut wrapped = vec![
+            "-c".to_owned(),
+            shell,
+            limit.to_string(),
+            PROGRAM.to_owned(),
+        ];
+        wrapped.extend_from_slice(arguments);
+        Self::spawn(plain_command("sh", &wrapped), log)
+    }
+
     /// Does the same with another standard error.
     pub(crate) fn start_with_stderr(arguments: &[String], log: &Path, stderr: Stdio) -> Self {
         Self::spawn_with_stderr(command(arguments), log, stderr)

@@ -1,0 +1,126 @@
+//! The process' limit of open files, and how the parts of a node share it.
+//!
+//! Without a limit of their own, idle connections of clients could take the last file descriptor, and the stores would fail to
+//! open a table. So the limit is raised as far as the node needs it, and what is left after the stores and the node's own
+//! sockets bounds the connections.
+
+use node_options::Options;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::exit::{ExitCode, Fatal};
+
+/// The files of the node itself: the stores' logs and locks, connections to peers and other groups, and those of the metrics.
+const OWN: u64 = 256;
+/// The fewest files that each of the two databases needs.
+const LEAST_STORE: u64 = 32;
+/// The fewest connections that a node is of use with.
+const LEAST_CONNECTIONS: u64 = 32;
+
+/// The numbers of files that the parts may keep open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shares {
+    /// For each of the two databases.
+    store: u64,
+    connections: u64,
+}
+
+impl Shares {
+    fn total(self) -> u64 {
+        OWN.saturating_add(2 * self.store)
+            .saturating_add(self.connections)
+    }
+
+    /// Reduces the wanted numbers to a limit of open files. Returns `None` if a node can't work with it.
+    fn within(self, limit: u64) -> Option<Self> {
+        let left = limit.checked_sub(OWN)?;
+        let store = self.store.min(left / 4);
+        let connections = self.connections.min(left - 2 * store);
+        (store >= LEAST_STORE.min(self.store)
+            && connections >= LEAST_CONNECTIONS.min(self.connections))
+        .then_some(Self { store, connections })
+    }
+}
+
+/// Raises the limit of open files as far as the options need it and the system allows it, and reduces the options to it.
+pub(crate) fn share(options: &mut Options) -> Result<(), Fatal> {
+    let wanted = Shares {
+        store: u64::try_from(options.disk.max_open_files).unwrap_or(0),
+        connections: options.limits.max_connections as u64,
+    };
+    let limit = raise(wanted.total());
+    let Some(shares) = wanted.within(limit) else {
+        let message = format!(
+            "the limit of open files is {limit}, and a node needs at least {}: raise it (ulimit -n, LimitNOFILE=), and \
+             start again",
+            OWN + 4 * LEAST_STORE
+        );
+        return Err(Fatal::message(ExitCode::TooFewFiles, message));
+    };
+    if shares != wanted {
+        tracing::warn!(
+            limit,
+            max_open_files = shares.store,
+            max_connections = shares.connections,
+            "the limit of open files is too low for the options, which are reduced to it"
+        );
+    }
+    // Neither number grows, so both still fit.
+    options.disk.max_open_files = i32::try_from(shares.store).unwrap_or(i32::MAX);
+    options.limits.max_connections = usize::try_from(shares.connections).unwrap_or(usize::MAX);
+    Ok(())
+}
+
+/// Raises the limit up to `wanted`. Returns the limit in force.
+fn raise(wanted: u64) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let current = current.unwrap_or(u64::MAX);
+    let raised = maximum.unwrap_or(u64::MAX).min(wanted);
+    if current >= raised {
+        return current;
+    }
+    let limit = Rlimit {
+        current: Some(raised),
+        maximum,
+    };
+    match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => raised,
+        Err(error) => {
+            tracing::warn!("the limit of open files can't be raised: {error}");
+            current
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_share_what_there_is_and_keep_what_they_need() {
+        let wanted = Shares {
+            store: 512,
+            connections: 4_096,
+        };
+        let shares = |store, connections| Some(Shares { store, connections });
+        let table = [
+            (u64::MAX, shares(512, 4_096)),
+            (wanted.total(), shares(512, 4_096)),
+            (wanted.total() - 1, shares(512, 4_095)),
+            (1_024, shares(192, 384)),
+            (384, shares(32, 64)),
+            (383, None),
+            (256, None),
+            (20, None),
+        ];
+        for (limit, expected) in table {
+            let found = wanted.within(limit);
+            assert_eq!(found, expected, "{limit}");
+            assert!(found.is_none_or(|found| found.total() <= limit), "{limit}");
+        }
+        let few = Shares {
+            store: 16,
+            connections: 1,
+        };
+        assert_eq!(few.within(few.total() + 40), shares(16, 1), "as wanted");
+    }
+}
