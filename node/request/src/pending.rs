@@ -53,6 +53,13 @@ struct Pending<C> {
     sent: bool,
 }
 
+impl<C: Call> Pending<C> {
+    /// Returns true if the call has a name or needs none.
+    fn can_be_sent(&self) -> bool {
+        self.it.call.repeat() != Repeat::ByName || self.it.attempts.name.is_some()
+    }
+}
+
 /// The unanswered calls of one batch stream to one group.
 ///
 /// # Invariants
@@ -216,13 +223,13 @@ impl<C: Call> PendingCalls<C> {
         if self.parked(id) {
             return;
         }
-        let Some(Pending { it, .. }) = self.pending.get(&id) else {
+        let Some(pending) = self.pending.get(&id) else {
             return;
         };
-        if it.call.repeat() == Repeat::ByName && it.attempts.name.is_none() {
-            self.unnamed.push_back(id);
-        } else {
+        if pending.can_be_sent() {
             self.ready.push_back(id);
+        } else {
+            self.unnamed.push_back(id);
         }
     }
 
@@ -273,9 +280,7 @@ impl<C: Call> PendingCalls<C> {
             self.delayed.pop_first();
             self.enqueue(id);
         }
-        while let Some(probe) = self.stalls.next_probe(now) {
-            self.enqueue(probe);
-        }
+        self.probe(now);
         if self.unnamed.is_empty() {
             return;
         }
@@ -285,6 +290,10 @@ impl<C: Call> PendingCalls<C> {
                 && let Some(pending) = self.pending.get_mut(&id)
             {
                 let Ok(name) = self.allocator.allocate(now) else {
+                    if self.replaces_probe(id) {
+                        self.unnamed.pop_front();
+                        continue;
+                    }
                     break;
                 };
                 pending.it.attempts.name = Some(name);

@@ -63,6 +63,10 @@ impl Stalls {
         stall.is_some_and(|stall| stall.probe != Some(id))
     }
 
+    fn probe(&self, shard: ShardId) -> Option<u64> {
+        self.shards.get(&shard)?.probe
+    }
+
     fn is_probe(&self, shard: ShardId, id: u64) -> bool {
         let stall = self.shards.get(&shard);
         stall.is_some_and(|stall| stall.probe == Some(id))
@@ -107,14 +111,29 @@ impl Stalls {
         stall.message.as_deref()
     }
 
-    /// Returns the oldest call of the first shard that is due, which becomes the shard's probe.
-    pub(super) fn next_probe(&mut self, now: Time) -> Option<u64> {
+    /// Returns the probe of the first shard that is due: the oldest call that `can_be_sent` says can be sent at once, otherwise the
+    /// oldest call.
+    fn next_probe(&mut self, now: Time, can_be_sent: impl Fn(u64) -> bool) -> Option<u64> {
         let (_, shard) = self.due.first().copied().filter(|(at, _)| *at <= now)?;
         self.due.pop_first();
         let stall = self.shards.get_mut(&shard)?;
-        stall.probe = stall.waiting.pop_first();
-        self.waiting -= usize::from(stall.probe.is_some());
-        stall.probe
+        let mut waiting = stall.waiting.iter().copied();
+        let probe = waiting.find(|id| can_be_sent(*id));
+        let probe = probe.or_else(|| stall.waiting.first().copied())?;
+        self.waiting -= usize::from(stall.waiting.remove(&probe));
+        stall.probe = Some(probe);
+        Some(probe)
+    }
+
+    /// Makes another call of a shard its probe, one that can be sent at once, and lets the probe wait. Returns the new probe.
+    fn replace_probe(&mut self, shard: ShardId, can_be_sent: impl Fn(u64) -> bool) -> Option<u64> {
+        let stall = self.shards.get_mut(&shard)?;
+        let probe = stall.waiting.iter().copied().find(|id| can_be_sent(*id))?;
+        stall.waiting.remove(&probe);
+        let before = stall.probe.replace(probe);
+        stall.waiting.extend(before);
+        self.waiting -= usize::from(before.is_none());
+        Some(probe)
     }
 
     /// Drops a call that left. If it was the probe, another one is due at once.
@@ -200,6 +219,9 @@ impl<C: Call> PendingCalls<C> {
         let Some(shard) = self.shard(id).filter(|it| self.stalls.holds(*it, id)) else {
             return false;
         };
+        if self.relieves_probe(shard, id) {
+            return false;
+        }
         let message = self.stalls.add(shard, id);
         if let Some(Pending { it, .. }) = self.pending.get_mut(&id) {
             it.attempts.give_name_back();
@@ -211,10 +233,61 @@ impl<C: Call> PendingCalls<C> {
         true
     }
 
+    /// Queues the probes that are due. A call with a name is preferred: a call without one may have to wait until others end, and
+    /// these may wait for the same shard.
+    pub(super) fn probe(&mut self, now: Time) {
+        let pending = &self.pending;
+        let can_be_sent = |id| pending.get(&id).is_some_and(Pending::can_be_sent);
+        while let Some(probe) = self.stalls.next_probe(now, can_be_sent) {
+            let waits_for_a_name = !can_be_sent(probe);
+            let queue = if waits_for_a_name {
+                &mut self.unnamed
+            } else {
+                &mut self.ready
+            };
+            queue.push_back(probe);
+        }
+    }
+
+    /// Lets another call probe the shard of a probe that gets no name. Returns true if there is one.
+    pub(super) fn replaces_probe(&mut self, id: u64) -> bool {
+        let Some(shard) = self.shard(id).filter(|it| self.stalls.is_probe(*it, id)) else {
+            return false;
+        };
+        let pending = &self.pending;
+        let can_be_sent = |id| pending.get(&id).is_some_and(Pending::can_be_sent);
+        let probe = self.stalls.replace_probe(shard, can_be_sent);
+        self.ready.extend(probe);
+        probe.is_some()
+    }
+
+    /// Returns true if `id` is the probe of its shard.
+    pub(super) fn probes(&self, id: u64) -> bool {
+        let shard = self.shard(id);
+        shard.is_some_and(|shard| self.stalls.is_probe(shard, id))
+    }
+
+    /// Makes a call that can be sent at once the probe of its shard, if the probe waits for a name. Returns true if it has done so.
+    fn relieves_probe(&mut self, shard: ShardId, id: u64) -> bool {
+        let can_be_sent = |id: &u64| self.pending.get(id).is_some_and(Pending::can_be_sent);
+        let waits_for_name = |probe: &u64| !can_be_sent(probe);
+        let Some(probe) = self.stalls.probe(shard).filter(waits_for_name) else {
+            return false;
+        };
+        if !can_be_sent(&id) {
+            return false;
+        }
+        self.stalls.add(shard, id);
+        self.stalls.replace_probe(shard, |it| it == id);
+        self.unnamed.retain(|it| *it != probe);
+        true
+    }
+
     /// Lets the calls of a shard go on, if `id` is its probe: the node has treated it as a call of a shard that it serves.
     pub(super) fn probe_served(&mut self, id: u64) {
-        let probed = self.shard(id).filter(|it| self.stalls.is_probe(*it, id));
-        if let Some(shard) = probed {
+        if self.probes(id)
+            && let Some(shard) = self.shard(id)
+        {
             let waiting = self.stalls.end(shard);
             self.resume(waiting);
         }

@@ -395,6 +395,77 @@ fn another_call_asks_when_the_one_that_asks_ends() {
     assert_eq!(it.calls.next_due(), None);
 }
 
+/// A harness whose session has a window of four writes.
+fn with_a_window_of_four() -> Harness {
+    let limits = Limits {
+        max_unacknowledged: 4,
+        ..LIMITS
+    };
+    let mut it = Harness::new(limits);
+    it.open_session("first");
+    it
+}
+
+#[test]
+fn a_call_in_doubt_asks_before_one_that_has_no_name() {
+    let mut it = with_a_window_of_four();
+    for _ in 0..4 {
+        it.put();
+    }
+    assert_eq!(it.send().len(), 4);
+    // The first gives its name back, and a write of another shard takes it.
+    it.refuse(1, not_ready(5));
+    let away = it.admit(Item::put(AWAY));
+    assert_eq!(it.send(), [(away, Some(name("first", 5)))]);
+    it.done(away);
+    it.lose_connection();
+    it.now = it.calls.next_due().expect("a probe is due");
+    // All names are taken by calls that wait for the shard. One of them must ask.
+    let sent = it.send();
+    assert_eq!(sent, [(2, Some(name("first", 2)))]);
+    it.done(2);
+    let rest: Vec<u64> = it.send().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(rest, [3, 4, 1], "all go on, and a name is free");
+    for id in rest {
+        it.done(id);
+    }
+    assert_eq!(it.answered.len(), 5);
+}
+
+#[test]
+fn a_probe_that_gets_no_name_lets_one_in_doubt_ask() {
+    let mut it = with_a_window_of_four();
+    let first = it.put();
+    it.send();
+    it.refuse(first, not_ready(5));
+    let away: Vec<u64> = (0..4).map(|_| it.admit(Item::put(AWAY))).collect();
+    assert_eq!(it.send().len(), 4);
+    it.now = it.calls.next_due().expect("a probe is due");
+    assert!(it.send().is_empty(), "the probe waits for a name");
+    for id in away {
+        it.done(id);
+    }
+    assert_eq!(it.send().len(), 1, "names are free again");
+}
+
+#[test]
+fn a_busy_node_ends_no_stall() {
+    let mut it = Harness::with_session();
+    for _ in 0..10 {
+        it.put();
+    }
+    for (id, _) in it.send() {
+        it.refuse(id, not_ready(5));
+    }
+    for _ in 0..20 {
+        it.now = it.calls.next_due().expect("a probe is due");
+        let sent = it.send();
+        assert_eq!(sent.len(), 1, "the node said nothing of the shard");
+        let retry_after = Duration::from_millis(5);
+        it.refuse(sent[0].0, Refusal::Overloaded { retry_after });
+    }
+}
+
 #[test]
 fn a_probe_that_meets_no_leader_is_repeated_alone() {
     let mut it = Harness::with_session();
