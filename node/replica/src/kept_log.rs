@@ -43,13 +43,19 @@ impl KeptLog {
         raft: &'a Raft,
         heartbeat_ticks: u32,
     ) -> impl Iterator<Item = Index> + 'a {
-        let goes_on = move |node| {
-            let stalled = self.followers.get(&node).map_or(0, |(_, ticks)| *ticks);
+        // A follower that has just installed a snapshot has advanced since the last tick.
+        let goes_on = move |node, matched| {
+            let counted = self.followers.get(&node);
+            let stalled = counted
+                .filter(|(at, _)| *at == matched)
+                .map_or(0, |(_, ticks)| *ticks);
             stalled < heartbeat_ticks * STALLED_AFTER_HEARTBEATS
         };
         raft.progress()
-            .filter(move |(node, _, state)| {
-                *state != ProgressState::Snapshot && raft.is_active(*node) && goes_on(*node)
+            .filter(move |(node, matched, state)| {
+                *state != ProgressState::Snapshot
+                    && raft.is_active(*node)
+                    && goes_on(*node, *matched)
             })
             .map(|(_, matched, _)| matched)
     }

@@ -51,6 +51,21 @@ fn a_follower_catches_up_under_steady_writes() {
 }
 
 #[test]
+fn a_transfer_longer_than_the_patience_with_a_follower_is_not_in_vain() {
+    // Its match index stands still for more than 600 heartbeats while the snapshot arrives.
+    let (mut cluster, follower) = behind(|options| options.snapshot_window = 1);
+    cluster.lane.bytes_per_tick = 600;
+    write_for(&mut cluster, 12_000, 200);
+    let status = cluster.status(cluster.leader());
+    assert_eq!(status.snapshots, (1, 0, 0), "sent once");
+    assert!(
+        cluster.lag(follower) < 10,
+        "{} behind",
+        cluster.lag(follower)
+    );
+}
+
+#[test]
 fn a_wiped_node_is_a_voter_again_under_steady_writes() {
     let (mut cluster, follower) = behind(|options| options.snapshot_window = 1);
     cluster.replicas.remove(&follower);
