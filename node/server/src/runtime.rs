@@ -122,18 +122,17 @@ impl Runtime {
     fn run(mut self) -> Result<(), StoreError> {
         self.publish();
         self.publish_machine();
+        let mut released = false;
         loop {
             self.handles.progress.mark();
-            let idle = self.full || !self.replica.needs_poll();
+            let idle = self.full || !(released || self.replica.needs_poll());
             let deadline = idle.then(|| self.clock.next());
             self.handles.inbox.take(&mut self.batch, deadline);
             if self.take_in() {
                 return self.stop();
             }
             self.poll()?;
-            if self.publish_machine() {
-                self.unpark();
-            }
+            released = self.publish_machine() && self.unpark();
             self.handles.deliveries.hand_over(&mut self.outlet.answers);
         }
     }
@@ -203,19 +202,21 @@ impl Runtime {
         }
     }
 
-    /// Submits the parked requests that wait no longer.
-    fn unpark(&mut self) {
+    /// Submits the parked requests that wait no longer. Returns true if there are any.
+    fn unpark(&mut self) -> bool {
         if self.parking.is_empty() {
-            return;
+            return false;
         }
         let leads = self.replica.leads() && !self.batch.stop;
         let released = self
             .parking
             .release(self.replica.machine(), leads, Instant::now());
+        let any = !released.is_empty();
         for Submission { request, reply } in released {
             let id = self.outlet.pending.insert(reply);
             self.replica.submit(RequestId(id), request);
         }
+        any
     }
 
     fn poll(&mut self) -> Result<(), StoreError> {

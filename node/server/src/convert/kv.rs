@@ -214,6 +214,8 @@ pub(crate) fn refused(refusal: &Refusal, address: impl Fn(NodeId) -> String) -> 
         Refusal::DiskFull => errors::disk_full(),
         Refusal::Membership(error) => membership_error(error),
         Refusal::Stopping => errors::outcome_unknown(""),
+        // Nothing was done, and trying again doesn't help.
+        Refusal::NoLiveQuorum { .. } => errors::conflict(refusal),
         Refusal::BadTransfer(reason) => errors::bad_request("node_id", reason),
         // All other refusals are temporary: another change in progress, a learner that is behind.
         other => errors::unavailable(other, RETRY_AFTER_MS),

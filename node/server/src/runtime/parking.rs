@@ -8,10 +8,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::inbox::Submission;
-use crate::machine::{Machine, Published};
+use crate::machine::{self, Machine, Published};
 
 /// The longest time that a request is parked.
 pub(super) const PARK_FOR: Duration = Duration::from_millis(500);
+/// The most bytes of parked requests: a small part of the node's budget, which requests for other shards need.
+pub(super) const MAX_PARKED_BYTES: usize = 8 << 20;
 /// The most parked requests. Further ones are refused at once.
 pub(super) const MAX_PARKED: usize = 4_096;
 
@@ -21,6 +23,7 @@ pub(super) struct Parking {
     /// True while a shard is on its way, so that requests are looked at only then.
     expects_shards: bool,
     waiting: VecDeque<(Instant, Submission)>,
+    bytes: usize,
 }
 
 impl Parking {
@@ -40,10 +43,13 @@ impl Parking {
         now: Instant,
         submission: Submission,
     ) -> Option<Submission> {
-        let may_wait = leads && self.expects_shards && self.waiting.len() < MAX_PARKED;
+        let bytes = machine::size(&submission.request);
+        let has_room = self.waiting.len() < MAX_PARKED && self.bytes + bytes <= MAX_PARKED_BYTES;
+        let may_wait = leads && self.expects_shards && has_room;
         if !may_wait || !machine.awaits(&submission.request) {
             return Some(submission);
         }
+        self.bytes += bytes;
         self.waiting.push_back((now + PARK_FOR, submission));
         None
     }
@@ -61,6 +67,7 @@ impl Parking {
             if leads && now < until && machine.awaits(&submission.request) {
                 self.waiting.push_back((until, submission));
             } else {
+                self.bytes -= machine::size(&submission.request);
                 released.push(submission);
             }
         }
