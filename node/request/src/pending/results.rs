@@ -98,9 +98,9 @@ impl<C: Call> PendingCalls<C> {
                 self.turned_away(now, id, Duration::ZERO);
             }
             Action::AwaitShard(pause) => self.turned_away(now, id, pause),
-            // A node refuses so before it looks at the shard, so the other calls of the shard wait on.
-            Action::Wait(pause) if self.probes(id) => self.turned_away(now, id, pause),
+            // The others go on, too: if the session keeps too many results, only an older write of the same shard makes room.
             Action::Wait(pause) => {
+                self.probe_served(id);
                 let pause = self.busy.pause_at_least(now, pause);
                 self.delay(now + pause, id);
             }

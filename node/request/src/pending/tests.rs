@@ -449,21 +449,21 @@ fn a_probe_that_gets_no_name_lets_one_in_doubt_ask() {
 }
 
 #[test]
-fn a_busy_node_ends_no_stall() {
+fn a_probe_that_is_refused_for_its_session_keeps_no_older_write_back() {
     let mut it = Harness::with_session();
-    for _ in 0..10 {
-        it.put();
-    }
-    for (id, _) in it.send() {
-        it.refuse(id, not_ready(5));
-    }
-    for _ in 0..20 {
-        it.now = it.calls.next_due().expect("a probe is due");
-        let sent = it.send();
-        assert_eq!(sent.len(), 1, "the node said nothing of the shard");
-        let retry_after = Duration::from_millis(5);
-        it.refuse(sent[0].0, Refusal::Overloaded { retry_after });
-    }
+    it.put();
+    it.put();
+    it.send();
+    it.refuse(1, not_ready(5));
+    it.lose_connection();
+    it.now = it.calls.next_due().expect("a probe is due");
+    let sent: Vec<u64> = it.send().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(sent, [1]);
+    // The shard keeps no more results of the session until the other write is answered.
+    let retry_after = Duration::from_millis(5);
+    it.refuse(1, Refusal::Overloaded { retry_after });
+    let sent: Vec<u64> = it.send().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(sent, [2]);
 }
 
 #[test]
