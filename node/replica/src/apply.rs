@@ -80,9 +80,9 @@ pub(crate) fn final_error(error: StoreError) -> StoreError {
 }
 
 /// Returns the error of an entry that this version can't read. The replica must not skip the entry, because its state would
-/// differ from that of replicas that can read it.
+/// differ from that of replicas that can read it. The entry's checksum was right, so the disk isn't damaged.
 fn unreadable(id: EntryId, error: &types::DecodeError) -> StoreError {
-    StoreError::Damaged(format!(
+    StoreError::Io(format!(
         "log entry {id} can't be read by this version ({error}): upgrade this node"
     ))
 }
