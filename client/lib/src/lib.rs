@@ -54,7 +54,7 @@
 //! | `ShardNotReady` | certainly none | waits, at least for the pause that the node asks for |
 //! | none, the connection broke | in doubt | goes to the owner of the shard at that time, under its name |
 //!
-//! Of the calls that wait for a shard, one asks the group again, with pauses. The others go on when it is served.
+//! Of the calls of a batch stream that wait for a shard, one asks the group again, with pauses. The others go on when it is served.
 //!
 //! A write keeps its session and sequence for as long as an attempt may have taken effect. The new owner, which got the session's
 //! results with the shard, then recognises it. A write that was certainly refused each time gives its name back, because it

@@ -1,7 +1,8 @@
 //! Streams of pages, each of which is read when the caller asks for it, and whose end is always explicit.
 //!
-//! A page is read only once the network has sent the page before it, so a stream that nobody fetches holds one page. When the
-//! caller is gone, the sender learns it at once, and reads nothing more.
+//! A page is read only when the network asks for it. It asks for one page ahead of the one that it sends, so a stream that nobody
+//! fetches holds two pages, one of which has its share of the budget. When the caller is gone, the sender learns it at once, and
+//! reads nothing more.
 //!
 //! A stream whose sender is dropped ends, and to the caller that looks like the end of the range. So a sender states that
 //! it is done, and a stream whose sender was dropped without that ends with an error.
