@@ -81,6 +81,8 @@ pub(crate) fn state_options(options: &StorageOptions) -> Result<Options, rocksdb
     let text = "avoid_flush_during_shutdown=true;memtable_max_range_deletions=128";
     let mut db = common_options(options, text, options.state_write_buffer_bytes)?;
     db.set_atomic_flush(true);
+    // The record of all files that were ever made and deleted begins anew at this size. It has no other bound in practice.
+    db.set_max_manifest_file_size(256 << 10);
     db.set_db_write_buffer_size(options.state_write_buffer_bytes.saturating_mul(2));
     db.set_compression_type(DBCompressionType::Lz4);
     db.set_block_based_table_factory(&table_options(options, true));

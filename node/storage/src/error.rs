@@ -9,7 +9,7 @@ use types::{ClusterId, Gid};
 
 use crate::cause::Cause;
 
-/// What to do about a damaged disk. It comes after the text of an error that proves damage.
+/// The advice for a damaged disk. It comes after the text of an error that proves damage.
 pub const DAMAGE_ADVICE: &str = "This node must not continue under its old identity, so it refuses to vote. Keep the disk: move the directory aside, or retain the volume. Then check that the group has a leader without this node (`shardkv \
     status`). Only if it has one, start the node with an empty directory: it rejoins as a new member";
 

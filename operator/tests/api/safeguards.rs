@@ -1,4 +1,4 @@
-//! What protects running pods and explains refusals: checked options, rival operators, quotas, annotations that others removed.
+//! Tests of the protection of running pods and of refusals: checked options, rival operators, quotas, annotations that others removed.
 
 use serde_json::json;
 

@@ -29,7 +29,7 @@ pub(super) struct Places {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct State {
     all: Held,
-    /// What each group holds, if anything.
+    /// The calls and bytes of each group that holds any.
     groups: BTreeMap<Gid, Held>,
 }
 

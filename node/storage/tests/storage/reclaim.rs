@@ -146,7 +146,7 @@ fn twenty_rounds_of_clearing_and_filling_leave_no_waste() {
         disk.clear(shard);
     }
     // The rest is RocksDB's own records of all the files that it made and deleted.
-    disk.shrinks_to(1_500_000);
+    disk.shrinks_to(1_000_000);
 }
 
 /// Space is reclaimed without a flush by the caller and without another commit, as in a group that is idle after its shards

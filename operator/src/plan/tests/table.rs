@@ -379,7 +379,7 @@ fn the_finalizer_comes_first_and_goes_last() {
     assert_eq!(Action::RemoveFinalizer.needs(), Needs::All);
 }
 
-/// Where volumes stay, owner references do all that is left: a deletion must not wait for an operator that may be gone.
+/// Owner references do all that is left where volumes stay: a deletion must not wait for an operator that may be gone.
 #[test]
 fn a_cluster_whose_volumes_stay_has_no_finalizer() {
     let mut seen = world(1, "1 member", &[1], &[(1, 5)]);
