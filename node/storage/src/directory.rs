@@ -14,7 +14,7 @@ use crate::error::{LogDamage, OpenError, StateDamage, translate_io};
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
-    /// Locked as long as it is open. The kernel unlocks it when the process dies.
+    /// The kernel unlocks it when the process dies.
     lock: File,
 }
 
@@ -149,6 +149,14 @@ impl Directory {
     }
 }
 
+impl Drop for Directory {
+    /// Unlocks the directory. Closing the file isn't enough: a process that this one starts holds copies of its open files
+    /// until it runs its own program.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock();
+    }
+}
+
 /// Replaces the file `name` in `dir` by `content`, durably and atomically.
 pub(crate) fn replace_file(dir: &Path, name: &str, content: &[u8]) -> Result<(), StoreError> {
     let (temporary, target) = (dir.join(format!("{name}.new")), dir.join(name));
@@ -178,5 +186,20 @@ pub(crate) fn remove_tree(dir: &Path) -> Result<(), StoreError> {
             &format!("can't remove {}", dir.display()),
             &error,
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_directory_is_unlocked_though_a_started_process_holds_copies_of_its_files() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = Directory::lock(root.path()).unwrap();
+        let copy = directory.file().try_clone().unwrap();
+        drop(directory);
+        assert!(Directory::lock(root.path()).is_ok());
+        drop(copy);
     }
 }
