@@ -79,6 +79,8 @@ pub enum Bug {
     SessionsExpireInCopy,
     /// A generation is dropped at the source when it was received, before the destination's log has it.
     GenerationDroppedEarly,
+    /// A page of a scan is read without a look at its shards, which were served when the leader was confirmed.
+    PageUnchecked,
     /// A copy begins where an earlier stay of the shard is still fenced. The mover begins such copies in the simulator only.
     CopyIntoFencedRange,
     /// A group that lost its disks counts only what it had settled as lost, not what it served beside a shard that was late.
@@ -89,7 +91,7 @@ impl Bug {
     /// The bugs that the simulator puts back. [`Self::JournalMissesRangeClears`] isn't one: no write of clients clears a range yet, so only
     /// the model of journals can show it. Neither are two that tests of the mover show: [`Self::GenerationDroppedEarly`] costs only
     /// time, because such a copy begins anew, and [`Self::UnsettledLossUnseen`] needs a group that loses all its disks.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
         Self::SessionsStayBehind,
@@ -124,6 +126,7 @@ impl Bug {
         Self::AbsentSessionKept,
         Self::SessionsExpireInCopy,
         Self::CopyIntoFencedRange,
+        Self::PageUnchecked,
     ];
 
     /// The bugs of journals.

@@ -60,19 +60,6 @@ pub enum Query {
     /// A page of a scan: the pairs of shards in key order.
     /// [`crate::read_page`] answers it on other threads.
     Page(PageRequest),
-    /// As `Page`, with values.
-    Scan {
-        /// As in [`PageRequest`].
-        start: Bytes,
-        /// As in [`PageRequest`].
-        end: Bytes,
-        /// As in [`PageRequest`].
-        limit: u32,
-        /// As in [`PageRequest`].
-        max_bytes: u32,
-        /// As in [`PageRequest`].
-        shards: Option<ShardSet>,
-    },
     /// Reads nothing. Its answer says that this replica led after the query arrived, and that its state has all that was
     /// committed then. So a read of the state that begins after the answer, on any thread, is linearizable.
     Confirm,
@@ -97,9 +84,9 @@ pub enum Query {
     Export {
         /// The shard.
         shard: ShardId,
-        /// As in `Scan`.
+        /// As in [`PageRequest`].
         start: Bytes,
-        /// As in `Scan`.
+        /// As in [`PageRequest`].
         end: Bytes,
     },
     /// The exact number of pairs and bytes of a shard after a key, page by page. Any shard that isn't absent and isn't copied
@@ -139,7 +126,7 @@ pub struct PageRequest {
 pub enum Response {
     /// `Get`: the value, if the key exists.
     Value(Option<Bytes>),
-    /// `Page` and `Scan`.
+    /// `Page`.
     Page {
         /// In key order. Empty only if the range is.
         pairs: Vec<(Bytes, Bytes)>,

@@ -154,6 +154,8 @@ pub use part::{
     CopyCursor, CopyId, CopyRequest, JournalError, Part, PartNext, Position, RowChange, Upto,
 };
 pub use pull::{estimate_shard, read_chunk};
+#[cfg(feature = "bugs")]
+pub use query::read_page_with_bug;
 pub use query::{read_count, read_page, user_key};
 pub use replica::session::SessionRef;
 pub use replica::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};

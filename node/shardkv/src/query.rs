@@ -35,13 +35,35 @@ pub fn read_page(
     state: &dyn StateReader,
     request: &PageRequest,
 ) -> Result<Result<Response, KvError>, StoreError> {
+    page(state, request, Bugs::default())
+}
+
+/// As [`read_page`], with a known bug put back, for the simulator.
+#[cfg(feature = "bugs")]
+pub fn read_page_with_bug(
+    state: &dyn StateReader,
+    request: &PageRequest,
+    bug: Option<Bug>,
+) -> Result<Result<Response, KvError>, StoreError> {
+    page(state, request, Bugs::new(bug))
+}
+
+fn page(
+    state: &dyn StateReader,
+    request: &PageRequest,
+    bugs: Bugs,
+) -> Result<Result<Response, KvError>, StoreError> {
     let genesis = created(state)?;
+    if let (true, Some(shards)) = (bugs.has(Bug::PageUnchecked), &request.shards) {
+        let (pairs, more) = scan(state, shards, request)?;
+        return Ok(Ok(Response::Page { pairs, more }));
+    }
     let ownership = records::load_shards(state, &genesis, request.shards.as_ref())?;
     let asked = Asked {
         state,
         ownership: &ownership,
         genesis: &genesis,
-        bugs: Bugs::default(),
+        bugs,
     };
     asked.scan(request)
 }
@@ -72,20 +94,6 @@ impl Asked<'_> {
         let answer = match query {
             Query::Get { key } => self.get(key),
             Query::Page(request) => self.scan(request),
-            Query::Scan {
-                start,
-                end,
-                limit,
-                max_bytes,
-                shards,
-            } => self.scan(&PageRequest {
-                start: start.clone(),
-                end: end.clone(),
-                limit: *limit,
-                max_bytes: *max_bytes,
-                keys_only: false,
-                shards: shards.clone(),
-            }),
             Query::Confirm => Ok(Ok(Response::Confirmed)),
             Query::Pull {
                 shard,

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use common::clients::{MAX_VALUE, Model, Source};
 use common::{GENESIS, Replica, Step};
-use shardkv::{Command, Genesis, Query, Response, Write};
+use shardkv::{Command, Genesis, PageRequest, Query, Response, Write};
 
 fn check_reads(replica: &Replica, model: &Model, source: &mut Source) {
     let key = source.key();
@@ -33,13 +33,14 @@ fn check_reads(replica: &Replica, model: &Model, source: &mut Source) {
     } else {
         model.page(&start, &end, limit, max_bytes)
     };
-    let scan = Query::Scan {
+    let scan = Query::Page(PageRequest {
         start,
         end,
         limit,
         max_bytes,
+        keys_only: false,
         shards: None,
-    };
+    });
     assert_eq!(replica.query(&scan), expected, "{scan:?}");
 }
 
@@ -134,13 +135,14 @@ fn pages_put_together_are_the_whole() {
         let mut found = Vec::new();
         let mut start = Bytes::new();
         loop {
-            let scan = Query::Scan {
+            let scan = Query::Page(PageRequest {
                 start,
                 end: Bytes::new(),
                 limit: 700,
                 max_bytes: u32::MAX,
+                keys_only: false,
                 shards: None,
-            };
+            });
             let Response::Page { pairs, more } = replica.query(&scan) else {
                 panic!("a scan gives a page");
             };

@@ -8,8 +8,8 @@ use raft::StoreError;
 use replica::memory::MemoryState;
 use replica::{Applied, StateMachine, StateStore, Table, Transaction, WriteBatch};
 use shardkv::{
-    Command, Genesis, KvError, MAX_BIRTH_AHEAD_MS, MAX_KEY_BYTES, Query, Response, SessionRef,
-    ShardKv, Write, Written,
+    Command, Genesis, KvError, MAX_BIRTH_AHEAD_MS, MAX_KEY_BYTES, PageRequest, Query, Response,
+    SessionRef, ShardKv, Write, Written,
 };
 
 fn too_large(size: u64) -> Response {
@@ -100,13 +100,14 @@ fn keys_and_values_have_limits() {
     }
     let bound = bytes(&"k".repeat(MAX_KEY_BYTES + 2));
     assert!(matches!(
-        replica.query(&Query::Scan {
+        replica.query(&Query::Page(PageRequest {
             start: Bytes::new(),
             end: bound,
             limit: 1,
             max_bytes: 1,
+            keys_only: false,
             shards: None,
-        }),
+        })),
         Response::Refused(KvError::KeySize { .. })
     ));
 }
@@ -341,13 +342,14 @@ fn keys_with_one_tag_scan_as_one_shard() {
     for n in 0..500 {
         replica.apply(1, None, put(&format!("{{t}}{n:03}"), "v"));
     }
-    let Response::Page { pairs, more } = replica.query(&Query::Scan {
+    let Response::Page { pairs, more } = replica.query(&Query::Page(PageRequest {
         start: bytes("{t}100"),
         end: bytes("{t}300"),
         limit: 200,
         max_bytes: u32::MAX,
+        keys_only: false,
         shards: None,
-    }) else {
+    })) else {
         panic!("a scan gives a page");
     };
     assert!(!more, "200 pairs are all of them");
@@ -371,13 +373,14 @@ fn large_values_are_scanned_whole() {
         .encode();
         replica.apply_bytes(1, 1 << 20, operation);
     }
-    let Response::Page { pairs, more } = replica.query(&Query::Scan {
+    let Response::Page { pairs, more } = replica.query(&Query::Page(PageRequest {
         start: Bytes::new(),
         end: Bytes::new(),
         limit: 100,
         max_bytes: 450_000,
+        keys_only: false,
         shards: None,
-    }) else {
+    })) else {
         panic!("a scan gives a page");
     };
     assert_eq!((pairs.len(), more), (5, true));

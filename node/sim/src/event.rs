@@ -28,6 +28,12 @@ pub(crate) enum Event {
         id: RequestId,
         request: Request<Question>,
     },
+    /// A process reads the page of a scan.
+    ReadPage {
+        host: HostId,
+        incarnation: u64,
+        id: RequestId,
+    },
     /// An answer reaches the sender of its request.
     Answer { id: RequestId, outcome: Outcome },
     /// A process learns that its connection to `node` broke.

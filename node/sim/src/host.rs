@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use raft::{Envelope, Index};
 use replica::{Outlet, Replica, Request, RequestId};
+use shardkv::PageRequest;
 use types::{LogTime, NodeId};
 
 use crate::disk::Disk;
@@ -87,6 +88,8 @@ pub(crate) struct Host {
     pub(crate) unreachable: bool,
     /// The unanswered requests of the process, each with the last committed index at its arrival.
     pub(crate) open_requests: BTreeMap<RequestId, Index>,
+    /// The pages of scans that are not read yet.
+    pub(crate) pages: BTreeMap<RequestId, PageRequest>,
     pub(crate) progress: Progress,
     pub(crate) journal: Journal,
     /// The mover, or `None` where no shards move.
@@ -119,6 +122,7 @@ impl Host {
             check_membership: false,
             unreachable: false,
             open_requests: BTreeMap::new(),
+            pages: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
             mover: None,
@@ -182,6 +186,7 @@ impl Host {
         self.work_due = false;
         self.paused = false;
         self.open_requests.clear();
+        self.pages.clear();
         self.progress = Progress::default();
         self.journal = Arc::default();
         self.disk.crash(now);

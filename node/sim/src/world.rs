@@ -15,6 +15,7 @@
 //! | `admin` | the administrator changes memberships and transfers leaderships |
 //! | `mover` | movers act, and get answers |
 //! | `process` | a process starts, works, and crashes |
+//! | `pages` | a process reads pages of scans on other threads |
 //! | `receive` | requests and answers arrive, and clients act |
 //! | `faults` | faults begin and end |
 //! | `late` | calls between groups come a second time, late |
@@ -30,6 +31,7 @@ mod final_checks;
 mod late;
 mod liveness;
 mod mover;
+mod pages;
 mod partition;
 mod process;
 mod receive;

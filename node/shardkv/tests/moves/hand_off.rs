@@ -7,7 +7,8 @@ use raft::StoreError;
 use replica::memory::MemoryState;
 use replica::{Applied, GroupKind, StateMachine, StateStore};
 use shardkv::{
-    Configure, Cursor, Genesis, KvError, Ownership, Query, Response, ShardKv, ShardState, Step,
+    Configure, Cursor, Genesis, KvError, Ownership, PageRequest, Query, Response, ShardKv,
+    ShardState, Step,
 };
 use types::{ClusterId, ConfigNum, Gid, ShardConfig, ShardId};
 
@@ -408,13 +409,14 @@ fn a_group_that_follows_nobody_owns_nothing() {
     let later = other.step_to(&configs.give(2));
     new.take(&later);
     assert_eq!(*new.ownership(), Ownership::default());
-    let page = new.replica.query(&Query::Scan {
+    let page = new.replica.query(&Query::Page(PageRequest {
         start: Bytes::new(),
         end: Bytes::new(),
         limit: 9,
         max_bytes: 9,
+        keys_only: false,
         shards: None,
-    });
+    }));
     let pairs = Vec::new();
     assert_eq!(page, Response::Page { pairs, more: false });
 }

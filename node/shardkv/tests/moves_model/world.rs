@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use raft::Index;
 use shardkv::{
-    Bug, Command, CopyId, CopyStep, Cursor, KvError, Ownership, Query, Response, ShardState, Step,
+    Bug, Command, CopyId, CopyStep, Cursor, KvError, Ownership, PageRequest, Query, Response,
+    ShardState, Step,
 };
 use types::{
     ConfigDelta, ConfigNum, Gid, Group as Member, Incarnation, ShardConfig, ShardId, ShardSet,
@@ -404,13 +405,14 @@ impl World {
             .collect();
         let some: ShardSet = served.into_iter().collect();
         for shards in [None, Some(some)] {
-            let scan = Query::Scan {
+            let scan = Query::Page(PageRequest {
                 start: Bytes::new(),
                 end: Bytes::new(),
                 limit: u32::MAX,
                 max_bytes: u32::MAX,
+                keys_only: false,
                 shards,
-            };
+            });
             let pairs = expected.clone();
             assert_eq!(replica.query(&scan), Response::Page { pairs, more: false });
         }

@@ -239,7 +239,7 @@ impl Client {
         let scan = self
             .operations
             .get(&sent.number)
-            .is_some_and(|operation| matches!(operation.body, Body::Read(Query::Scan { .. })));
+            .is_some_and(|operation| matches!(operation.body, Body::Read(Query::Page(_))));
         let stranger = num <= self.routes.num() && self.rng.chance(200_000);
         let Some(stream) = self.streams.get_mut(&sent.gid) else {
             return;

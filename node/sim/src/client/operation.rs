@@ -80,7 +80,7 @@ impl request::Call for Call {
 /// Returns true if a query covers a key.
 pub(super) fn covers(query: &Query, key: &[u8], shards: u32) -> bool {
     match query {
-        Query::Scan { shards: only, .. } => scan_covers(only.as_ref(), key, shards),
+        Query::Page(scan) => scan_covers(scan.shards.as_ref(), key, shards),
         _ => true,
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use request::{Attempts, Repeat, Tracked};
-use shardkv::{Query, Write};
+use shardkv::{PageRequest, Query, Write};
 use types::hash_key;
 
 use super::Client;
@@ -89,7 +89,7 @@ impl Client {
             Body::Write(_, repeat) => *repeat,
             Body::Read(_) => Repeat::Freely,
         };
-        let scan = matches!(body, Body::Read(Query::Scan { .. }));
+        let scan = matches!(body, Body::Read(Query::Page(_)));
         self.started += 1;
         let call = Call {
             number: self.started,
@@ -157,13 +157,14 @@ impl Client {
         if !keys.any(|key| scan_covers(shards.as_ref(), &key, context.shards)) {
             return Some(Query::Get { key });
         }
-        Some(Query::Scan {
+        Some(Query::Page(PageRequest {
             start: Bytes::from_static(b"key"),
             end: Bytes::from_static(b"kez"),
             limit,
             max_bytes: 1 << 20,
+            keys_only: false,
             shards,
-        })
+        }))
     }
 
     fn draw_write(&mut self, key: Bytes) -> Write {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::{
     Entry, EntryId, Index, LogBatch, LogReader, LogState, LogStore, SnapshotMeta, StoreError,
 };
-use replica::{Applied, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch};
+use replica::{Applied, Listed, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch};
 
 use super::{Disk, DiskEvent, power, sum};
 
@@ -74,6 +74,16 @@ impl StateReader for StateHandle {
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         self.0.lock().state.scan(table, bounds, limit, max_bytes)
+    }
+
+    fn list(
+        &self,
+        table: Table,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
+        self.0.lock().state.list(table, bounds, limit, max_bytes)
     }
 
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {

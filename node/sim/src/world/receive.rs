@@ -34,6 +34,7 @@ impl World {
             return Ok(());
         }
         self.trace(number, || format!("receives request {id:x?}: {request:?}"));
+        let request = self.confirm_first(number, id, request);
         self.deliver(number, Input::Request(id, request))
     }
 

@@ -161,6 +161,11 @@ impl World {
                 self.wake_config_client(number);
                 Ok(())
             }
+            Event::ReadPage {
+                host,
+                incarnation,
+                id,
+            } => self.read_page(host, incarnation, id),
             Event::Mover { host, incarnation } => {
                 let up = self.hosts[host].is_up();
                 if self.hosts[host].incarnation != incarnation || !up {

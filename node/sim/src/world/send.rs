@@ -68,6 +68,9 @@ impl World {
         id: RequestId,
         outcome: Outcome,
     ) -> Checked {
+        let Some(outcome) = self.read_if_confirmed(from, after, id, outcome) else {
+            return Ok(());
+        };
         let Some(committed) = self.hosts[from].open_requests.remove(&id) else {
             return Err(Violation::new(
                 "a request is answered once",
