@@ -123,16 +123,18 @@ impl Admin {
         }
     }
 
-    /// Answers the changes whose index is at most `applied`.
+    /// Answers the changes whose index is at most `applied`. With `unchecked`, a bug that the simulator puts back, whatever entry was
+    /// committed there.
     pub(crate) fn answer_applied<R>(
         &mut self,
         applied: Index,
         leader: Option<NodeId>,
+        unchecked: bool,
         outlet: &mut dyn Outlet<R>,
     ) {
         self.changes.retain(|change| {
             let done = change.entry.index <= applied;
-            if done && change.committed {
+            if done && (change.committed || unchecked) {
                 let index = change.entry.index;
                 outlet.answer(change.request, Ok(Answer::MembershipChanged(index)));
             } else if done {

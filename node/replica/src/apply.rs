@@ -2,6 +2,7 @@
 
 use raft::{Entry, EntryId, Payload, StoreError};
 
+use crate::bug::Bug;
 use crate::entry::OperationBatch;
 use crate::pending::by_index_only;
 use crate::{Answer, Applying, Outlet, Refusal, Replica, RequestId, StateMachine, Transaction};
@@ -63,8 +64,9 @@ impl<M: StateMachine> Replica<M> {
         for request in overtaken {
             outlet.answer(request, Err(Refusal::Unknown { leader }));
         }
+        let unchecked = self.options.bugs.has(Bug::ChangeAnsweredByIndex);
         self.admin
-            .answer_applied(self.applied.last.index, leader, outlet);
+            .answer_applied(self.applied.last.index, leader, unchecked, outlet);
         Ok(())
     }
 }

@@ -20,16 +20,19 @@ pub enum Bug {
     LogCutUnderFollowers,
     /// A whole window of a snapshot is sent again whenever no answer came for two heartbeat intervals.
     WindowResentByClock,
+    /// A membership change is answered when its index is applied, whatever entry was committed there.
+    ChangeAnsweredByIndex,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::CompactAboveDurable,
         Self::SnapshotWithoutSessions,
         Self::AnswerByIndexOnly,
         Self::LogCutUnderFollowers,
         Self::WindowResentByClock,
+        Self::ChangeAnsweredByIndex,
     ];
 }
 

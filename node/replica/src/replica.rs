@@ -6,6 +6,7 @@ use raft::{
 use types::{LogTime, NodeId};
 
 use crate::admin::Admin;
+use crate::bug::Bug;
 use crate::compaction::Compaction;
 use crate::entry::OperationBatch;
 use crate::kept_log::KeptLog;
@@ -375,7 +376,9 @@ impl<M: StateMachine> Replica<M> {
         for id in unknown {
             outlet.answer(id, Err(Refusal::Unknown { leader }));
         }
-        self.admin.fail_uncommitted(&self.raft, outlet);
+        if !self.options.bugs.has(Bug::ChangeAnsweredByIndex) {
+            self.admin.fail_uncommitted(&self.raft, outlet);
+        }
         self.snapshots.stop_sending();
     }
 

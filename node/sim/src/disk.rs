@@ -8,25 +8,22 @@
 //! messages). At zero the current operation happens or doesn't, and every later call fails. The world takes the
 //! process down when its `poll` returns.
 
+mod contents;
 mod handles;
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use raft::{
-    Entry, EntryId, HardState, Index, LogBatch, LogStore, Membership, Payload, SnapshotMeta,
-    StoreError,
-};
+use raft::{Entry, EntryId, HardState, Index, Membership, Payload, SnapshotMeta};
 use replica::memory::{MemoryLog, MemoryState};
-use replica::{Applied, StateStore, Table, WriteBatch};
-use types::Writer;
+use replica::{StateStore, Table};
 
+use contents::sum;
 pub use handles::{LogHandle, StateHandle};
 
 use crate::queue::{MILLI, Micros};
-use crate::rng::{SimRng, digest, mix};
+use crate::rng::SimRng;
 
 /// One change that a process made to its disk.
 #[derive(Clone, Debug)]
@@ -74,6 +71,10 @@ pub struct DiskOptions {
     pub flush: (Micros, Micros),
     /// The approximate size of a snapshot's chunk, or `None` for the product's.
     pub chunk_bytes: Option<usize>,
+    /// The share, of a million, of installs of a snapshot at whose writes the power is cut.
+    pub cuts_in_installs: u32,
+    /// True if a full disk refuses also what the state commits.
+    pub refuses_commits: bool,
 }
 
 impl Default for DiskOptions {
@@ -82,6 +83,8 @@ impl Default for DiskOptions {
             sync: (100, 800),
             flush: (MILLI, 50 * MILLI),
             chunk_bytes: None,
+            cuts_in_installs: 0,
+            refuses_commits: false,
         }
     }
 }
@@ -109,6 +112,10 @@ struct Inner {
     flush_done: Option<Micros>,
     slow_by: Micros,
     full: bool,
+    /// True once a process has begun a step. Before, the group's first membership is written.
+    begun: bool,
+    /// True if the disk refused a commit of the state, so that the process must stop.
+    refused_commit: bool,
     damaged: bool,
     /// True if a restored snapshot lacks the names of journals.
     forgets_journals: bool,
@@ -137,6 +144,8 @@ impl Disk {
                 flush_done: None,
                 slow_by: 0,
                 full: false,
+                begun: false,
+                refused_commit: false,
                 damaged: false,
                 forgets_journals: false,
                 crash_after: None,
@@ -161,6 +170,7 @@ impl Disk {
     pub fn begin(&self, now: Micros) {
         let mut inner = self.lock();
         inner.now = now;
+        inner.begun = true;
         inner.elapsed = 0;
         inner.end_flush();
     }
@@ -190,9 +200,13 @@ impl Disk {
         inner.crash_after = Some((operations, last_happens));
     }
 
-    /// Cancels an armed power cut.
-    pub fn disarm_crash(&self) {
-        self.lock().crash_after = None;
+    /// Ends all faults: nothing cuts the power any more, and the disk is fast and has space.
+    pub fn end_faults(&self) {
+        let mut inner = self.lock();
+        inner.crash_after = None;
+        inner.options.cuts_in_installs = 0;
+        inner.full = false;
+        inner.slow_by = 0;
     }
 
     /// Returns true after an armed power cut happened.
@@ -218,6 +232,7 @@ impl Disk {
         inner.pairs_digest = sum(&inner.state);
         inner.flush_done = None;
         inner.crash_after = None;
+        inner.refused_commit = false;
         inner.dead = false;
         inner.journal.clear();
     }
@@ -242,13 +257,11 @@ impl Disk {
         let mut inner = self.lock();
         inner.damaged = true;
         let stored: Vec<Index> = inner.log.stored().keys().copied().collect();
-        // The last record is spared, because this store has no durable-index floor and would take it for a torn tail.
-        let middle = stored.len().saturating_sub(1);
-        if middle > 0 {
-            let at = inner.rng.index(middle);
-            if let Some(index) = stored.get(at) {
-                inner.log.damage(*index);
-            }
+        // The end of the log as often as all the rest.
+        let tail = inner.rng.coin().then(|| stored.len().saturating_sub(1));
+        let at = tail.unwrap_or_else(|| inner.rng.index(stored.len()));
+        if let Some(index) = stored.get(at) {
+            inner.log.damage(*index);
         }
     }
 
@@ -270,6 +283,11 @@ impl Disk {
     /// Returns true if the disk is full.
     pub fn is_full(&self) -> bool {
         self.lock().full
+    }
+
+    /// Returns true if the disk refused a commit of the state since the process started.
+    pub fn refused_commit(&self) -> bool {
+        self.lock().refused_commit
     }
 
     /// Sets the extra time of each synced write.
@@ -381,146 +399,4 @@ impl Disk {
             .map(|(place, value)| (place.clone(), value.clone()))
             .collect()
     }
-}
-
-impl Inner {
-    /// Counts one operation towards an armed crash. Returns false if the power is cut before it.
-    fn step(&mut self) -> bool {
-        if self.dead {
-            return false;
-        }
-        match &mut self.crash_after {
-            None => true,
-            Some((0, last_happens)) => {
-                self.dead = true;
-                *last_happens
-            }
-            Some((left, _)) => {
-                *left -= 1;
-                true
-            }
-        }
-    }
-
-    fn end_flush(&mut self) {
-        if self.flush_done.is_some_and(|done| done <= self.now) {
-            self.flush_done = None;
-            self.state.complete_flush();
-        }
-    }
-
-    /// Runs one durable operation, unless the power is cut or the disk is full. Fails also if the power is cut right
-    /// after it.
-    fn durably<R>(
-        &mut self,
-        cost: (Micros, Micros),
-        act: impl FnOnce(&mut Self) -> Result<R, StoreError>,
-    ) -> Result<R, StoreError> {
-        if self.dead {
-            return Err(power());
-        }
-        if self.full {
-            return Err(StoreError::Full("simulated".to_owned()));
-        }
-        self.elapsed += self.rng.between(cost.0, cost.1) + self.slow_by;
-        self.writes += 1;
-        if !self.step() {
-            return Err(power());
-        }
-        let done = act(self)?;
-        // After a power cut right after the write the bytes are on the disk, but the process never learns it.
-        if self.dead { Err(power()) } else { Ok(done) }
-    }
-
-    fn write(&mut self, batch: &LogBatch) -> Result<(), StoreError> {
-        let before = self.log.hard_state();
-        let last = self.log.last_index();
-        self.log.write(batch)?;
-        if let Some(after) = batch.hard_state {
-            self.journal.push(DiskEvent::HardState { before, after });
-        }
-        if let Some(meta) = &batch.reset {
-            self.journal.push(DiskEvent::Reset(meta.clone()));
-        }
-        if let Some(first) = batch.entries.first() {
-            let prev = first.id.index.prev();
-            let base = self.log.base().last;
-            let prev = if prev == base.index {
-                Some(base)
-            } else {
-                self.log.stored().get(&prev).map(|entry| entry.id)
-            };
-            self.journal.push(DiskEvent::Appended {
-                prev,
-                entries: batch.entries.clone(),
-                truncated: first.id.index <= last,
-            });
-        }
-        Ok(())
-    }
-
-    fn commit(&mut self, batch: WriteBatch, applied: Applied) -> Result<(), StoreError> {
-        let mut digest = self.pairs_digest;
-        let pairs = self.state.pairs();
-        // Ranges may overlap. A pair that is both cleared and changed is subtracted below.
-        let mut cleared = BTreeMap::new();
-        for (table, start, end) in batch.cleared.iter().filter(|(_, a, b)| a < b) {
-            let range = (*table, start.clone())..(*table, end.clone());
-            cleared.extend(pairs.range(range));
-        }
-        for (place, value) in cleared {
-            if !batch.changes.contains_key(place) {
-                digest = digest.wrapping_sub(pair_digest(place, value));
-            }
-        }
-        for (place, change) in &batch.changes {
-            if let Some(old) = pairs.get(place) {
-                digest = digest.wrapping_sub(pair_digest(place, old));
-            }
-            if let Some(new) = change {
-                digest = digest.wrapping_add(pair_digest(place, new));
-            }
-        }
-        let last = applied.last;
-        let position = applied.clone();
-        self.state.commit(batch, applied)?;
-        self.pairs_digest = digest;
-        let digest = self.state_digest(&position);
-        self.journal.push(DiskEvent::Committed { last, digest });
-        Ok(())
-    }
-
-    /// Removes the names of journals from the state.
-    fn forget_journals(&mut self) -> Result<(), StoreError> {
-        let mut batch = WriteBatch::default();
-        let (start, end) = (Bytes::new(), Bytes::from_static(&[0xff; 8]));
-        batch.clear(Table::Journal, start, end);
-        self.state.commit(batch, self.state.applied())?;
-        self.state.flush()
-    }
-
-    fn state_digest(&self, applied: &Applied) -> u64 {
-        let mut out = Writer::with_capacity(128);
-        out.number(applied.last.term.0)
-            .number(applied.last.index.0)
-            .number(applied.time.0);
-        applied.membership.encode(&mut out);
-        mix(self.pairs_digest ^ digest(&out.finish()))
-    }
-}
-
-fn power() -> StoreError {
-    StoreError::Io("simulated power cut".to_owned())
-}
-
-fn pair_digest(place: &(Table, Bytes), value: &[u8]) -> u64 {
-    let table = place.0 as u64;
-    mix(digest(&place.1).rotate_left(17) ^ digest(value).wrapping_add(table))
-}
-
-fn sum(state: &MemoryState) -> u64 {
-    let pairs = state.pairs().iter();
-    pairs.fold(0, |sum: u64, (place, value)| {
-        sum.wrapping_add(pair_digest(place, value))
-    })
 }

@@ -7,6 +7,7 @@ use types::NodeId;
 use crate::fault::Fault;
 use crate::machine::{Outcome, Question};
 use crate::network::HostId;
+use crate::queue::Micros;
 
 /// An event at a moment of virtual time.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(crate) enum Event {
         id: RequestId,
         request: Request<Question>,
     },
-    /// A request reaches a node that forwards it.
+    /// A late request reaches a node that forwards it to the owner at that time.
     Forward {
         id: RequestId,
         request: Request<Question>,
@@ -50,6 +51,18 @@ pub(crate) enum Event {
     Mover { host: HostId, incarnation: u64 },
     /// A process starts.
     Start { host: HostId, incarnation: u64 },
+    /// A process is asked to stop. It starts again after `down`.
+    Stop {
+        host: HostId,
+        incarnation: u64,
+        down: Micros,
+    },
+    /// A request that another node forwarded reaches an address.
+    Forwarded {
+        host: HostId,
+        id: RequestId,
+        request: Request<Question>,
+    },
     /// A paused process continues.
     Resume { host: HostId, incarnation: u64 },
     /// A fault begins and schedules its next occurrence.

@@ -1,8 +1,9 @@
 //! The Raft groups of a world, with their hosts and checkers.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use raft::Term;
+use raft::{EntryId, MembershipChange, Term};
 use replica::{Genesis, GroupKind, RequestId};
 use types::Gid;
 
@@ -26,6 +27,10 @@ pub(crate) struct Group {
     pub(crate) isolated: Term,
     /// The unanswered membership change: its id, the host that it was sent to, and the incarnation of that host.
     pub(crate) changing: Option<(RequestId, HostId, u64)>,
+    /// The membership changes that were asked for and are not answered, with the host that was asked.
+    pub(crate) asked: BTreeMap<RequestId, (HostId, MembershipChange)>,
+    /// The entries of the changes that were answered as committed.
+    pub(crate) changed: Vec<EntryId>,
 }
 
 impl Group {
@@ -38,6 +43,8 @@ impl Group {
             invariants: InvariantChecker::default(),
             isolated: Term(0),
             changing: None,
+            asked: BTreeMap::new(),
+            changed: Vec::new(),
         }
     }
 }

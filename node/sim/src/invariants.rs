@@ -340,6 +340,21 @@ impl InvariantChecker {
         }
     }
 
+    /// Checks that the entries of membership changes that were answered are the committed ones at their indexes.
+    pub(crate) fn check_changed(&self, changed: &[EntryId]) -> Checked {
+        let lost = |id: &&EntryId| self.committed.get(&id.index) != Some(*id);
+        match changed.iter().find(lost) {
+            None => Ok(()),
+            Some(id) => Err(Violation::new(
+                "an answered membership change is committed",
+                format!(
+                    "{id} was answered, and {:?} is committed",
+                    self.committed.get(&id.index)
+                ),
+            )),
+        }
+    }
+
     fn check_complete(&self, status: &Status, disk: &Disk) -> Checked {
         let Some((_, last)) = self.committed.last_key_value() else {
             return Ok(());
@@ -355,6 +370,11 @@ impl InvariantChecker {
                 status.node, status.term
             ),
         ))
+    }
+
+    /// Returns true if a node led in some term.
+    pub(crate) fn has_led(&self, node: NodeId) -> bool {
+        self.leaders.values().any(|leader| *leader == node)
     }
 
     /// Returns the last entry that a node reported as committed.

@@ -12,7 +12,8 @@ use shardkv::mover::{
     Answer, CallId, Driver, DriverOptions, Effect, Request as MoverRequest, Room,
 };
 use shardkv::{
-    CopyStep, JournalStep, KvError, MoverOptions, Ownership, Query, Response, ShardState, Step,
+    CopyCursor, CopyStep, Cursor, JournalStep, KvError, MoverOptions, Ownership, Query, Response,
+    ShardState, Step,
 };
 use types::{ClusterId, ConfigNum, Gid, NodeId};
 
@@ -29,6 +30,9 @@ const CONTROLLERS: ClusterId = ClusterId(0xc0);
 
 /// The size of a shard as a source tells it. A group has room for any shard or for none.
 const SHARD_BYTES: u64 = 1;
+
+/// The kind of the steps that drop a copy.
+pub(crate) const DROP_STEP: &str = "step: drop";
 
 /// The most configurations in an answer.
 const MAX_DELTAS: u32 = 3;
@@ -217,8 +221,12 @@ pub(crate) fn subject_of_step(step: &Step) -> Subject {
         Step::Copy(step) => {
             let kind = match step {
                 CopyStep::Start { .. } => "step: start",
+                // The first part fits each later copy of the shard.
+                CopyStep::Take(part) if part.after == CopyCursor::Base(Cursor::default()) => {
+                    "step: take first"
+                }
                 CopyStep::Take(_) => "step: take",
-                CopyStep::Drop { .. } => "step: drop",
+                CopyStep::Drop { .. } => DROP_STEP,
                 CopyStep::Restart { .. } => "step: restart",
             };
             of(kind, Some(step.shard()))

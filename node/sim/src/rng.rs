@@ -31,6 +31,10 @@ pub enum Concern {
     Steps,
     /// The chunks of snapshots and the bandwidth of links.
     Snapshots,
+    /// The behaviour of processes: their ticks, stops, installs and forwarding.
+    Processes,
+    /// The options of a host, where members have different ones.
+    Options(u32),
 }
 
 impl Concern {
@@ -46,6 +50,8 @@ impl Concern {
             Self::Mover => 6,
             Self::Steps => 7,
             Self::Snapshots => 8,
+            Self::Processes => 9,
+            Self::Options(number) => (4 << 32) | number as u64,
             Self::ConfigClient(number) => (3 << 32) | number as u64,
         }
     }

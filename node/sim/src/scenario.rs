@@ -7,6 +7,7 @@
 mod cluster;
 mod load;
 mod options;
+mod processes;
 mod snapshots;
 mod trouble;
 
@@ -23,6 +24,10 @@ use crate::rng::{Concern, SimRng};
 
 /// The settings of a world.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "the flags are independent, and any of them may be on"
+)]
 pub struct Scenario {
     /// The seed of all random numbers.
     pub seed: u64,
@@ -63,6 +68,14 @@ pub struct Scenario {
     /// The share, of a million, of new leaders that are cut off with one companion before their first message leaves. A
     /// few of these in a row are figure 8 of the Raft paper.
     pub isolated_leaders: u32,
+    /// The share, of a million, of leaders that are cut off right after they told another node to campaign.
+    pub isolated_transfers: u32,
+    /// The share, of a million, of kills that are orderly stops.
+    pub orderly_stops: u32,
+    /// The share, of a million, of the clients' requests that a node forwards if it doesn't lead the owner of the key.
+    pub forwarded: u32,
+    /// True if the members of a group have different options, as during a rolling change.
+    pub mixed_options: bool,
     /// The replica groups among which shards move, or `None` for one group that owns all shards.
     pub cluster: Option<Cluster>,
     /// The known bug that is put back.
@@ -145,6 +158,10 @@ impl Scenario {
             load_lasts: false,
             stormy: false,
             isolated_leaders: 0,
+            isolated_transfers: 0,
+            orderly_stops: 0,
+            forwarded: 0,
+            mixed_options: false,
             cluster: None,
             bug: None,
         }
@@ -192,6 +209,7 @@ impl Scenario {
         scenario.draw_clients(&mut rng);
         scenario.draw_cluster(&mut SimRng::new(seed, Concern::Cluster));
         scenario.draw_snapshots(&mut SimRng::new(seed, Concern::Snapshots));
+        scenario.draw_processes(&mut SimRng::new(seed, Concern::Processes));
         scenario.settle(&mut rng);
         scenario
     }
@@ -207,9 +225,8 @@ impl Scenario {
     /// Removes settings that contradict each other.
     fn settle(&mut self, rng: &mut SimRng) {
         if self.replica.raft.lease_reads {
-            // A lease relies on the clocks: a process must make up for every missed tick, and no clock may run twice as
-            // fast as another.
-            self.catch_up_ticks = 1_000;
+            // A lease relies on the clocks: a process must make up for every missed tick or know that it doesn't, and no clock
+            // may run twice as fast as another.
             self.drift = self.drift.min(50_000);
         }
         if self.hosts < 3 {

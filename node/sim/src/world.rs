@@ -15,7 +15,9 @@
 //! | `admin` | the administrator changes memberships and transfers leaderships |
 //! | `mover` | movers act, and get answers |
 //! | `process` | a process starts, works, and crashes |
+//! | `stop` | a process is asked to stop |
 //! | `pages` | a process reads pages of scans on other threads |
+//! | `forward` | a node forwards a request |
 //! | `receive` | requests and answers arrive, and clients act |
 //! | `faults` | faults begin and end |
 //! | `late` | calls between groups come a second time, late |
@@ -28,6 +30,7 @@
 mod admin;
 mod faults;
 mod final_checks;
+mod forward;
 mod late;
 mod liveness;
 mod mover;
@@ -39,6 +42,7 @@ mod recovery;
 mod run;
 mod send;
 mod steps;
+mod stop;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -121,7 +125,9 @@ pub(crate) enum Phase {
     ClientsActive,
     /// Clients finish their operations, and nodes rejoin.
     Recovering,
-    /// A client reads each key once more.
+    /// A client writes a key of each shard.
+    FinalWrites,
+    /// A client reads these keys, and each key once more.
     FinalReads,
     /// The cluster has recovered.
     Done,

@@ -35,6 +35,11 @@ fn the_first_seeds_keep_every_promise() {
         "steps that came late",
         "strikes at a step of a move",
         "targets changed at a step of a move",
+        "pages read",
+        "orderly stops",
+        "requests forwarded",
+        "processes stopped by a full disk",
+        "leaders isolated",
     ] {
         assert!(summary.counts.contains_key(what), "no {what} in 40 worlds");
     }

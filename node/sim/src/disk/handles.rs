@@ -8,7 +8,8 @@ use raft::{
 };
 use replica::{Applied, Listed, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch};
 
-use super::{Disk, DiskEvent, power, sum};
+use super::contents::{power, sum};
+use super::{Disk, DiskEvent};
 
 /// A process's handle on the log.
 #[derive(Debug)]
@@ -52,6 +53,7 @@ impl LogStore for LogHandle {
 
     fn begin_install(&mut self, last: EntryId) -> Result<(), StoreError> {
         let mut inner = self.0.lock();
+        inner.cut_in_install();
         let cost = inner.options.sync;
         inner.durably(cost, |inner| inner.log.begin_install(last))
     }
@@ -106,6 +108,10 @@ impl StateStore for StateHandle {
 
     fn commit(&mut self, batch: WriteBatch, applied: Applied) -> Result<(), StoreError> {
         let mut inner = self.0.lock();
+        if inner.full && inner.options.refuses_commits {
+            inner.refused_commit = true;
+            return Err(StoreError::Full("simulated".to_owned()));
+        }
         if !inner.step() {
             return Err(power());
         }
@@ -157,6 +163,7 @@ impl StateStore for StateHandle {
 
     fn finish_restore(&mut self) -> Result<(), StoreError> {
         let mut inner = self.0.lock();
+        inner.cut_in_install();
         let cost = inner.options.flush;
         inner.durably(cost, |inner| {
             inner.state.finish_restore()?;

@@ -31,8 +31,23 @@ impl Scenario {
         self.disks.flush = (MILLI, 20 * MILLI);
         self.links.snapshot_bytes_per_second = Some(rng.between(4_000, 20_000));
         self.replica.compact_after_bytes = rng.between(500, 2_000);
-        self.replica.raft.max_append_bytes = 4_096;
-        self.replica.raft.max_inflight_bytes = 16_384;
+        let replica = &mut self.replica;
+        if rng.coin() {
+            // After its snapshot a follower gets the rest in many small appends, while the log is compacted many times.
+            replica.raft.max_append_bytes = large(rng.between(256, 512));
+            replica.raft.max_inflight_appends = 2;
+            replica.raft.max_inflight_bytes = 1_024;
+        } else {
+            // A window takes longer than two heartbeats.
+            replica.raft.max_append_bytes = 4_096;
+            replica.raft.max_inflight_bytes = 16_384;
+            replica.raft.heartbeat_ticks = 1;
+            replica.raft.election_ticks = 10;
+            replica.tick_ms = 15;
+            replica.snapshot_window = 4;
+            self.disks.chunk_bytes = Some(large(rng.between(300, 500)));
+            self.links.snapshot_bytes_per_second = Some(rng.between(6_000, 12_000));
+        }
         self.clients = large(rng.between(3, 6));
         self.client.keys = rng.between(30, 100);
         self.client.think = (MILLI, rng.between(10 * MILLI, 40 * MILLI));

@@ -3,12 +3,13 @@
 //! Administrators must follow the rule of lost disks (see `faults`): they change a membership only while it is stable,
 //! and one change at a time. An impatient administrator doesn't wait.
 
-use raft::{Membership, MembershipChange};
+use raft::{Membership, MembershipChange, Payload};
 use replica::{Answer, Request, RequestId};
 
 use super::World;
 use crate::group::GroupId;
 use crate::machine::Outcome;
+use crate::violation::{Checked, Violation};
 
 impl World {
     pub(super) fn admin_is_waiting(&self, group: GroupId) -> bool {
@@ -71,7 +72,8 @@ impl World {
         };
         self.count("membership changes asked");
         self.trace(leader, || format!("the administrator asks: {change:?}"));
-        let id = self.admin_request(leader, Request::ChangeMembership(change));
+        let id = self.admin_request(leader, Request::ChangeMembership(change.clone()));
+        self.groups[group].asked.insert(id, (leader, change));
         self.groups[group].changing = Some((id, leader, self.hosts[leader].incarnation));
     }
 
@@ -93,7 +95,16 @@ impl World {
         self.admin_request(host, Request::TransferLeadership(target));
     }
 
-    pub(super) fn admin_answered(&mut self, id: RequestId, outcome: Outcome) {
+    pub(super) fn admin_answered(&mut self, id: RequestId, outcome: Outcome) -> Checked {
+        self.check_changed(id, &outcome)?;
+        if let Ok(Answer::LeadershipTransferred(node)) = &outcome
+            && !self.groups.iter().any(|it| it.invariants.has_led(*node))
+        {
+            return Err(Violation::new(
+                "an answered transfer has a new leader",
+                format!("{node} never led"),
+            ));
+        }
         for group in &mut self.groups {
             if group.changing.is_some_and(|(changing, ..)| changing == id) {
                 group.changing = None;
@@ -105,5 +116,52 @@ impl World {
             _ => {}
         }
         self.admin_answers.insert(id, outcome);
+        Ok(())
+    }
+
+    /// Checks the answer to a membership change: the entry that it names is the change. At the end the entry must have been committed.
+    fn check_changed(&mut self, id: RequestId, outcome: &Outcome) -> Checked {
+        for group in &mut self.groups {
+            let Some((host, change)) = group.asked.remove(&id) else {
+                continue;
+            };
+            let index = match outcome {
+                Ok(Answer::MembershipChanged(index)) => *index,
+                Ok(other) => {
+                    return Err(Violation::new(
+                        "answers fit their requests",
+                        format!("{change:?} was answered {other:?}"),
+                    ));
+                }
+                Err(_) => return Ok(()),
+            };
+            let found = self.hosts[host].disk.entries(index..=index).pop();
+            // The entry may be compacted by now.
+            let Some(entry) = found else {
+                return Ok(());
+            };
+            let done = match &entry.payload {
+                Payload::Membership(membership) => shows(membership, &change),
+                _ => false,
+            };
+            if !done {
+                return Err(Violation::new(
+                    "an answered membership change is in the log",
+                    format!("{change:?} was answered with {index}, which is {entry:?}"),
+                ));
+            }
+            group.changed.push(entry.id);
+        }
+        Ok(())
+    }
+}
+
+/// Returns true if a membership has a change.
+fn shows(membership: &Membership, change: &MembershipChange) -> bool {
+    match change {
+        MembershipChange::AddLearner { node, .. } => membership.get(*node).is_some(),
+        MembershipChange::Promote { node } => membership.is_voter(*node),
+        MembershipChange::Remove { node } => membership.get(*node).is_none(),
+        _ => true,
     }
 }

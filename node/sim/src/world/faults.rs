@@ -131,12 +131,19 @@ impl World {
         }
     }
 
-    /// Kills a process: now, or at one of its next writes or messages.
+    /// Kills a process, now or at one of its next writes or messages, or asks it to stop.
     fn kill(&mut self, host: HostId, lasts: Micros) {
         if self.hosts[host].process.is_none() {
             return;
         }
-        if self.rng.coin() {
+        if self.rng.chance(self.scenario.orderly_stops) {
+            let stop = Event::Stop {
+                host,
+                incarnation: self.hosts[host].incarnation,
+                down: lasts,
+            };
+            self.queue.push(self.now, stop);
+        } else if self.rng.coin() {
             self.crash(host, Some(lasts));
         } else {
             let operations = u32::try_from(self.rng.magnitude(1, 64) - 1).unwrap_or(0);

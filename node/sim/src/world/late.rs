@@ -8,6 +8,7 @@ use crate::caller::Caller;
 use crate::event::Event;
 use crate::late_calls::{LateCall, Subject};
 use crate::machine::{Outcome, Question};
+use crate::mover::DROP_STEP;
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros, SECOND};
 
@@ -80,13 +81,17 @@ impl World {
         &mut self,
         number: HostId,
         id: RequestId,
-        shard: Option<ShardId>,
+        Subject { kind, shard }: Subject,
         request: &Request<Question>,
     ) -> bool {
-        let (repeated, lost) = match &self.scenario.cluster {
+        let (repeated, mut lost) = match &self.scenario.cluster {
             Some(cluster) if self.faults_happen() => (cluster.repeated_steps, cluster.late_steps),
             _ => return true,
         };
+        if lost > 0 && kind == DROP_STEP {
+            // A drop is rare, and is dangerous if the shard is cut before it comes.
+            lost = 500_000;
+        }
         let is_late = self.step_rng.chance(lost);
         if is_late || self.rng.chance(repeated) {
             // Before the mover gives the proposal up, or after that.

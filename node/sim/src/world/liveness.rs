@@ -2,13 +2,15 @@
 //!
 //! Safety without liveness would be cheap: a cluster that does nothing violates no invariant. So each group must have a
 //! leader; every operation of every client must finish; every host must be a voter, and those with lost disks must
-//! rejoin; and all replicas must hold the same state at the same index. Then a client reads every key once
+//! rejoin; and all replicas must hold the same state at the same index. Then a client writes to every shard and reads every key once
 //! more, and the checkers search the whole history.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use raft::MembershipChange;
-use types::Gid;
+use shardkv::Write;
+use types::{Gid, shard_of};
 
 use super::{Phase, World};
 use crate::client::{ScriptedOperation, key};
@@ -53,9 +55,7 @@ impl World {
             let host = &mut self.hosts[number];
             host.unreachable = false;
             host.disk_low = false;
-            host.disk.set_full(false);
-            host.disk.disarm_crash();
-            host.disk.set_slow_by(0);
+            host.disk.end_faults();
             if let Some(process) = &mut host.process {
                 process.set_disk_low(false);
             }
@@ -118,11 +118,18 @@ impl World {
         let missing = self.unrecovered();
         match (self.phase, missing) {
             (Phase::Recovering, None) => {
-                let keys = self.scenario.client.keys;
-                if let Some(client) = self.clients.first_mut() {
-                    client.script((0..keys).map(|number| ScriptedOperation::Get(key(number))));
-                    self.plan_client(0);
-                }
+                let keys = last_keys(self.scenario.genesis.shards);
+                self.tell_last(keys.into_iter().map(|key| {
+                    let value = Bytes::from_static(b"the last write");
+                    ScriptedOperation::Write(Write::Put { key, value })
+                }));
+                self.phase = Phase::FinalWrites;
+            }
+            (Phase::FinalWrites, None) => {
+                let last = last_keys(self.scenario.genesis.shards);
+                let keys = (0..self.scenario.client.keys).map(key);
+                let gets: Vec<_> = last.into_iter().chain(keys).collect();
+                self.tell_last(gets.into_iter().map(ScriptedOperation::Get));
                 self.phase = Phase::FinalReads;
             }
             (Phase::FinalReads, None) => {
@@ -137,6 +144,14 @@ impl World {
         self.queue
             .push(self.now + CHECK_INTERVAL, Event::CheckRecovery);
         Ok(())
+    }
+
+    /// Lets the first client do these operations, and no others.
+    fn tell_last(&mut self, operations: impl IntoIterator<Item = ScriptedOperation>) {
+        if let Some(client) = self.clients.first_mut() {
+            client.script(operations);
+            self.plan_client(0);
+        }
     }
 
     /// Checks everything that doesn't need the groups that are down. Restarts all hosts once all of that has recovered.
@@ -255,4 +270,16 @@ impl World {
             return;
         }
     }
+}
+
+/// Returns a key of each shard that no client has used.
+fn last_keys(shards: u32) -> Vec<Bytes> {
+    let mut keys = BTreeMap::new();
+    let mut number = 0u64;
+    while keys.len() < shards as usize {
+        let key = Bytes::from(format!("last{number}"));
+        keys.entry(shard_of(&key, shards)).or_insert(key);
+        number += 1;
+    }
+    keys.into_values().collect()
 }

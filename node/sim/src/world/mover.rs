@@ -49,7 +49,7 @@ impl World {
                 let id = mover.request_of(id);
                 let subject = subject_of_step(&step);
                 self.keep_call(id, number, subject, &request);
-                if self.propose_late(number, id, subject.shard, &request) {
+                if self.propose_late(number, id, subject, &request) {
                     // The host's own process takes the request in its next step.
                     let inbox = &mut self.hosts[number].inbox;
                     inbox.push_back(Input::Request(id, request));

@@ -58,6 +58,15 @@ impl World {
         }
     }
 
+    /// Isolates a leader, in some worlds, that has just told another node to campaign.
+    pub(super) fn isolate_old_leader(&mut self, host: HostId) {
+        if self.faults_happen() && self.rng.chance(self.scenario.isolated_transfers) {
+            self.count("leaders isolated at a transfer");
+            let lasts = self.rng.between(100 * MILLI, 600 * MILLI);
+            self.cut_off(host, host, lasts);
+        }
+    }
+
     pub(super) fn cut(&mut self, cut: BTreeSet<(HostId, HostId)>) {
         self.trace(0, || format!("the network cuts {cut:?}"));
         // Some connections over a cut link break after a while.

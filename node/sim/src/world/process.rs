@@ -38,6 +38,12 @@ impl World {
                     )
                 })?;
             }
+            Err(_) if self.hosts[number].disk.is_full() => {
+                let down = self.rng.between(10 * MILLI, 500 * MILLI);
+                self.count("starts refused by a full disk");
+                self.crash(number, Some(down));
+                return Ok(());
+            }
             Err(error) => {
                 return Err(Violation::new(
                     "a process recovers after a crash",
@@ -70,7 +76,7 @@ impl World {
         let host = &mut self.hosts[number];
         host.disk.begin(self.now);
         let (log, state) = host.disk.open();
-        let mut options = self.scenario.replica.clone();
+        let mut options = self.scenario.replica_options(number);
         options.address.clone_from(&host.address);
         options.raft.bugs = self.scenario.bug.map_or(raft::Bugs::NONE, Bug::raft);
         options.bugs = self.scenario.bug.map_or(replica::Bugs::NONE, Bug::replica);
@@ -335,6 +341,12 @@ impl World {
             Err(error) if self.hosts[number].disk.is_damaged() => {
                 self.trace(number, || format!("stops: {error}"));
                 self.count("damage found while running");
+                let down = self.rng.magnitude(10 * MILLI, 1_000 * MILLI);
+                self.crash(number, Some(down));
+                return Ok(());
+            }
+            Err(_) if self.hosts[number].disk.refused_commit() => {
+                self.count("processes stopped by a full disk");
                 let down = self.rng.magnitude(10 * MILLI, 1_000 * MILLI);
                 self.crash(number, Some(down));
                 return Ok(());

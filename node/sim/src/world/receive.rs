@@ -1,8 +1,6 @@
 //! Requests and answers that arrive, and the clients that are due.
 
 use replica::{Refusal, Request, RequestId};
-use shardkv::Query;
-use types::shard_of;
 
 use super::World;
 use crate::caller::Caller;
@@ -17,6 +15,19 @@ use crate::violation::Checked;
 
 impl World {
     pub(super) fn request_arrived(
+        &mut self,
+        number: HostId,
+        id: RequestId,
+        request: Request<Question>,
+    ) -> Checked {
+        if self.forward_elsewhere(number, id, &request) {
+            return Ok(());
+        }
+        self.take_request(number, id, request)
+    }
+
+    /// Passes a request to the process at a host, which serves it or refuses.
+    pub(super) fn take_request(
         &mut self,
         number: HostId,
         id: RequestId,
@@ -38,33 +49,10 @@ impl World {
         self.deliver(number, Input::Request(id, request))
     }
 
-    /// Forwards a request to the leader of the group that owns its shard now.
-    pub(super) fn forward_request(&mut self, id: RequestId, request: Request<Question>) -> Checked {
-        let key = match &request {
-            Request::Write { operation, .. } => {
-                let command = shardkv::Command::decode(operation.clone());
-                command.ok().map(|command| command.write.key().clone())
-            }
-            Request::Read(Question::Kv(Query::Get { key })) => Some(key.clone()),
-            _ => None,
-        };
-        let shards = self.scenario.genesis.shards;
-        let owner = self.shard_checker.config().zip(key);
-        let owner = owner.map(|(config, key)| config.owner(shard_of(&key, shards)));
-        let group = self.groups.iter().position(|it| Some(it.gid) == owner);
-        match group.and_then(|group| self.leader(group)) {
-            Some(leader) => self.request_arrived(leader, id, request),
-            None => Ok(()),
-        }
-    }
-
     pub(super) fn answer_arrived(&mut self, id: RequestId, outcome: Outcome) -> Checked {
         let number = match Caller::of(id) {
             Caller::Client(number) => number,
-            Caller::Administrator => {
-                self.admin_answered(id, outcome);
-                return Ok(());
-            }
+            Caller::Administrator => return self.admin_answered(id, outcome),
             Caller::Mover(host) => return self.mover_answered(host, id, outcome),
             Caller::ConfigClient(number) => {
                 let number = usize::try_from(number).unwrap_or(usize::MAX);

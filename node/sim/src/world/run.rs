@@ -180,6 +180,12 @@ impl World {
                     Ok(())
                 }
             }
+            Event::Stop {
+                host,
+                incarnation,
+                down,
+            } => self.stop_orderly(host, incarnation, down),
+            Event::Forwarded { host, id, request } => self.take_request(host, id, request),
             Event::Resume { host, incarnation } => {
                 if self.hosts[host].incarnation == incarnation {
                     self.resume(host)

@@ -34,7 +34,11 @@ impl World {
                 self.transmit(from, to, after, envelope.clone());
             }
         } else if let Some(to) = self.nodes.get(&envelope.to).copied() {
+            let hands_over = matches!(envelope.message, Message::TimeoutNow);
             self.transmit(from, to, after, envelope);
+            if hands_over {
+                self.isolate_old_leader(from);
+            }
         } else {
             self.count("messages for a node that is gone");
         }
