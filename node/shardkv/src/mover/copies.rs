@@ -6,8 +6,9 @@
 //!    through the log the next one is fetched.
 //! 2. The open generation is sealed at the source, and its pages arrive. That is a round. A generation that the own log has is
 //!    dropped at the source, and the journal is renewed every minute.
-//! 3. The copy has caught up once a round was small, or after [`MAX_ROUNDS`]. Then it needs a round a second, and as long as the rounds
-//!    succeed the controllers are told again and again that they may cut. One report names all such copies.
+//! 3. The copy has caught up once a round was small, or once the rounds don't get smaller any more (`rounds`). Then it needs a round a
+//!    second, and as long as the rounds succeed the controllers are told again and again that they may cut. One report names all
+//!    such copies.
 //! 4. After the cut the rest comes from a replica of the source that has applied the fence. If the source's journal has ended, the
 //!    copy is useless, and the own log restarts the transfer as a pull of the whole shard.
 //!
@@ -18,6 +19,7 @@
 //! then it takes the next free slot. A copy that failed twice in a row leaves every second turn to the queue.
 
 mod answers;
+mod rounds;
 mod sizes;
 mod task;
 
@@ -34,12 +36,6 @@ use crate::{CopyCursor, CopyId, CopyRequest, CopyStep, JournalStep, Ownership, S
 use sizes::Sizes;
 use task::{Ask, Place, Proposal, Stage, Task, stage};
 
-/// A generation of at most this many bytes leaves little to do at the cut.
-const SMALL_ROUND_BYTES: u64 = 64 << 10;
-/// So does one that the copy's pace makes up for in this many milliseconds.
-const SMALL_ROUND_MS: u64 = 20;
-/// The most rounds before a copy counts as caught up, however fast the shard changes.
-const MAX_ROUNDS: u32 = 3;
 /// The interval of the rounds of a copy that has caught up, in milliseconds.
 const ROUND_INTERVAL_MS: u64 = 1_000;
 /// The time after a round for which a copy counts as close behind its source, in milliseconds.

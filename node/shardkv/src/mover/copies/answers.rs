@@ -50,9 +50,9 @@ impl Copies {
             return;
         }
         task.log.succeed();
-        let was_hurried = task.is_hurried;
+        let was_hurried = task.rounds.are_hurried();
         task.took(turn.now, &proposal);
-        self.hurried += u64::from(task.is_hurried && !was_hurried);
+        self.hurried += u64::from(task.rounds.are_hurried() && !was_hurried);
         if proposal.is_base() {
             let took = turn.now.saturating_sub(proposal.since);
             turn.background.passed(turn.now, took);

@@ -6,7 +6,8 @@ use types::{ConfigNum, Cut, Gid, JournalId, ShardId};
 use super::super::ActionId;
 use super::super::backoff::Backoff;
 use super::super::outbox::{HandOff, Turn};
-use super::{CLOSE_FOR_MS, MAX_ROUNDS, ROUND_INTERVAL_MS, SMALL_ROUND_BYTES, SMALL_ROUND_MS};
+use super::rounds::Rounds;
+use super::{CLOSE_FOR_MS, ROUND_INTERVAL_MS};
 use crate::bug::Bug;
 use crate::{
     CopyCursor, CopyId, CopyStep, JournalStep, Ownership, Part, PartNext, PlannedMove, ShardState,
@@ -175,8 +176,6 @@ pub(super) struct Task {
     /// The generation that the source has dropped on request.
     pub(super) dropped: u64,
     pub(super) has_caught_up: bool,
-    /// True if it has caught up only because it had the most rounds.
-    pub(super) is_hurried: bool,
     pub(super) renew_at: u64,
     pub(super) round_at: u64,
     /// The time from which the last round is too old for a report.
@@ -184,9 +183,7 @@ pub(super) struct Task {
     started: u64,
     /// The bytes that arrived since `started`.
     bytes: u64,
-    /// The rounds that are complete, and the bytes of the present one.
-    rounds: u32,
-    round_bytes: u64,
+    pub(super) rounds: Rounds,
 }
 
 impl Task {
@@ -208,15 +205,13 @@ impl Task {
             sealed: 0,
             dropped: 0,
             has_caught_up: false,
-            is_hurried: false,
             // A new leader doesn't know how long the journal lives.
             renew_at: now,
             round_at: now,
             close_until: 0,
             started: now,
             bytes: 0,
-            rounds: 0,
-            round_bytes: 0,
+            rounds: Rounds::default(),
         }
     }
 
@@ -345,7 +340,7 @@ impl Task {
         let CopyCursor::Page { generation, .. } = cursor else {
             return;
         };
-        self.round_bytes += bytes;
+        self.rounds.add(*bytes);
         let PartNext::At(CopyCursor::Page {
             generation: next, ..
         }) = next
@@ -363,13 +358,9 @@ impl Task {
     }
 
     fn end_round(&mut self, now: u64) {
-        self.rounds = self.rounds.saturating_add(1);
-        let bytes = std::mem::take(&mut self.round_bytes);
         // The bytes that arrived a millisecond, on the whole.
         let pace = self.bytes / now.saturating_sub(self.started).max(1);
-        let is_small = bytes <= SMALL_ROUND_BYTES.max(pace.saturating_mul(SMALL_ROUND_MS));
-        self.is_hurried |= !is_small && self.rounds == MAX_ROUNDS;
-        self.has_caught_up = is_small || self.rounds >= MAX_ROUNDS;
+        self.has_caught_up = self.rounds.end(pace);
         if self.has_caught_up {
             self.round_at = now.saturating_add(ROUND_INTERVAL_MS);
             self.close_until = now.saturating_add(CLOSE_FOR_MS);
