@@ -100,7 +100,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(BOUNDS, "max_exports", "COUNT", "4", "The most exports that are served at the same time; beyond it they are refused as Overloaded"),
     row(BOUNDS, "max_watchers", "COUNT", "1024", "The most watchers of the configuration; beyond it they are refused as Overloaded"),
     row(HANDOFF, "handoff_max_concurrent", "COUNT", "2", "The most shards that are copied from each other group at the same time, and the most that are pulled"),
-    row(HANDOFF, "handoff_bytes_per_second", "BYTES", "67108864", "The maximum bytes per second of all copies and pulls together; 0 for no limit"),
+    row(HANDOFF, "handoff_bytes_per_second", "BYTES", "67108864", "The maximum bytes per second of all copies and pulls together that a node receives, and of the copies of served shards that it sends; 0 for no limit"),
     row(HANDOFF, "handoff_chunk_bytes", "BYTES", "524288", "The approximate size of a chunk of a shard, on the network and in the log; reduced automatically if max_entry_bytes is small"),
     row(HANDOFF, "handoff_min_retry_ms", "MS", "10", "The first pause before a failed step of a hand-off is retried; it doubles with each failure"),
     row(HANDOFF, "handoff_max_retry_ms", "MS", "1000", "The longest pause before a failed step of a hand-off is retried"),

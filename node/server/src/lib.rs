@@ -65,6 +65,7 @@ mod grpc;
 mod identity;
 mod inbox;
 mod lifecycle;
+mod limiter;
 mod listen;
 mod listeners;
 mod machine;

@@ -145,6 +145,7 @@ impl Parts {
                     handoff::READ_KIND,
                     self.metrics.handoff.read_seconds.clone(),
                 ),
+                self.options.handoff.mover.max_bytes_per_second,
             ),
             admin: AdminService {
                 replica: Arc::clone(&self.replica),

@@ -1,6 +1,7 @@
 //! `shardkv.v1.Handoff`: the source's side of moving shards to another group.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::errors;
 use api::v1::handoff_server::Handoff;
@@ -16,6 +17,7 @@ use tonic::{Request, Response, Status};
 use types::{ClusterId, ConfigNum, ShardId};
 
 use crate::convert::kv;
+use crate::limiter::Limiter;
 use crate::metrics::Metrics;
 use crate::reads::{ReadKind, Readers};
 use crate::replica_handle::ReplicaHandle;
@@ -26,6 +28,9 @@ const MAX_DELETES: usize = 1_024;
 
 /// The maximum number of steps of journals at the same time, for all groups.
 const MAX_JOURNAL_STEPS: usize = 1_024;
+
+/// The time that copies may be ahead of the limit of bytes a second.
+const MAX_OWED: Duration = Duration::from_millis(100);
 
 /// The bounds of reads of moving shards.
 pub(crate) const READ_KIND: ReadKind = ReadKind {
@@ -40,6 +45,8 @@ pub(crate) struct HandoffService {
     routing: Arc<Routing>,
     metrics: Arc<Metrics>,
     readers: Readers,
+    /// The limit of what copies of served shards get together.
+    limiter: Limiter,
     deletes: Semaphore,
     journal_steps: Semaphore,
 }
@@ -50,8 +57,10 @@ impl HandoffService {
         routing: Arc<Routing>,
         metrics: Arc<Metrics>,
         readers: Readers,
+        bytes_per_second: u64,
     ) -> Self {
         Self {
+            limiter: Limiter::new(bytes_per_second),
             replica,
             routing,
             metrics,
@@ -122,9 +131,26 @@ impl HandoffService {
 
 /// The answers to the destinations of copies.
 impl HandoffService {
+    /// Refuses a part of a served shard while this node has sent more than its limit. A fenced shard has clients that wait, so it is
+    /// never refused.
+    fn check_rate(&self, request: &v1::CopyRequest) -> Result<(), ErrorDetail> {
+        let owed = self.limiter.owed();
+        if request.fence.is_some() || owed <= MAX_OWED {
+            return Ok(());
+        }
+        let wait = u32::try_from(owed.as_millis()).unwrap_or(u32::MAX);
+        let limit = self.limiter.bytes_per_second();
+        Err(errors::overloaded(
+            "bytes a second of copies that this node sends",
+            limit,
+            wait,
+        ))
+    }
+
     async fn send_part(&self, request: v1::CopyRequest) -> Result<v1::CopyResponse, ErrorDetail> {
         self.check(request.cluster_id, request.gid)?;
         self.replica.check_running()?;
+        self.check_rate(&request)?;
         let after = CopyCursor::decode(request.after);
         let request = CopyRequest {
             shard: ShardId(request.shard),
@@ -143,6 +169,8 @@ impl HandoffService {
         let answer = match self.readers.read(read).await? {
             Ok(part) => {
                 self.metrics.handoff.sent_bytes.inc_by(part.len() as u64);
+                // What was sent too early is made up for by later refusals.
+                let _ = self.limiter.charge(part.len());
                 v1::copy_response::Answer::Part(part)
             }
             Err(KvError::Journal { error, .. }) => {

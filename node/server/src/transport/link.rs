@@ -14,9 +14,9 @@ use tonic::{Status, Streaming};
 use types::NodeId;
 
 use super::hello;
-use super::limiter::Limiter;
 use super::queue::{Frames, Queue};
 use crate::inbox::Inbox;
+use crate::limiter::Limiter;
 use crate::metrics::Metrics;
 use crate::options::{MAX_FRAME_BYTES, Network};
 use crate::peers::Peers;

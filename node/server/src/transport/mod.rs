@@ -6,7 +6,6 @@
 //! once: if it was the stream to the leader, the group elects a new one without waiting for a timeout.
 
 pub(crate) mod hello;
-pub(crate) mod limiter;
 pub(crate) mod link;
 pub(crate) mod queue;
 
@@ -22,10 +21,10 @@ use types::NodeId;
 
 use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
+use crate::limiter::Limiter;
 use crate::metrics::Metrics;
 use crate::options::Network;
 use crate::peers::Peers;
-use limiter::Limiter;
 use link::{Link, StreamKind, Target};
 use queue::Queue;
 

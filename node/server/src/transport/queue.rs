@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep};
 use tokio_stream::Stream;
 
-use super::limiter::Limiter;
 use crate::convert::peer;
+use crate::limiter::Limiter;
 
 /// The maximum number of messages to a peer that is not connected: enough for a first exchange, and too few to be outdated.
 const MAX_UNCONNECTED: usize = 64;

@@ -4,6 +4,7 @@
 //! answer, which shows that nodes forward requests.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use api::v1::admin_client::AdminClient;
 use api::v1::batch_item::Request as Item;
@@ -17,6 +18,7 @@ use api::v1::{
 };
 use tonic::{Request, Streaming};
 
+use crate::bad_input::http_get;
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{PATIENCE, until};
 use crate::world::{Appenders, Plain, SHARDS, World, channel, check_appended};
@@ -266,6 +268,47 @@ async fn moves_survive_the_death_of_every_leader() {
         .unwrap()
         .into_inner();
     assert_eq!(left.shards, [], "group 1 has given everything away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_limits_what_it_sends_to_fast_destinations() {
+    const LIMIT: u64 = 256 << 10;
+    let mut world = World::start(0, 1).await;
+    let limited = world
+        .group_setup(1, 1)
+        .with("handoff_bytes_per_second", &LIMIT.to_string());
+    world.groups.push(Cluster::start(limited).await);
+    let unlimited = world.group_setup(2, 1);
+    world.groups.push(Cluster::start(unlimited).await);
+    let at_controller = channel(&world.controllers, 0).await;
+    world.join(1, at_controller.clone()).await;
+    let mut plain = Plain::new(at_controller.clone()).await;
+    for n in 0..400 {
+        plain.put(&format!("k{n}"), &"x".repeat(5_000)).await;
+    }
+
+    let start = Instant::now();
+    world.join(2, at_controller.clone()).await;
+    world.settled().await;
+    let took = start.elapsed();
+    let sent = sent_bytes(world.group(1)).await;
+    assert!(sent > 700_000, "{sent} bytes moved");
+    // The first parts come at once, and the last ones are paid for by nobody.
+    let least = Duration::from_secs_f64((sent - 512_000) as f64 / LIMIT as f64);
+    assert!(took >= least, "{sent} bytes in {took:?}");
+    for n in 0..400 {
+        let value = plain.get(&format!("k{n}")).await.unwrap();
+        assert_eq!(value.len(), 5_000);
+    }
+}
+
+/// Returns the bytes of shards that a group's only node has sent.
+async fn sent_bytes(group: &Cluster) -> u64 {
+    let metrics = http_get(group.metrics(0), "/metrics").await;
+    let value = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("shardkv_handoff_sent_bytes_total "));
+    value.and_then(|value| value.parse().ok()).unwrap()
 }
 
 /// Makes a node lead that no client of the test uses, kills it, waits for the next leader, and starts it again.

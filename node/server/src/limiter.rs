@@ -1,4 +1,4 @@
-//! The bandwidth limit that all outgoing snapshots share.
+//! A limit of bytes a second that many senders share.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,9 +18,27 @@ impl Limiter {
         }
     }
 
+    /// Returns the limit.
+    pub(crate) fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second
+    }
+
     /// Charges sent bytes. Returns the wait before more may be sent, if any.
     pub(crate) fn charge(&self, bytes: usize) -> Option<Duration> {
         self.charge_at(bytes, Instant::now())
+    }
+
+    /// Returns the time until all bytes sent are paid for.
+    pub(crate) fn owed(&self) -> Duration {
+        self.owed_at(Instant::now())
+    }
+
+    fn owed_at(&self, now: Instant) -> Duration {
+        let paid_until = self
+            .paid_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        paid_until.saturating_duration_since(now)
     }
 
     fn charge_at(&self, bytes: usize, now: Instant) -> Option<Duration> {
@@ -54,6 +72,9 @@ mod tests {
             Some(millis(200)),
             "another sender"
         );
+        assert_eq!(limiter.owed_at(start), millis(200));
+        assert_eq!(limiter.owed_at(start + millis(150)), millis(50));
+        assert_eq!(limiter.owed_at(start + millis(250)), Duration::ZERO);
         let later = start + Duration::from_mins(1);
         assert_eq!(
             limiter.charge_at(100, later),
