@@ -276,7 +276,7 @@ async fn a_source_limits_what_it_sends_to_fast_destinations() {
     let mut world = World::start(0, 1).await;
     let limited = world
         .group_setup(1, 1)
-        .with("handoff_bytes_per_second", &LIMIT.to_string());
+        .with("handoff-bytes-per-second", &LIMIT.to_string());
     world.groups.push(Cluster::start(limited).await);
     let unlimited = world.group_setup(2, 1);
     world.groups.push(Cluster::start(unlimited).await);
