@@ -6,7 +6,7 @@ use std::sync::Arc;
 use raft::{Envelope, Index};
 use replica::{Outlet, Replica, Request, RequestId};
 use shardkv::PageRequest;
-use types::{LogTime, NodeId};
+use types::{ConfigNum, Gid, LogTime, NodeId, ShardId};
 
 use crate::disk::Disk;
 use crate::group::GroupId;
@@ -59,6 +59,16 @@ pub(crate) enum Input {
     Disconnect(NodeId),
 }
 
+/// A shard that another group served when a read of it arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Elsewhere {
+    pub(crate) shard: ShardId,
+    /// The group that served it.
+    pub(crate) by: Gid,
+    /// The latest configuration at that time.
+    pub(crate) config: ConfigNum,
+}
+
 /// A host, and the state of the process on it.
 #[allow(
     clippy::struct_excessive_bools,
@@ -88,6 +98,8 @@ pub(crate) struct Host {
     pub(crate) unreachable: bool,
     /// The unanswered requests of the process, each with the last committed index at its arrival.
     pub(crate) open_requests: BTreeMap<RequestId, Index>,
+    /// The open reads of shards that another group served already when they arrived.
+    pub(crate) elsewhere: BTreeMap<RequestId, Elsewhere>,
     /// The pages of scans that are not read yet.
     pub(crate) pages: BTreeMap<RequestId, PageRequest>,
     pub(crate) progress: Progress,
@@ -122,6 +134,7 @@ impl Host {
             check_membership: false,
             unreachable: false,
             open_requests: BTreeMap::new(),
+            elsewhere: BTreeMap::new(),
             pages: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
@@ -187,6 +200,7 @@ impl Host {
         self.paused = false;
         self.open_requests.clear();
         self.pages.clear();
+        self.elsewhere.clear();
         self.progress = Progress::default();
         self.journal = Arc::default();
         self.disk.crash(now);

@@ -74,6 +74,8 @@ pub struct Scenario {
     pub orderly_stops: u32,
     /// The share, of a million, of the clients' requests that a node forwards if it doesn't lead the owner of the key.
     pub forwarded: u32,
+    /// The longest time for which a page of a scan waits for a free thread.
+    pub pages_wait: Micros,
     /// True if the members of a group have different options, as during a rolling change.
     pub mixed_options: bool,
     /// The replica groups among which shards move, or `None` for one group that owns all shards.
@@ -161,6 +163,7 @@ impl Scenario {
             isolated_transfers: 0,
             orderly_stops: 0,
             forwarded: 0,
+            pages_wait: 0,
             mixed_options: false,
             cluster: None,
             bug: None,

@@ -332,6 +332,11 @@ impl ShardChecker {
         self.serving.get(&shard) == Some(&gid)
     }
 
+    /// Returns the group that serves a shard.
+    pub(crate) fn server(&self, shard: ShardId) -> Option<Gid> {
+        self.serving.get(&shard).copied()
+    }
+
     /// Empties and returns the steps of shards.
     pub fn take_steps(&mut self) -> Vec<MoveStep> {
         std::mem::take(&mut self.steps)

@@ -17,6 +17,7 @@
 //! | `process` | a process starts, works, and crashes |
 //! | `stop` | a process is asked to stop |
 //! | `pages` | a process reads pages of scans on other threads |
+//! | `elsewhere` | no group answers a read of a shard that another one serves |
 //! | `forward` | a node forwards a request |
 //! | `receive` | requests and answers arrive, and clients act |
 //! | `faults` | faults begin and end |
@@ -28,6 +29,7 @@
 //! | `run` | the loop that takes each event and calls the modules above |
 
 mod admin;
+mod elsewhere;
 mod faults;
 mod final_checks;
 mod forward;

@@ -149,6 +149,10 @@ impl Scenario {
         cluster.mover.max_bytes_per_second = 0;
         cluster.changes = Some(rng.between(200 * MILLI, SECOND));
         cluster.late_steps = small(rng.magnitude(20_000, 300_000));
+        if rng.coin() {
+            // Leaders change between the parts of a copy.
+            cluster.at_steps.strikes = small(rng.between(100_000, 400_000));
+        }
     }
 
     /// Sets clocks apart by up to a session's lifetime, and repeats writes: a group with a fast clock forgets a

@@ -22,6 +22,7 @@ impl Scenario {
         if rng.coin() {
             self.forwarded = small(rng.between(50_000, 900_000));
         }
+        self.pages_wait = rng.magnitude(MILLI, SECOND);
         self.mixed_options = rng.chance(300_000);
         if self.replica.raft.lease_reads && self.hosts > 2 && rng.coin() {
             self.strike_transfers(rng);
@@ -67,6 +68,12 @@ impl Scenario {
         let lasts = rng.between(200 * MILLI, 800 * MILLI);
         self.faults.leader_faults = Some(Recurrence { every, lasts });
         self.isolated_leaders = small(rng.between(50_000, 300_000));
+        if rng.coin() {
+            // Answers outlive the terms in which they were sent.
+            self.links.reordering = true;
+            self.links.late = small(rng.between(20_000, 100_000));
+            self.links.late_by = rng.between(100 * MILLI, SECOND);
+        }
         self.duration = self.duration.min(5 * SECOND);
     }
 

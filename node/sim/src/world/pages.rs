@@ -59,7 +59,7 @@ impl World {
         let incarnation = host.incarnation;
         // Most reads begin at once; some wait for a free thread.
         let waits = if self.rng.chance(200_000) {
-            40_000
+            self.scenario.pages_wait
         } else {
             500
         };
