@@ -36,7 +36,7 @@ pub struct Cluster {
 pub enum Intent {
     /// Run this many groups; at least 1.
     Run(u32),
-    /// Change nothing.
+    /// Change nothing but the finalizer.
     Pause,
     /// Delete the cluster.
     Delete,

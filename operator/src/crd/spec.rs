@@ -109,7 +109,7 @@ pub struct ShardKvClusterSpec {
     #[serde(default)]
     pub pod_template: PodTemplateSpec,
 
-    /// Stops the operator from changing anything. Pods go on serving, and the resource can still be deleted.
+    /// Stops the operator from changing anything but its finalizer. Pods go on serving, and the resource can still be deleted.
     #[serde(default)]
     pub paused: bool,
 }

@@ -51,7 +51,7 @@ pub use state::{Object, Progress, Removed, Set, Stage, State};
 pub fn decide(seen: &State) -> Plan {
     match seen.intent {
         Intent::Delete => deletion::plan(seen),
-        Intent::Pause => groups::phases(seen),
+        Intent::Pause => upkeep::idle(seen, groups::phases(seen)),
         Intent::Run(wanted) => upkeep::complete(seen, groups::plan(seen, wanted)),
     }
 }

@@ -10,13 +10,7 @@ use crate::validate::Intent;
 /// upkeep of the parts after them. While groups are lost, nothing but the finalizer is changed.
 pub(super) fn complete(seen: &State, plan: Plan) -> Plan {
     let mut actions = Vec::new();
-    // A resource without a finalizer can be deleted where no operator is left: with its namespace, which takes the rights of an
-    // operator of single namespaces away first. Its volumes have no owner, so only their deletion needs the operator.
-    match (seen.has_finalizer, seen.on_cluster_deletion) {
-        (false, Retention::Delete) => actions.push(Action::AddFinalizer),
-        (true, Retention::Retain) => actions.push(Action::DropFinalizer),
-        _ => {}
-    }
+    actions.extend(finalizer(seen));
     if plan.lost.is_empty() {
         let created = |gid: u64| {
             let mut actions = plan.actions.iter();
@@ -31,6 +25,25 @@ pub(super) fn complete(seen: &State, plan: Plan) -> Plan {
         actions.extend(unused.map(Action::DeleteOptions));
     }
     Plan { actions, ..plan }
+}
+
+/// Completes the plan of a cluster that is to stay as it is: paused, or of an invalid resource. It may be deleted at any time, so the
+/// finalizer alone follows the resource.
+pub(super) fn idle(seen: &State, plan: Plan) -> Plan {
+    let actions = finalizer(seen).into_iter().collect();
+    Plan { actions, ..plan }
+}
+
+/// Returns the change of the finalizer that the retention of the volumes asks for.
+///
+/// A resource without a finalizer can be deleted where no operator is left: with its namespace, which takes the rights of an
+/// operator of single namespaces away first. Its volumes have no owner, so only their deletion needs the operator.
+fn finalizer(seen: &State) -> Option<Action> {
+    match (seen.has_finalizer, seen.on_cluster_deletion) {
+        (false, Retention::Delete) => Some(Action::AddFinalizer),
+        (true, Retention::Retain) => Some(Action::DropFinalizer),
+        _ => None,
+    }
 }
 
 /// Returns an action for each object of each existing part.

@@ -15,7 +15,7 @@
 //! | status | `status` | the status, with the conditions of the table in `conditions`, and the pause before the next round |
 //!
 //! Only observe and apply hold clients of the API server and of the store; the steps between are pure. An invalid
-//! resource goes the same way: its plan has no action, and its status says why.
+//! resource goes the same way: its plan changes the finalizer at most, and its status says why.
 //!
 //! The next round completes a round that was cut short anywhere. Only times, failure counts and fruitless writes are
 //! kept between rounds; see `memory`.

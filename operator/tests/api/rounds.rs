@@ -472,12 +472,16 @@ async fn a_paused_cluster_is_not_changed() {
         .await;
     world.settle().await;
     same(&before, &world.objects().await, "after the pause");
-    // A paused cluster can be deleted.
+    // A paused cluster can be deleted, with its volumes.
+    let policy = json!({"onClusterDeletion": "Delete"});
     world.patch_spec(&json!({"paused": true})).await;
+    world.settle().await;
+    world.patch_spec(&json!({"storage": policy})).await;
     world.settle().await;
     world.delete().await;
     world.settle().await;
-    assert!(world.resource().await.is_none());
+    let left: Vec<_> = world.objects().await.into_keys().collect();
+    assert_eq!(left, [""; 0]);
 }
 
 #[tokio::test]

@@ -393,6 +393,26 @@ fn a_cluster_whose_volumes_stay_has_no_finalizer() {
     assert_eq!(shown(&decide(&seen)), " => release");
 }
 
+/// Otherwise the volumes of a cluster that is deleted while it is paused, or while its resource is invalid, would stay.
+#[test]
+fn the_finalizer_follows_the_policy_also_while_nothing_else_may_change() {
+    let mut seen = world(3, "1 member, 2 leaving", &[1, 2], &[(1, 5)]);
+    seen.intent = Intent::Pause;
+    for groups_are_lost in [false, true] {
+        if groups_are_lost {
+            seen.store = Some(Progress::default());
+        }
+        (seen.has_finalizer, seen.on_cluster_deletion) = (false, Retention::Delete);
+        assert_eq!(decide(&seen).actions, [Action::AddFinalizer]);
+        seen.has_finalizer = true;
+        assert_eq!(decide(&seen).actions, []);
+        seen.on_cluster_deletion = Retention::Retain;
+        assert_eq!(decide(&seen).actions, [Action::DropFinalizer]);
+        seen.has_finalizer = false;
+        assert_eq!(decide(&seen).actions, []);
+    }
+}
+
 #[test]
 fn lost_groups_stop_upkeep_too_and_the_finalizer_stays_guarded() {
     let mut seen = world(2, "1 member, 2 member", &[1], &[(1, 5)]);

@@ -420,6 +420,18 @@ fn the_resource_keeps_what_others_wrote() {
     assert_eq!(scene.built(stage), [Write::Known(Written::Raced)]);
 }
 
+/// An invalid resource may be deleted, and its volumes with it.
+#[test]
+fn an_invalid_resource_gets_its_finalizer_and_nothing_else() {
+    let mut scene = Scene::made();
+    scene.observed = Observed::new(scene.observed.resource.clone());
+    scene.observed.resource.metadata.finalizers = None;
+    scene.desired.intent = Intent::Pause;
+    scene.desired.invalid = Some(Invalid::Name("a.b".to_owned()));
+    let drain = r#"finalizers ["shardkv.io/drain"]"#;
+    assert_eq!(all(&scene.prepared()), [drain]);
+}
+
 /// The gid of a deleted group is in the status even if the early record of it was cut off.
 #[test]
 fn the_status_records_the_gids_of_the_plan() {
