@@ -89,7 +89,7 @@ pub struct ShardKvClusterSpec {
     #[serde(default = "defaults::node_resources")]
     pub resources: Resources,
 
-    /// Settings of the nodes. A change rolls through the pods, one at a time in each group.
+    /// Settings of the nodes. A change rolls through the pods, one at a time.
     #[serde(default)]
     pub options: NodeOptions,
 

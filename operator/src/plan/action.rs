@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::rollout::Rollout;
 use super::state::{Object, Stage};
 use crate::crd::GroupPhase;
 use crate::parts::{Component, Kind};
@@ -140,6 +141,8 @@ pub struct Plan {
     /// Former members that the controllers don't know: found by their `StatefulSet`s, or, where there are none, by
     /// their volumes. While this set isn't empty, the operator changes nothing but the finalizer.
     pub lost: BTreeSet<u64>,
+    /// The parts' turns, if their `StatefulSet`s are to change.
+    pub rollout: Rollout,
 }
 
 impl Plan {

@@ -38,6 +38,7 @@
 mod action;
 mod deletion;
 mod groups;
+mod rollout;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,8 @@ mod upkeep;
 
 use crate::validate::Intent;
 pub use action::{Action, Needs, Plan};
-pub use state::{Object, Progress, Removed, Set, Stage, State};
+pub use rollout::Rollout;
+pub use state::{Object, Pods, Progress, Removed, Set, Stage, State};
 
 /// Returns the phases and the actions for the observed state.
 pub fn decide(seen: &State) -> Plan {

@@ -69,6 +69,8 @@ pub struct State {
     pub controller_volumes: bool,
     /// The groups' `StatefulSet`s, by gid.
     pub sets: BTreeMap<u64, Set>,
+    /// The pods of each part that has a `StatefulSet`.
+    pub pods: BTreeMap<Component, Pods>,
     /// Gids with volumes that aren't being deleted.
     pub volumes: BTreeSet<u64>,
     /// The parts' services and disruption budgets, with or without a `StatefulSet`.
@@ -101,6 +103,19 @@ pub struct Set {
     pub has_leader: bool,
     /// True if the status calls the group serving: it has received its first shards.
     pub has_served: bool,
+}
+
+/// State of a part's pods, as far as a rollout depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pods {
+    /// All pods are ready, and all their nodes answer, vote and have caught up.
+    Whole,
+    /// Pods are being replaced, because the template has changed.
+    Rolling,
+    /// No majority is ready, or a pod fails for a reason that a change of the template may remove.
+    Broken,
+    /// Pods are missing, start, catch up, or can't be asked.
+    Short,
 }
 
 /// Report of the controllers: the latest configuration, and the progress of each group.

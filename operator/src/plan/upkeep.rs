@@ -1,6 +1,7 @@
 //! Planning of upkeep: the objects to bring up to date, and those to sweep.
 
 use super::action::{Action, Plan};
+use super::rollout;
 use super::state::{Object, State};
 use crate::crd::Retention;
 use crate::parts::{Component, Kind};
@@ -11,6 +12,7 @@ use crate::validate::Intent;
 pub(super) fn complete(seen: &State, plan: Plan) -> Plan {
     let mut actions = Vec::new();
     actions.extend(finalizer(seen));
+    let rollout = rollout::plan(seen, &plan.phases);
     if plan.lost.is_empty() {
         let created = |gid: u64| {
             let mut actions = plan.actions.iter();
@@ -24,7 +26,11 @@ pub(super) fn complete(seen: &State, plan: Plan) -> Plan {
         let unused = seen.unused_options.iter().cloned();
         actions.extend(unused.map(Action::DeleteOptions));
     }
-    Plan { actions, ..plan }
+    Plan {
+        actions,
+        rollout,
+        ..plan
+    }
 }
 
 /// Completes the plan of a cluster that is to stay as it is: paused, or of an invalid resource. It may be deleted at any time, so the

@@ -27,6 +27,8 @@ pub(super) enum Written {
     Taken(String),
     /// A newer operator applied the object last.
     Outranked(String),
+    /// The `StatefulSet` differs, and its turn to change comes later.
+    Held,
     /// The store's controllers refuse or don't answer.
     Store(StoreError),
 }
@@ -39,7 +41,7 @@ impl Written {
 
     /// Returns true if the action can't go on.
     pub(super) fn failed(&self) -> bool {
-        !self.changed() && !matches!(self, Self::Unchanged | Self::Vanished)
+        !self.changed() && !matches!(self, Self::Unchanged | Self::Vanished | Self::Held)
     }
 
     /// Returns true if the observed state had changed, so that the next round should follow soon.
@@ -112,6 +114,11 @@ impl Applied {
         results.any(|(action, results)| {
             matches!(action, Action::Update(_, Kind::Set)) && results.iter().any(Written::changed)
         })
+    }
+
+    /// Returns the number of `StatefulSet`s whose turn to change comes later.
+    pub(super) fn held(&self) -> usize {
+        self.written().filter(|it| **it == Written::Held).count()
     }
 
     /// Returns true if the operator has given up the resource.

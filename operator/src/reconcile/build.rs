@@ -13,7 +13,7 @@ use super::wanted::{Comparison, Key, Wanted};
 use crate::build::{self, names};
 use crate::crd::ShardKvClusterStatus;
 use crate::parts::{Component, Kind};
-use crate::plan::{Action, Object, Plan, Stage};
+use crate::plan::{Action, Object, Plan, Rollout, Stage};
 use crate::validate::{Desired, Intent};
 
 /// The writes of a round, by action. Empty if nothing is to be written.
@@ -73,8 +73,10 @@ pub(super) fn build(
 ) -> Result<Prepared, serde_json::Error> {
     let builder = Builder { desired, observed };
     let mut steps = Vec::new();
+    let mut turns = Turns::new(&plan.rollout);
     for action in &plan.actions {
         let mut writes = builder.writes(action)?;
+        turns.restrict(action, &mut writes);
         writes.retain(|write| *write != Write::Known(Written::Unchanged));
         if !writes.is_empty() {
             let action = action.clone();
@@ -82,6 +84,34 @@ pub(super) fn build(
         }
     }
     Ok(Prepared { steps })
+}
+
+/// The turns of the parts in a rollout.
+struct Turns<'a> {
+    rollout: &'a Rollout,
+    /// True once a part has got its turn in this round.
+    taken: bool,
+}
+
+impl<'a> Turns<'a> {
+    fn new(rollout: &'a Rollout) -> Self {
+        Self {
+            rollout,
+            taken: false,
+        }
+    }
+
+    /// Replaces the change of a `StatefulSet` whose turn comes later.
+    fn restrict(&mut self, action: &Action, writes: &mut [Write]) {
+        let (Action::Update(part, Kind::Set), [write @ Write::Apply(..)]) = (action, writes) else {
+            return;
+        };
+        let queued = self.rollout.next.contains(part);
+        if self.rollout.held.contains(part) || (queued && self.taken) {
+            *write = Write::Known(Written::Held);
+        }
+        self.taken |= queued;
+    }
 }
 
 struct Builder<'a> {

@@ -153,15 +153,31 @@ fn counts(facts: &Facts<'_>) -> Option<(usize, usize)> {
     Some((facts.plan.phases.len(), wanted))
 }
 
+/// Reports how far a rollout is, and what it waits for.
 pub(super) fn rolling(facts: &Facts<'_>) -> Message {
+    let name = |part: &Component| names::part(facts.cluster(), *part);
     let sets = facts.observed.sets.iter();
     let mut rolling = sets.filter_map(|(part, set)| Some((part, set, set.rolling?)));
-    let (part, set, updated) = rolling.next()?;
-    Some(format!(
-        "{updated} of {} pods of {} are of the latest revision.",
-        set.replicas,
-        names::part(facts.cluster(), *part)
-    ))
+    let follow = match facts.applied.held() {
+        0 => String::new(),
+        1 => "1 more StatefulSet follows.".to_owned(),
+        held => format!("{held} more StatefulSets follow, one after the other."),
+    };
+    let unwell: Vec<String> = facts.plan.rollout.unwell.iter().map(name).collect();
+    let now = match rolling.next() {
+        Some((part, set, updated)) => format!(
+            "{updated} of {} pods of {} are of the latest revision.",
+            set.replicas,
+            name(part)
+        ),
+        None if follow.is_empty() => return None,
+        None if unwell.is_empty() => String::new(),
+        None => format!(
+            "The rollout waits until all pods of {} are ready, and all their nodes answer, vote and have caught up.",
+            unwell.join(", ")
+        ),
+    };
+    Some(joined(&[now, follow, facts.unready()]))
 }
 
 pub(super) fn rebalancing(facts: &Facts<'_>) -> Message {

@@ -18,7 +18,7 @@ use super::wanted::{Key, Tried, is_owned_by};
 use crate::build::{STAGE_ANNOTATION, config_name, names};
 use crate::crd::{GroupPhase, ShardKvCluster, ShardKvClusterStatus};
 use crate::parts::{Component, Kind};
-use crate::plan::{Object, Set, Stage, State};
+use crate::plan::{Object, Pods, Set, Stage, State};
 use crate::store::{Health, StoreError, View};
 use crate::validate::{Cluster, Desired};
 
@@ -223,6 +223,11 @@ impl Observed {
             on_cluster_deletion: cluster.spec.storage.on_cluster_deletion,
             recorded_gid: recorded.and_then(|gid| gid.try_into().ok()).unwrap_or(0),
             controllers: controllers.map(|set| set.object.clone()),
+            pods: self
+                .sets
+                .iter()
+                .map(|(part, set)| (*part, self.pods_of(*part, set)))
+                .collect(),
             controller_volumes: volumes.iter().any(|it| it.part == Component::Controller),
             sets: sets.collect(),
             volumes: volumes.iter().filter_map(|it| it.part.gid()).collect(),
@@ -239,6 +244,20 @@ impl Observed {
         let mut groups = status.iter().flat_map(|status| &status.groups);
         let group = groups.find(|it| u64::try_from(it.gid) == Ok(gid));
         group.map(|group| group.phase)
+    }
+
+    /// Returns the state of a part's pods.
+    fn pods_of(&self, part: Component, set: &ObservedSet) -> Pods {
+        let health = self.health.get(&part);
+        let troubles = self.pods.get(&part);
+        let curable = troubles.is_some_and(|all| all.iter().any(|it| it.curable));
+        let ready = set.ready >= set.replicas && !set.object.terminating;
+        match set.rolling {
+            Some(_) => Pods::Rolling,
+            None if curable || set.ready * 2 <= set.replicas => Pods::Broken,
+            None if ready && health.is_some_and(|health| health.whole) => Pods::Whole,
+            None => Pods::Short,
+        }
     }
 
     fn set(&self, part: Component, set: &ObservedSet) -> Option<Set> {

@@ -14,6 +14,9 @@ use crate::validate::Cluster;
 /// Seconds for which an unscheduled pod is normal: volumes are created and machines are added.
 const USUAL_SECONDS: i64 = 20;
 
+/// Seconds for which a pod may start and catch up before somebody should look at it.
+const LATE_SECONDS: i64 = 600;
+
 /// Waiting reasons of a container that don't resolve by themselves.
 const LASTING: &[&str] = &[
     "CrashLoopBackOff",
@@ -33,6 +36,8 @@ pub(super) struct Trouble {
     pub(super) pod: String,
     /// A sentence without its full stop. Stays the same between rounds while the problem is the same.
     pub(super) why: String,
+    /// True if a change of the pods' template may end it.
+    pub(super) curable: bool,
 }
 
 /// Returns the pods that need attention, by part.
@@ -45,8 +50,14 @@ pub(super) fn troubles(
     for pod in pods {
         let name = pod.name_any();
         let why = waiting(pod).or_else(|| unscheduled(pod, now));
+        let curable = why.is_some();
+        let why = why.or_else(|| late(pod, now));
         if let (Some(part), Some(why)) = (names::part_of_pod(cluster, &name), why) {
-            let trouble = Trouble { pod: name, why };
+            let trouble = Trouble {
+                pod: name,
+                why,
+                curable,
+            };
             found.entry(part).or_default().push(trouble);
         }
     }
@@ -99,6 +110,7 @@ fn refusal(message: &str) -> Option<Trouble> {
     Some(Trouble {
         pod: pod.to_owned(),
         why: format!("{what} can't be created: {why}"),
+        curable: true,
     })
 }
 
@@ -148,6 +160,16 @@ fn unscheduled(pod: &Pod, now: &Time) -> Option<String> {
     Some(format!("no machine takes it: {why}"))
 }
 
+/// Returns the text for a pod that runs and hasn't been ready for long: a lost machine, or a node that doesn't catch up.
+fn late(pod: &Pod, now: &Time) -> Option<String> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let mut conditions = conditions.iter();
+    let unready = conditions.find(|it| it.type_ == "Ready" && it.status != "True")?;
+    let since = unready.last_transition_time.as_ref()?;
+    let why = "it hasn't been ready for 10 minutes; see `kubectl describe pod`, `kubectl logs` and `shardkv status`";
+    (now.0.as_second() - since.0.as_second() >= LATE_SECONDS).then(|| why.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::Timestamp;
@@ -188,6 +210,7 @@ mod tests {
             let expected = Trouble {
                 pod: "a-group-2-1".to_owned(),
                 why: text.to_owned(),
+                curable: true,
             };
             assert_eq!(found, [(Component::Group(2), vec![expected])].into());
         }
@@ -241,6 +264,33 @@ mod tests {
         assert_eq!(found(&[], &events[..1]), volume);
         assert_eq!(found(&[], &events[2..]), None);
         assert_eq!(found(&[], &[]), None);
+    }
+
+    #[test]
+    fn a_pod_that_is_not_ready_for_long_is_told_and_no_template_is_blamed() {
+        let unready = |status: &str, second: i64| {
+            let since = Timestamp::from_second(second).unwrap().to_string();
+            json!({"conditions": [{"type": "Ready", "status": status, "lastTransitionTime": since}]})
+        };
+        for (status, second, told) in [
+            ("False", 400, true),
+            ("Unknown", 400, true),
+            ("False", 401, false),
+            ("True", 0, false),
+        ] {
+            let found = seen(&unready(status, second));
+            assert_eq!(found.len(), usize::from(told), "{status} {second}");
+            let late = found.values().flatten();
+            assert!(
+                late.clone()
+                    .all(|it| !it.curable && it.why.contains("10 minutes"))
+            );
+        }
+        // What has a known reason may be mended by another template.
+        let mut both = waiting_for("ImagePullBackOff");
+        both["conditions"] = unready("False", 0)["conditions"].clone();
+        let found = seen(&both);
+        assert!(found[&Component::Group(2)][0].curable, "{found:?}");
     }
 
     #[test]

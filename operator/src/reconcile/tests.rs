@@ -1,5 +1,6 @@
 //! Table of statuses: the observed state on the left, the output of `kubectl get` and `kubectl describe` on the right.
 
+mod rollout;
 mod rules;
 mod writes;
 
@@ -52,6 +53,7 @@ fn led(pod: &str) -> Health {
     Health {
         leader: Some(pod.to_owned()),
         answering: 3,
+        whole: true,
         troubles: BTreeMap::new(),
         incoming_bytes: 0,
     }
@@ -119,6 +121,13 @@ impl Scene {
         let update = Action::UpdateShared(Kind::Config);
         let results = results.map(|result| (update.clone(), vec![result]));
         self.applied.results = results.collect();
+    }
+
+    /// Sets the results of an apply step in which the `StatefulSet`s of these groups waited for their turn.
+    fn held(&mut self, gids: &[u64]) {
+        let update = |gid: &u64| Action::Update(Component::Group(*gid), Kind::Set);
+        let held = gids.iter().map(|gid| (update(gid), vec![Written::Held]));
+        self.applied.results = held.collect();
     }
 
     fn plan(&self) -> Plan {
@@ -352,6 +361,7 @@ fn pods_that_do_not_run() {
     let trouble = Trouble {
         pod: "a-group-1-2".to_owned(),
         why: "ImagePullBackOff of b:1".to_owned(),
+        curable: true,
     };
     scene.observed.pods = [(Component::Group(1), vec![trouble])].into();
     let stuck = ["True AllServing", "True RollingOut", "True PodsNotReady"];

@@ -82,7 +82,7 @@ pub(super) const REASONS: &[ConditionEntry] = &[
             (
                 "True",
                 "RollingOut",
-                "Pods are replaced one at a time in each group, because their template has changed.",
+                "Pods are replaced one at a time, because their template has changed: those of the controllers first, then those of one group after the other. The message says what is waited for.",
             ),
             (
                 "True",
@@ -121,7 +121,7 @@ pub(super) const REASONS: &[ConditionEntry] = &[
             (
                 "True",
                 "PodsNotReady",
-                "Pods can't be created (a quota), can't start, can't be scheduled, or are missing for an unknown reason.",
+                "Pods can't be created (a quota), can't start, can't be scheduled, haven't been ready for 10 minutes, or are missing for an unknown reason.",
             ),
             (
                 "True",

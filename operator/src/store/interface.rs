@@ -79,6 +79,8 @@ pub struct Health {
     pub leader: Option<String>,
     /// Number of nodes that answered.
     pub answering: u32,
+    /// True if all nodes answered, follow the leader, vote, and have caught up.
+    pub whole: bool,
     /// Lasting problems of nodes as readable text, by pod: a full disk.
     pub troubles: BTreeMap<String, String>,
     /// Bytes that have arrived of shards on their way to the group, by the node that has applied most.

@@ -352,11 +352,26 @@ fn health<'a>(all: usize, nodes: impl Iterator<Item = (&'a str, &'a NodeStatus)>
     // already show that they aren't ready.
     let full = nodes.iter().filter(|(_, status)| status.disk_full);
     let troubles = full.map(|(pod, _)| ((*pod).to_owned(), DISK_FULL.to_owned()));
+    let leader = nodes.iter().find(leads);
+    // Each node says itself whether it has caught up: one that hasn't isn't ready.
+    let is_in_step = |leader: &NodeStatus, node: &NodeStatus| {
+        let mut members = leader.members.iter();
+        let votes = members.any(|member| member.node_id == node.node_id && member.voter);
+        votes && follows(node, leader.node_id, leader.term) && node.trouble.is_none()
+    };
+    let in_step = |(_, leader): &(&str, &NodeStatus)| {
+        nodes
+            .iter()
+            .filter(|(_, node)| is_in_step(leader, node))
+            .count()
+    };
+    let whole = leader.is_some_and(|leader| in_step(leader) >= all);
     let latest = nodes.iter().max_by_key(|(_, status)| status.last_applied);
     let incoming = latest.map(|(_, status)| status.incoming_bytes);
     Health {
-        leader: nodes.iter().find(leads).map(|(pod, _)| (*pod).to_owned()),
+        leader: leader.map(|(pod, _)| (*pod).to_owned()),
         answering: u32::try_from(nodes.len()).unwrap_or(u32::MAX),
+        whole,
         troubles: troubles.collect(),
         incoming_bytes: incoming.unwrap_or_default(),
     }

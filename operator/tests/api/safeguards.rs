@@ -5,6 +5,30 @@ use serde_json::json;
 use crate::raw;
 use crate::rounds::{same, settled};
 
+/// The pods of one StatefulSet are replaced at a time, and the next ones only when all are well again.
+#[tokio::test]
+async fn an_upgrade_changes_one_part_after_the_other() {
+    let mut world = settled("upgrade", 2).await;
+    world.patch_spec(&json!({"image": "next"})).await;
+    let parts = ["controller", "group-1", "group-2"];
+    for changed in 1..=parts.len() {
+        for _ in 0..3 {
+            world.round_succeeds().await;
+            let mut images = Vec::new();
+            for part in parts {
+                let set = world.object("statefulsets", part).await.unwrap();
+                images.push(set["spec"]["template"]["spec"]["containers"][0]["image"] == "next");
+            }
+            let expected: Vec<bool> = (0..parts.len()).map(|part| part < changed).collect();
+            assert_eq!(images, expected);
+            assert_eq!(world.condition("Progressing").await.0, "RollingOut");
+        }
+        world.tick().await;
+    }
+    world.settle().await;
+    assert_eq!(world.condition("Progressing").await.0, "Stable");
+}
+
 /// Pods that started with the options of before keep them, whatever the spec says now.
 #[tokio::test]
 async fn options_are_checked_and_never_changed_in_place() {
@@ -28,6 +52,9 @@ async fn options_are_checked_and_never_changed_in_place() {
     assert_eq!(to_children.count(), 0, "{written:#?}");
     let good = json!({"options": {"logFilter": "info"}, "image": null});
     world.patch_spec(&good).await;
+    // The controllers change first.
+    world.round_succeeds().await;
+    world.tick().await;
     world.round_succeeds().await;
     let new = world.options();
     let mounted = world.object("statefulsets", "group-1").await.unwrap();

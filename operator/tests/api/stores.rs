@@ -352,6 +352,7 @@ impl Store for FakeStore {
             let health = |part: &Component| Health {
                 leader: Some(format!("{}-0", names::part(cluster, *part))),
                 answering: u32::try_from(replicas(part)).unwrap(),
+                whole: true,
                 troubles: model.troubles.get(part).cloned().unwrap_or_default(),
                 incoming_bytes: 0,
             };

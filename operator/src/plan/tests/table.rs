@@ -5,7 +5,7 @@ use crate::parts::{Component, Kind};
 
 /// Returns an observed state. `sets` lists `gid stage` of each `StatefulSet`; the suffix `!` means no leader, `~` means
 /// that it is being deleted.
-fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> State {
+pub(super) fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> State {
     let sets = sets.split_terminator(',').map(|text| {
         let (gid, stage) = text.trim().split_once(' ').unwrap();
         let gid: u64 = gid.parse().unwrap();
@@ -30,6 +30,9 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> St
             },
         )
     });
+    let sets: BTreeMap<u64, Set> = sets.collect();
+    let parts = sets.keys().copied().map(Component::Group);
+    let parts = parts.chain([Component::Controller]);
     State {
         intent: Intent::Run(wanted),
         has_finalizer: true,
@@ -43,7 +46,8 @@ fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u64)]) -> St
             terminating: false,
         }),
         controller_volumes: true,
-        sets: sets.collect(),
+        pods: parts.map(|part| (part, Pods::Whole)).collect(),
+        sets,
         volumes: BTreeSet::new(),
         satellites: BTreeSet::new(),
         unused_options: BTreeSet::new(),

@@ -38,6 +38,7 @@ impl World {
                 controllers: None,
                 controller_volumes: false,
                 sets: BTreeMap::new(),
+                pods: BTreeMap::new(),
                 volumes: BTreeSet::new(),
                 satellites: BTreeSet::new(),
                 unused_options: BTreeSet::new(),

@@ -65,6 +65,14 @@ const ROWS: &[Row] = &[
         it.desired.intent = Intent::Run(1);
     }),
     ("Progressing", "RollingOut", "1 of 3 pods of a-group-1", |it| it.set(Component::Group(1)).rolling = Some(1)),
+    ("Progressing", "RollingOut", "0 of 3 pods of a-controller are of the latest revision. 1 more StatefulSet follows.", |it| {
+        it.set(Component::Controller).rolling = Some(0);
+        it.held(&[1]);
+    }),
+    ("Progressing", "RollingOut", "The rollout waits until all pods of a-group-1 are ready, and all their nodes answer, vote and have caught up. 2 more", |it| {
+        it.set(Component::Group(1)).ready = 2;
+        it.held(&[1, 2]);
+    }),
     ("Progressing", "Rebalancing", "1 shard is on its way.", |it| it.view().unserved = 1),
     ("Progressing", "Rebalancing", "1 shard waits to be copied; its group serves it meanwhile: see", |it| {
         it.view().copying = 1;
@@ -92,7 +100,7 @@ const ROWS: &[Row] = &[
     ("Degraded", "ApplyRefused", "is invalid.", |it| it.tried(vec![Written::Refused("it is invalid".to_owned())])),
     ("Degraded", "Refused", "the controllers refuse: too many.", |it| it.tried(refused(StoreError::Refused("too many".to_owned())))),
     ("Degraded", "PodsNotReady", "Pod p: it crashes.", |it| {
-        let trouble = Trouble { pod: "p".to_owned(), why: "it crashes".to_owned() };
+        let trouble = Trouble { pod: "p".to_owned(), why: "it crashes".to_owned(), curable: true };
         it.observed.pods = [(Component::Group(1), vec![trouble])].into();
     }),
     ("Degraded", "StoreUnreachable", "The controllers don't answer. Their pods are ready", unanswered),

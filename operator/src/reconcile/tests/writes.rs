@@ -16,7 +16,7 @@ fn now() -> Time {
 }
 
 /// Returns the live object that the creation of a wanted one leads to.
-fn created(wanted: &Wanted) -> DynamicObject {
+pub(super) fn created(wanted: &Wanted) -> DynamicObject {
     let mut body = wanted.clone().body(None);
     body["metadata"]["uid"] = json!(format!("uid of {}", wanted.name));
     body["metadata"]["resourceVersion"] = json!("1");
@@ -24,11 +24,11 @@ fn created(wanted: &Wanted) -> DynamicObject {
 }
 
 impl Scene {
-    fn prepared(&self) -> Prepared {
+    pub(super) fn prepared(&self) -> Prepared {
         build(&self.desired, &self.observed, &self.plan()).unwrap()
     }
 
-    fn built(&self, action: Action) -> Vec<Write> {
+    pub(super) fn built(&self, action: Action) -> Vec<Write> {
         let plan = Plan {
             actions: vec![action],
             ..Plan::default()
@@ -38,7 +38,7 @@ impl Scene {
     }
 
     /// Returns a scene in which all objects have been created.
-    fn made() -> Self {
+    pub(super) fn made() -> Self {
         let mut scene = Self::new();
         let steps = scene.prepared().steps.into_iter();
         for write in steps.flat_map(|step| step.writes) {
@@ -83,7 +83,7 @@ fn shown(writes: &[Write]) -> Vec<String> {
     writes.iter().map(text).collect()
 }
 
-fn all(prepared: &Prepared) -> Vec<String> {
+pub(super) fn all(prepared: &Prepared) -> Vec<String> {
     let steps = prepared.steps.iter();
     steps.flat_map(|step| shown(&step.writes)).collect()
 }

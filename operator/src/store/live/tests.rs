@@ -1,5 +1,5 @@
 use shardkv_client::{
-    Assignment, ClusterId, ConfigNum, Group, GroupProgress, ShardConfig, ShardStatus,
+    Assignment, ClusterId, ConfigNum, Group, GroupProgress, MemberStatus, ShardConfig, ShardStatus,
 };
 
 use super::*;
@@ -335,6 +335,52 @@ fn a_leader_needs_a_majority_that_follows_it() {
         assert_eq!(answer.answering as usize, nodes.len(), "{name}");
         assert!(answer.troubles.is_empty(), "{name}");
     }
+}
+
+#[test]
+fn a_part_is_whole_if_all_its_nodes_vote_and_keep_up() {
+    use Role::{Follower, Leader};
+    let member = |id: u64, voter: bool| MemberStatus {
+        node_id: NodeId(id),
+        address: String::new(),
+        voter,
+        match_index: None,
+        progress: None,
+    };
+    let voters: Vec<_> = (1..=3).map(|id| member(id, true)).collect();
+    let good = || {
+        let mut nodes = vec![
+            node(1, Leader, 5, 1),
+            node(2, Follower, 5, 1),
+            node(3, Follower, 5, 1),
+        ];
+        nodes[0].members.clone_from(&voters);
+        nodes
+    };
+    let rows: [(&str, bool, fn(&mut Vec<NodeStatus>)); 8] = [
+        ("all are well", true, |_| {}),
+        ("one doesn't answer", false, |it| drop(it.pop())),
+        ("one is a learner", false, |it| {
+            it[0].members[2].voter = false
+        }),
+        ("one is no member", false, |it| drop(it[0].members.pop())),
+        ("one is behind", false, |it| {
+            it[2].trouble = Some("5000 entries behind the group".to_owned());
+        }),
+        ("one is in another term", false, |it| it[2].term = 4),
+        ("one knows no leader", false, |it| it[2].leader_id = None),
+        ("nobody leads", false, |it| it[0].role = Follower),
+    ];
+    for (name, whole, change) in rows {
+        let mut nodes = good();
+        change(&mut nodes);
+        let answer = health(3, ["a", "b", "c"].into_iter().zip(&nodes));
+        assert_eq!(answer.whole, whole, "{name}");
+    }
+    // A member that was lost and has not been removed yet is no node of the part.
+    let mut nodes = good();
+    nodes[0].members.push(member(9, true));
+    assert!(health(3, ["a", "b", "c"].into_iter().zip(&nodes)).whole);
 }
 
 #[test]

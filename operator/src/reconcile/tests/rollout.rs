@@ -1,0 +1,168 @@
+//! Rollouts: one part after the other, and what is told meanwhile.
+
+use super::writes::{all, created};
+use super::*;
+use crate::reconcile::build::Write;
+
+impl Scene {
+    /// Returns a scene in which all objects exist and two groups serve.
+    fn made_and_serving() -> Self {
+        let (mut scene, serving) = (Self::made(), Self::serving());
+        scene.observed.sets = serving.observed.sets;
+        scene.observed.health = serving.observed.health;
+        scene.observed.view = serving.observed.view;
+        scene.observed.resource.status = serving.observed.resource.status;
+        assert_eq!(all(&scene.prepared()), [""; 0]);
+        scene
+    }
+
+    /// Performs the planned changes of `StatefulSet`s and returns their parts. Kubernetes has done nothing yet.
+    fn roll(&mut self) -> Vec<Component> {
+        let mut rolled = Vec::new();
+        for step in self.prepared().steps {
+            let (Action::Update(part, Kind::Set), [Write::Apply(wanted, _)]) =
+                (&step.action, step.writes.as_slice())
+            else {
+                continue;
+            };
+            self.observed.children.insert(wanted.key(), created(wanted));
+            self.set(*part).rolling = Some(0);
+            rolled.push(*part);
+        }
+        rolled
+    }
+
+    /// All pods of a part are replaced, and ready again.
+    fn rolled(&mut self, part: Component) {
+        self.set(part).rolling = None;
+    }
+}
+
+#[test]
+fn parts_are_replaced_one_after_the_other() {
+    let mut scene = Scene::made_and_serving();
+    let parts = [
+        Component::Controller,
+        Component::Group(1),
+        Component::Group(2),
+    ];
+    scene.desired.cluster.spec.image = "next".to_owned();
+    for part in parts {
+        assert_eq!(scene.roll(), [part]);
+        assert_eq!(scene.roll(), [], "{part:?} is being replaced");
+        scene.rolled(part);
+        // Kubernetes calls the pods ready, but a node doesn't vote yet.
+        scene.observed.health.get_mut(&part).unwrap().whole = false;
+        assert_eq!(scene.roll(), []);
+        scene.observed.health.get_mut(&part).unwrap().whole = true;
+        scene.set(part).ready = 2;
+        assert_eq!(scene.roll(), []);
+        scene.set(part).ready = 3;
+    }
+    assert_eq!(all(&scene.prepared()), [""; 0]);
+}
+
+/// A bad image harms one part, and the good one is written there without waiting for it.
+#[test]
+fn a_stuck_rollout_can_be_called_back() {
+    let mut scene = Scene::made_and_serving();
+    scene.desired.cluster.spec.image = "bad".to_owned();
+    assert_eq!(scene.roll(), [Component::Controller]);
+    scene.set(Component::Controller).ready = 2;
+    for _ in 0..3 {
+        assert_eq!(scene.roll(), []);
+    }
+    scene.desired.cluster.spec.image = named("a").spec.image;
+    assert_eq!(scene.roll(), [Component::Controller]);
+    scene.rolled(Component::Controller);
+    scene.set(Component::Controller).ready = 3;
+    assert_eq!(all(&scene.prepared()), [""; 0], "no other part has changed");
+}
+
+#[test]
+fn a_held_change_is_known_and_not_written() {
+    let mut scene = Scene::made_and_serving();
+    scene.desired.cluster.spec.image = "next".to_owned();
+    let writes = |scene: &Scene| -> Vec<Write> {
+        let steps = scene.prepared().steps.into_iter();
+        steps.flat_map(|step| step.writes).collect()
+    };
+    let held = Write::Known(Written::Held);
+    let [Write::Apply(first, _), second, third] = &writes(&scene)[..] else {
+        panic!("{:?}", writes(&scene));
+    };
+    assert_eq!(first.name, "a-controller");
+    assert_eq!([second, third], [&held, &held]);
+    // A lost machine: Kubernetes would take a second pod of the group away.
+    scene.set(Component::Group(2)).ready = 2;
+    assert_eq!(writes(&scene), [held.clone(), held.clone(), held]);
+    // Other objects of the parts don't wait.
+    scene.desired.cluster.spec.image = named("a").spec.image;
+    scene.desired.cluster.spec.pod_disruption_budget.enabled = false;
+    assert_eq!(all(&scene.prepared()).len(), 3);
+}
+
+#[test]
+fn the_pods_of_a_part_are_judged() {
+    use plan::Pods::{Broken, Rolling, Short, Whole};
+    let part = Component::Group(1);
+    let trouble = |curable| Trouble {
+        pod: "a-group-1-0".to_owned(),
+        why: "it crashes".to_owned(),
+        curable,
+    };
+    let rows: [(&str, plan::Pods, &dyn Fn(&mut Scene)); 11] = [
+        ("all is well", Whole, &|_| {}),
+        ("being replaced", Rolling, &|it| {
+            it.set(part).rolling = Some(3)
+        }),
+        ("one is missing", Short, &|it| it.set(part).ready = 2),
+        ("two are missing", Broken, &|it| it.set(part).ready = 1),
+        ("a pod crashes", Broken, &|it| {
+            it.set(part).ready = 2;
+            it.observed.pods.insert(part, vec![trouble(true)]);
+        }),
+        ("a pod is late", Short, &|it| {
+            it.set(part).ready = 2;
+            it.observed.pods.insert(part, vec![trouble(false)]);
+        }),
+        ("a pod of another part crashes", Whole, &|it| {
+            let other = vec![trouble(true)];
+            it.observed.pods.insert(Component::Group(2), other);
+        }),
+        ("a node doesn't vote", Short, &|it| {
+            it.observed.health.get_mut(&part).unwrap().whole = false;
+        }),
+        ("no node was asked", Short, &|it| it.observed.health.clear()),
+        ("being deleted", Short, &|it| {
+            it.set(part).object.terminating = true
+        }),
+        ("half is no majority", Broken, &|it| {
+            it.set(part).replicas = 4;
+            it.set(part).ready = 2;
+        }),
+    ];
+    for (name, pods, change) in rows {
+        let mut scene = Scene::serving();
+        change(&mut scene);
+        let state = scene.observed.state(&scene.desired);
+        assert_eq!(state.pods[&part], pods, "{name}");
+    }
+}
+
+#[test]
+fn the_progress_of_a_rollout_is_told() {
+    let mut scene = Scene::made_and_serving();
+    scene.observed.resource.status = Some(scene.told());
+    scene.set(Component::Group(1)).rolling = Some(1);
+    scene.set(Component::Group(1)).ready = 2;
+    scene.held(&[2, 3]);
+    scene.shows(
+        ["True AllServing", "True RollingOut", "False AsExpected"],
+        "1 of 3 pods of a-group-1 are of the latest revision. 2 more StatefulSets follow, one after the other. \
+         Pods ready: 2 of 3 of a-group-1.",
+    );
+    // It is neither a failure nor a change.
+    assert!(!scene.applied.changed() && !scene.applied.outdated());
+    assert_eq!(scene.applied.problems(), []);
+}
