@@ -71,7 +71,11 @@ pub(super) fn build(
     observed: &Observed,
     plan: &Plan,
 ) -> Result<Prepared, serde_json::Error> {
-    let builder = Builder { desired, observed };
+    let builder = Builder {
+        desired,
+        observed,
+        plan,
+    };
     let mut steps = Vec::new();
     let mut turns = Turns::new(&plan.rollout);
     for action in &plan.actions {
@@ -117,6 +121,7 @@ impl<'a> Turns<'a> {
 struct Builder<'a> {
     desired: &'a Desired,
     observed: &'a Observed,
+    plan: &'a Plan,
 }
 
 impl Builder<'_> {
@@ -165,7 +170,7 @@ impl Builder<'_> {
     fn shared(&self, kind: Kind) -> Result<Option<Write>, serde_json::Error> {
         let shared = build::common(&self.desired.cluster);
         let wanted = match kind {
-            Kind::Config => Wanted::new(kind, &shared.config)?,
+            Kind::Config => return self.options(Wanted::new(kind, &shared.config)?).map(Some),
             Kind::Network => Wanted::new(kind, &shared.network)?,
             Kind::Service => Wanted::new(kind, &shared.client)?,
             _ => match &shared.account {
@@ -175,6 +180,17 @@ impl Builder<'_> {
             },
         };
         self.compare(wanted).map(Some)
+    }
+
+    /// Returns the write of the options. A newer operator deletes options that nothing mounts, so this one doesn't make them for
+    /// `StatefulSet`s that it leaves alone, but only for those of a new part.
+    fn options(&self, wanted: Wanted) -> Result<Write, serde_json::Error> {
+        let write = self.compare(wanted)?;
+        let needed = self.plan.actions.iter().any(Action::creates);
+        Ok(match (&write, self.observed.outranked()) {
+            (Write::Create(_), Some(newer)) if !needed => Write::Known(Written::Outranked(newer)),
+            _ => write,
+        })
     }
 
     /// Renders all objects of a part in the order of [`Kind::OF_PART`].

@@ -324,8 +324,8 @@ pub(super) fn taken(facts: &Facts<'_>) -> Message {
 pub(super) fn outranked(facts: &Facts<'_>) -> Message {
     let objects = problems(facts, "NewerOperator")?;
     Some(format!(
-        "{objects}: a newer operator than this one ({VERSION}) wrote this last, so this one doesn't change it: two operators would replace the \
-         pods by turns. Upgrade this operator, or let it take over by removing the annotation {VERSION_ANNOTATION}."
+        "{objects}: a newer operator than this one ({VERSION}) wrote this last, so this one doesn't change it: two operators would write it, and so replace \
+         pods, by turns. Upgrade this operator, or let it take over by removing the annotation {VERSION_ANNOTATION}."
     ))
 }
 
@@ -339,11 +339,12 @@ pub(super) fn change_refused(facts: &Facts<'_>) -> Message {
 
 fn problems(facts: &Facts<'_>, reason: &str) -> Option<String> {
     let problems = facts.applied.problems();
-    let messages: Vec<&str> = problems
+    let mut messages: Vec<&str> = problems
         .iter()
         .filter(|problem| problem.reason == reason)
         .map(|problem| problem.message.trim_end_matches('.'))
         .collect();
+    messages.dedup();
     when(!messages.is_empty(), messages.join(", "))
 }
 

@@ -14,7 +14,7 @@ use kube::ResourceExt;
 use kube::api::DynamicObject;
 
 use super::pods::{self, Trouble};
-use super::wanted::{Key, Tried, is_owned_by};
+use super::wanted::{Key, Tried, is_owned_by, outranked};
 use crate::build::{STAGE_ANNOTATION, config_name, names};
 use crate::crd::{GroupPhase, ShardKvCluster, ShardKvClusterStatus};
 use crate::parts::{Component, Kind};
@@ -182,24 +182,31 @@ impl Observed {
             .collect()
     }
 
-    /// Returns the config maps with options that nothing uses: no pod, no `StatefulSet`, and none that is to come.
+    /// Returns the config maps with options that nothing uses: no pod, no `StatefulSet`, and none that is to come. A newer operator may
+    /// have written one that it is about to use.
     fn unused_options(&self, cluster: &Cluster) -> BTreeSet<String> {
         if self.sets.values().any(|set| set.unseen) {
             return BTreeSet::new();
         }
         let present = config_name(cluster);
-        let is_unused = |name: &&String| {
-            names::is_config(cluster, name) && **name != present && !self.mounted.contains(*name)
+        let is_unused = |((kind, name), object): &(&Key, &DynamicObject)| {
+            *kind == Kind::Config
+                && names::is_config(cluster, name)
+                && *name != present
+                && !self.mounted.contains(name)
+                && outranked(*kind, object).is_none()
         };
-        let configs = self
-            .children
-            .keys()
-            .filter(|(kind, _)| *kind == Kind::Config);
-        configs
-            .map(|(_, name)| name)
-            .filter(is_unused)
-            .cloned()
-            .collect()
+        let unused = self.children.iter().filter(is_unused);
+        unused.map(|((_, name), _)| name.clone()).collect()
+    }
+
+    /// Returns a `StatefulSet` that a newer operator applied last, as readable text.
+    pub(super) fn outranked(&self) -> Option<String> {
+        let mut children = self.children.iter();
+        children.find_map(|((kind, _), live)| match kind {
+            Kind::Set => outranked(*kind, live),
+            _ => None,
+        })
     }
 
     /// Returns the plan's input.

@@ -19,7 +19,7 @@ use crate::plan::Stage;
 /// Annotation with a hash of the content that was applied last.
 pub(super) const APPLIED_ANNOTATION: &str = "shardkv.io/applied";
 
-/// Annotation of a `StatefulSet` with the version of the operator that applied its content last.
+/// Annotation with the version of the operator that applied the content last.
 pub(super) const VERSION_ANNOTATION: &str = "shardkv.io/operator-version";
 
 /// Version of this operator.
@@ -95,10 +95,7 @@ impl Wanted {
         if in_vain || self.is_in(live)? {
             return Ok(Comparison::Settled(Written::Unchanged));
         }
-        if self.kind == Kind::Set
-            && let Some(newer) = newer_version(live)
-        {
-            let text = format!("{} {} (by {newer})", self.kind.name(), self.name);
+        if let Some(text) = outranked(self.kind, live) {
             return Ok(Comparison::Settled(Written::Outranked(text)));
         }
         Ok(Comparison::Differs)
@@ -126,9 +123,7 @@ impl Wanted {
     pub(super) fn body(mut self, live: Option<&DynamicObject>) -> Value {
         let hash = self.hash.clone();
         self.annotate(APPLIED_ANNOTATION, &hash);
-        if self.kind == Kind::Set {
-            self.annotate(VERSION_ANNOTATION, VERSION);
-        }
+        self.annotate(VERSION_ANNOTATION, VERSION);
         if let Some(live) = live {
             self.keep_stage(live);
             let staged = self.kind == Kind::Set;
@@ -165,11 +160,13 @@ impl Wanted {
     }
 }
 
-/// Returns the version of the operator that applied a `StatefulSet` last, if it is newer than this one. Two operators of different
-/// versions, each with its own pod template, would replace the pods by turns: the older one gives way.
-fn newer_version(live: &DynamicObject) -> Option<&str> {
+/// Returns an object with the version of the operator that applied it last, as readable text, if that is newer than this one. Two
+/// operators of different versions, each with content of its own, would write the object, and so replace pods, by turns: the older one
+/// gives way.
+pub(super) fn outranked(kind: Kind, live: &DynamicObject) -> Option<String> {
     let version = live.annotations().get(VERSION_ANNOTATION)?;
-    (numbers(version) > numbers(VERSION)).then_some(version)
+    let newer = numbers(version) > numbers(VERSION);
+    newer.then(|| format!("{} {} (by {version})", kind.name(), live.name_any()))
 }
 
 /// Returns the numbers of a version such as `1.20.3`, without what follows a `-` or `+`. Other texts are older than any version.

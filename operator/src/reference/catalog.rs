@@ -110,7 +110,7 @@ pub(super) const REASONS: &[ConditionEntry] = &[
             (
                 "True",
                 "NewerOperator",
-                "A newer operator has written StatefulSets that this one would write differently. This one doesn't change them.",
+                "A newer operator has written objects that this one would write differently. This one doesn't change them.",
             ),
             (
                 "True",

@@ -251,6 +251,65 @@ fn an_older_operator_gives_way_to_a_newer_one() {
     assert_eq!(shown(&scene.built(update)), ["apply StatefulSet a-group-1"]);
 }
 
+/// Otherwise each would restore its own content, or delete the options of the other.
+#[test]
+fn an_older_operator_leaves_all_objects_of_a_newer_one() {
+    let version = |live: &mut DynamicObject, of: &str| {
+        let version = ("shardkv.io/operator-version".to_owned(), of.to_owned());
+        live.annotations_mut().extend([version]);
+    };
+    // Any object, not only a `StatefulSet`.
+    let mut scene = Scene::made();
+    let key = (Kind::Network, "a-node".to_owned());
+    let policy = scene.observed.children.get_mut(&key).unwrap();
+    policy.data["spec"]["ingress"] = json!([]);
+    version(policy, "99.0.0");
+    let update = Action::UpdateShared(Kind::Network);
+    let outranked = |what: &str| Write::Known(Written::Outranked(format!("{what} (by 99.0.0)")));
+    let gives_way = outranked("NetworkPolicy a-node");
+    assert_eq!(scene.built(update.clone()), [gives_way]);
+    let policy = scene.observed.children.get_mut(&key).unwrap();
+    version(policy, "0.0.1");
+    assert_eq!(shown(&scene.built(update)), ["apply NetworkPolicy a-node"]);
+
+    // Options that no pod mounts yet.
+    let mut scene = Scene::made();
+    let present = (Kind::Config, config_name(&scene.desired.cluster));
+    let other = (Kind::Config, "a-config-00000000".to_owned());
+    let mut config = scene.observed.children[&present].clone();
+    config.metadata.name = Some(other.1.clone());
+    scene
+        .observed
+        .children
+        .insert(other.clone(), config.clone());
+    let delete = Action::DeleteOptions(other.1.clone());
+    assert!(scene.plan().actions.contains(&delete));
+    version(&mut config, "99.0.0");
+    scene.observed.children.insert(other, config);
+    assert!(!scene.plan().actions.contains(&delete));
+
+    // Options that a newer operator has deleted, because its own StatefulSets don't mount them.
+    scene.observed.children.remove(&present);
+    let options = Action::UpdateShared(Kind::Config);
+    let made = [format!("create ConfigMap {}", present.1)];
+    assert_eq!(shown(&scene.built(options.clone())), made);
+    let key = (Kind::Set, "a-group-1".to_owned());
+    version(scene.observed.children.get_mut(&key).unwrap(), "99.0.0");
+    let gives_way = outranked("StatefulSet a-group-1");
+    assert_eq!(scene.built(options.clone()), [gives_way]);
+    // The pods of a new part need them.
+    let create = Action::CreateGroup {
+        gid: 3,
+        stage: Stage::New,
+    };
+    let plan = Plan {
+        actions: vec![options, create],
+        ..Plan::default()
+    };
+    let prepared = build(&scene.desired, &scene.observed, &plan).unwrap();
+    assert_eq!(all(&prepared)[..1], made);
+}
+
 #[test]
 fn what_is_not_ours_is_kept_off() {
     let mut scene = Scene::new();
