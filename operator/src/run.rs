@@ -45,7 +45,7 @@ use crate::health::Health;
 use crate::lease::{Elector, Held};
 use crate::metrics::{Metrics, Outcome};
 use crate::options::RunOptions;
-use crate::reconcile::{Context, FIELD_MANAGER, Pace, error_policy, reconcile};
+use crate::reconcile::{self, Context, FIELD_MANAGER, Pace, error_policy, reconcile};
 use crate::store::{LiveStore, Store};
 use crate::watches::{self, Seen};
 
@@ -284,7 +284,7 @@ pub async fn watch_and_reconcile<S: Store>(
             closing.close();
         };
         let forgetful = Arc::clone(&context);
-        let gone = move |namespace: &str, name: &str| forgetful.forget(namespace, name);
+        let gone = move |seen: &Seen| drop(tokio::spawn(end(seen, Arc::clone(&forgetful))));
         watches::controller(&context.client, namespace, &context.metrics, gone)
             .graceful_shutdown_on(stopped)
             .run(
@@ -338,15 +338,28 @@ async fn reconcile_once<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> Acti
 }
 
 async fn reconcile_seen<S: Store>(seen: &Seen, context: &Arc<Context<S>>) -> Action {
-    // A round uses only the resource's identity and reads the rest from the API server.
-    let resource = Arc::new(ShardKvCluster {
-        metadata: seen.metadata.clone(),
-        spec: ShardKvClusterSpec::default(),
-        status: None,
-    });
+    let resource = Arc::new(identity(seen));
     match reconcile(Arc::clone(&resource), Arc::clone(context)).await {
         Ok(action) => action,
         Err(error) => error_policy(resource, &error, Arc::clone(context)),
+    }
+}
+
+/// Drops what is known of a deleted cluster, and returns the rest of the work.
+fn end<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> impl Future<Output = ()> + use<S> {
+    let resource = identity(seen);
+    context.forget(&seen.namespace().unwrap_or_default(), &seen.name_any());
+    async move {
+        let _ = timeout(MAX_ROUND, reconcile::ended(&resource, &context)).await;
+    }
+}
+
+/// Returns the resource without its spec: a round uses only its identity, and reads the rest from the API server.
+fn identity(seen: &Seen) -> ShardKvCluster {
+    ShardKvCluster {
+        metadata: seen.metadata.clone(),
+        spec: ShardKvClusterSpec::default(),
+        status: None,
     }
 }
 

@@ -41,13 +41,13 @@ where
     }
 }
 
-/// Returns a controller that starts rounds for the clusters of a namespace, or of all namespaces. Calls `gone` with namespace and
-/// name of each deleted cluster, because no round starts for it any more.
+/// Returns a controller that starts rounds for the clusters of a namespace, or of all namespaces. Calls `gone` with each deleted
+/// cluster, because no round starts for it any more.
 pub(crate) fn controller(
     client: &Client,
     namespace: Option<&str>,
     metrics: &Arc<Metrics>,
-    gone: impl Fn(&str, &str) + Send + 'static,
+    gone: impl Fn(&Seen) + Send + 'static,
 ) -> Controller<Seen> {
     let config = watcher::Config::default().page_size(PAGE);
     let (reader, writer) = reflector::store();
@@ -106,14 +106,11 @@ fn forget_deleted(
     existing: Store<Seen>,
     namespace: Option<&str>,
     metrics: &Arc<Metrics>,
-    gone: impl Fn(&str, &str) + Send + 'static,
+    gone: impl Fn(&Seen) + Send + 'static,
 ) -> impl FnMut(&watcher::Result<Event<Seen>>) + Send + 'static {
     let (namespace, metrics) = (namespace.map(str::to_owned), Arc::clone(metrics));
     move |event| match event {
-        Ok(Event::Delete(deleted)) => {
-            let namespace = deleted.namespace().unwrap_or_default();
-            gone(&namespace, &deleted.name_any());
-        }
+        Ok(Event::Delete(deleted)) => gone(deleted),
         Ok(Event::InitDone) => metrics.retain(|(of, name)| {
             let elsewhere = namespace
                 .as_deref()

@@ -71,6 +71,8 @@ pub enum Needs {
     Nothing,
     /// No earlier change of groups, controllers or volumes failed, except creations.
     Changes,
+    /// As [`Self::Changes`], and the config map with the options is there: pods would start with what somebody else put under its name.
+    ChangesAndOptions,
     /// No earlier action has changed the part's `StatefulSet`: the next round compares the changed one.
     Untouched(Component),
     /// As [`Self::Untouched`], and the config map with the options is there: a pod without it can't start.
@@ -88,9 +90,8 @@ impl Action {
             | Self::DeleteStray(..)
             | Self::DeleteOptions(_)
             | Self::DropFinalizer => Needs::Nothing,
+            Self::CreateControllers | Self::CreateGroup { .. } => Needs::ChangesAndOptions,
             Self::RecordGid(_)
-            | Self::CreateControllers
-            | Self::CreateGroup { .. }
             | Self::SetStage { .. }
             | Self::Join(_)
             | Self::Leave(_)

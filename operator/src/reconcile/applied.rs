@@ -73,19 +73,28 @@ impl Applied {
         match action.needs() {
             _ if begun.any(|(it, results)| *it == Action::AddFinalizer && failed(results)) => false,
             Needs::Nothing => true,
-            Needs::Changes => !self.results.iter().any(|(earlier, results)| {
-                earlier.needs() == Needs::Changes && !earlier.creates() && failed(results)
-            }),
+            Needs::Changes => self.allows_changes(),
+            Needs::ChangesAndOptions => self.allows_changes() && self.has_options(),
             Needs::Untouched(part) => !self.has_touched(part),
-            Needs::Options(part) => {
-                let options = Action::UpdateShared(Kind::Config);
-                let missing = |(earlier, results): &(Action, Vec<Written>)| {
-                    *earlier == options && failed(results)
-                };
-                !self.has_touched(part) && !self.results.iter().any(missing)
-            }
+            Needs::Options(part) => !self.has_touched(part) && self.has_options(),
             Needs::All => !self.written().any(|it| it.failed() || it.outdated()),
         }
+    }
+
+    /// Returns true if no change of groups, controllers or volumes failed, except creations.
+    fn allows_changes(&self) -> bool {
+        !self.results.iter().any(|(earlier, results)| {
+            earlier.needs() == Needs::Changes && results.iter().any(Written::failed)
+        })
+    }
+
+    /// Returns true if the config map with the options is there.
+    fn has_options(&self) -> bool {
+        let options = Action::UpdateShared(Kind::Config);
+        !self
+            .results
+            .iter()
+            .any(|(earlier, results)| *earlier == options && results.iter().any(Written::failed))
     }
 
     fn has_touched(&self, part: Component) -> bool {

@@ -1,7 +1,5 @@
 //! Texts of events: what an action did, for users. Pure.
 
-use kube::ResourceExt;
-
 use super::applied::Written;
 use super::observed::Observed;
 use crate::build::names;
@@ -10,7 +8,7 @@ use crate::crd::{Retention, ShardKvClusterStatus};
 use crate::parts::Component;
 use crate::plan::{Action, Stage};
 use crate::store::Change;
-use crate::validate::{Desired, Intent};
+use crate::validate::{Cluster, Desired, Intent};
 
 /// An event to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +70,9 @@ pub(super) fn of(
             "ControllersRemoved",
             "The controllers are deleted.",
         ),
-        Action::RemoveFinalizer => cluster_deleted(desired, observed),
+        Action::RemoveFinalizer => {
+            cluster_deleted(&desired.cluster, observed.volumes_of(|_| true).len())
+        }
         _ => return Vec::new(),
     };
     vec![note]
@@ -196,12 +196,13 @@ fn group_removed(desired: &Desired, observed: &Observed, gid: u64) -> Vec<Note> 
     notes
 }
 
-fn cluster_deleted(desired: &Desired, observed: &Observed) -> Note {
-    let name = observed.resource.name_any();
-    let text = match observed.volumes_of(|_| true).len() {
+/// Returns the event of the end of a cluster that leaves this many volumes behind.
+pub(super) fn cluster_deleted(cluster: &Cluster, volumes: usize) -> Note {
+    let name = &cluster.name;
+    let text = match volumes {
         0 => format!("Cluster {name} is deleted."),
         count => {
-            let labels = names::formatted(&names::selector(&desired.cluster));
+            let labels = names::formatted(&names::selector(cluster));
             format!(
                 "Cluster {name} is deleted. It leaves {} with all data, for a cluster of the same name, or until `kubectl delete pvc -l {labels}`",
                 counted(count, "volume")

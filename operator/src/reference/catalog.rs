@@ -216,7 +216,7 @@ pub(super) const EVENTS: &[(&str, &str, &str)] = &[
     (
         "Normal",
         "ClusterDeleted",
-        "Everything that belonged to the cluster, and was to be deleted, is deleted.",
+        "Everything that belonged to the cluster, and was to be deleted, is deleted; the note says which volumes stay.",
     ),
     (
         "Warning",

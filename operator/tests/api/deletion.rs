@@ -77,10 +77,15 @@ async fn a_cluster_whose_volumes_stay_is_deleted_without_an_operator() {
     world.settle().await;
     assert_eq!(finalizers(&world).await, Value::Null);
     let before = world.faults.count();
+    let last = world.resource().await.unwrap();
     world.delete().await;
     assert!(world.resource().await.is_none(), "no round is needed");
     world.settle().await;
     assert_eq!(world.faults.count(), before);
+    // An operator that sees the end tells what is left.
+    world.ended(last).await;
+    let reasons = world.event_reasons().await;
+    assert!(reasons.contains("ClusterDeleted"), "{reasons:?}");
     let volumes: Vec<_> = world.objects().await.into_keys().collect();
     assert_eq!(
         volumes,

@@ -326,6 +326,10 @@ async fn foreign_objects_are_never_touched() {
     let found = world.object("configmaps", &world.options()).await.unwrap();
     assert_eq!(found["data"], json!({"mine": "yes"}));
     assert!(found["metadata"].get("ownerReferences").is_none());
+    // Pods would start with these options.
+    for set in ["controller", "group-1"] {
+        assert!(world.object("statefulsets", set).await.is_none());
+    }
     let (reason, status, message) = world.condition("Degraded").await;
     assert_eq!((reason.as_str(), status.as_str()), ("NameTaken", "True"));
     assert!(

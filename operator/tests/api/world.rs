@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use shardkv_operator::build::{Component, config_name, names};
 use shardkv_operator::crd::ShardKvCluster;
 use shardkv_operator::metrics::Metrics;
-use shardkv_operator::reconcile::{Context, Pace, ReconcileError, reconcile};
+use shardkv_operator::reconcile::{Context, Pace, ReconcileError, ended, reconcile};
 use shardkv_operator::validate::{Cluster, identify};
 use shardkv_operator::yaml;
 use tokio::time::sleep;
@@ -253,6 +253,12 @@ impl World {
             return Round::Disconnected;
         }
         Round::Ended(result.map(|_| ()))
+    }
+
+    /// Tells the operator that the watch has seen the end of this resource.
+    pub(crate) async fn ended(&self, resource: Value) {
+        let resource: ShardKvCluster = serde_json::from_value(resource).unwrap();
+        ended(&resource, &self.context).await;
     }
 
     /// Runs one round, which must succeed.

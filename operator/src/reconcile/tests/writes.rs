@@ -545,9 +545,12 @@ fn a_failed_action_blocks_what_depends_on_it() {
     );
     // A failed creation, update or sweep blocks the release of the resource alone.
     assert_eq!(allowed(vec![(&create, refused())]), but_the_end);
-    // Pods can't start without their options, so no StatefulSet is told to mount them.
-    let no_rollout = [true, false, true, true, true, true, false];
-    assert_eq!(allowed(vec![(&update, refused())]), no_rollout);
+    // Pods can't start without their options, so no StatefulSet is told to mount them; nor what somebody else calls so.
+    let no_rollout = [true, false, true, false, true, true, false];
+    let taken = Written::Taken("ConfigMap a-config".to_owned());
+    for missing in [refused(), taken] {
+        assert_eq!(allowed(vec![(&update, missing)]), no_rollout);
+    }
     let policy = Action::UpdateShared(Kind::Network);
     assert_eq!(allowed(vec![(&policy, refused())]), but_the_end);
     assert_eq!(allowed(vec![(&stray, Written::Raced)]), but_the_end);
