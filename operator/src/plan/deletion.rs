@@ -13,7 +13,7 @@ pub(super) fn plan(seen: &State) -> Plan {
     if !seen.has_finalizer {
         return Plan::default();
     }
-    if seen.orphans || seen.on_cluster_deletion == Retention::Retain {
+    if seen.left_alone || seen.on_cluster_deletion == Retention::Retain {
         return Plan {
             actions: vec![Action::DropFinalizer],
             ..Plan::default()

@@ -55,8 +55,9 @@ pub struct State {
     pub intent: Intent,
     /// True if the resource has the operator's finalizer.
     pub has_finalizer: bool,
-    /// True if the resource is being deleted and its objects are to stay (`kubectl delete --cascade=orphan`).
-    pub orphans: bool,
+    /// True if the resource is being deleted and the operator is to delete nothing: the objects are to stay (`kubectl delete
+    /// --cascade=orphan`), or go with their namespace, which took the operator's rights away already.
+    pub left_alone: bool,
     /// Retention of a group's volumes when the group is removed.
     pub on_group_removal: Retention,
     /// Retention of all volumes when the resource is deleted.

@@ -6,7 +6,7 @@
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Event, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+    ConfigMap, Event, Namespace, PersistentVolumeClaim, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -96,6 +96,13 @@ impl<'a> Objects<'a> {
     /// Reads a resource; `None` if it doesn't exist.
     pub(super) async fn resource(&self, name: &str) -> Result<Option<ShardKvCluster>, kube::Error> {
         self.resources().get_opt(name).await
+    }
+
+    /// Returns true if the namespace is known to be deleted. An operator without the right to read it doesn't know.
+    pub(super) async fn namespace_ends(&self) -> bool {
+        let api = Api::<Namespace>::all(self.client.clone());
+        let namespace = api.get(self.namespace).await;
+        namespace.is_ok_and(|it| it.metadata.deletion_timestamp.is_some())
     }
 
     /// Lists all objects of all kinds with these labels.

@@ -33,7 +33,15 @@ pub(super) async fn observe<S: Store>(
     let mut observed = Observed::new(resource);
     let desired = validate::desired(&observed.resource);
     if let Some(desired) = desired.ok().filter(|it| is_changed(&observed, it)) {
-        list(&objects, &desired.cluster, &mut observed, now).await?;
+        if let Err(error) = list(&objects, &desired.cluster, &mut observed, now).await {
+            // A deleted namespace takes the Role of an operator of single namespaces away before the resource.
+            let deleting = desired.intent == Intent::Delete;
+            if deleting && is_forbidden(&error) && objects.namespace_ends().await {
+                observed.namespace_ends = true;
+                return Ok(Some(observed));
+            }
+            return Err(error);
+        }
         // Deletion needs no answer of the store.
         if desired.intent != Intent::Delete {
             query_store(context, &desired.cluster, &mut observed).await;
@@ -41,6 +49,10 @@ pub(super) async fn observe<S: Store>(
         observed.fruitless = context.memory.fruitless(namespace, name);
     }
     Ok(Some(observed))
+}
+
+fn is_forbidden(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 403)
 }
 
 /// Returns true if the round may change the cluster's objects: the resource is valid, and the operator hasn't released

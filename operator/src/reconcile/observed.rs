@@ -33,6 +33,8 @@ const STARTING_SECONDS: i64 = 60;
 pub(super) struct Observed {
     /// The resource.
     pub(super) resource: ShardKvCluster,
+    /// True if the namespace is being deleted, and the objects can't be read any more.
+    pub(super) namespace_ends: bool,
     /// Objects that the resource owns.
     pub(super) children: BTreeMap<Key, DynamicObject>,
     /// Relevant facts of its `StatefulSet`s.
@@ -85,6 +87,7 @@ impl Observed {
     pub(super) fn new(resource: ShardKvCluster) -> Self {
         Self {
             resource,
+            namespace_ends: false,
             children: BTreeMap::new(),
             sets: BTreeMap::new(),
             mounted: BTreeSet::new(),
@@ -225,7 +228,7 @@ impl Observed {
         State {
             intent: desired.intent,
             has_finalizer: self.has_finalizer(),
-            orphans: self.orphans(),
+            left_alone: self.orphans() || self.namespace_ends,
             on_group_removal: cluster.spec.storage.on_group_removal,
             on_cluster_deletion: cluster.spec.storage.on_cluster_deletion,
             recorded_gid: recorded.and_then(|gid| gid.try_into().ok()).unwrap_or(0),
@@ -304,8 +307,9 @@ fn observe_set(set: &StatefulSet, stage: Stage, now: &Time) -> ObservedSet {
     // is new.
     let unseen = status.observed_generation < set.metadata.generation;
     let updated = status.updated_replicas.unwrap_or(0);
-    // The revisions are equal again when all pods are of the latest revision, and ready.
-    let mixed = status.update_revision != status.current_revision;
+    // The revisions are equal again when all pods are of the latest revision, and ready; or at once, if a change is taken back while
+    // there are pods of it.
+    let mixed = status.update_revision != status.current_revision || status.replicas > updated;
     let rolling = (status.observed_generation.is_some() && (unseen || mixed))
         .then_some(if unseen { 0 } else { updated });
     ObservedSet {

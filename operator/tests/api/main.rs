@@ -25,6 +25,7 @@ mod crashes;
 mod definition;
 mod deletion;
 mod lease;
+mod namespaces;
 mod objects;
 mod older_definition;
 mod program;

@@ -36,7 +36,7 @@ pub(super) fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u
     State {
         intent: Intent::Run(wanted),
         has_finalizer: true,
-        orphans: false,
+        left_alone: false,
         on_group_removal: Retention::Retain,
         on_cluster_deletion: Retention::Delete,
         recorded_gid: 9,
@@ -62,19 +62,19 @@ pub(super) fn world(wanted: u32, sets: &str, members: &[u64], settled: &[(u64, u
 }
 
 /// The same, where volumes of removed groups are to be deleted and each group has some.
-fn delete_volumes(mut world: State) -> State {
+pub(super) fn delete_volumes(mut world: State) -> State {
     world.on_group_removal = Retention::Delete;
     world.volumes = world.sets.keys().copied().collect();
     world
 }
 
 /// The same, with groups that the controllers call drained.
-fn drained(world: State, gids: &[u64]) -> State {
+pub(super) fn drained(world: State, gids: &[u64]) -> State {
     removed(world, gids, false, false)
 }
 
 /// The same, with groups that the controllers call drained and retired.
-fn retired(world: State, gids: &[u64]) -> State {
+pub(super) fn retired(world: State, gids: &[u64]) -> State {
     removed(world, gids, false, true)
 }
 
@@ -107,7 +107,7 @@ fn awaiting(mut world: State, gids: &[u64]) -> State {
 }
 
 /// Formats phases and actions, without updates of existing objects.
-fn shown(plan: &Plan) -> String {
+pub(super) fn shown(plan: &Plan) -> String {
     let action = |action: &Action| match action {
         Action::AddFinalizer => "add finalizer".to_owned(),
         Action::UpdateShared(kind) => format!("update {}", kind.name()),
@@ -370,9 +370,9 @@ fn the_finalizer_comes_first_and_goes_last() {
     let released = decide(&seen);
     assert_eq!(released, Plan::default(), "others keep the resource");
     seen.has_finalizer = true;
-    seen.orphans = true;
+    seen.left_alone = true;
     assert_eq!(shown(&decide(&seen)), " => release");
-    seen.orphans = false;
+    seen.left_alone = false;
     seen.sets.clear();
     (seen.controllers, seen.controller_volumes) = (None, false);
     seen.satellites = [(Component::Controller, Kind::Budget)].into();

@@ -31,7 +31,7 @@ impl World {
             seen: State {
                 intent: Intent::Run(1),
                 has_finalizer: retention == Retention::Delete,
-                orphans: false,
+                left_alone: false,
                 on_group_removal: retention,
                 on_cluster_deletion: retention,
                 recorded_gid: 0,
