@@ -223,9 +223,11 @@ fn is_service_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    mod options;
+
     use super::*;
 
-    fn stored(spec: ShardKvClusterSpec) -> ShardKvCluster {
+    pub(super) fn stored(spec: ShardKvClusterSpec) -> ShardKvCluster {
         let mut resource = ShardKvCluster::new("demo", spec);
         resource.metadata.namespace = Some("ns".to_owned());
         resource.metadata.uid = Some("u".to_owned());

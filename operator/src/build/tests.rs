@@ -186,7 +186,7 @@ fn nodes_take_the_options_of_the_pods() {
             .unwrap();
     let cluster = validate(&resource).unwrap();
     let file = cluster.spec.options.file();
-    assert_eq!(file.lines().count(), 1 + 14, "everything.yaml sets all");
+    assert_eq!(file.lines().count(), 1 + 18, "everything.yaml sets all");
     for (part, count) in [(Component::Controller, 9), (Component::Group(1), 11)] {
         let set = stateful_set::build(&cluster, part, None);
         let pod = set.spec.unwrap().template.spec.unwrap();

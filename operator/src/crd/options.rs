@@ -54,6 +54,22 @@ pub struct NodeOptions {
     #[schemars(range(min = 16, max = 65_536))]
     pub max_connections: Option<i64>,
 
+    /// Limit of requests of one connection that were cancelled before the node looked at them; beyond it the connection is closed. 1024 by
+    /// default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1024, max = 1_048_576))]
+    pub max_pending_resets: Option<i64>,
+
+    /// Limit of streams of one connection that may break the rules of HTTP/2; beyond it the connection is closed. 1024 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub max_stream_errors: Option<i64>,
+
+    /// Time for which a node may wait for its disk before Kubernetes restarts it, in milliseconds. 60000 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 3000, max = 86_400_000))]
+    pub stall_timeout_ms: Option<i64>,
+
     /// Size of a node's cache of blocks read from disk, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_i64))]
@@ -63,6 +79,12 @@ pub struct NodeOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_i64))]
     pub compact_after_bytes: Option<i64>,
+
+    /// Limit of the log that a leader keeps for followers that are behind, in bytes. It should be more than clients write while a snapshot is
+    /// transferred, and it needs that space on the volume. 1073741824 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1_048_576, max = 1_099_511_627_776_i64))]
+    pub max_kept_log_bytes: Option<i64>,
 
     /// Bandwidth of all outgoing snapshots of a node together, in bytes per second; 0 for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,9 +111,12 @@ impl NodeOptions {
     /// Returns the node's options file: sorted lines `option: value`.
     pub fn file(&self) -> String {
         let lines = self.settings().into_iter().map(|(key, value)| {
-            // Numbers and booleans need no quotes. The schema allows no quote in the filter, the only text.
-            let quote = if key == "log_filter" { "\"" } else { "" };
-            format!("{key}: {quote}{value}{quote}\n")
+            // Numbers and booleans need no quotes. An older definition may let any text through, and a JSON text is one in YAML.
+            let value = match key {
+                "log_filter" => serde_json::Value::from(value).to_string(),
+                _ => value,
+            };
+            format!("{key}: {value}\n")
         });
         std::iter::once("# From spec.options of the ShardKvCluster.\n".to_owned())
             .chain(lines)
@@ -111,8 +136,12 @@ impl NodeOptions {
             request_timeout_ms,
             max_pending_requests,
             max_connections,
+            max_pending_resets,
+            max_stream_errors,
+            stall_timeout_ms,
             block_cache_bytes,
             compact_after_bytes,
+            max_kept_log_bytes,
             snapshot_bytes_per_second,
             handoff_max_concurrent,
             handoff_bytes_per_second,
@@ -126,8 +155,12 @@ impl NodeOptions {
             ("request_timeout_ms", request_timeout_ms),
             ("max_pending_requests", max_pending_requests),
             ("max_connections", max_connections),
+            ("max_pending_resets", max_pending_resets),
+            ("max_stream_errors", max_stream_errors),
+            ("stall_timeout_ms", stall_timeout_ms),
             ("block_cache_bytes", block_cache_bytes),
             ("compact_after_bytes", compact_after_bytes),
+            ("max_kept_log_bytes", max_kept_log_bytes),
             ("snapshot_bytes_per_second", snapshot_bytes_per_second),
             ("handoff_max_concurrent", handoff_max_concurrent),
             ("handoff_bytes_per_second", handoff_bytes_per_second),

@@ -10,7 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::amount::Amount;
-use super::{NodeOptions, ShardKvClusterStatus};
+use super::options::NodeOptions;
+use super::status::ShardKvClusterStatus;
 
 /// A sharded, linearizable key-value store.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
