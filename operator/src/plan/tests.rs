@@ -1,6 +1,7 @@
 //! Tests of decisions as a table, and of whole lifecycles in a simulated cluster where the operator is killed after
 //! each action.
 
+mod edges;
 mod rollout;
 mod table;
 mod world;

@@ -29,6 +29,7 @@ mod namespaces;
 mod objects;
 mod older_definition;
 mod program;
+mod refusals;
 mod rounds;
 mod safeguards;
 mod subresources;

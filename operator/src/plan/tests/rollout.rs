@@ -21,21 +21,31 @@ fn set(parts: &[Component]) -> BTreeSet<Component> {
     parts.iter().copied().collect()
 }
 
+/// A name, the parts whose pods aren't whole, and the parts that may change, are held, and are waited for.
+type Row = (
+    &'static str,
+    &'static [(Component, Pods)],
+    &'static [Component],
+    &'static [Component],
+    &'static [Component],
+);
+
 #[test]
 fn parts_change_one_after_the_other_and_only_while_the_others_are_whole() {
     use Pods::{Broken, Rolling, Short};
-    let (one, two) = (group(1), group(2));
-    let all = [CONTROLLERS, one, two];
+    const ONE: Component = Component::Group(1);
+    const TWO: Component = Component::Group(2);
+    const ALL: &[Component] = &[CONTROLLERS, ONE, TWO];
     #[rustfmt::skip]
-    let rows: &[(&str, &[(Component, Pods)], &[Component], &[Component], &[Component])] = &[
-        ("all are whole", &[], &all, &[], &[]),
-        ("one is being replaced: a correction may reach it", &[(one, Rolling)], &[], &[CONTROLLERS, two], &[one]),
-        ("so are two", &[(CONTROLLERS, Rolling), (two, Rolling)], &[], &[one], &[CONTROLLERS, two]),
-        ("one lacks a pod", &[(two, Short)], &[], &all, &[two]),
-        ("a change may mend it", &[(two, Broken)], &[two], &[CONTROLLERS, one], &[two]),
-        ("or both, one after the other", &[(one, Broken), (two, Broken)], &[one, two], &[CONTROLLERS], &[one, two]),
-        ("but not while a third is being replaced", &[(CONTROLLERS, Rolling), (two, Broken)], &[], &[one, two], &[CONTROLLERS, two]),
-        ("and not the one that lacks a pod", &[(one, Short), (two, Broken)], &[two], &[CONTROLLERS, one], &[one, two]),
+    let rows: &[Row] = &[
+        ("all are whole", &[], ALL, &[], &[]),
+        ("one is being replaced: a correction may reach it", &[(ONE, Rolling)], &[], &[CONTROLLERS, TWO], &[ONE]),
+        ("so are two", &[(CONTROLLERS, Rolling), (TWO, Rolling)], &[], &[ONE], &[CONTROLLERS, TWO]),
+        ("one lacks a pod", &[(TWO, Short)], &[], ALL, &[TWO]),
+        ("a change may mend it", &[(TWO, Broken)], &[TWO], &[CONTROLLERS, ONE], &[TWO]),
+        ("or both, one after the other", &[(ONE, Broken), (TWO, Broken)], &[ONE, TWO], &[CONTROLLERS], &[ONE, TWO]),
+        ("but not while a third is being replaced", &[(CONTROLLERS, Rolling), (TWO, Broken)], &[], &[ONE, TWO], &[CONTROLLERS, TWO]),
+        ("and not the one that lacks a pod", &[(ONE, Short), (TWO, Broken)], &[TWO], &[CONTROLLERS, ONE], &[ONE, TWO]),
     ];
     for (name, pods, next, held, unwell) in rows {
         let expected = Rollout {

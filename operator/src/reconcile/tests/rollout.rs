@@ -102,6 +102,9 @@ fn a_held_change_is_known_and_not_written() {
     assert_eq!(all(&scene.prepared()).len(), 3);
 }
 
+/// A name, the expected state of the pods of group 1, and what differs from a cluster that serves.
+type Row<'a> = (&'a str, plan::Pods, &'a dyn Fn(&mut Scene));
+
 #[test]
 fn the_pods_of_a_part_are_judged() {
     use plan::Pods::{Broken, Rolling, Short, Whole};
@@ -111,10 +114,10 @@ fn the_pods_of_a_part_are_judged() {
         why: "it crashes".to_owned(),
         curable,
     };
-    let rows: [(&str, plan::Pods, &dyn Fn(&mut Scene)); 11] = [
+    let rows: [Row<'_>; 11] = [
         ("all is well", Whole, &|_| {}),
         ("being replaced", Rolling, &|it| {
-            it.set(part).rolling = Some(3)
+            it.set(part).rolling = Some(3);
         }),
         ("one is missing", Short, &|it| it.set(part).ready = 2),
         ("two are missing", Broken, &|it| it.set(part).ready = 1),
@@ -135,7 +138,7 @@ fn the_pods_of_a_part_are_judged() {
         }),
         ("no node was asked", Short, &|it| it.observed.health.clear()),
         ("being deleted", Short, &|it| {
-            it.set(part).object.terminating = true
+            it.set(part).object.terminating = true;
         }),
         ("half is no majority", Broken, &|it| {
             it.set(part).replicas = 4;

@@ -98,7 +98,6 @@ fn a_text_adds_no_option() {
         "'",
         "# info",
         "{a: 1}",
-        "\u{85}x",
     ] {
         let options: NodeOptions = serde_json::from_value(json!({"logFilter": text})).unwrap();
         let file = options.file();
