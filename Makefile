@@ -19,6 +19,9 @@ INPUT ?=
 BENCH_SECONDS ?= 5
 # Sizes of the shards that `make bench` moves under load: MOVE_SIZES=1MB is a quick run.
 MOVE_SIZES ?= 1MB,100MB,1GB
+# Outages of each test of `make test-power`, and the seed that draws them.
+OUTAGES ?= 100
+SEED ?= 1
 # Seconds for each fuzz target of `make fuzz`.
 SECONDS ?= 60
 
@@ -45,7 +48,7 @@ build: deps ## Build the node and the CLI, optimised
 	@.ci/build $(CARGO) build --release
 
 .PHONY: test
-test: test-fast test-operator test-api test-sim test-processes ## Run all tests: fast ones, goldens, conformance, a real API server, simulator seeds, processes
+test: test-fast test-operator test-api test-sim test-processes test-power ## Run all tests: fast ones, goldens, conformance, a real API server, simulator seeds, processes, power cuts
 
 .PHONY: test-fast
 test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
@@ -70,6 +73,12 @@ test-processes: deps checker ## Run the tests that kill, stop and starve real no
 	SHARDKV_CHECKER="$(abspath $(bin))/shardkv-porcupine" \
 		$(CARGO) test --release --test processes -- --test-threads=2
 
+.PHONY: test-power
+test-power: deps checker ## Cut the power of real nodes OUTAGES=100 times, and kill as many (OUTAGES=500: some 5 minutes; SEED=1); needs root
+	$(CARGO) test --release -p shardkv-powercut
+	SHARDKV_CHECKER="$(abspath $(bin))/shardkv-porcupine" SHARDKV_OUTAGES="$(OUTAGES)" SHARDKV_SEED="$(SEED)" \
+		$(CARGO) test --release --test processes -- --ignored --nocapture power::
+
 .PHONY: checker
 checker: ## Build and test the linearizability checker (porcupine, in Go)
 	cd node/server/tests/porcupine && go test ./...
@@ -84,6 +93,7 @@ lint: deps ## Check formatting, clippy and documentation (warnings are errors), 
 	$(CARGO) clippy --release -p shardkv-operator -p shardkv-example --all-targets -- -D warnings
 	$(CARGO) clippy --release -p shardkv-operator --test api --test e2e -- -D warnings
 	$(CARGO) clippy --release --test processes -- -D warnings
+	$(CARGO) clippy --release -p shardkv-powercut --all-targets -- -D warnings
 	@$(MAKE) doc
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
@@ -128,6 +138,7 @@ doc: deps ## Build the documentation of all crates; broken links are errors
 	RUSTDOCFLAGS="$(RUSTDOC_CHECKS)" $(CARGO) doc --release --no-deps --document-private-items
 	RUSTDOCFLAGS="$(RUSTDOC_CHECKS)" $(CARGO) doc --release --no-deps --document-private-items -p shardkv-sim
 	RUSTDOCFLAGS="$(RUSTDOC_CHECKS)" $(CARGO) doc --release --no-deps --document-private-items -p shardkv-operator -p shardkv-example
+	RUSTDOCFLAGS="$(RUSTDOC_CHECKS)" $(CARGO) doc --release --no-deps --document-private-items -p shardkv-powercut
 
 .PHONY: example-python
 example-python: build ## Run the plain gRPC client in Python against a playground of two groups

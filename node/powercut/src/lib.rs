@@ -93,7 +93,11 @@ impl Disk {
     pub fn power_on(&mut self, survivors: Survivors, seed: u64) -> io::Result<()> {
         self.power_off();
         if let Some(session) = self.session.take() {
-            session.umount_and_join()?;
+            match session.umount_and_join() {
+                // The thread read a request after the kernel had closed the connection, which an unmount does.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                outcome => outcome?,
+            }
         }
         lock(&self.content).power_on(survivors, seed);
         self.serve()

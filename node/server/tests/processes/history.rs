@@ -68,6 +68,14 @@ impl History {
 
     /// Fails the test unless the independent checker finds the whole history linearizable.
     pub(crate) fn check(&self) {
+        match self.judge() {
+            Ok(verdict) => println!("{verdict}"),
+            Err(verdict) => panic!("{verdict}"),
+        }
+    }
+
+    /// Has the independent checker decide if the whole history is linearizable. Returns what it said.
+    pub(crate) fn judge(&self) -> Result<String, String> {
         let checker = std::env::var_os("SHARDKV_CHECKER").map_or_else(
             || PathBuf::from(crate::node::PROGRAM).with_file_name("shardkv-porcupine"),
             PathBuf::from,
@@ -92,14 +100,14 @@ impl History {
             });
         if !output.status.success() {
             let (_, kept) = file.keep().unwrap();
-            panic!(
+            return Err(format!(
                 "history {}: {}{}",
                 kept.display(),
                 String::from_utf8_lossy(&output.stdout),
                 String::from_utf8_lossy(&output.stderr)
-            );
+            ));
         }
-        println!("{}", String::from_utf8_lossy(&output.stdout).trim());
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     fn record<T>(

@@ -22,6 +22,8 @@ pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     tasks: JoinSet<()>,
     reader: Client,
+    /// The first part of the keys.
+    place: String,
 }
 
 impl Load {
@@ -32,19 +34,30 @@ impl Load {
 
     /// Does the same with clients that `connect` creates.
     pub(crate) async fn start_with(connect: impl AsyncFn() -> Client, clients: u32) -> Self {
+        Self::start_under("load", connect, clients).await
+    }
+
+    /// Does the same with keys under `place`. Two loads of one cluster need two places, since a history begins without keys.
+    pub(crate) async fn start_under(
+        place: &str,
+        connect: impl AsyncFn() -> Client,
+        clients: u32,
+    ) -> Self {
         let history = Arc::new(History::new());
         let stop = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
         for number in 1..=clients {
             let (history, stop) = (history.clone(), stop.clone());
             let client = connect().await;
-            tasks.spawn(async move { work(&client, number, &history, &stop).await });
+            let place = place.to_owned();
+            tasks.spawn(async move { work(&client, number, &place, &history, &stop).await });
         }
         let load = Self {
             history,
             stop,
             tasks,
             reader: connect().await,
+            place: place.to_owned(),
         };
         load.answered(100).await;
         load
@@ -62,31 +75,47 @@ impl Load {
 
     /// Ends the load, reads every key once more, and has the whole history checked. Returns the counts of the load.
     pub(crate) async fn finish(mut self) -> Tally {
+        self.stop().await;
+        let tally = self.history.tally();
+        self.read_all().await;
+        self.history.check();
+        tally
+    }
+
+    /// Ends the load.
+    pub(crate) async fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(result) = self.tasks.join_next().await {
             result.unwrap();
         }
-        let tally = self.history.tally();
+    }
+
+    /// Does the same as [`Load::finish`], and returns what the checker said.
+    pub(crate) async fn read_and_judge(mut self) -> Result<String, String> {
+        self.stop().await;
+        self.read_all().await;
+        self.history.judge()
+    }
+
+    async fn read_all(&self) {
         let reader = Recorded {
             history: &self.history,
             client: &self.reader,
             number: 0,
         };
         for key in 0..KEYS {
-            reader.get(&key_name(key)).await.unwrap();
+            reader.get(&key_name(&self.place, key)).await.unwrap();
         }
-        self.history.check();
-        tally
     }
 }
 
-fn key_name(key: u64) -> String {
-    format!("load/{key}")
+fn key_name(place: &str, key: u64) -> String {
+    format!("{place}/{key}")
 }
 
 /// The work of one client: a mix that differs between clients and is the same in each run. Values are unique, so that a
 /// read shows which write it saw.
-async fn work(client: &Client, number: u32, history: &History, stop: &AtomicBool) {
+async fn work(client: &Client, number: u32, place: &str, history: &History, stop: &AtomicBool) {
     let client = Recorded {
         history,
         client,
@@ -103,7 +132,7 @@ async fn work(client: &Client, number: u32, history: &History, stop: &AtomicBool
         rng ^= rng >> 7;
         rng ^= rng << 17;
         // Keys in pairs of rounds, so that a swap often expects the value that the same client read just before.
-        let key = key_name((rng >> 32) % KEYS);
+        let key = key_name(place, (rng >> 32) % KEYS);
         let value = format!("{number}.{count};");
         // Errors are in the history. The test decides whether any is allowed.
         match rng % 100 {

@@ -20,8 +20,10 @@
 
 mod cluster;
 mod history;
+mod keeper;
 mod load;
 mod node;
+mod outages;
 mod proxy;
 mod wait;
 mod world;
@@ -36,6 +38,7 @@ mod lifecycle;
 mod logs;
 mod names;
 mod pods;
+mod power;
 mod scans;
 mod shards;
 mod storm;

@@ -83,6 +83,11 @@ impl Node {
         self.child.wait().unwrap();
     }
 
+    /// Sends SIGKILL, and doesn't wait.
+    pub(crate) fn send_kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
     /// Sends SIGSTOP: the process is paused, and its connections stay open.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
