@@ -56,7 +56,11 @@ impl<M: StateMachine> Replica<M> {
         self.state
             .commit(batch, applied.clone())
             .map_err(final_error)?;
+        let later = applied.time > self.applied.time;
         self.applied = applied;
+        if later {
+            self.follow_log_time();
+        }
         for (request, response) in answers {
             outlet.answer(request, Ok(Answer::Machine(response)));
         }

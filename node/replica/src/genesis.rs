@@ -9,9 +9,9 @@ use types::{DecodeError, MAX_SHARDS, Reader, Writer};
 use crate::session::SessionLimits;
 use crate::{StateReader, Table, WriteBatch};
 
-/// The longest time by which a session's birth may lie in the future, in milliseconds. Part of the format: replicas with
-/// other values would diverge.
-pub const MAX_BIRTH_AHEAD_MS: u64 = 60_000;
+/// The longest time by which a session's birth may lie ahead of log time, in milliseconds: a hundred years. No clock is so
+/// wrong; a client that makes up its id is. Part of the format: replicas with other values would diverge.
+pub const MAX_BIRTH_AHEAD_MS: u64 = 100 * 365 * 24 * 3_600_000;
 
 /// The version byte of the stored record.
 const RECORD_VERSION: u8 = 2;
@@ -68,8 +68,8 @@ pub struct Genesis {
     /// The cluster's number of shards: 1 to 1,000,000.
     pub shards: u32,
     /// The time after which a silent session is forgotten, in milliseconds of log time: a second to a year. A client can
-    /// repeat a write for half of it, less [`MAX_BIRTH_AHEAD_MS`] if the groups' clocks differ by that much. So in
-    /// production it should be many minutes.
+    /// repeat a write for half of it, less the distance between the leaders' clocks. So in production it should be many
+    /// minutes.
     pub session_ttl_ms: u64,
     /// The most sessions that a shard remembers: 1 to 1,048,576.
     pub max_sessions_per_shard: u32,

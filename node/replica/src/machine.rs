@@ -26,6 +26,12 @@ pub trait StateMachine: Send {
         None
     }
 
+    /// Returns the least birth of a session that is new to this machine (see [`crate::session`]). The leader gives new sessions no
+    /// lesser one.
+    fn min_birth(&self) -> LogTime {
+        LogTime(0)
+    }
+
     /// Applies one operation. A malformed one is answered with a refusal and changes nothing.
     fn apply(
         &mut self,

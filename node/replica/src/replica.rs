@@ -16,6 +16,9 @@ use crate::{
     Answer, Applied, Options, Outlet, Refusal, Request, RequestId, StateMachine, StateStore, Status,
 };
 
+/// The most milliseconds that one tick adds to log time. More only passes if ticks are late, or if the wall clock jumps.
+const MAX_TICK_MS: u64 = 1_000;
+
 /// The most rounds of work in one `poll`, so that the driver of a busy replica handles its inbox in between.
 const MAX_ROUNDS: usize = 8;
 /// The interval in ticks at which a replica that is no member asks to be added.
@@ -49,6 +52,9 @@ pub struct Replica<M: StateMachine> {
     unwritten: Option<Box<raft::Persist>>,
     /// The greatest log time stamped or applied.
     stamped: LogTime,
+    /// This replica's measure of log time: zero until a log time is known, and from then on as long as its process runs.
+    measured: LogTime,
+    /// The wall clock at the last tick.
     now: LogTime,
     pub(crate) disk_low: bool,
     stopping: bool,
@@ -58,6 +64,13 @@ pub struct Replica<M: StateMachine> {
 }
 
 impl<M: StateMachine> Replica<M> {
+    /// Follows the log time of an applied entry. A leader measures further than the entries that it has proposed.
+    pub(crate) fn follow_log_time(&mut self) {
+        if self.raft.role() != Role::Leader {
+            self.measured = self.applied.time;
+        }
+    }
+
     pub(crate) fn from_parts(
         options: Options,
         raft: Raft,
@@ -81,6 +94,7 @@ impl<M: StateMachine> Replica<M> {
             finished: Vec::new(),
             unwritten: None,
             stamped: applied.time,
+            measured: applied.time,
             now: LogTime(0),
             disk_low: false,
             stopping: false,
@@ -139,8 +153,8 @@ impl<M: StateMachine> Replica<M> {
                 Ok(())
             }
             Request::LogTime => {
-                let time = self.log_time();
-                self.finished.push((id, Ok(Answer::LogTime(time))));
+                let birth = self.log_time().max(self.now).max(self.machine.min_birth());
+                self.finished.push((id, Ok(Answer::LogTime(birth))));
                 Ok(())
             }
             Request::ChangeMembership(change) => self.admin.change(&mut self.raft, id, &change),
@@ -184,10 +198,10 @@ impl<M: StateMachine> Replica<M> {
         Ok(())
     }
 
-    /// Advances time by one tick. `now` is the wall clock in milliseconds, which only a leader uses, and only to stamp its
-    /// log.
+    /// Advances time by one tick. `now` is the wall clock in milliseconds, which measures the time since the tick before, and
+    /// is the birth of sessions.
     pub fn tick(&mut self, now: LogTime) {
-        self.now = now;
+        self.measure(now);
         if self.unwritten.is_some() {
             // Ticks that Raft doesn't receive must not extend a lease: others may elect a leader meanwhile.
             self.raft.handle_pause();
@@ -331,9 +345,26 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
-    /// Returns the present log time of the leader. It never goes back, even if the clocks of leaders differ.
+    /// Adds the time since the last tick to the measure of log time. A wall clock that jumps, by whatever distance, adds at most
+    /// [`MAX_TICK_MS`]: so it can't make sessions expire at once, nor keep them from expiring.
+    fn measure(&mut self, now: LogTime) {
+        let passed = if self.now == LogTime(0) {
+            0
+        } else {
+            now.since(self.now).min(MAX_TICK_MS)
+        };
+        self.now = now;
+        let known = self.measured.max(self.stamped).max(self.applied.time);
+        if known > LogTime(0) {
+            self.measured = LogTime(known.0.saturating_add(passed));
+        }
+    }
+
+    /// Returns the present log time. It never goes back, and advances as processes measure time. Only a new log begins with
+    /// the wall clock.
     fn log_time(&self) -> LogTime {
-        self.now.max(self.stamped).max(self.applied.time)
+        let known = self.measured.max(self.stamped).max(self.applied.time);
+        if known > LogTime(0) { known } else { self.now }
     }
 
     fn ask_to_read(&mut self) {
@@ -450,6 +481,7 @@ impl<M: StateMachine> Replica<M> {
             snapshots: self.snapshots.counts(),
             kept_log_bytes: self.kept_log.bytes,
             disk_low: self.disk_low,
+            log_time: LogTime(self.log_time().0 / 1_000 * 1_000),
         }
     }
 

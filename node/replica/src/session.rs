@@ -12,38 +12,41 @@
 //! A table can't keep results for ever, so it forgets sessions. The danger is a copy that arrives after its
 //! session was forgotten: it looks like the first write of a new session. The sequence can't distinguish the
 //! two cases, because a client numbers its writes over all shards, so the first number at a shard may be any.
-//! Therefore a client id carries the log time of its birth, and the table judges an absent session by its age.
+//! Therefore a client id carries its *birth*, and the table keeps its *horizon*: the least birth that is above the births of
+//! all sessions that it has forgotten.
 //!
-//! Let `now` be the table's clock: the greatest log time it was ever given. Then:
-//!
-//! 1. `now` never runs backwards. Within a log, time doesn't; when a shard moves to a group whose log is
-//!    behind, the table brings its clock along ([`SessionTable::raise_clock`]).
-//! 2. An executed write is recorded, always. With the record, `last_used` becomes the greater of `now`
-//!    and the session's birth; it never shrinks. So `last_used >= birth`, also for a session whose birth
-//!    lies ahead of this group's log.
-//! 3. A session is forgotten only when `now - last_used > ttl`, hence, by 2, only when
-//!    `now - birth > ttl`; and, by 1, that stays true for ever after.
-//! 4. A write of an absent session is executed only if `now - birth <= ttl`. By 3 such a session was
-//!    never forgotten, so it is new, and none of its writes was executed in this shard.
-//! 5. A write of a present session is executed only if its number isn't below `acked_below` and has no
+//! 1. The horizon never falls, is part of the state, and moves with the shard ([`SessionTable::raise_horizon`]).
+//! 2. An executed write is recorded, always. Its session is then present until it is forgotten, and with that the horizon passes
+//!    its birth.
+//! 3. A write of an absent session is executed only if its birth is not below the horizon. By 2 such a session was never
+//!    present, so it is new, and none of its writes was executed in this shard.
+//! 4. A write of a present session is executed only if its number isn't below `acked_below` and has no
 //!    result. Results are dropped only below `acked_below`, which never shrinks; so none was dropped here
 //!    without the first condition catching its copies. The write was not executed before.
 //!
-//! A table that is full refuses; it never makes room by evicting, which would break step 3.
+//! No clock occurs in this argument. A table that is full refuses; it never makes room by evicting.
 //!
-//! A session that is present but silent for longer than the time to live is answered as if it was
-//! forgotten already (by step 3, its absence would be answered the same). So the moment of the removal
-//! changes no answer: [`SessionTable::expire`] does a bounded amount of work whenever the state machine
+//! # Time
+//!
+//! Time only decides *when* a session is forgotten: after it was silent for longer than the time to live. The time of a table never
+//! runs backwards: within a log, log time doesn't, and a shard that moves takes its table's time along, which then advances with the
+//! new log. A session that is present but silent for longer is refused as if it was forgotten already, and that stays so.
+//! [`SessionTable::expire`] does a bounded amount of work whenever the state machine
 //! calls it. The calls must depend on the log alone, because removals change the bytes of the state.
 //!
-//! # Refusals and margins
+//! # Births
 //!
-//! No write is refused as expired unless `ttl` has passed since its session's birth, by the greatest clock
-//! that the shard ever had. The clocks of groups differ as much as the wall clocks of their leaders. (Beyond
-//! [`SessionLimits::max_birth_ahead_ms`] sessions don't work between the groups at all, and the error says
-//! so.) So a client that opens a new session at half the time to live, and finishes the writes in flight under
-//! the old name, can repeat each write for at least `ttl / 2 - max_birth_ahead`: four minutes with the
-//! defaults of ten and one. A write that is still unanswered then gets an error, never a second execution.
+//! A group that opens a session gives it a birth of at least its horizons, so the session is new at each of its shards,
+//! whatever the clocks of this or of other groups were. At shards of other groups it may be refused as expired; then the client
+//! opens another session at the group that refused. Births follow the wall clocks of leaders, so this is rare while these agree.
+//! A client that opens a new session at half the time to live, and finishes the writes in flight under
+//! the old name, can repeat each write for at least half the time to live, less the distance between the leaders' clocks.
+//! A write that is still unanswered then gets an error, never a second execution.
+//!
+//! Births that lie further ahead than [`SessionLimits::max_birth_ahead_ms`] are no births that a group gives. They are refused,
+//! because they would raise the horizon beyond all that come later.
+//!
+//! # Refusals
 //!
 //! Refusals are of two kinds. [`SessionRefusal::Expired`], [`Stale`](SessionRefusal::Stale) and
 //! [`BadSequence`](SessionRefusal::BadSequence) are final: by the steps above, every later copy is refused
@@ -116,7 +119,7 @@ pub trait Remembered: Clone {
 pub struct SessionLimits {
     /// The time to live in milliseconds of log time: the table forgets a session that was silent for longer.
     pub ttl_ms: u64,
-    /// The longest time by which a birth may lie ahead of the table's clock, in milliseconds.
+    /// The longest time by which a birth may lie ahead of the table's time, in milliseconds.
     pub max_birth_ahead_ms: u64,
     /// The most sessions of a table.
     pub max_sessions: u32,
@@ -140,6 +143,7 @@ pub enum Admission<R> {
 #[must_use = "an executed write must be recorded, or a copy of it is executed again"]
 pub struct Permit {
     write: SessionRef,
+    time: LogTime,
 }
 
 /// The reason for refusing a write. The table is unchanged.
@@ -148,9 +152,9 @@ pub enum SessionRefusal {
     /// The session is, or may be, forgotten. Final; the write may have been executed before.
     #[error("the session expired: open a new one; this write may have been applied before")]
     Expired,
-    /// The session's birth lies too far ahead of the table's clock. Another attempt may succeed.
+    /// The session's birth lies so far ahead of the table's time that no group gave it. Another attempt may succeed.
     #[error(
-        "the session was born {ahead_ms} ms ahead of this group's log: check the nodes' clocks"
+        "the session was born {ahead_ms} ms ahead of this group's log: check the client's id and the nodes' clocks"
     )]
     FromFuture {
         /// The distance in milliseconds.
@@ -189,15 +193,14 @@ pub enum SessionRefusal {
 /// The sessions of one shard.
 ///
 /// Invariants:
-/// - `clock` never shrinks;
+/// - `horizon` never falls, and is above the births of all forgotten sessions;
 /// - `by_last_used` has exactly one element `(last_used, client)` for each session;
-/// - of each session: `last_used >= client.birth`, `acked_below >= 1`, and every result's number is at
-///   least `acked_below`.
+/// - of each session: `acked_below >= 1`, and every result's number is at least `acked_below`.
 ///
 /// Debug builds and the simulator check them after each change of a session.
 #[derive(Clone, Debug)]
 pub struct SessionTable<R> {
-    clock: LogTime,
+    horizon: LogTime,
     sessions: BTreeMap<ClientId, Session<R>>,
     by_last_used: BTreeSet<(LogTime, ClientId)>,
     dirty: BTreeSet<ClientId>,
@@ -213,7 +216,7 @@ struct Session<R> {
 impl<R> Default for SessionTable<R> {
     fn default() -> Self {
         Self {
-            clock: LogTime::default(),
+            horizon: LogTime::default(),
             sessions: BTreeMap::new(),
             by_last_used: BTreeSet::new(),
             dirty: BTreeSet::new(),
@@ -222,7 +225,7 @@ impl<R> Default for SessionTable<R> {
 }
 
 impl<R: Remembered> SessionTable<R> {
-    /// Decides about a write that the log carries at `time`. A replay changes the table: it counts as use, and its
+    /// Decides about a write at `time`, which must never be less than at an earlier call. A replay changes the table: it counts as use, and its
     /// acknowledgement is noted. An execution changes the table only when it is recorded.
     pub fn admit(
         &mut self,
@@ -230,16 +233,15 @@ impl<R: Remembered> SessionTable<R> {
         time: LogTime,
         limits: &SessionLimits,
     ) -> Admission<R> {
-        self.raise_clock(time);
         let write = SessionRef {
             acked_below: write.acked_below.max(Sequence(1)),
             ..write
         };
-        match self.judge(write, limits) {
+        match self.judge(write, time, limits) {
             Err(refusal) => Admission::Refuse(refusal),
-            Ok(None) => Admission::Execute(Permit { write }),
+            Ok(None) => Admission::Execute(Permit { write, time }),
             Ok(Some(result)) => {
-                self.touch(write);
+                self.touch(write, time);
                 self.check_invariants(write.client);
                 Admission::Replay(result)
             }
@@ -250,28 +252,27 @@ impl<R: Remembered> SessionTable<R> {
     // The permit is passed by value because it is used up.
     #[allow(clippy::needless_pass_by_value)]
     pub fn record(&mut self, permit: Permit, result: R) {
-        let Permit { write } = permit;
-        let session = self.touch(write);
+        let Permit { write, time } = permit;
+        let session = self.touch(write, time);
         let before = session.results.insert(write.sequence, result);
         debug_assert!(before.is_none(), "a permit is given once for a write");
         self.check_invariants(write.client);
     }
 
     /// Forgets at most `at_most` sessions that were silent for longer than the time to live, the longest silent first.
-    /// Returns the forgotten sessions. Takes constant time when there is none.
+    /// Returns the forgotten sessions, and raises the horizon above their births. Takes constant time when there is none.
     pub fn expire(
         &mut self,
         time: LogTime,
         limits: &SessionLimits,
         at_most: usize,
     ) -> Vec<ClientId> {
-        self.raise_clock(time);
         let mut forgotten = Vec::new();
         while forgotten.len() < at_most
             && let Some(&(last_used, client)) = self.by_last_used.first()
-            && self.clock.since(last_used) > limits.ttl_ms
+            && time.since(last_used) > limits.ttl_ms
         {
-            debug_assert!(self.clock.since(client.birth) > limits.ttl_ms);
+            self.raise_horizon(LogTime(client.birth.0.saturating_add(1)));
             self.by_last_used.pop_first();
             self.sessions.remove(&client);
             self.dirty.insert(client);
@@ -281,17 +282,20 @@ impl<R: Remembered> SessionTable<R> {
         forgotten
     }
 
-    /// Brings the clock to at least `time`.
-    pub fn raise_clock(&mut self, time: LogTime) {
-        self.clock = self.clock.max(time);
+    /// Raises the horizon to at least `horizon`: after a start, and when the table moves.
+    pub fn raise_horizon(&mut self, horizon: LogTime) {
+        self.horizon = self.horizon.max(horizon);
     }
 
-    /// Returns the greatest time that the table has received since it was created. Within one log the clock needs no
-    /// record, because the next write's time isn't smaller. A table that moves to another log carries its clock along,
-    /// raised to the time of the entry that fenced the shard, because after a restart the clock may be less than the time
-    /// of earlier decisions. The destination keeps the clock durably.
-    pub fn clock(&self) -> LogTime {
-        self.clock
+    /// Returns the least birth that an absent session may have. The state machine keeps it durably, in the batch of the removals
+    /// that raised it.
+    pub fn horizon(&self) -> LogTime {
+        self.horizon
+    }
+
+    /// Returns true if the session is present.
+    pub fn contains(&self, client: ClientId) -> bool {
+        self.sessions.contains_key(&client)
     }
 
     /// Returns the number of sessions.
@@ -321,11 +325,8 @@ impl<R: Remembered> SessionTable<R> {
     }
 
     /// Loads the record of a session, in place of the table's session of this client. The session isn't dirty afterwards.
-    ///
-    /// The clock stays. A session that was born ahead of the clock was also last used ahead of it, so a record doesn't
-    /// determine the clock, and a replica that restarted must not differ from one that didn't.
     pub fn load(&mut self, client: ClientId, record: Bytes) -> Result<(), DecodeError> {
-        let session = Session::decode(client, record)?;
+        let session = Session::decode(record)?;
         if let Some(old) = self.sessions.get(&client) {
             self.by_last_used.remove(&(old.last_used, client));
         }
@@ -338,7 +339,7 @@ impl<R: Remembered> SessionTable<R> {
     /// Removes a session whose record is gone: the counterpart of [`SessionTable::load`]. The session isn't dirty afterwards.
     ///
     /// Only a table that serves no writes may lose a session this way, because its copies would look new (step 4): it is a
-    /// copy that follows another table, which forgot the session by its own clock.
+    /// copy that follows another table, which forgot the session, and gives its horizon with the last part.
     pub fn unload(&mut self, client: ClientId) {
         if let Some(old) = self.sessions.remove(&client) {
             self.by_last_used.remove(&(old.last_used, client));
@@ -363,10 +364,7 @@ impl<R: Remembered> SessionTable<R> {
             self.by_last_used.contains(&(session.last_used, changed)),
             "a session is found by its last use"
         );
-        assert!(
-            session.last_used >= changed.birth && session.acked_below >= Sequence(1),
-            "a session is used after its birth, and sequences begin at 1"
-        );
+        assert!(session.acked_below >= Sequence(1), "sequences begin at 1");
         assert!(
             session
                 .results
@@ -380,6 +378,7 @@ impl<R: Remembered> SessionTable<R> {
     fn judge(
         &self,
         write: SessionRef,
+        time: LogTime,
         limits: &SessionLimits,
     ) -> Result<Option<R>, SessionRefusal> {
         let SessionRef {
@@ -394,9 +393,9 @@ impl<R: Remembered> SessionTable<R> {
             });
         }
         let Some(session) = self.sessions.get(&client) else {
-            return self.judge_absent(client, limits).map(|()| None);
+            return self.judge_absent(client, time, limits).map(|()| None);
         };
-        if self.clock.since(session.last_used) > limits.ttl_ms {
+        if time.since(session.last_used) > limits.ttl_ms {
             return Err(SessionRefusal::Expired);
         }
         if sequence < session.acked_below {
@@ -420,11 +419,16 @@ impl<R: Remembered> SessionTable<R> {
     }
 
     /// Refuses a write of an absent session, unless the session is certainly new and has room.
-    fn judge_absent(&self, client: ClientId, limits: &SessionLimits) -> Result<(), SessionRefusal> {
-        if self.clock.since(client.birth) > limits.ttl_ms {
+    fn judge_absent(
+        &self,
+        client: ClientId,
+        time: LogTime,
+        limits: &SessionLimits,
+    ) -> Result<(), SessionRefusal> {
+        if client.birth < self.horizon {
             return Err(SessionRefusal::Expired);
         }
-        let ahead_ms = client.birth.since(self.clock);
+        let ahead_ms = client.birth.since(time);
         if ahead_ms > limits.max_birth_ahead_ms {
             return Err(SessionRefusal::FromFuture { ahead_ms });
         }
@@ -440,13 +444,12 @@ impl<R: Remembered> SessionTable<R> {
     }
 
     /// Marks the session of `write` as used now, creates it if it is new, and drops the results that `write` acknowledges.
-    fn touch(&mut self, write: SessionRef) -> &mut Session<R> {
+    fn touch(&mut self, write: SessionRef, now: LogTime) -> &mut Session<R> {
         let SessionRef {
             client,
             acked_below,
             ..
         } = write;
-        let now = self.clock.max(client.birth);
         self.dirty.insert(client);
         let session = self.sessions.entry(client).or_insert_with(|| {
             self.by_last_used.insert((now, client));
@@ -497,7 +500,7 @@ impl<R: Remembered> Session<R> {
         out.finish()
     }
 
-    fn decode(client: ClientId, record: Bytes) -> Result<Self, DecodeError> {
+    fn decode(record: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(record);
         let version = input.byte("session record version")?;
         if version != RECORD_VERSION {
@@ -508,7 +511,7 @@ impl<R: Remembered> Session<R> {
         }
         let last_used = LogTime(input.number("session last use")?);
         let acked_below = Sequence(input.number("session acknowledged bound")?);
-        if last_used < client.birth || acked_below == Sequence(0) {
+        if acked_below == Sequence(0) {
             return Err(DecodeError::OutOfRange("session record"));
         }
         let count = input.count("session results")?;

@@ -1,7 +1,7 @@
 //! The status of a replica.
 
 use raft::{EntryId, Index, Membership, ProgressState, Role, Term};
-use types::NodeId;
+use types::{LogTime, NodeId};
 
 /// A replica's view of itself and its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,4 +42,6 @@ pub struct Status {
     pub kept_log_bytes: u64,
     /// True if it refuses writes because a disk is nearly full.
     pub disk_low: bool,
+    /// This replica's present measure of log time, in whole seconds: a status is published whenever it changes.
+    pub log_time: LogTime,
 }

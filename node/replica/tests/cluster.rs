@@ -256,6 +256,36 @@ fn write(text: &str) -> Request<()> {
     }
 }
 
+/// Wall clocks jump by years, there and back. Log time goes on as time is measured.
+#[test]
+fn log_time_does_not_jump() {
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("a")).unwrap();
+    let log_time = |cluster: &Cluster| {
+        let leader = cluster.leader().unwrap();
+        cluster.replicas[&leader].status().log_time
+    };
+    let year = 365 * 24 * 3_600_000;
+    for jump in [year, 0, 3 * year, 1] {
+        let before = log_time(&cluster);
+        let real = cluster.time;
+        cluster.time = jump.max(real % year);
+        for _ in 0..100 {
+            cluster.tick();
+        }
+        cluster.call(write("b")).unwrap();
+        let passed = log_time(&cluster).since(before);
+        assert!(
+            (900..4_000).contains(&passed),
+            "{passed} ms of log time in a second"
+        );
+        let Ok(Answer::LogTime(birth)) = cluster.call(Request::LogTime) else {
+            panic!("the leader answers");
+        };
+        assert!(birth.0 >= cluster.time, "births follow the wall clock");
+    }
+}
+
 #[test]
 fn writes_are_applied_in_order_everywhere_and_read_back() {
     let mut cluster = Cluster::new(3);

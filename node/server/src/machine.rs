@@ -12,7 +12,7 @@ use replica::{
 };
 use shardctrler::Shardctrler;
 use shardkv::{Ownership, ShardKv};
-use types::ShardConfig;
+use types::{LogTime, ShardConfig};
 
 /// A request to the replica.
 pub(crate) type MachineRequest = replica::Request<Query>;
@@ -152,6 +152,13 @@ impl StateMachine for Machine {
         match self {
             Self::Shards(machine) => machine.refuse_early(operation).map(Response::Shards),
             Self::Controller(machine) => machine.refuse_early(operation).map(Response::Controller),
+        }
+    }
+
+    fn min_birth(&self) -> LogTime {
+        match self {
+            Self::Shards(machine) => machine.min_birth(),
+            Self::Controller(machine) => machine.min_birth(),
         }
     }
 

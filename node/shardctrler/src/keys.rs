@@ -8,6 +8,7 @@
 //! | `Meta` | `shardctrler/group/`, gid (u64, big-endian) | how far the group is |
 //! | `Meta` | `shardctrler/drained/`, gid (u64, big-endian) | the last incarnation that was drained or forgotten, and whether the gid is retired |
 //! | `Meta` | `shardctrler/moved/`, shard (u32, big-endian) | nothing: the shard's target is where a `Move` put it |
+//! | `Meta` | `shardctrler/horizon` | the horizon of the session table (u64, big-endian), once it has forgotten a session |
 //! | `Sessions` | 0 (u32), birth, nonce (u64 each, big-endian) | a session's record |
 //!
 //! There is one session table for all. Its records stand under shard 0, so that the table `Sessions` looks the same in
@@ -26,6 +27,9 @@ pub(crate) const GROUPS: &[u8] = b"shardctrler/group/";
 pub(crate) const DRAINED: &[u8] = b"shardctrler/drained/";
 /// The prefix of the keys of moved shards.
 pub(crate) const MOVED: &[u8] = b"shardctrler/moved/";
+
+/// The horizon of the session table, in `Meta`.
+pub(crate) const HORIZON: &[u8] = b"shardctrler/horizon";
 
 const SESSION_BYTES: usize = 20;
 

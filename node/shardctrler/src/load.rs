@@ -7,7 +7,7 @@ use bytes::Bytes;
 use raft::StoreError;
 use replica::session::SessionTable;
 use replica::{StateReader, Table};
-use types::{ConfigDelta, DecodeError, Gid, ShardConfig, ShardId};
+use types::{ConfigDelta, DecodeError, Gid, LogTime, ShardConfig, ShardId};
 
 use crate::history::History;
 use crate::outcome::Outcome;
@@ -87,6 +87,12 @@ pub(crate) fn load_sessions(state: &dyn StateReader) -> Result<SessionTable<Outc
             .load(client, record)
             .map_err(|error| damaged("a session", &error))
     })?;
+    if let Some(record) = state.get(Table::Meta, keys::HORIZON)? {
+        let horizon = record.as_ref().try_into().map(u64::from_be_bytes);
+        let horizon =
+            horizon.map_err(|_| damaged("the sessions", &DecodeError::OutOfRange("horizon")))?;
+        sessions.raise_horizon(LogTime(horizon));
+    }
     Ok(sessions)
 }
 

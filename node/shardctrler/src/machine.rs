@@ -7,7 +7,7 @@ use bytes::Bytes;
 use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, StateMachine, StateReader, Table, Transaction};
-use types::{ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId};
+use types::{ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId};
 
 use crate::bug::{Bug, Bugs};
 use crate::history::{History, HistoryLimits, impossible};
@@ -41,6 +41,8 @@ pub struct Shardctrler {
     pub(crate) drained: BTreeMap<Gid, Drained>,
     pub(crate) moved: BTreeSet<ShardId>,
     sessions: SessionTable<Outcome>,
+    /// The horizon of `sessions` in the state.
+    horizon: LogTime,
     pub(crate) bugs: Bugs,
 }
 
@@ -66,6 +68,7 @@ impl Shardctrler {
             drained: BTreeMap::new(),
             moved: BTreeSet::new(),
             sessions: SessionTable::default(),
+            horizon: LogTime(0),
             bugs: Bugs::NONE,
         }
     }
@@ -143,7 +146,12 @@ impl StateMachine for Shardctrler {
         self.drained = load::load_drained(state)?;
         self.moved = load::load_moved(state)?;
         self.sessions = load::load_sessions(state)?;
+        self.horizon = self.sessions.horizon();
         self.check()
+    }
+
+    fn min_birth(&self) -> LogTime {
+        self.sessions.horizon()
     }
 
     fn apply(
@@ -191,6 +199,11 @@ impl StateMachine for Shardctrler {
     }
 
     fn finish_batch(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
+        if self.sessions.horizon() > self.horizon {
+            self.horizon = self.sessions.horizon();
+            let record = Bytes::copy_from_slice(&self.horizon.0.to_be_bytes());
+            state.put(Table::Meta, Bytes::from_static(keys::HORIZON), record);
+        }
         for (client, record) in self.sessions.drain_dirty() {
             let key = keys::session(client);
             match record {

@@ -169,7 +169,7 @@ fn every_command_is_applied_or_refused() {
             let kind = match replica.apply_bytes(bytes) {
                 Response::Refused(CtrlError::Malformed(_)) => "malformed",
                 Response::Refused(_) => "refused",
-                Response::Changed { .. } => "changed",
+                Response::Changed { .. } | Response::Forgotten { .. } => "changed",
                 Response::Reported => "reported",
                 Response::Cut { .. } => "cut",
                 other => panic!("{other:?}"),

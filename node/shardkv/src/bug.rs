@@ -17,6 +17,9 @@ pub enum Bug {
     SessionsStayBehind,
     /// A shard moves without its session table's clock.
     SessionClockStaysBehind,
+    /// A session is judged by its age by the table's clock, not by what the table has forgotten: a clock that is ahead refuses new
+    /// sessions wherever the shard goes.
+    SessionsJudgedByClock,
     /// A chunk of a shard that arrives again is installed again.
     ChunkInstalledTwice,
     /// A shard is served before its last chunk has arrived.
@@ -91,11 +94,12 @@ impl Bug {
     /// The bugs that the simulator puts back. [`Self::JournalMissesRangeClears`] isn't one: no write of clients clears a range yet, so only
     /// the model of journals can show it. Neither are two that tests of the mover show: [`Self::GenerationDroppedEarly`] costs only
     /// time, because such a copy begins anew, and [`Self::UnsettledLossUnseen`] needs a group that loses all its disks.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 36] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
         Self::SessionsStayBehind,
         Self::SessionClockStaysBehind,
+        Self::SessionsJudgedByClock,
         Self::ChunkInstalledTwice,
         Self::ServedBeforeInstalled,
         Self::ConfigNumAtLeast,

@@ -77,7 +77,6 @@ impl Ownership {
         Slot {
             state: Some(shard.state.clone()),
             since: shard.since,
-            clock: shard.clock,
         }
     }
 
@@ -92,14 +91,9 @@ impl Ownership {
         }
         match slot.state {
             None => self.shards.remove(&shard),
-            Some(state) => self.shards.insert(
-                shard,
-                Arc::new(Shard {
-                    state,
-                    since: slot.since,
-                    clock: slot.clock,
-                }),
-            ),
+            Some(state) => self
+                .shards
+                .insert(shard, Arc::new(Shard::new(state, slot.since))),
         };
     }
 }
@@ -109,7 +103,6 @@ impl Ownership {
 pub(crate) struct Slot {
     pub(crate) state: Option<ShardState>,
     since: LogTime,
-    pub(crate) clock: LogTime,
 }
 
 impl Slot {
@@ -117,18 +110,6 @@ impl Slot {
         self.state = Some(state);
         self.since = time;
     }
-}
-
-/// Converts the source's session clock to this group's time to live. A table may have forgotten the sessions that were born
-/// more than a time to live before its clock. That moment must not go back, so the clocks differ if the two groups chose
-/// different times to live. See the crate's documentation.
-pub(crate) fn clock_here(clock: LogTime, source_ttl_ms: u64, own_ttl_ms: u64) -> LogTime {
-    LogTime(
-        clock
-            .0
-            .saturating_add(own_ttl_ms)
-            .saturating_sub(source_ttl_ms),
-    )
 }
 
 pub(crate) fn due_if(due: bool) -> Verdict {

@@ -4,11 +4,11 @@
 //! crosses two networks into another group's log, where a flipped bit would be replicated faithfully.
 
 use bytes::Bytes;
-use types::{ClientId, ConfigNum, DecodeError, LogTime, Reader, ShardId, Writer};
+use types::{ClientId, ConfigNum, DecodeError, Reader, ShardId, Writer};
 
-use crate::Cursor;
 use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::{checked, known, with_checksum};
+use crate::{Cursor, SessionClock};
 
 const CHUNK_VERSION: u8 = 1;
 
@@ -41,11 +41,8 @@ pub enum Next {
     Chunk(Cursor),
     /// This chunk was the last.
     Done {
-        /// The session table's clock at the fence (see `replica::session`).
-        clock: LogTime,
-        /// The source's time to live of sessions, in milliseconds. A new owner with a longer time to live must not take a
-        /// session for new that the source has forgotten.
-        ttl_ms: u64,
+        /// The session table's clock at the fence.
+        clock: SessionClock,
     },
 }
 
@@ -71,8 +68,8 @@ impl Chunk {
                 out.byte(0);
                 encode_cursor(&mut out, cursor);
             }
-            Next::Done { clock, ttl_ms } => {
-                out.byte(1).number(clock.0).number(*ttl_ms);
+            Next::Done { clock } => {
+                clock.encode(out.byte(1));
             }
         }
         with_checksum(&out.finish())
@@ -97,8 +94,7 @@ impl Chunk {
         }
         let next = if input.flag("end of the shard")? {
             Next::Done {
-                clock: LogTime(input.number("clock")?),
-                ttl_ms: input.number("time to live")?,
+                clock: SessionClock::decode(&mut input)?,
             }
         } else {
             Next::Chunk(decode_cursor(&mut input)?)

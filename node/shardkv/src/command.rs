@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use raft::Index;
-use replica::session::SessionRef;
+use replica::session::{SessionRef, SessionRefusal};
 use types::{ConfigNum, Sequence, ShardId, ShardSet};
 
 use crate::{Chunk, CopyRequest, Cursor, JournalError, Part};
@@ -324,6 +324,37 @@ impl Write {
 }
 
 impl KvError {
+    /// Returns the error of a write that the shard's session table refuses.
+    pub(crate) fn of_session(refusal: SessionRefusal, shard: ShardId) -> Self {
+        let full = |what, limit: u32| Self::SessionLimit {
+            what,
+            shard,
+            limit: limit.into(),
+        };
+        match refusal {
+            SessionRefusal::Expired => Self::SessionExpired,
+            SessionRefusal::FromFuture { ahead_ms } => Self::SessionFromFuture { ahead_ms },
+            SessionRefusal::Stale {
+                sequence,
+                acked_below,
+            } => Self::StaleSequence {
+                sequence,
+                acked_below,
+            },
+            SessionRefusal::BadSequence {
+                sequence,
+                acked_below,
+            } => Self::BadSequence {
+                sequence,
+                acked_below,
+            },
+            SessionRefusal::TooManySessions { limit } => full("the sessions", limit),
+            SessionRefusal::TooManyResults { limit } => {
+                full("the unacknowledged results of a session", limit)
+            }
+        }
+    }
+
     /// Returns true if every other attempt of the same write, earlier or later, is refused or answered the same. If
     /// false, the refusal concerns one attempt only: while another copy may be in flight, the outcome of the write
     /// isn't known, and the client must repeat it with the same client id and sequence.

@@ -297,14 +297,7 @@ impl Ownership {
             Some(ShardState::Pulling { .. } | ShardState::Completing { .. }) => false,
         };
         if !keeps {
-            slot.clock = LogTime(0);
             changed.cleared.insert(shard);
-        } else if matches!(
-            slot.state,
-            Some(ShardState::Serving { .. } | ShardState::Fenced { .. })
-        ) {
-            // Also if the shard stays here, as if it had been fenced in between: the group may have skipped that.
-            slot.clock = slot.clock.max(time);
         }
         slot.change(next, time);
         self.put(shard, slot, changed);

@@ -21,8 +21,8 @@
 //! # Sessions
 //!
 //! The session table of a copy follows the source's: a part that says that a session is absent removes it from the table and from the
-//! rows. No session expires here before the shard is served, because expiry by this group's clock could forget what the source still
-//! remembers. The clock comes with the part that ends the copy.
+//! rows. No session expires here before the shard is served, because this group could forget what the source still
+//! remembers. The session clock comes with the part that ends the copy.
 
 mod check;
 mod codec;
@@ -34,7 +34,7 @@ use replica::{Table, Transaction};
 use types::{ClientId, ConfigNum, DecodeError, Gid, LogTime, ShardId};
 
 use crate::bug::{Bug, Bugs};
-use crate::change::{Changed, Verdict, clock_here, due_if, nonsense};
+use crate::change::{Changed, Verdict, due_if, nonsense};
 use crate::outcome::Outcome;
 use crate::{
     CopyCursor, CopyId, Cursor, Genesis, Ownership, Part, PartNext, RowChange, ShardState, keys,
@@ -138,7 +138,6 @@ impl Ownership {
         &mut self,
         step: &CopyStep,
         time: LogTime,
-        genesis: &Genesis,
         bugs: Bugs,
         changed: &mut Changed,
     ) {
@@ -167,14 +166,8 @@ impl Ownership {
                     }
                     *bytes += part.content_bytes();
                 }
-                (
-                    Some(ShardState::Completing { config, source, .. }),
-                    PartNext::Done { clock, ttl_ms },
-                ) => {
+                (Some(ShardState::Completing { config, source, .. }), PartNext::Done { .. }) => {
                     let (config, source) = (*config, *source);
-                    if !bugs.has(Bug::SessionClockStaysBehind) {
-                        slot.clock = clock_here(*clock, *ttl_ms, genesis.session_ttl_ms);
-                    }
                     slot.change(ShardState::Serving { config }, time);
                     self.owe_delete(shard, config, source, changed);
                 }

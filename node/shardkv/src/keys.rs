@@ -8,6 +8,7 @@
 //! | `Meta` | `shardkv/owed/`, shard, configuration (u64, big-endian) | the source of a pending delete |
 //! | `Meta` | `shardkv/address/`, gid (u64, big-endian) | a group's addresses |
 //! | `Meta` | `shardkv/journal/`, shard | a [`crate::Journal`] |
+//! | `Meta` | `shardkv/clock/`, shard | the clock of its session table, if it isn't log time alone |
 //! | `Meta` | `shardkv/target/`, shard | a [`crate::Target`], if the shard is to go from here |
 //! | `Meta` | `shardkv/configure` | the head of a step that is too large for one entry, while its parts arrive |
 //! | `Meta` | `shardkv/configure/`, index (u32, big-endian) | a part of it |
@@ -36,6 +37,9 @@ pub(crate) const ADDRESSES: &[u8] = b"shardkv/address/";
 /// The prefixes of the keys of journals' and targets' records, in `Meta`.
 pub(crate) const JOURNALS: &[u8] = b"shardkv/journal/";
 pub(crate) const TARGETS: &[u8] = b"shardkv/target/";
+
+/// The prefix of the keys of the records of session clocks, in `Meta`.
+pub(crate) const CLOCKS: &[u8] = b"shardkv/clock/";
 
 const SHARD_BYTES: usize = 4;
 const SESSION_BYTES: usize = SHARD_BYTES + 16;
@@ -117,7 +121,12 @@ pub(crate) fn target_record(shard: ShardId) -> Bytes {
     [TARGETS, &shard.0.to_be_bytes()].concat().into()
 }
 
-/// Returns the shard of a [`journal_record`] or a [`target_record`], whose prefix is `prefix`.
+/// Returns the key of the record of a shard's session clock, in `Meta`.
+pub(crate) fn clock_record(shard: ShardId) -> Bytes {
+    [CLOCKS, &shard.0.to_be_bytes()].concat().into()
+}
+
+/// Returns the shard of a [`journal_record`], a [`target_record`] or a [`clock_record`], whose prefix is `prefix`.
 pub(crate) fn split_prefixed(stored: &[u8], prefix: &[u8]) -> Option<ShardId> {
     let shard = stored.strip_prefix(prefix)?.try_into().ok()?;
     Some(ShardId(u32::from_be_bytes(shard)))

@@ -77,14 +77,12 @@
 //!    because config numbers are compared exactly. Parts that are taken follow each other in the same way, and all are of one journal, whose
 //!    id is compared exactly. So a served shard began as the shard at the fence. No chunk or part
 //!    can be installed later, because a served shard accepts none.
-//! 4. *The clock goes along.* At the fence it is raised to the entry's time, which no clock by which the table
-//!    decided exceeds, on any replica, restarted or not. It comes with the last chunk or part. The destination
-//!    keeps it in the shard's record, and every table of the shard begins with it: after a restart, and after the table was dropped for being
-//!    empty. So the clock doesn't run backwards where the new log is behind (step 1 there). Before, no session of a copy or of a pulled
-//!    shard is forgotten by the destination's clock.
-//! 5. *What may be forgotten stays so.* What steps 3 and 4 there need is that sessions born before `clock - ttl`
-//!    are refused for ever. Groups may have been created with different times to live, so the clock changes by the
-//!    difference when it moves, and that moment is the same before and after.
+//! 4. *The horizon goes along.* It is in the state of the fence, and comes with the last chunk or part. The destination keeps it in a record
+//!    of its own, and every table of the shard begins with it: after a restart, and after the table was dropped for being
+//!    empty. Before, no session of a copy or of a pulled shard is forgotten.
+//! 5. *A silence stays one.* A session that was silent for too long is refused before it is removed, and that must stay so at the
+//!    destination. So the table's time at the fence comes along, too, and continues with the destination's log. The module
+//!    `clocks` has both.
 //!
 //! Hence the tables of a shard, one after the other, are one table in the sense of that argument. Limits of
 //! sessions and results may differ between groups: a table that is over them refuses, it never drops.
@@ -109,6 +107,7 @@
 mod bug;
 mod change;
 mod chunk;
+mod clocks;
 mod codec;
 mod command;
 mod configure;
@@ -136,6 +135,7 @@ mod transition;
 
 pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use chunk::{Chunk, Next};
+pub use clocks::{SessionClock, read_session_clock};
 pub use command::{
     Command, KvError, MAX_KEY_BYTES, MAX_SCAN_BYTES, MAX_SCAN_PAIRS, PageRequest, Query, Response,
     Write, Written,

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use raft::StoreError;
 use replica::session::{Admission, SessionRefusal, SessionTable};
 use replica::{Applying, GroupKind, StateMachine, StateReader, Table, Transaction};
-use types::{ClientId, DecodeError, ShardId, shard_of};
+use types::{ClientId, DecodeError, LogTime, ShardId, shard_of};
 
 use crate::bug::{Bug, Bugs};
 use crate::change::{Changed, Verdict};
+use crate::clocks::{Clocks, SessionClock};
 use crate::codec::Operation;
 use crate::copy::store_part;
 use crate::execute::execute;
@@ -19,8 +20,8 @@ use crate::outcome::Outcome;
 use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
 use crate::{
-    Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KvError, Ownership, Part, Query,
-    Response, ShardState, Step, keys,
+    Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KvError, Next, Ownership, Part,
+    PartNext, Query, Response, ShardState, Step, keys,
 };
 
 /// The most expired sessions that one write removes from one table. It exceeds the one session that a write may add, so
@@ -33,10 +34,10 @@ type Tables = BTreeMap<ShardId, SessionTable<Outcome>>;
 /// The sharded key-value store as a [`StateMachine`].
 ///
 /// Invariants, between batches:
-/// - `sessions` holds exactly the records of [`Table::Sessions`], and no empty table; no table's clock is behind the
-///   shard's;
-/// - `ownership` and `journals` are what the records of [`Table::Meta`] say;
-/// - an absent shard has neither data nor sessions;
+/// - `sessions` holds exactly the records of [`Table::Sessions`], and no empty table; each table has the horizon of
+///   `clocks`;
+/// - `ownership`, `journals` and `clocks` are what the records of [`Table::Meta`] say;
+/// - an absent shard has neither data nor sessions, nor a clock;
 /// - `dirty` is empty.
 ///
 /// If a batch's commit fails, the caches are ahead of the state: nothing may be applied before
@@ -45,6 +46,7 @@ type Tables = BTreeMap<ShardId, SessionTable<Outcome>>;
 pub struct ShardKv {
     genesis: Option<Genesis>,
     sessions: Tables,
+    clocks: Clocks,
     dirty: BTreeSet<ShardId>,
     ownership: Arc<Ownership>,
     journals: Journals,
@@ -158,7 +160,10 @@ impl ShardKv {
             let Some(table) = self.sessions.get_mut(&shard) else {
                 continue;
             };
-            for client in table.expire(at.time, &limits, EXPIRED_PER_WRITE) {
+            let clock = self.clocks.at(shard, at.time);
+            let forgotten = table.expire(clock.time, &limits, EXPIRED_PER_WRITE);
+            self.clocks.raise(shard, table.horizon());
+            for client in forgotten {
                 self.dirty.insert(shard);
                 if !self.bugs.has(Bug::JournalMissesExpiry) {
                     Rows::new(shard, &mut self.journals, state).name_session(client);
@@ -178,15 +183,21 @@ impl StateMachine for ShardKv {
         self.genesis = Genesis::load(state)?;
         let Some(genesis) = self.genesis else {
             self.ownership = Arc::default();
+            self.clocks = Clocks::default();
             self.journals = Journals::default();
             return Ok(());
         };
         self.ownership = Arc::new(records::load(state, &genesis)?);
+        self.clocks = Clocks::load(state, &self.ownership)?;
         self.journals = Journals::load(state, genesis.shards, self.journal_limits, self.bugs)?;
         let start = Bytes::new();
         each_pair(state, Table::Sessions, start, None, |key, record| {
             self.load_session(key, record)
         })
+    }
+
+    fn min_birth(&self) -> LogTime {
+        self.clocks.greatest()
     }
 
     /// Refuses a write to a shard that isn't served here before it is proposed. Clients repeat such writes, and while a shard
@@ -240,11 +251,19 @@ impl StateMachine for ShardKv {
         self.dirty.insert(shard);
         let doubles = self.bugs.has(Bug::RetryAppliedTwice);
         let forgets = self.bugs.has(Bug::AbsentSessionIsNew);
-        let table = table_of(&mut self.sessions, &self.ownership, shard);
-        let admission = table.admit(session, at.time, &genesis.session_limits());
+        let clock = self.clocks.at(shard, at.time);
+        let table = table_of(&mut self.sessions, shard, clock);
+        let age_ms = clock.time.since(session.client.birth);
+        let refuses = self.bugs.has(Bug::SessionsJudgedByClock)
+            && age_ms > genesis.session_ttl_ms
+            && !table.contains(session.client);
+        let admission = table.admit(session, clock.time, &genesis.session_limits());
         // A replay changes the session, too: it counts as use.
         if !matches!(admission, Admission::Refuse(_)) {
             rows.name_session(session.client);
+        }
+        if refuses {
+            return Ok(Response::Refused(KvError::SessionExpired));
         }
         let mut run = || execute(&command.write, at.max_value_bytes, &mut rows);
         match admission {
@@ -256,7 +275,9 @@ impl StateMachine for ShardKv {
             Admission::Replay(_) if doubles => run().map(Response::from),
             Admission::Refuse(SessionRefusal::Expired) if forgets => run().map(Response::from),
             Admission::Replay(outcome) => Ok(outcome.into()),
-            Admission::Refuse(refusal) => Ok(Response::Refused(refused(refusal, shard))),
+            Admission::Refuse(refusal) => {
+                Ok(Response::Refused(KvError::of_session(refusal, shard)))
+            }
         }
     }
 
@@ -280,6 +301,7 @@ impl StateMachine for ShardKv {
             }
         }
         self.journals.finish_batch(state);
+        self.clocks.finish_batch(state);
         Ok(())
     }
 
@@ -331,8 +353,9 @@ impl ShardKv {
             Verdict::Refused(error) => return Ok(Response::Refused(error)),
         }
         let ownership = Arc::make_mut(&mut self.ownership);
-        let changed = ownership.take(&step, at.time, genesis, self.bugs);
-        self.follow(&changed, state);
+        let changed = ownership.take(&step, at.time, self.bugs);
+        self.follow(&changed, at.time, genesis, state);
+        self.take_clock(&step, at.time);
         match step {
             Step::Install(chunk) => self.install(chunk, state)?,
             Step::Copy(CopyStep::Take(part)) => self.take_part(part, state)?,
@@ -354,12 +377,43 @@ impl ShardKv {
     }
 
     /// Brings records, rows and journals in line with an ownership that changed.
-    fn follow(&mut self, changed: &Changed, state: &mut Transaction<'_>) {
+    fn follow(
+        &mut self,
+        changed: &Changed,
+        time: LogTime,
+        genesis: &Genesis,
+        state: &mut Transaction<'_>,
+    ) {
         records::store(&self.ownership, changed, state);
         for shard in &changed.cleared {
             self.clear(*shard, state);
+            if self.ownership.check_served(*shard).is_ok() {
+                // It was lost with its sessions, and begins empty. Writes of older sessions may have been applied before.
+                let oldest = time.0.saturating_sub(genesis.session_ttl_ms);
+                self.clocks.raise(*shard, LogTime(oldest));
+            }
         }
         self.journals.follow(changed, &self.ownership, state);
+    }
+
+    /// Continues the session clock of a shard with whose last part or chunk it arrived.
+    fn take_clock(&mut self, step: &Step, time: LogTime) {
+        let (shard, clock) = match step {
+            Step::Install(Chunk {
+                shard,
+                next: Next::Done { clock },
+                ..
+            })
+            | Step::Copy(CopyStep::Take(Part {
+                shard,
+                next: PartNext::Done { clock },
+                ..
+            })) => (*shard, *clock),
+            _ => return,
+        };
+        if !self.bugs.has(Bug::SessionClockStaysBehind) {
+            self.clocks.arrive(shard, clock, time);
+        }
     }
 
     /// Returns true if sessions of the shard expire although it isn't served, as [`Bug::SessionsExpireInCopy`] has it.
@@ -374,7 +428,7 @@ impl ShardKv {
     /// Stores a part of a copy among the shard's data and sessions. Clients can't see them until the shard is served.
     fn take_part(&mut self, part: Part, state: &mut Transaction<'_>) -> Result<(), StoreError> {
         let shard = part.shard;
-        let table = table_of(&mut self.sessions, &self.ownership, shard);
+        let table = self.sessions.entry(shard).or_default();
         store_part(part, table, state, self.bugs)
             .map_err(|(client, error)| bad_record(shard, client, &error))?;
         if table.is_empty() {
@@ -389,7 +443,7 @@ impl ShardKv {
         for (key, value) in chunk.pairs {
             state.put(Table::Data, keys::data(shard, &key), value);
         }
-        let table = table_of(&mut self.sessions, &self.ownership, shard);
+        let table = self.sessions.entry(shard).or_default();
         for (client, record) in chunk.sessions {
             let key = keys::session(shard, client);
             state.put(Table::Sessions, key, record.clone());
@@ -408,6 +462,7 @@ impl ShardKv {
             state.clear(table, keys::shard_start(shard), end);
         }
         self.sessions.remove(&shard);
+        self.clocks.clear(shard);
     }
 
     fn load_session(&mut self, key: &[u8], record: Bytes) -> Result<(), StoreError> {
@@ -419,22 +474,20 @@ impl ShardKv {
             let why = format!("there are sessions of {shard}, which isn't here");
             return Err(StoreError::Damaged(why));
         }
-        let table = table_of(&mut self.sessions, &self.ownership, shard);
+        let table = self.sessions.entry(shard).or_default();
         load_record(table, shard, client, record)
     }
 }
 
-/// Returns a shard's session table, and creates it if it is absent. Its clock is never behind the clock that came with the
-/// shard: an empty table is dropped and later created again, and must not lose the clock by that.
-fn table_of<'a>(
-    sessions: &'a mut Tables,
-    ownership: &Ownership,
+/// Returns a shard's session table, and creates it if it is absent, with the shard's horizon: an empty table is dropped and later
+/// created again.
+fn table_of(
+    sessions: &mut Tables,
     shard: ShardId,
-) -> &'a mut SessionTable<Outcome> {
+    clock: SessionClock,
+) -> &mut SessionTable<Outcome> {
     let table = sessions.entry(shard).or_default();
-    if let Some(shard) = ownership.shards.get(&shard) {
-        table.raise_clock(shard.clock);
-    }
+    table.raise_horizon(clock.horizon);
     table
 }
 
@@ -452,34 +505,4 @@ fn bad_record(shard: ShardId, client: ClientId, error: &DecodeError) -> StoreErr
     StoreError::Damaged(format!(
         "the record of session {client} in {shard}: {error}"
     ))
-}
-
-fn refused(refusal: SessionRefusal, shard: ShardId) -> KvError {
-    let full = |what, limit: u32| KvError::SessionLimit {
-        what,
-        shard,
-        limit: limit.into(),
-    };
-    match refusal {
-        SessionRefusal::Expired => KvError::SessionExpired,
-        SessionRefusal::FromFuture { ahead_ms } => KvError::SessionFromFuture { ahead_ms },
-        SessionRefusal::Stale {
-            sequence,
-            acked_below,
-        } => KvError::StaleSequence {
-            sequence,
-            acked_below,
-        },
-        SessionRefusal::BadSequence {
-            sequence,
-            acked_below,
-        } => KvError::BadSequence {
-            sequence,
-            acked_below,
-        },
-        SessionRefusal::TooManySessions { limit } => full("the sessions", limit),
-        SessionRefusal::TooManyResults { limit } => {
-            full("the unacknowledged results of a session", limit)
-        }
-    }
 }

@@ -101,13 +101,12 @@ pub(crate) enum Fence {
 impl Ownership {
     /// Creates the ownership of a standalone group, which serves all shards for ever.
     pub(crate) fn standalone(shards: u32) -> Self {
-        let shard = Arc::new(Shard {
-            state: ShardState::Serving {
+        let shard = Arc::new(Shard::new(
+            ShardState::Serving {
                 config: ConfigNum(0),
             },
-            since: LogTime(0),
-            clock: LogTime(0),
-        });
+            LogTime(0),
+        ));
         let all = (0..shards).map(|number| (ShardId(number), Arc::clone(&shard)));
         Self {
             shards: all.collect(),

@@ -5,11 +5,11 @@ mod codec;
 
 use bytes::Bytes;
 use raft::Index;
-use types::{ClientId, ConfigNum, LogTime, ShardId};
+use types::{ClientId, ConfigNum, ShardId};
 
 pub(crate) use codec::{decode_copy_cursor, encode_copy_cursor};
 
-use crate::{Cursor, Target};
+use crate::{Cursor, SessionClock, Target};
 
 /// Names a copy, and the journal that it follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,10 +156,8 @@ pub enum PartNext {
     At(CopyCursor),
     /// The copy is the shard at its fence.
     Done {
-        /// The session table's clock at the fence (see `replica::session`).
-        clock: LogTime,
-        /// The source's time to live of sessions, in milliseconds.
-        ttl_ms: u64,
+        /// The session table's clock at the fence.
+        clock: SessionClock,
     },
 }
 

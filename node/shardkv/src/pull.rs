@@ -8,6 +8,7 @@ use replica::{StateReader, Table};
 use types::{ClientId, ConfigNum, ShardId};
 
 use crate::bug::{Bug, Bugs};
+use crate::clocks::read_session_clock;
 use crate::ownership::Fence;
 use crate::{Chunk, Cursor, Genesis, KvError, MAX_SCAN_BYTES, Next, keys, records};
 
@@ -58,7 +59,7 @@ pub(crate) fn pull(
     }
     let ownership = records::load_shard(state, genesis, shard)?;
     let clock = match (ownership.fence(shard, config), ownership.shards.get(&shard)) {
-        (Fence::Here, Some(fenced)) => fenced.clock,
+        (Fence::Here, Some(fenced)) => read_session_clock(state, shard, fenced.since)?,
         (Fence::Past, _) => return Ok(Err(KvError::ShardGone { shard, config })),
         _ => return Ok(Err(KvError::ShardNotReady { shard })),
     };
@@ -66,10 +67,7 @@ pub(crate) fn pull(
     let mut cutter = Cutter::new(state, shard, room);
     let next = match cutter.cut(after, bugs)? {
         Some(cursor) => Next::Chunk(cursor),
-        None => Next::Done {
-            clock,
-            ttl_ms: genesis.session_ttl_ms,
-        },
+        None => Next::Done { clock },
     };
     Ok(Ok(Chunk {
         shard,

@@ -325,7 +325,7 @@ fn encode_shard(shard: &Shard) -> Bytes {
             out.byte(FENCED).number(config.0).number(to.0);
         }
     }
-    out.number(shard.since.0).number(shard.clock.0);
+    out.number(shard.since.0);
     out.finish()
 }
 
@@ -377,13 +377,8 @@ fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
         }
     };
     let since = LogTime(input.number("time of the state")?);
-    let clock = LogTime(input.number("clock")?);
     input.finish()?;
-    Ok(Shard {
-        state,
-        since,
-        clock,
-    })
+    Ok(Shard::new(state, since))
 }
 
 fn encode_copy(out: &mut Writer, copy: CopyId, cursor: &CopyCursor, bytes: u64) {
@@ -456,11 +451,7 @@ mod tests {
             bytes,
         };
         for state in [copying, completing] {
-            let shard = Shard {
-                state,
-                since: LogTime(1),
-                clock: LogTime(2),
-            };
+            let shard = Shard::new(state, LogTime(1));
             assert_eq!(decode_shard(encode_shard(&shard)), Ok(shard));
         }
     }

@@ -63,9 +63,20 @@ pub struct Shard {
     pub state: ShardState,
     /// The log time at which it came into this state.
     pub since: LogTime,
-    /// A lower bound of the session table's clock (see `replica::session`): it comes with the shard, and is raised to the
-    /// fencing entry's time when the shard goes.
+    /// Always zero.
     pub clock: LogTime,
+}
+
+impl Shard {
+    /// Creates a shard that came into `state` at log time `since`.
+    pub fn new(state: ShardState, since: LogTime) -> Self {
+        let clock = LogTime(0);
+        Self {
+            state,
+            since,
+            clock,
+        }
+    }
 }
 
 impl ShardState {

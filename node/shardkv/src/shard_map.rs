@@ -207,11 +207,7 @@ mod tests {
             0 => ShardState::Serving { config },
             _ => ShardState::Fenced { config, to },
         };
-        Arc::new(Shard {
-            state,
-            since: LogTime(0),
-            clock: LogTime(0),
-        })
+        Arc::new(Shard::new(state, LogTime(0)))
     }
 
     #[test]

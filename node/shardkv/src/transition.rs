@@ -6,7 +6,7 @@
 use types::LogTime;
 
 use crate::bug::{Bug, Bugs};
-use crate::change::{Changed, Verdict, clock_here, due_if, nonsense};
+use crate::change::{Changed, Verdict, due_if, nonsense};
 use crate::install::check_chunk;
 use crate::ownership::Fence;
 use crate::{Chunk, Genesis, KvError, Next, Ownership, ShardState, Step};
@@ -37,13 +37,7 @@ impl Ownership {
     }
 
     /// Carries out a step that is due, in an entry of log time `time`.
-    pub(crate) fn take(
-        &mut self,
-        step: &Step,
-        time: LogTime,
-        genesis: &Genesis,
-        bugs: Bugs,
-    ) -> Changed {
+    pub(crate) fn take(&mut self, step: &Step, time: LogTime, bugs: Bugs) -> Changed {
         let mut changed = Changed::default();
         match step {
             Step::Configure(step) => self.take_configure(step, time, &mut changed),
@@ -52,11 +46,10 @@ impl Ownership {
                     self.take_configure(&step, time, &mut changed);
                 }
             }
-            Step::Install(chunk) => self.install(chunk, time, genesis, bugs, &mut changed),
+            Step::Install(chunk) => self.install(chunk, time, &mut changed),
             Step::Delete { shard, .. } => {
                 let mut slot = self.slot(*shard);
                 slot.state = None;
-                slot.clock = LogTime(0);
                 changed.cleared.insert(*shard);
                 self.put(*shard, slot, &mut changed);
             }
@@ -65,7 +58,7 @@ impl Ownership {
                 changed.pending_deletes.insert(delete);
                 self.pending_deletes.remove(&delete);
             }
-            Step::Copy(step) => self.take_copy(step, time, genesis, bugs, &mut changed),
+            Step::Copy(step) => self.take_copy(step, time, bugs, &mut changed),
         }
         self.check_invariants(&changed.shards);
         changed
@@ -93,14 +86,7 @@ impl Ownership {
         }
     }
 
-    fn install(
-        &mut self,
-        chunk: &Chunk,
-        time: LogTime,
-        genesis: &Genesis,
-        bugs: Bugs,
-        changed: &mut Changed,
-    ) {
+    fn install(&mut self, chunk: &Chunk, time: LogTime, changed: &mut Changed) {
         let mut slot = self.slot(chunk.shard);
         let Some(ShardState::Pulling {
             config,
@@ -117,11 +103,8 @@ impl Ownership {
         *bytes += chunk.content_bytes();
         match &chunk.next {
             Next::Chunk(cursor) => after.clone_from(cursor),
-            Next::Done { clock, ttl_ms } => {
+            Next::Done { .. } => {
                 let (config, source) = (*config, *source);
-                if !bugs.has(Bug::SessionClockStaysBehind) {
-                    slot.clock = clock_here(*clock, *ttl_ms, genesis.session_ttl_ms);
-                }
                 slot.change(ShardState::Serving { config }, time);
                 self.owe_delete(chunk.shard, config, source, changed);
             }

@@ -24,9 +24,9 @@ use common::replicas::{
 use raft::Index;
 use shardkv::{
     Bug, CopyCursor, CopyId, CopyRequest, CopyStep, JournalError, JournalStep, KvError, Next,
-    PartNext, PlannedMove, Query, Response, ShardState, Step,
+    PartNext, PlannedMove, Query, Response, SessionClock, ShardState, Step,
 };
-use types::{ConfigNum, Gid, LogTime, ShardConfig, ShardId};
+use types::{ConfigNum, Gid, ShardConfig, ShardId};
 
 /// The groups. The shard that doesn't move stays with the second one, whose writes forget sessions of both.
 const GIDS: [Gid; 2] = [Gid(1), Gid(2)];
@@ -37,7 +37,7 @@ struct World {
     groups: [Group; 2],
     config: ShardConfig,
     /// The shard at each fence: its rows and its clock.
-    fences: BTreeMap<ConfigNum, (Rows, LogTime)>,
+    fences: BTreeMap<ConfigNum, (Rows, SessionClock)>,
     /// Steps of each group that may arrive again.
     sent: [Vec<(Bytes, bool)>; 2],
     /// The most bytes that are asked for at once.

@@ -6,14 +6,16 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use common::{GENESIS, Random, Replica, SHARDS_GENESIS, append, cas, delete, put, session};
 use raft::{Index, StoreError};
 use replica::memory::MemoryState;
 use replica::{Applied, StateMachine, StateStore, Table, WriteBatch};
 use shardkv::{
-    Chunk, Command, Configure, CopyId, CopyStep, Cursor, KvError, Next, Query, Response, ShardKv,
-    ShardState, Step,
+    Chunk, Command, Configure, CopyId, CopyStep, Cursor, KvError, Next, Ownership, Query, Response,
+    SessionClock, ShardKv, ShardState, Step, read_session_clock,
 };
 use types::{
     Assignment, ClientId, ClusterId, ConfigNum, DecodeError, Gid, Group, LogTime, ShardId,
@@ -464,6 +466,15 @@ fn busy() -> Replica {
     busy
 }
 
+/// What a start reads: the ownership and the session clocks.
+type Reloaded = (Arc<Ownership>, Vec<SessionClock>);
+
+/// Returns the clocks of all shards, so late that each number of a record matters.
+fn clocks(state: &MemoryState) -> Vec<SessionClock> {
+    let clock = |shard| read_session_clock(state, ShardId(shard), LogTime(u64::MAX / 2)).unwrap();
+    (0..SHARDS).map(clock).collect()
+}
+
 #[test]
 fn damaged_records_are_found_at_reload() {
     let busy = busy();
@@ -479,7 +490,8 @@ fn damaged_records_are_found_at_reload() {
         + ownership.planned.len()
         + ownership.pending_deletes.len()
         + ownership.groups.len();
-    assert_eq!(records.len(), 1 + known);
+    // The group's, and the clock of the shard that was served.
+    assert_eq!(records.len(), 2 + known);
     assert!(
         ownership.pending_deletes.len() == 1 && ownership.planned.len() == 2,
         "{ownership:?}"
@@ -503,7 +515,7 @@ fn damaged_records_are_found_at_reload() {
         "{states:?}"
     );
 
-    let reload = |key: &Bytes, change: Option<(Bytes, Bytes)>| {
+    let reload = |key: &Bytes, change: Option<(Bytes, Bytes)>| -> Result<Reloaded, StoreError> {
         let mut state = MemoryState::new();
         let mut batch = WriteBatch::default();
         for ((table, key), value) in busy.state.pairs() {
@@ -515,8 +527,10 @@ fn damaged_records_are_found_at_reload() {
         }
         state.commit(batch, Applied::default()).unwrap();
         let mut machine = ShardKv::new();
-        machine.reload(&state).map(|()| machine.ownership())
+        machine.reload(&state)?;
+        Ok((machine.ownership(), clocks(&state)))
     };
+    let whole = (Arc::clone(&ownership), clocks(&busy.state));
     let mut random = Random(11);
     for (key, value) in &records {
         for length in 0..value.len() {
@@ -536,7 +550,7 @@ fn damaged_records_are_found_at_reload() {
             let at = random.below(torn.len() as u64) as usize;
             torn[at] ^= 1 << random.below(8);
             if let Ok(other) = reload(key, Some((key.clone(), torn.into()))) {
-                assert_ne!(other, ownership);
+                assert_ne!(other, whole);
             }
         }
         if key != "shardkv/group" {

@@ -12,9 +12,9 @@ use replica::{StateStore, Table};
 use shardkv::{
     Chunk, Command, Configure, CopyCursor, CopyId, CopyRequest, Cursor, JOURNAL_TTL_MS, Journal,
     JournalError, JournalStep, KvError, MAX_GENERATIONS, MAX_JOURNALS, MAX_KEY_BYTES,
-    MAX_NAMED_BYTES, Next, Position, Query, Response, Step, Target, Write,
+    MAX_NAMED_BYTES, Next, Position, Query, Response, SessionClock, Step, Target, Write,
 };
-use types::{ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId, shard_of};
+use types::{ClusterId, ConfigDelta, ConfigNum, Gid, ShardConfig, ShardId, shard_of};
 
 const OWN: Gid = Gid(1);
 const OTHER: Gid = Gid(2);
@@ -178,7 +178,7 @@ fn a_journal_begins_for_exactly_the_accepted_target() {
 #[test]
 fn a_journal_begins_only_while_the_shard_is_served() {
     let mut group = Group::without_shards(1);
-    let (shard, clock) = (SHARD, LogTime(1));
+    let shard = SHARD;
     let begin = |group: &mut Group| {
         let target = group.target();
         let step = JournalStep::Begin { shard, target };
@@ -215,8 +215,8 @@ fn a_journal_begins_only_while_the_shard_is_served() {
     assert_eq!(group.replica.step(1_000, &first), Response::Stepped);
     is_refused(&mut group, KvError::ShardNotReady { shard });
     // It has arrived. That the owner before has not deleted it yet doesn't matter.
-    let ttl_ms = SHARDS_GENESIS.session_ttl_ms;
-    let last = chunk(half, Next::Done { clock, ttl_ms });
+    let clock = SessionClock::default();
+    let last = chunk(half, Next::Done { clock });
     assert_eq!(group.replica.step(1_000, &last), Response::Stepped);
     let owes = |group: &Group| !group.replica.machine.ownership().pending_deletes.is_empty();
     assert!(owes(&group));

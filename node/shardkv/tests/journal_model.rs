@@ -21,9 +21,9 @@ use common::replicas::{
 use replica::Table;
 use shardkv::{
     Bug, CopyCursor, CopyId, CopyRequest, JournalError, JournalStep, KvError, Part, PartNext,
-    Query, Response, RowChange, Step,
+    Query, Response, RowChange, SessionClock, Step,
 };
-use types::{ClientId, Gid, LogTime, ShardConfig};
+use types::{ClientId, Gid, ShardConfig};
 
 const SOURCE: Gid = Gid(1);
 const DESTINATION: Gid = Gid(2);
@@ -37,7 +37,7 @@ struct Copy {
     cursor: CopyCursor,
     pairs: BTreeMap<Bytes, Bytes>,
     sessions: BTreeMap<ClientId, Bytes>,
-    clock: Option<LogTime>,
+    clock: Option<SessionClock>,
     /// Parts that may arrive again.
     sent: Vec<Part>,
 }

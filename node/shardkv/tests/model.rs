@@ -50,7 +50,7 @@ fn random_histories_agree_with_the_model() {
     for seed in 0..60 {
         let shards = [1, 5, 1_000][seed as usize % 3];
         let mut replica = Replica::new(Genesis { shards, ..GENESIS });
-        let mut model = Model::new(GENESIS.session_ttl_ms);
+        let mut model = Model::new(Some(GENESIS.session_ttl_ms));
         let mut source = Source::new(seed);
         for _ in 0..150 {
             let size = 1 + source.random.below(12);
@@ -75,7 +75,6 @@ fn random_histories_agree_with_the_model() {
         "expired",
         "stale",
         "limit",
-        "future",
     ] {
         let count = seen.get(outcome).copied().unwrap_or(0);
         assert!(count > 50, "{outcome} was seen too seldom: {seen:?}");
@@ -118,7 +117,7 @@ fn pages_put_together_are_the_whole() {
             shards,
             ..Genesis::default()
         });
-        let mut model = Model::new(GENESIS.session_ttl_ms);
+        let mut model = Model::new(Some(GENESIS.session_ttl_ms));
         let mut source = Source::new(u64::from(shards));
         for n in 0..3_000 {
             let key = Bytes::from(format!("{:05}", source.random.below(100_000)));

@@ -163,14 +163,23 @@ fn bad_numbers_are_refused() {
 }
 
 #[test]
-fn age_tells_a_new_session_from_a_forgotten_one() {
+fn the_horizon_tells_a_new_session_from_a_forgotten_one() {
     let mut table = SessionTable::default();
-    let (young, old) = (client(1_000, 1), client(999, 2));
-    assert_eq!(
-        refusal(&mut table, write(old, 1, 1), 1_000 + TTL),
-        SessionRefusal::Expired
-    );
-    execute(&mut table, write(young, 1, 1), 1_000 + TTL, 1);
+    let (old, other) = (client(1_000, 1), client(1_000, 2));
+    execute(&mut table, write(old, 1, 1), 5_000, 1);
+    // Nothing was forgotten, so a session is new at any age.
+    execute(&mut table, write(client(0, 3), 1, 1), 5_000 + TTL, 1);
+    assert_eq!(table.horizon(), LogTime(0));
+    let late = 5_001 + TTL;
+    assert_eq!(table.expire(LogTime(late), &LIMITS, 9), [old]);
+    assert_eq!(table.horizon(), LogTime(1_001));
+    for forgotten in [old, other] {
+        assert_eq!(
+            refusal(&mut table, write(forgotten, 1, 1), late),
+            SessionRefusal::Expired
+        );
+    }
+    execute(&mut table, write(client(1_001, 1), 1, 1), late, 1);
 }
 
 #[test]
@@ -214,24 +223,20 @@ fn a_replay_counts_as_use_and_a_refusal_does_not() {
 }
 
 #[test]
-fn a_birth_ahead_of_the_log_does_not_shorten_memory() {
-    // If `last_used` were the log's time instead of at least the birth, the table would forget the session while
-    // it still counts as young, and would execute this copy again.
+fn a_birth_ahead_neither_shortens_nor_lengthens_memory() {
     let mut table = SessionTable::default();
     let c = client(100 + AHEAD, 1);
     execute(&mut table, write(c, 1, 1), 100, 7);
-    let late = LogTime(100 + TTL + 1);
-    assert_eq!(table.expire(late, &LIMITS, 9).len(), 0);
+    assert_eq!(table.expire(LogTime(100 + TTL), &LIMITS, 9), []);
+    let late = 101 + TTL;
+    assert_eq!(table.expire(LogTime(late), &LIMITS, 9), [c]);
     assert_eq!(
-        table.admit(write(c, 1, 1), late, &LIMITS),
-        Admission::Replay(7)
+        refusal(&mut table, write(c, 1, 1), late),
+        SessionRefusal::Expired
     );
+    execute(&mut table, write(client(101 + AHEAD, 1), 1, 1), late, 1);
     assert_eq!(
-        refusal(
-            &mut table,
-            write(client(late.0 + AHEAD + 5, 2), 1, 1),
-            late.0
-        ),
+        refusal(&mut table, write(client(late + AHEAD + 5, 2), 1, 1), late),
         SessionRefusal::FromFuture {
             ahead_ms: AHEAD + 5
         }
@@ -257,7 +262,7 @@ fn a_copy_follows_removals() {
 }
 
 #[test]
-fn the_clock_does_not_run_backwards_with_a_move() {
+fn the_horizon_moves_along() {
     let mut source = SessionTable::default();
     let c = client(1_000, 1);
     execute(&mut source, write(c, 1, 1), 1_000, 7);
@@ -268,7 +273,7 @@ fn the_clock_does_not_run_backwards_with_a_move() {
     for (client, record) in source.records() {
         destination.load(client, record).unwrap();
     }
-    destination.raise_clock(source.clock());
+    destination.raise_horizon(source.horizon());
     // The destination's log is far behind; by its own time the session would be young.
     assert_eq!(
         refusal(&mut destination, write(c, 1, 1), 1_200),

@@ -12,7 +12,7 @@ use types::ShardId;
 use super::{Metrics, set};
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
-use crate::services::shards::{describe, estimate};
+use crate::services::shards::{describe, estimate, log_time};
 
 /// The maximum number of shards with gauges of their own. Shards that move come first.
 const MAX_SHARDS: usize = 1_024;
@@ -130,10 +130,11 @@ impl ShardWatch {
         let sizes = estimate(&self.replica, here.copied())
             .await
             .unwrap_or_default();
+        let now = log_time(&self.replica);
         for shard in shown {
             self.metrics.shards.set(&ShardStatus {
                 bytes: sizes.get(shard).copied().unwrap_or(0),
-                ..describe(&ownership, *shard)
+                ..describe(&ownership, *shard, now)
             });
         }
     }
@@ -150,13 +151,7 @@ mod tests {
     #[test]
     fn shards_on_the_move_are_shown_before_others() {
         let config = ConfigNum(1);
-        let shard = |state| {
-            Arc::new(Shard {
-                state,
-                since: LogTime(0),
-                clock: LogTime(0),
-            })
-        };
+        let shard = |state| Arc::new(Shard::new(state, LogTime(0)));
         let serving = shard(ShardState::Serving { config });
         let fenced = shard(ShardState::Fenced { config, to: Gid(2) });
         let last = ShardId(5_000);

@@ -156,8 +156,10 @@ impl Driven {
             pairs: Vec::new(),
             sessions: Vec::new(),
             next: Next::Done {
-                clock: LogTime(1),
-                ttl_ms: 600_000,
+                clock: shardkv::SessionClock {
+                    horizon: LogTime(1),
+                    time: LogTime(1),
+                },
             },
         }))
     }

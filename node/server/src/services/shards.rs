@@ -1,7 +1,6 @@
 //! `Admin.Shards`: the shards that this node's group has to do with, as this node knows them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::v1::error_detail::Kind;
 use api::v1::{ErrorDetail, ShardStatus, ShardsRequest, ShardsResponse};
@@ -68,6 +67,7 @@ pub(crate) async fn shards(
     };
     let (driver, now_ms) = mover.lock();
     let mover = driver.as_ref().map(Driver::mover);
+    let now = log_time(replica);
     let status = |shard: &ShardId| {
         let size = sizes.get(shard).copied().unwrap_or_default();
         let waits_for = mover.and_then(|mover| mover.waits_for(now_ms, *shard));
@@ -79,7 +79,7 @@ pub(crate) async fn shards(
             keys: size.keys,
             bytes: size.bytes,
             waits_for: waits_for.unwrap_or_default(),
-            ..describe(&ownership, *shard)
+            ..describe(&ownership, *shard, now)
         }
     };
     Ok(ShardsResponse {
@@ -108,8 +108,8 @@ pub(crate) fn concerned(ownership: &Ownership) -> BTreeSet<ShardId> {
     here.chain(deletes).chain(planned).collect()
 }
 
-/// Returns the state of a shard, without its size.
-pub(crate) fn describe(ownership: &Ownership, shard: ShardId) -> ShardStatus {
+/// Returns the state of a shard at log time `now`, without its size.
+pub(crate) fn describe(ownership: &Ownership, shard: ShardId, now: LogTime) -> ShardStatus {
     let mut deletes = ownership
         .pending_deletes
         .range((shard, ConfigNum(0))..=(shard, ConfigNum(u64::MAX)));
@@ -127,7 +127,7 @@ pub(crate) fn describe(ownership: &Ownership, shard: ShardId) -> ShardStatus {
     }
     let planned = ownership.planned.get(&shard);
     match (ownership.shards.get(&shard), planned) {
-        (Some(here), planned) => present(&mut status, here, planned),
+        (Some(here), planned) => present(&mut status, here, planned, now),
         (None, Some(planned)) if planned.target.to == ownership.gid => {
             status.set_state(v1::ShardState::Copying);
             status.config_num = planned.target.since.0;
@@ -138,11 +138,11 @@ pub(crate) fn describe(ownership: &Ownership, shard: ShardId) -> ShardStatus {
     status
 }
 
-fn present(status: &mut ShardStatus, shard: &Shard, planned: Option<&PlannedMove>) {
+fn present(status: &mut ShardStatus, shard: &Shard, planned: Option<&PlannedMove>, now: LogTime) {
     status.config_num = shard.state.config().0;
     let moves = |status: &mut ShardStatus, with: &Gid| {
         status.other_gid = with.0;
-        status.handoff_age_ms = wall_clock().since(shard.since);
+        status.handoff_age_ms = now.since(shard.since);
     };
     match &shard.state {
         ShardState::Serving { .. } => {
@@ -167,11 +167,10 @@ fn present(status: &mut ShardStatus, shard: &Shard, planned: Option<&PlannedMove
     }
 }
 
-/// Returns the wall clock, by which leaders stamp log time.
-fn wall_clock() -> LogTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let millis = since.map_or(0, |since| since.as_millis());
-    LogTime(u64::try_from(millis).unwrap_or(u64::MAX))
+/// Returns this node's measure of log time.
+pub(crate) fn log_time(replica: &ReplicaHandle) -> LogTime {
+    let status = replica.view().status;
+    status.map_or(LogTime(0), |status| status.log_time)
 }
 
 /// Returns the approximate bytes of shards. The shards are in order, each once.
@@ -254,11 +253,7 @@ mod tests {
     use super::*;
 
     fn shard(state: ShardState) -> Arc<Shard> {
-        Arc::new(Shard {
-            state,
-            since: LogTime(5),
-            clock: LogTime(5),
-        })
+        Arc::new(Shard::new(state, LogTime(5)))
     }
 
     #[test]
@@ -306,7 +301,7 @@ mod tests {
             ..Ownership::default()
         };
         let told = |shard| {
-            let it = describe(&ownership, ShardId(shard));
+            let it = describe(&ownership, ShardId(shard), LogTime(9));
             (it.state(), it.config_num, it.other_gid, it.pulled_bytes)
         };
         assert_eq!(told(0), (v1::ShardState::Serving, 4, 9, 0));
@@ -315,7 +310,7 @@ mod tests {
         assert_eq!(told(3), (v1::ShardState::Owed, 2, 6, 0));
         assert_eq!(told(4), (v1::ShardState::Copying, 6, 7, 44));
         assert_eq!(told(5), (v1::ShardState::Copying, 6, 7, 0));
-        assert!(describe(&ownership, ShardId(1)).handoff_age_ms > 0);
+        assert!(describe(&ownership, ShardId(1), LogTime(9)).handoff_age_ms == 4);
         let all: Vec<u32> = concerned(&ownership).iter().map(|it| it.0).collect();
         assert_eq!(all, [0, 1, 2, 3, 4, 5]);
     }

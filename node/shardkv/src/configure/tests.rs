@@ -4,7 +4,10 @@ use types::{ConfigDelta, Incarnation};
 
 use super::*;
 use crate::bug::Bugs;
-use crate::{Chunk, CopyCursor, CopyId, CopyStep, GroupKind, Next, Part, PartNext, Position, Step};
+use crate::{
+    Chunk, CopyCursor, CopyId, CopyStep, GroupKind, Next, Part, PartNext, Position, SessionClock,
+    Step,
+};
 
 const CONTROLLER: ClusterId = ClusterId(7);
 const OWN: Gid = Gid(1);
@@ -47,7 +50,7 @@ fn take(ownership: &mut Ownership, step: &Step, time: u64) {
     assert_eq!(Step::decode(step.encode()).as_ref(), Ok(step));
     let verdict = ownership.judge(step, &GENESIS, Bugs::default());
     assert_eq!(verdict, Verdict::Due, "{step:?} {ownership:?}");
-    ownership.take(step, LogTime(time), &GENESIS, Bugs::default());
+    ownership.take(step, LogTime(time), Bugs::default());
 }
 
 fn follow(ownership: &mut Ownership, config: &ShardConfig, time: u64) {
@@ -289,7 +292,10 @@ impl World {
     }
 
     fn next_step(&mut self, shard: ShardId) -> Option<Step> {
-        let (clock, ttl_ms) = (LogTime(5), 10_000);
+        let clock = SessionClock {
+            horizon: LogTime(5),
+            time: LogTime(5),
+        };
         Some(match self.walks.state(shard)? {
             ShardState::Pulling { config, after, .. } => Step::Install(Chunk {
                 shard,
@@ -297,7 +303,7 @@ impl World {
                 after: after.clone(),
                 pairs: Vec::new(),
                 sessions: Vec::new(),
-                next: Next::Done { clock, ttl_ms },
+                next: Next::Done { clock },
             }),
             ShardState::Fenced { config, .. } => {
                 let config = *config;
@@ -310,7 +316,7 @@ impl World {
                         generation: 1,
                         after: Position::default(),
                     }),
-                    CopyCursor::Page { .. } => PartNext::Done { clock, ttl_ms },
+                    CopyCursor::Page { .. } => PartNext::Done { clock },
                 };
                 Step::Copy(CopyStep::Take(Part {
                     shard,
@@ -564,7 +570,7 @@ fn a_step_with_the_most_shards_comes_in_parts() {
         let verdict = own.judge(&step, &genesis, Bugs::default());
         assert_eq!(verdict, *expected, "{:?} {}", part.whole, part.index);
         if verdict == Verdict::Due {
-            own.take(&step, LogTime(1), &genesis, Bugs::default());
+            own.take(&step, LogTime(1), Bugs::default());
         }
     };
     // Those of another leader with another checksum, and some late ones.
@@ -631,7 +637,7 @@ fn cleared_by(ownership: &mut Ownership, config: &ShardConfig) -> usize {
         ownership.judge(&step, &GENESIS, Bugs::default()),
         Verdict::Due
     );
-    let changed = ownership.take(&step, LogTime(1), &GENESIS, Bugs::default());
+    let changed = ownership.take(&step, LogTime(1), Bugs::default());
     changed.cleared.len()
 }
 

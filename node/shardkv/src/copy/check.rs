@@ -8,7 +8,8 @@ use crate::install::{ChunkError, check_chunk};
 use crate::journal::Name;
 use crate::outcome::Outcome;
 use crate::{
-    Chunk, CopyCursor, Cursor, MAX_KEY_BYTES, Next, Part, PartNext, Position, RowChange, Upto,
+    Chunk, CopyCursor, Cursor, MAX_KEY_BYTES, Next, Part, PartNext, Position, RowChange,
+    SessionClock, Upto,
 };
 
 /// Refuses a part that no source would have made. Parts come from another group, and once the copy is the shard, their rows are
@@ -35,8 +36,7 @@ fn check_base(part: &Part, after: &Cursor, shards: u32) -> Result<(), ChunkError
                 generation: 1,
                 after,
             }) if *after == Position::default() => Next::Done {
-                clock: types::LogTime(0),
-                ttl_ms: 0,
+                clock: SessionClock::default(),
             },
             _ => return Err(ChunkError::WrongEnd(shard)),
         },
@@ -162,8 +162,10 @@ mod tests {
 
     const SHARD: ShardId = ShardId(0);
     const CLOCK: PartNext = PartNext::Done {
-        clock: LogTime(1),
-        ttl_ms: 1,
+        clock: SessionClock {
+            horizon: LogTime(1),
+            time: LogTime(1),
+        },
     };
 
     fn check(after: CopyCursor, changes: &[RowChange], next: PartNext) -> Result<(), ChunkError> {

@@ -93,6 +93,7 @@ mod tests {
     use types::LogTime;
 
     use super::*;
+    use crate::SessionClock;
     use crate::{CopyCursor, PartNext, RowChange, Step};
 
     #[test]
@@ -109,8 +110,10 @@ mod tests {
             after: CopyCursor::default(),
             changes: vec![RowChange::Pair(Bytes::from_static(b"k"), None)],
             next: PartNext::Done {
-                clock: LogTime(3),
-                ttl_ms: 4,
+                clock: SessionClock {
+                    horizon: LogTime(3),
+                    time: LogTime(3),
+                },
             },
         };
         let source = Gid(7);

@@ -10,6 +10,7 @@ use types::{LogTime, ShardId};
 use super::rows::Name;
 use super::{Journal, Journals};
 use crate::bug::{Bug, Bugs};
+use crate::clocks::{SessionClock, read_session_clock};
 use crate::ownership::Fence;
 use crate::pull::Cutter;
 use crate::{
@@ -58,8 +59,8 @@ pub(crate) fn read(
     let journal = match find(journals, ownership, request) {
         Ok(journal) => Some(journal),
         Err(KvError::Journal { .. }) if request.fence.is_some() && bugs.has(Bug::EndedCopyUsed) => {
-            let (clock, ttl_ms) = (LogTime(0), genesis.session_ttl_ms);
-            return Ok(Ok(part(Vec::new(), PartNext::Done { clock, ttl_ms })));
+            let clock = SessionClock::default();
+            return Ok(Ok(part(Vec::new(), PartNext::Done { clock })));
         }
         Err(_) if bugs.has(Bug::CopyBeginsEarly) => None,
         Err(error) => return Ok(Err(error)),
@@ -99,13 +100,12 @@ pub(crate) fn read(
     let next = match page.read(after)? {
         Err(error) => return refused(error),
         Ok(Some(after)) => PartNext::At(CopyCursor::Page { generation, after }),
-        Ok(None) if generation == journal.open && journal.fence.is_some() => PartNext::Done {
-            clock: ownership
-                .shards
-                .get(&shard)
-                .map_or(LogTime(0), |shard| shard.clock),
-            ttl_ms: genesis.session_ttl_ms,
-        },
+        Ok(None) if generation == journal.open && journal.fence.is_some() => {
+            let fenced = ownership.shards.get(&shard);
+            let at = fenced.map_or(LogTime(0), |fenced| fenced.since);
+            let clock = read_session_clock(state, shard, at)?;
+            PartNext::Done { clock }
+        }
         Ok(None) => PartNext::At(CopyCursor::page(generation + 1)),
     };
     Ok(Ok(part(page.changes, next)))

@@ -3,12 +3,12 @@
 
 use bytes::Bytes;
 use raft::Index;
-use types::{ClientId, ConfigNum, DecodeError, Gid, LogTime, Reader, ShardId, Writer};
+use types::{ClientId, ConfigNum, DecodeError, Gid, Reader, ShardId, Writer};
 
 use super::{CopyCursor, CopyId, JournalError, Part, PartNext, Position, RowChange, Upto};
-use crate::Target;
 use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::{checked, known, with_checksum};
+use crate::{SessionClock, Target};
 
 const VERSION: u8 = 1;
 
@@ -31,8 +31,8 @@ impl Part {
         }
         match &self.next {
             PartNext::At(cursor) => encode_copy_cursor(out.byte(0), cursor),
-            PartNext::Done { clock, ttl_ms } => {
-                out.byte(1).number(clock.0).number(*ttl_ms);
+            PartNext::Done { clock } => {
+                clock.encode(out.byte(1));
             }
         }
         with_checksum(&out.finish())
@@ -52,8 +52,7 @@ impl Part {
         }
         let next = if input.flag("end of the copy")? {
             PartNext::Done {
-                clock: LogTime(input.number("clock")?),
-                ttl_ms: input.number("time to live")?,
+                clock: SessionClock::decode(&mut input)?,
             }
         } else {
             PartNext::At(decode_copy_cursor(&mut input)?)
@@ -249,6 +248,8 @@ impl JournalError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use types::LogTime;
+
     use crate::Cursor;
 
     fn cursors() -> Vec<CopyCursor> {
@@ -310,8 +311,10 @@ mod tests {
                 },
             ],
             next: PartNext::Done {
-                clock: LogTime(8),
-                ttl_ms: 600_000,
+                clock: SessionClock {
+                    horizon: LogTime(8),
+                    time: LogTime(8),
+                },
             },
         };
         assert_eq!(part.content_bytes(), 3 + 5 + 3 + 5 + 3);

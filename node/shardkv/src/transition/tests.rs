@@ -126,11 +126,7 @@ fn ownership_of(name: &str) -> Ownership {
         },
         _ => return ownership,
     };
-    let shard = Shard {
-        state,
-        since: LogTime(1),
-        clock: LogTime(50),
-    };
+    let shard = Shard::new(state, LogTime(1));
     ownership.shards.insert(SHARD, Arc::new(shard));
     ownership
 }
@@ -233,7 +229,7 @@ fn take(ownership: &mut Ownership, step: &Step, time: u64) -> Changed {
     let verdict = ownership.judge(step, &GENESIS, Bugs::default());
     assert_eq!(verdict, Verdict::Due, "{step:?}");
     let before = ownership.clone();
-    let changed = ownership.take(step, LogTime(time), &GENESIS, Bugs::default());
+    let changed = ownership.take(step, LogTime(time), Bugs::default());
     assert_recorded(&before, ownership, &changed);
     changed
 }

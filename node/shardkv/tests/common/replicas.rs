@@ -12,8 +12,8 @@ use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
 use replica::{Applying, StateMachine, StateStore, Table, Transaction, WriteBatch};
 use shardkv::{
-    Bug, Configure, Genesis, JOURNAL_TTL_MS, JournalStep, KvError, Response, ShardKv, ShardState,
-    Step, Target,
+    Bug, Configure, Genesis, JOURNAL_TTL_MS, JournalStep, KvError, Response, SessionClock, ShardKv,
+    ShardState, Step, Target, read_session_clock,
 };
 use types::{Assignment, ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId};
 
@@ -118,9 +118,10 @@ impl Node {
     }
 
     /// Returns the clock of the shard's sessions.
-    pub fn clock(&self) -> Option<LogTime> {
+    pub fn clock(&self) -> Option<SessionClock> {
         let ownership = self.machine().ownership();
-        ownership.shards.get(&SHARD).map(|shard| shard.clock)
+        let since = ownership.shards.get(&SHARD)?.since;
+        Some(read_session_clock(&self.replica.state, SHARD, since).unwrap())
     }
 
     pub fn rows(&self) -> Rows {

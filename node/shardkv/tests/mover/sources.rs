@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
-use shardkv::{Chunk, Configure, Cursor, Genesis, MoverOptions, Next, Response, ShardState, Step};
+use shardkv::{
+    Chunk, Configure, Cursor, Genesis, MoverOptions, Next, Response, SessionClock, ShardState, Step,
+};
 use types::{ClusterId, ConfigDelta, ConfigNum, Gid, LogTime, ShardConfig, ShardId};
 
 use crate::common::{Replica, SHARDS_GENESIS};
@@ -132,14 +134,17 @@ impl World {
 }
 
 fn empty(shard: ShardId, config: ConfigNum) -> Chunk {
-    let (clock, ttl_ms) = (LogTime(1), 10_000);
+    let clock = SessionClock {
+        horizon: LogTime(1),
+        time: LogTime(1),
+    };
     Chunk {
         shard,
         config,
         after: Cursor::default(),
         pairs: Vec::new(),
         sessions: Vec::new(),
-        next: Next::Done { clock, ttl_ms },
+        next: Next::Done { clock },
     }
 }
 

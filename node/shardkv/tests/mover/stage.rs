@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use shardkv::mover::{Action, ActionId, Mover, Outcome as ActionOutcome};
-use shardkv::{Chunk, Configure, Cursor, Genesis, MoverOptions, Next, Response, ShardState, Step};
+use shardkv::{
+    Chunk, Configure, Cursor, Genesis, MoverOptions, Next, Response, SessionClock, ShardState, Step,
+};
 use types::{
     Assignment, ClusterId, ConfigDelta, ConfigNum, Gid, Group, LogTime, ShardConfig, ShardId,
     ShardMove, ShardRun, shard_of,
@@ -285,8 +287,11 @@ pub(crate) fn part(shard: u32, config: u64, number: u64, count: u64, bytes: usiz
     let next = if number + 1 < count {
         Next::Chunk(Cursor::Data(key_of(number)))
     } else {
-        let (clock, ttl_ms) = (LogTime(5), GENESIS.session_ttl_ms);
-        Next::Done { clock, ttl_ms }
+        let clock = SessionClock {
+            horizon: LogTime(5),
+            time: LogTime(5),
+        };
+        Next::Done { clock }
     };
     Chunk {
         shard: ShardId(shard),

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use shardkv::{
-    Cursor, KvError, Next, PageRequest, Query, Response, ShardState, Step, read_count, read_page,
-    user_key,
+    Cursor, KvError, Next, PageRequest, Query, Response, SessionClock, ShardState, Step,
+    read_count, read_page, user_key,
 };
 use types::{ConfigNum, LogTime, ShardId, ShardSet, shard_of};
 
-use crate::common::{SHARDS_GENESIS, bytes, put};
+use crate::common::{bytes, put};
 use crate::stage::{Group, SHARD, SHARDS, key, not_ready, tagged, two, wrong_group};
 
 #[test]
@@ -24,9 +24,9 @@ fn pulls_are_answered_by_what_the_group_knows() {
     let Response::Chunk(empty) = a.pull(2, Cursor::default(), 100) else {
         panic!("it is fenced");
     };
-    let ttl_ms = SHARDS_GENESIS.session_ttl_ms;
-    let clock = LogTime(1_000);
-    assert_eq!(empty.next, Next::Done { clock, ttl_ms });
+    let (horizon, time) = (LogTime(0), LogTime(1_000));
+    let clock = SessionClock { horizon, time };
+    assert_eq!(empty.next, Next::Done { clock });
     let (shard, config) = (SHARD, ConfigNum(2));
     a.take(&Step::Delete { shard, config });
     assert_eq!(

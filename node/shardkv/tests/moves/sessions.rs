@@ -1,13 +1,14 @@
 //! Sessions and their clock move with the shard.
 
-use shardkv::{Genesis, KvError, Response, Written};
+use replica::StateMachine;
+use shardkv::{KvError, Response};
 use types::shard_of;
 
 use crate::common::{SHARDS_GENESIS, append, put};
 use crate::stage::{Configs, Group, SHARD, SHARDS, key, length, two};
 
 #[test]
-fn a_session_that_the_source_forgot_is_not_new_where_the_clock_is_behind() {
+fn a_session_that_the_source_forgot_is_not_new_elsewhere() {
     let ttl = SHARDS_GENESIS.session_ttl_ms;
     let (mut a, mut b, mut configs) = two([100_000, 97_000]);
     let birth = 100_000;
@@ -45,53 +46,61 @@ fn a_session_that_the_source_forgot_is_not_new_where_the_clock_is_behind() {
     assert_eq!(c.write(fresh, 1, append(&key(), "z")), length(2));
 }
 
+/// One leader's clock was an hour ahead for the entry that fenced the shard, and is right again.
 #[test]
-fn the_clock_outlives_a_table_that_gets_empty() {
-    let ttl = SHARDS_GENESIS.session_ttl_ms;
-    let (mut a, mut b, mut configs) = two([200_000, 100_000]);
+fn a_clock_that_is_ahead_refuses_no_new_session_where_the_shard_goes() {
+    let hour = 3_600_000;
+    let (mut a, mut b, mut configs) = two([10 * hour, 10 * hour]);
+    a.time += hour;
+    assert_eq!(a.write(10 * hour, 1, append(&key(), "x")), length(1));
     let second = configs.give(2);
     a.follow(&second);
     b.follow(&second);
     b.install_from(&a, 2);
-    let expired = Response::Refused(KvError::SessionExpired);
-    let old = 200_000 - ttl - 1;
-    assert_eq!(b.write(old, 1, append(&key(), "x")), expired);
-    // A table without a session isn't kept, here or over a restart.
-    assert_eq!(b.replica.machine.session_count(), 0);
-    assert_eq!(b.write(old, 1, append(&key(), "x")), expired);
-    b.replica.restart();
-    assert_eq!(b.write(old, 1, append(&key(), "x")), expired);
+    let mut size = 1;
+    for minute in 0..70 {
+        b.time = 10 * hour + minute * 60_000;
+        size += 1;
+        let birth = b.time + 1;
+        assert_eq!(b.write(birth, 1, append(&key(), "y")), length(size));
+    }
+    // What it said was new is remembered by its age here, not by that clock.
+    let at_fence = Response::Refused(KvError::SessionExpired);
+    assert_eq!(b.write(10 * hour, 1, append(&key(), "x")), at_fence);
 }
 
+/// A session's silence continues where the log's time is hours behind or ahead.
 #[test]
-fn groups_may_remember_sessions_for_different_times() {
-    let ttl = SHARDS_GENESIS.session_ttl_ms;
-    let longer = Genesis {
-        session_ttl_ms: 2 * ttl,
-        ..SHARDS_GENESIS
-    };
-    for (from, to) in [(SHARDS_GENESIS, longer), (longer, SHARDS_GENESIS)] {
-        let mut a = Group::with(from, 1, 100_000);
-        let mut b = Group::with(to, 2, 100_000);
-        let mut configs = Configs::new();
-        for config in [configs.give(1), configs.give(2)] {
-            a.follow(&config);
-            b.follow(&config);
-        }
+fn an_age_moves_along_and_not_a_time() {
+    let (ttl, hour) = (SHARDS_GENESIS.session_ttl_ms, 3_600_000);
+    for other in [hour, 100 * hour] {
+        let (mut a, mut b, mut configs) = two([10 * hour, other]);
+        let birth = 10 * hour;
+        a.write(birth, 1, append(&key(), "x"));
+        a.time += ttl / 2;
+        let second = configs.give(2);
+        a.follow(&second);
+        b.follow(&second);
         b.install_from(&a, 2);
-        let oldest = 100_000 - from.session_ttl_ms;
-        let answer = |b: &mut Group, birth| b.write(birth, 1, put(&key(), "x"));
-        if from.session_ttl_ms < to.session_ttl_ms {
-            // A may have forgotten it, so B must not take it for new though it would remember one of its own.
-            let expired = Response::Refused(KvError::SessionExpired);
-            assert_eq!(answer(&mut b, oldest - 1), expired);
-            assert_eq!(answer(&mut b, oldest), Response::Written(Written::Put));
-        } else {
-            let expired = Response::Refused(KvError::SessionExpired);
-            let oldest = 100_000 - to.session_ttl_ms;
-            assert_eq!(answer(&mut b, oldest - 1), expired);
-            assert_eq!(answer(&mut b, oldest), Response::Written(Written::Put));
-        }
+        b.time += ttl / 2;
+        assert_eq!(
+            b.write(birth, 1, append(&key(), "x")),
+            length(1),
+            "a replay"
+        );
+        b.time += ttl;
+        assert_eq!(b.write(birth, 1, append(&key(), "x")), length(1));
+        b.time += ttl + 1;
+        b.replica.restart();
+        let expired = Response::Refused(KvError::SessionExpired);
+        assert_eq!(b.write(birth, 1, append(&key(), "x")), expired);
+        // Forgotten now, and remembered to be.
+        assert_eq!(b.replica.machine.session_count(), 0);
+        b.replica.restart();
+        assert_eq!(b.write(birth, 1, append(&key(), "x")), expired);
+        let new = b.replica.machine.min_birth().0;
+        assert_eq!(new, birth + 1);
+        assert_eq!(b.write(new, 1, append(&key(), "y")), length(2));
     }
 }
 

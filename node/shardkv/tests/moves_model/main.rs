@@ -72,7 +72,6 @@ fn moves_lose_nothing_and_double_nothing() {
         "expired",
         "stale",
         "limit",
-        "future",
         "pulled",
         "stepped",
         "deleted",

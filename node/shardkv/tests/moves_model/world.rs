@@ -37,10 +37,9 @@ impl World {
         let groups: Vec<_> = (0..count)
             .map(|n| Group::new(n, &mut random, bug))
             .collect();
-        let ttl = groups.iter().map(|group| group.genesis.session_ttl_ms);
         Self {
             clients: Source::new(seed + 1_000_000),
-            model: Model::new(ttl.min().unwrap()),
+            model: Model::new(None),
             configs: vec![ShardConfig::empty(SHARDS)],
             deltas: Vec::new(),
             groups,

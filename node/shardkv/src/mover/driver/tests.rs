@@ -183,8 +183,8 @@ fn planned() -> Ownership {
 }
 
 fn copying() -> Ownership {
-    let shard = Shard {
-        state: ShardState::Copying {
+    let shard = Shard::new(
+        ShardState::Copying {
             source: SOURCE,
             copy: CopyId {
                 since: ConfigNum(3),
@@ -193,9 +193,8 @@ fn copying() -> Ownership {
             cursor: CopyCursor::default(),
             bytes: 0,
         },
-        since: LogTime(0),
-        clock: LogTime(0),
-    };
+        LogTime(0),
+    );
     Ownership {
         shards: [(SHARD, Arc::new(shard))].into_iter().collect(),
         ..planned()

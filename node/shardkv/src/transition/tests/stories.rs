@@ -1,6 +1,7 @@
 //! Sequences of steps, and what the table doesn't show.
 
 use super::*;
+use crate::SessionClock;
 
 #[test]
 fn a_group_begins_with_any_configuration_and_follows_one_controller() {
@@ -138,56 +139,11 @@ fn a_second_change_of_the_owner_before_the_first_is_done_is_refused() {
 
 fn done() -> Next {
     Next::Done {
-        clock: LogTime(2_000),
-        ttl_ms: GENESIS.session_ttl_ms,
+        clock: SessionClock {
+            horizon: LogTime(2_000),
+            time: LogTime(2_000),
+        },
     }
-}
-
-#[test]
-fn clocks_rise_at_the_fence_and_come_with_the_shard() {
-    let clock = |ownership: &Ownership| ownership.shards.get(&SHARD).unwrap().clock;
-    let mut serving = ownership_of("serving5");
-    take(&mut serving, &step("takes"), 40);
-    assert_eq!(clock(&serving), LogTime(50), "the table may be ahead");
-    let mut serving = ownership_of("serving5");
-    take(&mut serving, &step("takes"), 60);
-    assert_eq!(clock(&serving), LogTime(60));
-    for (state, last) in [("pulling5", "last5"), ("completing7", "copied6")] {
-        let mut arriving = ownership_of(state);
-        take(&mut arriving, &step(last), 60);
-        assert_eq!(clock(&arriving), LogTime(2_000));
-    }
-    // Fenced again soon, by a log that is behind or ahead of the shard.
-    for (time, expected) in [(60, 2_000), (3_000, 3_000)] {
-        let mut passing = ownership_of("pulling5");
-        take(&mut passing, &step("last5"), 60);
-        take(&mut passing, &step("takes"), time);
-        assert_eq!(clock(&passing), LogTime(expected));
-    }
-    // A plan changes no clock, and no time.
-    let mut serving = ownership_of("serving5");
-    let before = serving.shards.clone();
-    take(&mut serving, &step("plans-away"), 60);
-    assert_eq!(serving.shards, before);
-    // The clock is of a table that is gone.
-    let mut returning = ownership_of("fenced5");
-    take(&mut returning, &step("delete5"), 60);
-    take(&mut returning, &step("gives"), 60);
-    assert_eq!(clock(&returning), LogTime(0));
-}
-
-#[test]
-fn what_the_source_may_have_forgotten_stays_forgotten() {
-    let own = GENESIS.session_ttl_ms;
-    for (source_ttl, expected) in [(own, 100_000), (own - 7, 100_007), (own + 7, 99_993)] {
-        let clock = clock_here(LogTime(100_000), source_ttl, own);
-        assert_eq!(clock, LogTime(expected));
-        // The oldest birth that is taken for new is the same in both groups.
-        assert_eq!(clock.0 - own, 100_000 - source_ttl);
-    }
-    assert_eq!(clock_here(LogTime(5), 100, 20), LogTime(0));
-    let end = LogTime(u64::MAX);
-    assert_eq!(clock_here(end, 0, 20), end);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The table of states and steps, cell by cell.
 
 use super::*;
+use crate::SessionClock;
 
 /// The steps of configurations. The shard's row is for the group..
 pub(super) fn configuration(name: &str) -> Option<Configure> {
@@ -122,9 +123,12 @@ pub(super) fn step(name: &str) -> Step {
         return Step::Configure(step);
     }
     let next = || Next::Chunk(Cursor::Sessions(None));
-    let (clock, ttl_ms) = (LogTime(2_000), GENESIS.session_ttl_ms);
-    let done = || Next::Done { clock, ttl_ms };
-    let copied = PartNext::Done { clock, ttl_ms };
+    let clock = SessionClock {
+        horizon: LogTime(2_000),
+        time: LogTime(2_000),
+    };
+    let done = || Next::Done { clock };
+    let copied = PartNext::Done { clock };
     let shard = SHARD;
     let delete = |config| Step::Delete {
         shard,
@@ -269,7 +273,7 @@ fn each_state_takes_each_step_as_the_table_says() {
                 Verdict::Refused(KvError::Malformed(_)) => "!".to_owned(),
                 Verdict::Refused(other) => panic!("{other:?}"),
                 Verdict::Due => {
-                    let changed = after.take(&step, LogTime(9_000), &GENESIS, Bugs::default());
+                    let changed = after.take(&step, LogTime(9_000), Bugs::default());
                     assert_ne!(after, before, "{state} {step_name} was due");
                     assert_recorded(&before, &after, &changed);
                     assert_cleared(&before, &after, &step, &changed);

@@ -48,16 +48,15 @@ pub(super) fn groups() -> BTreeMap<Gid, Group> {
 
 /// The ownership of a group whose shard is on its way.
 pub(super) fn pulling() -> Ownership {
-    let shard = Shard {
-        state: ShardState::Pulling {
+    let shard = Shard::new(
+        ShardState::Pulling {
             config: ConfigNum(3),
             source: SOURCE,
             after: Cursor::default(),
             bytes: 0,
         },
-        since: LogTime(0),
-        clock: LogTime(0),
-    };
+        LogTime(0),
+    );
     Ownership {
         gid: OWN,
         controller: Some(CONTROLLER),
@@ -227,8 +226,10 @@ pub(super) fn last_chunk() -> Answer {
         pairs: Vec::new(),
         sessions: Vec::new(),
         next: Next::Done {
-            clock: LogTime(1),
-            ttl_ms: 1_000,
+            clock: crate::SessionClock {
+                horizon: LogTime(1),
+                time: LogTime(1),
+            },
         },
     };
     let shard_bytes = 0;

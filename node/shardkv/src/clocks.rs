@@ -1,0 +1,220 @@
+//! The clocks of the shards' session tables: what a table has forgotten, and its time. They move with the shard, and no clock of a
+//! machine does.
+//!
+//! - The *horizon* is the least birth that an absent session may have ([`replica::session`] has the proof). It is above the
+//!   births of the sessions that were really forgotten. A clock that is ahead doesn't raise it.
+//! - The *time* of a table measures how long a session was silent. It advances with the log time of the shard's owner, from where it
+//!   was at the fence of the owner before. So a silence continues as an age, and the owners' log times may differ by any distance.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use raft::StoreError;
+use replica::{StateReader, Table, Transaction};
+use types::{DecodeError, LogTime, Reader, ShardId, Writer};
+
+use crate::encoding::known;
+use crate::{Ownership, keys, records};
+
+const VERSION: u8 = 1;
+
+/// The clock of a session table at the fence of its shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionClock {
+    /// The least birth that an absent session may have.
+    pub horizon: LogTime,
+    /// The table's time.
+    pub time: LogTime,
+}
+
+impl SessionClock {
+    pub(crate) fn encode(self, out: &mut Writer) {
+        out.number(self.horizon.0).number(self.time.0);
+    }
+
+    pub(crate) fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        Ok(Self {
+            horizon: LogTime(input.number("session horizon")?),
+            time: LogTime(input.number("session time")?),
+        })
+    }
+}
+
+/// The clock of a session table in this group: at log time `arrived`, the table's time was `clock.time`. All is zero where the shard has no
+/// record, so table time is log time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Clock {
+    clock: SessionClock,
+    arrived: LogTime,
+}
+
+impl Clock {
+    fn at(self, log_time: LogTime) -> SessionClock {
+        let passed = log_time.since(self.arrived);
+        SessionClock {
+            horizon: self.clock.horizon,
+            time: LogTime(self.clock.time.0.saturating_add(passed)),
+        }
+    }
+
+    fn encode(self) -> Bytes {
+        let mut out = Writer::default();
+        self.clock.encode(out.byte(VERSION));
+        out.number(self.arrived.0);
+        out.finish()
+    }
+
+    fn decode(record: Bytes) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(record);
+        known("record version", input.byte("record version")?, VERSION)?;
+        let clock = SessionClock::decode(&mut input)?;
+        let arrived = LogTime(input.number("log time")?);
+        input.finish()?;
+        Ok(Self { clock, arrived })
+    }
+}
+
+/// The clocks of a group's shards.
+///
+/// Invariants, between batches: they are what the records of [`Table::Meta`] say; an absent shard has none; `dirty` is empty.
+#[derive(Debug, Default)]
+pub(crate) struct Clocks {
+    by_shard: BTreeMap<ShardId, Clock>,
+    /// Shards whose record is to be written at the end of the batch.
+    dirty: BTreeSet<ShardId>,
+    /// At least every horizon.
+    greatest: LogTime,
+}
+
+impl Clocks {
+    /// Reads the records.
+    pub(crate) fn load(state: &dyn StateReader, ownership: &Ownership) -> Result<Self, StoreError> {
+        let mut loaded = Self::default();
+        records::each_with_prefix(state, keys::CLOCKS, |key, record| {
+            let shard = keys::split_prefixed(key, keys::CLOCKS)
+                .filter(|shard| ownership.state(*shard).is_some())
+                .ok_or_else(|| damaged(&"the shard isn't here"))?;
+            let clock = Clock::decode(record).map_err(|error| damaged(&error))?;
+            loaded.greatest = loaded.greatest.max(clock.clock.horizon);
+            loaded.by_shard.insert(shard, clock);
+            Ok(())
+        })?;
+        Ok(loaded)
+    }
+
+    /// Returns the clock of a shard's table at a log time.
+    pub(crate) fn at(&self, shard: ShardId, log_time: LogTime) -> SessionClock {
+        self.by_shard
+            .get(&shard)
+            .copied()
+            .unwrap_or_default()
+            .at(log_time)
+    }
+
+    /// Returns the greatest horizon. A session with this birth is new at each shard.
+    pub(crate) fn greatest(&self) -> LogTime {
+        self.greatest
+    }
+
+    /// Raises the horizon of a shard to at least `horizon`.
+    pub(crate) fn raise(&mut self, shard: ShardId, horizon: LogTime) {
+        let known = self
+            .by_shard
+            .get(&shard)
+            .map_or(LogTime(0), |it| it.clock.horizon);
+        if horizon > known {
+            self.by_shard.entry(shard).or_default().clock.horizon = horizon;
+            self.greatest = self.greatest.max(horizon);
+            self.dirty.insert(shard);
+        }
+    }
+
+    /// Continues the clock of a shard that arrives at a log time.
+    pub(crate) fn arrive(&mut self, shard: ShardId, clock: SessionClock, arrived: LogTime) {
+        self.by_shard.insert(shard, Clock { clock, arrived });
+        self.greatest = self.greatest.max(clock.horizon);
+        self.dirty.insert(shard);
+    }
+
+    /// Forgets the clock of a shard that goes.
+    pub(crate) fn clear(&mut self, shard: ShardId) {
+        if self.by_shard.remove(&shard).is_some() {
+            self.dirty.insert(shard);
+        }
+    }
+
+    /// Writes the records that the batch changed.
+    pub(crate) fn finish_batch(&mut self, state: &mut Transaction<'_>) {
+        for shard in std::mem::take(&mut self.dirty) {
+            let key = keys::clock_record(shard);
+            match self.by_shard.get(&shard) {
+                Some(clock) => state.put(Table::Meta, key, clock.encode()),
+                None => state.remove(Table::Meta, key),
+            }
+        }
+    }
+}
+
+/// Reads the clock of a shard's session table at the log time `at`, from a state as of one commit.
+pub fn read_session_clock(
+    state: &dyn StateReader,
+    shard: ShardId,
+    at: LogTime,
+) -> Result<SessionClock, StoreError> {
+    let clock = match state.get(Table::Meta, &keys::clock_record(shard))? {
+        Some(record) => Clock::decode(record).map_err(|error| damaged(&error))?,
+        None => Clock::default(),
+    };
+    Ok(clock.at(at))
+}
+
+fn damaged(why: &dyn std::fmt::Display) -> StoreError {
+    StoreError::Damaged(format!("the record of a shard's clock: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use replica::memory::MemoryState;
+    use replica::{Applied, StateStore};
+
+    use super::*;
+
+    #[test]
+    fn time_continues_and_the_horizon_never_falls() {
+        let shard = ShardId(3);
+        let mut state = MemoryState::new();
+        let mut clocks = Clocks::default();
+        let fenced = SessionClock {
+            horizon: LogTime(40),
+            time: LogTime(1_000_000),
+        };
+        assert_eq!(clocks.at(shard, LogTime(7)).time, LogTime(7));
+        clocks.arrive(shard, fenced, LogTime(500));
+        clocks.raise(shard, LogTime(30));
+        assert_eq!(clocks.at(shard, LogTime(500)), fenced);
+        clocks.raise(shard, LogTime(50));
+        let later = clocks.at(shard, LogTime(510));
+        assert_eq!(
+            (later.horizon, later.time),
+            (LogTime(50), LogTime(1_000_010))
+        );
+        assert_eq!(clocks.greatest(), LogTime(50));
+        let mut transaction = Transaction::new(&state);
+        clocks.finish_batch(&mut transaction);
+        let batch = transaction.into_batch();
+        state.commit(batch, Applied::default()).unwrap();
+        let read = read_session_clock(&state, shard, LogTime(510)).unwrap();
+        assert_eq!(read, later);
+        let reloaded = Clocks::load(&state, &Ownership::standalone(5)).unwrap();
+        assert_eq!(reloaded.at(shard, LogTime(510)), later);
+        assert_eq!(reloaded.greatest(), LogTime(50));
+        assert!(Clocks::load(&state, &Ownership::standalone(3)).is_err());
+        clocks.clear(shard);
+        let mut transaction = Transaction::new(&state);
+        clocks.finish_batch(&mut transaction);
+        let batch = transaction.into_batch();
+        state.commit(batch, Applied::default()).unwrap();
+        let read = read_session_clock(&state, shard, LogTime(9)).unwrap();
+        assert_eq!((read.horizon, read.time), (LogTime(0), LogTime(9)));
+    }
+}
