@@ -13,8 +13,8 @@ use crate::{StateReader, Table, WriteBatch};
 /// wrong; a client that makes up its id is. Part of the format: replicas with other values would diverge.
 pub const MAX_BIRTH_AHEAD_MS: u64 = 100 * 365 * 24 * 3_600_000;
 
-/// The version byte of the stored record.
-const RECORD_VERSION: u8 = 2;
+/// The version byte of the stored record. It changes also if a state machine judges by other rules than before.
+const RECORD_VERSION: u8 = 3;
 
 /// The record's key, in `Meta`.
 const KEY: &[u8] = b"shardkv/genesis";
@@ -152,8 +152,13 @@ impl Genesis {
         let Some(record) = state.get(Table::Meta, KEY)? else {
             return Ok(None);
         };
-        let genesis = Self::decode(record)
-            .map_err(|error| StoreError::Damaged(format!("the genesis record: {error}")))?;
+        let genesis = Self::decode(record).map_err(|error| match error {
+            // The state is whole.
+            DecodeError::Unknown { .. } => StoreError::Io(format!(
+                "the state is of another version of this program ({error}): start that version"
+            )),
+            _ => StoreError::Damaged(format!("the genesis record: {error}")),
+        })?;
         genesis
             .validate()
             .map_err(|error| StoreError::Damaged(format!("the genesis record: {error}")))?;

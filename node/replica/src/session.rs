@@ -30,7 +30,7 @@
 //!
 //! Time only decides *when* a session is forgotten: after it was silent for longer than the time to live. The time of a table never
 //! runs backwards: within a log, log time doesn't, and a shard that moves takes its table's time along, which then advances with the
-//! new log. A session that is present but silent for longer is refused as if it was forgotten already, and that stays so.
+//! new log. (Where the time to live is another, the time is shifted by the difference, so that each session has the same time left.) A session that is present but silent for longer is refused as if it was forgotten already, and that stays so.
 //! [`SessionTable::expire`] does a bounded amount of work whenever the state machine
 //! calls it. The calls must depend on the log alone, because removals change the bytes of the state.
 //!

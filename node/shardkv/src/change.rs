@@ -32,6 +32,8 @@ pub(crate) struct Changed {
     pub(crate) parts_gone: u32,
     /// Shards whose rows and sessions go.
     pub(crate) cleared: BTreeSet<ShardId>,
+    /// Shards that are served from now on although no group handed them over: a group that may have served them was forgotten.
+    pub(crate) lost: BTreeSet<ShardId>,
 }
 
 impl Ownership {

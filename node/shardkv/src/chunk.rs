@@ -10,7 +10,7 @@ use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::{checked, known, with_checksum};
 use crate::{Cursor, SessionClock};
 
-const CHUNK_VERSION: u8 = 1;
+const CHUNK_VERSION: u8 = 2;
 
 /// Upper bounds of a chunk's bytes beside its pairs and records, and of each of those beside its contents.
 const OVERHEAD_BYTES: usize = 96;
@@ -43,6 +43,9 @@ pub enum Next {
     Done {
         /// The session table's clock at the fence.
         clock: SessionClock,
+        /// The source's time to live of sessions, in milliseconds. A session whose silence was too long for the source must not
+        /// come to life again at a destination with a longer one.
+        ttl_ms: u64,
     },
 }
 
@@ -68,8 +71,9 @@ impl Chunk {
                 out.byte(0);
                 encode_cursor(&mut out, cursor);
             }
-            Next::Done { clock } => {
+            Next::Done { clock, ttl_ms } => {
                 clock.encode(out.byte(1));
+                out.number(*ttl_ms);
             }
         }
         with_checksum(&out.finish())
@@ -95,6 +99,7 @@ impl Chunk {
         let next = if input.flag("end of the shard")? {
             Next::Done {
                 clock: SessionClock::decode(&mut input)?,
+                ttl_ms: input.number("time to live")?,
             }
         } else {
             Next::Chunk(decode_cursor(&mut input)?)

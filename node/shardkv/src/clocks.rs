@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{StateReader, Table, Transaction};
+use replica::session::SessionLimits;
+use replica::{Genesis, StateReader, Table, Transaction};
 use types::{DecodeError, LogTime, Reader, ShardId, Writer};
 
 use crate::encoding::known;
@@ -28,6 +29,16 @@ pub struct SessionClock {
 }
 
 impl SessionClock {
+    /// Converts the clock of a group with one time to live for a group with another one, so that each session has the same time left.
+    /// Otherwise a session whose silence was too long for the source could come to life again.
+    pub(crate) fn for_ttl(self, source_ttl_ms: u64, own_ttl_ms: u64) -> Self {
+        let time = self.time.0.saturating_add(own_ttl_ms);
+        Self {
+            time: LogTime(time.saturating_sub(source_ttl_ms)),
+            ..self
+        }
+    }
+
     pub(crate) fn encode(self, out: &mut Writer) {
         out.number(self.horizon.0).number(self.time.0);
     }
@@ -76,14 +87,15 @@ impl Clock {
 
 /// The clocks of a group's shards.
 ///
-/// Invariants, between batches: they are what the records of [`Table::Meta`] say; an absent shard has none; `dirty` is empty.
+/// Invariants, between batches: they are what the records of [`Table::Meta`] say; an absent shard has none; `dirty` is empty; `horizons`
+/// has exactly the horizons of `by_shard`.
 #[derive(Debug, Default)]
 pub(crate) struct Clocks {
     by_shard: BTreeMap<ShardId, Clock>,
     /// Shards whose record is to be written at the end of the batch.
     dirty: BTreeSet<ShardId>,
-    /// At least every horizon.
-    greatest: LogTime,
+    /// The horizons in order.
+    horizons: BTreeSet<(LogTime, ShardId)>,
 }
 
 impl Clocks {
@@ -95,8 +107,7 @@ impl Clocks {
                 .filter(|shard| ownership.state(*shard).is_some())
                 .ok_or_else(|| damaged(&"the shard isn't here"))?;
             let clock = Clock::decode(record).map_err(|error| damaged(&error))?;
-            loaded.greatest = loaded.greatest.max(clock.clock.horizon);
-            loaded.by_shard.insert(shard, clock);
+            loaded.set(shard, clock);
             Ok(())
         })?;
         Ok(loaded)
@@ -113,34 +124,55 @@ impl Clocks {
 
     /// Returns the greatest horizon. A session with this birth is new at each shard.
     pub(crate) fn greatest(&self) -> LogTime {
-        self.greatest
+        self.horizons.last().map_or(LogTime(0), |(last, _)| *last)
+    }
+
+    /// Returns the limits by which a table with this clock judges at a log time. A birth may lie ahead of the table's time, of log time, and of
+    /// each horizon here, because this group gives births by all three, and may have got the table from a group whose log time is far behind.
+    pub(crate) fn limits(
+        &self,
+        genesis: &Genesis,
+        clock: SessionClock,
+        log_time: LogTime,
+    ) -> SessionLimits {
+        let limits = genesis.session_limits();
+        let ahead_ms = log_time.max(self.greatest()).since(clock.time);
+        SessionLimits {
+            max_birth_ahead_ms: limits.max_birth_ahead_ms.saturating_add(ahead_ms),
+            ..limits
+        }
     }
 
     /// Raises the horizon of a shard to at least `horizon`.
     pub(crate) fn raise(&mut self, shard: ShardId, horizon: LogTime) {
-        let known = self
-            .by_shard
-            .get(&shard)
-            .map_or(LogTime(0), |it| it.clock.horizon);
-        if horizon > known {
-            self.by_shard.entry(shard).or_default().clock.horizon = horizon;
-            self.greatest = self.greatest.max(horizon);
+        let mut known = self.by_shard.get(&shard).copied().unwrap_or_default();
+        if horizon > known.clock.horizon {
+            known.clock.horizon = horizon;
+            self.set(shard, known);
             self.dirty.insert(shard);
         }
     }
 
     /// Continues the clock of a shard that arrives at a log time.
     pub(crate) fn arrive(&mut self, shard: ShardId, clock: SessionClock, arrived: LogTime) {
-        self.by_shard.insert(shard, Clock { clock, arrived });
-        self.greatest = self.greatest.max(clock.horizon);
+        self.set(shard, Clock { clock, arrived });
         self.dirty.insert(shard);
     }
 
     /// Forgets the clock of a shard that goes.
     pub(crate) fn clear(&mut self, shard: ShardId) {
-        if self.by_shard.remove(&shard).is_some() {
+        if let Some(gone) = self.by_shard.remove(&shard) {
+            self.horizons.remove(&(gone.clock.horizon, shard));
             self.dirty.insert(shard);
         }
+    }
+
+    fn set(&mut self, shard: ShardId, clock: Clock) {
+        let horizon = clock.clock.horizon;
+        if let Some(before) = self.by_shard.insert(shard, clock) {
+            self.horizons.remove(&(before.clock.horizon, shard));
+        }
+        self.horizons.insert((horizon, shard));
     }
 
     /// Writes the records that the batch changed.
@@ -208,6 +240,13 @@ mod tests {
         let reloaded = Clocks::load(&state, &Ownership::standalone(5)).unwrap();
         assert_eq!(reloaded.at(shard, LogTime(510)), later);
         assert_eq!(reloaded.greatest(), LogTime(50));
+        let other = ShardId(1);
+        for (horizon, greatest) in [(70, 70), (80, 80)] {
+            clocks.raise(other, LogTime(horizon));
+            assert_eq!(clocks.greatest(), LogTime(greatest));
+        }
+        clocks.clear(other);
+        assert_eq!(clocks.greatest(), LogTime(50), "its horizon goes with it");
         assert!(Clocks::load(&state, &Ownership::standalone(3)).is_err());
         clocks.clear(shard);
         let mut transaction = Transaction::new(&state);
@@ -216,5 +255,54 @@ mod tests {
         state.commit(batch, Applied::default()).unwrap();
         let read = read_session_clock(&state, shard, LogTime(9)).unwrap();
         assert_eq!((read.horizon, read.time), (LogTime(0), LogTime(9)));
+    }
+
+    #[test]
+    fn a_silence_has_the_same_time_left_whatever_the_times_to_live() {
+        let clock = SessionClock {
+            horizon: LogTime(7),
+            time: LogTime(100_000),
+        };
+        for (source, own, time) in [
+            (10_000, 10_000, 100_000),
+            (10_000, 14_000, 104_000),
+            (14_000, 10_000, 96_000),
+            (200_000, 1, 0),
+            (0, u64::MAX, u64::MAX),
+        ] {
+            let here = clock.for_ttl(source, own);
+            assert_eq!(
+                here,
+                SessionClock {
+                    time: LogTime(time),
+                    ..clock
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn births_are_bounded_by_whichever_time_is_ahead() {
+        let genesis = Genesis {
+            kind: replica::GroupKind::Shards,
+            shards: 5,
+            session_ttl_ms: 10_000,
+            max_sessions_per_shard: 1,
+            max_results_per_session: 1,
+        };
+        let at = |time| SessionClock {
+            horizon: LogTime(0),
+            time: LogTime(time),
+        };
+        let bound = genesis.session_limits().max_birth_ahead_ms;
+        let mut clocks = Clocks::default();
+        let ahead = |clocks: &Clocks, table, log_time| {
+            let limits = clocks.limits(&genesis, at(table), LogTime(log_time));
+            limits.max_birth_ahead_ms - bound
+        };
+        assert_eq!(ahead(&clocks, 500, 400), 0);
+        assert_eq!(ahead(&clocks, 500, 600), 100);
+        clocks.raise(ShardId(1), LogTime(900));
+        assert_eq!(ahead(&clocks, 500, 600), 400);
     }
 }

@@ -299,6 +299,14 @@ impl Ownership {
         if !keeps {
             changed.cleared.insert(shard);
         }
+        let was_served = keeps && matches!(slot.state, Some(ShardState::Serving { .. }));
+        if let ShardState::Serving { config } = next
+            && !was_served
+            // No shard was served before the first configuration.
+            && config > ConfigNum(1)
+        {
+            changed.lost.insert(shard);
+        }
         slot.change(next, time);
         self.put(shard, slot, changed);
     }

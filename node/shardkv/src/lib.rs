@@ -81,8 +81,8 @@
 //!    of its own, and every table of the shard begins with it: after a restart, and after the table was dropped for being
 //!    empty. Before, no session of a copy or of a pulled shard is forgotten.
 //! 5. *A silence stays one.* A session that was silent for too long is refused before it is removed, and that must stay so at the
-//!    destination. So the table's time at the fence comes along, too, and continues with the destination's log. The module
-//!    `clocks` has both.
+//!    destination. So the table's time at the fence comes along, too, and continues with the destination's log. If the destination has another
+//!    time to live, the time is shifted by the difference. The module `clocks` has both.
 //!
 //! Hence the tables of a shard, one after the other, are one table in the sense of that argument. Limits of
 //! sessions and results may differ between groups: a table that is over them refuses, it never drops.

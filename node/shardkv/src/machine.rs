@@ -257,7 +257,8 @@ impl StateMachine for ShardKv {
         let refuses = self.bugs.has(Bug::SessionsJudgedByClock)
             && age_ms > genesis.session_ttl_ms
             && !table.contains(session.client);
-        let admission = table.admit(session, clock.time, &genesis.session_limits());
+        let limits = self.clocks.limits(&genesis, clock, at.time);
+        let admission = table.admit(session, clock.time, &limits);
         // A replay changes the session, too: it counts as use.
         if !matches!(admission, Admission::Refuse(_)) {
             rows.name_session(session.client);
@@ -355,7 +356,7 @@ impl ShardKv {
         let ownership = Arc::make_mut(&mut self.ownership);
         let changed = ownership.take(&step, at.time, self.bugs);
         self.follow(&changed, at.time, genesis, state);
-        self.take_clock(&step, at.time);
+        self.take_clock(&step, at.time, genesis);
         match step {
             Step::Install(chunk) => self.install(chunk, state)?,
             Step::Copy(CopyStep::Take(part)) => self.take_part(part, state)?,
@@ -387,31 +388,32 @@ impl ShardKv {
         records::store(&self.ownership, changed, state);
         for shard in &changed.cleared {
             self.clear(*shard, state);
-            if self.ownership.check_served(*shard).is_ok() {
-                // It was lost with its sessions, and begins empty. Writes of older sessions may have been applied before.
-                let oldest = time.0.saturating_sub(genesis.session_ttl_ms);
-                self.clocks.raise(*shard, LogTime(oldest));
-            }
+        }
+        for shard in &changed.lost {
+            // Writes of sessions that this group doesn't know may have been applied by the group that was forgotten.
+            let oldest = time.0.saturating_sub(genesis.session_ttl_ms);
+            self.clocks.raise(*shard, LogTime(oldest));
         }
         self.journals.follow(changed, &self.ownership, state);
     }
 
     /// Continues the session clock of a shard with whose last part or chunk it arrived.
-    fn take_clock(&mut self, step: &Step, time: LogTime) {
-        let (shard, clock) = match step {
+    fn take_clock(&mut self, step: &Step, time: LogTime, genesis: &Genesis) {
+        let (shard, clock, ttl_ms) = match step {
             Step::Install(Chunk {
                 shard,
-                next: Next::Done { clock },
+                next: Next::Done { clock, ttl_ms },
                 ..
             })
             | Step::Copy(CopyStep::Take(Part {
                 shard,
-                next: PartNext::Done { clock },
+                next: PartNext::Done { clock, ttl_ms },
                 ..
-            })) => (*shard, *clock),
+            })) => (*shard, *clock, *ttl_ms),
             _ => return,
         };
         if !self.bugs.has(Bug::SessionClockStaysBehind) {
+            let clock = clock.for_ttl(ttl_ms, genesis.session_ttl_ms);
             self.clocks.arrive(shard, clock, time);
         }
     }

@@ -158,6 +158,8 @@ pub enum PartNext {
     Done {
         /// The session table's clock at the fence.
         clock: SessionClock,
+        /// The source's time to live of sessions, in milliseconds: see [`crate::Next::Done`].
+        ttl_ms: u64,
     },
 }
 

@@ -67,7 +67,10 @@ pub(crate) fn pull(
     let mut cutter = Cutter::new(state, shard, room);
     let next = match cutter.cut(after, bugs)? {
         Some(cursor) => Next::Chunk(cursor),
-        None => Next::Done { clock },
+        None => Next::Done {
+            clock,
+            ttl_ms: genesis.session_ttl_ms,
+        },
     };
     Ok(Ok(Chunk {
         shard,

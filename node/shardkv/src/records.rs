@@ -19,8 +19,10 @@ use crate::{
     ConfigureParts, CopyCursor, CopyId, Genesis, Ownership, PlannedMove, Shard, ShardState, keys,
 };
 
-/// The version byte of each record.
+/// The version byte of each record but those of shards.
 const VERSION: u8 = 1;
+/// The version byte of a shard's record.
+const SHARD_VERSION: u8 = 2;
 
 const SERVING: u8 = 0;
 const PULLING: u8 = 1;
@@ -270,7 +272,7 @@ fn encode_group(ownership: &Ownership) -> Option<Bytes> {
 }
 
 fn load_group(ownership: &mut Ownership, record: Bytes) -> Result<(), DecodeError> {
-    let mut input = versioned(record)?;
+    let mut input = versioned(record, VERSION)?;
     ownership.gid = Gid(input.number("gid")?);
     ownership.controller = Some(ClusterId(input.number("controller")?));
     ownership.config = ConfigNum(input.number("configuration number")?);
@@ -286,7 +288,7 @@ fn load_group(ownership: &mut Ownership, record: Bytes) -> Result<(), DecodeErro
 
 fn encode_shard(shard: &Shard) -> Bytes {
     let mut out = Writer::default();
-    out.byte(VERSION);
+    out.byte(SHARD_VERSION);
     match &shard.state {
         ShardState::Serving { config } => {
             out.byte(SERVING).number(config.0);
@@ -330,7 +332,7 @@ fn encode_shard(shard: &Shard) -> Bytes {
 }
 
 fn decode_shard(record: Bytes) -> Result<Shard, DecodeError> {
-    let mut input = versioned(record)?;
+    let mut input = versioned(record, SHARD_VERSION)?;
     let kind = input.byte("shard state")?;
     let config = ConfigNum(input.number("configuration number")?);
     let state = match kind {
@@ -400,7 +402,7 @@ fn encode_pending_delete(source: Gid) -> Bytes {
 }
 
 fn decode_pending_delete(record: Bytes) -> Result<Gid, DecodeError> {
-    let mut input = versioned(record)?;
+    let mut input = versioned(record, VERSION)?;
     let source = Gid(input.number("source")?);
     input.finish()?;
     Ok(source)
@@ -413,15 +415,15 @@ fn encode_group_record(group: &Group) -> Bytes {
 }
 
 fn decode_group(record: Bytes) -> Result<Group, DecodeError> {
-    let mut input = versioned(record)?;
+    let mut input = versioned(record, VERSION)?;
     let group = Group::decode(&mut input)?;
     input.finish()?;
     Ok(group)
 }
 
-fn versioned(record: Bytes) -> Result<Reader, DecodeError> {
+fn versioned(record: Bytes, version: u8) -> Result<Reader, DecodeError> {
     let mut input = Reader::new(record);
-    known("record version", input.byte("record version")?, VERSION)?;
+    known("record version", input.byte("record version")?, version)?;
     Ok(input)
 }
 

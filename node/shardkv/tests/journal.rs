@@ -215,8 +215,8 @@ fn a_journal_begins_only_while_the_shard_is_served() {
     assert_eq!(group.replica.step(1_000, &first), Response::Stepped);
     is_refused(&mut group, KvError::ShardNotReady { shard });
     // It has arrived. That the owner before has not deleted it yet doesn't matter.
-    let clock = SessionClock::default();
-    let last = chunk(half, Next::Done { clock });
+    let (clock, ttl_ms) = (SessionClock::default(), 1);
+    let last = chunk(half, Next::Done { clock, ttl_ms });
     assert_eq!(group.replica.step(1_000, &last), Response::Stepped);
     let owes = |group: &Group| !group.replica.machine.ownership().pending_deletes.is_empty();
     assert!(owes(&group));

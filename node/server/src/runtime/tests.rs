@@ -160,6 +160,7 @@ impl Driven {
                     horizon: LogTime(1),
                     time: LogTime(1),
                 },
+                ttl_ms: 600_000,
             },
         }))
     }

@@ -292,9 +292,10 @@ impl World {
     }
 
     fn next_step(&mut self, shard: ShardId) -> Option<Step> {
+        let (ttl_ms, time) = (10_000, LogTime(5));
         let clock = SessionClock {
-            horizon: LogTime(5),
-            time: LogTime(5),
+            horizon: time,
+            time,
         };
         Some(match self.walks.state(shard)? {
             ShardState::Pulling { config, after, .. } => Step::Install(Chunk {
@@ -303,7 +304,7 @@ impl World {
                 after: after.clone(),
                 pairs: Vec::new(),
                 sessions: Vec::new(),
-                next: Next::Done { clock },
+                next: Next::Done { clock, ttl_ms },
             }),
             ShardState::Fenced { config, .. } => {
                 let config = *config;
@@ -316,7 +317,7 @@ impl World {
                         generation: 1,
                         after: Position::default(),
                     }),
-                    CopyCursor::Page { .. } => PartNext::Done { clock },
+                    CopyCursor::Page { .. } => PartNext::Done { clock, ttl_ms },
                 };
                 Step::Copy(CopyStep::Take(Part {
                     shard,

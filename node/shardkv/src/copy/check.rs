@@ -37,6 +37,7 @@ fn check_base(part: &Part, after: &Cursor, shards: u32) -> Result<(), ChunkError
                 after,
             }) if *after == Position::default() => Next::Done {
                 clock: SessionClock::default(),
+                ttl_ms: 0,
             },
             _ => return Err(ChunkError::WrongEnd(shard)),
         },
@@ -166,6 +167,7 @@ mod tests {
             horizon: LogTime(1),
             time: LogTime(1),
         },
+        ttl_ms: 1,
     };
 
     fn check(after: CopyCursor, changes: &[RowChange], next: PartNext) -> Result<(), ChunkError> {

@@ -112,8 +112,9 @@ mod tests {
             next: PartNext::Done {
                 clock: SessionClock {
                     horizon: LogTime(3),
-                    time: LogTime(3),
+                    time: LogTime(4),
                 },
+                ttl_ms: 5,
             },
         };
         let source = Gid(7);

@@ -59,8 +59,8 @@ pub(crate) fn read(
     let journal = match find(journals, ownership, request) {
         Ok(journal) => Some(journal),
         Err(KvError::Journal { .. }) if request.fence.is_some() && bugs.has(Bug::EndedCopyUsed) => {
-            let clock = SessionClock::default();
-            return Ok(Ok(part(Vec::new(), PartNext::Done { clock })));
+            let (clock, ttl_ms) = (SessionClock::default(), genesis.session_ttl_ms);
+            return Ok(Ok(part(Vec::new(), PartNext::Done { clock, ttl_ms })));
         }
         Err(_) if bugs.has(Bug::CopyBeginsEarly) => None,
         Err(error) => return Ok(Err(error)),
@@ -104,7 +104,8 @@ pub(crate) fn read(
             let fenced = ownership.shards.get(&shard);
             let at = fenced.map_or(LogTime(0), |fenced| fenced.since);
             let clock = read_session_clock(state, shard, at)?;
-            PartNext::Done { clock }
+            let ttl_ms = genesis.session_ttl_ms;
+            PartNext::Done { clock, ttl_ms }
         }
         Ok(None) => PartNext::At(CopyCursor::page(generation + 1)),
     };

@@ -10,7 +10,7 @@ use crate::cursor::{decode_cursor, encode_cursor};
 use crate::encoding::{checked, known, with_checksum};
 use crate::{SessionClock, Target};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 const ABSENT_PAIR: u8 = 0;
 const PAIR: u8 = 1;
@@ -31,8 +31,9 @@ impl Part {
         }
         match &self.next {
             PartNext::At(cursor) => encode_copy_cursor(out.byte(0), cursor),
-            PartNext::Done { clock } => {
+            PartNext::Done { clock, ttl_ms } => {
                 clock.encode(out.byte(1));
+                out.number(*ttl_ms);
             }
         }
         with_checksum(&out.finish())
@@ -53,6 +54,7 @@ impl Part {
         let next = if input.flag("end of the copy")? {
             PartNext::Done {
                 clock: SessionClock::decode(&mut input)?,
+                ttl_ms: input.number("time to live")?,
             }
         } else {
             PartNext::At(decode_copy_cursor(&mut input)?)
@@ -313,8 +315,9 @@ mod tests {
             next: PartNext::Done {
                 clock: SessionClock {
                     horizon: LogTime(8),
-                    time: LogTime(8),
+                    time: LogTime(9),
                 },
+                ttl_ms: 600_000,
             },
         };
         assert_eq!(part.content_bytes(), 3 + 5 + 3 + 5 + 3);

@@ -144,7 +144,10 @@ fn empty(shard: ShardId, config: ConfigNum) -> Chunk {
         after: Cursor::default(),
         pairs: Vec::new(),
         sessions: Vec::new(),
-        next: Next::Done { clock },
+        next: Next::Done {
+            clock,
+            ttl_ms: 10_000,
+        },
     }
 }
 

@@ -291,7 +291,8 @@ pub(crate) fn part(shard: u32, config: u64, number: u64, count: u64, bytes: usiz
             horizon: LogTime(5),
             time: LogTime(5),
         };
-        Next::Done { clock }
+        let ttl_ms = GENESIS.session_ttl_ms;
+        Next::Done { clock, ttl_ms }
     };
     Chunk {
         shard: ShardId(shard),

@@ -7,7 +7,7 @@ use shardkv::{
 };
 use types::{ConfigNum, LogTime, ShardId, ShardSet, shard_of};
 
-use crate::common::{bytes, put};
+use crate::common::{SHARDS_GENESIS, bytes, put};
 use crate::stage::{Group, SHARD, SHARDS, key, not_ready, tagged, two, wrong_group};
 
 #[test]
@@ -26,7 +26,8 @@ fn pulls_are_answered_by_what_the_group_knows() {
     };
     let (horizon, time) = (LogTime(0), LogTime(1_000));
     let clock = SessionClock { horizon, time };
-    assert_eq!(empty.next, Next::Done { clock });
+    let ttl_ms = SHARDS_GENESIS.session_ttl_ms;
+    assert_eq!(empty.next, Next::Done { clock, ttl_ms });
     let (shard, config) = (SHARD, ConfigNum(2));
     a.take(&Step::Delete { shard, config });
     assert_eq!(

@@ -184,6 +184,23 @@ impl Configs {
         self.0.clone()
     }
 
+    /// The next one, without a group that is forgotten. Its shards go to these owners.
+    pub(crate) fn forget(&mut self, gone: u64, owners: [u64; SHARDS as usize]) -> ShardConfig {
+        let mut groups = self.0.groups().clone();
+        groups.remove(&Gid(gone)).unwrap();
+        for gid in owners {
+            let group = || vec![format!("g{gid}:1")].into();
+            groups.entry(Gid(gid)).or_insert_with(group);
+        }
+        let shards = (0..SHARDS).map(ShardId);
+        let lost = shards.filter(|shard| self.0.owner(*shard) == Gid(gone));
+        let (owners, lost) = (owners.map(Gid), lost.collect());
+        let delta = ConfigDelta::new(&self.0, &groups, &owners, &owners);
+        let delta = delta.with_resets(&self.0, &owners, &lost);
+        self.0.apply(&delta).unwrap();
+        self.0.clone()
+    }
+
     /// The next one, without a group.
     pub(crate) fn without(&mut self, gid: u64) -> ShardConfig {
         let mut groups = self.0.groups().clone();

@@ -59,7 +59,7 @@ fn known_bugs_are_found() {
 #[test]
 fn moves_lose_nothing_and_double_nothing() {
     let mut seen = BTreeMap::new();
-    for seed in 0..40 {
+    for seed in 0..60 {
         for (what, count) in run(seed, None) {
             *seen.entry(what).or_insert(0) += count;
         }

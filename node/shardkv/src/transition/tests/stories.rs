@@ -143,6 +143,7 @@ fn done() -> Next {
             horizon: LogTime(2_000),
             time: LogTime(2_000),
         },
+        ttl_ms: GENESIS.session_ttl_ms,
     }
 }
 

@@ -127,8 +127,9 @@ pub(super) fn step(name: &str) -> Step {
         horizon: LogTime(2_000),
         time: LogTime(2_000),
     };
-    let done = || Next::Done { clock };
-    let copied = PartNext::Done { clock };
+    let ttl_ms = GENESIS.session_ttl_ms;
+    let done = || Next::Done { clock, ttl_ms };
+    let copied = PartNext::Done { clock, ttl_ms };
     let shard = SHARD;
     let delete = |config| Step::Delete {
         shard,
@@ -277,6 +278,7 @@ fn each_state_takes_each_step_as_the_table_says() {
                     assert_ne!(after, before, "{state} {step_name} was due");
                     assert_recorded(&before, &after, &changed);
                     assert_cleared(&before, &after, &step, &changed);
+                    assert_lost(&before, &after, &step, &changed);
                     if let Step::Configure(step) = &step {
                         assert_follows(&after, step);
                     }
@@ -357,6 +359,14 @@ pub(super) fn assert_cleared(
         goes || dropped || useless,
         "{before:?} {after:?}"
     );
+}
+
+/// A configuration that makes a shard served which wasn't, or not with the same content, says that a group was forgotten.
+fn assert_lost(before: &Ownership, after: &Ownership, step: &Step, changed: &Changed) {
+    let is_served = |of: &Ownership| matches!(of.state(SHARD), Some(ShardState::Serving { .. }));
+    let stays = is_served(before) && !changed.cleared.contains(&SHARD);
+    let lost = matches!(step, Step::Configure(_)) && is_served(after) && !stays;
+    assert_eq!(changed.lost.contains(&SHARD), lost, "{before:?} {after:?}");
 }
 
 /// The step's configuration is accepted, and the plan is the row's.

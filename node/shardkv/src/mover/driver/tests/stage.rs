@@ -230,6 +230,7 @@ pub(super) fn last_chunk() -> Answer {
                 horizon: LogTime(1),
                 time: LogTime(1),
             },
+            ttl_ms: 1_000,
         },
     };
     let shard_bytes = 0;
