@@ -127,6 +127,7 @@ mod pull;
 mod query;
 mod records;
 mod scan;
+mod sessions;
 mod shard;
 mod shard_map;
 mod step;

@@ -1,24 +1,24 @@
 //! The state machine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::session::{Admission, SessionRefusal, SessionTable};
+use replica::session::{Admission, SessionRefusal};
 use replica::{Applying, GroupKind, StateMachine, StateReader, Table, Transaction};
-use types::{ClientId, DecodeError, LogTime, ShardId, shard_of};
+use types::{LogTime, ShardId, shard_of};
 
 use crate::bug::{Bug, Bugs};
 use crate::change::{Changed, Verdict};
-use crate::clocks::{Clocks, SessionClock};
+use crate::clocks::Clocks;
 use crate::codec::Operation;
 use crate::copy::store_part;
 use crate::execute::execute;
 use crate::journal::{Journals, Rows};
-use crate::outcome::Outcome;
 use crate::query::{Asked, check_bound, check_key};
 use crate::records::{self, each_pair};
+use crate::sessions::{Tables, bad_record};
 use crate::{
     Chunk, Command, CopyStep, Genesis, JournalLimits, JournalStep, KvError, Next, Ownership, Part,
     PartNext, Query, Response, ShardState, Step, keys,
@@ -27,9 +27,6 @@ use crate::{
 /// The most expired sessions that one write removes from one table. It exceeds the one session that a write may add, so
 /// that tables shrink.
 const EXPIRED_PER_WRITE: usize = 2;
-
-/// The session tables by shard.
-type Tables = BTreeMap<ShardId, SessionTable<Outcome>>;
 
 /// The sharded key-value store as a [`StateMachine`].
 ///
@@ -85,7 +82,7 @@ impl ShardKv {
 
     /// Returns the number of sessions that all shards remember, for metrics.
     pub fn session_count(&self) -> usize {
-        self.sessions.values().map(SessionTable::len).sum()
+        self.sessions.count()
     }
 
     /// Returns the group's ownership of shards as of the last applied entry.
@@ -157,12 +154,15 @@ impl ShardKv {
                 continue;
             }
             self.journals.expire(shard, at.time, state);
-            let Some(table) = self.sessions.get_mut(&shard) else {
+            let time = self.clocks.at(shard, at.time).time;
+            let expired = self.sessions.change_present(shard, |table| {
+                let forgotten = table.expire(time, &limits, EXPIRED_PER_WRITE);
+                (forgotten, table.horizon())
+            });
+            let Some((forgotten, horizon)) = expired else {
                 continue;
             };
-            let clock = self.clocks.at(shard, at.time);
-            let forgotten = table.expire(clock.time, &limits, EXPIRED_PER_WRITE);
-            self.clocks.raise(shard, table.horizon());
+            self.clocks.raise(shard, horizon);
             for client in forgotten {
                 self.dirty.insert(shard);
                 if !self.bugs.has(Bug::JournalMissesExpiry) {
@@ -178,7 +178,7 @@ impl StateMachine for ShardKv {
     type Response = Response;
 
     fn reload(&mut self, state: &dyn StateReader) -> Result<(), StoreError> {
-        self.sessions.clear();
+        self.sessions = Tables::default();
         self.dirty.clear();
         self.genesis = Genesis::load(state)?;
         let Some(genesis) = self.genesis else {
@@ -252,42 +252,41 @@ impl StateMachine for ShardKv {
         let doubles = self.bugs.has(Bug::RetryAppliedTwice);
         let forgets = self.bugs.has(Bug::AbsentSessionIsNew);
         let clock = self.clocks.at(shard, at.time);
-        let table = table_of(&mut self.sessions, shard, clock);
-        let age_ms = clock.time.since(session.client.birth);
-        let refuses = self.bugs.has(Bug::SessionsJudgedByClock)
-            && age_ms > genesis.session_ttl_ms
-            && !table.contains(session.client);
         let limits = self.clocks.limits(&genesis, clock, at.time);
-        let admission = table.admit(session, clock.time, &limits);
-        // A replay changes the session, too: it counts as use.
-        if !matches!(admission, Admission::Refuse(_)) {
-            rows.name_session(session.client);
-        }
-        if refuses {
-            return Ok(Response::Refused(KvError::SessionExpired));
-        }
-        let mut run = || execute(&command.write, at.max_value_bytes, &mut rows);
-        match admission {
-            Admission::Execute(permit) => {
-                let outcome = run()?;
-                table.record(permit, outcome);
-                Ok(outcome.into())
+        let judges_by_clock = self.bugs.has(Bug::SessionsJudgedByClock);
+        self.sessions.change(shard, clock.horizon, |table| {
+            let age_ms = clock.time.since(session.client.birth);
+            let refuses = judges_by_clock
+                && age_ms > genesis.session_ttl_ms
+                && !table.contains(session.client);
+            let admission = table.admit(session, clock.time, &limits);
+            // A replay changes the session, too: it counts as use.
+            if !matches!(admission, Admission::Refuse(_)) {
+                rows.name_session(session.client);
             }
-            Admission::Replay(_) if doubles => run().map(Response::from),
-            Admission::Refuse(SessionRefusal::Expired) if forgets => run().map(Response::from),
-            Admission::Replay(outcome) => Ok(outcome.into()),
-            Admission::Refuse(refusal) => {
-                Ok(Response::Refused(KvError::of_session(refusal, shard)))
+            if refuses {
+                return Ok(Response::Refused(KvError::SessionExpired));
             }
-        }
+            let mut run = || execute(&command.write, at.max_value_bytes, &mut rows);
+            match admission {
+                Admission::Execute(permit) => {
+                    let outcome = run()?;
+                    table.record(permit, outcome);
+                    Ok(outcome.into())
+                }
+                Admission::Replay(_) if doubles => run().map(Response::from),
+                Admission::Refuse(SessionRefusal::Expired) if forgets => run().map(Response::from),
+                Admission::Replay(outcome) => Ok(outcome.into()),
+                Admission::Refuse(refusal) => {
+                    Ok(Response::Refused(KvError::of_session(refusal, shard)))
+                }
+            }
+        })
     }
 
     fn finish_batch(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError> {
         for shard in std::mem::take(&mut self.dirty) {
-            let Some(table) = self.sessions.get_mut(&shard) else {
-                continue;
-            };
-            for (client, record) in table.drain_dirty() {
+            for (client, record) in self.sessions.drain_dirty(shard) {
                 let key = keys::session(shard, client);
                 if self.bugs.has(Bug::JournalNamesSessionsLate) {
                     self.journals.name_session_late(shard, client, state);
@@ -296,9 +295,6 @@ impl StateMachine for ShardKv {
                     Some(record) => state.put(Table::Sessions, key, record),
                     None => state.remove(Table::Sessions, key),
                 }
-            }
-            if table.is_empty() {
-                self.sessions.remove(&shard);
             }
         }
         self.journals.finish_batch(state);
@@ -430,12 +426,12 @@ impl ShardKv {
     /// Stores a part of a copy among the shard's data and sessions. Clients can't see them until the shard is served.
     fn take_part(&mut self, part: Part, state: &mut Transaction<'_>) -> Result<(), StoreError> {
         let shard = part.shard;
-        let table = self.sessions.entry(shard).or_default();
-        store_part(part, table, state, self.bugs)
-            .map_err(|(client, error)| bad_record(shard, client, &error))?;
-        if table.is_empty() {
-            self.sessions.remove(&shard);
-        }
+        let bugs = self.bugs;
+        let stored = self.sessions.change(shard, LogTime(0), |table| {
+            store_part(part, table, state, bugs)
+        });
+        stored.map_err(|(client, error)| bad_record(shard, client, &error))?;
+        self.sessions.drop_if_empty(shard);
         Ok(())
     }
 
@@ -445,14 +441,10 @@ impl ShardKv {
         for (key, value) in chunk.pairs {
             state.put(Table::Data, keys::data(shard, &key), value);
         }
-        let table = self.sessions.entry(shard).or_default();
         for (client, record) in chunk.sessions {
             let key = keys::session(shard, client);
             state.put(Table::Sessions, key, record.clone());
-            load_record(table, shard, client, record)?;
-        }
-        if table.is_empty() {
-            self.sessions.remove(&shard);
+            self.sessions.load(shard, client, record)?;
         }
         Ok(())
     }
@@ -463,7 +455,7 @@ impl ShardKv {
             let end = keys::shard_start(ShardId(shard.0 + 1));
             state.clear(table, keys::shard_start(shard), end);
         }
-        self.sessions.remove(&shard);
+        self.sessions.remove(shard);
         self.clocks.clear(shard);
     }
 
@@ -476,35 +468,6 @@ impl ShardKv {
             let why = format!("there are sessions of {shard}, which isn't here");
             return Err(StoreError::Damaged(why));
         }
-        let table = self.sessions.entry(shard).or_default();
-        load_record(table, shard, client, record)
+        self.sessions.load(shard, client, record)
     }
-}
-
-/// Returns a shard's session table, and creates it if it is absent, with the shard's horizon: an empty table is dropped and later
-/// created again.
-fn table_of(
-    sessions: &mut Tables,
-    shard: ShardId,
-    clock: SessionClock,
-) -> &mut SessionTable<Outcome> {
-    let table = sessions.entry(shard).or_default();
-    table.raise_horizon(clock.horizon);
-    table
-}
-
-fn load_record(
-    table: &mut SessionTable<Outcome>,
-    shard: ShardId,
-    client: ClientId,
-    record: Bytes,
-) -> Result<(), StoreError> {
-    let loaded = table.load(client, record);
-    loaded.map_err(|error| bad_record(shard, client, &error))
-}
-
-fn bad_record(shard: ShardId, client: ClientId, error: &DecodeError) -> StoreError {
-    StoreError::Damaged(format!(
-        "the record of session {client} in {shard}: {error}"
-    ))
 }
