@@ -249,6 +249,26 @@ mod tests {
     }
 
     #[test]
+    fn guesses_are_bounded() {
+        let mut table = LeaderTable::default();
+        let most = MAX_GUESSES as u64;
+        let guess = |table: &LeaderTable, gid| {
+            let next = table.next(Gid(gid), &["other:1"], 0);
+            next.map(|it| it.address.to_string())
+        };
+        for gid in 1..=most + 1 {
+            table.found(Gid(gid), "a:1");
+        }
+        assert_eq!(guess(&table, most).as_deref(), Some("a:1"));
+        assert_eq!(guess(&table, most + 1).as_deref(), Some("other:1"));
+        // A group that is known gets a new guess also then.
+        let old = table.next(Gid(1), &["other:1"], 0).unwrap();
+        table.failed(&old, None);
+        table.found(Gid(1), "b:1");
+        assert_eq!(guess(&table, 1).as_deref(), Some("b:1"));
+    }
+
+    #[test]
     fn a_guess_comes_first_until_it_fails() {
         let mut table = LeaderTable::default();
         let addresses = ["a:1", "b:1"];

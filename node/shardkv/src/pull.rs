@@ -125,9 +125,6 @@ impl<'a> Cutter<'a> {
         if bugs.has(Bug::SessionsStayBehind) {
             return Ok(None);
         }
-        if self.room == 0 {
-            return Ok(Some(Cursor::Sessions(after_session)));
-        }
         // The bare prefix is no session's key, so the start is excluded like any other.
         let from = match after_session {
             Some(client) => keys::session(self.shard, client),
@@ -175,3 +172,6 @@ impl<'a> Cutter<'a> {
         Ok((page, whole))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -389,7 +389,12 @@ fn a_journal_ends_when_its_names_exceed_their_bound() {
         .collect();
     group.replica.batch(&steps);
     assert_eq!(group.journal(SHARD).unwrap().named_bytes(), last * each);
-    group.replica.apply(1_000, None, write());
+    // A name that fills it exactly, and one more.
+    let overhead = each - MAX_KEY_BYTES as u64;
+    let rest = usize::try_from(MAX_NAMED_BYTES - last * each - overhead).unwrap();
+    group.replica.apply(1_000, None, put(&"r".repeat(rest), ""));
+    assert_eq!(group.journal(SHARD).unwrap().named_bytes(), MAX_NAMED_BYTES);
+    group.replica.apply(1_000, None, put("k", ""));
     assert_eq!(group.journal(SHARD), None);
     assert_eq!(group.names(), 0);
     group.replica.restart();
@@ -404,6 +409,7 @@ fn a_group_has_a_bounded_number_of_journals() {
     for shard in 1..shards {
         group.begin(ShardId(shard));
     }
+    assert_eq!(group.replica.machine.journals().iter().count(), limit);
     let (shard, target) = (SHARD, group.target());
     let begin = JournalStep::Begin { shard, target };
     assert_eq!(

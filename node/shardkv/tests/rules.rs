@@ -98,18 +98,27 @@ fn keys_and_values_have_limits() {
             Response::Refused(KvError::KeySize { .. })
         ));
     }
-    let bound = bytes(&"k".repeat(MAX_KEY_BYTES + 2));
-    assert!(matches!(
+    // The least bound after the longest key has one byte more.
+    let scan = |start: usize, end: usize| {
+        let bound = |length| bytes(&"k".repeat(length));
         replica.query(&Query::Page(PageRequest {
-            start: Bytes::new(),
-            end: bound,
+            start: bound(start),
+            end: bound(end),
             limit: 1,
             max_bytes: 1,
             keys_only: false,
             shards: None,
-        })),
-        Response::Refused(KvError::KeySize { .. })
-    ));
+        }))
+    };
+    let most = MAX_KEY_BYTES + 1;
+    for (start, end) in [(most + 1, 0), (0, most + 1)] {
+        let refused = scan(start, end);
+        let is_size = matches!(refused, Response::Refused(KvError::KeySize { .. }));
+        assert!(is_size, "{refused:?}");
+    }
+    for (start, end) in [(most, 0), (0, most), (MAX_KEY_BYTES, most)] {
+        assert!(matches!(scan(start, end), Response::Page { .. }));
+    }
 }
 
 #[test]

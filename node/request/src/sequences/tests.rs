@@ -66,23 +66,25 @@ fn a_session_is_renewed_at_half_its_life_and_retries_keep_the_old_one() {
     let mut sessions = opened(8, start);
     let old = sessions.allocate(start).unwrap();
     let half = start + TTL / 2;
+    let moment = Duration::from_nanos(1);
+    assert!(!sessions.wants_session(half.saturating_sub(moment)));
     assert!(sessions.wants_session(half));
     assert!(
         sessions.allocate(half).is_ok(),
         "while another is being opened"
     );
-    assert_eq!(
-        sessions.allocate(start + TTL * 3 / 4),
-        Err(Blocked::NoSession)
-    );
+    let end = start + TTL * 3 / 4;
+    assert!(sessions.allocate(end.saturating_sub(moment)).is_ok());
+    assert_eq!(sessions.allocate(end), Err(Blocked::NoSession));
 
     sessions.session_opened(half, Bytes::from_static(b"second"), TTL);
     let new = sessions.allocate(half).unwrap();
     assert_eq!(wire(&sessions, new), (Bytes::from_static(b"second"), 1, 1));
     assert_eq!(wire(&sessions, old), (Bytes::from_static(b"first"), 1, 1));
     assert_eq!(sessions.open.len(), 2);
-    let other = Number { sequence: 2, ..old };
-    sessions.finish(other);
+    for sequence in [2, 3] {
+        sessions.finish(Number { sequence, ..old });
+    }
     sessions.finish(old);
     assert_eq!(
         sessions.open.len(),

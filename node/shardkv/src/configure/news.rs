@@ -74,3 +74,57 @@ impl News {
         Some((groups.collect(), shards))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::ShardMove;
+
+    /// The delta to a configuration, with so many runs of targets.
+    fn delta(num: u64, runs: usize) -> ConfigDelta {
+        let step = |first| ShardMove {
+            run: ShardRun {
+                first: ShardId(first),
+                count: 1,
+            },
+            from: Gid(1),
+            to: Gid(2),
+        };
+        ConfigDelta {
+            num: ConfigNum(num),
+            targets: (0..).map(step).take(runs).collect(),
+            ..ConfigDelta::default()
+        }
+    }
+
+    fn known(news: &News, num: u64) -> Option<usize> {
+        let after = news.after(ConfigNum(num))?;
+        Some(after.1.len())
+    }
+
+    #[test]
+    fn news_are_kept_up_to_their_limit() {
+        let mut news = News::since(ConfigNum(1));
+        news.add(&delta(2, 3));
+        news.add(&delta(3, MAX_RUNS - 3));
+        assert_eq!(
+            (known(&news, 0), known(&news, 1)),
+            (None, Some(MAX_RUNS - 3))
+        );
+        assert_eq!(known(&news, 3), Some(0));
+        news.add(&delta(4, 1));
+        assert_eq!(
+            (known(&news, 3), known(&news, 4)),
+            (None, Some(0)),
+            "one too many"
+        );
+        // What the group has accepted doesn't count any more.
+        news.add(&delta(5, MAX_RUNS));
+        news.forget(ConfigNum(4));
+        assert_eq!(known(&news, 4), Some(MAX_RUNS));
+        news.forget(ConfigNum(5));
+        assert_eq!((known(&news, 4), known(&news, 5)), (None, Some(0)));
+        news.add(&delta(6, MAX_RUNS));
+        assert_eq!(known(&news, 5), Some(MAX_RUNS));
+    }
+}

@@ -247,3 +247,42 @@ impl Ownership {
         Ok(step)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The share that makes the step as large as it may be, and one that has a byte more.
+    #[test]
+    fn a_step_has_a_most_number_of_bytes() {
+        const SHARE: usize = 1 << 20;
+        let shares = MAX_BYTES / SHARE;
+        let whole = Whole {
+            after: ConfigNum(0),
+            num: ConfigNum(1),
+            count: u32::MAX,
+            part_bytes: 1,
+            checksum: 0,
+        };
+        let share = Bytes::from(vec![0; SHARE + 1]);
+        let parts = ConfigureParts {
+            whole,
+            shares: vec![share.slice(1..); shares - 1],
+        };
+        let ownership = Ownership {
+            parts: Some(Arc::new(parts)),
+            ..Ownership::default()
+        };
+        let judge = |bytes: usize| {
+            let part = ConfigurePart {
+                whole,
+                index: ownership.arrived_parts(whole),
+                bytes: share.slice(..bytes),
+            };
+            ownership.judge_part_of_configure(&part, |_| panic!("it isn't the last"))
+        };
+        assert_eq!(judge(SHARE - 1), Verdict::Due);
+        assert_eq!(judge(SHARE), Verdict::Due);
+        assert!(matches!(judge(SHARE + 1), Verdict::Refused(_)));
+    }
+}

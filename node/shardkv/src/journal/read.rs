@@ -309,3 +309,6 @@ impl Page<'_> {
 fn bad_name() -> StoreError {
     StoreError::Damaged("a name of a journal is malformed".to_owned())
 }
+
+#[cfg(test)]
+mod tests;
