@@ -68,7 +68,7 @@ impl Ownership {
         source: Gid,
         changed: &mut Changed,
     ) {
-        self.pending_deletes.insert((shard, config), source);
+        Arc::make_mut(&mut self.pending_deletes).insert((shard, config), source);
         changed.pending_deletes.insert((shard, config));
     }
 

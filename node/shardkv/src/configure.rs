@@ -246,7 +246,7 @@ impl Ownership {
         if life != Life::Continues && life != Life::Outside {
             // It was drained, and owes nothing, or forgotten, and may ask for nothing any more.
             let owed = std::mem::take(&mut self.pending_deletes);
-            changed.pending_deletes.extend(owed.into_keys());
+            changed.pending_deletes.extend(owed.keys());
         }
         self.drop_parts(changed);
         self.gid = step.gid;
@@ -364,13 +364,13 @@ impl Ownership {
             }
             changed.groups.insert(*gid);
         }
-        self.pending_deletes.retain(|pending, source| {
-            let goes = over.contains(source);
-            if goes {
-                changed.pending_deletes.insert(*pending);
-            }
-            !goes
-        });
+        let pending = self.pending_deletes.iter();
+        let done = pending.filter(|(_, source)| over.contains(*source));
+        let done: Vec<(ShardId, ConfigNum)> = done.map(|(pending, _)| *pending).collect();
+        for pending in done {
+            Arc::make_mut(&mut self.pending_deletes).remove(&pending);
+            changed.pending_deletes.insert(pending);
+        }
         over
     }
 

@@ -72,8 +72,9 @@ pub struct Ownership {
     /// The shards whose target differs from their owner in the accepted configuration, where this group is one of the two. Behind a
     /// pointer because there may be many, and few steps change them.
     pub planned: Arc<BTreeMap<ShardId, PlannedMove>>,
-    /// Deletes that the source, by its gid, has not confirmed.
-    pub pending_deletes: BTreeMap<(ShardId, ConfigNum), Gid>,
+    /// Deletes that the source, by its gid, has not confirmed. Behind a pointer because there may be many while a source is down, and most
+    /// steps don't change them.
+    pub pending_deletes: Arc<BTreeMap<(ShardId, ConfigNum), Gid>>,
     /// The latest configuration by which a shard became served here. It stays when the shard goes. The controllers know by it that a group
     /// without data has lost some.
     pub held: ConfigNum,

@@ -69,7 +69,7 @@ pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownersh
         let pending = pending.ok_or_else(|| damaged("a pending delete's", &"no such shard"))?;
         let source =
             decode_pending_delete(record).map_err(|error| damaged("a pending delete's", &error))?;
-        ownership.pending_deletes.insert(pending, source);
+        Arc::make_mut(&mut ownership.pending_deletes).insert(pending, source);
         Ok(())
     })?;
     each_with_prefix(state, keys::ADDRESSES, |key, record| {

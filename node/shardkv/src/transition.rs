@@ -3,6 +3,8 @@
 //! [`Ownership::judge`] alone decides whether a step is due. [`Ownership::take`] carries out a due step and returns the
 //! records that changed. Neither touches keys, values or sessions: the machine does that.
 
+use std::sync::Arc;
+
 use types::LogTime;
 
 use crate::bug::{Bug, Bugs};
@@ -56,7 +58,7 @@ impl Ownership {
             Step::Deleted { shard, config } => {
                 let delete = (*shard, *config);
                 changed.pending_deletes.insert(delete);
-                self.pending_deletes.remove(&delete);
+                Arc::make_mut(&mut self.pending_deletes).remove(&delete);
             }
             Step::Copy(step) => self.take_copy(step, time, bugs, &mut changed),
         }

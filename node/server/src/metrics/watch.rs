@@ -162,9 +162,7 @@ mod tests {
                 .insert(ShardId(number), Arc::clone(&serving));
         }
         ownership.shards.insert(last, fenced);
-        ownership
-            .pending_deletes
-            .insert((ShardId(6_000), config), Gid(2));
+        Arc::make_mut(&mut ownership.pending_deletes).insert((ShardId(6_000), config), Gid(2));
         let overview = Overview::of(&ownership);
         let counts = (overview.serving, overview.fenced, overview.pending_deletes);
         assert_eq!(counts, (5_000, 1, 1));

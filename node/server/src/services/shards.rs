@@ -297,7 +297,7 @@ mod tests {
                 (ShardId(4), moves(7, 1)),
                 (ShardId(5), moves(7, 1)),
             ])),
-            pending_deletes: BTreeMap::from([((ShardId(3), ConfigNum(2)), Gid(6))]),
+            pending_deletes: Arc::new([((ShardId(3), ConfigNum(2)), Gid(6))].into()),
             ..Ownership::default()
         };
         let told = |shard| {

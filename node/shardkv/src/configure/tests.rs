@@ -673,9 +673,7 @@ fn a_forgotten_group_asks_for_no_deletes() {
     let first = all_to(&empty, &[OWN, second], OWN, false);
     let mut group = Ownership::default();
     cleared_by(&mut group, &first);
-    group
-        .pending_deletes
-        .insert((ShardId(0), first.num()), second);
+    Arc::make_mut(&mut group.pending_deletes).insert((ShardId(0), first.num()), second);
     let forgotten = all_to(&first, &[second], second, true);
     cleared_by(&mut group, &forgotten);
     assert!(group.pending_deletes.is_empty());

@@ -331,12 +331,12 @@ fn changes(before: &Ownership, after: &Ownership) -> Vec<String> {
             ));
         }
     }
-    for ((shard, config), source) in &after.pending_deletes {
+    for ((shard, config), source) in after.pending_deletes.iter() {
         if !before.pending_deletes.contains_key(&(*shard, *config)) {
             changes.push(format!("owes {source} the delete of {shard}@{config}"));
         }
     }
-    for ((shard, config), source) in &before.pending_deletes {
+    for ((shard, config), source) in before.pending_deletes.iter() {
         if !after.pending_deletes.contains_key(&(*shard, *config)) {
             changes.push(format!("owes {source} nothing for {shard}@{config}"));
         }

@@ -66,7 +66,7 @@ impl World {
                 assert_eq!(self.tell(number, &step), Response::Stepped);
             }
         }
-        for ((shard, config), source) in &ownership.pending_deletes {
+        for ((shard, config), source) in ownership.pending_deletes.iter() {
             let (shard, config) = (*shard, *config);
             let to = source.0 as usize - 1;
             if self.tell(to, &Step::Delete { shard, config }) == Response::Stepped {

@@ -208,7 +208,7 @@ impl World {
                 self.send(number, Message::Propose(step));
             }
         }
-        for ((shard, config), source) in &ownership.pending_deletes {
+        for ((shard, config), source) in ownership.pending_deletes.iter() {
             let step = Step::Delete {
                 shard: *shard,
                 config: *config,

@@ -164,7 +164,7 @@ fn settled_stays_below_what_is_unfinished() {
     let mut deleting = ownership_of("pulling5");
     take(&mut deleting, &step("last5"), 60);
     assert_eq!(
-        deleting.pending_deletes,
+        *deleting.pending_deletes,
         [((SHARD, ConfigNum(5)), OTHER)].into()
     );
     assert_eq!(deleting.settled(), ConfigNum(4));
@@ -179,7 +179,7 @@ fn settled_stays_below_what_is_unfinished() {
     take(&mut copied, &step("copied6"), 60);
     assert_eq!(copied.settled(), ConfigNum(6));
     assert_eq!(
-        copied.pending_deletes,
+        *copied.pending_deletes,
         [((SHARD, ConfigNum(7)), OTHER)].into()
     );
 }
@@ -229,12 +229,12 @@ fn the_groups_are_those_of_the_accepted_configuration() {
 fn a_group_that_is_gone_has_deleted_all_that_it_gave_away() {
     let mut ownership = ownership_of("serving5");
     let (of_other, of_third) = ((SHARD, ConfigNum(5)), (ShardId(1), ConfigNum(7)));
-    ownership.pending_deletes = [
+    let pending = [
         (of_other, OTHER),
         (of_third, THIRD),
         ((SHARD, ConfigNum(3)), OTHER),
-    ]
-    .into();
+    ];
+    ownership.pending_deletes = Arc::new(pending.into());
     // Absence alone counts: a group that is leaving may have shards.
     let leaving = Group {
         leaving: true,
@@ -245,7 +245,7 @@ fn a_group_that_is_gone_has_deleted_all_that_it_gave_away() {
     assert_eq!(stays.pending_deletes, ownership.pending_deletes);
 
     let changed = take(&mut ownership, &regroup(9, &[(OTHER, None)]), 60);
-    assert_eq!(ownership.pending_deletes, [(of_third, THIRD)].into());
+    assert_eq!(*ownership.pending_deletes, [(of_third, THIRD)].into());
     let dropped = [of_other, (SHARD, ConfigNum(3))];
     assert_eq!(changed.pending_deletes, dropped.into());
     assert_eq!(ownership.settled(), ConfigNum(6));
@@ -255,7 +255,7 @@ fn a_group_that_is_gone_has_deleted_all_that_it_gave_away() {
         ..group(THIRD)
     };
     let changed = take(&mut ownership, &regroup(10, &[(THIRD, Some(again))]), 60);
-    assert_eq!(ownership.pending_deletes, [].into());
+    assert_eq!(*ownership.pending_deletes, [].into());
     assert_eq!(changed.pending_deletes, [of_third].into());
     assert_eq!(ownership.settled(), ConfigNum(11));
 }

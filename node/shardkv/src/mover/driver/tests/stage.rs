@@ -74,7 +74,7 @@ pub(super) fn deleting(shards: &[u32]) -> Ownership {
         .map(|it| ((ShardId(*it), ConfigNum(3)), SOURCE));
     Ownership {
         shards: crate::ShardMap::default(),
-        pending_deletes: pending.collect(),
+        pending_deletes: Arc::new(pending.collect()),
         ..pulling()
     }
 }
