@@ -122,6 +122,8 @@ struct Forgetting {
     owners: Vec<Gid>,
     /// The shards whose owners get them from nobody.
     resets: ShardSet,
+    /// The groups that serve shards again which they had handed over.
+    returned_to: BTreeSet<Gid>,
     loss: Loss,
 }
 
@@ -142,6 +144,7 @@ impl Shardctrler {
             plan,
             owners,
             resets,
+            returned_to,
             loss,
         } = forgetting;
         if !loss.is_empty() && !accept_data_loss {
@@ -152,6 +155,13 @@ impl Shardctrler {
         let num = delta.num;
         self.hold(&latest, &plan, state);
         self.push(delta, state)?;
+        for gid in returned_to {
+            // It has the data of these shards. If it comes with empty disks, it must find that they are lost, not begin with nothing.
+            if let Some(progress) = self.progress.get_mut(&gid) {
+                progress.held = num;
+                state.put(Table::Meta, keys::group(gid), progress.encode());
+            }
+        }
         for gid in gids {
             if let Some(ended) = self.drained.get_mut(gid) {
                 ended.forgotten = true;
@@ -176,6 +186,7 @@ impl Shardctrler {
             return Err(Refusal::LastGroup);
         }
         let (mut emptied, mut returned) = (Vec::new(), Vec::new());
+        let mut returned_to = BTreeSet::new();
         let mut owners = latest.owners().to_vec();
         let rows = (0..).map(ShardId).zip(latest.rows());
         for ((shard, row), owner) in rows.zip(&mut owners) {
@@ -190,6 +201,7 @@ impl Shardctrler {
                 && !self.bugs.has(Bug::ForgottenShardBeginsEmpty)
             {
                 *owner = row.previous;
+                returned_to.insert(row.previous);
                 returned.push(shard);
             } else {
                 *owner = Gid::NONE;
@@ -205,6 +217,7 @@ impl Shardctrler {
         let both = emptied.iter().chain(&returned).copied();
         Ok(Forgetting {
             resets: both.collect(),
+            returned_to,
             loss: Loss {
                 emptied: ShardList::new(&emptied.into_iter().collect()),
                 returned: ShardList::new(&returned.into_iter().collect()),

@@ -138,6 +138,14 @@ fn a_shard_on_its_way_to_a_forgotten_group_goes_back() {
         let row = replica.latest().row(ShardId(shard));
         assert_eq!(row.target_since.0, num);
     }
+    // Group 1 has their data. If its disks are empty when it comes, it finds that they are lost.
+    for restarted in [false, true] {
+        if restarted {
+            replica.restart();
+        }
+        let held = [1, 3].map(|gid| replica.after(0, 9, Some(gid)).held);
+        assert_eq!(held, [ConfigNum(num), ConfigNum(0)]);
+    }
     // They go on from there, as any shard.
     replica.report(1, num);
     let cut = replica.cut_now(0);
