@@ -42,6 +42,8 @@ struct World {
     sent: [Vec<(Bytes, bool)>; 2],
     /// The most bytes that are asked for at once.
     part_bytes: u64,
+    /// True if the destination drops a copy now and then.
+    drops: bool,
     seen: BTreeMap<&'static str, u64>,
 }
 
@@ -58,6 +60,7 @@ impl World {
             fences: BTreeMap::new(),
             sent: [Vec::new(), Vec::new()],
             part_bytes: 200,
+            drops: true,
             seen: BTreeMap::new(),
         };
         world.configure(GIDS[owner], GIDS[owner]);
@@ -345,7 +348,9 @@ impl World {
                 generation: generation - 1,
             },
             (11, _) => JournalStep::Renew { shard, journal },
-            (12, _) => return self.step(at, &Step::Copy(CopyStep::Drop { shard, copy })),
+            (12, _) if self.drops => {
+                return self.step(at, &Step::Copy(CopyStep::Drop { shard, copy }));
+            }
             _ => return,
         };
         self.propose(1 - at, step.encode());
@@ -547,7 +552,9 @@ impl World {
 /// Moves the shard once, with a disturbance before the step `upset_at`. Returns true if the move ended before that step.
 fn move_once(seed: u64, disturbance: Disturbance, upset_at: u64) -> bool {
     let mut world = World::new(seed, None);
-    world.part_bytes = 20;
+    world.part_bytes = 40;
+    // Many small parts must arrive in a row.
+    world.drops = false;
     let (source, destination) = (world.owner(), 1 - world.owner());
     world.apply_all();
     for _ in 0..100 {
