@@ -63,19 +63,12 @@ pub struct Shard {
     pub state: ShardState,
     /// The log time at which it came into this state.
     pub since: LogTime,
-    /// Always zero.
-    pub clock: LogTime,
 }
 
 impl Shard {
     /// Creates a shard that came into `state` at log time `since`.
     pub fn new(state: ShardState, since: LogTime) -> Self {
-        let clock = LogTime(0);
-        Self {
-            state,
-            since,
-            clock,
-        }
+        Self { state, since }
     }
 }
 

@@ -3,7 +3,7 @@
 //! | invariant | check |
 //! |---|---|
 //! | an installed shard equals the fenced shard | pairs and sessions, row by row |
-//! | the session clock moves along | the clock of the installed shard is not behind that of the fenced shard |
+//! | the session clock moves along | the installed shard has the horizon and the time of the fenced shard |
 //! | a step out of turn changes nothing | a step of a hand-off that leaves the ownership as it was writes no row |
 //!
 //! The first two compare final states: a fenced shard doesn't change, so the rows of the first replica that commits the fence are
@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use raft::Index;
 use replica::Table;
-use shardkv::{Ownership, Shard, ShardState, Step};
-use types::{ConfigNum, Gid, LogTime, ShardId};
+use shardkv::{Ownership, SessionClock, Shard, ShardState, Step};
+use types::{ConfigNum, Gid, ShardId};
 
 use crate::disk::Disk;
 use crate::mover::subject_of_step;
@@ -28,7 +28,7 @@ type Rows = BTreeMap<(Table, Bytes), Bytes>;
 /// The contents of shards that are fenced.
 #[derive(Debug, Default)]
 pub struct CopyChecker {
-    fenced: BTreeMap<HandOff, (LogTime, Rows)>,
+    fenced: BTreeMap<HandOff, (SessionClock, Rows)>,
     compared: BTreeSet<HandOff>,
 }
 
@@ -73,7 +73,8 @@ impl CopyChecker {
     fn fence(&mut self, hand_off: HandOff, shard: &Shard, disk: &Disk) {
         if !self.compared.contains(&hand_off) {
             let fenced = self.fenced.entry(hand_off);
-            fenced.or_insert_with(|| (shard.clock, rows(hand_off.0, disk)));
+            let clock = disk.session_clock(hand_off.0, shard.since);
+            fenced.or_insert_with(|| (clock, rows(hand_off.0, disk)));
         }
     }
 
@@ -83,12 +84,12 @@ impl CopyChecker {
         };
         self.compared.insert(hand_off);
         let (number, config) = hand_off;
-        if shard.clock < clock {
+        let here = disk.session_clock(number, shard.since);
+        if here.horizon < clock.horizon || here.time < clock.time {
             return Err(Violation::new(
                 "the session clock moves along",
                 format!(
-                    "{gid} serves {number} of {config} with the clock {}, fenced at {clock}",
-                    shard.clock
+                    "{gid} serves {number} of {config} with the clock {here:?}, fenced at {clock:?}"
                 ),
             ));
         }

@@ -18,6 +18,8 @@ use bytes::Bytes;
 use raft::{Entry, EntryId, HardState, Index, Membership, Payload, SnapshotMeta};
 use replica::memory::{MemoryLog, MemoryState};
 use replica::{StateStore, Table};
+use shardkv::{SessionClock, read_session_clock};
+use types::{LogTime, ShardId};
 
 use contents::sum;
 pub use handles::{LogHandle, StateHandle};
@@ -389,6 +391,11 @@ impl Disk {
     /// Returns the number of synced writes so far.
     pub fn writes(&self) -> u64 {
         self.lock().writes
+    }
+
+    /// Returns the session clock of a shard at a log time, by the state.
+    pub fn session_clock(&self, shard: ShardId, at: LogTime) -> SessionClock {
+        read_session_clock(&self.lock().state, shard, at).unwrap_or_default()
     }
 
     /// Returns all pairs of the state.

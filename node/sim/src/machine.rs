@@ -7,7 +7,7 @@ use raft::StoreError;
 use replica::{Answer, Applying, Request, StateMachine, StateReader, Transaction};
 use shardctrler::{HistoryLimits, Shardctrler};
 use shardkv::{JournalLimits, Ownership, ShardKv};
-use types::ShardConfig;
+use types::{LogTime, ShardConfig};
 
 use crate::bug::Bug;
 
@@ -126,6 +126,13 @@ impl StateMachine for Machine {
         match self {
             Self::Kv(machine) => machine.refuse_early(operation).map(Reply::Kv),
             Self::Ctrl(machine) => machine.refuse_early(operation).map(Reply::Ctrl),
+        }
+    }
+
+    fn min_birth(&self) -> LogTime {
+        match self {
+            Self::Kv(machine) => machine.min_birth(),
+            Self::Ctrl(machine) => machine.min_birth(),
         }
     }
 

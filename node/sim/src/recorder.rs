@@ -7,7 +7,7 @@ use bytes::Bytes;
 use raft::{EntryId, StoreError};
 use replica::{Applying, StateMachine, StateReader, Table, Transaction, View, WriteBatch};
 use shardkv::{Ownership, Step};
-use types::ShardConfig;
+use types::{LogTime, ShardConfig};
 
 use crate::machine::{Machine, Question, Reply};
 use crate::rng::digest;
@@ -129,6 +129,10 @@ impl StateMachine for Recorder {
 
     fn refuse_early(&self, operation: &Bytes) -> Option<Reply> {
         self.inner.refuse_early(operation)
+    }
+
+    fn min_birth(&self) -> LogTime {
+        self.inner.min_birth()
     }
 
     fn apply(

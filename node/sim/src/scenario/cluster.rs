@@ -87,6 +87,8 @@ impl Scenario {
         match rng.below(10) {
             0 | 1 => self.set_clocks_apart(rng),
             2..6 => self.skew_ms = self.skew_ms.min(self.genesis.session_ttl_ms / 8),
+            // Wrong by an hour to ten years.
+            6 | 7 => self.skew_ms = rng.magnitude(3_600_000, 315_360_000_000),
             _ => {}
         }
         let every = rng.between(5 * MILLI, 50 * MILLI);

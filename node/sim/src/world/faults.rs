@@ -73,7 +73,8 @@ impl World {
             Fault::Wipe => self.lose_disk(host, lasts, false),
             Fault::Damage => self.lose_disk(host, lasts, true),
             Fault::ClockJump => {
-                self.hosts[host].clock.skew_ms = spread(&mut self.rng, 5_000);
+                self.hosts[host].clock.skew_ms =
+                    spread(&mut self.rng, self.scenario.skew_ms.max(5_000));
                 self.count("clock jumps");
             }
             Fault::Membership => self.change_membership(),
