@@ -199,6 +199,7 @@ mod bug;
 mod change;
 mod election;
 mod entry;
+mod growth;
 mod leading;
 mod log;
 mod membership;

@@ -18,6 +18,7 @@ use std::ops::RangeInclusive;
 use types::NodeId;
 
 use crate::bug::CHECKS_INVARIANTS;
+use crate::growth::Growth;
 use crate::store::{LogReader, LogState, StoreError};
 use crate::{Entry, EntryId, Index, Membership, Payload, SnapshotMeta, Term};
 
@@ -38,6 +39,8 @@ pub(crate) struct RaftLog {
     max_cached_bytes: usize,
     /// The memberships, each with the index of its entry; the last one is in force.
     memberships: VecDeque<(Index, Membership)>,
+    /// The sizes of the entries that were applied when the log was opened.
+    growth: Growth,
 }
 
 impl RaftLog {
@@ -67,6 +70,7 @@ impl RaftLog {
             cache_bytes: 0,
             max_cached_bytes,
             memberships: VecDeque::from([(base.index, state.base.membership.clone())]),
+            growth: Growth::new(base.index),
         };
         while log.last_index < state.last_index {
             let page = reader.entries(
@@ -81,6 +85,9 @@ impl RaftLog {
             }
             for entry in page {
                 log.check_follows(&entry)?;
+                if entry.id.index <= applied {
+                    log.growth.count(&entry);
+                }
                 log.push_unchecked(entry);
                 log.evict();
             }
@@ -99,6 +106,11 @@ impl RaftLog {
             )));
         }
         Ok(())
+    }
+
+    /// Returns the indexes up to `applied` at which the log was opened, each with the bytes of entries up to it.
+    pub(crate) fn take_growth(&mut self) -> VecDeque<(Index, u64)> {
+        std::mem::take(&mut self.growth).into_marks()
     }
 
     pub(crate) fn base(&self) -> EntryId {

@@ -124,10 +124,17 @@ impl Raft {
                     && !self.outbox.writing;
                 durable || self.bug(Bug::AckBeforeFsync)
             }
+            // The log may cover the snapshot with entries that are known to be committed and not durable yet. The leader
+            // never sends them again.
             Message::SnapshotReply {
                 status: SnapshotStatus::Installed,
+                snapshot,
                 ..
-            } => self.outbox.reset.is_none() && !self.outbox.writing,
+            } => {
+                snapshot.index <= self.log.persisted_index()
+                    && self.outbox.reset.is_none()
+                    && !self.outbox.writing
+            }
             _ => true,
         }
     }

@@ -3,7 +3,7 @@
 //! Other modules implement the parts: `election` (leader election and transfer), `replication` (proposals, appends and
 //! commit), `reads` (`ReadIndex` and leases), `change` (membership), and `output` (messages, writes, entries to apply).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -348,6 +348,12 @@ impl Raft {
             .map(|(node, progress)| (*node, progress.match_index, progress.state))
     }
 
+    /// Returns the growth of the log up to the applied index with which this member started: for some indexes from the
+    /// base on, the bytes of the entries up to each. Later calls return nothing.
+    pub fn take_growth(&mut self) -> VecDeque<(Index, u64)> {
+        self.log.take_growth()
+    }
+
     /// Drops entries up to `index`, whose effects are durable in the state machine. Returns the base to pass to the
     /// store, or `None` if there is nothing to drop.
     pub fn compact(&mut self, index: Index) -> Option<SnapshotMeta> {
@@ -388,7 +394,7 @@ impl Raft {
     }
 
     /// Sends a snapshot chunk or the answer to one, in the current term. An answer with status `Installed` waits until
-    /// the log's reset is durable.
+    /// the log is durable up to the snapshot's end.
     pub fn send_snapshot_message(&mut self, to: NodeId, message: Message) {
         self.send(to, message);
     }

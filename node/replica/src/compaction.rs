@@ -17,18 +17,28 @@ const MOST_MARKS: u64 = 1_024;
 #[derive(Debug)]
 pub(crate) struct Compaction {
     marks: VecDeque<(Index, u64)>,
-    /// Bytes of entries applied since the start.
+    /// Bytes of the log's entries up to the last applied one, and of those that were cut before.
     bytes: u64,
     /// The value of `bytes` when the last flush of the state was started.
     flushed: u64,
 }
 
 impl Compaction {
+    /// Begins with a log that has no applied entry after `applied`.
     pub(crate) fn new(applied: Index) -> Self {
+        Self::opened(VecDeque::new(), applied)
+    }
+
+    /// Begins with the growth of a log that was opened. Everything up to `applied` is in a durable state.
+    pub(crate) fn opened(mut marks: VecDeque<(Index, u64)>, applied: Index) -> Self {
+        let bytes = marks.back().map_or(0, |(_, bytes)| *bytes);
+        if marks.is_empty() {
+            marks.push_back((applied, 0));
+        }
         Self {
-            marks: VecDeque::from([(applied, 0)]),
-            bytes: 0,
-            flushed: 0,
+            marks,
+            bytes,
+            flushed: bytes,
         }
     }
 

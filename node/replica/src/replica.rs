@@ -73,13 +73,14 @@ impl<M: StateMachine> Replica<M> {
 
     pub(crate) fn from_parts(
         options: Options,
-        raft: Raft,
+        mut raft: Raft,
         log: Box<dyn LogStore + Send>,
         state: Box<dyn StateStore>,
         mut machine: M,
     ) -> Result<Self, StoreError> {
         machine.reload(&*state)?;
         let applied = state.applied();
+        let compaction = Compaction::opened(raft.take_growth(), applied.last.index);
         Ok(Self {
             raft,
             log,
@@ -88,7 +89,7 @@ impl<M: StateMachine> Replica<M> {
             reads: PendingReads::default(),
             admin: Admin::default(),
             snapshots: Snapshots::default(),
-            compaction: Compaction::new(applied.last.index),
+            compaction,
             kept_log: KeptLog::default(),
             local: Vec::new(),
             finished: Vec::new(),

@@ -8,8 +8,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use raft::{Raft, SnapshotChunk, StoreError};
-use types::NodeId;
+use raft::{SnapshotChunk, StoreError};
 
 use crate::bug::Bug;
 use crate::{Options, SnapshotSource};
@@ -87,15 +86,14 @@ impl Sender {
             out.push(sent.chunk.clone());
         }
         for _ in 0..MOST_SKIPPED {
-            if self.next_number >= self.acknowledged || self.exhausted {
+            if !self.skips() {
                 break;
             }
             self.exhausted = self.source.next_chunk()?.is_none();
             self.next_number += 1;
         }
-        let skips = self.next_number < self.acknowledged;
         let window = self.allowed.min(window);
-        while self.window.len() < window && !self.exhausted && !skips {
+        while self.window.len() < window && !self.exhausted && !self.skips() {
             if self.window.is_empty() {
                 self.waited_ticks = 0;
             }
@@ -116,6 +114,11 @@ impl Sender {
             self.window.push_back(Sent { chunk, lost: false });
         }
         Ok(out)
+    }
+
+    /// Returns true if the next chunk is one that the receiver has.
+    fn skips(&self) -> bool {
+        self.next_number < self.acknowledged && !self.exhausted
     }
 
     /// Records an answer to `serial`: the receiver has all chunks before `next`.
@@ -167,9 +170,10 @@ impl Sender {
         self.waited_ticks = 0;
     }
 
-    pub(crate) fn tick(&mut self, node: NodeId, raft: &Raft, options: &Options) -> Verdict {
+    /// Advances time by one tick. `active` is true if the follower answered the leader lately.
+    pub(crate) fn tick(&mut self, active: bool, options: &Options) -> Verdict {
         let heartbeat = options.raft.heartbeat_ticks;
-        if raft.is_active(node) {
+        if active {
             if self.silent_ticks > 0 {
                 self.repeat_oldest();
                 self.repetitions = 0;
@@ -182,6 +186,11 @@ impl Sender {
             } else {
                 Verdict::GoesOn
             };
+        }
+        if self.skips() {
+            // No answer is due: this sender reads chunks that the receiver has.
+            self.waited_ticks = 0;
+            return Verdict::GoesOn;
         }
         self.waited_ticks += 1;
         if options.bugs.has(Bug::WindowResentByClock) {
@@ -217,5 +226,71 @@ impl Sender {
         let transfer_ms = bytes.sum::<u64>() * 1_000 / SLOWEST_BYTES_PER_SECOND;
         u64::from(options.raft.heartbeat_ticks * ANSWER_WITHIN_HEARTBEATS)
             + transfer_ms / u64::from(options.tick_ms)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test should panic")]
+mod tests {
+    use raft::SnapshotMeta;
+
+    use super::*;
+
+    struct Numbers {
+        meta: SnapshotMeta,
+        left: u64,
+    }
+
+    impl SnapshotSource for Numbers {
+        fn meta(&self) -> &SnapshotMeta {
+            &self.meta
+        }
+        fn next_chunk(&mut self) -> Result<Option<Bytes>, StoreError> {
+            let more = self.left > 0;
+            self.left = self.left.saturating_sub(1);
+            Ok(more.then(|| Bytes::from_static(b"x")))
+        }
+    }
+
+    fn sender(chunks: u64) -> Sender {
+        Sender::new(Box::new(Numbers {
+            meta: SnapshotMeta::default(),
+            left: chunks,
+        }))
+    }
+
+    #[test]
+    fn reading_what_the_receiver_has_is_no_waiting() {
+        let options = Options::default();
+        let has = 4_000 * u64::from(MOST_SKIPPED);
+        let mut sender = sender(has + 10);
+        let first = sender.fill(4).unwrap();
+        assert_eq!(first.len(), 1);
+        // An earlier transfer of the same snapshot was cut off near its end.
+        assert_eq!(sender.answered(0, has, &options), Verdict::GoesOn);
+        let mut ticks = 0;
+        let next = loop {
+            let sent = sender.fill(4).unwrap();
+            if let Some(chunk) = sent.into_iter().next() {
+                break chunk;
+            }
+            assert_eq!(sender.tick(true, &options), Verdict::GoesOn);
+            ticks += 1;
+        };
+        assert_eq!(next.number, has);
+        assert!(ticks > 3_900, "{ticks} ticks: longer than the patience");
+    }
+
+    #[test]
+    fn a_receiver_that_claims_more_than_there_is_is_given_up() {
+        let options = Options::default();
+        let mut sender = sender(3);
+        sender.fill(4).unwrap();
+        assert_eq!(sender.answered(0, 1_000, &options), Verdict::GoesOn);
+        let gives_up = (0..10_000).any(|_| {
+            assert!(sender.fill(4).unwrap().is_empty());
+            sender.tick(true, &options) == Verdict::GivenUp
+        });
+        assert!(gives_up);
     }
 }

@@ -15,18 +15,32 @@ use types::NodeId;
 
 use crate::apply::final_error;
 use crate::bug::Bug;
+use crate::compaction::Compaction;
 use crate::sender::{Sender, Verdict};
 use crate::{Options, Refusal, Replica, StateMachine, Table, WriteBatch};
 
 /// The number of heartbeat intervals before a follower whose snapshot was overtaken gets another.
 const PAUSE_AFTER_OVERTAKEN_HEARTBEATS: u32 = 300;
+/// The number of heartbeat intervals before a follower that could not take its snapshot gets another. The pause doubles
+/// with each failure in a row.
+const PAUSE_AFTER_FAILED_HEARTBEATS: u32 = 10;
+/// The longest such pause.
+const MOST_PAUSE_AFTER_FAILED_HEARTBEATS: u32 = 320;
+
+/// The wait before a follower gets its next snapshot.
+#[derive(Default)]
+struct Pause {
+    ticks: u32,
+    /// The snapshots that the follower could not take, since the last that it took.
+    failures: u32,
+}
 
 #[derive(Default)]
 pub(crate) struct Snapshots {
     wanted: BTreeSet<NodeId>,
     senders: BTreeMap<NodeId, Sender>,
-    /// The ticks until followers whose snapshot was overtaken get another.
-    pauses: BTreeMap<NodeId, u32>,
+    /// The followers whose snapshot was overtaken or failed.
+    pauses: BTreeMap<NodeId, Pause>,
     receiving: Option<Receiving>,
     inbox: VecDeque<Envelope>,
     sent: u64,
@@ -43,7 +57,8 @@ struct Receiving {
 impl Snapshots {
     /// Records that `node` needs a snapshot, because the entries that it needs are compacted.
     pub(crate) fn want(&mut self, node: NodeId) {
-        if !self.senders.contains_key(&node) && !self.pauses.contains_key(&node) {
+        let pauses = self.pauses.get(&node).is_some_and(|pause| pause.ticks > 0);
+        if !self.senders.contains_key(&node) && !pauses {
             self.wanted.insert(node);
         }
     }
@@ -72,6 +87,14 @@ impl Snapshots {
         self.pauses.clear();
     }
 
+    /// Lets `node` wait for its next snapshot, because it could not take the last one: its disk may be full.
+    fn pause_after_failure(&mut self, node: NodeId, heartbeat_ticks: u32) {
+        let pause = self.pauses.entry(node).or_default();
+        let doubled = PAUSE_AFTER_FAILED_HEARTBEATS << pause.failures.min(16);
+        pause.ticks = heartbeat_ticks * doubled.min(MOST_PAUSE_AFTER_FAILED_HEARTBEATS);
+        pause.failures = pause.failures.saturating_add(1);
+    }
+
     /// Returns the last index of each snapshot that is being sent. The follower needs the entries after it next.
     pub(crate) fn sending(&self) -> impl Iterator<Item = Index> {
         self.senders
@@ -85,8 +108,8 @@ impl Snapshots {
         let overtaken = self.senders.extract_if(.., |_, sender| ends_before(sender));
         for node in overtaken.map(|(node, _)| node).collect::<Vec<_>>() {
             self.overtaken += 1;
-            let pause = heartbeat_ticks * PAUSE_AFTER_OVERTAKEN_HEARTBEATS;
-            self.pauses.insert(node, pause);
+            let ticks = heartbeat_ticks * PAUSE_AFTER_OVERTAKEN_HEARTBEATS;
+            self.pauses.insert(node, Pause { ticks, failures: 0 });
             raft.handle_snapshot_failed(node);
         }
     }
@@ -97,14 +120,15 @@ impl Snapshots {
     }
 
     pub(crate) fn tick(&mut self, raft: &mut Raft, options: &Options) {
-        self.pauses.retain(|_, ticks| {
-            *ticks = ticks.saturating_sub(1);
-            *ticks > 0
+        self.pauses.retain(|node, pause| {
+            pause.ticks = pause.ticks.saturating_sub(1);
+            let remembers = pause.failures > 0 && raft.membership().get(*node).is_some();
+            pause.ticks > 0 || remembers
         });
         let given_up = self
             .senders
             .extract_if(.., |node, sender| {
-                sender.tick(*node, raft, options) == Verdict::GivenUp
+                sender.tick(raft.is_active(*node), options) == Verdict::GivenUp
             })
             .map(|(node, _)| node)
             .collect::<Vec<_>>();
@@ -181,10 +205,15 @@ impl<M: StateMachine> Replica<M> {
             SnapshotStatus::Receiving => sender.answered(serial, next_chunk, &self.options),
             SnapshotStatus::Installed => {
                 self.snapshots.sent += 1;
+                self.snapshots.pauses.remove(&from);
                 self.raft.handle_snapshot_installed(from, last);
                 Verdict::GivenUp
             }
-            SnapshotStatus::Failed => Verdict::GivenUp,
+            SnapshotStatus::Failed => {
+                let heartbeat_ticks = self.options.raft.heartbeat_ticks;
+                self.snapshots.pause_after_failure(from, heartbeat_ticks);
+                Verdict::GivenUp
+            }
         };
         if verdict == Verdict::GivenUp {
             self.snapshots.senders.remove(&from);
@@ -284,10 +313,12 @@ impl<M: StateMachine> Replica<M> {
             );
             self.state.commit(forget, self.state.applied())?;
         }
-        self.raft.install(meta);
+        let reset = self.raft.install(meta);
         self.machine.reload(&*self.state)?;
         self.applied = self.state.applied();
-        self.compaction = crate::compaction::Compaction::new(self.applied.last.index);
+        if reset {
+            self.compaction = Compaction::new(self.applied.last.index);
+        }
         self.snapshots.installed += 1;
         let next = EntryId::new(meta.last.term, meta.last.index.next());
         let leader = self.raft.leader();

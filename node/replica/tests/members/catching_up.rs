@@ -172,3 +172,24 @@ fn what_was_lost_silently_is_sent_again() {
     assert_eq!(cluster.lag(follower), 0);
     assert_eq!(cluster.status(cluster.leader()).snapshots, (1, 0, 0));
 }
+
+#[test]
+fn a_follower_that_cant_take_snapshots_is_asked_less_and_less_often() {
+    let (mut cluster, follower) = behind(|_| ());
+    cluster.refuses = Some((follower, 0));
+    cluster.ticks(130 * TICKS_PER_SECOND);
+    let (_, refused) = cluster.refuses.unwrap();
+    // At 0, 1, 3, 7, 15, 31, 63, 95 and 127 s.
+    assert!((7..=10).contains(&refused), "{refused} snapshots in 130 s");
+    // When it has space again, it gets one within the longest pause.
+    cluster.refuses = None;
+    cluster.ticks(35 * TICKS_PER_SECOND);
+    assert_eq!(cluster.lag(follower), 0);
+    // Its next failure is the first again.
+    cluster.write_without(follower, 16, 256 << 10);
+    cluster.cut.clear();
+    cluster.refuses = Some((follower, 0));
+    cluster.ticks(2 * TICKS_PER_SECOND);
+    let (_, refused) = cluster.refuses.unwrap();
+    assert_eq!(refused, 2);
+}

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use raft::{
     Entry, EntryId, Envelope, Index, LogBatch, LogReader, LogState, LogStore, Membership, Message,
-    Role, SnapshotMeta, StoreError,
+    Role, SnapshotMeta, SnapshotStatus, StoreError,
 };
 use replica::memory::{MemoryLog, MemoryState};
 use replica::{
@@ -167,6 +167,8 @@ pub(crate) struct Cluster {
     pub(crate) replicas: BTreeMap<NodeId, Replica<Map>>,
     /// Nodes to and from which nothing arrives.
     pub(crate) cut: Vec<NodeId>,
+    /// A node that can't take snapshots, and the number of those that it refused.
+    pub(crate) refuses: Option<(NodeId, u32)>,
     pub(crate) outputs: Outputs,
     pub(crate) lane: Lane,
     pub(crate) time: u64,
@@ -184,6 +186,7 @@ impl Cluster {
         let mut cluster = Self {
             replicas: BTreeMap::new(),
             cut: Vec::new(),
+            refuses: None,
             outputs: Outputs::default(),
             lane: Lane {
                 waiting: VecDeque::new(),
@@ -255,11 +258,41 @@ impl Cluster {
             if self.cut.contains(&node) || self.cut.contains(&envelope.from) {
                 continue;
             }
+            if self.refuse(node, envelope) {
+                continue;
+            }
             if let Some(replica) = self.replicas.get_mut(&node) {
                 replica.receive(envelope.clone()).unwrap();
                 self.poll(node);
             }
         }
+    }
+
+    /// Answers a chunk as a node does that has no space for it. Returns false if `node` can take it.
+    fn refuse(&mut self, node: NodeId, envelope: &Envelope) -> bool {
+        let Message::SnapshotChunk(chunk) = &envelope.message else {
+            return false;
+        };
+        let Some((_, count)) = self
+            .refuses
+            .as_mut()
+            .filter(|(refuses, _)| *refuses == node)
+        else {
+            return false;
+        };
+        *count += 1;
+        self.outputs.messages.push_back(Envelope {
+            from: node,
+            to: envelope.from,
+            term: envelope.term,
+            message: Message::SnapshotReply {
+                snapshot: chunk.meta.last,
+                serial: chunk.serial,
+                next_chunk: 0,
+                status: SnapshotStatus::Failed,
+            },
+        });
+        true
     }
 
     /// Delivers messages until none but chunks is on the way.

@@ -1,11 +1,60 @@
-//! Restarts after a crash in the middle of an install.
+//! Restarts: after a crash in the middle of an install, and often.
 
-use raft::{EntryId, HardState, Index, LogBatch, LogStore, Membership, Term};
+use bytes::Bytes;
+use raft::{Entry, EntryId, HardState, Index, LogBatch, LogStore, Membership, Payload, Term};
 use replica::memory::MemoryState;
-use replica::{Applied, Options, Replica, StateStore, WriteBatch};
+use replica::{Applied, Options, Replica, StateStore, WriteBatch, initialise};
 use types::NodeId;
 
-use crate::cluster::{Map, SharedLog};
+use crate::cluster::{Map, Outputs, SharedLog};
+
+const ENTRY_BYTES: usize = 1_000;
+
+/// Starts a node that has applied a log of `entries` entries before, and returns the log after its first turn.
+fn reopened(entries: u64, compact_after_bytes: u64) -> SharedLog {
+    let membership = Membership::of_voters([(NodeId(1), "host-1".to_owned())]);
+    let mut log = SharedLog::default();
+    let mut state = MemoryState::new();
+    initialise(&mut log, &mut state, &membership, WriteBatch::default()).unwrap();
+    let payload = || Payload::Command(Bytes::from(vec![b'x'; ENTRY_BYTES - 32]));
+    let entry = |number| Entry::new(Term(1), Index(1 + number), payload());
+    let batch = LogBatch {
+        entries: (1..=entries).map(entry).collect(),
+        ..LogBatch::default()
+    };
+    log.write(&batch).unwrap();
+    let applied = Applied {
+        last: EntryId::new(Term(1), Index(1 + entries)),
+        membership,
+        ..Applied::default()
+    };
+    state.commit(WriteBatch::default(), applied).unwrap();
+    state.flush().unwrap();
+    let options = Options {
+        address: "host-1".to_owned(),
+        compact_after_bytes,
+        ..Options::default()
+    };
+    let disk = log.clone();
+    let (log, state) = (Box::new(log), Box::new(state));
+    let mut replica = Replica::recover(options, NodeId(1), log, state, Map::default(), 7).unwrap();
+    replica.poll(&mut Outputs::default()).unwrap();
+    disk
+}
+
+#[test]
+fn a_node_that_restarts_often_cuts_its_log() {
+    // Each process applied less than the threshold.
+    let mut disk = reopened(5_000, 1_000_000);
+    let stored = disk.load().unwrap();
+    let kept = stored.last_index.since(stored.base.last.index) * ENTRY_BYTES as u64;
+    assert!(
+        (500_000..750_000).contains(&kept),
+        "about half of the threshold stays, not {kept} bytes"
+    );
+    let mut disk = reopened(400, 1_000_000);
+    assert_eq!(disk.load().unwrap().base.last.index, Index(1));
+}
 
 #[test]
 fn a_restart_that_finishes_an_install_keeps_the_vote() {
