@@ -37,11 +37,15 @@ pub enum Bug {
     VoteIgnoresLog,
     /// A leader that told another node to campaign goes on renewing its lease.
     LeaseAfterTimeoutNow,
+    /// A follower commits as far as the leader has, beyond what its log is known to match.
+    CommitBeyondMatch,
+    /// An answer to an earlier heartbeat confirms a read.
+    OldAnswerConfirmsRead,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::VoteNotDurable,
         Self::AckBeforeFsync,
         Self::NoOwnTermNoop,
@@ -54,6 +58,8 @@ impl Bug {
         Self::SnapshotKeepsConflictingLog,
         Self::VoteIgnoresLog,
         Self::LeaseAfterTimeoutNow,
+        Self::CommitBeyondMatch,
+        Self::OldAnswerConfirmsRead,
     ];
 }
 

@@ -177,7 +177,11 @@ impl Raft {
             progress.match_index
         });
         // Not above the match index: the follower's log may hold other entries there.
-        let commit = self.log.commit_index().min(match_index);
+        let commit = if self.bug(Bug::CommitBeyondMatch) {
+            self.log.commit_index()
+        } else {
+            self.log.commit_index().min(match_index)
+        };
         let message = Message::Heartbeat {
             commit,
             read_round: self.reads.round(),

@@ -101,7 +101,12 @@ impl Raft {
         }
         let match_index = entries.last().map_or(prev.index, |entry| entry.id.index);
         self.splice(entries);
-        self.log.commit_to(commit.min(match_index));
+        let matched = if self.bug(Bug::CommitBeyondMatch) {
+            commit
+        } else {
+            commit.min(match_index)
+        };
+        self.log.commit_to(matched);
         self.send(from, Message::AppendAccepted { match_index });
         Ok(())
     }
@@ -236,6 +241,11 @@ impl Raft {
 
     pub(crate) fn handle_heartbeat_reply(&mut self, from: NodeId, read_round: u64) {
         let last = self.log.last_index();
+        let read_round = if self.bug(Bug::OldAnswerConfirmsRead) {
+            self.reads.round()
+        } else {
+            read_round
+        };
         let Some(progress) = self.progress.get_mut(&from) else {
             return;
         };

@@ -22,17 +22,20 @@ pub enum Bug {
     WindowResentByClock,
     /// A membership change is answered when its index is applied, whatever entry was committed there.
     ChangeAnsweredByIndex,
+    /// A restart that finishes an install forgets the vote.
+    InstallForgetsVote,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::CompactAboveDurable,
         Self::SnapshotWithoutSessions,
         Self::AnswerByIndexOnly,
         Self::LogCutUnderFollowers,
         Self::WindowResentByClock,
         Self::ChangeAnsweredByIndex,
+        Self::InstallForgetsVote,
     ];
 }
 

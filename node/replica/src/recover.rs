@@ -12,6 +12,7 @@ use raft::{
 };
 use types::NodeId;
 
+use crate::bug::Bug;
 use crate::{Applied, Options, Replica, StateMachine, StateStore, WriteBatch};
 
 /// The last entry of the snapshot from which every group seems to be restored. A member that joins later with an empty
@@ -112,6 +113,9 @@ impl<M: StateMachine> Replica<M> {
         };
         let mut raft = start(&stored, &*log)?;
         if !raft.holds(applied.last) {
+            if options.bugs.has(Bug::InstallForgetsVote) {
+                stored.hard_state.vote = None;
+            }
             finish_install(&mut *log, &mut stored, &applied)?;
             raft = start(&stored, &*log)?;
         }

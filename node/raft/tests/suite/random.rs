@@ -426,7 +426,7 @@ mod known_bugs {
             // A failed assertion also counts as found.
             let ran = std::panic::catch_unwind(|| {
                 run(*seed, EVENTS, false, |options| {
-                    options.bugs = Bugs::new(Some(bug))
+                    options.bugs = Bugs::new(Some(bug));
                 })
             });
             !matches!(ran, Ok(Ok(())))
