@@ -284,10 +284,11 @@ impl Raft {
 
     /// Accepts `from` as the leader of this term and restarts the timers that measure its silence.
     pub(crate) fn follow(&mut self, from: NodeId) -> Result<(), StepError> {
-        if self.role == Role::Leader || self.leader.is_some_and(|leader| leader != from) {
-            return Err(StepError::Malformed {
+        if let Some(leader) = self.leader.filter(|leader| *leader != from) {
+            return Err(StepError::TwoLeaders {
                 from,
-                what: "two leaders in one term",
+                term: self.term(),
+                leader,
             });
         }
         if self.role != Role::Follower || self.leader.is_none() {

@@ -166,7 +166,8 @@ impl Raft {
             } => self.handle_heartbeat(from, commit, read_round, lease)?,
             Message::HeartbeatReply { read_round } => self.handle_heartbeat_reply(from, read_round),
             Message::TimeoutNow => self.handle_timeout_now(from),
-            Message::SnapshotChunk(_) => {
+            Message::SnapshotChunk(ref chunk) => {
+                self.check_committed(from, chunk.meta.last)?;
                 self.follow(from)?;
                 return Ok(Stepped::Snapshot(envelope));
             }

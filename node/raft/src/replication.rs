@@ -119,17 +119,25 @@ impl Raft {
         prev: EntryId,
         entries: &[Entry],
     ) -> Result<(), StepError> {
-        let commit = self.log.commit_index();
-        let claimed = std::iter::once(prev).chain(entries.iter().map(|entry| entry.id));
-        for id in claimed.take_while(|id| id.index <= commit) {
-            if let Some(term) = self.log.term_at(id.index).filter(|term| *term != id.term) {
-                return Err(StepError::ContradictsCommitted {
-                    from,
-                    committed: EntryId::new(term, id.index),
-                });
-            }
+        std::iter::once(prev)
+            .chain(entries.iter().map(|entry| entry.id))
+            .take_while(|id| id.index <= self.log.commit_index())
+            .try_for_each(|id| self.check_committed(from, id))
+    }
+
+    /// Refuses the claim of `from` that `id` is committed or precedes the leader's entries, if another entry is committed
+    /// at its index.
+    pub(crate) fn check_committed(&self, from: NodeId, id: EntryId) -> Result<(), StepError> {
+        if id.index > self.log.commit_index() {
+            return Ok(());
         }
-        Ok(())
+        match self.log.term_at(id.index) {
+            Some(term) if term != id.term => Err(StepError::ContradictsCommitted {
+                from,
+                committed: EntryId::new(term, id.index),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Drops entries that conflict and appends the new ones. Equal entries stay: an old append must not truncate the

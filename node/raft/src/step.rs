@@ -2,7 +2,7 @@
 
 use types::NodeId;
 
-use crate::{EntryId, Envelope};
+use crate::{EntryId, Envelope, Term};
 
 /// The result of a message: done, or left for the driver to handle.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,4 +48,26 @@ pub enum StepError {
         /// The committed entry.
         committed: EntryId,
     },
+    /// The sender leads in a term in which another node leads: one of the voters voted twice. The operator should check
+    /// that no disk was restored from a copy and no node id is used twice.
+    #[error("{from} leads in {term}, in which {leader} leads")]
+    TwoLeaders {
+        /// The sender.
+        from: NodeId,
+        /// The term.
+        term: Term,
+        /// The node that leads in the term, as far as this node knows.
+        leader: NodeId,
+    },
+}
+
+impl StepError {
+    /// Returns the peer that contradicts what the group has agreed on, if the message shows one. No fault of the network
+    /// explains such a message: entries that were acknowledged may be lost.
+    pub fn contradicting_peer(&self) -> Option<NodeId> {
+        match self {
+            Self::ContradictsCommitted { from, .. } | Self::TwoLeaders { from, .. } => Some(*from),
+            Self::NotForThisNode { .. } | Self::Malformed { .. } => None,
+        }
+    }
 }

@@ -55,6 +55,7 @@ mod admission;
 mod bootstrap;
 mod budget;
 mod configs;
+mod contradictions;
 mod convert;
 mod disk;
 mod endpoint;

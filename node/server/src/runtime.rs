@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use types::{LogTime, NodeId};
 
 use crate::admission::Admission;
+use crate::contradictions::Contradictions;
 use crate::inbox::{Batch, Inbox, Submission};
 use crate::lifecycle::Lifecycle;
 use crate::machine::{Machine, MachineResult, Published, Response};
@@ -40,6 +41,7 @@ pub(crate) struct Runtime {
     disk_low: bool,
     leader: Option<NodeId>,
     parking: Parking,
+    contradictions: Contradictions,
     /// The state that the machine published last.
     published: Option<Published>,
 }
@@ -114,6 +116,7 @@ impl Runtime {
             disk_low: false,
             leader: None,
             parking: Parking::default(),
+            contradictions: Contradictions::default(),
             published: None,
             handles,
         }
@@ -155,6 +158,8 @@ impl Runtime {
             let from = envelope.from;
             if let Err(error) = self.replica.receive(envelope) {
                 tracing::debug!(%from, "refused a message: {error}");
+                let count = &self.handles.metrics.replica.peer_contradictions;
+                self.contradictions.note(&error, count, Instant::now());
             }
         }
         for node in self.batch.snapshots_disconnected.drain(..) {

@@ -125,6 +125,7 @@ pub(crate) struct ReplicaMetrics {
     pub(crate) snapshots_installed: Counter,
     pub(crate) snapshots_overtaken: Counter,
     pub(crate) kept_log_bytes: Gauge,
+    pub(crate) peer_contradictions: Counter,
 }
 
 impl Metrics {
@@ -312,6 +313,11 @@ impl Metrics {
                 "snapshots_overtaken",
                 "Snapshots to followers that were stopped because clients wrote more than max_kept_log_bytes meanwhile",
                 &m.snapshots_overtaken,
+            ),
+            (
+                "peer_contradictions",
+                "Refused messages of peers that contradict a committed entry or the leader of a term",
+                &m.peer_contradictions,
             ),
         ];
         for (name, help, counter) in counters {

@@ -219,7 +219,7 @@ fn section_5_2_a_candidate_falls_back() {
         assert_eq!(cluster.raft(node(1)).role(), Role::Follower);
         assert_eq!(cluster.raft(node(1)).leader(), Some(node(2)));
         let second = cluster.deliver(from(3, 1, heartbeat()));
-        assert!(matches!(second, Err(StepError::Malformed { .. })));
+        assert!(matches!(second, Err(StepError::TwoLeaders { .. })));
     });
 }
 
