@@ -8,6 +8,7 @@
 //! - A write that *begins* after a broken place in its file proves that the broken write was durable. That is damage.
 //! - A number that does not follow the number before it, also from file to file, proves that writes between are lost.
 //!   That is damage too. Files whose writes are all in table files don't count: `RocksDB` is deleting them.
+//! - A file that begins with a whole record of a later file was about to be reused when the power failed, and doesn't count.
 //! - A broken place that nothing follows is the last write, and may be cut. `FLOOR` then tells if it was acknowledged.
 //!
 //! After this check `RocksDB` may stop at the first broken place, and may recycle its log files. Overwriting a file
@@ -146,6 +147,9 @@ impl<'a> Scan<'a> {
 
     /// Reads all writes of the file, and drops a torn last one.
     fn run(mut self) -> Result<Span, WalDamage> {
+        if self.is_reused() {
+            return Ok(None);
+        }
         let mut span = None;
         // The end of the payload so far, because the number may lie across two fragments; `None` between writes.
         let mut open: Option<Vec<u8>> = None;
@@ -182,6 +186,21 @@ impl<'a> Scan<'a> {
             }),
             None => Ok(span),
         }
+    }
+
+    /// Returns true if the file begins with a whole fragment of a later file. `RocksDB` was about to reuse the file: it renames it,
+    /// writes to it, and syncs the directory last, so a power cut can leave the old name. It reuses only files whose writes are all
+    /// in table files, and no write to the new one was acknowledged.
+    fn is_reused(&self) -> bool {
+        let Some(file) = self.data.get(7..HEADER).and_then(|at| at.try_into().ok()) else {
+            return false;
+        };
+        let later = Self {
+            data: self.data,
+            file,
+            at: 0,
+        };
+        u32::from_le_bytes(file) > u32::from_le_bytes(self.file) && later.fragment(0).is_some()
     }
 
     /// Skips the rest of a block if it is too short for a header.
@@ -352,6 +371,21 @@ mod tests {
         let (new, _) = file(9, 100..110, 2_500);
         data[..new.len()].copy_from_slice(&new);
         assert_eq!(run(&[(9, &data)]), Ok(Some(109)));
+    }
+
+    #[test]
+    fn a_file_that_was_reused_under_its_old_name_does_not_count() {
+        let (mut data, _) = file(3, 1..40, 3_000);
+        let (new, _) = file(9, 100..101, 2_500);
+        let (next, _) = file(4, 80..100, 1_000);
+        data[..new.len()].copy_from_slice(&new);
+        assert_eq!(run(&[(3, &data), (4, &next)]), Ok(Some(99)));
+        // Anything less than a whole fragment of a later file is damage.
+        data[100] ^= 1;
+        assert!(run(&[(3, &data), (4, &next)]).is_err());
+        let (earlier, _) = file(2, 100..101, 2_500);
+        data[..earlier.len()].copy_from_slice(&earlier);
+        assert!(run(&[(3, &data), (4, &next)]).is_err());
     }
 
     #[test]
