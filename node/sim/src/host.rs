@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use raft::{Envelope, Index};
 use replica::{Outlet, Replica, Request, RequestId};
-use shardkv::PageRequest;
+use shardkv::{Ownership, PageRequest};
 use types::{ConfigNum, Gid, LogTime, NodeId, ShardId};
 
 use crate::disk::Disk;
@@ -59,6 +59,14 @@ pub(crate) enum Input {
     Disconnect(NodeId),
 }
 
+/// A read of shards that has no answer yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OpenRead {
+    pub(crate) shards: Vec<ShardId>,
+    /// One of them that another group served already when the read arrived.
+    pub(crate) elsewhere: Option<Elsewhere>,
+}
+
 /// A shard that another group served when a read of it arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Elsewhere {
@@ -98,8 +106,10 @@ pub(crate) struct Host {
     pub(crate) unreachable: bool,
     /// The unanswered requests of the process, each with the last committed index at its arrival.
     pub(crate) open_requests: BTreeMap<RequestId, Index>,
-    /// The open reads of shards that another group served already when they arrived.
-    pub(crate) elsewhere: BTreeMap<RequestId, Elsewhere>,
+    /// The open reads of shards.
+    pub(crate) reads: BTreeMap<RequestId, OpenRead>,
+    /// The ownership before the present step of the process.
+    pub(crate) owned: Option<Arc<Ownership>>,
     /// The pages of scans that are not read yet.
     pub(crate) pages: BTreeMap<RequestId, PageRequest>,
     pub(crate) progress: Progress,
@@ -134,7 +144,8 @@ impl Host {
             check_membership: false,
             unreachable: false,
             open_requests: BTreeMap::new(),
-            elsewhere: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            owned: None,
             pages: BTreeMap::new(),
             progress: Progress::default(),
             journal: Arc::default(),
@@ -200,7 +211,8 @@ impl Host {
         self.paused = false;
         self.open_requests.clear();
         self.pages.clear();
-        self.elsewhere.clear();
+        self.reads.clear();
+        self.owned = None;
         self.progress = Progress::default();
         self.journal = Arc::default();
         self.disk.crash(now);

@@ -17,7 +17,7 @@
 //! | `process` | a process starts, works, and crashes |
 //! | `stop` | a process is asked to stop |
 //! | `pages` | a process reads pages of scans on other threads |
-//! | `elsewhere` | no group answers a read of a shard that another one serves |
+//! | `served` | reads are answered by those who serve the shard |
 //! | `forward` | a node forwards a request |
 //! | `receive` | requests and answers arrive, and clients act |
 //! | `faults` | faults begin and end |
@@ -29,7 +29,6 @@
 //! | `run` | the loop that takes each event and calls the modules above |
 
 mod admin;
-mod elsewhere;
 mod faults;
 mod final_checks;
 mod forward;
@@ -43,6 +42,7 @@ mod receive;
 mod recovery;
 mod run;
 mod send;
+mod served;
 mod steps;
 mod stop;
 

@@ -90,6 +90,8 @@ impl World {
         let Some(page) = host.pages.remove(&id) else {
             return Ok(());
         };
+        // No step happens between this read and its answer.
+        host.owned = None;
         let (_, state) = host.disk.open();
         let bug = self.scenario.bug.and_then(Bug::shardkv);
         let read = read_page_with_bug(&state, &page, bug).map_err(|error| {

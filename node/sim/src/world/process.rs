@@ -245,6 +245,7 @@ impl World {
         let Some(mut process) = host.process.take() else {
             return Ok(());
         };
+        host.owned = process.machine().machine().ownership();
         host.disk.begin(self.now);
         // Ticks come first: a paused leader must notice the pause before it serves from a lease.
         host.pass_ticks(&mut process, self.now, self.scenario.catch_up_ticks.max(1));

@@ -45,7 +45,7 @@ impl World {
             return Ok(());
         }
         self.trace(number, || format!("receives request {id:x?}: {request:?}"));
-        self.note_elsewhere(number, id, &request);
+        self.note_read(number, id, &request);
         let request = self.confirm_first(number, id, request);
         self.deliver(number, Input::Request(id, request))
     }

@@ -82,7 +82,7 @@ impl World {
             ));
         };
         self.check_fresh(from, committed, &outcome)?;
-        self.check_elsewhere(from, id, &outcome)?;
+        self.check_served(from, id, &outcome)?;
         self.trace(from, || format!("answers {id:x?}: {outcome:?}"));
         self.transmit_answer(from, after, id, outcome);
         Ok(())
