@@ -318,6 +318,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_apply_bytes: values.number("max_apply_bytes", 1, 1 << 30)?,
         check_quorum: true,
         lease_reads: values.flag("lease_reads")?,
+        feature_level: replica::FEATURE_LEVEL,
         bugs: raft::Bugs::NONE,
     };
     let options = replica::Options {

@@ -83,6 +83,8 @@ pub enum Message {
     HeartbeatReply {
         /// The read round of the heartbeat.
         read_round: u64,
+        /// The highest feature level that the sender supports ([`Options::feature_level`](crate::Options)).
+        feature_level: u32,
     },
     /// A chunk of a snapshot, for a follower whose next entry is compacted (Raft §7).
     SnapshotChunk(SnapshotChunk),
@@ -119,6 +121,8 @@ pub struct SnapshotChunk {
     pub done: bool,
     /// CRC-32 of `data`.
     pub checksum: u32,
+    /// The feature level of the group's log at the snapshot's end. Opaque to Raft.
+    pub feature_level: u32,
     /// The content; opaque to Raft.
     pub data: Bytes,
 }

@@ -29,6 +29,8 @@ pub struct Options {
     /// True if the leader serves reads from the lease that a quorum's answers grant, without a round trip. Assumes that
     /// no clock runs more than twice as fast as another, so it is off by default.
     pub lease_reads: bool,
+    /// The highest feature level that this member supports. Members tell the leader; the level has no meaning to Raft.
+    pub feature_level: u32,
     /// The known bug to put back; none outside of tests and the simulator.
     pub bugs: Bugs,
 }
@@ -46,6 +48,7 @@ impl Default for Options {
             max_apply_bytes: 4 << 20,
             check_quorum: true,
             lease_reads: false,
+            feature_level: 0,
             bugs: Bugs::NONE,
         }
     }

@@ -22,6 +22,8 @@ pub(crate) struct Progress {
     pub(crate) silent_ticks: u32,
     /// True if the follower answered in this term.
     pub(crate) answered: bool,
+    /// The highest feature level that the follower supports, once it told this leader.
+    pub(crate) feature_level: Option<u32>,
     /// The latest read round that the follower answered.
     pub(crate) read_round: u64,
     /// True if an append is due even if there is no entry to send.
@@ -48,6 +50,7 @@ impl Progress {
             state: ProgressState::Probe,
             silent_ticks: 0,
             answered: false,
+            feature_level: None,
             read_round: 0,
             nudge: true,
             probe: ProbeSent::No,
@@ -148,8 +151,9 @@ impl Progress {
         }
     }
 
-    /// Treats all appends in flight as lost and probes from the match index.
+    /// Treats all appends in flight as lost and probes from the match index. The follower's process may be another now.
     pub(crate) fn restart(&mut self) {
+        self.feature_level = None;
         if self.state == ProgressState::Replicate {
             self.next_index = self.match_index.next();
             self.switch_to(ProgressState::Probe);

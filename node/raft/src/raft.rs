@@ -164,7 +164,10 @@ impl Raft {
                 read_round,
                 lease,
             } => self.handle_heartbeat(from, commit, read_round, lease)?,
-            Message::HeartbeatReply { read_round } => self.handle_heartbeat_reply(from, read_round),
+            Message::HeartbeatReply {
+                read_round,
+                feature_level,
+            } => self.handle_heartbeat_reply(from, read_round, feature_level),
             Message::TimeoutNow => self.handle_timeout_now(from),
             Message::SnapshotChunk(ref chunk) => {
                 self.check_committed(from, chunk.meta.last)?;
@@ -237,7 +240,10 @@ impl Raft {
             },
             // Not the round of the heartbeat: the answer has this node's term. If the sender restarted and leads in
             // that term, its rounds began anew, and it would count the answer for its new rounds.
-            Message::Heartbeat { .. } => Message::HeartbeatReply { read_round: 0 },
+            Message::Heartbeat { .. } => Message::HeartbeatReply {
+                read_round: 0,
+                feature_level: self.options.feature_level,
+            },
             Message::SnapshotChunk(chunk) => Message::SnapshotReply {
                 snapshot: chunk.meta.last,
                 serial: chunk.serial,
@@ -372,6 +378,19 @@ impl Raft {
     /// Returns true if this node leads, and `node` answered in this term and within an election timeout.
     pub fn has_answered_lately(&self, node: NodeId) -> bool {
         self.is_active(node) && self.progress.get(&node).is_some_and(|p| p.answered)
+    }
+
+    /// Returns the highest feature level that all members support, learners included, if this node leads and all of them
+    /// told it their levels.
+    pub fn common_feature_level(&self) -> Option<u32> {
+        if self.role != Role::Leader {
+            return None;
+        }
+        self.progress
+            .values()
+            .try_fold(self.options.feature_level, |lowest, follower| {
+                Some(lowest.min(follower.feature_level?))
+            })
     }
 
     /// Returns true if this node leads and is transferring leadership, so that it refuses proposals.

@@ -170,7 +170,14 @@ impl Raft {
         self.follow(from)?;
         self.election.leader_has_lease = lease;
         self.log.commit_to(commit);
-        self.send(from, Message::HeartbeatReply { read_round });
+        let feature_level = self.options.feature_level;
+        self.send(
+            from,
+            Message::HeartbeatReply {
+                read_round,
+                feature_level,
+            },
+        );
         Ok(())
     }
 
@@ -247,7 +254,12 @@ impl Raft {
         }
     }
 
-    pub(crate) fn handle_heartbeat_reply(&mut self, from: NodeId, read_round: u64) {
+    pub(crate) fn handle_heartbeat_reply(
+        &mut self,
+        from: NodeId,
+        read_round: u64,
+        feature_level: u32,
+    ) {
         let last = self.log.last_index();
         let read_round = if self.bug(Bug::OldAnswerConfirmsRead) {
             self.reads.round()
@@ -258,6 +270,7 @@ impl Raft {
             return;
         };
         progress.alive(last);
+        progress.feature_level = Some(feature_level);
         progress.read_round = progress.read_round.max(read_round);
         self.confirm_reads();
     }

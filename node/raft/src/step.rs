@@ -59,15 +59,17 @@ pub enum StepError {
         /// The node that leads in the term, as far as this node knows.
         leader: NodeId,
     },
-}
-
-impl StepError {
-    /// Returns the peer that contradicts what the group has agreed on, if the message shows one. No fault of the network
-    /// explains such a message: entries that were acknowledged may be lost.
-    pub fn contradicting_peer(&self) -> Option<NodeId> {
-        match self {
-            Self::ContradictsCommitted { from, .. } | Self::TwoLeaders { from, .. } => Some(*from),
-            Self::NotForThisNode { .. } | Self::Malformed { .. } => None,
-        }
-    }
+    /// The message carries an entry, or a snapshot up to it, that this version can't read. What is stored here is whole;
+    /// the node needs a newer version. Raft itself never returns this error: its driver knows what entries mean.
+    #[error(
+        "{from} sent the entry {entry}, which this version can't read ({what}): upgrade this node"
+    )]
+    Unreadable {
+        /// The sender.
+        from: NodeId,
+        /// The entry.
+        entry: EntryId,
+        /// The reason.
+        what: String,
+    },
 }

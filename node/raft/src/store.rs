@@ -52,9 +52,12 @@ pub enum StoreError {
     /// A read or write failed. Latched: every later call fails with this error.
     #[error("the disk failed: {0}")]
     Io(String),
-    /// The content is damaged, foreign or of an unknown version.
+    /// The content is damaged or foreign.
     #[error("stored data is damaged: {0}")]
     Damaged(String),
+    /// A newer version of the program wrote the content. Nothing is damaged, and this version must not go on.
+    #[error("a newer version wrote the data: {0}")]
+    NewerVersion(String),
 }
 
 /// Reads entries.

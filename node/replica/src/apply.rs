@@ -3,7 +3,8 @@
 use raft::{Entry, EntryId, Payload, StoreError};
 
 use crate::bug::Bug;
-use crate::entry::OperationBatch;
+use crate::entry::Record;
+use crate::level::check_level;
 use crate::pending::by_index_only;
 use crate::{Answer, Applying, Outlet, Refusal, Replica, RequestId, StateMachine, Transaction};
 
@@ -31,12 +32,21 @@ impl<M: StateMachine> Replica<M> {
                     self.admin.mark_committed(entry.id);
                 }
                 Payload::Command(data) => {
-                    let batch = OperationBatch::decode(data)
-                        .map_err(|error| unreadable(entry.id, &error))?;
+                    let record =
+                        Record::decode(data).map_err(|error| unreadable(entry.id, &error))?;
+                    let batch = match record {
+                        Record::Operations(batch) => batch,
+                        Record::Raise(level) => {
+                            check_level(level, self.options.raft.feature_level)?;
+                            applied.feature_level = applied.feature_level.max(level);
+                            continue;
+                        }
+                    };
                     applied.time = applied.time.max(batch.time);
                     let at = Applying {
                         entry: entry.id,
                         time: applied.time,
+                        feature_level: applied.feature_level,
                         max_value_bytes: batch.max_value_bytes,
                     };
                     let mut requests = self.writes.take(entry.id, by_index).into_iter();
@@ -88,7 +98,5 @@ pub(crate) fn final_error(error: StoreError) -> StoreError {
 /// Returns the error of an entry that this version can't read. The replica must not skip the entry, because its state would
 /// differ from that of replicas that can read it. The entry's checksum was right, so the disk isn't damaged.
 fn unreadable(id: EntryId, error: &types::DecodeError) -> StoreError {
-    StoreError::Io(format!(
-        "log entry {id} can't be read by this version ({error}): upgrade this node"
-    ))
+    StoreError::NewerVersion(format!("log entry {id} can't be read ({error})"))
 }

@@ -24,11 +24,13 @@ pub enum Bug {
     ChangeAnsweredByIndex,
     /// A restart that finishes an install forgets the vote.
     InstallForgetsVote,
+    /// A leader raises the feature level although a member doesn't support it.
+    LevelRaisedTooEarly,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::CompactAboveDurable,
         Self::SnapshotWithoutSessions,
         Self::AnswerByIndexOnly,
@@ -36,6 +38,7 @@ impl Bug {
         Self::WindowResentByClock,
         Self::ChangeAnsweredByIndex,
         Self::InstallForgetsVote,
+        Self::LevelRaisedTooEarly,
     ];
 }
 

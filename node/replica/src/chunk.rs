@@ -24,7 +24,10 @@ use types::{DecodeError, LogTime, Reader, Writer};
 use crate::{Applied, SNAPSHOT_CHUNK_BYTES, Table};
 
 const CHUNK_VERSION: u8 = 1;
+/// The version byte of a record of feature level 0. The first versions know no other.
 const APPLIED_VERSION: u8 = 1;
+/// The version byte of a record that names its feature level.
+const APPLIED_VERSION_WITH_LEVEL: u8 = 2;
 const TRAILER: u8 = 0;
 /// The bytes of the version and the checksum.
 const HEADER_BYTES: usize = 5;
@@ -33,11 +36,14 @@ const HEADER_BYTES: usize = 5;
 pub type Pair = (Table, Bytes, Bytes);
 
 impl Applied {
-    /// Encodes the record: version, term, index, time, membership.
+    /// Encodes the record: version, feature level if it isn't 0, term, index, time, membership.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(64);
-        out.byte(APPLIED_VERSION)
-            .number(self.last.term.0)
+        match self.feature_level {
+            0 => out.byte(APPLIED_VERSION),
+            level => out.byte(APPLIED_VERSION_WITH_LEVEL).number(level.into()),
+        };
+        out.number(self.last.term.0)
             .number(self.last.index.0)
             .number(self.time.0);
         self.membership.encode(&mut out);
@@ -48,12 +54,16 @@ impl Applied {
     pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         let version = input.byte("applied version")?;
-        if version != APPLIED_VERSION {
-            return Err(DecodeError::Unknown {
-                what: "applied version",
-                value: version.into(),
-            });
-        }
+        let feature_level = match version {
+            APPLIED_VERSION => 0,
+            APPLIED_VERSION_WITH_LEVEL => input.number_u32("feature level")?,
+            _ => {
+                return Err(DecodeError::Unknown {
+                    what: "applied version",
+                    value: version.into(),
+                });
+            }
+        };
         let term = Term(input.number("applied term")?);
         let index = Index(input.number("applied index")?);
         let time = LogTime(input.number("applied time")?);
@@ -63,6 +73,7 @@ impl Applied {
             last: EntryId::new(term, index),
             membership,
             time,
+            feature_level,
         })
     }
 
@@ -302,7 +313,23 @@ mod tests {
             last: EntryId::new(Term(3), Index(7)),
             membership: Membership::of_voters([(NodeId(1), "a:1")]),
             time: LogTime(5),
+            feature_level: 0,
         }
+    }
+
+    #[test]
+    fn a_position_names_its_feature_level_if_it_has_one() {
+        // Versions that know no levels read it.
+        let old = applied();
+        assert_eq!(old.encode().first(), Some(&APPLIED_VERSION));
+        assert_eq!(Applied::decode(old.encode()).unwrap(), old);
+        // They refuse this one.
+        let new = Applied {
+            feature_level: 300,
+            ..applied()
+        };
+        assert_eq!(new.encode().first(), Some(&APPLIED_VERSION_WITH_LEVEL));
+        assert_eq!(Applied::decode(new.encode()).unwrap(), new);
     }
 
     fn chunks(pairs: usize, size: usize) -> Vec<Bytes> {

@@ -93,6 +93,7 @@ pub mod conformance;
 mod entry;
 mod genesis;
 mod kept_log;
+mod level;
 mod machine;
 pub mod memory;
 mod options;
@@ -108,6 +109,7 @@ mod store;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use genesis::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
+pub use level::FEATURE_LEVEL;
 pub use machine::{Applying, StateMachine, Transaction};
 pub use options::Options;
 pub use recover::{RecoverError, initialise};

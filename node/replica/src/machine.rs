@@ -59,6 +59,8 @@ pub struct Applying {
     pub entry: EntryId,
     /// The log time that the leader stamped.
     pub time: LogTime,
+    /// The group's feature level: the machine writes nothing that a version of this level can't read.
+    pub feature_level: u32,
     /// The largest value that the leader's options allow, stamped into the log, so that replicas with
     /// other options decide alike.
     pub max_value_bytes: u32,

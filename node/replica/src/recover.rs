@@ -13,6 +13,7 @@ use raft::{
 use types::NodeId;
 
 use crate::bug::Bug;
+use crate::level::check_state;
 use crate::{Applied, Options, Replica, StateMachine, StateStore, WriteBatch};
 
 /// The last entry of the snapshot from which every group seems to be restored. A member that joins later with an empty
@@ -93,6 +94,7 @@ impl<M: StateMachine> Replica<M> {
     ) -> Result<Self, RecoverError> {
         options.validate()?;
         let applied = state.applied();
+        check_state(&applied, options.raft.feature_level)?;
         let mut stored = log.load()?;
         if applied.last.index < stored.base.last.index {
             return Err(damaged(format!(

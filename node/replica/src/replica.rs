@@ -61,6 +61,8 @@ pub struct Replica<M: StateMachine> {
     /// The term in which this replica led at the end of the last poll.
     leading: Option<Term>,
     ticks_to_join_request: u32,
+    /// The feature level that this replica proposed last, with its term.
+    pub(crate) raised: Option<(Term, u32)>,
 }
 
 impl<M: StateMachine> Replica<M> {
@@ -101,6 +103,7 @@ impl<M: StateMachine> Replica<M> {
             stopping: false,
             leading: None,
             ticks_to_join_request: 0,
+            raised: None,
             applied,
             state,
             options,
@@ -189,6 +192,7 @@ impl<M: StateMachine> Replica<M> {
         if self.unwritten.is_some() {
             return Ok(());
         }
+        self.check_readable(&envelope)?;
         match self.raft.step(envelope)? {
             Stepped::Done => {}
             Stepped::Snapshot(envelope) => self.snapshots.receive(envelope),
@@ -210,6 +214,7 @@ impl<M: StateMachine> Replica<M> {
         }
         self.raft.tick();
         Admin::tick(&mut self.raft);
+        self.raise_level();
         self.snapshots.tick(&mut self.raft, &self.options);
         self.kept_log.tick(&self.raft);
         self.ask_to_join();
@@ -483,6 +488,7 @@ impl<M: StateMachine> Replica<M> {
             kept_log_bytes: self.kept_log.bytes,
             disk_low: self.disk_low,
             log_time: LogTime(self.log_time().0 / 1_000 * 1_000),
+            feature_level: self.applied.feature_level,
         }
     }
 

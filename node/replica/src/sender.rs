@@ -26,6 +26,8 @@ const GIVE_UP_AFTER_HEARTBEATS: u32 = 100;
 
 pub(crate) struct Sender {
     pub(crate) source: Box<dyn SnapshotSource>,
+    /// The feature level of the snapshot.
+    feature_level: u32,
     /// The unanswered chunks, oldest first.
     window: VecDeque<Sent>,
     next_number: u64,
@@ -60,9 +62,10 @@ pub(crate) enum Verdict {
 }
 
 impl Sender {
-    pub(crate) fn new(source: Box<dyn SnapshotSource>) -> Self {
+    pub(crate) fn new(source: Box<dyn SnapshotSource>, feature_level: u32) -> Self {
         Self {
             source,
+            feature_level,
             window: VecDeque::new(),
             next_number: 0,
             next_serial: 0,
@@ -106,6 +109,7 @@ impl Sender {
                 serial: self.next_serial,
                 done: self.exhausted,
                 checksum: crc32fast::hash(&data),
+                feature_level: self.feature_level,
                 data,
             };
             self.next_number += 1;
@@ -253,10 +257,8 @@ mod tests {
     }
 
     fn sender(chunks: u64) -> Sender {
-        Sender::new(Box::new(Numbers {
-            meta: SnapshotMeta::default(),
-            left: chunks,
-        }))
+        let meta = SnapshotMeta::default();
+        Sender::new(Box::new(Numbers { meta, left: chunks }), 0)
     }
 
     #[test]

@@ -184,7 +184,8 @@ impl<M: StateMachine> Replica<M> {
             // A silent follower would only hold a view of the state open.
             if room && self.raft.is_active(node) && !self.snapshots.senders.contains_key(&node) {
                 let source = self.state.snapshot()?;
-                self.snapshots.senders.insert(node, Sender::new(source));
+                let sender = Sender::new(source, self.applied.feature_level);
+                self.snapshots.senders.insert(node, sender);
             }
         }
         Ok(())
@@ -284,7 +285,9 @@ impl<M: StateMachine> Replica<M> {
     fn restore_failed(&mut self, error: StoreError) -> Result<(SnapshotStatus, u64), StoreError> {
         self.snapshots.receiving = None;
         match error {
-            StoreError::Full(_) | StoreError::Damaged(_) => Ok((SnapshotStatus::Failed, 0)),
+            StoreError::Full(_) | StoreError::Damaged(_) | StoreError::NewerVersion(_) => {
+                Ok((SnapshotStatus::Failed, 0))
+            }
             StoreError::Io(_) => Err(error),
         }
     }

@@ -44,4 +44,6 @@ pub struct Status {
     pub disk_low: bool,
     /// This replica's present measure of log time, in whole seconds: a status is published whenever it changes.
     pub log_time: LogTime,
+    /// The group's feature level, as far as it is applied here.
+    pub feature_level: u32,
 }

@@ -46,6 +46,8 @@ pub struct Applied {
     pub membership: Membership,
     /// The greatest log time applied so far.
     pub time: LogTime,
+    /// The feature level at that entry.
+    pub feature_level: u32,
 }
 
 /// Only longer values may be left out of a list.

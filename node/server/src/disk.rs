@@ -133,6 +133,10 @@ fn damaged(what: impl Display) -> Fatal {
 pub(crate) fn store_error(error: StoreError) -> Fatal {
     match error {
         StoreError::Damaged(_) => damaged(error),
+        StoreError::NewerVersion(_) => Fatal::message(
+            ExitCode::OtherVersion,
+            format!("{error}. Start this node with the newer version; keep its data directory"),
+        ),
         StoreError::Full(_) => Fatal::message(
             ExitCode::DiskFull,
             format!("{error}. Make space, and start again"),

@@ -14,13 +14,13 @@ use tokio::sync::oneshot;
 use types::{LogTime, NodeId};
 
 use crate::admission::Admission;
-use crate::contradictions::Contradictions;
 use crate::inbox::{Batch, Inbox, Submission};
 use crate::lifecycle::Lifecycle;
 use crate::machine::{Machine, MachineResult, Published, Response};
 use crate::metrics::{Metrics, raise, set};
 use crate::progress::Progress;
 use crate::readiness::ReadinessProbe;
+use crate::refusals::Refusals;
 use crate::replies::{Deliveries, PendingReplies, Reply};
 use crate::routing::Routing;
 use crate::transport::Transport;
@@ -41,7 +41,7 @@ pub(crate) struct Runtime {
     disk_low: bool,
     leader: Option<NodeId>,
     parking: Parking,
-    contradictions: Contradictions,
+    refusals: Refusals,
     /// The state that the machine published last.
     published: Option<Published>,
 }
@@ -116,7 +116,7 @@ impl Runtime {
             disk_low: false,
             leader: None,
             parking: Parking::default(),
-            contradictions: Contradictions::default(),
+            refusals: Refusals::default(),
             published: None,
             handles,
         }
@@ -158,8 +158,8 @@ impl Runtime {
             let from = envelope.from;
             if let Err(error) = self.replica.receive(envelope) {
                 tracing::debug!(%from, "refused a message: {error}");
-                let count = &self.handles.metrics.replica.peer_contradictions;
-                self.contradictions.note(&error, count, Instant::now());
+                let metrics = &self.handles.metrics.replica;
+                self.refusals.note(&error, metrics, Instant::now());
             }
         }
         for node in self.batch.snapshots_disconnected.drain(..) {
@@ -315,6 +315,7 @@ impl Runtime {
             );
         }
         set(&metrics.kept_log_bytes, status.kept_log_bytes);
+        set(&metrics.feature_level, status.feature_level.into());
         let (requests, bytes) = self.handles.admission.budget.used();
         set(&self.handles.metrics.inflight_requests, requests as u64);
         set(&self.handles.metrics.inflight_bytes, bytes as u64);

@@ -112,6 +112,7 @@ impl Controller {
         let at = Applying {
             entry,
             time: LogTime(1),
+            feature_level: 0,
             max_value_bytes: 0,
         };
         applied.last = entry;

@@ -37,6 +37,7 @@ fn busy(sessions: u64) -> ShardKv {
         let at = Applying {
             entry: EntryId::new(Term(1), Index(nonce + 1)),
             time: birth,
+            feature_level: 0,
             max_value_bytes: 100,
         };
         let command = Command {

@@ -299,6 +299,7 @@ fn without_a_genesis_the_node_stops_instead_of_diverging() {
     let at = replica::Applying {
         entry: raft::EntryId::default(),
         time: types::LogTime(1),
+        feature_level: 0,
         max_value_bytes: 1,
     };
     let write = put("k", "v");

@@ -96,6 +96,7 @@ impl<S: StateStore> Replica<S> {
             let at = Applying {
                 entry: applied.last,
                 time: NOW,
+                feature_level: 0,
                 max_value_bytes: 1 << 20,
             };
             let response = self.machine.apply(at, put, &mut transaction).unwrap();

@@ -141,7 +141,9 @@ impl Directory {
                 dir: self.path.clone(),
                 message,
             },
-            StoreError::Io(message) | StoreError::Damaged(message) => OpenError::Io {
+            StoreError::Io(message)
+            | StoreError::Damaged(message)
+            | StoreError::NewerVersion(message) => OpenError::Io {
                 context: format!("can't {action} in {}", self.path.display()),
                 message,
             },

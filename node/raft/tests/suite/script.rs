@@ -352,7 +352,10 @@ impl Script {
                 read_round: 0,
                 lease: false,
             },
-            "heartbeat-reply" => Message::HeartbeatReply { read_round: 0 },
+            "heartbeat-reply" => Message::HeartbeatReply {
+                read_round: 0,
+                feature_level: 0,
+            },
             "vote" => Message::Vote { last, transfer },
             "vote-reply" => Message::VoteReply { granted },
             "prevote" => Message::PreVote {
@@ -373,6 +376,7 @@ impl Script {
                 serial: 0,
                 done: true,
                 checksum: 0,
+                feature_level: 0,
                 data: command(""),
             }),
             "join" => Message::JoinRequest {

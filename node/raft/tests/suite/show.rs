@@ -58,7 +58,7 @@ fn details(message: &Message) -> String {
             let lease = if *lease { " lease" } else { "" };
             format!(" commit={commit} round={read_round}{lease}")
         }
-        Message::HeartbeatReply { read_round } => format!(" round={read_round}"),
+        Message::HeartbeatReply { read_round, .. } => format!(" round={read_round}"),
         Message::SnapshotChunk(chunk) => {
             format!(
                 " last={} members=({})",

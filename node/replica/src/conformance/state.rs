@@ -67,6 +67,7 @@ fn applied(index: u64) -> Applied {
         last: EntryId::new(Term(1 + index / 10), Index(index)),
         membership: Membership::of_voters([(NodeId(1), "a:1"), (NodeId(2 + index / 7), "b:2")]),
         time: LogTime(1_000 * index),
+        feature_level: u32::try_from(index / 3).unwrap_or_default(),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use raft::{
     Entry, EntryId, Envelope, Index, LogBatch, LogReader, LogState, LogStore, Membership, Message,
-    Role, SnapshotMeta, SnapshotStatus, StoreError,
+    Role, SnapshotMeta, SnapshotStatus, StepError, StoreError,
 };
 use replica::memory::{MemoryLog, MemoryState};
 use replica::{
@@ -33,6 +33,8 @@ pub(crate) struct Map {
 pub(crate) struct Seen {
     pub(crate) failed_reloads: u32,
     pub(crate) applied_after: u32,
+    /// The feature level of the last operation.
+    pub(crate) feature_level: u32,
 }
 
 impl StateMachine for Map {
@@ -49,11 +51,12 @@ impl StateMachine for Map {
 
     fn apply(
         &mut self,
-        _: Applying,
+        at: Applying,
         operation: Bytes,
         state: &mut Transaction<'_>,
     ) -> Result<Bytes, StoreError> {
         let mut seen = self.seen.lock().unwrap();
+        seen.feature_level = at.feature_level;
         if seen.failed_reloads > 0 {
             seen.applied_after += 1;
         }
@@ -172,6 +175,10 @@ pub(crate) struct Cluster {
     pub(crate) outputs: Outputs,
     pub(crate) lane: Lane,
     pub(crate) time: u64,
+    /// The feature levels that nodes support, if not 0.
+    pub(crate) levels: BTreeMap<NodeId, u32>,
+    /// Refusals of messages, by the node that refused.
+    pub(crate) refusals: Vec<(NodeId, StepError)>,
     /// The errors that stopped replicas.
     pub(crate) errors: Vec<(NodeId, StoreError)>,
     options: Options,
@@ -181,6 +188,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts a group of three with these options.
     pub(crate) fn new(change: impl Fn(&mut Options)) -> Self {
+        Self::of_levels([0; 3], change)
+    }
+
+    /// Starts a group of three that support these feature levels.
+    pub(crate) fn of_levels(levels: [u32; 3], change: impl Fn(&mut Options)) -> Self {
         let mut options = Options::default();
         change(&mut options);
         let mut cluster = Self {
@@ -197,11 +209,14 @@ impl Cluster {
                 dropped: 0,
             },
             time: 1_000,
+            levels: BTreeMap::new(),
+            refusals: Vec::new(),
             errors: Vec::new(),
             options,
             requests: 0,
         };
-        for node in 1..=3 {
+        for (node, level) in (1..=3).zip(levels) {
+            cluster.levels.insert(NodeId(node), level);
             cluster.start_as_founder(NodeId(node), Map::default());
         }
         cluster
@@ -229,6 +244,7 @@ impl Cluster {
 
     fn start(&mut self, node: NodeId, log: SharedLog, state: MemoryState, map: Map) {
         let mut options = self.options.clone();
+        options.raft.feature_level = self.levels.get(&node).copied().unwrap_or_default();
         options.address = format!("host-{}", node.0 % 10);
         let replica = Replica::recover(options, node, Box::new(log), Box::new(state), map, 7);
         self.replicas.insert(node, replica.unwrap());
@@ -262,7 +278,11 @@ impl Cluster {
                 continue;
             }
             if let Some(replica) = self.replicas.get_mut(&node) {
-                replica.receive(envelope.clone()).unwrap();
+                if let Err(error) = replica.receive(envelope.clone()) {
+                    let unreadable = matches!(error, StepError::Unreadable { .. });
+                    assert!(unreadable, "{error}");
+                    self.refusals.push((node, error));
+                }
                 self.poll(node);
             }
         }

@@ -9,5 +9,6 @@
 
 mod catching_up;
 mod cluster;
+mod levels;
 mod membership;
 mod restart;

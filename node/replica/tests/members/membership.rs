@@ -134,6 +134,7 @@ fn an_error_after_the_state_was_replaced_is_final() {
     let expected = Seen {
         failed_reloads: 1,
         applied_after: 0,
+        feature_level: 0,
     };
     assert_eq!(*seen.lock().unwrap(), expected);
 }

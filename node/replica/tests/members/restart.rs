@@ -1,10 +1,12 @@
 //! Restarts: after a crash in the middle of an install, and often.
 
 use bytes::Bytes;
-use raft::{Entry, EntryId, HardState, Index, LogBatch, LogStore, Membership, Payload, Term};
+use raft::{
+    Entry, EntryId, HardState, Index, LogBatch, LogStore, Membership, Payload, StoreError, Term,
+};
 use replica::memory::MemoryState;
-use replica::{Applied, Options, Replica, StateStore, WriteBatch, initialise};
-use types::NodeId;
+use replica::{Applied, Options, RecoverError, Replica, StateStore, WriteBatch, initialise};
+use types::{LogTime, NodeId};
 
 use crate::cluster::{Map, Outputs, SharedLog};
 
@@ -40,6 +42,63 @@ fn reopened(entries: u64, compact_after_bytes: u64) -> SharedLog {
     let mut replica = Replica::recover(options, NodeId(1), log, state, Map::default(), 7).unwrap();
     replica.poll(&mut Outputs::default()).unwrap();
     disk
+}
+
+#[test]
+fn an_older_version_does_not_start_with_a_newer_state() {
+    let mut state = MemoryState::new();
+    let applied = Applied {
+        last: EntryId::new(Term(1), Index(1)),
+        feature_level: 3,
+        ..Applied::default()
+    };
+    state.commit(WriteBatch::default(), applied).unwrap();
+    state.flush().unwrap();
+    let mut options = Options {
+        address: "host-1".to_owned(),
+        ..Options::default()
+    };
+    options.raft.feature_level = 2;
+    let (log, state) = (Box::new(SharedLog::default()), Box::new(state));
+    let error = Replica::recover(options, NodeId(1), log, state, Map::default(), 7)
+        .err()
+        .unwrap();
+    let newer = StoreError::NewerVersion("feature level 3, and this version supports 2".to_owned());
+    assert_eq!(error, RecoverError::Store(newer));
+}
+
+#[test]
+fn an_older_version_stops_at_a_newer_entry_of_its_log() {
+    // A newer version raised the level, and did not come to apply it.
+    let mut log = SharedLog::default();
+    let mut state = MemoryState::new();
+    let membership = Membership::of_voters([(NodeId(1), "host-1".to_owned())]);
+    initialise(&mut log, &mut state, &membership, WriteBatch::default()).unwrap();
+    let raise = Payload::Command(Bytes::from_static(&[2, 1]));
+    let batch = LogBatch {
+        entries: vec![Entry::new(Term(1), Index(2), raise)],
+        ..LogBatch::default()
+    };
+    log.write(&batch).unwrap();
+    for supported in [1, 0] {
+        let mut options = Options {
+            address: "host-1".to_owned(),
+            ..Options::default()
+        };
+        options.raft.feature_level = supported;
+        let (log, state) = (Box::new(log.clone()), Box::new(state.clone()));
+        let mut replica =
+            Replica::recover(options, NodeId(1), log, state, Map::default(), 7).unwrap();
+        let mut outputs = Outputs::default();
+        let mut result = Ok(());
+        for tick in 0..200 {
+            replica.tick(LogTime(tick));
+            result = result.and_then(|()| replica.poll(&mut outputs));
+        }
+        assert_eq!(replica.status().feature_level, supported);
+        let newer = matches!(result, Err(StoreError::NewerVersion(_)));
+        assert_eq!(newer, supported == 0, "{result:?}");
+    }
 }
 
 #[test]

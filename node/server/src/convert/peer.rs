@@ -86,9 +86,13 @@ fn message_to_wire(message: Message) -> Wire {
             read_round,
             lease,
         }),
-        Message::HeartbeatReply { read_round } => {
-            Wire::HeartbeatReply(v1::HeartbeatReply { read_round })
-        }
+        Message::HeartbeatReply {
+            read_round,
+            feature_level,
+        } => Wire::HeartbeatReply(v1::HeartbeatReply {
+            read_round,
+            feature_level,
+        }),
         Message::SnapshotChunk(chunk) => Wire::SnapshotChunk(chunk_to_wire(chunk)),
         Message::SnapshotReply {
             snapshot,
@@ -132,6 +136,7 @@ fn chunk_to_wire(chunk: SnapshotChunk) -> v1::SnapshotChunk {
         serial: chunk.serial,
         done: chunk.done,
         checksum: chunk.checksum,
+        feature_level: chunk.feature_level,
         data: chunk.data,
     }
 }
@@ -205,6 +210,7 @@ fn message_from_wire(term: Term, wire: Wire) -> Result<Message, Malformed> {
         }
         Wire::HeartbeatReply(v) => Message::HeartbeatReply {
             read_round: v.read_round,
+            feature_level: v.feature_level,
         },
         Wire::SnapshotChunk(v) => {
             real_term("term", term.0)?;
@@ -298,6 +304,7 @@ fn chunk(wire: v1::SnapshotChunk) -> Result<SnapshotChunk, Malformed> {
         serial: wire.serial,
         done: wire.done,
         checksum: wire.checksum,
+        feature_level: wire.feature_level,
         data: wire.data,
     })
 }
@@ -348,6 +355,7 @@ mod tests {
             serial: 6,
             done: true,
             checksum: 77,
+            feature_level: 3,
             data: Bytes::from_static(b"data"),
         };
         let reply = |status| Message::SnapshotReply {
@@ -387,7 +395,10 @@ mod tests {
                 read_round: 12,
                 lease: true,
             },
-            Message::HeartbeatReply { read_round: 12 },
+            Message::HeartbeatReply {
+                read_round: 12,
+                feature_level: 2,
+            },
             Message::SnapshotChunk(chunk),
             reply(SnapshotStatus::Receiving),
             reply(SnapshotStatus::Installed),

@@ -126,6 +126,8 @@ pub(crate) struct ReplicaMetrics {
     pub(crate) snapshots_overtaken: Counter,
     pub(crate) kept_log_bytes: Gauge,
     pub(crate) peer_contradictions: Counter,
+    pub(crate) unreadable_messages: Counter,
+    pub(crate) feature_level: Gauge,
 }
 
 impl Metrics {
@@ -280,6 +282,11 @@ impl Metrics {
             ),
             ("sessions", "Remembered client sessions", &m.sessions),
             (
+                "feature_level",
+                "The feature level that all members of the group have agreed on",
+                &m.feature_level,
+            ),
+            (
                 "disk_low",
                 "1 if writes are refused because a disk is nearly full",
                 &m.disk_low,
@@ -318,6 +325,11 @@ impl Metrics {
                 "peer_contradictions",
                 "Refused messages of peers that contradict a committed entry or the leader of a term",
                 &m.peer_contradictions,
+            ),
+            (
+                "unreadable_messages",
+                "Refused messages of peers with entries or snapshots of a newer version",
+                &m.unreadable_messages,
             ),
         ];
         for (name, help, counter) in counters {

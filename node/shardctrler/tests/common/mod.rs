@@ -90,6 +90,7 @@ impl Replica {
             let at = Applying {
                 entry: EntryId::new(Term(1), Index(index)),
                 time: LogTime(self.time),
+                feature_level: 0,
                 max_value_bytes: 0,
             };
             let response = self.machine.apply(at, operation.clone(), &mut transaction);

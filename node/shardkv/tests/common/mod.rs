@@ -94,6 +94,7 @@ impl Replica {
             let at = Applying {
                 entry: EntryId::new(Term(1), Index(step.index)),
                 time: LogTime(step.time),
+                feature_level: 0,
                 max_value_bytes: step.max_value_bytes,
             };
             let operation = step.operation.clone();

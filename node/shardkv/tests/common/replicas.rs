@@ -153,6 +153,7 @@ impl Node {
             let at = Applying {
                 entry: EntryId::new(Term(1), Index(logged.index)),
                 time: LogTime(logged.time),
+                feature_level: 0,
                 max_value_bytes: MAX_VALUE,
             };
             apply(machine, at, &logged.operation, &mut transaction);

@@ -64,6 +64,7 @@ impl Cluster {
             serial: 0,
             done: true,
             checksum: 0,
+            feature_level: 0,
             data: Bytes::new(),
         };
         node.raft
