@@ -47,6 +47,21 @@ fn a_group_that_has_served_serves_whatever_it_still_waits_for() {
 }
 
 #[test]
+fn deleted_controllers_are_made_again_while_they_still_answer() {
+    let mut seen = world(1, "1 member", &[1], &[(1, 5)]);
+    seen.controllers = None;
+    assert_eq!(shown(&decide(&seen)), "1 Serving => create controllers");
+}
+
+/// It may have been a member of controllers that have lost their disks.
+#[test]
+fn a_group_that_was_marked_before_any_joined_is_not_kept_for_another() {
+    let seen = world(2, "1 new!, 2 leaving", &[], &[]);
+    let expected = "1 Provisioning, 2 Removing => create 10 new";
+    assert_eq!(shown(&decide(&seen)), expected);
+}
+
+#[test]
 fn so_many_groups_join_at_once_and_the_others_later() {
     let sets = (1..=66).map(|gid| format!("{gid} new"));
     let seen = world(66, &sets.collect::<Vec<_>>().join(", "), &[], &[]);
@@ -127,6 +142,9 @@ fn the_finalizer_stays_until_all_objects_are_gone() {
         "1 Removing => ",
         "its end is awaited"
     );
+    let mut alone = seen.clone();
+    (alone.controllers, alone.controller_volumes) = (None, false);
+    assert_eq!(shown(&decide(&alone)), "1 Removing => ", "the last group's");
     seen.sets.clear();
     seen.controller_volumes = false;
     seen.controllers.as_mut().unwrap().terminating = true;
