@@ -105,7 +105,7 @@ fn refused(error: OpenError) -> Fatal {
             return Fatal::of_system(format!("{context}: {message}"), ExitCode::DiskFailed);
         }
         OpenError::Locked { .. } => ExitCode::InUse,
-        OpenError::Foreign { .. } => ExitCode::WrongIdentity,
+        OpenError::Foreign { .. } | OpenError::ForeignState { .. } => ExitCode::WrongIdentity,
         OpenError::Version { .. } => ExitCode::OtherVersion,
         OpenError::Full { .. } => ExitCode::DiskFull,
         OpenError::NoIdentity { .. }
@@ -295,6 +295,11 @@ mod tests {
         ];
         for (fatal, code) in table {
             let text = format!("{:#}", fatal.error);
+        let foreign_state = OpenError::ForeignState {
+            dir: dir(),
+            maker: types::NodeId(1),
+            node: types::NodeId(2),
+        };
             assert_eq!(fatal.code, code, "{text}");
             let gives_up = text.contains("empty directory");
             assert_eq!(gives_up, code == ExitCode::Damaged, "{text}");
@@ -303,3 +308,4 @@ mod tests {
         }
     }
 }
+            (refused(foreign_state), ExitCode::WrongIdentity),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use raft::{EntryId, Index, StoreError};
-use types::{ClusterId, Gid};
+use types::{ClusterId, Gid, NodeId};
 
 use crate::cause::Cause;
 
@@ -48,6 +48,19 @@ pub enum OpenError {
         dir: PathBuf,
         /// The contradiction found.
         damage: IdentityDamage,
+    },
+    /// The directory holds the state of another node.
+    #[error(
+        "the state in {}/state was made by node {maker}, and this directory belongs to node {node}: nothing is damaged. \
+         Put each node's own files back, all of them together", .dir.display()
+    )]
+    ForeignState {
+        /// The directory.
+        dir: PathBuf,
+        /// The node that made the state.
+        maker: NodeId,
+        /// The node that the directory belongs to.
+        node: NodeId,
     },
     /// The directory was written by another version of this program.
     #[error(

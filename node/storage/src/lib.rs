@@ -107,7 +107,7 @@ pub struct Opened {
 /// Opens the data directory `dir`, or initialises it if it does not exist or is empty.
 ///
 /// Refuses a directory that another process uses, that has an unknown format version, that holds data
-/// but no `IDENTITY`, or whose content is damaged. An operation that the operating system refuses is not damage.
+/// but no `IDENTITY`, that holds another node's state, or whose content is damaged. An operation that the operating system refuses is not damage.
 /// [`OpenError`] says which it is and what to do.
 pub fn open(dir: &Path, options: &StorageOptions) -> Result<Opened, OpenError> {
     let directory = Directory::lock(dir)?;
@@ -119,10 +119,15 @@ pub fn open(dir: &Path, options: &StorageOptions) -> Result<Opened, OpenError> {
         directory.clear_stores()?;
         floor::create(&directory)?;
         log::create(&directory, &options)?;
-        state::create(&directory, &options)?;
+        state::create(&directory, identity.node(), &options)?;
         identity.set_initialised()?;
     }
-    let state = RocksState::open(Arc::clone(&directory), disk.clone(), &options)?;
+    let state = RocksState::open(
+        Arc::clone(&directory),
+        identity.node(),
+        disk.clone(),
+        &options,
+    )?;
     let mut log = RocksLog::open(Arc::clone(&directory), disk.clone(), &options)?;
     check_position(&directory, &mut log, &state)?;
     Ok(Opened {

@@ -13,6 +13,7 @@ use replica::{
     Applied, Listed, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch as Changes,
 };
 use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
+use types::NodeId;
 
 use crate::directory::{Directory, sync_dir};
 use crate::error::{Latch, OpenError, VerifyError, translate, translate_io};
@@ -43,6 +44,7 @@ pub struct RocksState {
     number: u64,
     applied: Applied,
     directory: Arc<Directory>,
+    node: NodeId,
     disk: Disk,
     options: StorageOptions,
     write_options: WriteOptions,
@@ -55,9 +57,10 @@ pub struct RocksState {
 /// Makes the state of a new data directory.
 pub(crate) fn create(
     directory: &Arc<Directory>,
+    node: NodeId,
     options: &StorageOptions,
 ) -> Result<(), OpenError> {
-    StateDb::create(directory, 1, options)
+    StateDb::create(directory, 1, node, options)
         .and_then(|_| current::write(directory, 1))
         .and_then(|()| sync_dir(directory.path()))
         .map_err(|error| directory.failed("make the state", error))
@@ -66,6 +69,7 @@ pub(crate) fn create(
 impl RocksState {
     pub(crate) fn open(
         directory: Arc<Directory>,
+        node: NodeId,
         disk: Disk,
         options: &StorageOptions,
     ) -> Result<Self, OpenError> {
@@ -83,6 +87,12 @@ impl RocksState {
             }
             VerifyError::Store(error) => directory.state_failed(error),
         })?;
+        let maker = db.maker_or(node);
+        let maker = maker.map_err(|error| directory.state_failed(error))?;
+        if maker != node {
+            let dir = directory.path().to_owned();
+            return Err(OpenError::ForeignState { dir, maker, node });
+        }
         let latch = Arc::new(Latch::default());
         let flusher = Flusher::start(applied.last, Arc::clone(&latch)).map_err(|error| {
             directory.failed("start a thread", translate_io("state-flush", &error))
@@ -101,6 +111,7 @@ impl RocksState {
             number,
             applied,
             directory,
+            node,
             disk,
             options: options.clone(),
             write_options: engine::unlogged(),
@@ -294,7 +305,7 @@ impl StateStore for RocksState {
         self.restore = None;
         self.disk
             .check(Writer::State, self.options.state_write_buffer_bytes)?;
-        let db = StateDb::create(&self.directory, self.number + 1, &self.options)
+        let db = StateDb::create(&self.directory, self.number + 1, self.node, &self.options)
             .map_err(|error| self.latch.keep(error))?;
         self.restore = Some(Restore::new(db, meta));
         Ok(())

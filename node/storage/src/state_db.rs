@@ -15,6 +15,7 @@ use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, IteratorMode, Options, Range,
     WriteBatch,
 };
+use types::NodeId;
 
 use crate::directory::{Directory, remove_tree, sync_dir};
 use crate::engine;
@@ -23,6 +24,8 @@ use crate::options::StorageOptions;
 
 const APPLIED: &[u8] = b"applied";
 const VERSION: &[u8] = b"version";
+/// The node that made the state. A state that another node made doesn't follow from this node's log.
+const NODE: &[u8] = b"node";
 /// The version of the format.
 pub(crate) const FORMAT: u8 = 1;
 const DEFAULT: &str = "default";
@@ -95,6 +98,7 @@ impl StateDb {
     pub(crate) fn create(
         directory: &Arc<Directory>,
         number: u64,
+        node: NodeId,
         options: &StorageOptions,
     ) -> Result<Arc<Self>, StoreError> {
         let state_dir = directory.state_dir();
@@ -104,6 +108,7 @@ impl StateDb {
         let db = Self::open_or_create(directory, number, true, options)?;
         let mut batch = WriteBatch::default();
         batch.put(VERSION, [FORMAT]);
+        batch.put(NODE, node.0.to_be_bytes());
         engine::write(&db.db, batch, &engine::unlogged())?;
         db.put_applied(&Applied::default())?;
         db.flush()?;
@@ -241,6 +246,21 @@ impl StateDb {
         Applied::decode(value.into()).map_err(|error| {
             damaged(&format!("the state's position can't be read: {error}")).into()
         })
+    }
+
+    /// Returns the node that made the state. A state of an older version doesn't say so, and is taken for `node`'s from now on.
+    pub(crate) fn maker_or(&self, node: NodeId) -> Result<NodeId, StoreError> {
+        let maker = self.db.get(NODE).map_err(|error| translate(&error))?;
+        if let Some(maker) = maker {
+            let maker = <[u8; 8]>::try_from(maker).map_err(|_| {
+                StoreError::Damaged("the id of the node that made the state can't be read".into())
+            })?;
+            return Ok(NodeId(u64::from_be_bytes(maker)));
+        }
+        let mut batch = WriteBatch::default();
+        batch.put(NODE, node.0.to_be_bytes());
+        engine::write(&self.db, batch, &engine::unlogged())?;
+        Ok(node)
     }
 
     /// Lets the last user remove the directory.
