@@ -89,7 +89,10 @@ impl<M: StateMachine> Replica<M> {
 pub(crate) fn final_error(error: StoreError) -> StoreError {
     match error {
         StoreError::Full(what) => {
-            StoreError::Io(format!("committed entries can't be applied: {what}"))
+            // The text tells the node's exit code.
+            StoreError::Io(format!(
+                "committed entries can't be applied, because the disk is full: {what}"
+            ))
         }
         other => other,
     }
@@ -99,4 +102,18 @@ pub(crate) fn final_error(error: StoreError) -> StoreError {
 /// differ from that of replicas that can read it. The entry's checksum was right, so the disk isn't damaged.
 fn unreadable(id: EntryId, error: &types::DecodeError) -> StoreError {
     StoreError::NewerVersion(format!("log entry {id} can't be read ({error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_final_here_and_still_says_so() {
+        let error = final_error(StoreError::Full("9 bytes are free".to_owned()));
+        let StoreError::Io(text) = error else {
+            panic!("a later poll must not try again: {error:?}");
+        };
+        assert!(text.contains("because the disk is full: 9 bytes"), "{text}");
+    }
 }

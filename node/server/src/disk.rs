@@ -304,8 +304,19 @@ mod tests {
             let gives_up = text.contains("empty directory");
             assert_eq!(gives_up, code == ExitCode::Damaged, "{text}");
             let keeps_first = text.find("Keep the disk") < text.find("empty directory");
+        let applying =
+            "committed entries can't be applied, because the disk is full: 9 bytes are free";
+        let syncing = "IO error: No space left on device: While fdatasync: 000012.log";
             assert!(!gives_up || keeps_first, "{text}");
         }
     }
 }
             (refused(foreign_state), ExitCode::WrongIdentity),
+            (
+                store_error(StoreError::Io(applying.into())),
+                ExitCode::DiskFull,
+            ),
+            (
+                store_error(StoreError::Io(syncing.into())),
+                ExitCode::DiskFull,
+            ),

@@ -82,6 +82,7 @@ impl Fatal {
             Cause::OpenFiles => ExitCode::TooFewFiles,
             Cause::Access => ExitCode::NoAccess,
             Cause::Memory => ExitCode::TooLittleMemory,
+            Cause::Space => ExitCode::DiskFull,
             Cause::Device | Cause::Other => otherwise,
         };
         Self::message(code, format!("{what}. {}", cause.cure()))
@@ -116,6 +117,11 @@ mod tests {
                 "x: Cannot allocate memory (os error 12)",
                 ExitCode::TooLittleMemory,
             ),
+            (
+                "x: No space left on device (os error 28)",
+                ExitCode::DiskFull,
+            ),
+            ("x: Disk quota exceeded (os error 122)", ExitCode::DiskFull),
             ("x: Input/output error (os error 5)", ExitCode::DiskFailed),
             ("x: Is a directory (os error 21)", ExitCode::DiskFailed),
         ];

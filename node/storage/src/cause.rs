@@ -12,14 +12,16 @@ pub enum Cause {
     Access,
     /// There is no memory, or no more threads may be started.
     Memory,
+    /// No space is left, or the quota of the user is used up.
+    Space,
     /// The device can't be read or written.
     Device,
     /// Any other reason.
     Other,
 }
 
-/// The texts of the operating system for each cause, of glibc and of musl.
-const TEXTS: [(&str, Cause); 12] = [
+/// The texts for each cause: of the operating system, of glibc and of musl, and of this program for a full disk.
+const TEXTS: [(&str, Cause); 15] = [
     ("Too many open files", Cause::OpenFiles),
     ("No file descriptors available", Cause::OpenFiles),
     ("Permission denied", Cause::Access),
@@ -28,6 +30,9 @@ const TEXTS: [(&str, Cause); 12] = [
     ("Cannot allocate memory", Cause::Memory),
     ("Out of memory", Cause::Memory),
     ("Resource temporarily unavailable", Cause::Memory),
+    ("the disk is full", Cause::Space),
+    ("No space left on device", Cause::Space),
+    ("Disk quota exceeded", Cause::Space),
     ("Input/output error", Cause::Device),
     ("I/O error", Cause::Device),
     ("Remote I/O error", Cause::Device),
@@ -58,6 +63,9 @@ impl Cause {
                 "The data are not damaged: raise the process' limits of memory and threads, or lower \
                  --block-cache-bytes and the write buffers, and start again"
             }
+            Self::Space => {
+                "Nothing proves that the data are damaged: keep the volume, make space, and start again"
+            }
             Self::Device => {
                 "Nothing proves that the data are damaged: keep the volume, look for errors of the device in the \
                  kernel's log, and start again when the device works"
@@ -85,6 +93,8 @@ mod tests {
             (30, Cause::Access),
             (12, Cause::Memory),
             (11, Cause::Memory),
+            (28, Cause::Space),
+            (122, Cause::Space),
             (5, Cause::Device),
             (116, Cause::Device),
             (2, Cause::Other),

@@ -175,7 +175,9 @@ async fn a_disk_without_a_single_byte_loses_no_acknowledged_write() {
     fs::remove_file(ballast.unwrap()).unwrap();
     for node in 0..3 {
         if !cluster.node(node).is_running() {
-            cluster.kill(node);
+            let mut stopped = cluster.take(node);
+            let code = stopped.exited().await.code();
+            assert_eq!(code, Some(7), "{}", stopped.printed());
             cluster.start_node(node);
         }
     }
