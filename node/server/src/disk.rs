@@ -15,6 +15,7 @@ use crate::exit::{ExitCode, Fatal};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::options::Options;
+use crate::progress::Progress;
 
 /// The pause between two checks of the free space.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -40,8 +41,12 @@ pub(crate) struct Stores {
 }
 
 /// Opens the data directory. Refuses a directory that is damaged or belongs to another cluster or group.
-pub(crate) fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Stores, Fatal> {
-    let observer = Arc::clone(metrics);
+pub(crate) fn open(
+    options: &Options,
+    metrics: &Arc<Metrics>,
+    progress: &Arc<Progress>,
+) -> Result<Stores, Fatal> {
+    let (observer, progress) = (Arc::clone(metrics), Arc::clone(progress));
     let storage = StorageOptions {
         log_write_buffer_bytes: options.disk.log_write_buffer_bytes,
         state_write_buffer_bytes: options.disk.state_write_buffer_bytes,
@@ -50,6 +55,7 @@ pub(crate) fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Stores, 
         low_space_bytes: options.disk.reserve_bytes,
         on_sync: Some(SyncObserver::new(move |took| {
             observer.fsync_seconds.observe(took.as_secs_f64());
+            progress.mark_step();
         })),
         ..StorageOptions::default()
     };
@@ -182,8 +188,10 @@ pub(crate) async fn watch(inbox: Arc<Inbox>, disk: Disk) {
 
 #[cfg(test)]
 mod tests {
-    use raft::{EntryId, HardState, Term};
+    use raft::{EntryId, HardState, LogBatch, Term};
     use storage::{IdentityDamage, LogDamage, StateDamage};
+
+    use crate::options::Invocation;
 
     use super::*;
 
@@ -214,6 +222,38 @@ mod tests {
             ..LogState::default()
         };
         assert_eq!(content(&log, true), Content::Log);
+    }
+
+    /// A round of the replica's thread may have many synced writes, and each takes long on a slow disk.
+    #[test]
+    fn each_synced_write_is_progress_once_the_thread_runs() {
+        let data = tempfile::tempdir().unwrap();
+        let path = data.path().to_str().unwrap();
+        let args = ["shardkv-node", "--data-dir", path].map(Into::into);
+        let Ok(Invocation::Run(options)) = crate::options::parse(args, "") else {
+            panic!("the options are valid");
+        };
+        let progress = Arc::new(Progress::new(Duration::from_mins(1)));
+        let mut stores = open(&options, &Arc::new(Metrics::new()), &progress).unwrap();
+        let mut write = |term| {
+            let hard_state = Some(HardState {
+                term: Term(term),
+                vote: None,
+            });
+            let batch = LogBatch {
+                hard_state,
+                ..LogBatch::default()
+            };
+            stores.opened.log.write(&batch).unwrap();
+        };
+        write(1);
+        assert_eq!(progress.marked(), 0, "the thread doesn't run yet");
+        progress.mark();
+        let first = progress.marked();
+        let mut terms = 2..100_000;
+        while progress.marked() == first {
+            write(terms.next().expect("no write is marked"));
+        }
     }
 
     #[test]
@@ -255,16 +295,25 @@ mod tests {
             dir: foreign_dir,
             found: thesis,
         };
+        let foreign_state = OpenError::ForeignState {
+            dir: dir(),
+            maker: types::NodeId(1),
+            node: types::NodeId(2),
+        };
         let files = "IO error: While open a file: /d/log/1.sst: Too many open files";
         let rights = "IO error: While open a file: /d/log/1.sst: Permission denied";
         let memory = "IO error: While mmap: /d/log/1.log: Cannot allocate memory";
         let device = "IO error: While pread: /d/log/1.sst: Input/output error";
+        let applying =
+            "committed entries can't be applied, because the disk is full: 9 bytes are free";
+        let syncing = "IO error: No space left on device: While fdatasync: 000012.log";
         let table = [
             (refused(log_damaged), ExitCode::Damaged),
             (refused(state_damaged), ExitCode::Damaged),
             (refused(identity_damaged), ExitCode::Damaged),
             (refused(no_identity), ExitCode::Damaged),
             (refused(foreign), ExitCode::WrongIdentity),
+            (refused(foreign_state), ExitCode::WrongIdentity),
             (refused(version), ExitCode::OtherVersion),
             (refused(full), ExitCode::DiskFull),
             (refused(OpenError::Locked { dir: dir() }), ExitCode::InUse),
@@ -285,6 +334,14 @@ mod tests {
                 ExitCode::DiskFull,
             ),
             (
+                store_error(StoreError::Io(applying.into())),
+                ExitCode::DiskFull,
+            ),
+            (
+                store_error(StoreError::Io(syncing.into())),
+                ExitCode::DiskFull,
+            ),
+            (
                 store_error(StoreError::Damaged("x".into())),
                 ExitCode::Damaged,
             ),
@@ -295,28 +352,11 @@ mod tests {
         ];
         for (fatal, code) in table {
             let text = format!("{:#}", fatal.error);
-        let foreign_state = OpenError::ForeignState {
-            dir: dir(),
-            maker: types::NodeId(1),
-            node: types::NodeId(2),
-        };
             assert_eq!(fatal.code, code, "{text}");
             let gives_up = text.contains("empty directory");
             assert_eq!(gives_up, code == ExitCode::Damaged, "{text}");
             let keeps_first = text.find("Keep the disk") < text.find("empty directory");
-        let applying =
-            "committed entries can't be applied, because the disk is full: 9 bytes are free";
-        let syncing = "IO error: No space left on device: While fdatasync: 000012.log";
             assert!(!gives_up || keeps_first, "{text}");
         }
     }
 }
-            (refused(foreign_state), ExitCode::WrongIdentity),
-            (
-                store_error(StoreError::Io(applying.into())),
-                ExitCode::DiskFull,
-            ),
-            (
-                store_error(StoreError::Io(syncing.into())),
-                ExitCode::DiskFull,
-            ),

@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::options::Options;
 use crate::parts::Parts;
 use crate::peers::Peers;
+use crate::progress::Progress;
 use crate::{grpc, random, runtime};
 
 /// The maximum time that open connections may take to end after the replica has ended.
@@ -45,9 +46,10 @@ type Ended = oneshot::Receiver<Result<(), StoreError>>;
 pub(crate) async fn run(options: Options) -> Result<(), Fatal> {
     let mut signals = Signals::catch()?;
     let metrics = Arc::new(Metrics::new());
-    let stores = disk::open(&options, &metrics)?;
+    let progress = Arc::new(Progress::new(options.stall_timeout));
+    let stores = disk::open(&options, &metrics, &progress)?;
     let listeners = Listeners::bind(&options).await?;
-    let (node, stores) = Node::assemble(options, metrics, stores, listeners);
+    let (node, stores) = Node::assemble(options, (metrics, progress), stores, listeners);
     let Some(ended) = node.begin(stores, &mut signals).await? else {
         node.abandon();
         return Ok(());
@@ -103,7 +105,7 @@ impl Node {
     /// it.
     fn assemble(
         options: Options,
-        metrics: Arc<Metrics>,
+        observed: (Arc<Metrics>, Arc<Progress>),
         stores: Stores,
         listeners: Listeners,
     ) -> (Self, Started) {
@@ -127,7 +129,7 @@ impl Node {
             metrics: listeners.metrics.as_ref().map(|(_, bound)| *bound),
         };
         let (fail, failure) = oneshot::channel();
-        let parts = Parts::new(options, listeners.advertised, identity, metrics, fail);
+        let parts = Parts::new(options, listeners.advertised, identity, observed, fail);
         announce(&parts.peers, &sockets, content);
         let (close, stop) = oneshot::channel::<()>();
         let serving = tokio::spawn({

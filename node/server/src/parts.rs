@@ -62,7 +62,7 @@ impl Parts {
         options: Options,
         address: String,
         identity: Identity,
-        metrics: Arc<Metrics>,
+        (metrics, progress): (Arc<Metrics>, Arc<Progress>),
         failure: oneshot::Sender<Fatal>,
     ) -> Self {
         let identity = Arc::new(identity);
@@ -88,7 +88,6 @@ impl Parts {
             Arc::clone(&inbox),
             options.request_timeout,
         ));
-        let progress = Arc::new(Progress::new(options.stall_timeout));
         let readiness = Arc::new(ReadinessProbe::new(
             Arc::clone(&lifecycle),
             Arc::clone(&routing),

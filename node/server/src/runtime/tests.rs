@@ -47,8 +47,9 @@ fn replica_of(
     let mut replica_options = options.replica.clone();
     replica_options.address = "a:1".to_owned();
     let (fail, _) = oneshot::channel();
-    let metrics = Arc::new(Metrics::new());
-    let parts = Parts::new(options, "a:1".to_owned(), identity, metrics, fail);
+    let progress = Arc::new(Progress::new(options.stall_timeout));
+    let observed = (Arc::new(Metrics::new()), progress);
+    let parts = Parts::new(options, "a:1".to_owned(), identity, observed, fail);
     let (mut stored, mut state) = (MemoryLog::new(), MemoryState::new());
     let first = Membership::of_voters([(node, "a:1".to_owned())]);
     let genesis = Genesis {
