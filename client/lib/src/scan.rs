@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -85,6 +87,11 @@ impl ScanOptions {
     }
 }
 
+/// Returns the approximate memory of a pair.
+fn size(pair: &v1::Pair) -> usize {
+    size_of::<v1::Pair>() + pair.key.len() + pair.value.len()
+}
+
 /// Returns the least key that is greater than all keys that start with `prefix`; empty if there is none.
 fn after_prefix(prefix: &Bytes) -> Bytes {
     let kept = prefix.iter().rposition(|&byte| byte != u8::MAX);
@@ -106,6 +113,8 @@ fn after_prefix(prefix: &Bytes) -> Bytes {
 /// a shard moves, the scan continues after the last key that it returned. It ends after the first error.
 pub struct Scan {
     pairs: BoxStream<'static, Result<Pair, Error>>,
+    /// The bytes of the pages that the sources hold.
+    held_bytes: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Scan {
@@ -123,8 +132,15 @@ impl Stream for Scan {
 }
 
 impl Scan {
+    /// Returns the approximate bytes of the pages that the scan holds, at most one for each group.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn new(router: Router, timeout: Duration, options: ScanOptions) -> Self {
+        let held_bytes = Arc::<AtomicUsize>::default();
         let merge = Merge {
+            held_bytes: Arc::clone(&held_bytes),
             trouble: Trouble::new(&router),
             router,
             timeout,
@@ -146,6 +162,7 @@ impl Scan {
         Self {
             // A poll after the end returns `None` and does not panic.
             pairs: pairs.fuse().boxed(),
+            held_bytes,
         }
     }
 }
@@ -169,6 +186,7 @@ struct Merge {
     sources: Vec<Source>,
     /// The next key of each source, and its place in `sources`.
     heads: BinaryHeap<Reverse<(Bytes, usize)>>,
+    held_bytes: Arc<AtomicUsize>,
     /// True if a source must be filled before the next pair.
     hungry: bool,
     over: bool,
@@ -180,6 +198,8 @@ struct Source {
     shards: Vec<v1::ShardRun>,
     pages: Option<Pages>,
     page: std::vec::IntoIter<v1::Pair>,
+    /// The bytes of the page, which are held until its last pair is gone.
+    page_bytes: usize,
     /// The next pair, while its key is in the heap.
     head: Option<v1::Pair>,
     finished: bool,
@@ -268,6 +288,7 @@ impl Merge {
                 .find_map(|source| source.trouble.last.take());
             self.sources.clear();
             self.heads.clear();
+            self.count_held();
             self.router.configured_at(num, pause).await;
         }
         // If the source's head is in the heap already, there is nothing to add.
@@ -277,8 +298,14 @@ impl Merge {
                 self.heads.extend(next.map(|key| Reverse((key, at))));
             }
         }
+        self.count_held();
         self.hungry = false;
         Ok(())
+    }
+
+    fn count_held(&self) {
+        let held = self.sources.iter().map(|source| source.page_bytes).sum();
+        self.held_bytes.store(held, Ordering::Relaxed);
     }
 
     /// Makes one source for each group that owns shards.
@@ -304,6 +331,7 @@ impl Merge {
             },
             pages: None,
             page: Vec::new().into_iter(),
+            page_bytes: 0,
             head: None,
             finished: false,
             trouble: Trouble::new(&self.router),
@@ -336,10 +364,12 @@ impl Source {
                 Ok(Some(page)) if page.pairs.is_empty() => continue,
                 Ok(Some(page)) => {
                     self.trouble.over();
+                    self.page_bytes = page.pairs.iter().map(size).sum();
                     self.page = page.pairs.into_iter();
                     return Ok(());
                 }
                 Ok(None) => {
+                    self.page_bytes = 0;
                     self.finished = true;
                     return Ok(());
                 }

@@ -21,6 +21,8 @@ pub(crate) struct Admission {
     /// The budget of pages that other nodes read. It is a budget of its own, because a scan over all groups waits for pages of
     /// this node's group, too.
     pub(crate) relayed_pages: PageBudget,
+    /// The budget of pages that scans over all groups hold, one of each group, until they are merged.
+    pub(crate) merged_pages: PageBudget,
     scans: Arc<Semaphore>,
     /// Slots of their own for scans over all groups, because each needs a scan of this node's group, too.
     relayed_scans: Arc<Semaphore>,
@@ -41,6 +43,7 @@ impl Admission {
             budget: Arc::new(Budget::new(limits)),
             pages: PageBudget::new(limits.max_scan_bytes, patience),
             relayed_pages: PageBudget::new(limits.max_scan_bytes, patience),
+            merged_pages: PageBudget::new(limits.max_scan_bytes, patience),
             scans: Arc::new(Semaphore::new(limits.max_scans)),
             relayed_scans: Arc::new(Semaphore::new(limits.max_scans)),
             max_scans: limits.max_scans,
@@ -50,6 +53,11 @@ impl Admission {
             max_watchers: limits.max_watchers,
             group_watchers: Arc::new(Semaphore::new(MAX_GROUPS)),
         }
+    }
+
+    /// Returns the bytes of all pages that were read and not fetched.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.pages.used() + self.relayed_pages.used() + self.merged_pages.used()
     }
 
     /// Admits a scan of this node's group for as long as the permit lives.

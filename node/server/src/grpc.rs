@@ -28,7 +28,7 @@ use crate::services::ctrl::CtrlService;
 use crate::services::handoff::HandoffService;
 use crate::services::kv::KvService;
 use crate::services::peers::PeerService;
-use crate::services::typed;
+use crate::services::{typed, unfetched};
 
 /// The maximum size of small requests and answers.
 const SMALL_MESSAGE_BYTES: usize = 64 << 10;
@@ -111,6 +111,11 @@ pub(crate) async fn serve(
         .http2_max_local_error_reset_streams(Some(limits.max_stream_errors))
         .layer(MapResponseLayer::new(typed::response::<Body>))
         .add_service(kv)
+        .layer(ReserveLayer {
+            max_connections: limits.max_connections,
+            metrics,
+        })
+        .layer(MapResponseLayer::new(unfetched::response))
         .add_service(peers)
         .add_service(ctrl)
         .add_service(handoff)

@@ -322,8 +322,7 @@ impl Runtime {
         let admission = &self.handles.admission;
         let scans = &self.handles.metrics.scans;
         set(&scans.open, admission.open_scans() as u64);
-        let pages = admission.pages.used() + admission.relayed_pages.used();
-        set(&scans.page_bytes, pages as u64);
+        set(&scans.page_bytes, admission.page_bytes() as u64);
         let watchers = self.handles.admission.open_watchers();
         set(&self.handles.metrics.handoff.watchers, watchers as u64);
         let genesis = self.replica.machine().genesis().copied();

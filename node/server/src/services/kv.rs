@@ -183,7 +183,7 @@ impl Kv for KvService {
     ) -> Result<Response<Self::ScanStream>, Status> {
         let forbidden = self.admit(request.metadata())?;
         match scan::open(&self.scanner, request.into_inner(), forbidden) {
-            Ok(stream) => Ok(Response::new(stream)),
+            Ok(stream) => Ok(stream.into_response()),
             Err(error) => Err(self.metrics.reject(&error)),
         }
     }
@@ -194,7 +194,7 @@ impl Kv for KvService {
     ) -> Result<Response<Self::ExportStream>, Status> {
         let forbidden = self.admit(request.metadata())?;
         match export::open(&self.exporter, request.into_inner(), forbidden).await {
-            Ok(stream) => Ok(Response::new(stream)),
+            Ok(stream) => Ok(stream.into_response()),
             Err(error) => Err(self.metrics.reject(&error)),
         }
     }

@@ -16,4 +16,5 @@ pub(crate) mod scan;
 pub(crate) mod session;
 pub(crate) mod shards;
 pub(crate) mod typed;
+pub(crate) mod unfetched;
 pub(crate) mod watch;

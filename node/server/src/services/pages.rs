@@ -1,27 +1,33 @@
 //! Streams of pages, each of which is read when the caller asks for it, and whose end is always explicit.
 //!
-//! A page is read only when the network asks for it. It asks for one page ahead of the one that it sends, so a stream that nobody
-//! fetches holds two pages, one of which has its share of the budget. When the caller is gone, the sender learns it at once, and
-//! reads nothing more.
+//! A page is read only when the network asks for it, which it does when it has taken the page before. So a stream that nobody
+//! fetches holds one page, with its share of the budget, and a piece of the page before ([`unfetched`]). A caller who doesn't
+//! fetch a page in time gets an error instead, and the page is dropped: otherwise streams that nobody fetches could keep the
+//! budget for ever. When the caller is gone, the sender learns it at once, and reads nothing more.
 //!
 //! A stream whose sender is dropped ends, and to the caller that looks like the end of the range. So a sender states that
 //! it is done, and a stream whose sender was dropped without that ends with an error.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use api::v1::ScanResponse;
 use api::{error_status, errors};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::Stream;
-use tonic::Status;
+use tonic::{Response, Status};
 
+use super::unfetched::Unfetched;
 use crate::page_budget::PageShare;
 
-/// The maximum time that a caller may leave a page unfetched, because a stream holds a slot and a view.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// The maximum time that a caller may leave a page unfetched, because a stream holds a slot, a page and perhaps a view.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The rate in bytes per second at which a caller gets more time for a large page.
+const LEAST_RATE: u64 = 64 << 10;
 
 /// A page with its share of the budget, or the end of the stream with or without an error.
 enum Item {
@@ -36,8 +42,9 @@ pub(crate) struct Pages {
     requests: mpsc::Sender<()>,
     /// True if a page was requested and has not come yet.
     requested: bool,
-    /// The share of the page before, which the network sends.
-    sending: Option<PageShare>,
+    unfetched: Arc<Unfetched>,
+    /// True if a page was given to the encoder just now.
+    given: bool,
     over: bool,
 }
 
@@ -45,51 +52,80 @@ pub(crate) struct Pages {
 pub(crate) struct PageSender {
     items: mpsc::Sender<Item>,
     requests: mpsc::Receiver<()>,
+    /// True if a page was requested and not sent yet.
+    requested: bool,
+    /// The maximum time until the page that was sent last is fetched.
+    patience: Duration,
+    unfetched: Arc<Unfetched>,
 }
 
-/// The caller's request of one page.
-pub(crate) struct Room<'a>(&'a mpsc::Sender<Item>);
+/// The caller's request of one page. If it is dropped, the next [`PageSender::room`] returns it again.
+pub(crate) struct Room<'a>(&'a mut PageSender);
 
 /// Creates a stream of pages.
 pub(crate) fn pages() -> (PageSender, Pages) {
     let (sender, items) = mpsc::channel(1);
     let (requests, receiver) = mpsc::channel(1);
+    let unfetched = Arc::new(Unfetched::default());
     let pages = Pages {
         items,
         requests,
         requested: false,
-        sending: None,
+        unfetched: Arc::clone(&unfetched),
+        given: false,
         over: false,
     };
     let sender = PageSender {
         items: sender,
         requests: receiver,
+        requested: false,
+        patience: PATIENCE,
+        unfetched,
     };
     (sender, pages)
 }
 
 impl PageSender {
-    /// Waits until the caller asks for a page, so that it isn't read earlier. Returns `None` when the caller is gone or has
-    /// stopped fetching.
+    /// Waits until the caller has fetched what was sent and asks for a page, so that it isn't read earlier. Returns `None` when
+    /// the caller is gone, or did not fetch in time and gets an error.
     pub(crate) async fn room(&mut self) -> Option<Room<'_>> {
-        timeout(PATIENCE, self.requests.recv()).await.ok()??;
-        Some(Room(&self.items))
+        if !self.requested {
+            match timeout(self.patience, self.requests.recv()).await {
+                Ok(Some(())) => self.requested = true,
+                Ok(None) => return None,
+                Err(_) => {
+                    self.unfetched.fail(not_fetched(self.patience));
+                    return None;
+                }
+            }
+        }
+        Some(Room(self))
     }
 
-    /// Ends the stream: everything was sent.
+    /// Ends the stream once all pages were fetched: everything was sent.
     pub(crate) async fn end(self) {
         self.finish(Item::End).await;
     }
 
-    /// Ends the stream with an error.
+    /// Ends the stream with an error once all pages were fetched.
     pub(crate) async fn fail(self, status: Status) {
         self.finish(Item::Error(status)).await;
     }
 
-    async fn finish(self, item: Item) {
-        // If the caller is gone, nothing needs to be sent.
-        let _ = timeout(PATIENCE, self.items.send(item)).await;
+    async fn finish(mut self, item: Item) {
+        if let Some(room) = self.room().await {
+            room.put(item);
+        }
     }
+}
+
+/// Returns the error of a page that was not fetched in time.
+fn not_fetched(patience: Duration) -> Status {
+    let why = format!(
+        "a page was not fetched within {} s, so the stream ended: begin again after the last key that arrived",
+        patience.as_secs()
+    );
+    error_status(&errors::unavailable(why, 100))
 }
 
 impl Room<'_> {
@@ -97,15 +133,32 @@ impl Room<'_> {
     pub(crate) async fn unless_gone<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            () = self.0.closed() => None,
+            () = self.0.items.closed() => None,
             done = work => Some(done),
         }
     }
 
-    /// Sends the page. Its share of the budget is given back once the caller has fetched it.
+    /// Sends the page. Its share of the budget is given back once the network has taken it.
     pub(crate) fn send(self, page: ScanResponse, share: Option<PageShare>) {
-        // There is room, because the page before was taken. If the caller is gone, nothing needs to be sent.
-        let _ = self.0.try_send(Item::Page(page, share));
+        let more = Duration::from_secs(page.encoded_len() as u64 / LEAST_RATE);
+        self.0.patience = PATIENCE + more;
+        self.put(Item::Page(page, share));
+    }
+
+    fn put(self, item: Item) {
+        self.0.requested = false;
+        // There is room, because the item before was taken. If the caller is gone, nothing needs to be sent.
+        let _ = self.0.items.try_send(item);
+    }
+}
+
+impl Pages {
+    /// Returns the response that sends the stream.
+    pub(crate) fn into_response(self) -> Response<Self> {
+        let unfetched = Arc::clone(&self.unfetched);
+        let mut response = Response::new(self);
+        response.extensions_mut().insert(unfetched);
+        response
     }
 }
 
@@ -116,8 +169,11 @@ impl Stream for Pages {
         if self.over {
             return Poll::Ready(None);
         }
-        // The network polls when it has room for more.
-        self.sending = None;
+        if std::mem::take(&mut self.given) {
+            // The encoder gathers small pages. It must not ask for one before the network has taken the one before.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let Poll::Ready(item) = self.items.poll_recv(cx) else {
             if !self.requested {
                 self.requested = true;
@@ -130,7 +186,8 @@ impl Stream for Pages {
         self.over = !matches!(item, Some(Item::Page(..)));
         Poll::Ready(match item {
             Some(Item::Page(page, share)) => {
-                self.sending = share;
+                self.given = true;
+                self.unfetched.keep(share);
                 Some(Ok(page))
             }
             Some(Item::Error(status)) => Some(Err(status)),
@@ -144,73 +201,4 @@ impl Stream for Pages {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures::{FutureExt as _, StreamExt as _};
-
-    use super::*;
-    use crate::page_budget::PageBudget;
-
-    #[tokio::test]
-    async fn a_stream_ends_well_only_if_its_sender_says_so() {
-        let (mut sender, mut stream) = pages();
-        let send = async {
-            let room = sender.room().await.unwrap();
-            room.send(ScanResponse::default(), None);
-        };
-        let (page, ()) = tokio::join!(stream.next(), send);
-        assert!(page.unwrap().is_ok());
-        tokio::join!(sender.end(), async {
-            assert!(stream.next().await.is_none());
-        });
-        let (sender, mut stream) = pages();
-        drop(sender);
-        assert!(stream.next().await.unwrap().is_err(), "it broke off");
-        assert!(stream.next().await.is_none());
-    }
-
-    /// Sends pages as long as they are wanted, and counts them.
-    async fn endless(mut sender: PageSender, budget: Arc<PageBudget>, read: Arc<AtomicUsize>) {
-        while let Some(room) = sender.room().await {
-            let share = budget.take(1_024).await.unwrap();
-            read.fetch_add(1, Ordering::Relaxed);
-            room.send(ScanResponse::default(), Some(share));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_stream_that_is_not_fetched_holds_one_page() {
-        let budget = Arc::new(PageBudget::new(1 << 20, Duration::from_secs(1)));
-        let read = Arc::new(AtomicUsize::new(0));
-        let (sender, mut stream) = pages();
-        let task = tokio::spawn(endless(sender, Arc::clone(&budget), Arc::clone(&read)));
-        tokio::task::yield_now().await;
-        assert_eq!(read.load(Ordering::Relaxed), 0, "nobody asked for a page");
-        for pages in 1..4 {
-            stream.next().await.unwrap().unwrap();
-            for _ in 0..10 {
-                tokio::task::yield_now().await;
-            }
-            assert_eq!(read.load(Ordering::Relaxed), pages, "none is read ahead");
-            assert_eq!(budget.used(), 1_024, "the network sends it");
-        }
-        assert!(stream.next().now_or_never().is_none());
-        drop(stream);
-        task.await.unwrap();
-        assert_eq!(budget.used(), 0, "an abandoned stream holds nothing");
-    }
-
-    #[tokio::test]
-    async fn work_for_a_caller_that_is_gone_is_dropped() {
-        let (mut sender, mut stream) = pages();
-        assert!(stream.next().now_or_never().is_none(), "it asks for a page");
-        let room = sender.room().await.unwrap();
-        let mut work = Box::pin(room.unless_gone(std::future::pending::<()>()));
-        assert!(work.as_mut().now_or_never().is_none());
-        drop(stream);
-        assert_eq!(work.await, None);
-        assert!(sender.room().await.is_none());
-    }
-}
+mod tests;

@@ -192,11 +192,16 @@ impl Scan {
             limit: (self.request.limit != 0).then_some(self.request.limit),
             keys_only: self.request.keys_only,
         });
+        let mut held = match self.scanner.admission.merged_pages.take(0).await {
+            Ok(share) => share,
+            Err(error) => return self.refuse(pages, &error).await,
+        };
         loop {
             let Some(room) = pages.room().await else {
                 return;
             };
-            let Some(page) = room.unless_gone(self.gathered(&mut pairs)).await else {
+            let gathered = self.gathered(&mut pairs, &mut held);
+            let Some(page) = room.unless_gone(gathered).await else {
                 return;
             };
             match page {
@@ -208,18 +213,21 @@ impl Scan {
         pages.end().await;
     }
 
-    /// Returns the next page with its share of the budget; `None` at the end.
+    /// Returns the next page with its share of the budget; `None` at the end. `held` is the share of the pages that `pairs` holds.
     async fn gathered(
         &self,
         pairs: &mut shardkv_client::Scan,
+        held: &mut PageShare,
     ) -> Result<Option<(Pairs, PageShare)>, ErrorDetail> {
         let page = self.gather(pairs).await;
         let page = page.map_err(|error| errors::unavailable(error, 100))?;
         if page.is_empty() {
             return Ok(None);
         }
-        let budget = &self.scanner.admission.relayed_pages;
-        let share = budget.take(size(&page)).await?;
+        let admission = &self.scanner.admission;
+        let bytes = pairs.held_bytes();
+        admission.merged_pages.enlarge(held, bytes).await?;
+        let share = admission.relayed_pages.take(size(&page)).await?;
         Ok(Some((page, share)))
     }
 
