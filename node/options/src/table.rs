@@ -92,7 +92,7 @@ pub(crate) const ROWS: &[Row] = &[
     row(BOUNDS, "max_streams_per_connection", "COUNT", "1024", "The most concurrent requests of one connection; HTTP/2 makes the client wait beyond it"),
     row(BOUNDS, "max_pending_resets", "COUNT", "the value of max_streams_per_connection", "The most requests of one connection that were cancelled before the node looked at them; beyond it the connection is closed (ENHANCE_YOUR_CALM). At least max_streams_per_connection"),
     row(BOUNDS, "max_stream_errors", "COUNT", "1024", "The most streams of one connection that may break the rules of HTTP/2; beyond it the connection is closed (ENHANCE_YOUR_CALM)"),
-    row(BOUNDS, "max_connections", "COUNT", "4096", "The most open connections; further ones are closed at once. Reduced if the limit of open files (ulimit -n) is low"),
+    row(BOUNDS, "max_connections", "COUNT", "4096", "The most open connections of clients; over further ones clients are refused as Overloaded, and peers and operators are served. Reduced if the limit of open files (ulimit -n) is low"),
     row(BOUNDS, "scan_page_bytes", "BYTES", "262144", "A scan is sent in pages that end after the pair that reaches this size"),
     row(BOUNDS, "scan_page_pairs", "COUNT", "1000", "The most pairs in a page of a scan"),
     row(BOUNDS, "max_scans", "COUNT", "256", "The most open scans of this node's group, and the most over all groups; beyond it they are refused as Overloaded"),

@@ -1,5 +1,6 @@
 //! The HTTP endpoint for metrics and health: `/metrics`, `/livez` and `/readyz`, without TLS.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
@@ -13,10 +14,11 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
-/// The maximum number of open connections. A metrics server and a kubelet need few.
+/// The maximum number of open connections; the oldest is closed for a new one. A metrics server and a kubelet need few, and whoever
+/// leaves connections open must not keep them out.
 const MAX_CONNECTIONS: usize = 64;
 /// The maximum time for receiving a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,7 +54,7 @@ pub trait Probe: Send + Sync + 'static {
 
 /// Serves the endpoint for as long as the future is polled.
 pub async fn serve<P: Probe>(probe: Arc<P>, listener: TcpListener) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut open = VecDeque::<AbortHandle>::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -62,11 +64,14 @@ pub async fn serve<P: Probe>(probe: Arc<P>, listener: TcpListener) {
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-            continue;
-        };
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
         let probe = Arc::clone(&probe);
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             let service = service_fn(|request| {
                 let response = answer(&*probe, &request);
                 async move { Ok::<_, Infallible>(response) }
@@ -79,8 +84,8 @@ pub async fn serve<P: Probe>(probe: Arc<P>, listener: TcpListener) {
             if let Err(error) = connection.await {
                 tracing::debug!("a connection to the metrics failed: {error}");
             }
-            drop(slot);
         });
+        open.push_back(connection.abort_handle());
     }
 }
 
@@ -123,6 +128,8 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
 
     use super::*;
 
@@ -198,5 +205,25 @@ mod tests {
         }
         let answered = ask(&Hanging, Method::GET, "/livez").await;
         assert_eq!(answered, (503, "not alive: a thread hangs\n".to_owned()));
+    }
+
+    /// Whoever leaves connections open keeps nobody out.
+    #[tokio::test]
+    async fn the_oldest_connection_makes_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(serve(Arc::new(Thing(Ok(()))), listener));
+        let mut idle = Vec::new();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut last = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        last.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        last.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("200 OK"), "{answer}");
+        assert_eq!(idle[0].read(&mut [0]).await.unwrap_or(0), 0, "it is closed");
+        server.abort();
     }
 }

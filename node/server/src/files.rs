@@ -2,25 +2,43 @@
 //!
 //! Without a limit of their own, idle connections of clients could take the last file descriptor, and the stores would fail to
 //! open a table. So the limit is raised as far as the node needs it, and what is left after the stores and the node's own
-//! sockets bounds the connections.
+//! sockets bounds the connections of clients. The bounds of the other connections follow from that one.
 
 use node_options::Options;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::exit::{ExitCode, Fatal};
 
-/// The files of the node itself: the stores' logs and locks, connections to peers and other groups, and those of the metrics.
+/// The files of the node itself: the stores' logs and locks, connections to peers, and those of the metrics.
 const OWN: u64 = 256;
 /// The fewest files that each of the two databases needs.
 const LEAST_STORE: u64 = 32;
 /// The fewest connections that a node is of use with.
 const LEAST_CONNECTIONS: u64 = 32;
 
+/// Returns the most connections to nodes of other groups that are kept. A node talks mostly to the leaders of other groups, so
+/// with the default options this is enough for a thousand groups.
+pub(crate) fn kept_connections(max_connections: usize) -> usize {
+    (max_connections / 4).clamp(16, 1_024)
+}
+
+/// Returns the number of connections from nodes and operators that are served beyond `max_connections`.
+pub(crate) fn reserved_connections(max_connections: usize) -> usize {
+    (max_connections / 16).clamp(32, 256)
+}
+
+/// Returns the number of further connections that go with `connections` of clients.
+fn beside(connections: u64) -> u64 {
+    let connections = usize::try_from(connections).unwrap_or(usize::MAX);
+    (kept_connections(connections) + reserved_connections(connections)) as u64
+}
+
 /// The numbers of files that the parts may keep open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shares {
     /// For each of the two databases.
     store: u64,
+    /// For connections of clients.
     connections: u64,
 }
 
@@ -28,13 +46,19 @@ impl Shares {
     fn total(self) -> u64 {
         OWN.saturating_add(2 * self.store)
             .saturating_add(self.connections)
+            .saturating_add(beside(self.connections))
     }
 
     /// Reduces the wanted numbers to a limit of open files. Returns `None` if a node can't work with it.
     fn within(self, limit: u64) -> Option<Self> {
         let left = limit.checked_sub(OWN)?;
         let store = self.store.min(left / 4);
-        let connections = self.connections.min(left - 2 * store);
+        let left = left - 2 * store;
+        let mut connections = self.connections.min(left);
+        // Half of the excess at a time, because fewer connections also need fewer others.
+        while let excess @ 1.. = (connections + beside(connections)).saturating_sub(left) {
+            connections = connections.checked_sub(excess.div_ceil(2))?;
+        }
         (store >= LEAST_STORE.min(self.store)
             && connections >= LEAST_CONNECTIONS.min(self.connections))
         .then_some(Self { store, connections })
@@ -52,7 +76,7 @@ pub(crate) fn share(options: &mut Options) -> Result<(), Fatal> {
         let message = format!(
             "the limit of open files is {limit}, and a node needs at least {}: raise it (ulimit -n, LimitNOFILE=), and \
              start again",
-            OWN + 4 * LEAST_STORE
+            OWN + 5 * LEAST_STORE
         );
         return Err(Fatal::message(ExitCode::TooFewFiles, message));
     };
@@ -104,11 +128,11 @@ mod tests {
         let shares = |store, connections| Some(Shares { store, connections });
         let table = [
             (u64::MAX, shares(512, 4_096)),
-            (wanted.total(), shares(512, 4_096)),
-            (wanted.total() - 1, shares(512, 4_095)),
-            (1_024, shares(192, 384)),
-            (384, shares(32, 64)),
-            (383, None),
+            (6_656, shares(512, 4_096)),
+            (6_655, shares(512, 4_095)),
+            (1_024, shares(192, 282)),
+            (414, shares(39, 32)),
+            (413, None),
             (256, None),
             (20, None),
         ];
@@ -117,6 +141,8 @@ mod tests {
             assert_eq!(found, expected, "{limit}");
             assert!(found.is_none_or(|found| found.total() <= limit), "{limit}");
         }
+        let others = (kept_connections(4_096), reserved_connections(4_096));
+        assert_eq!(others, (1_024, 256));
         let few = Shares {
             store: 16,
             connections: 1,

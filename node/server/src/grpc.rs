@@ -18,11 +18,13 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 use tower::util::MapResponseLayer;
 
+use crate::files;
 use crate::lifecycle::Lifecycle;
-use crate::listen;
+use crate::listen::{self, Bounds};
 use crate::metrics::Metrics;
 use crate::options::{Limits, MAX_FRAME_BYTES, Network};
 use crate::progress::Progress;
+use crate::reserve::calls::ReserveLayer;
 use crate::services::admin::AdminService;
 use crate::services::ctrl::CtrlService;
 use crate::services::handoff::HandoffService;
@@ -71,12 +73,12 @@ pub(crate) async fn serve(
         limits,
         network,
     } = services;
-    let connections = listen::connections(
-        listener,
-        limits.max_connections,
-        network.handshake_timeout,
-        metrics,
-    );
+    let bounds = Bounds {
+        most: limits.max_connections,
+        reserved: files::reserved_connections(limits.max_connections),
+        patience: network.handshake_timeout,
+    };
+    let connections = listen::connections(listener, bounds, Arc::clone(&metrics));
     let kv = KvServer::new(kv)
         .max_decoding_message_size(limits.max_request_bytes)
         // A page ends after the pair that reaches the size limit.
@@ -109,13 +111,13 @@ pub(crate) async fn serve(
         .http2_max_pending_accept_reset_streams(Some(limits.max_pending_resets))
         // Without a number the library sets no limit.
         .http2_max_local_error_reset_streams(Some(limits.max_stream_errors))
-        .layer(MapResponseLayer::new(typed::response::<Body>))
-        .add_service(kv)
         .layer(ReserveLayer {
             max_connections: limits.max_connections,
             metrics,
         })
         .layer(MapResponseLayer::new(unfetched::response))
+        .layer(MapResponseLayer::new(typed::response::<Body>))
+        .add_service(kv)
         .add_service(peers)
         .add_service(ctrl)
         .add_service(handoff)

@@ -82,6 +82,7 @@ mod reads;
 mod refusals;
 mod replica_handle;
 mod replies;
+mod reserve;
 mod routing;
 mod runtime;
 mod services;

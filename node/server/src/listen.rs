@@ -1,4 +1,4 @@
-//! Accepts connections: bounds their number, and closes silent ones.
+//! Accepts connections: bounds their number, and closes silent ones. Connections beyond the limit enter the [`reserve`](crate::reserve).
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::poll_fn;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -15,32 +16,79 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use crate::metrics::{Metrics, set};
+use crate::reserve::calls::Origin;
+use crate::reserve::{Reserve, Seat};
 
-/// A connection that holds one of the allowed slots.
+/// A connection that holds one of the allowed slots, or a place in the reserve.
 pub(crate) struct Connection {
     stream: TcpStream,
     /// Given back when the connection is dropped.
-    _slot: Slot,
+    slot: Slot,
+}
+
+/// The bounds of a listener.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds {
+    /// The most connections of clients.
+    pub(crate) most: usize,
+    /// The places in the reserve.
+    pub(crate) reserved: usize,
+    /// The maximum time until a connection sends something.
+    pub(crate) patience: Duration,
+}
+
+/// The slots of clients' connections and the reserve.
+struct Slots {
+    most: usize,
+    open: Arc<Semaphore>,
+    reserve: Arc<Reserve>,
+    metrics: Arc<Metrics>,
 }
 
 struct Slot {
     permit: Option<OwnedSemaphorePermit>,
-    open: Arc<Semaphore>,
-    most: usize,
-    metrics: Arc<Metrics>,
+    seat: Option<Seat>,
+    slots: Arc<Slots>,
+}
+
+impl Slots {
+    /// Gives a new connection its slot or place. Returns `None` if there is none.
+    fn take(self: &Arc<Self>) -> Option<Slot> {
+        let permit = Arc::clone(&self.open).try_acquire_owned().ok();
+        let seat = match permit {
+            Some(_) => None,
+            None => Some(self.reserve.enter()?),
+        };
+        self.count();
+        Some(Slot {
+            permit,
+            seat,
+            slots: Arc::clone(self),
+        })
+    }
+
+    fn count(&self) {
+        let clients = self.most.saturating_sub(self.open.available_permits());
+        let open = clients + self.reserve.taken();
+        set(&self.metrics.connections, open as u64);
+    }
 }
 
 impl Slot {
-    fn count(&self) {
-        let open = self.most.saturating_sub(self.open.available_permits());
-        set(&self.metrics.connections, open as u64);
+    /// Returns ready when the connection must end, because it has lost its place.
+    fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &self.seat {
+            Some(seat) => seat.poll_closed(cx),
+            None => Poll::Pending,
+        }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.permit = None;
-        self.count();
+        self.seat = None;
+        self.slots.count();
     }
 }
 
@@ -51,17 +99,27 @@ pub(crate) async fn bind(address: &str) -> io::Result<(TcpListener, SocketAddr)>
     Ok((listener, bound))
 }
 
-/// Returns the connections of a listener. Beyond `most` open connections new ones are closed at once; connections that send
-/// nothing within `patience` are closed too. Dropping the stream stops accepting.
+/// Returns the connections of a listener within its bounds. Connections that send nothing in time are closed. Dropping the stream
+/// stops accepting.
 pub(crate) fn connections(
     listener: TcpListener,
-    most: usize,
-    patience: Duration,
+    bounds: Bounds,
     metrics: Arc<Metrics>,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (accepted, stream) = mpsc::channel(64);
+    let Bounds {
+        most,
+        reserved,
+        patience,
+    } = bounds;
+    let open = Arc::new(Semaphore::new(most));
+    let slots = Arc::new(Slots {
+        most,
+        reserve: Reserve::new(reserved, Arc::clone(&open)),
+        open,
+        metrics,
+    });
     tokio::spawn(async move {
-        let open = Arc::new(Semaphore::new(most));
         loop {
             let arrived = tokio::select! {
                 arrived = listener.accept() => arrived,
@@ -76,30 +134,20 @@ pub(crate) fn connections(
                     continue;
                 }
             };
-            let Ok(permit) = Arc::clone(&open).try_acquire_owned() else {
-                metrics.refused_connections.inc();
+            let Some(slot) = slots.take() else {
+                slots.metrics.refused_connections.inc();
                 continue;
             };
-            let slot = Slot {
-                permit: Some(permit),
-                open: Arc::clone(&open),
-                most,
-                metrics: Arc::clone(&metrics),
-            };
-            slot.count();
             let accepted = accepted.clone();
             tokio::spawn(async move {
                 // Nagle's algorithm would delay small answers.
-                let ready = stream.set_nodelay(true).is_ok()
-                    && matches!(timeout(patience, stream.readable()).await, Ok(Ok(())));
-                if ready {
+                let begun = tokio::select! {
+                    begun = timeout(patience, stream.readable()) => matches!(begun, Ok(Ok(()))),
+                    () = poll_fn(|cx| slot.poll_closed(cx)) => false,
+                };
+                if stream.set_nodelay(true).is_ok() && begun {
                     // If the receiver is gone, the server has stopped.
-                    let _ = accepted
-                        .send(Ok(Connection {
-                            stream,
-                            _slot: slot,
-                        }))
-                        .await;
+                    let _ = accepted.send(Ok(Connection { stream, slot })).await;
                 }
             });
         }
@@ -108,9 +156,11 @@ pub(crate) fn connections(
 }
 
 impl Connected for Connection {
-    type ConnectInfo = ();
+    type ConnectInfo = Origin;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Origin {
+        Origin(self.slot.seat.clone())
+    }
 }
 
 impl AsyncRead for Connection {
@@ -119,6 +169,10 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.slot.poll_closed(context).is_ready() {
+            // The end of what the caller sends.
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -11,10 +11,7 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::options::Network;
-
-/// The most connections that are kept; beyond it the least recently used one is dropped. A node talks mostly to the leaders of other
-/// groups, so this is enough for a thousand groups.
-const MAX_KEPT: usize = 1_024;
+use crate::reserve::calls::NODE;
 
 /// The reason why there is no connection to a node. Nothing was sent, and a later attempt may succeed.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +38,8 @@ impl ChannelError {
 #[derive(Debug)]
 pub(crate) struct Channels {
     network: Network,
+    /// The most connections that are kept; beyond it the least recently used one is dropped.
+    max_kept: usize,
     kept: Mutex<BTreeMap<String, Kept>>,
 }
 
@@ -51,9 +50,11 @@ struct Kept {
 }
 
 impl Channels {
-    pub(crate) fn new(network: Network) -> Self {
+    /// Creates an empty set that keeps at most `max_kept` connections.
+    pub(crate) fn new(network: Network, max_kept: usize) -> Self {
         Self {
             network,
+            max_kept,
             kept: Mutex::default(),
         }
     }
@@ -84,7 +85,7 @@ impl Channels {
 
     fn keep(&self, address: &str, channel: Channel) {
         let mut kept = self.lock();
-        if kept.len() >= MAX_KEPT && !kept.contains_key(address) {
+        if kept.len() >= self.max_kept && !kept.contains_key(address) {
             let oldest = kept.iter().min_by_key(|(_, kept)| kept.used);
             if let Some(oldest) = oldest.map(|(address, _)| address.clone()) {
                 kept.remove(&oldest);
@@ -99,6 +100,8 @@ impl Channels {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| ChannelError::new(address, error.into()))?;
         Ok(endpoint
+            .user_agent(NODE)
+            .map_err(|error| ChannelError::new(address, error.into()))?
             .tcp_nodelay(true)
             .connect_timeout(network.connect_timeout)
             .http2_keep_alive_interval(network.keepalive_interval)

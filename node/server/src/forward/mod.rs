@@ -43,6 +43,7 @@ pub(crate) use request::Repeat;
 
 use places::{Place, Places};
 
+use crate::files;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::options::Options;
@@ -94,7 +95,10 @@ impl Forwarder {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            channels: Channels::new(options.network),
+            channels: Channels::new(
+                options.network,
+                files::kept_connections(options.limits.max_connections),
+            ),
             leaders: Leaders::default(),
             places: Arc::new(Places::new(
                 options.max_forwarded,

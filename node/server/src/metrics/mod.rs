@@ -221,7 +221,7 @@ impl Metrics {
         r.register("connections", "Open connections", self.connections.clone());
         r.register(
             "refused_connections",
-            "Connections closed at once because of the limit",
+            "Connections closed at once because the limit was reached and the reserve was busy",
             self.refused_connections.clone(),
         );
         r.register(

@@ -1,0 +1,155 @@
+//! Calls over connections of the reserve: those of nodes and operators are served, and those of clients are refused.
+//!
+//! The path tells a call of a node or an operator, and the user agent a request that a node forwards. A client that claims to be a
+//! node is served: the reserve keeps out clients that are too many, not clients that lie.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use api::errors;
+use api::v1::kv_server::SERVICE_NAME as KV;
+use api::v1::shardctrler_server::SERVICE_NAME as CONTROLLERS;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Either, ready};
+use hyper::body::Frame;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response, header::USER_AGENT};
+use tower::{Layer, Service};
+
+use super::{Call, Seat};
+use crate::metrics::Metrics;
+
+/// The user agent of nodes.
+pub(crate) const NODE: &str = "shardkv-node";
+/// The time after which a refused client should try again, in milliseconds.
+const RETRY_AFTER_MS: u32 = 1_000;
+
+/// The connection that a call came over: `None` for one with the slot of a client's connection.
+#[derive(Clone)]
+pub(crate) struct Origin(pub(crate) Option<Seat>);
+
+/// Adds [`ReserveService`] to a server.
+#[derive(Clone)]
+pub(crate) struct ReserveLayer {
+    pub(crate) max_connections: usize,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Refuses clients' calls over connections of the reserve, and counts the other calls there.
+#[derive(Clone)]
+pub(crate) struct ReserveService<S> {
+    inner: S,
+    layer: ReserveLayer,
+}
+
+impl<S> Layer<S> for ReserveLayer {
+    type Service = ReserveService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ReserveService {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+impl<S> Service<Request<Body>> for ReserveService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<S::Future, BoxFuture<'static, Result<Response<Body>, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let origin = request.extensions().get::<Origin>();
+        let Some(seat) = origin.and_then(|origin| origin.0.clone()) else {
+            return Either::Left(self.inner.call(request));
+        };
+        if is_clients(&request) && !seat.become_clients() {
+            let limit = self.layer.max_connections as u64;
+            let error = errors::overloaded("connections", limit, RETRY_AFTER_MS);
+            let refusal = self.layer.metrics.reject(&error).into_http();
+            return Either::Right(ready(Ok(refusal)).boxed());
+        }
+        let call = seat.begin();
+        let answer = self.inner.call(request);
+        let counted = async move {
+            let response = answer.await?;
+            Ok(response.map(|inner| Body::new(Counted { inner, _call: call })))
+        };
+        Either::Right(counted.boxed())
+    }
+}
+
+/// Returns true for a call of a client: for keys, or for the configurations.
+fn is_clients<B>(request: &Request<B>) -> bool {
+    let path = request.uri().path().strip_prefix('/').unwrap_or_default();
+    let of_clients = match path.split_once('/') {
+        Some((service, method)) => service == KV || (service, method) == (CONTROLLERS, "Watch"),
+        None => false,
+    };
+    let agent = request.headers().get(USER_AGENT);
+    of_clients && !agent.is_some_and(|agent| agent.as_bytes().starts_with(NODE.as_bytes()))
+}
+
+/// The body of a response, with its call.
+struct Counted {
+    inner: Body,
+    _call: Call,
+}
+
+impl hyper::body::Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_for_keys_or_configurations_is_a_clients_unless_a_node_sends_it() {
+        let request = |path: &str, agent: &str| {
+            let request = Request::builder().uri(path).header(USER_AGENT, agent);
+            request.body(()).unwrap()
+        };
+        let table = [
+            ("/shardkv.v1.Kv/Put", true),
+            ("/shardkv.v1.Kv/Batch", true),
+            ("/shardkv.v1.Shardctrler/Watch", true),
+            ("/shardkv.v1.Shardctrler/Join", false),
+            ("/shardkv.v1.Raft/Stream", false),
+            ("/shardkv.v1.Handoff/Pull", false),
+            ("/shardkv.v1.Admin/Status", false),
+            ("/grpc.health.v1.Health/Check", false),
+            ("/", false),
+        ];
+        for (path, expected) in table {
+            let of_other = request(path, "grpc-go/1.60");
+            assert_eq!(is_clients(&of_other), expected, "{path}");
+            let of_node = request(path, "shardkv-node tonic/0.14");
+            assert!(!is_clients(&of_node), "{path}");
+        }
+    }
+}
