@@ -45,7 +45,7 @@ Exit codes:
   2  the options are not valid
   3  stored data is damaged or lost, which is proven: the node refuses to vote; the log says what to do
   4  the disk can't be read or written; the data may be whole
-  5  the data directory belongs to another cluster, group or program, was created with other values, or the controllers belong to another cluster
+  5  the data directory belongs to another cluster, group or program, was created with other values, or a new group's controllers belong to another cluster
   6  the listen address can't be bound
   7  the disk is full
   8  the process may not use the data directory, or the volume is read-only

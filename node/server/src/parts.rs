@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::admission::Admission;
 use crate::configs::follow::Follower;
+use crate::configs::kept;
 use crate::exit::Fatal;
 use crate::forward::Forwarder;
 use crate::grpc::Services;
@@ -75,6 +76,11 @@ impl Parts {
             Arc::clone(&identity),
             Arc::clone(&metrics),
         ));
+        if kind == GroupKind::Shards
+            && let Some(known) = kept::read(&options.data_dir)
+        {
+            routing.configs().replace(known.cluster, known.config);
+        }
         let peers = Arc::new(Peers::new(
             identity,
             address,
@@ -273,6 +279,8 @@ impl Parts {
                 patience: self.options.handoff.timeout,
             };
             tokio::spawn(follower.run());
+            let directory = self.options.data_dir.clone();
+            tokio::spawn(kept::keep(Arc::clone(&self.routing), directory));
             self.start_mover(disk);
         }
     }

@@ -1,12 +1,13 @@
 //! The routing view of a node: the kind of its group, the configuration that it knows, and the shards that its group owns.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use api::errors;
 use api::v1::ErrorDetail;
 use shardkv::{GroupKind, Ownership};
 use tokio::sync::watch;
-use types::{ConfigNum, Gid};
+use types::{ClusterId, ConfigNum, Gid};
 
 use crate::configs::Configs;
 use crate::identity::Identity;
@@ -19,7 +20,21 @@ pub(crate) struct Routing {
     identity: Arc<Identity>,
     configs: Configs,
     ownership: watch::Sender<Arc<Ownership>>,
+    /// The cluster of controllers that were refused last, because the group follows others. Zero if none was, or the group's own
+    /// controllers have answered since.
+    refused: AtomicU64,
     metrics: Arc<Metrics>,
+}
+
+/// The group follows other controllers than those that answer. Asking again may reach the right ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "refuses the controllers of cluster {theirs}, because the group follows those of cluster {ours}: it goes on with what it knows. \
+     Correct --controllers; if the controllers have lost their volumes, export the data and import them into a new cluster"
+)]
+pub(crate) struct Strangers {
+    theirs: ClusterId,
+    ours: ClusterId,
 }
 
 impl Routing {
@@ -29,6 +44,7 @@ impl Routing {
             identity,
             configs: Configs::default(),
             ownership: watch::Sender::new(Arc::default()),
+            refused: AtomicU64::new(0),
             metrics,
         }
     }
@@ -56,6 +72,39 @@ impl Routing {
     /// Returns the group's ownership of shards as of the last entry applied here.
     pub(crate) fn ownership(&self) -> Arc<Ownership> {
         Arc::clone(&self.ownership.borrow())
+    }
+
+    /// Returns the cluster of the controllers that the group follows, or that this node has heard from.
+    pub(crate) fn controllers(&self) -> Option<ClusterId> {
+        let heard = || self.configs.known().map(|known| known.cluster);
+        self.ownership.borrow().controller.or_else(heard)
+    }
+
+    /// Refuses controllers of another cluster than the group's. It changes nothing else: the group serves on.
+    pub(crate) fn check_controllers(&self, theirs: ClusterId) -> Result<(), Strangers> {
+        let ours = self.controllers().filter(|ours| *ours != theirs);
+        let before = self
+            .refused
+            .swap(ours.map_or(0, |_| theirs.0), Ordering::Relaxed);
+        set(
+            &self.metrics.handoff.foreign_controllers,
+            ours.is_some().into(),
+        );
+        let Some(ours) = ours else {
+            return Ok(());
+        };
+        let strangers = Strangers { theirs, ours };
+        if before != theirs.0 {
+            tracing::warn!("{strangers}");
+        }
+        Err(strangers)
+    }
+
+    /// Returns the refusal of the controllers that answered last, if they were refused.
+    pub(crate) fn refused_controllers(&self) -> Option<Strangers> {
+        let theirs = ClusterId(self.refused.load(Ordering::Relaxed));
+        let ours = self.controllers().filter(|_| theirs.0 != 0)?;
+        Some(Strangers { theirs, ours })
     }
 
     /// Subscribes to changes of the ownership.

@@ -438,8 +438,8 @@ impl Mover {
         self.configs.why(now_ms)
     }
 
-    /// Returns the reason that the group can't follow the controllers: another controller, another number of shards, another
-    /// group's state, or shards given to a group that lost them. The node must stop.
+    /// Returns the reason that the group can't follow the controllers: another number of shards, another group's state, or shards given
+    /// to a group that lost them. The node must stop. Controllers that the group doesn't follow are no such reason: it serves on.
     pub fn fatal(&self) -> Option<&str> {
         self.fatal.as_deref()
     }

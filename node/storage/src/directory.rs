@@ -86,7 +86,7 @@ impl Directory {
                 // A new ext4 volume contains `lost+found`.
                 "LOCK" | "IDENTITY.new" | "lost+found" => {}
                 // `IDENTITY` was written before these.
-                "FLOOR" | "GENESIS" | "log" | "state" => {
+                "FLOOR" | "GENESIS" | "CONFIGURATION" | "log" | "state" => {
                     return Err(OpenError::NoIdentity { dir, found });
                 }
                 _ => foreign = Some(OpenError::Foreign { dir, found }),

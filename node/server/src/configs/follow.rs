@@ -16,7 +16,7 @@ use crate::exit::{ExitCode, Fatal};
 use crate::forward::Forwarder;
 use crate::forward::{ChannelError, Channels, once};
 use crate::lifecycle::Lifecycle;
-use crate::routing::Routing;
+use crate::routing::{Routing, Strangers};
 
 /// The pause after a stream that ended. It doubles up to the longest pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -214,6 +214,9 @@ impl Follower {
                 Ok(message) => message,
                 Err(error) => return error.into(),
             };
+            if let Err(strangers) = self.routing.check_controllers(message.cluster) {
+                return strangers.into();
+            }
             let own = self.lifecycle.view().genesis.map(|genesis| genesis.shards);
             if let Some(own) = own.filter(|own| *own != message.shards) {
                 let message = format!(
@@ -245,6 +248,8 @@ impl Follower {
 enum FollowError {
     #[error(transparent)]
     Feed(#[from] FeedError),
+    #[error(transparent)]
+    Strangers(#[from] Strangers),
     #[error(transparent)]
     Advance(#[from] AdvanceError),
 }

@@ -4,6 +4,7 @@
 //! copy may be a moment old, which costs a detour and never correctness: the groups' logs decide who owns a shard.
 
 pub(crate) mod follow;
+pub(crate) mod kept;
 pub(crate) mod standalone;
 
 use std::collections::VecDeque;

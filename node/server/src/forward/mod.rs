@@ -70,7 +70,7 @@ pub(crate) struct Forwarder {
     places: Arc<Places>,
     lifecycle: Arc<Lifecycle>,
     peers: Arc<Peers>,
-    routing: Arc<Routing>,
+    pub(crate) routing: Arc<Routing>,
     metrics: Arc<Metrics>,
     controllers: Vec<String>,
     request_timeout: Duration,

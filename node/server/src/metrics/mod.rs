@@ -77,6 +77,7 @@ pub(crate) struct Metrics {
 pub(crate) struct HandoffMetrics {
     pub(crate) config_num: Gauge,
     pub(crate) settled: Gauge,
+    pub(crate) foreign_controllers: Gauge,
     pub(crate) sent_bytes: Counter,
     pub(crate) received_bytes: Counter,
     pub(crate) failures: Counter,
@@ -93,6 +94,7 @@ impl HandoffMetrics {
         Self {
             config_num: Gauge::default(),
             settled: Gauge::default(),
+            foreign_controllers: Gauge::default(),
             sent_bytes: Counter::default(),
             received_bytes: Counter::default(),
             failures: Counter::default(),
@@ -357,6 +359,11 @@ impl Metrics {
             self.forward_failures.clone(),
         );
         let gauges = [
+            (
+                "foreign_controllers",
+                "1 if the controllers that answered last were refused, because the group follows others",
+                &m.foreign_controllers,
+            ),
             (
                 "config_num",
                 "The configuration that the group has accepted",

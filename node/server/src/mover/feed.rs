@@ -9,6 +9,7 @@ use types::{ConfigNum, Gid};
 
 use crate::configs::follow::{Feed, FeedError, WatchMessage};
 use crate::forward::Forwarder;
+use crate::routing::Strangers;
 
 /// The reason why no configuration was fetched. Another controller may answer.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,8 @@ pub(crate) enum FetchError {
     Silent,
     #[error(transparent)]
     Feed(#[from] FeedError),
+    #[error(transparent)]
+    Strangers(#[from] Strangers),
 }
 
 /// Fetches from one controller at a time.
@@ -71,6 +74,7 @@ impl Fetcher {
             }
         };
         let message = kept.next(is_new, wait).await?;
+        self.forwarder.routing.check_controllers(message.cluster)?;
         *self.lock() = Some(kept);
         Ok(Answer::Configs {
             controller: message.cluster,

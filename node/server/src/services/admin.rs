@@ -199,8 +199,7 @@ impl AdminService {
                 let ownership = self.routing.ownership();
                 response.config_num = ownership.config.0;
                 response.settled = ownership.settled().0;
-                let known = self.routing.configs().known();
-                let controllers = ownership.controller.or(known.map(|known| known.cluster));
+                let controllers = self.routing.controllers();
                 response.controllers = controllers.map_or(0, |cluster| cluster.0);
             }
             GroupKind::Controller => {
@@ -210,7 +209,7 @@ impl AdminService {
         }
     }
 
-    /// Returns the reason why the node can't serve or its group takes no part, or an empty string.
+    /// Returns the reason why the node can't serve, or its group takes no part or refuses the controllers, or an empty string.
     fn trouble(&self, view: &View) -> String {
         let plain = match (view.phase, &view.status) {
             (Phase::Starting, _) | (_, None) => "starting: looking for the group",
@@ -223,7 +222,12 @@ impl AdminService {
                 let unready = self.readiness.check().err();
                 let unready = unready.map(|why| why.to_string());
                 let outside = || outside(&self.routing.ownership());
-                return unready.or_else(outside).unwrap_or_default();
+                let refused = || self.routing.refused_controllers();
+                let refused = || refused().map(|strangers| strangers.to_string());
+                return unready
+                    .or_else(outside)
+                    .or_else(refused)
+                    .unwrap_or_default();
             }
         };
         plain.to_owned()

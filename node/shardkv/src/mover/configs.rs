@@ -53,6 +53,10 @@ enum FetchError {
     Failed(String),
     #[error("not an answer to FetchConfigs")]
     OtherKind,
+    #[error(
+        "this group follows the controllers {ours}, but those that answer are {theirs}: it serves on, and asks again"
+    )]
+    Strangers { ours: ClusterId, theirs: ClusterId },
     #[error("what the controllers sent doesn't fit: {0}")]
     Config(#[from] ConfigError),
     #[error(
@@ -102,7 +106,12 @@ impl Configs {
                 full,
                 deltas,
             } => {
-                if let Some(why) = mismatch(turn.ownership, controller, shards, theirs) {
+                if let Some(ours) = turn.ownership.controller.filter(|it| *it != controller) {
+                    let theirs = controller;
+                    let error = FetchError::Strangers { ours, theirs };
+                    return self.fetch.fail(turn.now, &error.to_string(), turn.options);
+                }
+                if let Some(why) = mismatch(shards, theirs) {
                     *turn.fatal = Some(why);
                     return;
                 }
@@ -301,19 +310,7 @@ pub(super) fn refusal(outcome: &Outcome) -> String {
 }
 
 /// Returns the reason that the group can't follow these controllers, if there is one.
-fn mismatch(
-    ownership: &Ownership,
-    controller: ClusterId,
-    shards: u32,
-    theirs: u32,
-) -> Option<String> {
-    let known = ownership.controller.unwrap_or(controller);
-    if known != controller {
-        return Some(format!(
-            "this group belongs to the controllers {known}, but those that answer are {controller}: \
-             point it at its own controllers"
-        ));
-    }
+fn mismatch(shards: u32, theirs: u32) -> Option<String> {
     (shards != theirs).then(|| {
         format!(
             "this group was created for {shards} shards, but the controllers have {theirs}: \

@@ -290,7 +290,7 @@ fn a_gap_is_not_jumped() {
 }
 
 #[test]
-fn other_controllers_are_fatal() {
+fn other_controllers_are_refused_and_their_own_still_heard() {
     let mut stage = Stage::after(mover(), &[]);
     stage.turn();
     let answer = ActionOutcome::Configs {
@@ -302,13 +302,17 @@ fn other_controllers_are_fatal() {
         deltas: others(1, 1),
     };
     stage.end("fetch configurations after 0", answer);
-    assert_eq!(stage.turn(), [""; 0]);
-    let why = stage.mover.fatal().unwrap();
+    assert_eq!(stage.moves(), [""; 0], "nothing of it is proposed");
+    assert_eq!(stage.mover.fatal(), None);
+    let why = stage.mover.lags_because(stage.now).unwrap();
     assert!(
-        why.contains("belongs to the controllers c00000000000000c0"),
+        why.contains("follows the controllers c00000000000000c0"),
         "{why}"
     );
-    assert_eq!(stage.pass(100_000), [""; 0]);
+    let again = "fetch configurations after 0";
+    assert!(stage.pass(100_000).contains(&again.to_owned()));
+    stage.end(again, configs(None, &others(1, 1)));
+    assert_eq!(stage.moves(), ["propose: configuration 1"]);
 }
 
 #[test]
