@@ -6,14 +6,16 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use api::errors;
 use api::v1::kv_server::SERVICE_NAME as KV;
 use api::v1::shardctrler_server::SERVICE_NAME as CONTROLLERS;
 use bytes::Bytes;
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, Either, ready};
+use futures::future::{BoxFuture, Either, poll_fn};
 use hyper::body::Frame;
+use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response, header::USER_AGENT};
@@ -26,6 +28,10 @@ use crate::metrics::Metrics;
 pub(crate) const NODE: &str = "shardkv-node";
 /// The time after which a refused client should try again, in milliseconds.
 const RETRY_AFTER_MS: u32 = 1_000;
+
+/// The most that is read of a refused request.
+const MOST_READ_BYTES: usize = 1 << 20;
+const MOST_READ_TIME: Duration = Duration::from_millis(100);
 
 /// The connection that a call came over: `None` for one with the slot of a client's connection.
 #[derive(Clone)]
@@ -79,7 +85,13 @@ where
             let limit = self.layer.max_connections as u64;
             let error = errors::overloaded("connections", limit, RETRY_AFTER_MS);
             let refusal = self.layer.metrics.reject(&error).into_http();
-            return Either::Right(ready(Ok(refusal)).boxed());
+            let call = seat.begin();
+            let refused = async move {
+                read_rest(request.into_body()).await;
+                drop(call);
+                Ok(refusal)
+            };
+            return Either::Right(refused.boxed());
         }
         let call = seat.begin();
         let answer = self.inner.call(request);
@@ -89,6 +101,22 @@ where
         };
         Either::Right(counted.boxed())
     }
+}
+
+/// Reads what is left of a request. Otherwise the library resets the stream, and a caller that still sends may miss the status.
+async fn read_rest(mut body: Body) {
+    let rest = async {
+        let mut left = MOST_READ_BYTES;
+        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len);
+            let Some(less) = left.checked_sub(bytes) else {
+                return;
+            };
+            left = less;
+        }
+    };
+    // A stream of requests doesn't end by itself, and its status is sent all the same.
+    let _ = timeout(MOST_READ_TIME, rest).await;
 }
 
 /// Returns true for a call of a client: for keys, or for the configurations.
