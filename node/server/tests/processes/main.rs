@@ -31,7 +31,6 @@ mod world;
 mod bad_input;
 mod borders;
 mod bounds;
-mod connections;
 mod controllers;
 mod disks;
 mod faults;
