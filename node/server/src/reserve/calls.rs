@@ -14,7 +14,7 @@ use api::v1::shardctrler_server::SERVICE_NAME as CONTROLLERS;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Either, poll_fn};
-use hyper::body::Frame;
+use hyper::body::{Body as _, Frame};
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::body::Body;
