@@ -20,10 +20,11 @@ pub struct Rollout {
 
 /// Returns the turns of the parts of a cluster whose groups have these phases.
 ///
-/// - Parts whose pods are being replaced may always change: a correction must reach them.
+/// - Parts whose pods are being replaced may change: a correction must reach them. So may parts without a majority, which have nothing
+///   to lose.
 /// - Otherwise a part that the change may mend goes first, because it may have been made for that.
 /// - A part whose pods are whole changes only if those of all other parts are: at most one part lacks a pod.
-/// - A part that lacks a pod for another reason than its template waits: Kubernetes would take a second pod away.
+/// - A part that lacks another pod than Kubernetes replaces first waits: it would lose its majority.
 pub(super) fn plan(seen: &State, phases: &BTreeMap<u64, GroupPhase>) -> Rollout {
     let groups = phases.iter().filter(|(_, phase)| serves(**phase));
     let groups = groups.map(|(gid, _)| Component::Group(*gid));
@@ -35,10 +36,10 @@ pub(super) fn plan(seen: &State, phases: &BTreeMap<u64, GroupPhase>) -> Rollout 
     let mut rollout = Rollout::default();
     for (part, pods) in parts {
         let turn = match pods {
-            Pods::Rolling => None,
-            Pods::Broken if !rolls => Some(&mut rollout.next),
+            Pods::Rolling | Pods::Broken => None,
+            Pods::Curable if !rolls => Some(&mut rollout.next),
             Pods::Whole if whole => Some(&mut rollout.next),
-            Pods::Broken | Pods::Whole | Pods::Short => Some(&mut rollout.held),
+            Pods::Curable | Pods::Whole | Pods::Short => Some(&mut rollout.held),
         };
         if let Some(turn) = turn {
             turn.insert(part);

@@ -111,11 +111,13 @@ pub struct Set {
 pub enum Pods {
     /// All pods are ready, and all their nodes answer, vote and have caught up.
     Whole,
-    /// Pods are being replaced, because the template has changed.
+    /// Pods are being replaced, because the template has changed, and a further change costs no majority.
     Rolling,
-    /// No majority is ready, or a pod fails for a reason that a change of the template may remove.
+    /// No majority is ready, so a change costs nothing.
     Broken,
-    /// Pods are missing, start, catch up, or can't be asked.
+    /// A pod fails for a reason that a change of the template may remove, and Kubernetes replaces it before those that are ready.
+    Curable,
+    /// Pods are missing, start, catch up, or can't be asked; a change might cost the majority.
     Short,
 }
 

@@ -36,6 +36,7 @@ mod notes;
 mod objects;
 mod observe;
 mod observed;
+mod ordinals;
 mod pods;
 mod status;
 #[cfg(test)]

@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 
+use super::ordinals::{self, Ordinals};
 use super::pods::{self, Trouble};
 use super::wanted::{Key, Tried, is_owned_by, outranked};
 use crate::build::{STAGE_ANNOTATION, config_name, names};
@@ -24,6 +25,9 @@ use crate::validate::{Cluster, Desired};
 
 /// Finalizer that keeps a deleted resource until its volumes are deleted.
 pub const FINALIZER: &str = "shardkv.io/drain";
+
+/// Annotation of a resource whose changes are written also where Kubernetes would take the majority of a part away: `true`.
+const ACCEPT_OUTAGE: &str = "shardkv.io/accept-outage";
 
 /// Usual time until pods are ready, with a margin.
 const STARTING_SECONDS: i64 = 60;
@@ -45,6 +49,8 @@ pub(super) struct Observed {
     pub(super) volumes: Vec<Volume>,
     /// Pods that don't run, with the reasons.
     pub(super) pods: BTreeMap<Component, Vec<Trouble>>,
+    /// Its pods by ordinal.
+    pub(super) ordinals: BTreeMap<Component, Ordinals>,
     /// Answer of the controllers; `None` if they weren't asked.
     pub(super) view: Option<Result<View, StoreError>>,
     /// Health of the nodes.
@@ -67,6 +73,8 @@ pub(super) struct ObservedSet {
     pub(super) ready: i32,
     /// Number of pods of the latest revision; `None` once all pods are of that revision, and ready.
     pub(super) rolling: Option<i32>,
+    /// The latest revision.
+    pub(super) revision: String,
     /// True if Kubernetes hasn't handled the latest change yet, so that it may still start a pod as it was before.
     pub(super) unseen: bool,
     /// True if the `StatefulSet` is so new that pods that aren't ready are still starting.
@@ -93,6 +101,7 @@ impl Observed {
             mounted: BTreeSet::new(),
             volumes: Vec::new(),
             pods: BTreeMap::new(),
+            ordinals: BTreeMap::new(),
             view: None,
             health: BTreeMap::new(),
             stalled: None,
@@ -134,6 +143,7 @@ impl Observed {
         let volumes = volumes.iter();
         self.volumes = volumes.filter_map(|it| volume(cluster, it)).collect();
         self.pods = pods::troubles(cluster, pods, now);
+        self.ordinals = ordinals::by_part(cluster, pods);
         let specs = pods.iter().filter_map(|pod| pod.spec.as_ref());
         self.mounted.extend(specs.flat_map(mounted));
     }
@@ -258,16 +268,35 @@ impl Observed {
 
     /// Returns the state of a part's pods.
     fn pods_of(&self, part: Component, set: &ObservedSet) -> Pods {
-        let health = self.health.get(&part);
         let troubles = self.pods.get(&part);
         let curable = troubles.is_some_and(|all| all.iter().any(|it| it.curable));
-        let ready = set.ready >= set.replicas && !set.object.terminating;
-        match set.rolling {
-            Some(_) => Pods::Rolling,
-            None if curable || set.ready * 2 <= set.replicas => Pods::Broken,
-            None if ready && health.is_some_and(|health| health.whole) => Pods::Whole,
-            None => Pods::Short,
+        let pods = self.ordinals.get(&part).cloned().unwrap_or_default();
+        let (replicas, ready) = (set.replicas, set.ready);
+        let has_majority = pods.has_majority(replicas, ready);
+        let is_safe = pods.keeps_majority(replicas, ready) || self.accepts_outage();
+        let rolls = set.rolling.is_some() || pods.differ_from(&set.revision);
+        let complete = ready >= replicas && pods.all_ready(replicas) && !set.object.terminating;
+        match (rolls, has_majority) {
+            (true, _) if is_safe || !has_majority => Pods::Rolling,
+            (_, false) => Pods::Broken,
+            (true, true) => Pods::Short,
+            (false, true) if curable && is_safe => Pods::Curable,
+            (false, true) if complete && self.is_whole(part) => Pods::Whole,
+            (false, true) => Pods::Short,
         }
+    }
+
+    /// Returns true if a person accepts that a change takes the majority of a part away.
+    fn accepts_outage(&self) -> bool {
+        let annotation = self.resource.annotations().get(ACCEPT_OUTAGE);
+        annotation.is_some_and(|it| it == "true")
+    }
+
+    /// Returns true if the nodes of a part whose pods are ready are well. If no node of any part can be asked, readiness alone counts: a
+    /// ready node votes, knows a leader and has caught up.
+    fn is_whole(&self, part: Component) -> bool {
+        let asked = self.health.values().any(|it| it.answering > 0);
+        !asked || self.health.get(&part).is_some_and(|it| it.whole)
     }
 
     fn set(&self, part: Component, set: &ObservedSet) -> Option<Set> {
@@ -307,9 +336,8 @@ fn observe_set(set: &StatefulSet, stage: Stage, now: &Time) -> ObservedSet {
     // is new.
     let unseen = status.observed_generation < set.metadata.generation;
     let updated = status.updated_replicas.unwrap_or(0);
-    // The revisions are equal again when all pods are of the latest revision, and ready; or at once, if a change is taken back while
-    // there are pods of it.
-    let mixed = status.update_revision != status.current_revision || status.replicas > updated;
+    // The revisions are equal again when all pods are of the latest revision, and ready; or at once, if a change is taken back.
+    let mixed = status.update_revision != status.current_revision;
     let rolling = (status.observed_generation.is_some() && (unseen || mixed))
         .then_some(if unseen { 0 } else { updated });
     ObservedSet {
@@ -319,6 +347,7 @@ fn observe_set(set: &StatefulSet, stage: Stage, now: &Time) -> ObservedSet {
         existing: status.replicas,
         ready: status.ready_replicas.unwrap_or(0),
         rolling,
+        revision: status.update_revision.unwrap_or_default(),
         unseen,
         young: age.is_some_and(|age| age < STARTING_SECONDS),
     }

@@ -32,7 +32,7 @@ type Row = (
 
 #[test]
 fn parts_change_one_after_the_other_and_only_while_the_others_are_whole() {
-    use Pods::{Broken, Rolling, Short};
+    use Pods::{Broken, Curable, Rolling, Short};
     const ONE: Component = Component::Group(1);
     const TWO: Component = Component::Group(2);
     const ALL: &[Component] = &[CONTROLLERS, ONE, TWO];
@@ -42,10 +42,12 @@ fn parts_change_one_after_the_other_and_only_while_the_others_are_whole() {
         ("one is being replaced: a correction may reach it", &[(ONE, Rolling)], &[], &[CONTROLLERS, TWO], &[ONE]),
         ("so are two", &[(CONTROLLERS, Rolling), (TWO, Rolling)], &[], &[ONE], &[CONTROLLERS, TWO]),
         ("one lacks a pod", &[(TWO, Short)], &[], ALL, &[TWO]),
-        ("a change may mend it", &[(TWO, Broken)], &[TWO], &[CONTROLLERS, ONE], &[TWO]),
-        ("or both, one after the other", &[(ONE, Broken), (TWO, Broken)], &[ONE, TWO], &[CONTROLLERS], &[ONE, TWO]),
-        ("but not while a third is being replaced", &[(CONTROLLERS, Rolling), (TWO, Broken)], &[], &[ONE, TWO], &[CONTROLLERS, TWO]),
-        ("and not the one that lacks a pod", &[(ONE, Short), (TWO, Broken)], &[TWO], &[CONTROLLERS, ONE], &[ONE, TWO]),
+        ("a change may mend it", &[(TWO, Curable)], &[TWO], &[CONTROLLERS, ONE], &[TWO]),
+        ("or both, one after the other", &[(ONE, Curable), (TWO, Curable)], &[ONE, TWO], &[CONTROLLERS], &[ONE, TWO]),
+        ("but not while a third is being replaced", &[(CONTROLLERS, Rolling), (TWO, Curable)], &[], &[ONE, TWO], &[CONTROLLERS, TWO]),
+        ("and not the one that lacks a pod", &[(ONE, Short), (TWO, Curable)], &[TWO], &[CONTROLLERS, ONE], &[ONE, TWO]),
+        ("those without a majority have nothing to lose", &[(ONE, Broken), (TWO, Broken)], &[], &[CONTROLLERS], &[ONE, TWO]),
+        ("also while a third is being replaced", &[(CONTROLLERS, Rolling), (TWO, Broken)], &[], &[ONE], &[CONTROLLERS, TWO]),
     ];
     for (name, pods, next, held, unwell) in rows {
         let expected = Rollout {

@@ -1,8 +1,13 @@
 //! Rollouts: one part after the other, and what is told meanwhile.
 
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
 use super::writes::{all, created};
 use super::*;
+use crate::build::names;
 use crate::reconcile::build::Write;
+use crate::reconcile::ordinals;
 
 impl Scene {
     /// Returns a scene in which all objects exist and two groups serve.
@@ -69,6 +74,8 @@ fn a_stuck_rollout_can_be_called_back() {
     scene.desired.cluster.spec.image = "bad".to_owned();
     assert_eq!(scene.roll(), [Component::Controller]);
     scene.set(Component::Controller).ready = 2;
+    let pods = ready(Component::Controller, &[true, true, false]);
+    scene.observed.ordinals = ordinals::by_part(&named("a"), &pods);
     for _ in 0..3 {
         assert_eq!(scene.roll(), []);
     }
@@ -76,6 +83,7 @@ fn a_stuck_rollout_can_be_called_back() {
     assert_eq!(scene.roll(), [Component::Controller]);
     scene.rolled(Component::Controller);
     scene.set(Component::Controller).ready = 3;
+    scene.observed.ordinals.clear();
     assert_eq!(all(&scene.prepared()), [""; 0], "no other part has changed");
 }
 
@@ -102,28 +110,72 @@ fn a_held_change_is_known_and_not_written() {
     assert_eq!(all(&scene.prepared()).len(), 3);
 }
 
+/// Returns the pods of a part, and whether they are ready.
+fn ready(part: Component, states: &[bool]) -> Vec<Pod> {
+    let cluster = named("a");
+    let pods = states.iter().enumerate().map(|(ordinal, ready)| {
+        let name = format!("{}-{ordinal}", names::part(&cluster, part));
+        let status = if *ready { "True" } else { "False" };
+        let conditions = json!([{"type": "Ready", "status": status}]);
+        json!({"metadata": {"name": name}, "status": {"conditions": conditions}})
+    });
+    pods.map(|pod| serde_json::from_value(pod).unwrap())
+        .collect()
+}
+
 /// A name, the expected state of the pods of group 1, and what differs from a cluster that serves.
 type Row<'a> = (&'a str, plan::Pods, &'a dyn Fn(&mut Scene));
 
 #[test]
 fn the_pods_of_a_part_are_judged() {
-    use plan::Pods::{Broken, Rolling, Short, Whole};
+    use plan::Pods::{Broken, Curable, Rolling, Short, Whole};
     let part = Component::Group(1);
     let trouble = |curable| Trouble {
         pod: "a-group-1-0".to_owned(),
         why: "it crashes".to_owned(),
         curable,
     };
-    let rows: [Row<'_>; 11] = [
+    let crashing = |scene: &mut Scene, states: &[bool]| {
+        let cluster = &scene.desired.cluster;
+        scene.observed.ordinals = ordinals::by_part(cluster, &ready(part, states));
+        scene.observed.pods.insert(part, vec![trouble(true)]);
+        scene.set(part).ready = 2;
+    };
+    let accept = |scene: &mut Scene| {
+        let annotation = ("shardkv.io/accept-outage".to_owned(), "true".to_owned());
+        let meta = &mut scene.observed.resource.metadata;
+        meta.annotations = Some([annotation].into());
+    };
+    let rows: [Row<'_>; 17] = [
         ("all is well", Whole, &|_| {}),
         ("being replaced", Rolling, &|it| {
             it.set(part).rolling = Some(3);
         }),
         ("one is missing", Short, &|it| it.set(part).ready = 2),
         ("two are missing", Broken, &|it| it.set(part).ready = 1),
-        ("a pod crashes", Broken, &|it| {
-            it.set(part).ready = 2;
-            it.observed.pods.insert(part, vec![trouble(true)]);
+        ("a pod crashes that is replaced first", Curable, &|it| {
+            crashing(it, &[true, true, false]);
+        }),
+        ("another pod crashes", Short, &|it| {
+            crashing(it, &[false, true, true]);
+        }),
+        ("and somebody accepts an outage", Curable, &|it| {
+            crashing(it, &[false, true, true]);
+            accept(it);
+        }),
+        ("it crashes while pods are replaced", Short, &|it| {
+            crashing(it, &[false, true, true]);
+            it.set(part).rolling = Some(2);
+        }),
+        ("which somebody accepts", Rolling, &|it| {
+            crashing(it, &[false, true, true]);
+            it.set(part).rolling = Some(2);
+            accept(it);
+        }),
+        ("a pod ends that counts as ready", Short, &|it| {
+            let mut pods = ready(part, &[true; 3]);
+            pods[0].metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+            it.observed.ordinals = ordinals::by_part(&it.desired.cluster, &pods);
         }),
         ("a pod is late", Short, &|it| {
             it.set(part).ready = 2;
@@ -136,7 +188,12 @@ fn the_pods_of_a_part_are_judged() {
         ("a node doesn't vote", Short, &|it| {
             it.observed.health.get_mut(&part).unwrap().whole = false;
         }),
-        ("no node was asked", Short, &|it| it.observed.health.clear()),
+        ("its nodes weren't asked", Short, &|it| {
+            it.observed.health.remove(&part);
+        }),
+        ("no node can be asked", Whole, &|it| {
+            it.observed.health.clear()
+        }),
         ("being deleted", Short, &|it| {
             it.set(part).object.terminating = true;
         }),

@@ -21,6 +21,7 @@ pub(super) fn set(stage: Stage, ready: i32) -> ObservedSet {
         existing: 3,
         ready,
         rolling: None,
+        revision: String::new(),
         unseen: false,
         young: false,
     }
