@@ -9,6 +9,7 @@ use crate::admin::Admin;
 use crate::bug::Bug;
 use crate::compaction::Compaction;
 use crate::entry::OperationBatch;
+use crate::genesis::MAX_BIRTH_AHEAD_MS;
 use crate::kept_log::KeptLog;
 use crate::pending::{PendingReads, PendingWrites, by_index_only};
 use crate::snapshots::Snapshots;
@@ -157,7 +158,15 @@ impl<M: StateMachine> Replica<M> {
                 Ok(())
             }
             Request::LogTime => {
-                let birth = self.log_time().max(self.now).max(self.machine.min_birth());
+                let known = self.log_time().unwrap_or_default();
+                // A birth further ahead of log time than the tables accept would be refused everywhere.
+                let latest = known.0.saturating_add(MAX_BIRTH_AHEAD_MS / 2);
+                let wall = if known == LogTime(0) {
+                    self.now
+                } else {
+                    self.now.min(LogTime(latest))
+                };
+                let birth = known.max(wall).max(self.machine.min_birth());
                 self.finished.push((id, Ok(Answer::LogTime(birth))));
                 Ok(())
             }
@@ -329,9 +338,11 @@ impl<M: StateMachine> Replica<M> {
             && self.raft.role() == Role::Leader
             && !self.raft.is_transferring()
         {
+            let Some(time) = self.log_time() else {
+                return;
+            };
             let operations = self.writes.next_batch(self.options.max_entry_bytes);
             let count = operations.len();
-            let time = self.log_time();
             let batch = OperationBatch {
                 time,
                 max_value_bytes: self.options.max_value_bytes,
@@ -367,10 +378,14 @@ impl<M: StateMachine> Replica<M> {
     }
 
     /// Returns the present log time. It never goes back, and advances as processes measure time. Only a new log begins with
-    /// the wall clock.
-    fn log_time(&self) -> LogTime {
+    /// the wall clock: `None` as long as entries of earlier terms may still bring a time. After a crash the state may have none of them.
+    fn log_time(&self) -> Option<LogTime> {
         let known = self.measured.max(self.stamped).max(self.applied.time);
-        if known > LogTime(0) { known } else { self.now }
+        if known > LogTime(0) {
+            return Some(known);
+        }
+        let all_applied = self.applied.last.term == self.raft.term();
+        all_applied.then_some(self.now)
     }
 
     fn ask_to_read(&mut self) {
@@ -487,7 +502,7 @@ impl<M: StateMachine> Replica<M> {
             snapshots: self.snapshots.counts(),
             kept_log_bytes: self.kept_log.bytes,
             disk_low: self.disk_low,
-            log_time: LogTime(self.log_time().0 / 1_000 * 1_000),
+            log_time: LogTime(self.log_time().unwrap_or_default().0 / 1_000 * 1_000),
             feature_level: self.applied.feature_level,
         }
     }

@@ -286,6 +286,73 @@ fn log_time_does_not_jump() {
     }
 }
 
+/// All members lose power before the state was ever flushed, and start with clocks that are a year ahead. The leader gets a write before
+/// it has applied its log again.
+#[test]
+fn a_state_without_time_does_not_begin_a_new_time() {
+    const YEAR: u64 = 365 * 24 * 3_600_000;
+    let mut cluster = Cluster::new(3);
+    cluster.call(write("a")).unwrap();
+    let before = cluster.time;
+    let membership =
+        Membership::of_voters((1..=3).map(|node| (NodeId(node), format!("host-{node}"))));
+    for (node, log) in cluster.logs.clone() {
+        let mut state = MemoryState::new();
+        let mut unused = SharedLog::default();
+        initialise(&mut unused, &mut state, &membership, WriteBatch::default()).unwrap();
+        cluster.start(node.0, log, state);
+    }
+    cluster.time += YEAR;
+    let mut submitted = None;
+    for _ in 0..2_000 {
+        if submitted.is_some() {
+            break;
+        }
+        cluster.time += 10;
+        for replica in cluster.replicas.values_mut() {
+            replica.tick(LogTime(cluster.time));
+            let _ = replica.poll(&mut cluster.outputs);
+        }
+        while let Some(envelope) = cluster.outputs.messages.pop_front() {
+            let Some(replica) = cluster.replicas.get_mut(&envelope.to) else {
+                continue;
+            };
+            replica.receive(envelope).unwrap();
+            let status = replica.status();
+            if submitted.is_none() && status.role == Role::Leader {
+                assert!(
+                    status.last_applied < status.last_index,
+                    "nothing is applied"
+                );
+                replica.submit(RequestId(99), write("b"));
+                submitted = Some(status.node);
+            }
+            let _ = replica.poll(&mut cluster.outputs);
+        }
+    }
+    cluster.until("an answer", |cluster| {
+        cluster.outputs.answers.contains_key(&RequestId(99))
+    });
+    let answer = cluster.outputs.answers.remove(&RequestId(99)).unwrap();
+    assert_eq!(answer, Ok(Answer::Machine(Bytes::from_static(b"ab"))));
+    let after = cluster.replicas[&submitted.unwrap()].status().log_time;
+    assert!(after < LogTime(before + 60_000), "{after:?} after {before}");
+}
+
+#[test]
+fn births_stay_within_what_tables_accept() {
+    let mut cluster = Cluster::new(1);
+    cluster.call(write("a")).unwrap();
+    let before = cluster.time;
+    cluster.time = u64::MAX - 1_000_000;
+    cluster.tick();
+    let Ok(Answer::LogTime(birth)) = cluster.call(Request::LogTime) else {
+        panic!("the leader answers");
+    };
+    let ahead = birth.since(LogTime(before));
+    assert!(ahead < replica::MAX_BIRTH_AHEAD_MS, "{ahead} ms ahead");
+}
+
 #[test]
 fn writes_are_applied_in_order_everywhere_and_read_back() {
     let mut cluster = Cluster::new(3);
