@@ -31,7 +31,7 @@ const EXPIRED_PER_WRITE: usize = 2;
 /// The sharded key-value store as a [`StateMachine`].
 ///
 /// Invariants, between batches:
-/// - `sessions` holds exactly the records of [`Table::Sessions`], and no empty table; each table has the horizon of
+/// - `sessions` holds exactly the records of [`Table::Sessions`], and no empty table; each table has at most the horizon of
 ///   `clocks`;
 /// - `ownership`, `journals` and `clocks` are what the records of [`Table::Meta`] say;
 /// - an absent shard has neither data nor sessions, nor a clock;

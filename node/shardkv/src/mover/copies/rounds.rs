@@ -16,6 +16,7 @@ const MAX_ROUNDS: u32 = 24;
 /// The rounds of one copy since this leader drives it.
 #[derive(Debug, Default)]
 pub(super) struct Rounds {
+    /// The rounds since the last small one.
     ended: u32,
     /// The bytes of the present round, and of the one before.
     bytes: u64,
@@ -35,6 +36,8 @@ impl Rounds {
         let bytes = std::mem::take(&mut self.bytes);
         let before = std::mem::replace(&mut self.before, bytes);
         if bytes <= SMALL_ROUND_BYTES.max(pace.saturating_mul(SMALL_ROUND_MS)) {
+            // A burst after it begins another chase.
+            self.ended = 0;
             return true;
         }
         let shrinks = bytes <= before / 4 * 3;
@@ -108,14 +111,16 @@ mod tests {
     #[test]
     fn a_hurried_copy_stays_caught_up_and_another_one_may_fall_behind() {
         let mut rounds = Rounds::default();
-        rounds.add(1);
-        assert!(rounds.end(0));
-        rounds.add(1 << 20);
-        assert!(!rounds.end(0), "a round was large again");
-        for _ in 0..2 {
-            rounds.add(1 << 20);
-            rounds.end(0);
+        for _ in 0..MAX_ROUNDS {
+            rounds.add(1);
+            assert!(rounds.end(0));
         }
+        for _ in 1..MIN_ROUNDS {
+            rounds.add(1 << 20);
+            assert!(!rounds.end(0), "a round was large again");
+        }
+        rounds.add(1 << 20);
+        assert!(rounds.end(0));
         rounds.add(1 << 10);
         assert!(rounds.end(0) && rounds.are_hurried());
     }
