@@ -279,10 +279,9 @@ impl Observed {
         match (rolls, has_majority) {
             (true, _) if is_safe || !has_majority => Pods::Rolling,
             (_, false) => Pods::Broken,
-            (true, true) => Pods::Short,
             (false, true) if curable && is_safe => Pods::Curable,
             (false, true) if complete && self.is_whole(part) => Pods::Whole,
-            (false, true) => Pods::Short,
+            (_, true) => Pods::Short,
         }
     }
 

@@ -115,8 +115,8 @@ fn ready(part: Component, states: &[bool]) -> Vec<Pod> {
     let cluster = named("a");
     let pods = states.iter().enumerate().map(|(ordinal, ready)| {
         let name = format!("{}-{ordinal}", names::part(&cluster, part));
-        let status = if *ready { "True" } else { "False" };
-        let conditions = json!([{"type": "Ready", "status": status}]);
+        let answer = if *ready { "True" } else { "False" };
+        let conditions = json!([{"type": "Ready", "status": answer}]);
         json!({"metadata": {"name": name}, "status": {"conditions": conditions}})
     });
     pods.map(|pod| serde_json::from_value(pod).unwrap())
@@ -192,7 +192,7 @@ fn the_pods_of_a_part_are_judged() {
             it.observed.health.remove(&part);
         }),
         ("no node can be asked", Whole, &|it| {
-            it.observed.health.clear()
+            it.observed.health.clear();
         }),
         ("being deleted", Short, &|it| {
             it.set(part).object.terminating = true;
