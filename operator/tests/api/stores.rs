@@ -73,6 +73,7 @@ impl Model {
         let index = Index(applied.last.index.0 + 1);
         let at = Applying {
             entry: EntryId::new(Term(1), index),
+            feature_level: 0,
             time: LogTime(1_000_000),
             max_value_bytes: 0,
         };
