@@ -14,9 +14,10 @@ const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 /// Grants rules to the account `operator` of the namespace, by a role in it, or in all namespaces.
 async fn grant(world: &World, everywhere: bool, name: &str, rules: &Value) {
     let prefix = if everywhere { "Cluster" } else { "" };
-    let base = match everywhere {
-        true => RBAC.to_owned(),
-        false => format!("{RBAC}/namespaces/{}", world.namespace),
+    let base = if everywhere {
+        RBAC.to_owned()
+    } else {
+        format!("{RBAC}/namespaces/{}", world.namespace)
     };
     let role = format!("{prefix}Role");
     let account =
