@@ -158,7 +158,7 @@ impl Outages {
 
     /// Strikes some nodes of one cluster, and starts them again, or leaves a single one down until its cluster's next turn.
     /// Returns a description for the test's output.
-    pub(crate) async fn strike(&mut self) -> String {
+    pub(crate) fn strike(&mut self) -> String {
         let place = draw(&mut self.rng, GROUPS + 1);
         self.revive(place);
         let first = draw(&mut self.rng, REPLICAS.into());

@@ -48,7 +48,7 @@ async fn survive(mut outages: Outages) {
         let load = Load::start_under(&name, connect, CLIENTS).await;
         let keeper = Keeper::start(&writer, &name);
         for _ in 0..left.min(ROUND) {
-            let what = outages.strike().await;
+            let what = outages.strike();
             println!("{:5.1} s, {name}: {what}", began.elapsed().as_secs_f32());
             load.answered(BETWEEN).await;
         }

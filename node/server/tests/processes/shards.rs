@@ -294,7 +294,7 @@ async fn a_source_limits_what_it_sends_to_fast_destinations() {
     let sent = sent_bytes(world.group(1)).await;
     assert!(sent > 700_000, "{sent} bytes moved");
     // The first parts come at once, and the last ones are paid for by nobody.
-    let least = Duration::from_secs_f64((sent - 512_000) as f64 / LIMIT as f64);
+    let least = Duration::from_millis((sent - 512_000) * 1_000 / LIMIT);
     assert!(took >= least, "{sent} bytes in {took:?}");
     for n in 0..400 {
         let value = plain.get(&format!("k{n}")).await.unwrap();
