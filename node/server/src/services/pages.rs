@@ -1,7 +1,7 @@
 //! Streams of pages, each of which is read when the caller asks for it, and whose end is always explicit.
 //!
 //! A page is read only when the network asks for it, which it does when it has taken the page before. So a stream that nobody
-//! fetches holds one page, with its share of the budget, and a piece of the page before ([`unfetched`]). A caller who doesn't
+//! fetches holds one page, with its share of the budget, and a piece of the page before ([`unfetched`](super::unfetched)). A caller who doesn't
 //! fetch a page in time gets an error instead, and the page is dropped: otherwise streams that nobody fetches could keep the
 //! budget for ever. When the caller is gone, the sender learns it at once, and reads nothing more.
 //!
