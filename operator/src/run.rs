@@ -315,7 +315,7 @@ async fn with_permit<S: Store>(
     }
 }
 
-/// Runs one round for one cluster; see [`reconcile`]. Returns the time of the next round even after a timeout or a panic.
+/// Runs one round for one cluster; see [`reconcile()`]. Returns the time of the next round even after a timeout or a panic.
 async fn reconcile_once<S: Store>(seen: &Seen, context: Arc<Context<S>>) -> Action {
     let (namespace, name) = (seen.namespace().unwrap_or_default(), seen.name_any());
     let span = tracing::info_span!("round", namespace, name);
