@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::bad_input::http_get;
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{holds, until};
 
@@ -265,9 +266,14 @@ async fn duplicates_on_a_batch_stream_apply_once() {
     assert_eq!(&response.into_inner().value[..], b"xx");
 }
 
+async fn open_session(kv: &mut KvClient<Channel>) -> Bytes {
+    let session = kv.open_session(OpenSessionRequest {}).await.unwrap();
+    session.into_inner().client_id
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
-    let cluster = Cluster::start(Setup::of(1)).await;
+    let cluster = Cluster::start(Setup::of(1).with("session-ttl-ms", "1000")).await;
     let mut kv = bare(&cluster).await;
     let with = |client_id: Bytes, sequence, acked_below| PutRequest {
         session: Some(Session {
@@ -277,22 +283,37 @@ async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
         }),
         ..put("k", "v")
     };
-    // A session born at the beginning of time: its results are long forgotten.
-    let old = kv.put(with(vec![0; 16].into(), 1, 1)).await.unwrap_err();
-    assert!(matches!(kind(&old), Kind::SessionExpired(_)), "{old:?}");
+    let on_another_key = |client_id: &Bytes| PutRequest {
+        key: "other".into(),
+        ..with(client_id.clone(), 1, 1)
+    };
+    let silent = open_session(&mut kv).await;
+    let present = open_session(&mut kv).await;
+    kv.put(on_another_key(&silent)).await.unwrap();
+    until("the silent session is forgotten", async || {
+        // A repetition counts as use, and with each write silent sessions are forgotten.
+        kv.clone().put(on_another_key(&present)).await.unwrap();
+        let metrics = http_get(cluster.metrics(0), "/metrics").await;
+        let sessions = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("shardkv_sessions "));
+        holds(sessions == Some("1"), format!("{sessions:?} sessions"))
+    })
+    .await;
+    // A later write of the forgotten session, and one of a session from the beginning of time.
+    for (session, sequence) in [(silent, 2), (vec![0; 16].into(), 1)] {
+        let old = kv.put(with(session, sequence, 1)).await.unwrap_err();
+        assert!(matches!(kind(&old), Kind::SessionExpired(_)), "{old:?}");
+    }
     // A session born in the far future.
     let future = kv.put(with(vec![0x7f; 16].into(), 1, 1)).await.unwrap_err();
     kind(&future);
     // A text that is not an id, and invalid sequences.
     let short = kv.put(with(vec![0; 3].into(), 1, 1)).await.unwrap_err();
     assert!(matches!(kind(&short), Kind::BadRequest(_)), "{short:?}");
-    let session = kv
-        .open_session(OpenSessionRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let session = open_session(&mut kv).await;
     for (sequence, acked_below) in [(0, 0), (1, 2), (u64::MAX - 1, u64::MAX)] {
-        let request = with(session.client_id.clone(), sequence, acked_below);
+        let request = with(session.clone(), sequence, acked_below);
         let status = kv.put(request).await.unwrap_err();
         assert!(matches!(kind(&status), Kind::BadRequest(_)), "{status:?}");
     }
