@@ -283,16 +283,16 @@ async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
         }),
         ..put("k", "v")
     };
-    let on_another_key = |client_id: &Bytes| PutRequest {
-        key: "other".into(),
+    let first = |client_id: &Bytes| PutRequest {
+        value: "first".into(),
         ..with(client_id.clone(), 1, 1)
     };
     let silent = open_session(&mut kv).await;
     let present = open_session(&mut kv).await;
-    kv.put(on_another_key(&silent)).await.unwrap();
+    kv.put(first(&silent)).await.unwrap();
     until("the silent session is forgotten", async || {
         // A repetition counts as use, and with each write silent sessions are forgotten.
-        kv.clone().put(on_another_key(&present)).await.unwrap();
+        kv.clone().put(first(&present)).await.unwrap();
         let metrics = http_get(cluster.metrics(0), "/metrics").await;
         let sessions = metrics
             .lines()
@@ -318,7 +318,8 @@ async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
         assert!(matches!(kind(&status), Kind::BadRequest(_)), "{status:?}");
     }
     let response = kv.get(GetRequest { key: "k".into() }).await.unwrap();
-    assert!(!response.into_inner().found, "none of them was applied");
+    let value = response.into_inner().value;
+    assert_eq!(&value[..], b"first", "none of the others was applied");
 }
 
 /// Builds an HTTP/2 frame.
