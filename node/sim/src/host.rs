@@ -6,7 +6,7 @@ use std::sync::Arc;
 use raft::{Envelope, Index};
 use replica::{Outlet, Replica, Request, RequestId};
 use shardkv::{Ownership, PageRequest};
-use types::{ConfigNum, Gid, LogTime, NodeId, ShardId};
+use types::{Gid, LogTime, NodeId, ShardId};
 
 use crate::disk::Disk;
 use crate::group::GroupId;
@@ -73,8 +73,8 @@ pub(crate) struct Elsewhere {
     pub(crate) shard: ShardId,
     /// The group that served it.
     pub(crate) by: Gid,
-    /// The latest configuration at that time.
-    pub(crate) config: ConfigNum,
+    /// The number of times until then that a shard began to be served, or ceased to be.
+    pub(crate) turns: u64,
 }
 
 /// A host, and the state of the process on it.

@@ -40,6 +40,8 @@ pub struct ShardChecker {
     served: BTreeMap<(ShardId, ConfigNum), Gid>,
     /// The group that serves a shard now.
     serving: BTreeMap<ShardId, Gid>,
+    /// The number of times that a shard began to be served, or ceased to be.
+    turns: u64,
     fenced: BTreeMap<(ShardId, ConfigNum), (Gid, Gid)>,
     installed: BTreeMap<(ShardId, ConfigNum), Gid>,
     deleted: BTreeSet<(ShardId, ConfigNum)>,
@@ -214,6 +216,7 @@ impl ShardChecker {
             && self.serving.get(&shard) == Some(&gid)
         {
             self.serving.remove(&shard);
+            self.turns += 1;
         }
         if let Some(ShardState::Fenced { config, to }) = old
             && !self.may_give_up(gid, shard, (*config, *to), new)
@@ -246,6 +249,7 @@ impl ShardChecker {
                 format!("{other} began to serve {shard} of configuration {config}, then {gid}"),
             ));
         }
+        self.turns += 1;
         if let Some(other) = self.serving.insert(shard, gid)
             && !self.hears_nothing(other)
         {
@@ -330,6 +334,11 @@ impl ShardChecker {
     /// Returns true if a group serves a shard.
     pub fn is_served(&self, shard: ShardId, gid: Gid) -> bool {
         self.serving.get(&shard) == Some(&gid)
+    }
+
+    /// Returns the number of times that a shard began to be served, or ceased to be.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns
     }
 
     /// Returns the group that serves a shard.

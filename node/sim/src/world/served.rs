@@ -27,10 +27,10 @@ impl World {
             _ => return,
         };
         let own = self.groups[self.hosts[number].group].gid;
-        let config = self.shard_checker.latest();
+        let turns = self.shard_checker.turns();
         let elsewhere = shards.iter().find_map(|shard| {
             let (shard, by) = (*shard, self.shard_checker.server(*shard)?);
-            (by != own).then_some(Elsewhere { shard, by, config })
+            (by != own).then_some(Elsewhere { shard, by, turns })
         });
         let read = OpenRead { shards, elsewhere };
         self.hosts[number].reads.insert(id, read);
@@ -72,8 +72,8 @@ impl World {
             ));
         }
         match read.elsewhere {
-            // Nothing moved back meanwhile if the configuration is the same.
-            Some(Elsewhere { shard, by, config }) if self.shard_checker.latest() == config => {
+            // A shard that moved meanwhile may be served here by now, or have been.
+            Some(Elsewhere { shard, by, turns }) if self.shard_checker.turns() == turns => {
                 Err(Violation::new(
                     "reads are answered by the group that serves the shard",
                     format!(
