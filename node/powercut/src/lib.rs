@@ -44,7 +44,7 @@ use fuser::{BackgroundSession, Config, MountOption};
 
 use crate::fuse::{Mounted, Shared, lock};
 
-/// What survives a power cut beside what was synced.
+/// Unsynced changes that survive a power cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survivors {
     /// Nothing.

@@ -158,16 +158,7 @@ impl<M: StateMachine> Replica<M> {
                 Ok(())
             }
             Request::LogTime => {
-                let known = self.log_time().unwrap_or_default();
-                // A birth further ahead of log time than the tables accept would be refused everywhere.
-                let latest = known.0.saturating_add(MAX_BIRTH_AHEAD_MS / 2);
-                let wall = if known == LogTime(0) {
-                    self.now
-                } else {
-                    self.now.min(LogTime(latest))
-                };
-                let birth = known.max(wall).max(self.machine.min_birth());
-                self.finished.push((id, Ok(Answer::LogTime(birth))));
+                self.finished.push((id, Ok(Answer::LogTime(self.birth()))));
                 Ok(())
             }
             Request::ChangeMembership(change) => self.admin.change(&mut self.raft, id, &change),
@@ -386,6 +377,19 @@ impl<M: StateMachine> Replica<M> {
         }
         let all_applied = self.applied.last.term == self.raft.term();
         all_applied.then_some(self.now)
+    }
+
+    /// Returns the birth of a new session: the wall clock, unless log time or the machine is ahead of it. Tables refuse a birth
+    /// that is too far ahead of log time, so a wrong wall clock counts only up to half of that.
+    fn birth(&self) -> LogTime {
+        let wall = match self.log_time() {
+            Some(known) => {
+                let latest = LogTime(known.0.saturating_add(MAX_BIRTH_AHEAD_MS / 2));
+                self.now.min(latest).max(known)
+            }
+            None => self.now,
+        };
+        wall.max(self.machine.min_birth())
     }
 
     fn ask_to_read(&mut self) {

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Spreads bytes over time. A sender pays after it sent, by waiting.
+/// Spreads bytes over time. A sender pays after it sent: it waits, or refuses the next request.
 pub(crate) struct Limiter {
     bytes_per_second: u64,
     paid_until: Mutex<Instant>,

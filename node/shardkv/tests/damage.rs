@@ -466,7 +466,7 @@ fn busy() -> Replica {
     busy
 }
 
-/// What a start reads: the ownership and the session clocks.
+/// The records that a start reads: the ownership and the session clocks.
 type Reloaded = (Arc<Ownership>, Vec<SessionClock>);
 
 /// Returns the clocks of all shards, so late that each number of a record matters.

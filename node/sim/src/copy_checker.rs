@@ -3,7 +3,7 @@
 //! | invariant | check |
 //! |---|---|
 //! | an installed shard equals the fenced shard | pairs and sessions, row by row |
-//! | the session clock moves along | the installed shard has the horizon and the time of the fenced shard |
+//! | the session clock moves along | the installed shard is behind the fenced shard in neither horizon nor time |
 //! | a step out of turn changes nothing | a step of a hand-off that leaves the ownership as it was writes no row |
 //!
 //! The first two compare final states: a fenced shard doesn't change, so the rows of the first replica that commits the fence are

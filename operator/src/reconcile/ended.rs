@@ -1,4 +1,4 @@
-//! What is done after the end of a resource: no round starts for it any more.
+//! Work after the end of a resource: no round starts for it any more.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;

@@ -17,7 +17,7 @@ const REVISION: &str = "controller-revision-hash";
 /// Listed pods of one part that aren't being deleted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ordinals {
-    /// Whether the pod is ready, by ordinal.
+    /// Readiness of the pods, by ordinal.
     ready: BTreeMap<u32, bool>,
     revisions: Vec<String>,
     terminating: usize,

@@ -177,7 +177,7 @@ fn a_lost_stage_is_read_from_the_phase() {
     }
 }
 
-/// What an action is, as the other steps ask.
+/// The properties of an action that the other steps ask for.
 #[test]
 fn each_action_is_of_its_kind() {
     let object = || Object {
