@@ -90,6 +90,7 @@ pub mod chunk;
 mod compaction;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod cursor;
 mod entry;
 mod genesis;
 mod kept_log;
@@ -106,11 +107,13 @@ pub mod session;
 mod snapshots;
 mod status;
 mod store;
+mod transaction;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
+pub use cursor::{Bounds, Cursor, EmptyCursor, Order, PairReader};
 pub use genesis::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use level::FEATURE_LEVEL;
-pub use machine::{Applying, StateMachine, Transaction};
+pub use machine::{Applying, StateMachine};
 pub use options::Options;
 pub use recover::{RecoverError, initialise};
 pub use replica::Replica;
@@ -120,3 +123,4 @@ pub use store::{
     Applied, Listed, MAX_LISTED_BYTES, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource,
     StateReader, StateStore, Table, View, WriteBatch,
 };
+pub use transaction::Transaction;

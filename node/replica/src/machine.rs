@@ -1,10 +1,11 @@
-//! The state machine of a replica: the trait, the position of an operation, and the transaction that it writes to.
+//! The state machine of a replica: the trait, and the position of an operation.
 
 use bytes::Bytes;
 use raft::{EntryId, StoreError};
 use types::LogTime;
 
-use crate::store::{StateReader, Table, WriteBatch};
+use crate::store::StateReader;
+use crate::transaction::Transaction;
 
 /// A deterministic state machine: the same operations in the same order give the same state and the same
 /// responses on every replica, whatever the machine's options, clock or version.
@@ -64,48 +65,4 @@ pub struct Applying {
     /// The largest value that the leader's options allow, stamped into the log, so that replicas with
     /// other options decide alike.
     pub max_value_bytes: u32,
-}
-
-/// The state under a batch of changes: reads see what the batch wrote before.
-pub struct Transaction<'a> {
-    below: &'a dyn StateReader,
-    batch: WriteBatch,
-}
-
-impl<'a> Transaction<'a> {
-    /// Creates an empty transaction over `below`.
-    pub fn new(below: &'a dyn StateReader) -> Self {
-        Self {
-            below,
-            batch: WriteBatch::default(),
-        }
-    }
-
-    /// Returns the value of a key.
-    pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        match self.batch.get(table, key) {
-            Some(change) => Ok(change),
-            None => self.below.get(table, key),
-        }
-    }
-
-    /// Sets a key.
-    pub fn put(&mut self, table: Table, key: Bytes, value: Bytes) {
-        self.batch.put(table, key, value);
-    }
-
-    /// Removes a key.
-    pub fn remove(&mut self, table: Table, key: Bytes) {
-        self.batch.remove(table, key);
-    }
-
-    /// Removes all keys in `[start, end)`.
-    pub fn clear(&mut self, table: Table, start: Bytes, end: Bytes) {
-        self.batch.clear(table, start, end);
-    }
-
-    /// Returns the changes.
-    pub fn into_batch(self) -> WriteBatch {
-        self.batch
-    }
 }

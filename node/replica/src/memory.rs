@@ -12,6 +12,8 @@
 //!
 //! A clone of either is an independent copy of the disk *and* of the changes that are not durable yet.
 
+mod cursor;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, RangeInclusive};
 use std::sync::Arc;
@@ -22,9 +24,10 @@ use raft::{
     StoreError,
 };
 
+use self::cursor::MemoryCursor;
 use crate::chunk::{ChunkDecoder, ChunkEncoder};
 use crate::{
-    Applied, Listed, MAX_LISTED_BYTES, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource,
+    Applied, Bounds, Cursor, Order, PageSource, PairReader, SNAPSHOT_CHUNK_BYTES, SnapshotSource,
     StateReader, StateStore, Table, View, WriteBatch,
 };
 
@@ -327,38 +330,14 @@ impl MemoryState {
         &self.pairs
     }
 
-    /// Returns the first pairs between two bounds: at most `limit`, ending with the pair that reaches `max_bytes` of its key
-    /// and of the `size` of its value.
-    fn find(
+    /// As [`PairReader::cursor`]. The cursor doesn't borrow the state.
+    pub fn owned_cursor(
         &self,
         table: Table,
-        (start, end): (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-        size: impl Fn(&Bytes) -> usize,
-    ) -> impl Iterator<Item = (&Bytes, &Bytes)> {
-        let from = match start {
-            Bound::Included(key) => Bound::Included((table, Bytes::copy_from_slice(key))),
-            Bound::Excluded(key) => Bound::Excluded((table, Bytes::copy_from_slice(key))),
-            Bound::Unbounded => Bound::Included((table, Bytes::new())),
-        };
-        let before_end = move |key: &[u8]| match end {
-            Bound::Included(end) => key <= end,
-            Bound::Excluded(end) => key < end,
-            Bound::Unbounded => true,
-        };
-        let mut bytes = 0;
-        let mut full = false;
-        // Only the lower bound goes to `range`: it panics on bounds that cross.
-        self.pairs
-            .range((from, Bound::Unbounded))
-            .take_while(move |((of, key), _)| *of == table && before_end(key))
-            .take(limit)
-            .map_while(move |((_, key), value)| {
-                bytes += key.len() + size(value);
-                let past = std::mem::replace(&mut full, bytes >= max_bytes);
-                (!past).then_some((key, value))
-            })
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> impl Cursor + use<> {
+        MemoryCursor::new(Arc::clone(&self.pairs), table, bounds, order)
     }
 
     fn make_durable(&mut self, commits: usize) {
@@ -391,45 +370,23 @@ fn apply(pairs: &mut Pairs, batch: &WriteBatch) {
     }
 }
 
-/// Returns a value as a list has it.
-fn listed(value: &Bytes) -> Listed {
-    if value.len() > MAX_LISTED_BYTES {
-        Listed::Unread(value.len())
-    } else {
-        Listed::Value(value.clone())
-    }
-}
-
-impl StateReader for MemoryState {
+impl PairReader for MemoryState {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let place = (table, Bytes::copy_from_slice(key));
         Ok(self.pairs.get(&place).cloned())
     }
 
-    fn scan(
+    fn cursor(
         &self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        let found = self.find(table, bounds, limit, max_bytes, Bytes::len);
-        let pair = |(key, value): (&Bytes, &Bytes)| (key.clone(), value.clone());
-        Ok(found.map(pair).collect())
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        Ok(Box::new(self.owned_cursor(table, bounds, order)))
     }
+}
 
-    fn list(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
-        let found = self.find(table, bounds, limit, max_bytes, |it| listed(it).read());
-        let pair = |(key, value): (&Bytes, &Bytes)| (key.clone(), listed(value));
-        Ok(found.map(pair).collect())
-    }
-
+impl StateReader for MemoryState {
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
         let inside = |key: &Bytes| start <= *key && *key < end;
         let pairs = self.pairs.range((table, start.clone())..);

@@ -12,12 +12,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use raft::{EntryId, Membership, SnapshotMeta, StoreError};
 use types::LogTime;
+
+use crate::cursor::{Bounds, Cursor, Order, PairReader};
 
 /// A named set of ordered keys. `RocksDB` keeps each table in a column family of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,33 +82,33 @@ impl Listed {
 }
 
 /// Reads the state as of the last commit.
-pub trait StateReader {
-    /// Returns the value of a key.
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
-
+pub trait StateReader: PairReader {
     /// Returns the pairs between two bounds in key order: at most `limit` pairs, ending with the pair that reaches
     /// `max_bytes` of keys and values. So it returns at least one pair if there is one.
     fn scan(
         &self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        bounds: Bounds<'_>,
         limit: usize,
         max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let cursor = self.cursor(table, bounds, Order::Ascending)?;
+        let value = |cursor: &dyn Cursor, key: &[u8], listed| cursor.read(key, listed);
+        first_pairs(cursor, (limit, max_bytes), value, Bytes::len)
+    }
 
     /// As [`StateReader::scan`], for callers that may not need the values: a store may leave out values longer than
     /// [`MAX_LISTED_BYTES`] without reading them. `max_bytes` bounds the bytes that are read ([`Listed::read`]).
     fn list(
         &self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        bounds: Bounds<'_>,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
-        let pairs = self.scan(table, bounds, limit, max_bytes)?.into_iter();
-        Ok(pairs
-            .map(|(key, value)| (key, Listed::Value(value)))
-            .collect())
+        let cursor = self.cursor(table, bounds, Order::Ascending)?;
+        let value = |_: &dyn Cursor, _: &[u8], listed| Ok(listed);
+        first_pairs(cursor, (limit, max_bytes), value, Listed::read)
     }
 
     /// Returns a view of the pairs of `[start, end)` in key order as of the last commit. Later commits don't change it.
@@ -115,6 +116,27 @@ pub trait StateReader {
 
     /// Estimates the present bytes of the pairs of `[start, end)`. Cheap; no decision of the protocol may depend on it.
     fn estimate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError>;
+}
+
+/// Returns the next pairs of a cursor: at most `limit`, ending with the pair that reaches `max_bytes` of its key and of the
+/// `size` of its value.
+fn first_pairs<V>(
+    mut cursor: Box<dyn Cursor + '_>,
+    (limit, max_bytes): (usize, usize),
+    value: impl Fn(&dyn Cursor, &[u8], Listed) -> Result<V, StoreError>,
+    size: impl Fn(&V) -> usize,
+) -> Result<Vec<(Bytes, V)>, StoreError> {
+    let mut found = Vec::new();
+    let mut bytes = 0;
+    while found.len() < limit && (found.is_empty() || bytes < max_bytes) {
+        let Some((key, listed)) = cursor.next()? else {
+            break;
+        };
+        let value = value(&*cursor, &key, listed)?;
+        bytes += key.len() + size(&value);
+        found.push((key, value));
+    }
+    Ok(found)
 }
 
 /// Pairs as of one moment, read page by page with constant memory. A reader may move it to another thread; reading may wait
@@ -241,9 +263,15 @@ impl WriteBatch {
         if let Some(change) = self.changes.get(&(table, Bytes::copy_from_slice(key))) {
             return Some(change.clone());
         }
-        let cleared = |(of, start, end): &(Table, Bytes, Bytes)| {
+        self.clear_of(table, key).map(|_| None)
+    }
+
+    /// Returns a range `[start, end)` that has the key and that the batch clears before its puts, if there is one.
+    pub(crate) fn clear_of(&self, table: Table, key: &[u8]) -> Option<(&Bytes, &Bytes)> {
+        let has_key = |(of, start, end): &&(Table, Bytes, Bytes)| {
             *of == table && key >= start.as_ref() && key < end.as_ref()
         };
-        self.cleared.iter().any(cleared).then_some(None)
+        let range = self.cleared.iter().find(has_key);
+        range.map(|(_, start, end)| (start, end))
     }
 }

@@ -6,15 +6,12 @@ use std::ops::Bound;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::session::SessionTable;
-use replica::{StateReader, Table};
+use replica::{Order, StateReader, Table};
 use types::{ConfigDelta, DecodeError, Gid, LogTime, ShardConfig, ShardId};
 
 use crate::history::History;
 use crate::outcome::Outcome;
 use crate::{Drained, GroupProgress, keys};
-
-/// The most records, and the approximate bytes, of one read of a reload.
-const RELOAD_PAGE: (usize, usize) = (4_096, 1 << 20);
 
 pub(crate) fn load_history(state: &dyn StateReader, shards: u32) -> Result<History, StoreError> {
     let oldest = match state.get(Table::Meta, keys::OLDEST)? {
@@ -103,22 +100,15 @@ fn each(
     prefix: &[u8],
     mut take: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let (limit, max_bytes) = RELOAD_PAGE;
-    let mut after = Bound::Included(Bytes::copy_from_slice(prefix));
-    loop {
-        let bounds = (after.as_ref().map(Bytes::as_ref), Bound::Unbounded);
-        let page = state.scan(table, bounds, limit, max_bytes)?;
-        let Some((last, _)) = page.last() else {
-            return Ok(());
+    let bounds = (Bound::Included(prefix), Bound::Unbounded);
+    let mut pairs = state.cursor(table, bounds, Order::Ascending)?;
+    while let Some((key, listed)) = pairs.next()? {
+        let Some(rest) = key.strip_prefix(prefix) else {
+            break;
         };
-        after = Bound::Excluded(last.clone());
-        for (key, record) in page {
-            let Some(rest) = key.strip_prefix(prefix) else {
-                return Ok(());
-            };
-            take(rest, record)?;
-        }
+        take(rest, pairs.read(&key, listed)?)?;
     }
+    Ok(())
 }
 
 fn damaged(what: &str, error: &DecodeError) -> StoreError {

@@ -1,6 +1,7 @@
 //! The state machine.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -190,8 +191,8 @@ impl StateMachine for ShardKv {
         self.ownership = Arc::new(records::load(state, &genesis)?);
         self.clocks = Clocks::load(state, &self.ownership)?;
         self.journals = Journals::load(state, genesis.shards, self.journal_limits, self.bugs)?;
-        let start = Bytes::new();
-        each_pair(state, Table::Sessions, start, None, |key, record| {
+        let whole = (Bound::Unbounded, Bound::Unbounded);
+        each_pair(state, Table::Sessions, whole, |key, record| {
             self.load_session(key, record)
         })
     }

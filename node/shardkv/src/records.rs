@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{GroupKind, StateReader, Table, Transaction};
+use replica::{Bounds, GroupKind, Order, StateReader, Table, Transaction};
 use types::{
     ClusterId, ConfigNum, DecodeError, Gid, Group, LogTime, Reader, ShardId, ShardSet, Writer,
 };
@@ -29,9 +29,6 @@ const PULLING: u8 = 1;
 const FENCED: u8 = 2;
 const COPYING: u8 = 3;
 const COMPLETING: u8 = 4;
-
-/// The most records, and the approximate bytes, of one read.
-const PAGE: (usize, usize) = (4_096, 1 << 20);
 
 /// Reads the ownership of a group from its records.
 pub(crate) fn load(state: &dyn StateReader, genesis: &Genesis) -> Result<Ownership, StoreError> {
@@ -168,11 +165,10 @@ pub(crate) fn load_shards(
     }
     let all = ShardSet::all(genesis.shards);
     for run in shards.unwrap_or(&all).runs() {
-        // The record of the last shard is in the range: its key with a zero byte comes after it.
         let last = keys::shard_record(ShardId(run.end().0.saturating_sub(1)));
-        let end = Bytes::from([&last[..], &[0]].concat());
-        let start = keys::shard_record(run.first);
-        each_pair(state, Table::Meta, start, Some(&end), |key, record| {
+        let first = keys::shard_record(run.first);
+        let bounds = (Bound::Included(&first[..]), Bound::Included(&last[..]));
+        each_pair(state, Table::Meta, bounds, |key, record| {
             let shard = keys::split_shard_record(key);
             let shard = shard.ok_or_else(|| damaged("a shard's", &"no such shard"))?;
             let record =
@@ -218,28 +214,18 @@ pub(crate) fn store(ownership: &Ownership, changed: &Changed, state: &mut Transa
     }
 }
 
-/// Calls `each` with all pairs of a table that lie in `[start, end)`, in order; no `end` is no bound.
+/// Calls `each` with all pairs of a table that lie between two bounds, in order.
 pub(crate) fn each_pair(
     state: &dyn StateReader,
     table: Table,
-    start: Bytes,
-    end: Option<&Bytes>,
+    bounds: Bounds<'_>,
     mut each: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let mut from = Bound::Included(start);
-    let end = end.map_or(Bound::Unbounded, |end| Bound::Excluded(end.as_ref()));
-    let (limit, max_bytes) = PAGE;
-    loop {
-        let bounds = (from.as_ref().map(Bytes::as_ref), end);
-        let page = state.scan(table, bounds, limit, max_bytes)?;
-        let Some((last, _)) = page.last() else {
-            return Ok(());
-        };
-        from = Bound::Excluded(last.clone());
-        for (key, value) in page {
-            each(&key, value)?;
-        }
+    let mut pairs = state.cursor(table, bounds, Order::Ascending)?;
+    while let Some((key, listed)) = pairs.next()? {
+        each(&key, pairs.read(&key, listed)?)?;
     }
+    Ok(())
 }
 
 pub(crate) fn each_with_prefix(
@@ -248,8 +234,8 @@ pub(crate) fn each_with_prefix(
     each: impl FnMut(&[u8], Bytes) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     let end = keys::prefix_end(prefix);
-    let start = Bytes::from_static(prefix);
-    each_pair(state, Table::Meta, start, Some(&end), each)
+    let bounds = (Bound::Included(prefix), Bound::Excluded(end.as_ref()));
+    each_pair(state, Table::Meta, bounds, each)
 }
 
 fn damaged(whose: &str, why: &dyn std::fmt::Display) -> StoreError {

@@ -6,13 +6,14 @@
 mod common;
 
 use std::cell::Cell;
-use std::ops::Bound;
 
 use bytes::Bytes;
 use common::Replica;
 use raft::StoreError;
 use replica::memory::MemoryState;
-use replica::{Listed, StateReader, StateStore, Table, View, WriteBatch};
+use replica::{
+    Bounds, Cursor, Listed, Order, PairReader, StateReader, StateStore, Table, View, WriteBatch,
+};
 use shardkv::{Genesis, PageRequest, Query, Response, read_page};
 use types::shard_of;
 
@@ -34,17 +35,28 @@ impl Counted<'_> {
     }
 }
 
-impl StateReader for Counted<'_> {
+impl PairReader for Counted<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let value = self.below.get(table, key)?;
         self.count(key.len() + value.as_ref().map_or(0, Bytes::len));
         Ok(value)
     }
 
+    fn cursor(
+        &self,
+        _: Table,
+        _: Bounds<'_>,
+        _: Order,
+    ) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        Err(StoreError::Io("a cursor's reads aren't counted".to_owned()))
+    }
+}
+
+impl StateReader for Counted<'_> {
     fn scan(
         &self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        bounds: Bounds<'_>,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
@@ -56,7 +68,7 @@ impl StateReader for Counted<'_> {
     fn list(
         &self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+        bounds: Bounds<'_>,
         limit: usize,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Listed)>, StoreError> {

@@ -1,11 +1,13 @@
 //! A state machine that records what it applies.
 
-use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use raft::{EntryId, StoreError};
-use replica::{Applying, StateMachine, StateReader, Table, Transaction, View, WriteBatch};
+use replica::{
+    Applying, Bounds, Cursor, Order, PairReader, StateMachine, StateReader, Table, Transaction,
+    View, WriteBatch,
+};
 use shardkv::{Ownership, Step};
 use types::{LogTime, ShardConfig};
 
@@ -88,35 +90,36 @@ impl Recorder {
     }
 }
 
-/// A transaction as the state below another one. State machines only get single keys from it.
+/// A transaction as the state below another one. State machines only read pairs from it.
 struct Below<'a, 'b>(&'a Transaction<'b>);
 
-impl StateReader for Below<'_, '_> {
+impl PairReader for Below<'_, '_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.0.get(table, key)
     }
 
-    fn scan(
+    fn cursor(
         &self,
-        _: Table,
-        _: (Bound<&[u8]>, Bound<&[u8]>),
-        _: usize,
-        _: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        Err(only_gets())
-    }
-
-    fn view(&self, _: Table, _: Bytes, _: Bytes) -> Result<View, StoreError> {
-        Err(only_gets())
-    }
-
-    fn estimate_bytes(&self, _: Table, _: &[u8], _: &[u8]) -> Result<u64, StoreError> {
-        Err(only_gets())
+        table: Table,
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        self.0.cursor(table, bounds, order)
     }
 }
 
-fn only_gets() -> StoreError {
-    StoreError::Io("a transaction has no ranges".to_owned())
+impl StateReader for Below<'_, '_> {
+    fn view(&self, _: Table, _: Bytes, _: Bytes) -> Result<View, StoreError> {
+        Err(only_pairs())
+    }
+
+    fn estimate_bytes(&self, _: Table, _: &[u8], _: &[u8]) -> Result<u64, StoreError> {
+        Err(only_pairs())
+    }
+}
+
+fn only_pairs() -> StoreError {
+    StoreError::Io("a transaction has neither views nor estimates".to_owned())
 }
 
 impl StateMachine for Recorder {

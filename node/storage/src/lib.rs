@@ -55,6 +55,7 @@
 mod cause;
 mod crc32c;
 mod current;
+mod cursor;
 mod directory;
 mod engine;
 mod error;

@@ -3,12 +3,11 @@
 //! The replica's thread owns the store. A [`StateReads`] handle lets other threads read beside it: each read takes a
 //! `RocksDB` snapshot, so that all that it sees is of one commit.
 
-use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use raft::StoreError;
-use replica::{Listed, StateReader, Table, View};
+use replica::{Bounds, Cursor, Order, PairReader, StateReader, Table, View};
 use rocksdb::Snapshot;
 
 use crate::error::Latch;
@@ -83,37 +82,26 @@ impl<'a> Moment<'a> {
     }
 }
 
-impl StateReader for Moment<'_> {
+impl PairReader for Moment<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.latch.check()?;
         let found = self.tables().get(table, key);
         found.map_err(|error| self.latch.keep(error))
     }
 
-    fn scan(
+    fn cursor(
         &self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> Result<Box<dyn Cursor + '_>, StoreError> {
         self.latch.check()?;
-        let found = self.tables().scan(table, bounds, limit, max_bytes);
-        found.map_err(|error| self.latch.keep(error))
+        let cursor = self.tables().cursor(table, bounds, order, self.latch);
+        cursor.map_err(|error| self.latch.keep(error))
     }
+}
 
-    fn list(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
-        self.latch.check()?;
-        let found = self.tables().list(table, bounds, limit, max_bytes);
-        found.map_err(|error| self.latch.keep(error))
-    }
-
+impl StateReader for Moment<'_> {
     fn view(&self, _: Table, _: Bytes, _: Bytes) -> Result<View, StoreError> {
         Err(StoreError::Io(
             "a read beside the replica's thread takes no views".to_owned(),

@@ -3,14 +3,14 @@
 //! `state/<n>/` holds a database (see [`crate::state_db`]). `state/CURRENT` names the one in use, and a rename
 //! replaces that file.
 
-use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use raft::{EntryId, SnapshotMeta, StoreError};
 use replica::memory::{check_commit, no_restore};
 use replica::{
-    Applied, Listed, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch as Changes,
+    Applied, Bounds, Cursor, Order, PairReader, SnapshotSource, StateReader, StateStore, Table,
+    View, WriteBatch as Changes,
 };
 use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteBatch, WriteOptions};
 use types::NodeId;
@@ -195,37 +195,26 @@ impl RocksState {
     }
 }
 
-impl StateReader for RocksState {
+impl PairReader for RocksState {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.latch.check()?;
         let found = self.tables().get(table, key);
         found.map_err(|error| self.latch.keep(error))
     }
 
-    fn scan(
+    fn cursor(
         &self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> Result<Box<dyn Cursor + '_>, StoreError> {
         self.latch.check()?;
-        let found = self.tables().scan(table, bounds, limit, max_bytes);
-        found.map_err(|error| self.latch.keep(error))
+        let cursor = self.tables().cursor(table, bounds, order, &self.latch);
+        cursor.map_err(|error| self.latch.keep(error))
     }
+}
 
-    fn list(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
-        self.latch.check()?;
-        let found = self.tables().list(table, bounds, limit, max_bytes);
-        found.map_err(|error| self.latch.keep(error))
-    }
-
+impl StateReader for RocksState {
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
         self.latch.check()?;
         let view = RocksView::take(Arc::clone(&self.db), table, start, end)?;

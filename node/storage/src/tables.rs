@@ -15,13 +15,14 @@ use std::ops::Bound;
 
 use bytes::{Buf as _, Bytes};
 use raft::StoreError;
-use replica::{Listed, MAX_LISTED_BYTES, Table};
+use replica::{Bounds, Cursor, EmptyCursor, Listed, MAX_LISTED_BYTES, Order, Table};
 use rocksdb::{
-    ColumnFamily, DB, DBIteratorWithThreadMode, DBPinnableSlice, Direction, IteratorMode,
-    ReadOptions, Snapshot, WriteBatch,
+    ColumnFamily, DB, DBPinnableSlice, DBRawIteratorWithThreadMode, ReadOptions, Snapshot,
+    WriteBatch,
 };
 
-use crate::error::translate;
+use crate::cursor::RocksCursor;
+use crate::error::{Latch, translate};
 use crate::state_db::StateDb;
 
 /// The first bytes of a mark, drawn at random. The length of the value follows (u64, big-endian).
@@ -113,13 +114,12 @@ pub(crate) trait Source {
         options: ReadOptions,
     ) -> Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>;
 
-    /// Returns the pairs from a key on.
+    /// Returns an iterator over the pairs of a column family.
     fn pairs(
         &self,
         family: &ColumnFamily,
         options: ReadOptions,
-        from: IteratorMode<'_>,
-    ) -> DBIteratorWithThreadMode<'_, DB>;
+    ) -> DBRawIteratorWithThreadMode<'_, DB>;
 }
 
 impl Source for DB {
@@ -136,9 +136,8 @@ impl Source for DB {
         &self,
         family: &ColumnFamily,
         options: ReadOptions,
-        from: IteratorMode<'_>,
-    ) -> DBIteratorWithThreadMode<'_, DB> {
-        self.iterator_cf_opt(family, options, from)
+    ) -> DBRawIteratorWithThreadMode<'_, DB> {
+        self.raw_iterator_cf_opt(family, options)
     }
 }
 
@@ -156,9 +155,8 @@ impl Source for Snapshot<'_> {
         &self,
         family: &ColumnFamily,
         options: ReadOptions,
-        from: IteratorMode<'_>,
-    ) -> DBIteratorWithThreadMode<'_, DB> {
-        self.iterator_cf_opt(family, options, from)
+    ) -> DBRawIteratorWithThreadMode<'_, DB> {
+        self.raw_iterator_cf_opt(family, options)
     }
 }
 
@@ -170,7 +168,15 @@ pub(crate) struct Tables<'a, S> {
     pub(crate) fills_cache: bool,
 }
 
-impl<S: Source> Tables<'_, S> {
+impl<S> Clone for Tables<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Tables<'_, S> {}
+
+impl<'a, S: Source> Tables<'a, S> {
     /// Returns the value of a key.
     pub(crate) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let family = self.db.column_family(table)?;
@@ -197,7 +203,16 @@ impl<S: Source> Tables<'_, S> {
         }
     }
 
-    fn long_value(&self, key: &[u8], length: usize) -> Result<Bytes, StoreError> {
+    /// Returns the value of a stored pair, or the length of one that is kept apart.
+    pub(crate) fn listed(table: Table, stored: &[u8]) -> Listed {
+        match marked(table, stored) {
+            Some(length) => Listed::Unread(length),
+            None => Listed::Value(Bytes::copy_from_slice(stored)),
+        }
+    }
+
+    /// Returns a value that is kept apart from its key.
+    pub(crate) fn long_value(&self, key: &[u8], length: usize) -> Result<Bytes, StoreError> {
         let mut options = ReadOptions::default();
         options.fill_cache(self.fills_cache);
         let found = self.source.value(self.db.values()?, key, options);
@@ -209,66 +224,26 @@ impl<S: Source> Tables<'_, S> {
         Ok(Bytes::copy_from_slice(&value))
     }
 
-    /// Returns the first pairs between two bounds: at most `limit`, ending with the pair that reaches `max_bytes`.
-    pub(crate) fn scan(
-        &self,
+    /// Returns a cursor over the pairs between two bounds.
+    pub(crate) fn cursor(
+        self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        let value = |key: &[u8], stored| self.value(table, key, stored);
-        self.first(table, bounds, (limit, max_bytes), value, Bytes::len)
-    }
-
-    /// As [`Self::scan`], without the long values.
-    pub(crate) fn list(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
-        let value = |_: &[u8], stored: Box<[u8]>| {
-            Ok(match marked(table, &stored) {
-                Some(length) => Listed::Unread(length),
-                None => Listed::Value(stored.into()),
-            })
-        };
-        self.first(table, bounds, (limit, max_bytes), value, Listed::read)
-    }
-
-    fn first<V>(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        (limit, max_bytes): (usize, usize),
-        value: impl Fn(&[u8], Box<[u8]>) -> Result<V, StoreError>,
-        size: impl Fn(&V) -> usize,
-    ) -> Result<Vec<(Bytes, V)>, StoreError> {
-        let Some((start, mut options)) = range(bounds).filter(|_| limit > 0) else {
-            return Ok(Vec::new());
+        bounds: Bounds<'_>,
+        order: Order,
+        latch: &'a Latch,
+    ) -> Result<Box<dyn Cursor + 'a>, StoreError> {
+        let Some(mut options) = range(bounds) else {
+            return Ok(Box::new(EmptyCursor));
         };
         options.fill_cache(self.fills_cache);
         let family = self.db.column_family(table)?;
-        let from = IteratorMode::From(&start, Direction::Forward);
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        for pair in self.source.pairs(family, options, from) {
-            let (key, stored) = pair.map_err(|error| translate(&error))?;
-            let value = value(&key, stored)?;
-            bytes += key.len() + size(&value);
-            found.push((Bytes::from(key), value));
-            if found.len() >= limit || bytes >= max_bytes {
-                break;
-            }
-        }
-        Ok(found)
+        let pairs = self.source.pairs(family, options);
+        Ok(Box::new(RocksCursor::new(self, table, pairs, order, latch)))
     }
 }
 
-/// Returns the first key of a range, and the options that end reads of it; `None` if it is empty.
-fn range(bounds: (Bound<&[u8]>, Bound<&[u8]>)) -> Option<(Vec<u8>, ReadOptions)> {
+/// Returns the options that keep an iterator in a range; `None` if the range is empty.
+fn range(bounds: Bounds<'_>) -> Option<ReadOptions> {
     // The smallest key after `key` is `key` with a zero byte.
     let after = |key: &[u8]| [key, &[0]].concat();
     let start = match bounds.0 {
@@ -281,12 +256,13 @@ fn range(bounds: (Bound<&[u8]>, Bound<&[u8]>)) -> Option<(Vec<u8>, ReadOptions)>
         Bound::Excluded(key) => Some(key.to_vec()),
         Bound::Unbounded => None,
     };
+    if end.as_ref().is_some_and(|end| *end <= start) {
+        return None;
+    }
     let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(start);
     if let Some(end) = end {
-        if end <= start {
-            return None;
-        }
         options.set_iterate_upper_bound(end);
     }
-    Some((start, options))
+    Some(options)
 }

@@ -1,4 +1,5 @@
-//! The conformance suite of state stores, by topic: [`commits`], [`views`], [`snapshots`] and [`walks`].
+//! The conformance suite of state stores, by topic: [`commits`], [`cursors`], [`views`], [`snapshots`] and
+//! [`walks`].
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,6 +12,7 @@ use crate::memory::MemoryState;
 use crate::{Applied, StateStore, Table, WriteBatch};
 
 pub mod commits;
+pub mod cursors;
 pub mod snapshots;
 pub mod views;
 pub mod walks;
@@ -55,12 +57,11 @@ pub fn all<H: Harness>(harness: &mut H) {
     snapshots::a_broken_stream_of_chunks_changes_nothing(harness);
     snapshots::a_restore_starts_over(harness);
     snapshots::snapshots_go_both_ways_with_the_model(harness);
+    cursors::cursors_agree_with_the_model(harness, 0..6);
     walks::random_walks_agree_with_the_model(harness, 0..6);
 }
 
 type Content = BTreeMap<(Table, Bytes), Bytes>;
-
-type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 fn applied(index: u64) -> Applied {
     Applied {

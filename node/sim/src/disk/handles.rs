@@ -1,12 +1,15 @@
 //! The handles through which a process uses its disk.
 
-use std::ops::{Bound, RangeInclusive};
+use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 use raft::{
     Entry, EntryId, Index, LogBatch, LogReader, LogState, LogStore, SnapshotMeta, StoreError,
 };
-use replica::{Applied, Listed, SnapshotSource, StateReader, StateStore, Table, View, WriteBatch};
+use replica::{
+    Applied, Bounds, Cursor, Order, PairReader, SnapshotSource, StateReader, StateStore, Table,
+    View, WriteBatch,
+};
 
 use super::contents::{power, sum};
 use super::{Disk, DiskEvent};
@@ -63,31 +66,24 @@ impl LogStore for LogHandle {
 #[derive(Debug)]
 pub struct StateHandle(pub(super) Disk);
 
-impl StateReader for StateHandle {
+impl PairReader for StateHandle {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         self.0.lock().state.get(table, key)
     }
 
-    fn scan(
+    fn cursor(
         &self,
         table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.0.lock().state.scan(table, bounds, limit, max_bytes)
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        // The cursor lives longer than the lock.
+        let inner = self.0.lock();
+        Ok(Box::new(inner.state.owned_cursor(table, bounds, order)))
     }
+}
 
-    fn list(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Listed)>, StoreError> {
-        self.0.lock().state.list(table, bounds, limit, max_bytes)
-    }
-
+impl StateReader for StateHandle {
     fn view(&self, table: Table, start: Bytes, end: Bytes) -> Result<View, StoreError> {
         self.0.lock().state.view(table, start, end)
     }

@@ -89,7 +89,7 @@ struct State {
     dir: PathBuf,
 }
 
-impl replica::StateReader for State {
+impl replica::PairReader for State {
     fn get(
         &self,
         table: replica::Table,
@@ -98,16 +98,17 @@ impl replica::StateReader for State {
         self.state.get(table, key)
     }
 
-    fn scan(
+    fn cursor(
         &self,
         table: replica::Table,
-        bounds: (std::ops::Bound<&[u8]>, std::ops::Bound<&[u8]>),
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Vec<(bytes::Bytes, bytes::Bytes)>, raft::StoreError> {
-        self.state.scan(table, bounds, limit, max_bytes)
+        bounds: replica::Bounds<'_>,
+        order: replica::Order,
+    ) -> Result<Box<dyn replica::Cursor + '_>, raft::StoreError> {
+        self.state.cursor(table, bounds, order)
     }
+}
 
+impl replica::StateReader for State {
     fn view(
         &self,
         table: replica::Table,

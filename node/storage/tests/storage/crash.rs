@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use raft::{Index, LogStore};
-use replica::{StateReader, StateStore, Table};
+use replica::{PairReader, StateStore, Table};
 
 use crate::support::{applied, batch, entry, open, put, read};
 

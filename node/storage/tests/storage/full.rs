@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use raft::{Index, LogStore, StoreError};
-use replica::{StateReader, StateStore, Table};
+use replica::{PairReader, StateStore, Table};
 use shardkv_storage::{Opened, StorageOptions};
 use tempfile::TempDir;
 

@@ -5,9 +5,12 @@ use std::ops::Bound;
 use bytes::Bytes;
 use raft::{EntryId, StoreError};
 
-use super::{Bounds, Content, Harness, applied, content, fill, numbered, stamp, stamped, text};
+use super::{Content, Harness, applied, content, fill, numbered, stamp, stamped, text};
 use crate::conformance::Random;
-use crate::{Applied, Listed, MAX_LISTED_BYTES, StateReader, StateStore, Table, WriteBatch};
+use crate::{
+    Applied, Bounds, Listed, MAX_LISTED_BYTES, PairReader, StateReader, StateStore, Table,
+    WriteBatch,
+};
 
 /// A new state holds no pairs, and no entry is applied.
 pub fn an_empty_state_is_empty<H: Harness>(harness: &mut H) {

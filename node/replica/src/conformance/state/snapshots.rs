@@ -5,7 +5,7 @@ use raft::{Index, StoreError};
 
 use super::{Content, Harness, applied, chunks, content, fill, large, numbered, stamped, text};
 use crate::memory::MemoryState;
-use crate::{StateReader, StateStore, Table, WriteBatch};
+use crate::{PairReader, StateStore, Table, WriteBatch};
 
 /// A snapshot shows the state of its moment, even if later commits change and clear it.
 pub fn a_snapshot_stays_while_commits_go_on<H: Harness>(harness: &mut H) {

@@ -69,7 +69,7 @@ fn lengths(state: &impl StateStore) -> Vec<(Table, Bytes, usize)> {
     all
 }
 
-fn random_batch(random: &mut Random) -> WriteBatch {
+pub(super) fn random_batch(random: &mut Random) -> WriteBatch {
     let mut batch = WriteBatch::default();
     for _ in 0..random.below(12) {
         let table = Table::ALL[usize::try_from(random.below(4)).unwrap()];
