@@ -100,8 +100,8 @@ pub(super) async fn run(args: &MovesArgs, global: &GlobalArgs) -> Result<Exit, F
         let measured = tokio::select! {
             measured = measure(args, &client, &chosen, &fill, &mut report) => measured,
             () = interrupted() => Err(Failure::failed(
-                "interrupted before all sizes were measured",
-                "repeat the command with fewer sizes (--size) or a shorter --duration",
+                "interrupted before all sizes were measured; the report has the loads that were",
+                "repeat the command with fewer sizes (--size), or fewer moves (--max-moves)",
             )),
         };
         say("deleting the keys, and moving the shard back");
@@ -109,8 +109,13 @@ pub(super) async fn run(args: &MovesArgs, global: &GlobalArgs) -> Result<Exit, F
             cleared = cluster::restore(&client, &chosen, &fill, args.patience) => cleared,
             () = interrupted() => Ok(()),
         };
-        measured?;
-        cleared?;
+        if let Err(failure) = measured.and(cleared) {
+            // The loads that were measured took minutes: they are reported nevertheless.
+            if !report.moves.is_empty() {
+                report.write(global.output, &mut io::stdout().lock())?;
+            }
+            return Err(failure);
+        }
     }
     report.write(global.output, &mut io::stdout().lock())?;
     Ok(Exit::Ok)
