@@ -43,16 +43,18 @@ impl<M: StateMachine> Replica<M> {
                         }
                     };
                     applied.time = applied.time.max(batch.time);
-                    let at = Applying {
-                        entry: entry.id,
-                        time: applied.time,
-                        feature_level: applied.feature_level,
-                        max_value_bytes: batch.max_value_bytes,
-                    };
                     let mut requests = self.writes.take(entry.id, by_index).into_iter();
                     for operation in batch.operations {
+                        let request = requests.next();
+                        let at = Applying {
+                            entry: entry.id,
+                            time: applied.time,
+                            feature_level: applied.feature_level,
+                            max_value_bytes: batch.max_value_bytes,
+                            awaited: request.is_some(),
+                        };
                         let response = self.machine.apply(at, operation, &mut transaction)?;
-                        if let Some(request) = requests.next() {
+                        if let Some(request) = request {
                             answers.push((request, response));
                         }
                     }

@@ -8,7 +8,8 @@ use crate::store::StateReader;
 use crate::transaction::Transaction;
 
 /// A deterministic state machine: the same operations in the same order give the same state and the same
-/// responses on every replica, whatever the machine's options, clock or version.
+/// responses on every replica, whatever the machine's options, clock or version. Only responses that nobody
+/// waits for may differ ([`Applying::awaited`]).
 ///
 /// The machine keeps its data in the [`StateReader`] that each method receives, and may cache parts of it.
 pub trait StateMachine: Send {
@@ -53,7 +54,7 @@ pub trait StateMachine: Send {
     ) -> Result<Self::Response, StoreError>;
 }
 
-/// The log position and log time of an operation that is applied, which are the same on every replica.
+/// The log position and log time of an operation that is applied. All but `awaited` is the same on every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applying {
     /// The entry that carries the operation.
@@ -65,4 +66,8 @@ pub struct Applying {
     /// The largest value that the leader's options allow, stamped into the log, so that replicas with
     /// other options decide alike.
     pub max_value_bytes: u32,
+    /// True if this replica answers a request with the response. Where nobody waits, on followers and when a log is applied again, a
+    /// machine may return any response, so that it needn't build a large one. The changes of the state and of caches must be the
+    /// same.
+    pub awaited: bool,
 }

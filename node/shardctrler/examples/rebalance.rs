@@ -114,6 +114,7 @@ impl Controller {
             time: LogTime(1),
             feature_level: 0,
             max_value_bytes: 0,
+            awaited: true,
         };
         applied.last = entry;
         let mut transaction = Transaction::new(&self.state);

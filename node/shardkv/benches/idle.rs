@@ -39,6 +39,7 @@ fn busy(sessions: u64) -> ShardKv {
             time: birth,
             feature_level: 0,
             max_value_bytes: 100,
+            awaited: true,
         };
         let command = Command {
             session: Some(SessionRef {

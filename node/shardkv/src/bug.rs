@@ -86,6 +86,8 @@ pub enum Bug {
     PageUnchecked,
     /// A copy begins where an earlier stay of the shard is still fenced. The mover begins such copies in the simulator only.
     CopyIntoFencedRange,
+    /// A write is carried out only on the replica where somebody waits for its answer.
+    EffectsOnlyWhenAwaited,
     /// A group that lost its disks counts only what it had settled as lost, not what it served beside a shard that was late.
     UnsettledLossUnseen,
 }
@@ -94,7 +96,7 @@ impl Bug {
     /// The bugs that the simulator puts back. [`Self::JournalMissesRangeClears`] isn't one: no write of clients clears a range yet, so only
     /// the model of journals can show it. Neither are two that tests of the mover show: [`Self::GenerationDroppedEarly`] costs only
     /// time, because such a copy begins anew, and [`Self::UnsettledLossUnseen`] needs a group that loses all its disks.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::AbsentSessionIsNew,
         Self::RetryAppliedTwice,
         Self::SessionsStayBehind,
@@ -131,6 +133,7 @@ impl Bug {
         Self::SessionsExpireInCopy,
         Self::CopyIntoFencedRange,
         Self::PageUnchecked,
+        Self::EffectsOnlyWhenAwaited,
     ];
 
     /// The bugs of journals.

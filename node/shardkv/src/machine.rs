@@ -244,6 +244,9 @@ impl StateMachine for ShardKv {
         if let Err(error) = self.check_write(shard, &genesis) {
             return Ok(Response::Refused(error));
         }
+        if !at.awaited && self.bugs.has(Bug::EffectsOnlyWhenAwaited) {
+            return Ok(Response::Stepped);
+        }
         self.forget_some(shard, at, &genesis, state);
         let mut rows = Rows::new(shard, &mut self.journals, state);
         let Some(session) = command.session else {

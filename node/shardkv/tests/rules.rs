@@ -301,6 +301,7 @@ fn without_a_genesis_the_node_stops_instead_of_diverging() {
         time: types::LogTime(1),
         feature_level: 0,
         max_value_bytes: 1,
+        awaited: true,
     };
     let write = put("k", "v");
     let operation = Command {

@@ -98,6 +98,7 @@ impl<S: StateStore> Replica<S> {
                 time: NOW,
                 feature_level: 0,
                 max_value_bytes: 1 << 20,
+                awaited: true,
             };
             let response = self.machine.apply(at, put, &mut transaction).unwrap();
             assert!(matches!(response, Response::Written(_)), "{response:?}");

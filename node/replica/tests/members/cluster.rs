@@ -29,12 +29,15 @@ pub(crate) struct Map {
     pub(crate) seen: Arc<Mutex<Seen>>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) failed_reloads: u32,
     pub(crate) applied_after: u32,
     /// The feature level of the last operation.
     pub(crate) feature_level: u32,
+    /// The keys of operations whose answers are awaited, and of all others.
+    pub(crate) awaited: Vec<Bytes>,
+    pub(crate) unawaited: Vec<Bytes>,
 }
 
 impl StateMachine for Map {
@@ -60,8 +63,13 @@ impl StateMachine for Map {
         if seen.failed_reloads > 0 {
             seen.applied_after += 1;
         }
-        let at = operation.iter().position(|byte| *byte == b'=').unwrap();
-        let (key, value) = (operation.slice(..at), operation.slice(at + 1..));
+        let end = operation.iter().position(|byte| *byte == b'=').unwrap();
+        let (key, value) = (operation.slice(..end), operation.slice(end + 1..));
+        if at.awaited {
+            seen.awaited.push(key.clone());
+        } else {
+            seen.unawaited.push(key.clone());
+        }
         state.put(Table::Data, key, value);
         Ok(Bytes::new())
     }
@@ -386,13 +394,18 @@ impl Cluster {
 
     /// Asks the leader to put a value of this size.
     pub(crate) fn put(&mut self, key: &str, bytes: usize) {
+        self.put_at(self.leader(), key, bytes);
+    }
+
+    /// Asks a node to put a value of this size.
+    pub(crate) fn put_at(&mut self, node: NodeId, key: &str, bytes: usize) {
         let mut operation = format!("{key}=").into_bytes();
         operation.resize(operation.len() + bytes, b'x');
         let request = Request::Write {
             operation: operation.into(),
             frees_space: false,
         };
-        self.submit(self.leader(), request);
+        self.submit(node, request);
     }
 
     /// Cuts a node off, and lets the others write `count` values of this size.

@@ -7,6 +7,7 @@
     reason = "a failed test should panic"
 )]
 
+mod awaited;
 mod catching_up;
 mod cluster;
 mod levels;

@@ -92,6 +92,7 @@ impl Replica {
                 time: LogTime(self.time),
                 feature_level: 0,
                 max_value_bytes: 0,
+                awaited: true,
             };
             let response = self.machine.apply(at, operation.clone(), &mut transaction);
             responses.push(response.unwrap());

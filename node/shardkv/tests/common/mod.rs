@@ -96,6 +96,7 @@ impl Replica {
                 time: LogTime(step.time),
                 feature_level: 0,
                 max_value_bytes: step.max_value_bytes,
+                awaited: true,
             };
             let operation = step.operation.clone();
             responses.push(self.machine.apply(at, operation, &mut transaction).unwrap());

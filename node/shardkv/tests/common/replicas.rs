@@ -155,6 +155,7 @@ impl Node {
                 time: LogTime(logged.time),
                 feature_level: 0,
                 max_value_bytes: MAX_VALUE,
+                awaited: true,
             };
             apply(machine, at, &logged.operation, &mut transaction);
             applied.last = at.entry;
