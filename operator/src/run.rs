@@ -189,10 +189,12 @@ impl Operator {
         Some((elector, held))
     }
 
-    /// Waits until the API server has the resource's definition and lets this operator read resources.
+    /// Waits until the API server has the resource's definition and lets this operator read resources, in one of its namespaces at least.
+    /// The watches of the others try again: a namespace that is deleted takes the operator's rights in it along.
     async fn wait_for_api_server(&self) {
         let mut last = String::new();
-        while let Err(error) = self.check_api_server().await {
+        let namespaces = self.options.namespaces();
+        while let Err(error) = check_api_server(&self.client, &namespaces).await {
             let reason = error.to_string();
             if reason != last {
                 tracing::warn!("waiting: {reason}");
@@ -201,19 +203,6 @@ impl Operator {
             }
             sleep(CHECK_INTERVAL).await;
         }
-    }
-
-    async fn check_api_server(&self) -> Result<(), ApiServerError> {
-        let first = ListParams::default().limit(1);
-        for namespace in scopes(&self.options.namespaces()) {
-            let api = watches::api::<ShardKvCluster>(&self.client, namespace);
-            match timeout(CHECK_TIMEOUT, api.list_metadata(&first)).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) => return Err(ApiServerError::NoAnswer),
-            }
-        }
-        Ok(())
     }
 
     /// Reconciles clusters until a signal arrives, or until `lost` completes.
@@ -296,6 +285,24 @@ pub async fn watch_and_reconcile<S: Store>(
             .for_each(async |_| ())
     });
     future::join_all(watched).await;
+}
+
+/// Returns an error unless resources can be read, in one of the namespaces at least.
+async fn check_api_server(client: &Client, namespaces: &[String]) -> Result<(), ApiServerError> {
+    let first = ListParams::default().limit(1);
+    let mut checked = Ok(());
+    for namespace in scopes(namespaces) {
+        let api = watches::api::<ShardKvCluster>(client, namespace);
+        let listed = timeout(CHECK_TIMEOUT, api.list_metadata(&first)).await;
+        match listed.map_err(|_| ApiServerError::NoAnswer)? {
+            Ok(_) => return Ok(()),
+            Err(error) => match error.into() {
+                reason @ ApiServerError::Forbidden(_) => checked = Err(reason),
+                reason => return Err(reason),
+            },
+        }
+    }
+    checked
 }
 
 /// Returns the namespaces to watch; `None` means all.
@@ -406,4 +413,52 @@ fn unexpected(ended: Result<(), tokio::task::JoinError>) -> Stop {
         End::Failed,
         anyhow::anyhow!("{reason}: this is a bug of the operator; please report it"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use kube::client::Body;
+    use serde_json::json;
+    use tower::service_fn;
+
+    use super::*;
+
+    /// An API server that answers by namespace: with an empty list or a status code.
+    fn server(answers: &'static [(&'static str, u16)]) -> Client {
+        let answer = |request: hyper::Request<Body>| {
+            let path = request.uri().path().to_owned();
+            let of = answers
+                .iter()
+                .find(|(namespace, _)| path.contains(namespace));
+            let code = of.map_or(404, |(_, code)| *code);
+            let body = match code {
+                200 => json!({"metadata": {}, "items": []}),
+                _ => json!({"status": "Failure", "code": code, "message": "no", "reason": "no"}),
+            };
+            let answer = hyper::Response::builder().status(code);
+            ready(answer.body(Body::from(body.to_string().into_bytes())))
+        };
+        Client::new(service_fn(answer), "default")
+    }
+
+    /// A namespace that is deleted takes the operator's rights in it along.
+    #[tokio::test]
+    async fn one_namespace_without_rights_keeps_the_operator_from_no_other() {
+        let namespaces = ["gone", "there"].map(str::to_owned);
+        let check = async |answers| check_api_server(&server(answers), &namespaces).await;
+        assert!(check(&[("gone", 403), ("there", 200)]).await.is_ok());
+        assert!(check(&[("gone", 200), ("there", 403)]).await.is_ok());
+        let none = check(&[("gone", 403), ("there", 403)]).await;
+        assert!(
+            matches!(none, Err(ApiServerError::Forbidden(_))),
+            "{none:?}"
+        );
+        let none = check(&[("gone", 403), ("there", 404)]).await;
+        assert!(
+            matches!(none, Err(ApiServerError::NoDefinition)),
+            "{none:?}"
+        );
+    }
 }

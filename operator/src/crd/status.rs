@@ -13,6 +13,11 @@ pub struct ShardKvClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
+    /// Version of the operator that wrote this status. An older operator that runs beside it leaves the status to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub operator_version: Option<String>,
+
     /// `Available`: every key can be read and written. `Progressing`: a change is in progress. `Degraded`: something is wrong.
     /// `Paused`: the operator changes nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -1,5 +1,6 @@
 //! The results of the apply step, and the conclusions from them. Pure.
 
+use super::build::Turn;
 use crate::parts::{Component, Kind};
 use crate::plan::{Action, Needs};
 use crate::store::{Change, StoreError};
@@ -39,9 +40,20 @@ impl Written {
         matches!(self, Self::Created | Self::Changed | Self::Configured(_))
     }
 
-    /// Returns true if the action can't go on.
+    /// Returns true if the action can't do all that it is for.
     pub(super) fn failed(&self) -> bool {
         !self.changed() && !matches!(self, Self::Unchanged | Self::Vanished | Self::Held)
+    }
+
+    /// Returns true if the further writes of the action must not follow. An object that a newer operator applied is there, so a part can be
+    /// made with it.
+    pub(super) fn stops(&self) -> bool {
+        self.failed() && !matches!(self, Self::Outranked(_))
+    }
+
+    /// Returns true if pods may be replaced because of the write: it took effect, or somebody else has written the object.
+    fn may_roll(&self) -> bool {
+        self.changed() || *self == Self::Raced
     }
 
     /// Returns true if the observed state had changed, so that the next round should follow soon.
@@ -54,6 +66,8 @@ impl Written {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Applied {
     pub(super) results: Vec<(Action, Vec<Written>)>,
+    /// True once a part has had its turn in a rollout.
+    pub(super) turn_taken: bool,
 }
 
 /// A problem that needs attention from a person.
@@ -66,6 +80,17 @@ pub(super) struct Problem {
 }
 
 impl Applied {
+    /// Adds the results of a step. A change that was refused leaves the turn to the next part, or one part could hold up all others.
+    pub(super) fn add(&mut self, action: Action, turn: Turn, results: Vec<Written>) {
+        self.turn_taken |= turn == Turn::Queued && results.iter().any(Written::may_roll);
+        self.results.push((action, results));
+    }
+
+    /// Returns true if a step has to wait for the next round, because another part has had its turn.
+    pub(super) fn holds(&self, turn: Turn) -> bool {
+        turn == Turn::Queued && self.turn_taken
+    }
+
     /// Returns true if the results so far allow an action of the same plan.
     pub(super) fn allows(&self, action: &Action) -> bool {
         let failed = |results: &[Written]| results.iter().any(Written::failed);

@@ -5,6 +5,8 @@
 //! the controllers must still report that the group holds nothing and is retired. Just before a creation it reads the name again: an
 //! object of the cluster that has lost its labels isn't in the observation.
 
+use std::time::Instant;
+
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 
@@ -59,24 +61,32 @@ impl<'a, S: Store> Writer<'a, S> {
             if !applied.allows(&step.action) {
                 continue;
             }
-            let Step { action, writes } = step;
-            let results = self.perform(writes).await?;
+            let Step {
+                action,
+                turn,
+                writes,
+            } = step;
+            let results = if applied.holds(turn) {
+                vec![Written::Held]
+            } else {
+                self.perform(writes).await?
+            };
             for note in notes::of(&action, self.desired, self.observed, &results) {
                 self.events.publish(note).await;
             }
-            applied.results.push((action, results));
+            applied.add(action, turn, results);
         }
         Ok(applied)
     }
 
-    /// Performs the writes of an action up to the first that fails.
+    /// Performs the writes of an action up to the first that stops it.
     async fn perform(&mut self, writes: Vec<Write>) -> Result<Vec<Written>, kube::Error> {
         let mut results = Vec::new();
         for write in writes {
             let result = settle(self.write(write).await)?;
-            let failed = result.failed();
+            let stops = result.stops();
             results.push(result);
-            if failed {
+            if stops {
                 break;
             }
         }
@@ -206,13 +216,25 @@ impl<'a, S: Store> Writer<'a, S> {
         Ok(Written::Changed)
     }
 
-    /// Writes the status if it differs, and publishes what it changed.
+    /// Returns true if the status that was observed is left to the newer operator that wrote it.
+    fn leaves_status(&self) -> bool {
+        let cluster = &self.desired.cluster;
+        let status = self.observed.resource.status.as_ref();
+        let memory = &self.context.memory;
+        memory.leaves_status(&cluster.namespace, &cluster.name, status, Instant::now())
+    }
+
+    /// Writes the status if it differs and isn't left to a newer operator, and publishes what it changed.
     pub(super) async fn report(
         &mut self,
         status: &ShardKvClusterStatus,
     ) -> Result<Written, ReconcileError> {
         let before = self.resource.status.clone().unwrap_or_default();
-        let result = settle(self.set_status(status).await)?;
+        let result = if self.leaves_status() {
+            Written::Unchanged
+        } else {
+            settle(self.set_status(status).await)?
+        };
         if let Written::Refused(why) = result {
             return Err(ReconcileError::Refused(why));
         }

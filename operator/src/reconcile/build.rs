@@ -10,7 +10,7 @@ use kube::api::DynamicObject;
 use super::applied::Written;
 use super::observed::{FINALIZER, Observed};
 use super::wanted::{Comparison, Key, Wanted};
-use crate::build::{self, names};
+use crate::build::{self, config_name, names};
 use crate::crd::ShardKvClusterStatus;
 use crate::parts::{Component, Kind};
 use crate::plan::{Action, Object, Plan, Rollout, Stage};
@@ -26,7 +26,18 @@ pub(super) struct Prepared {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Step {
     pub(super) action: Action,
+    pub(super) turn: Turn,
     pub(super) writes: Vec<Write>,
+}
+
+/// The turn of a step in a rollout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The step doesn't wait for others.
+    #[default]
+    Free,
+    /// Only one such step takes effect in a round, the first that can.
+    Queued,
 }
 
 /// One write.
@@ -71,57 +82,43 @@ pub(super) fn build(
     observed: &Observed,
     plan: &Plan,
 ) -> Result<Prepared, serde_json::Error> {
-    let builder = Builder {
-        desired,
-        observed,
-        plan,
-    };
+    let builder = Builder { desired, observed };
     let mut steps = Vec::new();
-    let mut turns = Turns::new(&plan.rollout);
     for action in &plan.actions {
         let mut writes = builder.writes(action)?;
-        turns.restrict(action, &mut writes);
+        let turn = turn(&plan.rollout, action, &mut writes);
         writes.retain(|write| *write != Write::Known(Written::Unchanged));
         if !writes.is_empty() {
             let action = action.clone();
-            steps.push(Step { action, writes });
+            steps.push(Step {
+                action,
+                turn,
+                writes,
+            });
         }
     }
+    builder.leave_options(&mut steps);
     Ok(Prepared { steps })
 }
 
-/// The turns of the parts in a rollout.
-struct Turns<'a> {
-    rollout: &'a Rollout,
-    /// True once a part has got its turn in this round.
-    taken: bool,
-}
-
-impl<'a> Turns<'a> {
-    fn new(rollout: &'a Rollout) -> Self {
-        Self {
-            rollout,
-            taken: false,
-        }
+/// Returns the turn of an action in a rollout. The change of a `StatefulSet` that can't have it in this round is replaced.
+fn turn(rollout: &Rollout, action: &Action, writes: &mut [Write]) -> Turn {
+    let (Action::Update(part, Kind::Set), [write @ Write::Apply(..)]) = (action, writes) else {
+        return Turn::Free;
+    };
+    if rollout.held.contains(part) {
+        *write = Write::Known(Written::Held);
     }
-
-    /// Replaces the change of a `StatefulSet` whose turn comes later.
-    fn restrict(&mut self, action: &Action, writes: &mut [Write]) {
-        let (Action::Update(part, Kind::Set), [write @ Write::Apply(..)]) = (action, writes) else {
-            return;
-        };
-        let queued = self.rollout.next.contains(part);
-        if self.rollout.held.contains(part) || (queued && self.taken) {
-            *write = Write::Known(Written::Held);
-        }
-        self.taken |= queued;
+    if rollout.next.contains(part) {
+        Turn::Queued
+    } else {
+        Turn::Free
     }
 }
 
 struct Builder<'a> {
     desired: &'a Desired,
     observed: &'a Observed,
-    plan: &'a Plan,
 }
 
 impl Builder<'_> {
@@ -182,15 +179,38 @@ impl Builder<'_> {
         self.compare(wanted).map(Some)
     }
 
-    /// Returns the write of the options. A newer operator deletes options that nothing mounts, so this one doesn't make them for
-    /// `StatefulSet`s that it leaves alone, but only for those of a new part.
+    /// Returns the write of the options. Under their name, which has a hash of their content, those of a newer operator are as good.
     fn options(&self, wanted: Wanted) -> Result<Write, serde_json::Error> {
-        let write = self.compare(wanted)?;
-        let needed = self.plan.actions.iter().any(Action::creates);
-        Ok(match (&write, self.observed.outranked()) {
-            (Write::Create(_), Some(newer)) if !needed => Write::Known(Written::Outranked(newer)),
-            _ => write,
+        let live = self.observed.children.get(&wanted.key());
+        let same = live.is_some_and(|live| wanted.has_data_of(live));
+        Ok(match self.compare(wanted)? {
+            Write::Known(Written::Outranked(_)) if same => Write::Known(Written::Unchanged),
+            write => write,
         })
+    }
+
+    /// Leaves the creation of options out that nothing is to mount, because a newer operator left nothing to this one, and would delete
+    /// them again.
+    fn leave_options(&self, steps: &mut [Step]) {
+        let Some(newer) = self.observed.outranked() else {
+            return;
+        };
+        let mounts = |step: &Step| {
+            let changes = matches!(step.writes.as_slice(), [Write::Apply(..)]);
+            step.action.creates() || matches!(step.action, Action::Update(_, Kind::Set)) && changes
+        };
+        let present = config_name(&self.desired.cluster);
+        if self.observed.mounted.contains(&present) || steps.iter().any(mounts) {
+            return;
+        }
+        let options = Action::UpdateShared(Kind::Config);
+        for step in steps.iter_mut().filter(|step| step.action == options) {
+            for write in &mut step.writes {
+                if matches!(write, Write::Create(_)) {
+                    *write = Write::Known(Written::Outranked(newer.clone()));
+                }
+            }
+        }
     }
 
     /// Renders all objects of a part in the order of [`Kind::OF_PART`].

@@ -1,18 +1,23 @@
-//! Memory between rounds: times of shard movements to detect a stall, failure counts, and writes without effect. No
-//! decision depends on it; an operator that has just started has an empty memory and decides alike.
+//! Memory between rounds: times of shard movements to detect a stall, counts of failed and held rounds, writes without effect, and the status
+//! of a newer operator. No decision of the plan depends on it; an operator that has just started has an empty memory and decides alike.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::movement::Movement;
-use super::wanted::{Key, Tried};
+use super::wanted::{Key, Tried, is_newer};
+use crate::crd::ShardKvClusterStatus;
 use crate::store::View;
 
 /// First pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause after a failure.
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
+
+/// Time for which the status of a newer operator that doesn't change is left alone. It doubles each time that a newer operator writes
+/// the status again.
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// Memory of all clusters. A cluster's entry is dropped when its resource is deleted.
 #[derive(Debug, Default)]
@@ -29,6 +34,12 @@ struct Recollection {
     movement: Movement,
     /// Applied content that changed nothing.
     fruitless: BTreeMap<Key, Tried>,
+    /// Number of consecutive rounds in which parts waited for others in a rollout.
+    held: u32,
+    /// The status of a newer operator, and since when it is the same.
+    newer: Option<(ShardKvClusterStatus, Instant)>,
+    /// Number of times that this operator has replaced such a status.
+    replaced: u32,
 }
 
 impl Memory {
@@ -88,6 +99,42 @@ impl Memory {
             Some(tried) => it.fruitless.insert(object, tried),
             None => it.fruitless.remove(&object),
         });
+    }
+
+    /// Counts the rounds in which parts wait for others. Returns the number of those before this one.
+    pub(super) fn held(&self, namespace: &str, name: &str, is_held: bool) -> u32 {
+        self.of(namespace, name, |it| {
+            let before = it.held;
+            it.held = if is_held { before.saturating_add(1) } else { 0 };
+            before
+        })
+    }
+
+    /// Returns true if a status is to be left as it is: a newer operator wrote it, and may still be there. One that runs beside this
+    /// operator would write it again, and so both by turns. One that is gone leaves a status that nobody brings up to date.
+    pub(super) fn leaves_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        status: Option<&ShardKvClusterStatus>,
+        now: Instant,
+    ) -> bool {
+        let of_newer =
+            |it: &&ShardKvClusterStatus| it.operator_version.as_deref().is_some_and(is_newer);
+        let Some(status) = status.filter(of_newer) else {
+            return false;
+        };
+        self.of(namespace, name, |it| {
+            let since = match &it.newer {
+                Some((same, since)) if same == status => *since,
+                _ => now,
+            };
+            let patience = PATIENCE.saturating_mul(1 << it.replaced.min(7));
+            let leaves = now.duration_since(since) < patience;
+            it.newer = leaves.then(|| (status.clone(), since));
+            it.replaced = it.replaced.saturating_add(u32::from(!leaves));
+            leaves
+        })
     }
 
     /// Reads or changes the memory of a cluster.

@@ -108,7 +108,9 @@ async fn round<S: Store>(
     };
     let status = status::status(&facts, &now);
     let written = writer.report(&status).await?;
-    let (outcome, pause) = status::next(&status, &applied, &written, context.pace);
+    let is_held = status::is_held(&status, &applied);
+    let held = context.memory.held(&namespace, &name, is_held);
+    let (outcome, pause) = status::next(&status, &applied, &written, held, context.pace);
     Ok((outcome, Action::requeue(pause)))
 }
 

@@ -12,6 +12,7 @@ use super::applied::{Applied, Written};
 use super::conditions;
 use super::context::Pace;
 use super::facts::Facts;
+use super::wanted::VERSION;
 use crate::build::{CLIENT_PORT, names};
 use crate::crd::condition::{self, AVAILABLE, DEGRADED, PROGRESSING};
 use crate::crd::{GroupStatus, ShardKvClusterStatus};
@@ -25,6 +26,7 @@ pub(super) fn status(facts: &Facts<'_>, now: &Time) -> ShardKvClusterStatus {
     let verdicts = conditions::verdicts(facts);
     let status = ShardKvClusterStatus {
         observed_generation: generation,
+        operator_version: Some(VERSION.to_owned()),
         conditions: condition::merge(&before.conditions, &verdicts, generation, now),
         ..before
     };
@@ -69,12 +71,21 @@ fn groups(facts: &Facts<'_>, before: &[GroupStatus]) -> Vec<GroupStatus> {
     groups.collect()
 }
 
-/// Returns the outcome of the round and the pause before the next. `written` is the result of writing the status.
-/// Refused changes are retried at the idle pace: only a person can resolve them.
+/// Returns true if all that is going on is a rollout in which parts wait for others.
+pub(super) fn is_held(status: &ShardKvClusterStatus, applied: &Applied) -> bool {
+    let mut conditions = status.conditions.iter();
+    let rolls = conditions.any(|it| it.type_ == PROGRESSING && it.reason == "RollingOut");
+    rolls && applied.held() > 0 && !applied.changed() && !applied.outdated()
+}
+
+/// Returns the outcome of the round and the pause before the next. `written` is the result of writing the status, `held` the number of
+/// rounds before this one in which parts waited for others ([`is_held`]): the longer, the rarer the operator looks. A change of a
+/// `StatefulSet`'s pods starts a round anyway. Refused changes are retried at the idle pace: only a person can resolve them.
 pub(super) fn next(
     status: &ShardKvClusterStatus,
     applied: &Applied,
     written: &Written,
+    held: u32,
     pace: Pace,
 ) -> (Outcome, Duration) {
     let is = |type_: &str, holds: &str| {
@@ -93,6 +104,10 @@ pub(super) fn next(
         (true, _) if refused => (Outcome::Refused, pace.busy),
         (false, true) if refused => (Outcome::Refused, soon),
         (false, false) if refused => (Outcome::Refused, pace.idle),
+        (false, true) if is_held(status, applied) => {
+            let longer = pace.busy.saturating_mul(1 << held.min(16));
+            (Outcome::Busy, longer.min(pace.idle.max(pace.busy)))
+        }
         (true, _) | (_, true) => (Outcome::Busy, pace.busy),
         (false, false) if idle => (Outcome::Idle, pace.idle),
         // The store may recover without a change of any object.

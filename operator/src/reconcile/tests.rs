@@ -388,6 +388,7 @@ fn how_soon_is_looked_again() {
             &scene.told(),
             &scene.applied,
             &Written::Unchanged,
+            0,
             Pace::default(),
         );
         (outcome, pause.as_secs())

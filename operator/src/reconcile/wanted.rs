@@ -79,6 +79,11 @@ impl Wanted {
         &self.hash
     }
 
+    /// Returns true if a live object has the same data, as a config map has.
+    pub(super) fn has_data_of(&self, live: &DynamicObject) -> bool {
+        self.value.get("data") == live.data.get("data")
+    }
+
     /// Compares with the live object of the same name. `fruitless` is the memory of content that was applied to a
     /// version of an object without effect: something else, such as an admission webhook, always alters it.
     pub(super) fn compare(
@@ -165,8 +170,12 @@ impl Wanted {
 /// gives way.
 pub(super) fn outranked(kind: Kind, live: &DynamicObject) -> Option<String> {
     let version = live.annotations().get(VERSION_ANNOTATION)?;
-    let newer = numbers(version) > numbers(VERSION);
-    newer.then(|| format!("{} {} (by {version})", kind.name(), live.name_any()))
+    is_newer(version).then(|| format!("{} {} (by {version})", kind.name(), live.name_any()))
+}
+
+/// Returns true if a version is newer than that of this operator.
+pub(super) fn is_newer(version: &str) -> bool {
+    numbers(version) > numbers(VERSION)
 }
 
 /// Returns the numbers of a version such as `1.20.3`, without what follows a `-` or `+`. Other texts are older than any version.

@@ -17,6 +17,7 @@ use shardkv_operator::build::{Component, config_name, names};
 use shardkv_operator::crd::ShardKvCluster;
 use shardkv_operator::metrics::Metrics;
 use shardkv_operator::reconcile::{Context, Pace, ReconcileError, ended, reconcile};
+use shardkv_operator::run::watch_and_reconcile;
 use shardkv_operator::validate::{Cluster, identify};
 use shardkv_operator::yaml;
 use tokio::time::sleep;
@@ -254,6 +255,13 @@ impl World {
             return Round::Disconnected;
         }
         Round::Ended(result.map(|_| ()))
+    }
+
+    /// Runs the operator's watches of the namespace, which start rounds, for as long as the future is polled.
+    pub(crate) async fn watched(&self) {
+        let (_running, stop) = tokio::sync::watch::channel(false);
+        let namespaces = vec![self.namespace.clone()];
+        watch_and_reconcile(Arc::clone(&self.context), namespaces, 1, stop).await;
     }
 
     /// Tells the operator that the watch has seen the end of this resource.

@@ -86,6 +86,7 @@ fn a_resource_is_left_alone_while_it_is_deleted_without_its_objects() {
 fn result(action: Action, results: &[Written]) -> Applied {
     Applied {
         results: vec![(action, results.to_vec())],
+        ..Applied::default()
     }
 }
 
@@ -143,6 +144,7 @@ fn a_store_that_does_not_answer_refuses_nothing() {
             &scene.told(),
             &scene.applied,
             &Written::Unchanged,
+            0,
             Pace::default(),
         )
     };

@@ -6,12 +6,13 @@ use serde_json::json;
 use super::writes::{all, created};
 use super::*;
 use crate::build::names;
-use crate::reconcile::build::Write;
+use crate::reconcile::Memory;
+use crate::reconcile::build::{Turn, Write};
 use crate::reconcile::ordinals;
 
 impl Scene {
     /// Returns a scene in which all objects exist and two groups serve.
-    fn made_and_serving() -> Self {
+    pub(super) fn made_and_serving() -> Self {
         let (mut scene, serving) = (Self::made(), Self::serving());
         scene.observed.sets = serving.observed.sets;
         scene.observed.health = serving.observed.health;
@@ -23,18 +24,27 @@ impl Scene {
 
     /// Performs the planned changes of `StatefulSet`s and returns their parts. Kubernetes has done nothing yet.
     fn roll(&mut self) -> Vec<Component> {
+        self.roll_but(&[])
+    }
+
+    /// Likewise, but the API server refuses the changes of some parts.
+    fn roll_but(&mut self, refused: &[Component]) -> Vec<Component> {
         let mut rolled = Vec::new();
-        for step in self.prepared().steps {
-            let (Action::Update(part, Kind::Set), [Write::Apply(wanted, _)]) =
-                (&step.action, step.writes.as_slice())
-            else {
-                continue;
+        self.perform(|action, write| {
+            let (Action::Update(part, Kind::Set), Write::Apply(wanted, _)) = (action, write) else {
+                return Written::Unchanged;
             };
+            if refused.contains(part) {
+                return Written::Refused("a quota".to_owned());
+            }
+            rolled.push((*part, wanted.clone()));
+            Written::Changed
+        });
+        for (part, wanted) in &rolled {
             self.observed.children.insert(wanted.key(), created(wanted));
             self.set(*part).rolling = Some(0);
-            rolled.push(*part);
         }
-        rolled
+        rolled.into_iter().map(|(part, _)| part).collect()
     }
 
     /// All pods of a part are replaced, and ready again.
@@ -91,19 +101,21 @@ fn a_stuck_rollout_can_be_called_back() {
 fn a_held_change_is_known_and_not_written() {
     let mut scene = Scene::made_and_serving();
     scene.desired.cluster.spec.image = "next".to_owned();
-    let writes = |scene: &Scene| -> Vec<Write> {
-        let steps = scene.prepared().steps.into_iter();
-        steps.flat_map(|step| step.writes).collect()
+    let results = |scene: &Scene, result: &Written| -> Vec<Written> {
+        let applied = scene.perform(|_, _| result.clone());
+        let results = applied.results.into_iter();
+        results.flat_map(|(_, results)| results).collect()
     };
-    let held = Write::Known(Written::Held);
-    let [Write::Apply(first, _), second, third] = &writes(&scene)[..] else {
-        panic!("{:?}", writes(&scene));
-    };
-    assert_eq!(first.name, "a-controller");
-    assert_eq!([second, third], [&held, &held]);
+    let held = || Written::Held;
+    let changed = results(&scene, &Written::Changed);
+    assert_eq!(changed, [Written::Changed, held(), held()]);
+    // Somebody else has changed it, and may roll it.
+    let raced = results(&scene, &Written::Raced);
+    assert_eq!(raced, [Written::Raced, held(), held()]);
     // A lost machine: Kubernetes would take a second pod of the group away.
     scene.set(Component::Group(2)).ready = 2;
-    assert_eq!(writes(&scene), [held.clone(), held.clone(), held]);
+    let waits = results(&scene, &Written::Changed);
+    assert_eq!(waits, [held(), held(), held()]);
     // Other objects of the parts don't wait.
     scene.desired.cluster.spec.image = named("a").spec.image;
     scene.desired.cluster.spec.pod_disruption_budget.enabled = false;
@@ -225,4 +237,45 @@ fn the_progress_of_a_rollout_is_told() {
     // It is neither a failure nor a change.
     assert!(!scene.applied.changed() && !scene.applied.outdated());
     assert_eq!(scene.applied.problems(), []);
+}
+
+/// Such as by an admission webhook, or a quota of the controllers' resources.
+#[test]
+fn a_part_whose_change_is_refused_holds_up_no_other() {
+    let mut scene = Scene::made_and_serving();
+    scene.desired.cluster.spec.image = "next".to_owned();
+    let refused = [Component::Controller];
+    for part in [Component::Group(1), Component::Group(2)] {
+        assert_eq!(scene.roll_but(&refused), [part], "one at a time");
+        assert_eq!(scene.roll_but(&refused), []);
+        scene.rolled(part);
+    }
+    assert_eq!(scene.roll_but(&refused), []);
+    assert_eq!(scene.roll(), [Component::Controller]);
+}
+
+/// The longer parts wait, for a pod that a lost machine had, the rarer the operator looks.
+#[test]
+fn rounds_become_rare_while_parts_are_held() {
+    let mut scene = Scene::made_and_serving();
+    scene.set(Component::Group(1)).ready = 2;
+    scene.held(&[1, 2]);
+    let told = scene.told();
+    let pause = |scene: &Scene, held| {
+        let pace = Pace::default();
+        let (outcome, pause) = next(&told, &scene.applied, &Written::Unchanged, held, pace);
+        assert_eq!(outcome, Outcome::Busy);
+        pause.as_secs()
+    };
+    let pauses = [0, 1, 2, 3, 4, 99].map(|held| pause(&scene, held));
+    assert_eq!(pauses, [1, 2, 4, 8, 15, 15]);
+    // A part whose turn has come is watched closely.
+    let update = Action::Update(Component::Group(3), Kind::Set);
+    scene
+        .applied
+        .add(update, Turn::Queued, vec![Written::Changed]);
+    assert_eq!(pause(&scene, 9), 1);
+    let memory = Memory::default();
+    let held = [true, true, false, true].map(|it| memory.held("ns", "a", it));
+    assert_eq!(held, [0, 1, 2, 0]);
 }

@@ -1,6 +1,7 @@
 //! A cluster and its observed state, for tests of what is planned, written and told.
 
 use super::*;
+use crate::reconcile::build::Write;
 
 /// A cluster `a` with three nodes of each kind, and its observed state.
 pub(super) struct Scene {
@@ -106,6 +107,29 @@ impl Scene {
         let update = |gid: &u64| Action::Update(Component::Group(*gid), Kind::Set);
         let held = gids.iter().map(|gid| (update(gid), vec![Written::Held]));
         self.applied.results = held.collect();
+    }
+
+    /// Performs the prepared writes as the apply step does. `answer` stands for the API server and the store.
+    pub(super) fn perform(&self, mut answer: impl FnMut(&Action, &Write) -> Written) -> Applied {
+        let mut applied = Applied::default();
+        for step in self.prepared().steps {
+            if !applied.allows(&step.action) {
+                continue;
+            }
+            let mut results = Vec::new();
+            for write in &step.writes {
+                results.push(match write {
+                    _ if applied.holds(step.turn) => Written::Held,
+                    Write::Known(known) => known.clone(),
+                    write => answer(&step.action, write),
+                });
+                if results.last().is_some_and(Written::stops) {
+                    break;
+                }
+            }
+            applied.add(step.action, step.turn, results);
+        }
+        applied
     }
 
     pub(super) fn plan(&self) -> Plan {

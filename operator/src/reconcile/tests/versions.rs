@@ -1,5 +1,7 @@
 //! Options and versions: which config maps stay, and what an older operator leaves to a newer one.
 
+use std::time::{Duration, Instant};
+
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
@@ -8,6 +10,7 @@ use serde_json::json;
 use super::writes::{all, created, now, shown};
 use super::*;
 use crate::build::config_name;
+use crate::reconcile::Memory;
 use crate::reconcile::build::{Prepared, Write, build};
 
 /// Otherwise two operators, each with its own template, would replace the pods by turns.
@@ -89,8 +92,13 @@ fn an_older_operator_leaves_all_objects_of_a_newer_one() {
     assert_eq!(shown(&scene.built(options.clone())), made);
     let key = (Kind::Set, "a-group-1".to_owned());
     version(scene.observed.children.get_mut(&key).unwrap(), "99.0.0");
+    scene.observed.mounted.clear();
     let gives_way = outranked("StatefulSet a-group-1");
     assert_eq!(scene.built(options.clone()), [gives_way]);
+    // A pod that is there may start again.
+    scene.observed.mounted.insert(present.1.clone());
+    assert_eq!(shown(&scene.built(options.clone())), made);
+    scene.observed.mounted.clear();
     // The pods of a new part need them.
     let create = Action::CreateGroup {
         gid: 3,
@@ -102,6 +110,130 @@ fn an_older_operator_leaves_all_objects_of_a_newer_one() {
     };
     let prepared = build(&scene.desired, &scene.observed, &plan).unwrap();
     assert_eq!(all(&prepared)[..1], made);
+}
+
+/// One part that a newer operator has taken over doesn't keep the options from all others.
+#[test]
+fn parts_that_are_left_to_an_older_operator_get_new_options() {
+    let mut scene = Scene::made();
+    let version = (
+        "shardkv.io/operator-version".to_owned(),
+        "99.0.0".to_owned(),
+    );
+    let newer = (Kind::Set, "a-group-1".to_owned());
+    let live = scene.observed.children.get_mut(&newer).unwrap();
+    live.annotations_mut().extend([version.clone()]);
+    scene.desired.cluster.spec.options.lease_reads = Some(true);
+    let config = config_name(&scene.desired.cluster);
+    let made = format!("create ConfigMap {config}");
+    assert_eq!(all(&scene.prepared())[0], made);
+    let mut written = Vec::new();
+    let applied = scene.perform(|_, write| {
+        written.extend(shown(std::slice::from_ref(write)));
+        Written::Changed
+    });
+    let sets = ["a-controller", "a-group-2"].map(|set| format!("apply StatefulSet {set}"));
+    assert_eq!(written, [&[made][..], &sets[..]].concat());
+    let problems = applied.problems();
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].reason, "NewerOperator");
+
+    // The newer operator made the same options: they are there, whoever wrote them.
+    let mut same = created_options(&scene);
+    same.annotations_mut().extend([version]);
+    same.annotations_mut()
+        .insert("shardkv.io/applied".to_owned(), "other".to_owned());
+    let key = (Kind::Config, config);
+    scene.observed.children.insert(key.clone(), same.clone());
+    let mut written = Vec::new();
+    scene.perform(|_, write| {
+        written.extend(shown(std::slice::from_ref(write)));
+        Written::Changed
+    });
+    assert_eq!(written, sets);
+    // Unless their content differs, which the name should exclude.
+    same.data["data"] = json!({});
+    scene.observed.children.insert(key, same);
+    let applied = scene.perform(|_, _| Written::Changed);
+    assert!(!applied.rolled());
+}
+
+/// Returns the live object of the options that a scene wants.
+fn created_options(scene: &Scene) -> DynamicObject {
+    let prepared = scene.prepared();
+    let mut writes = prepared.steps.into_iter().flat_map(|step| step.writes);
+    let config = writes.find_map(|write| match write {
+        Write::Create(wanted) if wanted.kind == Kind::Config => Some(created(&wanted)),
+        _ => None,
+    });
+    config.unwrap()
+}
+
+/// Its volumes wait for it, and the newer operator may be gone.
+#[test]
+fn a_lost_part_is_made_again_with_the_objects_of_a_newer_operator() {
+    let mut scene = Scene::made_and_serving();
+    for kind in [Kind::Service, Kind::Budget] {
+        let key = (kind, "a-group-1".to_owned());
+        let live = scene.observed.children.get_mut(&key).unwrap();
+        let newer = ["shardkv.io/operator-version", "shardkv.io/applied"];
+        let newer = newer.map(|it| (it.to_owned(), "99.0.0".to_owned()));
+        live.annotations_mut().extend(newer);
+    }
+    let lost = (Kind::Set, "a-group-1".to_owned());
+    scene.observed.children.remove(&lost);
+    scene.observed.sets.remove(&Component::Group(1));
+    let mut written = Vec::new();
+    let applied = scene.perform(|_, write| {
+        written.extend(shown(std::slice::from_ref(write)));
+        Written::Created
+    });
+    assert!(
+        written.contains(&"create StatefulSet a-group-1".to_owned()),
+        "{written:?}"
+    );
+    let reasons = applied.problems().into_iter().map(|it| it.reason);
+    assert!(reasons.eq(["NewerOperator"; 2]), "{:?}", applied.problems());
+}
+
+#[test]
+fn the_status_of_a_newer_operator_is_left_alone_while_that_may_be_there() {
+    let memory = Memory::default();
+    let start = Instant::now();
+    let of = |version: Option<&str>, config_num| ShardKvClusterStatus {
+        operator_version: version.map(str::to_owned),
+        config_num: Some(config_num),
+        ..ShardKvClusterStatus::default()
+    };
+    let leaves = |status: &ShardKvClusterStatus, minutes: u64| {
+        let now = start + Duration::from_secs(minutes * 60);
+        memory.leaves_status("ns", "a", Some(status), now)
+    };
+    for own in [
+        None,
+        Some("0.0.1"),
+        Some("nonsense"),
+        Some(env!("CARGO_PKG_VERSION")),
+    ] {
+        assert!(!leaves(&of(own, 1), 0), "{own:?}");
+    }
+    assert!(!memory.leaves_status("ns", "a", None, start));
+    let newer = |num| of(Some("99.0.0"), num);
+    assert!(leaves(&newer(1), 0) && leaves(&newer(1), 9));
+    // It has written again, so it is there.
+    assert!(leaves(&newer(2), 10) && leaves(&newer(2), 19));
+    // It hasn't for ten minutes: an operator that was downgraded brings the status up to date.
+    assert!(!leaves(&newer(2), 20));
+    // It is there after all, and gets more time.
+    assert!(leaves(&newer(2), 21) && leaves(&newer(2), 40));
+    assert!(!leaves(&newer(2), 41));
+    assert!(leaves(&newer(2), 42) && leaves(&newer(2), 81));
+    // What this operator says itself has its version.
+    let own = Scene::serving().told();
+    assert_eq!(
+        own.operator_version.as_deref(),
+        Some(env!("CARGO_PKG_VERSION"))
+    );
 }
 
 /// A pod as Kubernetes would make it of a `StatefulSet`.

@@ -353,6 +353,7 @@ pub(super) fn applied(results: Vec<(Action, Written)>) -> Applied {
     let results = results.map(|(action, result)| (action, vec![result]));
     Applied {
         results: results.collect(),
+        ..Applied::default()
     }
 }
 
@@ -493,6 +494,6 @@ fn events_tell_what_was_done() {
 fn a_status_that_could_not_be_written_is_due_again_soon() {
     let scene = Scene::serving();
     let (told, applied) = (scene.told(), Applied::default());
-    let (outcome, pause) = next(&told, &applied, &Written::Raced, Pace::default());
+    let (outcome, pause) = next(&told, &applied, &Written::Raced, 0, Pace::default());
     assert_eq!((outcome, pause.as_secs()), (Outcome::Busy, 1));
 }
