@@ -108,6 +108,7 @@ mod snapshots;
 mod status;
 mod store;
 mod transaction;
+mod upkeep;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use cursor::{Bounds, Cursor, EmptyCursor, Order, PairReader};

@@ -34,6 +34,13 @@ pub trait StateMachine: Send {
         LogTime(0)
     }
 
+    /// Returns an operation that is due at log time `now` although no client asks for it. The leader asks at times and proposes it; its
+    /// response goes to nobody. Nothing may depend on when a replica is asked, or whether: only on the operation, where it is applied.
+    /// Most machines need none.
+    fn upkeep(&mut self, _now: LogTime) -> Option<Bytes> {
+        None
+    }
+
     /// Applies one operation. A malformed one is answered with a refusal and changes nothing.
     fn apply(
         &mut self,

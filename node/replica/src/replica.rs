@@ -13,6 +13,7 @@ use crate::genesis::MAX_BIRTH_AHEAD_MS;
 use crate::kept_log::KeptLog;
 use crate::pending::{PendingReads, PendingWrites, by_index_only};
 use crate::snapshots::Snapshots;
+use crate::upkeep::Upkeep;
 use crate::{
     Answer, Applied, Options, Outlet, Refusal, Request, RequestId, StateMachine, StateStore, Status,
 };
@@ -52,7 +53,7 @@ pub struct Replica<M: StateMachine> {
     /// A write that a full disk refused; each poll tries it again.
     unwritten: Option<Box<raft::Persist>>,
     /// The greatest log time stamped or applied.
-    stamped: LogTime,
+    pub(crate) stamped: LogTime,
     /// This replica's measure of log time: zero until a log time is known, and from then on as long as its process runs.
     measured: LogTime,
     /// The wall clock at the last tick.
@@ -64,6 +65,7 @@ pub struct Replica<M: StateMachine> {
     ticks_to_join_request: u32,
     /// The feature level that this replica proposed last, with its term.
     pub(crate) raised: Option<(Term, u32)>,
+    pub(crate) upkeep: Upkeep,
 }
 
 impl<M: StateMachine> Replica<M> {
@@ -105,6 +107,7 @@ impl<M: StateMachine> Replica<M> {
             leading: None,
             ticks_to_join_request: 0,
             raised: None,
+            upkeep: Upkeep::default(),
             applied,
             state,
             options,
@@ -215,6 +218,7 @@ impl<M: StateMachine> Replica<M> {
         self.raft.tick();
         Admin::tick(&mut self.raft);
         self.raise_level();
+        self.keep_up();
         self.snapshots.tick(&mut self.raft, &self.options);
         self.kept_log.tick(&self.raft);
         self.ask_to_join();
@@ -370,7 +374,7 @@ impl<M: StateMachine> Replica<M> {
 
     /// Returns the present log time. It never goes back, and advances as processes measure time. Only a new log begins with
     /// the wall clock: `None` as long as entries of earlier terms may still bring a time. After a crash the state may have none of them.
-    fn log_time(&self) -> Option<LogTime> {
+    pub(crate) fn log_time(&self) -> Option<LogTime> {
         let known = self.measured.max(self.stamped).max(self.applied.time);
         if known > LogTime(0) {
             return Some(known);

@@ -33,6 +33,7 @@
 //! new log. (Where the time to live is another, the time is shifted by the difference, so that each session has the same time left.) A session that is present but silent for longer is refused as if it was forgotten already, and that stays so.
 //! [`SessionTable::expire`] does a bounded amount of work whenever the state machine
 //! calls it. The calls must depend on the log alone, because removals change the bytes of the state.
+//! A log without writes gets an entry for it from its leader ([`crate::StateMachine::upkeep`]).
 //!
 //! # Births
 //!
@@ -280,6 +281,12 @@ impl<R: Remembered> SessionTable<R> {
             forgotten.push(client);
         }
         forgotten
+    }
+
+    /// Returns true if [`SessionTable::expire`] would forget a session at this time.
+    pub fn has_expired(&self, time: LogTime, limits: &SessionLimits) -> bool {
+        let oldest = self.by_last_used.first();
+        oldest.is_some_and(|(last_used, _)| time.since(*last_used) > limits.ttl_ms)
     }
 
     /// Raises the horizon to at least `horizon`: after a start, and when the table moves.

@@ -24,7 +24,11 @@ use replica::{
 use types::{LogTime, NodeId};
 
 /// Appends each operation to one value; a query reads it.
-struct Journal;
+#[derive(Default)]
+struct Journal {
+    /// The upkeep that is still due, if a test wants some. Each replica has its own share.
+    upkeep: Vec<Bytes>,
+}
 
 impl StateMachine for Journal {
     type Query = ();
@@ -34,12 +38,17 @@ impl StateMachine for Journal {
         Ok(())
     }
 
+    fn upkeep(&mut self, _: LogTime) -> Option<Bytes> {
+        self.upkeep.last().cloned()
+    }
+
     fn apply(
         &mut self,
         _: Applying,
         operation: Bytes,
         state: &mut Transaction<'_>,
     ) -> Result<Bytes, StoreError> {
+        self.upkeep.retain(|due| *due != operation);
         let mut value = state
             .get(Table::Data, b"journal")?
             .unwrap_or_default()
@@ -152,13 +161,17 @@ impl Cluster {
     }
 
     fn start(&mut self, node: u64, log: SharedLog, state: MemoryState) {
+        self.start_with(node, log, state, Vec::new());
+    }
+
+    fn start_with(&mut self, node: u64, log: SharedLog, state: MemoryState, upkeep: Vec<Bytes>) {
         self.logs.insert(NodeId(node), log.clone());
         let replica = Replica::recover(
             options(node),
             NodeId(node),
             Box::new(log),
             Box::new(state),
-            Journal,
+            Journal { upkeep },
             7,
         )
         .unwrap();
@@ -628,11 +641,46 @@ fn a_log_that_lost_what_the_state_holds_does_not_start() {
         NodeId(1),
         Box::new(log),
         Box::new(state),
-        Journal,
+        Journal::default(),
         7,
     );
     assert!(matches!(
         result,
         Err(replica::RecoverError::Store(StoreError::Damaged(_)))
     ));
+}
+
+/// What is due by time alone gets into the log: once, from the leader only, and slowly.
+#[test]
+fn a_leader_proposes_the_upkeep_of_its_machine() {
+    let mut cluster = Cluster::new(3);
+    let due: Vec<Bytes> = ["a", "b", "c"].map(Bytes::from).into();
+    for (node, log) in cluster.logs.clone() {
+        let mut state = MemoryState::new();
+        let mut unused = SharedLog::default();
+        let membership =
+            Membership::of_voters((1..=3).map(|node| (NodeId(node), format!("host-{node}"))));
+        initialise(&mut unused, &mut state, &membership, WriteBatch::default()).unwrap();
+        cluster.start_with(node.0, log, state, due.clone());
+    }
+    let mut times = Vec::new();
+    let journal = |cluster: &Cluster| {
+        let replicas = cluster.replicas.values();
+        let states = replicas.map(|replica| replica.state().get(Table::Data, b"journal"));
+        let mut states: Vec<_> = states.map(|it| it.unwrap().unwrap_or_default()).collect();
+        states.sort_by_key(Bytes::len);
+        states[0].clone()
+    };
+    for written in 1..=due.len() {
+        cluster.until("the next upkeep", |it| journal(it).len() >= written);
+        times.push(cluster.time);
+    }
+    assert_eq!(journal(&cluster), "cba");
+    assert!(times[2] - times[0] >= 2_000, "{times:?}");
+    let last = |cluster: &Cluster| cluster.replicas[&NodeId(1)].status().last_index;
+    let before = last(&cluster);
+    for _ in 0..500 {
+        cluster.tick();
+    }
+    assert_eq!(last(&cluster), before, "an idle machine writes nothing");
 }

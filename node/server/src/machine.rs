@@ -162,6 +162,13 @@ impl StateMachine for Machine {
         }
     }
 
+    fn upkeep(&mut self, now: LogTime) -> Option<Bytes> {
+        match self {
+            Self::Shards(machine) => machine.upkeep(now),
+            Self::Controller(machine) => machine.upkeep(now),
+        }
+    }
+
     fn apply(
         &mut self,
         at: Applying,

@@ -8,6 +8,7 @@ use replica::session::SessionRef;
 use types::{DecodeError, Reader, Writer};
 
 use crate::encoding::{VERSION, known};
+use crate::upkeep::{EXPIRE, Expire};
 use crate::{Command, JournalStep, Step, Write, copy, journal};
 
 const PUT: u8 = 1;
@@ -26,12 +27,15 @@ pub(crate) enum Operation {
     Step(Step),
     /// A step of a journal.
     Journal(JournalStep),
+    /// The upkeep of sessions and journals that nobody uses.
+    Expire(Expire),
 }
 
 impl Operation {
-    /// Decodes the output of [`Command::encode`] or [`Step::encode`].
+    /// Decodes the output of [`Command::encode`], [`Step::encode`] and the other two kinds.
     pub(crate) fn decode(input: Bytes) -> Result<Self, DecodeError> {
         match input.get(1) {
+            Some(&EXPIRE) => Expire::decode(input).map(Self::Expire),
             Some(kind) if (journal::FIRST_KIND..copy::FIRST_KIND).contains(kind) => {
                 JournalStep::decode(input).map(Self::Journal)
             }

@@ -66,7 +66,7 @@ use crate::bug::{Bug, Bugs};
 use crate::change::Changed;
 use crate::{CopyId, JournalError, Ownership, ShardState, Target, keys, records};
 
-/// A journal that was not renewed for this long, in milliseconds of log time, ends with the next write that finds it so.
+/// A journal that was not renewed for this long, in milliseconds of log time, ends with the next write that finds it so, or by the leader's upkeep.
 pub const JOURNAL_TTL_MS: u64 = 600_000;
 /// The most bytes of names that a journal holds. Each mention of a row counts.
 pub const MAX_NAMED_BYTES: u64 = 256 << 20;

@@ -133,6 +133,7 @@ mod shard_map;
 mod step;
 mod targets;
 mod transition;
+mod upkeep;
 
 pub use bug::{BUGS_COMPILED_IN, Bug};
 pub use chunk::{Chunk, Next};
@@ -164,3 +165,4 @@ pub use shard::{Shard, ShardState};
 pub use shard_map::{Iter as ShardMapIter, ShardMap};
 pub use step::Step;
 pub use targets::{PlannedMove, Target};
+pub use upkeep::Expire;

@@ -1,5 +1,7 @@
 //! The state machine.
 
+mod expiry;
+
 use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -25,10 +27,6 @@ use crate::{
     PartNext, Query, Response, ShardState, Step, keys,
 };
 
-/// The most expired sessions that one write removes from one table. It exceeds the one session that a write may add, so
-/// that tables shrink.
-const EXPIRED_PER_WRITE: usize = 2;
-
 /// The sharded key-value store as a [`StateMachine`].
 ///
 /// Invariants, between batches:
@@ -46,6 +44,8 @@ pub struct ShardKv {
     sessions: Tables,
     clocks: Clocks,
     dirty: BTreeSet<ShardId>,
+    /// The shard at which the next search for expired sessions begins.
+    search_from: ShardId,
     ownership: Arc<Ownership>,
     journals: Journals,
     journal_limits: JournalLimits,
@@ -135,43 +135,6 @@ impl ShardKv {
         self.genesis
             .ok_or_else(|| StoreError::Damaged("the state has no genesis record".to_owned()))
     }
-
-    /// Removes some expired sessions from the write's own table and from one other, and ends the journals of the two shards if they
-    /// are expired. The other one rotates with the entry's index, so
-    /// that a shard without writes forgets, too. The choice and the number depend on the log alone. Sessions of shards
-    /// that aren't served don't change, because they are on their way.
-    fn forget_some(
-        &mut self,
-        own: ShardId,
-        at: Applying,
-        genesis: &Genesis,
-        state: &mut Transaction<'_>,
-    ) {
-        let limits = genesis.session_limits();
-        let visited = at.entry.index.0 % u64::from(genesis.shards.max(1));
-        let visited = u32::try_from(visited).map_or(own, ShardId);
-        for shard in [own, visited] {
-            if shard != own && self.ownership.check_served(shard).is_err() && !self.expires(shard) {
-                continue;
-            }
-            self.journals.expire(shard, at.time, state);
-            let time = self.clocks.at(shard, at.time).time;
-            let expired = self.sessions.change_present(shard, |table| {
-                let forgotten = table.expire(time, &limits, EXPIRED_PER_WRITE);
-                (forgotten, table.horizon())
-            });
-            let Some((forgotten, horizon)) = expired else {
-                continue;
-            };
-            self.clocks.raise(shard, horizon);
-            for client in forgotten {
-                self.dirty.insert(shard);
-                if !self.bugs.has(Bug::JournalMissesExpiry) {
-                    Rows::new(shard, &mut self.journals, state).name_session(client);
-                }
-            }
-        }
-    }
 }
 
 impl StateMachine for ShardKv {
@@ -199,6 +162,10 @@ impl StateMachine for ShardKv {
 
     fn min_birth(&self) -> LogTime {
         self.clocks.greatest()
+    }
+
+    fn upkeep(&mut self, now: LogTime) -> Option<Bytes> {
+        self.search(now).map(|expire| expire.encode())
     }
 
     /// Refuses a write to a shard that isn't served here before it is proposed. Clients repeat such writes, and while a shard
@@ -233,6 +200,10 @@ impl StateMachine for ShardKv {
                     (Ok(()), JournalStep::Begin { shard, .. }) => self.begun(shard),
                     (Ok(()), _) => Response::Stepped,
                 });
+            }
+            Ok(Operation::Expire(expire)) => {
+                self.expire(&expire, at, &genesis, state);
+                return Ok(Response::Stepped);
             }
             Err(error) => return Ok(Response::Refused(KvError::Malformed(error.to_string()))),
         };
@@ -416,15 +387,6 @@ impl ShardKv {
             let clock = clock.for_ttl(ttl_ms, genesis.session_ttl_ms);
             self.clocks.arrive(shard, clock, time);
         }
-    }
-
-    /// Returns true if sessions of the shard expire although it isn't served, as [`Bug::SessionsExpireInCopy`] has it.
-    fn expires(&self, shard: ShardId) -> bool {
-        let copying = matches!(
-            self.ownership.state(shard),
-            Some(ShardState::Copying { .. })
-        );
-        copying && self.bugs.has(Bug::SessionsExpireInCopy)
     }
 
     /// Stores a part of a copy among the shard's data and sessions. Clients can't see them until the shard is served.

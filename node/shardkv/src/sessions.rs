@@ -48,6 +48,19 @@ impl Tables {
         Some(counted(&mut self.count, table, change))
     }
 
+    /// Returns at most `at_most` tables from shard `from` on, and the shard from which to go on: the first one after the last table.
+    pub(crate) fn some_from(
+        &self,
+        from: ShardId,
+        at_most: usize,
+    ) -> (Vec<(ShardId, &SessionTable<Outcome>)>, ShardId) {
+        let tables = self.by_shard.range(from..).take(at_most);
+        let tables: Vec<_> = tables.map(|(shard, table)| (*shard, table)).collect();
+        let last = tables.last().filter(|_| tables.len() == at_most);
+        let next = last.map_or(ShardId(0), |(shard, _)| ShardId(shard.0.saturating_add(1)));
+        (tables, next)
+    }
+
     /// Loads a session's record into a shard's table.
     pub(crate) fn load(
         &mut self,

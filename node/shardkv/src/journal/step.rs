@@ -185,12 +185,20 @@ impl Journals {
 
     /// Ends the shard's journal if it was not renewed for so long before log time `now`. A fenced shard's stays.
     pub(crate) fn expire(&mut self, shard: ShardId, now: LogTime, state: &mut Transaction<'_>) {
-        let ttl_ms = self.limits.ttl_ms;
-        let is_silent =
-            |journal: &Journal| journal.fence.is_none() && now.since(journal.renewed) > ttl_ms;
-        if self.get(shard).is_some_and(is_silent) {
+        if self.get(shard).is_some_and(|it| self.is_silent(it, now)) {
             self.end(shard, state);
         }
+    }
+
+    /// Returns the shards whose journals end with the next write at log time `now`.
+    pub(crate) fn silent(&self, now: LogTime) -> impl Iterator<Item = ShardId> + '_ {
+        let journals = self.iter();
+        let silent = journals.filter(move |(_, journal)| self.is_silent(journal, now));
+        silent.map(|(shard, _)| shard)
+    }
+
+    fn is_silent(&self, journal: &Journal, now: LogTime) -> bool {
+        journal.fence.is_none() && now.since(journal.renewed) > self.limits.ttl_ms
     }
 
     fn begin(

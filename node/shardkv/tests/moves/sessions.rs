@@ -2,7 +2,7 @@
 
 use replica::StateMachine;
 use shardkv::{Genesis, KvError, Response};
-use types::shard_of;
+use types::{LogTime, shard_of};
 
 use crate::common::{SHARDS_GENESIS, append, put};
 use crate::stage::{Configs, Group, SHARD, SHARDS, key, length, two};
@@ -248,4 +248,28 @@ fn sessions_of_a_fenced_shard_are_not_forgotten() {
     b.follow(&second);
     b.install_from(&a, 2);
     assert_eq!(b.write(900, 1, append(&key(), "x")), length(1));
+}
+
+/// The search of the leader came before the fence, and its entry after it.
+#[test]
+fn upkeep_forgets_nothing_of_a_fenced_shard() {
+    let ttl = SHARDS_GENESIS.session_ttl_ms;
+    let (mut a, mut b, mut configs) = two([100_000, 100_000]);
+    a.write(100_000, 1, append(&key(), "x"));
+    a.time += ttl + 1;
+    let upkeep = a.replica.machine.upkeep(LogTime(a.time)).unwrap();
+    let second = configs.give(2);
+    a.follow(&second);
+    let stored = a.stored();
+    let response = a.replica.apply_bytes(a.time, 100, upkeep.clone());
+    assert_eq!(response, Response::Stepped);
+    assert_eq!((a.stored(), a.replica.machine.session_count()), (stored, 1));
+    assert_eq!(a.replica.machine.upkeep(LogTime(a.time + ttl)), None);
+    // The next owner forgets the session once it serves the shard.
+    b.follow(&second);
+    b.replica.apply_bytes(b.time, 100, upkeep);
+    b.install_from(&a, 2);
+    let upkeep = b.replica.machine.upkeep(LogTime(b.time)).unwrap();
+    b.replica.apply_bytes(b.time, 100, upkeep);
+    assert_eq!(b.replica.machine.session_count(), 0);
 }
