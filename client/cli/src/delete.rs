@@ -115,6 +115,7 @@ impl Verbs<'_> {
         match result {
             Ok(()) => Ok(deleted),
             Err(error) => Err(call_failure(&error)
+                .after_some(deleted > 0)
                 .context(&format!("after {} keys were deleted", grouped(deleted)))
                 .with_next("repeat the command: it goes on with the keys that are left")),
         }

@@ -94,6 +94,15 @@ impl Failure {
         (self.message, self.next)
     }
 
+    /// The same failure of a command that did a part of its work before: its code doesn't say that nothing was done.
+    #[must_use]
+    pub(crate) fn after_some(mut self, done: bool) -> Self {
+        if done && self.exit == Exit::Unavailable {
+            self.exit = Exit::Failed;
+        }
+        self
+    }
+
     /// The same failure with words before its message.
     #[must_use]
     pub(crate) fn context(mut self, words: &str) -> Self {
@@ -170,5 +179,18 @@ mod tests {
         assert_eq!(gone.exit(), Exit::Ok);
         let full = Failure::from(io::Error::from(io::ErrorKind::StorageFull));
         assert_eq!(full.exit(), Exit::Failed);
+    }
+
+    #[test]
+    fn a_part_that_was_done_is_never_nothing() {
+        for (exit, after) in [
+            (Exit::Unavailable, Exit::Failed),
+            (Exit::OutcomeUnknown, Exit::OutcomeUnknown),
+            (Exit::Refused, Exit::Refused),
+        ] {
+            let failure = || Failure::new(exit, "x", "y");
+            assert_eq!(failure().after_some(true).exit(), after);
+            assert_eq!(failure().after_some(false).exit(), exit);
+        }
     }
 }

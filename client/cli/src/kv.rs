@@ -55,7 +55,7 @@ pub(crate) enum KvCommand {
     #[command(
         visible_alias = "del",
         override_usage = "shardkv delete <KEY|--prefix PREFIX>",
-        after_help = "Examples:\n  shardkv delete greeting\n  shardkv delete --prefix user: --yes\n\nDeleting by prefix is not one step: keys that are written meanwhile may be deleted or not. It prints the number of\ndeleted keys.\n\nExit code 3: the key did not exist, or no key begins with the prefix."
+        after_help = "Examples:\n  shardkv delete greeting\n  shardkv delete --prefix user: --yes\n\nDeleting by prefix is not one step: keys that are written meanwhile may be deleted or not. It prints the number of\ndeleted keys.\n\nExit code 3: the key did not exist, or no key begins with the prefix.\nExit code 1: the deletion by prefix failed after some keys were deleted."
     )]
     Delete(DeleteArgs),
     /// Set or delete a key only if its present value is the expected one (compare and swap)

@@ -96,10 +96,11 @@ fn read_all(
 ) -> Result<(), Failure> {
     let most = limits.max_line_bytes;
     let mut line = Vec::new();
-    let mut position = sniff::begin(input, format)? as u64;
+    let begun = sniff::begin(input, format)?;
+    let (mut position, mut input) = (begun.skipped as u64, begun.input);
     for number in 1.. {
-        let begun = number < limits.from_line;
-        let read = read_line(input, &mut line, most, begun || limits.skip_bad);
+        let before = number < limits.from_line;
+        let read = read_line(&mut input, &mut line, most, before || limits.skip_bad);
         let read = read.map_err(|error| {
             Failure::failed(
                 format!("can't read line {number} of the input: {error}"),
@@ -108,7 +109,7 @@ fn read_all(
         })?;
         let Some(bytes) = read else { return Ok(()) };
         position += bytes;
-        if begun {
+        if before {
             continue;
         }
         let text = line.strip_suffix(b"\n").unwrap_or(&line);
