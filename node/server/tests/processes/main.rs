@@ -31,6 +31,7 @@ mod world;
 mod bad_input;
 mod borders;
 mod bounds;
+mod connections;
 mod controllers;
 mod disks;
 mod faults;

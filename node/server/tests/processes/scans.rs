@@ -1,8 +1,10 @@
 //! Tests of scans over large values: they cost the leader nothing that it needs for other requests.
 
-use api::v1::ScanRequest;
+use std::time::Duration;
+
 use api::v1::error_detail::Kind;
 use api::v1::kv_client::KvClient;
+use api::v1::{ScanRequest, ScanResponse};
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use shardkv_client::{Pair, ScanOptions};
@@ -11,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::bad_input::http_get;
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{holds, until};
+use crate::world::{Plain, World, channel};
 
 /// Returns a figure of a node's metrics.
 async fn figure(cluster: &Cluster, node: u16, name: &str) -> u64 {
@@ -19,6 +22,19 @@ async fn figure(cluster: &Cluster, node: u16, name: &str) -> u64 {
     let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let value = value.unwrap_or_else(|| panic!("no {name} in:\n{text}"));
     value.trim().parse().unwrap()
+}
+
+/// Returns a stub of node 0 with small windows of streams, so that pages stay at the node.
+async fn narrow(cluster: &Cluster) -> KvClient<Channel> {
+    let channel = Endpoint::from_shared(format!("http://{}", cluster.listen(0)))
+        .unwrap()
+        .initial_stream_window_size(65_535)
+        // Streams must not wait for each other.
+        .initial_connection_window_size(64 << 20)
+        .connect()
+        .await
+        .unwrap();
+    KvClient::new(channel)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,26 +85,21 @@ async fn scans_of_keys_read_no_large_values_and_stop_no_puts() {
 async fn scans_that_nobody_fetches_hold_little_and_leave_nothing() {
     const SCANS: usize = 500;
     const BUDGET: u64 = 16 << 20;
+    const VALUES: usize = 8;
     let setup = Setup::of(1)
+        .with("scan-page-bytes", "524288")
         .with("max-scans", &SCANS.to_string())
         .with("max-scan-bytes", &BUDGET.to_string());
     let mut cluster = Cluster::start(setup).await;
     let client = cluster.client().await;
-    for n in 0..4 {
-        let value = Bytes::from(vec![7; 1 << 20]);
+    for n in 0..VALUES {
+        let value = Bytes::from(vec![7; 512 << 10]);
         client.put(format!("large{n}"), value).await.unwrap();
     }
     let before = cluster.node(0).resident_bytes();
 
     // Small windows, so that the pages stay at the node.
-    let channel = Endpoint::from_shared(format!("http://{}", cluster.listen(0)))
-        .unwrap()
-        .initial_stream_window_size(65_535)
-        .initial_connection_window_size(65_535)
-        .connect()
-        .await
-        .unwrap();
-    let kv = KvClient::<Channel>::new(channel);
+    let kv = narrow(&cluster).await;
     let request = || ScanRequest {
         start: "large".into(),
         end: "largf".into(),
@@ -108,10 +119,36 @@ async fn scans_that_nobody_fetches_hold_little_and_leave_nothing() {
         holds(bytes > BUDGET / 2, format!("{bytes} bytes"))
     })
     .await;
-    // Without the budget, each stream would hold one page of a megabyte, or two.
+    // Without the budget, each stream would hold a page of half a megabyte.
     let held = cluster.node(0).resident_bytes().saturating_sub(before);
     assert!(held < 200 << 20, "{} MB", held >> 20);
     client.put("small", "value").await.unwrap();
+
+    // Pages that aren't fetched are dropped in the end, so that others have room, and their callers are told.
+    until("pages are dropped", async || {
+        let bytes = figure(&cluster, 0, "shardkv_scan_pages_bytes").await;
+        holds(bytes == 0, format!("{bytes} bytes"))
+    })
+    .await;
+    let pairs: Vec<Pair> = client
+        .scan(ScanOptions::prefix("large"))
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(pairs.len(), VALUES);
+    let mut stream = open.swap_remove(0).into_inner();
+    let ended = loop {
+        match stream.message().await {
+            Ok(page) => assert!(page.is_some(), "the end must not look complete"),
+            Err(status) => break status,
+        }
+    };
+    let detail = api::error_detail(&ended).unwrap();
+    assert!(
+        matches!(detail.kind, Some(Kind::Unavailable(_))),
+        "{ended:?}"
+    );
+    assert!(detail.message.contains("begin again"), "{ended:?}");
 
     drop(open);
     until("nothing is held for callers that are gone", async || {
@@ -125,5 +162,59 @@ async fn scans_that_nobody_fetches_hold_little_and_leave_nothing() {
         .try_collect()
         .await
         .unwrap();
-    assert_eq!(pairs.len(), 4);
+    assert_eq!(pairs.len(), VALUES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_node_serves_a_scan() {
+    let cluster = Cluster::start(Setup::of(3)).await;
+    let client = cluster.client().await;
+    for n in 0..10 {
+        client.put(format!("k{n}"), "value").await.unwrap();
+    }
+    let follower = cluster.follower().await;
+    let mut kv = KvClient::new(channel(&cluster, follower).await);
+    let pages = kv.scan(ScanRequest::default()).await.unwrap().into_inner();
+    // A page that is lost between the node and the leader would be waited for as long as pages are kept.
+    let pages: Vec<ScanResponse> =
+        tokio::time::timeout(Duration::from_secs(20), pages.try_collect())
+            .await
+            .expect("the follower passes the leader's pages on")
+            .unwrap();
+    let pairs: usize = pages.iter().map(|page| page.pairs.len()).sum();
+    assert_eq!(pairs, 10);
+}
+
+/// A scan over all groups holds a page of each group until they are merged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_are_merged_are_in_the_budget() {
+    const VALUE_BYTES: usize = 256 << 10;
+    let world = World::start(2, 1).await;
+    let through = channel(&world.controllers, 0).await;
+    for gid in [1, 2] {
+        world.join(gid, through.clone()).await;
+    }
+    world.settled().await;
+    let mut plain = Plain::new(through).await;
+    let value = "v".repeat(VALUE_BYTES);
+    for n in 0..48 {
+        plain.put(&format!("large{n}"), &value).await;
+    }
+    let mut kv = narrow(world.group(1)).await;
+    // The first pages stay at the node, because no window has room for one.
+    let open = kv.scan(ScanRequest::default()).await.unwrap();
+    // A page has one value; besides it there is one page of each group.
+    let values = |count| u64::try_from(count * VALUE_BYTES).unwrap();
+    until("the pages of both groups are counted", async || {
+        let bytes = figure(world.group(1), 0, "shardkv_scan_pages_bytes").await;
+        let bounds = values(3)..values(4);
+        holds(bounds.contains(&bytes), format!("{bytes} bytes"))
+    })
+    .await;
+    drop(open);
+    until("nothing is held", async || {
+        let bytes = figure(world.group(1), 0, "shardkv_scan_pages_bytes").await;
+        holds(bytes == 0, format!("{bytes} bytes"))
+    })
+    .await;
 }

@@ -7,7 +7,7 @@ use replica::StateStore;
 use shardkv_storage::{BindError, OpenError, StorageOptions, SyncObserver};
 use types::{ClusterId, Gid};
 
-use crate::support::{applied, batch, open, put};
+use crate::support::{applied, batch, copy_tree, open, put};
 
 #[test]
 fn a_directory_keeps_its_identity_and_no_two_share_one() {
@@ -37,6 +37,30 @@ fn two_processes_cannot_share_a_directory() {
     assert!(matches!(open(dir.path()), Err(OpenError::Locked { .. })));
     drop(snapshot);
     assert!(open(dir.path()).is_ok());
+}
+
+/// Somebody copies the state of another node, or of another group: the log must not be applied to it.
+#[test]
+fn the_state_of_another_node_is_refused() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for dir in [&one, &two] {
+        let mut opened = open(dir.path()).unwrap();
+        opened.log.write(&batch(1..=3, 10)).unwrap();
+        opened.state.commit(put(1, "v"), applied(3)).unwrap();
+        opened.state.flush().unwrap();
+        opened.state.wait_flushed().unwrap();
+    }
+    let own = two.path().join("own");
+    fs::rename(two.path().join("state"), &own).unwrap();
+    copy_tree(&one.path().join("state"), &two.path().join("state"));
+    let refused = open(two.path()).err().unwrap();
+    assert!(
+        matches!(refused, OpenError::ForeignState { .. }),
+        "{refused}"
+    );
+    fs::remove_dir_all(two.path().join("state")).unwrap();
+    fs::rename(own, two.path().join("state")).unwrap();
+    assert!(open(two.path()).is_ok(), "its own is as good as before");
 }
 
 #[test]
