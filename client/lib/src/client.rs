@@ -20,8 +20,8 @@ use crate::pool::{GroupPool, PooledGroup};
 use crate::route::{Router, short};
 use crate::unary::Unary;
 use crate::{
-    Admin, ClientOptions, ConnectError, Error, Export, ExportOptions, Gid, GroupShards, Mode,
-    NodeId, NodeStatus, Scan, ScanOptions, ShardConfig, ShardSet,
+    Admin, ClientOptions, ClusterId, ConnectError, Error, Export, ExportOptions, Gid, GroupShards,
+    Mode, NodeId, NodeStatus, Scan, ScanOptions, ShardConfig, ShardSet,
 };
 
 /// The number of leaders that are asked for their shards at the same time.
@@ -78,7 +78,20 @@ impl Client {
 
     /// Makes a client like [`Client::connect`], but connects to no node before the first call.
     pub fn lazy(options: ClientOptions) -> Result<Self, ConnectError> {
-        let router = Router::watch(options)?;
+        Self::of(Router::watch(options)?)
+    }
+
+    /// Makes a client like [`Client::lazy`], for a program that knows the configurations of `cluster` already: it puts them into
+    /// `configs`, with rising numbers. The client asks no node for configurations, and needs no address in its options.
+    pub fn following(
+        options: ClientOptions,
+        cluster: ClusterId,
+        configs: watch::Receiver<Option<Arc<ShardConfig>>>,
+    ) -> Result<Self, ConnectError> {
+        Self::of(Router::follow(options, cluster, configs)?)
+    }
+
+    fn of(router: Router) -> Result<Self, ConnectError> {
         let runtime = Handle::try_current().map_err(|_| ConnectError::NoRuntime)?;
         let pool = GroupPool::new(router.clone(), runtime);
         let unary = (router.options().mode == Mode::Unary)

@@ -191,6 +191,9 @@ pub enum InvalidOption {
     /// No call fits a message.
     #[error("max_batch_items must be at least 1")]
     MaxBatchItems,
+    /// A window of HTTP/2 is out of range.
+    #[error("scan_window_bytes and all_scans_window_bytes must be from 16384 to 2147483647")]
+    Window,
 }
 
 /// The reason why a client could not be made.
@@ -208,6 +211,9 @@ pub enum ConnectError {
         /// The fault of the address.
         reason: String,
     },
+    /// The user agent can't be sent.
+    #[error("bad user_agent: {0}; use visible ASCII characters")]
+    UserAgent(String),
     /// A client was made outside of a tokio runtime.
     #[error("a client needs a tokio runtime: make it within one")]
     NoRuntime,

@@ -1,5 +1,6 @@
 //! The settings of a client.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use tonic::transport::Uri;
@@ -72,6 +73,12 @@ pub struct ClientOptions {
     pub max_request_bytes: usize,
     /// The largest message that is accepted from a node, in bytes.
     pub max_message_bytes: usize,
+    /// The bytes of one scan or export that a node may send before the client reads them: the window of HTTP/2.
+    pub scan_window_bytes: u32,
+    /// Likewise, of all scans and exports that read from one node.
+    pub all_scans_window_bytes: u32,
+    /// The name of the program, which comes first in the user agent of its requests.
+    pub user_agent: Option<String>,
 }
 
 impl ClientOptions {
@@ -95,13 +102,24 @@ impl ClientOptions {
             max_batch_bytes: 1 << 20,
             max_request_bytes: 8 << 20,
             max_message_bytes: 64 << 20,
+            scan_window_bytes: 4 << 20,
+            all_scans_window_bytes: 8 << 20,
+            user_agent: None,
         }
     }
 
     /// Refuses settings that can't work, and says what to change.
     pub fn validate(&self) -> Result<(), ConnectError> {
+        if self.addresses.is_empty() {
+            return Err(InvalidOption::NoAddress.into());
+        }
+        self.validate_without_address()
+    }
+
+    /// As [`ClientOptions::validate`], for a client that needs no address.
+    pub(crate) fn validate_without_address(&self) -> Result<(), ConnectError> {
+        let windows = [self.scan_window_bytes, self.all_scans_window_bytes];
         let checks = [
-            (self.addresses.is_empty(), InvalidOption::NoAddress),
             (
                 !(1..=64).contains(&self.connections),
                 InvalidOption::Connections,
@@ -128,6 +146,10 @@ impl ClientOptions {
                 InvalidOption::MaxUnacknowledged,
             ),
             (self.max_batch_items == 0, InvalidOption::MaxBatchItems),
+            (
+                windows.iter().any(|it| !WINDOWS.contains(it)),
+                InvalidOption::Window,
+            ),
         ];
         if let Some((_, error)) = checks.into_iter().find(|(invalid, _)| *invalid) {
             return Err(error.into());
@@ -138,6 +160,9 @@ impl ClientOptions {
         Ok(())
     }
 }
+
+/// The sizes of windows that HTTP/2 allows, from a page's least piece on.
+const WINDOWS: RangeInclusive<u32> = (16 << 10)..=i32::MAX.cast_unsigned();
 
 /// Returns the URI of `host:port`, with or without `http://`.
 pub(crate) fn parse_address(address: &str) -> Result<Uri, ConnectError> {

@@ -2,9 +2,10 @@
 //!
 //! This is the only file that knows all handles. Every other file takes the handles that it uses.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use shardkv::GroupKind;
+use shardkv_client::ClientOptions;
 use storage::{Disk, StateReads};
 use tokio::sync::oneshot;
 
@@ -27,8 +28,10 @@ use crate::readiness::ReadinessProbe;
 use crate::reads::Readers;
 use crate::replica_handle::ReplicaHandle;
 use crate::replies::Deliveries;
+use crate::reserve::calls::NODE;
 use crate::routing::Routing;
 use crate::services::admin::AdminService;
+use crate::services::all_groups::AllGroups;
 use crate::services::ctrl::{CtrlService, Cuts, Proofs};
 use crate::services::export::Exporter;
 use crate::services::handoff::{self, HandoffService};
@@ -181,10 +184,6 @@ impl Parts {
     }
 
     fn kv_service(&self, readers: Arc<Readers>) -> KvService {
-        let seeds = match self.routing.kind() {
-            GroupKind::Shards => self.options.controllers.clone(),
-            GroupKind::Controller | GroupKind::Standalone => self.peers.initial(),
-        };
         KvService {
             lifecycle: Arc::clone(&self.lifecycle),
             replica: Arc::clone(&self.replica),
@@ -201,9 +200,7 @@ impl Parts {
                 metrics: Arc::clone(&self.metrics),
                 readers,
                 limits: self.options.limits,
-                seeds,
-                request_timeout: self.options.request_timeout,
-                all_groups: OnceLock::new(),
+                all_groups: AllGroups::new(self.scan_options()),
             }),
             exporter: Exporter {
                 replica: Arc::clone(&self.replica),
@@ -212,6 +209,15 @@ impl Parts {
                 admission: Arc::clone(&self.admission),
                 metrics: Arc::clone(&self.metrics),
             },
+        }
+    }
+
+    /// Returns the options of the client that scans all groups.
+    fn scan_options(&self) -> ClientOptions {
+        ClientOptions {
+            request_timeout: self.options.request_timeout,
+            user_agent: Some(NODE.to_owned()),
+            ..ClientOptions::new(Vec::<String>::new())
         }
     }
 

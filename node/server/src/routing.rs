@@ -100,6 +100,23 @@ impl Routing {
         Err(strangers)
     }
 
+    /// Resolves with a refusal once the group's state says that it follows other controllers than those of `theirs`.
+    pub(crate) async fn forsaken(&self, theirs: ClusterId) -> Strangers {
+        let mut ownership = self.watch_ownership();
+        loop {
+            let followed = ownership.borrow_and_update().controller;
+            if followed.is_some_and(|ours| ours != theirs)
+                && let Err(strangers) = self.check_controllers(theirs)
+            {
+                return strangers;
+            }
+            if ownership.changed().await.is_err() {
+                // The sender lives in `self`.
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Returns the refusal of the controllers that answered last, if they were refused.
     pub(crate) fn refused_controllers(&self) -> Option<Strangers> {
         let theirs = ClusterId(self.refused.load(Ordering::Relaxed));
@@ -122,7 +139,16 @@ impl Routing {
     pub(crate) fn update(&self, published: Published) {
         match published {
             Published::Ownership(ownership) => {
+                let followed = ownership.controller;
                 self.ownership.send_replace(ownership);
+                if let Some(followed) = followed
+                    && self.configs.follow_only(followed)
+                {
+                    tracing::warn!(
+                        "this node had heard from other controllers than those of cluster {followed}, which its group follows: \
+                         it forgets what they said. Correct --controllers"
+                    );
+                }
             }
             // A configuration without shards is not one yet: a joining node waits for its first snapshot.
             Published::Config(config) if config.shards() == 0 => {}

@@ -53,7 +53,7 @@ impl Channels {
         if let Some(channel) = self.open().get(&name) {
             return Ok(channel.clone());
         }
-        let endpoint = endpoint(address, &self.options)?;
+        let endpoint = endpoint(address, slot, &self.options)?;
         // The connector's own timeout covers TCP only, not a peer that accepts the connection and then stays silent.
         let channel = match timeout(self.options.connect_timeout, endpoint.connect()).await {
             Ok(Ok(channel)) => channel,
@@ -80,16 +80,25 @@ pub(crate) fn short(address: &str) -> Arc<str> {
     address.strip_suffix('/').unwrap_or(address).into()
 }
 
-fn endpoint(address: &str, options: &ClientOptions) -> Result<Endpoint, ConnectError> {
-    Ok(Endpoint::from(parse_address(address)?)
+fn endpoint(address: &str, slot: Slot, options: &ClientOptions) -> Result<Endpoint, ConnectError> {
+    let (stream, connection) = match slot {
+        Slot::Bulk => (options.scan_window_bytes, options.all_scans_window_bytes),
+        // The default windows of 64 KB would make a batch stream wait in every round trip.
+        Slot::Control | Slot::Calls(_) => (4 << 20, 8 << 20),
+    };
+    let mut endpoint = Endpoint::from(parse_address(address)?);
+    if let Some(name) = &options.user_agent {
+        let refused = |error: tonic::transport::Error| ConnectError::UserAgent(error.to_string());
+        endpoint = endpoint.user_agent(name.as_str()).map_err(refused)?;
+    }
+    Ok(endpoint
         .connect_timeout(options.connect_timeout)
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true)
         .tcp_nodelay(true)
-        // The default windows of 64 KB would make a batch stream wait in every round trip.
-        .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(8 << 20))
+        .initial_stream_window_size(stream)
+        .initial_connection_window_size(connection))
 }
 
 /// Returns the text of the innermost cause, which says "connection refused" where the outer ones say "transport error".

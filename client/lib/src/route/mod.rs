@@ -34,7 +34,7 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
-use types::{ConfigNum, Gid, ShardConfig};
+use types::{ClusterId, ConfigNum, Gid, ShardConfig};
 
 pub(crate) use channels::Slot;
 pub(crate) use channels::short;
@@ -75,6 +75,13 @@ pub(crate) type Mark = MetadataValue<Ascii>;
 
 /// The cluster's id as calls carry it, once a node of the cluster has told it.
 pub(crate) type ClusterMark = Arc<OnceLock<Mark>>;
+
+fn set_mark(mark: &ClusterMark, cluster: u64) {
+    if let Ok(value) = format!("{cluster:016x}").parse() {
+        // Set once: a router has one cluster.
+        let _ = mark.set(value);
+    }
+}
 
 /// Marks each call as not to be forwarded, and with its destination's cluster and group, because by now the
 /// address may be another group's. Nodes that tell no cluster may have another gid than the one that stands for them here, so
@@ -137,13 +144,15 @@ impl Router {
         ))
     }
 
-    /// Creates a router that follows the configurations that a test puts into `configs`. Their numbers must rise.
-    #[cfg(test)]
+    /// Creates a router that follows the configurations of `cluster` that others put into `configs`. Their numbers must rise.
     pub(crate) fn follow(
         options: ClientOptions,
+        cluster: ClusterId,
         configs: watch::Receiver<Option<Arc<ShardConfig>>>,
     ) -> Result<Self, ConnectError> {
-        options.validate()?;
+        options.validate_without_address()?;
+        let mark = ClusterMark::default();
+        set_mark(&mark, cluster.0);
         let options = Arc::new(options);
         let channels = Arc::new(Channels::new(Arc::clone(&options)));
         let (wanted, _) = watch::channel(Wanted::default());
@@ -151,7 +160,7 @@ impl Router {
         Ok(Self::of(
             options,
             channels,
-            (configs, ClusterMark::default()),
+            (configs, mark),
             wanted,
             trouble,
         ))

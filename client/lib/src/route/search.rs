@@ -307,7 +307,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use tokio::sync::watch;
-    use types::{ConfigDelta, ConfigNum, ShardConfig};
+    use types::{ClusterId, ConfigDelta, ConfigNum, ShardConfig};
 
     use super::*;
     use crate::ClientOptions;
@@ -326,7 +326,10 @@ mod tests {
     fn router(config: Arc<ShardConfig>) -> (watch::Sender<Option<Arc<ShardConfig>>>, Router) {
         let (configs, config) = watch::channel(Some(config));
         let options = ClientOptions::new(["http://a:1/", "b:2"]);
-        (configs, Router::follow(options, config).unwrap())
+        (
+            configs,
+            Router::follow(options, ClusterId(7), config).unwrap(),
+        )
     }
 
     fn one() -> Router {

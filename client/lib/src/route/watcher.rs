@@ -270,10 +270,7 @@ impl Watcher {
         let next = advance(current.as_deref(), message)?;
         if ours == 0 && theirs != 0 {
             self.place.cluster = theirs;
-            if let Ok(mark) = format!("{theirs:016x}").parse() {
-                // Set once: the watch has one cluster.
-                let _ = self.cluster.set(mark);
-            }
+            super::set_mark(&self.cluster, theirs);
         }
         if let Some(next) = next {
             self.configs.send_replace(Some(Arc::new(next)));

@@ -210,7 +210,13 @@ impl Follower {
     /// Applies messages until the feed ends, and returns the reason.
     async fn take_in(&self, feed: &mut Feed) -> FollowError {
         loop {
-            let message = match feed.next().await {
+            let source = feed.source.0;
+            let message = tokio::select! {
+                message = feed.next() => message,
+                // These controllers may have nothing more to say, and would be followed for ever.
+                strangers = self.routing.forsaken(source), if source != ClusterId(0) => return strangers.into(),
+            };
+            let message = match message {
                 Ok(message) => message,
                 Err(error) => return error.into(),
             };

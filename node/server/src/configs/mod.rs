@@ -33,11 +33,21 @@ pub(crate) struct Known {
 }
 
 /// The configurations that this node knows.
+///
+/// Invariant: once the group's own state names its controllers, the known configuration and the steps are theirs.
 #[derive(Debug, Default)]
 pub(crate) struct Configs {
     known: watch::Sender<Option<Known>>,
+    /// Locked while the known configuration is changed.
+    history: Mutex<History>,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    /// The cluster of the controllers that the group follows, once its own state names it.
+    followed: Option<ClusterId>,
     /// The latest steps, oldest first, without a gap. Empty on nodes that don't follow controllers.
-    recent: Mutex<VecDeque<Arc<ConfigDelta>>>,
+    recent: VecDeque<Arc<ConfigDelta>>,
 }
 
 /// The reason why a message of the controllers was not taken. The watch ends, and the next controller is tried.
@@ -79,6 +89,20 @@ impl Configs {
         self.known.send_replace(Some(Known { cluster, config }));
     }
 
+    /// Takes in that the group follows the controllers of `cluster`. What other controllers told this node before is forgotten.
+    /// Returns true if anything was.
+    pub(crate) fn follow_only(&self, cluster: ClusterId) -> bool {
+        let mut history = self.lock();
+        history.followed = Some(cluster);
+        let foreign = |known: &Known| known.cluster != cluster;
+        let forgets = self.known.borrow().as_ref().is_some_and(foreign);
+        if forgets {
+            history.recent.clear();
+            self.known.send_replace(None);
+        }
+        forgets
+    }
+
     /// Applies a message of the controllers. Steps that are known already are skipped.
     pub(crate) fn advance(
         &self,
@@ -87,20 +111,19 @@ impl Configs {
         full: Option<ShardConfig>,
         deltas: Vec<ConfigDelta>,
     ) -> Result<(), AdvanceError> {
+        let mut history = self.lock();
         let before = self.known();
-        if let Some(before) = &before
-            && before.cluster != cluster
-        {
+        let ours = history.followed.or(before.as_ref().map(|it| it.cluster));
+        if let Some(ours) = ours.filter(|ours| *ours != cluster) {
             return Err(AdvanceError::Stranger {
                 theirs: cluster,
-                ours: before.cluster,
+                ours,
             });
         }
         // The number comes from the network and decides the size of an allocation.
         if !(1..=MAX_SHARDS).contains(&shards) {
             return Err(ConfigError::ShardCount(shards.into()).into());
         }
-        let mut recent = self.lock_recent();
         let mut config = match &before {
             Some(known) => (*known.config).clone(),
             None => ShardConfig::empty(shards),
@@ -120,21 +143,22 @@ impl Configs {
         }
         // The state changes only here: after an error nothing has changed.
         if begins {
-            recent.clear();
+            history.recent.clear();
         }
-        recent.extend(new);
-        bound(&mut recent);
-        drop(recent);
+        history.recent.extend(new);
+        bound(&mut history.recent);
         if started || config.num() > from {
             self.replace(cluster, Arc::new(config));
         }
+        drop(history);
         Ok(())
     }
 
     /// Returns the configurations that a watcher with configuration `after` lacks, or the first of them, and the number
     /// that the watcher then has. Returns `None` if nothing is known.
     pub(crate) fn since(&self, after: ConfigNum) -> Option<(v1::WatchResponse, ConfigNum)> {
-        let recent = self.lock_recent();
+        let history = self.lock();
+        let recent = &history.recent;
         let Known { cluster, config } = self.known()?;
         let latest = config.num();
         let mut response = v1::WatchResponse {
@@ -151,7 +175,7 @@ impl Configs {
         let next = after.next();
         let kept = recent.front().is_some_and(|oldest| oldest.num <= next);
         if !kept {
-            drop(recent);
+            drop(history);
             response.full = Some(config_to_wire(&config));
             return Some((response, latest));
         }
@@ -163,15 +187,15 @@ impl Configs {
             fits
         });
         let lacking: Vec<Arc<ConfigDelta>> = lacking.cloned().collect();
-        drop(recent);
+        drop(history);
         let last = lacking.last().map_or(latest, |delta| delta.num);
         response.deltas = lacking.iter().map(|delta| delta_to_wire(delta)).collect();
         Some((response, last))
     }
 
-    fn lock_recent(&self) -> MutexGuard<'_, VecDeque<Arc<ConfigDelta>>> {
+    fn lock(&self) -> MutexGuard<'_, History> {
         // Steps are added one by one, so the queue has no gap between any two statements.
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -283,7 +307,7 @@ mod tests {
     #[test]
     fn few_large_steps_are_kept() {
         let configs = scattered(MAX_RECENT_CHANGES / 2);
-        assert_eq!(configs.lock_recent().len(), 1);
+        assert_eq!(configs.lock().recent.len(), 1);
         let lacking = |after| configs.since(ConfigNum(after)).unwrap().0;
         assert_eq!(lacking(2).deltas.len(), 1);
         assert!(lacking(1).full.is_some());
@@ -317,7 +341,24 @@ mod tests {
         );
         let gap = vec![all[1].clone(), delta_to(4)];
         assert!(configs.advance(CLUSTER, 4, None, gap).is_err());
-        assert_eq!(configs.lock_recent().len(), 1, "nothing of it is kept");
+        assert_eq!(configs.lock().recent.len(), 1, "nothing of it is kept");
         assert!(configs.has(ConfigNum(1)) && !configs.has(ConfigNum(2)));
+    }
+
+    #[test]
+    fn what_strangers_told_is_forgotten_once_the_groups_state_names_its_controllers() {
+        let (ours, strangers) = (CLUSTER, ClusterId(8));
+        let configs = Configs::default();
+        configs.advance(strangers, 4, None, deltas(3)).unwrap();
+        let mut watch = configs.watch();
+        assert!(configs.follow_only(ours));
+        assert!(watch.has_changed().unwrap() && watch.borrow_and_update().is_none());
+        // A message of theirs that was on its way changes nothing.
+        assert!(configs.advance(strangers, 4, None, deltas(3)).is_err());
+        assert!(configs.since(ConfigNum(0)).is_none());
+        configs.advance(ours, 4, None, deltas(1)).unwrap();
+        assert!(!configs.follow_only(ours), "there is nothing to forget");
+        let (message, have) = configs.since(ConfigNum(0)).unwrap();
+        assert_eq!((message.cluster_id, have), (ours.0, ConfigNum(1)));
     }
 }

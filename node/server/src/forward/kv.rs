@@ -188,7 +188,8 @@ pub(crate) fn own_group(forwarder: &Forwarder) -> Destination {
     }
 }
 
-fn no_config() -> ErrorDetail {
+/// Returns the error of a request that can't be routed, because this node knows no configuration.
+pub(crate) fn no_config() -> ErrorDetail {
     errors::unavailable("this node has not heard from the controllers yet", 100)
 }
 

@@ -37,7 +37,7 @@ use types::{ConfigNum, Gid};
 
 pub(crate) use channels::{ChannelError, Channels};
 pub(crate) use ctrl::{ControllerRequest, controllers};
-pub(crate) use kv::{export, item, open_session, own_group, scan};
+pub(crate) use kv::{export, item, no_config, open_session, own_group, scan};
 pub(crate) use leaders::Leaders;
 pub(crate) use request::Repeat;
 

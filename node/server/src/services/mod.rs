@@ -1,6 +1,7 @@
 //! The gRPC services.
 
 pub(crate) mod admin;
+pub(crate) mod all_groups;
 pub(crate) mod answers;
 pub(crate) mod batch;
 pub(crate) mod ctrl;

@@ -4,8 +4,7 @@
 //! checks in the same state that the shards are served here. So a page costs the replica's thread as much as a point look-up.
 //! A page is read when the caller asks for it, holds a share of a budget until it was fetched, and is dropped when the caller goes.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
 
 use api::errors;
 use api::v1::{ErrorDetail, Pair, ScanRequest, ScanResponse};
@@ -14,11 +13,12 @@ use futures::{FutureExt as _, StreamExt as _};
 use shardkv::{
     GroupKind, MAX_KEY_BYTES, MAX_SCAN_PAIRS, PageRequest, Query, Response as Outcome, read_page,
 };
-use shardkv_client::{Client, ClientOptions, ConnectError, ScanOptions};
+use shardkv_client::ScanOptions;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Streaming;
-use types::ShardSet;
+use types::{ClusterId, ShardSet};
 
+use super::all_groups::AllGroups;
 use super::pages::{PageSender, Pages, pages};
 use crate::admission::Admission;
 use crate::convert::kv;
@@ -52,24 +52,7 @@ pub(crate) struct Scanner {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) readers: Arc<Readers>,
     pub(crate) limits: Limits,
-    /// The addresses that the client below begins with: those of the controllers, or of this group's nodes.
-    pub(crate) seeds: Vec<String>,
-    pub(crate) request_timeout: Duration,
-    /// A client that reads from all groups; created at the first scan that needs it.
-    pub(crate) all_groups: OnceLock<Result<Client, ConnectError>>,
-}
-
-impl Scanner {
-    /// Returns the client that reads from all groups.
-    fn all_groups(&self) -> Result<Client, ErrorDetail> {
-        let create = || {
-            let mut options = ClientOptions::new(self.seeds.clone());
-            options.request_timeout = self.request_timeout;
-            Client::lazy(options)
-        };
-        let client = self.all_groups.get_or_init(create).clone();
-        client.map_err(|error| errors::unavailable(error, 1_000))
-    }
+    pub(crate) all_groups: AllGroups,
 }
 
 /// Starts a scan.
@@ -182,7 +165,8 @@ impl Scan {
 
     /// Sends the pairs of all groups: a client of its own reads them and merges the results.
     async fn everywhere(self, mut pages: PageSender, _slot: OwnedSemaphorePermit) {
-        let client = match self.scanner.all_groups() {
+        let configs = self.scanner.routing.configs();
+        let (client, cluster) = match self.scanner.all_groups.client(configs) {
             Ok(client) => client,
             Err(error) => return self.refuse(pages, &error).await,
         };
@@ -204,13 +188,23 @@ impl Scan {
             let Some(page) = room.unless_gone(gathered).await else {
                 return;
             };
-            match page {
+            match page.and_then(|page| self.check_cluster(cluster).map(|()| page)) {
                 Ok(None) => break,
                 Ok(Some((page, share))) => room.send(response(page), Some(share)),
                 Err(error) => return self.refuse(pages, &error).await,
             }
         }
         pages.end().await;
+    }
+
+    /// Fails if the node has learnt meanwhile that its group follows other controllers than those of `cluster`.
+    fn check_cluster(&self, cluster: ClusterId) -> Result<(), ErrorDetail> {
+        let known = self.scanner.routing.configs().known();
+        if known.is_some_and(|known| known.cluster == cluster) {
+            return Ok(());
+        }
+        let why = "the scan read from another cluster than the node's: begin anew";
+        Err(errors::unavailable(why, 100))
     }
 
     /// Returns the next page with its share of the budget; `None` at the end. `held` is the share of the pages that `pairs` holds.

@@ -17,6 +17,7 @@ use types::{ConfigNum, Gid};
 use crate::admission::Admission;
 use crate::configs::standalone;
 use crate::convert::{ctrl, kv};
+use crate::forward::no_config;
 use crate::lifecycle::Lifecycle;
 use crate::peers::Peers;
 use crate::replica_handle::ReplicaHandle;
@@ -59,9 +60,11 @@ impl Watches {
             have: ConfigNum(request.after),
             group: (request.gid != 0).then_some(Gid(request.gid)),
             begun: request.begun,
+            cluster: 0,
             _slot: slot,
         };
         let (first, _) = watcher.lacking().await?;
+        watcher.cluster = first.cluster_id;
         let (messages, stream) = mpsc::channel(1);
         tokio::spawn(watcher.run(first, messages));
         Ok(ReceiverStream::new(stream))
@@ -75,6 +78,8 @@ struct Watcher {
     group: Option<Gid>,
     /// True if the group has a configuration.
     begun: bool,
+    /// The cluster of the configurations, which the first message names; 0 before.
+    cluster: u64,
     /// Given back when the watch ends.
     _slot: OwnedSemaphorePermit,
 }
@@ -167,9 +172,12 @@ impl Watcher {
 
     fn by_cache(&self) -> Result<WatchResponse, ErrorDetail> {
         let since = self.handles.routing.configs().since(self.have);
-        let (response, _) = since.ok_or_else(|| {
-            errors::unavailable("this node has not heard from the controllers yet", 100)
-        })?;
+        let (response, _) = since.ok_or_else(no_config)?;
+        if self.cluster != 0 && self.cluster != response.cluster_id {
+            // The numbers of one cluster's configurations say nothing about those of another.
+            let why = "this node follows other controllers now than when the watch began";
+            return Err(errors::unavailable(why, 100));
+        }
         Ok(response)
     }
 

@@ -2,6 +2,11 @@
 
 use std::fs;
 
+use api::v1::kv_client::KvClient;
+use api::v1::{ScanRequest, ScanResponse};
+use futures::TryStreamExt as _;
+use tonic::Status;
+
 use crate::bad_input::http_get;
 use crate::wait::{holds, until};
 use crate::world::{Plain, World, channel};
@@ -11,6 +16,73 @@ async fn refuses(world: &World, gid: u64, node: u16) -> bool {
     let text = http_get(world.group(gid).metrics(node), "/metrics").await;
     text.lines()
         .any(|line| line == "shardkv_foreign_controllers 1")
+}
+
+/// Returns all keys that a scan through a node finds.
+async fn scanned(world: &World, gid: u64, node: u16) -> Result<Vec<String>, Status> {
+    let mut kv = KvClient::new(channel(world.group(gid), node).await);
+    let request = ScanRequest {
+        keys_only: true,
+        ..ScanRequest::default()
+    };
+    let pages: Vec<ScanResponse> = kv.scan(request).await?.into_inner().try_collect().await?;
+    let pairs = pages.into_iter().flat_map(|page| page.pairs);
+    Ok(pairs
+        .map(|pair| String::from_utf8(pair.key.to_vec()).unwrap())
+        .collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scans_show_the_groups_own_cluster_whatever_controllers_answer() {
+    let mut world = World::start(1, 3).await;
+    let other = World::start(1, 1).await;
+    for (world, key) in [(&world, "ours"), (&other, "theirs")] {
+        world.join(1, channel(&world.controllers, 0).await).await;
+        world.settled().await;
+        let mut plain = Plain::new(channel(world.group(1), 0).await).await;
+        plain.put(key, "value").await;
+    }
+    let right = world.controllers.addresses().join(",");
+    let wrong = other.controllers.addresses().join(",");
+    let refusal = async |world: &World, node| {
+        world.group(1).status(node).await;
+        until("the node refuses the strangers", async || {
+            let ready = world.group(1).readyz(node).await;
+            holds(refuses(world, 1, node).await, ready)
+        })
+        .await;
+    };
+
+    // A node that knows its group's configurations goes on with them.
+    let group = &mut world.groups[0];
+    group.set("controllers", &wrong);
+    group.kill(0);
+    group.start_node(0);
+    refusal(&world, 0).await;
+    let found = until("the node scans", async || scanned(&world, 1, 0).await).await;
+    assert_eq!(found, ["ours"]);
+
+    // A node that begins anew hears from the strangers before it knows its group. It forgets what they said.
+    let group = &mut world.groups[0];
+    let before = group.status(1).await.node_id;
+    group.kill(1);
+    fs::remove_dir_all(group.data(1)).unwrap();
+    group.start_node(1);
+    let status = group.status_when(1, "the node is a member again", |status| {
+        let is_own = |member: &shardkv_client::MemberStatus| member.node_id == status.node_id;
+        status.node_id != before && status.members.iter().any(|it| is_own(it) && it.voter)
+    });
+    status.await;
+    refusal(&world, 1).await;
+    let refused = scanned(&world, 1, 1).await.unwrap_err();
+    assert!(refused.message().contains("not heard from"), "{refused:?}");
+
+    let group = &mut world.groups[0];
+    group.set("controllers", &right);
+    group.kill(1);
+    group.start_node(1);
+    let found = until("the node scans", async || scanned(&world, 1, 1).await).await;
+    assert_eq!(found, ["ours"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -78,6 +150,8 @@ async fn groups_refuse_other_controllers_and_serve_on_without_any() {
                 assert_eq!(plain.get(&key).await.as_deref(), Some(before));
                 plain.put(&key, "after").await;
             }
+            let found = until("a node scans", async || scanned(&world, gid, node).await).await;
+            assert_eq!(found.len(), KEYS);
         }
     }
     for group in &mut world.groups {
