@@ -113,7 +113,7 @@ fn after_prefix(prefix: &Bytes) -> Bytes {
 /// a shard moves, the scan continues after the last key that it returned. It ends after the first error.
 pub struct Scan {
     pairs: BoxStream<'static, Result<Pair, Error>>,
-    /// The bytes of the pages that the sources hold.
+    /// The bytes of the pages and windows that the sources hold.
     held_bytes: Arc<AtomicUsize>,
 }
 
@@ -132,7 +132,8 @@ impl Stream for Scan {
 }
 
 impl Scan {
-    /// Returns the approximate bytes of the pages that the scan holds, at most one for each group.
+    /// Returns the approximate bytes that the scan holds: for each group that has pairs left at most one page, and the window of
+    /// its stream ([`crate::ClientOptions::scan_window_bytes`]).
     pub fn held_bytes(&self) -> usize {
         self.held_bytes.load(Ordering::Relaxed)
     }
@@ -304,7 +305,8 @@ impl Merge {
     }
 
     fn count_held(&self) {
-        let held = self.sources.iter().map(|source| source.page_bytes).sum();
+        let window = self.router.options().scan_window_bytes as usize;
+        let held = self.sources.iter().map(|it| it.held_bytes(window)).sum();
         self.held_bytes.store(held, Ordering::Relaxed);
     }
 
@@ -346,6 +348,12 @@ impl Source {
         !self.finished && self.head.is_none() && self.page.len() == 0
     }
 
+    /// Returns the bytes of its page and of its stream, which has a window of this size.
+    fn held_bytes(&self, window: usize) -> usize {
+        let open = if self.finished { 0 } else { window };
+        self.page_bytes + open
+    }
+
     /// Makes the next pair the head, and returns its key.
     fn raise_head(&mut self) -> Option<Bytes> {
         self.head = self.page.next();
@@ -369,6 +377,7 @@ impl Source {
                     return Ok(());
                 }
                 Ok(None) => {
+                    self.pages = None;
                     self.page_bytes = 0;
                     self.finished = true;
                     return Ok(());

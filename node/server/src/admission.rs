@@ -10,7 +10,7 @@ use types::MAX_GROUPS;
 
 use crate::budget::Budget;
 use crate::options::Limits;
-use crate::page_budget::PageBudget;
+use crate::page_budget::{PageBudget, PageShare};
 
 /// Admits work up to the limits of the options, and refuses more as `Overloaded`.
 pub(crate) struct Admission {
@@ -23,6 +23,8 @@ pub(crate) struct Admission {
     pub(crate) relayed_pages: PageBudget,
     /// The budget of pages that scans over all groups hold, one of each group, until they are merged.
     pub(crate) merged_pages: PageBudget,
+    /// The window of HTTP/2 of a stream of pages from another node, which a node may fill before anything is read.
+    pub(crate) page_window_bytes: u32,
     scans: Arc<Semaphore>,
     /// Slots of their own for scans over all groups, because each needs a scan of this node's group, too.
     relayed_scans: Arc<Semaphore>,
@@ -44,6 +46,7 @@ impl Admission {
             pages: PageBudget::new(limits.max_scan_bytes, patience),
             relayed_pages: PageBudget::new(limits.max_scan_bytes, patience),
             merged_pages: PageBudget::new(limits.max_scan_bytes, patience),
+            page_window_bytes: page_window_bytes(limits),
             scans: Arc::new(Semaphore::new(limits.max_scans)),
             relayed_scans: Arc::new(Semaphore::new(limits.max_scans)),
             max_scans: limits.max_scans,
@@ -58,6 +61,13 @@ impl Admission {
     /// Returns the bytes of all pages that were read and not fetched.
     pub(crate) fn page_bytes(&self) -> usize {
         self.pages.used() + self.relayed_pages.used() + self.merged_pages.used()
+    }
+
+    /// Takes the share of the window of a stream of pages that is relayed.
+    pub(crate) async fn relayed_window(&self) -> Result<PageShare, ErrorDetail> {
+        self.relayed_pages
+            .take(self.page_window_bytes as usize)
+            .await
     }
 
     /// Admits a scan of this node's group for as long as the permit lives.
@@ -100,6 +110,22 @@ impl Admission {
         self.max_watchers
             .saturating_sub(self.watchers.available_permits())
     }
+}
+
+/// Returns the window of a stream of pages from another node: so small that those of all open scans together take a quarter of
+/// the budget, unless they would be too small to be of use.
+pub(crate) fn page_window_bytes(limits: &Limits) -> u32 {
+    let share = limits.max_scan_bytes / 4 / limits.max_scans.max(1);
+    u32::try_from(share)
+        .unwrap_or(u32::MAX)
+        .clamp(16 << 10, 1 << 20)
+}
+
+/// Returns the window of a connection for such streams. The budget bounds their windows, so none waits for the others.
+pub(crate) fn all_pages_window_bytes(limits: &Limits) -> u32 {
+    u32::try_from(limits.max_scan_bytes)
+        .unwrap_or(u32::MAX)
+        .min((1 << 31) - 1)
 }
 
 fn acquire(

@@ -17,7 +17,7 @@ const LEAST_STORE: u64 = 32;
 const LEAST_CONNECTIONS: u64 = 32;
 
 /// Returns the most connections to nodes of other groups that are kept. A node talks mostly to the leaders of other groups, so
-/// with the default options this is enough for a thousand groups.
+/// with the default options this is enough for 900 groups, and for streams of pages from some of them.
 pub(crate) fn kept_connections(max_connections: usize) -> usize {
     (max_connections / 4).clamp(16, 1_024)
 }

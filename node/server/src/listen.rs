@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::future::poll_fn;
@@ -81,6 +81,14 @@ impl Slot {
             Some(seat) => seat.poll_closed(cx),
             None => Poll::Pending,
         }
+    }
+
+    /// Returns an error when the connection must end. Otherwise one whose other end reads nothing would wait for it.
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match self.poll_closed(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        })
     }
 }
 
@@ -183,6 +191,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.slot.poll_writable(context))?;
         Pin::new(&mut self.stream).poll_write(context, data)
     }
 
@@ -191,6 +200,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.slot.poll_writable(context))?;
         Pin::new(&mut self.stream).poll_write_vectored(context, data)
     }
 
@@ -199,10 +209,48 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.slot.poll_writable(context))?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_lost_its_place_ends_though_its_other_end_reads_nothing() {
+        let (listener, address) = bind("127.0.0.1:0").await.unwrap();
+        let bounds = Bounds {
+            most: 0,
+            reserved: 1,
+            patience: Duration::from_secs(10),
+        };
+        let mut arriving = connections(listener, bounds, Arc::new(Metrics::new()));
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        silent.write_all(b"x").await.unwrap();
+        let mut connection = arriving.next().await.unwrap().unwrap();
+        let data = vec![0; 64 << 10];
+        let blocked = poll_fn(|cx| {
+            // Until the kernel takes no more.
+            while let Poll::Ready(written) = Pin::new(&mut connection).poll_write(cx, &data) {
+                written.unwrap();
+            }
+            Poll::Ready(())
+        });
+        blocked.await;
+        let _newer = TcpStream::connect(address).await.unwrap();
+        let written = timeout(Duration::from_secs(10), connection.write(&data)).await;
+        let error = written.expect("the write ends").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+        let flushed = timeout(Duration::from_secs(10), connection.flush()).await;
+        assert!(flushed.expect("the flush ends").is_err());
     }
 }

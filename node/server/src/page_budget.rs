@@ -46,8 +46,8 @@ impl PageBudget {
         self.take_units(units(bytes).min(self.total)).await
     }
 
-    /// Enlarges a share to `bytes`, at most the whole budget. It never gets smaller.
-    pub(crate) async fn enlarge(
+    /// Changes a share to `bytes`, at most the whole budget.
+    pub(crate) async fn resize(
         &self,
         share: &mut PageShare,
         bytes: usize,
@@ -56,6 +56,8 @@ impl PageBudget {
         if let more @ 1.. = wanted.saturating_sub(share.0.num_permits()) {
             let more = u32::try_from(more).unwrap_or(self.total);
             share.0.merge(self.take_units(more).await?.0);
+        } else {
+            share.shrink(bytes);
         }
         Ok(())
     }
@@ -118,8 +120,14 @@ mod tests {
         assert_eq!(budget.used(), 100 << 10, "at most the whole budget");
         drop(whole);
         let mut share = budget.take(0).await.unwrap();
-        for (bytes, used) in [(3_000, 3 << 10), (10, 3 << 10), (usize::MAX, 100 << 10)] {
-            budget.enlarge(&mut share, bytes).await.unwrap();
+        let steps = [
+            (3_000, 3 << 10),
+            (10, 1 << 10),
+            (usize::MAX, 100 << 10),
+            (0, 0),
+        ];
+        for (bytes, used) in steps {
+            budget.resize(&mut share, bytes).await.unwrap();
             assert_eq!(budget.used(), used, "{bytes}");
         }
     }

@@ -9,7 +9,7 @@ use shardkv_client::ClientOptions;
 use storage::{Disk, StateReads};
 use tokio::sync::oneshot;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, all_pages_window_bytes, page_window_bytes};
 use crate::configs::follow::Follower;
 use crate::configs::kept;
 use crate::exit::Fatal;
@@ -216,6 +216,8 @@ impl Parts {
     fn scan_options(&self) -> ClientOptions {
         ClientOptions {
             request_timeout: self.options.request_timeout,
+            scan_window_bytes: page_window_bytes(&self.options.limits),
+            all_scans_window_bytes: all_pages_window_bytes(&self.options.limits),
             user_agent: Some(NODE.to_owned()),
             ..ClientOptions::new(Vec::<String>::new())
         }

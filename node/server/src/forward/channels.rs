@@ -34,10 +34,18 @@ impl ChannelError {
     }
 }
 
+/// The windows of HTTP/2: the bytes that the other end may send before they are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Windows {
+    pub(crate) stream_bytes: u32,
+    pub(crate) connection_bytes: u32,
+}
+
 /// The kept connections, by address.
 #[derive(Debug)]
 pub(crate) struct Channels {
     network: Network,
+    windows: Windows,
     /// The most connections that are kept; beyond it the least recently used one is dropped.
     max_kept: usize,
     kept: Mutex<BTreeMap<String, Kept>>,
@@ -51,9 +59,10 @@ struct Kept {
 
 impl Channels {
     /// Creates an empty set that keeps at most `max_kept` connections.
-    pub(crate) fn new(network: Network, max_kept: usize) -> Self {
+    pub(crate) fn new(network: Network, windows: Windows, max_kept: usize) -> Self {
         Self {
             network,
+            windows,
             max_kept,
             kept: Mutex::default(),
         }
@@ -107,8 +116,8 @@ impl Channels {
             .http2_keep_alive_interval(network.keepalive_interval)
             .keep_alive_timeout(network.keepalive_timeout)
             .keep_alive_while_idle(true)
-            .initial_stream_window_size(network.stream_window_bytes)
-            .initial_connection_window_size(network.connection_window_bytes))
+            .initial_stream_window_size(self.windows.stream_bytes)
+            .initial_connection_window_size(self.windows.connection_bytes))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Kept>> {

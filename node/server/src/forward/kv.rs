@@ -12,7 +12,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use types::{Gid, ShardId, shard_of};
 
-use super::{Destination, Forwarder, Repeat, call, once_for, repeat_of_write};
+use super::{Destination, Forwarder, Repeat, call, once_for, open, repeat_of_write};
 
 /// Forwards an item to the owner of its key.
 pub(crate) async fn item(forwarder: &Forwarder, item: Item) -> Result<ItemResponse, ErrorDetail> {
@@ -123,7 +123,7 @@ async fn pages<F>(
 where
     F: Future<Output = Result<Streaming<ScanResponse>, tonic::Status>>,
 {
-    call(forwarder, route, (Repeat::Freely, 0), |channel, gid| {
+    open(forwarder, route, |channel, gid| {
         let client = KvClient::new(channel).max_decoding_message_size(usize::MAX);
         ask(client, gid)
     })

@@ -41,8 +41,10 @@ pub(crate) use kv::{export, item, no_config, open_session, own_group, scan};
 pub(crate) use leaders::Leaders;
 pub(crate) use request::Repeat;
 
+use channels::Windows;
 use places::{Place, Places};
 
+use crate::admission::{all_pages_window_bytes, page_window_bytes};
 use crate::files;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -63,9 +65,15 @@ const POLICY: Policy = Policy {
 /// The time that a configuration which another group has already may take to arrive here.
 const CONFIG_PATIENCE: Duration = Duration::from_secs(1);
 
+/// The kept connections divided by this are for streams of pages.
+const PAGE_CONNECTIONS: usize = 8;
+
 /// Forwards requests: holds the connections, guesses and bounds.
 pub(crate) struct Forwarder {
     pub(crate) channels: Channels,
+    /// Connections of their own for streams of pages: callers that don't fetch fill the windows of HTTP/2, and nothing else must
+    /// wait behind them.
+    page_channels: Channels,
     pub(crate) leaders: Leaders,
     places: Arc<Places>,
     lifecycle: Arc<Lifecycle>,
@@ -94,15 +102,26 @@ impl Forwarder {
         routing: Arc<Routing>,
         metrics: Arc<Metrics>,
     ) -> Self {
+        let Options {
+            network, limits, ..
+        } = options;
+        let kept = files::kept_connections(limits.max_connections);
+        let windows = Windows {
+            stream_bytes: network.stream_window_bytes,
+            connection_bytes: network.connection_window_bytes,
+        };
+        let page_windows = Windows {
+            stream_bytes: page_window_bytes(limits),
+            connection_bytes: all_pages_window_bytes(limits),
+        };
+        let kept_for_pages = kept / PAGE_CONNECTIONS;
         Self {
-            channels: Channels::new(
-                options.network,
-                files::kept_connections(options.limits.max_connections),
-            ),
+            channels: Channels::new(*network, windows, kept - kept_for_pages),
+            page_channels: Channels::new(*network, page_windows, kept_for_pages),
             leaders: Leaders::default(),
             places: Arc::new(Places::new(
                 options.max_forwarded,
-                options.limits.max_inflight_bytes,
+                limits.max_inflight_bytes,
             )),
             lifecycle,
             peers,
@@ -110,7 +129,7 @@ impl Forwarder {
             metrics,
             controllers: options.controllers.clone(),
             request_timeout: options.request_timeout,
-            max_request_bytes: options.limits.max_request_bytes,
+            max_request_bytes: limits.max_request_bytes,
         }
     }
 }
@@ -173,17 +192,32 @@ pub(crate) async fn call<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    forwarder.metrics.forwarded.inc();
-    let result = reach(forwarder, route, (repeat, bytes), call).await;
-    if result.is_err() {
-        forwarder.metrics.forward_failures.inc();
-    }
-    result
+    reach(forwarder, &forwarder.channels, route, (repeat, bytes), call).await
+}
+
+/// Opens a stream of pages: as [`call`], over connections of their own.
+pub(crate) async fn open<T, F>(
+    forwarder: &Forwarder,
+    route: impl Fn() -> Result<Destination, ErrorDetail>,
+    call: impl Fn(Channel, Gid) -> F,
+) -> Result<T, ErrorDetail>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    reach(
+        forwarder,
+        &forwarder.page_channels,
+        route,
+        (Repeat::Freely, 0),
+        call,
+    )
+    .await
 }
 
 /// Calls the leader of the group that `route` returns, which is asked again before each attempt.
 async fn reach<T, F>(
     forwarder: &Forwarder,
+    channels: &Channels,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     (repeat, bytes): (Repeat, usize),
     call: impl Fn(Channel, Gid) -> F,
@@ -191,8 +225,12 @@ async fn reach<T, F>(
 where
     F: Future<Output = Result<T, Status>>,
 {
-    let mut attempts = Forwarded::new(forwarder, repeat, bytes);
+    forwarder.metrics.forwarded.inc();
+    let mut attempts = Forwarded::new(forwarder, channels, repeat, bytes);
     let result = attempts.run(route, call).await;
+    if result.is_err() {
+        forwarder.metrics.forward_failures.inc();
+    }
     let doubt = attempts.engine.attempts.doubt && repeat == Repeat::ByName;
     result.map_err(|error| if doubt { in_doubt(error) } else { error })
 }
@@ -200,6 +238,7 @@ where
 /// One call that is being forwarded.
 struct Forwarded<'a> {
     forwarder: &'a Forwarder,
+    channels: &'a Channels,
     engine: SingleCall,
     start: Instant,
     deadline: Instant,
@@ -211,11 +250,12 @@ struct Forwarded<'a> {
 }
 
 impl<'a> Forwarded<'a> {
-    fn new(forwarder: &'a Forwarder, repeat: Repeat, bytes: usize) -> Self {
+    fn new(forwarder: &'a Forwarder, channels: &'a Channels, repeat: Repeat, bytes: usize) -> Self {
         let start = Instant::now();
         let jitter = Jitter::new(RandomState::new().hash_one(0));
         Self {
             forwarder,
+            channels,
             engine: SingleCall::new(repeat, POLICY, jitter),
             start,
             deadline: start + forwarder.request_timeout,
@@ -241,7 +281,7 @@ impl<'a> Forwarded<'a> {
             let Some(leader) = forwarder.leaders.next(to.gid, &to.addresses, turn) else {
                 return Err(self.last.take().unwrap_or_else(|| no_node(to.gid)));
             };
-            let connecting = forwarder.channels.get(&leader.address);
+            let connecting = self.channels.get(&leader.address);
             let channel = match timeout_at(self.deadline, connecting).await {
                 Ok(Ok(channel)) => channel,
                 Ok(Err(error)) => {
@@ -293,7 +333,7 @@ impl<'a> Forwarded<'a> {
         let refused = refused(status, detail.clone());
         if detail.is_none() || refused.refusal == Refusal::WrongCluster {
             // The next connection resolves the name again.
-            forwarder.channels.discard(&leader.address);
+            self.channels.discard(&leader.address);
         }
         if detail.is_none() {
             let unsent = refused.refusal == Refusal::NotSent;

@@ -1,4 +1,5 @@
-//! Calls over connections of the reserve: those of nodes and operators are served, and those of clients are refused.
+//! Calls over connections of the reserve: those of nodes and operators are served, and those of clients are refused. Only the former
+//! keep a connection its place.
 //!
 //! The path tells a call of a node or an operator, and the user agent a request that a node forwards. A client that claims to be a
 //! node is served: the reserve keeps out clients that are too many, not clients that lie.
@@ -44,7 +45,7 @@ pub(crate) struct ReserveLayer {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// Refuses clients' calls over connections of the reserve, and counts the other calls there.
+/// Refuses clients' calls over connections of the reserve, and counts those of nodes and operators there.
 #[derive(Clone)]
 pub(crate) struct ReserveService<S> {
     inner: S,
@@ -85,13 +86,14 @@ where
             let limit = self.layer.max_connections as u64;
             let error = errors::overloaded("connections", limit, RETRY_AFTER_MS);
             let refusal = self.layer.metrics.reject(&error).into_http();
-            let call = seat.begin();
             let refused = async move {
                 read_rest(request.into_body()).await;
-                drop(call);
                 Ok(refusal)
             };
             return Either::Right(refused.boxed());
+        }
+        if !keeps_place(&request) {
+            return Either::Left(self.inner.call(request));
         }
         let call = seat.begin();
         let answer = self.inner.call(request);
@@ -128,6 +130,12 @@ fn is_clients<B>(request: &Request<B>) -> bool {
     };
     let agent = request.headers().get(USER_AGENT);
     of_clients && !agent.is_some_and(|agent| agent.as_bytes().starts_with(NODE.as_bytes()))
+}
+
+/// Returns true for a call of the store's own services. Health and reflection are served too, but any client may keep a call of
+/// theirs open, so it doesn't keep the connection its place.
+fn keeps_place<B>(request: &Request<B>) -> bool {
+    request.uri().path().starts_with("/shardkv.")
 }
 
 /// The body of a response, with its call.
@@ -178,6 +186,71 @@ mod tests {
             assert_eq!(is_clients(&of_other), expected, "{path}");
             let of_node = request(path, "shardkv-node tonic/0.14");
             assert!(!is_clients(&of_node), "{path}");
+        }
+    }
+
+    /// A service that never answers.
+    #[derive(Clone)]
+    struct Silent;
+
+    impl Service<Request<Body>> for Silent {
+        type Response = Response<Body>;
+        type Error = std::convert::Infallible;
+        type Future = std::future::Pending<Result<Response<Body>, Self::Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<Body>) -> Self::Future {
+            std::future::pending()
+        }
+    }
+
+    /// A body that never ends.
+    struct Endless;
+
+    impl hyper::body::Body for Endless {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test]
+    async fn only_calls_of_nodes_and_operators_keep_a_connection_its_place() {
+        let table = [
+            ("/shardkv.v1.Raft/Stream", true),
+            ("/shardkv.v1.Admin/Status", true),
+            ("/shardkv.v1.Kv/Batch", false),
+            ("/grpc.health.v1.Health/Watch", false),
+            (
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                false,
+            ),
+        ];
+        for (path, keeps) in table {
+            let clients = Arc::new(tokio::sync::Semaphore::new(0));
+            let reserve = super::super::Reserve::new(1, clients);
+            let layer = ReserveLayer {
+                max_connections: 1,
+                metrics: Arc::new(Metrics::new()),
+            };
+            let mut request = Request::builder()
+                .uri(path)
+                .body(Body::new(Endless))
+                .unwrap();
+            // The connection holds it, too.
+            let seat = reserve.enter();
+            request.extensions_mut().insert(Origin(seat.clone()));
+            let mut call = layer.layer(Silent).call(request);
+            assert!((&mut call).now_or_never().is_none(), "{path} goes on");
+            assert_eq!(reserve.enter().is_none(), keeps, "{path}");
         }
     }
 }

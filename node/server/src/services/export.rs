@@ -49,10 +49,11 @@ pub(crate) async fn open(
     match view {
         Ok(view) => drop(tokio::spawn(send(metrics, view, pages, slot))),
         Err(error) if is_elsewhere(&error) && !forbidden => {
-            let from = forward::export(&exporter.forwarder, request).await?;
             let admission = Arc::clone(&exporter.admission);
+            let window = admission.relayed_window().await?;
+            let from = forward::export(&exporter.forwarder, request).await?;
             tokio::spawn(async move {
-                relay(&metrics, &admission.relayed_pages, from, pages).await;
+                relay(&metrics, &admission.relayed_pages, (from, window), pages).await;
                 drop(slot);
             });
         }
@@ -104,5 +105,8 @@ async fn send(
 }
 
 fn broken(error: &dyn std::fmt::Display) -> ErrorDetail {
-    errors::unavailable(format!("the export broke off: {error}"), 1_000)
+    errors::unavailable(
+        format!("the export of this shard broke off, so begin it anew: {error}"),
+        1_000,
+    )
 }

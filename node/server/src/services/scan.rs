@@ -148,17 +148,18 @@ impl Scan {
         } else {
             self.left
         };
-        match forward::scan(&self.scanner.forwarder, self.request.clone()).await {
-            Ok(stream) => {
-                let scanner = &self.scanner;
-                relay(
-                    &scanner.metrics,
-                    &scanner.admission.relayed_pages,
-                    stream,
-                    pages,
-                )
-                .await;
-            }
+        let Scanner {
+            admission,
+            forwarder,
+            metrics,
+            ..
+        } = &*self.scanner;
+        let window = match admission.relayed_window().await {
+            Ok(window) => window,
+            Err(error) => return self.refuse(pages, &error).await,
+        };
+        match forward::scan(forwarder, self.request.clone()).await {
+            Ok(stream) => relay(metrics, &admission.relayed_pages, (stream, window), pages).await,
             Err(error) => self.refuse(pages, &error).await,
         }
     }
@@ -176,7 +177,10 @@ impl Scan {
             limit: (self.request.limit != 0).then_some(self.request.limit),
             keys_only: self.request.keys_only,
         });
-        let mut held = match self.scanner.admission.merged_pages.take(0).await {
+        let admission = &self.scanner.admission;
+        let groups = client.config().map_or(0, |config| config.groups().len());
+        let windows = groups * admission.page_window_bytes as usize;
+        let mut held = match admission.merged_pages.take(windows).await {
             Ok(share) => share,
             Err(error) => return self.refuse(pages, &error).await,
         };
@@ -207,7 +211,7 @@ impl Scan {
         Err(errors::unavailable(why, 100))
     }
 
-    /// Returns the next page with its share of the budget; `None` at the end. `held` is the share of the pages that `pairs` holds.
+    /// Returns the next page with its share of the budget; `None` at the end. `held` is the share of the pages and windows of `pairs`.
     async fn gathered(
         &self,
         pairs: &mut shardkv_client::Scan,
@@ -220,7 +224,7 @@ impl Scan {
         }
         let admission = &self.scanner.admission;
         let bytes = pairs.held_bytes();
-        admission.merged_pages.enlarge(held, bytes).await?;
+        admission.merged_pages.resize(held, bytes).await?;
         let share = admission.relayed_pages.take(size(&page)).await?;
         Ok(Some((page, share)))
     }
@@ -330,11 +334,11 @@ impl Scan {
     }
 }
 
-/// Relays another node's pages, at the pace at which the caller fetches them.
+/// Relays another node's pages, at the pace at which the caller fetches them. The pages come with the share of their stream's window.
 pub(crate) async fn relay(
     metrics: &Metrics,
     budget: &PageBudget,
-    mut from: Streaming<ScanResponse>,
+    (mut from, _window): (Streaming<ScanResponse>, PageShare),
     mut to: PageSender,
 ) {
     loop {

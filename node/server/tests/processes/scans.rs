@@ -26,7 +26,11 @@ async fn figure(cluster: &Cluster, node: u16, name: &str) -> u64 {
 
 /// Returns a stub of node 0 with small windows of streams, so that pages stay at the node.
 async fn narrow(cluster: &Cluster) -> KvClient<Channel> {
-    let channel = Endpoint::from_shared(format!("http://{}", cluster.listen(0)))
+    narrow_at(cluster, 0).await
+}
+
+async fn narrow_at(cluster: &Cluster, node: u16) -> KvClient<Channel> {
+    let channel = Endpoint::from_shared(format!("http://{}", cluster.listen(node)))
         .unwrap()
         .initial_stream_window_size(65_535)
         // Streams must not wait for each other.
@@ -203,11 +207,12 @@ async fn pages_that_are_merged_are_in_the_budget() {
     let mut kv = narrow(world.group(1)).await;
     // The first pages stay at the node, because no window has room for one.
     let open = kv.scan(ScanRequest::default()).await.unwrap();
-    // A page has one value; besides it there is one page of each group.
+    // A page has one value. One page waits for the caller, the scan holds one of each group and the windows of two streams, and the
+    // next page of this node's group waits for the scan.
     let values = |count| u64::try_from(count * VALUE_BYTES).unwrap();
     until("the pages of both groups are counted", async || {
         let bytes = figure(world.group(1), 0, "shardkv_scan_pages_bytes").await;
-        let bounds = values(3)..values(4);
+        let bounds = values(4)..values(5);
         holds(bounds.contains(&bytes), format!("{bytes} bytes"))
     })
     .await;
@@ -217,4 +222,41 @@ async fn pages_that_are_merged_are_in_the_budget() {
         holds(bytes == 0, format!("{bytes} bytes"))
     })
     .await;
+}
+
+/// Pages that nobody fetches fill the windows of HTTP/2 between a follower and its leader. Other requests that the follower
+/// forwards have connections of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn relayed_scans_that_nobody_fetches_hold_up_no_forwarded_calls() {
+    const SCANS: u64 = 64;
+    const VALUES: usize = 12;
+    const BOUND: Duration = Duration::from_secs(10);
+    let cluster = Cluster::start(Setup::of(3)).await;
+    let client = cluster.client().await;
+    for n in 0..VALUES {
+        let value = Bytes::from(vec![7; 512 << 10]);
+        client.put(format!("large{n}"), value).await.unwrap();
+    }
+    let follower = cluster.follower().await;
+    let kv = narrow_at(&cluster, follower).await;
+    let mut open = Vec::new();
+    for _ in 0..SCANS {
+        let request = ScanRequest::default();
+        open.push(kv.clone().scan(request).await.unwrap());
+    }
+    until("each scan holds a page", async || {
+        let bytes = figure(&cluster, follower, "shardkv_scan_pages_bytes").await;
+        holds(bytes >= SCANS * (512 << 10), format!("{bytes} bytes"))
+    })
+    .await;
+    let mut plain = Plain::new(channel(&cluster, follower).await).await;
+    for n in 0..50 {
+        let key = format!("small{n}");
+        let put = tokio::time::timeout(BOUND, plain.put(&key, "value"));
+        put.await
+            .expect("no put waits for pages that nobody fetches");
+    }
+    let scans = figure(&cluster, follower, "shardkv_open_scans").await;
+    assert_eq!(scans, SCANS, "they were open all the time");
+    drop(open);
 }
