@@ -10,6 +10,7 @@ use shardkv_client::{Admin, Client, ClientOptions, NodeStatus, Role};
 use tempfile::TempDir;
 
 use crate::node::Node;
+use crate::proxy::Proxy;
 use crate::wait::{holds, until};
 
 const LISTEN: u16 = 7400;
@@ -73,6 +74,19 @@ impl Cluster {
         })
         .await;
         cluster
+    }
+
+    /// Does the same behind proxies that deliver late, each node's by its own delay. `setup.behind_proxies` must be set.
+    pub(crate) async fn start_behind(setup: Setup, delays: &[Duration]) -> (Self, Vec<Proxy>) {
+        let mut cluster = Self::prepare(setup);
+        let mut proxies = Vec::new();
+        for (node, delay) in (0..).zip(delays) {
+            let (from, to) = (cluster.address(node), cluster.listen(node));
+            proxies.push(Proxy::slow(from, to, *delay).await);
+            cluster.start_node(node);
+        }
+        cluster.leader().await;
+        (cluster, proxies)
     }
 
     /// Creates a cluster of which no node runs yet.

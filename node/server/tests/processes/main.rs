@@ -43,4 +43,5 @@ mod pods;
 mod power;
 mod scans;
 mod shards;
+mod slow_links;
 mod storm;

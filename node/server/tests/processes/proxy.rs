@@ -1,14 +1,16 @@
-//! A TCP relay in front of a node. It can stop relaying while its connections stay open, which looks like a half-open
-//! connection to both ends.
+//! A TCP relay in front of a node. It can deliver everything late, which looks like a slow network, and it can stop relaying while
+//! its connections stay open, which looks like a half-open connection to both ends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 /// A relay from one address to another.
 pub(crate) struct Proxy {
@@ -19,6 +21,11 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Relays connections from `from` to `to`.
     pub(crate) async fn start(from: SocketAddr, to: SocketAddr) -> Self {
+        Self::slow(from, to, Duration::ZERO).await
+    }
+
+    /// Does the same, and delivers what either end sends after `delay`.
+    pub(crate) async fn slow(from: SocketAddr, to: SocketAddr, delay: Duration) -> Self {
         let listener = TcpListener::bind(from).await.unwrap();
         let stalled = Arc::new(watch::channel(false).0);
         let relayed = stalled.clone();
@@ -33,8 +40,9 @@ impl Proxy {
                     };
                     let (inward_read, inward_write) = inward.into_split();
                     let (outward_read, outward_write) = outward.into_split();
-                    tokio::spawn(relay(inward_read, outward_write, stalled.clone()));
-                    relay(outward_read, inward_write, stalled).await;
+                    let there = relay(inward_read, outward_write, delay, stalled.clone());
+                    tokio::spawn(there);
+                    relay(outward_read, inward_write, delay, stalled).await;
                 });
             }
         });
@@ -111,13 +119,28 @@ async fn flowing(stalled: &mut watch::Receiver<bool>) {
 async fn relay(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
+    delay: Duration,
     mut stalled: watch::Receiver<bool>,
 ) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(count) = from.read(&mut buffer).await {
-        flowing(&mut stalled).await;
-        if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
-            return;
+    // What is on its way. A link that is slow need not be narrow.
+    let (sent, mut arriving) = mpsc::channel::<(Instant, Vec<u8>)>(256);
+    let reading = async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            let due = Instant::now() + delay;
+            if sent.send((due, buffer[..count].to_vec())).await.is_err() {
+                return;
+            }
         }
-    }
+    };
+    let writing = async move {
+        while let Some((due, bytes)) = arriving.recv().await {
+            sleep_until(due).await;
+            flowing(&mut stalled).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(reading, writing);
 }
