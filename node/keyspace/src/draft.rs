@@ -1,0 +1,332 @@
+//! A draft of a write: its changes are kept in memory until all of its operations have succeeded, so that a refusal leaves
+//! nothing behind.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::limits::Budget;
+use crate::range::Failure;
+use crate::rows::{EventRow, LeaseRow, Meta, encode_version, size};
+use crate::store::{Reader, Store, Table};
+use crate::view::{Drafted, Row, View};
+use crate::{
+    DeleteRange, Deleted, Event, KeyValue, LeaseId, Limits, Place, Put, Putted, Record, Refusal,
+};
+
+/// A drafted change: an event, and what it replaces.
+struct Change {
+    key: Bytes,
+    /// The new version with its value; `None` if the key is deleted.
+    new: Option<(Meta, Bytes)>,
+    previous: Option<Meta>,
+}
+
+/// The changes of one write, which all get the revision after `before`.
+pub(crate) struct Draft<'a> {
+    reader: &'a dyn Reader,
+    place: Place,
+    /// The newest revision before the write.
+    before: i64,
+    keys: Drafted,
+    changes: Vec<Change>,
+    /// Leases that change; `None` if one is revoked.
+    leases: BTreeMap<LeaseId, Option<LeaseRow>>,
+    /// Keys of leases: true if one is attached, false if it is detached.
+    lease_keys: BTreeMap<(LeaseId, Bytes), bool>,
+    /// The recorded sizes of the new versions.
+    added: u64,
+    max_lease_keys: u32,
+    max_lease_bytes: u64,
+    pub(crate) budget: Budget,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(
+        reader: &'a dyn Reader,
+        place: Place,
+        record: &Record,
+        limits: &Limits,
+        budget: Budget,
+    ) -> Self {
+        Self {
+            reader,
+            place,
+            before: record.revision,
+            keys: Drafted::new(),
+            changes: Vec::new(),
+            leases: BTreeMap::new(),
+            lease_keys: BTreeMap::new(),
+            added: 0,
+            max_lease_keys: limits.max_lease_keys,
+            max_lease_bytes: limits.max_write_bytes.into(),
+            budget,
+        }
+    }
+
+    /// Returns the view of the state before, and of what was drafted so far.
+    pub(crate) fn view(&self) -> View<'_> {
+        View {
+            reader: self.reader,
+            place: self.place,
+            drafted: Some(&self.keys),
+        }
+    }
+
+    /// Returns the newest revision, which is the write's own once it has changed something.
+    pub(crate) fn newest(&self) -> i64 {
+        self.before + i64::from(!self.changes.is_empty())
+    }
+
+    /// Returns the revision of the write's changes.
+    fn own(&self) -> i64 {
+        self.before + 1
+    }
+
+    /// Returns a lease.
+    pub(crate) fn lease(&self, id: LeaseId) -> Result<Option<LeaseRow>, Failure> {
+        if let Some(drafted) = self.leases.get(&id) {
+            return Ok(*drafted);
+        }
+        let row = self.reader.get(Table::Leases, &self.place.lease(id))?;
+        Ok(row.map(LeaseRow::decode).transpose()?)
+    }
+
+    /// Returns the pair of a row, and counts its bytes.
+    fn pair(&mut self, row: &Row, answer: bool) -> Result<KeyValue, Failure> {
+        self.budget.read(row.meta.size)?;
+        if !answer {
+            return Ok(KeyValue::default());
+        }
+        let value = self.view().value(row)?;
+        Ok(row.meta.pair(row.key.clone(), value))
+    }
+
+    /// Sets a key. The caller has checked that the lease exists.
+    pub(crate) fn put(&mut self, put: &Put, answer: bool) -> Result<Putted, Failure> {
+        let previous = self.view().newest(&put.key)?;
+        if previous.is_none() && (put.ignore_value || put.ignore_lease) {
+            return Err(Refusal::KeyNotFound.into());
+        }
+        let mut prev_kv = None;
+        if put.prev_kv
+            && let Some(row) = &previous
+        {
+            let pair = self.pair(row, answer)?;
+            prev_kv = answer.then_some(pair);
+        }
+        let value = match &previous {
+            Some(row) if put.ignore_value => self.view().value(row)?,
+            _ => put.value.clone(),
+        };
+        let before = previous.map(|row| row.meta);
+        let lease = match before {
+            Some(meta) if put.ignore_lease => meta.lease,
+            _ => put.lease,
+        };
+        let meta = Meta {
+            mod_revision: self.own(),
+            create_revision: before.map_or(self.own(), |meta| meta.create_revision),
+            version: before.map_or(0, |meta| meta.version) + 1,
+            lease,
+            size: size(&put.key, &value),
+        };
+        self.budget.change(meta.size)?;
+        self.added = self.added.saturating_add(meta.size);
+        self.attach(
+            &put.key,
+            before.map_or(LeaseId::NONE, |meta| meta.lease),
+            lease,
+        )?;
+        self.change(put.key.clone(), Some((meta, value)), before);
+        Ok(Putted {
+            revision: self.own(),
+            prev_kv,
+        })
+    }
+
+    /// Deletes the keys of a span.
+    pub(crate) fn delete_range(
+        &mut self,
+        request: &DeleteRange,
+        answer: bool,
+    ) -> Result<Deleted, Failure> {
+        let mut found = Vec::new();
+        let mut rows = self.view().walk(&request.span)?;
+        let mut budget = self.budget.clone();
+        while let Some(row) = rows.next()? {
+            budget.change(row.key.len() as u64)?;
+            found.push(row);
+        }
+        drop(rows);
+        self.budget = budget;
+        let mut prev_kvs = Vec::new();
+        for row in &found {
+            if request.prev_kv {
+                let pair = self.pair(row, answer)?;
+                prev_kvs.extend(answer.then_some(pair));
+            }
+        }
+        let deleted = i64::try_from(found.len()).unwrap_or(i64::MAX);
+        for row in found {
+            self.delete(row)?;
+        }
+        Ok(Deleted {
+            revision: self.newest(),
+            deleted,
+            prev_kvs,
+        })
+    }
+
+    fn delete(&mut self, row: Row) -> Result<(), Failure> {
+        self.attach(&row.key, row.meta.lease, LeaseId::NONE)?;
+        self.change(row.key, None, Some(row.meta));
+        Ok(())
+    }
+
+    /// Revokes a lease that exists, and deletes these keys, which are all its keys.
+    pub(crate) fn revoke(&mut self, id: LeaseId, keys: Vec<Bytes>) -> Result<(), Failure> {
+        for key in keys {
+            if let Some(row) = self.view().newest(&key)? {
+                self.delete(row)?;
+            }
+        }
+        self.leases.insert(id, None);
+        Ok(())
+    }
+
+    fn change(&mut self, key: Bytes, new: Option<(Meta, Bytes)>, previous: Option<Meta>) {
+        self.keys.insert(key.clone(), new.clone());
+        self.changes.push(Change { key, new, previous });
+    }
+
+    /// Moves a key from one lease to another. Either may be none.
+    fn attach(&mut self, key: &Bytes, from: LeaseId, to: LeaseId) -> Result<(), Failure> {
+        if from == to {
+            return Ok(());
+        }
+        let bytes = key.len() as u64;
+        if from != LeaseId::NONE
+            && let Some(mut lease) = self.lease(from)?
+        {
+            lease.keys = lease.keys.saturating_sub(1);
+            lease.key_bytes = lease.key_bytes.saturating_sub(bytes);
+            self.leases.insert(from, Some(lease));
+            self.lease_keys.insert((from, key.clone()), false);
+        }
+        if to != LeaseId::NONE {
+            let mut lease = self.lease(to)?.ok_or(Refusal::LeaseNotFound)?;
+            lease.keys = lease.keys.saturating_add(1);
+            lease.key_bytes = lease.key_bytes.saturating_add(bytes);
+            if lease.keys > self.max_lease_keys || lease.key_bytes > self.max_lease_bytes {
+                return Err(Refusal::RequestTooLarge.into());
+            }
+            self.leases.insert(to, Some(lease));
+            self.lease_keys.insert((to, key.clone()), true);
+        }
+        Ok(())
+    }
+
+    /// Ends the draft. What it returns doesn't borrow the store, so that it can be written there.
+    pub(crate) fn finish(self) -> Finished {
+        Finished {
+            place: self.place,
+            revision: self.newest(),
+            keys: self.keys,
+            changes: self.changes,
+            leases: self.leases,
+            lease_keys: self.lease_keys,
+            added: self.added,
+        }
+    }
+}
+
+/// A draft whose operations have all succeeded.
+pub(crate) struct Finished {
+    place: Place,
+    revision: i64,
+    keys: Drafted,
+    changes: Vec<Change>,
+    leases: BTreeMap<LeaseId, Option<LeaseRow>>,
+    lease_keys: BTreeMap<(LeaseId, Bytes), bool>,
+    added: u64,
+}
+
+impl Finished {
+    /// Charges the quota and writes the changes. The caller stores the record, also after a refusal.
+    pub(crate) fn write(
+        self,
+        record: &mut Record,
+        store: &mut dyn Store,
+    ) -> Result<Vec<Event>, Refusal> {
+        record.charge(self.added)?;
+        record.revision = self.revision;
+        let events = self.write_changes(store);
+        self.write_leases(store);
+        Ok(events)
+    }
+
+    fn write_changes(&self, store: &mut dyn Store) -> Vec<Event> {
+        let (place, revision) = (self.place, self.revision);
+        let mut events = Vec::with_capacity(self.changes.len());
+        for (position, change) in (0u32..).zip(&self.changes) {
+            let row = EventRow {
+                deleted: change.new.is_none(),
+                prev_mod: change.previous.map_or(0, |meta| meta.mod_revision),
+                prev_size: change.previous.map_or(0, |meta| meta.size),
+                key: change.key.clone(),
+            };
+            store.put(Table::Events, place.event(revision, position), row.encode());
+            if let Some((meta, value)) = &change.new {
+                let stored = place.version(&change.key, revision);
+                store.put(Table::Versions, stored, encode_version(meta, value));
+            }
+            let kv = match &change.new {
+                Some((meta, value)) => meta.pair(change.key.clone(), value.clone()),
+                None => gone(change.key.clone(), revision),
+            };
+            events.push(Event {
+                kv,
+                deleted: change.new.is_none(),
+                position,
+            });
+        }
+        for (key, new) in &self.keys {
+            let current = place.current(key);
+            if let Some((meta, _)) = new {
+                store.put(Table::Current, current, meta.encode());
+            } else {
+                store.remove(Table::Current, current);
+                store.put(Table::Versions, place.deleted(key, revision), Bytes::new());
+            }
+        }
+        events
+    }
+
+    fn write_leases(self, store: &mut dyn Store) {
+        for (id, lease) in self.leases {
+            let stored = self.place.lease(id);
+            match lease {
+                Some(lease) => store.put(Table::Leases, stored, lease.encode()),
+                None => store.remove(Table::Leases, stored),
+            }
+        }
+        for ((id, key), attached) in self.lease_keys {
+            let stored = self.place.lease_key(id, &key);
+            if attached {
+                store.put(Table::LeaseKeys, stored, Bytes::new());
+            } else {
+                store.remove(Table::LeaseKeys, stored);
+            }
+        }
+    }
+}
+
+/// Returns the pair of the event of a deletion.
+pub(crate) fn gone(key: Bytes, revision: i64) -> KeyValue {
+    KeyValue {
+        key,
+        mod_revision: revision,
+        ..KeyValue::default()
+    }
+}

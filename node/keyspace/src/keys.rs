@@ -1,0 +1,291 @@
+//! The layout of keys in the store. No other module knows it.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `Meta` | `keyspace/record/`, place | a [`crate::Record`] |
+//! | `Meta` | `keyspace/name/`, shard, name | the id of the keyspace with this name |
+//! | `Meta` | `keyspace/shard/`, shard | the next id and the number of keyspaces |
+//! | `Current` | place, user key | revisions, version, lease and size of the newest version |
+//! | `Versions` | place, escaped user key, mod revision | a version with its value |
+//! | `Versions` | place, escaped user key, revision, 1 | empty: the key was deleted in this revision, and not put after that in it |
+//! | `Events` | place, revision, position in the transaction (u32) | kind, previous version, user key |
+//! | `Leases` | place, lease id | TTL, and the number and bytes of the lease's keys |
+//! | `LeaseKeys` | place, lease id, user key | empty |
+//!
+//! A *place* is the shard (u32) and the keyspace's id (u64). All numbers are big-endian. So all rows of a shard have a common
+//! prefix in each table but `Meta`, and can be copied and cleared with the shard.
+//!
+//! In `Versions` something follows the user key, so its end must be marked, and in a way that keeps the order of keys: a zero
+//! byte becomes `00 ff`, and `00 00` ends the key.
+
+use std::ops::Bound;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use types::ShardId;
+
+use crate::{KeyspaceId, LeaseId};
+
+const RECORDS: &[u8] = b"keyspace/record/";
+const NAMES: &[u8] = b"keyspace/name/";
+const SHARDS: &[u8] = b"keyspace/shard/";
+
+const PLACE_BYTES: usize = 12;
+const ESCAPED_ZERO: [u8; 2] = [0, 0xff];
+const END: [u8; 2] = [0, 0];
+const DELETED: u8 = 1;
+
+/// The place of a keyspace's rows: its shard and its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The shard that holds the keyspace.
+    pub shard: ShardId,
+    /// The keyspace's id, which is never reused in the shard.
+    pub id: KeyspaceId,
+}
+
+impl Place {
+    fn begin(self, more: usize) -> BytesMut {
+        let mut out = BytesMut::with_capacity(PLACE_BYTES + more);
+        out.put_u32(self.shard.0);
+        out.put_u64(self.id.0);
+        out
+    }
+
+    /// Returns the prefix of all rows of the keyspace, in each table but `Meta`.
+    pub(crate) fn prefix(self) -> Bytes {
+        self.begin(0).freeze()
+    }
+
+    /// Returns the key of the keyspace's record, in `Meta`.
+    pub(crate) fn record(self) -> Bytes {
+        [RECORDS, &self.prefix()].concat().into()
+    }
+
+    /// Returns the key of a user's key, in `Current`.
+    pub(crate) fn current(self, key: &[u8]) -> Bytes {
+        let mut out = self.begin(key.len());
+        out.put_slice(key);
+        out.freeze()
+    }
+
+    fn escaped(self, key: &[u8]) -> BytesMut {
+        let mut out = self.begin(key.len() + END.len() + 9);
+        for byte in key {
+            match byte {
+                0 => out.put_slice(&ESCAPED_ZERO),
+                byte => out.put_u8(*byte),
+            }
+        }
+        out.put_slice(&END);
+        out
+    }
+
+    /// Returns the key of a version, in `Versions`.
+    pub(crate) fn version(self, key: &[u8], mod_revision: i64) -> Bytes {
+        let mut out = self.escaped(key);
+        out.put_i64(mod_revision);
+        out.freeze()
+    }
+
+    /// Returns the key of the mark of a deletion, in `Versions`. It sorts after the version of the same revision.
+    pub(crate) fn deleted(self, key: &[u8], revision: i64) -> Bytes {
+        let mut out = self.escaped(key);
+        out.put_i64(revision);
+        out.put_u8(DELETED);
+        out.freeze()
+    }
+
+    /// Returns the key of the first version of a user's key, in `Versions`.
+    pub(crate) fn first_version(self, key: &[u8]) -> Bytes {
+        self.escaped(key).freeze()
+    }
+
+    /// Returns the key of an event, in `Events`.
+    pub(crate) fn event(self, revision: i64, position: u32) -> Bytes {
+        let mut out = self.begin(12);
+        out.put_i64(revision);
+        out.put_u32(position);
+        out.freeze()
+    }
+
+    /// Returns the key of a lease, in `Leases`, which is also the prefix of the keys of its keys, in `LeaseKeys`.
+    pub(crate) fn lease(self, lease: LeaseId) -> Bytes {
+        let mut out = self.begin(8);
+        out.put_i64(lease.0);
+        out.freeze()
+    }
+
+    /// Returns the key of a key of a lease, in `LeaseKeys`.
+    pub(crate) fn lease_key(self, lease: LeaseId, key: &[u8]) -> Bytes {
+        let mut out = self.begin(8 + key.len());
+        out.put_i64(lease.0);
+        out.put_slice(key);
+        out.freeze()
+    }
+}
+
+/// Returns the key of a keyspace's name, in `Meta`.
+pub(crate) fn name(shard: ShardId, name: &str) -> Bytes {
+    [NAMES, &shard.0.to_be_bytes(), name.as_bytes()]
+        .concat()
+        .into()
+}
+
+/// Returns the key of the record of a shard's keyspaces, in `Meta`.
+pub(crate) fn shard(shard: ShardId) -> Bytes {
+    [SHARDS, &shard.0.to_be_bytes()].concat().into()
+}
+
+/// Returns the prefix of the records of a shard's keyspaces, in `Meta`.
+pub(crate) fn records(shard: ShardId) -> Bytes {
+    [RECORDS, &shard.0.to_be_bytes()].concat().into()
+}
+
+/// Returns the place of a [`Place::record`].
+pub(crate) fn split_record(stored: &[u8]) -> Option<Place> {
+    let place: [u8; PLACE_BYTES] = stored.strip_prefix(RECORDS)?.try_into().ok()?;
+    let (shard, id) = place.split_at(4);
+    Some(Place {
+        shard: ShardId(u32::from_be_bytes(shard.try_into().ok()?)),
+        id: KeyspaceId(u64::from_be_bytes(id.try_into().ok()?)),
+    })
+}
+
+/// Removes the place from a stored key. What remains shares its memory: the user's key, of `Current`.
+pub(crate) fn without_place(stored: &Bytes) -> Option<Bytes> {
+    (stored.len() >= PLACE_BYTES).then(|| stored.slice(PLACE_BYTES..))
+}
+
+/// Returns revision and position of a [`Place::event`].
+pub(crate) fn split_event(stored: &[u8]) -> Option<(i64, u32)> {
+    let rest: [u8; 12] = stored.get(PLACE_BYTES..)?.try_into().ok()?;
+    let (revision, position) = rest.split_at(8);
+    Some((
+        i64::from_be_bytes(revision.try_into().ok()?),
+        u32::from_be_bytes(position.try_into().ok()?),
+    ))
+}
+
+/// Returns the lease of a [`Place::lease`].
+pub(crate) fn split_lease(stored: &[u8]) -> Option<LeaseId> {
+    let id = stored.get(PLACE_BYTES..)?.try_into().ok()?;
+    Some(LeaseId(i64::from_be_bytes(id)))
+}
+
+/// Returns the user's key of a [`Place::lease_key`], which shares its memory.
+pub(crate) fn split_lease_key(stored: &Bytes) -> Option<Bytes> {
+    (stored.len() >= PLACE_BYTES + 8).then(|| stored.slice(PLACE_BYTES + 8..))
+}
+
+/// A stored key of `Versions`: a version or the mark of a deletion.
+pub(crate) struct VersionKey {
+    /// The place and the escaped user's key.
+    pub(crate) key: Bytes,
+    pub(crate) revision: i64,
+    pub(crate) deleted: bool,
+}
+
+/// Splits a [`Place::version`] or a [`Place::deleted`].
+pub(crate) fn split_version(stored: &Bytes) -> Option<VersionKey> {
+    // The escaped key ends at the first `00 00`, and only a zero byte is followed by `ff`.
+    let rest = stored.get(PLACE_BYTES..)?;
+    let end = rest.windows(2).position(|pair| pair == END)?;
+    let at = PLACE_BYTES + end + END.len();
+    let (revision, mark) = stored.get(at..)?.split_at_checked(8)?;
+    let deleted = match mark {
+        [] => false,
+        [DELETED] => true,
+        _ => return None,
+    };
+    Some(VersionKey {
+        key: stored.slice(..at),
+        revision: i64::from_be_bytes(revision.try_into().ok()?),
+        deleted,
+    })
+}
+
+/// Returns the end of the keys with this prefix.
+pub(crate) fn end_of(prefix: &[u8]) -> Bound<Bytes> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if let Some(next) = last.checked_add(1) {
+            end.push(next);
+            return Bound::Excluded(end.into());
+        }
+    }
+    Bound::Unbounded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Place = Place {
+        shard: ShardId(7),
+        id: KeyspaceId(u64::MAX),
+    };
+
+    #[test]
+    fn versions_sort_by_key_then_revision_then_deletion() {
+        let keys: [&[u8]; 9] = [
+            b"\0",
+            b"\0\0",
+            b"\0\x01",
+            b"\0\xff",
+            b"a",
+            b"a\0",
+            b"a\0\0\0\0\0\0\0\0\0\x01",
+            b"a\x01",
+            b"b",
+        ];
+        let mut sorted = Vec::new();
+        for key in keys {
+            sorted.push(PLACE.first_version(key));
+            for revision in [1, 255, 256, i64::MAX] {
+                sorted.push(PLACE.version(key, revision));
+                sorted.push(PLACE.deleted(key, revision));
+            }
+        }
+        assert!(sorted.is_sorted());
+        for key in keys {
+            for (stored, deleted) in [
+                (PLACE.version(key, 9), false),
+                (PLACE.deleted(key, 9), true),
+            ] {
+                let split = split_version(&stored).unwrap();
+                assert_eq!(split.key, PLACE.first_version(key), "{key:?}");
+                assert_eq!((split.revision, split.deleted), (9, deleted));
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_ends_where_the_next_begins() {
+        let next = Place {
+            shard: ShardId(8),
+            id: KeyspaceId(0),
+        };
+        let Bound::Excluded(end) = end_of(&PLACE.prefix()) else {
+            panic!("bounded");
+        };
+        assert!(end <= next.prefix() && end > PLACE.current(&[0xff; 40]));
+        assert_eq!(end_of(&[0xff, 0xff]), Bound::Unbounded);
+    }
+
+    #[test]
+    fn keys_split_into_what_they_were_made_of() {
+        assert_eq!(split_record(&PLACE.record()), Some(PLACE));
+        assert_eq!(split_event(&PLACE.event(5, 6)), Some((5, 6)));
+        assert_eq!(split_lease(&PLACE.lease(LeaseId(-3))), Some(LeaseId(-3)));
+        let key = PLACE.lease_key(LeaseId(-3), b"k");
+        assert_eq!(split_lease_key(&key).unwrap(), b"k"[..]);
+        assert_eq!(without_place(&PLACE.current(b"k")).unwrap(), b"k"[..]);
+        for damaged in [&b""[..], b"keyspace/record/", b"short", &[0; 13]] {
+            let stored = Bytes::copy_from_slice(damaged);
+            assert_eq!(split_record(damaged), None);
+            assert_eq!(split_event(damaged), None);
+            assert_eq!(split_lease(damaged), None);
+            assert!(split_version(&stored).is_none());
+        }
+    }
+}

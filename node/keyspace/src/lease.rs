@@ -1,0 +1,129 @@
+//! Leases: grants and revokes. When a lease expires is decided by the leader's timers, not here.
+
+use raft::StoreError;
+
+use crate::draft::{Draft, Finished};
+use crate::keys::{split_lease, split_lease_key};
+use crate::limits::Budget;
+use crate::range::Failure;
+use crate::rows::{LeaseRow, damaged};
+use crate::store::{Order, Reader, Store, Table};
+use crate::view::{borrowed, whole, with_prefix};
+use crate::{LeaseId, Limits, Place, Record, Refusal};
+
+pub(crate) use crate::rows::LEASE_BYTES;
+
+/// The least time to live that a lease gets, in seconds. etcd derives it from its election timeout; this is what its defaults
+/// give.
+pub const MIN_LEASE_TTL: i64 = 2;
+
+/// The greatest time to live, in seconds.
+pub const MAX_LEASE_TTL: i64 = 9_000_000_000;
+
+/// A lease of a keyspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Its id.
+    pub id: LeaseId,
+    /// Its granted time to live, in seconds.
+    pub ttl: i64,
+    /// The number of its keys.
+    pub keys: u32,
+}
+
+/// Grants a lease and returns its time to live.
+pub(crate) fn grant(
+    place: Place,
+    id: LeaseId,
+    ttl: i64,
+    record: &mut Record,
+    store: &mut dyn Store,
+) -> Result<i64, Failure> {
+    if id == LeaseId::NONE {
+        return Err(Refusal::LeaseNotFound.into());
+    }
+    if ttl > MAX_LEASE_TTL {
+        return Err(Refusal::LeaseTtlTooLarge.into());
+    }
+    let stored = place.lease(id);
+    if store.get(Table::Leases, &stored)?.is_some() {
+        return Err(Refusal::LeaseExists.into());
+    }
+    record.charge(LEASE_BYTES)?;
+    let row = LeaseRow {
+        ttl: ttl.max(MIN_LEASE_TTL),
+        keys: 0,
+        key_bytes: 0,
+    };
+    store.put(Table::Leases, stored, row.encode());
+    Ok(row.ttl)
+}
+
+/// Drafts the revoke of a lease: its keys are deleted in their order, in one revision. Without keys there is no new revision.
+pub(crate) fn revoke(
+    place: Place,
+    id: LeaseId,
+    record: &Record,
+    limits: &Limits,
+    reader: &dyn Reader,
+) -> Result<Finished, Failure> {
+    let mut draft = Draft::new(reader, place, record, limits, Budget::of_revoke());
+    if draft.lease(id)?.is_none() {
+        return Err(Refusal::LeaseNotFound.into());
+    }
+    draft.revoke(id, read_lease_keys(reader, place, id)?)?;
+    Ok(draft.finish())
+}
+
+/// Returns a lease.
+pub fn read_lease(
+    reader: &dyn Reader,
+    place: Place,
+    id: LeaseId,
+) -> Result<Option<Lease>, StoreError> {
+    let row = reader.get(Table::Leases, &place.lease(id))?;
+    row.map(|row| decode(id, row)).transpose()
+}
+
+/// Returns the keys of a lease, in order. Their number and bytes are bounded by the limits under which they were attached.
+pub fn read_lease_keys(
+    reader: &dyn Reader,
+    place: Place,
+    id: LeaseId,
+) -> Result<Vec<bytes::Bytes>, StoreError> {
+    let bounds = with_prefix(place.lease(id));
+    let mut cursor = reader.cursor(Table::LeaseKeys, borrowed(&bounds), Order::Ascending)?;
+    let mut keys = Vec::new();
+    while let Some((stored, _)) = cursor.next()? {
+        let key = split_lease_key(&stored);
+        keys.push(key.ok_or_else(|| damaged("a lease's key", &"bad key"))?);
+    }
+    Ok(keys)
+}
+
+/// Returns the leases of a keyspace after `after`, at most `limit`, in the order of their stored ids: negative ids come last.
+pub fn read_leases(
+    reader: &dyn Reader,
+    place: Place,
+    after: Option<LeaseId>,
+    limit: usize,
+) -> Result<Vec<Lease>, StoreError> {
+    let mut bounds = whole(place);
+    if let Some(after) = after {
+        bounds.0 = std::ops::Bound::Excluded(place.lease(after));
+    }
+    let mut cursor = reader.cursor(Table::Leases, borrowed(&bounds), Order::Ascending)?;
+    let mut leases = Vec::new();
+    while leases.len() < limit
+        && let Some((stored, row)) = cursor.next()?
+    {
+        let id = split_lease(&stored).ok_or_else(|| damaged("a lease", &"bad key"))?;
+        leases.push(decode(id, row)?);
+    }
+    Ok(leases)
+}
+
+fn decode(id: LeaseId, row: bytes::Bytes) -> Result<Lease, StoreError> {
+    let LeaseRow { ttl, keys, .. } = LeaseRow::decode(row)?;
+    Ok(Lease { id, ttl, keys })
+}

@@ -1,0 +1,158 @@
+//! The life of a keyspace: it is created under a name, and deleted under its id.
+//!
+//! A deletion frees the name at once. The record stays, marked as deleted, until steps of clearing have removed all rows. A
+//! keyspace that is created under the same name gets another id, so it shares no row with the one before.
+
+use raft::StoreError;
+use types::{Reader as Decoder, ShardId, Writer};
+
+use crate::keys;
+use crate::range::Failure;
+use crate::record::{KeyspaceOptions, Record};
+use crate::rows::{damaged, decode};
+use crate::store::{Order, Reader, Store, Table};
+use crate::view::{borrowed, whole, with_prefix};
+use crate::{KeyspaceId, Limits, Place, Refusal};
+
+const VERSION: u8 = 1;
+
+/// The record of a shard's keyspaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct ShardRow {
+    /// The greatest id that was given. It outlives the keyspaces, so that no id is given again.
+    last_id: u64,
+    /// The number of records, those of deleted keyspaces too.
+    records: u32,
+}
+
+impl ShardRow {
+    fn read(reader: &dyn Reader, shard: ShardId) -> Result<Self, StoreError> {
+        let row = reader.get(Table::Meta, &keys::shard(shard))?;
+        let row = row.map(|row| {
+            decode("a shard's keyspaces", row, |input: &mut Decoder| {
+                Ok(Self {
+                    last_id: input.number("last id")?,
+                    records: input.number_u32("records")?,
+                })
+            })
+        });
+        Ok(row.transpose()?.unwrap_or_default())
+    }
+
+    fn write(self, shard: ShardId, store: &mut dyn Store) {
+        let mut out = Writer::default();
+        out.byte(VERSION)
+            .number(self.last_id)
+            .number(self.records.into());
+        store.put(Table::Meta, keys::shard(shard), out.finish());
+    }
+}
+
+/// Creates a keyspace and returns its id. Name and options are checked.
+pub(crate) fn create(
+    shard: ShardId,
+    name: String,
+    options: KeyspaceOptions,
+    limits: &Limits,
+    store: &mut dyn Store,
+) -> Result<Result<KeyspaceId, Refusal>, StoreError> {
+    if find(store, shard, &name)?.is_some() {
+        return Ok(Err(Refusal::KeyspaceExists));
+    }
+    let mut row = ShardRow::read(store, shard)?;
+    let next = row.last_id.checked_add(1);
+    let (Some(id), true) = (next, row.records < limits.max_keyspaces) else {
+        return Ok(Err(Refusal::TooManyKeyspaces));
+    };
+    row.last_id = id;
+    row.records += 1;
+    row.write(shard, store);
+    let place = Place {
+        shard,
+        id: KeyspaceId(id),
+    };
+    let mut out = Writer::default();
+    out.byte(VERSION).number(id);
+    store.put(Table::Meta, keys::name(shard, &name), out.finish());
+    Record::new(name, options).store(place, store);
+    Ok(Ok(place.id))
+}
+
+/// Marks a keyspace as deleted, and frees its name.
+pub(crate) fn delete(place: Place, record: &mut Record, store: &mut dyn Store) {
+    record.deleted = true;
+    store.remove(Table::Meta, keys::name(place.shard, &record.name));
+}
+
+/// Removes the next rows of a deleted keyspace, and the record after the last. Returns true if there are more.
+pub(crate) fn clear(place: Place, limits: &Limits, store: &mut dyn Store) -> Result<bool, Failure> {
+    let mut left = limits.max_clear_rows.max(1) as usize;
+    for table in Table::ROWS {
+        let stored = read_keys(store, place, table, left)?;
+        left -= stored.len();
+        for key in stored {
+            store.remove(table, key);
+        }
+        if left == 0 {
+            return Ok(true);
+        }
+    }
+    store.remove(Table::Meta, place.record());
+    let mut row = ShardRow::read(store, place.shard)?;
+    row.records = row.records.saturating_sub(1);
+    row.write(place.shard, store);
+    Ok(false)
+}
+
+fn read_keys(
+    reader: &dyn Reader,
+    place: Place,
+    table: Table,
+    limit: usize,
+) -> Result<Vec<bytes::Bytes>, StoreError> {
+    let bounds = whole(place);
+    let mut cursor = reader.cursor(table, borrowed(&bounds), Order::Ascending)?;
+    let mut found = Vec::new();
+    while found.len() < limit
+        && let Some((stored, _)) = cursor.next()?
+    {
+        found.push(stored);
+    }
+    Ok(found)
+}
+
+/// Returns the id of the keyspace with a name.
+pub fn find(
+    reader: &dyn Reader,
+    shard: ShardId,
+    name: &str,
+) -> Result<Option<KeyspaceId>, StoreError> {
+    let row = reader.get(Table::Meta, &keys::name(shard, name))?;
+    let id = row.map(|row| decode("a keyspace's name", row, |input| input.number("id")));
+    Ok(id.transpose()?.map(KeyspaceId))
+}
+
+/// Returns the keyspaces of a shard after `after`, at most `limit`, in the order of ids. Deleted ones that are still being
+/// cleared are among them.
+pub fn list(
+    reader: &dyn Reader,
+    shard: ShardId,
+    after: Option<KeyspaceId>,
+    limit: usize,
+) -> Result<Vec<(KeyspaceId, Record)>, StoreError> {
+    let mut bounds = with_prefix(keys::records(shard));
+    if let Some(id) = after {
+        let place = Place { shard, id };
+        bounds.0 = std::ops::Bound::Excluded(place.record());
+    }
+    let mut cursor = reader.cursor(Table::Meta, borrowed(&bounds), Order::Ascending)?;
+    let mut found = Vec::new();
+    while found.len() < limit
+        && let Some((stored, row)) = cursor.next()?
+    {
+        let place = keys::split_record(&stored);
+        let place = place.ok_or_else(|| damaged("a keyspace", &"bad key"))?;
+        found.push((place.id, Record::decode(row)?));
+    }
+    Ok(found)
+}

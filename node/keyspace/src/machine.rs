@@ -1,0 +1,205 @@
+//! The state machine: applies the operations of the log to the store.
+
+use bytes::Bytes;
+use raft::{StoreError, Term};
+use types::ConfigNum;
+
+use crate::draft::{Draft, Finished};
+use crate::limits::Budget;
+use crate::range::Failure;
+use crate::record::read_record;
+use crate::store::Store;
+use crate::{
+    Action, Answer, Event, Limits, Operation, Outcome, Place, Record, Refusal, Write, compaction,
+    lease, lifecycle, txn,
+};
+
+/// The circumstances of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applying {
+    /// The term of the entry.
+    pub term: Term,
+    /// The configuration in which this group owns the shard.
+    pub config: ConfigNum,
+    /// True if somebody waits for the answer. It changes nothing but the answer.
+    pub answer: bool,
+}
+
+/// Applies the operation of an entry. The caller has checked that this group owns the shard.
+///
+/// Equal entries in equal order give equal rows, however they are grouped into batches. A refusal changes nothing but the alarm
+/// of the keyspace's record.
+pub fn apply(entry: Bytes, at: Applying, store: &mut dyn Store) -> Result<Outcome, StoreError> {
+    let operation = match Operation::read(entry) {
+        Ok(operation) => operation,
+        Err(refusal) => return Ok(refused(refusal)),
+    };
+    let Operation {
+        shard,
+        limits,
+        action,
+    } = operation;
+    match action {
+        Action::Create { name, options } => {
+            let id = lifecycle::create(shard, name, options, &limits, store)?;
+            Ok(Outcome {
+                answer: id.map(|id| Answer::Created { id }),
+                events: Vec::new(),
+            })
+        }
+        Action::In(id, write) => {
+            let place = Place { shard, id };
+            apply_write(place, &write, &limits, at, store)
+        }
+    }
+}
+
+fn refused(refusal: Refusal) -> Outcome {
+    Outcome {
+        answer: Err(refusal),
+        events: Vec::new(),
+    }
+}
+
+fn apply_write(
+    place: Place,
+    write: &Write,
+    limits: &Limits,
+    at: Applying,
+    store: &mut dyn Store,
+) -> Result<Outcome, StoreError> {
+    let Some(mut record) = read_record(store, place)? else {
+        return Ok(refused(Refusal::KeyspaceNotFound));
+    };
+    // Clearing goes on after the deletion.
+    if record.deleted && *write != Write::Clear {
+        return Ok(refused(Refusal::KeyspaceNotFound));
+    }
+    let before = record.clone();
+    let mut machine = Machine {
+        place,
+        record: &mut record,
+        limits,
+        at,
+        store,
+        events: Vec::new(),
+        gone: false,
+    };
+    let result = Failure::split(machine.write(write))?;
+    let (events, gone) = (machine.events, machine.gone);
+    if record != before && !gone {
+        record.store(place, store);
+    }
+    Ok(Outcome {
+        answer: result,
+        events,
+    })
+}
+
+/// One write, and what it works on.
+struct Machine<'a> {
+    place: Place,
+    record: &'a mut Record,
+    limits: &'a Limits,
+    at: Applying,
+    store: &'a mut dyn Store,
+    events: Vec<Event>,
+    /// True if the record is gone.
+    gone: bool,
+}
+
+impl Machine<'_> {
+    fn write(&mut self, write: &Write) -> Result<Answer, Failure> {
+        match write {
+            Write::Put(put) => {
+                let mut draft = self.draft();
+                txn::check_put(&draft, put)?;
+                let answer = draft.put(put, self.at.answer)?;
+                let finished = draft.finish();
+                self.commit(finished)?;
+                Ok(Answer::Put(answer))
+            }
+            Write::DeleteRange(request) => {
+                let mut draft = self.draft();
+                let answer = draft.delete_range(request, self.at.answer)?;
+                let finished = draft.finish();
+                self.commit(finished)?;
+                Ok(Answer::DeleteRange(answer))
+            }
+            Write::Txn(request) => {
+                let mut draft = self.draft();
+                let mut budget = draft.budget.clone();
+                let decided = txn::decide(draft.view(), request, &mut budget)?;
+                draft.budget = budget;
+                txn::check(&draft, &decided, self.record)?;
+                let mut answer = txn::execute(&mut draft, &decided, self.at.answer)?;
+                answer.revision = draft.newest();
+                let finished = draft.finish();
+                self.commit(finished)?;
+                Ok(Answer::Txn(answer))
+            }
+            Write::Compact { revision } => {
+                compaction::compact(self.record, *revision)?;
+                Ok(self.done())
+            }
+            Write::Clear => self.clear(),
+            Write::Grant { id, ttl } => {
+                let ttl = lease::grant(self.place, *id, *ttl, self.record, self.store)?;
+                Ok(Answer::Granted {
+                    revision: self.record.revision,
+                    id: *id,
+                    ttl,
+                })
+            }
+            Write::Revoke { id } => {
+                let finished =
+                    lease::revoke(self.place, *id, self.record, self.limits, self.store)?;
+                self.commit(finished)?;
+                self.record.release(lease::LEASE_BYTES);
+                Ok(self.done())
+            }
+            Write::Expire { id, term, config } => {
+                if (*term, *config) != (self.at.term, self.at.config) {
+                    return Err(Refusal::StaleExpiry.into());
+                }
+                self.write(&Write::Revoke { id: *id })
+            }
+            Write::SetOptions(options) => {
+                self.record.options = *options;
+                self.record.end_alarm();
+                Ok(self.done())
+            }
+            Write::Delete => {
+                lifecycle::delete(self.place, self.record, self.store);
+                Ok(self.done())
+            }
+        }
+    }
+
+    fn draft(&self) -> Draft<'_> {
+        let budget = Budget::of_write(self.limits);
+        Draft::new(&*self.store, self.place, self.record, self.limits, budget)
+    }
+
+    fn commit(&mut self, finished: Finished) -> Result<(), Refusal> {
+        self.events = finished.write(self.record, self.store)?;
+        Ok(())
+    }
+
+    fn done(&self) -> Answer {
+        Answer::Done {
+            revision: self.record.revision,
+        }
+    }
+
+    fn clear(&mut self) -> Result<Answer, Failure> {
+        let more = if self.record.deleted {
+            let more = lifecycle::clear(self.place, self.limits, self.store)?;
+            self.gone = !more;
+            more
+        } else {
+            compaction::clear(self.place, self.record, self.limits, self.store)?
+        };
+        Ok(Answer::Cleared { more })
+    }
+}

@@ -1,0 +1,119 @@
+//! Operations of the log.
+
+use bytes::Bytes;
+use raft::Term;
+use types::{ConfigNum, ShardId};
+
+use crate::{
+    DeleteRange, KeyspaceId, KeyspaceOptions, LeaseId, Limits, Place, Put, Refusal, Txn, check,
+    check_name,
+};
+
+/// An operation of the log: what to do in which shard, and the limits that the leader stamped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operation {
+    /// The shard.
+    pub shard: ShardId,
+    /// The limits.
+    pub limits: Limits,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What an operation does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Creates a keyspace in the shard.
+    Create {
+        /// Its name.
+        name: String,
+        /// Its options.
+        options: KeyspaceOptions,
+    },
+    /// Acts on a keyspace.
+    In(KeyspaceId, Write),
+}
+
+/// A write to a keyspace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Sets a key.
+    Put(Put),
+    /// Deletes the keys of a span.
+    DeleteRange(DeleteRange),
+    /// Carries out a transaction.
+    Txn(Txn),
+    /// Compacts the revisions before this one.
+    Compact {
+        /// The revision.
+        revision: i64,
+    },
+    /// Clears the next rows that compaction or deletion has left.
+    Clear,
+    /// Grants a lease. The server draws an id if the client names none.
+    Grant {
+        /// The lease.
+        id: LeaseId,
+        /// The time to live, in seconds.
+        ttl: i64,
+    },
+    /// Revokes a lease and deletes its keys.
+    Revoke {
+        /// The lease.
+        id: LeaseId,
+    },
+    /// Revokes a lease that has expired. It is refused under another leader or configuration than the one that decided it,
+    /// because a lease may have been renewed there.
+    Expire {
+        /// The lease.
+        id: LeaseId,
+        /// The term of the leader that decided it.
+        term: Term,
+        /// The configuration in which it was decided.
+        config: ConfigNum,
+    },
+    /// Sets the options.
+    SetOptions(KeyspaceOptions),
+    /// Deletes the keyspace: it is gone at once, and steps of clearing remove its rows.
+    Delete,
+}
+
+impl Operation {
+    /// Checks all that needs no state. `bytes` is the encoded size.
+    pub fn check(&self, bytes: usize) -> Result<(), Refusal> {
+        match &self.action {
+            Action::Create { name, options } => {
+                check_name(name)?;
+                options.check()?;
+            }
+            Action::In(_, Write::Put(put)) => check::check_put(put)?,
+            Action::In(_, Write::DeleteRange(request)) => check::check_delete_range(request)?,
+            Action::In(_, Write::Txn(txn)) => check::check_txn(txn, &self.limits)?,
+            Action::In(_, Write::SetOptions(options)) => options.check()?,
+            Action::In(_, _) => {}
+        }
+        if bytes > self.limits.max_request_bytes as usize {
+            return Err(Refusal::RequestTooLarge);
+        }
+        Ok(())
+    }
+
+    /// Returns the place of the keyspace, unless the operation creates it.
+    pub fn place(&self) -> Option<Place> {
+        match self.action {
+            Action::Create { .. } => None,
+            Action::In(id, _) => Some(Place {
+                shard: self.shard,
+                id,
+            }),
+        }
+    }
+
+    /// Decodes and checks the operation of an entry.
+    pub(crate) fn read(entry: Bytes) -> Result<Self, Refusal> {
+        let bytes = entry.len();
+        let operation = Self::decode(entry).map_err(|_| Refusal::Malformed)?;
+        operation.check(bytes)?;
+        Ok(operation)
+    }
+}

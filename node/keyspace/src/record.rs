@@ -1,0 +1,247 @@
+//! The record of a keyspace.
+
+use bytes::Bytes;
+use raft::StoreError;
+use types::{DecodeError, Reader, Writer};
+
+use crate::rows::{damaged, decode, signed};
+use crate::store::{Reader as StoreReader, Store, Table};
+use crate::{Place, Refusal};
+
+const VERSION: u8 = 1;
+
+/// The most bytes of a name.
+pub const MAX_NAME_BYTES: usize = 128;
+
+const NO_COMPACTION: u8 = 0;
+const PERIODIC: u8 = 1;
+const BY_REVISIONS: u8 = 2;
+
+/// How a keyspace is compacted without a request. The server carries it out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// Not at all.
+    #[default]
+    None,
+    /// Keeps the revisions of this many seconds.
+    Periodic {
+        /// The seconds.
+        retention_secs: u64,
+    },
+    /// Keeps this many revisions.
+    Revisions {
+        /// The number.
+        retained: u64,
+    },
+}
+
+/// The options of a keyspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyspaceOptions {
+    /// The most bytes of keys, values and versions that are not compacted.
+    pub quota_bytes: u64,
+    /// The automatic compaction.
+    pub auto_compaction: AutoCompaction,
+}
+
+impl Default for KeyspaceOptions {
+    /// etcd's default quota of 2 GiB, and no automatic compaction.
+    fn default() -> Self {
+        Self {
+            quota_bytes: 2 << 30,
+            auto_compaction: AutoCompaction::None,
+        }
+    }
+}
+
+impl KeyspaceOptions {
+    /// Checks that the options are in range.
+    pub fn check(&self) -> Result<(), Refusal> {
+        let retention = match self.auto_compaction {
+            AutoCompaction::None => 1,
+            AutoCompaction::Periodic { retention_secs } => retention_secs,
+            AutoCompaction::Revisions { retained } => retained,
+        };
+        if self.quota_bytes == 0 || retention == 0 {
+            return Err(Refusal::InvalidOption);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn encode(&self, out: &mut Writer) {
+        out.number(self.quota_bytes);
+        let (kind, value) = match self.auto_compaction {
+            AutoCompaction::None => (NO_COMPACTION, 0),
+            AutoCompaction::Periodic { retention_secs } => (PERIODIC, retention_secs),
+            AutoCompaction::Revisions { retained } => (BY_REVISIONS, retained),
+        };
+        out.byte(kind).number(value);
+    }
+
+    pub(crate) fn decode(input: &mut Reader) -> Result<Self, DecodeError> {
+        let quota_bytes = input.number("quota")?;
+        let kind = input.byte("compaction")?;
+        let value = input.number("retention")?;
+        let auto_compaction = match kind {
+            NO_COMPACTION => AutoCompaction::None,
+            PERIODIC => AutoCompaction::Periodic {
+                retention_secs: value,
+            },
+            BY_REVISIONS => AutoCompaction::Revisions { retained: value },
+            value => {
+                return Err(DecodeError::Unknown {
+                    what: "compaction",
+                    value: value.into(),
+                });
+            }
+        };
+        Ok(Self {
+            quota_bytes,
+            auto_compaction,
+        })
+    }
+}
+
+/// Checks that a name is one of a keyspace: `[a-z0-9]([-a-z0-9.]{0,126}[a-z0-9])?`.
+pub fn check_name(name: &str) -> Result<(), Refusal> {
+    let end = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let ends = bytes.first().is_some_and(end) && bytes.last().is_some_and(end);
+    let inner = |byte: &u8| end(byte) || *byte == b'-' || *byte == b'.';
+    if ends && bytes.len() <= MAX_NAME_BYTES && bytes.iter().all(inner) {
+        Ok(())
+    } else {
+        Err(Refusal::InvalidName)
+    }
+}
+
+/// The record of a keyspace: all that is not a row of a key, an event or a lease.
+///
+/// Invariants: `compacted <= revision`; `bytes` is the sum of the sizes of all rows of `Versions` that hold a version, and of
+/// all leases; no event before `clear_at` is left; `clear_at` isn't after the events at `compacted`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The name.
+    pub name: String,
+    /// The options.
+    pub options: KeyspaceOptions,
+    /// True if the keyspace was deleted and its rows are being cleared.
+    pub deleted: bool,
+    /// The newest revision. It begins at 1.
+    pub revision: i64,
+    /// The compacted revision: the oldest that can be read. As in etcd, it is -1 before the first compaction.
+    pub compacted: i64,
+    /// True if events up to the compacted revision have still to be cleared.
+    pub clearing: bool,
+    /// The bytes that count against the quota.
+    pub bytes: u64,
+    /// The place of the next event that clearing visits: a revision and a position in it.
+    pub(crate) clear_at: (i64, u32),
+    /// The bytes that a refused write would have added, or 0.
+    pub(crate) refused_bytes: u64,
+}
+
+impl Record {
+    /// Returns the record of a keyspace that was just created.
+    pub(crate) fn new(name: String, options: KeyspaceOptions) -> Self {
+        Self {
+            name,
+            options,
+            deleted: false,
+            revision: 1,
+            compacted: -1,
+            clearing: false,
+            bytes: 0,
+            clear_at: (0, 0),
+            refused_bytes: 0,
+        }
+    }
+
+    /// Returns true if the alarm NOSPACE is raised: a write was refused for the quota, and there is no room for it yet.
+    pub fn no_space(&self) -> bool {
+        self.refused_bytes > 0
+    }
+
+    /// Counts bytes that are to be added, or refuses them and raises the alarm.
+    pub(crate) fn charge(&mut self, bytes: u64) -> Result<(), Refusal> {
+        let sum = self.bytes.saturating_add(bytes);
+        if bytes > 0 && sum > self.options.quota_bytes {
+            // One huge write doesn't hold the alarm in a keyspace that has room for all others.
+            let most = (self.options.quota_bytes / 8).max(1);
+            self.refused_bytes = self.refused_bytes.max(bytes.min(most));
+            self.end_alarm();
+            return Err(Refusal::NoSpace);
+        }
+        self.bytes = sum;
+        Ok(())
+    }
+
+    /// Counts bytes that were removed.
+    pub(crate) fn release(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.end_alarm();
+    }
+
+    /// Ends the alarm if there is room.
+    pub(crate) fn end_alarm(&mut self) {
+        if self.bytes.saturating_add(self.refused_bytes) <= self.options.quota_bytes {
+            self.refused_bytes = 0;
+        }
+    }
+
+    fn encode(&self) -> Bytes {
+        let mut out = Writer::with_capacity(64 + self.name.len());
+        out.byte(VERSION).bytes(self.name.as_bytes());
+        self.options.encode(&mut out);
+        out.byte(self.deleted.into())
+            .number(self.revision.cast_unsigned())
+            .number(self.compacted.cast_unsigned())
+            .byte(self.clearing.into())
+            .number(self.clear_at.0.cast_unsigned())
+            .number(self.clear_at.1.into())
+            .number(self.bytes)
+            .number(self.refused_bytes);
+        out.finish()
+    }
+
+    pub(crate) fn decode(row: Bytes) -> Result<Self, StoreError> {
+        decode("a keyspace", row, |input| {
+            let name = input.bytes("name")?;
+            let name = String::from_utf8(name.to_vec());
+            Ok(Self {
+                name: name.map_err(|_| DecodeError::OutOfRange("name"))?,
+                options: KeyspaceOptions::decode(input)?,
+                deleted: input.flag("deleted")?,
+                revision: signed(input, "revision")?,
+                compacted: signed(input, "compacted revision")?,
+                clearing: input.flag("clearing")?,
+                clear_at: (signed(input, "cursor")?, input.number_u32("cursor")?),
+                bytes: input.number("bytes")?,
+                refused_bytes: input.number("refused bytes")?,
+            })
+        })
+    }
+
+    /// Writes the record.
+    pub(crate) fn store(&self, place: Place, store: &mut dyn Store) {
+        store.put(Table::Meta, place.record(), self.encode());
+    }
+}
+
+/// Reads the record of a keyspace, a deleted one too.
+pub(crate) fn read_record(
+    reader: &dyn StoreReader,
+    place: Place,
+) -> Result<Option<Record>, StoreError> {
+    let row = reader.get(Table::Meta, &place.record())?;
+    let record = row.map(Record::decode).transpose()?;
+    if let Some(record) = &record
+        && record.compacted > record.revision
+    {
+        return Err(damaged(
+            "a keyspace",
+            &"it is compacted beyond its revision",
+        ));
+    }
+    Ok(record)
+}

@@ -1,0 +1,170 @@
+//! Keyspaces that come and go, and compaction step by step.
+
+mod common;
+
+use common::{Keyspace, put, span};
+use keyspace::{
+    Answer, KeyspaceId, KeyspaceOptions, LeaseId, Place, Put, Range, Refusal, Table, Write, events,
+    find, list,
+};
+
+fn fresh() -> Keyspace {
+    Keyspace::new(KeyspaceOptions::default())
+}
+
+fn options() -> KeyspaceOptions {
+    KeyspaceOptions::default()
+}
+
+/// The rows of a keyspace, without its record.
+fn rows(keyspace: &Keyspace, place: Place) -> usize {
+    let mut prefix = place.shard.0.to_be_bytes().to_vec();
+    prefix.extend(place.id.0.to_be_bytes());
+    let of = |table| keyspace.store.rows(table);
+    let tables = Table::ROWS.into_iter().flat_map(of);
+    tables.filter(|(key, _)| key.starts_with(&prefix)).count()
+}
+
+#[test]
+fn a_keyspace_begins_at_revision_1() {
+    let mut keyspace = fresh();
+    let record = keyspace.record();
+    assert_eq!(
+        (record.revision, record.compacted, record.bytes),
+        (1, -1, 0)
+    );
+    let all = keyspace.range(&Range::new(span("\0", "\0"))).unwrap();
+    assert_eq!((all.revision, all.count), (1, 0));
+    // Nothing is deleted, so nothing changes.
+    assert_eq!(keyspace.delete("a", "\0"), 1);
+    assert_eq!(keyspace.put("a", ""), 2);
+    // As etcd's, the first compaction may be at revision 0.
+    assert_eq!(keyspace.compact(0), Ok(()));
+    assert_eq!(keyspace.compact(0), Err(Refusal::Compacted));
+    assert_eq!(keyspace.ok(Write::Clear), Answer::Cleared { more: false });
+}
+
+#[test]
+fn deletion_is_at_once_and_clearing_is_in_steps() {
+    let mut keyspace = fresh();
+    let old = keyspace.place;
+    keyspace.grant(1, 10).unwrap();
+    for name in ["a", "b", "c"] {
+        keyspace.ok(Write::Put(Put {
+            lease: LeaseId(1),
+            ..put(name, "old")
+        }));
+    }
+    keyspace.delete("c", "");
+    // A neighbour on each side.
+    let before = keyspace.create("before", options()).unwrap();
+    assert_eq!(before, KeyspaceId(2));
+    assert_eq!(
+        keyspace.create("tenant", options()),
+        Err(Refusal::KeyspaceExists)
+    );
+    keyspace.ok(Write::Delete);
+    assert_eq!(
+        keyspace.refusal(Write::Put(put("a", ""))),
+        Some(Refusal::KeyspaceNotFound)
+    );
+    assert_eq!(
+        keyspace.refusal(Write::Delete),
+        Some(Refusal::KeyspaceNotFound)
+    );
+    assert_eq!(find(&keyspace.store, old.shard, "tenant").unwrap(), None);
+    let read = events(&keyspace.store, old, (2, 0), |_| true, (9, 9, 99));
+    assert_eq!(read.unwrap(), Err(Refusal::KeyspaceNotFound));
+
+    // The name is free, and its next keyspace has nothing of the old one.
+    let id = keyspace.create("tenant", options()).unwrap();
+    assert_eq!(id, KeyspaceId(3));
+    let new = Place { id, ..old };
+    keyspace.place = new;
+    assert_eq!(
+        keyspace.range(&Range::new(span("a", "\0"))).unwrap().count,
+        0
+    );
+    keyspace.put("a", "new");
+
+    keyspace.place = old;
+    keyspace.limits.max_clear_rows = 4;
+    let total = rows(&keyspace, old);
+    assert_eq!(total, 2 + 4 + 4 + 1 + 2);
+    let mut left = total;
+    while keyspace.ok(Write::Clear) == (Answer::Cleared { more: true }) {
+        let now = rows(&keyspace, old);
+        assert!(now < left && now >= left.saturating_sub(4), "{left} {now}");
+        left = now;
+    }
+    assert_eq!(rows(&keyspace, old), 0);
+    assert_eq!(
+        keyspace.refusal(Write::Clear),
+        Some(Refusal::KeyspaceNotFound)
+    );
+    let all = list(&keyspace.store, old.shard, None, 9).unwrap();
+    let ids: Vec<_> = all.iter().map(|(id, _)| id.0).collect();
+    assert_eq!(ids, [2, 3]);
+    let rest = list(&keyspace.store, old.shard, Some(KeyspaceId(2)), 9).unwrap();
+    assert_eq!(rest.len(), 1);
+    keyspace.place = new;
+    assert_eq!(keyspace.pairs("a", "\0", 0), [("a".into(), "new".into())]);
+    // Also without any keyspace left, ids go on.
+    for id in [2, 3] {
+        keyspace.place.id = KeyspaceId(id);
+        keyspace.ok(Write::Delete);
+        keyspace.clear();
+    }
+    assert_eq!(keyspace.create("tenant", options()), Ok(KeyspaceId(4)));
+}
+
+#[test]
+fn a_shard_holds_as_many_keyspaces_as_the_limit() {
+    let mut keyspace = fresh();
+    keyspace.limits.max_keyspaces = 2;
+    keyspace.create("b", options()).unwrap();
+    let full = Err(Refusal::TooManyKeyspaces);
+    assert_eq!(keyspace.create("c", options()), full);
+    keyspace.ok(Write::Delete);
+    // One that is being cleared counts.
+    assert_eq!(keyspace.create("c", options()), full);
+    keyspace.clear();
+    assert_eq!(keyspace.create("c", options()), Ok(KeyspaceId(3)));
+}
+
+#[test]
+fn compaction_clears_in_bounded_steps_and_keeps_what_can_be_read() {
+    let mut keyspace = fresh();
+    for round in 0..10 {
+        keyspace.put("a", &round.to_string());
+        keyspace.put("b", &round.to_string());
+    }
+    keyspace.delete("b", "");
+    let newest = keyspace.record().revision;
+    assert_eq!(newest, 22);
+    keyspace.limits.max_clear_rows = 3;
+    keyspace.compact(11).unwrap();
+    // The compaction is raised again and again while it is being cleared.
+    for revision in 12..=22 {
+        keyspace.ok(Write::Clear);
+        let pairs = keyspace.pairs("a", "\0", revision - 1);
+        assert_eq!(pairs.len(), 2);
+        keyspace.compact(revision).unwrap();
+        let old = Range {
+            revision: revision - 1,
+            ..Range::new(span("a", ""))
+        };
+        assert_eq!(keyspace.range(&old), Err(Refusal::Compacted));
+    }
+    keyspace.clear();
+    assert_eq!(keyspace.record().bytes, 128 + 2);
+    assert_eq!(keyspace.store.rows(Table::Versions).count(), 2);
+    assert_eq!(keyspace.store.rows(Table::Events).count(), 1);
+    keyspace.put("a", "last");
+    keyspace.compact(23).unwrap();
+    keyspace.clear();
+    // The version, and the event at the compacted revision.
+    assert_eq!(keyspace.store.rows(Table::Versions).count(), 1);
+    assert_eq!(keyspace.store.rows(Table::Events).count(), 1);
+    assert_eq!(keyspace.record().bytes, 128 + 1 + 4);
+}
