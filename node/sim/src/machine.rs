@@ -136,6 +136,13 @@ impl StateMachine for Machine {
         }
     }
 
+    fn upkeep(&mut self, now: LogTime) -> Option<Bytes> {
+        match self {
+            Self::Kv(machine) => machine.upkeep(now),
+            Self::Ctrl(machine) => machine.upkeep(now),
+        }
+    }
+
     fn apply(
         &mut self,
         at: Applying,

@@ -138,6 +138,10 @@ impl StateMachine for Recorder {
         self.inner.min_birth()
     }
 
+    fn upkeep(&mut self, now: LogTime) -> Option<Bytes> {
+        self.inner.upkeep(now)
+    }
+
     fn apply(
         &mut self,
         at: Applying,
