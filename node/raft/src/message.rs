@@ -78,6 +78,8 @@ pub enum Message {
         read_round: u64,
         /// True if the leader serves reads by lease: then a broken connection must not start an election early.
         lease: bool,
+        /// True if the heartbeat only tells a commit index, so that the leader needs no answer.
+        quiet: bool,
     },
     /// The answer to a `Heartbeat`.
     HeartbeatReply {

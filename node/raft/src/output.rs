@@ -10,6 +10,7 @@
 use types::NodeId;
 
 use crate::bug::Bug;
+use crate::progress::Progress;
 use crate::ready::{Persist, Persisted, Ready};
 use crate::store::{LogBatch, LogReader, StoreError};
 use crate::{Envelope, Index, Message, ProgressState, Raft, Role, SnapshotMeta, SnapshotStatus};
@@ -51,12 +52,11 @@ impl Raft {
     }
 
     fn has_leader_work(&self) -> bool {
-        let last = self.log.last_index();
-        self.leading.heartbeat_due
-            || self
-                .progress
-                .values()
-                .any(|progress| progress.is_due(&self.options, last))
+        let (commit, last) = (self.log.commit_index(), self.log.last_index());
+        let is_due = |progress: &Progress| {
+            progress.is_due(&self.options, last) || progress.owes_commit(commit, last)
+        };
+        self.leading.heartbeat_due || self.progress.values().any(is_due)
     }
 
     /// Returns all work that is due now. Reads evicted entries from `reader`, for followers that are behind and for
@@ -163,17 +163,29 @@ impl Raft {
         }
         for node in self.progress.keys().copied().collect::<Vec<_>>() {
             if self.leading.heartbeat_due {
-                self.send_heartbeat(node);
+                self.send_heartbeat(node, false);
             }
             self.send_appends(node, reader)?;
+            if self.owes_commit(node) {
+                self.send_heartbeat(node, true);
+            }
         }
         self.leading.heartbeat_due = false;
         Ok(())
     }
 
-    fn send_heartbeat(&mut self, node: NodeId) {
+    /// Returns true if `node` holds the whole log and was not told yet that all of it is committed.
+    fn owes_commit(&self, node: NodeId) -> bool {
+        let (commit, last) = (self.log.commit_index(), self.log.last_index());
+        let progress = self.progress.get(&node);
+        progress.is_some_and(|progress| progress.owes_commit(commit, last))
+    }
+
+    fn send_heartbeat(&mut self, node: NodeId, quiet: bool) {
         let match_index = self.progress.get_mut(&node).map_or(Index(0), |progress| {
-            progress.heartbeat_sent();
+            if !quiet {
+                progress.heartbeat_sent();
+            }
             progress.match_index
         });
         // Not above the match index: the follower's log may hold other entries there.
@@ -186,7 +198,11 @@ impl Raft {
             commit,
             read_round: self.reads.round(),
             lease: self.serves_by_lease(),
+            quiet,
         };
+        if let Some(progress) = self.progress.get_mut(&node) {
+            progress.commit_told(commit);
+        }
         self.send(node, message);
     }
 

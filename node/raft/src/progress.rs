@@ -28,6 +28,8 @@ pub(crate) struct Progress {
     pub(crate) read_round: u64,
     /// True if an append is due even if there is no entry to send.
     pub(crate) nudge: bool,
+    /// The greatest commit index that a message to the follower carried.
+    told_commit: Index,
     probe: ProbeSent,
     inflight: VecDeque<(Index, usize)>,
     inflight_bytes: usize,
@@ -53,6 +55,7 @@ impl Progress {
             feature_level: None,
             read_round: 0,
             nudge: true,
+            told_commit: Index(0),
             probe: ProbeSent::No,
             inflight: VecDeque::new(),
             inflight_bytes: 0,
@@ -82,6 +85,20 @@ impl Progress {
     pub(crate) fn is_due(&self, options: &Options, last: Index) -> bool {
         let asks = self.nudge && self.state == ProgressState::Replicate;
         asks || self.has_room(options) && (self.next_index <= last || self.nudge)
+    }
+
+    /// Returns true if the follower must be told that its whole log is committed, where the leader's log ends at `last`. While
+    /// entries wait for a quorum or for the follower, the appends that carry the next ones tell it.
+    pub(crate) fn owes_commit(&self, commit: Index, last: Index) -> bool {
+        self.state == ProgressState::Replicate
+            && commit == last
+            && self.match_index == last
+            && self.told_commit < commit
+    }
+
+    /// Records that a message told the follower the commit index.
+    pub(crate) fn commit_told(&mut self, commit: Index) {
+        self.told_commit = self.told_commit.max(commit);
     }
 
     /// Records that an append that ends at `last` was sent.

@@ -163,7 +163,8 @@ impl Raft {
                 commit,
                 read_round,
                 lease,
-            } => self.handle_heartbeat(from, commit, read_round, lease)?,
+                quiet,
+            } => self.handle_heartbeat(from, commit, read_round, lease, quiet)?,
             Message::HeartbeatReply {
                 read_round,
                 feature_level,

@@ -166,10 +166,14 @@ impl Raft {
         commit: Index,
         read_round: u64,
         lease: bool,
+        quiet: bool,
     ) -> Result<(), StepError> {
         self.follow(from)?;
         self.election.leader_has_lease = lease;
         self.log.commit_to(commit);
+        if quiet {
+            return Ok(());
+        }
         let feature_level = self.options.feature_level;
         self.send(
             from,
@@ -358,6 +362,7 @@ impl Raft {
             let bytes = entries.iter().map(Entry::size).sum();
             let sent_to = entries.last().map_or(prev, |entry| entry.id.index);
             progress.sent(sent_to, bytes, entries.is_empty());
+            progress.commit_told(commit.min(sent_to));
             self.send(
                 node,
                 Message::Append {

@@ -51,6 +51,7 @@ fn heartbeat() -> Message {
         commit: Index(0),
         read_round: 0,
         lease: false,
+        quiet: false,
     }
 }
 

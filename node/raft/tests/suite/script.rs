@@ -351,6 +351,7 @@ impl Script {
                 commit,
                 read_round: 0,
                 lease: false,
+                quiet: false,
             },
             "heartbeat-reply" => Message::HeartbeatReply {
                 read_round: 0,

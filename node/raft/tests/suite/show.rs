@@ -54,9 +54,11 @@ fn details(message: &Message) -> String {
             commit,
             read_round,
             lease,
+            quiet,
         } => {
             let lease = if *lease { " lease" } else { "" };
-            format!(" commit={commit} round={read_round}{lease}")
+            let quiet = if *quiet { " quiet" } else { "" };
+            format!(" commit={commit} round={read_round}{lease}{quiet}")
         }
         Message::HeartbeatReply { read_round, .. } => format!(" round={read_round}"),
         Message::SnapshotChunk(chunk) => {

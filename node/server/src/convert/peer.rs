@@ -81,10 +81,12 @@ fn message_to_wire(message: Message) -> Wire {
             commit,
             read_round,
             lease,
+            quiet,
         } => Wire::Heartbeat(v1::Heartbeat {
             commit: commit.0,
             read_round,
             lease,
+            quiet,
         }),
         Message::HeartbeatReply {
             read_round,
@@ -206,6 +208,7 @@ fn message_from_wire(term: Term, wire: Wire) -> Result<Message, Malformed> {
                 commit: Index(v.commit),
                 read_round: v.read_round,
                 lease: v.lease,
+                quiet: v.quiet,
             }
         }
         Wire::HeartbeatReply(v) => Message::HeartbeatReply {
@@ -394,6 +397,7 @@ mod tests {
                 commit: Index(9),
                 read_round: 12,
                 lease: true,
+                quiet: true,
             },
             Message::HeartbeatReply {
                 read_round: 12,
