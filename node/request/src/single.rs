@@ -22,8 +22,8 @@ const MAX_HINTS: u32 = 2;
 pub struct Policy {
     /// The most attempts; the deadline is the driver's.
     pub max_attempts: u32,
-    /// True if a shard that is being moved, a busy node and an expired session are reported to the caller, who repeats the call
-    /// by itself. False if they are retried here.
+    /// True if a busy node and an expired session are reported to the caller, who repeats the call by itself. False if they are
+    /// retried here.
     pub reports_delays: bool,
     /// The shortest pause before a retry, other than none.
     pub min_backoff: Duration,
@@ -135,10 +135,7 @@ impl SingleCall {
         if let Action::Fail(rejection) = verdict.action {
             return Next::Fail(self.attempts.rejected(rejection));
         }
-        let delays = matches!(
-            verdict.action,
-            Action::AwaitShard(_) | Action::Wait(_) | Action::RenewSession
-        );
+        let delays = matches!(verdict.action, Action::Wait(_) | Action::RenewSession);
         if delays && self.policy.reports_delays {
             return Next::Report;
         }
@@ -292,17 +289,26 @@ mod tests {
     }
 
     #[test]
-    fn a_forwarder_reports_delays_and_a_client_waits() {
+    fn a_forwarder_reports_a_busy_node_and_a_client_waits() {
         let retry_after = Duration::from_millis(20);
-        for refusal in [
-            Refusal::ShardNotReady { retry_after },
-            Refusal::Overloaded { retry_after },
-        ] {
-            let mut forwarded = call(Repeat::ByName, true);
-            assert_eq!(refuse(&mut forwarded, refusal.clone(), false), Next::Report);
-            let mut own = call(Repeat::ByName, false);
-            let next = refuse(&mut own, refusal, false);
-            assert!(pause(&next) >= Duration::from_millis(15), "{next:?}");
+        let refusal = Refusal::Overloaded { retry_after };
+        let mut forwarded = call(Repeat::ByName, true);
+        assert_eq!(refuse(&mut forwarded, refusal.clone(), false), Next::Report);
+        let mut own = call(Repeat::ByName, false);
+        let next = refuse(&mut own, refusal, false);
+        assert!(pause(&next) >= Duration::from_millis(15), "{next:?}");
+    }
+
+    #[test]
+    fn a_shard_on_its_way_is_waited_for_by_all() {
+        let retry_after = Duration::from_millis(20);
+        for reports_delays in [true, false] {
+            for repeat in [Repeat::Never, Repeat::Freely, Repeat::ByName] {
+                let mut call = call(repeat, reports_delays);
+                let next = refuse(&mut call, Refusal::ShardNotReady { retry_after }, false);
+                assert!(pause(&next) >= Duration::from_millis(15), "{next:?}");
+                assert!(!call.handle_deadline().maybe_applied(), "nothing was done");
+            }
         }
     }
 

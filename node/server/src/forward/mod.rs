@@ -1,8 +1,8 @@
 //! Forwarding: requests that another node must answer are passed to the leader of the group that they belong to.
 //!
 //! A forwarded call says so ([`NO_FORWARD_METADATA_KEY`]) and is answered or refused at the node that gets it, so there is at most
-//! one hop. The bounds: calls that are being forwarded (`max_forwarded`) and their bytes, with a share for each group ([`places`]), and a few
-//! attempts within the request's own time.
+//! one hop. The bounds: calls that are being forwarded (`max_forwarded`) and their bytes, with a share for each group ([`places`]), and
+//! the request's own time.
 //!
 //! # Retries
 //!
@@ -10,8 +10,11 @@
 //! done (`NotLeader`, `WrongGroup`, no connection) is followed to the node that it names. A call that may have been carried out is
 //! repeated only if that does no harm: a read, or a write with a session. A forwarded write keeps its session, so that the client
 //! may repeat it anywhere. If one of its attempts is in doubt, a refusal of a later one doesn't say that nothing was done, so the
-//! client gets an error that says that the outcome is unknown. A shard that is being moved, a busy leader and an expired session
-//! are reported to the client at once, because the client repeats the call by itself.
+//! client gets an error that says that the outcome is unknown. A busy leader and an expired session are reported to the client at
+//! once, because the client repeats the call by itself.
+//!
+//! A call for a shard that is being moved, or for a group without a leader, waits until its deadline. Calls that wait are bounded for
+//! each group; a call beyond that gets the last refusal.
 
 mod channels;
 mod ctrl;
@@ -39,6 +42,7 @@ pub(crate) use channels::{ChannelError, Channels};
 pub(crate) use ctrl::{ControllerRequest, controllers};
 pub(crate) use kv::{export, item, no_config, open_session, own_group, scan};
 pub(crate) use leaders::Leaders;
+pub(crate) use places::Waiting;
 pub(crate) use request::Repeat;
 
 use channels::Windows;
@@ -54,13 +58,16 @@ use crate::routing::Routing;
 
 /// The rules of a forwarded call.
 const POLICY: Policy = Policy {
-    max_attempts: 12,
+    max_attempts: u32::MAX,
     reports_delays: true,
     min_backoff: Duration::from_millis(5),
     max_backoff: Duration::from_millis(320),
     doubling: true,
     bugs: Bugs::NONE,
 };
+
+/// A call that failed as often as this, which takes about 1.3 s, counts as one that waits.
+const SOON: u32 = 12;
 
 /// The time that a configuration which another group has already may take to arrive here.
 const CONFIG_PATIENCE: Duration = Duration::from_secs(1);
@@ -134,6 +141,18 @@ impl Forwarder {
     }
 }
 
+impl Forwarder {
+    /// Returns the right of a call to wait for a group until the call's deadline, unless too many calls wait for it.
+    pub(crate) fn wait_for(&self, gid: Gid) -> Option<Waiting> {
+        self.places.wait(gid)
+    }
+
+    /// Returns the maximum time of a request.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+}
+
 /// Returns true if a call forbids forwarding: it was forwarded, or its sender routes by itself.
 pub(crate) fn is_forbidden(metadata: &MetadataMap) -> bool {
     metadata.contains_key(NO_FORWARD_METADATA_KEY)
@@ -172,6 +191,11 @@ pub(crate) fn once_for<T>(forwarder: &Forwarder, gid: Gid, message: T) -> Reques
 /// Returns true if a refusal means that another node would serve the request.
 pub(crate) fn is_elsewhere(error: &ErrorDetail) -> bool {
     matches!(error.kind, Some(Kind::NotLeader(_) | Kind::WrongGroup(_)))
+}
+
+/// Returns true if a refusal means that the node that was asked is about to serve the request.
+pub(crate) fn is_on_its_way(error: &ErrorDetail) -> bool {
+    matches!(error.kind, Some(Kind::ShardNotReady(_)))
 }
 
 /// Returns the right to repeat a write.
@@ -245,6 +269,8 @@ struct Forwarded<'a> {
     bytes: usize,
     /// The place at the group that is asked.
     place: Option<Place>,
+    /// The right to wait for the group, once the call needs it.
+    waiting: Option<Waiting>,
     /// The error of the last attempt, as the client gets it.
     last: Option<ErrorDetail>,
 }
@@ -261,6 +287,7 @@ impl<'a> Forwarded<'a> {
             deadline: start + forwarder.request_timeout,
             bytes,
             place: None,
+            waiting: None,
             last: None,
         }
     }
@@ -305,7 +332,7 @@ impl<'a> Forwarded<'a> {
     /// Takes a place at a group, and gives back the place at another one.
     fn enter(&mut self, gid: Gid) -> Result<(), ErrorDetail> {
         if self.place.as_ref().is_none_or(|place| place.gid() != gid) {
-            self.place = None;
+            (self.place, self.waiting) = (None, None);
             self.place = Some(self.forwarder.places.take(gid, self.bytes)?);
         }
         Ok(())
@@ -321,9 +348,28 @@ impl<'a> Forwarded<'a> {
         let text = error.to_string();
         self.last = Some(errors::unavailable(&text, 100));
         match self.engine.handle_unreachable(self.start.elapsed(), text) {
-            Ok(pause) => self.pause(pause).await,
+            Ok(pause) => {
+                self.check_patience(false)?;
+                self.pause(pause).await
+            }
             Err(_) => Err(self.last_error()),
         }
+    }
+
+    /// Fails if the call would have to wait, because its shard is on its way or because many attempts have failed, and too many
+    /// calls wait for this group, or it is the controllers.
+    fn check_patience(&mut self, on_its_way: bool) -> Result<(), ErrorDetail> {
+        let waits = on_its_way || self.engine.failures() >= SOON;
+        if waits && self.waiting.is_none() {
+            let gid = self.place.as_ref().map(Place::gid);
+            // The controllers' callers ask again by themselves.
+            let gid = gid.filter(|gid| *gid != Gid::NONE);
+            self.waiting = gid.and_then(|gid| self.forwarder.wait_for(gid));
+            if self.waiting.is_none() {
+                return Err(self.last_error());
+            }
+        }
+        Ok(())
     }
 
     /// Takes in a failed attempt, and waits until the next may begin.
@@ -353,7 +399,12 @@ impl<'a> Forwarded<'a> {
             .known()
             .map(|known| known.config.num());
         let now = self.start.elapsed();
-        match self.engine.handle_refusal(now, refused, known, news) {
+        let on_its_way = matches!(refused.refusal, Refusal::ShardNotReady { .. });
+        let next = self.engine.handle_refusal(now, refused, known, news);
+        if matches!(next, Next::Retry { .. } | Next::AwaitConfig { .. }) {
+            self.check_patience(on_its_way)?;
+        }
+        match next {
             Next::Retry {
                 pause,
                 leader_failed,
@@ -495,7 +546,7 @@ mod tests {
             (errors::wrong_cluster("a", "b"), true, true),
             (errors::outcome_unknown(""), false, true),
             (errors::unavailable("stopping", 1), false, true),
-            (errors::shard_not_ready(20), false, false),
+            (errors::shard_not_ready(20), true, true),
             (errors::overloaded("requests", 1, 1), false, false),
             (errors::session_expired(), false, false),
         ];

@@ -3,6 +3,9 @@
 //! A group that is frozen answers nothing until its calls time out, so each group has a share: a quarter of all places. The last
 //! quarter of the places is for groups that hold few, and a group that holds none always gets one, so that any number of slow groups
 //! leaves room for a healthy one. The node's own keys have the places of [`crate::budget`], which forwarded requests don't take.
+//!
+//! A call that waits for a shard on its way, or for a leader for long, is one of those that *wait* for the group. They are half of a
+//! group's share at most, so that calls for the group's other shards find places.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,6 +21,8 @@ const RETRY_AFTER_MS: u32 = 20;
 const SHARES: usize = 4;
 /// A group holds few places up to the whole divided by this.
 const FEW: usize = 64;
+/// The calls that wait for one group may be the whole divided by this.
+const WAITING: usize = 2 * SHARES;
 
 /// The places.
 #[derive(Debug)]
@@ -31,6 +36,8 @@ struct State {
     all: Held,
     /// The calls and bytes of each group that holds any.
     groups: BTreeMap<Gid, Held>,
+    /// The calls that wait for each group.
+    waiting: BTreeMap<Gid, usize>,
 }
 
 /// A number of requests, and their bytes.
@@ -46,6 +53,13 @@ pub(super) struct Place {
     places: Arc<Places>,
     gid: Gid,
     bytes: usize,
+}
+
+/// The right of one call to wait for a group until the call's deadline, given back on drop.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    places: Arc<Places>,
+    gid: Gid,
 }
 
 impl Places {
@@ -83,6 +97,20 @@ impl Places {
         drop(state);
         let places = Arc::clone(self);
         Ok(Place { places, gid, bytes })
+    }
+
+    /// Returns the right to wait for a group, unless too many calls wait for it.
+    pub(super) fn wait(self: &Arc<Self>, gid: Gid) -> Option<Waiting> {
+        let most = (self.most.calls / WAITING).max(1);
+        let mut state = self.lock();
+        let waiting = state.waiting.entry(gid).or_default();
+        if *waiting >= most {
+            return None;
+        }
+        *waiting += 1;
+        drop(state);
+        let places = Arc::clone(self);
+        Some(Waiting { places, gid })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -125,6 +153,18 @@ impl Drop for Place {
             group.get_mut().remove(self.bytes);
             if group.get().calls == 0 {
                 group.remove();
+            }
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut state = self.places.lock();
+        if let Entry::Occupied(mut waiting) = state.waiting.entry(self.gid) {
+            *waiting.get_mut() -= 1;
+            if *waiting.get() == 0 {
+                waiting.remove();
             }
         }
     }
@@ -175,6 +215,22 @@ mod tests {
         assert!(places.take(Gid(2), 4_000).is_ok(), "a large one alone");
         assert!(places.take(Gid(2), 6_401).is_err(), "larger than all");
         drop(held);
+    }
+
+    #[test]
+    fn calls_that_wait_are_half_of_a_groups_share() {
+        let wait = |places: &Arc<Places>, gid| -> Vec<Waiting> {
+            std::iter::from_fn(|| places.wait(Gid(gid))).collect()
+        };
+        let places = places(1_024, 1 << 20);
+        assert_eq!(wait(&places, 3).len(), 128);
+        let held = wait(&places, 3);
+        assert_eq!(held.len(), 128, "they come back");
+        assert_eq!(wait(&places, 2).len(), 128, "each group has its own");
+        assert_eq!(fill(&places, 3, 0).len(), 256);
+        drop(held);
+        assert_eq!(*places.lock(), State::default());
+        assert_eq!(wait(&tests::places(1, 1), 3).len(), 1);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `shardkv.v1.Kv`: the service for applications.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::v1::batch_item::Request as Item;
 use api::v1::batch_result::Response as ItemResponse;
@@ -18,7 +18,7 @@ use super::pages::Pages;
 use super::scan::Scanner;
 use super::{destination, export, scan, session};
 use crate::convert::kv::{self, Checks};
-use crate::forward::{self, Forwarder, is_elsewhere, is_forbidden};
+use crate::forward::{self, Forwarder, is_elsewhere, is_forbidden, is_on_its_way};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{Method, Metrics};
 use crate::options::Limits;
@@ -38,6 +38,9 @@ pub(crate) struct KvService {
     pub(crate) scanner: Arc<Scanner>,
     pub(crate) exporter: Exporter,
 }
+
+/// The pause between attempts while a shard is on its way here. The replica's thread holds most requests until it is there.
+const ON_ITS_WAY_PAUSE: Duration = Duration::from_millis(20);
 
 impl KvService {
     /// Refuses a call for another destination. Otherwise returns true if the call must not be forwarded.
@@ -66,19 +69,37 @@ impl KvService {
                 (false, _) => forward::item(forwarder, item).await,
             };
         }
-        // The clone shares the bytes. A client that routes by itself doesn't even pay for the clone.
-        let forwardable = (!forbidden).then(|| item.clone());
-        let asked = async {
-            let request = Checks::new(&self.limits).item(Some(item))?;
-            let result = self.replica.ask(request).await?;
-            kv::outcome(result, |node| self.replica.address_or_empty(node))
-        };
-        match (asked.await, forwardable) {
-            (Err(error), Some(forwardable)) if is_elsewhere(&error) => {
-                forward::item(forwarder, forwardable).await
-            }
-            (outcome, _) => kv::item_answer(outcome?),
+        if forbidden {
+            return kv::item_answer(self.ask(item).await?);
         }
+        let deadline = Instant::now() + forwarder.request_timeout();
+        let mut waiting = None;
+        loop {
+            // The clone shares the bytes.
+            let error = match self.ask(item.clone()).await {
+                Ok(outcome) => return kv::item_answer(outcome),
+                Err(error) => error,
+            };
+            if is_elsewhere(&error) {
+                drop(waiting);
+                return forward::item(forwarder, item).await;
+            }
+            // The shard is on its way here, so the call waits for it, unless too many do.
+            if waiting.is_none() && is_on_its_way(&error) {
+                waiting = forwarder.wait_for(self.routing.gid());
+            }
+            if waiting.is_none() || !is_on_its_way(&error) || Instant::now() >= deadline {
+                return Err(error);
+            }
+            tokio::time::sleep(ON_ITS_WAY_PAUSE).await;
+        }
+    }
+
+    /// Asks this node's group.
+    async fn ask(&self, item: Item) -> Result<shardkv::Response, ErrorDetail> {
+        let request = Checks::new(&self.limits).item(Some(item))?;
+        let result = self.replica.ask(request).await?;
+        kv::outcome(result, |node| self.replica.address_or_empty(node))
     }
 }
 
