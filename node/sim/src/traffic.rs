@@ -33,7 +33,8 @@ impl Traffic {
 fn is_call(message: &Message) -> bool {
     !matches!(
         message,
-        Message::PreVoteReply { .. }
+        Message::Heartbeat { quiet: true, .. }
+            | Message::PreVoteReply { .. }
             | Message::VoteReply { .. }
             | Message::AppendAccepted { .. }
             | Message::AppendRejected { .. }

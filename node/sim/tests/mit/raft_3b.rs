@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use shardkv::Write;
+use shardkv_sim::script::Script;
 
 use crate::cluster::{Cluster, LOG, scenario};
 
@@ -241,5 +242,55 @@ fn count_3b() {
     cluster.run_ms(1_000);
     let calls = cluster.script().traffic().calls - before;
     assert!(calls <= 3 * 20, "{calls} calls in an idle second");
+    cluster.finish();
+}
+
+/// An idle group's followers learn at once what is committed, by one message for each of them. Under load the appends tell it.
+#[test]
+fn followers_learn_a_commit_at_once_3b() {
+    let mut scenario = scenario(1, 3);
+    scenario.replica.raft.heartbeat_ticks = 100;
+    scenario.replica.raft.election_ticks = 300;
+    let mut cluster = Cluster::with(scenario);
+    let hosts = cluster.hosts();
+    cluster.wait(10_000, "a leader is elected", |script| {
+        script.leader_among(&[0, 1, 2]).is_some()
+    });
+    cluster.one_of(&hosts, 2);
+    let leader = cluster.leader();
+    let committed = |script: &Script, host| script.status(host).unwrap().commit_index;
+    let settled = |script: &Script| {
+        let last = script.status(leader).unwrap().last_index;
+        (0..3).all(|host| committed(script, host) == last)
+    };
+    // A heartbeat comes once a second.
+    cluster.wait(200, "all know what is committed", settled);
+    let before = cluster.script().traffic();
+    for _ in 0..10 {
+        let id = cluster.ask(leader);
+        cluster.wait(200, "all know that it is committed", |script| {
+            script.answer(id).is_some() && settled(script)
+        });
+    }
+    let idle = cluster.script().traffic();
+    let messages = idle.messages - before.messages;
+    assert!(messages <= 10 * 6, "{messages} messages for ten entries");
+
+    let ids: Vec<_> = (0..1_000)
+        .map(|_| {
+            cluster.run_ms(1);
+            cluster.ask(leader)
+        })
+        .collect();
+    cluster.wait(200, "all are acknowledged", |script| {
+        ids.iter().all(|id| script.answer(*id).is_some())
+    });
+    let loaded = cluster.script().traffic();
+    let (messages, calls) = (loaded.messages - idle.messages, loaded.calls - idle.calls);
+    let untold = messages - 2 * calls;
+    assert!(
+        untold < calls / 10,
+        "{untold} messages beside {calls} calls"
+    );
     cluster.finish();
 }
