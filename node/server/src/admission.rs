@@ -12,6 +12,10 @@ use crate::budget::Budget;
 use crate::options::Limits;
 use crate::page_budget::{PageBudget, PageShare};
 
+/// The most watches of nodes: those of three nodes of each group, and of each group's leader once more. All of them may come to one
+/// controller, while the others are down.
+const MAX_NODE_WATCHERS: usize = 4 * MAX_GROUPS;
+
 /// Admits work up to the limits of the options, and refuses more as `Overloaded`.
 pub(crate) struct Admission {
     /// The budget of unanswered requests.
@@ -33,9 +37,9 @@ pub(crate) struct Admission {
     max_exports: usize,
     watchers: Arc<Semaphore>,
     max_watchers: usize,
-    /// Slots of their own for watchers that are groups: however many clients watch, each group still hears of new
+    /// Slots of their own for watchers that are nodes: however many clients watch, each group still hears of new
     /// configurations.
-    group_watchers: Arc<Semaphore>,
+    node_watchers: Arc<Semaphore>,
 }
 
 impl Admission {
@@ -54,7 +58,7 @@ impl Admission {
             max_exports: limits.max_exports,
             watchers: Arc::new(Semaphore::new(limits.max_watchers)),
             max_watchers: limits.max_watchers,
-            group_watchers: Arc::new(Semaphore::new(MAX_GROUPS)),
+            node_watchers: Arc::new(Semaphore::new(MAX_NODE_WATCHERS)),
         }
     }
 
@@ -100,9 +104,9 @@ impl Admission {
         acquire(&self.watchers, "watchers", self.max_watchers)
     }
 
-    /// Admits a replica group that watches configurations, for as long as the permit lives.
-    pub(crate) fn group_watcher(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
-        acquire(&self.group_watchers, "watchers", MAX_GROUPS)
+    /// Admits a node that watches configurations, for its routing or for its group, for as long as the permit lives.
+    pub(crate) fn node_watcher(&self) -> Result<OwnedSemaphorePermit, ErrorDetail> {
+        acquire(&self.node_watchers, "watchers", MAX_NODE_WATCHERS)
     }
 
     /// Returns the number of open watches of clients.
@@ -135,4 +139,42 @@ fn acquire(
 ) -> Result<OwnedSemaphorePermit, ErrorDetail> {
     let full = |_| errors::overloaded(what, limit as u64, 1_000);
     Arc::clone(slots).try_acquire_owned().map_err(full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thousand groups of three nodes follow one controller, whatever the number of clients that watch it.
+    #[test]
+    fn nodes_have_places_of_their_own_for_watches() {
+        let limits = Limits {
+            max_value_bytes: 1,
+            max_request_bytes: 1,
+            max_batch_items: 1,
+            max_stream_inflight_items: 1,
+            max_pending_requests: 1,
+            max_inflight_bytes: 1,
+            max_streams_per_connection: 1,
+            max_pending_resets: 1,
+            max_stream_errors: 1,
+            max_connections: 1,
+            scan_page_bytes: 1,
+            scan_page_pairs: 1,
+            max_scans: 1,
+            max_scan_bytes: 1,
+            max_exports: 1,
+            max_watchers: 2,
+        };
+        let admission = Admission::new(&limits, Duration::ZERO);
+        let clients = [(); 2].map(|()| admission.watcher().unwrap());
+        assert!(admission.watcher().is_err(), "no more clients");
+        assert_eq!(admission.open_watchers(), 2);
+        let nodes: Vec<_> = (0..4_000)
+            .map(|_| admission.node_watcher().unwrap())
+            .collect();
+        drop(clients);
+        assert!(admission.watcher().is_ok());
+        assert_eq!((nodes.len(), admission.open_watchers()), (4_000, 0));
+    }
 }

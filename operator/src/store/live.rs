@@ -122,11 +122,15 @@ impl Store for LiveStore {
             let answer = controller.query(None).await.map_err(|it| refusal(&it))?;
             let mut view = view(&answer);
             if !(answer.is_settled(answer.latest) && answer.is_reached(answer.latest)) {
-                let client = client.with_timeout(MOVES);
-                let all = ShardSet::default();
-                let shards = client.shards(&all, false);
-                let shards = timeout(MOVES, shards).await.unwrap_or_default();
-                count_moves(&mut view, &answer, &shards);
+                let asked = unsettled(&answer);
+                let reports = if asked.is_empty() {
+                    BTreeMap::new()
+                } else {
+                    let client = client.with_timeout(MOVES);
+                    let shards = client.shards(&asked, false);
+                    timeout(MOVES, shards).await.unwrap_or_default()
+                };
+                count_moves(&mut view, &answer, &reports);
             }
             Ok(view)
         };
@@ -299,6 +303,25 @@ fn view(answer: &ConfigView) -> View {
     }
 }
 
+/// Returns the shards that the controllers don't know to be served: their owners haven't settled the configuration that made them the
+/// owners. They are few, because groups settle soon after each cut, so it is cheap to ask for them in each round.
+fn unsettled(answer: &ConfigView) -> ShardSet {
+    let settled = settled(answer);
+    let rows = (0..).map(ShardId).zip(answer.config.rows());
+    let unknown = rows.filter(|(_, row)| row.owner != Gid::NONE && !is_settled(&settled, row));
+    unknown.map(|(shard, _)| shard).collect()
+}
+
+fn settled(answer: &ConfigView) -> BTreeMap<Gid, ConfigNum> {
+    let progress = answer.progress.iter();
+    progress.map(|it| (it.gid, it.settled)).collect()
+}
+
+fn is_settled(settled: &BTreeMap<Gid, ConfigNum>, row: &Assignment) -> bool {
+    let known = settled.get(&row.owner);
+    known.is_some_and(|settled| *settled >= row.owner_since)
+}
+
 /// Counts the shards that move. The owner of a shard serves it if the owner has settled the configuration that made it the
 /// owner, or if the owner says so: a group that doesn't answer counts as serving only what the controllers know it to serve.
 fn count_moves(
@@ -306,20 +329,14 @@ fn count_moves(
     answer: &ConfigView,
     reports: &BTreeMap<Gid, Result<GroupShards, Error>>,
 ) {
-    let settled = answer.progress.iter().map(|it| (it.gid, it.settled));
-    let settled: BTreeMap<Gid, ConfigNum> = settled.collect();
+    let settled = settled(answer);
     let answers = reports.values().flatten();
     let served = answers.flat_map(|group| group.shards.iter().map(|shard| (group.gid, shard)));
     let served = served.filter(|(_, shard)| shard.state == ShardState::Serving);
     let served: BTreeSet<(Gid, ShardId)> = served.map(|(gid, it)| (gid, it.shard)).collect();
-    let is_served = |shard: ShardId, row: &Assignment| {
-        let known = settled.get(&row.owner);
-        known.is_some_and(|settled| *settled >= row.owner_since)
-            || served.contains(&(row.owner, shard))
-    };
     let rows = (0..).map(ShardId).zip(answer.config.rows());
     for (shard, row) in rows.filter(|(_, row)| row.owner != Gid::NONE) {
-        if !is_served(shard, &row) {
+        if !is_settled(&settled, &row) && !served.contains(&(row.owner, shard)) {
             view.unserved += 1;
         } else if row.is_moving() {
             view.copying += 1;

@@ -129,7 +129,12 @@ fn is_clients<B>(request: &Request<B>) -> bool {
         None => false,
     };
     let agent = request.headers().get(USER_AGENT);
-    of_clients && !agent.is_some_and(|agent| agent.as_bytes().starts_with(NODE.as_bytes()))
+    of_clients && !agent.is_some_and(|agent| is_nodes(agent.as_bytes()))
+}
+
+/// Returns true for the user agent of a node.
+pub(crate) fn is_nodes(agent: &[u8]) -> bool {
+    agent.starts_with(NODE.as_bytes())
 }
 
 /// Returns true for a call of the store's own services. Health and reflection are served too, but any client may keep a call of

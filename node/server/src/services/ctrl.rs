@@ -11,6 +11,7 @@ use api::{config_to_wire, errors};
 use raft::Role;
 use shardctrler::{CtrlError, GroupKind, Response as Outcome};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::header::USER_AGENT;
 use tonic::{Request, Response, Status};
 use types::{Gid, ShardId};
 
@@ -26,6 +27,7 @@ use crate::machine::MachineRequest;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::replica_handle::ReplicaHandle;
+use crate::reserve::calls::is_nodes;
 use crate::routing::Routing;
 
 /// The service.
@@ -188,7 +190,9 @@ impl Shardctrler for CtrlService {
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        match self.watches.open(request.get_ref()).await {
+        let agent = request.metadata().get(USER_AGENT.as_str());
+        let of_node = agent.is_some_and(|agent| is_nodes(agent.as_bytes()));
+        match self.watches.open(request.get_ref(), of_node).await {
             Ok(stream) => Ok(Response::new(stream)),
             Err(error) => Err(self.metrics.reject(&error)),
         }

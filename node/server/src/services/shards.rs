@@ -56,10 +56,12 @@ pub(crate) async fn shards(
         .map_err(|error| errors::bad_request("shards", error))?;
     catch_up(replica).await?;
     let ownership = routing.ownership();
-    let listed: Vec<ShardId> = concerned(&ownership)
-        .into_iter()
-        .filter(|shard| wanted.is_empty() || wanted.contains(*shard))
-        .collect();
+    let listed: Vec<ShardId> = if wanted.is_empty() {
+        concerned(&ownership).into_iter().collect()
+    } else {
+        let wanted = wanted.shards();
+        wanted.filter(|it| is_concerned(&ownership, *it)).collect()
+    };
     let sizes = if request.exact {
         count(readers, &ownership, &listed).await?
     } else {
@@ -106,6 +108,14 @@ pub(crate) fn concerned(ownership: &Ownership) -> BTreeSet<ShardId> {
     let planned = ownership.planned.keys().copied();
     let here = ownership.shards.keys().copied();
     here.chain(deletes).chain(planned).collect()
+}
+
+/// Returns true if a shard is among the [`concerned`] ones.
+fn is_concerned(ownership: &Ownership, shard: ShardId) -> bool {
+    let deletes = (shard, ConfigNum(0))..=(shard, ConfigNum(u64::MAX));
+    ownership.shards.contains_key(&shard)
+        || ownership.planned.contains_key(&shard)
+        || ownership.pending_deletes.range(deletes).next().is_some()
 }
 
 /// Returns the state of a shard at log time `now`, without its size.
@@ -313,5 +323,7 @@ mod tests {
         assert!(describe(&ownership, ShardId(1), LogTime(9)).handoff_age_ms == 4);
         let all: Vec<u32> = concerned(&ownership).iter().map(|it| it.0).collect();
         assert_eq!(all, [0, 1, 2, 3, 4, 5]);
+        let each = (0..9).filter(|shard| is_concerned(&ownership, ShardId(*shard)));
+        assert!(each.eq(all), "one by one as all at once");
     }
 }

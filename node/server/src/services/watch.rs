@@ -39,10 +39,11 @@ pub(crate) struct Watches {
 }
 
 impl Watches {
-    /// Opens a watch and queues its first message.
+    /// Opens a watch and queues its first message. A watch of a node takes no place of a client's.
     pub(crate) async fn open(
         &self,
         request: &WatchRequest,
+        of_node: bool,
     ) -> Result<ReceiverStream<Result<WatchResponse, Status>>, ErrorDetail> {
         self.lifecycle.check_running()?;
         if request.gid != 0 && self.routing.kind() != GroupKind::Controller {
@@ -50,10 +51,10 @@ impl Watches {
                 "this node is not a controller, and only controllers know what a group has settled: a group must follow them",
             ));
         }
-        let slot = if request.gid == 0 {
-            self.admission.watcher()?
+        let slot = if of_node || request.gid != 0 {
+            self.admission.node_watcher()?
         } else {
-            self.admission.group_watcher()?
+            self.admission.watcher()?
         };
         let mut watcher = Watcher {
             handles: self.clone(),
