@@ -26,7 +26,10 @@ pub struct Rollout {
 /// - A part whose pods are whole changes only if those of all other parts are: at most one part lacks a pod.
 /// - A part that lacks another pod than Kubernetes replaces first waits: it would lose its majority.
 pub(super) fn plan(seen: &State, phases: &BTreeMap<u64, GroupPhase>) -> Rollout {
-    let groups = phases.iter().filter(|(_, phase)| serves(**phase));
+    // Without the controllers' answer, a group that seems to be new may have joined.
+    let may_serve =
+        |phase| serves(phase) || (seen.store.is_none() && phase == GroupPhase::Provisioning);
+    let groups = phases.iter().filter(|(_, phase)| may_serve(**phase));
     let groups = groups.map(|(gid, _)| Component::Group(*gid));
     let pods = |part| seen.pods.get(&part).copied().unwrap_or(Pods::Short);
     let parts = std::iter::once(Component::Controller).chain(groups);

@@ -1,6 +1,7 @@
 //! Table of statuses: the observed state on the left, the output of `kubectl get` and `kubectl describe` on the right.
 
 mod edges;
+mod model;
 mod rollout;
 mod rules;
 mod scene;

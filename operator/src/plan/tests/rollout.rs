@@ -82,6 +82,12 @@ fn groups_without_shards_neither_wait_nor_are_waited_for() {
     assert_eq!(decide(&seen).rollout.unwell, set(&[group(2)]));
     seen.pods.remove(&CONTROLLERS);
     assert_eq!(decide(&seen).rollout.unwell, set(&[CONTROLLERS, group(2)]));
+    // A group that seems to be new may have joined, if the controllers don't say so.
+    let mut seen = world(2, "1 member, 2 new", &[1], &[(1, 5)]);
+    seen.pods.insert(group(2), Pods::Short);
+    assert_eq!(decide(&seen).rollout.unwell, set(&[]));
+    seen.store = None;
+    assert_eq!(decide(&seen).rollout.unwell, set(&[group(2)]));
     for intent in [Intent::Pause, Intent::Delete] {
         seen.intent = intent;
         assert_eq!(decide(&seen).rollout, Rollout::default());
