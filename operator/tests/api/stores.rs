@@ -72,6 +72,7 @@ impl Model {
         let mut applied = self.state.applied();
         let index = Index(applied.last.index.0 + 1);
         let at = Applying {
+            awaited: true,
             entry: EntryId::new(Term(1), index),
             feature_level: 0,
             time: LogTime(1_000_000),
