@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ::kube::ResourceExt;
 
-use self::kube::{BAD, Kube};
+use self::kube::{BAD, Kube, ModelPart};
 use super::writes::now;
 use super::*;
 use crate::build::{STAGE_ANNOTATION, names};
@@ -22,7 +22,7 @@ use crate::store::Change;
 const MAX_ROUNDS: u32 = 400;
 
 /// The number of clusters. Each takes some hundred rounds.
-const SEEDS: u64 = if cfg!(debug_assertions) { 20 } else { 200 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 20 } else { 100 };
 
 struct World {
     seed: u64,
@@ -113,7 +113,7 @@ impl World {
 
     fn answers(&self) -> bool {
         let controllers = self.kube.parts.get(&Component::Controller);
-        controllers.is_some_and(|part| part.has_majority())
+        controllers.is_some_and(ModelPart::has_majority)
     }
 
     /// Runs a round of the operator. Returns true if it changed something, or has something left to do.
@@ -252,7 +252,7 @@ impl World {
         self.kube.tick(&self.desired.cluster);
         let led = |gid: &u64| {
             let part = self.kube.parts.get(&Component::Group(*gid));
-            part.is_some_and(|part| part.has_majority())
+            part.is_some_and(ModelPart::has_majority)
         };
         let num = self.store.num;
         let led: BTreeSet<u64> = self.store.settled.keys().copied().filter(led).collect();
