@@ -19,6 +19,8 @@ INPUT ?=
 BENCH_SECONDS ?= 5
 # Sizes of the shards that `make bench` moves under load: MOVE_SIZES=1MB is a quick run.
 MOVE_SIZES ?= 1MB,100MB,1GB
+# Random histories of `make test-etcd`.
+HISTORIES ?= 4
 # Outages of each test of `make test-power`, and the seed that draws them.
 OUTAGES ?= 100
 SEED ?= 1
@@ -48,7 +50,7 @@ build: deps ## Build the node and the CLI, optimised
 	@.ci/build $(CARGO) build --release
 
 .PHONY: test
-test: test-fast test-operator test-api test-sim test-processes test-power ## Run all tests: fast ones, goldens, conformance, a real API server, simulator seeds, processes, power cuts
+test: test-fast test-operator test-api test-etcd test-sim test-processes test-power ## Run all tests: fast ones, goldens, conformance, a real API server, a real etcd, simulator seeds, processes, power cuts
 
 .PHONY: test-fast
 test-fast: deps ## Run unit tests, goldens, paper tests and store conformance
@@ -62,6 +64,12 @@ test-operator: ## Run the operator's tests, and check that crds/ matches the cod
 test-api: deps ## Run the operator against a real API server and etcd (built the first time: about 6 minutes)
 	deploy/kube/build etcd kube-apiserver
 	$(CARGO) test --release -p shardkv-operator --test api
+
+.PHONY: test-etcd
+test-etcd: deps ## Compare keyspaces with a real etcd, every answer and event of HISTORIES=4 random histories (etcd is built the first time: a minute)
+	deploy/kube/build etcd
+	$(CARGO) build --release -p shardkv-keyspace --example history
+	@. deploy/kube/lib.sh && cd .ci/etcd && go run . "$$cache/bin/etcd" "$(abspath $(bin))/examples/history" "$(HISTORIES)" 3000
 
 .PHONY: test-sim
 test-sim: ## Run the simulator's tests, the MIT 6.5840 scenarios and TEST_SEEDS=0..1000
@@ -96,6 +104,7 @@ lint: deps ## Check formatting, clippy and documentation (warnings are errors), 
 	$(CARGO) clippy --release -p shardkv-powercut --all-targets -- -D warnings
 	@$(MAKE) doc
 	cd node/server/tests/porcupine && test -z "$$(gofmt -l .)" && go vet ./...
+	cd .ci/etcd && test -z "$$(gofmt -l .)" && go vet ./...
 	cd .ci/compose && test -z "$$(gofmt -l .)" && go vet ./... && go run . "$(abspath deploy/compose.yaml)"
 	cd .ci/links && test -z "$$(gofmt -l .)" && go vet ./... && go test ./... && go run . "$(abspath .)"
 	@.ci/purity

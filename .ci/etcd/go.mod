@@ -1,0 +1,3 @@
+module shardkv.dev/ci/etcd
+
+go 1.24.0
