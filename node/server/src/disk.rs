@@ -112,7 +112,7 @@ fn refused(error: OpenError) -> Fatal {
         }
         OpenError::Locked { .. } => ExitCode::InUse,
         OpenError::Foreign { .. } | OpenError::ForeignState { .. } => ExitCode::WrongIdentity,
-        OpenError::Version { .. } => ExitCode::OtherVersion,
+        OpenError::Version { .. } | OpenError::NewerState { .. } => ExitCode::OtherVersion,
         OpenError::Full { .. } => ExitCode::DiskFull,
         OpenError::NoIdentity { .. }
         | OpenError::IdentityDamaged { .. }
@@ -358,5 +358,16 @@ mod tests {
             let keeps_first = text.find("Keep the disk") < text.find("empty directory");
             assert!(!gives_up || keeps_first, "{text}");
         }
+    }
+    #[test]
+    fn a_state_of_a_newer_version_is_no_damage() {
+        let fatal = refused(OpenError::NewerState {
+            dir: "/d".into(),
+            what: "it has the unknown tables versions".to_owned(),
+        });
+        let text = format!("{:#}", fatal.error);
+        assert_eq!(fatal.code, ExitCode::OtherVersion, "{text}");
+        assert!(text.contains("keep its data directory"), "{text}");
+        assert!(!text.contains("empty directory"), "{text}");
     }
 }

@@ -107,6 +107,10 @@ impl Directory {
     pub(crate) fn state_failed(&self, error: StoreError) -> OpenError {
         match error {
             StoreError::Damaged(text) => self.state_damaged(StateDamage::Database(text)),
+            StoreError::NewerVersion(what) => OpenError::NewerState {
+                dir: self.path.clone(),
+                what,
+            },
             error => self.failed("open the state", error),
         }
     }

@@ -75,6 +75,17 @@ pub enum OpenError {
         /// The version known.
         known: u32,
     },
+    /// A newer version of this program wrote the state.
+    #[error(
+        "the state in {}/state was written by a newer version of this program: {what}. Nothing is damaged. Start this \
+         node with the newer version; keep its data directory", .dir.display()
+    )]
+    NewerState {
+        /// The directory.
+        dir: PathBuf,
+        /// The part that this version doesn't know.
+        what: String,
+    },
     /// The log lacks something that was acknowledged.
     #[error(
         "the log in {}/log is damaged: {damage}. This node may have forgotten votes or entries that it acknowledged. \

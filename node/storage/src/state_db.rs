@@ -5,15 +5,14 @@
 //! leaves exactly one commit, never half of one.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use raft::StoreError;
 use replica::{Applied, Table};
 use rocksdb::{
-    ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, IteratorMode, Options, Range,
-    WriteBatch,
+    ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, IteratorMode, Range, WriteBatch,
 };
 use types::NodeId;
 
@@ -67,14 +66,34 @@ fn column_family_name(table: Table) -> &'static str {
     }
 }
 
+/// Returns the names of all column families that this version knows.
+fn known_names() -> impl Iterator<Item = &'static str> {
+    [DEFAULT]
+        .into_iter()
+        .chain(Table::ALL.map(column_family_name))
+        .chain([VALUES])
+}
+
+/// Refuses a database with column families that this version doesn't know: a newer version made them, and the state isn't whole
+/// without them.
+fn check_names(names: &[String]) -> Result<(), StoreError> {
+    let is_unknown = |name: &&String| known_names().all(|known| known != name.as_str());
+    let unknown: Vec<&str> = names
+        .iter()
+        .filter(is_unknown)
+        .map(String::as_str)
+        .collect();
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let text = format!("it has the unknown tables {}", unknown.join(", "));
+    Err(StoreError::NewerVersion(text))
+}
+
 /// Returns true if the database has all column families except that of long values, as an older version made it.
-fn lacks_values(engine: &Options, path: &Path) -> Result<bool, rocksdb::Error> {
-    let names = DB::list_cf(engine, path)?;
+fn lacks_values(names: &[String]) -> bool {
     let has = |name: &str| names.iter().any(|it| it == name);
-    Ok(!has(VALUES)
-        && Table::ALL
-            .iter()
-            .all(|table| has(column_family_name(*table))))
+    !has(VALUES) && known_names().all(|name| name == VALUES || has(name))
 }
 
 /// Adds the position to a batch.
@@ -123,21 +142,21 @@ impl StateDb {
         options: &StorageOptions,
     ) -> Result<Arc<Self>, StoreError> {
         let path = directory.state_dir().join(number.to_string());
-        let open = || {
-            let mut engine = engine::state_options(options)?;
-            engine.create_if_missing(create);
-            let older = !create && lacks_values(&engine, &path)?;
-            engine.create_missing_column_families(create || older);
-            engine.set_error_if_exists(create);
-            let column_families = [DEFAULT]
-                .into_iter()
-                .chain(Table::ALL.map(column_family_name))
-                .chain([VALUES])
-                .map(|name| ColumnFamilyDescriptor::new(name, engine.clone()));
-            DB::open_cf_descriptors(&engine, &path, column_families)
-        };
         let translated = if create { translate } else { translate_opening };
-        let db = open().map_err(|error| translated(&error))?;
+        let failed = |error: rocksdb::Error| translated(&error);
+        let mut engine = engine::state_options(options).map_err(failed)?;
+        let mut older = false;
+        if !create {
+            let names = DB::list_cf(&engine, &path).map_err(failed)?;
+            check_names(&names)?;
+            older = lacks_values(&names);
+        }
+        engine.create_if_missing(create);
+        engine.create_missing_column_families(create || older);
+        engine.set_error_if_exists(create);
+        let column_families =
+            known_names().map(|name| ColumnFamilyDescriptor::new(name, engine.clone()));
+        let db = DB::open_cf_descriptors(&engine, &path, column_families).map_err(failed)?;
         let db = Self {
             db,
             dir: StateDir {

@@ -63,6 +63,33 @@ fn the_state_of_another_node_is_refused() {
     assert!(open(two.path()).is_ok(), "its own is as good as before");
 }
 
+/// A newer version made a table. The state isn't damaged, and opens again where the table is known, or gone.
+#[test]
+fn a_state_with_tables_of_a_newer_version_is_refused_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    opened.log.write(&batch(1..=3, 10)).unwrap();
+    opened.state.commit(put(1, "v"), applied(3)).unwrap();
+    opened.state.flush().unwrap();
+    drop(opened);
+    let path = dir.path().join("state/1");
+    let engine = rocksdb::Options::default();
+    let state = || {
+        let names = rocksdb::DB::list_cf(&engine, &path).unwrap();
+        rocksdb::DB::open_cf(&engine, &path, names).unwrap()
+    };
+    state().create_cf("versions", &engine).unwrap();
+    for _ in 0..2 {
+        let refused = open(dir.path()).err().unwrap();
+        let is_newer =
+            matches!(&refused, OpenError::NewerState { what, .. } if what.contains("versions"));
+        assert!(is_newer, "{refused}");
+    }
+    state().drop_cf("versions").unwrap();
+    let opened = open(dir.path()).unwrap();
+    assert_eq!(opened.state.applied(), applied(3));
+}
+
 #[test]
 fn a_binding_is_for_ever() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,8 @@ use std::ops::Bound;
 use bytes::Bytes;
 use raft::StoreError;
 use replica::memory::MemoryState;
-use replica::{StateReader, StateStore, Table};
+use replica::{Listed, Order, StateReader, StateStore, Table, WriteBatch};
+use shardkv_storage::RocksState;
 
 use crate::support::{applied, open, put};
 
@@ -41,6 +42,39 @@ fn a_read_sees_one_commit_while_others_go_on() {
     assert_eq!(seen.unwrap(), [pair(1, "old")]);
     let later = reads.read(content).unwrap();
     assert_eq!(later, [pair(1, "new"), pair(2, "more")]);
+}
+
+/// Cursors of one read see the same commit in all tables, however late they are made and moved.
+#[test]
+fn cursors_of_a_read_see_one_commit_of_all_tables() {
+    let root = tempfile::tempdir().unwrap();
+    let mut state = open(root.path()).unwrap().state;
+    let commit = |state: &mut RocksState, index: u64, value: &'static str| {
+        let mut batch = WriteBatch::default();
+        for table in Table::ALL {
+            for key in 0..3u8 {
+                batch.put(table, Bytes::from(vec![key]), value.into());
+            }
+        }
+        state.commit(batch, applied(index)).unwrap();
+    };
+    commit(&mut state, 1, "old");
+    let whole = (Bound::Unbounded, Bound::Unbounded);
+    let seen = state.reads().read(|moment| {
+        let mut early = moment.cursor(Table::Meta, whole, Order::Descending)?;
+        let first = early.next()?;
+        commit(&mut state, 2, "new");
+        state.flush()?;
+        let mut pairs = vec![first, early.next()?];
+        for table in Table::ALL {
+            let mut late = moment.cursor(table, whole, Order::Ascending)?;
+            late.seek(&[1])?;
+            pairs.push(late.next()?);
+        }
+        Ok(pairs)
+    });
+    let old = |key| Some((Bytes::from(vec![key]), Listed::Value("old".into())));
+    assert_eq!(seen.unwrap(), [2, 1, 1, 1, 1, 1].map(old));
 }
 
 #[test]
