@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use api::errors;
 use api::v1::ErrorDetail;
+use shardkv::{Query, Response as Outcome};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use types::NodeId;
 
 use crate::admission::Admission;
 use crate::budget::Permit;
+use crate::convert::kv;
 use crate::inbox::{Inbox, Submission};
 use crate::lifecycle::{Lifecycle, View};
 use crate::machine::{self, MachineRequest, MachineResult};
@@ -103,6 +105,16 @@ impl ReplicaHandle {
         );
         let answer = self.submit(request)?;
         self.answered(answer, changes).await
+    }
+
+    /// Returns when the state here has all that was committed before this call, while this node leads. A read that a reader thread
+    /// begins then is linearizable.
+    pub(crate) async fn confirm(&self) -> Result<(), ErrorDetail> {
+        let result = self.ask(kv::read(Query::Confirm)).await?;
+        match kv::outcome(result, |node| self.address_or_empty(node))? {
+            Outcome::Confirmed => Ok(()),
+            _ => Err(kv::mismatch()),
+        }
     }
 
     /// Waits for an answer, at most for the request timeout. `changes` says whether the request may have changed state.

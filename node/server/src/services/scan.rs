@@ -11,7 +11,7 @@ use api::v1::{ErrorDetail, Pair, ScanRequest, ScanResponse};
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _};
 use shardkv::{
-    GroupKind, MAX_KEY_BYTES, MAX_SCAN_PAIRS, PageRequest, Query, Response as Outcome, read_page,
+    GroupKind, MAX_KEY_BYTES, MAX_SCAN_PAIRS, PageRequest, Response as Outcome, read_page,
 };
 use shardkv_client::ScanOptions;
 use tokio::sync::OwnedSemaphorePermit;
@@ -286,7 +286,7 @@ impl Scan {
         let scanner = &self.scanner;
         let request = self.page_request();
         let mut share = scanner.admission.pages.take(self.most_bytes()).await?;
-        self.confirm().await?;
+        scanner.replica.confirm().await?;
         let read = move |state: &dyn replica::StateReader| read_page(state, &request);
         let page = scanner.readers.read(read).await?;
         match page.map_err(|error| kv::kv_error(&error))? {
@@ -294,16 +294,6 @@ impl Scan {
                 share.shrink(size(&pairs));
                 Ok((pairs, more, share))
             }
-            _ => Err(kv::mismatch()),
-        }
-    }
-
-    /// Returns when the state here has all that was committed before this call, while this node leads.
-    async fn confirm(&self) -> Result<(), ErrorDetail> {
-        let replica = &self.scanner.replica;
-        let result = replica.ask(kv::read(Query::Confirm)).await?;
-        match kv::outcome(result, |node| replica.address_or_empty(node))? {
-            Outcome::Confirmed => Ok(()),
             _ => Err(kv::mismatch()),
         }
     }

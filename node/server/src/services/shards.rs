@@ -95,8 +95,7 @@ pub(crate) async fn shards(
 /// Waits until a leader has applied all that its group has committed. Right after a start it may lead before that, and would name a
 /// past configuration. Other nodes answer by what they know.
 async fn catch_up(replica: &ReplicaHandle) -> Result<(), ErrorDetail> {
-    let result = replica.ask(kv::read(Query::Confirm)).await?;
-    match kv::outcome(result, |node| replica.address_or_empty(node)) {
+    match replica.confirm().await {
         Err(error) if !matches!(error.kind, Some(Kind::NotLeader(_))) => Err(error),
         _ => Ok(()),
     }
