@@ -334,6 +334,7 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_snapshots: values.number("max_snapshots", 1, 1_024)?,
         // A stand-in, so that the check below covers the other options.
         address: "unknown".to_owned(),
+        checkpoint_every: replica::Options::default().checkpoint_every,
         bugs: replica::Bugs::NONE,
     };
     match options.validate() {

@@ -223,7 +223,9 @@ pub use membership::{
     MAX_ADDRESS_BYTES, MAX_MEMBERS, Member, MemberKind, Membership, MembershipChange,
     MembershipError,
 };
-pub use message::{Envelope, Message, SnapshotChunk, SnapshotMeta, SnapshotStatus};
+pub use message::{
+    Comparison, Envelope, Message, SnapshotChunk, SnapshotMeta, SnapshotStatus, StateDigest,
+};
 pub use options::{Options, OptionsError};
 pub use position::{EntryId, Index, Term};
 pub use raft::{Raft, RecoverError};

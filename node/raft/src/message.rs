@@ -80,6 +80,8 @@ pub enum Message {
         lease: bool,
         /// True if the heartbeat only tells a commit index, so that the leader needs no answer.
         quiet: bool,
+        /// The comparison of states that the leader makes now.
+        comparison: Option<Comparison>,
     },
     /// The answer to a `Heartbeat`.
     HeartbeatReply {
@@ -87,6 +89,8 @@ pub enum Message {
         read_round: u64,
         /// The highest feature level that the sender supports ([`Options::feature_level`](crate::Options)).
         feature_level: u32,
+        /// The sender's digest for the leader's comparison, if it has one.
+        digest: Option<StateDigest>,
     },
     /// A chunk of a snapshot, for a follower whose next entry is compacted (Raft §7).
     SnapshotChunk(SnapshotChunk),
@@ -108,6 +112,28 @@ pub enum Message {
         /// The sender's address.
         address: String,
     },
+}
+
+/// The digest of a state after an entry. Opaque to Raft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateDigest {
+    /// The entry after which the digest begins. Only digests that begin at the same entry can be compared.
+    pub since: Index,
+    /// The last entry that the digest covers.
+    pub index: Index,
+    /// The digest.
+    pub value: u64,
+}
+
+/// A leader's comparison of its members' states after an entry. Opaque to Raft.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Comparison {
+    /// The entry after which the digests begin.
+    pub since: Index,
+    /// The last entry that the digests cover.
+    pub index: Index,
+    /// The digest that a quorum of the voters has, once the leader knows it.
+    pub agreed: Option<u64>,
 }
 
 /// A chunk of a snapshot.

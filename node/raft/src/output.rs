@@ -199,6 +199,7 @@ impl Raft {
             read_round: self.reads.round(),
             lease: self.serves_by_lease(),
             quiet,
+            comparison: self.comparison,
         };
         if let Some(progress) = self.progress.get_mut(&node) {
             progress.commit_told(commit);

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Index, Options, ProgressState};
+use crate::{Index, Options, ProgressState, StateDigest};
 
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -24,6 +24,8 @@ pub(crate) struct Progress {
     pub(crate) answered: bool,
     /// The highest feature level that the follower supports, once it told this leader.
     pub(crate) feature_level: Option<u32>,
+    /// The latest digest of its state that the follower told this leader.
+    pub(crate) digest: Option<StateDigest>,
     /// The latest read round that the follower answered.
     pub(crate) read_round: u64,
     /// True if an append is due even if there is no entry to send.
@@ -53,6 +55,7 @@ impl Progress {
             silent_ticks: 0,
             answered: false,
             feature_level: None,
+            digest: None,
             read_round: 0,
             nudge: true,
             told_commit: Index(0),
@@ -171,6 +174,7 @@ impl Progress {
     /// Treats all appends in flight as lost and probes from the match index. The follower's process may be another now.
     pub(crate) fn restart(&mut self) {
         self.feature_level = None;
+        self.digest = None;
         if self.state == ProgressState::Replicate {
             self.next_index = self.match_index.next();
             self.switch_to(ProgressState::Probe);

@@ -18,8 +18,8 @@ use crate::progress::Progress;
 use crate::reads::Reads;
 use crate::store::{LogReader, LogState, StoreError};
 use crate::{
-    EntryId, Envelope, HardState, Index, Membership, Message, Options, OptionsError, ProgressState,
-    Role, SnapshotMeta, StepError, Stepped, Term,
+    Comparison, EntryId, Envelope, HardState, Index, Membership, Message, Options, OptionsError,
+    ProgressState, Role, SnapshotMeta, StateDigest, StepError, Stepped, Term,
 };
 
 /// One member of a group: consensus without I/O.
@@ -58,6 +58,10 @@ pub struct Raft {
     pub(crate) leading: Leading,
     /// The greatest commit index in the appends of leaders since the start.
     pub(crate) leader_commit: Option<Index>,
+    /// The comparison of states in the heartbeats of this leader.
+    pub(crate) comparison: Option<Comparison>,
+    /// The digest in this member's answers to heartbeats.
+    pub(crate) digest: Option<StateDigest>,
     random: ChaCha8Rng,
 }
 
@@ -88,6 +92,8 @@ impl Raft {
             election: Election::default(),
             leading: Leading::default(),
             leader_commit: None,
+            comparison: None,
+            digest: None,
             random: ChaCha8Rng::seed_from_u64(seed ^ node.0),
         };
         raft.reset_election_timer();
@@ -164,11 +170,13 @@ impl Raft {
                 read_round,
                 lease,
                 quiet,
+                comparison: _,
             } => self.handle_heartbeat(from, commit, read_round, lease, quiet)?,
             Message::HeartbeatReply {
                 read_round,
                 feature_level,
-            } => self.handle_heartbeat_reply(from, read_round, feature_level),
+                digest,
+            } => self.handle_heartbeat_reply(from, read_round, feature_level, digest),
             Message::TimeoutNow => self.handle_timeout_now(from),
             Message::SnapshotChunk(ref chunk) => {
                 self.check_committed(from, chunk.meta.last)?;
@@ -244,6 +252,7 @@ impl Raft {
             Message::Heartbeat { .. } => Message::HeartbeatReply {
                 read_round: 0,
                 feature_level: self.options.feature_level,
+                digest: None,
             },
             Message::SnapshotChunk(chunk) => Message::SnapshotReply {
                 snapshot: chunk.meta.last,
@@ -392,6 +401,23 @@ impl Raft {
             .try_fold(self.options.feature_level, |lowest, follower| {
                 Some(lowest.min(follower.feature_level?))
             })
+    }
+
+    /// Sets the comparison of states that the heartbeats of this leader carry.
+    pub fn set_comparison(&mut self, comparison: Option<Comparison>) {
+        self.comparison = comparison;
+    }
+
+    /// Sets the digest with which this member answers heartbeats.
+    pub fn set_digest(&mut self, digest: Option<StateDigest>) {
+        self.digest = digest;
+    }
+
+    /// Returns the latest digest that each follower told this leader; nothing on other nodes.
+    pub fn digests(&self) -> impl Iterator<Item = (NodeId, StateDigest)> {
+        self.progress
+            .iter()
+            .filter_map(|(node, progress)| Some((*node, progress.digest?)))
     }
 
     /// Returns true if this node leads and is transferring leadership, so that it refuses proposals.

@@ -6,7 +6,8 @@ use types::NodeId;
 use crate::bug::Bug;
 use crate::store::{LogReader, StoreError};
 use crate::{
-    Entry, EntryId, Index, Message, Payload, ProgressState, Raft, Role, SnapshotMeta, StepError,
+    Entry, EntryId, Index, Message, Payload, ProgressState, Raft, Role, SnapshotMeta, StateDigest,
+    StepError,
 };
 
 /// The reason for refusing a proposal. Nothing was appended.
@@ -175,11 +176,13 @@ impl Raft {
             return Ok(());
         }
         let feature_level = self.options.feature_level;
+        let digest = self.digest;
         self.send(
             from,
             Message::HeartbeatReply {
                 read_round,
                 feature_level,
+                digest,
             },
         );
         Ok(())
@@ -263,6 +266,7 @@ impl Raft {
         from: NodeId,
         read_round: u64,
         feature_level: u32,
+        digest: Option<StateDigest>,
     ) {
         let last = self.log.last_index();
         let read_round = if self.bug(Bug::OldAnswerConfirmsRead) {
@@ -275,6 +279,7 @@ impl Raft {
         };
         progress.alive(last);
         progress.feature_level = Some(feature_level);
+        progress.digest = digest.or(progress.digest);
         progress.read_round = progress.read_round.max(read_round);
         self.confirm_reads();
     }

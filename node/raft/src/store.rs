@@ -58,6 +58,9 @@ pub enum StoreError {
     /// A newer version of the program wrote the content. Nothing is damaged, and this version must not go on.
     #[error("a newer version wrote the data: {0}")]
     NewerVersion(String),
+    /// The state differs from that of a quorum of the group, so it is wrong. A replica finds it, and no store does.
+    #[error("the state differs from the group's: {0}")]
+    Diverged(String),
 }
 
 /// Reads entries.

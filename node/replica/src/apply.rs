@@ -1,12 +1,16 @@
 //! Applying committed entries: many at once, in one batch of the state store, with their position.
 
+use bytes::Bytes;
 use raft::{Entry, EntryId, Payload, StoreError};
 
 use crate::bug::Bug;
 use crate::entry::Record;
 use crate::level::check_level;
 use crate::pending::by_index_only;
-use crate::{Answer, Applying, Outlet, Refusal, Replica, RequestId, StateMachine, Transaction};
+use crate::{
+    Answer, Applied, Applying, DIGEST_LEVEL, Digest, Outlet, Refusal, Replica, RequestId,
+    StateMachine, Table, Transaction,
+};
 
 impl<M: StateMachine> Replica<M> {
     /// Applies `entries` and answers the requests that they carry. Answers leave after the commit of the batch, so a
@@ -21,10 +25,12 @@ impl<M: StateMachine> Replica<M> {
         let mut answers: Vec<(RequestId, M::Response)> = Vec::new();
         let mut overtaken: Vec<RequestId> = Vec::new();
         let by_index = by_index_only(&self.options);
+        transaction.set_digest(applied.digest);
         for entry in entries {
             self.compaction.count(&entry);
             overtaken.extend(self.writes.take_overtaken(entry.id, by_index));
             applied.last = entry.id;
+            let is_noop = matches!(entry.payload, Payload::Noop);
             match entry.payload {
                 Payload::Noop => {}
                 Payload::Membership(membership) => {
@@ -38,7 +44,8 @@ impl<M: StateMachine> Replica<M> {
                         Record::Operations(batch) => batch,
                         Record::Raise(level) => {
                             check_level(level, self.options.raft.feature_level)?;
-                            applied.feature_level = applied.feature_level.max(level);
+                            raise(&mut applied, level);
+                            transaction.set_digest(applied.digest);
                             continue;
                         }
                     };
@@ -60,7 +67,16 @@ impl<M: StateMachine> Replica<M> {
                     }
                 }
             }
+            self.misapply(&applied, &mut transaction);
+            applied.digest = transaction.end_entry(entry.id);
+            let index = entry.id.index;
+            let is_checkpoint = is_noop || index.0.is_multiple_of(self.options.checkpoint_every);
+            if let Some(digest) = applied.digest.filter(|_| is_checkpoint) {
+                self.comparing.checkpoints.add(digest.at(index));
+            }
         }
+        // Caches are written once a batch, and where a batch ends differs between replicas.
+        transaction.set_digest(None);
         self.machine.finish_batch(&mut transaction)?;
         let batch = transaction.into_batch();
         // The machine's caches are ahead of the state now, and Raft won't hand these entries out again. So a failed commit
@@ -85,6 +101,26 @@ impl<M: StateMachine> Replica<M> {
             .answer_applied(self.applied.last.index, leader, unchecked, outlet);
         Ok(())
     }
+}
+
+impl<M: StateMachine> Replica<M> {
+    /// Writes what one replica of the group alone writes, as [`Bug::ApplyDependsOnReplica`] does.
+    fn misapply(&self, applied: &Applied, transaction: &mut Transaction<'_>) {
+        let first = || applied.membership.voters().min() == Some(self.raft.node());
+        if self.options.bugs.has(Bug::ApplyDependsOnReplica) && first() {
+            let value = Bytes::copy_from_slice(&self.raft.node().0.to_be_bytes());
+            transaction.put(Table::Meta, Bytes::from_static(b"misapplied"), value);
+        }
+    }
+}
+
+/// Raises the feature level. The digest begins anew, because another level may write other changes.
+fn raise(applied: &mut Applied, level: u32) {
+    if level <= applied.feature_level {
+        return;
+    }
+    applied.feature_level = level;
+    applied.digest = (level >= DIGEST_LEVEL).then(|| Digest::begin(applied.last.index));
 }
 
 /// Makes an error final that a later poll must not try to mend.

@@ -26,11 +26,15 @@ pub enum Bug {
     InstallForgetsVote,
     /// A leader raises the feature level although a member doesn't support it.
     LevelRaisedTooEarly,
+    /// The changes of an entry depend on the replica that applies it.
+    ApplyDependsOnReplica,
+    /// A snapshot leaves the digest behind.
+    SnapshotWithoutDigest,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::CompactAboveDurable,
         Self::SnapshotWithoutSessions,
         Self::AnswerByIndexOnly,
@@ -39,6 +43,8 @@ impl Bug {
         Self::ChangeAnsweredByIndex,
         Self::InstallForgetsVote,
         Self::LevelRaisedTooEarly,
+        Self::ApplyDependsOnReplica,
+        Self::SnapshotWithoutDigest,
     ];
 }
 

@@ -21,13 +21,15 @@ use bytes::Bytes;
 use raft::{EntryId, Index, Membership, SnapshotMeta, StoreError, Term};
 use types::{DecodeError, LogTime, Reader, Writer};
 
-use crate::{Applied, SNAPSHOT_CHUNK_BYTES, Table};
+use crate::{Applied, Digest, SNAPSHOT_CHUNK_BYTES, Table};
 
 const CHUNK_VERSION: u8 = 1;
 /// The version byte of a record of feature level 0. The first versions know no other.
 const APPLIED_VERSION: u8 = 1;
 /// The version byte of a record that names its feature level.
 const APPLIED_VERSION_WITH_LEVEL: u8 = 2;
+/// The version byte of a record that names its feature level and its digest.
+const APPLIED_VERSION_WITH_DIGEST: u8 = 3;
 const TRAILER: u8 = 0;
 /// The bytes of the version and the checksum.
 const HEADER_BYTES: usize = 5;
@@ -36,12 +38,17 @@ const HEADER_BYTES: usize = 5;
 pub type Pair = (Table, Bytes, Bytes);
 
 impl Applied {
-    /// Encodes the record: version, feature level if it isn't 0, term, index, time, membership.
+    /// Encodes the record: version, feature level if it isn't 0, digest if there is one, term, index, time, membership.
     pub fn encode(&self) -> Bytes {
         let mut out = Writer::with_capacity(64);
-        match self.feature_level {
-            0 => out.byte(APPLIED_VERSION),
-            level => out.byte(APPLIED_VERSION_WITH_LEVEL).number(level.into()),
+        match (self.feature_level, self.digest) {
+            (0, None) => out.byte(APPLIED_VERSION),
+            (level, None) => out.byte(APPLIED_VERSION_WITH_LEVEL).number(level.into()),
+            (level, Some(digest)) => out
+                .byte(APPLIED_VERSION_WITH_DIGEST)
+                .number(level.into())
+                .number(digest.since.0)
+                .raw(&digest.value.to_le_bytes()),
         };
         out.number(self.last.term.0)
             .number(self.last.index.0)
@@ -56,7 +63,9 @@ impl Applied {
         let version = input.byte("applied version")?;
         let feature_level = match version {
             APPLIED_VERSION => 0,
-            APPLIED_VERSION_WITH_LEVEL => input.number_u32("feature level")?,
+            APPLIED_VERSION_WITH_LEVEL | APPLIED_VERSION_WITH_DIGEST => {
+                input.number_u32("feature level")?
+            }
             _ => {
                 return Err(DecodeError::Unknown {
                     what: "applied version",
@@ -64,6 +73,8 @@ impl Applied {
                 });
             }
         };
+        let digest = (version == APPLIED_VERSION_WITH_DIGEST).then(|| decode_digest(&mut input));
+        let digest = digest.transpose()?;
         let term = Term(input.number("applied term")?);
         let index = Index(input.number("applied index")?);
         let time = LogTime(input.number("applied time")?);
@@ -74,6 +85,7 @@ impl Applied {
             membership,
             time,
             feature_level,
+            digest,
         })
     }
 
@@ -84,6 +96,18 @@ impl Applied {
             membership: self.membership.clone(),
         }
     }
+}
+
+fn decode_digest(input: &mut Reader) -> Result<Digest, DecodeError> {
+    let since = Index(input.number("digest's begin")?);
+    let mut value = [0; 8];
+    for byte in &mut value {
+        *byte = input.byte("digest")?;
+    }
+    Ok(Digest {
+        since,
+        value: u64::from_le_bytes(value),
+    })
 }
 
 impl Table {
@@ -314,6 +338,7 @@ mod tests {
             membership: Membership::of_voters([(NodeId(1), "a:1")]),
             time: LogTime(5),
             feature_level: 0,
+            digest: None,
         }
     }
 
@@ -330,6 +355,16 @@ mod tests {
         };
         assert_eq!(new.encode().first(), Some(&APPLIED_VERSION_WITH_LEVEL));
         assert_eq!(Applied::decode(new.encode()).unwrap(), new);
+        let since = Index(300);
+        let value = 0x0123_4567_89ab_cdef;
+        let digest = Some(Digest { since, value });
+        let with_digest = Applied { digest, ..new };
+        let encoded = with_digest.encode();
+        assert_eq!(encoded.first(), Some(&APPLIED_VERSION_WITH_DIGEST));
+        for cut in 0..encoded.len() {
+            assert!(Applied::decode(encoded.slice(..cut)).is_err(), "cut {cut}");
+        }
+        assert_eq!(Applied::decode(encoded).unwrap(), with_digest);
     }
 
     fn chunks(pairs: usize, size: usize) -> Vec<Bytes> {

@@ -17,7 +17,11 @@ use crate::entry::Record;
 use crate::{Applied, Replica, StateMachine};
 
 /// The highest feature level that this version supports.
-pub const FEATURE_LEVEL: u32 = 0;
+///
+/// | level | from it on |
+/// |---|---|
+/// | 1 | a state has a digest, which the members compare ([`DIGEST_LEVEL`](crate::DIGEST_LEVEL)); no row changes |
+pub const FEATURE_LEVEL: u32 = 1;
 
 impl<M: StateMachine> Replica<M> {
     /// Proposes the highest level that all members support, once in a term. If the proposal is lost, so is the term.

@@ -88,9 +88,11 @@ mod apply;
 mod bug;
 pub mod chunk;
 mod compaction;
+mod comparison;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod cursor;
+mod digest;
 mod entry;
 mod genesis;
 mod kept_log;
@@ -111,7 +113,9 @@ mod transaction;
 mod upkeep;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
+pub use comparison::StateComparison;
 pub use cursor::{Bounds, Cursor, EmptyCursor, Order, PairReader};
+pub use digest::{DIGEST_LEVEL, Digest};
 pub use genesis::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use level::FEATURE_LEVEL;
 pub use machine::{Applying, StateMachine};

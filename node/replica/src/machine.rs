@@ -41,7 +41,9 @@ pub trait StateMachine: Send {
         None
     }
 
-    /// Applies one operation. A malformed one is answered with a refusal and changes nothing.
+    /// Applies one operation. A malformed one is answered with a refusal and changes nothing. What it writes, and in which
+    /// order, depends on the operations before it alone, and not on how they are cut into batches: replicas compare it
+    /// ([`Digest`](crate::Digest)).
     fn apply(
         &mut self,
         at: Applying,
@@ -50,7 +52,8 @@ pub trait StateMachine: Send {
     ) -> Result<Self::Response, StoreError>;
 
     /// Writes the changes that `apply` kept in caches. The replica calls it once after the operations of a batch and before
-    /// the commit, so that many operations of one session cost one record.
+    /// the commit, so that many operations of one session cost one record. These
+    /// writes may depend on where the batch ends, and are no part of the digest.
     fn finish_batch(&mut self, state: &mut Transaction<'_>) -> Result<(), StoreError>;
 
     /// Answers a query from the state as of the last commit.

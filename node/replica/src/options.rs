@@ -30,6 +30,9 @@ pub struct Options {
     pub snapshot_window: usize,
     /// The most snapshots that the leader sends at the same time.
     pub max_snapshots: usize,
+    /// The replica remembers the digest of its state after each entry whose index is a multiple of this, and after each
+    /// no-op. Replicas compare only what all of them remember, so all should have the same value.
+    pub checkpoint_every: u64,
     /// The address at which the other members reach this replica.
     pub address: String,
     /// The known bug to put back; none outside of tests and the simulator.
@@ -49,6 +52,7 @@ impl Default for Options {
             max_kept_log_bytes: 1 << 30,
             snapshot_window: 4,
             max_snapshots: 2,
+            checkpoint_every: 1_024,
             address: String::new(),
             bugs: Bugs::NONE,
         }
@@ -78,6 +82,10 @@ impl Options {
                 "snapshot_window must be at least 1",
             ),
             (self.max_snapshots == 0, "max_snapshots must be at least 1"),
+            (
+                self.checkpoint_every == 0,
+                "checkpoint_every must be at least 1",
+            ),
             (self.address.is_empty(), "address must not be empty"),
         ];
         match checks.into_iter().find(|(wrong, _)| *wrong) {

@@ -8,6 +8,7 @@ use types::{LogTime, NodeId};
 use crate::admin::Admin;
 use crate::bug::Bug;
 use crate::compaction::Compaction;
+use crate::comparison::Comparing;
 use crate::entry::OperationBatch;
 use crate::genesis::MAX_BIRTH_AHEAD_MS;
 use crate::kept_log::KeptLog;
@@ -46,6 +47,7 @@ pub struct Replica<M: StateMachine> {
     pub(crate) snapshots: Snapshots,
     pub(crate) compaction: Compaction,
     pub(crate) kept_log: KeptLog,
+    pub(crate) comparing: Comparing,
     /// Queries of this replica's own state.
     local: Vec<(RequestId, M::Query)>,
     /// The answers that are ready, for the next `poll`.
@@ -96,6 +98,7 @@ impl<M: StateMachine> Replica<M> {
             snapshots: Snapshots::default(),
             compaction,
             kept_log: KeptLog::default(),
+            comparing: Comparing::default(),
             local: Vec::new(),
             finished: Vec::new(),
             unwritten: None,
@@ -196,8 +199,14 @@ impl<M: StateMachine> Replica<M> {
             return Ok(());
         }
         self.check_readable(&envelope)?;
+        let comparison = self.answer_comparison(&envelope);
+        let from = envelope.from;
         match self.raft.step(envelope)? {
-            Stepped::Done => {}
+            Stepped::Done => {
+                if let Some(comparison) = comparison {
+                    self.take_comparison(from, comparison);
+                }
+            }
             Stepped::Snapshot(envelope) => self.snapshots.receive(envelope),
             Stepped::JoinRequest { node, address } => {
                 Admin::handle_join_request(&mut self.raft, node, &address);
@@ -219,6 +228,7 @@ impl<M: StateMachine> Replica<M> {
         Admin::tick(&mut self.raft);
         self.raise_level();
         self.keep_up();
+        self.compare_states();
         self.snapshots.tick(&mut self.raft, &self.options);
         self.kept_log.tick(&self.raft);
         self.ask_to_join();
@@ -254,6 +264,9 @@ impl<M: StateMachine> Replica<M> {
     /// the write, applies entries, and answers requests. An error other than `Full` is final: the replica must not be used
     /// any more, and its node stops. After `Full` nothing of the write happened; a later poll tries it again.
     pub fn poll(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
+        if let Some(error) = &self.comparing.diverged {
+            return Err(error.clone());
+        }
         for (id, result) in self.finished.drain(..) {
             outlet.answer(id, result);
         }
@@ -461,7 +474,8 @@ impl<M: StateMachine> Replica<M> {
     /// Returns true if `poll` left work that needs no input. The driver handles its inbox and calls `poll` again.
     pub fn needs_poll(&self) -> bool {
         let blocked = self.unwritten.is_some();
-        !self.finished.is_empty()
+        self.comparing.diverged.is_some()
+            || !self.finished.is_empty()
             || !self.local.is_empty()
             || !blocked && (self.raft.needs_poll() || self.snapshots.has_work())
     }
@@ -512,6 +526,7 @@ impl<M: StateMachine> Replica<M> {
             disk_low: self.disk_low,
             log_time: LogTime(self.log_time().unwrap_or_default().0 / 1_000 * 1_000),
             feature_level: self.applied.feature_level,
+            comparison: self.comparing.result.clone(),
         }
     }
 

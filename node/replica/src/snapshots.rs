@@ -288,7 +288,7 @@ impl<M: StateMachine> Replica<M> {
             StoreError::Full(_) | StoreError::Damaged(_) | StoreError::NewerVersion(_) => {
                 Ok((SnapshotStatus::Failed, 0))
             }
-            StoreError::Io(_) => Err(error),
+            StoreError::Io(_) | StoreError::Diverged(_) => Err(error),
         }
     }
 
@@ -319,6 +319,12 @@ impl<M: StateMachine> Replica<M> {
         let reset = self.raft.install(meta);
         self.machine.reload(&*self.state)?;
         self.applied = self.state.applied();
+        self.comparing.forget_state();
+        if self.options.bugs.has(Bug::SnapshotWithoutDigest)
+            && let Some(digest) = &mut self.applied.digest
+        {
+            digest.value = 0;
+        }
         if reset {
             self.compaction = Compaction::new(self.applied.last.index);
         }

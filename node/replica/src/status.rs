@@ -3,6 +3,8 @@
 use raft::{EntryId, Index, Membership, ProgressState, Role, Term};
 use types::{LogTime, NodeId};
 
+use crate::StateComparison;
+
 /// A replica's view of itself and its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -46,4 +48,6 @@ pub struct Status {
     pub log_time: LogTime,
     /// The group's feature level, as far as it is applied here.
     pub feature_level: u32,
+    /// The result of this leader's comparisons of states; the default on other replicas.
+    pub comparison: StateComparison,
 }

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use raft::{EntryId, Membership, SnapshotMeta, StoreError};
 use types::LogTime;
 
+use crate::Digest;
 use crate::cursor::{Bounds, Cursor, Order, PairReader};
 
 /// A named set of ordered keys. `RocksDB` keeps each table in a column family of its own.
@@ -49,6 +50,8 @@ pub struct Applied {
     pub time: LogTime,
     /// The feature level at that entry.
     pub feature_level: u32,
+    /// The digest of the state; `None` below [`DIGEST_LEVEL`](crate::DIGEST_LEVEL).
+    pub digest: Option<Digest>,
 }
 
 /// Only longer values may be left out of a list.

@@ -1,8 +1,9 @@
 //! The changes of a batch over the state below them.
 
 use bytes::Bytes;
-use raft::StoreError;
+use raft::{EntryId, StoreError};
 
+use crate::Digest;
 use crate::cursor::{Bounds, Cursor, Order, PairReader, Rest};
 use crate::store::{Listed, StateReader, Table, WriteBatch};
 
@@ -10,6 +11,8 @@ use crate::store::{Listed, StateReader, Table, WriteBatch};
 pub struct Transaction<'a> {
     below: &'a dyn StateReader,
     batch: WriteBatch,
+    /// The digest that the changes continue, while entries are applied to a state that has one.
+    digest: Option<Digest>,
 }
 
 impl<'a> Transaction<'a> {
@@ -18,6 +21,7 @@ impl<'a> Transaction<'a> {
         Self {
             below,
             batch: WriteBatch::default(),
+            digest: None,
         }
     }
 
@@ -31,17 +35,39 @@ impl<'a> Transaction<'a> {
 
     /// Sets a key.
     pub fn put(&mut self, table: Table, key: Bytes, value: Bytes) {
+        if let Some(digest) = &mut self.digest {
+            digest.put(table, &key, &value);
+        }
         self.batch.put(table, key, value);
     }
 
     /// Removes a key.
     pub fn remove(&mut self, table: Table, key: Bytes) {
+        if let Some(digest) = &mut self.digest {
+            digest.remove(table, &key);
+        }
         self.batch.remove(table, key);
     }
 
     /// Removes all keys in `[start, end)`.
     pub fn clear(&mut self, table: Table, start: Bytes, end: Bytes) {
+        if let Some(digest) = &mut self.digest {
+            digest.clear(table, &start, &end);
+        }
         self.batch.clear(table, start, end);
+    }
+
+    /// Sets the digest that later changes continue; `None` if they are no part of one.
+    pub fn set_digest(&mut self, digest: Option<Digest>) {
+        self.digest = digest;
+    }
+
+    /// Ends the changes of an entry. Returns the digest after it, if the changes are part of one.
+    pub fn end_entry(&mut self, entry: EntryId) -> Option<Digest> {
+        if let Some(digest) = &mut self.digest {
+            digest.end_entry(entry);
+        }
+        self.digest
     }
 
     /// Returns the changes.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use raft::{Index, LogState, LogStore as _, StoreError};
 use shardkv::Genesis;
-use storage::{DAMAGE_ADVICE, Disk, OpenError, Opened, StorageOptions, SyncObserver};
+use storage::{
+    DAMAGE_ADVICE, DIVERGED_ADVICE, Disk, OpenError, Opened, StorageOptions, SyncObserver,
+};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::bootstrap::check_chosen;
@@ -113,6 +115,7 @@ fn refused(error: OpenError) -> Fatal {
         OpenError::Locked { .. } => ExitCode::InUse,
         OpenError::Foreign { .. } | OpenError::ForeignState { .. } => ExitCode::WrongIdentity,
         OpenError::Version { .. } | OpenError::NewerState { .. } => ExitCode::OtherVersion,
+        OpenError::Diverged { .. } => ExitCode::Diverged,
         OpenError::Full { .. } => ExitCode::DiskFull,
         OpenError::NoIdentity { .. }
         | OpenError::IdentityDamaged { .. }
@@ -143,6 +146,9 @@ pub(crate) fn store_error(error: StoreError) -> Fatal {
             ExitCode::OtherVersion,
             format!("{error}. Start this node with the newer version; keep its data directory"),
         ),
+        StoreError::Diverged(_) => {
+            Fatal::message(ExitCode::Diverged, format!("{error}. {DIVERGED_ADVICE}"))
+        }
         StoreError::Full(_) => Fatal::message(
             ExitCode::DiskFull,
             format!("{error}. Make space, and start again"),
@@ -346,6 +352,17 @@ mod tests {
                 ExitCode::Damaged,
             ),
             (
+                refused(OpenError::Diverged {
+                    dir: dir(),
+                    found: "x".to_owned(),
+                }),
+                ExitCode::Diverged,
+            ),
+            (
+                store_error(StoreError::Diverged("x".into())),
+                ExitCode::Diverged,
+            ),
+            (
                 genesis_refused(FileError::Io(std::io::Error::from_raw_os_error(13))),
                 ExitCode::NoAccess,
             ),
@@ -354,8 +371,10 @@ mod tests {
             let text = format!("{:#}", fatal.error);
             assert_eq!(fatal.code, code, "{text}");
             let gives_up = text.contains("empty directory");
-            assert_eq!(gives_up, code == ExitCode::Damaged, "{text}");
-            let keeps_first = text.find("Keep the disk") < text.find("empty directory");
+            let is_wrong = matches!(code, ExitCode::Damaged | ExitCode::Diverged);
+            assert_eq!(gives_up, is_wrong, "{text}");
+            let keeps = text.find("Keep the disk").or(text.find("keep a copy"));
+            let keeps_first = keeps.is_some() && keeps < text.find("empty directory");
             assert!(!gives_up || keeps_first, "{text}");
         }
     }

@@ -35,6 +35,8 @@ pub enum ExitCode {
     InUse = 11,
     /// Another version of the program wrote the data directory.
     OtherVersion = 12,
+    /// The state differs from that of a quorum of the group.
+    Diverged = 13,
 }
 
 /// The table of exit codes for `--help`.
@@ -53,7 +55,8 @@ Exit codes:
   10 there is too little memory, or no more threads may be started
   11 another process uses the data directory
   12 another version of the program wrote the data directory
-Only code 3 is about damage. After all others keep the disk: remove the cause, and start again";
+  13 the state differs from that of a quorum of the group, which is proven; the log says what to do
+Only codes 3 and 13 say that data are wrong. After all others keep the disk: remove the cause, and start again";
 
 /// An error that ends the process.
 #[derive(Debug)]
@@ -139,7 +142,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("  ")?.split(' ').next()?.parse().ok())
             .collect();
-        let last = ExitCode::OtherVersion as u8;
+        let last = ExitCode::Diverged as u8;
         assert_eq!(codes, (0..=last).collect::<Vec<_>>());
     }
 }

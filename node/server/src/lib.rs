@@ -57,6 +57,7 @@ mod budget;
 mod configs;
 mod convert;
 mod disk;
+mod divergence;
 mod endpoint;
 mod exit;
 mod files;

@@ -227,7 +227,7 @@ impl Node {
         let mut failed = None;
         tokio::select! {
             () = signals.any() => {}
-            result = &mut ended => return Err(replica_ended(result)),
+            result = &mut ended => return Err(replica_ended(&self.parts.options.data_dir, result)),
             result = &mut self.serving => return Err(server_ended(result)),
             // The sender lives in the lifecycle.
             Ok(fatal) = &mut self.failure => {
@@ -262,6 +262,7 @@ impl Node {
         self.parts.lifecycle.enter(Phase::Draining);
         self.drain(deadline).await;
         self.parts.inbox.stop();
+        let data_dir = self.parts.options.data_dir.clone();
         let result = timeout_at(deadline, ended).await;
         self.parts.deliveries.deliver_now();
         self.parts.lifecycle.enter(Phase::Stopped);
@@ -277,7 +278,7 @@ impl Node {
                 tracing::info!("stopped");
                 Ok(())
             }
-            Ok(other) => Err(replica_ended(other)),
+            Ok(other) => Err(replica_ended(&data_dir, other)),
             Err(_) => {
                 // Nothing is lost: what was acknowledged is in the log, and the next start replays it.
                 tracing::warn!("the replica did not stop in time");
@@ -409,8 +410,17 @@ fn not_recovered(error: replica::RecoverError) -> Fatal {
     }
 }
 
-/// Returns the error that ended the replica's thread.
-fn replica_ended(result: Result<Result<(), StoreError>, oneshot::error::RecvError>) -> Fatal {
+/// Returns the error that ended the replica's thread. A directory whose state differs from the group's is marked, so that the node
+/// doesn't start with it again.
+fn replica_ended(
+    data_dir: &Path,
+    result: Result<Result<(), StoreError>, oneshot::error::RecvError>,
+) -> Fatal {
+    if let Ok(Err(StoreError::Diverged(found))) = &result
+        && let Err(error) = storage::set_diverged(data_dir, found)
+    {
+        tracing::error!("this node would start again with a state that is wrong: {error}");
+    }
     match result {
         Ok(Err(error)) => disk::store_error(error),
         Ok(Ok(())) => Fatal::message(ExitCode::Unexpected, "the replica stopped by itself"),

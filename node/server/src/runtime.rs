@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use types::{LogTime, NodeId};
 
 use crate::admission::Admission;
+use crate::divergence::Divergence;
 use crate::inbox::{Batch, Inbox, Submission};
 use crate::lifecycle::Lifecycle;
 use crate::machine::{Machine, MachineResult, Published, Response};
@@ -42,6 +43,7 @@ pub(crate) struct Runtime {
     leader: Option<NodeId>,
     parking: Parking,
     refusals: Refusals,
+    divergence: Divergence,
     /// The state that the machine published last.
     published: Option<Published>,
 }
@@ -117,6 +119,7 @@ impl Runtime {
             leader: None,
             parking: Parking::default(),
             refusals: Refusals::default(),
+            divergence: Divergence::default(),
             published: None,
             handles,
         }
@@ -316,6 +319,7 @@ impl Runtime {
         }
         set(&metrics.kept_log_bytes, status.kept_log_bytes);
         set(&metrics.feature_level, status.feature_level.into());
+        self.divergence.note(&status.comparison, metrics);
         let (requests, bytes) = self.handles.admission.budget.used();
         set(&self.handles.metrics.inflight_requests, requests as u64);
         set(&self.handles.metrics.inflight_bytes, bytes as u64);

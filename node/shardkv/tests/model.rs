@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use common::clients::{MAX_VALUE, Model, Source};
 use common::{GENESIS, Replica, Step};
+use replica::StateStore;
 use shardkv::{Command, Genesis, PageRequest, Query, Response, Write};
 
 fn check_reads(replica: &Replica, model: &Model, source: &mut Source) {
@@ -98,6 +99,7 @@ fn bytes_do_not_depend_on_batches_or_restarts() {
                 .collect();
             assert_eq!(grouped.batch(group), expected);
             assert_eq!(grouped.state.pairs(), one_by_one.state.pairs());
+            assert_eq!(grouped.state.applied(), one_by_one.state.applied());
             if source.random.one_in(4) {
                 grouped.restart();
             }

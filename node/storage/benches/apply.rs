@@ -8,6 +8,8 @@
 //! - `apply/rocksdb`: `RocksDB` in a temporary directory, as a node uses it. Nothing waits for the disk, because the state has no
 //!   write-ahead log.
 //!
+//! - `apply/without-digest`: as `apply/rocksdb`, but the state has no digest, as below its feature level.
+//!
 //! The parameter is the number of puts in a batch.
 //!
 //! Unit: time for one batch, and puts per second.
@@ -18,9 +20,9 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use raft::{EntryId, Term};
+use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
-use replica::{Applied, Applying, Genesis, StateMachine, StateStore, Transaction};
+use replica::{Applied, Applying, Digest, Genesis, StateMachine, StateStore, Transaction};
 use shardkv::{Command, Response, SessionRef, ShardKv, Write};
 use shardkv_storage::StorageOptions;
 use types::{ClientId, LogTime, Sequence};
@@ -40,13 +42,19 @@ struct Replica<S> {
 }
 
 impl<S: StateStore> Replica<S> {
-    fn new(mut state: S) -> Self {
+    fn new(mut state: S, digest: Option<Digest>) -> Self {
         let genesis = Genesis {
             shards: 64,
             ..Genesis::default()
         };
         state
-            .commit(genesis.to_batch(), Applied::default())
+            .commit(
+                genesis.to_batch(),
+                Applied {
+                    digest,
+                    ..Applied::default()
+                },
+            )
             .unwrap();
         let mut machine = ShardKv::new();
         machine.reload(&state).unwrap();
@@ -90,6 +98,7 @@ impl<S: StateStore> Replica<S> {
     fn apply(&mut self, puts: Vec<Bytes>) {
         let mut applied = self.state.applied();
         let mut transaction = Transaction::new(&self.state);
+        transaction.set_digest(applied.digest);
         for put in puts {
             applied.last = EntryId::new(Term(1), applied.last.index.next());
             applied.time = NOW;
@@ -102,17 +111,24 @@ impl<S: StateStore> Replica<S> {
             };
             let response = self.machine.apply(at, put, &mut transaction).unwrap();
             assert!(matches!(response, Response::Written(_)), "{response:?}");
+            applied.digest = transaction.end_entry(applied.last);
         }
+        transaction.set_digest(None);
         self.machine.finish_batch(&mut transaction).unwrap();
         let batch = transaction.into_batch();
         self.state.commit(batch, applied).unwrap();
     }
 }
 
-fn measure<S: StateStore>(criterion: &mut Criterion, store: &str, state: S) {
+fn measure<S: StateStore>(
+    criterion: &mut Criterion,
+    store: &str,
+    state: S,
+    digest: Option<Digest>,
+) {
     let mut group = criterion.benchmark_group("apply");
     // Both closures of the bencher use it, one after the other.
-    let replica = RefCell::new(Replica::new(state));
+    let replica = RefCell::new(Replica::new(state, digest));
     for count in [1, 16, 256] {
         group.throughput(Throughput::Elements(count));
         group.bench_function(BenchmarkId::new(store, count), |bencher| {
@@ -130,14 +146,26 @@ fn measure<S: StateStore>(criterion: &mut Criterion, store: &str, state: S) {
 }
 
 fn memory(criterion: &mut Criterion) {
-    measure(criterion, "memory", MemoryState::new());
+    measure(criterion, "memory", MemoryState::new(), begun());
 }
 
 fn rocksdb(criterion: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
     let opened = shardkv_storage::open(dir.path(), &StorageOptions::default()).unwrap();
-    measure(criterion, "rocksdb", opened.state);
+    measure(criterion, "rocksdb", opened.state, begun());
 }
 
-criterion_group!(benches, memory, rocksdb);
+fn without_digest(criterion: &mut Criterion) {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = shardkv_storage::open(dir.path(), &StorageOptions::default()).unwrap();
+    measure(criterion, "without-digest", opened.state, None);
+}
+
+/// The digest of a new state.
+#[expect(clippy::unnecessary_wraps, reason = "the argument of `measure`")]
+fn begun() -> Option<Digest> {
+    Some(Digest::begin(Index(1)))
+}
+
+criterion_group!(benches, memory, rocksdb, without_digest);
 criterion_main!(benches);

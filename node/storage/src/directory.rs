@@ -9,6 +9,9 @@ use raft::StoreError;
 
 use crate::error::{LogDamage, OpenError, StateDamage, translate_io};
 
+/// The file that says that the state differs from the group's.
+pub(crate) const DIVERGED: &str = "DIVERGED";
+
 /// A data directory that this process has locked. Each owner of open files in it holds an [`Arc`] of this, so the lock
 /// outlives the last open file.
 #[derive(Debug)]
@@ -86,13 +89,25 @@ impl Directory {
                 // A new ext4 volume contains `lost+found`.
                 "LOCK" | "IDENTITY.new" | "lost+found" => {}
                 // `IDENTITY` was written before these.
-                "FLOOR" | "GENESIS" | "CONFIGURATION" | "log" | "state" => {
+                "FLOOR" | "GENESIS" | "CONFIGURATION" | "DIVERGED" | "log" | "state" => {
                     return Err(OpenError::NoIdentity { dir, found });
                 }
                 _ => foreign = Some(OpenError::Foreign { dir, found }),
             }
         }
         foreign.map_or(Ok(()), Err)
+    }
+
+    /// Refuses a directory whose state is known to differ from the group's.
+    pub(crate) fn check_diverged(&self) -> Result<(), OpenError> {
+        match fs::read(self.path.join(DIVERGED)) {
+            Ok(found) => Err(OpenError::Diverged {
+                dir: self.path.clone(),
+                found: String::from_utf8_lossy(&found).into_owned(),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.failed("read DIVERGED", translate_io("read", &error))),
+        }
     }
 
     /// Turns an error of opening the log into an error of opening the directory.
@@ -147,7 +162,8 @@ impl Directory {
             },
             StoreError::Io(message)
             | StoreError::Damaged(message)
-            | StoreError::NewerVersion(message) => OpenError::Io {
+            | StoreError::NewerVersion(message)
+            | StoreError::Diverged(message) => OpenError::Io {
                 context: format!("can't {action} in {}", self.path.display()),
                 message,
             },

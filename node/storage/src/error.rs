@@ -13,6 +13,11 @@ use crate::cause::Cause;
 pub const DAMAGE_ADVICE: &str = "This node must not continue under its old identity, so it refuses to vote. Keep the disk: move the directory aside, or retain the volume. Then check that the group has a leader without this node (`shardkv \
     status`). Only if it has one, start the node with an empty directory: it rejoins as a new member";
 
+/// The advice for a node whose state differs from that of a quorum.
+pub const DIVERGED_ADVICE: &str = "A quorum of the voters applied the same entries with another result, so this node's state is wrong, and it stays \
+    stopped, so that nobody reads it. Report this, and keep a copy of the data directory: it shows the cause. Then check that the group \
+    has a leader without this node (`shardkv status`), and start the node with an empty directory: it rejoins as a new member";
+
 /// A reason that a data directory can't be used. The node must not start with it, and must not vote.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -61,6 +66,14 @@ pub enum OpenError {
         maker: NodeId,
         /// The node that the directory belongs to.
         node: NodeId,
+    },
+    /// The state differs from that of a quorum of the group.
+    #[error("the state in {}/state differs from the group's: {found}. {DIVERGED_ADVICE}", .dir.display())]
+    Diverged {
+        /// The directory.
+        dir: PathBuf,
+        /// The difference, as the replica found it.
+        found: String,
     },
     /// The directory was written by another version of this program.
     #[error(

@@ -6,6 +6,7 @@
 //! IDENTITY      the node's identity: format version, node id, and the cluster it is bound to; text, checksummed
 //! LOCK          held by the one process that uses the directory
 //! FLOOR         the number of acknowledged log writes: two slots, overwritten in turn
+//! DIVERGED      the difference of the state from the group's, if one was found
 //! log/          a RocksDB: entries, hard state, base; every write is synced
 //! state/CURRENT the number of the state directory in use
 //! state/<n>/    a RocksDB: the state machine's tables and the applied position, in one atomic batch each
@@ -81,7 +82,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use cause::Cause;
-pub use error::{BindError, DAMAGE_ADVICE, IdentityDamage, LogDamage, OpenError, StateDamage};
+pub use error::{
+    BindError, DAMAGE_ADVICE, DIVERGED_ADVICE, IdentityDamage, LogDamage, OpenError, StateDamage,
+};
 pub use identity::{Binding, Identity};
 pub use log::RocksLog;
 pub use options::{StorageOptions, SyncObserver};
@@ -90,7 +93,7 @@ pub use space::{Disk, Sizes, Space};
 pub use state::RocksState;
 
 use directory::Directory;
-use raft::LogStore;
+use raft::{LogStore, StoreError};
 use replica::StateStore;
 
 /// The stores and the identity in one data directory.
@@ -108,10 +111,11 @@ pub struct Opened {
 /// Opens the data directory `dir`, or initialises it if it does not exist or is empty.
 ///
 /// Refuses a directory that another process uses, that has an unknown format version, that holds data
-/// but no `IDENTITY`, that holds another node's state, or whose content is damaged. An operation that the operating system refuses is not damage.
+/// but no `IDENTITY`, that holds another node's state or one that differs from the group's, or whose content is damaged. An operation that the operating system refuses is not damage.
 /// [`OpenError`] says which it is and what to do.
 pub fn open(dir: &Path, options: &StorageOptions) -> Result<Opened, OpenError> {
     let directory = Directory::lock(dir)?;
+    directory.check_diverged()?;
     let disk = Disk::new(Arc::clone(&directory), options)?;
     let options = disk.fit_buffers(options);
     let mut identity = Identity::open(Arc::clone(&directory))?;
@@ -137,6 +141,11 @@ pub fn open(dir: &Path, options: &StorageOptions) -> Result<Opened, OpenError> {
         identity,
         disk,
     })
+}
+
+/// Records, durably, that the state in `dir` differs from the group's, and how. [`open`] refuses the directory from now on.
+pub fn set_diverged(dir: &Path, found: &str) -> Result<(), StoreError> {
+    directory::replace_file(dir, directory::DIVERGED, found.as_bytes())
 }
 
 /// Checks that the log reaches the state, which was made from it. The exception is an unfinished installation of a

@@ -52,6 +52,7 @@ fn heartbeat() -> Message {
         read_round: 0,
         lease: false,
         quiet: false,
+        comparison: None,
     }
 }
 

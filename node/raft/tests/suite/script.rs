@@ -352,10 +352,12 @@ impl Script {
                 read_round: 0,
                 lease: false,
                 quiet: false,
+                comparison: None,
             },
             "heartbeat-reply" => Message::HeartbeatReply {
                 read_round: 0,
                 feature_level: 0,
+                digest: None,
             },
             "vote" => Message::Vote { last, transfer },
             "vote-reply" => Message::VoteReply { granted },

@@ -55,6 +55,7 @@ fn details(message: &Message) -> String {
             read_round,
             lease,
             quiet,
+            ..
         } => {
             let lease = if *lease { " lease" } else { "" };
             let quiet = if *quiet { " quiet" } else { "" };

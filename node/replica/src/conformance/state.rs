@@ -9,7 +9,7 @@ use raft::{EntryId, Index, Membership, Term};
 use types::{LogTime, NodeId};
 
 use crate::memory::MemoryState;
-use crate::{Applied, StateStore, Table, WriteBatch};
+use crate::{Applied, Digest, StateStore, Table, WriteBatch};
 
 pub mod commits;
 pub mod cursors;
@@ -69,6 +69,10 @@ fn applied(index: u64) -> Applied {
         membership: Membership::of_voters([(NodeId(1), "a:1"), (NodeId(2 + index / 7), "b:2")]),
         time: LogTime(1_000 * index),
         feature_level: u32::try_from(index / 3).unwrap_or_default(),
+        digest: (index % 3 == 2).then_some(Digest {
+            since: Index(index / 2),
+            value: index << 40,
+        }),
     }
 }
 

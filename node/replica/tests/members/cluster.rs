@@ -26,6 +26,8 @@ pub(crate) const TICKS_PER_SECOND: usize = 100;
 #[derive(Default)]
 pub(crate) struct Map {
     pub(crate) is_old: bool,
+    /// The value that this replica alone puts at the key `own`.
+    pub(crate) own: Mutex<Option<&'static str>>,
     pub(crate) seen: Arc<Mutex<Seen>>,
 }
 
@@ -70,6 +72,8 @@ impl StateMachine for Map {
         } else {
             seen.unawaited.push(key.clone());
         }
+        let own = self.own.lock().unwrap().filter(|_| key == "own");
+        let value = own.map_or(value, |own| Bytes::from_static(own.as_bytes()));
         state.put(Table::Data, key, value);
         Ok(Bytes::new())
     }

@@ -10,6 +10,7 @@
 mod awaited;
 mod catching_up;
 mod cluster;
+mod divergence;
 mod levels;
 mod membership;
 mod restart;

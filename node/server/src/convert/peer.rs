@@ -4,8 +4,8 @@
 use api::v1;
 use api::v1::raft_message::Message as Wire;
 use raft::{
-    Entry, EntryId, Envelope, Index, MAX_ADDRESS_BYTES, Membership, Message, Payload,
-    SnapshotChunk, SnapshotMeta, SnapshotStatus, Term,
+    Comparison, Entry, EntryId, Envelope, Index, MAX_ADDRESS_BYTES, Membership, Message, Payload,
+    SnapshotChunk, SnapshotMeta, SnapshotStatus, StateDigest, Term,
 };
 use types::{NodeId, Reader, Writer};
 
@@ -82,18 +82,30 @@ fn message_to_wire(message: Message) -> Wire {
             read_round,
             lease,
             quiet,
+            comparison,
         } => Wire::Heartbeat(v1::Heartbeat {
             commit: commit.0,
             read_round,
             lease,
             quiet,
+            comparison: comparison.map(|it| v1::Comparison {
+                since: it.since.0,
+                index: it.index.0,
+                agreed: it.agreed,
+            }),
         }),
         Message::HeartbeatReply {
             read_round,
             feature_level,
+            digest,
         } => Wire::HeartbeatReply(v1::HeartbeatReply {
             read_round,
             feature_level,
+            digest: digest.map(|it| v1::StateDigest {
+                since: it.since.0,
+                index: it.index.0,
+                value: it.value,
+            }),
         }),
         Message::SnapshotChunk(chunk) => Wire::SnapshotChunk(chunk_to_wire(chunk)),
         Message::SnapshotReply {
@@ -209,11 +221,21 @@ fn message_from_wire(term: Term, wire: Wire) -> Result<Message, Malformed> {
                 read_round: v.read_round,
                 lease: v.lease,
                 quiet: v.quiet,
+                comparison: v.comparison.map(|it| Comparison {
+                    since: Index(it.since),
+                    index: Index(it.index),
+                    agreed: it.agreed,
+                }),
             }
         }
         Wire::HeartbeatReply(v) => Message::HeartbeatReply {
             read_round: v.read_round,
             feature_level: v.feature_level,
+            digest: v.digest.map(|it| StateDigest {
+                since: Index(it.since),
+                index: Index(it.index),
+                value: it.value,
+            }),
         },
         Wire::SnapshotChunk(v) => {
             real_term("term", term.0)?;
@@ -398,10 +420,27 @@ mod tests {
                 read_round: 12,
                 lease: true,
                 quiet: true,
+                comparison: None,
+            },
+            Message::Heartbeat {
+                commit: Index(9),
+                read_round: 12,
+                lease: false,
+                quiet: false,
+                comparison: Some(Comparison {
+                    since: Index(2),
+                    index: Index(9),
+                    agreed: Some(0),
+                }),
             },
             Message::HeartbeatReply {
                 read_round: 12,
                 feature_level: 2,
+                digest: Some(StateDigest {
+                    since: Index(2),
+                    index: Index(9),
+                    value: u64::MAX,
+                }),
             },
             Message::SnapshotChunk(chunk),
             reply(SnapshotStatus::Receiving),

@@ -130,6 +130,9 @@ pub(crate) struct ReplicaMetrics {
     pub(crate) peer_contradictions: Counter,
     pub(crate) unreadable_messages: Counter,
     pub(crate) feature_level: Gauge,
+    pub(crate) states_agreed_index: Gauge,
+    pub(crate) states_differing: Gauge,
+    pub(crate) states_undecided: Gauge,
 }
 
 impl Metrics {
@@ -287,6 +290,21 @@ impl Metrics {
                 "feature_level",
                 "The feature level that all members of the group have agreed on",
                 &m.feature_level,
+            ),
+            (
+                "states_agreed_index",
+                "The last entry up to which a quorum of the voters had equal states, as this leader found",
+                &m.states_agreed_index,
+            ),
+            (
+                "states_differing",
+                "Members whose state differs from that of a quorum, as this leader found",
+                &m.states_differing,
+            ),
+            (
+                "states_undecided",
+                "1 if members' states differ and no quorum of the voters agrees, as this leader found",
+                &m.states_undecided,
             ),
             (
                 "disk_low",

@@ -14,7 +14,7 @@ pub mod replicas;
 use bytes::Bytes;
 use raft::{EntryId, Index, Term};
 use replica::memory::MemoryState;
-use replica::{Applied, Applying, StateMachine, StateStore, Transaction};
+use replica::{Applied, Applying, Digest, StateMachine, StateStore, Transaction};
 use shardkv::{Bug, Command, Genesis, Query, Response, SessionRef, ShardKv, Write};
 use types::{ClientId, LogTime, Sequence};
 
@@ -67,9 +67,11 @@ impl Replica {
     /// One that shows a known bug, in the build that can.
     pub fn with_bug(genesis: Genesis, bug: Option<Bug>) -> Self {
         let mut state = MemoryState::new();
-        state
-            .commit(genesis.to_batch(), Applied::default())
-            .unwrap();
+        let beginning = Applied {
+            digest: Some(Digest::begin(Index(0))),
+            ..Applied::default()
+        };
+        state.commit(genesis.to_batch(), beginning).unwrap();
         let mut replica = Self {
             machine: machine(bug),
             state,
@@ -89,6 +91,7 @@ impl Replica {
     pub fn batch(&mut self, steps: &[Step]) -> Vec<Response> {
         let mut applied = self.state.applied();
         let mut transaction = Transaction::new(&self.state);
+        transaction.set_digest(applied.digest);
         let mut responses = Vec::new();
         for step in steps {
             let at = Applying {
@@ -100,9 +103,11 @@ impl Replica {
             };
             let operation = step.operation.clone();
             responses.push(self.machine.apply(at, operation, &mut transaction).unwrap());
+            applied.digest = transaction.end_entry(at.entry);
             applied.last = at.entry;
             applied.time = at.time;
         }
+        transaction.set_digest(None);
         self.machine.finish_batch(&mut transaction).unwrap();
         let batch = transaction.into_batch();
         self.state.commit(batch, applied).unwrap();

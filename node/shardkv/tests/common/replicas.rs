@@ -149,6 +149,7 @@ impl Node {
         let Replica { machine, state, .. } = &mut self.replica;
         let mut applied = state.applied();
         let mut transaction = Transaction::new(&*state);
+        transaction.set_digest(applied.digest);
         for logged in &log[self.applied..end] {
             let at = Applying {
                 entry: EntryId::new(Term(1), Index(logged.index)),
@@ -158,9 +159,11 @@ impl Node {
                 awaited: true,
             };
             apply(machine, at, &logged.operation, &mut transaction);
+            applied.digest = transaction.end_entry(at.entry);
             applied.last = at.entry;
             applied.time = at.time;
         }
+        transaction.set_digest(None);
         machine.finish_batch(&mut transaction).unwrap();
         let batch = transaction.into_batch();
         state.commit(batch, applied).unwrap();
@@ -292,6 +295,7 @@ impl Group {
         let [a, b] = &self.nodes;
         if a.applied == b.applied {
             assert_eq!(a.replica.state.pairs(), b.replica.state.pairs());
+            assert_eq!(a.replica.state.applied(), b.replica.state.applied());
             assert_eq!(a.machine().ownership(), b.machine().ownership());
             assert_eq!(a.machine().journals(), b.machine().journals());
         }

@@ -4,7 +4,7 @@ use std::fs;
 
 use raft::LogStore;
 use replica::StateStore;
-use shardkv_storage::{BindError, OpenError, StorageOptions, SyncObserver};
+use shardkv_storage::{BindError, OpenError, StorageOptions, SyncObserver, set_diverged};
 use types::{ClusterId, Gid};
 
 use crate::support::{applied, batch, copy_tree, open, put};
@@ -187,6 +187,27 @@ fn leftovers_of_a_restore_are_removed() {
         .collect();
     names.sort();
     assert_eq!(names, ["1", "CURRENT"]);
+}
+
+#[test]
+fn a_directory_with_a_state_that_differs_is_not_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open(dir.path()).unwrap();
+    set_diverged(dir.path(), "the digests are 1 and 2").unwrap();
+    drop(opened);
+    for _ in 0..2 {
+        let Err(error @ OpenError::Diverged { .. }) = open(dir.path()) else {
+            panic!("it must be refused");
+        };
+        let text = error.to_string();
+        let at = |part: &str| text.find(part).unwrap();
+        assert!(at("the digests are 1 and 2") < at("keep a copy"));
+        assert!(at("keep a copy") < at("has a leader"));
+        assert!(at("has a leader") < at("empty directory"));
+    }
+    // Whoever removes the file takes the risk.
+    fs::remove_file(dir.path().join("DIVERGED")).unwrap();
+    drop(open(dir.path()).unwrap());
 }
 
 #[test]
