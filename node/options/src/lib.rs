@@ -318,6 +318,8 @@ fn replica_options(values: &mut Values, limits: &Limits) -> Result<replica::Opti
         max_apply_bytes: values.number("max_apply_bytes", 1, 1 << 30)?,
         check_quorum: true,
         lease_reads: values.flag("lease_reads")?,
+        keeps_leases: true,
+        tick_ms,
         feature_level: replica::FEATURE_LEVEL,
         bugs: raft::Bugs::NONE,
     };

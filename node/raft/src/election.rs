@@ -129,8 +129,8 @@ impl Raft {
     /// Returns true if a leader may still hold a lease that rests on an answer of this node. A node that just restarted
     /// may have forgotten such an answer.
     pub(crate) fn lease_stands(&self) -> bool {
-        let just_started =
-            self.options.lease_reads && self.election.since_start < self.options.election_ticks;
+        let keeps = self.options.lease_reads || self.options.keeps_leases;
+        let just_started = keeps && self.election.since_start < self.options.election_ticks;
         let granted = self.election.leader_has_lease
             && self.election.leader_silent < self.options.election_ticks;
         self.role != Role::Leader && (just_started || granted)

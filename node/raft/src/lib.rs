@@ -176,8 +176,9 @@
 //! [`Raft::read_index`] gives a ticket without a log entry (thesis §6.4). The leader asks a quorum once, for all reads that
 //! wait, whether it still leads; the grant carries the commit index of the moment of asking. A new leader refuses
 //! ([`ReadError::NotReady`]) until it has committed an entry of its term. With [`Options::lease_reads`] a quorum's answer
-//! serves reads for half an election timeout, without a round trip. That is right only while no clock runs twice as fast as
-//! another, so it is off by default.
+//! serves reads for half an election timeout, without a round trip: half of the shortest that a voter has. That is right only
+//! while no clock runs twice as fast as another, so it is off by default. Each voter must hold its votes back for that time, also after
+//! a restart; voters tell with their answers to heartbeats, and until all have told, there is no lease.
 //!
 //! # What the driver must never do
 //!
@@ -214,6 +215,7 @@ mod ready;
 mod replication;
 mod step;
 mod store;
+mod told;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use change::ChangeError;
@@ -224,7 +226,8 @@ pub use membership::{
     MembershipError,
 };
 pub use message::{
-    Comparison, Envelope, Message, SnapshotChunk, SnapshotMeta, SnapshotStatus, StateDigest,
+    Comparison, Envelope, LeasePromise, Message, SnapshotChunk, SnapshotMeta, SnapshotStatus,
+    StateDigest,
 };
 pub use options::{Options, OptionsError};
 pub use position::{EntryId, Index, Term};

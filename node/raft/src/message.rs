@@ -89,6 +89,8 @@ pub enum Message {
         read_round: u64,
         /// The highest feature level that the sender supports ([`Options::feature_level`](crate::Options)).
         feature_level: u32,
+        /// The sender's promise to leaders with leases.
+        lease: LeasePromise,
         /// The sender's digest for the leader's comparison, if it has one.
         digest: Option<StateDigest>,
     },
@@ -112,6 +114,16 @@ pub enum Message {
         /// The sender's address.
         address: String,
     },
+}
+
+/// A member's promise to leaders that serve reads by lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeasePromise {
+    /// The time in milliseconds for which the member helps to elect no other leader, after it heard a leader with a lease and
+    /// after its own start. Zero if it promises nothing.
+    pub election_ms: u32,
+    /// The member's own option [`Options::lease_reads`](crate::Options).
+    pub lease_reads: bool,
 }
 
 /// The digest of a state after an entry. Opaque to Raft.

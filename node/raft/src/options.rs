@@ -1,6 +1,6 @@
 //! Raft's settings and their validation.
 
-use crate::Bugs;
+use crate::{Bugs, LeasePromise};
 
 /// Raft's settings. Durations are in ticks; the driver decides how long a tick is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,12 @@ pub struct Options {
     /// True if the leader serves reads from the lease that a quorum's answers grant, without a round trip. Assumes that
     /// no clock runs more than twice as fast as another, so it is off by default.
     pub lease_reads: bool,
+    /// True if this member keeps the leases of leaders also without `lease_reads`: it gives no vote for an election timeout
+    /// after its start, because its former process may have answered a leader with a lease. A leader uses leases only if all
+    /// voters keep them.
+    pub keeps_leases: bool,
+    /// The length of a tick in milliseconds, by which members compare their election timeouts. Everything else is in ticks.
+    pub tick_ms: u32,
     /// The highest feature level that this member supports. Members tell the leader; the level has no meaning to Raft.
     pub feature_level: u32,
     /// The known bug to put back; none outside of tests and the simulator.
@@ -48,6 +54,8 @@ impl Default for Options {
             max_apply_bytes: 4 << 20,
             check_quorum: true,
             lease_reads: false,
+            keeps_leases: false,
+            tick_ms: 10,
             feature_level: 0,
             bugs: Bugs::NONE,
         }
@@ -60,6 +68,19 @@ impl Default for Options {
 pub struct OptionsError(pub &'static str);
 
 impl Options {
+    /// Returns the promise of this member to leaders with leases.
+    pub(crate) fn lease_promise(&self) -> LeasePromise {
+        let keeps = self.lease_reads || self.keeps_leases;
+        LeasePromise {
+            lease_reads: self.lease_reads,
+            election_ms: if keeps {
+                self.election_ticks.saturating_mul(self.tick_ms)
+            } else {
+                0
+            },
+        }
+    }
+
     /// Refuses settings that are out of range or contradict each other.
     pub fn validate(&self) -> Result<(), OptionsError> {
         let checks = [
@@ -95,6 +116,7 @@ impl Options {
                 self.lease_reads && !self.check_quorum,
                 "lease_reads needs check_quorum",
             ),
+            (self.tick_ms == 0, "tick_ms must be at least 1"),
         ];
         match checks.into_iter().find(|(wrong, _)| *wrong) {
             Some((_, what)) => Err(OptionsError(what)),

@@ -11,7 +11,7 @@
 
 use std::collections::VecDeque;
 
-use crate::{Index, Options, ProgressState, StateDigest};
+use crate::{Index, LeasePromise, Options, ProgressState, StateDigest};
 
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -24,6 +24,8 @@ pub(crate) struct Progress {
     pub(crate) answered: bool,
     /// The highest feature level that the follower supports, once it told this leader.
     pub(crate) feature_level: Option<u32>,
+    /// The promise of the follower to leaders with leases, once it told this leader.
+    pub(crate) lease: Option<LeasePromise>,
     /// The latest digest of its state that the follower told this leader.
     pub(crate) digest: Option<StateDigest>,
     /// The latest read round that the follower answered.
@@ -55,6 +57,7 @@ impl Progress {
             silent_ticks: 0,
             answered: false,
             feature_level: None,
+            lease: None,
             digest: None,
             read_round: 0,
             nudge: true,
@@ -174,6 +177,7 @@ impl Progress {
     /// Treats all appends in flight as lost and probes from the match index. The follower's process may be another now.
     pub(crate) fn restart(&mut self) {
         self.feature_level = None;
+        self.lease = None;
         self.digest = None;
         if self.state == ProgressState::Replicate {
             self.next_index = self.match_index.next();

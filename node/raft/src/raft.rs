@@ -175,8 +175,16 @@ impl Raft {
             Message::HeartbeatReply {
                 read_round,
                 feature_level,
+                lease,
                 digest,
-            } => self.handle_heartbeat_reply(from, read_round, feature_level, digest),
+            } => {
+                if let Some(progress) = self.progress.get_mut(&from) {
+                    progress.feature_level = Some(feature_level);
+                    progress.lease = Some(lease);
+                    progress.digest = digest.or(progress.digest);
+                }
+                self.handle_heartbeat_reply(from, read_round);
+            }
             Message::TimeoutNow => self.handle_timeout_now(from),
             Message::SnapshotChunk(ref chunk) => {
                 self.check_committed(from, chunk.meta.last)?;
@@ -252,6 +260,7 @@ impl Raft {
             Message::Heartbeat { .. } => Message::HeartbeatReply {
                 read_round: 0,
                 feature_level: self.options.feature_level,
+                lease: self.options.lease_promise(),
                 digest: None,
             },
             Message::SnapshotChunk(chunk) => Message::SnapshotReply {
@@ -388,36 +397,6 @@ impl Raft {
     /// Returns true if this node leads, and `node` answered in this term and within an election timeout.
     pub fn has_answered_lately(&self, node: NodeId) -> bool {
         self.is_active(node) && self.progress.get(&node).is_some_and(|p| p.answered)
-    }
-
-    /// Returns the highest feature level that all members support, learners included, if this node leads and all of them
-    /// told it their levels.
-    pub fn common_feature_level(&self) -> Option<u32> {
-        if self.role != Role::Leader {
-            return None;
-        }
-        self.progress
-            .values()
-            .try_fold(self.options.feature_level, |lowest, follower| {
-                Some(lowest.min(follower.feature_level?))
-            })
-    }
-
-    /// Sets the comparison of states that the heartbeats of this leader carry.
-    pub fn set_comparison(&mut self, comparison: Option<Comparison>) {
-        self.comparison = comparison;
-    }
-
-    /// Sets the digest with which this member answers heartbeats.
-    pub fn set_digest(&mut self, digest: Option<StateDigest>) {
-        self.digest = digest;
-    }
-
-    /// Returns the latest digest that each follower told this leader; nothing on other nodes.
-    pub fn digests(&self) -> impl Iterator<Item = (NodeId, StateDigest)> {
-        self.progress
-            .iter()
-            .filter_map(|(node, progress)| Some((*node, progress.digest?)))
     }
 
     /// Returns true if this node leads and is transferring leadership, so that it refuses proposals.

@@ -2,7 +2,10 @@
 //! its state machine as of the commit index when it asked (thesis §6.4). No read costs a log entry.
 //!
 //! With leases (off by default) a quorum's answer serves the reads of half an election timeout: followers elect no
-//! other leader for a whole election timeout, and no clock is assumed to run more than twice as fast as another.
+//! other leader for a whole election timeout, and no clock is assumed to run more than twice as fast as another. That rests on each voter
+//! of the quorum: it must hold votes back for as long, also after a restart that forgot its answer. Voters tell what they promise
+//! with their answers to heartbeats. Options of members may differ, so the leader counts the shortest election timeout, and has no
+//! lease until all voters promised.
 
 use std::collections::VecDeque;
 
@@ -104,11 +107,26 @@ impl Raft {
 
     fn has_lease(&self) -> bool {
         let holds = |from: u64| {
-            from > 0 && self.reads.clock < from + u64::from(self.options.election_ticks / 2)
+            from > 0 && self.reads.clock < from + u64::from(self.shortest_election_ticks() / 2)
         };
         self.options.lease_reads
             && !self.leading.transferred
             && self.reads.lease_from.is_some_and(holds)
+    }
+
+    /// Returns the shortest time, in ticks of this leader, for which all voters elect no other leader. Zero if one of them
+    /// doesn't promise that, or hasn't told yet.
+    fn shortest_election_ticks(&self) -> u32 {
+        let own = self.options.election_ticks;
+        if self.bug(Bug::LeaseUnpromised) {
+            return own;
+        }
+        let followers = self.log.membership().voters().filter(|it| *it != self.node);
+        let promises = followers.map(|node| {
+            let lease = self.progress.get(&node).and_then(|it| it.lease);
+            lease.unwrap_or_default().election_ms / self.options.tick_ms.max(1)
+        });
+        promises.min().map_or(own, |shortest| shortest.min(own))
     }
 
     pub(crate) fn serves_by_lease(&self) -> bool {

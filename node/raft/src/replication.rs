@@ -6,8 +6,7 @@ use types::NodeId;
 use crate::bug::Bug;
 use crate::store::{LogReader, StoreError};
 use crate::{
-    Entry, EntryId, Index, Message, Payload, ProgressState, Raft, Role, SnapshotMeta, StateDigest,
-    StepError,
+    Entry, EntryId, Index, Message, Payload, ProgressState, Raft, Role, SnapshotMeta, StepError,
 };
 
 /// The reason for refusing a proposal. Nothing was appended.
@@ -176,13 +175,13 @@ impl Raft {
             return Ok(());
         }
         let feature_level = self.options.feature_level;
-        let digest = self.digest;
         self.send(
             from,
             Message::HeartbeatReply {
                 read_round,
                 feature_level,
-                digest,
+                lease: self.options.lease_promise(),
+                digest: self.digest,
             },
         );
         Ok(())
@@ -261,13 +260,7 @@ impl Raft {
         }
     }
 
-    pub(crate) fn handle_heartbeat_reply(
-        &mut self,
-        from: NodeId,
-        read_round: u64,
-        feature_level: u32,
-        digest: Option<StateDigest>,
-    ) {
+    pub(crate) fn handle_heartbeat_reply(&mut self, from: NodeId, read_round: u64) {
         let last = self.log.last_index();
         let read_round = if self.bug(Bug::OldAnswerConfirmsRead) {
             self.reads.round()
@@ -278,8 +271,6 @@ impl Raft {
             return;
         };
         progress.alive(last);
-        progress.feature_level = Some(feature_level);
-        progress.digest = digest.or(progress.digest);
         progress.read_round = progress.read_round.max(read_round);
         self.confirm_reads();
     }

@@ -7,7 +7,7 @@ use crate::bug::Bugs;
 /// A replica's settings. A bound names the refusal that a request gets when the bound is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The settings of Raft.
+    /// The settings of Raft, except `tick_ms`, which has the value below.
     pub raft: raft::Options,
     /// The length of a tick in milliseconds: the interval at which the driver calls `tick`.
     pub tick_ms: u32,

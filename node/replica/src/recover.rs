@@ -104,8 +104,12 @@ impl<M: StateMachine> Replica<M> {
             .into());
         }
         let start = |stored: &LogState, log: &dyn LogStore| {
+            let raft = raft::Options {
+                tick_ms: options.tick_ms,
+                ..options.raft.clone()
+            };
             Raft::recover(
-                options.raft.clone(),
+                raft,
                 node,
                 stored,
                 applied.last.index.min(stored.last_index),

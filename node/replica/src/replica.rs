@@ -527,6 +527,7 @@ impl<M: StateMachine> Replica<M> {
             log_time: LogTime(self.log_time().unwrap_or_default().0 / 1_000 * 1_000),
             feature_level: self.applied.feature_level,
             comparison: self.comparing.result.clone(),
+            lease_disagreement: self.raft.lease_disagreement(),
         }
     }
 

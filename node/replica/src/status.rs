@@ -50,4 +50,6 @@ pub struct Status {
     pub feature_level: u32,
     /// The result of this leader's comparisons of states; the default on other replicas.
     pub comparison: StateComparison,
+    /// The voters that have another value of `lease_reads` than this leader; empty on other replicas.
+    pub lease_disagreement: Vec<NodeId>,
 }

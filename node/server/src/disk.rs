@@ -352,17 +352,6 @@ mod tests {
                 ExitCode::Damaged,
             ),
             (
-                refused(OpenError::Diverged {
-                    dir: dir(),
-                    found: "x".to_owned(),
-                }),
-                ExitCode::Diverged,
-            ),
-            (
-                store_error(StoreError::Diverged("x".into())),
-                ExitCode::Diverged,
-            ),
-            (
                 genesis_refused(FileError::Io(std::io::Error::from_raw_os_error(13))),
                 ExitCode::NoAccess,
             ),
@@ -371,10 +360,8 @@ mod tests {
             let text = format!("{:#}", fatal.error);
             assert_eq!(fatal.code, code, "{text}");
             let gives_up = text.contains("empty directory");
-            let is_wrong = matches!(code, ExitCode::Damaged | ExitCode::Diverged);
-            assert_eq!(gives_up, is_wrong, "{text}");
-            let keeps = text.find("Keep the disk").or(text.find("keep a copy"));
-            let keeps_first = keeps.is_some() && keeps < text.find("empty directory");
+            assert_eq!(gives_up, code == ExitCode::Damaged, "{text}");
+            let keeps_first = text.find("Keep the disk") < text.find("empty directory");
             assert!(!gives_up || keeps_first, "{text}");
         }
     }
@@ -388,5 +375,21 @@ mod tests {
         assert_eq!(fatal.code, ExitCode::OtherVersion, "{text}");
         assert!(text.contains("keep its data directory"), "{text}");
         assert!(!text.contains("empty directory"), "{text}");
+    }
+
+    #[test]
+    fn a_state_that_differs_has_its_code_and_its_advice() {
+        let found = "x".to_owned();
+        let dir = "/d".into();
+        for fatal in [
+            refused(OpenError::Diverged { dir, found }),
+            store_error(StoreError::Diverged("x".into())),
+        ] {
+            assert_eq!(fatal.code, ExitCode::Diverged);
+            let text = fatal.error.to_string();
+            let at = |part: &str| text.find(part).unwrap();
+            assert!(at("keep a copy") < at("has a leader"), "{text}");
+            assert!(at("has a leader") < at("empty directory"), "{text}");
+        }
     }
 }

@@ -319,7 +319,7 @@ impl Runtime {
         }
         set(&metrics.kept_log_bytes, status.kept_log_bytes);
         set(&metrics.feature_level, status.feature_level.into());
-        self.divergence.note(&status.comparison, metrics);
+        self.divergence.note(&status, metrics);
         let (requests, bytes) = self.handles.admission.budget.used();
         set(&self.handles.metrics.inflight_requests, requests as u64);
         set(&self.handles.metrics.inflight_bytes, bytes as u64);

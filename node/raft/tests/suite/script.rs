@@ -10,8 +10,8 @@ use std::path::Path;
 
 use goldenscript::{ArgumentConsumer, Command, Context};
 use raft::{
-    Entry, EntryId, Envelope, Index, Membership, MembershipChange, Message, Options, Payload,
-    SnapshotChunk, SnapshotMeta, Term,
+    Entry, EntryId, Envelope, Index, LeasePromise, Membership, MembershipChange, Message, Options,
+    Payload, SnapshotChunk, SnapshotMeta, Term,
 };
 use test_each_file::test_each_path;
 use types::NodeId;
@@ -357,6 +357,7 @@ impl Script {
             "heartbeat-reply" => Message::HeartbeatReply {
                 read_round: 0,
                 feature_level: 0,
+                lease: LeasePromise::default(),
                 digest: None,
             },
             "vote" => Message::Vote { last, transfer },

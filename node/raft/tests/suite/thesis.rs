@@ -300,6 +300,70 @@ fn section_6_4_1_leases() {
     assert!(refused.validate().is_err(), "leases need CheckQuorum");
 }
 
+/// §6.4.1: a lease rests on voters that hold their votes back, also after a restart, and on the shortest of their timeouts.
+#[test]
+fn section_6_4_1_a_lease_needs_the_promise_of_all_voters() {
+    let options = Options {
+        lease_reads: true,
+        ..Options::default()
+    };
+    // The options of a voter, and the number of ticks for which a lease lasts.
+    let with = |lease_reads, keeps_leases, election_ticks, tick_ms| Options {
+        lease_reads,
+        keeps_leases,
+        election_ticks,
+        tick_ms,
+        ..Options::default()
+    };
+    let table = [
+        (with(true, false, 40, 10), 20, false),
+        (with(false, true, 40, 10), 20, true),
+        (with(false, false, 40, 10), 0, true),
+        (with(true, false, 30, 10), 15, false),
+        (with(true, false, 40, 5), 10, false),
+        (with(true, false, 80, 10), 20, false),
+    ];
+    for (other, lasts, disagrees) in table {
+        let mut cluster = Cluster::new(3, &options);
+        cluster.node_mut(node(3)).options = other.clone();
+        cluster.restart(node(3));
+        // The third would elect itself sooner.
+        while cluster.leader().is_none() {
+            cluster.tick(node(1));
+            cluster.tick(node(2));
+            for id in 1..=3 {
+                cluster.turn(node(id));
+            }
+            cluster.settle();
+        }
+        let leader = cluster.leader().unwrap();
+        for _ in 0..100 {
+            cluster.tick_all(1);
+            cluster.settle();
+        }
+        assert_eq!(cluster.leader(), Some(leader));
+        let disagreement = cluster.raft(leader).lease_disagreement();
+        assert_eq!(disagreement == [node(3)], disagrees, "{other:?}");
+        cluster.isolate(leader);
+        let granted = |cluster: &mut Cluster| {
+            cluster.node_mut(leader).grants.clear();
+            cluster.read(leader).unwrap();
+            cluster.turn(leader);
+            let at_once = !cluster.node(leader).grants.is_empty();
+            cluster.wire.clear();
+            at_once
+        };
+        let mut lasted = 0;
+        while lasted < 40 && granted(&mut cluster) {
+            lasted += 1;
+            cluster.tick(leader);
+        }
+        // Heartbeats come every ten ticks, so up to ten of them have passed already.
+        assert!(lasted <= lasts, "{lasted} {other:?}");
+        assert!(lasted + 10 >= lasts, "{lasted} {other:?}");
+    }
+}
+
 /// §9.6: a pre-vote raises neither the sender's term nor the receivers'.
 #[test]
 fn section_9_6_pre_votes_change_no_term() {

@@ -4,8 +4,8 @@
 use api::v1;
 use api::v1::raft_message::Message as Wire;
 use raft::{
-    Comparison, Entry, EntryId, Envelope, Index, MAX_ADDRESS_BYTES, Membership, Message, Payload,
-    SnapshotChunk, SnapshotMeta, SnapshotStatus, StateDigest, Term,
+    Comparison, Entry, EntryId, Envelope, Index, LeasePromise, MAX_ADDRESS_BYTES, Membership,
+    Message, Payload, SnapshotChunk, SnapshotMeta, SnapshotStatus, StateDigest, Term,
 };
 use types::{NodeId, Reader, Writer};
 
@@ -97,10 +97,13 @@ fn message_to_wire(message: Message) -> Wire {
         Message::HeartbeatReply {
             read_round,
             feature_level,
+            lease,
             digest,
         } => Wire::HeartbeatReply(v1::HeartbeatReply {
             read_round,
             feature_level,
+            lease_election_ms: lease.election_ms,
+            lease_reads: lease.lease_reads,
             digest: digest.map(|it| v1::StateDigest {
                 since: it.since.0,
                 index: it.index.0,
@@ -231,6 +234,10 @@ fn message_from_wire(term: Term, wire: Wire) -> Result<Message, Malformed> {
         Wire::HeartbeatReply(v) => Message::HeartbeatReply {
             read_round: v.read_round,
             feature_level: v.feature_level,
+            lease: LeasePromise {
+                election_ms: v.lease_election_ms,
+                lease_reads: v.lease_reads,
+            },
             digest: v.digest.map(|it| StateDigest {
                 since: Index(it.since),
                 index: Index(it.index),
@@ -436,6 +443,10 @@ mod tests {
             Message::HeartbeatReply {
                 read_round: 12,
                 feature_level: 2,
+                lease: LeasePromise {
+                    election_ms: 400,
+                    lease_reads: true,
+                },
                 digest: Some(StateDigest {
                     since: Index(2),
                     index: Index(9),

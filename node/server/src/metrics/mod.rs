@@ -133,6 +133,7 @@ pub(crate) struct ReplicaMetrics {
     pub(crate) states_agreed_index: Gauge,
     pub(crate) states_differing: Gauge,
     pub(crate) states_undecided: Gauge,
+    pub(crate) lease_reads_disagreeing: Gauge,
 }
 
 impl Metrics {
@@ -165,6 +166,7 @@ impl Metrics {
         metrics.register_requests();
         metrics.register_transport();
         metrics.register_replica();
+        metrics.register_members();
         metrics.register_handoff();
         metrics.scans.register(&mut metrics.registry);
         metrics.shards.register(&mut metrics.registry);
@@ -253,6 +255,36 @@ impl Metrics {
         );
     }
 
+    /// Registers what a leader finds of its members.
+    fn register_members(&mut self) {
+        let m = &self.replica;
+        let gauges = [
+            (
+                "states_agreed_index",
+                "The last entry up to which a quorum of the voters had equal states, as this leader found",
+                &m.states_agreed_index,
+            ),
+            (
+                "states_differing",
+                "Members whose state differs from that of a quorum, as this leader found",
+                &m.states_differing,
+            ),
+            (
+                "states_undecided",
+                "1 if members' states differ and no quorum of the voters agrees, as this leader found",
+                &m.states_undecided,
+            ),
+            (
+                "lease_reads_disagreeing",
+                "Voters with another value of lease_reads than this leader",
+                &m.lease_reads_disagreeing,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            self.registry.register(name, help, gauge.clone());
+        }
+    }
+
     fn register_replica(&mut self) {
         let r = &mut self.registry;
         let m = &self.replica;
@@ -290,21 +322,6 @@ impl Metrics {
                 "feature_level",
                 "The feature level that all members of the group have agreed on",
                 &m.feature_level,
-            ),
-            (
-                "states_agreed_index",
-                "The last entry up to which a quorum of the voters had equal states, as this leader found",
-                &m.states_agreed_index,
-            ),
-            (
-                "states_differing",
-                "Members whose state differs from that of a quorum, as this leader found",
-                &m.states_differing,
-            ),
-            (
-                "states_undecided",
-                "1 if members' states differ and no quorum of the voters agrees, as this leader found",
-                &m.states_undecided,
             ),
             (
                 "disk_low",
