@@ -3,7 +3,8 @@
 //!
 //! No fault of the network explains a contradiction of a committed entry, or of the leader of a term. A disk was restored
 //! from a copy, two processes use one data directory, or there is a fault in this program. The message was refused and changed
-//! nothing here. A peer may send many such messages in a second, so the log names each peer from time to time.
+//! nothing here. A peer may send many such messages in a second, so the log names each peer from time to time, for each kind of
+//! refusal.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,40 +19,48 @@ const REPEAT_AFTER: Duration = Duration::from_mins(10);
 /// The most peers of which the last line is remembered. A group has fewer members.
 const MOST_PEERS: usize = 64;
 
-/// The peers that were named in the log.
+/// The kind of a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Contradiction,
+    Unreadable,
+}
+
+/// The peers that were named in the log, for each kind of refusal.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
-    named: BTreeMap<NodeId, Instant>,
+    named: BTreeMap<(NodeId, Kind), Instant>,
 }
 
 impl Refusals {
     /// Counts the refusal of a message if an operator must know of it, and logs it as an error, for each peer from time to
     /// time.
     pub(crate) fn note(&mut self, refusal: &StepError, metrics: &ReplicaMetrics, now: Instant) {
-        let (peer, advice) = match refusal {
+        let (peer, kind, advice) = match refusal {
             StepError::ContradictsCommitted { from, .. } | StepError::TwoLeaders { from, .. } => {
                 metrics.peer_contradictions.inc();
                 let advice = "the message was refused and changed nothing here. Check that no volume of this group was \
                               restored from a copy and that no two pods use one volume; keep the volumes of all nodes \
                               until the cause is known";
-                (*from, advice)
+                (*from, Kind::Contradiction, advice)
             }
             StepError::Unreadable { from, .. } => {
                 metrics.unreadable_messages.inc();
                 (
                     *from,
+                    Kind::Unreadable,
                     "this node keeps what it has, and goes on after the upgrade",
                 )
             }
             StepError::NotForThisNode { .. } | StepError::Malformed { .. } => return,
         };
-        if self.is_due(peer, now) {
+        if self.is_due((peer, kind), now) {
             tracing::error!(%peer, "{refusal}: {advice}");
         }
     }
 
     /// Returns true, and remembers it, if the peer is to be named in the log now.
-    fn is_due(&mut self, peer: NodeId, now: Instant) -> bool {
+    fn is_due(&mut self, peer: (NodeId, Kind), now: Instant) -> bool {
         self.named
             .retain(|_, named| now.duration_since(*named) < REPEAT_AFTER);
         if self.named.contains_key(&peer) || self.named.len() >= MOST_PEERS {
@@ -84,8 +93,11 @@ mod tests {
         }
         assert_eq!(metrics.peer_contradictions.get(), 1_000);
         assert_eq!(seen.named.len(), 1);
-        assert!(!seen.is_due(NodeId(1), start + REPEAT_AFTER / 2));
-        assert!(seen.is_due(NodeId(1), start + REPEAT_AFTER));
+        let contradicts = (NodeId(1), Kind::Contradiction);
+        assert!(!seen.is_due(contradicts, start + REPEAT_AFTER / 2));
+        // Another kind of the same peer is told, too.
+        assert!(seen.is_due((NodeId(1), Kind::Unreadable), start));
+        assert!(seen.is_due(contradicts, start + REPEAT_AFTER));
         let unreadable = StepError::Unreadable {
             from: NodeId(2),
             entry: ENTRY,
@@ -101,14 +113,14 @@ mod tests {
         seen.note(&malformed, &metrics, start);
         assert_eq!(metrics.peer_contradictions.get(), 1_000);
         assert_eq!(metrics.unreadable_messages.get(), 1);
-        assert!(!seen.named.contains_key(&NodeId(3)));
+        assert!(seen.named.keys().all(|(peer, _)| *peer != NodeId(3)));
     }
 
     #[test]
     fn many_peers_are_bounded() {
         let mut seen = Refusals::default();
         let now = Instant::now();
-        let named = (1..1_000).filter(|peer| seen.is_due(NodeId(*peer), now));
+        let named = (1..1_000).filter(|peer| seen.is_due((NodeId(*peer), Kind::Unreadable), now));
         assert_eq!(named.count(), MOST_PEERS);
     }
 }
