@@ -106,9 +106,8 @@ fn check_nested<'a>(nested: &'a Txn, changed: &mut Changed<'a>) -> Result<(), Re
         changed.put(key)?;
     }
     for key in &failure.puts {
-        if success.puts.contains(key) {
-            changed.check_deletes(key)?;
-        } else {
+        // Those of both lists have been checked.
+        if !success.puts.contains(key) {
             changed.put(key)?;
         }
     }
@@ -118,20 +117,11 @@ fn check_nested<'a>(nested: &'a Txn, changed: &mut Changed<'a>) -> Result<(), Re
 }
 
 impl<'a> Changed<'a> {
-    fn check_deletes(&self, key: &Bytes) -> Result<(), Refusal> {
-        if self.deletes.contains(key) {
+    fn put(&mut self, key: &'a Bytes) -> Result<(), Refusal> {
+        if self.deletes.contains(key) || !self.puts.insert(key) {
             return Err(Refusal::DuplicateKey);
         }
         Ok(())
-    }
-
-    fn put(&mut self, key: &'a Bytes) -> Result<(), Refusal> {
-        self.check_deletes(key)?;
-        if self.puts.insert(key) {
-            Ok(())
-        } else {
-            Err(Refusal::DuplicateKey)
-        }
     }
 }
 

@@ -85,15 +85,19 @@ pub(crate) fn delete(place: Place, record: &mut Record, store: &mut dyn Store) {
 }
 
 /// Removes the next rows of a deleted keyspace, and the record after the last. Returns true if there are more.
+///
+/// A step is bounded by rows and by bytes, because the cursor may have to read the values.
 pub(crate) fn clear(place: Place, limits: &Limits, store: &mut dyn Store) -> Result<bool, Failure> {
-    let mut left = limits.max_clear_rows.max(1) as usize;
+    let mut left = Left {
+        rows: limits.max_clear_rows.max(1) as usize,
+        bytes: limits.max_write_bytes.max(1) as usize,
+    };
     for table in Table::ROWS {
-        let stored = read_keys(store, place, table, left)?;
-        left -= stored.len();
+        let stored = read_keys(store, place, table, &mut left)?;
         for key in stored {
             store.remove(table, key);
         }
-        if left == 0 {
+        if left.is_none() {
             return Ok(true);
         }
     }
@@ -104,18 +108,32 @@ pub(crate) fn clear(place: Place, limits: &Limits, store: &mut dyn Store) -> Res
     Ok(false)
 }
 
+/// What a step of clearing may still visit.
+struct Left {
+    rows: usize,
+    bytes: usize,
+}
+
+impl Left {
+    fn is_none(&self) -> bool {
+        self.rows == 0 || self.bytes == 0
+    }
+}
+
 fn read_keys(
     reader: &dyn Reader,
     place: Place,
     table: Table,
-    limit: usize,
+    left: &mut Left,
 ) -> Result<Vec<bytes::Bytes>, StoreError> {
     let bounds = whole(place);
     let mut cursor = reader.cursor(table, borrowed(&bounds), Order::Ascending)?;
     let mut found = Vec::new();
-    while found.len() < limit
-        && let Some((stored, _)) = cursor.next()?
+    while !left.is_none()
+        && let Some((stored, row)) = cursor.next()?
     {
+        left.rows -= 1;
+        left.bytes = left.bytes.saturating_sub(stored.len() + row.len());
         found.push(stored);
     }
     Ok(found)

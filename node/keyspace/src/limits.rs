@@ -15,7 +15,7 @@ pub struct Limits {
     pub max_changes: u32,
     /// The most bytes of keys and values that one write writes, and that it reads for its compares and answers.
     pub max_write_bytes: u32,
-    /// The most keys that the compares and ranges of one write visit.
+    /// The most operations, and keys and events that compares and ranges visit, of one write together.
     pub max_visited: u32,
     /// The most keys of a lease. Their bytes are bounded by `max_write_bytes`, so that a revoke is one write.
     pub max_lease_keys: u32,

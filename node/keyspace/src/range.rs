@@ -39,6 +39,9 @@ impl Failure {
     }
 }
 
+/// What a kept row takes beside its key and value.
+const ROW_BYTES: u64 = 128;
+
 /// Refuses a revision that a range outside of a transaction can't read. 0 and below mean the newest.
 pub(crate) fn check_revision(revision: i64, compacted: i64, newest: i64) -> Result<(), Refusal> {
     if revision > newest {
@@ -56,10 +59,17 @@ enum Rows<'a> {
 }
 
 impl Rows<'_> {
-    fn next(&mut self) -> Result<Option<Row>, StoreError> {
+    /// Returns the next row, and counts the rows that were visited for it.
+    fn next(&mut self, budget: &mut Budget) -> Result<Option<Row>, Failure> {
         match self {
-            Self::Newest(rows) => rows.next(),
-            Self::Old(rows) => rows.next(),
+            Self::Newest(rows) => {
+                let row = rows.next()?;
+                if row.is_some() {
+                    budget.visit()?;
+                }
+                Ok(row)
+            }
+            Self::Old(rows) => rows.next(budget),
         }
     }
 }
@@ -84,14 +94,13 @@ pub(crate) fn read(
     let mut found = Vec::new();
     let mut count = 0;
     let most = most_found(range);
-    while let Some(mut row) = rows.next()? {
-        budget.visit()?;
+    while let Some(mut row) = rows.next(budget)? {
         count += 1;
         if range.count_only || found.len() >= most || !wanted(range, &row) {
             continue;
         }
         // Kept rows cost memory also if only few of them are in the answer.
-        budget.read(row.key.len() as u64)?;
+        budget.read(ROW_BYTES + row.key.len() as u64)?;
         if by_value || (!range.keys_only && most != usize::MAX) {
             budget.read(row.meta.size)?;
         } else {

@@ -42,6 +42,8 @@ pub(crate) fn decide<'r>(
     } else {
         &txn.failure
     } {
+        // An operation costs a lookup also if it meets no key.
+        budget.visit()?;
         ops.push(match op {
             Op::Txn(nested) => DecidedOp::Txn(decide(view, nested, budget)?),
             op => DecidedOp::Op(op),

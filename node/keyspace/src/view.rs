@@ -321,8 +321,8 @@ pub(crate) struct OldWalk<'a> {
 }
 
 impl OldWalk<'_> {
-    /// Returns the next row.
-    pub(crate) fn next(&mut self) -> Result<Option<Row>, StoreError> {
+    /// Returns the next row. It counts every row that it visits, also those of keys that didn't exist at the revision.
+    pub(crate) fn next(&mut self, budget: &mut Budget) -> Result<Option<Row>, Failure> {
         loop {
             let next = self.rows.next_stored.as_ref().map(|(key, _)| key);
             let gone = self.gone.first_key_value().map(|(key, _)| key);
@@ -332,11 +332,13 @@ impl OldWalk<'_> {
                 (Some(_), None) => false,
             };
             if gone_first {
+                budget.visit()?;
                 return Ok(self.gone.pop_first().map(|(_, row)| row));
             }
             let Some(row) = self.rows.next()? else {
                 return Ok(None);
             };
+            budget.visit()?;
             if row.meta.mod_revision <= self.revision {
                 return Ok(Some(row));
             }

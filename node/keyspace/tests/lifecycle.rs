@@ -168,3 +168,24 @@ fn compaction_clears_in_bounded_steps_and_keeps_what_can_be_read() {
     assert_eq!(keyspace.store.rows(Table::Events).count(), 1);
     assert_eq!(keyspace.record().bytes, 128 + 1 + 4);
 }
+
+#[test]
+fn clearing_is_bounded_by_bytes() {
+    let mut keyspace = fresh();
+    for name in ["a", "b", "c"] {
+        keyspace.put(name, &"v".repeat(1_000));
+    }
+    let mut compacted = keyspace.clone();
+    keyspace.ok(Write::Delete);
+    keyspace.limits.max_write_bytes = 1_000;
+    // All small rows before the first large one fit into one step, and then each large one ends a step.
+    assert_eq!(keyspace.clear(), 4);
+
+    let long = "k".repeat(1_000);
+    for _ in 0..3 {
+        compacted.put(&long, "");
+    }
+    compacted.compact(7).unwrap();
+    compacted.limits.max_write_bytes = 1_000;
+    assert_eq!(compacted.clear(), 3);
+}

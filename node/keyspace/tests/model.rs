@@ -57,6 +57,9 @@ fn check_state(keyspace: &Keyspace, model: &Model) {
     assert!(record.bytes <= QUOTA);
     if !record.clearing {
         assert_eq!(record.bytes, model.bytes());
+        // Nothing is left of what was compacted.
+        let stored = keyspace.store.rows(Table::Events).count();
+        assert_eq!(stored, model.events(model.compacted).len());
     }
     let leases = read_leases(&keyspace.store, keyspace.place, None, 100).unwrap();
     let mut expected: Vec<_> = model.leases.clone().into_iter().collect();

@@ -336,14 +336,27 @@ fn a_write_writes_and_reads_as_many_bytes_as_the_limit() {
         Op::Range(Range::new(span("a", "c"))),
         Op::Put(put("x", "")),
     ]));
-    for answer in [true, false] {
+    let limited = Write::Txn(txn(vec![
+        Op::Range(Range {
+            limit: 2,
+            ..Range::new(span("a", "c"))
+        }),
+        Op::Put(put("x", "")),
+    ]));
+    let row = 128 + 1;
+    for (answer, read) in [
+        (true, &read),
+        (false, &read),
+        (true, &limited),
+        (false, &limited),
+    ] {
         keyspace.applying.answer = answer;
-        keyspace.limits.max_write_bytes = 2 * (size + 1) - 1;
+        keyspace.limits.max_write_bytes = 2 * (row + size) - 1;
         assert_eq!(
             keyspace.refusal(read.clone()),
             Some(Refusal::RequestTooLarge)
         );
-        keyspace.limits.max_write_bytes = 2 * (size + 1);
+        keyspace.limits.max_write_bytes = 2 * (row + size);
         keyspace.ok(read.clone());
     }
     keyspace.limits.max_write_bytes = 2 * size - 1;
@@ -378,12 +391,35 @@ fn a_write_visits_as_many_keys_as_the_limit() {
         compare: vec![compare],
         ..txn(vec![count, Op::Put(put("x", ""))])
     });
-    keyspace.limits.max_visited = 5;
+    // Three keys for the compare, three for the range, and two operations.
+    keyspace.limits.max_visited = 7;
     assert_eq!(
         keyspace.refusal(write.clone()),
         Some(Refusal::RequestTooLarge)
     );
-    keyspace.limits.max_visited = 6;
+    keyspace.limits.max_visited = 8;
+    keyspace.ok(write);
+}
+
+#[test]
+fn an_old_range_visits_what_has_changed_since() {
+    let mut keyspace = fresh();
+    keyspace.put("a", "");
+    for name in ["b", "b", "c"] {
+        keyspace.put(name, "");
+    }
+    let old = Range {
+        revision: 2,
+        ..Range::new(span("a", "\0"))
+    };
+    let write = Write::Txn(txn(vec![Op::Range(old), Op::Put(put("x", ""))]));
+    // Two operations, three events, and three keys, of which one existed then.
+    keyspace.limits.max_visited = 7;
+    assert_eq!(
+        keyspace.refusal(write.clone()),
+        Some(Refusal::RequestTooLarge)
+    );
+    keyspace.limits.max_visited = 8;
     keyspace.ok(write);
 }
 
@@ -418,8 +454,8 @@ fn a_read_has_a_budget() {
         let range = Range::new(span("a", "b"));
         keyspace::range(&keyspace.store, keyspace.place, &range, bytes).unwrap()
     };
-    assert_eq!(read(139), Err(Refusal::TooManyRequests));
-    assert_eq!(read(140).unwrap().kvs.len(), 1);
+    assert_eq!(read(128 + 1 + 138), Err(Refusal::TooManyRequests));
+    assert_eq!(read(128 + 1 + 139).unwrap().kvs.len(), 1);
 }
 
 #[test]
