@@ -490,6 +490,10 @@ impl StateStore for MemoryState {
         }
     }
 
+    fn abandon_restore(&mut self) {
+        self.staging = None;
+    }
+
     fn finish_restore(&mut self) -> Result<(), StoreError> {
         let Some(staging) = self.staging.take() else {
             return Err(no_restore());

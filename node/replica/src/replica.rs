@@ -198,7 +198,10 @@ impl<M: StateMachine> Replica<M> {
         if self.unwritten.is_some() {
             return Ok(());
         }
-        self.check_readable(&envelope)?;
+        if let Err(error) = self.check_readable(&envelope) {
+            self.refuse_snapshot(&envelope);
+            return Err(error);
+        }
         let comparison = self.answer_comparison(&envelope);
         let from = envelope.from;
         match self.raft.step(envelope)? {

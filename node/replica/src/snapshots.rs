@@ -142,6 +142,11 @@ impl<M: StateMachine> Replica<M> {
     /// Handles the snapshot messages that arrived, opens the snapshots that followers need, and sends the chunks for which the
     /// windows have room.
     pub(crate) fn pump_snapshots(&mut self) -> Result<(), StoreError> {
+        // The log may have brought what a snapshot was to bring.
+        let receiving = self.snapshots.receiving.as_ref();
+        if receiving.is_some_and(|it| it.meta.last.index <= self.raft.commit_index()) {
+            self.abandon_restore();
+        }
         while let Some(envelope) = self.snapshots.inbox.pop_front() {
             // The term may have ended while the message waited here.
             if envelope.term != self.raft.term() {
@@ -222,6 +227,23 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
+    /// Answers a chunk that this version can't read, so that the leader doesn't wait for an answer and send it again.
+    pub(crate) fn refuse_snapshot(&mut self, envelope: &Envelope) {
+        let Message::SnapshotChunk(chunk) = &envelope.message else {
+            return;
+        };
+        // An answer counts only in the leader's term.
+        if envelope.term == self.raft.term() && envelope.to == self.raft.node() {
+            let reply = Message::SnapshotReply {
+                snapshot: chunk.meta.last,
+                serial: chunk.serial,
+                next_chunk: 0,
+                status: SnapshotStatus::Failed,
+            };
+            self.raft.send_snapshot_message(envelope.from, reply);
+        }
+    }
+
     fn take_chunk(&mut self, from: NodeId, chunk: &SnapshotChunk) -> Result<(), StoreError> {
         let (status, next_chunk) = self.stage_chunk(from, chunk)?;
         let reply = Message::SnapshotReply {
@@ -241,7 +263,7 @@ impl<M: StateMachine> Replica<M> {
         chunk: &SnapshotChunk,
     ) -> Result<(SnapshotStatus, u64), StoreError> {
         if self.raft.commit_index() >= chunk.meta.last.index {
-            self.snapshots.receiving = None;
+            self.abandon_restore();
             return Ok((SnapshotStatus::Installed, chunk.number + 1));
         }
         let same = |receiving: &Receiving| receiving.from == from && receiving.meta == chunk.meta;
@@ -281,9 +303,15 @@ impl<M: StateMachine> Replica<M> {
         }
     }
 
+    /// Drops what was staged. A disk that can't hold two states needs the space, also for the vote of this replica.
+    fn abandon_restore(&mut self) {
+        self.snapshots.receiving = None;
+        self.state.abandon_restore();
+    }
+
     /// Gives up a snapshot that can't be staged. Only a failure of the disk itself stops the replica.
     fn restore_failed(&mut self, error: StoreError) -> Result<(SnapshotStatus, u64), StoreError> {
-        self.snapshots.receiving = None;
+        self.abandon_restore();
         match error {
             StoreError::Full(_) | StoreError::Damaged(_) | StoreError::NewerVersion(_) => {
                 Ok((SnapshotStatus::Failed, 0))

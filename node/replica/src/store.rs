@@ -211,6 +211,9 @@ pub trait StateStore: StateReader + Send {
     /// Stages the next chunk of [`SnapshotSource::next_chunk`].
     fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), StoreError>;
 
+    /// Drops an unfinished replacement, so that it takes no space. Does nothing without one.
+    fn abandon_restore(&mut self);
+
     /// Replaces the state by the staged state, durably. Fails with [`StoreError::Damaged`] if the staged chunks are not a
     /// whole snapshot that ends at the `meta` of its start; the old state stays then.
     fn finish_restore(&mut self) -> Result<(), StoreError>;

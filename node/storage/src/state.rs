@@ -306,6 +306,11 @@ impl StateStore for RocksState {
         restore.chunk(chunk, &self.disk)
     }
 
+    fn abandon_restore(&mut self) {
+        // Dropping it removes its directory.
+        self.restore = None;
+    }
+
     fn finish_restore(&mut self) -> Result<(), StoreError> {
         self.latch.check()?;
         let restore = self.restore.take().ok_or_else(no_restore)?;

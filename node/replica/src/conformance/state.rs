@@ -52,6 +52,7 @@ pub fn all<H: Harness>(harness: &mut H) {
     views::a_view_keeps_its_bounds(harness);
     views::a_view_outlives_a_restore_and_may_be_dropped_early(harness);
     commits::estimates_are_about_right(harness);
+    snapshots::an_abandoned_restore_is_gone(harness);
     snapshots::a_restore_replaces_the_state_durably(harness);
     snapshots::a_crash_before_the_end_of_a_restore_leaves_the_old_state(harness);
     snapshots::a_broken_stream_of_chunks_changes_nothing(harness);

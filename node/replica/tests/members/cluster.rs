@@ -191,6 +191,8 @@ pub(crate) struct Cluster {
     pub(crate) levels: BTreeMap<NodeId, u32>,
     /// Refusals of messages, by the node that refused.
     pub(crate) refusals: Vec<(NodeId, StepError)>,
+    /// The number of answers that a snapshot can't be taken.
+    pub(crate) failed_answers: u32,
     /// The errors that stopped replicas.
     pub(crate) errors: Vec<(NodeId, StoreError)>,
     options: Options,
@@ -223,6 +225,7 @@ impl Cluster {
             time: 1_000,
             levels: BTreeMap::new(),
             refusals: Vec::new(),
+            failed_answers: 0,
             errors: Vec::new(),
             options,
             requests: 0,
@@ -336,6 +339,13 @@ impl Cluster {
             let Some(envelope) = self.outputs.messages.pop_front() else {
                 return;
             };
+            if let Message::SnapshotReply {
+                status: SnapshotStatus::Failed,
+                ..
+            } = &envelope.message
+            {
+                self.failed_answers += 1;
+            }
             if let Message::SnapshotChunk(chunk) = &envelope.message {
                 let bytes = chunk.data.len() + 100;
                 self.lane.push(envelope, bytes);

@@ -79,6 +79,10 @@ fn an_older_node_refuses_a_snapshot_before_it_touches_its_state() {
         "{:?}",
         cluster.refusals
     );
+    // Each chunk is answered, so the leader waits before it sends another snapshot.
+    let chunks = cluster.refusals.len();
+    assert_eq!(cluster.failed_answers, u32::try_from(chunks).unwrap());
+    assert!(chunks < 6, "{chunks} chunks in ten seconds");
     assert_eq!(cluster.status(old).last_applied, Index(0));
     assert_eq!(cluster.errors, [], "it waits for its upgrade");
 

@@ -157,6 +157,10 @@ impl StateStore for StateHandle {
         inner.state.restore_chunk(chunk)
     }
 
+    fn abandon_restore(&mut self) {
+        self.0.lock().state.abandon_restore();
+    }
+
     fn finish_restore(&mut self) -> Result<(), StoreError> {
         let mut inner = self.0.lock();
         inner.cut_in_install();

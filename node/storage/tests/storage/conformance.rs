@@ -165,6 +165,10 @@ impl replica::StateStore for State {
         self.state.restore_chunk(chunk)
     }
 
+    fn abandon_restore(&mut self) {
+        self.state.abandon_restore();
+    }
+
     fn finish_restore(&mut self) -> Result<(), raft::StoreError> {
         self.state.finish_restore()
     }

@@ -211,6 +211,22 @@ fn a_directory_with_a_state_that_differs_is_not_opened_again() {
 }
 
 #[test]
+fn an_abandoned_restore_frees_its_space() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut source = open(other.path()).unwrap().state;
+    source.commit(put(1, vec![7; 1 << 20]), applied(5)).unwrap();
+    let mut snapshot = source.snapshot().unwrap();
+    let mut state = open(dir.path()).unwrap().state;
+    state.begin_restore(snapshot.meta()).unwrap();
+    let chunk = snapshot.next_chunk().unwrap().unwrap();
+    state.restore_chunk(&chunk).unwrap();
+    let staged = dir.path().join("state/2");
+    assert!(staged.exists());
+    state.abandon_restore();
+    assert!(!staged.exists());
+}
+
+#[test]
 fn sizes_and_syncs_are_measured() {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};

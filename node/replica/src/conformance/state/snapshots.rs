@@ -49,6 +49,29 @@ pub fn a_large_snapshot_comes_in_chunks<H: Harness>(harness: &mut H) {
     assert_eq!(large, 1, "only the one with the large pair");
 }
 
+/// An abandoned restore is gone, and another one may follow.
+pub fn an_abandoned_restore_is_gone<H: Harness>(harness: &mut H) {
+    let (expected, meta, chunks) = large(77);
+    let mut state = harness.create();
+    fill(&mut state, 1..=20);
+    state.abandon_restore();
+    state.begin_restore(&meta).unwrap();
+    state.restore_chunk(&chunks[0]).unwrap();
+    state.abandon_restore();
+    assert!(state.restore_chunk(&chunks[1]).is_err());
+    assert!(state.finish_restore().is_err());
+    assert_eq!(
+        (state.applied(), content(&state)),
+        (applied(20), stamped(20))
+    );
+    state.begin_restore(&meta).unwrap();
+    for chunk in &chunks {
+        state.restore_chunk(chunk).unwrap();
+    }
+    state.finish_restore().unwrap();
+    assert_eq!((state.applied(), content(&state)), (applied(77), expected));
+}
+
 /// A finished restore is visible and durable at once, with its position and content, and nothing of the old state is left.
 pub fn a_restore_replaces_the_state_durably<H: Harness>(harness: &mut H) {
     let (expected, meta, chunks) = large(77);
