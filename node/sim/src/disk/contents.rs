@@ -145,6 +145,9 @@ impl Inner {
             .number(applied.last.index.0)
             .number(applied.time.0);
         applied.membership.encode(&mut out);
+        if let Some(digest) = applied.digest {
+            out.number(digest.since.0).number(digest.value);
+        }
         mix(self.pairs_digest ^ digest(&out.finish()))
     }
 }

@@ -35,6 +35,7 @@ impl Scenario {
         if rng.chance(200_000) {
             replica.max_pending_requests = large(rng.between(1, 16));
         }
+        replica.checkpoint_every = 1 + self.seed % 16;
         replica.snapshot_window = large(rng.between(1, 4));
         replica.max_snapshots = large(rng.between(1, 2));
         self.genesis.shards = small(rng.between(1, 8));

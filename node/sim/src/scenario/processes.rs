@@ -97,6 +97,10 @@ impl Scenario {
             // A lease relies on the election timeouts of all members.
             raft.election_ticks += small(rng.between(0, u64::from(raft.election_ticks)));
             raft.check_quorum = !rng.chance(300_000);
+        } else if host.is_multiple_of(3) {
+            // The leader must count the shortest election timeout, and what each voter promises.
+            raft.election_ticks *= small(rng.between(1, 3));
+            raft.lease_reads = !rng.coin();
         }
         if rng.coin() {
             options.compact_after_bytes = rng.magnitude(256, 65_536);

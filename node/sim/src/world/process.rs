@@ -83,7 +83,7 @@ impl World {
         let mixed = self.scenario.seed % 4 == 3 && self.scenario.faults.membership.is_none();
         let first = self.groups[host.group].hosts.start;
         let is_old = host.incarnation == 0 && number - first < self.scenario.members;
-        options.raft.feature_level = u32::from(mixed && !is_old);
+        options.raft.feature_level = u32::from(!(mixed && is_old));
         options.raft.bugs = self.scenario.bug.map_or(raft::Bugs::NONE, Bug::raft);
         options.bugs = self.scenario.bug.map_or(replica::Bugs::NONE, Bug::replica);
         let group = &self.groups[host.group];
@@ -286,6 +286,7 @@ impl World {
 
     /// Passes all that a process wrote and applied to the checkers.
     pub(super) fn observe_disk(&mut self, number: HostId) -> Checked {
+        let left_to_replicas = self.scenario.bug.is_some_and(Bug::is_left_to_replicas);
         let host = &mut self.hosts[number];
         for event in host.disk.take_journal() {
             if matches!(event, DiskEvent::Reset(_)) {
@@ -300,6 +301,9 @@ impl World {
             }
             if matches!(event, DiskEvent::Compacted { .. }) {
                 *self.report.counts.entry("compactions").or_default() += 1;
+            }
+            if matches!(event, DiskEvent::Committed { .. }) && left_to_replicas {
+                continue;
             }
             self.groups[host.group].invariants.wrote(host.node, event)?;
         }
@@ -344,6 +348,12 @@ impl World {
                 self.hosts[number].busy_until += 10 * MILLI;
                 self.plan_work(number);
                 return Ok(());
+            }
+            Err(error @ StoreError::Diverged(_)) => {
+                return Err(Violation::new(
+                    "replicas have equal states",
+                    format!("host {number} stops: {error}"),
+                ));
             }
             Err(error) if self.hosts[number].disk.is_damaged() => {
                 self.trace(number, || format!("stops: {error}"));
