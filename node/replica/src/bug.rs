@@ -30,11 +30,15 @@ pub enum Bug {
     ApplyDependsOnReplica,
     /// A snapshot leaves the digest behind.
     SnapshotWithoutDigest,
+    /// A node with an empty disk forms a group although peers are members of one.
+    FounderFoundsAgain,
+    /// A node forms a group although an initial peer is silent.
+    FormsWithoutSilent,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::CompactAboveDurable,
         Self::SnapshotWithoutSessions,
         Self::AnswerByIndexOnly,
@@ -45,6 +49,8 @@ impl Bug {
         Self::LevelRaisedTooEarly,
         Self::ApplyDependsOnReplica,
         Self::SnapshotWithoutDigest,
+        Self::FounderFoundsAgain,
+        Self::FormsWithoutSilent,
     ];
 }
 

@@ -94,6 +94,7 @@ pub mod conformance;
 mod cursor;
 mod digest;
 mod entry;
+mod first_start;
 mod genesis;
 mod kept_log;
 mod level;
@@ -116,6 +117,10 @@ pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use comparison::StateComparison;
 pub use cursor::{Bounds, Cursor, EmptyCursor, Order, PairReader};
 pub use digest::{DIGEST_LEVEL, Digest};
+pub use first_start::{
+    BadFirstMembership, Decision, FirstMembership, FirstStart, Introduction, NodeRecord,
+    are_strangers, decide,
+};
 pub use genesis::{Genesis, GenesisError, GroupKind, MAX_BIRTH_AHEAD_MS};
 pub use level::FEATURE_LEVEL;
 pub use machine::{Applying, StateMachine};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use raft::{Index, LogState, LogStore as _, StoreError};
+use replica::FirstMembership;
 use shardkv::Genesis;
 use storage::{
     DAMAGE_ADVICE, DIVERGED_ADVICE, Disk, OpenError, Opened, StorageOptions, SyncObserver,
@@ -12,7 +13,7 @@ use storage::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::bootstrap::check_chosen;
-use crate::bootstrap::genesis::{self, FileError, FirstMembership};
+use crate::bootstrap::genesis::{self, FileError};
 use crate::exit::{ExitCode, Fatal};
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;

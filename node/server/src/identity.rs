@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use replica::{FirstMembership, FirstStart, Introduction, NodeRecord};
 use storage::BindError;
 use types::{ClusterId, Gid, NodeId};
 
-use crate::bootstrap::genesis::{self, FirstMembership};
+use crate::bootstrap::genesis;
 
 /// A node's identity.
 ///
@@ -28,13 +29,6 @@ pub(crate) struct Identity {
 struct Record {
     stored: storage::Identity,
     genesis: Option<FirstMembership>,
-}
-
-/// The node's answer to a peer that asks for its identity.
-#[derive(Clone, Debug)]
-pub(crate) struct Introduction {
-    pub(crate) genesis: Option<FirstMembership>,
-    pub(crate) initialised: bool,
 }
 
 /// The reason why the node can't become a member. The process ends with it; the next start tries again.
@@ -97,20 +91,24 @@ impl Identity {
         self.initialised.load(Ordering::Acquire)
     }
 
-    /// Returns the first membership that this node adopted.
-    pub(crate) fn genesis(&self) -> Option<FirstMembership> {
-        self.lock().genesis.clone()
+    /// Decides how this node starts, if it has no log.
+    pub(crate) fn first_start(&self) -> FirstStart {
+        let record = self.lock();
+        self.record(&record).first_start()
     }
 
-    /// Returns the answer to a peer. A bound node counts as initialised, even while its first snapshot is still on the way,
-    /// so that no other group is formed with it.
+    /// Returns the answer to a peer that asks for this node's identity.
     pub(crate) fn introduce(&self) -> Introduction {
         let record = self.lock();
-        Introduction {
-            genesis: record.genesis.clone(),
-            initialised: self.initialised()
-                || record.genesis.is_some()
-                || record.stored.binding().is_some(),
+        self.record(&record).introduce()
+    }
+
+    fn record(&self, record: &Record) -> NodeRecord {
+        NodeRecord {
+            node: self.node,
+            first: record.genesis.clone(),
+            cluster: record.stored.binding().map(|binding| binding.cluster),
+            has_log: self.initialised(),
         }
     }
 

@@ -15,186 +15,131 @@
 //! The file is written once, before the stores are initialised with it. A start that was interrupted between the two finds
 //! the file and continues with exactly the same first membership.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
 use api::v1;
-use raft::{MAX_ADDRESS_BYTES, MAX_MEMBERS, Membership};
-use shardkv::{Genesis, GroupKind};
+use replica::{BadFirstMembership, FirstMembership, Genesis, GroupKind};
 use types::{ClusterId, NodeId};
 
 const HEADER: &str = "shardkv genesis, format 2";
 const NAME: &str = "GENESIS";
 
-/// The values and members that a group is formed with.
-///
-/// Invariants: the cluster id isn't zero; there are 1 to [`MAX_MEMBERS`] members with distinct ids that aren't zero and
-/// distinct addresses of 1 to [`MAX_ADDRESS_BYTES`] bytes without blanks; the genesis is valid.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FirstMembership {
-    pub(crate) cluster: ClusterId,
-    pub(crate) members: Vec<(NodeId, String)>,
-    pub(crate) genesis: Genesis,
+/// Converts a first membership to the wire.
+pub(crate) fn to_wire(first: &FirstMembership) -> v1::FirstMembership {
+    let member = |(node, address): &(NodeId, String)| v1::FirstMember {
+        node_id: node.0,
+        address: address.clone(),
+    };
+    v1::FirstMembership {
+        cluster_id: first.cluster.0,
+        members: first.members.iter().map(member).collect(),
+        kind: kind_to_wire(first.genesis.kind).into(),
+        shards: first.genesis.shards,
+        session_ttl_ms: first.genesis.session_ttl_ms,
+        max_sessions_per_shard: first.genesis.max_sessions_per_shard,
+        max_results_per_session: first.genesis.max_results_per_session,
+    }
 }
 
-/// A first membership that is not valid. Reading or sending it again gives the same error.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the first membership is not valid: {0}")]
-pub(crate) struct BadGenesis(pub(crate) String);
-
-impl FirstMembership {
-    /// Returns true if the node is one of the first members.
-    pub(crate) fn contains(&self, node: NodeId) -> bool {
-        self.members.iter().any(|(member, _)| *member == node)
+/// Converts a first membership from the wire.
+pub(crate) fn from_wire(wire: v1::FirstMembership) -> Result<FirstMembership, BadFirstMembership> {
+    let genesis = Genesis {
+        kind: kind_from_wire(wire.kind())?,
+        shards: wire.shards,
+        session_ttl_ms: wire.session_ttl_ms,
+        max_sessions_per_shard: wire.max_sessions_per_shard,
+        max_results_per_session: wire.max_results_per_session,
+    };
+    let member = |member: v1::FirstMember| (NodeId(member.node_id), member.address);
+    FirstMembership {
+        cluster: ClusterId(wire.cluster_id),
+        members: wire.members.into_iter().map(member).collect(),
+        genesis,
     }
+    .checked()
+}
 
-    /// Returns the members as voters.
-    pub(crate) fn membership(&self) -> Membership {
-        Membership::of_voters(self.members.iter().cloned())
+fn print(first: &FirstMembership) -> String {
+    let mut text = format!(
+        "{HEADER}\ncluster {:016x}\nkind {}\nshards {}\nsession_ttl_ms {}\nmax_sessions_per_shard {}\n\
+         max_results_per_session {}\n",
+        first.cluster.0,
+        first.genesis.kind,
+        first.genesis.shards,
+        first.genesis.session_ttl_ms,
+        first.genesis.max_sessions_per_shard,
+        first.genesis.max_results_per_session
+    );
+    for (node, address) in &first.members {
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "member {:016x} {address}", node.0);
     }
+    let checksum = crc32fast::hash(text.as_bytes());
+    let _ = writeln!(text, "checksum {checksum:08x}");
+    text
+}
 
-    /// Checks the invariants.
-    pub(crate) fn checked(self) -> Result<Self, BadGenesis> {
-        let bad = |reason: String| Err(BadGenesis(reason));
-        let ids: BTreeSet<NodeId> = self.members.iter().map(|(node, _)| *node).collect();
-        let addresses: BTreeSet<&str> = self.members.iter().map(|(_, at)| at.as_str()).collect();
-        let count = self.members.len();
-        if self.cluster.0 == 0 {
-            return bad("cluster id 0".to_owned());
-        }
-        if count == 0 || count > MAX_MEMBERS {
-            return bad(format!("{count} members"));
-        }
-        if ids.len() != count || addresses.len() != count || ids.contains(&NodeId(0)) {
-            return bad("a member is zero or not distinct".to_owned());
-        }
-        let fits = |at: &str| {
-            !at.is_empty() && at.len() <= MAX_ADDRESS_BYTES && !at.contains(char::is_whitespace)
-        };
-        if !addresses.iter().all(|at| fits(at)) {
-            return bad("an address that is empty, too long or has blanks".to_owned());
-        }
-        match self.genesis.validate() {
-            Ok(()) => Ok(self),
-            Err(error) => bad(error.to_string()),
-        }
+fn parse(text: &str) -> Result<FirstMembership, FileError> {
+    let bad = |reason: &str| BadFirstMembership(reason.to_owned());
+    let (body, checksum) = text
+        .rsplit_once("checksum ")
+        .ok_or_else(|| bad("it ends without a checksum"))?;
+    if format!("{:08x}\n", crc32fast::hash(body.as_bytes())) != checksum {
+        return Err(bad("its checksum does not match").into());
     }
-
-    pub(crate) fn to_wire(&self) -> v1::FirstMembership {
-        let member = |(node, address): &(NodeId, String)| v1::FirstMember {
-            node_id: node.0,
-            address: address.clone(),
-        };
-        v1::FirstMembership {
-            cluster_id: self.cluster.0,
-            members: self.members.iter().map(member).collect(),
-            kind: kind_to_wire(self.genesis.kind).into(),
-            shards: self.genesis.shards,
-            session_ttl_ms: self.genesis.session_ttl_ms,
-            max_sessions_per_shard: self.genesis.max_sessions_per_shard,
-            max_results_per_session: self.genesis.max_results_per_session,
-        }
+    let mut lines = body.lines();
+    if lines.next() != Some(HEADER) {
+        // The checksum matches, so this is another format and no damage.
+        let found = body.lines().next().unwrap_or_default().to_owned();
+        return Err(FileError::Version(found));
     }
-
-    pub(crate) fn from_wire(wire: v1::FirstMembership) -> Result<Self, BadGenesis> {
-        let genesis = Genesis {
-            kind: kind_from_wire(wire.kind())?,
-            shards: wire.shards,
-            session_ttl_ms: wire.session_ttl_ms,
-            max_sessions_per_shard: wire.max_sessions_per_shard,
-            max_results_per_session: wire.max_results_per_session,
-        };
-        let member = |member: v1::FirstMember| (NodeId(member.node_id), member.address);
-        Self {
-            cluster: ClusterId(wire.cluster_id),
-            members: wire.members.into_iter().map(member).collect(),
-            genesis,
-        }
-        .checked()
-    }
-
-    fn print(&self) -> String {
-        let mut text = format!(
-            "{HEADER}\ncluster {:016x}\nkind {}\nshards {}\nsession_ttl_ms {}\nmax_sessions_per_shard {}\n\
-             max_results_per_session {}\n",
-            self.cluster.0,
-            self.genesis.kind,
-            self.genesis.shards,
-            self.genesis.session_ttl_ms,
-            self.genesis.max_sessions_per_shard,
-            self.genesis.max_results_per_session
-        );
-        for (node, address) in &self.members {
-            // Writing to a string can't fail.
-            let _ = writeln!(text, "member {:016x} {address}", node.0);
-        }
-        let checksum = crc32fast::hash(text.as_bytes());
-        let _ = writeln!(text, "checksum {checksum:08x}");
-        text
-    }
-
-    fn parse(text: &str) -> Result<Self, FileError> {
-        let bad = |reason: &str| BadGenesis(reason.to_owned());
-        let (body, checksum) = text
-            .rsplit_once("checksum ")
-            .ok_or_else(|| bad("it ends without a checksum"))?;
-        if format!("{:08x}\n", crc32fast::hash(body.as_bytes())) != checksum {
-            return Err(bad("its checksum does not match").into());
-        }
-        let mut lines = body.lines();
-        if lines.next() != Some(HEADER) {
-            // The checksum matches, so this is another format and no damage.
-            let found = body.lines().next().unwrap_or_default().to_owned();
-            return Err(FileError::Version(found));
-        }
-        let mut field = |name: &str| {
-            lines
-                .next()
-                .and_then(|line| line.strip_prefix(name)?.strip_prefix(' '))
-                .ok_or_else(|| bad("a line is missing"))
-        };
-        let number = |text: &str| {
-            text.parse::<u64>()
-                .map_err(|_| bad("a field is not a number"))
-        };
-        let small = |text: &str| {
-            text.parse::<u32>()
-                .map_err(|_| bad("a field is not a number"))
-        };
-        let id = |text: &str| {
-            u64::from_str_radix(text, 16).map_err(|_| bad("an id is not a hexadecimal number"))
-        };
-        let cluster = ClusterId(id(field("cluster")?)?);
-        let kind = field("kind")?;
-        let genesis = Genesis {
-            kind: GroupKind::ALL
-                .into_iter()
-                .find(|it| it.name() == kind)
-                .ok_or_else(|| FileError::Version(format!("kind {kind}")))?,
-            shards: small(field("shards")?)?,
-            session_ttl_ms: number(field("session_ttl_ms")?)?,
-            max_sessions_per_shard: small(field("max_sessions_per_shard")?)?,
-            max_results_per_session: small(field("max_results_per_session")?)?,
-        };
-        let members = lines
-            .map(|line| {
-                let (node, address) = line
-                    .strip_prefix("member ")
-                    .and_then(|rest| rest.split_once(' '))
-                    .ok_or_else(|| bad("a line is not a member"))?;
-                Ok((NodeId(id(node)?), address.to_owned()))
-            })
-            .collect::<Result<_, BadGenesis>>()?;
-        let first = Self {
-            cluster,
-            members,
-            genesis,
-        };
-        Ok(first.checked()?)
-    }
+    let mut field = |name: &str| {
+        lines
+            .next()
+            .and_then(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .ok_or_else(|| bad("a line is missing"))
+    };
+    let number = |text: &str| {
+        text.parse::<u64>()
+            .map_err(|_| bad("a field is not a number"))
+    };
+    let small = |text: &str| {
+        text.parse::<u32>()
+            .map_err(|_| bad("a field is not a number"))
+    };
+    let id = |text: &str| {
+        u64::from_str_radix(text, 16).map_err(|_| bad("an id is not a hexadecimal number"))
+    };
+    let cluster = ClusterId(id(field("cluster")?)?);
+    let kind = field("kind")?;
+    let genesis = Genesis {
+        kind: GroupKind::ALL
+            .into_iter()
+            .find(|it| it.name() == kind)
+            .ok_or_else(|| FileError::Version(format!("kind {kind}")))?,
+        shards: small(field("shards")?)?,
+        session_ttl_ms: number(field("session_ttl_ms")?)?,
+        max_sessions_per_shard: small(field("max_sessions_per_shard")?)?,
+        max_results_per_session: small(field("max_results_per_session")?)?,
+    };
+    let members = lines
+        .map(|line| {
+            let (node, address) = line
+                .strip_prefix("member ")
+                .and_then(|rest| rest.split_once(' '))
+                .ok_or_else(|| bad("a line is not a member"))?;
+            Ok((NodeId(id(node)?), address.to_owned()))
+        })
+        .collect::<Result<_, BadFirstMembership>>()?;
+    let first = FirstMembership {
+        cluster,
+        members,
+        genesis,
+    };
+    Ok(first.checked()?)
 }
 
 /// Converts a kind to the wire.
@@ -206,12 +151,12 @@ pub(crate) fn kind_to_wire(kind: GroupKind) -> v1::GroupKind {
     }
 }
 
-fn kind_from_wire(kind: v1::GroupKind) -> Result<GroupKind, BadGenesis> {
+fn kind_from_wire(kind: v1::GroupKind) -> Result<GroupKind, BadFirstMembership> {
     match kind {
         v1::GroupKind::Standalone => Ok(GroupKind::Standalone),
         v1::GroupKind::Shards => Ok(GroupKind::Shards),
         v1::GroupKind::Controller => Ok(GroupKind::Controller),
-        v1::GroupKind::Unspecified => Err(BadGenesis("the kind is missing".to_owned())),
+        v1::GroupKind::Unspecified => Err(BadFirstMembership("the kind is missing".to_owned())),
     }
 }
 
@@ -229,16 +174,16 @@ pub(crate) enum FileError {
     Version(String),
     /// The content is damaged.
     #[error("{NAME} in the data directory is damaged ({0})")]
-    Damaged(#[from] BadGenesis),
+    Damaged(#[from] BadFirstMembership),
 }
 
 /// Reads the file of a data directory, if there is one.
 pub(crate) fn read(dir: &Path) -> Result<Option<FirstMembership>, FileError> {
     match fs::read_to_string(dir.join(NAME)) {
-        Ok(text) => FirstMembership::parse(&text).map(Some),
+        Ok(text) => parse(&text).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            Err(BadGenesis("it is not text".to_owned()).into())
+            Err(BadFirstMembership("it is not text".to_owned()).into())
         }
         Err(error) => Err(error.into()),
     }
@@ -248,7 +193,7 @@ pub(crate) fn read(dir: &Path) -> Result<Option<FirstMembership>, FileError> {
 pub(crate) fn write(dir: &Path, first: &FirstMembership) -> io::Result<()> {
     let temporary = dir.join("GENESIS.new");
     let mut file = File::create(&temporary)?;
-    file.write_all(first.print().as_bytes())?;
+    file.write_all(print(first).as_bytes())?;
     file.sync_all()?;
     fs::rename(&temporary, dir.join(NAME))?;
     File::open(dir)?.sync_all()
@@ -270,10 +215,7 @@ mod tests {
     fn a_beginning_survives_wire_and_file() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(dir.path()).unwrap(), None);
-        assert_eq!(
-            FirstMembership::from_wire(first().to_wire()).unwrap(),
-            first()
-        );
+        assert_eq!(from_wire(to_wire(&first())).unwrap(), first());
         write(dir.path(), &first()).unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(first()));
     }
@@ -281,7 +223,7 @@ mod tests {
     #[test]
     fn every_flipped_byte_of_the_file_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let text = first().print();
+        let text = print(&first());
         for at in 0..text.len() {
             let mut bytes = text.clone().into_bytes();
             bytes[at] ^= 0x01;
@@ -301,7 +243,7 @@ mod tests {
     fn another_version_is_not_damage() {
         let dir = tempfile::tempdir().unwrap();
         for (old, new) in [("format 2", "format 3"), ("kind standalone", "kind other")] {
-            let text = first().print().replace(old, new);
+            let text = print(&first()).replace(old, new);
             let body = &text[..text.find("checksum").unwrap()];
             let checksum = crc32fast::hash(body.as_bytes());
             fs::write(
@@ -311,24 +253,6 @@ mod tests {
             .unwrap();
             let found = read(dir.path());
             assert!(matches!(found, Err(FileError::Version(_))), "{found:?}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_a_beginning_is_refused() {
-        let spoil: [fn(&mut FirstMembership); 7] = [
-            |first| first.cluster = ClusterId(0),
-            |first| first.members.clear(),
-            |first| first.members[0].0 = NodeId(0),
-            |first| first.members[0].0 = NodeId(2),
-            |first| first.members[0].1 = "b:2".to_owned(),
-            |first| first.members[0].1 = "a b:2".to_owned(),
-            |first| first.genesis.shards = 0,
-        ];
-        for (case, spoil) in spoil.iter().enumerate() {
-            let mut first = first();
-            spoil(&mut first);
-            assert!(first.checked().is_err(), "case {case}");
         }
     }
 }

@@ -1,15 +1,6 @@
-//! Takes a node from an empty disk to a member of a group, and never forms a second group beside the first.
-//!
-//! A node with a log continues with it. A node with an empty disk asks all configured initial peers for their identity,
-//! again and again, until it can decide ([`decide`](mod@decide)): adopt the first membership that names it, wait until a
-//! group without it adds it, or form the group if that is its task.
-//!
-//! Two groups can't both get a quorum. Only one node, the one with the smallest address, makes a first membership, and each
-//! node durably adopts at most one. If that node loses its disk after it made a first membership and before the others
-//! adopted it, it may make another one. But then the first group has lost a member: of two nodes that adopted different
-//! first memberships at most one is in a quorum, and the other one is refused because of its cluster id.
+//! Takes a node from an empty disk to a member of a group: asks the initial peers, waits and writes as [`replica::decide`] and
+//! [`replica::NodeRecord`] decide.
 
-pub(crate) mod decide;
 pub(crate) mod genesis;
 
 use std::time::Duration;
@@ -18,13 +9,12 @@ use anyhow::Context as _;
 use api::v1::raft_client::RaftClient;
 use api::v1::{IdentifyRequest, IdentifyResponse};
 use raft::{Envelope, Message, Term};
+use replica::{Bugs, Decision, FirstMembership, Introduction, decide};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 use types::{ClusterId, NodeId};
 
-use crate::bootstrap::decide::{Answer, Decision, decide};
-use crate::bootstrap::genesis::FirstMembership;
 use crate::exit::{ExitCode, Fatal};
 use crate::options::GenesisOptions;
 use crate::peers::Peers;
@@ -55,24 +45,25 @@ pub(crate) async fn begin(
     transport: &Transport,
     genesis: &GenesisOptions,
 ) -> Result<FirstStart, Fatal> {
-    if let Some(first) = peers.identity().genesis() {
-        tracing::info!(cluster = %first.cluster, "continuing an interrupted first start");
-        return Ok(FirstStart::Member(first));
-    }
-    if let Some(cluster) = peers.identity().cluster() {
-        tracing::info!(%cluster, "waiting until the group adds this node, as before the restart");
-        return Ok(FirstStart::Joiner);
-    }
-    if peers.identity().initialised() {
-        tracing::info!("this node has heard from a group before: waiting until the group adds it");
-        return Ok(FirstStart::Joiner);
+    match peers.identity().first_start() {
+        replica::FirstStart::Continue(first) => {
+            tracing::info!(cluster = %first.cluster, "continuing an interrupted first start");
+            return Ok(FirstStart::Member(first));
+        }
+        replica::FirstStart::Join => {
+            tracing::info!(
+                "this node has heard from a group before: waiting until the group adds it"
+            );
+            return Ok(FirstStart::Joiner);
+        }
+        replica::FirstStart::Ask => {}
     }
     let initial = peers.initial();
     let mut report = Report::default();
     let mut asked: Option<Instant> = None;
     loop {
         let answers = ask_all(peers, &initial).await;
-        match decide(peers.node(), &initial, &answers) {
+        match decide(peers.node(), &initial, &answers, Bugs::NONE) {
             Decision::Adopt(first) => {
                 tracing::info!(cluster = %first.cluster, "adopting the group's first membership");
                 return Ok(FirstStart::Member(first));
@@ -206,13 +197,13 @@ pub(crate) fn check_chosen(
 }
 
 /// Asks every peer once. Returns each answer at the peer's position.
-async fn ask_all(own: &Peers, peers: &[String]) -> Vec<Answer> {
-    let mut answers = vec![Answer::Silent; peers.len()];
+async fn ask_all(own: &Peers, peers: &[String]) -> Vec<Introduction> {
+    let mut answers = vec![Introduction::Silent; peers.len()];
     let mut asking = JoinSet::new();
     for (position, peer) in peers.iter().enumerate() {
         if peer == own.address() {
             if let Some(answer) = answers.get_mut(position) {
-                *answer = Answer::Empty(own.node());
+                *answer = Introduction::Empty(own.node());
             }
             continue;
         }
@@ -234,9 +225,9 @@ async fn ask_all(own: &Peers, peers: &[String]) -> Vec<Answer> {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
                 tracing::debug!(peer, "no answer: {error:#}");
-                Answer::Silent
+                Introduction::Silent
             }
-            Err(_) => Answer::Silent,
+            Err(_) => Introduction::Silent,
         };
         if let Some(slot) = answers.get_mut(position) {
             *slot = answer;
@@ -246,7 +237,7 @@ async fn ask_all(own: &Peers, peers: &[String]) -> Vec<Answer> {
 }
 
 /// Asks one peer for its identity. The name is resolved each time, because pods' addresses change.
-async fn ask(peer: &str, request: IdentifyRequest) -> anyhow::Result<Answer> {
+async fn ask(peer: &str, request: IdentifyRequest) -> anyhow::Result<Introduction> {
     let endpoint = Endpoint::from_shared(format!("http://{peer}"))?
         .connect_timeout(ANSWER_TIMEOUT)
         .tcp_nodelay(true);
@@ -264,15 +255,12 @@ async fn ask(peer: &str, request: IdentifyRequest) -> anyhow::Result<Answer> {
     }
 }
 
-fn understand(response: IdentifyResponse) -> anyhow::Result<Answer> {
+fn understand(response: IdentifyResponse) -> anyhow::Result<Introduction> {
     anyhow::ensure!(response.node_id != 0, "the peer sent no node id");
-    let genesis = response
-        .genesis
-        .map(FirstMembership::from_wire)
-        .transpose()?;
+    let genesis = response.genesis.map(genesis::from_wire).transpose()?;
     if genesis.is_some() || response.initialised {
-        Ok(Answer::Member(genesis))
+        Ok(Introduction::Member(genesis))
     } else {
-        Ok(Answer::Empty(NodeId(response.node_id)))
+        Ok(Introduction::Empty(NodeId(response.node_id)))
     }
 }

@@ -8,12 +8,14 @@ use api::v1::raft_server::Raft;
 use api::v1::{ErrorDetail, Hello, IdentifyRequest, IdentifyResponse, RaftAccept, RaftFrame};
 use api::{error_status, errors};
 use raft::{Envelope, MAX_ADDRESS_BYTES, Message};
+use replica::Introduction;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use types::{ClusterId, NodeId};
 
+use crate::bootstrap::genesis;
 use crate::convert::peer;
 use crate::inbox::Inbox;
 use crate::lifecycle::Lifecycle;
@@ -197,11 +199,15 @@ impl Raft for PeerService {
             .view()
             .status
             .is_some_and(|status| !status.membership.is_empty());
+        let (first, is_member) = match introduction {
+            Introduction::Member(first) => (first, true),
+            Introduction::Empty(_) | Introduction::Silent => (None, false),
+        };
         Ok(Response::new(IdentifyResponse {
             node_id: self.handles.peers.node().0,
             address: self.handles.peers.address().to_owned(),
-            genesis: introduction.genesis.map(|first| first.to_wire()),
-            initialised: introduction.initialised || joined,
+            genesis: first.as_ref().map(genesis::to_wire),
+            initialised: is_member || joined,
         }))
     }
 }

@@ -2,6 +2,7 @@
 
 use api::errors;
 use api::v1::{ErrorDetail, Hello, WrongCluster, error_detail::Kind};
+use replica::are_strangers;
 use types::{ClusterId, Gid, NodeId};
 
 use crate::peers::Peers;
@@ -65,9 +66,9 @@ impl<'a> OwnIdentity<'a> {
             return Err(errors::bad_request("hello.from", reason));
         }
         self.check_group(&hello.cluster_name, hello.gid)?;
+        let theirs = (hello.cluster_id != 0).then_some(ClusterId(hello.cluster_id));
         if let Some(cluster) = self.cluster
-            && hello.cluster_id != 0
-            && hello.cluster_id != cluster.0
+            && are_strangers(self.cluster, theirs)
         {
             let theirs = format!("{} incarnation {}", self.name, ClusterId(hello.cluster_id));
             let ours = format!("{} incarnation {cluster}", self.name);
