@@ -1,5 +1,7 @@
-//! Tests that groups refuse calls for other groups, that forwarding is bounded, and that deleted shards free their disk
-//! space.
+//! Tests that groups refuse calls for other groups, that forwarding is bounded and patient, and that deleted shards free their
+//! disk space.
+
+use std::time::Duration;
 
 use api::v1::error_detail::Kind;
 use api::v1::handoff_client::HandoffClient;
@@ -165,6 +167,35 @@ async fn what_a_node_passes_on_at_once_is_bounded() {
     world.groups[1].node(0).thaw();
     assert_eq!(waiting.await.unwrap().into_inner().value, "there");
     assert_eq!(plain.get(&others).await.as_deref(), Some("there"));
+}
+
+/// A caller without a session may not repeat a write, so the node that it asked waits for the owner in its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_waits_for_a_group_that_is_down_until_its_deadline() {
+    let mut world = World::start(2, 1).await;
+    let at_one = channel(world.group(1), 0).await;
+    let at_controller = channel(&world.controllers, 0).await;
+    world.join(1, at_controller.clone()).await;
+    world.join(2, at_controller.clone()).await;
+    world.settled().await;
+    let others = key(false, 8);
+    Plain::new(at_one.clone()).await.put(&others, "there").await;
+
+    world.groups[1].kill(0);
+    let mut kv = KvClient::new(at_one.clone());
+    let call = kv.put(PutRequest {
+        key: others.clone().into(),
+        value: "later".into(),
+        session: None,
+    });
+    tokio::pin!(call);
+    // Twelve attempts take less than half of this.
+    let early = tokio::time::timeout(Duration::from_secs(4), &mut call).await;
+    assert!(early.is_err(), "{early:?}");
+    world.groups[1].start_node(0);
+    call.await.unwrap();
+    let plain = Plain::new(at_one).await;
+    assert_eq!(plain.get(&others).await.as_deref(), Some("later"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
