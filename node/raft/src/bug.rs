@@ -41,13 +41,11 @@ pub enum Bug {
     CommitBeyondMatch,
     /// An answer to an earlier heartbeat confirms a read.
     OldAnswerConfirmsRead,
-    /// A leader uses leases whatever the voters promise.
-    LeaseUnpromised,
 }
 
 impl Bug {
     /// All bugs of this crate.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::VoteNotDurable,
         Self::AckBeforeFsync,
         Self::NoOwnTermNoop,
@@ -62,7 +60,6 @@ impl Bug {
         Self::LeaseAfterTimeoutNow,
         Self::CommitBeyondMatch,
         Self::OldAnswerConfirmsRead,
-        Self::LeaseUnpromised,
     ];
 }
 

@@ -118,9 +118,6 @@ impl Raft {
     /// doesn't promise that, or hasn't told yet.
     fn shortest_election_ticks(&self) -> u32 {
         let own = self.options.election_ticks;
-        if self.bug(Bug::LeaseUnpromised) {
-            return own;
-        }
         let followers = self.log.membership().voters().filter(|it| *it != self.node);
         let promises = followers.map(|node| {
             let lease = self.progress.get(&node).and_then(|it| it.lease);
