@@ -13,8 +13,8 @@ use shardkv_client::{Error, ScanOptions};
 
 use crate::client_error::call_failure;
 use crate::exit::{Exit, Failure};
-use crate::kv::Verbs;
 use crate::output::{Answer, grouped};
+use crate::verbs::Verbs;
 
 /// The most deletes in flight.
 const IN_FLIGHT: usize = 256;

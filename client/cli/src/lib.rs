@@ -56,6 +56,7 @@ mod shards;
 mod shell;
 mod status;
 mod transfer;
+mod verbs;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -129,7 +130,7 @@ fn dispatch(cli: Cli, runtime: &Runtime) -> Result<Exit, Failure> {
         match &command {
             Command::Kv(command) => {
                 let client = global.client()?;
-                let verbs = kv::Verbs {
+                let verbs = verbs::Verbs {
                     client: &client,
                     style: global.style(),
                     dash_is_stdin: true,

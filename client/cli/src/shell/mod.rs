@@ -19,8 +19,9 @@ use crate::admin::AdminCommand;
 use crate::encoding::Encoding;
 use crate::exit::{Exit, Failure};
 use crate::global::GlobalArgs;
-use crate::kv::{KvCommand, Verbs};
+use crate::kv::KvCommand;
 use crate::output::Format;
+use crate::verbs::Verbs;
 
 /// The longest line of a script, in bytes.
 const MAX_LINE_BYTES: u64 = 16 << 20;

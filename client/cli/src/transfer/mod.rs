@@ -23,6 +23,7 @@
 mod export;
 mod format;
 mod import;
+mod import_args;
 mod jsonl;
 mod progress;
 mod read;
@@ -33,4 +34,5 @@ mod write;
 
 pub(crate) use export::{ExportArgs, export};
 pub(crate) use format::FileFormat;
-pub(crate) use import::{ImportArgs, import};
+pub(crate) use import::import;
+pub(crate) use import_args::ImportArgs;

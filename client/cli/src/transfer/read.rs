@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::format::FileFormat;
-use super::import::ImportArgs;
+use super::import_args::ImportArgs;
 use super::record::Record;
 use super::sniff;
 use crate::exit::Failure;
