@@ -202,7 +202,10 @@ impl Unary {
     ) -> Result<(), Status> {
         let asked = self.clock.now();
         let mut kv = self.router.kv(leader, channel.clone());
-        let opened = kv.open_session(OpenSessionRequest {}).await?.into_inner();
+        let opened = kv
+            .open_session(OpenSessionRequest::default())
+            .await?
+            .into_inner();
         let ttl = Duration::from_millis(opened.ttl_ms);
         let mut sequences = sessions.allocator.sequences();
         sequences.session_opened(asked, opened.client_id, ttl);

@@ -68,7 +68,7 @@ pub fn too_large(what: &str, size: u64, limit: u64) -> ErrorDetail {
 pub fn session_expired() -> ErrorDetail {
     detail(
         "the session expired: open a new one; this write may have been applied before".to_owned(),
-        Kind::SessionExpired(SessionExpired {}),
+        Kind::SessionExpired(SessionExpired::default()),
     )
 }
 

@@ -52,6 +52,7 @@
 //! nothing or has a session.
 
 mod admission;
+mod births;
 mod bootstrap;
 mod budget;
 mod configs;

@@ -254,6 +254,7 @@ impl Parts {
             readiness: Arc::clone(&self.readiness),
             progress: Arc::clone(&self.progress),
             routing: Arc::clone(&self.routing),
+            births: Arc::clone(&self.forwarder.births),
             admission: Arc::clone(&self.admission),
             metrics: Arc::clone(&self.metrics),
         }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use raft::{Envelope, StoreError};
-use replica::{Answer, Outlet, Refusal, Replica, RequestId};
+use replica::{Answer, Outlet, Refusal, Replica, RequestId, StateMachine as _};
 use tokio::sync::oneshot;
 use types::{LogTime, NodeId};
 
 use crate::admission::Admission;
+use crate::births::Births;
 use crate::divergence::Divergence;
 use crate::inbox::{Batch, Inbox, Submission};
 use crate::lifecycle::Lifecycle;
@@ -57,6 +58,7 @@ pub(crate) struct Handles {
     pub(crate) readiness: Arc<ReadinessProbe>,
     pub(crate) progress: Arc<Progress>,
     pub(crate) routing: Arc<Routing>,
+    pub(crate) births: Arc<Births>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -265,7 +267,9 @@ impl Runtime {
     /// Publishes the state of the machine when it has changed. It runs before the answers go out, so that a client whose
     /// request was answered sees it. Returns true if it has changed.
     fn publish_machine(&mut self) -> bool {
-        let latest = self.replica.machine().published();
+        let machine = self.replica.machine();
+        self.handles.births.set_own(machine.min_birth());
+        let latest = machine.published();
         let published = self.published.as_ref();
         if published.is_some_and(|published| published.is_same(&latest)) {
             return false;

@@ -271,7 +271,7 @@ impl ControllerCalls {
         let asked = clock.now();
         let wanted = allocator.sequences().wants_session(asked);
         if wanted {
-            let opened = service.open_session(OpenSessionRequest {}).await?;
+            let opened = service.open_session(OpenSessionRequest::default()).await?;
             let opened = opened.into_inner();
             let ttl = Duration::from_millis(opened.ttl_ms);
             let mut sequences = allocator.sequences();

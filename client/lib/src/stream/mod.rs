@@ -165,7 +165,8 @@ impl StreamTask {
                 Effect::OpenSession => {
                     if let Link::Up(up) = &mut self.link {
                         let mut kv = self.router.kv(&up.leader, up.channel.clone());
-                        let open = async move { kv.open_session(OpenSessionRequest {}).await };
+                        let open =
+                            async move { kv.open_session(OpenSessionRequest::default()).await };
                         up.opening = Some(Box::pin(open));
                     }
                 }

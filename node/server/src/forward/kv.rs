@@ -57,6 +57,7 @@ pub(crate) async fn item(forwarder: &Forwarder, item: Item) -> Result<ItemRespon
 /// Forwards the request for a session to a leader: this group's, or from a controller any group's.
 pub(crate) async fn open_session(
     forwarder: &Forwarder,
+    asked: OpenSessionRequest,
 ) -> Result<OpenSessionResponse, ErrorDetail> {
     let route = || {
         if forwarder.routing.kind() != GroupKind::Controller {
@@ -76,9 +77,11 @@ pub(crate) async fn open_session(
     };
     call(forwarder, route, (Repeat::Freely, 0), |channel, gid| {
         let mut client = KvClient::new(channel);
+        let min_birth = forwarder.births.least(asked.min_birth).0;
         async move {
+            let request = OpenSessionRequest { min_birth };
             let answer = client
-                .open_session(once_for(forwarder, gid, OpenSessionRequest {}))
+                .open_session(once_for(forwarder, gid, request))
                 .await?;
             Ok(answer.into_inner())
         }

@@ -49,6 +49,7 @@ use channels::Windows;
 use places::{Place, Places};
 
 use crate::admission::{all_pages_window_bytes, page_window_bytes};
+use crate::births::Births;
 use crate::files;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
@@ -82,6 +83,7 @@ pub(crate) struct Forwarder {
     /// wait behind them.
     page_channels: Channels,
     pub(crate) leaders: Leaders,
+    pub(crate) births: Arc<Births>,
     places: Arc<Places>,
     lifecycle: Arc<Lifecycle>,
     peers: Arc<Peers>,
@@ -126,6 +128,7 @@ impl Forwarder {
             channels: Channels::new(*network, windows, kept - kept_for_pages),
             page_channels: Channels::new(*network, page_windows, kept_for_pages),
             leaders: Leaders::default(),
+            births: Arc::default(),
             places: Arc::new(Places::new(
                 options.max_forwarded,
                 limits.max_inflight_bytes,
@@ -385,6 +388,9 @@ impl<'a> Forwarded<'a> {
             let unsent = refused.refusal == Refusal::NotSent;
             let address = &leader.address;
             tracing::debug!(%address, unsent, "a forwarded call failed: {status:?}");
+        }
+        if let Some(detail) = &detail {
+            forwarder.births.note(detail);
         }
         // Without a typed error the connection broke, or the other end is no node.
         let text = || format!("{}: {}", leader.address, status.message());

@@ -142,7 +142,11 @@ impl AnswerQueue {
                 self.forward(id, arrived, *forwardable);
                 false
             }
-            (outcome, _) => self.add(id, arrived, outcome.and_then(kv::item_answer)),
+            (outcome, _) => {
+                let births = &self.forwarder.births;
+                let outcome = outcome.map_err(|error| births.complete(error));
+                self.add(id, arrived, outcome.and_then(kv::item_answer))
+            }
         }
     }
 

@@ -85,7 +85,8 @@ impl CtrlService {
     ) -> Result<T, ErrorDetail> {
         let replica = &self.replica;
         let result = replica.ask(request?).await?;
-        let outcome = ctrl::outcome(result, |node| replica.address_or_empty(node))?;
+        let outcome = ctrl::outcome(result, |node| replica.address_or_empty(node));
+        let outcome = outcome.map_err(|error| self.forwarder.births.complete(error))?;
         read(self, outcome).ok_or_else(kv::mismatch)
     }
 
@@ -247,16 +248,19 @@ impl Shardctrler for CtrlService {
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
         let forbidden = is_forbidden(request.metadata());
         let forwarder = &self.forwarder;
+        let asked = request.into_inner();
         let opened = match self.routing.kind() {
             GroupKind::Standalone => Err(no_controllers()),
             GroupKind::Shards if forbidden => Err(self.not_a_controller()),
-            GroupKind::Shards => forward::controllers(forwarder, request.into_inner()).await,
-            GroupKind::Controller => match session::open(&self.replica).await {
-                Err(error) if is_elsewhere(&error) && !forbidden => {
-                    forward::controllers(forwarder, request.into_inner()).await
+            GroupKind::Shards => forward::controllers(forwarder, asked).await,
+            GroupKind::Controller => {
+                match session::open(&self.replica, &forwarder.births, asked).await {
+                    Err(error) if is_elsewhere(&error) && !forbidden => {
+                        forward::controllers(forwarder, asked).await
+                    }
+                    opened => opened,
                 }
-                opened => opened,
-            },
+            }
         };
         opened
             .map(Response::new)

@@ -99,7 +99,8 @@ impl KvService {
     async fn ask(&self, item: Item) -> Result<shardkv::Response, ErrorDetail> {
         let request = Checks::new(&self.limits).item(Some(item))?;
         let result = self.replica.ask(request).await?;
-        kv::outcome(result, |node| self.replica.address_or_empty(node))
+        let outcome = kv::outcome(result, |node| self.replica.address_or_empty(node));
+        outcome.map_err(|error| self.forwarder.births.complete(error))
     }
 }
 
@@ -115,12 +116,13 @@ impl Kv for KvService {
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
         let forwarder = &self.forwarder;
         let may_forward = !self.admit(request.metadata())?;
+        let asked = request.into_inner();
         let opened = match self.routing.kind() {
-            GroupKind::Controller if may_forward => forward::open_session(forwarder).await,
+            GroupKind::Controller if may_forward => forward::open_session(forwarder, asked).await,
             GroupKind::Controller => Err(self.routing.wrong_group()),
-            _ => match session::open(&self.replica).await {
+            _ => match session::open(&self.replica, &forwarder.births, asked).await {
                 Err(error) if is_elsewhere(&error) && may_forward => {
-                    forward::open_session(forwarder).await
+                    forward::open_session(forwarder, asked).await
                 }
                 opened => opened,
             },

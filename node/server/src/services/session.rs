@@ -1,17 +1,22 @@
 //! Opens sessions. A session's id holds its time of birth by the leader's log.
 
-use api::v1::{ErrorDetail, OpenSessionResponse};
+use api::v1::{ErrorDetail, OpenSessionRequest, OpenSessionResponse};
 use api::{encode_client_id, errors};
 use replica::{Answer, Request};
 use types::ClientId;
 
+use crate::births::Births;
 use crate::convert::kv;
 use crate::random;
 use crate::replica_handle::ReplicaHandle;
 
 /// Opens a session if this node leads its group.
-pub(crate) async fn open(replica: &ReplicaHandle) -> Result<OpenSessionResponse, ErrorDetail> {
-    let birth = match replica.ask(Request::LogTime).await? {
+pub(crate) async fn open(
+    replica: &ReplicaHandle,
+    births: &Births,
+    asked: OpenSessionRequest,
+) -> Result<OpenSessionResponse, ErrorDetail> {
+    let own = match replica.ask(Request::LogTime).await? {
         Ok(Answer::LogTime(time)) => time,
         Ok(_) => return Err(kv::mismatch()),
         Err(refusal) => return Err(kv::refused(&refusal, |node| replica.address_or_empty(node))),
@@ -20,6 +25,8 @@ pub(crate) async fn open(replica: &ReplicaHandle) -> Result<OpenSessionResponse,
         let why = "this node does not know the group's settings yet";
         return Err(errors::unavailable(why, 100));
     };
+    let most_ahead_ms = genesis.session_limits().max_birth_ahead_ms;
+    let birth = births.of_session(own, asked.min_birth, most_ahead_ms);
     let nonce = random::number().map_err(|error| {
         errors::unavailable(
             format!("the operating system gave no randomness: {error}"),

@@ -60,7 +60,7 @@ async fn a_call_that_is_meant_for_another_cluster_or_group_is_refused() {
             session: None,
         });
         set_destination(put.metadata_mut());
-        let mut open = Request::new(OpenSessionRequest {});
+        let mut open = Request::new(OpenSessionRequest::default());
         set_destination(open.metadata_mut());
         let mut scan = Request::new(ScanRequest::default());
         set_destination(scan.metadata_mut());

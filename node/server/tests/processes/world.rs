@@ -123,7 +123,7 @@ impl Plain {
     pub(crate) async fn new(channel: Channel) -> Self {
         let kv = KvClient::new(channel);
         let opened = until("a session is opened", async || {
-            kv.clone().open_session(OpenSessionRequest {}).await
+            kv.clone().open_session(OpenSessionRequest::default()).await
         })
         .await;
         Self {
