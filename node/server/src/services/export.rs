@@ -22,6 +22,9 @@ use crate::metrics::Metrics;
 use crate::replica_handle::ReplicaHandle;
 use crate::routing::Routing;
 
+/// The way on after an export that ended early. Its view is gone, and pages of another one don't belong to the same moment.
+const GO_ON: &str = "begin the export of the shard anew, and drop what arrived of it";
+
 /// Serves exports.
 pub(crate) struct Exporter {
     pub(crate) replica: Arc<ReplicaHandle>,
@@ -44,7 +47,7 @@ pub(crate) async fn open(
     } else {
         take(&exporter.replica, &request).await
     };
-    let (pages, stream) = pages();
+    let (pages, stream) = pages(GO_ON);
     let metrics = Arc::clone(&exporter.metrics);
     match view {
         Ok(view) => drop(tokio::spawn(send(metrics, view, pages, slot))),
@@ -105,8 +108,5 @@ async fn send(
 }
 
 fn broken(error: &dyn std::fmt::Display) -> ErrorDetail {
-    errors::unavailable(
-        format!("the export of this shard broke off, so begin it anew: {error}"),
-        1_000,
-    )
+    errors::unavailable(format!("the export broke off ({error}): {GO_ON}"), 1_000)
 }

@@ -56,14 +56,15 @@ pub(crate) struct PageSender {
     requested: bool,
     /// The maximum time until the page that was sent last is fetched.
     patience: Duration,
+    go_on: &'static str,
     unfetched: Arc<Unfetched>,
 }
 
 /// The caller's request of one page. If it is dropped, the next [`PageSender::room`] returns it again.
 pub(crate) struct Room<'a>(&'a mut PageSender);
 
-/// Creates a stream of pages.
-pub(crate) fn pages() -> (PageSender, Pages) {
+/// Creates a stream of pages. `go_on` says how a caller goes on whose stream ended early.
+pub(crate) fn pages(go_on: &'static str) -> (PageSender, Pages) {
     let (sender, items) = mpsc::channel(1);
     let (requests, receiver) = mpsc::channel(1);
     let unfetched = Arc::new(Unfetched::default());
@@ -80,6 +81,7 @@ pub(crate) fn pages() -> (PageSender, Pages) {
         requests: receiver,
         requested: false,
         patience: PATIENCE,
+        go_on,
         unfetched,
     };
     (sender, pages)
@@ -94,7 +96,7 @@ impl PageSender {
                 Ok(Some(())) => self.requested = true,
                 Ok(None) => return None,
                 Err(_) => {
-                    self.unfetched.fail(not_fetched(self.patience));
+                    self.unfetched.fail(not_fetched(self.patience, self.go_on));
                     return None;
                 }
             }
@@ -120,9 +122,9 @@ impl PageSender {
 }
 
 /// Returns the error of a page that was not fetched in time.
-fn not_fetched(patience: Duration) -> Status {
+fn not_fetched(patience: Duration, go_on: &str) -> Status {
     let why = format!(
-        "a page was not fetched within {} s, so the stream ended: begin again after the last key that arrived",
+        "a page was not fetched within {} s, so the stream ended: {go_on}",
         patience.as_secs()
     );
     error_status(&errors::unavailable(why, 100))

@@ -72,7 +72,7 @@ pub(crate) fn open(
     if controller && here {
         return Err(scanner.routing.wrong_group());
     }
-    let (pages, stream) = pages();
+    let (pages, stream) = pages("begin again after the last key that arrived");
     let scan = Scan {
         scanner: Arc::clone(scanner),
         left: match request.limit {
