@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use shardkv_client::{Client, ClientOptions, Mode};
+use shardkv_client::{Client, ClientOptions, ClusterId, Mode};
 
 use crate::client_error::connect_failure;
 use crate::encoding::Encoding;
@@ -48,15 +48,30 @@ impl GlobalArgs {
         self.client_with(Mode::Batch, 1)
     }
 
+    /// Makes a client as [`Self::client`] does, that takes only nodes of `cluster`, if it is given.
+    pub(crate) fn client_of(&self, cluster: Option<ClusterId>) -> Result<Client, Failure> {
+        let options = ClientOptions {
+            cluster,
+            ..self.options()
+        };
+        Client::lazy(options).map_err(|error| connect_failure(&error))
+    }
+
     /// Makes a client as [`Self::client`] does, with the given transport mode and number of streams.
     pub(crate) fn client_with(&self, mode: Mode, connections: usize) -> Result<Client, Failure> {
         let options = ClientOptions {
             mode,
             connections,
-            request_timeout: Duration::from_millis(self.timeout_ms),
-            ..ClientOptions::new(self.addresses())
+            ..self.options()
         };
         Client::lazy(options).map_err(|error| connect_failure(&error))
+    }
+
+    fn options(&self) -> ClientOptions {
+        ClientOptions {
+            request_timeout: Duration::from_millis(self.timeout_ms),
+            ..ClientOptions::new(self.addresses())
+        }
     }
 
     /// Returns the addresses without the empty ones, which a comma at the end leaves.

@@ -156,7 +156,7 @@ fn dispatch(cli: Cli, runtime: &Runtime) -> Result<Exit, Failure> {
 /// Runs the commands that manage standard output themselves.
 async fn long_running(command: &Command, global: &global::GlobalArgs) -> Result<Exit, Failure> {
     match command {
-        Command::Import(args) => transfer::import(args, &global.client()?, global).await,
+        Command::Import(args) => transfer::import(args, global).await,
         Command::Export(args) => transfer::export(args, &global.client()?, global).await,
         Command::Bench(args) => bench::run(args, global).await,
         Command::Playground(args) => playground::run(args, global).await,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shardkv_client::{Gid, ShardId};
+use shardkv_client::{ClusterId, Gid, ShardId};
 use types::{BadAddresses, check_addresses};
 
 /// The longest duration that an option accepts: 30 days.
@@ -17,6 +17,9 @@ pub(crate) enum ParseError {
     /// The text is no id of a group.
     #[error("a group id is a whole number from 1, such as 3 or g3")]
     Gid,
+    /// The text is no id of a cluster.
+    #[error("a cluster's id is `c` and 16 hexadecimal digits, as `shardkv config query` shows it")]
+    Cluster,
     /// The text names neither a group nor the controllers.
     #[error("a group is its id, such as 3 or g3, or `ctrl` for the controllers")]
     GroupName,
@@ -54,6 +57,16 @@ pub(crate) fn parse_gid(text: &str) -> Result<Gid, ParseError> {
     match digits.parse() {
         Ok(0) | Err(_) => Err(ParseError::Gid),
         Ok(gid) => Ok(Gid(gid)),
+    }
+}
+
+/// Parses the id of a cluster as tables show it.
+pub(crate) fn parse_cluster(text: &str) -> Result<ClusterId, ParseError> {
+    let digits = text.strip_prefix('c').filter(|digits| digits.len() == 16);
+    let id = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    match id {
+        None | Some(0) => Err(ParseError::Cluster),
+        Some(id) => Ok(ClusterId(id)),
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use tonic::transport::Uri;
+use types::ClusterId;
 
 use crate::{ConnectError, InvalidOption};
 
@@ -36,6 +37,9 @@ pub struct ClientOptions {
     /// The addresses of nodes: `host:port`, optionally with `http://` before it. One node of any group, or a controller, suffices,
     /// because nodes name each other; with more than one the client works while that one is down.
     pub addresses: Vec<String>,
+    /// The cluster that the nodes must belong to, as [`crate::ConfigView::cluster_id`] names it. `None`: that of the first node that
+    /// answers.
+    pub cluster: Option<ClusterId>,
     /// The transport of calls.
     pub mode: Mode,
     /// The number of batch streams to each group, each with a connection and sessions of its own. More than one helps when a
@@ -86,6 +90,7 @@ impl ClientOptions {
     pub fn new<A: Into<String>>(addresses: impl IntoIterator<Item = A>) -> Self {
         Self {
             addresses: addresses.into_iter().map(Into::into).collect(),
+            cluster: None,
             mode: Mode::Batch,
             connections: 1,
             request_timeout: Duration::from_secs(10),

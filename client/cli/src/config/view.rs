@@ -19,8 +19,9 @@ pub(super) fn write_map(map: &ConfigView, format: Format, out: &mut dyn Write) -
     };
     writeln!(
         out,
-        "configuration {}: {} shards, {} groups{older}; kept from {} on\n",
+        "configuration {} of cluster {}: {} shards, {} groups{older}; kept from {} on\n",
         config.num(),
+        map.cluster_id,
         grouped(config.shards().into()),
         grouped(config.groups().len() as u64),
         map.oldest
@@ -113,6 +114,7 @@ fn map_json(map: &ConfigView) -> Value {
         })
         .collect();
     json!({
+        "cluster_id": map.cluster_id.to_string(),
         "num": config.num().0,
         "latest": map.latest.0,
         "oldest": map.oldest.0,

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
 
-use shardkv_client::Client;
+use shardkv_client::{Client, ClusterId};
 use tokio::sync::mpsc;
 
 use super::format::FileFormat;
@@ -19,11 +19,12 @@ use crate::interrupt;
 const QUEUE_RECORDS: usize = 1_024;
 
 /// Writes all records of the input.
-pub(crate) async fn import(
-    args: &ImportArgs,
-    client: &Client,
-    global: &GlobalArgs,
-) -> Result<Exit, Failure> {
+pub(crate) async fn import(args: &ImportArgs, global: &GlobalArgs) -> Result<Exit, Failure> {
+    let client = &global.client_of(args.cluster)?;
+    if let Some(expected) = args.cluster {
+        // The client refuses other clusters, too, but says so only when its time is over.
+        check_cluster(client, expected).await?;
+    }
     let path = args.file.as_deref().filter(|path| *path != Path::new("-"));
     let (input, total): (Box<dyn io::Read + Send>, Option<u64>) = match path {
         Some(path) => {
@@ -53,4 +54,17 @@ pub(crate) async fn import(
     let summary = write_records(args, parsed, total, interrupt::signals()?, put).await?;
     summary.write("imported", global.output, &mut io::stdout().lock())?;
     Ok(Exit::Ok)
+}
+
+/// Refuses another cluster than the expected one.
+async fn check_cluster(client: &Client, expected: ClusterId) -> Result<(), Failure> {
+    let found = client.controller().query(None).await?.cluster_id;
+    if found == expected {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Refused,
+        format!("these nodes belong to cluster {found}, not {expected}; nothing was imported"),
+        "check --endpoints; `shardkv config query` shows the cluster",
+    ))
 }

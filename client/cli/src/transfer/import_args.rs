@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use shardkv_client::ClusterId;
 
 use super::format::FileFormat;
+use crate::parse::parse_cluster;
 
 /// The arguments of `import`.
 #[derive(Debug, Args)]
@@ -18,6 +20,9 @@ use super::format::FileFormat;
 pub(crate) struct ImportArgs {
     /// The file; `-` or nothing: standard input
     pub(super) file: Option<PathBuf>,
+    /// Import into this cluster only, as `shardkv config query` names it
+    #[arg(long, value_name = "ID", env = "SHARDKV_CLUSTER", hide_env_values = true, value_parser = parse_cluster)]
+    pub(super) cluster: Option<ClusterId>,
     /// The format; default: by the file's extension, else jsonl
     #[arg(long, value_enum)]
     pub(super) format: Option<FileFormat>,

@@ -125,6 +125,9 @@ impl Router {
         let (wanted, wants) = watch::channel(Wanted::default());
         let (trouble, troubles) = watch::channel(String::new());
         let cluster = ClusterMark::default();
+        if let Some(expected) = options.cluster {
+            set_mark(&cluster, expected.0);
+        }
         let watcher = Watcher {
             cluster: Arc::clone(&cluster),
             options: Arc::clone(&options),
@@ -132,7 +135,7 @@ impl Router {
             configs,
             wanted: wants,
             trouble,
-            place: Place::default(),
+            place: Place::of(options.cluster),
         };
         runtime.spawn(watcher.run());
         Ok(Self::of(

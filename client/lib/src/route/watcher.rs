@@ -20,7 +20,7 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tonic::{Code, Streaming};
-use types::{ConfigNum, Gid, MAX_GROUP_ADDRESSES, MAX_SHARDS, ShardConfig};
+use types::{ClusterId, ConfigNum, Gid, MAX_GROUP_ADDRESSES, MAX_SHARDS, ShardConfig};
 
 use super::ClusterMark;
 use super::channels::{Channels, Slot, short};
@@ -85,6 +85,16 @@ pub(crate) struct Place {
     afresh: bool,
 }
 
+impl Place {
+    /// Returns the place of a watcher that takes configurations of `cluster` only, if it is given.
+    pub(crate) fn of(cluster: Option<ClusterId>) -> Self {
+        Self {
+            cluster: cluster.map_or(0, |cluster| cluster.0),
+            ..Self::default()
+        }
+    }
+}
+
 /// An open watch with its first message.
 struct Opened {
     stream: Streaming<WatchResponse>,
@@ -122,8 +132,10 @@ enum WatchError {
     Behind,
     #[error("the client is closed")]
     Closed,
-    #[error("the node belongs to another cluster")]
-    OtherCluster,
+    #[error("the node belongs to cluster {theirs}, not {ours}")]
+    OtherCluster { theirs: ClusterId, ours: ClusterId },
+    #[error("the node doesn't tell its cluster")]
+    UnknownCluster,
     #[error(transparent)]
     Config(#[from] types::ConfigError),
     #[error("the node doesn't know the number of shards")]
@@ -157,6 +169,9 @@ impl Watcher {
                     why
                 }
                 Err(OpenError::Failed(why)) => why,
+                Err(OpenError::Older) if self.options.cluster.is_some() => {
+                    WatchError::UnknownCluster
+                }
                 Err(OpenError::Older) => {
                     self.publish_single();
                     sleep(UPGRADE).await;
@@ -263,8 +278,12 @@ impl Watcher {
     fn take(&mut self, message: WatchResponse) -> Result<(), WatchError> {
         let (ours, theirs) = (self.place.cluster, message.cluster_id);
         // An older node sends no cluster id.
+        if theirs == 0 && self.options.cluster.is_some() {
+            return Err(WatchError::UnknownCluster);
+        }
         if ours != 0 && theirs != 0 && theirs != ours {
-            return Err(WatchError::OtherCluster);
+            let (theirs, ours) = (ClusterId(theirs), ClusterId(ours));
+            return Err(WatchError::OtherCluster { theirs, ours });
         }
         let current = self.current().filter(|config| !is_single(config));
         let next = advance(current.as_deref(), message)?;

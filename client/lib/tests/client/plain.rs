@@ -1,10 +1,12 @@
 //! The calls themselves, in both modes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use shardkv_client::{
-    Client, ClientOptions, ConnectError, Error, MembershipChange, Mode, NodeId, Pair, Role,
-    ScanOptions,
+    Client, ClientOptions, ClusterId, ConnectError, Error, MembershipChange, Mode, NodeId, Pair,
+    Role, ScanOptions,
 };
 
 use crate::double::{Cluster, Faults};
@@ -243,4 +245,27 @@ fn futures_go_to_other_tasks(client: &Client, shards: &shardkv_client::ShardSet)
     check(controller.query(None));
     check(controller.wait_settled(shardkv_client::ConfigNum(1), |_| ()));
     check(controller.watch(shardkv_client::ConfigNum(1)));
+}
+
+#[tokio::test]
+async fn a_client_that_names_a_cluster_takes_no_other() {
+    let cluster = Cluster::groups(&[1]);
+    let with = async |id| {
+        let options = ClientOptions {
+            cluster: Some(ClusterId(id)),
+            request_timeout: Duration::from_millis(500),
+            ..cluster.options()
+        };
+        let client = Client::connect(options).await.unwrap();
+        client.put("k", "v").await
+    };
+    let refused = with(78).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(
+        text.contains("belongs to cluster c000000000000004d, not c000000000000004e"),
+        "{text}"
+    );
+    assert!(!refused.maybe_applied());
+    with(77).await.unwrap();
+    cluster.check();
 }
