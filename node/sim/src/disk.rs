@@ -398,6 +398,14 @@ impl Disk {
         read_session_clock(&self.lock().state, shard, at).unwrap_or_default()
     }
 
+    /// Returns the number of pairs of a table.
+    pub fn count(&self, table: Table) -> usize {
+        let inner = self.lock();
+        let pairs = inner.state.pairs();
+        let from = pairs.range((table, Bytes::new())..);
+        from.take_while(|((other, _), _)| *other == table).count()
+    }
+
     /// Returns all pairs of the state.
     pub fn pairs(&self) -> Vec<((Table, Bytes), Bytes)> {
         let inner = self.lock();

@@ -62,6 +62,14 @@ impl Machine {
         }
     }
 
+    /// Returns the number of sessions that a replica group's machine has in memory, or `None` for the controllers.
+    pub fn session_count(&self) -> Option<usize> {
+        match self {
+            Self::Kv(machine) => Some(machine.session_count()),
+            Self::Ctrl(_) => None,
+        }
+    }
+
     /// Returns the controllers' latest configuration, or `None` for a replica group.
     pub fn latest(&self) -> Option<Arc<ShardConfig>> {
         match self {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use shardkv_sim::bug::Bug;
-use shardkv_sim::runner::{Plan, Summary, run_all, run_seed};
+use shardkv_sim::runner::{Found, Plan, Summary, run_all, run_seed};
 
 /// Simulate whole clusters under faults, each from one seed.
 #[derive(Debug, Parser)]
@@ -181,6 +181,20 @@ fn replay(seed: u64, trace: bool, bug: Option<Bug>) -> ExitCode {
     }
 }
 
+/// Describes the first violation other than of liveness, if the first of all is one of liveness.
+fn describe_safety(summary: &Summary) -> String {
+    let invariant = |found: &Found| found.failure.violation.invariant;
+    let is_safety = |found: &&Found| invariant(found) != "liveness";
+    match summary.found.iter().find(is_safety) {
+        Some(first) if summary.found.first().is_some_and(|it| !is_safety(&it)) => {
+            let of_safety = summary.found.iter().filter(is_safety).count();
+            let (seed, what) = (first.seed, invariant(first));
+            format!("; {of_safety} of them violate safety, first {seed}: {what}")
+        }
+        _ => String::new(),
+    }
+}
+
 /// The factor of further seeds for a bug that the given range doesn't show. Some bugs need several rare faults in a
 /// row.
 const LONGER: u64 = 40;
@@ -201,11 +215,12 @@ fn bugs(seeds: &Range<u64>, jobs: usize, only: Option<Bug>) -> ExitCode {
         let summary = run_all(&plan, |_| {});
         if let Some(first) = summary.found.first() {
             println!(
-                "{name:<28} found in {} of {} seeds, first in {}: {}",
+                "{name:<28} found in {} of {} seeds, first in {}: {}{}",
                 summary.found.len(),
                 summary.worlds,
                 first.seed,
-                first.failure.violation.invariant
+                first.failure.violation.invariant,
+                describe_safety(&summary)
             );
             continue;
         }

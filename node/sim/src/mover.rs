@@ -12,8 +12,8 @@ use shardkv::mover::{
     Answer, CallId, Driver, DriverOptions, Effect, Request as MoverRequest, Room,
 };
 use shardkv::{
-    CopyCursor, CopyStep, Cursor, JournalStep, KvError, MoverOptions, Ownership, Query, Response,
-    ShardState, Step,
+    CopyCursor, CopyStep, Cursor, JournalStep, KvError, MoverOptions, Ownership, Part, PartNext,
+    Query, Response, ShardState, Step,
 };
 use types::{ClusterId, ConfigNum, Gid, NodeId};
 
@@ -33,6 +33,12 @@ const SHARD_BYTES: u64 = 1;
 
 /// The kind of the steps that drop a copy.
 pub(crate) const DROP_STEP: &str = "step: drop";
+
+/// The kind of the steps that take the last page of a generation.
+pub(crate) const LAST_PAGE_STEP: &str = "step: take last";
+
+/// The kind of the calls that seal a generation of a journal.
+pub(crate) const SEAL: &str = "seal";
 
 /// The most configurations in an answer.
 const MAX_DELTAS: u32 = 3;
@@ -198,7 +204,7 @@ pub(crate) fn subject_of_request(request: &MoverRequest) -> Subject {
         MoverRequest::Journal { step, .. } => {
             let kind = match step {
                 JournalStep::Begin { .. } => "begin",
-                JournalStep::Seal { .. } => "seal",
+                JournalStep::Seal { .. } => SEAL,
                 JournalStep::Drop { .. } => "drop of a generation",
                 JournalStep::Renew { .. } => "renew",
             };
@@ -225,12 +231,26 @@ pub(crate) fn subject_of_step(step: &Step) -> Subject {
                 CopyStep::Take(part) if part.after == CopyCursor::Base(Cursor::default()) => {
                     "step: take first"
                 }
+                CopyStep::Take(part) if ends_generation(part) => LAST_PAGE_STEP,
                 CopyStep::Take(_) => "step: take",
                 CopyStep::Drop { .. } => DROP_STEP,
                 CopyStep::Restart { .. } => "step: restart",
             };
             of(kind, Some(step.shard()))
         }
+    }
+}
+
+/// Returns true for a part after which the next generation begins.
+fn ends_generation(part: &Part) -> bool {
+    match (&part.after, &part.next) {
+        (
+            CopyCursor::Page { generation, .. },
+            PartNext::At(CopyCursor::Page {
+                generation: next, ..
+            }),
+        ) => next > generation,
+        _ => false,
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Scenario {
     /// The share, of a million, of new leaders that are cut off with one companion before their first message leaves. A
     /// few of these in a row are figure 8 of the Raft paper.
     pub isolated_leaders: u32,
+    /// The share, of a million, of the last answers of followers that a new leader gets a second time, if they are of earlier terms.
+    pub old_answers: u32,
     /// The share, of a million, of leaders that are cut off right after they told another node to campaign.
     pub isolated_transfers: u32,
     /// The share, of a million, of kills that are orderly stops.
@@ -160,6 +162,7 @@ impl Scenario {
             load_lasts: false,
             stormy: false,
             isolated_leaders: 0,
+            old_answers: 0,
             isolated_transfers: 0,
             orderly_stops: 0,
             forwarded: 0,

@@ -11,6 +11,7 @@
 //! | module | behaviour |
 //! |---|---|
 //! | `send` | messages, requests and answers leave, and the network decides when they arrive |
+//! | `old_answers` | answers of followers come a second time, when their receiver leads again |
 //! | `partition` | links are cut |
 //! | `admin` | the administrator changes memberships and transfers leaderships |
 //! | `mover` | movers act, and get answers |
@@ -35,6 +36,7 @@ mod forward;
 mod late;
 mod liveness;
 mod mover;
+mod old_answers;
 mod pages;
 mod partition;
 mod process;
@@ -72,6 +74,7 @@ use crate::scenario::Scenario;
 use crate::shard_checker::ShardChecker;
 use crate::traffic::Traffic;
 use crate::write_checker::WriteChecker;
+use old_answers::OldAnswers;
 
 /// One simulated cluster.
 pub struct World {
@@ -97,6 +100,7 @@ pub struct World {
     /// Of late calls, and of faults at the steps of moves.
     pub(crate) step_rng: SimRng,
     pub(crate) late_calls: LateCalls,
+    pub(crate) old_answers: OldAnswers,
     /// The number of requests of the administrator so far.
     pub(crate) admin_sent: u64,
     /// The number of partitions so far. A partition heals only if no later one replaced it.
@@ -166,6 +170,7 @@ impl World {
             node_rng,
             step_rng: SimRng::new(seed, Concern::Steps),
             late_calls: LateCalls::default(),
+            old_answers: OldAnswers::default(),
             admin_sent: 0,
             partitions: 0,
             admin_answers: BTreeMap::new(),

@@ -24,11 +24,14 @@ impl Scenario {
         }
         self.pages_wait = rng.magnitude(MILLI, SECOND);
         self.mixed_options = rng.chance(300_000);
+        if rng.coin() {
+            self.old_answers = small(rng.between(100_000, 900_000));
+        }
         if self.replica.raft.lease_reads && self.hosts > 2 && rng.coin() {
             self.strike_transfers(rng);
         }
         let free = self.cluster.is_none() && !self.stormy && !self.load_lasts;
-        if free && self.hosts > 2 && rng.chance(150_000) {
+        if free && self.hosts > 2 && rng.chance(300_000) {
             self.grow_tails(rng);
         }
     }
@@ -47,6 +50,11 @@ impl Scenario {
         let raft = &mut self.replica.raft;
         raft.check_quorum = false;
         raft.lease_reads = false;
+        if rng.coin() {
+            // A leader that is cut off with a companion gets acknowledgements of entries that the others overwrite.
+            (self.hosts, self.members) = (5, 5);
+            self.old_answers = small(rng.between(500_000, 1_000_000));
+        }
         raft.max_append_bytes = 64;
         raft.max_inflight_appends = large(rng.between(1, 3));
         raft.max_inflight_bytes = 128;

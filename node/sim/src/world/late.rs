@@ -8,7 +8,7 @@ use crate::caller::Caller;
 use crate::event::Event;
 use crate::late_calls::{LateCall, Subject};
 use crate::machine::{Outcome, Question};
-use crate::mover::DROP_STEP;
+use crate::mover::{DROP_STEP, LAST_PAGE_STEP};
 use crate::network::HostId;
 use crate::queue::{MILLI, Micros, SECOND};
 
@@ -91,6 +91,10 @@ impl World {
         if lost > 0 && kind == DROP_STEP {
             // A drop is rare, and is dangerous if the shard is cut before it comes.
             lost = 500_000;
+        }
+        if lost > 0 && kind == LAST_PAGE_STEP {
+            // Its generation is read again, after the seal of the next one.
+            lost = lost.max(300_000);
         }
         let is_late = self.step_rng.chance(lost);
         if is_late || self.rng.chance(repeated) {

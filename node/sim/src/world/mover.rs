@@ -11,7 +11,7 @@ use crate::event::Event;
 use crate::host::Input;
 use crate::machine::Outcome;
 use crate::mover::{
-    convert_outcome, convert_request, describe_step, step_request, subject_of_request,
+    SEAL, convert_outcome, convert_request, describe_step, step_request, subject_of_request,
     subject_of_step,
 };
 use crate::network::{HostId, host_at};
@@ -74,6 +74,9 @@ impl World {
                 let first = mover.request_of(id);
                 let ids = [first, mover.request_of(id)];
                 self.keep_call(first, to, subject, &request);
+                if subject.kind == SEAL {
+                    self.strike_seal(number);
+                }
                 let arrivals = self.network.arrivals(number, to, self.now);
                 for (id, at) in ids.into_iter().zip(arrivals) {
                     let Some(at) = at else { continue };

@@ -275,6 +275,7 @@ impl World {
         if self.scenario.isolated_leaders > 0 {
             self.isolate_new_leader(number, &messages);
         }
+        self.repeat_old_answers(number, &messages);
         for (after, envelope) in messages {
             self.send_message(number, after, envelope)?;
         }
@@ -324,12 +325,15 @@ impl World {
                 self.shard_checker.applied(group.gid, operation)?;
             }
         }
-        let ownership = host.process.as_ref();
-        let ownership = ownership.and_then(|it| it.machine().machine().ownership());
-        if let Some(ownership) = ownership.filter(|_| !host.disk.is_dead()) {
+        let machine = host.process.as_ref().map(|it| it.machine().machine());
+        if let Some(machine) = machine.filter(|_| !host.disk.is_dead())
+            && let (Some(ownership), Some(sessions)) =
+                (machine.ownership(), machine.session_count())
+        {
             let gid = self.groups[host.group].gid;
+            let now = (ownership.as_ref(), sessions);
             self.copy_checker
-                .applied(gid, &operations, &ownership, &host.disk)?;
+                .applied(gid, &operations, now, &host.disk)?;
         }
         Ok(())
     }

@@ -47,6 +47,7 @@ impl World {
 
     pub(super) fn transmit(&mut self, from: HostId, to: HostId, after: Micros, envelope: Envelope) {
         let at = self.now + after;
+        self.keep_follower_answer(&envelope);
         let [first, second] = match &envelope.message {
             Message::SnapshotChunk(chunk) => {
                 let bytes = chunk.data.len();

@@ -8,6 +8,7 @@ use types::{Gid, ShardId};
 
 use super::World;
 use crate::group::GroupId;
+use crate::network::HostId;
 use crate::queue::{MILLI, SECOND};
 use crate::shard_checker::MoveStep;
 
@@ -56,6 +57,18 @@ impl World {
         if let Some(group) = self.group_of(gid) {
             self.count("strikes at a step of a move");
             self.disturb_leader_of(group, lasts);
+        }
+    }
+
+    /// Cuts the power of a leader that asks for the seal of a generation, at one of its next writes: the page before may be on its
+    /// way to the log, and must be there to be read again.
+    pub(super) fn strike_seal(&mut self, number: HostId) {
+        let cluster = self.scenario.cluster.as_ref();
+        let share = cluster.map_or(0, |cluster| cluster.at_steps.strikes);
+        if self.faults_happen() && self.step_rng.chance(share) {
+            self.count("leaders struck at a seal");
+            let operations = u32::try_from(self.step_rng.below(4)).unwrap_or(0);
+            self.hosts[number].disk.arm_crash(operations);
         }
     }
 
