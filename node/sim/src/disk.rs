@@ -15,7 +15,9 @@ use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use raft::{Entry, EntryId, HardState, Index, Membership, Payload, SnapshotMeta};
+use raft::{
+    Entry, EntryId, HardState, Index, LogState, LogStore as _, Membership, Payload, SnapshotMeta,
+};
 use replica::memory::{MemoryLog, MemoryState};
 use replica::{StateStore, Table};
 use shardkv::{SessionClock, read_session_clock};
@@ -156,6 +158,15 @@ impl Disk {
                 writes: 0,
             })),
         }
+    }
+
+    /// Returns an empty disk of the same kind.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        let inner = self.lock();
+        let other = Self::new(inner.options.clone(), inner.rng.clone());
+        other.lock().forgets_journals = inner.forgets_journals;
+        other
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -301,6 +312,12 @@ impl Disk {
     pub fn is_empty(&self) -> bool {
         let inner = self.lock();
         inner.log.base().last.index == Index(0) && inner.log.stored().is_empty()
+    }
+
+    /// Returns true if not even a vote or the beginning of an install was ever written to the log.
+    pub fn is_untouched(&self) -> bool {
+        let loaded = self.lock().log.load();
+        loaded.is_ok_and(|loaded| loaded == LogState::default())
     }
 
     /// Returns true if the log durably holds `id`, or is compacted beyond it.

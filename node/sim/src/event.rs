@@ -5,6 +5,7 @@ use replica::{Request, RequestId};
 use types::NodeId;
 
 use crate::fault::Fault;
+use crate::first_start::FirstEvent;
 use crate::machine::{Outcome, Question};
 use crate::network::HostId;
 use crate::queue::Micros;
@@ -49,6 +50,8 @@ pub(crate) enum Event {
     ConfigClient { number: usize },
     /// A mover is due.
     Mover { host: HostId, incarnation: u64 },
+    /// A host starts for the first time, or something happens to its volume.
+    First { host: HostId, event: FirstEvent },
     /// A process starts.
     Start { host: HostId, incarnation: u64 },
     /// A process is asked to stop. It starts again after `down`.

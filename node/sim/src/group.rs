@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use raft::{EntryId, MembershipChange, Term};
 use replica::{Genesis, GroupKind, RequestId};
-use types::Gid;
+use types::{ClusterId, Gid};
 
 use crate::invariants::InvariantChecker;
 use crate::network::HostId;
@@ -23,6 +23,10 @@ pub(crate) struct Group {
     /// The number of hosts that are members at first. The others have empty disks.
     pub(crate) members: usize,
     pub(crate) invariants: InvariantChecker,
+    /// The cluster of the group's first leader, in worlds with first starts.
+    pub(crate) cluster: Option<ClusterId>,
+    /// The number of volumes that the group lost.
+    pub(crate) lost: u32,
     /// The last term in which the new leader could have been isolated.
     pub(crate) isolated: Term,
     /// The unanswered membership change: its id, the host that it was sent to, and the incarnation of that host.
@@ -41,6 +45,8 @@ impl Group {
             hosts,
             members,
             invariants: InvariantChecker::default(),
+            cluster: None,
+            lost: 0,
             isolated: Term(0),
             changing: None,
             asked: BTreeMap::new(),

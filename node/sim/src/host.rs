@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use raft::{Envelope, Index};
-use replica::{Outlet, Replica, Request, RequestId};
+use replica::{NodeRecord, Outlet, Replica, Request, RequestId};
 use shardkv::{Ownership, PageRequest};
 use types::{Gid, LogTime, NodeId, ShardId};
 
 use crate::disk::Disk;
+use crate::first_start::{Looking, Volume};
 use crate::group::GroupId;
 use crate::invariants::Progress;
 use crate::machine::{Outcome, Question, Reply};
@@ -89,6 +90,12 @@ pub(crate) struct Host {
     /// The node whose data the disk holds.
     pub(crate) node: NodeId,
     pub(crate) disk: Disk,
+    /// What the disk says of the node, in worlds with first starts.
+    pub(crate) record: NodeRecord,
+    /// The search for the group, before the replica of a first start.
+    pub(crate) looking: Option<Looking>,
+    /// The volume that the host had before.
+    pub(crate) spare: Option<Volume>,
     pub(crate) clock: Clock,
     pub(crate) process: Option<Box<Process>>,
     /// Counts starts and stops, so that events for an earlier process don't reach a later one.
@@ -132,6 +139,9 @@ impl Host {
             address: address(number),
             node,
             disk,
+            record: NodeRecord::new(node),
+            looking: None,
+            spare: None,
             clock,
             process: None,
             incarnation: 0,
@@ -203,6 +213,7 @@ impl Host {
     /// Drops the process and all its state in memory.
     pub(crate) fn stop(&mut self, now: Micros) {
         self.process = None;
+        self.looking = None;
         self.incarnation += 1;
         self.inbox.clear();
         self.owed_ticks = 0;

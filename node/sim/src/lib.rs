@@ -64,7 +64,7 @@
 //! |---|---|
 //! | programs | `main`; [`runner`] runs many seeds, [`script`] lets a test control one world |
 //! | the world | `world/*`: behaviour, from the sending of messages up to the loop over events; [`world`]: state |
-//! | parts of a world | [`scenario`]; `group`, `host`, `late_calls` |
+//! | parts of a world | [`scenario`]; `group`, `host`, `late_calls`, `first_start` |
 //! | actors | [`client`], [`config_client`], [`mod@mover`] |
 //! | checkers | [`invariants`], [`shard_checker`], [`copy_checker`], [`write_checker`]; [`history`] over [`linear`] |
 //! | the simulated environment | [`disk`], [`network`], [`machine`] and its [`recorder`]; [`caller`], `event` |
@@ -90,6 +90,7 @@ pub mod copy_checker;
 pub mod disk;
 mod event;
 pub mod fault;
+mod first_start;
 mod group;
 pub mod history;
 mod host;

@@ -33,6 +33,8 @@ pub enum Concern {
     Snapshots,
     /// The behaviour of processes: their ticks, stops, installs and forwarding.
     Processes,
+    /// The first starts of hosts.
+    FirstStarts,
     /// The options of a host, where members have different ones.
     Options(u32),
 }
@@ -51,6 +53,7 @@ impl Concern {
             Self::Steps => 7,
             Self::Snapshots => 8,
             Self::Processes => 9,
+            Self::FirstStarts => 10,
             Self::Options(number) => (4 << 32) | number as u64,
             Self::ConfigClient(number) => (3 << 32) | number as u64,
         }

@@ -80,6 +80,8 @@ pub struct Scenario {
     pub pages_wait: Micros,
     /// True if the members of a group have different options, as during a rolling change.
     pub mixed_options: bool,
+    /// The time within which the hosts start for the first time, with empty disks, or `None` if the groups exist from the start.
+    pub first_starts: Option<Micros>,
     /// The replica groups among which shards move, or `None` for one group that owns all shards.
     pub cluster: Option<Cluster>,
     /// The known bug that is put back.
@@ -168,6 +170,7 @@ impl Scenario {
             forwarded: 0,
             pages_wait: 0,
             mixed_options: false,
+            first_starts: None,
             cluster: None,
             bug: None,
         }
@@ -216,6 +219,7 @@ impl Scenario {
         scenario.draw_cluster(&mut SimRng::new(seed, Concern::Cluster));
         scenario.draw_snapshots(&mut SimRng::new(seed, Concern::Snapshots));
         scenario.draw_processes(&mut SimRng::new(seed, Concern::Processes));
+        scenario.draw_first_starts(&mut SimRng::new(seed, Concern::FirstStarts));
         scenario.settle(&mut rng);
         scenario
     }

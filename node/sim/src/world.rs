@@ -16,6 +16,7 @@
 //! | `admin` | the administrator changes memberships and transfers leaderships |
 //! | `mover` | movers act, and get answers |
 //! | `process` | a process starts, works, and crashes |
+//! | `first_start` | a host looks for its group before its first process; volumes are lost, come back and are exchanged |
 //! | `stop` | a process is asked to stop |
 //! | `pages` | a process reads pages of scans on other threads |
 //! | `served` | reads are answered by those who serve the shard |
@@ -32,6 +33,7 @@
 mod admin;
 mod faults;
 mod final_checks;
+mod first_start;
 mod forward;
 mod late;
 mod liveness;
@@ -52,7 +54,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use raft::{Membership, Role};
 use replica::{RequestId, Status};
-use types::{Gid, NodeId};
+use types::{ClusterId, Gid, NodeId};
 
 use crate::bug::Bug;
 use crate::client::Client;
@@ -83,6 +85,10 @@ pub struct World {
     pub(crate) queue: Queue<Event>,
     pub(crate) hosts: Vec<Host>,
     pub(crate) nodes: BTreeMap<NodeId, HostId>,
+    /// The cluster of each node that ever knew one, in worlds with first starts.
+    pub(crate) clusters: BTreeMap<NodeId, ClusterId>,
+    /// The number of rounds of questions of hosts that look for their groups.
+    pub(crate) rounds: u64,
     pub(crate) network: Network,
     pub(crate) groups: Vec<Group>,
     pub(crate) write_checker: WriteChecker,
@@ -154,6 +160,8 @@ impl World {
             now: 0,
             queue: Queue::default(),
             nodes: hosts.iter().map(|host| (host.node, host.number)).collect(),
+            clusters: BTreeMap::new(),
+            rounds: 0,
             hosts,
             network,
             kv_hosts: kv_hosts(&groups),

@@ -40,6 +40,10 @@ fn the_first_seeds_keep_every_promise() {
         "requests forwarded",
         "processes stopped by a full disk",
         "leaders isolated",
+        "answers of followers that came twice, late",
+        "groups founded",
+        "volumes lost at first starts",
+        "volumes exchanged",
     ] {
         assert!(summary.counts.contains_key(what), "no {what} in 40 worlds");
     }
@@ -84,6 +88,8 @@ fn common_bugs_are_found_in_few_seeds() {
         Bug::Shardkv(shardkv::Bug::AbsentSessionIsNew),
         Bug::Shardkv(shardkv::Bug::RetryAppliedTwice),
         Bug::Replica(replica::Bug::AnswerByIndexOnly),
+        Bug::Replica(replica::Bug::FounderFoundsAgain),
+        Bug::Replica(replica::Bug::FormsWithoutSilent),
         Bug::Process(ProcessBug::WipedDiskKeepsIdentity),
         Bug::Shardkv(shardkv::Bug::SessionsStayBehind),
         Bug::Shardkv(shardkv::Bug::ServedBeforeInstalled),
@@ -99,13 +105,13 @@ fn common_bugs_are_found_in_few_seeds() {
         Bug::Shardkv(shardkv::Bug::SessionClockStaysBehind),
         Bug::Shardkv(shardkv::Bug::SessionsExpireInCopy),
         Bug::Shardkv(shardkv::Bug::LatePartTaken),
-        Bug::Shardkv(shardkv::Bug::ConfigNumAtLeast),
         Bug::Shardkv(shardkv::Bug::JournalNamesSessionsLate),
         Bug::Shardkv(shardkv::Bug::CopyBeginsEarly),
         Bug::Shardkv(shardkv::Bug::PageSkipsRow),
         Bug::Shardkv(shardkv::Bug::EndedCopyUsed),
         Bug::Shardkv(shardkv::Bug::UselessCopyServed),
         Bug::Shardkv(shardkv::Bug::DropKeepsRows),
+        Bug::Shardkv(shardkv::Bug::AbsentSessionKept),
         Bug::Shardctrler(shardctrler::Bug::LeavingCountsAsDrained),
         Bug::Shardctrler(shardctrler::Bug::IncarnationReused),
     ] {

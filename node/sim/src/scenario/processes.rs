@@ -36,6 +36,20 @@ impl Scenario {
         }
     }
 
+    /// Lets hosts start for the first time, with empty disks, in a part of the worlds.
+    pub(super) fn draw_first_starts(&mut self, rng: &mut SimRng) {
+        let within = rng.magnitude(10 * MILLI, 2 * SECOND);
+        if self.stormy || self.load_lasts || !rng.chance(250_000) {
+            return;
+        }
+        self.first_starts = Some(within);
+        // A group has all its hosts from the start, and all of the same version.
+        self.faults.membership = None;
+        if let Some(cluster) = &mut self.cluster {
+            cluster.survives_without = 0;
+        }
+    }
+
     /// Lets leaderships move often, and cuts off the leader that told another node to campaign.
     fn strike_transfers(&mut self, rng: &mut SimRng) {
         let every = rng.between(50 * MILLI, 400 * MILLI);

@@ -255,25 +255,30 @@ impl World {
         }
     }
 
-    /// Wipes a disk at once, or damages a record, which the next start finds.
-    fn lose_disk(&mut self, host: HostId, lasts: Micros, damage: bool) {
+    /// Returns true if a group survives the loss of a host's disk now.
+    pub(super) fn may_lose_disk(&self, host: HostId) -> bool {
         let group = self.hosts[host].group;
         let Some(membership) = self.stable_membership(group) else {
-            return;
+            return false;
         };
         // The disk of a learner that the leader is about to promote must not be lost at that moment.
-        if membership
+        let replaces = membership
             .members()
-            .any(|(_, member)| member.kind == MemberKind::Learner && member.replaces.is_some())
-        {
-            return;
-        }
+            .any(|(_, member)| member.kind == MemberKind::Learner && member.replaces.is_some());
         let votes = membership.is_voter(self.hosts[host].node);
-        if self.admin_is_waiting(group) || (votes && membership.voters().count() < 3) {
+        let is_needed = votes && membership.voters().count() < 3;
+        !(replaces || is_needed || self.admin_is_waiting(group))
+    }
+
+    /// Wipes a disk at once, or damages a record, which the next start finds.
+    fn lose_disk(&mut self, host: HostId, lasts: Micros, damage: bool) {
+        if !self.may_lose_disk(host) {
             return;
         }
         if damage {
             self.count("damaged disks");
+            let group = self.hosts[host].group;
+            self.groups[group].lost += 1;
             self.trace(host, || "a record on the disk is damaged".to_owned());
             self.hosts[host].disk.damage();
             if self.rng.coin() {

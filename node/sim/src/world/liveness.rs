@@ -251,9 +251,16 @@ impl World {
         RECOVERY_LIMIT + pause * self.unsettled_configs
     }
 
-    /// Requests the next membership change, as the administrator, that makes a host of `group` a voter.
+    /// Requests the next membership change, as the administrator, that makes a host of `group` a voter. Where volumes came back or were
+    /// exchanged, it also adds nodes at the addresses of others, and removes voters that are gone.
     fn rejoin_next_host(&mut self, group: GroupId) {
-        let Some(membership) = self.stable_membership(group) else {
+        let starts = self.scenario.first_starts.is_some();
+        if starts {
+            self.give_up_minority(group);
+        }
+        let of_leader = || self.status(self.leader(group)?).map(|it| it.membership);
+        let stable = self.stable_membership(group);
+        let Some(membership) = stable.or_else(|| of_leader().filter(|_| starts)) else {
             return;
         };
         for number in self.groups[group].hosts.clone() {
@@ -268,6 +275,11 @@ impl World {
             };
             self.request_change(group, change);
             return;
+        }
+        let present = self.nodes_of(group);
+        let gone = membership.voters().find(|node| !present.contains(node));
+        if let Some(node) = gone.filter(|_| starts) {
+            self.request_change(group, MembershipChange::Remove { node });
         }
     }
 }

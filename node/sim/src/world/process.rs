@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use raft::{Payload, StoreError};
-use replica::{Refusal, Replica, Status};
+use replica::{NodeRecord, Refusal, Replica, Status};
 use types::{Gid, NodeId};
 
 use super::{World, draw_node};
@@ -22,15 +22,23 @@ impl World {
     /// Starts a process on a host's disk. A damaged disk that refuses is replaced by an empty disk.
     pub(crate) fn start(&mut self, number: HostId) -> Checked {
         let seed = self.node_rng.number();
-        if self.hosts[number].process.is_some() {
+        if self.hosts[number].process.is_some() || !self.may_start(number)? {
             return Ok(());
         }
+        self.start_replica(number, seed)
+    }
+
+    /// Starts the replica of a process that knows its group, or joins one.
+    pub(super) fn start_replica(&mut self, number: HostId, seed: u64) -> Checked {
         match self.recover(number, seed) {
             Ok(()) => {}
             Err(error) if self.hosts[number].disk.is_damaged() => {
                 self.count("damaged disks refused");
                 self.trace(number, || format!("refuses to start: {error}"));
                 self.wipe(number);
+                if !self.may_start(number)? {
+                    return Ok(());
+                }
                 self.recover(number, seed).map_err(|error| {
                     Violation::new(
                         "a process starts on an empty disk",
@@ -176,7 +184,11 @@ impl World {
         self.trace(number, || format!("gets an empty disk, and becomes {node}"));
         self.nodes.remove(&self.hosts[number].node);
         self.nodes.insert(node, number);
+        let group = self.hosts[number].group;
+        self.groups[group].lost += 1;
+        self.keep_volume(number);
         self.hosts[number].node = node;
+        self.hosts[number].record = NodeRecord::new(node);
         self.hosts[number].disk.wipe();
     }
 
@@ -403,6 +415,7 @@ impl World {
                 .invariants
                 .membership_changed(&status, &disk)?;
         }
+        self.check_one_group(number, &status)?;
         self.check_bounds(&status)?;
         if has_work {
             self.plan_work(number);

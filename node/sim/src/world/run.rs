@@ -23,6 +23,11 @@ impl World {
     }
 
     fn start_all(&mut self) -> Checked {
+        if let Some(within) = self.scenario.first_starts {
+            self.plan_first_starts(within);
+            self.start_rest();
+            return Ok(());
+        }
         for group in &mut self.groups {
             let voters = || self.hosts[group.hosts.clone()].iter().take(group.members);
             let named = voters().map(|host| (host.node, host.address.clone()));
@@ -41,6 +46,11 @@ impl World {
         for number in 0..self.hosts.len() {
             self.start(number)?;
         }
+        self.start_rest();
+        Ok(())
+    }
+
+    fn start_rest(&mut self) {
         for number in 0..self.clients.len() {
             self.plan_client(number);
         }
@@ -48,7 +58,6 @@ impl World {
             self.plan_config_client(number);
         }
         self.plan_faults();
-        Ok(())
     }
 
     /// Runs the phase with faults, then the liveness phase.
@@ -137,6 +146,9 @@ impl World {
                     self.count("messages for a node that is gone");
                     return Ok(());
                 }
+                if !self.greets(host, &envelope) {
+                    return Ok(());
+                }
                 self.deliver(host, Input::Message(envelope))
             }
             Event::Ask { host, id, request } => self.request_arrived(host, id, request),
@@ -173,6 +185,7 @@ impl World {
                 }
                 self.mover_due(host)
             }
+            Event::First { host, event } => self.take_first(host, event),
             Event::Start { host, incarnation } => {
                 if self.hosts[host].incarnation == incarnation {
                     self.start(host)
