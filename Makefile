@@ -24,6 +24,9 @@ HISTORIES ?= 4
 # Outages of each test of `make test-power`, and the seed that draws them.
 OUTAGES ?= 100
 SEED ?= 1
+# The crate whose mutants `make mutants` tries, and the part of them: K/N, with K from 0.
+CRATE ?= raft
+SHARD ?= 0/40
 # Seconds for each fuzz target of `make fuzz`.
 SECONDS ?= 60
 
@@ -141,6 +144,11 @@ bench-micro: deps ## Measure single functions with criterion: codecs, apply, reb
 .PHONY: fuzz
 fuzz: deps ## Fuzz each decoder for SECONDS=60; installs cargo-fuzz (a minute) if missing
 	@CARGO="$(CARGO)" .ci/fuzz "$(SECONDS)"
+
+.PHONY: mutants
+mutants: deps ## Show what tests and simulator miss: try mutants of CRATE=raft, part SHARD=0/40 (minutes; installs cargo-mutants if missing)
+	@command -v cargo-mutants >/dev/null || { echo "Compiling cargo-mutants: some minutes, once."; $(CARGO) install --locked --debug cargo-mutants; }
+	@CARGO="$(CARGO)" .ci/mutants "$(CRATE)" "$(SHARD)"
 
 .PHONY: doc
 doc: deps ## Build the documentation of all crates; broken links are errors
