@@ -18,7 +18,12 @@ fn options(args: &[&str], file: &str) -> anyhow::Result<Options> {
 #[test]
 fn the_tables_defaults_build_valid_options() {
     let options = options(&["--data-dir", "/d"], "").unwrap();
-    assert_eq!(options.replica.raft, raft::Options::default());
+    let raft = raft::Options {
+        feature_level: replica::FEATURE_LEVEL,
+        keeps_leases: true,
+        ..raft::Options::default()
+    };
+    assert_eq!(options.replica.raft, raft);
     assert_eq!(options.replica.tick_ms, 10);
     assert_eq!(options.limits.max_value_bytes, 1 << 20);
     assert_eq!(options.genesis, GenesisOptions::default());
