@@ -89,6 +89,25 @@ fn what_goes_in_comes_out_byte_by_byte() {
 }
 
 #[test]
+fn an_import_goes_into_the_named_cluster_only() {
+    let Some(at) = shared() else { return };
+    let shown = kv(at, &["config", "query", "-o", "json"]).json();
+    let right = shown["cluster_id"].as_str().unwrap();
+    let import = |cluster: &str| {
+        let args = ["import", "--format", "tsv", "--cluster", cluster];
+        kv_with(at, &args, b"named/1\tone\n")
+    };
+    import("c00000000000000ff").failed(7, "nothing was imported");
+    import("demo").failed(2, "16 hexadecimal digits");
+    assert_eq!(kv(at, &["scan", "--prefix", "named/"]).ok(), "");
+    import(right).ok();
+    assert_eq!(
+        kv(at, &["scan", "--prefix", "named/"]).ok(),
+        "named/1\tone\n"
+    );
+}
+
+#[test]
 fn bad_lines_stop_or_are_skipped() {
     let Some(at) = shared() else { return };
     let text = b"bad/1\tone\nno tab\nbad/2\ttwo\n\tempty key\n";

@@ -306,8 +306,25 @@ async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
     // A later write of the forgotten session, and one of a session from the beginning of time.
     for (session, sequence) in [(silent, 2), (vec![0; 16].into(), 1)] {
         let old = kv.put(with(session, sequence, 1)).await.unwrap_err();
-        assert!(matches!(kind(&old), Kind::SessionExpired(_)), "{old:?}");
+        let Kind::SessionExpired(expired) = kind(&old) else {
+            panic!("{old:?}");
+        };
+        assert!(expired.min_birth > 0, "the refusal names the least birth");
     }
+    // A session is born as late as its client asks.
+    let min_birth = u64::MAX / 2;
+    let late = OpenSessionRequest { min_birth };
+    let late = kv.open_session(late).await.unwrap().into_inner().client_id;
+    let birth = u64::from_be_bytes(late[..8].try_into().unwrap());
+    assert!(
+        birth > 0 && birth < min_birth,
+        "within what tables admit: {birth}"
+    );
+    let later = OpenSessionRequest {
+        min_birth: birth - 1,
+    };
+    let later = kv.open_session(later).await.unwrap().into_inner().client_id;
+    assert!(later[..8] >= (birth - 1).to_be_bytes()[..], "{later:?}");
     // A session born in the far future.
     let future = kv.put(with(vec![0x7f; 16].into(), 1, 1)).await.unwrap_err();
     kind(&future);
