@@ -163,8 +163,9 @@ impl<M: StateMachine> Replica<M> {
                 self.reads.push(id, query);
                 Ok(())
             }
-            Request::LogTime => {
-                self.finished.push((id, Ok(Answer::LogTime(self.birth()))));
+            Request::Birth { at_least } => {
+                self.finished
+                    .push((id, Ok(Answer::Birth(self.birth(at_least)))));
                 Ok(())
             }
             Request::ChangeMembership(change) => self.admin.change(&mut self.raft, id, &change),
@@ -399,13 +400,15 @@ impl<M: StateMachine> Replica<M> {
         all_applied.then_some(self.now)
     }
 
-    /// Returns the birth of a new session: the wall clock, unless log time or the machine is ahead of it. Tables refuse a birth
-    /// that is too far ahead of log time, so a wrong wall clock counts only up to half of that.
-    fn birth(&self) -> LogTime {
+    /// Returns the birth of a new session: the wall clock, unless log time, the machine or the caller is ahead of it. Tables refuse a
+    /// birth that is too far ahead of log time, so a wrong wall clock counts only up to half of that, and a caller who asks for more is
+    /// ignored. The bound is a distance from log time and not from the machine's least birth, which such births raise.
+    fn birth(&self, at_least: LogTime) -> LogTime {
         let wall = match self.log_time() {
             Some(known) => {
                 let latest = LogTime(known.0.saturating_add(MAX_BIRTH_AHEAD_MS / 2));
-                self.now.min(latest).max(known)
+                let asked = if at_least <= latest { at_least } else { known };
+                self.now.min(latest).max(known).max(asked)
             }
             None => self.now,
         };

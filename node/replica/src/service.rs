@@ -23,8 +23,11 @@ pub enum Request<Q> {
     /// Answers a query from this replica's own state as of the last applied entry, on the leader and on followers. Use it
     /// only for facts that never change, or where a stale answer is acceptable.
     ReadLocal(Q),
-    /// Returns the present log time, for a session's birth. Only the leader answers.
-    LogTime,
+    /// Returns the birth of a new session. Only the leader answers.
+    Birth {
+        /// The least birth that the caller asks for. Ignored if tables might refuse it.
+        at_least: types::LogTime,
+    },
     /// Changes the membership by one step; answered when the change is committed.
     ChangeMembership(MembershipChange),
     /// Transfers leadership to this voter, or else to the voter with the longest log; answered when this replica learns that
@@ -37,8 +40,8 @@ pub enum Request<Q> {
 pub enum Answer<R> {
     /// The state machine's response to a write or a read.
     Machine(R),
-    /// The leader's log time.
-    LogTime(types::LogTime),
+    /// The birth of a new session.
+    Birth(types::LogTime),
     /// A membership change was committed here.
     MembershipChanged(Index),
     /// This other node leads now.

@@ -292,7 +292,9 @@ fn log_time_does_not_jump() {
             (900..4_000).contains(&passed),
             "{passed} ms of log time in a second"
         );
-        let Ok(Answer::LogTime(birth)) = cluster.call(Request::LogTime) else {
+        let Ok(Answer::Birth(birth)) = cluster.call(Request::Birth {
+            at_least: LogTime(0),
+        }) else {
             panic!("the leader answers");
         };
         assert!(birth.0 >= cluster.time, "births follow the wall clock");
@@ -359,11 +361,34 @@ fn births_stay_within_what_tables_accept() {
     let before = cluster.time;
     cluster.time = u64::MAX - 1_000_000;
     cluster.tick();
-    let Ok(Answer::LogTime(birth)) = cluster.call(Request::LogTime) else {
+    let Ok(Answer::Birth(birth)) = cluster.call(Request::Birth {
+        at_least: LogTime(0),
+    }) else {
         panic!("the leader answers");
     };
     let ahead = birth.since(LogTime(before));
     assert!(ahead < replica::MAX_BIRTH_AHEAD_MS, "{ahead} ms ahead");
+}
+
+#[test]
+fn births_follow_what_callers_ask_for_within_what_tables_accept() {
+    const YEAR: u64 = 365 * 24 * 3_600_000;
+    let mut cluster = Cluster::new(1);
+    cluster.call(write("a")).unwrap();
+    let now = cluster.time;
+    let mut ahead = |years: u64| {
+        let at_least = LogTime(now + years * YEAR);
+        let Ok(Answer::Birth(birth)) = cluster.call(Request::Birth { at_least }) else {
+            panic!("the leader answers");
+        };
+        birth.since(LogTime(now)) / YEAR
+    };
+    assert_eq!(ahead(0), 0);
+    assert_eq!(ahead(1), 1);
+    assert_eq!(ahead(49), 49);
+    for too_far in [51, 100, 1_000_000] {
+        assert_eq!(ahead(too_far), 0, "{too_far} years are ignored");
+    }
 }
 
 #[test]

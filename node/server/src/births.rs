@@ -45,13 +45,6 @@ impl Births {
     pub(crate) fn least(&self, asked: u64) -> LogTime {
         LogTime(asked.max(self.elsewhere.load(Ordering::Relaxed)))
     }
-
-    /// Returns the birth of a session to which this node's group would give the birth `own`. `most_ahead_ms` is the greatest lead over log time
-    /// that tables admit: a birth that is further ahead would be refused everywhere.
-    pub(crate) fn of_session(&self, own: LogTime, asked: u64, most_ahead_ms: u64) -> LogTime {
-        let latest = LogTime(own.0.saturating_add(most_ahead_ms / 2));
-        self.least(asked).min(latest).max(own)
-    }
 }
 
 #[cfg(test)]
@@ -63,24 +56,14 @@ mod tests {
     #[test]
     fn a_session_is_born_no_earlier_than_another_groups_refusal_asks_for() {
         let (refusing, asked) = (Births::default(), Births::default());
-        assert_eq!(asked.of_session(LogTime(100), 0, 1_000), LogTime(100));
+        assert_eq!(asked.least(0), LogTime(0));
         refusing.set_own(LogTime(400));
-        let refusal = refusing.complete(errors::session_expired());
-        asked.note(&refusal);
-        assert_eq!(asked.of_session(LogTime(100), 0, 1_000), LogTime(400));
+        asked.note(&refusing.complete(errors::session_expired()));
+        assert_eq!(asked.least(0), LogTime(400));
         refusing.set_own(LogTime(300));
         asked.note(&refusing.complete(errors::session_expired()));
-        assert_eq!(
-            asked.of_session(LogTime(100), 0, 1_000),
-            LogTime(400),
-            "it never falls"
-        );
-        assert_eq!(asked.of_session(LogTime(500), 0, 1_000), LogTime(500));
-        assert_eq!(asked.of_session(LogTime(100), 450, 1_000), LogTime(450));
-        assert_eq!(
-            asked.of_session(LogTime(100), u64::MAX, 1_000),
-            LogTime(600)
-        );
+        assert_eq!(asked.least(0), LogTime(400), "it never falls");
+        assert_eq!(asked.least(450), LogTime(450));
     }
 
     #[test]

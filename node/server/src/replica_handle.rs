@@ -101,7 +101,9 @@ impl ReplicaHandle {
     pub(crate) async fn ask(&self, request: MachineRequest) -> Result<MachineResult, ErrorDetail> {
         let changes = !matches!(
             request,
-            replica::Request::Read(_) | replica::Request::ReadLocal(_) | replica::Request::LogTime
+            replica::Request::Read(_)
+                | replica::Request::ReadLocal(_)
+                | replica::Request::Birth { .. }
         );
         let answer = self.submit(request)?;
         self.answered(answer, changes).await

@@ -169,7 +169,9 @@ impl ConfigClient {
             self.draw_target(context);
         }
         let request = match self.session {
-            None => Request::LogTime,
+            None => Request::Birth {
+                at_least: LogTime(0),
+            },
             Some((client, sequence)) => {
                 let command = Command {
                     session: Some(shardctrler::SessionRef {
@@ -259,7 +261,7 @@ impl ConfigClient {
             return Ok(());
         }
         match outcome {
-            Ok(Answer::LogTime(birth)) => self.session_opened(birth, context.now),
+            Ok(Answer::Birth(birth)) => self.session_opened(birth, context.now),
             Ok(Answer::Machine(Reply::Ctrl(Response::Refused(error)))) => {
                 return self.refused(id, &error, context.now);
             }

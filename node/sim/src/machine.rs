@@ -108,7 +108,7 @@ fn wrap<Q>(request: Request<Q>, question: impl Fn(Q) -> Question) -> Request<Que
         },
         Request::Read(query) => Request::Read(question(query)),
         Request::ReadLocal(query) => Request::ReadLocal(question(query)),
-        Request::LogTime => Request::LogTime,
+        Request::Birth { at_least } => Request::Birth { at_least },
         Request::ChangeMembership(change) => Request::ChangeMembership(change),
         Request::TransferLeadership(target) => Request::TransferLeadership(target),
     }

@@ -16,8 +16,9 @@ pub(crate) async fn open(
     births: &Births,
     asked: OpenSessionRequest,
 ) -> Result<OpenSessionResponse, ErrorDetail> {
-    let own = match replica.ask(Request::LogTime).await? {
-        Ok(Answer::LogTime(time)) => time,
+    let at_least = births.least(asked.min_birth);
+    let birth = match replica.ask(Request::Birth { at_least }).await? {
+        Ok(Answer::Birth(birth)) => birth,
         Ok(_) => return Err(kv::mismatch()),
         Err(refusal) => return Err(kv::refused(&refusal, |node| replica.address_or_empty(node))),
     };
@@ -25,8 +26,6 @@ pub(crate) async fn open(
         let why = "this node does not know the group's settings yet";
         return Err(errors::unavailable(why, 100));
     };
-    let most_ahead_ms = genesis.session_limits().max_birth_ahead_ms;
-    let birth = births.of_session(own, asked.min_birth, most_ahead_ms);
     let nonce = random::number().map_err(|error| {
         errors::unavailable(
             format!("the operating system gave no randomness: {error}"),

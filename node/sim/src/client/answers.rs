@@ -99,7 +99,7 @@ impl Client {
 
     fn session_opened(&mut self, gid: Gid, outcome: Outcome, context: &mut ClientContext<'_>) {
         let result = match outcome {
-            Ok(Answer::LogTime(birth)) => {
+            Ok(Answer::Birth(birth)) => {
                 let nonce = self.rng.number();
                 let half = self.options.renew_after.unwrap_or(UNLIMITED_AGE);
                 Ok(OpenedSession {

@@ -2,7 +2,7 @@
 
 use replica::Request;
 use request::{BatchStream, Effect, Ended, Jitter, Refusal, Refused, Repeat, Time, Tracked};
-use types::Gid;
+use types::{Gid, LogTime};
 
 use super::Client;
 use super::connection::{Sent, Stream, session_of, stream_options, time};
@@ -212,7 +212,9 @@ impl Client {
             context.out.push(Outgoing {
                 to,
                 id,
-                request: Request::LogTime,
+                request: Request::Birth {
+                    at_least: LogTime(0),
+                },
                 delay: 0,
             });
         }

@@ -2,7 +2,7 @@
 
 use replica::{Answer, Request, RequestId};
 use request::{Jitter, Leader, Name, Next, Policy, Refusal, Refused, Repeat, SingleCall, Time};
-use types::ClientId;
+use types::{ClientId, LogTime};
 
 use super::attempt::{Opening, Unary};
 use super::connection::{Sent, encode, session_of, time};
@@ -154,7 +154,9 @@ impl Client {
             context.out.push(Outgoing {
                 to,
                 id,
-                request: Request::LogTime,
+                request: Request::Birth {
+                    at_least: LogTime(0),
+                },
                 delay: 0,
             });
         }
@@ -167,7 +169,7 @@ impl Client {
             return;
         };
         match outcome {
-            Ok(Answer::LogTime(birth)) => {
+            Ok(Answer::Birth(birth)) => {
                 let nonce = self.rng.number();
                 let half = self.options.renew_after.unwrap_or(UNLIMITED_AGE);
                 let client = encode(ClientId { birth, nonce });
