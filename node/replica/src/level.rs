@@ -20,7 +20,7 @@ use crate::{Applied, Replica, StateMachine};
 ///
 /// | level | from it on |
 /// |---|---|
-/// | 1 | a state has a digest, which the members compare ([`DIGEST_LEVEL`](crate::DIGEST_LEVEL)); no row changes |
+/// | 1 | a state has a digest, which the members compare ([`DIGEST_LEVEL`](crate::DIGEST_LEVEL)); silent sessions and journals end without writes (the module `upkeep`); no row changes |
 pub const FEATURE_LEVEL: u32 = 1;
 
 impl<M: StateMachine> Replica<M> {

@@ -9,6 +9,9 @@ use types::LogTime;
 use crate::entry::OperationBatch;
 use crate::{Replica, StateMachine};
 
+/// The feature level from which on upkeep is in the log: older members refuse its operations, and so would keep what others forget.
+pub(crate) const UPKEEP_LEVEL: u32 = 1;
+
 /// The time between two questions to the machine, in milliseconds of log time.
 const INTERVAL_MS: u64 = 1_000;
 
@@ -24,7 +27,10 @@ pub(crate) struct Upkeep {
 impl<M: StateMachine> Replica<M> {
     /// Proposes the machine's upkeep if it is due. If the proposal is lost, the next leader asks its own machine.
     pub(crate) fn keep_up(&mut self) {
-        if self.raft.role() != Role::Leader || self.raft.is_transferring() {
+        if self.raft.role() != Role::Leader
+            || self.raft.is_transferring()
+            || self.applied.feature_level < UPKEEP_LEVEL
+        {
             return;
         }
         let Some(time) = self.log_time().filter(|time| *time >= self.upkeep.due) else {

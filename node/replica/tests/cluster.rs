@@ -161,13 +161,22 @@ impl Cluster {
     }
 
     fn start(&mut self, node: u64, log: SharedLog, state: MemoryState) {
-        self.start_with(node, log, state, Vec::new());
+        self.start_with(node, log, state, Vec::new(), 0);
     }
 
-    fn start_with(&mut self, node: u64, log: SharedLog, state: MemoryState, upkeep: Vec<Bytes>) {
+    fn start_with(
+        &mut self,
+        node: u64,
+        log: SharedLog,
+        state: MemoryState,
+        upkeep: Vec<Bytes>,
+        level: u32,
+    ) {
         self.logs.insert(NodeId(node), log.clone());
+        let mut options = options(node);
+        options.raft.feature_level = level;
         let replica = Replica::recover(
-            options(node),
+            options,
             NodeId(node),
             Box::new(log),
             Box::new(state),
@@ -675,19 +684,37 @@ fn a_log_that_lost_what_the_state_holds_does_not_start() {
     ));
 }
 
-/// What is due by time alone gets into the log: once, from the leader only, and slowly.
-#[test]
-fn a_leader_proposes_the_upkeep_of_its_machine() {
+/// Starts three replicas anew, of versions with these feature levels. The machine of each has upkeep.
+fn with_upkeep(due: &[Bytes], levels: [u32; 3]) -> Cluster {
     let mut cluster = Cluster::new(3);
-    let due: Vec<Bytes> = ["a", "b", "c"].map(Bytes::from).into();
-    for (node, log) in cluster.logs.clone() {
+    for (level, (node, log)) in levels.into_iter().zip(cluster.logs.clone()) {
         let mut state = MemoryState::new();
         let mut unused = SharedLog::default();
         let membership =
             Membership::of_voters((1..=3).map(|node| (NodeId(node), format!("host-{node}"))));
         initialise(&mut unused, &mut state, &membership, WriteBatch::default()).unwrap();
-        cluster.start_with(node.0, log, state, due.clone());
+        cluster.start_with(node.0, log, state, due.to_vec(), level);
     }
+    cluster
+}
+
+#[test]
+fn an_older_member_keeps_upkeep_out_of_the_log() {
+    let mut cluster = with_upkeep(&[Bytes::from("a")], [1, 1, 0]);
+    for _ in 0..1_000 {
+        cluster.tick();
+    }
+    for replica in cluster.replicas.values() {
+        let written = replica.state().get(Table::Data, b"journal").unwrap();
+        assert_eq!(written, None);
+    }
+}
+
+/// What is due by time alone gets into the log: once, from the leader only, and slowly.
+#[test]
+fn a_leader_proposes_the_upkeep_of_its_machine() {
+    let due: Vec<Bytes> = ["a", "b", "c"].map(Bytes::from).into();
+    let mut cluster = with_upkeep(&due, [1; 3]);
     let mut times = Vec::new();
     let journal = |cluster: &Cluster| {
         let replicas = cluster.replicas.values();
