@@ -10,7 +10,6 @@
 //!   unsynced writes, so a write that begins after another proves that the other was durable (see [`crate::wal`]).
 
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,8 +30,7 @@ use crate::log_codec::{
 };
 use crate::options::StorageOptions;
 use crate::space::{Disk, Writer};
-use crate::wal::{self, Doubt};
-use crate::{directory, engine};
+use crate::{directory, engine, wal};
 
 /// An upper bound of a batch's bytes on the disk besides its entries: the record's header, hard state, number.
 const BATCH_BYTES: usize = 1_024;
@@ -347,37 +345,13 @@ impl LogStore for RocksLog {
     }
 }
 
-/// Refuses a log that lacks writes of a file that looks damaged. Opens the database read-only, so that damage stays as it is.
-fn dispel(dir: &Path, options: &StorageOptions, doubts: &[Doubt]) -> Result<(), StoreError> {
-    if doubts.is_empty() {
-        return Ok(());
-    }
-    let read = || {
-        let db = DB::open_for_read_only(&engine::log_options(options)?, dir, false)?;
-        db.get(NUMBER)
-    };
-    let number = read().map_err(|error| translate_opening(&error))?;
-    let number = number.as_deref().map_or(Ok(0), decode_number)?;
-    match doubts.iter().find(|doubt| doubt.last > number) {
-        Some(doubt) => Err(StoreError::Damaged(doubt.damage.clone())),
-        None => Ok(()),
-    }
-}
-
-fn decode_number(value: &[u8]) -> Result<u64, StoreError> {
-    value
-        .try_into()
-        .map(u64::from_le_bytes)
-        .map_err(|_| damaged("the number of its writes does not have 8 bytes"))
-}
-
 fn open_db(
     directory: &Directory,
     options: &StorageOptions,
     settled: u64,
 ) -> Result<DB, StoreError> {
     let dir = directory.log_dir();
-    dispel(&dir, options, &wal::check(&dir, settled)?)?;
+    wal::check(&dir, settled)?;
     let open = || DB::open(&engine::log_options(options)?, dir);
     open().map_err(|error| translate_opening(&error))
 }
@@ -395,7 +369,10 @@ fn verify(db: &DB) -> Result<(u64, LogState), VerifyError> {
     }
     let number = match get(NUMBER)?.as_deref() {
         None => 0,
-        Some(value) => decode_number(value)?,
+        Some(value) => value
+            .try_into()
+            .map(u64::from_le_bytes)
+            .map_err(|_| damaged("the number of its writes does not have 8 bytes"))?,
     };
     let mut content = LogState::default();
     if let Some(value) = get(HARD_STATE)? {

@@ -9,9 +9,6 @@
 //! - A number that does not follow the number before it, also from file to file, proves that writes between are lost.
 //!   That is damage too. Files whose writes are all in table files don't count: `RocksDB` is deleting them.
 //! - A file that begins with a whole record of a later file was about to be reused when the power failed, and doesn't count.
-//! - If only a part of that record is on the disk, the file looks damaged. Only a file before the last can look so, because `RocksDB`
-//!   reuses files whose writes are all in table files. Such a file is a [`Doubt`], which the content of the database dispels: it is
-//!   damage unless the database, opened read-only, has all writes of the file.
 //! - A broken place that nothing follows is the last write, and may be cut. `FLOOR` then tells if it was acknowledged.
 //!
 //! After this check `RocksDB` may stop at the first broken place, and may recycle its log files. Overwriting a file
@@ -59,18 +56,9 @@ enum WalDamage {
     GapBetweenFiles { before: u64, found: u64 },
 }
 
-/// A file that is damaged, unless its writes are all in table files.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Doubt {
-    /// The greatest number of a write in the file.
-    pub(crate) last: u64,
-    /// The damage.
-    pub(crate) damage: String,
-}
-
 /// Checks all write-ahead logs in `dir`. The writes up to number `flushed` are in table files.
-/// [`StoreError::Damaged`] says where a durable write is broken or lost. Returns the doubts that the database's content must dispel.
-pub(crate) fn check(dir: &Path, flushed: u64) -> Result<Vec<Doubt>, StoreError> {
+/// [`StoreError::Damaged`] says where a durable write is broken or lost.
+pub(crate) fn check(dir: &Path, flushed: u64) -> Result<(), StoreError> {
     let mut files = Vec::new();
     let entries = || fs::read_dir(dir)?.collect::<Result<Vec<_>, _>>();
     // A directory that was there, or a file that was listed, is lost.
@@ -93,23 +81,14 @@ pub(crate) fn check(dir: &Path, flushed: u64) -> Result<Vec<Doubt>, StoreError> 
         flushed,
         last: None,
     };
-    let mut doubts = Vec::new();
-    let newest = files.last().map(|(number, _)| *number);
     for (number, path) in files {
         let data = fs::read(&path).map_err(failed)?;
-        let checked = match Scan::new(&data, number).run() {
-            Err(damage) if Some(number) != newest => {
-                doubts.push(Doubt {
-                    last: Scan::new(&data, number).last_number(),
-                    damage: format!("{}: {damage}", path.display()),
-                });
-                Ok(())
-            }
-            outcome => outcome.and_then(|span| chain.add(span)),
-        };
-        checked.map_err(|damage| StoreError::Damaged(format!("{}: {damage}", path.display())))?;
+        Scan::new(&data, number)
+            .run()
+            .and_then(|span| chain.add(span))
+            .map_err(|damage| StoreError::Damaged(format!("{}: {damage}", path.display())))?;
     }
-    Ok(doubts)
+    Ok(())
 }
 
 /// The numbers of the first and the last write of a file; `None` if it has no numbered write.
@@ -172,58 +151,41 @@ impl<'a> Scan<'a> {
             return Ok(None);
         }
         let mut span = None;
+        // The end of the payload so far, because the number may lie across two fragments; `None` between writes.
+        let mut open: Option<Vec<u8>> = None;
+        // The position at which the current write begins.
+        let mut begin = 0;
         loop {
             self.skip_trailer();
-            let begin = self.at;
-            if let Some(tail) = self.write() {
-                extend_span(&mut span, &tail)?;
-                continue;
+            if open.is_none() {
+                begin = self.at;
             }
-            return match self.next_beginning(self.at) {
-                Some(next) => Err(WalDamage::BrokenBeforeNext {
-                    broken: begin,
-                    next,
-                }),
-                None => Ok(span),
+            let Some(fragment) = self.fragment(self.at) else {
+                break;
             };
-        }
-    }
-
-    /// Reads the write that begins here. Returns the end of its payload, or `None` at the first fragment that is broken or doesn't
-    /// fit.
-    fn write(&mut self) -> Option<Vec<u8>> {
-        // The number may lie across two fragments.
-        let mut tail = Vec::new();
-        let mut begun = false;
-        loop {
-            self.skip_trailer();
-            let fragment = self.fragment(self.at)?;
-            if begun != matches!(fragment.kind, MIDDLE | LAST) {
-                // The fragment that belongs before it or after it is missing.
-                return None;
-            }
-            begun = true;
+            let mut tail = match (fragment.kind, open.take()) {
+                (FULL | FIRST, None) => Vec::new(),
+                (MIDDLE | LAST, Some(tail)) => tail,
+                // This fragment does not fit here: the one that belongs before it or after it is missing.
+                _ => break,
+            };
             self.at += HEADER + fragment.payload.len();
             tail.extend_from_slice(fragment.payload);
             let surplus = tail.len().saturating_sub(TAIL);
             tail.drain(..surplus);
             if matches!(fragment.kind, FULL | LAST) {
-                return Some(tail);
+                extend_span(&mut span, &tail)?;
+            } else {
+                open = Some(tail);
             }
         }
-    }
-
-    /// Returns the greatest number of a write in a file that has broken places.
-    fn last_number(mut self) -> u64 {
-        let mut last = 0;
-        while let Some(next) = self.next_beginning(self.at) {
-            self.at = next;
-            match self.write() {
-                Some(tail) => last = last.max(number_of(&tail).unwrap_or(0)),
-                None => self.at = self.at.max(next + 1),
-            }
+        match self.next_beginning(self.at) {
+            Some(next) => Err(WalDamage::BrokenBeforeNext {
+                broken: begin,
+                next,
+            }),
+            None => Ok(span),
         }
-        last
     }
 
     /// Returns true if the file begins with a whole fragment of a later file. `RocksDB` was about to reuse the file: it renames it,
@@ -238,6 +200,7 @@ impl<'a> Scan<'a> {
             file,
             at: 0,
         };
+        // The first record of a file begins with its first fragment.
         let begins = |fragment: Fragment<'_>| matches!(fragment.kind, FULL | FIRST);
         u32::from_le_bytes(file) > u32::from_le_bytes(self.file)
             && later.fragment(0).is_some_and(begins)
@@ -284,15 +247,13 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// Returns the number of the write that ends with `tail`. The first write of a log, which makes it, has none.
-fn number_of(tail: &[u8]) -> Option<u64> {
-    let number = tail.strip_prefix(&NUMBER_PREFIX)?;
-    number.try_into().ok().map(u64::from_le_bytes)
-}
-
 /// Adds the write that ends with `tail` to the span, and checks that its number follows the one before.
 fn extend_span(span: &mut Span, tail: &[u8]) -> Result<(), WalDamage> {
-    let Some(number) = number_of(tail) else {
+    let number = tail
+        .strip_prefix(&NUMBER_PREFIX)
+        .and_then(|number| number.try_into().ok());
+    // The first write of a log, which makes it, has no number.
+    let Some(number) = number.map(u64::from_le_bytes) else {
         return Ok(());
     };
     *span = match *span {
@@ -428,36 +389,6 @@ mod tests {
         let (earlier, _) = file(2, 100..101, 2_500);
         data[..earlier.len()].copy_from_slice(&earlier);
         assert!(run(&[(3, &data), (4, &next)]).is_err());
-    }
-
-    /// Only some sectors of the new first record are on the disk, under the old name.
-    #[test]
-    fn a_file_that_was_reused_in_part_is_a_doubt() {
-        const SECTOR: usize = 512;
-        let dir = tempfile::tempdir().unwrap();
-        let (old, _) = file(3, 1..40, 3_000);
-        let (next, _) = file(4, 40..60, 1_000);
-        let (new, _) = file(9, 60..61, 20_000);
-        fs::write(dir.path().join("000004.log"), &next).unwrap();
-        let sectors = new.len() / SECTOR;
-        for kept in 1..200_u32 {
-            let mut torn = old.clone();
-            for sector in 0..sectors {
-                let seed = kept.wrapping_mul(2_654_435_761) ^ u32::try_from(sector).unwrap();
-                if seed.wrapping_mul(0x9e37_79b1) >> 31 == 0 {
-                    let range = sector * SECTOR..(sector + 1) * SECTOR;
-                    torn[range.clone()].copy_from_slice(&new[range]);
-                }
-            }
-            fs::write(dir.path().join("000003.log"), &torn).unwrap();
-            let doubts = check(dir.path(), 0).unwrap();
-            assert_eq!(doubts[0].last, 39, "its last write is in it");
-            assert_eq!(doubts.len(), 1);
-        }
-        // The newest file is in use, so there is no doubt.
-        fs::remove_file(dir.path().join("000004.log")).unwrap();
-        let damage = check(dir.path(), 0);
-        assert!(matches!(damage, Err(StoreError::Damaged(_))), "{damage:?}");
     }
 
     #[test]

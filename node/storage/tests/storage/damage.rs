@@ -6,7 +6,7 @@ use std::path::Path;
 
 use raft::{HardState, Index, LogBatch, LogStore, Term};
 use replica::StateStore;
-use shardkv_storage::{OpenError, StorageOptions};
+use shardkv_storage::OpenError;
 use types::NodeId;
 
 use crate::support::{applied, batch, copy_tree, entry, files, open, put, read};
@@ -215,56 +215,6 @@ fn a_torn_write_that_was_not_acknowledged_is_dropped() {
         file.write_all_at(&vec![0; size], hole).unwrap();
         let refused = refused_or_whole(&copy, &format!("hole at {hole} of {before}..{after}"));
         assert!(!refused, "hole at {hole} of {before}..{after}");
-    }
-}
-
-/// `RocksDB` had begun to overwrite a file whose writes are all in tables when the power failed, and the new name is lost.
-#[test]
-fn a_file_that_was_reused_in_part_is_not_damage() {
-    let root = tempfile::tempdir().unwrap();
-    let (good, copy) = (root.path().join("good"), root.path().join("copy"));
-    let options = StorageOptions {
-        log_write_buffer_bytes: 64 << 10,
-        ..StorageOptions::default()
-    };
-    let mut log = shardkv_storage::open(&good, &options).unwrap().log;
-    let listed = |suffix: &str| {
-        let mut names = files(&good.join("log"), |name| name.ends_with(suffix));
-        names.sort();
-        names.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
-    };
-    // Until a log was begun after others, and a table was written since: then the writes of the oldest log are in tables.
-    let mut last = 0;
-    let (mut logs, mut tables) = (Vec::new(), Vec::new());
-    while last < 100 || logs.len() < 2 || tables == listed(".sst") {
-        last += 1;
-        log.write(&batch(last..=last, SIZE)).unwrap();
-        if logs != listed(".log") {
-            (logs, tables) = (listed(".log"), listed(".sst"));
-        }
-        assert!(last < 10_000, "{logs:?} {tables:?}");
-    }
-    drop(log);
-    let (oldest, newest) = (logs[0].clone(), logs[logs.len() - 1].clone());
-    for (name, damaged) in [(oldest, false), (newest, true)] {
-        for at in [0, 5, 600] {
-            let _ = fs::remove_dir_all(&copy);
-            copy_tree(&good, &copy);
-            let file = File::options()
-                .write(true)
-                .open(copy.join("log").join(&name));
-            file.unwrap().write_all_at(&[0xa5; 512], at).unwrap();
-            match shardkv_storage::open(&copy, &options) {
-                Ok(mut opened) => {
-                    assert!(!damaged, "{name} byte {at}");
-                    assert_eq!(opened.log.load().unwrap().last_index, Index(last));
-                    let expected: Vec<_> = (1..=last).map(|index| entry(index, SIZE)).collect();
-                    assert_eq!(read(&opened.log, 1..=last), expected);
-                }
-                Err(OpenError::LogDamaged { .. }) => assert!(damaged, "{name} byte {at}"),
-                Err(error) => panic!("{name} byte {at}: {error}"),
-            }
-        }
     }
 }
 
