@@ -98,7 +98,9 @@ fn an_import_goes_into_the_named_cluster_only() {
         kv_with(at, &args, b"named/1\tone\n")
     };
     import("c00000000000000ff").failed(7, "nothing was imported");
-    import("demo").failed(2, "16 hexadecimal digits");
+    let typo = import("demo");
+    assert_eq!(typo.code, Some(2));
+    assert!(typo.err.contains("16 hexadecimal digits"), "{typo:?}");
     assert_eq!(kv(at, &["scan", "--prefix", "named/"]).ok(), "");
     import(right).ok();
     assert_eq!(
