@@ -477,6 +477,20 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_is_silent_only_while_a_call_is_on_the_wire() {
+        let mut stream = stream();
+        stream.handle_connected(at(0));
+        stream.admit(Item::get("k").tracked());
+        assert_eq!(stream.poll_batch(at(1_000), |id, _, _| id), [1]);
+        stream.handle_sweep(at(1_200));
+        assert!(effects(&mut stream).is_empty(), "it had nothing to answer");
+        stream.admit(Item::get("l").tracked());
+        assert_eq!(stream.poll_batch(at(1_200), |id, _, _| id), [2]);
+        stream.handle_sweep(at(1_300));
+        assert_eq!(effects(&mut stream), ["AskForNewerLeader"], "of the first");
+    }
+
+    #[test]
     fn a_busy_node_that_ends_the_stream_stays_the_leader() {
         let mut stream = stream();
         stream.admit(Item::get("k").tracked());

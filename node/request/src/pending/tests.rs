@@ -23,6 +23,23 @@ fn reads_go_at_once_and_writes_wait_for_a_session() {
 }
 
 #[test]
+fn the_next_deadline_is_the_earliest_of_unanswered_calls() {
+    let mut it = Harness::new(LIMITS);
+    assert_eq!(it.calls.next_deadline(), None);
+    it.get();
+    let first = it.calls.next_deadline();
+    it.now += Duration::from_millis(500);
+    it.get();
+    assert_eq!(it.calls.next_deadline(), first, "sent or not");
+    it.send();
+    it.done(1);
+    let second = it.calls.next_deadline();
+    assert_eq!(second, first.map(|at| at + Duration::from_millis(500)));
+    it.done(2);
+    assert_eq!(it.calls.next_deadline(), None);
+}
+
+#[test]
 fn a_lost_connection_sends_again_in_order_and_under_the_same_names() {
     let mut it = Harness::with_session();
     for _ in 0..5 {
