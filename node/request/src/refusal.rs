@@ -274,6 +274,11 @@ mod tests {
             ),
         ];
         for (refusal, doubt, action) in table {
+            let named = match &action {
+                Action::Reroute(hint) => hint.as_ref(),
+                _ => None,
+            };
+            assert_eq!(refusal.hint(), named, "{refusal:?}");
             assert_eq!(
                 refusal.clone().judge(),
                 Verdict { doubt, action },
