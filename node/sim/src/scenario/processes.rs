@@ -74,8 +74,10 @@ impl Scenario {
         raft.max_inflight_bytes = 128;
         raft.max_uncommitted_bytes = raft.max_uncommitted_bytes.max(16_384);
         if rng.coin() {
-            // Otherwise most followers that are behind need a snapshot.
             self.replica.compact_after_bytes = 1 << 20;
+        } else {
+            // Followers that are behind need a snapshot, and some have a longer log, which conflicts with it.
+            self.replica.compact_after_bytes = rng.magnitude(256, 2_048);
         }
         self.replica.max_pending_requests = 65_536;
         self.disks.sync = (50, 800);
