@@ -4,8 +4,10 @@ use std::fs;
 
 use api::v1::kv_client::KvClient;
 use api::v1::{ScanRequest, ScanResponse};
+use bytes::Bytes;
 use futures::TryStreamExt as _;
 use tonic::Status;
+use types::ShardConfig;
 
 use crate::bad_input::http_get;
 use crate::wait::{holds, until};
@@ -16,6 +18,16 @@ async fn refuses(world: &World, gid: u64, node: u16) -> bool {
     let text = http_get(world.group(gid).metrics(node), "/metrics").await;
     text.lines()
         .any(|line| line == "shardkv_foreign_controllers 1")
+}
+
+/// Returns the number of the configuration that a node keeps on its disk.
+fn kept(world: &World, gid: u64, node: u16) -> Option<u64> {
+    let file = world.group(gid).data(node).join("CONFIGURATION");
+    let content = Bytes::from(fs::read(file).ok()?);
+    // The file's version and the cluster come before the configuration, and a checksum after it.
+    let config = content.get(9..content.len().checked_sub(4)?)?;
+    let config = ShardConfig::decode(content.slice_ref(config)).ok()?;
+    Some(config.num().0)
 }
 
 /// Returns all keys that a scan through a node finds.
@@ -53,7 +65,13 @@ async fn scans_show_the_groups_own_cluster_whatever_controllers_answer() {
         .await;
     };
 
-    // A node that knows its group's configurations goes on with them.
+    // A node that knows its group's configurations goes on with them. It writes them to its disk within a second.
+    let latest = world.query().await.latest;
+    until("the node keeps the configuration", async || {
+        let kept = kept(&world, 1, 0);
+        holds(kept == Some(latest), format!("{kept:?} of {latest}"))
+    })
+    .await;
     let group = &mut world.groups[0];
     group.set("controllers", &wrong);
     group.kill(0);
