@@ -154,7 +154,7 @@ impl<'a> Draft<'a> {
         let mut found = Vec::new();
         let mut rows = self.view().walk(&request.span)?;
         let mut budget = self.budget.clone();
-        while let Some(row) = rows.next()? {
+        while let Some(row) = rows.next(&mut budget)? {
             budget.change(row.key.len() as u64)?;
             found.push(row);
         }

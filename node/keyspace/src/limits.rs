@@ -15,7 +15,7 @@ pub struct Limits {
     pub max_changes: u32,
     /// The most bytes of keys and values that one write writes, and that it reads for its compares and answers.
     pub max_write_bytes: u32,
-    /// The most operations, and keys and events that compares and ranges visit, of one write together.
+    /// The most operations, and rows of keys and events that compares, ranges and deletions visit, of one write together.
     pub max_visited: u32,
     /// The most keys of a lease. Their bytes are bounded by `max_write_bytes`, so that a revoke is one write.
     pub max_lease_keys: u32,
@@ -130,7 +130,7 @@ impl Budget {
         take(&mut self.written, bytes, self.refusal)
     }
 
-    /// Counts a visited key.
+    /// Counts a visited row.
     pub(crate) fn visit(&mut self) -> Result<(), Refusal> {
         take(&mut self.visited, 1, self.refusal)
     }

@@ -62,13 +62,7 @@ impl Rows<'_> {
     /// Returns the next row, and counts the rows that were visited for it.
     fn next(&mut self, budget: &mut Budget) -> Result<Option<Row>, Failure> {
         match self {
-            Self::Newest(rows) => {
-                let row = rows.next()?;
-                if row.is_some() {
-                    budget.visit()?;
-                }
-                Ok(row)
-            }
+            Self::Newest(rows) => rows.next(budget),
             Self::Old(rows) => rows.next(budget),
         }
     }

@@ -56,8 +56,7 @@ pub(crate) fn decide<'r>(
 fn holds(view: View<'_>, compare: &Compare, budget: &mut Budget) -> Result<bool, Failure> {
     let mut rows = view.walk(&compare.span)?;
     let mut any = false;
-    while let Some(row) = rows.next()? {
-        budget.visit()?;
+    while let Some(row) = rows.next(budget)? {
         any = true;
         if !holds_for(view, compare, &row, budget)? {
             return Ok(false);

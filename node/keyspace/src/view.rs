@@ -265,16 +265,17 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Returns the next row.
-    pub(crate) fn next(&mut self) -> Result<Option<Row>, StoreError> {
+    /// Returns the next row. It counts every row that it takes, also those that the draft hides, because they cost as much.
+    pub(crate) fn next(&mut self, budget: &mut Budget) -> Result<Option<Row>, Failure> {
         loop {
             let drafted_first = match (&self.next_stored, self.drafted.peek()) {
                 (None, None) => return Ok(None),
                 (Some((stored, _)), Some((drafted, _))) => *drafted <= stored,
                 (stored, _) => stored.is_none(),
             };
+            budget.visit()?;
             if !drafted_first {
-                return self.take_stored();
+                return Ok(self.take_stored()?);
             }
             let Some((key, draft)) = self.drafted.next() else {
                 return Ok(None);
@@ -284,6 +285,7 @@ impl<'a> Walk<'a> {
                 .as_ref()
                 .is_some_and(|(stored, _)| stored == key)
             {
+                budget.visit()?;
                 self.next_stored = self.stored.next()?;
             }
             if let Some((meta, value)) = draft {
@@ -335,10 +337,9 @@ impl OldWalk<'_> {
                 budget.visit()?;
                 return Ok(self.gone.pop_first().map(|(_, row)| row));
             }
-            let Some(row) = self.rows.next()? else {
+            let Some(row) = self.rows.next(budget)? else {
                 return Ok(None);
             };
-            budget.visit()?;
             if row.meta.mod_revision <= self.revision {
                 return Ok(Some(row));
             }

@@ -401,6 +401,29 @@ fn a_write_visits_as_many_keys_as_the_limit() {
     keyspace.ok(write);
 }
 
+/// Deletions and ranges of a span that the transaction has emptied walk the hidden rows again.
+#[test]
+fn rows_that_a_draft_hides_are_visited_too() {
+    let mut keyspace = fresh();
+    for name in ["a", "b", "c"] {
+        keyspace.put(name, "");
+    }
+    let all = || Op::DeleteRange(delete("a", "\0"));
+    let count = Op::Range(Range {
+        count_only: true,
+        ..Range::new(span("a", "\0"))
+    });
+    let write = Write::Txn(txn(vec![all(), nested(vec![all(), all()]), count]));
+    // Five operations, three rows for the first deletion, and then three times the three rows with their deletions.
+    keyspace.limits.max_visited = 5 + 3 + 3 * 6 - 1;
+    assert_eq!(
+        keyspace.refusal(write.clone()),
+        Some(Refusal::RequestTooLarge)
+    );
+    keyspace.limits.max_visited += 1;
+    keyspace.ok(write);
+}
+
 #[test]
 fn an_old_range_visits_what_has_changed_since() {
     let mut keyspace = fresh();
