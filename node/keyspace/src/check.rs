@@ -100,19 +100,13 @@ fn check_list(ops: &[Op]) -> Result<Changed<'_>, Refusal> {
 
 /// Checks a nested transaction and adds what it may change. Only one of its lists is carried out, so a key may be in both.
 fn check_nested<'a>(nested: &'a Txn, changed: &mut Changed<'a>) -> Result<(), Refusal> {
-    let success = check_list(&nested.success)?;
+    let mut either = check_list(&nested.success)?;
     let failure = check_list(&nested.failure)?;
-    for key in &success.puts {
-        changed.put(key)?;
+    either.add(failure);
+    if changed.deletes.overlap(&either.puts) || !disjoint(&changed.puts, &either.puts) {
+        return Err(Refusal::DuplicateKey);
     }
-    for key in &failure.puts {
-        // Those of both lists have been checked.
-        if !success.puts.contains(key) {
-            changed.put(key)?;
-        }
-    }
-    changed.deletes.merge(success.deletes);
-    changed.deletes.merge(failure.deletes);
+    changed.add(either);
     Ok(())
 }
 
@@ -123,7 +117,37 @@ impl<'a> Changed<'a> {
         }
         Ok(())
     }
+
+    /// Adds the changes of another list.
+    fn add(&mut self, other: Self) {
+        merge(&mut self.puts, other.puts);
+        self.deletes.merge(other.deletes);
+    }
 }
+
+/// Moves the smaller set into the larger one. So a put moves into a set of at least twice the size each time, however deep its
+/// transaction is nested, and a check costs little more than its keys.
+fn merge<'a>(into: &mut BTreeSet<&'a Bytes>, mut other: BTreeSet<&'a Bytes>) {
+    if other.len() > into.len() {
+        std::mem::swap(into, &mut other);
+    }
+    step(other.len());
+    into.extend(other);
+}
+
+fn disjoint(one: &BTreeSet<&Bytes>, other: &BTreeSet<&Bytes>) -> bool {
+    let (few, many) = if one.len() < other.len() {
+        (one, other)
+    } else {
+        (other, one)
+    };
+    step(few.len());
+    few.iter().all(|key| !many.contains(key))
+}
+
+/// Counts the keys that a check looks up or moves; only a test wants to know.
+#[cfg(not(test))]
+fn step(_: usize) {}
 
 /// A union of ranges of keys, as disjoint ranges from start to end.
 #[derive(Default)]
@@ -169,15 +193,31 @@ impl Intervals {
         self.last_start(key).is_some_and(|(_, end)| *key < end)
     }
 
+    /// Returns true if one of the keys is in a range. It looks up the ranges or the keys, whichever are fewer.
+    fn overlap(&self, keys: &BTreeSet<&Bytes>) -> bool {
+        step(keys.len().min(self.0.len()));
+        if keys.len() < self.0.len() {
+            return keys.iter().any(|key| self.contains(key));
+        }
+        self.0.iter().any(|(start, end)| {
+            let within = (Bound::Included(start), Bound::Excluded(end));
+            keys.range::<Bytes, _>(within).next().is_some()
+        })
+    }
+
     fn merge(&mut self, mut other: Self) {
         if other.0.len() > self.0.len() {
             std::mem::swap(self, &mut other);
         }
+        step(other.0.len());
         for (start, end) in other.0 {
             self.insert(start, end);
         }
     }
 }
+
+#[cfg(test)]
+use tests::step;
 
 #[cfg(test)]
 mod tests;

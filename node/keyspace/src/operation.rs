@@ -92,6 +92,10 @@ impl Operation {
             Action::In(_, Write::SetOptions(options)) => options.check()?,
             Action::In(_, _) => {}
         }
+        self.check_size(bytes)
+    }
+
+    fn check_size(&self, bytes: usize) -> Result<(), Refusal> {
         if bytes > self.limits.max_request_bytes as usize {
             return Err(Refusal::RequestTooLarge);
         }
@@ -109,10 +113,12 @@ impl Operation {
         }
     }
 
-    /// Decodes and checks the operation of an entry.
+    /// Decodes and checks the operation of an entry. The size comes first here, because it bounds the cost of the other checks;
+    /// a server has told a client with several faults what etcd tells.
     pub(crate) fn read(entry: Bytes) -> Result<Self, Refusal> {
         let bytes = entry.len();
         let operation = Self::decode(entry).map_err(|_| Refusal::Malformed)?;
+        operation.check_size(bytes)?;
         operation.check(bytes)?;
         Ok(operation)
     }

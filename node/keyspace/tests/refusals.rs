@@ -467,6 +467,9 @@ fn a_request_is_as_large_as_the_limit() {
     );
     keyspace.limits.max_request_bytes = size;
     assert_eq!(keyspace.refusal(write), None);
+    // In apply the size is checked before all else.
+    let large = Write::Put(put("", &"v".repeat(100)));
+    assert_eq!(keyspace.refusal(large), Some(Refusal::RequestTooLarge));
 }
 
 #[test]

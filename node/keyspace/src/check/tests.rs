@@ -1,5 +1,16 @@
+use std::cell::Cell;
+
 use super::*;
 use crate::{Compare, LeaseId, Relation, Target};
+
+thread_local! {
+    /// The keys and ranges that checks of this thread have looked up or moved.
+    static STEPS: Cell<usize> = const { Cell::new(0) };
+}
+
+pub(super) fn step(keys: usize) {
+    STEPS.set(STEPS.get() + keys);
+}
 
 fn key(key: &'static str) -> Bytes {
     Bytes::from_static(key.as_bytes())
@@ -52,7 +63,21 @@ fn duplicate_keys_are_found_as_etcd_finds_them() {
             put("a"),
         ],
     ];
-    for ops in duplicate {
+    let found_deep = [
+        deep(vec![put("a"), put("b")], 3, |level| match level {
+            2 => vec![put("b")],
+            _ => vec![put_number(level)],
+        }),
+        deep(vec![put("a"), put("b")], 3, |level| match level {
+            2 => vec![delete("b", "")],
+            _ => vec![delete("x", "y")],
+        }),
+        // More deletions than puts.
+        deep(vec![put("b")], 2, |_| {
+            vec![delete("a", ""), delete("b", "c"), delete("d", "")]
+        }),
+    ];
+    for ops in duplicate.into_iter().chain(found_deep) {
         assert_eq!(
             check_list(&ops).err(),
             Some(Refusal::DuplicateKey),
@@ -77,6 +102,52 @@ fn duplicate_keys_are_found_as_etcd_finds_them() {
     ];
     for ops in fine {
         assert!(check_list(&ops).is_ok(), "{ops:?}");
+    }
+}
+
+/// Nests a list, with further operations on each level.
+fn deep(mut ops: Vec<Op>, depth: usize, more: impl Fn(usize) -> Vec<Op>) -> Vec<Op> {
+    for level in 0..depth {
+        let inner = nested(ops, vec![]);
+        ops = more(level);
+        ops.push(inner);
+    }
+    ops
+}
+
+fn put_number(number: usize) -> Op {
+    Op::Put(Put {
+        key: format!("{number:06}").into(),
+        ..Put::default()
+    })
+}
+
+#[test]
+fn a_check_costs_little_more_than_its_keys() {
+    const PUTS: usize = 1_000;
+    const DEPTH: usize = 100;
+    let puts = || (0..PUTS).map(put_number).collect::<Vec<_>>();
+    let deletes = || {
+        let key = |n: usize| format!("x{n:06}").into();
+        let delete = |n| {
+            let span = Span::Key(key(n));
+            Op::DeleteRange(DeleteRange {
+                span,
+                prev_kv: false,
+            })
+        };
+        (0..PUTS).map(delete).collect::<Vec<_>>()
+    };
+    for ops in [
+        deep(puts(), DEPTH, |_| vec![]),
+        deep(puts(), DEPTH, |level| vec![put_number(PUTS + level)]),
+        deep(puts(), DEPTH, |_| vec![delete("y", "z")]),
+        deep(deletes(), DEPTH, |level| vec![put_number(level)]),
+    ] {
+        STEPS.set(0);
+        assert!(check_list(&ops).is_ok());
+        let steps = STEPS.get();
+        assert!(steps <= 4 * DEPTH, "{steps}");
     }
 }
 
