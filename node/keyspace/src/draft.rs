@@ -83,18 +83,25 @@ impl<'a> Draft<'a> {
         self.before + 1
     }
 
-    /// Returns a lease.
-    pub(crate) fn lease(&self, id: LeaseId) -> Result<Option<LeaseRow>, Failure> {
+    /// Returns the newest version of a key, and counts the lookup.
+    pub(crate) fn newest_version(&mut self, key: &Bytes) -> Result<Option<Row>, Failure> {
+        self.budget.lookup()?;
+        Ok(self.view().newest(key)?)
+    }
+
+    /// Returns a lease, and counts the lookup.
+    pub(crate) fn lease(&mut self, id: LeaseId) -> Result<Option<LeaseRow>, Failure> {
         if let Some(drafted) = self.leases.get(&id) {
             return Ok(*drafted);
         }
+        self.budget.lookup()?;
         let row = self.reader.get(Table::Leases, &self.place.lease(id))?;
         Ok(row.map(LeaseRow::decode).transpose()?)
     }
 
     /// Returns the pair of a row, and counts its bytes.
     fn pair(&mut self, row: &Row, answer: bool) -> Result<KeyValue, Failure> {
-        self.budget.read(row.meta.size)?;
+        self.budget.value(row.meta.size)?;
         if !answer {
             return Ok(KeyValue::default());
         }
@@ -104,7 +111,7 @@ impl<'a> Draft<'a> {
 
     /// Sets a key. The caller has checked that the lease exists.
     pub(crate) fn put(&mut self, put: &Put, answer: bool) -> Result<Putted, Failure> {
-        let previous = self.view().newest(&put.key)?;
+        let previous = self.newest_version(&put.key)?;
         if previous.is_none() && (put.ignore_value || put.ignore_lease) {
             return Err(Refusal::KeyNotFound.into());
         }
@@ -116,7 +123,10 @@ impl<'a> Draft<'a> {
             prev_kv = answer.then_some(pair);
         }
         let value = match &previous {
-            Some(row) if put.ignore_value => self.view().value(row)?,
+            Some(row) if put.ignore_value => {
+                self.budget.lookup()?;
+                self.view().value(row)?
+            }
             _ => put.value.clone(),
         };
         let before = previous.map(|row| row.meta);
@@ -151,6 +161,7 @@ impl<'a> Draft<'a> {
         request: &DeleteRange,
         answer: bool,
     ) -> Result<Deleted, Failure> {
+        self.budget.lookup()?;
         let mut found = Vec::new();
         let mut rows = self.view().walk(&request.span)?;
         let mut budget = self.budget.clone();
@@ -187,7 +198,7 @@ impl<'a> Draft<'a> {
     /// Revokes a lease that exists, and deletes these keys, which are all its keys.
     pub(crate) fn revoke(&mut self, id: LeaseId, keys: Vec<Bytes>) -> Result<(), Failure> {
         for key in keys {
-            if let Some(row) = self.view().newest(&key)? {
+            if let Some(row) = self.newest_version(&key)? {
                 self.delete(row)?;
             }
         }

@@ -4,6 +4,9 @@ use types::{DecodeError, Reader, Writer};
 
 use crate::Refusal;
 
+/// What a lookup counts in visited rows. A seek in an LSM tree reads a block of each level, a step of a cursor the next row.
+const LOOKUP_VISITS: u64 = 16;
+
 /// The limits of one operation. Replicas with other options decide alike, because the limits are part of the entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -15,7 +18,8 @@ pub struct Limits {
     pub max_changes: u32,
     /// The most bytes of keys and values that one write writes, and that it reads for its compares and answers.
     pub max_write_bytes: u32,
-    /// The most operations, and rows of keys and events that compares, ranges and deletions visit, of one write together.
+    /// The most operations, and rows of keys and events that compares, ranges and deletions visit, of one write together. A
+    /// lookup of a key, a value or a lease counts as 16 rows, and so does the start of a range.
     pub max_visited: u32,
     /// The most keys of a lease. Their bytes are bounded by `max_write_bytes`, so that a revoke is one write.
     pub max_lease_keys: u32,
@@ -107,7 +111,7 @@ impl Budget {
         Self {
             changes: u64::MAX,
             written: u64::MAX,
-            visited: 0,
+            visited: u64::MAX,
             read: 0,
             refusal: Refusal::RequestTooLarge,
         }
@@ -133,6 +137,17 @@ impl Budget {
     /// Counts a visited row.
     pub(crate) fn visit(&mut self) -> Result<(), Refusal> {
         take(&mut self.visited, 1, self.refusal)
+    }
+
+    /// Counts a lookup, or the start of a walk.
+    pub(crate) fn lookup(&mut self) -> Result<(), Refusal> {
+        take(&mut self.visited, LOOKUP_VISITS, self.refusal)
+    }
+
+    /// Counts the lookup of a value of a version with this size.
+    pub(crate) fn value(&mut self, size: u64) -> Result<(), Refusal> {
+        self.lookup()?;
+        self.read(size)
     }
 
     /// Counts bytes that are read into memory.

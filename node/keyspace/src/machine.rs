@@ -113,7 +113,7 @@ impl Machine<'_> {
         match write {
             Write::Put(put) => {
                 let mut draft = self.draft();
-                txn::check_put(&draft, put)?;
+                txn::check_put(&mut draft, put)?;
                 let answer = draft.put(put, self.at.answer)?;
                 let finished = draft.finish();
                 self.commit(finished)?;
@@ -131,7 +131,7 @@ impl Machine<'_> {
                 let mut budget = draft.budget.clone();
                 let decided = txn::decide(draft.view(), request, &mut budget)?;
                 draft.budget = budget;
-                txn::check(&draft, &decided, self.record)?;
+                txn::check(&mut draft, &decided, self.record)?;
                 let mut answer = txn::execute(&mut draft, &decided, self.at.answer)?;
                 answer.revision = draft.newest();
                 let finished = draft.finish();

@@ -79,6 +79,7 @@ pub(crate) fn read(
     answer: bool,
     budget: &mut Budget,
 ) -> Result<Ranged, Failure> {
+    budget.lookup()?;
     let mut rows = if range.revision > 0 && range.revision < newest {
         Rows::Old(view.walk_at(&range.span, range.revision, budget)?)
     } else {
@@ -96,7 +97,7 @@ pub(crate) fn read(
         // Kept rows cost memory also if only few of them are in the answer.
         budget.read(ROW_BYTES + row.key.len() as u64)?;
         if by_value || (!range.keys_only && most != usize::MAX) {
-            budget.read(row.meta.size)?;
+            budget.value(row.meta.size)?;
         } else {
             row.value = None;
         }
@@ -115,7 +116,7 @@ pub(crate) fn read(
     }
     if !by_value && !range.keys_only && most == usize::MAX {
         for row in &found {
-            budget.read(row.meta.size)?;
+            budget.value(row.meta.size)?;
         }
     }
     let kvs = if answer {

@@ -64,7 +64,7 @@ pub fn read_txn(
         let mut budget = draft.budget.clone();
         let decided = txn::decide(draft.view(), request, &mut budget)?;
         draft.budget = budget;
-        txn::check(&draft, &decided, &record)?;
+        txn::check(&mut draft, &decided, &record)?;
         // The budget of a read has no changes, so a put or a deletion is refused.
         let mut answer = txn::execute(&mut draft, &decided, true)?;
         answer.revision = record.revision;

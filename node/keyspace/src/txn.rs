@@ -42,7 +42,6 @@ pub(crate) fn decide<'r>(
     } else {
         &txn.failure
     } {
-        // An operation costs a lookup also if it meets no key.
         budget.visit()?;
         ops.push(match op {
             Op::Txn(nested) => DecidedOp::Txn(decide(view, nested, budget)?),
@@ -54,6 +53,7 @@ pub(crate) fn decide<'r>(
 
 /// Returns true if a condition holds for all keys of its span.
 fn holds(view: View<'_>, compare: &Compare, budget: &mut Budget) -> Result<bool, Failure> {
+    budget.lookup()?;
     let mut rows = view.walk(&compare.span)?;
     let mut any = false;
     while let Some(row) = rows.next(budget)? {
@@ -65,7 +65,6 @@ fn holds(view: View<'_>, compare: &Compare, budget: &mut Budget) -> Result<bool,
     if any {
         return Ok(true);
     }
-    budget.visit()?;
     let none = order(&compare.target, &Meta::default());
     Ok(none.is_some_and(|order| related(order, compare.relation)))
 }
@@ -78,7 +77,7 @@ fn holds_for(
 ) -> Result<bool, Failure> {
     let order = match (order(&compare.target, &row.meta), &compare.target) {
         (None, Target::Value(value)) => {
-            budget.read(row.meta.size)?;
+            budget.value(row.meta.size)?;
             view.value(row)?.cmp(value)
         }
         (order, _) => order.unwrap_or(Ordering::Equal),
@@ -111,7 +110,7 @@ fn related(order: Ordering, relation: Relation) -> bool {
 /// Refuses what etcd refuses before the first operation: revisions, leases and keys, by the state before. So the refusal of a
 /// transaction with several faults is the same as etcd's.
 pub(crate) fn check(
-    draft: &Draft<'_>,
+    draft: &mut Draft<'_>,
     decided: &Decided<'_>,
     record: &Record,
 ) -> Result<(), Failure> {
@@ -129,11 +128,11 @@ pub(crate) fn check(
 }
 
 /// Refuses a put whose lease doesn't exist, or that keeps what doesn't exist.
-pub(crate) fn check_put(draft: &Draft<'_>, put: &Put) -> Result<(), Failure> {
+pub(crate) fn check_put(draft: &mut Draft<'_>, put: &Put) -> Result<(), Failure> {
     if put.lease != LeaseId::NONE && draft.lease(put.lease)?.is_none() {
         return Err(Refusal::LeaseNotFound.into());
     }
-    if (put.ignore_value || put.ignore_lease) && draft.view().newest(&put.key)?.is_none() {
+    if (put.ignore_value || put.ignore_lease) && draft.newest_version(&put.key)?.is_none() {
         return Err(Refusal::KeyNotFound.into());
     }
     Ok(())

@@ -211,9 +211,12 @@ impl<'a> View<'a> {
             if !event.deleted || !span.contains(&event.key) || gone.contains_key(&event.key) {
                 continue;
             }
-            if self.newest(&event.key)?.is_none()
-                && let Some(row) = self.at(&event.key, revision)?
-            {
+            budget.lookup()?;
+            if self.newest(&event.key)?.is_some() {
+                continue;
+            }
+            budget.lookup()?;
+            if let Some(row) = self.at(&event.key, revision)? {
                 budget.read(event.key.len() as u64)?;
                 // The value is read again if it is wanted, so that only wanted values take memory.
                 gone.insert(event.key, Row { value: None, ..row });
@@ -343,6 +346,7 @@ impl OldWalk<'_> {
             if row.meta.mod_revision <= self.revision {
                 return Ok(Some(row));
             }
+            budget.lookup()?;
             if let Some(row) = self.view.at(&row.key, self.revision)? {
                 return Ok(Some(row));
             }

@@ -372,6 +372,21 @@ fn a_write_writes_and_reads_as_many_bytes_as_the_limit() {
     keyspace.ok(delete);
 }
 
+/// The rows that a lookup counts as.
+const LOOKUP: u32 = 16;
+
+/// Carries out a write that visits as much as the limit, and is refused below it.
+fn only_just(keyspace: &mut Keyspace, write: &Write) {
+    keyspace.limits.max_visited -= 1;
+    assert_eq!(
+        keyspace.refusal(write.clone()),
+        Some(Refusal::RequestTooLarge),
+        "{write:?}"
+    );
+    keyspace.limits.max_visited += 1;
+    assert_eq!(keyspace.refusal(write.clone()), None, "{write:?}");
+}
+
 #[test]
 fn a_write_visits_as_many_keys_as_the_limit() {
     let mut keyspace = fresh();
@@ -391,14 +406,62 @@ fn a_write_visits_as_many_keys_as_the_limit() {
         compare: vec![compare],
         ..txn(vec![count, Op::Put(put("x", ""))])
     });
-    // Three keys for the compare, three for the range, and two operations.
-    keyspace.limits.max_visited = 7;
-    assert_eq!(
-        keyspace.refusal(write.clone()),
-        Some(Refusal::RequestTooLarge)
-    );
-    keyspace.limits.max_visited = 8;
-    keyspace.ok(write);
+    // Two operations; the compare and the range start a walk and visit three keys each; and the put looks its key up.
+    keyspace.limits.max_visited = 2 + 2 * (LOOKUP + 3) + LOOKUP;
+    only_just(&mut keyspace, &write);
+}
+
+#[test]
+fn a_write_looks_up_as_much_as_the_limit() {
+    let mut keyspace = fresh();
+    keyspace.grant(1, 10).unwrap();
+    for name in ["a", "b", "c"] {
+        let leased = Put {
+            lease: LeaseId(1),
+            ..put(name, "1")
+        };
+        keyspace.ok(Write::Put(leased));
+    }
+    let compare = Compare {
+        span: span("a", "\0"),
+        target: Target::Value(key("1")),
+        relation: Relation::Equal,
+    };
+    let compare = Write::Txn(Txn {
+        compare: vec![compare],
+        ..Txn::default()
+    });
+    let range = |keys_only| {
+        Write::Txn(txn(vec![Op::Range(Range {
+            keys_only,
+            ..Range::new(span("a", "\0"))
+        })]))
+    };
+    let keeps = Put {
+        ignore_value: true,
+        lease: LeaseId(1),
+        prev_kv: true,
+        ..put("a", "")
+    };
+    let delete = DeleteRange {
+        prev_kv: true,
+        ..delete("a", "\0")
+    };
+    for (write, visited) in [
+        (compare, LOOKUP + 3 * (1 + LOOKUP)),
+        (range(true), 1 + LOOKUP + 3),
+        (range(false), 1 + LOOKUP + 3 * (1 + LOOKUP)),
+        // The check looks up lease and key; the put the key, and its value for the answer and to keep it.
+        (Write::Put(keeps), 5 * LOOKUP),
+        // Each value is looked up, and the lease once.
+        (
+            Write::DeleteRange(delete),
+            LOOKUP + 3 * (1 + LOOKUP) + LOOKUP,
+        ),
+    ] {
+        keyspace.limits.max_visited = visited;
+        only_just(&mut keyspace, &write);
+    }
 }
 
 /// Deletions and ranges of a span that the transaction has emptied walk the hidden rows again.
@@ -414,14 +477,10 @@ fn rows_that_a_draft_hides_are_visited_too() {
         ..Range::new(span("a", "\0"))
     });
     let write = Write::Txn(txn(vec![all(), nested(vec![all(), all()]), count]));
-    // Five operations, three rows for the first deletion, and then three times the three rows with their deletions.
-    keyspace.limits.max_visited = 5 + 3 + 3 * 6 - 1;
-    assert_eq!(
-        keyspace.refusal(write.clone()),
-        Some(Refusal::RequestTooLarge)
-    );
-    keyspace.limits.max_visited += 1;
-    keyspace.ok(write);
+    // Five operations, of which four start a walk; three rows for the first deletion, and then three times the three rows with
+    // their deletions.
+    keyspace.limits.max_visited = 5 + 4 * LOOKUP + 3 + 3 * 6;
+    only_just(&mut keyspace, &write);
 }
 
 #[test]
@@ -436,14 +495,10 @@ fn an_old_range_visits_what_has_changed_since() {
         ..Range::new(span("a", "\0"))
     };
     let write = Write::Txn(txn(vec![Op::Range(old), Op::Put(put("x", ""))]));
-    // Two operations, three events, and three keys, of which one existed then.
-    keyspace.limits.max_visited = 7;
-    assert_eq!(
-        keyspace.refusal(write.clone()),
-        Some(Refusal::RequestTooLarge)
-    );
-    keyspace.limits.max_visited = 8;
-    keyspace.ok(write);
+    // Two operations, three events, and three keys, of which two are looked up at the old revision, and the one that existed then
+    // has a value. The range starts a walk, and the put looks its key up.
+    keyspace.limits.max_visited = 2 + 3 + 3 + 5 * LOOKUP;
+    only_just(&mut keyspace, &write);
 }
 
 #[test]
