@@ -296,9 +296,9 @@ fn of_answer(given: &Answer) -> Value {
         Answer::DeleteRange(deleted) => of_deletion(deleted),
         Answer::Txn(txn) => of_txn(txn),
         Answer::Done { revision } => answer(*revision, []),
-        Answer::Granted { revision, id, ttl } => {
-            answer(*revision, [("ID", id.0.into()), ("TTL", (*ttl).into())])
-        }
+        Answer::Granted {
+            revision, id, ttl, ..
+        } => answer(*revision, [("ID", id.0.into()), ("TTL", (*ttl).into())]),
         other => panic!("not drawn: {other:?}"),
     }
 }

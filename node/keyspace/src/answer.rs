@@ -100,6 +100,8 @@ pub enum Answer {
         id: LeaseId,
         /// Its time to live, in seconds.
         ttl: i64,
+        /// The number of the grant, which no other grant of the keyspace has.
+        grant: u64,
     },
     /// Of a step of clearing.
     Cleared {

@@ -111,8 +111,14 @@ fn encode_write(write: &Write, out: &mut Writer) {
         Write::Revoke { id } => {
             out.number(id.0.cast_unsigned());
         }
-        Write::Expire { id, term, config } => {
+        Write::Expire {
+            id,
+            grant,
+            term,
+            config,
+        } => {
             out.number(id.0.cast_unsigned())
+                .number(*grant)
                 .number(term.0)
                 .number(config.0);
         }
@@ -137,6 +143,7 @@ fn decode_write(kind: u8, input: &mut Reader) -> Result<Write, DecodeError> {
         REVOKE => Write::Revoke { id: lease(input)? },
         EXPIRE => Write::Expire {
             id: lease(input)?,
+            grant: input.number("grant")?,
             term: Term(input.number("term")?),
             config: ConfigNum(input.number("configuration")?),
         },

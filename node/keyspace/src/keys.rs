@@ -9,7 +9,7 @@
 //! | `Versions` | place, escaped user key, mod revision | a version with its value |
 //! | `Versions` | place, escaped user key, revision, 1 | empty: the key was deleted in this revision, and not put after that in it |
 //! | `Events` | place, revision, position in the transaction (u32) | kind, previous version, user key |
-//! | `Leases` | place, lease id | TTL, and the number and bytes of the lease's keys |
+//! | `Leases` | place, lease id | TTL, number of the grant, and the number and bytes of the lease's keys |
 //! | `LeaseKeys` | place, lease id, user key | empty |
 //!
 //! A *place* is the shard (u32) and the keyspace's id (u64). All numbers are big-endian. So all rows of a shard have a common

@@ -29,16 +29,18 @@ pub struct Lease {
     pub ttl: i64,
     /// The number of its keys.
     pub keys: u32,
+    /// The number of its grant. A lease that is granted again under the same id has another.
+    pub grant: u64,
 }
 
-/// Grants a lease and returns its time to live.
+/// Grants a lease and returns its row.
 pub(crate) fn grant(
     place: Place,
     id: LeaseId,
     ttl: i64,
     record: &mut Record,
     store: &mut dyn Store,
-) -> Result<i64, Failure> {
+) -> Result<LeaseRow, Failure> {
     if id == LeaseId::NONE {
         return Err(Refusal::LeaseNotFound.into());
     }
@@ -49,14 +51,18 @@ pub(crate) fn grant(
     if store.get(Table::Leases, &stored)?.is_some() {
         return Err(Refusal::LeaseExists.into());
     }
+    let next = record.grants.checked_add(1);
+    let grant = next.ok_or_else(|| damaged("a keyspace", &"no number is left for a grant"))?;
     record.charge(LEASE_BYTES)?;
+    record.grants = grant;
     let row = LeaseRow {
         ttl: ttl.max(MIN_LEASE_TTL),
+        grant,
         keys: 0,
         key_bytes: 0,
     };
     store.put(Table::Leases, stored, row.encode());
-    Ok(row.ttl)
+    Ok(row)
 }
 
 /// Drafts the revoke of a lease: its keys are deleted in their order, in one revision. Without keys there is no new revision.
@@ -124,6 +130,11 @@ pub fn read_leases(
 }
 
 fn decode(id: LeaseId, row: bytes::Bytes) -> Result<Lease, StoreError> {
-    let LeaseRow { ttl, keys, .. } = LeaseRow::decode(row)?;
-    Ok(Lease { id, ttl, keys })
+    let row = LeaseRow::decode(row)?;
+    Ok(Lease {
+        id,
+        ttl: row.ttl,
+        keys: row.keys,
+        grant: row.grant,
+    })
 }

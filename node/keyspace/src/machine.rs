@@ -144,11 +144,12 @@ impl Machine<'_> {
             }
             Write::Clear => self.clear(),
             Write::Grant { id, ttl } => {
-                let ttl = lease::grant(self.place, *id, *ttl, self.record, self.store)?;
+                let row = lease::grant(self.place, *id, *ttl, self.record, self.store)?;
                 Ok(Answer::Granted {
                     revision: self.record.revision,
                     id: *id,
-                    ttl,
+                    ttl: row.ttl,
+                    grant: row.grant,
                 })
             }
             Write::Revoke { id } => {
@@ -158,8 +159,17 @@ impl Machine<'_> {
                 self.record.release(lease::LEASE_BYTES);
                 Ok(self.done())
             }
-            Write::Expire { id, term, config } => {
+            Write::Expire {
+                id,
+                grant,
+                term,
+                config,
+            } => {
                 if (*term, *config) != (self.at.term, self.at.config) {
+                    return Err(Refusal::StaleExpiry.into());
+                }
+                let lease = lease::read_lease(&*self.store, self.place, *id)?;
+                if lease.is_some_and(|lease| lease.grant != *grant) {
                     return Err(Refusal::StaleExpiry.into());
                 }
                 self.write(&Write::Revoke { id: *id })

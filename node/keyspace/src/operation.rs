@@ -63,10 +63,12 @@ pub enum Write {
         id: LeaseId,
     },
     /// Revokes a lease that has expired. It is refused under another leader or configuration than the one that decided it,
-    /// because a lease may have been renewed there.
+    /// because a lease may have been renewed there, and if the lease was granted again under the same id.
     Expire {
         /// The lease.
         id: LeaseId,
+        /// The grant that has expired.
+        grant: u64,
         /// The term of the leader that decided it.
         term: Term,
         /// The configuration in which it was decided.

@@ -135,6 +135,8 @@ pub struct Record {
     pub clearing: bool,
     /// The bytes that count against the quota.
     pub bytes: u64,
+    /// The number of leases that were ever granted, which is the number of the last grant.
+    pub(crate) grants: u64,
     /// The place of the next event that clearing visits: a revision and a position in it.
     pub(crate) clear_at: (i64, u32),
     /// The bytes that a refused write would have added, or 0.
@@ -152,6 +154,7 @@ impl Record {
             compacted: -1,
             clearing: false,
             bytes: 0,
+            grants: 0,
             clear_at: (0, 0),
             refused_bytes: 0,
         }
@@ -200,7 +203,8 @@ impl Record {
             .number(self.clear_at.0.cast_unsigned())
             .number(self.clear_at.1.into())
             .number(self.bytes)
-            .number(self.refused_bytes);
+            .number(self.refused_bytes)
+            .number(self.grants);
         out.finish()
     }
 
@@ -218,6 +222,7 @@ impl Record {
                 clear_at: (signed(input, "cursor")?, input.number_u32("cursor")?),
                 bytes: input.number("bytes")?,
                 refused_bytes: input.number("refused bytes")?,
+                grants: input.number("grants")?,
             })
         })
     }

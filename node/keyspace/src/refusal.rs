@@ -81,8 +81,11 @@ pub enum Refusal {
         "too many keyspaces in this shard: delete some that are not needed, or choose another name"
     )]
     TooManyKeyspaces,
-    /// An expiry was decided in another term or configuration, so the lease may have been renewed since.
-    #[error("the expiry of the lease was decided under another leader: it is decided again")]
+    /// An expiry was decided in another term or configuration, so the lease may have been renewed since, or for an earlier grant
+    /// of a lease with the same id.
+    #[error(
+        "the expiry of the lease was decided under another leader, or for an earlier lease with its id: it is decided again"
+    )]
     StaleExpiry,
     /// The bytes of the operation are not an operation of this version.
     #[error("malformed operation: upgrade all nodes to one version, and try again")]

@@ -145,6 +145,8 @@ impl EventRow {
 pub(crate) struct LeaseRow {
     /// The granted time to live, in seconds.
     pub(crate) ttl: i64,
+    /// The number of its grant.
+    pub(crate) grant: u64,
     /// The number of its keys.
     pub(crate) keys: u32,
     /// The bytes of its keys.
@@ -156,6 +158,7 @@ impl LeaseRow {
         let mut out = Writer::with_capacity(24);
         out.byte(VERSION)
             .number(self.ttl.cast_unsigned())
+            .number(self.grant)
             .number(self.keys.into())
             .number(self.key_bytes);
         out.finish()
@@ -165,6 +168,7 @@ impl LeaseRow {
         decode("a lease", row, |input| {
             Ok(Self {
                 ttl: signed(input, "ttl")?,
+                grant: input.number("grant")?,
                 keys: input.number_u32("keys")?,
                 key_bytes: input.number("key bytes")?,
             })

@@ -642,6 +642,7 @@ fn an_expiry_counts_only_under_the_leader_that_decided_it() {
     }));
     let expire = |term, config| Write::Expire {
         id: LeaseId(1),
+        grant: 1,
         term: Term(term),
         config: ConfigNum(config),
     };
@@ -656,6 +657,40 @@ fn an_expiry_counts_only_under_the_leader_that_decided_it() {
     let before = keyspace.record().revision;
     keyspace.ok(Write::Revoke { id: LeaseId(2) });
     assert_eq!(keyspace.record().revision, before);
+}
+
+/// The expiry of a lease waits in the log while a client revokes the lease and grants it again under its id.
+#[test]
+fn an_expiry_counts_only_for_the_grant_that_expired() {
+    let mut keyspace = fresh();
+    let id = LeaseId(1);
+    let granted = |keyspace: &mut Keyspace, id| match keyspace.ok(Write::Grant { id, ttl: 9 }) {
+        Answer::Granted { grant, .. } => grant,
+        other => panic!("{other:?}"),
+    };
+    let lease = |keyspace: &Keyspace| {
+        let found = keyspace::read_lease(&keyspace.store, keyspace.place, id).unwrap();
+        found.map(|lease| lease.grant)
+    };
+    let first = granted(&mut keyspace, id);
+    assert_eq!(granted(&mut keyspace, LeaseId(2)), first + 1);
+    keyspace.ok(Write::Revoke { id });
+    let second = granted(&mut keyspace, id);
+    assert_eq!(second, first + 2);
+    let expire = |grant| Write::Expire {
+        id,
+        grant,
+        term: Term(7),
+        config: ConfigNum(4),
+    };
+    assert_eq!(keyspace.refusal(expire(first)), Some(Refusal::StaleExpiry));
+    assert_eq!(lease(&keyspace), Some(second));
+    keyspace.ok(expire(second));
+    assert_eq!(lease(&keyspace), None);
+    assert_eq!(
+        keyspace.refusal(expire(second)),
+        Some(Refusal::LeaseNotFound)
+    );
 }
 
 #[test]

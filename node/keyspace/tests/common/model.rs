@@ -25,6 +25,8 @@ pub struct Model {
     pub revision: i64,
     pub compacted: i64,
     pub leases: BTreeMap<LeaseId, i64>,
+    /// The number of leases that were ever granted.
+    pub grants: u64,
     pub quota: u64,
 }
 
@@ -43,6 +45,7 @@ impl Model {
             revision: 1,
             compacted: -1,
             leases: BTreeMap::new(),
+            grants: 0,
             quota,
         }
     }
@@ -209,10 +212,12 @@ impl Model {
                 }
                 let ttl = (*ttl).max(2);
                 self.leases.insert(*id, ttl);
+                self.grants += 1;
                 return Ok(Answer::Granted {
                     revision: self.revision,
                     id: *id,
                     ttl,
+                    grant: self.grants,
                 });
             }
             Write::Revoke { id } => {
