@@ -2,9 +2,9 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `Meta` | `keyspace/record/`, place | a [`crate::Record`] |
-//! | `Meta` | `keyspace/name/`, shard, name | the id of the keyspace with this name |
-//! | `Meta` | `keyspace/shard/`, shard | the next id and the number of keyspaces |
+//! | `Keyspaces` | shard, 0 | the last id that was given, and the number of records |
+//! | `Keyspaces` | shard, 1, name | the id of the keyspace with this name |
+//! | `Keyspaces` | shard, 2, keyspace's id | a [`crate::Record`] |
 //! | `Current` | place, user key | revisions, version, lease and size of the newest version |
 //! | `Versions` | place, escaped user key, mod revision | a version with its value |
 //! | `Versions` | place, escaped user key, revision, 1 | empty: the key was deleted in this revision, and not put after that in it |
@@ -13,7 +13,7 @@
 //! | `LeaseKeys` | place, lease id, user key | empty |
 //!
 //! A *place* is the shard (u32) and the keyspace's id (u64). All numbers are big-endian. So all rows of a shard have a common
-//! prefix in each table but `Meta`, and can be copied and cleared with the shard.
+//! prefix in each table, and are copied and cleared with the shard ([`bounds_of_shard`]).
 //!
 //! In `Versions` something follows the user key, so its end must be marked, and in a way that keeps the order of keys: a zero
 //! byte becomes `00 ff`, and `00 00` ends the key.
@@ -23,12 +23,13 @@ use std::ops::Bound;
 use bytes::{BufMut, Bytes, BytesMut};
 use types::ShardId;
 
-use crate::{KeyspaceId, LeaseId};
+use crate::{KeyspaceId, LeaseId, Table};
 
-const RECORDS: &[u8] = b"keyspace/record/";
-const NAMES: &[u8] = b"keyspace/name/";
-const SHARDS: &[u8] = b"keyspace/shard/";
+const OF_SHARD: u8 = 0;
+const NAME: u8 = 1;
+const RECORD: u8 = 2;
 
+const SHARD_BYTES: usize = 4;
 const PLACE_BYTES: usize = 12;
 const ESCAPED_ZERO: [u8; 2] = [0, 0xff];
 const END: [u8; 2] = [0, 0];
@@ -51,14 +52,14 @@ impl Place {
         out
     }
 
-    /// Returns the prefix of all rows of the keyspace, in each table but `Meta`.
+    /// Returns the prefix of all rows of the keyspace, in each table but `Keyspaces`.
     pub(crate) fn prefix(self) -> Bytes {
         self.begin(0).freeze()
     }
 
-    /// Returns the key of the keyspace's record, in `Meta`.
+    /// Returns the key of the keyspace's record, in `Keyspaces`.
     pub(crate) fn record(self) -> Bytes {
-        [RECORDS, &self.prefix()].concat().into()
+        of_shard(self.shard, RECORD, &self.id.0.to_be_bytes())
     }
 
     /// Returns the key of a user's key, in `Current`.
@@ -124,27 +125,36 @@ impl Place {
     }
 }
 
-/// Returns the key of a keyspace's name, in `Meta`.
+/// Returns the bounds of all rows of a shard: in each table the least key, and the end. A copy of these rows is a copy of the
+/// shard's keyspaces, in every respect; without them, the shard has none.
+pub fn bounds_of_shard(shard: ShardId) -> [(Table, Bytes, Bound<Bytes>); Table::ALL.len()] {
+    let start = Bytes::copy_from_slice(&shard.0.to_be_bytes());
+    Table::ALL.map(|table| (table, start.clone(), end_of(&start)))
+}
+
+fn of_shard(shard: ShardId, kind: u8, rest: &[u8]) -> Bytes {
+    [&shard.0.to_be_bytes(), &[kind][..], rest].concat().into()
+}
+
+/// Returns the key of a keyspace's name, in `Keyspaces`.
 pub(crate) fn name(shard: ShardId, name: &str) -> Bytes {
-    [NAMES, &shard.0.to_be_bytes(), name.as_bytes()]
-        .concat()
-        .into()
+    of_shard(shard, NAME, name.as_bytes())
 }
 
-/// Returns the key of the record of a shard's keyspaces, in `Meta`.
+/// Returns the key of the row of a shard's keyspaces, in `Keyspaces`.
 pub(crate) fn shard(shard: ShardId) -> Bytes {
-    [SHARDS, &shard.0.to_be_bytes()].concat().into()
+    of_shard(shard, OF_SHARD, &[])
 }
 
-/// Returns the prefix of the records of a shard's keyspaces, in `Meta`.
+/// Returns the prefix of the records of a shard's keyspaces, in `Keyspaces`.
 pub(crate) fn records(shard: ShardId) -> Bytes {
-    [RECORDS, &shard.0.to_be_bytes()].concat().into()
+    of_shard(shard, RECORD, &[])
 }
 
 /// Returns the place of a [`Place::record`].
 pub(crate) fn split_record(stored: &[u8]) -> Option<Place> {
-    let place: [u8; PLACE_BYTES] = stored.strip_prefix(RECORDS)?.try_into().ok()?;
-    let (shard, id) = place.split_at(4);
+    let (shard, rest) = stored.split_at_checked(SHARD_BYTES)?;
+    let id = rest.strip_prefix(&[RECORD])?;
     Some(Place {
         shard: ShardId(u32::from_be_bytes(shard.try_into().ok()?)),
         id: KeyspaceId(u64::from_be_bytes(id.try_into().ok()?)),
@@ -269,6 +279,15 @@ mod tests {
             panic!("bounded");
         };
         assert!(end <= next.prefix() && end > PLACE.current(&[0xff; 40]));
+        for (_, start, end) in bounds_of_shard(PLACE.shard) {
+            let Bound::Excluded(end) = end else {
+                panic!("bounded");
+            };
+            for stored in [shard(PLACE.shard), name(PLACE.shard, "z"), PLACE.record()] {
+                assert!(start <= stored && stored < end);
+            }
+            assert!(end <= shard(next.shard));
+        }
         assert_eq!(end_of(&[0xff, 0xff]), Bound::Unbounded);
     }
 
@@ -280,7 +299,7 @@ mod tests {
         let key = PLACE.lease_key(LeaseId(-3), b"k");
         assert_eq!(split_lease_key(&key).unwrap(), b"k"[..]);
         assert_eq!(without_place(&PLACE.current(b"k")).unwrap(), b"k"[..]);
-        for damaged in [&b""[..], b"keyspace/record/", b"short", &[0; 13]] {
+        for damaged in [&b""[..], &PLACE.record()[..5], b"short", &[0; 13]] {
             let stored = Bytes::copy_from_slice(damaged);
             assert_eq!(split_record(damaged), None);
             assert_eq!(split_event(damaged), None);

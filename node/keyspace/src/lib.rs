@@ -75,7 +75,7 @@ pub use answer::{Answer, Deleted, Event, KeyValue, OpAnswer, Outcome, Putted, Ra
 pub use check::{check_delete_range, check_put, check_range, check_txn};
 pub use hash::{Hashed, hash};
 pub use ids::{KeyspaceId, LeaseId};
-pub use keys::Place;
+pub use keys::{Place, bounds_of_shard};
 pub use lease::{Lease, MAX_LEASE_TTL, MIN_LEASE_TTL, read_lease, read_lease_keys, read_leases};
 pub use lifecycle::{find, list};
 pub use limits::Limits;

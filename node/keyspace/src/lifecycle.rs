@@ -27,7 +27,7 @@ struct ShardRow {
 
 impl ShardRow {
     fn read(reader: &dyn Reader, shard: ShardId) -> Result<Self, StoreError> {
-        let row = reader.get(Table::Meta, &keys::shard(shard))?;
+        let row = reader.get(Table::Keyspaces, &keys::shard(shard))?;
         let row = row.map(|row| {
             decode("a shard's keyspaces", row, |input: &mut Decoder| {
                 Ok(Self {
@@ -44,7 +44,7 @@ impl ShardRow {
         out.byte(VERSION)
             .number(self.last_id)
             .number(self.records.into());
-        store.put(Table::Meta, keys::shard(shard), out.finish());
+        store.put(Table::Keyspaces, keys::shard(shard), out.finish());
     }
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn create(
     };
     let mut out = Writer::default();
     out.byte(VERSION).number(id);
-    store.put(Table::Meta, keys::name(shard, &name), out.finish());
+    store.put(Table::Keyspaces, keys::name(shard, &name), out.finish());
     Record::new(name, options).store(place, store);
     Ok(Ok(place.id))
 }
@@ -81,7 +81,7 @@ pub(crate) fn create(
 /// Marks a keyspace as deleted, and frees its name.
 pub(crate) fn delete(place: Place, record: &mut Record, store: &mut dyn Store) {
     record.deleted = true;
-    store.remove(Table::Meta, keys::name(place.shard, &record.name));
+    store.remove(Table::Keyspaces, keys::name(place.shard, &record.name));
 }
 
 /// Removes the next rows of a deleted keyspace, and the record after the last. Returns true if there are more.
@@ -101,7 +101,7 @@ pub(crate) fn clear(place: Place, limits: &Limits, store: &mut dyn Store) -> Res
             return Ok(true);
         }
     }
-    store.remove(Table::Meta, place.record());
+    store.remove(Table::Keyspaces, place.record());
     let mut row = ShardRow::read(store, place.shard)?;
     row.records = row.records.saturating_sub(1);
     row.write(place.shard, store);
@@ -145,7 +145,7 @@ pub fn find(
     shard: ShardId,
     name: &str,
 ) -> Result<Option<KeyspaceId>, StoreError> {
-    let row = reader.get(Table::Meta, &keys::name(shard, name))?;
+    let row = reader.get(Table::Keyspaces, &keys::name(shard, name))?;
     let id = row.map(|row| decode("a keyspace's name", row, |input| input.number("id")));
     Ok(id.transpose()?.map(KeyspaceId))
 }
@@ -163,7 +163,7 @@ pub fn list(
         let place = Place { shard, id };
         bounds.0 = std::ops::Bound::Excluded(place.record());
     }
-    let mut cursor = reader.cursor(Table::Meta, borrowed(&bounds), Order::Ascending)?;
+    let mut cursor = reader.cursor(Table::Keyspaces, borrowed(&bounds), Order::Ascending)?;
     let mut found = Vec::new();
     while found.len() < limit
         && let Some((stored, row)) = cursor.next()?

@@ -229,7 +229,7 @@ impl Record {
 
     /// Writes the record.
     pub(crate) fn store(&self, place: Place, store: &mut dyn Store) {
-        store.put(Table::Meta, place.record(), self.encode());
+        store.put(Table::Keyspaces, place.record(), self.encode());
     }
 }
 
@@ -238,7 +238,7 @@ pub(crate) fn read_record(
     reader: &dyn StoreReader,
     place: Place,
 ) -> Result<Option<Record>, StoreError> {
-    let row = reader.get(Table::Meta, &place.record())?;
+    let row = reader.get(Table::Keyspaces, &place.record())?;
     let record = row.map(Record::decode).transpose()?;
     if let Some(record) = &record
         && record.compacted > record.revision

@@ -10,8 +10,8 @@ use raft::StoreError;
 /// A named set of ordered keys. The module `keys` has the layout of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
-    /// Records of keyspaces, their names, and the next id of each shard.
-    Meta,
+    /// Records of keyspaces, their names, and the last id of each shard.
+    Keyspaces,
     /// The newest version of each key that exists, without its value.
     Current,
     /// All versions that are not compacted, with their values, and marks of deletions.
@@ -27,7 +27,7 @@ pub enum Table {
 impl Table {
     /// All tables.
     pub const ALL: [Self; 6] = [
-        Self::Meta,
+        Self::Keyspaces,
         Self::Current,
         Self::Versions,
         Self::Events,

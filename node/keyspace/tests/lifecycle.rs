@@ -1,12 +1,20 @@
 //! Keyspaces that come and go, and compaction step by step.
 
+// Helpers of tests may panic as tests do.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
+use std::ops::Bound;
+
+use bytes::Bytes;
 use common::{Keyspace, put, span};
+use keyspace::memory::MemoryStore;
 use keyspace::{
-    Answer, KeyspaceId, KeyspaceOptions, LeaseId, Place, Put, Range, Refusal, Table, Write, events,
-    find, list,
+    Answer, KeyspaceId, KeyspaceOptions, LeaseId, Order, Place, Put, Range, Reader, Refusal, Store,
+    Table, Write, bounds_of_shard, events, find, list,
 };
+use types::ShardId;
 
 fn fresh() -> Keyspace {
     Keyspace::new(KeyspaceOptions::default())
@@ -116,6 +124,108 @@ fn deletion_is_at_once_and_clearing_is_in_steps() {
         keyspace.clear();
     }
     assert_eq!(keyspace.create("tenant", options()), Ok(KeyspaceId(4)));
+}
+
+/// All rows of a shard.
+fn rows_of_shard(store: &MemoryStore, shard: ShardId) -> Vec<(Table, Bytes, Bytes)> {
+    let mut rows = Vec::new();
+    for (table, start, end) in bounds_of_shard(shard) {
+        let bounds = (
+            Bound::Included(start.as_ref()),
+            end.as_ref().map(AsRef::as_ref),
+        );
+        let mut cursor = store.cursor(table, bounds, Order::Ascending).unwrap();
+        while let Some((key, row)) = cursor.next().unwrap() {
+            rows.push((table, key, row));
+        }
+    }
+    rows
+}
+
+/// What a hand-off does with a shard: it is copied, goes on elsewhere, and is removed.
+#[test]
+fn the_rows_of_a_shard_are_all_that_its_keyspaces_are() {
+    let mut source = fresh();
+    let shard = source.place.shard;
+    source.grant(1, 10).unwrap();
+    for round in 0..5 {
+        for name in ["a", "b", "c"] {
+            source.ok(Write::Put(Put {
+                lease: LeaseId(1),
+                ..put(name, &round.to_string())
+            }));
+        }
+        source.delete("b", "");
+    }
+    // One keyspace is half cleared after a compaction, and another after its deletion, which had the greatest id.
+    source.compact(9).unwrap();
+    source.limits.max_clear_rows = 2;
+    source.ok(Write::Clear);
+    let tenant = source.place;
+    source.place.id = source.create("other", options()).unwrap();
+    source.put("x", "");
+    source.ok(Write::Delete);
+    source.ok(Write::Clear);
+    let deleted = source.place;
+    // Neighbors, also at the end of all shards.
+    let others = [
+        ShardId(shard.0 - 1),
+        ShardId(shard.0 + 1),
+        ShardId(u32::MAX),
+    ];
+    for other in others {
+        source.place.shard = other;
+        source.place.id = source.create("tenant", options()).unwrap();
+        source.put("a", "");
+    }
+    let all = source.store.clone();
+    let moved = rows_of_shard(&all, shard);
+    let parts = others.map(|other| rows_of_shard(&all, other).len());
+    let total: usize = Table::ALL.map(|table| all.rows(table).count()).iter().sum();
+    assert_eq!(parts.iter().sum::<usize>() + moved.len(), total);
+
+    let mut copy = source.clone();
+    copy.store = MemoryStore::default();
+    for (table, key, row) in moved.clone() {
+        copy.store.put(table, key, row);
+    }
+    assert_eq!(rows_of_shard(&copy.store, shard), moved);
+    for keyspace in [&mut source, &mut copy] {
+        keyspace.place = deleted;
+        keyspace.clear();
+        keyspace.place = tenant;
+        keyspace.clear();
+        assert_eq!(keyspace.put("b", "on"), 22);
+        assert_eq!(
+            keyspace.create("tenant", options()),
+            Err(Refusal::KeyspaceExists)
+        );
+        assert_eq!(keyspace.create("other", options()), Ok(KeyspaceId(3)));
+        let outcome = keyspace.write(Write::Revoke { id: LeaseId(1) });
+        assert_eq!(outcome.events.len(), 2);
+    }
+    assert_eq!(source.record(), copy.record());
+    for revision in 9..=23 {
+        let range = Range {
+            revision,
+            ..Range::new(span("a", "\0"))
+        };
+        assert_eq!(source.range(&range), copy.range(&range));
+    }
+    let after = rows_of_shard(&source.store, shard);
+    assert_eq!(rows_of_shard(&copy.store, shard), after);
+
+    for (table, key, _) in after {
+        source.store.remove(table, key);
+    }
+    assert!(rows_of_shard(&source.store, shard).is_empty());
+    assert_eq!(list(&source.store, shard, None, 9).unwrap(), []);
+    for other in others {
+        assert_eq!(
+            rows_of_shard(&source.store, other),
+            rows_of_shard(&all, other)
+        );
+    }
 }
 
 #[test]
