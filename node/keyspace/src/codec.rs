@@ -6,7 +6,7 @@ use bytes::Bytes;
 use raft::Term;
 use types::{ConfigNum, DecodeError, Reader, ShardId, Writer};
 
-use crate::rows::signed;
+use crate::rows::{nonzero, signed};
 use crate::{
     Action, DeleteRange, KeyspaceId, KeyspaceOptions, LeaseId, Limits, Operation, Put, Span, Write,
 };
@@ -37,9 +37,14 @@ impl Operation {
         out.number(self.shard.0.into());
         self.limits.encode(&mut out);
         match &self.action {
-            Action::Create { name, options } => {
+            Action::Create {
+                name,
+                options,
+                nonce,
+            } => {
                 out.bytes(name.as_bytes());
                 options.encode(&mut out);
+                out.number(nonce.get());
             }
             Action::In(id, write) => {
                 out.number(id.0);
@@ -64,6 +69,7 @@ impl Operation {
             Action::Create {
                 name: name.map_err(|_| DecodeError::OutOfRange("name"))?,
                 options: KeyspaceOptions::decode(&mut input)?,
+                nonce: nonzero(&mut input, "nonce")?,
             }
         } else {
             let id = KeyspaceId(input.number("keyspace")?);

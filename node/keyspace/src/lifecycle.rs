@@ -2,13 +2,16 @@
 //!
 //! A deletion frees the name at once. The record stays, marked as deleted, until steps of clearing have removed all rows. A
 //! keyspace that is created under the same name gets another id, so it shares no row with the one before.
+//!
+//! A shard that is restored from a backup gives ids again that it had given after the backup. So clients don't tell incarnations
+//! by the id, but by the cluster id, which is a random number in the record.
 
 use raft::StoreError;
 use types::{Reader as Decoder, ShardId, Writer};
 
 use crate::keys;
 use crate::range::Failure;
-use crate::record::{KeyspaceOptions, Record};
+use crate::record::Record;
 use crate::rows::{damaged, decode};
 use crate::store::{Order, Reader, Store, Table};
 use crate::view::{borrowed, whole, with_prefix};
@@ -48,15 +51,14 @@ impl ShardRow {
     }
 }
 
-/// Creates a keyspace and returns its id. Name and options are checked.
+/// Creates a keyspace with this record and returns its id. Name and options are checked.
 pub(crate) fn create(
     shard: ShardId,
-    name: String,
-    options: KeyspaceOptions,
+    record: &Record,
     limits: &Limits,
     store: &mut dyn Store,
 ) -> Result<Result<KeyspaceId, Refusal>, StoreError> {
-    if find(store, shard, &name)?.is_some() {
+    if find(store, shard, &record.name)?.is_some() {
         return Ok(Err(Refusal::KeyspaceExists));
     }
     let mut row = ShardRow::read(store, shard)?;
@@ -73,8 +75,9 @@ pub(crate) fn create(
     };
     let mut out = Writer::default();
     out.byte(VERSION).number(id);
-    store.put(Table::Keyspaces, keys::name(shard, &name), out.finish());
-    Record::new(name, options).store(place, store);
+    let name = keys::name(shard, &record.name);
+    store.put(Table::Keyspaces, name, out.finish());
+    record.store(place, store);
     Ok(Ok(place.id))
 }
 

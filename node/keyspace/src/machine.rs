@@ -40,8 +40,13 @@ pub fn apply(entry: Bytes, at: Applying, store: &mut dyn Store) -> Result<Outcom
         action,
     } = operation;
     match action {
-        Action::Create { name, options } => {
-            let id = lifecycle::create(shard, name, options, &limits, store)?;
+        Action::Create {
+            name,
+            options,
+            nonce,
+        } => {
+            let record = Record::new(name, options, nonce);
+            let id = lifecycle::create(shard, &record, &limits, store)?;
             Ok(Outcome {
                 answer: id.map(|id| Answer::Created { id }),
                 events: Vec::new(),

@@ -1,5 +1,7 @@
 //! Operations of the log.
 
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
 use raft::Term;
 use types::{ConfigNum, ShardId};
@@ -29,6 +31,8 @@ pub enum Action {
         name: String,
         /// Its options.
         options: KeyspaceOptions,
+        /// A random number that the server draws: the [cluster id](crate::Record::cluster_id) of the new keyspace.
+        nonce: NonZeroU64,
     },
     /// Acts on a keyspace.
     In(KeyspaceId, Write),
@@ -84,7 +88,7 @@ impl Operation {
     /// Checks all that needs no state. `bytes` is the encoded size.
     pub fn check(&self, bytes: usize) -> Result<(), Refusal> {
         match &self.action {
-            Action::Create { name, options } => {
+            Action::Create { name, options, .. } => {
                 check_name(name)?;
                 options.check()?;
             }

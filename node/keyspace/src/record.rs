@@ -1,10 +1,12 @@
 //! The record of a keyspace.
 
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
 use raft::StoreError;
 use types::{DecodeError, Reader, Writer};
 
-use crate::rows::{damaged, decode, signed};
+use crate::rows::{damaged, decode, nonzero, signed};
 use crate::store::{Reader as StoreReader, Store, Table};
 use crate::{Place, Refusal};
 
@@ -125,6 +127,8 @@ pub struct Record {
     pub name: String,
     /// The options.
     pub options: KeyspaceOptions,
+    /// The number that was drawn for this incarnation.
+    pub(crate) nonce: NonZeroU64,
     /// True if the keyspace was deleted and its rows are being cleared.
     pub deleted: bool,
     /// The newest revision. It begins at 1.
@@ -145,10 +149,11 @@ pub struct Record {
 
 impl Record {
     /// Returns the record of a keyspace that was just created.
-    pub(crate) fn new(name: String, options: KeyspaceOptions) -> Self {
+    pub(crate) fn new(name: String, options: KeyspaceOptions, nonce: NonZeroU64) -> Self {
         Self {
             name,
             options,
+            nonce,
             deleted: false,
             revision: 1,
             compacted: -1,
@@ -158,6 +163,12 @@ impl Record {
             clear_at: (0, 0),
             refused_bytes: 0,
         }
+    }
+
+    /// Returns the cluster id of the headers of all answers. It stays while the keyspace exists, wherever it moves, and no other
+    /// keyspace has it: not the next with its name, and not one that gets its id after the shard was restored.
+    pub fn cluster_id(&self) -> u64 {
+        self.nonce.get()
     }
 
     /// Returns true if the alarm NOSPACE is raised: a write was refused for the quota, and there is no room for it yet.
@@ -196,7 +207,8 @@ impl Record {
         let mut out = Writer::with_capacity(64 + self.name.len());
         out.byte(VERSION).bytes(self.name.as_bytes());
         self.options.encode(&mut out);
-        out.byte(self.deleted.into())
+        out.number(self.nonce.get())
+            .byte(self.deleted.into())
             .number(self.revision.cast_unsigned())
             .number(self.compacted.cast_unsigned())
             .byte(self.clearing.into())
@@ -215,6 +227,7 @@ impl Record {
             Ok(Self {
                 name: name.map_err(|_| DecodeError::OutOfRange("name"))?,
                 options: KeyspaceOptions::decode(input)?,
+                nonce: nonzero(input, "nonce")?,
                 deleted: input.flag("deleted")?,
                 revision: signed(input, "revision")?,
                 compacted: signed(input, "compacted revision")?,

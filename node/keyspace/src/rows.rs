@@ -1,5 +1,7 @@
 //! The values of rows. Each begins with a version byte.
 
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
 use raft::StoreError;
 use types::{DecodeError, Reader, Writer};
@@ -179,6 +181,11 @@ impl LeaseRow {
 /// Reads a number that may be negative.
 pub(crate) fn signed(input: &mut Reader, what: &'static str) -> Result<i64, DecodeError> {
     Ok(input.number(what)?.cast_signed())
+}
+
+/// Reads a number that isn't 0.
+pub(crate) fn nonzero(input: &mut Reader, what: &'static str) -> Result<NonZeroU64, DecodeError> {
+    NonZeroU64::new(input.number(what)?).ok_or(DecodeError::OutOfRange(what))
 }
 
 fn begin(row: Bytes) -> Result<Reader, DecodeError> {

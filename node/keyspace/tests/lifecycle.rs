@@ -5,14 +5,15 @@
 
 mod common;
 
+use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use common::{Keyspace, put, span};
+use common::{APPLYING, Keyspace, put, span};
 use keyspace::memory::MemoryStore;
 use keyspace::{
-    Answer, KeyspaceId, KeyspaceOptions, LeaseId, Order, Place, Put, Range, Reader, Refusal, Store,
-    Table, Write, bounds_of_shard, events, find, list,
+    Action, Answer, KeyspaceId, KeyspaceOptions, LeaseId, Operation, Order, Place, Put, Range,
+    Reader, Refusal, Store, Table, Write, bounds_of_shard, events, find, list,
 };
 use types::ShardId;
 
@@ -226,6 +227,43 @@ fn the_rows_of_a_shard_are_all_that_its_keyspaces_are() {
             rows_of_shard(&all, other)
         );
     }
+}
+
+#[test]
+fn no_two_incarnations_have_one_cluster_id() {
+    let mut keyspace = fresh();
+    let first = keyspace.record().cluster_id();
+    keyspace.put("a", "");
+    assert_eq!(keyspace.record().cluster_id(), first);
+    let backup = keyspace.store.clone();
+    keyspace.ok(Write::Delete);
+    let lost = keyspace.create("tenant", options()).unwrap();
+    keyspace.place.id = lost;
+    let second = keyspace.record().cluster_id();
+    assert_ne!(second, first);
+    // The restored shard gives the same id again.
+    keyspace.store = backup;
+    keyspace.place.id = KeyspaceId(1);
+    assert_eq!(keyspace.record().cluster_id(), first);
+    keyspace.place.id = keyspace.create("other", options()).unwrap();
+    assert_eq!(keyspace.place.id, lost);
+    let third = keyspace.record().cluster_id();
+    assert!(third != first && third != second);
+    // Clients take 0 for none.
+    let operation = Operation {
+        shard: keyspace.place.shard,
+        limits: keyspace.limits,
+        action: Action::Create {
+            name: "x".to_owned(),
+            options: options(),
+            nonce: NonZeroU64::MIN,
+        },
+    };
+    let mut entry = operation.encode().to_vec();
+    assert_eq!(entry.pop(), Some(1));
+    entry.push(0);
+    let outcome = keyspace::apply(entry.into(), APPLYING, &mut keyspace.store);
+    assert_eq!(outcome.unwrap().answer, Err(Refusal::Malformed));
 }
 
 #[test]

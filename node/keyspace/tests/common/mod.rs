@@ -14,6 +14,8 @@
 pub mod model;
 pub mod source;
 
+use std::num::NonZeroU64;
+
 use bytes::Bytes;
 use keyspace::memory::MemoryStore;
 use keyspace::{
@@ -72,6 +74,8 @@ pub struct Keyspace {
     pub place: Place,
     pub limits: Limits,
     pub applying: Applying,
+    /// The number that the next keyspace gets.
+    pub nonce: NonZeroU64,
 }
 
 impl Keyspace {
@@ -84,6 +88,7 @@ impl Keyspace {
             },
             limits: Limits::default(),
             applying: APPLYING,
+            nonce: NonZeroU64::MIN,
         };
         keyspace.place.id = keyspace.create("tenant", options).unwrap();
         keyspace
@@ -93,7 +98,10 @@ impl Keyspace {
         let action = Action::Create {
             name: name.to_owned(),
             options,
+            nonce: self.nonce,
         };
+        // Stands for a random number.
+        self.nonce = self.nonce.checked_add(1).unwrap();
         match self.apply(action).answer {
             Ok(Answer::Created { id }) => Ok(id),
             Err(refusal) => Err(refusal),
