@@ -3,7 +3,7 @@
 //! Clearing walks the events up to the compacted revision, in order. An event names the version that it replaced and that
 //! version's size, so a step reads nothing else, and the quota stays exact:
 //!
-//! - An event *before* the compacted revision goes, with the version that it replaced and, if it is a deletion, with its mark.
+//! - An event *before* the compacted revision goes, with the version that it replaced and, if it is a deletion, with its marks.
 //! - An event *at* the compacted revision stays, because a watch may start there. The version that it replaced goes, unless it
 //!   was written in the same revision, where the watch needs it. The event forgets that version, so the next compaction, which
 //!   visits the event again, doesn't count it twice.
@@ -116,6 +116,7 @@ fn clear_event(
     if !stays {
         if event.deleted {
             store.remove(Table::Versions, place.deleted(&event.key, revision));
+            store.remove(Table::Deletions, place.deletion(&event.key, revision));
         }
         store.remove(Table::Events, stored);
     } else if replaced {

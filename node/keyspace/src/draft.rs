@@ -309,6 +309,11 @@ impl Finished {
             } else {
                 store.remove(Table::Current, current);
                 store.put(Table::Versions, place.deleted(key, revision), Bytes::new());
+                store.put(
+                    Table::Deletions,
+                    place.deletion(key, revision),
+                    Bytes::new(),
+                );
             }
         }
         events

@@ -8,6 +8,7 @@
 //! | `Current` | place, user key | revisions, version, lease and size of the newest version |
 //! | `Versions` | place, escaped user key, mod revision | a version with its value |
 //! | `Versions` | place, escaped user key, revision, 1 | empty: the key was deleted in this revision, and not put after that in it |
+//! | `Deletions` | place, escaped user key, revision | empty: there is such a mark in `Versions` |
 //! | `Events` | place, revision, position in the transaction (u32) | kind, previous version, user key |
 //! | `Leases` | place, lease id | TTL, number of the grant, and the number and bytes of the lease's keys |
 //! | `LeaseKeys` | place, lease id, user key | empty |
@@ -15,7 +16,7 @@
 //! A *place* is the shard (u32) and the keyspace's id (u64). All numbers are big-endian. So all rows of a shard have a common
 //! prefix in each table, and are copied and cleared with the shard ([`bounds_of_shard`]).
 //!
-//! In `Versions` something follows the user key, so its end must be marked, and in a way that keeps the order of keys: a zero
+//! In `Versions` and `Deletions` something follows the user key, so its end must be marked, and in a way that keeps the order of keys: a zero
 //! byte becomes `00 ff`, and `00 00` ends the key.
 
 use std::ops::Bound;
@@ -96,7 +97,12 @@ impl Place {
         out.freeze()
     }
 
-    /// Returns the key of the first version of a user's key, in `Versions`.
+    /// Returns the key of a deletion, in `Deletions`.
+    pub(crate) fn deletion(self, key: &[u8], revision: i64) -> Bytes {
+        self.version(key, revision)
+    }
+
+    /// Returns the key before the first row of a user's key, in `Versions` and `Deletions`.
     pub(crate) fn first_version(self, key: &[u8]) -> Bytes {
         self.escaped(key).freeze()
     }
@@ -214,6 +220,28 @@ pub(crate) fn split_version(stored: &Bytes) -> Option<VersionKey> {
     })
 }
 
+/// Returns the user's key and the revision of a [`Place::deletion`].
+pub(crate) fn split_deletion(stored: &Bytes) -> Option<(Bytes, i64)> {
+    let split = split_version(stored).filter(|split| !split.deleted)?;
+    let escaped = split.key.slice(PLACE_BYTES..split.key.len() - END.len());
+    Some((unescape(&escaped), split.revision))
+}
+
+fn unescape(escaped: &Bytes) -> Bytes {
+    if !escaped.contains(&0) {
+        return escaped.clone();
+    }
+    let mut key = BytesMut::with_capacity(escaped.len());
+    let mut bytes = escaped.iter();
+    while let Some(byte) = bytes.next() {
+        key.put_u8(*byte);
+        if *byte == 0 {
+            bytes.next();
+        }
+    }
+    key.freeze()
+}
+
 /// Returns the end of the keys with this prefix.
 pub(crate) fn end_of(prefix: &[u8]) -> Bound<Bytes> {
     let mut end = prefix.to_vec();
@@ -266,6 +294,12 @@ mod tests {
                 assert_eq!(split.key, PLACE.first_version(key), "{key:?}");
                 assert_eq!((split.revision, split.deleted), (9, deleted));
             }
+            let stored = PLACE.deletion(key, 9);
+            assert_eq!(
+                split_deletion(&stored),
+                Some((Bytes::copy_from_slice(key), 9))
+            );
+            assert_eq!(split_deletion(&PLACE.deleted(key, 9)), None);
         }
     }
 
@@ -305,6 +339,7 @@ mod tests {
             assert_eq!(split_event(damaged), None);
             assert_eq!(split_lease(damaged), None);
             assert!(split_version(&stored).is_none());
+            assert!(split_deletion(&stored).is_none());
         }
     }
 }

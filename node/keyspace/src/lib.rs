@@ -25,7 +25,7 @@
 //!
 //! - the newest state of a range is read from `Current`, values by exact lookups;
 //! - the state at an old revision is read from `Current` where the version is old enough, and else from `Versions`, one step
-//!   back from the revision. Keys that are gone by now are found by their events since;
+//!   back from the revision. Keys that are gone by now are found by their deletions since (`Deletions`; the module `old`);
 //! - a watch reads `Events` from its revision on;
 //! - compaction walks `Events`, which name what each change replaced (the module `compaction`).
 //!
@@ -60,6 +60,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 pub mod memory;
+mod old;
 mod operation;
 mod range;
 mod read;

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use raft::StoreError;
 
 use crate::limits::Budget;
-use crate::view::{OldWalk, Row, View, Walk};
+use crate::old::OldWalk;
+use crate::view::{Row, View, Walk};
 use crate::{KeyValue, LeaseId, Range, Ranged, Refusal, SortOrder, SortTarget};
 
 /// The failure of a call: a refusal, which the caller is told, or an error of the store, which stops the node.
@@ -81,7 +82,7 @@ pub(crate) fn read(
 ) -> Result<Ranged, Failure> {
     budget.lookup()?;
     let mut rows = if range.revision > 0 && range.revision < newest {
-        Rows::Old(view.walk_at(&range.span, range.revision, budget)?)
+        Rows::Old(OldWalk::new(view, &range.span, range.revision, budget)?)
     } else {
         Rows::Newest(view.walk(&range.span)?)
     };

@@ -16,6 +16,8 @@ pub enum Table {
     Current,
     /// All versions that are not compacted, with their values, and marks of deletions.
     Versions,
+    /// The keys and revisions of all deletions that are not compacted.
+    Deletions,
     /// All changes that are not compacted, in the order of revisions.
     Events,
     /// Leases.
@@ -26,19 +28,21 @@ pub enum Table {
 
 impl Table {
     /// All tables.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Keyspaces,
         Self::Current,
         Self::Versions,
+        Self::Deletions,
         Self::Events,
         Self::Leases,
         Self::LeaseKeys,
     ];
 
     /// The tables that hold a keyspace's rows: all but the one with its record.
-    pub const ROWS: [Self; 5] = [
+    pub const ROWS: [Self; 6] = [
         Self::Current,
         Self::Versions,
+        Self::Deletions,
         Self::Events,
         Self::Leases,
         Self::LeaseKeys,

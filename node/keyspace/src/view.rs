@@ -10,7 +10,7 @@ use raft::StoreError;
 use crate::keys::{end_of, split_event, split_version, without_place};
 use crate::limits::Budget;
 use crate::range::Failure;
-use crate::rows::{EventRow, Meta, damaged, decode_version};
+use crate::rows::{Meta, damaged, decode_version};
 use crate::store::{Bounds, Cursor, Order, Reader, Table};
 use crate::{Place, Span};
 
@@ -152,78 +152,6 @@ impl<'a> View<'a> {
             value: Some(value),
         }))
     }
-
-    /// Returns the versions of a span's keys at an old revision, in order. It ignores drafts, which are newer.
-    pub(crate) fn walk_at(
-        &self,
-        span: &Span,
-        revision: i64,
-        budget: &mut Budget,
-    ) -> Result<OldWalk<'a>, Failure> {
-        let stored = View {
-            drafted: None,
-            ..*self
-        };
-        if let Span::Key(key) = span {
-            let row = stored.at(key, revision)?;
-            let gone = row.map(|row| (row.key.clone(), row)).into_iter().collect();
-            let rows = Walk::new(
-                StoredRows::One(None),
-                btree_map::Range::default().peekable(),
-            )?;
-            return Ok(OldWalk {
-                view: stored,
-                revision,
-                rows,
-                gone,
-            });
-        }
-        let gone = stored.gone_since(span, revision, budget)?;
-        Ok(OldWalk {
-            view: stored,
-            revision,
-            rows: stored.walk(span)?,
-            gone,
-        })
-    }
-
-    /// Returns the keys of a span that existed at a revision and don't exist now. They have been deleted since, so there is
-    /// an event for each.
-    fn gone_since(
-        &self,
-        span: &Span,
-        revision: i64,
-        budget: &mut Budget,
-    ) -> Result<BTreeMap<Bytes, Row>, Failure> {
-        let mut gone = BTreeMap::new();
-        let start = self.place.event(revision.saturating_add(1), 0);
-        let end = end_of(&self.place.prefix());
-        let bounds = (
-            Bound::Included(start.as_ref()),
-            end.as_ref().map(AsRef::as_ref),
-        );
-        let mut events = self
-            .reader
-            .cursor(Table::Events, bounds, Order::Ascending)?;
-        while let Some((_, row)) = events.next()? {
-            budget.visit()?;
-            let event = EventRow::decode(row)?;
-            if !event.deleted || !span.contains(&event.key) || gone.contains_key(&event.key) {
-                continue;
-            }
-            budget.lookup()?;
-            if self.newest(&event.key)?.is_some() {
-                continue;
-            }
-            budget.lookup()?;
-            if let Some(row) = self.at(&event.key, revision)? {
-                budget.read(event.key.len() as u64)?;
-                // The value is read again if it is wanted, so that only wanted values take memory.
-                gone.insert(event.key, Row { value: None, ..row });
-            }
-        }
-        Ok(gone)
-    }
 }
 
 enum StoredRows<'a> {
@@ -266,6 +194,11 @@ impl<'a> Walk<'a> {
             next_stored,
             drafted,
         })
+    }
+
+    /// Returns the key of the next row of the store.
+    pub(crate) fn peek(&self) -> Option<&Bytes> {
+        self.next_stored.as_ref().map(|(key, _)| key)
     }
 
     /// Returns the next row. It counts every row that it takes, also those that the draft hides, because they cost as much.
@@ -311,46 +244,6 @@ impl<'a> Walk<'a> {
             meta: Meta::decode(row)?,
             value: None,
         }))
-    }
-}
-
-/// Walks over the versions at an old revision.
-///
-/// A key that exists now and was last written by then has the same version. One that was written since is looked up in the
-/// versions. Keys that are gone by now were collected before.
-pub(crate) struct OldWalk<'a> {
-    view: View<'a>,
-    revision: i64,
-    rows: Walk<'a>,
-    gone: BTreeMap<Bytes, Row>,
-}
-
-impl OldWalk<'_> {
-    /// Returns the next row. It counts every row that it visits, also those of keys that didn't exist at the revision.
-    pub(crate) fn next(&mut self, budget: &mut Budget) -> Result<Option<Row>, Failure> {
-        loop {
-            let next = self.rows.next_stored.as_ref().map(|(key, _)| key);
-            let gone = self.gone.first_key_value().map(|(key, _)| key);
-            let gone_first = match (next, gone) {
-                (Some(next), Some(gone)) => gone < next,
-                (None, gone) => gone.is_some(),
-                (Some(_), None) => false,
-            };
-            if gone_first {
-                budget.visit()?;
-                return Ok(self.gone.pop_first().map(|(_, row)| row));
-            }
-            let Some(row) = self.rows.next(budget)? else {
-                return Ok(None);
-            };
-            if row.meta.mod_revision <= self.revision {
-                return Ok(Some(row));
-            }
-            budget.lookup()?;
-            if let Some(row) = self.view.at(&row.key, self.revision)? {
-                return Ok(Some(row));
-            }
-        }
     }
 }
 

@@ -99,7 +99,7 @@ fn deletion_is_at_once_and_clearing_is_in_steps() {
     keyspace.place = old;
     keyspace.limits.max_clear_rows = 4;
     let total = rows(&keyspace, old);
-    assert_eq!(total, 2 + 4 + 4 + 1 + 2);
+    assert_eq!(total, 2 + 4 + 1 + 4 + 1 + 2);
     let mut left = total;
     while keyspace.ok(Write::Clear) == (Answer::Cleared { more: true }) {
         let now = rows(&keyspace, old);

@@ -55,6 +55,13 @@ fn check_state(keyspace: &Keyspace, model: &Model) {
     assert_eq!(record.compacted, model.compacted);
     assert_eq!(record.bytes, stored_bytes(keyspace));
     assert!(record.bytes <= QUOTA);
+    let marks = keyspace.store.rows(Table::Versions);
+    let marks = marks.filter(|(_, row)| row.is_empty()).map(|(key, _)| {
+        // Without the byte that tells it from a version.
+        &key[..key.len() - 1]
+    });
+    let deletions = keyspace.store.rows(Table::Deletions);
+    assert!(marks.eq(deletions.map(|(key, _)| &key[..])));
     if !record.clearing {
         assert_eq!(record.bytes, model.bytes());
         // Nothing is left of what was compacted.

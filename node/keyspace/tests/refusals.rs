@@ -484,21 +484,44 @@ fn rows_that_a_draft_hides_are_visited_too() {
 }
 
 #[test]
-fn an_old_range_visits_what_has_changed_since() {
+fn an_old_range_visits_only_what_its_span_holds_and_held() {
     let mut keyspace = fresh();
     keyspace.put("a", "");
+    keyspace.put("c", "");
+    let revision = keyspace.put("d", "");
     for name in ["b", "b", "c"] {
         keyspace.put(name, "");
     }
-    let old = Range {
-        revision: 2,
-        ..Range::new(span("a", "\0"))
+    for _ in 0..2 {
+        keyspace.delete("d", "");
+        keyspace.put("d", "");
+    }
+    keyspace.delete("d", "");
+    // Other keys of the keyspace come and go.
+    for round in 0..10 {
+        for name in ["Z", "a\0", "f", "z"] {
+            keyspace.put(name, &round.to_string());
+            keyspace.delete(name, "");
+        }
+    }
+    let old = |end: &str| Range {
+        revision,
+        ..Range::new(span("a", end))
     };
-    let write = Write::Txn(txn(vec![Op::Range(old), Op::Put(put("x", ""))]));
-    // Two operations, three events, and three keys, of which two are looked up at the old revision, and the one that existed then
-    // has a value. The range starts a walk, and the put looks its key up.
-    keyspace.limits.max_visited = 2 + 3 + 3 + 5 * LOOKUP;
-    only_just(&mut keyspace, &write);
+    let mut write = |end: &str, visited| {
+        keyspace.limits.max_visited = visited;
+        let write = Write::Txn(txn(vec![Op::Range(old(end)), Op::Put(put("x", ""))]));
+        only_just(&mut keyspace, &write);
+    };
+    // Two operations, and the put looks its key up. The range starts two walks: over three keys that exist, of which "b" and "c"
+    // are looked up at the old revision, and over the deletions, three of "d" and ten of "a\0", which are looked up, too. Then
+    // the values of "a", "c" and "d".
+    write("e", 2 + LOOKUP + (2 + 4 + 3) * LOOKUP + 3 + 3 + 10);
+    // Of a single key: it alone is looked up.
+    write("", 2 + LOOKUP + 2 * LOOKUP + 1);
+    let found = keyspace.range(&old("e")).unwrap();
+    let keys: Vec<_> = found.kvs.iter().map(|kv| kv.key.as_ref()).collect();
+    assert_eq!(keys, [b"a", b"c", b"d"]);
 }
 
 #[test]
