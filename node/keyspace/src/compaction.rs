@@ -13,6 +13,8 @@
 
 use std::ops::Bound;
 
+use raft::StoreError;
+
 use crate::range::Failure;
 use crate::rows::EventRow;
 use crate::store::{Order, Reader, Store, Table};
@@ -55,7 +57,7 @@ pub(crate) fn clear(
     }
     let step = read_step(place, record, limits, store)?;
     for (at, event) in step.events {
-        clear_event(place, record, at, &event, store);
+        clear_event(place, record, at, &event, store)?;
     }
     record.clearing = step.next.is_some();
     // The next compaction begins with the events that stayed.
@@ -86,7 +88,7 @@ fn read_step(
     while let Some((stored, row)) = cursor.next()? {
         let at = event_at(&stored)?;
         let enough = events.len() >= limits.max_clear_rows.max(1) as usize
-            || bytes >= limits.max_write_bytes as usize;
+            || bytes >= limits.max_write_bytes.max(1) as usize;
         if enough {
             return Ok(Step {
                 events,
@@ -105,13 +107,13 @@ fn clear_event(
     (revision, position): (i64, u32),
     event: &EventRow,
     store: &mut dyn Store,
-) {
+) -> Result<(), StoreError> {
     let stays = revision == record.compacted;
     let stored = place.event(revision, position);
     let replaced = event.prev_mod != 0 && !(stays && event.prev_mod == revision);
     if replaced {
         store.remove(Table::Versions, place.version(&event.key, event.prev_mod));
-        record.release(event.prev_size);
+        record.release(event.prev_size)?;
     }
     if !stays {
         if event.deleted {
@@ -128,4 +130,5 @@ fn clear_event(
         };
         store.put(Table::Events, stored, forgetful.encode());
     }
+    Ok(())
 }

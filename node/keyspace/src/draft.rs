@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use raft::StoreError;
 
 use crate::limits::Budget;
 use crate::range::Failure;
-use crate::rows::{EventRow, LeaseRow, Meta, encode_version, size};
+use crate::rows::{EventRow, LeaseRow, Meta, damaged, encode_version, size};
 use crate::store::{Reader, Store, Table};
 use crate::view::{Drafted, Row, View};
 use crate::{
@@ -28,6 +29,8 @@ pub(crate) struct Draft<'a> {
     place: Place,
     /// The newest revision before the write.
     before: i64,
+    /// The revision of the write's changes.
+    own: i64,
     keys: Drafted,
     changes: Vec<Change>,
     /// Leases that change; `None` if one is revoked.
@@ -48,11 +51,14 @@ impl<'a> Draft<'a> {
         record: &Record,
         limits: &Limits,
         budget: Budget,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, StoreError> {
+        let own = record.revision.checked_add(1);
+        Ok(Self {
             reader,
             place,
             before: record.revision,
+            own: own
+                .ok_or_else(|| damaged("a keyspace", &"its revision is the greatest number"))?,
             keys: Drafted::new(),
             changes: Vec::new(),
             leases: BTreeMap::new(),
@@ -61,7 +67,7 @@ impl<'a> Draft<'a> {
             max_lease_keys: limits.max_lease_keys,
             max_lease_bytes: limits.max_write_bytes.into(),
             budget,
-        }
+        })
     }
 
     /// Returns the view of the state before, and of what was drafted so far.
@@ -75,12 +81,11 @@ impl<'a> Draft<'a> {
 
     /// Returns the newest revision, which is the write's own once it has changed something.
     pub(crate) fn newest(&self) -> i64 {
-        self.before + i64::from(!self.changes.is_empty())
-    }
-
-    /// Returns the revision of the write's changes.
-    fn own(&self) -> i64 {
-        self.before + 1
+        if self.changes.is_empty() {
+            self.before
+        } else {
+            self.own
+        }
     }
 
     /// Returns the newest version of a key, and counts the lookup.
@@ -134,10 +139,16 @@ impl<'a> Draft<'a> {
             Some(meta) if put.ignore_lease => meta.lease,
             _ => put.lease,
         };
+        let version = before.map_or(0, |meta| meta.version).checked_add(1);
         let meta = Meta {
-            mod_revision: self.own(),
-            create_revision: before.map_or(self.own(), |meta| meta.create_revision),
-            version: before.map_or(0, |meta| meta.version) + 1,
+            mod_revision: self.own,
+            create_revision: before.map_or(self.own, |meta| meta.create_revision),
+            version: version.ok_or_else(|| {
+                damaged(
+                    "a key's newest version",
+                    &"its version is the greatest number",
+                )
+            })?,
             lease,
             size: size(&put.key, &value),
         };
@@ -150,7 +161,7 @@ impl<'a> Draft<'a> {
         )?;
         self.change(put.key.clone(), Some((meta, value)), before);
         Ok(Putted {
-            revision: self.own(),
+            revision: self.own,
             prev_kv,
         })
     }
@@ -220,15 +231,18 @@ impl<'a> Draft<'a> {
         if from != LeaseId::NONE
             && let Some(mut lease) = self.lease(from)?
         {
-            lease.keys = lease.keys.saturating_sub(1);
-            lease.key_bytes = lease.key_bytes.saturating_sub(bytes);
+            let left = lease.keys.checked_sub(1);
+            let left = left.zip(lease.key_bytes.checked_sub(bytes));
+            (lease.keys, lease.key_bytes) =
+                left.ok_or_else(|| damaged("a lease", &"it counts fewer keys than it has"))?;
             self.leases.insert(from, Some(lease));
             self.lease_keys.insert((from, key.clone()), false);
         }
         if to != LeaseId::NONE {
             let mut lease = self.lease(to)?.ok_or(Refusal::LeaseNotFound)?;
-            lease.keys = lease.keys.saturating_add(1);
-            lease.key_bytes = lease.key_bytes.saturating_add(bytes);
+            let more = lease.keys.checked_add(1);
+            let more = more.zip(lease.key_bytes.checked_add(bytes));
+            (lease.keys, lease.key_bytes) = more.ok_or(Refusal::RequestTooLarge)?;
             if lease.keys > self.max_lease_keys || lease.key_bytes > self.max_lease_bytes {
                 return Err(Refusal::RequestTooLarge.into());
             }
@@ -344,5 +358,80 @@ pub(crate) fn gone(key: Bytes, revision: i64) -> KeyValue {
         key,
         mod_revision: revision,
         ..KeyValue::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use types::ShardId;
+
+    use super::*;
+    use crate::memory::MemoryStore;
+    use crate::{KeyspaceId, KeyspaceOptions};
+
+    const PLACE: Place = Place {
+        shard: ShardId(1),
+        id: KeyspaceId(1),
+    };
+
+    fn record() -> Record {
+        Record::new("a".to_owned(), KeyspaceOptions::default(), NonZeroU64::MIN)
+    }
+
+    fn put_in(store: &MemoryStore) -> Result<Putted, Failure> {
+        let limits = Limits::default();
+        let budget = Budget::of_write(&limits);
+        let mut draft = Draft::new(store, PLACE, &record(), &limits, budget)?;
+        let put = Put {
+            key: Bytes::from_static(b"k"),
+            ..Put::default()
+        };
+        draft.put(&put, true)
+    }
+
+    fn is_damaged<T>(result: &Result<T, Failure>) -> bool {
+        matches!(result, Err(Failure::Store(StoreError::Damaged(_))))
+    }
+
+    /// Counters that can't be right are damage: they never wrap, and never hide that rows are missing.
+    #[test]
+    fn counters_out_of_range_are_damage() {
+        let store = MemoryStore::default();
+        let limits = Limits::default();
+        let mut last = record();
+        last.revision = i64::MAX;
+        let budget = Budget::of_write(&limits);
+        let draft = Draft::new(&store, PLACE, &last, &limits, budget);
+        assert!(matches!(draft, Err(StoreError::Damaged(_))));
+        assert!(record().release(1).is_err());
+
+        let current = |version, lease| {
+            let meta = Meta {
+                version,
+                lease,
+                ..Meta::default()
+            };
+            let mut store = MemoryStore::default();
+            store.put(Table::Current, PLACE.current(b"k"), meta.encode());
+            store
+        };
+        let none = LeaseId::NONE;
+        assert!(put_in(&current(i64::MAX - 1, none)).is_ok());
+        assert!(is_damaged(&put_in(&current(i64::MAX, none))));
+
+        let lease = LeaseId(7);
+        for (keys, key_bytes, damaged) in [(1, 1, false), (0, 1, true), (1, 0, true)] {
+            let row = LeaseRow {
+                ttl: 9,
+                grant: 1,
+                keys,
+                key_bytes,
+            };
+            let mut store = current(1, lease);
+            store.put(Table::Leases, PLACE.lease(lease), row.encode());
+            assert_eq!(is_damaged(&put_in(&store)), damaged, "{keys} {key_bytes}");
+        }
     }
 }

@@ -73,7 +73,7 @@ pub(crate) fn revoke(
     limits: &Limits,
     reader: &dyn Reader,
 ) -> Result<Finished, Failure> {
-    let mut draft = Draft::new(reader, place, record, limits, Budget::of_revoke());
+    let mut draft = Draft::new(reader, place, record, limits, Budget::of_revoke())?;
     if draft.lease(id)?.is_none() {
         return Err(Refusal::LeaseNotFound.into());
     }

@@ -106,7 +106,9 @@ pub(crate) fn clear(place: Place, limits: &Limits, store: &mut dyn Store) -> Res
     }
     store.remove(Table::Keyspaces, place.record());
     let mut row = ShardRow::read(store, place.shard)?;
-    row.records = row.records.saturating_sub(1);
+    let left = row.records.checked_sub(1);
+    row.records =
+        left.ok_or_else(|| damaged("a shard's keyspaces", &"it counts fewer than there are"))?;
     row.write(place.shard, store);
     Ok(false)
 }

@@ -117,7 +117,7 @@ impl Machine<'_> {
     fn write(&mut self, write: &Write) -> Result<Answer, Failure> {
         match write {
             Write::Put(put) => {
-                let mut draft = self.draft();
+                let mut draft = self.draft()?;
                 txn::check_put(&mut draft, put)?;
                 let answer = draft.put(put, self.at.answer)?;
                 let finished = draft.finish();
@@ -125,14 +125,14 @@ impl Machine<'_> {
                 Ok(Answer::Put(answer))
             }
             Write::DeleteRange(request) => {
-                let mut draft = self.draft();
+                let mut draft = self.draft()?;
                 let answer = draft.delete_range(request, self.at.answer)?;
                 let finished = draft.finish();
                 self.commit(finished)?;
                 Ok(Answer::DeleteRange(answer))
             }
             Write::Txn(request) => {
-                let mut draft = self.draft();
+                let mut draft = self.draft()?;
                 let mut budget = draft.budget.clone();
                 let decided = txn::decide(draft.view(), request, &mut budget)?;
                 draft.budget = budget;
@@ -161,7 +161,7 @@ impl Machine<'_> {
                 let finished =
                     lease::revoke(self.place, *id, self.record, self.limits, self.store)?;
                 self.commit(finished)?;
-                self.record.release(lease::LEASE_BYTES);
+                self.record.release(lease::LEASE_BYTES)?;
                 Ok(self.done())
             }
             Write::Expire {
@@ -191,7 +191,7 @@ impl Machine<'_> {
         }
     }
 
-    fn draft(&self) -> Draft<'_> {
+    fn draft(&self) -> Result<Draft<'_>, StoreError> {
         let budget = Budget::of_write(self.limits);
         Draft::new(&*self.store, self.place, self.record, self.limits, budget)
     }

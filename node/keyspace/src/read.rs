@@ -60,7 +60,7 @@ pub fn read_txn(
         check::check_txn(request, limits)?;
         let record = live(reader, place)?;
         let budget = Budget::of_read(max_bytes);
-        let mut draft = Draft::new(reader, place, &record, limits, budget);
+        let mut draft = Draft::new(reader, place, &record, limits, budget)?;
         let mut budget = draft.budget.clone();
         let decided = txn::decide(draft.view(), request, &mut budget)?;
         draft.budget = budget;
@@ -169,7 +169,8 @@ pub fn previous(
     let Ok(record) = record(reader, place)? else {
         return Ok(None);
     };
-    let before = event.kv.mod_revision - 1;
+    let before = event.kv.mod_revision.checked_sub(1);
+    let before = before.ok_or_else(|| damaged("an event", &"its revision is the least number"))?;
     let created = !event.deleted && event.kv.create_revision == event.kv.mod_revision;
     if created || before < record.compacted {
         return Ok(None);

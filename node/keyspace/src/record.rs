@@ -191,9 +191,12 @@ impl Record {
     }
 
     /// Counts bytes that were removed.
-    pub(crate) fn release(&mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_sub(bytes);
+    pub(crate) fn release(&mut self, bytes: u64) -> Result<(), StoreError> {
+        let left = self.bytes.checked_sub(bytes);
+        self.bytes =
+            left.ok_or_else(|| damaged("a keyspace", &"it counts fewer bytes than its rows have"))?;
         self.end_alarm();
+        Ok(())
     }
 
     /// Ends the alarm if there is room.

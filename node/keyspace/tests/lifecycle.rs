@@ -334,6 +334,15 @@ fn clearing_is_bounded_by_bytes() {
         compacted.put(&long, "");
     }
     compacted.compact(7).unwrap();
+    let mut least = compacted.clone();
     compacted.limits.max_write_bytes = 1_000;
     assert_eq!(compacted.clear(), 3);
+    // Each step gets on, also with limits of 0.
+    least.limits.max_write_bytes = 0;
+    least.limits.max_clear_rows = 0;
+    for steps in 1..=6 {
+        let more = steps < 6;
+        assert_eq!(least.ok(Write::Clear), Answer::Cleared { more });
+    }
+    assert_eq!(least.store, compacted.store);
 }

@@ -748,6 +748,21 @@ fn names_and_options_are_checked() {
 }
 
 #[test]
+fn an_event_that_cant_be_is_damage() {
+    let keyspace = fresh();
+    let mut event = keyspace::Event {
+        kv: keyspace::KeyValue::default(),
+        deleted: true,
+        position: 0,
+    };
+    for (revision, known) in [(0, true), (i64::MIN, false)] {
+        event.kv.mod_revision = revision;
+        let before = keyspace::previous(&keyspace.store, keyspace.place, &event);
+        assert_eq!(before.is_ok(), known);
+    }
+}
+
+#[test]
 fn an_unknown_keyspace_is_refused() {
     let mut keyspace = fresh();
     keyspace.place.id = KeyspaceId(9);
