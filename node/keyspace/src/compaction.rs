@@ -24,7 +24,8 @@ use crate::{Limits, Place, Record, Refusal};
 /// Raises the compacted revision.
 pub(crate) fn compact(record: &mut Record, revision: i64) -> Result<(), Refusal> {
     if revision <= record.compacted {
-        return Err(Refusal::Compacted);
+        let compacted = record.compacted;
+        return Err(Refusal::Compacted { compacted });
     }
     if revision > record.revision {
         return Err(Refusal::FutureRevision);

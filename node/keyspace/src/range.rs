@@ -48,7 +48,7 @@ pub(crate) fn check_revision(revision: i64, compacted: i64, newest: i64) -> Resu
     if revision > newest {
         Err(Refusal::FutureRevision)
     } else if revision > 0 && revision < compacted {
-        Err(Refusal::Compacted)
+        Err(Refusal::Compacted { compacted })
     } else {
         Ok(())
     }

@@ -99,7 +99,8 @@ pub fn events(
     let read = || {
         let record = live(reader, place)?;
         if from.0 < record.compacted {
-            return Err(Refusal::Compacted.into());
+            let compacted = record.compacted;
+            return Err(Refusal::Compacted { compacted }.into());
         }
         let view = View {
             reader,

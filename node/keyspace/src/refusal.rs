@@ -42,7 +42,10 @@ pub enum Refusal {
     RequestTooLarge,
     /// The revision has been compacted.
     #[error("etcdserver: mvcc: required revision has been compacted")]
-    Compacted,
+    Compacted {
+        /// The compacted revision, which is the oldest that can be read. A watch that is canceled tells it.
+        compacted: i64,
+    },
     /// The revision is yet to come.
     #[error("etcdserver: mvcc: required revision is a future revision")]
     FutureRevision,
@@ -107,7 +110,9 @@ impl Refusal {
             | Self::InvalidName
             | Self::InvalidOption
             | Self::Malformed => Code::InvalidArgument,
-            Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
+            Self::Compacted { .. } | Self::FutureRevision | Self::LeaseTtlTooLarge => {
+                Code::OutOfRange
+            }
             Self::NoSpace | Self::TooManyRequests | Self::TooManyKeyspaces => {
                 Code::ResourceExhausted
             }

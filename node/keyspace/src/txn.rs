@@ -141,7 +141,8 @@ pub(crate) fn check_put(draft: &mut Draft<'_>, put: &Put) -> Result<(), Failure>
 /// As in etcd, a negative revision is a compacted one in a transaction, except -1 before the first compaction.
 fn check_revision(revision: i64, record: &Record) -> Result<(), Refusal> {
     if revision != 0 && revision < record.compacted {
-        return Err(Refusal::Compacted);
+        let compacted = record.compacted;
+        return Err(Refusal::Compacted { compacted });
     }
     range::check_revision(revision, record.compacted, record.revision)
 }

@@ -49,7 +49,8 @@ fn a_keyspace_begins_at_revision_1() {
     assert_eq!(keyspace.put("a", ""), 2);
     // As etcd's, the first compaction may be at revision 0.
     assert_eq!(keyspace.compact(0), Ok(()));
-    assert_eq!(keyspace.compact(0), Err(Refusal::Compacted));
+    let compacted = Refusal::Compacted { compacted: 0 };
+    assert_eq!(keyspace.compact(0), Err(compacted));
     assert_eq!(keyspace.ok(Write::Clear), Answer::Cleared { more: false });
 }
 
@@ -302,7 +303,10 @@ fn compaction_clears_in_bounded_steps_and_keeps_what_can_be_read() {
             revision: revision - 1,
             ..Range::new(span("a", ""))
         };
-        assert_eq!(keyspace.range(&old), Err(Refusal::Compacted));
+        let compacted = Refusal::Compacted {
+            compacted: revision,
+        };
+        assert_eq!(keyspace.range(&old), Err(compacted));
     }
     keyspace.clear();
     assert_eq!(keyspace.record().bytes, 128 + 2);

@@ -111,7 +111,8 @@ fn check_events(keyspace: &Keyspace, model: &Model, source: &mut Source) {
         let size = (1 + source.random.below(4) as usize, 3, 200);
         let read = events(&keyspace.store, keyspace.place, page, |_| true, size).unwrap();
         if from < model.compacted {
-            assert_eq!(read, Err(Refusal::Compacted));
+            let compacted = model.compacted;
+            assert_eq!(read, Err(Refusal::Compacted { compacted }));
             return;
         }
         let read = read.unwrap();
@@ -241,7 +242,7 @@ fn hashes_differ_when_the_data_differ() {
     assert_eq!(of(&one, 3), of(&other, 0));
     assert_eq!(
         hash(&one.store, one.place, 2).unwrap(),
-        Err(Refusal::Compacted)
+        Err(Refusal::Compacted { compacted: 3 })
     );
     assert_eq!(
         hash(&one.store, one.place, 4).unwrap(),

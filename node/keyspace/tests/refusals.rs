@@ -53,7 +53,7 @@ fn texts_and_classes_are_etcds() {
             "request is too large",
         ),
         (
-            Refusal::Compacted,
+            Refusal::Compacted { compacted: 9 },
             OutOfRange,
             "mvcc: required revision has been compacted",
         ),
@@ -137,8 +137,14 @@ fn writes_are_refused_and_change_nothing() {
             Refusal::LeaseProvided,
         ),
         (Write::Put(leased(6)), Refusal::LeaseNotFound),
-        (Write::Compact { revision: 2 }, Refusal::Compacted),
-        (Write::Compact { revision: -1 }, Refusal::Compacted),
+        (
+            Write::Compact { revision: 2 },
+            Refusal::Compacted { compacted: 2 },
+        ),
+        (
+            Write::Compact { revision: -1 },
+            Refusal::Compacted { compacted: 2 },
+        ),
         (Write::Compact { revision: 4 }, Refusal::FutureRevision),
         (
             Write::Grant {
@@ -163,8 +169,14 @@ fn writes_are_refused_and_change_nothing() {
         ),
         (Write::Revoke { id: LeaseId(6) }, Refusal::LeaseNotFound),
         (Write::Txn(txn(vec![at(4)])), Refusal::FutureRevision),
-        (Write::Txn(txn(vec![at(1)])), Refusal::Compacted),
-        (Write::Txn(txn(vec![at(-1)])), Refusal::Compacted),
+        (
+            Write::Txn(txn(vec![at(1)])),
+            Refusal::Compacted { compacted: 2 },
+        ),
+        (
+            Write::Txn(txn(vec![at(-1)])),
+            Refusal::Compacted { compacted: 2 },
+        ),
         // The first fault counts, and the writes before it are undone.
         (
             Write::Txn(txn(vec![

@@ -50,6 +50,12 @@ impl Model {
         }
     }
 
+    fn compacted(&self) -> Refusal {
+        Refusal::Compacted {
+            compacted: self.compacted,
+        }
+    }
+
     /// The pairs at a revision.
     pub fn state(&self, revision: i64) -> State {
         let mut state = State::new();
@@ -102,7 +108,7 @@ impl Model {
             return Err(Refusal::FutureRevision);
         }
         if range.revision > 0 && range.revision < self.compacted {
-            return Err(Refusal::Compacted);
+            return Err(self.compacted());
         }
         Ok(self.ranged(range))
     }
@@ -195,7 +201,7 @@ impl Model {
             }
             Write::Compact { revision } => {
                 if *revision <= self.compacted {
-                    return Err(Refusal::Compacted);
+                    return Err(self.compacted());
                 }
                 if *revision > self.revision {
                     return Err(Refusal::FutureRevision);
@@ -393,7 +399,7 @@ impl Model {
                     return Err(Refusal::FutureRevision);
                 }
                 Op::Range(range) if range.revision != 0 && range.revision < self.compacted => {
-                    return Err(Refusal::Compacted);
+                    return Err(self.compacted());
                 }
                 Op::Put(put) => self.check_put(put)?,
                 Op::Txn(nested) => self.check_txn(nested)?,
