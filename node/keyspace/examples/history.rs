@@ -24,9 +24,9 @@ use bytes::Bytes;
 use common::Keyspace;
 use common::source::Source;
 use keyspace::{
-    Answer, Compare, DeleteRange, Deleted, Event, KeyValue, KeyspaceOptions, Op, OpAnswer, Put,
-    Putted, Range, Ranged, Refusal, Relation, SortOrder, SortTarget, Span, Target, Txn, TxnAnswer,
-    Write, events, previous,
+    Answer, Compare, DeleteRange, DeleteRangeAnswer, Event, KeyValue, KeyspaceOptions, Op,
+    OpAnswer, Put, PutAnswer, Range, RangeAnswer, Refusal, Relation, SortOrder, SortTarget, Span,
+    Target, Txn, TxnAnswer, Write, events, previous,
 };
 use serde_json::{Map, Value, json};
 
@@ -254,19 +254,19 @@ fn answer<const N: usize>(revision: i64, fields: [(&str, Value); N]) -> Value {
     body.into()
 }
 
-fn of_range(ranged: &Ranged) -> Value {
+fn of_range(ranged: &RangeAnswer) -> Value {
     let pairs: Vec<Value> = ranged.kvs.iter().map(of_pair).collect();
     let (more, count) = (ranged.more.into(), ranged.count.into());
     let fields = [("kvs", pairs.into()), ("more", more), ("count", count)];
     answer(ranged.revision, fields)
 }
 
-fn of_put(putted: &Putted) -> Value {
-    let before = putted.prev_kv.as_ref().map(of_pair);
-    answer(putted.revision, [("prev_kv", before.into())])
+fn of_put(put: &PutAnswer) -> Value {
+    let before = put.prev_kv.as_ref().map(of_pair);
+    answer(put.revision, [("prev_kv", before.into())])
 }
 
-fn of_deletion(deleted: &Deleted) -> Value {
+fn of_deletion(deleted: &DeleteRangeAnswer) -> Value {
     let before: Vec<Value> = deleted.prev_kvs.iter().map(of_pair).collect();
     let fields = [
         ("deleted", deleted.deleted.into()),
@@ -278,7 +278,7 @@ fn of_deletion(deleted: &Deleted) -> Value {
 fn of_txn(txn: &TxnAnswer) -> Value {
     let of_op = |op: &OpAnswer| match op {
         OpAnswer::Range(ranged) => json!({ "response_range": of_range(ranged) }),
-        OpAnswer::Put(putted) => json!({ "response_put": of_put(putted) }),
+        OpAnswer::Put(put) => json!({ "response_put": of_put(put) }),
         OpAnswer::DeleteRange(deleted) => json!({ "response_delete_range": of_deletion(deleted) }),
         OpAnswer::Txn(nested) => json!({ "response_txn": of_txn(nested) }),
     };
@@ -292,7 +292,7 @@ fn of_txn(txn: &TxnAnswer) -> Value {
 
 fn of_answer(given: &Answer) -> Value {
     match given {
-        Answer::Put(putted) => of_put(putted),
+        Answer::Put(put) => of_put(put),
         Answer::DeleteRange(deleted) => of_deletion(deleted),
         Answer::Txn(txn) => of_txn(txn),
         Answer::Done { revision } => answer(*revision, []),

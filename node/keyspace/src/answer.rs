@@ -23,7 +23,7 @@ pub struct KeyValue {
 
 /// The answer to a range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ranged {
+pub struct RangeAnswer {
     /// The newest revision when the range was read.
     pub revision: i64,
     /// The pairs.
@@ -38,18 +38,18 @@ pub struct Ranged {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpAnswer {
     /// Of a range.
-    Range(Ranged),
+    Range(RangeAnswer),
     /// Of a put.
-    Put(Putted),
+    Put(PutAnswer),
     /// Of a deletion.
-    DeleteRange(Deleted),
+    DeleteRange(DeleteRangeAnswer),
     /// Of a nested transaction.
     Txn(TxnAnswer),
 }
 
 /// The answer to a put.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Putted {
+pub struct PutAnswer {
     /// The revision of the put.
     pub revision: i64,
     /// The pair before, if it was asked for and existed.
@@ -58,7 +58,7 @@ pub struct Putted {
 
 /// The answer to a deletion.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Deleted {
+pub struct DeleteRangeAnswer {
     /// The revision of the deletion, or the newest if nothing was deleted.
     pub revision: i64,
     /// The number of deleted keys.
@@ -82,9 +82,9 @@ pub struct TxnAnswer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// Of a put.
-    Put(Putted),
+    Put(PutAnswer),
     /// Of a deletion.
-    DeleteRange(Deleted),
+    DeleteRange(DeleteRangeAnswer),
     /// Of a transaction.
     Txn(TxnAnswer),
     /// Of a compaction, a revoke, an expiry or a change of options: the newest revision.

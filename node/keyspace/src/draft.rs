@@ -12,7 +12,8 @@ use crate::rows::{EventRow, LeaseRow, Meta, damaged, encode_version, size};
 use crate::store::{Reader, Store, Table};
 use crate::view::{Drafted, Row, View};
 use crate::{
-    DeleteRange, Deleted, Event, KeyValue, LeaseId, Limits, Place, Put, Putted, Record, Refusal,
+    DeleteRange, DeleteRangeAnswer, Event, KeyValue, LeaseId, Limits, Place, Put, PutAnswer,
+    Record, Refusal,
 };
 
 /// A drafted change: an event, and what it replaces.
@@ -115,7 +116,7 @@ impl<'a> Draft<'a> {
     }
 
     /// Sets a key. The caller has checked that the lease exists.
-    pub(crate) fn put(&mut self, put: &Put, answer: bool) -> Result<Putted, Failure> {
+    pub(crate) fn put(&mut self, put: &Put, answer: bool) -> Result<PutAnswer, Failure> {
         let previous = self.newest_version(&put.key)?;
         if previous.is_none() && (put.ignore_value || put.ignore_lease) {
             return Err(Refusal::KeyNotFound.into());
@@ -160,7 +161,7 @@ impl<'a> Draft<'a> {
             lease,
         )?;
         self.change(put.key.clone(), Some((meta, value)), before);
-        Ok(Putted {
+        Ok(PutAnswer {
             revision: self.own,
             prev_kv,
         })
@@ -171,7 +172,7 @@ impl<'a> Draft<'a> {
         &mut self,
         request: &DeleteRange,
         answer: bool,
-    ) -> Result<Deleted, Failure> {
+    ) -> Result<DeleteRangeAnswer, Failure> {
         self.budget.lookup()?;
         let mut found = Vec::new();
         let mut rows = self.view().walk(&request.span)?;
@@ -193,7 +194,7 @@ impl<'a> Draft<'a> {
         for row in found {
             self.delete(row)?;
         }
-        Ok(Deleted {
+        Ok(DeleteRangeAnswer {
             revision: self.newest(),
             deleted,
             prev_kvs,
@@ -380,7 +381,7 @@ mod tests {
         Record::new("a".to_owned(), KeyspaceOptions::default(), NonZeroU64::MIN)
     }
 
-    fn put_in(store: &MemoryStore) -> Result<Putted, Failure> {
+    fn put_in(store: &MemoryStore) -> Result<PutAnswer, Failure> {
         let limits = Limits::default();
         let budget = Budget::of_write(&limits);
         let mut draft = Draft::new(store, PLACE, &record(), &limits, budget)?;

@@ -11,7 +11,7 @@ use crate::{Place, Refusal, read};
 
 /// The hash of a keyspace at a revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hashed {
+pub struct HashAnswer {
     /// The hash.
     pub hash: u32,
     /// The revision that was hashed.
@@ -30,11 +30,11 @@ pub fn hash(
     reader: &dyn Reader,
     place: Place,
     revision: i64,
-) -> Result<Result<Hashed, Refusal>, StoreError> {
+) -> Result<Result<HashAnswer, Refusal>, StoreError> {
     Failure::split(hash_versions(reader, place, revision))
 }
 
-fn hash_versions(reader: &dyn Reader, place: Place, revision: i64) -> Result<Hashed, Failure> {
+fn hash_versions(reader: &dyn Reader, place: Place, revision: i64) -> Result<HashAnswer, Failure> {
     let record = read::record(reader, place)??;
     check_revision(revision, record.compacted, record.revision)?;
     let until = if revision > 0 {
@@ -62,7 +62,7 @@ fn hash_versions(reader: &dyn Reader, place: Place, revision: i64) -> Result<Has
     if let Some((version, row)) = held {
         add(&mut hasher, &version, &row);
     }
-    Ok(Hashed {
+    Ok(HashAnswer {
         hash: hasher.finalize(),
         hash_revision: until,
         compacted,

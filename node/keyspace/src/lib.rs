@@ -72,9 +72,12 @@ mod store;
 mod txn;
 mod view;
 
-pub use answer::{Answer, Deleted, Event, KeyValue, OpAnswer, Outcome, Putted, Ranged, TxnAnswer};
+pub use answer::{
+    Answer, DeleteRangeAnswer, Event, KeyValue, OpAnswer, Outcome, PutAnswer, RangeAnswer,
+    TxnAnswer,
+};
 pub use check::{check_delete_range, check_put, check_range, check_txn};
-pub use hash::{Hashed, hash};
+pub use hash::{HashAnswer, hash};
 pub use ids::{KeyspaceId, LeaseId};
 pub use keys::{Place, bounds_of_shard};
 pub use lease::{Lease, MAX_LEASE_TTL, MIN_LEASE_TTL, read_lease, read_lease_keys, read_leases};

@@ -8,7 +8,7 @@ use raft::StoreError;
 use crate::limits::Budget;
 use crate::old::OldWalk;
 use crate::view::{Row, View, Walk};
-use crate::{KeyValue, LeaseId, Range, Ranged, Refusal, SortOrder, SortTarget};
+use crate::{KeyValue, LeaseId, Range, RangeAnswer, Refusal, SortOrder, SortTarget};
 
 /// The failure of a call: a refusal, which the caller is told, or an error of the store, which stops the node.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub(crate) fn read(
     newest: i64,
     answer: bool,
     budget: &mut Budget,
-) -> Result<Ranged, Failure> {
+) -> Result<RangeAnswer, Failure> {
     budget.lookup()?;
     let mut rows = if range.revision > 0 && range.revision < newest {
         Rows::Old(OldWalk::new(view, &range.span, range.revision, budget)?)
@@ -126,7 +126,7 @@ pub(crate) fn read(
     } else {
         Vec::new()
     };
-    Ok(Ranged {
+    Ok(RangeAnswer {
         revision: newest,
         kvs,
         more,

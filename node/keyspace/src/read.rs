@@ -13,7 +13,7 @@ use crate::rows::{EventRow, damaged};
 use crate::store::{Order, Reader, Table};
 use crate::view::{View, event_at};
 use crate::{
-    Event, KeyValue, Limits, Place, Range, Ranged, Record, Refusal, Txn, TxnAnswer, check, txn,
+    Event, KeyValue, Limits, Place, Range, RangeAnswer, Record, Refusal, Txn, TxnAnswer, check, txn,
 };
 
 /// Reads the record of a keyspace that exists.
@@ -32,7 +32,7 @@ pub fn range(
     place: Place,
     request: &Range,
     max_bytes: u64,
-) -> Result<Result<Ranged, Refusal>, StoreError> {
+) -> Result<Result<RangeAnswer, Refusal>, StoreError> {
     let read = || {
         check::check_range(request)?;
         let record = live(reader, place)?;

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use keyspace::memory::MemoryStore;
 use keyspace::{
     Action, Answer, Applying, KeyspaceId, KeyspaceOptions, LeaseId, Limits, Op, Operation, Outcome,
-    Place, Put, Range, Ranged, Record, Refusal, Span, Txn, Write, apply,
+    Place, Put, Range, RangeAnswer, Record, Refusal, Span, Txn, Write, apply,
 };
 use raft::Term;
 use types::{ConfigNum, ShardId};
@@ -170,7 +170,7 @@ impl Keyspace {
         self.write(Write::Compact { revision }).answer.map(|_| ())
     }
 
-    pub fn range(&self, request: &Range) -> Result<Ranged, Refusal> {
+    pub fn range(&self, request: &Range) -> Result<RangeAnswer, Refusal> {
         keyspace::range(&self.store, self.place, request, u64::MAX).unwrap()
     }
 

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use keyspace::{
-    Answer, Compare, DeleteRange, Deleted, Event, KeyValue, LeaseId, Op, OpAnswer, Put, Putted,
-    Range, Ranged, Refusal, Relation, SortOrder, SortTarget, Span, Target, Txn, TxnAnswer, Write,
+    Answer, Compare, DeleteRange, DeleteRangeAnswer, Event, KeyValue, LeaseId, Op, OpAnswer, Put,
+    PutAnswer, Range, RangeAnswer, Refusal, Relation, SortOrder, SortTarget, Span, Target, Txn,
+    TxnAnswer, Write,
 };
 
 /// What the crate charges beside keys and values.
@@ -103,7 +104,7 @@ impl Model {
             .collect()
     }
 
-    pub fn range(&self, range: &Range) -> Result<Ranged, Refusal> {
+    pub fn range(&self, range: &Range) -> Result<RangeAnswer, Refusal> {
         if range.revision > self.revision {
             return Err(Refusal::FutureRevision);
         }
@@ -113,7 +114,7 @@ impl Model {
         Ok(self.ranged(range))
     }
 
-    fn ranged(&self, range: &Range) -> Ranged {
+    fn ranged(&self, range: &Range) -> RangeAnswer {
         let at = if range.revision > 0 {
             range.revision
         } else {
@@ -125,10 +126,10 @@ impl Model {
             .filter(|kv| within(&range.span, &kv.key))
             .collect();
         let count = all.len() as i64;
-        let mut ranged = Ranged {
+        let mut ranged = RangeAnswer {
             revision: self.revision,
             count,
-            ..Ranged::default()
+            ..RangeAnswer::default()
         };
         if range.count_only {
             return ranged;
@@ -302,7 +303,7 @@ impl Model {
         Ok(())
     }
 
-    fn put(&mut self, put: &Put) -> Result<Putted, Refusal> {
+    fn put(&mut self, put: &Put) -> Result<PutAnswer, Refusal> {
         let old = self.now().remove(&put.key);
         let own = self.revision + 1;
         let mut kv = KeyValue {
@@ -328,13 +329,13 @@ impl Model {
             None => {}
         }
         self.change(kv, false);
-        Ok(Putted {
+        Ok(PutAnswer {
             revision: own,
             prev_kv: old.filter(|_| put.prev_kv),
         })
     }
 
-    fn delete_range(&mut self, request: &DeleteRange) -> Deleted {
+    fn delete_range(&mut self, request: &DeleteRange) -> DeleteRangeAnswer {
         let own = self.revision + 1;
         let state = self.now();
         let gone: Vec<KeyValue> = state
@@ -348,7 +349,7 @@ impl Model {
             .changes
             .last()
             .is_some_and(|change| change.kv.mod_revision == own);
-        Deleted {
+        DeleteRangeAnswer {
             revision: self.revision + i64::from(changed),
             deleted: gone.len() as i64,
             prev_kvs: if request.prev_kv { gone } else { Vec::new() },
