@@ -7,17 +7,15 @@
 //! by the id, but by the cluster id, which is a random number in the record.
 
 use raft::StoreError;
-use types::{Reader as Decoder, ShardId, Writer};
+use types::ShardId;
 
 use crate::keys;
 use crate::range::Failure;
 use crate::record::Record;
-use crate::rows::{damaged, decode};
+use crate::rows::{NAME, SHARD, damaged};
 use crate::store::{Order, Reader, Store, Table};
 use crate::view::{borrowed, whole, with_prefix};
 use crate::{KeyspaceId, Limits, Place, Refusal};
-
-const VERSION: u8 = 1;
 
 /// The record of a shard's keyspaces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +30,7 @@ impl ShardRow {
     fn read(reader: &dyn Reader, shard: ShardId) -> Result<Self, StoreError> {
         let row = reader.get(Table::Keyspaces, &keys::shard(shard))?;
         let row = row.map(|row| {
-            decode("a shard's keyspaces", row, |input: &mut Decoder| {
+            SHARD.decode(row, |input| {
                 Ok(Self {
                     last_id: input.number("last id")?,
                     records: input.number_u32("records")?,
@@ -43,10 +41,8 @@ impl ShardRow {
     }
 
     fn write(self, shard: ShardId, store: &mut dyn Store) {
-        let mut out = Writer::default();
-        out.byte(VERSION)
-            .number(self.last_id)
-            .number(self.records.into());
+        let mut out = SHARD.begin(16);
+        out.number(self.last_id).number(self.records.into());
         store.put(Table::Keyspaces, keys::shard(shard), out.finish());
     }
 }
@@ -73,8 +69,8 @@ pub(crate) fn create(
         shard,
         id: KeyspaceId(id),
     };
-    let mut out = Writer::default();
-    out.byte(VERSION).number(id);
+    let mut out = NAME.begin(10);
+    out.number(id);
     let name = keys::name(shard, &record.name);
     store.put(Table::Keyspaces, name, out.finish());
     record.store(place, store);
@@ -151,7 +147,7 @@ pub fn find(
     name: &str,
 ) -> Result<Option<KeyspaceId>, StoreError> {
     let row = reader.get(Table::Keyspaces, &keys::name(shard, name))?;
-    let id = row.map(|row| decode("a keyspace's name", row, |input| input.number("id")));
+    let id = row.map(|row| NAME.decode(row, |input| input.number("id")));
     Ok(id.transpose()?.map(KeyspaceId))
 }
 

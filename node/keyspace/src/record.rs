@@ -6,11 +6,9 @@ use bytes::Bytes;
 use raft::StoreError;
 use types::{DecodeError, Reader, Writer};
 
-use crate::rows::{damaged, decode, nonzero, signed};
+use crate::rows::{RECORD, damaged, nonzero, signed};
 use crate::store::{Reader as StoreReader, Store, Table};
 use crate::{Place, Refusal};
-
-const VERSION: u8 = 1;
 
 /// The most bytes of a name.
 pub const MAX_NAME_BYTES: usize = 128;
@@ -207,8 +205,8 @@ impl Record {
     }
 
     fn encode(&self) -> Bytes {
-        let mut out = Writer::with_capacity(64 + self.name.len());
-        out.byte(VERSION).bytes(self.name.as_bytes());
+        let mut out = RECORD.begin(64 + self.name.len());
+        out.bytes(self.name.as_bytes());
         self.options.encode(&mut out);
         out.number(self.nonce.get())
             .byte(self.deleted.into())
@@ -224,7 +222,7 @@ impl Record {
     }
 
     pub(crate) fn decode(row: Bytes) -> Result<Self, StoreError> {
-        decode("a keyspace", row, |input| {
+        RECORD.decode(row, |input| {
             let name = input.bytes("name")?;
             let name = String::from_utf8(name.to_vec());
             Ok(Self {

@@ -1,4 +1,4 @@
-//! The values of rows. Each begins with a version byte.
+//! The values of rows. Each begins with a byte that tells the version of its format.
 
 use std::num::NonZeroU64;
 
@@ -8,7 +8,22 @@ use types::{DecodeError, Reader, Writer};
 
 use crate::{KeyValue, LeaseId};
 
-const VERSION: u8 = 1;
+/// The format of a kind of rows. Each has a version of its own, so that one can change without the others.
+#[derive(Clone, Copy)]
+pub(crate) struct Format {
+    /// What a row describes, for errors.
+    what: &'static str,
+    version: u8,
+}
+
+pub(crate) const RECORD: Format = Format::new("a keyspace", 1);
+pub(crate) const NAME: Format = Format::new("a keyspace's name", 1);
+pub(crate) const SHARD: Format = Format::new("a shard's keyspaces", 1);
+const CURRENT: Format = Format::new("a key's newest version", 1);
+const VERSION: Format = Format::new("a version", 1);
+const EVENT: Format = Format::new("an event", 1);
+const LEASE: Format = Format::new("a lease", 1);
+
 const PUT: u8 = 0;
 const DELETE: u8 = 1;
 
@@ -35,9 +50,8 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub(crate) fn encode(&self) -> Bytes {
-        let mut out = Writer::with_capacity(24);
-        out.byte(VERSION)
-            .number(self.mod_revision.cast_unsigned())
+        let mut out = CURRENT.begin(24);
+        out.number(self.mod_revision.cast_unsigned())
             .number(self.create_revision.cast_unsigned())
             .number(self.version.cast_unsigned())
             .number(self.lease.0.cast_unsigned())
@@ -46,7 +60,7 @@ impl Meta {
     }
 
     pub(crate) fn decode(row: Bytes) -> Result<Self, StoreError> {
-        decode("a key's newest version", row, |input| {
+        CURRENT.decode(row, |input| {
             Ok(Self {
                 mod_revision: signed(input, "mod revision")?,
                 create_revision: signed(input, "create revision")?,
@@ -72,9 +86,8 @@ impl Meta {
 
 /// Encodes a row of `Versions`. Key and mod revision are in its key.
 pub(crate) fn encode_version(meta: &Meta, value: &[u8]) -> Bytes {
-    let mut out = Writer::with_capacity(24 + value.len());
-    out.byte(VERSION)
-        .number(meta.create_revision.cast_unsigned())
+    let mut out = VERSION.begin(24 + value.len());
+    out.number(meta.create_revision.cast_unsigned())
         .number(meta.version.cast_unsigned())
         .number(meta.lease.0.cast_unsigned())
         .raw(value);
@@ -87,12 +100,11 @@ pub(crate) fn decode_version(
     key: &[u8],
     mod_revision: i64,
 ) -> Result<(Meta, Bytes), StoreError> {
-    let read = |row| {
-        let mut input = begin(row)?;
-        let create_revision = signed(&mut input, "create revision")?;
-        let version = signed(&mut input, "version")?;
-        let lease = LeaseId(signed(&mut input, "lease")?);
-        let value = input.rest();
+    VERSION.decode(row, |input| {
+        let create_revision = signed(input, "create revision")?;
+        let version = signed(input, "version")?;
+        let lease = LeaseId(signed(input, "lease")?);
+        let value = rest(input);
         let meta = Meta {
             mod_revision,
             create_revision,
@@ -101,8 +113,7 @@ pub(crate) fn decode_version(
             size: size(key, &value),
         };
         Ok((meta, value))
-    };
-    read(row).map_err(|error: DecodeError| damaged("a version", &error))
+    })
 }
 
 /// A row of `Events`. Revision and position are in its key.
@@ -118,9 +129,8 @@ pub(crate) struct EventRow {
 
 impl EventRow {
     pub(crate) fn encode(&self) -> Bytes {
-        let mut out = Writer::with_capacity(24 + self.key.len());
-        out.byte(VERSION)
-            .byte(if self.deleted { DELETE } else { PUT })
+        let mut out = EVENT.begin(24 + self.key.len());
+        out.byte(if self.deleted { DELETE } else { PUT })
             .number(self.prev_mod.cast_unsigned())
             .number(self.prev_size)
             .raw(&self.key);
@@ -128,17 +138,14 @@ impl EventRow {
     }
 
     pub(crate) fn decode(row: Bytes) -> Result<Self, StoreError> {
-        let read = |row| {
-            let mut input = begin(row)?;
-            let deleted = input.flag("event kind")?;
+        EVENT.decode(row, |input| {
             Ok(Self {
-                deleted,
-                prev_mod: signed(&mut input, "previous revision")?,
+                deleted: input.flag("event kind")?,
+                prev_mod: signed(input, "previous revision")?,
                 prev_size: input.number("previous size")?,
-                key: input.rest(),
+                key: rest(input),
             })
-        };
-        read(row).map_err(|error: DecodeError| damaged("an event", &error))
+        })
     }
 }
 
@@ -157,9 +164,8 @@ pub(crate) struct LeaseRow {
 
 impl LeaseRow {
     pub(crate) fn encode(&self) -> Bytes {
-        let mut out = Writer::with_capacity(24);
-        out.byte(VERSION)
-            .number(self.ttl.cast_unsigned())
+        let mut out = LEASE.begin(24);
+        out.number(self.ttl.cast_unsigned())
             .number(self.grant)
             .number(self.keys.into())
             .number(self.key_bytes);
@@ -167,7 +173,7 @@ impl LeaseRow {
     }
 
     pub(crate) fn decode(row: Bytes) -> Result<Self, StoreError> {
-        decode("a lease", row, |input| {
+        LEASE.decode(row, |input| {
             Ok(Self {
                 ttl: signed(input, "ttl")?,
                 grant: input.number("grant")?,
@@ -188,33 +194,75 @@ pub(crate) fn nonzero(input: &mut Reader, what: &'static str) -> Result<NonZeroU
     NonZeroU64::new(input.number(what)?).ok_or(DecodeError::OutOfRange(what))
 }
 
-fn begin(row: Bytes) -> Result<Reader, DecodeError> {
-    let mut input = Reader::new(row);
-    match input.byte("version")? {
-        VERSION => Ok(input),
-        value => Err(DecodeError::Unknown {
-            what: "version",
-            value: value.into(),
-        }),
-    }
+/// Reads all that is left.
+fn rest(input: &mut Reader) -> Bytes {
+    std::mem::replace(input, Reader::new(Bytes::new())).rest()
 }
 
-/// Decodes a whole row that begins with the version byte.
-pub(crate) fn decode<T>(
-    what: &str,
-    row: Bytes,
-    fields: impl FnOnce(&mut Reader) -> Result<T, DecodeError>,
-) -> Result<T, StoreError> {
-    let read = |row| {
-        let mut input = begin(row)?;
-        let value = fields(&mut input)?;
-        input.finish()?;
-        Ok(value)
-    };
-    read(row).map_err(|error: DecodeError| damaged(what, &error))
+impl Format {
+    const fn new(what: &'static str, version: u8) -> Self {
+        Self { what, version }
+    }
+
+    /// Begins a row.
+    pub(crate) fn begin(self, capacity: usize) -> Writer {
+        let mut out = Writer::with_capacity(capacity);
+        out.byte(self.version);
+        out
+    }
+
+    /// Decodes a row whose fields end with it.
+    pub(crate) fn decode<T>(
+        self,
+        row: Bytes,
+        fields: impl FnOnce(&mut Reader) -> Result<T, DecodeError>,
+    ) -> Result<T, StoreError> {
+        let read = |row| {
+            let mut input = Reader::new(row);
+            match input.byte("version")? {
+                version if version == self.version => {}
+                value => {
+                    return Err(DecodeError::Unknown {
+                        what: "version",
+                        value: value.into(),
+                    });
+                }
+            }
+            let value = fields(&mut input)?;
+            input.finish()?;
+            Ok(value)
+        };
+        read(row).map_err(|error: DecodeError| damaged(self.what, &error))
+    }
 }
 
 /// Returns the error of a row that is not what this crate has written.
 pub(crate) fn damaged(what: &str, why: &dyn std::fmt::Display) -> StoreError {
     StoreError::Damaged(format!("the row of {what} can't be read: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_read_only_by_the_version_of_its_kind() {
+        let later = Format::new("a lease", 2);
+        let row = |format: Format| {
+            let mut out = format.begin(2);
+            out.byte(7);
+            out.finish()
+        };
+        for (writer, reader, known) in [
+            (LEASE, LEASE, true),
+            (later, later, true),
+            (later, LEASE, false),
+            (LEASE, later, false),
+        ] {
+            let read = reader.decode(row(writer), |input| input.byte("field"));
+            assert_eq!(read.is_ok(), known);
+        }
+        let whole = LEASE.decode(row(LEASE), |_| Ok(()));
+        assert!(whole.is_err(), "a byte is left");
+    }
 }
