@@ -6,6 +6,9 @@
 //! A shard that is restored from a backup gives ids again that it had given after the backup. So clients don't tell incarnations
 //! by the id, but by the cluster id, which is a random number in the record.
 
+use std::ops::Bound;
+
+use bytes::Bytes;
 use raft::StoreError;
 use types::ShardId;
 
@@ -85,14 +88,27 @@ pub(crate) fn delete(place: Place, record: &mut Record, store: &mut dyn Store) {
 
 /// Removes the next rows of a deleted keyspace, and the record after the last. Returns true if there are more.
 ///
-/// A step is bounded by rows and by bytes, because the cursor may have to read the values.
-pub(crate) fn clear(place: Place, limits: &Limits, store: &mut dyn Store) -> Result<bool, Failure> {
+/// A step is bounded by rows and by bytes, because the cursor may have to read the values. It begins after the last row that was
+/// removed, because an LSM tree would walk the marks of all rows that were removed before it.
+pub(crate) fn clear(
+    place: Place,
+    record: &mut Record,
+    limits: &Limits,
+    store: &mut dyn Store,
+) -> Result<bool, Failure> {
     let mut left = Left {
         rows: limits.max_clear_rows.max(1) as usize,
         bytes: limits.max_write_bytes.max(1) as usize,
     };
+    let first = record.cleared.as_ref().map(|(table, _)| *table);
     for table in Table::ROWS {
-        let stored = read_keys(store, place, table, &mut left)?;
+        if Some(table) < first {
+            continue;
+        }
+        let stored = read_keys(store, place, table, record, &mut left)?;
+        if let Some(last) = stored.last() {
+            record.cleared = Some((table, last.clone()));
+        }
         for key in stored {
             store.remove(table, key);
         }
@@ -125,9 +141,15 @@ fn read_keys(
     reader: &dyn Reader,
     place: Place,
     table: Table,
+    record: &Record,
     left: &mut Left,
-) -> Result<Vec<bytes::Bytes>, StoreError> {
-    let bounds = whole(place);
+) -> Result<Vec<Bytes>, StoreError> {
+    let mut bounds = whole(place);
+    if let Some((cleared, last)) = &record.cleared
+        && *cleared == table
+    {
+        bounds.0 = Bound::Excluded(last.clone());
+    }
     let mut cursor = reader.cursor(table, borrowed(&bounds), Order::Ascending)?;
     let mut found = Vec::new();
     while !left.is_none()
@@ -162,7 +184,7 @@ pub fn list(
     let mut bounds = with_prefix(keys::records(shard));
     if let Some(id) = after {
         let place = Place { shard, id };
-        bounds.0 = std::ops::Bound::Excluded(place.record());
+        bounds.0 = Bound::Excluded(place.record());
     }
     let mut cursor = reader.cursor(Table::Keyspaces, borrowed(&bounds), Order::Ascending)?;
     let mut found = Vec::new();

@@ -209,7 +209,7 @@ impl Machine<'_> {
 
     fn clear(&mut self) -> Result<Answer, Failure> {
         let more = if self.record.deleted {
-            let more = lifecycle::clear(self.place, self.limits, self.store)?;
+            let more = lifecycle::clear(self.place, self.record, self.limits, self.store)?;
             self.gone = !more;
             more
         } else {

@@ -13,6 +13,9 @@ use crate::{Place, Refusal};
 /// The most bytes of a name.
 pub const MAX_NAME_BYTES: usize = 128;
 
+/// The number of no table.
+const NONE: u8 = u8::MAX;
+
 const NO_COMPACTION: u8 = 0;
 const PERIODIC: u8 = 1;
 const BY_REVISIONS: u8 = 2;
@@ -141,6 +144,8 @@ pub struct Record {
     pub(crate) grants: u64,
     /// The place of the next event that clearing visits: a revision and a position in it.
     pub(crate) clear_at: (i64, u32),
+    /// The last row that clearing has removed, once the keyspace is deleted: its table and its key.
+    pub(crate) cleared: Option<(Table, Bytes)>,
     /// The bytes that a refused write would have added, or 0.
     pub(crate) refused_bytes: u64,
 }
@@ -159,6 +164,7 @@ impl Record {
             bytes: 0,
             grants: 0,
             clear_at: (0, 0),
+            cleared: None,
             refused_bytes: 0,
         }
     }
@@ -218,6 +224,11 @@ impl Record {
             .number(self.bytes)
             .number(self.refused_bytes)
             .number(self.grants);
+        if let Some((table, key)) = &self.cleared {
+            out.byte(table.number()).bytes(key);
+        } else {
+            out.byte(NONE);
+        }
         out.finish()
     }
 
@@ -237,6 +248,7 @@ impl Record {
                 bytes: input.number("bytes")?,
                 refused_bytes: input.number("refused bytes")?,
                 grants: input.number("grants")?,
+                cleared: decode_cleared(input)?,
             })
         })
     }
@@ -245,6 +257,18 @@ impl Record {
     pub(crate) fn store(&self, place: Place, store: &mut dyn Store) {
         store.put(Table::Keyspaces, place.record(), self.encode());
     }
+}
+
+fn decode_cleared(input: &mut Reader) -> Result<Option<(Table, Bytes)>, DecodeError> {
+    let number = input.byte("table")?;
+    if number == NONE {
+        return Ok(None);
+    }
+    let table = Table::ROWS
+        .into_iter()
+        .find(|table| table.number() == number);
+    let table = table.ok_or(DecodeError::OutOfRange("table"))?;
+    Ok(Some((table, input.bytes("key")?)))
 }
 
 /// Reads the record of a keyspace, a deleted one too.

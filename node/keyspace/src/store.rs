@@ -49,6 +49,21 @@ impl Table {
     ];
 }
 
+impl Table {
+    /// Returns the number of the table in stored rows.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Keyspaces => 0,
+            Self::Current => 1,
+            Self::Versions => 2,
+            Self::Deletions => 3,
+            Self::Events => 4,
+            Self::Leases => 5,
+            Self::LeaseKeys => 6,
+        }
+    }
+}
+
 /// The order of a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {

@@ -5,16 +5,18 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use common::{APPLYING, Keyspace, put, span};
+use common::{APPLYING, Keyspace, SHARD, put, span};
 use keyspace::memory::MemoryStore;
 use keyspace::{
-    Action, Answer, KeyspaceId, KeyspaceOptions, LeaseId, Operation, Order, Place, Put, Range,
-    Reader, Refusal, Store, Table, Write, bounds_of_shard, events, find, list,
+    Action, Answer, Bounds, Cursor, KeyspaceId, KeyspaceOptions, LeaseId, Limits, Operation, Order,
+    Place, Put, Range, Reader, Refusal, Store, Table, Write, bounds_of_shard, events, find, list,
 };
+use raft::StoreError;
 use types::ShardId;
 
 fn fresh() -> Keyspace {
@@ -349,4 +351,72 @@ fn clearing_is_bounded_by_bytes() {
         assert_eq!(least.ok(Write::Clear), Answer::Cleared { more });
     }
     assert_eq!(least.store, compacted.store);
+}
+
+/// A store that keeps a mark of each removed row, as an LSM tree does, and counts those that cursors meet.
+struct Marks {
+    rows: MemoryStore,
+    removed: MemoryStore,
+    met: Cell<usize>,
+}
+
+impl Reader for Marks {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.rows.get(table, key)
+    }
+
+    fn cursor(
+        &self,
+        table: Table,
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> Result<Box<dyn Cursor + '_>, StoreError> {
+        let mut removed = self.removed.cursor(table, bounds, order)?;
+        while removed.next()?.is_some() {
+            self.met.set(self.met.get() + 1);
+        }
+        self.rows.cursor(table, bounds, order)
+    }
+}
+
+impl Store for Marks {
+    fn put(&mut self, table: Table, key: Bytes, value: Bytes) {
+        self.rows.put(table, key, value);
+    }
+
+    fn remove(&mut self, table: Table, key: Bytes) {
+        self.removed.put(table, key.clone(), Bytes::new());
+        self.rows.remove(table, key);
+    }
+}
+
+#[test]
+fn clearing_of_a_deleted_keyspace_goes_on_where_it_stopped() {
+    let mut keyspace = fresh();
+    for name in ["a", "b", "c", "d", "e"] {
+        keyspace.put(name, "");
+    }
+    keyspace.delete("e", "");
+    keyspace.grant(1, 10).unwrap();
+    keyspace.ok(Write::Delete);
+    let mut store = Marks {
+        rows: keyspace.store.clone(),
+        removed: MemoryStore::default(),
+        met: Cell::new(0),
+    };
+    let clear = Operation {
+        shard: keyspace.place.shard,
+        limits: Limits {
+            max_clear_rows: 2,
+            ..keyspace.limits
+        },
+        action: Action::In(keyspace.place.id, Write::Clear),
+    };
+    let mut more = true;
+    while more {
+        let outcome = keyspace::apply(clear.encode(), APPLYING, &mut store).unwrap();
+        more = outcome.answer == Ok(Answer::Cleared { more: true });
+    }
+    assert_eq!(rows_of_shard(&store.rows, SHARD).len(), 1);
+    assert_eq!(store.met.get(), 0);
 }
