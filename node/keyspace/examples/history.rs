@@ -54,7 +54,7 @@ fn main() {
             body["physical"] = source.random.one_in(2).into();
         }
         let outcome = keyspace.write(write);
-        reborn.extend(put_after_deletion(&outcome.events));
+        reborn.extend(put_after_deletion(outcome.events()));
         print(path, &body, outcome.answer.map(|answer| of_answer(&answer)));
         if source.random.one_in(3) {
             keyspace.ok(Write::Clear);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::{KeyspaceId, LeaseId};
+use crate::{KeyspaceId, LeaseId, Place};
 
 /// A key with its value at some revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -126,11 +126,67 @@ pub struct Event {
     pub position: u32,
 }
 
+/// What an operation has changed, for those who follow a keyspace: watch hubs, lease timers and the steps of clearing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The keyspace was created.
+    Created,
+    /// Keys were changed. The events have the outcome's revision, and are in the order of their positions.
+    Changed(Vec<Event>),
+    /// A lease was granted.
+    Granted {
+        /// The lease.
+        id: LeaseId,
+        /// Its time to live, in seconds.
+        ttl: i64,
+        /// The number of the grant.
+        grant: u64,
+    },
+    /// A lease was revoked, or it has expired.
+    Revoked {
+        /// The lease.
+        id: LeaseId,
+    },
+    /// History was compacted, so there is something to clear.
+    Compacted {
+        /// The compacted revision.
+        compacted: i64,
+    },
+    /// The keyspace was deleted: its watches and leases end, and its rows are to be cleared.
+    Deleted,
+}
+
 /// The outcome of an operation of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The answer. Replicas that were told that nobody waits leave out the pairs of ranges.
     pub answer: Result<Answer, crate::Refusal>,
-    /// The changes, which all have the same revision.
-    pub events: Vec<Event>,
+    /// The keyspace; `None` if the operation names none: it couldn't be read, or a creation was refused.
+    pub place: Option<Place>,
+    /// The newest revision of the keyspace; 0 if there is none.
+    pub revision: i64,
+    /// The effects, in order; none after a refusal.
+    pub effects: Vec<Effect>,
+}
+
+impl Outcome {
+    /// Returns the outcome of a refusal.
+    pub(crate) fn refused(refusal: crate::Refusal, place: Option<Place>) -> Self {
+        Self {
+            answer: Err(refusal),
+            place,
+            revision: 0,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Returns the changes of keys, which all have the same revision.
+    pub fn events(&self) -> &[Event] {
+        let mut effects = self.effects.iter();
+        let events = effects.find_map(|effect| match effect {
+            Effect::Changed(events) => Some(events.as_slice()),
+            _ => None,
+        });
+        events.unwrap_or_default()
+    }
 }

@@ -73,7 +73,7 @@ mod txn;
 mod view;
 
 pub use answer::{
-    Answer, DeleteRangeAnswer, Event, KeyValue, OpAnswer, Outcome, PutAnswer, RangeAnswer,
+    Answer, DeleteRangeAnswer, Effect, Event, KeyValue, OpAnswer, Outcome, PutAnswer, RangeAnswer,
     TxnAnswer,
 };
 pub use check::{check_delete_range, check_put, check_range, check_txn};

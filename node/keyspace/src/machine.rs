@@ -10,7 +10,7 @@ use crate::range::Failure;
 use crate::record::read_record;
 use crate::store::Store;
 use crate::{
-    Action, Answer, Event, Limits, Operation, Outcome, Place, Record, Refusal, Write, compaction,
+    Action, Answer, Effect, Limits, Operation, Outcome, Place, Record, Refusal, Write, compaction,
     lease, lifecycle, txn,
 };
 
@@ -32,7 +32,7 @@ pub struct Applying {
 pub fn apply(entry: Bytes, at: Applying, store: &mut dyn Store) -> Result<Outcome, StoreError> {
     let operation = match Operation::read(entry) {
         Ok(operation) => operation,
-        Err(refusal) => return Ok(refused(refusal)),
+        Err(refusal) => return Ok(Outcome::refused(refusal, None)),
     };
     let Operation {
         shard,
@@ -47,22 +47,20 @@ pub fn apply(entry: Bytes, at: Applying, store: &mut dyn Store) -> Result<Outcom
         } => {
             let record = Record::new(name, options, nonce);
             let id = lifecycle::create(shard, &record, &limits, store)?;
-            Ok(Outcome {
-                answer: id.map(|id| Answer::Created { id }),
-                events: Vec::new(),
+            Ok(match id {
+                Ok(id) => Outcome {
+                    answer: Ok(Answer::Created { id }),
+                    place: Some(Place { shard, id }),
+                    revision: record.revision,
+                    effects: vec![Effect::Created],
+                },
+                Err(refusal) => Outcome::refused(refusal, None),
             })
         }
         Action::In(id, write) => {
             let place = Place { shard, id };
             apply_write(place, &write, &limits, at, store)
         }
-    }
-}
-
-fn refused(refusal: Refusal) -> Outcome {
-    Outcome {
-        answer: Err(refusal),
-        events: Vec::new(),
     }
 }
 
@@ -74,11 +72,11 @@ fn apply_write(
     store: &mut dyn Store,
 ) -> Result<Outcome, StoreError> {
     let Some(mut record) = read_record(store, place)? else {
-        return Ok(refused(Refusal::KeyspaceNotFound));
+        return Ok(Outcome::refused(Refusal::KeyspaceNotFound, Some(place)));
     };
     // Clearing goes on after the deletion.
     if record.deleted && *write != Write::Clear {
-        return Ok(refused(Refusal::KeyspaceNotFound));
+        return Ok(Outcome::refused(Refusal::KeyspaceNotFound, Some(place)));
     }
     let before = record.clone();
     let mut machine = Machine {
@@ -87,17 +85,19 @@ fn apply_write(
         limits,
         at,
         store,
-        events: Vec::new(),
+        effects: Vec::new(),
         gone: false,
     };
     let result = Failure::split(machine.write(write))?;
-    let (events, gone) = (machine.events, machine.gone);
+    let (effects, gone) = (machine.effects, machine.gone);
     if record != before && !gone {
         record.store(place, store);
     }
     Ok(Outcome {
         answer: result,
-        events,
+        place: Some(place),
+        revision: record.revision,
+        effects,
     })
 }
 
@@ -108,7 +108,7 @@ struct Machine<'a> {
     limits: &'a Limits,
     at: Applying,
     store: &'a mut dyn Store,
-    events: Vec<Event>,
+    effects: Vec<Effect>,
     /// True if the record is gone.
     gone: bool,
 }
@@ -145,11 +145,19 @@ impl Machine<'_> {
             }
             Write::Compact { revision } => {
                 compaction::compact(self.record, *revision)?;
+                self.effects.push(Effect::Compacted {
+                    compacted: *revision,
+                });
                 Ok(self.done())
             }
             Write::Clear => self.clear(),
             Write::Grant { id, ttl } => {
                 let row = lease::grant(self.place, *id, *ttl, self.record, self.store)?;
+                self.effects.push(Effect::Granted {
+                    id: *id,
+                    ttl: row.ttl,
+                    grant: row.grant,
+                });
                 Ok(Answer::Granted {
                     revision: self.record.revision,
                     id: *id,
@@ -162,6 +170,7 @@ impl Machine<'_> {
                     lease::revoke(self.place, *id, self.record, self.limits, self.store)?;
                 self.commit(finished)?;
                 self.record.release(lease::LEASE_BYTES)?;
+                self.effects.push(Effect::Revoked { id: *id });
                 Ok(self.done())
             }
             Write::Expire {
@@ -186,6 +195,7 @@ impl Machine<'_> {
             }
             Write::Delete => {
                 lifecycle::delete(self.place, self.record, self.store);
+                self.effects.push(Effect::Deleted);
                 Ok(self.done())
             }
         }
@@ -197,7 +207,10 @@ impl Machine<'_> {
     }
 
     fn commit(&mut self, finished: Finished) -> Result<(), Refusal> {
-        self.events = finished.write(self.record, self.store)?;
+        let events = finished.write(self.record, self.store)?;
+        if !events.is_empty() {
+            self.effects.push(Effect::Changed(events));
+        }
         Ok(())
     }
 

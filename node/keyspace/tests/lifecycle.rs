@@ -13,8 +13,9 @@ use bytes::Bytes;
 use common::{APPLYING, Keyspace, SHARD, put, span};
 use keyspace::memory::MemoryStore;
 use keyspace::{
-    Action, Answer, Bounds, Cursor, KeyspaceId, KeyspaceOptions, LeaseId, Limits, Operation, Order,
-    Place, Put, Range, Reader, Refusal, Store, Table, Write, bounds_of_shard, events, find, list,
+    Action, Answer, Bounds, Cursor, Effect, KeyspaceId, KeyspaceOptions, LeaseId, Limits,
+    Operation, Order, Place, Put, Range, Reader, Refusal, Store, Table, Write, bounds_of_shard,
+    events, find, list,
 };
 use raft::StoreError;
 use types::ShardId;
@@ -206,7 +207,7 @@ fn the_rows_of_a_shard_are_all_that_its_keyspaces_are() {
         );
         assert_eq!(keyspace.create("other", options()), Ok(KeyspaceId(3)));
         let outcome = keyspace.write(Write::Revoke { id: LeaseId(1) });
-        assert_eq!(outcome.events.len(), 2);
+        assert_eq!(outcome.events().len(), 2);
     }
     assert_eq!(source.record(), copy.record());
     for revision in 9..=23 {
@@ -267,6 +268,51 @@ fn no_two_incarnations_have_one_cluster_id() {
     entry.push(0);
     let outcome = keyspace::apply(entry.into(), APPLYING, &mut keyspace.store);
     assert_eq!(outcome.unwrap().answer, Err(Refusal::Malformed));
+}
+
+#[test]
+fn an_outcome_tells_what_has_changed() {
+    let mut keyspace = fresh();
+    let id = LeaseId(1);
+    let leased = Put {
+        lease: id,
+        ..put("a", "")
+    };
+    let place = keyspace.place;
+    let mut effects = |write, revision| {
+        let outcome = keyspace.write(write);
+        assert_eq!((outcome.place, outcome.revision), (Some(place), revision));
+        outcome.effects
+    };
+    let (ttl, grant) = (9, 1);
+    assert_eq!(
+        effects(Write::Grant { id, ttl }, 1),
+        [Effect::Granted { id, ttl, grant }]
+    );
+    // A refusal has none.
+    assert_eq!(effects(Write::Grant { id, ttl }, 1), []);
+    let changed = effects(Write::Put(leased), 2);
+    assert!(matches!(&changed[..], [Effect::Changed(events)] if events.len() == 1));
+    let compact = Write::Compact { revision: 2 };
+    assert_eq!(effects(compact, 2), [Effect::Compacted { compacted: 2 }]);
+    assert_eq!(effects(Write::Clear, 2), []);
+    let revoked = effects(Write::Revoke { id }, 3);
+    assert!(matches!(
+        &revoked[..],
+        [Effect::Changed(events), Effect::Revoked { id: LeaseId(1) }] if events[0].deleted
+    ));
+    assert_eq!(effects(Write::Delete, 3), [Effect::Deleted]);
+    assert_eq!(effects(Write::Delete, 0), []);
+    let create = Action::Create {
+        name: "tenant".to_owned(),
+        options: options(),
+        nonce: NonZeroU64::MIN,
+    };
+    let outcome = keyspace.apply(create);
+    let id = KeyspaceId(2);
+    let created = (Some(Place { id, ..place }), 1);
+    assert_eq!((outcome.place, outcome.revision), created);
+    assert_eq!(outcome.effects, [Effect::Created]);
 }
 
 #[test]

@@ -157,7 +157,7 @@ fn random_histories_agree_with_the_model() {
             let outcome = keyspace.write(write.clone());
             let (answer, events) = model.write(&write, bytes);
             assert_eq!(outcome.answer, answer, "seed {seed}: {write:?}");
-            assert_eq!(outcome.events, events, "seed {seed}: {write:?}");
+            assert_eq!(outcome.events(), events, "seed {seed}: {write:?}");
             *seen
                 .entry(answer.as_ref().err().map(ToString::to_string))
                 .or_insert(0) += 1;
@@ -200,7 +200,7 @@ fn replicas_agree_whatever_they_answer_and_wherever_clearing_is() {
             let answer = leader.write(write.clone());
             let unheard = follower.write(write.clone());
             assert!(leader.store == follower.store);
-            assert_eq!(answer.events, unheard.events);
+            assert_eq!(answer.effects, unheard.effects);
             assert_eq!(answer.answer.is_ok(), unheard.answer.is_ok());
             if write != Write::Clear && answer.answer != Err(Refusal::NoSpace) {
                 lagging.write(write);

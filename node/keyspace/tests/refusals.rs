@@ -234,7 +234,7 @@ fn a_key_deleted_and_put_in_one_transaction_survives_compaction_there() {
         Op::DeleteRange(delete("k", "\0")),
         Op::Put(put("k", "2")),
     ]));
-    assert_eq!(keyspace.write(write).events.len(), 3);
+    assert_eq!(keyspace.write(write).events().len(), 3);
     keyspace.compact(4).unwrap();
     keyspace.clear();
     assert_eq!(keyspace.pairs("a", "\0", 0), [("k".into(), "2".into())]);
@@ -259,7 +259,7 @@ fn a_key_put_and_deleted_in_one_transaction_is_gone() {
         Op::Range(Range::new(span("k", ""))),
     ]));
     let outcome = keyspace.write(write);
-    let deleted: Vec<bool> = outcome.events.iter().map(|event| event.deleted).collect();
+    let deleted: Vec<bool> = outcome.events().iter().map(|event| event.deleted).collect();
     assert_eq!(deleted, [false, true]);
     keyspace.put("x", "");
     for revision in [0, 2, 3] {
@@ -272,7 +272,7 @@ fn a_key_put_and_deleted_in_one_transaction_is_gone() {
     let all = (10, 10, 1_000);
     let read = keyspace::events(&keyspace.store, keyspace.place, (2, 0), |_| true, all);
     let events = read.unwrap().unwrap().events;
-    assert_eq!(events[..2], outcome.events[..]);
+    assert_eq!(events[..2], outcome.events()[..]);
     keyspace.compact(3).unwrap();
     keyspace.clear();
     assert_eq!(keyspace.record().bytes, 128 + 1);
@@ -664,7 +664,7 @@ fn a_lease_holds_as_many_keys_and_bytes_as_the_limit() {
         ..keyspace.limits
     };
     let outcome = keyspace.write(Write::Revoke { id: LeaseId(1) });
-    assert_eq!(outcome.events.len(), 4);
+    assert_eq!(outcome.events().len(), 4);
 }
 
 #[test]
@@ -685,7 +685,7 @@ fn an_expiry_counts_only_under_the_leader_that_decided_it() {
         assert_eq!(keyspace.refusal(stale), Some(Refusal::StaleExpiry));
     }
     assert_eq!(keyspace.pairs("a", "", 0).len(), 1);
-    assert_eq!(keyspace.write(expire(7, 4)).events.len(), 1);
+    assert_eq!(keyspace.write(expire(7, 4)).events().len(), 1);
     assert!(keyspace.pairs("a", "", 0).is_empty());
     // Without keys there is no revision.
     keyspace.grant(2, 1).unwrap();
