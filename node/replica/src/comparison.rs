@@ -6,6 +6,10 @@
 //! answer that comes late, from before a snapshot was installed, convicts nobody. If no quorum agrees, nobody knows which
 //! states are right: nobody stops, and [`StateComparison`] tells the operator.
 //!
+//! A fault in the leader's memory must not stop its followers. So the leader concludes anew at each tick, from the members' answers
+//! and its own checkpoint, and a member stops only if it gets the same verdict again after a heartbeat interval, without another
+//! one in between.
+//!
 //! A chain keeps each difference, so a comparison that is missed costs only time: the next one finds it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,11 +40,21 @@ pub struct StateComparison {
 #[derive(Debug, Default)]
 pub(crate) struct Comparing {
     pub(crate) checkpoints: Checkpoints,
-    /// The comparison that this leader makes now: its own digest, and the ticks since it began.
-    asked: Option<(StateDigest, u32)>,
+    /// The comparison that this leader makes now.
+    asked: Option<Asked>,
+    /// The last verdict, if it was against this replica, and the ticks since it came first.
+    suspicion: Option<(Comparison, u32)>,
     pub(crate) result: StateComparison,
     /// The error that stops this replica.
     pub(crate) diverged: Option<StoreError>,
+}
+
+/// A comparison that a leader makes: the checkpoint, and the ticks since the comparison began.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    since: Index,
+    index: Index,
+    ticks: u32,
 }
 
 impl Comparing {
@@ -48,11 +62,24 @@ impl Comparing {
     pub(crate) fn forget_state(&mut self) {
         self.checkpoints.clear();
         self.asked = None;
+        self.suspicion = None;
     }
 
-    /// Stops this replica if its own digest isn't the one that a quorum has.
-    fn judge(&mut self, own: StateDigest, agreed: u64) {
-        if own.value != agreed && self.diverged.is_none() {
+    fn tick(&mut self) {
+        if let Some((_, ticks)) = &mut self.suspicion {
+            *ticks = ticks.saturating_add(1);
+        }
+    }
+
+    /// Stops this replica if its own digest isn't the one that a quorum has, and if the same was found a heartbeat interval ago.
+    fn judge(&mut self, own: StateDigest, verdict: Comparison, heartbeat_ticks: u32) {
+        let Some(agreed) = verdict.agreed.filter(|agreed| *agreed != own.value) else {
+            self.suspicion = None;
+            return;
+        };
+        let since = self.suspicion.filter(|(before, _)| *before == verdict);
+        let (_, ticks) = *self.suspicion.insert(since.unwrap_or((verdict, 0)));
+        if ticks >= heartbeat_ticks.max(1) && self.diverged.is_none() {
             self.diverged = Some(StoreError::Diverged(format!(
                 "after the entries {} to {} the digest of what was applied is {:016x} here, and {agreed:016x} on a quorum \
                  of the voters",
@@ -82,15 +109,17 @@ impl<M: StateMachine> Replica<M> {
             .comparing
             .checkpoints
             .find(comparison.since, comparison.index);
-        if let (Some(own), Some(agreed)) = (own, comparison.agreed)
+        if let Some(own) = own
             && self.raft.leader() == Some(from)
         {
-            self.comparing.judge(own, agreed);
+            let heartbeat_ticks = self.options.raft.heartbeat_ticks;
+            self.comparing.judge(own, comparison, heartbeat_ticks);
         }
     }
 
-    /// Makes the comparisons of a leader.
+    /// Makes the comparisons of a leader. It runs at each tick.
     pub(crate) fn compare_states(&mut self) {
+        self.comparing.tick();
         if self.raft.role() != Role::Leader {
             self.comparing.asked = None;
             self.comparing.result = StateComparison::default();
@@ -98,38 +127,53 @@ impl<M: StateMachine> Replica<M> {
             return;
         }
         let heartbeat_ticks = self.options.raft.heartbeat_ticks;
-        let Some((own, ticks)) = &mut self.comparing.asked else {
+        let Some(asked) = &mut self.comparing.asked else {
             self.begin_comparison();
             return;
         };
-        *ticks = ticks.saturating_add(1);
-        let (own, heartbeats) = (*own, *ticks / heartbeat_ticks.max(1));
+        asked.ticks = asked.ticks.saturating_add(1);
+        let Asked {
+            since,
+            index,
+            ticks,
+        } = *asked;
+        let Some(own) = self.comparing.checkpoints.find(since, index) else {
+            self.begin_comparison();
+            return;
+        };
+        let heartbeats = ticks / heartbeat_ticks.max(1);
         let answers = self.answers(own);
         let agreed = self.evaluate(own, &answers, heartbeats);
-        let awaited = |node: NodeId| self.raft.is_active(node) && !answers.contains_key(&node);
+        // A member that differs needs time to hear the verdict twice. Then it stops.
+        let awaited =
+            |node: NodeId| self.raft.is_active(node) && answers.get(&node) != agreed.as_ref();
         let waits = self
             .raft
             .membership()
             .members()
             .any(|(node, _)| awaited(node));
-        let done = agreed && !waits;
+        let done = agreed.is_some() && !waits;
         if heartbeats >= MOST_HEARTBEATS || done && heartbeats >= LEAST_HEARTBEATS {
             self.begin_comparison();
         }
     }
 
     fn begin_comparison(&mut self) {
-        let before = self.comparing.asked.map(|(own, _)| own);
-        let Some(latest) = self.comparing.checkpoints.last() else {
+        let before = self.comparing.asked.map(|it| (it.since, it.index));
+        let Some(StateDigest { since, index, .. }) = self.comparing.checkpoints.last() else {
             return;
         };
-        if before == Some(latest) {
+        if before == Some((since, index)) {
             return;
         }
-        self.comparing.asked = Some((latest, 0));
+        self.comparing.asked = Some(Asked {
+            since,
+            index,
+            ticks: 0,
+        });
         self.raft.set_comparison(Some(Comparison {
-            since: latest.since,
-            index: latest.index,
+            since,
+            index,
             agreed: None,
         }));
     }
@@ -144,13 +188,13 @@ impl<M: StateMachine> Replica<M> {
             .collect()
     }
 
-    /// Draws the conclusions from the answers. Returns true if a quorum agrees.
+    /// Draws the conclusions from the answers. Returns the digest that a quorum has, if there is one.
     fn evaluate(
         &mut self,
         own: StateDigest,
         answers: &BTreeMap<NodeId, u64>,
         heartbeats: u32,
-    ) -> bool {
+    ) -> Option<u64> {
         let membership = self.raft.membership();
         let has_quorum =
             |value: &u64| membership.has_quorum(|node| answers.get(&node) == Some(value));
@@ -160,28 +204,81 @@ impl<M: StateMachine> Replica<M> {
         let values: BTreeSet<u64> = answers.values().copied().collect();
         let agreed = values.iter().copied().find(has_quorum);
         let open = values.iter().any(|value| possible(*value)) && heartbeats < MOST_HEARTBEATS;
-        let result = &mut self.comparing.result;
-        let Some(agreed) = agreed else {
-            result.undecided |= values.len() > 1 && !open;
-            return false;
-        };
-        result.undecided = false;
-        result.agreed = own.index;
-        for (node, value) in answers {
-            if *value == agreed {
-                result.differing.remove(node);
-            } else {
-                result.differing.insert(*node);
-            }
-        }
-        let is_member = |node: &NodeId| membership.get(*node).is_some();
-        result.differing.retain(is_member);
-        self.raft.set_comparison(Some(Comparison {
+        let verdict = Comparison {
             since: own.since,
             index: own.index,
-            agreed: Some(agreed),
-        }));
-        self.comparing.judge(own, agreed);
-        true
+            agreed,
+        };
+        let result = &mut self.comparing.result;
+        if let Some(agreed) = agreed {
+            result.undecided = false;
+            result.agreed = own.index;
+            for (node, value) in answers {
+                if *value == agreed {
+                    result.differing.remove(node);
+                } else {
+                    result.differing.insert(*node);
+                }
+            }
+            let is_member = |node: &NodeId| membership.get(*node).is_some();
+            result.differing.retain(is_member);
+        } else {
+            result.undecided |= values.len() > 1 && !open;
+        }
+        self.raft.set_comparison(Some(verdict));
+        let heartbeat_ticks = self.options.raft.heartbeat_ticks;
+        self.comparing.judge(own, verdict, heartbeat_ticks);
+        agreed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEARTBEAT_TICKS: u32 = 3;
+
+    /// Lets ticks pass, then gives a verdict to a replica with the digest 5. Returns true if it stops the replica.
+    fn judge(comparing: &mut Comparing, ticks: u32, index: u64, agreed: Option<u64>) -> bool {
+        let (since, index) = (Index(1), Index(index));
+        for _ in 0..ticks {
+            comparing.tick();
+        }
+        let own = StateDigest {
+            since,
+            index,
+            value: 5,
+        };
+        let verdict = Comparison {
+            since,
+            index,
+            agreed,
+        };
+        comparing.judge(own, verdict, HEARTBEAT_TICKS);
+        comparing.diverged.is_some()
+    }
+
+    #[test]
+    fn a_verdict_counts_once_it_is_given_again_after_a_heartbeat_interval() {
+        let mut comparing = Comparing::default();
+        assert!(!judge(&mut comparing, 0, 9, Some(7)));
+        assert!(!judge(&mut comparing, 0, 9, Some(7)));
+        assert!(!judge(&mut comparing, HEARTBEAT_TICKS - 1, 9, Some(7)));
+        assert!(judge(&mut comparing, 1, 9, Some(7)));
+    }
+
+    #[test]
+    fn another_verdict_in_between_takes_the_first_back() {
+        for (index, agreed) in [(9, Some(5)), (9, None), (9, Some(6)), (8, Some(7))] {
+            let mut comparing = Comparing::default();
+            assert!(!judge(&mut comparing, 0, 9, Some(7)));
+            assert!(!judge(&mut comparing, HEARTBEAT_TICKS, index, agreed));
+            assert!(!judge(&mut comparing, 0, 9, Some(7)));
+            assert!(judge(&mut comparing, HEARTBEAT_TICKS, 9, Some(7)));
+        }
+        let mut comparing = Comparing::default();
+        assert!(!judge(&mut comparing, 0, 9, Some(7)));
+        comparing.forget_state();
+        assert!(!judge(&mut comparing, HEARTBEAT_TICKS, 9, Some(7)));
     }
 }

@@ -486,7 +486,8 @@ impl<M: StateMachine> Replica<M> {
             || !blocked && (self.raft.needs_poll() || self.snapshots.has_work())
     }
 
-    /// Makes the state durable for an orderly stop. Refuses all pending and all later requests with `Stopping`.
+    /// Makes the state durable for an orderly stop. Refuses all pending and all later requests with `Stopping`. Fails with the error
+    /// that the next [`poll`](Self::poll) would return, if it is known that this replica's state is wrong.
     pub fn stop(&mut self, outlet: &mut dyn Outlet<M::Response>) -> Result<(), StoreError> {
         self.stopping = true;
         for (id, result) in self.finished.drain(..) {
@@ -502,7 +503,10 @@ impl<M: StateMachine> Replica<M> {
         for id in pending {
             outlet.answer(id, Err(Refusal::Stopping));
         }
-        self.state.flush()
+        match &self.comparing.diverged {
+            Some(error) => Err(error.clone()),
+            None => self.state.flush(),
+        }
     }
 
     /// Returns true if this node leads its group, as far as it knows.

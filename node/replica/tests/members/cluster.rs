@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use raft::{
-    Entry, EntryId, Envelope, Index, LogBatch, LogReader, LogState, LogStore, Membership, Message,
-    Role, SnapshotMeta, SnapshotStatus, StepError, StoreError,
+    Comparison, Entry, EntryId, Envelope, Index, LogBatch, LogReader, LogState, LogStore,
+    Membership, Message, Role, SnapshotMeta, SnapshotStatus, StepError, StoreError,
 };
 use replica::memory::{MemoryLog, MemoryState};
 use replica::{
@@ -195,6 +195,10 @@ pub(crate) struct Cluster {
     pub(crate) failed_answers: u32,
     /// The errors that stopped replicas.
     pub(crate) errors: Vec<(NodeId, StoreError)>,
+    /// True if heartbeats name a wrong digest in place of the one that a quorum has.
+    pub(crate) flips_agreed: bool,
+    /// The number of such heartbeats.
+    pub(crate) flipped: u32,
     options: Options,
     requests: u64,
 }
@@ -227,6 +231,8 @@ impl Cluster {
             refusals: Vec::new(),
             failed_answers: 0,
             errors: Vec::new(),
+            flips_agreed: false,
+            flipped: 0,
             options,
             requests: 0,
         };
@@ -330,15 +336,32 @@ impl Cluster {
         true
     }
 
+    fn flip(&mut self, envelope: &mut Envelope) {
+        if let Message::Heartbeat {
+            comparison:
+                Some(Comparison {
+                    agreed: Some(agreed),
+                    ..
+                }),
+            ..
+        } = &mut envelope.message
+            && self.flips_agreed
+        {
+            *agreed ^= 1;
+            self.flipped += 1;
+        }
+    }
+
     /// Delivers messages until none but chunks is on the way.
     pub(crate) fn settle(&mut self) {
         loop {
             for node in self.replicas.keys().copied().collect::<Vec<_>>() {
                 self.poll(node);
             }
-            let Some(envelope) = self.outputs.messages.pop_front() else {
+            let Some(mut envelope) = self.outputs.messages.pop_front() else {
                 return;
             };
+            self.flip(&mut envelope);
             if let Message::SnapshotReply {
                 status: SnapshotStatus::Failed,
                 ..

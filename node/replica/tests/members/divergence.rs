@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use raft::{Index, StoreError};
-use replica::{Options, StateComparison};
-use types::NodeId;
+use raft::{Comparison, Envelope, Index, Message, StoreError};
+use replica::{Options, Refusal, Request, StateComparison};
+use types::{LogTime, NodeId};
 
-use crate::cluster::{Cluster, TICKS_PER_SECOND};
+use crate::cluster::{Cluster, Outputs, TICKS_PER_SECOND};
 
 /// Starts a group that compares states after every fourth entry.
 fn comparing(change: impl Fn(&mut Options)) -> Cluster {
@@ -181,4 +181,76 @@ fn below_the_level_nothing_is_compared() {
     cluster.write_own();
     assert_eq!(cluster.stopped(), []);
     assert_eq!(cluster.comparison().agreed, Index(0));
+}
+
+/// A leader whose memory failed says for a tick that its followers are wrong.
+#[test]
+fn heartbeats_of_one_tick_stop_nobody() {
+    let mut cluster = comparing(|_| ());
+    let (_, followers) = cluster.elect();
+    cluster.ticks(TICKS_PER_SECOND);
+    cluster.write_and_compare();
+    for number in 0..20 {
+        cluster.flips_agreed = true;
+        let before = cluster.flipped;
+        for _ in 0..Options::default().raft.heartbeat_ticks {
+            if cluster.flipped == before {
+                cluster.tick();
+            }
+        }
+        // Heartbeats that tell a commit index follow at once.
+        cluster.put(&format!("key{number}"), 10);
+        cluster.settle();
+        cluster.flips_agreed = false;
+        cluster.ticks(TICKS_PER_SECOND);
+    }
+    assert!(cluster.flipped >= 4 * 20, "{}", cluster.flipped);
+    assert_eq!(cluster.stopped(), []);
+    // What the leader says again and again counts.
+    cluster.flips_agreed = true;
+    cluster.ticks(TICKS_PER_SECOND);
+    assert_eq!(cluster.stopped(), followers);
+}
+
+/// A signal to stop may come with the verdict.
+#[test]
+fn a_stop_returns_a_verdict_that_no_poll_has_returned() {
+    let mut cluster = comparing(|_| ());
+    let (leader, [wrong, _]) = cluster.elect();
+    cluster.ticks(TICKS_PER_SECOND);
+    cluster.write_and_compare();
+    let term = cluster.status(leader).term;
+    let index = cluster.comparison().agreed;
+    let request = cluster.submit(wrong, Request::ReadLocal(()));
+    let mut replica = cluster.replicas.remove(&wrong).unwrap();
+    let since = replica.state().applied().digest.unwrap().since;
+    let heartbeat = Envelope {
+        from: leader,
+        to: wrong,
+        term,
+        message: Message::Heartbeat {
+            commit: Index(0),
+            read_round: 0,
+            lease: false,
+            quiet: true,
+            comparison: Some(Comparison {
+                since,
+                index,
+                agreed: Some(0),
+            }),
+        },
+    };
+    replica.receive(heartbeat.clone()).unwrap();
+    for _ in 0..Options::default().raft.heartbeat_ticks {
+        cluster.time += 10;
+        replica.tick(LogTime(cluster.time));
+    }
+    replica.receive(heartbeat).unwrap();
+    let mut outputs = Outputs::default();
+    let stopped = replica.stop(&mut outputs);
+    assert!(
+        matches!(stopped, Err(StoreError::Diverged(_))),
+        "{stopped:?}"
+    );
+    assert_eq!(outputs.answers[&request], Err(Refusal::Stopping));
 }
