@@ -5,7 +5,8 @@
 //! other leader for a whole election timeout, and no clock is assumed to run more than twice as fast as another. That rests on each voter
 //! of the quorum: it must hold votes back for as long, also after a restart that forgot its answer. Voters tell what they promise
 //! with their answers to heartbeats. Options of members may differ, so the leader counts the shortest election timeout, and has no
-//! lease until all voters promised.
+//! lease until all voters promised. A voter that restarts with a shorter election timeout holds votes back for the shorter time only:
+//! operators must not lower it to less than half at once while leases are in use.
 
 use std::collections::VecDeque;
 
