@@ -57,8 +57,19 @@ impl Applied {
         out.finish()
     }
 
-    /// Decodes the output of [`Applied::encode`].
-    pub fn decode(input: Bytes) -> Result<Self, DecodeError> {
+    /// Decodes the output of [`Applied::encode`]. A record of a later version is [`StoreError::NewerVersion`]: nothing is damaged.
+    pub fn decode(input: Bytes) -> Result<Self, StoreError> {
+        let known = APPLIED_VERSION_WITH_DIGEST;
+        match input.first() {
+            Some(version) if *version > known => Err(StoreError::NewerVersion(format!(
+                "its position has version {version}, and this version knows {known}"
+            ))),
+            _ => Self::decode_known(input)
+                .map_err(|error| damaged(format!("a state's position can't be read: {error}"))),
+        }
+    }
+
+    fn decode_known(input: Bytes) -> Result<Self, DecodeError> {
         let mut input = Reader::new(input);
         let version = input.byte("applied version")?;
         let feature_level = match version {
@@ -268,7 +279,7 @@ impl ChunkDecoder {
 
     fn trailer(&mut self, mut body: Reader) -> Result<(), StoreError> {
         let applied = body.bytes("trailer").map_err(decode)?;
-        let applied = Applied::decode(applied).map_err(decode)?;
+        let applied = Applied::decode(applied)?;
         let pairs = body.number("pair count").map_err(decode)?;
         let checksum = body.number("snapshot checksum").map_err(decode)?;
         body.finish().map_err(decode)?;
@@ -365,6 +376,21 @@ mod tests {
             assert!(Applied::decode(encoded.slice(..cut)).is_err(), "cut {cut}");
         }
         assert_eq!(Applied::decode(encoded).unwrap(), with_digest);
+    }
+
+    #[test]
+    fn a_position_of_a_later_version_is_not_damaged() {
+        let mut encoded = applied().encode().to_vec();
+        for version in 0..=u8::MAX {
+            encoded[0] = version;
+            let decoded = Applied::decode(encoded.clone().into());
+            match version {
+                0 => assert!(matches!(decoded, Err(StoreError::Damaged(_)))),
+                // The other two have more fields.
+                1..=3 => assert_eq!(decoded.is_ok(), version == 1),
+                _ => assert!(matches!(decoded, Err(StoreError::NewerVersion(_)))),
+            }
+        }
     }
 
     fn chunks(pairs: usize, size: usize) -> Vec<Bytes> {

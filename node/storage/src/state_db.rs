@@ -262,9 +262,7 @@ impl StateDb {
             _ => return Err(damaged("the state's format version is missing").into()),
         }
         let value = get(APPLIED)?.ok_or_else(|| damaged("the state's position is missing"))?;
-        Applied::decode(value.into()).map_err(|error| {
-            damaged(&format!("the state's position can't be read: {error}")).into()
-        })
+        Ok(Applied::decode(value.into())?)
     }
 
     /// Returns the node that made the state. A state of an older version doesn't say so, and is taken for `node`'s from now on.

@@ -90,6 +90,35 @@ fn a_state_with_tables_of_a_newer_version_is_refused_as_such() {
     assert_eq!(opened.state.applied(), applied(3));
 }
 
+/// A newer version wrote the position. The state isn't damaged.
+#[test]
+fn a_position_of_a_newer_version_is_refused_as_such() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = open(dir.path()).unwrap();
+    opened.log.write(&batch(1..=3, 10)).unwrap();
+    opened.state.commit(put(1, "v"), applied(3)).unwrap();
+    opened.state.flush().unwrap();
+    drop(opened);
+    let path = dir.path().join("state/1");
+    let set_version = |version: u8| {
+        let engine = rocksdb::Options::default();
+        let names = rocksdb::DB::list_cf(&engine, &path).unwrap();
+        let state = rocksdb::DB::open_cf(&engine, &path, names).unwrap();
+        let mut position = state.get("applied").unwrap().unwrap();
+        let before = std::mem::replace(&mut position[0], version);
+        state.put("applied", position).unwrap();
+        before
+    };
+    let known = set_version(4);
+    let refused = open(dir.path()).err().unwrap();
+    let is_newer =
+        matches!(&refused, OpenError::NewerState { what, .. } if what.contains("version 4"));
+    assert!(is_newer, "{refused}");
+    set_version(known);
+    let opened = open(dir.path()).unwrap();
+    assert_eq!(opened.state.applied(), applied(3));
+}
+
 #[test]
 fn a_binding_is_for_ever() {
     let dir = tempfile::tempdir().unwrap();
