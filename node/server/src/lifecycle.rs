@@ -141,6 +141,15 @@ impl Lifecycle {
             .await;
     }
 
+    /// Waits, unless the node takes no new work: then it drops `wait` and returns `None`.
+    pub(crate) async fn unless_draining<T>(&self, wait: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.draining() => None,
+            done = wait => Some(done),
+        }
+    }
+
     /// Resolves when the replica has ended.
     pub(crate) async fn stopped(&self) {
         // The sender lives in `self`, so waiting can't fail.
@@ -169,5 +178,27 @@ impl Lifecycle {
     /// Returns the error for calls that arrive while the node stops.
     pub(crate) fn stopping_error(&self) -> ErrorDetail {
         errors::unavailable(format!("node {} is stopping", self.node), 100)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_wait_ends_when_the_node_drains() {
+        let (failure, _failed) = oneshot::channel();
+        let lifecycle = Lifecycle::new(NodeId(1), failure);
+        lifecycle.enter(Phase::Stopping);
+        assert_eq!(lifecycle.unless_draining(ready(7)).await, Some(7));
+        let mut waits = Box::pin(lifecycle.unless_draining(pending::<()>()));
+        assert!(waits.as_mut().now_or_never().is_none());
+        lifecycle.enter(Phase::Draining);
+        assert_eq!(waits.await, None);
+        assert_eq!(lifecycle.unless_draining(pending::<()>()).await, None);
     }
 }

@@ -310,12 +310,17 @@ impl Node {
         }
     }
 
-    /// Waits for the answers to accepted requests.
+    /// Waits for the answers to accepted requests. Those that wait for a shard or another group end by themselves now.
     async fn drain(&self, deadline: Instant) {
         let half = deadline.saturating_duration_since(Instant::now()) / 2;
         let empty = async {
             let mut look = interval(Duration::from_millis(2));
-            while self.parts.admission.budget.used().0 > 0 {
+            let Parts {
+                admission,
+                forwarder,
+                ..
+            } = &self.parts;
+            while admission.budget.used().0 + forwarder.unanswered() > 0 {
                 look.tick().await;
             }
         };

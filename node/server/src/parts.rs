@@ -55,7 +55,7 @@ pub(crate) struct Parts {
     pub(crate) replica: Arc<ReplicaHandle>,
     pub(crate) readiness: Arc<ReadinessProbe>,
     pub(crate) progress: Arc<Progress>,
-    forwarder: Arc<Forwarder>,
+    pub(crate) forwarder: Arc<Forwarder>,
     mover: Arc<SharedMover>,
     pub(crate) transport: Arc<Transport>,
 }

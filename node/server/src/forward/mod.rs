@@ -14,7 +14,7 @@
 //! once, because the client repeats the call by itself.
 //!
 //! A call for a shard that is being moved, or for a group without a leader, waits until its deadline. Calls that wait are bounded for
-//! each group; a call beyond that gets the last refusal.
+//! each group; a call beyond that gets the last refusal, and so does each call that waits when this node stops.
 
 mod channels;
 mod ctrl;
@@ -153,6 +153,11 @@ impl Forwarder {
     /// Returns the maximum time of a request.
     pub(crate) fn request_timeout(&self) -> Duration {
         self.request_timeout
+    }
+
+    /// Returns the number of calls that are being forwarded, or wait for a shard.
+    pub(crate) fn unanswered(&self) -> usize {
+        self.places.held()
     }
 }
 
@@ -440,23 +445,26 @@ impl<'a> Forwarded<'a> {
     /// Waits until a configuration that another group has already is known here. If it comes late, the next attempt waits again.
     async fn await_config(&mut self, num: ConfigNum) -> Result<(), ErrorDetail> {
         let patience = self.deadline.min(Instant::now() + CONFIG_PATIENCE);
-        let _ = timeout_at(patience, self.forwarder.routing.configs().reached(num)).await;
-        self.check_deadline()
+        let reached = timeout_at(patience, self.forwarder.routing.configs().reached(num));
+        let waited = self.forwarder.lifecycle.unless_draining(reached).await;
+        self.check_time(waited.is_some())
     }
 
     async fn pause(&mut self, pause: Duration) -> Result<(), ErrorDetail> {
-        sleep_until(self.deadline.min(Instant::now() + pause)).await;
-        self.check_deadline()
+        let pause = sleep_until(self.deadline.min(Instant::now() + pause));
+        let waited = self.forwarder.lifecycle.unless_draining(pause).await;
+        self.check_time(waited.is_some())
     }
 
-    fn check_deadline(&mut self) -> Result<(), ErrorDetail> {
-        if Instant::now() < self.deadline {
+    /// Fails if the deadline has passed, or the call didn't wait to the end because the node stops.
+    fn check_time(&mut self, waited: bool) -> Result<(), ErrorDetail> {
+        if waited && Instant::now() < self.deadline {
             return Ok(());
         }
         Err(self.late())
     }
 
-    /// Returns the error of a call whose deadline passed.
+    /// Returns the error of a call that gets no more time.
     fn late(&mut self) -> ErrorDetail {
         match self.engine.handle_deadline() {
             Failure::Unrepeatable => errors::outcome_unknown(""),
@@ -527,68 +535,4 @@ fn no_node(gid: Gid) -> ErrorDetail {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn after(detail: &ErrorDetail, repeat: Repeat) -> (Next, bool) {
-        let mut engine = SingleCall::new(repeat, POLICY, Jitter::new(1));
-        engine.handle_sent();
-        let refused = api::refused(detail.clone());
-        let known = Some(ConfigNum(1));
-        let next = engine.handle_refusal(Duration::ZERO, refused, known, false);
-        (next, engine.attempts.doubt)
-    }
-
-    fn is_followed(detail: &ErrorDetail, repeat: Repeat) -> bool {
-        let (next, _) = after(detail, repeat);
-        matches!(next, Next::Retry { .. } | Next::AwaitConfig { .. })
-    }
-
-    #[test]
-    fn refusals_are_followed_unless_harm_could_be_done() {
-        let cases = [
-            (errors::not_leader("a:1"), true, true),
-            (errors::wrong_group(7), true, true),
-            (errors::wrong_cluster("a", "b"), true, true),
-            (errors::outcome_unknown(""), false, true),
-            (errors::unavailable("stopping", 1), false, true),
-            (errors::shard_not_ready(20), true, true),
-            (errors::overloaded("requests", 1, 1), false, false),
-            (errors::session_expired(), false, false),
-        ];
-        for (detail, always, repeatable) in cases {
-            assert_eq!(is_followed(&detail, Repeat::Never), always, "{detail:?}");
-            for repeat in [Repeat::Freely, Repeat::ByName] {
-                assert_eq!(is_followed(&detail, repeat), repeatable, "{detail:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn no_refusal_hides_that_an_earlier_attempt_is_in_doubt() {
-        let doubtful = |detail: &ErrorDetail| after(detail, Repeat::ByName).1;
-        for detail in [
-            errors::wrong_group(7),
-            errors::not_leader("a:1"),
-            errors::shard_not_ready(20),
-            errors::overloaded("requests", 1, 1),
-            errors::disk_full(),
-        ] {
-            assert!(!doubtful(&detail), "{detail:?}");
-            let error = in_doubt(detail);
-            assert!(matches!(error.kind, Some(Kind::OutcomeUnknown(_))));
-        }
-        assert_eq!(
-            in_doubt(errors::session_expired()),
-            errors::session_expired()
-        );
-        assert!(doubtful(&errors::outcome_unknown("")));
-        assert!(doubtful(&errors::unavailable("stopping", 1)));
-    }
-
-    #[test]
-    fn forwarded_requests_say_so() {
-        assert!(is_forbidden(once(()).metadata()));
-        assert!(!is_forbidden(Request::new(()).metadata()));
-    }
-}
+mod tests;

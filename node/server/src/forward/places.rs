@@ -113,6 +113,12 @@ impl Places {
         Some(Waiting { places, gid })
     }
 
+    /// Returns the number of places and rights to wait that are held. A call may hold one of each.
+    pub(super) fn held(&self) -> usize {
+        let state = self.lock();
+        state.all.calls + state.waiting.values().sum::<usize>()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -227,9 +233,13 @@ mod tests {
         let held = wait(&places, 3);
         assert_eq!(held.len(), 128, "they come back");
         assert_eq!(wait(&places, 2).len(), 128, "each group has its own");
+        assert_eq!(places.held(), 128, "those that wait here count");
         assert_eq!(fill(&places, 3, 0).len(), 256);
-        drop(held);
+        let place = places.take(Gid(3), 7).unwrap();
+        assert_eq!(places.held(), 129);
+        drop((held, place));
         assert_eq!(*places.lock(), State::default());
+        assert_eq!(places.held(), 0);
         assert_eq!(wait(&tests::places(1, 1), 3).len(), 1);
     }
 

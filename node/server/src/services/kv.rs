@@ -91,7 +91,10 @@ impl KvService {
             if waiting.is_none() || !is_on_its_way(&error) || Instant::now() >= deadline {
                 return Err(error);
             }
-            tokio::time::sleep(ON_ITS_WAY_PAUSE).await;
+            let pause = tokio::time::sleep(ON_ITS_WAY_PAUSE);
+            if self.lifecycle.unless_draining(pause).await.is_none() {
+                return Err(error);
+            }
         }
     }
 

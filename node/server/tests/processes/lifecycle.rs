@@ -3,12 +3,17 @@
 use std::fs;
 use std::time::Duration;
 
+use api::v1::error_detail::Kind;
+use api::v1::kv_client::KvClient;
+use api::v1::{GetRequest, PutRequest};
 use shardkv_client::{Client, ClientOptions, MembershipChange};
 
+use crate::bad_input::http_get;
 use crate::cluster::{Cluster, Setup};
 use crate::load::Load;
 use crate::node::run;
 use crate::wait::{holds, until};
+use crate::world::{World, channel};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_hands_leadership_over_and_exits_with_0() {
@@ -32,6 +37,43 @@ async fn sigterm_hands_leadership_over_and_exits_with_0() {
     cluster.all_caught_up().await;
     let tally = load.finish().await;
     assert_eq!((tally.failed, tally.unknown), (0, 0), "{tally:?}");
+}
+
+/// A node stops while calls wait for an owner that is down: they get an error of the node's own, and not a broken connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_answers_calls_that_wait_for_an_absent_owner() {
+    let mut world = World::start(1, 1).await;
+    let through = channel(&world.controllers, 0).await;
+    world.join(1, through.clone()).await;
+    world.settled().await;
+    world.groups[0].kill(0);
+    let mut kv = KvClient::new(through);
+    let mut get = kv.clone();
+    let calls = tokio::spawn(async move {
+        let put = kv.put(PutRequest {
+            key: "k".into(),
+            value: "v".into(),
+            session: None,
+        });
+        let get = get.get(GetRequest { key: "k".into() });
+        let (put, get) = tokio::join!(put, get);
+        [put.unwrap_err(), get.unwrap_err()]
+    });
+    let at = world.controllers.metrics(0);
+    until("both calls are forwarded", async || {
+        let text = http_get(at, "/metrics").await;
+        let counter = "shardkv_forwarded_total 2";
+        holds(text.lines().any(|line| line == counter), text)
+    })
+    .await;
+    let mut stopping = world.controllers.take(0);
+    stopping.terminate();
+    let status = stopping.exited().await;
+    assert_eq!(status.code(), Some(0), "{}", stopping.printed());
+    for status in calls.await.unwrap() {
+        let kind = api::error_detail(&status).and_then(|error| error.kind);
+        assert!(matches!(kind, Some(Kind::Unavailable(_))), "{status:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
