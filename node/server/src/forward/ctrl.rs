@@ -11,7 +11,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use types::Gid;
 
-use super::{Destination, Forwarder, Repeat, call, once, own_group, repeat_of_write};
+use super::{Destination, Forwarder, Repeat, Terms, call, once, own_group, repeat_of_write};
 
 /// A request to the controllers, answered with [`ControllerRequest::Answer`].
 pub(crate) trait ControllerRequest: Clone + Send {
@@ -32,11 +32,11 @@ pub(crate) async fn controllers<R: ControllerRequest>(
     forwarder: &Forwarder,
     request: R,
 ) -> Result<R::Answer, ErrorDetail> {
-    let repeat = request.repeat();
+    let terms = Terms::new(forwarder, request.repeat());
     call(
         forwarder,
         || Ok(controller_group(forwarder)),
-        (repeat, 0),
+        terms,
         |channel, _| request.clone().send_to(client(channel)),
     )
     .await

@@ -1,5 +1,7 @@
 //! Forwarding of clients' requests for keys to the group that owns them.
 
+use std::time::Instant;
+
 use api::errors;
 use api::v1::batch_item::Request as Item;
 use api::v1::batch_result::Response as ItemResponse;
@@ -12,14 +14,22 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 use types::{Gid, ShardId, shard_of};
 
-use super::{Destination, Forwarder, Repeat, call, once_for, open, repeat_of_write};
+use super::{Destination, Forwarder, Repeat, Terms, call, once_for, open, repeat_of_write};
 
-/// Forwards an item to the owner of its key.
-pub(crate) async fn item(forwarder: &Forwarder, item: Item) -> Result<ItemResponse, ErrorDetail> {
-    let repeat = (repeat(&item), size(&item));
+/// Forwards an item, which arrived at this time, to the owner of its key.
+pub(crate) async fn item(
+    forwarder: &Forwarder,
+    arrived: Instant,
+    item: Item,
+) -> Result<ItemResponse, ErrorDetail> {
+    let terms = Terms {
+        repeat: repeat(&item),
+        bytes: size(&item),
+        deadline: forwarder.deadline(arrived),
+    };
     let route = || owner_of_key(forwarder, key(&item));
     let limit = answer_limit(forwarder);
-    call(forwarder, route, repeat, |channel, gid| {
+    call(forwarder, route, terms, |channel, gid| {
         let item = item.clone();
         let mut client = KvClient::new(channel).max_decoding_message_size(limit);
         async move {
@@ -75,7 +85,8 @@ pub(crate) async fn open_session(
             None => Err(errors::unavailable("no group has joined yet", 1_000)),
         }
     };
-    call(forwarder, route, (Repeat::Freely, 0), |channel, gid| {
+    let terms = Terms::new(forwarder, Repeat::Freely);
+    call(forwarder, route, terms, |channel, gid| {
         let mut client = KvClient::new(channel);
         let min_birth = forwarder.births.least(asked.min_birth).0;
         async move {

@@ -150,9 +150,9 @@ impl Forwarder {
         self.places.wait(gid)
     }
 
-    /// Returns the maximum time of a request.
-    pub(crate) fn request_timeout(&self) -> Duration {
-        self.request_timeout
+    /// Returns the deadline of a request that arrived at this time.
+    pub(crate) fn deadline(&self, arrived: std::time::Instant) -> Instant {
+        Instant::from_std(arrived) + self.request_timeout
     }
 
     /// Returns the number of calls that are being forwarded, or wait for a shard.
@@ -214,21 +214,41 @@ pub(crate) fn repeat_of_write(session: Option<&Session>) -> Repeat {
     }
 }
 
-/// Forwards a client's call, which takes `bytes` of memory: as [`reach`], counted.
-pub(crate) async fn call<T, F>(
+/// The terms of a call that is forwarded.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    repeat: Repeat,
+    /// The memory that it takes.
+    bytes: usize,
+    deadline: Instant,
+}
+
+impl Terms {
+    /// Returns the terms of a small call that has all the time of a request.
+    fn new(forwarder: &Forwarder, repeat: Repeat) -> Self {
+        Self {
+            repeat,
+            bytes: 0,
+            deadline: Instant::now() + forwarder.request_timeout,
+        }
+    }
+}
+
+/// Forwards a client's call: as [`reach`], over the connections for calls.
+async fn call<T, F>(
     forwarder: &Forwarder,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
-    (repeat, bytes): (Repeat, usize),
+    terms: Terms,
     call: impl Fn(Channel, Gid) -> F,
 ) -> Result<T, ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
 {
-    reach(forwarder, &forwarder.channels, route, (repeat, bytes), call).await
+    reach(forwarder, &forwarder.channels, route, terms, call).await
 }
 
 /// Opens a stream of pages: as [`call`], over connections of their own.
-pub(crate) async fn open<T, F>(
+async fn open<T, F>(
     forwarder: &Forwarder,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
     call: impl Fn(Channel, Gid) -> F,
@@ -240,7 +260,7 @@ where
         forwarder,
         &forwarder.page_channels,
         route,
-        (Repeat::Freely, 0),
+        Terms::new(forwarder, Repeat::Freely),
         call,
     )
     .await
@@ -251,19 +271,19 @@ async fn reach<T, F>(
     forwarder: &Forwarder,
     channels: &Channels,
     route: impl Fn() -> Result<Destination, ErrorDetail>,
-    (repeat, bytes): (Repeat, usize),
+    terms: Terms,
     call: impl Fn(Channel, Gid) -> F,
 ) -> Result<T, ErrorDetail>
 where
     F: Future<Output = Result<T, Status>>,
 {
     forwarder.metrics.forwarded.inc();
-    let mut attempts = Forwarded::new(forwarder, channels, repeat, bytes);
+    let mut attempts = Forwarded::new(forwarder, channels, terms);
     let result = attempts.run(route, call).await;
     if result.is_err() {
         forwarder.metrics.forward_failures.inc();
     }
-    let doubt = attempts.engine.attempts.doubt && repeat == Repeat::ByName;
+    let doubt = attempts.engine.attempts.doubt && terms.repeat == Repeat::ByName;
     result.map_err(|error| if doubt { in_doubt(error) } else { error })
 }
 
@@ -284,15 +304,19 @@ struct Forwarded<'a> {
 }
 
 impl<'a> Forwarded<'a> {
-    fn new(forwarder: &'a Forwarder, channels: &'a Channels, repeat: Repeat, bytes: usize) -> Self {
-        let start = Instant::now();
+    fn new(forwarder: &'a Forwarder, channels: &'a Channels, terms: Terms) -> Self {
+        let Terms {
+            repeat,
+            bytes,
+            deadline,
+        } = terms;
         let jitter = Jitter::new(RandomState::new().hash_one(0));
         Self {
             forwarder,
             channels,
             engine: SingleCall::new(repeat, POLICY, jitter),
-            start,
-            deadline: start + forwarder.request_timeout,
+            start: Instant::now(),
+            deadline,
             bytes,
             place: None,
             waiting: None,

@@ -121,7 +121,7 @@ impl AnswerQueue {
     pub(crate) fn forward(self: &Arc<Self>, id: u64, arrived: Instant, item: Item) {
         let queue = Arc::clone(self);
         tokio::spawn(async move {
-            let answer = forward::item(&queue.forwarder, item).await;
+            let answer = forward::item(&queue.forwarder, arrived, item).await;
             if queue.add(id, arrived, answer) {
                 queue.wake();
             }

@@ -55,24 +55,30 @@ impl KvService {
     async fn call(&self, forbidden: bool, item: Item) -> Result<ItemResponse, Status> {
         let start = Instant::now();
         let method = Method::of(&item);
-        let answer = self.answer(forbidden, item).await;
+        let answer = self.answer(forbidden, start, item).await;
         let latency = start.elapsed().as_secs_f64();
         self.metrics.latency(method).observe(latency);
         answer.map_err(|error| self.metrics.reject(&error))
     }
 
-    async fn answer(&self, forbidden: bool, item: Item) -> Result<ItemResponse, ErrorDetail> {
+    /// Returns the answer to a request that arrived at this time. Its time is the same wherever it waits.
+    async fn answer(
+        &self,
+        forbidden: bool,
+        arrived: Instant,
+        item: Item,
+    ) -> Result<ItemResponse, ErrorDetail> {
         let forwarder = &self.forwarder;
         if self.routing.kind() == GroupKind::Controller {
             return match (forbidden, self.routing.wrong_group()) {
                 (true, error) => Err(error),
-                (false, _) => forward::item(forwarder, item).await,
+                (false, _) => forward::item(forwarder, arrived, item).await,
             };
         }
         if forbidden {
             return kv::item_answer(self.ask(item).await?);
         }
-        let deadline = Instant::now() + forwarder.request_timeout();
+        let deadline = forwarder.deadline(arrived).into_std();
         let mut waiting = None;
         loop {
             // The clone shares the bytes.
@@ -82,7 +88,7 @@ impl KvService {
             };
             if is_elsewhere(&error) {
                 drop(waiting);
-                return forward::item(forwarder, item).await;
+                return forward::item(forwarder, arrived, item).await;
             }
             // The shard is on its way here, so the call waits for it, unless too many do.
             if waiting.is_none() && is_on_its_way(&error) {
