@@ -9,8 +9,8 @@
 //! leaving group back.
 //!
 //! The addresses come from a caller, so everything is bounded: the groups of a Join, the proofs and the calls at the same time, and
-//! the time. A node that has just started may not have heard from its controllers yet, so undecided addresses are asked again until
-//! the time is over.
+//! the time. A node that has just started may not have heard from its controllers yet, so each undecided address is asked again until
+//! the time is over, or a quorum of each group has answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,9 +20,10 @@ use std::time::Duration;
 use api::errors;
 use api::v1::admin_client::AdminClient;
 use api::v1::{self, ErrorDetail, GroupAddresses, GroupKind, StatusResponse};
-use futures::{StreamExt as _, stream};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use types::{ClusterId, Gid, NodeId, ShardConfig, check_addresses};
 
 use crate::forward::{Forwarder, once};
@@ -35,8 +36,12 @@ const TIME_OF_PROOF: Duration = Duration::from_millis(1_500);
 const LEAST_TIME_OF_CALL: Duration = Duration::from_millis(500);
 /// The pause before addresses are asked again.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The maximum number of calls at the same time for one proof.
+/// The time for answers that contradict, once a quorum of each group has answered.
+const GRACE: Duration = Duration::from_millis(100);
+/// The maximum number of calls of one proof that begin at the same time.
 const MAX_CALLS: usize = 64;
+/// The time after which a call that got no answer makes place for another.
+const TURN: Duration = Duration::from_millis(250);
 /// The maximum number of proofs at the same time.
 const MAX_PROOFS: usize = 4;
 /// The maximum number of groups that one Join adds, unless it does without a proof.
@@ -141,60 +146,109 @@ impl Proofs {
     /// Asks all addresses until all groups are proven, one of them can't be, or the time is over.
     async fn ask(&self, groups: &[&GroupAddresses], cluster: ClusterId) -> Result<(), ProofError> {
         let end = Instant::now() + TIME_OF_PROOF;
-        loop {
-            let begun = Instant::now();
-            let calls = groups.iter().flat_map(|group| {
-                let gid = Gid(group.gid);
-                let addresses = group.addresses.iter();
-                addresses.map(move |address| async move {
-                    let found = self.call(address, gid, cluster, end).await;
-                    (gid, (address.clone(), found))
-                })
-            });
-            let calls: Vec<_> = calls.collect();
-            let answers = stream::iter(calls).buffered(MAX_CALLS);
-            let mut findings: BTreeMap<Gid, Vec<(String, Finding)>> = BTreeMap::new();
-            for (gid, finding) in answers.collect::<Vec<_>>().await {
-                findings.entry(gid).or_default().push(finding);
-            }
-            let mut failed = None;
-            for (gid, findings) in findings {
-                match judge(gid, findings) {
-                    Ok(()) => {}
-                    Err((error, true)) => return Err(error),
-                    Err((error, false)) => failed = failed.or(Some(error)),
-                }
-            }
-            let Some(error) = failed else {
-                return Ok(());
-            };
-            if Instant::now().max(begun + PAUSE) + LEAST_TIME_OF_CALL > end {
-                return Err(error);
-            }
-            sleep_until(begun + PAUSE).await;
+        let mut addresses: BTreeMap<Gid, Vec<String>> = BTreeMap::new();
+        for group in groups {
+            let all = addresses.entry(Gid(group.gid)).or_default();
+            all.extend_from_slice(&group.addresses);
         }
+        let ask = |address, gid| self.call(address, gid, cluster);
+        find(addresses, end, ask).await
     }
 
-    /// Asks one address. The answer comes before `end`.
-    async fn call(&self, address: &str, gid: Gid, cluster: ClusterId, end: Instant) -> Finding {
+    /// Asks one address.
+    async fn call(&self, address: String, gid: Gid, cluster: ClusterId) -> Finding {
         let channels = &self.forwarder.channels;
-        let call = async {
-            let channel = match channels.get(address).await {
-                Ok(channel) => channel,
-                Err(error) => return Finding::Undecided(format!("no connection ({error})")),
-            };
-            let mut admin = AdminClient::new(channel);
-            match admin.status(once(v1::StatusRequest {})).await {
-                Ok(status) => examine(status.get_ref(), gid, cluster),
-                Err(status) => {
-                    channels.discard(address);
-                    Finding::Undecided(format!("no ShardKV node answers ({})", status.message()))
-                }
-            }
+        let channel = match channels.get(&address).await {
+            Ok(channel) => channel,
+            Err(error) => return Finding::Undecided(format!("no connection ({error})")),
         };
-        let silent = |_| Finding::Undecided("no answer in time".to_owned());
-        timeout_at(end, call).await.unwrap_or_else(silent)
+        let mut admin = AdminClient::new(channel);
+        match admin.status(once(v1::StatusRequest {})).await {
+            Ok(status) => examine(status.get_ref(), gid, cluster),
+            Err(status) => {
+                channels.discard(&address);
+                Finding::Undecided(format!("no ShardKV node answers ({})", status.message()))
+            }
+        }
     }
+}
+
+/// Asks the addresses of each group with `ask`, and judges as the answers come. Once each group is proven, it waits a little for
+/// answers that contradict.
+async fn find<F>(
+    groups: BTreeMap<Gid, Vec<String>>,
+    end: Instant,
+    ask: impl Fn(String, Gid) -> F,
+) -> Result<(), ProofError>
+where
+    F: Future<Output = Finding>,
+{
+    let (slots, ask) = (&Semaphore::new(MAX_CALLS), &ask);
+    let mut calls = FuturesUnordered::new();
+    let mut groups: BTreeMap<Gid, Vec<(String, Finding)>> = groups
+        .into_iter()
+        .map(|(gid, addresses)| {
+            for (at, address) in addresses.iter().cloned().enumerate() {
+                calls.push(async move {
+                    let found = decide(slots, end, || ask(address.clone(), gid)).await;
+                    (gid, at, found)
+                });
+            }
+            let silent = addresses.into_iter().map(|address| (address, silent()));
+            (gid, silent.collect())
+        })
+        .collect();
+    let mut proven = BTreeSet::new();
+    let mut until = end;
+    while let Ok(Some((gid, at, found))) = timeout_at(until, calls.next()).await {
+        let findings = groups.entry(gid).or_default();
+        if let Some((_, finding)) = findings.get_mut(at) {
+            *finding = found;
+        }
+        match judge(gid, findings.clone()) {
+            Ok(()) if proven.insert(gid) && proven.len() == groups.len() => {
+                until = end.min(Instant::now() + GRACE);
+            }
+            Err((error, true)) => return Err(error),
+            Ok(()) | Err((_, false)) => {}
+        }
+    }
+    let mut groups = groups.into_iter();
+    groups.try_for_each(|(gid, findings)| judge(gid, findings).map_err(|(error, _)| error))
+}
+
+/// Asks one address until it decides, or there is no time for another call.
+async fn decide<F>(slots: &Semaphore, end: Instant, ask: impl Fn() -> F) -> Finding
+where
+    F: Future<Output = Finding>,
+{
+    loop {
+        let begun = Instant::now();
+        let found = timeout_at(end, in_turn(slots, ask())).await;
+        let found = found.unwrap_or_else(|_| silent());
+        let again = Instant::now().max(begun + PAUSE);
+        if !matches!(found, Finding::Undecided(_)) || again + LEAST_TIME_OF_CALL > end {
+            return found;
+        }
+        sleep_until(again).await;
+    }
+}
+
+/// Makes a call that holds a slot at first. If no answer comes soon, another call gets the slot, so that silent addresses don't
+/// hold up the others.
+async fn in_turn(slots: &Semaphore, call: impl Future<Output = Finding>) -> Finding {
+    let mut call = std::pin::pin!(call);
+    {
+        let _slot = slots.acquire().await;
+        if let Ok(found) = timeout(TURN, &mut call).await {
+            return found;
+        }
+    }
+    call.await
+}
+
+fn silent() -> Finding {
+    Finding::Undecided("no answer in time".to_owned())
 }
 
 /// Returns true if the latest configuration doesn't list these addresses of the group. A group that the controllers refuse
@@ -282,152 +336,4 @@ fn refuse_strangers(gid: Gid, findings: &mut [(String, Finding)]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OURS: ClusterId = ClusterId(7);
-
-    fn status(kind: GroupKind, gid: u64, controllers: u64) -> StatusResponse {
-        let mut status = StatusResponse {
-            gid,
-            controllers,
-            node_id: 5,
-            cluster_id: "c1".to_owned(),
-            ..StatusResponse::default()
-        };
-        status.set_kind(kind);
-        status
-    }
-
-    fn member(node: u64, group: &str) -> Finding {
-        Finding::Member {
-            node: NodeId(node),
-            group: group.to_owned(),
-        }
-    }
-
-    fn text(finding: Finding) -> String {
-        Listed(&[("a:1".to_owned(), finding)]).to_string()
-    }
-
-    #[test]
-    fn a_node_of_the_group_that_follows_these_controllers_is_a_member() {
-        let good = status(GroupKind::Shards, 2, 7);
-        assert_eq!(examine(&good, Gid(2), OURS), member(5, "c1"));
-    }
-
-    #[test]
-    fn each_other_answer_is_named() {
-        let mut controller = status(GroupKind::Controller, 0, 0);
-        let told = |status: &StatusResponse| match examine(status, Gid(2), OURS) {
-            Finding::Other(what) => what,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(told(&controller), "a controller of another cluster");
-        controller.cluster_id = OURS.to_string();
-        assert_eq!(told(&controller), "a controller of this cluster");
-        for (status, expected) in [
-            (
-                status(GroupKind::Standalone, 0, 0),
-                "a node of a store without controllers",
-            ),
-            (
-                status(GroupKind::Unspecified, 2, 7),
-                "a node of an unknown kind",
-            ),
-            (
-                status(GroupKind::Shards, 3, 7),
-                "a node of g3 of this cluster",
-            ),
-            (status(GroupKind::Shards, 3, 0), "a node of g3"),
-            (
-                status(GroupKind::Shards, 2, 8),
-                "a node of g2 of another cluster, c0000000000000008",
-            ),
-        ] {
-            assert_eq!(told(&status), expected);
-        }
-    }
-
-    #[test]
-    fn a_node_that_starts_is_asked_again() {
-        let waits = status(GroupKind::Shards, 2, 0);
-        let mut unformed = status(GroupKind::Shards, 2, 7);
-        unformed.cluster_id.clear();
-        for status in [waits, unformed] {
-            let finding = examine(&status, Gid(2), OURS);
-            assert!(matches!(finding, Finding::Undecided(_)), "{finding:?}");
-        }
-    }
-
-    #[test]
-    fn a_quorum_of_different_nodes_of_one_group_is_a_proof() {
-        let down = || Finding::Undecided("down".to_owned());
-        let wrong = || Finding::Other("a controller".to_owned());
-        let one = |node| member(node, "c1");
-        // The findings, and the result: true for a proof, or whether the refusal is final.
-        let cases: [(Vec<Finding>, Result<(), bool>); 9] = [
-            (vec![one(1)], Ok(())),
-            (vec![one(1), one(2), down()], Ok(())),
-            (vec![one(1), down(), down()], Err(false)),
-            (vec![one(1), down()], Err(false)),
-            (vec![one(1), one(2), wrong()], Err(true)),
-            (vec![one(1), one(1), one(2)], Err(true)),
-            (vec![one(1), one(2), member(3, "c2")], Err(true)),
-            (vec![down()], Err(false)),
-            (vec![wrong()], Err(true)),
-        ];
-        for (findings, expected) in cases {
-            let named = findings.iter().cloned().zip(1..);
-            let named = named.map(|(it, at)| (format!("a:{at}"), it)).collect();
-            let result = judge(Gid(2), named).map_err(|(_, is_final)| is_final);
-            assert_eq!(result, expected, "{findings:?}");
-        }
-    }
-
-    #[test]
-    fn a_refusal_names_each_address_and_the_remedy() {
-        let findings = vec![
-            ("a:1".to_owned(), member(5, "c1")),
-            ("b:1".to_owned(), Finding::Undecided("no answer".to_owned())),
-            ("c:1".to_owned(), member(5, "c1")),
-        ];
-        let (error, _) = judge(Gid(2), findings).unwrap_err();
-        let detail = ErrorDetail::from(error);
-        for part in [
-            "g2 doesn't join: 2 of its 3 addresses",
-            "b:1: no answer; c:1: node",
-            "--gid 2",
-        ] {
-            assert!(detail.message.contains(part), "{}", detail.message);
-        }
-        assert!(matches!(
-            detail.kind,
-            Some(v1::error_detail::Kind::Conflict(_))
-        ));
-        assert!(text(member(5, "c1")).ends_with("of the group"));
-    }
-
-    #[test]
-    fn only_addresses_that_are_not_listed_need_a_proof() {
-        let groups = [(Gid(1), vec!["a:1".to_owned(), "b:1".to_owned()])].into();
-        let latest = ShardConfig::new(types::ConfigNum(1), groups, [(4, Gid(1))]).unwrap();
-        let group = |gid, addresses: &[&str]| GroupAddresses {
-            gid,
-            addresses: addresses.iter().map(|&it| it.to_owned()).collect(),
-            ..GroupAddresses::default()
-        };
-        for (group, expected) in [
-            (group(1, &["a:1", "b:1"]), false),
-            (group(1, &["a:1"]), false),
-            (group(1, &["a:1", "c:1"]), true),
-            (group(2, &["c:1"]), true),
-            // The controllers say what is wrong with these.
-            (group(0, &["c:1"]), false),
-            (group(2, &[]), false),
-            (group(2, &["nonsense"]), false),
-        ] {
-            assert_eq!(needs_proof(&group, &latest), expected, "{group:?}");
-        }
-    }
-}
+mod tests;
