@@ -87,11 +87,6 @@ impl ScanOptions {
     }
 }
 
-/// Returns the approximate memory of a pair.
-fn size(pair: &v1::Pair) -> usize {
-    size_of::<v1::Pair>() + pair.key.len() + pair.value.len()
-}
-
 /// Returns the least key that is greater than all keys that start with `prefix`; empty if there is none.
 fn after_prefix(prefix: &Bytes) -> Bytes {
     let kept = prefix.iter().rposition(|&byte| byte != u8::MAX);
@@ -113,8 +108,8 @@ fn after_prefix(prefix: &Bytes) -> Bytes {
 /// a shard moves, the scan continues after the last key that it returned. It ends after the first error.
 pub struct Scan {
     pairs: BoxStream<'static, Result<Pair, Error>>,
-    /// The bytes of the pages and windows that the sources hold.
-    held_bytes: Arc<AtomicUsize>,
+    /// The number of sources that aren't finished.
+    open_groups: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Scan {
@@ -132,16 +127,16 @@ impl Stream for Scan {
 }
 
 impl Scan {
-    /// Returns the approximate bytes that the scan holds: for each group that has pairs left at most one page, and the window of
-    /// its stream ([`crate::ClientOptions::scan_window_bytes`]).
-    pub fn held_bytes(&self) -> usize {
-        self.held_bytes.load(Ordering::Relaxed)
+    /// Returns the number of groups from which the scan reads: those that have pairs left. The scan holds at most one page of each,
+    /// and the window of its stream ([`crate::ClientOptions::scan_window_bytes`]). It is 0 before the first pair.
+    pub fn open_groups(&self) -> usize {
+        self.open_groups.load(Ordering::Relaxed)
     }
 
     pub(crate) fn new(router: Router, timeout: Duration, options: ScanOptions) -> Self {
-        let held_bytes = Arc::<AtomicUsize>::default();
+        let open_groups = Arc::<AtomicUsize>::default();
         let merge = Merge {
-            held_bytes: Arc::clone(&held_bytes),
+            open_groups: Arc::clone(&open_groups),
             trouble: Trouble::new(&router),
             router,
             timeout,
@@ -163,7 +158,7 @@ impl Scan {
         Self {
             // A poll after the end returns `None` and does not panic.
             pairs: pairs.fuse().boxed(),
-            held_bytes,
+            open_groups,
         }
     }
 }
@@ -187,7 +182,7 @@ struct Merge {
     sources: Vec<Source>,
     /// The next key of each source, and its place in `sources`.
     heads: BinaryHeap<Reverse<(Bytes, usize)>>,
-    held_bytes: Arc<AtomicUsize>,
+    open_groups: Arc<AtomicUsize>,
     /// True if a source must be filled before the next pair.
     hungry: bool,
     over: bool,
@@ -199,8 +194,6 @@ struct Source {
     shards: Vec<v1::ShardRun>,
     pages: Option<Pages>,
     page: std::vec::IntoIter<v1::Pair>,
-    /// The bytes of the page, which are held until its last pair is gone.
-    page_bytes: usize,
     /// The next pair, while its key is in the heap.
     head: Option<v1::Pair>,
     finished: bool,
@@ -289,7 +282,6 @@ impl Merge {
                 .find_map(|source| source.trouble.last.take());
             self.sources.clear();
             self.heads.clear();
-            self.count_held();
             self.router.configured_at(num, pause).await;
         }
         // If the source's head is in the heap already, there is nothing to add.
@@ -299,15 +291,15 @@ impl Merge {
                 self.heads.extend(next.map(|key| Reverse((key, at))));
             }
         }
-        self.count_held();
+        self.count_open();
         self.hungry = false;
         Ok(())
     }
 
-    fn count_held(&self) {
-        let window = self.router.options().scan_window_bytes as usize;
-        let held = self.sources.iter().map(|it| it.held_bytes(window)).sum();
-        self.held_bytes.store(held, Ordering::Relaxed);
+    /// Counts the sources that hold a page or a window.
+    fn count_open(&self) {
+        let open = self.sources.iter().filter(|it| !it.finished).count();
+        self.open_groups.store(open, Ordering::Relaxed);
     }
 
     /// Makes one source for each group that owns shards.
@@ -333,7 +325,6 @@ impl Merge {
             },
             pages: None,
             page: Vec::new().into_iter(),
-            page_bytes: 0,
             head: None,
             finished: false,
             trouble: Trouble::new(&self.router),
@@ -346,12 +337,6 @@ impl Source {
     /// Returns true if a page must come before the next pair is known.
     fn is_empty(&self) -> bool {
         !self.finished && self.head.is_none() && self.page.len() == 0
-    }
-
-    /// Returns the bytes of its page and of its stream, which has a window of this size.
-    fn held_bytes(&self, window: usize) -> usize {
-        let open = if self.finished { 0 } else { window };
-        self.page_bytes + open
     }
 
     /// Makes the next pair the head, and returns its key.
@@ -372,13 +357,11 @@ impl Source {
                 Ok(Some(page)) if page.pairs.is_empty() => continue,
                 Ok(Some(page)) => {
                     self.trouble.over();
-                    self.page_bytes = page.pairs.iter().map(size).sum();
                     self.page = page.pairs.into_iter();
                     return Ok(());
                 }
                 Ok(None) => {
                     self.pages = None;
-                    self.page_bytes = 0;
                     self.finished = true;
                     return Ok(());
                 }

@@ -26,6 +26,9 @@ pub const MAX_FRAME_BYTES: usize = 64 << 20;
 /// The upper limit of `max_entry_bytes`: an entry and an append must fit in a frame.
 const MAX_ENTRY_BYTES: usize = 32 << 20;
 
+/// The least window of a stream of pages between nodes, in bytes. Smaller ones would be of no use.
+pub const MIN_PAGE_WINDOW_BYTES: u32 = 16 << 10;
+
 /// All options of a node, checked.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the table explains each option")]
@@ -269,7 +272,22 @@ fn limits(values: &mut Values) -> Result<Limits, OptionError> {
     if limits.max_inflight_bytes < limits.max_request_bytes {
         return Err(values.error("max_inflight_bytes", "must be at least max_request_bytes"));
     }
+    check_scans(values, &limits)?;
     Ok(limits)
+}
+
+/// Refuses bounds by which the windows of all open scans take more than half of the budget of pages.
+fn check_scans(values: &Values, limits: &Limits) -> Result<(), OptionError> {
+    let windows = limits.max_scans * MIN_PAGE_WINDOW_BYTES as usize;
+    let least = 2 * windows;
+    if limits.max_scan_bytes >= least {
+        return Ok(());
+    }
+    let scans = limits.max_scans;
+    let reason = format!(
+        "must be at least {least}, 32 KiB for each of the {scans} open scans that max_scans allows"
+    );
+    Err(values.error("max_scan_bytes", reason))
 }
 
 /// Reads the limit of cancelled requests. A client that cancels all its requests at once must keep its connection, because

@@ -120,6 +120,16 @@ fn a_bad_value_names_its_place() {
             "--max-pending-resets: must be at least max_streams_per_connection, 1024",
         ),
         (
+            &["--data-dir=/d", "--max-scan-bytes=8388607"],
+            "",
+            "--max-scan-bytes: must be at least 8388608, 32 KiB for each of the 256 open scans",
+        ),
+        (
+            &["--data-dir=/d", "--max-scans=2049"],
+            "",
+            "--max-scan-bytes: must be at least 67141632",
+        ),
+        (
             &["--data-dir=/d", "--stall-timeout-ms=1"],
             "",
             "--stall-timeout-ms: `1` is not a whole number from 3000",

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use types::MAX_GROUPS;
 
 use crate::budget::Budget;
-use crate::options::Limits;
+use crate::options::{Limits, MIN_PAGE_WINDOW_BYTES};
 use crate::page_budget::{PageBudget, PageShare};
 
 /// The most watches of nodes: those of three nodes of each group, and of each group's leader once more. All of them may come to one
@@ -117,12 +117,12 @@ impl Admission {
 }
 
 /// Returns the window of a stream of pages from another node: so small that those of all open scans together take a quarter of
-/// the budget, unless they would be too small to be of use.
+/// the budget, unless they would be too small to be of use. Even then they take half of it at most, as the options ensure.
 pub(crate) fn page_window_bytes(limits: &Limits) -> u32 {
     let share = limits.max_scan_bytes / 4 / limits.max_scans.max(1);
     u32::try_from(share)
         .unwrap_or(u32::MAX)
-        .clamp(16 << 10, 1 << 20)
+        .clamp(MIN_PAGE_WINDOW_BYTES, 1 << 20)
 }
 
 /// Returns the window of a connection for such streams. The budget bounds their windows, so none waits for the others.

@@ -43,26 +43,7 @@ impl PageBudget {
 
     /// Takes the share of a page of at most `bytes`. A page that exceeds the whole budget takes all of it.
     pub(crate) async fn take(&self, bytes: usize) -> Result<PageShare, ErrorDetail> {
-        self.take_units(units(bytes).min(self.total)).await
-    }
-
-    /// Changes a share to `bytes`, at most the whole budget.
-    pub(crate) async fn resize(
-        &self,
-        share: &mut PageShare,
-        bytes: usize,
-    ) -> Result<(), ErrorDetail> {
-        let wanted = units(bytes).min(self.total) as usize;
-        if let more @ 1.. = wanted.saturating_sub(share.0.num_permits()) {
-            let more = u32::try_from(more).unwrap_or(self.total);
-            share.0.merge(self.take_units(more).await?.0);
-        } else {
-            share.shrink(bytes);
-        }
-        Ok(())
-    }
-
-    async fn take_units(&self, wanted: u32) -> Result<PageShare, ErrorDetail> {
+        let wanted = units(bytes).min(self.total);
         let taken = Arc::clone(&self.units).acquire_many_owned(wanted);
         match timeout(self.patience, taken).await {
             Ok(Ok(permit)) => Ok(PageShare(permit)),
@@ -119,16 +100,5 @@ mod tests {
         let whole = budget.take(usize::MAX).await.unwrap();
         assert_eq!(budget.used(), 100 << 10, "at most the whole budget");
         drop(whole);
-        let mut share = budget.take(0).await.unwrap();
-        let steps = [
-            (3_000, 3 << 10),
-            (10, 1 << 10),
-            (usize::MAX, 100 << 10),
-            (0, 0),
-        ];
-        for (bytes, used) in steps {
-            budget.resize(&mut share, bytes).await.unwrap();
-            assert_eq!(budget.used(), used, "{bytes}");
-        }
     }
 }

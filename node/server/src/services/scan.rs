@@ -148,20 +148,31 @@ impl Scan {
         } else {
             self.left
         };
+        let Some(room) = pages.room().await else {
+            return;
+        };
+        let Some(opened) = room.unless_gone(self.open_relayed()).await else {
+            return;
+        };
+        let Scanner {
+            admission, metrics, ..
+        } = &*self.scanner;
+        match opened {
+            Ok(opened) => relay(metrics, &admission.relayed_pages, opened, pages).await,
+            Err(error) => self.refuse(pages, &error).await,
+        }
+    }
+
+    /// Opens the scan at the leader. The stream comes with the share of its window.
+    async fn open_relayed(&self) -> Result<(Streaming<ScanResponse>, PageShare), ErrorDetail> {
         let Scanner {
             admission,
             forwarder,
-            metrics,
             ..
         } = &*self.scanner;
-        let window = match admission.relayed_window().await {
-            Ok(window) => window,
-            Err(error) => return self.refuse(pages, &error).await,
-        };
-        match forward::scan(forwarder, self.request.clone()).await {
-            Ok(stream) => relay(metrics, &admission.relayed_pages, (stream, window), pages).await,
-            Err(error) => self.refuse(pages, &error).await,
-        }
+        let window = admission.relayed_window().await?;
+        let stream = forward::scan(forwarder, self.request.clone()).await?;
+        Ok((stream, window))
     }
 
     /// Sends the pairs of all groups: a client of its own reads them and merges the results.
@@ -177,12 +188,17 @@ impl Scan {
             limit: (self.request.limit != 0).then_some(self.request.limit),
             keys_only: self.request.keys_only,
         });
-        let admission = &self.scanner.admission;
         let groups = client.config().map_or(0, |config| config.groups().len());
-        let windows = groups * admission.page_window_bytes as usize;
-        let mut held = match admission.merged_pages.take(windows).await {
-            Ok(share) => share,
-            Err(error) => return self.refuse(pages, &error).await,
+        let Some(room) = pages.room().await else {
+            return;
+        };
+        // All at once: scans that hold a part and wait for the rest would wait for each other.
+        let budget = &self.scanner.admission.merged_pages;
+        let taken = budget.take(groups * self.bytes_of_group());
+        let mut held = match room.unless_gone(taken).await {
+            Some(Ok(share)) => share,
+            Some(Err(error)) => return self.refuse(pages, &error).await,
+            None => return,
         };
         loop {
             let Some(room) = pages.room().await else {
@@ -222,11 +238,16 @@ impl Scan {
         if page.is_empty() {
             return Ok(None);
         }
-        let admission = &self.scanner.admission;
-        let bytes = pairs.held_bytes();
-        admission.merged_pages.resize(held, bytes).await?;
-        let share = admission.relayed_pages.take(size(&page)).await?;
+        held.shrink(pairs.open_groups() * self.bytes_of_group());
+        let pages = &self.scanner.admission.relayed_pages;
+        let share = pages.take(size(&page)).await?;
         Ok(Some((page, share)))
+    }
+
+    /// Returns the bytes that a scan over all groups holds for one of them: a page, and the window of its stream.
+    fn bytes_of_group(&self) -> usize {
+        let window = self.scanner.admission.page_window_bytes;
+        window as usize + self.scanner.limits.scan_page_bytes as usize
     }
 
     /// Returns the next page: at least one pair if there is one, and all further pairs that are there without waiting.

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::bad_input::http_get;
 use crate::cluster::{Cluster, Setup};
 use crate::wait::{holds, until};
-use crate::world::{Plain, World, channel};
+use crate::world::{Plain, SHARDS, World, channel};
 
 /// Returns a figure of a node's metrics.
 async fn figure(cluster: &Cluster, node: u16, name: &str) -> u64 {
@@ -259,4 +259,43 @@ async fn relayed_scans_that_nobody_fetches_hold_up_no_forwarded_calls() {
     let scans = figure(&cluster, follower, "shardkv_open_scans").await;
     assert_eq!(scans, SCANS, "they were open all the time");
     drop(open);
+}
+
+/// Scans over all groups take what they need at once. If each held a part and waited for the rest, these would all wait for the
+/// others until they were refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scans_over_all_groups_do_not_wait_for_each_other() {
+    const SCANS: usize = 30;
+    const KEYS: usize = 120;
+    let setup = Setup::of(1)
+        .with("role", "controller")
+        .with("shards", SHARDS)
+        .with("max-scans", "32")
+        .with("max-scan-bytes", "1048576")
+        .with("request-timeout-ms", "30000");
+    let mut world = World {
+        controllers: Cluster::start(setup).await,
+        groups: Vec::new(),
+    };
+    let through = channel(&world.controllers, 0).await;
+    for gid in 1..=3 {
+        let setup = world.group_setup(gid, 1);
+        world.groups.push(Cluster::start(setup).await);
+        world.join(gid, through.clone()).await;
+    }
+    world.settled().await;
+    let mut plain = Plain::new(through.clone()).await;
+    let value = "v".repeat(16 << 10);
+    for n in 0..KEYS {
+        plain.put(&format!("k{n}"), &value).await;
+    }
+    let kv = KvClient::new(through).max_decoding_message_size(usize::MAX);
+    let scan = async |mut kv: KvClient<Channel>| {
+        let pages = kv.scan(ScanRequest::default()).await?.into_inner();
+        let count = async |n, page: ScanResponse| Ok(n + page.pairs.len());
+        pages.try_fold(0, count).await
+    };
+    let scans = (0..SCANS).map(|_| scan(kv.clone()));
+    let counts: Result<Vec<usize>, tonic::Status> = futures::future::try_join_all(scans).await;
+    assert_eq!(counts.unwrap(), [KEYS; SCANS]);
 }
