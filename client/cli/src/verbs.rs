@@ -1,4 +1,4 @@
-//! What the commands on keys have in common: the client, the style, and the answer of a write.
+//! The common parts of the commands on keys: the client, the style, and the answer of a write.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};

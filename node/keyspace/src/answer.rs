@@ -126,7 +126,7 @@ pub struct Event {
     pub position: u32,
 }
 
-/// What an operation has changed, for those who follow a keyspace: watch hubs, lease timers and the steps of clearing.
+/// A change that an operation made, for those who follow a keyspace: watch hubs, lease timers and the steps of clearing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// The keyspace was created.

@@ -8,14 +8,14 @@
 //!   was written in the same revision, where the watch needs it. The event forgets that version, so the next compaction, which
 //!   visits the event again, doesn't count it twice.
 //!
-//! What a reader sees doesn't depend on how far clearing has come: revisions before the compacted one are refused, and at it
+//! A reader's view doesn't depend on how far clearing has come: revisions before the compacted one are refused, and at it
 //! and after it nothing is removed that belongs to them.
 
 use std::ops::Bound;
 
 use raft::StoreError;
 
-use crate::range::Failure;
+use crate::failure::Failure;
 use crate::rows::EventRow;
 use crate::store::{Order, Reader, Store, Table};
 use crate::view::event_at;
@@ -39,7 +39,7 @@ pub(crate) fn compact(record: &mut Record, revision: i64) -> Result<(), Refusal>
     Ok(())
 }
 
-/// What a step of clearing does with the events it visits.
+/// The work of a step of clearing on the events that it visits.
 struct Step {
     events: Vec<((i64, u32), EventRow)>,
     /// The first event that isn't visited, if there is one up to the compacted revision.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use raft::StoreError;
 
+use crate::failure::Failure;
 use crate::limits::Budget;
-use crate::range::Failure;
 use crate::rows::{EventRow, LeaseRow, Meta, damaged, encode_version, size};
 use crate::store::{Reader, Store, Table};
 use crate::view::{Drafted, Row, View};

@@ -2,8 +2,9 @@
 
 use raft::StoreError;
 
+use crate::failure::Failure;
 use crate::keys::{VersionKey, split_version};
-use crate::range::{Failure, check_revision};
+use crate::range::check_revision;
 use crate::rows::damaged;
 use crate::store::{Order, Reader, Table};
 use crate::view::{borrowed, whole};

@@ -3,9 +3,9 @@
 use raft::StoreError;
 
 use crate::draft::{Draft, Finished};
+use crate::failure::Failure;
 use crate::keys::{split_lease, split_lease_key};
 use crate::limits::Budget;
-use crate::range::Failure;
 use crate::rows::{LeaseRow, damaged};
 use crate::store::{Order, Reader, Store, Table};
 use crate::view::{borrowed, whole, with_prefix};

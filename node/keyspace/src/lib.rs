@@ -52,6 +52,7 @@ mod check;
 mod codec;
 mod compaction;
 mod draft;
+mod failure;
 mod hash;
 mod ids;
 mod keys;

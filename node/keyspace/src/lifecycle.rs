@@ -12,8 +12,8 @@ use bytes::Bytes;
 use raft::StoreError;
 use types::ShardId;
 
+use crate::failure::Failure;
 use crate::keys;
-use crate::range::Failure;
 use crate::record::Record;
 use crate::rows::{NAME, SHARD, damaged};
 use crate::store::{Order, Reader, Store, Table};
@@ -125,7 +125,7 @@ pub(crate) fn clear(
     Ok(false)
 }
 
-/// What a step of clearing may still visit.
+/// The rest of the rows that a step of clearing may visit.
 struct Left {
     rows: usize,
     bytes: usize,

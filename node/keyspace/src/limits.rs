@@ -4,7 +4,7 @@ use types::{DecodeError, Reader, Writer};
 
 use crate::Refusal;
 
-/// What a lookup counts in visited rows. A seek in an LSM tree reads a block of each level, a step of a cursor the next row.
+/// The number of visited rows that a lookup counts as. A seek in an LSM tree reads a block of each level, a step of a cursor the next row.
 const LOOKUP_VISITS: u64 = 16;
 
 /// The limits of one operation. Replicas with other options decide alike, because the limits are part of the entry.
@@ -84,7 +84,7 @@ impl Limits {
     }
 }
 
-/// What an operation may still read and write.
+/// The rest of what an operation may read and write.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
     changes: u64,

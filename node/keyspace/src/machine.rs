@@ -5,8 +5,8 @@ use raft::{StoreError, Term};
 use types::ConfigNum;
 
 use crate::draft::{Draft, Finished};
+use crate::failure::Failure;
 use crate::limits::Budget;
-use crate::range::Failure;
 use crate::record::read_record;
 use crate::store::Store;
 use crate::{

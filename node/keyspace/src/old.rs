@@ -10,9 +10,9 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use crate::Span;
+use crate::failure::Failure;
 use crate::keys::{end_of, split_deletion};
 use crate::limits::Budget;
-use crate::range::Failure;
 use crate::rows::damaged;
 use crate::store::{Cursor, Order, Table};
 use crate::view::{Row, View, Walk};

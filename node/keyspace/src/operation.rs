@@ -18,11 +18,11 @@ pub struct Operation {
     pub shard: ShardId,
     /// The limits.
     pub limits: Limits,
-    /// What to do.
+    /// The action.
     pub action: Action,
 }
 
-/// What an operation does.
+/// The action of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Creates a keyspace in the shard.

@@ -5,42 +5,13 @@ use std::cmp::Ordering;
 use bytes::Bytes;
 use raft::StoreError;
 
+use crate::failure::Failure;
 use crate::limits::Budget;
 use crate::old::OldWalk;
 use crate::view::{Row, View, Walk};
 use crate::{KeyValue, LeaseId, Range, RangeAnswer, Refusal, SortOrder, SortTarget};
 
-/// The failure of a call: a refusal, which the caller is told, or an error of the store, which stops the node.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    Refused(Refusal),
-    Store(StoreError),
-}
-
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl Failure {
-    /// Splits a result into the refusal, as a value, and the store's error.
-    pub(crate) fn split<T>(result: Result<T, Self>) -> Result<Result<T, Refusal>, StoreError> {
-        match result {
-            Ok(value) => Ok(Ok(value)),
-            Err(Self::Refused(refusal)) => Ok(Err(refusal)),
-            Err(Self::Store(error)) => Err(error),
-        }
-    }
-}
-
-/// What a kept row takes beside its key and value.
+/// The memory that a kept row takes beside its key and value.
 const ROW_BYTES: u64 = 128;
 
 /// Refuses a revision that a range outside of a transaction can't read. 0 and below mean the newest.

@@ -5,9 +5,10 @@ use std::ops::Bound;
 use raft::StoreError;
 
 use crate::draft::{Draft, gone};
+use crate::failure::Failure;
 use crate::keys::end_of;
 use crate::limits::Budget;
-use crate::range::{self, Failure};
+use crate::range::{self};
 use crate::record::read_record;
 use crate::rows::{EventRow, damaged};
 use crate::store::{Order, Reader, Table};

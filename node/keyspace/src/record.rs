@@ -20,7 +20,7 @@ const NO_COMPACTION: u8 = 0;
 const PERIODIC: u8 = 1;
 const BY_REVISIONS: u8 = 2;
 
-/// How a keyspace is compacted without a request. The server carries it out.
+/// The way in which a keyspace is compacted without a request. The server carries it out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AutoCompaction {
     /// Not at all.

@@ -11,7 +11,7 @@ use crate::{KeyValue, LeaseId};
 /// The format of a kind of rows. Each has a version of its own, so that one can change without the others.
 #[derive(Clone, Copy)]
 pub(crate) struct Format {
-    /// What a row describes, for errors.
+    /// The subject of a row, for errors.
     what: &'static str,
     version: u8,
 }
@@ -27,9 +27,9 @@ const LEASE: Format = Format::new("a lease", 1);
 const PUT: u8 = 0;
 const DELETE: u8 = 1;
 
-/// What a version is charged beside its key and value: the rows' keys and revisions.
+/// The bytes that a version is charged beside its key and value: the rows' keys and revisions.
 pub(crate) const VERSION_BYTES: u64 = 128;
-/// What a lease is charged.
+/// The bytes that a lease is charged.
 pub(crate) const LEASE_BYTES: u64 = 64;
 
 /// Returns the recorded size of a version.

@@ -3,8 +3,9 @@
 use std::cmp::Ordering;
 
 use crate::draft::Draft;
+use crate::failure::Failure;
 use crate::limits::Budget;
-use crate::range::{self, Failure};
+use crate::range;
 use crate::rows::Meta;
 use crate::view::{Row, View};
 use crate::{

@@ -7,9 +7,9 @@ use std::ops::Bound;
 use bytes::Bytes;
 use raft::StoreError;
 
+use crate::failure::Failure;
 use crate::keys::{end_of, split_event, split_version, without_place};
 use crate::limits::Budget;
-use crate::range::Failure;
 use crate::rows::{Meta, damaged, decode_version};
 use crate::store::{Bounds, Cursor, Order, Reader, Table};
 use crate::{Place, Span};

@@ -127,8 +127,8 @@ impl Raft {
     }
 
     /// Returns true if a leader may still hold a lease that rests on an answer of this node. A node that just restarted
-    /// may have forgotten such an answer. It was given with the election timeout of that time, which must have been at most twice this
-    /// one.
+    /// may have forgotten such an answer. If it was given with a longer election timeout, only this
+    /// one is kept.
     pub(crate) fn lease_stands(&self) -> bool {
         let keeps = self.options.lease_reads || self.options.keeps_leases;
         let just_started = keeps && self.election.since_start < self.options.election_ticks;

@@ -10,7 +10,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use raft::StoreError;
 
-use crate::store::{Listed, Table};
+use crate::table::Table;
 
 /// The two bounds of a range of keys.
 pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
@@ -22,6 +22,36 @@ pub enum Order {
     Ascending,
     /// From the greatest key to the least.
     Descending,
+}
+
+/// Only longer values may be left out of a list.
+pub const MAX_LISTED_BYTES: usize = 4_096;
+
+/// The value of a listed key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// The value.
+    Value(Bytes),
+    /// The length of a value that was not read.
+    Unread(usize),
+}
+
+impl Listed {
+    /// Returns the length of the value.
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Value(value) => value.len(),
+            Self::Unread(length) => *length,
+        }
+    }
+
+    /// Returns the number of bytes of the value that were read.
+    pub fn read(&self) -> usize {
+        match self {
+            Self::Value(value) => value.len(),
+            Self::Unread(_) => 0,
+        }
+    }
 }
 
 /// Reads pairs by key and in key order.

@@ -77,7 +77,7 @@ impl FirstMembership {
     }
 }
 
-/// What the disk of a node says of its group.
+/// The record on the disk of a node, as far as it concerns its group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRecord {
     /// The node's id: random, made with the disk, never changed.

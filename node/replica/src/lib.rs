@@ -110,12 +110,13 @@ pub mod session;
 mod snapshots;
 mod status;
 mod store;
+mod table;
 mod transaction;
 mod upkeep;
 
 pub use bug::{BUGS_COMPILED_IN, Bug, Bugs};
 pub use comparison::StateComparison;
-pub use cursor::{Bounds, Cursor, EmptyCursor, Order, PairReader};
+pub use cursor::{Bounds, Cursor, EmptyCursor, Listed, MAX_LISTED_BYTES, Order, PairReader};
 pub use digest::{DIGEST_LEVEL, Digest};
 pub use first_start::{
     BadFirstMembership, Decision, FirstMembership, FirstStart, Introduction, NodeRecord,
@@ -130,7 +131,8 @@ pub use replica::Replica;
 pub use service::{Answer, Outlet, Refusal, Request, RequestId};
 pub use status::Status;
 pub use store::{
-    Applied, Listed, MAX_LISTED_BYTES, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource,
-    StateReader, StateStore, Table, View, WriteBatch,
+    Applied, PageSource, SNAPSHOT_CHUNK_BYTES, SnapshotSource, StateReader, StateStore, View,
+    WriteBatch,
 };
+pub use table::Table;
 pub use transaction::Transaction;

@@ -19,25 +19,8 @@ use raft::{EntryId, Membership, SnapshotMeta, StoreError};
 use types::LogTime;
 
 use crate::Digest;
-use crate::cursor::{Bounds, Cursor, Order, PairReader};
-
-/// A named set of ordered keys. `RocksDB` keeps each table in a column family of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Table {
-    /// Facts about the state as a whole: the applied position, the genesis, shard states.
-    Meta,
-    /// Users' data: shard (4 bytes, big-endian), then the key.
-    Data,
-    /// Session tables: shard (4 bytes, big-endian), then the client id.
-    Sessions,
-    /// Names of rows that changed while their shard was copied: shard (4 bytes, big-endian), then generation and name.
-    Journal,
-}
-
-impl Table {
-    /// All tables, in the order of a snapshot.
-    pub const ALL: [Self; 4] = [Self::Meta, Self::Data, Self::Sessions, Self::Journal];
-}
+use crate::cursor::{Bounds, Cursor, Listed, Order, PairReader};
+use crate::table::Table;
 
 /// The position that a state corresponds to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,36 +35,6 @@ pub struct Applied {
     pub feature_level: u32,
     /// The digest of the state; `None` below [`DIGEST_LEVEL`](crate::DIGEST_LEVEL).
     pub digest: Option<Digest>,
-}
-
-/// Only longer values may be left out of a list.
-pub const MAX_LISTED_BYTES: usize = 4_096;
-
-/// The value of a listed key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listed {
-    /// The value.
-    Value(Bytes),
-    /// The length of a value that was not read.
-    Unread(usize),
-}
-
-impl Listed {
-    /// Returns the length of the value.
-    pub fn length(&self) -> usize {
-        match self {
-            Self::Value(value) => value.len(),
-            Self::Unread(length) => *length,
-        }
-    }
-
-    /// Returns the number of bytes of the value that were read.
-    pub fn read(&self) -> usize {
-        match self {
-            Self::Value(value) => value.len(),
-            Self::Unread(_) => 0,
-        }
-    }
 }
 
 /// Reads the state as of the last commit.
@@ -101,7 +54,7 @@ pub trait StateReader: PairReader {
     }
 
     /// As [`StateReader::scan`], for callers that may not need the values: a store may leave out values longer than
-    /// [`MAX_LISTED_BYTES`] without reading them. `max_bytes` bounds the bytes that are read ([`Listed::read`]).
+    /// [`MAX_LISTED_BYTES`](crate::MAX_LISTED_BYTES) without reading them. `max_bytes` bounds the bytes that are read ([`Listed::read`]).
     fn list(
         &self,
         table: Table,

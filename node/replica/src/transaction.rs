@@ -4,8 +4,10 @@ use bytes::Bytes;
 use raft::{EntryId, StoreError};
 
 use crate::Digest;
+use crate::cursor::Listed;
 use crate::cursor::{Bounds, Cursor, Order, PairReader, Rest};
-use crate::store::{Listed, StateReader, Table, WriteBatch};
+use crate::store::{StateReader, WriteBatch};
+use crate::table::Table;
 
 /// The state under a batch of changes: reads see what the batch wrote before.
 pub struct Transaction<'a> {

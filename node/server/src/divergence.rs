@@ -6,7 +6,7 @@ use types::NodeId;
 
 use crate::metrics::{ReplicaMetrics, set};
 
-/// What was found last, so that each finding is logged once.
+/// The last findings, so that each finding is logged once.
 #[derive(Debug, Default)]
 pub(crate) struct Divergence {
     known: StateComparison,

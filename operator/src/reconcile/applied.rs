@@ -1,9 +1,18 @@
 //! The results of the apply step, and the conclusions from them. Pure.
 
-use super::build::Turn;
 use crate::parts::{Component, Kind};
 use crate::plan::{Action, Needs};
 use crate::store::{Change, StoreError};
+
+/// The turn of a step in a rollout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The step doesn't wait for others.
+    #[default]
+    Free,
+    /// Only one such step takes effect in a round, the first that can.
+    Queued,
+}
 
 /// Result of one write.
 #[derive(Clone, Debug, PartialEq, Eq)]

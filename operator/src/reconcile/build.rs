@@ -7,7 +7,7 @@
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 
-use super::applied::Written;
+use super::applied::{Turn, Written};
 use super::observed::{FINALIZER, Observed};
 use super::wanted::{Comparison, Key, Wanted};
 use crate::build::{self, config_name, names};
@@ -28,16 +28,6 @@ pub(super) struct Step {
     pub(super) action: Action,
     pub(super) turn: Turn,
     pub(super) writes: Vec<Write>,
-}
-
-/// The turn of a step in a rollout.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// The step doesn't wait for others.
-    #[default]
-    Free,
-    /// Only one such step takes effect in a round, the first that can.
-    Queued,
 }
 
 /// One write.

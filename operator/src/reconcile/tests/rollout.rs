@@ -7,7 +7,8 @@ use super::writes::{all, created};
 use super::*;
 use crate::build::names;
 use crate::reconcile::Memory;
-use crate::reconcile::build::{Turn, Write};
+use crate::reconcile::applied::Turn;
+use crate::reconcile::build::Write;
 use crate::reconcile::ordinals;
 
 impl Scene {
