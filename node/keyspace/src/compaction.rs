@@ -14,10 +14,11 @@
 use std::ops::Bound;
 
 use raft::StoreError;
+use replica::{Order, PairReader};
 
 use crate::failure::Failure;
 use crate::rows::EventRow;
-use crate::store::{Order, Reader, Store, Table};
+use crate::store::{Rows, Store};
 use crate::view::event_at;
 use crate::{Limits, Place, Record, Refusal};
 
@@ -70,7 +71,7 @@ fn read_step(
     place: Place,
     record: &Record,
     limits: &Limits,
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
 ) -> Result<Step, Failure> {
     let (revision, position) = record.clear_at;
     let start = place.event(revision, position);
@@ -85,7 +86,7 @@ fn read_step(
     if record.compacted <= 0 {
         return Ok(Step { events, next: None });
     }
-    let mut cursor = reader.cursor(Table::Events, bounds, Order::Ascending)?;
+    let mut cursor = Rows::new(reader, bounds, Order::Ascending)?;
     while let Some((stored, row)) = cursor.next()? {
         let at = event_at(&stored)?;
         let enough = events.len() >= limits.max_clear_rows.max(1) as usize
@@ -113,15 +114,15 @@ fn clear_event(
     let stored = place.event(revision, position);
     let replaced = event.prev_mod != 0 && !(stays && event.prev_mod == revision);
     if replaced {
-        store.remove(Table::Versions, place.version(&event.key, event.prev_mod));
+        store.remove(place.version(&event.key, event.prev_mod));
         record.release(event.prev_size)?;
     }
     if !stays {
         if event.deleted {
-            store.remove(Table::Versions, place.deleted(&event.key, revision));
-            store.remove(Table::Deletions, place.deletion(&event.key, revision));
+            store.remove(place.deleted(&event.key, revision));
+            store.remove(place.deletion(&event.key, revision));
         }
-        store.remove(Table::Events, stored);
+        store.remove(stored);
     } else if replaced {
         let forgetful = EventRow {
             prev_mod: 0,
@@ -129,7 +130,7 @@ fn clear_event(
             deleted: event.deleted,
             key: event.key.clone(),
         };
-        store.put(Table::Events, stored, forgetful.encode());
+        store.put(stored, forgetful.encode());
     }
     Ok(())
 }

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use raft::StoreError;
+use replica::PairReader;
 
 use crate::failure::Failure;
 use crate::limits::Budget;
 use crate::rows::{EventRow, LeaseRow, Meta, damaged, encode_version, size};
-use crate::store::{Reader, Store, Table};
+use crate::store::{Store, get};
 use crate::view::{Drafted, Row, View};
 use crate::{
     DeleteRange, DeleteRangeAnswer, Event, KeyValue, LeaseId, Limits, Place, Put, PutAnswer,
@@ -26,7 +27,7 @@ struct Change {
 
 /// The changes of one write, which all get the revision after `before`.
 pub(crate) struct Draft<'a> {
-    reader: &'a dyn Reader,
+    reader: &'a dyn PairReader,
     place: Place,
     /// The newest revision before the write.
     before: i64,
@@ -47,7 +48,7 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(
-        reader: &'a dyn Reader,
+        reader: &'a dyn PairReader,
         place: Place,
         record: &Record,
         limits: &Limits,
@@ -101,7 +102,7 @@ impl<'a> Draft<'a> {
             return Ok(*drafted);
         }
         self.budget.lookup()?;
-        let row = self.reader.get(Table::Leases, &self.place.lease(id))?;
+        let row = get(self.reader, &self.place.lease(id))?;
         Ok(row.map(LeaseRow::decode).transpose()?)
     }
 
@@ -302,10 +303,10 @@ impl Finished {
                 prev_size: change.previous.map_or(0, |meta| meta.size),
                 key: change.key.clone(),
             };
-            store.put(Table::Events, place.event(revision, position), row.encode());
+            store.put(place.event(revision, position), row.encode());
             if let Some((meta, value)) = &change.new {
                 let stored = place.version(&change.key, revision);
-                store.put(Table::Versions, stored, encode_version(meta, value));
+                store.put(stored, encode_version(meta, value));
             }
             let kv = match &change.new {
                 Some((meta, value)) => meta.pair(change.key.clone(), value.clone()),
@@ -320,15 +321,11 @@ impl Finished {
         for (key, new) in &self.keys {
             let current = place.current(key);
             if let Some((meta, _)) = new {
-                store.put(Table::Current, current, meta.encode());
+                store.put(current, meta.encode());
             } else {
-                store.remove(Table::Current, current);
-                store.put(Table::Versions, place.deleted(key, revision), Bytes::new());
-                store.put(
-                    Table::Deletions,
-                    place.deletion(key, revision),
-                    Bytes::new(),
-                );
+                store.remove(current);
+                store.put(place.deleted(key, revision), Bytes::new());
+                store.put(place.deletion(key, revision), Bytes::new());
             }
         }
         events
@@ -338,16 +335,16 @@ impl Finished {
         for (id, lease) in self.leases {
             let stored = self.place.lease(id);
             match lease {
-                Some(lease) => store.put(Table::Leases, stored, lease.encode()),
-                None => store.remove(Table::Leases, stored),
+                Some(lease) => store.put(stored, lease.encode()),
+                None => store.remove(stored),
             }
         }
         for ((id, key), attached) in self.lease_keys {
             let stored = self.place.lease_key(id, &key);
             if attached {
-                store.put(Table::LeaseKeys, stored, Bytes::new());
+                store.put(stored, Bytes::new());
             } else {
-                store.remove(Table::LeaseKeys, stored);
+                store.remove(stored);
             }
         }
     }
@@ -415,7 +412,7 @@ mod tests {
                 ..Meta::default()
             };
             let mut store = MemoryStore::default();
-            store.put(Table::Current, PLACE.current(b"k"), meta.encode());
+            store.put(PLACE.current(b"k"), meta.encode());
             store
         };
         let none = LeaseId::NONE;
@@ -431,7 +428,7 @@ mod tests {
                 key_bytes,
             };
             let mut store = current(1, lease);
-            store.put(Table::Leases, PLACE.lease(lease), row.encode());
+            store.put(PLACE.lease(lease), row.encode());
             assert_eq!(is_damaged(&put_in(&store)), damaged, "{keys} {key_bytes}");
         }
     }

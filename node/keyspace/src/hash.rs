@@ -1,12 +1,13 @@
 //! The hash of a keyspace at a revision, equal on all replicas.
 
 use raft::StoreError;
+use replica::{Order, PairReader};
 
 use crate::failure::Failure;
-use crate::keys::{VersionKey, split_version};
+use crate::keys::{Table, VersionKey, split_version, without_place};
 use crate::range::check_revision;
 use crate::rows::damaged;
-use crate::store::{Order, Reader, Table};
+use crate::store::Rows;
 use crate::view::{borrowed, whole};
 use crate::{Place, Refusal, read};
 
@@ -28,14 +29,18 @@ pub struct HashAnswer {
 /// It walks the versions and leaves out those that compaction is to remove, so the hash doesn't depend on how far clearing has
 /// come. It reads the whole keyspace: the caller runs it where it delays nobody.
 pub fn hash(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     revision: i64,
 ) -> Result<Result<HashAnswer, Refusal>, StoreError> {
     Failure::split(hash_versions(reader, place, revision))
 }
 
-fn hash_versions(reader: &dyn Reader, place: Place, revision: i64) -> Result<HashAnswer, Failure> {
+fn hash_versions(
+    reader: &dyn PairReader,
+    place: Place,
+    revision: i64,
+) -> Result<HashAnswer, Failure> {
     let record = read::record(reader, place)??;
     check_revision(revision, record.compacted, record.revision)?;
     let until = if revision > 0 {
@@ -46,8 +51,8 @@ fn hash_versions(reader: &dyn Reader, place: Place, revision: i64) -> Result<Has
     let compacted = record.compacted;
     let mut hasher = crc32fast::Hasher::new();
     let mut held: Option<(VersionKey, bytes::Bytes)> = None;
-    let bounds = whole(place);
-    let mut cursor = reader.cursor(Table::Versions, borrowed(&bounds), Order::Ascending)?;
+    let bounds = whole(place, Table::Versions);
+    let mut cursor = Rows::new(reader, borrowed(&bounds), Order::Ascending)?;
     while let Some((stored, row)) = cursor.next()? {
         let key = split_version(&stored).ok_or_else(|| damaged("a version", &"bad key"))?;
         if let Some((version, row)) = held.take() {
@@ -73,9 +78,9 @@ fn hash_versions(reader: &dyn Reader, place: Place, revision: i64) -> Result<Has
 
 /// Adds a version. The place is left out: a keyspace has the same hash wherever it is.
 fn add(hasher: &mut crc32fast::Hasher, version: &VersionKey, row: &[u8]) {
-    let key = version.key.get(12..).unwrap_or_default();
+    let key = without_place(&version.key).unwrap_or_default();
     hasher.update(&(key.len() as u64).to_be_bytes());
-    hasher.update(key);
+    hasher.update(&key);
     hasher.update(&version.revision.to_be_bytes());
     hasher.update(&[version.deleted.into()]);
     hasher.update(&(row.len() as u64).to_be_bytes());

@@ -1,20 +1,24 @@
 //! The layout of keys in the store. No other module knows it.
 //!
-//! | table | key | value |
-//! |---|---|---|
-//! | `Keyspaces` | shard, 0 | the last id that was given, and the number of records |
-//! | `Keyspaces` | shard, 1, name | the id of the keyspace with this name |
-//! | `Keyspaces` | shard, 2, keyspace's id | a [`crate::Record`] |
-//! | `Current` | place, user key | revisions, version, lease and size of the newest version |
-//! | `Versions` | place, escaped user key, mod revision | a version with its value |
-//! | `Versions` | place, escaped user key, revision, 1 | empty: the key was deleted in this revision, and not put after that in it |
-//! | `Deletions` | place, escaped user key, revision | empty: there is such a mark in `Versions` |
-//! | `Events` | place, revision, position in the transaction (u32) | kind, previous version, user key |
-//! | `Leases` | place, lease id | TTL, number of the grant, and the number and bytes of the lease's keys |
-//! | `LeaseKeys` | place, lease id, user key | empty |
+//! All rows are in one table of the state. A stored key begins with the shard's prefix (u32, the shard's number with the highest
+//! bit set) and the number of one of this crate's tables (u8). The flat map's pairs begin with the shard's number, whose highest
+//! bit is not set, so the two never meet.
 //!
-//! A *place* is the shard (u32) and the keyspace's id (u64). All numbers are big-endian. So all rows of a shard have a common
-//! prefix in each table, and are copied and cleared with the shard ([`bounds_of_shard`]).
+//! | table | rest of the key | value |
+//! |---|---|---|
+//! | `Keyspaces` | 0 | the last id that was given, and the number of records |
+//! | `Keyspaces` | 1, name | the id of the keyspace with this name |
+//! | `Keyspaces` | 2, id | a [`crate::Record`] |
+//! | `Current` | id, user key | revisions, version, lease and size of the newest version |
+//! | `Versions` | id, escaped user key, mod revision | a version with its value |
+//! | `Versions` | id, escaped user key, revision, 1 | empty: the key was deleted in this revision, and not put after that in it |
+//! | `Deletions` | id, escaped user key, revision | empty: there is such a mark in `Versions` |
+//! | `Events` | id, revision, position in the transaction (u32) | kind, previous version, user key |
+//! | `Leases` | id, lease id | TTL, number of the grant, and the number and bytes of the lease's keys |
+//! | `LeaseKeys` | id, lease id, user key | empty |
+//!
+//! An id is the keyspace's (u64). All numbers are big-endian. So all rows of a shard are one range, which is copied and cleared with
+//! the shard ([`rows_of_shard`]), and all rows of a keyspace in a table are one, too.
 //!
 //! In `Versions` and `Deletions` something follows the user key, so its end must be marked, and in a way that keeps the order of keys: a zero
 //! byte becomes `00 ff`, and `00 00` ends the key.
@@ -24,17 +28,65 @@ use std::ops::Bound;
 use bytes::{BufMut, Bytes, BytesMut};
 use types::ShardId;
 
-use crate::{KeyspaceId, LeaseId, Table};
+use crate::{KeyspaceId, LeaseId};
 
 const OF_SHARD: u8 = 0;
 const NAME: u8 = 1;
 const RECORD: u8 = 2;
 
-const SHARD_BYTES: usize = 4;
-const PLACE_BYTES: usize = 12;
+/// The bit that tells the prefix of a shard's rows from the prefix of its pairs in the flat map.
+const OF_KEYSPACES: u32 = 1 << 31;
+/// The bytes of a shard's prefix and of the number of a table.
+const TABLE_BYTES: usize = 5;
+/// The bytes before what follows a keyspace's id.
+const PLACE_BYTES: usize = TABLE_BYTES + 8;
 const ESCAPED_ZERO: [u8; 2] = [0, 0xff];
 const END: [u8; 2] = [0, 0];
 const DELETED: u8 = 1;
+
+/// A set of rows. Its number is the part of a stored key after the shard's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// Records of keyspaces, their names, and the last id of each shard.
+    Keyspaces,
+    /// The newest version of each key that exists, without its value.
+    Current,
+    /// All versions that are not compacted, with their values, and marks of deletions.
+    Versions,
+    /// The keys and revisions of all deletions that are not compacted.
+    Deletions,
+    /// All changes that are not compacted, in the order of revisions.
+    Events,
+    /// Leases.
+    Leases,
+    /// The keys of each lease.
+    LeaseKeys,
+}
+
+impl Table {
+    /// The tables that hold a keyspace's rows: all but the one with its record.
+    pub const ROWS: [Self; 6] = [
+        Self::Current,
+        Self::Versions,
+        Self::Deletions,
+        Self::Events,
+        Self::Leases,
+        Self::LeaseKeys,
+    ];
+
+    /// Returns the number of the table in stored keys and rows.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Keyspaces => 0,
+            Self::Current => 1,
+            Self::Versions => 2,
+            Self::Deletions => 3,
+            Self::Events => 4,
+            Self::Leases => 5,
+            Self::LeaseKeys => 6,
+        }
+    }
+}
 
 /// The place of a keyspace's rows: its shard and its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,16 +98,15 @@ pub struct Place {
 }
 
 impl Place {
-    fn begin(self, more: usize) -> BytesMut {
-        let mut out = BytesMut::with_capacity(PLACE_BYTES + more);
-        out.put_u32(self.shard.0);
+    fn begin(self, table: Table, more: usize) -> BytesMut {
+        let mut out = begin(self.shard, table, 8 + more);
         out.put_u64(self.id.0);
         out
     }
 
-    /// Returns the prefix of all rows of the keyspace, in each table but `Keyspaces`.
-    pub(crate) fn prefix(self) -> Bytes {
-        self.begin(0).freeze()
+    /// Returns the prefix of all rows of the keyspace in a table that isn't `Keyspaces`.
+    pub(crate) fn prefix(self, table: Table) -> Bytes {
+        self.begin(table, 0).freeze()
     }
 
     /// Returns the key of the keyspace's record, in `Keyspaces`.
@@ -65,13 +116,13 @@ impl Place {
 
     /// Returns the key of a user's key, in `Current`.
     pub(crate) fn current(self, key: &[u8]) -> Bytes {
-        let mut out = self.begin(key.len());
+        let mut out = self.begin(Table::Current, key.len());
         out.put_slice(key);
         out.freeze()
     }
 
-    fn escaped(self, key: &[u8]) -> BytesMut {
-        let mut out = self.begin(key.len() + END.len() + 9);
+    fn escaped(self, table: Table, key: &[u8]) -> BytesMut {
+        let mut out = self.begin(table, key.len() + END.len() + 9);
         for byte in key {
             match byte {
                 0 => out.put_slice(&ESCAPED_ZERO),
@@ -84,62 +135,90 @@ impl Place {
 
     /// Returns the key of a version, in `Versions`.
     pub(crate) fn version(self, key: &[u8], mod_revision: i64) -> Bytes {
-        let mut out = self.escaped(key);
-        out.put_i64(mod_revision);
-        out.freeze()
+        self.revised(Table::Versions, key, mod_revision).freeze()
     }
 
     /// Returns the key of the mark of a deletion, in `Versions`. It sorts after the version of the same revision.
     pub(crate) fn deleted(self, key: &[u8], revision: i64) -> Bytes {
-        let mut out = self.escaped(key);
-        out.put_i64(revision);
+        let mut out = self.revised(Table::Versions, key, revision);
         out.put_u8(DELETED);
         out.freeze()
     }
 
     /// Returns the key of a deletion, in `Deletions`.
     pub(crate) fn deletion(self, key: &[u8], revision: i64) -> Bytes {
-        self.version(key, revision)
+        self.revised(Table::Deletions, key, revision).freeze()
     }
 
-    /// Returns the key before the first row of a user's key, in `Versions` and `Deletions`.
+    fn revised(self, table: Table, key: &[u8], revision: i64) -> BytesMut {
+        let mut out = self.escaped(table, key);
+        out.put_i64(revision);
+        out
+    }
+
+    /// Returns the key before the first row of a user's key, in `Versions`.
     pub(crate) fn first_version(self, key: &[u8]) -> Bytes {
-        self.escaped(key).freeze()
+        self.escaped(Table::Versions, key).freeze()
+    }
+
+    /// Returns the key before the first row of a user's key, in `Deletions`.
+    pub(crate) fn first_deletion(self, key: &[u8]) -> Bytes {
+        self.escaped(Table::Deletions, key).freeze()
     }
 
     /// Returns the key of an event, in `Events`.
     pub(crate) fn event(self, revision: i64, position: u32) -> Bytes {
-        let mut out = self.begin(12);
+        let mut out = self.begin(Table::Events, 12);
         out.put_i64(revision);
         out.put_u32(position);
         out.freeze()
     }
 
-    /// Returns the key of a lease, in `Leases`, which is also the prefix of the keys of its keys, in `LeaseKeys`.
+    /// Returns the key of a lease, in `Leases`.
     pub(crate) fn lease(self, lease: LeaseId) -> Bytes {
-        let mut out = self.begin(8);
+        let mut out = self.begin(Table::Leases, 8);
         out.put_i64(lease.0);
         out.freeze()
     }
 
+    /// Returns the prefix of the keys of a lease's keys, in `LeaseKeys`.
+    pub(crate) fn lease_keys(self, lease: LeaseId) -> Bytes {
+        self.lease_key(lease, &[])
+    }
+
     /// Returns the key of a key of a lease, in `LeaseKeys`.
     pub(crate) fn lease_key(self, lease: LeaseId, key: &[u8]) -> Bytes {
-        let mut out = self.begin(8 + key.len());
+        let mut out = self.begin(Table::LeaseKeys, 8 + key.len());
         out.put_i64(lease.0);
         out.put_slice(key);
         out.freeze()
     }
 }
 
-/// Returns the bounds of all rows of a shard: in each table the least key, and the end. A copy of these rows is a copy of the
-/// shard's keyspaces, in every respect; without them, the shard has none.
-pub fn bounds_of_shard(shard: ShardId) -> [(Table, Bytes, Bound<Bytes>); Table::ALL.len()] {
-    let start = Bytes::copy_from_slice(&shard.0.to_be_bytes());
-    Table::ALL.map(|table| (table, start.clone(), end_of(&start)))
+/// Returns the bounds of all rows of a shard: the least key, and the end. A copy of these rows is a copy of the shard's keyspaces, in
+/// every respect; without them, the shard has none.
+pub fn rows_of_shard(shard: ShardId) -> (Bytes, Bound<Bytes>) {
+    let prefix = Bytes::copy_from_slice(&prefix(shard).to_be_bytes());
+    let end = end_of(&prefix);
+    (prefix, end)
+}
+
+fn prefix(shard: ShardId) -> u32 {
+    shard.0 | OF_KEYSPACES
+}
+
+fn begin(shard: ShardId, table: Table, more: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(TABLE_BYTES + more);
+    out.put_u32(prefix(shard));
+    out.put_u8(table.number());
+    out
 }
 
 fn of_shard(shard: ShardId, kind: u8, rest: &[u8]) -> Bytes {
-    [&shard.0.to_be_bytes(), &[kind][..], rest].concat().into()
+    let mut out = begin(shard, Table::Keyspaces, 1 + rest.len());
+    out.put_u8(kind);
+    out.put_slice(rest);
+    out.freeze()
 }
 
 /// Returns the key of a keyspace's name, in `Keyspaces`.
@@ -157,12 +236,17 @@ pub(crate) fn records(shard: ShardId) -> Bytes {
     of_shard(shard, RECORD, &[])
 }
 
+/// Returns the number of the table of a stored key.
+pub(crate) fn table_number(stored: &[u8]) -> Option<u8> {
+    stored.get(TABLE_BYTES - 1).copied()
+}
+
 /// Returns the place of a [`Place::record`].
 pub(crate) fn split_record(stored: &[u8]) -> Option<Place> {
-    let (shard, rest) = stored.split_at_checked(SHARD_BYTES)?;
-    let id = rest.strip_prefix(&[RECORD])?;
+    let (shard, rest) = stored.split_first_chunk()?;
+    let id = rest.strip_prefix(&[Table::Keyspaces.number(), RECORD])?;
     Some(Place {
-        shard: ShardId(u32::from_be_bytes(shard.try_into().ok()?)),
+        shard: ShardId(u32::from_be_bytes(*shard) & !OF_KEYSPACES),
         id: KeyspaceId(u64::from_be_bytes(id.try_into().ok()?)),
     })
 }
@@ -309,19 +393,23 @@ mod tests {
             shard: ShardId(8),
             id: KeyspaceId(0),
         };
-        let Bound::Excluded(end) = end_of(&PLACE.prefix()) else {
+        let Bound::Excluded(end) = end_of(&PLACE.prefix(Table::Current)) else {
             panic!("bounded");
         };
-        assert!(end <= next.prefix() && end > PLACE.current(&[0xff; 40]));
-        for (_, start, end) in bounds_of_shard(PLACE.shard) {
-            let Bound::Excluded(end) = end else {
-                panic!("bounded");
-            };
-            for stored in [shard(PLACE.shard), name(PLACE.shard, "z"), PLACE.record()] {
-                assert!(start <= stored && stored < end);
-            }
-            assert!(end <= shard(next.shard));
+        assert!(end <= next.prefix(Table::Current) && end > PLACE.current(&[0xff; 40]));
+        let (start, end) = rows_of_shard(PLACE.shard);
+        let Bound::Excluded(end) = end else {
+            panic!("bounded");
+        };
+        for stored in [
+            shard(PLACE.shard),
+            name(PLACE.shard, "z"),
+            PLACE.record(),
+            PLACE.lease_key(LeaseId(-1), &[0xff; 40]),
+        ] {
+            assert!(start <= stored && stored < end);
         }
+        assert!(end <= shard(next.shard));
         assert_eq!(end_of(&[0xff, 0xff]), Bound::Unbounded);
     }
 

@@ -1,13 +1,14 @@
 //! Leases: grants and revokes. When a lease expires is decided by the leader's timers, not here.
 
 use raft::StoreError;
+use replica::{Order, PairReader};
 
 use crate::draft::{Draft, Finished};
 use crate::failure::Failure;
-use crate::keys::{split_lease, split_lease_key};
+use crate::keys::{Table, split_lease, split_lease_key};
 use crate::limits::Budget;
 use crate::rows::{LeaseRow, damaged};
-use crate::store::{Order, Reader, Store, Table};
+use crate::store::{Rows, Store, get};
 use crate::view::{borrowed, whole, with_prefix};
 use crate::{LeaseId, Limits, Place, Record, Refusal};
 
@@ -48,7 +49,7 @@ pub(crate) fn grant(
         return Err(Refusal::LeaseTtlTooLarge.into());
     }
     let stored = place.lease(id);
-    if store.get(Table::Leases, &stored)?.is_some() {
+    if get(store, &stored)?.is_some() {
         return Err(Refusal::LeaseExists.into());
     }
     let next = record.grants.checked_add(1);
@@ -61,7 +62,7 @@ pub(crate) fn grant(
         keys: 0,
         key_bytes: 0,
     };
-    store.put(Table::Leases, stored, row.encode());
+    store.put(stored, row.encode());
     Ok(row)
 }
 
@@ -71,7 +72,7 @@ pub(crate) fn revoke(
     id: LeaseId,
     record: &Record,
     limits: &Limits,
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
 ) -> Result<Finished, Failure> {
     let mut draft = Draft::new(reader, place, record, limits, Budget::of_revoke())?;
     if draft.lease(id)?.is_none() {
@@ -83,22 +84,22 @@ pub(crate) fn revoke(
 
 /// Returns a lease.
 pub fn read_lease(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     id: LeaseId,
 ) -> Result<Option<Lease>, StoreError> {
-    let row = reader.get(Table::Leases, &place.lease(id))?;
+    let row = get(reader, &place.lease(id))?;
     row.map(|row| decode(id, row)).transpose()
 }
 
 /// Returns the keys of a lease, in order. Their number and bytes are bounded by the limits under which they were attached.
 pub fn read_lease_keys(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     id: LeaseId,
 ) -> Result<Vec<bytes::Bytes>, StoreError> {
-    let bounds = with_prefix(place.lease(id));
-    let mut cursor = reader.cursor(Table::LeaseKeys, borrowed(&bounds), Order::Ascending)?;
+    let bounds = with_prefix(place.lease_keys(id));
+    let mut cursor = Rows::new(reader, borrowed(&bounds), Order::Ascending)?;
     let mut keys = Vec::new();
     while let Some((stored, _)) = cursor.next()? {
         let key = split_lease_key(&stored);
@@ -109,16 +110,16 @@ pub fn read_lease_keys(
 
 /// Returns the leases of a keyspace after `after`, at most `limit`, in the order of their stored ids: negative ids come last.
 pub fn read_leases(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     after: Option<LeaseId>,
     limit: usize,
 ) -> Result<Vec<Lease>, StoreError> {
-    let mut bounds = whole(place);
+    let mut bounds = whole(place, Table::Leases);
     if let Some(after) = after {
         bounds.0 = std::ops::Bound::Excluded(place.lease(after));
     }
-    let mut cursor = reader.cursor(Table::Leases, borrowed(&bounds), Order::Ascending)?;
+    let mut cursor = Rows::new(reader, borrowed(&bounds), Order::Ascending)?;
     let mut leases = Vec::new();
     while leases.len() < limit
         && let Some((stored, row)) = cursor.next()?

@@ -4,7 +4,7 @@
 //!
 //! A *keyspace* lives in one shard. It has one revision counter, so its transactions are atomic and its events have one order.
 //! [`apply`] carries out one operation of the log; [`range()`], [`read_txn`], [`events`] and the other readers answer from a state as of
-//! one commit. Both work on a [`Store`] or a [`Reader`] that the caller passes in, and keep nothing between calls.
+//! one commit. Both work on a [`Store`] or a [`PairReader`](replica::PairReader) that the caller passes in, and keep nothing between calls.
 //!
 //! The reference for each answer, refusal and text is etcd's source (3.7). What differs on purpose is listed
 //! [below](#what-differs-from-etcd).
@@ -80,7 +80,7 @@ pub use answer::{
 pub use check::{check_delete_range, check_put, check_range, check_txn};
 pub use hash::{HashAnswer, hash};
 pub use ids::{KeyspaceId, LeaseId};
-pub use keys::{Place, bounds_of_shard};
+pub use keys::{Place, Table, rows_of_shard};
 pub use lease::{Lease, MAX_LEASE_TTL, MIN_LEASE_TTL, read_lease, read_lease_keys, read_leases};
 pub use lifecycle::{find, list};
 pub use limits::Limits;
@@ -92,4 +92,4 @@ pub use refusal::{Code, Refusal};
 pub use request::{
     Compare, DeleteRange, Op, Put, Range, Relation, SortOrder, SortTarget, Span, Target, Txn,
 };
-pub use store::{Bounds, Cursor, Order, Reader, Store, Table};
+pub use store::Store;

@@ -10,13 +10,14 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use raft::StoreError;
+use replica::{Order, PairReader};
 use types::ShardId;
 
 use crate::failure::Failure;
-use crate::keys;
+use crate::keys::{self, Table};
 use crate::record::Record;
 use crate::rows::{NAME, SHARD, damaged};
-use crate::store::{Order, Reader, Store, Table};
+use crate::store::{Rows, Store, get};
 use crate::view::{borrowed, whole, with_prefix};
 use crate::{KeyspaceId, Limits, Place, Refusal};
 
@@ -30,8 +31,8 @@ struct ShardRow {
 }
 
 impl ShardRow {
-    fn read(reader: &dyn Reader, shard: ShardId) -> Result<Self, StoreError> {
-        let row = reader.get(Table::Keyspaces, &keys::shard(shard))?;
+    fn read(reader: &dyn PairReader, shard: ShardId) -> Result<Self, StoreError> {
+        let row = get(reader, &keys::shard(shard))?;
         let row = row.map(|row| {
             SHARD.decode(row, |input| {
                 Ok(Self {
@@ -46,7 +47,7 @@ impl ShardRow {
     fn write(self, shard: ShardId, store: &mut dyn Store) {
         let mut out = SHARD.begin(16);
         out.number(self.last_id).number(self.records.into());
-        store.put(Table::Keyspaces, keys::shard(shard), out.finish());
+        store.put(keys::shard(shard), out.finish());
     }
 }
 
@@ -75,7 +76,7 @@ pub(crate) fn create(
     let mut out = NAME.begin(10);
     out.number(id);
     let name = keys::name(shard, &record.name);
-    store.put(Table::Keyspaces, name, out.finish());
+    store.put(name, out.finish());
     record.store(place, store);
     Ok(Ok(place.id))
 }
@@ -83,7 +84,7 @@ pub(crate) fn create(
 /// Marks a keyspace as deleted, and frees its name.
 pub(crate) fn delete(place: Place, record: &mut Record, store: &mut dyn Store) {
     record.deleted = true;
-    store.remove(Table::Keyspaces, keys::name(place.shard, &record.name));
+    store.remove(keys::name(place.shard, &record.name));
 }
 
 /// Removes the next rows of a deleted keyspace, and the record after the last. Returns true if there are more.
@@ -110,13 +111,13 @@ pub(crate) fn clear(
             record.cleared = Some((table, last.clone()));
         }
         for key in stored {
-            store.remove(table, key);
+            store.remove(key);
         }
         if left.is_none() {
             return Ok(true);
         }
     }
-    store.remove(Table::Keyspaces, place.record());
+    store.remove(place.record());
     let mut row = ShardRow::read(store, place.shard)?;
     let left = row.records.checked_sub(1);
     row.records =
@@ -138,25 +139,25 @@ impl Left {
 }
 
 fn read_keys(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     table: Table,
     record: &Record,
     left: &mut Left,
 ) -> Result<Vec<Bytes>, StoreError> {
-    let mut bounds = whole(place);
+    let mut bounds = whole(place, table);
     if let Some((cleared, last)) = &record.cleared
         && *cleared == table
     {
         bounds.0 = Bound::Excluded(last.clone());
     }
-    let mut cursor = reader.cursor(table, borrowed(&bounds), Order::Ascending)?;
+    let mut cursor = Rows::new(reader, borrowed(&bounds), Order::Ascending)?;
     let mut found = Vec::new();
     while !left.is_none()
-        && let Some((stored, row)) = cursor.next()?
+        && let Some((stored, read)) = cursor.next_key()?
     {
         left.rows -= 1;
-        left.bytes = left.bytes.saturating_sub(stored.len() + row.len());
+        left.bytes = left.bytes.saturating_sub(stored.len() + read);
         found.push(stored);
     }
     Ok(found)
@@ -164,11 +165,11 @@ fn read_keys(
 
 /// Returns the id of the keyspace with a name.
 pub fn find(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     shard: ShardId,
     name: &str,
 ) -> Result<Option<KeyspaceId>, StoreError> {
-    let row = reader.get(Table::Keyspaces, &keys::name(shard, name))?;
+    let row = get(reader, &keys::name(shard, name))?;
     let id = row.map(|row| NAME.decode(row, |input| input.number("id")));
     Ok(id.transpose()?.map(KeyspaceId))
 }
@@ -176,7 +177,7 @@ pub fn find(
 /// Returns the keyspaces of a shard after `after`, at most `limit`, in the order of ids. Deleted ones that are still being
 /// cleared are among them.
 pub fn list(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     shard: ShardId,
     after: Option<KeyspaceId>,
     limit: usize,
@@ -186,7 +187,7 @@ pub fn list(
         let place = Place { shard, id };
         bounds.0 = Bound::Excluded(place.record());
     }
-    let mut cursor = reader.cursor(Table::Keyspaces, borrowed(&bounds), Order::Ascending)?;
+    let mut cursor = Rows::new(reader, borrowed(&bounds), Order::Ascending)?;
     let mut found = Vec::new();
     while found.len() < limit
         && let Some((stored, row)) = cursor.next()?

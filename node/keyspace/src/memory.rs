@@ -1,48 +1,83 @@
 //! A store in memory, for tests.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
 use raft::StoreError;
+use replica::{Bounds, Cursor, EmptyCursor, Listed, Order, PairReader};
 
-use crate::store::{Bounds, Cursor, Order, Reader, Store, Table};
+use crate::store::Store;
+use crate::{Table, keys};
 
-/// Keeps all rows in ordered maps.
+/// Keeps all rows in an ordered map.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryStore {
-    rows: BTreeMap<(Table, Bytes), Bytes>,
+    rows: BTreeMap<Bytes, Bytes>,
 }
 
 impl MemoryStore {
-    /// Returns all rows of a table.
+    /// Returns all rows.
+    pub fn all(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
+        self.rows.iter()
+    }
+
+    /// Returns all rows of a table, of all keyspaces.
     pub fn rows(&self, table: Table) -> impl Iterator<Item = (&Bytes, &Bytes)> {
-        self.rows
-            .iter()
-            .filter(move |((of, _), _)| *of == table)
-            .map(|((_, key), value)| (key, value))
+        let is_in = move |key: &Bytes| keys::table_number(key) == Some(table.number());
+        self.all().filter(move |(key, _)| is_in(key))
     }
 }
 
-struct Rows(VecDeque<(Bytes, Bytes)>);
+/// Passes the rows between two bounds.
+struct Walk<'a> {
+    rows: &'a BTreeMap<Bytes, Bytes>,
+    order: Order,
+    start: Bound<Bytes>,
+    end: Bound<Bytes>,
+}
 
-impl Cursor for Rows {
-    fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, StoreError> {
-        Ok(self.0.pop_front())
+impl Walk<'_> {
+    fn is_empty(&self) -> bool {
+        is_reversed((
+            self.start.as_ref().map(AsRef::as_ref),
+            self.end.as_ref().map(AsRef::as_ref),
+        ))
     }
 }
 
-struct Walk<I>(I);
+impl Cursor for Walk<'_> {
+    fn next(&mut self) -> Result<Option<(Bytes, Listed)>, StoreError> {
+        if self.is_empty() {
+            return Ok(None);
+        }
+        let mut rows = self.rows.range((self.start.clone(), self.end.clone()));
+        let row = match self.order {
+            Order::Ascending => rows.next(),
+            Order::Descending => rows.next_back(),
+        };
+        let Some((key, value)) = row else {
+            return Ok(None);
+        };
+        match self.order {
+            Order::Ascending => self.start = Bound::Excluded(key.clone()),
+            Order::Descending => self.end = Bound::Excluded(key.clone()),
+        }
+        Ok(Some((key.clone(), Listed::Value(value.clone()))))
+    }
 
-impl<'a, I: Iterator<Item = (&'a (Table, Bytes), &'a Bytes)>> Cursor for Walk<I> {
-    fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, StoreError> {
-        let row = self.0.next();
-        Ok(row.map(|((_, key), value)| (key.clone(), value.clone())))
+    /// No reader of this crate seeks.
+    fn seek(&mut self, _: &[u8]) -> Result<(), StoreError> {
+        Err(StoreError::Io("the store in memory can't seek".to_owned()))
+    }
+
+    fn read(&self, key: &[u8], listed: Listed) -> Result<Bytes, StoreError> {
+        EmptyCursor.read(key, listed)
     }
 }
 
 /// Returns true if no key lies between the bounds, and `BTreeMap` would panic.
-fn reversed(bounds: Bounds<'_>) -> bool {
+fn is_reversed(bounds: Bounds<'_>) -> bool {
     match bounds {
         (Bound::Included(a), Bound::Included(b)) => a > b,
         (Bound::Included(a) | Bound::Excluded(a), Bound::Excluded(b))
@@ -51,54 +86,32 @@ fn reversed(bounds: Bounds<'_>) -> bool {
     }
 }
 
-/// The first table after `table`, as the end of its keys.
-fn after(table: Table) -> Bound<(Table, Bytes)> {
-    let next = Table::ALL.into_iter().find(|other| *other > table);
-    next.map_or(Bound::Unbounded, |next| {
-        Bound::Excluded((next, Bytes::new()))
-    })
-}
-
-impl Reader for MemoryStore {
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let key = (table, Bytes::copy_from_slice(key));
-        Ok(self.rows.get(&key).cloned())
+impl PairReader for MemoryStore {
+    fn get(&self, _: replica::Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.rows.get(key).cloned())
     }
 
     fn cursor(
         &self,
-        table: Table,
-        bounds: Bounds<'_>,
+        _: replica::Table,
+        (start, end): Bounds<'_>,
         order: Order,
     ) -> Result<Box<dyn Cursor + '_>, StoreError> {
-        if reversed(bounds) {
-            return Ok(Box::new(Rows(VecDeque::new())));
-        }
-        let key = |key: &[u8]| (table, Bytes::copy_from_slice(key));
-        let start = match bounds.0 {
-            Bound::Included(start) => Bound::Included(key(start)),
-            Bound::Excluded(start) => Bound::Excluded(key(start)),
-            Bound::Unbounded => Bound::Included((table, Bytes::new())),
-        };
-        let end = match bounds.1 {
-            Bound::Included(end) => Bound::Included(key(end)),
-            Bound::Excluded(end) => Bound::Excluded(key(end)),
-            Bound::Unbounded => after(table),
-        };
-        let rows = self.rows.range((start, end));
-        Ok(match order {
-            Order::Ascending => Box::new(Walk(rows)),
-            Order::Descending => Box::new(Walk(rows.rev())),
-        })
+        Ok(Box::new(Walk {
+            rows: &self.rows,
+            order,
+            start: start.map(Bytes::copy_from_slice),
+            end: end.map(Bytes::copy_from_slice),
+        }))
     }
 }
 
 impl Store for MemoryStore {
-    fn put(&mut self, table: Table, key: Bytes, value: Bytes) {
-        self.rows.insert((table, key), value);
+    fn put(&mut self, key: Bytes, value: Bytes) {
+        self.rows.insert(key, value);
     }
 
-    fn remove(&mut self, table: Table, key: Bytes) {
-        self.rows.remove(&(table, key));
+    fn remove(&mut self, key: Bytes) {
+        self.rows.remove(&key);
     }
 }

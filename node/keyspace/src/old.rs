@@ -8,13 +8,14 @@ use std::cmp::Ordering;
 use std::ops::Bound;
 
 use bytes::Bytes;
+use replica::Order;
 
 use crate::Span;
 use crate::failure::Failure;
-use crate::keys::{end_of, split_deletion};
+use crate::keys::{Table, end_of, split_deletion};
 use crate::limits::Budget;
 use crate::rows::damaged;
-use crate::store::{Cursor, Order, Table};
+use crate::store::Rows;
 use crate::view::{Row, View, Walk};
 
 /// Walks over the versions of a span's keys at an old revision, in order. It ignores drafts, which are newer.
@@ -101,7 +102,7 @@ impl Merge<'_> {
 
 /// Walks over the keys of a span that were deleted after a revision, each once.
 struct Gone<'a> {
-    cursor: Box<dyn Cursor + 'a>,
+    rows: Rows<'a>,
     revision: i64,
     next: Option<Bytes>,
 }
@@ -113,20 +114,18 @@ impl<'a> Gone<'a> {
         revision: i64,
         budget: &mut Budget,
     ) -> Result<Self, Failure> {
-        let start = view.place.first_version(span.start());
+        let start = view.place.first_deletion(span.start());
         let end = match span {
-            Span::Range(_, end) => Bound::Excluded(view.place.first_version(end)),
-            Span::Key(_) | Span::From(_) => end_of(&view.place.prefix()),
+            Span::Range(_, end) => Bound::Excluded(view.place.first_deletion(end)),
+            Span::Key(_) | Span::From(_) => end_of(&view.place.prefix(Table::Deletions)),
         };
         let bounds = (
             Bound::Included(start.as_ref()),
             end.as_ref().map(AsRef::as_ref),
         );
-        let cursor = view
-            .reader
-            .cursor(Table::Deletions, bounds, Order::Ascending)?;
+        let rows = Rows::new(view.reader, bounds, Order::Ascending)?;
         let mut gone = Self {
-            cursor,
+            rows,
             revision,
             next: None,
         };
@@ -137,7 +136,7 @@ impl<'a> Gone<'a> {
     /// Returns the next key, and moves on to the one after it.
     fn take(&mut self, budget: &mut Budget) -> Result<Option<Bytes>, Failure> {
         let taken = self.next.take();
-        while let Some((stored, _)) = self.cursor.next()? {
+        while let Some((stored, _)) = self.rows.next_key()? {
             budget.visit()?;
             let (key, revision) =
                 split_deletion(&stored).ok_or_else(|| damaged("a deletion", &"bad key"))?;

@@ -3,33 +3,37 @@
 use std::ops::Bound;
 
 use raft::StoreError;
+use replica::{Order, PairReader};
 
 use crate::draft::{Draft, gone};
 use crate::failure::Failure;
-use crate::keys::end_of;
+use crate::keys::{Table, end_of};
 use crate::limits::Budget;
 use crate::range::{self};
 use crate::record::read_record;
 use crate::rows::{EventRow, damaged};
-use crate::store::{Order, Reader, Table};
+use crate::store::Rows;
 use crate::view::{View, event_at};
 use crate::{
     Event, KeyValue, Limits, Place, Range, RangeAnswer, Record, Refusal, Txn, TxnAnswer, check, txn,
 };
 
 /// Reads the record of a keyspace that exists.
-pub fn record(reader: &dyn Reader, place: Place) -> Result<Result<Record, Refusal>, StoreError> {
+pub fn record(
+    reader: &dyn PairReader,
+    place: Place,
+) -> Result<Result<Record, Refusal>, StoreError> {
     let record = read_record(reader, place)?.filter(|record| !record.deleted);
     Ok(record.ok_or(Refusal::KeyspaceNotFound))
 }
 
-fn live(reader: &dyn Reader, place: Place) -> Result<Record, Failure> {
+fn live(reader: &dyn PairReader, place: Place) -> Result<Record, Failure> {
     Ok(record(reader, place)??)
 }
 
 /// Reads a range. It keeps at most `max_bytes` of keys and values.
 pub fn range(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     request: &Range,
     max_bytes: u64,
@@ -51,7 +55,7 @@ pub fn range(
 
 /// Carries out a transaction that is [read-only](Txn::is_read_only). A transaction that isn't is refused.
 pub fn read_txn(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     request: &Txn,
     limits: &Limits,
@@ -91,7 +95,7 @@ pub struct Events {
 /// Reads events from a place on: at most `limit`, ending with the one that reaches `max_bytes` of keys and values. `wanted` says
 /// by the key which events are read; others count for neither. At most `max_visited` events are visited.
 pub fn events(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     from: EventPosition,
     wanted: impl Fn(&[u8]) -> bool,
@@ -113,14 +117,14 @@ pub fn events(
             ..Events::default()
         };
         let start = place.event(from.0.max(0), from.1);
-        let end = end_of(&place.prefix());
+        let end = end_of(&place.prefix(Table::Events));
         let bounds = (
             Bound::Included(start.as_ref()),
             end.as_ref().map(AsRef::as_ref),
         );
-        let mut cursor = reader.cursor(Table::Events, bounds, Order::Ascending)?;
+        let mut rows = Rows::new(reader, bounds, Order::Ascending)?;
         let (mut visited, mut bytes) = (0, 0);
-        while let Some((stored, row)) = cursor.next()? {
+        while let Some((stored, row)) = rows.next()? {
             let at = event_at(&stored)?;
             if page.events.len() >= limit.max(1)
                 || visited >= max_visited.max(1)
@@ -164,7 +168,7 @@ fn event(
 /// Reads the pair before an event, for watches that ask for it. As in etcd it is the pair at the revision before the event. There
 /// is none if that revision is compacted, or if the event created the key.
 pub fn previous(
-    reader: &dyn Reader,
+    reader: &dyn PairReader,
     place: Place,
     event: &Event,
 ) -> Result<Option<KeyValue>, StoreError> {

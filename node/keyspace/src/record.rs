@@ -4,10 +4,12 @@ use std::num::NonZeroU64;
 
 use bytes::Bytes;
 use raft::StoreError;
+use replica::PairReader;
 use types::{DecodeError, Reader, Writer};
 
+use crate::keys::Table;
 use crate::rows::{RECORD, damaged, nonzero, signed};
-use crate::store::{Reader as StoreReader, Store, Table};
+use crate::store::{Store, get};
 use crate::{Place, Refusal};
 
 /// The most bytes of a name.
@@ -255,7 +257,7 @@ impl Record {
 
     /// Writes the record.
     pub(crate) fn store(&self, place: Place, store: &mut dyn Store) {
-        store.put(Table::Keyspaces, place.record(), self.encode());
+        store.put(place.record(), self.encode());
     }
 }
 
@@ -273,10 +275,10 @@ fn decode_cleared(input: &mut Reader) -> Result<Option<(Table, Bytes)>, DecodeEr
 
 /// Reads the record of a keyspace, a deleted one too.
 pub(crate) fn read_record(
-    reader: &dyn StoreReader,
+    reader: &dyn PairReader,
     place: Place,
 ) -> Result<Option<Record>, StoreError> {
-    let row = reader.get(Table::Keyspaces, &place.record())?;
+    let row = get(reader, &place.record())?;
     let record = row.map(Record::decode).transpose()?;
     if let Some(record) = &record
         && record.compacted > record.revision

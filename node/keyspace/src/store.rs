@@ -1,106 +1,55 @@
-//! The store of keyspaces' rows, as this crate sees it: ordered keys in a few tables.
+//! The rows of keyspaces in a group's state: one range of ordered keys for each shard.
 //!
-//! Every method reads what the caller has written before, so that the operations of one batch see each other.
-
-use std::ops::Bound;
+//! All rows are in [`replica::Table::Data`], beside the pairs of the flat map and apart from them (the module `keys`). So snapshots
+//! of a replica hold them without knowing them.
 
 use bytes::Bytes;
 use raft::StoreError;
+use replica::{Bounds, Cursor, Listed, Order, PairReader};
 
-/// A named set of ordered keys. The module `keys` has the layout of each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Table {
-    /// Records of keyspaces, their names, and the last id of each shard.
-    Keyspaces,
-    /// The newest version of each key that exists, without its value.
-    Current,
-    /// All versions that are not compacted, with their values, and marks of deletions.
-    Versions,
-    /// The keys and revisions of all deletions that are not compacted.
-    Deletions,
-    /// All changes that are not compacted, in the order of revisions.
-    Events,
-    /// Leases.
-    Leases,
-    /// The keys of each lease.
-    LeaseKeys,
-}
+/// The table of the state that holds the rows.
+const DATA: replica::Table = replica::Table::Data;
 
-impl Table {
-    /// All tables.
-    pub const ALL: [Self; 7] = [
-        Self::Keyspaces,
-        Self::Current,
-        Self::Versions,
-        Self::Deletions,
-        Self::Events,
-        Self::Leases,
-        Self::LeaseKeys,
-    ];
-
-    /// The tables that hold a keyspace's rows: all but the one with its record.
-    pub const ROWS: [Self; 6] = [
-        Self::Current,
-        Self::Versions,
-        Self::Deletions,
-        Self::Events,
-        Self::Leases,
-        Self::LeaseKeys,
-    ];
-}
-
-impl Table {
-    /// Returns the number of the table in stored rows.
-    pub(crate) fn number(self) -> u8 {
-        match self {
-            Self::Keyspaces => 0,
-            Self::Current => 1,
-            Self::Versions => 2,
-            Self::Deletions => 3,
-            Self::Events => 4,
-            Self::Leases => 5,
-            Self::LeaseKeys => 6,
-        }
-    }
-}
-
-/// The order of a cursor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// From the least key on.
-    Ascending,
-    /// From the greatest key on.
-    Descending,
-}
-
-/// A range of stored keys.
-pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
-
-/// Reads rows one after the other.
-pub trait Cursor {
-    /// Returns the next row, key and value; `None` after the last.
-    fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, StoreError>;
-}
-
-/// Reads rows.
-pub trait Reader {
-    /// Returns the value of a key.
-    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
-
-    /// Returns a cursor over the rows between two bounds. It has no rows if the bounds are reversed.
-    fn cursor(
-        &self,
-        table: Table,
-        bounds: Bounds<'_>,
-        order: Order,
-    ) -> Result<Box<dyn Cursor + '_>, StoreError>;
-}
-
-/// Reads and writes rows.
-pub trait Store: Reader {
+/// Reads and writes rows. Every method reads what the caller has written before, so that the operations of one batch see each
+/// other. Keys are those of the module `keys`, which begin with the prefix of their shard ([`crate::rows_of_shard`]).
+pub trait Store: PairReader {
     /// Sets a key.
-    fn put(&mut self, table: Table, key: Bytes, value: Bytes);
+    fn put(&mut self, key: Bytes, value: Bytes);
 
     /// Removes a key.
-    fn remove(&mut self, table: Table, key: Bytes);
+    fn remove(&mut self, key: Bytes);
+}
+
+/// Returns the value of a key.
+pub(crate) fn get(reader: &dyn PairReader, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+    reader.get(DATA, key)
+}
+
+/// Reads rows one after the other.
+pub(crate) struct Rows<'a>(Box<dyn Cursor + 'a>);
+
+impl<'a> Rows<'a> {
+    /// Begins before the first row between two bounds. There are no rows if the bounds are reversed.
+    pub(crate) fn new(
+        reader: &'a dyn PairReader,
+        bounds: Bounds<'_>,
+        order: Order,
+    ) -> Result<Self, StoreError> {
+        reader.cursor(DATA, bounds, order).map(Self)
+    }
+
+    /// Returns the next row, key and value; `None` after the last.
+    pub(crate) fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, StoreError> {
+        let Some((key, listed)) = self.0.next()? else {
+            return Ok(None);
+        };
+        let value = self.0.read(&key, listed)?;
+        Ok(Some((key, value)))
+    }
+
+    /// Returns the next key and the number of bytes that were read of its value; `None` after the last.
+    pub(crate) fn next_key(&mut self) -> Result<Option<(Bytes, usize)>, StoreError> {
+        let next = self.0.next()?;
+        Ok(next.map(|(key, listed): (Bytes, Listed)| (key, listed.read())))
+    }
 }

@@ -6,12 +6,13 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use raft::StoreError;
+use replica::{Bounds, Order, PairReader};
 
 use crate::failure::Failure;
-use crate::keys::{end_of, split_event, split_version, without_place};
+use crate::keys::{Table, end_of, split_event, split_version, without_place};
 use crate::limits::Budget;
 use crate::rows::{Meta, damaged, decode_version};
-use crate::store::{Bounds, Cursor, Order, Reader, Table};
+use crate::store::{Rows, get};
 use crate::{Place, Span};
 
 /// The drafted keys of a transaction: the new version with its value, or `None` if the key is deleted.
@@ -29,7 +30,7 @@ pub(crate) struct Row {
 /// Reads keys as of now or as of an old revision.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
-    pub(crate) reader: &'a dyn Reader,
+    pub(crate) reader: &'a dyn PairReader,
     pub(crate) place: Place,
     pub(crate) drafted: Option<&'a Drafted>,
 }
@@ -45,7 +46,7 @@ impl Stored {
         let end = match span {
             Span::Key(key) => Bound::Included(place.current(key)),
             Span::Range(_, end) => Bound::Excluded(place.current(end)),
-            Span::From(_) => end_of(&place.prefix()),
+            Span::From(_) => end_of(&place.prefix(Table::Current)),
         };
         Self {
             start: place.current(span.start()),
@@ -71,7 +72,7 @@ impl<'a> View<'a> {
             let newest = drafted.clone();
             return Ok(newest.map(|(meta, value)| row(meta, Some(value))));
         }
-        let stored = self.reader.get(Table::Current, &self.place.current(key))?;
+        let stored = get(self.reader, &self.place.current(key))?;
         let meta = stored.map(Meta::decode).transpose()?;
         Ok(meta.map(|meta| row(meta, None)))
     }
@@ -88,13 +89,11 @@ impl<'a> View<'a> {
         };
         let stored = if let Span::Key(key) = span {
             // A point lookup is cheaper than a cursor.
-            let row = self.reader.get(Table::Current, &self.place.current(key))?;
+            let row = get(self.reader, &self.place.current(key))?;
             StoredRows::One(row.map(|row| (key.clone(), row)))
         } else {
             let bounds = Stored::new(self.place, span);
-            let cursor = self
-                .reader
-                .cursor(Table::Current, bounds.bounds(), Order::Ascending);
+            let cursor = Rows::new(self.reader, bounds.bounds(), Order::Ascending);
             StoredRows::Many(cursor?)
         };
         Walk::new(stored, drafted.peekable())
@@ -122,7 +121,7 @@ impl<'a> View<'a> {
         mod_revision: i64,
     ) -> Result<Option<(Meta, Bytes)>, StoreError> {
         let stored = self.place.version(key, mod_revision);
-        let row = self.reader.get(Table::Versions, &stored)?;
+        let row = get(self.reader, &stored)?;
         row.map(|row| decode_version(row, key, mod_revision))
             .transpose()
     }
@@ -135,9 +134,7 @@ impl<'a> View<'a> {
             Bound::Included(first.as_ref()),
             Bound::Included(last.as_ref()),
         );
-        let mut cursor = self
-            .reader
-            .cursor(Table::Versions, bounds, Order::Descending)?;
+        let mut cursor = Rows::new(self.reader, bounds, Order::Descending)?;
         let Some((stored, row)) = cursor.next()? else {
             return Ok(None);
         };
@@ -156,7 +153,7 @@ impl<'a> View<'a> {
 
 enum StoredRows<'a> {
     One(Option<(Bytes, Bytes)>),
-    Many(Box<dyn Cursor + 'a>),
+    Many(Rows<'a>),
 }
 
 impl StoredRows<'_> {
@@ -164,8 +161,8 @@ impl StoredRows<'_> {
     fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, StoreError> {
         match self {
             Self::One(row) => Ok(row.take()),
-            Self::Many(cursor) => {
-                let Some((stored, row)) = cursor.next()? else {
+            Self::Many(rows) => {
+                let Some((stored, row)) = rows.next()? else {
                     return Ok(None);
                 };
                 let key = without_place(&stored);
@@ -248,10 +245,8 @@ impl<'a> Walk<'a> {
 }
 
 /// The bounds of all rows of a keyspace in a table.
-pub(crate) fn whole(place: Place) -> (Bound<Bytes>, Bound<Bytes>) {
-    let prefix = place.prefix();
-    let end = end_of(&prefix);
-    (Bound::Included(prefix), end)
+pub(crate) fn whole(place: Place, table: Table) -> (Bound<Bytes>, Bound<Bytes>) {
+    with_prefix(place.prefix(table))
 }
 
 /// Borrows bounds.

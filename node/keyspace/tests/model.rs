@@ -36,13 +36,13 @@ fn stored_bytes(keyspace: &Keyspace) -> u64 {
         if row.is_empty() {
             continue;
         }
-        // The row: version byte, three numbers, value. The key: place, escaped key, end, revision.
+        // The row: version byte, three numbers, value. The key: shard, table, id, escaped key, end, revision.
         let mut row = types::Reader::new(row.clone());
         row.byte("version").unwrap();
         for _ in 0..3 {
             row.number("field").unwrap();
         }
-        let escaped = &stored[12..stored.len() - 10];
+        let escaped = &stored[13..stored.len() - 10];
         let zeros = escaped.windows(2).filter(|pair| *pair == [0, 0xff]).count();
         bytes += 128 + (escaped.len() - zeros + row.remaining()) as u64;
     }
@@ -57,11 +57,11 @@ fn check_state(keyspace: &Keyspace, model: &Model) {
     assert!(record.bytes <= QUOTA);
     let marks = keyspace.store.rows(Table::Versions);
     let marks = marks.filter(|(_, row)| row.is_empty()).map(|(key, _)| {
-        // Without the byte that tells it from a version.
-        &key[..key.len() - 1]
+        // Without the table, and the byte that tells it from a version.
+        &key[5..key.len() - 1]
     });
     let deletions = keyspace.store.rows(Table::Deletions);
-    assert!(marks.eq(deletions.map(|(key, _)| &key[..])));
+    assert!(marks.eq(deletions.map(|(key, _)| &key[5..])));
     if !record.clearing {
         assert_eq!(record.bytes, model.bytes());
         // Nothing is left of what was compacted.
