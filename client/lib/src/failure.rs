@@ -12,7 +12,7 @@ pub(crate) fn error(failure: Failure, after: Duration) -> Error {
         Failure::Rejected { rejection, doubt } => rejected(rejection, doubt),
         Failure::TimedOut { doubt, last } => timeout(after, doubt, last),
         Failure::SessionExpired => Error::OutcomeUnknown {
-            reason: "the session expired while the write was retried".to_owned(),
+            reason: "the session expired or was refused while the write was retried".to_owned(),
         },
         Failure::Unrepeatable => Error::OutcomeUnknown {
             reason: "an attempt went unanswered, and the write has no session under which it could be repeated"

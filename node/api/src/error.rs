@@ -34,6 +34,7 @@ fn code(kind: Option<&Kind>) -> Code {
             Kind::WrongGroup(_)
             | Kind::WrongCluster(_)
             | Kind::SessionExpired(_)
+            | Kind::SessionFromFuture(_)
             | Kind::Conflict(_),
         ) => Code::FailedPrecondition,
         Some(Kind::Overloaded(_) | Kind::DiskFull(_)) => Code::ResourceExhausted,
@@ -60,6 +61,7 @@ mod tests {
             ),
             (errors::too_large("value", 9, 8), Code::InvalidArgument),
             (errors::session_expired(), Code::FailedPrecondition),
+            (errors::session_from_future(9), Code::FailedPrecondition),
             (errors::wrong_cluster("a", "b"), Code::FailedPrecondition),
             (
                 errors::bad_request("key", "is empty"),

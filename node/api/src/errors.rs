@@ -3,7 +3,8 @@
 use crate::v1::error_detail::Kind;
 use crate::v1::{
     BadRequest, Conflict, DiskFull, ErrorDetail, NotFound, NotLeader, OutcomeUnknown, Overloaded,
-    SessionExpired, ShardNotReady, TooLarge, Unavailable, WrongCluster, WrongGroup,
+    SessionExpired, SessionFromFuture, ShardNotReady, TooLarge, Unavailable, WrongCluster,
+    WrongGroup,
 };
 
 fn detail(message: String, kind: Kind) -> ErrorDetail {
@@ -69,6 +70,16 @@ pub fn session_expired() -> ErrorDetail {
     detail(
         "the session expired: open a new one; this write may have been applied before".to_owned(),
         Kind::SessionExpired(SessionExpired::default()),
+    )
+}
+
+/// Returns the error of a write whose session was born `ahead_ms` ahead of the group's clock; the write was not applied now.
+pub fn session_from_future(ahead_ms: u64) -> ErrorDetail {
+    detail(
+        format!(
+            "the session was born {ahead_ms} ms in the future of this group's log: open another at a node of this group, and check the nodes' clocks"
+        ),
+        Kind::SessionFromFuture(SessionFromFuture { ahead_ms }),
     )
 }
 

@@ -33,6 +33,7 @@ pub fn refused(detail: ErrorDetail) -> Refused {
             retry_after: pause(it.retry_after_ms),
         },
         Some(Kind::SessionExpired(_)) => Refusal::SessionExpired,
+        Some(Kind::SessionFromFuture(_)) => Refusal::SessionFromFuture,
         Some(Kind::TooLarge(it)) => Refusal::Rejected(Rejection::TooLarge {
             what: it.what,
             size: it.size,
@@ -117,6 +118,7 @@ mod tests {
                 Action::Wait(ms(9)),
             ),
             (errors::session_expired(), false, Action::RenewSession),
+            (errors::session_from_future(9), false, Action::RenewSession),
         ];
         for (detail, doubt, action) in table {
             let by_status = refused_status(&crate::error_status(&detail));

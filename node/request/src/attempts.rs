@@ -45,7 +45,7 @@ impl Attempts {
         now.saturating_sub(*self.turned_away.get_or_insert(now))
     }
 
-    /// Takes the name of a write whose session expired, so that the next attempt gets another name. Fails if an earlier
+    /// Takes the name of a write whose session was refused, so that the next attempt gets another name. Fails if an earlier
     /// attempt may have taken effect: another name could apply the write twice.
     pub fn rename(&mut self, bugs: Bugs) -> Result<(), Failure> {
         let name = self.name.take();

@@ -43,6 +43,8 @@ pub enum Refusal {
     },
     /// The cluster forgot the write's session.
     SessionExpired,
+    /// The birth of the write's session is too far ahead of the group's clocks.
+    SessionFromFuture,
     /// The connection broke, or an attempt ended without an answer that can be understood.
     ConnectionLost,
     /// The request certainly never left this process.
@@ -154,7 +156,7 @@ impl Refusal {
             Self::WrongGroup { config_num } => (false, Action::WrongGroup(config_num)),
             Self::ShardNotReady { retry_after } => (false, Action::AwaitShard(retry_after)),
             Self::Overloaded { retry_after } => (false, Action::Wait(retry_after)),
-            Self::SessionExpired => (false, Action::RenewSession),
+            Self::SessionExpired | Self::SessionFromFuture => (false, Action::RenewSession),
             Self::Rejected(rejection) => (false, Action::Fail(rejection)),
             Self::MessageTooLarge { message } | Self::Unrecognised { message } => {
                 (true, Action::Fail(Rejection::Protocol { message }))
@@ -183,7 +185,7 @@ pub enum Failure {
         /// True if an earlier attempt may have taken effect.
         doubt: bool,
     },
-    /// The session of a write expired while an attempt was in doubt, so that no retry can be recognised.
+    /// The session of a write was refused while an attempt was in doubt, so that no retry can be recognised.
     SessionExpired,
     /// An attempt of a write without a session may have taken effect, so that it can't be repeated.
     Unrepeatable,
@@ -264,6 +266,7 @@ mod tests {
                 Action::Wait(ms(9)),
             ),
             (Refusal::SessionExpired, false, Action::RenewSession),
+            (Refusal::SessionFromFuture, false, Action::RenewSession),
             (Refusal::Rejected(full.clone()), false, Action::Fail(full)),
             (
                 Refusal::Unrecognised {

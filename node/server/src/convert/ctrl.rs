@@ -225,8 +225,7 @@ fn ctrl_error(error: &CtrlError) -> ErrorDetail {
         | CtrlError::Leaving(_) => errors::conflict(error),
         CtrlError::TooManyCuts { .. } => errors::bad_request("cuts", error),
         CtrlError::SessionExpired => errors::session_expired(),
-        // The controllers' clock catches up, so the same change succeeds later.
-        CtrlError::SessionFromFuture { .. } => errors::unavailable(error, 1_000),
+        CtrlError::SessionFromFuture { ahead_ms } => errors::session_from_future(*ahead_ms),
         CtrlError::StaleSequence { .. } | CtrlError::BadSequence { .. } => {
             errors::bad_request("session.sequence", error)
         }
@@ -250,6 +249,19 @@ mod tests {
         assert_eq!(asked(-1), Some(None));
         assert_eq!(asked(0), Some(Some(ConfigNum(0))));
         assert_eq!(asked(-2), None);
+    }
+
+    #[test]
+    fn a_refused_session_leaves_no_doubt() {
+        for error in [
+            CtrlError::SessionExpired,
+            CtrlError::SessionFromFuture { ahead_ms: 9 },
+        ] {
+            let refusal = api::refused(ctrl_error(&error)).refusal;
+            let verdict = refusal.judge();
+            assert!(!verdict.doubt, "{error}");
+            assert_eq!(verdict.action, request::Action::RenewSession, "{error}");
+        }
     }
 
     #[test]

@@ -236,8 +236,7 @@ pub(crate) fn kv_error(error: &KvError) -> ErrorDetail {
         KvError::KeySize { size, limit } => errors::too_large("key", *size, *limit),
         KvError::ValueTooLarge { size, limit } => errors::too_large("value", *size, *limit),
         KvError::SessionExpired => errors::session_expired(),
-        // The group's clock catches up, so the same write succeeds later.
-        KvError::SessionFromFuture { .. } => errors::unavailable(error, 1_000),
+        KvError::SessionFromFuture { ahead_ms } => errors::session_from_future(*ahead_ms),
         KvError::StaleSequence { .. } | KvError::BadSequence { .. } => {
             errors::bad_request("session.sequence", error)
         }
@@ -418,5 +417,18 @@ mod tests {
             refused(&Refusal::DiskFull, address).kind,
             Some(Kind::DiskFull(_))
         ));
+    }
+
+    #[test]
+    fn a_refused_session_leaves_no_doubt() {
+        for error in [
+            KvError::SessionExpired,
+            KvError::SessionFromFuture { ahead_ms: 9 },
+        ] {
+            let refusal = api::refused(kv_error(&error)).refusal;
+            let verdict = refusal.judge();
+            assert!(!verdict.doubt, "{error}");
+            assert_eq!(verdict.action, request::Action::RenewSession, "{error}");
+        }
     }
 }

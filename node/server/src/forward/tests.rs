@@ -25,6 +25,7 @@ fn refusals_are_followed_unless_harm_could_be_done() {
         (errors::shard_not_ready(20), true, true),
         (errors::overloaded("requests", 1, 1), false, false),
         (errors::session_expired(), false, false),
+        (errors::session_from_future(9), false, false),
     ];
     for (detail, always, repeatable) in cases {
         assert_eq!(is_followed(&detail, Repeat::Never), always, "{detail:?}");
@@ -42,6 +43,7 @@ fn no_refusal_hides_that_an_earlier_attempt_is_in_doubt() {
         errors::not_leader("a:1"),
         errors::shard_not_ready(20),
         errors::overloaded("requests", 1, 1),
+        errors::session_from_future(9),
         errors::disk_full(),
     ] {
         assert!(!doubtful(&detail), "{detail:?}");

@@ -509,6 +509,7 @@ fn error_kind(detail: &ErrorDetail) -> &'static str {
         Some(Kind::Overloaded(_)) => "overloaded",
         Some(Kind::TooLarge(_)) => "too_large",
         Some(Kind::SessionExpired(_)) => "session_expired",
+        Some(Kind::SessionFromFuture(_)) => "session_from_future",
         Some(Kind::WrongCluster(_)) => "wrong_cluster",
         Some(Kind::BadRequest(_)) => "bad_request",
         Some(Kind::OutcomeUnknown(_)) => "outcome_unknown",

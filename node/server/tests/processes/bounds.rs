@@ -337,7 +337,10 @@ async fn a_forged_or_forgotten_session_is_refused_and_never_applied() {
     assert!(later[..8] >= (birth - 1).to_be_bytes()[..], "{later:?}");
     // A session born in the far future.
     let future = kv.put(with(vec![0x7f; 16].into(), 1, 1)).await.unwrap_err();
-    kind(&future);
+    assert!(
+        matches!(kind(&future), Kind::SessionFromFuture(_)),
+        "{future:?}"
+    );
     // A text that is not an id, and invalid sequences.
     let short = kv.put(with(vec![0; 3].into(), 1, 1)).await.unwrap_err();
     assert!(matches!(kind(&short), Kind::BadRequest(_)), "{short:?}");
